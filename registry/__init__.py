@@ -1,0 +1,1 @@
+"""HTTP: the protocol, access enforcement, lifetime, command line. The only importer of aiohttp."""

@@ -1,0 +1,5 @@
+"""``python -m registry`` is ``mayfly``."""
+
+from registry.cli import main
+
+main()

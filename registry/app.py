@@ -1,0 +1,115 @@
+"""A request's way: parse, check access, handle. Three hops, and one place where errors end.
+
+There is one catch-all; what exists is said by `HANDLERS`, who may use it by `registry.access`.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from registry import access, blobs, errors, health, listings, manifests, request, uploads
+from registry.context import JSON, Context, Handler, answer
+from registry.request import Endpoint
+
+logger = logging.getLogger("mayfly")
+
+READ_BUFFER = 256 * 1024
+"""Bytes of a body that a connection may hold before its sender is paused (aiohttp doubles it)."""
+
+HANDLERS: dict[tuple[Endpoint, str], Handler] = {
+    (Endpoint.BASE, "GET"): health.base,
+    (Endpoint.BASE, "HEAD"): health.base,
+    (Endpoint.LIVE, "GET"): health.alive,
+    (Endpoint.LIVE, "HEAD"): health.alive,
+    (Endpoint.READY, "GET"): health.ready,
+    (Endpoint.READY, "HEAD"): health.ready,
+    (Endpoint.CATALOG, "GET"): listings.catalog,
+    (Endpoint.TAGS, "GET"): listings.tags,
+    (Endpoint.REFERRERS, "GET"): listings.referrers,
+    (Endpoint.MANIFEST, "GET"): manifests.get,
+    (Endpoint.MANIFEST, "HEAD"): manifests.get,
+    (Endpoint.MANIFEST, "PUT"): manifests.put,
+    (Endpoint.MANIFEST, "DELETE"): manifests.delete,
+    (Endpoint.BLOB, "GET"): blobs.get,
+    (Endpoint.BLOB, "HEAD"): blobs.get,
+    (Endpoint.BLOB, "DELETE"): blobs.delete,
+    (Endpoint.UPLOADS, "POST"): uploads.begin,
+    (Endpoint.UPLOAD, "GET"): uploads.status,
+    (Endpoint.UPLOAD, "PATCH"): uploads.patch,
+    (Endpoint.UPLOAD, "PUT"): uploads.finish,
+    (Endpoint.UPLOAD, "DELETE"): uploads.cancel,
+}
+
+
+class App:
+    """The registry as a function from request to response."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def __call__(self, http: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; what goes wrong becomes an OCI error document."""
+        try:
+            path, _, query = http.raw_path.partition("?")
+            understood = request.parse(http.method, path, query)
+            access.enforce(self._context.policy, understood)
+            handler = HANDLERS[understood.endpoint, understood.method]
+            return await handler(self._context, http, understood)
+        except ConnectionError:
+            raise
+        except Exception as error:
+            return refusal(error, http)
+
+
+def refusal(error: Exception, http: web.BaseRequest) -> web.StreamResponse:
+    """The response to an error: by the table, or an opaque 500 whose cause only the log has.
+
+    Raises:
+        ConnectionResetError: part of a response is already out; only a cut is honest now.
+    """
+    status, code = errors.TABLE.get(type(error), errors.UNKNOWN)
+    if (status, code) == errors.UNKNOWN:
+        logger.error("%s %s failed", http.method, http.raw_path, exc_info=error)
+    if http.writer.output_size > 0:
+        if http.transport is not None:
+            http.transport.abort()
+        raise ConnectionResetError("response was cut") from error
+    message = getattr(error, "message", "internal error; the server's log has the details")
+    body = errors.body(code, message, getattr(error, "detail", None))
+    return answer(status, body, JSON, errors.headers_of(error))
+
+
+class Protocol(RequestHandler):
+    """aiohttp's connection handler, with its own refusals of broken HTTP as OCI errors."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        logger.info("refused broken HTTP from %s: %s", request.remote, message or exc)
+        text = "the request is not valid HTTP" if status < 500 else "internal error"
+        response = answer(status, errors.body("UNSUPPORTED", text), JSON)
+        response.force_close()
+        return response
+
+
+class HTTPServer(web.Server):
+    """aiohttp's low-level server over an `App`: no router, no middleware, nothing decompressed."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__(app, access_log=None)
+        self._options = {
+            "access_log": None,
+            "auto_decompress": False,
+            "read_bufsize": READ_BUFFER,
+            "logger": logger,
+        }
+
+    def __call__(self) -> RequestHandler:
+        return Protocol(self, loop=self._loop, **self._options)  # type: ignore[arg-type]

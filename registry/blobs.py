@@ -1,0 +1,26 @@
+"""Handlers of ``/v2/<name>/blobs/<digest>``."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from registry.context import Context, answer, in_thread
+from registry.request import Request
+from registry.send import send
+
+OCTET_STREAM = "application/octet-stream"
+
+
+async def get(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """GET and HEAD: the blob, or the range of it asked for."""
+    assert request.digest is not None
+    extent = context.store.blob(request.repository, request.digest)
+    headers = {"Content-Type": OCTET_STREAM, "Docker-Content-Digest": str(request.digest)}
+    return await send(http, extent, headers)
+
+
+async def delete(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """DELETE: unlink the blob from this repository, at once."""
+    assert request.digest is not None
+    await in_thread(context.store.delete_blob, request.repository, request.digest)
+    return answer(202)

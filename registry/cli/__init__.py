@@ -1,0 +1,52 @@
+"""The command line. Each command is a module of its own, loaded when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from registry.config import ConfigError
+from registry.version import VERSION
+
+_COMMANDS = {
+    "serve": "registry.cli.serve",
+}
+"""Command → the module whose ``command`` it is."""
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        found: click.Command = importlib.import_module(module).command
+        return found
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="mayfly")
+def cli() -> None:
+    """Mayfly: a container registry that lives as long as your upgrade."""
+
+
+def main() -> None:
+    """Run the command line; errors of use are one line and exit code 2."""
+    try:
+        sys.exit(cli.main(prog_name="mayfly", standalone_mode=False))
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "mayfly"
+        _fail(f"{command}: {error.format_message()} (see {command} --help)")
+    except ConfigError as error:
+        _fail(f"mayfly: {error}")
+
+
+def _fail(message: str) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(2)

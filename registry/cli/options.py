@@ -1,0 +1,51 @@
+"""Command-line options made from the settings table, so that neither can miss the other's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from registry import config
+from registry.config import SETTINGS, Settings
+
+
+def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
+    """Give a command every option of `SETTINGS` and ``--config``, and call it with the result."""
+
+    def load(config_file: Path | None, **given: Any) -> Any:
+        flags = {key: _texts(value) for key, value in given.items() if value not in (None, ())}
+        return command(config.load(flags, os.environ, config_file))
+
+    load.__doc__ = command.__doc__
+    wrapped: Callable[..., Any] = click.option(
+        "--config",
+        "config_file",
+        envvar="MAYFLY_CONFIG",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Read settings from a TOML file.",
+    )(load)
+    for setting in reversed(SETTINGS):
+        wrapped = _option(setting)(wrapped)
+    return wrapped
+
+
+def _option(setting: config.Setting[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    if setting.metavar is None:
+        names = f"--{setting.name}/--no-{setting.name}"
+        return click.option(names, setting.key, default=None, help=setting.help)
+    return click.option(
+        f"--{setting.name}",
+        setting.key,
+        metavar=setting.metavar,
+        multiple=setting.repeatable,
+        help=setting.help,
+    )
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(str(v) for v in value) if isinstance(value, tuple) else (str(value),)

@@ -1,0 +1,22 @@
+"""``mayfly serve``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+
+from registry.cli.options import with_settings
+from registry.config import Settings
+
+
+@click.command("serve")
+@with_settings
+def command(settings: Settings) -> int:
+    """Serve in the foreground until SIGTERM or SIGINT."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="mayfly: %(message)s")
+    # Imported here: `mayfly serve --help` and a wrong option need no HTTP server.
+    from registry import server
+
+    return server.run(settings)

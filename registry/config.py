@@ -1,0 +1,241 @@
+"""Settings: one table; each has a flag, an environment variable and a key in ``mayfly.toml``.
+
+Precedence is flag, environment, file, default (CONTRACT). Values are read by the setting's own
+reader whatever their source; a bad one is fatal and the error names the source. An unknown key of
+the file is fatal too, as is an unknown ``MAYFLY_`` variable.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+ENVIRONMENT_PREFIX = "MAYFLY_"
+_NOT_SETTINGS = frozenset({"MAYFLY_REQUIRE_ALL"})
+"""Variables of that prefix that belong to the test suite."""
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used; the text names the setting, its source and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: ``host`` without brackets, ``port`` 0 to have one picked."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Setting(Generic[T]):
+    """One setting.
+
+    Attributes:
+        name: as the flag without dashes; the environment variable and file key follow from it.
+        read: from text to the value; raises ValueError with what is expected.
+        default: the value when no source has one, made anew from the environment.
+        help: one line for ``--help`` and the documentation.
+        metavar: what the value looks like, or None for a switch.
+        repeatable: whether several values make a list.
+    """
+
+    name: str
+    read: Callable[[str], T]
+    default: Callable[[Mapping[str, str]], Any]
+    help: str
+    metavar: str | None = None
+    repeatable: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name in Python and in the file."""
+        return self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return ENVIRONMENT_PREFIX + self.key.upper()
+
+
+def read_address(text: str) -> Address:
+    """Read ``HOST:PORT`` or ``[IPV6]:PORT``."""
+    host, separator, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        separator = ""
+    if not separator or not host or not port.isascii() or not port.isdigit():
+        raise ValueError("expected HOST:PORT, as in 127.0.0.1:5000 or [::1]:5000")
+    if int(port) > 65535:
+        raise ValueError("a port is a number from 0 to 65535")
+    return Address(host, int(port))
+
+
+def read_switch(text: str) -> bool:
+    """Read a switch from the environment or the file."""
+    known = {"1": True, "true": True, "yes": True, "on": True}
+    known |= {"0": False, "false": False, "no": False, "off": False}
+    try:
+        return known[text.lower()]
+    except KeyError:
+        raise ValueError("expected true or false") from None
+
+
+def read_path(text: str) -> Path:
+    """Read a path, which must not be empty."""
+    if not text or "\0" in text:
+        raise ValueError("expected a path")
+    return Path(text).expanduser().absolute()
+
+
+def _default_root(environment: Mapping[str, str]) -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/mayfly")
+    data = environment.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "mayfly"
+
+
+def _default_state_dir(environment: Mapping[str, str]) -> Path:
+    runtime = environment.get("XDG_RUNTIME_DIR")
+    if os.geteuid() == 0 or not runtime:
+        return Path("/run/mayfly")
+    return Path(runtime) / "mayfly"
+
+
+SETTINGS: tuple[Setting[Any], ...] = (
+    Setting("root", read_path, _default_root, "Writable store, in registry:2's format.", "DIR"),
+    Setting("ephemeral", read_switch, lambda _: False, "A scratch root, removed at exit."),
+    Setting(
+        "listen",
+        read_address,
+        lambda _: (Address("127.0.0.1", 5000),),
+        "Address to serve on; port 0 picks one. Repeatable.",
+        "HOST:PORT",
+        repeatable=True,
+    ),
+    Setting("read-only", read_switch, lambda _: False, "Refuse every change."),
+    Setting(
+        "allow-sparse",
+        read_switch,
+        lambda _: False,
+        "Accept manifests that name content not in the repository.",
+    ),
+    Setting(
+        "state-dir",
+        read_path,
+        _default_state_dir,
+        "Where ready.json and the rest of the running state lie.",
+        "DIR",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `serve` runs with; the fields are the keys of `SETTINGS`."""
+
+    root: Path
+    ephemeral: bool
+    listen: tuple[Address, ...]
+    read_only: bool
+    allow_sparse: bool
+    state_dir: Path
+
+
+def load(
+    flags: Mapping[str, tuple[str, ...]], environment: Mapping[str, str], file: Path | None
+) -> Settings:
+    """Put the sources together.
+
+    Args:
+        flags: setting key → texts from the command line; absent keys were not given.
+        environment: of the process.
+        file: of ``--config``.
+
+    Raises:
+        ConfigError: a value is bad, or a key or variable is unknown.
+    """
+    from_file = _read_file(file) if file else {}
+    _refuse_unknown_variables(environment)
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        found = _find(setting, flags, environment, from_file, file)
+        if found is None:
+            values[setting.key] = setting.default(environment)
+        else:
+            values[setting.key] = _read(setting, *found)
+    return Settings(**values)
+
+
+def _find(
+    setting: Setting[Any],
+    flags: Mapping[str, tuple[str, ...]],
+    environment: Mapping[str, str],
+    from_file: Mapping[str, tuple[str, ...]],
+    file: Path | None,
+) -> tuple[tuple[str, ...], str] | None:
+    """The texts of the strongest source that has the setting, and that source's name."""
+    if setting.key in flags:
+        return flags[setting.key], f"--{setting.name}"
+    if setting.variable in environment:
+        text = environment[setting.variable]
+        texts = tuple(text.split()) if setting.repeatable else (text,)
+        return texts, f"environment variable {setting.variable}"
+    if setting.key in from_file:
+        return from_file[setting.key], f"key {setting.key} in {file}"
+    return None
+
+
+def _read(setting: Setting[Any], texts: tuple[str, ...], source: str) -> Any:
+    try:
+        values = tuple(setting.read(text) for text in texts)
+        if setting.repeatable and not values:
+            raise ValueError(f"expected {setting.metavar}")
+    except ValueError as error:
+        shown = ", ".join(repr(t[:200]) for t in texts)
+        raise ConfigError(f"{source}: {shown} is not usable: {error}") from None
+    return values if setting.repeatable else values[-1]
+
+
+def _read_file(file: Path) -> dict[str, tuple[str, ...]]:
+    try:
+        with file.open("rb") as opened:
+            content = tomllib.load(opened)
+    except OSError as error:
+        raise ConfigError(f"--config {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {file}: not TOML: {error}") from None
+    known = {s.key: s for s in SETTINGS}
+    for key in content:
+        if key not in known:
+            raise ConfigError(f"key {key!r} in {file} is unknown; known: {', '.join(known)}")
+    return {key: _texts(known[key], value, file) for key, value in content.items()}
+
+
+def _texts(setting: Setting[Any], value: object, file: Path) -> tuple[str, ...]:
+    values = value if setting.repeatable and isinstance(value, list) else [value]
+    for one in values:
+        if not isinstance(one, str | bool | int):
+            expected = "a list of texts" if setting.repeatable else "one value"
+            raise ConfigError(f"key {setting.key} in {file} is not usable: expected {expected}")
+    return tuple(str(one) for one in values)
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    known = {s.variable for s in SETTINGS} | {"MAYFLY_CONFIG"} | _NOT_SETTINGS
+    for variable in sorted(environment):
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
+            raise ConfigError(
+                f"environment variable {variable} is not a setting; unset it "
+                f"(known: {', '.join(sorted(known - _NOT_SETTINGS))})"
+            )

@@ -1,0 +1,56 @@
+"""What every handler is given: the store, the caller's policy, and the answers' common parts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from aiohttp import web
+
+from registry.access import Policy
+from registry.manifest_cache import ManifestCache
+from registry.request import Request
+from storage.interface import Store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SERVER = "mayfly"
+COMMON_HEADERS = {"Server": SERVER, "Docker-Distribution-Api-Version": "registry/2.0"}
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Shared by all requests and never changed by one."""
+
+    store: Store
+    manifests: ManifestCache
+    policy: Policy
+
+
+Handler = Callable[[Context, web.BaseRequest, Request], Awaitable[web.StreamResponse]]
+
+
+async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking call in a worker thread; cheaper than `asyncio.to_thread`, no context copy."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(None, partial(call, *args, **kwargs))
+
+
+def answer(
+    status: int = 200,
+    body: bytes = b"",
+    content_type: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> web.Response:
+    """A whole response with the headers that all of ours carry."""
+    response = web.Response(status=status, body=body, headers=COMMON_HEADERS)
+    if headers:
+        response.headers.update(headers)
+    if content_type is not None:
+        response.headers["Content-Type"] = content_type
+    return response

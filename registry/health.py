@@ -1,0 +1,23 @@
+"""Handlers of ``/v2/``, ``/livez`` and ``/readyz``."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from registry.context import JSON, Context, answer
+from registry.request import Request
+
+
+async def base(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """GET ``/v2/``: this is a registry of the v2 protocol."""
+    return answer(body=b"{}", content_type=JSON)
+
+
+async def alive(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """GET ``/livez``: the process answers."""
+    return answer(body=b"ok\n", content_type="text/plain")
+
+
+async def ready(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """GET ``/readyz``: requests are served."""
+    return answer(body=b"ok\n", content_type="text/plain")

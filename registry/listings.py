@@ -1,0 +1,103 @@
+"""Handlers of what is listed: catalog, tags, referrers; and the pages they come in.
+
+Pages follow the spec's "Listing Tags": ``n`` entries after ``last``, and a ``Link`` to the next
+page when there is one.
+"""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote
+
+from aiohttp import web
+
+from registry.access import Need
+from registry.context import JSON, Context, answer, in_thread
+from registry.errors import PaginationInvalid
+from registry.request import Request
+from storage.manifest import MAX_SIZE, OCI_INDEX
+
+CATALOG_PAGE = 1000
+"""Repositories on a page unless the client asks for fewer."""
+
+
+async def catalog(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """GET ``/v2/_catalog``: the repositories that the caller may pull from."""
+    limit = min(_limit(request) or CATALOG_PAGE, CATALOG_PAGE)
+    if _limit(request) == 0:
+        return _page("repositories", [], {}, None)
+    last = request.parameter("last") or ""
+    names = await in_thread(_readable, context, last, limit + 1)
+    link = f"/v2/_catalog?n={limit}&last={quote(names[limit - 1])}" if len(names) > limit else None
+    return _page("repositories", names[:limit], {}, link)
+
+
+def _readable(context: Context, after: str, limit: int) -> list[str]:
+    found: list[str] = []
+    while len(found) < limit:
+        names = context.store.repositories(after, limit)
+        if not names:
+            break
+        found += [n for n in names if context.policy.allows(Need("repository", n, "pull"))]
+        after = names[-1]
+    return found[:limit]
+
+
+async def tags(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """GET ``/v2/<name>/tags/list``."""
+    limit = _limit(request)
+    last = request.parameter("last") or ""
+    names = [n for n in await in_thread(context.store.tags, request.repository) if n > last]
+    shown = names if limit is None else names[:limit]
+    link = None
+    if limit and len(names) > limit:
+        link = f"/v2/{request.repository}/tags/list?n={limit}&last={quote(shown[-1])}"
+    return _page("tags", shown, {"name": request.repository}, link)
+
+
+async def referrers(
+    context: Context, http: web.BaseRequest, request: Request
+) -> web.StreamResponse:
+    """GET ``/v2/<name>/referrers/<digest>``: an index of what refers to a manifest."""
+    assert request.digest is not None
+    found = await in_thread(context.store.referrers, request.repository, request.digest)
+    headers: dict[str, str] = {}
+    wanted = request.parameter("artifactType")
+    if wanted:
+        found = [d for d in found if d.get("artifactType") == wanted]
+        headers["OCI-Filters-Applied"] = "artifactType"
+    last = request.parameter("last") or ""
+    found = [d for d in found if str(d["digest"]) > last]
+    page = _that_fits(found)
+    if len(page) < len(found):
+        path = f"/v2/{request.repository}/referrers/{request.digest}"
+        kept = f"&artifactType={quote(wanted, safe='')}" if wanted else ""
+        headers["Link"] = f'<{path}?last={page[-1]["digest"]}{kept}>; rel="next"'
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": page}
+    return answer(body=json.dumps(index).encode(), content_type=OCI_INDEX, headers=headers)
+
+
+def _that_fits(descriptors: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The first descriptors, as many as keep the index within the size of a manifest."""
+    room = MAX_SIZE - 1024
+    for count, descriptor in enumerate(descriptors):
+        room -= len(json.dumps(descriptor)) + 2
+        if room < 0 and count > 0:
+            return descriptors[:count]
+    return descriptors
+
+
+def _limit(request: Request) -> int | None:
+    text = request.parameter("n")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise PaginationInvalid(f"n is {text[:40]!r}, not a number of entries")
+    return int(text)
+
+
+def _page(key: str, names: list[str], fields: dict[str, str], link: str | None) -> web.Response:
+    headers = {"Link": f'<{link}>; rel="next"'} if link else {}
+    return answer(
+        body=json.dumps(fields | {key: names}).encode(), content_type=JSON, headers=headers
+    )

@@ -1,0 +1,67 @@
+"""Handlers of ``/v2/<name>/manifests/<reference>``."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from registry.context import Context, answer, in_thread
+from registry.receive import read_manifest
+from registry.request import Request
+from storage import digest as digests
+from storage import manifest as manifests
+from storage.digest import Digest
+from storage.errors import ManifestTooLarge
+from storage.names import check_tag
+
+
+async def get(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """GET and HEAD: the exact bytes that were pushed, under their exact media type."""
+    digest = _resolve(context, request)
+    extent = context.store.manifest(request.repository, digest)
+    cached = await context.manifests.load(digest, extent)
+    return answer(
+        body=cached.body,
+        content_type=cached.media_type,
+        headers={"Docker-Content-Digest": str(digest)},
+    )
+
+
+async def put(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """PUT by tag, or by digest with any number of ``tag`` parameters."""
+    if (http.content_length or 0) > manifests.MAX_SIZE:
+        raise ManifestTooLarge(f"manifest is larger than {manifests.MAX_SIZE} bytes")
+    tags = (request.tag,) if request.tag else tuple(request.query.get("tag", ()))
+    for tag in tags:
+        check_tag(tag)
+    body = await read_manifest(http)
+    announced = http.headers.get("Content-Type")
+    media_type = announced.partition(";")[0].strip() if announced else None
+    manifest = await in_thread(manifests.parse, body, media_type)
+    digest = request.digest or digests.of(body)
+    await in_thread(context.store.put_manifest, request.repository, manifest, digest, tags)
+    response = answer(201)
+    response.headers["Location"] = f"/v2/{request.repository}/manifests/{digest}"
+    response.headers["Docker-Content-Digest"] = str(digest)
+    if manifest.subject is not None:
+        response.headers["OCI-Subject"] = str(manifest.subject.digest)
+    if request.digest is not None:
+        for tag in tags:
+            response.headers.add("OCI-Tag", tag)
+    return response
+
+
+async def delete(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """DELETE: by tag the tag alone, by digest the manifest and every tag on it."""
+    if request.tag is not None:
+        await in_thread(context.store.delete_tag, request.repository, request.tag)
+    else:
+        assert request.digest is not None
+        await in_thread(context.store.delete_manifest, request.repository, request.digest)
+    return answer(202)
+
+
+def _resolve(context: Context, request: Request) -> Digest:
+    if request.digest is not None:
+        return request.digest
+    assert request.tag is not None
+    return context.store.tag(request.repository, request.tag)

@@ -1,0 +1,133 @@
+"""Handlers of ``/v2/<name>/blobs/uploads/``: sessions, chunks, monolithic pushes and mounts."""
+
+from __future__ import annotations
+
+import re
+
+from aiohttp import web
+
+from registry.access import Need
+from registry.context import Context, answer, in_thread
+from registry.errors import ParameterInvalid, upload_range
+from registry.receive import receive
+from registry.request import Request
+from storage import digest as digests
+from storage.digest import CANONICAL, Digest
+from storage.errors import BlobUnknown, DigestInvalid, SizeInvalid, UploadOffset
+from storage.interface import Upload
+from storage.names import check_repository
+
+_CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d{1,19})-(\d{1,19})(?:/(?:\d+|\*))?")
+
+
+async def begin(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """POST: mount a blob, take a whole one, or open a session."""
+    if mount := request.parameter("mount"):
+        digest = digests.parse(mount)
+        if await _mount(context, request, digest):
+            return _created(request, digest)
+    if whole := request.parameter("digest"):
+        return await _monolithic(context, http, request, digests.parse(whole))
+    algorithm = request.parameter("digest-algorithm") or CANONICAL
+    upload = await in_thread(context.store.begin_upload, request.repository, algorithm)
+    return answer(202, headers=_standing(request, upload, 0))
+
+
+async def status(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """GET: where a session stands, so that a client can go on after a cut or a restart."""
+    upload = context.store.upload(request.repository, request.upload_id)
+    return answer(204, headers=_standing(request, upload, upload.offset))
+
+
+async def patch(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """PATCH: append a chunk, or a stream of unknown length."""
+    upload = context.store.upload(request.repository, request.upload_id)
+    offset = await receive(http, upload, _start(http, upload))
+    return answer(202, headers=_standing(request, upload, offset))
+
+
+async def finish(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """PUT: append what is left, verify, publish."""
+    upload = context.store.upload(request.repository, request.upload_id)
+    wanted = request.parameter("digest")
+    if wanted is None:
+        raise DigestInvalid("the digest parameter is missing")
+    digest = digests.parse(wanted)
+    await receive(http, upload, _start(http, upload))
+    await in_thread(upload.commit, digest)
+    return _created(request, digest)
+
+
+async def cancel(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """DELETE: end a session and drop its bytes."""
+    upload = context.store.upload(request.repository, request.upload_id)
+    await in_thread(upload.cancel)
+    return answer(204)
+
+
+async def _monolithic(
+    context: Context, http: web.BaseRequest, request: Request, digest: Digest
+) -> web.StreamResponse:
+    upload = await in_thread(context.store.begin_upload, request.repository, digest.algorithm)
+    try:
+        await receive(http, upload, 0)
+    except BaseException:
+        # The client never learned of the session, so nobody could go on with it.
+        await in_thread(upload.cancel)
+        raise
+    await in_thread(upload.commit, digest)
+    return _created(request, digest)
+
+
+async def _mount(context: Context, request: Request, digest: Digest) -> bool:
+    """Link the blob from a repository that the caller may pull from; False if there is none."""
+    named = request.parameter("from")
+    source = check_repository(named) if named else await in_thread(_holder, context, digest)
+    if source is None:
+        return False
+    try:
+        await in_thread(context.store.mount, request.repository, digest, source)
+    except BlobUnknown:
+        return False
+    return True
+
+
+def _holder(context: Context, digest: Digest) -> str | None:
+    for name in context.store.holders(digest):
+        if context.policy.allows(Need("repository", name, "pull")):
+            return name
+    return None
+
+
+def _start(http: web.BaseRequest, upload: Upload) -> int:
+    """The byte at which the body begins: by ``Content-Range``, else where the upload stands."""
+    offset = upload.offset
+    header = http.headers.get("Content-Range")
+    if header is None:
+        return offset
+    found = _CONTENT_RANGE.fullmatch(header.strip())
+    if found is None:
+        raise ParameterInvalid(f"Content-Range {header[:60]!r} is not <first>-<last>")
+    first, last = int(found[1]), int(found[2])
+    if first != offset:
+        raise UploadOffset(f"the upload stands at byte {offset}, not {first}", offset)
+    length = http.content_length
+    if length is not None and length != last - first + 1:
+        raise SizeInvalid(f"Content-Range {header[:60]!r} is not {length} bytes long")
+    return first
+
+
+def _standing(request: Request, upload: Upload, offset: int) -> dict[str, str]:
+    return {
+        "Location": f"/v2/{request.repository}/blobs/uploads/{upload.id}",
+        "Docker-Upload-UUID": upload.id,
+        "Range": upload_range(offset),
+    }
+
+
+def _created(request: Request, digest: Digest) -> web.Response:
+    headers = {
+        "Location": f"/v2/{request.repository}/blobs/{digest}",
+        "Docker-Content-Digest": str(digest),
+    }
+    return answer(201, headers=headers)

@@ -1,0 +1,1 @@
+"""Content-addressed storage. Knows no HTTP and no users."""

@@ -1,0 +1,40 @@
+"""Repository names of a directory tree in lexical order, a page at a time without a full walk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+_MARKS = ("_manifests", "_layers")
+
+
+def names_after(repositories: Path, after: str, limit: int) -> list[str]:
+    """Up to ``limit`` names that follow ``after``; only the directories on the way are read."""
+    return list(islice(_walk(repositories, "", after), limit))
+
+
+def _walk(directory: Path, prefix: str, after: str) -> Iterator[str]:
+    # "a-b" sorts before "a/b": a directory is two entries, the repository itself and, with a
+    # slash, all that lies below it; every name below begins with that key, so keys stay sorted.
+    keys = [key for name in _directories(directory) for key in (name, name + "/")]
+    for key in sorted(keys):
+        full = prefix + key
+        if key.endswith("/"):
+            if full > after or after.startswith(full):
+                yield from _walk(directory / key[:-1], full, after)
+        elif full > after and _is_repository(directory / key):
+            yield full
+
+
+def _directories(directory: Path) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return [e.name for e in entries if not e.name.startswith("_") and e.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_repository(directory: Path) -> bool:
+    return any((directory / mark).is_dir() for mark in _MARKS)

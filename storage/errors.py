@@ -1,0 +1,83 @@
+"""What storage can refuse, one class for each reason.
+
+A message says what is wrong in the caller's terms and never shows a path of the host: it travels
+to the client. ``detail`` is the machine-readable part (the OCI error's ``detail`` field).
+"""
+
+from __future__ import annotations
+
+
+class StorageError(Exception):
+    """Base of every domain error that storage raises."""
+
+    def __init__(self, message: str, detail: object = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+
+
+class NameInvalid(StorageError):
+    """A repository name outside the grammar."""
+
+
+class TagInvalid(StorageError):
+    """A tag outside the grammar."""
+
+
+class DigestInvalid(StorageError):
+    """A digest outside the grammar, of an unknown algorithm, or not that of the content."""
+
+
+class SizeInvalid(StorageError):
+    """Content whose length is not the one its descriptor or request announced."""
+
+
+class NameUnknown(StorageError):
+    """No such repository."""
+
+
+class BlobUnknown(StorageError):
+    """The blob is not linked in this repository."""
+
+
+class ManifestUnknown(StorageError):
+    """The tag or manifest digest is not in this repository."""
+
+
+class ManifestInvalid(StorageError):
+    """A manifest that cannot be understood or breaks the image-spec."""
+
+
+class ManifestBlobUnknown(StorageError):
+    """A manifest that names content the repository does not hold."""
+
+
+class ManifestTooLarge(StorageError):
+    """A manifest over `storage.manifest.MAX_SIZE` bytes."""
+
+
+class UploadUnknown(StorageError):
+    """No such upload session: never begun, finished, or cancelled."""
+
+
+class UploadOffset(StorageError):
+    """Bytes offered at another offset than where the upload stands.
+
+    ``offset`` is where it stands: the number of bytes received so far.
+    """
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message, {"offset": offset})
+        self.offset = offset
+
+
+class ReadOnly(StorageError):
+    """A change asked of a store that takes none."""
+
+
+class StorageFull(StorageError):
+    """No space, quota or inode left for the bytes offered."""
+
+
+class ContentCorrupt(StorageError):
+    """Stored bytes that no longer have their digest; they are not served."""

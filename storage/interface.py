@@ -1,0 +1,172 @@
+"""What a store offers. Every store passes the same contract suite (`tests/storage/contract.py`).
+
+Calls are synchronous; the caller chooses the thread. *Quick* methods make a small, fixed number of
+local metadata calls and may run on the event loop; every other one reads content, writes, syncs or
+walks, and belongs in a worker thread.
+
+Beside the errors named, any method may raise `NameInvalid` or `TagInvalid` for text outside the
+grammar, and `StorageFull` or `OSError` when the disk refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from storage.digest import Digest
+from storage.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where content lies: ``size`` bytes from ``offset`` of the file ``path``.
+
+    A value, not an open file: a HEAD costs no descriptor and nothing can be left open. Whoever
+    opens ``path`` later and finds it gone treats the content as unknown.
+    """
+
+    path: Path
+    offset: int
+    size: int
+
+
+class Reader(Protocol):
+    """The read side: what any store, bundle or overlay answers."""
+
+    def blob(self, repository: str, digest: Digest) -> Extent:
+        """Quick. Locate a blob linked in this repository.
+
+        Raises:
+            BlobUnknown: it is not linked here, or its bytes are gone.
+        """
+
+    def manifest(self, repository: str, digest: Digest) -> Extent:
+        """Quick. Locate a manifest of this repository.
+
+        Raises:
+            ManifestUnknown: it is not in this repository, or its bytes are gone.
+        """
+
+    def tag(self, repository: str, tag: str) -> Digest:
+        """Quick. The digest a tag points at, of the algorithm it was pushed with.
+
+        Raises:
+            ManifestUnknown: no such tag.
+        """
+
+    def tags(self, repository: str) -> list[str]:
+        """Every tag of a repository in lexical order.
+
+        Raises:
+            NameUnknown: no such repository.
+        """
+
+    def repositories(self, after: str, limit: int) -> list[str]:
+        """Up to ``limit`` repository names that follow ``after`` in lexical order."""
+
+    def holders(self, digest: Digest) -> Iterator[str]:
+        """The repositories a blob is linked in, found one by one as they are asked for."""
+
+    def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
+        """Descriptors of the manifests whose subject is ``subject``, in order of digest.
+
+        Empty when there are none and also for an unknown repository or subject (spec: never 404).
+        """
+
+
+class Upload(Protocol):
+    """One upload session. Its state is the partial file: offset = size on disk."""
+
+    @property
+    def id(self) -> str:
+        """The session's name, a UUID."""
+
+    @property
+    def offset(self) -> int:
+        """Quick. Bytes received so far."""
+
+    def write(self, data: list[bytes], at: int) -> None:
+        """Append ``data``, which begins at byte ``at`` of the blob.
+
+        The session's lock is held for this write only, never while a body is awaited: of two
+        writers the one whose offset fits goes on, the other is told where the upload stands.
+
+        Raises:
+            UploadOffset: the upload stands elsewhere.
+            UploadUnknown: it was finished or cancelled meanwhile.
+        """
+
+    def commit(self, digest: Digest) -> None:
+        """Verify, publish durably, link in the repository, and end the session.
+
+        Raises:
+            DigestInvalid: the bytes received have another digest; the session is ended.
+            UploadUnknown: it was finished or cancelled meanwhile.
+        """
+
+    def cancel(self) -> None:
+        """End the session and drop its bytes.
+
+        Raises:
+            UploadUnknown: it was finished or cancelled before.
+        """
+
+
+class Store(Reader, Protocol):
+    """A store that also takes content. A read-only one raises `ReadOnly` from each of these."""
+
+    def begin_upload(self, repository: str, algorithm: str) -> Upload:
+        """Start an upload session whose bytes are hashed with ``algorithm`` as they come.
+
+        Raises:
+            DigestInvalid: the algorithm is not supported.
+        """
+
+    def upload(self, repository: str, upload_id: str) -> Upload:
+        """Quick. Find a session again, also after a restart.
+
+        Raises:
+            UploadUnknown: there is none of that id in this repository.
+        """
+
+    def mount(self, repository: str, digest: Digest, source: str) -> None:
+        """Link a blob of ``source`` in ``repository`` without copying it.
+
+        Raises:
+            BlobUnknown: the source does not hold it.
+        """
+
+    def put_manifest(
+        self, repository: str, manifest: Manifest, digest: Digest, tags: tuple[str, ...]
+    ) -> None:
+        """Store a manifest durably, then point each tag at it.
+
+        Raises:
+            DigestInvalid: ``digest`` is not that of the manifest's bytes.
+            ManifestBlobUnknown: it names content this repository does not hold (unless the store
+                was told to take sparse manifests).
+            SizeInvalid: it gives another size for content the repository holds.
+        """
+
+    def delete_manifest(self, repository: str, digest: Digest) -> None:
+        """Remove a manifest and every tag that points at it; the next read finds neither.
+
+        Raises:
+            ManifestUnknown: it is not in this repository.
+        """
+
+    def delete_tag(self, repository: str, tag: str) -> None:
+        """Remove a tag; the manifest stays.
+
+        Raises:
+            ManifestUnknown: no such tag.
+        """
+
+    def delete_blob(self, repository: str, digest: Digest) -> None:
+        """Unlink a blob from this repository; others that hold it keep it.
+
+        Raises:
+            BlobUnknown: it is not linked here.
+        """

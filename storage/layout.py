@@ -1,0 +1,86 @@
+"""Where things lie: the directory format of CNCF distribution (``registry:2``), as pure paths.
+
+Source: distribution's ``registry/storage/paths.go``, the comment at its top. Entries whose name
+begins with ``_mayfly`` are ours; registry:2 and its garbage collector pass them over.
+Names are validated here again, so that no path is ever built from unchecked text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import UUID
+
+from storage.digest import HEX_LENGTHS, Digest
+from storage.errors import DigestInvalid, UploadUnknown
+from storage.names import check_repository, check_tag
+
+
+class Layout:
+    """The paths below one root directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.base = root / "docker" / "registry" / "v2"
+        self.blobs = self.base / "blobs"
+        self.repositories = self.base / "repositories"
+        self.scratch = self.base / "_mayfly" / "scratch"
+
+    def data(self, digest: Digest) -> Path:
+        """The bytes of a blob; manifests are blobs too."""
+        return self.blobs / digest.algorithm / _hex(digest)[:2] / digest.hex / "data"
+
+    def repository(self, name: str) -> Path:
+        """The directory of one repository."""
+        return self.repositories / check_repository(name)
+
+    def layer_link(self, name: str, digest: Digest) -> Path:
+        """The file that links a blob into a repository; it holds the digest as text."""
+        return self.repository(name) / "_layers" / digest.algorithm / _hex(digest) / "link"
+
+    def revisions(self, name: str) -> Path:
+        """The directory of a repository's manifest links."""
+        return self.repository(name) / "_manifests" / "revisions"
+
+    def revision_link(self, name: str, digest: Digest) -> Path:
+        """The file that links a manifest into a repository."""
+        return self.revisions(name) / digest.algorithm / _hex(digest) / "link"
+
+    def tags(self, name: str) -> Path:
+        """The directory of a repository's tags, one directory each."""
+        return self.repository(name) / "_manifests" / "tags"
+
+    def tag(self, name: str, tag: str) -> Path:
+        """The directory of one tag."""
+        return self.tags(name) / check_tag(tag)
+
+    def tag_link(self, name: str, tag: str) -> Path:
+        """The file that says which manifest a tag points at."""
+        return self.tag(name, tag) / "current" / "link"
+
+    def tag_history_link(self, name: str, tag: str, digest: Digest) -> Path:
+        """The file that says a tag once pointed at this manifest."""
+        return self.tag(name, tag) / "index" / digest.algorithm / _hex(digest) / "link"
+
+    def uploads(self, name: str) -> Path:
+        """The directory of a repository's upload sessions."""
+        return self.repository(name) / "_uploads"
+
+    def upload(self, name: str, upload_id: str) -> Path:
+        """The directory of one upload session.
+
+        Raises:
+            UploadUnknown: the id is not a UUID in its usual form.
+        """
+        try:
+            known = str(UUID(upload_id)) == upload_id
+        except ValueError:
+            known = False
+        if not known:
+            raise UploadUnknown("no such upload session")
+        return self.uploads(name) / upload_id
+
+
+def _hex(digest: Digest) -> str:
+    encoded = digest.hex
+    if len(encoded) != HEX_LENGTHS.get(digest.algorithm) or not encoded.isalnum():
+        raise DigestInvalid("not a digest")
+    return encoded

@@ -1,0 +1,48 @@
+"""The grammar of repository names and tags.
+
+Source: OCI distribution-spec, "Pulling manifests". Checked again wherever a path is built, so that
+no caller can make one from unchecked text.
+"""
+
+from __future__ import annotations
+
+import re
+
+from storage.errors import NameInvalid, TagInvalid
+
+MAX_NAME_LENGTH = 255
+"""Longest repository name in bytes: many clients stop there (spec), and one path part holds it."""
+
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+
+
+def check_repository(name: str) -> str:
+    """Give back a valid repository name.
+
+    Raises:
+        NameInvalid: the name is outside the grammar or longer than `MAX_NAME_LENGTH`.
+    """
+    if len(name) > MAX_NAME_LENGTH:
+        raise NameInvalid(f"repository name is longer than {MAX_NAME_LENGTH} characters")
+    if not _NAME.fullmatch(name):
+        raise NameInvalid(
+            f"invalid repository name {name!r}: lower-case letters, digits, "
+            "separators . _ - inside a part, parts joined by /"
+        )
+    return name
+
+
+def check_tag(tag: str) -> str:
+    """Give back a valid tag.
+
+    Raises:
+        TagInvalid: the tag is outside the grammar.
+    """
+    if not _TAG.fullmatch(tag):
+        raise TagInvalid(
+            f"invalid tag {tag[:150]!r}: up to 128 letters, digits, _ . - "
+            "and not beginning with . or -"
+        )
+    return tag

@@ -1,0 +1,191 @@
+"""Durable changes to a directory tree: the only place that makes bytes visible.
+
+Publishing is: write a temporary file on the same filesystem, fsync it, rename it into place, fsync
+the directory. A crash at any point leaves the old state or the new one. After power loss a
+directory entry exists only once its parent was synced, so directories made on the way are synced
+into their parents too. The order follows what ext4 and XFS promise; see fsync(2), rename(2) and
+Pillai et al., "All File Systems Are Not Created Equal" (OSDI 2014).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.errors import StorageFull
+
+_OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_MAX_KNOWN_DIRECTORIES = 20_000
+_MAX_ATTEMPTS = 16
+
+
+@contextlib.contextmanager
+def full_disk_is_domain_error() -> Iterator[None]:
+    """Turn "no space" and "quota exceeded" into `StorageFull`; other errors pass unchanged."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OUT_OF_SPACE:
+            raise StorageFull("no space left in the registry's storage") from error
+        raise
+
+
+class Publisher:
+    """Publishes into the tree under ``root``; its temporary files lie below ``scratch``.
+
+    Safe for use from several threads, and by several processes on one tree: each has a directory
+    of its own below ``scratch``, locked while it lives.
+    """
+
+    def __init__(self, root: Path, scratch: Path) -> None:
+        self._root = root
+        self._scratch_parent = scratch
+        self._scratch = scratch / uuid.uuid4().hex
+        self._alive: int | None = None
+        self._durable: set[Path] = set()
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        """Make the root, and drop what processes that are gone left half written."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        self.make_directory(self._scratch)
+        for leftover in self._scratch_parent.iterdir():
+            if leftover != self._scratch and not _is_locked(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
+        self._alive = os.open(self._scratch, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(self._alive, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        """Give up the scratch directory."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._alive is not None:
+            os.close(self._alive)
+            self._alive = None
+
+    def write(self, target: Path, data: bytes) -> None:
+        """Publish ``data`` as the file ``target``, in place of any there was.
+
+        Raises:
+            StorageFull: nothing was changed.
+        """
+        with full_disk_is_domain_error():
+            temporary = self._scratch / uuid.uuid4().hex
+            try:
+                with temporary.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._rename(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def adopt(self, source: Path, target: Path) -> None:
+        """Publish the finished file ``source``, on the same filesystem, as ``target``.
+
+        Raises:
+            StorageFull: ``source`` is where it was.
+        """
+        with full_disk_is_domain_error():
+            _fsync(source)
+            self._rename(source, target)
+
+    def remove(self, target: Path) -> bool:
+        """Durably remove a file and the directories that leaves empty; False when it was absent."""
+        try:
+            target.unlink()
+        except FileNotFoundError:
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            _fsync(target.parent)
+        self.prune(target.parent)
+        return True
+
+    def remove_tree(self, directory: Path) -> bool:
+        """Durably remove a directory at once; False when it was absent.
+
+        It is renamed away first: whoever publishes into it meanwhile makes it anew and loses
+        nothing to the slower removal of the files.
+        """
+        doomed = self._scratch / uuid.uuid4().hex
+        with self._lock:
+            try:
+                directory.rename(doomed)
+            except FileNotFoundError:
+                return False
+            self._durable = {d for d in self._durable if not d.is_relative_to(directory)}
+        with contextlib.suppress(FileNotFoundError):
+            _fsync(directory.parent)
+        shutil.rmtree(doomed, ignore_errors=True)
+        return True
+
+    def make_directory(self, directory: Path) -> None:
+        """Make a directory and its parents, each synced into its own parent."""
+        with self._lock:
+            if directory in self._durable and directory.is_dir():
+                return
+        if directory != self._root:
+            self.make_directory(directory.parent)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir()
+        # Also when another thread made it a moment ago and has not synced it yet.
+        if directory != self._root:
+            _fsync(directory.parent)
+        with self._lock:
+            if len(self._durable) >= _MAX_KNOWN_DIRECTORIES:
+                self._durable.clear()
+            self._durable.add(directory)
+
+    def prune(self, directory: Path) -> None:
+        """Remove a directory and its parents as far as they are empty."""
+        while directory != self._root:
+            with self._lock:
+                try:
+                    directory.rmdir()
+                except OSError:
+                    return
+                self._durable.discard(directory)
+            directory = directory.parent
+
+    def _rename(self, source: Path, target: Path) -> None:
+        for _ in range(_MAX_ATTEMPTS):
+            self.make_directory(target.parent)
+            try:
+                source.rename(target)
+                _fsync(target.parent)
+                return
+            except FileNotFoundError:
+                # Someone pruned or removed the directory in between: make it again.
+                if not source.exists():
+                    return
+        raise OSError(errno.EBUSY, "directory is removed again and again", str(target.parent))
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(directory: Path) -> bool:
+    """Whether a living process holds this scratch directory."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

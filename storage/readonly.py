@@ -1,0 +1,65 @@
+"""A store that refuses every change, over any store that may take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from storage.digest import Digest
+from storage.errors import ReadOnly
+from storage.interface import Extent, Reader, Upload
+from storage.manifest import Manifest
+
+
+class ReadOnlyStore:
+    """See `storage.interface.Store`; reads go to ``reader``."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def blob(self, repository: str, digest: Digest) -> Extent:
+        return self._reader.blob(repository, digest)
+
+    def manifest(self, repository: str, digest: Digest) -> Extent:
+        return self._reader.manifest(repository, digest)
+
+    def tag(self, repository: str, tag: str) -> Digest:
+        return self._reader.tag(repository, tag)
+
+    def tags(self, repository: str) -> list[str]:
+        return self._reader.tags(repository)
+
+    def repositories(self, after: str, limit: int) -> list[str]:
+        return self._reader.repositories(after, limit)
+
+    def holders(self, digest: Digest) -> Iterator[str]:
+        return self._reader.holders(digest)
+
+    def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
+        return self._reader.referrers(repository, subject)
+
+    def begin_upload(self, repository: str, algorithm: str) -> Upload:
+        raise _refused()
+
+    def upload(self, repository: str, upload_id: str) -> Upload:
+        raise _refused()
+
+    def mount(self, repository: str, digest: Digest, source: str) -> None:
+        raise _refused()
+
+    def put_manifest(
+        self, repository: str, manifest: Manifest, digest: Digest, tags: tuple[str, ...]
+    ) -> None:
+        raise _refused()
+
+    def delete_manifest(self, repository: str, digest: Digest) -> None:
+        raise _refused()
+
+    def delete_tag(self, repository: str, tag: str) -> None:
+        raise _refused()
+
+    def delete_blob(self, repository: str, digest: Digest) -> None:
+        raise _refused()
+
+
+def _refused() -> ReadOnly:
+    return ReadOnly("this registry is read-only")

@@ -1,0 +1,191 @@
+"""Resumable uploads. A session is a directory with the bytes so far; its offset is their number.
+
+    begin ──► open ──write*──► open ──commit──► a published blob
+                └────────cancel or wrong digest────► nothing
+
+Everything survives a restart because nothing but the partial file counts. The running hash lives
+in memory only: a session found again on disk is hashed anew when it is committed, as is one that
+is committed under another algorithm than it was begun with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from storage import digest as digests
+from storage.digest import CANONICAL, Digest
+from storage.errors import DigestInvalid, UploadOffset, UploadUnknown
+from storage.layout import Layout
+from storage.publish import Publisher, full_disk_is_domain_error
+
+_READ_SIZE = 1024 * 1024
+
+Publish = Callable[[str, Digest, Path], None]
+"""How a verified file becomes a blob linked in a repository."""
+
+Forget = Callable[[Path], None]
+"""Told the directory of a session that has ended."""
+
+
+class DirectoryUpload:
+    """One session; see `storage.interface.Upload`."""
+
+    def __init__(
+        self, name: str, directory: Path, algorithm: str, publish: Publish, forget: Forget
+    ) -> None:
+        self._repository = name
+        self._directory = directory
+        self._data = directory / "data"
+        self._publish = publish
+        self._forget = forget
+        self._lock = threading.Lock()
+        self._hasher = digests.hasher(algorithm)
+        self._hashed = 0
+        self.algorithm = algorithm
+
+    @property
+    def id(self) -> str:
+        return self._directory.name
+
+    @property
+    def offset(self) -> int:
+        try:
+            return self._data.stat().st_size
+        except FileNotFoundError:
+            raise UploadUnknown("no such upload session") from None
+
+    def write(self, data: list[bytes], at: int) -> None:
+        with self._lock, full_disk_is_domain_error():
+            descriptor = self._open(os.O_WRONLY | os.O_APPEND)
+            try:
+                offset = os.fstat(descriptor).st_size
+                if offset != at:
+                    raise UploadOffset(f"the upload stands at byte {offset}, not {at}", offset)
+                try:
+                    written = self._append(descriptor, data)
+                except OSError:
+                    # Half a batch must not count: the client resumes where the last one ended.
+                    os.ftruncate(descriptor, offset)
+                    raise
+            finally:
+                os.close(descriptor)
+            if self._hashed == offset:
+                for piece in data:
+                    self._hasher.update(piece)
+                self._hashed = offset + written
+
+    @staticmethod
+    def _append(descriptor: int, data: list[bytes]) -> int:
+        total = 0
+        for piece in data:
+            view = memoryview(piece)
+            while view:
+                done = os.write(descriptor, view)
+                total += done
+                view = view[done:]
+        return total
+
+    def commit(self, digest: Digest) -> None:
+        with self._lock:
+            actual = self._digest(digest.algorithm)
+            if actual != digest:
+                self._discard()
+                raise DigestInvalid(
+                    f"content does not match digest {digest}: received {actual}",
+                    {"expected": str(digest), "actual": str(actual)},
+                )
+            self._publish(self._repository, digest, self._data)
+            self._discard()
+
+    def cancel(self) -> None:
+        with self._lock:
+            if not self._data.exists():
+                raise UploadUnknown("no such upload session")
+            self._discard()
+
+    def _digest(self, algorithm: str) -> Digest:
+        descriptor = self._open(os.O_RDONLY)
+        with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+            if algorithm == self.algorithm and self._hashed == os.fstat(descriptor).st_size:
+                return Digest(algorithm, self._hasher.hexdigest())
+            anew = digests.hasher(algorithm)
+            while piece := file.read(_READ_SIZE):
+                anew.update(piece)
+            return Digest(algorithm, anew.hexdigest())
+
+    def _open(self, flags: int) -> int:
+        try:
+            return os.open(self._data, flags | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise UploadUnknown("no such upload session") from None
+
+    def _discard(self) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._forget(self._directory)
+
+
+class Uploads:
+    """The sessions of one store: those in memory, and those a restart left on disk."""
+
+    def __init__(self, layout: Layout, publisher: Publisher, publish: Publish) -> None:
+        self._layout = layout
+        self._publisher = publisher
+        self._publish = publish
+        self._open: dict[Path, DirectoryUpload] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, name: str, algorithm: str) -> DirectoryUpload:
+        directory = self._layout.upload(name, str(uuid.uuid4()))
+        session = DirectoryUpload(name, directory, algorithm, self._publish, self._forget)
+        with full_disk_is_domain_error():
+            while True:
+                directory.parent.mkdir(parents=True, exist_ok=True)
+                # Another session that ends may take the empty parent away meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    directory.mkdir()
+                    break
+            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            (directory / "startedat").write_text(now)
+            (directory / "data").touch()
+        with self._lock:
+            self._open[directory] = session
+        return session
+
+    def find(self, name: str, upload_id: str) -> DirectoryUpload:
+        directory = self._layout.upload(name, upload_id)
+        with self._lock:
+            session = self._open.get(directory)
+            if session is None:
+                session = DirectoryUpload(name, directory, CANONICAL, self._publish, self._forget)
+            if not (directory / "data").exists():
+                self._open.pop(directory, None)
+                raise UploadUnknown("no such upload session")
+            self._open[directory] = session
+        return session
+
+    def purge(self, max_age: float) -> int:
+        """End the sessions without a write for ``max_age`` seconds; how many there were."""
+        oldest = time.time() - max_age
+        purged = 0
+        with self._lock:
+            # No session may be found or begun in a directory that is being removed.
+            for data in self._layout.repositories.glob("**/_uploads/*/data"):
+                with contextlib.suppress(FileNotFoundError):
+                    if data.stat().st_mtime < oldest:
+                        shutil.rmtree(data.parent, ignore_errors=True)
+                        self._open.pop(data.parent, None)
+                        purged += 1
+        return purged
+
+    def _forget(self, directory: Path) -> None:
+        with self._lock:
+            self._open.pop(directory, None)
+        self._publisher.prune(directory.parent)
