@@ -7,7 +7,7 @@ handlers). Source of the actions: CNCF distribution's token scope documentation.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from registry.errors import AccessDenied
 from registry.request import Endpoint, Request
@@ -21,33 +21,21 @@ class Need(NamedTuple):
     action: str
 
 
-class Policy(Protocol):
-    """Says whether an action is allowed. Never changed by a request."""
-
-    def allows(self, need: Need) -> bool:
-        """Whether the caller may do this."""
-
-
-class AllowAll:
-    """The policy of a registry that listens on loopback without authentication."""
-
-    def allows(self, need: Need) -> bool:
-        return True
-
-
 PUBLIC: frozenset[tuple[Endpoint, str]] = frozenset(
     {
         (Endpoint.LIVE, "GET"),
         (Endpoint.LIVE, "HEAD"),
         (Endpoint.READY, "GET"),
         (Endpoint.READY, "HEAD"),
-        (Endpoint.BASE, "GET"),
-        (Endpoint.BASE, "HEAD"),
+        (Endpoint.TOKEN, "GET"),
+        (Endpoint.TOKEN, "POST"),
     }
 )
-"""Asked for without any right to a resource."""
+"""Answered without asking who it is; the token endpoint checks credentials itself."""
 
 ACTIONS: dict[tuple[Endpoint, str], tuple[str, ...]] = {
+    (Endpoint.BASE, "GET"): (),
+    (Endpoint.BASE, "HEAD"): (),
     (Endpoint.TAGS, "GET"): ("pull",),
     (Endpoint.MANIFEST, "GET"): ("pull",),
     (Endpoint.MANIFEST, "HEAD"): ("pull",),
@@ -63,7 +51,8 @@ ACTIONS: dict[tuple[Endpoint, str], tuple[str, ...]] = {
     (Endpoint.UPLOAD, "DELETE"): ("pull", "push"),
     (Endpoint.REFERRERS, "GET"): ("pull",),
 }
-"""Actions needed on the request's own repository."""
+"""Actions needed on the request's own repository. ``/v2/`` has none: it tells clients how to log
+in, and whether they are."""
 
 
 def needs(request: Request) -> tuple[Need, ...]:
@@ -92,17 +81,3 @@ def mount_source(request: Request) -> str | None:
     if request.endpoint is Endpoint.UPLOADS and request.parameter("mount"):
         return request.parameter("from")
     return None
-
-
-def enforce(policy: Policy, request: Request) -> None:
-    """Let a request pass only if everything it needs is allowed.
-
-    Raises:
-        AccessDenied: something is not.
-    """
-    for need in needs(request):
-        if not policy.allows(need):
-            raise AccessDenied(
-                f"{need.action} on {need.type} {need.name} is not allowed",
-                {"type": need.type, "name": need.name, "action": need.action},
-            )

@@ -10,9 +10,12 @@ import logging
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from registry import access, blobs, errors, health, listings, manifests, request, uploads
+from registry import blobs, errors, health, listings, manifests, request, token, uploads
 from registry.context import JSON, Context, Handler, answer
+from registry.guard import Guard
+from registry.manifest_cache import ManifestCache
 from registry.request import Endpoint
+from storage.interface import Store
 
 logger = logging.getLogger("mayfly")
 
@@ -26,6 +29,8 @@ HANDLERS: dict[tuple[Endpoint, str], Handler] = {
     (Endpoint.LIVE, "HEAD"): health.alive,
     (Endpoint.READY, "GET"): health.ready,
     (Endpoint.READY, "HEAD"): health.ready,
+    (Endpoint.TOKEN, "GET"): token.get,
+    (Endpoint.TOKEN, "POST"): token.post,
     (Endpoint.CATALOG, "GET"): listings.catalog,
     (Endpoint.TAGS, "GET"): listings.tags,
     (Endpoint.REFERRERS, "GET"): listings.referrers,
@@ -47,17 +52,20 @@ HANDLERS: dict[tuple[Endpoint, str], Handler] = {
 class App:
     """The registry as a function from request to response."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, store: Store, guard: Guard) -> None:
+        self._store = store
+        self._manifests = ManifestCache()
+        self._guard = guard
 
     async def __call__(self, http: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; what goes wrong becomes an OCI error document."""
         try:
             path, _, query = http.raw_path.partition("?")
             understood = request.parse(http.method, path, query)
-            access.enforce(self._context.policy, understood)
+            caller = await self._guard.admit(http, understood)
+            context = Context(self._store, self._manifests, self._guard, caller)
             handler = HANDLERS[understood.endpoint, understood.method]
-            return await handler(self._context, http, understood)
+            return await handler(context, http, understood)
         except ConnectionError:
             raise
         except Exception as error:

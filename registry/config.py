@@ -2,23 +2,23 @@
 
 Precedence is flag, environment, file, default (CONTRACT). Values are read by the setting's own
 reader whatever their source; a bad one is fatal and the error names the source. An unknown key of
-the file is fatal too, as is an unknown ``MAYFLY_`` variable.
+the file is fatal too. An unknown ``MAYFLY_`` variable is not: Kubernetes makes some for a Service
+of that name.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 T = TypeVar("T")
 
 ENVIRONMENT_PREFIX = "MAYFLY_"
-_NOT_SETTINGS = frozenset({"MAYFLY_REQUIRE_ALL"})
-"""Variables of that prefix that belong to the test suite."""
 
 
 class ConfigError(Exception):
@@ -31,6 +31,14 @@ class Address:
 
     host: str
     port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this host can connect; a name other than localhost is taken to be open."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -98,6 +106,39 @@ def read_path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def read_text(text: str) -> str:
+    """Read a text that must not be empty."""
+    if not text.strip():
+        raise ValueError("expected a text")
+    return text.strip()
+
+
+def read_tls(text: str) -> Literal["auto", "off"] | tuple[Path, Path]:
+    """Read ``auto``, ``off`` or ``CERT,KEY``."""
+    match text:
+        case "auto" | "off":
+            return text
+    certificate, comma, key = text.partition(",")
+    if not comma or "," in key:
+        raise ValueError("expected auto, off, or CERT,KEY: two files joined by a comma")
+    return read_path(certificate), read_path(key)
+
+
+def read_auth(text: str) -> Literal["auto", "none"] | Path:
+    """Read ``auto``, ``none`` or a directory."""
+    match text:
+        case "auto" | "none":
+            return text
+    return read_path(text)
+
+
+def read_anonymous(text: str) -> bool:
+    """Read ``pull`` or ``none``."""
+    if text not in ("pull", "none"):
+        raise ValueError("expected pull or none")
+    return text == "pull"
+
+
 def _default_root(environment: Mapping[str, str]) -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/mayfly")
@@ -131,6 +172,53 @@ SETTINGS: tuple[Setting[Any], ...] = (
         "Accept manifests that name content not in the repository.",
     ),
     Setting(
+        "tls",
+        read_tls,
+        lambda _: None,
+        "TLS: 'auto' makes a CA and certificates. Default: off on loopback, else auto.",
+        "auto|off|CERT,KEY",
+    ),
+    Setting(
+        "hostname",
+        read_text,
+        lambda _: (),
+        "A further name or address for the certificate of --tls auto. Repeatable.",
+        "NAME",
+        repeatable=True,
+    ),
+    Setting(
+        "client-ca",
+        read_path,
+        lambda _: None,
+        "Take client certificates of this CA as proof of identity.",
+        "FILE",
+    ),
+    Setting(
+        "auth",
+        read_auth,
+        lambda _: None,
+        "Users: 'auto' makes them for this run, DIR has htpasswd and grants.toml. "
+        "Default: none on loopback, else auto.",
+        "auto|none|DIR",
+    ),
+    Setting(
+        "anonymous",
+        read_anonymous,
+        lambda _: False,
+        "What callers without credentials may do.",
+        "pull|none",
+    ),
+    Setting(
+        "signing-key",
+        read_path,
+        lambda _: None,
+        "Sign tokens with the key in this file, so that they outlive a restart.",
+        "FILE",
+    ),
+    Setting(
+        "audit", read_path, lambda _: None, "Record refusals in this file, as JSON lines.", "FILE"
+    ),
+    Setting(
         "state-dir",
         read_path,
         _default_state_dir,
@@ -149,7 +237,19 @@ class Settings:
     listen: tuple[Address, ...]
     read_only: bool
     allow_sparse: bool
+    tls: Literal["auto", "off"] | tuple[Path, Path] | None
+    hostname: tuple[str, ...]
+    client_ca: Path | None
+    auth: Literal["auto", "none"] | Path | None
+    anonymous: bool
+    signing_key: Path | None
+    audit: Path | None
     state_dir: Path
+
+    @property
+    def exposed(self) -> bool:
+        """Whether anyone but this host can connect."""
+        return not all(address.is_loopback for address in self.listen)
 
 
 def load(
@@ -163,10 +263,9 @@ def load(
         file: of ``--config``.
 
     Raises:
-        ConfigError: a value is bad, or a key or variable is unknown.
+        ConfigError: a value is bad, or a key is unknown.
     """
     from_file = _read_file(file) if file else {}
-    _refuse_unknown_variables(environment)
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         found = _find(setting, flags, environment, from_file, file)
@@ -229,13 +328,3 @@ def _texts(setting: Setting[Any], value: object, file: Path) -> tuple[str, ...]:
             expected = "a list of texts" if setting.repeatable else "one value"
             raise ConfigError(f"key {setting.key} in {file} is not usable: expected {expected}")
     return tuple(str(one) for one in values)
-
-
-def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    known = {s.variable for s in SETTINGS} | {"MAYFLY_CONFIG"} | _NOT_SETTINGS
-    for variable in sorted(environment):
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
-            raise ConfigError(
-                f"environment variable {variable} is not a setting; unset it "
-                f"(known: {', '.join(sorted(known - _NOT_SETTINGS))})"
-            )

@@ -1,4 +1,4 @@
-"""What every handler is given: the store, the caller's policy, and the answers' common parts."""
+"""What every handler is given: the store, who is asking, and the answers' common parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 from aiohttp import web
 
-from registry.access import Policy
+from registry.guard import Caller, Guard
 from registry.manifest_cache import ManifestCache
 from registry.request import Request
 from storage.interface import Store
@@ -25,20 +25,20 @@ JSON = "application/json"
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Shared by all requests and never changed by one."""
+    """What a handler works with. All but the caller is the same for every request."""
 
     store: Store
     manifests: ManifestCache
-    policy: Policy
+    guard: Guard
+    caller: Caller
 
 
 Handler = Callable[[Context, web.BaseRequest, Request], Awaitable[web.StreamResponse]]
 
 
-async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a blocking call in a worker thread; cheaper than `asyncio.to_thread`, no context copy."""
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(None, partial(call, *args, **kwargs))
+def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+    """Run a blocking call in a worker thread, begun at once whether or not it is awaited yet."""
+    return asyncio.get_running_loop().run_in_executor(None, partial(call, *args, **kwargs))
 
 
 def answer(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 
+from auth.errors import ScopeInvalid
 from storage import errors as storage
 
 
@@ -53,8 +54,16 @@ class BodyIncomplete(RequestError):
     """The request's body ended before its announced end."""
 
 
+class Unauthorized(RequestError):
+    """The caller has to prove who they are, or prove more; ``challenge`` says how."""
+
+    def __init__(self, message: str, challenge: str, detail: object = None) -> None:
+        super().__init__(message, detail)
+        self.challenge = challenge
+
+
 class AccessDenied(RequestError):
-    """The caller may not do this."""
+    """A known caller may not do this."""
 
 
 TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
@@ -64,7 +73,9 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     PaginationInvalid: (HTTPStatus.BAD_REQUEST, "PAGINATION_NUMBER_INVALID"),
     RangeInvalid: (HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
     BodyIncomplete: (HTTPStatus.BAD_REQUEST, "SIZE_INVALID"),
+    Unauthorized: (HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED"),
     AccessDenied: (HTTPStatus.FORBIDDEN, "DENIED"),
+    ScopeInvalid: (HTTPStatus.BAD_REQUEST, "UNSUPPORTED"),
     storage.NameInvalid: (HTTPStatus.BAD_REQUEST, "NAME_INVALID"),
     storage.TagInvalid: (HTTPStatus.BAD_REQUEST, "TAG_INVALID"),
     storage.DigestInvalid: (HTTPStatus.BAD_REQUEST, "DIGEST_INVALID"),
@@ -99,6 +110,8 @@ def body(code: str, message: str, detail: object = None) -> bytes:
 def headers_of(error: Exception) -> dict[str, str]:
     """The headers a refusal must carry beside its body."""
     match error:
+        case Unauthorized():
+            return {"WWW-Authenticate": error.challenge}
         case MethodUnsupported():
             return {"Allow": ", ".join(error.allow)}
         case RangeInvalid():

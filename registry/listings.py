@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from registry.access import Need
 from registry.context import JSON, Context, answer, in_thread
 from registry.errors import PaginationInvalid
 from registry.request import Request
@@ -38,7 +37,7 @@ def _readable(context: Context, after: str, limit: int) -> list[str]:
         names = context.store.repositories(after, limit)
         if not names:
             break
-        found += [n for n in names if context.policy.allows(Need("repository", n, "pull"))]
+        found += [name for name in names if context.caller.can_list(name)]
         after = names[-1]
     return found[:limit]
 

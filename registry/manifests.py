@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from registry.context import Context, answer, in_thread
-from registry.receive import read_manifest
+from registry.receive import read_body
 from registry.request import Request
 from storage import digest as digests
 from storage import manifest as manifests
@@ -33,7 +33,7 @@ async def put(context: Context, http: web.BaseRequest, request: Request) -> web.
     tags = (request.tag,) if request.tag else tuple(request.query.get("tag", ()))
     for tag in tags:
         check_tag(tag)
-    body = await read_manifest(http)
+    body = await read_body(http, manifests.MAX_SIZE)
     announced = http.headers.get("Content-Type")
     media_type = announced.partition(";")[0].strip() if announced else None
     manifest = await in_thread(manifests.parse, body, media_type)

@@ -15,7 +15,6 @@ from aiohttp.client_exceptions import ClientError
 from registry.context import in_thread
 from registry.errors import BodyIncomplete
 from storage.interface import Upload
-from storage.manifest import MAX_SIZE
 
 _LARGEST_BATCH = 1024 * 1024
 _SMALLEST_BATCH = 64 * 1024
@@ -62,7 +61,7 @@ async def _pump(http: web.BaseRequest, upload: Upload, at: int) -> int:
                 await writing
                 writing = None
             if pieces:
-                writing = asyncio.ensure_future(in_thread(upload.write, pieces, at))
+                writing = in_thread(upload.write, pieces, at)
                 at += held
                 pieces, held = [], 0
             if not piece:
@@ -87,8 +86,8 @@ def _batch_size() -> int:
     return max(_SMALLEST_BATCH, min(_LARGEST_BATCH, _MEMORY // max(_active, 1)))
 
 
-async def read_manifest(http: web.BaseRequest) -> bytes:
-    """The whole body of a manifest PUT, one byte over the limit at most.
+async def read_body(http: web.BaseRequest, limit: int) -> bytes:
+    """A whole small body; of one over ``limit`` bytes only so much that it shows.
 
     Raises:
         BodyIncomplete: the body ended before its announced end.
@@ -96,7 +95,7 @@ async def read_manifest(http: web.BaseRequest) -> bytes:
     await _continue(http)
     body = bytearray()
     try:
-        while len(body) <= MAX_SIZE and (piece := await http.content.readany()):
+        while len(body) <= limit and (piece := await http.content.readany()):
             body += piece
     except _CUT:
         raise BodyIncomplete("the request's body ended early") from None

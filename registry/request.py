@@ -32,6 +32,7 @@ class Endpoint(Enum):
     UPLOADS = "uploads"
     UPLOAD = "upload"
     REFERRERS = "referrers"
+    TOKEN = "token"
     LIVE = "live"
     READY = "ready"
 
@@ -45,6 +46,7 @@ METHODS: dict[Endpoint, tuple[str, ...]] = {
     Endpoint.UPLOADS: ("POST",),
     Endpoint.UPLOAD: ("GET", "PATCH", "PUT", "DELETE"),
     Endpoint.REFERRERS: ("GET",),
+    Endpoint.TOKEN: ("GET", "POST"),
     Endpoint.LIVE: ("GET", "HEAD"),
     Endpoint.READY: ("GET", "HEAD"),
 }
@@ -53,6 +55,7 @@ _FIXED = {
     "/v2": Endpoint.BASE,
     "/v2/": Endpoint.BASE,
     "/v2/_catalog": Endpoint.CATALOG,
+    "/auth/token": Endpoint.TOKEN,
     "/livez": Endpoint.LIVE,
     "/readyz": Endpoint.READY,
 }
@@ -102,7 +105,7 @@ def parse(method: str, path: str, query: str) -> Request:
     """
     if len(path) > MAX_PATH_LENGTH:
         raise NameInvalid(f"path is longer than {MAX_PATH_LENGTH} characters")
-    parameters = _query(query) if query else _NO_QUERY
+    parameters = read_form(query) if query else _NO_QUERY
     fixed = _FIXED.get(path)
     if fixed is not None:
         return Request(fixed, _method(fixed, method), query=parameters)
@@ -170,13 +173,18 @@ def _decode(part: str) -> str:
     return decoded
 
 
-def _query(query: str) -> dict[str, list[str]]:
+def read_form(text: str) -> dict[str, list[str]]:
+    """Read ``name=value&…``: a query, or a form that was posted.
+
+    Raises:
+        ParameterInvalid: it has too many fields or is not UTF-8.
+    """
     try:
         pairs = parse_qsl(
-            query, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS
+            text, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS
         )
     except ValueError:
-        raise ParameterInvalid("query cannot be read") from None
+        raise ParameterInvalid("query or form cannot be read") from None
     found: dict[str, list[str]] = {}
     for name, value in pairs:
         found.setdefault(name, []).append(value)

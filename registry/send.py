@@ -73,11 +73,10 @@ async def send(
     except FileNotFoundError:
         raise BlobUnknown("blob unknown to repository") from None
     with file:
-        writer = await response.prepare(http)
+        await response.prepare(http)
         transport = http.transport
-        if writer is None or transport is None:
+        if transport is None:
             raise ConnectionResetError("client is gone")
-        writer.send_headers()
         sent = await asyncio.get_running_loop().sendfile(
             transport, file, extent.offset + offset, count
         )

@@ -1,4 +1,4 @@
-"""A registry from start to stop: bind, say ready, serve, stop cleanly.
+"""A registry from start to stop: open the store, secure, bind, say ready, serve, stop cleanly.
 
 This is where concrete classes meet (DESIGN.md, composition root); the command line only brings
 the settings.
@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aiohttp import web
 
-from registry.access import AllowAll
+from registry.announce import announced
 from registry.app import App, HTTPServer
-from registry.config import Address, ConfigError, Settings
-from registry.context import Context
-from registry.manifest_cache import ManifestCache
-from registry.version import VERSION
+from registry.config import ConfigError, Settings
+from registry.context import in_thread
+from registry.listener import BACKLOG, address_of, listening
+from registry.security import Security, secure
 from storage.distribution import DistributionStore
+from storage.errors import StorageError
 from storage.interface import Store
 from storage.readonly import ReadOnlyStore
 
@@ -41,7 +39,10 @@ DRAIN_SECONDS = 60.0
 """How long transfers that are under way may go on once a stop is asked for."""
 
 STALE_UPLOAD_SECONDS = 7 * 24 * 3600.0
-"""An upload session without a write for so long is dropped at start (distribution's default)."""
+"""An upload session without a write for so long is dropped (distribution's default)."""
+
+_HOUSEKEEPING_SECONDS = 3600.0
+_RELOAD_SECONDS = 2.0
 
 
 class SecondSignal(Exception):
@@ -53,14 +54,21 @@ class SecondSignal(Exception):
 
 
 def run(settings: Settings) -> int:
-    """Serve until a signal; the process's exit code."""
+    """Serve until a signal; the process's exit code.
+
+    Raises:
+        ConfigError: the settings cannot be carried out on this host.
+    """
+    try:
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--state-dir {settings.state_dir} cannot be used: {error.strerror}"
+        ) from None
     with _root(settings) as root, contextlib.closing(_open_store(settings, root)) as store:
-        served: Store = ReadOnlyStore(store) if settings.read_only else store
-        if not settings.read_only:
-            store.purge_uploads(STALE_UPLOAD_SECONDS)
         try:
             with asyncio.Runner() as runner:
-                runner.run(_serve(settings, served))
+                runner.run(_serve(settings, store))
         except SecondSignal as second:
             return 128 + second.number
     return 0
@@ -85,37 +93,73 @@ def _open_store(settings: Settings, root: Path) -> DistributionStore:
         raise ConfigError(f"root {root} cannot be used: {error.strerror}") from error
 
 
-async def _serve(settings: Settings, store: Store) -> None:
+async def _serve(settings: Settings, store: DistributionStore) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(WORKER_THREADS, "storage"))
     stop = _stop_on_signals(loop)
-    context = Context(store, ManifestCache(), AllowAll())
-    runner = web.ServerRunner(HTTPServer(App(context)), shutdown_timeout=DRAIN_SECONDS)
+    served: Store = ReadOnlyStore(store) if settings.read_only else store
+    with secure(settings) as security, listening(settings.listen) as sockets:
+        async with _background(settings, security, store), _answering(served, security, sockets):
+            with announced(settings, security, [address_of(bound) for bound in sockets]):
+                logger.warning("stopping on %s", await stop)
+
+
+@contextlib.asynccontextmanager
+async def _answering(
+    store: Store, security: Security, sockets: list[socket.socket]
+) -> AsyncIterator[None]:
+    """Requests are answered while the block runs; at its end those under way may finish."""
+    server = HTTPServer(App(store, security.guard))
+    runner = web.ServerRunner(server, shutdown_timeout=DRAIN_SECONDS)
     await runner.setup()
+    context = security.tls.context if security.tls is not None else None
     try:
-        sockets = [_bind(address) for address in settings.listen]
         for bound in sockets:
-            await web.SockSite(runner, bound).start()
-        with _announced(settings.state_dir, sockets):
-            reason = await stop
-            logger.warning("stopping on %s", reason)
+            await web.SockSite(runner, bound, ssl_context=context, backlog=BACKLOG).start()
+        yield
     finally:
-        cleanup = asyncio.ensure_future(runner.cleanup())
-        _second_signal_cancels(loop, cleanup)
-        await cleanup
+        draining = asyncio.ensure_future(runner.cleanup())
+        _second_signal_cancels(asyncio.get_running_loop(), draining)
+        await draining
 
 
-def _bind(address: Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+@contextlib.asynccontextmanager
+async def _background(
+    settings: Settings, security: Security, store: DistributionStore
+) -> AsyncIterator[None]:
+    """What goes on beside the requests."""
+    tasks = [asyncio.ensure_future(security.guard.audit.write())]
+    if security.tls is not None:
+        tasks.append(asyncio.ensure_future(_reload_certificates(security)))
+    if not settings.read_only:
+        tasks.append(asyncio.ensure_future(_purge_uploads(store)))
     try:
-        found = socket.getaddrinfo(
-            address.host, address.port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        return socket.create_server(found[0][4][:2], family=family, backlog=1024)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {address}: {error.strerror}; choose another with --listen"
-        ) from None
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _reload_certificates(security: Security) -> None:
+    assert security.tls is not None
+    while True:
+        await asyncio.sleep(_RELOAD_SECONDS)
+        await in_thread(security.tls.reload_if_changed)
+
+
+async def _purge_uploads(store: DistributionStore) -> None:
+    while True:
+        try:
+            purged = await in_thread(store.purge_uploads, STALE_UPLOAD_SECONDS)
+        except (OSError, StorageError) as error:
+            logger.warning("stale uploads were not dropped: %s", error)
+        else:
+            if purged:
+                logger.warning("dropped %d upload sessions idle for a week", purged)
+        await asyncio.sleep(_HOUSEKEEPING_SECONDS)
 
 
 def _stop_on_signals(loop: asyncio.AbstractEventLoop) -> asyncio.Future[str]:
@@ -137,23 +181,3 @@ def _second_signal_cancels(loop: asyncio.AbstractEventLoop, draining: asyncio.Fu
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-
-
-@contextlib.contextmanager
-def _announced(state_dir: Path, sockets: list[socket.socket]) -> Iterator[None]:
-    """While the port answers, ``ready.json`` says so (CONTRACT.md, "Ready")."""
-    url = f"http://{Address(*sockets[0].getsockname()[:2])}"
-    ready = state_dir / "ready.json"
-    state = {"url": url, "pid": os.getpid(), "version": VERSION}
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = state_dir / f".ready.json.{os.getpid()}"
-        draft.write_text(json.dumps(state) + "\n")
-        draft.replace(ready)
-    except OSError as error:
-        raise ConfigError(f"--state-dir {state_dir} cannot be used: {error.strerror}") from None
-    print(f"mayfly {VERSION} ready at {url}", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        ready.unlink(missing_ok=True)

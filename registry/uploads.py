@@ -94,7 +94,7 @@ async def _mount(context: Context, request: Request, digest: Digest) -> bool:
 
 def _holder(context: Context, digest: Digest) -> str | None:
     for name in context.store.holders(digest):
-        if context.policy.allows(Need("repository", name, "pull")):
+        if context.caller.allows(Need("repository", name, "pull")):
             return name
     return None
 

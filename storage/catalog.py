@@ -15,6 +15,15 @@ def names_after(repositories: Path, after: str, limit: int) -> list[str]:
     return list(islice(_walk(repositories, "", after), limit))
 
 
+def upload_directories(repositories: Path) -> Iterator[Path]:
+    """Every directory of upload sessions, also of repositories that hold nothing else yet."""
+    uploads = repositories / "_uploads"
+    if uploads.is_dir():
+        yield uploads
+    for name in _directories(repositories):
+        yield from upload_directories(repositories / name)
+
+
 def _walk(directory: Path, prefix: str, after: str) -> Iterator[str]:
     # "a-b" sorts before "a/b": a directory is two entries, the repository itself and, with a
     # slash, all that lies below it; every name below begins with that key, so keys stay sorted.

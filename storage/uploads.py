@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage import digest as digests
+from storage.catalog import upload_directories
 from storage.digest import CANONICAL, Digest
 from storage.errors import DigestInvalid, UploadOffset, UploadUnknown
 from storage.layout import Layout
@@ -175,15 +176,21 @@ class Uploads:
         """End the sessions without a write for ``max_age`` seconds; how many there were."""
         oldest = time.time() - max_age
         purged = 0
-        with self._lock:
-            # No session may be found or begun in a directory that is being removed.
-            for data in self._layout.repositories.glob("**/_uploads/*/data"):
-                with contextlib.suppress(FileNotFoundError):
-                    if data.stat().st_mtime < oldest:
-                        shutil.rmtree(data.parent, ignore_errors=True)
-                        self._open.pop(data.parent, None)
-                        purged += 1
+        for uploads in upload_directories(self._layout.repositories):
+            for directory in list(uploads.iterdir()):
+                if self._is_older(directory, oldest):
+                    shutil.rmtree(directory, ignore_errors=True)
+                    self._forget(directory)
+                    purged += 1
         return purged
+
+    @staticmethod
+    def _is_older(directory: Path, oldest: float) -> bool:
+        # A session that registry:2 left may have no data yet; its directory tells its age too.
+        for path in (directory / "data", directory):
+            with contextlib.suppress(OSError):
+                return path.stat().st_mtime < oldest
+        return False
 
     def _forget(self, directory: Path) -> None:
         with self._lock:

@@ -7,11 +7,16 @@ import sys
 
 import click
 
+from auth.errors import AuthError
 from registry.config import ConfigError
 from registry.version import VERSION
 
 _COMMANDS = {
     "serve": "registry.cli.serve",
+    "user": "registry.cli.user",
+    "grant": "registry.cli.grant",
+    "credentials": "registry.cli.credentials",
+    "node-config": "registry.cli.node_config",
 }
 """Command → the module whose ``command`` it is."""
 
@@ -40,10 +45,14 @@ def main() -> None:
         sys.exit(cli.main(prog_name="mayfly", standalone_mode=False))
     except click.exceptions.Abort:
         sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        _fail(error.format_message())
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "mayfly"
         _fail(f"{command}: {error.format_message()} (see {command} --help)")
-    except ConfigError as error:
+    except click.ClickException as error:
+        _fail(f"mayfly: {error.format_message()}")
+    except (ConfigError, AuthError) as error:
         _fail(f"mayfly: {error}")
 
 

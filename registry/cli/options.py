@@ -49,3 +49,33 @@ def _option(setting: config.Setting[Any]) -> Callable[[Callable[..., Any]], Call
 
 def _texts(value: object) -> tuple[str, ...]:
     return tuple(str(v) for v in value) if isinstance(value, tuple) else (str(value),)
+
+
+def print_json(document: object) -> None:
+    """One JSON document on standard output."""
+    import json
+
+    click.echo(json.dumps(document, indent=2, default=str))
+
+
+as_json = click.option("--json", is_flag=True, help="Print JSON.")
+
+auth_directory = click.option(
+    "--auth",
+    envvar="MAYFLY_AUTH",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="The directory given to serve as --auth.",
+)
+
+_STATE_DIR = next(setting for setting in SETTINGS if setting.name == "state-dir")
+
+state_directory = click.option(
+    "--state-dir",
+    envvar=_STATE_DIR.variable,
+    type=click.Path(path_type=Path),
+    default=lambda: _STATE_DIR.default(os.environ),
+    metavar=_STATE_DIR.metavar,
+    help="Of the registry that runs here.",
+)

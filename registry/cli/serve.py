@@ -17,6 +17,6 @@ def command(settings: Settings) -> int:
     """Serve in the foreground until SIGTERM or SIGINT."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="mayfly: %(message)s")
     # Imported here: `mayfly serve --help` and a wrong option need no HTTP server.
-    from registry import server
+    from registry.startup import import_server
 
-    return server.run(settings)
+    return int(import_server().run(settings))

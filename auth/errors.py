@@ -1,0 +1,74 @@
+"""What auth can refuse, one class for each reason.
+
+Messages of `CredentialsInvalid`, `TokenInvalid` and `ScopeInvalid` may travel to the client: they
+hold no secret and do not tell a wrong password from an unknown user. `PolicyFileInvalid` and
+`InputInvalid` speak to the operator: they may name a file of the host, never what is secret in it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+TokenReason = Literal[
+    "malformed",
+    "too large",
+    "bad signature",
+    "wrong issuer",
+    "wrong audience",
+    "bad claims",
+    "expired",
+    "not yet valid",
+    "revoked",
+]
+"""Why a token is refused. For the audit; a client needs only `invalid_token` (RFC 6750, 3.1)."""
+
+
+class AuthError(Exception):
+    """Base of every domain error that auth raises."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class CredentialsInvalid(AuthError):
+    """A name and password that are not accepted: the same words whatever is wrong with them."""
+
+    def __init__(self) -> None:
+        super().__init__("invalid user name or password")
+
+
+class TokenInvalid(AuthError):
+    """A token that is not accepted; ``reason`` says why."""
+
+    def __init__(self, reason: TokenReason) -> None:
+        super().__init__(f"invalid token: {reason}")
+        self.reason = reason
+
+
+class ScopeInvalid(AuthError):
+    """A scope outside the grammar of `auth.scope`."""
+
+
+class InputInvalid(AuthError):
+    """A value from the operator that cannot be taken: a name, role, glob, lifetime, password."""
+
+
+class PolicyFileInvalid(AuthError):
+    """A credential, grant or key file that cannot be used as it is.
+
+    Args:
+        path: the file as the operator named it.
+        what: what is wrong with it.
+        remedy: what to do.
+        line: 1-based line, where one is to blame.
+    """
+
+    def __init__(self, path: Path, what: str, remedy: str, line: int | None = None) -> None:
+        where = str(path) if line is None else f"{path}, line {line}"
+        super().__init__(f"{where}: {what}; {remedy}")
+        self.path = path
+        self.what = what
+        self.remedy = remedy
+        self.line = line

@@ -1,0 +1,157 @@
+"""Reading and writing the files that decide who may do what.
+
+Reading follows symlinks, because Kubernetes mounts a Secret as a symlink into ``..data``; what
+counts is the file at the end: regular, and with none of the permission bits that the kind of file
+forbids. The check is made on the open file, so it cannot be swapped in between.
+
+Writing refuses a symlink: replacing one would cut a mount off from its source, and following one
+could change a file elsewhere. A write is atomic and durable (temporary file, fsync, rename, fsync
+of the directory). A new file gets mode 0600. An existing one keeps its owner and the reading its
+owner allowed a group, so that ``mayfly user add`` run by root does not lock a server out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from auth.errors import PolicyFileInvalid
+
+MAX_SIZE = 1024 * 1024
+"""Largest file read, in bytes: some ten thousand users."""
+
+NOT_WRITABLE_BY_OTHERS = 0o022
+"""Forbidden bits of a file that others may read and must not change: htpasswd, grants.toml."""
+
+PRIVATE = 0o077
+"""Forbidden bits of a file that is itself a secret: a signing key."""
+
+_KEPT_BITS = 0o640
+
+
+def read(path: Path, forbidden: int) -> bytes:
+    """Read a whole file.
+
+    Args:
+        path: the file, or a symlink to it.
+        forbidden: `NOT_WRITABLE_BY_OTHERS` or `PRIVATE`.
+
+    Raises:
+        PolicyFileInvalid: it is missing, unreadable, not regular, larger than `MAX_SIZE`, or open
+            to others.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            _check(path, found, forbidden)
+            data = file.read(MAX_SIZE + 1)
+    except OSError as error:
+        raise PolicyFileInvalid(
+            path, f"cannot be read ({error.strerror})", "check the path and its permissions"
+        ) from error
+    if len(data) > MAX_SIZE:
+        raise PolicyFileInvalid(path, f"is larger than {MAX_SIZE} bytes", "shorten it")
+    return data
+
+
+def _check(path: Path, found: os.stat_result, forbidden: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise PolicyFileInvalid(path, "is not a regular file", "name a file")
+    if not found.st_mode & forbidden:
+        return
+    mode = stat.S_IMODE(found.st_mode)
+    if forbidden == PRIVATE:
+        what = f"is open to other users (mode {mode:04o}) and holds a secret"
+        remedy = f"run: chmod 600 {path} (in a Kubernetes Secret volume: defaultMode: 0400)"
+    else:
+        what = f"can be written by other users (mode {mode:04o})"
+        remedy = f"run: chmod go-w {path}"
+    raise PolicyFileInvalid(path, what, remedy)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold off other writers of the files in ``path``'s directory, in all processes.
+
+    The lock is on the directory, so nothing is left behind. Read, change and `write` inside it.
+
+    Raises:
+        PolicyFileInvalid: the directory is missing or cannot be opened.
+    """
+    try:
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise PolicyFileInvalid(
+            path.parent, f"cannot be opened ({error.strerror})", "make the directory first"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace a file at once, or make it; after a crash there is the old or the new one.
+
+    Raises:
+        PolicyFileInvalid: ``path`` is a symlink or not a regular file, or writing failed; the
+            old file is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        before = _writable(path)
+        descriptor = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                _inherit(descriptor, before)
+                os.fsync(descriptor)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise PolicyFileInvalid(
+            path, f"cannot be written ({error.strerror})", "the old file is unchanged"
+        ) from error
+
+
+def _writable(path: Path) -> os.stat_result | None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISLNK(found.st_mode):
+        raise PolicyFileInvalid(path, "is a symlink", "name the file it points to")
+    if not stat.S_ISREG(found.st_mode):
+        raise PolicyFileInvalid(path, "is not a regular file", "name a file")
+    return found
+
+
+def _inherit(descriptor: int, before: os.stat_result | None) -> None:
+    if before is None:
+        return
+    made = os.fstat(descriptor)
+    if (made.st_uid, made.st_gid) != (before.st_uid, before.st_gid):
+        os.fchown(descriptor, before.st_uid, before.st_gid)
+    os.fchmod(descriptor, 0o600 | (before.st_mode & _KEPT_BITS))
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,99 @@
+"""Credentials made by the server itself, and the forms in which clients take them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import secrets
+import string
+from typing import NamedTuple
+
+from auth.errors import InputInvalid
+from auth.identity import Credential
+from auth.policy import EVERYTHING, Grant, Kind, Policy, Subject
+from auth.roles import Role
+from auth.users import Users, hash_password
+
+ADMIN_NAME = "admin"
+PULL_NAME = "pull"
+
+_ALPHABET = string.ascii_letters + string.digits  # safe in shells, URLs and YAML
+_LENGTH = 32  # of 62 characters: 190 bits
+_RANDOM_PASSWORD_ROUNDS = 4  # bcrypt's least: there is nothing to guess in 190 random bits
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_NAMESPACE = re.compile(_LABEL)
+_SECRET_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_HOST = re.compile(r"[A-Za-z0-9.-]+(?::[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](?::[0-9]{1,5})?")
+
+
+class OneRun(NamedTuple):
+    """Users that end with the run: what ``--auth auto`` starts with."""
+
+    admin: Credential
+    pull: Credential
+    users: Users
+    policy: Policy
+
+
+def random_password() -> str:
+    """A password that cannot be guessed, of letters and digits."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+
+
+def one_run() -> OneRun:
+    """New users ``admin`` (everything) and ``pull`` (pull from every repository)."""
+    admin = Credential(ADMIN_NAME, random_password())
+    pull = Credential(PULL_NAME, random_password())
+    users = Users(
+        {one.name: hash_password(one.password, _RANDOM_PASSWORD_ROUNDS) for one in (admin, pull)}
+    )
+    policy = Policy(
+        [
+            Grant(Subject(Kind.USER, ADMIN_NAME), Role.ADMIN, EVERYTHING),
+            Grant(Subject(Kind.USER, PULL_NAME), Role.LIMITED_GUEST, EVERYTHING),
+        ]
+    )
+    return OneRun(admin, pull, users, policy)
+
+
+def docker_config(host: str, credential: Credential) -> dict[str, object]:
+    """The content of ``~/.docker/config.json`` (and podman's ``auth.json``) for one registry.
+
+    Args:
+        host: ``host`` or ``host:port``, as image names have it.
+
+    Raises:
+        InputInvalid: the host is of another form; a URL or path would match no image, silently.
+    """
+    if not _HOST.fullmatch(host):
+        raise InputInvalid(f"invalid registry host {host[:64]!r}: expected host or host:port")
+    pair = f"{credential.name}:{credential.password}"
+    return {"auths": {host: {"auth": base64.b64encode(pair.encode()).decode()}}}
+
+
+def kubernetes_secret(
+    name: str, namespace: str, host: str, credential: Credential
+) -> dict[str, object]:
+    """The Secret for ``imagePullSecrets``, of type ``kubernetes.io/dockerconfigjson``.
+
+    Raises:
+        InputInvalid: the name is not a DNS subdomain, the namespace not a DNS label (Kubernetes'
+            rules, from RFC 1123), or the host as in `docker_config`.
+    """
+    if len(name) > 253 or not _SECRET_NAME.fullmatch(name):
+        raise InputInvalid(
+            f"invalid Secret name {name[:64]!r}: lower-case letters, digits, - and ."
+        )
+    if not _NAMESPACE.fullmatch(namespace):
+        raise InputInvalid(
+            f"invalid namespace {namespace[:64]!r}: lower-case letters, digits and -"
+        )
+    config = json.dumps(docker_config(host, credential), separators=(",", ":"))
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace},
+        "type": "kubernetes.io/dockerconfigjson",
+        "data": {".dockerconfigjson": base64.b64encode(config.encode()).decode()},
+    }

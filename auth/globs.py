@@ -1,0 +1,107 @@
+"""Repository globs: ``team/**``, ``*/cache``.
+
+What they mean (the slash rules are gitignore(5)'s):
+
+- ``*`` stands for any characters within one part of the name, none included; alone between slashes
+  for exactly one part: ``team/*`` is ``team/api`` and neither ``team`` nor ``team/api/base``.
+- ``**`` stands for whole parts. Last, for one or more: ``team/**`` is everything below ``team``.
+  Elsewhere, for none or more: ``**/cache`` is ``cache``, ``a/cache`` and ``a/b/cache``.
+  ``**`` alone is every repository.
+- Everything else stands for itself. ``?`` and ``[...]`` are refused: no repository name holds them.
+
+Of two globs that match, the more specific has more literal characters (slashes counted); if these
+are equal, fewer ``**``; then fewer ``*``. A name without a star is thus more specific than any glob
+that matches it.
+
+Matching takes time linear in stars times name length: middle pieces are atomic groups, so a
+crafted glob and name cannot make it backtrack.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+
+from auth.errors import InputInvalid
+
+MAX_LENGTH = 255
+"""Longest glob in characters: the longest repository name."""
+
+_TEXT = re.compile(r"[a-z0-9._*/-]+")
+_PART_END = r"(?=/|\Z)"
+
+
+@dataclass(frozen=True, slots=True)
+class Glob:
+    """A checked glob; make one with `parse_glob`."""
+
+    pattern: str
+    specificity: tuple[int, int, int] = field(compare=False, repr=False)
+    """Sorts more specific globs after less specific ones."""
+    _regex: re.Pattern[str] = field(compare=False, repr=False)
+
+    def matches(self, repository: str) -> bool:
+        """Whether the glob covers a repository's full name."""
+        return self._regex.fullmatch(repository) is not None
+
+
+def parse_glob(pattern: str) -> Glob:
+    """Read a glob.
+
+    Raises:
+        InputInvalid: it is longer than `MAX_LENGTH` or outside the grammar above.
+    """
+    shown = repr(pattern[:MAX_LENGTH])
+    if len(pattern) > MAX_LENGTH:
+        raise InputInvalid(f"repository glob is longer than {MAX_LENGTH} characters")
+    if not _TEXT.fullmatch(pattern):
+        raise InputInvalid(
+            f"invalid repository glob {shown}: lower-case letters, digits, . _ - / and the "
+            "wildcards * and **"
+        )
+    parts = pattern.split("/")
+    if not all(parts):
+        raise InputInvalid(f"invalid repository glob {shown}: a part between slashes is empty")
+    if any("**" in part and part != "**" for part in parts):
+        raise InputInvalid(f"invalid repository glob {shown}: ** must be a whole part, as in a/**")
+    if any(one == two == "**" for one, two in pairwise(parts)):
+        raise InputInvalid(f"invalid repository glob {shown}: write ** once, not **/**")
+    double = parts.count("**")
+    stars = pattern.count("*")
+    specificity = (len(pattern) - stars, -double, -(stars - 2 * double))
+    return Glob(pattern, specificity, re.compile(_regex_of(parts)))
+
+
+def _regex_of(parts: list[str]) -> str:
+    """The regular expression of a glob, split where a ``**`` stands.
+
+    A stretch between two ``**`` may be taken at its first occurrence: if a later one leads to a
+    match, so does the first. So each is an atomic group and is never tried again.
+    """
+    stretches: list[list[str]] = [[]]
+    for is_gap, group in groupby(parts, key=lambda part: part == "**"):
+        if is_gap:
+            stretches.append([])
+        else:
+            stretches[-1] = list(group)
+    texts = ["/".join(_part_regex(part) for part in stretch) for stretch in stretches]
+    if len(texts) == 1:
+        return texts[0]
+    first, *middle, last = texts
+    head = f"{first}/" if first else ""
+    body = "".join(f"(?>(?:[^/]+/)*?{text}/)" for text in middle)
+    tail = f"(?:[^/]+/)*{last}" if last else "[^/]+(?:/[^/]+)*"
+    return head + body + tail
+
+
+def _part_regex(part: str) -> str:
+    """The regular expression of one part; the same first-occurrence argument as `_regex_of`."""
+    if part == "*":
+        return "[^/]+"
+    first, *rest = (re.escape(piece) for piece in part.split("*"))
+    if not rest:
+        return first
+    *middle, last = rest
+    pieces = "".join(f"(?>[^/]*?{piece})" for piece in middle)
+    return f"{first}{pieces}[^/]*{last}{_PART_END}"

@@ -1,0 +1,259 @@
+"""The file of grants: ``grants.toml``.
+
+::
+
+    [groups]
+    operators = ["alice", "bob"]
+
+    [[grant]]
+    user = "ci"                  # or: group = "operators", or: anonymous = true
+    role = "developer"           # see auth.roles
+    repositories = "team/**"     # see auth.globs; which grant counts: auth.policy
+
+The schema is strict: an unknown key, a wrong type, a group that is not defined, or the same subject
+and glob twice is an error that names the place. Two rules guard against accidents: anonymous can
+have only ``guest`` and ``limitedGuest``, and ``admin``, which is not about repositories, is given
+on ``**`` only. A group for callers with client certificates alone is defined with no members.
+
+Changes made by command write the whole file anew, in the order above and sorted. Of its comments
+only the block at the top is kept.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from auth import files
+from auth.errors import InputInvalid, PolicyFileInvalid
+from auth.globs import parse_glob
+from auth.identity import check_name
+from auth.policy import ANYONE, EVERYTHING, Grant, Kind, Policy, Subject
+from auth.roles import Role, parse_role
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+ANONYMOUS_ROLES = frozenset({Role.LIMITED_GUEST, Role.GUEST})
+"""The roles a file can give to anonymous."""
+
+_TOP_KEYS = frozenset({"groups", "grant"})
+_GRANT_KEYS = frozenset({*Kind, "role", "repositories"})
+_ORDER = {Kind.ANONYMOUS: 0, Kind.GROUP: 1, Kind.USER: 2}
+_REMEDY = "correct the file; 'mayfly grant --help' shows its form"
+
+
+def load_grants(path: Path) -> Policy:
+    """Read a file of grants.
+
+    Raises:
+        PolicyFileInvalid: see `auth.files.read`; or the content breaks the schema above.
+    """
+    return _parse(path, files.read(path, files.NOT_WRITABLE_BY_OTHERS))
+
+
+def add_grant(path: Path, grant: Grant) -> bool:
+    """Add a grant, or change the role of the one with its subject and glob; True when it is new.
+
+    A missing file is made.
+
+    Raises:
+        InputInvalid: no file can hold the grant: its role does not suit its subject or glob, or
+            its group is not defined.
+        PolicyFileInvalid: the file as it is cannot be read or written.
+    """
+    check_grant(grant)
+
+    def change(policy: Policy) -> list[Grant]:
+        if grant.subject.kind is Kind.GROUP and grant.subject.name not in policy.groups:
+            raise InputInvalid(
+                f"no group {grant.subject.name!r} in {path}: name its members under [groups] first"
+            )
+        return [*(other for other in policy.grants if _key(other) != _key(grant)), grant]
+
+    before, after = _edit(path, change)
+    return len(after.grants) > len(before.grants)
+
+
+def remove_grant(path: Path, subject: Subject, repositories: str) -> None:
+    """Take a grant back.
+
+    Raises:
+        InputInvalid: there is no such grant.
+        PolicyFileInvalid: the file as it is cannot be read or written.
+    """
+
+    def change(policy: Policy) -> list[Grant]:
+        left = [grant for grant in policy.grants if _key(grant) != (subject, repositories)]
+        if len(left) == len(policy.grants):
+            raise InputInvalid(f"no grant to {subject} on {repositories[:64]!r} in {path}")
+        return left
+
+    _edit(path, change)
+
+
+def render(policy: Policy, heading: str = "") -> str:
+    """The canonical text of a policy.
+
+    Args:
+        heading: comment lines to put on top.
+    """
+    parts = [heading] if heading else []
+    if policy.groups:
+        lines = [
+            f"{_quote(name)} = [{', '.join(map(_quote, sorted(members)))}]\n"
+            for name, members in sorted(policy.groups.items())
+        ]
+        parts.append("[groups]\n" + "".join(lines))
+    for grant in sorted(policy.grants, key=_order):
+        kind, name = grant.subject
+        subject = "true" if kind is Kind.ANONYMOUS else _quote(name)
+        parts.append(
+            f'[[grant]]\n{kind} = {subject}\nrole = "{grant.role}"\n'
+            f'repositories = "{grant.repositories.pattern}"\n'
+        )
+    return "\n".join(parts)
+
+
+def check_grant(grant: Grant) -> None:
+    """Refuse a grant that a file cannot hold.
+
+    Raises:
+        InputInvalid: a user or group has an invalid name, anonymous would have more than a
+            guest's role, or ``admin`` is on a part of the repositories.
+    """
+    if grant.subject == ANYONE:
+        if grant.role not in ANONYMOUS_ROLES:
+            able = " or ".join(sorted(ANONYMOUS_ROLES))
+            raise InputInvalid(f"anonymous cannot have role {grant.role}, only {able}")
+    else:
+        check_name(grant.subject.name)
+    if grant.role is Role.ADMIN and grant.repositories != EVERYTHING:
+        raise InputInvalid(
+            f"role {Role.ADMIN} is for the whole registry: grant it on '**', or grant "
+            f"{Role.PROJECT_ADMIN}"
+        )
+
+
+def _edit(path: Path, change: Callable[[Policy], Iterable[Grant]]) -> tuple[Policy, Policy]:
+    with files.locked(path):
+        data = files.read(path, files.NOT_WRITABLE_BY_OTHERS) if path.exists() else b""
+        before = _parse(path, data)
+        after = Policy(change(before), before.groups)
+        files.write(path, render(after, _heading(data.decode())).encode())
+    return before, after
+
+
+def _heading(text: str) -> str:
+    """The comments a file begins with."""
+    kept = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        kept.append(line + "\n")
+    return "".join(kept)
+
+
+def _parse(path: Path, data: bytes) -> Policy:
+    try:
+        document = tomllib.loads(data.decode())
+    except UnicodeDecodeError:
+        raise PolicyFileInvalid(path, "is not UTF-8", "write the file in UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise PolicyFileInvalid(path, f"is not TOML: {error}", _REMEDY) from None
+    try:
+        _known_keys(document, _TOP_KEYS)
+        groups = _groups(document.get("groups", {}))
+        grants = _grants(document.get("grant", []), groups)
+    except InputInvalid as error:
+        raise PolicyFileInvalid(path, error.message, _REMEDY) from None
+    return Policy(grants, groups)
+
+
+def _groups(table: object) -> dict[str, frozenset[str]]:
+    if not isinstance(table, dict):
+        raise InputInvalid("'groups' is not a table")
+    groups = {}
+    for name, members in table.items():
+        where = f"groups.{name}"
+        if not isinstance(members, list) or not all(isinstance(one, str) for one in members):
+            raise InputInvalid(f"'{where}' is not a list of user names")
+        _in(where, check_name, name)
+        groups[name] = frozenset(_in(where, check_name, member) for member in members)
+    return groups
+
+
+def _grants(tables: object, groups: Mapping[str, frozenset[str]]) -> list[Grant]:
+    if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
+        raise InputInvalid("'grant' is not an array of tables: write [[grant]]")
+    seen: dict[tuple[Subject, str], int] = {}
+    grants = []
+    for number, table in enumerate(tables, 1):
+        where = f"grant {number}"
+        grant = _in(where, _grant, table)
+        if grant.subject.kind is Kind.GROUP and grant.subject.name not in groups:
+            raise InputInvalid(f"{where}: group {grant.subject.name!r} is not under [groups]")
+        first = seen.setdefault(_key(grant), number)
+        if first != number:
+            raise InputInvalid(
+                f"{where}: grant {first} is to {grant.subject} on "
+                f"'{grant.repositories.pattern}' too"
+            )
+        grants.append(grant)
+    return grants
+
+
+def _grant(table: Mapping[str, Any]) -> Grant:
+    _known_keys(table, _GRANT_KEYS)
+    kinds = [kind for kind in Kind if kind in table]
+    if len(kinds) != 1:
+        raise InputInvalid("needs exactly one of user, group and anonymous")
+    kind = kinds[0]
+    if kind is Kind.ANONYMOUS:
+        if table[kind] is not True:
+            raise InputInvalid("'anonymous' can only be true")
+        subject = ANYONE
+    else:
+        subject = Subject(kind, _text(table, kind))
+    grant = Grant(
+        subject, parse_role(_text(table, "role")), parse_glob(_text(table, "repositories"))
+    )
+    check_grant(grant)
+    return grant
+
+
+def _known_keys(table: Mapping[str, Any], known: frozenset[str]) -> None:
+    for key in table:
+        if key not in known:
+            raise InputInvalid(f"unknown key {key[:64]!r} (keys are {', '.join(sorted(known))})")
+
+
+def _text(table: Mapping[str, Any], key: str) -> str:
+    value = table.get(key)
+    if not isinstance(value, str):
+        raise InputInvalid(f"'{key}' is missing or not a string")
+    return value
+
+
+def _in(where: str, function: Callable[[A], R], argument: A) -> R:
+    """Call, and put the place in front of what is wrong."""
+    try:
+        return function(argument)
+    except InputInvalid as error:
+        raise InputInvalid(f"{where}: {error.message}") from None
+
+
+def _key(grant: Grant) -> tuple[Subject, str]:
+    return grant.subject, grant.repositories.pattern
+
+
+def _order(grant: Grant) -> tuple[int, str, str]:
+    return _ORDER[grant.subject.kind], grant.subject.name, grant.repositories.pattern
+
+
+def _quote(text: str) -> str:
+    """A TOML basic string; names are printable, so only two characters need escaping."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,130 @@
+"""Who is asking: a frozen value made anew for each request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from auth.errors import CredentialsInvalid, InputInvalid
+from auth.globs import Glob
+from auth.roles import Role
+from auth.scope import Scope
+
+Source = Literal["anonymous", "basic", "robot", "token", "refresh", "certificate"]
+"""How the caller proved who they are."""
+
+ROBOT_PREFIX = "robot+"
+"""Begins the name of every short-lived credential (`auth.robots`), and no other name."""
+
+MAX_NAME_BYTES = 255
+"""Longest user or group name in UTF-8 bytes: the limit of Apache's htpasswd."""
+
+_NODE_PREFIX = "system:node:"
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """A role over some repositories, carried by a credential itself."""
+
+    role: Role
+    repositories: Glob
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A caller.
+
+    Args:
+        name: the user's name; "" is anonymous.
+        source: how they proved it.
+        groups: groups the proof itself names (a certificate's); those of grants.toml are the
+            policy's business.
+        node: the node this caller is, where the proof says so.
+        access: what a token grants, and then nothing else counts; None where the policy decides.
+        permissions: what a short-lived credential carries in place of the policy's grants to
+            its name; None for every other caller.
+        expires: Unix second at which the proof ends; None where it does not.
+        fingerprint: changes when the user's password does; "" where there is none.
+    """
+
+    name: str
+    source: Source
+    groups: frozenset[str] = frozenset()
+    node: str | None = None
+    access: tuple[Scope, ...] | None = None
+    permissions: tuple[Permission, ...] | None = None
+    expires: int | None = None
+    fingerprint: str = field(default="", repr=False)
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether the caller gave no name."""
+        return not self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A name and password to hand out."""
+
+    name: str
+    password: str = field(repr=False)
+    expires: int | None = None
+    """Unix second at which it ends; None with the run or never."""
+
+
+ANONYMOUS = Identity("", "anonymous")
+
+
+def check_name(name: str) -> str:
+    """Give back a valid name of a user or group.
+
+    At most `MAX_NAME_BYTES`; printable, so that it can be logged as it is; no colon (RFC 7617
+    and htpasswd end the name there), no space at either end, no leading ``#`` (an htpasswd
+    comment), and not of a robot.
+
+    Raises:
+        InputInvalid: it is none.
+    """
+    if not name or len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        raise InputInvalid(f"a name has 1 to {MAX_NAME_BYTES} bytes")
+    if not name.isprintable() or ":" in name or name != name.strip() or name.startswith("#"):
+        raise InputInvalid(
+            f"invalid name {name[:64]!r}: printable characters, no colon, "
+            "no space at the ends, not beginning with #"
+        )
+    if name.startswith(ROBOT_PREFIX):
+        raise InputInvalid(
+            f"invalid name {name[:64]!r}: {ROBOT_PREFIX} begins the names of "
+            "short-lived credentials"
+        )
+    return name
+
+
+def from_certificate(certificate: Mapping[str, Any]) -> Identity:
+    """The caller a verified client certificate names.
+
+    The common name is the user, each organization a group: Kubernetes' convention for X.509
+    clients. ``system:node:NAME`` is the user and node ``NAME``.
+
+    Args:
+        certificate: what `ssl.SSLSocket.getpeercert` gives.
+
+    Raises:
+        CredentialsInvalid: it has not exactly one common name, or a name is not valid.
+    """
+    subject = [pair for part in certificate.get("subject", ()) for pair in part]
+    names = [value for key, value in subject if key == "commonName"]
+    groups = [value for key, value in subject if key == "organizationName"]
+    if len(names) != 1:
+        raise CredentialsInvalid
+    node = names[0].removeprefix(_NODE_PREFIX)
+    try:
+        return Identity(
+            check_name(node),
+            "certificate",
+            groups=frozenset(check_name(group) for group in groups if ":" not in group),
+            node=node if node != names[0] else None,
+        )
+    except InputInvalid:
+        raise CredentialsInvalid from None

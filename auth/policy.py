@@ -1,0 +1,197 @@
+"""Who may do what: grants, and the rule that picks among them.
+
+A grant gives a subject (a user, a group, or anonymous) a role over the repositories a glob covers.
+What no grant gives is denied. For a caller and a repository:
+
+1. *Within one subject the most specific glob wins*, and only its role counts, be it higher or
+   lower: with ``developer`` on ``team/**`` and ``guest`` on ``team/prod/**``, a user pushes to
+   ``team/api`` and only pulls ``team/prod/api``. Specificity is defined in `auth.globs`; different
+   globs of equal specificity both count.
+2. *Across subjects everything adds up*: the caller has what the user, each of the user's groups
+   and anonymous have. Harbor does the same with the roles a member has directly and by groups
+   (``ListRoles`` in its ``src/pkg/project/dao/dao.go``), and logging in never loses what anyone may
+   do.
+
+A robot's own permissions take the place of its name's grants and groups', by the same rule. A token
+is another matter: it grants the scopes written in it and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
+
+from auth.globs import Glob, parse_glob
+from auth.identity import Identity, Permission
+from auth.roles import LIFETIME, PULL, ROLE_ACTIONS, Role
+from auth.scope import ANY_ACTION, CATALOG, REGISTRY, REPOSITORY, Scope
+
+NOTHING: frozenset[str] = frozenset()
+EVERYTHING = parse_glob("**")
+
+
+class Kind(StrEnum):
+    """What a grant is to."""
+
+    USER = "user"
+    GROUP = "group"
+    ANONYMOUS = "anonymous"
+
+
+class Subject(NamedTuple):
+    """Whom a grant is to; the name is "" for anonymous."""
+
+    kind: Kind
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}".rstrip()
+
+
+ANYONE = Subject(Kind.ANONYMOUS)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A role for a subject over some repositories."""
+
+    subject: Subject
+    role: Role
+    repositories: Glob
+
+
+class Policy:
+    """All grants and groups at one moment. Immutable; a changed file makes another object.
+
+    Args:
+        grants: in any order.
+        groups: members of each group.
+    """
+
+    __slots__ = ("_groups_of", "_held", "grants", "groups")
+
+    def __init__(
+        self, grants: Iterable[Grant], groups: Mapping[str, frozenset[str]] | None = None
+    ) -> None:
+        self.grants = tuple(grants)
+        self.groups = dict(groups or {})
+        held: dict[Subject, list[Permission]] = {}
+        for grant in self.grants:
+            permission = Permission(grant.role, grant.repositories)
+            held.setdefault(grant.subject, []).append(permission)
+        self._held = {subject: _ordered(found) for subject, found in held.items()}
+        groups_of: dict[str, list[Subject]] = {}
+        for group, members in self.groups.items():
+            for member in members:
+                groups_of.setdefault(member, []).append(Subject(Kind.GROUP, group))
+        self._groups_of = groups_of
+
+    def with_grants(self, *grants: Grant) -> Policy:
+        """This policy and more grants."""
+        return Policy((*self.grants, *grants), self.groups)
+
+    def actions(self, identity: Identity, repository: str) -> frozenset[str]:
+        """All a caller may do in a repository."""
+        if identity.access is not None:
+            return _token_actions(identity.access, REPOSITORY, repository)
+        found = NOTHING
+        for permissions in self._permissions(identity):
+            found |= _winning(permissions, repository)
+        return found
+
+    def allowed(self, identity: Identity, repository: str, action: str) -> bool:
+        """Whether a caller may do something in a repository."""
+        return action in self.actions(identity, repository)
+
+    def registry_actions(self, identity: Identity, name: str) -> frozenset[str]:
+        """All a caller may do with a resource of the registry itself: ``*`` or nothing.
+
+        ``catalog`` is for everyone who may do anything (it shows each what `can_list` says),
+        ``lifetime`` for administrators. There are no others.
+        """
+        if identity.access is not None:
+            return _token_actions(identity.access, REGISTRY, name)
+        roles = {held.role for one in self._permissions(identity) for held in one}
+        allowed = {
+            CATALOG: bool(roles),
+            LIFETIME: any(LIFETIME in ROLE_ACTIONS[role] for role in roles),
+        }
+        return frozenset({ANY_ACTION}) if allowed.get(name) else NOTHING
+
+    def resource_actions(self, identity: Identity, kind: str, name: str) -> frozenset[str]:
+        """All a caller may do with a resource named as a scope names it; nothing if unknown."""
+        if kind == REPOSITORY:
+            return self.actions(identity, name)
+        if kind == REGISTRY:
+            return self.registry_actions(identity, name)
+        return NOTHING
+
+    def can_list(self, identity: Identity, repository: str) -> bool:
+        """Whether a catalog shown to this caller names a repository.
+
+        A token for the catalog shows what the caller it speaks for may pull, as of now.
+        """
+        if identity.access is not None:
+            if not self.registry_actions(identity, CATALOG):
+                return False
+            identity = replace(identity, access=None)
+        return self.allowed(identity, repository, PULL)
+
+    def grant(self, identity: Identity, asked: Iterable[Scope]) -> tuple[Scope, ...]:
+        """What of the scopes asked for a token may hold: those actions the caller has.
+
+        Scopes of which nothing is left are left out. ``*`` asks for everything.
+        """
+        granted = []
+        for scope in asked:
+            held = self.resource_actions(identity, scope.type, scope.name)
+            actions = held if ANY_ACTION in scope.actions else held & scope.actions
+            if actions:
+                granted.append(Scope(scope.type, scope.name, actions))
+        return tuple(granted)
+
+    def _permissions(self, identity: Identity) -> list[tuple[Permission, ...]]:
+        """The permissions of each subject that a caller without a token is."""
+        anyone = self._held.get(ANYONE, ())
+        if identity.anonymous:
+            return [anyone]
+        if identity.permissions is not None:
+            return [anyone, _ordered(identity.permissions)]
+        subjects = {
+            Subject(Kind.USER, identity.name),
+            *self._groups_of.get(identity.name, ()),
+            *(Subject(Kind.GROUP, group) for group in identity.groups),
+        }
+        return [anyone, *(self._held.get(subject, ()) for subject in subjects)]
+
+
+def _ordered(permissions: Iterable[Permission]) -> tuple[Permission, ...]:
+    by_specificity = sorted(permissions, key=lambda held: held.repositories.specificity)
+    return tuple(reversed(by_specificity))
+
+
+def _winning(permissions: tuple[Permission, ...], repository: str) -> frozenset[str]:
+    """The actions of the most specific of one subject's permissions, which come in that order."""
+    found = NOTHING
+    specificity = None
+    for held in permissions:
+        if specificity is not None and held.repositories.specificity < specificity:
+            break
+        if held.repositories.matches(repository):
+            specificity = held.repositories.specificity
+            found |= ROLE_ACTIONS[held.role]
+    return found
+
+
+def _token_actions(access: tuple[Scope, ...], kind: str, name: str) -> frozenset[str]:
+    found = NOTHING
+    for scope in access:
+        if scope.type == kind and scope.name == name:
+            found |= scope.actions
+    return found
+
+
+OPEN = Policy([Grant(ANYONE, Role.ADMIN, EVERYTHING)])
+"""Everyone may do everything: ``--auth none``."""

@@ -1,0 +1,119 @@
+"""Short-lived credentials: a user name and password that carry their own end.
+
+A kubelet knows only name and password, from a Secret. So the password is a signed token that holds
+what may be done and until when; nothing is stored, and checking it takes microseconds, not a
+bcrypt. The name is ``robot+NAME``, which no htpasswd user may have, so it is plain which way a
+password is checked. (Harbor's robots are named ``robot$NAME``: a trap in every shell.)
+
+A robot may do what its password says, plus what is open to anonymous callers; grants.toml gives it
+nothing else. It ends with its lifetime, or with the key: a new key revokes all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from auth.claims import permission_claim, read_identity
+from auth.errors import CredentialsInvalid, InputInvalid, TokenInvalid
+from auth.identity import ROBOT_PREFIX, Credential, Identity, Permission
+from auth.roles import ROLE_ACTIONS, Role
+from auth.signing import MAX_LENGTH, Signer
+from auth.verified import VerifiedTokens
+
+MIN_LIFETIME = 60
+"""Least seconds a credential lives."""
+
+MAX_LIFETIME = 30 * 24 * 3600
+"""Most seconds a credential lives. What should live longer is a user."""
+
+MAX_PERMISSIONS = 16
+"""Most permissions in one credential."""
+
+_AUDIENCE = "mayfly robot"  # no access token's: a service's name holds no space
+_NAME = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*")
+_MAX_NAME = 200
+_REFUSED = frozenset({Role.PROJECT_ADMIN, Role.ADMIN})
+
+
+class Robots:
+    """Issues short-lived credentials and checks them.
+
+    Args:
+        key: see `auth.signing.Signer`. They outlive a run only if it does.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._signer = Signer(key, _AUDIENCE)
+        self._verified = VerifiedTokens(self._read)
+
+    def issue(
+        self,
+        name: str,
+        permissions: Sequence[Permission],
+        lifetime: int,
+        now: float,
+        node: str | None = None,
+    ) -> Credential:
+        """A new credential.
+
+        Args:
+            name: a name of lower-case letters, digits and ``. _ -``, without the prefix.
+            permissions: roles and the repositories they are for.
+            lifetime: seconds it is good for.
+            now: Unix seconds.
+            node: the node that alone will use it, so that its pulls count as that node's.
+
+        Raises:
+            InputInvalid: the name is not of that form, the lifetime out of bounds, there are no
+                or too many permissions, or one is a role that changes who may do what.
+        """
+        _check(name, permissions, lifetime)
+        full_name = ROBOT_PREFIX + name
+        expires = int(now) + lifetime
+        claims: dict[str, object] = {"permissions": permission_claim(permissions)}
+        if node is not None:
+            claims["node"] = node
+        password = self._signer.sign(full_name, int(now), expires, claims)
+        if len(password) > MAX_LENGTH:
+            raise InputInvalid("the repository globs are too long for one credential")
+        return Credential(full_name, password, expires)
+
+    def verify(self, name: str, password: str, now: float) -> Identity:
+        """The robot with this name and password.
+
+        Args:
+            now: Unix seconds.
+
+        Raises:
+            CredentialsInvalid: the password is not genuine, expired, or of another name.
+        """
+        try:
+            identity = self._verified(password, now)
+        except TokenInvalid:
+            raise CredentialsInvalid from None
+        if identity.name != name or identity.permissions is None:
+            raise CredentialsInvalid
+        return identity
+
+    def _read(self, password: str, now: float) -> Identity:
+        return read_identity(self._signer.verify(password, now), "robot")
+
+
+def _check(name: str, permissions: Sequence[Permission], lifetime: int) -> None:
+    if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
+        raise InputInvalid(
+            f"invalid credential name {name[:64]!r}: up to {_MAX_NAME} lower-case letters, "
+            "digits, and . _ - between them"
+        )
+    if not MIN_LIFETIME <= lifetime <= MAX_LIFETIME:
+        raise InputInvalid(
+            f"a credential lives {MIN_LIFETIME} seconds to {MAX_LIFETIME // 86400} days, "
+            f"not {lifetime} seconds"
+        )
+    if not 1 <= len(permissions) <= MAX_PERMISSIONS:
+        raise InputInvalid(f"a credential has 1 to {MAX_PERMISSIONS} permissions")
+    for held in permissions:
+        if held.role in _REFUSED:
+            able = ", ".join(role for role in ROLE_ACTIONS if role not in _REFUSED)
+            raise InputInvalid(f"a credential cannot have role {held.role} (it can have {able})")

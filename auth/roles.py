@@ -1,0 +1,66 @@
+"""Roles and the actions each one carries.
+
+Names and ladder are Harbor's (its ``rbac_role.go``), cut to what a registry does; ``admin`` is its
+system administrator. A guest and a limited guest differ in Harbor by what they see of a project's
+members and logs, which no role below ``projectAdmin`` sees here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+from auth.errors import InputInvalid
+
+PULL = "pull"
+"""Read manifests, blobs, referrers and tag lists; be told the repository exists."""
+
+PUSH = "push"
+"""Upload blobs, put manifests and tags."""
+
+DELETE = "delete"
+"""Delete tags, manifests, blobs, uploads of others and the repository."""
+
+GRANTS = "grants"
+"""See and change who may do what in the repository, and see its log."""
+
+LIFETIME = "lifetime"
+"""Watch, extend and end the server's run. Belongs to the registry, not to one repository."""
+
+
+class Role(StrEnum):
+    """A named set of actions, as grants.toml and ``--role`` spell it."""
+
+    LIMITED_GUEST = "limitedGuest"
+    GUEST = "guest"
+    DEVELOPER = "developer"
+    MAINTAINER = "maintainer"
+    PROJECT_ADMIN = "projectAdmin"
+    ADMIN = "admin"
+
+
+ROLE_ACTIONS: Mapping[Role, frozenset[str]] = MappingProxyType(
+    {
+        Role.LIMITED_GUEST: frozenset({PULL}),
+        Role.GUEST: frozenset({PULL}),
+        Role.DEVELOPER: frozenset({PULL, PUSH}),
+        Role.MAINTAINER: frozenset({PULL, PUSH, DELETE}),
+        Role.PROJECT_ADMIN: frozenset({PULL, PUSH, DELETE, GRANTS}),
+        Role.ADMIN: frozenset({PULL, PUSH, DELETE, GRANTS, LIFETIME}),
+    }
+)
+"""The whole table: what is not here is denied."""
+
+
+def parse_role(text: str) -> Role:
+    """Read a role's name, exactly as Harbor spells it.
+
+    Raises:
+        InputInvalid: there is no such role.
+    """
+    try:
+        return Role(text)
+    except ValueError:
+        known = ", ".join(Role)
+        raise InputInvalid(f"no role {text[:40]!r} (roles are {known})") from None

@@ -1,0 +1,162 @@
+"""Signed claims: the one place that makes and checks a JWT.
+
+HS256 with a random key of this process (or of a 0600 file), and nothing else: issuer and verifier
+are one program, so there is no public key to hand out, and a verifier that knows one algorithm and
+one kind of key cannot be talked into another (RFC 8725, 3.1 and 3.2). What a token is for is its
+audience, so no kind can pass for another (RFC 8725, 3.12): see `Signer`.
+
+The library is imported at the first use. `preload` does it in a thread beforehand: it takes some
+50 ms and 10 MiB, because it brings the `cryptography` package along.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from auth import files
+from auth.errors import PolicyFileInvalid, TokenInvalid, TokenReason
+
+ALGORITHM = "HS256"
+
+ISSUER = "mayfly"
+
+MIN_KEY_BYTES = 32
+"""Shortest key: as long as the hash (RFC 7518, 3.2)."""
+
+MAX_LENGTH = 7168
+"""Longest token in characters, so that ``Authorization`` fits in an 8 KiB header line."""
+
+LEEWAY = 5
+"""Seconds a token may seem to come from the future: the clock may be set back while it lives.
+There is none at the end: whoever is late asks for another token."""
+
+_MIN_DISTINCT_BYTES = 10
+_CLAIMS = {"iss": str, "sub": str, "aud": str, "exp": int, "nbf": int, "iat": int, "jti": str}
+
+
+def new_key() -> bytes:
+    """A random key."""
+    return secrets.token_urlsafe(48).encode()
+
+
+def load_key(path: Path) -> bytes:
+    """Read a key file: any text or bytes that are hard to guess, white space at the ends dropped.
+
+    Raises:
+        PolicyFileInvalid: other users can read it, it is missing, a PEM key (its kind signs with
+            another algorithm), shorter than `MIN_KEY_BYTES`, or plainly not random.
+    """
+    key = files.read(path, files.PRIVATE).strip()
+    remedy = f"make one with: (umask 077; openssl rand -base64 48 > {path})"
+    if key.startswith(b"-----BEGIN"):
+        raise PolicyFileInvalid(path, "is a PEM file, not an HMAC key", remedy)
+    if len(key) < MIN_KEY_BYTES:
+        raise PolicyFileInvalid(path, f"has fewer than {MIN_KEY_BYTES} bytes", remedy)
+    if len(set(key)) < _MIN_DISTINCT_BYTES:
+        raise PolicyFileInvalid(path, "is not random", remedy)
+    return key
+
+
+def preload() -> None:
+    """Import the library."""
+    import jwt  # noqa: F401
+
+
+class Signer:
+    """Signs and checks the claims of one kind of token.
+
+    Args:
+        key: at least `MIN_KEY_BYTES` random bytes.
+        audience: the kind of token; Signers with one key take each other's tokens only if it is
+            the same.
+
+    Raises:
+        ValueError: the key is too short.
+    """
+
+    def __init__(self, key: bytes, audience: str) -> None:
+        if len(key) < MIN_KEY_BYTES:
+            raise ValueError(f"a signing key has at least {MIN_KEY_BYTES} bytes")
+        self._key = key
+        self._audience = audience
+
+    def sign(self, subject: str, now: int, expires: int, claims: Mapping[str, object]) -> str:
+        """A token.
+
+        Args:
+            subject: ``sub``.
+            now: ``iat`` and ``nbf``, in Unix seconds.
+            expires: ``exp``, in Unix seconds.
+            claims: further claims, values for JSON.
+        """
+        import jwt
+
+        standard = {
+            "iss": ISSUER,
+            "sub": subject,
+            "aud": self._audience,
+            "exp": expires,
+            "nbf": now,
+            "iat": now,
+            "jti": secrets.token_urlsafe(12),
+        }
+        return jwt.encode({**claims, **standard}, self._key, ALGORITHM)
+
+    def verify(self, token: str, now: float) -> dict[str, Any]:
+        """The claims of a token that is genuine, of this kind, and valid now.
+
+        Of the claims, those named in RFC 7519 are there and have their types; what others hold
+        is for the caller to check.
+
+        Args:
+            now: Unix seconds.
+
+        Raises:
+            TokenInvalid: it is not.
+        """
+        if len(token) > MAX_LENGTH:
+            raise TokenInvalid("too large")
+        claims = self._decode(token)
+        for name, kind in _CLAIMS.items():
+            if type(claims[name]) is not kind:
+                raise TokenInvalid("bad claims")
+        if claims["exp"] <= now:
+            raise TokenInvalid("expired")
+        if max(claims["nbf"], claims["iat"]) > now + LEEWAY:
+            raise TokenInvalid("not yet valid")
+        return claims
+
+    def _decode(self, token: str) -> dict[str, Any]:
+        import jwt
+
+        reasons: dict[type[Exception], TokenReason] = {
+            jwt.InvalidIssuerError: "wrong issuer",
+            jwt.InvalidAudienceError: "wrong audience",
+            jwt.MissingRequiredClaimError: "bad claims",
+            jwt.InvalidSignatureError: "bad signature",
+            jwt.InvalidAlgorithmError: "bad signature",
+        }
+        try:
+            return jwt.decode(
+                token,
+                self._key,
+                algorithms=[ALGORITHM],
+                issuer=ISSUER,
+                audience=self._audience,
+                # `verify` checks times, against the clock it is given, and types.
+                options={
+                    "require": list(_CLAIMS),
+                    "strict_aud": True,
+                    "verify_exp": False,
+                    "verify_nbf": False,
+                    "verify_iat": False,
+                    "verify_sub": False,
+                    "verify_jti": False,
+                },
+            )
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
+            # The header is read before the signature is checked, so it may be anything.
+            raise TokenInvalid(reasons.get(type(error), "malformed")) from None

@@ -1,0 +1,68 @@
+"""How long a login waits because of failed ones before it.
+
+Each pair of user name and address has its own count, so guessing at a user from one address delays
+neither that user elsewhere nor other users there. The wait doubles with each failure up to
+`MAX_DELAY`; each `FORGIVEN_EVERY` without a failure takes one back. Nobody is ever locked out, and
+nobody is answered 429 or 503: docker and containerd would give up on those.
+
+An unknown user counts as a known one does, so the wait tells nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+FIRST_DELAY = 0.25
+"""Seconds an attempt waits after one failure."""
+
+MAX_DELAY = 5.0
+"""Longest wait in seconds: well under the clients' 15 s and 30 s for a header."""
+
+FORGIVEN_EVERY = 30.0
+"""Seconds without a failure after which one less counts."""
+
+MAX_PAIRS = 10_000
+"""Pairs remembered. Past that the one that failed longest ago is forgotten."""
+
+_MAX_FAILURES = 6  # more would only make forgiving take longer: 0.25 * 2**5 is past MAX_DELAY
+
+
+class Throttle:
+    """Counts of failed logins. Safe for use from several threads.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
+
+    def delay(self, name: str, address: str) -> float:
+        """Seconds the next attempt of this user from this address has to wait."""
+        with self._lock:
+            count = self._count((name, address))
+        return min(MAX_DELAY, FIRST_DELAY * 2.0 ** (count - 1)) if count else 0.0
+
+    def failed(self, name: str, address: str) -> None:
+        """Count a failed login."""
+        pair = (name, address)
+        with self._lock:
+            count = min(self._count(pair) + 1, _MAX_FAILURES)
+            self._failures[pair] = (count, self._clock())
+            self._failures.move_to_end(pair)
+            while len(self._failures) > MAX_PAIRS:
+                self._failures.popitem(last=False)
+
+    def succeeded(self, name: str, address: str) -> None:
+        """Forget the failures of this user at this address."""
+        with self._lock:
+            self._failures.pop((name, address), None)
+
+    def _count(self, pair: tuple[str, str]) -> int:
+        count, last = self._failures.get(pair, (0, 0.0))
+        return max(0, count - int((self._clock() - last) / FORGIVEN_EVERY))

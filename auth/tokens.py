@@ -1,0 +1,165 @@
+"""Access and refresh tokens: issued at ``/auth/token``, checked on every request.
+
+An access token holds what it grants; using it asks the policy nothing more, so its life is short.
+A refresh token holds who the caller is and buys access tokens, each checked against the policy
+again; `auth.verify.CredentialVerifier.renew` checks that the user is still there with the same
+password. The two differ by audience, and neither is taken for the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from auth.claims import access_claim, identity_claims, read_access, read_identity
+from auth.errors import ScopeInvalid
+from auth.identity import Identity
+from auth.scope import Scope
+from auth.signing import MAX_LENGTH, Signer
+from auth.verified import VerifiedTokens
+
+MIN_LIFETIME = 60
+"""Least seconds an access token lives: older docker clients take less for this (distribution's
+token specification). One bought just before a short-lived credential ends outlives it by that."""
+
+DEFAULT_LIFETIME = 300
+"""Seconds an access token lives."""
+
+DEFAULT_REFRESH_LIFETIME = 12 * 3600
+"""Seconds a refresh token lives."""
+
+REFRESHABLE = frozenset({"basic", "robot", "refresh"})
+"""Proofs that a refresh token is issued for. A certificate is there anew in each connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedToken:
+    """A token and what the answer says of it."""
+
+    token: str = field(repr=False)
+    expires_in: int
+    """Seconds from `issued_at`."""
+    issued_at: int
+    """Unix seconds."""
+
+    @property
+    def issued_at_text(self) -> str:
+        """`issued_at` as RFC 3339 in UTC."""
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.issued_at))
+
+
+class TokenIssuer:
+    """Issues tokens and checks its own.
+
+    Args:
+        key: see `auth.signing.Signer`.
+        service: the name of this registry in challenges (``service=``) and the audience of its
+            tokens.
+        lifetime: seconds an access token lives.
+        refresh_lifetime: seconds a refresh token lives.
+
+    Raises:
+        ValueError: a lifetime is under `MIN_LIFETIME`, or the service's name is empty or holds
+            a space (audiences of the other kinds do).
+    """
+
+    def __init__(
+        self,
+        key: bytes,
+        service: str,
+        lifetime: int = DEFAULT_LIFETIME,
+        refresh_lifetime: int = DEFAULT_REFRESH_LIFETIME,
+    ) -> None:
+        if min(lifetime, refresh_lifetime) < MIN_LIFETIME:
+            raise ValueError(f"a token lives at least {MIN_LIFETIME} seconds")
+        if not service or " " in service:
+            raise ValueError("a service name is not empty and holds no space")
+        self._access = Signer(key, service)
+        self._refresh = Signer(key, f"{service} refresh")
+        self._lifetime = lifetime
+        self._refresh_lifetime = refresh_lifetime
+        self._verified = VerifiedTokens(self._read_access)
+
+    def issue(self, identity: Identity, scopes: Sequence[Scope], now: float) -> IssuedToken:
+        """An access token.
+
+        Args:
+            identity: whom it is for.
+            scopes: what it grants: what `auth.policy.Policy.grant` gave, never what was asked.
+            now: Unix seconds.
+
+        Raises:
+            ValueError: the identity is itself an access token's.
+            ScopeInvalid: the scopes do not fit in a token.
+        """
+        _refuse_token(identity)
+        issued_at = int(now)
+        left = _left(identity, self._lifetime, issued_at)
+        # Beyond the proof's own end only here: an access token buys no other, so it ends there.
+        lifetime = max(MIN_LIFETIME, left)
+        claims = {**identity_claims(identity), "access": access_claim(scopes)}
+        issued = _issue(self._access, identity.name, issued_at, lifetime, claims)
+        if len(issued.token) > MAX_LENGTH:
+            raise ScopeInvalid("the scopes asked for do not fit in one token; ask for fewer")
+        return issued
+
+    def issue_refresh(self, identity: Identity, now: float) -> IssuedToken | None:
+        """A refresh token; None for a caller whose proof none is issued for.
+
+        Args:
+            now: Unix seconds.
+
+        Raises:
+            ValueError: the identity is itself an access token's.
+        """
+        _refuse_token(identity)
+        if identity.source not in REFRESHABLE:
+            return None
+        issued_at = int(now)
+        left = _left(identity, self._refresh_lifetime, issued_at)
+        return _issue(self._refresh, identity.name, issued_at, left, identity_claims(identity))
+
+    def verify(self, token: str, now: float) -> Identity:
+        """The caller that an access token speaks for; its ``access`` is all it may do.
+
+        Args:
+            now: Unix seconds.
+
+        Raises:
+            TokenInvalid: the token is not genuine, not an access token, or not valid now.
+        """
+        return self._verified(token, now)
+
+    def verify_refresh(self, token: str, now: float) -> Identity:
+        """The caller that a refresh token speaks for, as it was when issued.
+
+        Args:
+            now: Unix seconds.
+
+        Raises:
+            TokenInvalid: the token is not genuine, not a refresh token, or not valid now.
+        """
+        return read_identity(self._refresh.verify(token, now), "refresh")
+
+    def _read_access(self, token: str, now: float) -> Identity:
+        claims = self._access.verify(token, now)
+        return read_identity(claims, "token", read_access(claims))
+
+
+def _refuse_token(identity: Identity) -> None:
+    # Otherwise one that leaks would live forever.
+    if identity.access is not None:
+        raise ValueError("an access token buys no token")
+
+
+def _left(identity: Identity, lifetime: int, now: int) -> int:
+    """Seconds of a lifetime that the caller's own proof leaves."""
+    return lifetime if identity.expires is None else min(lifetime, identity.expires - now)
+
+
+def _issue(
+    signer: Signer, name: str, issued_at: int, lifetime: int, claims: dict[str, object]
+) -> IssuedToken:
+    token = signer.sign(name, issued_at, issued_at + lifetime, claims)
+    return IssuedToken(token, lifetime, issued_at)

@@ -1,0 +1,95 @@
+"""Telling the world that the port answers: ``ready.json``, and the text for the operator."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from registry.config import Address, ConfigError, Settings
+from registry.security import CREDENTIALS, Security
+from registry.trust.files import Attributes, publish
+from registry.version import VERSION
+
+READY = "ready.json"
+
+
+@contextmanager
+def announced(settings: Settings, security: Security, bound: list[Address]) -> Iterator[None]:
+    """While the block runs, ``ready.json`` says that the registry answers (CONTRACT, "Ready").
+
+    Raises:
+        ConfigError: the state directory cannot be written.
+    """
+    url = _url(settings, security, bound[0])
+    state: dict[str, object] = {"url": url, "pid": os.getpid(), "version": VERSION}
+    if security.ca is not None:
+        state["ca"] = str(security.ca)
+    if security.users is not None:
+        state["username"] = security.users.admin.name
+        state["credentials"] = str(settings.state_dir / CREDENTIALS)
+    ready = settings.state_dir / READY
+    try:
+        publish(ready, json.dumps(state).encode() + b"\n", Attributes(0o644))
+    except OSError as error:
+        raise ConfigError(
+            f"--state-dir {settings.state_dir} cannot be used: {error.strerror}"
+        ) from None
+    _say(f"mayfly {VERSION} ready at {url}")
+    if settings.exposed:
+        _say(_for_nodes(url, security))
+    try:
+        yield
+    finally:
+        ready.unlink(missing_ok=True)
+
+
+def _url(settings: Settings, security: Security, bound: Address) -> str:
+    """How this host is reached: an address for all interfaces is none to connect to."""
+    scheme = "http" if security.tls is None else "https"
+    if bound.host in ("0.0.0.0", "::"):
+        host = settings.hostname[0] if settings.hostname else _own_address()
+        return f"{scheme}://{Address(host, bound.port)}"
+    return f"{scheme}://{bound}"
+
+
+def _own_address() -> str:
+    from registry.trust.addresses import local_addresses
+
+    outside = [a for a in local_addresses() if not a.is_loopback]
+    return str(outside[0]) if outside else "127.0.0.1"
+
+
+def _for_nodes(url: str, security: Security) -> str:
+    from registry.trust.node.commands import node_commands
+    from registry.trust.node.target import parse
+
+    ca = security.ca.read_bytes() if security.ca is not None else None
+    lines = []
+    if security.users is not None:
+        lines.append("Users for this run (name, password):")
+        users = (security.users.admin, security.users.pull)
+        lines += [f"  {one.name}  {one.password}" for one in users]
+    return "\n".join([*lines, "", node_commands(parse(url, ca))])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def read_ready(state_dir: Path) -> dict[str, str]:
+    """What a running registry announced.
+
+    Raises:
+        ConfigError: none is running with this state directory.
+    """
+    try:
+        found: dict[str, str] = json.loads((state_dir / READY).read_text())
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"no registry runs with --state-dir {state_dir}: start one with mayfly serve"
+        ) from None
+    return found

@@ -1,0 +1,81 @@
+"""``mayfly credentials``: a short-lived name and password of the registry that runs here."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from registry.cli.options import print_json, state_directory
+
+_DEFAULT_HOURS = 12.0
+
+
+@click.command("credentials")
+@click.option("--push", is_flag=True, help="May push too; otherwise it pulls only.")
+@click.option("--repositories", metavar="GLOB", default="**", show_default=True)
+@click.option("--name", default="node", show_default=True, help="Shows in audit and report.")
+@click.option("--node", metavar="NAME", help="The one node that will use it, for coverage.")
+@click.option("--hours", type=float, default=_DEFAULT_HOURS, show_default=True, help="Lifetime.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "docker", "secret"]),
+    default="text",
+    show_default=True,
+    help="docker: a config.json; secret: a Kubernetes Secret for imagePullSecrets.",
+)
+@click.option("--host", metavar="HOST:PORT", help="As image names have it, if not as announced.")
+@click.option("--secret-name", default="mayfly", show_default=True)
+@click.option("--namespace", default="default", show_default=True)
+@state_directory
+def command(
+    push: bool,
+    repositories: str,
+    name: str,
+    node: str | None,
+    hours: float,
+    form: str,
+    host: str | None,
+    secret_name: str,
+    namespace: str,
+    state_dir: Path,
+) -> None:
+    """Print a short-lived credential of the registry that runs here."""
+    from auth import signing
+    from auth.generate import docker_config, kubernetes_secret
+    from auth.globs import parse_glob
+    from auth.identity import Permission
+    from auth.robots import Robots
+    from auth.roles import Role
+    from registry.announce import read_ready
+    from registry.security import SIGNING_KEY
+
+    url = read_ready(state_dir)["url"]
+    host = host or url.partition("://")[2]
+    key = state_dir / SIGNING_KEY
+    if not key.exists():
+        raise click.ClickException(
+            f"the registry at {url} runs without authentication: it needs no credential"
+        )
+    role = Role.DEVELOPER if push else Role.LIMITED_GUEST
+    permission = Permission(role, parse_glob(repositories))
+    robots = Robots(signing.load_key(key))
+    made = robots.issue(name, [permission], int(hours * 3600), time.time(), node)
+    match form:
+        case "text":
+            click.echo(f"{made.name}\n{made.password}")
+        case "json":
+            print_json(
+                {
+                    "host": host,
+                    "username": made.name,
+                    "password": made.password,
+                    "expires": made.expires,
+                }
+            )
+        case "docker":
+            print_json(docker_config(host, made))
+        case _:
+            print_json(kubernetes_secret(secret_name, namespace, host, made))

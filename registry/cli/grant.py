@@ -1,0 +1,104 @@
+"""``mayfly grant``: the grants.toml of ``--auth DIR``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from registry.cli.options import as_json, auth_directory, print_json
+
+if TYPE_CHECKING:
+    from auth.policy import Subject
+
+
+@click.group("grant")
+def command() -> None:
+    """Grants: who has which role on which repositories.
+
+    \b
+    Roles: limitedGuest, guest (pull), developer (and push), maintainer (and delete),
+    projectAdmin (and grants), admin (everything, on ** only).
+    """
+
+
+def _subject(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--anonymous", is_flag=True, help="Everyone, without credentials."),
+        click.option("--group", metavar="NAME", help="A group under [groups] of grants.toml."),
+        click.option("--user", metavar="NAME", help="A user."),
+    ):
+        function = option(function)
+    return function
+
+
+_repositories = click.option(
+    "--repositories",
+    metavar="GLOB",
+    required=True,
+    help="* is any text within a path part, ** any number of parts.",
+)
+
+
+@command.command()
+@_subject
+@click.option("--role", metavar="ROLE", required=True)
+@_repositories
+@auth_directory
+def add(auth: Path, role: str, repositories: str, **subject: Any) -> None:
+    """Add a grant, or change its role."""
+    from auth.globs import parse_glob
+    from auth.grants import add_grant
+    from auth.policy import Grant
+    from auth.roles import parse_role
+
+    grant = Grant(_read_subject(**subject), parse_role(role), parse_glob(repositories))
+    auth.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = add_grant(auth / "grants.toml", grant)
+    click.echo(f"{'added' if new else 'changed'}: {grant.subject} is {role} on {repositories}")
+
+
+@command.command()
+@_subject
+@_repositories
+@auth_directory
+def rm(auth: Path, repositories: str, **subject: Any) -> None:
+    """Take a grant back."""
+    from auth.grants import remove_grant
+
+    who = _read_subject(**subject)
+    remove_grant(auth / "grants.toml", who, repositories)
+    click.echo(f"removed: {who} on {repositories}")
+
+
+@command.command()
+@auth_directory
+@as_json
+def ls(auth: Path, json: bool) -> None:
+    """List the grants."""
+    from auth.grants import load_grants
+
+    policy = load_grants(auth / "grants.toml")
+    rows = [(g.subject, g.role, g.repositories.pattern) for g in policy.grants]
+    if json:
+        keys = ("kind", "name", "role", "repositories")
+        grants = [dict(zip(keys, (*subject, *rest), strict=True)) for subject, *rest in rows]
+        print_json({"grants": grants})
+        return
+    for subject, role, pattern in rows:
+        click.echo(f"{subject!s:<32} {role:<14} {pattern}")
+
+
+def _read_subject(user: str | None, group: str | None, anonymous: bool) -> Subject:
+    from auth.policy import ANYONE, Kind, Subject
+
+    given = [
+        s for s in (user and Subject(Kind.USER, user), group and Subject(Kind.GROUP, group)) if s
+    ]
+    if anonymous:
+        given.append(ANYONE)
+    if len(given) != 1:
+        raise click.UsageError("give exactly one of --user, --group and --anonymous")
+    return given[0]

@@ -1,0 +1,248 @@
+"""``mayfly node-config``: make a node trust a registry and pull through it, and take that back."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from registry.config import SETTINGS, ConfigError
+
+if TYPE_CHECKING:
+    from registry.trust.node.journal import Action
+    from registry.trust.node.plan import PlannedFile
+    from registry.trust.node.runtimes import Runtime
+    from registry.trust.node.target import Target
+
+# Spelled here once more so that the help needs no import; a test compares.
+RUNTIMES = ("docker", "containerd", "podman")
+
+_STATE_DIR = next(setting for setting in SETTINGS if setting.name == "state-dir")
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def add(function: Any) -> Any:
+        return functools.reduce(
+            lambda wrapped, option: option(wrapped), reversed(options), function
+        )
+
+    return add
+
+
+_node = _options(
+    click.option(
+        "--runtime",
+        type=click.Choice(RUNTIMES),
+        required=True,
+        envvar="MAYFLY_RUNTIME",
+        help="What pulls images on the node; podman stands for CRI-O, skopeo and buildah, too.",
+    ),
+    click.option(
+        "--root-dir",
+        type=click.Path(path_type=Path, file_okay=False, exists=True),
+        default="/",
+        show_default=True,
+        envvar="MAYFLY_ROOT_DIR",
+        metavar="DIR",
+        help="Where the node's file system begins.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+)
+
+_registry = _options(
+    click.option(
+        "--registry",
+        envvar="MAYFLY_REGISTRY",
+        metavar="HOST:PORT",
+        help="As in image names; https:// or http:// before it says what no --ca leaves open. "
+        "Default: the Mayfly that runs here.",
+    ),
+    click.option(
+        "--ca",
+        type=click.Path(path_type=Path),
+        envvar="MAYFLY_CA",
+        metavar="FILE",
+        help="PEM certificate of the CA that signed the registry's.",
+    ),
+    click.option(
+        "--mirror",
+        "mirrors",
+        multiple=True,
+        envvar="MAYFLY_MIRROR",
+        metavar="NAME",
+        help="Upstream registry to ask this one for first, such as docker.io. Repeatable.",
+    ),
+    click.option(
+        "--certs-dir",
+        envvar="MAYFLY_CERTS_DIR",
+        metavar="DIR",
+        help="containerd's directory of host configurations, when config.toml does not name it.",
+    ),
+    click.option(
+        "--state-dir",
+        type=click.Path(path_type=Path),
+        default=lambda: _STATE_DIR.default(os.environ),
+        envvar=_STATE_DIR.variable,
+        metavar=_STATE_DIR.metavar,
+        help="Of the Mayfly that runs here.",
+    ),
+)
+
+_force = click.option("--force", is_flag=True, help="Lose what was edited since Mayfly wrote it.")
+
+
+@click.group("node-config")
+def command() -> None:
+    """Trust and mirror files for a node."""
+
+
+@command.command()
+@_node
+@_registry
+def show(runtime: Runtime, root_dir: Path, as_json: bool, **registry: Any) -> None:
+    """Print the files that apply would write."""
+    from registry.trust.node.journal import NodeConfig
+
+    with _errors():
+        plan = NodeConfig(root_dir, runtime).plan(_target(**registry))
+    if as_json:
+        _print_json(runtime, [_file(file) for file in plan.files], plan.activate, plan.notes)
+        return
+    for file in plan.files:
+        click.echo(f"==> {file.path} (mode {file.mode:04o})\n{file.content.decode()}")
+    _print_hints(plan.activate, plan.notes)
+
+
+@command.command()
+@_node
+@_registry
+@_force
+def apply(runtime: Runtime, root_dir: Path, as_json: bool, force: bool, **registry: Any) -> None:
+    """Write the files; what they replace is saved for revert."""
+    from registry.trust.node.journal import NodeConfig
+
+    with _errors():
+        plan, actions = NodeConfig(root_dir, runtime).apply(_target(**registry), force=force)
+    _print_actions(as_json, runtime, actions, plan.activate, plan.notes)
+
+
+@command.command()
+@_node
+@_force
+def revert(runtime: Runtime, root_dir: Path, as_json: bool, force: bool) -> None:
+    """Put back what was there before the first apply."""
+    from registry.trust.node.journal import NodeConfig
+    from registry.trust.node.runtimes import notes_after_revert
+
+    with _errors():
+        actions = NodeConfig(root_dir, runtime).revert(force=force)
+    notes = notes_after_revert(action.path for action in actions)
+    _print_actions(as_json, runtime, actions, (), notes)
+
+
+def _target(
+    registry: str | None,
+    ca: Path | None,
+    mirrors: Sequence[str],
+    certs_dir: str | None,
+    state_dir: Path,
+) -> Target:
+    """What the options mean; a running Mayfly says the rest.
+
+    Raises:
+        ConfigError: none runs, or the CA's file cannot be read.
+        TrustError: an option is malformed.
+    """
+    from registry.trust.node.target import parse
+
+    if registry is None:
+        registry, its_ca = _running(state_dir)
+        ca = ca or its_ca
+    pem = None if ca is None else ca.read_bytes()
+    return parse(registry, pem, mirrors, ca_source=str(ca), certs_dir=certs_dir)
+
+
+def _running(state_dir: Path) -> tuple[str, Path | None]:
+    """URL and CA file of the Mayfly that runs with this state directory.
+
+    Raises:
+        ConfigError: none does.
+    """
+    ready = state_dir / "ready.json"
+    instead = "start it, name its --state-dir, or give --registry HOST:PORT and --ca FILE"
+    try:
+        state = json.loads(ready.read_bytes())
+        url, pid, ca = str(state["url"]), int(state["pid"]), state.get("ca")
+    except FileNotFoundError:
+        raise ConfigError(f"{ready}: there is none, so no Mayfly runs here; {instead}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{ready}: cannot be understood; {instead}") from None
+    if not Path(f"/proc/{pid}").exists():
+        raise ConfigError(f"{ready}: its Mayfly (process {pid}) is gone; {instead}")
+    return url, None if ca is None else Path(ca)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Let the command line show what an operator has to mend.
+
+    Raises:
+        ConfigError: in place of this package's and the system's errors.
+    """
+    from registry.trust.errors import TrustError
+
+    try:
+        yield
+    except TrustError as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename}: {error.strerror}; mend that and run the command again, "
+            "or revert: what is saved stays saved"
+        ) from error
+
+
+def _file(file: PlannedFile) -> dict[str, str]:
+    return {"path": file.path, "mode": f"{file.mode:04o}", "content": file.content.decode()}
+
+
+def _print_actions(
+    as_json: bool,
+    runtime: Runtime,
+    actions: Sequence[Action],
+    activate: Sequence[str],
+    notes: Sequence[str],
+) -> None:
+    if as_json:
+        done = [{"path": a.path, "action": a.verb, "why": a.why} for a in actions]
+        _print_json(runtime, done, activate, notes)
+        return
+    for action in actions:
+        click.echo(f"{action.verb} {action.path}" + (f" ({action.why})" if action.why else ""))
+    if not actions:
+        click.echo(f"{runtime}: nothing to do")
+    _print_hints(activate, notes)
+
+
+def _print_json(
+    runtime: Runtime,
+    files: Sequence[dict[str, str]],
+    activate: Sequence[str],
+    notes: Sequence[str],
+) -> None:
+    value = {"runtime": runtime, "files": files, "run": activate, "notes": notes}
+    click.echo(json.dumps(value, indent=2))
+
+
+def _print_hints(activate: Sequence[str], notes: Sequence[str]) -> None:
+    """What is left to the operator, on standard error."""
+    for line in activate:
+        click.echo(f"now run: {line}", err=True)
+    for line in notes:
+        click.echo(f"note: {line}", err=True)

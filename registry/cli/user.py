@@ -1,0 +1,60 @@
+"""``mayfly user``: the htpasswd file of ``--auth DIR``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from registry.cli.options import as_json, auth_directory, print_json
+
+
+@click.group("user")
+def command() -> None:
+    """Users: add, remove, list."""
+
+
+@command.command()
+@click.argument("name")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@auth_directory
+def add(name: str, password_stdin: bool, auth: Path) -> None:
+    """Add a user, or change a user's password."""
+    from auth.users import set_user
+
+    if password_stdin:
+        password = sys.stdin.readline().rstrip("\n")
+    else:
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    auth.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = set_user(auth / "htpasswd", name, password)
+    click.echo(f"user {name} {'added' if new else 'changed'}")
+    if new:
+        click.echo(f"next: mayfly grant add --user {name} --role … --repositories …", err=True)
+
+
+@command.command()
+@click.argument("name")
+@auth_directory
+def rm(name: str, auth: Path) -> None:
+    """Remove a user."""
+    from auth.users import remove_user
+
+    remove_user(auth / "htpasswd", name)
+    click.echo(f"user {name} removed")
+
+
+@command.command()
+@auth_directory
+@as_json
+def ls(auth: Path, json: bool) -> None:
+    """List the users."""
+    from auth.users import load_users
+
+    names = load_users(auth / "htpasswd").names
+    if json:
+        print_json({"users": names})
+        return
+    for name in names:
+        click.echo(name)

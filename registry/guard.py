@@ -1,0 +1,212 @@
+"""Who sends a request, whether it may pass, and what the refusal says.
+
+The order: an ``Authorization`` header decides alone; without one a verified client certificate
+names the caller; else the caller is anonymous. Whoever it is, every need of the request is asked
+of the policy, also where the policy lets everyone do everything (``--auth none``): there is no
+second way into storage.
+
+Challenges follow distribution's token specification and RFC 6750 section 3. A bearer token that
+grants too little is answered 401 with ``insufficient_scope``, because clients then ask for another
+token; a caller with a password or certificate could only ask the same again and gets 403.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from auth.basic import parse_basic
+from auth.errors import AuthError, CredentialsInvalid, TokenInvalid
+from auth.identity import ANONYMOUS, Identity
+from auth.login import Logins
+from auth.policy import Policy
+from auth.scope import Scope, render_scopes
+from auth.tokens import TokenIssuer
+from auth.verify import CredentialVerifier
+from registry.access import PUBLIC, Need, needs
+from registry.audit import Audit
+from registry.config import Address
+from registry.errors import AccessDenied, Unauthorized
+from registry.request import Endpoint, Request
+
+REALM = "mayfly"
+TOKEN_PATH = "/auth/token"
+
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A caller and the policy of this moment. Made for one request, never changed."""
+
+    identity: Identity
+    policy: Policy
+
+    def allows(self, need: Need) -> bool:
+        """Whether the caller may do this."""
+        return need.action in self.policy.resource_actions(self.identity, need.type, need.name)
+
+    def can_list(self, repository: str) -> bool:
+        """Whether the catalog names this repository to the caller."""
+        return self.policy.can_list(self.identity, repository)
+
+
+@dataclass(frozen=True)
+class Authentication:
+    """How callers prove who they are, where they must."""
+
+    verifier: CredentialVerifier
+    logins: Logins
+    tokens: TokenIssuer
+
+
+class Guard:
+    """Lets requests pass, or refuses them.
+
+    Args:
+        policy: gives the policy of this moment.
+        authentication: None where the policy is open to everyone and no credential is looked at.
+        certificate_identity: the caller a verified client certificate names.
+        audit: told of every refusal.
+    """
+
+    def __init__(
+        self,
+        policy: Callable[[], Policy],
+        authentication: Authentication | None,
+        certificate_identity: Callable[[web.BaseRequest], Identity | None],
+        audit: Audit,
+    ) -> None:
+        self._policy = policy
+        self.authentication = authentication
+        self._certificate_identity = certificate_identity
+        self.audit = audit
+
+    async def admit(self, http: web.BaseRequest, request: Request) -> Caller:
+        """The caller of a request that may pass.
+
+        Raises:
+            Unauthorized: the proof is missing, wrong, or a token that grants too little.
+            AccessDenied: a known caller may not do this, or no rule covers the request.
+        """
+        wanted = needs(request)
+        if (request.endpoint, request.method) in PUBLIC:
+            return Caller(ANONYMOUS, self._policy())
+        try:
+            caller = Caller(await self._identify(http), self._policy())
+        except AuthError as error:
+            self.audit.refused(http, request, claimed_name(http), error.message)
+            reason = "invalid_token" if isinstance(error, TokenInvalid) else None
+            raise self._unauthorized(http, wanted, error.message, reason) from None
+        missing = [need for need in wanted if not caller.allows(need)]
+        if missing or self._asks_for_proof(request, caller.identity):
+            raise self._refusal(http, request, caller.identity, wanted, missing)
+        return caller
+
+    async def _identify(self, http: web.BaseRequest) -> Identity:
+        if self.authentication is None:
+            return ANONYMOUS
+        header = http.headers.get("Authorization")
+        if header is None:
+            return self._certificate_identity(http) or ANONYMOUS
+        scheme, _, value = header.partition(" ")
+        if scheme.lower() == "bearer":
+            return self.authentication.tokens.verify(value.strip(" "), time.time())
+        return await self.login(http)
+
+    async def login(self, http: web.BaseRequest) -> Identity:
+        """The caller named by Basic credentials, a certificate, or nobody.
+
+        Raises:
+            CredentialsInvalid: the credentials are not right, or of another scheme.
+        """
+        assert self.authentication is not None
+        header = http.headers.get("Authorization")
+        if header is None:
+            return self._certificate_identity(http) or ANONYMOUS
+        name, password = parse_basic(header)
+        return await self.check(http, name, password)
+
+    async def check(self, http: web.BaseRequest, name: str, password: str) -> Identity:
+        """The caller with this name and password.
+
+        Raises:
+            CredentialsInvalid: they are not right.
+        """
+        if self.authentication is None:
+            raise CredentialsInvalid
+        return await self.authentication.logins.authenticate(name, password, http.remote or "")
+
+    def caller(self, identity: Identity) -> Caller:
+        """A caller under the policy of this moment."""
+        return Caller(identity, self._policy())
+
+    def _asks_for_proof(self, request: Request, identity: Identity) -> bool:
+        """``GET /v2/`` tells a client how to log in; an anonymous token is proof enough for it."""
+        if self.authentication is None or request.endpoint is not Endpoint.BASE:
+            return False
+        return identity.anonymous and identity.access is None
+
+    def _refusal(
+        self,
+        http: web.BaseRequest,
+        request: Request,
+        identity: Identity,
+        wanted: tuple[Need, ...],
+        missing: list[Need],
+    ) -> Unauthorized | AccessDenied:
+        if identity.access is None and identity.anonymous:
+            # Not a denial yet: every client's first request comes without credentials.
+            return self._unauthorized(http, wanted, "authentication required", None)
+        lacking = ", ".join(f"{need.action} on {need.type} {need.name}" for need in missing)
+        self.audit.refused(http, request, identity.name, f"may not {lacking}")
+        detail = [{"type": n.type, "name": n.name, "action": n.action} for n in missing]
+        if identity.access is not None:
+            message = f"the token does not grant {lacking}"
+            return self._unauthorized(http, wanted, message, "insufficient_scope", detail)
+        return AccessDenied(f"{identity.name} may not {lacking}", detail)
+
+    def _unauthorized(
+        self,
+        http: web.BaseRequest,
+        wanted: tuple[Need, ...],
+        message: str,
+        error: str | None,
+        detail: object = None,
+    ) -> Unauthorized:
+        parameters = [("realm", f"{origin(http)}{TOKEN_PATH}"), ("service", REALM)]
+        if scopes := render_scopes(_scopes(wanted)):
+            parameters.append(("scope", scopes))
+        if error is not None:
+            parameters.append(("error", error))
+        challenge = "Bearer " + ",".join(f'{name}="{value}"' for name, value in parameters)
+        return Unauthorized(message, challenge, detail)
+
+
+def origin(http: web.BaseRequest) -> str:
+    """This server's scheme and host, as the client wrote it; else the address it connected to."""
+    scheme = "http" if http.get_extra_info("ssl_object") is None else "https"
+    host = http.headers.get("Host", "")
+    if not _HOST.fullmatch(host):
+        host = str(Address(*http.get_extra_info("sockname", ("localhost", 0))[:2]))
+    return f"{scheme}://{host}"
+
+
+def _scopes(wanted: tuple[Need, ...]) -> list[Scope]:
+    """The scopes that would satisfy some needs, one for each resource."""
+    actions: dict[tuple[str, str], set[str]] = {}
+    for need in wanted:
+        actions.setdefault((need.type, need.name), set()).add(need.action)
+    return [Scope(kind, name, frozenset(found)) for (kind, name), found in actions.items()]
+
+
+def claimed_name(http: web.BaseRequest) -> str:
+    """The name in refused Basic credentials, for the audit; "" where it cannot be told."""
+    try:
+        return parse_basic(http.headers.get("Authorization", ""))[0]
+    except CredentialsInvalid:
+        return ""

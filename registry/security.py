@@ -1,0 +1,183 @@
+"""From settings to who may do what and over which transport.
+
+Secure with no setup: off loopback, and unless told otherwise, a registry makes its own CA,
+certificate and one-run users (CONTRACT.md). Whatever is made lies in the state directory, 0600;
+what ends with the run is removed with it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aiohttp import web
+
+from auth import grants, signing
+from auth.errors import AuthError, PolicyFileInvalid
+from auth.generate import OneRun, one_run
+from auth.identity import Identity, from_certificate
+from auth.login import Logins
+from auth.policy import ANYONE, EVERYTHING, OPEN, Grant, Policy
+from auth.robots import Robots
+from auth.roles import Role
+from auth.throttle import Throttle
+from auth.tokens import TokenIssuer
+from auth.users import Users, load_users
+from auth.verify import CredentialVerifier
+from auth.watch import FileBacked
+from registry.audit import Audit
+from registry.config import ConfigError, Settings
+from registry.guard import REALM, Authentication, Guard
+from registry.trust.addresses import wanted_names
+from registry.trust.authority import ensure
+from registry.trust.context import ServerTLS
+from registry.trust.errors import TrustError
+from registry.trust.files import Attributes, publish
+
+logger = logging.getLogger("mayfly")
+
+SIGNING_KEY = "signing.key"
+"""In the state directory while a server runs: what `mayfly credentials` signs with."""
+
+CREDENTIALS = "credentials.json"
+"""In the state directory while a server runs: the users of ``--auth auto``."""
+
+_PRIVATE = Attributes(0o600)
+
+
+@dataclass(frozen=True)
+class Security:
+    """How a running registry is protected.
+
+    Attributes:
+        guard: what lets requests pass.
+        tls: None for plain HTTP.
+        ca: the CA that nodes must trust, where the registry knows it.
+        users: the one-run users of ``--auth auto``.
+    """
+
+    guard: Guard
+    tls: ServerTLS | None
+    ca: Path | None
+    users: OneRun | None
+
+
+@contextmanager
+def secure(settings: Settings) -> Iterator[Security]:
+    """Protection as the settings say; to be entered in the event loop that serves.
+
+    Raises:
+        ConfigError: a certificate, key or policy file cannot be used.
+    """
+    try:
+        tls, ca = _transport(settings)
+        policy, authentication, users = _identities(settings)
+    except (TrustError, AuthError) as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"--state-dir {settings.state_dir}: {error.strerror}") from None
+    _warn_of_choices(settings, tls, authentication)
+    guard = Guard(policy, authentication, _certificate_identity, Audit(settings.audit))
+    try:
+        yield Security(guard, tls, ca, users)
+    finally:
+        if authentication is not None:
+            authentication.logins.close()
+        for name in (SIGNING_KEY, CREDENTIALS):
+            (settings.state_dir / name).unlink(missing_ok=True)
+
+
+def _transport(settings: Settings) -> tuple[ServerTLS | None, Path | None]:
+    choice = settings.tls or ("auto" if settings.exposed else "off")
+    if choice == "off":
+        if settings.client_ca is not None:
+            raise ConfigError("--client-ca needs TLS; add --tls auto or --tls CERT,KEY")
+        return None, None
+    if choice == "auto":
+        names = wanted_names([*settings.hostname, *(a.host for a in settings.listen)])
+        made = ensure(settings.state_dir, names, datetime.now(UTC))
+        return ServerTLS(made.certificate, made.key, settings.client_ca), made.ca
+    certificate, key = choice
+    return ServerTLS(certificate, key, settings.client_ca), None
+
+
+def _identities(
+    settings: Settings,
+) -> tuple[Callable[[], Policy], Authentication | None, OneRun | None]:
+    choice = settings.auth or ("auto" if settings.exposed else "none")
+    if choice == "none":
+        return (lambda: OPEN), None, None
+    users: Callable[[], Users]
+    policy: Callable[[], Policy]
+    made: OneRun | None = None
+    if choice == "auto":
+        made = one_run()
+        fixed_users, fixed_policy = made.users, made.policy
+        users, policy = (lambda: fixed_users), (lambda: fixed_policy)
+        _publish_users(settings.state_dir, made)
+    else:
+        users = FileBacked(choice / "htpasswd", load_users, _broken, _reloaded)
+        policy = FileBacked(choice / "grants.toml", grants.load_grants, _broken, _reloaded)
+    if settings.anonymous:
+        policy = _with_anonymous_pull(policy)
+    return policy, _authentication(settings, users), made
+
+
+def _authentication(settings: Settings, users: Callable[[], Users]) -> Authentication:
+    key = signing.load_key(settings.signing_key) if settings.signing_key else signing.new_key()
+    publish(settings.state_dir / SIGNING_KEY, key, _PRIVATE)
+    verifier = CredentialVerifier(users, Robots(key))
+    return Authentication(verifier, Logins(verifier, Throttle()), TokenIssuer(key, REALM))
+
+
+def _with_anonymous_pull(policy: Callable[[], Policy]) -> Callable[[], Policy]:
+    """The policy of each moment, and pull for everyone; made anew only when the policy is."""
+    grant = Grant(ANYONE, Role.LIMITED_GUEST, EVERYTHING)
+    before = policy()
+    opened = before.with_grants(grant)
+
+    def current() -> Policy:
+        nonlocal before, opened
+        now = policy()
+        if now is not before:
+            before, opened = now, now.with_grants(grant)
+        return opened
+
+    return current
+
+
+def _publish_users(state_dir: Path, made: OneRun) -> None:
+    document = {one.name: one.password for one in (made.admin, made.pull)}
+    publish(state_dir / CREDENTIALS, json.dumps(document).encode() + b"\n", _PRIVATE)
+
+
+def _certificate_identity(http: web.BaseRequest) -> Identity | None:
+    """The caller a client certificate names; the handshake has verified it."""
+    tls = http.get_extra_info("ssl_object")
+    certificate = tls.getpeercert() if tls is not None else None
+    return from_certificate(certificate) if certificate else None
+
+
+def _warn_of_choices(
+    settings: Settings, tls: ServerTLS | None, authentication: Authentication | None
+) -> None:
+    if not settings.exposed:
+        return
+    if authentication is None:
+        logger.warning("anyone who can connect may push and delete: --auth none off loopback")
+    elif tls is None:
+        logger.warning("passwords travel in the clear: --tls off off loopback")
+
+
+def _broken(error: AuthError) -> None:
+    where = error.path if isinstance(error, PolicyFileInvalid) else "a policy file"
+    logger.error("%s not reloaded, the old content stays in force: %s", where, error)
+
+
+def _reloaded(path: Path) -> None:
+    logger.warning("%s reloaded", path)

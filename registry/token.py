@@ -1,0 +1,107 @@
+"""Handlers of ``/auth/token``: credentials in, a token for what the caller may do out.
+
+GET is distribution's token specification (docker, podman, skopeo), POST its OAuth2 variant
+(containerd, docker with a stored identity token). Both answer the intersection of what was asked
+and what the policy allows; less than asked is no error.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from aiohttp import web
+
+from auth.errors import CredentialsInvalid, TokenInvalid
+from auth.identity import Identity
+from auth.scope import parse_scopes, render_scopes
+from registry.context import JSON, Context, answer
+from registry.errors import EndpointUnknown, ParameterInvalid, Unauthorized
+from registry.guard import REALM, Authentication, claimed_name
+from registry.receive import read_body
+from registry.request import Request, read_form
+
+MAX_FORM = 32 * 1024
+"""Bytes of a posted form; a refresh token and scopes take a few KiB."""
+
+_BASIC = f'Basic realm="{REALM}"'
+
+
+async def get(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """GET: Basic credentials (or none) for an access token."""
+    authentication = _authentication(context)
+    try:
+        identity = await context.guard.login(http)
+    except CredentialsInvalid as error:
+        raise _refused(context, http, request, claimed_name(http), error) from None
+    offline = request.parameter("offline_token") == "true"
+    scopes = request.query.get("scope", [])
+    return _issue(context, authentication, identity, scopes, offline)
+
+
+async def post(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+    """POST: a password or a refresh token for an access token."""
+    authentication = _authentication(context)
+    body = await read_body(http, MAX_FORM)
+    if len(body) > MAX_FORM:
+        raise ParameterInvalid(f"form is larger than {MAX_FORM} bytes")
+    form = read_form(body.decode("utf-8", "replace"))
+
+    def field(name: str) -> str:
+        return form.get(name, [""])[0]
+
+    try:
+        match field("grant_type"):
+            case "password":
+                identity = await context.guard.check(http, field("username"), field("password"))
+            case "refresh_token":
+                claimed = authentication.tokens.verify_refresh(field("refresh_token"), time.time())
+                identity = authentication.verifier.renew(claimed)
+            case other:
+                raise ParameterInvalid(
+                    f"grant_type {other[:40]!r} is not supported (password, refresh_token are)"
+                )
+    except (CredentialsInvalid, TokenInvalid) as error:
+        raise _refused(context, http, request, field("username"), error) from None
+    offline = field("access_type") == "offline"
+    return _issue(context, authentication, identity, form.get("scope", []), offline)
+
+
+def _issue(
+    context: Context,
+    authentication: Authentication,
+    identity: Identity,
+    asked: list[str],
+    offline: bool,
+) -> web.StreamResponse:
+    now = time.time()
+    scopes = context.guard.caller(identity).policy.grant(identity, parse_scopes(asked))
+    issued = authentication.tokens.issue(identity, scopes, now)
+    document = {
+        "token": issued.token,
+        "access_token": issued.token,
+        "expires_in": issued.expires_in,
+        "issued_at": issued.issued_at_text,
+        "scope": render_scopes(scopes),
+    }
+    if offline and (refresh := authentication.tokens.issue_refresh(identity, now)):
+        document["refresh_token"] = refresh.token
+    headers = {"Cache-Control": "no-store"}
+    return answer(body=json.dumps(document).encode(), content_type=JSON, headers=headers)
+
+
+def _authentication(context: Context) -> Authentication:
+    if context.guard.authentication is None:
+        raise EndpointUnknown("this registry runs without authentication")
+    return context.guard.authentication
+
+
+def _refused(
+    context: Context,
+    http: web.BaseRequest,
+    request: Request,
+    name: str,
+    error: CredentialsInvalid | TokenInvalid,
+) -> Unauthorized:
+    context.guard.audit.refused(http, request, name, error.message)
+    return Unauthorized(error.message, _BASIC)
