@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from storage.names import is_component
+
 _MARKS = ("_manifests", "_layers")
 
 
@@ -33,17 +35,18 @@ def _walk(directory: Path, prefix: str, after: str) -> Iterator[str]:
         if key.endswith("/"):
             if full > after or after.startswith(full):
                 yield from _walk(directory / key[:-1], full, after)
-        elif full > after and _is_repository(directory / key):
+        elif full > after and is_repository(directory / key):
             yield full
 
 
 def _directories(directory: Path) -> list[str]:
     try:
         with os.scandir(directory) as entries:
-            return [e.name for e in entries if not e.name.startswith("_") and e.is_dir()]
+            return [e.name for e in entries if is_component(e.name) and e.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _is_repository(directory: Path) -> bool:
+def is_repository(directory: Path) -> bool:
+    """Whether a directory is a repository: one that only leads to others or to uploads is not."""
     return any((directory / mark).is_dir() for mark in _MARKS)

@@ -14,6 +14,7 @@ MAX_NAME_LENGTH = 255
 """Longest repository name in bytes: many clients stop there (spec), and one path part holds it."""
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_PART = re.compile(_COMPONENT)
 _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 
@@ -34,13 +35,23 @@ def check_repository(name: str) -> str:
     return name
 
 
+def is_component(text: str) -> bool:
+    """Whether a text can stand between the slashes of a repository name."""
+    return _PART.fullmatch(text) is not None
+
+
+def is_tag(text: str) -> bool:
+    """Whether a text is a valid tag."""
+    return _TAG.fullmatch(text) is not None
+
+
 def check_tag(tag: str) -> str:
     """Give back a valid tag.
 
     Raises:
         TagInvalid: the tag is outside the grammar.
     """
-    if not _TAG.fullmatch(tag):
+    if not is_tag(tag):
         raise TagInvalid(
             f"invalid tag {tag[:150]!r}: up to 128 letters, digits, _ . - "
             "and not beginning with . or -"

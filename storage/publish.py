@@ -16,14 +16,14 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from storage.errors import StorageFull
 
 _OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MAX_KNOWN_DIRECTORIES = 20_000
-_MAX_ATTEMPTS = 16
+_MAX_ATTEMPTS = 256
 
 
 @contextlib.contextmanager
@@ -42,10 +42,16 @@ class Publisher:
 
     Safe for use from several threads, and by several processes on one tree: each has a directory
     of its own below ``scratch``, locked while it lives.
+
+    Args:
+        root: the top of the tree.
+        scratch: where temporary files go, below ``root``.
+        kept: directories that stay also when they are empty.
     """
 
-    def __init__(self, root: Path, scratch: Path) -> None:
+    def __init__(self, root: Path, scratch: Path, kept: Collection[Path] = ()) -> None:
         self._root = root
+        self._kept = {root, *kept}
         self._scratch_parent = scratch
         self._scratch = scratch / uuid.uuid4().hex
         self._alive: int | None = None
@@ -54,13 +60,21 @@ class Publisher:
 
     def open(self) -> None:
         """Make the root, and drop what processes that are gone left half written."""
-        self._root.mkdir(parents=True, exist_ok=True)
-        self.make_directory(self._scratch)
-        for leftover in self._scratch_parent.iterdir():
-            if leftover != self._scratch and not _is_locked(leftover):
-                shutil.rmtree(leftover, ignore_errors=True)
-        self._alive = os.open(self._scratch, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(self._alive, fcntl.LOCK_EX)
+        self._make_root(self._root)
+        for directory in (*self._kept, self._scratch_parent):
+            self.make_directory(directory)
+        parent = os.open(self._scratch_parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # One at a time, or a directory could be taken for a dead process's before its lock.
+            fcntl.flock(parent, fcntl.LOCK_EX)
+            for leftover in self._scratch_parent.iterdir():
+                if not _is_locked(leftover):
+                    shutil.rmtree(leftover, ignore_errors=True)
+            self._scratch.mkdir()
+            self._alive = os.open(self._scratch, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(self._alive, fcntl.LOCK_EX)
+        finally:
+            os.close(parent)
 
     def close(self) -> None:
         """Give up the scratch directory."""
@@ -97,6 +111,23 @@ class Publisher:
             _fsync(source)
             self._rename(source, target)
 
+    def put_directory(self, target: Path, files: Mapping[str, bytes]) -> None:
+        """Make a directory with these files visible at once; nothing of it is synced.
+
+        Raises:
+            StorageFull: nothing was changed.
+        """
+        with full_disk_is_domain_error():
+            draft = self._scratch / uuid.uuid4().hex
+            try:
+                draft.mkdir()
+                for name, data in files.items():
+                    (draft / name).write_bytes(data)
+                self._move(draft, target)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+
     def remove(self, target: Path) -> bool:
         """Durably remove a file and the directories that leaves empty; False when it was absent."""
         try:
@@ -121,9 +152,12 @@ class Publisher:
             except FileNotFoundError:
                 return False
             self._durable = {d for d in self._durable if not d.is_relative_to(directory)}
-        with contextlib.suppress(FileNotFoundError):
-            _fsync(directory.parent)
-        shutil.rmtree(doomed, ignore_errors=True)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                _fsync(directory.parent)
+        finally:
+            shutil.rmtree(doomed, ignore_errors=True)
+        self.prune(directory.parent)
         return True
 
     def make_directory(self, directory: Path) -> None:
@@ -145,7 +179,7 @@ class Publisher:
 
     def prune(self, directory: Path) -> None:
         """Remove a directory and its parents as far as they are empty."""
-        while directory != self._root:
+        while directory not in self._kept:
             with self._lock:
                 try:
                     directory.rmdir()
@@ -154,17 +188,31 @@ class Publisher:
                 self._durable.discard(directory)
             directory = directory.parent
 
+    def _make_root(self, directory: Path) -> None:
+        """Make the root and what leads to it; each is synced into its parent when it is new."""
+        if directory.is_dir():
+            return
+        self._make_root(directory.parent)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir()
+        _fsync(directory.parent)
+
     def _rename(self, source: Path, target: Path) -> None:
+        self._move(source, target)
+        # Whoever took the directory away since then did so after the file was published.
+        with contextlib.suppress(FileNotFoundError):
+            _fsync(target.parent)
+
+    def _move(self, source: Path, target: Path) -> None:
         for _ in range(_MAX_ATTEMPTS):
-            self.make_directory(target.parent)
             try:
+                self.make_directory(target.parent)
                 source.rename(target)
-                _fsync(target.parent)
                 return
             except FileNotFoundError:
-                # Someone pruned or removed the directory in between: make it again.
+                # The directory was pruned or removed in between: make it again.
                 if not source.exists():
-                    return
+                    raise
         raise OSError(errno.EBUSY, "directory is removed again and again", str(target.parent))
 
 

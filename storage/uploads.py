@@ -103,8 +103,12 @@ class DirectoryUpload:
                     f"content does not match digest {digest}: received {actual}",
                     {"expected": str(digest), "actual": str(actual)},
                 )
-            self._publish(self._repository, digest, self._data)
-            self._discard()
+            try:
+                self._publish(self._repository, digest, self._data)
+            finally:
+                # Also after an error past the rename: without its bytes a session is over.
+                if not self._data.exists():
+                    self._discard()
 
     def cancel(self) -> None:
         with self._lock:
@@ -146,16 +150,8 @@ class Uploads:
     def begin(self, name: str, algorithm: str) -> DirectoryUpload:
         directory = self._layout.upload(name, str(uuid.uuid4()))
         session = DirectoryUpload(name, directory, algorithm, self._publish, self._forget)
-        with full_disk_is_domain_error():
-            while True:
-                directory.parent.mkdir(parents=True, exist_ok=True)
-                # Another session that ends may take the empty parent away meanwhile.
-                with contextlib.suppress(FileNotFoundError):
-                    directory.mkdir()
-                    break
-            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            (directory / "startedat").write_text(now)
-            (directory / "data").touch()
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._publisher.put_directory(directory, {"startedat": now.encode(), "data": b""})
         with self._lock:
             self._open[directory] = session
         return session

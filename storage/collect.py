@@ -1,0 +1,160 @@
+"""Online garbage collection: blobs that no manifest refers to, in any repository.
+
+Mark and sweep, beside running pushes and pulls:
+
+- *Mark.* Every manifest linked in a repository is kept, tagged or not, and so is what it names.
+- *Sweep.* A blob is removed when it is not marked and its file was last touched before the
+  mark began, less the grace. Finishing an upload, mounting, and putting a manifest touch the blobs
+  they refer to, so whatever a push has referred to since then is younger than that. The last look
+  at the time and the removal are one step behind the gate (`storage.gate`).
+
+A blob goes together with its links, so that a later push elsewhere cannot bring it back to a
+repository that no longer holds it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from storage import digest as digests
+from storage import manifest as manifests
+from storage.digest import Digest
+from storage.errors import ContentCorrupt, DigestInvalid, ManifestInvalid, ManifestUnknown
+from storage.gate import Gate
+from storage.layout import Layout
+from storage.publish import Publisher
+
+DEFAULT_GRACE = 3600.0
+"""Seconds for which an unreferenced blob is left alone: a slow push may refer to it last."""
+
+
+class Holdings(Protocol):
+    """What the collector has to know of a store."""
+
+    def every_repository(self) -> Iterable[str]:
+        """All repository names."""
+
+    def revisions(self, repository: str) -> Iterable[Digest]:
+        """All manifests linked in a repository."""
+
+    def read_manifest(self, repository: str, digest: Digest) -> bytes:
+        """A manifest's bytes.
+
+        Raises:
+            ManifestUnknown: it was deleted meanwhile.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What was removed, or would have been: blobs, and their size in bytes."""
+
+    blobs: tuple[Digest, ...]
+    size: int
+
+
+class Collector:
+    """Collects in one distribution directory."""
+
+    def __init__(
+        self, holdings: Holdings, layout: Layout, publisher: Publisher, gate: Gate
+    ) -> None:
+        self._holdings = holdings
+        self._layout = layout
+        self._publisher = publisher
+        self._gate = gate
+
+    def collect(self, grace: float = DEFAULT_GRACE, *, dry_run: bool = False) -> Collected:
+        """Remove unreferenced blobs untouched for ``grace`` seconds.
+
+        Raises:
+            ContentCorrupt: a manifest cannot be read, so what it refers to is not known; nothing
+                was removed.
+        """
+        oldest = time.time() - grace
+        marked = self._mark()
+        garbage = [d for d in self._stored() if d not in marked and self._is_older(d, oldest)]
+        links = self._links_of(set(garbage)) if garbage and not dry_run else {}
+        removed: list[Digest] = []
+        size = 0
+        for digest in garbage:
+            found = self._size(digest)
+            if dry_run or self._remove(digest, oldest, links.get(digest, ())):
+                removed.append(digest)
+                size += found
+        return Collected(tuple(removed), size)
+
+    def _mark(self) -> set[Digest]:
+        marked: set[Digest] = set()
+        read: set[Digest] = set()
+        for repository in self._holdings.every_repository():
+            for digest in self._holdings.revisions(repository):
+                if digest in read:
+                    continue
+                read.add(digest)
+                marked.add(digest)
+                marked.update(self._references(repository, digest))
+        return marked
+
+    def _references(self, repository: str, digest: Digest) -> list[Digest]:
+        try:
+            manifest = manifests.parse(self._holdings.read_manifest(repository, digest))
+        except ManifestUnknown:
+            return []
+        except (ManifestInvalid, DigestInvalid):
+            raise ContentCorrupt(
+                f"manifest {digest} of {repository} cannot be read, so nothing was collected; "
+                "delete it or push it again"
+            ) from None
+        named = [*manifest.blobs, *manifest.manifests]
+        return [descriptor.digest for descriptor in named]
+
+    def _stored(self) -> Iterator[Digest]:
+        for algorithm in digests.HEX_LENGTHS:
+            for fan in _names(self._layout.blobs / algorithm):
+                for encoded in _names(self._layout.blobs / algorithm / fan):
+                    try:
+                        yield digests.parse(f"{algorithm}:{encoded}")
+                    except DigestInvalid:
+                        continue
+
+    def _links_of(self, garbage: set[Digest]) -> dict[Digest, list[Path]]:
+        links: dict[Digest, list[Path]] = {}
+        for repository in self._holdings.every_repository():
+            for digest in garbage:
+                link = self._layout.layer_link(repository, digest)
+                if link.exists():
+                    links.setdefault(digest, []).append(link)
+        return links
+
+    def _remove(self, digest: Digest, oldest: float, links: Iterable[Path]) -> bool:
+        with self._gate.removing():
+            if not self._is_older(digest, oldest):
+                return False
+            for link in links:
+                self._publisher.remove(link)
+            return self._publisher.remove(self._layout.data(digest))
+
+    def _is_older(self, digest: Digest, oldest: float) -> bool:
+        try:
+            return self._layout.data(digest).stat().st_mtime < oldest
+        except FileNotFoundError:
+            return False
+
+    def _size(self, digest: Digest) -> int:
+        try:
+            return self._layout.data(digest).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -1,0 +1,124 @@
+"""A writable store over read-only layers: the union mount of the container world, for a registry.
+
+    pushes, links, whiteouts ──► upper: the registry:2 directory
+    reads ◄── upper, and where it has nothing, the layers beneath without what whiteouts hide
+
+Of the upper store this is one itself (a subclass), so that every write is the one that
+`DistributionStore` makes and only reading looks further; a manifest may therefore name, and a
+mount may take, what only a layer has. Nothing is copied up: a mounted blob is a link in the upper
+store whose bytes stay in the layer. Served later without that layer, such a link leads nowhere and
+its blob is unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.bundle.layer import Layer
+from storage.bundle.stack import distinct, merge_names, merge_referrers, merge_tags
+from storage.digest import Digest
+from storage.distribution import DistributionStore
+from storage.errors import BlobUnknown, ManifestUnknown
+from storage.interface import Extent
+from storage.whiteouts import Masked, Whiteouts
+
+
+class OverlayStore(DistributionStore):
+    """See `storage.interface.Store`.
+
+    Args:
+        root: of the upper store; made when missing.
+        lower: what lies beneath; closed by its owner, after this.
+        allow_sparse: take manifests that name content the repository does not hold.
+    """
+
+    def __init__(self, root: Path, lower: Layer, *, allow_sparse: bool = False) -> None:
+        super().__init__(root, allow_sparse=allow_sparse)
+        self._whiteouts = Whiteouts(self._layout, self._publisher)
+        self._lower = Masked(lower, self._whiteouts)
+
+    def has_repository(self, repository: str) -> bool:
+        """Quick. Whether something was pushed under exactly this name."""
+        return self._layout.repository(repository).is_dir()
+
+    # Reading
+
+    def blob(self, repository: str, digest: Digest) -> Extent:
+        if self._links(repository, digest) or self._lower.links(repository, digest):
+            data = self._layout.data(digest)
+            try:
+                return Extent(data, 0, data.stat().st_size)
+            except FileNotFoundError:
+                found = self._lower.content(digest)
+                if found is not None:
+                    return found
+        raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
+
+    def manifest(self, repository: str, digest: Digest) -> Extent:
+        try:
+            return super().manifest(repository, digest)
+        except ManifestUnknown:
+            return self._lower.manifest(repository, digest)
+
+    def tag(self, repository: str, tag: str) -> Digest:
+        try:
+            return super().tag(repository, tag)
+        except ManifestUnknown:
+            return self._lower.tag(repository, tag)
+
+    def tags(self, repository: str) -> list[str]:
+        return merge_tags(repository, [super().tags, self._lower.tags])
+
+    def repositories(self, after: str, limit: int) -> list[str]:
+        sources = (super().repositories, self._lower.repositories)
+        return merge_names([source(after, limit) for source in sources], limit)
+
+    def holders(self, digest: Digest) -> Iterator[str]:
+        return distinct([self._lower.holders(digest), super().holders(digest)])
+
+    def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
+        sources = (super().referrers, self._lower.referrers)
+        return merge_referrers(source(repository, subject) for source in sources)
+
+    # Deleting: the whiteout comes first. A crash in between leaves the deletion undone, never what
+    # it uncovers in the place of what it removed.
+
+    def delete_blob(self, repository: str, digest: Digest) -> None:
+        below, here = self._lower.links(repository, digest), self._links(repository, digest)
+        if below:
+            self._whiteouts.hide_blob(repository, digest)
+        if here or not below:
+            super().delete_blob(repository, digest)
+
+    def delete_manifest(self, repository: str, digest: Digest) -> None:
+        self.manifest(repository, digest)
+        for tag in self.tags(repository):
+            if self._read_link(self._layout.tag_link(repository, tag)) == digest:
+                self._uncover_nothing(repository, tag)
+        if self._is_below(repository, digest):
+            self._whiteouts.hide_manifest(repository, digest)
+        if self._layout.revision_link(repository, digest).exists():
+            super().delete_manifest(repository, digest)
+
+    def delete_tag(self, repository: str, tag: str) -> None:
+        self.tag(repository, tag)
+        self._uncover_nothing(repository, tag)
+        if self._layout.tag_link(repository, tag).exists():
+            super().delete_tag(repository, tag)
+
+    def _uncover_nothing(self, repository: str, tag: str) -> None:
+        """Hide what a layer has under a tag, whatever that points at."""
+        with contextlib.suppress(ManifestUnknown):
+            self._whiteouts.hide_tag(repository, tag, self._lower.tag(repository, tag))
+
+    def _is_below(self, repository: str, digest: Digest) -> bool:
+        try:
+            self._lower.manifest(repository, digest)
+        except ManifestUnknown:
+            return False
+        return True
+
+    def _links(self, repository: str, digest: Digest) -> bool:
+        return self._layout.layer_link(repository, digest).exists()

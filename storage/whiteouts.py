@@ -1,0 +1,143 @@
+"""What was deleted of the read-only layers: marks in the upper store that hide it.
+
+A whiteout is an empty file under the repository's ``_mayfly/whiteouts``, which registry:2 and its
+garbage collector pass over. It names what it hides by digest, a tag's by tag and digest, so a
+newer bundle with another image under the same tag is not hidden. Whiteouts hide the layers only:
+what is pushed again lies in the upper store and is seen, so none ever has to be taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage import digest as digests
+from storage.bundle.errors import NotReady
+from storage.bundle.layer import Layer
+from storage.digest import Digest
+from storage.errors import BlobUnknown, ManifestUnknown
+from storage.interface import Extent
+from storage.layout import Layout
+from storage.names import check_tag
+from storage.publish import Publisher
+
+
+class Whiteouts:
+    """The marks in one store. The questions are quick; the marks are durable when set."""
+
+    def __init__(self, layout: Layout, publisher: Publisher) -> None:
+        self._layout = layout
+        self._publisher = publisher
+
+    def any(self, repository: str) -> bool:
+        """Whether anything is hidden in a repository."""
+        return self._of(repository).is_dir()
+
+    def hides_blob(self, repository: str, digest: Digest) -> bool:
+        """Whether a blob is hidden."""
+        return self._blob(repository, digest).exists()
+
+    def hides_manifest(self, repository: str, digest: Digest) -> bool:
+        """Whether a manifest is hidden."""
+        return self._manifest(repository, digest).exists()
+
+    def hides_tag(self, repository: str, tag: str, digest: Digest) -> bool:
+        """Whether a tag that points at ``digest`` is hidden."""
+        return self._tag(repository, tag, digest).exists()
+
+    def hide_blob(self, repository: str, digest: Digest) -> None:
+        """Hide a blob of one repository."""
+        self._publisher.write(self._blob(repository, digest), b"")
+
+    def hide_manifest(self, repository: str, digest: Digest) -> None:
+        """Hide a manifest of one repository, and with it the tags that point at it."""
+        self._publisher.write(self._manifest(repository, digest), b"")
+
+    def hide_tag(self, repository: str, tag: str, digest: Digest) -> None:
+        """Hide a tag as long as it points at ``digest``."""
+        self._publisher.write(self._tag(repository, tag, digest), b"")
+
+    def _of(self, repository: str) -> Path:
+        return self._layout.repository(repository) / "_mayfly" / "whiteouts"
+
+    def _blob(self, repository: str, digest: Digest) -> Path:
+        return _below(self._of(repository) / "blobs", digest)
+
+    def _manifest(self, repository: str, digest: Digest) -> Path:
+        return _below(self._of(repository) / "manifests", digest)
+
+    def _tag(self, repository: str, tag: str, digest: Digest) -> Path:
+        return _below(self._of(repository) / "tags" / check_tag(tag), digest)
+
+
+class Masked:
+    """A layer without what whiteouts hide of it; see `storage.bundle.layer.Layer`."""
+
+    def __init__(self, layer: Layer, whiteouts: Whiteouts) -> None:
+        self._layer = layer
+        self._whiteouts = whiteouts
+
+    def blob(self, repository: str, digest: Digest) -> Extent:
+        if self._whiteouts.hides_blob(repository, digest):
+            raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
+        return self._layer.blob(repository, digest)
+
+    def manifest(self, repository: str, digest: Digest) -> Extent:
+        found = self._layer.manifest(repository, digest)
+        if self._whiteouts.hides_manifest(repository, digest):
+            raise ManifestUnknown("manifest unknown", {"reference": str(digest)})
+        return found
+
+    def tag(self, repository: str, tag: str) -> Digest:
+        digest = self._layer.tag(repository, tag)
+        if self._whiteouts.hides_tag(repository, tag, digest) or self._whiteouts.hides_manifest(
+            repository, digest
+        ):
+            raise ManifestUnknown("manifest unknown", {"reference": tag})
+        return digest
+
+    def tags(self, repository: str) -> list[str]:
+        names = self._layer.tags(repository)
+        if not self._whiteouts.any(repository):
+            return names
+        return [name for name in names if self._shows_tag(repository, name)]
+
+    def repositories(self, after: str, limit: int) -> list[str]:
+        return self._layer.repositories(after, limit)
+
+    def holders(self, digest: Digest) -> Iterator[str]:
+        for name in self._layer.holders(digest):
+            if not self._whiteouts.hides_blob(name, digest):
+                yield name
+
+    def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
+        found = self._layer.referrers(repository, subject)
+        return [
+            descriptor
+            for descriptor in found
+            if not self._whiteouts.hides_manifest(
+                repository, digests.parse(str(descriptor["digest"]))
+            )
+        ]
+
+    def links(self, repository: str, digest: Digest) -> bool:
+        return self._layer.links(repository, digest) and not self._whiteouts.hides_blob(
+            repository, digest
+        )
+
+    def content(self, digest: Digest) -> Extent | None:
+        return self._layer.content(digest)
+
+    def _shows_tag(self, repository: str, tag: str) -> bool:
+        try:
+            self.tag(repository, tag)
+        except ManifestUnknown:
+            return False
+        except NotReady:
+            return True
+        return True
+
+
+def _below(directory: Path, digest: Digest) -> Path:
+    checked = digests.parse(str(digest))
+    return directory / checked.algorithm / checked.hex
