@@ -29,7 +29,6 @@ MAX_LENGTH = 255
 """Longest glob in characters: the longest repository name."""
 
 _TEXT = re.compile(r"[a-z0-9._*/-]+")
-_PART_END = r"(?=/|\Z)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +103,4 @@ def _part_regex(part: str) -> str:
         return first
     *middle, last = rest
     pieces = "".join(f"(?>[^/]*?{piece})" for piece in middle)
-    return f"{first}{pieces}[^/]*{last}{_PART_END}"
+    return f"{first}{pieces}[^/]*{last}"

@@ -25,7 +25,6 @@ import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TypeVar
 
 from auth.errors import CredentialsInvalid
@@ -105,7 +104,7 @@ class Logins:
             await self._sleep(self._throttle.delay(name, address))
             async with self._addresses.turn(address):
                 try:
-                    identity = await asyncio.shield(self._check(name, password, digest))
+                    identity = await self._check(name, password, digest)
                 except CredentialsInvalid:
                     self._throttle.failed(name, address)
                     raise
@@ -159,11 +158,4 @@ class _Queues:
 def _keep(table: dict[K, F], key: K, future: F) -> None:
     """Hold a future in a table until it is done."""
     table[key] = future
-    future.add_done_callback(partial(_drop, table, key))
-
-
-def _drop(table: dict[K, F], key: K, future: asyncio.Future[Identity]) -> None:
-    del table[key]
-    # Everyone who waited may be gone: then nobody else takes the exception, and asyncio would log.
-    if not future.cancelled():
-        future.exception()
+    future.add_done_callback(lambda done: table.pop(key))

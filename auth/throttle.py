@@ -15,6 +15,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from auth.identity import MAX_NAME_BYTES
+
 FIRST_DELAY = 0.25
 """Seconds an attempt waits after one failure."""
 
@@ -45,12 +47,12 @@ class Throttle:
     def delay(self, name: str, address: str) -> float:
         """Seconds the next attempt of this user from this address has to wait."""
         with self._lock:
-            count = self._count((name, address))
+            count = self._count(_pair(name, address))
         return min(MAX_DELAY, FIRST_DELAY * 2.0 ** (count - 1)) if count else 0.0
 
     def failed(self, name: str, address: str) -> None:
         """Count a failed login."""
-        pair = (name, address)
+        pair = _pair(name, address)
         with self._lock:
             count = min(self._count(pair) + 1, _MAX_FAILURES)
             self._failures[pair] = (count, self._clock())
@@ -61,8 +63,13 @@ class Throttle:
     def succeeded(self, name: str, address: str) -> None:
         """Forget the failures of this user at this address."""
         with self._lock:
-            self._failures.pop((name, address), None)
+            self._failures.pop(_pair(name, address), None)
 
     def _count(self, pair: tuple[str, str]) -> int:
         count, last = self._failures.get(pair, (0, 0.0))
         return max(0, count - int((self._clock() - last) / FORGIVEN_EVERY))
+
+
+def _pair(name: str, address: str) -> tuple[str, str]:
+    # No user has a longer name; kept whole, made-up ones would fill the memory.
+    return name[: MAX_NAME_BYTES + 1], address

@@ -1,0 +1,26 @@
+"""What importing auth costs and drags in."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+
+import auth
+
+HEAVY = ("jwt", "bcrypt", "cryptography", "aiohttp", "tomllib", "storage", "registry")
+LIGHT_MODULES = sorted(
+    f"auth.{module.name}"
+    for module in pkgutil.iter_modules(auth.__path__)
+    if module.name != "grants"
+)
+
+
+def test_import_is_light() -> None:
+    """No module of auth loads a cryptographic library or another package when imported."""
+    code = (
+        f"import sys\nfor name in {LIGHT_MODULES}: __import__(name)\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
