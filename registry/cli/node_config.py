@@ -116,6 +116,8 @@ def show(runtime: Runtime, root_dir: Path, as_json: bool, **registry: Any) -> No
         return
     for file in plan.files:
         click.echo(f"==> {file.path} (mode {file.mode:04o})\n{file.content.decode()}")
+    if not plan.files:
+        click.echo(f"{runtime}: nothing to write")
     _print_hints(plan.activate, plan.notes)
 
 

@@ -1,0 +1,117 @@
+"""containerd: a directory for each host, with ``hosts.toml`` and the CA.
+
+It is read at every pull, so nothing needs a restart. Rules that containerd's
+core/remotes/docker/config/hosts.go sets, and that the files here obey:
+
+- Both ``server`` and a ``[host]`` table are always written: 1.6 rejects a file with ``server``
+  alone, silently, and goes upstream.
+- ``pull``, ``resolve`` and ``push`` are the capabilities every version knows; an unknown one
+  voids the file.
+- For HOST:PORT it looks for a directory ``HOST_PORT_`` before ``HOST:PORT``, and stops at the
+  first that exists.
+- The host in the table is asked first, ``server`` last. To a host that is not the one in the
+  image's name it sends ``ns=``.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from typing import Any
+
+from registry.trust.node.plan import NodeView, Plan, PlannedFile
+from registry.trust.node.target import DOCKER_HUB, Target
+
+CERTS_DIR = "/etc/containerd/certs.d"
+CONFIG = "/etc/containerd/config.toml"
+
+HEADER = "# Written by Mayfly; taken back by: mayfly node-config revert\n"
+
+# The CRI plugin's names in configuration versions 2 (containerd 1.x) and 3 (2.x).
+_CRI_PLUGINS = ("io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri")
+
+
+def plan(target: Target, node: NodeView) -> Plan:
+    """The CA, the registry's own hosts.toml, and one for each mirrored upstream."""
+    configured, notes = _configured_certs_dir(node)
+    certs_dir = target.certs_dir or configured or CERTS_DIR
+    own = _host_directory(certs_dir, target.registry, node)
+    ca_path = None if target.ca is None else f"{own}/ca.crt"
+    own_hosts_toml = PlannedFile(
+        f"{own}/hosts.toml",
+        hosts_toml(target.url, target, ca_path, ("pull", "resolve", "push")),
+    )
+    files = [own_hosts_toml, *mirror_files(certs_dir, target, ca_path, node)]
+    if target.ca is not None:
+        files.insert(0, PlannedFile(f"{own}/ca.crt", target.ca))
+    return Plan(tuple(files), notes=() if target.certs_dir else notes)
+
+
+def mirror_files(
+    certs_dir: str, target: Target, ca_path: str | None, node: NodeView
+) -> list[PlannedFile]:
+    """A hosts.toml for each upstream that asks the target first and the upstream itself last."""
+    return [
+        PlannedFile(
+            f"{_host_directory(certs_dir, upstream, node)}/hosts.toml",
+            hosts_toml(upstream_url(upstream), target, ca_path, ("pull", "resolve")),
+        )
+        for upstream in target.mirrors
+    ]
+
+
+def hosts_toml(
+    server: str, target: Target, ca_path: str | None, capabilities: tuple[str, ...]
+) -> bytes:
+    """One hosts.toml: ``target`` first, ``server`` last."""
+    # JSON's strings and lists of strings are TOML's.
+    lines = [
+        f"{HEADER}server = {json.dumps(server)}",
+        "",
+        f"[host.{json.dumps(target.url)}]",
+        f"  capabilities = {json.dumps(capabilities)}",
+    ]
+    if ca_path is not None:
+        lines.append(f"  ca = {json.dumps(ca_path)}")
+    return "\n".join([*lines, ""]).encode()
+
+
+def upstream_url(upstream: str) -> str:
+    """Where an upstream serves: Docker Hub does not under its own name."""
+    return f"https://{'registry-1.docker.io' if upstream == DOCKER_HUB else upstream}"
+
+
+def _host_directory(certs_dir: str, host: str, node: NodeView) -> str:
+    name, colon, port = host.rpartition(":")
+    preferred = f"{certs_dir}/{name}_{port}_"
+    return preferred if colon and node.is_directory(preferred) else f"{certs_dir}/{host}"
+
+
+def _configured_certs_dir(node: NodeView) -> tuple[str | None, tuple[str, ...]]:
+    """Where kubelet's pulls look according to config.toml, and what is to be said about it."""
+    advice = (
+        f'set config_path = "{CERTS_DIR}" in the registry table of containerd\'s CRI plugin and '
+        "restart containerd, once"
+    )
+    try:
+        config = tomllib.loads((node.read(CONFIG) or b"").decode())
+    except ValueError as error:
+        return None, (f"{CONFIG} cannot be understood ({error}); if it does not: {advice}",)
+    found = _config_path(config)
+    if found:
+        # Several are separated by colons; the first that has the host wins.
+        return found.partition(":")[0], ()
+    return None, (
+        f"{CONFIG} names no directory for host configurations, and before version 2.2 containerd "
+        f"then reads none for kubelet (ctr needs --hosts-dir): {advice}",
+    )
+
+
+def _config_path(config: dict[str, Any]) -> str | None:
+    for plugin in _CRI_PLUGINS:
+        table: object = config
+        for key in ("plugins", plugin, "registry", "config_path"):
+            table = table.get(key) if isinstance(table, dict) else None
+        if isinstance(table, str) and table:
+            return table
+    return None

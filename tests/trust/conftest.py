@@ -1,0 +1,39 @@
+"""Certificates made once; tests that change files make their own."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from registry.trust.authority import Identity, ensure
+
+
+@pytest.fixture(scope="session")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
+    """A CA and a certificate for loopback, as `--tls auto` makes them."""
+    names = ("localhost", "127.0.0.1", "::1")
+    return ensure(tmp_path_factory.mktemp("state"), names, datetime.now(UTC))
+
+
+@pytest.fixture(scope="session")
+def ca_pem(identity: Identity) -> bytes:
+    """The CA's certificate."""
+    return identity.ca.read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here can see a power cut, and syncing takes nearly all their time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The file system of a node that has nothing but what every one has."""
+    root = tmp_path / "node"
+    for directory in ("etc", "var/lib"):
+        (root / directory).mkdir(parents=True)
+    return root

@@ -1,0 +1,205 @@
+"""`mayfly node-config`, as typed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from registry.cli import node_config
+from registry.config import ConfigError
+from registry.trust.authority import Identity
+from registry.trust.node.runtimes import RUNTIMES as KNOWN_RUNTIMES
+from tests.trust.test_journal import furnish
+from tests.trust.trees import snapshot
+
+HOST = "10.0.0.5:5000"
+
+
+def _invoke(*arguments: str | Path, env: dict[str, str | None] | None = None) -> Result:
+    """Run it as `registry.cli.main` does, which turns these errors into one line and exit 2."""
+    return CliRunner().invoke(
+        node_config.command, [str(argument) for argument in arguments], env=env
+    )
+
+
+def _run(*arguments: str | Path, env: dict[str, str | None] | None = None) -> Result:
+    result = _invoke(*arguments, env=env)
+    assert result.exception is None, result.output
+    return result
+
+
+def _error(*arguments: str | Path, env: dict[str, str | None] | None = None) -> str:
+    """The one line it ends with."""
+    error = _invoke(*arguments, env=env).exception
+    assert isinstance(error, ConfigError), error
+    assert "\n" not in str(error)
+    return str(error)
+
+
+def test_the_runtimes_are_those_of_the_library() -> None:
+    """The help spells them once more so as not to import it."""
+    assert node_config.RUNTIMES == KNOWN_RUNTIMES
+
+
+def test_show_apply_revert(root: Path, identity: Identity) -> None:
+    """show tells what apply does; one line for each file; revert undoes it."""
+    furnish(root)
+    before = snapshot(root)
+    node = ("--runtime", "docker", "--root-dir", root)
+    registry = ("--registry", HOST, "--ca", identity.ca, "--mirror", "docker.io")
+    shown = _run("show", *node, *registry)
+    assert f"==> /etc/docker/certs.d/{HOST}/ca.crt (mode 0644)\n-----BEGIN" in shown.stdout
+    assert snapshot(root) == before
+    applied = _run("apply", *node, *registry)
+    assert applied.stdout.splitlines() == [
+        f"wrote /etc/docker/certs.d/{HOST}/ca.crt (new)",
+        "wrote /etc/docker/certs.d/docker.io/hosts.toml (new)",
+        "wrote /etc/docker/daemon.json (the original is saved)",
+    ]
+    assert applied.stderr.startswith("now run: systemctl reload docker")
+    reverted = _run("revert", *node)
+    assert reverted.stdout.splitlines()[:2] == [
+        "restored /etc/docker/daemon.json",
+        "removed /etc/docker/certs.d/docker.io/hosts.toml",
+    ]
+    assert "only when it is restarted" in reverted.stderr
+    assert snapshot(root) == before
+    assert _run("revert", *node).stdout == "docker: nothing to do\n"
+
+
+@pytest.mark.parametrize("verb", ["show", "apply", "revert"])
+def test_json(root: Path, identity: Identity, verb: str) -> None:
+    """Each prints one JSON object."""
+    node = ("--runtime", "podman", "--root-dir", root, "--json")
+    registry: list[str | Path] = ["--registry", HOST, "--ca", identity.ca]
+    if verb == "revert":
+        _run("apply", *node, *registry)
+        registry = []
+    value = json.loads(_run(verb, *node, *registry).stdout)
+    assert value["runtime"] == "podman"
+    assert value["run"] == []
+    assert value["notes"]
+    keys = {"path", "mode", "content"} if verb == "show" else {"path", "action", "why"}
+    assert all(file.keys() == keys for file in value["files"])
+    assert f"/etc/containers/certs.d/{HOST}/ca.crt" in [file["path"] for file in value["files"]]
+
+
+def _ready(directory: Path, **values: object) -> tuple[str, Path]:
+    """The option for a state directory with this ready.json."""
+    (directory / "ready.json").write_text(json.dumps(values))
+    return "--state-dir", directory
+
+
+def test_a_running_mayfly_says_registry_and_ca(
+    root: Path, tmp_path: Path, identity: Identity
+) -> None:
+    """From ready.json, by default."""
+    ready = _ready(
+        tmp_path, url=f"https://{HOST}", pid=os.getpid(), ca=str(identity.ca), version="1"
+    )
+    shown = _run("show", "--runtime", "podman", "--root-dir", root, *ready)
+    assert f'prefix = "{HOST}"' in shown.stdout
+    assert identity.ca.read_text() in shown.stdout
+    assert "insecure" not in shown.stdout
+
+
+def test_a_running_mayfly_without_tls(root: Path, tmp_path: Path) -> None:
+    """It has no CA, and says http."""
+    ready = _ready(tmp_path, url="http://10.0.0.5:5000", pid=os.getpid(), ca=None)
+    shown = _run("show", "--runtime", "podman", "--root-dir", root, *ready)
+    assert "insecure = true" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is none, so no Mayfly runs here"),
+        ("{", "cannot be understood"),
+        ("[]", "cannot be understood"),
+        ('{"url": "http://x"}', "cannot be understood"),
+        ('{"url": "http://x", "pid": 999999999}', r"its Mayfly \(process 999999999\) is gone"),
+        ('{"url": "http://0.0.0.0:1", "pid": 1}', "the address that nodes reach the registry at"),
+    ],
+)
+def test_without_a_running_mayfly_the_error_says_what_to_give(
+    root: Path, tmp_path: Path, content: str | None, message: str
+) -> None:
+    """Nothing is written."""
+    if content is not None:
+        (tmp_path / "ready.json").write_text(content)
+    before = snapshot(root)
+    error = _error("apply", "--runtime", "docker", "--root-dir", root, "--state-dir", tmp_path)
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(error)
+    assert snapshot(root) == before
+
+
+def test_every_option_has_a_variable(root: Path, identity: Identity) -> None:
+    """CONTRACT.md: `MAYFLY_<OPTION>`."""
+    shown = _run(
+        "show",
+        env={
+            "MAYFLY_RUNTIME": "containerd",
+            "MAYFLY_ROOT_DIR": str(root),
+            "MAYFLY_REGISTRY": HOST,
+            "MAYFLY_CA": str(identity.ca),
+            "MAYFLY_MIRROR": "docker.io quay.io",
+            "MAYFLY_CERTS_DIR": "/k3s/certs.d",
+            "MAYFLY_STATE_DIR": "/nowhere",
+        },
+    )
+    headings = [line for line in shown.stdout.splitlines() if line.startswith("==>")]
+    assert headings == [
+        f"==> /k3s/certs.d/{path} (mode 0644)"
+        for path in (
+            f"{HOST}/ca.crt",
+            f"{HOST}/hosts.toml",
+            "docker.io/hosts.toml",
+            "quay.io/hosts.toml",
+        )
+    ]
+
+
+def test_errors_are_one_line_and_name_the_file(root: Path, identity: Identity) -> None:
+    """What is wrong, where, what to do."""
+    node = ("--runtime", "docker", "--root-dir", root)
+    absent = root / "absent.crt"
+    error = _error("apply", *node, "--registry", HOST, "--ca", absent)
+    assert error.startswith(f"{absent}: No such file or directory")
+    assert "--ca FILE" in _error("apply", *node, "--registry", HOST)
+    assert "not the name of an upstream" in _error(
+        "apply", *node, "--registry", "localhost", "--mirror", "a/b"
+    )
+    (root / "etc/docker").write_text("a file")
+    error = _error("apply", *node, "--registry", HOST, "--ca", identity.ca)
+    assert error.startswith(f"{root}/etc/docker: File exists")
+    assert _invoke("apply", "--runtime", "rkt").exit_code == 2
+
+
+def test_nothing_to_write_is_said(root: Path) -> None:
+    """docker trusts a registry on loopback as it is."""
+    node = ("--runtime", "docker", "--root-dir", root, "--registry", "127.0.0.1:5000")
+    assert _run("show", *node).stdout == "docker: nothing to write\n"
+    assert _run("apply", *node).stdout == "docker: nothing to do\n"
+
+
+def test_an_edit_needs_force(root: Path, identity: Identity) -> None:
+    """And force is enough."""
+    node = ("--runtime", "podman", "--root-dir", root)
+    before = snapshot(root)
+    _run("apply", *node, "--registry", HOST, "--ca", identity.ca)
+    (root / "etc/containers/registries.conf.d/50-mayfly.conf").write_text("# mine\n")
+    assert "use --force" in _error("revert", *node)
+    _run("revert", *node, "--force")
+    assert snapshot(root) == before
+
+
+def test_the_group_is_mounted_as_every_command_is() -> None:
+    """`registry.cli` looks for ``command``."""
+    assert isinstance(node_config.command, click.Group)
+    assert node_config.command.name == "node-config"

@@ -1,0 +1,56 @@
+"""The text an operator pastes on a node."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from registry.trust.certificate import fingerprint
+from registry.trust.node.commands import node_commands
+from registry.trust.node.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
+from registry.trust.node.target import parse
+
+HOST = "10.0.0.5:5000"
+
+
+def test_it_says_where_and_whom_to_trust(ca_pem: bytes) -> None:
+    """URL and fingerprint come first, then each runtime."""
+    text = node_commands(parse(HOST, ca_pem))
+    lines = text.splitlines()
+    assert lines[:2] == [f"Registry: https://{HOST}", f"CA SHA-256: {fingerprint(ca_pem)}"]
+    assert [line.split(":")[0] for line in lines if line.endswith("as root")] == [
+        f"# {runtime}" for runtime in RUNTIMES
+    ]
+    assert text.endswith("\n")
+    assert f"docker login {HOST}" in lines
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("times", [1, 2])
+def test_pasting_it_makes_the_files(
+    tmp_path: Path, ca_pem: bytes, runtime: Runtime, times: int
+) -> None:
+    """A POSIX shell makes the same bytes that apply would, also when run again."""
+    target = parse(HOST, ca_pem, ["quay.io"])
+    text = node_commands(target, [runtime]).replace("/etc/", f"{tmp_path}/etc/")
+    script = "\n".join(line for line in text.splitlines()[2:] if " login " not in line)
+    for _ in range(times):
+        subprocess.run(["sh", "-eu"], input=script.encode(), check=True, timeout=30)
+    written = {
+        str(path)[len(str(tmp_path)) :]: path.read_bytes().replace(f"{tmp_path}".encode(), b"")
+        for path in tmp_path.rglob("*")
+        if path.is_file()
+    }
+    plan = make_plan(runtime, target, EmptyNode())
+    assert written == {file.path: file.content for file in plan.files}
+
+
+def test_what_has_to_be_merged_is_only_described() -> None:
+    """Writing daemon.json would lose what the node has in it."""
+    text = node_commands(parse(f"http://{HOST}"), ["docker"])
+    assert "cat >" not in text
+    assert f'#       "{HOST}"' in text.splitlines()
+    assert "systemctl reload docker" in text
+    assert "CA SHA-256" not in text
