@@ -1,0 +1,89 @@
+"""Shared fixtures, and the rule for skips: never silent, and none at all in CI."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process import Mayfly, remove_tree
+
+REQUIRE_ALL = "MAYFLY_REQUIRE_ALL"
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    # An expected failure is reported as skipped too, and says so by its own attribute.
+    skipped = report.outcome == "skipped" and not hasattr(report, "wasxfail")
+    if skipped and os.environ.get(REQUIRE_ALL) == "1":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but {REQUIRE_ALL}=1 allows no skip: {_reason(report)}"
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    return str(report.longrepr)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _forbid_skip(report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped:
+        terminalreporter.section("not tested on this machine")
+        for report in skipped:
+            terminalreporter.write_line(f"{report.nodeid}: {_reason(report)}")
+
+
+@pytest.fixture(scope="session")
+def workspace() -> Iterator[Path]:
+    """A directory for servers' data; images are too large to be kept as pytest keeps tmp_path."""
+    path = Path(tempfile.mkdtemp(prefix="mayfly-"))
+    yield path
+    remove_tree(path)
+
+
+@pytest.fixture(scope="session")
+def mayfly(workspace: Path) -> Iterator[Mayfly]:
+    """One server for every test that needs no options of its own: use unique repositories."""
+    with Mayfly(workspace / "mayfly/root", workspace / "mayfly/state") as server:
+        yield server
+    assert "Traceback" not in server.output(), server.describe()
+
+
+@pytest.fixture
+def start_mayfly(workspace: Path) -> Iterator[Callable[..., Mayfly]]:
+    """Start servers of a test's own: start_mayfly(*options, root=, state_dir=, listen=)."""
+    servers: list[Mayfly] = []
+    home = Path(tempfile.mkdtemp(prefix="own-", dir=workspace))
+
+    def start(
+        *options: str,
+        root: Path = home / "root",
+        state_dir: Path = home / "state",
+        listen: str = "127.0.0.1:0",
+    ) -> Mayfly:
+        server = Mayfly(root, state_dir, *options, listen=listen)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        if server.running:
+            server.stop()
+    remove_tree(home)

@@ -1,0 +1,186 @@
+"""Programs a test needs, the child processes it starts, and what those leave on disk.
+
+Every process here is ended by its own pid. Waiting always means polling a condition until
+a deadline, and a process that dies early fails the wait with what it wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self, TypeVar
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+CACHE = REPO / ".cache"
+POLL_INTERVAL = 0.01
+
+APT_PACKAGES = {
+    "containerd": "containerd",
+    "ctr": "containerd",
+    "debootstrap": "debootstrap",
+    "docker": "docker.io",
+    "dockerd": "docker.io",
+    "docker-registry": "docker-registry",
+    "podman": "podman",
+    "runc": "runc",
+    "skopeo": "skopeo",
+}
+
+T = TypeVar("T")
+
+
+def find_program(name: str) -> str | None:
+    """Where a program is: .cache/bin (the Go tools), PATH, or where daemons are installed."""
+    path = os.pathsep.join([str(CACHE / "bin"), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    return shutil.which(name, path=path)
+
+
+def need(*programs: str) -> None:
+    """Skip the calling test when a program it runs is missing, naming it and how to get it."""
+    for name in programs:
+        if find_program(name) is None:
+            package = APT_PACKAGES.get(name)
+            how = f"apt-get install {package}, or .ci/install" if package else ".ci/install"
+            pytest.skip(f"needs the program {name} (install: {how})")
+
+
+def need_root() -> None:
+    """Skip the calling test unless it may make device nodes, mounts and containers."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root (run: sudo make test)")
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory, first unmounting what container engines left mounted in it."""
+    prefix = f"{path.resolve()}/"
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    # Latest first: a mount may lie on another one.
+    for point in reversed([line.split(" ")[4] for line in mounts]):
+        if point.startswith(prefix):
+            subprocess.run(["umount", point], check=True, timeout=30)
+    shutil.rmtree(path)
+
+
+class Process:
+    """A child process whose output goes to a file, named when it fails."""
+
+    def __init__(
+        self,
+        argv: Sequence[str | Path],
+        log: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        self.argv = [str(word) for word in argv]
+        self.log = log
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=env,
+                cwd=cwd,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def running(self) -> bool:
+        return self.popen.poll() is None
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def describe(self) -> str:
+        return f"{' '.join(self.argv)}\n--- output, its end:\n{self.output()[-8000:]}"
+
+    def wait_for(self, probe: Callable[[], T | None], deadline: float = 30) -> T:
+        """Poll until probe answers something; the process dying, or the deadline, is a failure."""
+        end = time.monotonic() + deadline
+        while True:
+            found = probe()
+            if found is not None:
+                return found
+            if not self.running:
+                raise AssertionError(f"exited {self.popen.returncode} early: {self.describe()}")
+            if time.monotonic() > end:
+                raise AssertionError(f"not ready after {deadline} s: {self.describe()}")
+            time.sleep(POLL_INTERVAL)
+
+    def stop(self, timeout: float = 30) -> int:
+        """SIGTERM, then wait; a process that does not end is killed and is a failure."""
+        if self.running:
+            self.popen.send_signal(signal.SIGTERM)
+        try:
+            return self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(
+                f"still running {timeout} s after SIGTERM: {self.describe()}"
+            ) from None
+
+    def kill(self) -> None:
+        """SIGKILL: no chance to tidy anything."""
+        self.popen.kill()
+        self.popen.wait()
+
+
+class Mayfly(Process):
+    """`mayfly serve` as its own process, ready to answer when the constructor returns."""
+
+    def __init__(
+        self,
+        root: Path,
+        state_dir: Path,
+        *options: str,
+        listen: str = "127.0.0.1:0",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        state_dir.mkdir(parents=True, exist_ok=True)
+        self.root = root
+        self.state_dir = state_dir
+        argv = [sys.executable, "-m", "registry", "serve", "--root", root]
+        argv += ["--state-dir", state_dir, "--listen", listen, *options]
+        super().__init__(argv, state_dir / "output.log", env=env, cwd=REPO)
+        try:
+            ready = self.wait_for(self._read_ready)
+        except BaseException:
+            self.kill()
+            raise
+        self.url: str = ready["url"].rstrip("/")
+        self.host: str = self.url.partition("://")[2]
+
+    def _read_ready(self) -> dict[str, str] | None:
+        # A file left by a killed predecessor names another pid.
+        try:
+            ready = json.loads((self.state_dir / "ready.json").read_text())
+        except FileNotFoundError:
+            return None
+        return ready if ready["pid"] == self.pid else None
+
+    def stop(self, timeout: float = 30) -> int:
+        """SIGTERM; a clean stop is exit code 0."""
+        code = super().stop(timeout)
+        assert code == 0, f"exit code {code} after SIGTERM: {self.describe()}"
+        return code
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self.running:
+            self.stop()

@@ -1,0 +1,50 @@
+"""Fixtures of the storage tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.distribution import DistributionStore
+from tests.storage.contract import OpenStore
+from tests.storage.disk import Disk
+
+
+@pytest.fixture(autouse=True)
+def quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sync nothing to the disk, which would take most of the time.
+
+    That everything is synced, and in which order, is what `test_publish_order` shows. The
+    descriptor still has to be an open one.
+    """
+    monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Where the store under test lies."""
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def open_store(root: Path) -> Iterator[OpenStore]:
+    """Opens `DistributionStore` on ``root``; all are closed at the end."""
+    opened: list[DistributionStore] = []
+
+    def open_one(*, allow_sparse: bool = False) -> DistributionStore:
+        store = DistributionStore(root, allow_sparse=allow_sparse)
+        opened.append(store)
+        return store
+
+    yield open_one
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def disk(quick_sync: None, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """Records and fails what the code under test does to the disk."""
+    return Disk(monkeypatch)

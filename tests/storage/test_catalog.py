@@ -1,0 +1,52 @@
+"""The catalog's walk against a naive model, over random trees of directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storage.catalog import names_after
+
+COMPONENT = st.text("ab0-._", min_size=1, max_size=3).filter(
+    lambda t: t[0] in "ab0" and t[-1] in "ab0"
+)
+NAME = st.lists(COMPONENT, min_size=1, max_size=3).map("/".join)
+
+
+@given(
+    names=st.sets(NAME, max_size=12),
+    after=NAME | st.text("ab0-._/", max_size=4),
+    limit=st.integers(0, 13),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_walk_is_a_sorted_list(
+    tmp_path_factory: pytest.TempPathFactory, names: set[str], after: str, limit: int
+) -> None:
+    """The names are those of a sorted list, cut at ``after`` and ``limit``."""
+    root = tmp_path_factory.mktemp("catalog")
+    for number, name in enumerate(sorted(names)):
+        (root / name / ("_layers", "_manifests")[number % 2]).mkdir(parents=True)
+    assert names_after(root, after, limit) == sorted(n for n in names if n > after)[:limit]
+
+
+def test_no_directory_is_an_empty_catalog(tmp_path: Path) -> None:
+    """A root on which nothing was pushed yet has no repositories."""
+    assert names_after(tmp_path / "absent", "", 10) == []
+
+
+def test_only_directories_on_the_way_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of a large registry does not cost a walk of it all."""
+    import os
+
+    for number in range(300):
+        (tmp_path / f"team{number:03}/app/_layers").mkdir(parents=True)
+    read: list[object] = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: read.append(path) or real(path))
+    assert names_after(tmp_path, "team250/app", 5) == [f"team{n}/app" for n in range(251, 256)]
+    assert len(read) < 30
