@@ -14,14 +14,12 @@ repository that no longer holds it.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from storage import digest as digests
 from storage import manifest as manifests
 from storage.digest import Digest
 from storage.errors import ContentCorrupt, DigestInvalid, ManifestInvalid, ManifestUnknown
@@ -38,6 +36,9 @@ class Holdings(Protocol):
 
     def every_repository(self) -> Iterable[str]:
         """All repository names."""
+
+    def stored_blobs(self) -> Iterable[tuple[Digest, Path]]:
+        """Every blob's digest and file, whether or not anything refers to it."""
 
     def revisions(self, repository: str) -> Iterable[Digest]:
         """All manifests linked in a repository."""
@@ -78,7 +79,11 @@ class Collector:
         """
         oldest = time.time() - grace
         marked = self._mark()
-        garbage = [d for d in self._stored() if d not in marked and self._is_older(d, oldest)]
+        garbage = [
+            d
+            for d, _ in self._holdings.stored_blobs()
+            if d not in marked and self._is_older(d, oldest)
+        ]
         links = self._links_of(set(garbage)) if garbage and not dry_run else {}
         removed: list[Digest] = []
         size = 0
@@ -114,15 +119,6 @@ class Collector:
         named = [*manifest.blobs, *manifest.manifests]
         return [descriptor.digest for descriptor in named]
 
-    def _stored(self) -> Iterator[Digest]:
-        for algorithm in digests.HEX_LENGTHS:
-            for fan in _names(self._layout.blobs / algorithm):
-                for encoded in _names(self._layout.blobs / algorithm / fan):
-                    try:
-                        yield digests.parse(f"{algorithm}:{encoded}")
-                    except DigestInvalid:
-                        continue
-
     def _links_of(self, garbage: set[Digest]) -> dict[Digest, list[Path]]:
         links: dict[Digest, list[Path]] = {}
         for repository in self._holdings.every_repository():
@@ -151,10 +147,3 @@ class Collector:
             return self._layout.data(digest).stat().st_size
         except FileNotFoundError:
             return 0
-
-
-def _names(directory: Path) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return []

@@ -59,11 +59,7 @@ class DirectoryReader:
     def tags(self, repository: str) -> list[str]:
         if not is_repository(self._layout.repository(repository)):
             raise NameUnknown("repository name not known to registry", {"name": repository})
-        try:
-            names = os.listdir(self._layout.tags(repository))
-        except FileNotFoundError:
-            return []
-        tags = [name for name in names if is_tag(name)]
+        tags = [name for name in _entries(self._layout.tags(repository)) if is_tag(name)]
         return sorted(t for t in tags if self._layout.tag_link(repository, t).exists())
 
     def repositories(self, after: str, limit: int) -> list[str]:
@@ -86,6 +82,15 @@ class DirectoryReader:
             yield from page
             after = page[-1]
 
+    def stored_blobs(self) -> Iterator[tuple[Digest, Path]]:
+        """Every blob's digest and file, whether or not a repository links it."""
+        for algorithm in digests.HEX_LENGTHS:
+            for fan in _entries(self._layout.blobs / algorithm):
+                for encoded in _entries(self._layout.blobs / algorithm / fan):
+                    with contextlib.suppress(DigestInvalid):
+                        digest = digests.parse(f"{algorithm}:{encoded}")
+                        yield digest, self._layout.data(digest)
+
     def revisions(self, repository: str) -> Iterator[Digest]:
         """All manifests linked in a repository, tagged or not."""
         for digest in self.revision_entries(repository):
@@ -103,11 +108,7 @@ class DirectoryReader:
     def revision_entries(self, repository: str) -> Iterator[Digest]:
         """See `storage.referrers.Revisions`."""
         for directory in self.revision_directories(repository):
-            try:
-                entries = os.listdir(directory)
-            except FileNotFoundError:
-                continue
-            for encoded in entries:
+            for encoded in _entries(directory):
                 with contextlib.suppress(DigestInvalid):
                     yield digests.parse(f"{directory.name}:{encoded}")
 
@@ -137,3 +138,10 @@ class DirectoryReader:
 def manifest_unknown(reference: str) -> ManifestUnknown:
     """The error for a tag or digest that is not in a repository."""
     return ManifestUnknown("manifest unknown", {"reference": reference})
+
+
+def _entries(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -7,17 +7,19 @@ Of the upper store this is one itself (a subclass), so that every write is the o
 `DistributionStore` makes and only reading looks further; a manifest may therefore name, and a
 mount may take, what only a layer has. Nothing is copied up: a mounted blob is a link in the upper
 store whose bytes stay in the layer. Served later without that layer, such a link leads nowhere and
-its blob is unknown.
+its blob is unknown. The layers are never written to, nor are their files' times.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from storage.bundle.layer import Layer
 from storage.bundle.stack import distinct, merge_names, merge_referrers, merge_tags
+from storage.catalog import is_repository
 from storage.digest import Digest
 from storage.distribution import DistributionStore
 from storage.errors import BlobUnknown, ManifestUnknown
@@ -41,7 +43,7 @@ class OverlayStore(DistributionStore):
 
     def has_repository(self, repository: str) -> bool:
         """Quick. Whether something was pushed under exactly this name."""
-        return self._layout.repository(repository).is_dir()
+        return is_repository(self._layout.repository(repository))
 
     # Reading
 
@@ -82,6 +84,16 @@ class OverlayStore(DistributionStore):
         sources = (super().referrers, self._lower.referrers)
         return merge_referrers(source(repository, subject) for source in sources)
 
+    def revisions(self, repository: str) -> Iterator[Digest]:
+        # The collector marks by these: what was pushed to complete or mend a layer is kept too.
+        return chain(super().revisions(repository), self._lower.revisions(repository))
+
+    def read_manifest(self, repository: str, digest: Digest) -> bytes:
+        extent = self.manifest(repository, digest)
+        with extent.path.open("rb") as file:
+            file.seek(extent.offset)
+            return file.read(extent.size)
+
     # Deleting: the whiteout comes first. A crash in between leaves the deletion undone, never what
     # it uncovers in the place of what it removed.
 
@@ -95,30 +107,28 @@ class OverlayStore(DistributionStore):
     def delete_manifest(self, repository: str, digest: Digest) -> None:
         self.manifest(repository, digest)
         for tag in self.tags(repository):
-            if self._read_link(self._layout.tag_link(repository, tag)) == digest:
-                self._uncover_nothing(repository, tag)
-        if self._is_below(repository, digest):
+            if self.read_link(self._layout.tag_link(repository, tag)) == digest:
+                self._hide_below(repository, tag)
+        if digest in self._lower.revisions(repository):
             self._whiteouts.hide_manifest(repository, digest)
-        if self._layout.revision_link(repository, digest).exists():
+        if self.is_linked(repository, digest):
             super().delete_manifest(repository, digest)
 
     def delete_tag(self, repository: str, tag: str) -> None:
         self.tag(repository, tag)
-        self._uncover_nothing(repository, tag)
+        self._hide_below(repository, tag)
         if self._layout.tag_link(repository, tag).exists():
             super().delete_tag(repository, tag)
 
-    def _uncover_nothing(self, repository: str, tag: str) -> None:
+    def _hide_below(self, repository: str, tag: str) -> None:
         """Hide what a layer has under a tag, whatever that points at."""
         with contextlib.suppress(ManifestUnknown):
             self._whiteouts.hide_tag(repository, tag, self._lower.tag(repository, tag))
 
-    def _is_below(self, repository: str, digest: Digest) -> bool:
-        try:
-            self._lower.manifest(repository, digest)
-        except ManifestUnknown:
-            return False
-        return True
-
     def _links(self, repository: str, digest: Digest) -> bool:
         return self._layout.layer_link(repository, digest).exists()
+
+    def _touch(self, extent: Extent) -> None:  # type: ignore[override]
+        # Only what the collector may remove has an age that matters; a layer's file is its own.
+        if extent.path.is_relative_to(self._layout.blobs):
+            DistributionStore._touch(extent)

@@ -15,7 +15,8 @@ from storage import digest as digests
 from storage.bundle.errors import NotReady
 from storage.bundle.layer import Layer
 from storage.digest import Digest
-from storage.errors import BlobUnknown, ManifestUnknown
+from storage.directory import manifest_unknown
+from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown
 from storage.interface import Extent
 from storage.layout import Layout
 from storage.names import check_tag
@@ -42,7 +43,7 @@ class Whiteouts:
         return self._manifest(repository, digest).exists()
 
     def hides_tag(self, repository: str, tag: str, digest: Digest) -> bool:
-        """Whether a tag that points at ``digest`` is hidden."""
+        """Whether a tag is hidden while it points at ``digest``."""
         return self._tag(repository, tag, digest).exists()
 
     def hide_blob(self, repository: str, digest: Digest) -> None:
@@ -54,7 +55,7 @@ class Whiteouts:
         self._publisher.write(self._manifest(repository, digest), b"")
 
     def hide_tag(self, repository: str, tag: str, digest: Digest) -> None:
-        """Hide a tag as long as it points at ``digest``."""
+        """Hide a tag for as long as it points at ``digest``."""
         self._publisher.write(self._tag(repository, tag, digest), b"")
 
     def _of(self, repository: str) -> Path:
@@ -71,7 +72,10 @@ class Whiteouts:
 
 
 class Masked:
-    """A layer without what whiteouts hide of it; see `storage.bundle.layer.Layer`."""
+    """A layer without what whiteouts hide of it; see `storage.bundle.layer.Layer`.
+
+    A repository of which every manifest is hidden is not known any more.
+    """
 
     def __init__(self, layer: Layer, whiteouts: Whiteouts) -> None:
         self._layer = layer
@@ -85,25 +89,31 @@ class Masked:
     def manifest(self, repository: str, digest: Digest) -> Extent:
         found = self._layer.manifest(repository, digest)
         if self._whiteouts.hides_manifest(repository, digest):
-            raise ManifestUnknown("manifest unknown", {"reference": str(digest)})
+            raise manifest_unknown(str(digest))
         return found
 
     def tag(self, repository: str, tag: str) -> Digest:
         digest = self._layer.tag(repository, tag)
-        if self._whiteouts.hides_tag(repository, tag, digest) or self._whiteouts.hides_manifest(
-            repository, digest
-        ):
-            raise ManifestUnknown("manifest unknown", {"reference": tag})
+        hidden = self._whiteouts.hides_tag(repository, tag, digest)
+        if hidden or self._whiteouts.hides_manifest(repository, digest):
+            raise manifest_unknown(tag)
         return digest
 
     def tags(self, repository: str) -> list[str]:
         names = self._layer.tags(repository)
         if not self._whiteouts.any(repository):
             return names
-        return [name for name in names if self._shows_tag(repository, name)]
+        shown = [name for name in names if self._shows_tag(repository, name)]
+        if not shown and not self._shows(repository):
+            raise NameUnknown("repository name not known to registry", {"name": repository})
+        return shown
 
     def repositories(self, after: str, limit: int) -> list[str]:
-        return self._layer.repositories(after, limit)
+        found: list[str] = []
+        while len(found) < limit and (page := self._layer.repositories(after, limit)):
+            found += [name for name in page if self._shows(name)]
+            after = page[-1]
+        return found[:limit]
 
     def holders(self, digest: Digest) -> Iterator[str]:
         for name in self._layer.holders(digest):
@@ -112,21 +122,25 @@ class Masked:
 
     def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
         found = self._layer.referrers(repository, subject)
-        return [
-            descriptor
-            for descriptor in found
-            if not self._whiteouts.hides_manifest(
-                repository, digests.parse(str(descriptor["digest"]))
-            )
-        ]
+        if not self._whiteouts.any(repository):
+            return found
+        shown = {str(digest) for digest in self.revisions(repository)}
+        return [descriptor for descriptor in found if descriptor["digest"] in shown]
 
     def links(self, repository: str, digest: Digest) -> bool:
-        return self._layer.links(repository, digest) and not self._whiteouts.hides_blob(
-            repository, digest
-        )
+        linked = self._layer.links(repository, digest)
+        return linked and not self._whiteouts.hides_blob(repository, digest)
 
     def content(self, digest: Digest) -> Extent | None:
         return self._layer.content(digest)
+
+    def revisions(self, repository: str) -> Iterator[Digest]:
+        for digest in self._layer.revisions(repository):
+            if not self._whiteouts.hides_manifest(repository, digest):
+                yield digest
+
+    def _shows(self, repository: str) -> bool:
+        return not self._whiteouts.any(repository) or any(self.revisions(repository))
 
     def _shows_tag(self, repository: str, tag: str) -> bool:
         try:

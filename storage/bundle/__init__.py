@@ -1,0 +1,1 @@
+"""Bundles: image archives and directories, served where they lie and never written to."""

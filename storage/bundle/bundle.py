@@ -1,0 +1,138 @@
+"""A bundle as a store that can be read, of whatever kind it is."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+
+from storage.bundle.content import Content
+from storage.bundle.errors import NotReady
+from storage.bundle.graph import Graph, Image, Repository
+from storage.bundle.naming import name_images
+from storage.bundle.verified import Progress, Proofs
+from storage.digest import Digest
+from storage.directory import manifest_unknown
+from storage.errors import BlobUnknown, NameUnknown
+from storage.interface import Extent
+
+Canonical = Callable[[str, str], str]
+"""From upstream host and repository to the name it is served under."""
+
+
+class Bundle:
+    """See `storage.bundle.layer.Layer`. Made by `storage.bundle.open`.
+
+    Args:
+        label: how the operator named it.
+        content: the opened bundle; closed with this.
+        proofs: shared with the server's other bundles.
+        fallback: the repository of images without a full name.
+
+    Raises:
+        BundleInvalid, BundleConflict: see `storage.bundle.graph.Graph`.
+    """
+
+    def __init__(self, label: str, content: Content, proofs: Proofs, fallback: str) -> None:
+        self.label = label
+        self.images: list[Image]
+        self.notices: list[str]
+        self._content = content
+        self._proofs = proofs
+        self._fallback = fallback
+        self._read()
+        self.serve_as(lambda _host, repository: repository)
+
+    @property
+    def kind(self) -> str:
+        """What such a bundle is called."""
+        return self._content.kind
+
+    @property
+    def unhashed(self) -> int:
+        """Bytes that `hash` has still to read."""
+        return self._content.unhashed
+
+    def serve_as(self, canonical: Canonical) -> None:
+        """Set the names that repositories are served under."""
+        self._canonical = canonical
+        served = {canonical(*key): held for key, held in self._held.items()}
+        # One assignment each: readers in other threads see the old or the new.
+        self._repositories, self._names = served, sorted(served)
+
+    def hash(self, progress: Progress) -> None:
+        """Hash what no image can be served without; readers go on meanwhile.
+
+        Raises:
+            BundleChanged: the bundle was written to.
+            BundleConflict: two images with one name turned out to differ.
+        """
+        self._content.hash(progress)
+        self._read()
+        self.serve_as(self._canonical)
+
+    def close(self) -> None:
+        """Let go of the bundle; nothing of it may be in use any more."""
+        self._content.close()
+
+    def blob(self, repository: str, digest: Digest) -> Extent:
+        extent = self.content(digest) if self.links(repository, digest) else None
+        if extent is None:
+            raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
+        return extent
+
+    def manifest(self, repository: str, digest: Digest) -> Extent:
+        held = self._repositories.get(repository)
+        if held is not None and digest in held.manifests:
+            piece = self._content.find(digest)
+            if piece is not None:
+                return Extent(piece.path, piece.offset, piece.size)
+        raise manifest_unknown(str(digest))
+
+    def tag(self, repository: str, tag: str) -> Digest:
+        held = self._repositories.get(repository)
+        if held is None or tag not in held.tags:
+            raise manifest_unknown(tag)
+        digest = held.tags[tag]
+        if digest is None:
+            raise NotReady(
+                f"image {repository}:{tag} is still being read for the first time: try again"
+            )
+        return digest
+
+    def tags(self, repository: str) -> list[str]:
+        held = self._repositories.get(repository)
+        if held is None:
+            raise NameUnknown("repository name not known to registry", {"name": repository})
+        return sorted(held.tags)
+
+    def repositories(self, after: str, limit: int) -> list[str]:
+        start = bisect_right(self._names, after)
+        return self._names[start : start + limit]
+
+    def holders(self, digest: Digest) -> Iterator[str]:
+        if self._content.find(digest) is not None:
+            repositories = self._repositories
+            yield from (name for name in self._names if digest in repositories[name].blobs)
+
+    def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
+        held = self._repositories.get(repository, Repository())
+        found = {d: node.referrer for d, node in held.manifests.items() if node.subject == subject}
+        return [found[digest] for digest in sorted(found)]
+
+    def links(self, repository: str, digest: Digest) -> bool:
+        held = self._repositories.get(repository)
+        return held is not None and digest in held.blobs
+
+    def revisions(self, repository: str) -> Iterator[Digest]:
+        held = self._repositories.get(repository)
+        return iter(held.manifests if held is not None else ())
+
+    def content(self, digest: Digest) -> Extent | None:
+        piece = self._content.find(digest)
+        return None if piece is None else self._proofs.extent(piece, digest)
+
+    def _read(self) -> None:
+        graph = Graph(self._content)
+        self.images, notices = name_images(self._content, graph, self._fallback)
+        self._held = graph.repositories(self.images)
+        self.notices = [*self._content.notices, *notices, *graph.notices]

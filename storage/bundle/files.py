@@ -1,0 +1,109 @@
+"""The files of a bundle by name, in a tar or in a directory: found, never copied or extracted."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Protocol
+
+from storage.bundle import tar_index
+from storage.bundle.errors import BundleInvalid
+from storage.bundle.verified import Piece, changed, stamp_of
+
+MAX_DOCUMENT = 16 * 1024 * 1024
+"""Largest JSON document in bytes that is read from a bundle."""
+
+BLOBS = "blobs/"
+"""Below this, a file's name says what its bytes must be (image-spec, image-layout.md)."""
+
+
+class Files(Protocol):
+    """Read access to the files of one bundle."""
+
+    def locate(self, name: str) -> Piece | None:
+        """Quick. Where a regular file lies; None when there is none of that name.
+
+        Raises:
+            BundleChanged: the bundle was written to since it was opened.
+            BundleInvalid: the name is a link that leads nowhere good.
+        """
+
+    def close(self) -> None:
+        """Let go of what is held open."""
+
+
+class TarFile:
+    """The files of a tar. It stays open: what replaces it under its name is not looked at.
+
+    Raises:
+        BundleInvalid: see `storage.bundle.tar_index.scan`.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._stamp = stamp_of(os.fstat(self._descriptor))
+            self.index = tar_index.scan(self._descriptor, repeatable=BLOBS)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self._path = Path(f"/proc/self/fd/{self._descriptor}")
+
+    def locate(self, name: str) -> Piece | None:
+        if stamp_of(os.fstat(self._descriptor)) != self._stamp:
+            raise changed()
+        place = self.index.locate(name)
+        return Piece(self._path, *place, self._stamp) if place else None
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class Directory:
+    """The files of a directory. Links are not followed: a bundle cannot point out of itself."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def locate(self, name: str) -> Piece | None:
+        path = self._root / name
+        try:
+            status = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if stat.S_ISLNK(status.st_mode):
+            raise BundleInvalid(f"file {name} is a symbolic link: put the file itself there")
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return Piece(path, 0, status.st_size, stamp_of(status))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def read(piece: Piece, name: str, limit: int = MAX_DOCUMENT) -> bytes:
+    """The bytes of a small file.
+
+    Raises:
+        BundleInvalid: it is larger than ``limit`` bytes.
+        BundleChanged: it was written to meanwhile.
+    """
+    if piece.size > limit:
+        raise BundleInvalid(f"file {name} is {piece.size} bytes long, {limit} are taken")
+    with piece.path.open("rb", buffering=0) as file:
+        data = os.pread(file.fileno(), piece.size, piece.offset)
+        if len(data) != piece.size or stamp_of(os.fstat(file.fileno())) != piece.stamp:
+            raise changed()
+    return data
+
+
+def read_named(files: Files, name: str, limit: int = MAX_DOCUMENT) -> bytes | None:
+    """The bytes of the small file ``name``; None when there is none.
+
+    Raises:
+        BundleInvalid, BundleChanged: see `Files.locate` and `read`.
+    """
+    piece = files.locate(name)
+    return None if piece is None else read(piece, name, limit)

@@ -1,0 +1,214 @@
+"""From a bundle's list of images to repositories: what each holds, by following the manifests.
+
+A repository holds what can be reached from the images named in it, and the artifacts that refer to
+those. Manifests are read and verified here, since everything else follows from them; blobs are only
+looked for. Content that is absent is no error by itself: an index often names platforms that were
+not saved, and a bundle of differences leaves out what its target has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from storage import digest as digests
+from storage import manifest as manifests
+from storage.bundle.content import Content
+from storage.bundle.errors import BundleConflict, BundleInvalid
+from storage.bundle.files import read
+from storage.bundle.names import Reference
+from storage.digest import Digest
+from storage.errors import StorageError
+from storage.manifest import Descriptor
+
+
+class Image(NamedTuple):
+    """An image or index of a bundle, with its name.
+
+    Attributes:
+        reference: None when it has none and belongs to what it refers to.
+        digest: of its manifest; None while its layers have to be hashed first.
+    """
+
+    reference: Reference | None
+    digest: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A manifest of the bundle, without its bytes."""
+
+    size: int
+    blobs: tuple[Descriptor, ...]
+    children: tuple[Descriptor, ...]
+    config: Digest | None
+    subject: Digest | None
+    referrer: dict[str, object]
+
+
+@dataclass(slots=True)
+class Repository:
+    """What a bundle holds of one repository.
+
+    Attributes:
+        tags: tag → manifest; None while the manifest is not known yet.
+        manifests: those whose bytes are in the bundle.
+        blobs: also those whose bytes are elsewhere.
+    """
+
+    tags: dict[str, Digest | None] = field(default_factory=dict)
+    manifests: dict[Digest, Node] = field(default_factory=dict)
+    blobs: set[Digest] = field(default_factory=set)
+
+
+class Graph:
+    """The manifests of one bundle, each read once.
+
+    Raises:
+        BundleInvalid: a listed manifest is absent or corrupt.
+    """
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self._nodes: dict[Digest, Node | None] = {}
+        self._sizes: dict[Digest, int | None] = {}
+        self.notices: list[str] = []
+        for listed in content.listed:
+            if listed.digest is not None and content.find(listed.digest) is None:
+                raise BundleInvalid(
+                    f"manifest {listed.digest} is listed, but is not there: "
+                    "the bundle was cut short or made wrongly"
+                )
+
+    def node(self, digest: Digest) -> Node | None:
+        """The manifest of this digest; None when the bundle has none that can be served.
+
+        Raises:
+            BundleInvalid: its bytes have another digest.
+        """
+        if digest not in self._nodes:
+            self._nodes[digest] = self._read(digest)
+        return self._nodes[digest]
+
+    def repositories(self, images: Iterable[Image]) -> dict[tuple[str, str], Repository]:
+        """Upstream host and repository name → what it holds.
+
+        Args:
+            images: those listed, named.
+
+        Raises:
+            BundleConflict: a tag is given to two images.
+        """
+        found: dict[tuple[str, str], Repository] = {}
+        loose: list[Digest] = []
+        for image in images:
+            if image.digest is not None and self.node(image.digest) is None:
+                continue
+            if image.reference is None:
+                loose += [image.digest] if image.digest else []
+                continue
+            key = image.reference.host, image.reference.repository
+            repository = found.setdefault(key, Repository())
+            if image.reference.tag is not None:
+                _set_tag(repository, image.reference.tag, image)
+            if image.digest is not None:
+                self._add(repository, image.digest)
+                self._look_for_blobs(image)
+        for repository in found.values():
+            self._attach(repository, loose)
+        return found
+
+    def _read(self, digest: Digest) -> Node | None:
+        piece = self._content.find(digest)
+        if piece is None:
+            return None
+        body = read(piece, f"manifest {digest}", manifests.MAX_SIZE)
+        if digests.of(body, digest.algorithm) != digest:
+            raise BundleInvalid(f"manifest {digest} is corrupt: its bytes have another digest")
+        try:
+            parsed = manifests.parse(body)
+        except StorageError as error:
+            self.notices.append(f"manifest {digest} cannot be served: {error.message}")
+            return None
+        return Node(
+            size=len(body),
+            blobs=parsed.blobs,
+            children=parsed.manifests,
+            config=parsed.blobs[0].digest if parsed.blobs else None,
+            subject=parsed.subject.digest if parsed.subject else None,
+            referrer=parsed.referrer(digest),
+        )
+
+    def _add(self, repository: Repository, root: Digest) -> None:
+        waiting = [root]
+        while waiting:
+            digest = waiting.pop()
+            node = self.node(digest)
+            if node is None or digest in repository.manifests:
+                continue
+            repository.manifests[digest] = node
+            repository.blobs.update(blob.digest for blob in node.blobs)
+            waiting += [child.digest for child in node.children]
+
+    def _attach(self, repository: Repository, loose: list[Digest]) -> None:
+        # An artifact may refer to an artifact, listed before or after it.
+        count = -1
+        while count != len(repository.manifests):
+            count = len(repository.manifests)
+            for digest in loose:
+                node = self.node(digest)
+                if node is not None and node.subject in repository.manifests:
+                    self._add(repository, digest)
+
+    def _look_for_blobs(self, image: Image) -> None:
+        assert image.digest is not None
+        missing = []
+        for blob in self._blobs_below(image.digest):
+            size = self._size(blob.digest)
+            if size is None:
+                missing += [str(blob.digest)] if blob.distributable else []
+            elif size != blob.size:
+                raise BundleInvalid(
+                    f"{_title(image)}: {blob.digest} should be {blob.size} bytes, "
+                    f"the bundle has {size}: it was cut short or damaged, copy it again"
+                )
+        if missing:
+            self.notices.append(
+                f"{_title(image)} lacks {len(missing)} of its blobs, {missing[0]} first: "
+                "it can be pulled only if another bundle or the store has them"
+            )
+
+    def _size(self, digest: Digest) -> int | None:
+        if digest not in self._sizes:
+            piece = self._content.find(digest)
+            self._sizes[digest] = piece.size if piece else None
+        return self._sizes[digest]
+
+    def _blobs_below(self, root: Digest) -> Iterator[Descriptor]:
+        seen: set[Digest] = set()
+        waiting = [root]
+        while waiting:
+            digest = waiting.pop()
+            node = self.node(digest)
+            if node is None or digest in seen:
+                continue
+            seen.add(digest)
+            for blob in node.blobs:
+                if blob.digest not in seen:
+                    seen.add(blob.digest)
+                    yield blob
+            waiting += [child.digest for child in node.children]
+
+
+def _set_tag(repository: Repository, tag: str, image: Image) -> None:
+    known = repository.tags.setdefault(tag, image.digest)
+    if known != image.digest:
+        raise BundleConflict(
+            f"{image.reference} is listed twice, as {known} and as {image.digest}: "
+            "make the bundle again with one of them"
+        )
+
+
+def _title(image: Image) -> str:
+    return f"image {image.reference or image.digest}"

@@ -1,0 +1,78 @@
+"""Giving every listed image a full name, or saying aloud that it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from storage.bundle.content import Content, Listed
+from storage.bundle.graph import Graph, Image
+from storage.bundle.names import LOCAL, Reference, split_reference
+from storage.digest import Digest
+from storage.errors import StorageError
+from storage.names import check_tag
+
+
+def name_images(content: Content, graph: Graph, fallback: str) -> tuple[list[Image], list[str]]:
+    """Name what a bundle lists.
+
+    An image without a full name goes into the repository ``fallback``, which came from no
+    registry; one that refers to another image goes where that is, without a name.
+
+    Returns:
+        The images, and what the operator should know about names.
+    """
+    images: list[Image] = []
+    notices: list[str] = []
+    nameless: list[Listed] = []
+    for listed in content.listed:
+        texts = listed.names or tuple(_names_by_config(content, graph, listed.digest))
+        found = [*_references(texts, notices)]
+        images += [Image(reference, listed.digest) for reference in found]
+        if not found:
+            nameless.append(listed)
+    alone = len(nameless) == 1
+    images += [_without_name(listed, graph, fallback, alone, notices) for listed in nameless]
+    return images, notices
+
+
+def _names_by_config(content: Content, graph: Graph, digest: Digest | None) -> Iterator[str]:
+    node = graph.node(digest) if digest and content.names_by_config else None
+    if node is None:
+        return
+    children = [graph.node(child.digest) for child in node.children]
+    for one in [node, *children]:
+        if one is not None and one.config is not None:
+            yield from content.names_by_config.get(one.config, ())
+
+
+def _references(texts: tuple[str, ...], notices: list[str]) -> Iterator[Reference]:
+    for text in texts:
+        try:
+            reference = split_reference(text)
+        except StorageError as error:
+            notices.append(f"image name {text[:300]!r} is passed over: {error.message}")
+            continue
+        if reference.tag is None and reference.digest is None:
+            # docker's rule for a name alone.
+            reference = reference._replace(tag="latest")
+        yield reference
+
+
+def _without_name(
+    listed: Listed, graph: Graph, fallback: str, alone: bool, notices: list[str]
+) -> Image:
+    node = graph.node(listed.digest) if listed.digest else None
+    if listed.tag is None and node is not None and node.subject is not None:
+        return Image(None, listed.digest)
+    tag = listed.tag if listed.tag and _is_tag(listed.tag) else "latest" if alone else None
+    called = f"{fallback}:{tag}" if tag else f"{fallback}@{listed.digest}"
+    notices.append(f"an image has no full name in the bundle: it can be pulled as {called}")
+    return Image(Reference(LOCAL, fallback, tag, None if tag else listed.digest), listed.digest)
+
+
+def _is_tag(text: str) -> bool:
+    try:
+        check_tag(text)
+    except StorageError:
+        return False
+    return True

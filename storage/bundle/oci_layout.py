@@ -1,0 +1,95 @@
+"""Bundles in OCI image layout, a directory or a tar: ``oci-layout``, ``index.json``, ``blobs/``.
+
+Source: OCI image-spec, image-layout.md. ``docker save`` since 25 writes this too, with a
+``manifest.json`` beside it for older readers; its RepoTags are the last place to look for a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from storage import digest as digests
+from storage.bundle import documents
+from storage.bundle.content import Listed
+from storage.bundle.errors import BundleInvalid
+from storage.bundle.files import BLOBS, Files
+from storage.bundle.names import is_full_name
+from storage.bundle.verified import Piece, Progress
+from storage.digest import Digest
+from storage.errors import DigestInvalid
+
+INDEX = "index.json"
+_MARKER = "oci-layout"
+_DOCKER_INDEX = "manifest.json"
+_VERSION = "1.0.0"
+
+_FULL_NAME = "io.containerd.image.name"
+_REF_NAME = "org.opencontainers.image.ref.name"
+
+
+class OciLayout:
+    """See `storage.bundle.content.Content`.
+
+    Args:
+        files: the bundle's; closed with this.
+
+    Raises:
+        BundleInvalid: its indexes cannot be understood.
+    """
+
+    kind = "OCI image layout"
+    notices: tuple[str, ...] = ()
+    unhashed = 0
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        marker = documents.read_object(files, _MARKER)
+        version = marker.get("imageLayoutVersion", _VERSION) if marker else _VERSION
+        if version != _VERSION:
+            raise BundleInvalid(f"{_MARKER} has version {version!r}; {_VERSION} can be served")
+        index = documents.read_object(files, INDEX)
+        if index is None:
+            raise BundleInvalid(f"there is no {INDEX}")
+        self.listed = tuple(_listed(index))
+        self.names_by_config = _names_by_config(files)
+
+    def find(self, digest: Digest) -> Piece | None:
+        return self._files.locate(f"{BLOBS}{digest.algorithm}/{digest.hex}")
+
+    def hash(self, progress: Progress) -> None:
+        """Nothing needs to be: a layout names its content by digest."""
+
+    def close(self) -> None:
+        self._files.close()
+
+
+def _listed(index: documents.Object) -> Iterator[Listed]:
+    entries = index.get("manifests")
+    if not isinstance(entries, list):
+        raise BundleInvalid(f"{INDEX} has no list of manifests")
+    for position, entry in enumerate(entries):
+        text = entry.get("digest") if isinstance(entry, dict) else None
+        try:
+            digest = digests.parse(text if isinstance(text, str) else "")
+        except DigestInvalid as error:
+            raise BundleInvalid(f"{INDEX}, manifests[{position}]: {error.message}") from None
+        annotations = entry.get("annotations")
+        known = annotations if isinstance(annotations, dict) else {}
+        full, ref = (
+            t if isinstance(t := known.get(k), str) else "" for k in (_FULL_NAME, _REF_NAME)
+        )
+        name = full or (ref if is_full_name(ref) else "")
+        yield Listed(digest, (name,) if name else (), ref or None)
+
+
+def _names_by_config(files: Files) -> dict[Digest, tuple[str, ...]]:
+    found: dict[Digest, tuple[str, ...]] = {}
+    for image in documents.read_docker_index(files, _DOCKER_INDEX):
+        directory, _, encoded = image.config.rpartition("/")
+        if directory.startswith(BLOBS):
+            try:
+                digest = digests.parse(f"{directory.removeprefix(BLOBS)}:{encoded}")
+            except DigestInvalid:
+                continue
+            found[digest] = found.get(digest, ()) + image.names
+    return found

@@ -1,0 +1,203 @@
+"""Opening bundles: which kind a path is, and what several of them are together."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from storage.bundle import docker_archive, oci_layout
+from storage.bundle.bundle import Bundle
+from storage.bundle.content import Content
+from storage.bundle.distribution_directory import DistributionDirectory, is_distribution
+from storage.bundle.docker_archive import DockerArchive
+from storage.bundle.errors import BundleConflict, BundleInvalid
+from storage.bundle.files import Directory, TarFile
+from storage.bundle.layer import Layer
+from storage.bundle.names import Names
+from storage.bundle.oci_layout import OciLayout
+from storage.bundle.stack import Stack
+from storage.bundle.verified import Progress, Proofs
+from storage.digest import Digest
+from storage.errors import StorageError
+
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gzip --decompress --keep"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd --decompress --keep"),
+    b"\xfd7zXZ\x00": ("xz", "xz --decompress --keep"),
+    b"BZh": ("bzip2", "bzip2 --decompress --keep"),
+}
+"""First bytes → name of the compression, and the command that undoes it."""
+
+_SUFFIXES = re.compile(r"(\.(oci|docker|tar))+$")
+
+
+class Bundles:
+    """All bundles of one server, opened. Use `open_bundles`.
+
+    Attributes:
+        layer: their content as one read-only store, under the names that `names` gives.
+        names: which repository a request means.
+        proofs: what is proven of their content, and what was found corrupt.
+        notices: what the operator should know, each a line of text.
+    """
+
+    def __init__(self, opened: Sequence[Bundle | DistributionDirectory], proofs: Proofs) -> None:
+        self._opened = tuple(opened)
+        self._archives = [bundle for bundle in opened if isinstance(bundle, Bundle)]
+        references = [i.reference for b in self._archives for i in b.images if i.reference]
+        self.names = Names((reference.host, reference.repository) for reference in references)
+        for bundle in self._archives:
+            bundle.serve_as(self.names.canonical)
+        _check_tags(self._archives)
+        self.layer: Layer = Stack(self._opened)
+        self.proofs = proofs
+        self.notices = [f"{b.label}: {notice}" for b in self._archives for notice in b.notices]
+
+    @property
+    def unhashed(self) -> int:
+        """Bytes that `hash` has to read before every image can be served."""
+        return sum(bundle.unhashed for bundle in self._archives)
+
+    def hash(self, progress: Progress) -> None:
+        """Read what `unhashed` counts; slow, while everything else is served.
+
+        Raises:
+            BundleChanged: a bundle was written to.
+            BundleConflict: bundles turned out to disagree on a tag.
+        """
+        for bundle in self._archives:
+            if bundle.unhashed:
+                bundle.hash(progress)
+        _check_tags(self._archives)
+
+    def close(self) -> None:
+        """Let go of every bundle; nothing of them may be in use any more."""
+        for bundle in self._opened:
+            bundle.close()
+
+
+def open_bundles(paths: Sequence[Path], state_dir: Path) -> Bundles:
+    """Open bundles for serving where they lie; reads no more than names and manifests.
+
+    Args:
+        paths: OCI layouts (directory or tar), docker archives, directories of another registry;
+            where two have the same content the first serves it.
+        state_dir: where the proofs of content are kept.
+
+    Raises:
+        BundleInvalid: one of them cannot be served; the message names it.
+        BundleConflict: they disagree on a tag.
+    """
+    proofs = Proofs(state_dir)
+    with contextlib.ExitStack() as opened:
+        bundles = []
+        for path in paths:
+            bundles.append(_open(path, proofs))
+            opened.callback(bundles[-1].close)
+        together = Bundles(bundles, proofs)
+        opened.pop_all()
+        return together
+
+
+def _open(path: Path, proofs: Proofs) -> Bundle | DistributionDirectory:
+    with _named(path):
+        if path.is_dir() and is_distribution(path):
+            return DistributionDirectory(path, proofs)
+        content = _open_directory(path) if path.is_dir() else _open_tar(path, proofs)
+        try:
+            return Bundle(str(path), content, proofs, _repository_for(path))
+        except BaseException:
+            content.close()
+            raise
+
+
+def _open_directory(path: Path) -> Content:
+    if not (path / oci_layout.INDEX).exists():
+        raise BundleInvalid(
+            "the directory is no bundle: it has neither index.json (an OCI layout) nor "
+            "docker/registry/v2 (a registry's)"
+        )
+    return OciLayout(Directory(path))
+
+
+def _open_tar(path: Path, proofs: Proofs) -> Content:
+    if path.exists() and not path.is_file():
+        raise BundleInvalid("it is neither a file nor a directory")
+    _refuse_compressed(path)
+    files = TarFile(path)
+    try:
+        return _content_of(files, proofs)
+    except BaseException:
+        files.close()
+        raise
+
+
+def _content_of(files: TarFile, proofs: Proofs) -> Content:
+    members = files.index.members
+    if oci_layout.INDEX in members:
+        return OciLayout(files)
+    if docker_archive.INDEX in members:
+        return DockerArchive(files, proofs)
+    if "repositories" in members:
+        raise BundleInvalid("it was saved by docker before 1.10: save it again with a newer one")
+    if not files.index.ended:
+        raise BundleInvalid("the tar has no end and no index of images: it was cut short")
+    nested = sorted(n for n in members if n.endswith(f"/{oci_layout.INDEX}"))
+    if nested:
+        directory = nested[0].removesuffix(oci_layout.INDEX)
+        raise BundleInvalid(
+            f"the layout lies in {directory} inside the tar: pack it again from within that "
+            f"directory (tar -C {directory} -cf NEW.tar .)"
+        )
+    raise BundleInvalid("the tar is no bundle: it has neither index.json nor manifest.json")
+
+
+def _refuse_compressed(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(8)
+    for magic, (name, command) in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise BundleInvalid(
+                f"it is compressed with {name} and cannot be served where it lies: import it "
+                f"(mayfly import {path}) or decompress it ({command} {path})"
+            )
+
+
+def _repository_for(path: Path) -> str:
+    """The repository of images without a full name: after the file's name."""
+    stem = _SUFFIXES.sub("", path.resolve().name.lower())
+    return re.sub(r"[^a-z0-9]+", "-", stem).strip("-") or "bundle"
+
+
+def _check_tags(bundles: Sequence[Bundle]) -> None:
+    """See that no tag means different images in different bundles.
+
+    Raises:
+        BundleConflict: one does.
+    """
+    known: dict[str, tuple[Digest, str]] = {}
+    for bundle in bundles:
+        for image in bundle.images:
+            if image.digest is None or image.reference is None or image.reference.tag is None:
+                continue
+            digest, label = known.setdefault(str(image.reference), (image.digest, bundle.label))
+            if digest != image.digest:
+                raise BundleConflict(
+                    f"{image.reference} is {digest} in {label} but {image.digest} in "
+                    f"{bundle.label}: serve only the one you mean"
+                )
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the bundle's name before what is said of it."""
+    try:
+        yield
+    except BundleConflict as error:
+        raise BundleConflict(f"{path}: {error.message}") from error
+    except StorageError as error:
+        raise BundleInvalid(f"{path}: {error.message}") from error
+    except OSError as error:
+        raise BundleInvalid(f"{path}: {error.strerror}") from error

@@ -1,0 +1,135 @@
+"""Several read-only layers as one: the content of all, the first that has it answering.
+
+A tag that two layers give to different manifests is an error, not a pick.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+
+from storage.bundle.errors import BundleConflict
+from storage.bundle.layer import Layer
+from storage.digest import Digest
+from storage.directory import manifest_unknown
+from storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
+from storage.interface import Extent
+
+Descriptors = list[dict[str, object]]
+
+
+class Stack:
+    """See `storage.bundle.layer.Layer`; of two layers, the first is asked first."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = tuple(layers)
+
+    def blob(self, repository: str, digest: Digest) -> Extent:
+        found = self.content(digest) if self.links(repository, digest) else None
+        if found is None:
+            raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
+        return found
+
+    def manifest(self, repository: str, digest: Digest) -> Extent:
+        for layer in self._layers:
+            try:
+                return layer.manifest(repository, digest)
+            except ManifestUnknown:
+                continue
+        raise manifest_unknown(str(digest))
+
+    def tag(self, repository: str, tag: str) -> Digest:
+        found: set[Digest] = set()
+        for layer in self._layers:
+            try:
+                found.add(layer.tag(repository, tag))
+            except ManifestUnknown:
+                continue
+        if len(found) > 1:
+            candidates = " and ".join(sorted(map(str, found)))
+            raise BundleConflict(f"bundles disagree on {repository}:{tag}: {candidates}")
+        if not found:
+            raise manifest_unknown(tag)
+        return found.pop()
+
+    def tags(self, repository: str) -> list[str]:
+        return merge_tags(repository, [layer.tags for layer in self._layers])
+
+    def repositories(self, after: str, limit: int) -> list[str]:
+        return merge_names([layer.repositories(after, limit) for layer in self._layers], limit)
+
+    def holders(self, digest: Digest) -> Iterator[str]:
+        return distinct(layer.holders(digest) for layer in self._layers)
+
+    def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
+        return merge_referrers(layer.referrers(repository, subject) for layer in self._layers)
+
+    def links(self, repository: str, digest: Digest) -> bool:
+        return any(layer.links(repository, digest) for layer in self._layers)
+
+    def revisions(self, repository: str) -> Iterator[Digest]:
+        return iter({d for layer in self._layers for d in layer.revisions(repository)})
+
+    def content(self, digest: Digest) -> Extent | None:
+        refused: ContentCorrupt | None = None
+        for layer in self._layers:
+            try:
+                found = layer.content(digest)
+            except ContentCorrupt as error:
+                # Another layer may have a good copy.
+                refused = error
+                continue
+            if found is not None:
+                return found
+        if refused is not None:
+            raise refused
+        return None
+
+
+def merge_tags(repository: str, sources: Sequence[Callable[[str], list[str]]]) -> list[str]:
+    """The tags that any source has for a repository, in order.
+
+    Raises:
+        NameUnknown: no source knows the repository.
+    """
+    found: set[str] = set()
+    unknown: NameUnknown | None = None
+    known = False
+    for tags in sources:
+        try:
+            found.update(tags(repository))
+            known = True
+        except NameUnknown as error:
+            unknown = error
+    if not known:
+        raise unknown or NameUnknown("repository name not known to registry", {"name": repository})
+    return sorted(found)
+
+
+def merge_names(pages: Sequence[list[str]], limit: int) -> list[str]:
+    """The first ``limit`` names of sorted pages that each have their source's first ``limit``."""
+    return list(islice(_unrepeated(heapq.merge(*pages)), limit))
+
+
+def merge_referrers(found: Iterable[Descriptors]) -> Descriptors:
+    """Descriptors in order of digest, each once."""
+    by_digest = {str(descriptor["digest"]): descriptor for one in found for descriptor in one}
+    return [by_digest[digest] for digest in sorted(by_digest)]
+
+
+def distinct(sources: Iterable[Iterator[str]]) -> Iterator[str]:
+    """The names of all sources, each once, asked for one by one."""
+    seen: set[str] = set()
+    for name in chain.from_iterable(sources):
+        if name not in seen:
+            seen.add(name)
+            yield name
+
+
+def _unrepeated(ordered: Iterable[str]) -> Iterator[str]:
+    last = None
+    for name in ordered:
+        if name != last:
+            yield name
+        last = name

@@ -1,0 +1,224 @@
+"""Proof that a bundle's bytes are those of their digests, taken once and remembered.
+
+Nothing is hashed at start. The first time content is sent, it is hashed beside the sending, once
+for all who ask for it at that time, and the sender holds back the last bytes until the proof is
+there; when it fails they are never sent. What was proven is kept in the state directory, as lines
+
+    device inode size mtime_ns offset length algorithm:hex
+
+for a part of a file as it was; a file that is written to has another mtime, so that its lines no
+longer speak of it. Losing lines costs only hashing again, so the file is appended to without
+syncing, and is begun anew when it has grown too large.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from storage import digest as digests
+from storage.bundle.errors import BundleChanged
+from storage.digest import CANONICAL, Digest
+from storage.errors import ContentCorrupt, DigestInvalid
+from storage.interface import Extent
+
+FILE_NAME = "verified"
+_MAX_FILE_SIZE = 32 * 1024 * 1024
+_READ_SIZE = 1024 * 1024
+
+Progress = Callable[[int], None]
+"""Told how many bytes more were read."""
+
+
+class Stamp(NamedTuple):
+    """What tells that a file still has the content it had."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+class Piece(NamedTuple):
+    """Bytes of a file: ``size`` from ``offset`` of ``path``, as long as it has this stamp."""
+
+    path: Path
+    offset: int
+    size: int
+    stamp: Stamp
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """The stamp in a stat result."""
+    return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+_Key = tuple[Stamp, int, int, str]
+"""A part of a file and the algorithm of its digest."""
+
+
+class Proofs:
+    """What has been measured, shared by all bundles of one server.
+
+    Args:
+        state_dir: where it is remembered; made when missing.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = state_dir / FILE_NAME
+        self._measured = _load(self._file)
+        self._lock = threading.Lock()
+        self.corrupt: list[Proof] = []
+        """What was found corrupt in this run, in order."""
+
+    def extent(self, piece: Piece, digest: Digest) -> BundleExtent:
+        """Quick. The extent to serve for content, with its proof.
+
+        Raises:
+            ContentCorrupt: it is known to have another digest.
+        """
+        measured = self.measured(piece, digest.algorithm)
+        if measured is not None and measured != digest:
+            raise corrupt(digest)
+        return BundleExtent(piece.path, piece.offset, piece.size, Proof(self, piece, digest))
+
+    def measured(self, piece: Piece, algorithm: str = CANONICAL) -> Digest | None:
+        """Quick. The digest that a piece had when it was hashed; None when it never was."""
+        encoded = self._measured.get(_key(piece, algorithm))
+        return Digest(algorithm, encoded) if encoded else None
+
+    def measure(
+        self, piece: Piece, wanted: Digest | None = None, progress: Progress | None = None
+    ) -> Digest:
+        """Hash a piece and remember what it gave.
+
+        Args:
+            wanted: what it ought to give. Another result is remembered for this run only: the
+                fault may be the machine's, and a restart looks again.
+
+        Raises:
+            BundleChanged: the file is not what it was when the piece was found.
+        """
+        algorithm = wanted.algorithm if wanted else CANONICAL
+        digest = _hash(piece, algorithm, progress)
+        key = _key(piece, algorithm)
+        with self._lock:
+            known = self._measured.get(key) == digest.hex
+            self._measured[key] = digest.hex
+        if not known and wanted in (None, digest):
+            _append(self._file, key, digest)
+        return digest
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a sender asks about content of a bundle. Equal proofs are of the same content."""
+
+    proofs: Proofs
+    piece: Piece
+    digest: Digest
+
+    def holds(self, descriptor: int) -> bool:
+        """Quick. Whether the content is proven, as read through the sender's own descriptor.
+
+        Raises:
+            BundleChanged: the descriptor's file is not what it was when the content was found.
+        """
+        if stamp_of(os.fstat(descriptor)) != self.piece.stamp:
+            raise changed()
+        return self.proofs.measured(self.piece, self.digest.algorithm) == self.digest
+
+    def establish(self) -> None:
+        """Hash the content; afterwards it holds.
+
+        Raises:
+            ContentCorrupt: it has another digest; from now on it is refused.
+            BundleChanged: the file was written to.
+        """
+        if self.proofs.measure(self.piece, self.digest) != self.digest:
+            self.proofs.corrupt.append(self)
+            raise corrupt(self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class BundleExtent(Extent):
+    """An extent whose last byte may be sent only once ``proof`` holds."""
+
+    proof: Proof
+
+
+def corrupt(digest: Digest) -> ContentCorrupt:
+    """The error for content that does not have its digest."""
+    return ContentCorrupt(f"content {digest} is corrupt in the bundle", {"digest": str(digest)})
+
+
+def changed() -> BundleChanged:
+    """The error for a file that was written to while it is served."""
+    return BundleChanged("the bundle was changed while it is served: restart to serve what it is")
+
+
+def _hash(piece: Piece, algorithm: str, progress: Progress | None) -> Digest:
+    made = digests.hasher(algorithm)
+    buffer = memoryview(bytearray(min(_READ_SIZE, max(piece.size, 1))))
+    position, end = piece.offset, piece.offset + piece.size
+    descriptor = os.open(piece.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while position < end:
+            count = os.preadv(descriptor, [buffer[: end - position]], position)
+            if count == 0:
+                break
+            made.update(buffer[:count])
+            position += count
+            if progress is not None:
+                progress(count)
+        # After the last read: had anything been written before it, the stamp would tell.
+        if stamp_of(os.fstat(descriptor)) != piece.stamp:
+            raise changed()
+    finally:
+        os.close(descriptor)
+    return Digest(algorithm, made.hexdigest())
+
+
+def _key(piece: Piece, algorithm: str) -> _Key:
+    return piece.stamp, piece.offset, piece.size, algorithm
+
+
+def _append(file: Path, key: _Key, digest: Digest) -> None:
+    stamp, offset, size, _ = key
+    # A newline first: a line that a full disk cut short then spoils none but itself. One write, so
+    # that lines of several processes do not mix.
+    line = "\n" + " ".join(map(str, (*stamp, offset, size, digest))) + "\n"
+    with contextlib.suppress(OSError):
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+
+def _load(file: Path) -> dict[_Key, str]:
+    try:
+        if file.stat().st_size > _MAX_FILE_SIZE:
+            file.unlink()
+        lines = file.read_bytes().splitlines()
+    except FileNotFoundError:
+        return {}
+    found: dict[_Key, str] = {}
+    for line in lines:
+        fields = line.split()
+        if len(fields) != 7:
+            continue
+        try:
+            device, inode, file_size, mtime, offset, size = map(int, fields[:6])
+            digest = digests.parse(fields[6].decode("ascii"))
+        except (ValueError, DigestInvalid):
+            continue
+        stamp = Stamp(device, inode, file_size, mtime)
+        found[stamp, offset, size, digest.algorithm] = digest.hex
+    return found
