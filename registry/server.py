@@ -19,6 +19,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from auth import signing
 from registry.announce import announced
 from registry.app import App, HTTPServer
 from registry.config import ConfigError, Settings
@@ -128,7 +129,10 @@ async def _background(
     settings: Settings, security: Security, store: DistributionStore
 ) -> AsyncIterator[None]:
     """What goes on beside the requests."""
-    tasks = [asyncio.ensure_future(security.guard.audit.write())]
+    tasks: list[asyncio.Future[None]] = [asyncio.ensure_future(security.guard.audit.write())]
+    if security.guard.authentication is not None:
+        # The first login would wait for this import otherwise.
+        tasks.append(in_thread(signing.preload))
     if security.tls is not None:
         tasks.append(asyncio.ensure_future(_reload_certificates(security)))
     if not settings.read_only:

@@ -89,7 +89,9 @@ class DirectoryReader:
                 for encoded in _entries(self._layout.blobs / algorithm / fan):
                     with contextlib.suppress(DigestInvalid):
                         digest = digests.parse(f"{algorithm}:{encoded}")
-                        yield digest, self._layout.data(digest)
+                        data = self._layout.data(digest)
+                        if data.exists():
+                            yield digest, data
 
     def revisions(self, repository: str) -> Iterator[Digest]:
         """All manifests linked in a repository, tagged or not."""

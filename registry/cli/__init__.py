@@ -10,6 +10,7 @@ import click
 from auth.errors import AuthError
 from registry.config import ConfigError
 from registry.version import VERSION
+from storage.errors import StorageError
 
 _COMMANDS = {
     "serve": "registry.cli.serve",
@@ -17,8 +18,14 @@ _COMMANDS = {
     "grant": "registry.cli.grant",
     "credentials": "registry.cli.credentials",
     "node-config": "registry.cli.node_config",
+    "ls": "registry.cli.store:ls",
+    "inspect": "registry.cli.store:inspect",
+    "du": "registry.cli.store:du",
+    "rm": "registry.cli.store:rm",
+    "gc": "registry.cli.store:gc",
+    "verify": "registry.cli.store:verify",
 }
-"""Command → the module whose ``command`` it is."""
+"""Command → the module it is in, where it is called ``command`` unless a name follows."""
 
 
 class _Lazy(click.Group):
@@ -26,10 +33,11 @@ class _Lazy(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = _COMMANDS.get(cmd_name)
-        if module is None:
+        where = _COMMANDS.get(cmd_name)
+        if where is None:
             return None
-        found: click.Command = importlib.import_module(module).command
+        module, _, name = where.partition(":")
+        found: click.Command = getattr(importlib.import_module(module), name or "command")
         return found
 
 
@@ -52,7 +60,7 @@ def main() -> None:
         _fail(f"{command}: {error.format_message()} (see {command} --help)")
     except click.ClickException as error:
         _fail(f"mayfly: {error.format_message()}")
-    except (ConfigError, AuthError) as error:
+    except (ConfigError, AuthError, StorageError) as error:
         _fail(f"mayfly: {error}")
 
 

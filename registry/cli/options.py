@@ -69,13 +69,34 @@ auth_directory = click.option(
     help="The directory given to serve as --auth.",
 )
 
-_STATE_DIR = next(setting for setting in SETTINGS if setting.name == "state-dir")
 
-state_directory = click.option(
-    "--state-dir",
-    envvar=_STATE_DIR.variable,
-    type=click.Path(path_type=Path),
-    default=lambda: _STATE_DIR.default(os.environ),
-    metavar=_STATE_DIR.metavar,
-    help="Of the registry that runs here.",
-)
+def _directory_of(name: str, help: str) -> Callable[[Any], Any]:
+    """The option of one directory setting, for a command that needs no other."""
+    setting = next(one for one in SETTINGS if one.name == name)
+    return click.option(
+        f"--{name}",
+        envvar=setting.variable,
+        type=click.Path(path_type=Path),
+        default=lambda: setting.default(os.environ),
+        metavar=setting.metavar,
+        help=help,
+    )
+
+
+state_directory = _directory_of("state-dir", "Of the registry that runs here.")
+root_directory = _directory_of("root", "The store.")
+
+
+class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from registry.lifetime.durations import parse
+
+        try:
+            return parse(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+DURATION = _Duration()

@@ -14,7 +14,7 @@ from storage import digest as digests
 from storage.digest import HEX_LENGTHS, Digest
 from storage.errors import DigestInvalid, NameInvalid, TagInvalid, UploadUnknown
 from storage.layout import Layout
-from storage.names import MAX_NAME_LENGTH, check_repository, check_tag
+from storage.names import check_repository, check_tag
 
 SHA256 = "sha256:" + "0123456789abcdef" * 4
 SHA512 = "sha512:" + "0123456789abcdef" * 8

@@ -1,0 +1,186 @@
+"""Commands on a store's directory: ``ls``, ``inspect``, ``du``, ``rm``, ``gc``, ``verify``.
+
+All of them are safe beside a running server: what they read is read as a server reads it, what they
+change goes through the same locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from registry.cli.options import DURATION, as_json, print_json, root_directory
+from registry.config import ConfigError
+
+if TYPE_CHECKING:
+    from storage.directory import DirectoryReader
+    from storage.distribution import DistributionStore
+
+_FOUND_DAMAGE = 4
+"""Exit code when stored content is not what it should be (CONTRACT.md)."""
+
+
+@click.command()
+@root_directory
+@as_json
+def ls(root: Path, json: bool) -> None:
+    """List the images."""
+    from storage.images import images
+
+    found = list(images(_reader(root)))
+    if json:
+        rows = [{"name": i.name, "digest": str(i.digest), "size": i.size} for i in found]
+        print_json({"images": rows})
+        return
+    width = max((len(image.name) for image in found), default=0)
+    for image in found:
+        click.echo(f"{image.name:<{width}}  {human(image.size):>9}  {image.digest}")
+
+
+@click.command()
+@click.argument("image")
+@root_directory
+@as_json
+def inspect(image: str, root: Path, json: bool) -> None:
+    """Show an image's layers, bottom to top, and who shares them."""
+    from storage.images import resolve, stacks
+
+    reader = _reader(root)
+    repository, digest = resolve(reader, image)
+    tags = [t for t in reader.tags(repository) if reader.tag(repository, t) == digest]
+    name = f"{repository}:{tags[0]}" if tags else f"{repository}@{digest}"
+    found = stacks(reader, repository, digest, name)
+    if json:
+        print_json({"name": name, "digest": str(digest), "platforms": [asdict(s) for s in found]})
+        return
+    click.echo(f"{name}  {digest}")
+    for stack in found:
+        click.echo(f"\n{stack.platform or 'artifact'}  {stack.digest}")
+        for number, layer in enumerate(stack.layers, 1):
+            click.echo(f"  {number:>3}  {human(layer.size):>9}  {str(layer.digest)[:19]}", nl=False)
+            click.echo(f"  {_shared(layer.shared_with)}  {layer.created_by[:60]}".rstrip())
+
+
+@click.command()
+@root_directory
+@as_json
+def du(root: Path, json: bool) -> None:
+    """Show how much space the images take, and save by sharing."""
+    from storage.images import usage
+
+    found = usage(_reader(root))
+    if json:
+        print_json({**asdict(found), "saved": found.saved})
+        return
+    click.echo(f"{found.images} images, {human(found.logical)} if each stood alone")
+    click.echo(f"{human(found.stored)} stored, {human(found.saved)} saved by sharing")
+
+
+@click.command()
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@root_directory
+def rm(images: tuple[str, ...], root: Path) -> None:
+    """Delete images: by tag the tag alone, by digest the manifest and its tags.
+
+    The space comes back with gc.
+    """
+    from storage.images import resolve
+
+    with _store(root) as store:
+        for text in images:
+            repository, digest = resolve(store, text)
+            if "@" in text:
+                store.delete_manifest(repository, digest)
+            else:
+                tag = text.rpartition(":")[2] if ":" in text.rpartition("/")[2] else "latest"
+                store.delete_tag(repository, tag)
+            click.echo(f"deleted {text}")
+
+
+@click.command()
+@click.option(
+    "--grace", type=DURATION, default="1h", show_default=True, help="Spare what is newer."
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be freed.")
+@root_directory
+@as_json
+def gc(grace: float, dry_run: bool, root: Path, json: bool) -> None:
+    """Free the space of what no image refers to."""
+    with _store(root) as store:
+        found = store.collect(grace, dry_run=dry_run)
+    if json:
+        print_json({"blobs": [str(d) for d in found.blobs], "size": found.size, "dry_run": dry_run})
+        return
+    click.echo(
+        f"{'would free' if dry_run else 'freed'} {human(found.size)}: {len(found.blobs)} blobs"
+    )
+
+
+@click.command()
+@root_directory
+@as_json
+@click.pass_context
+def verify(ctx: click.Context, root: Path, json: bool) -> None:
+    """Read every byte again and compare it with its digest; exit 4 if something is wrong."""
+    from storage.verify import verify as scrub
+
+    with _store(root) as store:
+        found = scrub(store)
+    if json:
+        print_json(
+            {
+                "blobs": found.blobs,
+                "size": found.size,
+                "findings": [{**asdict(f), "digest": str(f.digest)} for f in found.findings],
+            }
+        )
+    else:
+        for finding in found.findings:
+            needed = f"  needed by {finding.image}" if finding.image else ""
+            click.echo(f"{finding.fault}: {finding.digest}{needed}")
+        click.echo(f"{found.blobs} blobs, {human(found.size)}: {len(found.findings)} faults")
+    if found.findings:
+        ctx.exit(_FOUND_DAMAGE)
+
+
+def human(size: int) -> str:
+    """A number of bytes for people, in binary units."""
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def _shared(names: tuple[str, ...]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"shared with {', '.join(names[:2])}{more}"
+
+
+def _reader(root: Path) -> DirectoryReader:
+    from storage.directory import DirectoryReader
+
+    if not root.is_dir():
+        raise ConfigError(f"--root {root}: there is no such directory")
+    return DirectoryReader(root)
+
+
+@contextlib.contextmanager
+def _store(root: Path) -> Iterator[DistributionStore]:
+    from storage.distribution import DistributionStore
+
+    _reader(root)
+    try:
+        store = DistributionStore(root)
+    except OSError as error:
+        raise ConfigError(f"--root {root} cannot be used: {error.strerror}") from None
+    with contextlib.closing(store):
+        yield store

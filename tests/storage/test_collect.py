@@ -1,0 +1,156 @@
+"""Garbage collection: what goes, what stays, and what a push beside it can rely on."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from storage import digest as digests
+from storage.digest import Digest
+from storage.distribution import DistributionStore
+from storage.errors import BlobUnknown, ContentCorrupt
+from storage.manifest import parse
+from tests.storage.builders import all_succeed, image_body, index_body, push, put, put_image, read
+
+REPO = "team/app"
+
+
+@pytest.fixture
+def store(root: Path) -> DistributionStore:
+    """The store that is collected."""
+    return DistributionStore(root)
+
+
+def _age(store: DistributionStore, digest: Digest, seconds: float = 7200) -> None:
+    """Make a blob look untouched for that long."""
+    then = time.time() - seconds
+    path = dict(store.stored_blobs())[digest]
+    os.utime(path, (then, then))
+
+
+def test_unreferenced_goes_referenced_stays(store: DistributionStore) -> None:
+    """A blob that no manifest names is removed with its link; everything an image needs stays."""
+    lonely = push(store, REPO, b"lonely")
+    _, manifest = put_image(store, REPO, "v1")
+    for digest, _ in list(store.stored_blobs()):
+        _age(store, digest)
+    found = store.collect(3600)
+    assert found.blobs == (lonely,)
+    assert found.size == len(b"lonely")
+    with pytest.raises(BlobUnknown):
+        store.blob(REPO, lonely)
+    assert read(store.manifest(REPO, manifest)) == image_body()
+    assert read(store.blob(REPO, digests.of(b"{}"))) == b"{}"
+
+
+def test_grace_spares_the_young(store: DistributionStore) -> None:
+    """What was touched within the grace stays, and a dry run removes nothing."""
+    young, old = push(store, REPO, b"young"), push(store, REPO, b"old")
+    _age(store, old)
+    assert store.collect(3600, dry_run=True).blobs == (old,)
+    assert read(store.blob(REPO, old)) == b"old"
+    assert store.collect(3600).blobs == (old,)
+    assert read(store.blob(REPO, young)) == b"young"
+
+
+def test_mount_and_manifest_start_the_age_anew(store: DistributionStore) -> None:
+    """A push that only refers to an old blob keeps it from a collection that began before."""
+    mounted, named = push(store, "source", b"mounted"), push(store, REPO, b"{}")
+    for digest in (mounted, named):
+        _age(store, digest)
+    store.mount(REPO, mounted, "source")
+    put(store, REPO, image_body(), "v1")
+    store.delete_tag(REPO, "v1")
+    store.delete_manifest(REPO, digests.of(image_body()))
+    assert store.collect(3600).blobs == ()
+
+
+def test_untagged_and_nested_manifests_stay(store: DistributionStore) -> None:
+    """Children of an index and manifests without a tag are kept, with all they name."""
+    child, _ = put_image(store, REPO)
+    put(store, REPO, index_body([child]), "multi")
+    for digest, _ in list(store.stored_blobs()):
+        _age(store, digest)
+    assert store.collect(0).blobs == ()
+
+
+def test_other_repository_keeps_the_blob(store: DistributionStore) -> None:
+    """A blob deleted in one repository stays while another's image names it."""
+    put_image(store, REPO, "v1")
+    put_image(store, "other", "v1")
+    store.delete_manifest(REPO, digests.of(image_body()))
+    store.delete_blob(REPO, digests.of(b"{}"))
+    for digest, _ in list(store.stored_blobs()):
+        _age(store, digest)
+    assert store.collect(0).blobs == ()
+    assert read(store.blob("other", digests.of(b"{}"))) == b"{}"
+
+
+def test_link_goes_with_the_blob(store: DistributionStore) -> None:
+    """The same content pushed elsewhere later does not come back where it was collected."""
+    digest = push(store, REPO, b"content")
+    _age(store, digest)
+    store.collect(0)
+    push(store, "other", b"content")
+    with pytest.raises(BlobUnknown):
+        store.blob(REPO, digest)
+
+
+def test_corrupt_manifest_stops_the_collection(store: DistributionStore) -> None:
+    """What a damaged manifest refers to is not known: nothing is removed."""
+    lonely = push(store, REPO, b"lonely")
+    _, manifest = put_image(store, REPO, "v1")
+    _age(store, lonely)
+    store.manifest(REPO, manifest).path.write_bytes(b"torn")
+    with pytest.raises(ContentCorrupt, match=str(manifest)):
+        store.collect(0)
+    assert read(store.blob(REPO, lonely)) == b"lonely"
+
+
+def test_collect_beside_pushes(store: DistributionStore, root: Path) -> None:
+    """Pushes, mounts and deletes beside a collector that never rests: nothing tagged is lost."""
+    seed = random.randrange(2**32)
+    done = threading.Event()
+    freed: list[int] = []
+
+    def collector() -> None:
+        other = DistributionStore(root)  # as a command beside the server: only the gate is shared
+        while not done.is_set():
+            freed.append(len(other.collect(1.0).blobs))
+        other.close()
+
+    def pusher(number: int) -> None:
+        chance = random.Random(f"{seed} {number}")
+        for turn in range(40):
+            repository = f"r{number}"
+            layers = [b"shared %d" % chance.randrange(3), b"own %d %d" % (number, turn)]
+            for layer in (*layers, b"{}"):
+                digest = push(store, repository, layer)
+                if chance.random() < 0.3:
+                    _age(store, digest, 0.9)
+            body = image_body(b"{}", layers)
+            _, digest = put(store, repository, body, "keep" if turn % 2 else "drop")
+            if chance.random() < 0.3:
+                store.delete_manifest(repository, digest)
+
+    def work() -> None:
+        try:
+            all_succeed([lambda n=n: pusher(n) for n in range(3)])
+        finally:
+            done.set()
+
+    all_succeed([collector, work])
+    assert freed, f"seed {seed}"
+    for name in store.every_repository():
+        for tag in store.tags(name):
+            body = read(store.manifest(name, store.tag(name, tag)))
+            assert digests.of(body) == store.tag(name, tag), f"seed {seed}"
+            for blob in parse(body).blobs:
+                assert digests.of(read(store.blob(name, blob.digest))) == blob.digest, (
+                    f"seed {seed}"
+                )

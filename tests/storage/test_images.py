@@ -1,0 +1,105 @@
+"""The store seen as images: names, sizes, stacks, sharing, and the scrub that reads it all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from storage import digest as digests
+from storage import images
+from storage.distribution import DistributionStore
+from storage.errors import ManifestUnknown
+from storage.verify import Fault, Finding, verify
+from tests.storage.builders import descriptor, image_body, index_body, push, put
+
+BASE, ONE, TWO = b"base layer" * 10, b"layer one", b"layer two, longer"
+CONFIG = json.dumps(
+    {
+        "os": "linux",
+        "architecture": "amd64",
+        "history": [
+            {"created_by": "ADD base"},
+            {"created_by": "ENV x", "empty_layer": True},
+            {"created_by": "RUN one"},
+        ],
+    }
+).encode()
+
+
+@pytest.fixture
+def store(root: Path) -> DistributionStore:
+    """Two images on one base, one of them behind an index that lacks a platform."""
+    made = DistributionStore(root, allow_sparse=True)
+    for repository, layer in (("library/one", ONE), ("team/two", TWO)):
+        for blob in (CONFIG, BASE, layer):
+            push(made, repository, blob)
+    put(made, "library/one", image_body(CONFIG, [BASE, ONE]), "v1")
+    child, _ = put(made, "team/two", image_body(CONFIG, [BASE, TWO]))
+    absent = descriptor(b"no such platform", child.media_type)
+    manifests = [descriptor(child.body, child.media_type), absent]
+    put(made, "team/two", index_body(manifests=manifests), "latest")
+    return made
+
+
+def test_images_and_what_they_lack(store: DistributionStore) -> None:
+    """Each tag with everything below it; a platform that was left out is named as missing."""
+    found = {image.name: image for image in images.images(store)}
+    assert list(found) == ["library/one:v1", "team/two:latest"]
+    one = image_body(CONFIG, [BASE, ONE])
+    assert found["library/one:v1"].size == sum(map(len, (one, CONFIG, BASE, ONE)))
+    assert found["team/two:latest"].missing == (digests.of(b"no such platform"),)
+
+
+def test_usage_counts_shared_blobs_once(store: DistributionStore) -> None:
+    """What two images share is saved once."""
+    found = images.usage(store)
+    assert found.images == 2
+    assert found.saved == len(CONFIG) + len(BASE)
+
+
+def test_stack_is_bottom_to_top(store: DistributionStore) -> None:
+    """Layers come in mounting order, with their build step and whoever shares them."""
+    repository, digest = images.resolve(store, "team/two")
+    (stack,) = images.stacks(store, repository, digest, "team/two:latest")
+    assert stack.platform == "linux/amd64"
+    assert [layer.digest for layer in stack.layers] == [digests.of(BASE), digests.of(TWO)]
+    assert [layer.created_by for layer in stack.layers] == ["ADD base", "RUN one"]
+    assert [layer.shared_with for layer in stack.layers] == [("library/one:v1",), ()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["one:v1", "library/one:v1", "docker.io/library/one:v1", "localhost:5000/library/one:v1"],
+)
+def test_resolve_takes_an_operators_names(store: DistributionStore, text: str) -> None:
+    """However an operator writes it, it is the same image."""
+    assert images.resolve(store, text) == ("library/one", store.tag("library/one", "v1"))
+
+
+def test_resolve_by_digest_and_unknown(store: DistributionStore) -> None:
+    """A digest is taken as it is; an unknown image is named."""
+    digest = store.tag("library/one", "v1")
+    assert images.resolve(store, f"library/one@{digest}")[1] == digest
+    with pytest.raises(ManifestUnknown, match="nope"):
+        images.resolve(store, "nope")
+
+
+def test_verify_finds_every_fault(store: DistributionStore) -> None:
+    """A flipped byte, and a blob that an image lacks, are found with an image that needs them."""
+    clean = verify(store)
+    absent = Finding(Fault.MISSING, digests.of(b"no such platform"), "team/two:latest")
+    assert clean.findings == (absent,)
+    path = store.blob("library/one", digests.of(ONE)).path
+    path.write_bytes(ONE[:-1] + b"!")
+    store.blob("team/two", digests.of(TWO)).path.unlink()
+    read: list[int] = []
+    found = verify(store, progress=read.append)
+    assert set(found.findings) == {
+        absent,
+        Finding(Fault.CORRUPT, digests.of(ONE), "library/one:v1"),
+        Finding(Fault.MISSING, digests.of(TWO), "team/two:latest"),
+    }
+    assert sum(read) == found.size
+    assert found.blobs == clean.blobs - 1
