@@ -49,13 +49,9 @@ class OverlayStore(DistributionStore):
 
     def blob(self, repository: str, digest: Digest) -> Extent:
         if self._links(repository, digest) or self._lower.links(repository, digest):
-            data = self._layout.data(digest)
-            try:
-                return Extent(data, 0, data.stat().st_size)
-            except FileNotFoundError:
-                found = self._lower.content(digest)
-                if found is not None:
-                    return found
+            found = self._content(digest) or self._lower.content(digest)
+            if found is not None:
+                return found
         raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
 
     def manifest(self, repository: str, digest: Digest) -> Extent:
@@ -124,6 +120,13 @@ class OverlayStore(DistributionStore):
         """Hide what a layer has under a tag, whatever that points at."""
         with contextlib.suppress(ManifestUnknown):
             self._whiteouts.hide_tag(repository, tag, self._lower.tag(repository, tag))
+
+    def _content(self, digest: Digest) -> Extent | None:
+        data = self._layout.data(digest)
+        try:
+            return Extent(data, 0, data.stat().st_size)
+        except FileNotFoundError:
+            return None
 
     def _links(self, repository: str, digest: Digest) -> bool:
         return self._layout.layer_link(repository, digest).exists()

@@ -11,6 +11,7 @@ is committed under another algorithm than it was begun with.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import threading
@@ -23,11 +24,13 @@ from pathlib import Path
 from storage import digest as digests
 from storage.catalog import upload_directories
 from storage.digest import CANONICAL, Digest
-from storage.errors import DigestInvalid, UploadOffset, UploadUnknown
+from storage.errors import ContentCorrupt, DigestInvalid, UploadOffset, UploadUnknown
+from storage.interface import Extent
 from storage.layout import Layout
 from storage.publish import Publisher, full_disk_is_domain_error
 
 _READ_SIZE = 1024 * 1024
+_COPY_SIZE = 16 * 1024 * 1024
 
 Publish = Callable[[str, Digest, Path], None]
 """How a verified file becomes a blob linked in a repository."""
@@ -83,6 +86,26 @@ class DirectoryUpload:
                     self._hasher.update(piece)
                 self._hashed = offset + written
 
+    def copy(self, extent: Extent, progress: Callable[[int], None] = lambda size: None) -> None:
+        """Append the bytes of an extent, shared with their file where the filesystem can do that.
+
+        They are hashed when the session is committed.
+
+        Args:
+            progress: told how many bytes more were copied.
+
+        Raises:
+            UploadUnknown, StorageFull: see `write`.
+            OSError: the source cannot be read.
+        """
+        with self._lock, full_disk_is_domain_error(), extent.path.open("rb", buffering=0) as file:
+            descriptor = self._open(os.O_WRONLY)
+            try:
+                end = os.lseek(descriptor, 0, os.SEEK_END)
+                _copy(file.fileno(), extent, descriptor, end, progress)
+            finally:
+                os.close(descriptor)
+
     @staticmethod
     def _append(descriptor: int, data: list[bytes]) -> int:
         total = 0
@@ -135,6 +158,26 @@ class DirectoryUpload:
     def _discard(self) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
         self._forget(self._directory)
+
+
+def _copy(
+    source: int, extent: Extent, target: int, at: int, progress: Callable[[int], None]
+) -> None:
+    """Copy inside the kernel (copy_file_range(2) shares blocks on Btrfs and XFS), else by hand."""
+    copied = 0
+    while copied < extent.size:
+        count = min(_COPY_SIZE, extent.size - copied)
+        try:
+            done = os.copy_file_range(source, target, count, extent.offset + copied, at + copied)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            piece = os.pread(source, min(count, _READ_SIZE), extent.offset + copied)
+            done = os.pwrite(target, piece, at + copied)
+        if done == 0:
+            raise ContentCorrupt("the source ended early")
+        copied += done
+        progress(done)
 
 
 class Uploads:

@@ -10,7 +10,7 @@ import click
 from auth.errors import AuthError
 from registry.config import ConfigError
 from registry.version import VERSION
-from storage.errors import StorageError
+from storage.errors import ContentCorrupt, StorageError, StorageFull
 
 _COMMANDS = {
     "serve": "registry.cli.serve",
@@ -18,6 +18,8 @@ _COMMANDS = {
     "grant": "registry.cli.grant",
     "credentials": "registry.cli.credentials",
     "node-config": "registry.cli.node_config",
+    "import": "registry.cli.transfer:import_",
+    "export": "registry.cli.transfer:export",
     "ls": "registry.cli.store:ls",
     "inspect": "registry.cli.store:inspect",
     "du": "registry.cli.store:du",
@@ -60,10 +62,21 @@ def main() -> None:
         _fail(f"{command}: {error.format_message()} (see {command} --help)")
     except click.ClickException as error:
         _fail(f"mayfly: {error.format_message()}")
-    except (ConfigError, AuthError, StorageError) as error:
+    except (ConfigError, AuthError) as error:
         _fail(f"mayfly: {error}")
+    except StorageError as error:
+        _fail(f"mayfly: {error}", _exit_code(error))
 
 
-def _fail(message: str) -> None:
+def _exit_code(error: StorageError) -> int:
+    """The exit code that the contract has for what storage refused."""
+    from storage.bundle.errors import BundleConflict, BundleInvalid
+
+    if isinstance(error, BundleInvalid | BundleConflict):
+        return 5
+    return 4 if isinstance(error, StorageFull | ContentCorrupt) else 2
+
+
+def _fail(message: str, code: int = 2) -> None:
     print(message, file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -75,7 +75,7 @@ class Proofs:
         self._measured = _load(self._file)
         self._lock = threading.Lock()
         self.corrupt: list[Proof] = []
-        """What was found corrupt in this run, in order."""
+        """What was found corrupt in this run, in order; as text each says where it lies."""
 
     def extent(self, piece: Piece, digest: Digest) -> BundleExtent:
         """Quick. The extent to serve for content, with its proof.
@@ -123,6 +123,11 @@ class Proof:
     proofs: Proofs
     piece: Piece
     digest: Digest
+
+    def __str__(self) -> str:
+        """For the operator: the content and where it lies, the bundle by its own path."""
+        first, last = self.piece.offset, self.piece.offset + self.piece.size - 1
+        return f"{self.digest}, bytes {first} to {last} of {self.piece.path.resolve()}"
 
     def holds(self, descriptor: int) -> bool:
         """Quick. Whether the content is proven, as read through the sender's own descriptor.

@@ -1,0 +1,53 @@
+"""Progress of a long job: a bar on a terminal, lines elsewhere, JSON events for automation."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+_LINE_EVERY = 5.0
+_EVENT_EVERY = 0.5
+
+
+@contextmanager
+def reporting(label: str, total: int, as_json: bool) -> Iterator[Callable[[int], None]]:
+    """Gives a function to be told, from any thread, how many bytes more are done."""
+    lock = threading.Lock()
+    if not as_json and sys.stderr.isatty():
+        with click.progressbar(length=total, label=label, file=sys.stderr, show_pos=False) as bar:
+
+            def advance(size: int) -> None:
+                with lock:
+                    bar.update(size)
+
+            yield advance
+        return
+    done = 0
+    every = _EVENT_EVERY if as_json else _LINE_EVERY
+    last = time.monotonic()
+
+    def count(size: int) -> None:
+        nonlocal done, last
+        with lock:
+            done += size
+            if time.monotonic() - last >= every:
+                last = time.monotonic()
+                _say(label, done, total, as_json)
+
+    yield count
+    _say(label, done, total, as_json)
+
+
+def _say(label: str, done: int, total: int, as_json: bool) -> None:
+    if as_json:
+        event = {"event": "progress", "what": label, "done": done, "total": total}
+        click.echo(json.dumps(event))
+        return
+    percent = 100 * done // total if total else 100
+    click.echo(f"{label}: {percent}% of {total / 2**20:.1f} MiB", err=True)

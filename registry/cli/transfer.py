@@ -1,0 +1,188 @@
+"""``mayfly import`` and ``mayfly export``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from registry.cli.options import as_json, print_json, root_directory
+from registry.cli.progress import reporting
+from registry.cli.store import human
+from registry.config import ConfigError
+
+if TYPE_CHECKING:
+    from storage.digest import Digest
+    from storage.directory import DirectoryReader
+    from storage.images import Image
+
+_INVALID = 5
+"""Exit code for a bundle that cannot be used (CONTRACT.md)."""
+
+
+@click.command("import")
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=Path)
+@root_directory
+@as_json
+@click.pass_context
+def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: bool) -> None:
+    """Copy the images of bundles into the store; a server may run on it.
+
+    A bundle is an OCI layout (directory or tar), a docker save tar, or a registry's directory.
+    An import that was stopped goes on where it was.
+    """
+    from storage import importing
+    from storage.bundle.open import open_bundles
+    from storage.distribution import DistributionStore
+
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mayfly-")))
+        opened = stack.enter_context(contextlib.closing(open_bundles(bundles, scratch)))
+        for notice in opened.notices:
+            click.echo(notice, err=True)
+        if opened.unhashed:
+            with reporting("reading", opened.unhashed, json) as progress:
+                opened.hash(progress)
+        try:
+            store = DistributionStore(root, allow_sparse=True)
+        except OSError as error:
+            raise ConfigError(f"--root {root} cannot be used: {error.strerror}") from None
+        stack.enter_context(contextlib.closing(store))
+        planned = importing.plan(store, opened.layer)
+        if planned.incomplete:
+            for repository, digest in planned.incomplete:
+                click.echo(
+                    f"neither in the bundles nor in the store: {repository} {digest}", err=True
+                )
+            click.echo(
+                "nothing was imported: bring a complete bundle, or import what it builds on",
+                err=True,
+            )
+            ctx.exit(_INVALID)
+        with reporting("importing", planned.size, json) as progress:
+            names = importing.carry_out(store, opened.layer, planned, progress)
+    if json:
+        print_json({"event": "imported", "images": names, "copied": planned.size})
+    else:
+        click.echo(f"imported {len(names)} images, {human(planned.size)} copied")
+
+
+@click.command()
+@click.argument("images", metavar="IMAGE...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every image of the store.")
+@click.option("-o", "--output", required=True, type=Path, metavar="FILE", help="The archive.")
+@click.option(
+    "--have",
+    "haves",
+    multiple=True,
+    metavar="DIGESTS|BUNDLE|URL",
+    help="Leave out what the target has: a file of digests, a bundle, or a registry. Repeatable.",
+)
+@root_directory
+@as_json
+def export(
+    images: tuple[str, ...],
+    everything: bool,
+    output: Path,
+    haves: tuple[str, ...],
+    root: Path,
+    json: bool,
+) -> None:
+    """Write images to an OCI archive; with --have only what the target lacks."""
+    from storage import exporting
+    from storage.directory import DirectoryReader
+
+    if bool(images) == everything:
+        raise click.UsageError("name images, or give --all")
+    if not root.is_dir():
+        raise ConfigError(f"--root {root}: there is no such directory")
+    reader = DirectoryReader(root)
+    chosen = list(_chosen(reader, images))
+    with contextlib.ExitStack() as stack:
+        have = _joined([_target(text, stack) for text in haves])
+        planned = exporting.plan(reader, chosen, have)
+        with reporting("exporting", planned.size, json) as progress, _published(output) as file:
+            exporting.write(planned, file, progress)
+    if json:
+        print_json(
+            {
+                "event": "exported",
+                "file": str(output),
+                "size": planned.size,
+                "left_out": planned.left_out,
+            }
+        )
+    else:
+        click.echo(
+            f"{output}: {len(chosen)} images, {human(planned.size)}, "
+            f"{human(planned.left_out)} left out"
+        )
+
+
+def _chosen(reader: DirectoryReader, names: tuple[str, ...]) -> Iterator[tuple[str, Image]]:
+    from storage.images import image, resolve
+    from storage.images import images as every
+
+    if not names:
+        for one in every(reader):
+            yield one.name.rpartition(":")[0], one
+    for text in names:
+        repository, digest = resolve(reader, text)
+        tags = [t for t in reader.tags(repository) if text.endswith(f":{t}")]
+        tag = tags[0] if tags else "latest"
+        name = f"{repository}@{digest}" if "@" in text else f"{repository}:{tag}"
+        yield repository, image(reader, repository, digest, name)
+
+
+Have = Callable[[str, "Digest"], bool]
+
+
+def _joined(targets: list[Have]) -> Have:
+    return lambda repository, digest: any(has(repository, digest) for has in targets)
+
+
+def _target(text: str, stack: contextlib.ExitStack) -> Have:
+    """What a ``--have`` says the target has."""
+    from storage.bundle.open import open_bundles
+    from storage.exporting import read_digests
+
+    if text.startswith(("http://", "https://")):
+        from registry.remote import Remote
+
+        return stack.enter_context(Remote(text)).has
+    path = Path(text)
+    if path.is_file() and _is_text(path):
+        digests = read_digests(path)
+        return lambda _repository, digest: digest in digests
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mayfly-")))
+    opened = stack.enter_context(contextlib.closing(open_bundles([path], scratch)))
+    return lambda _repository, digest: opened.layer.content(digest) is not None
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file holds digests: bundles begin with a file name or a compression's mark."""
+    with path.open("rb") as file:
+        return file.read(6) in (b"sha256", b"sha512")
+
+
+@contextlib.contextmanager
+def _published(output: Path) -> Iterator[BinaryIO]:
+    """The file, under its name only once it is whole and on the disk."""
+    draft = output.with_name(f".{output.name}.partial")
+    try:
+        with draft.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(output)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise ConfigError(f"{output} cannot be written: {error.strerror}") from None
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,169 @@
+"""Exporting: images as one OCI archive, all of it or what a target lacks.
+
+The archive is an OCI image layout in a tar (image-spec, image-layout.md): documents first, then the
+blobs in the order of the layers, so that it can be served in place. Every blob is hashed while it
+is written; one that does not have its digest ends the export.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from storage import digest as digests
+from storage.digest import Digest
+from storage.errors import BlobUnknown, ContentCorrupt
+from storage.images import Image
+from storage.interface import Extent, Reader
+from storage.manifest import OCI_INDEX
+
+FULL_NAME = "io.containerd.image.name"
+TAG = "org.opencontainers.image.ref.name"
+
+Progress = Callable[[int], None]
+"""Told how many bytes more were written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What goes into an archive.
+
+    Attributes:
+        index: the archive's ``index.json``.
+        contents: blob → where its bytes lie, in writing order.
+        left_out: bytes that the target has.
+    """
+
+    index: bytes
+    contents: dict[Digest, Extent]
+    left_out: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of content to write."""
+        return sum(extent.size for extent in self.contents.values())
+
+
+def plan(
+    reader: Reader, chosen: Iterable[tuple[str, Image]], have: Callable[[str, Digest], bool]
+) -> Export:
+    """Choose the contents of an archive.
+
+    Args:
+        reader: the store.
+        chosen: repository and image, as `storage.images` gives them.
+        have: whether the target has a blob, asked with the repository it is for. Manifests are
+            always written: they are small, and the archive names images by them.
+    """
+    entries: list[dict[str, object]] = []
+    contents: dict[Digest, Extent] = {}
+    left_out = 0
+    for repository, image in chosen:
+        manifest = reader.manifest(repository, image.digest)
+        entries.append(
+            {
+                "mediaType": image.media_type,
+                "digest": str(image.digest),
+                "size": manifest.size,
+                "annotations": _annotations(image.name),
+            }
+        )
+        for digest, size in image.blobs.items():
+            if digest in contents:
+                continue
+            extent = _locate(reader, repository, digest)
+            if extent is None:
+                contents[digest] = reader.manifest(repository, digest)
+            elif have(repository, digest):
+                left_out += size
+            else:
+                contents[digest] = extent
+    index = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": entries,
+    }
+    return Export(json.dumps(index).encode(), contents, left_out)
+
+
+def write(export: Export, output: BinaryIO, progress: Progress = lambda size: None) -> None:
+    """Write the archive to a stream.
+
+    Raises:
+        ContentCorrupt: stored bytes do not have their digest; the archive is not complete.
+    """
+    with tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        _add(archive, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
+        _add(archive, "index.json", export.index)
+        for digest, extent in export.contents.items():
+            name = f"blobs/{digest.algorithm}/{digest.hex}"
+            with extent.path.open("rb", buffering=0) as file:
+                section = _Section(file, extent, digest, progress)
+                archive.addfile(_member(name, extent.size), section)
+                section.check()
+
+
+class _Section(io.RawIOBase):
+    """The bytes of an extent, hashed as they are read."""
+
+    def __init__(self, file: BinaryIO, extent: Extent, digest: Digest, progress: Progress) -> None:
+        file.seek(extent.offset)
+        self._file = file
+        self._left = extent.size
+        self._digest = digest
+        self._hasher = digests.hasher(digest.algorithm)
+        self._progress = progress
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(piece)
+        self._hasher.update(piece)
+        self._progress(len(piece))
+        return piece
+
+    def check(self) -> None:
+        """See that what was read has its digest."""
+        if self._hasher.hexdigest() != self._digest.hex:
+            raise ContentCorrupt(f"stored content {self._digest} is corrupt: see mayfly verify")
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    archive.addfile(_member(name, len(data)), io.BytesIO(data))
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    member.mode = 0o644
+    return member
+
+
+def _annotations(name: str) -> dict[str, str]:
+    """The full name, and the tag alone for tools that read no more."""
+    repository, _, tag = name.rpartition(":")
+    if "@" in name:
+        return {}
+    host = "docker.io/" if repository.startswith("library/") else "localhost/"
+    return {FULL_NAME: f"{host}{repository}:{tag}", TAG: tag}
+
+
+def _locate(reader: Reader, repository: str, digest: Digest) -> Extent | None:
+    try:
+        return reader.blob(repository, digest)
+    except BlobUnknown:
+        return None
+
+
+def read_digests(path: Path) -> frozenset[Digest]:
+    """The digests of a text file, one on each line; what follows on a line is passed over.
+
+    Raises:
+        DigestInvalid: a line does not begin with a digest.
+    """
+    lines = path.read_text("utf-8").splitlines()
+    return frozenset(digests.parse(line.split()[0]) for line in lines if line.strip())

@@ -1,0 +1,166 @@
+"""Importing: the images of a bundle, or of any layer, into the writable store.
+
+Each blob is copied once and hashed on the way, several at a time; further repositories get a link.
+What the store has already is not copied, so an import that was stopped goes on where it was, and a
+bundle of differences (`storage.exporting`) completes what is there. Manifests follow once all they
+name is in place, children before parents, tags last: whoever pulls meanwhile sees the image as it
+was or as it will be. Runs beside a server on the same root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from storage.bundle.layer import Layer
+from storage.digest import Digest
+from storage.distribution import DistributionStore
+from storage.errors import BlobUnknown, ManifestUnknown, StorageError
+from storage.images import load, repositories
+from storage.interface import Extent
+from storage.manifest import Manifest
+
+WORKERS = 4
+"""Blobs copied and hashed at once."""
+
+Progress = Callable[[int], None]
+"""Told how many bytes more were copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an import has to do.
+
+    Attributes:
+        copies: blob → the first repository that needs it, and where its bytes lie.
+        links: (repository, blob) pairs to link once the bytes are in the store.
+        incomplete: repository and content that neither the bundle nor the store has; platforms
+            that an index names but the bundle left out are not among them.
+    """
+
+    copies: dict[Digest, tuple[str, Extent]]
+    links: tuple[tuple[str, Digest], ...]
+    incomplete: tuple[tuple[str, Digest], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes to copy."""
+        return sum(extent.size for _, extent in self.copies.values())
+
+
+@dataclass(slots=True)
+class _Draft:
+    copies: dict[Digest, tuple[str, Extent]] = field(default_factory=dict)
+    links: list[tuple[str, Digest]] = field(default_factory=list)
+    incomplete: list[tuple[str, Digest]] = field(default_factory=list)
+
+
+def plan(store: DistributionStore, source: Layer) -> Plan:
+    """Compare what the source has with what the store has; reads manifests only."""
+    draft = _Draft()
+    for repository in repositories(source):
+        for _, manifest in _manifests(source, repository):
+            for descriptor in manifest.blobs:
+                if descriptor.distributable:
+                    _plan_blob(store, source, repository, descriptor.digest, draft)
+    return Plan(draft.copies, tuple(draft.links), tuple(draft.incomplete))
+
+
+def _plan_blob(
+    store: DistributionStore, source: Layer, repository: str, digest: Digest, draft: _Draft
+) -> None:
+    if _holds(store, repository, digest):
+        return
+    if digest in draft.copies or next(store.holders(digest), None) is not None:
+        draft.links.append((repository, digest))
+        return
+    extent = source.content(digest)
+    if extent is None:
+        draft.incomplete.append((repository, digest))
+    else:
+        draft.copies[digest] = (repository, extent)
+
+
+def carry_out(
+    store: DistributionStore,
+    source: Layer,
+    planned: Plan,
+    progress: Progress = lambda size: None,
+    workers: int = WORKERS,
+) -> list[str]:
+    """Do what was planned; the names of the images that are now in the store.
+
+    Args:
+        store: opened to take sparse manifests, for indexes with platforms left out.
+        progress: called from several threads.
+
+    Raises:
+        DigestInvalid: a blob of the source does not have its digest; nothing refers to it.
+        StorageFull: what was copied so far is not copied again by the next try.
+    """
+    with ThreadPoolExecutor(workers, "import") as pool:
+        jobs = [
+            pool.submit(_copy, store, repository, digest, extent, progress)
+            for digest, (repository, extent) in planned.copies.items()
+        ]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    for repository, digest in dict.fromkeys(planned.links):
+        _link(store, repository, digest)
+    names: list[str] = []
+    for repository in repositories(source):
+        names += _put_manifests(store, source, repository)
+    return names
+
+
+def _copy(
+    store: DistributionStore, repository: str, digest: Digest, extent: Extent, progress: Progress
+) -> None:
+    upload = store.begin_upload(repository, digest.algorithm)
+    try:
+        upload.copy(extent, progress)
+    except BaseException:
+        upload.cancel()
+        raise
+    upload.commit(digest)
+
+
+def _link(store: DistributionStore, repository: str, digest: Digest) -> None:
+    for holder in store.holders(digest):
+        store.mount(repository, digest, holder)
+        return
+    raise BlobUnknown(f"blob {digest} went away while it was imported; import again")
+
+
+def _put_manifests(store: DistributionStore, source: Layer, repository: str) -> Iterator[str]:
+    left = dict(_manifests(source, repository))
+    tags: dict[Digest, list[str]] = {}
+    for tag in source.tags(repository):
+        try:
+            tags.setdefault(source.tag(repository, tag), []).append(tag)
+        except ManifestUnknown:
+            continue  # a tag that leads nowhere in the bundle leads nowhere here
+    while left:
+        ready = [d for d, m in left.items() if not any(c.digest in left for c in m.manifests)]
+        for digest in ready:
+            wanted = tuple(tags.get(digest, ()))
+            store.put_manifest(repository, left.pop(digest), digest, wanted)
+            yield from (f"{repository}:{tag}" for tag in wanted)
+
+
+def _manifests(source: Layer, repository: str) -> Iterator[tuple[Digest, Manifest]]:
+    for digest in source.revisions(repository):
+        yield digest, load(source, repository, digest)
+
+
+def _holds(store: DistributionStore, repository: str, digest: Digest) -> bool:
+    try:
+        store.blob(repository, digest)
+    except StorageError:
+        return False
+    return True
