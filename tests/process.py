@@ -155,6 +155,9 @@ class Mayfly(Process):
         self.state_dir = state_dir
         argv = [sys.executable, "-m", "registry", "serve", "--root", root]
         argv += ["--state-dir", state_dir, "--listen", listen, *options]
+        if env is None:
+            # Settings of whoever runs the tests are not the test's.
+            env = {name: os.environ[name] for name in os.environ if not name.startswith("MAYFLY_")}
         super().__init__(argv, state_dir / "output.log", env=env, cwd=REPO)
         try:
             ready = self.wait_for(self._read_ready)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from storage.bundle.content import Content
 from storage.bundle.errors import NotReady
 from storage.bundle.graph import Graph, Image, Repository
+from storage.bundle.names import full_name
 from storage.bundle.naming import name_images
 from storage.bundle.verified import Progress, Proofs
 from storage.digest import Digest
@@ -40,12 +41,7 @@ class Bundle:
         self._proofs = proofs
         self._fallback = fallback
         self._read()
-        self.serve_as(lambda _host, repository: repository)
-
-    @property
-    def kind(self) -> str:
-        """What such a bundle is called."""
-        return self._content.kind
+        self.serve_as(full_name)
 
     @property
     def unhashed(self) -> int:
@@ -53,7 +49,7 @@ class Bundle:
         return self._content.unhashed
 
     def serve_as(self, canonical: Canonical) -> None:
-        """Set the names that repositories are served under."""
+        """Set the names that repositories are served under; until then, their full names."""
         self._canonical = canonical
         served = {canonical(*key): held for key, held in self._held.items()}
         # One assignment each: readers in other threads see the old or the new.

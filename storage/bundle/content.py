@@ -27,10 +27,6 @@ class Content(Protocol):
     """An opened bundle of some kind."""
 
     @property
-    def kind(self) -> str:
-        """What the operator knows such a bundle as."""
-
-    @property
     def listed(self) -> Sequence[Listed]:
         """What the bundle lists, in its order."""
 

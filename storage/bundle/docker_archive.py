@@ -51,7 +51,6 @@ class DockerArchive:
         BundleInvalid: the index or a config cannot be understood, or a member is absent.
     """
 
-    kind = "docker archive"
     names_by_config: dict[Digest, tuple[str, ...]] = {}  # noqa: RUF012 - never changed
     notices = (
         "a docker archive keeps no manifests: they are made anew, so an image's digest is not "

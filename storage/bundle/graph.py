@@ -39,7 +39,6 @@ class Image(NamedTuple):
 class Node:
     """A manifest of the bundle, without its bytes."""
 
-    size: int
     blobs: tuple[Descriptor, ...]
     children: tuple[Descriptor, ...]
     config: Digest | None
@@ -123,7 +122,13 @@ class Graph:
         piece = self._content.find(digest)
         if piece is None:
             return None
-        body = read(piece, f"manifest {digest}", manifests.MAX_SIZE)
+        if piece.size > manifests.MAX_SIZE:
+            # An index may list content of any kind, layers among it.
+            self.notices.append(
+                f"manifest {digest} cannot be served: it is {piece.size} bytes long"
+            )
+            return None
+        body = read(piece, f"manifest {digest}")
         if digests.of(body, digest.algorithm) != digest:
             raise BundleInvalid(f"manifest {digest} is corrupt: its bytes have another digest")
         try:
@@ -132,7 +137,6 @@ class Graph:
             self.notices.append(f"manifest {digest} cannot be served: {error.message}")
             return None
         return Node(
-            size=len(body),
             blobs=parsed.blobs,
             children=parsed.manifests,
             config=parsed.blobs[0].digest if parsed.blobs else None,

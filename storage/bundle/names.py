@@ -112,7 +112,7 @@ class Names:
             if len(hosts) > 1:
                 for host in hosts:
                     hosts[host] = self._free(check_repository(full_name(host, repository)))
-        self._aliases = dict(self._every_alias())
+        self._aliases: dict[str, tuple[str | None, str]] = dict(self._every_alias())
 
     def canonical(self, host: str, repository: str) -> str:
         """The name under which a known upstream's repository is served."""
@@ -141,14 +141,14 @@ class Names:
 
         Raises:
             NameAmbiguous: several upstreams have it and ``ns`` does not say which.
+            NameInvalid: ``ns`` is no host.
         """
+        host = canonical_host(ns) if ns else None
         hosts = self._hosts.get(repository)
         if hosts is None:
-            alias = self._aliases.get(repository)
-            return repository if alias is None or exists(repository) else alias
-        if ns:
-            host = canonical_host(ns)
-            return hosts.get(host) or full_name(host, repository)
+            return self._by_alias(repository, host, exists)
+        if host is not None:
+            return hosts.get(host) or check_repository(full_name(host, repository))
         if len(hosts) > 1:
             choice = " or ".join(hosts.values())
             raise NameAmbiguous(
@@ -158,6 +158,14 @@ class Names:
             )
         return next(iter(hosts.values()))
 
+    def _by_alias(self, repository: str, host: str | None, exists: Callable[[str], bool]) -> str:
+        upstream, name = self._aliases.get(repository, (host, repository))
+        if name != repository and exists(repository):
+            return repository
+        if host not in (None, upstream):
+            return check_repository(full_name(str(host), repository))
+        return name
+
     def _free(self, name: str) -> str:
         if name in self._hosts:
             raise BundleConflict(
@@ -166,11 +174,12 @@ class Names:
             )
         return name
 
-    def _every_alias(self) -> Iterable[tuple[str, str]]:
+    def _every_alias(self) -> Iterable[tuple[str, tuple[str, str]]]:
+        """Every other way to ask for a repository → its upstream, and its name here."""
         for repository, hosts in self._hosts.items():
             for host, name in hosts.items():
-                yield full_name(host, repository), name
+                yield full_name(host, repository), (host, name)
                 short = repository.removeprefix("library/")
                 if host == DOCKER_HUB and "/" not in short:
-                    yield short, name
-                    yield full_name(host, short), name
+                    yield short, (host, name)
+                    yield full_name(host, short), (host, name)

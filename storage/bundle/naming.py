@@ -23,16 +23,23 @@ def name_images(content: Content, graph: Graph, fallback: str) -> tuple[list[Ima
     """
     images: list[Image] = []
     notices: list[str] = []
-    nameless: list[Listed] = []
+    loose: list[Listed] = []
     for listed in content.listed:
         texts = listed.names or tuple(_names_by_config(content, graph, listed.digest))
         found = [*_references(texts, notices)]
         images += [Image(reference, listed.digest) for reference in found]
-        if not found:
-            nameless.append(listed)
-    alone = len(nameless) == 1
-    images += [_without_name(listed, graph, fallback, alone, notices) for listed in nameless]
+        if not found and _refers(listed, graph):
+            images.append(Image(None, listed.digest))
+        elif not found:
+            loose.append(listed)
+    images += [_without_name(one, fallback, len(loose) == 1, notices) for one in loose]
     return images, notices
+
+
+def _refers(listed: Listed, graph: Graph) -> bool:
+    """Whether it has neither name nor tag, but a subject."""
+    node = graph.node(listed.digest) if listed.digest else None
+    return listed.tag is None and node is not None and node.subject is not None
 
 
 def _names_by_config(content: Content, graph: Graph, digest: Digest | None) -> Iterator[str]:
@@ -58,12 +65,7 @@ def _references(texts: tuple[str, ...], notices: list[str]) -> Iterator[Referenc
         yield reference
 
 
-def _without_name(
-    listed: Listed, graph: Graph, fallback: str, alone: bool, notices: list[str]
-) -> Image:
-    node = graph.node(listed.digest) if listed.digest else None
-    if listed.tag is None and node is not None and node.subject is not None:
-        return Image(None, listed.digest)
+def _without_name(listed: Listed, fallback: str, alone: bool, notices: list[str]) -> Image:
     tag = listed.tag if listed.tag and _is_tag(listed.tag) else "latest" if alone else None
     called = f"{fallback}:{tag}" if tag else f"{fallback}@{listed.digest}"
     notices.append(f"an image has no full name in the bundle: it can be pulled as {called}")

@@ -37,7 +37,6 @@ class OciLayout:
         BundleInvalid: its indexes cannot be understood.
     """
 
-    kind = "OCI image layout"
     notices: tuple[str, ...] = ()
     unhashed = 0
 

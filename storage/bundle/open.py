@@ -200,4 +200,4 @@ def _named(path: Path) -> Iterator[None]:
     except StorageError as error:
         raise BundleInvalid(f"{path}: {error.message}") from error
     except OSError as error:
-        raise BundleInvalid(f"{path}: {error.strerror}") from error
+        raise BundleInvalid(f"{path}: {error.strerror or error}") from error

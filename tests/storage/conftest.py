@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,17 +9,13 @@ import pytest
 
 from storage.distribution import DistributionStore
 from tests.storage.contract import OpenStore
-from tests.storage.disk import Disk
+from tests.storage.disk import Disk, skip_sync
 
 
 @pytest.fixture(autouse=True)
 def quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sync nothing to the disk, which would take most of the time.
-
-    That everything is synced, and in which order, is what `test_publish_order` shows. The
-    descriptor still has to be an open one.
-    """
-    monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+    """See `skip_sync`."""
+    skip_sync(monkeypatch)
 
 
 @pytest.fixture

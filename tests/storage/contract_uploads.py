@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -227,7 +228,7 @@ class UploadContract:
             upload.write([data], 0)
             again = store.upload("team/app", upload.id)
             digest = digests.of(data)
-            outcomes = together([lambda u=u: u.commit(digest) for u in (upload, again)])
+            outcomes = together([partial(u.commit, digest) for u in (upload, again)])
             assert outcomes.count(None) == 1
             assert [type(o) for o in outcomes if o is not None] == [UploadUnknown]
             assert read(store.blob("team/app", digest)) == data

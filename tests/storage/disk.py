@@ -164,6 +164,15 @@ class _File:
         self._file.close()
 
 
+def skip_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sync nothing to the disk, which would take most of the time of the tests.
+
+    That everything is synced, and in which order, is what `test_publish_order` shows. The
+    descriptor still has to be an open one.
+    """
+    monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+
+
 def path_of(descriptor: int) -> Path:
     """What an open descriptor refers to."""
     return Path(f"/proc/self/fd/{descriptor}").readlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,6 @@ def test_only_directories_on_the_way_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page of a large registry does not cost a walk of it all."""
-    import os
-
     for number in range(300):
         (tmp_path / f"team{number:03}/app/_layers").mkdir(parents=True)
     read: list[object] = []

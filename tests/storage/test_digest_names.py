@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import string
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -31,8 +33,10 @@ def test_digest_is_read_and_written(text: str) -> None:
     [
         "", ":", "sha256", "sha256:", SHA256[:-1], SHA256 + "0", SHA256.upper(), " " + SHA256,
         SHA256 + "\n", "SHA256:" + SHA256[7:], "sha256:" + "A" * 64, "sha256:" + "g" * 64,
-        "sha256:" + "٠" * 64, "sha512:" + SHA256[7:], "sha256:" + SHA512[7:], "md5:" + "0" * 32,
-        "sha384:" + "0" * 96, "sha256+b64:" + "0" * 64, "../" * 20 + SHA256, "sha256:../" + "0" * 61,
+        "sha256:" + "\u0660" * 64, "sha512:" + SHA256[7:], "sha256:" + SHA512[7:],
+        "md5:" + "0" * 32,
+        "sha384:" + "0" * 96, "sha256+b64:" + "0" * 64, "../" * 20 + SHA256,
+        "sha256:../" + "0" * 61,
         "sha256:" + "\0" * 64, "\udcff:" + "0" * 64, "x" * 100_000,
     ],
 )  # fmt: skip
@@ -89,7 +93,7 @@ def test_repository_name(name: str) -> None:
     [
         "", "/", "a/", "/a", "a//b", "A", "a.", ".a", "..", "a/../b", "a/./b", "-a", "a-", "a___b",
         "a..b", "a._b", "_a", "a/_b", "a b", "a\n", "a\0b", "é", "a\\b", "a%2fb", "a:b", "a@b",
-        "a" * 256, "\udcff", "٠",
+        "a" * 256, "\udcff", "\u0660",
     ],
 )  # fmt: skip
 def test_repository_name_refused(name: str) -> None:
@@ -109,11 +113,15 @@ def test_repository_name_is_the_spec_s(text: str) -> None:
         assert not _is_name(text)
 
 
-@given(st.from_regex(r"[a-z0-9]{1,3}((\.|_|__|-{1,9})[a-z0-9]{1,3}){0,40}", fullmatch=True))
-def test_long_names_take_no_long_time(text: str) -> None:
-    """No backtracking: a long name with a bad end is refused as fast as a good one is taken."""
-    with pytest.raises(NameInvalid):
-        check_repository((text * 9)[:254] + "!")
+@pytest.mark.parametrize("part", ["a", "a-", "a--", "a_", "a__", "a.", "a/", "a/a-", "ab0_a-"])
+def test_long_bad_names_are_refused_at_once(part: str) -> None:
+    """No backtracking: a name of the greatest length with a bad end is refused in a moment."""
+    name = (part * 255)[:254] + "!"
+    began = time.process_time()
+    for _ in range(100):
+        with pytest.raises(NameInvalid):
+            check_repository(name)
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("tag", ["a", "A", "_", "0", "v1.2.3-rc_1", "a" * 128, "_.-"])
@@ -145,7 +153,9 @@ def test_tag_is_the_spec_s(text: str) -> None:
 
 
 @given(name=st.text(max_size=30), tag=st.text(max_size=10), upload=st.text(max_size=40))
-def test_no_text_leads_out_of_the_root(tmp_path_factory, name: str, tag: str, upload: str) -> None:
+def test_no_text_leads_out_of_the_root(
+    tmp_path_factory: pytest.TempPathFactory, name: str, tag: str, upload: str
+) -> None:
     """Whatever text is given, a path is below the root or is never made."""
     layout = Layout(tmp_path_factory.getbasetemp())
     for make in (
@@ -171,7 +181,7 @@ def test_no_text_leads_out_of_the_root(tmp_path_factory, name: str, tag: str, up
         Digest("md5", "a" * 32),
     ],
 )
-def test_layout_checks_digests_again(tmp_path, unchecked: Digest) -> None:
+def test_layout_checks_digests_again(tmp_path: Path, unchecked: Digest) -> None:
     """A `Digest` made from unchecked parts makes no path either."""
     layout = Layout(tmp_path)
     for make in (

@@ -8,6 +8,7 @@ every empty directory; each such point is tried, so these find what they look fo
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -111,6 +112,7 @@ def test_push_at_every_step(tmp_path: Path, disk: Disk) -> None:
         name = names[done]
         assert read(store.manifest(name, store.tag(name, "v1"))) == image_body()
         assert read(store.blob(name, digests.of(b"{}"))) == b"{}"
+        shutil.rmtree(tmp_path / "docker/registry/v2/repositories" / name)
         done += 1
     assert done > 20
     store.close()
@@ -147,7 +149,7 @@ def test_writers_against_removers(publisher: Publisher, tmp_path: Path, frantic:
 
     def work(number: int) -> None:
         dice = random.Random(number)
-        for turn in range(60):
+        for turn in range(25):
             target = tmp_path / "tree/a/b" / dice.choice("xyz") / f"file{number}"
             content = b"%d %d" % (number, turn)
             publisher.write(target, content)
@@ -170,14 +172,14 @@ def test_writers_against_prune(publisher: Publisher, tmp_path: Path, frantic: No
 
     def write(number: int) -> None:
         try:
-            for turn in range(80):
+            for turn in range(25):
                 publisher.write(deepest / f"file{number}", b"%d" % turn)
                 publisher.remove(deepest / f"file{number}")
             publisher.write(deepest / f"file{number}", b"last")
         finally:
             stop.set()
 
-    all_succeed([prune, prune, lambda: write(0)])
+    all_succeed([prune, lambda: write(0)])
     assert (deepest / "file0").read_bytes() == b"last"
 
 
@@ -187,7 +189,7 @@ def test_writers_against_remove_tree(publisher: Publisher, tmp_path: Path, frant
     still_writing = threading.Semaphore(0)
 
     def write(name: str) -> None:
-        for turn in range(60):
+        for turn in range(25):
             publisher.write(tag / name / "link", b"%d" % turn)
         still_writing.release()
 
@@ -209,7 +211,7 @@ def test_two_publishers_on_one_tree(publisher: Publisher, tmp_path: Path, franti
     second.open()
 
     def work(own: Publisher, number: int) -> None:
-        for _ in range(60):
+        for _ in range(20):
             target = tmp_path / "tree/a/b" / f"file{number}"
             own.write(target, b"x")
             assert target.exists()
@@ -227,7 +229,7 @@ def test_tags_against_deletes(tmp_path: Path, frantic: None) -> None:
     put(store, REPO, image_body(), "stays")
 
     def work(number: int) -> None:
-        for _ in range(20):
+        for _ in range(10):
             put(store, REPO, image_body(), f"v{number}")
             assert f"v{number}" in store.tags(REPO)
             store.delete_tag(REPO, f"v{number}")

@@ -24,7 +24,7 @@ from storage.publish import Publisher
 tree = Path(sys.argv[1])
 publisher = Publisher(tree, tree / "_scratch")
 publisher.open()
-print(publisher._scratch.name if hasattr(publisher, "_scratch") else "", flush=True)
+print("open", flush=True)
 sys.stdin.readline()
 publisher.write(tree / "from/the/holder", b"still works")
 print("written", flush=True)
@@ -45,7 +45,7 @@ def _holder(tree: Path) -> Iterator[subprocess.Popen[str]]:
     )
     with process:
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline() == "open\n"
         yield process
         process.kill()
 

@@ -1,0 +1,228 @@
+"""Docker archives: manifests made anew, links between layers, layers that must be hashed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage import digest as digests
+from storage.bundle.errors import BundleConflict, BundleInvalid, NotReady
+from storage.bundle.open import open_bundles
+from storage.manifest import DOCKER_MANIFEST
+from tests.bundle.builders import (
+    docker_archive,
+    document,
+    hard_link,
+    layers,
+    proof_of,
+    read,
+    sha256,
+    symlink,
+    tar_info,
+    tar_of,
+    write,
+)
+from tests.bundle.conftest import OpenAll
+from tests.bundle.test_layout import invalid
+
+PLAIN = "application/vnd.docker.image.rootfs.diff.tar"
+BASE, ONE, TWO = layers("base", "one", "two")
+
+
+def manifest_of(layer: Any, repository: str, tag: str) -> dict[str, Any]:
+    """The manifest served for a tag."""
+    return dict(json.loads(read(layer.manifest(repository, layer.tag(repository, tag)))))
+
+
+def test_manifests_are_made(tmp_path: Path, open_all: OpenAll) -> None:
+    """From the config and its diff ids, without reading a layer; the operator is told."""
+    files = docker_archive((["app:1", "quay.io/team/app:2"], [BASE, ONE]), (["b:1"], [BASE, TWO]))
+    bundles = open_all(write(tmp_path / "b.tar", files))
+    layer = bundles.layer
+    assert layer.repositories("", 9) == ["library/app", "library/b", "team/app"]
+    made = manifest_of(layer, "library/app", "1")
+    assert made["mediaType"] == DOCKER_MANIFEST
+    assert made["config"]["mediaType"] == "application/vnd.docker.container.image.v1+json"
+    assert [one["digest"] for one in made["layers"]] == [sha256(BASE), sha256(ONE)]
+    assert {one["mediaType"] for one in made["layers"]} == {PLAIN}
+    for descriptor in [made["config"], *made["layers"]]:
+        extent = layer.blob("library/app", digests.parse(descriptor["digest"]))
+        assert sha256(read(extent)) == descriptor["digest"]
+        assert extent.size == descriptor["size"]
+        proof_of(extent).establish()
+    assert layer.tag("team/app", "2") == layer.tag("library/app", "1")
+    (notice,) = bundles.notices
+    assert "keeps no manifests" in notice
+    assert bundles.unhashed == 0
+
+
+def test_digest_is_the_same_after_a_restart(tmp_path: Path, open_all: OpenAll) -> None:
+    """A node that pulled by tag yesterday finds the digest it has."""
+    path = write(tmp_path / "b.tar", docker_archive((["app:1"], [BASE, ONE])))
+    found = {open_all(path).layer.tag("library/app", "1") for _ in range(3)}
+    assert len(found) == 1
+
+
+def test_links_between_layers(tmp_path: Path, open_all: OpenAll) -> None:
+    """A layer may be a link to that of another image, symbolic or hard."""
+    files = docker_archive(
+        (["a:1"], [BASE]),
+        (["b:1"], [BASE, ONE]),
+        name_layer=lambda data: sha256(data)[7:] + "/l.tar",
+    )
+    target = sha256(BASE)[7:] + "/l.tar"
+    index = json.loads(files["manifest.json"])
+    index[1]["Layers"][0] = "linked/layer.tar"
+    index.append(index[1] | {"RepoTags": ["c:1"], "Layers": ["hard.tar", *index[1]["Layers"][1:]]})
+    members = [(tar_info(n, d), d) for n, d in files.items() if n != "manifest.json"]
+    body = document(index)
+    path = tmp_path / "b.tar"
+    path.write_bytes(
+        tar_of(
+            symlink("linked/layer.tar", f"../{target}"),
+            *members,
+            hard_link("hard.tar", target),
+            (tar_info("manifest.json", body), body),
+        )
+    )
+    layer = open_all(path).layer
+    for name in "abc":
+        assert read(layer.blob(f"library/{name}", digests.of(BASE))) == BASE
+
+
+@pytest.mark.parametrize("link", ["../../../etc/passwd", "/etc/passwd"])
+def test_layer_that_links_to_the_host(tmp_path: Path, open_all: OpenAll, link: str) -> None:
+    """A layer is never a file of the host."""
+    files = docker_archive((["a:1"], [BASE]), name_layer=lambda data: "x/layer.tar")
+    del files["x/layer.tar"]
+    members = [(tar_info(n, d), d) for n, d in files.items()]
+    path = tmp_path / "b.tar"
+    path.write_bytes(tar_of(symlink("x/layer.tar", link), *members))
+    invalid(open_all, path, "'x/layer.tar' links outside")
+
+
+def test_untagged_image(tmp_path: Path, open_all: OpenAll) -> None:
+    """An image saved by id has no name: it is called as the file."""
+    bundles = open_all(write(tmp_path / "Saved.tar", docker_archive(([], [BASE]))))
+    assert bundles.layer.tags("saved") == ["latest"]
+    assert any("saved:latest" in notice for notice in bundles.notices)
+
+
+def test_image_without_layers(tmp_path: Path, open_all: OpenAll) -> None:
+    """An image of nothing but a config."""
+    layer = open_all(write(tmp_path / "b.tar", docker_archive((["a:1"], [])))).layer
+    assert manifest_of(layer, "library/a", "1")["layers"] == []
+
+
+def test_compressed_layers_named_by_digest(tmp_path: Path, open_all: OpenAll) -> None:
+    """As crane and Jib write them: nothing has to be hashed, and the type says gzip."""
+    files = docker_archive(
+        (["a:1"], [BASE, ONE]),
+        compress=True,
+        name_layer=lambda data: sha256(data)[7:] + ".tar.gz",
+    )
+    bundles = open_all(write(tmp_path / "b.tar", files))
+    assert bundles.unhashed == 0
+    made = manifest_of(bundles.layer, "library/a", "1")
+    assert {one["mediaType"] for one in made["layers"]} == {f"{PLAIN}.gzip"}
+    extent = bundles.layer.blob("library/a", digests.parse(made["layers"][1]["digest"]))
+    assert gzip.decompress(read(extent)) == ONE
+    proof_of(extent).establish()
+
+
+def test_compressed_layers_of_unknown_digest(tmp_path: Path, state: Path) -> None:
+    """The images wait for their layers to be hashed, everything else does not; once is enough."""
+    unknown = docker_archive((["a:1"], [BASE, ONE]), (["b:1"], [BASE]), compress=True)
+    known = docker_archive((["c:1"], [TWO]))
+    index = [json.loads(files["manifest.json"]) for files in (unknown, known)]
+    files = unknown | known | {"manifest.json": document(index[0] + index[1])}
+    zipped = [len(gzip.compress(layer, mtime=0)) for layer in (BASE, ONE)]
+    path = write(tmp_path / "b.tar", files)
+    bundles = open_bundles([path], state)
+    layer = bundles.layer
+    assert bundles.unhashed == sum(zipped)
+    assert layer.tags("library/a") == ["1"]
+    with pytest.raises(NotReady, match="try again"):
+        layer.tag("library/a", "1")
+    assert manifest_of(layer, "library/c", "1")["layers"][0]["digest"] == sha256(TWO)
+    before = layer.manifest("library/c", layer.tag("library/c", "1"))
+    steps: list[int] = []
+    bundles.hash(steps.append)
+    assert sum(steps) == sum(zipped)
+    assert bundles.unhashed == 0
+    made = manifest_of(layer, "library/a", "1")
+    assert [one["digest"] for one in made["layers"]] == [
+        sha256(gzip.compress(data, mtime=0)) for data in (BASE, ONE)
+    ]
+    assert read(before) == read(layer.manifest("library/c", layer.tag("library/c", "1")))
+    bundles.close()
+    again = open_bundles([path], state)
+    assert again.unhashed == 0
+    assert manifest_of(again.layer, "library/a", "1") == made
+    again.close()
+
+
+def test_conflict_that_shows_after_hashing(tmp_path: Path, open_all: OpenAll) -> None:
+    """Two archives that turn out to disagree: an error then, and no pick before or after."""
+    one, two = (
+        write(tmp_path / f"{n}.tar", docker_archive((["a:1"], [data]), compress=True))
+        for n, data in enumerate((ONE, TWO))
+    )
+    bundles = open_all(one, two)
+    with pytest.raises(BundleConflict, match=r"library/a:1"):
+        bundles.hash(lambda count: None)
+    with pytest.raises(BundleConflict):
+        bundles.layer.tag("library/a", "1")
+
+
+def test_layer_whose_name_lies(tmp_path: Path, open_all: OpenAll) -> None:
+    """A digest taken from a file's name is proven like any other before it is sent whole."""
+    files = docker_archive(
+        (["a:1"], [ONE]), compress=True, name_layer=lambda _: "ab" * 32 + ".tar.gz"
+    )
+    layer = open_all(write(tmp_path / "b.tar", files)).layer
+    extent = layer.blob("library/a", digests.parse("sha256:" + "ab" * 32))
+    with pytest.raises(Exception, match="corrupt"):
+        proof_of(extent).establish()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f, i: f.pop(i["Config"]), ["manifest.json names", ".json", "not there"]),
+        (lambda f, i: f.pop(i["Layers"][0]), ["manifest.json names", "layer.tar", "not there"]),
+        (lambda f, i: f.update({i["Config"]: b"{}"}), ["not a list"]),
+        (lambda f, i: f.update({i["Config"]: b"?"}), ["not JSON"]),
+        (lambda f, i: f.update({i["Config"]: b'{"rootfs":{"diff_ids":[]}}'}), ["has 0 layers"]),
+        (lambda f, i: f.update({i["Config"]: b'{"rootfs":{"diff_ids":["x"]}}'}), ["not a digest"]),
+        (lambda f, i: f.update({i["Layers"][0]: b"BZh9123456"}), ["import it"]),
+    ],
+)
+def test_broken_archives(tmp_path: Path, open_all: OpenAll, change: Any, words: list[str]) -> None:
+    """Each is told by member."""
+    files = docker_archive((["a:1"], [BASE]))
+    change(files, json.loads(files["manifest.json"])[0])
+    invalid(open_all, write(tmp_path / "b.tar", files), *words)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        {"Config": 1},
+        {"Config": "c.json", "Layers": "x"},
+        {"Config": "c.json", "Layers": [1]},
+        {"Config": "c.json", "Layers": [], "RepoTags": [7]},
+        {"Config": "../../etc/passwd", "Layers": []},
+        {"Config": "/etc/passwd", "Layers": []},
+    ],
+)
+def test_broken_index(tmp_path: Path, open_all: OpenAll, entry: dict[str, Any]) -> None:
+    """Shapes that are none, and names that lead elsewhere."""
+    files = {"c.json": document({"rootfs": {"diff_ids": []}}), "manifest.json": document([entry])}
+    with pytest.raises(BundleInvalid, match=r"manifest.json"):
+        open_all(write(tmp_path / "b.tar", files))

@@ -1,0 +1,118 @@
+"""Fixtures of the client tests: images, daemons, clients and names nobody else uses."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.images import COMMAND, Images, make_images
+from tests.clients.programs import Client, Containerd, Dockerd
+from tests.process import CACHE, need, need_root, remove_tree
+
+BASE_IMAGE = "mayfly-test/base:1"
+BUILT_IMAGE = "mayfly-test/debian:1"
+
+
+@pytest.fixture(scope="session")
+def images() -> Images:
+    """Images of real files in an OCI layout."""
+    need_root()
+    need("debootstrap")
+    return make_images(CACHE)
+
+
+@pytest.fixture(scope="session")
+def home(workspace: Path) -> Path:
+    """A home for clients, with no credentials: podman wants the file it is told of to exist."""
+    path = workspace / "home"
+    path.mkdir()
+    (path / "auth.json").write_text("{}")
+    return path
+
+
+@pytest.fixture
+def repository(request: pytest.FixtureRequest) -> str:
+    """A repository name that is this test's own."""
+    module = request.node.path.stem.removeprefix("test_").replace("_", "-")
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())
+    return f"{module}/{name.strip('-')}"
+
+
+@pytest.fixture
+def scratch(workspace: Path) -> Iterator[Path]:
+    """A directory for what a test downloads, removed at once."""
+    path = Path(tempfile.mkdtemp(prefix="scratch-", dir=workspace))
+    yield path
+    remove_tree(path)
+
+
+@pytest.fixture(scope="session")
+def dockerd(workspace: Path, home: Path) -> Iterator[Dockerd]:
+    """A Docker daemon of this run's own."""
+    need_root()
+    daemon = Dockerd(workspace / "dockerd", home)
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture(scope="session")
+def docker(dockerd: Dockerd) -> Client:
+    """The docker command of that daemon."""
+    return dockerd.docker
+
+
+@pytest.fixture(scope="module")
+def docker_base(docker: Client, images: Images) -> str:
+    """A Debian of one layer in docker, brought again for a module that follows its removal."""
+    if docker.run("image", "inspect", BASE_IMAGE).returncode != 0:
+        docker("import", images.tar("base"), BASE_IMAGE)
+    return BASE_IMAGE
+
+
+@pytest.fixture(scope="module")
+def docker_image(docker: Client, docker_base: str, images: Images, workspace: Path) -> str:
+    """An image of several layers that docker built on the base."""
+    layers = ["share", "python", "archives"]
+    command = ", ".join(f'"{word}"' for word in COMMAND)
+    with tempfile.TemporaryDirectory(dir=workspace) as context:
+        for layer in layers:
+            shutil.copy(images.tar(layer), context)
+        (Path(context) / "Dockerfile").write_text(
+            f"FROM {docker_base}\n"
+            + "".join(f"ADD {layer}.tar /\n" for layer in layers)
+            + f"RUN dpkg-query --show > /packages\nCMD [{command}]\n"
+        )
+        docker("build", "--network=none", f"--tag={BUILT_IMAGE}", context)
+    return BUILT_IMAGE
+
+
+@pytest.fixture(scope="session")
+def containerd(workspace: Path, home: Path) -> Iterator[Containerd]:
+    """A containerd of this run's own."""
+    need_root()
+    daemon = Containerd(workspace / "containerd", home)
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture(scope="session")
+def skopeo(home: Path) -> Client:
+    """skopeo, with no signature policy."""
+    return Client("skopeo", home, "--insecure-policy")
+
+
+@pytest.fixture(scope="session")
+def oras(home: Path) -> Client:
+    """oras."""
+    return Client("oras", home)
+
+
+@pytest.fixture(scope="session")
+def crane(home: Path) -> Client:
+    """crane."""
+    return Client("crane", home)

@@ -1,0 +1,200 @@
+"""Command-line clients and their daemons, run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from tests.process import Process, find_program, need
+
+
+class Client:
+    """A command-line client with a home of its own, so that no user's configuration is read."""
+
+    def __init__(
+        self,
+        name: str,
+        home: Path,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        need(name)
+        self.name = name
+        self.program = find_program(name)
+        self.options = options
+        self.env = {
+            **os.environ,
+            "HOME": str(home),
+            "DOCKER_CONFIG": str(home / ".docker"),
+            "REGISTRY_AUTH_FILE": str(home / "auth.json"),
+            **(env or {}),
+        }
+
+    def run(
+        self,
+        *args: str | Path,
+        cwd: Path | None = None,
+        stdin: Path = Path(os.devnull),
+        timeout: float = 300,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run it and return how it ended, whatever that was."""
+        argv = [self.program, *self.options, *map(str, args)]
+        with stdin.open("rb") as file:
+            return subprocess.run(
+                argv, cwd=cwd, env=self.env, timeout=timeout, stdin=file, capture_output=True
+            )
+
+    def bytes(self, *args: str | Path, cwd: Path | None = None, timeout: float = 300) -> bytes:
+        """Run it, expect success and return its exact standard output."""
+        done = self.run(*args, cwd=cwd, timeout=timeout)
+        assert done.returncode == 0, (
+            f"{self.name} {' '.join(map(str, args))} exited {done.returncode}\n"
+            f"{done.stdout.decode(errors='replace')}{done.stderr.decode(errors='replace')}"
+        )
+        return done.stdout
+
+    def __call__(self, *args: str | Path, cwd: Path | None = None, timeout: float = 300) -> str:
+        """Run it, expect success and return its standard output as text."""
+        return self.bytes(*args, cwd=cwd, timeout=timeout).decode()
+
+    def fails(self, *args: str | Path, timeout: float = 300) -> str:
+        """Run it, expect failure and return what it said."""
+        done = self.run(*args, timeout=timeout)
+        assert done.returncode != 0, f"{self.name} {args} succeeded: {done.stdout.decode()}"
+        return (done.stdout + done.stderr).decode()
+
+
+class Dockerd(Process):
+    """A Docker daemon that touches no bridge and no firewall, with its own containerd."""
+
+    def __init__(self, directory: Path, home: Path) -> None:
+        need("dockerd", "docker", "containerd", "runc")
+        directory.mkdir()
+        socket = f"unix://{directory}/docker.sock"
+        super().__init__(
+            [
+                find_program("dockerd") or "",
+                "--bridge=none",
+                "--iptables=false",
+                "--ip6tables=false",
+                f"--data-root={directory}/data",
+                f"--exec-root={directory}/exec",
+                f"--pidfile={directory}/docker.pid",
+                f"--host={socket}",
+            ],
+            directory / "output.log",
+            env=with_sbin(),
+        )
+        # The classic builder needs no plugin, which not every docker client brings.
+        self.docker = Client("docker", home, "--host", socket, env={"DOCKER_BUILDKIT": "0"})
+        wait_for_answer(self, self.docker, "version")
+
+
+class Containerd(Process):
+    """A containerd without Kubernetes' interface."""
+
+    def __init__(self, directory: Path, home: Path) -> None:
+        need("containerd", "ctr", "runc")
+        directory.mkdir()
+        socket = f"{directory}/containerd.sock"
+        config = directory / "config.toml"
+        config.write_text(
+            "version = 2\n"
+            f'root = "{directory}/root"\n'
+            f'state = "{directory}/state"\n'
+            'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+            f'[grpc]\naddress = "{socket}"\n'
+            f'[ttrpc]\naddress = "{socket}.ttrpc"\n'
+        )
+        super().__init__(
+            [find_program("containerd") or "", "--config", config],
+            directory / "output.log",
+            env=with_sbin(),
+        )
+        self.ctr = Client("ctr", home, "--address", socket)
+        wait_for_answer(self, self.ctr, "version")
+
+
+class Distribution(Process):
+    """The CNCF distribution registry (registry:2) on a directory."""
+
+    def __init__(self, root: Path, directory: Path) -> None:
+        super().__init__(
+            _distribution("serve", root, directory),
+            directory / "output.log",
+            env=_distribution_environment(),
+        )
+        try:
+            self.host = self.wait_for(self._listening)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _listening(self) -> str | None:
+        found = re.search(r"listening on (127\.0\.0\.1:\d+)", self.output())
+        return found[1] if found else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop()
+
+
+def collect_garbage(root: Path, directory: Path) -> str:
+    """Run distribution's garbage collector on a directory; what it says."""
+    argv = _distribution("garbage-collect", root, directory)
+    done = subprocess.run(
+        argv,
+        env=_distribution_environment(),
+        timeout=120,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def _distribution(command: str, root: Path, directory: Path) -> list[str]:
+    """A command on a directory to serve, with a configuration written for it."""
+    need("docker-registry")
+    directory.mkdir(parents=True, exist_ok=True)
+    config = directory / "config.yml"
+    config.write_text(
+        "version: 0.1\n"
+        "log: {level: info}\n"
+        "storage:\n"
+        f"  filesystem: {{rootdirectory: {root}}}\n"
+        "  delete: {enabled: true}\n"
+        "http: {addr: '127.0.0.1:0', secret: not-a-secret}\n"
+    )
+    return [find_program("docker-registry") or "", command, str(config)]
+
+
+def _distribution_environment() -> dict[str, str]:
+    # It takes every REGISTRY_ variable for one of its own, podman's REGISTRY_AUTH_FILE too.
+    return {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}
+
+
+def with_sbin() -> dict[str, str]:
+    """The environment with the directories where daemons look for their helpers."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    return {**os.environ, "PATH": path}
+
+
+def wait_for_answer(daemon: Process, client: Client, *args: str) -> None:
+    """Wait until a daemon answers its client; end it when it does not."""
+
+    def answered() -> bool | None:
+        return client.run(*args, timeout=30).returncode == 0 or None
+
+    try:
+        daemon.wait_for(answered, deadline=60)
+    except BaseException:
+        daemon.kill()
+        raise

@@ -1,0 +1,100 @@
+"""podman: push, push again, pull and run."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.images import Images
+from tests.clients.programs import Client
+from tests.process import Mayfly, find_program, need, need_root, remove_tree
+
+TLS = "--tls-verify=false"
+# podman's defaults raise the limits of this process, which takes a capability.
+LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
+
+
+@pytest.fixture(scope="module")
+def podman(workspace: Path, home: Path) -> Iterator[Client]:
+    """podman with a storage of its own."""
+    need_root()
+    need("podman", "runc")
+    storage = Path(tempfile.mkdtemp(prefix="podman-", dir=workspace))
+    # runc: crun refuses machines that mount both versions of cgroups.
+    yield Client(
+        "podman",
+        home,
+        f"--root={storage}/root",
+        f"--runroot={storage}/run",
+        f"--runtime={find_program('runc')}",
+        "--cgroup-manager=cgroupfs",
+        "--events-backend=file",
+    )
+    remove_tree(storage)
+
+
+def load(podman: Client, skopeo: Client, images: Images, scratch: Path, name: str) -> str:
+    """Bring an image of the layout into podman's storage: its id."""
+    archive = scratch / f"{name}.tar"
+    reference = f"localhost/mayfly-test/{name}:1"
+    skopeo("copy", f"oci:{images.layout}:{name}", f"docker-archive:{archive}:{reference}")
+    podman("load", f"--input={archive}")
+    return podman("image", "inspect", "--format={{.Id}}", reference).strip()
+
+
+def test_pushed_image_is_pulled_and_runs(
+    podman: Client, skopeo: Client, images: Images, mayfly: Mayfly, repository: str, scratch: Path
+) -> None:
+    """A pushed image that was removed is pulled with the same id, and its container runs."""
+    local = load(podman, skopeo, images, scratch, "debian")
+    reference = f"{mayfly.host}/{repository}:debian"
+    podman("push", TLS, local, reference)
+    podman("image", "rm", "--force", local)
+    assert local not in podman("image", "ls", "--quiet", "--no-trunc")
+    assert podman("pull", "--quiet", TLS, reference).strip() == local
+    output = podman("run", "--rm", "--network=none", *LIMITS, reference)
+    assert "ID=debian" in output.splitlines()
+
+
+def test_only_the_first_push_uploads(
+    podman: Client,
+    skopeo: Client,
+    images: Images,
+    start_mayfly: Callable[[], Mayfly],
+    repository: str,
+    scratch: Path,
+) -> None:
+    """A second push finds every blob, one to another repository mounts both layers."""
+    # podman shares with skopeo what it remembers of a registry: one of its own is unknown.
+    mayfly = start_mayfly()
+    local = load(podman, skopeo, images, scratch, "small")
+    requests, digests = [], []
+    for target in (repository, repository, f"{repository}/second"):
+        options = ["--log-level=debug", TLS, f"--digestfile={scratch}/digest"]
+        pushed = podman.run("push", *options, local, f"{mayfly.host}/{target}:small")
+        assert pushed.returncode == 0, pushed.stderr.decode()
+        requests.append(re.findall(r'msg="((?:POST|PATCH|PUT) [^"]+)"', pushed.stderr.decode()))
+        digests.append((scratch / "digest").read_text())
+    first, second, other = requests
+    assert len([line for line in first if line.startswith("PATCH")]) == 3
+    assert not [line for line in second if "/blobs/" in line]
+    assert len([line for line in other if "mount=" in line]) == 2
+    # The configuration is never mounted.
+    assert len([line for line in other if line.startswith("PATCH")]) == 1
+    assert len(set(digests)) == 1
+
+
+def test_manifest_list_is_pushed_and_pulled_from(
+    podman: Client, skopeo: Client, images: Images, mayfly: Mayfly, repository: str, scratch: Path
+) -> None:
+    """A list made by podman goes in with its image, and a pull takes the image from it."""
+    local = load(podman, skopeo, images, scratch, "small")
+    reference = f"{mayfly.host}/{repository}:list"
+    podman("manifest", "create", "mayfly-test/list", f"containers-storage:{local}")
+    podman("manifest", "push", "--all", TLS, "mayfly-test/list", f"docker://{reference}")
+    podman("image", "rm", "--force", local)
+    assert podman("pull", "--quiet", TLS, reference).strip() == local

@@ -1,0 +1,89 @@
+"""The registry behind a real socket, in the test's own event loop, and what it left behind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import BaseTestServer, TestClient
+
+from auth.policy import OPEN
+from registry.app import App, HTTPServer
+from registry.audit import Audit
+from registry.guard import Guard
+from storage.distribution import DistributionStore
+from storage.interface import Store
+from tests.registry.wire import Wire
+from tests.storage.disk import skip_sync
+
+Client = TestClient[Any, Any]
+
+
+class Registry(BaseTestServer):
+    """An `HTTPServer` over a store, open to everyone, on a port of its own."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._store = store
+
+    async def _make_runner(self, **kwargs: Any) -> web.ServerRunner:
+        guard = Guard(lambda: OPEN, None, lambda http: None, Audit())
+        return web.ServerRunner(HTTPServer(App(self._store, guard)), shutdown_timeout=1)
+
+
+@pytest.fixture(autouse=True)
+def quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `skip_sync`."""
+    skip_sync(monkeypatch)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The directory of the store."""
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def store(root: Path) -> Iterator[DistributionStore]:
+    """The store that the registry serves."""
+    made = DistributionStore(root)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def client(
+    store: DistributionStore, aiohttp_client: Callable[..., Awaitable[Client]]
+) -> Client:
+    """A client of a registry that runs for this test."""
+    return await aiohttp_client(Registry(store), auto_decompress=False)
+
+
+@pytest.fixture
+async def wire(client: Client) -> AsyncIterator[Wire]:
+    """The same registry, byte by byte."""
+    assert client.server.port is not None
+    made = Wire(client.server.port)
+    yield made
+    made.hang_up()
+
+
+@pytest.fixture
+def may_log_errors(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """For a test that makes the server fail on purpose: it looks at the log by itself."""
+    return caplog
+
+
+@pytest.fixture(autouse=True)
+def clean_log(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Nothing a client does makes the server log an error or a traceback."""
+    yield
+    if "may_log_errors" in request.fixturenames:
+        return
+    records = [r for when in ("setup", "call") for r in caplog.get_records(when)]
+    loud = [r for r in records if r.levelno >= logging.ERROR or r.exc_info]
+    assert [f"{r.name}: {r.getMessage()} {r.exc_info}" for r in loud] == []

@@ -1,0 +1,328 @@
+"""Settings: every source, their order, every reader, and the documentation of each."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from registry import config
+from registry.cli.options import with_settings
+from registry.config import SETTINGS, Address, ConfigError, Setting, Settings, load
+from registry.listener import listening
+from tests.process import REPO
+
+# For each setting two texts that it takes, and one that it does not.
+TEXTS: dict[str, tuple[str, str, str]] = {
+    "root": ("/one", "/two", ""),
+    "ephemeral": ("true", "false", "perhaps"),
+    "listen": ("127.0.0.1:1", "[::1]:2", "nowhere"),
+    "read_only": ("yes", "no", "2"),
+    "allow_sparse": ("on", "off", ""),
+    "tls": ("auto", "/cert,/key", "/cert"),
+    "hostname": ("one", "two", " "),
+    "client_ca": ("/one", "/two", ""),
+    "auth": ("auto", "/dir", ""),
+    "anonymous": ("pull", "none", "push"),
+    "signing_key": ("/one", "/two", ""),
+    "audit": ("/one", "/two", ""),
+    "state_dir": ("/one", "/two", ""),
+}
+WITH_TEXTS = [setting for setting in SETTINGS if setting.key in TEXTS]
+
+
+def _file(directory: Path, text: str) -> Path:
+    path = directory / "mayfly.toml"
+    path.write_text(text)
+    return path
+
+
+def _value(setting: Setting[object], text: str) -> object:
+    """What `load` makes of a text."""
+    read = setting.read(text)
+    return (read,) if setting.repeatable else read
+
+
+def _toml(key: str, text: str) -> str:
+    return f'{key} = "{text}"\n'
+
+
+@pytest.mark.parametrize("setting", WITH_TEXTS, ids=lambda s: s.key)
+def test_precedence(setting: Setting[object], tmp_path: Path) -> None:
+    """Flag before environment before file before default, each setting by each source."""
+    one, two, _ = TEXTS[setting.key]
+    key, variable = setting.key, setting.variable
+    file_one, default = _file(tmp_path, _toml(key, one)), getattr(load({}, {}, None), key)
+
+    def found(flag: str | None, environment: str | None, file: Path | None) -> object:
+        flags = {} if flag is None else {key: (flag,)}
+        return getattr(
+            load(flags, {} if environment is None else {variable: environment}, file), key
+        )
+
+    assert found(two, one, file_one) == _value(setting, two)
+    assert found(one, two, file_one) == _value(setting, one)
+    assert found(None, two, file_one) == _value(setting, two)
+    assert found(None, None, file_one) == _value(setting, one)
+    assert found(None, None, None) == default
+
+
+@pytest.mark.parametrize("setting", WITH_TEXTS, ids=lambda s: s.key)
+def test_bad_value_names_its_source(setting: Setting[object], tmp_path: Path) -> None:
+    """The error says where the bad value stands: the flag, the variable, or the key and file."""
+    bad = TEXTS[setting.key][2]
+    file = _file(tmp_path, _toml(setting.key, bad))
+    sources = {
+        f"--{setting.name}": ({setting.key: (bad,)}, {}, None),
+        f"environment variable {setting.variable}": ({}, {setting.variable: bad}, None),
+        f"key {setting.key} in {file}": ({}, {}, file),
+    }
+    for source, (flags, environment, path) in sources.items():
+        with pytest.raises(ConfigError) as refused:
+            load(flags, environment, path)
+        assert str(refused.value).startswith(f"{source}: ")
+        assert "\n" not in str(refused.value)
+
+
+def test_bad_value_behind_a_good_one_is_not_looked_at(tmp_path: Path) -> None:
+    """A flag mends what the environment has wrong, without touching it."""
+    assert load({"listen": ("127.0.0.1:1",)}, {"MAYFLY_LISTEN": "nowhere"}, None).listen
+
+
+def test_texts_cover_every_setting() -> None:
+    """A setting that is added is tested."""
+    assert TEXTS.keys() == {setting.key for setting in SETTINGS}
+
+
+def test_fields_are_the_settings() -> None:
+    """`Settings` and the table have the same names."""
+    assert {field.name for field in fields(Settings)} == {setting.key for setting in SETTINGS}
+
+
+def test_names_follow_from_one() -> None:
+    """Flag, variable and key are one name, each in its own spelling."""
+    for setting in SETTINGS:
+        assert re.fullmatch("[a-z]+(-[a-z]+)*", setting.name)
+        assert setting.key == setting.name.replace("-", "_")
+        assert setting.variable == f"MAYFLY_{setting.key.upper()}"
+        assert setting.help.endswith(".")
+
+
+def test_every_setting_is_an_option() -> None:
+    """The command line has each setting, and no option beside them but the file."""
+    command = click.command()(with_settings(lambda settings: settings))
+    options = {name for p in command.params for name in p.opts}
+    assert options == {f"--{setting.name}" for setting in SETTINGS} | {"--config"}
+
+
+def test_every_setting_is_documented() -> None:
+    """docs/configuration.md has each flag, variable and key."""
+    text = (REPO / "docs/configuration.md").read_text()
+    for setting in SETTINGS:
+        for name in (f"--{setting.name}", setting.variable, f"`{setting.key}`"):
+            assert name in text, name
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:5000", Address("127.0.0.1", 5000)),
+        ("0.0.0.0:0", Address("0.0.0.0", 0)),
+        ("localhost:65535", Address("localhost", 65535)),
+        ("registry.example.com:443", Address("registry.example.com", 443)),
+        ("[::1]:5000", Address("::1", 5000)),
+        ("[::]:05000", Address("::", 5000)),
+    ],
+)
+def test_address(text: str, expected: Address) -> None:
+    """A host and a port; an IPv6 address stands in brackets, and is written back so."""
+    assert config.read_address(text) == expected
+    assert config.read_address(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", ":", "5000", ":5000", "localhost", "localhost:", "localhost:x", "localhost:-1",
+        "[]:5000", "localhost:65536", "localhost:99999999999", "::1:5000", "::1", "[::1]", "[::1",
+        "[::1]5000", "localhost:5000:5000", "http://localhost:5000", "localhost:5000/",
+        "localhost:\u0665", "localhost: 5000", "localhost:" + "9" * 5000,
+    ],
+)  # fmt: skip
+def test_bad_address(text: str) -> None:
+    """Anything else is refused in a few words that say what is expected."""
+    with pytest.raises(ValueError) as refused:
+        config.read_address(text)
+    assert len(str(refused.value)) < 150
+
+
+@given(st.text(max_size=20) | st.from_regex(r"\[?[a-z0-9.:]{0,9}\]?:?[0-9]{0,6}", fullmatch=True))
+@settings(deadline=None)
+def test_any_address(text: str) -> None:
+    """Any text is an address that is written back readably, or a ValueError."""
+    try:
+        found = config.read_address(text)
+    except ValueError:
+        return
+    assert found.host
+    assert 0 <= found.port < 65536
+    assert config.read_address(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["203.0.113.1", "host.invalid", "a..b", "a" * 64, "\0", "a b", "a\nb", "::1%nowhere", ""],
+)
+def test_address_that_cannot_be_bound(host: str) -> None:
+    """An address that is not this host's, or none at all: refused in one line, by its text."""
+    with pytest.raises(ConfigError, match="--listen") as refused:
+        with listening([Address("127.0.0.1", 0), Address(host, 5000)]):
+            pytest.fail("bound")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True),
+        ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("localhost.example.com", False),
+        ("registry", False), ("127.0.0.1.example.com", False), ("::ffff:10.0.0.1", False),
+    ],
+)  # fmt: skip
+def test_loopback(host: str, loopback: bool) -> None:
+    """Only what is surely this host alone goes without users and TLS."""
+    address = Address(host, 5000)
+    assert address.is_loopback is loopback
+    assert load({"listen": (str(address),)}, {}, None).exposed is not loopback
+    assert load({"listen": ("127.0.0.1:1", "0.0.0.0:1")}, {}, None).exposed
+
+
+@pytest.mark.parametrize("text", ["~nosuchuser-of-this-host/x", "\0", ""])
+def test_bad_path(text: str) -> None:
+    """A path that cannot be is a bad value like any other."""
+    with pytest.raises(ValueError):
+        config.read_path(text)
+
+
+def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path is taken from where the process was started, ``~`` is the home."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/of/test")
+    assert config.read_path("a/b") == tmp_path / "a/b"
+    assert config.read_path("~/x") == Path("/home/of/test/x")
+
+
+@pytest.mark.parametrize(
+    ("uid", "environment", "root", "state_dir"),
+    [
+        (0, {}, "/var/lib/mayfly", "/run/mayfly"),
+        (0, {"XDG_DATA_HOME": "/x", "XDG_RUNTIME_DIR": "/y"}, "/var/lib/mayfly", "/run/mayfly"),
+        (1000, {"XDG_DATA_HOME": "/x", "XDG_RUNTIME_DIR": "/y"}, "/x/mayfly", "/y/mayfly"),
+        (1000, {}, "/home/of/test/.local/share/mayfly", "/run/mayfly"),
+    ],
+)
+def test_default_directories(
+    uid: int,
+    environment: dict[str, str],
+    root: str,
+    state_dir: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where things lie when nobody says so (CONTRACT, serve options)."""
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setenv("HOME", "/home/of/test")
+    found = load({}, environment, None)
+    assert (str(found.root), str(found.state_dir)) == (root, state_dir)
+
+
+def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home, as containers have, is asked for --root, and is served with it."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert load({"root": ("/srv",)}, {}, None).root == Path("/srv")
+    with pytest.raises(ConfigError, match="root"):
+        load({}, {}, None)
+
+
+def test_several_addresses(tmp_path: Path) -> None:
+    """Repeatable settings: several flags, words of a variable, a list or one text in the file."""
+    expected = (Address("127.0.0.1", 1), Address("::1", 2))
+    texts = ("127.0.0.1:1", "[::1]:2")
+    file = _file(tmp_path, 'listen = ["127.0.0.1:1", "[::1]:2"]')
+    assert load({"listen": texts}, {}, None).listen == expected
+    assert load({}, {"MAYFLY_LISTEN": " ".join(texts)}, None).listen == expected
+    assert load({}, {}, file).listen == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Root = "x"', "read-only = true", "[serve]\nroot = 'x'", "unknown = 1", '"" = 1',
+        '"a b" = 1', 'root = "x"\nrooot = "x"',
+    ],
+)  # fmt: skip
+def test_unknown_key(tmp_path: Path, text: str) -> None:
+    """An unknown key is fatal; the error names it, the file, and the known ones."""
+    file = _file(tmp_path, text)
+    with pytest.raises(ConfigError) as refused:
+        load({}, {}, file)
+    assert str(file) in str(refused.value)
+    assert "allow_sparse" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"root = ", b"root = x", b"= 1", b"\xff\xfe", b'root = "\xff"', b"root = 'x'\nroot = 'y'",
+        b"{}", b"\0", b"x = " + b"[" * 100_000, b"[" * 100_000, b'root = "a\\u0000b"',
+        b"root = 1.5", b"root = ['a']", b"root = {a = 1}", b"root = 2020-01-01", b"listen = [1.5]",
+        b"listen = []", b"listen = [['a']]", b"listen = {}", b"listen = 5000",
+        b"read_only = 'perhaps'", b"ephemeral = 7",
+    ],
+    ids=lambda content: repr(content[:30]),
+)  # fmt: skip
+def test_bad_file(tmp_path: Path, content: bytes) -> None:
+    """A file that is not TOML, or a value of the wrong kind: the error names the file."""
+    file = tmp_path / "mayfly.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        load({}, {}, file)
+    assert str(file) in str(refused.value)
+    assert len(str(refused.value)) < 1000
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """Absent, or a directory."""
+    for path in (tmp_path / "absent", tmp_path, tmp_path / "absent/deep"):
+        with pytest.raises(ConfigError) as refused:
+            load({}, {}, path)
+        assert str(path) in str(refused.value)
+
+
+def test_empty_file_sets_nothing(tmp_path: Path) -> None:
+    """A file may be empty."""
+    assert load({}, {}, _file(tmp_path, "# nothing\n")) == load({}, {}, None)
+
+
+def test_variables_that_are_no_settings() -> None:
+    """What Kubernetes sets for a Service of that name, and `mayfly run` for its command."""
+    others = {
+        "MAYFLY_PORT": "tcp://10.0.0.1:5000",
+        "MAYFLY_SERVICE_HOST": "10.0.0.1",
+        "MAYFLY_PORT_5000_TCP_ADDR": "10.0.0.1",
+        "MAYFLY_URL": "http://127.0.0.1:5000",
+        "MAYFLY_HOST": "127.0.0.1:5000",
+        "MAYFLY_USERNAME": "pull",
+        "MAYFLY_CA": "/run/mayfly/ca.crt",
+    }
+    assert load({}, others, None) == load({}, {}, None)

@@ -1,0 +1,128 @@
+"""The error table: every domain error has its status and code, every other one says nothing."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from http import HTTPStatus
+
+import pytest
+
+from registry import errors
+from registry.errors import TABLE, RequestError, body, headers_of, upload_range
+from storage import errors as storage
+
+OCI_CODES = {
+    "BLOB_UNKNOWN", "BLOB_UPLOAD_INVALID", "BLOB_UPLOAD_UNKNOWN", "DIGEST_INVALID",
+    "MANIFEST_BLOB_UNKNOWN", "MANIFEST_INVALID", "MANIFEST_UNKNOWN", "NAME_INVALID",
+    "NAME_UNKNOWN", "SIZE_INVALID", "UNAUTHORIZED", "DENIED", "UNSUPPORTED", "TOOMANYREQUESTS",
+}  # fmt: skip
+DISTRIBUTION_CODES = {
+    "RANGE_INVALID", "TAG_INVALID", "PAGINATION_NUMBER_INVALID", "UNAVAILABLE", "UNKNOWN",
+}  # fmt: skip
+
+
+def _subclasses(module: object, base: type) -> set[type]:
+    found = {c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, base)}
+    return found - {base}
+
+
+@pytest.mark.parametrize(
+    "error",
+    sorted(
+        _subclasses(storage, storage.StorageError) | _subclasses(errors, RequestError),
+        key=lambda error: error.__name__,
+    ),
+)
+def test_every_domain_error_is_in_the_table(error: type[Exception]) -> None:
+    """An error that a client can cause is never answered as an internal one."""
+    status, _ = TABLE[error]
+    ours = error in (storage.ContentCorrupt, storage.StorageFull)
+    assert (status >= 500) == ours
+
+
+def test_codes_are_known() -> None:
+    """Only codes of the OCI spec and, where it has none, of distribution."""
+    assert {code for _, code in TABLE.values()} <= OCI_CODES | DISTRIBUTION_CODES
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (storage.NameInvalid, 400, "NAME_INVALID"),
+        (storage.NameUnknown, 404, "NAME_UNKNOWN"),
+        (storage.TagInvalid, 400, "TAG_INVALID"),
+        (storage.DigestInvalid, 400, "DIGEST_INVALID"),
+        (storage.SizeInvalid, 400, "SIZE_INVALID"),
+        (storage.BlobUnknown, 404, "BLOB_UNKNOWN"),
+        (storage.ManifestUnknown, 404, "MANIFEST_UNKNOWN"),
+        (storage.ManifestInvalid, 400, "MANIFEST_INVALID"),
+        (storage.ManifestTooLarge, 413, "MANIFEST_INVALID"),
+        (storage.UploadUnknown, 404, "BLOB_UPLOAD_UNKNOWN"),
+        (storage.UploadOffset, 416, "RANGE_INVALID"),
+        (storage.ReadOnly, 405, "UNSUPPORTED"),
+        (errors.EndpointUnknown, 404, "UNSUPPORTED"),
+        (errors.MethodUnsupported, 405, "UNSUPPORTED"),
+        (errors.RangeInvalid, 416, "RANGE_INVALID"),
+        (errors.AccessDenied, 403, "DENIED"),
+        (errors.Unauthorized, 401, "UNAUTHORIZED"),
+    ],
+)
+def test_status_and_code(error: type[Exception], status: int, code: str) -> None:
+    """The pairs that clients rely on (PROTOCOL, "Codes")."""
+    assert TABLE[error] == (status, code)
+
+
+def test_no_status_makes_a_client_give_up() -> None:
+    """docker does not retry a 429, containerd gives up on a 503: neither is ever sent."""
+    sent = {status for status, _ in TABLE.values()}
+    assert not sent & {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+
+
+def test_unknown_error_is_opaque() -> None:
+    """What is not in the table is an internal error of no more detail."""
+    assert errors.UNKNOWN == (500, "UNKNOWN")
+    assert not {OSError, ValueError, KeyError, Exception, RuntimeError} & TABLE.keys()
+
+
+@pytest.mark.parametrize(
+    ("detail", "expected"),
+    [
+        (None, [{"code": "X", "message": "m"}]),
+        ({"a": 1}, [{"code": "X", "message": "m", "detail": {"a": 1}}]),
+        ("text", [{"code": "X", "message": "m", "detail": "text"}]),
+        ([], [{"code": "X", "message": "m", "detail": []}]),
+        (
+            [{"a": 1}, {"a": 2}],
+            [
+                {"code": "X", "message": "m", "detail": {"a": 1}},
+                {"code": "X", "message": "m", "detail": {"a": 2}},
+            ],
+        ),
+    ],
+)
+def test_document(detail: object, expected: list[object]) -> None:
+    """One error for each detail of a list, else one; no detail where there is none."""
+    assert json.loads(body("X", "m", detail)) == {"errors": expected}
+
+
+def test_document_takes_any_text() -> None:
+    """Surrogates and control characters of a request become valid JSON in ASCII."""
+    document = body("X", "bad \udcff \0 \u2028 é")
+    assert document.isascii()
+    assert json.loads(document)["errors"][0]["message"] == "bad \udcff \0 \u2028 é"
+
+
+def test_headers() -> None:
+    """What a refusal must carry beside its body."""
+    assert headers_of(errors.MethodUnsupported("PUT", ("GET", "HEAD"))) == {"Allow": "GET, HEAD"}
+    assert headers_of(errors.RangeInvalid("no", 10)) == {"Content-Range": "bytes */10"}
+    assert headers_of(storage.UploadOffset("no", 7)) == {"Range": "0-6"}
+    assert headers_of(errors.Unauthorized("no", "Bearer x")) == {"WWW-Authenticate": "Bearer x"}
+    assert headers_of(storage.BlobUnknown("no")) == {}
+
+
+@pytest.mark.parametrize(("offset", "expected"), [(0, "0-0"), (1, "0-0"), (2, "0-1"), (99, "0-98")])
+def test_upload_range(offset: int, expected: str) -> None:
+    """The last byte received; distribution writes ``0-0`` for none as well."""
+    assert upload_range(offset) == expected

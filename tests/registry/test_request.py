@@ -1,0 +1,259 @@
+"""`request.parse`: every path to its one meaning, everything else to a named error."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from registry.errors import EndpointUnknown, MethodUnsupported, ParameterInvalid
+from registry.request import MAX_PATH_LENGTH, METHODS, Endpoint, Request, parse
+from storage import digest as digests
+from storage.errors import DigestInvalid, NameInvalid, TagInvalid
+
+SHA = "sha256:" + "ab" * 32
+SHA512 = "sha512:" + "cd" * 64
+NAMED_ERRORS = (
+    EndpointUnknown,
+    MethodUnsupported,
+    ParameterInvalid,
+    NameInvalid,
+    TagInvalid,
+    DigestInvalid,
+)
+
+PATHS: dict[str, tuple[Endpoint, dict[str, Any]]] = {
+    "/v2": (Endpoint.BASE, {}),
+    "/v2/": (Endpoint.BASE, {}),
+    "/livez": (Endpoint.LIVE, {}),
+    "/readyz": (Endpoint.READY, {}),
+    "/v2/_catalog": (Endpoint.CATALOG, {}),
+    "/v2/a/tags/list": (Endpoint.TAGS, {"repository": "a"}),
+    "/v2/a/b/c/tags/list": (Endpoint.TAGS, {"repository": "a/b/c"}),
+    "/v2/a/manifests/v1": (Endpoint.MANIFEST, {"repository": "a", "tag": "v1"}),
+    "/v2/a/manifests/_": (Endpoint.MANIFEST, {"repository": "a", "tag": "_"}),
+    f"/v2/a/manifests/{SHA}": (Endpoint.MANIFEST, {"repository": "a", "digest": SHA}),
+    f"/v2/a/manifests/{SHA512}": (Endpoint.MANIFEST, {"repository": "a", "digest": SHA512}),
+    f"/v2/a/blobs/{SHA}": (Endpoint.BLOB, {"repository": "a", "digest": SHA}),
+    "/v2/a/blobs/uploads/": (Endpoint.UPLOADS, {"repository": "a"}),
+    "/v2/a/blobs/uploads": (Endpoint.UPLOADS, {"repository": "a"}),
+    "/v2/a/blobs/uploads/x-y": (Endpoint.UPLOAD, {"repository": "a", "upload_id": "x-y"}),
+    f"/v2/a/referrers/{SHA}": (Endpoint.REFERRERS, {"repository": "a", "digest": SHA}),
+    # Repositories called like the protocol's own words.
+    "/v2/tags/list/tags/list": (Endpoint.TAGS, {"repository": "tags/list"}),
+    "/v2/manifests/tags/list": (Endpoint.TAGS, {"repository": "manifests"}),
+    "/v2/tags/manifests/list": (Endpoint.MANIFEST, {"repository": "tags", "tag": "list"}),
+    "/v2/a/manifests/manifests/manifests": (
+        Endpoint.MANIFEST,
+        {"repository": "a/manifests", "tag": "manifests"},
+    ),
+    f"/v2/blobs/uploads/blobs/{SHA}": (
+        Endpoint.BLOB,
+        {"repository": "blobs/uploads", "digest": SHA},
+    ),
+    "/v2/blobs/blobs/uploads/": (Endpoint.UPLOADS, {"repository": "blobs"}),
+    "/v2/uploads/blobs/uploads/": (Endpoint.UPLOADS, {"repository": "uploads"}),
+    "/v2/blobs/uploads/blobs/uploads/": (Endpoint.UPLOADS, {"repository": "blobs/uploads"}),
+    "/v2/blobs/uploads/manifests/v1": (
+        Endpoint.MANIFEST,
+        {"repository": "blobs/uploads", "tag": "v1"},
+    ),
+    "/v2/v2/tags/list": (Endpoint.TAGS, {"repository": "v2"}),
+    # Percent-encoding of what needs none.
+    "/v2/%61/manifests/v%31": (Endpoint.MANIFEST, {"repository": "a", "tag": "v1"}),
+    f"/v2/a/blobs/{quote(SHA, safe='')}": (Endpoint.BLOB, {"repository": "a", "digest": SHA}),
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_path(path: str) -> None:
+    """Each path has one meaning, for each of its methods."""
+    endpoint, fields = PATHS[path]
+    if "digest" in fields:
+        fields = fields | {"digest": digests.parse(fields["digest"])}
+    for method in METHODS[endpoint]:
+        assert parse(method, path, "") == Request(endpoint, method, **fields)
+
+
+def test_every_endpoint_has_a_path_in_the_table() -> None:
+    """The table leaves out none but the token endpoint, which is not the protocol's."""
+    assert {endpoint for endpoint, _ in PATHS.values()} == set(Endpoint) - {Endpoint.TOKEN}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "method",
+    ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "get", "", "X" * 99],
+)
+def test_method(path: str, method: str) -> None:
+    """A method a path does not have is refused with those it has."""
+    endpoint, _ = PATHS[path]
+    if method in METHODS[endpoint]:
+        assert parse(method, path, "").method == method
+    else:
+        with pytest.raises(MethodUnsupported) as refused:
+            parse(method, path, "")
+        assert refused.value.allow == METHODS[endpoint]
+
+
+UNKNOWN_PATHS = (
+    "", "/", "v2/", "/v1/", "/v3/", "/V2/", "//v2/", "/v2//", "/v2/a", "/v2/a/", "/v2/a/b", "*",
+    "/v2/a/tags", "/v2/a/tags/", "/v2/a/tags/lists", "/v2/a/tags/list/", "/v2/a/b/c/d/e/f",
+    "/v2/a/blob/x", "/v2/_catalog/", "/v2/a/_catalog", "/livez/", "/readyz/x", "/metrics",
+    "/x/v2/a/tags/list", "v2/a/tags/list", "http://host/v2", "/v2/?", "/%762/", "/v2%2f",
+    f"/v2/a/manifests/{SHA}/x", f"/v2/a/blobs/{SHA}/", f"/v2/a/referrers/{SHA}/", "/v2/a/Tags/list",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", UNKNOWN_PATHS)
+def test_unknown_path(path: str) -> None:
+    """What is no path of the protocol is unknown, or at least no valid name."""
+    with pytest.raises((EndpointUnknown, NameInvalid, TagInvalid, DigestInvalid)):
+        parse("GET", path, "")
+
+
+BAD_NAMES = (
+    "", "A", "a/", "/a", "a//b", "..", ".", "a/..", "../a", "a/../b", "a/./b", "%2e%2e", "a/%2E%2e",
+    "a%2fb", "a%2Fb", "%2fetc%2fpasswd", "a%00", "%00", "a%0a", "a%0d%0aX: y", "a%20b", "a b",
+    "a%25", "%ff", "%c3%28", "%c0%ae%c0%ae", "a%5cb", "a\\b", "é", "%C3%A9", "_a", "a-", "a%",
+    "%zz", "a:b", "a@b", "~a", "a" * 256, "a/" * 200 + "a", "%61" * 256, "\udcff", "%u002e",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("rest", ["tags/list", "manifests/v1", f"blobs/{SHA}", "blobs/uploads/"])
+def test_bad_name(name: str, rest: str) -> None:
+    """A repository name outside the grammar, however written, is `NameInvalid`."""
+    with pytest.raises(NameInvalid) as refused:
+        parse("GET", f"/v2/{name}/{rest}", "")
+    assert len(refused.value.message) < 1200
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["", ".", "..", "-a", "a%20b", "a%00", "%2e%2e", "a" * 129, "é", "a%0a", "a+b", "%2d", "~"],
+)
+def test_bad_tag(tag: str) -> None:
+    """A tag outside the grammar is `TagInvalid`."""
+    with pytest.raises(TagInvalid):
+        parse("GET", f"/v2/a/manifests/{tag}", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["sha256:", "sha256:abc", SHA.upper(), SHA + "0", "md5:" + "0" * 32, ":", "x:y", SHA + "%00"],
+)
+@pytest.mark.parametrize("kind", ["manifests", "blobs", "referrers"])
+def test_bad_digest(kind: str, text: str) -> None:
+    """What has a colon must be a digest."""
+    with pytest.raises(DigestInvalid):
+        parse("GET", f"/v2/a/{kind}/{text}", "")
+
+
+@pytest.mark.parametrize("kind", ["blobs", "referrers"])
+@pytest.mark.parametrize("text", ["", "latest", "..", "uploadsx"])
+def test_digest_needed(kind: str, text: str) -> None:
+    """A blob or a subject has no tag."""
+    with pytest.raises(DigestInvalid):
+        parse("GET", f"/v2/a/{kind}/{text}", "")
+
+
+def test_encoded_slash_is_no_separator() -> None:
+    """A decoded slash joins no parts, in a name, a tag, a digest or an upload id."""
+    for path in ("/v2/a/manifests/b%2fc", "/v2/a/blobs/uploads/x%2fy", f"/v2/a/blobs%2f{SHA}"):
+        with pytest.raises((NameInvalid, TagInvalid, DigestInvalid, EndpointUnknown)):
+            parse("GET", path, "")
+
+
+def test_decoded_once() -> None:
+    """What was encoded twice stays encoded, and so is no name."""
+    with pytest.raises(NameInvalid):
+        parse("GET", "/v2/%2561/tags/list", "")
+
+
+def test_long_path() -> None:
+    """A path over the limit is refused by its length alone."""
+    part = "a/" * MAX_PATH_LENGTH
+    with pytest.raises(NameInvalid, match=str(MAX_PATH_LENGTH)):
+        parse("GET", f"/v2/{part}tags/list", "")
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", {}),
+        ("n=5&last=a%2Fb", {"n": ["5"], "last": ["a/b"]}),
+        ("tag=a&tag=b&tag=a", {"tag": ["a", "b", "a"]}),
+        ("digest=sha256%3Aabc", {"digest": ["sha256:abc"]}),
+        ("a=&b&=c", {"a": [""], "b": [""], "": ["c"]}),
+        ("x=a+b%20c%2B", {"x": ["a b c+"]}),
+        ("a=1;b=2", {"a": ["1;b=2"]}),
+        ("x=%00%0d%0a", {"x": ["\0\r\n"]}),
+        ("&&&", {}),
+        ("n=5#fragment", {"n": ["5#fragment"]}),
+    ],
+)
+def test_query(query: str, expected: dict[str, list[str]]) -> None:
+    """Parameters in order, decoded once; the first counts where one is wanted."""
+    found = parse("GET", "/v2/_catalog", query)
+    assert found.query == expected
+    for name, values in expected.items():
+        assert found.parameter(name) == values[0]
+    assert found.parameter("absent") is None
+
+
+@pytest.mark.parametrize("query", ["a=%ff", "%ff=a", "a=%c3%28", "&".join(["a=1"] * 65)])
+def test_bad_query(query: str) -> None:
+    """A query that is not UTF-8 or has too many fields."""
+    with pytest.raises(ParameterInvalid):
+        parse("GET", "/v2/_catalog", query)
+
+
+def test_requests_do_not_share_their_query() -> None:
+    """No request can change what another sees."""
+    first, second = parse("GET", "/v2/", "a=1"), parse("GET", "/v2/", "")
+    first.query["b"] = ["2"]
+    assert second.query == {}
+
+
+PIECES = st.sampled_from(
+    ["v2", "a", "tags", "list", "manifests", "blobs", "uploads", "referrers", SHA, "..", "%2e",
+     "%2f", "%00", "", "A", "_catalog", "livez", "%", "\udcff", "é", ":", "latest"]
+)  # fmt: skip
+
+
+@given(
+    method=st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "X"])
+    | st.text(max_size=9),
+    path=st.lists(PIECES, max_size=8).map("/".join).map("/v2/".__add__) | st.text(max_size=60),
+    query=st.text(max_size=40),
+)
+@example(method="GET", path="/v2/" + "%" * 2000 + "/tags/list", query="%" * 500)
+@settings(max_examples=500, deadline=None)
+def test_anything(method: str, path: str, query: str) -> None:
+    """Whatever is sent: a valid request or one of the named errors."""
+    try:
+        found = parse(method, path, query)
+    except NAMED_ERRORS as error:
+        assert error.message
+        error.message.encode("utf-8", "surrogatepass")
+    else:
+        assert found.method in METHODS[found.endpoint]
+        assert ".." not in found.repository
+        assert len(found.repository) <= 255
+
+
+@given(
+    name=st.from_regex(r"[a-z0-9]{1,4}([._-][a-z0-9]{1,4})?(/[a-z0-9]{1,4}){0,3}", fullmatch=True),
+    tag=st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,20}", fullmatch=True),
+    encode=st.booleans(),
+)
+@settings(deadline=None)
+def test_valid_names_always_pass(name: str, tag: str, encode: bool) -> None:
+    """A valid name and tag come through as they are, percent-encoded or not."""
+    written = "".join(f"%{ord(c):02x}" for c in tag) if encode else tag
+    found = parse("GET", f"/v2/{name}/manifests/{written}", "")
+    assert (found.repository, found.tag, found.digest) == (name, tag, None)

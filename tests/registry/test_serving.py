@@ -1,0 +1,292 @@
+"""`mayfly serve` as a process: ready, precedence, read-only, ephemeral, signals, clean stops."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.version import VERSION
+from tests.process import Mayfly, Process
+from tests.registry.commands import command_line, environment
+from tests.registry.wire import message
+from tests.storage.builders import files
+
+StartMayfly = Callable[..., Mayfly]
+UPLOADS = "/v2/team/app/blobs/uploads/"
+
+
+def ask(host: str, method: str, target: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """One request; status and body."""
+    connection = http.client.HTTPConnection(host, timeout=10)
+    with contextlib.closing(connection):
+        connection.request(method, target, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def read_ready(state_dir: Path) -> dict[str, object] | None:
+    """What ready.json says, once it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        found: dict[str, object] = json.loads((state_dir / "ready.json").read_text())
+        return found
+    return None
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., tuple[Process, str]]]:
+    """Start `mayfly serve` with exactly these arguments; the process, and where it listens."""
+    started: list[Process] = []
+
+    def start(*arguments: str | Path, **env: str) -> tuple[Process, str]:
+        (tmp_path / "state").mkdir(exist_ok=True)
+        directories = ["--state-dir", tmp_path / "state"]
+        argv = command_line("serve", *directories, *arguments)
+        process = Process(argv, tmp_path / "output.log", env=environment(**env))
+        started.append(process)
+        ready = process.wait_for(
+            lambda: (
+                (found := read_ready(tmp_path / "state"))
+                and (found if found["pid"] == process.pid else None)
+            )
+        )
+        return process, str(ready["url"]).partition("://")[2]
+
+    yield start
+    for process in started:
+        if process.running:
+            process.kill()
+
+
+def test_ready_and_stop(start_mayfly: StartMayfly) -> None:
+    """ready.json says where, who and which version while the port answers, and goes at the end."""
+    server = start_mayfly()
+    ready = read_ready(server.state_dir)
+    assert ready is not None
+    assert (ready["url"], ready["pid"]) == (f"http://{server.host}", server.pid)
+    assert ready["version"] == VERSION
+    assert ask(server.host, "GET", "/readyz") == (200, b"ok\n")
+    assert server.output().count("\n") == 1
+    assert f"ready at http://{server.host}" in server.output()
+    assert server.stop() == 0
+    assert not (server.state_dir / "ready.json").exists()
+    assert [n for n in files(server.state_dir) if n != "output.log"] == []
+    assert "Traceback" not in server.output()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_stops_cleanly(start_mayfly: StartMayfly, number: signal.Signals) -> None:
+    """Either signal: exit code 0, idle connections closed, nothing left but the content."""
+    server = start_mayfly()
+    digest = f"sha256:{hashlib.sha256(b'x').hexdigest()}"
+    assert ask(server.host, "POST", f"{UPLOADS}?digest={digest}", b"x")[0] == 201
+    idle = http.client.HTTPConnection(server.host, timeout=10)
+    idle.request("GET", "/livez")
+    idle.getresponse().read()
+    server.popen.send_signal(number)
+    assert server.popen.wait(10) == 0
+    idle.close()
+    assert number.name in server.output()
+    assert "Traceback" not in server.output()
+    assert not [p for p in server.root.rglob("*") if p.parent.name == "scratch"]
+    assert {Path(n).name for n in files(server.root)} == {"data", "link"}
+
+
+def test_restart_keeps_content_and_sessions(start_mayfly: StartMayfly) -> None:
+    """After a stop and a start the blob is there, and a session goes on where it stood."""
+    server = start_mayfly()
+    connection = http.client.HTTPConnection(server.host, timeout=10)
+    connection.request("POST", UPLOADS)
+    location = connection.getresponse().headers["Location"]
+    connection.close()
+    assert ask(server.host, "PATCH", location, b"before ")[0] == 202
+    server.stop()
+    again = start_mayfly(root=server.root, state_dir=server.state_dir)
+    assert ask(again.host, "PATCH", location, b"after")[0] == 202
+    digest = f"sha256:{hashlib.sha256(b'before after').hexdigest()}"
+    assert ask(again.host, "PUT", f"{location}?digest={digest}")[0] == 201
+    assert ask(again.host, "GET", f"/v2/team/app/blobs/{digest}") == (200, b"before after")
+
+
+def _stalled_upload(host: str, length: int, body: bytes) -> socket.socket:
+    """A push that is under way for sure: the server has asked for its body, which stalls."""
+    name, _, port = host.rpartition(":")
+    digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+    stalled = socket.create_connection((name, int(port)), timeout=10)
+    headers = {"Content-Length": str(length), "Expect": "100-continue"}
+    stalled.sendall(message("POST", f"{UPLOADS}?digest={digest}", b"", headers))
+    assert stalled.recv(100).startswith(b"HTTP/1.1 100 ")
+    stalled.sendall(body[: length // 2])
+    return stalled
+
+
+def _gone(path: Path) -> Callable[[], bool | None]:
+    return lambda: None if path.exists() else True
+
+
+def test_transfer_under_way_may_finish(start_mayfly: StartMayfly) -> None:
+    """A push begun before the signal ends with 201, though nobody else gets in any more."""
+    server = start_mayfly()
+    body = os.urandom(300_000)
+    with _stalled_upload(server.host, len(body), body) as stalled:
+        server.popen.send_signal(signal.SIGTERM)
+        server.wait_for(_gone(server.state_dir / "ready.json"))
+        name, _, port = server.host.rpartition(":")
+
+        def refused() -> bool | None:
+            try:
+                socket.create_connection((name, int(port)), timeout=1).close()
+            except ConnectionRefusedError:
+                return True
+            return None
+
+        server.wait_for(refused)
+        stalled.sendall(body[len(body) // 2 :])
+        assert stalled.recv(1000).startswith(b"HTTP/1.1 201 ")
+    assert server.popen.wait(10) == 0
+    assert "Traceback" not in server.output()
+
+
+@pytest.mark.parametrize(
+    ("second", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=lambda v: str(v)
+)
+def test_second_signal_leaves_now(
+    start_mayfly: StartMayfly, second: signal.Signals, code: int
+) -> None:
+    """A transfer hangs and the operator insists: exit code 128 + signal, no traceback."""
+    server = start_mayfly()
+    with _stalled_upload(server.host, 300_000, os.urandom(300_000)):
+        server.popen.send_signal(signal.SIGTERM)
+        server.wait_for(_gone(server.state_dir / "ready.json"))
+        assert server.running
+        server.popen.send_signal(second)
+        assert server.popen.wait(10) == code, server.output()
+    assert "Traceback" not in server.output()
+    assert "Exception" not in server.output()
+    assert not [p for p in server.root.rglob("*") if p.parent.name == "scratch"]
+
+
+def test_second_signal_removes_an_ephemeral_root(
+    serve: Callable[..., tuple[Process, str]], tmp_path: Path
+) -> None:
+    """Leaving now still leaves nothing."""
+    (tmp_path / "tmp").mkdir()
+    process, host = serve("--ephemeral", "--listen", "127.0.0.1:0", TMPDIR=str(tmp_path / "tmp"))
+    with _stalled_upload(host, 300_000, os.urandom(300_000)):
+        process.popen.send_signal(signal.SIGINT)
+        process.wait_for(_gone(tmp_path / "state/ready.json"))
+        process.popen.send_signal(signal.SIGINT)
+        assert process.popen.wait(10) == 130
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_ephemeral(serve: Callable[..., tuple[Process, str]], tmp_path: Path) -> None:
+    """A scratch root that is there while it runs and gone afterwards; --root is not touched."""
+    (tmp_path / "tmp").mkdir()
+    process, host = serve(
+        "--ephemeral",
+        "--listen",
+        "127.0.0.1:0",
+        "--root",
+        tmp_path / "untouched",
+        TMPDIR=str(tmp_path / "tmp"),
+    )
+    digest = f"sha256:{hashlib.sha256(b'x').hexdigest()}"
+    assert ask(host, "POST", f"{UPLOADS}?digest={digest}", b"x")[0] == 201
+    (scratch,) = (tmp_path / "tmp").iterdir()
+    assert scratch.stat().st_mode & 0o077 == 0
+    assert len(files(scratch)) == 2
+    assert process.stop() == 0
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert not (tmp_path / "untouched").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "in_file", "status"),
+    [
+        (None, None, None, 202),
+        (None, None, "true", 405),
+        (None, "false", "true", 202),
+        ("--read-only", "false", "false", 405),
+        ("--no-read-only", "true", "true", 202),
+    ],
+)
+def test_precedence(
+    serve: Callable[..., tuple[Process, str]],
+    tmp_path: Path,
+    flag: str | None,
+    variable: str | None,
+    in_file: str | None,
+    status: int,
+) -> None:
+    """Flag, environment, file, default: a process takes the strongest that is given."""
+    options: list[str | Path] = ["--root", tmp_path / "root", "--listen", "127.0.0.1:0"]
+    if in_file is not None:
+        (tmp_path / "mayfly.toml").write_text(f"read_only = {in_file}\n")
+        options += ["--config", tmp_path / "mayfly.toml"]
+    env = {} if variable is None else {"MAYFLY_READ_ONLY": variable}
+    _, host = serve(*options, *([flag] if flag else []), **env)
+    assert ask(host, "POST", UPLOADS)[0] == status
+
+
+def test_read_only(start_mayfly: StartMayfly) -> None:
+    """Every change is 405 UNSUPPORTED, every read is served, the directory stays as it was."""
+    writable = start_mayfly()
+    digest = f"sha256:{hashlib.sha256(b'x').hexdigest()}"
+    assert ask(writable.host, "POST", f"{UPLOADS}?digest={digest}", b"x")[0] == 201
+    writable.stop()
+    before = files(writable.root)
+    server = start_mayfly("--read-only", root=writable.root)
+    blob = f"/v2/team/app/blobs/{digest}"
+    for method, target in (
+        ("POST", UPLOADS),
+        ("POST", f"{UPLOADS}?digest={digest}"),
+        ("POST", f"{UPLOADS}?mount={digest}&from=team/app"),
+        ("PATCH", f"{UPLOADS}1b671a64-40d5-491e-99b0-da01ff1f3341"),
+        ("DELETE", blob),
+        ("DELETE", "/v2/team/app/manifests/v1"),
+        ("DELETE", f"/v2/team/app/manifests/{digest}"),
+    ):
+        status, body = ask(server.host, method, target, b"x")
+        assert status == 405, (method, target, body)
+        assert json.loads(body)["errors"][0]["code"] == "UNSUPPORTED"
+    manifest = json.dumps({"schemaVersion": 2, "manifests": []}).encode()
+    assert ask(server.host, "PUT", "/v2/team/app/manifests/v1", manifest)[0] == 405
+    assert ask(server.host, "GET", blob) == (200, b"x")
+    assert json.loads(ask(server.host, "GET", "/v2/_catalog")[1]) == {"repositories": ["team/app"]}
+    server.stop()
+    assert files(writable.root) == before
+
+
+def test_two_servers_on_one_root(start_mayfly: StartMayfly, tmp_path: Path) -> None:
+    """A second server on the root of a running one: both serve what either was given."""
+    first = start_mayfly()
+    second = start_mayfly(root=first.root, state_dir=tmp_path / "second")
+    for number, (giver, taker) in enumerate(((first, second), (second, first))):
+        data = b"%d" % number
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        assert ask(giver.host, "POST", f"{UPLOADS}?digest={digest}", data)[0] == 201
+        assert ask(taker.host, "GET", f"/v2/team/app/blobs/{digest}") == (200, data)
+    second.stop()
+    digest = f"sha256:{hashlib.sha256(b'after').hexdigest()}"
+    assert ask(first.host, "POST", f"{UPLOADS}?digest={digest}", b"after")[0] == 201
+
+
+def test_ready_file_of_a_successor_stays(start_mayfly: StartMayfly) -> None:
+    """A server that stops leaves the ready.json that another has written in its place."""
+    first = start_mayfly()
+    second = start_mayfly(root=first.root, state_dir=first.state_dir)
+    first.stop()
+    ready = read_ready(first.state_dir)
+    assert ready is not None
+    assert ready["pid"] == second.pid
+    second.stop()
+    assert read_ready(first.state_dir) is None

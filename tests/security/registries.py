@@ -1,0 +1,162 @@
+"""A registry in this process: real sockets and handlers, users and grants of the test's choice.
+
+Waits of failed logins are not slept, bcrypt is of the least cost: what is looked at is who may do
+what. `tests.security.servers` runs it as users do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from auth import signing
+from auth.globs import parse_glob
+from auth.identity import Identity
+from auth.login import Logins
+from auth.policy import ANYONE, Grant, Kind, Policy, Subject
+from auth.robots import Robots
+from auth.roles import Role
+from auth.scope import parse_scopes
+from auth.throttle import Throttle
+from auth.tokens import TokenIssuer
+from auth.users import Users, hash_password
+from auth.verify import CredentialVerifier
+from registry.app import App, HTTPServer
+from registry.audit import Audit
+from registry.guard import REALM, Authentication, Guard
+from storage import digest as digests
+from storage import manifest as manifests
+from storage.digest import Digest
+from storage.distribution import DistributionStore
+from tests.security.wire import Header, Server, basic, bearer
+
+ROUNDS = 4
+PASSWORD = "correct horse {}"
+
+GRANTS: tuple[tuple[str, Role, str], ...] = (
+    ("admin", Role.ADMIN, "**"),
+    ("project-admin", Role.PROJECT_ADMIN, "team/**"),
+    ("maintainer", Role.MAINTAINER, "team/**"),
+    ("developer", Role.DEVELOPER, "team/**"),
+    ("guest", Role.GUEST, "team/**"),
+    ("limited-guest", Role.LIMITED_GUEST, "team/**"),
+    ("other", Role.DEVELOPER, "other/**"),
+)
+NOBODY = "nobody"
+
+_HASHES = {name: hash_password(PASSWORD.format(name), ROUNDS) for name, _, _ in GRANTS}
+_HASHES[NOBODY] = hash_password(PASSWORD.format(NOBODY), ROUNDS)
+
+
+def password_of(name: str) -> str:
+    """The password of one of `GRANTS`' users."""
+    return PASSWORD.format(name)
+
+
+def by_password(name: str) -> Header:
+    """The Authorization header of one of `GRANTS`' users."""
+    return basic(name, password_of(name))
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A running registry, and all that it was made of."""
+
+    server: Server
+    root: Path
+    store: DistributionStore
+    guard: Guard
+    key: bytes
+    issuer: TokenIssuer
+    robots: Robots
+    throttle: Throttle
+
+    def token(
+        self, scope: str, *, name: str = "developer", now: float, issuer: TokenIssuer | None = None
+    ) -> str:
+        """A token that grants exactly a scope, whatever the policy says."""
+        identity = Identity(name, "basic")
+        return (issuer or self.issuer).issue(identity, parse_scopes([scope]), now).token
+
+    def bearer(self, scope: str, *, now: float) -> Header:
+        """The Authorization header of a token that grants exactly a scope."""
+        return bearer(self.token(scope, now=now))
+
+
+@contextlib.asynccontextmanager
+async def registry(
+    root: Path,
+    *,
+    anonymous: bool = False,
+    users: Mapping[str, bytes] | None = None,
+    grants: Iterable[tuple[str, Role, str]] = GRANTS,
+) -> AsyncIterator[Registry]:
+    """Run a registry while the block runs."""
+    made = [Grant(Subject(Kind.USER, n), role, parse_glob(glob)) for n, role, glob in grants]
+    if anonymous:
+        made.append(Grant(ANYONE, Role.LIMITED_GUEST, parse_glob("**")))
+    policy = Policy(made)
+    known = Users(_HASHES if users is None else users)
+    key = signing.new_key()
+    robots, throttle = Robots(key), Throttle()
+    verifier = CredentialVerifier(lambda: known, robots)
+    logins = Logins(verifier, throttle, sleep=_at_once)
+    issuer = TokenIssuer(key, REALM)
+    guard = Guard(lambda: policy, Authentication(verifier, logins, issuer), lambda _: None, Audit())
+    with contextlib.closing(DistributionStore(root)) as store:
+        runner = web.ServerRunner(HTTPServer(App(store, guard)), shutdown_timeout=0)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            server = Server(f"127.0.0.1:{runner.addresses[0][1]}")
+            yield Registry(server, root, store, guard, key, issuer, robots, throttle)
+        finally:
+            await runner.cleanup()
+            logins.close()
+
+
+async def _at_once(_seconds: float) -> None:
+    """In place of sleeping."""
+
+
+def push_blob(store: DistributionStore, repository: str, content: bytes) -> Digest:
+    """Put a blob in a repository."""
+    digest = digests.of(content)
+    upload = store.begin_upload(repository, digest.algorithm)
+    upload.write([content], 0)
+    upload.commit(digest)
+    return digest
+
+
+def push_image(store: DistributionStore, repository: str, *tags: str) -> Digest:
+    """Put an image of its own, of one configuration and no layers, in a repository."""
+    config = json.dumps({"made": os.urandom(8).hex()}).encode()
+    body = image_manifest(config)
+    push_blob(store, repository, config)
+    digest = digests.of(body)
+    store.put_manifest(repository, manifests.parse(body, None), digest, tags)
+    return digest
+
+
+def image_manifest(config: bytes) -> bytes:
+    """The manifest of an image of one configuration and no layers."""
+    described = {
+        "mediaType": "application/vnd.oci.image.config.v1+json",
+        "digest": str(digests.of(config)),
+        "size": len(config),
+    }
+    return json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": manifests.OCI_MANIFEST,
+            "config": described,
+            "layers": [],
+        }
+    ).encode()

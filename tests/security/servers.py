@@ -1,0 +1,81 @@
+"""Mayfly as its own process, with TLS and users, and its command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.process import REPO, Mayfly
+from tests.security.wire import Header, Server, basic
+
+SECURE = ("--tls", "auto", "--auth", "auto")
+"""Must be asked for on loopback; elsewhere it is the default."""
+
+_TIMEOUT = 60
+_REFUSAL_TIMEOUT = 15
+
+
+def run(
+    *args: str | Path, stdin: str = "", timeout: float = _TIMEOUT
+) -> subprocess.CompletedProcess[str]:
+    """Run ``mayfly`` to its end, whatever that is."""
+    argv = [sys.executable, "-m", "registry", *map(str, args)]
+    return subprocess.run(
+        argv, cwd=REPO, input=stdin, text=True, capture_output=True, timeout=timeout
+    )
+
+
+def mayfly(*args: str | Path, stdin: str = "") -> str:
+    """Run ``mayfly``, expect success and return its standard output."""
+    done = run(*args, stdin=stdin)
+    assert done.returncode == 0, f"mayfly {args} exited {done.returncode}: {done.stderr}"
+    return done.stdout
+
+
+def refused(*args: str | Path) -> str:
+    """Run ``mayfly``, expect it to refuse as bad usage, in one line, and return that line."""
+    try:
+        done = run(*args, timeout=_REFUSAL_TIMEOUT)
+    except subprocess.TimeoutExpired as expired:
+        raise AssertionError(f"mayfly {args} was not refused: {expired.stderr}") from None
+    assert done.returncode == 2, f"exited {done.returncode}: {done.stdout}{done.stderr}"
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+def server_of(process: Mayfly) -> Server:
+    """Where a running Mayfly is asked."""
+    ca = process.state_dir / "ca.crt"
+    return Server(process.host, str(ca) if process.url.startswith("https") else None)
+
+
+def one_run_users(process: Mayfly) -> dict[str, str]:
+    """The passwords of ``--auth auto``, by name."""
+    return dict(json.loads((process.state_dir / "credentials.json").read_text()))
+
+
+def login(process: Mayfly, name: str = "admin") -> Header:
+    """The Authorization header of a user of ``--auth auto``."""
+    return basic(name, one_run_users(process)[name])
+
+
+def credential(process: Mayfly, *options: str) -> dict[str, Any]:
+    """What ``mayfly credentials`` prints, read."""
+    text = mayfly("credentials", "--state-dir", process.state_dir, "--format", "json", *options)
+    return dict(json.loads(text))
+
+
+def make_auth(
+    directory: Path, users: Mapping[str, str], grants: Iterable[tuple[str, str, str]]
+) -> Path:
+    """A directory for ``--auth``, made by ``mayfly user`` and ``mayfly grant``."""
+    for name, password in users.items():
+        mayfly("user", "add", name, "--password-stdin", "--auth", directory, stdin=password + "\n")
+    for name, role, pattern in grants:
+        options = ("--user", name, "--role", role, "--repositories", pattern)
+        mayfly("grant", "add", *options, "--auth", directory)
+    return directory

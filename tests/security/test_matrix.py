@@ -1,0 +1,264 @@
+"""Every endpoint and method, asked by every kind of caller: who gets what, as a table.
+
+An endpoint that is added without a row fails here. So does a refusal that says anything but the
+one right challenge, or that changes a byte of the store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from urllib.parse import urlencode
+
+import jwt
+import pytest
+
+from auth import signing
+from auth.identity import Permission
+from auth.policy import EVERYTHING
+from auth.roles import Role
+from auth.tokens import TokenIssuer
+from registry.guard import REALM
+from registry.request import METHODS
+from storage import digest as digests
+from tests.security.registries import (
+    NOBODY,
+    Registry,
+    image_manifest,
+    password_of,
+    push_blob,
+    push_image,
+)
+from tests.security.wire import Header, basic, bearer
+
+REPOSITORY = "team/app"
+EVERY_ACTION = f"repository:{REPOSITORY}:delete,pull,push registry:catalog:*"
+
+# Callers, in the order of the columns:
+#   admin projectAdmin maintainer developer guest limitedGuest, a user without grants,
+#   anonymous, anonymous where anyone may pull, wrong password,
+#   a token of all actions, a token to pull, garbage, expired, for another repository, of another
+#   key, alg none, a refresh token as access token, a short-lived credential to pull, one to push
+TABLE = """
+                adm pad mnt dev gst lgs nob | ano anp wpw | tok tpl bad exp oth key non ref rpl rpu
+base GET        200 200 200 200 200 200 200 | 401 401 401 | 200 200 401 401 200 401 401 401 200 200
+base HEAD       200 200 200 200 200 200 200 | 401 401 401 | 200 200 401 401 200 401 401 401 200 200
+catalog GET     200 200 200 200 200 200 403 | 401 200 401 | 200 401 401 401 401 401 401 401 200 200
+tags GET        200 200 200 200 200 200 403 | 401 200 401 | 200 200 401 401 401 401 401 401 200 200
+manifest GET    200 200 200 200 200 200 403 | 401 200 401 | 200 200 401 401 401 401 401 401 200 200
+manifest HEAD   200 200 200 200 200 200 403 | 401 200 401 | 200 200 401 401 401 401 401 401 200 200
+manifest PUT    201 201 201 201 403 403 403 | 401 401 401 | 201 401 401 401 401 401 401 401 403 201
+manifest DELETE 202 202 202 403 403 403 403 | 401 401 401 | 202 401 401 401 401 401 401 401 403 403
+blob GET        200 200 200 200 200 200 403 | 401 200 401 | 200 200 401 401 401 401 401 401 200 200
+blob HEAD       200 200 200 200 200 200 403 | 401 200 401 | 200 200 401 401 401 401 401 401 200 200
+blob DELETE     202 202 202 403 403 403 403 | 401 401 401 | 202 401 401 401 401 401 401 401 403 403
+uploads POST    202 202 202 202 403 403 403 | 401 401 401 | 202 401 401 401 401 401 401 401 403 202
+upload GET      204 204 204 204 403 403 403 | 401 401 401 | 204 401 401 401 401 401 401 401 403 204
+upload PATCH    202 202 202 202 403 403 403 | 401 401 401 | 202 401 401 401 401 401 401 401 403 202
+upload PUT      201 201 201 201 403 403 403 | 401 401 401 | 201 401 401 401 401 401 401 401 403 201
+upload DELETE   204 204 204 204 403 403 403 | 401 401 401 | 204 401 401 401 401 401 401 401 403 204
+referrers GET   200 200 200 200 200 200 403 | 401 200 401 | 200 200 401 401 401 401 401 401 200 200
+token GET       200 200 200 200 200 200 200 | 200 200 401 | 401 401 401 401 401 401 401 401 200 200
+token POST      200 200 200 200 200 200 200 | 401 401 401 | 401 401 401 401 401 401 401 200 200 200
+live GET        200 200 200 200 200 200 200 | 200 200 200 | 200 200 200 200 200 200 200 200 200 200
+live HEAD       200 200 200 200 200 200 200 | 200 200 200 | 200 200 200 200 200 200 200 200 200 200
+ready GET       200 200 200 200 200 200 200 | 200 200 200 | 200 200 200 200 200 200 200 200 200 200
+ready HEAD      200 200 200 200 200 200 200 | 200 200 200 | 200 200 200 200 200 200 200 200 200 200
+"""
+
+# What the challenge of a refusal asks for. Endpoints without one ask for no more than a login.
+SCOPES = {
+    "catalog GET": "registry:catalog:*",
+    "tags GET": f"repository:{REPOSITORY}:pull",
+    "manifest GET": f"repository:{REPOSITORY}:pull",
+    "manifest HEAD": f"repository:{REPOSITORY}:pull",
+    "manifest PUT": f"repository:{REPOSITORY}:pull,push",
+    "manifest DELETE": f"repository:{REPOSITORY}:delete",
+    "blob GET": f"repository:{REPOSITORY}:pull",
+    "blob HEAD": f"repository:{REPOSITORY}:pull",
+    "blob DELETE": f"repository:{REPOSITORY}:delete",
+    "uploads POST": f"repository:{REPOSITORY}:pull,push",
+    "upload GET": f"repository:{REPOSITORY}:pull,push",
+    "upload PATCH": f"repository:{REPOSITORY}:pull,push",
+    "upload PUT": f"repository:{REPOSITORY}:pull,push",
+    "upload DELETE": f"repository:{REPOSITORY}:pull,push",
+    "referrers GET": f"repository:{REPOSITORY}:pull",
+}
+
+INSUFFICIENT = frozenset({"tok", "tpl", "oth"})
+INVALID = frozenset({"bad", "exp", "key", "non", "ref"})
+
+_COLUMNS, *_ROWS = (line.replace("|", " ").split() for line in TABLE.strip().splitlines())
+EXPECTED = {f"{row[0]} {row[1]}": [int(word) for word in row[2:]] for row in _ROWS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Caller:
+    """Proof as a header, and the same proof as a form for the token endpoint."""
+
+    header: Header | None
+    form: dict[str, str]
+
+    @property
+    def headers(self) -> list[Header]:
+        """The headers to send."""
+        return [] if self.header is None else [self.header]
+
+
+def _user(name: str, password: str) -> Caller:
+    form = {"grant_type": "password", "username": name, "password": password}
+    return Caller(basic(name, password), form)
+
+
+def _token(token: str) -> Caller:
+    return Caller(bearer(token), {"grant_type": "refresh_token", "refresh_token": token})
+
+
+def _callers(made: Registry) -> dict[str, Caller]:
+    """Every caller of the table but those who differ by the server."""
+    now = time.time()
+    ours = ["admin", "project-admin", "maintainer", "developer", "guest", "limited-guest", NOBODY]
+    callers = {
+        column: _user(name, password_of(name)) for column, name in zip(_COLUMNS, ours, strict=False)
+    }
+    callers["ano"] = callers["anp"] = Caller(None, {"grant_type": "password"})
+    callers["wpw"] = _user("developer", "wrong")
+    good = made.token(EVERY_ACTION, now=now)
+    claims = jwt.decode(good, made.key, ["HS256"], audience=REALM)
+    tokens = {
+        "tok": good,
+        "tpl": made.token(f"repository:{REPOSITORY}:pull", now=now),
+        "bad": "nonsense",
+        "exp": made.token(EVERY_ACTION, now=now - 3600),
+        "oth": made.token("repository:team/application:delete,pull,push", now=now),
+        "key": made.token(EVERY_ACTION, now=now, issuer=TokenIssuer(signing.new_key(), REALM)),
+        "non": jwt.encode(claims, None, algorithm="none"),
+        "ref": _refresh_token(made, now),
+    }
+    callers |= {column: _token(token) for column, token in tokens.items()}
+    for column, role in (("rpl", Role.LIMITED_GUEST), ("rpu", Role.DEVELOPER)):
+        robot = made.robots.issue("node", [Permission(role, EVERYTHING)], 60, now)
+        callers[column] = _user(robot.name, robot.password)
+    return callers
+
+
+def _refresh_token(made: Registry, now: float) -> str:
+    """One that is good at the token endpoint."""
+    authentication = made.guard.authentication
+    assert authentication is not None
+    identity = authentication.verifier.check("developer", password_of("developer"))
+    issued = made.issuer.issue_refresh(identity, now)
+    assert issued is not None
+    return issued.token
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A request, but for who sends it."""
+
+    path: str
+    body: bytes = b""
+    headers: tuple[Header, ...] = ()
+
+
+def _target(made: Registry, row: str) -> Target:
+    """A request that succeeds if it is let through; what it needs is made for it alone."""
+    base = f"/v2/{REPOSITORY}"
+    content = os.urandom(16)
+    digest = digests.of(content)
+    match row.split():
+        case ["base", _]:
+            return Target("/v2/")
+        case ["catalog", _]:
+            return Target("/v2/_catalog")
+        case ["tags", _]:
+            return Target(f"{base}/tags/list")
+        case ["manifest", "PUT"]:
+            push_blob(made.store, REPOSITORY, content)
+            kind = ("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+            return Target(f"{base}/manifests/new", image_manifest(content), (kind,))
+        case ["manifest", "DELETE"]:
+            return Target(f"{base}/manifests/{push_image(made.store, REPOSITORY)}")
+        case ["manifest", _]:
+            return Target(f"{base}/manifests/1")
+        case ["blob", _]:
+            return Target(f"{base}/blobs/{push_blob(made.store, REPOSITORY, content)}")
+        case ["uploads", _]:
+            return Target(f"{base}/blobs/uploads/")
+        case ["upload", method]:
+            upload = made.store.begin_upload(REPOSITORY, digest.algorithm)
+            query = f"?digest={digest}" if method == "PUT" else ""
+            body = content if method in ("PUT", "PATCH") else b""
+            return Target(f"{base}/blobs/uploads/{upload.id}{query}", body)
+        case ["referrers", _]:
+            return Target(f"{base}/referrers/{digest}")
+        case ["token", _]:
+            return Target("/auth/token")
+        case ["live", _]:
+            return Target("/livez")
+        case ["ready", _]:
+            return Target("/readyz")
+    raise AssertionError(f"no request is written down for {row}")
+
+
+def test_table_covers_every_endpoint() -> None:
+    """Each endpoint and method has a row, each row all columns, and there are no others."""
+    known = {f"{endpoint.value} {m}" for endpoint, methods in METHODS.items() for m in methods}
+    assert known == set(EXPECTED)
+    assert {len(statuses) for statuses in EXPECTED.values()} == {len(_COLUMNS)}
+
+
+@pytest.mark.parametrize("row", EXPECTED)
+async def test_matrix(row: str, closed: Registry, opened: Registry) -> None:
+    """Each caller gets the status of the table, refusals their challenge, and change nothing."""
+    for made in (closed, opened):
+        push_image(made.store, REPOSITORY, "1")
+    callers = _callers(closed)
+    assert set(callers) == set(_COLUMNS)
+    found = {
+        column: await _status(opened if column == "anp" else closed, row, column, caller)
+        for column, caller in callers.items()
+    }
+    assert found == dict(zip(_COLUMNS, EXPECTED[row], strict=True))
+
+
+async def _status(made: Registry, row: str, column: str, caller: Caller) -> int:
+    method = row.split()[1]
+    target = _target(made, row)
+    headers = [*caller.headers, *target.headers]
+    body = target.body
+    if row == "token POST":
+        headers = [("Content-Type", "application/x-www-form-urlencoded")]
+        body = urlencode({"service": REALM, **caller.form}).encode()
+    before = _contents(made)
+    answer = await made.server.ask(method, target.path, headers, body)
+    if answer.status in (401, 403):
+        assert _contents(made) == before, f"{row} {column}: refused, and something was changed"
+        if method != "HEAD":
+            assert answer.code == {401: "UNAUTHORIZED", 403: "DENIED"}[answer.status]
+    expected = _challenge(made, row, column) if answer.status == 401 else None
+    assert answer.challenge == expected, f"{row} {column}"
+    return answer.status
+
+
+def _challenge(made: Registry, row: str, column: str) -> str:
+    if row.startswith("token "):
+        return f'Basic realm="{REALM}"'
+    parts = [f'realm="{made.server.url}/auth/token"', f'service="{REALM}"']
+    if row in SCOPES:
+        parts.append(f'scope="{SCOPES[row]}"')
+    if column in INVALID:
+        parts.append('error="invalid_token"')
+    elif column in INSUFFICIENT:
+        parts.append('error="insufficient_scope"')
+    return "Bearer " + ",".join(parts)
+
+
+def _contents(made: Registry) -> dict[str, tuple[int, int]]:
+    """Every file of the store: its size and the time of its last change."""
+    return {
+        str(path): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in made.root.rglob("*")
+        if path.is_file()
+    }

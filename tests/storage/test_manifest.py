@@ -1,0 +1,390 @@
+"""`manifest.parse`: what is a manifest, what is refused and why, and robustness."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage import digest as digests
+from storage import manifest as manifests
+from storage.errors import DigestInvalid, ManifestInvalid, ManifestTooLarge, StorageError
+from storage.manifest import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    MAX_SIZE,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    media_type_of,
+    parse,
+)
+from tests.storage.builders import (
+    CONFIG_TYPE,
+    FOREIGN_TYPE,
+    LAYER_TYPE,
+    descriptor,
+    image_body,
+    index_body,
+)
+
+SUBJECT = descriptor(b"subject", OCI_MANIFEST)
+IMAGE = json.loads(image_body(b"{}", [b"layer"]))
+INDEX = json.loads(index_body([parse(image_body())]))
+
+
+def _body(base: dict[str, Any], **changes: Any) -> bytes:
+    """A manifest with some fields changed; None takes a field out."""
+    return json.dumps({k: v for k, v in (base | changes).items() if v is not None}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "media_type"),
+    [
+        (image_body(), OCI_MANIFEST),
+        (image_body(docker=True), DOCKER_MANIFEST),
+        (index_body(), OCI_INDEX),
+        (index_body(docker=True), DOCKER_LIST),
+        (_body(IMAGE, mediaType=None), OCI_MANIFEST),
+        (_body(INDEX, mediaType=None), OCI_INDEX),
+        (_body(IMAGE, mediaType=""), OCI_MANIFEST),
+        (b"\r\n\t " + image_body() + b"\n\n", OCI_MANIFEST),
+    ],
+)
+def test_media_type(body: bytes, media_type: str) -> None:
+    """The media type comes from the content, and is the same with, and without, a Content-Type."""
+    assert parse(body).media_type == media_type
+    assert parse(body, media_type).media_type == media_type
+    assert media_type_of(body) == media_type
+    assert parse(body).body is body
+
+
+def test_image_fields() -> None:
+    """Config first, then the layers in order, subject, artifact type, annotations."""
+    body = _body(
+        IMAGE, subject=SUBJECT, artifactType="application/x", annotations={"a": "b"}, unknown=[1]
+    )
+    found = parse(body)
+    layer = Descriptor(LAYER_TYPE, digests.of(b"layer"), 5)
+    assert found.blobs == (Descriptor(CONFIG_TYPE, digests.of(b"{}"), 2), layer)
+    assert found.manifests == ()
+    assert found.subject == Descriptor(OCI_MANIFEST, digests.of(b"subject"), 7)
+    assert (found.artifact_type, found.annotations) == ("application/x", {"a": "b"})
+
+
+def test_index_fields() -> None:
+    """Children, and no artifact type but its own."""
+    child = parse(image_body())
+    found = parse(index_body([child], subject=SUBJECT))
+    expected = Descriptor(OCI_MANIFEST, digests.of(child.body), len(child.body))
+    assert (found.manifests, found.blobs) == ((expected,), ())
+    assert found.artifact_type is None
+    assert parse(index_body(artifactType="application/x")).artifact_type == "application/x"
+
+
+def test_artifact_type_of_an_image_is_its_config_s() -> None:
+    """Without a type of its own an image manifest goes by its config's media type."""
+    assert parse(image_body()).artifact_type == CONFIG_TYPE
+    assert parse(_body(IMAGE, artifactType="")).artifact_type == CONFIG_TYPE
+
+
+@pytest.mark.parametrize("algorithm", digests.HEX_LENGTHS)
+def test_descriptors_of_either_algorithm(algorithm: str) -> None:
+    """References may use any registered algorithm."""
+    body = image_body(config=descriptor(b"{}", CONFIG_TYPE, algorithm))
+    assert parse(body).blobs[0].digest == digests.of(b"{}", algorithm)
+
+
+@pytest.mark.parametrize(
+    ("layer", "distributable"),
+    [
+        (descriptor(b"x"), True),
+        (descriptor(b"x", urls=[]), True),
+        (descriptor(b"x", urls=["https://example.com/x"]), False),
+        (descriptor(b"x", FOREIGN_TYPE), False),
+        (descriptor(b"x", "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"), False),
+    ],
+)
+def test_distributable(layer: dict[str, object], distributable: bool) -> None:
+    """Foreign layers are known by their type or by having URLs of their own."""
+    assert parse(image_body(layers=[layer])).blobs[1].distributable is distributable
+
+
+SCHEMA1 = "application/vnd.docker.distribution.manifest.v1"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b'{"schemaVersion": 1, "name": "a/b", "fsLayers": [], "history": []}', None),
+        (b'{"schemaVersion": 1}', f"{SCHEMA1}+json"),
+        (_body(IMAGE, mediaType=f"{SCHEMA1}+prettyjws"), None),
+        (_body(IMAGE, mediaType=None), f"{SCHEMA1}+prettyjws"),
+    ],
+)
+def test_schema_1_is_refused_with_a_remedy(body: bytes, content_type: str | None) -> None:
+    """Whoever pushes a schema 1 manifest is told what it is and what to do."""
+    with pytest.raises(ManifestInvalid, match=r"schema 1 .* docker 1\.10"):
+        parse(body, content_type)
+
+
+AMBIGUOUS = {
+    "image with manifests": _body(IMAGE, manifests=[]),
+    "index with layers": _body(INDEX, layers=[]),
+    "index with config": _body(INDEX, config=IMAGE["config"]),
+    "no type, both": _body(IMAGE, mediaType=None, manifests=INDEX["manifests"]),
+    "image called index": _body(IMAGE, mediaType=OCI_INDEX),
+    "index called image": _body(INDEX, mediaType=OCI_MANIFEST),
+    "docker image called list": _body(IMAGE, mediaType=DOCKER_LIST),
+}
+
+
+@pytest.mark.parametrize("body", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_ambiguous_content(body: bytes) -> None:
+    """CVE-2021-41190: bytes that could be an image to one client and an index to another."""
+    with pytest.raises(ManifestInvalid):
+        parse(body)
+
+
+@pytest.mark.parametrize("body", [image_body(), index_body(), _body(IMAGE, mediaType=None)])
+@pytest.mark.parametrize(
+    "content_type", [DOCKER_MANIFEST, DOCKER_LIST, "application/json", "", "text/html; x", "\udcff"]
+)
+def test_content_type_that_contradicts(body: bytes, content_type: str) -> None:
+    """A Content-Type other than the content's own is refused: clients would be misled by it."""
+    with pytest.raises(ManifestInvalid):
+        parse(body, content_type)
+
+
+NOT_JSON = {
+    "nothing": b"",
+    "blank": b" \n",
+    "text": b"not json",
+    "half": image_body()[:-1],
+    "two documents": image_body() + b"{}",
+    "single quotes": b"{'schemaVersion': 2}",
+    "trailing comma": b'{"schemaVersion": 2,}',
+    "NaN": _body(IMAGE, annotations=None)[:-1] + b', "x": NaN}',
+    "Infinity": image_body()[:-1] + b', "x": -Infinity}',
+    "control character": image_body()[:-1] + b', "x": "\n"}',
+    "not UTF-8": image_body()[:-1] + b', "x": "\xff"}',
+    "UTF-8 of a surrogate": image_body()[:-1] + b', "x": "\xed\xa0\x80"}',
+    "UTF-16": image_body().decode().encode("utf-16"),
+    "UTF-16 without a mark": image_body().decode().encode("utf-16-le"),
+    "UTF-32": image_body().decode().encode("utf-32"),
+    "byte order mark": b"\xef\xbb\xbf" + image_body(),
+    "NUL": b"\0" + image_body(),
+    "gzip": b"\x1f\x8b\x08\x00" + bytes(20),
+    "deep lists": b"[" * 100_000 + b"]" * 100_000,
+    "deep objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "deep inside": image_body()[:-1] + b', "x": ' + b"[" * 500_000 + b"]" * 500_000 + b"}",
+    "huge number": image_body()[:-1] + b', "x": ' + b"9" * 10_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON)
+def test_not_json(body: bytes) -> None:
+    """What RFC 8259 does not take for JSON in UTF-8, other clients could not read back."""
+    with pytest.raises(ManifestInvalid) as refused:
+        parse(body)
+    assert len(refused.value.message) < 300
+
+
+DUPLICATED = {
+    "two lists of manifests": b'{"schemaVersion":2,"manifests":[],"manifests":[]}',
+    "two media types": image_body()[:-1] + f',"mediaType":"{OCI_MANIFEST}"}}'.encode(),
+    "two configs": image_body()[:-1] + b',"config":' + json.dumps(IMAGE["config"]).encode() + b"}",
+    "two layers": image_body()[:-1] + b',"layers":[]}',
+    "two digests": image_body().replace(b'"digest"', b'"digest":"sha256:x","digest"', 1),
+}
+
+
+@pytest.mark.parametrize("body", DUPLICATED.values(), ids=DUPLICATED)
+def test_duplicate_fields(body: bytes) -> None:
+    """A field given twice means one thing here and another to the next parser: refused."""
+    with pytest.raises(ManifestInvalid):
+        parse(body)
+
+
+@pytest.mark.parametrize("body", [b"null", b"1", b"[]", b'"x"', b"true", b"[{}]"])
+def test_json_that_is_no_object(body: bytes) -> None:
+    """A manifest is an object."""
+    with pytest.raises(ManifestInvalid):
+        parse(body)
+
+
+@pytest.mark.parametrize("version", [None, 0, 3, "2", 2.5, [2], {}, True, -2])
+def test_schema_version(version: object) -> None:
+    """Only schemaVersion 2 is served."""
+    for base in (IMAGE, INDEX):
+        with pytest.raises(ManifestInvalid):
+            parse(_body(base, schemaVersion=version))
+
+
+BAD_FIELDS: tuple[dict[str, object], ...] = (
+    {"mediaType": 1},
+    {"mediaType": ["x"]},
+    {"mediaType": "application/json"},
+    {"mediaType": "application/vnd.oci.artifact.manifest.v1+json"},
+    {"annotations": []},
+    {"annotations": {"a": 1}},
+    {"annotations": {"a": {}}},
+    {"annotations": "a"},
+    {"artifactType": 1},
+    {"artifactType": {}},
+    {"subject": []},
+    {"subject": "sha256:x"},
+    {"subject": {}},
+)
+
+
+@pytest.mark.parametrize("change", BAD_FIELDS, ids=str)
+@pytest.mark.parametrize("base", [IMAGE, INDEX], ids=["image", "index"])
+def test_bad_field(base: dict[str, Any], change: dict[str, object]) -> None:
+    """A field of the wrong kind is refused by name."""
+    with pytest.raises(ManifestInvalid) as refused:
+        parse(_body(base, **change))
+    assert any(word in refused.value.message for word in (next(iter(change)), "media type"))
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", [], {}, [1]])
+def test_bad_config(value: object) -> None:
+    """An image manifest has a config, which is a descriptor."""
+    with pytest.raises(ManifestInvalid):
+        parse(_body(IMAGE, config=value))
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", {}, [1], [{}], [[]], [None]])
+def test_bad_lists(value: object) -> None:
+    """Layers and manifests are lists of descriptors."""
+    with pytest.raises(ManifestInvalid):
+        parse(_body(IMAGE, layers=value))
+    if value is not None:  # without manifests it would be an image
+        with pytest.raises(ManifestInvalid):
+            parse(_body(INDEX, manifests=value))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"mediaType": ""}, ManifestInvalid),
+        ({"mediaType": None}, ManifestInvalid),
+        ({"digest": None}, ManifestInvalid),
+        ({"digest": ""}, DigestInvalid),
+        ({"digest": "sha256:abc"}, DigestInvalid),
+        ({"digest": "md5:" + "0" * 32}, DigestInvalid),
+        ({"digest": "../../etc/passwd"}, DigestInvalid),
+        ({"size": None}, ManifestInvalid),
+        ({"size": -1}, ManifestInvalid),
+        ({"size": 1.0}, ManifestInvalid),
+        ({"size": "1"}, ManifestInvalid),
+        ({"size": True}, ManifestInvalid),
+        ({"size": 2**63}, ManifestInvalid),
+        ({"size": 10**400}, ManifestInvalid),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_descriptor(change: dict[str, object], error: type[Exception]) -> None:
+    """A broken descriptor is refused wherever it stands, and its place is named."""
+    broken = {k: v for k, v in (descriptor(b"x") | change).items() if v is not None}
+    for body, where in (
+        (_body(IMAGE, config=broken), "config"),
+        (_body(IMAGE, layers=[descriptor(b"x"), broken]), "layers[1]"),
+        (_body(IMAGE, subject=broken), "subject"),
+        (_body(INDEX, manifests=[broken]), "manifests[0]"),
+    ):
+        with pytest.raises(error) as refused:
+            parse(body)
+        assert where in refused.value.message  # type: ignore[attr-defined]
+        assert len(str(refused.value)) < 500
+
+
+def test_size_limit() -> None:
+    """Exactly the limit is a manifest, one byte more is too large, whatever the bytes are."""
+    body = image_body()
+    assert parse(body + b" " * (MAX_SIZE - len(body))).media_type == OCI_MANIFEST
+    for over in (body + b" " * (MAX_SIZE - len(body) + 1), b"x" * (MAX_SIZE + 1)):
+        with pytest.raises(ManifestTooLarge):
+            parse(over)
+
+
+def test_large_index() -> None:
+    """An index that fills the limit with children is read."""
+    child = descriptor(b"x", OCI_MANIFEST)
+    count = MAX_SIZE // (len(json.dumps(child)) + 2) - 2
+    assert len(parse(index_body(manifests=[child] * count)).manifests) == count
+
+
+def test_referrer_descriptor() -> None:
+    """What stands in the referrers list: type, digest, size, and what there is besides."""
+    body = image_body(artifactType="application/x", annotations={"a": "b"})
+    digest = digests.of(body)
+    assert parse(body).referrer(digest) == {
+        "mediaType": OCI_MANIFEST,
+        "digest": str(digest),
+        "size": len(body),
+        "artifactType": "application/x",
+        "annotations": {"a": "b"},
+    }
+    bare = index_body(annotations={})
+    assert parse(bare).referrer(digests.of(bare)).keys() == {"mediaType", "digest", "size"}
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([OCI_MANIFEST, OCI_INDEX, DOCKER_LIST, descriptor(b"x"), 2, [], {}]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    ["schemaVersion", "mediaType", "config", "layers", "manifests", "subject", "annotations"]
+)
+
+
+def _survives(body: bytes, content_type: str | None = None) -> None:
+    try:
+        found = parse(body, content_type)
+    except StorageError as error:
+        assert error.message
+    else:
+        json.dumps(found.referrer(digests.of(body)))
+        assert media_type_of(body) == found.media_type
+
+
+@given(
+    base=st.sampled_from([IMAGE, INDEX]), changes=st.dictionaries(FIELDS, JSON_VALUES, max_size=3)
+)
+@settings(max_examples=150)
+def test_any_fields(base: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Whatever is in the fields: a manifest, or an error with a name."""
+    _survives(json.dumps(base | changes).encode())
+
+
+@given(body=st.binary(max_size=200), content_type=st.none() | st.text(max_size=20))
+@settings(max_examples=150)
+def test_any_bytes(body: bytes, content_type: str | None) -> None:
+    """Whatever the bytes are: a manifest, or an error with a name."""
+    _survives(body, content_type)
+
+
+@given(at=st.integers(0, len(image_body()) - 1), value=st.integers(0, 255))
+@settings(max_examples=150)
+def test_any_flipped_byte(at: int, value: int) -> None:
+    """A manifest with one byte changed: a manifest, or an error with a name."""
+    body = bytearray(image_body())
+    body[at] = value
+    _survives(bytes(body))
+
+
+def test_deep_nesting_leaves_the_interpreter_whole() -> None:
+    """After a refusal for depth the next manifest is read as ever."""
+    with pytest.raises(ManifestInvalid, match="nested"):
+        manifests.parse(NOT_JSON["deep lists"])
+    assert manifests.parse(image_body()).media_type == OCI_MANIFEST

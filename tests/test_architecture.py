@@ -1,0 +1,145 @@
+"""The house: which room may know which, who may build what, and how large a module grows."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from storage import interface
+from tests.process import REPO
+
+ROOMS = ("registry", "storage", "auth")
+ARROWS = {"registry": {"storage", "auth"}, "storage": set[str](), "auth": set[str]()}
+MAX_LINES = 400
+
+FRAMEWORK = {"aiohttp", "yarl", "multidict", "http"}
+UNSHIPPED = {"tests", "benchmarks", "pytest", "hypothesis", "mypy"}
+
+
+@cache
+def _modules() -> dict[str, ast.Module]:
+    """Every module of the three rooms by its path from the top."""
+    found = {}
+    for path in sorted(path for room in ROOMS for path in (REPO / room).rglob("*.py")):
+        found[path.relative_to(REPO).as_posix()] = ast.parse(path.read_text(), str(path))
+    return found
+
+
+def _room(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    """The full name of every module that a module imports, anywhere in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
+            yield from (str(a.value) for a in node.args if isinstance(a, ast.Constant))
+
+
+def _offenders(name: str, tree: ast.Module, forbidden: set[str]) -> list[str]:
+    """``module: import`` for each import of what a module must not know."""
+    found = sorted(i for i in _imports(tree) if i.partition(".")[0] in forbidden)
+    return [f"{name}: {imported}" for imported in found]
+
+
+def test_every_room_is_looked_at() -> None:
+    """The other tests look at something, and imports are seen."""
+    assert {_room(name) for name in _modules()} == set(ROOMS)
+    assert "storage.interface" in set(_imports(_modules()["registry/app.py"]))
+
+
+def test_imports_are_absolute() -> None:
+    """A module is named in one way, which the arrows are read from."""
+    found = {n: [i for i in _imports(t) if i.startswith(".")] for n, t in _modules().items()}
+    assert {name: imports for name, imports in found.items() if imports} == {}
+
+
+def test_arrows() -> None:
+    """registry knows storage and auth; those know neither it nor each other."""
+    found = []
+    for name, tree in _modules().items():
+        found += _offenders(name, tree, set(ROOMS) - ARROWS[_room(name)] - {_room(name)})
+    assert found == []
+
+
+def test_only_registry_imports_the_http_framework() -> None:
+    """aiohttp and what comes with it stay in the room of HTTP."""
+    found = []
+    for name, tree in _modules().items():
+        if _room(name) != "registry":
+            found += _offenders(name, tree, FRAMEWORK)
+    assert found == []
+
+
+def test_nothing_imports_what_is_not_shipped() -> None:
+    """No module needs the tests, the benchmarks or a tool of development to run."""
+    found = []
+    for name, tree in _modules().items():
+        found += _offenders(name, tree, UNSHIPPED)
+    assert found == []
+
+
+def _stores() -> set[str]:
+    """The classes of storage that have every method of a `Reader`, except Protocols."""
+    wanted = {n for n, _ in inspect.getmembers(interface.Reader, inspect.isfunction) if n[0] != "_"}
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for name, tree in _modules().items():
+        for node in ast.walk(tree):
+            if _room(name) == "storage" and isinstance(node, ast.ClassDef):
+                bases = {ast.unparse(base) for base in node.bases}
+                methods = {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
+                found[node.name] = (bases, methods)
+
+    def methods_of(name: str) -> set[str]:
+        bases, methods = found.get(name, (set(), set()))
+        return methods.union(*(methods_of(base) for base in bases))
+
+    concrete = {name for name, (bases, _) in found.items() if "Protocol" not in bases}
+    return {name for name in concrete if wanted <= methods_of(name)}
+
+
+def test_only_the_composition_root_builds_stores() -> None:
+    """Handlers get a store by its Protocol; only the server and the command line choose one."""
+    stores = _stores()
+    assert {"DistributionStore", "ReadOnlyStore"} <= stores
+    found = []
+    for name, tree in _modules().items():
+        at_home = name == "registry/server.py" or name.startswith("registry/cli/")
+        if at_home or _room(name) == "storage":
+            continue
+        calls = (ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call))
+        found += [f"{name}: {call}" for call in calls if call.rpartition(".")[2] in stores]
+    assert found == []
+
+
+def test_modules_are_small() -> None:
+    """A module fits in the head."""
+    sizes = {name: len((REPO / name).read_text().splitlines()) for name in _modules()}
+    assert {name: size for name, size in sizes.items() if size > MAX_LINES} == {}
+
+
+def test_modules_say_what_they_are() -> None:
+    """Each module begins with what it is for."""
+    assert [name for name, tree in _modules().items() if not ast.get_docstring(tree)] == []
+
+
+def test_tests_say_what_they_show() -> None:
+    """Each test has a docstring."""
+    silent = []
+    for path in sorted((REPO / "tests").rglob("test_*.py")):
+        functions = ast.walk(ast.parse(path.read_text(), str(path)))
+        silent += [
+            f"{Path(path).relative_to(REPO)}: {node.name}"
+            for node in functions
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.name.startswith("test_")
+            and not ast.get_docstring(node)
+        ]
+    assert silent == []
