@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from registry.config import Address, ConfigError, Settings
+from registry.lifetime.private import Login
 from registry.security import CREDENTIALS, Security
 from registry.trust.files import Attributes, publish
 from registry.version import VERSION
@@ -17,15 +18,30 @@ from registry.version import VERSION
 READY = "ready.json"
 
 
+def login_to(settings: Settings, security: Security, bound: Address) -> Login:
+    """How this registry is reached, and as whom.
+
+    An address for all interfaces is none to connect to: the first ``--hostname`` takes its place,
+    else the host's first address.
+    """
+    address = bound
+    if bound.host in ("0.0.0.0", "::"):
+        host = settings.hostname[0] if settings.hostname else _own_address()
+        address = Address(host, bound.port)
+    scheme = "http" if security.tls is None else "https"
+    made = security.credential()
+    name, password = (made.name, made.password) if made is not None else (None, None)
+    return Login(f"{scheme}://{address}", str(address), name, password, security.ca)
+
+
 @contextmanager
-def announced(settings: Settings, security: Security, bound: list[Address]) -> Iterator[None]:
+def announced(settings: Settings, security: Security, login: Login) -> Iterator[None]:
     """While the block runs, ``ready.json`` says that the registry answers (CONTRACT, "Ready").
 
     Raises:
         ConfigError: the state directory cannot be written.
     """
-    url = _url(settings, security, bound[0])
-    state: dict[str, object] = {"url": url, "pid": os.getpid(), "version": VERSION}
+    state: dict[str, object] = {"url": login.url, "pid": os.getpid(), "version": VERSION}
     if security.ca is not None:
         state["ca"] = str(security.ca)
     if security.users is not None:
@@ -38,22 +54,28 @@ def announced(settings: Settings, security: Security, bound: list[Address]) -> I
         raise ConfigError(
             f"--state-dir {settings.state_dir} cannot be used: {error.strerror}"
         ) from None
-    _say(f"mayfly {VERSION} ready at {url}")
+    _say(f"mayfly {VERSION} ready at {login.url}")
     if settings.exposed:
-        _say(_for_nodes(url, security))
+        _say(_for_nodes(login.url, security))
     try:
         yield
     finally:
         ready.unlink(missing_ok=True)
 
 
-def _url(settings: Settings, security: Security, bound: Address) -> str:
-    """How this host is reached: an address for all interfaces is none to connect to."""
-    scheme = "http" if security.tls is None else "https"
-    if bound.host in ("0.0.0.0", "::"):
-        host = settings.hostname[0] if settings.hostname else _own_address()
-        return f"{scheme}://{Address(host, bound.port)}"
-    return f"{scheme}://{bound}"
+def read_ready(state_dir: Path) -> dict[str, str]:
+    """What a running registry announced.
+
+    Raises:
+        ConfigError: none is running with this state directory.
+    """
+    try:
+        found: dict[str, str] = json.loads((state_dir / READY).read_text())
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"no registry runs with --state-dir {state_dir}: start one with mayfly serve"
+        ) from None
+    return found
 
 
 def _own_address() -> str:
@@ -78,18 +100,3 @@ def _for_nodes(url: str, security: Security) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def read_ready(state_dir: Path) -> dict[str, str]:
-    """What a running registry announced.
-
-    Raises:
-        ConfigError: none is running with this state directory.
-    """
-    try:
-        found: dict[str, str] = json.loads((state_dir / READY).read_text())
-    except (OSError, ValueError):
-        raise ConfigError(
-            f"no registry runs with --state-dir {state_dir}: start one with mayfly serve"
-        ) from None
-    return found

@@ -6,13 +6,15 @@ There is one catch-all; what exists is said by `HANDLERS`, who may use it by `re
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from registry import blobs, errors, health, listings, manifests, request, token, uploads
-from registry.context import JSON, Context, Handler, answer
-from registry.guard import Guard
+from registry.context import JSON, Context, Handler, Lifeline, answer
+from registry.guard import Caller, Guard
 from registry.manifest_cache import ManifestCache
 from registry.request import Endpoint
 from storage.interface import Store
@@ -21,6 +23,12 @@ logger = logging.getLogger("mayfly")
 
 READ_BUFFER = 256 * 1024
 """Bytes of a body that a connection may hold before its sender is paused (aiohttp doubles it)."""
+
+Names = Callable[[str, str | None], str]
+"""From a repository as asked for and containerd's ``ns`` to the one that is meant."""
+
+PROBES = frozenset({Endpoint.BASE, Endpoint.LIVE, Endpoint.READY, Endpoint.TOKEN})
+"""What keeps no idle server alive."""
 
 HANDLERS: dict[tuple[Endpoint, str], Handler] = {
     (Endpoint.BASE, "GET"): health.base,
@@ -52,24 +60,50 @@ HANDLERS: dict[tuple[Endpoint, str], Handler] = {
 class App:
     """The registry as a function from request to response."""
 
-    def __init__(self, store: Store, guard: Guard) -> None:
+    def __init__(
+        self, store: Store, guard: Guard, lifeline: Lifeline, names: Names | None = None
+    ) -> None:
         self._store = store
         self._manifests = ManifestCache()
         self._guard = guard
+        self._lifeline = lifeline
+        self._names = names
 
     async def __call__(self, http: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; what goes wrong becomes an OCI error document."""
         try:
             path, _, query = http.raw_path.partition("?")
-            understood = request.parse(http.method, path, query)
+            understood = self._resolve(request.parse(http.method, path, query))
             caller = await self._guard.admit(http, understood)
-            context = Context(self._store, self._manifests, self._guard, caller)
-            handler = HANDLERS[understood.endpoint, understood.method]
-            return await handler(context, http, understood)
+            if understood.endpoint in PROBES:
+                return await self._handle(http, understood, caller)
+            activity = self._lifeline.activity
+            activity.begin()
+            try:
+                return await self._handle(http, understood, caller)
+            finally:
+                activity.end()
         except ConnectionError:
             raise
         except Exception as error:
             return refusal(error, http)
+
+    async def _handle(
+        self, http: web.BaseRequest, understood: request.Request, caller: Caller
+    ) -> web.StreamResponse:
+        observer = self._lifeline.observer
+        peer = observer.caller(caller.identity.name, caller.identity.node, http.remote)
+        self._lifeline.drain.admit(peer.node, understood)
+        context = Context(self._store, self._manifests, self._guard, observer, caller, peer)
+        handler = HANDLERS[understood.endpoint, understood.method]
+        return await handler(context, http, understood)
+
+    def _resolve(self, understood: request.Request) -> request.Request:
+        """The same request for the repository that its name and ``ns`` mean in the bundles."""
+        if self._names is None or not understood.repository:
+            return understood
+        name = self._names(understood.repository, understood.parameter("ns"))
+        return replace(understood, repository=name)
 
 
 def refusal(error: Exception, http: web.BaseRequest) -> web.StreamResponse:

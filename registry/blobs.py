@@ -6,7 +6,7 @@ from aiohttp import web
 
 from registry.context import Context, answer, in_thread
 from registry.request import Request
-from registry.send import send
+from registry.send import send, send_head
 
 OCTET_STREAM = "application/octet-stream"
 
@@ -14,9 +14,14 @@ OCTET_STREAM = "application/octet-stream"
 async def get(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
     """GET and HEAD: the blob, or the range of it asked for."""
     assert request.digest is not None
-    extent = context.store.blob(request.repository, request.digest)
-    headers = {"Content-Type": OCTET_STREAM, "Docker-Content-Digest": str(request.digest)}
-    return await send(http, extent, headers)
+    digest = str(request.digest)
+    headers = {"Content-Type": OCTET_STREAM, "Docker-Content-Digest": digest}
+    if request.method == "HEAD":
+        extent = context.store.blob(request.repository, request.digest)
+        return await send_head(http, extent, headers)
+    with context.observer.sending(context.peer, request.repository, digest) as sending:
+        extent = context.store.blob(request.repository, request.digest)
+        return await send(http, extent, headers, sending)
 
 
 async def delete(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from registry.lifetime.durations import parse as parse_duration
+from registry.lifetime.durations import parse_timeout
+
 T = TypeVar("T")
 
 ENVIRONMENT_PREFIX = "MAYFLY_"
@@ -139,6 +142,13 @@ def read_anonymous(text: str) -> bool:
     return text == "pull"
 
 
+def read_until(text: str) -> bool:
+    """Read ``first`` or ``all``; whether it is all."""
+    if text not in ("first", "all"):
+        raise ValueError("expected first or all")
+    return text == "all"
+
+
 def _default_root(environment: Mapping[str, str]) -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/mayfly")
@@ -219,6 +229,63 @@ SETTINGS: tuple[Setting[Any], ...] = (
         "audit", read_path, lambda _: None, "Record refusals in this file, as JSON lines.", "FILE"
     ),
     Setting(
+        "idle-timeout",
+        parse_timeout,
+        lambda _: None,
+        "End once no request and no transfer was seen for so long; armed by the first pull.",
+        "D",
+    ),
+    Setting(
+        "unused-timeout",
+        parse_timeout,
+        lambda _: None,
+        "End if nothing was pulled and nothing else happens for so long.",
+        "D",
+    ),
+    Setting(
+        "max-lifetime",
+        parse_timeout,
+        lambda _: None,
+        "End after so long, whatever happens: exit 3 if something is missing.",
+        "D",
+    ),
+    Setting(
+        "until-pulled",
+        read_path,
+        lambda _: None,
+        "End when every image listed in this file was pulled by every node of --nodes.",
+        "FILE",
+    ),
+    Setting(
+        "nodes", read_text, lambda _: None, "How many nodes, or a file of their names.", "N|FILE"
+    ),
+    Setting(
+        "until",
+        read_until,
+        lambda _: False,
+        "End on the first condition met, or only once all of them hold.",
+        "first|all",
+    ),
+    Setting(
+        "drain-timeout",
+        parse_duration,
+        lambda _: 60.0,
+        "How long transfers that are under way may go on at the end.",
+        "D",
+    ),
+    Setting("stop-file", read_path, lambda _: None, "End when this file appears.", "FILE"),
+    Setting("exit-with-parent", read_switch, lambda _: False, "End when the parent process does."),
+    Setting(
+        "exit-on-stdin-eof", read_switch, lambda _: False, "End when standard input is closed."
+    ),
+    Setting(
+        "report",
+        read_path,
+        lambda _: None,
+        "Where the report goes. Default: report.json in --state-dir.",
+        "FILE",
+    ),
+    Setting(
         "state-dir",
         read_path,
         _default_state_dir,
@@ -230,7 +297,10 @@ SETTINGS: tuple[Setting[Any], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `serve` runs with; the fields are the keys of `SETTINGS`."""
+    """What `serve` and `run` work with: the keys of `SETTINGS`, and the bundles to serve.
+
+    Times are in seconds; None is never. ``until`` says whether all conditions must hold.
+    """
 
     root: Path
     ephemeral: bool
@@ -244,7 +314,19 @@ class Settings:
     anonymous: bool
     signing_key: Path | None
     audit: Path | None
+    idle_timeout: float | None
+    unused_timeout: float | None
+    max_lifetime: float | None
+    until_pulled: Path | None
+    nodes: str | None
+    until: bool
+    drain_timeout: float
+    stop_file: Path | None
+    exit_with_parent: bool
+    exit_on_stdin_eof: bool
+    report: Path | None
     state_dir: Path
+    bundles: tuple[Path, ...] = ()
 
     @property
     def exposed(self) -> bool:
@@ -253,7 +335,10 @@ class Settings:
 
 
 def load(
-    flags: Mapping[str, tuple[str, ...]], environment: Mapping[str, str], file: Path | None
+    flags: Mapping[str, tuple[str, ...]],
+    environment: Mapping[str, str],
+    file: Path | None,
+    bundles: tuple[Path, ...] = (),
 ) -> Settings:
     """Put the sources together.
 
@@ -261,6 +346,7 @@ def load(
         flags: setting key → texts from the command line; absent keys were not given.
         environment: of the process.
         file: of ``--config``.
+        bundles: the arguments.
 
     Raises:
         ConfigError: a value is bad, or a key is unknown.
@@ -273,7 +359,7 @@ def load(
             values[setting.key] = setting.default(environment)
         else:
             values[setting.key] = _read(setting, *found)
-    return Settings(**values)
+    return Settings(**values, bundles=tuple(path.absolute() for path in bundles))
 
 
 def _find(

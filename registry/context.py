@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from aiohttp import web
 
 from registry.guard import Caller, Guard
+from registry.lifetime.activity import Activity
+from registry.lifetime.drain import Drain
+from registry.lifetime.observer import Caller as Peer
+from registry.lifetime.observer import Observer
 from registry.manifest_cache import ManifestCache
 from registry.request import Request
 from storage.interface import Store
@@ -23,14 +27,29 @@ COMMON_HEADERS = {"Server": SERVER, "Docker-Distribution-Api-Version": "registry
 JSON = "application/json"
 
 
+class Lifeline(Protocol):
+    """What the request path tells the lifetime, and asks it; `registry.lifetime.life` has one."""
+
+    activity: Activity
+    observer: Observer
+    drain: Drain
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a handler works with. All but the caller is the same for every request."""
+    """What a handler works with. All but caller and peer is the same for every request.
+
+    Attributes:
+        caller: who asks, and what they may do.
+        peer: the same as coverage and the report know them.
+    """
 
     store: Store
     manifests: ManifestCache
     guard: Guard
+    observer: Observer
     caller: Caller
+    peer: Peer
 
 
 Handler = Callable[[Context, web.BaseRequest, Request], Awaitable[web.StreamResponse]]

@@ -10,7 +10,9 @@ import json
 from http import HTTPStatus
 
 from auth.errors import ScopeInvalid
+from registry.lifetime.errors import Draining
 from storage import errors as storage
+from storage.bundle.errors import BundleChanged, NameAmbiguous, NotReady
 
 
 class RequestError(Exception):
@@ -75,6 +77,7 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     BodyIncomplete: (HTTPStatus.BAD_REQUEST, "SIZE_INVALID"),
     Unauthorized: (HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED"),
     AccessDenied: (HTTPStatus.FORBIDDEN, "DENIED"),
+    Draining: (HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"),
     ScopeInvalid: (HTTPStatus.BAD_REQUEST, "UNSUPPORTED"),
     storage.NameInvalid: (HTTPStatus.BAD_REQUEST, "NAME_INVALID"),
     storage.TagInvalid: (HTTPStatus.BAD_REQUEST, "TAG_INVALID"),
@@ -91,6 +94,9 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     storage.ReadOnly: (HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"),
     storage.StorageFull: (HTTPStatus.INSUFFICIENT_STORAGE, "UNAVAILABLE"),
     storage.ContentCorrupt: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
+    BundleChanged: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
+    NameAmbiguous: (HTTPStatus.BAD_REQUEST, "NAME_INVALID"),
+    NotReady: (HTTPStatus.NOT_FOUND, "MANIFEST_UNKNOWN"),
 }
 
 UNKNOWN = (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN")

@@ -24,6 +24,7 @@ from auth.errors import AuthError, CredentialsInvalid, TokenInvalid
 from auth.identity import ANONYMOUS, Identity
 from auth.login import Logins
 from auth.policy import Policy
+from auth.robots import Robots
 from auth.scope import Scope, render_scopes
 from auth.tokens import TokenIssuer
 from auth.verify import CredentialVerifier
@@ -62,6 +63,7 @@ class Authentication:
     verifier: CredentialVerifier
     logins: Logins
     tokens: TokenIssuer
+    robots: Robots
 
 
 class Guard:

@@ -19,6 +19,13 @@ async def get(context: Context, http: web.BaseRequest, request: Request) -> web.
     digest = _resolve(context, request)
     extent = context.store.manifest(request.repository, digest)
     cached = await context.manifests.load(digest, extent)
+    context.observer.manifest_served(
+        context.peer,
+        request.repository,
+        str(digest),
+        head=request.method == "HEAD",
+        tag=request.tag,
+    )
     return answer(
         body=cached.body,
         content_type=cached.media_type,
@@ -39,6 +46,7 @@ async def put(context: Context, http: web.BaseRequest, request: Request) -> web.
     manifest = await in_thread(manifests.parse, body, media_type)
     digest = request.digest or digests.of(body)
     await in_thread(context.store.put_manifest, request.repository, manifest, digest, tags)
+    context.observer.manifest_pushed(context.peer, request.repository, str(digest), tags)
     response = answer(201)
     response.headers["Location"] = f"/v2/{request.repository}/manifests/{digest}"
     response.headers["Docker-Content-Digest"] = str(digest)

@@ -14,6 +14,7 @@ from aiohttp.client_exceptions import ClientError
 
 from registry.context import in_thread
 from registry.errors import BodyIncomplete
+from registry.lifetime.activity import Activity
 from storage.interface import Upload
 
 _LARGEST_BATCH = 1024 * 1024
@@ -27,7 +28,7 @@ _CUT = (web.RequestPayloadError, ClientError, ConnectionError, asyncio.Incomplet
 _active = 0
 
 
-async def receive(http: web.BaseRequest, upload: Upload, at: int) -> int:
+async def receive(activity: Activity, http: web.BaseRequest, upload: Upload, at: int) -> int:
     """Append the whole body to an upload that stands at byte ``at``; where it stands then.
 
     What arrived before a failure stays in the session: the client can go on from there.
@@ -40,12 +41,12 @@ async def receive(http: web.BaseRequest, upload: Upload, at: int) -> int:
     await _continue(http)
     _active += 1
     try:
-        return await _pump(http, upload, at)
+        return await _pump(activity, http, upload, at)
     finally:
         _active -= 1
 
 
-async def _pump(http: web.BaseRequest, upload: Upload, at: int) -> int:
+async def _pump(activity: Activity, http: web.BaseRequest, upload: Upload, at: int) -> int:
     writing: asyncio.Future[None] | None = None
     pieces: list[bytes] = []
     held = 0
@@ -55,6 +56,7 @@ async def _pump(http: web.BaseRequest, upload: Upload, at: int) -> int:
             if piece:
                 pieces.append(piece)
                 held += len(piece)
+                activity.bytes_in += len(piece)
                 if held < _batch_size():
                     continue
             if writing is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,19 +21,18 @@ from aiohttp import web
 from auth import grants, signing
 from auth.errors import AuthError, PolicyFileInvalid
 from auth.generate import OneRun, one_run
-from auth.identity import Identity, from_certificate
+from auth.identity import ROBOT_PREFIX, Credential, Identity, Permission, from_certificate
 from auth.login import Logins
 from auth.policy import ANYONE, EVERYTHING, OPEN, Grant, Policy
-from auth.robots import Robots
+from auth.robots import MAX_LIFETIME, Robots
 from auth.roles import Role
 from auth.throttle import Throttle
 from auth.tokens import TokenIssuer
 from auth.users import Users, load_users
 from auth.verify import CredentialVerifier
 from auth.watch import FileBacked
-from registry.audit import Audit
 from registry.config import ConfigError, Settings
-from registry.guard import REALM, Authentication, Guard
+from registry.guard import REALM, Authentication
 from registry.trust.addresses import wanted_names
 from registry.trust.authority import ensure
 from registry.trust.context import ServerTLS
@@ -47,6 +47,9 @@ SIGNING_KEY = "signing.key"
 CREDENTIALS = "credentials.json"
 """In the state directory while a server runs: the users of ``--auth auto``."""
 
+SHORT_LIVED = (SIGNING_KEY, CREDENTIALS)
+"""Files of the state directory that end with the server."""
+
 _PRIVATE = Attributes(0o600)
 
 
@@ -55,16 +58,33 @@ class Security:
     """How a running registry is protected.
 
     Attributes:
-        guard: what lets requests pass.
+        policy: gives the policy of each moment.
+        authentication: None where no credential is looked at.
         tls: None for plain HTTP.
         ca: the CA that nodes must trust, where the registry knows it.
         users: the one-run users of ``--auth auto``.
     """
 
-    guard: Guard
+    policy: Callable[[], Policy]
+    authentication: Authentication | None
     tls: ServerTLS | None
     ca: Path | None
     users: OneRun | None
+
+    def is_shared(self, user: str) -> bool:
+        """Whether several nodes may use this user's credentials, so that it names none of them."""
+        if self.users is not None and user in (self.users.admin.name, self.users.pull.name):
+            return True
+        return user.startswith(ROBOT_PREFIX)
+
+    def credential(self) -> Credential | None:
+        """What the command of `mayfly run` logs in with; None where nobody has to."""
+        if self.authentication is None:
+            return None
+        if self.users is not None:
+            return self.users.admin
+        permission = Permission(Role.MAINTAINER, EVERYTHING)
+        return self.authentication.robots.issue("run", [permission], MAX_LIFETIME, time.time())
 
 
 @contextmanager
@@ -82,13 +102,12 @@ def secure(settings: Settings) -> Iterator[Security]:
     except OSError as error:
         raise ConfigError(f"--state-dir {settings.state_dir}: {error.strerror}") from None
     _warn_of_choices(settings, tls, authentication)
-    guard = Guard(policy, authentication, _certificate_identity, Audit(settings.audit))
     try:
-        yield Security(guard, tls, ca, users)
+        yield Security(policy, authentication, tls, ca, users)
     finally:
         if authentication is not None:
             authentication.logins.close()
-        for name in (SIGNING_KEY, CREDENTIALS):
+        for name in SHORT_LIVED:
             (settings.state_dir / name).unlink(missing_ok=True)
 
 
@@ -131,8 +150,10 @@ def _identities(
 def _authentication(settings: Settings, users: Callable[[], Users]) -> Authentication:
     key = signing.load_key(settings.signing_key) if settings.signing_key else signing.new_key()
     publish(settings.state_dir / SIGNING_KEY, key, _PRIVATE)
-    verifier = CredentialVerifier(users, Robots(key))
-    return Authentication(verifier, Logins(verifier, Throttle()), TokenIssuer(key, REALM))
+    robots = Robots(key)
+    verifier = CredentialVerifier(users, robots)
+    logins = Logins(verifier, Throttle())
+    return Authentication(verifier, logins, TokenIssuer(key, REALM), robots)
 
 
 def _with_anonymous_pull(policy: Callable[[], Policy]) -> Callable[[], Policy]:
@@ -156,7 +177,7 @@ def _publish_users(state_dir: Path, made: OneRun) -> None:
     publish(state_dir / CREDENTIALS, json.dumps(document).encode() + b"\n", _PRIVATE)
 
 
-def _certificate_identity(http: web.BaseRequest) -> Identity | None:
+def certificate_identity(http: web.BaseRequest) -> Identity | None:
     """The caller a client certificate names; the handshake has verified it."""
     tls = http.get_extra_info("ssl_object")
     certificate = tls.getpeercert() if tls is not None else None

@@ -8,14 +8,21 @@ that section allows.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
+from functools import partial
+from typing import IO
 
 from aiohttp import web
 
-from registry.context import COMMON_HEADERS
+from registry.context import COMMON_HEADERS, in_thread
 from registry.errors import RangeInvalid
-from storage.errors import BlobUnknown
+from registry.lifetime.observer import Sending
+from storage.bundle.verified import BundleExtent, Proof
+from storage.errors import BlobUnknown, ContentCorrupt
 from storage.interface import Extent
+
+logger = logging.getLogger("mayfly")
 
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 
@@ -46,16 +53,55 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end - start + 1
 
 
-async def send(
+async def send_head(
     http: web.BaseRequest, extent: Extent, headers: dict[str, str]
 ) -> web.StreamResponse:
-    """Answer GET or HEAD with content, or the part of it that ``Range`` asks for.
+    """Answer HEAD for content."""
+    response, _, _ = _begin(http, extent, headers)
+    await response.prepare(http)
+    await response.write_eof()
+    return response
+
+
+async def send(
+    http: web.BaseRequest, extent: Extent, headers: dict[str, str], sending: Sending
+) -> web.StreamResponse:
+    """Answer GET with content, or the part of it that ``Range`` asks for.
 
     Raises:
         RangeInvalid: see `parse_range`.
         BlobUnknown: the content was deleted before its first byte was sent.
-        ConnectionError: the client is gone, or the file ended early and the connection was cut.
+        ContentCorrupt: the content of a bundle does not have its digest.
+        ConnectionError: the client is gone, or the content ended early or is not what it should
+            be, and the connection was cut.
     """
+    response, offset, count = _begin(http, extent, headers)
+    if count == 0:
+        await response.prepare(http)
+        await response.write_eof()
+        return response
+    try:
+        file = extent.path.open("rb", buffering=0)
+    except FileNotFoundError:
+        raise BlobUnknown("blob unknown to repository") from None
+    with file, sending.part(offset, count, extent.size):
+        proving = await _proving(extent, file, whole=count == extent.size)
+        await response.prepare(http)
+        # The last byte of a bundle's content waits for the proof: no client completes it before.
+        held_back = int(proving is not None)
+        await _sendfile(http, file, extent.offset + offset, count - held_back)
+        if proving is not None:
+            await _prove(http, proving)
+            await _sendfile(http, file, extent.offset + offset + count - 1, 1)
+        sending.count(count)
+    await response.write_eof()
+    return response
+
+
+def _begin(
+    http: web.BaseRequest, extent: Extent, headers: dict[str, str]
+) -> tuple[web.StreamResponse, int, int]:
+    """The response's head, and the offset and number of bytes that follow it."""
     part = parse_range(http.headers.get("Range"), extent.size)
     offset, count = part or (0, extent.size)
     response = web.StreamResponse(status=206 if part else 200, headers=COMMON_HEADERS)
@@ -64,25 +110,54 @@ async def send(
     if part:
         response.headers["Content-Range"] = f"bytes {offset}-{offset + count - 1}/{extent.size}"
     response.content_length = count
-    if http.method == "HEAD" or count == 0:
-        await response.prepare(http)
-        await response.write_eof()
-        return response
+    return response, offset, count
+
+
+async def _sendfile(http: web.BaseRequest, file: IO[bytes], offset: int, count: int) -> None:
+    transport = http.transport
+    if transport is None:
+        raise ConnectionResetError("client is gone")
+    if count == 0:
+        return
+    sent = await asyncio.get_running_loop().sendfile(transport, file, offset, count)
+    if sent != count:
+        # The length is already promised; only a cut tells the client that it is not met.
+        transport.abort()
+        raise ConnectionResetError(f"file ended after {sent} of {count} bytes")
+
+
+_proofs: dict[Proof, asyncio.Future[None]] = {}
+"""Proofs being taken now: content that a whole fleet asks for is hashed once."""
+
+
+async def _proving(extent: Extent, file: IO[bytes], *, whole: bool) -> asyncio.Future[None] | None:
+    """For content of a bundle, its proof: taken beside the sending, of a part before it."""
+    if not isinstance(extent, BundleExtent):
+        return None
+    proof = extent.proof
+    if proof.holds(file.fileno()):
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+    taken = _proofs.get(proof)
+    if taken is None:
+        taken = _proofs[proof] = in_thread(proof.establish)
+        taken.add_done_callback(partial(_taken, proof))
+    if not whole:
+        await asyncio.shield(taken)
+    return taken
+
+
+def _taken(proof: Proof, done: asyncio.Future[None]) -> None:
+    del _proofs[proof]
+    done.exception()  # known to asyncio as seen, also when every client has gone
+
+
+async def _prove(http: web.BaseRequest, proving: asyncio.Future[None]) -> None:
     try:
-        file = extent.path.open("rb", buffering=0)
-    except FileNotFoundError:
-        raise BlobUnknown("blob unknown to repository") from None
-    with file:
-        await response.prepare(http)
-        transport = http.transport
-        if transport is None:
-            raise ConnectionResetError("client is gone")
-        sent = await asyncio.get_running_loop().sendfile(
-            transport, file, extent.offset + offset, count
-        )
-        if sent != count:
-            # The length is already promised; only a cut tells the client that it is not met.
-            transport.abort()
-            raise ConnectionResetError(f"file ended after {sent} of {count} bytes")
-    await response.write_eof()
-    return response
+        await asyncio.shield(proving)
+    except ContentCorrupt as error:
+        logger.error("a transfer was cut: %s", error)
+        if http.transport is not None:
+            http.transport.abort()
+        raise ConnectionResetError("content is corrupt") from error

@@ -1,4 +1,4 @@
-"""A registry from start to stop: open the store, secure, bind, say ready, serve, stop cleanly.
+"""A registry from start to stop: claim, open, secure, bind; what follows is `registry.lifetime`.
 
 This is where concrete classes meet (DESIGN.md, composition root); the command line only brings
 the settings.
@@ -9,35 +9,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
-import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from aiohttp import web
-
 from auth import signing
-from registry.announce import announced
-from registry.app import App, HTTPServer
+from registry.announce import announced, login_to
+from registry.app import App, HTTPServer, Names
+from registry.audit import Audit
 from registry.config import ConfigError, Settings
+from registry.connections import Connections
 from registry.context import in_thread
-from registry.listener import BACKLOG, address_of, listening
-from registry.security import Security, secure
+from registry.guard import Guard
+from registry.held import Held
+from registry.lifetime.clock import SystemClock
+from registry.lifetime.images import read_nodes
+from registry.lifetime.life import Launch, Life
+from registry.lifetime.plan import Plan
+from registry.lifetime.report import storage_used
+from registry.lifetime.state import StateDir
+from registry.lifetime.systemd import Notifier, take_sockets
+from registry.listener import address_of, listening
+from registry.security import SHORT_LIVED, Security, certificate_identity, secure
+from storage.bundle.open import Bundles, open_bundles
 from storage.distribution import DistributionStore
 from storage.errors import StorageError
 from storage.interface import Store
+from storage.overlay import OverlayStore
 from storage.readonly import ReadOnlyStore
 
 logger = logging.getLogger("mayfly")
 
 WORKER_THREADS = 16
 """Threads for blocking storage calls; each may hold a batch of an upload."""
-
-DRAIN_SECONDS = 60.0
-"""How long transfers that are under way may go on once a stop is asked for."""
 
 STALE_UPLOAD_SECONDS = 7 * 24 * 3600.0
 """An upload session without a write for so long is dropped (distribution's default)."""
@@ -46,33 +54,47 @@ _HOUSEKEEPING_SECONDS = 3600.0
 _RELOAD_SECONDS = 2.0
 
 
-class SecondSignal(Exception):
-    """A stop was asked for twice: leave now. ``number`` is the signal's."""
+def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
+    """Serve until the lifetime ends.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    Args:
+        settings: of the server.
+        command: of `mayfly run`; the server lives as long as it runs.
 
-
-def run(settings: Settings) -> int:
-    """Serve until a signal; the process's exit code.
+    Returns:
+        The exit code; minus a signal's number if the command died by it.
 
     Raises:
         ConfigError: the settings cannot be carried out on this host.
+        LifetimeError: the command cannot be started.
     """
-    try:
-        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--state-dir {settings.state_dir} cannot be used: {error.strerror}"
-        ) from None
-    with _root(settings) as root, contextlib.closing(_open_store(settings, root)) as store:
-        try:
-            with asyncio.Runner() as runner:
-                runner.run(_serve(settings, store))
-        except SecondSignal as second:
-            return 128 + second.number
-    return 0
+    plan = _plan(settings, command)
+    with contextlib.ExitStack() as stack:
+        state = stack.enter_context(StateDir.claim(settings.state_dir, SHORT_LIVED))
+        root = stack.enter_context(_root(settings))
+        bundles = _open_bundles(settings)
+        if bundles is not None:
+            stack.enter_context(contextlib.closing(bundles))
+        store = stack.enter_context(contextlib.closing(_open_store(settings, root, bundles)))
+        runner = stack.enter_context(asyncio.Runner())
+        return runner.run(_serve(settings, plan, state, root, store, bundles))
+
+
+def _plan(settings: Settings, command: tuple[str, ...]) -> Plan:
+    return Plan(
+        drain_timeout=settings.drain_timeout,
+        idle_timeout=settings.idle_timeout,
+        unused_timeout=settings.unused_timeout,
+        max_lifetime=settings.max_lifetime,
+        until_all=settings.until,
+        until_pulled=settings.until_pulled,
+        nodes=read_nodes(settings.nodes) if settings.nodes is not None else None,
+        stop_file=settings.stop_file,
+        exit_with_parent=settings.exit_with_parent,
+        exit_on_stdin_eof=settings.exit_on_stdin_eof,
+        report=settings.report,
+        command=command,
+    )
 
 
 @contextlib.contextmanager
@@ -87,56 +109,112 @@ def _root(settings: Settings) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _open_store(settings: Settings, root: Path) -> DistributionStore:
+def _open_bundles(settings: Settings) -> Bundles | None:
+    if not settings.bundles:
+        return None
+    bundles = open_bundles(settings.bundles, settings.state_dir)
+    for notice in bundles.notices:
+        logger.warning("%s", notice)
+    for path, names in bundles.names.ambiguous().items():
+        logger.warning("%s is in several upstreams; ask for %s", path, " or ".join(names))
+    return bundles
+
+
+def _open_store(settings: Settings, root: Path, bundles: Bundles | None) -> DistributionStore:
     try:
+        if bundles is not None:
+            return OverlayStore(root, bundles.layer, allow_sparse=settings.allow_sparse)
         return DistributionStore(root, allow_sparse=settings.allow_sparse)
     except OSError as error:
         raise ConfigError(f"root {root} cannot be used: {error.strerror}") from error
 
 
-async def _serve(settings: Settings, store: DistributionStore) -> None:
+async def _serve(
+    settings: Settings,
+    plan: Plan,
+    state: StateDir,
+    root: Path,
+    store: DistributionStore,
+    bundles: Bundles | None,
+) -> int:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(WORKER_THREADS, "storage"))
-    stop = _stop_on_signals(loop)
+    with contextlib.ExitStack() as stack:
+        security = stack.enter_context(secure(settings))
+        sockets = [taken.socket for taken in take_sockets(os.environ)]
+        sockets = sockets or stack.enter_context(listening(settings.listen))
+        addresses = [address_of(bound) for bound in sockets]
+        login = login_to(settings, security, addresses[0])
+        life = Life(
+            plan,
+            state,
+            Held(store),
+            SystemClock(),
+            own_hosts=(login.host, *map(str, addresses)),
+            shared=security.is_shared,
+            notifier=Notifier.take(os.environ),
+        )
+        audit = Audit(settings.audit)
+        async with _background(settings, security, store, bundles, audit):
+            launch = Launch(
+                _connections(settings, security, store, bundles, life, audit, sockets),
+                login,
+                announced(settings, security, login),
+                storage=lambda: storage_used(root),
+                denied=audit.refusals,
+                wiped=_wiped(settings, root),
+            )
+            return await life.run(launch)
+
+
+def _connections(
+    settings: Settings,
+    security: Security,
+    store: DistributionStore,
+    bundles: Bundles | None,
+    life: Life,
+    audit: Audit,
+    sockets: list[socket.socket],
+) -> Connections:
+    guard = Guard(security.policy, security.authentication, certificate_identity, audit)
     served: Store = ReadOnlyStore(store) if settings.read_only else store
-    with secure(settings) as security, listening(settings.listen) as sockets:
-        async with _background(settings, security, store), _answering(served, security, sockets):
-            with announced(settings, security, [address_of(bound) for bound in sockets]):
-                logger.warning("stopping on %s", await stop)
+    app = App(served, guard, life, _names(store, bundles))
+    tls = security.tls.context if security.tls is not None else None
+    return Connections(HTTPServer(app), sockets, tls, life.activity)
 
 
-@contextlib.asynccontextmanager
-async def _answering(
-    store: Store, security: Security, sockets: list[socket.socket]
-) -> AsyncIterator[None]:
-    """Requests are answered while the block runs; at its end those under way may finish."""
-    server = HTTPServer(App(store, security.guard))
-    runner = web.ServerRunner(server, shutdown_timeout=DRAIN_SECONDS)
-    await runner.setup()
-    context = security.tls.context if security.tls is not None else None
-    try:
-        for bound in sockets:
-            await web.SockSite(runner, bound, ssl_context=context, backlog=BACKLOG).start()
-        yield
-    finally:
-        draining = asyncio.ensure_future(runner.cleanup())
-        _second_signal_cancels(asyncio.get_running_loop(), draining)
-        await draining
+def _names(store: DistributionStore, bundles: Bundles | None) -> Names | None:
+    if bundles is None or not isinstance(store, OverlayStore):
+        return None
+    names, exists = bundles.names, store.has_repository
+    return lambda repository, ns: names.resolve(repository, ns, exists)
+
+
+def _wiped(settings: Settings, root: Path) -> tuple[Path, ...]:
+    """What must not outlive the server, even one that is killed."""
+    secrets = tuple(settings.state_dir / name for name in SHORT_LIVED)
+    return (*secrets, root) if settings.ephemeral else secrets
 
 
 @contextlib.asynccontextmanager
 async def _background(
-    settings: Settings, security: Security, store: DistributionStore
+    settings: Settings,
+    security: Security,
+    store: DistributionStore,
+    bundles: Bundles | None,
+    audit: Audit,
 ) -> AsyncIterator[None]:
     """What goes on beside the requests."""
-    tasks: list[asyncio.Future[None]] = [asyncio.ensure_future(security.guard.audit.write())]
-    if security.guard.authentication is not None:
+    tasks: list[asyncio.Future[None]] = [asyncio.ensure_future(audit.write())]
+    if security.authentication is not None:
         # The first login would wait for this import otherwise.
         tasks.append(in_thread(signing.preload))
     if security.tls is not None:
         tasks.append(asyncio.ensure_future(_reload_certificates(security)))
     if not settings.read_only:
         tasks.append(asyncio.ensure_future(_purge_uploads(store)))
+    if bundles is not None and bundles.unhashed:
+        tasks.append(asyncio.ensure_future(_hash_bundles(bundles)))
     try:
         yield
     finally:
@@ -166,22 +244,12 @@ async def _purge_uploads(store: DistributionStore) -> None:
         await asyncio.sleep(_HOUSEKEEPING_SECONDS)
 
 
-def _stop_on_signals(loop: asyncio.AbstractEventLoop) -> asyncio.Future[str]:
-    stop: asyncio.Future[str] = loop.create_future()
-
-    def on_signal(number: signal.Signals) -> None:
-        if not stop.done():
-            stop.set_result(number.name)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
-    return stop
-
-
-def _second_signal_cancels(loop: asyncio.AbstractEventLoop, draining: asyncio.Future[None]) -> None:
-    def on_signal(number: signal.Signals) -> None:
-        draining.cancel()
-        raise SecondSignal(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
+async def _hash_bundles(bundles: Bundles) -> None:
+    """Read what old docker archives do not say of themselves; then their images are served."""
+    logger.warning("reading %.1f MiB of layers for the first time", bundles.unhashed / 2**20)
+    try:
+        await in_thread(bundles.hash, lambda size: None)
+    except StorageError as error:
+        logger.error("a bundle cannot be served whole: %s", error.message)
+    else:
+        logger.warning("all layers are read: every image can be pulled")

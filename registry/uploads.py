@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from aiohttp import web
 
 from registry.access import Need
-from registry.context import Context, answer, in_thread
+from registry.context import Context, Handler, answer, in_thread
 from registry.errors import ParameterInvalid, upload_range
 from registry.receive import receive
 from registry.request import Request
@@ -20,6 +21,20 @@ from storage.names import check_repository
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d{1,19})-(\d{1,19})(?:/(?:\d+|\*))?")
 
 
+def receiving(handler: Handler) -> Handler:
+    """Lets the lifetime know of the push that a request is part of."""
+
+    @functools.wraps(handler)
+    async def observed(
+        context: Context, http: web.BaseRequest, request: Request
+    ) -> web.StreamResponse:
+        with context.observer.receiving(context.peer, request.repository):
+            return await handler(context, http, request)
+
+    return observed
+
+
+@receiving
 async def begin(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
     """POST: mount a blob, take a whole one, or open a session."""
     if mount := request.parameter("mount"):
@@ -39,13 +54,15 @@ async def status(context: Context, http: web.BaseRequest, request: Request) -> w
     return answer(204, headers=_standing(request, upload, upload.offset))
 
 
+@receiving
 async def patch(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
     """PATCH: append a chunk, or a stream of unknown length."""
     upload = context.store.upload(request.repository, request.upload_id)
-    offset = await receive(http, upload, _start(http, upload))
+    offset = await receive(context.observer.activity, http, upload, _start(http, upload))
     return answer(202, headers=_standing(request, upload, offset))
 
 
+@receiving
 async def finish(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
     """PUT: append what is left, verify, publish."""
     upload = context.store.upload(request.repository, request.upload_id)
@@ -53,7 +70,7 @@ async def finish(context: Context, http: web.BaseRequest, request: Request) -> w
     if wanted is None:
         raise DigestInvalid("the digest parameter is missing")
     digest = digests.parse(wanted)
-    await receive(http, upload, _start(http, upload))
+    await receive(context.observer.activity, http, upload, _start(http, upload))
     await in_thread(upload.commit, digest)
     return _created(request, digest)
 
@@ -70,7 +87,7 @@ async def _monolithic(
 ) -> web.StreamResponse:
     upload = await in_thread(context.store.begin_upload, request.repository, digest.algorithm)
     try:
-        await receive(http, upload, 0)
+        await receive(context.observer.activity, http, upload, 0)
     except BaseException:
         # The client never learned of the session, so nobody could go on with it.
         await in_thread(upload.cancel)

@@ -14,6 +14,10 @@ from storage.errors import ContentCorrupt, StorageError, StorageFull
 
 _COMMANDS = {
     "serve": "registry.cli.serve",
+    "run": "registry.cli.run",
+    "status": "registry.cli.control:status",
+    "wait": "registry.cli.control:wait",
+    "stop": "registry.cli.control:stop",
     "user": "registry.cli.user",
     "grant": "registry.cli.grant",
     "credentials": "registry.cli.credentials",

@@ -14,21 +14,24 @@ from registry.config import SETTINGS, Settings
 
 
 def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
-    """Give a command every option of `SETTINGS` and ``--config``, and call it with the result."""
+    """Call a command with its bundles, every option of `SETTINGS`, and ``--config``."""
 
-    def load(config_file: Path | None, **given: Any) -> Any:
+    def load(config_file: Path | None, bundles: tuple[Path, ...], **given: Any) -> Any:
         flags = {key: _texts(value) for key, value in given.items() if value not in (None, ())}
-        return command(config.load(flags, os.environ, config_file))
+        return command(config.load(flags, os.environ, config_file, bundles))
 
     load.__doc__ = command.__doc__
-    wrapped: Callable[..., Any] = click.option(
+    wrapped: Callable[..., Any] = click.argument(
+        "bundles", metavar="[BUNDLE]...", nargs=-1, type=click.Path(path_type=Path)
+    )(load)
+    wrapped = click.option(
         "--config",
         "config_file",
         envvar="MAYFLY_CONFIG",
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="Read settings from a TOML file.",
-    )(load)
+    )(wrapped)
     for setting in reversed(SETTINGS):
         wrapped = _option(setting)(wrapped)
     return wrapped

@@ -14,7 +14,10 @@ from registry.config import Settings
 @click.command("serve")
 @with_settings
 def command(settings: Settings) -> int:
-    """Serve in the foreground until SIGTERM or SIGINT."""
+    """Serve in the foreground until a signal, or until a condition to end is met.
+
+    Each BUNDLE (an OCI layout, a docker save tar, a registry's directory) is served where it lies.
+    """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="mayfly: %(message)s")
     # Imported here: `mayfly serve --help` and a wrong option need no HTTP server.
     from registry.startup import import_server

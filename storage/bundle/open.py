@@ -66,11 +66,16 @@ class Bundles:
         Raises:
             BundleChanged: a bundle was written to.
             BundleConflict: bundles turned out to disagree on a tag.
+            Interrupted: the server is stopping.
         """
         for bundle in self._archives:
             if bundle.unhashed:
                 bundle.hash(progress)
         _check_tags(self._archives)
+
+    def interrupt(self) -> None:
+        """End all hashing at once: threads of a server that stops need not be waited for long."""
+        self.proofs.interrupt()
 
     def close(self) -> None:
         """Let go of every bundle; nothing of them may be in use any more."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage import digest as digests
-from storage.bundle.errors import BundleChanged
+from storage.bundle.errors import BundleChanged, Interrupted
 from storage.digest import CANONICAL, Digest
 from storage.errors import ContentCorrupt, DigestInvalid
 from storage.interface import Extent
@@ -74,6 +74,7 @@ class Proofs:
         self._file = state_dir / FILE_NAME
         self._measured = _load(self._file)
         self._lock = threading.Lock()
+        self._interrupted = threading.Event()
         self.corrupt: list[Proof] = []
         """What was found corrupt in this run, in order; as text each says where it lies."""
 
@@ -107,9 +108,17 @@ class Proofs:
 
         Raises:
             BundleChanged: the file is not what it was when the piece was found.
+            Interrupted: `interrupt` was called.
         """
+
+        def step(count: int) -> None:
+            if self._interrupted.is_set():
+                raise Interrupted("the server is stopping")
+            if progress is not None:
+                progress(count)
+
         algorithm = wanted.algorithm if wanted else CANONICAL
-        digest = _hash(piece, algorithm, progress)
+        digest = _hash(piece, algorithm, step)
         key = _key(piece, algorithm)
         with self._lock:
             known = self._measured.get(key) == digest.hex
@@ -117,6 +126,10 @@ class Proofs:
         if not known and wanted in (None, digest):
             _append(self._file, key, digest)
         return digest
+
+    def interrupt(self) -> None:
+        """End what is being hashed in other threads, and refuse to hash any more."""
+        self._interrupted.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +161,7 @@ class Proof:
         Raises:
             ContentCorrupt: it has another digest; from now on it is refused.
             BundleChanged: the file was written to.
+            Interrupted: the server is stopping.
         """
         if self.proofs.measure(self.piece, self.digest) != self.digest:
             self.proofs.corrupt.append(self)
@@ -171,7 +185,7 @@ def changed() -> BundleChanged:
     return BundleChanged("the bundle was changed while it is served: restart to serve what it is")
 
 
-def _hash(piece: Piece, algorithm: str, progress: Progress | None) -> Digest:
+def _hash(piece: Piece, algorithm: str, progress: Progress) -> Digest:
     made = digests.hasher(algorithm)
     buffer = memoryview(bytearray(min(_READ_SIZE, max(piece.size, 1))))
     position, end = piece.offset, piece.offset + piece.size
@@ -183,8 +197,7 @@ def _hash(piece: Piece, algorithm: str, progress: Progress | None) -> Digest:
                 break
             made.update(buffer[:count])
             position += count
-            if progress is not None:
-                progress(count)
+            progress(count)
         # After the last read: had anything been written before it, the stamp would tell.
         if stamp_of(os.fstat(descriptor)) != piece.stamp:
             raise changed()

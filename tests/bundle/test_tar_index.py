@@ -97,6 +97,14 @@ def test_old_header_without_magic() -> None:
     assert index.ended
 
 
+def test_times_of_gnu_are_no_prefix() -> None:
+    """Where POSIX has the first half of a long name, GNU tar keeps times in incremental dumps."""
+    made = bytearray(header("name"))
+    made[257:265] = b"ustar  \0"
+    made[345:369] = b"14371203333\0" * 2
+    assert scan(sealed(made) + bytes(1024)).members.keys() == {"name"}
+
+
 def test_signed_checksum() -> None:
     """Old tars summed signed bytes; names outside ASCII show the difference."""
     made = bytearray(header("caf\u00e9"))

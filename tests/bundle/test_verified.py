@@ -11,7 +11,7 @@ import pytest
 
 from storage import digest as digests
 from storage.bundle import verified
-from storage.bundle.errors import BundleChanged, BundleInvalid
+from storage.bundle.errors import BundleChanged, BundleInvalid, Interrupted
 from storage.bundle.files import read as read_small
 from storage.bundle.verified import FILE_NAME, Piece, Proof, Proofs, stamp_of
 from storage.digest import Digest
@@ -227,6 +227,28 @@ def test_many_threads(piece: Piece, file: Path, state: Path) -> None:
     again = Proofs(state)
     for one, digest in zip(pieces, found, strict=True):
         assert holds(proof_of(again.extent(one, digest)), file)
+
+
+def test_interrupted(piece: Piece, file: Path, state: Path) -> None:
+    """A server that stops does not wait until a large layer is hashed; nothing is proven by it."""
+    proofs = Proofs(state)
+    proof = proof_of(proofs.extent(piece, DIGEST))
+    read = 0
+
+    def progress(count: int) -> None:
+        nonlocal read
+        read += count
+        proofs.interrupt()
+
+    large = piece._replace(offset=0, size=10**9)
+    os.truncate(file, 10**9)
+    large = large._replace(stamp=stamp_of(file.stat()))
+    with pytest.raises(Interrupted):
+        proofs.measure(large, progress=progress)
+    assert read < 10**8
+    with pytest.raises(Interrupted):
+        proof.establish()
+    assert proofs.measured(large) is None
 
 
 def test_state_is_private(state: Path, piece: Piece) -> None:

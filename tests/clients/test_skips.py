@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
-
-import pytest
 
 from tests.process import REPO
 
@@ -42,6 +41,8 @@ SKIPS = {
         pytest.skip("a-program-nobody-has", allow_module_level=True)
     """,
 }
+# A module that does not load would keep the others from being run.
+GO_ON = "--continue-on-collection-errors"
 EXPECTED_FAILURE = """
     import pytest
 
@@ -51,9 +52,10 @@ EXPECTED_FAILURE = """
 """
 
 
-def run_pytest(directory: Path, source: str, **environment: str) -> tuple[int, str]:
-    """Run one test module under the rule: the exit code and what was printed."""
-    (directory / "test_module.py").write_text(textwrap.dedent(source))
+def run_pytest(directory: Path, modules: dict[str, str], **environment: str) -> tuple[int, str]:
+    """Run test modules under the rule: the exit code and what was printed."""
+    for name, source in modules.items():
+        (directory / f"test_{name}.py").write_text(textwrap.dedent(source))
     (directory / "pytest.ini").write_text("[pytest]\n")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "."],
@@ -67,27 +69,32 @@ def run_pytest(directory: Path, source: str, **environment: str) -> tuple[int, s
     return done.returncode, done.stdout
 
 
-@pytest.mark.parametrize("how", SKIPS)
-def test_skip_is_told(tmp_path: Path, how: str) -> None:
+def test_skips_are_told(tmp_path: Path) -> None:
     """However a test skips, the run's end has a section that says why."""
-    _, output = run_pytest(tmp_path, SKIPS[how])
+    _, output = run_pytest(tmp_path, SKIPS)
     section = output.partition("not tested on this machine")[2]
-    assert "a-program-nobody-has" in section
-    assert "1 skipped" in section
+    for how in SKIPS:
+        (told,) = [line for line in section.splitlines() if line.startswith(f"test_{how}.py")]
+        assert "a-program-nobody-has" in told
+    assert f"{len(SKIPS)} skipped" in section
 
 
-@pytest.mark.parametrize("how", SKIPS)
-def test_skip_fails_where_all_is_required(tmp_path: Path, how: str) -> None:
-    """With MAYFLY_REQUIRE_ALL=1 the same skip is a failure with the same reason."""
-    code, output = run_pytest(tmp_path, SKIPS[how], MAYFLY_REQUIRE_ALL="1")
-    assert code != 0
-    assert "MAYFLY_REQUIRE_ALL=1 allows no skip: " in output
-    assert "a-program-nobody-has" in output
-    assert " skipped in" not in output
+def test_skips_fail_where_all_is_required(tmp_path: Path) -> None:
+    """With MAYFLY_REQUIRE_ALL=1 the same skips are failures with the same reason."""
+    code, output = run_pytest(tmp_path, SKIPS, MAYFLY_REQUIRE_ALL="1", PYTEST_ADDOPTS=GO_ON)
+    assert code == 1
+    lines = output.splitlines()
+    reasons = [line for line in lines if line.startswith("skipped, but MAYFLY_REQUIRE_ALL=1")]
+    assert len(reasons) == len(SKIPS)
+    assert all("a-program-nobody-has" in reason for reason in reasons)
+    failed = "\n".join(line for line in lines if re.match("(FAILED|ERROR) ", line))
+    for how in SKIPS:
+        assert f"test_{how}.py" in failed
+    assert "skipped" not in lines[-1]
 
 
 def test_expected_failure_is_no_skip(tmp_path: Path) -> None:
     """A failure that was marked as expected stays one where all is required."""
-    code, output = run_pytest(tmp_path, EXPECTED_FAILURE, MAYFLY_REQUIRE_ALL="1")
+    code, output = run_pytest(tmp_path, {"expected": EXPECTED_FAILURE}, MAYFLY_REQUIRE_ALL="1")
     assert code == 0
     assert "1 xfailed" in output

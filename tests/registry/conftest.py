@@ -17,6 +17,7 @@ from registry.audit import Audit
 from registry.guard import Guard
 from storage.distribution import DistributionStore
 from storage.interface import Store
+from tests.lifeline import lifeline
 from tests.registry.wire import Wire
 from tests.storage.disk import skip_sync
 
@@ -32,7 +33,8 @@ class Registry(BaseTestServer):
 
     async def _make_runner(self, **kwargs: Any) -> web.ServerRunner:
         guard = Guard(lambda: OPEN, None, lambda http: None, Audit())
-        return web.ServerRunner(HTTPServer(App(self._store, guard)), shutdown_timeout=1)
+        app = App(self._store, guard, lifeline())
+        return web.ServerRunner(HTTPServer(app), shutdown_timeout=1)
 
 
 @pytest.fixture(autouse=True)

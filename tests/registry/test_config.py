@@ -181,9 +181,9 @@ def test_any_address(text: str) -> None:
 )
 def test_address_that_cannot_be_bound(host: str) -> None:
     """An address that is not this host's, or none at all: refused in one line, by its text."""
-    with pytest.raises(ConfigError, match="--listen") as refused:
-        with listening([Address("127.0.0.1", 0), Address(host, 5000)]):
-            pytest.fail("bound")
+    addresses = [Address("127.0.0.1", 0), Address(host, 5000)]
+    with pytest.raises(ConfigError, match="--listen") as refused, listening(addresses):
+        pytest.fail("bound")
     assert "\n" not in str(refused.value)
 
 

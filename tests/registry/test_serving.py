@@ -128,29 +128,46 @@ def _stalled_upload(host: str, length: int, body: bytes) -> socket.socket:
     return stalled
 
 
-def _gone(path: Path) -> Callable[[], bool | None]:
-    return lambda: None if path.exists() else True
+def _stopping(host: str) -> Callable[[], bool | None]:
+    """Whether a server has taken note of a signal: it says it is not ready, or takes nobody in."""
+
+    def probe() -> bool | None:
+        try:
+            return True if ask(host, "GET", "/readyz")[0] != 200 else None
+        except OSError:
+            return True
+
+    return probe
 
 
 def test_transfer_under_way_may_finish(start_mayfly: StartMayfly) -> None:
-    """A push begun before the signal ends with 201, though nobody else gets in any more."""
+    """A push begun before the signal ends with 201, and then the server with 0."""
     server = start_mayfly()
     body = os.urandom(300_000)
     with _stalled_upload(server.host, len(body), body) as stalled:
         server.popen.send_signal(signal.SIGTERM)
-        server.wait_for(_gone(server.state_dir / "ready.json"))
-        name, _, port = server.host.rpartition(":")
-
-        def refused() -> bool | None:
-            try:
-                socket.create_connection((name, int(port)), timeout=1).close()
-            except ConnectionRefusedError:
-                return True
-            return None
-
-        server.wait_for(refused)
+        server.wait_for(_stopping(server.host))
         stalled.sendall(body[len(body) // 2 :])
         assert stalled.recv(1000).startswith(b"HTTP/1.1 201 ")
+    assert server.popen.wait(10) == 0
+    assert "Traceback" not in server.output()
+    assert [Path(n).name for n in files(server.root)] == ["data", "link"]
+
+
+def test_pull_under_way_may_finish(start_mayfly: StartMayfly) -> None:
+    """A blob whose reader has paused is sent to its end after the signal."""
+    server = start_mayfly()
+    data = os.urandom(1024) * 20_000
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert ask(server.host, "POST", f"{UPLOADS}?digest={digest}", data)[0] == 201
+    connection = http.client.HTTPConnection(server.host, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", f"/v2/team/app/blobs/{digest}")
+        answer = connection.getresponse()
+        received = answer.read(1000)
+        server.popen.send_signal(signal.SIGTERM)
+        server.wait_for(_stopping(server.host))
+        assert received + answer.read() == data
     assert server.popen.wait(10) == 0
     assert "Traceback" not in server.output()
 
@@ -165,7 +182,7 @@ def test_second_signal_leaves_now(
     server = start_mayfly()
     with _stalled_upload(server.host, 300_000, os.urandom(300_000)):
         server.popen.send_signal(signal.SIGTERM)
-        server.wait_for(_gone(server.state_dir / "ready.json"))
+        server.wait_for(_stopping(server.host))
         assert server.running
         server.popen.send_signal(second)
         assert server.popen.wait(10) == code, server.output()
@@ -182,7 +199,7 @@ def test_second_signal_removes_an_ephemeral_root(
     process, host = serve("--ephemeral", "--listen", "127.0.0.1:0", TMPDIR=str(tmp_path / "tmp"))
     with _stalled_upload(host, 300_000, os.urandom(300_000)):
         process.popen.send_signal(signal.SIGINT)
-        process.wait_for(_gone(tmp_path / "state/ready.json"))
+        process.wait_for(_stopping(host))
         process.popen.send_signal(signal.SIGINT)
         assert process.popen.wait(10) == 130
     assert list((tmp_path / "tmp").iterdir()) == []

@@ -34,6 +34,7 @@ from storage import digest as digests
 from storage import manifest as manifests
 from storage.digest import Digest
 from storage.distribution import DistributionStore
+from tests.lifeline import lifeline
 from tests.security.wire import Header, Server, basic, bearer
 
 ROUNDS = 4
@@ -108,9 +109,11 @@ async def registry(
     verifier = CredentialVerifier(lambda: known, robots)
     logins = Logins(verifier, throttle, sleep=_at_once)
     issuer = TokenIssuer(key, REALM)
-    guard = Guard(lambda: policy, Authentication(verifier, logins, issuer), lambda _: None, Audit())
+    guard = Guard(
+        lambda: policy, Authentication(verifier, logins, issuer, robots), lambda _: None, Audit()
+    )
     with contextlib.closing(DistributionStore(root)) as store:
-        runner = web.ServerRunner(HTTPServer(App(store, guard)), shutdown_timeout=0)
+        runner = web.ServerRunner(HTTPServer(App(store, guard, lifeline())), shutdown_timeout=0)
         await runner.setup()
         try:
             site = web.TCPSite(runner, "127.0.0.1", 0)

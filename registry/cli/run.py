@@ -1,0 +1,54 @@
+"""``mayfly run``: a registry for as long as a command takes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+
+from registry.cli.options import with_settings
+from registry.config import Settings
+
+_SEPARATOR = "--"
+_WORDS = "registry.cli.run.words"
+
+
+class _BeforeCommand(click.Command):
+    """Takes the command's words off before anything reads them as options of ours."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own, words = args, []
+        if _SEPARATOR in args:
+            at = args.index(_SEPARATOR)
+            own, words = args[:at], args[at + 1 :]
+        ctx.meta[_WORDS] = tuple(words)
+        return super().parse_args(ctx, own)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), _SEPARATOR, "COMMAND", "[ARG]..."]
+
+
+@click.command("run", cls=_BeforeCommand)
+@with_settings
+def command(settings: Settings) -> int:
+    """Serve while COMMAND runs; its exit code is Mayfly's.
+
+    COMMAND gets MAYFLY_URL, MAYFLY_HOST, MAYFLY_USERNAME, MAYFLY_PASSWORD and MAYFLY_CA, and
+    DOCKER_CONFIG and REGISTRY_AUTH_FILE for its clients. With --until-pulled or --idle-timeout the
+    registry stays after a COMMAND that succeeded, until those are met.
+    """
+    context = click.get_current_context()
+    words: tuple[str, ...] = context.meta[_WORDS]
+    if not words:
+        raise click.UsageError(f"COMMAND is missing: put it after {_SEPARATOR}", context)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="mayfly: %(message)s")
+    from registry.lifetime.child import leave
+    from registry.lifetime.errors import LifetimeError
+    from registry.startup import import_server
+
+    try:
+        return leave(import_server().run(settings, command=words))
+    except LifetimeError as error:
+        print(f"mayfly: {error.message}", file=sys.stderr)
+        return error.exit_code

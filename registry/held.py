@@ -1,0 +1,32 @@
+"""What the lifetime asks the store: which content an image is made of, and where a tag points."""
+
+from __future__ import annotations
+
+from registry.lifetime.contents import Contents
+from storage import digest as digests
+from storage.errors import StorageError
+from storage.images import load
+from storage.interface import Reader
+
+
+class Held:
+    """See `registry.lifetime.life.Content`."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def contents(self, repository: str, digest: str) -> Contents | None:
+        try:
+            manifest = load(self._reader, repository, digests.parse(digest))
+        except (StorageError, OSError):
+            return None
+        return Contents(
+            children=tuple(str(child.digest) for child in manifest.manifests),
+            blobs=tuple(str(blob.digest) for blob in manifest.blobs if blob.distributable),
+        )
+
+    def tag(self, repository: str, tag: str) -> str | None:
+        try:
+            return str(self._reader.tag(repository, tag))
+        except StorageError:
+            return None

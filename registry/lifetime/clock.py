@@ -1,0 +1,58 @@
+"""Time, as something a test can stand in for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+
+class Clock(Protocol):
+    """Tells the time and lets it pass."""
+
+    def now(self) -> float:
+        """Seconds from some moment on; never goes back."""
+
+    def wall(self) -> float:
+        """Unix seconds."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Come back when so many seconds have passed."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+async def first_done(*waiting: asyncio.Future[Any] | Coroutine[Any, Any, Any]) -> None:
+    """Wait until one of several is done. Coroutines are cancelled then, futures stay as they are.
+
+    Raises:
+        Exception: of a coroutine that failed.
+    """
+    tasks = [one for one in map(_task, waiting) if one is not None]
+    futures = [one for one in waiting if isinstance(one, asyncio.Future)]
+    try:
+        await asyncio.wait([*tasks, *futures], return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _task(
+    waiting: asyncio.Future[Any] | Coroutine[Any, Any, Any],
+) -> asyncio.Task[Any] | None:
+    return asyncio.create_task(waiting) if isinstance(waiting, Coroutine) else None

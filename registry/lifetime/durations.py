@@ -1,0 +1,58 @@
+"""Durations as the contract writes them: a number and ``s``, ``m`` or ``h``."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"h": 3600, "m": 60, "s": 1}
+_DURATION = re.compile(r"([0-9]{1,9})([smh])")
+_NEVER = "never"
+
+EXPECTED = "expected a number and s, m or h, as in 90s, 10m or 4h"
+
+
+def parse(text: str) -> float:
+    """Read a duration, which may be zero; in seconds.
+
+    Raises:
+        ValueError: it is none; the text says what is expected.
+    """
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ValueError(EXPECTED)
+    return float(int(found[1]) * _UNITS[found[2]])
+
+
+def parse_timeout(text: str) -> float | None:
+    """Read a duration that must pass before something happens, or ``never``; in seconds.
+
+    Raises:
+        ValueError: it is neither, or zero.
+    """
+    if text == _NEVER:
+        return None
+    try:
+        seconds = parse(text)
+    except ValueError:
+        raise ValueError(f"{EXPECTED}, or never") from None
+    if not seconds:
+        raise ValueError("expected more than 0; never switches it off")
+    return seconds
+
+
+def exact(seconds: float) -> str:
+    """Write whole seconds so that `parse` reads the same: the largest unit that fits."""
+    whole = round(seconds)
+    for unit, size in _UNITS.items():
+        if whole and whole % size == 0:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def readable(seconds: float) -> str:
+    """Write a time that passed for people: ``4.2s``, ``12m 5s``, ``3h 0m 12s``."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes}m {rest}s" if hours else f"{minutes}m {rest}s"

@@ -1,0 +1,54 @@
+"""Changes of a directory's entries, told by the kernel: inotify(7), which Python does not wrap."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+_CREATE = 0x100
+_MOVED_TO = 0x80
+
+_BUFFER = 16 * 1024
+
+
+class Inotify:
+    """Readable when something was made in, or moved to, a directory.
+
+    Raises:
+        OSError: the directory is missing, or the kernel has no more watches.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._descriptor: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._descriptor < 0:
+            raise _error(directory)
+        if (
+            libc.inotify_add_watch(self._descriptor, os.fsencode(directory), _CREATE | _MOVED_TO)
+            < 0
+        ):
+            error = _error(directory)
+            self.close()
+            raise error
+
+    def fileno(self) -> int:
+        """The descriptor to wait on."""
+        return self._descriptor
+
+    def discard(self) -> None:
+        """Forget what was told so far."""
+        try:
+            while os.read(self._descriptor, _BUFFER):
+                pass
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """End the watch."""
+        os.close(self._descriptor)
+
+
+def _error(directory: Path) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), str(directory))

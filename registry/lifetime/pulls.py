@@ -1,0 +1,161 @@
+"""Pulls and pushes that are under way, as far as requests show it.
+
+A pull is several requests with nothing to join them but the node that makes them: HEAD of a tag,
+GET of an index, GET of one of its children, then a GET for each blob the node lacks. Between two
+of them nothing is in flight, and yet the node is not done. What it is still *expected* to ask for
+is known from what it got:
+
+    HEAD of a manifest         expects a GET of it      (a warm node stops here: it has everything)
+    GET of an index            expects a child of it
+    GET of an image manifest   expects its blobs        (those the node has are never asked for)
+    blob sent whole            expects nothing more of it
+
+A node may rightly never ask for what is expected of it, so expectation ends when the node was
+silent for `SETTLED`, and for one manifest after `PATIENCE` at the latest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from registry.lifetime.activity import Pulse
+from registry.lifetime.contents import Contents
+
+SETTLED = 5.0
+"""Seconds without an event of a node after which nothing more is expected of it. Clients go from
+one request of a pull to the next at once; what may lie between is a login or a slow disk."""
+
+PATIENCE = 600.0
+"""Seconds after which a node that pulls other things is no longer expected to fetch a blob."""
+
+MAX_NODES = 10_000
+_MAX_EXPECTED = 10_000
+
+
+@dataclass(slots=True)
+class _Node:
+    last: float = 0.0
+    expected: dict[str, float] = field(default_factory=dict)
+    """Digest → when it was expected first."""
+    parents: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Child → the indexes it was named by, while a child is expected."""
+    known: set[tuple[str, str]] = field(default_factory=set)
+    """(repository, manifest digest) that a pull of this node may ask for again."""
+    flying: dict[str, int] = field(default_factory=dict)
+    """Blob → transfers of it in flight."""
+    pushed: float | None = None
+
+
+class Pulls:
+    """What each node is in the middle of. Nothing of it outlives the process.
+
+    Args:
+        now: seconds, monotonic.
+        changed: told when a transfer ends.
+    """
+
+    def __init__(self, now: Callable[[], float], changed: Pulse) -> None:
+        self._now = now
+        self._changed = changed
+        self._nodes: dict[str, _Node] = {}
+
+    def manifest(
+        self, node: str, repository: str, digest: str, contents: Contents, *, head: bool
+    ) -> None:
+        """A manifest was served to a node."""
+        state = self._touch(node)
+        if state is None:
+            return
+        if len(state.known) + len(state.expected) > _MAX_EXPECTED:
+            state.known.clear()
+            state.expected.clear()
+            state.parents.clear()
+        state.known.add((repository, digest))
+        for index in state.parents.pop(digest, ()):
+            state.expected.pop(index, None)
+        if head:
+            state.expected[digest] = state.last
+            return
+        state.expected.pop(digest, None)
+        for child in contents.children:
+            state.known.add((repository, child))
+            state.parents[child] = (*state.parents.get(child, ()), digest)
+            state.expected[digest] = state.last
+        for blob in contents.blobs:
+            state.expected[blob] = state.last
+
+    def blob_begun(self, node: str, digest: str) -> None:
+        """Bytes of a blob began to flow to a node. `blob_ended` follows."""
+        state = self._touch(node)
+        if state is not None:
+            state.flying[digest] = state.flying.get(digest, 0) + 1
+
+    def blob_ended(self, node: str, digest: str, *, to_its_end: bool) -> None:
+        """They no longer flow. ``to_its_end``: the blob's last byte was among them."""
+        state = self._touch(node)
+        if state is not None:
+            left = state.flying.get(digest, 1) - 1
+            if left:
+                state.flying[digest] = left
+            else:
+                state.flying.pop(digest, None)
+                if to_its_end:
+                    state.expected.pop(digest, None)
+        self._changed.happened()
+
+    def push(self, node: str) -> None:
+        """A node took a step of a push."""
+        state = self._touch(node)
+        if state is not None:
+            state.pushed = state.last
+
+    def busy(self, node: str, digests: Collection[str]) -> bool:
+        """Whether a node is fetching, or about to fetch, some of this content."""
+        state = self._nodes.get(node)
+        if state is None:
+            return False
+        if not state.flying.keys().isdisjoint(digests):
+            return True
+        if not state.flying and self._now() - state.last >= SETTLED:
+            return False
+        since = self._now() - PATIENCE
+        return any(begun > since and digest in digests for digest, begun in state.expected.items())
+
+    def knows(self, node: str, repository: str, digest: str) -> bool:
+        """Whether a manifest belongs to a pull that the node has begun."""
+        state = self._nodes.get(node)
+        return state is not None and (repository, digest) in state.known
+
+    def pushing(self, node: str) -> bool:
+        """Whether a node is in the middle of a push."""
+        state = self._nodes.get(node)
+        if state is None or state.pushed is None:
+            return False
+        return self._now() - state.pushed < SETTLED
+
+    def settles_in(self) -> float | None:
+        """Seconds until no node is about to fetch or push anything; None when that is now.
+
+        Transfers in flight are not looked at: `Activity` knows when they end.
+        """
+        open_since = [state.last for state in self._nodes.values() if self._open(state)]
+        return max(open_since) + SETTLED - self._now() if open_since else None
+
+    def _open(self, state: _Node) -> bool:
+        now = self._now()
+        if now - state.last >= SETTLED:
+            return False
+        if state.pushed is not None and now - state.pushed < SETTLED:
+            return True
+        return any(begun > now - PATIENCE for begun in state.expected.values())
+
+    def _touch(self, node: str) -> _Node | None:
+        """The node's state, made if there is room for one more."""
+        state = self._nodes.get(node)
+        if state is None:
+            if len(self._nodes) >= MAX_NODES:
+                return None
+            state = self._nodes[node] = _Node()
+        state.last = self._now()
+        return state

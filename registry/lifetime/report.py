@@ -1,0 +1,188 @@
+"""What a run did: the report as JSON for programs, and as text for people (`table`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from registry.lifetime.contents import Contained
+from registry.lifetime.coverage import Coverage, State
+from registry.lifetime.ledger import Ledger
+from registry.lifetime.observer import Denied
+from registry.trust.files import Attributes, publish
+
+_KIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Peak resident memory in bytes: of this process, and of the largest child that has ended."""
+
+    server: int
+    command: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image that was pushed or pulled; ``name`` by its tag where it has one."""
+
+    name: str
+    digest: str
+    pushed_by: list[str]
+    pulled_by: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageRecord:
+    """How far the upgrade came; ``matrix`` is image → node → `State`."""
+
+    complete: bool
+    nodes_wanted: int
+    nodes_covered: int
+    nodes: list[str]
+    matrix: dict[str, dict[str, State]]
+    missing: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DeniedRecord:
+    """How many requests of one user from one address were refused."""
+
+    user: str
+    address: str
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """CONTRACT.md, "Report". Times are ISO 8601 in UTC, sizes bytes."""
+
+    version: str
+    reason: str
+    reason_text: str
+    exit_code: int
+    started: str
+    stopped: str
+    seconds: float
+    peak_memory: Memory
+    bytes_in: int
+    bytes_out: int
+    images: list[ImageRecord]
+    coverage: CoverageRecord | None
+    denied: list[DeniedRecord]
+    storage_before: int | None
+    storage_after: int | None
+    cut: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def as_json(self) -> str:
+        """The report as one JSON object."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Put it in place as a file, at once.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        publish(path, self.as_json().encode(), Attributes(0o644))
+
+
+def iso(unix: float) -> str:
+    """A moment as ISO 8601 in UTC, to the second."""
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def peak_memory() -> Memory:
+    """Of this process, from its birth to now.
+
+    ``ru_maxrss`` of a process that was started by fork begins at its parent's size (Linux), so
+    the kernel's own high-water mark comes first.
+    """
+    own = _high_water() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
+    return Memory(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _KIB)
+
+
+def _high_water() -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * _KIB for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def storage_used(root: Path) -> int:
+    """Bytes that a directory takes on its disk. Walks it: call from a worker thread."""
+    total = 0
+    waiting = [str(root)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    found = entry.stat(follow_symlinks=False)
+                    total += found.st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+        except OSError:
+            continue  # changed under the walk
+    return total
+
+
+def image_records(ledger: Ledger, contained: Contained) -> list[ImageRecord]:
+    """Every image pushed or pulled; the children of an index are part of it, not images."""
+    pushed, pulled = ledger.pushers(), ledger.pullers()
+    keys = dict.fromkeys((*pushed, *pulled))
+    children = {
+        (repository, child)
+        for repository, digest in keys
+        for child in contained.of(repository, digest).children
+    }
+    records = []
+    for repository, digest in keys:
+        tags = ledger.tags(repository, digest)
+        if (repository, digest) in children and not tags:
+            continue
+        names = [f"{repository}:{tag}" for tag in tags] or [f"{repository}@{digest}"]
+        by = pushed.get((repository, digest), []), pulled.get((repository, digest), [])
+        records += [ImageRecord(name, digest, *by) for name in names]
+    return sorted(records, key=lambda record: record.name)
+
+
+def coverage_record(coverage: Coverage) -> CoverageRecord:
+    """How far the upgrade is now."""
+    return CoverageRecord(
+        complete=coverage.complete(),
+        nodes_wanted=coverage.wanted_nodes,
+        nodes_covered=coverage.covered_nodes(),
+        nodes=coverage.nodes(),
+        matrix=coverage.matrix(),
+        missing=[str(gap) for gap in coverage.missing()],
+    )
+
+
+def denied_records(denied: Mapping[Denied, int]) -> list[DeniedRecord]:
+    """Refused requests, most first."""
+    found = [DeniedRecord(who.user, who.address, count) for who, count in denied.items()]
+    return sorted(found, key=lambda record: -record.requests)
+
+
+def warnings(ledger: Ledger, coverage: CoverageRecord | None, cut: Iterable[str]) -> list[str]:
+    """Where stopping now may hurt."""
+    found = [f"cut off: {what}" for what in cut]
+    if coverage is not None:
+        found += [f"not covered: {gap}" for gap in coverage.missing]
+    again = ledger.asked_again()
+    if again:
+        who = ", ".join(f"{node} ({count})" for node, count in sorted(again.items()))
+        found.append(
+            f"asked again for images they had: {who}. Pods with imagePullPolicy Always, and from "
+            "Kubernetes 1.35 on pods with other credentials, ask at every start and will fail "
+            "without this registry"
+        )
+    return found

@@ -1,0 +1,167 @@
+"""A server with nothing but a lifetime: two images in memory, served by a few lines of HTTP.
+
+Run as ``python -m tests.lifetime.stub OPTIONS [COMMAND...]``, OPTIONS a JSON object: ``state_dir``,
+the fields of `Plan`, and ``rate`` in blob bytes a second. A node says its name in ``X-Node``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from registry import request
+from registry.config import ConfigError
+from registry.lifetime.child import leave
+from registry.lifetime.clock import SystemClock
+from registry.lifetime.contents import Contents
+from registry.lifetime.errors import Draining, LifetimeError
+from registry.lifetime.images import read_nodes
+from registry.lifetime.life import Launch, Life
+from registry.lifetime.listen import Listeners
+from registry.lifetime.plan import Plan
+from registry.lifetime.private import Login
+from registry.lifetime.state import StateDir
+from registry.lifetime.systemd import Notifier, take_sockets
+from tests.lifetime.fakes import FakeContent, digest
+
+REPOSITORIES = ("team/app", "team/web")
+MANIFEST, BLOB = digest("manifest"), digest("blob")
+BLOB_SIZE = 100_000
+CHUNK = 10_000
+
+
+def content() -> FakeContent:
+    """Each repository holds one image of one blob, tagged 1."""
+    made = FakeContent()
+    for repository in REPOSITORIES:
+        made.tags[repository, "1"] = MANIFEST
+        made.manifests[repository, MANIFEST] = Contents(blobs=(BLOB,))
+    return made
+
+
+class Stub:
+    """The HTTP side."""
+
+    def __init__(self, life: Life, bound: list[socket.socket], rate: float) -> None:
+        self._life = life
+        self._rate = rate
+        self._held: list[asyncio.Task[None]] = []
+        loop = asyncio.get_running_loop()
+        serve = partial(loop.connect_accepted_socket, self._protocol)
+        self.listeners = Listeners(bound, serve, life.activity)
+
+    async def close(self, seconds: float) -> None:
+        for task in self._held:
+            task.cancel()
+        await asyncio.gather(*self._held, return_exceptions=True)
+
+    def _protocol(self) -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), self._connected)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._held.append(asyncio.ensure_future(self._converse(reader, writer)))
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError), contextlib.closing(writer):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                await self._answer(head.decode(), writer)
+
+    async def _answer(self, head: str, writer: asyncio.StreamWriter) -> None:
+        method, path, _ = head.partition("\r\n")[0].split(" ")
+        headers = dict(line.split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
+        life = self._life
+        caller = life.observer.caller(headers.get("X-Node", ""), None, "127.0.0.1")
+        understood = request.parse(method, path, "")
+        try:
+            life.drain.admit(caller.node, understood)
+        except Draining:
+            writer.write(b"HTTP/1.1 503 x\r\nContent-Length: 0\r\n\r\n")
+            return
+        life.activity.begin()
+        try:
+            if understood.endpoint is request.Endpoint.MANIFEST:
+                life.observer.manifest_served(
+                    caller,
+                    understood.repository,
+                    MANIFEST,
+                    head=method == "HEAD",
+                    tag=understood.tag,
+                )
+                writer.write(b"HTTP/1.1 200 x\r\nContent-Length: 0\r\n\r\n")
+            else:
+                writer.write(b"HTTP/1.1 200 x\r\nContent-Length: %d\r\n\r\n" % BLOB_SIZE)
+                with life.observer.sending(caller, understood.repository, BLOB) as sending:
+                    await self._send(writer, sending)
+            await writer.drain()
+        finally:
+            life.activity.end()
+
+    async def _send(self, writer: asyncio.StreamWriter, sending: Any) -> None:
+        with sending.part(0, BLOB_SIZE, BLOB_SIZE):
+            for _ in range(BLOB_SIZE // CHUNK):
+                writer.write(b"x" * CHUNK)
+                await writer.drain()
+                if self._rate:
+                    await asyncio.sleep(CHUNK / self._rate)
+
+
+@contextlib.contextmanager
+def announced(state_dir: Path, url: str) -> Iterator[None]:
+    """As the server's, in short."""
+    ready = state_dir / "ready.json"
+    draft = state_dir / ".ready.json"
+    draft.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+    draft.rename(ready)
+    yield
+    ready.unlink()
+
+
+async def serve(plan: Plan, state: StateDir, rate: float) -> int:
+    """The composition that `life.Life` expects of a server."""
+    notifier = Notifier.take(os.environ)
+    bound = [taken.socket for taken in take_sockets(os.environ)]
+    bound = bound or [socket.create_server(("127.0.0.1", 0))]
+    host = f"127.0.0.1:{bound[0].getsockname()[1]}"
+    life = Life(plan, state, content(), SystemClock(), own_hosts=(host,), notifier=notifier)
+    login = Login(f"http://{host}", host, "user", "secret")
+    launch = Launch(
+        Stub(life, bound, rate),
+        login,
+        announced(state.path, login.url),
+        storage=lambda: 12345,
+    )
+    return await life.run(launch)
+
+
+def main(arguments: list[str]) -> int:
+    options = json.loads(arguments[0])
+    state_dir = Path(options.pop("state_dir"))
+    rate = options.pop("rate", 0.0)
+    for name in ("until_pulled", "stop_file", "report"):
+        if name in options:
+            options[name] = Path(options[name])
+    try:
+        if "nodes" in options:
+            options["nodes"] = read_nodes(options["nodes"])
+        plan = Plan(**options, command=tuple(arguments[1:]))
+        with StateDir.claim(state_dir) as state:
+            code = asyncio.run(serve(plan, state, rate))
+        return leave(code)
+    except ConfigError as error:
+        print(f"stub: {error}", file=sys.stderr)
+        return 2
+    except LifetimeError as error:
+        print(f"stub: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,206 @@
+"""`mayfly status`, `stop` and `wait`, against a server that is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from registry.cli import control, run
+from registry.config import ConfigError
+from registry.lifetime.client import ask
+from tests.lifetime.conftest import Stub, get_manifest, poll, pull, pulling
+
+Start = Callable[..., Stub]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    path = tmp_path / "IMAGES.txt"
+    path.write_text("team/app:1\n")
+    return path
+
+
+def invoke(command: click.Command, *arguments: str | Path) -> tuple[Any, str, str]:
+    """Exit code, output and errors, as `registry.cli.main` has them."""
+    result = CliRunner().invoke(command, list(map(str, arguments)), standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result.return_value, result.stdout, result.stderr
+
+
+def test_status(start: Start, images: Path) -> None:
+    """The state, what flows, and the matrix, for people and for programs."""
+    stub = start(until_pulled=images, nodes="2", rate=100_000.0).ready()
+    with pulling(stub.port) as response:
+        code, out, _ = invoke(control.status, "--state-dir", stub.state_dir)
+        assert code == 0
+        assert "serving" in out
+        assert "pull of team/app@" in out
+        assert "coverage: 0 of 2 nodes" in out
+        assert out.splitlines()[-1].split() == ["team/app:1", "pulling"]
+        response.read()
+    poll(lambda: not ask(stub.state_dir, "status")["requests"])
+    code, out, _ = invoke(control.status, "--state-dir", stub.state_dir, "--json")
+    assert code == 0
+    status = json.loads(out)
+    assert status["state"] == "serving"
+    assert status["pid"] == stub.pid
+    assert status["coverage"]["matrix"] == {"team/app:1": {"node-a": "has"}}
+    assert status["coverage"]["missing"] == ["a further node with every image"]
+    assert stub.stop() == 0
+
+
+def test_status_without_coverage(start: Start) -> None:
+    """Without a list of images there is no matrix."""
+    stub = start().ready()
+    _, out, _ = invoke(control.status, "--state-dir", stub.state_dir, "--json")
+    assert json.loads(out)["coverage"] is None
+
+
+def test_stop(start: Start) -> None:
+    """Stop drains, comes back when all is over, and says how it ended."""
+    stub = start(rate=200_000.0).ready()
+    with pulling(stub.port) as response:
+        rest: list[bytes] = []
+        reader = threading.Thread(target=lambda: rest.append(response.read()))
+        reader.start()
+        code, out, _ = invoke(control.stop, "--state-dir", stub.state_dir)
+        reader.join()
+    assert len(rest[0]) == 99_999
+    assert (code, out) == (0, "stopped with exit code 0: stop was asked for\n")
+    assert stub.code() == 0
+
+
+def test_stop_under_a_command(start: Start, tmp_path: Path) -> None:
+    """Stop ends the command too, whose code is the server's."""
+    script = "trap 'exit 6' TERM; touch $1/trapped; sleep 60 & wait"
+    stub = start("sh", "-c", script, "sh", str(tmp_path)).ready()
+    poll((tmp_path / "trapped").exists)
+    code, out, _ = invoke(control.stop, "--state-dir", stub.state_dir, "--json")
+    assert code == 0
+    assert json.loads(out)["exit_code"] == stub.code() == 6
+
+
+def test_wait_for_ready(start: Start) -> None:
+    """A script may wait before the state directory even exists."""
+    stub = start()
+    code, out, _ = invoke(
+        control.wait, "--ready", "--state-dir", stub.state_dir, "--timeout", "20s"
+    )
+    assert (code, out) == (0, "")
+    assert (stub.state_dir / "ready.json").exists()
+
+
+def test_wait_for_coverage(start: Start, images: Path) -> None:
+    """Waiting ends with coverage, and with exit code 3 when it does not come."""
+    stub = start(until_pulled=images, nodes="1", idle_timeout=60.0, until_all=True).ready()
+    arguments = ("--covered", "--state-dir", stub.state_dir, "--timeout")
+    code, _, errors = invoke(control.wait, *arguments, "0s")
+    assert (code, errors) == (3, "mayfly: it did not happen in time\n")
+    pull(stub.port, "node-a")
+    code, out, _ = invoke(control.wait, *arguments, "20s", "--json")
+    assert code == 0
+    assert json.loads(out) == {"reached": True, "missing": []}
+
+
+def test_wait_for_coverage_that_does_not_come(start: Start, images: Path) -> None:
+    """When the server ends first, what is missing is said, and the exit code is 3."""
+    stub = start(until_pulled=images, nodes="1", unused_timeout=1.0).ready()
+    code, out, errors = invoke(control.wait, "--covered", "--state-dir", stub.state_dir)
+    assert code == 3
+    assert out == "missing: a further node with every image\n"
+    assert errors == "mayfly: the server ended before that\n"
+    assert stub.code() == 3
+
+
+def test_wait_without_coverage(start: Start) -> None:
+    """A server that was not told what coverage is says so."""
+    stub = start().ready()
+    code, _, errors = invoke(control.wait, "--covered", "--state-dir", stub.state_dir)
+    assert code == 1
+    assert "--until-pulled" in errors
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [control.status, control.stop])
+def test_no_server(tmp_path: Path, command: click.Command) -> None:
+    """Where none runs, that is a mistake of the call: exit code 2, one line, and what to do."""
+    with pytest.raises(ConfigError, match=r"no Mayfly with the state directory .* start one"):
+        invoke(command, "--state-dir", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"), [((), "--ready or --covered"), (("--ready", "--timeout", "5"), "90s")]
+)
+def test_wait_usage(arguments: tuple[str, ...], says: str) -> None:
+    """What cannot be waited for, or for how long, is a mistake of use."""
+    with pytest.raises(click.UsageError, match=says):
+        invoke(control.wait, *arguments)
+
+
+WATCH = "from registry.cli.control import status; status(['--watch', '--state-dir', {!r}])"
+
+
+def test_watch(start: Start, images: Path) -> None:
+    """On a terminal the status is drawn anew in place, and ends with the server."""
+    stub = start(until_pulled=images, nodes="2").ready()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        script = WATCH.format(str(stub.state_dir))
+        os.execv(sys.executable, [sys.executable, "-c", script])
+    seen = b""
+    try:
+        while b"0 of 2 nodes" not in seen:
+            seen += os.read(terminal, 4096)
+        get_manifest(stub.port, "node-a")
+        while b"\x1b[H\x1b[J" not in seen or b"pulling" not in seen:
+            seen += os.read(terminal, 4096)
+        stub.kill()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        os.close(terminal)
+
+
+def test_run_takes_its_command_off() -> None:
+    """Options after the separator are the command's, and without a command it is a mistake."""
+    with pytest.raises(click.UsageError, match="COMMAND is missing"):
+        invoke(run.command, "--listen", "127.0.0.1:0")
+    with pytest.raises(click.UsageError, match="COMMAND is missing"):
+        invoke(run.command, "--")
+    help_text = subprocess.run(
+        [sys.executable, "-c", "from registry.cli.run import command; command(['--help'])"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    assert "-- COMMAND [ARG]..." in help_text
+
+
+def test_run_hands_words_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The words arrive as they were, and what the command ended with is what we end with."""
+    import registry.startup
+
+    given: list[tuple[str, ...]] = []
+
+    class Server:
+        @staticmethod
+        def run(settings: object, *, command: tuple[str, ...]) -> int:
+            given.append(command)
+            return 9
+
+    monkeypatch.setattr(registry.startup, "import_server", lambda: Server)
+    options = ("--state-dir", tmp_path, "--listen", "127.0.0.1:0")
+    code, _, _ = invoke(run.command, *options, "--", "cmd", "--json", "--", "-x")
+    assert code == 9
+    assert given == [("cmd", "--json", "--", "-x")]

@@ -1,0 +1,73 @@
+"""The units and manifests that are shipped are what systemd and Kubernetes take."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from registry.config import SETTINGS
+from tests.process import REPO, find_program, need
+
+SYSTEMD = REPO / "deploy" / "systemd"
+KUBERNETES = REPO / "deploy" / "kubernetes"
+
+MAX_EXPOSURE = 15
+"""Of `systemd-analyze security`, times ten: 0 is a sealed box, 96 a service without directives."""
+
+
+def run(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    found = find_program(program)
+    assert found is not None
+    argv = [found, *map(str, arguments)]
+    return subprocess.run(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=60
+    )
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units, with a program that exists here in the place of Mayfly's."""
+    need("systemd-analyze")
+    for unit in SYSTEMD.iterdir():
+        shutil.copy(unit, tmp_path)
+    service = tmp_path / "mayfly.service"
+    text = service.read_text()
+    assert "ExecStart=/usr/local/bin/mayfly serve\n" in text
+    service.write_text(text.replace("/usr/local/bin/mayfly", "/bin/sh"))
+    return tmp_path
+
+
+def test_units(units: Path) -> None:
+    """systemd finds nothing to say about either unit."""
+    done = run("systemd-analyze", "verify", units / "mayfly.socket", units / "mayfly.service")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_units_are_hardened(units: Path) -> None:
+    """What the service may do beside its own work is next to nothing."""
+    arguments = ("security", "--offline=true", f"--threshold={MAX_EXPOSURE}", "--no-pager")
+    done = run("systemd-analyze", *arguments, units / "mayfly.service")
+    assert done.returncode == 0, done.stdout
+
+
+def test_kubernetes() -> None:
+    """Every object is one that the API server takes, down to unknown fields."""
+    need("kubernetes-validate")
+    done = run("kubernetes-validate", "--strict", *KUBERNETES.glob("*.yaml"))
+    assert done.returncode == 0, done.stdout
+    for kind in ("configmap", "service", "job"):
+        assert f"resource {kind}/mayfly" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "file", [SYSTEMD / "mayfly.service", KUBERNETES / "mayfly.yaml"], ids=lambda file: file.name
+)
+def test_variables_are_settings(file: Path) -> None:
+    """Every variable set there is one that Mayfly reads."""
+    used = set(re.findall(r"(MAYFLY_[A-Z_]+)(?:=|, value:|\n)", file.read_text()))
+    assert used
+    assert used <= {setting.variable for setting in SETTINGS}

@@ -1,0 +1,203 @@
+"""What a draining registry still serves, and when it is done."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from registry import request
+from registry.lifetime.activity import Activity
+from registry.lifetime.conditions import Kind, Once, Reason
+from registry.lifetime.contents import Contained, Contents
+from registry.lifetime.drain import Drain, Drained
+from registry.lifetime.errors import Draining
+from registry.lifetime.ledger import Ledger
+from registry.lifetime.observer import Observer
+from registry.lifetime.pulls import SETTLED, Pulls
+from tests.lifetime.fakes import FakeClock, FakeContent, digest, settle
+
+REPO = "team/app"
+INDEX, CHILD, OTHER, LAYER = digest("index"), digest("child"), digest("other"), digest("layer")
+
+
+class Server:
+    """The parts that a drain looks at."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        content = FakeContent()
+        content.manifests = {
+            (REPO, INDEX): Contents(children=(CHILD,)),
+            (REPO, CHILD): Contents(blobs=(LAYER,)),
+        }
+        self.activity = Activity(self.clock.now)
+        ledger = Ledger(None, self.clock.wall)
+        self.pulls = Pulls(self.clock.now, ledger.changed)
+        contained = Contained(content.contents)
+        self.observer = Observer(self.activity, self.pulls, ledger, contained, self.clock)
+        self.drain = Drain(self.activity, self.pulls, self.observer.transfers, self.clock)
+        self.second = Once()
+
+    def serve(self, node: str, what: str, *, head: bool = False) -> None:
+        caller = self.observer.caller(node, None, None)
+        self.observer.manifest_served(caller, REPO, what, head=head, tag=None)
+
+    def admits(self, node: str, method: str, path: str) -> bool:
+        try:
+            self.drain.admit(node, request.parse(method, path, ""))
+        except Draining:
+            return False
+        return True
+
+    def finish(self, limit: float = 60) -> asyncio.Task[Drained]:
+        return asyncio.create_task(self.drain.finish(limit, self.second))
+
+
+@pytest.fixture
+async def server() -> Server:
+    return Server()
+
+
+async def test_before_the_drain(server: Server) -> None:
+    """Everything passes."""
+    assert server.admits("a", "GET", f"/v2/{REPO}/manifests/1")
+    assert server.admits("a", "POST", f"/v2/{REPO}/blobs/uploads/")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_new_pulls_are_refused(server: Server, method: str) -> None:
+    """A tag begins a pull, and so does a digest that no pull of the node led to."""
+    server.serve("a", INDEX)
+    server.drain.begin()
+    assert not server.admits("a", method, f"/v2/{REPO}/manifests/1")
+    assert not server.admits("a", method, f"/v2/{REPO}/manifests/{OTHER}")
+    assert not server.admits("b", method, f"/v2/{REPO}/manifests/{INDEX}")
+    assert not server.admits("a", method, f"/v2/team/other/manifests/{INDEX}")
+
+
+async def test_pulls_under_way_go_on(server: Server) -> None:
+    """A node that got the manifest may fetch it again, its children, and every blob."""
+    server.serve("a", INDEX, head=True)
+    server.drain.begin()
+    assert server.admits("a", "GET", f"/v2/{REPO}/manifests/{INDEX}")
+    server.serve("a", INDEX)
+    assert server.admits("a", "GET", f"/v2/{REPO}/manifests/{CHILD}")
+    assert server.admits("a", "GET", f"/v2/{REPO}/blobs/{LAYER}")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v2/"),
+        ("GET", "/livez"),
+        ("POST", "/auth/token"),
+        ("GET", f"/v2/{REPO}/tags/list"),
+        ("DELETE", f"/v2/{REPO}/manifests/1"),
+    ],
+)
+async def test_what_is_no_pull_is_served(server: Server, method: str, path: str) -> None:
+    """Pings, probes and listings begin nothing."""
+    server.drain.begin()
+    assert server.admits("a", method, path)
+
+
+async def test_pushes(server: Server) -> None:
+    """A push under way goes on, a new one is refused, and one left alone is not under way."""
+    upload = f"/v2/{REPO}/blobs/uploads/"
+    with server.observer.receiving(server.observer.caller("a", None, None), REPO):
+        pass
+    server.drain.begin()
+    assert server.admits("a", "POST", upload)
+    assert server.admits("a", "PUT", f"/v2/{REPO}/manifests/1")
+    assert not server.admits("b", "POST", upload)
+    await server.clock.tick(SETTLED)
+    assert not server.admits("a", "POST", upload)
+
+
+async def test_idle_exit_refuses_nobody(server: Server) -> None:
+    """Who comes at the last moment of an idle exit is served."""
+    server.drain.begin(refuse=False)
+    assert server.drain.active
+    assert server.admits("a", "GET", f"/v2/{REPO}/manifests/1")
+
+
+async def test_nothing_to_drain(server: Server) -> None:
+    """With nothing under way it is over at once."""
+    server.drain.begin()
+    assert await server.finish() == Drained()
+
+
+async def test_finished_pull_is_not_waited_for(server: Server) -> None:
+    """A node that fetched the last blob it needed a moment ago is done."""
+    server.serve("a", INDEX)
+    server.serve("a", CHILD)
+    caller = server.observer.caller("a", None, None)
+    with server.observer.sending(caller, REPO, LAYER) as sending, sending.part(0, 9, 9):
+        pass
+    assert await server.finish() == Drained()
+
+
+async def test_waits_for_a_transfer(server: Server) -> None:
+    """A transfer under way may finish, if it takes less than the limit."""
+    server.activity.begin()
+    drained = server.finish(60)
+    await server.clock.tick(59)
+    assert not drained.done()
+    server.activity.end()
+    await settle()
+    assert await drained == Drained()
+
+
+async def test_waits_for_the_next_blob(server: Server) -> None:
+    """Between two blobs of a pull nothing is in flight, and it is not over."""
+    server.serve("a", INDEX)
+    server.serve("a", CHILD)
+    drained = server.finish(60)
+    await server.clock.tick(SETTLED - 1)
+    server.activity.begin()
+    await server.clock.tick(30)
+    server.activity.end()
+    await settle()
+    assert await drained == Drained()
+
+
+async def test_cuts_at_the_limit(server: Server) -> None:
+    """What is left when the time is over is named."""
+    caller = server.observer.caller("a", None, "10.0.0.7")
+    server.activity.begin()
+    with (
+        pytest.raises(ConnectionResetError),
+        server.observer.sending(caller, REPO, LAYER) as sending,
+        sending.part(0, 9, 9),
+    ):
+        drained = server.finish(60)
+        await server.clock.tick(60)
+        assert (await drained).cut == (f"pull of {REPO}@{LAYER} by a (10.0.0.7)",)
+        raise ConnectionResetError
+
+
+async def test_cuts_a_request_without_a_transfer(server: Server) -> None:
+    """A request that is no transfer is cut too, and not silently."""
+    server.activity.begin()
+    drained = server.finish(0)
+    await settle()
+    assert (await drained).cut == ("1 request(s)",)
+
+
+async def test_expected_requests_are_not_cut(server: Server) -> None:
+    """At the limit, a node that was only expected to go on has lost nothing that was begun."""
+    server.serve("a", INDEX)
+    drained = server.finish(2)
+    await server.clock.tick(2)
+    assert await drained == Drained()
+
+
+async def test_second_signal(server: Server) -> None:
+    """A second signal ends it there and then."""
+    server.activity.begin()
+    drained = server.finish(60)
+    await server.clock.tick(1)
+    server.second.set(Reason(Kind.SIGNAL, "SIGTERM again", 143))
+    await settle()
+    assert await drained == Drained(("1 request(s)",), 143)

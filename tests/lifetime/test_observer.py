@@ -1,0 +1,138 @@
+"""What handlers tell: who is a node, what is in flight, what arrived."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.errors import RangeInvalid
+from registry.lifetime import observer as observers
+from registry.lifetime.activity import Activity
+from registry.lifetime.contents import Contained, Contents
+from registry.lifetime.ledger import Ledger
+from registry.lifetime.observer import AGAIN_AFTER, Denied, Observer
+from registry.lifetime.pulls import Pulls
+from tests.lifetime.fakes import FakeClock, FakeContent, digest
+
+REPO, MANIFEST, LAYER = "team/app", digest("manifest"), digest("layer")
+
+
+def make(clock: FakeClock, *named: str) -> Observer:
+    content = FakeContent()
+    content.manifests[REPO, MANIFEST] = Contents(blobs=(LAYER,))
+    ledger = Ledger(None, clock.wall)
+    return Observer(
+        Activity(clock.now),
+        Pulls(clock.now, ledger.changed),
+        ledger,
+        Contained(content.contents),
+        clock,
+        named=frozenset(named),
+        shared=lambda user: user == "pull",
+    )
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.mark.parametrize(
+    ("user", "node", "address", "named", "expected"),
+    [
+        ("robot+x", "worker-1", "10.0.0.7", (), "worker-1"),
+        ("worker-1", None, "10.0.0.7", (), "worker-1"),
+        ("pull", None, "10.0.0.7", (), "10.0.0.7"),
+        ("pull", None, "10.0.0.7", ("pull",), "pull"),
+        ("", None, "::ffff:10.0.0.7", (), "10.0.0.7"),
+        ("ci", None, "10.0.0.7", ("10.0.0.7",), "10.0.0.7"),
+        ("ci", None, "10.0.0.7", ("ci", "10.0.0.7"), "ci"),
+        ("", None, None, (), "unknown"),
+    ],
+)
+def test_caller(
+    clock: FakeClock,
+    user: str,
+    node: str | None,
+    address: str | None,
+    named: tuple[str, ...],
+    expected: str,
+) -> None:
+    """A node is what its credential says, else the user unless several share it, else the address;
+    a name on the list of nodes wins over one that is not."""
+    assert make(clock, *named).caller(user, node, address).node == expected
+
+
+def test_transfers_are_shown(clock: FakeClock) -> None:
+    """A transfer is in the list exactly while it flows."""
+    observer = make(clock)
+    caller = observer.caller("a", None, "10.0.0.7")
+    with observer.sending(caller, REPO, LAYER) as sending, sending.part(0, 9, 9):
+        assert [str(t) for t in observer.transfers] == [f"pull of {REPO}@{LAYER} by a (10.0.0.7)"]
+    with observer.receiving(caller, REPO):
+        assert [str(t) for t in observer.transfers] == [f"push of {REPO} by a (10.0.0.7)"]
+    assert not observer.transfers
+
+
+def test_range_beyond_the_end_is_no_failure(clock: FakeClock) -> None:
+    """A client that asks for more than there is finds out that it has everything."""
+    observer = make(clock)
+    caller = observer.caller("a", None, None)
+    with pytest.raises(RangeInvalid), observer.sending(caller, REPO, LAYER):
+        raise RangeInvalid("", 9)
+    assert not observer.ledger.failed_after(0, "a", REPO, {LAYER})
+
+
+def test_empty_blob_arrives(clock: FakeClock) -> None:
+    """A blob without bytes mends a failure by being answered."""
+    observer = make(clock)
+    caller = observer.caller("a", None, None)
+    observer.ledger.blob_failed("a", REPO, LAYER)
+    with observer.sending(caller, REPO, LAYER):
+        pass
+    assert not observer.ledger.failed_after(0, "a", REPO, {LAYER})
+
+
+async def test_asked_again(clock: FakeClock) -> None:
+    """A pull of what a node has had for a while is told apart from the steps of one pull and from
+    a try after a failure."""
+    observer = make(clock)
+    a, b = (observer.caller(name, None, None) for name in "ab")
+    for caller in (a, b):
+        observer.manifest_served(caller, REPO, MANIFEST, head=True, tag="1")
+        observer.manifest_served(caller, REPO, MANIFEST, head=False, tag=None)
+    observer.ledger.blob_failed("b", REPO, LAYER)
+    assert observer.ledger.asked_again() == {}
+    await clock.tick(AGAIN_AFTER)
+    for caller in (a, b):
+        observer.manifest_served(caller, REPO, MANIFEST, head=True, tag="1")
+    assert observer.ledger.asked_again() == {"a": 1}
+
+
+def test_bytes_out(clock: FakeClock) -> None:
+    """What arrived counts, a part as a part; what was cut is not known and does not."""
+    observer = make(clock)
+    caller = observer.caller("a", None, None)
+    with observer.sending(caller, REPO, LAYER) as sending, sending.part(10, 90, 100):
+        pass
+    with (
+        pytest.raises(ConnectionResetError),
+        observer.sending(caller, REPO, LAYER) as sending,
+        sending.part(0, 100, 100),
+    ):
+        raise ConnectionResetError
+    assert observer.activity.bytes_out == 90
+
+
+def test_refused(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refusals are counted by user and address; a name that a client made up cannot hurt."""
+    monkeypatch.setattr(observers, "_MAX_DENIED", 3)
+    observer = make(clock)
+    observer.refused("eve", "10.0.0.9")
+    observer.refused("eve", "::ffff:10.0.0.9")
+    observer.refused("\x1b[2J" + "x" * 500, None)
+    observer.refused("third", "10.0.0.1")
+    observer.refused("fourth", "10.0.0.1")
+    observer.refused("fifth", "10.0.0.1")
+    assert observer.denied[Denied("eve", "10.0.0.9")] == 2
+    assert observer.denied[Denied("others", "")] == 2
+    assert all(len(who.user) <= 100 and who.user.isprintable() for who in observer.denied)

@@ -1,0 +1,172 @@
+"""The report, as JSON and as text."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from registry.lifetime import table
+from registry.lifetime.contents import Contained, Contents
+from registry.lifetime.coverage import State
+from registry.lifetime.ledger import Ledger
+from registry.lifetime.observer import Denied
+from registry.lifetime.report import (
+    CoverageRecord,
+    ImageRecord,
+    Memory,
+    Report,
+    denied_records,
+    image_records,
+    iso,
+    peak_memory,
+    storage_used,
+    warnings,
+)
+from tests.lifetime.fakes import FakeClock, FakeContent, digest
+
+MATRIX = {
+    "docker.io/library/nginx:1.25": {"node-a": State.HAS, "node-b": State.MISSING},
+    "quay.io/team/app:2": {"node-a": State.HAS, "node-b": State.FAILED},
+}
+COVERAGE = CoverageRecord(
+    complete=False,
+    nodes_wanted=2,
+    nodes_covered=1,
+    nodes=["node-a", "node-b"],
+    matrix=MATRIX,
+    missing=["docker.io/library/nginx:1.25 at node-b", "quay.io/team/app:2 at node-b"],
+)
+REPORT = Report(
+    version="1",
+    reason="deadline",
+    reason_text="the maximum lifetime of 1h is over",
+    exit_code=3,
+    started="2026-01-01T00:00:00Z",
+    stopped="2026-01-01T01:00:00Z",
+    seconds=3600.0,
+    peak_memory=Memory(50 * 1024 * 1024, 0),
+    bytes_in=5 * 1024**3,
+    bytes_out=100,
+    images=[ImageRecord("team/app:2", digest("app"), ["admin"], ["node-a"])],
+    coverage=COVERAGE,
+    denied=denied_records({Denied("", "10.0.0.8"): 1, Denied("eve", "10.0.0.9"): 3}),
+    storage_before=0,
+    storage_after=1024,
+    cut=[],
+    warnings=["not covered: quay.io/team/app:2 at node-b"],
+)
+
+
+def test_json(tmp_path: Path) -> None:
+    """The file holds the whole report, put in place at once."""
+    target = tmp_path / "reports" / "report.json"
+    REPORT.write(target)
+    assert json.loads(target.read_text()) == asdict(REPORT)
+    assert [entry.name for entry in target.parent.iterdir()] == ["report.json"]
+
+
+def test_table() -> None:
+    """The text says the same for people."""
+    text = table.report(asdict(REPORT), 100)
+    for part in (
+        "deadline: the maximum lifetime of 1h is over",
+        "1h 0m 0s",
+        "5.0 GiB, 100 B",
+        "50.0 MiB",
+        "0 B before, 1.0 KiB after",
+        "coverage: 1 of 2 nodes",
+        "docker.io/library/nginx:1.25  yes",
+        "3       eve   10.0.0.9",
+        "1       -     10.0.0.8",
+        "warning: not covered: quay.io/team/app:2 at node-b",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize("width", [1, 40, 80, 200])
+def test_table_is_no_wider_than_asked(width: int) -> None:
+    """Rows keep to the width, names losing their middle; only warnings are whole."""
+    many = {f"node-{i:03}": State.HAS for i in range(100)}
+    content = asdict(replace(REPORT, coverage=replace(COVERAGE, matrix={"x" * 90: many})))
+    lines = table.report(content, width).splitlines()
+    assert max(len(line) for line in lines if not line.startswith("warning")) <= max(width, 40)
+    assert sum(line.count("node-") for line in lines if line.startswith("image")) == 100
+
+
+def test_table_without_anything() -> None:
+    """A run in which nothing happened has a short report."""
+    empty = replace(REPORT, images=[], coverage=None, denied=[], warnings=[], storage_before=None)
+    assert len(table.report(asdict(empty), 80).splitlines()) == 4
+
+
+def test_matrix_without_nodes() -> None:
+    """Images that nobody pulled yet are still listed."""
+    assert table.matrix({"a:1": {}}, 80) == ["a:1: no node yet"]
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "shown"),
+    [("short", 10, "short"), ("0123456789", 7, "012…789"), ("0123456789", 2, "01")],
+)
+def test_shorten(text: str, width: int, shown: str) -> None:
+    """The ends of a name stay."""
+    assert table.shorten(text, width) == shown
+
+
+def test_images_by_whom() -> None:
+    """Images have the names they were pushed or asked for by; children of an index are part of it,
+    unless somebody named them."""
+    content = FakeContent()
+    index, child, single = digest("index"), digest("child"), digest("single")
+    content.manifests = {
+        ("r", index): Contents(children=(child,)),
+        ("r", child): Contents(),
+        ("r", single): Contents(),
+    }
+    ledger = Ledger(None, FakeClock().wall)
+    ledger.pushed("admin", "r", child)
+    ledger.pushed("admin", "r", index, ["1", "latest"])
+    ledger.confirmed("a", "r", index, head=True, tag="1")
+    ledger.confirmed("a", "r", child, head=False)
+    ledger.confirmed("b", "r", single, head=False)
+    assert image_records(ledger, Contained(content.contents)) == [
+        ImageRecord("r:1", index, ["admin"], ["a"]),
+        ImageRecord("r:latest", index, ["admin"], ["a"]),
+        ImageRecord(f"r@{single}", single, [], ["b"]),
+    ]
+
+
+def test_warnings() -> None:
+    """What was cut, who lacks what, and who will ask again."""
+    ledger = Ledger(None, FakeClock().wall)
+    ledger.confirmed("a", "r", digest("x"), head=True)
+    ledger.again("a", "r", digest("x"))
+    found = warnings(ledger, COVERAGE, ["pull of r by a"])
+    assert found[0] == "cut off: pull of r by a"
+    assert found[1] == "not covered: docker.io/library/nginx:1.25 at node-b"
+    assert found[3].startswith("asked again for images they had: a (1)")
+
+
+def test_peak_memory() -> None:
+    """The peak is this process's own: at least its size now, and no petabytes."""
+    peak = peak_memory()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    assert pages * os.sysconf("SC_PAGE_SIZE") <= peak.server < 2**40
+
+
+def test_storage_used(tmp_path: Path) -> None:
+    """What a tree takes on disk is counted, links are not followed."""
+    (tmp_path / "deep/er").mkdir(parents=True)
+    (tmp_path / "deep/er/file").write_bytes(b"x" * 100_000)
+    (tmp_path / "deep/loop").symlink_to(tmp_path)
+    assert 100_000 <= storage_used(tmp_path) < 200_000
+    assert storage_used(tmp_path / "none") == 0
+
+
+def test_iso() -> None:
+    """Times are UTC, whatever the machine's zone."""
+    assert iso(0) == "1970-01-01T00:00:00Z"

@@ -1,0 +1,244 @@
+"""The state directory, the control socket, and the private files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from registry.config import ConfigError
+from registry.lifetime import client
+from registry.lifetime import control as control_module
+from registry.lifetime.control import ControlServer, Message
+from registry.lifetime.errors import LifetimeError
+from registry.lifetime.private import Login, auth_file, guarded
+from registry.lifetime.state import CONTROL_SOCKET, StateDir
+
+HOLD = """
+import sys
+from pathlib import Path
+from registry.lifetime.private import Login, auth_file, guarded
+from registry.lifetime.state import StateDir
+path = Path(sys.argv[1])
+state = StateDir.claim(path)
+(path / "ready.json").write_text("{}")
+with auth_file(path, Login("http://h:1", "h:1", "u", "p")) as private, guarded(private):
+    print(private, flush=True)
+    sys.stdin.read()
+"""
+"""Holds a state directory, with private files, until its input ends."""
+
+
+def hold(directory: Path) -> tuple[subprocess.Popen[str], Path]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def end(process: subprocess.Popen[str], *, kill: bool = False) -> None:
+    if kill:
+        process.kill()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.stdout.close()
+    process.wait()
+
+
+def wait_gone(path: Path) -> None:
+    """Until a path is gone: the guard works after the death of what it guards, and is nobody's
+    child by then, so there is nothing else to wait on."""
+    for _ in range(1000):
+        if not path.exists():
+            return
+        subprocess.run(["sleep", "0.01"], check=True)
+    raise AssertionError(f"{path} is still there")
+
+
+def test_two_servers_cannot_share_it(tmp_path: Path) -> None:
+    """The second is told who holds it and what to do; afterwards it may have it."""
+    process, _ = hold(tmp_path)
+    try:
+        with pytest.raises(ConfigError) as raised:
+            StateDir.claim(tmp_path)
+        assert f"(pid {process.pid}) already runs" in str(raised.value)
+        assert f"mayfly stop --state-dir {tmp_path}" in str(raised.value)
+    finally:
+        end(process)
+    with StateDir.claim(tmp_path) as state:
+        assert state.path == tmp_path
+
+
+def test_kill_leaves_no_private_files(tmp_path: Path) -> None:
+    """After kill -9 the guard takes the credentials away, though nobody starts again."""
+    process, private = hold(tmp_path)
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert stat.S_IMODE((private / "config.json").stat().st_mode) == 0o600
+    end(process, kill=True)
+    wait_gone(private)
+
+
+def test_next_start_repairs(tmp_path: Path) -> None:
+    """What a killed server left is removed by the next; what outlives a server stays."""
+    (tmp_path / "ready.json").write_text("{}")
+    (tmp_path / "secret.key").write_text("x")
+    (tmp_path / "coverage.jsonl").write_text("")
+    (tmp_path / "run-abc").mkdir()
+    (tmp_path / "run-abc" / "config.json").write_text("{}")
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(tmp_path / CONTROL_SOCKET))
+    stale.close()
+    with StateDir.claim(tmp_path, ("secret.key",)) as state:
+        assert state.repaired == ("control.sock", "ready.json", "run-abc", "secret.key")
+        assert sorted(os.listdir(tmp_path)) == ["coverage.jsonl", "lock"]
+    assert StateDir.claim(tmp_path).repaired == ()
+
+
+def test_new_directory_is_private(tmp_path: Path) -> None:
+    """A directory made on the way is ours alone."""
+    with StateDir.claim(tmp_path / "a" / "b"):
+        assert stat.S_IMODE((tmp_path / "a/b").stat().st_mode) == 0o700
+
+
+def test_unusable_directory(tmp_path: Path) -> None:
+    """A path that cannot be a directory is refused with its name."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--state-dir .*file/x cannot be used"):
+        StateDir.claim(tmp_path / "file" / "x")
+
+
+def test_auth_file(tmp_path: Path) -> None:
+    """Clients find the login under the host as images name it, and nothing without a login."""
+    login = Login("https://h:5000", "h:5000", "user", "pass:word")
+    with auth_file(tmp_path, login) as private:
+        content = json.loads((private / "config.json").read_text())
+        assert content == {"auths": {"h:5000": {"auth": "dXNlcjpwYXNzOndvcmQ="}}}
+    with auth_file(tmp_path, Login("http://h:1", "h:1")) as private:
+        assert json.loads((private / "config.json").read_text()) == {"auths": {}}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_guard_spares_what_ends_well(tmp_path: Path) -> None:
+    """The guard ends with the block; what it guarded is gone by then in any case."""
+    scratch = tmp_path / "a scratch; directory"
+    (scratch / "sub").mkdir(parents=True)
+    with guarded(scratch):
+        assert scratch.exists()
+    assert not scratch.exists()
+
+
+async def _status(request: Message) -> Message:
+    return {"state": "serving", "asked": request.get("detail")}
+
+
+async def _refuse(request: Message) -> Message:
+    raise ValueError("not now")
+
+
+async def _never(request: Message) -> Message:
+    await asyncio.Event().wait()
+    return {}
+
+
+@pytest.fixture
+async def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Path]:
+    monkeypatch.setattr(control_module, "_LAST_ANSWERS_SECONDS", 0.01)
+    # Longer than the 107 characters that a socket's address may have.
+    directory = tmp_path / ("d" * 100) / ("e" * 100)
+    directory.mkdir(parents=True)
+    commands = {"status": _status, "refuse": _refuse, "never": _never}
+    server = ControlServer(directory, commands)
+    await server.start()
+    yield directory
+    await server.close()
+    assert list(directory.iterdir()) == []
+
+
+async def test_control_socket_is_private(control: Path) -> None:
+    """Who may open the socket may stop the server: nobody else."""
+    assert stat.S_IMODE((control / CONTROL_SOCKET).stat().st_mode) == 0o600
+
+
+async def test_ask(control: Path) -> None:
+    """A request is answered, from a directory whose name is too long for a socket."""
+    answer = await asyncio.to_thread(client.ask, control, "status", detail=7)
+    assert answer == {"state": "serving", "asked": 7}
+
+
+async def test_ask_refused(control: Path) -> None:
+    """The server's refusal is the client's error."""
+    with pytest.raises(LifetimeError, match="the server refuses: not now"):
+        await asyncio.to_thread(client.ask, control, "refuse")
+
+
+async def test_ask_in_vain(control: Path) -> None:
+    """An answer that does not come in time is exit code 3."""
+    with pytest.raises(client.TimedOut) as raised:
+        await asyncio.to_thread(client.ask, control, "never", timeout=0.05)
+    assert raised.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "line", [b"nonsense\n", b"[]\n", b'{"command": []}\n', b'{"command": "x"}\n']
+)
+async def test_broken_requests(control: Path, line: bytes) -> None:
+    """What is no request is answered as such, and the connection goes on."""
+    descriptor = os.open(control, os.O_PATH)
+    path = f"/proc/self/fd/{descriptor}/{CONTROL_SOCKET}"
+    reader, writer = await asyncio.open_unix_connection(path)
+    os.close(descriptor)
+    for _ in range(2):
+        writer.write(line)
+        answer = json.loads(await reader.readline())
+        assert answer == {
+            "ok": False,
+            "error": "not a request; the commands are status, refuse, never",
+        }
+    writer.write(b"x" * 100_000)
+    writer.write_eof()
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_server_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever still waits when the server closes is told that it is gone."""
+    monkeypatch.setattr(control_module, "_LAST_ANSWERS_SECONDS", 0.01)
+    asked = asyncio.Event()
+
+    async def never(request: Message) -> Message:
+        asked.set()
+        return await _never(request)
+
+    server = ControlServer(tmp_path, {"never": never})
+    await server.start()
+    asking = asyncio.create_task(asyncio.to_thread(client.ask, tmp_path, "never", timeout=None))
+    await asked.wait()
+    await server.close()
+    with pytest.raises(client.ServerGone):
+        await asking
+
+
+def test_no_server(tmp_path: Path) -> None:
+    """Without a server the error says so, also where one has died."""
+    with pytest.raises(ConfigError, match="no Mayfly with the state directory"):
+        client.ask(tmp_path, "status")
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(tmp_path / CONTROL_SOCKET))
+    stale.close()
+    with pytest.raises(ConfigError, match="no Mayfly with the state directory"):
+        client.ask(tmp_path, "status")
+    with pytest.raises(client.TimedOut):
+        client.wait_for_server(tmp_path, 0.01)

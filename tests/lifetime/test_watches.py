@@ -1,0 +1,179 @@
+"""Conditions that the kernel tells of: files, a parent, the standard input, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from registry.config import ConfigError
+from registry.lifetime import inotify
+from registry.lifetime.conditions import Kind
+from registry.lifetime.signals import Signals
+from registry.lifetime.watches import ParentDeath, StandardInput, StopFile
+from tests.lifetime.fakes import FakeClock, settle
+
+DEADLINE = 10.0
+
+
+async def test_stop_file_appears(tmp_path: Path) -> None:
+    """Neither other files nor time matter; the file does, made or moved there."""
+    condition = StopFile(tmp_path / "stop", FakeClock())
+    waiting = asyncio.create_task(condition.wait())
+    await settle()
+    (tmp_path / "other").write_text("")
+    await settle()
+    assert not waiting.done()
+    (tmp_path / "other").rename(tmp_path / "stop")
+    reason = await asyncio.wait_for(waiting, DEADLINE)
+    assert reason.kind is Kind.STOP_FILE
+    assert str(tmp_path / "stop") in reason.text
+
+
+async def test_stop_file_that_was_there(tmp_path: Path) -> None:
+    """A stop that was asked for before the start is a stop, a dangling link included."""
+    (tmp_path / "stop").symlink_to("nowhere")
+    assert (await StopFile(tmp_path / "stop", FakeClock()).wait()).kind is Kind.STOP_FILE
+
+
+async def test_stop_file_without_inotify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel gives no watch, a look each second does."""
+
+    def none(_directory: Path) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(inotify, "Inotify", none)
+    clock = FakeClock()
+    waiting = asyncio.create_task(StopFile(tmp_path / "stop", clock).wait())
+    await clock.tick(5)
+    assert not waiting.done()
+    (tmp_path / "stop").write_text("")
+    await clock.tick(1)
+    assert waiting.done()
+
+
+def test_stop_file_nowhere(tmp_path: Path) -> None:
+    """A directory that does not exist can never hold the file, and is named."""
+    with pytest.raises(ConfigError, match="--stop-file"):
+        StopFile(tmp_path / "none" / "stop", FakeClock())
+
+
+PARENT = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=1)
+sys.stdin.read()
+"""
+
+ORPHAN = """
+import asyncio, sys
+from registry.lifetime.clock import SystemClock
+from registry.lifetime.watches import ParentDeath
+async def main():
+    condition = ParentDeath(SystemClock())
+    waiting = asyncio.create_task(condition.wait())
+    await asyncio.sleep(0)
+    print("waiting", condition.holds(), flush=True)
+    print((await waiting).kind, condition.holds(), flush=True)
+asyncio.run(main())
+"""
+
+
+def test_parent_death() -> None:
+    """The death of the parent is noticed, kill -9 included."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, ORPHAN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    assert parent.stdin is not None
+    assert parent.stdout.readline() == "waiting False\n"
+    parent.kill()
+    parent.wait()
+    assert parent.stdout.readline() == "parent True\n"
+    parent.stdin.close()
+    parent.stdout.close()
+
+
+async def test_parent_that_lives() -> None:
+    """A living parent is no reason, and waiting for it leaves nothing open."""
+    before = len(os.listdir("/proc/self/fd"))
+    waiting = asyncio.create_task(ParentDeath(FakeClock()).wait())
+    await settle()
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_standard_input_ends() -> None:
+    """What is written is dropped; the end counts."""
+    out, into = os.pipe()
+    condition = StandardInput(out)
+    waiting = asyncio.create_task(condition.wait())
+    os.write(into, b"x" * 1000)
+    await settle()
+    assert not condition.holds()
+    os.close(into)
+    assert (await asyncio.wait_for(waiting, DEADLINE)).kind is Kind.STANDARD_INPUT
+    os.close(out)
+
+
+async def test_standard_input_of_a_terminal_that_goes() -> None:
+    """A terminal that was closed is at its end."""
+    ours, theirs = os.openpty()
+    waiting = asyncio.create_task(StandardInput(theirs).wait())
+    await settle()
+    os.close(ours)
+    assert (await asyncio.wait_for(waiting, DEADLINE)).kind is Kind.STANDARD_INPUT
+    os.close(theirs)
+
+
+def test_standard_input_that_never_ends(tmp_path: Path) -> None:
+    """A file's end says nothing, and is refused before it ends the server at once."""
+    (tmp_path / "file").write_text("")
+    with (tmp_path / "file").open() as file, pytest.raises(ConfigError, match="not a pipe"):
+        StandardInput(file.fileno())
+    with Path(os.devnull).open() as null, pytest.raises(ConfigError, match="not a pipe"):
+        StandardInput(null.fileno())
+
+
+async def test_signals() -> None:
+    """The first asks for a stop, the second for it to be now; ignored ones stay ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals = Signals()
+    signals.install()
+    try:
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (await asyncio.wait_for(signals.first.wait(), DEADLINE)).text == "SIGTERM"
+        assert not signals.second.holds()
+        os.kill(os.getpid(), signal.SIGINT)
+        second = await asyncio.wait_for(signals.second.wait(), DEADLINE)
+        assert second.exit_code == 130
+    finally:
+        signals.remove()
+        signal.signal(signal.SIGHUP, before)
+
+
+async def test_signals_are_handed_on() -> None:
+    """With a command every one reaches it; those for the command alone do not stop us."""
+    handed: list[signal.Signals] = []
+    signals = Signals(handed.append)
+    signals.install()
+    try:
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(os.getpid(), number)
+            await settle()
+        assert not signals.first.holds()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(signals.first.wait(), DEADLINE)
+        assert handed == [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM]
+    finally:
+        signals.remove()
