@@ -81,10 +81,12 @@ class Desk:
         self._ready = asyncio.Event()
         self._over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._storage_before: int | None = None
+        self._denied: Mapping[tuple[str, str], int] = {}
 
-    def ready(self, url: str) -> None:
-        """The port answers."""
+    def ready(self, url: str, denied: Mapping[tuple[str, str], int]) -> None:
+        """The port answers; ``denied`` counts the refusals of (user, address) from now on."""
         self._url = url
+        self._denied = denied
         self._ready.set()
 
     def over(self, outcome: Outcome) -> None:
@@ -144,7 +146,7 @@ class Desk:
             bytes_out=self._observer.activity.bytes_out,
             images=reports.image_records(ledger, self._observer.contained),
             coverage=record,
-            denied=reports.denied_records(self._observer.denied),
+            denied=reports.denied_records(self._denied),
             storage_before=self._storage_before,
             storage_after=storage_after,
             cut=list(outcome.drained.cut),

@@ -15,9 +15,9 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -93,6 +93,7 @@ class Launch:
         login: for the command, and to tell where the server is.
         announced: around the time in which the port answers: ready.json, a line for the operator.
         storage: measures the store in bytes; runs in a worker thread.
+        denied: how often whom, as (user, address), was refused; counted on while the server lives.
         wiped: what goes, together with the command's private files, if the server is killed.
     """
 
@@ -100,6 +101,7 @@ class Launch:
     login: Login
     announced: AbstractContextManager[None]
     storage: Callable[[], int] | None = None
+    denied: Mapping[tuple[str, str], int] = field(default_factory=dict)
     wiped: tuple[Path, ...] = ()
 
 
@@ -194,7 +196,7 @@ class Life:
                 logger.warning(warning)
             async with self._background(launch), self._private(launch) as private:
                 with launch.announced:
-                    self._desk.ready(launch.login.url)
+                    self._desk.ready(launch.login.url, launch.denied)
                     self._notifier.ready(self._desk.status_line())
                     await self._start_command(launch, private)
                     reason = await _until(ends, launch.served.listeners)

@@ -23,9 +23,6 @@ from registry.lifetime.pulls import Pulls
 AGAIN_AFTER = 60
 """Seconds after which a manifest asked for once more is another pull, not the same one."""
 
-_MAX_DENIED = 1000
-_MAX_NAME = 100
-
 
 class Caller(NamedTuple):
     """Who makes a request.
@@ -37,13 +34,6 @@ class Caller(NamedTuple):
     """
 
     node: str
-    user: str
-    address: str
-
-
-class Denied(NamedTuple):
-    """Whose requests were refused; both as shown in the report."""
-
     user: str
     address: str
 
@@ -102,6 +92,10 @@ class Sending:
         elif not isinstance(error, RangeInvalid):
             ledger.blob_failed(node, self._repository, self._digest, self._last)
 
+    def count(self, sent: int) -> None:
+        """So many bytes of it are out."""
+        self._observer.activity.bytes_out += sent
+
     @contextlib.contextmanager
     def part(self, first: int, count: int, size: int) -> Iterator[None]:
         """Around the sending of ``count`` bytes from byte ``first`` on, of a blob of ``size``."""
@@ -120,7 +114,6 @@ class Sending:
             observer.transfers.discard(transfer)
             to_its_end = arrived and first + count == size
             observer.pulls.blob_ended(node, self._digest, to_its_end=to_its_end)
-        observer.activity.bytes_out += count
         observer.ledger.blob_arrived(node, self._repository, self._digest, first, first + count)
 
 
@@ -138,7 +131,6 @@ class Observer:
 
     Attributes:
         transfers: that flow now.
-        denied: how many requests of whom were refused.
     """
 
     def __init__(
@@ -158,7 +150,6 @@ class Observer:
         self.contained = contained
         self.clock = clock
         self.transfers: set[Transfer] = set()
-        self.denied: dict[Denied, int] = {}
         self._named = named
         self._shared = shared
 
@@ -216,14 +207,3 @@ class Observer:
         finally:
             self.transfers.discard(transfer)
             self.pulls.push(caller.node)
-
-    def refused(self, user: str, address: str | None) -> None:
-        """A request was denied (401 after a wrong credential, or 403).
-
-        A name may be any a client made up: it is cut, and kept without control characters.
-        """
-        shown = "".join(c if c.isprintable() else "?" for c in user[:_MAX_NAME])
-        key = Denied(shown, plain(address) if address else "")
-        if key not in self.denied and len(self.denied) >= _MAX_DENIED:
-            key = Denied("others", "")
-        self.denied[key] = self.denied.get(key, 0) + 1

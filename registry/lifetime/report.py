@@ -12,11 +12,12 @@ from pathlib import Path
 
 from registry.lifetime.contents import Contained
 from registry.lifetime.coverage import Coverage, State
+from registry.lifetime.images import plain
 from registry.lifetime.ledger import Ledger
-from registry.lifetime.observer import Denied
 from registry.trust.files import Attributes, publish
 
 _KIB = 1024
+_MAX_NAME = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +167,20 @@ def coverage_record(coverage: Coverage) -> CoverageRecord:
     )
 
 
-def denied_records(denied: Mapping[Denied, int]) -> list[DeniedRecord]:
-    """Refused requests, most first."""
-    found = [DeniedRecord(who.user, who.address, count) for who, count in denied.items()]
+def denied_records(denied: Mapping[tuple[str, str], int]) -> list[DeniedRecord]:
+    """Refused requests, most first, from (user, address) → count.
+
+    A name may be any a client made up: it is cut, and shown without control characters.
+    """
+    found = [
+        DeniedRecord(_printable(user), plain(address), count)
+        for (user, address), count in denied.items()
+    ]
     return sorted(found, key=lambda record: -record.requests)
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name[:_MAX_NAME])
 
 
 def warnings(ledger: Ledger, coverage: CoverageRecord | None, cut: Iterable[str]) -> list[str]:

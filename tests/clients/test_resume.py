@@ -108,18 +108,18 @@ def finish(server: Mayfly, location: str, offset: int) -> None:
     assert body == BLOB
 
 
-def stop_accepting(server: Mayfly) -> None:
-    """SIGTERM, and wait until new connections are refused."""
+def ask_to_stop(server: Mayfly) -> None:
+    """SIGTERM, and wait until the server no longer says that it takes requests."""
 
-    def refused() -> bool | None:
+    def unready() -> bool | None:
         try:
-            with socket.create_connection(address(server), timeout=5):
-                return None
-        except ConnectionRefusedError:
+            answer, _ = request(server, "GET", "/readyz")
+        except (ConnectionRefusedError, ConnectionResetError):
             return True
+        return answer.status != 200 or None
 
     server.popen.send_signal(signal.SIGTERM)
-    server.wait_for(refused)
+    server.wait_for(unready)
 
 
 def test_server_killed_within_a_chunk(start: Callable[..., Mayfly]) -> None:
@@ -150,7 +150,7 @@ def test_server_stopped_within_a_chunk(start: Callable[..., Mayfly]) -> None:
     server = start()
     location = begin(server)
     with send_half_a_chunk(server, location) as connection:
-        stop_accepting(server)
+        ask_to_stop(server)
         connection.sendall(BLOB[CHUNK + HALF : 2 * CHUNK])
         assert connection.recv(4096).startswith(b"HTTP/1.1 202 ")
     assert server.popen.wait(30) == 0
@@ -164,7 +164,7 @@ def test_server_told_twice_to_stop_within_a_chunk(start: Callable[..., Mayfly]) 
     server = start()
     location = begin(server)
     with send_half_a_chunk(server, location):
-        stop_accepting(server)
+        ask_to_stop(server)
         server.popen.send_signal(signal.SIGTERM)
         assert server.popen.wait(30) == 128 + signal.SIGTERM
     restarted = start(listen=server.host)

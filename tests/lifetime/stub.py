@@ -109,6 +109,7 @@ class Stub:
             for _ in range(BLOB_SIZE // CHUNK):
                 writer.write(b"x" * CHUNK)
                 await writer.drain()
+                sending.count(CHUNK)
                 if self._rate:
                     await asyncio.sleep(CHUNK / self._rate)
 

@@ -73,11 +73,13 @@ async def test_no_request_is_refused(held: socket.socket, tmp_path: Path) -> Non
 
     task = asyncio.create_task(clients())
     while asking:
-        waiting: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(held.fileno(), lambda done=waiting: done.done() or done.set_result(None))
+        queued = asyncio.Event()
+        loop.add_reader(held.fileno(), queued.set)
+        waiting = asyncio.create_task(queued.wait())
         await asyncio.wait([waiting, task], return_when=asyncio.FIRST_COMPLETED)
         loop.remove_reader(held.fileno())
-        if waiting.done():
+        waiting.cancel()
+        if queued.is_set():
             assert '"idle"' in await serve_once(held, tmp_path / "state", SystemClock())
             rounds += 1
     await task

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from registry.errors import RangeInvalid
-from registry.lifetime import observer as observers
 from registry.lifetime.activity import Activity
 from registry.lifetime.contents import Contained, Contents
 from registry.lifetime.ledger import Ledger
-from registry.lifetime.observer import AGAIN_AFTER, Denied, Observer
+from registry.lifetime.observer import AGAIN_AFTER, Observer
 from registry.lifetime.pulls import Pulls
 from tests.lifetime.fakes import FakeClock, FakeContent, digest
 
@@ -106,33 +105,3 @@ async def test_asked_again(clock: FakeClock) -> None:
     for caller in (a, b):
         observer.manifest_served(caller, REPO, MANIFEST, head=True, tag="1")
     assert observer.ledger.asked_again() == {"a": 1}
-
-
-def test_bytes_out(clock: FakeClock) -> None:
-    """What arrived counts, a part as a part; what was cut is not known and does not."""
-    observer = make(clock)
-    caller = observer.caller("a", None, None)
-    with observer.sending(caller, REPO, LAYER) as sending, sending.part(10, 90, 100):
-        pass
-    with (
-        pytest.raises(ConnectionResetError),
-        observer.sending(caller, REPO, LAYER) as sending,
-        sending.part(0, 100, 100),
-    ):
-        raise ConnectionResetError
-    assert observer.activity.bytes_out == 90
-
-
-def test_refused(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refusals are counted by user and address; a name that a client made up cannot hurt."""
-    monkeypatch.setattr(observers, "_MAX_DENIED", 3)
-    observer = make(clock)
-    observer.refused("eve", "10.0.0.9")
-    observer.refused("eve", "::ffff:10.0.0.9")
-    observer.refused("\x1b[2J" + "x" * 500, None)
-    observer.refused("third", "10.0.0.1")
-    observer.refused("fourth", "10.0.0.1")
-    observer.refused("fifth", "10.0.0.1")
-    assert observer.denied[Denied("eve", "10.0.0.9")] == 2
-    assert observer.denied[Denied("others", "")] == 2
-    assert all(len(who.user) <= 100 and who.user.isprintable() for who in observer.denied)

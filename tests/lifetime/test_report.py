@@ -13,7 +13,6 @@ from registry.lifetime import table
 from registry.lifetime.contents import Contained, Contents
 from registry.lifetime.coverage import State
 from registry.lifetime.ledger import Ledger
-from registry.lifetime.observer import Denied
 from registry.lifetime.report import (
     CoverageRecord,
     ImageRecord,
@@ -53,7 +52,7 @@ REPORT = Report(
     bytes_out=100,
     images=[ImageRecord("team/app:2", digest("app"), ["admin"], ["node-a"])],
     coverage=COVERAGE,
-    denied=denied_records({Denied("", "10.0.0.8"): 1, Denied("eve", "10.0.0.9"): 3}),
+    denied=denied_records({("", "10.0.0.8"): 1, ("eve", "::ffff:10.0.0.9"): 3}),
     storage_before=0,
     storage_after=1024,
     cut=[],
@@ -115,6 +114,13 @@ def test_matrix_without_nodes() -> None:
 def test_shorten(text: str, width: int, shown: str) -> None:
     """The ends of a name stay."""
     assert table.shorten(text, width) == shown
+
+
+def test_denied_names_are_harmless() -> None:
+    """A name that a client made up cannot move the cursor of who reads the report."""
+    (record,) = denied_records({("\x1b[2J" + "x" * 500, "10.0.0.9"): 1})
+    assert record.user.isprintable()
+    assert len(record.user) == 100
 
 
 def test_images_by_whom() -> None:

@@ -109,9 +109,8 @@ async def registry(
     verifier = CredentialVerifier(lambda: known, robots)
     logins = Logins(verifier, throttle, sleep=_at_once)
     issuer = TokenIssuer(key, REALM)
-    guard = Guard(
-        lambda: policy, Authentication(verifier, logins, issuer, robots), lambda _: None, Audit()
-    )
+    authentication = Authentication(verifier, logins, issuer, robots)
+    guard = Guard(lambda: policy, authentication, lambda _: None, Audit())
     with contextlib.closing(DistributionStore(root)) as store:
         runner = web.ServerRunner(HTTPServer(App(store, guard, lifeline())), shutdown_timeout=0)
         await runner.setup()

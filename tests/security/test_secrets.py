@@ -213,3 +213,17 @@ def test_secrets_of_a_killed_run_do_not_outlive_the_next_start(
     start_mayfly("--auth", "none", state_dir=state)
     left = {path.name for path in state.iterdir()}
     assert left.isdisjoint({"credentials.json", "signing.key"})
+
+
+def test_names_of_strangers_do_not_write_on_the_terminal(
+    start_mayfly: Callable[..., Mayfly], tmp_path: Path
+) -> None:
+    """A refused name may hold anything; log and report show the operator printable text only."""
+    process = start_mayfly(*SECURE)
+    name = "\x1b]0;title\x07\x1b[2J\r\nmayfly: all is well\u202e"
+    answer = ask(server_of(process), "GET", "/v2/", [basic(name, "x")])
+    assert answer.status == 401
+    process.stop()
+    shown = process.output()
+    assert not [line for line in shown.split("\n") if line and not line.isprintable()]
+    assert "\nmayfly: all is well" not in shown
