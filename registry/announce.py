@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from registry.config import Address, ConfigError, Settings
+from registry.config import ConfigError, Settings
 from registry.lifetime.private import Login
+from registry.readers import Address
 from registry.security import CREDENTIALS, Security
 from registry.trust.files import Attributes, publish
 from registry.version import VERSION

@@ -6,6 +6,7 @@ There is one catch-all; what exists is said by `HANDLERS`, who may use it by `re
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,6 +24,9 @@ logger = logging.getLogger("mayfly")
 
 READ_BUFFER = 256 * 1024
 """Bytes of a body that a connection may hold before its sender is paused (aiohttp doubles it)."""
+
+_ABSOLUTE = re.compile(r"\Ahttps?://[^/?]*(?=/)", re.IGNORECASE)
+"""What an absolute request target has before its path (RFC 9112, 3.2.2); no host is ours alone."""
 
 Names = Callable[[str, str | None], str]
 """From a repository as asked for and containerd's ``ns`` to the one that is meant."""
@@ -72,7 +76,7 @@ class App:
     async def __call__(self, http: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; what goes wrong becomes an OCI error document."""
         try:
-            path, _, query = http.raw_path.partition("?")
+            path, _, query = _ABSOLUTE.sub("", http.raw_path, count=1).partition("?")
             understood = self._resolve(request.parse(http.method, path, query))
             caller = await self._guard.admit(http, understood)
             if understood.endpoint in PROBES:

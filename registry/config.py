@@ -8,7 +8,6 @@ of that name.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -18,6 +17,17 @@ from typing import Any, Generic, Literal, TypeVar
 
 from registry.lifetime.durations import parse as parse_duration
 from registry.lifetime.durations import parse_timeout
+from registry.readers import (
+    Address,
+    read_address,
+    read_anonymous,
+    read_auth,
+    read_path,
+    read_switch,
+    read_text,
+    read_tls,
+    read_until,
+)
 
 T = TypeVar("T")
 
@@ -26,25 +36,6 @@ ENVIRONMENT_PREFIX = "MAYFLY_"
 
 class ConfigError(Exception):
     """A setting that cannot be used; the text names the setting, its source and the remedy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen: ``host`` without brackets, ``port`` 0 to have one picked."""
-
-    host: str
-    port: int
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this host can connect; a name other than localhost is taken to be open."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -78,82 +69,14 @@ class Setting(Generic[T]):
         return ENVIRONMENT_PREFIX + self.key.upper()
 
 
-def read_address(text: str) -> Address:
-    """Read ``HOST:PORT`` or ``[IPV6]:PORT``."""
-    host, separator, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        separator = ""
-    if not separator or not host or not port.isascii() or not port.isdigit():
-        raise ValueError("expected HOST:PORT, as in 127.0.0.1:5000 or [::1]:5000")
-    if int(port) > 65535:
-        raise ValueError("a port is a number from 0 to 65535")
-    return Address(host, int(port))
-
-
-def read_switch(text: str) -> bool:
-    """Read a switch from the environment or the file."""
-    known = {"1": True, "true": True, "yes": True, "on": True}
-    known |= {"0": False, "false": False, "no": False, "off": False}
-    try:
-        return known[text.lower()]
-    except KeyError:
-        raise ValueError("expected true or false") from None
-
-
-def read_path(text: str) -> Path:
-    """Read a path, which must not be empty."""
-    if not text or "\0" in text:
-        raise ValueError("expected a path")
-    return Path(text).expanduser().absolute()
-
-
-def read_text(text: str) -> str:
-    """Read a text that must not be empty."""
-    if not text.strip():
-        raise ValueError("expected a text")
-    return text.strip()
-
-
-def read_tls(text: str) -> Literal["auto", "off"] | tuple[Path, Path]:
-    """Read ``auto``, ``off`` or ``CERT,KEY``."""
-    match text:
-        case "auto" | "off":
-            return text
-    certificate, comma, key = text.partition(",")
-    if not comma or "," in key:
-        raise ValueError("expected auto, off, or CERT,KEY: two files joined by a comma")
-    return read_path(certificate), read_path(key)
-
-
-def read_auth(text: str) -> Literal["auto", "none"] | Path:
-    """Read ``auto``, ``none`` or a directory."""
-    match text:
-        case "auto" | "none":
-            return text
-    return read_path(text)
-
-
-def read_anonymous(text: str) -> bool:
-    """Read ``pull`` or ``none``."""
-    if text not in ("pull", "none"):
-        raise ValueError("expected pull or none")
-    return text == "pull"
-
-
-def read_until(text: str) -> bool:
-    """Read ``first`` or ``all``; whether it is all."""
-    if text not in ("first", "all"):
-        raise ValueError("expected first or all")
-    return text == "all"
-
-
 def _default_root(environment: Mapping[str, str]) -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/mayfly")
     data = environment.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "mayfly"
+    try:
+        return (Path(data) if data else Path.home() / ".local" / "share") / "mayfly"
+    except RuntimeError:
+        raise ConfigError("there is no home directory for the store: give --root DIR") from None
 
 
 def _default_state_dir(environment: Mapping[str, str]) -> Path:
@@ -398,7 +321,7 @@ def _read_file(file: Path) -> dict[str, tuple[str, ...]]:
             content = tomllib.load(opened)
     except OSError as error:
         raise ConfigError(f"--config {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"--config {file}: not TOML: {error}") from None
     known = {s.key: s for s in SETTINGS}
     for key in content:

@@ -12,6 +12,8 @@ from registry.app import HTTPServer
 from registry.lifetime.activity import Activity
 from registry.lifetime.listen import Listeners
 
+_AT_ONCE = 0.01
+
 
 class Connections:
     """See `registry.lifetime.life.Served`."""
@@ -31,4 +33,5 @@ class Connections:
     async def close(self, seconds: float) -> None:
         """Close all connections; handlers that still run have so many seconds."""
         self._server.pre_shutdown()
-        await self._server.shutdown(seconds)
+        # To aiohttp no time at all means as long as it takes.
+        await self._server.shutdown(max(seconds, _AT_ONCE))

@@ -30,8 +30,8 @@ from auth.tokens import TokenIssuer
 from auth.verify import CredentialVerifier
 from registry.access import PUBLIC, Need, needs
 from registry.audit import Audit
-from registry.config import Address
 from registry.errors import AccessDenied, Unauthorized
+from registry.readers import Address
 from registry.request import Endpoint, Request
 
 REALM = "mayfly"

@@ -19,5 +19,9 @@ async def alive(context: Context, http: web.BaseRequest, request: Request) -> we
 
 
 async def ready(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
-    """GET ``/readyz``: requests are served."""
+    """GET ``/readyz``: requests are served.
+
+    While the registry drains, too: pulls that are under way go on, and Kubernetes sends their next
+    connections only to where this says yes.
+    """
     return answer(body=b"ok\n", content_type="text/plain")

@@ -15,6 +15,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from auth import signing
@@ -140,10 +141,12 @@ async def _serve(
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(WORKER_THREADS, "storage"))
     with contextlib.ExitStack() as stack:
-        security = stack.enter_context(secure(settings))
         sockets = [taken.socket for taken in take_sockets(os.environ)]
         sockets = sockets or stack.enter_context(listening(settings.listen))
         addresses = [address_of(bound) for bound in sockets]
+        # What is bound counts, not what was asked for: systemd's sockets may be open to anyone.
+        settings = replace(settings, listen=tuple(addresses))
+        security = stack.enter_context(secure(settings))
         login = login_to(settings, security, addresses[0])
         life = Life(
             plan,

@@ -18,7 +18,7 @@ from storage.errors import BlobUnknown, DigestInvalid, SizeInvalid, UploadOffset
 from storage.interface import Upload
 from storage.names import check_repository
 
-_CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d{1,19})-(\d{1,19})(?:/(?:\d+|\*))?")
+_CONTENT_RANGE = re.compile(r"(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]+|\*))?")
 
 
 def receiving(handler: Handler) -> Handler:
@@ -58,7 +58,7 @@ async def status(context: Context, http: web.BaseRequest, request: Request) -> w
 async def patch(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
     """PATCH: append a chunk, or a stream of unknown length."""
     upload = context.store.upload(request.repository, request.upload_id)
-    offset = await receive(context.observer.activity, http, upload, _start(http, upload))
+    offset = await _append(context, http, upload)
     return answer(202, headers=_standing(request, upload, offset))
 
 
@@ -70,7 +70,7 @@ async def finish(context: Context, http: web.BaseRequest, request: Request) -> w
     if wanted is None:
         raise DigestInvalid("the digest parameter is missing")
     digest = digests.parse(wanted)
-    await receive(context.observer.activity, http, upload, _start(http, upload))
+    await _append(context, http, upload)
     await in_thread(upload.commit, digest)
     return _created(request, digest)
 
@@ -116,22 +116,24 @@ def _holder(context: Context, digest: Digest) -> str | None:
     return None
 
 
-def _start(http: web.BaseRequest, upload: Upload) -> int:
-    """The byte at which the body begins: by ``Content-Range``, else where the upload stands."""
+async def _append(context: Context, http: web.BaseRequest, upload: Upload) -> int:
+    """Append the body where ``Content-Range`` says, else where the upload stands."""
     offset = upload.offset
     header = http.headers.get("Content-Range")
     if header is None:
-        return offset
+        return await receive(context.observer.activity, http, upload, offset)
     found = _CONTENT_RANGE.fullmatch(header.strip())
     if found is None:
         raise ParameterInvalid(f"Content-Range {header[:60]!r} is not <first>-<last>")
     first, last = int(found[1]), int(found[2])
     if first != offset:
         raise UploadOffset(f"the upload stands at byte {offset}, not {first}", offset)
-    length = http.content_length
-    if length is not None and length != last - first + 1:
-        raise SizeInvalid(f"Content-Range {header[:60]!r} is not {length} bytes long")
-    return first
+    if http.content_length not in (None, last - first + 1):
+        raise SizeInvalid(f"Content-Range {header[:60]!r} is not {http.content_length} bytes long")
+    end = await receive(context.observer.activity, http, upload, first)
+    if end != last + 1:
+        raise SizeInvalid(f"Content-Range {header[:60]!r} was {end - first} bytes long")
+    return end
 
 
 def _standing(request: Request, upload: Upload, offset: int) -> dict[str, str]:

@@ -142,16 +142,16 @@ class Life:
         self._notifier = notifier or Notifier()
         self.activity = Activity(clock.now)
         contained = Contained(content.contents)
+        images = read_images(plan.until_pulled, own_hosts) if plan.until_pulled else ()
         # Without coverage there is nothing that a restart should go on with.
-        kept = state.path / LEDGER if plan.until_pulled is not None else None
+        kept = state.path / LEDGER if images else None
         try:
             self._ledger = Ledger(kept, clock.wall)
         except OSError as error:
             raise ConfigError(f"{kept}: {error.strerror}; remove it") from None
         self._pulls = Pulls(clock.now, self._ledger.changed)
         self.coverage: Coverage | None = None
-        if plan.until_pulled is not None and plan.nodes is not None:
-            images = read_images(plan.until_pulled, own_hosts)
+        if plan.nodes is not None:
             self.coverage = Coverage(
                 self._ledger, self._pulls, images, plan.nodes, content.tag, contained
             )

@@ -188,8 +188,11 @@ class Observer:
     def manifest_pushed(
         self, caller: Caller, repository: str, digest: str, tags: tuple[str, ...]
     ) -> None:
-        """A manifest was stored."""
-        self.pulls.push(caller.node)
+        """A manifest was stored. With a tag it is the last of its push; children come without."""
+        if tags:
+            self.pulls.push_over(caller.node)
+        else:
+            self.pulls.push(caller.node)
         self.ledger.pushed(caller.node, repository, digest, tags)
 
     def sending(self, caller: Caller, repository: str, digest: str) -> Sending:

@@ -121,6 +121,8 @@ def ending(plan: Plan, triggers: Triggers, activity: Activity, clock: Clock) -> 
         hard.append(StandardInput())
     if plan.max_lifetime is not None:
         hard.append(MaxLifetime(clock, plan.max_lifetime))
+    # Hard, since it can never be met together with the others. Not under a command, which may have
+    # much to do before the first pull.
     if plan.unused_timeout is not None and triggers.command is None:
         hard.append(Quiet(activity, clock, plan.unused_timeout, after_first_pull=False))
     soft: list[Condition] = []

@@ -110,6 +110,12 @@ class Pulls:
         if state is not None:
             state.pushed = state.last
 
+    def push_over(self, node: str) -> None:
+        """A node took the last step of a push."""
+        state = self._touch(node)
+        if state is not None:
+            state.pushed = None
+
     def busy(self, node: str, digests: Collection[str]) -> bool:
         """Whether a node is fetching, or about to fetch, some of this content."""
         state = self._nodes.get(node)

@@ -116,7 +116,7 @@ def test_wait_for_coverage(start: Start, images: Path) -> None:
 
 def test_wait_for_coverage_that_does_not_come(start: Start, images: Path) -> None:
     """When the server ends first, what is missing is said, and the exit code is 3."""
-    stub = start(until_pulled=images, nodes="1", unused_timeout=1.0).ready()
+    stub = start(until_pulled=images, nodes="1", unused_timeout=2.0).ready()
     code, out, errors = invoke(control.wait, "--covered", "--state-dir", stub.state_dir)
     assert code == 3
     assert out == "missing: a further node with every image\n"

@@ -115,6 +115,17 @@ async def test_pushes(server: Server) -> None:
     assert not server.admits("a", "POST", upload)
 
 
+async def test_push_that_ended(server: Server) -> None:
+    """The manifest that gets the tag ends a push; the children of an index do not."""
+    caller = server.observer.caller("a", None, None)
+    server.observer.manifest_pushed(caller, REPO, CHILD, ())
+    assert server.pulls.pushing("a")
+    server.observer.manifest_pushed(caller, REPO, INDEX, ("1",))
+    assert not server.pulls.pushing("a")
+    server.drain.begin()
+    assert await server.finish() == Drained()
+
+
 async def test_idle_exit_refuses_nobody(server: Server) -> None:
     """Who comes at the last moment of an idle exit is served."""
     server.drain.begin(refuse=False)

@@ -194,7 +194,7 @@ def test_kill_of_the_server(start: Start, tmp_path: Path) -> None:
 
 def test_deadline_ends_the_command(start: Start, tmp_path: Path) -> None:
     """At the deadline a command that still runs is asked to end, and that is exit code 3."""
-    stub = start("sh", "-c", TOLD, "sh", str(tmp_path), max_lifetime=1.0)
+    stub = start("sh", "-c", TOLD, "sh", str(tmp_path), max_lifetime=2.0)
     assert stub.code() == 3
     assert (tmp_path / "told").exists()
 
@@ -242,7 +242,7 @@ def test_node_that_never_pulls(start: Start, images: Path, tmp_path: Path) -> No
     """A node that does not come makes the deadline fire, with exit code 3 and what is missing."""
     nodes = tmp_path / "nodes"
     nodes.write_text("node-a\nnode-b\n")
-    stub = start("true", until_pulled=images, nodes=str(nodes), max_lifetime=1.5).ready()
+    stub = start("true", until_pulled=images, nodes=str(nodes), max_lifetime=3.0).ready()
     for repository in ("team/app", "team/web"):
         pull(stub.port, "node-a", repository)
     assert stub.code() == 3, stub.describe()

@@ -399,6 +399,18 @@ def test_collecting(store: OverlayStore, bundle: Made, root: Path) -> None:
     assert read(store.blob("team/app", digests.of(b"{}"))) == b"{}"
 
 
+def test_manifest_that_goes_while_it_is_read(
+    store: OverlayStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleted between being found and being read, it is unknown."""
+    _, digest = put_image(store, NOVA, "mine")
+    extent = store.manifest(NOVA, digest)
+    monkeypatch.setattr(store, "manifest", lambda repository, digest: extent)
+    extent.path.unlink()
+    with pytest.raises(ManifestUnknown):
+        store.read_manifest(NOVA, digest)
+
+
 def test_plain_store_on_the_same_root(store: OverlayStore, bundle: Made, root: Path) -> None:
     """Served without the bundle, the root is an ordinary one that holds what was pushed."""
     put_image(store, NOVA, "mine")

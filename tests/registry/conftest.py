@@ -18,7 +18,6 @@ from registry.guard import Guard
 from storage.distribution import DistributionStore
 from storage.interface import Store
 from tests.lifeline import lifeline
-from tests.lifeline import lifeline
 from tests.registry.wire import Wire
 from tests.storage.disk import skip_sync
 

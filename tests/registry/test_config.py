@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry import config
 from registry.cli.options import with_settings
-from registry.config import SETTINGS, Address, ConfigError, Setting, Settings, load
+from registry.config import SETTINGS, ConfigError, Setting, Settings, load
 from registry.listener import listening
+from registry.readers import Address, read_address, read_path
 from tests.process import REPO
 
 # For each setting two texts that it takes, and one that it does not.
@@ -32,6 +32,17 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     "anonymous": ("pull", "none", "push"),
     "signing_key": ("/one", "/two", ""),
     "audit": ("/one", "/two", ""),
+    "idle_timeout": ("90s", "never", "90"),
+    "unused_timeout": ("10m", "4h", "0s"),
+    "max_lifetime": ("4h", "never", "-1h"),
+    "until_pulled": ("/one", "/two", ""),
+    "nodes": ("3", "/nodes", " "),
+    "until": ("first", "all", "some"),
+    "drain_timeout": ("0s", "60s", "never"),
+    "stop_file": ("/one", "/two", ""),
+    "exit_with_parent": ("true", "false", "perhaps"),
+    "exit_on_stdin_eof": ("true", "false", "perhaps"),
+    "report": ("/one", "/two", ""),
     "state_dir": ("/one", "/two", ""),
 }
 WITH_TEXTS = [setting for setting in SETTINGS if setting.key in TEXTS]
@@ -101,8 +112,9 @@ def test_texts_cover_every_setting() -> None:
 
 
 def test_fields_are_the_settings() -> None:
-    """`Settings` and the table have the same names."""
-    assert {field.name for field in fields(Settings)} == {setting.key for setting in SETTINGS}
+    """`Settings` and the table have the same names; only the bundles are arguments."""
+    keys = {setting.key for setting in SETTINGS}
+    assert {field.name for field in fields(Settings)} == keys | {"bundles"}
 
 
 def test_names_follow_from_one() -> None:
@@ -117,7 +129,7 @@ def test_names_follow_from_one() -> None:
 def test_every_setting_is_an_option() -> None:
     """The command line has each setting, and no option beside them but the file."""
     command = click.command()(with_settings(lambda settings: settings))
-    options = {name for p in command.params for name in p.opts}
+    options = {name for p in command.params if isinstance(p, click.Option) for name in p.opts}
     assert options == {f"--{setting.name}" for setting in SETTINGS} | {"--config"}
 
 
@@ -142,8 +154,8 @@ def test_every_setting_is_documented() -> None:
 )
 def test_address(text: str, expected: Address) -> None:
     """A host and a port; an IPv6 address stands in brackets, and is written back so."""
-    assert config.read_address(text) == expected
-    assert config.read_address(str(expected)) == expected
+    assert read_address(text) == expected
+    assert read_address(str(expected)) == expected
 
 
 @pytest.mark.parametrize(
@@ -158,7 +170,7 @@ def test_address(text: str, expected: Address) -> None:
 def test_bad_address(text: str) -> None:
     """Anything else is refused in a few words that say what is expected."""
     with pytest.raises(ValueError) as refused:
-        config.read_address(text)
+        read_address(text)
     assert len(str(refused.value)) < 150
 
 
@@ -167,12 +179,12 @@ def test_bad_address(text: str) -> None:
 def test_any_address(text: str) -> None:
     """Any text is an address that is written back readably, or a ValueError."""
     try:
-        found = config.read_address(text)
+        found = read_address(text)
     except ValueError:
         return
     assert found.host
     assert 0 <= found.port < 65536
-    assert config.read_address(str(found)) == found
+    assert read_address(str(found)) == found
 
 
 @pytest.mark.parametrize(
@@ -207,15 +219,15 @@ def test_loopback(host: str, loopback: bool) -> None:
 def test_bad_path(text: str) -> None:
     """A path that cannot be is a bad value like any other."""
     with pytest.raises(ValueError):
-        config.read_path(text)
+        read_path(text)
 
 
 def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relative path is taken from where the process was started, ``~`` is the home."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/of/test")
-    assert config.read_path("a/b") == tmp_path / "a/b"
-    assert config.read_path("~/x") == Path("/home/of/test/x")
+    assert read_path("a/b") == tmp_path / "a/b"
+    assert read_path("~/x") == Path("/home/of/test/x")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_ready_and_stop(start_mayfly: StartMayfly) -> None:
     assert f"ready at http://{server.host}" in server.output()
     assert server.stop() == 0
     assert not (server.state_dir / "ready.json").exists()
-    assert [n for n in files(server.state_dir) if n != "output.log"] == []
+    assert files(server.state_dir).keys() - {"output.log"} == {"lock", "report.json"}
     assert "Traceback" not in server.output()
 
 
@@ -128,16 +128,9 @@ def _stalled_upload(host: str, length: int, body: bytes) -> socket.socket:
     return stalled
 
 
-def _stopping(host: str) -> Callable[[], bool | None]:
-    """Whether a server has taken note of a signal: it says it is not ready, or takes nobody in."""
-
-    def probe() -> bool | None:
-        try:
-            return True if ask(host, "GET", "/readyz")[0] != 200 else None
-        except OSError:
-            return True
-
-    return probe
+def _stopping(server: Process) -> Callable[[], bool | None]:
+    """Whether a server has taken note of a signal."""
+    return lambda: True if "stopping: " in server.output() else None
 
 
 def test_transfer_under_way_may_finish(start_mayfly: StartMayfly) -> None:
@@ -146,7 +139,7 @@ def test_transfer_under_way_may_finish(start_mayfly: StartMayfly) -> None:
     body = os.urandom(300_000)
     with _stalled_upload(server.host, len(body), body) as stalled:
         server.popen.send_signal(signal.SIGTERM)
-        server.wait_for(_stopping(server.host))
+        server.wait_for(_stopping(server))
         stalled.sendall(body[len(body) // 2 :])
         assert stalled.recv(1000).startswith(b"HTTP/1.1 201 ")
     assert server.popen.wait(10) == 0
@@ -166,7 +159,7 @@ def test_pull_under_way_may_finish(start_mayfly: StartMayfly) -> None:
         answer = connection.getresponse()
         received = answer.read(1000)
         server.popen.send_signal(signal.SIGTERM)
-        server.wait_for(_stopping(server.host))
+        server.wait_for(_stopping(server))
         assert received + answer.read() == data
     assert server.popen.wait(10) == 0
     assert "Traceback" not in server.output()
@@ -182,7 +175,7 @@ def test_second_signal_leaves_now(
     server = start_mayfly()
     with _stalled_upload(server.host, 300_000, os.urandom(300_000)):
         server.popen.send_signal(signal.SIGTERM)
-        server.wait_for(_stopping(server.host))
+        server.wait_for(_stopping(server))
         assert server.running
         server.popen.send_signal(second)
         assert server.popen.wait(10) == code, server.output()
@@ -199,7 +192,7 @@ def test_second_signal_removes_an_ephemeral_root(
     process, host = serve("--ephemeral", "--listen", "127.0.0.1:0", TMPDIR=str(tmp_path / "tmp"))
     with _stalled_upload(host, 300_000, os.urandom(300_000)):
         process.popen.send_signal(signal.SIGINT)
-        process.wait_for(_stopping(host))
+        process.wait_for(_stopping(process))
         process.popen.send_signal(signal.SIGINT)
         assert process.popen.wait(10) == 130
     assert list((tmp_path / "tmp").iterdir()) == []
@@ -297,13 +290,15 @@ def test_two_servers_on_one_root(start_mayfly: StartMayfly, tmp_path: Path) -> N
     assert ask(first.host, "POST", f"{UPLOADS}?digest={digest}", b"after")[0] == 201
 
 
-def test_ready_file_of_a_successor_stays(start_mayfly: StartMayfly) -> None:
-    """A server that stops leaves the ready.json that another has written in its place."""
-    first = start_mayfly()
-    second = start_mayfly(root=first.root, state_dir=first.state_dir)
-    first.stop()
+def test_one_server_for_a_state_directory(start_mayfly: StartMayfly, tmp_path: Path) -> None:
+    """A second server with the state directory of a running one is refused, and harms nothing."""
+    first = start_mayfly(state_dir=tmp_path / "state")
+    argv = command_line("serve", "--state-dir", first.state_dir, "--root", tmp_path / "other")
+    second = Process(argv, tmp_path / "second.log", env=environment())
+    assert second.popen.wait(10) == 2
+    assert f"mayfly stop --state-dir {first.state_dir}" in second.output()
     ready = read_ready(first.state_dir)
     assert ready is not None
-    assert ready["pid"] == second.pid
-    second.stop()
+    assert ready["pid"] == first.pid
+    first.stop()
     assert read_ready(first.state_dir) is None

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_urlsafe
 from urllib.parse import urlencode
 
 import pytest
@@ -19,6 +20,8 @@ from tests.security.servers import (
     SECURE,
     credential,
     login,
+    make_auth,
+    mayfly,
     one_run_users,
     refused,
     server_of,
@@ -227,3 +230,22 @@ def test_names_of_strangers_do_not_write_on_the_terminal(
     shown = process.output()
     assert not [line for line in shown.split("\n") if line and not line.isprintable()]
     assert "\nmayfly: all is well" not in shown
+
+
+def test_credential_of_a_run_ends_with_it(
+    start_mayfly: Callable[..., Mayfly], tmp_path: Path
+) -> None:
+    """What the command of `mayfly run` was given opens no later server, same signing key or not."""
+    auth = make_auth(tmp_path / "auth", {}, [("nobody", "guest", "team/**")])
+    (auth / "htpasswd").touch(mode=0o600)
+    key = tmp_path / "key"
+    key.touch(mode=0o600)
+    key.write_text(token_urlsafe(48))
+    options = ("--auth", str(auth), "--signing-key", str(key))
+    directories = ("--root", tmp_path / "root", "--state-dir", tmp_path / "state")
+    command = ("--", "sh", "-c", 'echo "$MAYFLY_USERNAME $MAYFLY_PASSWORD"')
+    told = mayfly("run", *directories, "--listen", "127.0.0.1:0", *options, *command)
+    name, password = told.split()
+    later = start_mayfly(*options)
+    answer = ask(server_of(later), "GET", "/v2/", [basic(name, password)])
+    assert answer.status == 401

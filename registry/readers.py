@@ -1,0 +1,104 @@
+"""From the text of a setting to its value. Each raises ValueError with what is expected."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: ``host`` without brackets, ``port`` 0 to have one picked."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this host can connect; a name other than localhost is taken to be open."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def read_address(text: str) -> Address:
+    """Read ``HOST:PORT`` or ``[IPV6]:PORT``."""
+    host, separator, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        separator = ""
+    if not separator or not _HOST.fullmatch(host) or not port.isascii() or not port.isdigit():
+        raise ValueError("expected HOST:PORT, as in 127.0.0.1:5000 or [::1]:5000")
+    if int(port) > 65535:
+        raise ValueError("a port is a number from 0 to 65535")
+    return Address(host, int(port))
+
+
+def read_switch(text: str) -> bool:
+    """Read a switch from the environment or the file."""
+    known = {"1": True, "true": True, "yes": True, "on": True}
+    known |= {"0": False, "false": False, "no": False, "off": False}
+    try:
+        return known[text.lower()]
+    except KeyError:
+        raise ValueError("expected true or false") from None
+
+
+def read_path(text: str) -> Path:
+    """Read a path, which must not be empty."""
+    if not text or "\0" in text:
+        raise ValueError("expected a path")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("its ~ names no home directory") from None
+
+
+def read_text(text: str) -> str:
+    """Read a text that must not be empty."""
+    if not text.strip():
+        raise ValueError("expected a text")
+    return text.strip()
+
+
+def read_tls(text: str) -> Literal["auto", "off"] | tuple[Path, Path]:
+    """Read ``auto``, ``off`` or ``CERT,KEY``."""
+    match text:
+        case "auto" | "off":
+            return text
+    certificate, comma, key = text.partition(",")
+    if not comma or "," in key:
+        raise ValueError("expected auto, off, or CERT,KEY: two files joined by a comma")
+    return read_path(certificate), read_path(key)
+
+
+def read_auth(text: str) -> Literal["auto", "none"] | Path:
+    """Read ``auto``, ``none`` or a directory."""
+    match text:
+        case "auto" | "none":
+            return text
+    return read_path(text)
+
+
+def read_anonymous(text: str) -> bool:
+    """Read ``pull`` or ``none``."""
+    if text not in ("pull", "none"):
+        raise ValueError("expected pull or none")
+    return text == "pull"
+
+
+def read_until(text: str) -> bool:
+    """Read ``first`` or ``all``; whether it is all."""
+    if text not in ("first", "all"):
+        raise ValueError("expected first or all")
+    return text == "all"
