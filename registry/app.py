@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from registry import blobs, errors, health, listings, manifests, request, token, uploads
-from registry.context import JSON, Context, Handler, Lifeline, answer
+from registry.context import JSON, Context, Handler, Lifeline, Names, answer, as_asked
 from registry.guard import Caller, Guard
 from registry.manifest_cache import ManifestCache
 from registry.request import Endpoint
@@ -27,9 +26,6 @@ READ_BUFFER = 256 * 1024
 
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?]*(?=/)", re.IGNORECASE)
 """What an absolute request target has before its path (RFC 9112, 3.2.2); no host is ours alone."""
-
-Names = Callable[[str, str | None], str]
-"""From a repository as asked for and containerd's ``ns`` to the one that is meant."""
 
 PROBES = frozenset({Endpoint.BASE, Endpoint.LIVE, Endpoint.READY, Endpoint.TOKEN})
 """What keeps no idle server alive."""
@@ -65,7 +61,7 @@ class App:
     """The registry as a function from request to response."""
 
     def __init__(
-        self, store: Store, guard: Guard, lifeline: Lifeline, names: Names | None = None
+        self, store: Store, guard: Guard, lifeline: Lifeline, names: Names = as_asked
     ) -> None:
         self._store = store
         self._manifests = ManifestCache()
@@ -98,16 +94,22 @@ class App:
         observer = self._lifeline.observer
         peer = observer.caller(caller.identity.name, caller.identity.node, http.remote)
         self._lifeline.drain.admit(peer.node, understood)
-        context = Context(self._store, self._manifests, self._guard, observer, caller, peer)
+        context = Context(
+            self._store, self._manifests, self._guard, self._names, observer, caller, peer
+        )
         handler = HANDLERS[understood.endpoint, understood.method]
         return await handler(context, http, understood)
 
     def _resolve(self, understood: request.Request) -> request.Request:
-        """The same request for the repository that its name and ``ns`` mean in the bundles."""
-        if self._names is None or not understood.repository:
+        """The same request for the repositories that its names and ``ns`` mean in the bundles."""
+        if self._names is as_asked or not understood.repository:
             return understood
-        name = self._names(understood.repository, understood.parameter("ns"))
-        return replace(understood, repository=name)
+        ns = understood.parameter("ns")
+        query = understood.query
+        if source := understood.parameter("from"):
+            query = query | {"from": [self._names(source, ns)]}
+        name = self._names(understood.repository, ns)
+        return replace(understood, repository=name, query=query)
 
 
 def refusal(error: Exception, http: web.BaseRequest) -> web.StreamResponse:
@@ -118,7 +120,8 @@ def refusal(error: Exception, http: web.BaseRequest) -> web.StreamResponse:
     """
     status, code = errors.TABLE.get(type(error), errors.UNKNOWN)
     if (status, code) == errors.UNKNOWN:
-        logger.error("%s %s failed", http.method, http.raw_path, exc_info=error)
+        unexpected = None if type(error) in errors.TABLE else error
+        logger.error("%s %s failed: %s", http.method, http.raw_path, error, exc_info=unexpected)
     if http.writer.output_size > 0:
         if http.transport is not None:
             http.transport.abort()

@@ -27,6 +27,15 @@ COMMON_HEADERS = {"Server": SERVER, "Docker-Distribution-Api-Version": "registry
 JSON = "application/json"
 
 
+Names = Callable[[str, str | None], str]
+"""From a repository as asked for and containerd's ``ns`` to the one that is meant."""
+
+
+def as_asked(repository: str, ns: str | None) -> str:
+    """`Names` where there are no bundles."""
+    return repository
+
+
 class Lifeline(Protocol):
     """What the request path tells the lifetime, and asks it; `registry.lifetime.life` has one."""
 
@@ -47,6 +56,7 @@ class Context:
     store: Store
     manifests: ManifestCache
     guard: Guard
+    names: Names
     observer: Observer
     caller: Caller
     peer: Peer

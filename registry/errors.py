@@ -12,7 +12,13 @@ from http import HTTPStatus
 from auth.errors import ScopeInvalid
 from registry.lifetime.errors import Draining
 from storage import errors as storage
-from storage.bundle.errors import BundleChanged, NameAmbiguous, NotReady
+from storage.bundle.errors import (
+    BundleChanged,
+    BundleConflict,
+    Interrupted,
+    NameAmbiguous,
+    NotReady,
+)
 
 
 class RequestError(Exception):
@@ -96,6 +102,8 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     storage.ContentCorrupt: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     BundleChanged: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     NameAmbiguous: (HTTPStatus.BAD_REQUEST, "NAME_INVALID"),
+    BundleConflict: (HTTPStatus.CONFLICT, "UNAVAILABLE"),
+    Interrupted: (HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"),
     NotReady: (HTTPStatus.NOT_FOUND, "MANIFEST_UNKNOWN"),
 }
 

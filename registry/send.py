@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import IO
 
 from aiohttp import web
 
-from registry.context import COMMON_HEADERS, in_thread
+from registry.context import COMMON_HEADERS
 from registry.errors import RangeInvalid
 from registry.lifetime.observer import Sending
+from storage.bundle.errors import Interrupted
 from storage.bundle.verified import BundleExtent, Proof
 from storage.errors import BlobUnknown, ContentCorrupt
 from storage.interface import Extent
@@ -85,13 +87,13 @@ async def send(
     except FileNotFoundError:
         raise BlobUnknown("blob unknown to repository") from None
     with file, sending.part(offset, count, extent.size):
-        proving = await _proving(extent, file, whole=count == extent.size)
+        proving = _proving(extent, file)
         await response.prepare(http)
         # The last byte of a bundle's content waits for the proof: no client completes it before.
         held_back = int(proving is not None)
         await _sendfile(http, file, extent.offset + offset, count - held_back)
         if proving is not None:
-            await _prove(http, proving)
+            await _prove(http, extent, file, proving)
             await _sendfile(http, file, extent.offset + offset + count - 1, 1)
         sending.count(count)
     await response.write_eof()
@@ -126,12 +128,18 @@ async def _sendfile(http: web.BaseRequest, file: IO[bytes], offset: int, count: 
         raise ConnectionResetError(f"file ended after {sent} of {count} bytes")
 
 
+_SMALL = 4 * 1024 * 1024
+"""Content of so many bytes does not queue behind large layers."""
+
+_hashing = ThreadPoolExecutor(2, "hash")
+"""For large layers, two at a time: more would make a disk seek between them."""
+
 _proofs: dict[Proof, asyncio.Future[None]] = {}
 """Proofs being taken now: content that a whole fleet asks for is hashed once."""
 
 
-async def _proving(extent: Extent, file: IO[bytes], *, whole: bool) -> asyncio.Future[None] | None:
-    """For content of a bundle, its proof: taken beside the sending, of a part before it."""
+def _proving(extent: Extent, file: IO[bytes]) -> asyncio.Future[None] | None:
+    """For content of a bundle, its proof, taken beside the sending."""
     if not isinstance(extent, BundleExtent):
         return None
     proof = extent.proof
@@ -141,23 +149,29 @@ async def _proving(extent: Extent, file: IO[bytes], *, whole: bool) -> asyncio.F
         return done
     taken = _proofs.get(proof)
     if taken is None:
-        taken = _proofs[proof] = in_thread(proof.establish)
+        threads = None if extent.size <= _SMALL else _hashing
+        loop = asyncio.get_running_loop()
+        taken = _proofs[proof] = loop.run_in_executor(threads, proof.establish)
         taken.add_done_callback(partial(_taken, proof))
-    if not whole:
-        await asyncio.shield(taken)
     return taken
 
 
 def _taken(proof: Proof, done: asyncio.Future[None]) -> None:
     del _proofs[proof]
-    done.exception()  # known to asyncio as seen, also when every client has gone
+    if not done.cancelled():
+        done.exception()  # known to asyncio as seen, also when every client has gone
 
 
-async def _prove(http: web.BaseRequest, proving: asyncio.Future[None]) -> None:
+async def _prove(
+    http: web.BaseRequest, extent: Extent, file: IO[bytes], proving: asyncio.Future[None]
+) -> None:
+    assert isinstance(extent, BundleExtent)
     try:
         await asyncio.shield(proving)
-    except ContentCorrupt as error:
-        logger.error("a transfer was cut: %s", error)
+        # Also of what was proven long ago: the file may have been written to while it was sent.
+        extent.proof.holds(file.fileno())
+    except (ContentCorrupt, Interrupted) as error:
+        logger.error("a transfer was cut: %s (%s)", error, extent.proof)
         if http.transport is not None:
             http.transport.abort()
         raise ConnectionResetError("content is corrupt") from error

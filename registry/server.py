@@ -20,11 +20,11 @@ from pathlib import Path
 
 from auth import signing
 from registry.announce import announced, login_to
-from registry.app import App, HTTPServer, Names
+from registry.app import App, HTTPServer
 from registry.audit import Audit
 from registry.config import ConfigError, Settings
 from registry.connections import Connections
-from registry.context import in_thread
+from registry.context import Names, as_asked, in_thread
 from registry.guard import Guard
 from registry.held import Held
 from registry.lifetime.clock import SystemClock
@@ -186,9 +186,9 @@ def _connections(
     return Connections(HTTPServer(app), sockets, tls, life.activity)
 
 
-def _names(store: DistributionStore, bundles: Bundles | None) -> Names | None:
+def _names(store: DistributionStore, bundles: Bundles | None) -> Names:
     if bundles is None or not isinstance(store, OverlayStore):
-        return None
+        return as_asked
     names, exists = bundles.names, store.has_repository
     return lambda repository, ns: names.resolve(repository, ns, exists)
 
@@ -221,6 +221,9 @@ async def _background(
     try:
         yield
     finally:
+        if bundles is not None:
+            # Threads that hash a large layer would hold up the end.
+            bundles.interrupt()
         for task in tasks:
             task.cancel()
         for task in tasks:

@@ -7,19 +7,22 @@ and what the policy allows; less than asked is no error.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterable
 
 from aiohttp import web
 
 from auth.errors import CredentialsInvalid, TokenInvalid
 from auth.identity import Identity
-from auth.scope import parse_scopes, render_scopes
+from auth.scope import REPOSITORY, Scope, parse_scopes, render_scopes
 from registry.context import JSON, Context, answer
 from registry.errors import EndpointUnknown, ParameterInvalid, Unauthorized
 from registry.guard import REALM, Authentication, claimed_name
 from registry.receive import read_body
 from registry.request import Request, read_form
+from storage.bundle.errors import NameAmbiguous
 
 MAX_FORM = 32 * 1024
 """Bytes of a posted form; a refresh token and scopes take a few KiB."""
@@ -75,7 +78,8 @@ def _issue(
     offline: bool,
 ) -> web.StreamResponse:
     now = time.time()
-    scopes = context.guard.caller(identity).policy.grant(identity, parse_scopes(asked))
+    wanted = _resolved(context, parse_scopes(asked))
+    scopes = context.guard.caller(identity).policy.grant(identity, wanted)
     issued = authentication.tokens.issue(identity, scopes, now)
     document = {
         "token": issued.token,
@@ -88,6 +92,18 @@ def _issue(
         document["refresh_token"] = refresh.token
     headers = {"Cache-Control": "no-store"}
     return answer(body=json.dumps(document).encode(), content_type=JSON, headers=headers)
+
+
+def _resolved(context: Context, scopes: Iterable[Scope]) -> list[Scope]:
+    """The scopes, and those that they mean in the bundles: ``x`` may be ``library/x``."""
+    found = list(scopes)
+    for scope in found[:]:
+        if scope.type == REPOSITORY:
+            with contextlib.suppress(NameAmbiguous):
+                name = context.names(scope.name, None)
+                if name != scope.name:
+                    found.append(Scope(scope.type, name, scope.actions))
+    return found
 
 
 def _authentication(context: Context) -> Authentication:

@@ -123,7 +123,8 @@ class DirectoryReader:
         extent = self.manifest(repository, digest)
         try:
             with extent.path.open("rb") as file:
-                return file.read(MAX_SIZE)
+                file.seek(extent.offset)
+                return file.read(min(extent.size, MAX_SIZE))
         except FileNotFoundError:
             raise manifest_unknown(str(digest)) from None
 

@@ -24,6 +24,9 @@ OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 
+_MAX_INT64 = 2**63 - 1
+"""Largest size (image-spec descriptor.md: an int64)."""
+
 IMAGE_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
 _SCHEMA1_PREFIX = "application/vnd.docker.distribution.manifest.v1"
@@ -118,12 +121,27 @@ def media_type_of(body: bytes) -> str:
 
 def _load(body: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(body)
+        # Decoded by hand: json would take UTF-16 too, which no other client reads.
+        fields = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError) as error:
         raise ManifestInvalid(f"manifest is not JSON: {_reason(error)}") from None
     if not isinstance(fields, dict):
         raise ManifestInvalid("manifest is not a JSON object")
     return fields
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, unless a field is there twice: the next parser may pick the other one."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ManifestInvalid("manifest has a field twice in one object")
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ManifestInvalid(f"manifest is not JSON: {name} is no JSON value")
 
 
 def _reason(error: Exception) -> str:
@@ -197,7 +215,7 @@ def _descriptor(value: object, where: str) -> Descriptor:
         raise ManifestInvalid(f"manifest field {where}.mediaType is missing")
     if not isinstance(text, str):
         raise ManifestInvalid(f"manifest field {where}.digest is missing")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= _MAX_INT64:
         raise ManifestInvalid(f"manifest field {where}.size is not a number of bytes")
     try:
         digest = digests.parse(text)

@@ -21,7 +21,6 @@ from storage.bundle.layer import Layer
 from storage.bundle.stack import distinct, merge_names, merge_referrers, merge_tags
 from storage.catalog import is_repository
 from storage.digest import Digest
-from storage.directory import manifest_unknown
 from storage.distribution import DistributionStore
 from storage.errors import BlobUnknown, ManifestUnknown
 from storage.interface import Extent
@@ -84,15 +83,6 @@ class OverlayStore(DistributionStore):
     def revisions(self, repository: str) -> Iterator[Digest]:
         # The collector marks by these: what was pushed to complete or mend a layer is kept too.
         return chain(super().revisions(repository), self._lower.revisions(repository))
-
-    def read_manifest(self, repository: str, digest: Digest) -> bytes:
-        extent = self.manifest(repository, digest)
-        try:
-            with extent.path.open("rb") as file:
-                file.seek(extent.offset)
-                return file.read(extent.size)
-        except FileNotFoundError:
-            raise manifest_unknown(str(digest)) from None
 
     # Deleting: the whiteout comes first. A crash in between leaves the deletion undone, never what
     # it uncovers in the place of what it removed.

@@ -21,6 +21,9 @@ from tests.registry.wire import message
 from tests.storage.builders import files
 
 StartMayfly = Callable[..., Mayfly]
+AT_ONCE = ("--drain-timeout", "0s")
+"""A stop that waits for no node to go on with what it began."""
+
 UPLOADS = "/v2/team/app/blobs/uploads/"
 
 
@@ -49,7 +52,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., tuple[Process, str]]]:
     def start(*arguments: str | Path, **env: str) -> tuple[Process, str]:
         (tmp_path / "state").mkdir(exist_ok=True)
         directories = ["--state-dir", tmp_path / "state"]
-        argv = command_line("serve", *directories, *arguments)
+        argv = command_line("serve", *directories, *AT_ONCE, *arguments)
         process = Process(argv, tmp_path / "output.log", env=environment(**env))
         started.append(process)
         ready = process.wait_for(
@@ -68,7 +71,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., tuple[Process, str]]]:
 
 def test_ready_and_stop(start_mayfly: StartMayfly) -> None:
     """ready.json says where, who and which version while the port answers, and goes at the end."""
-    server = start_mayfly()
+    server = start_mayfly(*AT_ONCE)
     ready = read_ready(server.state_dir)
     assert ready is not None
     assert (ready["url"], ready["pid"]) == (f"http://{server.host}", server.pid)
@@ -85,7 +88,7 @@ def test_ready_and_stop(start_mayfly: StartMayfly) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_stops_cleanly(start_mayfly: StartMayfly, number: signal.Signals) -> None:
     """Either signal: exit code 0, idle connections closed, nothing left but the content."""
-    server = start_mayfly()
+    server = start_mayfly(*AT_ONCE)
     digest = f"sha256:{hashlib.sha256(b'x').hexdigest()}"
     assert ask(server.host, "POST", f"{UPLOADS}?digest={digest}", b"x")[0] == 201
     idle = http.client.HTTPConnection(server.host, timeout=10)
@@ -102,14 +105,14 @@ def test_signal_stops_cleanly(start_mayfly: StartMayfly, number: signal.Signals)
 
 def test_restart_keeps_content_and_sessions(start_mayfly: StartMayfly) -> None:
     """After a stop and a start the blob is there, and a session goes on where it stood."""
-    server = start_mayfly()
+    server = start_mayfly(*AT_ONCE)
     connection = http.client.HTTPConnection(server.host, timeout=10)
     connection.request("POST", UPLOADS)
     location = connection.getresponse().headers["Location"]
     connection.close()
     assert ask(server.host, "PATCH", location, b"before ")[0] == 202
     server.stop()
-    again = start_mayfly(root=server.root, state_dir=server.state_dir)
+    again = start_mayfly(*AT_ONCE, root=server.root, state_dir=server.state_dir)
     assert ask(again.host, "PATCH", location, b"after")[0] == 202
     digest = f"sha256:{hashlib.sha256(b'before after').hexdigest()}"
     assert ask(again.host, "PUT", f"{location}?digest={digest}")[0] == 201
@@ -135,7 +138,7 @@ def _stopping(server: Process) -> Callable[[], bool | None]:
 
 def test_transfer_under_way_may_finish(start_mayfly: StartMayfly) -> None:
     """A push begun before the signal ends with 201, and then the server with 0."""
-    server = start_mayfly()
+    server = start_mayfly("--drain-timeout", "3s")
     body = os.urandom(300_000)
     with _stalled_upload(server.host, len(body), body) as stalled:
         server.popen.send_signal(signal.SIGTERM)
@@ -149,7 +152,7 @@ def test_transfer_under_way_may_finish(start_mayfly: StartMayfly) -> None:
 
 def test_pull_under_way_may_finish(start_mayfly: StartMayfly) -> None:
     """A blob whose reader has paused is sent to its end after the signal."""
-    server = start_mayfly()
+    server = start_mayfly("--drain-timeout", "3s")
     data = os.urandom(1024) * 20_000
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     assert ask(server.host, "POST", f"{UPLOADS}?digest={digest}", data)[0] == 201
@@ -249,12 +252,12 @@ def test_precedence(
 
 def test_read_only(start_mayfly: StartMayfly) -> None:
     """Every change is 405 UNSUPPORTED, every read is served, the directory stays as it was."""
-    writable = start_mayfly()
+    writable = start_mayfly(*AT_ONCE)
     digest = f"sha256:{hashlib.sha256(b'x').hexdigest()}"
     assert ask(writable.host, "POST", f"{UPLOADS}?digest={digest}", b"x")[0] == 201
     writable.stop()
     before = files(writable.root)
-    server = start_mayfly("--read-only", root=writable.root)
+    server = start_mayfly("--read-only", *AT_ONCE, root=writable.root)
     blob = f"/v2/team/app/blobs/{digest}"
     for method, target in (
         ("POST", UPLOADS),
@@ -278,8 +281,8 @@ def test_read_only(start_mayfly: StartMayfly) -> None:
 
 def test_two_servers_on_one_root(start_mayfly: StartMayfly, tmp_path: Path) -> None:
     """A second server on the root of a running one: both serve what either was given."""
-    first = start_mayfly()
-    second = start_mayfly(root=first.root, state_dir=tmp_path / "second")
+    first = start_mayfly(*AT_ONCE)
+    second = start_mayfly(*AT_ONCE, root=first.root, state_dir=tmp_path / "second")
     for number, (giver, taker) in enumerate(((first, second), (second, first))):
         data = b"%d" % number
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -214,7 +214,11 @@ PATHS = [
     "/v2/_catalog/../other/secret/manifests/1",
     "/v2/%c0%ae%c0%ae/other/secret/manifests/1",
     "/v2/other/s%c3%a9cret/manifests/1",
-    "http://127.0.0.1/v2/other/secret/manifests/1",
+    "http://127.0.0.1//v2/other/secret/manifests/1",
+    "http://127.0.0.1/v2/team/../other/secret/manifests/1",
+    "http://127.0.0.1/v2/other%2fsecret/manifests/1",
+    "http:/v2/other/secret/manifests/1",
+    "ftp://127.0.0.1/v2/other/secret/manifests/1",
     "/v2/other/secret/manifests/../../../../../../etc/passwd",
     "/v2/other/secret/blobs/../../../../../../etc/passwd",
     "/v2/other/secret/blobs/sha256:../../../../etc/passwd",
@@ -245,6 +249,18 @@ async def test_percent_encoding_is_the_same_path(closed: Registry) -> None:
     answer = await closed.server.ask("GET", target, [by_password("developer")])
     assert answer.status == 403
     assert "other/secret" in answer.body.decode()
+
+
+async def test_absolute_form_is_checked_as_its_path(closed: Registry) -> None:
+    """A target with scheme and host, as to a proxy, opens no more than its path does."""
+    push_image(closed.store, "other/secret", "1")
+    target = f"http://{closed.server.host}/v2/other/secret/manifests/1"
+    for headers, status in (([], 401), ([by_password("developer")], 403)):
+        answer = await closed.server.ask("GET", target, headers)
+        assert answer.status == status
+        assert b"schemaVersion" not in answer.body
+    answer = await closed.server.ask("GET", target, [by_password("other")])
+    assert answer.status == 200
 
 
 async def test_names_made_of_fixed_words_are_checked_as_names(closed: Registry) -> None:

@@ -119,7 +119,7 @@ class ManifestContract:
         with pytest.raises(ManifestBlobUnknown):
             put(store, REPO, image_body(), "v1")
 
-    @pytest.mark.parametrize("size", [0, 1, 3, 2**63])
+    @pytest.mark.parametrize("size", [0, 1, 3, 2**63 - 1])
     @pytest.mark.parametrize("allow_sparse", [False, True])
     def test_wrong_size(self, open_store: Any, size: int, allow_sparse: bool) -> None:
         """A size that is not the held content's is refused, also by a store that takes sparse."""
