@@ -161,7 +161,7 @@ def _parse(path: Path, data: bytes) -> Policy:
         document = tomllib.loads(data.decode())
     except UnicodeDecodeError:
         raise PolicyFileInvalid(path, "is not UTF-8", "write the file in UTF-8") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
         raise PolicyFileInvalid(path, f"is not TOML: {error}", _REMEDY) from None
     try:
         _known_keys(document, _TOP_KEYS)

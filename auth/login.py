@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from auth.errors import CredentialsInvalid
-from auth.identity import Identity
+from auth.identity import MAX_NAME_BYTES, Identity
 from auth.throttle import Throttle
 from auth.verify import CredentialVerifier
 
@@ -85,6 +85,9 @@ class Logins:
         known = self._verifier.recall(name, password)
         if known is not None:
             return known
+        # No user's, whoever asks; and what is remembered of a failure holds the name.
+        if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+            raise CredentialsInvalid
         digest = self._verifier.digest(name, password)
         key = (address, digest)
         attempt = self._attempts.get(key)

@@ -12,6 +12,7 @@ nothing else. It ends with its lifetime, or with the key: a new key revokes all 
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Sequence
 
 from auth.claims import permission_claim, read_identity
@@ -45,6 +46,7 @@ class Robots:
 
     def __init__(self, key: bytes) -> None:
         self._signer = Signer(key, _AUDIENCE)
+        self._run = secrets.token_urlsafe(12)
         self._verified = VerifiedTokens(self._read)
 
     def issue(
@@ -54,6 +56,8 @@ class Robots:
         lifetime: int,
         now: float,
         node: str | None = None,
+        *,
+        this_run: bool = False,
     ) -> Credential:
         """A new credential.
 
@@ -63,6 +67,7 @@ class Robots:
             lifetime: seconds it is good for.
             now: Unix seconds.
             node: the node that alone will use it, so that its pulls count as that node's.
+            this_run: it ends with this process, too, though the key be a file's.
 
         Raises:
             InputInvalid: the name is not of that form, the lifetime out of bounds, there are no
@@ -74,6 +79,8 @@ class Robots:
         claims: dict[str, object] = {"permissions": permission_claim(permissions)}
         if node is not None:
             claims["node"] = node
+        if this_run:
+            claims["run"] = self._run
         password = self._signer.sign(full_name, int(now), expires, claims)
         if len(password) > MAX_LENGTH:
             raise InputInvalid("the repository globs are too long for one credential")
@@ -97,7 +104,10 @@ class Robots:
         return identity
 
     def _read(self, password: str, now: float) -> Identity:
-        return read_identity(self._signer.verify(password, now), "robot")
+        claims = self._signer.verify(password, now)
+        if claims.get("run", self._run) != self._run:
+            raise TokenInvalid("revoked")
+        return read_identity(claims, "robot")
 
 
 def _check(name: str, permissions: Sequence[Permission], lifetime: int) -> None:

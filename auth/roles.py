@@ -20,7 +20,7 @@ PUSH = "push"
 """Upload blobs, put manifests and tags."""
 
 DELETE = "delete"
-"""Delete tags, manifests, blobs, uploads of others and the repository."""
+"""Delete tags, manifests and blobs."""
 
 GRANTS = "grants"
 """See and change who may do what in the repository, and see its log."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -17,7 +18,10 @@ from pathlib import Path
 import aiofiles
 from aiohttp import web
 
+from auth.identity import MAX_NAME_BYTES
 from registry.request import Request
+
+logger = logging.getLogger("mayfly")
 
 _QUEUE = 10_000
 _MAX_COUNTED = 1_000
@@ -30,12 +34,15 @@ class Audit:
         self.refusals: Counter[tuple[str, str]] = Counter()
         """(user, address) → refusals; past `_MAX_COUNTED` pairs the rest counts as ``("", "")``."""
         self._file = file
+        if file is not None:
+            os.close(_private(str(file), os.O_WRONLY | os.O_APPEND | os.O_CREAT))
         self._queue: asyncio.Queue[str] = asyncio.Queue(_QUEUE)
         self._dropped = 0
 
     def refused(self, http: web.BaseRequest, request: Request, user: str, why: str) -> None:
         """Record a refusal."""
         address = http.remote or ""
+        user = user[:MAX_NAME_BYTES]
         known = (user, address) in self.refusals or len(self.refusals) < _MAX_COUNTED
         self.refusals[(user, address) if known else ("", "")] += 1
         self._record(
@@ -51,12 +58,18 @@ class Audit:
     async def write(self) -> None:
         """Write lines until cancelled; then what is left in the queue.
 
-        Raises:
-            OSError: the file cannot be written.
+        A file that can no longer be written ends the record, which is said once; counting goes on.
         """
         if self._file is None:
             return
-        async with aiofiles.open(self._file, "a", opener=_private) as file:
+        try:
+            await self._write(self._file)
+        except OSError as error:
+            self._file = None
+            logger.error("--audit is no longer written: %s", error)
+
+    async def _write(self, path: Path) -> None:
+        async with aiofiles.open(path, "a", opener=_private) as file:
             try:
                 while True:
                     await file.write(await self._queue.get())

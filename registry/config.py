@@ -321,7 +321,7 @@ def _read_file(file: Path) -> dict[str, tuple[str, ...]]:
             content = tomllib.load(opened)
     except OSError as error:
         raise ConfigError(f"--config {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOML's own, UTF-8's, and endless numbers
         raise ConfigError(f"--config {file}: not TOML: {error}") from None
     known = {s.key: s for s in SETTINGS}
     for key in content:

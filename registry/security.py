@@ -84,7 +84,8 @@ class Security:
         if self.users is not None:
             return self.users.admin
         permission = Permission(Role.MAINTAINER, EVERYTHING)
-        return self.authentication.robots.issue("run", [permission], MAX_LIFETIME, time.time())
+        robots = self.authentication.robots
+        return robots.issue("run", [permission], MAX_LIFETIME, time.time(), this_run=True)
 
 
 @contextmanager

@@ -157,7 +157,10 @@ async def _serve(
             shared=security.is_shared,
             notifier=Notifier.take(os.environ),
         )
-        audit = Audit(settings.audit)
+        try:
+            audit = Audit(settings.audit)
+        except OSError as error:
+            raise ConfigError(f"--audit {settings.audit}: {error.strerror}") from None
         async with _background(settings, security, store, bundles, audit):
             launch = Launch(
                 _connections(settings, security, store, bundles, life, audit, sockets),

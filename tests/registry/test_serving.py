@@ -143,6 +143,8 @@ def test_transfer_under_way_may_finish(start_mayfly: StartMayfly) -> None:
     with _stalled_upload(server.host, len(body), body) as stalled:
         server.popen.send_signal(signal.SIGTERM)
         server.wait_for(_stopping(server))
+        server.wait_for(lambda: ask(server.host, "GET", "/readyz")[0] == 503 or None)
+        assert ask(server.host, "GET", "/livez")[0] == 200
         stalled.sendall(body[len(body) // 2 :])
         assert stalled.recv(1000).startswith(b"HTTP/1.1 201 ")
     assert server.popen.wait(10) == 0
@@ -192,7 +194,8 @@ def test_second_signal_removes_an_ephemeral_root(
 ) -> None:
     """Leaving now still leaves nothing."""
     (tmp_path / "tmp").mkdir()
-    process, host = serve("--ephemeral", "--listen", "127.0.0.1:0", TMPDIR=str(tmp_path / "tmp"))
+    options = ("--ephemeral", "--listen", "127.0.0.1:0", "--drain-timeout", "60s")
+    process, host = serve(*options, TMPDIR=str(tmp_path / "tmp"))
     with _stalled_upload(host, 300_000, os.urandom(300_000)):
         process.popen.send_signal(signal.SIGINT)
         process.wait_for(_stopping(process))

@@ -135,11 +135,12 @@ class NodeConfig:
                 was changed.
             OSError: a change failed; apply again, or revert.
         """
+        missing = [d for d in self._tree.missing_parents(f"{JOURNALS}/x") if d != JOURNALS]
         with locked(self._directory):
             try:
                 before = self._load()
                 plan = self._plan(target, before)
-                journal = self._extended(before, plan.files)
+                journal = self._extended(before, plan.files, missing)
                 self._refuse_edits(journal, force)
                 if journal != before:
                     self._store(journal)
@@ -167,8 +168,11 @@ class NodeConfig:
             for entry in journal.entries.values():
                 if entry.original.kind == "file":
                     self._vault.get(entry.original.content)
-            actions = [*self._put_back(journal.entries), *self._remove(journal.directories)]
+            above = [d for d in journal.directories if _is_above(d, JOURNALS)]
+            others = [d for d in journal.directories if d not in above]
+            actions = [*self._put_back(journal.entries), *self._remove(others)]
             self._discard()
+            actions += self._remove(above)
         return actions
 
     def _plan(self, target: Target, journal: Journal) -> Plan:
@@ -208,10 +212,12 @@ class NodeConfig:
         with suppress(OSError):
             self._directory.parent.rmdir()
 
-    def _extended(self, before: Journal, files: Iterable[PlannedFile]) -> Journal:
+    def _extended(
+        self, before: Journal, files: Iterable[PlannedFile], made: Iterable[str]
+    ) -> Journal:
         """The journal once it also covers ``files``; what they replace is in the vault by then."""
         entries = dict(before.entries)
-        directories = dict.fromkeys(before.directories)
+        directories = dict.fromkeys((*before.directories, *made))
         for file in files:
             entry = entries.get(file.path) or Entry(self._save(file.path), ())
             written = dict.fromkeys((*entry.written, _digest(file)))
@@ -265,7 +271,9 @@ class NodeConfig:
         if len(needed) == len(journal.entries):
             return []
         dropped = {path: entry for path, entry in journal.entries.items() if path not in planned}
-        directories = tuple(d for d in journal.directories if any(_is_above(d, p) for p in needed))
+        directories = tuple(
+            d for d in journal.directories if any(_is_above(d, p) for p in (*needed, JOURNALS))
+        )
         actions = [
             *self._put_back(dropped),
             *self._remove(set(journal.directories).difference(directories)),
