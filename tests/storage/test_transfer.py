@@ -1,0 +1,126 @@
+"""Import and export: what travels, what does not, and what a broken or partial bundle does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from storage import digest as digests
+from storage import exporting, importing
+from storage.bundle.open import open_bundles
+from storage.digest import Digest
+from storage.distribution import DistributionStore
+from storage.errors import ContentCorrupt, DigestInvalid
+from storage.images import images
+from storage.verify import verify
+from tests.storage.builders import image_body, index_body, push, put, read
+
+CONFIG, BASE, ONE, TWO = b'{"os":"linux"}', b"base layer" * 100, b"layer one", b"layer two"
+NOTHING = frozenset[Digest]()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> DistributionStore:
+    """Two images on one base, the second behind an index."""
+    store = DistributionStore(tmp_path / "source")
+    for repository, layer in (("library/one", ONE), ("team/two", TWO)):
+        for blob in (CONFIG, BASE, layer):
+            push(store, repository, blob)
+    put(store, "library/one", image_body(CONFIG, [BASE, ONE]), "v1")
+    child, _ = put(store, "team/two", image_body(CONFIG, [BASE, TWO]))
+    put(store, "team/two", index_body([child]), "v2", "latest")
+    return store
+
+
+def _export(store: DistributionStore, file: Path, have: frozenset[Digest] = NOTHING) -> int:
+    """Export everything; how many bytes were left out."""
+    chosen = [(image.name.rpartition(":")[0], image) for image in images(store)]
+    planned = exporting.plan(store, chosen, lambda _repository, digest: digest in have)
+    with file.open("wb") as output:
+        exporting.write(planned, output)
+    return planned.left_out
+
+
+def _import(file: Path, root: Path) -> tuple[DistributionStore, importing.Plan, list[str]]:
+    store = DistributionStore(root, allow_sparse=True)
+    bundles = open_bundles([file], root.parent / "state")
+    planned = importing.plan(store, bundles.layer)
+    names = [] if planned.incomplete else importing.carry_out(store, bundles.layer, planned)
+    bundles.close()
+    return store, planned, names
+
+
+def test_round_trip(source: DistributionStore, tmp_path: Path) -> None:
+    """Everything that was exported is imported under its names, byte for byte and whole."""
+    assert _export(source, tmp_path / "all.tar") == 0
+    target, planned, names = _import(tmp_path / "all.tar", tmp_path / "target")
+    assert sorted(names) == ["library/one:v1", "team/two:latest", "team/two:v2"]
+    assert planned.size == sum(map(len, (CONFIG, BASE, ONE, TWO)))
+    assert verify(target).findings == ()
+    before = {image.name: (image.digest, image.blobs) for image in images(source)}
+    assert {image.name: (image.digest, image.blobs) for image in images(target)} == before
+
+
+def test_second_import_copies_nothing(source: DistributionStore, tmp_path: Path) -> None:
+    """What is there is not copied again, so an import that was stopped goes on."""
+    _export(source, tmp_path / "all.tar")
+    target, _, _ = _import(tmp_path / "all.tar", tmp_path / "target")
+    target.delete_tag("library/one", "v1")
+    again, planned, names = _import(tmp_path / "all.tar", tmp_path / "target")
+    assert planned.copies == {}
+    assert "library/one:v1" in names
+    assert again.tag("library/one", "v1") == source.tag("library/one", "v1")
+
+
+def test_difference_completes_the_target(source: DistributionStore, tmp_path: Path) -> None:
+    """With what the target has left out, the archive is small, and the result is whole."""
+    _export(source, tmp_path / "old.tar")
+    new = b"a new layer"
+    push(source, "library/one", new)
+    put(source, "library/one", image_body(CONFIG, [BASE, new]), "v2")
+    have = frozenset(digests.of(blob) for blob in (CONFIG, BASE, ONE, TWO))
+    assert _export(source, tmp_path / "new.tar", have) > len(BASE)
+    _import(tmp_path / "old.tar", tmp_path / "target")
+    target, planned, names = _import(tmp_path / "new.tar", tmp_path / "target")
+    assert planned.size == len(new)
+    assert "library/one:v2" in names
+    assert verify(target).findings == ()
+    assert read(target.blob("library/one", digests.of(new))) == new
+
+
+def test_difference_alone_is_refused(source: DistributionStore, tmp_path: Path) -> None:
+    """Over a target that lacks what was left out, nothing is imported and what lacks is named."""
+    _export(source, tmp_path / "new.tar", frozenset({digests.of(BASE)}))
+    target, planned, _ = _import(tmp_path / "new.tar", tmp_path / "target")
+    assert {digest for _, digest in planned.incomplete} == {digests.of(BASE)}
+    assert target.repositories("", 10) == []
+
+
+def test_corrupt_source_is_not_exported(source: DistributionStore, tmp_path: Path) -> None:
+    """A blob that does not have its digest ends the export."""
+    source.blob("library/one", digests.of(ONE)).path.write_bytes(ONE[:-1] + b"!")
+    with pytest.raises(ContentCorrupt, match=str(digests.of(ONE))):
+        _export(source, tmp_path / "all.tar")
+
+
+def test_corrupt_bundle_is_not_imported(source: DistributionStore, tmp_path: Path) -> None:
+    """A blob of a bundle that does not have its digest gets no name in the store."""
+    _export(source, tmp_path / "all.tar")
+    data = (tmp_path / "all.tar").read_bytes()
+    (tmp_path / "all.tar").write_bytes(data.replace(ONE, ONE[:-1] + b"!", 1))
+    with pytest.raises(DigestInvalid):
+        _import(tmp_path / "all.tar", tmp_path / "target")
+    target = DistributionStore(tmp_path / "target")
+    assert [image.name for image in images(target)] == []
+    assert verify(target).findings == ()
+
+
+def test_digests_file(tmp_path: Path) -> None:
+    """One digest a line; what follows it is passed over."""
+    first, second = digests.of(b"1"), digests.of(b"2", "sha512")
+    (tmp_path / "have").write_text(f"{first}  layer\n\n{second}\n")
+    assert exporting.read_digests(tmp_path / "have") == {first, second}
+    (tmp_path / "have").write_text("nonsense\n")
+    with pytest.raises(DigestInvalid):
+        exporting.read_digests(tmp_path / "have")
