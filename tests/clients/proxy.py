@@ -1,4 +1,4 @@
-"""A proxy that breaks a download once, to see how a client goes on."""
+"""Proxies between a client and a server: one breaks a download once, one is a slow line."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import re
 import socket
 import socketserver
 import threading
+import time
 from contextlib import suppress
 from typing import Self
 
 BUFFER = 64 * 1024
 
 
-class CuttingProxy:
-    """Passes connections on to a server; the first to answer more than `after` bytes is cut."""
+class Proxy:
+    """Passes connections on to a server; what it does to the answers is a subclass's matter."""
 
-    def __init__(self, host: str, after: int) -> None:
+    def __init__(self, host: str) -> None:
         address, _, port = host.partition(":")
         self._server_address = (address, int(port))
-        self._after = after
         self._lock = threading.Lock()
         self._requests = bytearray()
-        self.cut = False
         self._listener = _Listener(("127.0.0.1", 0), self)
         self._thread = threading.Thread(target=self._listener.serve_forever)
         self.host = f"127.0.0.1:{self._listener.server_address[1]}"
@@ -44,12 +43,17 @@ class CuttingProxy:
         with socket.create_connection(self._server_address) as server:
             upward = threading.Thread(target=self._pass_requests, args=(client, server))
             upward.start()
-            self._pass_answers(server, client)
+            with suppress(OSError):
+                self.pass_answers(server, client)
             # Either side may be gone already.
             for end in (client, server):
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
             upward.join()
+
+    def pass_answers(self, server: socket.socket, client: socket.socket) -> None:
+        """Pass on what a server says on one connection."""
+        raise NotImplementedError
 
     def _pass_requests(self, client: socket.socket, server: socket.socket) -> None:
         with suppress(OSError):
@@ -59,19 +63,45 @@ class CuttingProxy:
                 server.sendall(data)
             server.shutdown(socket.SHUT_WR)
 
-    def _pass_answers(self, server: socket.socket, client: socket.socket) -> None:
+
+class CuttingProxy(Proxy):
+    """The first connection to answer more than `after` bytes is cut."""
+
+    def __init__(self, host: str, after: int) -> None:
+        super().__init__(host)
+        self._after = after
+        self.cut = False
+
+    def pass_answers(self, server: socket.socket, client: socket.socket) -> None:
         passed = 0
-        with suppress(OSError):
-            while data := server.recv(BUFFER):
-                client.sendall(data)
-                passed += len(data)
-                if passed > self._after and self._may_cut():
-                    return
+        while data := server.recv(BUFFER):
+            client.sendall(data)
+            passed += len(data)
+            if passed > self._after and self._may_cut():
+                return
 
     def _may_cut(self) -> bool:
         with self._lock:
             first, self.cut = not self.cut, True
             return first
+
+
+class SlowProxy(Proxy):
+    """All connections share one number of bytes a second; `passed` counts those so far."""
+
+    def __init__(self, host: str, bytes_per_second: float) -> None:
+        super().__init__(host)
+        self._rate = bytes_per_second
+        self._began = time.monotonic()
+        self.passed = 0
+
+    def pass_answers(self, server: socket.socket, client: socket.socket) -> None:
+        while data := server.recv(BUFFER):
+            with self._lock:
+                self.passed += len(data)
+                due = self._began + self.passed / self._rate
+            time.sleep(max(due - time.monotonic(), 0))
+            client.sendall(data)
 
 
 class _Handler(socketserver.BaseRequestHandler):
@@ -85,6 +115,6 @@ class _Listener(socketserver.ThreadingTCPServer):
     # Connections that clients keep open must not hold up the end of a test.
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], proxy: CuttingProxy) -> None:
+    def __init__(self, address: tuple[str, int], proxy: Proxy) -> None:
         self.proxy = proxy
         super().__init__(address, _Handler)
