@@ -196,6 +196,20 @@ SETTINGS: tuple[Setting[Any], ...] = (
         "How long transfers that are under way may go on at the end.",
         "D",
     ),
+    Setting(
+        "gc-interval",
+        parse_timeout,
+        lambda _: 900.0,
+        "Free what no image refers to so often while serving.",
+        "D",
+    ),
+    Setting(
+        "gc-grace",
+        parse_duration,
+        lambda _: 3600.0,
+        "Spare what is newer: a slow push may refer to it last.",
+        "D",
+    ),
     Setting("stop-file", read_path, lambda _: None, "End when this file appears.", "FILE"),
     Setting("exit-with-parent", read_switch, lambda _: False, "End when the parent process does."),
     Setting(
@@ -244,6 +258,8 @@ class Settings:
     nodes: str | None
     until: bool
     drain_timeout: float
+    gc_interval: float | None
+    gc_grace: float
     stop_file: Path | None
     exit_with_parent: bool
     exit_on_stdin_eof: bool

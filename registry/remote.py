@@ -1,4 +1,4 @@
-"""Another registry, asked as any client would: does it have this blob?
+"""Another registry, asked as any client would: does it have this blob, and may we have it?
 
 Credentials come from the URL (``https://user:password@host``) or from docker's and podman's own
 files, as ``docker login`` left them. Certificates are checked against the system's CAs and the file
@@ -21,10 +21,13 @@ import aiohttp
 
 from registry.config import ConfigError
 from storage.digest import Digest
+from storage.uploads import DirectoryUpload
 
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _AUTH_FILES = ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG")
 _TIMEOUT = aiohttp.ClientTimeout(total=60)
+_NO_LIMIT = aiohttp.ClientTimeout(sock_read=60)
+_PIECE = 1024 * 1024
 
 
 class Remote:
@@ -37,7 +40,7 @@ class Remote:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         if not parts.hostname or parts.path.strip("/"):
-            raise ConfigError(f"--have {url}: expected http(s)://HOST:PORT of a registry")
+            raise ConfigError(f"{url}: expected http(s)://HOST:PORT of a registry")
         self._host = parts.netloc.rpartition("@")[2]
         self._base = f"{parts.scheme}://{self._host}"
         self._basic = _basic(parts.username, parts.password) or _stored(self._host)
@@ -67,6 +70,17 @@ class Remote:
         """
         return self._runner.run(self._has(repository, digest))
 
+    def fetch(self, repository: str, digest: Digest, upload: DirectoryUpload) -> bool:
+        """Put a blob into an upload; False if the registry does not have it.
+
+        Raises:
+            ConfigError: it cannot be asked, does not let us, or the transfer broke.
+        """
+        if not self.has(repository, digest):
+            return False
+        self._runner.run(self._fetch(repository, digest, upload))
+        return True
+
     async def _open(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(timeout=_TIMEOUT)
 
@@ -78,13 +92,28 @@ class Remote:
                 self._tokens[repository] = f"Bearer {await self._token(challenge)}"
                 status, _ = await self._head(url, self._tokens[repository])
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ConfigError(f"--have {self._base}: cannot be asked: {error}") from None
+            raise ConfigError(f"{self._base}: cannot be asked: {error}") from None
         if status in (200, 404):
             return status == 200
         raise ConfigError(
-            f"--have {self._base}: asked for {repository} it answered {status}; log in with "
+            f"{self._base}: asked for {repository} it answered {status}; log in with "
             "docker login, or put user:password@ into the URL"
         )
+
+    async def _fetch(self, repository: str, digest: Digest, upload: DirectoryUpload) -> None:
+        assert self._session is not None
+        value = self._tokens.get(repository) or self._basic
+        headers = {"Authorization": value} if value else {}
+        url = f"{self._base}/v2/{repository}/blobs/{digest}"
+        at = 0
+        try:
+            async with self._session.get(url, headers=headers, timeout=_NO_LIMIT) as response:
+                response.raise_for_status()
+                async for piece in response.content.iter_chunked(_PIECE):
+                    upload.write([piece], at)
+                    at += len(piece)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ConfigError(f"{self._base}: {digest} did not arrive: {error}") from None
 
     async def _head(self, url: str, authorization: str | None) -> tuple[int, str]:
         assert self._session is not None
@@ -99,7 +128,7 @@ class Remote:
         realm = fields.pop("realm", "")
         if not realm.startswith(self._base + "/"):
             # Credentials go to the registry that was named, and to no other host it points at.
-            raise ConfigError(f"--have {self._base}: its tokens come from elsewhere: {realm}")
+            raise ConfigError(f"{self._base}: its tokens come from elsewhere: {realm}")
         headers = {"Authorization": self._basic} if self._basic else {}
         query = {k: v for k, v in fields.items() if k in ("service", "scope")}
         async with self._session.get(realm, params=query, headers=headers) as response:

@@ -219,6 +219,9 @@ async def _background(
         tasks.append(asyncio.ensure_future(_reload_certificates(security)))
     if not settings.read_only:
         tasks.append(asyncio.ensure_future(_purge_uploads(store)))
+        if settings.gc_interval is not None:
+            collecting = _collect(store, settings.gc_interval, settings.gc_grace)
+            tasks.append(asyncio.ensure_future(collecting))
     if bundles is not None and bundles.unhashed:
         tasks.append(asyncio.ensure_future(_hash_bundles(bundles)))
     try:
@@ -251,6 +254,18 @@ async def _purge_uploads(store: DistributionStore) -> None:
             if purged:
                 logger.warning("dropped %d upload sessions idle for a week", purged)
         await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+
+
+async def _collect(store: DistributionStore, interval: float, grace: float) -> None:
+    while True:
+        await asyncio.sleep(interval)
+        try:
+            found = await in_thread(store.collect, grace)
+        except (OSError, StorageError) as error:
+            logger.warning("nothing was collected: %s", error)
+        else:
+            if found.blobs:
+                logger.warning("freed %.1f MiB that no image refers to", found.size / 2**20)
 
 
 async def _hash_bundles(bundles: Bundles) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from storage.digest import Digest, hasher
 from storage.distribution import DistributionStore
 from storage.images import images
+from storage.uploads import DirectoryUpload
 
 _READ = 1024 * 1024
 _WINDOW = 64
@@ -53,6 +54,10 @@ class Verified:
     findings: tuple[Finding, ...]
 
 
+Fetch = Callable[[str, Digest, DirectoryUpload], bool]
+"""Puts a blob of a repository into an upload; False where the source does not have it."""
+
+
 def verify(
     store: DistributionStore,
     workers: int = 2,
@@ -80,6 +85,29 @@ def verify(
         findings += [Finding(Fault.MISSING, digest, image.name) for digest in image.missing]
     named = (Finding(f.fault, f.digest, f.image or users.get(f.digest, "")) for f in findings)
     return Verified(blobs, size, tuple(dict.fromkeys(named)))
+
+
+def repair(store: DistributionStore, finding: Finding, fetch: Fetch) -> bool:
+    """Replace a blob that is corrupt, unreadable or missing; whether the source had it.
+
+    Raises:
+        DigestInvalid: what the source gave does not have the digest either; nothing was changed.
+        StorageFull: nothing was changed.
+    """
+    repository = finding.image.rpartition(":")[0] or next(store.holders(finding.digest), "")
+    if not repository:
+        return False
+    upload = store.begin_upload(repository, finding.digest.algorithm)
+    try:
+        found = fetch(repository, finding.digest, upload)
+    except BaseException:
+        upload.cancel()
+        raise
+    if not found:
+        upload.cancel()
+        return False
+    upload.commit(finding.digest)
+    return True
 
 
 def _hash_all(

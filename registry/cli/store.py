@@ -20,6 +20,7 @@ from registry.config import ConfigError
 if TYPE_CHECKING:
     from storage.directory import DirectoryReader
     from storage.distribution import DistributionStore
+    from storage.verify import Finding
 
 _FOUND_DAMAGE = 4
 """Exit code when stored content is not what it should be (CONTRACT.md)."""
@@ -122,15 +123,25 @@ def gc(grace: float, dry_run: bool, root: Path, json: bool) -> None:
 
 
 @click.command()
+@click.option(
+    "--repair",
+    "sources",
+    multiple=True,
+    metavar="BUNDLE|URL",
+    help="Mend what is wrong from a bundle or a registry that has it. Repeatable.",
+)
 @root_directory
 @as_json
 @click.pass_context
-def verify(ctx: click.Context, root: Path, json: bool) -> None:
+def verify(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool) -> None:
     """Read every byte again and compare it with its digest; exit 4 if something is wrong."""
     from storage.verify import verify as scrub
 
     with _store(root) as store:
         found = scrub(store)
+        if found.findings and sources:
+            _repair(store, found.findings, sources)
+            found = scrub(store)
     if json:
         print_json(
             {
@@ -146,6 +157,19 @@ def verify(ctx: click.Context, root: Path, json: bool) -> None:
         click.echo(f"{found.blobs} blobs, {human(found.size)}: {len(found.findings)} faults")
     if found.findings:
         ctx.exit(_FOUND_DAMAGE)
+
+
+def _repair(
+    store: DistributionStore, findings: tuple[Finding, ...], sources: tuple[str, ...]
+) -> None:
+    from registry.cli.sources import opened
+    from storage.verify import repair
+
+    with contextlib.ExitStack() as stack:
+        fetches = [stack.enter_context(opened(source)).fetch for source in sources]
+        for finding in findings:
+            if any(repair(store, finding, fetch) for fetch in fetches):
+                click.echo(f"repaired: {finding.digest}", err=True)
 
 
 def human(size: int) -> str:

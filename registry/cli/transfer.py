@@ -42,7 +42,8 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
 
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mayfly-")))
-        opened = stack.enter_context(contextlib.closing(open_bundles(bundles, scratch)))
+        plain = [_expanded(path, root, stack, json) for path in bundles]
+        opened = stack.enter_context(contextlib.closing(open_bundles(plain, scratch)))
         for notice in opened.notices:
             click.echo(notice, err=True)
         if opened.unhashed:
@@ -72,6 +73,20 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
         click.echo(f"imported {len(names)} images, {human(planned.size)} copied")
 
 
+def _expanded(path: Path, root: Path, stack: contextlib.ExitStack, json: bool) -> Path:
+    """A bundle as it can be read: a compressed one is expanded beside the store."""
+    from storage.bundle.compressed import compression_of, expand
+
+    if not path.is_file() or compression_of(path) is None:
+        return path
+    root.mkdir(parents=True, exist_ok=True)
+    beside = stack.enter_context(tempfile.TemporaryDirectory(prefix="_mayfly-import-", dir=root))
+    plain = Path(beside) / path.with_suffix("").name
+    with reporting("expanding", path.stat().st_size, json) as progress:
+        expand(path, plain, progress)
+    return plain
+
+
 @click.command()
 @click.argument("images", metavar="IMAGE...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every image of the store.")
@@ -93,7 +108,10 @@ def export(
     root: Path,
     json: bool,
 ) -> None:
-    """Write images to an OCI archive; with --have only what the target lacks."""
+    """Write images to an OCI archive; with --have only what the target lacks.
+
+    A FILE ending in .gz or .zst is compressed; it has to be imported, it cannot be served in place.
+    """
     from storage import exporting
     from storage.directory import DirectoryReader
 
@@ -148,20 +166,14 @@ def _joined(targets: list[Have]) -> Have:
 
 def _target(text: str, stack: contextlib.ExitStack) -> Have:
     """What a ``--have`` says the target has."""
-    from storage.bundle.open import open_bundles
+    from registry.cli.sources import opened
     from storage.exporting import read_digests
 
-    if text.startswith(("http://", "https://")):
-        from registry.remote import Remote
-
-        return stack.enter_context(Remote(text)).has
     path = Path(text)
     if path.is_file() and _is_text(path):
         digests = read_digests(path)
         return lambda _repository, digest: digest in digests
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mayfly-")))
-    opened = stack.enter_context(contextlib.closing(open_bundles([path], scratch)))
-    return lambda _repository, digest: opened.layer.content(digest) is not None
+    return stack.enter_context(opened(text)).has
 
 
 def _is_text(path: Path) -> bool:
@@ -176,7 +188,8 @@ def _published(output: Path) -> Iterator[BinaryIO]:
     draft = output.with_name(f".{output.name}.partial")
     try:
         with draft.open("wb") as file:
-            yield file
+            with _compressing(output, file) as stream:
+                yield stream
             file.flush()
             os.fsync(file.fileno())
         draft.replace(output)
@@ -186,3 +199,25 @@ def _published(output: Path) -> Iterator[BinaryIO]:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def _compressing(output: Path, file: BinaryIO) -> Iterator[BinaryIO]:
+    """The stream to write to, compressed as the name of the output says."""
+    if output.suffix == ".gz":
+        import gzip
+
+        with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1) as zipped:
+            yield zipped  # type: ignore[misc]
+    elif output.suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError:
+            raise ConfigError(
+                f"{output}: writing zstd takes the package zstandard "
+                "(pip install 'mayfly-registry[zstd]')"
+            ) from None
+        with zstandard.ZstdCompressor().stream_writer(file, closefd=False) as squeezed:
+            yield squeezed
+    else:
+        yield file

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from storage.bundle import docker_archive, oci_layout
 from storage.bundle.bundle import Bundle
+from storage.bundle.compressed import compression_of
 from storage.bundle.content import Content
 from storage.bundle.distribution_directory import DistributionDirectory, is_distribution
 from storage.bundle.docker_archive import DockerArchive
@@ -21,14 +22,6 @@ from storage.bundle.stack import Stack
 from storage.bundle.verified import Progress, Proofs
 from storage.digest import Digest
 from storage.errors import StorageError
-
-_COMPRESSED = {
-    b"\x1f\x8b": ("gzip", "gzip --decompress --keep"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "zstd --decompress --keep"),
-    b"\xfd7zXZ\x00": ("xz", "xz --decompress --keep"),
-    b"BZh": ("bzip2", "bzip2 --decompress --keep"),
-}
-"""First bytes → name of the compression, and the command that undoes it."""
 
 _SUFFIXES = re.compile(r"(\.(oci|docker|tar))+$")
 
@@ -160,14 +153,12 @@ def _content_of(files: TarFile, proofs: Proofs) -> Content:
 
 
 def _refuse_compressed(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(8)
-    for magic, (name, command) in _COMPRESSED.items():
-        if start.startswith(magic):
-            raise BundleInvalid(
-                f"it is compressed with {name} and cannot be served where it lies: import it "
-                f"(mayfly import {path}) or decompress it ({command} {path})"
-            )
+    found = compression_of(path)
+    if found is not None:
+        raise BundleInvalid(
+            f"it is compressed with {found.name} and cannot be served where it lies: import it "
+            f"(mayfly import {path}) or decompress it ({found.command} {path})"
+        )
 
 
 def _repository_for(path: Path) -> str:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
+from registry.cli.sources import opened
 from storage import digest as digests
 from storage import exporting, importing
+from storage.bundle.compressed import expand
+from storage.bundle.errors import BundleInvalid
 from storage.bundle.open import open_bundles
 from storage.digest import Digest
 from storage.distribution import DistributionStore
 from storage.errors import ContentCorrupt, DigestInvalid
 from storage.images import images
-from storage.verify import verify
+from storage.verify import repair, verify
 from tests.storage.builders import image_body, index_body, push, put, read
 
 CONFIG, BASE, ONE, TWO = b'{"os":"linux"}', b"base layer" * 100, b"layer one", b"layer two"
@@ -124,3 +132,59 @@ def test_digests_file(tmp_path: Path) -> None:
     (tmp_path / "have").write_text("nonsense\n")
     with pytest.raises(DigestInvalid):
         exporting.read_digests(tmp_path / "have")
+
+
+def test_repair_from_a_bundle(source: DistributionStore, tmp_path: Path) -> None:
+    """A flipped byte and a missing blob are mended from a bundle that has them."""
+    _export(source, tmp_path / "all.tar")
+    source.blob("library/one", digests.of(ONE)).path.write_bytes(ONE[:-1] + b"!")
+    source.blob("team/two", digests.of(TWO)).path.unlink()
+    found = verify(source).findings
+    assert {finding.digest for finding in found} == {digests.of(ONE), digests.of(TWO)}
+    with opened(str(tmp_path / "all.tar")) as bundle:
+        assert all(repair(source, finding, bundle.fetch) for finding in found)
+    assert verify(source).findings == ()
+    assert read(source.blob("library/one", digests.of(ONE))) == ONE
+
+
+def test_repair_by_what_is_corrupt_too(source: DistributionStore, tmp_path: Path) -> None:
+    """A source whose own copy is wrong mends nothing, and leaves no session behind."""
+    _export(source, tmp_path / "all.tar")
+    data = (tmp_path / "all.tar").read_bytes()
+    (tmp_path / "all.tar").write_bytes(data.replace(ONE, ONE[:-1] + b"!", 1))
+    source.blob("library/one", digests.of(ONE)).path.unlink()
+    (finding,) = verify(source).findings
+    with opened(str(tmp_path / "all.tar")) as bundle, pytest.raises(DigestInvalid):
+        repair(source, finding, bundle.fetch)
+    assert verify(source).findings == (finding,)
+    assert not list((tmp_path / "source").rglob("_uploads/*"))
+
+
+@pytest.mark.parametrize("name", ["a.gz", "a.xz", "a.bz2", "a.zst"])
+def test_compressed(name: str, source: DistributionStore, tmp_path: Path) -> None:
+    """However a bundle is compressed, it expands to what it was; a torn one is named."""
+    _export(source, tmp_path / "all.tar")
+    plain = (tmp_path / "all.tar").read_bytes()
+    squeeze = {
+        "a.gz": gzip.compress,
+        "a.xz": lzma.compress,
+        "a.bz2": bz2.compress,
+        "a.zst": zstandard.compress,
+    }
+    packed = squeeze[name](plain)
+    (tmp_path / name).write_bytes(packed)
+    read_bytes: list[int] = []
+    expand(tmp_path / name, tmp_path / "again.tar", read_bytes.append)
+    assert (tmp_path / "again.tar").read_bytes() == plain
+    assert sum(read_bytes) == len(packed)
+    with pytest.raises(BundleInvalid, match="mayfly import"):
+        open_bundles([tmp_path / name], tmp_path / "state")
+
+
+@pytest.mark.parametrize("squeeze", [gzip.compress, lzma.compress, zstandard.compress])
+def test_bomb(squeeze: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    """A file that expands out of all proportion is not expanded to its end."""
+    (tmp_path / "bomb").write_bytes(squeeze(bytes(80 * 2**20)))
+    with pytest.raises(BundleInvalid, match="100 times"):
+        expand(tmp_path / "bomb", tmp_path / "out", lambda size: None)
+    assert (tmp_path / "out").stat().st_size <= 64 * 2**20

@@ -1,0 +1,63 @@
+"""Where content can come from besides the store: a bundle, or another registry."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from storage.bundle.layer import Layer
+from storage.digest import Digest
+from storage.uploads import DirectoryUpload
+
+
+class Source(Protocol):
+    """Somewhere that may have a blob."""
+
+    def has(self, repository: str, digest: Digest) -> bool:
+        """Whether it has it."""
+
+    def fetch(self, repository: str, digest: Digest, upload: DirectoryUpload) -> bool:
+        """Put it into an upload; False where it does not have it."""
+
+
+class BundleSource:
+    """A bundle as a source; its blobs are looked for whatever they belong to."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+
+    def has(self, repository: str, digest: Digest) -> bool:
+        return self._layer.content(digest) is not None
+
+    def fetch(self, repository: str, digest: Digest, upload: DirectoryUpload) -> bool:
+        extent = self._layer.content(digest)
+        if extent is None:
+            return False
+        upload.copy(extent)
+        return True
+
+
+@contextlib.contextmanager
+def opened(text: str) -> Iterator[Source]:
+    """The source that an operator names: a URL is a registry, anything else a bundle.
+
+    Raises:
+        ConfigError: the URL names no registry.
+        BundleInvalid: the bundle cannot be read.
+    """
+    if text.startswith(("http://", "https://")):
+        from registry.remote import Remote
+
+        with Remote(text) as remote:
+            yield remote
+        return
+    from storage.bundle.open import open_bundles
+
+    with (
+        tempfile.TemporaryDirectory(prefix="mayfly-") as scratch,
+        contextlib.closing(open_bundles([Path(text)], Path(scratch))) as bundles,
+    ):
+        yield BundleSource(bundles.layer)

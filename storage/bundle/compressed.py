@@ -1,0 +1,120 @@
+"""Compressed bundles: told by their first bytes, and expanded for an import.
+
+Served by offset they cannot be, so whoever serves is told what to run. An import expands the file
+beside the store first. An expansion out of all proportion is taken for a bomb and ended.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from storage.bundle.errors import BundleInvalid
+from storage.publish import full_disk_is_domain_error
+
+MAX_RATIO = 100
+"""Largest expansion taken: tars of text reach 20, layers that are compressed already 1."""
+
+_FLOOR = 64 * 1024 * 1024
+"""Bytes that any file may expand to, so that a tiny one is not suspect."""
+
+_READ_SIZE = 1024 * 1024
+
+
+class Compression(NamedTuple):
+    """A way a file can be compressed: its name, and the command that undoes it."""
+
+    name: str
+    command: str
+
+
+_MAGIC = {
+    b"\x1f\x8b": Compression("gzip", "gzip --decompress --keep"),
+    b"\x28\xb5\x2f\xfd": Compression("zstd", "zstd --decompress --keep"),
+    b"\xfd7zXZ\x00": Compression("xz", "xz --decompress --keep"),
+    b"BZh": Compression("bzip2", "bzip2 --decompress --keep"),
+}
+
+
+def compression_of(path: Path) -> Compression | None:
+    """How a file is compressed; None if it is not.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+    return next((found for magic, found in _MAGIC.items() if start.startswith(magic)), None)
+
+
+def expand(path: Path, target: Path, progress: Callable[[int], None]) -> None:
+    """Write what a compressed file holds to ``target``.
+
+    Args:
+        progress: told how many bytes more of the compressed file were read.
+
+    Raises:
+        BundleInvalid: it is damaged, expands out of all proportion, or nothing here can read it.
+        StorageFull: there is no room for it.
+    """
+    limit = max(path.stat().st_size * MAX_RATIO, _FLOOR)
+    written = position = 0
+    with path.open("rb") as raw, _open(path, raw) as source, target.open("xb") as output:
+        while piece := _read(path, source):
+            written += len(piece)
+            if written > limit:
+                raise BundleInvalid(
+                    f"{path}: it expands to more than {MAX_RATIO} times its size and is not "
+                    "trusted: expand it by hand if it is right"
+                )
+            with full_disk_is_domain_error():
+                output.write(piece)
+            progress(raw.tell() - position)
+            position = raw.tell()
+
+
+def zstandard_reader(path: Path, raw: IO[bytes]) -> IO[bytes]:
+    """A stream of what a zstd file holds.
+
+    Raises:
+        BundleInvalid: the package that reads zstd is not installed.
+    """
+    try:
+        import zstandard
+    except ImportError:
+        raise BundleInvalid(
+            f"{path}: reading zstd takes the package zstandard (pip install "
+            f"'mayfly-registry[zstd]'); or run: zstd --decompress --keep {path}"
+        ) from None
+    reader: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(raw)
+    return reader
+
+
+def _open(path: Path, raw: IO[bytes]) -> IO[bytes]:
+    found = compression_of(path)
+    match found.name if found else "":
+        case "gzip":
+            return gzip.open(raw)  # type: ignore[return-value]
+        case "xz":
+            return lzma.open(raw)
+        case "bzip2":
+            return bz2.open(raw)
+        case _:
+            return zstandard_reader(path, raw)
+
+
+def _read(path: Path, source: IO[bytes]) -> bytes:
+    try:
+        return source.read(_READ_SIZE)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise BundleInvalid(f"{path}: it is damaged or cut short: {error}") from None
+    except Exception as error:
+        # zstandard's own error is known only where the package is.
+        if type(error).__name__ != "ZstdError":
+            raise
+        raise BundleInvalid(f"{path}: it is damaged or cut short: {error}") from None
