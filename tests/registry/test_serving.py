@@ -16,7 +16,7 @@ import pytest
 
 from registry.version import VERSION
 from tests.process import Mayfly, Process
-from tests.registry.commands import command_line, environment
+from tests.registry.commands import assert_refused, command_line, environment, mayfly
 from tests.registry.wire import message
 from tests.storage.builders import files
 
@@ -278,6 +278,25 @@ def test_read_only(start_mayfly: StartMayfly) -> None:
     assert json.loads(ask(server.host, "GET", "/v2/_catalog")[1]) == {"repositories": ["team/app"]}
     server.stop()
     assert files(writable.root) == before
+
+
+def test_read_only_makes_nothing(start_mayfly: StartMayfly, tmp_path: Path) -> None:
+    """A read-only server writes nothing into its root, which may be on a read-only filesystem."""
+    root = tmp_path / "root"
+    (root / "docker/registry/v2/repositories").mkdir(parents=True)
+    before = sorted(root.rglob("*"))
+    server = start_mayfly("--read-only", *AT_ONCE, root=root)
+    assert ask(server.host, "GET", "/v2/_catalog")[0] == 200
+    assert sorted(root.rglob("*")) == before
+    server.stop()
+    assert sorted(root.rglob("*")) == before
+
+
+def test_read_only_needs_a_root(tmp_path: Path) -> None:
+    """A root that is not there is a mistake when nothing may be written to it."""
+    done = mayfly("serve", "--read-only", "--root", tmp_path / "typo", "--state-dir", tmp_path)
+    assert_refused(done, "root", str(tmp_path / "typo"))
+    assert not (tmp_path / "typo").exists()
 
 
 def test_two_servers_on_one_root(start_mayfly: StartMayfly, tmp_path: Path) -> None:

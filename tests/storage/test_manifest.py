@@ -136,6 +136,11 @@ AMBIGUOUS = {
     "index with layers": _body(INDEX, layers=[]),
     "index with config": _body(INDEX, config=IMAGE["config"]),
     "no type, both": _body(IMAGE, mediaType=None, manifests=INDEX["manifests"]),
+    # Go's decoder takes a field's name in any case, and ſ for s: to it these are the same.
+    "index with Layers": _body(INDEX, Layers=IMAGE["layers"], Config=IMAGE["config"]),
+    "index with layer\u017f": _body(INDEX, **{"layer\u017f": IMAGE["layers"]}),
+    "image with Manifests": _body(IMAGE, Manifests=INDEX["manifests"]),
+    "two layers by case": _body(IMAGE, LAYERS=[]),
     "image called index": _body(IMAGE, mediaType=OCI_INDEX),
     "index called image": _body(INDEX, mediaType=OCI_MANIFEST),
     "docker image called list": _body(IMAGE, mediaType=DOCKER_LIST),
