@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint format benchmark clean
+.PHONY: run test lint format benchmark soak clean
 
 run: $(STAMP)
 	$(BIN)/mayfly serve --root .cache/store --state-dir .cache/state $(ARGS)
@@ -31,6 +31,10 @@ $(STAMP): pyproject.toml
 
 benchmark: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# The long form of the tests that hammer a server.
+soak: $(STAMP)
+	MAYFLY_SOAK_SECONDS=60 $(BIN)/pytest tests/registry/test_collecting.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

@@ -17,7 +17,7 @@ async def get(context: Context, http: web.BaseRequest, request: Request) -> web.
     digest = str(request.digest)
     headers = {"Content-Type": OCTET_STREAM, "Docker-Content-Digest": digest}
     if request.method == "HEAD":
-        extent = context.store.blob(request.repository, request.digest)
+        extent = await in_thread(context.store.hold, request.repository, request.digest)
         return await send_head(http, extent, headers)
     with context.observer.sending(context.peer, request.repository, digest) as sending:
         extent = context.store.blob(request.repository, request.digest)

@@ -71,6 +71,12 @@ class DistributionStore(DirectoryReader):
         """End the upload sessions idle for ``max_age`` seconds; how many there were."""
         return self._uploads.purge(max_age)
 
+    def hold(self, repository: str, digest: Digest) -> Extent:
+        with self._gate.referring():
+            extent = self.blob(repository, digest)
+            self._touch(extent)
+            return extent
+
     def mount(self, repository: str, digest: Digest, source: str) -> None:
         with self._gate.referring():
             self._touch(self.blob(source, digest))

@@ -131,6 +131,16 @@ class Store(Reader, Protocol):
             UploadUnknown: there is none of that id in this repository.
         """
 
+    def hold(self, repository: str, digest: Digest) -> Extent:
+        """Locate a blob for someone who may refer to it next, and start its age anew.
+
+        A push skips the blobs that it is told are there; the collector must not take them before
+        the manifest comes.
+
+        Raises:
+            BlobUnknown: see `Reader.blob`.
+        """
+
     def mount(self, repository: str, digest: Digest, source: str) -> None:
         """Link a blob of ``source`` in ``repository`` without copying it.
 

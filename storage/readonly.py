@@ -43,6 +43,9 @@ class ReadOnlyStore:
     def upload(self, repository: str, upload_id: str) -> Upload:
         raise _refused()
 
+    def hold(self, repository: str, digest: Digest) -> Extent:
+        return self._reader.blob(repository, digest)
+
     def mount(self, repository: str, digest: Digest, source: str) -> None:
         raise _refused()
 

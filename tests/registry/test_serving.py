@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from registry.version import VERSION
 from tests.process import Mayfly, Process
-from tests.registry.commands import assert_refused, command_line, environment, mayfly
+from tests.registry.commands import command_line, environment
 from tests.registry.wire import message
 from tests.storage.builders import files
 
@@ -202,6 +203,32 @@ def test_second_signal_removes_an_ephemeral_root(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_signals_without_end(serve: Callable[..., tuple[Process, str]], tmp_path: Path) -> None:
+    """However often and late a signal comes, what the server made for itself is removed."""
+    (tmp_path / "tmp").mkdir()
+    options = ("--ephemeral", "--listen", "127.0.0.1:0")
+    process, _ = serve(*options, TMPDIR=str(tmp_path / "tmp"))
+    while process.running:
+        process.popen.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.popen.wait(0.002)
+    assert process.popen.returncode in (0, 143), process.output()
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_signal_during_the_start(tmp_path: Path) -> None:
+    """A signal that comes before the port answers leaves no scratch root either."""
+    (tmp_path / "tmp").mkdir()
+    options = ["--ephemeral", "--state-dir", tmp_path / "state", "--listen", "127.0.0.1:0"]
+    argv = command_line("serve", *options)
+    process = Process(argv, tmp_path / "output.log", env=environment(TMPDIR=str(tmp_path / "tmp")))
+    process.wait_for(lambda: True if any((tmp_path / "tmp").iterdir()) else None)
+    process.popen.send_signal(signal.SIGTERM)
+    process.popen.wait(10)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert "Traceback" not in process.output()
+
+
 def test_ephemeral(serve: Callable[..., tuple[Process, str]], tmp_path: Path) -> None:
     """A scratch root that is there while it runs and gone afterwards; --root is not touched."""
     (tmp_path / "tmp").mkdir()
@@ -290,13 +317,6 @@ def test_read_only_makes_nothing(start_mayfly: StartMayfly, tmp_path: Path) -> N
     assert sorted(root.rglob("*")) == before
     server.stop()
     assert sorted(root.rglob("*")) == before
-
-
-def test_read_only_needs_a_root(tmp_path: Path) -> None:
-    """A root that is not there is a mistake when nothing may be written to it."""
-    done = mayfly("serve", "--read-only", "--root", tmp_path / "typo", "--state-dir", tmp_path)
-    assert_refused(done, "root", str(tmp_path / "typo"))
-    assert not (tmp_path / "typo").exists()
 
 
 def test_two_servers_on_one_root(start_mayfly: StartMayfly, tmp_path: Path) -> None:

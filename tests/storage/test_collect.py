@@ -70,6 +70,14 @@ def test_mount_and_manifest_start_the_age_anew(store: DistributionStore) -> None
     assert store.collect(3600).blobs == ()
 
 
+def test_hold_starts_the_age_anew(store: DistributionStore) -> None:
+    """A blob that a push was told is there stays until its manifest can come."""
+    digest = push(store, REPO, b"asked for")
+    _age(store, digest)
+    assert read(store.hold(REPO, digest)) == b"asked for"
+    assert store.collect(3600).blobs == ()
+
+
 def test_untagged_and_nested_manifests_stay(store: DistributionStore) -> None:
     """Children of an index and manifests without a tag are kept, with all they name."""
     child, _ = put_image(store, REPO)
