@@ -52,7 +52,7 @@ class ManifestCache:
         body = await _read(extent)
         if digests.of(body, digest.algorithm) != digest:
             raise ContentCorrupt(f"stored manifest {digest} is corrupt")
-        cached = Cached(body, manifests.media_type_of(body))
+        cached = Cached(body, manifests.parse_stored(body).media_type)
         self._insert(digest, cached)
         return cached
 

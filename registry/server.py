@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -37,6 +38,7 @@ from registry.lifetime.systemd import Notifier, take_sockets
 from registry.listener import address_of, listening
 from registry.security import SHORT_LIVED, Security, certificate_identity, secure
 from storage.bundle.open import Bundles, open_bundles
+from storage.directory import DirectoryReader
 from storage.distribution import DistributionStore
 from storage.errors import StorageError
 from storage.interface import Store
@@ -70,15 +72,23 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
         LifetimeError: the command cannot be started.
     """
     plan = _plan(settings, command)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Until the lifetime takes them over: an end in the middle of the start is tidy, too.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(StateDir.claim(settings.state_dir, SHORT_LIVED))
         root = stack.enter_context(_root(settings))
         bundles = _open_bundles(settings)
         if bundles is not None:
             stack.enter_context(contextlib.closing(bundles))
-        store = stack.enter_context(contextlib.closing(_open_store(settings, root, bundles)))
+        store = stack.enter_context(_open_store(settings, root, bundles))
         runner = stack.enter_context(asyncio.Runner())
         return runner.run(_serve(settings, plan, state, root, store, bundles))
+
+
+def _leave(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _plan(settings: Settings, command: tuple[str, ...]) -> Plan:
@@ -121,13 +131,26 @@ def _open_bundles(settings: Settings) -> Bundles | None:
     return bundles
 
 
-def _open_store(settings: Settings, root: Path, bundles: Bundles | None) -> DistributionStore:
+@contextlib.contextmanager
+def _open_store(
+    settings: Settings, root: Path, bundles: Bundles | None
+) -> Iterator[DirectoryReader]:
+    if settings.read_only and bundles is None:
+        if not root.is_dir():
+            raise ConfigError(f"root {root}: there is no such directory to serve read-only")
+        yield DirectoryReader(root)
+        return
     try:
         if bundles is not None:
-            return OverlayStore(root, bundles.layer, allow_sparse=settings.allow_sparse)
-        return DistributionStore(root, allow_sparse=settings.allow_sparse)
+            store: DistributionStore = OverlayStore(
+                root, bundles.layer, allow_sparse=settings.allow_sparse
+            )
+        else:
+            store = DistributionStore(root, allow_sparse=settings.allow_sparse)
     except OSError as error:
         raise ConfigError(f"root {root} cannot be used: {error.strerror}") from error
+    with contextlib.closing(store):
+        yield store
 
 
 async def _serve(
@@ -135,7 +158,7 @@ async def _serve(
     plan: Plan,
     state: StateDir,
     root: Path,
-    store: DistributionStore,
+    store: DirectoryReader,
     bundles: Bundles | None,
 ) -> int:
     loop = asyncio.get_running_loop()
@@ -176,20 +199,22 @@ async def _serve(
 def _connections(
     settings: Settings,
     security: Security,
-    store: DistributionStore,
+    store: DirectoryReader,
     bundles: Bundles | None,
     life: Life,
     audit: Audit,
     sockets: list[socket.socket],
 ) -> Connections:
     guard = Guard(security.policy, security.authentication, certificate_identity, audit)
-    served: Store = ReadOnlyStore(store) if settings.read_only else store
+    served: Store = ReadOnlyStore(store)
+    if isinstance(store, DistributionStore) and not settings.read_only:
+        served = store
     app = App(served, guard, life, _names(store, bundles))
     tls = security.tls.context if security.tls is not None else None
     return Connections(HTTPServer(app), sockets, tls, life.activity)
 
 
-def _names(store: DistributionStore, bundles: Bundles | None) -> Names:
+def _names(store: DirectoryReader, bundles: Bundles | None) -> Names:
     if bundles is None or not isinstance(store, OverlayStore):
         return as_asked
     names, exists = bundles.names, store.has_repository
@@ -206,7 +231,7 @@ def _wiped(settings: Settings, root: Path) -> tuple[Path, ...]:
 async def _background(
     settings: Settings,
     security: Security,
-    store: DistributionStore,
+    store: DirectoryReader,
     bundles: Bundles | None,
     audit: Audit,
 ) -> AsyncIterator[None]:
@@ -217,7 +242,7 @@ async def _background(
         tasks.append(in_thread(signing.preload))
     if security.tls is not None:
         tasks.append(asyncio.ensure_future(_reload_certificates(security)))
-    if not settings.read_only:
+    if isinstance(store, DistributionStore) and not settings.read_only:
         tasks.append(asyncio.ensure_future(_purge_uploads(store)))
         if settings.gc_interval is not None:
             collecting = _collect(store, settings.gc_interval, settings.gc_grace)

@@ -108,7 +108,7 @@ class Collector:
 
     def _references(self, repository: str, digest: Digest) -> list[Digest]:
         try:
-            manifest = manifests.parse(self._holdings.read_manifest(repository, digest))
+            manifest = manifests.parse_stored(self._holdings.read_manifest(repository, digest))
         except ManifestUnknown:
             return []
         except (ManifestInvalid, DigestInvalid):

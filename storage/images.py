@@ -14,7 +14,7 @@ from storage.bundle.names import split_reference
 from storage.digest import Digest
 from storage.errors import ManifestUnknown, NameInvalid, StorageError
 from storage.interface import Extent, Reader
-from storage.manifest import INDEX_TYPES, Descriptor, Manifest, parse
+from storage.manifest import INDEX_TYPES, Descriptor, Manifest, parse_stored
 
 _PAGE = 1000
 
@@ -147,7 +147,7 @@ def load(reader: Reader, repository: str, digest: Digest) -> Manifest:
         ManifestUnknown: it is not in the repository.
         ManifestInvalid: it cannot be understood.
     """
-    return parse(read(reader.manifest(repository, digest)))
+    return parse_stored(read(reader.manifest(repository, digest)))
 
 
 def read(extent: Extent) -> bytes:

@@ -30,6 +30,15 @@ _MAX_INT64 = 2**63 - 1
 IMAGE_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
 _SCHEMA1_PREFIX = "application/vnd.docker.distribution.manifest.v1"
+_SCHEMA1_LAYER = "application/vnd.docker.container.image.rootfs.diff+x-gtar"
+
+_FIELDS = {
+    name.casefold(): name
+    for name in (
+        *("schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests"),
+        *("subject", "annotations"),
+    )
+}
 
 _NON_DISTRIBUTABLE = frozenset(
     {
@@ -103,28 +112,48 @@ def parse(body: bytes, content_type: str | None = None) -> Manifest:
     """
     if len(body) > MAX_SIZE:
         raise ManifestTooLarge(f"manifest is larger than {MAX_SIZE} bytes")
+    fields = _load(body, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    _check_spelling(fields)
+    return _understood(body, fields, content_type)
+
+
+def parse_stored(body: bytes) -> Manifest:
+    """Understand a manifest that is in a store already, whoever put it there.
+
+    What `parse` would not take is served as it is: a registry:2 volume may hold Docker schema 1,
+    whose layers have no sizes, and JSON that we find too loose.
+
+    Raises:
+        ManifestInvalid, DigestInvalid: not even its references can be told.
+    """
     fields = _load(body)
+    if fields.get("schemaVersion") == 1:
+        return _schema1(body, fields)
+    return _understood(body, fields, None)
+
+
+def _understood(body: bytes, fields: dict[str, Any], content_type: str | None) -> Manifest:
     media_type = _media_type(fields, content_type)
     if media_type in INDEX_TYPES:
         return _index(body, fields, media_type)
     return _image(body, fields, media_type)
 
 
-def media_type_of(body: bytes) -> str:
-    """The media type of bytes that `parse` took once.
+def _schema1(body: bytes, fields: dict[str, Any]) -> Manifest:
+    layers = fields.get("fsLayers")
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        raise ManifestInvalid("manifest field fsLayers is not a list")
+    blobs = tuple(
+        Descriptor(_SCHEMA1_LAYER, digests.parse(str(layer.get("blobSum"))), 0) for layer in layers
+    )
+    signed = "+prettyjws" if "signatures" in fields else "+json"
+    return Manifest(_SCHEMA1_PREFIX + signed, body, blobs=blobs)
 
-    Raises:
-        ManifestInvalid: the bytes are no manifest.
-    """
-    return _media_type(_load(body), None)
 
-
-def _load(body: bytes) -> dict[str, Any]:
+def _load(body: bytes, **hooks: Any) -> dict[str, Any]:
     try:
         # Decoded by hand: json would take UTF-16 too, which no other client reads.
-        fields = json.loads(
-            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
-        )
+        fields = json.loads(body.decode("utf-8"), **hooks)
     except (ValueError, RecursionError) as error:
         raise ManifestInvalid(f"manifest is not JSON: {_reason(error)}") from None
     if not isinstance(fields, dict):
@@ -138,6 +167,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ManifestInvalid("manifest has a field twice in one object")
     return found
+
+
+def _check_spelling(fields: dict[str, Any]) -> None:
+    """Refuse ``Layers`` beside ``layers``: Go's decoder takes either, and clients are Go."""
+    for name in fields:
+        known = _FIELDS.get(name.casefold(), name)
+        if known != name:
+            raise ManifestInvalid(f"manifest field {name[:40]!r} must be spelled {known}")
 
 
 def _refuse_constant(name: str) -> None:

@@ -23,7 +23,8 @@ from storage.errors import StorageFull
 
 _OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MAX_KNOWN_DIRECTORIES = 20_000
-_MAX_ATTEMPTS = 256
+_MAX_ATTEMPTS = 64
+_PATIENCE = 8
 
 
 @contextlib.contextmanager
@@ -56,7 +57,7 @@ class Publisher:
         self._scratch = scratch / uuid.uuid4().hex
         self._alive: int | None = None
         self._durable: set[Path] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def open(self) -> None:
         """Make the root, and drop what processes that are gone left half written."""
@@ -204,10 +205,13 @@ class Publisher:
             _fsync(target.parent)
 
     def _move(self, source: Path, target: Path) -> None:
-        for _ in range(_MAX_ATTEMPTS):
+        for attempt in range(_MAX_ATTEMPTS):
+            # After some tries with nobody of this process able to prune in between.
+            alone = self._lock if attempt >= _PATIENCE else contextlib.nullcontext()
             try:
-                self.make_directory(target.parent)
-                source.rename(target)
+                with alone:
+                    self.make_directory(target.parent)
+                    source.rename(target)
                 return
             except FileNotFoundError:
                 # The directory was pruned or removed in between: make it again.

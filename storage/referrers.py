@@ -97,7 +97,7 @@ class Referrers:
 
     def _read(self, repository: str, digest: Digest, known: _Known) -> None:
         try:
-            manifest = manifests.parse(self._revisions.read_manifest(repository, digest))
+            manifest = manifests.parse_stored(self._revisions.read_manifest(repository, digest))
         except (ManifestInvalid, DigestInvalid):
             # Foreign or damaged: it can refer to nothing that we could list.
             subject = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -12,6 +13,15 @@ import pytest
 from tests.process import Mayfly, remove_tree
 
 REQUIRE_ALL = "MAYFLY_REQUIRE_ALL"
+
+
+def pytest_configure() -> None:
+    """Take SIGINT back from a shell that runs the tests in the background and so ignores it.
+
+    Servers would inherit that, and a test that interrupts one would wait in vain.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

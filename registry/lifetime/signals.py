@@ -44,10 +44,14 @@ class Signals:
                 self._installed.append(number)
 
     def remove(self) -> None:
-        """Give them back."""
+        """Ignore them from now on: the process is about to end, and has things to remove first."""
         loop = asyncio.get_running_loop()
+        # Held back meanwhile: the loop gives them back to their default, which is to kill us.
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._installed)
         for number in self._installed:
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._installed)
         self._installed.clear()
 
     def _on_signal(self, number: signal.Signals) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,16 @@ import pytest
 
 from tests.lifetime.stub import BLOB, BLOB_SIZE, MANIFEST
 from tests.process import Process
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """What a server does to its process's signals must not reach the next test, or its servers."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class Stub(Process):

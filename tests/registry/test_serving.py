@@ -269,6 +269,7 @@ def test_precedence(
     status: int,
 ) -> None:
     """Flag, environment, file, default: a process takes the strongest that is given."""
+    (tmp_path / "root").mkdir()
     options: list[str | Path] = ["--root", tmp_path / "root", "--listen", "127.0.0.1:0"]
     if in_file is not None:
         (tmp_path / "mayfly.toml").write_text(f"read_only = {in_file}\n")

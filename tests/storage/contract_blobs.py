@@ -127,6 +127,16 @@ class BlobContract:
         store.delete_blob("team/app", digest)
         assert list(store.holders(digest)) == ["team/copy"]
 
+    def test_hold(self, store: Store) -> None:
+        """To hold a blob is to find it, where it is linked and nowhere else."""
+        digest = push(store, "team/app", b"held")
+        assert store.hold("team/app", digest) == store.blob("team/app", digest)
+        for name, wanted in (("team/other", digest), ("team/app", digests.of(b"absent"))):
+            with pytest.raises(BlobUnknown):
+                store.hold(name, wanted)
+        with pytest.raises(NameInvalid):
+            store.hold("../x", digest)
+
     def test_no_holders(self, store: Store) -> None:
         """A blob that nobody links has none."""
         assert list(store.holders(digests.of(b"nothing"))) == []

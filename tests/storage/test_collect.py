@@ -129,7 +129,7 @@ def test_collect_beside_pushes(store: DistributionStore, root: Path) -> None:
     def collector() -> None:
         other = DistributionStore(root)  # as a command beside the server: only the gate is shared
         while not done.is_set():
-            freed.append(len(other.collect(1.0).blobs))
+            freed.append(len(other.collect(30).blobs))
         other.close()
 
     def pusher(number: int) -> None:
@@ -140,7 +140,7 @@ def test_collect_beside_pushes(store: DistributionStore, root: Path) -> None:
             for layer in (*layers, b"{}"):
                 digest = push(store, repository, layer)
                 if chance.random() < 0.3:
-                    _age(store, digest, 0.9)
+                    _age(store, digest, 22)
             body = image_body(b"{}", layers)
             _, digest = put(store, repository, body, "keep" if turn % 2 else "drop")
             if chance.random() < 0.3:

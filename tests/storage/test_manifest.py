@@ -19,8 +19,8 @@ from storage.manifest import (
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
-    media_type_of,
     parse,
+    parse_stored,
 )
 from tests.storage.builders import (
     CONFIG_TYPE,
@@ -58,7 +58,7 @@ def test_media_type(body: bytes, media_type: str) -> None:
     """The media type comes from the content, and is the same with, and without, a Content-Type."""
     assert parse(body).media_type == media_type
     assert parse(body, media_type).media_type == media_type
-    assert media_type_of(body) == media_type
+    assert parse_stored(body).media_type == media_type
     assert parse(body).body is body
 
 
@@ -360,7 +360,7 @@ def _survives(body: bytes, content_type: str | None = None) -> None:
         assert error.message
     else:
         json.dumps(found.referrer(digests.of(body)))
-        assert media_type_of(body) == found.media_type
+        assert parse_stored(body).media_type == found.media_type
 
 
 @given(
@@ -393,3 +393,31 @@ def test_deep_nesting_leaves_the_interpreter_whole() -> None:
     with pytest.raises(ManifestInvalid, match="nested"):
         manifests.parse(NOT_JSON["deep lists"])
     assert manifests.parse(image_body()).media_type == OCI_MANIFEST
+
+
+SCHEMA1 = json.dumps(
+    {
+        "schemaVersion": 1,
+        "name": "old/app",
+        "fsLayers": [{"blobSum": str(digests.of(b"layer"))}],
+        "history": [],
+        "signatures": [],
+    }
+).encode()
+
+
+def test_stored_schema1_is_served_and_its_layers_are_known() -> None:
+    """An old volume's manifest keeps its type, and its layers from the collector."""
+    found = parse_stored(SCHEMA1)
+    assert found.media_type == "application/vnd.docker.distribution.manifest.v1+prettyjws"
+    assert [blob.digest for blob in found.blobs] == [digests.of(b"layer")]
+    with pytest.raises(ManifestInvalid):
+        parse(SCHEMA1)
+
+
+def test_stored_json_may_be_loose() -> None:
+    """What another registry took, with a field twice, is served: only a push is held to more."""
+    loose = image_body()[:-1] + b',"schemaVersion":2}'
+    assert parse_stored(loose).media_type == OCI_MANIFEST
+    with pytest.raises(ManifestInvalid):
+        parse(loose)
