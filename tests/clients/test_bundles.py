@@ -124,6 +124,7 @@ def test_pulled_in_place(
     target = f"{server.host}/kolla/service7:r"
     assert bundle.digests["kolla/service7"] in docker("pull", target)
     assert "ID=debian" in docker("run", "--rm", "--network=none", target).splitlines()
+    docker("image", "rm", target)
     hosts = scratch / "certs.d" / UPSTREAM
     hosts.mkdir(parents=True)
     (hosts / "hosts.toml").write_text(

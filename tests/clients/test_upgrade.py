@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,16 @@ def _environment(work: Path, images: Images, **more: str) -> dict[str, str]:
         "APPLICATIONS": " ".join(APPLICATIONS),
         **more,
     }
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(docker: Client, containerd: Containerd) -> Iterator[None]:
+    """What the nodes pulled is removed: other tests count on having to fetch it."""
+    yield
+    for found in set(docker("images", "--quiet", "--filter", "reference=*/upgrade/*").split()):
+        docker("image", "rm", "--force", found)
+    for name in containerd.ctr("images", "ls", "--quiet").split():
+        containerd.ctr("images", "rm", "--sync", name)
 
 
 def test_upgrade_of_two_nodes(
