@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from auth import signing
 from registry.announce import announced, login_to
@@ -37,13 +38,14 @@ from registry.lifetime.state import StateDir
 from registry.lifetime.systemd import Notifier, take_sockets
 from registry.listener import address_of, listening
 from registry.security import SHORT_LIVED, Security, certificate_identity, secure
-from storage.bundle.open import Bundles, open_bundles
 from storage.directory import DirectoryReader
 from storage.distribution import DistributionStore
 from storage.errors import StorageError
 from storage.interface import Store
-from storage.overlay import OverlayStore
 from storage.readonly import ReadOnlyStore
+
+if TYPE_CHECKING:
+    from storage.bundle.open import Bundles
 
 logger = logging.getLogger("mayfly")
 
@@ -123,6 +125,9 @@ def _root(settings: Settings) -> Iterator[Path]:
 def _open_bundles(settings: Settings) -> Bundles | None:
     if not settings.bundles:
         return None
+    # Bundles are imported only by who serves some: a tenth of the start.
+    from storage.bundle.open import open_bundles
+
     bundles = open_bundles(settings.bundles, settings.state_dir)
     for notice in bundles.notices:
         logger.warning("%s", notice)
@@ -142,6 +147,8 @@ def _open_store(
         return
     try:
         if bundles is not None:
+            from storage.overlay import OverlayStore
+
             store: DistributionStore = OverlayStore(
                 root, bundles.layer, allow_sparse=settings.allow_sparse
             )
@@ -215,8 +222,11 @@ def _connections(
 
 
 def _names(store: DirectoryReader, bundles: Bundles | None) -> Names:
-    if bundles is None or not isinstance(store, OverlayStore):
+    if bundles is None:
         return as_asked
+    from storage.overlay import OverlayStore
+
+    assert isinstance(store, OverlayStore)
     names, exists = bundles.names, store.has_repository
     return lambda repository, ns: names.resolve(repository, ns, exists)
 
