@@ -9,8 +9,10 @@ import logging
 import re
 from dataclasses import replace
 
-from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import StreamResponse
+from aiohttp.web_server import Server
 
 from registry import blobs, errors, health, listings, manifests, request, token, uploads
 from registry.context import JSON, Context, Handler, Lifeline, Names, answer, as_asked
@@ -69,7 +71,7 @@ class App:
         self._lifeline = lifeline
         self._names = names
 
-    async def __call__(self, http: web.BaseRequest) -> web.StreamResponse:
+    async def __call__(self, http: BaseRequest) -> StreamResponse:
         """Answer one request; what goes wrong becomes an OCI error document."""
         try:
             path, _, query = _ABSOLUTE.sub("", http.raw_path, count=1).partition("?")
@@ -89,8 +91,8 @@ class App:
             return refusal(error, http)
 
     async def _handle(
-        self, http: web.BaseRequest, understood: request.Request, caller: Caller
-    ) -> web.StreamResponse:
+        self, http: BaseRequest, understood: request.Request, caller: Caller
+    ) -> StreamResponse:
         observer = self._lifeline.observer
         peer = observer.caller(caller.identity.name, caller.identity.node, http.remote)
         self._lifeline.drain.admit(peer.node, understood)
@@ -112,7 +114,7 @@ class App:
         return replace(understood, repository=name, query=query)
 
 
-def refusal(error: Exception, http: web.BaseRequest) -> web.StreamResponse:
+def refusal(error: Exception, http: BaseRequest) -> StreamResponse:
     """The response to an error: by the table, or an opaque 500 whose cause only the log has.
 
     Raises:
@@ -136,11 +138,11 @@ class Protocol(RequestHandler):
 
     def handle_error(
         self,
-        request: web.BaseRequest,
+        request: BaseRequest,
         status: int = 500,
         exc: BaseException | None = None,
         message: str | None = None,
-    ) -> web.StreamResponse:
+    ) -> StreamResponse:
         logger.info("refused broken HTTP from %s: %s", request.remote, message or exc)
         text = "the request is not valid HTTP" if status < 500 else "internal error"
         response = answer(status, errors.body("UNSUPPORTED", text), JSON)
@@ -148,7 +150,7 @@ class Protocol(RequestHandler):
         return response
 
 
-class HTTPServer(web.Server):
+class HTTPServer(Server):
     """aiohttp's low-level server over an `App`: no router, no middleware, nothing decompressed."""
 
     def __init__(self, app: App) -> None:

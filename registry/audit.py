@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import aiofiles
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
 
 from auth.identity import MAX_NAME_BYTES
 from registry.request import Request
@@ -39,7 +39,7 @@ class Audit:
         self._queue: asyncio.Queue[str] = asyncio.Queue(_QUEUE)
         self._dropped = 0
 
-    def refused(self, http: web.BaseRequest, request: Request, user: str, why: str) -> None:
+    def refused(self, http: BaseRequest, request: Request, user: str, why: str) -> None:
         """Record a refusal."""
         address = http.remote or ""
         user = user[:MAX_NAME_BYTES]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import StreamResponse
 
 from registry.context import Context, answer, in_thread
 from registry.request import Request
@@ -11,7 +12,7 @@ from registry.send import send, send_head
 OCTET_STREAM = "application/octet-stream"
 
 
-async def get(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+async def get(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
     """GET and HEAD: the blob, or the range of it asked for."""
     assert request.digest is not None
     digest = str(request.digest)
@@ -24,7 +25,7 @@ async def get(context: Context, http: web.BaseRequest, request: Request) -> web.
         return await send(http, extent, headers, sending)
 
 
-async def delete(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+async def delete(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
     """DELETE: unlink the blob from this repository, at once."""
     assert request.digest is not None
     await in_thread(context.store.delete_blob, request.repository, request.digest)

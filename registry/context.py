@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, Protocol, TypeVar
 
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response, StreamResponse
 
 from registry.guard import Caller, Guard
 from registry.lifetime.activity import Activity
@@ -62,7 +63,7 @@ class Context:
     peer: Peer
 
 
-Handler = Callable[[Context, web.BaseRequest, Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[Context, BaseRequest, Request], Awaitable[StreamResponse]]
 
 
 def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
@@ -75,9 +76,9 @@ def answer(
     body: bytes = b"",
     content_type: str | None = None,
     headers: dict[str, str] | None = None,
-) -> web.Response:
+) -> Response:
     """A whole response with the headers that all of ours carry."""
-    response = web.Response(status=status, body=body, headers=COMMON_HEADERS)
+    response = Response(status=status, body=body, headers=COMMON_HEADERS)
     if headers:
         response.headers.update(headers)
     if content_type is not None:

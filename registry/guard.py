@@ -16,23 +16,26 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
 
 from auth.basic import parse_basic
 from auth.errors import AuthError, CredentialsInvalid, TokenInvalid
 from auth.identity import ANONYMOUS, Identity
-from auth.login import Logins
 from auth.policy import Policy
-from auth.robots import Robots
 from auth.scope import Scope, render_scopes
-from auth.tokens import TokenIssuer
-from auth.verify import CredentialVerifier
 from registry.access import PUBLIC, Need, needs
 from registry.audit import Audit
 from registry.errors import AccessDenied, Unauthorized
 from registry.readers import Address
 from registry.request import Endpoint, Request
+
+if TYPE_CHECKING:
+    from auth.login import Logins
+    from auth.robots import Robots
+    from auth.tokens import TokenIssuer
+    from auth.verify import CredentialVerifier
 
 REALM = "mayfly"
 TOKEN_PATH = "/auth/token"
@@ -80,7 +83,7 @@ class Guard:
         self,
         policy: Callable[[], Policy],
         authentication: Authentication | None,
-        certificate_identity: Callable[[web.BaseRequest], Identity | None],
+        certificate_identity: Callable[[BaseRequest], Identity | None],
         audit: Audit,
     ) -> None:
         self._policy = policy
@@ -88,7 +91,7 @@ class Guard:
         self._certificate_identity = certificate_identity
         self.audit = audit
 
-    async def admit(self, http: web.BaseRequest, request: Request) -> Caller:
+    async def admit(self, http: BaseRequest, request: Request) -> Caller:
         """The caller of a request that may pass.
 
         Raises:
@@ -109,7 +112,7 @@ class Guard:
             raise self._refusal(http, request, caller.identity, wanted, missing)
         return caller
 
-    async def _identify(self, http: web.BaseRequest) -> Identity:
+    async def _identify(self, http: BaseRequest) -> Identity:
         if self.authentication is None:
             return ANONYMOUS
         header = http.headers.get("Authorization")
@@ -120,7 +123,7 @@ class Guard:
             return self.authentication.tokens.verify(value.strip(" "), time.time())
         return await self.login(http)
 
-    async def login(self, http: web.BaseRequest) -> Identity:
+    async def login(self, http: BaseRequest) -> Identity:
         """The caller named by Basic credentials, a certificate, or nobody.
 
         Raises:
@@ -133,7 +136,7 @@ class Guard:
         name, password = parse_basic(header)
         return await self.check(http, name, password)
 
-    async def check(self, http: web.BaseRequest, name: str, password: str) -> Identity:
+    async def check(self, http: BaseRequest, name: str, password: str) -> Identity:
         """The caller with this name and password.
 
         Raises:
@@ -155,7 +158,7 @@ class Guard:
 
     def _refusal(
         self,
-        http: web.BaseRequest,
+        http: BaseRequest,
         request: Request,
         identity: Identity,
         wanted: tuple[Need, ...],
@@ -174,7 +177,7 @@ class Guard:
 
     def _unauthorized(
         self,
-        http: web.BaseRequest,
+        http: BaseRequest,
         wanted: tuple[Need, ...],
         message: str,
         error: str | None,
@@ -189,7 +192,7 @@ class Guard:
         return Unauthorized(message, challenge, detail)
 
 
-def origin(http: web.BaseRequest) -> str:
+def origin(http: BaseRequest) -> str:
     """This server's scheme and host, as the client wrote it; else the address it connected to."""
     scheme = "http" if http.get_extra_info("ssl_object") is None else "https"
     host = http.headers.get("Host", "")
@@ -206,7 +209,7 @@ def _scopes(wanted: tuple[Need, ...]) -> list[Scope]:
     return [Scope(kind, name, frozenset(found)) for (kind, name), found in actions.items()]
 
 
-def claimed_name(http: web.BaseRequest) -> str:
+def claimed_name(http: BaseRequest) -> str:
     """The name in refused Basic credentials, for the audit; "" where it cannot be told."""
     try:
         return parse_basic(http.headers.get("Authorization", ""))[0]

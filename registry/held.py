@@ -5,7 +5,6 @@ from __future__ import annotations
 from registry.lifetime.contents import Contents
 from storage import digest as digests
 from storage.errors import StorageError
-from storage.images import load
 from storage.interface import Reader
 
 
@@ -16,6 +15,9 @@ class Held:
         self._reader = reader
 
     def contents(self, repository: str, digest: str) -> Contents | None:
+        # Imported for the first image pulled, not before the first answer.
+        from storage.images import load
+
         try:
             manifest = load(self._reader, repository, digests.parse(digest))
         except (StorageError, OSError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import StreamResponse
 
 from registry.context import Context, answer, in_thread
 from registry.receive import read_body
@@ -14,7 +15,7 @@ from storage.errors import ManifestTooLarge
 from storage.names import check_tag
 
 
-async def get(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+async def get(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
     """GET and HEAD: the exact bytes that were pushed, under their exact media type."""
     digest = _resolve(context, request)
     extent = context.store.manifest(request.repository, digest)
@@ -33,7 +34,7 @@ async def get(context: Context, http: web.BaseRequest, request: Request) -> web.
     )
 
 
-async def put(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+async def put(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
     """PUT by tag, or by digest with any number of ``tag`` parameters."""
     if (http.content_length or 0) > manifests.MAX_SIZE:
         raise ManifestTooLarge(f"manifest is larger than {manifests.MAX_SIZE} bytes")
@@ -58,7 +59,7 @@ async def put(context: Context, http: web.BaseRequest, request: Request) -> web.
     return response
 
 
-async def delete(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+async def delete(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
     """DELETE: by tag the tag alone, by digest the manifest and every tag on it."""
     if request.tag is not None:
         await in_thread(context.store.delete_tag, request.repository, request.tag)

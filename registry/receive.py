@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
 from aiohttp.client_exceptions import ClientError
+from aiohttp.web_protocol import RequestPayloadError
+from aiohttp.web_request import BaseRequest
 
 from registry.context import in_thread
 from registry.errors import BodyIncomplete
@@ -22,13 +23,13 @@ _SMALLEST_BATCH = 64 * 1024
 _MEMORY = 16 * 1024 * 1024
 """Bytes that all batches together may hold before they shrink."""
 
-_CUT = (web.RequestPayloadError, ClientError, ConnectionError, asyncio.IncompleteReadError)
+_CUT = (RequestPayloadError, ClientError, ConnectionError, asyncio.IncompleteReadError)
 """How aiohttp says that a body will not come to its end."""
 
 _active = 0
 
 
-async def receive(activity: Activity, http: web.BaseRequest, upload: Upload, at: int) -> int:
+async def receive(activity: Activity, http: BaseRequest, upload: Upload, at: int) -> int:
     """Append the whole body to an upload that stands at byte ``at``; where it stands then.
 
     What arrived before a failure stays in the session: the client can go on from there.
@@ -46,7 +47,7 @@ async def receive(activity: Activity, http: web.BaseRequest, upload: Upload, at:
         _active -= 1
 
 
-async def _pump(activity: Activity, http: web.BaseRequest, upload: Upload, at: int) -> int:
+async def _pump(activity: Activity, http: BaseRequest, upload: Upload, at: int) -> int:
     writing: asyncio.Future[None] | None = None
     pieces: list[bytes] = []
     held = 0
@@ -88,7 +89,7 @@ def _batch_size() -> int:
     return max(_SMALLEST_BATCH, min(_LARGEST_BATCH, _MEMORY // max(_active, 1)))
 
 
-async def read_body(http: web.BaseRequest, limit: int) -> bytes:
+async def read_body(http: BaseRequest, limit: int) -> bytes:
     """A whole small body; of one over ``limit`` bytes only so much that it shows.
 
     Raises:
@@ -104,7 +105,7 @@ async def read_body(http: web.BaseRequest, limit: int) -> bytes:
     return bytes(body)
 
 
-async def _continue(http: web.BaseRequest) -> None:
+async def _continue(http: BaseRequest) -> None:
     """Ask for the body of a client that waits to be asked (RFC 9110 section 10.1.1)."""
     if http.headers.get("Expect", "").lower() == "100-continue" and http.transport is not None:
         http.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -7,7 +7,6 @@ what ends with the run is removed with it.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -15,29 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
 
-from auth import grants, signing
-from auth.errors import AuthError, PolicyFileInvalid
-from auth.generate import OneRun, one_run
+from auth.errors import AuthError
 from auth.identity import ROBOT_PREFIX, Credential, Identity, Permission, from_certificate
-from auth.login import Logins
-from auth.policy import ANYONE, EVERYTHING, OPEN, Grant, Policy
-from auth.robots import MAX_LIFETIME, Robots
+from auth.policy import EVERYTHING, OPEN, Policy
 from auth.roles import Role
-from auth.throttle import Throttle
-from auth.tokens import TokenIssuer
-from auth.users import Users, load_users
-from auth.verify import CredentialVerifier
-from auth.watch import FileBacked
 from registry.config import ConfigError, Settings
-from registry.guard import REALM, Authentication
-from registry.trust.addresses import wanted_names
-from registry.trust.authority import ensure
-from registry.trust.context import ServerTLS
+from registry.guard import Authentication
 from registry.trust.errors import TrustError
-from registry.trust.files import Attributes, publish
+
+if TYPE_CHECKING:
+    from auth.generate import OneRun
+    from registry.trust.context import ServerTLS
 
 logger = logging.getLogger("mayfly")
 
@@ -49,8 +40,6 @@ CREDENTIALS = "credentials.json"
 
 SHORT_LIVED = (SIGNING_KEY, CREDENTIALS)
 """Files of the state directory that end with the server."""
-
-_PRIVATE = Attributes(0o600)
 
 
 @dataclass(frozen=True)
@@ -83,6 +72,8 @@ class Security:
             return None
         if self.users is not None:
             return self.users.admin
+        from auth.robots import MAX_LIFETIME
+
         permission = Permission(Role.MAINTAINER, EVERYTHING)
         robots = self.authentication.robots
         return robots.issue("run", [permission], MAX_LIFETIME, time.time(), this_run=True)
@@ -118,7 +109,13 @@ def _transport(settings: Settings) -> tuple[ServerTLS | None, Path | None]:
         if settings.client_ca is not None:
             raise ConfigError("--client-ca needs TLS; add --tls auto or --tls CERT,KEY")
         return None, None
+    # Imported by who needs it, like the users below.
+    from registry.trust.context import ServerTLS
+
     if choice == "auto":
+        from registry.trust.addresses import wanted_names
+        from registry.trust.authority import ensure
+
         names = wanted_names([*settings.hostname, *(a.host for a in settings.listen)])
         made = ensure(settings.state_dir, names, datetime.now(UTC))
         return ServerTLS(made.certificate, made.key, settings.client_ca), made.ca
@@ -132,53 +129,12 @@ def _identities(
     choice = settings.auth or ("auto" if settings.exposed else "none")
     if choice == "none":
         return (lambda: OPEN), None, None
-    users: Callable[[], Users]
-    policy: Callable[[], Policy]
-    made: OneRun | None = None
-    if choice == "auto":
-        made = one_run()
-        fixed_users, fixed_policy = made.users, made.policy
-        users, policy = (lambda: fixed_users), (lambda: fixed_policy)
-        _publish_users(settings.state_dir, made)
-    else:
-        users = FileBacked(choice / "htpasswd", load_users, _broken, _reloaded)
-        policy = FileBacked(choice / "grants.toml", grants.load_grants, _broken, _reloaded)
-    if settings.anonymous:
-        policy = _with_anonymous_pull(policy)
-    return policy, _authentication(settings, users), made
+    from registry.identities import identities
+
+    return identities(settings, choice)
 
 
-def _authentication(settings: Settings, users: Callable[[], Users]) -> Authentication:
-    key = signing.load_key(settings.signing_key) if settings.signing_key else signing.new_key()
-    publish(settings.state_dir / SIGNING_KEY, key, _PRIVATE)
-    robots = Robots(key)
-    verifier = CredentialVerifier(users, robots)
-    logins = Logins(verifier, Throttle())
-    return Authentication(verifier, logins, TokenIssuer(key, REALM), robots)
-
-
-def _with_anonymous_pull(policy: Callable[[], Policy]) -> Callable[[], Policy]:
-    """The policy of each moment, and pull for everyone; made anew only when the policy is."""
-    grant = Grant(ANYONE, Role.LIMITED_GUEST, EVERYTHING)
-    before = policy()
-    opened = before.with_grants(grant)
-
-    def current() -> Policy:
-        nonlocal before, opened
-        now = policy()
-        if now is not before:
-            before, opened = now, now.with_grants(grant)
-        return opened
-
-    return current
-
-
-def _publish_users(state_dir: Path, made: OneRun) -> None:
-    document = {one.name: one.password for one in (made.admin, made.pull)}
-    publish(state_dir / CREDENTIALS, json.dumps(document).encode() + b"\n", _PRIVATE)
-
-
-def certificate_identity(http: web.BaseRequest) -> Identity | None:
+def certificate_identity(http: BaseRequest) -> Identity | None:
     """The caller a client certificate names; the handshake has verified it."""
     tls = http.get_extra_info("ssl_object")
     certificate = tls.getpeercert() if tls is not None else None
@@ -194,12 +150,3 @@ def _warn_of_choices(
         logger.warning("anyone who can connect may push and delete: --auth none off loopback")
     elif tls is None:
         logger.warning("passwords travel in the clear: --tls off off loopback")
-
-
-def _broken(error: AuthError) -> None:
-    where = error.path if isinstance(error, PolicyFileInvalid) else "a policy file"
-    logger.error("%s not reloaded, the old content stays in force: %s", where, error)
-
-
-def _reloaded(path: Path) -> None:
-    logger.warning("%s reloaded", path)

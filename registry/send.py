@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import IO
 
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import StreamResponse
 
 from registry.context import COMMON_HEADERS
 from registry.errors import RangeInvalid
@@ -55,9 +56,7 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end - start + 1
 
 
-async def send_head(
-    http: web.BaseRequest, extent: Extent, headers: dict[str, str]
-) -> web.StreamResponse:
+async def send_head(http: BaseRequest, extent: Extent, headers: dict[str, str]) -> StreamResponse:
     """Answer HEAD for content."""
     response, _, _ = _begin(http, extent, headers)
     await response.prepare(http)
@@ -66,8 +65,8 @@ async def send_head(
 
 
 async def send(
-    http: web.BaseRequest, extent: Extent, headers: dict[str, str], sending: Sending
-) -> web.StreamResponse:
+    http: BaseRequest, extent: Extent, headers: dict[str, str], sending: Sending
+) -> StreamResponse:
     """Answer GET with content, or the part of it that ``Range`` asks for.
 
     Raises:
@@ -101,12 +100,12 @@ async def send(
 
 
 def _begin(
-    http: web.BaseRequest, extent: Extent, headers: dict[str, str]
-) -> tuple[web.StreamResponse, int, int]:
+    http: BaseRequest, extent: Extent, headers: dict[str, str]
+) -> tuple[StreamResponse, int, int]:
     """The response's head, and the offset and number of bytes that follow it."""
     part = parse_range(http.headers.get("Range"), extent.size)
     offset, count = part or (0, extent.size)
-    response = web.StreamResponse(status=206 if part else 200, headers=COMMON_HEADERS)
+    response = StreamResponse(status=206 if part else 200, headers=COMMON_HEADERS)
     response.headers.update(headers)
     response.headers["Accept-Ranges"] = "bytes"
     if part:
@@ -115,7 +114,7 @@ def _begin(
     return response, offset, count
 
 
-async def _sendfile(http: web.BaseRequest, file: IO[bytes], offset: int, count: int) -> None:
+async def _sendfile(http: BaseRequest, file: IO[bytes], offset: int, count: int) -> None:
     transport = http.transport
     if transport is None:
         raise ConnectionResetError("client is gone")
@@ -163,7 +162,7 @@ def _taken(proof: Proof, done: asyncio.Future[None]) -> None:
 
 
 async def _prove(
-    http: web.BaseRequest, extent: Extent, file: IO[bytes], proving: asyncio.Future[None]
+    http: BaseRequest, extent: Extent, file: IO[bytes], proving: asyncio.Future[None]
 ) -> None:
     assert isinstance(extent, BundleExtent)
     try:

@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from auth import signing
 from registry.announce import announced, login_to
 from registry.app import App, HTTPServer
 from registry.audit import Audit
@@ -249,6 +248,8 @@ async def _background(
     tasks: list[asyncio.Future[None]] = [asyncio.ensure_future(audit.write())]
     if security.authentication is not None:
         # The first login would wait for this import otherwise.
+        from auth import signing
+
         tasks.append(in_thread(signing.preload))
     if security.tls is not None:
         tasks.append(asyncio.ensure_future(_reload_certificates(security)))

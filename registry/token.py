@@ -12,7 +12,8 @@ import json
 import time
 from collections.abc import Iterable
 
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import StreamResponse
 
 from auth.errors import CredentialsInvalid, TokenInvalid
 from auth.identity import Identity
@@ -30,7 +31,7 @@ MAX_FORM = 32 * 1024
 _BASIC = f'Basic realm="{REALM}"'
 
 
-async def get(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+async def get(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
     """GET: Basic credentials (or none) for an access token."""
     authentication = _authentication(context)
     try:
@@ -42,7 +43,7 @@ async def get(context: Context, http: web.BaseRequest, request: Request) -> web.
     return _issue(context, authentication, identity, scopes, offline)
 
 
-async def post(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+async def post(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
     """POST: a password or a refresh token for an access token."""
     authentication = _authentication(context)
     body = await read_body(http, MAX_FORM)
@@ -76,7 +77,7 @@ def _issue(
     identity: Identity,
     asked: list[str],
     offline: bool,
-) -> web.StreamResponse:
+) -> StreamResponse:
     now = time.time()
     wanted = _resolved(context, parse_scopes(asked))
     scopes = context.guard.caller(identity).policy.grant(identity, wanted)
@@ -114,7 +115,7 @@ def _authentication(context: Context) -> Authentication:
 
 def _refused(
     context: Context,
-    http: web.BaseRequest,
+    http: BaseRequest,
     request: Request,
     name: str,
     error: CredentialsInvalid | TokenInvalid,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import re
 
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response, StreamResponse
 
 from registry.access import Need
 from registry.context import Context, Handler, answer, in_thread
@@ -25,9 +26,7 @@ def receiving(handler: Handler) -> Handler:
     """Lets the lifetime know of the push that a request is part of."""
 
     @functools.wraps(handler)
-    async def observed(
-        context: Context, http: web.BaseRequest, request: Request
-    ) -> web.StreamResponse:
+    async def observed(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
         with context.observer.receiving(context.peer, request.repository):
             return await handler(context, http, request)
 
@@ -35,7 +34,7 @@ def receiving(handler: Handler) -> Handler:
 
 
 @receiving
-async def begin(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+async def begin(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
     """POST: mount a blob, take a whole one, or open a session."""
     if mount := request.parameter("mount"):
         digest = digests.parse(mount)
@@ -48,14 +47,14 @@ async def begin(context: Context, http: web.BaseRequest, request: Request) -> we
     return answer(202, headers=_standing(request, upload, 0))
 
 
-async def status(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+async def status(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
     """GET: where a session stands, so that a client can go on after a cut or a restart."""
     upload = context.store.upload(request.repository, request.upload_id)
     return answer(204, headers=_standing(request, upload, upload.offset))
 
 
 @receiving
-async def patch(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+async def patch(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
     """PATCH: append a chunk, or a stream of unknown length."""
     upload = context.store.upload(request.repository, request.upload_id)
     offset = await _append(context, http, upload)
@@ -63,7 +62,7 @@ async def patch(context: Context, http: web.BaseRequest, request: Request) -> we
 
 
 @receiving
-async def finish(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+async def finish(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
     """PUT: append what is left, verify, publish."""
     upload = context.store.upload(request.repository, request.upload_id)
     wanted = request.parameter("digest")
@@ -75,7 +74,7 @@ async def finish(context: Context, http: web.BaseRequest, request: Request) -> w
     return _created(request, digest)
 
 
-async def cancel(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+async def cancel(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
     """DELETE: end a session and drop its bytes."""
     upload = context.store.upload(request.repository, request.upload_id)
     await in_thread(upload.cancel)
@@ -83,8 +82,8 @@ async def cancel(context: Context, http: web.BaseRequest, request: Request) -> w
 
 
 async def _monolithic(
-    context: Context, http: web.BaseRequest, request: Request, digest: Digest
-) -> web.StreamResponse:
+    context: Context, http: BaseRequest, request: Request, digest: Digest
+) -> StreamResponse:
     upload = await in_thread(context.store.begin_upload, request.repository, digest.algorithm)
     try:
         await receive(context.observer.activity, http, upload, 0)
@@ -116,7 +115,7 @@ def _holder(context: Context, digest: Digest) -> str | None:
     return None
 
 
-async def _append(context: Context, http: web.BaseRequest, upload: Upload) -> int:
+async def _append(context: Context, http: BaseRequest, upload: Upload) -> int:
     """Append the body where ``Content-Range`` says, else where the upload stands."""
     offset = upload.offset
     header = http.headers.get("Content-Range")
@@ -144,7 +143,7 @@ def _standing(request: Request, upload: Upload, offset: int) -> dict[str, str]:
     }
 
 
-def _created(request: Request, digest: Digest) -> web.Response:
+def _created(request: Request, digest: Digest) -> Response:
     headers = {
         "Location": f"/v2/{request.repository}/blobs/{digest}",
         "Docker-Content-Digest": str(digest),
