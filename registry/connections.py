@@ -6,13 +6,13 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
-from functools import partial
 
 from registry.app import HTTPServer
 from registry.lifetime.activity import Activity
 from registry.lifetime.listen import Listeners
 
 _AT_ONCE = 0.01
+_HANDSHAKE_SECONDS = 60.0
 
 
 class Connections:
@@ -26,9 +26,18 @@ class Connections:
         activity: Activity,
     ) -> None:
         self._server = server
-        loop = asyncio.get_running_loop()
-        serve = partial(loop.connect_accepted_socket, server, ssl=tls)
-        self.listeners = Listeners(sockets, serve, activity)
+        self._tls = tls
+        self.listeners = Listeners(sockets, self._serve, activity)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        if self._tls is not None:
+            # Imported by who speaks TLS.
+            from registry.tls import accept
+
+            await accept(connection, self._tls, self._server, _HANDSHAKE_SECONDS)
+        else:
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(self._server, connection)
 
     async def close(self, seconds: float) -> None:
         """Close all connections; handlers that still run have so many seconds."""

@@ -120,7 +120,12 @@ async def _sendfile(http: BaseRequest, file: IO[bytes], offset: int, count: int)
         raise ConnectionResetError("client is gone")
     if count == 0:
         return
-    sent = await asyncio.get_running_loop().sendfile(transport, file, offset, count)
+    # What the kernel cannot encrypt is sent by the TLS transport itself (`registry.tls`).
+    sealing = getattr(transport, "sendfile", None)
+    if sealing is not None:
+        sent = await sealing(file, offset, count)
+    else:
+        sent = await asyncio.get_running_loop().sendfile(transport, file, offset, count)
     if sent != count:
         # The length is already promised; only a cut tells the client that it is not met.
         transport.abort()

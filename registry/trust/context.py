@@ -109,6 +109,8 @@ class ServerTLS:
         context.set_alpn_protocols(ALPN)
         # Client-chosen renegotiation costs the server a handshake each.
         context.options |= ssl.OP_NO_RENEGOTIATION
+        # All that is left is strong: the client knows best which its processor is fast at.
+        context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
         if self._client_ca_file is not None:
             context.verify_mode = ssl.CERT_OPTIONAL
             # A resumed session keeps the identity it began with, even of a CA removed since. TLS
