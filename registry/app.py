@@ -9,12 +9,10 @@ import logging
 import re
 from dataclasses import replace
 
-from aiohttp.web_protocol import RequestHandler
-from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import StreamResponse
-from aiohttp.web_server import Server
 
 from registry import blobs, errors, health, listings, manifests, request, token, uploads
+from registry.body import HTTPRequest
 from registry.context import JSON, Context, Handler, Lifeline, Names, answer, as_asked
 from registry.guard import Caller, Guard
 from registry.manifest_cache import ManifestCache
@@ -23,11 +21,11 @@ from storage.interface import Store
 
 logger = logging.getLogger("mayfly")
 
-READ_BUFFER = 256 * 1024
-"""Bytes of a body that a connection may hold before its sender is paused (aiohttp doubles it)."""
-
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?]*(?=/)", re.IGNORECASE)
 """What an absolute request target has before its path (RFC 9112, 3.2.2); no host is ours alone."""
+
+_LINGER_SECONDS = 10.0
+"""For a client that sends what is not wanted, until it has read why."""
 
 PROBES = frozenset({Endpoint.BASE, Endpoint.LIVE, Endpoint.READY, Endpoint.TOKEN})
 """What keeps no idle server alive."""
@@ -71,8 +69,18 @@ class App:
         self._lifeline = lifeline
         self._names = names
 
-    async def __call__(self, http: BaseRequest) -> StreamResponse:
+    async def __call__(self, http: HTTPRequest) -> StreamResponse:
         """Answer one request; what goes wrong becomes an OCI error document."""
+        response = await self._answer(http)
+        if http.body is not None and not http.body.skip_held():
+            # Closed at once, the connection would be reset, and the answer lost on its way.
+            response.force_close()
+            await response.prepare(http)
+            await response.write_eof()
+            await http.body.skip(_LINGER_SECONDS)
+        return response
+
+    async def _answer(self, http: HTTPRequest) -> StreamResponse:
         try:
             path, _, query = _ABSOLUTE.sub("", http.raw_path, count=1).partition("?")
             understood = self._resolve(request.parse(http.method, path, query))
@@ -91,7 +99,7 @@ class App:
             return refusal(error, http)
 
     async def _handle(
-        self, http: BaseRequest, understood: request.Request, caller: Caller
+        self, http: HTTPRequest, understood: request.Request, caller: Caller
     ) -> StreamResponse:
         observer = self._lifeline.observer
         peer = observer.caller(caller.identity.name, caller.identity.node, http.remote)
@@ -114,7 +122,7 @@ class App:
         return replace(understood, repository=name, query=query)
 
 
-def refusal(error: Exception, http: BaseRequest) -> StreamResponse:
+def refusal(error: Exception, http: HTTPRequest) -> StreamResponse:
     """The response to an error: by the table, or an opaque 500 whose cause only the log has.
 
     Raises:
@@ -131,36 +139,3 @@ def refusal(error: Exception, http: BaseRequest) -> StreamResponse:
     message = getattr(error, "message", "internal error; the server's log has the details")
     body = errors.body(code, message, getattr(error, "detail", None))
     return answer(status, body, JSON, errors.headers_of(error))
-
-
-class Protocol(RequestHandler):
-    """aiohttp's connection handler, with its own refusals of broken HTTP as OCI errors."""
-
-    def handle_error(
-        self,
-        request: BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> StreamResponse:
-        logger.info("refused broken HTTP from %s: %s", request.remote, message or exc)
-        text = "the request is not valid HTTP" if status < 500 else "internal error"
-        response = answer(status, errors.body("UNSUPPORTED", text), JSON)
-        response.force_close()
-        return response
-
-
-class HTTPServer(Server):
-    """aiohttp's low-level server over an `App`: no router, no middleware, nothing decompressed."""
-
-    def __init__(self, app: App) -> None:
-        super().__init__(app, access_log=None)
-        self._options = {
-            "access_log": None,
-            "auto_decompress": False,
-            "read_bufsize": READ_BUFFER,
-            "logger": logger,
-        }
-
-    def __call__(self) -> RequestHandler:
-        return Protocol(self, loop=self._loop, **self._options)  # type: ignore[arg-type]

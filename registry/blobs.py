@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import StreamResponse
 
+from registry.body import HTTPRequest
 from registry.context import Context, answer, in_thread
 from registry.request import Request
 from registry.send import send, send_head
@@ -12,7 +12,7 @@ from registry.send import send, send_head
 OCTET_STREAM = "application/octet-stream"
 
 
-async def get(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET and HEAD: the blob, or the range of it asked for."""
     assert request.digest is not None
     digest = str(request.digest)
@@ -25,7 +25,7 @@ async def get(context: Context, http: BaseRequest, request: Request) -> StreamRe
         return await send(http, extent, headers, sending)
 
 
-async def delete(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def delete(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """DELETE: unlink the blob from this repository, at once."""
     assert request.digest is not None
     await in_thread(context.store.delete_blob, request.repository, request.digest)

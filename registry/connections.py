@@ -7,9 +7,9 @@ import socket
 import ssl
 from collections.abc import Sequence
 
-from registry.app import HTTPServer
 from registry.lifetime.activity import Activity
 from registry.lifetime.listen import Listeners
+from registry.protocol import HTTPServer
 
 _AT_ONCE = 0.01
 _HANDSHAKE_SECONDS = 60.0

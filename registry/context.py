@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, Protocol, TypeVar
 
-from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import Response, StreamResponse
 
+from registry.body import HTTPRequest
 from registry.guard import Caller, Guard
 from registry.lifetime.activity import Activity
 from registry.lifetime.drain import Drain
@@ -63,7 +63,7 @@ class Context:
     peer: Peer
 
 
-Handler = Callable[[Context, BaseRequest, Request], Awaitable[StreamResponse]]
+Handler = Callable[[Context, HTTPRequest, Request], Awaitable[StreamResponse]]
 
 
 def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import StreamResponse
 
+from registry.body import HTTPRequest
 from registry.context import JSON, Context, answer
 from registry.request import Request
 
 
-async def base(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def base(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET ``/v2/``: this is a registry of the v2 protocol."""
     return answer(body=b"{}", content_type=JSON)
 
 
-async def alive(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def alive(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET ``/livez``: the process answers."""
     return answer(body=b"ok\n", content_type="text/plain")
 
 
-async def ready(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def ready(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET ``/readyz``: requests are served.
 
     While the registry drains, too: pulls that are under way go on, and Kubernetes sends their next

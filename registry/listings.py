@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from urllib.parse import quote
 
-from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import Response, StreamResponse
 
+from registry.body import HTTPRequest
 from registry.context import JSON, Context, answer, in_thread
 from registry.errors import PaginationInvalid
 from registry.request import Request
@@ -21,7 +21,7 @@ CATALOG_PAGE = 1000
 """Repositories on a page unless the client asks for fewer."""
 
 
-async def catalog(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def catalog(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET ``/v2/_catalog``: the repositories that the caller may pull from."""
     limit = min(_limit(request) or CATALOG_PAGE, CATALOG_PAGE)
     if _limit(request) == 0:
@@ -43,7 +43,7 @@ def _readable(context: Context, after: str, limit: int) -> list[str]:
     return found[:limit]
 
 
-async def tags(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def tags(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET ``/v2/<name>/tags/list``."""
     limit = _limit(request)
     last = request.parameter("last") or ""
@@ -55,7 +55,7 @@ async def tags(context: Context, http: BaseRequest, request: Request) -> StreamR
     return _page("tags", shown, {"name": request.repository}, link)
 
 
-async def referrers(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def referrers(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET ``/v2/<name>/referrers/<digest>``: an index of what refers to a manifest."""
     assert request.digest is not None
     found = await in_thread(context.store.referrers, request.repository, request.digest)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import StreamResponse
 
+from registry.body import HTTPRequest
 from registry.context import Context, answer, in_thread
-from registry.receive import read_body
 from registry.request import Request
 from storage import digest as digests
 from storage import manifest as manifests
@@ -15,7 +14,7 @@ from storage.errors import ManifestTooLarge
 from storage.names import check_tag
 
 
-async def get(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET and HEAD: the exact bytes that were pushed, under their exact media type."""
     digest = _resolve(context, request)
     extent = context.store.manifest(request.repository, digest)
@@ -34,14 +33,14 @@ async def get(context: Context, http: BaseRequest, request: Request) -> StreamRe
     )
 
 
-async def put(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def put(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """PUT by tag, or by digest with any number of ``tag`` parameters."""
-    if (http.content_length or 0) > manifests.MAX_SIZE:
+    if http.body is not None and (http.body.length or 0) > manifests.MAX_SIZE:
         raise ManifestTooLarge(f"manifest is larger than {manifests.MAX_SIZE} bytes")
     tags = (request.tag,) if request.tag else tuple(request.query.get("tag", ()))
     for tag in tags:
         check_tag(tag)
-    body = await read_body(http, manifests.MAX_SIZE)
+    body = await http.read_body(manifests.MAX_SIZE)
     announced = http.headers.get("Content-Type")
     media_type = announced.partition(";")[0].strip() if announced else None
     manifest = await in_thread(manifests.parse, body, media_type)
@@ -59,7 +58,7 @@ async def put(context: Context, http: BaseRequest, request: Request) -> StreamRe
     return response
 
 
-async def delete(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def delete(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """DELETE: by tag the tag alone, by digest the manifest and every tag on it."""
     if request.tag is not None:
         await in_thread(context.store.delete_tag, request.repository, request.tag)

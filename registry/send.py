@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import IO
 
-from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import StreamResponse
 
+from registry.body import HTTPRequest
 from registry.context import COMMON_HEADERS
 from registry.errors import RangeInvalid
 from registry.lifetime.observer import Sending
@@ -56,7 +56,7 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end - start + 1
 
 
-async def send_head(http: BaseRequest, extent: Extent, headers: dict[str, str]) -> StreamResponse:
+async def send_head(http: HTTPRequest, extent: Extent, headers: dict[str, str]) -> StreamResponse:
     """Answer HEAD for content."""
     response, _, _ = _begin(http, extent, headers)
     await response.prepare(http)
@@ -65,7 +65,7 @@ async def send_head(http: BaseRequest, extent: Extent, headers: dict[str, str]) 
 
 
 async def send(
-    http: BaseRequest, extent: Extent, headers: dict[str, str], sending: Sending
+    http: HTTPRequest, extent: Extent, headers: dict[str, str], sending: Sending
 ) -> StreamResponse:
     """Answer GET with content, or the part of it that ``Range`` asks for.
 
@@ -100,7 +100,7 @@ async def send(
 
 
 def _begin(
-    http: BaseRequest, extent: Extent, headers: dict[str, str]
+    http: HTTPRequest, extent: Extent, headers: dict[str, str]
 ) -> tuple[StreamResponse, int, int]:
     """The response's head, and the offset and number of bytes that follow it."""
     part = parse_range(http.headers.get("Range"), extent.size)
@@ -114,7 +114,7 @@ def _begin(
     return response, offset, count
 
 
-async def _sendfile(http: BaseRequest, file: IO[bytes], offset: int, count: int) -> None:
+async def _sendfile(http: HTTPRequest, file: IO[bytes], offset: int, count: int) -> None:
     transport = http.transport
     if transport is None:
         raise ConnectionResetError("client is gone")
@@ -167,7 +167,7 @@ def _taken(proof: Proof, done: asyncio.Future[None]) -> None:
 
 
 async def _prove(
-    http: BaseRequest, extent: Extent, file: IO[bytes], proving: asyncio.Future[None]
+    http: HTTPRequest, extent: Extent, file: IO[bytes], proving: asyncio.Future[None]
 ) -> None:
     assert isinstance(extent, BundleExtent)
     try:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.announce import announced, login_to
-from registry.app import App, HTTPServer
+from registry.app import App
 from registry.audit import Audit
 from registry.config import ConfigError, Settings
 from registry.connections import Connections
@@ -36,6 +36,7 @@ from registry.lifetime.report import storage_used
 from registry.lifetime.state import StateDir
 from registry.lifetime.systemd import Notifier, take_sockets
 from registry.listener import address_of, listening
+from registry.protocol import HTTPServer
 from registry.security import SHORT_LIVED, Security, certificate_identity, secure
 from storage.directory import DirectoryReader
 from storage.distribution import DistributionStore

@@ -7,7 +7,7 @@ asyncio's own TLS copies content more often than it encrypts it; what it sends o
 of what this does. Two things differ here. A file's content is read, sealed and sent by worker
 threads, which hold no interpreter lock meanwhile, in turns (`_TURN`): many transfers share the
 cores, and a client that reads slowly holds no thread. And what arrives is received into one buffer
-that all connections share, and handed up in large pieces.
+that all connections share, and opened into the place where it is wanted.
 
 OpenSSL's object is used by one thread at a time: while a file is sent nothing is read or written.
 """
@@ -39,11 +39,7 @@ _PATIENCE = 10
 
 _RECEIVED = 256 * 1024
 
-_RECORD = 16 * 1024
-"""The most that one TLS record holds (RFC 8446, 5.1)."""
-
 _received = memoryview(mmap.mmap(-1, _RECEIVED))
-_opened = memoryview(mmap.mmap(-1, _RECEIVED))
 """Shared by all connections of the event loop: empty again whenever another gets its turn."""
 
 _THREADS = min(os.cpu_count() or 1, 8)
@@ -53,7 +49,7 @@ _transfers = 0
 _turns = 0
 """Turns that run or wait for a thread; counted by the event loop alone, as the transfers are."""
 
-Factory = Callable[[], asyncio.Protocol]
+Factory = Callable[[], asyncio.BufferedProtocol]
 """Makes the protocol above, once the handshake is through."""
 
 
@@ -88,7 +84,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._tcp: asyncio.Transport
-        self._above: asyncio.Protocol | None = None
+        self._above: asyncio.BufferedProtocol | None = None
         self._writable = asyncio.Event()
         self._writable.set()
         self._sending = False
@@ -110,8 +106,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         try:
             if self._above is None:
                 self._shake_hands()
-            if self._above is not None:
-                self._open(self._above)
+            self._open()
         except ssl.SSLError as error:
             self._flush()  # the alert that says why
             self._fail(error)
@@ -145,14 +140,17 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self.established.set_result(None)
             self._above.connection_made(self)
 
-    def _open(self, above: asyncio.Protocol) -> None:
-        """Hand up all that has arrived, also when no more is wanted: it has no other place."""
+    def _open(self) -> None:
+        """Hand up what has arrived, as long as it is wanted."""
+        if self._above is None:
+            return
         over = False
-        while not over:
+        while not over and self._is_read and not self._sending:
+            room = memoryview(self._above.get_buffer(-1))
             filled = 0
             try:
-                while filled <= _RECEIVED - _RECORD and not over:
-                    count = self._tls.read(_RECEIVED - filled, _opened[filled:])
+                while filled < len(room) and not over:
+                    count = self._tls.read(len(room) - filled, room[filled:])
                     filled += count  # type: ignore[operator]
                     over = not count
             except ssl.SSLWantReadError:
@@ -161,7 +159,12 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
                 if over:
                     self.close()
             if filled:
-                above.data_received(bytes(_opened[:filled]))
+                self._above.buffer_updated(filled)
+
+    def _resume(self) -> None:
+        """Read on, beginning with what has arrived before."""
+        self._tcp.resume_reading()
+        asyncio.get_running_loop().call_soon(self._open)
 
     def _flush(self) -> None:
         if self._outgoing.pending:
@@ -219,7 +222,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def resume_reading(self) -> None:
         self._is_read = True
         if not self._sending:
-            self._tcp.resume_reading()
+            self._resume()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._tcp.set_write_buffer_limits(high, low)
@@ -260,7 +263,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             if not self._tcp.is_closing():
                 self._tcp.set_write_buffer_limits()
                 if self._is_read:
-                    self._tcp.resume_reading()
+                    self._resume()
 
     async def _turn(
         self, descriptor: int, file: IO[bytes], offset: int, count: int, sent: int

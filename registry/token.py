@@ -12,16 +12,15 @@ import json
 import time
 from collections.abc import Iterable
 
-from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import StreamResponse
 
 from auth.errors import CredentialsInvalid, TokenInvalid
 from auth.identity import Identity
 from auth.scope import REPOSITORY, Scope, parse_scopes, render_scopes
+from registry.body import HTTPRequest
 from registry.context import JSON, Context, answer
 from registry.errors import EndpointUnknown, ParameterInvalid, Unauthorized
 from registry.guard import REALM, Authentication, claimed_name
-from registry.receive import read_body
 from registry.request import Request, read_form
 from storage.bundle.errors import NameAmbiguous
 
@@ -31,7 +30,7 @@ MAX_FORM = 32 * 1024
 _BASIC = f'Basic realm="{REALM}"'
 
 
-async def get(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET: Basic credentials (or none) for an access token."""
     authentication = _authentication(context)
     try:
@@ -43,10 +42,10 @@ async def get(context: Context, http: BaseRequest, request: Request) -> StreamRe
     return _issue(context, authentication, identity, scopes, offline)
 
 
-async def post(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def post(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """POST: a password or a refresh token for an access token."""
     authentication = _authentication(context)
-    body = await read_body(http, MAX_FORM)
+    body = await http.read_body(MAX_FORM)
     if len(body) > MAX_FORM:
         raise ParameterInvalid(f"form is larger than {MAX_FORM} bytes")
     form = read_form(body.decode("utf-8", "replace"))
@@ -115,7 +114,7 @@ def _authentication(context: Context) -> Authentication:
 
 def _refused(
     context: Context,
-    http: BaseRequest,
+    http: HTTPRequest,
     request: Request,
     name: str,
     error: CredentialsInvalid | TokenInvalid,

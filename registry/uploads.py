@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import re
 
-from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import Response, StreamResponse
 
 from registry.access import Need
+from registry.body import HTTPRequest
 from registry.context import Context, Handler, answer, in_thread
 from registry.errors import ParameterInvalid, upload_range
 from registry.receive import receive
@@ -26,7 +26,7 @@ def receiving(handler: Handler) -> Handler:
     """Lets the lifetime know of the push that a request is part of."""
 
     @functools.wraps(handler)
-    async def observed(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+    async def observed(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
         with context.observer.receiving(context.peer, request.repository):
             return await handler(context, http, request)
 
@@ -34,7 +34,7 @@ def receiving(handler: Handler) -> Handler:
 
 
 @receiving
-async def begin(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def begin(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """POST: mount a blob, take a whole one, or open a session."""
     if mount := request.parameter("mount"):
         digest = digests.parse(mount)
@@ -47,14 +47,14 @@ async def begin(context: Context, http: BaseRequest, request: Request) -> Stream
     return answer(202, headers=_standing(request, upload, 0))
 
 
-async def status(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def status(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET: where a session stands, so that a client can go on after a cut or a restart."""
     upload = context.store.upload(request.repository, request.upload_id)
     return answer(204, headers=_standing(request, upload, upload.offset))
 
 
 @receiving
-async def patch(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def patch(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """PATCH: append a chunk, or a stream of unknown length."""
     upload = context.store.upload(request.repository, request.upload_id)
     offset = await _append(context, http, upload)
@@ -62,7 +62,7 @@ async def patch(context: Context, http: BaseRequest, request: Request) -> Stream
 
 
 @receiving
-async def finish(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def finish(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """PUT: append what is left, verify, publish."""
     upload = context.store.upload(request.repository, request.upload_id)
     wanted = request.parameter("digest")
@@ -74,7 +74,7 @@ async def finish(context: Context, http: BaseRequest, request: Request) -> Strea
     return _created(request, digest)
 
 
-async def cancel(context: Context, http: BaseRequest, request: Request) -> StreamResponse:
+async def cancel(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """DELETE: end a session and drop its bytes."""
     upload = context.store.upload(request.repository, request.upload_id)
     await in_thread(upload.cancel)
@@ -82,7 +82,7 @@ async def cancel(context: Context, http: BaseRequest, request: Request) -> Strea
 
 
 async def _monolithic(
-    context: Context, http: BaseRequest, request: Request, digest: Digest
+    context: Context, http: HTTPRequest, request: Request, digest: Digest
 ) -> StreamResponse:
     upload = await in_thread(context.store.begin_upload, request.repository, digest.algorithm)
     try:
@@ -115,7 +115,7 @@ def _holder(context: Context, digest: Digest) -> str | None:
     return None
 
 
-async def _append(context: Context, http: BaseRequest, upload: Upload) -> int:
+async def _append(context: Context, http: HTTPRequest, upload: Upload) -> int:
     """Append the body where ``Content-Range`` says, else where the upload stands."""
     offset = upload.offset
     header = http.headers.get("Content-Range")
@@ -127,8 +127,9 @@ async def _append(context: Context, http: BaseRequest, upload: Upload) -> int:
     first, last = int(found[1]), int(found[2])
     if first != offset:
         raise UploadOffset(f"the upload stands at byte {offset}, not {first}", offset)
-    if http.content_length not in (None, last - first + 1):
-        raise SizeInvalid(f"Content-Range {header[:60]!r} is not {http.content_length} bytes long")
+    announced = http.body.length if http.body is not None else 0
+    if announced not in (None, last - first + 1):
+        raise SizeInvalid(f"Content-Range {header[:60]!r} is not {announced} bytes long")
     end = await receive(context.observer.activity, http, upload, first)
     if end != last + 1:
         raise SizeInvalid(f"Content-Range {header[:60]!r} was {end - first} bytes long")

@@ -10,7 +10,7 @@ grammar, and `StorageFull` or `OSError` when the disk refuses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -87,7 +87,7 @@ class Upload(Protocol):
     def offset(self) -> int:
         """Quick. Bytes received so far."""
 
-    def write(self, data: list[bytes], at: int) -> None:
+    def write(self, data: Sequence[bytes | memoryview], at: int) -> None:
         """Append ``data``, which begins at byte ``at`` of the blob.
 
         The session's lock is held for this write only, never while a body is awaited: of two

@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -66,7 +66,7 @@ class DirectoryUpload:
         except FileNotFoundError:
             raise UploadUnknown("no such upload session") from None
 
-    def write(self, data: list[bytes], at: int) -> None:
+    def write(self, data: Sequence[bytes | memoryview], at: int) -> None:
         with self._lock, full_disk_is_domain_error():
             descriptor = self._open(os.O_WRONLY | os.O_APPEND)
             try:
@@ -107,7 +107,7 @@ class DirectoryUpload:
                 os.close(descriptor)
 
     @staticmethod
-    def _append(descriptor: int, data: list[bytes]) -> int:
+    def _append(descriptor: int, data: Sequence[bytes | memoryview]) -> int:
         total = 0
         for piece in data:
             view = memoryview(piece)

@@ -12,9 +12,10 @@ from aiohttp import web
 from aiohttp.test_utils import BaseTestServer, TestClient
 
 from auth.policy import OPEN
-from registry.app import App, HTTPServer
+from registry.app import App
 from registry.audit import Audit
 from registry.guard import Guard
+from registry.protocol import HTTPServer
 from storage.distribution import DistributionStore
 from storage.interface import Store
 from tests.lifeline import lifeline

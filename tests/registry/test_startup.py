@@ -12,7 +12,7 @@ import asyncio, sys
 from registry import startup
 {change}
 startup.import_server()
-from registry.app import HTTPServer
+from registry.protocol import HTTPServer
 from registry.context import answer
 
 async def handler(http):

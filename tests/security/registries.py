@@ -27,9 +27,10 @@ from auth.throttle import Throttle
 from auth.tokens import TokenIssuer
 from auth.users import Users, hash_password
 from auth.verify import CredentialVerifier
-from registry.app import App, HTTPServer
+from registry.app import App
 from registry.audit import Audit
 from registry.guard import REALM, Authentication, Guard
+from registry.protocol import HTTPServer
 from storage import digest as digests
 from storage import manifest as manifests
 from storage.digest import Digest

@@ -1,0 +1,162 @@
+"""Where a request's body begins and ends (RFC 9112, 6 and 7). Pure: bytes in, bytes out.
+
+aiohttp reads the heads of requests; their bodies take a shorter way (`registry.body`), so they are
+framed here. Of the two ways to announce a body a head may have one, once and plainly written. All
+else is refused: whoever reads it differently could take part of a body for a request.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_HEAD = 64 * 1024
+"""Bytes of a request's head. A token that grants many scopes takes some KiB."""
+
+HEAD_END = b"\r\n\r\n"
+
+_FIELD = re.compile(rb"\r\n(content-length|transfer-encoding):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)")
+_MENTION = re.compile(rb"[\r\n][ \t]*(?:content-length|transfer-encoding)[ \t]*:")
+_LENGTH = re.compile(rb"(?<=\r\n)(content-length:)[^\r\n]*", re.IGNORECASE)
+_BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}(?: |\Z)")
+_DIGITS = re.compile(rb"[0-9]{1,19}")
+_SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
+
+_MAX_LINE = 4096
+_MAX_TRAILER = 8192
+
+
+class FramingInvalid(Exception):
+    """What arrived is no HTTP/1.1 message with one clear end."""
+
+
+def body_length(head: bytes) -> int | None:
+    """The number of bytes in the body that a head announces; None for a chunked one.
+
+    Raises:
+        FramingInvalid: it announces one in another way, or more than once.
+    """
+    lowered = head.lower()
+    if b"content-length" not in lowered and b"transfer-encoding" not in lowered:
+        return 0
+    fields = _FIELD.findall(lowered)
+    if len(fields) != len(_MENTION.findall(lowered)):
+        raise FramingInvalid("a body is announced in an unclear way")
+    match fields:
+        case []:
+            return 0
+        case [(b"transfer-encoding", b"chunked")]:
+            return None
+        case [(b"content-length", digits)] if _DIGITS.fullmatch(digits):
+            return int(digits)
+    raise FramingInvalid("the end of the body is announced in no single, supported way")
+
+
+def may_be_head(data: bytes) -> bool:
+    """Whether what has arrived so far may become a head: it begins with a method."""
+    return len(data) <= MAX_HEAD and _BEGINNING.match(data) is not None
+
+
+def without_body(head: bytes, length: int | None) -> bytes:
+    """The same request for a parser that is not to see the body."""
+    return head + b"0\r\n\r\n" if length is None else _LENGTH.sub(rb"\1 0", head)
+
+
+class Sized:
+    """The content of a body whose length was announced."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+
+    @property
+    def over(self) -> bool:
+        """Whether all of the body has come."""
+        return self._left == 0
+
+    def room(self, free: int) -> int:
+        """How many of ``free`` bytes may be received without going beyond the body."""
+        return min(free, self._left)
+
+    def decode(self, buffer: memoryview) -> tuple[int, int]:
+        """See `Chunked.decode`."""
+        count = min(len(buffer), self._left)
+        self._left -= count
+        return count, count
+
+
+class Chunked:
+    """The content of a chunked body.
+
+      ┌──────────────────────────────┐
+      ▼                              │
+    size ──► content ──► content's line end
+      │ 0
+      ▼
+    trailer ──empty line──► over
+    """
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._line = b""
+        self._ends_content = False
+        self._in_trailer = False
+        self._trailer = 0
+        self.over = False
+
+    def room(self, free: int) -> int:
+        """See `Sized.room`: where a chunked body ends only its last bytes tell."""
+        return free
+
+    def decode(self, buffer: memoryview) -> tuple[int, int]:
+        """Move the content among some raw bytes to their front.
+
+        Returns:
+            The number of bytes of content, and of raw bytes used; what is left over when the body
+            is over belongs to the next request.
+
+        Raises:
+            FramingInvalid: the chunks are broken.
+        """
+        content = used = 0
+        while used < len(buffer) and not self.over:
+            if self._left:
+                count = min(self._left, len(buffer) - used)
+                if content != used:
+                    buffer[content : content + count] = buffer[used : used + count]
+                content += count
+                used += count
+                self._left -= count
+                self._ends_content = not self._left
+            else:
+                used += self._read_line(bytes(buffer[used : used + 64]))
+        return content, used
+
+    def _read_line(self, piece: bytes) -> int:
+        """Take the bytes of a line; how many of ``piece`` they were."""
+        end = piece.find(b"\n") + 1
+        self._line += piece[:end] if end else piece
+        if len(self._line) > _MAX_LINE:
+            raise FramingInvalid("a line between chunks is too long")
+        if not end:
+            return len(piece)
+        line, self._line = self._line, b""
+        if not line.endswith(b"\r\n"):
+            raise FramingInvalid("a line between chunks does not end in CR LF")
+        self._take_line(line[:-2])
+        return end
+
+    def _take_line(self, line: bytes) -> None:
+        if self._ends_content:
+            if line:
+                raise FramingInvalid("a chunk is longer than its size")
+            self._ends_content = False
+        elif self._in_trailer:
+            self._trailer += len(line)
+            if self._trailer > _MAX_TRAILER:
+                raise FramingInvalid("the trailer is too long")
+            self.over = not line
+        else:
+            size = _SIZE_LINE.fullmatch(line)
+            if size is None:
+                raise FramingInvalid("the size of a chunk cannot be read")
+            self._left = int(size[1], 16)
+            self._in_trailer = not self._left

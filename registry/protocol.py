@@ -1,0 +1,131 @@
+"""A connection: heads of requests go to aiohttp, bodies to who reads them (`registry.body`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Any
+
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import StreamResponse
+from aiohttp.web_server import Server
+
+from registry import errors
+from registry.body import Body, HTTPRequest, allocate
+from registry.context import JSON, answer
+from registry.framing import HEAD_END, FramingInvalid, body_length, may_be_head, without_body
+
+logger = logging.getLogger("mayfly")
+
+_received = allocate(256 * 1024)
+"""Shared by all connections of the event loop: what is received is used up before others run."""
+
+_NO_HTTP = b"unclear\r\n\r\n"
+"""What aiohttp's parser refuses in the place of a head that must not be read either way."""
+
+
+class Protocol(RequestHandler, asyncio.BufferedProtocol):
+    """aiohttp's connection handler, with its own refusals of broken HTTP as OCI errors."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._head = b""
+        self._body: Body | None = None
+        self._bodies: deque[Body | None] = deque()
+        self._is_refused = False
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        room = self._body.room() if self._body is not None else None
+        return _received if room is None else room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._body is not None and self._body.is_awaited:
+            self._body.received(nbytes)
+        else:
+            self._take(bytes(_received[:nbytes]))
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._body is not None:
+            self._body.broken()
+        super().connection_lost(exc)
+
+    def next_body(self) -> Body | None:
+        """The body of the request that is to be handled next."""
+        return self._bodies.popleft() if self._bodies else None
+
+    def _take(self, data: bytes) -> None:
+        """Give heads to aiohttp one by one, and what follows a head to its body."""
+        data, self._head = self._head + data, b""
+        while data and not self._is_refused:
+            if self._body is not None:
+                self._body.hold(data)
+                return
+            data = data.lstrip(b"\r\n")  # a server ought to ignore them here (RFC 9112, 2.2)
+            end = data.find(HEAD_END) + len(HEAD_END)
+            if end < len(HEAD_END):
+                self._head = data
+                if data and not may_be_head(data):
+                    self._refuse()
+                return
+            self._begin(data[:end])
+            data = data[end:]
+
+    def _begin(self, head: bytes) -> None:
+        assert self.transport is not None
+        try:
+            length = body_length(head)
+        except FramingInvalid:
+            self._refuse()
+            return
+        body = None
+        if length != 0:
+            expects = b"100-continue" in head.lower()
+            body = self._body = Body(self.transport, length, expects, self._end)
+            self.transport.pause_reading()
+            head = without_body(head, length)
+        self._bodies.append(body)
+        self.data_received(head)
+
+    def _end(self, rest: bytes) -> None:
+        self._body = None
+        if self.transport is not None:
+            self.transport.resume_reading()
+        self._take(rest)
+
+    def _refuse(self) -> None:
+        self._is_refused = True
+        self.data_received(_NO_HTTP)
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> StreamResponse:
+        logger.info("refused broken HTTP from %s: %s", request.remote, message or exc)
+        text = "the request is not valid HTTP" if status < 500 else "internal error"
+        response = answer(status, errors.body("UNSUPPORTED", text), JSON)
+        response.force_close()
+        return response
+
+
+class HTTPServer(Server):
+    """aiohttp's low-level server over an `App`: no router, no middleware, nothing decompressed."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app, request_factory=self._make)
+        self._options = {"access_log": None, "auto_decompress": False, "logger": logger}
+
+    def __call__(self) -> Protocol:
+        return Protocol(self, loop=self._loop, **self._options)
+
+    def _make(
+        self, message: Any, payload: Any, protocol: RequestHandler, writer: Any, task: Any
+    ) -> HTTPRequest:
+        assert isinstance(protocol, Protocol)
+        request = HTTPRequest(message, payload, protocol, writer, task, self._loop)
+        request.body = protocol.next_body()
+        return request
