@@ -90,6 +90,8 @@ class DistributionStore(DirectoryReader):
         # Also over an equal blob that is there: its age starts anew, and a copy that something
         # outside damaged is mended.
         with self._gate.referring():
+            # Its last byte may have come long ago, in a session that was left and found again.
+            os.utime(data)
             self._publisher.adopt(data, self._layout.data(digest))
             self._link(self._layout.layer_link(repository, digest), digest)
 
