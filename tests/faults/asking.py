@@ -106,7 +106,8 @@ class OverHTTP(ByMethods):
     def _start(self) -> None:
         self._server = Registry(self.store)
         asyncio.run_coroutine_threadsafe(self._server.start_server(), self._loop).result()
-        self._ask = Asking(f"127.0.0.1:{self._server.port}")
+        self.host = f"127.0.0.1:{self._server.port}"
+        self._ask = Asking(self.host)
 
     def _stop(self) -> None:
         self._ask.close()
