@@ -50,7 +50,7 @@ class DistributionStore(DirectoryReader):
         )
         self._publisher.open()
         self._allow_sparse = allow_sparse
-        self._gate = Gate(self._layout.scratch.parent)
+        self._gate = Gate(self._layout.scratch.parent, self._layout.scratch)
         self._collector = Collector(self, self._layout, self._publisher, self._gate)
         self._uploads = Uploads(self._layout, self._publisher, self._publish_blob)
         self._locks = [threading.Lock() for _ in range(_LOCK_STRIPES)]
@@ -116,8 +116,11 @@ class DistributionStore(DirectoryReader):
                 # Last: a tag never points at what is not there.
                 self._link(self._layout.tag_link(repository, tag), digest)
 
+    # Deletes pass the gate alone: of a tag that another process pushes meanwhile, either all is
+    # there afterwards or nothing.
+
     def delete_manifest(self, repository: str, digest: Digest) -> None:
-        with self._lock(repository):
+        with self._lock(repository), self._gate.removing():
             link = self._layout.revision_link(repository, digest)
             if not link.exists():
                 raise manifest_unknown(str(digest))
@@ -127,7 +130,7 @@ class DistributionStore(DirectoryReader):
             self._publisher.remove(link)
 
     def delete_tag(self, repository: str, tag: str) -> None:
-        with self._lock(repository):
+        with self._lock(repository), self._gate.removing():
             self.tag(repository, tag)
             self._publisher.remove_tree(self._layout.tag(repository, tag))
 
