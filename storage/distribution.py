@@ -121,18 +121,24 @@ class DistributionStore(DirectoryReader):
 
     def delete_manifest(self, repository: str, digest: Digest) -> None:
         with self._lock(repository), self._gate.removing():
-            link = self._layout.revision_link(repository, digest)
-            if not link.exists():
-                raise manifest_unknown(str(digest))
-            for tag in self.tags(repository):
-                if self.read_link(self._layout.tag_link(repository, tag)) == digest:
-                    self._publisher.remove_tree(self._layout.tag(repository, tag))
-            self._publisher.remove(link)
+            self._delete_manifest(repository, digest)
 
     def delete_tag(self, repository: str, tag: str) -> None:
         with self._lock(repository), self._gate.removing():
-            self.tag(repository, tag)
-            self._publisher.remove_tree(self._layout.tag(repository, tag))
+            self._delete_tag(repository, tag)
+
+    def _delete_manifest(self, repository: str, digest: Digest) -> None:
+        link = self._layout.revision_link(repository, digest)
+        if not link.exists():
+            raise manifest_unknown(str(digest))
+        for tag in self.tags(repository):
+            if self.read_link(self._layout.tag_link(repository, tag)) == digest:
+                self._publisher.remove_tree(self._layout.tag(repository, tag))
+        self._publisher.remove(link)
+
+    def _delete_tag(self, repository: str, tag: str) -> None:
+        self.tag(repository, tag)
+        self._publisher.remove_tree(self._layout.tag(repository, tag))
 
     def _check_references(self, repository: str, manifest: Manifest) -> None:
         missing: list[dict[str, str]] = []
