@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.images import COMMAND, Images, make_images
+from tests.clients.medium import Medium, make_medium
 from tests.clients.programs import Client, Containerd, Dockerd
 from tests.process import CACHE, need, need_root, remove_tree
 
@@ -24,6 +25,12 @@ def images() -> Images:
     need_root()
     need("debootstrap")
     return make_images(CACHE)
+
+
+@pytest.fixture(scope="session")
+def medium(images: Images, workspace: Path) -> Medium:
+    """An image of some twenty megabytes, to be sent many times."""
+    return make_medium(images, workspace / "medium")
 
 
 @pytest.fixture(scope="session")
