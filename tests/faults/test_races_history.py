@@ -184,7 +184,7 @@ def _was_there(delete: Callable[[], None]) -> bool:
 
 
 def test_every_answer_can_be(start_mayfly: Callable[..., Mayfly]) -> None:
-    """No answer is one that no order of the requests gives; what is left is whole."""
+    """No answer is one that no order of the requests gives; what a kill leaves is whole."""
     server = start_mayfly("--gc-interval", "1s", "--gc-grace", f"{GRACE:.0f}s")
     history = History()
     seed = random.randrange(2**32)
@@ -213,6 +213,7 @@ def test_every_answer_can_be(start_mayfly: Callable[..., Mayfly]) -> None:
             _assert_whole(asking, last.repository, seed)
     assert history.impossible() == [], f"seed {seed}"
     assert history.size > 100
+    server.kill()
     with closing(DistributionStore(server.root)) as store:
         assert verify(store).findings == (), f"seed {seed}"
     assert list(server.root.rglob("_uploads/*")) == []
