@@ -89,6 +89,8 @@ class DistributionStore(DirectoryReader):
     def _publish_blob(self, repository: str, digest: Digest, data: Path) -> None:
         # Also over an equal blob that is there: its age starts anew, and a copy that something
         # outside damaged is mended.
+        # Gigabytes may take their time: not while others wait at the gate.
+        self._publisher.sync(data)
         with self._gate.referring():
             # Its last byte may have come long ago, in a session that was left and found again.
             os.utime(data)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from storage import digest as digests
 from storage.distribution import DistributionStore
 from storage.errors import NameUnknown
 from storage.gate import Gate
@@ -101,3 +105,24 @@ def test_who_removes_is_alone(tmp_path: Path) -> None:
                 inside.clear()
 
     all_succeed([lambda n=n: enter(n) for n in range(4)])
+
+
+def test_blob_is_synced_before_the_gate(tmp_path: Path, disk: Disk) -> None:
+    """While gigabytes go to the disk nobody waits at the gate."""
+    store = DistributionStore(tmp_path)
+    upload = store.begin_upload(REPO, "sha256")
+    upload.write([b"large"], 0)
+    free: list[bool] = []
+
+    def before(step: int) -> None:
+        if disk.steps[-1].kind == "fsync" and disk.steps[-1].path.name == "data":
+            gate = os.open(tmp_path / "docker/registry/v2/_mayfly", os.O_RDONLY)
+            with suppress(BlockingIOError):
+                fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free.append(True)
+            os.close(gate)
+
+    with disk.watch(before=before):
+        upload.commit(digests.of(b"large"))
+    assert free == [True]
+    store.close()
