@@ -32,9 +32,11 @@ $(STAMP): pyproject.toml
 benchmark: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# The long form of the tests that hammer a server.
+# The long form of the tests that hammer a server: seconds of clients at work, sequences for each
+# model, networks for each client.
 soak: $(STAMP)
-	MAYFLY_SOAK_SECONDS=60 $(BIN)/pytest tests/registry/test_collecting.py $(ARGS)
+	MAYFLY_SOAK_SECONDS=60 MAYFLY_SOAK_EXAMPLES=200 MAYFLY_SOAK_SEEDS=5 \
+		$(BIN)/pytest tests/registry/test_collecting.py tests/faults tests/clients/test_faults.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

@@ -6,19 +6,18 @@ from aiohttp.web_response import StreamResponse
 
 from registry.body import HTTPRequest
 from registry.context import Context, answer, in_thread
+from registry.manifest_cache import Cached
 from registry.request import Request
 from storage import digest as digests
 from storage import manifest as manifests
 from storage.digest import Digest
-from storage.errors import ManifestTooLarge
+from storage.errors import ManifestTooLarge, ManifestUnknown
 from storage.names import check_tag
 
 
 async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET and HEAD: the exact bytes that were pushed, under their exact media type."""
-    digest = _resolve(context, request)
-    extent = context.store.manifest(request.repository, digest)
-    cached = await context.manifests.load(digest, extent)
+    digest, cached = await _load(context, request)
     context.observer.manifest_served(
         context.peer,
         request.repository,
@@ -66,6 +65,24 @@ async def delete(context: Context, http: HTTPRequest, request: Request) -> Strea
         assert request.digest is not None
         await in_thread(context.store.delete_manifest, request.repository, request.digest)
     return answer(202)
+
+
+async def _load(context: Context, request: Request) -> tuple[Digest, Cached]:
+    """The manifest that a reference names, and its digest.
+
+    Raises:
+        ManifestUnknown: there is none.
+    """
+    digest = _resolve(context, request)
+    while True:
+        try:
+            extent = context.store.manifest(request.repository, digest)
+            return digest, await context.manifests.load(digest, extent)
+        except ManifestUnknown:
+            # A tag may have moved on since it was read, and what it left may be deleted.
+            before, digest = digest, _resolve(context, request)
+            if digest == before:
+                raise
 
 
 def _resolve(context: Context, request: Request) -> Digest:

@@ -14,6 +14,7 @@ repository that no longer holds it.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ from storage.publish import Publisher
 
 DEFAULT_GRACE = 3600.0
 """Seconds for which an unreferenced blob is left alone: a slow push may refer to it last."""
+
+_TICK = 0.001
+_MAX_TICKS_WAITED = 3000
+"""FAT's times are the coarsest: two seconds."""
 
 
 class Holdings(Protocol):
@@ -77,7 +82,7 @@ class Collector:
             ContentCorrupt: a manifest cannot be read, so what it refers to is not known; nothing
                 was removed.
         """
-        oldest = time.time() - grace
+        oldest = self._moment() - grace
         marked = self._mark()
         garbage = [
             d
@@ -93,6 +98,25 @@ class Collector:
                 removed.append(digest)
                 size += found
         return Collected(tuple(removed), size)
+
+    def _moment(self) -> float:
+        """A moment that all earlier changes lie before and no later one does.
+
+        By the clock that stamps files. It ticks up to a hundred times slower than the system's (on
+        NFS it is another machine's): what is touched after this may look older to that one.
+        """
+        before = now = self._tick()
+        for _ in range(_MAX_TICKS_WAITED):
+            if now != before:
+                break
+            time.sleep(_TICK)
+            now = self._tick()
+        return now
+
+    def _tick(self) -> float:
+        directory = self._layout.scratch.parent
+        os.utime(directory)
+        return directory.stat().st_mtime
 
     def _mark(self) -> set[Digest]:
         marked: set[Digest] = set()

@@ -50,7 +50,7 @@ class DistributionStore(DirectoryReader):
         )
         self._publisher.open()
         self._allow_sparse = allow_sparse
-        self._gate = Gate(self._layout.scratch.parent)
+        self._gate = Gate(self._layout.scratch.parent, self._layout.scratch)
         self._collector = Collector(self, self._layout, self._publisher, self._gate)
         self._uploads = Uploads(self._layout, self._publisher, self._publish_blob)
         self._locks = [threading.Lock() for _ in range(_LOCK_STRIPES)]
@@ -89,7 +89,11 @@ class DistributionStore(DirectoryReader):
     def _publish_blob(self, repository: str, digest: Digest, data: Path) -> None:
         # Also over an equal blob that is there: its age starts anew, and a copy that something
         # outside damaged is mended.
+        # Gigabytes may take their time: not while others wait at the gate.
+        self._publisher.sync(data)
         with self._gate.referring():
+            # Its last byte may have come long ago, in a session that was left and found again.
+            os.utime(data)
             self._publisher.adopt(data, self._layout.data(digest))
             self._link(self._layout.layer_link(repository, digest), digest)
 
@@ -114,20 +118,29 @@ class DistributionStore(DirectoryReader):
                 # Last: a tag never points at what is not there.
                 self._link(self._layout.tag_link(repository, tag), digest)
 
+    # Deletes pass the gate alone: of a tag that another process pushes meanwhile, either all is
+    # there afterwards or nothing.
+
     def delete_manifest(self, repository: str, digest: Digest) -> None:
-        with self._lock(repository):
-            link = self._layout.revision_link(repository, digest)
-            if not link.exists():
-                raise manifest_unknown(str(digest))
-            for tag in self.tags(repository):
-                if self.read_link(self._layout.tag_link(repository, tag)) == digest:
-                    self._publisher.remove_tree(self._layout.tag(repository, tag))
-            self._publisher.remove(link)
+        with self._lock(repository), self._gate.removing():
+            self._delete_manifest(repository, digest)
 
     def delete_tag(self, repository: str, tag: str) -> None:
-        with self._lock(repository):
-            self.tag(repository, tag)
-            self._publisher.remove_tree(self._layout.tag(repository, tag))
+        with self._lock(repository), self._gate.removing():
+            self._delete_tag(repository, tag)
+
+    def _delete_manifest(self, repository: str, digest: Digest) -> None:
+        link = self._layout.revision_link(repository, digest)
+        if not link.exists():
+            raise manifest_unknown(str(digest))
+        for tag in self.tags(repository):
+            if self.read_link(self._layout.tag_link(repository, tag)) == digest:
+                self._publisher.remove_tree(self._layout.tag(repository, tag))
+        self._publisher.remove(link)
+
+    def _delete_tag(self, repository: str, tag: str) -> None:
+        self.tag(repository, tag)
+        self._publisher.remove_tree(self._layout.tag(repository, tag))
 
     def _check_references(self, repository: str, manifest: Manifest) -> None:
         missing: list[dict[str, str]] = []

@@ -94,7 +94,7 @@ class OverlayStore(DistributionStore):
         if here or not below:
             super().delete_blob(repository, digest)
 
-    def delete_manifest(self, repository: str, digest: Digest) -> None:
+    def _delete_manifest(self, repository: str, digest: Digest) -> None:
         self.manifest(repository, digest)
         for tag in self.tags(repository):
             if self.read_link(self._layout.tag_link(repository, tag)) == digest:
@@ -102,13 +102,13 @@ class OverlayStore(DistributionStore):
         if digest in self._lower.revisions(repository):
             self._whiteouts.hide_manifest(repository, digest)
         if self.is_linked(repository, digest):
-            super().delete_manifest(repository, digest)
+            super()._delete_manifest(repository, digest)
 
-    def delete_tag(self, repository: str, tag: str) -> None:
+    def _delete_tag(self, repository: str, tag: str) -> None:
         self.tag(repository, tag)
         self._hide_below(repository, tag)
         if self._layout.tag_link(repository, tag).exists():
-            super().delete_tag(repository, tag)
+            super()._delete_tag(repository, tag)
 
     def _hide_below(self, repository: str, tag: str) -> None:
         """Hide what a layer has under a tag, whatever that points at."""

@@ -102,6 +102,15 @@ class Publisher:
                 temporary.unlink(missing_ok=True)
                 raise
 
+    def sync(self, source: Path) -> None:
+        """Bring a finished file to the disk; `adopt`, later, has little left to wait for.
+
+        Raises:
+            StorageFull: ``source`` is where it was.
+        """
+        with full_disk_is_domain_error():
+            _fsync(source)
+
     def adopt(self, source: Path, target: Path) -> None:
         """Publish the finished file ``source``, on the same filesystem, as ``target``.
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.clients.images import COMMAND, Images, make_images
+from tests.clients.medium import Medium, make_medium
 from tests.clients.programs import Client, Containerd, Dockerd
-from tests.process import CACHE, need, need_root, remove_tree
+from tests.process import CACHE, find_program, need, need_root, remove_tree
 
 BASE_IMAGE = "mayfly-test/base:1"
 BUILT_IMAGE = "mayfly-test/debian:1"
@@ -24,6 +25,12 @@ def images() -> Images:
     need_root()
     need("debootstrap")
     return make_images(CACHE)
+
+
+@pytest.fixture(scope="session")
+def medium(images: Images, workspace: Path) -> Medium:
+    """An image of some twenty megabytes, to be sent many times."""
+    return make_medium(images, workspace / "medium")
 
 
 @pytest.fixture(scope="session")
@@ -116,3 +123,22 @@ def oras(home: Path) -> Client:
 def crane(home: Path) -> Client:
     """crane."""
     return Client("crane", home)
+
+
+@pytest.fixture(scope="module")
+def podman(workspace: Path, home: Path) -> Iterator[Client]:
+    """podman with a storage of its own."""
+    need_root()
+    need("podman", "runc")
+    storage = Path(tempfile.mkdtemp(prefix="podman-", dir=workspace))
+    # runc: crun refuses machines that mount both versions of cgroups.
+    yield Client(
+        "podman",
+        home,
+        f"--root={storage}/root",
+        f"--runroot={storage}/run",
+        f"--runtime={find_program('runc')}",
+        "--cgroup-manager=cgroupfs",
+        "--events-backend=file",
+    )
+    remove_tree(storage)

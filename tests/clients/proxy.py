@@ -1,16 +1,21 @@
-"""Proxies between a client and a server: one breaks a download once, one is a slow line."""
+"""Proxies between a client and a server: one break, a slow line, a network that fails at random."""
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 import socketserver
+import struct
 import threading
 import time
 from contextlib import suppress
+from enum import Enum
 from typing import Self
 
 BUFFER = 64 * 1024
+STALL = 0.5
+STALL = 0.5
 
 
 class Proxy:
@@ -40,7 +45,11 @@ class Proxy:
         self._listener.server_close()
 
     def handle(self, client: socket.socket) -> None:
-        with socket.create_connection(self._server_address) as server:
+        try:
+            server = socket.create_connection(self._server_address)
+        except OSError:
+            return  # it is down: the client is told by a closed connection
+        with server:
             upward = threading.Thread(target=self._pass_requests, args=(client, server))
             upward.start()
             with suppress(OSError):
@@ -102,6 +111,115 @@ class SlowProxy(Proxy):
                 due = self._began + self.passed / self._rate
             time.sleep(max(due - time.monotonic(), 0))
             client.sendall(data)
+
+
+class Fate(Enum):
+    """What becomes of a connection."""
+
+    CLOSED = "closed"
+    RESET = "reset"
+    STALLED = "stalled, then reset"
+
+
+class _Line:
+    """One connection through a proxy, and how it is to fail."""
+
+    def __init__(self, client: socket.socket, server: socket.socket, fate: Fate) -> None:
+        self.fate = fate
+        self._ends = (client, server)
+        self._is_reset = False
+
+    def fail(self) -> None:
+        """Break it."""
+        if self.fate is Fate.STALLED:
+            time.sleep(STALL)
+        if self.fate is Fate.CLOSED:
+            self.end()
+            return
+        self._is_reset = True
+        for end in self._ends:
+            # Closing it is a reset then. Whoever waits for it wakes up.
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RD)
+
+    def end(self) -> None:
+        """End it in good order, unless it is broken already."""
+        if self._is_reset:
+            return
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+class FaultyProxy(Proxy):
+    """Breaks so many connections, each at an offset of its own, in the one direction or the other.
+
+    The offsets are spread evenly over the orders of magnitude: in the head of the first answer,
+    and megabytes later. What is chosen depends on the seed only, and on the order of connections.
+
+    Attributes:
+        left: how many faults are still to come; with none left it only passes on.
+        passed: bytes of answers that were passed on.
+    """
+
+    def __init__(self, host: str, seed: int, faults: int, largest: int) -> None:
+        super().__init__(host)
+        self._chance = random.Random(seed)
+        self._largest = largest
+        self.left = faults
+        self.passed = 0
+        self.happened: list[str] = []
+
+    def handle(self, client: socket.socket) -> None:
+        with self._lock:
+            fate = self._chance.choice(list(Fate))
+            downward = self._chance.random() < 0.5
+            after = int(self._largest ** self._chance.uniform(0.3, 1))
+        try:
+            server = socket.create_connection(self._server_address)
+        except OSError:
+            return  # it is down: the client is told by a closed connection
+        line = _Line(client, server, fate)
+        # The other direction fails at the largest offset: what is longer than that always fails.
+        up, down = (self._largest, after) if downward else (after, self._largest)
+        upward = threading.Thread(target=self._pump, args=(line, client, server, up))
+        upward.start()
+        self._pump(line, server, client, down)
+        upward.join()
+        # Here, and not by the listener, which would end the stream first: a reset stays one.
+        server.close()
+        client.close()
+
+    def _pump(self, line: _Line, source: socket.socket, target: socket.socket, after: int) -> None:
+        """Pass on what comes, up to a fault; then neither side hears any more."""
+        passed = 0
+        with suppress(OSError):
+            while data := source.recv(BUFFER):
+                failing = passed + len(data) > after and self._may_fail()
+                part = data[: max(after - passed, 0)] if failing else data
+                self._note(part, target)
+                target.sendall(part)
+                passed += len(part)
+                if failing:
+                    self.happened.append(f"{line.fate.value} at {passed}")
+                    line.fail()
+                    return
+        line.end()
+
+    def _note(self, data: bytes, target: socket.socket) -> None:
+        with self._lock:
+            if re.match(rb"(?:GET|HEAD|POST|PUT|PATCH|DELETE) /", data):
+                self._requests += data[: 16 * 1024]
+            elif target.getpeername() != self._server_address:
+                self.passed += len(data)
+
+    def _may_fail(self) -> bool:
+        with self._lock:
+            if self.left == 0:
+                return False
+            self.left -= 1
+            return True
 
 
 class _Handler(socketserver.BaseRequestHandler):

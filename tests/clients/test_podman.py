@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from tests.clients.images import Images
 from tests.clients.programs import Client
-from tests.process import Mayfly, find_program, need, need_root, remove_tree
+from tests.process import Mayfly
 
 TLS = "--tls-verify=false"
 # podman's defaults raise the limits of this process, which takes a capability.
 LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
-
-
-@pytest.fixture(scope="module")
-def podman(workspace: Path, home: Path) -> Iterator[Client]:
-    """podman with a storage of its own."""
-    need_root()
-    need("podman", "runc")
-    storage = Path(tempfile.mkdtemp(prefix="podman-", dir=workspace))
-    # runc: crun refuses machines that mount both versions of cgroups.
-    yield Client(
-        "podman",
-        home,
-        f"--root={storage}/root",
-        f"--runroot={storage}/run",
-        f"--runtime={find_program('runc')}",
-        "--cgroup-manager=cgroupfs",
-        "--events-backend=file",
-    )
-    remove_tree(storage)
 
 
 def load(podman: Client, skopeo: Client, images: Images, scratch: Path, name: str) -> str:

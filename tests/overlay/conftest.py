@@ -31,7 +31,7 @@ def open_overlay(root: Path, tmp_path: Path) -> Iterator[OpenOverlay]:
     """Opens an overlay over bundles by path; everything is closed at the end."""
     opened: list[OverlayStore | Bundles] = []
 
-    def open_one(*paths: Path, allow_sparse: bool = False) -> OverlayStore:
+    def open_one(*paths: Path, allow_sparse: bool = False, root: Path = root) -> OverlayStore:
         bundles = open_bundles(paths, tmp_path / "state")
         store = OverlayStore(root, bundles.layer, allow_sparse=allow_sparse)
         opened.extend([bundles, store])

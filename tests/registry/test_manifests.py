@@ -51,6 +51,28 @@ async def test_exact_bytes_and_type(client: Client, media_type: str) -> None:
                 assert await answer.read() == (body if method == "GET" else b"")
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_tag_that_moves_while_it_is_read(
+    client: Client, store: DistributionStore, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """What a tag pointed at is deleted before it is sent: the answer is what it points at now."""
+    old = await push_image(client, REPO, "v1")
+    new = parse(image_body(CONFIG, annotations={"version": "new"}))
+    read = store.tag
+
+    def tag(repository: str, tag: str) -> digests.Digest:
+        found = read(repository, tag)
+        if found == digests.of(old):
+            store.put_manifest(REPO, new, digests.of(new.body), ("v1",))
+            store.delete_manifest(REPO, found)
+        return found
+
+    monkeypatch.setattr(store, "tag", tag)
+    async with client.request(method, f"/v2/{REPO}/manifests/v1") as answer:
+        assert answer.status == 200
+        assert answer.headers["Docker-Content-Digest"] == digest_of(new.body)
+
+
 async def test_location_can_be_fetched(client: Client) -> None:
     """The Location of a 201 is the manifest by its digest."""
     await push_blob(client, REPO, CONFIG)

@@ -6,6 +6,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,45 @@ def test_hold_starts_the_age_anew(store: DistributionStore) -> None:
     _age(store, digest)
     assert read(store.hold(REPO, digest)) == b"asked for"
     assert store.collect(3600).blobs == ()
+
+
+def test_finished_upload_starts_the_age_anew(store: DistributionStore, root: Path) -> None:
+    """A session that stood still for long becomes a blob whose manifest has the grace to come."""
+    upload = store.begin_upload(REPO, "sha256")
+    upload.write([b"slow"], 0)
+    then = time.time() - 7200
+    (data,) = root.rglob("_uploads/*/data")
+    os.utime(data, (then, then))
+    upload.commit(digests.of(b"slow"))
+    assert store.collect(3600).blobs == ()
+
+
+def test_hold_in_the_moment_of_a_mark(
+    store: DistributionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked for while the collector marks stays, though no grace spares it.
+
+    The times of files come from a clock that ticks a hundred times a second on many a kernel: they
+    lie before those of a clock which was read a moment earlier.
+    """
+    precise = os.utime
+
+    def coarse(path: Path, times: tuple[float, float] | None = None) -> None:
+        tick = time.time() // 0.01 * 0.01
+        precise(path, times or (tick, tick))
+
+    monkeypatch.setattr(os, "utime", coarse)
+    listing = store.every_repository
+    digest = push(store, REPO, b"asked for")
+
+    def every_repository() -> Iterator[str]:
+        yield from listing()
+        store.hold(REPO, digest)
+
+    monkeypatch.setattr(store, "every_repository", every_repository)
+    for _ in range(10):
+        _age(store, digest)
+        assert store.collect(0).blobs == ()
 
 
 def test_untagged_and_nested_manifests_stay(store: DistributionStore) -> None:

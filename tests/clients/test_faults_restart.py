@@ -1,0 +1,102 @@
+"""The server is killed in the middle of what docker does, and started again on its port."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.medium import Medium
+from tests.clients.programs import Client
+from tests.clients.proxy import SlowProxy
+from tests.process import Mayfly
+from tests.registry.commands import mayfly
+
+SLOW = 8_000_000
+"""Bytes a second: a layer of 17 million is under way for long enough to be met."""
+
+KILL_AFTER = 4_000_000
+LOCAL = "mayfly-test/medium:1"
+
+
+@pytest.fixture
+def loaded(docker: Client, skopeo: Client, medium: Medium, scratch: Path) -> Iterator[str]:
+    """The image in docker."""
+    archive = scratch / "medium.tar"
+    skopeo("copy", f"oci:{medium.layout}:medium", f"docker-archive:{archive}:{LOCAL}")
+    docker("load", "--input", archive)
+    yield LOCAL
+    docker.run("image", "rm", "--force", LOCAL)
+
+
+def begin(docker: Client, *args: str, log: Path) -> subprocess.Popen[bytes]:
+    """Start a docker command, its output going to a file."""
+    with log.open("wb") as output:
+        argv = [str(docker.program), *docker.options, *args]
+        return subprocess.Popen(argv, env=docker.env, stdout=output, stderr=output)
+
+
+def finish(docker: Client, running: subprocess.Popen[bytes], log: Path, *args: str) -> None:
+    """Wait for a command; if docker gave up it said why, and does it when told again."""
+    if running.wait(200) != 0:
+        assert log.read_text().strip()
+        docker(*args)
+
+
+def assert_whole(server: Mayfly) -> None:
+    """`mayfly verify` finds nothing wrong."""
+    done = mayfly("verify", "--root", server.root)
+    assert done.returncode == 0, done.stdout
+
+
+def test_killed_during_a_pull(
+    docker: Client,
+    skopeo: Client,
+    medium: Medium,
+    start_mayfly: Callable[..., Mayfly],
+    scratch: Path,
+) -> None:
+    """docker's pull ends with the image that was pushed, and goes on where it was."""
+    server = start_mayfly()
+    target = f"docker://{server.host}/killed:1"
+    skopeo("copy", "--dest-tls-verify=false", f"oci:{medium.layout}:medium", target)
+    log = scratch / "pull.log"
+    with SlowProxy(server.host, SLOW) as proxy:
+        pull = ("pull", f"{proxy.host}/killed:1")
+        running = begin(docker, *pull, log=log)
+        server.wait_for(lambda: proxy.passed > KILL_AFTER or None)
+        server.kill()
+        restarted = start_mayfly(listen=server.host)
+        finish(docker, running, log, *pull)
+        found = docker("image", "inspect", "--format={{.Id}}", pull[1]).strip()
+        docker("image", "rm", pull[1])
+    assert found == medium.id
+    assert [asked for asked in proxy.ranges if not asked.startswith("bytes=0-")]
+    assert_whole(restarted)
+
+
+def test_killed_during_a_push(
+    docker: Client, loaded: str, start_mayfly: Callable[..., Mayfly], skopeo: Client, scratch: Path
+) -> None:
+    """docker's push ends, and what was pushed is whole; the kill left nothing but sessions."""
+    server = start_mayfly()
+    reference = f"{server.host}/killed:1"
+    docker("tag", loaded, reference)
+    log = scratch / "push.log"
+    running = begin(docker, "push", reference, log=log)
+
+    def under_way() -> bool | None:
+        data = server.root.glob("docker/registry/v2/repositories/killed/_uploads/*/data")
+        return any(path.stat().st_size > KILL_AFTER for path in data) or None
+
+    server.wait_for(under_way)
+    server.kill()
+    restarted = start_mayfly(listen=server.host)
+    finish(docker, running, log, "push", reference)
+    copied = f"dir:{scratch}/copied"
+    skopeo("copy", "--src-tls-verify=false", f"docker://{reference}", copied)
+    docker("image", "rm", reference)
+    assert_whole(restarted)
+    assert list(restarted.root.rglob("_mayfly/scratch/*/*")) == []
