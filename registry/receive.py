@@ -52,7 +52,7 @@ async def _pump(activity: Activity, http: web.BaseRequest, upload: Upload, at: i
     held = 0
     try:
         while True:
-            piece = await http.content.readany()
+            piece = await _next(http)
             if piece:
                 pieces.append(piece)
                 held += len(piece)
@@ -97,11 +97,22 @@ async def read_body(http: web.BaseRequest, limit: int) -> bytes:
     await _continue(http)
     body = bytearray()
     try:
-        while len(body) <= limit and (piece := await http.content.readany()):
+        while len(body) <= limit and (piece := await _next(http)):
             body += piece
     except _CUT:
         raise BodyIncomplete("the request's body ended early") from None
     return bytes(body)
+
+
+async def _next(http: web.BaseRequest) -> bytes:
+    """The next bytes of a body; none at its end. Raises one of `_CUT`."""
+    try:
+        return await http.content.readany()
+    except RuntimeError as error:
+        # aiohttp's word for a connection that was lost before the read began.
+        if http.transport is None:
+            raise ConnectionResetError("client is gone") from error
+        raise
 
 
 async def _continue(http: web.BaseRequest) -> None:
