@@ -25,7 +25,7 @@ from tests.security.wire import Answer, Header, Server, ask
 
 OPEN = ("fuzz/a", "fuzz/b/c")
 CLOSED = "private/app"
-_PASSWORD = "correct horse"
+PASSWORD = "correct horse"
 _ROUNDS = 4
 _QUICK_STOP = ("--drain-timeout", "1s")
 
@@ -124,13 +124,13 @@ def guarded(start: Callable[..., Mayfly], directory: Path) -> Iterator[Fuzzed]:
     auth = directory / "auth"
     auth.mkdir()
     for name, role, glob in (("admin", Role.ADMIN, "**"), ("pull", Role.GUEST, "fuzz/**")):
-        set_user(auth / "htpasswd", name, _PASSWORD, _ROUNDS)
+        set_user(auth / "htpasswd", name, PASSWORD, _ROUNDS)
         add_grant(auth / "grants.toml", Grant(Subject(Kind.USER, name), role, parse_glob(glob)))
     server = Fuzzed(start(*_QUICK_STOP, "--auth", auth), (*OPEN, CLOSED), writable=False)
-    admin = "Authorization", basic("admin", _PASSWORD)
+    admin = "Authorization", basic("admin", PASSWORD)
     for name in server.repositories:
         push(server, name, admin, extra=seeds.MARKER if name == CLOSED else b"extra")
-    pull = basic("pull", _PASSWORD)
+    pull = basic("pull", PASSWORD)
     scope = quote(f"repository:{OPEN[0]}:pull,push repository:{CLOSED}:pull")
     token = server.ask("GET", f"/auth/token?scope={scope}", ("Authorization", pull)).json["token"]
     wrong = (basic("pull", "guess"), basic("admin", ""), f"Bearer {token[:-9]}{token[-9:][::-1]}")
