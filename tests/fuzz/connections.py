@@ -47,8 +47,12 @@ class Played:
         return self.exchange.posts if len(self.statuses) < max(asked, 1) else 0
 
 
-async def play(host: str, exchanges: Iterable[Exchange]) -> list[Played]:
+async def play(host: str, exchanges: Iterable[Exchange], *, answered: bool = False) -> list[Played]:
     """Play exchanges, some at once.
+
+    Args:
+        answered: whether the server ends them, since they ask it to; else the client does, where
+            nothing more comes.
 
     Raises:
         AssertionError: one did not come to its end.
@@ -62,7 +66,7 @@ async def play(host: str, exchanges: Iterable[Exchange]) -> list[Played]:
             source = f"127.{1 + number // 62500 % 250}.{number // 250 % 250}.{1 + number % 250}"
             try:
                 async with asyncio.timeout(GUARD):
-                    received = await _one(address, int(port), source, exchange)
+                    received = await _one(address, int(port), source, exchange, answered)
             except TimeoutError:
                 raise AssertionError(f"no end after {GUARD} s: {exchange}") from None
             played.append(Played(exchange, received))
@@ -73,7 +77,7 @@ async def play(host: str, exchanges: Iterable[Exchange]) -> list[Played]:
     return played
 
 
-async def _one(address: str, port: int, source: str, exchange: Exchange) -> bytes:
+async def _one(address: str, port: int, source: str, exchange: Exchange, answered: bool) -> bytes:
     reader, writer = await asyncio.open_connection(address, port, local_addr=(source, 0))
     received = bytearray()
     try:
@@ -83,7 +87,7 @@ async def _one(address: str, port: int, source: str, exchange: Exchange) -> byte
             await asyncio.sleep(0)
         if exchange.vanish:
             return b""
-        await _read(reader, received, quiet=True)
+        await _read(reader, received, quiet=not answered)
         if not reader.at_eof():
             writer.write_eof()
             await _read(reader, received, quiet=False)

@@ -25,8 +25,9 @@ OCTETS = ("Content-Type", "application/octet-stream")
 
 CONFIG = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
 LAYER = bytes(range(256)) * 24
-MARKER = b"only for those who may: 5f1c2a9e"
-"""What a repository holds that the auth server's caller may not pull from."""
+SECRET = "only-for-those-who-may-5f1c2a9e"
+MARKER = f"a layer {SECRET}".encode()
+"""What a repository holds that the guarded server's callers may not pull from."""
 
 ARTIFACT = "application/vnd.example.signature"
 
@@ -53,11 +54,11 @@ def manifest() -> bytes:
     return image_body(CONFIG, [LAYER])
 
 
-def artifact() -> bytes:
+def artifact(note: str = "signed") -> bytes:
     """What refers to the image."""
     body = manifest()
     subject = {"mediaType": OCI_MANIFEST, "digest": sha256(body), "size": len(body)}
-    annotations = {"org.example.note": "signed"}
+    annotations = {"org.example.note": note}
     return image_body(
         CONFIG, [LAYER], subject=subject, artifactType=ARTIFACT, annotations=annotations
     )
