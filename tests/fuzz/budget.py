@@ -8,7 +8,7 @@ import secrets
 REQUESTS = int(os.environ.get("MAYFLY_FUZZ_REQUESTS", "1000"))
 """Mutated requests that the servers of `tests.fuzz.test_wire` get in all."""
 
-EXAMPLES = int(os.environ.get("MAYFLY_FUZZ_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("MAYFLY_FUZZ_EXAMPLES", "60"))
 """Examples of each property test."""
 
 SEED = int(os.environ.get("MAYFLY_FUZZ_SEED") or secrets.randbelow(2**32))

@@ -115,7 +115,7 @@ KEYS = st.sampled_from([setting.key for setting in SETTINGS]) | st.sampled_from(
 VALUES = st.sampled_from(["", "auto", "10m", "127.0.0.1:0", "first", "/tmp", "-1", "9" * 400, "~x"])
 
 
-@settings(max_examples=EXAMPLES * 2, deadline=None, suppress_health_check=FIXTURE)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=FIXTURE)
 @given(
     data=st.dictionaries(KEYS, VALUES | ANY_JSON, max_size=3).map(
         lambda table: "\n".join(f"{k} = {_toml(v)}" for k, v in table.items()).encode()

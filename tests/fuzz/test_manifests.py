@@ -76,7 +76,7 @@ def _holds(found: Manifest, body: bytes) -> None:
     json.dumps(found.referrer(digests.of(body))).encode("ascii")
 
 
-@settings(max_examples=EXAMPLES * 3, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(body=BODIES, content_type=st.none() | st.sampled_from([IMAGE["mediaType"]]) | TEXTS)
 @example(body=b'{"schemaVersion": 2, "config": NaN}', content_type=None)
 @example(body=b"[" * 100_000, content_type=None)

@@ -24,7 +24,7 @@ CHECKS = (
 )
 LONG = EXAMPLES >= 1000
 PHASES = "examples,coverage,fuzzing,stateful" if LONG else "examples,fuzzing"
-CASES = max(2, EXAMPLES // 40)
+CASES = max(2, EXAMPLES // 30)
 """For each operation and phase."""
 
 
