@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from auth.errors import PolicyFileInvalid
@@ -76,6 +76,7 @@ POLICIES = st.fixed_dictionaries(
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=FIXTURE)
 @given(data=POLICIES | st.binary(max_size=60))
+@example(data=b'groups = {"a\\u000ab" = 1}')
 def test_any_grants(tmp_path: Path, data: bytes) -> None:
     """A policy that is written back as it was read, or a refusal."""
     path = _written(tmp_path / "grants.toml", data)
