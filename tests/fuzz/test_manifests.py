@@ -49,9 +49,9 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 @st.composite
 def _changed(draw: st.DrawFn) -> Any:
-    """A manifest with something of any type where something else was."""
+    """A manifest with something of any type beside what it had, or in its place."""
     made = copy.deepcopy(draw(st.sampled_from([IMAGE, INDEX, SCHEMA1])))
-    for _ in range(draw(st.integers(0, 3))):
+    for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 3]))):
         places = list(_places(made))
         if not places:
             break
@@ -59,11 +59,18 @@ def _changed(draw: st.DrawFn) -> Any:
         inside = made
         for key in way:
             inside = inside[key]
+        if isinstance(inside, dict) and draw(st.booleans()):
+            last = draw(TEXTS)  # one that is not looked at, or is spelled otherwise
         inside[last] = draw(ODD_DESCRIPTORS | ANY_JSON)
     return made
 
 
-BODIES = (_changed() | ANY_JSON).flatmap(texts_of).map(lambda s: s.encode("utf-8", "surrogatepass"))
+BODIES = st.one_of(
+    _changed().map(json.dumps),
+    _changed().map(json.dumps),
+    _changed().flatmap(texts_of),
+    ANY_JSON.flatmap(texts_of),
+).map(lambda text: text.encode("utf-8", "surrogatepass"))
 
 
 def _holds(found: Manifest, body: bytes) -> None:
