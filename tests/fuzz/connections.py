@@ -14,7 +14,7 @@ GUARD = 90.0
 """Seconds after which an exchange hangs: longer than the longest wait a failed login is given."""
 
 QUIET = 0.05
-PATIENCE = 0.2
+PATIENCE = 0.5
 """Seconds without a byte after which the client has said all: after an answer, and before one."""
 
 _STATUS = re.compile(rb"HTTP/[0-9]\.[0-9] ([0-9]{3}) ")
