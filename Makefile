@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint format benchmark soak clean
+.PHONY: run test lint format benchmark soak audit clean
 
 run: $(STAMP)
 	$(BIN)/mayfly serve --root .cache/store --state-dir .cache/state $(ARGS)
@@ -37,6 +37,11 @@ benchmark: $(STAMP)
 soak: $(STAMP)
 	MAYFLY_SOAK_SECONDS=60 MAYFLY_SOAK_EXAMPLES=200 MAYFLY_SOAK_SEEDS=5 \
 		$(BIN)/pytest tests/registry/test_collecting.py tests/faults tests/clients/test_faults.py $(ARGS)
+	MAYFLY_FUZZ_REQUESTS=10000 MAYFLY_FUZZ_EXAMPLES=2000 $(BIN)/pytest tests/fuzz -s $(ARGS)
+
+# Known vulnerabilities of what is installed; exit code 2 where nobody could be asked.
+audit: $(STAMP)
+	$(BIN)/python -B .ci/audit
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

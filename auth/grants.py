@@ -177,10 +177,10 @@ def _groups(table: object) -> dict[str, frozenset[str]]:
         raise InputInvalid("'groups' is not a table")
     groups = {}
     for name, members in table.items():
-        where = f"groups.{name}"
+        where = f"groups.{name}" if name.isprintable() else "groups"
+        _in(where, check_name, name)
         if not isinstance(members, list) or not all(isinstance(one, str) for one in members):
             raise InputInvalid(f"'{where}' is not a list of user names")
-        _in(where, check_name, name)
         groups[name] = frozenset(_in(where, check_name, member) for member in members)
     return groups
 

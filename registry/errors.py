@@ -14,7 +14,6 @@ from registry.lifetime.errors import Draining
 from storage import errors as storage
 from storage.bundle.errors import (
     BundleChanged,
-    BundleConflict,
     Interrupted,
     NameAmbiguous,
     NotReady,
@@ -102,7 +101,6 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     storage.ContentCorrupt: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     BundleChanged: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     NameAmbiguous: (HTTPStatus.BAD_REQUEST, "NAME_INVALID"),
-    BundleConflict: (HTTPStatus.CONFLICT, "UNAVAILABLE"),
     Interrupted: (HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"),
     NotReady: (HTTPStatus.NOT_FOUND, "MANIFEST_UNKNOWN"),
 }

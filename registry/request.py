@@ -180,6 +180,8 @@ def read_form(text: str) -> dict[str, list[str]]:
         ParameterInvalid: it has too many fields or is not UTF-8.
     """
     try:
+        # Bytes that came unencoded and are not UTF-8 stand in the text as lone surrogates.
+        text.encode()
         pairs = parse_qsl(
             text, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS
         )

@@ -116,7 +116,7 @@ def _begin(
 
 async def _sendfile(http: HTTPRequest, file: IO[bytes], offset: int, count: int) -> None:
     transport = http.transport
-    if transport is None:
+    if transport is None or transport.is_closing():
         raise ConnectionResetError("client is gone")
     if count == 0:
         return

@@ -29,6 +29,9 @@ _WINDOW = 8192
 _MAX_EXTENSION = 1024 * 1024
 """Largest long name or pax header in bytes (as Go's archive/tar)."""
 
+_MAX_LENGTH_DIGITS = 7
+"""Most digits of a pax record's length: it is within an extension header."""
+
 _MAX_MEMBERS = 1_000_000
 """More files and links than any bundle has; each costs memory."""
 
@@ -252,14 +255,7 @@ def _extend(
 
 
 def _pax(body: bytes, into: _Extended, position: int) -> None:
-    while body:
-        length, space, _ = body.partition(b" ")
-        count = int(length) if length.isdigit() and len(length) < 8 else 0
-        record = body[len(length) + 1 : count - 1]
-        key, equals, value = record.partition(b"=")
-        if not space or not equals or count > len(body) or body[count - 1 : count] != b"\n":
-            raise BundleInvalid(f"the pax header at byte {position} cannot be read")
-        body = body[count:]
+    for key, value in _records(body, position):
         if key == b"path":
             into.path = _text(value)
         elif key == b"linkpath":
@@ -273,6 +269,20 @@ def _pax(body: bytes, into: _Extended, position: int) -> None:
                 f"the member at byte {position} is stored as a sparse file: "
                 "pack the bundle again with a plain tar"
             )
+
+
+def _records(body: bytes, position: int) -> Iterator[tuple[bytes, bytes]]:
+    """The ``length key=value`` records of a pax header, read in place: there may be 250,000."""
+    start = 0
+    while start < len(body):
+        space = body.find(b" ", start, start + _MAX_LENGTH_DIGITS + 1)
+        length = body[start:space] if space >= 0 else b""
+        end = start + (int(length) if length.isdigit() else 0)
+        key, equals, value = body[space + 1 : max(end - 1, 0)].partition(b"=")
+        if not equals or end > len(body) or body[end - 1 : end] != b"\n":
+            raise BundleInvalid(f"the pax header at byte {position} cannot be read")
+        yield key, value
+        start = end
 
 
 def _number(data: bytes, position: int) -> int:

@@ -205,7 +205,9 @@ def test_query(query: str, expected: dict[str, list[str]]) -> None:
     assert found.parameter("absent") is None
 
 
-@pytest.mark.parametrize("query", ["a=%ff", "%ff=a", "a=%c3%28", "&".join(["a=1"] * 65)])
+@pytest.mark.parametrize(
+    "query", ["a=%ff", "%ff=a", "a=%c3%28", "a=\udcff", "\udc80=1", "&".join(["a=1"] * 65)]
+)
 def test_bad_query(query: str) -> None:
     """A query that is not UTF-8 or has too many fields."""
     with pytest.raises(ParameterInvalid):

@@ -1,0 +1,53 @@
+"""A client that is gone before a body is read or sent: no error of the server's."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from registry import receive, send
+from registry.body import Body
+from registry.errors import BodyIncomplete
+from registry.lifetime.activity import Activity
+
+
+class _Upload:
+    """Keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def write(self, data: list[bytes], at: int) -> None:
+        assert at == len(self.data)
+        self.data += b"".join(data)
+
+
+def _request(received: bytes) -> Any:
+    """A request whose connection was lost after some bytes of its body."""
+    transport: Any = SimpleNamespace(is_closing=lambda: True)
+    body = Body(transport, 100, False, lambda rest: None)
+    body.hold(received)
+    body.broken()
+    return SimpleNamespace(body=body)
+
+
+@pytest.mark.parametrize("received", [b"", b"some"])
+async def test_gone_before_the_body_is_read(received: bytes) -> None:
+    """The body is incomplete; what came of it is kept, for the client to go on from."""
+    upload: Any = _Upload()
+    with pytest.raises(BodyIncomplete):
+        await receive.receive(Activity(lambda: 0.0), _request(received), upload, 0)
+    assert upload.data == received
+    with pytest.raises(BodyIncomplete):
+        await _request(received).body.read(100)
+
+
+async def test_gone_before_content_is_sent() -> None:
+    """Content for a connection that is closing is a lost connection, like any other."""
+    transport = SimpleNamespace(is_closing=lambda: True)
+    http: Any = SimpleNamespace(transport=transport)
+    with io.FileIO("/dev/null") as file, pytest.raises(ConnectionResetError):
+        await send._sendfile(http, file, 0, 1)

@@ -1,0 +1,140 @@
+"""docs/openapi.yaml says what the handlers, the error table and the grammars say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from registry.app import HANDLERS
+from registry.context import COMMON_HEADERS
+from registry.errors import TABLE, UNKNOWN
+from registry.request import Endpoint, parse
+from storage import digest as digests
+from storage import names
+from storage.manifest import IMAGE_TYPES, INDEX_TYPES
+from tests.process import REPO
+
+DOCUMENT: dict[str, Any] = yaml.safe_load((REPO / "docs/openapi.yaml").read_text())
+METHODS = ("get", "head", "post", "put", "patch", "delete")
+SAMPLES = {"name": "a/b", "reference": "latest", "digest": "sha256:" + "ab" * 32, "id": "x"}
+
+Operation = dict[str, Any]
+
+
+def _operations() -> Iterator[tuple[str, str, Operation]]:
+    """Path, method and description of everything that is described."""
+    for path, item in DOCUMENT["paths"].items():
+        for method in item.keys() & set(METHODS):
+            yield path, method.upper(), item[method]
+
+
+def _followed(value: dict[str, Any]) -> dict[str, Any]:
+    """What a reference means, with what stands beside it."""
+    found = dict(value)
+    while reference := found.pop("$ref", None):
+        target: Any = DOCUMENT
+        for part in reference.removeprefix("#/").split("/"):
+            target = target[part]
+        found = {**target, **found}
+    return found
+
+
+def test_every_handler_is_described_and_nothing_else() -> None:
+    """Each path of the document is parsed to an endpoint; together they are `HANDLERS`."""
+    found = [parse(m, path.format(**SAMPLES), "") for path, m, _ in _operations()]
+    described = [(request.endpoint, request.method) for request in found]
+    assert sorted(described, key=str) == sorted(HANDLERS, key=str)
+
+
+def test_operations_are_named_after_what_they_are() -> None:
+    """An operation's id is its endpoint and method, so that links between them are plain."""
+    for path, method, operation in _operations():
+        endpoint = parse(method, path.format(**SAMPLES), "").endpoint
+        assert operation["operationId"] == f"{endpoint.value}_{method.lower()}"
+        assert operation["tags"][0] in {tag["name"] for tag in DOCUMENT["tags"]}
+        assert operation["summary"]
+
+
+def _errors() -> Iterator[tuple[int, set[str]]]:
+    """Each status of an error that is described, with its codes."""
+    for _, _, operation in _operations():
+        for status, response in operation["responses"].items():
+            if int(status) < 400:
+                continue
+            (media_type,) = _followed(response)["content"].items()
+            assert media_type[0] == "application/json"
+            schema = media_type[1]["schema"]
+            assert _followed(schema)["required"] == ["errors"]
+            item = schema["properties"]["errors"]["items"]
+            yield int(status), set(item["properties"]["code"]["enum"])
+
+
+def test_statuses_and_codes_are_those_of_the_error_table() -> None:
+    """Every status is described with exactly its codes, and every one of the table somewhere."""
+    table: dict[int, set[str]] = {}
+    for status, code in [*TABLE.values(), UNKNOWN]:
+        table.setdefault(status.value, set()).add(code)
+    found = dict(_errors())
+    assert all(codes == found[status] for status, codes in _errors())
+    assert found == table
+
+
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [("Repository", names._NAME.pattern), ("Tag", names._TAG.pattern)],
+)
+def test_names_have_the_grammar_of_storage(schema: str, pattern: str) -> None:
+    """The expressions are the very ones that names are checked by."""
+    described = DOCUMENT["components"]["schemas"][schema]
+    assert described["pattern"] == f"^{pattern}$"
+    assert described.get("maxLength") in (None, names.MAX_NAME_LENGTH)
+
+
+def test_digests_have_the_grammar_of_storage() -> None:
+    """The algorithms and lengths are those of `HEX_LENGTHS`, in its order."""
+    kinds = [f"{name}:[0-9a-f]{{{size}}}" for name, size in digests.HEX_LENGTHS.items()]
+    pattern = DOCUMENT["components"]["schemas"]["Digest"]["pattern"]
+    assert pattern == f"^(?:{'|'.join(kinds)})$"
+
+
+def test_parameters_are_those_that_are_read() -> None:
+    """Every query parameter of the document is asked for somewhere in registry/, and vice versa."""
+    described = set()
+    for path, _, operation in _operations():
+        for one in [
+            *operation.get("parameters", ()),
+            *DOCUMENT["paths"][path].get("parameters", ()),
+        ]:
+            parameter = _followed(one)
+            described |= {parameter["name"]} if parameter["in"] == "query" else set()
+    source = "".join(path.read_text() for path in sorted((REPO / "registry").glob("*.py")))
+    read = set(re.findall(r'(?:parameter|query\.get)\("([a-zA-Z_-]+)"', source))
+    # Said for the audience of a token only; there is one service.
+    assert described - {"service"} == read
+
+
+def test_manifests_have_the_types_that_are_served() -> None:
+    """The types that can be pushed, and among those that can be pulled."""
+    item = DOCUMENT["paths"]["/v2/{name}/manifests/{reference}"]
+    pushed = item["put"]["requestBody"]["content"].keys()
+    assert pushed == IMAGE_TYPES | INDEX_TYPES
+    assert pushed < item["get"]["responses"]["200"]["content"].keys()
+
+
+def test_what_needs_no_proof_is_open() -> None:
+    """Health is for everyone; all else goes by the document's own security, or the token's."""
+    for path, method, operation in _operations():
+        endpoint = parse(method, path.format(**SAMPLES), "").endpoint
+        health = endpoint in (Endpoint.LIVE, Endpoint.READY)
+        assert (operation.get("security") == []) == health
+        assert health or "401" in operation["responses"]
+
+
+def test_the_version_header_is_said() -> None:
+    """What every answer carries is in the introduction."""
+    (name, value) = list(COMMON_HEADERS.items())[1]
+    assert f"`{name}: {value}`" in DOCUMENT["info"]["description"]
