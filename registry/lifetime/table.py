@@ -81,6 +81,20 @@ def matrix(rows: dict[str, dict[str, str]], width: int) -> list[str]:
     return lines
 
 
+def corrupt(records: Sequence[dict[str, Any]], width: int) -> list[str]:
+    """Content of bundles that was found wrong."""
+    rows = [["corrupt", "bundle", "repositories", "found"]]
+    rows += [
+        [one["digest"], one["bundle"], ", ".join(one["repositories"]), one["found"]]
+        for one in records[:_MOST_ROWS]
+    ]
+    return [*grid(rows, width), *_more(len(records) - _MOST_ROWS)]
+
+
+def _more(left: int) -> list[str]:
+    return [f"… and {left} more"] if left > 0 else []
+
+
 def report(content: dict[str, Any], width: int) -> str:
     """A report for people.
 
@@ -100,6 +114,8 @@ def report(content: dict[str, Any], width: int) -> str:
         rows = [["denied", "user", "address"]]
         rows += [[str(d["requests"]), d["user"] or "-", d["address"]] for d in content["denied"]]
         lines += ["", *grid(rows[:_MOST_ROWS], width)]
+    if content["corrupt"]:
+        lines += ["", *corrupt(content["corrupt"], width)]
     lines += [f"warning: {warning}" for warning in content["warnings"]]
     return "\n".join(lines) + "\n"
 
@@ -122,6 +138,4 @@ def _images(images: list[dict[str, Any]], width: int) -> list[str]:
     for image in images[:_MOST_ROWS]:
         by = (", ".join(image["pushed_by"]) or "-", ", ".join(image["pulled_by"]) or "-")
         rows.append([image["name"], *by])
-    lines = grid(rows, width)
-    left = len(images) - _MOST_ROWS
-    return [*lines, f"… and {left} more"] if left > 0 else lines
+    return [*grid(rows, width), *_more(len(images) - _MOST_ROWS)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from storage.bundle import docker_archive, oci_layout
@@ -19,7 +19,7 @@ from storage.bundle.layer import Layer
 from storage.bundle.names import Names
 from storage.bundle.oci_layout import OciLayout
 from storage.bundle.stack import Stack
-from storage.bundle.verified import Progress, Proofs
+from storage.bundle.verified import Fault, Progress, Proofs
 from storage.digest import Digest
 from storage.errors import StorageError
 
@@ -32,7 +32,7 @@ class Bundles:
     Attributes:
         layer: their content as one read-only store, under the names that `names` gives.
         names: which repository a request means.
-        proofs: what is proven of their content, and what was found corrupt.
+        proofs: what is proven of their content.
         notices: what the operator should know, each a line of text.
     """
 
@@ -65,6 +65,20 @@ class Bundles:
             if bundle.unhashed:
                 bundle.hash(progress)
         _check_tags(self._archives)
+
+    def watch(self, told: Callable[[Fault, list[str]], None]) -> None:
+        """Have ``told`` called, from any thread, with each fault that is found from now on.
+
+        It is given the repositories that the content belongs to, too, as far as they are known.
+        """
+        self.proofs.on_fault = lambda fault: told(fault, self._holders(fault.digest))
+
+    def _holders(self, digest: Digest) -> list[str]:
+        found: set[str] = set()
+        for bundle in self._opened:
+            with contextlib.suppress(StorageError):  # of one that was written to, none are known
+                found.update(bundle.holders(digest))
+        return sorted(found)
 
     def interrupt(self) -> None:
         """End all hashing at once: threads of a server that stops need not be waited for long."""

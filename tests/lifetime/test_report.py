@@ -14,6 +14,7 @@ from registry.lifetime.contents import Contained, Contents
 from registry.lifetime.coverage import State
 from registry.lifetime.ledger import Ledger
 from registry.lifetime.report import (
+    CorruptRecord,
     CoverageRecord,
     ImageRecord,
     Memory,
@@ -53,6 +54,15 @@ REPORT = Report(
     images=[ImageRecord("team/app:2", digest("app"), ["admin"], ["node-a"])],
     coverage=COVERAGE,
     denied=denied_records({("", "10.0.0.8"): 1, ("eve", "::ffff:10.0.0.9"): 3}),
+    corrupt=[
+        CorruptRecord(
+            digest=digest("layer"),
+            bundle="/b/upgrade.tar",
+            repositories=["team/app"],
+            found="2026-01-01T00:10:00Z",
+            text="its bytes have another digest",
+        )
+    ],
     storage_before=0,
     storage_after=1024,
     cut=[],
@@ -81,6 +91,7 @@ def test_table() -> None:
         "docker.io/library/nginx:1.25  yes",
         "3       eve   10.0.0.9",
         "1       -     10.0.0.8",
+        "/b/upgrade.tar  team/app      2026-01-01T00:10:00Z",
         "warning: not covered: quay.io/team/app:2 at node-b",
     ):
         assert part in text
@@ -98,7 +109,8 @@ def test_table_is_no_wider_than_asked(width: int) -> None:
 
 def test_table_without_anything() -> None:
     """A run in which nothing happened has a short report."""
-    empty = replace(REPORT, images=[], coverage=None, denied=[], warnings=[], storage_before=None)
+    empty = replace(REPORT, images=[], coverage=None, denied=[], corrupt=[], warnings=[])
+    empty = replace(empty, storage_before=None)
     assert len(table.report(asdict(empty), 80).splitlines()) == 4
 
 
