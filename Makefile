@@ -34,7 +34,8 @@ benchmark: $(STAMP)
 
 # The long form of the tests that hammer a server.
 soak: $(STAMP)
-	MAYFLY_SOAK_SECONDS=60 $(BIN)/pytest tests/registry/test_collecting.py $(ARGS)
+	MAYFLY_SOAK_SECONDS=60 $(BIN)/pytest tests/registry/test_collecting.py \
+		tests/bundle/test_interrupted.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from storage.bundle import docker_archive, oci_layout
@@ -22,6 +22,8 @@ from storage.bundle.stack import Stack
 from storage.bundle.verified import Fault, Progress, Proofs
 from storage.digest import Digest
 from storage.errors import StorageError
+
+NO_LABELS: Mapping[Path, str] = {}
 
 _SUFFIXES = re.compile(r"(\.(oci|docker|tar))+$")
 
@@ -90,13 +92,16 @@ class Bundles:
             bundle.close()
 
 
-def open_bundles(paths: Sequence[Path], state_dir: Path) -> Bundles:
-    """Open bundles for serving where they lie; reads no more than names and manifests.
+def open_bundles(
+    paths: Sequence[Path], state_dir: Path | None = None, labels: Mapping[Path, str] = NO_LABELS
+) -> Bundles:
+    """Open bundles where they lie; reads no more than names and manifests.
 
     Args:
         paths: OCI layouts (directory or tar), docker archives, directories of another registry;
             where two have the same content the first serves it.
-        state_dir: where the proofs of content are kept.
+        state_dir: where the proofs of content are kept; without one they go with the process.
+        labels: what the operator calls a path, where that is another than the path itself.
 
     Raises:
         BundleInvalid: one of them cannot be served; the message names it.
@@ -106,20 +111,20 @@ def open_bundles(paths: Sequence[Path], state_dir: Path) -> Bundles:
     with contextlib.ExitStack() as opened:
         bundles = []
         for path in paths:
-            bundles.append(_open(path, proofs))
+            bundles.append(_open(path, labels.get(path, str(path)), proofs))
             opened.callback(bundles[-1].close)
         together = Bundles(bundles, proofs)
         opened.pop_all()
         return together
 
 
-def _open(path: Path, proofs: Proofs) -> Bundle | DistributionDirectory:
-    with _named(path):
+def _open(path: Path, label: str, proofs: Proofs) -> Bundle | DistributionDirectory:
+    with _named(label):
         if path.is_dir() and is_distribution(path):
             return DistributionDirectory(path, proofs)
         content = _open_directory(path) if path.is_dir() else _open_tar(path, proofs)
         try:
-            return Bundle(str(path), content, proofs, _repository_for(path))
+            return Bundle(label, content, proofs, _repository_for(path))
         except BaseException:
             content.close()
             raise
@@ -201,13 +206,13 @@ def _check_tags(bundles: Sequence[Bundle]) -> None:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(label: str) -> Iterator[None]:
     """Put the bundle's name before what is said of it."""
     try:
         yield
     except BundleConflict as error:
-        raise BundleConflict(f"{path}: {error.message}") from error
+        raise BundleConflict(f"{label}: {error.message}") from error
     except StorageError as error:
-        raise BundleInvalid(f"{path}: {error.message}") from error
+        raise BundleInvalid(f"{label}: {error.message}") from error
     except OSError as error:
-        raise BundleInvalid(f"{path}: {error.strerror or error}") from error
+        raise BundleInvalid(f"{label}: {error.strerror or error}") from error

@@ -80,16 +80,19 @@ class Proofs:
     """What has been measured, shared by all bundles of one server.
 
     Args:
-        state_dir: where it is remembered; made when missing.
+        state_dir: where it is remembered, made when missing; None to forget it with the process.
 
     Attributes:
         on_fault: called with each fault, once for a digest of a bundle, from any thread.
     """
 
-    def __init__(self, state_dir: Path) -> None:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = state_dir / FILE_NAME
-        self._measured = _load(self._file)
+    def __init__(self, state_dir: Path | None) -> None:
+        self._file: Path | None = None
+        self._measured: dict[_Key, str] = {}
+        if state_dir is not None:
+            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file = state_dir / FILE_NAME
+            self._measured = _load(self._file)
         self._lock = threading.Lock()
         self._interrupted = threading.Event()
         self._noted: set[tuple[str, Digest]] = set()
@@ -144,7 +147,7 @@ class Proofs:
         with self._lock:
             known = self._measured.get(key) == digest.hex
             self._measured[key] = digest.hex
-        if not known and wanted in (None, digest):
+        if self._file is not None and not known and wanted in (None, digest):
             _append(self._file, key, digest)
         return digest
 
