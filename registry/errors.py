@@ -15,6 +15,7 @@ from storage import errors as storage
 from storage.bundle.errors import (
     BundleChanged,
     BundleConflict,
+    BundleInvalid,
     Interrupted,
     NameAmbiguous,
     NotReady,
@@ -100,6 +101,7 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     storage.ReadOnly: (HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"),
     storage.StorageFull: (HTTPStatus.INSUFFICIENT_STORAGE, "UNAVAILABLE"),
     storage.ContentCorrupt: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
+    BundleInvalid: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     BundleChanged: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     NameAmbiguous: (HTTPStatus.BAD_REQUEST, "NAME_INVALID"),
     BundleConflict: (HTTPStatus.CONFLICT, "UNAVAILABLE"),

@@ -95,13 +95,17 @@ def _is_compressed(path: Path) -> bool:
 
 def _expanded(path: Path, scratch: Path, json: bool) -> Path:
     """A bundle as it can be read: a compressed one is expanded into the store's scratch."""
-    from storage.bundle.compressed import expand
+    from storage.bundle.compressed import compression_of, expand
+    from storage.bundle.errors import BundleInvalid
 
     if not _is_compressed(path):
         return path
     plain = Path(tempfile.mkdtemp(dir=scratch)) / path.with_suffix("").name
     with reporting("expanding", path.stat().st_size, json) as progress:
         expand(path, plain, progress)
+    again = compression_of(plain)
+    if again is not None:
+        raise BundleInvalid(f"{path}: what it expands to is compressed again, with {again.name}")
     return plain
 
 

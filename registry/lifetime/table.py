@@ -81,14 +81,13 @@ def matrix(rows: dict[str, dict[str, str]], width: int) -> list[str]:
     return lines
 
 
-def corrupt(records: Sequence[dict[str, Any]], width: int) -> list[str]:
-    """Content of bundles that was found wrong."""
-    rows = [["corrupt", "bundle", "repositories", "found"]]
-    rows += [
-        [one["digest"], one["bundle"], ", ".join(one["repositories"]), one["found"]]
-        for one in records[:_MOST_ROWS]
-    ]
-    return [*grid(rows, width), *_more(len(records) - _MOST_ROWS)]
+def corrupt(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Content of bundles that was found wrong, a line each, however long: it is to be copied."""
+    lines = []
+    for one in records[:_MOST_ROWS]:
+        of = f" (of {', '.join(one['repositories'])})" if one["repositories"] else ""
+        lines.append(f"corrupt: {one['digest']}{of} in {one['bundle']}, found {one['found']}")
+    return [*lines, *_more(len(records) - _MOST_ROWS)]
 
 
 def _more(left: int) -> list[str]:
@@ -114,8 +113,7 @@ def report(content: dict[str, Any], width: int) -> str:
         rows = [["denied", "user", "address"]]
         rows += [[str(d["requests"]), d["user"] or "-", d["address"]] for d in content["denied"]]
         lines += ["", *grid(rows[:_MOST_ROWS], width)]
-    if content["corrupt"]:
-        lines += ["", *corrupt(content["corrupt"], width)]
+    lines += corrupt(content["corrupt"])
     lines += [f"warning: {warning}" for warning in content["warnings"]]
     return "\n".join(lines) + "\n"
 

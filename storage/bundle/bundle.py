@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
 from storage.bundle.content import Content
-from storage.bundle.errors import BundleChanged, NotReady
+from storage.bundle.errors import BundleChanged, BundleInvalid, NotReady
 from storage.bundle.graph import Graph, Image, Repository
 from storage.bundle.names import full_name
 from storage.bundle.naming import name_images
@@ -129,13 +129,18 @@ class Bundle:
 
     def _find(self, digest: Digest) -> Piece | None:
         try:
-            return self._content.find(digest)
-        except BundleChanged as error:
+            piece = self._content.find(digest)
+        except (BundleChanged, BundleInvalid) as error:
             self._proofs.note(Fault(digest, self.label, error.message))
             raise
+        if piece is None and digest in self._present:
+            text = f"{digest} was in the bundle and is gone"
+            self._proofs.note(Fault(digest, self.label, text))
+        return piece
 
     def _read(self) -> None:
         graph = Graph(self._content)
         self.images, notices = name_images(self._content, graph, self._fallback)
         self._held = graph.repositories(self.images)
+        self._present = graph.present()
         self.notices = [*self._content.notices, *notices, *graph.notices]

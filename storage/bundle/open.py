@@ -22,6 +22,7 @@ from storage.bundle.stack import Stack
 from storage.bundle.verified import Fault, Progress, Proofs
 from storage.digest import Digest
 from storage.errors import StorageError
+from storage.images import repositories
 
 NO_LABELS: Mapping[Path, str] = {}
 
@@ -71,16 +72,17 @@ class Bundles:
     def watch(self, told: Callable[[Fault, list[str]], None]) -> None:
         """Have ``told`` called, from any thread, with each fault that is found from now on.
 
-        It is given the repositories that the content belongs to, too, as far as they are known.
+        It is given the repositories that the content belongs to, too.
         """
-        self.proofs.on_fault = lambda fault: told(fault, self._holders(fault.digest))
+        self.proofs.on_fault = lambda fault: told(fault, self._repositories(fault.digest))
 
-    def _holders(self, digest: Digest) -> list[str]:
-        found: set[str] = set()
-        for bundle in self._opened:
-            with contextlib.suppress(StorageError):  # of one that was written to, none are known
-                found.update(bundle.holders(digest))
-        return sorted(found)
+    def _repositories(self, digest: Digest) -> list[str]:
+        """Those that a blob or a manifest belongs to, wherever its bytes are."""
+        return [
+            name
+            for name in repositories(self.layer)
+            if self.layer.links(name, digest) or digest in self.layer.revisions(name)
+        ]
 
     def interrupt(self) -> None:
         """End all hashing at once: threads of a server that stops need not be waited for long."""
@@ -142,6 +144,8 @@ def _open_directory(path: Path) -> Content:
 def _open_tar(path: Path, proofs: Proofs) -> Content:
     if path.exists() and not path.is_file():
         raise BundleInvalid("it is neither a file nor a directory")
+    if path.stat().st_size == 0:
+        raise BundleInvalid("the file is empty")
     _refuse_compressed(path)
     files = TarFile(path)
     try:

@@ -89,12 +89,12 @@ def test_reported(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> 
         "bundle": str(bundle),
         "repositories": ["team/app"],
     }
-    shown = mayfly("status", "--state-dir", server.state_dir, env={"COLUMNS": "250"}).stdout
-    assert f"{sha256(BAD)}  {bundle}  team/app" in shown
+    line = f"corrupt: {sha256(BAD)} (of team/app) in {bundle}, found {found['found']}\n"
+    assert line in mayfly("status", "--state-dir", server.state_dir).stdout
     assert server.stop() == 0
     assert report(server)["corrupt"] == [found]
     assert report(server)["exit_code"] == 0
-    assert "corrupt " in server.output()
+    assert line in server.output()
 
 
 def test_stop(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> None:
@@ -142,6 +142,23 @@ def test_changed_directory(
     assert [one["digest"] for one in status(server)["corrupt"]] == [digest]
 
 
+@pytest.mark.parametrize(("how", "code"), [("removed", 404), ("linked", 500)])
+def test_file_that_went(
+    how: str, code: int, layout: Layout, start_mayfly: StartMayfly, tmp_path: Path
+) -> None:
+    """A file that is taken out of a bundle's directory, or made a link, is missed by name."""
+    bundle = layout.write_directory(tmp_path / "layout")
+    server = start_mayfly(str(bundle))
+    file = bundle / "blobs" / sha256(GOOD).replace(":", "/")
+    file.rename(tmp_path / "elsewhere")
+    if how == "linked":
+        file.symlink_to(tmp_path / "elsewhere")
+    assert get(server, f"blobs/{sha256(GOOD)}")[0] == code
+    (found,) = status(server)["corrupt"]
+    assert (found["digest"], found["repositories"]) == (sha256(GOOD), ["team/app"])
+    assert "Traceback" not in server.output()
+
+
 def test_changed_tar(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> None:
     """A tar that is written to while it is served is no longer served, also what was right."""
     bundle = layout.write_tar(tmp_path / "upgrade.tar")
@@ -154,7 +171,8 @@ def test_changed_tar(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) 
     assert code == 500
     assert "was changed while it is served" in body.decode()
     assert server.popen.wait(20) == 4
-    assert [one["digest"] for one in report(server)["corrupt"]] == [sha256(GOOD)]
+    (found,) = report(server)["corrupt"]
+    assert (found["digest"], found["repositories"]) == (sha256(GOOD), ["team/app"])
 
 
 def test_ambiguous(start_mayfly: StartMayfly, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_table() -> None:
         "docker.io/library/nginx:1.25  yes",
         "3       eve   10.0.0.9",
         "1       -     10.0.0.8",
-        "/b/upgrade.tar  team/app      2026-01-01T00:10:00Z",
+        f"corrupt: {digest('layer')} (of team/app) in /b/upgrade.tar, found 2026-01-01T00:10:00Z",
         "warning: not covered: quay.io/team/app:2 at node-b",
     ):
         assert part in text
@@ -99,11 +99,12 @@ def test_table() -> None:
 
 @pytest.mark.parametrize("width", [1, 40, 80, 200])
 def test_table_is_no_wider_than_asked(width: int) -> None:
-    """Rows keep to the width, names losing their middle; only warnings are whole."""
+    """Rows keep to the width, names losing their middle; what is wrong is whole."""
     many = {f"node-{i:03}": State.HAS for i in range(100)}
     content = asdict(replace(REPORT, coverage=replace(COVERAGE, matrix={"x" * 90: many})))
     lines = table.report(content, width).splitlines()
-    assert max(len(line) for line in lines if not line.startswith("warning")) <= max(width, 40)
+    rows = [line for line in lines if not line.startswith(("corrupt", "warning"))]
+    assert max(map(len, rows)) <= max(width, 40)
     assert sum(line.count("node-") for line in lines if line.startswith("image")) == 100
 
 
