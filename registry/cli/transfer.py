@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -201,7 +202,11 @@ def _is_text(path: Path) -> bool:
 def _published(output: Path) -> Iterator[BinaryIO]:
     """The file, under its name only once it is whole and on the disk."""
     from registry.trust.files import fsync_directory
+    from storage.errors import StorageFull
 
+    if output.exists() and not output.is_file():
+        # A device would be replaced by the archive.
+        raise ConfigError(f"{output} is there and is no file: give a file to write")
     draft = output.with_name(f".{output.name}.partial")
     try:
         with draft.open("wb") as file:
@@ -212,7 +217,10 @@ def _published(output: Path) -> Iterator[BinaryIO]:
         draft.replace(output)
         fsync_directory(output.parent)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the directory is the fault
+            draft.unlink()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(f"{output} cannot be written: {error.strerror}") from None
         raise ConfigError(f"{output} cannot be written: {error.strerror}") from None
     except BaseException:
         draft.unlink(missing_ok=True)
