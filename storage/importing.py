@@ -128,12 +128,12 @@ def carry_out(
     for repository, digest in planned.links:
         links.setdefault(repository, {})[digest] = None
     with ThreadPoolExecutor(workers, "import") as pool:
-        # In the order of the repositories, so that the first are whole while others are copied.
-        jobs = {
-            digest: pool.submit(_copy, store, repository, digest, extent, step)
-            for digest, (repository, extent) in planned.copies.items()
-        }
         try:
+            # In the order of the repositories: the first are whole while others are copied.
+            jobs = {
+                digest: pool.submit(_copy, store, repository, digest, extent, step)
+                for digest, (repository, extent) in planned.copies.items()
+            }
             for repository in repositories(source):
                 _await_blobs(source, repository, jobs)
                 for digest in links.get(repository, ()):

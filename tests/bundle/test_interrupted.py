@@ -20,7 +20,7 @@ import pytest
 from storage.distribution import DistributionStore
 from storage.importing import WORKERS
 from tests.bundle.builders import Layout, tar
-from tests.registry.commands import command_line, environment, mayfly
+from tests.registry.commands import command_line, environment
 from tests.storage.builders import push, put_image
 from tests.storage.disk import skip_sync
 
@@ -102,9 +102,20 @@ def interrupted(number: signal.Signals, moment: float, *words: str | Path) -> in
     return process.returncode
 
 
+def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command that nothing interrupts."""
+    return subprocess.run(
+        command_line(*words),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
 def whole(root: Path) -> None:
     """Nothing in the store is wrong, and `verify`, the next to open it, has left no scratch."""
-    done = mayfly("verify", "--root", root)
+    done = run("verify", "--root", root)
     assert done.returncode == 0, done.stdout + done.stderr
     base = root / "docker/registry/v2"
     assert list((base / "_mayfly/scratch").iterdir()) == []
@@ -200,7 +211,7 @@ def test_export(number: signal.Signals, rounds: int, imported: Path, scratch: Pa
         assert output.read_bytes() == b"the one before"
         if number is not signal.SIGKILL:
             assert [path.name for path in directory.iterdir()] == ["all.tar"]
-    assert mayfly(*words).returncode == 0
+    assert run(*words).returncode == 0
     assert [path.name for path in directory.iterdir()] == ["all.tar"]
     assert finish_import(scratch / "again", output) == stored(imported)
     whole(scratch / "again")
@@ -223,11 +234,11 @@ def test_collection(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = sum(path.exists() for path in paths)
     assert 0 < left < len(paths)
     whole(root)
-    done = mayfly("gc", "--grace", "0s", "--root", root, "--json")
+    done = run("gc", "--grace", "0s", "--root", root, "--json")
     assert len(json.loads(done.stdout)["blobs"]) == left
     assert not any(path.exists() for path in paths)
     whole(root)
-    assert mayfly("ls", "--root", root).stdout.startswith("team/app:kept ")
+    assert run("ls", "--root", root).stdout.startswith("team/app:kept ")
 
 
 def test_deletion(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +256,7 @@ def test_deletion(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rest, _ = process.communicate()
     assert process.returncode == 130
     whole(root)
-    listed = mayfly("ls", "--root", root, "--json").stdout
+    listed = run("ls", "--root", root, "--json").stdout
     left = {image["name"] for image in json.loads(listed)["images"]}
     deleted = {line.split()[-1] for line in [*said, *rest.splitlines()]}
     assert left.isdisjoint(deleted)
