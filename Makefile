@@ -36,7 +36,7 @@ benchmark: $(STAMP)
 # model, networks for each client.
 soak: $(STAMP)
 	MAYFLY_SOAK_SECONDS=60 MAYFLY_SOAK_EXAMPLES=200 MAYFLY_SOAK_SEEDS=5 \
-		$(BIN)/pytest tests/registry/test_collecting.py tests/faults tests/clients/test_faults.py $(ARGS)
+		$(BIN)/pytest tests/registry/test_collecting.py tests/bundle/test_interrupted.py tests/faults tests/clients/test_faults.py $(ARGS)
 	MAYFLY_FUZZ_REQUESTS=10000 MAYFLY_FUZZ_EXAMPLES=2000 $(BIN)/pytest tests/fuzz -s $(ARGS)
 
 # Known vulnerabilities of what is installed; exit code 2 where nobody could be asked.

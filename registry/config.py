@@ -21,6 +21,7 @@ from registry.readers import (
     read_address,
     read_anonymous,
     read_auth,
+    read_on_corrupt,
     read_path,
     read_switch,
     read_text,
@@ -209,6 +210,13 @@ SETTINGS: tuple[Setting[Any], ...] = (
         "Spare what is newer: a slow push may refer to it last.",
         "D",
     ),
+    Setting(
+        "on-corrupt",
+        read_on_corrupt,
+        lambda _: False,
+        "When content of a bundle turns out corrupt: serve the rest, or end with exit code 4.",
+        "report|stop",
+    ),
     Setting("stop-file", read_path, lambda _: None, "End when this file appears.", "FILE"),
     Setting("exit-with-parent", read_switch, lambda _: False, "End when the parent process does."),
     Setting(
@@ -235,7 +243,8 @@ SETTINGS: tuple[Setting[Any], ...] = (
 class Settings:
     """What `serve` and `run` work with: the keys of `SETTINGS`, and the bundles to serve.
 
-    Times are in seconds; None is never. ``until`` says whether all conditions must hold.
+    Times are in seconds; None is never. ``until`` says whether all conditions must hold,
+    ``on_corrupt`` whether it ends the server.
     """
 
     root: Path
@@ -259,6 +268,7 @@ class Settings:
     drain_timeout: float
     gc_interval: float | None
     gc_grace: float
+    on_corrupt: bool
     stop_file: Path | None
     exit_with_parent: bool
     exit_on_stdin_eof: bool

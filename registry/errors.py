@@ -14,6 +14,7 @@ from registry.lifetime.errors import Draining
 from storage import errors as storage
 from storage.bundle.errors import (
     BundleChanged,
+    BundleInvalid,
     Interrupted,
     NameAmbiguous,
     NotReady,
@@ -99,6 +100,7 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     storage.ReadOnly: (HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"),
     storage.StorageFull: (HTTPStatus.INSUFFICIENT_STORAGE, "UNAVAILABLE"),
     storage.ContentCorrupt: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
+    BundleInvalid: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     BundleChanged: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     NameAmbiguous: (HTTPStatus.BAD_REQUEST, "NAME_INVALID"),
     Interrupted: (HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"),

@@ -14,6 +14,7 @@ import aiofiles
 
 from storage import digest as digests
 from storage import manifest as manifests
+from storage.bundle.verified import BundleExtent
 from storage.digest import Digest
 from storage.errors import ContentCorrupt, ManifestUnknown
 from storage.interface import Extent
@@ -51,6 +52,8 @@ class ManifestCache:
             return cached
         body = await _read(extent)
         if digests.of(body, digest.algorithm) != digest:
+            if isinstance(extent, BundleExtent):
+                raise extent.proof.corrupt()
             raise ContentCorrupt(f"stored manifest {digest} is corrupt")
         cached = Cached(body, manifests.parse_stored(body).media_type)
         self._insert(digest, cached)

@@ -97,6 +97,13 @@ def read_anonymous(text: str) -> bool:
     return text == "pull"
 
 
+def read_on_corrupt(text: str) -> bool:
+    """Read ``report`` or ``stop``; whether it is stop."""
+    if text not in ("report", "stop"):
+        raise ValueError("expected report or stop")
+    return text == "stop"
+
+
 def read_until(text: str) -> bool:
     """Read ``first`` or ``all``; whether it is all."""
     if text not in ("first", "all"):

@@ -46,6 +46,7 @@ from storage.readonly import ReadOnlyStore
 
 if TYPE_CHECKING:
     from storage.bundle.open import Bundles
+    from storage.bundle.verified import Fault
 
 logger = logging.getLogger("mayfly")
 
@@ -105,6 +106,7 @@ def _plan(settings: Settings, command: tuple[str, ...]) -> Plan:
         stop_file=settings.stop_file,
         exit_with_parent=settings.exit_with_parent,
         exit_on_stdin_eof=settings.exit_on_stdin_eof,
+        stop_on_corrupt=settings.on_corrupt,
         report=settings.report,
         command=command,
     )
@@ -187,6 +189,8 @@ async def _serve(
             shared=security.is_shared,
             notifier=Notifier.take(os.environ),
         )
+        if bundles is not None:
+            _watch(bundles, life)
         try:
             audit = Audit(settings.audit)
         except OSError as error:
@@ -198,9 +202,24 @@ async def _serve(
                 announced(settings, security, login),
                 storage=lambda: storage_used(root),
                 denied=audit.refusals,
+                ambiguous=bundles.names.ambiguous() if bundles is not None else {},
                 wiped=_wiped(settings, root),
             )
             return await life.run(launch)
+
+
+def _watch(bundles: Bundles, life: Life) -> None:
+    """Have the lifetime told of content that is not what it should be."""
+    loop = asyncio.get_running_loop()
+
+    def told(fault: Fault, repositories: list[str]) -> None:
+        # Hashing may outlive the loop, by a moment.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(
+                life.corrupt, str(fault.digest), fault.bundle, repositories, fault.text
+            )
+
+    bundles.watch(told)
 
 
 def _connections(

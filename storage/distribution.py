@@ -9,8 +9,10 @@ guards a few small files; none is held while a body is awaited or a blob is sync
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from storage import digest as digests
@@ -23,6 +25,7 @@ from storage.errors import (
     ManifestBlobUnknown,
     SizeInvalid,
     StorageError,
+    UploadUnknown,
 )
 from storage.gate import Gate
 from storage.interface import Extent
@@ -39,9 +42,12 @@ class DistributionStore(DirectoryReader):
     Args:
         root: made when missing.
         allow_sparse: take manifests that name content the repository does not hold.
+        allow_absent_platforms: take indexes that do; an image must still be whole.
     """
 
-    def __init__(self, root: Path, *, allow_sparse: bool = False) -> None:
+    def __init__(
+        self, root: Path, *, allow_sparse: bool = False, allow_absent_platforms: bool = False
+    ) -> None:
         super().__init__(root)
         self._publisher = Publisher(
             self._layout.base,
@@ -49,7 +55,8 @@ class DistributionStore(DirectoryReader):
             kept=(self._layout.blobs, self._layout.repositories),
         )
         self._publisher.open()
-        self._allow_sparse = allow_sparse
+        self._may_lack_blobs = allow_sparse
+        self._may_lack_manifests = allow_sparse or allow_absent_platforms
         self._gate = Gate(self._layout.scratch.parent, self._layout.scratch)
         self._collector = Collector(self, self._layout, self._publisher, self._gate)
         self._uploads = Uploads(self._layout, self._publisher, self._publish_blob)
@@ -63,6 +70,24 @@ class DistributionStore(DirectoryReader):
 
     def begin_upload(self, repository: str, algorithm: str) -> DirectoryUpload:
         return self._uploads.begin(repository, algorithm)
+
+    @contextlib.contextmanager
+    def copying(self, repository: str, algorithm: str) -> Iterator[DirectoryUpload]:
+        """An upload session for this process alone: it ends here, committed or not.
+
+        Nothing of it stays when the process is killed: the next to open the store tidies.
+        """
+        upload = self._uploads.begin_private(repository, algorithm)
+        try:
+            yield upload
+        finally:
+            with contextlib.suppress(UploadUnknown):
+                upload.cancel()
+
+    @property
+    def scratch(self) -> Path:
+        """A directory on the same filesystem for this process alone, until `close`."""
+        return self._publisher.scratch
 
     def upload(self, repository: str, upload_id: str) -> DirectoryUpload:
         return self._uploads.find(repository, upload_id)
@@ -144,13 +169,13 @@ class DistributionStore(DirectoryReader):
 
     def _check_references(self, repository: str, manifest: Manifest) -> None:
         missing: list[dict[str, str]] = []
-        wanted = [(self.blob, d) for d in manifest.blobs]
-        wanted += [(self.manifest, d) for d in manifest.manifests]
-        for locate, descriptor in wanted:
+        wanted = [(self.blob, d, self._may_lack_blobs) for d in manifest.blobs]
+        wanted += [(self.manifest, d, self._may_lack_manifests) for d in manifest.manifests]
+        for locate, descriptor, may_lack in wanted:
             try:
                 extent = locate(repository, descriptor.digest)
             except StorageError:
-                if descriptor.distributable and not self._allow_sparse:
+                if descriptor.distributable and not may_lack:
                     missing.append({"digest": str(descriptor.digest)})
                 continue
             if extent.size != descriptor.size:

@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 from storage import digest as digests
 from storage.digest import Digest
-from storage.errors import BlobUnknown, ContentCorrupt
-from storage.images import Image
+from storage.errors import ContentCorrupt
+from storage.images import Image, find_blob
 from storage.interface import Extent, Reader
 from storage.manifest import OCI_INDEX
 
@@ -76,7 +76,7 @@ def plan(
         for digest, size in image.blobs.items():
             if digest in contents:
                 continue
-            extent = _locate(reader, repository, digest)
+            extent = find_blob(reader, repository, digest)
             if extent is None:
                 contents[digest] = reader.manifest(repository, digest)
             elif have(repository, digest):
@@ -150,13 +150,6 @@ def _annotations(name: str) -> dict[str, str]:
         return {}
     host = "docker.io/" if repository.startswith("library/") else "localhost/"
     return {FULL_NAME: f"{host}{repository}:{tag}", TAG: tag}
-
-
-def _locate(reader: Reader, repository: str, digest: Digest) -> Extent | None:
-    try:
-        return reader.blob(repository, digest)
-    except BlobUnknown:
-        return None
 
 
 def read_digests(path: Path) -> frozenset[Digest]:

@@ -12,9 +12,15 @@ from typing import Any
 
 from storage.bundle.names import split_reference
 from storage.digest import Digest
-from storage.errors import ManifestUnknown, NameInvalid, StorageError
+from storage.errors import (
+    BlobUnknown,
+    ContentCorrupt,
+    ManifestUnknown,
+    NameInvalid,
+    StorageError,
+)
 from storage.interface import Extent, Reader
-from storage.manifest import INDEX_TYPES, Descriptor, Manifest, parse_stored
+from storage.manifest import INDEX_TYPES, Manifest, parse_stored
 
 _PAGE = 1000
 
@@ -164,6 +170,14 @@ def read(extent: Extent) -> bytes:
         raise ManifestUnknown("manifest unknown") from None
 
 
+def find_blob(reader: Reader, repository: str, digest: Digest) -> Extent | None:
+    """Where a blob's bytes lie; None when the repository has none that can be used."""
+    try:
+        return reader.blob(repository, digest)
+    except (BlobUnknown, ContentCorrupt):
+        return None
+
+
 def stacks(reader: Reader, repository: str, digest: Digest, name: str) -> list[Stack]:
     """The layer stack of each platform of an image.
 
@@ -206,7 +220,7 @@ def _collect(
         return
     found.blobs[digest] = len(manifest.body)
     for descriptor in manifest.blobs:
-        if _has_blob(reader, repository, descriptor):
+        if find_blob(reader, repository, descriptor.digest) is not None:
             found.blobs[descriptor.digest] = descriptor.size
         elif descriptor.distributable:
             found.missing.append(descriptor.digest)
@@ -217,14 +231,6 @@ def _collect(
             found.missing.append(child.digest)
             continue
         _collect(reader, repository, child.digest, below, found)
-
-
-def _has_blob(reader: Reader, repository: str, descriptor: Descriptor) -> bool:
-    try:
-        reader.blob(repository, descriptor.digest)
-    except StorageError:
-        return False
-    return True
 
 
 def _users(reader: Reader) -> dict[Digest, set[str]]:

@@ -2,21 +2,31 @@
 
 Each blob is copied once and hashed on the way, several at a time; further repositories get a link.
 What the store has already is not copied, so an import that was stopped goes on where it was, and a
-bundle of differences (`storage.exporting`) completes what is there. Manifests follow once all they
-name is in place, children before parents, tags last: whoever pulls meanwhile sees the image as it
-was or as it will be. Runs beside a server on the same root.
+bundle of differences (`storage.exporting`) completes what is there. One repository after the other
+gets its manifests as soon as all they name is in place, children before parents, tags last: who
+pulls meanwhile sees an image as it was or as it will be, and a collector at work beside this finds
+little that nothing refers to yet. Runs beside a server on the same root.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from storage.bundle.errors import BundleInvalid, Interrupted
 from storage.bundle.layer import Layer
+from storage.bundle.verified import BundleExtent
 from storage.digest import Digest
 from storage.distribution import DistributionStore
-from storage.errors import BlobUnknown, ManifestUnknown, StorageError
+from storage.errors import (
+    BlobUnknown,
+    ContentCorrupt,
+    DigestInvalid,
+    ManifestBlobUnknown,
+    ManifestUnknown,
+)
 from storage.images import load, repositories
 from storage.interface import Extent
 from storage.manifest import Manifest
@@ -57,7 +67,10 @@ class _Draft:
 
 
 def plan(store: DistributionStore, source: Layer) -> Plan:
-    """Compare what the source has with what the store has; reads manifests only."""
+    """Compare what the source has with what the store has; reads manifests only.
+
+    What the store has is spared by collectors for the time of their grace, as if pushed now.
+    """
     draft = _Draft()
     for repository in repositories(source):
         for _, manifest in _manifests(source, repository):
@@ -70,8 +83,11 @@ def plan(store: DistributionStore, source: Layer) -> Plan:
 def _plan_blob(
     store: DistributionStore, source: Layer, repository: str, digest: Digest, draft: _Draft
 ) -> None:
-    if _holds(store, repository, digest):
+    try:
+        store.hold(repository, digest)
         return
+    except BlobUnknown:
+        pass
     if digest in draft.copies or next(store.holders(digest), None) is not None:
         draft.links.append((repository, digest))
         return
@@ -92,49 +108,73 @@ def carry_out(
     """Do what was planned; the names of the images that are now in the store.
 
     Args:
-        store: opened to take sparse manifests, for indexes with platforms left out.
+        store: opened to take indexes with platforms left out.
         progress: called from several threads.
 
     Raises:
-        DigestInvalid: a blob of the source does not have its digest; nothing refers to it.
+        BundleInvalid: a blob of the source does not have its digest; nothing refers to it.
+        BlobUnknown: a collector took what the import relied on.
         StorageFull: what was copied so far is not copied again by the next try.
     """
+    stopping = threading.Event()
+
+    def step(size: int) -> None:
+        if stopping.is_set():
+            raise Interrupted("the import was stopped")
+        progress(size)
+
+    names: list[str] = []
+    links: dict[str, dict[Digest, None]] = {}
+    for repository, digest in planned.links:
+        links.setdefault(repository, {})[digest] = None
     with ThreadPoolExecutor(workers, "import") as pool:
-        jobs = [
-            pool.submit(_copy, store, repository, digest, extent, progress)
-            for digest, (repository, extent) in planned.copies.items()
-        ]
         try:
-            for job in jobs:
-                job.result()
+            # In the order of the repositories: the first are whole while others are copied.
+            jobs = {
+                digest: pool.submit(_copy, store, repository, digest, extent, step)
+                for digest, (repository, extent) in planned.copies.items()
+            }
+            for repository in repositories(source):
+                _await_blobs(source, repository, jobs)
+                for digest in links.get(repository, ()):
+                    _link(store, repository, digest)
+                names += _put_manifests(store, source, repository)
         except BaseException:
+            # Those at work are large; what they have copied so far is of no use to anybody.
+            stopping.set()
             pool.shutdown(cancel_futures=True)
             raise
-    for repository, digest in dict.fromkeys(planned.links):
-        _link(store, repository, digest)
-    names: list[str] = []
-    for repository in repositories(source):
-        names += _put_manifests(store, source, repository)
     return names
 
 
 def _copy(
     store: DistributionStore, repository: str, digest: Digest, extent: Extent, progress: Progress
 ) -> None:
-    upload = store.begin_upload(repository, digest.algorithm)
     try:
-        upload.copy(extent, progress)
-    except BaseException:
-        upload.cancel()
-        raise
-    upload.commit(digest)
+        with store.copying(repository, digest.algorithm) as upload:
+            upload.copy(extent, progress)
+            upload.commit(digest)
+    except (ContentCorrupt, DigestInvalid) as error:
+        where = f"{extent.proof.bundle}: " if isinstance(extent, BundleExtent) else ""
+        raise BundleInvalid(f"{where}blob {digest}: {error.message}") from None
+
+
+def _await_blobs(source: Layer, repository: str, jobs: Mapping[Digest, Future[None]]) -> None:
+    for _, manifest in _manifests(source, repository):
+        for descriptor in manifest.blobs:
+            if descriptor.digest in jobs:
+                jobs[descriptor.digest].result()
 
 
 def _link(store: DistributionStore, repository: str, digest: Digest) -> None:
     for holder in store.holders(digest):
         store.mount(repository, digest, holder)
         return
-    raise BlobUnknown(f"blob {digest} went away while it was imported; import again")
+    raise _went_away(str(digest))
+
+
+def _went_away(what: str) -> BlobUnknown:
+    return BlobUnknown(f"{what} went away while it was imported (mayfly gc?): import again")
 
 
 def _put_manifests(store: DistributionStore, source: Layer, repository: str) -> Iterator[str]:
@@ -149,18 +189,13 @@ def _put_manifests(store: DistributionStore, source: Layer, repository: str) -> 
         ready = [d for d, m in left.items() if not any(c.digest in left for c in m.manifests)]
         for digest in ready:
             wanted = tuple(tags.get(digest, ()))
-            store.put_manifest(repository, left.pop(digest), digest, wanted)
+            try:
+                store.put_manifest(repository, left.pop(digest), digest, wanted)
+            except ManifestBlobUnknown:
+                raise _went_away(f"a blob of {repository}@{digest}") from None
             yield from (f"{repository}:{tag}" for tag in wanted)
 
 
 def _manifests(source: Layer, repository: str) -> Iterator[tuple[Digest, Manifest]]:
     for digest in source.revisions(repository):
         yield digest, load(source, repository, digest)
-
-
-def _holds(store: DistributionStore, repository: str, digest: Digest) -> bool:
-    try:
-        store.blob(repository, digest)
-    except StorageError:
-        return False
-    return True

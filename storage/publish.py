@@ -59,6 +59,11 @@ class Publisher:
         self._durable: set[Path] = set()
         self._lock = threading.RLock()
 
+    @property
+    def scratch(self) -> Path:
+        """A directory for this process alone; it goes with `close`, or once the process is gone."""
+        return self._scratch
+
     def open(self) -> None:
         """Make the root, and drop what processes that are gone left half written."""
         self._make_root(self._root)

@@ -199,6 +199,12 @@ class Uploads:
             self._open[directory] = session
         return session
 
+    def begin_private(self, name: str, algorithm: str) -> DirectoryUpload:
+        """A session that nobody can find, and that goes with this process however that ends."""
+        directory = self._publisher.scratch / str(uuid.uuid4())
+        self._publisher.put_directory(directory, {"data": b""})
+        return DirectoryUpload(name, directory, algorithm, self._publish, lambda directory: None)
+
     def find(self, name: str, upload_id: str) -> DirectoryUpload:
         directory = self._layout.upload(name, upload_id)
         with self._lock:

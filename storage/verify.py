@@ -97,16 +97,10 @@ def repair(store: DistributionStore, finding: Finding, fetch: Fetch) -> bool:
     repository = finding.image.rpartition(":")[0] or next(store.holders(finding.digest), "")
     if not repository:
         return False
-    upload = store.begin_upload(repository, finding.digest.algorithm)
-    try:
-        found = fetch(repository, finding.digest, upload)
-    except BaseException:
-        upload.cancel()
-        raise
-    if not found:
-        upload.cancel()
-        return False
-    upload.commit(finding.digest)
+    with store.copying(repository, finding.digest.algorithm) as upload:
+        if not fetch(repository, finding.digest, upload):
+            return False
+        upload.commit(finding.digest)
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 import click
@@ -55,6 +56,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; errors of use are one line and exit code 2."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # As tidy an end as Ctrl-C gives, of every command; a server takes both over.
+        signal.signal(signal.SIGTERM, _leave)
     try:
         sys.exit(cli.main(prog_name="mayfly", standalone_mode=False))
     except click.exceptions.Abort:
@@ -72,11 +76,15 @@ def main() -> None:
         _fail(f"mayfly: {error}", _exit_code(error))
 
 
+def _leave(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def _exit_code(error: StorageError) -> int:
     """The exit code that the contract has for what storage refused."""
-    from storage.bundle.errors import BundleConflict, BundleInvalid
+    from storage.bundle.errors import BundleChanged, BundleConflict, BundleInvalid
 
-    if isinstance(error, BundleInvalid | BundleConflict):
+    if isinstance(error, BundleChanged | BundleConflict | BundleInvalid):
         return 5
     return 4 if isinstance(error, StorageFull | ContentCorrupt) else 2
 

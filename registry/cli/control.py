@@ -145,6 +145,9 @@ def _lines(found: Message, width: int) -> list[str]:
     lines += [table.shorten(one, width) for one in transfers[:_MOST_TRANSFERS]]
     if len(transfers) > _MOST_TRANSFERS:
         lines.append(f"… and {len(transfers) - _MOST_TRANSFERS} more transfers")
+    for path, names in found["ambiguous"].items():
+        lines.append(f"ambiguous: {path} is in several upstreams; ask for {' or '.join(names)}")
+    lines += table.corrupt(found["corrupt"])
     covered = found["coverage"]
     if covered is not None:
         lines += ["", f"coverage: {covered['nodes_covered']} of {covered['nodes_wanted']} nodes"]

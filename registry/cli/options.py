@@ -22,7 +22,7 @@ def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
 
     load.__doc__ = command.__doc__
     wrapped: Callable[..., Any] = click.argument(
-        "bundles", metavar="[BUNDLE]...", nargs=-1, type=click.Path(path_type=Path)
+        "bundles", metavar="[BUNDLE]...", nargs=-1, type=Path
     )(load)
     wrapped = click.option(
         "--config",

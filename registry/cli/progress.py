@@ -1,4 +1,4 @@
-"""Progress of a long job: a bar on a terminal, lines elsewhere, JSON events for automation."""
+"""Progress of a long job: a bar on a terminal, lines elsewhere, JSON lines for automation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import click
 
 _LINE_EVERY = 5.0
-_EVENT_EVERY = 0.5
+_EVENT_EVERY = 0.1
 
 
 @contextmanager
@@ -31,6 +31,8 @@ def reporting(label: str, total: int, as_json: bool) -> Iterator[Callable[[int],
     done = 0
     every = _EVENT_EVERY if as_json else _LINE_EVERY
     last = time.monotonic()
+    if as_json:
+        _say(label, done, total, as_json)
 
     def count(size: int) -> None:
         nonlocal done, last
@@ -44,10 +46,14 @@ def reporting(label: str, total: int, as_json: bool) -> Iterator[Callable[[int],
     _say(label, done, total, as_json)
 
 
+def print_event(event: str, **fields: object) -> None:
+    """One line of JSON on standard output, at once."""
+    click.echo(json.dumps({"event": event, **fields}))
+
+
 def _say(label: str, done: int, total: int, as_json: bool) -> None:
     if as_json:
-        event = {"event": "progress", "what": label, "done": done, "total": total}
-        click.echo(json.dumps(event))
+        print_event("progress", what=label, done=done, total=total)
         return
     percent = 100 * done // total if total else 100
     click.echo(f"{label}: {percent}% of {total / 2**20:.1f} MiB", err=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -56,8 +55,5 @@ def opened(text: str) -> Iterator[Source]:
         return
     from storage.bundle.open import open_bundles
 
-    with (
-        tempfile.TemporaryDirectory(prefix="mayfly-") as scratch,
-        contextlib.closing(open_bundles([Path(text)], Path(scratch))) as bundles,
-    ):
+    with contextlib.closing(open_bundles([Path(text)])) as bundles:
         yield BundleSource(bundles.layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,14 +12,15 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from registry.cli.options import as_json, print_json, root_directory
-from registry.cli.progress import reporting
+from registry.cli.options import as_json, root_directory
+from registry.cli.progress import print_event, reporting
 from registry.cli.store import human
 from registry.config import ConfigError
 
 if TYPE_CHECKING:
     from storage.digest import Digest
     from storage.directory import DirectoryReader
+    from storage.distribution import DistributionStore
     from storage.images import Image
 
 _INVALID = 5
@@ -38,22 +40,21 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
     """
     from storage import importing
     from storage.bundle.open import open_bundles
-    from storage.distribution import DistributionStore
 
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mayfly-")))
-        plain = [_expanded(path, root, stack, json) for path in bundles]
-        opened = stack.enter_context(contextlib.closing(open_bundles(plain, scratch)))
+        plain = {path: str(path) for path in bundles}
+        store = None
+        if any(_is_compressed(path) for path in bundles):
+            store = _open_store(root, stack)
+            plain = {_expanded(path, store.scratch, json): str(path) for path in bundles}
+        opened = open_bundles([*plain], labels=plain)
+        stack.enter_context(contextlib.closing(opened))
         for notice in opened.notices:
             click.echo(notice, err=True)
         if opened.unhashed:
             with reporting("reading", opened.unhashed, json) as progress:
                 opened.hash(progress)
-        try:
-            store = DistributionStore(root, allow_sparse=True)
-        except OSError as error:
-            raise ConfigError(f"--root {root} cannot be used: {error.strerror}") from None
-        stack.enter_context(contextlib.closing(store))
+        store = store or _open_store(root, stack)
         planned = importing.plan(store, opened.layer)
         if planned.incomplete:
             for repository, digest in planned.incomplete:
@@ -68,22 +69,44 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
         with reporting("importing", planned.size, json) as progress:
             names = importing.carry_out(store, opened.layer, planned, progress)
     if json:
-        print_json({"event": "imported", "images": names, "copied": planned.size})
+        print_event("imported", images=names, copied=planned.size)
     else:
         click.echo(f"imported {len(names)} images, {human(planned.size)} copied")
 
 
-def _expanded(path: Path, root: Path, stack: contextlib.ExitStack, json: bool) -> Path:
-    """A bundle as it can be read: a compressed one is expanded beside the store."""
-    from storage.bundle.compressed import compression_of, expand
+def _open_store(root: Path, stack: contextlib.ExitStack) -> DistributionStore:
+    from storage.distribution import DistributionStore
 
-    if not path.is_file() or compression_of(path) is None:
+    try:
+        store = DistributionStore(root, allow_absent_platforms=True)
+    except OSError as error:
+        raise ConfigError(f"--root {root} cannot be used: {error.strerror}") from None
+    return stack.enter_context(contextlib.closing(store))
+
+
+def _is_compressed(path: Path) -> bool:
+    from storage.bundle.compressed import compression_of
+    from storage.bundle.errors import BundleInvalid
+
+    try:
+        return path.is_file() and compression_of(path) is not None
+    except OSError as error:
+        raise BundleInvalid(f"{path}: {error.strerror}") from None
+
+
+def _expanded(path: Path, scratch: Path, json: bool) -> Path:
+    """A bundle as it can be read: a compressed one is expanded into the store's scratch."""
+    from storage.bundle.compressed import compression_of, expand
+    from storage.bundle.errors import BundleInvalid
+
+    if not _is_compressed(path):
         return path
-    root.mkdir(parents=True, exist_ok=True)
-    beside = stack.enter_context(tempfile.TemporaryDirectory(prefix="_mayfly-import-", dir=root))
-    plain = Path(beside) / path.with_suffix("").name
+    plain = Path(tempfile.mkdtemp(dir=scratch)) / path.with_suffix("").name
     with reporting("expanding", path.stat().st_size, json) as progress:
         expand(path, plain, progress)
+    again = compression_of(plain)
+    if again is not None:
+        raise BundleInvalid(f"{path}: what it expands to is compressed again, with {again.name}")
     return plain
 
 
@@ -127,14 +150,7 @@ def export(
         with reporting("exporting", planned.size, json) as progress, _published(output) as file:
             exporting.write(planned, file, progress)
     if json:
-        print_json(
-            {
-                "event": "exported",
-                "file": str(output),
-                "size": planned.size,
-                "left_out": planned.left_out,
-            }
-        )
+        print_event("exported", file=str(output), size=planned.size, left_out=planned.left_out)
     else:
         click.echo(
             f"{output}: {len(chosen)} images, {human(planned.size)}, "
@@ -185,6 +201,12 @@ def _is_text(path: Path) -> bool:
 @contextlib.contextmanager
 def _published(output: Path) -> Iterator[BinaryIO]:
     """The file, under its name only once it is whole and on the disk."""
+    from registry.trust.files import fsync_directory
+    from storage.errors import StorageFull
+
+    if output.exists() and not output.is_file():
+        # A device would be replaced by the archive.
+        raise ConfigError(f"{output} is there and is no file: give a file to write")
     draft = output.with_name(f".{output.name}.partial")
     try:
         with draft.open("wb") as file:
@@ -193,8 +215,12 @@ def _published(output: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(output)
+        fsync_directory(output.parent)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the directory is the fault
+            draft.unlink()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(f"{output} cannot be written: {error.strerror}") from None
         raise ConfigError(f"{output} cannot be written: {error.strerror}") from None
     except BaseException:
         draft.unlink(missing_ok=True)

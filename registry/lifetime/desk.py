@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -82,12 +82,26 @@ class Desk:
         self._over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._storage_before: int | None = None
         self._denied: Mapping[tuple[str, str], int] = {}
+        self._corrupt: list[reports.CorruptRecord] = []
+        self._ambiguous: Mapping[str, Sequence[str]] = {}
 
-    def ready(self, url: str, denied: Mapping[tuple[str, str], int]) -> None:
-        """The port answers; ``denied`` counts the refusals of (user, address) from now on."""
+    def ready(
+        self,
+        url: str,
+        denied: Mapping[tuple[str, str], int],
+        ambiguous: Mapping[str, Sequence[str]],
+    ) -> None:
+        """The port answers; for ``denied`` and ``ambiguous`` see `life.Launch`."""
         self._url = url
         self._denied = denied
+        self._ambiguous = ambiguous
         self._ready.set()
+
+    def corrupt(self, digest: str, bundle: str, repositories: list[str], text: str) -> None:
+        """Content of a bundle was found wrong."""
+        logger.error("%s: content is not served: %s", bundle, text)
+        found = reports.iso(self._clock.wall())
+        self._corrupt.append(reports.CorruptRecord(digest, bundle, repositories, found, text))
 
     def over(self, outcome: Outcome) -> None:
         """Everything is done; those who wait for it are told."""
@@ -127,6 +141,8 @@ class Desk:
             "bytes_out": activity.bytes_out,
             "transfers": sorted(map(str, self._observer.transfers)),
             "coverage": asdict(reports.coverage_record(self._coverage)) if self._coverage else None,
+            "corrupt": [asdict(record) for record in self._corrupt],
+            "ambiguous": {path: [*names] for path, names in self._ambiguous.items()},
         }
 
     def report(self, outcome: Outcome, directory: Path, storage_after: int | None) -> None:
@@ -147,6 +163,7 @@ class Desk:
             images=reports.image_records(ledger, self._observer.contained),
             coverage=record,
             denied=reports.denied_records(self._denied),
+            corrupt=self._corrupt,
             storage_before=self._storage_before,
             storage_after=storage_after,
             cut=list(outcome.drained.cut),

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +94,7 @@ class Launch:
         announced: around the time in which the port answers: ready.json, a line for the operator.
         storage: measures the store in bytes; runs in a worker thread.
         denied: how often whom, as (user, address), was refused; counted on while the server lives.
+        ambiguous: repository paths that several upstreams share → the names to ask for instead.
         wiped: what goes, together with the command's private files, if the server is killed.
     """
 
@@ -102,6 +103,7 @@ class Launch:
     announced: AbstractContextManager[None]
     storage: Callable[[], int] | None = None
     denied: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    ambiguous: Mapping[str, Sequence[str]] = field(default_factory=dict)
     wiped: tuple[Path, ...] = ()
 
 
@@ -172,9 +174,19 @@ class Life:
         self._failed = Once()
         self._desk = Desk(plan, self.observer, self.drain, self.coverage, clock, self._stop)
 
-    def fail(self, text: str, exit_code: int) -> None:
-        """The server cannot go on (storage failure: 4): drain and end."""
-        self._failed.set(Reason(Kind.FAILED, text, exit_code))
+    def corrupt(self, digest: str, bundle: str, repositories: list[str], text: str) -> None:
+        """Content of a bundle was found wrong: report it, and end if the plan has it so.
+
+        Args:
+            digest: of the content.
+            bundle: it is in, as the operator named that.
+            repositories: it belongs to, as far as they are known.
+            text: what is wrong, and where.
+        """
+        self._desk.corrupt(digest, bundle, repositories, text)
+        if self._plan.stop_on_corrupt:
+            reason = f"content of {bundle} is corrupt: {digest}"
+            self._failed.set(Reason(Kind.FAILED, reason, plans.DAMAGED))
 
     async def run(self, launch: Launch) -> int:
         """Serve until a condition ends it, and then tidy up.
@@ -196,7 +208,7 @@ class Life:
                 logger.warning(warning)
             async with self._background(launch), self._private(launch) as private:
                 with launch.announced:
-                    self._desk.ready(launch.login.url, launch.denied)
+                    self._desk.ready(launch.login.url, launch.denied, launch.ambiguous)
                     self._notifier.ready(self._desk.status_line())
                     await self._start_command(launch, private)
                     reason = await _until(ends, launch.served.listeners)
@@ -229,6 +241,8 @@ class Life:
     async def _conclude(
         self, reason: Reason, drained: Drained, ended_it: bool, launch: Launch
     ) -> Outcome:
+        if self._failed.holds():  # also where it was found while draining for another reason
+            reason = await self._failed.wait()
         covered = self.coverage.complete() if self.coverage else None
         code = plans.exit_code(
             reason,

@@ -23,6 +23,9 @@ from registry.lifetime.drain import Drained
 from registry.lifetime.images import Nodes
 from registry.lifetime.watches import ParentDeath, StandardInput, StopFile
 
+DAMAGED = 4
+"""Exit code: storage failure, content of a bundle that is corrupt among it."""
+
 INCOMPLETE = 3
 """Exit code: deadline or drain timeout with transfers cut or coverage incomplete."""
 
@@ -41,6 +44,7 @@ class Plan:
         until_pulled, nodes: what coverage is, both or neither.
         stop_file: its appearance ends the server.
         exit_with_parent, exit_on_stdin_eof: as the options.
+        stop_on_corrupt: `--on-corrupt stop`.
         report: file for the report; None for the state directory's.
         command: of `run`, empty for `serve`.
     """
@@ -55,6 +59,7 @@ class Plan:
     stop_file: Path | None = None
     exit_with_parent: bool = False
     exit_on_stdin_eof: bool = False
+    stop_on_corrupt: bool = False
     report: Path | None = None
     command: tuple[str, ...] = ()
 

@@ -60,6 +60,25 @@ class DeniedRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CorruptRecord:
+    """Content of a bundle that was found wrong, and so was not served.
+
+    Attributes:
+        digest: of the content.
+        bundle: it is in, as the operator named that.
+        repositories: it belongs to, as far as they are known.
+        found: when, ISO 8601 in UTC.
+        text: what is wrong, and where.
+    """
+
+    digest: str
+    bundle: str
+    repositories: list[str]
+    found: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """CONTRACT.md, "Report". Times are ISO 8601 in UTC, sizes bytes."""
 
@@ -76,6 +95,7 @@ class Report:
     images: list[ImageRecord]
     coverage: CoverageRecord | None
     denied: list[DeniedRecord]
+    corrupt: list[CorruptRecord]
     storage_before: int | None
     storage_after: int | None
     cut: list[str] = field(default_factory=list)

@@ -81,6 +81,19 @@ def matrix(rows: dict[str, dict[str, str]], width: int) -> list[str]:
     return lines
 
 
+def corrupt(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Content of bundles that was found wrong, a line each, however long: it is to be copied."""
+    lines = []
+    for one in records[:_MOST_ROWS]:
+        of = f" (of {', '.join(one['repositories'])})" if one["repositories"] else ""
+        lines.append(f"corrupt: {one['digest']}{of} in {one['bundle']}, found {one['found']}")
+    return [*lines, *_more(len(records) - _MOST_ROWS)]
+
+
+def _more(left: int) -> list[str]:
+    return [f"… and {left} more"] if left > 0 else []
+
+
 def report(content: dict[str, Any], width: int) -> str:
     """A report for people.
 
@@ -100,6 +113,7 @@ def report(content: dict[str, Any], width: int) -> str:
         rows = [["denied", "user", "address"]]
         rows += [[str(d["requests"]), d["user"] or "-", d["address"]] for d in content["denied"]]
         lines += ["", *grid(rows[:_MOST_ROWS], width)]
+    lines += corrupt(content["corrupt"])
     lines += [f"warning: {warning}" for warning in content["warnings"]]
     return "\n".join(lines) + "\n"
 
@@ -122,6 +136,4 @@ def _images(images: list[dict[str, Any]], width: int) -> list[str]:
     for image in images[:_MOST_ROWS]:
         by = (", ".join(image["pushed_by"]) or "-", ", ".join(image["pulled_by"]) or "-")
         rows.append([image["name"], *by])
-    lines = grid(rows, width)
-    left = len(images) - _MOST_ROWS
-    return [*lines, f"… and {left} more"] if left > 0 else lines
+    return [*grid(rows, width), *_more(len(images) - _MOST_ROWS)]

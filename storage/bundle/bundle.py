@@ -6,11 +6,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
 from storage.bundle.content import Content
-from storage.bundle.errors import NotReady
+from storage.bundle.errors import BundleChanged, BundleInvalid, NotReady
 from storage.bundle.graph import Graph, Image, Repository
 from storage.bundle.names import full_name
 from storage.bundle.naming import name_images
-from storage.bundle.verified import Progress, Proofs
+from storage.bundle.verified import Fault, Piece, Progress, Proofs
 from storage.digest import Digest
 from storage.directory import manifest_unknown
 from storage.errors import BlobUnknown, NameUnknown
@@ -79,9 +79,9 @@ class Bundle:
     def manifest(self, repository: str, digest: Digest) -> Extent:
         held = self._repositories.get(repository)
         if held is not None and digest in held.manifests:
-            piece = self._content.find(digest)
+            piece = self._find(digest)
             if piece is not None:
-                return Extent(piece.path, piece.offset, piece.size)
+                return self._proofs.extent(piece, digest, self.label)
         raise manifest_unknown(str(digest))
 
     def tag(self, repository: str, tag: str) -> Digest:
@@ -124,11 +124,23 @@ class Bundle:
         return iter(held.manifests if held is not None else ())
 
     def content(self, digest: Digest) -> Extent | None:
-        piece = self._content.find(digest)
-        return None if piece is None else self._proofs.extent(piece, digest)
+        piece = self._find(digest)
+        return None if piece is None else self._proofs.extent(piece, digest, self.label)
+
+    def _find(self, digest: Digest) -> Piece | None:
+        try:
+            piece = self._content.find(digest)
+        except (BundleChanged, BundleInvalid) as error:
+            self._proofs.note(Fault(digest, self.label, error.message))
+            raise
+        if piece is None and digest in self._present:
+            text = f"{digest} was in the bundle and is gone"
+            self._proofs.note(Fault(digest, self.label, text))
+        return piece
 
     def _read(self) -> None:
         graph = Graph(self._content)
         self.images, notices = name_images(self._content, graph, self._fallback)
         self._held = graph.repositories(self.images)
+        self._present = graph.present()
         self.notices = [*self._content.notices, *notices, *graph.notices]

@@ -31,6 +31,7 @@ class DistributionDirectory(DirectoryReader):
         if not is_distribution(root):
             raise BundleInvalid("there is no docker/registry/v2 in the directory")
         super().__init__(root)
+        self._label = str(root)
         self._proofs = proofs
 
     def close(self) -> None:
@@ -42,16 +43,22 @@ class DistributionDirectory(DirectoryReader):
             raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
         return found
 
+    def manifest(self, repository: str, digest: Digest) -> Extent:
+        return self._proven(super().manifest(repository, digest).path, digest)
+
     def links(self, repository: str, digest: Digest) -> bool:
         return self._layout.layer_link(repository, digest).exists()
 
     def content(self, digest: Digest) -> Extent | None:
-        path = self._layout.data(digest)
         try:
-            status = path.stat()
+            return self._proven(self._layout.data(digest), digest)
         except FileNotFoundError:
             return None
-        return self._proofs.extent(Piece(path, 0, status.st_size, stamp_of(status)), digest)
+
+    def _proven(self, path: Path, digest: Digest) -> Extent:
+        status = path.stat()
+        piece = Piece(path, 0, status.st_size, stamp_of(status))
+        return self._proofs.extent(piece, digest, self._label)
 
 
 def is_distribution(root: Path) -> bool:

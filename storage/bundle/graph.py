@@ -73,6 +73,8 @@ class Graph:
         self._nodes: dict[Digest, Node | None] = {}
         self._sizes: dict[Digest, int | None] = {}
         self.notices: list[str] = []
+        if not content.listed:
+            self.notices.append("it lists no image: there is nothing in it to serve or import")
         for listed in content.listed:
             if listed.digest is not None and content.find(listed.digest) is None:
                 raise BundleInvalid(
@@ -117,6 +119,11 @@ class Graph:
         for repository in found.values():
             self._attach(repository, loose)
         return found
+
+    def present(self) -> frozenset[Digest]:
+        """What was found in the bundle when its images were read."""
+        blobs = (digest for digest, size in self._sizes.items() if size is not None)
+        return frozenset(blobs).union(d for d, node in self._nodes.items() if node is not None)
 
     def _read(self, digest: Digest) -> Node | None:
         piece = self._content.find(digest)

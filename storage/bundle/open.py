@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from storage.bundle import docker_archive, oci_layout
@@ -19,9 +19,12 @@ from storage.bundle.layer import Layer
 from storage.bundle.names import Names
 from storage.bundle.oci_layout import OciLayout
 from storage.bundle.stack import Stack
-from storage.bundle.verified import Progress, Proofs
+from storage.bundle.verified import Fault, Progress, Proofs
 from storage.digest import Digest
 from storage.errors import StorageError
+from storage.images import repositories
+
+NO_LABELS: Mapping[Path, str] = {}
 
 _SUFFIXES = re.compile(r"(\.(oci|docker|tar))+$")
 
@@ -32,7 +35,7 @@ class Bundles:
     Attributes:
         layer: their content as one read-only store, under the names that `names` gives.
         names: which repository a request means.
-        proofs: what is proven of their content, and what was found corrupt.
+        proofs: what is proven of their content.
         notices: what the operator should know, each a line of text.
     """
 
@@ -66,6 +69,21 @@ class Bundles:
                 bundle.hash(progress)
         _check_tags(self._archives)
 
+    def watch(self, told: Callable[[Fault, list[str]], None]) -> None:
+        """Have ``told`` called, from any thread, with each fault that is found from now on.
+
+        It is given the repositories that the content belongs to, too.
+        """
+        self.proofs.on_fault = lambda fault: told(fault, self._repositories(fault.digest))
+
+    def _repositories(self, digest: Digest) -> list[str]:
+        """Those that a blob or a manifest belongs to, wherever its bytes are."""
+        return [
+            name
+            for name in repositories(self.layer)
+            if self.layer.links(name, digest) or digest in self.layer.revisions(name)
+        ]
+
     def interrupt(self) -> None:
         """End all hashing at once: threads of a server that stops need not be waited for long."""
         self.proofs.interrupt()
@@ -76,13 +94,16 @@ class Bundles:
             bundle.close()
 
 
-def open_bundles(paths: Sequence[Path], state_dir: Path) -> Bundles:
-    """Open bundles for serving where they lie; reads no more than names and manifests.
+def open_bundles(
+    paths: Sequence[Path], state_dir: Path | None = None, labels: Mapping[Path, str] = NO_LABELS
+) -> Bundles:
+    """Open bundles where they lie; reads no more than names and manifests.
 
     Args:
         paths: OCI layouts (directory or tar), docker archives, directories of another registry;
             where two have the same content the first serves it.
-        state_dir: where the proofs of content are kept.
+        state_dir: where the proofs of content are kept; without one they go with the process.
+        labels: what the operator calls a path, where that is another than the path itself.
 
     Raises:
         BundleInvalid: one of them cannot be served; the message names it.
@@ -92,20 +113,20 @@ def open_bundles(paths: Sequence[Path], state_dir: Path) -> Bundles:
     with contextlib.ExitStack() as opened:
         bundles = []
         for path in paths:
-            bundles.append(_open(path, proofs))
+            bundles.append(_open(path, labels.get(path, str(path)), proofs))
             opened.callback(bundles[-1].close)
         together = Bundles(bundles, proofs)
         opened.pop_all()
         return together
 
 
-def _open(path: Path, proofs: Proofs) -> Bundle | DistributionDirectory:
-    with _named(path):
+def _open(path: Path, label: str, proofs: Proofs) -> Bundle | DistributionDirectory:
+    with _named(label):
         if path.is_dir() and is_distribution(path):
             return DistributionDirectory(path, proofs)
         content = _open_directory(path) if path.is_dir() else _open_tar(path, proofs)
         try:
-            return Bundle(str(path), content, proofs, _repository_for(path))
+            return Bundle(label, content, proofs, _repository_for(path))
         except BaseException:
             content.close()
             raise
@@ -123,6 +144,8 @@ def _open_directory(path: Path) -> Content:
 def _open_tar(path: Path, proofs: Proofs) -> Content:
     if path.exists() and not path.is_file():
         raise BundleInvalid("it is neither a file nor a directory")
+    if path.stat().st_size == 0:
+        raise BundleInvalid("the file is empty")
     _refuse_compressed(path)
     files = TarFile(path)
     try:
@@ -187,13 +210,13 @@ def _check_tags(bundles: Sequence[Bundle]) -> None:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(label: str) -> Iterator[None]:
     """Put the bundle's name before what is said of it."""
     try:
         yield
     except BundleConflict as error:
-        raise BundleConflict(f"{path}: {error.message}") from error
+        raise BundleConflict(f"{label}: {error.message}") from error
     except StorageError as error:
-        raise BundleInvalid(f"{path}: {error.message}") from error
+        raise BundleInvalid(f"{label}: {error.message}") from error
     except OSError as error:
-        raise BundleInvalid(f"{path}: {error.strerror or error}") from error
+        raise BundleInvalid(f"{label}: {error.strerror or error}") from error

@@ -17,7 +17,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +53,20 @@ class Piece(NamedTuple):
     stamp: Stamp
 
 
+class Fault(NamedTuple):
+    """Content of a bundle that was found not to be what it should be, and so is not served.
+
+    Attributes:
+        digest: by which it was asked for.
+        bundle: as the operator named it.
+        text: what is wrong, and where.
+    """
+
+    digest: Digest
+    bundle: str
+    text: str
+
+
 def stamp_of(status: os.stat_result) -> Stamp:
     """The stamp in a stat result."""
     return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
@@ -66,31 +80,41 @@ class Proofs:
     """What has been measured, shared by all bundles of one server.
 
     Args:
-        state_dir: where it is remembered; made when missing.
+        state_dir: where it is remembered, made when missing; None to forget it with the process.
+
+    Attributes:
+        on_fault: called with each fault, once for a digest of a bundle, from any thread.
     """
 
-    def __init__(self, state_dir: Path) -> None:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = state_dir / FILE_NAME
-        self._measured = _load(self._file)
+    def __init__(self, state_dir: Path | None) -> None:
+        self._file: Path | None = None
+        self._measured: dict[_Key, str] = {}
+        if state_dir is not None:
+            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file = state_dir / FILE_NAME
+            self._measured = _load(self._file)
         self._lock = threading.Lock()
         self._interrupted = threading.Event()
-        self.corrupt: list[Proof] = []
-        """What was found corrupt in this run, in order; as text each says where it lies."""
+        self._noted: set[tuple[str, Digest]] = set()
+        self.on_fault: Callable[[Fault], None] = lambda fault: None
 
-    def extent(self, piece: Piece, digest: Digest) -> BundleExtent:
+    def extent(self, piece: Piece, digest: Digest, bundle: str) -> BundleExtent:
         """Quick. The extent to serve for content, with its proof.
+
+        Args:
+            bundle: it is in, as the operator named that.
 
         Raises:
             ContentCorrupt: it is known to have another digest.
         """
+        proof = Proof(self, piece, digest, bundle)
         measured = self.measured(piece, digest.algorithm)
         if piece.size == 0:
             # Of nothing, no last byte can be held back: it is right or wrong at once.
             measured = digests.of(b"", digest.algorithm)
         if measured is not None and measured != digest:
-            raise corrupt(digest)
-        return BundleExtent(piece.path, piece.offset, piece.size, Proof(self, piece, digest))
+            raise proof.corrupt()
+        return BundleExtent(piece.path, piece.offset, piece.size, proof)
 
     def measured(self, piece: Piece, algorithm: str = CANONICAL) -> Digest | None:
         """Quick. The digest that a piece had when it was hashed; None when it never was."""
@@ -123,9 +147,17 @@ class Proofs:
         with self._lock:
             known = self._measured.get(key) == digest.hex
             self._measured[key] = digest.hex
-        if not known and wanted in (None, digest):
+        if self._file is not None and not known and wanted in (None, digest):
             _append(self._file, key, digest)
         return digest
+
+    def note(self, fault: Fault) -> None:
+        """Pass a fault on, unless it was before."""
+        with self._lock:
+            known = (fault.bundle, fault.digest) in self._noted
+            self._noted.add((fault.bundle, fault.digest))
+        if not known:
+            self.on_fault(fault)
 
     def interrupt(self) -> None:
         """End what is being hashed in other threads, and refuse to hash any more."""
@@ -139,6 +171,7 @@ class Proof:
     proofs: Proofs
     piece: Piece
     digest: Digest
+    bundle: str = field(compare=False)
 
     def __str__(self) -> str:
         """For the operator: the content and where it lies, the bundle by its own path."""
@@ -152,7 +185,7 @@ class Proof:
             BundleChanged: the descriptor's file is not what it was when the content was found.
         """
         if stamp_of(os.fstat(descriptor)) != self.piece.stamp:
-            raise changed()
+            raise self._changed()
         return self.proofs.measured(self.piece, self.digest.algorithm) == self.digest
 
     def establish(self) -> None:
@@ -163,9 +196,24 @@ class Proof:
             BundleChanged: the file was written to.
             Interrupted: the server is stopping.
         """
-        if self.proofs.measure(self.piece, self.digest) != self.digest:
-            self.proofs.corrupt.append(self)
-            raise corrupt(self.digest)
+        try:
+            measured = self.proofs.measure(self.piece, self.digest)
+        except BundleChanged:
+            raise self._changed() from None
+        if measured != self.digest:
+            raise self.corrupt()
+
+    def corrupt(self) -> ContentCorrupt:
+        """The error for content that does not have its digest; the fault is passed on."""
+        self.proofs.note(Fault(self.digest, self.bundle, f"its bytes have another digest: {self}"))
+        return ContentCorrupt(
+            f"content {self.digest} is corrupt in the bundle", {"digest": str(self.digest)}
+        )
+
+    def _changed(self) -> BundleChanged:
+        error = changed()
+        self.proofs.note(Fault(self.digest, self.bundle, error.message))
+        return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +221,6 @@ class BundleExtent(Extent):
     """An extent whose last byte may be sent only once ``proof`` holds."""
 
     proof: Proof
-
-
-def corrupt(digest: Digest) -> ContentCorrupt:
-    """The error for content that does not have its digest."""
-    return ContentCorrupt(f"content {digest} is corrupt in the bundle", {"digest": str(digest)})
 
 
 def changed() -> BundleChanged:

@@ -419,7 +419,7 @@ def test_no_bundle(tmp_path: Path, open_all: OpenAll) -> None:
     (tmp_path / "text").write_text("hello " * 200)
     invalid(open_all, tmp_path / "text", "not a tar")
     (tmp_path / "nothing").touch()
-    invalid(open_all, tmp_path / "nothing", "cut short")
+    invalid(open_all, tmp_path / "nothing", "the file is empty")
     invalid(open_all, write(tmp_path / "other.tar", {"a": b"b"}), "no bundle", "index.json")
     invalid(open_all, Path("/dev/null"), "neither a file nor a directory")
     invalid(open_all, write(tmp_path / "1.9.tar", {"repositories": b"{}"}), "before 1.10")

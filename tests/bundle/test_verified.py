@@ -13,7 +13,7 @@ from storage import digest as digests
 from storage.bundle import verified
 from storage.bundle.errors import BundleChanged, BundleInvalid, Interrupted
 from storage.bundle.files import read as read_small
-from storage.bundle.verified import FILE_NAME, Piece, Proof, Proofs, stamp_of
+from storage.bundle.verified import FILE_NAME, Fault, Piece, Proof, Proofs, stamp_of
 from storage.digest import Digest
 from storage.errors import ContentCorrupt
 from tests.bundle.builders import proof_of
@@ -59,11 +59,11 @@ def holds(proof: Proof, path: Path) -> bool:
 
 def test_proven_once(piece: Piece, file: Path, state: Path, hashed: list[Piece]) -> None:
     """Before the first proof it does not hold, afterwards it does, also after a restart."""
-    proof = proof_of(Proofs(state).extent(piece, DIGEST))
+    proof = proof_of(Proofs(state).extent(piece, DIGEST, "b.tar"))
     assert not holds(proof, file)
     proof.establish()
     assert holds(proof, file)
-    again = proof_of(Proofs(state).extent(piece, DIGEST))
+    again = proof_of(Proofs(state).extent(piece, DIGEST, "b.tar"))
     assert holds(again, file)
     assert len(hashed) == 1
 
@@ -71,52 +71,57 @@ def test_proven_once(piece: Piece, file: Path, state: Path, hashed: list[Piece])
 def test_equal_proofs(piece: Piece, state: Path) -> None:
     """Two requests for the same content have equal proofs, so that one hashing serves both."""
     proofs = Proofs(state)
-    one, other = (proof_of(proofs.extent(piece, DIGEST)) for _ in range(2))
+    one, other = (proof_of(proofs.extent(piece, DIGEST, "b.tar")) for _ in range(2))
     assert one == other
     assert len({one, other}) == 1
-    assert one != proof_of(proofs.extent(piece, digests.of(CONTENT, "sha512")))
-    assert one != proof_of(proofs.extent(piece._replace(offset=7), DIGEST))
+    assert one != proof_of(proofs.extent(piece, digests.of(CONTENT, "sha512"), "b.tar"))
+    assert one != proof_of(proofs.extent(piece._replace(offset=7), DIGEST, "b.tar"))
 
 
 def test_another_algorithm_is_another_proof(piece: Piece, file: Path, state: Path) -> None:
     """What is proven for one digest says nothing of another."""
     proofs = Proofs(state)
-    proof_of(proofs.extent(piece, DIGEST)).establish()
-    sha512 = proof_of(proofs.extent(piece, digests.of(CONTENT, "sha512")))
+    proof_of(proofs.extent(piece, DIGEST, "b.tar")).establish()
+    sha512 = proof_of(proofs.extent(piece, digests.of(CONTENT, "sha512"), "b.tar"))
     assert not holds(sha512, file)
     sha512.establish()
-    assert holds(proof_of(Proofs(state).extent(piece, sha512.digest)), file)
+    assert holds(proof_of(Proofs(state).extent(piece, sha512.digest, "b.tar")), file)
 
 
 def test_corrupt_content(piece: Piece, file: Path, state: Path, hashed: list[Piece]) -> None:
-    """Found out once, refused from then on, reported; a restart looks again."""
+    """Found out once, refused from then on, told of once; a restart looks again."""
     proofs = Proofs(state)
+    told: list[Fault] = []
+    proofs.on_fault = told.append
     wrong = digests.of(b"something else")
-    proof = proof_of(proofs.extent(piece, wrong))
+    proof = proof_of(proofs.extent(piece, wrong, "b.tar"))
     with pytest.raises(ContentCorrupt, match=str(wrong)):
         proof.establish()
     assert not holds(proof, file)
     with pytest.raises(ContentCorrupt):
-        proofs.extent(piece, wrong)
-    assert proofs.corrupt == [proof]
+        proofs.extent(piece, wrong, "b.tar")
+    assert told == [Fault(wrong, "b.tar", f"its bytes have another digest: {proof}")]
     assert str(proof) == f"{wrong}, bytes 6 to {len(CONTENT) + 5} of {file}"
     assert len(hashed) == 1
-    proof_of(Proofs(state).extent(piece, wrong))
-    assert proofs.extent(piece, DIGEST).size == len(CONTENT)
+    proof_of(Proofs(state).extent(piece, wrong, "b.tar"))
+    assert proofs.extent(piece, DIGEST, "b.tar").size == len(CONTENT)
 
 
 def test_file_written_to(piece: Piece, file: Path, state: Path) -> None:
     """A file with another mtime or size is not the one that was proven."""
     proofs = Proofs(state)
-    proof = proof_of(proofs.extent(piece, DIGEST))
+    proof = proof_of(proofs.extent(piece, DIGEST, "b.tar"))
     proof.establish()
     os.utime(file, ns=(0, piece.stamp.mtime_ns + 1))
+    told: list[Fault] = []
+    proofs.on_fault = told.append
     with pytest.raises(BundleChanged):
         holds(proof, file)
     with pytest.raises(BundleChanged):
         proof.establish()
+    assert [(fault.digest, fault.bundle) for fault in told] == [(DIGEST, "b.tar")]
     fresh = piece._replace(stamp=stamp_of(file.stat()))
-    assert not holds(proof_of(proofs.extent(fresh, DIGEST)), file)
+    assert not holds(proof_of(proofs.extent(fresh, DIGEST, "b.tar")), file)
 
 
 def test_file_written_to_while_it_is_hashed(
@@ -130,7 +135,7 @@ def test_file_written_to_while_it_is_hashed(
         return real(descriptor, *rest)
 
     monkeypatch.setattr(os, "preadv", preadv)
-    proof = proof_of(Proofs(state).extent(piece, DIGEST))
+    proof = proof_of(Proofs(state).extent(piece, DIGEST, "b.tar"))
     with pytest.raises(BundleChanged):
         proof.establish()
     assert not (state / FILE_NAME).exists()
@@ -149,7 +154,7 @@ def test_small_file_changed_before_it_is_read(piece: Piece, file: Path) -> None:
 
 def test_replaced_file(piece: Piece, file: Path, state: Path) -> None:
     """Another file under the same path, equal in size and time, is another file."""
-    proof = proof_of(Proofs(state).extent(piece, DIGEST))
+    proof = proof_of(Proofs(state).extent(piece, DIGEST, "b.tar"))
     proof.establish()
     file.rename(file.with_name("old"))
     file.write_bytes(DATA[::-1])
@@ -160,7 +165,7 @@ def test_replaced_file(piece: Piece, file: Path, state: Path) -> None:
 
 def test_file_shorter_than_the_piece(piece: Piece, state: Path) -> None:
     """Hashing ends with the file."""
-    proof = proof_of(Proofs(state).extent(piece._replace(size=10**12), DIGEST))
+    proof = proof_of(Proofs(state).extent(piece._replace(size=10**12), DIGEST, "b.tar"))
     with pytest.raises(ContentCorrupt):
         proof.establish()
 
@@ -170,32 +175,32 @@ def test_empty_content(tmp_path: Path, state: Path) -> None:
     path = tmp_path / "empty"
     path.touch()
     piece = Piece(path, 0, 0, stamp_of(path.stat()))
-    proof = proof_of(Proofs(state).extent(piece, digests.of(b"")))
+    proof = proof_of(Proofs(state).extent(piece, digests.of(b""), "b.tar"))
     proof.establish()
     assert holds(proof, path)
     with pytest.raises(ContentCorrupt):
-        Proofs(state).extent(piece, DIGEST)
+        Proofs(state).extent(piece, DIGEST, "b.tar")
 
 
 def test_damaged_file_of_proofs(piece: Piece, file: Path, state: Path) -> None:
     """Lines that were cut or are no lines are passed over; the others count."""
-    proof = proof_of(Proofs(state).extent(piece, DIGEST))
+    proof = proof_of(Proofs(state).extent(piece, DIGEST, "b.tar"))
     proof.establish()
     kept = (state / FILE_NAME).read_bytes()
     for damage in (b"", kept[:-20], b"\xff\0\n", b"1 2 3\n", b"a b c d e f g\n", kept * 2):
         (state / FILE_NAME).write_bytes(damage + kept)
-        assert holds(proof_of(Proofs(state).extent(piece, DIGEST)), file), damage
+        assert holds(proof_of(Proofs(state).extent(piece, DIGEST, "b.tar")), file), damage
     (state / FILE_NAME).write_bytes(kept[:-20])
-    assert not holds(proof_of(Proofs(state).extent(piece, DIGEST)), file)
+    assert not holds(proof_of(Proofs(state).extent(piece, DIGEST, "b.tar")), file)
 
 
 def test_file_of_proofs_does_not_grow_for_ever(
     piece: Piece, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too large, it is begun anew; what was in it is hashed again."""
-    proof_of(Proofs(state).extent(piece, DIGEST)).establish()
+    proof_of(Proofs(state).extent(piece, DIGEST, "b.tar")).establish()
     monkeypatch.setattr(verified, "_MAX_FILE_SIZE", 10)
-    proof = proof_of(Proofs(state).extent(piece, DIGEST))
+    proof = proof_of(Proofs(state).extent(piece, DIGEST, "b.tar"))
     assert not holds(proof, piece.path)
     proof.establish()
     assert (state / FILE_NAME).stat().st_size < 300
@@ -203,7 +208,7 @@ def test_file_of_proofs_does_not_grow_for_ever(
 
 def test_state_that_cannot_be_written(piece: Piece, file: Path, state: Path) -> None:
     """A full or lost state directory costs hashing again, and nothing else."""
-    proof = proof_of(Proofs(state).extent(piece, DIGEST))
+    proof = proof_of(Proofs(state).extent(piece, DIGEST, "b.tar"))
     state.rmdir()
     proof.establish()
     assert holds(proof, file)
@@ -217,7 +222,7 @@ def test_many_threads(piece: Piece, file: Path, state: Path) -> None:
 
     def prove(part: int) -> None:
         for number in range(part, 200, 8):
-            proof_of(proofs.extent(pieces[number], found[number])).establish()
+            proof_of(proofs.extent(pieces[number], found[number], "b.tar")).establish()
 
     threads = [threading.Thread(target=prove, args=(n,)) for n in range(8)]
     for thread in threads:
@@ -226,13 +231,13 @@ def test_many_threads(piece: Piece, file: Path, state: Path) -> None:
         thread.join()
     again = Proofs(state)
     for one, digest in zip(pieces, found, strict=True):
-        assert holds(proof_of(again.extent(one, digest)), file)
+        assert holds(proof_of(again.extent(one, digest, "b.tar")), file)
 
 
 def test_interrupted(piece: Piece, file: Path, state: Path) -> None:
     """A server that stops does not wait until a large layer is hashed; nothing is proven by it."""
     proofs = Proofs(state)
-    proof = proof_of(proofs.extent(piece, DIGEST))
+    proof = proof_of(proofs.extent(piece, DIGEST, "b.tar"))
     read = 0
 
     def progress(count: int) -> None:
@@ -253,6 +258,6 @@ def test_interrupted(piece: Piece, file: Path, state: Path) -> None:
 
 def test_state_is_private(state: Path, piece: Piece) -> None:
     """What it says is trusted, so nobody else may write to it."""
-    proof_of(Proofs(state).extent(piece, DIGEST)).establish()
+    proof_of(Proofs(state).extent(piece, DIGEST, "b.tar")).establish()
     assert state.stat().st_mode & 0o077 == 0
     assert (state / FILE_NAME).stat().st_mode & 0o077 == 0

@@ -14,6 +14,7 @@ from registry.lifetime.contents import Contained, Contents
 from registry.lifetime.coverage import State
 from registry.lifetime.ledger import Ledger
 from registry.lifetime.report import (
+    CorruptRecord,
     CoverageRecord,
     ImageRecord,
     Memory,
@@ -53,6 +54,15 @@ REPORT = Report(
     images=[ImageRecord("team/app:2", digest("app"), ["admin"], ["node-a"])],
     coverage=COVERAGE,
     denied=denied_records({("", "10.0.0.8"): 1, ("eve", "::ffff:10.0.0.9"): 3}),
+    corrupt=[
+        CorruptRecord(
+            digest=digest("layer"),
+            bundle="/b/upgrade.tar",
+            repositories=["team/app"],
+            found="2026-01-01T00:10:00Z",
+            text="its bytes have another digest",
+        )
+    ],
     storage_before=0,
     storage_after=1024,
     cut=[],
@@ -81,6 +91,7 @@ def test_table() -> None:
         "docker.io/library/nginx:1.25  yes",
         "3       eve   10.0.0.9",
         "1       -     10.0.0.8",
+        f"corrupt: {digest('layer')} (of team/app) in /b/upgrade.tar, found 2026-01-01T00:10:00Z",
         "warning: not covered: quay.io/team/app:2 at node-b",
     ):
         assert part in text
@@ -88,17 +99,19 @@ def test_table() -> None:
 
 @pytest.mark.parametrize("width", [1, 40, 80, 200])
 def test_table_is_no_wider_than_asked(width: int) -> None:
-    """Rows keep to the width, names losing their middle; only warnings are whole."""
+    """Rows keep to the width, names losing their middle; what is wrong is whole."""
     many = {f"node-{i:03}": State.HAS for i in range(100)}
     content = asdict(replace(REPORT, coverage=replace(COVERAGE, matrix={"x" * 90: many})))
     lines = table.report(content, width).splitlines()
-    assert max(len(line) for line in lines if not line.startswith("warning")) <= max(width, 40)
+    rows = [line for line in lines if not line.startswith(("corrupt", "warning"))]
+    assert max(map(len, rows)) <= max(width, 40)
     assert sum(line.count("node-") for line in lines if line.startswith("image")) == 100
 
 
 def test_table_without_anything() -> None:
     """A run in which nothing happened has a short report."""
-    empty = replace(REPORT, images=[], coverage=None, denied=[], warnings=[], storage_before=None)
+    empty = replace(REPORT, images=[], coverage=None, denied=[], corrupt=[], warnings=[])
+    empty = replace(empty, storage_before=None)
     assert len(table.report(asdict(empty), 80).splitlines()) == 4
 
 

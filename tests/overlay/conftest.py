@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,20 +9,10 @@ import pytest
 
 from storage.bundle.open import Bundles, open_bundles
 from storage.overlay import OverlayStore
+from tests.fixtures import quick_sync as quick_sync
+from tests.fixtures import root as root
 
 OpenOverlay = Callable[..., OverlayStore]
-
-
-@pytest.fixture(autouse=True)
-def quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sync nothing to the disk; that everything is synced is shown of `DistributionStore`."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The upper store."""
-    return tmp_path / "root"
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from registry.guard import Guard
 from registry.protocol import HTTPServer
 from storage.distribution import DistributionStore
 from storage.interface import Store
+from tests.fixtures import quick_sync as quick_sync
+from tests.fixtures import root as root
 from tests.lifeline import lifeline
 from tests.registry.wire import Wire
-from tests.storage.disk import skip_sync
 
 Client = TestClient[Any, Any]
 
@@ -36,18 +37,6 @@ class Registry(BaseTestServer):
         guard = Guard(lambda: OPEN, None, lambda http: None, Audit())
         app = App(self._store, guard, lifeline())
         return web.ServerRunner(HTTPServer(app), shutdown_timeout=1)
-
-
-@pytest.fixture(autouse=True)
-def quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """See `skip_sync`."""
-    skip_sync(monkeypatch)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The directory of the store."""
-    return tmp_path / "root"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.process import Mayfly
@@ -26,6 +27,10 @@ def _digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
+def _before(end: float) -> bool:
+    return time.monotonic() < end
+
+
 class Pusher:
     """One client with a repository of its own; what it was told is kept, it looks for later."""
 
@@ -34,6 +39,7 @@ class Pusher:
         self.repository = f"client{number}/app"
         self._chance = random.Random(f"{seed} {number}")
         self._number = number
+        self._seed = seed
         self.kept: dict[str, tuple[str, list[str]]] = {}
         self.error: BaseException | None = None
 
@@ -45,15 +51,24 @@ class Pusher:
             answer = connection.getresponse()
             return answer.status, answer.read()
 
-    def work(self, until: float) -> None:
-        """Push images until then; an error is kept for whoever waits."""
+    def work(self, going: Callable[[], bool]) -> None:
+        """Push images as long as that holds; an error is kept for `check`."""
         try:
             turn = 0
-            while time.monotonic() < until:
+            while going():
                 self._turn(turn)
                 turn += 1
         except BaseException as error:
             self.error = error
+
+    def check(self) -> None:
+        """See that nothing went wrong, and that everything that was kept is there and right."""
+        assert self.error is None, f"seed {self._seed}: {self.error!r}"
+        for tag, (digest, blobs) in self.kept.items():
+            for target in [f"manifests/{tag}", *(f"blobs/{blob}" for blob in blobs)]:
+                status, body = self.ask("GET", f"/v2/{self.repository}/{target}")
+                assert status == 200, f"seed {self._seed}: {target}: {body!r}"
+                assert _digest(body) in (digest, *blobs)
 
     def _turn(self, turn: int) -> None:
         shared = b"shared %d " % self._chance.randrange(3) * 4096
@@ -98,18 +113,14 @@ def test_nothing_tagged_is_lost(start_mayfly: Callable[..., Mayfly]) -> None:
     seed = random.randrange(2**32)
     pushers = [Pusher(server.host, number, seed) for number in range(CLIENTS)]
     until = time.monotonic() + SECONDS
-    threads = [threading.Thread(target=pusher.work, args=(until,)) for pusher in pushers]
+    going = partial(_before, until)
+    threads = [threading.Thread(target=pusher.work, args=(going,)) for pusher in pushers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for pusher in pushers:
-        assert pusher.error is None, f"seed {seed}: {pusher.error!r}"
-        for tag, (digest, blobs) in pusher.kept.items():
-            for target in [f"manifests/{tag}", *(f"blobs/{blob}" for blob in blobs)]:
-                status, body = pusher.ask("GET", f"/v2/{pusher.repository}/{target}")
-                assert status == 200, f"seed {seed}: {target}: {body!r}"
-                assert _digest(body) in (digest, *blobs)
+        pusher.check()
     kept = {d for p in pushers for digest, blobs in p.kept.values() for d in (digest, *blobs)}
 
     def stored() -> set[str]:

@@ -41,6 +41,7 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     "drain_timeout": ("0s", "60s", "never"),
     "gc_interval": ("10m", "never", "0s"),
     "gc_grace": ("0s", "1h", "1"),
+    "on_corrupt": ("report", "stop", "ignore"),
     "stop_file": ("/one", "/two", ""),
     "exit_with_parent": ("true", "false", "perhaps"),
     "exit_on_stdin_eof": ("true", "false", "perhaps"),

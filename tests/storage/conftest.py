@@ -8,20 +8,10 @@ from pathlib import Path
 import pytest
 
 from storage.distribution import DistributionStore
+from tests.fixtures import quick_sync as quick_sync
+from tests.fixtures import root as root
 from tests.storage.contract import OpenStore
-from tests.storage.disk import Disk, skip_sync
-
-
-@pytest.fixture(autouse=True)
-def quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """See `skip_sync`."""
-    skip_sync(monkeypatch)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Where the store under test lies."""
-    return tmp_path / "root"
+from tests.storage.disk import Disk
 
 
 @pytest.fixture

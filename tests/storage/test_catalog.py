@@ -22,7 +22,9 @@ NAME = st.lists(COMPONENT, min_size=1, max_size=3).map("/".join)
     after=NAME | st.text("ab0-._/", max_size=4),
     limit=st.integers(0, 13),
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_walk_is_a_sorted_list(
     tmp_path_factory: pytest.TempPathFactory, names: set[str], after: str, limit: int
 ) -> None:

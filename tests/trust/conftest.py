@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from registry.trust.authority import Identity, ensure
+from tests.fixtures import quick_sync as quick_sync
 
 
 @pytest.fixture(scope="session")
@@ -22,12 +22,6 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
 def ca_pem(identity: Identity) -> bytes:
     """The CA's certificate."""
     return identity.ca.read_bytes()
-
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here can see a power cut, and syncing takes nearly all their time."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture

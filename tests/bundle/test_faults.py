@@ -1,0 +1,189 @@
+"""Content of a bundle that is found wrong while a real server serves it, and who is told of it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bundle.builders import Layout, layers, sha256, tar
+from tests.process import Mayfly
+from tests.registry.commands import mayfly
+
+StartMayfly = Callable[..., Mayfly]
+
+GOOD, BAD = layers("good", "bad")
+NAME = "quay.example/team/app"
+
+
+def damaged(data: bytes) -> bytes:
+    """The same with one byte changed, in the middle."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.fixture
+def layout() -> Layout:
+    """Two images, of which one has a layer that is not what it is called."""
+    made = Layout()
+    made.name(made.image(GOOD), f"{NAME}:good")
+    made.name(made.image(GOOD, BAD), f"{NAME}:bad")
+    made.files[f"blobs/{sha256(BAD).replace(':', '/')}"] = damaged(BAD)
+    return made
+
+
+def get(server: Mayfly, path: str) -> tuple[int, bytes]:
+    """The status and body of a GET; what a cut left of the body, when it was cut."""
+    connection = http.client.HTTPConnection(server.host, timeout=20)
+    try:
+        connection.request("GET", f"/v2/team/app/{path}")
+        with connection.getresponse() as answer:
+            try:
+                return answer.status, answer.read()
+            except http.client.IncompleteRead as error:
+                return answer.status, error.partial
+    finally:
+        connection.close()
+
+
+def status(server: Mayfly) -> dict[str, Any]:
+    """What `mayfly status --json` says."""
+    done = mayfly("status", "--json", "--state-dir", server.state_dir)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def report(server: Mayfly) -> dict[str, Any]:
+    """The report of a server that has ended."""
+    found: dict[str, Any] = json.loads((server.state_dir / "report.json").read_text())
+    return found
+
+
+def test_reported(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> None:
+    """What is corrupt is cut, then refused; status and report name it once, all else is served."""
+    bundle = layout.write_tar(tmp_path / "upgrade.tar")
+    server = start_mayfly(str(bundle))
+    assert status(server)["corrupt"] == []
+    code, body = get(server, f"blobs/{sha256(BAD)}")
+    assert code == 200
+    assert len(body) == len(BAD) - 1
+    code, body = get(server, f"blobs/{sha256(BAD)}")
+    assert code == 500
+    assert "is corrupt in the bundle" in body.decode()
+    assert get(server, f"blobs/{sha256(GOOD)}") == (200, GOOD)
+    (found,) = status(server)["corrupt"]
+    assert found["found"].endswith("Z")
+    assert found["text"].startswith("its bytes have another digest")
+    assert str(bundle) in found["text"]
+    told = {key: found[key] for key in ("digest", "bundle", "repositories")}
+    assert told == {
+        "digest": sha256(BAD),
+        "bundle": str(bundle),
+        "repositories": ["team/app"],
+    }
+    line = f"corrupt: {sha256(BAD)} (of team/app) in {bundle}, found {found['found']}\n"
+    assert line in mayfly("status", "--state-dir", server.state_dir).stdout
+    assert server.stop() == 0
+    assert report(server)["corrupt"] == [found]
+    assert report(server)["exit_code"] == 0
+    assert line in server.output()
+
+
+def test_stop(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> None:
+    """With `--on-corrupt stop` it ends the server, with the exit code of a storage failure."""
+    server = start_mayfly(str(layout.write_tar(tmp_path / "upgrade.tar")), "--on-corrupt", "stop")
+    assert get(server, f"blobs/{sha256(GOOD)}") == (200, GOOD)
+    get(server, f"blobs/{sha256(BAD)}")
+    assert server.popen.wait(20) == 4
+    made = report(server)
+    assert (made["reason"], made["exit_code"]) == ("failed", 4)
+    assert sha256(BAD) in made["reason_text"]
+    assert [one["digest"] for one in made["corrupt"]] == [sha256(BAD)]
+
+
+def test_stop_while_draining(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> None:
+    """What is found corrupt while the server drains for another reason counts as well."""
+    large = tar({"large": bytes(32 * 2**20)})
+    layout.name(layout.image(large), f"{NAME}:large")
+    server = start_mayfly(str(layout.write_tar(tmp_path / "upgrade.tar")), "--on-corrupt", "stop")
+    connection = http.client.HTTPConnection(server.host, timeout=20)
+    with contextlib.closing(connection):
+        # Begun and not read on, it holds up the drain.
+        connection.request("GET", f"/v2/team/app/blobs/{sha256(large)}")
+        with connection.getresponse() as answer:
+            server.popen.send_signal(signal.SIGTERM)
+            server.wait_for(lambda: status(server)["state"] == "draining" or None)
+            get(server, f"blobs/{sha256(BAD)}")
+            assert len(answer.read()) == len(large)
+    assert server.popen.wait(20) == 4
+    assert report(server)["reason"] == "failed"
+
+
+@pytest.mark.parametrize("what", ["blob", "manifest"])
+def test_changed_directory(
+    what: str, layout: Layout, start_mayfly: StartMayfly, tmp_path: Path
+) -> None:
+    """A file of a bundle that is written to while it is served is found out when asked for."""
+    bundle = layout.write_directory(tmp_path / "layout")
+    server = start_mayfly(str(bundle))
+    digest = sha256(GOOD) if what == "blob" else layout.entries[0]["digest"]
+    file = bundle / "blobs" / digest.replace(":", "/")
+    file.write_bytes(damaged(file.read_bytes()))
+    code, body = get(server, f"{what}s/{digest}")
+    assert code == 500 or len(body) < file.stat().st_size
+    assert [one["digest"] for one in status(server)["corrupt"]] == [digest]
+
+
+@pytest.mark.parametrize(("how", "code"), [("removed", 404), ("linked", 500)])
+def test_file_that_went(
+    how: str, code: int, layout: Layout, start_mayfly: StartMayfly, tmp_path: Path
+) -> None:
+    """A file that is taken out of a bundle's directory, or made a link, is missed by name."""
+    bundle = layout.write_directory(tmp_path / "layout")
+    server = start_mayfly(str(bundle))
+    file = bundle / "blobs" / sha256(GOOD).replace(":", "/")
+    file.rename(tmp_path / "elsewhere")
+    if how == "linked":
+        file.symlink_to(tmp_path / "elsewhere")
+    assert get(server, f"blobs/{sha256(GOOD)}")[0] == code
+    (found,) = status(server)["corrupt"]
+    assert (found["digest"], found["repositories"]) == (sha256(GOOD), ["team/app"])
+    assert "Traceback" not in server.output()
+
+
+def test_changed_tar(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> None:
+    """A tar that is written to while it is served is no longer served, also what was right."""
+    bundle = layout.write_tar(tmp_path / "upgrade.tar")
+    server = start_mayfly(str(bundle), "--on-corrupt", "stop")
+    assert get(server, f"blobs/{sha256(GOOD)}") == (200, GOOD)
+    with bundle.open("r+b") as file:
+        file.write(b"x")
+        os.utime(file.fileno(), ns=(0, 0))
+    code, body = get(server, f"blobs/{sha256(GOOD)}")
+    assert code == 500
+    assert "was changed while it is served" in body.decode()
+    assert server.popen.wait(20) == 4
+    (found,) = report(server)["corrupt"]
+    assert (found["digest"], found["repositories"]) == (sha256(GOOD), ["team/app"])
+
+
+def test_ambiguous(start_mayfly: StartMayfly, tmp_path: Path) -> None:
+    """A path that two upstreams share is in the status, with the names to ask for instead."""
+    layout = Layout()
+    for host in ("one.example", "two.example"):
+        layout.name(layout.image(tar({host: b"x"})), f"{host}/team/app:1")
+    server = start_mayfly(str(layout.write_tar(tmp_path / "upgrade.tar")))
+    names = ["one.example/team/app", "two.example/team/app"]
+    assert status(server)["ambiguous"] == {"team/app": names}
+    shown = mayfly("status", "--state-dir", server.state_dir).stdout
+    wanted = f"ambiguous: team/app is in several upstreams; ask for {names[0]} or {names[1]}\n"
+    assert wanted in shown
+    assert status(server)["corrupt"] == []

@@ -1,0 +1,40 @@
+"""`mayfly export`: the file it writes, and what it must not take for one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from registry.cli.transfer import _published
+from registry.config import ConfigError
+from storage.errors import StorageFull
+from tests.registry.commands import assert_refused, mayfly
+
+
+def test_special_file_is_not_replaced(root: Path, tmp_path: Path) -> None:
+    """A device, a pipe or a directory stays what it is."""
+    root.mkdir()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert_refused(mayfly("export", "--all", "-o", pipe, "--root", root), str(pipe), "no file")
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+    (tmp_path / "link").symlink_to(pipe)
+    assert_refused(mayfly("export", "--all", "-o", tmp_path / "link", "--root", root), "no file")
+    assert (tmp_path / "link").is_symlink()
+    assert_refused(mayfly("export", "--all", "-o", tmp_path, "--root", root), "no file")
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(errno.ENOSPC, StorageFull), (errno.EDQUOT, StorageFull), (errno.EIO, ConfigError)],
+)
+def test_disk_fails(number: int, error: type[Exception], tmp_path: Path) -> None:
+    """A full disk is a storage failure, and nothing of the archive stays."""
+    output = tmp_path / "all.tar"
+    with pytest.raises(error, match=str(output)), _published(output):
+        raise OSError(number, os.strerror(number))
+    assert list(tmp_path.iterdir()) == []
