@@ -7,7 +7,6 @@ changes from round to round. Nothing is asserted: the goals are printed as met o
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import tempfile
 import time
@@ -51,13 +50,13 @@ def main() -> None:
         missing,
         asked.rounds,
         asked.scale,
-        shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        _command(asked),
     )
     print(report.text(run), end="")
     if asked.json:
         report.write_json(run, asked.json)
     if asked.markdown:
-        asked.markdown.write_text(report.markdown(run))
+        report.write_markdown(run, asked.markdown)
 
 
 def _rounds(bench: Bench, rows: list[str], usable: list[str], rounds: int) -> Results:
@@ -76,6 +75,15 @@ def _rounds(bench: Bench, rows: list[str], usable: list[str], rounds: int) -> Re
                 main = f"{figures[row.main]:,.1f} {row.main}"
                 _say(f"round {number + 1}: {row.id} {name}: {main} ({took:.1f} s)")
     return results
+
+
+def _command(asked: argparse.Namespace) -> str:
+    """What was asked for, without where it was put."""
+    words = ["python -m benchmarks", f"--rounds {asked.rounds}"]
+    words += [f"--only {','.join(asked.only)}"] if asked.only else []
+    words += [f"--peers {','.join(asked.peers)}"] if asked.peers else []
+    words += [f"--scale {asked.scale:g}"] if asked.scale != 1 else []
+    return " ".join(words)
 
 
 def _say(line: str) -> None:

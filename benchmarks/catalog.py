@@ -25,7 +25,7 @@ PAGE = "first page ms"
 LAST_PAGE = "last page ms"
 TAGS_PAGE = "tags ms"
 START = "start ms"
-GROWTH = " x100"
+GROWTH = ", growth"
 """Ends the name of a figure: how many times that of `FEW` repositories it is."""
 
 _REPEAT = 20

@@ -131,7 +131,9 @@ def _bare(launch: Launch) -> list[str]:
 
 
 _ALL = (
-    Peer("mayfly", "users and access checks on", MAYFLY, _mayfly, ("--version",), True, True),
+    Peer(
+        "mayfly", "users and access checks on, durable", MAYFLY, _mayfly, ("--version",), True, True
+    ),
     Peer(
         "mayfly-nosync",
         "the same with fsync made free, for the measurement only",
@@ -142,22 +144,22 @@ _ALL = (
     ),
     Peer(
         "docker-registry",
-        "CNCF distribution 2.8 of Debian, no users",
+        "CNCF distribution 2.8 of Debian, no users, syncs each blob",
         "docker-registry",
         _distribution("docker-registry"),
         ("--version",),
     ),
     Peer(
         "distribution",
-        "CNCF distribution 3, no users",
+        "CNCF distribution 3, no users, syncs each blob",
         "registry",
         _distribution(str(BIN / "registry")),
         ("--version",),
     ),
-    Peer("olareg", "no users", "olareg", _olareg, ("version",)),
+    Peer("olareg", "no users, never syncs", "olareg", _olareg, ("version",)),
     Peer(
         "crane",
-        "`crane registry serve --disk`, no users, no TLS, manifests in memory",
+        "`crane registry serve --disk`, no users, no TLS, manifests in memory, never syncs",
         "crane",
         _crane,
         ("version",),

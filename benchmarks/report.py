@@ -15,6 +15,9 @@ from benchmarks.goals import GOALS, Results, judge, median, ratio
 from benchmarks.peers import PEERS
 from benchmarks.rows import ROWS, Row
 
+BEGIN, END = "<!-- measured -->\n", "<!-- end of measured -->\n"
+"""Between these lines of a document the Markdown is put."""
+
 _PUSHES = ("push-patch", "push-patch-4", "push-put", "push-tls")
 
 
@@ -60,12 +63,22 @@ def machine() -> str:
     cores = os.cpu_count()
     total = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
     model = fields.get("model name", platform.machine())
-    python = platform.python_version()
-    return f"{cores} cores ({model}), {total:.0f} GiB, Linux {platform.release()}, Python {python}"
+    python, kernel = platform.python_version(), ".".join(platform.release().split(".")[:2])
+    return f"{cores} cores ({model}), {total:.0f} GiB, Linux {kernel}, Python {python}"
 
 
 def write_json(run: Run, path: Path) -> None:
     path.write_text(json.dumps(run.document(), indent=1) + "\n")
+
+
+def write_markdown(run: Run, path: Path) -> None:
+    """Put the tables into a document, between its marks if it has them."""
+    found = path.read_text() if path.exists() else ""
+    before, begin, rest = found.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        before = after = ""
+    path.write_text(f"{before}{BEGIN}\n{markdown(run)}\n{END}{after}")
 
 
 def text(run: Run) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,9 @@ LOAD_CPU = "load CPU s/GiB"
 REQUESTS = "requests/s"
 REQUEST_CPU = "CPU us/request"
 LOAD_REQUEST_CPU = "load CPU us/request"
+CORES = "server cores"
+"""CPU seconds of the server for each second of the clock."""
+
 P50 = "p50 ms"
 P99 = "p99 ms"
 PEAK = "peak MiB"
@@ -64,6 +68,7 @@ def _push(
     verify: bool,
 ) -> Figures:
     chosen = blobs(bench.data)
+    os.sync()  # what others left to be written is not this registry's to wait for
     with bench.empty() as root:
         with bench.serve(peer, root, tls=tls) as server:
             authorization = bench.login(server, peer)
@@ -138,7 +143,7 @@ def _start(auth: bool, tls: bool, probe: str, bench: Bench, peer: Peer, verify: 
 
 
 def _storm(server: Server, authorization: str, method: str, path: str) -> Figures:
-    before = server.cpu_seconds()
+    cpu = server.cpu_seconds()
     result = load.run(
         server,
         "requests",
@@ -148,10 +153,12 @@ def _storm(server: Server, authorization: str, method: str, path: str) -> Figure
         clients=STORM_CLIENTS,
         seconds=STORM_SECONDS,
     )
+    cpu = server.cpu_seconds() - cpu
     return {
         REQUESTS: result.count / result.seconds,
-        REQUEST_CPU: (server.cpu_seconds() - before) / result.count * 1e6,
+        REQUEST_CPU: cpu / result.count * 1e6,
         LOAD_REQUEST_CPU: result.cpu_seconds / result.count * 1e6,
+        CORES: cpu / result.seconds,
         P50: result.p50_ms,
         P99: result.p99_ms,
         PEAK: server.peak_mib(),
@@ -160,10 +167,12 @@ def _storm(server: Server, authorization: str, method: str, path: str) -> Figure
 
 def _transfer(server: Server, result: Result, cpu_before: float) -> Figures:
     gib = result.bytes / GIB
+    cpu = server.cpu_seconds() - cpu_before
     return {
         RATE: result.bytes / load.MIB / result.seconds,
-        CPU: (server.cpu_seconds() - cpu_before) / gib,
+        CPU: cpu / gib,
         LOAD_CPU: result.cpu_seconds / gib,
+        CORES: cpu / result.seconds,
         P50: result.p50_ms,
         P99: result.p99_ms,
         PEAK: server.peak_mib(),
