@@ -83,6 +83,8 @@ def _mayfly(launch: Launch) -> list[str]:
     command = [MAYFLY, "serve", *([str(launch.bundle)] if launch.bundle else [])]
     command += ["--listen", f"127.0.0.1:{launch.port}", "--root", str(launch.root)]
     command += ["--state-dir", str(launch.scratch / "state")]
+    # The end is not measured: no waiting for nodes that might ask for more.
+    command += ["--drain-timeout", "0s"]
     if launch.auth:
         command += ["--auth", str(launch.auth)]
     if launch.tls:
