@@ -7,6 +7,7 @@ changes from round to round. Nothing is asserted: the goals are printed as met o
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ def main() -> None:
     missing = dict.fromkeys(absent, "not installed: run benchmarks/install")
     if not asked.peers:
         missing |= MISSING_BY_NATURE
+    busy = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="mayfly-bench-", dir=asked.directory) as directory:
         bench = Bench(Path(directory), asked.scale)
         if bench.library is None and "mayfly-nosync" in usable:
@@ -51,6 +53,7 @@ def main() -> None:
         asked.rounds,
         asked.scale,
         _command(asked),
+        busy,
     )
     print(report.text(run), end="")
     if asked.json:

@@ -23,7 +23,11 @@ _PUSHES = ("push-patch", "push-patch-4", "push-put", "push-tls")
 
 @dataclass(frozen=True)
 class Run:
-    """All that a run found."""
+    """All that a run found.
+
+    Attributes:
+        busy: the load average before it began: figures of a machine that others use say little.
+    """
 
     results: Results
     limits: dict[str, float]
@@ -33,6 +37,7 @@ class Run:
     rounds: int
     scale: float
     command: str
+    busy: float
 
     def document(self) -> dict[str, Any]:
         """For JSON: every round's figures, and the verdicts."""
@@ -40,6 +45,7 @@ class Run:
         return {
             "machine": machine(),
             "command": self.command,
+            "load_average_before": self.busy,
             "rounds": self.rounds,
             "scale": self.scale,
             "versions": self.versions,
@@ -115,7 +121,8 @@ def _measured(run: Run) -> list[Row]:
 
 
 def _remarks(run: Run) -> list[str]:
-    lines = [f"{name}: {value:,.0f}" for name, value in run.limits.items()]
+    lines = [f"load average before the run: {run.busy:.1f}"]
+    lines += [f"{name}: {value:,.0f}" for name, value in run.limits.items()]
     named = {name for row in run.results.values() for name in row}
     present = [peer for name, peer in PEERS.items() if name in named]
     lines += [f"{p.name} {run.versions.get(p.name, '')}: {p.about}" for p in present]

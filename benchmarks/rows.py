@@ -29,6 +29,7 @@ P50 = "p50 ms"
 P99 = "p99 ms"
 PEAK = "peak MiB"
 START = "start ms"
+START_CPU = "start CPU ms"
 
 NODES = 50
 CONNECTIONS = 3
@@ -139,7 +140,11 @@ def _tokens(bench: Bench, peer: Peer, verify: bool) -> Figures:
 
 def _start(auth: bool, tls: bool, probe: str, bench: Bench, peer: Peer, verify: bool) -> Figures:
     with bench.serve(peer, bench.stored(peer), auth=auth, tls=tls, probe=probe) as server:
-        return {START: server.ready_seconds * 1000, PEAK: server.peak_mib()}
+        return {
+            START: server.ready_seconds * 1000,
+            START_CPU: server.ready_cpu_seconds * 1000,
+            PEAK: server.peak_mib(),
+        }
 
 
 def _storm(server: Server, authorization: str, method: str, path: str) -> Figures:

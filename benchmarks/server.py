@@ -24,12 +24,14 @@ class Server:
         port: on 127.0.0.1.
         ca: the file to trust, None for plain HTTP.
         ready_seconds: from exec to its first HTTP answer.
+        ready_cpu_seconds: what it had used of the cores by then.
     """
 
     process: subprocess.Popen[bytes]
     port: int
     ca: Path | None
     ready_seconds: float = 0.0
+    ready_cpu_seconds: float = 0.0
 
     @property
     def address(self) -> str:
@@ -107,6 +109,7 @@ def _wait(server: Server, began: float, log: Path, probe: str) -> None:
         with contextlib.suppress(ConnectionRefusedError):
             _answer(server.port, context, probe)
             server.ready_seconds = time.monotonic() - began
+            server.ready_cpu_seconds = server.cpu_seconds()
             return
         if server.process.poll() is not None:
             break
