@@ -46,25 +46,31 @@ def measure(bench: Bench, peer: Peer, verify: bool) -> Figures:
 
 
 def _measure(bench: Bench, peer: Peer, root: Path, count: int) -> Figures:
-    # Without users: both sides list everything then.
-    with bench.serve(peer, root, auth=False) as server:
-        last = _name(count - 101)
+    last, middle = _name(count - 101), _name(count // 2)
+    scopes = ["registry:catalog:*", f"repository:{middle}:pull"]
+    with bench.serve(peer, root) as server:
+        authorization = load.token(server, scopes) if peer.authenticates else ""
+
+        def page(path: str, key: str, entries: int) -> float:
+            return _page(server, authorization, path, key, entries)
+
         return {
-            PAGE: _page(server, "/v2/_catalog?n=100", "repositories", 100),
-            LAST_PAGE: _page(server, f"/v2/_catalog?n=100&last={last}", "repositories", 100),
-            TAGS_PAGE: _page(server, f"/v2/{_name(count // 2)}/tags/list", "tags", TAGS),
+            PAGE: page("/v2/_catalog?n=100", "repositories", 100),
+            LAST_PAGE: page(f"/v2/_catalog?n=100&last={last}", "repositories", 100),
+            TAGS_PAGE: page(f"/v2/{middle}/tags/list", "tags", TAGS),
             START: server.ready_seconds * 1000,
         }
 
 
-def _page(server: Server, path: str, key: str, entries: int) -> float:
+def _page(server: Server, authorization: str, path: str, key: str, entries: int) -> float:
     """Median milliseconds of a page; it is checked to hold so many entries."""
     times: list[float] = []
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+    headers = {"Authorization": authorization} if authorization else {}
     began = time.monotonic()
     while len(times) < _REPEAT and time.monotonic() - began < _PATIENCE:
         asked = time.perf_counter()
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
         body = answer.read()
         times.append(time.perf_counter() - asked)

@@ -92,7 +92,7 @@ def run(server: Server, kind: str, authorization: str, **job: Any) -> Result:
     if "blobs" in job:
         job["blobs"] = [asdict(blob) for blob in job["blobs"]]
     done = subprocess.run(
-        [LOAD], input=json.dumps(job).encode(), capture_output=True, timeout=300, check=False
+        [LOAD], input=json.dumps(job).encode(), capture_output=True, timeout=330, check=False
     )
     if done.returncode:
         raise RuntimeError(done.stderr.decode(errors="replace").strip()[-1000:])
@@ -139,6 +139,20 @@ def put_image(server: Server, authorization: str, tag: str, layers: list[Blob]) 
     path = f"/v2/{REPOSITORY}/manifests/{tag}"
     _request(server, authorization, "PUT", path, body, OCI_MANIFEST)
     return sha256(body)
+
+
+def check_manifest(server: Server, authorization: str, digest: str) -> None:
+    """Get a manifest and hash it.
+
+    Raises:
+        RuntimeError: it is another one.
+    """
+    asked = urllib.request.Request(f"{server.url}/v2/{REPOSITORY}/manifests/{digest}")
+    asked.add_header("Accept", OCI_MANIFEST)
+    if authorization:
+        asked.add_header("Authorization", authorization)
+    if sha256(_open(server, asked)) != digest:
+        raise RuntimeError(f"the manifest of {digest} is another one")
 
 
 def sha256(body: bytes) -> str:

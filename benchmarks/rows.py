@@ -129,7 +129,10 @@ def _manifest(method: str, bench: Bench, peer: Peer, verify: bool) -> Figures:
         # As containerd does: HEAD by tag, GET by digest.
         reference = "image" if method == "HEAD" else bench.image_digest
         path = f"/v2/{load.REPOSITORY}/manifests/{reference}"
-        return _storm(server, authorization, method, path)
+        figures = _storm(server, authorization, method, path)
+        if verify and peer.keeps != "nothing":
+            load.check_manifest(server, authorization, bench.image_digest)
+    return figures
 
 
 def _tokens(bench: Bench, peer: Peer, verify: bool) -> Figures:

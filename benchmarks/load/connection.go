@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-const stuck = 120 * time.Second
+const stuck = 300 * time.Second
 
 // A connection speaks HTTP/1.1 to the server, as docker and containerd do.
 type connection struct {
