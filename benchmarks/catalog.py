@@ -28,7 +28,7 @@ START = "start ms"
 GROWTH = ", growth"
 """Ends the name of a figure: how many times that of `FEW` repositories it is."""
 
-_REPEAT = 20
+_REPEAT = 100
 _PATIENCE = 3.0
 """Seconds after which a slow page is asked for no more."""
 
