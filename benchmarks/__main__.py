@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,7 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from benchmarks import limits, load, report
-from benchmarks.bench import Bench
+from benchmarks.bench import Bench, Figures
 from benchmarks.goals import Results
 from benchmarks.peers import MISSING_BY_NATURE, PEERS
 from benchmarks.report import Run
@@ -43,27 +44,35 @@ def main() -> None:
             _say(f"left out: {name}, {why}")
         _say("limits of this machine")
         found = limits.measure(bench)
-        results = _rounds(bench, asked.only or list(ROWS), usable, asked.rounds)
-    run = Run(
-        results,
-        found,
-        {name: PEERS[name].version_text() for name in usable},
-        bench.ciphers,
-        missing,
-        asked.rounds,
-        asked.scale,
-        _command(asked),
-        busy,
-    )
-    print(report.text(run), end="")
-    if asked.json:
-        report.write_json(run, asked.json)
-    if asked.markdown:
-        report.write_markdown(run, asked.markdown)
+        results, failures = _rounds(bench, asked.only or list(ROWS), usable, asked.rounds)
+        run = Run(
+            results,
+            failures,
+            found,
+            {name: PEERS[name].version_text() for name in usable},
+            bench.ciphers,
+            missing,
+            asked.rounds,
+            asked.scale,
+            _command(asked),
+            busy,
+        )
+        print(report.text(run), end="", flush=True)
+        if asked.json:
+            report.write_json(run, asked.json)
+        if asked.markdown:
+            report.write_markdown(run, asked.markdown)
+        _say("removing what was made")
+    if failures:
+        sys.exit(f"{len(failures)} measurements failed")
 
 
-def _rounds(bench: Bench, rows: list[str], usable: list[str], rounds: int) -> Results:
+def _rounds(
+    bench: Bench, rows: list[str], usable: list[str], rounds: int
+) -> tuple[Results, list[str]]:
+    """What was found, and what failed, in words; that leaves a round without figures."""
     results: Results = {}
+    failures: list[str] = []
     for number in range(rounds):
         for row in (ROWS[name] for name in rows):
             able = [
@@ -72,12 +81,18 @@ def _rounds(bench: Bench, rows: list[str], usable: list[str], rounds: int) -> Re
             turn = number % max(len(able), 1)
             for name in able[turn:] + able[:turn]:
                 began = time.monotonic()
-                figures = row.measure(bench, PEERS[name], number == 0)
+                here = f"round {number + 1}: {row.id} {name}"
+                figures: Figures = {}
+                try:
+                    figures = row.measure(bench, PEERS[name], number == 0)
+                except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+                    failures.append(f"{here}: {' '.join(str(error).split())}")
+                    _say(failures[-1])
+                else:
+                    took = time.monotonic() - began
+                    _say(f"{here}: {figures[row.main]:,.1f} {row.main} ({took:.1f} s)")
                 results.setdefault(row.id, {n: [] for n in able})[name].append(figures)
-                took = time.monotonic() - began
-                main = f"{figures[row.main]:,.1f} {row.main}"
-                _say(f"round {number + 1}: {row.id} {name}: {main} ({took:.1f} s)")
-    return results
+    return results, failures
 
 
 def _command(asked: argparse.Namespace) -> str:

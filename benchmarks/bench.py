@@ -96,8 +96,8 @@ class Bench:
         """A registry's store with all images in it, filled by itself at the first call."""
         if peer.name not in self._stored:
             root = self.directory / f"store-{peer.name}"
+            shutil.rmtree(root, ignore_errors=True)  # of an attempt that failed
             root.mkdir()
-            self._stored[peer.name] = root
             if peer.keeps != "nothing":
                 with self.serve(peer, root) as server:
                     authorization = self.login(server, peer)
@@ -105,6 +105,7 @@ class Bench:
                     self.push(server, authorization, "push-put", blobs, 1)
                     self.put_images(server, authorization)
                 os.sync()
+            self._stored[peer.name] = root
         return self._stored[peer.name]
 
     @contextlib.contextmanager

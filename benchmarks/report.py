@@ -30,6 +30,7 @@ class Run:
     """
 
     results: Results
+    failures: list[str]
     limits: dict[str, float]
     versions: dict[str, str]
     ciphers: dict[str, str]
@@ -51,6 +52,7 @@ class Run:
             "versions": self.versions,
             "ciphers": self.ciphers,
             "missing": self.missing,
+            "failures": self.failures,
             "limits": self.limits,
             "results": self.results,
             "goals": [
@@ -127,6 +129,7 @@ def _remarks(run: Run) -> list[str]:
     present = [peer for name, peer in PEERS.items() if name in named]
     lines += [f"{p.name} {run.versions.get(p.name, '')}: {p.about}" for p in present]
     lines += [f"left out: {name}, {why}" for name, why in run.missing.items()]
+    lines += [f"FAILED: {failure}" for failure in run.failures]
     if run.ciphers:
         suites: dict[str, list[str]] = {}
         for name, suite in run.ciphers.items():
