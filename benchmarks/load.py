@@ -1,155 +1,183 @@
-"""The load: raw sockets in processes of their own, so that the client is not what is measured.
-
-A puller reads into one buffer and throws the bytes away (`MSG_TRUNC` lets the kernel skip even the
-copy). ``python -m benchmarks.load`` shows how fast this load is by itself, against a bare sendfile
-server: far above any registry, or a run says nothing.
-"""
+"""What is pushed and pulled, and the program that does it (`benchmarks/load`, written in Go)."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import http.client
-import multiprocessing
+import json
 import os
-import socket
-import tempfile
-import time
-from dataclasses import dataclass
+import re
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-_BUFFER = 1024 * 1024
+from benchmarks.peers import BIN
+from benchmarks.server import Server
+
+LOAD = BIN / "benchmark-load"
+MIB = 2**20
+REPOSITORY = "bench/data"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+
+USER, PASSWORD = "bench", "correct horse battery staple"
+BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A slice of the data file; offset and size in bytes."""
+
+    digest: str
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a fleet saw: its wall time in seconds, and bytes received in all."""
+    """What the load saw; latencies are of one push, pull or request each."""
 
     seconds: float
-    received: int
-
-    @property
-    def mib_per_second(self) -> float:
-        return self.received / self.seconds / 2**20
-
-
-def push_blobs(port: int, repository: str, count: int, size: int) -> list[str]:
-    """Push random blobs of ``size`` bytes; their digests."""
-    digests = []
-    for _ in range(count):
-        data = os.urandom(size)
-        digest = "sha256:" + hashlib.sha256(data).hexdigest()
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("POST", f"/v2/{repository}/blobs/uploads/")
-        begun = connection.getresponse()
-        begun.read()
-        location = begun.headers["Location"].removeprefix(f"http://127.0.0.1:{port}")
-        location += ("&" if "?" in location else "?") + f"digest={digest}"
-        headers = {"Content-Type": "application/octet-stream"}
-        connection.request("PUT", location, body=data, headers=headers)
-        done = connection.getresponse()
-        done.read()
-        if done.status != 201:
-            raise RuntimeError(f"push answered {done.status}")
-        digests.append(digest)
-    return digests
+    bytes: int
+    count: int
+    p50_ms: float
+    p99_ms: float
+    cpu_seconds: float
+    cipher: str
 
 
-def fleet(port: int, paths: list[str], clients: int, processes: int = 4) -> Result:
-    """``clients`` at once, each with a connection of its own, GET every path once."""
-    context = multiprocessing.get_context("fork")
-    start = context.Barrier(processes + 1)
-    results = context.SimpleQueue()
-    shares = [clients // processes + (i < clients % processes) for i in range(processes)]
-    workers = [
-        context.Process(target=_pull_many, args=(port, paths, share, start, results))
-        for share in shares
-    ]
-    for worker in workers:
-        worker.start()
-    start.wait()
-    began = time.monotonic()
-    received = sum(results.get() for _ in workers)
-    seconds = time.monotonic() - began
-    for worker in workers:
-        worker.join()
-    return Result(seconds, received)
+class Data:
+    """One file of random bytes, and the blobs that are slices of it.
+
+    Args:
+        directory: for the file, removed by the caller.
+        scale: 1 for blobs of the sizes named here.
+    """
+
+    def __init__(self, directory: Path, scale: float) -> None:
+        self.path = directory / "data"
+        large, layer = max(4, 4 * round(64 * scale)) * MIB, max(1, round(16 * scale)) * MIB
+        with self.path.open("wb") as file:
+            for _ in range(2 * large // MIB):
+                file.write(os.urandom(MIB))
+        self.large = [self._blob(i * large, large) for i in range(2)]
+        self.middle = [self._blob(i * large // 4, large // 4) for i in range(8)]
+        self.layers = [self._blob(i * layer, layer) for i in range(6)]
+        self.index = directory / "blobs.json"
+        known = [asdict(blob) for blob in (*self.large, *self.middle, *self.layers)]
+        self.index.write_text(json.dumps(known))
+
+    def _blob(self, offset: int, size: int) -> Blob:
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            for start in range(0, size, MIB):
+                digest.update(file.read(min(MIB, size - start)))
+        return Blob(f"sha256:{digest.hexdigest()}", offset, size)
 
 
-def _pull_many(port, paths, clients, start, results):  # type: ignore[no-untyped-def]
-    import threading
+def run(server: Server, kind: str, authorization: str, **job: Any) -> Result:
+    """Run one job; see ``Job`` in ``benchmarks/load/main.go``.
 
-    got = [0] * clients
-    start.wait()
-
-    def one(index: int) -> None:
-        got[index] = _pull(port, paths)
-
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    results.put(sum(got))
-
-
-def _pull(port: int, paths: list[str]) -> int:
-    """GET each path over one connection; body bytes received."""
-    total = 0
-    buffer = bytearray(_BUFFER)
-    with socket.create_connection(("127.0.0.1", port), timeout=120) as sock:
-        for path in paths:
-            sock.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
-            head = b""
-            while b"\r\n\r\n" not in head:
-                head += sock.recv(1)
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(f"pull answered {head[:40]!r}")
-            length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
-            left = length
-            while left:
-                got = sock.recv_into(buffer, min(left, _BUFFER), socket.MSG_TRUNC)
-                if not got:
-                    raise RuntimeError("connection was cut")
-                left -= got
-            total += length
-    return total
+    Raises:
+        RuntimeError: a request failed, or content was not what it should be.
+    """
+    job |= {"kind": kind, "address": server.address, "authorization": authorization}
+    job |= {"ca": str(server.ca or ""), "repository": REPOSITORY}
+    if "blobs" in job:
+        job["blobs"] = [asdict(blob) for blob in job["blobs"]]
+    done = subprocess.run(
+        [LOAD], input=json.dumps(job).encode(), capture_output=True, timeout=330, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr.decode(errors="replace").strip()[-1000:])
+    return Result(**json.loads(done.stdout))
 
 
-def _bare_server(path: str, ready) -> None:  # type: ignore[no-untyped-def]
-    import threading
-
-    size = os.path.getsize(path)  # noqa: PTH202 - one call in a child process
-
-    def answer(sock: socket.socket) -> None:
-        with sock, open(path, "rb") as file:  # noqa: PTH123
-            while sock.recv(4096):
-                head = f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n"
-                sock.sendall(head.encode())
-                sent = 0
-                while sent < size:
-                    sent += os.sendfile(sock.fileno(), file.fileno(), sent, size - sent)
-
-    with socket.create_server(("127.0.0.1", 0), backlog=256) as listening:
-        ready.put(listening.getsockname()[1])
-        while True:
-            threading.Thread(target=answer, args=(listening.accept()[0],), daemon=True).start()
+def token(server: Server, scopes: list[str]) -> str:
+    """Log in once, as a client does that was answered 401; the Authorization for what follows."""
+    try:
+        _open(server, urllib.request.Request(f"{server.url}/v2/"))
+    except urllib.error.HTTPError as error:
+        challenge = dict(re.findall(r'(\w+)="([^"]*)"', error.headers["WWW-Authenticate"]))
+    else:
+        return ""
+    query = urllib.parse.urlencode(
+        [("service", challenge["service"]), *(("scope", scope) for scope in scopes)]
+    )
+    asked = urllib.request.Request(
+        f"{challenge['realm']}?{query}", headers={"Authorization": BASIC}
+    )
+    return f"Bearer {json.loads(_open(server, asked))['token']}"
 
 
-def ceiling(clients: int, size: int) -> Result:
-    """This load against a bare threaded sendfile server: what the machine can carry at most."""
-    context = multiprocessing.get_context("fork")
-    ready = context.SimpleQueue()
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(os.urandom(size))
-        file.flush()
-        server = context.Process(target=_bare_server, args=(file.name, ready), daemon=True)
-        server.start()
-        try:
-            return fleet(ready.get(), ["/"] * 4, clients)
-        finally:
-            server.terminate()
-            server.join()
+def token_path(scope: str) -> str:
+    query = urllib.parse.urlencode([("service", "mayfly"), ("scope", scope)])
+    return f"/auth/token?{query}"
 
 
-if __name__ == "__main__":
-    found = ceiling(clients=50, size=16 * 2**20)
-    print(f"load against a bare sendfile server: {found.mib_per_second:.0f} MiB/s")
+def put_image(server: Server, authorization: str, tag: str, layers: list[Blob]) -> str:
+    """Push config and manifest of an image whose layers are there; the manifest's digest."""
+    config = json.dumps({"architecture": "amd64", "os": "linux", "name": tag}).encode()
+    config_digest = sha256(config)
+    begun = _request(server, authorization, "POST", f"/v2/{REPOSITORY}/blobs/uploads/")
+    location = urllib.parse.urljoin(server.url, begun["Location"])
+    location += ("&" if "?" in location else "?") + f"digest={config_digest}"
+    _request(server, authorization, "PUT", location, config, "application/octet-stream")
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": config_digest, "size": len(config)},
+        "layers": [{"mediaType": OCI_LAYER, "digest": b.digest, "size": b.size} for b in layers],
+    }
+    body = json.dumps(document).encode()
+    path = f"/v2/{REPOSITORY}/manifests/{tag}"
+    _request(server, authorization, "PUT", path, body, OCI_MANIFEST)
+    return sha256(body)
+
+
+def check_manifest(server: Server, authorization: str, digest: str) -> None:
+    """Get a manifest and hash it.
+
+    Raises:
+        RuntimeError: it is another one.
+    """
+    asked = urllib.request.Request(f"{server.url}/v2/{REPOSITORY}/manifests/{digest}")
+    asked.add_header("Accept", OCI_MANIFEST)
+    if authorization:
+        asked.add_header("Authorization", authorization)
+    if sha256(_open(server, asked)) != digest:
+        raise RuntimeError(f"the manifest of {digest} is another one")
+
+
+def sha256(body: bytes) -> str:
+    """The digest of some content."""
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def _request(
+    server: Server,
+    authorization: str,
+    method: str,
+    url: str,
+    body: bytes = b"",
+    content_type: str = "",
+) -> dict[str, str]:
+    asked = urllib.request.Request(urllib.parse.urljoin(server.url, url), data=body, method=method)
+    if authorization:
+        asked.add_header("Authorization", authorization)
+    if content_type:
+        asked.add_header("Content-Type", content_type)
+    with urllib.request.urlopen(asked, timeout=60, context=server.trust()) as answer:
+        return dict(answer.headers)
+
+
+def _open(server: Server, asked: urllib.request.Request) -> bytes:
+    with urllib.request.urlopen(asked, timeout=60, context=server.trust()) as answer:
+        body: bytes = answer.read()
+        return body

@@ -1,122 +1,207 @@
-"""The registries that are measured: how each is started on an empty directory, and what it used.
+"""The registries that are measured: where their program is, and how each is started.
 
-A peer that is not installed is left out and named. Each runs with its defaults, but for the
-address, the directory and, where it logs every request, a quiet log.
+Each runs with its defaults but for the address, the directory, TLS, and a log of every request
+where it writes one. Mayfly alone runs with users and access checks; that favours its peers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-START_DEADLINE = 20.0
-_TICKS = os.sysconf("SC_CLK_TCK")
+BIN = Path(__file__).parent.parent / ".cache" / "bin"
+MAYFLY = str(Path(sys.executable).with_name("mayfly"))
 
 
-@dataclass
-class Server:
-    """A running registry.
+@dataclass(frozen=True)
+class Launch:
+    """What one start is given.
 
     Attributes:
-        name: of the peer.
-        port: on 127.0.0.1.
-        ready_seconds: from exec to the first 200 of ``/v2/``.
+        root: the directory of the store.
+        scratch: for configuration and state, empty at each start.
+        tls: certificate and key, None for plain HTTP.
+        auth: Mayfly's directory of users and grants, None for no users.
+        data, blobs: of the bare server: what it sends.
+        bundle: Mayfly serves it in place.
+    """
+
+    port: int
+    root: Path
+    scratch: Path
+    tls: tuple[Path, Path] | None
+    auth: Path | None
+    data: Path
+    blobs: Path
+    bundle: Path | None = None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One registry.
+
+    Attributes:
+        about: what a reader of the table has to know.
+        version: the command that prints it.
+        authenticates: whether it asks for a token.
+        keeps: what survives its end: ``"all"``, ``"blobs"`` or ``"nothing"``.
+        preload: a library that makes fsync free goes into it.
     """
 
     name: str
-    port: int
-    process: subprocess.Popen[bytes]
-    ready_seconds: float = 0.0
-    _pids: list[int] = field(default_factory=list)
+    about: str
+    program: str
+    command: Callable[[Launch], list[str]]
+    version: tuple[str, ...] = ()
+    tls: bool = True
+    authenticates: bool = False
+    keeps: str = "all"
+    preload: bool = False
 
-    def cpu_seconds(self) -> float:
-        """User and system time of the process so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+    @property
+    def path(self) -> str | None:
+        """Of its program; None if it is not installed."""
+        here = BIN / self.program
+        return str(here) if here.is_file() else shutil.which(self.program)
 
-    def peak_mib(self) -> float:
-        """Largest resident memory so far, in MiB."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-        raise RuntimeError("no VmHWM: the server has ended")
-
-
-def _mayfly(port: int, directory: Path) -> list[str]:
-    mayfly = Path(sys.executable).with_name("mayfly")
-    where = ["--root", str(directory / "root"), "--state-dir", str(directory / "state")]
-    return [str(mayfly), "serve", "--listen", f"127.0.0.1:{port}", *where]
+    def version_text(self) -> str:
+        if not self.path or not self.version:
+            return ""
+        command = [self.path, *self.version]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        found = re.search(r"v?\d+\.\d+\.\d+\S*", done.stdout + done.stderr)
+        return found[0] if found else ""
 
 
-def _docker_registry(port: int, directory: Path) -> list[str]:
-    config = directory / "config.yml"
-    config.write_text(
-        "version: 0.1\n"
-        "log: {level: error, accesslog: {disabled: true}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {directory / 'root'}}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
+def _mayfly(launch: Launch) -> list[str]:
+    command = [MAYFLY, "serve", *([str(launch.bundle)] if launch.bundle else [])]
+    command += ["--listen", f"127.0.0.1:{launch.port}", "--root", str(launch.root)]
+    command += ["--state-dir", str(launch.scratch / "state")]
+    # The end is not measured: no waiting for nodes that might ask for more.
+    command += ["--drain-timeout", "0s"]
+    if launch.auth:
+        command += ["--auth", str(launch.auth)]
+    if launch.tls:
+        command += ["--tls", ",".join(map(str, launch.tls))]
+    return command
+
+
+def _distribution(program: str) -> Callable[[Launch], list[str]]:
+    def command(launch: Launch) -> list[str]:
+        config = launch.scratch / "config.yml"
+        tls = ""
+        if launch.tls:
+            tls = f", tls: {{certificate: '{launch.tls[0]}', key: '{launch.tls[1]}'}}"
+        config.write_text(
+            "version: 0.1\n"
+            "log: {level: error, accesslog: {disabled: true}}\n"
+            "storage:\n"
+            f"  filesystem: {{rootdirectory: '{launch.root}'}}\n"
+            "  cache: {blobdescriptor: inmemory}\n"
+            f"http: {{addr: '127.0.0.1:{launch.port}'{tls}}}\n"
+        )
+        return [program, "serve", str(config)]
+
+    return command
+
+
+def _olareg(launch: Launch) -> list[str]:
+    where = ["--addr", "127.0.0.1", "--port", str(launch.port), "--dir", str(launch.root)]
+    if launch.tls:
+        where += ["--tls-cert", str(launch.tls[0]), "--tls-key", str(launch.tls[1])]
+    return [str(BIN / "olareg"), "serve", *where]
+
+
+def _crane(launch: Launch) -> list[str]:
+    address = f"127.0.0.1:{launch.port}"
+    disk = ["--disk", str(launch.root)]
+    return [str(BIN / "crane"), "registry", "serve", "--address", address, *disk]
+
+
+def _bare(launch: Launch) -> list[str]:
+    command = [str(BIN / "benchmark-load"), "serve", "--address", f"127.0.0.1:{launch.port}"]
+    command += ["--data", str(launch.data), "--blobs", str(launch.blobs)]
+    if launch.tls:
+        command += ["--cert", str(launch.tls[0]), "--key", str(launch.tls[1])]
+    return command
+
+
+_ALL = (
+    Peer(
+        "mayfly", "users and access checks on, durable", MAYFLY, _mayfly, ("--version",), True, True
+    ),
+    Peer(
+        "mayfly-nosync",
+        "the same with fsync made free, for the measurement only",
+        MAYFLY,
+        _mayfly,
+        authenticates=True,
+        preload=True,
+    ),
+    Peer(
+        "docker-registry",
+        "CNCF distribution 2.8 of Debian, no users, syncs each blob",
+        "docker-registry",
+        _distribution("docker-registry"),
+        ("--version",),
+    ),
+    Peer(
+        "distribution",
+        "CNCF distribution 3, no users, syncs each blob",
+        "registry",
+        _distribution(str(BIN / "registry")),
+        ("--version",),
+    ),
+    Peer("olareg", "no users, never syncs", "olareg", _olareg, ("version",)),
+    Peer(
+        "crane",
+        "`crane registry serve --disk`, no users, no TLS, manifests in memory, never syncs",
+        "crane",
+        _crane,
+        ("version",),
+        tls=False,
+        keeps="blobs",
+    ),
+    Peer(
+        "bare",
+        "no registry: keeps and checks nothing, the most that this load can carry",
+        "benchmark-load",
+        _bare,
+        keeps="nothing",
+    ),
+)
+
+PEERS = {peer.name: peer for peer in _ALL}
+
+RIVALS = ("docker-registry", "distribution", "olareg", "crane")
+"""Those that Mayfly is compared with."""
+
+MISSING_BY_NATURE = {"zot": "its Go module is not served by the proxy that this was built with"}
+"""Peers worth measuring that cannot be installed by ``benchmarks/install``, and why."""
+
+
+def free_fsync(directory: Path) -> Path | None:
+    """Build a library to preload that makes fsync free; None without a C compiler."""
+    if not shutil.which("cc"):
+        return None
+    source, library = directory / "nosync.c", directory / "nosync.so"
+    source.write_text(
+        "int fsync(int fd) { return 0; }\n"
+        "int fdatasync(int fd) { return 0; }\n"
+        "int syncfs(int fd) { return 0; }\n"
     )
-    return ["docker-registry", "serve", str(config)]
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
 
 
-PEERS: dict[str, tuple[str, Callable[[int, Path], list[str]]]] = {
-    "mayfly": (sys.executable, _mayfly),
-    "docker-registry": ("docker-registry", _docker_registry),
-}
-"""Name → the program it needs, and its command line for a port and a directory."""
-
-
-def installed() -> list[str]:
-    """The peers that can run here; the others are named on standard error."""
-    found = [name for name, (program, _) in PEERS.items() if shutil.which(program)]
-    for name in PEERS.keys() - set(found):
-        print(f"not installed, left out: {name}", file=sys.stderr)
+def environment(peer: Peer, library: Path | None) -> dict[str, str]:
+    found = {"OTEL_TRACES_EXPORTER": "none"}  # distribution 3 looks for a collector otherwise
+    if peer.preload:
+        found["LD_PRELOAD"] = os.fspath(library or "")
     return found
-
-
-@contextlib.contextmanager
-def serve(name: str, directory: Path) -> Iterator[Server]:
-    """Run a peer on ``directory`` until the block ends."""
-    port = _free_port()
-    command = PEERS[name][1](port, directory)
-    began = time.monotonic()
-    with (directory / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        server = Server(name, port, process)
-        _wait(server, began)
-        yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait(server: Server, began: float) -> None:
-    while time.monotonic() - began < START_DEADLINE:
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/v2/", timeout=5):
-                server.ready_seconds = time.monotonic() - began
-            return
-        if server.process.poll() is not None:
-            break
-        time.sleep(0.002)
-    raise RuntimeError(f"{server.name} did not come up; its log is beside its root")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,0 +1,3 @@
+module mayfly/benchmarks/load
+
+go 1.24

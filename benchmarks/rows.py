@@ -1,0 +1,295 @@
+"""The rows: one kind of work each, measured in the same way for every registry that can do it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks import catalog, load
+from benchmarks.bench import Bench, Figures, sync_tree
+from benchmarks.load import Blob, Data, Result
+from benchmarks.peers import RIVALS, Peer
+from benchmarks.server import Server
+
+GIB = 2**30
+
+RATE = "MiB/s"
+DURABLE = "MiB/s durable"
+CPU = "CPU s/GiB"
+LOAD_CPU = "load CPU s/GiB"
+REQUESTS = "requests/s"
+REQUEST_CPU = "CPU us/request"
+LOAD_REQUEST_CPU = "load CPU us/request"
+CORES = "server cores"
+"""CPU seconds of the server for each second of the clock."""
+
+P50 = "p50 ms"
+P99 = "p99 ms"
+PEAK = "peak MiB"
+START = "start ms"
+START_CPU = "start CPU ms"
+
+NODES = 50
+CONNECTIONS = 3
+"""Of each node: docker and containerd fetch three layers at once."""
+
+STORM_CLIENTS = 32
+STORM_SECONDS = 2.0
+
+Measure = Callable[[Bench, Peer, bool], Figures]
+"""Measure a registry; True in the first round, when content is verified, too (untimed)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of work.
+
+    Attributes:
+        main: the figure that registries are compared by.
+        peers: by name, those that can do it.
+    """
+
+    id: str
+    title: str
+    main: str
+    measure: Measure
+    peers: tuple[str, ...]
+    tls: bool = False
+
+
+def _push(
+    kind: str,
+    clients: int,
+    blobs: Callable[[Data], list[Blob]],
+    tls: bool,
+    bench: Bench,
+    peer: Peer,
+    verify: bool,
+) -> Figures:
+    chosen = blobs(bench.data)
+    os.sync()  # what others left to be written is not this registry's to wait for
+    with bench.empty() as root:
+        with bench.serve(peer, root, tls=tls) as server:
+            authorization = bench.login(server, peer)
+            before = server.cpu_seconds()
+            result = bench.push(server, authorization, kind, chosen, clients)
+            figures = _transfer(server, result, before)
+            syncing = sync_tree(root)
+            if verify:
+                bench.pull(server, authorization, chosen, verify=True)
+        figures[DURABLE] = result.bytes / load.MIB / (result.seconds + syncing)
+        bench.ciphers[peer.name] = result.cipher or bench.ciphers.get(peer.name, "")
+    return figures
+
+
+def _pull(repeat: int, tls: bool, bench: Bench, peer: Peer, verify: bool) -> Figures:
+    with bench.serve_stored(peer, tls=tls) as (server, authorization):
+        before = server.cpu_seconds()
+        blobs = bench.data.large
+        result = bench.pull(server, authorization, blobs, clients=2, repeat=repeat)
+        figures = _transfer(server, result, before)
+        if verify:
+            bench.pull(server, authorization, blobs, verify=True)
+    bench.ciphers[peer.name] = result.cipher or bench.ciphers.get(peer.name, "")
+    return figures
+
+
+def _fleet(tls: bool, bench: Bench, peer: Peer, verify: bool) -> Figures:
+    with bench.serve_stored(peer, tls=tls) as (server, authorization):
+        return _fleet_on(server, authorization, bench, verify)
+
+
+def _bundle_fleet(bench: Bench, peer: Peer, verify: bool) -> Figures:
+    bundle = bench.bundle()
+    with bench.empty() as root, bench.serve(peer, root, bundle=bundle) as server:
+        return _fleet_on(server, bench.login(server, peer), bench, verify)
+
+
+def _fleet_on(server: Server, authorization: str, bench: Bench, verify: bool) -> Figures:
+    layers = bench.data.layers
+    before = server.cpu_seconds()
+    result = bench.pull(
+        server,
+        authorization,
+        layers,
+        clients=NODES,
+        parallel=CONNECTIONS,
+        first=f"/v2/{load.REPOSITORY}/manifests/image",
+    )
+    figures = _transfer(server, result, before)
+    if verify:
+        bench.pull(server, authorization, layers, verify=True)
+    return figures
+
+
+def _manifest(method: str, bench: Bench, peer: Peer, verify: bool) -> Figures:
+    with bench.serve_stored(peer) as (server, authorization):
+        # As containerd does: HEAD by tag, GET by digest.
+        reference = "image" if method == "HEAD" else bench.image_digest
+        path = f"/v2/{load.REPOSITORY}/manifests/{reference}"
+        figures = _storm(server, authorization, method, path)
+        if verify and peer.keeps != "nothing":
+            load.check_manifest(server, authorization, bench.image_digest)
+    return figures
+
+
+def _tokens(bench: Bench, peer: Peer, verify: bool) -> Figures:
+    with bench.serve_stored(peer) as (server, _):
+        path = load.token_path(f"repository:{load.REPOSITORY}:pull")
+        return _storm(server, load.BASIC, "GET", path)
+
+
+def _start(auth: bool, tls: bool, probe: str, bench: Bench, peer: Peer, verify: bool) -> Figures:
+    with bench.serve(peer, bench.stored(peer), auth=auth, tls=tls, probe=probe) as server:
+        return {
+            START: server.ready_seconds * 1000,
+            START_CPU: server.ready_cpu_seconds * 1000,
+            PEAK: server.peak_mib(),
+        }
+
+
+def _storm(server: Server, authorization: str, method: str, path: str) -> Figures:
+    cpu = server.cpu_seconds()
+    result = load.run(
+        server,
+        "requests",
+        authorization,
+        method=method,
+        path=path,
+        clients=STORM_CLIENTS,
+        seconds=STORM_SECONDS,
+    )
+    cpu = server.cpu_seconds() - cpu
+    return {
+        REQUESTS: result.count / result.seconds,
+        REQUEST_CPU: cpu / result.count * 1e6,
+        LOAD_REQUEST_CPU: result.cpu_seconds / result.count * 1e6,
+        CORES: cpu / result.seconds,
+        P50: result.p50_ms,
+        P99: result.p99_ms,
+        PEAK: server.peak_mib(),
+    }
+
+
+def _transfer(server: Server, result: Result, cpu_before: float) -> Figures:
+    gib = result.bytes / GIB
+    cpu = server.cpu_seconds() - cpu_before
+    return {
+        RATE: result.bytes / load.MIB / result.seconds,
+        CPU: cpu / gib,
+        LOAD_CPU: result.cpu_seconds / gib,
+        CORES: cpu / result.seconds,
+        P50: result.p50_ms,
+        P99: result.p99_ms,
+        PEAK: server.peak_mib(),
+    }
+
+
+def _large(data: Data) -> list[Blob]:
+    return data.large
+
+
+def _middle(data: Data) -> list[Blob]:
+    return data.middle
+
+
+_PULLERS = ("mayfly", *RIVALS, "bare")
+_PUSHERS = ("mayfly", "mayfly-nosync", *RIVALS, "bare")
+_OWN = ("mayfly",)
+
+_ALL = (
+    Row(
+        "push-patch",
+        "push 2 x 256 MiB, streamed PATCH as docker does, 1 client",
+        RATE,
+        partial(_push, "push-patch", 1, _large, False),
+        _PUSHERS,
+    ),
+    Row(
+        "push-patch-4",
+        "push 8 x 64 MiB, streamed PATCH, 4 clients",
+        RATE,
+        partial(_push, "push-patch", 4, _middle, False),
+        _PUSHERS,
+    ),
+    Row(
+        "push-put",
+        "push 2 x 256 MiB, PUT with Content-Length as containerd and crane do, 1 client",
+        RATE,
+        partial(_push, "push-put", 1, _large, False),
+        _PUSHERS,
+    ),
+    Row(
+        "push-tls",
+        "push 2 x 256 MiB over TLS, streamed PATCH, 1 client",
+        RATE,
+        partial(_push, "push-patch", 1, _large, True),
+        _PUSHERS,
+        tls=True,
+    ),
+    Row(
+        "pull-http",
+        "pull 2 x 256 MiB four times, 2 clients",
+        RATE,
+        partial(_pull, 4, False),
+        _PULLERS,
+    ),
+    Row(
+        "pull-tls",
+        "pull 2 x 256 MiB twice over TLS, 2 clients",
+        RATE,
+        partial(_pull, 2, True),
+        _PULLERS,
+        tls=True,
+    ),
+    Row(
+        "fleet-http",
+        "50 nodes pull a manifest and 6 layers of 16 MiB, 3 at once each",
+        RATE,
+        partial(_fleet, False),
+        _PULLERS,
+    ),
+    Row("fleet-tls", "the same over TLS", RATE, partial(_fleet, True), _PULLERS, tls=True),
+    Row("fleet-bundle", "the same from a bundle where it lies", RATE, _bundle_fleet, _OWN),
+    Row(
+        "manifest-get",
+        "GET a manifest by digest, 32 connections",
+        REQUESTS,
+        partial(_manifest, "GET"),
+        _PULLERS,
+    ),
+    Row(
+        "manifest-head",
+        "HEAD a manifest by tag, 32 connections",
+        REQUESTS,
+        partial(_manifest, "HEAD"),
+        _PULLERS,
+    ),
+    Row("tokens", "tokens for known credentials, 32 connections", REQUESTS, _tokens, _OWN),
+    Row(
+        "start",
+        "exec to the first 200 of /v2/, no users",
+        START,
+        partial(_start, False, False, "/v2/"),
+        _PULLERS,
+    ),
+    Row(
+        "start-secure",
+        "exec to the first 200 of /readyz over TLS, with users",
+        START,
+        partial(_start, True, True, "/readyz"),
+        _OWN,
+        tls=True,
+    ),
+    Row(
+        "catalog",
+        "10,000 repositories of 10 tags against 100: pages of 100, and the start",
+        catalog.PAGE,
+        catalog.measure,
+        ("mayfly", "docker-registry", "distribution"),
+    ),
+)
+
+ROWS = {row.id: row for row in _ALL}
