@@ -61,8 +61,12 @@ class DistributionStore(DirectoryReader):
 
     # Blobs
 
-    def begin_upload(self, repository: str, algorithm: str) -> DirectoryUpload:
-        return self._uploads.begin(repository, algorithm)
+    def begin_upload(
+        self, repository: str, algorithm: str, *, resumable: bool = True
+    ) -> DirectoryUpload:
+        if resumable:
+            return self._uploads.begin(repository, algorithm)
+        return self._uploads.begin_private(repository, algorithm)
 
     def upload(self, repository: str, upload_id: str) -> DirectoryUpload:
         return self._uploads.find(repository, upload_id)

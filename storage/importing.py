@@ -9,6 +9,7 @@ was or as it will be. Runs beside a server on the same root.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from storage.bundle.layer import Layer
 from storage.digest import Digest
 from storage.distribution import DistributionStore
-from storage.errors import BlobUnknown, ManifestUnknown, StorageError
+from storage.errors import BlobUnknown, ManifestUnknown, StorageError, UploadUnknown
 from storage.images import load, repositories
 from storage.interface import Extent
 from storage.manifest import Manifest
@@ -121,13 +122,14 @@ def carry_out(
 def _copy(
     store: DistributionStore, repository: str, digest: Digest, extent: Extent, progress: Progress
 ) -> None:
-    upload = store.begin_upload(repository, digest.algorithm)
+    upload = store.begin_upload(repository, digest.algorithm, resumable=False)
     try:
         upload.copy(extent, progress)
+        upload.commit(digest)
     except BaseException:
-        upload.cancel()
+        with contextlib.suppress(UploadUnknown):
+            upload.cancel()
         raise
-    upload.commit(digest)
 
 
 def _link(store: DistributionStore, repository: str, digest: Digest) -> None:

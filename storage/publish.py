@@ -52,9 +52,10 @@ class Publisher:
 
     def __init__(self, root: Path, scratch: Path, kept: Collection[Path] = ()) -> None:
         self._root = root
-        self._kept = {root, *kept}
+        self._wanted = kept
         self._scratch_parent = scratch
         self._scratch = scratch / uuid.uuid4().hex
+        self._kept = {root, *kept, self._scratch}
         self._alive: int | None = None
         self._durable: set[Path] = set()
         self._lock = threading.RLock()
@@ -62,7 +63,7 @@ class Publisher:
     def open(self) -> None:
         """Make the root, and drop what processes that are gone left half written."""
         self._make_root(self._root)
-        for directory in (*self._kept, self._scratch_parent):
+        for directory in (*self._wanted, self._scratch_parent):
             self.make_directory(directory)
         parent = os.open(self._scratch_parent, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -111,6 +112,17 @@ class Publisher:
         with full_disk_is_domain_error():
             _fsync(source)
             self._rename(source, target)
+
+    def private_directory(self) -> Path:
+        """A new directory among the temporary files, gone for good once this process is.
+
+        Raises:
+            StorageFull: nothing was changed.
+        """
+        with full_disk_is_domain_error():
+            directory = self._scratch / uuid.uuid4().hex
+            directory.mkdir()
+            return directory
 
     def put_directory(self, target: Path, files: Mapping[str, bytes]) -> None:
         """Make a directory with these files visible at once; nothing of it is synced.

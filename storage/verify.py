@@ -6,6 +6,7 @@ ordinary way in: bytes are hashed as they are copied and published only if they 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from storage.digest import Digest, hasher
 from storage.distribution import DistributionStore
+from storage.errors import UploadUnknown
 from storage.images import images
 from storage.uploads import DirectoryUpload
 
@@ -97,17 +99,15 @@ def repair(store: DistributionStore, finding: Finding, fetch: Fetch) -> bool:
     repository = finding.image.rpartition(":")[0] or next(store.holders(finding.digest), "")
     if not repository:
         return False
-    upload = store.begin_upload(repository, finding.digest.algorithm)
+    upload = store.begin_upload(repository, finding.digest.algorithm, resumable=False)
     try:
-        found = fetch(repository, finding.digest, upload)
-    except BaseException:
-        upload.cancel()
-        raise
-    if not found:
-        upload.cancel()
-        return False
-    upload.commit(finding.digest)
-    return True
+        if not fetch(repository, finding.digest, upload):
+            return False
+        upload.commit(finding.digest)
+        return True
+    finally:
+        with contextlib.suppress(UploadUnknown):
+            upload.cancel()
 
 
 def _hash_all(
