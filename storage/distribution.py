@@ -91,9 +91,10 @@ class DistributionStore(DirectoryReader):
             raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
 
     def _publish_blob(self, repository: str, digest: Digest, data: Path) -> None:
-        # Also over an equal blob that is there: its age starts anew, and a copy that something
-        # outside damaged is mended.
+        # Also over an equal blob that is there: a copy that something outside damaged is mended.
         with self._gate.referring():
+            # Its age begins now, not with the last byte: a client may finish a day later.
+            os.utime(data)
             self._publisher.adopt(data, self._layout.data(digest))
             self._link(self._layout.layer_link(repository, digest), digest)
 
