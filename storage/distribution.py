@@ -21,6 +21,7 @@ from storage.errors import (
     BlobUnknown,
     DigestInvalid,
     ManifestBlobUnknown,
+    ManifestUnknown,
     SizeInvalid,
     StorageError,
 )
@@ -82,6 +83,7 @@ class DistributionStore(DirectoryReader):
             return extent
 
     def mount(self, repository: str, digest: Digest, source: str) -> None:
+        self._publisher.confirm(self._layout.data(digest))
         with self._gate.referring():
             self._touch(self.blob(source, digest))
             self._link(self._layout.layer_link(repository, digest), digest)
@@ -109,6 +111,7 @@ class DistributionStore(DirectoryReader):
                 f"manifest does not match digest {digest}: received {actual}",
                 {"expected": str(digest), "actual": str(actual)},
             )
+        self._confirm_references(repository, manifest)
         with self._lock(repository), self._gate.referring():
             self._check_references(repository, manifest)
             self._publisher.write(self._layout.data(digest), manifest.body)
@@ -123,16 +126,34 @@ class DistributionStore(DirectoryReader):
         with self._lock(repository):
             link = self._layout.revision_link(repository, digest)
             if not link.exists():
+                self._publisher.confirm_absent(link)
                 raise manifest_unknown(str(digest))
             for tag in self.tags(repository):
                 if self.read_link(self._layout.tag_link(repository, tag)) == digest:
                     self._publisher.remove_tree(self._layout.tag(repository, tag))
+            # Also of those that a deletion removed which was cut off: no tag comes back to nothing.
+            self._publisher.confirm_absent(self._layout.tags(repository) / "any")
             self._publisher.remove(link)
 
     def delete_tag(self, repository: str, tag: str) -> None:
         with self._lock(repository):
-            self.tag(repository, tag)
-            self._publisher.remove_tree(self._layout.tag(repository, tag))
+            directory = self._layout.tag(repository, tag)
+            try:
+                self.tag(repository, tag)
+            except ManifestUnknown:
+                self._publisher.confirm_absent(directory)
+                raise
+            self._publisher.remove_tree(directory)
+
+    def _confirm_references(self, repository: str, manifest: Manifest) -> None:
+        """What a manifest names is durable before the manifest is, whoever pushed it."""
+        for link_of, descriptors in (
+            (self._layout.layer_link, manifest.blobs),
+            (self._layout.revision_link, manifest.manifests),
+        ):
+            for descriptor in descriptors:
+                self._publisher.confirm(self._layout.data(descriptor.digest))
+                self._publisher.confirm(link_of(repository, descriptor.digest))
 
     def _check_references(self, repository: str, manifest: Manifest) -> None:
         missing: list[dict[str, str]] = []
@@ -171,7 +192,9 @@ class DistributionStore(DirectoryReader):
     # Links
 
     def _link(self, link: Path, digest: Digest) -> None:
-        if self.read_link(link) != digest:
+        if self.read_link(link) == digest:
+            self._publisher.confirm(link)
+        else:
             self._publisher.write(link, str(digest).encode())
 
     def _lock(self, repository: str) -> threading.Lock:

@@ -33,6 +33,7 @@ APT_PACKAGES = {
     "podman": "podman",
     "runc": "runc",
     "skopeo": "skopeo",
+    "strace": "strace",
 }
 
 T = TypeVar("T")
