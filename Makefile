@@ -32,9 +32,11 @@ $(STAMP): pyproject.toml
 benchmark: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# The long form of the tests that hammer a server.
+# The long form of the tests that hammer a server; -s shows what each did.
+SOAKED := tests/registry/test_collecting.py tests/faults/test_crash.py tests/faults/test_power.py
+
 soak: $(STAMP)
-	MAYFLY_SOAK_SECONDS=60 $(BIN)/pytest tests/registry/test_collecting.py $(ARGS)
+	MAYFLY_SOAK=1 MAYFLY_SOAK_SECONDS=60 MAYFLY_SOAK_ROUNDS=1000 $(BIN)/pytest -s $(SOAKED) $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

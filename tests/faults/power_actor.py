@@ -32,13 +32,13 @@ INDEX = (
 
 def pushed(story: Story) -> None:
     """What `push_all` is told, answer by answer."""
+    for blob in BLOBS:
+        with story.request(story.blob(COPY, blob)):
+            pass
     # That a blob is there already is no promise yet; that its manifest was taken is one.
     image = story.blob(APP, BLOBS[0]) | story.blob(APP, BLOBS[1])
     with story.request(image | story.manifest(APP, IMAGE, "v1")):
         pass
-    for blob in BLOBS:
-        with story.request(story.blob(COPY, blob)):
-            pass
     with story.request(story.manifest(COPY, IMAGE)):
         pass
     with story.request(story.manifest(COPY, INDEX, "all")):
@@ -52,10 +52,10 @@ def push_all(store: DistributionStore) -> None:
             store.hold(APP, digests.of(blob))
         except BlobUnknown:
             push(store, APP, blob)
-    _put(store, APP, IMAGE, "v1")
     for blob in BLOBS:
         store.mount(COPY, digests.of(blob), APP)
         _answer()
+    _put(store, APP, IMAGE, "v1")
     _put(store, COPY, IMAGE)
     _put(store, COPY, INDEX, "all")
 

@@ -18,7 +18,7 @@ from tests.process import REPO, Process, need
 
 CALLS = (
     "open,openat,creat,write,pwrite64,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,"
-    "copy_file_range,fsync,fdatasync,syncfs,sync,rename,renameat,renameat2,link,linkat,symlink,symlinkat,"
+    "copy_file_range,fsync,fdatasync,rename,renameat,renameat2,link,linkat,symlink,symlinkat,"
     "mkdir,mkdirat,rmdir,unlink,unlinkat,sendto,sendmsg"
 )
 
@@ -33,8 +33,8 @@ _OFFSET = re.compile(r"\[(\d+)\]")
 class Step:
     """One call below the directory: paths are relative to it.
 
-    ``kind`` is create, mkdir, write, truncate, sync, sync everything, rename, remove or answer.
-    ``at`` is the offset of a write, None at the end of the file.
+    ``kind`` is create, mkdir, write, truncate, sync, rename, remove or answer; a test may also say
+    sync everything. ``at`` is the offset of a write, None at the end of the file.
     """
 
     kind: str
@@ -119,8 +119,6 @@ def _steps(name: str, arguments: str, result: int, home: Path) -> Iterator[Step]
         case "fsync" | "fdatasync":
             if path := _descriptor(arguments, home):
                 yield Step("sync", path)
-        case "syncfs" | "sync":
-            yield Step("sync everything")
         case _:
             paths = _paths(arguments, strings, home)
             yield from _named(name, arguments, paths, home)

@@ -1,6 +1,6 @@
 """The server is killed at any moment, again and again: nothing acknowledged is lost.
 
-`make soak` runs the long form: MAYFLY_SOAK_ROUNDS kills, over several stores at once.
+`make soak` runs the long form of MAYFLY_SOAK_ROUNDS kills.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from tests.faults.crash_model import blobs_in
 from tests.faults.crash_world import World
 
 SOAK = int(os.environ.get("MAYFLY_SOAK_ROUNDS", "0"))
+"""How many times to kill; the short form kills a few times."""
+
 ROUNDS = SOAK or 12
-ROUNDS_OVER_A_BUNDLE = SOAK // 10 or 3
+ROUNDS_OVER_A_BUNDLE = SOAK // 10 or 2
 STORES = int(os.environ.get("MAYFLY_SOAK_STORES", "2"))
 """Beaten at the same time."""
 

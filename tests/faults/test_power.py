@@ -25,11 +25,13 @@ from tests.faults.power_actor import deleted, pushed
 from tests.faults.power_disk import Disk
 from tests.faults.power_story import Changes, Story, Told, begun_again, check, check_acknowledged
 from tests.faults.power_trace import Step, need_strace, recorded
-from tests.process import Process, remove_tree
+from tests.process import Mayfly, Process, remove_tree
 from tests.storage.disk import skip_sync
 
 SOAK = os.environ.get("MAYFLY_SOAK") == "1"
-WINDOW = 12 if SOAK else 3
+"""The long form: every point to kill a process at, and more ways in which the disk loses."""
+
+WINDOW = 12 if SOAK else 2
 """How many of the last changes are lost or kept one by one."""
 
 APP, COPY, BUNDLED = "team/app", "team/copy", "bundled/app"
@@ -257,6 +259,32 @@ def test_power_may_fail_at_any_moment(home: Path, states: Path, quick_sync: None
     looked = _look_at_every_state(Disk(WINDOW), steps, told, states)
     print(f"{len(steps)} steps, {len(told) - 1} answers, {looked} states")
     assert looked > len(told)
+    _serve_some_states(steps, told, home)
+
+
+def _serve_some_states(steps: list[Step], told: list[Told], home: Path) -> None:
+    """After some steps, what lost everything that was not synced is served by a real server."""
+    disk = Disk(WINDOW)
+    answers = 0
+    some = range(len(steps) // 2, len(steps), len(steps) // (20 if SOAK else 4))
+    for number, step in enumerate(steps):
+        answers += step.kind == "answer"
+        disk.do(step)
+        if number in some:
+            place = home / f"served{number}"
+            power_disk.build(next(disk.after_power_loss()), place)
+            with Mayfly(place / "root", place / "state") as server:
+                for key in told[answers].keys:
+                    assert _served(server, key) in told[answers].allowed(key), (number, key)
+
+
+def _served(server: Mayfly, key: Key) -> str | None:
+    """The digest of what a server gives for a key."""
+    with closing(http.client.HTTPConnection(server.host, timeout=60)) as connection:
+        connection.request("GET", key.path)
+        answer = connection.getresponse()
+        body = answer.read()
+        return digest_of(body) if answer.status == 200 else None
 
 
 def _act(home: Path, what: str) -> list[Step]:
@@ -282,7 +310,7 @@ def _cuts(steps: list[Step]) -> list[int]:
         for number, step in enumerate(steps, 1)
         if step.kind in ("rename", "remove") and "/scratch/" not in (step.target or step.path)
     ]
-    return shown if SOAK else shown[:: len(shown) // 3]
+    return shown if SOAK else shown[len(shown) // 3 :: len(shown) // 2]
 
 
 @pytest.mark.parametrize("what", ["push", "delete"])
