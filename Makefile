@@ -33,11 +33,11 @@ benchmark: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # The long form of the tests that hammer a server: seconds of clients at work, sequences for each
-# model, networks for each client.
+# model, networks for each client, servers killed. -s shows what each did.
 soak: $(STAMP)
-	MAYFLY_SOAK_SECONDS=60 MAYFLY_SOAK_EXAMPLES=200 MAYFLY_SOAK_SEEDS=5 \
-		$(BIN)/pytest tests/registry/test_collecting.py tests/bundle/test_interrupted.py tests/faults tests/clients/test_faults.py $(ARGS)
-	MAYFLY_FUZZ_REQUESTS=10000 MAYFLY_FUZZ_EXAMPLES=2000 $(BIN)/pytest tests/fuzz -s $(ARGS)
+	MAYFLY_SOAK=1 MAYFLY_SOAK_SECONDS=60 MAYFLY_SOAK_EXAMPLES=200 MAYFLY_SOAK_SEEDS=5 MAYFLY_SOAK_ROUNDS=1000 \
+		$(BIN)/pytest -s tests/registry/test_collecting.py tests/bundle/test_interrupted.py tests/faults tests/clients/test_faults.py $(ARGS)
+	MAYFLY_FUZZ_REQUESTS=10000 MAYFLY_FUZZ_EXAMPLES=2000 $(BIN)/pytest -s tests/fuzz $(ARGS)
 
 # Known vulnerabilities of what is installed; exit code 2 where nobody could be asked.
 audit: $(STAMP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 
@@ -15,7 +16,7 @@ from registry.receive import receive
 from registry.request import Request
 from storage import digest as digests
 from storage.digest import CANONICAL, Digest
-from storage.errors import BlobUnknown, DigestInvalid, SizeInvalid, UploadOffset
+from storage.errors import BlobUnknown, DigestInvalid, SizeInvalid, UploadOffset, UploadUnknown
 from storage.interface import Upload
 from storage.names import check_repository
 
@@ -84,14 +85,17 @@ async def cancel(context: Context, http: HTTPRequest, request: Request) -> Strea
 async def _monolithic(
     context: Context, http: HTTPRequest, request: Request, digest: Digest
 ) -> StreamResponse:
-    upload = await in_thread(context.store.begin_upload, request.repository, digest.algorithm)
+    upload = await in_thread(
+        context.store.begin_upload, request.repository, digest.algorithm, resumable=False
+    )
     try:
         await receive(context.observer.activity, http, upload, 0)
+        await in_thread(upload.commit, digest)
     except BaseException:
         # The client never learned of the session, so nobody could go on with it.
-        await in_thread(upload.cancel)
+        with contextlib.suppress(UploadUnknown):
+            await in_thread(upload.cancel)
         raise
-    await in_thread(upload.commit, digest)
     return _created(request, digest)
 
 

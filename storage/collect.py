@@ -48,6 +48,12 @@ class Holdings(Protocol):
     def revisions(self, repository: str) -> Iterable[Digest]:
         """All manifests linked in a repository."""
 
+    def revision_entries(self, repository: str) -> Iterable[Digest]:
+        """All manifests that are or were linked in a repository."""
+
+    def is_linked(self, repository: str, digest: Digest) -> bool:
+        """Whether a manifest is linked."""
+
     def read_manifest(self, repository: str, digest: Digest) -> bytes:
         """A manifest's bytes.
 
@@ -82,6 +88,8 @@ class Collector:
             ContentCorrupt: a manifest cannot be read, so what it refers to is not known; nothing
                 was removed.
         """
+        if not dry_run:
+            self._publisher.tidy()
         oldest = self._moment() - grace
         marked = self._mark()
         garbage = [
@@ -89,7 +97,10 @@ class Collector:
             for d, _ in self._holdings.stored_blobs()
             if d not in marked and self._is_older(d, oldest)
         ]
-        links = self._links_of(set(garbage)) if garbage and not dry_run else {}
+        links: dict[Digest, list[Path]] = {}
+        if garbage and not dry_run:
+            self._confirm_deletions()
+            links = self._links_of(set(garbage))
         removed: list[Digest] = []
         size = 0
         for digest in garbage:
@@ -129,6 +140,16 @@ class Collector:
                 marked.add(digest)
                 marked.update(self._references(repository, digest))
         return marked
+
+    def _confirm_deletions(self) -> None:
+        """No manifest that was not marked may come back after a power cut, without its blobs.
+
+        One whose removal is not durable yet has still got its directory.
+        """
+        for repository in self._holdings.every_repository():
+            for digest in self._holdings.revision_entries(repository):
+                if not self._holdings.is_linked(repository, digest):
+                    self._publisher.confirm_absent(self._layout.revision_link(repository, digest))
 
     def _references(self, repository: str, digest: Digest) -> list[Digest]:
         try:

@@ -23,6 +23,7 @@ from storage.errors import (
     BlobUnknown,
     DigestInvalid,
     ManifestBlobUnknown,
+    ManifestUnknown,
     SizeInvalid,
     StorageError,
     UploadUnknown,
@@ -68,8 +69,12 @@ class DistributionStore(DirectoryReader):
 
     # Blobs
 
-    def begin_upload(self, repository: str, algorithm: str) -> DirectoryUpload:
-        return self._uploads.begin(repository, algorithm)
+    def begin_upload(
+        self, repository: str, algorithm: str, *, resumable: bool = True
+    ) -> DirectoryUpload:
+        if resumable:
+            return self._uploads.begin(repository, algorithm)
+        return self._uploads.begin_private(repository, algorithm)
 
     @contextlib.contextmanager
     def copying(self, repository: str, algorithm: str) -> Iterator[DirectoryUpload]:
@@ -103,6 +108,7 @@ class DistributionStore(DirectoryReader):
             return extent
 
     def mount(self, repository: str, digest: Digest, source: str) -> None:
+        self._publisher.confirm(self._layout.data(digest))
         with self._gate.referring():
             self._touch(self.blob(source, digest))
             self._link(self._layout.layer_link(repository, digest), digest)
@@ -133,6 +139,7 @@ class DistributionStore(DirectoryReader):
                 f"manifest does not match digest {digest}: received {actual}",
                 {"expected": str(digest), "actual": str(actual)},
             )
+        self._confirm_references(repository, manifest)
         with self._lock(repository), self._gate.referring():
             self._check_references(repository, manifest)
             self._publisher.write(self._layout.data(digest), manifest.body)
@@ -157,15 +164,33 @@ class DistributionStore(DirectoryReader):
     def _delete_manifest(self, repository: str, digest: Digest) -> None:
         link = self._layout.revision_link(repository, digest)
         if not link.exists():
+            self._publisher.confirm_absent(link)
             raise manifest_unknown(str(digest))
         for tag in self.tags(repository):
             if self.read_link(self._layout.tag_link(repository, tag)) == digest:
                 self._publisher.remove_tree(self._layout.tag(repository, tag))
+        # Also of those that a deletion removed which was cut off: no tag comes back to nothing.
+        self._publisher.confirm_absent(self._layout.tags(repository) / "any")
         self._publisher.remove(link)
 
     def _delete_tag(self, repository: str, tag: str) -> None:
-        self.tag(repository, tag)
-        self._publisher.remove_tree(self._layout.tag(repository, tag))
+        directory = self._layout.tag(repository, tag)
+        try:
+            self.tag(repository, tag)
+        except ManifestUnknown:
+            self._publisher.confirm_absent(directory)
+            raise
+        self._publisher.remove_tree(directory)
+
+    def _confirm_references(self, repository: str, manifest: Manifest) -> None:
+        """What a manifest names is durable before the manifest is, whoever pushed it."""
+        for link_of, descriptors in (
+            (self._layout.layer_link, manifest.blobs),
+            (self._layout.revision_link, manifest.manifests),
+        ):
+            for descriptor in descriptors:
+                self._publisher.confirm(self._layout.data(descriptor.digest))
+                self._publisher.confirm(link_of(repository, descriptor.digest))
 
     def _check_references(self, repository: str, manifest: Manifest) -> None:
         missing: list[dict[str, str]] = []
@@ -204,7 +229,9 @@ class DistributionStore(DirectoryReader):
     # Links
 
     def _link(self, link: Path, digest: Digest) -> None:
-        if self.read_link(link) != digest:
+        if self.read_link(link) == digest:
+            self._publisher.confirm(link)
+        else:
             self._publisher.write(link, str(digest).encode())
 
     def _lock(self, repository: str) -> threading.Lock:

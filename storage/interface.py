@@ -117,8 +117,12 @@ class Upload(Protocol):
 class Store(Reader, Protocol):
     """A store that also takes content. A read-only one raises `ReadOnly` from each of these."""
 
-    def begin_upload(self, repository: str, algorithm: str) -> Upload:
+    def begin_upload(self, repository: str, algorithm: str, *, resumable: bool = True) -> Upload:
         """Start an upload session whose bytes are hashed with ``algorithm`` as they come.
+
+        Args:
+            resumable: whether `upload` is to find it, also after a restart. One whose id nobody
+                is told is better dropped by a restart than kept.
 
         Raises:
             DigestInvalid: the algorithm is not supported.

@@ -5,6 +5,9 @@ the directory. A crash at any point leaves the old state or the new one. After p
 directory entry exists only once its parent was synced, so directories made on the way are synced
 into their parents too. The order follows what ext4 and XFS promise; see fsync(2), rename(2) and
 Pillai et al., "All File Systems Are Not Created Equal" (OSDI 2014).
+
+What is seen need not be durable: whoever made it may not have synced it yet, or have died before
+that. So nothing is relied on before it was confirmed, nor that something is absent.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from pathlib import Path
 from storage.errors import StorageFull
 
 _OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
-_MAX_KNOWN_DIRECTORIES = 20_000
+_MAX_KNOWN = 20_000
+"""Paths known to be durable that are held in memory."""
 _MAX_ATTEMPTS = 64
 _PATIENCE = 8
 
@@ -52,9 +56,10 @@ class Publisher:
 
     def __init__(self, root: Path, scratch: Path, kept: Collection[Path] = ()) -> None:
         self._root = root
-        self._kept = {root, *kept}
+        self._wanted = kept
         self._scratch_parent = scratch
         self._scratch = scratch / uuid.uuid4().hex
+        self._kept = {root, *kept, self._scratch}
         self._alive: int | None = None
         self._durable: set[Path] = set()
         self._lock = threading.RLock()
@@ -67,20 +72,18 @@ class Publisher:
     def open(self) -> None:
         """Make the root, and drop what processes that are gone left half written."""
         self._make_root(self._root)
-        for directory in (*self._kept, self._scratch_parent):
+        for directory in (*self._wanted, self._scratch_parent):
             self.make_directory(directory)
-        parent = os.open(self._scratch_parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            # One at a time, or a directory could be taken for a dead process's before its lock.
-            fcntl.flock(parent, fcntl.LOCK_EX)
-            for leftover in self._scratch_parent.iterdir():
-                if not _is_locked(leftover):
-                    shutil.rmtree(leftover, ignore_errors=True)
+        with self._alone():
+            self._tidy()
             self._scratch.mkdir()
             self._alive = os.open(self._scratch, os.O_RDONLY | os.O_CLOEXEC)
             fcntl.flock(self._alive, fcntl.LOCK_EX)
-        finally:
-            os.close(parent)
+
+    def tidy(self) -> None:
+        """Drop what processes that are gone left half written."""
+        with self._alone():
+            self._tidy()
 
     def close(self) -> None:
         """Give up the scratch directory."""
@@ -126,6 +129,39 @@ class Publisher:
             _fsync(source)
             self._rename(source, target)
 
+    def private_directory(self) -> Path:
+        """A new directory among the temporary files, gone for good once this process is.
+
+        Raises:
+            StorageFull: nothing was changed.
+        """
+        with full_disk_is_domain_error():
+            directory = self._scratch / uuid.uuid4().hex
+            directory.mkdir()
+            return directory
+
+    def confirm(self, target: Path) -> None:
+        """Make durable a file that is there, whoever published it; nothing where there is none."""
+        with self._lock:
+            if target in self._durable:
+                return
+        with contextlib.suppress(FileNotFoundError):
+            _fsync(target)
+            self.make_directory(target.parent)
+            _fsync(target.parent)
+            self._remember(target)
+
+    def confirm_absent(self, target: Path) -> None:
+        """Make durable that a file or tree is gone, whoever removed it, and prune after that."""
+        directory = target.parent
+        while True:
+            try:
+                _fsync(directory)
+                break
+            except (FileNotFoundError, NotADirectoryError):
+                directory = directory.parent
+        self.prune(target.parent)
+
     def put_directory(self, target: Path, files: Mapping[str, bytes]) -> None:
         """Make a directory with these files visible at once; nothing of it is synced.
 
@@ -145,14 +181,15 @@ class Publisher:
 
     def remove(self, target: Path) -> bool:
         """Durably remove a file and the directories that leaves empty; False when it was absent."""
+        with self._lock:
+            self._durable.discard(target)
         try:
             target.unlink()
+            removed = True
         except FileNotFoundError:
-            return False
-        with contextlib.suppress(FileNotFoundError):
-            _fsync(target.parent)
-        self.prune(target.parent)
-        return True
+            removed = False
+        self.confirm_absent(target)
+        return removed
 
     def remove_tree(self, directory: Path) -> bool:
         """Durably remove a directory at once; False when it was absent.
@@ -168,11 +205,9 @@ class Publisher:
                 return False
             self._durable = {d for d in self._durable if not d.is_relative_to(directory)}
         try:
-            with contextlib.suppress(FileNotFoundError):
-                _fsync(directory.parent)
+            self.confirm_absent(directory)
         finally:
             shutil.rmtree(doomed, ignore_errors=True)
-        self.prune(directory.parent)
         return True
 
     def make_directory(self, directory: Path) -> None:
@@ -187,10 +222,7 @@ class Publisher:
         # Also when another thread made it a moment ago and has not synced it yet.
         if directory != self._root:
             _fsync(directory.parent)
-        with self._lock:
-            if len(self._durable) >= _MAX_KNOWN_DIRECTORIES:
-                self._durable.clear()
-            self._durable.add(directory)
+        self._remember(directory)
 
     def prune(self, directory: Path) -> None:
         """Remove a directory and its parents as far as they are empty."""
@@ -203,20 +235,45 @@ class Publisher:
                 self._durable.discard(directory)
             directory = directory.parent
 
+    def _remember(self, path: Path) -> None:
+        with self._lock:
+            if len(self._durable) >= _MAX_KNOWN:
+                self._durable.clear()
+            self._durable.add(path)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time, or a directory could be taken for a dead one's before its lock."""
+        parent = os.open(self._scratch_parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(parent, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(parent)
+
+    def _tidy(self) -> None:
+        for leftover in self._scratch_parent.iterdir():
+            if not _is_locked(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
+
     def _make_root(self, directory: Path) -> None:
-        """Make the root and what leads to it; each is synced into its parent when it is new."""
-        if directory.is_dir():
+        """Make the root and what leads to it; each is synced into its parent, whoever made it."""
+        if directory == directory.parent or directory.is_mount():
             return
         self._make_root(directory.parent)
-        with contextlib.suppress(FileExistsError):
-            directory.mkdir()
-        _fsync(directory.parent)
+        if not directory.is_dir():
+            with contextlib.suppress(FileExistsError):
+                directory.mkdir()
+        # What leads there may not be ours to read.
+        with contextlib.suppress(PermissionError):
+            _fsync(directory.parent)
 
     def _rename(self, source: Path, target: Path) -> None:
         self._move(source, target)
         # Whoever took the directory away since then did so after the file was published.
         with contextlib.suppress(FileNotFoundError):
             _fsync(target.parent)
+            self._remember(target)
 
     def _move(self, source: Path, target: Path) -> None:
         for attempt in range(_MAX_ATTEMPTS):

@@ -37,7 +37,7 @@ class ReadOnlyStore:
     def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
         return self._reader.referrers(repository, subject)
 
-    def begin_upload(self, repository: str, algorithm: str) -> Upload:
+    def begin_upload(self, repository: str, algorithm: str, *, resumable: bool = True) -> Upload:
         raise _refused()
 
     def upload(self, repository: str, upload_id: str) -> Upload:

@@ -6,6 +6,9 @@
 Everything survives a restart because nothing but the partial file counts. The running hash lives
 in memory only: a session found again on disk is hashed anew when it is committed, as is one that
 is committed under another algorithm than it was begun with.
+
+An upload that is no session, as nobody is told its id, lies among the temporary files: whatever
+ends the process, the next start drops its bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from storage.digest import CANONICAL, Digest
 from storage.errors import ContentCorrupt, DigestInvalid, UploadOffset, UploadUnknown
 from storage.interface import Extent
 from storage.layout import Layout
+from storage.names import check_repository
 from storage.publish import Publisher, full_disk_is_domain_error
 
 _READ_SIZE = 1024 * 1024
@@ -190,7 +194,20 @@ class Uploads:
         self._open: dict[Path, DirectoryUpload] = {}
         self._lock = threading.Lock()
 
+    def begin_private(self, name: str, algorithm: str) -> DirectoryUpload:
+        """Begin an upload that can only be gone on with by the caller."""
+        check_repository(name)
+        digests.hasher(algorithm)
+        directory = self._publisher.private_directory()
+        try:
+            (directory / "data").touch()
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        return DirectoryUpload(name, directory, algorithm, self._publish, self._forget)
+
     def begin(self, name: str, algorithm: str) -> DirectoryUpload:
+        """Begin a session, which its id finds again."""
         directory = self._layout.upload(name, str(uuid.uuid4()))
         session = DirectoryUpload(name, directory, algorithm, self._publish, self._forget)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -198,12 +215,6 @@ class Uploads:
         with self._lock:
             self._open[directory] = session
         return session
-
-    def begin_private(self, name: str, algorithm: str) -> DirectoryUpload:
-        """A session that nobody can find, and that goes with this process however that ends."""
-        directory = self._publisher.scratch / str(uuid.uuid4())
-        self._publisher.put_directory(directory, {"data": b""})
-        return DirectoryUpload(name, directory, algorithm, self._publish, lambda directory: None)
 
     def find(self, name: str, upload_id: str) -> DirectoryUpload:
         directory = self._layout.upload(name, upload_id)

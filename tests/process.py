@@ -33,6 +33,7 @@ APT_PACKAGES = {
     "podman": "podman",
     "runc": "runc",
     "skopeo": "skopeo",
+    "strace": "strace",
 }
 
 T = TypeVar("T")
@@ -160,7 +161,7 @@ class Mayfly(Process):
             env = {name: os.environ[name] for name in os.environ if not name.startswith("MAYFLY_")}
         super().__init__(argv, state_dir / "output.log", env=env, cwd=REPO)
         try:
-            ready = self.wait_for(self._read_ready)
+            ready = self.wait_for(self._read_ready, 120)
         except BaseException:
             self.kill()
             raise

@@ -71,6 +71,16 @@ def test_mount_and_manifest_start_the_age_anew(store: DistributionStore) -> None
     assert store.collect(3600).blobs == ()
 
 
+def test_age_begins_when_an_upload_is_finished(store: DistributionStore, root: Path) -> None:
+    """Not with its last byte: a push that went on after a long pause is as young as any."""
+    upload = store.begin_upload(REPO, "sha256")
+    upload.write([b"resumed"], 0)
+    (data,) = root.rglob("_uploads/*/data")
+    os.utime(data, (0, 0))
+    upload.commit(digests.of(b"resumed"))
+    assert store.collect(3600).blobs == ()
+
+
 def test_hold_starts_the_age_anew(store: DistributionStore) -> None:
     """A blob that a push was told is there stays until its manifest can come."""
     digest = push(store, REPO, b"asked for")

@@ -10,8 +10,8 @@ import pytest
 
 from storage import digest as digests
 from storage.distribution import DistributionStore
-from storage.errors import DigestInvalid, UploadUnknown
-from tests.storage.builders import image_body, push, put, put_image
+from storage.errors import DigestInvalid, StorageError, UploadUnknown
+from tests.storage.builders import image_body, push, put, put_image, read
 from tests.storage.contract import OpenStore, StoreContract
 
 REPO = "team/app"
@@ -151,3 +151,30 @@ def test_pushing_again_renews_the_age(open_store: OpenStore) -> None:
     os.utime(path, (0, 0))
     put(store, REPO, body)
     assert path.stat().st_mtime > 0
+
+
+def test_upload_that_nobody_is_told_of(root: Path, open_store: OpenStore) -> None:
+    """It is pushed as any other, cannot be found, and lies where the next start tidies up."""
+    store = open_store()
+    upload = store.begin_upload(REPO, "sha512", resumable=False)
+    upload.write([b"whole"], 0)
+    with pytest.raises(UploadUnknown):
+        store.upload(REPO, upload.id)
+    assert [p for p in _paths(root) if not p.startswith("_mayfly/scratch/")] == []
+    digest = digests.of(b"whole", "sha512")
+    upload.commit(digest)
+    assert read(store.blob(REPO, digest)) == b"whole"
+    assert not [p for p in _paths(root) if p.startswith("_mayfly/scratch/")]
+
+
+def test_upload_that_nobody_is_told_of_ends(root: Path, open_store: OpenStore) -> None:
+    """Names are checked before anything is written; a cancelled or wrong one leaves nothing."""
+    store = open_store()
+    for repository, algorithm in [("Not/Valid", "sha256"), (REPO, "md5")]:
+        with pytest.raises(StorageError):
+            store.begin_upload(repository, algorithm, resumable=False)
+    store.begin_upload(REPO, "sha256", resumable=False).cancel()
+    with pytest.raises(DigestInvalid):
+        store.begin_upload(REPO, "sha256", resumable=False).commit(digests.of(b"other"))
+    assert _paths(root) == set()
+    put_image(store, REPO)

@@ -188,3 +188,36 @@ def test_second_instance_syncs_what_it_did_not_make(open_store: OpenStore, disk:
     _assert_durable(disk.steps)
     synced = [s.path.name for s in disk.steps if s.kind == "fsync"]
     assert {"revisions", "_manifests", "app", "team", "repositories"} <= set(synced)
+
+
+def test_what_another_published_is_confirmed(root: Path, open_store: OpenStore, disk: Disk) -> None:
+    """A manifest is not answered before what it names is durable, whoever pushed that; once."""
+    _, digest = put_image(open_store(), REPO)
+    store = open_store()
+    config = digests.of(b"{}")
+    base = root / "docker/registry/v2"
+    data = base / f"blobs/sha256/{config.hex[:2]}/{config.hex}/data"
+    link = base / f"repositories/{REPO}/_layers/sha256/{config.hex}/link"
+    with disk.watch():
+        put(store, REPO, image_body(), "v1")
+    synced = [s.path for s in disk.steps if s.kind == "fsync"]
+    revision = base / f"repositories/{REPO}/_manifests/revisions/sha256/{digest.hex}/link"
+    for file in (data, link, revision):
+        assert {file, file.parent, file.parent.parent} <= set(synced)
+    with disk.watch():
+        put(store, REPO, image_body(), "v1")
+    synced = [s.path for s in disk.steps if s.kind == "fsync"]
+    assert not {data, link, revision} & set(synced)
+
+
+def test_absence_is_confirmed(publisher: Publisher, tmp_path: Path, disk: Disk) -> None:
+    """Of what was removed already the nearest directory is synced, and empty ones are pruned."""
+    tree = tmp_path / "tree"
+    publisher.make_directory(tree / "a/empty")
+    (tree / "a/file").write_bytes(b"keeps it")
+    with disk.watch():
+        publisher.confirm_absent(tree / "a/empty/gone")
+        publisher.confirm_absent(tree / "a/b/c/gone")
+    synced = [s.path for s in disk.steps if s.kind == "fsync"]
+    assert synced == [tree / "a/empty", tree / "a"]
+    assert not (tree / "a/empty").exists()
