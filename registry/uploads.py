@@ -14,7 +14,7 @@ from registry.receive import receive
 from registry.request import Request
 from storage import digest as digests
 from storage.digest import CANONICAL, Digest
-from storage.errors import BlobUnknown, DigestInvalid, SizeInvalid, UploadOffset
+from storage.errors import BlobUnknown, DigestInvalid, SizeInvalid, StorageFull, UploadOffset
 from storage.interface import Upload
 from storage.names import check_repository
 
@@ -87,6 +87,7 @@ async def _monolithic(
 ) -> web.StreamResponse:
     upload = await in_thread(context.store.begin_upload, request.repository, digest.algorithm)
     try:
+        context.store.check_room(http.content_length or 0)
         await receive(context.observer.activity, http, upload, 0)
     except BaseException:
         # The client never learned of the session, so nobody could go on with it.
@@ -117,7 +118,20 @@ def _holder(context: Context, digest: Digest) -> str | None:
 
 
 async def _append(context: Context, http: web.BaseRequest, upload: Upload) -> int:
-    """Append the body where ``Content-Range`` says, else where the upload stands."""
+    """Append the body where ``Content-Range`` says, else where the upload stands.
+
+    A session that finds no room ends: what it holds would keep the disk full, and clients begin a
+    new one.
+    """
+    try:
+        context.store.check_room(http.content_length or 0)
+        return await _receive(context, http, upload)
+    except StorageFull:
+        await in_thread(upload.cancel)
+        raise
+
+
+async def _receive(context: Context, http: web.BaseRequest, upload: Upload) -> int:
     offset = upload.offset
     header = http.headers.get("Content-Range")
     if header is None:

@@ -97,8 +97,10 @@ def carry_out(
 
     Raises:
         DigestInvalid: a blob of the source does not have its digest; nothing refers to it.
-        StorageFull: what was copied so far is not copied again by the next try.
+        StorageFull: it does not fit, and nothing was begun; or the disk filled up meanwhile, and
+            what was copied so far is not copied again by the next try.
     """
+    store.check_room(planned.size)
     with ThreadPoolExecutor(workers, "import") as pool:
         jobs = [
             pool.submit(_copy, store, repository, digest, extent, progress)
