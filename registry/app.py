@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from dataclasses import replace
 
 from aiohttp import web
@@ -17,12 +18,18 @@ from registry.context import JSON, Context, Handler, Lifeline, Names, answer, as
 from registry.guard import Caller, Guard
 from registry.manifest_cache import ManifestCache
 from registry.request import Endpoint
+from storage.errors import of_disk
 from storage.interface import Store
 
 logger = logging.getLogger("mayfly")
 
 READ_BUFFER = 256 * 1024
 """Bytes of a body that a connection may hold before its sender is paused (aiohttp doubles it)."""
+
+SMALLEST_READ_BUFFER = 16 * 1024
+READ_BUFFERS = 32 * 1024 * 1024
+"""Bytes shared by the buffers of all connections, the later ones of a crowd getting smaller ones,
+as far as `SMALLEST_READ_BUFFER` allows."""
 
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?]*(?=/)", re.IGNORECASE)
 """What an absolute request target has before its path (RFC 9112, 3.2.2); no host is ours alone."""
@@ -118,10 +125,13 @@ def refusal(error: Exception, http: web.BaseRequest) -> web.StreamResponse:
     Raises:
         ConnectionResetError: part of a response is already out; only a cut is honest now.
     """
+    cause = error
+    if isinstance(error, OSError):
+        error = of_disk(error) or error
     status, code = errors.TABLE.get(type(error), errors.UNKNOWN)
     if (status, code) == errors.UNKNOWN:
         unexpected = None if type(error) in errors.TABLE else error
-        logger.error("%s %s failed: %s", http.method, http.raw_path, error, exc_info=unexpected)
+        logger.error("%s %s failed: %s", http.method, http.raw_path, cause, exc_info=unexpected)
     if http.writer.output_size > 0:
         if http.transport is not None:
             http.transport.abort()
@@ -132,7 +142,39 @@ def refusal(error: Exception, http: web.BaseRequest) -> web.StreamResponse:
 
 
 class Protocol(RequestHandler):
-    """aiohttp's connection handler, with its own refusals of broken HTTP as OCI errors."""
+    """aiohttp's connection handler, with its own refusals of broken HTTP as OCI errors.
+
+    It also says what its client is about (`registry.sweep`).
+    """
+
+    @property
+    def socket(self) -> socket.socket | None:
+        """Of the connection, None once it is closed."""
+        if self.transport is None:
+            return None
+        found: socket.socket | None = self.transport.get_extra_info("socket")
+        return found
+
+    @property
+    def requests(self) -> int:
+        """Whose headers were complete."""
+        return self._request_count
+
+    @property
+    def serving(self) -> bool:
+        """Whether a request is being handled."""
+        return self._request_in_progress or bool(self._messages)
+
+    @property
+    def awaits_body(self) -> bool:
+        """Whether we wait for more of a request's body."""
+        request = self._current_request
+        return request is not None and not request.content.is_eof() and not self._reading_paused
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether something is still on its way to the kernel."""
+        return self.transport is not None and self.transport.get_write_buffer_size() > 0
 
     def handle_error(
         self,
@@ -156,9 +198,24 @@ class HTTPServer(web.Server):
         self._options = {
             "access_log": None,
             "auto_decompress": False,
-            "read_bufsize": READ_BUFFER,
             "logger": logger,
         }
 
+    @property
+    def open_count(self) -> int:
+        """How many connections there are."""
+        return len(self._connections)
+
+    def open_connections(self) -> list[Protocol]:
+        """All there are, some of them about to end."""
+        return [one for one in self.connections if isinstance(one, Protocol)]
+
     def __call__(self) -> RequestHandler:
-        return Protocol(self, loop=self._loop, **self._options)  # type: ignore[arg-type]
+        share = READ_BUFFERS // (len(self._connections) + 1)
+        buffer = max(SMALLEST_READ_BUFFER, min(READ_BUFFER, share))
+        return Protocol(
+            self,
+            loop=self._loop,
+            read_bufsize=buffer,
+            **self._options,  # type: ignore[arg-type]
+        )

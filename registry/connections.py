@@ -6,13 +6,27 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 
 from registry.app import HTTPServer
 from registry.lifetime.activity import Activity
 from registry.lifetime.listen import Listeners
+from registry.sweep import Patience, Sweep
 
 _AT_ONCE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What connections may take.
+
+    Attributes:
+        most: open at once; others wait to be accepted.
+        patience: with those that do not get on.
+    """
+
+    most: int
+    patience: Patience
 
 
 class Connections:
@@ -24,14 +38,34 @@ class Connections:
         sockets: Sequence[socket.socket],
         tls: ssl.SSLContext | None,
         activity: Activity,
+        limits: Limits,
     ) -> None:
         self._server = server
-        loop = asyncio.get_running_loop()
-        serve = partial(loop.connect_accepted_socket, server, ssl=tls)
-        self.listeners = Listeners(sockets, serve, activity)
+        self._tls = tls
+        self._limits = limits
+        self._handshake = limits.patience.header if tls is not None else None
+        for listening in sockets:
+            limits.patience.watch(listening)
+        self.listeners = Listeners(sockets, self._serve, activity, self._is_full)
+        now = asyncio.get_running_loop().time
+        self._sweep = Sweep(server, limits.patience, self._is_full, now)
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def _is_full(self, setting_up: int = 0) -> bool:
+        return self._server.open_count + setting_up >= self._limits.most
+
+    async def _serve(self, connection: socket.socket) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(
+            self._server, connection, ssl=self._tls, ssl_handshake_timeout=self._handshake
+        )
+        # It ends with the last connection: an idle server is woken by nobody.
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.create_task(self._sweep.run())
 
     async def close(self, seconds: float) -> None:
         """Close all connections; handlers that still run have so many seconds."""
         self._server.pre_shutdown()
         # To aiohttp no time at all means as long as it takes.
         await self._server.shutdown(max(seconds, _AT_ONCE))
+        if self._sweeping is not None:
+            self._sweeping.cancel()
