@@ -176,6 +176,14 @@ class Protocol(RequestHandler):
         """Whether something is still on its way to the kernel."""
         return self.transport is not None and self.transport.get_write_buffer_size() > 0
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        # Beside a request, aiohttp may be waiting for the rest of a body that was refused; it would
+        # wait for its whole lingering time though nobody is there to send it.
+        lingering = None if self._request_in_progress else self._task_handler
+        super().connection_lost(exc)
+        if lingering is not None:
+            lingering.cancel()
+
     def handle_error(
         self,
         request: web.BaseRequest,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
+from collections.abc import AsyncIterator
 
 from aiohttp import web
 
@@ -14,7 +16,14 @@ from registry.receive import receive
 from registry.request import Request
 from storage import digest as digests
 from storage.digest import CANONICAL, Digest
-from storage.errors import BlobUnknown, DigestInvalid, SizeInvalid, StorageFull, UploadOffset
+from storage.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    SizeInvalid,
+    StorageFull,
+    UploadOffset,
+    UploadUnknown,
+)
 from storage.interface import Upload
 from storage.names import check_repository
 
@@ -58,7 +67,8 @@ async def status(context: Context, http: web.BaseRequest, request: Request) -> w
 async def patch(context: Context, http: web.BaseRequest, request: Request) -> web.StreamResponse:
     """PATCH: append a chunk, or a stream of unknown length."""
     upload = context.store.upload(request.repository, request.upload_id)
-    offset = await _append(context, http, upload)
+    async with _ending_with_the_disk(upload):
+        offset = await _append(context, http, upload)
     return answer(202, headers=_standing(request, upload, offset))
 
 
@@ -70,8 +80,9 @@ async def finish(context: Context, http: web.BaseRequest, request: Request) -> w
     if wanted is None:
         raise DigestInvalid("the digest parameter is missing")
     digest = digests.parse(wanted)
-    await _append(context, http, upload)
-    await in_thread(upload.commit, digest)
+    async with _ending_with_the_disk(upload):
+        await _append(context, http, upload)
+        await in_thread(upload.commit, digest)
     return _created(request, digest)
 
 
@@ -86,15 +97,34 @@ async def _monolithic(
     context: Context, http: web.BaseRequest, request: Request, digest: Digest
 ) -> web.StreamResponse:
     upload = await in_thread(context.store.begin_upload, request.repository, digest.algorithm)
-    try:
-        context.store.check_room(http.content_length or 0)
-        await receive(context.observer.activity, http, upload, 0)
-    except BaseException:
-        # The client never learned of the session, so nobody could go on with it.
-        await in_thread(upload.cancel)
-        raise
-    await in_thread(upload.commit, digest)
+    async with _ending_with_the_disk(upload):
+        try:
+            context.store.check_room(http.content_length or 0)
+            await receive(context.observer.activity, http, upload, 0)
+        except BaseException:
+            # The client never learned of the session, so nobody could go on with it.
+            await in_thread(upload.cancel)
+            raise
+        await in_thread(upload.commit, digest)
     return _created(request, digest)
+
+
+@contextlib.asynccontextmanager
+async def _ending_with_the_disk(upload: Upload) -> AsyncIterator[None]:
+    """End a session that the disk refuses.
+
+    What it holds would keep a full disk full, and clients do not go on with it: they begin a new
+    one. After a failed sync nobody knows what of it is stored, and the next sync may succeed all
+    the same (fsync(2)), so it must not be committed by a second try either.
+    """
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except (StorageFull, OSError):
+        with contextlib.suppress(UploadUnknown):
+            await in_thread(upload.cancel)
+        raise
 
 
 async def _mount(context: Context, request: Request, digest: Digest) -> bool:
@@ -118,20 +148,8 @@ def _holder(context: Context, digest: Digest) -> str | None:
 
 
 async def _append(context: Context, http: web.BaseRequest, upload: Upload) -> int:
-    """Append the body where ``Content-Range`` says, else where the upload stands.
-
-    A session that finds no room ends: what it holds would keep the disk full, and clients begin a
-    new one.
-    """
-    try:
-        context.store.check_room(http.content_length or 0)
-        return await _receive(context, http, upload)
-    except StorageFull:
-        await in_thread(upload.cancel)
-        raise
-
-
-async def _receive(context: Context, http: web.BaseRequest, upload: Upload) -> int:
+    """Append the body where ``Content-Range`` says, else where the upload stands."""
+    context.store.check_room(http.content_length or 0)
     offset = upload.offset
     header = http.headers.get("Content-Range")
     if header is None:

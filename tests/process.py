@@ -24,12 +24,15 @@ CACHE = REPO / ".cache"
 POLL_INTERVAL = 0.01
 
 APT_PACKAGES = {
+    "btrfs": "btrfs-progs",
     "containerd": "containerd",
     "ctr": "containerd",
     "debootstrap": "debootstrap",
     "docker": "docker.io",
     "dockerd": "docker.io",
     "docker-registry": "docker-registry",
+    "mkfs.btrfs": "btrfs-progs",
+    "mkfs.ext4": "e2fsprogs",
     "podman": "podman",
     "runc": "runc",
     "skopeo": "skopeo",
