@@ -34,7 +34,7 @@ benchmark: $(STAMP)
 
 # The long form of the tests that hammer a server.
 soak: $(STAMP)
-	MAYFLY_SOAK_SECONDS=60 $(BIN)/pytest tests/registry/test_collecting.py $(ARGS)
+	MAYFLY_SOAK_SECONDS=60 $(BIN)/pytest tests/registry/test_collecting.py tests/faults $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
