@@ -41,7 +41,7 @@ class Ages:
         self._lock = threading.Lock()
         self._difference = wall() - steady()
         self._even_since = steady()
-        self._was_set = False
+        self._sets = 0
 
     def over(self, age: float) -> Callable[[float], bool]:
         """A test whether a modification time is over ``age`` seconds ago, as of this call.
@@ -50,12 +50,12 @@ class Ages:
         """
         now, steady = self._look()
         even = steady - self._even_since
-        trusted = not self._was_set or even >= age
-        since = self._even_since
+        sets = self._sets
+        trusted = not sets or even >= age
 
         def is_over(modified: float) -> bool:
             self._look()
-            if not trusted or self._even_since != since:
+            if not trusted or self._sets != sets:
                 return False
             if modified > now + TOLERANCE:
                 return even >= age
@@ -68,7 +68,7 @@ class Ages:
             now, steady = self._wall(), self._steady()
             if abs(now - steady - self._difference) > TOLERANCE:
                 self._even_since = steady
-                self._was_set = True
+                self._sets += 1
             # Followed, so that slow corrections do not add up to a jump.
             self._difference = now - steady
             return now, steady

@@ -33,6 +33,7 @@ APT_PACKAGES = {
     "docker-registry": "docker-registry",
     "mkfs.btrfs": "btrfs-progs",
     "mkfs.ext4": "e2fsprogs",
+    "faketime": "faketime",
     "podman": "podman",
     "runc": "runc",
     "skopeo": "skopeo",
