@@ -61,6 +61,14 @@ class Pushes:
         config = json.dumps({"tag": tag, "repository": repository}).encode()
         for blob in (config, *layers):
             self.blob(repository, blob)
+        self.manifest(repository, tag, config, *layers)
+
+    def manifest(self, repository: str, tag: str, config: bytes, *layers: bytes) -> None:
+        """Push the manifest of blobs that are there; as `push`.
+
+        Raises:
+            Refused: it was.
+        """
         described = [
             {"mediaType": "application/octet-stream", "digest": digest_of(b), "size": len(b)}
             for b in (config, *layers)

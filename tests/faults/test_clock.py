@@ -207,7 +207,7 @@ def setting(tmp_path: Path) -> Set:
 @pytest.mark.parametrize("jump", ["+365d", "-365d"])
 def test_server(setting: Set, tmp_path: Path, jump: str) -> None:
     """Between a push's layers and its manifest the clock is set: nothing is lost, nothing ends."""
-    options = ("--gc-interval", "1s", "--gc-grace", "30s", "--upload-expiry", "1h")
+    options = ("--gc-interval", "1s", "--gc-grace", "5m", "--upload-expiry", "1h")
     limits = ("--idle-timeout", "1h", "--max-lifetime", "2h", "--drain-timeout", "1s")
     place = tmp_path / "server"
     with Mayfly(place / "root", place / "state", *options, *limits, env=setting.env) as server:
@@ -215,6 +215,7 @@ def test_server(setting: Set, tmp_path: Path, jump: str) -> None:
         client.push("kept", "1", noise(1000, 1))
         layer, half = noise(5000, 2), noise(4000, 3)
         client.blob("app", layer)
+        client.blob("app", b"{}")
         session = client.ask("POST", "/v2/app/blobs/uploads/")[1]["Location"]
         assert client.ask("PATCH", session, half)[0] == 202
         setting.to(jump)
@@ -223,7 +224,7 @@ def test_server(setting: Set, tmp_path: Path, jump: str) -> None:
         # The third time began after the second ended, and that began under the new time.
         with contextlib.closing(Listings(server.root / BLOBS)) as collected:
             server.wait_for(lambda: True if collected.look() >= 3 else None)
-        client.push("app", "1", layer)
+        client.manifest("app", "1", b"{}", layer)
         assert client.ask("PUT", f"{session}?digest={digest_of(half)}")[0] == 201
         client.check()
         setting.to("+0")
