@@ -44,9 +44,9 @@ _AT_ONCE = 500
 """Connections looked at before the event loop goes on."""
 
 _UNANSWERED_PROBES = 3
-_TCP_INFO = struct.Struct("=3xB20xI28xI60xQQ8xI")
-"""linux/tcp.h, struct tcp_info: probes, unacked, last_ack_recv, bytes_acked, bytes_received,
-notsent_bytes."""
+_TCP_INFO = struct.Struct("=3xB20xI16xI8xI60xQQ8xI")
+"""linux/tcp.h, struct tcp_info: probes, unacked, last_data_sent, last_ack_recv, bytes_acked,
+bytes_received, notsent_bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +82,44 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the kernel tells of a connection; bytes, and seconds since the last acknowledgement."""
+    """What the kernel tells of a connection.
+
+    Attributes:
+        acknowledged: bytes of ours that the client's host has.
+        received: bytes of the client that we have.
+        unsent: whether there is more to send than the client takes.
+        unacked: whether something sent is not acknowledged.
+        probes: questions for room, none of them answered.
+        spoken, heard: seconds since we last sent something, and since anything was acknowledged.
+    """
 
     acknowledged: int
     received: int
-    outstanding: bool
-    unanswered: bool
-    unheard: float
+    unsent: bool
+    unacked: bool
+    probes: int
+    spoken: float
+    heard: float
 
     @classmethod
     def of(cls, connected: socket.socket) -> Counts:
         """Raises OSError: it is closed."""
         found = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-        probes, unacked, last_ack, acked, received, unsent = _TCP_INFO.unpack(found)
-        return cls(
-            acknowledged=acked,
-            received=received,
-            outstanding=bool(unacked or unsent),
-            unanswered=bool(unacked) or probes >= _UNANSWERED_PROBES,
-            unheard=last_ack / 1000,
-        )
+        probes, unacked, spoken, heard, acked, received, unsent = _TCP_INFO.unpack(found)
+        return cls(acked, received, unsent > 0, unacked > 0, probes, spoken / 1000, heard / 1000)
+
+    def is_vanished(self, after: float) -> bool:
+        """Whether the client's host has not answered for so many seconds though it was asked.
+
+        The silence alone says nothing: what a crawling reader has no room for is sent again ever
+        more rarely, up to two minutes apart, and answered each time.
+        """
+        if self.heard < after:
+            return False
+        if self.probes >= _UNANSWERED_PROBES:
+            return True
+        asked_late = self.heard - self.spoken >= after / 2
+        return self.unacked and asked_late and self.spoken >= after / 4
 
 
 @dataclass(slots=True)
@@ -167,7 +185,8 @@ class Sweep:
                 found.shutdown(socket.SHUT_RDWR)
 
     def _judge(self, connection: Protocol, counts: Counts) -> str | None:
-        if counts.unanswered and _over(counts.unheard, self._patience.vanished):
+        vanished = self._patience.vanished
+        if vanished is not None and counts.is_vanished(vanished):
             return "the client does not answer any more"
         now = self._now()
         serving, requests = connection.serving, connection.requests
@@ -185,7 +204,8 @@ class Sweep:
         self, connection: Protocol, counts: Counts, seen: _Seen, now: float
     ) -> str | None:
         moved = counts.acknowledged - seen.acknowledged + counts.received - seen.received
-        owes = counts.outstanding or connection.awaits_body or connection.is_writing
+        sending = counts.unsent or counts.unacked or connection.is_writing
+        owes = sending or connection.awaits_body
         if moved >= LEAST or not owes:
             seen.since = now
             seen.acknowledged, seen.received = counts.acknowledged, counts.received

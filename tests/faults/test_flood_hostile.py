@@ -28,7 +28,7 @@ from tests.faults.flood_load import (
     tell,
     until,
 )
-from tests.process import Mayfly, Process, need, need_root
+from tests.process import REPO, Mayfly, Process, need, need_root
 
 Start = Callable[..., Mayfly]
 
@@ -257,3 +257,17 @@ async def test_more_connections_than_files(workspace: Path) -> None:
         assert share < 0.5
         assert costs.growth < 32 * MIB
         assert "Traceback" not in server.output()
+
+
+def test_limit_on_open_files(tmp_path: Path) -> None:
+    """The server raises its limit as far as it may; the command of `mayfly run` keeps its own."""
+    need("prlimit")
+    argv = ["prlimit", "--nofile=300:3000", sys.executable, "-m", "registry", "run"]
+    argv += ["--root", tmp_path / "root", "--state-dir", tmp_path / "state"]
+    argv += ["--listen", "127.0.0.1:0", "--", "sh", "-c"]
+    argv += ["ulimit -Sn; ulimit -Hn; grep 'open files' /proc/$PPID/limits"]
+    done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    soft, hard, server = done.stdout.splitlines()
+    assert (soft, hard) == ("300", "3000")
+    assert server.split()[3:5] == ["3000", "3000"]
