@@ -145,6 +145,7 @@ class Costs:
 
     def __init__(self, server: Mayfly) -> None:
         self._proc = Path("/proc") / str(server.pid)
+        self._port = int(server.host.rpartition(":")[2])
         self.before = self.resident
 
     @property
@@ -172,6 +173,13 @@ class Costs:
         """Seconds of processor time so far."""
         fields = (self._proc / "stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait in the kernel for its clients to take them."""
+        port = f":{self._port:04X}"
+        rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+        return sum(int(r[4].partition(":")[0], 16) for r in rows if r[1].endswith(port))
 
     def _status(self, name: str) -> int:
         for line in (self._proc / "status").read_text().splitlines():
