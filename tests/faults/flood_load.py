@@ -177,9 +177,18 @@ class Costs:
     @property
     def queued(self) -> int:
         """Bytes that wait in the kernel for its clients to take them."""
+        return sum(int(row[4].partition(":")[0], 16) for row in self._connections())
+
+    @property
+    def established(self) -> int:
+        """Connections that neither side has ended."""
+        return sum(row[3] == "01" for row in self._connections())
+
+    def _connections(self) -> list[list[str]]:
+        """The rows of proc(5)'s net/tcp about the server's end of each connection."""
         port = f":{self._port:04X}"
-        rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
-        return sum(int(r[4].partition(":")[0], 16) for r in rows if r[1].endswith(port))
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return [row for row in rows if row[1].endswith(port)]
 
     def _status(self, name: str) -> int:
         for line in (self._proc / "status").read_text().splitlines():

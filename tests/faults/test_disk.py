@@ -15,6 +15,7 @@ import pytest
 from tests.faults import disk_mounts
 from tests.faults.disk_mounts import MIB, ext4, fill, free, limit, run, thin, tmpfs, with_quota
 from tests.faults.disk_pushes import Pushes, Refused, digest_of, noise
+from tests.faults.flood_load import LONG
 from tests.process import REPO, Mayfly
 
 Start = Callable[..., Mayfly]
@@ -130,7 +131,7 @@ def test_reserve(start_mayfly: Start, place: Path) -> None:
         client.check()
 
 
-@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("announced", [True, False] if LONG else [False])
 def test_full(start_mayfly: Start, place: Path, announced: bool) -> None:
     """A full disk refuses pushes and serves pulls; deleting makes room, without a restart."""
     with tmpfs(place / "small", 24 * MIB) as small:
