@@ -104,7 +104,8 @@ class Robots:
         return identity
 
     def _read(self, password: str, now: float) -> Identity:
-        claims = self._signer.verify(password, now)
+        # Nobody fetches a Secret anew because the registry's clock was set back.
+        claims = self._signer.verify(password, now, early=True)
         if claims.get("run", self._run) != self._run:
             raise TokenInvalid("revoked")
         return read_identity(claims, "robot")

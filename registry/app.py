@@ -17,6 +17,7 @@ from registry.context import JSON, Context, Handler, Lifeline, Names, answer, as
 from registry.guard import Caller, Guard
 from registry.manifest_cache import ManifestCache
 from registry.request import Endpoint
+from storage.errors import of_disk
 from storage.interface import Store
 
 logger = logging.getLogger("mayfly")
@@ -128,10 +129,13 @@ def refusal(error: Exception, http: HTTPRequest) -> StreamResponse:
     Raises:
         ConnectionResetError: part of a response is already out; only a cut is honest now.
     """
+    cause = error
+    if isinstance(error, OSError):
+        error = of_disk(error) or error
     status, code = errors.TABLE.get(type(error), errors.UNKNOWN)
     if (status, code) == errors.UNKNOWN:
         unexpected = None if type(error) in errors.TABLE else error
-        logger.error("%s %s failed: %s", http.method, http.raw_path, error, exc_info=unexpected)
+        logger.error("%s %s failed: %s", http.method, http.raw_path, cause, exc_info=unexpected)
     if http.writer.output_size > 0:
         if http.transport is not None:
             http.transport.abort()

@@ -29,6 +29,11 @@ class HTTPRequest(BaseRequest):
     body: Body | None = None
     """None where there is none."""
 
+    @property
+    def announced_length(self) -> int:
+        """Bytes; 0 where none is announced."""
+        return (self.body.length or 0) if self.body is not None else 0
+
     async def read_body(self, limit: int) -> bytes:
         """See `Body.read`."""
         return await self.body.read(limit) if self.body is not None else b""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from registry.config_file import ConfigError, read_file
 from registry.lifetime.durations import parse as parse_duration
 from registry.lifetime.durations import parse_timeout
 from registry.readers import (
@@ -21,21 +22,21 @@ from registry.readers import (
     read_address,
     read_anonymous,
     read_auth,
+    read_count,
     read_on_corrupt,
     read_path,
+    read_size,
     read_switch,
     read_text,
     read_tls,
     read_until,
 )
 
+__all__ = ["SETTINGS", "ConfigError", "Setting", "Settings", "load"]
+
 T = TypeVar("T")
 
 ENVIRONMENT_PREFIX = "MAYFLY_"
-
-
-class ConfigError(Exception):
-    """A setting that cannot be used; the text names the setting, its source and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,48 @@ SETTINGS: tuple[Setting[Any], ...] = (
         "When content of a bundle turns out corrupt: serve the rest, or end with exit code 4.",
         "report|stop",
     ),
+    Setting(
+        "upload-expiry",
+        parse_timeout,
+        lambda _: 7 * 24 * 3600.0,
+        "Drop an upload session without a write for so long.",
+        "D",
+    ),
+    Setting(
+        "reserve",
+        read_size,
+        lambda _: None,
+        "Room on the disk that blobs leave free. Default: 64MiB, or a hundredth of a small disk.",
+        "SIZE",
+    ),
+    Setting(
+        "max-connections",
+        read_count,
+        lambda _: None,
+        "Connections served at once; others wait. Default: what the limit on open files allows.",
+        "N",
+    ),
+    Setting(
+        "header-timeout",
+        parse_timeout,
+        lambda _: 30.0,
+        "How long a request's header, or a connection's first request, may take.",
+        "D",
+    ),
+    Setting(
+        "stall-timeout",
+        parse_timeout,
+        lambda _: 300.0,
+        "Cut a transfer that has moved less than 1 KiB in so long.",
+        "D",
+    ),
+    Setting(
+        "vanished-timeout",
+        parse_timeout,
+        lambda _: 60.0,
+        "Give up a client whose host has not answered for so long.",
+        "D",
+    ),
     Setting("stop-file", read_path, lambda _: None, "End when this file appears.", "FILE"),
     Setting("exit-with-parent", read_switch, lambda _: False, "End when the parent process does."),
     Setting(
@@ -269,6 +312,12 @@ class Settings:
     gc_interval: float | None
     gc_grace: float
     on_corrupt: bool
+    upload_expiry: float | None
+    reserve: int | None
+    max_connections: int | None
+    header_timeout: float | None
+    stall_timeout: float | None
+    vanished_timeout: float | None
     stop_file: Path | None
     exit_with_parent: bool
     exit_on_stdin_eof: bool
@@ -299,7 +348,8 @@ def load(
     Raises:
         ConfigError: a value is bad, or a key is unknown.
     """
-    from_file = _read_file(file) if file else {}
+    lists = {setting.key: setting.repeatable for setting in SETTINGS}
+    from_file = read_file(file, lists) if file else {}
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         found = _find(setting, flags, environment, from_file, file)
@@ -338,30 +388,3 @@ def _read(setting: Setting[Any], texts: tuple[str, ...], source: str) -> Any:
         shown = ", ".join(repr(t[:200]) for t in texts)
         raise ConfigError(f"{source}: {shown} is not usable: {error}") from None
     return values if setting.repeatable else values[-1]
-
-
-def _read_file(file: Path) -> dict[str, tuple[str, ...]]:
-    # Imported by who has a file: a hundredth of the start.
-    import tomllib
-
-    try:
-        with file.open("rb") as opened:
-            content = tomllib.load(opened)
-    except OSError as error:
-        raise ConfigError(f"--config {file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # TOML's own, UTF-8's, and endless numbers
-        raise ConfigError(f"--config {file}: not TOML: {error}") from None
-    known = {s.key: s for s in SETTINGS}
-    for key in content:
-        if key not in known:
-            raise ConfigError(f"key {key!r} in {file} is unknown; known: {', '.join(known)}")
-    return {key: _texts(known[key], value, file) for key, value in content.items()}
-
-
-def _texts(setting: Setting[Any], value: object, file: Path) -> tuple[str, ...]:
-    values = value if setting.repeatable and isinstance(value, list) else [value]
-    for one in values:
-        if not isinstance(one, str | bool | int):
-            expected = "a list of texts" if setting.repeatable else "one value"
-            raise ConfigError(f"key {setting.key} in {file} is not usable: expected {expected}")
-    return tuple(str(one) for one in values)

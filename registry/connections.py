@@ -6,13 +6,31 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from registry.lifetime.activity import Activity
 from registry.lifetime.listen import Listeners
 from registry.protocol import HTTPServer
+from registry.sweep import Patience, Sweep
 
 _AT_ONCE = 0.01
-_HANDSHAKE_SECONDS = 60.0
+
+UNSENT = 512 * 1024
+"""Bytes that wait in the kernel for a client to take them. Without a limit sendfile queues up
+to 4 MiB for each slow reader; five hundred of them pin 1.6 GiB of the host's TCP memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What connections may take.
+
+    Attributes:
+        most: open at once; others wait to be accepted.
+        patience: with those that do not get on.
+    """
+
+    most: int
+    patience: Patience
 
 
 class Connections:
@@ -24,23 +42,40 @@ class Connections:
         sockets: Sequence[socket.socket],
         tls: ssl.SSLContext | None,
         activity: Activity,
+        limits: Limits,
     ) -> None:
         self._server = server
         self._tls = tls
-        self.listeners = Listeners(sockets, self._serve, activity)
+        self._limits = limits
+        for listening in sockets:
+            # What is set here each accepted connection inherits.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+            limits.patience.watch(listening)
+        self.listeners = Listeners(sockets, self._serve, activity, self._is_full)
+        now = asyncio.get_running_loop().time
+        self._sweep = Sweep(server, limits.patience, self._is_full, now)
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def _is_full(self, setting_up: int = 0) -> bool:
+        return self._server.open_count + setting_up >= self._limits.most
 
     async def _serve(self, connection: socket.socket) -> None:
         if self._tls is not None:
             # Imported by who speaks TLS.
             from registry.tls import accept
 
-            await accept(connection, self._tls, self._server, _HANDSHAKE_SECONDS)
+            await accept(connection, self._tls, self._server, self._limits.patience.header)
         else:
             loop = asyncio.get_running_loop()
             await loop.connect_accepted_socket(self._server, connection)
+        # It ends with the last connection: an idle server is woken by nobody.
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.create_task(self._sweep.run())
 
     async def close(self, seconds: float) -> None:
         """Close all connections; handlers that still run have so many seconds."""
         self._server.pre_shutdown()
         # To aiohttp no time at all means as long as it takes.
         await self._server.shutdown(max(seconds, _AT_ONCE))
+        if self._sweeping is not None:
+            self._sweeping.cancel()

@@ -98,7 +98,10 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     storage.UploadUnknown: (HTTPStatus.NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
     storage.UploadOffset: (HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
     storage.ReadOnly: (HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"),
-    storage.StorageFull: (HTTPStatus.INSUFFICIENT_STORAGE, "UNAVAILABLE"),
+    # Not 507: of a 5xx docker and skopeo do not show the message, and docker tries five times. With
+    # this status and code docker, crane and skopeo stop at once and say why.
+    storage.StorageFull: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "DENIED"),
+    storage.StorageFailed: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     storage.ContentCorrupt: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     BundleInvalid: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     BundleChanged: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),

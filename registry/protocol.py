@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import deque
 from typing import Any
 
@@ -27,7 +28,10 @@ _NO_HTTP = b"unclear\r\n\r\n"
 
 
 class Protocol(RequestHandler, asyncio.BufferedProtocol):
-    """aiohttp's connection handler, with its own refusals of broken HTTP as OCI errors."""
+    """aiohttp's connection handler, with its own refusals of broken HTTP as OCI errors.
+
+    It also says what its client is about (`registry.sweep`).
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -35,6 +39,8 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         self._body: Body | None = None
         self._bodies: deque[Body | None] = deque()
         self._is_refused = False
+        self.requests = 0
+        """Whose heads were complete."""
 
     def get_buffer(self, sizehint: int) -> memoryview:
         room = self._body.room() if self._body is not None else None
@@ -50,6 +56,29 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         if self._body is not None:
             self._body.broken()
         super().connection_lost(exc)
+
+    @property
+    def socket(self) -> socket.socket | None:
+        """Of the connection, None once it is closed."""
+        if self.transport is None:
+            return None
+        found: socket.socket | None = self.transport.get_extra_info("socket")
+        return found
+
+    @property
+    def serving(self) -> bool:
+        """Whether a request is being handled."""
+        return self._request_in_progress or bool(self._messages)
+
+    @property
+    def awaits_body(self) -> bool:
+        """Whether we wait for more of a request's body."""
+        return self._body is not None and self._body.is_awaited
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether something is still on its way to the kernel."""
+        return self.transport is not None and self.transport.get_write_buffer_size() > 0
 
     def next_body(self) -> Body | None:
         """The body of the request that is to be handled next."""
@@ -86,6 +115,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
             self.transport.pause_reading()
             head = without_body(head, length)
         self._bodies.append(body)
+        self.requests += 1
         self.data_received(head)
 
     def _end(self, rest: bytes) -> None:
@@ -118,6 +148,15 @@ class HTTPServer(Server):
     def __init__(self, app: Any) -> None:
         super().__init__(app, request_factory=self._make)
         self._options = {"access_log": None, "auto_decompress": False, "logger": logger}
+
+    @property
+    def open_count(self) -> int:
+        """How many connections there are."""
+        return len(self._connections)
+
+    def open_connections(self) -> list[Protocol]:
+        """All there are, some of them about to end."""
+        return [one for one in self.connections if isinstance(one, Protocol)]
 
     def __call__(self) -> Protocol:
         return Protocol(self, loop=self._loop, **self._options)

@@ -64,6 +64,25 @@ def read_path(text: str) -> Path:
         raise ValueError("its ~ names no home directory") from None
 
 
+_SIZE = re.compile(r"([0-9]{1,15})(KiB|MiB|GiB|TiB)?")
+_SIZE_UNITS = {None: 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
+
+
+def read_size(text: str) -> int:
+    """Read a number of bytes: ``0``, ``512MiB``, ``2GiB``."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError("expected a size: bytes, or a number and KiB, MiB, GiB or TiB")
+    return int(found[1]) << 10 * _SIZE_UNITS[found[2]]
+
+
+def read_count(text: str) -> int:
+    """Read a number of one or more."""
+    if not re.fullmatch("[0-9]{1,9}", text) or not int(text):
+        raise ValueError("expected a number, 1 or more")
+    return int(text)
+
+
 def read_text(text: str) -> str:
     """Read a text that must not be empty."""
     if not text.strip():

@@ -24,11 +24,13 @@ from registry.announce import announced, login_to
 from registry.app import App
 from registry.audit import Audit
 from registry.config import ConfigError, Settings
-from registry.connections import Connections
+from registry.connections import Connections, Limits
 from registry.context import Names, as_asked, in_thread
 from registry.guard import Guard
 from registry.held import Held
+from registry.lifetime import open_files
 from registry.lifetime.clock import SystemClock
+from registry.lifetime.durations import exact
 from registry.lifetime.images import read_nodes
 from registry.lifetime.life import Launch, Life
 from registry.lifetime.plan import Plan
@@ -38,6 +40,7 @@ from registry.lifetime.systemd import Notifier, take_sockets
 from registry.listener import address_of, listening
 from registry.protocol import HTTPServer
 from registry.security import SHORT_LIVED, Security, certificate_identity, secure
+from registry.sweep import Patience
 from storage.directory import DirectoryReader
 from storage.distribution import DistributionStore
 from storage.errors import StorageError
@@ -52,9 +55,6 @@ logger = logging.getLogger("mayfly")
 
 WORKER_THREADS = 16
 """Threads for blocking storage calls; each may hold a batch of an upload."""
-
-STALE_UPLOAD_SECONDS = 7 * 24 * 3600.0
-"""An upload session without a write for so long is dropped (distribution's default)."""
 
 _HOUSEKEEPING_SECONDS = 3600.0
 _RELOAD_SECONDS = 2.0
@@ -75,6 +75,7 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
         LifetimeError: the command cannot be started.
     """
     plan = _plan(settings, command)
+    open_files.raise_limit()
     for number in (signal.SIGTERM, signal.SIGINT):
         # Until the lifetime takes them over: an end in the middle of the start is tidy, too.
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -152,10 +153,15 @@ def _open_store(
             from storage.overlay import OverlayStore
 
             store: DistributionStore = OverlayStore(
-                root, bundles.layer, allow_sparse=settings.allow_sparse
+                root,
+                bundles.layer,
+                allow_sparse=settings.allow_sparse,
+                reserve=settings.reserve,
             )
         else:
-            store = DistributionStore(root, allow_sparse=settings.allow_sparse)
+            store = DistributionStore(
+                root, allow_sparse=settings.allow_sparse, reserve=settings.reserve
+            )
     except OSError as error:
         raise ConfigError(f"root {root} cannot be used: {error.strerror}") from error
     with contextlib.closing(store):
@@ -237,7 +243,17 @@ def _connections(
         served = store
     app = App(served, guard, life, _names(store, bundles))
     tls = security.tls.context if security.tls is not None else None
-    return Connections(HTTPServer(app), sockets, tls, life.activity)
+    return Connections(HTTPServer(app), sockets, tls, life.activity, _limits(settings))
+
+
+def _limits(settings: Settings) -> Limits:
+    most = open_files.most_connections()
+    if settings.max_connections is not None:
+        if settings.max_connections > most:
+            logger.warning("the limit on open files leaves room for %d connections", most)
+        most = min(most, settings.max_connections)
+    patience = Patience(settings.header_timeout, settings.stall_timeout, settings.vanished_timeout)
+    return Limits(most, patience)
 
 
 def _names(store: DirectoryReader, bundles: Bundles | None) -> Names:
@@ -274,7 +290,9 @@ async def _background(
     if security.tls is not None:
         tasks.append(asyncio.ensure_future(_reload_certificates(security)))
     if isinstance(store, DistributionStore) and not settings.read_only:
-        tasks.append(asyncio.ensure_future(_purge_uploads(store)))
+        if settings.upload_expiry is not None:
+            purging = _purge_uploads(store, settings.upload_expiry)
+            tasks.append(asyncio.ensure_future(purging))
         if settings.gc_interval is not None:
             collecting = _collect(store, settings.gc_interval, settings.gc_grace)
             tasks.append(asyncio.ensure_future(collecting))
@@ -300,16 +318,16 @@ async def _reload_certificates(security: Security) -> None:
         await in_thread(security.tls.reload_if_changed)
 
 
-async def _purge_uploads(store: DistributionStore) -> None:
+async def _purge_uploads(store: DistributionStore, expiry: float) -> None:
     while True:
         try:
-            purged = await in_thread(store.purge_uploads, STALE_UPLOAD_SECONDS)
+            purged = await in_thread(store.purge_uploads, expiry)
         except (OSError, StorageError) as error:
             logger.warning("stale uploads were not dropped: %s", error)
         else:
             if purged:
-                logger.warning("dropped %d upload sessions idle for a week", purged)
-        await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+                logger.warning("dropped %d upload sessions idle for %s", purged, exact(expiry))
+        await asyncio.sleep(min(_HOUSEKEEPING_SECONDS, expiry / 2))
 
 
 async def _collect(store: DistributionStore, interval: float, grace: float) -> None:

@@ -54,12 +54,12 @@ Factory = Callable[[], asyncio.BufferedProtocol]
 
 
 async def accept(
-    connection: socket.socket, context: ssl.SSLContext, factory: Factory, seconds: float
+    connection: socket.socket, context: ssl.SSLContext, factory: Factory, seconds: float | None
 ) -> None:
     """Take over an accepted socket; come back when its handshake is through.
 
     Args:
-        seconds: for the handshake.
+        seconds: for the handshake; None for as long as it takes.
 
     Raises:
         OSError: the peer speaks no TLS, is refused, is gone, or took too long.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+from collections.abc import AsyncIterator
 
 from aiohttp.web_response import Response, StreamResponse
 
@@ -16,7 +17,14 @@ from registry.receive import receive
 from registry.request import Request
 from storage import digest as digests
 from storage.digest import CANONICAL, Digest
-from storage.errors import BlobUnknown, DigestInvalid, SizeInvalid, UploadOffset, UploadUnknown
+from storage.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    SizeInvalid,
+    StorageFull,
+    UploadOffset,
+    UploadUnknown,
+)
 from storage.interface import Upload
 from storage.names import check_repository
 
@@ -58,7 +66,8 @@ async def status(context: Context, http: HTTPRequest, request: Request) -> Strea
 async def patch(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """PATCH: append a chunk, or a stream of unknown length."""
     upload = context.store.upload(request.repository, request.upload_id)
-    offset = await _append(context, http, upload)
+    async with _ending_with_the_disk(upload):
+        offset = await _append(context, http, upload)
     return answer(202, headers=_standing(request, upload, offset))
 
 
@@ -70,8 +79,9 @@ async def finish(context: Context, http: HTTPRequest, request: Request) -> Strea
     if wanted is None:
         raise DigestInvalid("the digest parameter is missing")
     digest = digests.parse(wanted)
-    await _append(context, http, upload)
-    await in_thread(upload.commit, digest)
+    async with _ending_with_the_disk(upload):
+        await _append(context, http, upload)
+        await in_thread(upload.commit, digest)
     return _created(request, digest)
 
 
@@ -88,15 +98,35 @@ async def _monolithic(
     upload = await in_thread(
         context.store.begin_upload, request.repository, digest.algorithm, resumable=False
     )
+    async with _ending_with_the_disk(upload):
+        try:
+            context.store.check_room(http.announced_length)
+            await receive(context.observer.activity, http, upload, 0)
+            await in_thread(upload.commit, digest)
+        except BaseException:
+            # The client never learned of the session, so nobody could go on with it.
+            with contextlib.suppress(UploadUnknown):
+                await in_thread(upload.cancel)
+            raise
+    return _created(request, digest)
+
+
+@contextlib.asynccontextmanager
+async def _ending_with_the_disk(upload: Upload) -> AsyncIterator[None]:
+    """End a session that the disk refuses.
+
+    What it holds would keep a full disk full, and clients do not go on with it: they begin a new
+    one. After a failed sync nobody knows what of it is stored, and the next sync may succeed all
+    the same (fsync(2)), so it must not be committed by a second try either.
+    """
     try:
-        await receive(context.observer.activity, http, upload, 0)
-        await in_thread(upload.commit, digest)
-    except BaseException:
-        # The client never learned of the session, so nobody could go on with it.
+        yield
+    except ConnectionError:
+        raise
+    except (StorageFull, OSError):
         with contextlib.suppress(UploadUnknown):
             await in_thread(upload.cancel)
         raise
-    return _created(request, digest)
 
 
 async def _mount(context: Context, request: Request, digest: Digest) -> bool:
@@ -121,6 +151,7 @@ def _holder(context: Context, digest: Digest) -> str | None:
 
 async def _append(context: Context, http: HTTPRequest, upload: Upload) -> int:
     """Append the body where ``Content-Range`` says, else where the upload stands."""
+    context.store.check_room(http.announced_length)
     offset = upload.offset
     header = http.headers.get("Content-Range")
     if header is None:

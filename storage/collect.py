@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from storage import manifest as manifests
+from storage.ages import Ages
 from storage.digest import Digest
 from storage.errors import ContentCorrupt, DigestInvalid, ManifestInvalid, ManifestUnknown
 from storage.gate import Gate
@@ -74,12 +75,13 @@ class Collector:
     """Collects in one distribution directory."""
 
     def __init__(
-        self, holdings: Holdings, layout: Layout, publisher: Publisher, gate: Gate
+        self, holdings: Holdings, layout: Layout, publisher: Publisher, gate: Gate, ages: Ages
     ) -> None:
         self._holdings = holdings
         self._layout = layout
         self._publisher = publisher
         self._gate = gate
+        self._ages = ages
 
     def collect(self, grace: float = DEFAULT_GRACE, *, dry_run: bool = False) -> Collected:
         """Remove unreferenced blobs untouched for ``grace`` seconds.
@@ -90,12 +92,12 @@ class Collector:
         """
         if not dry_run:
             self._publisher.tidy()
-        oldest = self._moment() - grace
+        is_old = self._ages.over(grace, self._moment())
         marked = self._mark()
         garbage = [
             d
             for d, _ in self._holdings.stored_blobs()
-            if d not in marked and self._is_older(d, oldest)
+            if d not in marked and self._is_older(d, is_old)
         ]
         links: dict[Digest, list[Path]] = {}
         if garbage and not dry_run:
@@ -105,7 +107,7 @@ class Collector:
         size = 0
         for digest in garbage:
             found = self._size(digest)
-            if dry_run or self._remove(digest, oldest, links.get(digest, ())):
+            if dry_run or self._remove(digest, is_old, links.get(digest, ())):
                 removed.append(digest)
                 size += found
         return Collected(tuple(removed), size)
@@ -173,17 +175,19 @@ class Collector:
                     links.setdefault(digest, []).append(link)
         return links
 
-    def _remove(self, digest: Digest, oldest: float, links: Iterable[Path]) -> bool:
+    def _remove(
+        self, digest: Digest, is_old: Callable[[float], bool], links: Iterable[Path]
+    ) -> bool:
         with self._gate.removing():
-            if not self._is_older(digest, oldest):
+            if not self._is_older(digest, is_old):
                 return False
             for link in links:
                 self._publisher.remove(link)
             return self._publisher.remove(self._layout.data(digest))
 
-    def _is_older(self, digest: Digest, oldest: float) -> bool:
+    def _is_older(self, digest: Digest, is_old: Callable[[float], bool]) -> bool:
         try:
-            return self._layout.data(digest).stat().st_mtime < oldest
+            return is_old(self._layout.data(digest).stat().st_mtime)
         except FileNotFoundError:
             return False
 

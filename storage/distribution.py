@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from storage import digest as digests
+from storage.ages import Ages
 from storage.collect import DEFAULT_GRACE, Collected, Collector
 from storage.digest import Digest
 from storage.directory import DirectoryReader, manifest_unknown
@@ -32,6 +33,7 @@ from storage.gate import Gate
 from storage.interface import Extent
 from storage.manifest import Manifest
 from storage.publish import Publisher
+from storage.space import Space
 from storage.uploads import DirectoryUpload, Uploads
 
 _LOCK_STRIPES = 64
@@ -44,10 +46,18 @@ class DistributionStore(DirectoryReader):
         root: made when missing.
         allow_sparse: take manifests that name content the repository does not hold.
         allow_absent_platforms: take indexes that do; an image must still be whole.
+        reserve: see `storage.space.Space`.
+        ages: tells how old files are.
     """
 
     def __init__(
-        self, root: Path, *, allow_sparse: bool = False, allow_absent_platforms: bool = False
+        self,
+        root: Path,
+        *,
+        allow_sparse: bool = False,
+        allow_absent_platforms: bool = False,
+        reserve: int | None = None,
+        ages: Ages | None = None,
     ) -> None:
         super().__init__(root)
         self._publisher = Publisher(
@@ -59,8 +69,12 @@ class DistributionStore(DirectoryReader):
         self._may_lack_blobs = allow_sparse
         self._may_lack_manifests = allow_sparse or allow_absent_platforms
         self._gate = Gate(self._layout.scratch.parent, self._layout.scratch)
-        self._collector = Collector(self, self._layout, self._publisher, self._gate)
-        self._uploads = Uploads(self._layout, self._publisher, self._publish_blob)
+        ages = ages or Ages()
+        self._space = Space(self._layout.base, reserve)
+        self._collector = Collector(self, self._layout, self._publisher, self._gate, ages)
+        self._uploads = Uploads(
+            self._layout, self._publisher, self._publish_blob, self._space.check, ages
+        )
         self._locks = [threading.Lock() for _ in range(_LOCK_STRIPES)]
 
     def close(self) -> None:
@@ -96,6 +110,9 @@ class DistributionStore(DirectoryReader):
 
     def upload(self, repository: str, upload_id: str) -> DirectoryUpload:
         return self._uploads.find(repository, upload_id)
+
+    def check_room(self, size: int) -> None:
+        self._space.check(size)
 
     def purge_uploads(self, max_age: float) -> int:
         """End the upload sessions idle for ``max_age`` seconds; how many there were."""

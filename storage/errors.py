@@ -6,6 +6,9 @@ to the client. ``detail`` is the machine-readable part (the OCI error's ``detail
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class StorageError(Exception):
     """Base of every domain error that storage raises."""
@@ -79,5 +82,23 @@ class StorageFull(StorageError):
     """No space, quota or inode left for the bytes offered."""
 
 
+class StorageFailed(StorageError):
+    """The disk does not do its work: an input or output error."""
+
+
 class ContentCorrupt(StorageError):
     """Stored bytes that no longer have their digest; they are not served."""
+
+
+def of_disk(error: OSError) -> StorageError | None:
+    """What a refusal of the disk means; None for what is not its fault. No path is told."""
+    reason = os.strerror(error.errno or 0)
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return StorageFull("no space left in the registry's storage")
+        case errno.EROFS:
+            return ReadOnly(f"the registry's storage takes no changes: {reason}")
+        case errno.EIO | errno.EUCLEAN:
+            return StorageFailed(f"the registry's storage failed: {reason}")
+        case _:
+            return None

@@ -114,8 +114,10 @@ def carry_out(
     Raises:
         BundleInvalid: a blob of the source does not have its digest; nothing refers to it.
         BlobUnknown: a collector took what the import relied on.
-        StorageFull: what was copied so far is not copied again by the next try.
+        StorageFull: it does not fit, and nothing was begun; or the disk filled up meanwhile, and
+            what was copied so far is not copied again by the next try.
     """
+    store.check_room(planned.size)
     stopping = threading.Event()
 
     def step(size: int) -> None:

@@ -117,6 +117,13 @@ class Upload(Protocol):
 class Store(Reader, Protocol):
     """A store that also takes content. A read-only one raises `ReadOnly` from each of these."""
 
+    def check_room(self, size: int) -> None:
+        """Quick. Make sure that so many bytes more of blobs fit, before the first is taken.
+
+        Raises:
+            StorageFull: they do not.
+        """
+
     def begin_upload(self, repository: str, algorithm: str, *, resumable: bool = True) -> Upload:
         """Start an upload session whose bytes are hashed with ``algorithm`` as they come.
 

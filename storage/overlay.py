@@ -34,10 +34,13 @@ class OverlayStore(DistributionStore):
         root: of the upper store; made when missing.
         lower: what lies beneath; closed by its owner, after this.
         allow_sparse: take manifests that name content the repository does not hold.
+        reserve: see `storage.space.Space`.
     """
 
-    def __init__(self, root: Path, lower: Layer, *, allow_sparse: bool = False) -> None:
-        super().__init__(root, allow_sparse=allow_sparse)
+    def __init__(
+        self, root: Path, lower: Layer, *, allow_sparse: bool = False, reserve: int | None = None
+    ) -> None:
+        super().__init__(root, allow_sparse=allow_sparse, reserve=reserve)
         self._whiteouts = Whiteouts(self._layout, self._publisher)
         self._lower = Masked(lower, self._whiteouts)
 

@@ -37,6 +37,9 @@ class ReadOnlyStore:
     def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
         return self._reader.referrers(repository, subject)
 
+    def check_room(self, size: int) -> None:
+        raise _refused()
+
     def begin_upload(self, repository: str, algorithm: str, *, resumable: bool = True) -> Upload:
         raise _refused()
 

@@ -18,13 +18,13 @@ import errno
 import os
 import shutil
 import threading
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from storage import digest as digests
+from storage.ages import Ages
 from storage.catalog import upload_directories
 from storage.digest import CANONICAL, Digest
 from storage.errors import ContentCorrupt, DigestInvalid, UploadOffset, UploadUnknown
@@ -42,18 +42,28 @@ Publish = Callable[[str, Digest, Path], None]
 Forget = Callable[[Path], None]
 """Told the directory of a session that has ended."""
 
+Room = Callable[[int], None]
+"""Told how many bytes more are to be written; raises StorageFull where they do not fit."""
+
 
 class DirectoryUpload:
     """One session; see `storage.interface.Upload`."""
 
     def __init__(
-        self, name: str, directory: Path, algorithm: str, publish: Publish, forget: Forget
+        self,
+        name: str,
+        directory: Path,
+        algorithm: str,
+        publish: Publish,
+        forget: Forget,
+        room: Room,
     ) -> None:
         self._repository = name
         self._directory = directory
         self._data = directory / "data"
         self._publish = publish
         self._forget = forget
+        self._room = room
         self._lock = threading.Lock()
         self._hasher = digests.hasher(algorithm)
         self._hashed = 0
@@ -77,6 +87,7 @@ class DirectoryUpload:
                 offset = os.fstat(descriptor).st_size
                 if offset != at:
                     raise UploadOffset(f"the upload stands at byte {offset}, not {at}", offset)
+                self._room(sum(map(len, data)))
                 try:
                     written = self._append(descriptor, data)
                 except OSError:
@@ -102,6 +113,7 @@ class DirectoryUpload:
             UploadUnknown, StorageFull: see `write`.
             OSError: the source cannot be read.
         """
+        self._room(extent.size)
         with self._lock, full_disk_is_domain_error(), extent.path.open("rb", buffering=0) as file:
             descriptor = self._open(os.O_WRONLY)
             try:
@@ -187,10 +199,14 @@ def _copy(
 class Uploads:
     """The sessions of one store: those in memory, and those a restart left on disk."""
 
-    def __init__(self, layout: Layout, publisher: Publisher, publish: Publish) -> None:
+    def __init__(
+        self, layout: Layout, publisher: Publisher, publish: Publish, room: Room, ages: Ages
+    ) -> None:
         self._layout = layout
         self._publisher = publisher
         self._publish = publish
+        self._room = room
+        self._ages = ages
         self._open: dict[Path, DirectoryUpload] = {}
         self._lock = threading.Lock()
 
@@ -204,12 +220,12 @@ class Uploads:
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        return DirectoryUpload(name, directory, algorithm, self._publish, self._forget)
+        return self._session(name, directory, algorithm)
 
     def begin(self, name: str, algorithm: str) -> DirectoryUpload:
         """Begin a session, which its id finds again."""
         directory = self._layout.upload(name, str(uuid.uuid4()))
-        session = DirectoryUpload(name, directory, algorithm, self._publish, self._forget)
+        session = self._session(name, directory, algorithm)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self._publisher.put_directory(directory, {"startedat": now.encode(), "data": b""})
         with self._lock:
@@ -221,7 +237,7 @@ class Uploads:
         with self._lock:
             session = self._open.get(directory)
             if session is None:
-                session = DirectoryUpload(name, directory, CANONICAL, self._publish, self._forget)
+                session = self._session(name, directory, CANONICAL)
             if not (directory / "data").exists():
                 self._open.pop(directory, None)
                 raise UploadUnknown("no such upload session")
@@ -230,23 +246,26 @@ class Uploads:
 
     def purge(self, max_age: float) -> int:
         """End the sessions without a write for ``max_age`` seconds; how many there were."""
-        oldest = time.time() - max_age
+        is_old = self._ages.over(max_age)
         purged = 0
         for uploads in upload_directories(self._layout.repositories):
             for directory in list(uploads.iterdir()):
-                if self._is_older(directory, oldest):
+                if self._is_older(directory, is_old):
                     shutil.rmtree(directory, ignore_errors=True)
                     self._forget(directory)
                     purged += 1
         return purged
 
     @staticmethod
-    def _is_older(directory: Path, oldest: float) -> bool:
+    def _is_older(directory: Path, is_old: Callable[[float], bool]) -> bool:
         # A session that registry:2 left may have no data yet; its directory tells its age too.
         for path in (directory / "data", directory):
             with contextlib.suppress(OSError):
-                return path.stat().st_mtime < oldest
+                return is_old(path.stat().st_mtime)
         return False
+
+    def _session(self, name: str, directory: Path, algorithm: str) -> DirectoryUpload:
+        return DirectoryUpload(name, directory, algorithm, self._publish, self._forget, self._room)
 
     def _forget(self, directory: Path) -> None:
         with self._lock:

@@ -24,12 +24,16 @@ CACHE = REPO / ".cache"
 POLL_INTERVAL = 0.01
 
 APT_PACKAGES = {
+    "btrfs": "btrfs-progs",
     "containerd": "containerd",
     "ctr": "containerd",
     "debootstrap": "debootstrap",
     "docker": "docker.io",
     "dockerd": "docker.io",
     "docker-registry": "docker-registry",
+    "mkfs.btrfs": "btrfs-progs",
+    "mkfs.ext4": "e2fsprogs",
+    "faketime": "faketime",
     "podman": "podman",
     "runc": "runc",
     "skopeo": "skopeo",
@@ -149,12 +153,13 @@ class Mayfly(Process):
         *options: str,
         listen: str = "127.0.0.1:0",
         env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         root.mkdir(parents=True, exist_ok=True)
         state_dir.mkdir(parents=True, exist_ok=True)
         self.root = root
         self.state_dir = state_dir
-        argv = [sys.executable, "-m", "registry", "serve", "--root", root]
+        argv = [*prefix, sys.executable, "-m", "registry", "serve", "--root", root]
         argv += ["--state-dir", state_dir, "--listen", listen, *options]
         if env is None:
             # Settings of whoever runs the tests are not the test's.

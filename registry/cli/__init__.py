@@ -11,7 +11,9 @@ import click
 from auth.errors import AuthError
 from registry.config import ConfigError
 from registry.version import VERSION
-from storage.errors import ContentCorrupt, StorageError, StorageFull
+from storage.errors import ContentCorrupt, StorageError, StorageFailed, StorageFull, of_disk
+
+_DISK = StorageFull | StorageFailed
 
 _COMMANDS = {
     "serve": "registry.cli.serve",
@@ -71,9 +73,13 @@ def main() -> None:
     except click.ClickException as error:
         _fail(f"mayfly: {error.format_message()}")
     except (ConfigError, AuthError) as error:
-        _fail(f"mayfly: {error}")
+        _fail(f"mayfly: {error}", 4 if _is_of_disk(error) else 2)
     except StorageError as error:
         _fail(f"mayfly: {error}", _exit_code(error))
+    except OSError as error:
+        if not _is_of_disk(error):
+            raise
+        _fail(f"mayfly: {error.filename or 'storage'}: {error.strerror}", 4)
 
 
 def _leave(number: int, _frame: object) -> None:
@@ -86,7 +92,16 @@ def _exit_code(error: StorageError) -> int:
 
     if isinstance(error, BundleChanged | BundleConflict | BundleInvalid):
         return 5
-    return 4 if isinstance(error, StorageFull | ContentCorrupt) else 2
+    return 4 if isinstance(error, _DISK | ContentCorrupt) else 2
+
+
+def _is_of_disk(error: BaseException | None) -> bool:
+    """Whether a full or failing disk is what lies beneath an error."""
+    while error is not None:
+        if isinstance(error, OSError) and isinstance(of_disk(error), _DISK):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _fail(message: str, code: int = 2) -> None:

@@ -26,6 +26,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from registry.lifetime import open_files
 from registry.lifetime.conditions import Kind, Once, Reason
 from registry.lifetime.errors import LifetimeError
 from registry.lifetime.private import AUTH_FILE, Login
@@ -118,7 +119,15 @@ class Child:
         path = find(command[0], environment)
         launch = str(Path(__file__).with_name("launch.py"))
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-S", launch, str(os.getpid()), path, *command, env=environment
+            sys.executable,
+            "-I",
+            "-S",
+            launch,
+            str(os.getpid()),
+            str(open_files.AT_START),
+            path,
+            *command,
+            env=environment,
         )
         return cls(process, command[0], ended)
 

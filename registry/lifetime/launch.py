@@ -1,24 +1,28 @@
 """Runs in the new process, between its birth and the command: see `child`.
 
 Started as a script, with nothing but the standard library, and quick: no site, no environment.
-Arguments: the server's pid, then the command's path, then its words.
+Arguments: the server's pid, the limit on open files, the command's path, then its words.
 """
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
 
 
-def main(server: int, path: str, words: list[str]) -> None:
+def main(server: int, open_files: int, path: str, words: list[str]) -> None:
     """Become the command, to be sent SIGTERM when the server's thread that started us ends."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of ours for a Ctrl-C
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != server:  # it ended before we asked
         sys.exit(128 + signal.SIGTERM)
+    # The server has raised its own; programs that use select(2) break with so many.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
     # What Python ignores for itself, an exec would hand on.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
@@ -30,4 +34,4 @@ def main(server: int, path: str, words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])

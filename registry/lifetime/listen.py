@@ -22,6 +22,12 @@ _AT_ONCE = 128
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _RECOVERY_SECONDS = 1.0
+_CROWDED_SECONDS = 0.05
+"""Between two looks whether one of too many connections has ended."""
+
+_SAY_EVERY = 60.0
+"""Seconds for which a trouble is not told again."""
+
 _SET_UP_SECONDS = 1.0
 """For connections whose TLS handshake is under way when the server closes."""
 
@@ -36,12 +42,22 @@ class Listeners:
         sockets: bound and listening.
         serve: given each connection.
         activity: told of each.
+        is_full: whether there are as many connections as may be, given how many are being set up;
+            more wait in the kernel's queue then.
     """
 
-    def __init__(self, sockets: Sequence[socket.socket], serve: Serve, activity: Activity) -> None:
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        serve: Serve,
+        activity: Activity,
+        is_full: Callable[[int], bool] = lambda setting_up: False,
+    ) -> None:
         self.sockets = tuple(sockets)
         self._serve = serve
         self._activity = activity
+        self._is_full = is_full
+        self._said = -_SAY_EVERY
         self._setting_up: set[asyncio.Task[None]] = set()
         self._accepting = False
         self._recovery: asyncio.TimerHandle | None = None
@@ -77,6 +93,9 @@ class Listeners:
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(_AT_ONCE):
+            if self._is_full(len(self._setting_up)):
+                self._wait(_CROWDED_SECONDS, "as many connections as may be (--max-connections)")
+                return
             try:
                 connection, _address = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -84,7 +103,7 @@ class Listeners:
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
                     raise
-                self._recover(error)
+                self._wait(_RECOVERY_SECONDS, str(error.strerror))
                 return
             connection.setblocking(False)
             if connection.family != socket.AF_UNIX:
@@ -101,9 +120,11 @@ class Listeners:
             logger.debug("connection was not set up: %s", error)
             connection.close()
 
-    def _recover(self, error: OSError) -> None:
-        """No more descriptors: let clients queue until some connections have ended."""
-        logger.warning("accepting no connections for a moment: %s", error.strerror)
-        self.pause()
+    def _wait(self, seconds: float, reason: str) -> None:
+        """No place or no descriptor left: let clients queue until some connections have ended."""
         loop = asyncio.get_running_loop()
-        self._recovery = loop.call_later(_RECOVERY_SECONDS, self.resume)
+        if loop.time() - self._said >= _SAY_EVERY:
+            self._said = loop.time()
+            logger.warning("clients wait to be accepted: %s", reason)
+        self.pause()
+        self._recovery = loop.call_later(seconds, self.resume)

@@ -56,6 +56,12 @@ def test_expiry(robots: Robots) -> None:
             robots.verify(credential.name, credential.password, NOW + 60)
 
 
+def test_clock_set_back(robots: Robots) -> None:
+    """One made before the clock was set back is good at once: a Secret is not fetched anew."""
+    credential = robots.issue("x", [PULL], 3600, NOW)
+    robots.verify(credential.name, credential.password, NOW - 7200)
+
+
 def test_another_name_or_key(robots: Robots) -> None:
     """A password is its own robot's, and dies with the key."""
     credential = robots.issue("x", [PULL], 60, NOW)

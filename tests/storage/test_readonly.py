@@ -20,6 +20,7 @@ SESSION = "0b8a5c63-9a5b-4f2b-8a0e-3a1c7f5b9b11"
 DIGEST = digests.of(b"x")
 
 CHANGES: dict[str, Callable[[Store], object]] = {
+    "check_room": lambda s: s.check_room(1),
     "begin_upload": lambda s: s.begin_upload(REPO, "sha256"),
     "upload": lambda s: s.upload(REPO, SESSION),
     "mount": lambda s: s.mount("team/copy", DIGEST, REPO),

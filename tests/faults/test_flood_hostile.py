@@ -1,0 +1,272 @@
+"""Clients that take a place and give nothing: cut, or kept waiting, and nobody else suffers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.disk_mounts import run
+from tests.faults.disk_pushes import Pushes, digest_of, noise
+from tests.faults.flood_load import (
+    LONG,
+    MIB,
+    Costs,
+    Line,
+    connected,
+    many_files,
+    request,
+    tell,
+    until,
+)
+from tests.process import REPO, Mayfly, Process, need, need_root
+
+Start = Callable[..., Mayfly]
+
+QUICK = ("--drain-timeout", "1s")
+FLOOD = 10_000 if LONG else 300
+FILES = 256
+"""The limit on open files of the server that is flooded."""
+
+
+async def closed(line: socket.socket) -> None:
+    """Wait until the server ends a connection, whatever it says before."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(ConnectionResetError):
+        while await loop.sock_recv(line, 65536):
+            pass
+
+
+async def test_slow_headers(start_mayfly: Start) -> None:
+    """A header that never ends is cut, as is a connection that asks for nothing; idle ones stay."""
+    server = start_mayfly(*QUICK, "--header-timeout", "1s")
+    loop = asyncio.get_running_loop()
+    async with Line(server.host) as kept:
+        assert (await kept.ask("GET", "/v2/")).status == 200
+        dripping, silent = await connected(server.host), await connected(server.host)
+
+        async def drip() -> None:
+            with contextlib.suppress(ConnectionError):
+                for byte in request("GET", "/v2/", {"X": "y" * 4000}):
+                    await loop.sock_sendall(dripping, bytes([byte]))
+                    await asyncio.sleep(0.1)
+
+        with dripping, silent:
+            dripper = asyncio.create_task(drip())
+            async with asyncio.timeout(60):
+                await asyncio.gather(closed(dripping), closed(silent))
+            dripper.cancel()
+        # It was silent all that time, and has a right to.
+        assert (await kept.ask("GET", "/v2/")).status == 200
+        async with Line(server.host) as other:
+            assert (await other.ask("GET", "/v2/")).status == 200
+
+
+async def test_slow_bodies(start_mayfly: Start) -> None:
+    """A push that stalls is cut and its session kept; one that crawls on goes through."""
+    server = start_mayfly(*QUICK, "--stall-timeout", "2s")
+    loop = asyncio.get_running_loop()
+    data = noise(12 * 1024, "slow")
+    async with Line(server.host) as line:
+        stalled = (await line.ask("POST", "/v2/app/blobs/uploads/")).headers["location"]
+        target = f"/v2/app/blobs/uploads/?digest={digest_of(data)}"
+        length = {"Content-Length": str(len(data))}
+
+        async def stall() -> None:
+            with await connected(server.host) as sending:
+                await loop.sock_sendall(sending, request("PATCH", stalled, length) + data[:5000])
+                async with asyncio.timeout(60):
+                    await closed(sending)
+
+        async def crawl() -> int:
+            async with Line(server.host) as crawling:
+                crawling.begin("POST", target, length)
+                for at in range(0, len(data), 1024):
+                    crawling.writer.write(data[at : at + 1024])
+                    await asyncio.sleep(0.5)
+                return (await crawling.answer()).status
+
+        _, status = await asyncio.gather(stall(), crawl())
+        assert status == 201
+        found = await line.ask("GET", stalled)
+        assert (found.status, found.headers["range"]) == (204, "0-4999")
+
+
+async def test_stalled_readers(start_mayfly: Start) -> None:
+    """A pull that takes nothing more is cut and frees its place; one that crawls on is not."""
+    server = start_mayfly(*QUICK, "--stall-timeout", "3s")
+    client = Pushes(server.host)
+    layer = noise(8 * MIB, "layer")
+    client.push("app", "1", layer)
+    costs = Costs(server)
+    loop = asyncio.get_running_loop()
+    stalled, crawling = await connected(server.host), await connected(server.host)
+    with stalled, crawling:
+        for line in (stalled, crawling):
+            await loop.sock_sendall(line, request("GET", f"/v2/app/blobs/{digest_of(layer)}"))
+        received = 0
+
+        async def crawl() -> None:
+            nonlocal received
+            while piece := await loop.sock_recv(crawling, 16384):
+                received += len(piece)
+                await asyncio.sleep(0.2)
+
+        reading = asyncio.create_task(crawl())
+        await until(lambda: received > 0)
+        # The one that is left is the crawling client's.
+        await until(lambda: costs.established == 1)
+        at = received
+        await until(lambda: received > at + 65536)
+        reading.cancel()
+
+
+@pytest.fixture
+def far_away() -> Iterator[tuple[str, str]]:
+    """A network namespace behind a veth pair: the server's address, and the namespace's name."""
+    need_root()
+    need("ip")
+    name = f"mf{os.getpid()}"
+    try:
+        run("ip", "netns", "add", name)
+        run("ip", "link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b")
+        run("ip", "link", "set", f"{name}b", "netns", name)
+        run("ip", "addr", "add", "10.213.7.1/30", "dev", f"{name}a")
+        run("ip", "link", "set", f"{name}a", "up")
+        run("ip", "-n", name, "addr", "add", "10.213.7.2/30", "dev", f"{name}b")
+        run("ip", "-n", name, "link", "set", f"{name}b", "up")
+        yield "10.213.7.1", name
+    finally:
+        subprocess.run(["ip", "link", "del", f"{name}a"], check=False, timeout=30)
+        subprocess.run(["ip", "netns", "del", name], check=False, timeout=30)
+
+
+FAR_CLIENT = """
+import socket, sys, time
+host, port, requests = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+lines = []
+for text in requests:
+    line = socket.create_connection((host, port))
+    line.sendall(text.encode().decode("unicode_escape").encode())
+    lines.append(line)
+    if text.startswith("GET"):
+        line.recv(1000)
+print("under way", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("doing", ["pull", "push"])
+def test_half_open(
+    start_mayfly: Start, far_away: tuple[str, str], tmp_path: Path, doing: str
+) -> None:
+    """A client whose host vanished in a transfer does not keep an idle server alive."""
+    address, namespace = far_away
+    options = [
+        *QUICK,
+        "--tls",
+        "off",
+        "--auth",
+        "none",
+        "--vanished-timeout",
+        "3s",
+        "--idle-timeout",
+        "2s",
+    ]
+    server = start_mayfly(*options, listen=f"{address}:0")
+    client = Pushes(server.host)
+    layer = noise(16 * MIB, "layer")
+    client.push("app", "1", layer)
+    begun = client.ask("POST", "/v2/app/blobs/uploads/")[1]["Location"]
+    wanted = {
+        "pull": f"GET /v2/app/blobs/{digest_of(layer)} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n",
+        "push": f"PATCH {begun} HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 9999\\r\\n\\r\\nhalf",
+    }[doing]
+    port = server.host.rpartition(":")[2]
+    program = ["ip", "netns", "exec", namespace, sys.executable, "-c", FAR_CLIENT, address, port]
+    far = Process([*program, wanted], tmp_path / "far.log")
+    try:
+        far.wait_for(lambda: "under way" in far.output() or None)
+        assert client.ask("GET", "/v2/app/manifests/1")[0] == 200  # arms the idle timeout
+        control = [sys.executable, "-m", "registry", "status", "--json", "--state-dir"]
+        control.append(str(server.state_dir))
+        found = json.loads(subprocess.run(control, capture_output=True, check=True).stdout)
+        tell(f"while it is there: {found.get('requests', found)}")
+        run("ip", "link", "set", f"{namespace}a", "down")
+        assert server.popen.wait(60) == 0
+        assert "no request and no transfer for 2s" in server.output()
+    finally:
+        far.kill()
+
+
+async def test_more_connections_than_files(workspace: Path) -> None:
+    """Past the limit on open files clients wait; those served go on, and the server is at rest."""
+    need("prlimit")
+    many_files()
+    place = workspace / "flooded"
+    limit = ("prlimit", f"--nofile={FILES // 4}:{FILES}")
+    options = (*QUICK, "--header-timeout", "1s")
+    with Mayfly(place / "root", place / "state", *options, prefix=limit) as server:
+        client = Pushes(server.host)
+        layer = noise(MIB, "layer")
+        client.push("app", "1", layer)
+        costs = Costs(server)
+        name, _, port = server.host.partition(":")
+        flood: list[socket.socket] = []
+        async with Line(server.host) as served:
+            blob = f"/v2/app/blobs/{digest_of(layer)}"
+            assert (await served.ask("GET", blob)).status == 200
+            try:
+                for _ in range(FLOOD):
+                    one = socket.socket()
+                    one.setblocking(False)
+                    one.connect_ex((name, int(port)))
+                    flood.append(one)
+                    if len(flood) % 100 == 0:
+                        await asyncio.sleep(0)
+                begun, used = time.monotonic(), costs.processor
+                for _ in range(10):
+                    answer = await served.ask("GET", blob)
+                    assert (answer.status, digest_of(answer.body)) == (200, digest_of(layer))
+                    await asyncio.sleep(0.2)
+                share = (costs.processor - used) / (time.monotonic() - begun)
+                taken = costs.descriptors
+                # Those that ask for nothing make place: somebody new is served beside the flood.
+                async with asyncio.timeout(240), Line(server.host) as new:
+                    assert (await new.ask("GET", "/v2/")).status == 200
+            finally:
+                for one in flood:
+                    one.close()
+            async with Line(server.host) as after:
+                assert (await after.ask("GET", blob)).status == 200
+        tell(
+            f"{FLOOD} connections, {FILES} files: {taken} taken, {share:.0%} of a core, "
+            f"growth {costs.growth / MIB:.1f} MiB"
+        )
+        assert FILES // 4 - 16 < taken < FILES - 32
+        assert share < 0.5
+        assert costs.growth < 32 * MIB
+        assert "Traceback" not in server.output()
+
+
+def test_limit_on_open_files(tmp_path: Path) -> None:
+    """The server raises its limit as far as it may; the command of `mayfly run` keeps its own."""
+    need("prlimit")
+    argv = ["prlimit", "--nofile=300:3000", sys.executable, "-m", "registry", "run"]
+    argv += ["--root", tmp_path / "root", "--state-dir", tmp_path / "state"]
+    argv += ["--listen", "127.0.0.1:0", "--", "sh", "-c"]
+    argv += ["ulimit -Sn; ulimit -Hn; grep 'open files' /proc/$PPID/limits"]
+    done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    soft, hard, server = done.stdout.splitlines()
+    assert (soft, hard) == ("300", "3000")
+    assert server.split()[3:5] == ["3000", "3000"]

@@ -1,0 +1,158 @@
+"""Which connections are cut, as a table of what the kernel counts and what is being done."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from registry.sweep import LEAST, SPARED, Counts, Patience, Sweep
+from tests.auth.clock import Clock
+
+HEADER, STALL, VANISHED = 30.0, 300.0, 60.0
+QUIET = Counts(0, 0, unsent=False, unacked=False, probes=0, spoken=0.0, heard=0.0)
+
+
+@dataclass(eq=False)
+class Connection:
+    """What a `registry.app.Protocol` says of its client."""
+
+    serving: bool = False
+    requests: int = 0
+    awaits_body: bool = False
+    is_writing: bool = False
+    counts: Counts = QUIET
+
+
+class Judge:
+    """A sweep over one connection, with time that passes when told to."""
+
+    def __init__(self, connection: Connection, **patience: float | None) -> None:
+        self.connection = connection
+        self.clock = Clock()
+        self.crowded = False
+        limits = {"header": HEADER, "stall": STALL, "vanished": VANISHED, **patience}
+        server: Any = None
+        self._sweep = Sweep(server, Patience(**limits), lambda: self.crowded, self.clock)
+
+    def after(self, seconds: float, **counts: Any) -> bool:
+        """Whether it is cut so much later, the counts being these by then."""
+        self.clock.advance(seconds)
+        self.connection.counts = replace(self.connection.counts, **counts)
+        one: Any = self.connection
+        return self._sweep._judge(one, self.connection.counts) is not None
+
+
+def test_connection_that_never_asks() -> None:
+    """It has the header's time for its first request, whether or not it has begun one."""
+    for received in (0, 10):
+        judge = Judge(Connection())
+        assert not judge.after(0)
+        assert not judge.after(HEADER - 1, received=received)
+        assert judge.after(1)
+
+
+def test_kept_connection() -> None:
+    """Between requests it may be silent for ever; a header has its time from where it begins."""
+    judge = Judge(Connection(requests=3, counts=replace(QUIET, received=500)))
+    assert not judge.after(0)
+    assert not judge.after(10_000)
+    assert not judge.after(10, received=510)
+    assert not judge.after(HEADER - 1, received=520)
+    assert judge.after(1, received=530)
+
+
+def test_crowd() -> None:
+    """A silent connection gives up its place to those that wait; one at work does not."""
+    judge = Judge(Connection(requests=1))
+    judge.crowded = True
+    assert not judge.after(0)
+    assert not judge.after(SPARED - 1)
+    assert judge.after(1)
+    judge = Judge(Connection(serving=True, requests=1, awaits_body=True))
+    judge.crowded = True
+    assert not judge.after(0) and not judge.after(STALL - 1)
+
+
+@pytest.mark.parametrize("direction", ["received", "acknowledged"])
+def test_transfer(direction: str) -> None:
+    """It is cut when less than `LEAST` has moved in the stall timeout, however long it goes on."""
+    judge = Judge(Connection(serving=True, requests=1, awaits_body=True))
+    assert not judge.after(0)
+    for turn in range(1, 100):
+        assert not judge.after(STALL - 1, **{direction: turn * LEAST})
+    moved = 99 * LEAST
+    assert not judge.after(STALL - 1, **{direction: moved + LEAST - 1})
+    assert judge.after(1)
+
+
+def test_waiting_for_us() -> None:
+    """A client that owes nothing is not cut, whatever time we take."""
+    judge = Judge(Connection(serving=True, requests=1))
+    assert not judge.after(0)
+    assert not judge.after(STALL * 10)
+    judge.connection.awaits_body = True
+    assert not judge.after(STALL - 1)
+    assert judge.after(1)
+
+
+def test_next_request_begins_anew() -> None:
+    """What one request took is not held against the next."""
+    judge = Judge(Connection(serving=True, requests=1, is_writing=True))
+    assert not judge.after(0) and not judge.after(STALL - 1)
+    judge.connection.requests = 2
+    assert not judge.after(2) and not judge.after(STALL - 1)
+    assert judge.after(1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "cut"),
+    [
+        # Sent again after half a minute of silence, and a quarter of a minute for the answer.
+        ({"unacked": True, "heard": 61.0, "spoken": 16.0}, True),
+        ({"unacked": True, "heard": 59.0, "spoken": 16.0}, False),
+        # Sent again a moment ago: the answer is on its way.
+        ({"unacked": True, "heard": 100.0, "spoken": 0.1}, False),
+        # A crawling reader: sent again ever more rarely, but answered each time.
+        ({"unacked": True, "heard": 100.0, "spoken": 100.0}, False),
+        ({"unacked": False, "heard": 10_000.0, "spoken": 10_000.0}, False),
+        ({"probes": 3, "heard": 61.0, "spoken": 61.0}, True),
+        ({"probes": 2, "heard": 61.0, "spoken": 61.0}, False),
+    ],
+)
+def test_vanished(counts: dict[str, Any], cut: bool) -> None:
+    """A host is gone when what it was asked was not answered; silence alone says nothing."""
+    judge = Judge(Connection(serving=True, requests=1))
+    assert judge.after(1, **counts) == cut
+
+
+def test_never() -> None:
+    """Each timeout can be off."""
+    judge = Judge(Connection(requests=0), header=None, stall=None, vanished=None)
+    assert not judge.after(0) and not judge.after(10**9, probes=9, heard=10.0**9)
+    judge.connection.serving = judge.connection.awaits_body = True
+    assert not judge.after(0) and not judge.after(10**9)
+    assert Patience(None, None, None).pause > 0
+
+
+def test_counts_of_a_socket() -> None:
+    """The kernel's counts are read from where they are."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client = socket.create_connection(listening.getsockname())
+        server, _ = listening.accept()
+        with client, server:
+            client.sendall(b"x" * 1000)
+            server.sendall(b"y" * 300)
+            assert server.recv(2000) == b"x" * 1000
+            assert client.recv(300) == b"y" * 300
+            counts = Counts.of(server)
+            assert (counts.received, counts.acknowledged) == (1000, 300)
+            assert not counts.unsent and not counts.unacked and counts.probes == 0
+            server.setblocking(False)
+            try:
+                while server.send(b"z" * 65536):
+                    pass
+            except BlockingIOError:
+                assert Counts.of(server).unsent
