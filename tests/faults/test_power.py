@@ -203,7 +203,7 @@ def home(workspace: Path) -> Iterator[Path]:
 def states(workspace: Path) -> Iterator[Path]:
     """Where what a power cut left is looked at: in memory, as there are many."""
     memory = Path("/dev/shm")
-    place = Path(tempfile.mkdtemp("mayfly-", dir=memory if memory.is_dir() else workspace))
+    place = Path(tempfile.mkdtemp(prefix="mayfly-", dir=memory if memory.is_dir() else workspace))
     yield place
     remove_tree(place)
 
