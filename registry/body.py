@@ -146,6 +146,7 @@ class Body:
         try:
             content, used = self._framing.decode(raw)
         except FramingInvalid as error:
+            self._held = b""
             self.broken(str(error))
             return
         self._filled += content
@@ -168,7 +169,7 @@ class Body:
 
     def _use_held(self) -> None:
         """As `received`, of what was held."""
-        while self._held and not self._is_satisfied():
+        while self._held and not self._is_full() and not self.over:
             room = self._buffer[self._filled :]
             room = room[: self._framing.room(len(room))]
             piece, self._held = self._held[: len(room)], self._held[len(room) :]
@@ -176,9 +177,11 @@ class Body:
             self.received(len(piece))
 
     def _is_satisfied(self) -> bool:
+        return self._is_full() or self.over or self._error is not None
+
+    def _is_full(self) -> bool:
         room = len(self._buffer) - self._filled
-        full = room < min(_LEAST_ROOM, len(self._buffer))
-        return full or self.over or self._error is not None
+        return room < min(_LEAST_ROOM, len(self._buffer))
 
     def _ask(self) -> None:
         if self._expects:
