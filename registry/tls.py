@@ -24,7 +24,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 _LARGEST_PIECE = 512 * 1024
 _SMALLEST_PIECE = 64 * 1024
@@ -52,6 +52,8 @@ _local = threading.local()
 _transfers = 0
 _turns = 0
 """Turns that run or wait for a thread; counted by the event loop alone, as the transfers are."""
+
+_T = TypeVar("_T")
 
 Factory = Callable[[], asyncio.Protocol]
 """Makes the protocol above, once the handshake is through."""
@@ -253,6 +255,10 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             ):
                 sent += done
             return sent
+        except BaseException:
+            # Perhaps in the middle of a record: nothing that could follow would make sense.
+            self.abort()
+            raise
         finally:
             _transfers -= 1
             os.close(descriptor)
@@ -269,16 +275,13 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         await self._writable.wait()
         if self._tcp.is_closing():
             raise ConnectionResetError("client is gone")
-        _turns += 1
         turn = asyncio.get_running_loop().run_in_executor(
             _threads, self._send_some, descriptor, file.fileno(), offset + sent, count - sent
         )
+        _turns += 1
         try:
-            done, rest = await asyncio.shield(turn)
+            done, rest = await _ended(turn)
         finally:
-            if not turn.done():
-                # Neither descriptor may be closed under the thread's hands.
-                await asyncio.wait([turn])
             _turns -= 1
         if rest:
             self._tcp.write(rest)
@@ -308,6 +311,23 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         while plain:
             plain = plain[self._tls.write(plain) :]
         return self._outgoing.read()
+
+
+async def _ended(turn: asyncio.Future[_T]) -> _T:
+    """The outcome of a thread's work, which is waited for however often the caller is cancelled.
+
+    Until then no descriptor may be closed under the thread's hands.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not turn.done():
+        try:
+            await asyncio.wait([turn])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        turn.exception()  # known to asyncio as seen
+        raise cancelled
+    return turn.result()
 
 
 def _send(descriptor: int, data: bytes) -> bytes:
