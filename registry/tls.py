@@ -335,6 +335,9 @@ def _send(descriptor: int, data: bytes) -> bytes:
 
     While no other transfer waits for this thread, it waits for the client for a moment: most are
     about to read, and the way through the event loop costs more than the sending.
+
+    Raises:
+        ConnectionError: the client is gone.
     """
     left = memoryview(data)
     while left:
@@ -343,6 +346,8 @@ def _send(descriptor: int, data: bytes) -> bytes:
         except BlockingIOError:
             if _turns > _THREADS or not _is_writable(descriptor):
                 break
+        except OSError as error:  # also that no route leads to it, or that it never answered
+            raise ConnectionResetError("client is gone") from error
     return bytes(left)
 
 

@@ -186,6 +186,21 @@ async def test_file_that_cannot_be_read(
     assert "Input/output error" in record.getMessage()
 
 
+async def test_network_that_gives_up(server: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a socket says of a client that is out of reach is no failure of the server's."""
+    target = await server.push(REPO, LARGE)
+    before = descriptors()
+
+    def write(descriptor: int, data: Any) -> int:
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    monkeypatch.setattr(os, "write", write)
+    with await server.begin(target) as client, pytest.raises(OSError, match=r"cut after|EOF occ"):
+        await asyncio.to_thread(read_answer, client)
+    monkeypatch.undo()
+    await server.idle(before)
+
+
 @pytest.mark.parametrize("error", [None, errno.EIO])
 async def test_cancelled_in_mid_turn(
     server: Secured, monkeypatch: pytest.MonkeyPatch, error: int | None
