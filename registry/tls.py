@@ -39,6 +39,9 @@ _PATIENCE = 10
 
 _RECEIVED = 256 * 1024
 
+_SEALED_AT_ONCE = 64 * 1024
+"""Bytes; a connection keeps as much memory for its whole life, for OpenSSL gives none back."""
+
 _RECORD = 16 * 1024
 """The most that one TLS record holds (RFC 8446, 5.1)."""
 
@@ -205,8 +208,8 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             return
         left = memoryview(data)
         while left:
-            left = left[self._tls.write(left) :]
-        self._flush()
+            left = left[self._tls.write(left[:_SEALED_AT_ONCE]) :]
+            self._flush()
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
@@ -307,10 +310,12 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
                 return done, rest
         return done, b""
 
-    def _seal(self, plain: memoryview) -> bytes:
+    def _seal(self, plain: memoryview) -> list[bytes]:
+        sealed = []
         while plain:
-            plain = plain[self._tls.write(plain) :]
-        return self._outgoing.read()
+            plain = plain[self._tls.write(plain[:_SEALED_AT_ONCE]) :]
+            sealed.append(self._outgoing.read())
+        return sealed
 
 
 async def _ended(turn: asyncio.Future[_T]) -> _T:
@@ -330,7 +335,7 @@ async def _ended(turn: asyncio.Future[_T]) -> _T:
     return turn.result()
 
 
-def _send(descriptor: int, data: bytes) -> bytes:
+def _send(descriptor: int, sealed: list[bytes]) -> bytes:
     """Send to a socket; what it would not take.
 
     While no other transfer waits for this thread, it waits for the client for a moment: most are
@@ -339,16 +344,20 @@ def _send(descriptor: int, data: bytes) -> bytes:
     Raises:
         ConnectionError: the client is gone.
     """
-    left = memoryview(data)
+    left = [memoryview(data) for data in sealed]
     while left:
         try:
-            left = left[os.write(descriptor, left) :]
+            sent = os.writev(descriptor, left)
+            while left and sent >= len(left[0]):
+                sent -= len(left.pop(0))
+            if left:
+                left[0] = left[0][sent:]
         except BlockingIOError:
             if _turns > _THREADS or not _is_writable(descriptor):
                 break
         except OSError as error:  # also that no route leads to it, or that it never answered
             raise ConnectionResetError("client is gone") from error
-    return bytes(left)
+    return b"".join(left)
 
 
 def _is_writable(descriptor: int) -> bool:

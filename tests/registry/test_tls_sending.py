@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ import pytest
 
 from registry import tls
 from storage.distribution import DistributionStore
+from tests.process import Mayfly
 from tests.registry.pushing import digest_of
 from tests.registry.secured import Secured, descriptors, read_answer, until
 from tests.registry.wire import message
 
 REPO = "team/app"
+MIB = 1024 * 1024
 LARGE = random.Random(1).randbytes(9 * 1024 * 1024 + 11)
 """More than sockets, one turn and one piece hold."""
 
@@ -191,10 +194,10 @@ async def test_network_that_gives_up(server: Secured, monkeypatch: pytest.Monkey
     target = await server.push(REPO, LARGE)
     before = descriptors()
 
-    def write(descriptor: int, data: Any) -> int:
+    def writev(descriptor: int, data: Any) -> int:
         raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "writev", writev)
     with await server.begin(target) as client, pytest.raises(OSError, match=r"cut after|EOF occ"):
         await asyncio.to_thread(read_answer, client)
     monkeypatch.undo()
@@ -270,3 +273,49 @@ async def test_store_is_not_needed_for_what_is_on_its_way(
         await until(lambda: tls._transfers == 1, "the transfer began")
         assert (await server.ask("DELETE", target))[0] == 202
         assert await asyncio.to_thread(read_answer, client) == (200, LARGE)
+
+
+def _resident(server: Mayfly) -> int:
+    """Bytes of memory a process has."""
+    pages = Path(f"/proc/{server.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory(start_mayfly: Callable[..., Mayfly]) -> None:
+    """Fifty transfers at once, and two hundred connections that each had one, cost little."""
+    running = start_mayfly("--tls", "auto")
+    trust = ssl.create_default_context(cafile=running.state_dir / "ca.crt")
+    host, port = running.host.rsplit(":", 1)
+    digest = digest_of(LARGE)
+
+    def connect() -> ssl.SSLSocket:
+        plain = socket.create_connection((host, int(port)), timeout=30)
+        return trust.wrap_socket(plain, server_hostname=host)
+
+    def pull(client: ssl.SSLSocket) -> None:
+        client.sendall(message("GET", f"/v2/{REPO}/blobs/{digest}", close=False))
+
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(connect())
+        target = f"/v2/{REPO}/blobs/uploads/?digest={digest}"
+        first.sendall(message("POST", target, LARGE, close=False))
+        assert read_answer(first)[0] == 201
+        for _ in range(3):
+            pull(first)
+            assert read_answer(first) == (200, LARGE)
+        before = _resident(running)
+        clients = [stack.enter_context(connect()) for _ in range(50)]
+        for client in clients:
+            pull(client)
+            client.recv(1)  # it is under way
+        assert _resident(running) - before < 40 * MIB
+        for client in clients:
+            client.close()
+        before = _resident(running)
+        for _ in range(200):
+            client = stack.enter_context(connect())
+            part = {"Range": "bytes=0-1999999"}
+            target = f"/v2/{REPO}/blobs/{digest}"
+            client.sendall(message("GET", target, headers=part, close=False))
+            assert read_answer(client) == (206, LARGE[:2_000_000])
+        assert _resident(running) - before < 200 * 200 * 1024
