@@ -117,6 +117,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
                 self._shake_hands()
             if self._above is not None:
                 self._open(self._above)
+            self._flush()  # what TLS itself has to say
         except ssl.SSLError as error:
             self._flush()  # the alert that says why
             self._fail(error)
@@ -142,31 +143,32 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._above.resume_writing()
 
     def _shake_hands(self) -> None:
-        with contextlib.suppress(ssl.SSLWantReadError):
+        try:
             self._tls.do_handshake()
-            self._above = self._factory()
+        except ssl.SSLWantReadError:
+            return
         self._flush()
-        if self._above is not None and not self.established.done():
+        if not self.established.done():  # not given up in this very moment
+            self._above = self._factory()
             self.established.set_result(None)
             self._above.connection_made(self)
 
     def _open(self, above: asyncio.Protocol) -> None:
         """Hand up all that has arrived, also when no more is wanted: it has no other place."""
-        over = False
+        over = said_goodbye = False
         while not over:
             filled = 0
             try:
                 while filled <= _RECEIVED - _RECORD and not over:
                     count = self._tls.read(_RECEIVED - filled, _opened[filled:])
                     filled += count  # type: ignore[operator]
-                    over = not count
+                    over = said_goodbye = not count
             except ssl.SSLWantReadError:
                 over = True
-            else:
-                if over:
-                    self.close()
             if filled:
                 above.data_received(bytes(_opened[:filled]))
+        if said_goodbye:
+            self.close()
 
     def _flush(self) -> None:
         if self._outgoing.pending:
