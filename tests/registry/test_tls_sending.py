@@ -233,6 +233,28 @@ async def test_cancelled_in_mid_turn(
     assert unheard == []
 
 
+async def test_nothing_is_read_meanwhile(server: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a thread seals, OpenSSL's object is its own, whatever HTTP wants of the transport."""
+    target = await server.push(REPO, LARGE)
+    reads = Reads(monkeypatch, wait=True)
+    with await server.begin(target) as client:
+        await until(reads.held.is_set, "the thread reads")
+        (handler,) = (h for h in server.server.connections if h._current_request is not None)
+        assert isinstance(handler.transport, tls.TLSTransport)
+        assert not handler.transport._tcp.is_reading()
+        handler.transport.pause_reading()
+        handler.transport.resume_reading()
+        assert not handler.transport._tcp.is_reading()
+        handler.transport.pause_reading()
+        reads.go.set()
+        assert await asyncio.to_thread(read_answer, client) == (200, LARGE)
+        await until(lambda: tls._transfers == 0, "the transfer ended")
+        assert not handler.transport._tcp.is_reading()
+        client.sendall(message("GET", "/v2/", close=False))
+        handler.transport.resume_reading()
+        assert await asyncio.to_thread(read_answer, client) == (200, b"{}")
+
+
 @pytest.mark.parametrize("how", ["abort", "close"])
 async def test_connection_ended_in_mid_turn(
     server: Secured, monkeypatch: pytest.MonkeyPatch, how: str
