@@ -93,7 +93,7 @@ class Body:
                 await self._waiter
             finally:
                 self._waiter = None
-                self._pause()
+                self._rest()
         self._buffer = memoryview(b"")
         if self._error is not None and not self._filled:
             raise self._error
@@ -135,7 +135,7 @@ class Body:
 
     def room(self) -> memoryview | None:
         """Where to receive into; None while nobody reads."""
-        if self._waiter is None:
+        if not self.is_awaited:
             return None
         free = len(self._buffer) - self._filled
         return self._buffer[self._filled : self._filled + self._framing.room(free)]
@@ -190,12 +190,14 @@ class Body:
         self.is_awaited = True
         self._transport.resume_reading()
 
-    def _pause(self) -> None:
-        self.is_awaited = False
-        if not self.over and not self._transport.is_closing():
+    def _rest(self) -> None:
+        """Receive no more, for there is no room for it."""
+        if self.is_awaited and not self.over and not self._transport.is_closing():
             self._transport.pause_reading()
+        self.is_awaited = False
 
     def _wake(self) -> None:
+        self._rest()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -24,7 +24,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 _LARGEST_PIECE = 512 * 1024
 _SMALLEST_PIECE = 64 * 1024
@@ -39,6 +39,12 @@ _PATIENCE = 10
 
 _RECEIVED = 256 * 1024
 
+_SEALED_AT_ONCE = 64 * 1024
+"""Bytes; a connection keeps as much memory for its whole life, for OpenSSL gives none back."""
+
+_ROOMY = 48
+"""Connections that may seal whole pieces instead, which is faster."""
+
 _received = memoryview(mmap.mmap(-1, _RECEIVED))
 """Shared by all connections of the event loop: empty again whenever another gets its turn."""
 
@@ -46,8 +52,11 @@ _THREADS = min(os.cpu_count() or 1, 8)
 _threads = ThreadPoolExecutor(_THREADS, "tls")
 _local = threading.local()
 _transfers = 0
+_roomy = 0
 _turns = 0
 """Turns that run or wait for a thread; counted by the event loop alone, as the transfers are."""
+
+_T = TypeVar("_T")
 
 Factory = Callable[[], asyncio.BufferedProtocol]
 """Makes the protocol above, once the handshake is through."""
@@ -89,6 +98,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._writable.set()
         self._sending = False
         self._is_read = True
+        self._sealed_at_once = _SEALED_AT_ONCE
         self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the handshake is through, or will never be."""
 
@@ -103,10 +113,16 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._incoming.write(_received[:nbytes])
+        self._advance()
+
+    def _advance(self) -> None:
+        if self._tcp.is_closing():
+            return
         try:
             if self._above is None:
                 self._shake_hands()
             self._open()
+            self._flush()  # what TLS itself has to say
         except ssl.SSLError as error:
             self._flush()  # the alert that says why
             self._fail(error)
@@ -115,6 +131,9 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        global _roomy
+        if self._sealed_at_once > _SEALED_AT_ONCE:
+            _roomy -= 1
         self._writable.set()
         if self._above is not None:
             self._above.connection_lost(exc)
@@ -132,11 +151,13 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._above.resume_writing()
 
     def _shake_hands(self) -> None:
-        with contextlib.suppress(ssl.SSLWantReadError):
+        try:
             self._tls.do_handshake()
-            self._above = self._factory()
+        except ssl.SSLWantReadError:
+            return
         self._flush()
-        if self._above is not None and not self.established.done():
+        if not self.established.done():  # not given up in this very moment
+            self._above = self._factory()
             self.established.set_result(None)
             self._above.connection_made(self)
 
@@ -144,7 +165,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         """Hand up what has arrived, as long as it is wanted."""
         if self._above is None:
             return
-        over = False
+        over = said_goodbye = False
         while not over and self._is_read and not self._sending:
             room = memoryview(self._above.get_buffer(-1))
             filled = 0
@@ -152,19 +173,18 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
                 while filled < len(room) and not over:
                     count = self._tls.read(len(room) - filled, room[filled:])
                     filled += count  # type: ignore[operator]
-                    over = not count
+                    over = said_goodbye = not count
             except ssl.SSLWantReadError:
                 over = True
-            else:
-                if over:
-                    self.close()
             if filled:
                 self._above.buffer_updated(filled)
+        if said_goodbye:
+            self.close()
 
     def _resume(self) -> None:
         """Read on, beginning with what has arrived before."""
         self._tcp.resume_reading()
-        asyncio.get_running_loop().call_soon(self._open)
+        asyncio.get_running_loop().call_soon(self._advance)
 
     def _flush(self) -> None:
         if self._outgoing.pending:
@@ -206,8 +226,8 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             return
         left = memoryview(data)
         while left:
-            left = left[self._tls.write(left) :]
-        self._flush()
+            left = left[self._tls.write(left[:_SEALED_AT_ONCE]) :]
+            self._flush()
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
@@ -240,7 +260,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             ConnectionError: the client is gone.
             OSError: the file cannot be read.
         """
-        global _transfers
+        global _transfers, _roomy
         if self._tcp.is_closing():
             raise ConnectionResetError("client is gone")
         # Closing the connection frees its descriptor for another; a thread needs one of its own.
@@ -249,6 +269,9 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._tcp.pause_reading()
         self._tcp.set_write_buffer_limits(high=0)
         _transfers += 1
+        if self._sealed_at_once == _SEALED_AT_ONCE and _roomy < _ROOMY:
+            self._sealed_at_once = _LARGEST_PIECE
+            _roomy += 1
         try:
             sent = 0
             while sent < count and (
@@ -256,6 +279,10 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             ):
                 sent += done
             return sent
+        except BaseException:
+            # Perhaps in the middle of a record: nothing that could follow would make sense.
+            self.abort()
+            raise
         finally:
             _transfers -= 1
             os.close(descriptor)
@@ -272,16 +299,13 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         await self._writable.wait()
         if self._tcp.is_closing():
             raise ConnectionResetError("client is gone")
-        _turns += 1
         turn = asyncio.get_running_loop().run_in_executor(
             _threads, self._send_some, descriptor, file.fileno(), offset + sent, count - sent
         )
+        _turns += 1
         try:
-            done, rest = await asyncio.shield(turn)
+            done, rest = await _ended(turn)
         finally:
-            if not turn.done():
-                # Neither descriptor may be closed under the thread's hands.
-                await asyncio.wait([turn])
             _turns -= 1
         if rest:
             self._tcp.write(rest)
@@ -307,26 +331,54 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
                 return done, rest
         return done, b""
 
-    def _seal(self, plain: memoryview) -> bytes:
+    def _seal(self, plain: memoryview) -> list[bytes]:
+        sealed = []
         while plain:
-            plain = plain[self._tls.write(plain) :]
-        return self._outgoing.read()
+            plain = plain[self._tls.write(plain[: self._sealed_at_once]) :]
+            sealed.append(self._outgoing.read())
+        return sealed
 
 
-def _send(descriptor: int, data: bytes) -> bytes:
+async def _ended(turn: asyncio.Future[_T]) -> _T:
+    """The outcome of a thread's work, which is waited for however often the caller is cancelled.
+
+    Until then no descriptor may be closed under the thread's hands.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not turn.done():
+        try:
+            await asyncio.wait([turn])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        turn.exception()  # known to asyncio as seen
+        raise cancelled
+    return turn.result()
+
+
+def _send(descriptor: int, sealed: list[bytes]) -> bytes:
     """Send to a socket; what it would not take.
 
     While no other transfer waits for this thread, it waits for the client for a moment: most are
     about to read, and the way through the event loop costs more than the sending.
+
+    Raises:
+        ConnectionError: the client is gone.
     """
-    left = memoryview(data)
+    left = [memoryview(data) for data in sealed]
     while left:
         try:
-            left = left[os.write(descriptor, left) :]
+            sent = os.writev(descriptor, left)
+            while left and sent >= len(left[0]):
+                sent -= len(left.pop(0))
+            if left:
+                left[0] = left[0][sent:]
         except BlockingIOError:
             if _turns > _THREADS or not _is_writable(descriptor):
                 break
-    return bytes(left)
+        except OSError as error:  # also that no route leads to it, or that it never answered
+            raise ConnectionResetError("client is gone") from error
+    return b"".join(left)
 
 
 def _is_writable(descriptor: int) -> bool:

@@ -315,6 +315,12 @@ class World:
             assert link.read_text() in referenced | self._below, link
 
 
+def _sessions(repositories: Path) -> Iterator[Path]:
+    for parent, names, _ in os.walk(repositories):  # which bears what is removed meanwhile
+        if Path(parent).name == "_uploads":
+            yield from (Path(parent) / name for name in names)
+
+
 def _files(directory: Path) -> Iterator[Path]:
     for parent, _, names in os.walk(directory):
         for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from registry.app import App
 from registry.audit import Audit
 from registry.guard import Guard
 from registry.protocol import HTTPServer
+from registry.trust.context import ServerTLS
 from storage.distribution import DistributionStore
 from storage.interface import Store
 from tests.fixtures import quick_sync as quick_sync
 from tests.fixtures import root as root
 from tests.lifeline import lifeline
+from tests.registry.secured import Secured, secured
 from tests.registry.wire import Wire
+from tests.trust.certificates import self_signed
 
 Client = TestClient[Any, Any]
 
@@ -79,3 +83,12 @@ def clean_log(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) 
     records = [r for when in ("setup", "call") for r in caplog.get_records(when)]
     loud = [r for r in records if r.levelno >= logging.ERROR or r.exc_info]
     assert [f"{r.name}: {r.getMessage()} {r.exc_info}" for r in loud] == []
+
+
+@pytest.fixture
+async def server(store: DistributionStore, tmp_path: Path) -> AsyncIterator[Secured]:
+    """The same store behind TLS, in the way of `mayfly serve`."""
+    pair = self_signed(tmp_path)
+    trust = ssl.create_default_context(cafile=pair.certificate)
+    async with secured(store, ServerTLS(pair.certificate, pair.key).context, trust) as made:
+        yield made

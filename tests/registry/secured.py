@@ -1,0 +1,156 @@
+"""The registry behind TLS in the test's own event loop, and clients that are no gentlemen."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import http.client
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from auth.policy import OPEN
+from registry import tls
+from registry.app import App
+from registry.audit import Audit
+from registry.connections import Connections, Limits
+from registry.guard import Guard
+from registry.protocol import HTTPServer
+from registry.security import certificate_identity
+from registry.sweep import Patience
+from storage.interface import Store
+from tests.lifeline import lifeline
+from tests.process import POLL_INTERVAL
+from tests.registry.wire import TIMEOUT, message
+
+NAME = "localhost"
+
+
+async def until(probe: Callable[[], bool], what: str) -> None:
+    """Poll until a condition holds, for a bounded time."""
+    for _ in range(int(TIMEOUT / POLL_INTERVAL)):
+        if probe():
+            return
+        await asyncio.sleep(POLL_INTERVAL)
+    raise AssertionError(f"not so after {TIMEOUT} s: {what}")
+
+
+def descriptors() -> int:
+    """How many descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+@dataclass(frozen=True)
+class Secured:
+    """A registry that speaks TLS.
+
+    Attributes:
+        trust: for clients.
+        server: what answers.
+    """
+
+    port: int
+    trust: ssl.SSLContext
+    server: HTTPServer
+    connections: Connections
+
+    def dial(self, receive_buffer: int | None = None) -> socket.socket:
+        """A TCP connection, blocking; with a receive buffer of so many bytes."""
+        made = socket.socket()
+        if receive_buffer is not None:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        made.settimeout(TIMEOUT)
+        made.connect(("127.0.0.1", self.port))
+        return made
+
+    async def connect(
+        self, trust: ssl.SSLContext | None = None, receive_buffer: int | None = None
+    ) -> ssl.SSLSocket:
+        """A TLS connection, blocking: to be used in threads."""
+        trust = trust or self.trust
+        plain = self.dial(receive_buffer)
+        return await asyncio.to_thread(trust.wrap_socket, plain, server_hostname=NAME)
+
+    async def begin(self, target: str, receive_buffer: int | None = None) -> ssl.SSLSocket:
+        """A TLS connection on which a GET was sent and nothing of the answer read."""
+        made = await self.connect(receive_buffer=receive_buffer)
+        await asyncio.to_thread(made.sendall, message("GET", target, close=False))
+        return made
+
+    async def ask(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        trust: ssl.SSLContext | None = None,
+    ) -> tuple[int, bytes]:
+        """The status and body of an answer on a connection of its own."""
+        client = http.client.HTTPSConnection(
+            NAME, self.port, timeout=TIMEOUT, context=trust or self.trust
+        )
+
+        def exchange() -> tuple[int, bytes]:
+            client.request(method, target, body, dict(headers or {}))
+            answer = client.getresponse()
+            return answer.status, answer.read()
+
+        try:
+            return await asyncio.to_thread(exchange)
+        finally:
+            client.close()
+
+    async def push(self, repository: str, data: bytes) -> str:
+        """Push a blob; where it is pulled from."""
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        target = f"/v2/{repository}/blobs/uploads/?digest={digest}"
+        status, answer = await self.ask("POST", target, data)
+        assert status == 201, answer
+        return f"/v2/{repository}/blobs/{digest}"
+
+    async def idle(self, before: int) -> None:
+        """Wait until every transfer has ended and ``before`` descriptors are open, no more."""
+        await until(lambda: descriptors() <= before, f"{descriptors()} descriptors, not {before}")
+        assert (tls._transfers, tls._turns) == (0, 0)
+
+
+def limits(handshake: float) -> Limits:
+    """Patience with handshakes for so many seconds; with all else, no end of it."""
+    return Limits(1000, Patience(handshake, None, None))
+
+
+@asynccontextmanager
+async def secured(
+    store: Store, context: ssl.SSLContext, trust: ssl.SSLContext
+) -> AsyncIterator[Secured]:
+    """Serve a store, open to everyone."""
+    line = lifeline()
+    guard = Guard(lambda: OPEN, None, certificate_identity, Audit())
+    server = HTTPServer(App(store, guard, line))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        connections = Connections(server, [listening], context, line.activity, limits(TIMEOUT))
+        connections.listeners.resume()
+        yield Secured(listening.getsockname()[1], trust, server, connections)
+        await connections.listeners.close()
+        await connections.close(0)
+
+
+def read_answer(client: socket.socket, piece: int = 65536) -> tuple[int, bytes]:
+    """The status and body of one answer, read in pieces of so many bytes."""
+    head = bytearray()
+    while not head.endswith(b"\r\n\r\n"):
+        got = client.recv(1)
+        assert got, f"the connection ended after {bytes(head)!r}"
+        head += got
+    lines = head.decode().split("\r\n")
+    (length,) = (int(line.split(":")[1]) for line in lines if line.startswith("Content-Length"))
+    body = bytearray()
+    while len(body) < length:
+        got = client.recv(min(piece, length - len(body)))
+        if not got:
+            raise ConnectionError(f"cut after {len(body)} of {length} bytes")
+        body += got
+    return int(lines[0].split()[1]), bytes(body)

@@ -1,0 +1,411 @@
+"""TLS as clients meet it, good and bad ones: handshakes, bodies in, and how connections end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from registry import tls
+from registry.protocol import Protocol
+from registry.trust.context import ServerTLS
+from storage.distribution import DistributionStore
+from tests.process import need
+from tests.registry.secured import (
+    NAME,
+    Secured,
+    descriptors,
+    limits,
+    read_answer,
+    secured,
+    until,
+)
+from tests.registry.wire import TIMEOUT, message
+from tests.trust.certificates import CLIENT, self_signed
+
+REPO = "team/app"
+DATA = bytes(range(256)) * (5 * 4096)  # 5 MiB
+
+_RESET = struct.pack("ii", 1, 0)
+_SSLV3_HELLO = b"\x16\x03\x00\x00\x2d\x01\x00\x00\x29\x03\x00" + bytes(39)
+
+
+def _drain(client: socket.socket) -> bytes:
+    """All that comes until the end of the connection, or its reset."""
+    got = bytearray()
+    try:
+        while piece := client.recv(65536):
+            got += piece
+    except ConnectionResetError:
+        pass
+    return bytes(got)
+
+
+def _hello(trust: ssl.SSLContext) -> bytes:
+    """The first message of a client."""
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        trust.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=NAME).do_handshake()
+    return outgoing.read()
+
+
+class Above(asyncio.BufferedProtocol):
+    """A protocol that pauses at the first data, and the factory of it.
+
+    Attributes:
+        is_greedy: whether it does not pause.
+    """
+
+    def __init__(self, made: list[Above]) -> None:
+        self._made = made
+        self.got = bytearray()
+        self.pauses = 0
+        self.is_greedy = False
+        self._buffer = bytearray(65536)
+        self.transport: asyncio.Transport
+
+    def __call__(self) -> Above:
+        self._made.append(self)
+        return self
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.got += self._buffer[:nbytes]
+        if not self.is_greedy and self.transport.is_reading():
+            self.transport.pause_reading()
+            self.pauses += 1
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n",
+        _SSLV3_HELLO,
+        bytes(1000),
+        b"\x16\x03\x01\xff\xff" + bytes(70_000),
+        b"\x15\x03\x03\x00\x02\x02\x28",
+        b"SSH-2.0-x\r\n",
+    ],
+    ids=["http", "sslv3", "zeros", "long", "alert", "ssh"],
+)
+async def test_what_is_no_tls(server: Secured, sent: bytes) -> None:
+    """Refused at once, without HTTP and without a word in the log; others are served."""
+    before = descriptors()
+    with server.dial() as client:
+        client.sendall(sent)
+        assert b"HTTP" not in await asyncio.to_thread(_drain, client)
+    await server.idle(before)
+    assert await server.ask("GET", "/v2/") == (200, b"{}")
+
+
+async def test_version_that_is_refused(store: DistributionStore, tmp_path: Path) -> None:
+    """The client is told why by an alert."""
+    pair = self_signed(tmp_path)
+    context = ServerTLS(pair.certificate, pair.key, pair.certificate).context  # 1.3 only
+    trust = ssl.create_default_context(cafile=pair.certificate)
+    trust.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with secured(store, context, trust) as server:
+        with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
+            await server.connect()
+
+
+async def test_client_certificates(store: DistributionStore, tmp_path: Path) -> None:
+    """That of a stranger is refused with an alert; no certificate is no hindrance."""
+    pair = self_signed(tmp_path)
+    stranger = self_signed(tmp_path, "stranger", purpose=CLIENT)
+    known = self_signed(tmp_path, "known", purpose=CLIENT, ca=True)
+    context = ServerTLS(pair.certificate, pair.key, known.certificate).context
+    trust = ssl.create_default_context(cafile=pair.certificate)
+    async with secured(store, context, trust) as server:
+        assert (await server.ask("GET", "/v2/"))[0] == 200
+        trust.load_cert_chain(known.certificate, known.key)
+        assert (await server.ask("GET", "/v2/"))[0] == 200
+        trust.load_cert_chain(stranger.certificate, stranger.key)
+        # In TLS 1.3 the client believes that it is through before it is refused.
+        with await server.connect() as client, pytest.raises(ssl.SSLError, match="ALERT"):
+            await asyncio.to_thread(client.recv, 1)
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["reset", "end"])
+@pytest.mark.parametrize("sent", [0, 1, 100, None])
+async def test_vanishing_in_the_handshake(server: Secured, sent: int | None, reset: bool) -> None:
+    """Before a byte, within the first message, and after the server's answer."""
+    before = descriptors()
+    client = server.dial()
+    client.sendall(_hello(server.trust)[:sent])
+    if sent is None:
+        assert await asyncio.to_thread(client.recv, 1)
+    if reset:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    client.close()
+    await server.idle(before)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_byte_by_byte(server: Secured, version: ssl.TLSVersion) -> None:
+    """A handshake and a request of which every byte comes by itself."""
+    server.trust.minimum_version = server.trust.maximum_version = version
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = server.trust.wrap_bio(incoming, outgoing, server_hostname=NAME)
+
+    def exchange() -> bytes:
+        with server.dial() as plain:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            asked = False
+            while True:
+                try:
+                    client.do_handshake()
+                    if not asked:
+                        client.write(message("GET", "/v2/"))
+                        asked = True
+                    return client.read(65536)
+                except ssl.SSLWantReadError:
+                    while data := outgoing.read(1):
+                        plain.sendall(data)
+                    incoming.write(plain.recv(1))
+
+    assert (await asyncio.to_thread(exchange)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("sent", [0, 100])
+async def test_slow_handshake(server: Secured, monkeypatch: pytest.MonkeyPatch, sent: int) -> None:
+    """Who says nothing, or stops in the middle, is sent away."""
+    monkeypatch.setattr(server.connections, "_limits", limits(0.1))
+    before = descriptors()
+    with server.dial() as client:
+        client.sendall(_hello(server.trust)[:sent])
+        assert await asyncio.to_thread(_drain, client) == b""
+    await server.idle(before)
+
+
+async def test_too_late_by_a_moment(tmp_path: Path) -> None:
+    """A handshake that comes through when it was given up makes no connection above."""
+    pair = self_signed(tmp_path)
+    trust = ssl.create_default_context(cafile=pair.certificate)
+    made: list[Above] = []
+    transport = tls.TLSTransport(ServerTLS(pair.certificate, pair.key).context, Above(made))
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(TIMEOUT)
+    await asyncio.get_running_loop().connect_accepted_socket(lambda: transport, ours)
+    transport.established.cancel()
+    with await asyncio.to_thread(trust.wrap_socket, theirs, server_hostname=NAME) as client:
+        client.sendall(b"request")
+        # Its tickets show that the server has seen the end of the handshake.
+        await until(lambda: transport._tls.version() is not None, "the handshake is through")
+        transport.abort()
+        await asyncio.to_thread(_drain, client)
+    assert made == []
+
+
+async def test_reader_that_pauses(tmp_path: Path) -> None:
+    """What is handed up after a pause is bounded; all the rest waits, and comes when it is over."""
+    pair = self_signed(tmp_path)
+    trust = ssl.create_default_context(cafile=pair.certificate)
+    made: list[Above] = []
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.settimeout(TIMEOUT)
+    accepted = asyncio.ensure_future(
+        tls.accept(ours, ServerTLS(pair.certificate, pair.key).context, Above(made), TIMEOUT)
+    )
+    with await asyncio.to_thread(trust.wrap_socket, theirs, server_hostname=NAME) as client:
+        await accepted
+        (above,) = made
+        sending = asyncio.ensure_future(asyncio.to_thread(client.sendall, DATA))
+        for pauses in range(1, 6):
+            await until(lambda n=pauses: above.pauses == n, "it paused")  # type: ignore[misc]
+            before = len(above.got)
+            assert not above.transport.is_reading()
+            assert len(above.got) == before <= pauses * len(above.get_buffer(-1))
+            above.transport.resume_reading()
+        above.is_greedy = True
+        above.transport.resume_reading()
+        await sending
+        await until(lambda: len(above.got) >= len(DATA), "everything arrived")
+    assert above.got == DATA
+
+
+async def test_new_certificates(store: DistributionStore, tmp_path: Path) -> None:
+    """Taken over for new connections; those that are open go on."""
+    pair, new = self_signed(tmp_path), self_signed(tmp_path, "new")
+    used = ServerTLS(pair.certificate, pair.key)
+    trust = ssl.create_default_context(cafile=pair.certificate)
+    async with secured(store, used.context, trust) as server:
+        with await server.connect() as old:
+            shutil.copy(new.certificate, pair.certificate)
+            shutil.copy(new.key, pair.key)
+            assert used.reload_if_changed()
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await server.connect()
+            assert await server.ask(
+                "GET", "/v2/", trust=ssl.create_default_context(cafile=new.certificate)
+            ) == (200, b"{}")
+            old.sendall(message("GET", "/v2/"))
+            assert await asyncio.to_thread(read_answer, old) == (200, b"{}")
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_garbage_after_the_handshake(server: Secured, version: ssl.TLSVersion) -> None:
+    """A record that was not sealed by the client is answered by an alert and the end."""
+    server.trust.minimum_version = server.trust.maximum_version = version
+    before = descriptors()
+    with await server.connect() as client:
+        raw = socket.socket(fileno=os.dup(client.fileno()))
+        with raw:
+            raw.settimeout(TIMEOUT)
+            raw.sendall(b"\x17\x03\x03\x00\x40" + bytes(64))
+            with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):
+                await asyncio.to_thread(client.recv, 1)
+    await server.idle(before)
+
+
+async def test_failure_above(
+    server: Secured, monkeypatch: pytest.MonkeyPatch, may_log_errors: pytest.LogCaptureFixture
+) -> None:
+    """An error in the HTTP protocol ends its connection, is logged, and harms no other."""
+
+    def data_received(self: Protocol, data: bytes) -> None:
+        raise ZeroDivisionError
+
+    before = descriptors()
+    with monkeypatch.context() as patch, await server.connect() as client:
+        patch.setattr(Protocol, "data_received", data_received)
+        client.sendall(message("GET", "/v2/"))
+        assert await asyncio.to_thread(_drain, client) == b""
+    await server.idle(before)
+    assert [record.exc_info is not None for record in may_log_errors.records] == [True]
+    assert await server.ask("GET", "/v2/") == (200, b"{}")
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_goodbye(server: Secured, version: ssl.TLSVersion) -> None:
+    """A client that says goodbye is answered with one, and the connection ends."""
+    server.trust.minimum_version = server.trust.maximum_version = version
+    before = descriptors()
+    client = await server.connect()
+    with await asyncio.to_thread(client.unwrap) as plain:
+        assert await asyncio.to_thread(_drain, plain) == b""
+    await server.idle(before)
+
+
+async def test_upload(server: Secured) -> None:
+    """Several MiB arrive right to the byte."""
+    target = await server.push(REPO, DATA)
+    assert await server.ask("GET", target) == (200, DATA)
+
+
+def _blobs(root: Path) -> int:
+    return len(list((root / "docker/registry/v2/blobs").rglob("data")))
+
+
+@pytest.mark.parametrize("goodbye", [True, False], ids=["close_notify", "cut"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["length", "chunked"])
+async def test_truncated_upload(server: Secured, root: Path, goodbye: bool, streamed: bool) -> None:
+    """An end in the middle of a body is never its end, whoever brings it about."""
+    target = f"/v2/{REPO}/blobs/uploads/?digest=sha256:{hashlib.sha256(DATA).hexdigest()}"
+    before = descriptors()
+    head = {"Transfer-Encoding": "chunked"} if streamed else {"Content-Length": str(len(DATA))}
+    client = await server.connect()
+    client.sendall(message("POST", target, b"", head))
+    body = b"%x\r\n%b" % (len(DATA), DATA[:-1]) if streamed else DATA[:-1]
+    await asyncio.to_thread(client.sendall, body)
+    if goodbye:
+        with await asyncio.to_thread(client.unwrap) as plain:
+            assert b"201" not in await asyncio.to_thread(_drain, plain)
+    else:
+        client.shutdown(socket.SHUT_WR)
+        with client:
+            assert b"201" not in await asyncio.to_thread(_drain, client)
+    await server.idle(before)
+    assert _blobs(root) == 0
+    await server.push(REPO, DATA)
+    assert _blobs(root) == 1
+
+
+class SClient:
+    """OpenSSL's own client; it takes a letter that comes by itself for a command."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self.process = process
+        self._stdin = process.stdin
+        self._stdout = process.stdout
+
+    async def say(self, said: bytes, heard: bytes) -> None:
+        """Type something; wait until it was taken and answered so."""
+        self._stdin.write(said)
+        pipe = self._stdin.get_extra_info("pipe").fileno()
+        await until(lambda: _waiting(pipe) == 0, "it was read")
+        async with asyncio.timeout(TIMEOUT):
+            if heard:
+                await self._stdout.readuntil(heard)
+
+
+def _waiting(pipe: int) -> int:
+    """Bytes in a pipe that nobody has read; none once it is closed."""
+    try:
+        return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
+
+
+@asynccontextmanager
+async def _s_client(server: Secured, version: str) -> AsyncIterator[SClient]:
+    need("openssl")
+    process = await asyncio.create_subprocess_exec(
+        *("openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", version),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        client = SClient(process)
+        await client.say(b"", b"Verify return code")
+        yield client
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+@pytest.mark.parametrize("letter", [b"k", b"K"], ids=["one way", "both ways"])
+async def test_key_update(server: Secured, letter: bytes) -> None:
+    """New keys before a request and in the middle of a body."""
+    digest = hashlib.sha256(b"1234567890").hexdigest()
+    target = f"/v2/{REPO}/blobs/uploads/?digest=sha256:{digest}"
+    head = {"Content-Length": "10", "Expect": "100-continue"}
+    async with _s_client(server, "-tls1_3") as client:
+        await client.say(letter + b"\n", b"KEYUPDATE")
+        await client.say(message("GET", "/v2/", close=False), b"{}")
+        await client.say(message("POST", target, b"", head, close=False), b"100 Continue")
+        await client.say(b"12345", b"")
+        await client.say(letter + b"\n", b"KEYUPDATE")
+        await client.say(b"67890", b"HTTP/1.1 201")
+    assert await server.ask("GET", f"/v2/{REPO}/blobs/sha256:{digest}") == (200, b"1234567890")
+
+
+async def test_renegotiation(server: Secured) -> None:
+    """TLS 1.2's is refused, at once and by an alert; nobody waits for an answer."""
+    async with _s_client(server, "-tls1_2") as client:
+        await client.say(b"R\n", b"no renegotiation")
+    assert await server.ask("GET", "/v2/") == (200, b"{}")
