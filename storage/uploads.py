@@ -35,6 +35,7 @@ from storage.publish import Publisher, full_disk_is_domain_error
 
 _READ_SIZE = 1024 * 1024
 _COPY_SIZE = 16 * 1024 * 1024
+_WORTH_WRITING = 256 * 1024
 
 Publish = Callable[[str, Digest, Path], None]
 """How a verified file becomes a blob linked in a repository."""
@@ -90,6 +91,7 @@ class DirectoryUpload:
                 self._room(sum(map(len, data)))
                 try:
                     written = self._append(descriptor, data)
+                    _begin_writeback(descriptor, offset, written)
                 except OSError:
                     # Half a batch must not count: the client resumes where the last one ended.
                     os.ftruncate(descriptor, offset)
@@ -174,6 +176,16 @@ class DirectoryUpload:
     def _discard(self) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
         self._forget(self._directory)
+
+
+def _begin_writeback(descriptor: int, offset: int, size: int) -> None:
+    """Have the disk begin at once, so that the sync in the end finds most of it done.
+
+    Linux starts to write what it is told will not be needed; as it is not clean yet, it stays in
+    memory all the same, for those who pull it next.
+    """
+    if size >= _WORTH_WRITING:
+        os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
 
 
 def _copy(
