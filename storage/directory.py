@@ -23,6 +23,7 @@ from storage.names import check_repository, is_tag
 from storage.referrers import Referrers
 
 _PAGE = 1000
+_LONGEST_LINK = 256
 
 
 class DirectoryReader:
@@ -132,7 +133,12 @@ class DirectoryReader:
     def read_link(link: Path) -> Digest | None:
         """The digest a link file holds; None where there is none that can be read."""
         try:
-            return digests.parse(link.read_text("ascii").strip())
+            descriptor = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                text = os.read(descriptor, _LONGEST_LINK)
+            finally:
+                os.close(descriptor)
+            return digests.parse(text.decode("ascii").strip())
         except (FileNotFoundError, NotADirectoryError, DigestInvalid, UnicodeDecodeError):
             # registry:2 does not sync links: power loss may leave an empty one.
             return None

@@ -3,6 +3,8 @@
 Source: distribution's ``registry/storage/paths.go``, the comment at its top. Entries whose name
 begins with ``_mayfly`` are ours; registry:2 and its garbage collector pass them over.
 Names are validated here again, so that no path is ever built from unchecked text.
+
+Each path is joined in one go: joining part by part is most of what a small request costs.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class Layout:
 
     def data(self, digest: Digest) -> Path:
         """The bytes of a blob; manifests are blobs too."""
-        return self.blobs / digest.algorithm / _hex(digest)[:2] / digest.hex / "data"
+        return self.blobs / f"{digest.algorithm}/{_hex(digest)[:2]}/{digest.hex}/data"
 
     def repository(self, name: str) -> Path:
         """The directory of one repository."""
@@ -34,35 +36,36 @@ class Layout:
 
     def layer_link(self, name: str, digest: Digest) -> Path:
         """The file that links a blob into a repository; it holds the digest as text."""
-        return self.repository(name) / "_layers" / digest.algorithm / _hex(digest) / "link"
+        return self._within(name, f"_layers/{digest.algorithm}/{_hex(digest)}/link")
 
     def revisions(self, name: str) -> Path:
         """The directory of a repository's manifest links."""
-        return self.repository(name) / "_manifests" / "revisions"
+        return self._within(name, "_manifests/revisions")
 
     def revision_link(self, name: str, digest: Digest) -> Path:
         """The file that links a manifest into a repository."""
-        return self.revisions(name) / digest.algorithm / _hex(digest) / "link"
+        return self._within(name, f"_manifests/revisions/{digest.algorithm}/{_hex(digest)}/link")
 
     def tags(self, name: str) -> Path:
         """The directory of a repository's tags, one directory each."""
-        return self.repository(name) / "_manifests" / "tags"
+        return self._within(name, "_manifests/tags")
 
     def tag(self, name: str, tag: str) -> Path:
         """The directory of one tag."""
-        return self.tags(name) / check_tag(tag)
+        return self._within(name, f"_manifests/tags/{check_tag(tag)}")
 
     def tag_link(self, name: str, tag: str) -> Path:
         """The file that says which manifest a tag points at."""
-        return self.tag(name, tag) / "current" / "link"
+        return self._within(name, f"_manifests/tags/{check_tag(tag)}/current/link")
 
     def tag_history_link(self, name: str, tag: str, digest: Digest) -> Path:
         """The file that says a tag once pointed at this manifest."""
-        return self.tag(name, tag) / "index" / digest.algorithm / _hex(digest) / "link"
+        entry = f"index/{digest.algorithm}/{_hex(digest)}/link"
+        return self._within(name, f"_manifests/tags/{check_tag(tag)}/{entry}")
 
     def uploads(self, name: str) -> Path:
         """The directory of a repository's upload sessions."""
-        return self.repository(name) / "_uploads"
+        return self._within(name, "_uploads")
 
     def upload(self, name: str, upload_id: str) -> Path:
         """The directory of one upload session.
@@ -76,7 +79,10 @@ class Layout:
             known = False
         if not known:
             raise UploadUnknown("no such upload session")
-        return self.uploads(name) / upload_id
+        return self._within(name, f"_uploads/{upload_id}")
+
+    def _within(self, name: str, path: str) -> Path:
+        return self.repositories / f"{check_repository(name)}/{path}"
 
 
 def _hex(digest: Digest) -> str:
