@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from storage import digest as digests
-from storage.catalog import is_repository, names_after
+from storage.catalog import Catalog, is_repository
 from storage.digest import Digest
 from storage.errors import BlobUnknown, DigestInvalid, ManifestUnknown, NameUnknown
 from storage.interface import Extent
@@ -32,6 +32,7 @@ class DirectoryReader:
     def __init__(self, root: Path) -> None:
         self._layout = Layout(root)
         self._referrers = Referrers(self)
+        self._catalog = Catalog(self._layout.repositories)
 
     def blob(self, repository: str, digest: Digest) -> Extent:
         if self._layout.layer_link(repository, digest).exists():
@@ -64,7 +65,7 @@ class DirectoryReader:
         return sorted(t for t in tags if self._layout.tag_link(repository, t).exists())
 
     def repositories(self, after: str, limit: int) -> list[str]:
-        return names_after(self._layout.repositories, after, limit)
+        return self._catalog.names_after(after, limit)
 
     def holders(self, digest: Digest) -> Iterator[str]:
         if not self._layout.data(digest).exists():

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.catalog import names_after
+from storage import catalog
+from storage.catalog import Catalog
 
 COMPONENT = st.text("ab0-._", min_size=1, max_size=3).filter(
     lambda t: t[0] in "ab0" and t[-1] in "ab0"
@@ -32,12 +33,12 @@ def test_walk_is_a_sorted_list(
     root = tmp_path_factory.mktemp("catalog")
     for number, name in enumerate(sorted(names)):
         (root / name / ("_layers", "_manifests")[number % 2]).mkdir(parents=True)
-    assert names_after(root, after, limit) == sorted(n for n in names if n > after)[:limit]
+    assert Catalog(root).names_after(after, limit) == sorted(n for n in names if n > after)[:limit]
 
 
 def test_no_directory_is_an_empty_catalog(tmp_path: Path) -> None:
     """A root on which nothing was pushed yet has no repositories."""
-    assert names_after(tmp_path / "absent", "", 10) == []
+    assert Catalog(tmp_path / "absent").names_after("", 10) == []
 
 
 def test_only_directories_on_the_way_are_read(
@@ -49,5 +50,44 @@ def test_only_directories_on_the_way_are_read(
     read: list[object] = []
     real = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: read.append(path) or real(path))
-    assert names_after(tmp_path, "team250/app", 5) == [f"team{n}/app" for n in range(251, 256)]
+    assert Catalog(tmp_path).names_after("team250/app", 5) == [
+        f"team{n}/app" for n in range(251, 256)
+    ]
     assert len(read) < 30
+
+
+def test_a_listing_is_remembered_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory is read once, and again when an entry came or went."""
+    monkeypatch.setattr(catalog, "_SETTLED_NS", -1)
+    (tmp_path / "b/_layers").mkdir(parents=True)
+    names = Catalog(tmp_path)
+    assert names.names_after("", 10) == ["b"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", lambda path: pytest.fail(f"{path} was read again"))
+        assert names.names_after("", 10) == ["b"]
+    (tmp_path / "a/_layers").mkdir(parents=True)
+    os.utime(tmp_path, ns=(0, 1))
+    assert names.names_after("", 10) == ["a", "b"]
+
+
+def test_what_has_just_changed_is_not_remembered(tmp_path: Path) -> None:
+    """Two changes within a tick of the clock have one modification time: both are seen."""
+    names = Catalog(tmp_path)
+    for name in ("b", "a"):
+        (tmp_path / name / "_layers").mkdir(parents=True)
+        os.utime(tmp_path, ns=(10**18 * 9, 10**18 * 9))
+        assert name in names.names_after("", 10)
+
+
+def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many directories the first ones read are forgotten."""
+    monkeypatch.setattr(catalog, "_SETTLED_NS", -1)
+    monkeypatch.setattr(catalog, "_ENTRIES", 10)
+    for number in range(20):
+        (tmp_path / f"{number:02}/app/_layers").mkdir(parents=True)
+    names = Catalog(tmp_path)
+    assert len(names.names_after("", 100)) == 20
+    assert names._held <= 10
+    assert sum(len(keys) for _, keys in names._listings.values()) == names._held
