@@ -15,7 +15,7 @@ from registry.sweep import Patience, Sweep
 
 _AT_ONCE = 0.01
 
-UNSENT = 512 * 1024
+UNSENT = 1024 * 1024
 """Bytes that wait in the kernel for a client to take them. Without a limit sendfile queues up
 to 4 MiB for each slow reader; five hundred of them pin 1.6 GiB of the host's TCP memory."""
 
