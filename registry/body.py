@@ -57,8 +57,6 @@ class Body:
         ended: Callable[[bytes], None],
     ) -> None:
         self.length = length
-        self.is_awaited = False
-        """Whether the sender is waited for."""
         self._transport = transport
         self._framing = Chunked() if length is None else Sized(length)
         self._expects = expects
@@ -74,6 +72,11 @@ class Body:
         """Whether all of it was read."""
         return self._framing.over
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the sender is waited for."""
+        return self._waiter is not None
+
     async def fill(self, buffer: memoryview) -> int:
         """Put the next content into a buffer; comes back when that is full, or the body over.
 
@@ -87,13 +90,12 @@ class Body:
         self._buffer, self._filled = buffer, 0
         self._use_held()
         if not self._is_satisfied():
-            self._waiter = asyncio.get_running_loop().create_future()
+            waiter = self._waiter = asyncio.get_running_loop().create_future()
             self._ask()
             try:
-                await self._waiter
+                await waiter
             finally:
-                self._waiter = None
-                self._pause()
+                self._wake()  # where the reader was cancelled
         self._buffer = memoryview(b"")
         if self._error is not None and not self._filled:
             raise self._error
@@ -115,10 +117,9 @@ class Body:
         """Read on for a while and drop what comes, so that the client gets to read its answer."""
         if self._expects:
             return  # It was never asked for.
-        buffer = allocate(_SMALL)
         try:
             async with asyncio.timeout(seconds):
-                while await self.fill(buffer):
+                while await self.fill(_dropped):
                     pass
         except (BodyIncomplete, TimeoutError):
             return
@@ -126,7 +127,7 @@ class Body:
     def skip_held(self) -> bool:
         """Drop what has arrived; whether that was all of the body."""
         while self._held and not self.over and self._error is None:
-            self._buffer, self._filled = allocate(_SMALL), 0
+            self._buffer, self._filled = _dropped, 0
             self._use_held()
         self._buffer = memoryview(b"")
         return self.over
@@ -158,8 +159,10 @@ class Body:
             self._wake()
 
     def hold(self, data: bytes) -> None:
-        """Keep bytes that nobody has asked for yet."""
+        """Keep bytes that nobody has asked for yet, and let no more come."""
+        self._expects = False
         self._held += data
+        self._pause()
 
     def broken(self, reason: str = "the request's body ended early") -> None:
         """Nothing more will come."""
@@ -187,17 +190,19 @@ class Body:
         if self._expects:
             self._expects = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.is_awaited = True
         self._transport.resume_reading()
 
     def _pause(self) -> None:
-        self.is_awaited = False
         if not self.over and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        # At once, not when the reader gets its turn: there is no room for what comes before.
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            self._pause()
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 _SMALL = 64 * 1024
@@ -210,3 +215,7 @@ def allocate(size: int) -> memoryview:
     which begins 16 bytes after one, were measured to take three times as long.
     """
     return memoryview(mmap.mmap(-1, size))
+
+
+_dropped = allocate(_SMALL)
+"""Where all bodies that nobody wants go."""
