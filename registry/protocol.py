@@ -16,12 +16,22 @@ from aiohttp.web_server import Server
 from registry import errors
 from registry.body import Body, HTTPRequest, allocate
 from registry.context import JSON, answer
-from registry.framing import HEAD_END, FramingInvalid, body_length, may_be_head, without_body
+from registry.framing import (
+    HEAD_END,
+    FramingInvalid,
+    body_length,
+    may_be_head,
+    waits_to_be_asked,
+    without_body,
+)
 
 logger = logging.getLogger("mayfly")
 
 _received = allocate(256 * 1024)
 """Shared by all connections of the event loop: what is received is used up before others run."""
+
+_MOST_WAITING = 16
+"""Requests that may wait for the one before; aiohttp would hold up a connection at 32 by itself."""
 
 _NO_HTTP = b"unclear\r\n\r\n"
 """What aiohttp's parser refuses in the place of a head that must not be read either way."""
@@ -38,6 +48,8 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         self._head = b""
         self._body: Body | None = None
         self._bodies: deque[Body | None] = deque()
+        """Of the requests that aiohttp has and has not begun to handle."""
+        self._is_held_up = False
         self._is_refused = False
         self.requests = 0
         """Whose heads were complete."""
@@ -82,14 +94,24 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
 
     def next_body(self) -> Body | None:
         """The body of the request that is to be handled next."""
-        return self._bodies.popleft() if self._bodies else None
+        body = self._bodies.popleft() if self._bodies else None
+        is_room = len(self._bodies) <= _MOST_WAITING // 2
+        if self._is_held_up and is_room and self.transport is not None:
+            self._is_held_up = False
+            self.transport.resume_reading()
+            self._take(b"")
+        return body
 
     def _take(self, data: bytes) -> None:
         """Give heads to aiohttp one by one, and what follows a head to its body."""
         data, self._head = self._head + data, b""
-        while data and not self._is_refused:
+        while data and not self._is_refused and self.transport is not None:
             if self._body is not None:
                 self._body.hold(data)
+                return
+            if len(self._bodies) >= _MOST_WAITING:
+                self._head, self._is_held_up = data, True
+                self.transport.pause_reading()
                 return
             data = data.lstrip(b"\r\n")  # a server ought to ignore them here (RFC 9112, 2.2)
             end = data.find(HEAD_END) + len(HEAD_END)
@@ -110,7 +132,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
             return
         body = None
         if length != 0:
-            expects = b"100-continue" in head.lower()
+            expects = waits_to_be_asked(head)
             body = self._body = Body(self.transport, length, expects, self._end)
             self.transport.pause_reading()
             head = without_body(head, length)
