@@ -11,6 +11,7 @@ arrived together with the head is held meanwhile.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mmap
 from collections.abc import Callable
 
@@ -18,6 +19,9 @@ from aiohttp.web_request import BaseRequest
 
 from registry.errors import BodyIncomplete
 from registry.framing import Chunked, FramingInvalid, Sized
+
+ENDLESS = 2**62
+"""Bytes; the length of what comes when nobody can tell any more where a request ends."""
 
 _LEAST_ROOM = 4096
 """Bytes; a buffer with less room counts as full."""
@@ -114,9 +118,16 @@ class Body:
         return bytes(content)
 
     async def skip(self, seconds: float) -> None:
-        """Read on for a while and drop what comes, so that the client gets to read its answer."""
-        if self._expects:
-            return  # It was never asked for.
+        """Read on for a while and drop what comes, so that the client gets to read its answer.
+
+        Closed at once, the connection would be reset, and the answer lost on its way.
+        """
+        if self._expects or self._transport.is_closing():
+            return  # It was never asked for, or nobody is left.
+        if self._error is not None:
+            self._framing, self._error = Sized(ENDLESS), None
+        with contextlib.suppress(NotImplementedError, OSError):
+            self._transport.write_eof()
         try:
             async with asyncio.timeout(seconds):
                 while await self.fill(_dropped):

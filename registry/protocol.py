@@ -14,7 +14,7 @@ from aiohttp.web_response import StreamResponse
 from aiohttp.web_server import Server
 
 from registry import errors
-from registry.body import Body, HTTPRequest, allocate
+from registry.body import ENDLESS, Body, HTTPRequest, allocate
 from registry.context import JSON, answer
 from registry.framing import (
     HEAD_END,
@@ -33,6 +33,9 @@ _received = allocate(256 * 1024)
 _MOST_WAITING = 16
 """Requests that may wait for the one before; aiohttp would hold up a connection at 32 by itself."""
 
+_LINGER_SECONDS = 10.0
+"""For a client that sends what is not wanted, until it has read why."""
+
 _NO_HTTP = b"unclear\r\n\r\n"
 """What aiohttp's parser refuses in the place of a head that must not be read either way."""
 
@@ -50,7 +53,6 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         self._bodies: deque[Body | None] = deque()
         """Of the requests that aiohttp has and has not begun to handle."""
         self._is_held_up = False
-        self._is_refused = False
         self.requests = 0
         """Whose heads were complete."""
 
@@ -105,7 +107,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
     def _take(self, data: bytes) -> None:
         """Give heads to aiohttp one by one, and what follows a head to its body."""
         data, self._head = self._head + data, b""
-        while data and not self._is_refused and self.transport is not None:
+        while data and self.transport is not None:
             if self._body is not None:
                 self._body.hold(data)
                 return
@@ -118,6 +120,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
             if end < len(HEAD_END):
                 self._head = data
                 if data and not may_be_head(data):
+                    self._head = b""
                     self._refuse()
                 return
             self._begin(data[:end])
@@ -147,8 +150,25 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         self._take(rest)
 
     def _refuse(self) -> None:
-        self._is_refused = True
+        self._bodies.append(self._endless())
         self.data_received(_NO_HTTP)
+
+    def _endless(self) -> Body:
+        """All that will come: none of it is a request."""
+        assert self.transport is not None
+        self.transport.pause_reading()
+        self._body = Body(self.transport, ENDLESS, False, self._end)
+        return self._body
+
+    async def finish_response(
+        self, request: BaseRequest, resp: StreamResponse, start_time: float | None
+    ) -> tuple[StreamResponse, bool]:
+        """Linger after an answer whose request has not come to its end."""
+        found = await super().finish_response(request, resp, start_time)
+        assert isinstance(request, HTTPRequest)
+        if request.body is not None and not request.body.over:
+            await request.body.skip(_LINGER_SECONDS)
+        return found
 
     def handle_error(
         self,
@@ -161,6 +181,8 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         text = "the request is not valid HTTP" if status < 500 else "internal error"
         response = answer(status, errors.body("UNSUPPORTED", text), JSON)
         response.force_close()
+        if self.transport is not None and isinstance(request, HTTPRequest):
+            request.body = self._endless()
         return response
 
 

@@ -32,7 +32,7 @@ class Connection(asyncio.Transport):
         self.answers = b""
         self.taken = 0
         self.closed = asyncio.Event()
-        self._is_paused = False
+        self._is_paused = self._hangs_up = False
         protocol.connection_made(self)
         asyncio.get_running_loop().call_soon(self._hand_over)
 
@@ -47,6 +47,8 @@ class Connection(asyncio.Transport):
                 self.pieces.insert(0, piece[count:])
             self.taken += count
             self.protocol.buffer_updated(count)
+        if self._hangs_up and not self.pieces:
+            self.close()
 
     def resume_reading(self) -> None:
         self._is_paused = False
@@ -66,6 +68,11 @@ class Connection(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         return 0
+
+    def write_eof(self) -> None:
+        """The client hangs up once it has sent all and read the end of the answers."""
+        self._hangs_up = True
+        asyncio.get_running_loop().call_soon(self._hand_over)
 
     def is_closing(self) -> bool:
         return self.closed.is_set()
