@@ -53,6 +53,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         self._bodies: deque[Body | None] = deque()
         """Of the requests that aiohttp has and has not begun to handle."""
         self._is_held_up = False
+        self._lingering: Body | None = None
         self.requests = 0
         """Whose heads were complete."""
 
@@ -167,8 +168,15 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         found = await super().finish_response(request, resp, start_time)
         assert isinstance(request, HTTPRequest)
         if request.body is not None and not request.body.over:
+            self._lingering = request.body
             await request.body.skip(_LINGER_SECONDS)
         return found
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """End the connection; who lingers has its answer, and is not waited for."""
+        if self._lingering is not None:
+            self._lingering.broken()
+        await super().shutdown(timeout)
 
     def handle_error(
         self,

@@ -329,3 +329,15 @@ async def test_expectation_is_read_where_it_stands() -> None:
             assert connection.answers.startswith(go_on) == is_asked
             assert connection.answers.count(go_on) == is_asked
             assert echo.seen[0] == ("PUT", echo.seen[0][1], b"body")
+
+
+async def test_shutdown_waits_for_nobody_who_lingers() -> None:
+    """A client that has its answer and neither sends nor hangs up does not hold up the end."""
+    async with connected(b"no HTTP\r\n\r\n") as (connection, _):
+        connection.write_eof = lambda: None  # type: ignore[method-assign]
+        while b" 400 Bad Request" not in connection.answers:  # noqa: ASYNC110 - a turn each
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not connection.closed.is_set()
+        await connection.protocol.shutdown(100 * TIMEOUT)
+        assert connection.closed.is_set()
