@@ -172,7 +172,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
             await request.body.skip(_LINGER_SECONDS)
         return found
 
-    async def shutdown(self, timeout: float | None = 15.0) -> None:
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's
         """End the connection; who lingers has its answer, and is not waited for."""
         if self._lingering is not None:
             self._lingering.broken()

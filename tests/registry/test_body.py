@@ -53,7 +53,10 @@ class Greedy(asyncio.Transport):
             self.body.received(count)
 
 
-def _body(transport: Greedy, length: int | None, expects: bool = False) -> tuple[Body, list[bytes]]:
+def body_of(
+    transport: Greedy, length: int | None, expects: bool = False
+) -> tuple[Body, list[bytes]]:
+    """A body that comes by this connection, and what came after it."""
     ended: list[bytes] = []
     transport.body = Body(transport, length, expects, ended.append)
     return transport.body, ended
@@ -79,7 +82,7 @@ async def test_more_than_the_buffer(length: int) -> None:
     data = bytes(range(256)) * 256 + b"x" * length
     for body_length, raw in ((len(data), data), (None, chunked(data))):
         transport = Greedy([raw + b"NEXT"])
-        body, ended = _body(transport, body_length)
+        body, ended = body_of(transport, body_length)
         assert await _read(body, 65536) == data
         assert ended == ([b"NEXT"] if body_length is None else [b""])
 
@@ -111,7 +114,7 @@ def test_any_pieces(
 
     async def run() -> None:
         transport = Greedy(_cut(raw[held:], cuts))
-        body, ended = _body(transport, None if is_chunked else length)
+        body, ended = body_of(transport, None if is_chunked else length)
         body.hold(raw[:held])
         assert await _read(body, buffer) == data
         assert b"".join([*ended, *transport.pieces]) == b"GET / HTTP/1.1\r\n\r\n"
@@ -122,7 +125,7 @@ def test_any_pieces(
 async def test_nothing_is_asked_for_before_it_is_wanted() -> None:
     """A held body is used first; the sender is read only while somebody waits."""
     transport = Greedy([b"second"])
-    body, _ = _body(transport, 11)
+    body, _ = body_of(transport, 11)
     body.hold(b"first")
     buffer = allocate(4096)
     assert body.room() is None
@@ -138,7 +141,7 @@ async def test_nothing_is_asked_for_before_it_is_wanted() -> None:
 async def test_held_bytes_stop_the_sender() -> None:
     """Whoever let a connection go on before its body is read is overruled by the next bytes."""
     transport = Greedy([])
-    body, _ = _body(transport, 1000)
+    body, _ = body_of(transport, 1000)
     transport.resume_reading()
     body.hold(b"x" * 10)
     assert transport.is_paused
@@ -147,12 +150,12 @@ async def test_held_bytes_stop_the_sender() -> None:
 async def test_the_sender_is_asked_once_if_it_waits() -> None:
     """100 Continue goes out when the body is wanted, not again, and to nobody who sent already."""
     transport = Greedy([b"a", b"b"])
-    body, _ = _body(transport, 2, expects=True)
+    body, _ = body_of(transport, 2, expects=True)
     assert transport.written == b""
     assert await _read(body, 1) == b"ab"
     assert transport.written == b"HTTP/1.1 100 Continue\r\n\r\n"
     eager = Greedy([b"b"])
-    body, _ = _body(eager, 2, expects=True)
+    body, _ = body_of(eager, 2, expects=True)
     body.hold(b"a")
     assert await _read(body, 1) == b"ab"
     assert eager.written == b""
@@ -162,7 +165,7 @@ async def test_the_sender_is_asked_once_if_it_waits() -> None:
 async def test_cut_body(length: int | None) -> None:
     """What came before the end is handed over, then the end is told, again and again."""
     transport = Greedy([b"64\r\nabc" if length is None else b"abc"])
-    body, _ = _body(transport, length)
+    body, _ = body_of(transport, length)
     buffer = allocate(4096)
     filling = asyncio.ensure_future(body.fill(buffer))
     for _ in range(2):  # the reader begins, the connection hands over
@@ -178,7 +181,7 @@ async def test_cut_body(length: int | None) -> None:
 async def test_broken_chunks_are_told() -> None:
     """What is no HTTP ends the body, and lets no more come."""
     transport = Greedy([b"5\r\nhello\r\nnonsense\r\n", b"never"])
-    body, ended = _body(transport, None)
+    body, ended = body_of(transport, None)
     with pytest.raises(BodyIncomplete, match="size of a chunk"):
         await _read(body, 4096)
     assert transport.is_paused
@@ -189,7 +192,7 @@ async def test_broken_chunks_are_told() -> None:
 async def test_a_reader_that_gives_up() -> None:
     """A cancelled reader leaves its buffer alone and the sender paused; the next goes on."""
     transport = Greedy([])
-    body, _ = _body(transport, 6)
+    body, _ = body_of(transport, 6)
     first = allocate(4096)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0):
@@ -203,21 +206,21 @@ async def test_a_reader_that_gives_up() -> None:
 
 async def test_dropping() -> None:
     """What has arrived can be dropped without waiting; else it is waited for, for a while."""
-    body, ended = _body(Greedy([]), None)
+    body, ended = body_of(Greedy([]), None)
     body.hold(chunked(b"x" * 200_000) + b"NEXT")
     assert body.skip_held()
     assert ended == [b"NEXT"]
     transport = Greedy([b"cd"])
-    body, _ = _body(transport, 4)
+    body, _ = body_of(transport, 4)
     body.hold(b"ab")
     assert not body.skip_held()
     await body.skip(TIMEOUT)
     assert body.over
     waiting = Greedy([])
-    body, _ = _body(waiting, 4, expects=True)
+    body, _ = body_of(waiting, 4, expects=True)
     await body.skip(TIMEOUT)
     assert (waiting.resumed, waiting.written) == (0, b"")
-    body, _ = _body(Greedy([b"x"]), 4)
+    body, _ = body_of(Greedy([b"x"]), 4)
     await body.skip(0)
     assert not body.over
 
@@ -227,6 +230,6 @@ async def test_read_stops_beyond_the_limit() -> None:
     for length in (1_000_000, None):
         raw = b"x" * 1_000_000 if length else chunked(*[b"x" * 1000] * 1000)
         transport = Greedy([raw])
-        body, _ = _body(transport, length)
+        body, _ = body_of(transport, length)
         assert len(await body.read(70_000)) > 70_000
         assert len(transport.pieces[0]) > 800_000
