@@ -25,9 +25,6 @@ logger = logging.getLogger("mayfly")
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?]*(?=/)", re.IGNORECASE)
 """What an absolute request target has before its path (RFC 9112, 3.2.2); no host is ours alone."""
 
-_LINGER_SECONDS = 10.0
-"""For a client that sends what is not wanted, until it has read why."""
-
 PROBES = frozenset({Endpoint.BASE, Endpoint.LIVE, Endpoint.READY, Endpoint.TOKEN})
 """What keeps no idle server alive."""
 
@@ -74,11 +71,7 @@ class App:
         """Answer one request; what goes wrong becomes an OCI error document."""
         response = await self._answer(http)
         if http.body is not None and not http.body.skip_held():
-            # Closed at once, the connection would be reset, and the answer lost on its way.
             response.force_close()
-            await response.prepare(http)
-            await response.write_eof()
-            await http.body.skip(_LINGER_SECONDS)
         return response
 
     async def _answer(self, http: HTTPRequest) -> StreamResponse:

@@ -11,6 +11,7 @@ arrived together with the head is held meanwhile.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mmap
 from collections.abc import Callable
 
@@ -18,6 +19,9 @@ from aiohttp.web_request import BaseRequest
 
 from registry.errors import BodyIncomplete
 from registry.framing import Chunked, FramingInvalid, Sized
+
+ENDLESS = 2**62
+"""Bytes; the length of what comes when nobody can tell any more where a request ends."""
 
 _LEAST_ROOM = 4096
 """Bytes; a buffer with less room counts as full."""
@@ -57,8 +61,6 @@ class Body:
         ended: Callable[[bytes], None],
     ) -> None:
         self.length = length
-        self.is_awaited = False
-        """Whether the sender is waited for."""
         self._transport = transport
         self._framing = Chunked() if length is None else Sized(length)
         self._expects = expects
@@ -74,6 +76,11 @@ class Body:
         """Whether all of it was read."""
         return self._framing.over
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the sender is waited for."""
+        return self._waiter is not None
+
     async def fill(self, buffer: memoryview) -> int:
         """Put the next content into a buffer; comes back when that is full, or the body over.
 
@@ -87,13 +94,12 @@ class Body:
         self._buffer, self._filled = buffer, 0
         self._use_held()
         if not self._is_satisfied():
-            self._waiter = asyncio.get_running_loop().create_future()
+            waiter = self._waiter = asyncio.get_running_loop().create_future()
             self._ask()
             try:
-                await self._waiter
+                await waiter
             finally:
-                self._waiter = None
-                self._rest()
+                self._wake()  # where the reader was cancelled
         self._buffer = memoryview(b"")
         if self._error is not None and not self._filled:
             raise self._error
@@ -112,13 +118,19 @@ class Body:
         return bytes(content)
 
     async def skip(self, seconds: float) -> None:
-        """Read on for a while and drop what comes, so that the client gets to read its answer."""
-        if self._expects:
-            return  # It was never asked for.
-        buffer = allocate(_SMALL)
+        """Read on for a while and drop what comes, so that the client gets to read its answer.
+
+        Closed at once, the connection would be reset, and the answer lost on its way.
+        """
+        if self._expects or self._transport.is_closing():
+            return  # It was never asked for, or nobody is left.
+        if self._error is not None:
+            self._framing, self._error = Sized(ENDLESS), None
+        with contextlib.suppress(NotImplementedError, OSError):
+            self._transport.write_eof()
         try:
             async with asyncio.timeout(seconds):
-                while await self.fill(buffer):
+                while await self.fill(_dropped):
                     pass
         except (BodyIncomplete, TimeoutError):
             return
@@ -126,7 +138,7 @@ class Body:
     def skip_held(self) -> bool:
         """Drop what has arrived; whether that was all of the body."""
         while self._held and not self.over and self._error is None:
-            self._buffer, self._filled = allocate(_SMALL), 0
+            self._buffer, self._filled = _dropped, 0
             self._use_held()
         self._buffer = memoryview(b"")
         return self.over
@@ -135,16 +147,13 @@ class Body:
 
     def room(self) -> memoryview | None:
         """Where to receive into; None while nobody reads."""
-        if not self.is_awaited:
-            return None
-        free = len(self._buffer) - self._filled
-        return self._buffer[self._filled : self._filled + self._framing.room(free)]
+        return self._place() if self.is_awaited else None
 
     def received(self, count: int) -> None:
         """So many bytes were received into `room`."""
-        raw = self._buffer[self._filled : self._filled + count]
+        raw = self._place()[:count]
         try:
-            content, used = self._framing.decode(raw)
+            content, used = self._framing.decode(raw, self._buffer[self._filled :])
         except FramingInvalid as error:
             self._held = b""
             self.broken(str(error))
@@ -158,8 +167,10 @@ class Body:
             self._wake()
 
     def hold(self, data: bytes) -> None:
-        """Keep bytes that nobody has asked for yet."""
+        """Keep bytes that nobody has asked for yet, and let no more come."""
+        self._expects = False
         self._held += data
+        self._pause()
 
     def broken(self, reason: str = "the request's body ended early") -> None:
         """Nothing more will come."""
@@ -170,11 +181,16 @@ class Body:
     def _use_held(self) -> None:
         """As `received`, of what was held."""
         while self._held and not self._is_full() and not self.over:
-            room = self._buffer[self._filled :]
-            room = room[: self._framing.room(len(room))]
-            piece, self._held = self._held[: len(room)], self._held[len(room) :]
-            room[: len(piece)] = piece
+            place = self._place()
+            piece, self._held = self._held[: len(place)], self._held[len(place) :]
+            place[: len(piece)] = piece
             self.received(len(piece))
+
+    def _place(self) -> memoryview:
+        """Where raw bytes go: content that comes in chunks cannot go to its place at once."""
+        free = self._buffer[self._filled :]
+        place = received if isinstance(self._framing, Chunked) else free
+        return place[: self._framing.room(len(free))]
 
     def _is_satisfied(self) -> bool:
         return self._is_full() or self.over or self._error is not None
@@ -187,19 +203,19 @@ class Body:
         if self._expects:
             self._expects = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.is_awaited = True
         self._transport.resume_reading()
 
-    def _rest(self) -> None:
-        """Receive no more, for there is no room for it."""
-        if self.is_awaited and not self.over and not self._transport.is_closing():
+    def _pause(self) -> None:
+        if not self.over and not self._transport.is_closing():
             self._transport.pause_reading()
-        self.is_awaited = False
 
     def _wake(self) -> None:
-        self._rest()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        # At once, not when the reader gets its turn: there is no room for what comes before.
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            self._pause()
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 _SMALL = 64 * 1024
@@ -212,3 +228,10 @@ def allocate(size: int) -> memoryview:
     which begins 16 bytes after one, were measured to take three times as long.
     """
     return memoryview(mmap.mmap(-1, size))
+
+
+received = allocate(256 * 1024)
+"""Shared by all connections of the event loop: what is received is used up before others run."""
+
+_dropped = allocate(_SMALL)
+"""Where all bodies that nobody wants go."""

@@ -17,12 +17,17 @@ HEAD_END = b"\r\n\r\n"
 _FIELD = re.compile(rb"\r\n(content-length|transfer-encoding):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)")
 _MENTION = re.compile(rb"[\r\n][ \t]*(?:content-length|transfer-encoding)[ \t]*:")
 _LENGTH = re.compile(rb"(?<=\r\n)(content-length:)[^\r\n]*", re.IGNORECASE)
+_EXPECTATION = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n")
+_VERSION = re.compile(rb"[^\r\n]* http/1\.1\r\n")
 _BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}(?: |\Z)")
 _DIGITS = re.compile(rb"[0-9]{1,19}")
-_SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
+_SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r\n]*)?")
+_NEXT_CHUNK = re.compile(rb"\r\n([0-9a-fA-F]{1,15})\r\n")
 
 _MAX_LINE = 4096
 _MAX_TRAILER = 8192
+_AT_ONCE = 256 * 1024
+"""Bytes of a chunked body that are decoded before others of the event loop get their turn."""
 
 
 class FramingInvalid(Exception):
@@ -44,11 +49,17 @@ def body_length(head: bytes) -> int | None:
     match fields:
         case []:
             return 0
-        case [(b"transfer-encoding", b"chunked")]:
-            return None
+        case [(b"transfer-encoding", b"chunked")] if _VERSION.match(lowered):
+            return None  # HTTP/1.0 has no chunks: its framing is faulty (RFC 9112, 6.1)
         case [(b"content-length", digits)] if _DIGITS.fullmatch(digits):
             return int(digits)
     raise FramingInvalid("the end of the body is announced in no single, supported way")
+
+
+def waits_to_be_asked(head: bytes) -> bool:
+    """Whether the body comes only after 100 Continue; never in HTTP/1.0 (RFC 9110, 10.1.1)."""
+    lowered = head.lower()
+    return _EXPECTATION.search(lowered) is not None and _VERSION.match(lowered) is not None
 
 
 def may_be_head(data: bytes) -> bool:
@@ -76,9 +87,9 @@ class Sized:
         """How many of ``free`` bytes may be received without going beyond the body."""
         return min(free, self._left)
 
-    def decode(self, buffer: memoryview) -> tuple[int, int]:
-        """See `Chunked.decode`."""
-        count = min(len(buffer), self._left)
+    def decode(self, raw: memoryview, into: memoryview) -> tuple[int, int]:
+        """See `Chunked.decode`; but it is all content, and received in its place."""
+        count = min(len(raw), self._left)
         self._left -= count
         return count, count
 
@@ -104,10 +115,10 @@ class Chunked:
 
     def room(self, free: int) -> int:
         """See `Sized.room`: where a chunked body ends only its last bytes tell."""
-        return free
+        return min(free, _AT_ONCE)
 
-    def decode(self, buffer: memoryview) -> tuple[int, int]:
-        """Move the content among some raw bytes to their front.
+    def decode(self, raw: memoryview, into: memoryview) -> tuple[int, int]:
+        """Copy the content among some raw bytes to a place with room for all of them.
 
         Returns:
             The number of bytes of content, and of raw bytes used; what is left over when the body
@@ -117,18 +128,32 @@ class Chunked:
             FramingInvalid: the chunks are broken.
         """
         content = used = 0
-        while used < len(buffer) and not self.over:
+        while used < len(raw) and not self.over:
             if self._left:
-                count = min(self._left, len(buffer) - used)
-                if content != used:
-                    buffer[content : content + count] = buffer[used : used + count]
+                count = min(self._left, len(raw) - used)
+                into[content : content + count] = raw[used : used + count]
                 content += count
                 used += count
                 self._left -= count
                 self._ends_content = not self._left
+            elif self._ends_content and (line := self._next_chunk(raw, used)):
+                used += line
             else:
-                used += self._read_line(bytes(buffer[used : used + 64]))
+                used += self._read_line(bytes(raw[used : used + 64]))
         return content, used
+
+    def _next_chunk(self, raw: memoryview, at: int) -> int:
+        """A content's line end and a plain size line in one step; their length, or 0."""
+        found = None if self._line else _NEXT_CHUNK.match(raw, at)
+        if found is None:
+            return 0
+        self._ends_content = False
+        self._begin(found[1])
+        return found.end() - at
+
+    def _begin(self, size: bytes) -> None:
+        self._left = int(size, 16)
+        self._in_trailer = not self._left
 
     def _read_line(self, piece: bytes) -> int:
         """Take the bytes of a line; how many of ``piece`` they were."""
@@ -139,7 +164,7 @@ class Chunked:
         if not end:
             return len(piece)
         line, self._line = self._line, b""
-        if not line.endswith(b"\r\n"):
+        if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
             raise FramingInvalid("a line between chunks does not end in CR LF")
         self._take_line(line[:-2])
         return end
@@ -158,5 +183,4 @@ class Chunked:
             size = _SIZE_LINE.fullmatch(line)
             if size is None:
                 raise FramingInvalid("the size of a chunk cannot be read")
-            self._left = int(size[1], 16)
-            self._in_trailer = not self._left
+            self._begin(size[1])

@@ -14,14 +14,24 @@ from aiohttp.web_response import StreamResponse
 from aiohttp.web_server import Server
 
 from registry import errors
-from registry.body import Body, HTTPRequest, allocate
+from registry.body import ENDLESS, Body, HTTPRequest, received
 from registry.context import JSON, answer
-from registry.framing import HEAD_END, FramingInvalid, body_length, may_be_head, without_body
+from registry.framing import (
+    HEAD_END,
+    FramingInvalid,
+    body_length,
+    may_be_head,
+    waits_to_be_asked,
+    without_body,
+)
 
 logger = logging.getLogger("mayfly")
 
-_received = allocate(256 * 1024)
-"""Shared by all connections of the event loop: what is received is used up before others run."""
+_MOST_WAITING = 16
+"""Requests that may wait for the one before; aiohttp would hold up a connection at 32 by itself."""
+
+_LINGER_SECONDS = 10.0
+"""For a client that sends what is not wanted, until it has read why."""
 
 _NO_HTTP = b"unclear\r\n\r\n"
 """What aiohttp's parser refuses in the place of a head that must not be read either way."""
@@ -38,19 +48,21 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         self._head = b""
         self._body: Body | None = None
         self._bodies: deque[Body | None] = deque()
-        self._is_refused = False
+        """Of the requests that aiohttp has and has not begun to handle."""
+        self._is_held_up = False
+        self._lingering: Body | None = None
         self.requests = 0
         """Whose heads were complete."""
 
     def get_buffer(self, sizehint: int) -> memoryview:
         room = self._body.room() if self._body is not None else None
-        return _received if room is None else room
+        return received if room is None else room
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._body is not None and self._body.is_awaited:
             self._body.received(nbytes)
         else:
-            self._take(bytes(_received[:nbytes]))
+            self._take(bytes(received[:nbytes]))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._body is not None:
@@ -82,20 +94,31 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
 
     def next_body(self) -> Body | None:
         """The body of the request that is to be handled next."""
-        return self._bodies.popleft() if self._bodies else None
+        body = self._bodies.popleft() if self._bodies else None
+        is_room = len(self._bodies) <= _MOST_WAITING // 2
+        if self._is_held_up and is_room and self.transport is not None:
+            self._is_held_up = False
+            self.transport.resume_reading()
+            self._take(b"")
+        return body
 
     def _take(self, data: bytes) -> None:
         """Give heads to aiohttp one by one, and what follows a head to its body."""
         data, self._head = self._head + data, b""
-        while data and not self._is_refused:
+        while data and self.transport is not None:
             if self._body is not None:
                 self._body.hold(data)
+                return
+            if len(self._bodies) >= _MOST_WAITING:
+                self._head, self._is_held_up = data, True
+                self.transport.pause_reading()
                 return
             data = data.lstrip(b"\r\n")  # a server ought to ignore them here (RFC 9112, 2.2)
             end = data.find(HEAD_END) + len(HEAD_END)
             if end < len(HEAD_END):
                 self._head = data
                 if data and not may_be_head(data):
+                    self._head = b""
                     self._refuse()
                 return
             self._begin(data[:end])
@@ -110,13 +133,13 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
             return
         body = None
         if length != 0:
-            expects = b"100-continue" in head.lower()
+            expects = waits_to_be_asked(head)
             body = self._body = Body(self.transport, length, expects, self._end)
             self.transport.pause_reading()
             head = without_body(head, length)
         self._bodies.append(body)
         self.requests += 1
-        self.data_received(head)
+        self.datareceived(head)
 
     def _end(self, rest: bytes) -> None:
         self._body = None
@@ -125,8 +148,32 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         self._take(rest)
 
     def _refuse(self) -> None:
-        self._is_refused = True
-        self.data_received(_NO_HTTP)
+        self._bodies.append(self._endless())
+        self.datareceived(_NO_HTTP)
+
+    def _endless(self) -> Body:
+        """All that will come: none of it is a request."""
+        assert self.transport is not None
+        self.transport.pause_reading()
+        self._body = Body(self.transport, ENDLESS, False, self._end)
+        return self._body
+
+    async def finish_response(
+        self, request: BaseRequest, resp: StreamResponse, start_time: float | None
+    ) -> tuple[StreamResponse, bool]:
+        """Linger after an answer whose request has not come to its end."""
+        found = await super().finish_response(request, resp, start_time)
+        assert isinstance(request, HTTPRequest)
+        if request.body is not None and not request.body.over:
+            self._lingering = request.body
+            await request.body.skip(_LINGER_SECONDS)
+        return found
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's
+        """End the connection; who lingers has its answer, and is not waited for."""
+        if self._lingering is not None:
+            self._lingering.broken()
+        await super().shutdown(timeout)
 
     def handle_error(
         self,
@@ -139,6 +186,8 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         text = "the request is not valid HTTP" if status < 500 else "internal error"
         response = answer(status, errors.body("UNSUPPORTED", text), JSON)
         response.force_close()
+        if self.transport is not None and isinstance(request, HTTPRequest):
+            request.body = self._endless()
         return response
 
 

@@ -42,10 +42,12 @@ async def receive(activity: Activity, http: HTTPRequest, upload: Upload, at: int
         while count := await http.body.fill(filling):
             activity.bytes_in += count
             if writing is not None:
-                await writing
+                await asyncio.shield(writing)  # a reader that is cancelled waits for it, too
             writing = in_thread(upload.write, [filling[:count]], at)
             at += count
             filling, written = written, filling
+            if len(filling) > _batch_size():
+                filling = allocate(_batch_size())  # more uploads run than when this one began
     finally:
         _active -= 1
         if writing is not None:

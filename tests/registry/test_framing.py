@@ -1,0 +1,199 @@
+"""Where bodies end: by their announcement, and by their chunks, in whatever pieces they come."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from registry.framing import (
+    Chunked,
+    FramingInvalid,
+    Sized,
+    body_length,
+    may_be_head,
+    waits_to_be_asked,
+    without_body,
+)
+from tests.fuzz.budget import EXAMPLES
+
+
+def _head(*fields: bytes, version: bytes = b"1.1") -> bytes:
+    lines = [b"PUT /x HTTP/" + version, b"Host: x", *fields]
+    return b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "length"),
+    [
+        (b"Accept: */*", 0),
+        (b"Content-Length: 0", 0),
+        (b"Content-Length:5", 5),
+        (b"content-LENGTH: \t 5 \t", 5),
+        (b"Content-Length: 0005", 5),
+        (b"Content-Length: 9999999999999999999", 10**19 - 1),
+        (b"TRANSFER-encoding:\tChunked ", None),
+        (b"X-Content-Length: 5", 0),
+        (b"Content-Length-X: 5", 0),
+        (b"X: Content-Length: 5", 0),
+        (b"X: transfer-encoding: chunked", 0),
+    ],
+)
+def test_announcements(field: bytes, length: int | None) -> None:
+    """One plain field says how long a body is; one that only looks like it says nothing."""
+    for fields in ([field], [field, b"Z: 1"], [b"A: 1", field]):
+        assert body_length(_head(*fields)) == length
+
+
+@pytest.mark.parametrize("field", [
+    b"Content-Length:", b"Content-Length: ", b"Content-Length: +5", b"Content-Length: -5",
+    b"Content-Length: 0x5", b"Content-Length: 1_0", b"Content-Length: 5, 5",
+    b"Content-Length: 5 5", b"Content-Length: 5;", b"Content-Length: \xb2",
+    b"Content-Length: 5\0", b"Content-Length: \x0b5", b"Content-Length: 10000000000000000000",
+    b"Content-Length: 5\r\nContent-Length: 5", b"Content-Length: 5\r\nContent-Length: 6",
+    b"Content-Length: 0\r\nTransfer-Encoding: chunked",
+    b"Transfer-Encoding: chunked\r\nContent-Length: 5", b"Content-Length : 5",
+    b"Transfer-Encoding\t: chunked", b" Content-Length: 5", b"X: y\rContent-Length: 5",
+    b"X: y\nContent-Length: 5", b"X: y\n\tTransfer-Encoding : chunked",
+    b"Content-Length: 5\nX: y", b"Content-Length: 5\rX: y", b"Content-Length:\r\n 5",
+    b"Transfer-Encoding: chunked\r\nX: y\rTransfer-Encoding: identity",
+    b"Transfer-Encoding:", b"Transfer-Encoding: gzip", b"Transfer-Encoding: gzip, chunked",
+    b"Transfer-Encoding: chunked, chunked", b"Transfer-Encoding: chunked,",
+    b"Transfer-Encoding: ,chunked", b"Transfer-Encoding: chunked;a=b",
+    b'Transfer-Encoding: "chunked"', b"Transfer-Encoding: xchunked",
+    b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+])  # fmt: skip
+def test_unclear_announcements(field: bytes) -> None:
+    """All else that names a length or a coding is refused."""
+    for fields in ([field], [field, b"Z: 1"]):
+        with pytest.raises(FramingInvalid):
+            body_length(_head(*fields))
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"0.9", b"1.2", b"2.0", b"1.1 "])
+def test_chunks_belong_to_http_1_1(version: bytes) -> None:
+    """Chunks and 100 Continue are of HTTP/1.1; a length is of HTTP/1.0, too."""
+    with pytest.raises(FramingInvalid):
+        body_length(_head(b"Transfer-Encoding: chunked", version=version))
+    assert body_length(_head(b"Content-Length: 5", version=version)) == 5
+    assert not waits_to_be_asked(_head(b"Expect: 100-continue", version=version))
+
+
+def test_expectation() -> None:
+    """Only the field Expect, in any case, makes a client one that waits."""
+    for field in (b"Expect: 100-continue", b"EXPECT:100-Continue \t"):
+        assert waits_to_be_asked(_head(field))
+    for field in (b"X: Expect: 100-continue", b"X-Expect: 100-continue", b"Expect: 100-continue2"):
+        assert not waits_to_be_asked(_head(field))
+
+
+def test_without_body() -> None:
+    """The parser sees the same request, with an empty body announced in the same way."""
+    head = _head(b"A: content-length: 7", b"content-length:  5", b"B: 1")
+    assert without_body(head, 5) == head.replace(b":  5", b": 0")
+    head = _head(b"Transfer-Encoding: chunked")
+    assert without_body(head, None) == head + b"0\r\n\r\n"
+
+
+def test_may_be_head() -> None:
+    """What begins with no method, or does not end, will be no head."""
+    for data in (b"G", b"GET", b"GET ", b"GET \xff"):
+        assert may_be_head(data)
+    for data in (b" GET", b"\x16\x03", b"a" * 33, b"GET\t/", b"GET /" + b"a" * 65536):
+        assert not may_be_head(data)
+
+
+def _decode(
+    framing: Chunked | Sized, raw: bytes, cuts: list[int], size: int
+) -> tuple[bytes, bytes]:
+    """The content, and what is left, when raw bytes come in some pieces into a small buffer."""
+    content = b""
+    at = turn = 0
+    while at < len(raw) and not framing.over:
+        room = framing.room(size)
+        assert 0 < room <= size
+        piece = bytearray(raw[at : at + min(room, cuts[turn % len(cuts)])])
+        filled, used = framing.decode(memoryview(piece), memoryview(piece))
+        assert used == len(piece) or framing.over
+        content += piece[:filled]
+        at += used
+        turn += 1
+    return content, raw[at:]
+
+
+CUTS = st.lists(st.integers(1, 5000), min_size=1, max_size=10)
+EXTENSION = st.sampled_from([b"", b";", b";a", b" ; a=b", b";" + b"x" * 4000, b';a="\xff"'])
+TRAILER = st.sampled_from([b"", b"A: b\r\n", b"A: b\r\n" * 500, b"\0\r\n"])
+
+
+@settings(max_examples=EXAMPLES * 3, deadline=None)
+@given(
+    chunks=st.lists(st.tuples(st.binary(min_size=1, max_size=200), EXTENSION), max_size=30),
+    last=EXTENSION,
+    trailer=TRAILER,
+    zeros=st.integers(0, 12),
+    rest=st.sampled_from([b"", b"\r\n", b"GET / HTTP/1.1\r\n\r\n"]),
+    cuts=CUTS,
+    size=st.integers(1, 20_000),
+)
+def test_chunked(
+    chunks: list[tuple[bytes, bytes]],
+    last: bytes,
+    trailer: bytes,
+    zeros: int,
+    rest: bytes,
+    cuts: list[int],
+    size: int,
+) -> None:
+    """Any pieces, any buffer: the same content, and what follows the body is left alone."""
+    raw = b"".join(
+        b"0" * zeros + b"%X%s\r\n%s\r\n" % (len(data), extension, data)
+        for data, extension in chunks
+    )
+    raw += b"0" + last + b"\r\n" + trailer + b"\r\n" + rest
+    framing = Chunked()
+    assert _decode(framing, raw, cuts, size) == (b"".join(data for data, _ in chunks), rest)
+    assert framing.over
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(data=st.binary(min_size=1, max_size=3000), rest=st.binary(max_size=9), cuts=CUTS)
+def test_sized(data: bytes, rest: bytes, cuts: list[int]) -> None:
+    """A body of a length is so many bytes; not one more is received into its reader's buffer."""
+    framing = Sized(len(data))
+    assert _decode(framing, data + rest, cuts, 1000) == (data, rest)
+    assert framing.over
+
+
+@pytest.mark.parametrize("raw", [
+    b"\r\n", b"\n", b"-1\r\n", b"+1\r\na\r\n", b"0x1\r\na\r\n", b"1_0\r\n", b" 1\r\na\r\n",
+    b"1 \r\na\r\n", b"1\t\r\na\r\n", b"g\r\n", b"1\na\r\n", b"1\ra\r\n", b"1\r\r\na\r\n",
+    b"\xb2\r\n", b";a\r\n", b"1;a\rb\r\na\r\n", b"1;a\nb\r\na\r\n", b"1000000000000000\r\n",
+    b"f" * 16 + b"\r\n", b"0" * 16 + b"\r\n", b"1;" + b"a" * 4096, b"1" * 5000,
+    b"1\r\na0\r\n\r\n", b"1\r\nab\r\n", b"1\r\na\n0\r\n\r\n", b"1\r\na\r0\r\n\r\n",
+    b"1\r\na\r\r\n0\r\n\r\n", b"1\r\na\r\n\r\n0\r\n\r\n", b"1\r\na\r\n\n0\r\n\r\n",
+    b"0\n\r\n", b"0\r\n\n", b"0\r\nA: b\n\r\n", b"0\r\nA: b\rC: d\r\n\r\n", b"0\r\n\r\r\n",
+    b"0\r\nA: " + b"b" * 4096 + b"\r\n\r\n", b"0\r\n" + (b"A: " + b"b" * 1000 + b"\r\n") * 9,
+])  # fmt: skip
+def test_broken_chunks(raw: bytes) -> None:
+    """Sizes, line ends and trailers that two readers could see in two ways, or without an end."""
+    for cut in (1, 2, 3, 64, 100_000):
+        with pytest.raises(FramingInvalid):
+            _decode(Chunked(), raw, [cut], 100_000)
+        with pytest.raises(FramingInvalid):
+            _decode(Chunked(), b"5\r\nfirst\r\n" + raw, [cut], 100_000)
+
+
+@settings(max_examples=EXAMPLES * 3, deadline=None)
+@given(
+    raw=st.lists(st.sampled_from([b"\r", b"\n", b"0", b"1", b"a", b";", b" ", b"\r\n"])), cut=CUTS
+)
+def test_pieces_change_nothing(raw: list[bytes], cut: list[int]) -> None:
+    """Good or bad, a body means the same in one piece and in many."""
+    outcomes = []
+    for cuts in ([100_000], [1], cut):
+        try:
+            outcomes.append(_decode(Chunked(), b"".join(raw), cuts, 100_000))
+        except FramingInvalid as error:
+            outcomes.append((str(error).encode(), b""))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
