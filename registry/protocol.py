@@ -139,7 +139,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
             head = without_body(head, length)
         self._bodies.append(body)
         self.requests += 1
-        self.datareceived(head)
+        self.data_received(head)
 
     def _end(self, rest: bytes) -> None:
         self._body = None
@@ -149,7 +149,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
 
     def _refuse(self) -> None:
         self._bodies.append(self._endless())
-        self.datareceived(_NO_HTTP)
+        self.data_received(_NO_HTTP)
 
     def _endless(self) -> Body:
         """All that will come: none of it is a request."""
