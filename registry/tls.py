@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
 import os
 import select
 import socket
@@ -25,6 +24,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, TypeVar
+
+from registry.body import allocate
 
 _LARGEST_PIECE = 512 * 1024
 _SMALLEST_PIECE = 64 * 1024
@@ -45,7 +46,7 @@ _SEALED_AT_ONCE = 64 * 1024
 _ROOMY = 48
 """Connections that may seal whole pieces instead, which is faster."""
 
-_received = memoryview(mmap.mmap(-1, _RECEIVED))
+_received = allocate(_RECEIVED)
 """Shared by all connections of the event loop: empty again whenever another gets its turn."""
 
 _THREADS = min(os.cpu_count() or 1, 8)
@@ -392,12 +393,8 @@ def _piece_size() -> int:
 
 
 def _buffer() -> memoryview:
-    """The reading buffer of this thread.
-
-    It begins on a page: reads into a large bytearray, which begins 16 bytes after one, were
-    measured to take three times as long.
-    """
+    """The reading buffer of this thread."""
     found: memoryview | None = getattr(_local, "buffer", None)
     if found is None:
-        found = _local.buffer = memoryview(mmap.mmap(-1, _LARGEST_PIECE))
+        found = _local.buffer = allocate(_LARGEST_PIECE)
     return found
