@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -29,6 +30,9 @@ MORE = int(os.environ.get("MAYFLY_SOAK_SECONDS", "0")) // 4
 
 IMAGES = 16
 LAYER_BYTES = 4 * 2**20
+LATE = 5
+"""Interruptions that may come too late, beside those that count."""
+
 PATIENCE = 120
 """Seconds after which a command counts as hanging."""
 
@@ -161,9 +165,13 @@ def test_import(
     chance = random.Random(f"import {number}")
     size, root = stored(imported), scratch / "root"
     ends = set()
-    for turn in range(rounds + MORE):
+    for turn in range(rounds + MORE + LATE):
         # The second comes at the very end of the copying, when manifests and tags follow.
         moment = 1.0 if turn == 1 else chance.random() * 0.9
+        if turn >= rounds + MORE:
+            if exit_code(number) in ends:
+                break
+            moment = 0.0  # on a busy machine the signal came when all was done
         ends.add(interrupted(number, moment, "import", bundle, "--root", root))
         whole(root)
         missing = size - stored(root)
@@ -176,7 +184,8 @@ def test_import(
         shutil.rmtree(root)
     # 0: all was done when the signal came.
     assert exit_code(number) in ends
-    assert ends <= {exit_code(number), 0}
+    # By the signal itself where the interpreter was just leaving; to a shell it is the same.
+    assert ends <= {exit_code(number), 0, -number}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -244,13 +253,15 @@ def test_collection(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_deletion(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several images, those that were said to be deleted are, and all others are whole."""
     root = scratch / "root"
-    names = [f"kolla/service{number}:1" for number in range(200)]
+    # More names than the pipe holds: the command cannot be through before the signal.
+    names = [f"kolla/service{number:04}:1" for number in range(700)]
     with monkeypatch.context() as quick, contextlib.closing(DistributionStore(root)) as store:
         skip_sync(quick)
         for name in names:
             put_image(store, name.removesuffix(":1"), "1", config=name.encode())
     with job("rm", *names, "--root", root) as process:
         assert process.stdout is not None
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
         said = [process.stdout.readline() for _ in range(20)]
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate()
