@@ -32,9 +32,8 @@ from storage.publish import Publisher
 DEFAULT_GRACE = 3600.0
 """Seconds for which an unreferenced blob is left alone: a slow push may refer to it last."""
 
-_TICK = 0.001
-_MAX_TICKS_WAITED = 3000
-"""FAT's times are the coarsest: two seconds."""
+_LONGEST_TICK = 3.0
+"""Seconds. FAT's times are the coarsest, two seconds; usual ones tick every few milliseconds."""
 
 
 class Holdings(Protocol):
@@ -119,10 +118,8 @@ class Collector:
         NFS it is another machine's): what is touched after this may look older to that one.
         """
         before = now = self._tick()
-        for _ in range(_MAX_TICKS_WAITED):
-            if now != before:
-                break
-            time.sleep(_TICK)
+        end = time.monotonic() + _LONGEST_TICK
+        while now == before and time.monotonic() < end:
             now = self._tick()
         return now
 

@@ -287,7 +287,7 @@ class World:
         assert len(scratch) == 1, scratch
         assert list(scratch[0].iterdir()) == []
         known = {loc.rpartition("/")[2] for c in self.clients for loc in c.model.sessions}
-        uploads = [p for p in (base / "repositories").glob("**/_uploads/*") if p.name not in known]
+        uploads = [p for p in _sessions(base / "repositories") if p.name not in known]
         lost = sum(client.model.lost_sessions for client in self.clients)
         assert len(uploads) <= lost, (uploads, lost)
 
