@@ -8,13 +8,12 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.streams import StreamReader
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from registry import errors, listings, uploads
+from registry.body import Body
 from registry.lifetime.observer import Caller as Peer
 from registry.request import parse
 from storage.errors import StorageError
@@ -45,20 +44,23 @@ class _Upload:
 
 async def _patched(header: str, body: bytes, announced: int | None) -> tuple[bytes, Any]:
     """What the session holds after a chunk, and the answer to it or the error."""
-    loop = asyncio.get_running_loop()
-    content = StreamReader(BaseProtocol(loop), 2**16, loop=loop)
-    content.feed_data(body)
-    content.feed_eof()
+    transport: Any = SimpleNamespace(
+        is_closing=lambda: False, pause_reading=lambda: None, resume_reading=lambda: None
+    )
+    framed = Body(transport, announced, False, lambda rest: None) if announced != 0 else None
+    if framed is not None:
+        chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+        framed.hold(chunk + b"0\r\n\r\n" if announced is None else body)
     upload = _Upload()
     context: Any = SimpleNamespace(
-        store=SimpleNamespace(upload=lambda repository, upload_id: upload),
+        store=SimpleNamespace(
+            upload=lambda repository, upload_id: upload, check_room=lambda size: None
+        ),
         observer=lifeline().observer,
         peer=Peer("", "127.0.0.1", "127.0.0.1"),
     )
     headers = CIMultiDict({"Content-Range": header})
-    http: Any = SimpleNamespace(
-        content=content, headers=headers, content_length=announced, transport=None
-    )
+    http: Any = SimpleNamespace(body=framed, headers=headers, announced_length=announced or 0)
     try:
         answer = await uploads.patch(
             context, http, parse("PATCH", f"/v2/a/blobs/uploads/{SESSION}", "")
