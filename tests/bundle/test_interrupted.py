@@ -264,7 +264,8 @@ def test_deletion(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
         said = [process.stdout.readline() for _ in range(20)]
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate()
+        rest = process.stdout.read()  # communicate() would pass over what was read ahead
+        process.wait()
     assert process.returncode == 130
     whole(root)
     listed = run("ls", "--root", root, "--json").stdout
