@@ -80,6 +80,10 @@ def main() -> None:
         if not _is_of_disk(error):
             raise
         _fail(f"mayfly: {error.filename or 'storage'}: {error.strerror}", 4)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # All is done and said; the interpreter would answer with a traceback as it leaves.
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _leave(number: int, _frame: object) -> None:
