@@ -56,34 +56,33 @@ def cli() -> None:
     """Mayfly: a container registry that lives as long as your upgrade."""
 
 
-def main() -> None:
-    """Run the command line; errors of use are one line and exit code 2."""
+def execute() -> str | int | None:
+    """Run the command line; its exit code. Errors are one line, with the contract's code."""
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         # As tidy an end as Ctrl-C gives, of every command; a server takes both over.
         signal.signal(signal.SIGTERM, _leave)
     try:
-        sys.exit(cli.main(prog_name="mayfly", standalone_mode=False))
+        code: int | None = cli.main(prog_name="mayfly", standalone_mode=False)
+        return code
+    except SystemExit as left:
+        return left.code
     except click.exceptions.Abort:
-        sys.exit(130)
+        return 130
     except click.exceptions.NoArgsIsHelpError as error:
-        _fail(error.format_message())
+        return _failed(error.format_message())
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "mayfly"
-        _fail(f"{command}: {error.format_message()} (see {command} --help)")
+        return _failed(f"{command}: {error.format_message()} (see {command} --help)")
     except click.ClickException as error:
-        _fail(f"mayfly: {error.format_message()}")
+        return _failed(f"mayfly: {error.format_message()}")
     except (ConfigError, AuthError) as error:
-        _fail(f"mayfly: {error}", 4 if _is_of_disk(error) else 2)
+        return _failed(f"mayfly: {error}", 4 if _is_of_disk(error) else 2)
     except StorageError as error:
-        _fail(f"mayfly: {error}", _exit_code(error))
+        return _failed(f"mayfly: {error}", _exit_code(error))
     except OSError as error:
         if not _is_of_disk(error):
             raise
-        _fail(f"mayfly: {error.filename or 'storage'}: {error.strerror}", 4)
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # All is done and said; the interpreter would answer with a traceback as it leaves.
-            signal.signal(number, signal.SIG_IGN)
+        return _failed(f"mayfly: {error.filename or 'storage'}: {error.strerror}", 4)
 
 
 def _leave(number: int, _frame: object) -> None:
@@ -108,6 +107,6 @@ def _is_of_disk(error: BaseException | None) -> bool:
     return False
 
 
-def _fail(message: str, code: int = 2) -> None:
+def _failed(message: str, code: int = 2) -> int:
     print(message, file=sys.stderr)
-    sys.exit(code)
+    return code

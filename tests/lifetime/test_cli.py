@@ -32,7 +32,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def invoke(command: click.Command, *arguments: str | Path) -> tuple[Any, str, str]:
-    """Exit code, output and errors, as `registry.cli.main` has them."""
+    """Exit code, output and errors, as `registry.cli.execute` has them."""
     result = CliRunner().invoke(command, list(map(str, arguments)), standalone_mode=False)
     if result.exception is not None:
         raise result.exception

@@ -21,7 +21,7 @@ HOST = "10.0.0.5:5000"
 
 
 def _invoke(*arguments: str | Path, env: dict[str, str | None] | None = None) -> Result:
-    """Run it as `registry.cli.main` does, which turns these errors into one line and exit 2."""
+    """Run it as `registry.cli.execute` does, which turns these errors into one line and exit 2."""
     return CliRunner().invoke(
         node_config.command, [str(argument) for argument in arguments], env=env
     )
