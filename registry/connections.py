@@ -15,9 +15,19 @@ from registry.sweep import Patience, Sweep
 
 _AT_ONCE = 0.01
 
-UNSENT = 1024 * 1024
-"""Bytes that wait in the kernel for a client to take them. Without a limit sendfile queues up
-to 4 MiB for each slow reader; five hundred of them pin 1.6 GiB of the host's TCP memory."""
+UNSENT_IN_ALL = 256 * 1024 * 1024
+_LEAST_UNSENT = 256 * 1024
+_MOST_UNSENT = 4 * 1024 * 1024
+
+
+def unsent(connections: int) -> int:
+    """Bytes that may wait in the kernel for the client that comes after so many.
+
+    Without a limit sendfile queues up to 4 MiB for each slow reader: five hundred of them pin
+    1.6 GiB of the host's TCP memory. The more may wait, the fewer are the wake-ups of a transfer.
+    """
+    share = UNSENT_IN_ALL // (connections + 1)
+    return max(_LEAST_UNSENT, min(_MOST_UNSENT, share))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +58,6 @@ class Connections:
         self._tls = tls
         self._limits = limits
         for listening in sockets:
-            # What is set here each accepted connection inherits.
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
             limits.patience.watch(listening)
         self.listeners = Listeners(sockets, self._serve, activity, self._is_full)
         now = asyncio.get_running_loop().time
@@ -60,6 +68,8 @@ class Connections:
         return self._server.open_count + setting_up >= self._limits.most
 
     async def _serve(self, connection: socket.socket) -> None:
+        limit = unsent(self._server.open_count)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit)
         if self._tls is not None:
             # Imported by who speaks TLS.
             from registry.tls import accept
