@@ -20,6 +20,7 @@ from registry.body import HTTPRequest
 from registry.context import COMMON_HEADERS
 from registry.errors import RangeInvalid
 from registry.lifetime.observer import Sending
+from registry.sendfile import sendfile
 from storage.bundle.errors import Interrupted
 from storage.bundle.verified import BundleExtent, Proof
 from storage.errors import BlobUnknown, ContentCorrupt
@@ -125,7 +126,7 @@ async def _sendfile(http: HTTPRequest, file: IO[bytes], offset: int, count: int)
     if sealing is not None:
         sent = await sealing(file, offset, count)
     else:
-        sent = await asyncio.get_running_loop().sendfile(transport, file, offset, count)
+        sent = await sendfile(http.protocol, transport, file, offset, count)
     if sent != count:
         # The length is already promised; only a cut tells the client that it is not met.
         transport.abort()

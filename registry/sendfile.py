@@ -1,0 +1,79 @@
+"""Part of a file to a plain socket, by sendfile(2).
+
+The event loop's own asks the kernel anew for each piece when there is room for the next, and does a
+good deal besides: with a fleet it took a tenth of the server's time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from typing import IO
+
+from aiohttp.base_protocol import BaseProtocol
+
+
+async def sendfile(
+    protocol: BaseProtocol, transport: asyncio.Transport, file: IO[bytes], offset: int, count: int
+) -> int:
+    """Send part of a file; the number of bytes that there were, ``count`` at most.
+
+    Nothing is received meanwhile: what a client sends is for later.
+
+    Raises:
+        ConnectionError: the client is gone.
+        OSError: the file cannot be read.
+    """
+    was_reading = transport.is_reading()
+    transport.pause_reading()
+    transport.set_write_buffer_limits(high=0)
+    # Closing the connection frees its descriptor for another, and the loop guards it: ours is one
+    # of its own.
+    descriptor = os.dup(transport.get_extra_info("socket").fileno())
+    try:
+        await protocol._drain_helper()  # the response's head goes first
+        return await _send(transport, descriptor, file.fileno(), offset, count)
+    finally:
+        os.close(descriptor)
+        if not transport.is_closing():
+            transport.set_write_buffer_limits()
+            if was_reading:
+                transport.resume_reading()
+
+
+async def _send(
+    transport: asyncio.Transport, descriptor: int, source: int, offset: int, count: int
+) -> int:
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    sent = 0
+
+    def send() -> None:
+        nonlocal sent
+        try:
+            if transport.is_closing():
+                raise ConnectionResetError("client is gone")
+            done = os.sendfile(descriptor, source, offset + sent, count - sent)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            loop.remove_writer(descriptor)
+            ended.set_exception(error)
+            return
+        sent += done
+        if not done or sent == count:
+            loop.remove_writer(descriptor)
+            ended.set_result(None)
+
+    loop.add_writer(descriptor, send)
+    try:
+        await ended
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise
+        # Also that no route leads to it, or that it never answered.
+        raise ConnectionResetError("client is gone") from error
+    finally:
+        loop.remove_writer(descriptor)
+    return sent
