@@ -17,15 +17,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import socket
 import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from registry.body import allocate
+from registry.sending import ended, send
 
 _LARGEST_PIECE = 512 * 1024
 _SMALLEST_PIECE = 64 * 1024
@@ -34,9 +34,6 @@ _MEMORY = 16 * 1024 * 1024
 
 _TURN = 2 * 1024 * 1024
 """Bytes of a file after which a transfer lets another have its thread."""
-
-_PATIENCE = 10
-"""Milliseconds that a thread with nothing else to do waits for its client."""
 
 _RECEIVED = 256 * 1024
 
@@ -56,8 +53,6 @@ _transfers = 0
 _roomy = 0
 _turns = 0
 """Turns that run or wait for a thread; counted by the event loop alone, as the transfers are."""
-
-_T = TypeVar("_T")
 
 Factory = Callable[[], asyncio.BufferedProtocol]
 """Makes the protocol above, once the handshake is through."""
@@ -305,7 +300,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         )
         _turns += 1
         try:
-            done, rest = await _ended(turn)
+            done, rest = await ended(turn)
         finally:
             _turns -= 1
         if rest:
@@ -327,7 +322,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             if not got:
                 break
             done += got
-            rest = _send(descriptor, self._seal(buffer[:got]))
+            rest = send(descriptor, self._seal(buffer[:got]), lambda: _turns > _THREADS)
             if rest:
                 return done, rest
         return done, b""
@@ -338,54 +333,6 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             plain = plain[self._tls.write(plain[: self._sealed_at_once]) :]
             sealed.append(self._outgoing.read())
         return sealed
-
-
-async def _ended(turn: asyncio.Future[_T]) -> _T:
-    """The outcome of a thread's work, which is waited for however often the caller is cancelled.
-
-    Until then no descriptor may be closed under the thread's hands.
-    """
-    cancelled: asyncio.CancelledError | None = None
-    while not turn.done():
-        try:
-            await asyncio.wait([turn])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        turn.exception()  # known to asyncio as seen
-        raise cancelled
-    return turn.result()
-
-
-def _send(descriptor: int, sealed: list[bytes]) -> bytes:
-    """Send to a socket; what it would not take.
-
-    While no other transfer waits for this thread, it waits for the client for a moment: most are
-    about to read, and the way through the event loop costs more than the sending.
-
-    Raises:
-        ConnectionError: the client is gone.
-    """
-    left = [memoryview(data) for data in sealed]
-    while left:
-        try:
-            sent = os.writev(descriptor, left)
-            while left and sent >= len(left[0]):
-                sent -= len(left.pop(0))
-            if left:
-                left[0] = left[0][sent:]
-        except BlockingIOError:
-            if _turns > _THREADS or not _is_writable(descriptor):
-                break
-        except OSError as error:  # also that no route leads to it, or that it never answered
-            raise ConnectionResetError("client is gone") from error
-    return b"".join(left)
-
-
-def _is_writable(descriptor: int) -> bool:
-    polled = select.poll()
-    polled.register(descriptor, select.POLLOUT)
-    return bool(polled.poll(_PATIENCE))
 
 
 def _piece_size() -> int:
