@@ -112,7 +112,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._advance()
 
     def _advance(self) -> None:
-        if self._tcp.is_closing():
+        if self._tcp.is_closing() or self._sending:
             return
         try:
             if self._above is None:
@@ -122,6 +122,9 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         except ssl.SSLError as error:
             self._flush()  # the alert that says why
             self._fail(error)
+        except BaseException:
+            self.abort()  # asyncio does it only where it called us itself
+            raise
 
     def eof_received(self) -> bool:
         return False
@@ -138,6 +141,8 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._writable.clear()
+        # TLS answers by itself to some of what a client sends, whether or not that reads.
+        self._tcp.pause_reading()
         if self._above is not None:
             self._above.pause_writing()
 
@@ -145,6 +150,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._writable.set()
         if self._above is not None:
             self._above.resume_writing()
+        self._resume()
 
     def _shake_hands(self) -> None:
         try:
@@ -164,6 +170,8 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         over = said_goodbye = False
         while not over and self._is_read and not self._sending:
             room = memoryview(self._above.get_buffer(-1))
+            if not room:
+                raise RuntimeError("the protocol above has no room, and has not paused")
             filled = 0
             try:
                 while filled < len(room) and not over:
@@ -178,9 +186,10 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self.close()
 
     def _resume(self) -> None:
-        """Read on, beginning with what has arrived before."""
-        self._tcp.resume_reading()
-        asyncio.get_running_loop().call_soon(self._advance)
+        """Read on where nothing stands against it, beginning with what has arrived before."""
+        if self._is_read and not self._sending and self._writable.is_set():
+            self._tcp.resume_reading()
+            asyncio.get_running_loop().call_soon(self._advance)
 
     def _flush(self) -> None:
         if self._outgoing.pending:
@@ -237,8 +246,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def resume_reading(self) -> None:
         self._is_read = True
-        if not self._sending:
-            self._resume()
+        self._resume()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._tcp.set_write_buffer_limits(high, low)
@@ -285,8 +293,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._sending = False
             if not self._tcp.is_closing():
                 self._tcp.set_write_buffer_limits()
-                if self._is_read:
-                    self._resume()
+                self._resume()
 
     async def _turn(
         self, descriptor: int, file: IO[bytes], offset: int, count: int, sent: int
