@@ -43,6 +43,15 @@ _SEALED_AT_ONCE = 64 * 1024
 _ROOMY = 48
 """Connections that may seal whole pieces instead, which is faster."""
 
+_LARGEST_HELLO = 16 * 1024
+"""Bytes of a client's first message. They take one or two thousand; OpenSSL would allow 131,396,
+and takes memory for all of it as soon as so many are announced."""
+
+_HELLO_HEAD = 9
+"""Bytes of the heads of the first record and of the message in it (RFC 8446, 5.1 and 4)."""
+
+_HANDSHAKE = 22
+
 _received = allocate(_RECEIVED)
 """Shared by all connections of the event loop: empty again whenever another gets its turn."""
 
@@ -90,6 +99,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._tcp: asyncio.Transport
         self._above: asyncio.BufferedProtocol | None = None
+        self._hello = b""
         self._writable = asyncio.Event()
         self._writable.set()
         self._sending = False
@@ -108,6 +118,11 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         return _received
 
     def buffer_updated(self, nbytes: int) -> None:
+        if len(self._hello) < _HELLO_HEAD:
+            self._hello += _received[: min(nbytes, _HELLO_HEAD - len(self._hello))]
+            if not _may_begin(self._hello):
+                self._fail(ssl.SSLError("the first message is too large, or in crumbs"))
+                return
         self._incoming.write(_received[:nbytes])
         self._advance()
 
@@ -340,6 +355,15 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             plain = plain[self._tls.write(plain[: self._sealed_at_once]) :]
             sealed.append(self._outgoing.read())
         return sealed
+
+
+def _may_begin(hello: bytes) -> bool:
+    """Whether what a connection begins with, `_HELLO_HEAD` bytes or less, may go on."""
+    if len(hello) < _HELLO_HEAD or hello[0] != _HANDSHAKE:
+        return True  # what is no handshake OpenSSL refuses by itself
+    record, message = int.from_bytes(hello[3:5]), int.from_bytes(hello[6:9])
+    # A head that is spread over several records could not be read here; nobody sends that.
+    return record >= 4 and message <= _LARGEST_HELLO
 
 
 def _piece_size() -> int:

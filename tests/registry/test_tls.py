@@ -74,6 +74,43 @@ async def test_what_is_no_tls(server: Secured, sent: bytes) -> None:
     assert await server.ask("GET", "/v2/") == (200, b"{}")
 
 
+def _records(size: int, record: int) -> bytes:
+    """The beginning of a client's first message of so many bytes, in records of so many."""
+    message = (b"\x01" + size.to_bytes(3) + b"\x03\x03" + bytes(300))[: 20 * record]
+    pieces = [message[at : at + record] for at in range(0, len(message), record)]
+    return b"".join(b"\x16\x03\x01" + len(one).to_bytes(2) + one for one in pieces)
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "byte by byte"])
+@pytest.mark.parametrize(
+    ("size", "record"), [(131_396, 306), (16_385, 306), (200, 1), (131_396, 3)]
+)
+async def test_first_message_that_is_too_large(
+    server: Secured, monkeypatch: pytest.MonkeyPatch, size: int, record: int, at_once: bool
+) -> None:
+    """Refused as soon as it is announced, before OpenSSL takes memory for it; so is one in crumbs.
+
+    Not by the header's time: that is longer here than the client's.
+    """
+    monkeypatch.setattr(server.connections, "_limits", limits(10 * TIMEOUT))
+    before = descriptors()
+    with server.dial() as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sent = _records(size, record)
+        with contextlib.suppress(ConnectionError):
+            for byte in [sent] if at_once else [bytes([one]) for one in sent]:
+                client.sendall(byte)
+        assert await asyncio.to_thread(drain, client) == b""
+    await server.idle(before)
+
+
+async def test_large_first_message(server: Secured) -> None:
+    """One of 12 KiB is nothing special."""
+    server.trust.set_alpn_protocols([f"{number:0>250}" for number in range(48)])
+    assert len(_hello(server.trust)) > 12 * 1024
+    assert await server.ask("GET", "/v2/") == (200, b"{}")
+
+
 async def test_version_that_is_refused(store: DistributionStore, tmp_path: Path) -> None:
     """The client is told why by an alert."""
     pair = self_signed(tmp_path)
