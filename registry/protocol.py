@@ -51,8 +51,16 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         """Of the requests that aiohttp has and has not begun to handle."""
         self._is_held_up = False
         self._lingering: Body | None = None
+        self._connection: asyncio.Transport | None = None
+        """As `transport`, which aiohttp forgets as soon as it closes it: what waits to be sent may
+        keep it open after that."""
         self.requests = 0
         """Whose heads were complete."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._connection = transport
+        super().connection_made(transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         room = self._body.room() if self._body is not None else None
@@ -67,14 +75,15 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._body is not None:
             self._body.broken()
+        self._connection = None
         super().connection_lost(exc)
 
     @property
     def socket(self) -> socket.socket | None:
         """Of the connection, None once it is closed."""
-        if self.transport is None:
+        if self._connection is None:
             return None
-        found: socket.socket | None = self.transport.get_extra_info("socket")
+        found: socket.socket | None = self._connection.get_extra_info("socket")
         return found
 
     @property
@@ -90,7 +99,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
     @property
     def is_writing(self) -> bool:
         """Whether something is still on its way to the kernel."""
-        return self.transport is not None and self.transport.get_write_buffer_size() > 0
+        return self._connection is not None and self._connection.get_write_buffer_size() > 0
 
     def next_body(self) -> Body | None:
         """The body of the request that is to be handled next."""

@@ -4,10 +4,10 @@ Every few seconds one sweep looks at all connections. The kernel counts what eac
 (``TCP_INFO``), so nothing is done for a single read or write, and it is the same over TLS. A
 connection is in one of these states:
 
-    waiting    no request is being handled
+    waiting    no request is being handled, and the last answer is sent
         silent      nothing has come since the last one: kept open, until others need the place
         beginning   a header has begun, or the first is due: complete within the header timeout
-    serving    a request is being handled
+    busy       a request is being handled, or its answer, or the last of it, is yet to be sent
         working     the client owes nothing, we are at work: never cut
         moving      it owes a part of the body, or has not acknowledged what was sent: within the
                     stall timeout `LEAST` bytes must move, so a slow link that makes progress is
@@ -126,7 +126,7 @@ class Counts:
 class _Seen:
     """A connection's state, and the counts and time at which it began or last made progress."""
 
-    serving: bool
+    busy: bool
     requests: int
     since: float
     acknowledged: int
@@ -189,14 +189,17 @@ class Sweep:
         if vanished is not None and counts.is_vanished(vanished):
             return "the client does not answer any more"
         now = self._now()
-        serving, requests = connection.serving, connection.requests
+        # An answer is handled before it is sent: what of it the client does not take waits, here
+        # or in the kernel, also when the connection is to be closed.
+        busy = connection.serving or counts.unsent or connection.is_writing
+        requests = connection.requests
         seen = self._seen.get(connection)
-        if seen is None or (seen.serving, seen.requests) != (serving, requests):
+        if seen is None or (seen.busy, seen.requests) != (busy, requests):
             # What has come before the first request is a part of it.
             received = counts.received if requests else 0
-            seen = _Seen(serving, requests, now, counts.acknowledged, received)
+            seen = _Seen(busy, requests, now, counts.acknowledged, received)
             self._seen[connection] = seen
-        if serving:
+        if busy:
             return self._judge_transfer(connection, counts, seen, now)
         return self._judge_waiting(counts, seen, now)
 

@@ -17,15 +17,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import socket
 import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from registry.body import allocate
+from registry.sending import ended, send
 
 _LARGEST_PIECE = 512 * 1024
 _SMALLEST_PIECE = 64 * 1024
@@ -35,9 +35,6 @@ _MEMORY = 16 * 1024 * 1024
 _TURN = 2 * 1024 * 1024
 """Bytes of a file after which a transfer lets another have its thread."""
 
-_PATIENCE = 10
-"""Milliseconds that a thread with nothing else to do waits for its client."""
-
 _RECEIVED = 256 * 1024
 
 _SEALED_AT_ONCE = 64 * 1024
@@ -45,6 +42,15 @@ _SEALED_AT_ONCE = 64 * 1024
 
 _ROOMY = 48
 """Connections that may seal whole pieces instead, which is faster."""
+
+_LARGEST_HELLO = 16 * 1024
+"""Bytes of a client's first message. They take one or two thousand; OpenSSL would allow 131,396,
+and takes memory for all of it as soon as so many are announced."""
+
+_HELLO_HEAD = 9
+"""Bytes of the heads of the first record and of the message in it (RFC 8446, 5.1 and 4)."""
+
+_HANDSHAKE = 22
 
 _received = allocate(_RECEIVED)
 """Shared by all connections of the event loop: empty again whenever another gets its turn."""
@@ -56,8 +62,6 @@ _transfers = 0
 _roomy = 0
 _turns = 0
 """Turns that run or wait for a thread; counted by the event loop alone, as the transfers are."""
-
-_T = TypeVar("_T")
 
 Factory = Callable[[], asyncio.BufferedProtocol]
 """Makes the protocol above, once the handshake is through."""
@@ -95,6 +99,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._tcp: asyncio.Transport
         self._above: asyncio.BufferedProtocol | None = None
+        self._hello = b""
         self._writable = asyncio.Event()
         self._writable.set()
         self._sending = False
@@ -113,11 +118,16 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         return _received
 
     def buffer_updated(self, nbytes: int) -> None:
+        if len(self._hello) < _HELLO_HEAD:
+            self._hello += _received[: min(nbytes, _HELLO_HEAD - len(self._hello))]
+            if not _may_begin(self._hello):
+                self._fail(ssl.SSLError("the first message is too large, or in crumbs"))
+                return
         self._incoming.write(_received[:nbytes])
         self._advance()
 
     def _advance(self) -> None:
-        if self._tcp.is_closing():
+        if self._tcp.is_closing() or self._sending:
             return
         try:
             if self._above is None:
@@ -127,6 +137,9 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         except ssl.SSLError as error:
             self._flush()  # the alert that says why
             self._fail(error)
+        except BaseException:
+            self.abort()  # asyncio does it only where it called us itself
+            raise
 
     def eof_received(self) -> bool:
         return False
@@ -143,6 +156,8 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._writable.clear()
+        # TLS answers by itself to some of what a client sends, whether or not that reads.
+        self._tcp.pause_reading()
         if self._above is not None:
             self._above.pause_writing()
 
@@ -150,6 +165,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._writable.set()
         if self._above is not None:
             self._above.resume_writing()
+        self._resume()
 
     def _shake_hands(self) -> None:
         try:
@@ -169,6 +185,8 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         over = said_goodbye = False
         while not over and self._is_read and not self._sending:
             room = memoryview(self._above.get_buffer(-1))
+            if not room:
+                raise RuntimeError("the protocol above has no room, and has not paused")
             filled = 0
             try:
                 while filled < len(room) and not over:
@@ -183,9 +201,10 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self.close()
 
     def _resume(self) -> None:
-        """Read on, beginning with what has arrived before."""
-        self._tcp.resume_reading()
-        asyncio.get_running_loop().call_soon(self._advance)
+        """Read on where nothing stands against it, beginning with what has arrived before."""
+        if self._is_read and not self._sending and self._writable.is_set():
+            self._tcp.resume_reading()
+            asyncio.get_running_loop().call_soon(self._advance)
 
     def _flush(self) -> None:
         if self._outgoing.pending:
@@ -242,8 +261,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def resume_reading(self) -> None:
         self._is_read = True
-        if not self._sending:
-            self._resume()
+        self._resume()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._tcp.set_write_buffer_limits(high, low)
@@ -290,8 +308,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._sending = False
             if not self._tcp.is_closing():
                 self._tcp.set_write_buffer_limits()
-                if self._is_read:
-                    self._resume()
+                self._resume()
 
     async def _turn(
         self, descriptor: int, file: IO[bytes], offset: int, count: int, sent: int
@@ -305,7 +322,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         )
         _turns += 1
         try:
-            done, rest = await _ended(turn)
+            done, rest = await ended(turn)
         finally:
             _turns -= 1
         if rest:
@@ -327,7 +344,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             if not got:
                 break
             done += got
-            rest = _send(descriptor, self._seal(buffer[:got]))
+            rest = send(descriptor, self._seal(buffer[:got]), lambda: _turns > _THREADS)
             if rest:
                 return done, rest
         return done, b""
@@ -340,52 +357,13 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         return sealed
 
 
-async def _ended(turn: asyncio.Future[_T]) -> _T:
-    """The outcome of a thread's work, which is waited for however often the caller is cancelled.
-
-    Until then no descriptor may be closed under the thread's hands.
-    """
-    cancelled: asyncio.CancelledError | None = None
-    while not turn.done():
-        try:
-            await asyncio.wait([turn])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        turn.exception()  # known to asyncio as seen
-        raise cancelled
-    return turn.result()
-
-
-def _send(descriptor: int, sealed: list[bytes]) -> bytes:
-    """Send to a socket; what it would not take.
-
-    While no other transfer waits for this thread, it waits for the client for a moment: most are
-    about to read, and the way through the event loop costs more than the sending.
-
-    Raises:
-        ConnectionError: the client is gone.
-    """
-    left = [memoryview(data) for data in sealed]
-    while left:
-        try:
-            sent = os.writev(descriptor, left)
-            while left and sent >= len(left[0]):
-                sent -= len(left.pop(0))
-            if left:
-                left[0] = left[0][sent:]
-        except BlockingIOError:
-            if _turns > _THREADS or not _is_writable(descriptor):
-                break
-        except OSError as error:  # also that no route leads to it, or that it never answered
-            raise ConnectionResetError("client is gone") from error
-    return b"".join(left)
-
-
-def _is_writable(descriptor: int) -> bool:
-    polled = select.poll()
-    polled.register(descriptor, select.POLLOUT)
-    return bool(polled.poll(_PATIENCE))
+def _may_begin(hello: bytes) -> bool:
+    """Whether what a connection begins with, `_HELLO_HEAD` bytes or less, may go on."""
+    if len(hello) < _HELLO_HEAD or hello[0] != _HANDSHAKE:
+        return True  # what is no handshake OpenSSL refuses by itself
+    record, message = int.from_bytes(hello[3:5]), int.from_bytes(hello[6:9])
+    # A head that is spread over several records could not be read here; nobody sends that.
+    return record >= 4 and message <= _LARGEST_HELLO
 
 
 def _piece_size() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from registry.lifetime.activity import Activity
@@ -27,7 +26,7 @@ def lifeline() -> Lifeline:
     """The real parts, without an end; to be made in the running event loop."""
     clock = SystemClock()
     activity = Activity(clock.now)
-    ledger = Ledger(None, time.time)
+    ledger = Ledger(None, clock)
     pulls = Pulls(clock.now, ledger.changed)
     observer = Observer(activity, pulls, ledger, Contained(lambda repository, digest: None), clock)
     return Lifeline(activity, observer, Drain(activity, pulls, observer.transfers, clock))

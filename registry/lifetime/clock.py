@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -12,7 +13,10 @@ class Clock(Protocol):
     """Tells the time and lets it pass."""
 
     def now(self) -> float:
-        """Seconds from some moment on; never goes back."""
+        """Seconds from some moment on; never goes back.
+
+        The same to all processes, as long as `boot_id` is.
+        """
 
     def wall(self) -> float:
         """Unix seconds."""
@@ -32,6 +36,14 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def boot_id() -> str | None:
+    """What names the time since the machine was booted; None where nothing tells (proc(5))."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
 
 
 async def first_done(*waiting: asyncio.Future[Any] | Coroutine[Any, Any, Any]) -> None:

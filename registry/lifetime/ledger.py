@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from registry.lifetime.activity import Pulse
+from registry.lifetime.clock import Clock, boot_id
 from registry.lifetime.journal import Entry, Journal
 
 logger = logging.getLogger("mayfly")
@@ -30,6 +31,9 @@ _COMPACT_SLACK = 1000
 _VERSION: Entry = {"mayfly-ledger": 1}
 _WHOLE = -1
 
+_CLOCK = "clock"
+"""No fact, but by which clock the times of those that follow are told."""
+
 Key = tuple[str, str]
 """Repository and digest."""
 
@@ -40,7 +44,7 @@ class Confirmation:
 
     Attributes:
         order: larger than that of every fact that happened before.
-        time: Unix seconds.
+        time: see `Ledger.age`.
         head: whether the last time was a HEAD. A node that already has everything asks no more
             than that, so after a HEAD nothing else needs to have happened.
         again: whether it was asked for again after the node had the image.
@@ -64,7 +68,7 @@ class Ledger:
 
     Args:
         path: of the file; None keeps them in memory only.
-        wall: Unix seconds.
+        clock: for their ages.
 
     Attributes:
         changed: happens with every fact that may change what somebody concludes.
@@ -73,8 +77,10 @@ class Ledger:
         OSError: the file cannot be read or written.
     """
 
-    def __init__(self, path: Path | None, wall: Callable[[], float]) -> None:
-        self._wall = wall
+    def __init__(self, path: Path | None, clock: Clock) -> None:
+        self._clock = clock
+        self._zero = clock.wall() - clock.now()
+        """Unix seconds of the monotonic clock's zero, as the wall clock has it now."""
         self._order = 0
         self._facts = 0
         self._confirmed: dict[str, dict[Key, Confirmation]] = {}
@@ -84,12 +90,12 @@ class Ledger:
         self._journal = Journal(path, _VERSION) if path is not None else None
         self.changed = Pulse()
         if self._journal is not None:
-            oldest = wall() - MAX_AGE
-            for entry in self._journal.read():
-                with contextlib.suppress(KeyError, TypeError, ValueError):
-                    if entry["time"] >= oldest:
-                        self._apply(entry)
+            self._read(self._journal)
             self._journal.replace(self._entries())
+
+    def age(self, confirmation: Confirmation) -> float:
+        """Seconds since a fact last happened."""
+        return self._time() - confirmation.time
 
     def confirmed(
         self, node: str, repository: str, digest: str, *, head: bool, tag: str | None = None
@@ -187,10 +193,27 @@ class Ledger:
         if self._journal is not None:
             self._journal.remove()
 
+    def _time(self) -> float:
+        """Unix seconds, had nobody set the wall clock since the start."""
+        return self._clock.now() + self._zero
+
+    def _read(self, journal: Journal) -> None:
+        oldest = self._time() - MAX_AGE
+        was_set = 0.0
+        for entry in journal.read():
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                if entry["fact"] == _CLOCK:
+                    same_boot = boot_id() is not None and entry["boot"] == boot_id()
+                    was_set = self._zero - entry["zero"] if same_boot else 0.0
+                    continue
+                entry["time"] += was_set
+                if entry["time"] >= oldest:
+                    self._apply(entry)
+
     def _record(self, fact: str, node: str, key: Key, **more: object) -> None:
         if self._facts >= MAX_FACTS:
             return
-        entry = _entry(fact, int(self._wall()), node, key, **more)
+        entry = _entry(fact, int(self._time()), node, key, **more)
         self._apply(entry)
         self._write(entry)
         self.changed.happened()
@@ -241,7 +264,8 @@ class Ledger:
                     names[str(tag)] = None
 
     def _entries(self) -> Iterator[Entry]:
-        """Entries that make `_apply` come to what is known now."""
+        """Entries that make `_read` come to what is known now."""
+        yield {"fact": _CLOCK, "boot": boot_id(), "zero": self._zero}
         ordered: list[tuple[int, Entry]] = []
         for node, confirmed in self._confirmed.items():
             for key, known in confirmed.items():
@@ -264,7 +288,7 @@ class Ledger:
             for node, time in pushers.items():
                 yield _entry("pushed", time, node, key)
         for key in named & self._tags.keys():
-            yield _entry("named", int(self._wall()), "", key, tags=list(self._tags[key]))
+            yield _entry("named", int(self._time()), "", key, tags=list(self._tags[key]))
 
 
 def _entry(fact: str, time: int, node: str, key: Key, **more: object) -> Entry:

@@ -148,7 +148,7 @@ class Life:
         # Without coverage there is nothing that a restart should go on with.
         kept = state.path / LEDGER if images else None
         try:
-            self._ledger = Ledger(kept, clock.wall)
+            self._ledger = Ledger(kept, clock)
         except OSError as error:
             raise ConfigError(f"{kept}: {error.strerror}; remove it") from None
         self._pulls = Pulls(clock.now, self._ledger.changed)

@@ -176,7 +176,7 @@ class Observer:
         node = caller.node
         self.activity.pulled()
         known = self.ledger.confirmation(node, repository, digest)
-        if known and not known.again and self.clock.wall() - known.time >= AGAIN_AFTER:
+        if known and not known.again and self.ledger.age(known) >= AGAIN_AFTER:
             below = self.contained.below(repository, digest)
             failed = self.ledger.failed_after(known.order, node, repository, below)
             if not failed and not self.pulls.busy(node, below):

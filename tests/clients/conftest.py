@@ -12,7 +12,7 @@ import pytest
 
 from tests.clients.images import COMMAND, Images, make_images
 from tests.clients.medium import Medium, make_medium
-from tests.clients.programs import Client, Containerd, Dockerd
+from tests.clients.programs import Client, Containerd, Cri, Dockerd
 from tests.process import CACHE, find_program, need, need_root, remove_tree
 
 BASE_IMAGE = "mayfly-test/base:1"
@@ -103,6 +103,15 @@ def containerd(workspace: Path, home: Path) -> Iterator[Containerd]:
     """A containerd of this run's own."""
     need_root()
     daemon = Containerd(workspace / "containerd", home)
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture(scope="session")
+def cri(workspace: Path, home: Path) -> Iterator[Cri]:
+    """A containerd of this run's own, as kubelet uses it."""
+    need_root()
+    daemon = Cri(workspace / "cri", home)
     yield daemon
     daemon.stop()
 

@@ -119,6 +119,62 @@ class Containerd(Process):
         wait_for_answer(self, self.ctr, "version")
 
 
+class Cri(Process):
+    """A containerd with Kubernetes' interface, by which crictl pulls as kubelet does.
+
+    Attributes:
+        hosts: the directory of its hosts.toml files.
+        ctr: for what is in its store.
+    """
+
+    def __init__(self, directory: Path, home: Path) -> None:
+        need("containerd", "crictl", "ctr", "runc")
+        self.hosts = directory / "certs.d"
+        self.hosts.mkdir(parents=True)
+        socket = f"{directory}/containerd.sock"
+        config = directory / "config.toml"
+        config.write_text(cri_config(directory, socket, self.hosts))
+        super().__init__(
+            [find_program("containerd") or "", "--config", config],
+            directory / "output.log",
+            env=with_sbin(),
+        )
+        endpoints = [f"--{kind}-endpoint=unix://{socket}" for kind in ("runtime", "image")]
+        self.crictl = Client("crictl", home, *endpoints, "--timeout=150s")
+        self.ctr = Client("ctr", home, "--address", socket, "--namespace", "k8s.io")
+        wait_for_answer(self, self.crictl, "images")
+
+    def trust(self, host: str) -> None:
+        """Have it speak to a registry without TLS."""
+        directory = self.hosts / host
+        directory.mkdir(exist_ok=True)
+        capabilities = 'capabilities = ["pull", "resolve"]'
+        (directory / "hosts.toml").write_text(
+            f'server = "http://{host}"\n[host."http://{host}"]\n{capabilities}\n'
+        )
+
+
+def cri_config(directory: Path, socket: str, hosts: Path) -> str:
+    """The configuration of a containerd with Kubernetes' interface and directories of its own.
+
+    Args:
+        hosts: as the daemon sees it, the directory of its hosts.toml files.
+    """
+    return (
+        "version = 2\n"
+        f'root = "{directory}/root"\n'
+        f'state = "{directory}/state"\n'
+        f'[grpc]\naddress = "{socket}"\n'
+        f'[ttrpc]\naddress = "{socket}.ttrpc"\n'
+        '[plugins."io.containerd.grpc.v1.cri"]\n'
+        "  disable_apparmor = true\n"
+        '[plugins."io.containerd.grpc.v1.cri".registry]\n'
+        f'  config_path = "{hosts}"\n'
+        '[plugins."io.containerd.internal.v1.opt"]\n'
+        f'path = "{directory}/opt"\n'
+    )
+
+
 class Distribution(Process):
     """The CNCF distribution registry (registry:2) on a directory."""
 

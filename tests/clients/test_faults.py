@@ -6,6 +6,7 @@ with a message; run again, it ends right. Nothing half-sent is ever visible in t
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -19,7 +20,7 @@ import pytest
 
 from tests.clients.images import blob_path, sha256
 from tests.clients.medium import Medium
-from tests.clients.programs import Client, Containerd
+from tests.clients.programs import Client, Containerd, Cri
 from tests.clients.proxy import FaultyProxy
 from tests.process import Mayfly, remove_tree
 from tests.registry.commands import mayfly
@@ -35,8 +36,8 @@ TLS = "--tls-verify=false"
 CLIENTS = ["docker", "ctr", "skopeo", "podman", "crane"]
 
 
-class Program(Protocol):
-    """A client as this test uses it: `pull` and `push` one attempt each, `None` for success."""
+class Puller(Protocol):
+    """A client as this test uses it: `pull` is one attempt, `None` for success."""
 
     client: Client
 
@@ -45,6 +46,10 @@ class Program(Protocol):
     def check(self, reference: str) -> None: ...
 
     def forget(self, reference: str) -> None: ...
+
+
+class Program(Puller, Protocol):
+    """One that pushes as well."""
 
     def push(self, reference: str) -> str | None: ...
 
@@ -90,10 +95,7 @@ class Ctr:
         return attempt(self.client, "content", "fetch", "--plain-http", reference)
 
     def check(self, reference: str) -> None:
-        for digest in (self.medium.digest, *self.medium.blobs):
-            held = self.client.bytes("content", "get", digest)
-            expected = blob_path(self.medium.layout, digest).read_bytes()
-            assert held == expected, digest
+        check_content(self.client, self.medium)
 
     def forget(self, reference: str) -> None:
         for name in self.client("images", "ls", "--quiet").split():
@@ -102,6 +104,34 @@ class Ctr:
     def push(self, reference: str) -> str | None:
         local = self.client("images", "ls", "--quiet").split()[0]
         return attempt(self.client, "images", "push", "--plain-http", reference, local)
+
+
+@dataclass
+class Kubelet:
+    """What kubelet asks of containerd: PullImage, which unpacks as well."""
+
+    client: Client
+    daemon: Cri
+    medium: Medium
+
+    def pull(self, reference: str) -> str | None:
+        self.daemon.trust(reference.partition("/")[0])
+        return attempt(self.client, "pull", reference)
+
+    def check(self, reference: str) -> None:
+        check_content(self.daemon.ctr, self.medium)
+        (listed,) = json.loads(self.client("images", "--output=json"))["images"]
+        assert (listed["id"], listed["repoTags"]) == (self.medium.id, [reference])
+
+    def forget(self, reference: str) -> None:
+        self.client("rmi", reference)
+
+
+def check_content(ctr: Client, medium: Medium) -> None:
+    """containerd holds every blob of the image, right to the byte."""
+    for digest in (medium.digest, *medium.blobs):
+        held = ctr.bytes("content", "get", digest)
+        assert held == blob_path(medium.layout, digest).read_bytes(), digest
 
 
 @dataclass
@@ -134,10 +164,14 @@ class Copier:
 
 
 @pytest.fixture
-def program(request: pytest.FixtureRequest, medium: Medium, scratch: Path) -> Iterator[Program]:
+def program(request: pytest.FixtureRequest, medium: Medium, scratch: Path) -> Iterator[Puller]:
     """The client that the test's parameter names, with the image at hand to push."""
     name: str = request.param
     client: Client
+    if name == "cri":
+        cri: Cri = request.getfixturevalue("cri")
+        yield Kubelet(cri.crictl, cri, medium)
+        return
     if name == "ctr":
         containerd: Containerd = request.getfixturevalue("containerd")
         yield Ctr(containerd.ctr, medium)
@@ -203,8 +237,8 @@ def until_done(
     raise AssertionError(f"never succeeded; {proxy.happened}")
 
 
-@pytest.mark.parametrize("program", CLIENTS, indirect=True)
-def test_pull(program: Program, skopeo: Client, medium: Medium, server: Mayfly) -> None:
+@pytest.mark.parametrize("program", [*CLIENTS, "cri"], indirect=True)
+def test_pull(program: Puller, skopeo: Client, medium: Medium, server: Mayfly) -> None:
     """What a client says it has pulled is what was pushed."""
     target = f"docker://{server.host}/faults:1"
     skopeo("copy", "--dest-tls-verify=false", f"oci:{medium.layout}:medium", target)
@@ -240,7 +274,7 @@ def test_push(
     assert_whole(server)
 
 
-def report(direction: str, program: Program, seed: int, tries: int, proxy: FaultyProxy) -> None:
+def report(direction: str, program: Puller, seed: int, tries: int, proxy: FaultyProxy) -> None:
     """For whoever looks why a run failed, or what clients do."""
     name = program.client.name
     resumed = [asked for asked in proxy.ranges if not asked.startswith("bytes=0-")]

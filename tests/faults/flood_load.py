@@ -6,10 +6,13 @@ import asyncio
 import os
 import resource
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from tests.process import Mayfly
 
@@ -17,6 +20,8 @@ LONG = "MAYFLY_SOAK_SECONDS" in os.environ
 """Whether this is `make soak`: the whole flood, not a sample of it."""
 
 MIB = 1024 * 1024
+T = TypeVar("T")
+
 PATIENCE = 120
 """Seconds after which a client that waits is a failure; a guard, no measure."""
 
@@ -46,6 +51,65 @@ async def connected(host: str) -> socket.socket:
     return made
 
 
+class Crawler:
+    """A client that crawls, over TLS or not: it receives no more than it asks for."""
+
+    def __init__(self, host: str, trust: ssl.SSLContext | None = None) -> None:
+        self._host = host
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls: ssl.SSLObject | None = None
+        if trust is not None:
+            name = host.partition(":")[0]
+            self._tls = trust.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+
+    async def __aenter__(self) -> Crawler:
+        self._loop = asyncio.get_running_loop()
+        self._line = await connected(self._host)
+        if self._tls is not None:
+            await self._until_read(self._tls.do_handshake)
+            await self._flush()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._line.close()
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it; waits where the server does not receive it."""
+        if self._tls is None:
+            await self._loop.sock_sendall(self._line, data)
+        else:
+            self._tls.write(data)
+            await self._flush()
+
+    async def receive(self, most: int = 65536) -> bytes:
+        """What comes next, or nothing at the end of the connection; a reset is an end, too."""
+        try:
+            if self._tls is None:
+                return await self._loop.sock_recv(self._line, most)
+            return await self._until_read(partial(self._tls.read, most))
+        except (ConnectionResetError, ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return b""
+
+    async def ended(self) -> None:
+        """Wait until the server ends the connection, whatever it says before."""
+        while await self.receive():
+            pass
+
+    async def _until_read(self, step: Callable[[], T]) -> T:
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                if data := await self._loop.sock_recv(self._line, 4096):
+                    self._incoming.write(data)
+                else:
+                    self._incoming.write_eof()
+
+    async def _flush(self) -> None:
+        await self._loop.sock_sendall(self._line, self._outgoing.read())
+
+
 def request(method: str, target: str, headers: Mapping[str, str] | None = None) -> bytes:
     """The head of a request."""
     found = {"Host": "registry.test", **(headers or {})}
@@ -56,15 +120,18 @@ def request(method: str, target: str, headers: Mapping[str, str] | None = None) 
 class Line:
     """One connection that is kept open over several requests."""
 
-    def __init__(self, host: str, source: str | None = None) -> None:
+    def __init__(
+        self, host: str, source: str | None = None, trust: ssl.SSLContext | None = None
+    ) -> None:
         self._host, _, port = host.partition(":")
         self._port = int(port)
         self._source = source
+        self._trust = trust
 
     async def __aenter__(self) -> Line:
         local = (self._source, 0) if self._source else None
         self.reader, self.writer = await asyncio.open_connection(
-            self._host, self._port, local_addr=local
+            self._host, self._port, local_addr=local, ssl=self._trust
         )
         return self
 

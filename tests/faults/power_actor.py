@@ -1,8 +1,8 @@
 """A process that works on a store and can be killed at any step; what it is told, it says.
 
-``python -m tests.faults.power_actor push|delete ROOT`` does what a client has done, also one that
-begins again because the server died under it: what is there is not sent again, and what is gone is
-not an error. Each change that has been answered is a line ``ACK``.
+``python -m tests.faults.power_actor push|delete|collect ROOT`` does what a client has done, also
+one that begins again because the server died under it: what is there is not sent again, and what is
+gone is not an error. Each change that has been answered is a line ``ACK``.
 """
 
 from __future__ import annotations
@@ -96,6 +96,12 @@ def delete_all(store: DistributionStore) -> None:
     _answer()
 
 
+def collect_all(store: DistributionStore) -> None:
+    """Collect what nobody refers to any more, though another process deleted it."""
+    store.collect(0)
+    _answer()
+
+
 def _put(store: DistributionStore, repository: str, body: bytes, *tags: str) -> None:
     store.put_manifest(repository, manifests.parse(body), digests.of(body), tags)
     _answer()
@@ -107,5 +113,5 @@ def _answer() -> None:
 
 if __name__ == "__main__":
     opened = DistributionStore(Path(sys.argv[2]))
-    {"push": push_all, "delete": delete_all}[sys.argv[1]](opened)
+    {"push": push_all, "delete": delete_all, "collect": collect_all}[sys.argv[1]](opened)
     opened.close()

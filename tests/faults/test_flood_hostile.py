@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import socket
@@ -22,11 +21,8 @@ from tests.faults.flood_load import (
     MIB,
     Costs,
     Line,
-    connected,
     many_files,
-    request,
     tell,
-    until,
 )
 from tests.process import REPO, Mayfly, Process, need, need_root
 
@@ -36,98 +32,6 @@ QUICK = ("--drain-timeout", "1s")
 FLOOD = 10_000 if LONG else 300
 FILES = 256
 """The limit on open files of the server that is flooded."""
-
-
-async def closed(line: socket.socket) -> None:
-    """Wait until the server ends a connection, whatever it says before."""
-    loop = asyncio.get_running_loop()
-    with contextlib.suppress(ConnectionResetError):
-        while await loop.sock_recv(line, 65536):
-            pass
-
-
-async def test_slow_headers(start_mayfly: Start) -> None:
-    """A header that never ends is cut, as is a connection that asks for nothing; idle ones stay."""
-    server = start_mayfly(*QUICK, "--header-timeout", "1s")
-    loop = asyncio.get_running_loop()
-    async with Line(server.host) as kept:
-        assert (await kept.ask("GET", "/v2/")).status == 200
-        dripping, silent = await connected(server.host), await connected(server.host)
-
-        async def drip() -> None:
-            with contextlib.suppress(ConnectionError):
-                for byte in request("GET", "/v2/", {"X": "y" * 4000}):
-                    await loop.sock_sendall(dripping, bytes([byte]))
-                    await asyncio.sleep(0.1)
-
-        with dripping, silent:
-            dripper = asyncio.create_task(drip())
-            async with asyncio.timeout(60):
-                await asyncio.gather(closed(dripping), closed(silent))
-            dripper.cancel()
-        # It was silent all that time, and has a right to.
-        assert (await kept.ask("GET", "/v2/")).status == 200
-        async with Line(server.host) as other:
-            assert (await other.ask("GET", "/v2/")).status == 200
-
-
-async def test_slow_bodies(start_mayfly: Start) -> None:
-    """A push that stalls is cut and its session kept; one that crawls on goes through."""
-    server = start_mayfly(*QUICK, "--stall-timeout", "2s")
-    loop = asyncio.get_running_loop()
-    data = noise(12 * 1024, "slow")
-    async with Line(server.host) as line:
-        stalled = (await line.ask("POST", "/v2/app/blobs/uploads/")).headers["location"]
-        target = f"/v2/app/blobs/uploads/?digest={digest_of(data)}"
-        length = {"Content-Length": str(len(data))}
-
-        async def stall() -> None:
-            with await connected(server.host) as sending:
-                await loop.sock_sendall(sending, request("PATCH", stalled, length) + data[:5000])
-                async with asyncio.timeout(60):
-                    await closed(sending)
-
-        async def crawl() -> int:
-            async with Line(server.host) as crawling:
-                crawling.begin("POST", target, length)
-                for at in range(0, len(data), 1024):
-                    crawling.writer.write(data[at : at + 1024])
-                    await asyncio.sleep(0.5)
-                return (await crawling.answer()).status
-
-        _, status = await asyncio.gather(stall(), crawl())
-        assert status == 201
-        found = await line.ask("GET", stalled)
-        assert (found.status, found.headers["range"]) == (204, "0-4999")
-
-
-async def test_stalled_readers(start_mayfly: Start) -> None:
-    """A pull that takes nothing more is cut and frees its place; one that crawls on is not."""
-    server = start_mayfly(*QUICK, "--stall-timeout", "3s")
-    client = Pushes(server.host)
-    layer = noise(8 * MIB, "layer")
-    client.push("app", "1", layer)
-    costs = Costs(server)
-    loop = asyncio.get_running_loop()
-    stalled, crawling = await connected(server.host), await connected(server.host)
-    with stalled, crawling:
-        for line in (stalled, crawling):
-            await loop.sock_sendall(line, request("GET", f"/v2/app/blobs/{digest_of(layer)}"))
-        received = 0
-
-        async def crawl() -> None:
-            nonlocal received
-            while piece := await loop.sock_recv(crawling, 16384):
-                received += len(piece)
-                await asyncio.sleep(0.2)
-
-        reading = asyncio.create_task(crawl())
-        await until(lambda: received > 0)
-        # The one that is left is the crawling client's.
-        await until(lambda: costs.established == 1)
-        at = received
-        await until(lambda: received > at + 65536)
-        reading.cancel()
 
 
 @pytest.fixture

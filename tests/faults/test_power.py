@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -303,15 +304,25 @@ def _replayed(*steps: Step) -> Disk:
     return disk
 
 
-def _cuts(steps: list[Step]) -> list[int]:
-    """Where to kill a process: after each change that shows; some of them in the short form."""
+HALF_DELETED = r"/_manifests/tags/\w+$", r"/_manifests/revisions/.*/link$"
+"""What is gone when a tag, or a manifest, is deleted and the directory it was in is not synced."""
+
+
+def _cuts(steps: list[Step], telling: str | None) -> list[int]:
+    """Where to kill a process: after each change that shows; some of them in the short form.
+
+    Those are the removals of what matches ``telling``, else a few that are spread over all.
+    """
     shown = [
         number
         for number, step in enumerate(steps, 1)
         if step.kind in ("rename", "remove")
         and not all("/scratch/" in path for path in (step.path, step.target) if path)
     ]
-    return shown if SOAK else shown[:: len(shown) // 2]
+    if SOAK:
+        return shown
+    told = [n for n in shown if telling is not None and re.search(telling, steps[n - 1].path)]
+    return told or shown[:: len(shown) // 2]
 
 
 @pytest.mark.parametrize("what", ["push", "delete"])
@@ -326,18 +337,49 @@ def test_power_fails_after_a_crash(what: str, home: Path, states: Path, quick_sy
         story.told.clear()
     {"push": pushed, "delete": deleted}[what](story)
     told = begun_again(story.end())
+    telling = HALF_DELETED[0] if what == "delete" else None
+    _look_after_crashes(home, states, before, (what, what), told, telling)
+
+
+def test_power_fails_while_collecting_after_a_crash(
+    home: Path, states: Path, quick_sync: None
+) -> None:
+    """One that deletes is killed, and what it did is not synced; only a collection goes on."""
+    (home / "first").mkdir()
+    before = [*_act(home / "first", "push"), Step("sync everything")]
+    story = Story()
+    pushed(story)
+    story.told.clear()
+    deleted(story)
+    everything = begun_again(story.end())[0]
+    # The collection is answered in the end, but of what was deleted before nobody was told.
+    told = [everything, everything]
+    _look_after_crashes(home, states, before, ("delete", "collect"), told, HALF_DELETED[1])
+
+
+def _look_after_crashes(
+    home: Path,
+    states: Path,
+    before: list[Step],
+    acts: tuple[str, str],
+    told: list[Told],
+    telling: str | None,
+) -> None:
+    """Kill a process at several points (`_cuts`) and have another go on, with acts of their own."""
+    what, then = acts
     whole = home / "whole"
     power_disk.build(_replayed(*before).tree(), whole)
     steps = _act(whole, what)
     looked = 0
-    for cut in _cuts(steps):
+    cuts = _cuts(steps, telling)
+    for cut in cuts:
         disk = _replayed(*before, *steps[:cut])
         again = home / str(cut)
         power_disk.build(disk.tree(), again)
-        then = _act(again, what)
-        assert sum(step.kind == "answer" for step in then) == len(told) - 1
-        looked += _look_at_every_state(disk, then, told, states)
-    print(f"{what}: killed at {len(_cuts(steps))} points, {looked} states")
+        more = _act(again, then)
+        assert sum(step.kind == "answer" for step in more) == len(told) - 1
+        looked += _look_at_every_state(disk, more, told, states)
+    print(f"{what}, then {then}: killed at {len(cuts)} points, {looked} states")
 
 
 def test_what_another_registry_did_not_sync(home: Path, states: Path, quick_sync: None) -> None:

@@ -29,6 +29,10 @@ class FakeClock:
     def wall(self) -> float:
         return self._now + self._offset
 
+    def set(self, by: float) -> None:
+        """Set the wall clock, forward or back; no time passes."""
+        self._offset += by
+
     async def sleep(self, seconds: float) -> None:
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sleepers.append((self._now + max(seconds, 0.0), woken))

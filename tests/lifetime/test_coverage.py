@@ -40,7 +40,7 @@ class Upgrade:
             (WEB, WEB_ARM): Contents(blobs=(digest("armlayer"),)),
         }
         contained = Contained(self.content.contents)
-        self.ledger = Ledger(ledger_file, clock.wall)
+        self.ledger = Ledger(ledger_file, clock)
         self.pulls = Pulls(clock.now, self.ledger.changed)
         images = (parse_image("team/app:1"), parse_image("docker.io/library/web:1"))
         self.coverage = Coverage(

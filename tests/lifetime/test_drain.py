@@ -32,7 +32,7 @@ class Server:
             (REPO, CHILD): Contents(blobs=(LAYER,)),
         }
         self.activity = Activity(self.clock.now)
-        ledger = Ledger(None, self.clock.wall)
+        ledger = Ledger(None, self.clock)
         self.pulls = Pulls(self.clock.now, ledger.changed)
         contained = Contained(content.contents)
         self.observer = Observer(self.activity, self.pulls, ledger, contained, self.clock)

@@ -21,7 +21,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def open_ledger(file: Path, clock: FakeClock) -> Ledger:
-    return Ledger(file, clock.wall)
+    return Ledger(file, clock)
 
 
 def test_everything_is_read_again(file: Path) -> None:
@@ -66,7 +66,7 @@ def test_torn_and_foreign_lines(file: Path) -> None:
     mended = (
         b'{"time": 9999999999, "fact": "mended", "node": "n", "repository": "r", "digest": "d"}\n'
     )
-    file.write_bytes(b"".join([*lines[:2], *foreign, mended, lines[2][:-20]]))
+    file.write_bytes(b"".join([*lines[:3], *foreign, mended, lines[3][:-20]]))
     read = open_ledger(file, clock)
     assert read.confirmation("n", "r", A)
     assert read.confirmation("n", "r", B) is None
@@ -91,6 +91,44 @@ async def test_old_facts_are_dropped(file: Path) -> None:
     assert open_ledger(file, clock).nodes() == []
 
 
+@pytest.mark.parametrize("jump", [3 * MAX_AGE, -3 * MAX_AGE])
+async def test_clock_that_is_set(file: Path, jump: float) -> None:
+    """It makes nothing old or young, whether it is set while the server runs or after its end."""
+    clock = FakeClock()
+    first = open_ledger(file, clock)
+    first.confirmed("before", "r", A, head=False)
+    clock.set(jump)
+    first.confirmed("after", "r", A, head=False)
+    confirmed = first.confirmation("before", "r", A)
+    assert confirmed is not None
+    assert first.age(confirmed) <= 1
+    first.close()
+    for _ in range(2):
+        clock.set(jump)
+        read = open_ledger(file, clock)
+        assert read.nodes() == ["before", "after"]
+        read.close()
+    await clock.tick(MAX_AGE - 5)
+    assert open_ledger(file, clock).nodes() == ["before", "after"]
+    await clock.tick(6)
+    assert open_ledger(file, clock).nodes() == []
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_another_boot(file: Path, monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
+    """Where the monotonic clock began anew, or nothing tells, the wall clock is believed."""
+    wall = FakeClock().wall()
+    nodes = []
+    for boot, later in (("one", 0.0), ("two", MAX_AGE - 5), ("three", MAX_AGE + 5)):
+        monkeypatch.setattr(ledgers, "boot_id", lambda boot=boot: boot if tells else None)
+        read = open_ledger(file, FakeClock(wall + later))
+        nodes.append(read.nodes())
+        if not later:
+            read.confirmed("n", "r", A, head=False)
+        read.close()
+    assert nodes == [[], ["n"], []]
+
+
 def test_only_news_is_written(file: Path) -> None:
     """A thousand pulls of the same image by the same node are one line."""
     ledger = open_ledger(file, FakeClock())
@@ -98,7 +136,7 @@ def test_only_news_is_written(file: Path) -> None:
         ledger.confirmed("n", "r", A, head=False, tag="1")
     ledger.close()
     facts = [json.loads(line) for line in file.read_text().splitlines()[1:]]
-    assert [fact["fact"] for fact in facts] == ["has", "named"]
+    assert [fact["fact"] for fact in facts] == ["clock", "has", "named"]
 
 
 def test_file_is_bounded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +153,7 @@ def test_file_is_bounded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_facts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that make up names do not fill the memory."""
     monkeypatch.setattr(ledgers, "MAX_FACTS", 10)
-    ledger = Ledger(None, FakeClock().wall)
+    ledger = Ledger(None, FakeClock())
     for i in range(100):
         ledger.confirmed(f"n{i}", "r", A, head=False)
     assert len(ledger.nodes()) == 10

@@ -18,7 +18,7 @@ REPO, MANIFEST, LAYER = "team/app", digest("manifest"), digest("layer")
 def make(clock: FakeClock, *named: str) -> Observer:
     content = FakeContent()
     content.manifests[REPO, MANIFEST] = Contents(blobs=(LAYER,))
-    ledger = Ledger(None, clock.wall)
+    ledger = Ledger(None, clock)
     return Observer(
         Activity(clock.now),
         Pulls(clock.now, ledger.changed),

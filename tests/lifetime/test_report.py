@@ -146,7 +146,7 @@ def test_images_by_whom() -> None:
         ("r", child): Contents(),
         ("r", single): Contents(),
     }
-    ledger = Ledger(None, FakeClock().wall)
+    ledger = Ledger(None, FakeClock())
     ledger.pushed("admin", "r", child)
     ledger.pushed("admin", "r", index, ["1", "latest"])
     ledger.confirmed("a", "r", index, head=True, tag="1")
@@ -161,7 +161,7 @@ def test_images_by_whom() -> None:
 
 def test_warnings() -> None:
     """What was cut, who lacks what, and who will ask again."""
-    ledger = Ledger(None, FakeClock().wall)
+    ledger = Ledger(None, FakeClock())
     ledger.confirmed("a", "r", digest("x"), head=True)
     ledger.again("a", "r", digest("x"))
     found = warnings(ledger, COVERAGE, ["pull of r by a"])

@@ -117,6 +117,17 @@ class Secured:
         assert (tls._transfers, tls._turns) == (0, 0)
 
 
+def drain(client: socket.socket) -> bytes:
+    """All that comes until the end of the connection, or its reset."""
+    got = bytearray()
+    try:
+        while piece := client.recv(65536):
+            got += piece
+    except ConnectionResetError:
+        pass
+    return bytes(got)
+
+
 def limits(handshake: float) -> Limits:
     """Patience with handshakes for so many seconds; with all else, no end of it."""
     return Limits(1000, Patience(handshake, None, None))

@@ -107,6 +107,25 @@ def test_next_request_begins_anew() -> None:
     assert judge.after(1)
 
 
+@pytest.mark.parametrize("where", ["kernel", "here"])
+def test_answer_that_is_not_taken(where: str) -> None:
+    """It has been handled, but not sent: it goes on or is cut; sent, the connection may be kept."""
+    judge = Judge(Connection(requests=1))
+    assert not judge.after(0)
+
+    def owed(is_owed: bool) -> dict[str, bool]:
+        judge.connection.is_writing = is_owed and where == "here"
+        return {"unsent": is_owed and where == "kernel"}
+
+    for turn in range(5):
+        assert not judge.after(STALL - 1, **owed(True), acknowledged=turn * LEAST)
+    assert not judge.after(10_000, **owed(False))
+    assert not judge.after(10_000)
+    assert not judge.after(1, **owed(True))
+    assert not judge.after(STALL - 1, acknowledged=5 * LEAST - 1)
+    assert judge.after(1)
+
+
 @pytest.mark.parametrize(
     ("counts", "cut"),
     [

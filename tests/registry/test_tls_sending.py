@@ -246,6 +246,10 @@ async def test_nothing_is_read_meanwhile(server: Secured, monkeypatch: pytest.Mo
         handler.transport.resume_reading()
         assert not handler.transport._tcp.is_reading()
         handler.transport.pause_reading()
+        # Nor does the event loop send what the thread has sealed, as it might have been asked to.
+        handler.transport._outgoing.write(b"sealed")
+        handler.transport._advance()
+        assert handler.transport._outgoing.read() == b"sealed"
         reads.go.set()
         assert await asyncio.to_thread(read_answer, client) == (200, LARGE)
         await until(lambda: tls._transfers == 0, "the transfer ended")

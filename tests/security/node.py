@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from tests.clients.programs import Client, with_sbin
+from tests.clients.programs import Client, cri_config, with_sbin
 from tests.process import REPO, Mayfly, Process, find_program, need, need_root
 from tests.security.servers import mayfly
 
@@ -157,19 +157,8 @@ class NodeContainerd(Process):
         self.socket = f"{directory}/containerd.sock"
         etc = node.root / "etc/containerd"
         etc.mkdir(exist_ok=True)
-        (etc / "config.toml").write_text(
-            "version = 2\n"
-            f'root = "{directory}/root"\n'
-            f'state = "{directory}/state"\n'
-            f'[grpc]\naddress = "{self.socket}"\n'
-            f'[ttrpc]\naddress = "{self.socket}.ttrpc"\n'
-            '[plugins."io.containerd.grpc.v1.cri"]\n'
-            "  disable_apparmor = true\n"
-            '[plugins."io.containerd.grpc.v1.cri".registry]\n'
-            '  config_path = "/etc/containerd/certs.d"\n'
-            '[plugins."io.containerd.internal.v1.opt"]\n'
-            f'path = "{directory}/opt"\n'
-        )
+        hosts = Path("/etc/containerd/certs.d")
+        (etc / "config.toml").write_text(cri_config(directory, self.socket, hosts))
         config = "/etc/containerd/config.toml"
         super().__init__(
             node.inside("containerd", "--config", config),
