@@ -1,7 +1,7 @@
 """Part of a file to a plain socket, by sendfile(2).
 
-The event loop's own asks the kernel anew for each piece when there is room for the next, and does a
-good deal besides: with a fleet it took a tenth of the server's time.
+The event loop's own asks the kernel anew, for each piece, to be told when there is room for the
+next; here it is asked once for a file.
 """
 
 from __future__ import annotations
