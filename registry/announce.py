@@ -11,8 +11,9 @@ from pathlib import Path
 
 from registry.config import ConfigError, Settings
 from registry.lifetime.private import Login
+from registry.lifetime.state import CREDENTIALS
 from registry.readers import Address
-from registry.security import CREDENTIALS, Security
+from registry.security import Security
 from registry.trust.files import Attributes, publish
 from registry.version import VERSION
 

@@ -21,7 +21,7 @@ from auth.verify import CredentialVerifier
 from auth.watch import FileBacked
 from registry.config import Settings
 from registry.guard import REALM, Authentication
-from registry.security import CREDENTIALS, SIGNING_KEY
+from registry.lifetime.state import CREDENTIALS, SIGNING_KEY
 from registry.trust.files import Attributes, publish
 
 logger = logging.getLogger("mayfly")

@@ -24,6 +24,7 @@ from auth.policy import EVERYTHING, OPEN, Policy
 from auth.roles import Role
 from registry.config import ConfigError, Settings
 from registry.guard import Authentication
+from registry.lifetime.state import SHORT_LIVED
 from registry.trust.errors import TrustError
 
 if TYPE_CHECKING:
@@ -31,15 +32,6 @@ if TYPE_CHECKING:
     from registry.trust.context import ServerTLS
 
 logger = logging.getLogger("mayfly")
-
-SIGNING_KEY = "signing.key"
-"""In the state directory while a server runs: what `mayfly credentials` signs with."""
-
-CREDENTIALS = "credentials.json"
-"""In the state directory while a server runs: the users of ``--auth auto``."""
-
-SHORT_LIVED = (SIGNING_KEY, CREDENTIALS)
-"""Files of the state directory that end with the server."""
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,11 @@ from registry.lifetime.images import read_nodes
 from registry.lifetime.life import Launch, Life
 from registry.lifetime.plan import Plan
 from registry.lifetime.report import storage_used
-from registry.lifetime.state import StateDir
+from registry.lifetime.state import SHORT_LIVED, StateDir
 from registry.lifetime.systemd import Notifier, take_sockets
 from registry.listener import address_of, listening
 from registry.protocol import HTTPServer
-from registry.security import SHORT_LIVED, Security, certificate_identity, secure
+from registry.security import Security, certificate_identity, secure
 from registry.sweep import Patience
 from storage.directory import DirectoryReader
 from storage.distribution import DistributionStore

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 from registry.body import allocate
-from registry.sending import ended, send
+from registry.tls_sending import ended, send
 
 _LARGEST_PIECE = 512 * 1024
 _SMALLEST_PIECE = 64 * 1024

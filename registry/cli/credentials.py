@@ -50,7 +50,7 @@ def command(
     from auth.robots import Robots
     from auth.roles import Role
     from registry.announce import read_ready
-    from registry.security import SIGNING_KEY
+    from registry.lifetime.state import SIGNING_KEY
 
     url = read_ready(state_dir)["url"]
     host = host or url.partition("://")[2]

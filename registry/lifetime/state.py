@@ -1,11 +1,13 @@
 """The state directory: one server at a time, and nothing of a dead one left to mislead.
 
-    lock           flock(2)ed while a server lives; the kernel lets go of it whatever kills it
-    ready.json     the port answers; who reads it need not ask
-    control.sock   `control`
-    coverage.jsonl `ledger`; stays across restarts until the upgrade is covered
-    report.json    of the last run
-    run-XXXXXX/    private files of `mayfly run`'s command
+    lock              flock(2)ed while a server lives; the kernel lets go of it whatever kills it
+    ready.json        the port answers; who reads it need not ask
+    control.sock      `control`
+    coverage.jsonl    `ledger`; stays across restarts until the upgrade is covered
+    report.json       of the last run
+    signing.key       what `mayfly credentials` signs with
+    credentials.json  the users of ``--auth auto``
+    run-XXXXXX/       private files of `mayfly run`'s command
 
 What a server that was killed left of ready.json, control.sock and run-* is removed by the next one
 that gets the lock, and so are files that other parts of the server say must not outlive it.
@@ -28,6 +30,12 @@ CONTROL_SOCKET = "control.sock"
 LEDGER = "coverage.jsonl"
 REPORT = "report.json"
 PRIVATE_PREFIX = "run-"
+
+SIGNING_KEY = "signing.key"
+CREDENTIALS = "credentials.json"
+
+SHORT_LIVED = (SIGNING_KEY, CREDENTIALS)
+"""What ends with the server that made it, and is removed after one that was killed."""
 
 
 class StateDir:

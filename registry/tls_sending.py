@@ -1,4 +1,4 @@
-"""Worker threads that send for the event loop: what they do, and how their end is awaited."""
+"""What worker threads send for TLS, and how their end is awaited."""
 
 from __future__ import annotations
 
