@@ -101,10 +101,13 @@ def _fleet(tls: bool, bench: Bench, peer: Peer, verify: bool) -> Figures:
         return _fleet_on(server, authorization, bench, verify)
 
 
-def _bundle_fleet(bench: Bench, peer: Peer, verify: bool) -> Figures:
+def _bundle_fleet(verified: bool, bench: Bench, peer: Peer, verify: bool) -> Figures:
     bundle = bench.bundle()
     with bench.empty() as root, bench.serve(peer, root, bundle=bundle) as server:
-        return _fleet_on(server, bench.login(server, peer), bench, verify)
+        authorization = bench.login(server, peer)
+        if verified:
+            bench.pull(server, authorization, bench.data.layers)
+        return _fleet_on(server, authorization, bench, verify)
 
 
 def _fleet_on(server: Server, authorization: str, bench: Bench, verify: bool) -> Figures:
@@ -252,7 +255,20 @@ _ALL = (
         _PULLERS,
     ),
     Row("fleet-tls", "the same over TLS", RATE, partial(_fleet, True), _PULLERS, tls=True),
-    Row("fleet-bundle", "the same from a bundle where it lies", RATE, _bundle_fleet, _OWN),
+    Row(
+        "fleet-bundle",
+        "the same from a bundle where it lies, which is hashed meanwhile",
+        RATE,
+        partial(_bundle_fleet, False),
+        _OWN,
+    ),
+    Row(
+        "fleet-verified",
+        "the same from a bundle whose layers were pulled before",
+        RATE,
+        partial(_bundle_fleet, True),
+        _OWN,
+    ),
     Row(
         "manifest-get",
         "GET a manifest by digest, 32 connections",

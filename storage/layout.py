@@ -65,6 +65,15 @@ class Layout:
         entry = f"index/{digest.algorithm}/{_hex(digest)}/link"
         return self._within(name, f"_manifests/tags/{check_tag(tag)}/{entry}")
 
+    def whiteouts(self, name: str) -> Path:
+        """The directory of the marks that hide something of the layers below."""
+        return self._within(name, "_mayfly/whiteouts")
+
+    def whiteout(self, name: str, kind: str, digest: Digest) -> Path:
+        """The mark that hides a blob, a manifest or a tag at a digest, as ``kind`` says."""
+        path = f"_mayfly/whiteouts/{kind}/{digest.algorithm}/{_hex(digest)}"
+        return self._within(name, path)
+
     def uploads(self, name: str) -> Path:
         """The directory of a repository's upload sessions."""
         return self._within(name, "_uploads")

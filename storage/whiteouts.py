@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage import digest as digests
 from storage.bundle.errors import NotReady
 from storage.bundle.layer import Layer
 from storage.digest import Digest
@@ -32,7 +31,7 @@ class Whiteouts:
 
     def any(self, repository: str) -> bool:
         """Whether anything is hidden in a repository."""
-        return self._of(repository).is_dir()
+        return self._layout.whiteouts(repository).is_dir()
 
     def hides_blob(self, repository: str, digest: Digest) -> bool:
         """Whether a blob is hidden."""
@@ -58,17 +57,14 @@ class Whiteouts:
         """Hide a tag for as long as it points at ``digest``."""
         self._publisher.write(self._tag(repository, tag, digest), b"")
 
-    def _of(self, repository: str) -> Path:
-        return self._layout.repository(repository) / "_mayfly" / "whiteouts"
-
     def _blob(self, repository: str, digest: Digest) -> Path:
-        return _below(self._of(repository) / "blobs", digest)
+        return self._layout.whiteout(repository, "blobs", digest)
 
     def _manifest(self, repository: str, digest: Digest) -> Path:
-        return _below(self._of(repository) / "manifests", digest)
+        return self._layout.whiteout(repository, "manifests", digest)
 
     def _tag(self, repository: str, tag: str, digest: Digest) -> Path:
-        return _below(self._of(repository) / "tags" / check_tag(tag), digest)
+        return self._layout.whiteout(repository, f"tags/{check_tag(tag)}", digest)
 
 
 class Masked:
@@ -150,8 +146,3 @@ class Masked:
         except NotReady:
             return True
         return True
-
-
-def _below(directory: Path, digest: Digest) -> Path:
-    checked = digests.parse(str(digest))
-    return directory / checked.algorithm / checked.hex
