@@ -8,7 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -115,7 +115,15 @@ exit 5
 """
 
 
-def test_signals_are_handed_on(start: Start, tmp_path: Path) -> None:
+@pytest.fixture
+def no_nohup() -> Iterator[None]:
+    """No shell can trap a signal that was ignored when it began, as nohup(1) has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_signals_are_handed_on(start: Start, tmp_path: Path, no_nohup: None) -> None:
     """Each signal reaches the command, which decides what it means; so does the exit code."""
     stub = start("sh", "-c", TRAPS, "sh", str(tmp_path)).ready()
     poll((tmp_path / "trapped").exists)
