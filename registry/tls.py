@@ -30,7 +30,7 @@ from registry.tls_sending import ended, send
 _LARGEST_PIECE = 512 * 1024
 _SMALLEST_PIECE = 64 * 1024
 _MEMORY = 16 * 1024 * 1024
-"""Bytes of files that all transfers together may hold sealed before their pieces shrink."""
+"""Bytes that all connections together may hold sealed and unsent before pieces shrink."""
 
 _TURN = 2 * 1024 * 1024
 """Bytes of a file after which a transfer lets another have its thread."""
@@ -58,7 +58,8 @@ _received = allocate(_RECEIVED)
 _THREADS = min(os.cpu_count() or 1, 8)
 _threads = ThreadPoolExecutor(_THREADS, "tls")
 _local = threading.local()
-_transfers = 0
+_unsent = 0
+"""Bytes of files that are sealed and wait for their clients."""
 _roomy = 0
 _turns = 0
 """Turns that run or wait for a thread; counted by the event loop alone, as the transfers are."""
@@ -103,6 +104,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._sending = False
+        self._unsent = 0
         self._is_read = True
         self._sealed_at_once = _SEALED_AT_ONCE
         self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -148,7 +150,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         global _roomy
         if self._sealed_at_once > _SEALED_AT_ONCE:
             _roomy -= 1
-        self._writable.set()
+        self._let_go()
         if self._above is not None:
             self._above.connection_lost(exc)
         else:
@@ -162,10 +164,17 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._above.pause_writing()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._let_go()
         if self._above is not None:
             self._above.resume_writing()
         self._resume()
+
+    def _let_go(self) -> None:
+        """What waited for the client is gone, to it or with it."""
+        global _unsent
+        _unsent -= self._unsent
+        self._unsent = 0
+        self._writable.set()
 
     def _shake_hands(self) -> None:
         try:
@@ -279,7 +288,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             ConnectionError: the client is gone.
             OSError: the file cannot be read.
         """
-        global _transfers, _roomy
+        global _roomy
         if self._tcp.is_closing():
             raise ConnectionResetError("client is gone")
         # Closing the connection frees its descriptor for another; a thread needs one of its own.
@@ -287,7 +296,6 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._sending = True
         self._tcp.pause_reading()
         self._tcp.set_write_buffer_limits(high=0)
-        _transfers += 1
         if self._sealed_at_once == _SEALED_AT_ONCE and _roomy < _ROOMY:
             self._sealed_at_once = _LARGEST_PIECE
             _roomy += 1
@@ -303,7 +311,6 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self.abort()
             raise
         finally:
-            _transfers -= 1
             os.close(descriptor)
             self._sending = False
             if not self._tcp.is_closing():
@@ -313,7 +320,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
     async def _turn(
         self, descriptor: int, file: IO[bytes], offset: int, count: int, sent: int
     ) -> int:
-        global _turns
+        global _turns, _unsent
         await self._writable.wait()
         if self._tcp.is_closing():
             raise ConnectionResetError("client is gone")
@@ -327,6 +334,9 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             _turns -= 1
         if rest:
             self._tcp.write(rest)
+            if not self._writable.is_set():
+                self._unsent += len(rest)
+                _unsent += len(rest)
         return done
 
     def _send_some(
@@ -367,7 +377,7 @@ def _may_begin(hello: bytes) -> bool:
 
 
 def _piece_size() -> int:
-    return max(_SMALLEST_PIECE, min(_LARGEST_PIECE, _MEMORY // max(_transfers, 1)))
+    return max(_SMALLEST_PIECE, min(_LARGEST_PIECE, (_MEMORY - _unsent) // _THREADS))
 
 
 def _buffer() -> memoryview:

@@ -111,10 +111,16 @@ class Secured:
         assert status == 201, answer
         return f"/v2/{repository}/blobs/{digest}"
 
+    @property
+    def sending(self) -> int:
+        """How many transfers of files are under way."""
+        open_transports = [one.transport for one in self.server.connections]
+        return sum(one._sending for one in open_transports if one is not None)
+
     async def idle(self, before: int) -> None:
         """Wait until every transfer has ended and ``before`` descriptors are open, no more."""
         await until(lambda: descriptors() <= before, f"{descriptors()} descriptors, not {before}")
-        assert (tls._transfers, tls._turns) == (0, 0)
+        assert (tls._turns, tls._unsent) == (0, 0)
 
 
 def drain(client: socket.socket) -> bytes:

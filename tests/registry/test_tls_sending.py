@@ -87,7 +87,7 @@ async def test_clients_that_stop_hold_no_thread(server: Secured) -> None:
     target = await server.push(REPO, LARGE)
     stopped = [await server.begin(target, _SMALL_BUFFER) for _ in range(3 * tls._THREADS)]
     try:
-        await until(lambda: tls._transfers == len(stopped), "all transfers began")
+        await until(lambda: server.sending == len(stopped), "all transfers began")
         assert await _fetch(server, target) == LARGE
         await until(lambda: tls._turns == 0, "no turn runs for clients that stand still")
         for client in stopped:
@@ -95,6 +95,22 @@ async def test_clients_that_stop_hold_no_thread(server: Secured) -> None:
     finally:
         for client in stopped:
             client.close()
+
+
+async def test_what_waits_for_clients_is_bounded(
+    server: Secured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The more is sealed for clients that stand still, the smaller are the pieces; it is let go."""
+    monkeypatch.setattr(tls, "_MEMORY", 2 * MIB)
+    target = await server.push(REPO, LARGE)
+    before = descriptors()
+    stopped = [await server.begin(target, _SMALL_BUFFER) for _ in range(40)]
+    await until(lambda: server.sending == len(stopped), "all transfers began")
+    await until(lambda: tls._turns == 0, "no turn runs for clients that stand still")
+    assert 40 * 1024 < tls._unsent < 2 * MIB + len(stopped) * 80 * 1024
+    for client in stopped:
+        client.close()
+    await server.idle(before)
 
 
 async def test_many_at_once(server: Secured) -> None:
@@ -109,7 +125,7 @@ async def test_pipelined_requests(server: Secured) -> None:
     targets = [await server.push(REPO, LARGE[n:]) for n in (0, 4_000_000)]
     client = await server.begin(targets[0])
     with client:
-        await until(lambda: tls._transfers == 1, "the transfer began")
+        await until(lambda: server.sending == 1, "the transfer began")
         for target in (targets[1], "/v2/", targets[0]):
             client.sendall(message("GET", target, close=False))
         answers = [await asyncio.to_thread(read_answer, client) for _ in range(4)]
@@ -123,7 +139,7 @@ async def test_client_gone(server: Secured, reset: bool) -> None:
     await server.idle(descriptors())
     before = descriptors()
     clients = [await server.begin(target, _SMALL_BUFFER) for _ in range(8)]
-    await until(lambda: tls._transfers == len(clients), "all transfers began")
+    await until(lambda: server.sending == len(clients), "all transfers began")
     for client in clients:
         client.recv(1000)
         if reset:
@@ -137,7 +153,7 @@ async def test_file_shorter_than_promised(server: Secured, root: Path) -> None:
     target = await server.push(REPO, LARGE)
     client = await server.begin(target, _SMALL_BUFFER)
     with client:
-        await until(lambda: tls._transfers == 1, "the transfer began")
+        await until(lambda: server.sending == 1, "the transfer began")
         os.truncate(_file(root, LARGE), len(LARGE) - 1)
         with pytest.raises(OSError, match=r"cut after|EOF occurred"):
             await asyncio.to_thread(read_answer, client)
@@ -252,7 +268,7 @@ async def test_nothing_is_read_meanwhile(server: Secured, monkeypatch: pytest.Mo
         assert handler.transport._outgoing.read() == b"sealed"
         reads.go.set()
         assert await asyncio.to_thread(read_answer, client) == (200, LARGE)
-        await until(lambda: tls._transfers == 0, "the transfer ended")
+        await until(lambda: server.sending == 0, "the transfer ended")
         assert not handler.transport._tcp.is_reading()
         client.sendall(message("GET", "/v2/", close=False))
         handler.transport.resume_reading()
@@ -281,7 +297,7 @@ async def test_connection_ended_in_mid_turn(
         reads.go.set()
         with pytest.raises(OSError, match=r"cut after|EOF occurred"):
             await asyncio.to_thread(read_answer, client)
-        await until(lambda: tls._transfers == 0, "the transfer ended")
+        await until(lambda: tls._turns == 0, "the transfer ended")
         with pytest.raises(BlockingIOError):
             os.read(reader, 1)
     for descriptor in (reader, writer, freed):
@@ -296,7 +312,7 @@ async def test_store_is_not_needed_for_what_is_on_its_way(
     target = await server.push(REPO, LARGE)
     client = await server.begin(target, _SMALL_BUFFER)
     with client:
-        await until(lambda: tls._transfers == 1, "the transfer began")
+        await until(lambda: server.sending == 1, "the transfer began")
         assert (await server.ask("DELETE", target))[0] == 202
         assert await asyncio.to_thread(read_answer, client) == (200, LARGE)
 
