@@ -79,6 +79,7 @@ class DistributionStore(DirectoryReader):
 
     def close(self) -> None:
         """Drop the scratch files; upload sessions stay on disk for the next start."""
+        self._uploads.close()
         self._publisher.close()
 
     # Blobs

@@ -32,10 +32,10 @@ from storage.interface import Extent
 from storage.layout import Layout
 from storage.names import check_repository
 from storage.publish import Publisher, full_disk_is_domain_error
+from storage.writeback import Behind, Writeback
 
 _READ_SIZE = 1024 * 1024
 _COPY_SIZE = 16 * 1024 * 1024
-_WORTH_WRITING = 256 * 1024
 
 Publish = Callable[[str, Digest, Path], None]
 """How a verified file becomes a blob linked in a repository."""
@@ -58,6 +58,7 @@ class DirectoryUpload:
         publish: Publish,
         forget: Forget,
         room: Room,
+        behind: Behind,
     ) -> None:
         self._repository = name
         self._directory = directory
@@ -65,6 +66,7 @@ class DirectoryUpload:
         self._publish = publish
         self._forget = forget
         self._room = room
+        self._behind = behind
         self._lock = threading.Lock()
         self._hasher = digests.hasher(algorithm)
         self._hashed = 0
@@ -91,7 +93,7 @@ class DirectoryUpload:
                 self._room(sum(map(len, data)))
                 try:
                     written = self._append(descriptor, data)
-                    _begin_writeback(descriptor, offset, written)
+                    self._behind.grown(descriptor, offset + written)
                 except OSError:
                     # Half a batch must not count: the client resumes where the last one ended.
                     os.ftruncate(descriptor, offset)
@@ -121,6 +123,7 @@ class DirectoryUpload:
             try:
                 end = os.lseek(descriptor, 0, os.SEEK_END)
                 _copy(file.fileno(), extent, descriptor, end, progress)
+                self._behind.grown(descriptor, end + extent.size)
             finally:
                 os.close(descriptor)
 
@@ -136,7 +139,7 @@ class DirectoryUpload:
         return total
 
     def commit(self, digest: Digest) -> None:
-        with self._lock:
+        with self._lock, full_disk_is_domain_error():
             actual = self._digest(digest.algorithm)
             if actual != digest:
                 self._discard()
@@ -144,6 +147,7 @@ class DirectoryUpload:
                     f"content does not match digest {digest}: received {actual}",
                     {"expected": str(digest), "actual": str(actual)},
                 )
+            self._behind.settle()
             try:
                 self._publish(self._repository, digest, self._data)
             finally:
@@ -178,16 +182,6 @@ class DirectoryUpload:
         self._forget(self._directory)
 
 
-def _begin_writeback(descriptor: int, offset: int, size: int) -> None:
-    """Have the disk begin at once, so that the sync in the end finds most of it done.
-
-    Linux starts to write what it is told will not be needed; as it is not clean yet, it stays in
-    memory all the same, for those who pull it next.
-    """
-    if size >= _WORTH_WRITING:
-        os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
-
-
 def _copy(
     source: int, extent: Extent, target: int, at: int, progress: Callable[[int], None]
 ) -> None:
@@ -219,8 +213,13 @@ class Uploads:
         self._publish = publish
         self._room = room
         self._ages = ages
+        self._writeback = Writeback()
         self._open: dict[Path, DirectoryUpload] = {}
         self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """The sessions in memory end; those on disk stay."""
+        self._writeback.close()
 
     def begin_private(self, name: str, algorithm: str) -> DirectoryUpload:
         """Begin an upload that can only be gone on with by the caller."""
@@ -277,7 +276,10 @@ class Uploads:
         return False
 
     def _session(self, name: str, directory: Path, algorithm: str) -> DirectoryUpload:
-        return DirectoryUpload(name, directory, algorithm, self._publish, self._forget, self._room)
+        behind = Behind(self._writeback)
+        return DirectoryUpload(
+            name, directory, algorithm, self._publish, self._forget, self._room, behind
+        )
 
     def _forget(self, directory: Path) -> None:
         with self._lock:

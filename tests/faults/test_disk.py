@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from storage.writeback import STEP
 from tests.faults import disk_mounts
 from tests.faults.disk_mounts import MIB, ext4, fill, free, limit, run, thin, tmpfs, with_quota
 from tests.faults.disk_pushes import Pushes, Refused, digest_of, noise
@@ -38,6 +39,7 @@ def failing(name, real, changes):
 
 os.write = failing("write", os.write, lambda args: True)
 os.fsync = failing("fsync", os.fsync, lambda args: True)
+os.fdatasync = failing("fdatasync", os.fdatasync, lambda args: True)
 os.open = failing("open", os.open, lambda args: args[0] & os.O_WRONLY)
 """
 """Makes the server's calls fail below its root, while a file names which."""
@@ -241,15 +243,16 @@ def test_failing_disk(place: Path) -> None:
     with Mayfly(place / "root", place / "state", *QUICK, env=env) as server:
         client = Pushes(server.host)
         client.push("kept", "1", noise(MIB, 1))
-        for call in ("open", "write", "fsync"):
+        for call in ("open", "write", "fsync", "fdatasync"):
+            size = STEP + MIB if call == "fdatasync" else MIB
             broken.write_text(call)
             meanwhile = reading(Pushes(server.host, kept=dict(client.kept)))
             with meanwhile, pytest.raises(Refused, match="Input/output error") as refused:
-                client.push("more", call, noise(MIB, call))
+                client.push("more", call, noise(size, call))
             assert (refused.value.status, refused.value.code) == (500, "UNKNOWN")
             assert str(place) not in refused.value.message
             broken.unlink()
-            client.push("more", call, noise(MIB, call))
+            client.push("more", call, noise(size, call))
         client.check()
         assert "Traceback" not in server.output()
 

@@ -170,7 +170,8 @@ def skip_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     That everything is synced, and in which order, is what `test_publish_order` shows. The
     descriptor still has to be an open one.
     """
-    monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, lambda descriptor: os.fstat(descriptor) and None)
 
 
 def path_of(descriptor: int) -> Path:

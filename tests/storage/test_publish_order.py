@@ -114,7 +114,7 @@ def test_root_is_synced_into_its_parents(tmp_path: Path, disk: Disk) -> None:
     assert [d for d in made if base.is_relative_to(d) and d.parent not in synced] == []
 
 
-def _assert_durable(steps: list[Step]) -> None:
+def assert_durable(steps: list[Step]) -> None:
     """Every published file was whole before its rename, and the rename was synced at once."""
     renames = [n for n, s in enumerate(steps) if s.kind == "rename"]
     assert renames
@@ -142,7 +142,7 @@ def test_commit(open_store: OpenStore, disk: Disk) -> None:
     digest = digests.of(b"x" * 10 + b"y")
     with disk.watch():
         upload.commit(digest)
-    _assert_durable(disk.steps)
+    assert_durable(disk.steps)
     assert _targets(disk) == [
         f"blobs/sha256/{digest.hex[:2]}/{digest.hex}/data",
         f"repositories/{REPO}/_layers/sha256/{digest.hex}/link",
@@ -157,7 +157,7 @@ def test_put_manifest(open_store: OpenStore, disk: Disk) -> None:
     digest = digests.of(body)
     with disk.watch():
         put(store, REPO, body, "v1", "v2")
-    _assert_durable(disk.steps)
+    assert_durable(disk.steps)
     manifests = f"repositories/{REPO}/_manifests"
     assert _targets(disk) == [
         f"blobs/sha256/{digest.hex[:2]}/{digest.hex}/data",
@@ -175,7 +175,7 @@ def test_mount(open_store: OpenStore, disk: Disk) -> None:
     put_image(store, REPO)
     with disk.watch():
         store.mount("copy", digests.of(b"{}"), REPO)
-    _assert_durable(disk.steps)
+    assert_durable(disk.steps)
 
 
 def test_second_instance_syncs_what_it_did_not_make(open_store: OpenStore, disk: Disk) -> None:
@@ -185,7 +185,7 @@ def test_second_instance_syncs_what_it_did_not_make(open_store: OpenStore, disk:
     body = image_body(annotations={"second": "instance"})
     with disk.watch():
         put(store, REPO, body)
-    _assert_durable(disk.steps)
+    assert_durable(disk.steps)
     synced = [s.path.name for s in disk.steps if s.kind == "fsync"]
     assert {"revisions", "_manifests", "app", "team", "repositories"} <= set(synced)
 
