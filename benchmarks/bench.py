@@ -39,6 +39,7 @@ class Bench:
     def __init__(self, directory: Path, scale: float) -> None:
         self.directory = directory
         self.scale = scale
+        peers.compile_mayfly()
         self.data = Data(directory, scale)
         self.tls = _certificate(directory)
         self.auth = _users(directory)

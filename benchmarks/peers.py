@@ -6,6 +6,7 @@ where it writes one. Mayfly alone runs with users and access checks; that favour
 
 from __future__ import annotations
 
+import compileall
 import os
 import re
 import shutil
@@ -184,6 +185,12 @@ RIVALS = ("docker-registry", "distribution", "olareg", "crane")
 
 MISSING_BY_NATURE = {"zot": "its Go module is not served by the proxy that this was built with"}
 """Peers worth measuring that cannot be installed by ``benchmarks/install``, and why."""
+
+
+def compile_mayfly() -> None:
+    """As pip does where it installs: what runs from a checkout may have no bytecode."""
+    for package in ("registry", "storage", "auth"):
+        compileall.compile_dir(Path(__file__).parent.parent / package, quiet=1)
 
 
 def free_fsync(directory: Path) -> Path | None:

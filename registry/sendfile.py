@@ -1,7 +1,9 @@
 """Part of a file to a plain socket, by sendfile(2).
 
 The event loop's own asks the kernel anew, for each piece, to be told when there is room for the
-next; here it is asked once for a file.
+next; here it is asked once for a file. And a call goes on for as long as the client takes what
+comes, be it all of a file that a slow disk has to read: here it gets so much as can be sent in one
+turn of the loop, going by how the last went.
 """
 
 from __future__ import annotations
@@ -9,9 +11,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from typing import IO
 
 from aiohttp.base_protocol import BaseProtocol
+
+_TURN = 0.01
+"""Seconds that one call may take, for others wait meanwhile."""
+_FIRST = 4 * 1024 * 1024
+_LEAST = 256 * 1024
+"""Bytes of a call, however slow the last one was."""
 
 
 async def sendfile(
@@ -47,14 +56,16 @@ async def _send(
 ) -> int:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
-    sent = 0
+    sent, most = 0, _FIRST
 
     def send() -> None:
-        nonlocal sent
+        nonlocal sent, most
         try:
             if transport.is_closing():
                 raise ConnectionResetError("client is gone")
-            done = os.sendfile(descriptor, source, offset + sent, count - sent)
+            began = time.perf_counter()
+            done = os.sendfile(descriptor, source, offset + sent, min(count - sent, most))
+            took = time.perf_counter() - began
         except BlockingIOError:
             return
         except OSError as error:
@@ -62,6 +73,7 @@ async def _send(
             ended.set_exception(error)
             return
         sent += done
+        most = max(_LEAST, int(done * _TURN / max(took, 1e-9)))
         if not done or sent == count:
             loop.remove_writer(descriptor)
             ended.set_result(None)

@@ -102,6 +102,39 @@ async def test_file_that_ends_early(
         assert await asyncio.wait_for(sending, PATIENCE) == len(CONTENT)
 
 
+@pytest.mark.parametrize(
+    ("seconds_per_mib", "asked"),
+    [(1.0, 256 * 1024), (0.005, 2 * 1024 * 1024)],
+    ids=["slow", "fair"],
+)
+async def test_others_get_their_turn(
+    pair: tuple[_Server, asyncio.Transport, socket.socket],
+    content: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds_per_mib: float,
+    asked: int,
+) -> None:
+    """From a slow disk no more is sent at once than it reads in a hundredth of a second."""
+    server, transport, client = pair
+    now, counts = 0.0, []
+
+    def slowly(target: int, source: int, offset: int, count: int) -> int:
+        nonlocal now
+        done = os.write(target, os.pread(source, count, offset))
+        counts.append(count)
+        now += done / 1024**2 * seconds_per_mib
+        return done
+
+    monkeypatch.setattr("registry.sendfile.os.sendfile", slowly)
+    monkeypatch.setattr("registry.sendfile.time.perf_counter", lambda: now)
+    with content.open("rb", buffering=0) as file:
+        sending = asyncio.create_task(sendfile(server, transport, file, 0, len(CONTENT)))
+        assert await _receive(client, len(CONTENT)) == CONTENT
+        await sending
+    assert abs(counts[1] - asked) <= 2
+    assert max(counts[1:]) <= asked + 2
+
+
 @pytest.mark.parametrize("end", ["client", "server"])
 async def test_connection_that_is_lost(
     pair: tuple[_Server, asyncio.Transport, socket.socket], content: Path, end: str
