@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from registry.lifetime import report as reports
@@ -101,7 +101,11 @@ class Desk:
         """Content of a bundle was found wrong."""
         logger.error("%s: content is not served: %s", bundle, text)
         found = reports.iso(self._clock.wall())
-        self._corrupt.append(reports.CorruptRecord(digest, bundle, repositories, found, text))
+        self._corrupt.append(
+            reports.CorruptRecord(
+                digest=digest, bundle=bundle, repositories=repositories, found=found, text=text
+            )
+        )
 
     def over(self, outcome: Outcome) -> None:
         """Everything is done; those who wait for it are told."""
@@ -140,8 +144,8 @@ class Desk:
             "bytes_in": activity.bytes_in,
             "bytes_out": activity.bytes_out,
             "transfers": sorted(map(str, self._observer.transfers)),
-            "coverage": asdict(reports.coverage_record(self._coverage)) if self._coverage else None,
-            "corrupt": [asdict(record) for record in self._corrupt],
+            "coverage": reports.coverage_record(self._coverage) if self._coverage else None,
+            "corrupt": self._corrupt,
             "ambiguous": {path: [*names] for path, names in self._ambiguous.items()},
         }
 
@@ -171,11 +175,11 @@ class Desk:
         )
         target = self._plan.report or directory / REPORT
         try:
-            made.write(target)
+            reports.write(made, target)
         except OSError as error:
             logger.error("the report could not be written to %s: %s", target, error.strerror)
         width = shutil.get_terminal_size().columns
-        print(table.report(asdict(made), width), end="", file=sys.stderr, flush=True)
+        print(table.report(made, width), end="", file=sys.stderr, flush=True)
 
     async def _on_status(self, request: Message) -> Message:
         return self.status()

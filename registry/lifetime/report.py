@@ -1,4 +1,4 @@
-"""What a run did: the report as JSON for programs, and as text for people (`table`)."""
+"""What a run did: the report as JSON for programs; as text for people it is `table`'s."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import os
 import resource
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypedDict
 
 from registry.lifetime.contents import Contained
 from registry.lifetime.coverage import Coverage, State
@@ -20,16 +20,14 @@ _KIB = 1024
 _MAX_NAME = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(TypedDict):
     """Peak resident memory in bytes: of this process, and of the largest child that has ended."""
 
     server: int
     command: int
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
+class ImageRecord(TypedDict):
     """One image that was pushed or pulled; ``name`` by its tag where it has one."""
 
     name: str
@@ -38,8 +36,7 @@ class ImageRecord:
     pulled_by: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class CoverageRecord:
+class CoverageRecord(TypedDict):
     """How far the upgrade came; ``matrix`` is image → node → `State`."""
 
     complete: bool
@@ -50,8 +47,7 @@ class CoverageRecord:
     missing: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class DeniedRecord:
+class DeniedRecord(TypedDict):
     """How many requests of one user from one address were refused."""
 
     user: str
@@ -59,8 +55,7 @@ class DeniedRecord:
     requests: int
 
 
-@dataclass(frozen=True, slots=True)
-class CorruptRecord:
+class CorruptRecord(TypedDict):
     """Content of a bundle that was found wrong, and so was not served.
 
     Attributes:
@@ -78,8 +73,7 @@ class CorruptRecord:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(TypedDict):
     """CONTRACT.md, "Report". Times are ISO 8601 in UTC, sizes bytes."""
 
     version: str
@@ -98,21 +92,18 @@ class Report:
     corrupt: list[CorruptRecord]
     storage_before: int | None
     storage_after: int | None
-    cut: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    cut: list[str]
+    warnings: list[str]
 
-    def as_json(self) -> str:
-        """The report as one JSON object."""
-        return json.dumps(asdict(self), indent=2) + "\n"
 
-    def write(self, path: Path) -> None:
-        """Put it in place as a file, at once.
+def write(report: Report, path: Path) -> None:
+    """Put a report in place as a file, at once: one JSON object.
 
-        Raises:
-            OSError: it cannot be written.
-        """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        publish(path, self.as_json().encode(), Attributes(0o644))
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    publish(path, (json.dumps(report, indent=2) + "\n").encode(), Attributes(0o644))
 
 
 def iso(unix: float) -> str:
@@ -127,7 +118,8 @@ def peak_memory() -> Memory:
     the kernel's own high-water mark comes first.
     """
     own = _high_water() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
-    return Memory(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _KIB)
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _KIB
+    return Memory(server=own, command=child)
 
 
 def _high_water() -> int | None:
@@ -170,9 +162,11 @@ def image_records(ledger: Ledger, contained: Contained) -> list[ImageRecord]:
         if (repository, digest) in children and not tags:
             continue
         names = [f"{repository}:{tag}" for tag in tags] or [f"{repository}@{digest}"]
-        by = pushed.get((repository, digest), []), pulled.get((repository, digest), [])
-        records += [ImageRecord(name, digest, *by) for name in names]
-    return sorted(records, key=lambda record: record.name)
+        by, to = pushed.get((repository, digest), []), pulled.get((repository, digest), [])
+        records += [
+            ImageRecord(name=name, digest=digest, pushed_by=by, pulled_by=to) for name in names
+        ]
+    return sorted(records, key=lambda record: record["name"])
 
 
 def coverage_record(coverage: Coverage) -> CoverageRecord:
@@ -193,10 +187,10 @@ def denied_records(denied: Mapping[tuple[str, str], int]) -> list[DeniedRecord]:
     A name may be any a client made up: it is cut, and shown without control characters.
     """
     found = [
-        DeniedRecord(_printable(user), plain(address), count)
+        DeniedRecord(user=_printable(user), address=plain(address), requests=count)
         for (user, address), count in denied.items()
     ]
-    return sorted(found, key=lambda record: -record.requests)
+    return sorted(found, key=lambda record: -record["requests"])
 
 
 def _printable(name: str) -> str:
@@ -207,7 +201,7 @@ def warnings(ledger: Ledger, coverage: CoverageRecord | None, cut: Iterable[str]
     """Where stopping now may hurt."""
     found = [f"cut off: {what}" for what in cut]
     if coverage is not None:
-        found += [f"not covered: {gap}" for gap in coverage.missing]
+        found += [f"not covered: {gap}" for gap in coverage["missing"]]
     again = ledger.asked_again()
     if again:
         who = ", ".join(f"{node} ({count})" for node, count in sorted(again.items()))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from registry.lifetime.coverage import State
 from registry.lifetime.durations import readable
+from registry.lifetime.report import CorruptRecord, ImageRecord, Report
 
 MIN_WIDTH = 40
 
@@ -62,7 +62,7 @@ def shorten(text: str, width: int) -> str:
     return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
 
 
-def matrix(rows: dict[str, dict[str, str]], width: int) -> list[str]:
+def matrix(rows: Mapping[str, Mapping[str, str]], width: int) -> list[str]:
     """The coverage matrix: images down, nodes across, in as many blocks as the width asks for."""
     nodes = list(next(iter(rows.values()), {}))
     if not nodes:
@@ -81,7 +81,7 @@ def matrix(rows: dict[str, dict[str, str]], width: int) -> list[str]:
     return lines
 
 
-def corrupt(records: Sequence[dict[str, Any]]) -> list[str]:
+def corrupt(records: Sequence[CorruptRecord]) -> list[str]:
     """Content of bundles that was found wrong, a line each, however long: it is to be copied."""
     lines = []
     for one in records[:_MOST_ROWS]:
@@ -94,7 +94,7 @@ def _more(left: int) -> list[str]:
     return [f"… and {left} more"] if left > 0 else []
 
 
-def report(content: dict[str, Any], width: int) -> str:
+def report(content: Report, width: int) -> str:
     """A report for people.
 
     Args:
@@ -118,7 +118,7 @@ def report(content: dict[str, Any], width: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _summary(content: dict[str, Any], width: int) -> list[str]:
+def _summary(content: Report, width: int) -> list[str]:
     rows = [
         ["ended", f"{content['reason']}: {content['reason_text']}"],
         ["ran", f"{readable(content['seconds'])}, from {content['started']}"],
@@ -131,7 +131,7 @@ def _summary(content: dict[str, Any], width: int) -> list[str]:
     return grid(rows, width)
 
 
-def _images(images: list[dict[str, Any]], width: int) -> list[str]:
+def _images(images: list[ImageRecord], width: int) -> list[str]:
     rows = [["image", "pushed by", "pulled by"]]
     for image in images[:_MOST_ROWS]:
         by = (", ".join(image["pushed_by"]) or "-", ", ".join(image["pulled_by"]) or "-")
