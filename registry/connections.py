@@ -15,7 +15,7 @@ from registry.sweep import Patience, Sweep
 
 _AT_ONCE = 0.01
 
-UNSENT_IN_ALL = 256 * 1024 * 1024
+_UNSENT_IN_ALL = 256 * 1024 * 1024
 _LEAST_UNSENT = 256 * 1024
 _MOST_UNSENT = 4 * 1024 * 1024
 
@@ -26,7 +26,7 @@ def unsent(connections: int) -> int:
     Without a limit sendfile queues up to 4 MiB for each slow reader: five hundred of them pin
     1.6 GiB of the host's TCP memory. The more may wait, the fewer are the wake-ups of a transfer.
     """
-    share = UNSENT_IN_ALL // (connections + 1)
+    share = _UNSENT_IN_ALL // (connections + 1)
     return max(_LEAST_UNSENT, min(_MOST_UNSENT, share))
 
 
