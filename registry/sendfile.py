@@ -18,9 +18,9 @@ from aiohttp.base_protocol import BaseProtocol
 
 _TURN = 0.01
 """Seconds that one call may take, for others wait meanwhile."""
-_FIRST = 4 * 1024 * 1024
-_LEAST = 256 * 1024
-"""Bytes of a call, however slow the last one was."""
+_FIRST = 1024 * 1024
+_LEAST, _MOST = 256 * 1024, 16 * 1024 * 1024
+"""Bytes of a call, however slow or fast the last one was: the next part may not be in memory."""
 
 
 async def sendfile(
@@ -73,7 +73,7 @@ async def _send(
             ended.set_exception(error)
             return
         sent += done
-        most = max(_LEAST, int(done * _TURN / max(took, 1e-9)))
+        most = max(_LEAST, min(_MOST, int(done * _TURN / max(took, 1e-9))))
         if not done or sent == count:
             loop.remove_writer(descriptor)
             ended.set_result(None)

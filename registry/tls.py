@@ -66,7 +66,7 @@ _unsent = 0
 """Bytes of files that are sealed and wait for their clients."""
 _roomy = 0
 _turns = 0
-"""Turns that run or wait for a thread; counted by the event loop alone, as the transfers are."""
+"""Turns that run or wait for a thread; counted by the event loop alone, as what is unsent is."""
 
 Factory = Callable[[], asyncio.BufferedProtocol]
 """Makes the protocol above, once the handshake is through."""

@@ -85,10 +85,12 @@ class DirectoryUpload:
 
     def write(self, data: Sequence[bytes | memoryview], at: int) -> None:
         with self._lock, full_disk_is_domain_error():
+            self._behind.check()
             descriptor = self._open(os.O_WRONLY | os.O_APPEND)
             try:
                 offset = os.fstat(descriptor).st_size
                 if offset != at:
+                    self._behind.settle()  # it ends shorter where bytes were lost
                     raise UploadOffset(f"the upload stands at byte {offset}, not {at}", offset)
                 self._room(sum(map(len, data)))
                 try:
@@ -141,13 +143,13 @@ class DirectoryUpload:
     def commit(self, digest: Digest) -> None:
         with self._lock, full_disk_is_domain_error():
             actual = self._digest(digest.algorithm)
+            self._behind.settle()
             if actual != digest:
                 self._discard()
                 raise DigestInvalid(
                     f"content does not match digest {digest}: received {actual}",
                     {"expected": str(digest), "actual": str(actual)},
                 )
-            self._behind.settle()
             try:
                 self._publish(self._repository, digest, self._data)
             finally:
@@ -178,6 +180,7 @@ class DirectoryUpload:
             raise UploadUnknown("no such upload session") from None
 
     def _discard(self) -> None:
+        self._behind.drop()
         shutil.rmtree(self._directory, ignore_errors=True)
         self._forget(self._directory)
 

@@ -224,9 +224,9 @@ def test_disk_smaller_than_it_says(start_mayfly: Start, place: Path) -> None:
         client.push("kept", "1", noise(2 * MIB, 1))
         refused = []
         with reading(Pushes(server.host, kept=dict(client.kept))):
-            for number in range(6):
+            for number in range(4):
                 try:
-                    client.push("more", f"{number}", noise(6 * MIB, number))
+                    client.push("more", f"{number}", noise(STEP + MIB, number))
                 except Refused as error:
                     refused.append((error.status, error.code))
         assert refused and set(refused) <= {(413, "DENIED"), (500, "UNKNOWN")}

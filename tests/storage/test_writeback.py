@@ -6,13 +6,13 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from storage import digest as digests
-from storage.errors import BlobUnknown, StorageFull
+from storage.errors import BlobUnknown, DigestInvalid, StorageFull
 from storage.writeback import STEP, Behind, Writeback
 from tests.storage.contract import OpenStore
 from tests.storage.disk import Disk, path_of
@@ -74,18 +74,17 @@ def test_small_upload_is_synced_once(open_store: OpenStore, syncs: Syncs) -> Non
     assert syncs.paths == []
 
 
-def test_commit_waits(open_store: OpenStore, syncs: Syncs) -> None:
-    """A commit is not answered before it is known how the sync behind it went."""
+def test_commit_waits(open_store: OpenStore, disk: Disk, syncs: Syncs) -> None:
+    """Nothing becomes visible before it is known how the sync that runs went."""
     store = open_store()
     upload = store.begin_upload(REPO, "sha256")
     upload.write([CONTENT], 0)
     assert syncs.begun.acquire(timeout=SECONDS)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, disk.watch():
         committed = pool.submit(upload.commit, digests.of(CONTENT))
         with pytest.raises(TimeoutError):
-            committed.result(timeout=0.2)
-        with pytest.raises(BlobUnknown):
-            store.blob(REPO, digests.of(CONTENT))
+            committed.result(timeout=0.5)
+        assert disk.steps == []
         syncs.release()
         committed.result(timeout=SECONDS)
     assert store.blob(REPO, digests.of(CONTENT)).size == len(CONTENT)
@@ -103,13 +102,114 @@ def test_failure_behind_is_told(
     syncs.error = error
     syncs.release()
     upload.write([CONTENT], 0)
-    upload.write([CONTENT], len(CONTENT))
     for _ in range(2):
         with pytest.raises(raised):
-            upload.commit(digests.of(CONTENT * 2))
+            upload.commit(digests.of(CONTENT))
+    with pytest.raises(raised):
+        upload.write([CONTENT], len(CONTENT))
     with pytest.raises(BlobUnknown):
-        store.blob(REPO, digests.of(CONTENT * 2))
+        store.blob(REPO, digests.of(CONTENT))
     assert len(syncs.paths) == 1
+
+
+def test_failure_in_the_middle_of_a_write(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes in the moment of a failure is told of it, not that the upload stands elsewhere."""
+    emptied, told = threading.Event(), threading.Event()
+    real = os.ftruncate
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def empty(descriptor: int, size: int) -> None:
+        real(descriptor, size)
+        emptied.set()
+        assert told.wait(SECONDS)
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    monkeypatch.setattr(os, "ftruncate", empty)
+    upload = open_store().begin_upload(REPO, "sha256")
+    upload.write([CONTENT], 0)
+    assert emptied.wait(SECONDS)
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(upload.write, [b"x"], len(CONTENT))
+        with pytest.raises(TimeoutError):
+            written.result(timeout=0.2)
+        told.set()
+        with pytest.raises(OSError, match="Input/output error"):
+            written.result(timeout=SECONDS)
+
+
+def test_failure_behind_outlives_the_process(open_store: OpenStore, syncs: Syncs) -> None:
+    """Who finds the session later is told nothing by the disk, and finds nothing to commit."""
+    upload = open_store().begin_upload(REPO, "sha256")
+    syncs.error = errno.EIO
+    syncs.release()
+    upload.write([CONTENT], 0)
+    with pytest.raises(OSError, match="Input/output error"):
+        upload.commit(digests.of(CONTENT))
+    found = open_store().upload(REPO, upload.id)
+    assert found.offset == 0
+    with pytest.raises(DigestInvalid):
+        found.commit(digests.of(CONTENT))
+
+
+@pytest.mark.parametrize("end", ["commit", "cancel"])
+def test_who_waits_in_line_need_not(open_store: OpenStore, syncs: Syncs, end: str) -> None:
+    """An upload that ends waits for no other's sync, and leaves no descriptor in the line."""
+    store = open_store()
+    first, second = (store.begin_upload(REPO, "sha256") for _ in range(2))
+    first.write([CONTENT], 0)
+    assert syncs.begun.acquire(timeout=SECONDS)
+    before = len(os.listdir("/proc/self/fd"))
+    second.write([CONTENT], 0)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    if end == "commit":
+        second.commit(digests.of(CONTENT))
+    else:
+        second.cancel()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(syncs.paths) == 1
+
+
+def test_end_of_the_store(tmp_path: Path, syncs: Syncs) -> None:
+    """It waits for the sync that runs; one that has not begun is nobody's any more."""
+    writeback = Writeback()
+    with (tmp_path / "file").open("wb") as file:
+        futures = [writeback.begin(file.fileno()) for _ in range(2)]
+        assert syncs.begun.acquire(timeout=SECONDS)
+        before = len(os.listdir("/proc/self/fd"))
+        with ThreadPoolExecutor(1) as pool:
+            closed = pool.submit(writeback.close)
+            with pytest.raises(CancelledError):
+                futures[1].result(timeout=SECONDS)
+            syncs.release()
+            closed.result(timeout=SECONDS)
+        assert futures[0].done() and len(syncs.paths) == 1
+        assert len(os.listdir("/proc/self/fd")) == before - 2
+
+
+@pytest.mark.parametrize("lacking", ["descriptor", "thread"])
+def test_without_means_for_it(
+    open_store: OpenStore, syncs: Syncs, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    """An upload gets on without a sync behind it where there is nothing to do it with."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "") if lacking == "descriptor" else RuntimeError("no thread")
+
+    upload = open_store().begin_upload(REPO, "sha256")
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        target = (
+            "os.dup" if lacking == "descriptor" else "storage.writeback.ThreadPoolExecutor.submit"
+        )
+        patched.setattr(target, refuse)
+        upload.write([CONTENT], 0)
+    assert len(os.listdir("/proc/self/fd")) == before
+    upload.commit(digests.of(CONTENT))
+    assert syncs.paths == []
 
 
 def test_one_sync_at_a_time(tmp_path: Path, syncs: Syncs) -> None:
@@ -125,5 +225,6 @@ def test_one_sync_at_a_time(tmp_path: Path, syncs: Syncs) -> None:
         assert len(syncs.paths) == 1
         behind.grown(file.fileno(), 2 * STEP - 1)
         behind.grown(file.fileno(), 3 * STEP)
+        assert syncs.begun.acquire(timeout=SECONDS)
         writeback.close()
         assert len(syncs.paths) == 2
