@@ -99,6 +99,9 @@ def test_mutated_requests(
         assert server.memory() < MEMORY
         if server.writable:
             _pull(server)
+        if name == "open":
+            for repository in OPEN:  # a mutation may have deleted what an image needs
+                servers.push(server, repository)
         assert server.process.stop() == 0
         assert {path.name for path in server.process.state_dir.iterdir()} <= state | {"report.json"}
         after = files(server.process.root)
