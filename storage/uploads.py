@@ -58,7 +58,7 @@ class DirectoryUpload:
         publish: Publish,
         forget: Forget,
         room: Room,
-        behind: Behind,
+        writeback: Writeback,
     ) -> None:
         self._repository = name
         self._directory = directory
@@ -66,7 +66,7 @@ class DirectoryUpload:
         self._publish = publish
         self._forget = forget
         self._room = room
-        self._behind = behind
+        self._behind = Behind(writeback)
         self._lock = threading.Lock()
         self._hasher = digests.hasher(algorithm)
         self._hashed = 0
@@ -221,7 +221,7 @@ class Uploads:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """The sessions in memory end; those on disk stay."""
+        """Nothing may be written any more; the sessions stay on disk."""
         self._writeback.close()
 
     def begin_private(self, name: str, algorithm: str) -> DirectoryUpload:
@@ -279,9 +279,8 @@ class Uploads:
         return False
 
     def _session(self, name: str, directory: Path, algorithm: str) -> DirectoryUpload:
-        behind = Behind(self._writeback)
         return DirectoryUpload(
-            name, directory, algorithm, self._publish, self._forget, self._room, behind
+            name, directory, algorithm, self._publish, self._forget, self._room, self._writeback
         )
 
     def _forget(self, directory: Path) -> None:

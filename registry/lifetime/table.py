@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from registry.lifetime.coverage import State
 from registry.lifetime.durations import readable
-from registry.lifetime.report import CorruptRecord, ImageRecord, Report
+
+if TYPE_CHECKING:
+    from registry.lifetime.report import CorruptRecord, ImageRecord, Report
 
 MIN_WIDTH = 40
 

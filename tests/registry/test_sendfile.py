@@ -109,7 +109,7 @@ async def test_file_that_ends_early(
 )
 async def test_others_get_their_turn(
     pair: tuple[_Server, asyncio.Transport, socket.socket],
-    tmp_path: Path,
+    content: Path,
     monkeypatch: pytest.MonkeyPatch,
     seconds_per_mib: float,
     asked: int,
@@ -128,13 +128,13 @@ async def test_others_get_their_turn(
 
     monkeypatch.setattr("registry.sendfile.os.sendfile", slowly)
     monkeypatch.setattr("registry.sendfile.time.perf_counter", lambda: now)
-    with (tmp_path / "content").open("wb+", buffering=0) as file:
+    with content.open("rb", buffering=0) as file:
         sending = asyncio.create_task(sendfile(server, transport, file, 0, size))
         await _receive(client, size)
         await sending
     assert counts[0] == 1024 * 1024
     assert abs(counts[1] - asked) <= 2
-    assert max(counts) <= asked + 2 or asked < counts[0]
+    assert max(counts[1:]) <= asked + 2
 
 
 @pytest.mark.parametrize("end", ["client", "server"])
