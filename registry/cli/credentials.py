@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from registry.cli.options import print_json, state_directory
 
-_DEFAULT_HOURS = 12.0
+if TYPE_CHECKING:
+    from auth.identity import Credential
+
+DEFAULT_HOURS = 12.0
 
 
 @click.command("credentials")
@@ -17,7 +21,7 @@ _DEFAULT_HOURS = 12.0
 @click.option("--repositories", metavar="GLOB", default="**", show_default=True)
 @click.option("--name", default="node", show_default=True, help="Shows in audit and report.")
 @click.option("--node", metavar="NAME", help="The one node that will use it, for coverage.")
-@click.option("--hours", type=float, default=_DEFAULT_HOURS, show_default=True, help="Lifetime.")
+@click.option("--hours", type=float, default=DEFAULT_HOURS, show_default=True, help="Lifetime.")
 @click.option(
     "--format",
     "form",
@@ -43,26 +47,11 @@ def command(
     state_dir: Path,
 ) -> None:
     """Print a short-lived credential of the registry that runs here."""
-    from auth import signing
     from auth.generate import docker_config, kubernetes_secret
-    from auth.globs import parse_glob
-    from auth.identity import Permission
-    from auth.robots import Robots
-    from auth.roles import Role
     from registry.announce import read_ready
-    from registry.lifetime.state import SIGNING_KEY
 
-    url = read_ready(state_dir)["url"]
-    host = host or url.partition("://")[2]
-    key = state_dir / SIGNING_KEY
-    if not key.exists():
-        raise click.ClickException(
-            f"the registry at {url} runs without authentication: it needs no credential"
-        )
-    role = Role.DEVELOPER if push else Role.LIMITED_GUEST
-    permission = Permission(role, parse_glob(repositories))
-    robots = Robots(signing.load_key(key))
-    made = robots.issue(name, [permission], int(hours * 3600), time.time(), node)
+    host = host or read_ready(state_dir)["url"].partition("://")[2]
+    made = issue(state_dir, name, hours, node, repositories, push=push)
     match form:
         case "text":
             click.echo(f"{made.name}\n{made.password}")
@@ -79,3 +68,39 @@ def command(
             print_json(docker_config(host, made))
         case _:
             print_json(kubernetes_secret(secret_name, namespace, host, made))
+
+
+def issue(
+    state_dir: Path,
+    name: str,
+    hours: float,
+    node: str | None,
+    repositories: str = "**",
+    *,
+    push: bool = False,
+) -> Credential:
+    """A new short-lived credential of the registry that runs with this state directory.
+
+    Raises:
+        ConfigError: none runs.
+        click.ClickException: it runs without authentication.
+        InputInvalid: as `Robots.issue`.
+    """
+    from auth import signing
+    from auth.globs import parse_glob
+    from auth.identity import Permission
+    from auth.robots import Robots
+    from auth.roles import Role
+    from registry.announce import read_ready
+    from registry.lifetime.state import SIGNING_KEY
+
+    url = read_ready(state_dir)["url"]
+    key = state_dir / SIGNING_KEY
+    if not key.exists():
+        raise click.ClickException(
+            f"the registry at {url} runs without authentication: it needs no credential"
+        )
+    role = Role.DEVELOPER if push else Role.LIMITED_GUEST
+    permission = Permission(role, parse_glob(repositories))
+    robots = Robots(signing.load_key(key))
+    return robots.issue(name, [permission], int(hours * 3600), time.time(), node)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from registry.cli.credentials import DEFAULT_HOURS, issue
 from registry.config import SETTINGS, ConfigError
 
 if TYPE_CHECKING:
@@ -85,6 +86,21 @@ _registry = _options(
         help="containerd's directory of host configurations, when config.toml does not name it.",
     ),
     click.option(
+        "--node",
+        envvar="MAYFLY_NODE",
+        metavar="NAME",
+        help="Put a credential for the node of this name in hosts.toml (containerd): it needs no "
+        "Secret, and coverage names the node. From the Mayfly that runs here.",
+    ),
+    click.option(
+        "--hours",
+        type=float,
+        default=DEFAULT_HOURS,
+        show_default=True,
+        envvar="MAYFLY_HOURS",
+        help="Lifetime of that credential.",
+    ),
+    click.option(
         "--state-dir",
         type=click.Path(path_type=Path),
         default=lambda: _STATE_DIR.default(os.environ),
@@ -153,6 +169,8 @@ def _target(
     ca: Path | None,
     mirrors: Sequence[str],
     certs_dir: str | None,
+    node: str | None,
+    hours: float,
     state_dir: Path,
 ) -> Target:
     """What the options mean; a running Mayfly says the rest.
@@ -161,13 +179,24 @@ def _target(
         ConfigError: none runs, or the CA's file cannot be read.
         TrustError: an option is malformed.
     """
-    from registry.trust.node.target import parse
+    from registry.trust.node.target import NodeCredential, parse
 
+    credential = None
+    if node is not None:
+        made = issue(state_dir, node.lower(), hours, node)
+        credential = NodeCredential(made.name, made.password)
     if registry is None:
         registry, its_ca = _running(state_dir)
         ca = ca or its_ca
     pem = None if ca is None else ca.read_bytes()
-    return parse(registry, pem, mirrors, ca_source=str(ca), certs_dir=certs_dir)
+    return parse(
+        registry,
+        pem,
+        mirrors,
+        ca_source=str(ca),
+        certs_dir=certs_dir,
+        credential=credential,
+    )
 
 
 def _running(state_dir: Path) -> tuple[str, Path | None]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import time
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
+from auth import signing
+from auth.basic import parse_basic
+from auth.errors import CredentialsInvalid
+from auth.robots import Robots
 from registry.cli import node_config
 from registry.config import ConfigError
 from registry.trust.authority import Identity
@@ -163,6 +169,26 @@ def test_every_option_has_a_variable(root: Path, identity: Identity) -> None:
             "quay.io/hosts.toml",
         )
     ]
+
+
+def test_node_gets_a_credential_of_the_registry_that_runs_here(root: Path, tmp_path: Path) -> None:
+    """It is the node's own, pulls only, and ends in time; without authentication there is none."""
+    ready = _ready(tmp_path, url=f"https://{HOST}", pid=os.getpid(), ca=None)
+    options = ("--runtime", "containerd", "--root-dir", root, *ready)
+    refused = _invoke("show", *options, "--node", "Node-1")
+    assert refused.exit_code != 0
+    assert "it needs no credential" in refused.output
+    (tmp_path / "signing.key").write_bytes(signing.new_key())
+    (tmp_path / "signing.key").chmod(0o600)
+    _run("apply", *options, "--node", "Node-1", "--hours", "1")
+    hosts = root / f"etc/containerd/certs.d/{HOST}/hosts.toml"
+    assert hosts.stat().st_mode & 0o777 == 0o600
+    authorization = tomllib.loads(hosts.read_text())["header"]["authorization"]
+    name, password = parse_basic(authorization)
+    robots = Robots(signing.load_key(tmp_path / "signing.key"))
+    assert robots.verify(name, password, time.time()).node == "Node-1"
+    with pytest.raises(CredentialsInvalid):
+        robots.verify(name, password, time.time() + 3601)
 
 
 def test_errors_are_one_line_and_name_the_file(root: Path, identity: Identity) -> None:

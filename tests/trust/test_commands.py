@@ -10,7 +10,7 @@ import pytest
 from registry.trust.certificate import fingerprint
 from registry.trust.node.commands import node_commands
 from registry.trust.node.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
-from registry.trust.node.target import parse
+from registry.trust.node.target import NodeCredential, parse
 
 HOST = "10.0.0.5:5000"
 
@@ -27,24 +27,39 @@ def test_it_says_where_and_whom_to_trust(ca_pem: bytes) -> None:
     assert f"docker login {HOST}" in lines
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    ("runtime", "credential"),
+    [*((runtime, None) for runtime in RUNTIMES), ("containerd", NodeCredential("robot+n", "p"))],
+)
 @pytest.mark.parametrize("times", [1, 2])
 def test_pasting_it_makes_the_files(
-    tmp_path: Path, ca_pem: bytes, runtime: Runtime, times: int
+    tmp_path: Path,
+    ca_pem: bytes,
+    runtime: Runtime,
+    credential: NodeCredential | None,
+    times: int,
 ) -> None:
-    """A POSIX shell makes the same bytes that apply would, also when run again."""
-    target = parse(HOST, ca_pem, ["quay.io"])
+    """A POSIX shell makes the bytes and modes that apply would, also when run again."""
+    target = parse(HOST, ca_pem, ["quay.io"], credential=credential)
     text = node_commands(target, [runtime]).replace("/etc/", f"{tmp_path}/etc/")
     script = "\n".join(line for line in text.splitlines()[2:] if " login " not in line)
     for _ in range(times):
-        subprocess.run(["sh", "-eu"], input=script.encode(), check=True, timeout=30)
+        subprocess.run(
+            ["sh", "-eu", "-c", "umask 022; . /dev/stdin"],
+            input=script.encode(),
+            check=True,
+            timeout=30,
+        )
     written = {
-        str(path)[len(str(tmp_path)) :]: path.read_bytes().replace(f"{tmp_path}".encode(), b"")
+        str(path)[len(str(tmp_path)) :]: (
+            path.stat().st_mode & 0o777,
+            path.read_bytes().replace(f"{tmp_path}".encode(), b""),
+        )
         for path in tmp_path.rglob("*")
         if path.is_file()
     }
     plan = make_plan(runtime, target, EmptyNode())
-    assert written == {file.path: file.content for file in plan.files}
+    assert written == {file.path: (file.mode, file.content) for file in plan.files}
 
 
 def test_what_has_to_be_merged_is_only_described() -> None:

@@ -12,7 +12,7 @@ import pytest
 from registry.trust.errors import TrustError
 from registry.trust.node.journal import JOURNALS, NodeConfig
 from registry.trust.node.runtimes import RUNTIMES, Runtime
-from registry.trust.node.target import Target, parse
+from registry.trust.node.target import NodeCredential, Target, parse
 from tests.trust.trees import snapshot
 
 HOST = "10.0.0.5:5000"
@@ -198,6 +198,35 @@ def test_a_link_in_place_of_a_file_is_an_edit(root: Path, target: Target) -> Non
     conf.symlink_to("other")
     with pytest.raises(TrustError, match="changed by somebody"):
         node.revert()
+
+
+def test_a_secret_is_read_by_its_owner_alone(root: Path, ca_pem: bytes) -> None:
+    """A file that others could read is closed to them while it holds a credential; then as before.
+
+    An access list would let others in past the mode.
+    """
+    furnish(root)
+    others_may_read = bytes.fromhex(
+        "02000000 01000600ffffffff 02000400d2040000 04000400ffffffff 10000400ffffffff"
+        "20000000ffffffff"
+    )
+    os.setxattr(root / HUB_HOSTS, "system.posix_acl_access", others_may_read)
+    before = snapshot(root)
+    node = NodeConfig(root, "containerd")
+    own = root / f"etc/containerd/certs.d/{HOST}/hosts.toml"
+    secret = parse(
+        HOST, ca_pem, ["docker.io"], credential=NodeCredential("robot+node-1", "password")
+    )
+    open_to_all = parse(HOST, ca_pem, ["docker.io"])
+    for target, mode in ((open_to_all, 0o644), (secret, 0o600), (open_to_all, 0o644)):
+        node.apply(target)
+        assert own.stat().st_mode & 0o777 == mode
+        hidden = target is secret
+        assert bool((root / HUB_HOSTS).stat().st_mode & 0o077) is not hidden
+        acl = "system.posix_acl_access" in os.listxattr(root / HUB_HOSTS)
+        assert acl is not hidden
+    node.revert()
+    assert snapshot(root) == before
 
 
 @pytest.mark.parametrize("path", [HUB_HOSTS, f"etc/containerd/certs.d/{HOST}/hosts.toml"])

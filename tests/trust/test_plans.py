@@ -11,7 +11,7 @@ import pytest
 from registry.trust.errors import TrustError
 from registry.trust.node.plan import Plan
 from registry.trust.node.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
-from registry.trust.node.target import parse
+from registry.trust.node.target import NodeCredential, parse
 
 HOST = "10.0.0.5:5000"
 
@@ -75,16 +75,43 @@ def test_containerd_hosts(ca_pem: bytes) -> None:
     assert files.pop(ca).encode() == ca_pem
     assert {path: tomllib.loads(text) for path, text in files.items()} == {
         f"{certs}/{host}/hosts.toml": {
-            "server": server,
+            **server,
             "host": {f"https://{HOST}": {"capabilities": capabilities, "ca": ca}},
         }
         for host, server, capabilities in (
-            (HOST, f"https://{HOST}", ["pull", "resolve", "push"]),
-            ("docker.io", "https://registry-1.docker.io", ["pull", "resolve"]),
-            ("quay.io", "https://quay.io", ["pull", "resolve"]),
+            (HOST, {"server": f"https://{HOST}", "ca": ca}, ["pull", "resolve", "push"]),
+            ("docker.io", {"server": "https://registry-1.docker.io"}, ["pull", "resolve"]),
+            ("quay.io", {"server": "https://quay.io"}, ["pull", "resolve"]),
         )
     }
     assert plan.activate == ()
+
+
+def test_containerd_credential_of_the_node(ca_pem: bytes) -> None:
+    """The registry alone is sent it, in its own file and as a mirror; nobody else reads it."""
+    credential = NodeCredential("robot+node-1", "pass word")
+    target = parse(HOST, ca_pem, ["docker.io"], credential=credential)
+    plan = make_plan("containerd", target, EmptyNode())
+    header = {"authorization": "Basic cm9ib3Qrbm9kZS0xOnBhc3Mgd29yZA=="}
+    hosts = {f.path: f for f in plan.files if f.path.endswith("hosts.toml")}
+    own, mirrored = (
+        hosts[f"/etc/containerd/certs.d/{host}/hosts.toml"] for host in (HOST, "docker.io")
+    )
+    for file in (own, mirrored):
+        assert (file.private, file.mode) == (True, 0o600)
+        assert tomllib.loads(file.content.decode())["host"][f"https://{HOST}"]["header"] == header
+    assert tomllib.loads(own.content.decode())["header"] == header
+    assert "header" not in tomllib.loads(mirrored.content.decode())
+    (ca,) = (file for file in plan.files if file.path.endswith("ca.crt"))
+    assert (ca.private, ca.mode) == (False, 0o644)
+
+
+@pytest.mark.parametrize("runtime", ["docker", "podman"])
+def test_a_runtime_without_headers_is_told_to_log_in(runtime: Runtime) -> None:
+    """Their configuration has no place for a credential of the node's."""
+    target = parse("localhost", credential=NodeCredential("robot+n", "p"))
+    with pytest.raises(TrustError, match=f"--node is for containerd.*{runtime} login localhost"):
+        make_plan(runtime, target, EmptyNode())
 
 
 def test_containerd_without_tls() -> None:

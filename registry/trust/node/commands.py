@@ -32,7 +32,8 @@ def node_commands(target: Target, runtimes: Iterable[Runtime] = RUNTIMES) -> str
     for runtime in runtimes:
         plan = make_plan(runtime, target, EmptyNode())
         lines += ["", f"# {runtime}: on the node, as root", *plan_commands(plan)]
-        lines.append(_LOGIN[runtime].format(registry=target.registry))
+        if target.credential is None:
+            lines.append(_LOGIN[runtime].format(registry=target.registry))
     return "\n".join([*lines, ""])
 
 
@@ -46,6 +47,9 @@ def plan_commands(plan: Plan) -> Iterator[str]:
 def _written(file: PlannedFile) -> Iterator[str]:
     directory, _, _ = file.path.rpartition("/")
     yield f"mkdir -p {shlex.quote(directory)}"
+    if file.private:
+        # Nobody else may open it before or after it is written.
+        yield f"install -m {file.mode:o} /dev/null {shlex.quote(file.path)}"
     yield f"cat > {shlex.quote(file.path)} <<'{_END}'"
     yield from file.content.decode().splitlines()
     yield _END

@@ -11,6 +11,11 @@ core/remotes/docker/config/hosts.go sets, and that the files here obey:
   first that exists.
 - The host in the table is asked first, ``server`` last. To a host that is not the one in the
   image's name it sends ``ns=``.
+- What stands above the first table (``ca``, ``[header]``) is for ``server``. The registry's own
+  file says it there once more: an image that the host in the table does not have is looked for at
+  ``server``, and the operator is shown the last error, which would be about the certificate.
+- A ``header`` goes with every request to that host. With an ``Authorization`` that the registry
+  accepts, containerd never gets to ask for the credentials of an imagePullSecret.
 """
 
 from __future__ import annotations
@@ -37,11 +42,11 @@ def plan(target: Target, node: NodeView) -> Plan:
     certs_dir = target.certs_dir or configured or CERTS_DIR
     own = _host_directory(certs_dir, target.registry, node)
     ca_path = None if target.ca is None else f"{own}/ca.crt"
-    own_hosts_toml = PlannedFile(
-        f"{own}/hosts.toml",
-        hosts_toml(target.url, target, ca_path, ("pull", "resolve", "push")),
-    )
-    files = [own_hosts_toml, *mirror_files(certs_dir, target, ca_path, node)]
+    own_hosts_toml = hosts_toml(target.url, target, ca_path, ("pull", "resolve", "push"))
+    files = [
+        _planned(f"{own}/hosts.toml", own_hosts_toml, target),
+        *mirror_files(certs_dir, target, ca_path, node),
+    ]
     if target.ca is not None:
         files.insert(0, PlannedFile(f"{own}/ca.crt", target.ca))
     return Plan(tuple(files), notes=() if target.certs_dir else notes)
@@ -52,12 +57,18 @@ def mirror_files(
 ) -> list[PlannedFile]:
     """A hosts.toml for each upstream that asks the target first and the upstream itself last."""
     return [
-        PlannedFile(
+        _planned(
             f"{_host_directory(certs_dir, upstream, node)}/hosts.toml",
             hosts_toml(upstream_url(upstream), target, ca_path, ("pull", "resolve")),
+            target,
         )
         for upstream in target.mirrors
     ]
+
+
+def _planned(path: str, content: bytes, target: Target) -> PlannedFile:
+    private = target.credential is not None
+    return PlannedFile(path, content, mode=0o600 if private else 0o644, private=private)
 
 
 def hosts_toml(
@@ -65,15 +76,26 @@ def hosts_toml(
 ) -> bytes:
     """One hosts.toml: ``target`` first, ``server`` last."""
     # JSON's strings and lists of strings are TOML's.
-    lines = [
-        f"{HEADER}server = {json.dumps(server)}",
-        "",
-        f"[host.{json.dumps(target.url)}]",
-        f"  capabilities = {json.dumps(capabilities)}",
-    ]
-    if ca_path is not None:
-        lines.append(f"  ca = {json.dumps(ca_path)}")
+    host = f"host.{json.dumps(target.url)}"
+    lines = [f"{HEADER}server = {json.dumps(server)}"]
+    if server == target.url:
+        lines += _ca(ca_path)
+        lines += _header("header", target)
+    lines += ["", f"[{host}]", f"  capabilities = {json.dumps(capabilities)}"]
+    lines += _ca(ca_path, indent="  ")
+    lines += _header(f"{host}.header", target, indent="  ")
     return "\n".join([*lines, ""]).encode()
+
+
+def _ca(path: str | None, indent: str = "") -> list[str]:
+    return [] if path is None else [f"{indent}ca = {json.dumps(path)}"]
+
+
+def _header(table: str, target: Target, indent: str = "") -> list[str]:
+    if target.credential is None:
+        return []
+    value = json.dumps(target.credential.authorization)
+    return ["", f"{indent}[{table}]", f"{indent}  authorization = {value}"]
 
 
 def upstream_url(upstream: str) -> str:

@@ -36,6 +36,11 @@ def plan(target: Target, node: NodeView) -> Plan:
     Raises:
         TrustError: the daemon.json there is not a JSON object, or a key in it is not a list.
     """
+    if target.credential is not None:
+        raise TrustError(
+            "--node is for containerd; give docker its node's credential with "
+            f"docker login {target.registry} (mayfly credentials --node NAME prints one)"
+        )
     if target.certs_dir is not None:
         raise TrustError(f"--certs-dir is for containerd; docker reads {CERTS_DIR} only")
     files = []

@@ -262,6 +262,8 @@ class NodeConfig:
         attributes = Attributes(file.mode)
         if original.kind == "file":
             attributes = replace(original.attributes, mtime_ns=None)
+            if file.private:
+                attributes = _without_others(attributes, file.mode)
         publish(real, file.content, attributes)
         return Action("wrote", file.path, _SAVED[original.kind])
 
@@ -331,6 +333,12 @@ class _Before:
 
 def _digest(file: PlannedFile) -> str:
     return sha256(file.content).hexdigest()
+
+
+def _without_others(attributes: Attributes, mode: int) -> Attributes:
+    """The attributes without what lets others read: mode bits beyond ``mode``, and ACLs."""
+    kept = {k: v for k, v in attributes.xattrs.items() if not k.startswith("system.posix_acl")}
+    return replace(attributes, mode=attributes.mode & mode, xattrs=kept)
 
 
 def _is_above(directory: str, path: str) -> bool:

@@ -20,13 +20,16 @@ class NodeView(Protocol):
 class PlannedFile:
     """A file that a node is to have.
 
-    ``mode`` is for a file that is new; one that exists keeps its own. ``merged`` says that the
-    content is what the node had with some keys added, so it cannot be written without looking.
+    ``mode`` is for a file that is new; one that exists keeps its own. ``private`` says that the
+    content is a secret: then the file loses whatever its mode gives beyond ``mode``. ``merged``
+    says that the content is what the node had with some keys added, so it cannot be written
+    without looking.
     """
 
     path: str
     content: bytes
     mode: int = 0o644
+    private: bool = False
     merged: bool = False
 
 

@@ -27,6 +27,11 @@ NOTES = (f"CRI-O reads {REGISTRIES_CONF} at start and on SIGHUP: systemctl reloa
 
 def plan(target: Target, node: NodeView) -> Plan:
     """The CA, and one file with a table for the registry and for each mirrored upstream."""
+    if target.credential is not None:
+        raise TrustError(
+            "--node is for containerd; give podman its node's credential with "
+            f"podman login {target.registry} (mayfly credentials --node NAME prints one)"
+        )
     if target.certs_dir is not None:
         raise TrustError(f"--certs-dir is for containerd; podman reads {CERTS_DIR}")
     files = [PlannedFile(REGISTRIES_CONF, _registries_conf(target))]

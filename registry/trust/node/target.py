@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from registry.trust.addresses import canonical, is_address
 from registry.trust.certificate import pem_certificates
@@ -22,6 +24,19 @@ _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::(?P<port>[0-
 _MAX_PORT = 65535
 
 
+class NodeCredential(NamedTuple):
+    """A user name and a password that one node uses."""
+
+    username: str
+    password: str
+
+    @property
+    def authorization(self) -> str:
+        """The value of the Authorization header (RFC 7617)."""
+        pair = f"{self.username}:{self.password}".encode()
+        return f"Basic {base64.b64encode(pair).decode()}"
+
+
 @dataclass(frozen=True)
 class Target:
     """One registry, as nodes are to see it.
@@ -32,6 +47,7 @@ class Target:
         ca: PEM certificates that sign its own; None when nodes trust it anyhow, or without TLS.
         mirrors: upstream registries that are asked of it first, such as docker.io.
         certs_dir: containerd's directory of host configurations, when it is not to be found out.
+        credential: the node's own user name and password for it, if the node is to have one.
     """
 
     registry: str
@@ -39,6 +55,7 @@ class Target:
     ca: bytes | None = None
     mirrors: tuple[str, ...] = ()
     certs_dir: str | None = None
+    credential: NodeCredential | None = None
 
     @property
     def url(self) -> str:
@@ -58,6 +75,7 @@ def parse(
     *,
     ca_source: str = "CA",
     certs_dir: str | None = None,
+    credential: NodeCredential | None = None,
 ) -> Target:
     """The target that an operator's words mean.
 
@@ -87,6 +105,7 @@ def parse(
         ca=None if ca is None else pem_certificates(ca, ca_source),
         mirrors=tuple(dict.fromkeys(map(_upstream, mirrors))),
         certs_dir=certs_dir,
+        credential=credential,
     )
 
 
