@@ -29,7 +29,9 @@ NOT_WRITABLE_BY_OTHERS = 0o022
 """Forbidden bits of a file that others may read and must not change: htpasswd, grants.toml."""
 
 PRIVATE = 0o077
-"""Forbidden bits of a file that is itself a secret: a signing key."""
+"""Forbidden bits of a file that is itself a secret: a signing key. Reading by the group is allowed
+where root owns the file: root gave it to that group, as a Kubernetes Secret volume's fsGroup does.
+"""
 
 _KEPT_BITS = 0o640
 
@@ -64,12 +66,14 @@ def read(path: Path, forbidden: int) -> bytes:
 def _check(path: Path, found: os.stat_result, forbidden: int) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise PolicyFileInvalid(path, "is not a regular file", "name a file")
+    if forbidden == PRIVATE and found.st_uid == 0:
+        forbidden &= ~stat.S_IRGRP
     if not found.st_mode & forbidden:
         return
     mode = stat.S_IMODE(found.st_mode)
-    if forbidden == PRIVATE:
+    if forbidden & stat.S_IROTH:
         what = f"is open to other users (mode {mode:04o}) and holds a secret"
-        remedy = f"run: chmod 600 {path} (in a Kubernetes Secret volume: defaultMode: 0400)"
+        remedy = f"run: chmod 600 {path} (in a Kubernetes Secret volume: defaultMode: 0440)"
     else:
         what = f"can be written by other users (mode {mode:04o})"
         remedy = f"run: chmod go-w {path}"

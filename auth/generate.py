@@ -7,6 +7,7 @@ import json
 import re
 import secrets
 import string
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from auth.errors import InputInvalid
@@ -57,29 +58,32 @@ def one_run() -> OneRun:
     return OneRun(admin, pull, users, policy)
 
 
-def docker_config(host: str, credential: Credential) -> dict[str, object]:
-    """The content of ``~/.docker/config.json`` (and podman's ``auth.json``) for one registry.
+def docker_config(hosts: Sequence[str], credential: Credential) -> dict[str, object]:
+    """The content of ``~/.docker/config.json`` (and podman's ``auth.json``).
 
     Args:
-        host: ``host`` or ``host:port``, as image names have it.
+        hosts: each ``host`` or ``host:port``, as image names have it: of this registry, and of
+            those that it stands in for.
 
     Raises:
-        InputInvalid: the host is of another form; a URL or path would match no image, silently.
+        InputInvalid: a host is of another form; a URL or path would match no image, silently.
     """
-    if not _HOST.fullmatch(host):
-        raise InputInvalid(f"invalid registry host {host[:64]!r}: expected host or host:port")
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            raise InputInvalid(f"invalid registry host {host[:64]!r}: expected host or host:port")
     pair = f"{credential.name}:{credential.password}"
-    return {"auths": {host: {"auth": base64.b64encode(pair.encode()).decode()}}}
+    auth = base64.b64encode(pair.encode()).decode()
+    return {"auths": {host: {"auth": auth} for host in hosts}}
 
 
 def kubernetes_secret(
-    name: str, namespace: str, host: str, credential: Credential
+    name: str, namespace: str, hosts: Sequence[str], credential: Credential
 ) -> dict[str, object]:
     """The Secret for ``imagePullSecrets``, of type ``kubernetes.io/dockerconfigjson``.
 
     Raises:
         InputInvalid: the name is not a DNS subdomain, the namespace not a DNS label (Kubernetes'
-            rules, from RFC 1123), or the host as in `docker_config`.
+            rules, from RFC 1123), or a host as in `docker_config`.
     """
     if len(name) > 253 or not _SECRET_NAME.fullmatch(name):
         raise InputInvalid(
@@ -89,7 +93,7 @@ def kubernetes_secret(
         raise InputInvalid(
             f"invalid namespace {namespace[:64]!r}: lower-case letters, digits and -"
         )
-    config = json.dumps(docker_config(host, credential), separators=(",", ":"))
+    config = json.dumps(docker_config(hosts, credential), separators=(",", ":"))
     return {
         "apiVersion": "v1",
         "kind": "Secret",

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from registry.errors import AccessDenied
 from registry.request import Endpoint, Request
+from storage.errors import NameInvalid
+from storage.names import check_repository
 
 
 class Need(NamedTuple):
@@ -58,6 +60,9 @@ in, and whether they are."""
 def needs(request: Request) -> tuple[Need, ...]:
     """Every pair that must be allowed.
 
+    The source of a mount is not among them: a mount that cannot be done is an upload, so the
+    handler asks for pull on the source itself (`useful`).
+
     Raises:
         AccessDenied: no rule covers this request.
     """
@@ -69,15 +74,22 @@ def needs(request: Request) -> tuple[Need, ...]:
     actions = ACTIONS.get(key)
     if actions is None:
         raise AccessDenied("no access rule covers this request")
-    wanted = [Need("repository", request.repository, action) for action in actions]
+    return tuple(Need("repository", request.repository, action) for action in actions)
+
+
+def useful(request: Request) -> tuple[Need, ...]:
+    """Pairs that the request can do without and is better served with: named in challenges."""
     source = mount_source(request)
-    if source:
-        wanted.append(Need("repository", source, "pull"))
-    return tuple(wanted)
+    if source is None:
+        return ()
+    try:
+        return (Need("repository", check_repository(source), "pull"),)
+    except NameInvalid:
+        return ()
 
 
 def mount_source(request: Request) -> str | None:
     """The repository that a cross-repository mount names as its source."""
     if request.endpoint is Endpoint.UPLOADS and request.parameter("mount"):
-        return request.parameter("from")
+        return request.parameter("from") or None
     return None

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from registry.config import ConfigError, Settings
 from registry.lifetime.private import Login
@@ -16,6 +17,9 @@ from registry.readers import Address
 from registry.security import Security
 from registry.trust.files import Attributes, publish
 from registry.version import VERSION
+
+if TYPE_CHECKING:
+    from auth.generate import OneRun
 
 READY = "ready.json"
 
@@ -58,7 +62,7 @@ def announced(settings: Settings, security: Security, login: Login) -> Iterator[
         ) from None
     _say(f"mayfly {VERSION} ready at {login.url}")
     if settings.exposed:
-        _say(_for_nodes(login.url, security))
+        _say(_for_nodes(settings, login.url, security))
     try:
         yield
     finally:
@@ -87,17 +91,25 @@ def _own_address() -> str:
     return str(outside[0]) if outside else "127.0.0.1"
 
 
-def _for_nodes(url: str, security: Security) -> str:
+def _for_nodes(settings: Settings, url: str, security: Security) -> str:
     from registry.trust.node.commands import node_commands
     from registry.trust.node.target import parse
 
     ca = security.ca.read_bytes() if security.ca is not None else None
     lines = []
     if security.users is not None:
-        lines.append("Users for this run (name, password):")
-        users = (security.users.admin, security.users.pull)
-        lines += [f"  {one.name}  {one.password}" for one in users]
+        lines += _users(security.users, settings.state_dir / CREDENTIALS)
     return "\n".join([*lines, "", node_commands(parse(url, ca))])
+
+
+def _users(made: OneRun, file: Path) -> list[str]:
+    """How to log in; with passwords only for a terminal, since all else is kept and passed on."""
+    if not sys.stderr.isatty():
+        return [f"Users for this run: admin and pull, with their passwords in {file}"]
+    return [
+        "Users for this run (name, password):",
+        *(f"  {one.name}  {one.password}" for one in (made.admin, made.pull)),
+    ]
 
 
 def _say(text: str) -> None:

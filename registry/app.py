@@ -5,6 +5,7 @@ There is one catch-all; what exists is said by `HANDLERS`, who may use it by `re
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from dataclasses import replace
@@ -17,7 +18,8 @@ from registry.context import JSON, Context, Handler, Lifeline, Names, answer, as
 from registry.guard import Caller, Guard
 from registry.manifest_cache import ManifestCache
 from registry.request import Endpoint
-from storage.errors import of_disk
+from storage.bundle.errors import NameAmbiguous
+from storage.errors import NameInvalid, of_disk
 from storage.interface import Store
 
 logger = logging.getLogger("mayfly")
@@ -111,7 +113,9 @@ class App:
         ns = understood.parameter("ns")
         query = understood.query
         if source := understood.parameter("from"):
-            query = query | {"from": [self._names(source, ns)]}
+            # One that means nothing here, or too much, is no source: the mount is an upload.
+            with contextlib.suppress(NameAmbiguous, NameInvalid):
+                query = query | {"from": [self._names(source, ns)]}
         name = self._names(understood.repository, ns)
         return replace(understood, repository=name, query=query)
 

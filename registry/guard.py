@@ -5,6 +5,9 @@ names the caller; else the caller is anonymous. Whoever it is, every need of the
 of the policy, also where the policy lets everyone do everything (``--auth none``): there is no
 second way into storage.
 
+Credentials that are wrong, stale or of another registry are an error only where they are needed:
+what anyone may do, their bearer may do too.
+
 Challenges follow distribution's token specification and RFC 6750 section 3. A bearer token that
 grants too little is answered 401 with ``insufficient_scope``, because clients then ask for another
 token; a caller with a password or certificate could only ask the same again and gets 403.
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +28,7 @@ from auth.errors import AuthError, CredentialsInvalid, TokenInvalid
 from auth.identity import ANONYMOUS, Identity
 from auth.policy import Policy
 from auth.scope import Scope, render_scopes
-from registry.access import PUBLIC, Need, needs
+from registry.access import PUBLIC, Need, needs, useful
 from registry.audit import Audit
 from registry.errors import AccessDenied, Unauthorized
 from registry.readers import Address
@@ -104,13 +107,25 @@ class Guard:
         try:
             caller = Caller(await self._identify(http), self._policy())
         except AuthError as error:
+            if self.open_to_anyone(wanted):
+                return Caller(ANONYMOUS, self._policy())
             self.audit.refused(http, request, claimed_name(http), error.message)
             reason = "invalid_token" if isinstance(error, TokenInvalid) else None
-            raise self._unauthorized(http, wanted, error.message, reason) from None
+            challenged = (*wanted, *useful(request))
+            raise self._unauthorized(http, challenged, error.message, reason) from None
         missing = [need for need in wanted if not caller.allows(need)]
         if missing or self._asks_for_proof(request, caller.identity):
-            raise self._refusal(http, request, caller.identity, wanted, missing)
+            raise self._refusal(http, request, caller.identity, missing)
         return caller
+
+    def open_to_anyone(self, wanted: Iterable[Need]) -> bool:
+        """Whether callers without credentials may do all this.
+
+        Then stale ones must not fail it: nodes keep the credentials of other runs and registries.
+        """
+        anyone = Caller(ANONYMOUS, self._policy())
+        allowed = [anyone.allows(need) for need in wanted]
+        return bool(allowed) and all(allowed)
 
     async def _identify(self, http: BaseRequest) -> Identity:
         if self.authentication is None:
@@ -161,9 +176,9 @@ class Guard:
         http: BaseRequest,
         request: Request,
         identity: Identity,
-        wanted: tuple[Need, ...],
         missing: list[Need],
     ) -> Unauthorized | AccessDenied:
+        wanted = (*needs(request), *useful(request))
         if identity.access is None and identity.anonymous:
             # Not a denial yet: every client's first request comes without credentials.
             return self._unauthorized(http, wanted, "authentication required", None)

@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from aiohttp.web_response import StreamResponse
 
 from auth.errors import CredentialsInvalid, TokenInvalid
-from auth.identity import Identity
+from auth.identity import ANONYMOUS, Identity
 from auth.scope import REPOSITORY, Scope, parse_scopes, render_scopes
+from registry.access import Need
 from registry.body import HTTPRequest
 from registry.context import JSON, Context, answer
 from registry.errors import EndpointUnknown, ParameterInvalid, Unauthorized
@@ -33,12 +34,12 @@ _BASIC = f'Basic realm="{REALM}"'
 async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET: Basic credentials (or none) for an access token."""
     authentication = _authentication(context)
+    scopes = request.query.get("scope", [])
     try:
         identity = await context.guard.login(http)
     except CredentialsInvalid as error:
-        raise _refused(context, http, request, claimed_name(http), error) from None
+        identity = _anyone(context, http, request, claimed_name(http), scopes, error)
     offline = request.parameter("offline_token") == "true"
-    scopes = request.query.get("scope", [])
     return _issue(context, authentication, identity, scopes, offline)
 
 
@@ -65,7 +66,8 @@ async def post(context: Context, http: HTTPRequest, request: Request) -> StreamR
                     f"grant_type {other[:40]!r} is not supported (password, refresh_token are)"
                 )
     except (CredentialsInvalid, TokenInvalid) as error:
-        raise _refused(context, http, request, field("username"), error) from None
+        scopes = form.get("scope", [])
+        identity = _anyone(context, http, request, field("username"), scopes, error)
     offline = field("access_type") == "offline"
     return _issue(context, authentication, identity, form.get("scope", []), offline)
 
@@ -98,12 +100,18 @@ def _resolved(context: Context, scopes: Iterable[Scope]) -> list[Scope]:
     """The scopes, and those that they mean in the bundles: ``x`` may be ``library/x``."""
     found = list(scopes)
     for scope in found[:]:
-        if scope.type == REPOSITORY:
-            with contextlib.suppress(NameAmbiguous):
-                name = context.names(scope.name, None)
-                if name != scope.name:
-                    found.append(Scope(scope.type, name, scope.actions))
+        name = _meant(context, scope)
+        if name != scope.name:
+            found.append(Scope(scope.type, name, scope.actions))
     return found
+
+
+def _meant(context: Context, scope: Scope) -> str:
+    """The name of the resource that a scope means."""
+    if scope.type == REPOSITORY:
+        with contextlib.suppress(NameAmbiguous):
+            return context.names(scope.name, None)
+    return scope.name
 
 
 def _authentication(context: Context) -> Authentication:
@@ -112,12 +120,26 @@ def _authentication(context: Context) -> Authentication:
     return context.guard.authentication
 
 
-def _refused(
+def _anyone(
     context: Context,
     http: HTTPRequest,
     request: Request,
     name: str,
+    asked: list[str],
     error: CredentialsInvalid | TokenInvalid,
-) -> Unauthorized:
+) -> Identity:
+    """The anonymous caller in place of one whose credentials are refused.
+
+    Raises:
+        Unauthorized: not all that is asked for is open to anyone. A login, which asks for nothing,
+            must fail too.
+    """
+    wanted = [
+        Need(scope.type, _meant(context, scope), action)
+        for scope in parse_scopes(asked)
+        for action in scope.actions
+    ]
+    if context.guard.open_to_anyone(wanted):
+        return ANONYMOUS
     context.guard.audit.refused(http, request, name, error.message)
-    return Unauthorized(error.message, _BASIC)
+    raise Unauthorized(error.message, _BASIC) from None

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp.web_response import Response, StreamResponse
 
-from registry.access import Need
+from registry.access import Need, mount_source
 from registry.body import HTTPRequest
 from registry.context import Context, Handler, answer, in_thread
 from registry.errors import ParameterInvalid, upload_range
@@ -20,13 +20,16 @@ from storage.digest import CANONICAL, Digest
 from storage.errors import (
     BlobUnknown,
     DigestInvalid,
+    NameInvalid,
     SizeInvalid,
     StorageFull,
     UploadOffset,
     UploadUnknown,
 )
 from storage.interface import Upload
-from storage.names import check_repository
+
+_PAGE = 1000
+"""Repositories looked up at a time."""
 
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]+|\*))?")
 
@@ -45,13 +48,16 @@ def receiving(handler: Handler) -> Handler:
 @receiving
 async def begin(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """POST: mount a blob, take a whole one, or open a session."""
-    if mount := request.parameter("mount"):
-        digest = digests.parse(mount)
+    algorithm = CANONICAL
+    # The spec: a mount that cannot be done, for whatever reason, is an upload.
+    with contextlib.suppress(DigestInvalid):
+        digest = digests.parse(request.parameter("mount") or "")
+        algorithm = digest.algorithm
         if await _mount(context, request, digest):
             return _created(request, digest)
     if whole := request.parameter("digest"):
         return await _monolithic(context, http, request, digests.parse(whole))
-    algorithm = request.parameter("digest-algorithm") or CANONICAL
+    algorithm = request.parameter("digest-algorithm") or algorithm
     upload = await in_thread(context.store.begin_upload, request.repository, algorithm)
     return answer(202, headers=_standing(request, upload, 0))
 
@@ -130,22 +136,35 @@ async def _ending_with_the_disk(upload: Upload) -> AsyncIterator[None]:
 
 
 async def _mount(context: Context, request: Request, digest: Digest) -> bool:
-    """Link the blob from a repository that the caller may pull from; False if there is none."""
-    named = request.parameter("from")
-    source = check_repository(named) if named else await in_thread(_holder, context, digest)
+    """Link the blob from a repository that the caller may pull from; False if there is none.
+
+    Nothing is looked up where the caller may not pull: neither the answer nor the time it takes
+    tells whether a blob is there.
+    """
+    source = mount_source(request)
+    if source is None:
+        source = await in_thread(_readable_holder, context, digest)
+    elif not context.caller.allows(Need("repository", source, "pull")):
+        return False
     if source is None:
         return False
     try:
         await in_thread(context.store.mount, request.repository, digest, source)
-    except BlobUnknown:
+    except (BlobUnknown, NameInvalid):
         return False
     return True
 
 
-def _holder(context: Context, digest: Digest) -> str | None:
-    for name in context.store.holders(digest):
-        if context.caller.allows(Need("repository", name, "pull")):
-            return name
+def _readable_holder(context: Context, digest: Digest) -> str | None:
+    """The first repository with a blob, of those that the caller may pull from."""
+    after = ""
+    while names := context.store.repositories(after, _PAGE):
+        for name in names:
+            if context.caller.allows(Need("repository", name, "pull")):
+                with contextlib.suppress(BlobUnknown):
+                    context.store.blob(name, digest)
+                    return name
+        after = names[-1]
     return None
 
 

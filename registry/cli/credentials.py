@@ -30,7 +30,14 @@ DEFAULT_HOURS = 12.0
     show_default=True,
     help="docker: a config.json; secret: a Kubernetes Secret for imagePullSecrets.",
 )
-@click.option("--host", metavar="HOST:PORT", help="As image names have it, if not as announced.")
+@click.option(
+    "--host",
+    "hosts",
+    metavar="HOST:PORT",
+    multiple=True,
+    help="The registry as image names have it, if not as announced; docker.io where it is a mirror "
+    "of that. Repeatable.",
+)
 @click.option("--secret-name", default="mayfly", show_default=True)
 @click.option("--namespace", default="default", show_default=True)
 @state_directory
@@ -41,7 +48,7 @@ def command(
     node: str | None,
     hours: float,
     form: str,
-    host: str | None,
+    hosts: tuple[str, ...],
     secret_name: str,
     namespace: str,
     state_dir: Path,
@@ -50,7 +57,7 @@ def command(
     from auth.generate import docker_config, kubernetes_secret
     from registry.announce import read_ready
 
-    host = host or read_ready(state_dir)["url"].partition("://")[2]
+    hosts = hosts or (read_ready(state_dir)["url"].partition("://")[2],)
     made = issue(state_dir, name, hours, node, repositories, push=push)
     match form:
         case "text":
@@ -58,16 +65,17 @@ def command(
         case "json":
             print_json(
                 {
-                    "host": host,
+                    "host": hosts[0],
+                    "hosts": hosts,
                     "username": made.name,
                     "password": made.password,
                     "expires": made.expires,
                 }
             )
         case "docker":
-            print_json(docker_config(host, made))
+            print_json(docker_config(hosts, made))
         case _:
-            print_json(kubernetes_secret(secret_name, namespace, host, made))
+            print_json(kubernetes_secret(secret_name, namespace, hosts, made))
 
 
 def issue(

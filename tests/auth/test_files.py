@@ -21,7 +21,7 @@ def _mode(path: Path) -> int:
     [
         (0o600, files.PRIVATE, True),
         (0o400, files.PRIVATE, True),
-        (0o640, files.PRIVATE, False),
+        (0o660, files.PRIVATE, False),
         (0o604, files.PRIVATE, False),
         (0o620, files.PRIVATE, False),
         (0o644, files.NOT_WRITABLE_BY_OTHERS, True),
@@ -39,6 +39,20 @@ def test_permissions(tmp_path: Path, mode: int, forbidden: int, allowed: bool) -
     else:
         with pytest.raises(PolicyFileInvalid, match="chmod"):
             files.read(path, forbidden)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make files of other users")
+@pytest.mark.parametrize("mode", [0o440, 0o640])
+def test_group_may_read_a_secret_of_root(tmp_path: Path, mode: int) -> None:
+    """A Secret volume's fsGroup makes 0400 into 0440, owned by root; another owner may not."""
+    path = tmp_path / "key"
+    path.write_bytes(b"x")
+    path.chmod(mode)
+    os.chown(path, 0, 65532)
+    assert files.read(path, files.PRIVATE) == b"x"
+    os.chown(path, 65532, 65532)
+    with pytest.raises(PolicyFileInvalid, match="chmod 600"):
+        files.read(path, files.PRIVATE)
 
 
 def test_reading_follows_symlinks_to_a_checked_target(tmp_path: Path) -> None:

@@ -39,27 +39,27 @@ def test_one_run() -> None:
 
 def test_docker_config() -> None:
     """The auth entry is what docker login writes."""
-    assert docker_config("10.0.0.1:5000", CREDENTIAL) == {
-        "auths": {"10.0.0.1:5000": {"auth": AUTH}}
+    assert docker_config(["10.0.0.1:5000", "docker.io"], CREDENTIAL) == {
+        "auths": {"10.0.0.1:5000": {"auth": AUTH}, "docker.io": {"auth": AUTH}}
     }
 
 
 @pytest.mark.parametrize("host", ["a", "a.b-c:1", "[fe80::1]:5000", "[::1]"])
 def test_hosts(host: str) -> None:
     """Names, addresses and ports as image names have them."""
-    assert host in json.dumps(docker_config(host, CREDENTIAL))
+    assert host in json.dumps(docker_config([host], CREDENTIAL))
 
 
 @pytest.mark.parametrize("host", ["", "https://a", "a/b", "a:port", "a b", 'a"', "::1", "a\n"])
 def test_refused_hosts(host: str) -> None:
     """What no image name could begin with."""
     with pytest.raises(InputInvalid, match="registry host"):
-        docker_config(host, CREDENTIAL)
+        docker_config(["r", host], CREDENTIAL)
 
 
 def test_kubernetes_secret() -> None:
     """Type, key and encoding are those kubelet reads."""
-    secret = kubernetes_secret("mayfly-pull", "kube-system", "r:5000", CREDENTIAL)
+    secret = kubernetes_secret("mayfly-pull", "kube-system", ["r:5000"], CREDENTIAL)
     data = secret.pop("data")
     assert secret == {
         "apiVersion": "v1",
@@ -91,4 +91,4 @@ def test_kubernetes_secret() -> None:
 def test_refused_secret_names(name: str, namespace: str) -> None:
     """The Secret would be refused by Kubernetes, so it is refused here."""
     with pytest.raises(InputInvalid, match="invalid"):
-        kubernetes_secret(name, namespace, "r", CREDENTIAL)
+        kubernetes_secret(name, namespace, ["r"], CREDENTIAL)

@@ -369,7 +369,7 @@ def test_key_file(tmp_path: Path) -> None:
     ("content", "mode", "message"),
     [
         (new_key(), 0o644, "chmod 600"),
-        (new_key(), 0o640, "chmod 600"),
+        (new_key(), 0o660, "chmod 600"),
         (b"zuul-secret", 0o600, "fewer than 32"),
         (b"secret" * 6, 0o600, "not random"),
         (b" " * 64, 0o600, "fewer than 32"),

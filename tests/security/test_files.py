@@ -128,7 +128,7 @@ def test_odd_file_is_refused(
     assert str(file) in serve(auth=auth)
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o666])
+@pytest.mark.parametrize("mode", [0o644, 0o660, 0o604, 0o666])
 def test_signing_key_open_to_others_is_refused(
     mode: int, tmp_path: Path, serve: Callable[..., str]
 ) -> None:
