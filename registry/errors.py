@@ -103,6 +103,7 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     storage.StorageFull: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "DENIED"),
     storage.StorageFailed: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     storage.ContentCorrupt: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
+    storage.PathRefused: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     BundleInvalid: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     BundleChanged: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     NameAmbiguous: (HTTPStatus.BAD_REQUEST, "NAME_INVALID"),

@@ -8,6 +8,7 @@ have its digest is not served.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiofiles
@@ -71,8 +72,12 @@ class ManifestCache:
 
 async def _read(extent: Extent) -> bytes:
     try:
-        async with aiofiles.open(extent.path, "rb") as file:
+        async with aiofiles.open(extent.path, "rb", opener=_opener_of(extent)) as file:
             await file.seek(extent.offset)
             return await file.read(extent.size)
     except FileNotFoundError:
         raise ManifestUnknown("manifest unknown") from None
+
+
+def _opener_of(extent: Extent) -> Callable[[str, int], int]:
+    return lambda path, flags: extent.opener.open(extent.path)

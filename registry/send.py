@@ -22,7 +22,7 @@ from registry.errors import RangeInvalid
 from registry.lifetime.observer import Sending
 from registry.sendfile import sendfile
 from storage.bundle.errors import Interrupted
-from storage.bundle.verified import BundleExtent, Proof
+from storage.bundle.verified import BundleExtent, Proof, changed
 from storage.errors import BlobUnknown, ContentCorrupt
 from storage.interface import Extent
 
@@ -83,7 +83,7 @@ async def send(
         await response.write_eof()
         return response
     try:
-        file = extent.path.open("rb", buffering=0)
+        file = extent.open()
     except FileNotFoundError:
         raise BlobUnknown("blob unknown to repository") from None
     with file, sending.part(offset, count, extent.size):
@@ -136,6 +136,9 @@ async def _sendfile(http: HTTPRequest, file: IO[bytes], offset: int, count: int)
 _SMALL = 4 * 1024 * 1024
 """Content of so many bytes does not queue behind large layers."""
 
+_ATTEMPTS = 3
+"""Proofs taken at the end of one transfer while the file's change time keeps moving."""
+
 _hashing = ThreadPoolExecutor(2, "hash")
 """For large layers, two at a time: more would make a disk seek between them."""
 
@@ -147,14 +150,17 @@ def _proving(extent: Extent, file: IO[bytes]) -> asyncio.Future[None] | None:
     """For content of a bundle, its proof, taken beside the sending."""
     if not isinstance(extent, BundleExtent):
         return None
-    proof = extent.proof
-    if proof.holds(file.fileno()):
+    return _taking(extent.proof.of(file.fileno()), extent.size)
+
+
+def _taking(proof: Proof, size: int) -> asyncio.Future[None]:
+    if proof.holds:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
     taken = _proofs.get(proof)
     if taken is None:
-        threads = None if extent.size <= _SMALL else _hashing
+        threads = None if size <= _SMALL else _hashing
         loop = asyncio.get_running_loop()
         taken = _proofs[proof] = loop.run_in_executor(threads, proof.establish)
         taken.add_done_callback(partial(_taken, proof))
@@ -174,7 +180,13 @@ async def _prove(
     try:
         await asyncio.shield(proving)
         # Also of what was proven long ago: the file may have been written to while it was sent.
-        extent.proof.holds(file.fileno())
+        # Where only its change time moved it is read again; who keeps moving it gets no end.
+        for _ in range(_ATTEMPTS):
+            proof = extent.proof.of(file.fileno())
+            if proof.holds:
+                return
+            await asyncio.shield(_taking(proof, extent.size))
+        raise changed()
     except (ContentCorrupt, Interrupted) as error:
         logger.error("a transfer was cut: %s (%s)", error, extent.proof)
         if http.transport is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from bisect import bisect_left
@@ -11,7 +10,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from storage.names import is_component
+from storage.errors import PathRefused
+from storage.files import HostTree, Tree
+from storage.names import MAX_NAME_LENGTH, is_component
 
 _MARKS = ("_manifests", "_layers")
 
@@ -30,8 +31,9 @@ class Catalog:
     a page of ten thousand neighbours costs no more than one of ten.
     """
 
-    def __init__(self, repositories: Path) -> None:
+    def __init__(self, repositories: Path, tree: Tree | None = None) -> None:
         self._repositories = repositories
+        self._tree = tree or HostTree(repositories)
         self._listings: OrderedDict[Path, tuple[int, list[str]]] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
@@ -48,22 +50,31 @@ class Catalog:
             key = keys[index]
             full = prefix + key
             if key.endswith("/"):
-                if full > after or after.startswith(full):
+                # No repository's name is longer, so that the deepest of trees has an end.
+                deeper = len(full) < MAX_NAME_LENGTH
+                if deeper and (full > after or after.startswith(full)):
                     yield from self._walk(directory / key[:-1], full, after)
-            elif full > after and is_repository(directory / key):
+            elif len(full) > MAX_NAME_LENGTH:
+                continue
+            elif full > after and is_repository(directory / key, self._tree):
                 yield full
 
     def _keys(self, directory: Path) -> list[str]:
         try:
-            changed = directory.stat().st_mtime_ns
-        except (FileNotFoundError, NotADirectoryError):
+            found = self._tree.status(directory)
+        except PathRefused:
             return []
+        if found is None:
+            return []
+        changed = found.st_mtime_ns
         known = self._listings.get(directory)
         if known is not None and known[0] == changed:
             return known[1]
         # "a-b" sorts before "a/b": a directory is two entries, the repository itself and, with a
         # slash, all that lies below it; every name below begins with that key: keys stay sorted.
-        keys = sorted(key for name in _directories(directory) for key in (name, name + "/"))
+        keys = sorted(
+            key for name in _directories(directory, self._tree) for key in (name, name + "/")
+        )
         if time.time_ns() - changed > _SETTLED_NS:
             self._remember(directory, changed, keys)
         return keys
@@ -80,21 +91,23 @@ class Catalog:
 
 def upload_directories(repositories: Path) -> Iterator[Path]:
     """Every directory of upload sessions, also of repositories that hold nothing else yet."""
-    uploads = repositories / "_uploads"
-    if uploads.is_dir():
-        yield uploads
-    for name in _directories(repositories):
-        yield from upload_directories(repositories / name)
+    tree = HostTree(repositories)
+    waiting = [(repositories, 0)]
+    while waiting:
+        directory, length = waiting.pop()
+        uploads = directory / "_uploads"
+        if uploads.is_dir():
+            yield uploads
+        for name in _directories(directory, tree):
+            below = length + len(name) + 1
+            if below <= MAX_NAME_LENGTH + 1:  # with a slash at its end
+                waiting.append((directory / name, below))
 
 
-def _directories(directory: Path) -> list[str]:
-    try:
-        with os.scandir(directory) as entries:
-            return [e.name for e in entries if is_component(e.name) and e.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+def _directories(directory: Path, tree: Tree) -> list[str]:
+    return [name for name in tree.directories(directory) if is_component(name)]
 
 
-def is_repository(directory: Path) -> bool:
+def is_repository(directory: Path, tree: Tree) -> bool:
     """Whether a directory is a repository: one that only leads to others or to uploads is not."""
-    return any((directory / mark).is_dir() for mark in _MARKS)
+    return any(tree.is_directory(directory / mark) for mark in _MARKS)

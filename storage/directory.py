@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from storage import digest as digests
 from storage.catalog import Catalog, is_repository
 from storage.digest import Digest
-from storage.errors import BlobUnknown, DigestInvalid, ManifestUnknown, NameUnknown
+from storage.errors import BlobUnknown, DigestInvalid, ManifestUnknown, NameUnknown, PathRefused
+from storage.files import HostTree, Tree
 from storage.interface import Extent
 from storage.layout import Layout
 from storage.manifest import MAX_SIZE
@@ -27,30 +29,40 @@ _LONGEST_LINK = 256
 
 
 class DirectoryReader:
-    """See `storage.interface.Reader`; ``root`` is the directory that registry:2 is given."""
+    """See `storage.interface.Reader`.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the directory that registry:2 is given.
+        tree: how its files are read; by default as those of an operator's own root.
+    """
+
+    def __init__(self, root: Path, tree: Tree | None = None) -> None:
         self._layout = Layout(root)
+        self._tree = tree or HostTree(self._layout.repositories)
         self._referrers = Referrers(self)
-        self._catalog = Catalog(self._layout.repositories)
+        self._catalog = Catalog(self._layout.repositories, self._tree)
 
     def blob(self, repository: str, digest: Digest) -> Extent:
-        if self._layout.layer_link(repository, digest).exists():
-            data = self._layout.data(digest)
-            try:
-                return Extent(data, 0, data.stat().st_size)
-            except FileNotFoundError:
-                pass
+        if self._tree.is_file(self._layout.layer_link(repository, digest)):
+            found = self._extent(digest)
+            if found is not None:
+                return found
         raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
 
     def manifest(self, repository: str, digest: Digest) -> Extent:
         if self.is_linked(repository, digest):
-            data = self._layout.data(digest)
-            try:
-                return Extent(data, 0, data.stat().st_size)
-            except FileNotFoundError:
-                pass
+            found = self._extent(digest)
+            if found is not None:
+                return found
         raise manifest_unknown(str(digest))
+
+    def _extent(self, digest: Digest) -> Extent | None:
+        """Where the bytes of content lie, whoever links it; None when they are gone."""
+        data = self._layout.data(digest)
+        status = self._tree.status(data)
+        if status is None or not stat.S_ISREG(status.st_mode):
+            return None
+        return Extent(data, 0, status.st_size)
 
     def tag(self, repository: str, tag: str) -> Digest:
         digest = self.read_link(self._layout.tag_link(repository, tag))
@@ -59,19 +71,19 @@ class DirectoryReader:
         return digest
 
     def tags(self, repository: str) -> list[str]:
-        if not is_repository(self._layout.repository(repository)):
+        if not is_repository(self._layout.repository(repository), self._tree):
             raise NameUnknown("repository name not known to registry", {"name": repository})
-        tags = [name for name in _entries(self._layout.tags(repository)) if is_tag(name)]
-        return sorted(t for t in tags if self._layout.tag_link(repository, t).exists())
+        tags = [name for name in self._tree.entries(self._layout.tags(repository)) if is_tag(name)]
+        return sorted(t for t in tags if self._tree.is_file(self._layout.tag_link(repository, t)))
 
     def repositories(self, after: str, limit: int) -> list[str]:
         return self._catalog.names_after(after, limit)
 
     def holders(self, digest: Digest) -> Iterator[str]:
-        if not self._layout.data(digest).exists():
+        if not self._tree.is_file(self._layout.data(digest)):
             return
         for name in self.every_repository():
-            if self._layout.layer_link(name, digest).exists():
+            if self._tree.is_file(self._layout.layer_link(name, digest)):
                 yield name
 
     def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
@@ -87,12 +99,12 @@ class DirectoryReader:
     def stored_blobs(self) -> Iterator[tuple[Digest, Path]]:
         """Every blob's digest and file, whether or not a repository links it."""
         for algorithm in digests.HEX_LENGTHS:
-            for fan in _entries(self._layout.blobs / algorithm):
-                for encoded in _entries(self._layout.blobs / algorithm / fan):
+            for fan in self._tree.entries(self._layout.blobs / algorithm):
+                for encoded in self._tree.entries(self._layout.blobs / algorithm / fan):
                     with contextlib.suppress(DigestInvalid):
                         digest = digests.parse(f"{algorithm}:{encoded}")
                         data = self._layout.data(digest)
-                        if data.exists():
+                        if self._tree.is_file(data):
                             yield digest, data
 
     def revisions(self, repository: str) -> Iterator[Digest]:
@@ -103,7 +115,7 @@ class DirectoryReader:
 
     def is_linked(self, repository: str, digest: Digest) -> bool:
         """Whether a manifest is linked in a repository."""
-        return self._layout.revision_link(repository, digest).exists()
+        return self._tree.is_file(self._layout.revision_link(repository, digest))
 
     def revision_directories(self, repository: str) -> list[Path]:
         """See `storage.referrers.Revisions`."""
@@ -112,7 +124,7 @@ class DirectoryReader:
     def revision_entries(self, repository: str) -> Iterator[Digest]:
         """See `storage.referrers.Revisions`."""
         for directory in self.revision_directories(repository):
-            for encoded in _entries(directory):
+            for encoded in self._tree.entries(directory):
                 with contextlib.suppress(DigestInvalid):
                     yield digests.parse(f"{directory.name}:{encoded}")
 
@@ -124,23 +136,28 @@ class DirectoryReader:
         """
         extent = self.manifest(repository, digest)
         try:
-            with extent.path.open("rb") as file:
-                file.seek(extent.offset)
-                return file.read(min(extent.size, MAX_SIZE))
+            with extent.open() as file:
+                return os.pread(file.fileno(), min(extent.size, MAX_SIZE), extent.offset)
         except FileNotFoundError:
             raise manifest_unknown(str(digest)) from None
 
-    @staticmethod
-    def read_link(link: Path) -> Digest | None:
+    def read_link(self, link: Path) -> Digest | None:
         """The digest a link file holds; None where there is none that can be read."""
         try:
-            descriptor = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._tree.open(link)
             try:
                 text = os.read(descriptor, _LONGEST_LINK)
             finally:
                 os.close(descriptor)
             return digests.parse(text.decode("ascii").strip())
-        except (FileNotFoundError, NotADirectoryError, DigestInvalid, UnicodeDecodeError):
+        except (
+            FileNotFoundError,
+            NotADirectoryError,
+            IsADirectoryError,
+            PathRefused,
+            DigestInvalid,
+            UnicodeDecodeError,
+        ):
             # registry:2 does not sync links: power loss may leave an empty one.
             return None
 
@@ -148,10 +165,3 @@ class DirectoryReader:
 def manifest_unknown(reference: str) -> ManifestUnknown:
     """The error for a tag or digest that is not in a repository."""
     return ManifestUnknown("manifest unknown", {"reference": reference})
-
-
-def _entries(directory: Path) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return []

@@ -90,6 +90,10 @@ class ContentCorrupt(StorageError):
     """Stored bytes that no longer have their digest; they are not served."""
 
 
+class PathRefused(ContentCorrupt):
+    """A link, a pipe or a device in a directory, where its content should be."""
+
+
 def of_disk(error: OSError) -> StorageError | None:
     """What a refusal of the disk means; None for what is not its fault. No path is told."""
     reason = os.strerror(error.errno or 0)

@@ -102,7 +102,7 @@ def write(export: Export, output: BinaryIO, progress: Progress = lambda size: No
         _add(archive, "index.json", export.index)
         for digest, extent in export.contents.items():
             name = f"blobs/{digest.algorithm}/{digest.hex}"
-            with extent.path.open("rb", buffering=0) as file:
+            with extent.open() as file:
                 section = _Section(file, extent, digest, progress)
                 archive.addfile(_member(name, extent.size), section)
                 section.check()

@@ -6,6 +6,7 @@ Reads any `storage.interface.Reader`. Sizes are those of the stored (compressed)
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -163,9 +164,8 @@ def read(extent: Extent) -> bytes:
         ManifestUnknown: the file went away meanwhile.
     """
     try:
-        with extent.path.open("rb") as file:
-            file.seek(extent.offset)
-            return file.read(extent.size)
+        with extent.open() as file:
+            return os.pread(file.fileno(), extent.size, extent.offset)
     except FileNotFoundError:
         raise ManifestUnknown("manifest unknown") from None
 

@@ -10,12 +10,14 @@ grammar, and `StorageFull` or `OSError` when the disk refuses.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from storage.digest import Digest
+from storage.files import HOST, Opener
 from storage.manifest import Manifest
 
 
@@ -24,12 +26,27 @@ class Extent:
     """Where content lies: ``size`` bytes from ``offset`` of the file ``path``.
 
     A value, not an open file: a HEAD costs no descriptor and nothing can be left open. Whoever
-    opens ``path`` later and finds it gone treats the content as unknown.
+    opens it later and finds it gone treats the content as unknown.
     """
 
     path: Path
     offset: int
     size: int
+    opener: Opener = field(default=HOST, kw_only=True, repr=False)
+
+    def open(self) -> io.FileIO:
+        """Open the file, unbuffered and at its start; what ``path`` alone leads to may be another.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            PathRefused: something that is no file took its place.
+        """
+        return open_file(self.opener, self.path)
+
+
+def open_file(opener: Opener, path: Path) -> io.FileIO:
+    """Open a file through its opener, unbuffered."""
+    return io.FileIO(opener.open(path), "rb")
 
 
 class Reader(Protocol):

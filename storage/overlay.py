@@ -46,13 +46,13 @@ class OverlayStore(DistributionStore):
 
     def has_repository(self, repository: str) -> bool:
         """Quick. Whether something was pushed under exactly this name."""
-        return is_repository(self._layout.repository(repository))
+        return is_repository(self._layout.repository(repository), self._tree)
 
     # Reading
 
     def blob(self, repository: str, digest: Digest) -> Extent:
         if self._links(repository, digest) or self._lower.links(repository, digest):
-            found = self._content(digest) or self._lower.content(digest)
+            found = self._extent(digest) or self._lower.content(digest)
             if found is not None:
                 return found
         raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
@@ -118,15 +118,8 @@ class OverlayStore(DistributionStore):
         with contextlib.suppress(ManifestUnknown):
             self._whiteouts.hide_tag(repository, tag, self._lower.tag(repository, tag))
 
-    def _content(self, digest: Digest) -> Extent | None:
-        data = self._layout.data(digest)
-        try:
-            return Extent(data, 0, data.stat().st_size)
-        except FileNotFoundError:
-            return None
-
     def _links(self, repository: str, digest: Digest) -> bool:
-        return self._layout.layer_link(repository, digest).exists()
+        return self._tree.is_file(self._layout.layer_link(repository, digest))
 
     def _touch(self, extent: Extent) -> None:  # type: ignore[override]
         # Only what the collector may remove has an age that matters; a layer's file is its own.

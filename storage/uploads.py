@@ -120,7 +120,7 @@ class DirectoryUpload:
             OSError: the source cannot be read.
         """
         self._room(extent.size)
-        with self._lock, full_disk_is_domain_error(), extent.path.open("rb", buffering=0) as file:
+        with self._lock, full_disk_is_domain_error(), extent.open() as file:
             descriptor = self._open(os.O_WRONLY)
             try:
                 end = os.lseek(descriptor, 0, os.SEEK_END)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from storage.bundle.errors import BundleInvalid
+from storage.files import open_regular
 from storage.publish import full_disk_is_domain_error
 
 MAX_RATIO = 100
@@ -47,7 +49,7 @@ def compression_of(path: Path) -> Compression | None:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with _opened(path) as file:
         start = file.read(8)
     return next((found for magic, found in _MAGIC.items() if start.startswith(magic)), None)
 
@@ -64,7 +66,7 @@ def expand(path: Path, target: Path, progress: Callable[[int], None]) -> None:
     """
     limit = max(path.stat().st_size * MAX_RATIO, _FLOOR)
     written = position = 0
-    with path.open("rb") as raw, _open(path, raw) as source, target.open("xb") as output:
+    with _opened(path) as raw, _open(path, raw) as source, target.open("xb") as output:
         while piece := _read(path, source):
             written += len(piece)
             if written > limit:
@@ -76,6 +78,10 @@ def expand(path: Path, target: Path, progress: Callable[[int], None]) -> None:
                 output.write(piece)
             progress(raw.tell() - position)
             position = raw.tell()
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return os.fdopen(open_regular(path), "rb")
 
 
 def zstandard_reader(path: Path, raw: IO[bytes]) -> IO[bytes]:

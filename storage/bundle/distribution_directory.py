@@ -6,13 +6,16 @@ recorded there.
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
+from storage.beneath import Beneath
 from storage.bundle.errors import BundleInvalid
-from storage.bundle.verified import Piece, Proofs, stamp_of
-from storage.digest import Digest
-from storage.directory import DirectoryReader
-from storage.errors import BlobUnknown
+from storage.bundle.verified import Fault, Piece, Proofs
+from storage.digest import HEX_LENGTHS, Digest
+from storage.directory import DirectoryReader, manifest_unknown
+from storage.errors import BlobUnknown, PathRefused
+from storage.files import stamp_of
 from storage.interface import Extent
 
 
@@ -28,14 +31,28 @@ class DistributionDirectory(DirectoryReader):
     """
 
     def __init__(self, root: Path, proofs: Proofs) -> None:
-        if not is_distribution(root):
-            raise BundleInvalid("there is no docker/registry/v2 in the directory")
-        super().__init__(root)
+        self._beneath = Beneath(root)
+        super().__init__(self._beneath.root, self._beneath)
+        try:
+            self._check_top()
+        except BaseException:
+            self.close()
+            raise
         self._label = str(root)
         self._proofs = proofs
 
+    def _check_top(self) -> None:
+        """Refuse at once what would make every image unreadable, such as a link to elsewhere."""
+        layout = self._layout
+        if self._beneath.status(layout.base) is None:
+            raise BundleInvalid("there is no docker/registry/v2 in the directory")
+        tops = [layout.repositories, layout.blobs, *(layout.blobs / a for a in HEX_LENGTHS)]
+        for directory in tops:
+            self._beneath.status(directory)
+
     def close(self) -> None:
-        """Nothing is held open."""
+        """Let go of the directory."""
+        self._beneath.close()
 
     def blob(self, repository: str, digest: Digest) -> Extent:
         found = self.content(digest) if self.links(repository, digest) else None
@@ -44,20 +61,24 @@ class DistributionDirectory(DirectoryReader):
         return found
 
     def manifest(self, repository: str, digest: Digest) -> Extent:
-        return self._proven(super().manifest(repository, digest).path, digest)
+        found = self.content(digest) if self.is_linked(repository, digest) else None
+        if found is None:
+            raise manifest_unknown(str(digest))
+        return found
 
     def links(self, repository: str, digest: Digest) -> bool:
-        return self._layout.layer_link(repository, digest).exists()
+        return self._beneath.is_file(self._layout.layer_link(repository, digest))
 
     def content(self, digest: Digest) -> Extent | None:
+        path = self._layout.data(digest)
         try:
-            return self._proven(self._layout.data(digest), digest)
-        except FileNotFoundError:
+            status = self._beneath.status(path)
+        except PathRefused as error:
+            self._proofs.note(Fault(digest, self._label, error.message))
+            raise
+        if status is None or not stat.S_ISREG(status.st_mode):
             return None
-
-    def _proven(self, path: Path, digest: Digest) -> Extent:
-        status = path.stat()
-        piece = Piece(path, 0, status.st_size, stamp_of(status))
+        piece = Piece(path, 0, status.st_size, stamp_of(status), self._beneath)
         return self._proofs.extent(piece, digest, self._label)
 
 

@@ -17,16 +17,16 @@ import json
 import os
 import posixpath
 import re
-from pathlib import Path
 
 from storage import digest as digests
 from storage.bundle import documents
 from storage.bundle.content import Listed
 from storage.bundle.documents import DockerImage
 from storage.bundle.errors import BundleInvalid
-from storage.bundle.files import Files, read
-from storage.bundle.verified import Piece, Progress, Proofs, stamp_of
+from storage.bundle.files import Files, OpenFile, read
+from storage.bundle.verified import Piece, Progress, Proofs
 from storage.digest import Digest
+from storage.files import stamp_of
 from storage.manifest import DOCKER_MANIFEST
 
 INDEX = "manifest.json"
@@ -124,9 +124,9 @@ class DockerArchive:
         self._descriptors.append(descriptor)
         os.write(descriptor, b"".join(bodies))
         stamp, offset = stamp_of(os.fstat(descriptor)), 0
-        path = Path(f"/proc/self/fd/{descriptor}")
+        opener = OpenFile(descriptor)
         for body in bodies:
-            self._made[digests.of(body)] = Piece(path, offset, len(body), stamp)
+            self._made[digests.of(body)] = Piece(opener.path, offset, len(body), stamp, opener)
             offset += len(body)
 
     def _layer(self, name: str, diff_id: str) -> dict[str, object] | None:

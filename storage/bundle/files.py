@@ -7,9 +7,12 @@ import stat
 from pathlib import Path
 from typing import Protocol
 
+from storage.beneath import Beneath
 from storage.bundle import tar_index
 from storage.bundle.errors import BundleInvalid
-from storage.bundle.verified import Piece, changed, stamp_of
+from storage.bundle.verified import Piece, changed
+from storage.errors import PathRefused
+from storage.files import open_regular, stamp_of
 
 MAX_DOCUMENT = 16 * 1024 * 1024
 """Largest JSON document in bytes that is read from a bundle."""
@@ -42,45 +45,58 @@ class TarFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # What the operator names may be a link.
+        self._descriptor = open_regular(path)
         try:
             self._stamp = stamp_of(os.fstat(self._descriptor))
             self.index = tar_index.scan(self._descriptor, repeatable=BLOBS)
         except BaseException:
             os.close(self._descriptor)
             raise
-        self._path = Path(f"/proc/self/fd/{self._descriptor}")
+        self._opener = OpenFile(self._descriptor)
 
     def locate(self, name: str) -> Piece | None:
-        if stamp_of(os.fstat(self._descriptor)) != self._stamp:
+        stamp = stamp_of(os.fstat(self._descriptor))
+        if not stamp.is_same_file(self._stamp):
             raise changed()
         place = self.index.locate(name)
-        return Piece(self._path, *place, self._stamp) if place else None
+        if place is None:
+            return None
+        # With the file's stamp of now: what it proves after a chmod is proven anew.
+        return Piece(self._opener.path, *place, stamp, self._opener)
 
     def close(self) -> None:
         os.close(self._descriptor)
 
 
+class OpenFile:
+    """See `storage.files.Opener`: opens anew what is open already, also once its name is gone."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.path = Path(f"/proc/self/fd/{descriptor}")
+
+    def open(self, path: Path) -> int:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 class Directory:
     """The files of a directory. Links are not followed: a bundle cannot point out of itself."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, tree: Beneath) -> None:
+        self._tree = tree
 
     def locate(self, name: str) -> Piece | None:
-        path = self._root / name
+        path = self._tree.root / name
         try:
-            status = path.lstat()
-        except (FileNotFoundError, NotADirectoryError):
+            status = self._tree.status(path)
+        except PathRefused as error:
+            raise BundleInvalid(error.message) from None
+        if status is None or not stat.S_ISREG(status.st_mode):
             return None
-        if stat.S_ISLNK(status.st_mode):
-            raise BundleInvalid(f"file {name} is a symbolic link: put the file itself there")
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        return Piece(path, 0, status.st_size, stamp_of(status))
+        return Piece(path, 0, status.st_size, stamp_of(status), self._tree)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        self._tree.close()
 
 
 def read(piece: Piece, name: str, limit: int = MAX_DOCUMENT) -> bytes:
@@ -92,7 +108,7 @@ def read(piece: Piece, name: str, limit: int = MAX_DOCUMENT) -> bytes:
     """
     if piece.size > limit:
         raise BundleInvalid(f"file {name} is {piece.size} bytes long, {limit} are taken")
-    with piece.path.open("rb", buffering=0) as file:
+    with piece.open() as file:
         data = os.pread(file.fileno(), piece.size, piece.offset)
         if len(data) != piece.size or stamp_of(os.fstat(file.fileno())) != piece.stamp:
             raise changed()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from storage.beneath import Beneath
 from storage.bundle import docker_archive, oci_layout
 from storage.bundle.bundle import Bundle
 from storage.bundle.compressed import compression_of
@@ -138,7 +139,12 @@ def _open_directory(path: Path) -> Content:
             "the directory is no bundle: it has neither index.json (an OCI layout) nor "
             "docker/registry/v2 (a registry's)"
         )
-    return OciLayout(Directory(path))
+    files = Directory(Beneath(path))
+    try:
+        return OciLayout(files)
+    except BaseException:
+        files.close()
+        raise
 
 
 def _open_tar(path: Path, proofs: Proofs) -> Content:

@@ -4,20 +4,23 @@ Nothing is hashed at start. The first time content is sent, it is hashed beside 
 for all who ask for it at that time, and the sender holds back the last bytes until the proof is
 there; when it fails they are never sent. What was proven is kept in the state directory, as lines
 
-    device inode size mtime_ns offset length algorithm:hex
+    device inode size mtime_ns ctime_ns offset length algorithm:hex
 
-for a part of a file as it was; a file that is written to has another mtime, so that its lines no
-longer speak of it. Losing lines costs only hashing again, so the file is appended to without
-syncing, and is begun anew when it has grown too large.
+for a part of a file as it was. A file that is written to has another change time, which nobody can
+set back, so that its lines no longer speak of it. Where only that time moved, as by a chmod or by
+removing one of its names, the content is proven anew; where another modification time or size says
+that the file was written to, it is refused. Losing lines costs only hashing again, so the file is
+appended to without syncing, and is begun anew when it has grown too large.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +28,8 @@ from storage import digest as digests
 from storage.bundle.errors import BundleChanged, Interrupted
 from storage.digest import CANONICAL, Digest
 from storage.errors import ContentCorrupt, DigestInvalid
-from storage.interface import Extent
+from storage.files import HOST, Opener, Stamp, stamp_of
+from storage.interface import Extent, open_file
 
 FILE_NAME = "verified"
 _MAX_FILE_SIZE = 32 * 1024 * 1024
@@ -35,15 +39,6 @@ Progress = Callable[[int], None]
 """Told how many bytes more were read."""
 
 
-class Stamp(NamedTuple):
-    """What tells that a file still has the content it had."""
-
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-
-
 class Piece(NamedTuple):
     """Bytes of a file: ``size`` from ``offset`` of ``path``, as long as it has this stamp."""
 
@@ -51,6 +46,11 @@ class Piece(NamedTuple):
     offset: int
     size: int
     stamp: Stamp
+    opener: Opener = HOST
+
+    def open(self) -> io.FileIO:
+        """Open the file; see `storage.interface.Extent.open`."""
+        return open_file(self.opener, self.path)
 
 
 class Fault(NamedTuple):
@@ -65,11 +65,6 @@ class Fault(NamedTuple):
     digest: Digest
     bundle: str
     text: str
-
-
-def stamp_of(status: os.stat_result) -> Stamp:
-    """The stamp in a stat result."""
-    return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 _Key = tuple[Stamp, int, int, str]
@@ -114,7 +109,7 @@ class Proofs:
             measured = digests.of(b"", digest.algorithm)
         if measured is not None and measured != digest:
             raise proof.corrupt()
-        return BundleExtent(piece.path, piece.offset, piece.size, proof)
+        return BundleExtent(piece.path, piece.offset, piece.size, proof, opener=piece.opener)
 
     def measured(self, piece: Piece, algorithm: str = CANONICAL) -> Digest | None:
         """Quick. The digest that a piece had when it was hashed; None when it never was."""
@@ -178,14 +173,24 @@ class Proof:
         first, last = self.piece.offset, self.piece.offset + self.piece.size - 1
         return f"{self.digest}, bytes {first} to {last} of {self.piece.path.resolve()}"
 
-    def holds(self, descriptor: int) -> bool:
-        """Quick. Whether the content is proven, as read through the sender's own descriptor.
+    def of(self, descriptor: int) -> Proof:
+        """Quick. The proof for the file as it is now, open as the sender's own descriptor.
+
+        It is this one unless the file's change time moved, by a chmod or behind our back.
 
         Raises:
             BundleChanged: the descriptor's file is not what it was when the content was found.
         """
-        if stamp_of(os.fstat(descriptor)) != self.piece.stamp:
+        stamp = stamp_of(os.fstat(descriptor))
+        if stamp == self.piece.stamp:
+            return self
+        if not stamp.is_same_file(self.piece.stamp):
             raise self._changed()
+        return replace(self, piece=self.piece._replace(stamp=stamp))
+
+    @property
+    def holds(self) -> bool:
+        """Quick. Whether the content is proven."""
         return self.proofs.measured(self.piece, self.digest.algorithm) == self.digest
 
     def establish(self) -> None:
@@ -232,8 +237,8 @@ def _hash(piece: Piece, algorithm: str, progress: Progress) -> Digest:
     made = digests.hasher(algorithm)
     buffer = memoryview(bytearray(min(_READ_SIZE, max(piece.size, 1))))
     position, end = piece.offset, piece.offset + piece.size
-    descriptor = os.open(piece.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with piece.open() as file:
+        descriptor = file.fileno()
         while position < end:
             count = os.preadv(descriptor, [buffer[: end - position]], position)
             if count == 0:
@@ -244,8 +249,6 @@ def _hash(piece: Piece, algorithm: str, progress: Progress) -> Digest:
         # After the last read: had anything been written before it, the stamp would tell.
         if stamp_of(os.fstat(descriptor)) != piece.stamp:
             raise changed()
-    finally:
-        os.close(descriptor)
     return Digest(algorithm, made.hexdigest())
 
 
@@ -276,13 +279,12 @@ def _load(file: Path) -> dict[_Key, str]:
     found: dict[_Key, str] = {}
     for line in lines:
         fields = line.split()
-        if len(fields) != 7:
+        if len(fields) != 8:
             continue
         try:
-            device, inode, file_size, mtime, offset, size = map(int, fields[:6])
-            digest = digests.parse(fields[6].decode("ascii"))
+            *parts, offset, size = map(int, fields[:7])
+            digest = digests.parse(fields[7].decode("ascii"))
         except (ValueError, DigestInvalid):
             continue
-        stamp = Stamp(device, inode, file_size, mtime)
-        found[stamp, offset, size, digest.algorithm] = digest.hex
+        found[Stamp(*parts), offset, size, digest.algorithm] = digest.hex
     return found

@@ -162,7 +162,7 @@ def blob_name(digest: str) -> str:
 
 def read(extent: Extent) -> bytes:
     """The bytes an extent stands for."""
-    with extent.path.open("rb") as file:
+    with extent.open() as file:
         file.seek(extent.offset)
         return file.read(extent.size)
 

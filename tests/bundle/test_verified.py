@@ -13,9 +13,10 @@ from storage import digest as digests
 from storage.bundle import verified
 from storage.bundle.errors import BundleChanged, BundleInvalid, Interrupted
 from storage.bundle.files import read as read_small
-from storage.bundle.verified import FILE_NAME, Fault, Piece, Proof, Proofs, stamp_of
+from storage.bundle.verified import FILE_NAME, Fault, Piece, Proof, Proofs
 from storage.digest import Digest
 from storage.errors import ContentCorrupt
+from storage.files import stamp_of
 from tests.bundle.builders import proof_of
 
 DATA = b"before" + b"content" * 100_000 + b"after"
@@ -54,7 +55,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
 def holds(proof: Proof, path: Path) -> bool:
     """Whether it holds for a sender that opened this file."""
     with path.open("rb") as opened:
-        return proof.holds(opened.fileno())
+        return proof.of(opened.fileno()).holds
 
 
 def test_proven_once(piece: Piece, file: Path, state: Path, hashed: list[Piece]) -> None:
@@ -124,6 +125,56 @@ def test_file_written_to(piece: Piece, file: Path, state: Path) -> None:
     assert not holds(proof_of(proofs.extent(fresh, DIGEST, "b.tar")), file)
 
 
+def overwrite_and_set_the_time_back(file: Path, data: bytes) -> None:
+    """What ``rsync --inplace --times``, or somebody who means harm, leaves."""
+    before = file.stat()
+    # The change time ticks every few milliseconds only.
+    while True:
+        with file.open("r+b") as opened:
+            opened.write(data)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        if file.stat().st_ctime_ns != before.st_ctime_ns:
+            return
+
+
+def test_overwritten_with_its_time_set_back(piece: Piece, file: Path, state: Path) -> None:
+    """Neither this server nor the next one takes the old proof for the new bytes."""
+    proofs = Proofs(state)
+    proof = proof_of(proofs.extent(piece, DIGEST, "b.tar"))
+    proof.establish()
+    assert holds(proof, file)
+    overwrite_and_set_the_time_back(file, DATA[::-1])
+    assert not holds(proof, file)
+    for after in (proofs, Proofs(state)):
+        now = piece._replace(stamp=stamp_of(file.stat()))
+        again = proof_of(after.extent(now, DIGEST, "b.tar"))
+        assert not holds(again, file)
+        with pytest.raises(ContentCorrupt):
+            again.establish()
+
+
+@pytest.mark.parametrize("touch", ["chmod", "link", "rename"])
+def test_change_time_alone(piece: Piece, file: Path, state: Path, touch: str) -> None:
+    """What leaves the content as it is costs hashing it again, and refuses nothing."""
+    proofs = Proofs(state)
+    proof = proof_of(proofs.extent(piece, DIGEST, "b.tar"))
+    proof.establish()
+    while file.stat().st_ctime_ns == piece.stamp.ctime_ns:
+        if touch == "chmod":
+            file.chmod(0o640)
+        elif touch == "link":
+            (file.parent / "other").unlink(missing_ok=True)
+            (file.parent / "other").hardlink_to(file)
+        else:
+            file.rename(file.parent / "other")
+            (file.parent / "other").rename(file)
+    assert not holds(proof, file)
+    with file.open("rb") as opened:
+        again = proof.of(opened.fileno())
+    again.establish()
+    assert holds(proof, file)
+
+
 def test_file_written_to_while_it_is_hashed(
     piece: Piece, file: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +238,7 @@ def test_damaged_file_of_proofs(piece: Piece, file: Path, state: Path) -> None:
     proof = proof_of(Proofs(state).extent(piece, DIGEST, "b.tar"))
     proof.establish()
     kept = (state / FILE_NAME).read_bytes()
-    for damage in (b"", kept[:-20], b"\xff\0\n", b"1 2 3\n", b"a b c d e f g\n", kept * 2):
+    for damage in (b"", kept[:-20], b"\xff\0\n", b"1 2 3\n", b"a b c d e f g h\n", kept * 2):
         (state / FILE_NAME).write_bytes(damage + kept)
         assert holds(proof_of(Proofs(state).extent(piece, DIGEST, "b.tar")), file), damage
     (state / FILE_NAME).write_bytes(kept[:-20])

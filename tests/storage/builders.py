@@ -21,7 +21,7 @@ FOREIGN_TYPE = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
 def read(extent: Extent) -> bytes:
     """The bytes an extent stands for."""
-    with extent.path.open("rb") as file:
+    with extent.open() as file:
         file.seek(extent.offset)
         return file.read(extent.size)
 
