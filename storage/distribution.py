@@ -206,22 +206,23 @@ class DistributionStore(DirectoryReader):
             (self._layout.layer_link, manifest.blobs),
             (self._layout.revision_link, manifest.manifests),
         ):
-            for descriptor in descriptors:
-                self._publisher.confirm(self._layout.data(descriptor.digest))
-                self._publisher.confirm(link_of(repository, descriptor.digest))
+            for digest in dict.fromkeys(descriptor.digest for descriptor in descriptors):
+                self._publisher.confirm(self._layout.data(digest))
+                self._publisher.confirm(link_of(repository, digest))
 
     def _check_references(self, repository: str, manifest: Manifest) -> None:
         missing: list[dict[str, str]] = []
         wanted = [(self.blob, d, self._may_lack_blobs) for d in manifest.blobs]
         wanted += [(self.manifest, d, self._may_lack_manifests) for d in manifest.manifests]
-        for locate, descriptor, may_lack in wanted:
+        # One blob may be named ten thousand times.
+        for locate, descriptor, may_lack in dict.fromkeys(wanted):
             try:
                 extent = locate(repository, descriptor.digest)
             except StorageError:
                 if descriptor.distributable and not may_lack:
                     missing.append({"digest": str(descriptor.digest)})
                 continue
-            if extent.size != descriptor.size:
+            if descriptor.size not in (None, extent.size):
                 raise SizeInvalid(
                     f"manifest gives {descriptor.digest} {descriptor.size} bytes, "
                     f"the repository holds {extent.size}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from storage.bundle.names import split_reference
@@ -16,14 +16,17 @@ from storage.digest import Digest
 from storage.errors import (
     BlobUnknown,
     ContentCorrupt,
+    ManifestTooLarge,
     ManifestUnknown,
     NameInvalid,
     StorageError,
 )
 from storage.interface import Extent, Reader
-from storage.manifest import INDEX_TYPES, Manifest, parse_stored
+from storage.manifest import MAX_SIZE, Manifest, parse_stored
 
 _PAGE = 1000
+_MAX_CONFIG = 8 * 1024 * 1024
+"""Bytes; a config is a few KiB, but an artifact may give any blob as its config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Image:
         media_type: of the same.
         blobs: every blob below it → its size; the manifests themselves are among them.
         missing: content that it names and the repository does not hold.
+        faults: manifests that could not be read, wholly or in part; what those name is not known.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Image:
     media_type: str
     blobs: dict[Digest, int]
     missing: tuple[Digest, ...] = ()
+    faults: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -55,13 +60,14 @@ class Layer:
     """One layer of a stack, bottom first.
 
     Attributes:
+        size: of the stored blob, else as the manifest says; None where neither is known.
         created_by: the build step, from the config's history; "" where it does not say.
         shared_with: other images that have the same layer.
     """
 
     digest: Digest
     media_type: str
-    size: int
+    size: int | None
     created_by: str = ""
     shared_with: tuple[str, ...] = ()
 
@@ -89,12 +95,6 @@ class Usage:
         return self.logical - self.stored
 
 
-@dataclass(slots=True)
-class _Found:
-    blobs: dict[Digest, int] = field(default_factory=dict)
-    missing: list[Digest] = field(default_factory=list)
-
-
 def repositories(reader: Reader) -> Iterator[str]:
     """Every repository in lexical order."""
     after = ""
@@ -120,10 +120,52 @@ def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
     Raises:
         ManifestUnknown: it is not in the repository.
     """
-    top = load(reader, repository, digest)
-    found = _Found()
-    _collect(reader, repository, digest, top, found)
-    return Image(name, digest, top.media_type, found.blobs, tuple(found.missing))
+    media_type = ""
+    blobs: dict[Digest, int] = {}
+    missing: dict[Digest, None] = {}
+    faults: list[str] = []
+    for found, manifest in walk(reader, repository, digest):
+        if isinstance(manifest, StorageError):
+            if not isinstance(manifest, ManifestUnknown):
+                faults.append(f"manifest {found}: {manifest.message}")
+                blobs[found] = reader.manifest(repository, found).size
+            elif found == digest:
+                raise manifest
+            else:
+                # registry:2 takes an entry that is a blob, whatever type the index gives it.
+                _add_blob(reader, repository, found, True, blobs, missing)
+            continue
+        media_type = media_type or manifest.media_type
+        blobs[found] = len(manifest.body)
+        faults += [f"manifest {found}: {fault}" for fault in manifest.faults]
+        for descriptor in manifest.blobs:
+            needed = descriptor.distributable
+            _add_blob(reader, repository, descriptor.digest, needed, blobs, missing)
+    return Image(name, digest, media_type, blobs, tuple(missing), tuple(faults))
+
+
+def walk(
+    reader: Reader, repository: str, root: Digest
+) -> Iterator[tuple[Digest, Manifest | StorageError]]:
+    """Every manifest below one, itself first, each once; or the error that reading it gave.
+
+    Depth first and children in their order. Neither depth nor the number of paths to a manifest
+    matters: an attacker may build chains of a thousand indexes, and diamonds.
+    """
+    seen = {root}
+    waiting = [root]
+    while waiting:
+        digest = waiting.pop()
+        try:
+            manifest = load(reader, repository, digest)
+        except StorageError as error:
+            yield digest, error
+            continue
+        yield digest, manifest
+        for child in reversed(manifest.manifests):
+            if child.digest not in seen:
+                seen.add(child.digest)
+                waiting.append(child.digest)
 
 
 def resolve(reader: Reader, text: str) -> tuple[str, Digest]:
@@ -153,8 +195,12 @@ def load(reader: Reader, repository: str, digest: Digest) -> Manifest:
     Raises:
         ManifestUnknown: it is not in the repository.
         ManifestInvalid: it cannot be understood.
+        ManifestTooLarge: it is over `storage.manifest.MAX_SIZE`, so it was not read.
     """
-    return parse_stored(read(reader.manifest(repository, digest)))
+    extent = reader.manifest(repository, digest)
+    if extent.size > MAX_SIZE:
+        raise ManifestTooLarge(f"manifest is larger than {MAX_SIZE} bytes")
+    return parse_stored(read(extent))
 
 
 def read(extent: Extent) -> bytes:
@@ -186,18 +232,24 @@ def stacks(reader: Reader, repository: str, digest: Digest, name: str) -> list[S
     """
     users = _users(reader)
     found: list[Stack] = []
-    for child in _platform_images(reader, repository, digest):
-        manifest = load(reader, repository, child)
+    for child, manifest in walk(reader, repository, digest):
+        if isinstance(manifest, StorageError):
+            if child == digest:
+                raise manifest
+            continue  # a platform that was left out
+        if manifest.manifests:
+            continue
         config = _config(reader, repository, manifest)
-        steps = [s for s in config.get("history", []) if not s.get("empty_layer")]
+        steps = _steps(config)
         layers = []
-        for number, descriptor in enumerate(manifest.blobs[1:]):
-            step = steps[number].get("created_by", "") if number < len(steps) else ""
+        for number, descriptor in enumerate(manifest.layers):
+            step = steps[number] if number < len(steps) else ""
             others = tuple(sorted(users.get(descriptor.digest, set()) - {name}))
-            layers.append(
-                Layer(descriptor.digest, descriptor.media_type, descriptor.size, step, others)
-            )
-        platform = "/".join(p for p in (config.get("os"), config.get("architecture")) if p)
+            extent = find_blob(reader, repository, descriptor.digest)
+            size = descriptor.size if extent is None else extent.size
+            layers.append(Layer(descriptor.digest, descriptor.media_type, size, step, others))
+        names = (config.get("os"), config.get("architecture"))
+        platform = "/".join(p for p in names if isinstance(p, str) and p)
         found.append(Stack(platform, child, tuple(layers)))
     return found
 
@@ -213,24 +265,21 @@ def usage(reader: Reader) -> Usage:
     return Usage(count, logical, sum(together.values()))
 
 
-def _collect(
-    reader: Reader, repository: str, digest: Digest, manifest: Manifest, found: _Found
+def _add_blob(
+    reader: Reader,
+    repository: str,
+    digest: Digest,
+    is_required: bool,
+    blobs: dict[Digest, int],
+    missing: dict[Digest, None],
 ) -> None:
-    if digest in found.blobs:
+    if digest in blobs or digest in missing:
         return
-    found.blobs[digest] = len(manifest.body)
-    for descriptor in manifest.blobs:
-        if find_blob(reader, repository, descriptor.digest) is not None:
-            found.blobs[descriptor.digest] = descriptor.size
-        elif descriptor.distributable:
-            found.missing.append(descriptor.digest)
-    for child in manifest.manifests:
-        try:
-            below = load(reader, repository, child.digest)
-        except StorageError:
-            found.missing.append(child.digest)
-            continue
-        _collect(reader, repository, child.digest, below, found)
+    extent = find_blob(reader, repository, digest)
+    if extent is not None:
+        blobs[digest] = extent.size
+    elif is_required:
+        missing[digest] = None
 
 
 def _users(reader: Reader) -> dict[Digest, set[str]]:
@@ -241,21 +290,22 @@ def _users(reader: Reader) -> dict[Digest, set[str]]:
     return users
 
 
-def _platform_images(reader: Reader, repository: str, digest: Digest) -> Iterator[Digest]:
-    manifest = load(reader, repository, digest)
-    if manifest.media_type not in INDEX_TYPES:
-        yield digest
-        return
-    for child in manifest.manifests:
-        try:
-            yield from _platform_images(reader, repository, child.digest)
-        except ManifestUnknown:
-            continue  # a platform that was left out
-
-
 def _config(reader: Reader, repository: str, manifest: Manifest) -> dict[str, Any]:
+    if manifest.config is None:
+        return {}
     try:
-        found = json.loads(read(reader.blob(repository, manifest.blobs[0].digest)))
-    except (StorageError, ValueError):
+        extent = reader.blob(repository, manifest.config.digest)
+        if extent.size > _MAX_CONFIG:
+            return {}
+        found = json.loads(read(extent))
+    except (StorageError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _steps(config: dict[str, Any]) -> list[str]:
+    """The build step of each layer, as far as a config of whatever shape has them."""
+    history = config.get("history")
+    steps = [s for s in history if isinstance(s, dict)] if isinstance(history, list) else []
+    created = [step.get("created_by") for step in steps if not step.get("empty_layer")]
+    return [text if isinstance(text, str) else "" for text in created]

@@ -63,7 +63,8 @@ def inspect(image: str, root: Path, json: bool) -> None:
     for stack in found:
         click.echo(f"\n{stack.platform or 'artifact'}  {stack.digest}")
         for number, layer in enumerate(stack.layers, 1):
-            click.echo(f"  {number:>3}  {human(layer.size):>9}  {str(layer.digest)[:19]}", nl=False)
+            size = "?" if layer.size is None else human(layer.size)
+            click.echo(f"  {number:>3}  {size:>9}  {str(layer.digest)[:19]}", nl=False)
             click.echo(f"  {_shared(layer.shared_with)}  {layer.created_by[:60]}".rstrip())
 
 

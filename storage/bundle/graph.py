@@ -139,14 +139,15 @@ class Graph:
         if digests.of(body, digest.algorithm) != digest:
             raise BundleInvalid(f"manifest {digest} is corrupt: its bytes have another digest")
         try:
-            parsed = manifests.parse(body)
+            parsed = manifests.parse_stored(body)
         except StorageError as error:
             self.notices.append(f"manifest {digest} cannot be served: {error.message}")
             return None
+        self.notices += [f"manifest {digest}: {fault}" for fault in parsed.faults]
         return Node(
             blobs=parsed.blobs,
             children=parsed.manifests,
-            config=parsed.blobs[0].digest if parsed.blobs else None,
+            config=parsed.config.digest if parsed.config else None,
             subject=parsed.subject.digest if parsed.subject else None,
             referrer=parsed.referrer(digest),
         )
@@ -179,7 +180,7 @@ class Graph:
             size = self._size(blob.digest)
             if size is None:
                 missing += [str(blob.digest)] if blob.distributable else []
-            elif size != blob.size:
+            elif blob.size not in (None, size):
                 raise BundleInvalid(
                     f"{_title(image)}: {blob.digest} should be {blob.size} bytes, "
                     f"the bundle has {size}: it was cut short or damaged, copy it again"

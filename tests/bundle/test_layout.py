@@ -16,6 +16,7 @@ from storage import digest as digests
 from storage.bundle.errors import BundleChanged, BundleConflict, BundleInvalid
 from storage.bundle.open import open_bundles
 from storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
+from storage.manifest import OCI_MANIFEST
 from tests.bundle.builders import (
     LAYER_TYPE,
     REF_NAME,
@@ -403,7 +404,7 @@ def test_manifest_of_another_kind(
 def test_huge_manifest(layout: Layout, tmp_path: Path, open_all: OpenAll) -> None:
     """What an index lists may be no manifest at all: over 4 MiB it is not read."""
     data = bytes(5 * 1024 * 1024)
-    layout.name(layout.index(layout.add(data, "application/x")), "quay.io/cache:1")
+    layout.name(layout.index(layout.add(data, OCI_MANIFEST)), "quay.io/cache:1")
     layout.files[blob_name(sha256(data))] = data[:-1] + b"x"
     bundles = open_all(layout.write_tar(tmp_path / "b.tar"))
     assert bundles.layer.tags("cache") == ["1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -12,13 +13,17 @@ from hypothesis import strategies as st
 from storage import digest as digests
 from storage import manifest as manifests
 from storage.errors import DigestInvalid, ManifestInvalid, ManifestTooLarge, StorageError
+from storage.json_object import MAX_DEPTH, MAX_VALUES
 from storage.manifest import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
+    MAX_DESCRIPTORS,
     MAX_SIZE,
+    OCI_ARTIFACT,
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
+    Manifest,
     parse,
     parse_stored,
 )
@@ -104,6 +109,7 @@ def test_descriptors_of_either_algorithm(algorithm: str) -> None:
         (descriptor(b"x"), True),
         (descriptor(b"x", urls=[]), True),
         (descriptor(b"x", urls=["https://example.com/x"]), False),
+        (descriptor(b"x", urls=None), True),
         (descriptor(b"x", FOREIGN_TYPE), False),
         (descriptor(b"x", "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"), False),
     ],
@@ -186,7 +192,6 @@ NOT_JSON = {
     "deep lists": b"[" * 100_000 + b"]" * 100_000,
     "deep objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     "deep inside": image_body()[:-1] + b', "x": ' + b"[" * 500_000 + b"]" * 500_000 + b"}",
-    "huge number": image_body()[:-1] + b', "x": ' + b"9" * 10_000 + b"}",
 }
 
 
@@ -221,7 +226,7 @@ def test_json_that_is_no_object(body: bytes) -> None:
         parse(body)
 
 
-@pytest.mark.parametrize("version", [None, 0, 3, "2", 2.5, [2], {}, True, -2])
+@pytest.mark.parametrize("version", [None, 0, 3, "2", 2.0, 2.5, [2], {}, True, -2])
 def test_schema_version(version: object) -> None:
     """Only schemaVersion 2 is served."""
     for base in (IMAGE, INDEX):
@@ -287,6 +292,15 @@ def test_bad_lists(value: object) -> None:
         ({"size": 1.0}, ManifestInvalid),
         ({"size": "1"}, ManifestInvalid),
         ({"size": True}, ManifestInvalid),
+        ({"urls": "https://example.com/x"}, ManifestInvalid),
+        ({"urls": [1]}, ManifestInvalid),
+        ({"annotations": {"a": 1}}, ManifestInvalid),
+        ({"annotations": {"a": None}}, ManifestInvalid),
+        ({"platform": "linux"}, ManifestInvalid),
+        ({"platform": {"os": 1}}, ManifestInvalid),
+        ({"platform": {"os.features": "x"}}, ManifestInvalid),
+        ({"data": 1}, ManifestInvalid),
+        ({"artifactType": []}, ManifestInvalid),
         ({"size": 2**63}, ManifestInvalid),
         ({"size": 10**400}, ManifestInvalid),
     ],
@@ -317,10 +331,14 @@ def test_size_limit() -> None:
 
 
 def test_large_index() -> None:
-    """An index that fills the limit with children is read."""
+    """As many children as a manifest may have are read, one more is refused by that number."""
     child = descriptor(b"x", OCI_MANIFEST)
-    count = MAX_SIZE // (len(json.dumps(child)) + 2) - 2
-    assert len(parse(index_body(manifests=[child] * count)).manifests) == count
+    assert len(parse(index_body(manifests=[child] * MAX_DESCRIPTORS)).manifests) == MAX_DESCRIPTORS
+    with pytest.raises(ManifestInvalid, match=f"manifests has more than {MAX_DESCRIPTORS} entries"):
+        parse(index_body(manifests=[child] * (MAX_DESCRIPTORS + 1)))
+    layers = [descriptor(b"x")] * (MAX_DESCRIPTORS + 1)
+    with pytest.raises(ManifestInvalid, match=f"layers has more than {MAX_DESCRIPTORS} entries"):
+        parse(image_body(layers=layers))
 
 
 def test_referrer_descriptor() -> None:
@@ -413,6 +431,243 @@ def test_stored_schema1_is_served_and_its_layers_are_known() -> None:
     assert [blob.digest for blob in found.blobs] == [digests.of(b"layer")]
     with pytest.raises(ManifestInvalid):
         parse(SCHEMA1)
+
+
+def test_artifact_manifest() -> None:
+    """The artifact manifest of the 1.1 release candidates is read; it has no schemaVersion."""
+    body = json.dumps(
+        {
+            "mediaType": OCI_ARTIFACT,
+            "artifactType": "application/x",
+            "blobs": [descriptor(b"x")],
+            "subject": SUBJECT,
+            "annotations": {"a": "b"},
+        }
+    ).encode()
+    found = parse(body, OCI_ARTIFACT)
+    assert (found.media_type, found.artifact_type) == (OCI_ARTIFACT, "application/x")
+    assert [blob.digest for blob in found.blobs] == [digests.of(b"x")]
+    assert found.subject is not None
+    assert parse_stored(body) == found
+
+
+def test_index_of_blobs() -> None:
+    """Entries of an index that are layers by their type are its blobs, not its children."""
+    layer, child = descriptor(b"x"), descriptor(b"y", OCI_MANIFEST)
+    cache = descriptor(b"z", "application/vnd.buildkit.cacheconfig.v0")
+    for read in (parse, parse_stored):
+        found = read(index_body(manifests=[layer, child, cache]))
+        assert [one.digest for one in found.blobs] == [digests.of(b"x"), digests.of(b"z")]
+        assert [one.digest for one in found.manifests] == [digests.of(b"y")]
+
+
+LONG_S, KELVIN = "\u017f", "\u212a"
+
+
+def _renamed(fields: dict[str, Any], name: str, spelling: str) -> dict[str, Any]:
+    return {spelling if key == name else key: value for key, value in fields.items()}
+
+
+SPELLINGS = {
+    "top level": (_renamed(IMAGE, "layers", "LAYERS"), "layers"),
+    "top level, long s": (_renamed(IMAGE, "layers", f"layer{LONG_S}"), "layers"),
+    "config": (IMAGE | {"config": _renamed(IMAGE["config"], "digest", "Digest")}, "digest"),
+    "layer": (IMAGE | {"layers": [_renamed(descriptor(b"x"), "size", f"{LONG_S}ize")]}, "size"),
+    "beside": (IMAGE | {"layers": [descriptor(b"x") | {"dige\u017ft": "sha256:x"}]}, "digest"),
+    "subject": (IMAGE | {"subject": _renamed(SUBJECT, "mediaType", "mediatype")}, "mediaType"),
+    "child": (INDEX | {"manifests": [descriptor(b"x", OCI_MANIFEST, Urls=[])]}, "urls"),
+    "platform": (
+        INDEX | {"manifests": [descriptor(b"x", OCI_MANIFEST, platform={"OS": "linux"})]},
+        "os",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "name"), SPELLINGS.values(), ids=SPELLINGS)
+def test_spelling_of_fields(fields: dict[str, Any], name: str) -> None:
+    """Go's decoder takes a field's name in any case, others do not: refused on the way in."""
+    for ensure_ascii in (True, False):
+        with pytest.raises(ManifestInvalid, match=f"must be spelled {name}"):
+            parse(json.dumps(fields, ensure_ascii=ensure_ascii).encode())
+
+
+NOT_FOLDED = (
+    *("di\u0261est", "d\u0131gest", "DI\u0130gest", "dige\ufb06", "\uff24igest", "\u00df"),
+    *("digest ", "digest\0"),
+)
+
+
+@pytest.mark.parametrize("name", NOT_FOLDED, ids=ascii)
+def test_spelling_that_go_does_not_fold(name: str) -> None:
+    """Unicode's simple folding joins the long s and the Kelvin sign to ASCII, and no other."""
+    assert parse(image_body(layers=[descriptor(b"x", **{name: 1})])).blobs
+    assert manifests._folded(f"{KELVIN}{LONG_S}") == "ks"
+
+
+def test_spelling_elsewhere_is_free() -> None:
+    """Annotations and fields that nobody decodes into a structure may be named as one likes."""
+    annotations = {"Digest": "a", "digest": "b", "DIGEST": "c"}
+    body = _body(IMAGE, annotations=annotations, x={"Digest": 1, "digest": 2})
+    assert parse(body).annotations == annotations
+    assert parse(image_body(layers=[descriptor(b"x", annotations=annotations)])).blobs
+
+
+@pytest.mark.parametrize("where", ["annotations", "unknown", "descriptor", "list"])
+def test_a_key_twice_anywhere(where: str) -> None:
+    """Decoders differ on which of two equal keys counts, so that none is taken, wherever it is."""
+    twice = '{"a":"b","a":"b"}'
+    added = {
+        "annotations": f'"annotations":{twice}',
+        "unknown": f'"x":{twice}',
+        "descriptor": f'"subject":{json.dumps(SUBJECT)[:-1]},"annotations":{twice}}}',
+        "list": f'"x":[[{twice}]]',
+    }[where]
+    body = image_body()[:-1] + f",{added}}}".encode()
+    with pytest.raises(ManifestInvalid, match="twice"):
+        parse(body)
+    assert parse_stored(body).ambiguous
+
+
+A, B = digests.of(b"A"), digests.of(b"B")
+TWO_READINGS = {
+    "case": {"mediaType": LAYER_TYPE, "size": 1, "digest": str(A), "Digest": str(B)},
+    "case, other order": {"mediaType": LAYER_TYPE, "size": 1, "DIGEST": str(B), "digest": str(A)},
+    "long s": {"mediaType": LAYER_TYPE, "size": 1, "digest": str(A), "dige\u017ft": str(B)},
+}
+
+
+@pytest.mark.parametrize("layer", TWO_READINGS.values(), ids=TWO_READINGS)
+def test_both_readings_are_kept(layer: dict[str, object]) -> None:
+    """Of a stored manifest that two decoders read differently, the content of both is kept."""
+    for ensure_ascii in (True, False):
+        body = json.dumps(IMAGE | {"layers": [layer]}, ensure_ascii=ensure_ascii).encode()
+        found = parse_stored(body)
+        assert found.ambiguous
+        assert {A, B} <= found.kept_digests()
+
+
+def test_both_values_of_a_repeated_key_are_kept() -> None:
+    """Also where the name is written with escapes, and where the values are objects."""
+    for second in (f'"digest":"{B}"', f'"dig\\u0065st":"\\u0073ha256:{B.hex}"'):
+        layer = f'{{"mediaType":"x","size":1,"digest":"{A}",{second}}}'
+        body = f'{{"schemaVersion":2,"config":null,"layers":[{layer}]}}'.encode()
+        assert {A, B} <= parse_stored(body).kept_digests()
+
+
+def _stored(**fields: object) -> Manifest:
+    return parse_stored(json.dumps({"schemaVersion": 2} | fields).encode())
+
+
+def test_shapes_that_registry_2_stores() -> None:
+    """Lists that are null or absent, sizes that are absent or negative, names in capitals."""
+    config = descriptor(b"{}", CONFIG_TYPE)
+    for lists in ({}, {"layers": None}):
+        assert _stored(mediaType=OCI_MANIFEST, config=config, **lists).layers == ()
+    assert _stored(mediaType=OCI_INDEX, manifests=None).media_type == OCI_INDEX
+    assert _stored(manifests=None).media_type == OCI_MANIFEST
+    capitals = _stored(MediaType=DOCKER_MANIFEST, Config=config, Layers=[descriptor(b"x")])
+    assert capitals.media_type == DOCKER_MANIFEST
+    assert [one.digest for one in capitals.blobs] == [digests.of(b"{}"), digests.of(b"x")]
+    assert not capitals.ambiguous and not capitals.faults
+    assert _stored(config=config, annotations={"a": None}).annotations == {"a": ""}
+    sizes = [descriptor(b"x") | {"size": -1}, {"digest": str(A)}]
+    odd = _stored(config=config, layers=sizes)
+    assert [(one.digest, one.size) for one in odd.layers] == [(digests.of(b"x"), None), (A, None)]
+    assert [fault.partition(" ")[2] for fault in odd.faults] == [
+        "layers[0].size is not a number of bytes",
+        "layers[1].mediaType is missing",
+        "layers[1].size is not a number of bytes",
+    ]
+
+
+def test_what_cannot_be_read_is_told_and_kept() -> None:
+    """A descriptor that is none is a fault; every digest in such a manifest is kept."""
+    found = _stored(layers=["no descriptor", descriptor(b"x") | {"digest": f"x{A}"}, str(B)])
+    assert found.layers == ()
+    assert len(found.faults) == 3
+    assert {A, B} <= found.kept_digests()
+    many = _stored(layers=[1] * 1000)
+    assert len(many.faults) == 20
+
+
+@pytest.mark.parametrize("media_type", ["x\r\nSet-Cookie: a=b", "x", "a/b\n", "é/x", 1])
+def test_stored_media_type_is_fit_for_a_header(media_type: object) -> None:
+    """A declared type that is no media type is not served as one."""
+    assert _stored(mediaType=media_type, layers=[]).media_type == OCI_MANIFEST
+    assert _stored(mediaType="application/x+y.z", layers=[]).media_type == "application/x+y.z"
+
+
+def test_depth_limit() -> None:
+    """Exactly the limit is taken, one level more is refused by that number."""
+    for depth, refused in ((MAX_DEPTH - 1, False), (MAX_DEPTH, True)):
+        body = image_body()[:-1] + b',"x":' + b"[" * depth + b"]" * depth + b"}"
+        if refused:
+            with pytest.raises(ManifestInvalid, match=f"nested deeper than {MAX_DEPTH} levels"):
+                parse(body)
+        else:
+            assert parse(body).media_type == OCI_MANIFEST
+
+
+def test_brackets_in_strings_are_no_depth() -> None:
+    """Text may have as many brackets and commas as it likes."""
+    text = '[{\\"' * 1000 + ",:" * MAX_VALUES
+    assert parse(image_body(annotations={"a": text})).annotations == {"a": text}
+
+
+FLOODS = {
+    "objects": b'{"":0},',
+    "lists": b"[],",
+    "strings": b'"",',
+    "numbers": b"0,",
+    "nested": b"[",
+    "escapes": b'"\\\\",',
+}
+
+
+@pytest.mark.parametrize("piece", FLOODS.values(), ids=FLOODS)
+def test_too_many_values(piece: bytes) -> None:
+    """What would take hundreds of megabytes as objects is refused before any is made."""
+    flood = piece * ((MAX_SIZE - 1000) // len(piece))
+    body = image_body()[:-1] + b',"x":[' + flood + b"0]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(ManifestInvalid, match=f"more than {MAX_VALUES} JSON values"):
+            parse(body)
+        assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_stored_floods_are_read_around() -> None:
+    """Of a stored manifest with too many values, the fields that matter are read."""
+    flood = b"[" + b'{"":0},' * MAX_VALUES + b"0]"
+    found = parse_stored(image_body(b"{}", [b"x"])[:-1] + b',"x":' + flood + b"}")
+    assert found.media_type == OCI_MANIFEST
+    assert [one.digest for one in found.blobs] == [digests.of(b"{}"), digests.of(b"x")]
+    over = parse_stored(image_body(b"{}")[:-1] + b',"LAYERS":' + flood + b"}")
+    assert over.media_type == OCI_MANIFEST
+    assert any(f"more than {MAX_VALUES} values" in fault for fault in over.faults)
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH, 988, 100_000])
+def test_stored_depth_is_read_around(depth: int) -> None:
+    """However deep a stored manifest is, what lies above is read, and the rest is told of."""
+    deep = b'{"a":' * depth + b"[]" + b"}" * depth
+    layer = json.dumps(descriptor(b"x"))[:-1].encode() + b',"y":' + deep + b"}"
+    body = image_body()[:-1] + b',"x":' + deep + b',"Layers":[' + layer + b"]}"
+    found = parse_stored(body.replace(b', "layers": []', b""))
+    assert [one.digest for one in found.layers] == [digests.of(b"x")]
+    assert found.faults == (f"what is nested deeper than {MAX_DEPTH} levels",)
+    with pytest.raises(ManifestInvalid):
+        parse(body)
+
+
+def test_digests_of_text_that_is_no_json() -> None:
+    """A manifest that was cut short still says much of what it refers to."""
+    body = image_body(b"{}", [b"x"])
+    assert manifests.mentioned_digests(body[:-3]) >= {digests.of(b"{}"), digests.of(b"x")}
+    long = digests.of(b"x", "sha512")
+    assert manifests.mentioned_digests(f"sha256:{'g' * 64} {long}".encode()) == {long}
 
 
 def test_stored_json_may_be_loose() -> None:
