@@ -340,6 +340,13 @@ async def _collect(store: DistributionStore, interval: float, grace: float) -> N
         else:
             if found.blobs:
                 logger.warning("freed %.1f MiB that no image refers to", found.size / 2**20)
+            if found.unread:
+                logger.warning(
+                    "%d manifests cannot be read, their repositories keep all blobs: %s, ... "
+                    "(mayfly verify finds the damage)",
+                    len(found.unread),
+                    found.unread[0],
+                )
 
 
 async def _hash_bundles(bundles: Bundles) -> None:

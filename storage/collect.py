@@ -2,7 +2,9 @@
 
 Mark and sweep, beside running pushes and pulls:
 
-- *Mark.* Every manifest linked in a repository is kept, tagged or not, and so is what it names.
+- *Mark.* Every manifest linked in a repository is kept, tagged or not, and so is what it names. Of
+  one that can be read in two ways, the content of both is kept. Of one that is damaged or gone,
+  nobody knows the content, so the repository keeps all it has; the rest is collected as ever.
 - *Sweep.* A blob is removed when it is not marked and its file was last touched before the
   mark began, less the grace. Finishing an upload, mounting, and putting a manifest touch the blobs
   they refer to, so whatever a push has referred to since then is younger than that. The last look
@@ -19,14 +21,15 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from storage import manifest as manifests
+from storage import digest as digests
 from storage.ages import Ages
 from storage.digest import Digest
-from storage.errors import ContentCorrupt, DigestInvalid, ManifestInvalid, ManifestUnknown
+from storage.errors import ManifestInvalid, ManifestUnknown
 from storage.gate import Gate
 from storage.layout import Layout
+from storage.manifest import mentioned_digests, parse_stored
 from storage.publish import Publisher
 
 DEFAULT_GRACE = 3600.0
@@ -58,16 +61,44 @@ class Holdings(Protocol):
         """A manifest's bytes.
 
         Raises:
-            ManifestUnknown: it was deleted meanwhile.
+            ManifestUnknown: it was deleted meanwhile, or its bytes are gone.
         """
+
+    def blob_links(self, repository: str) -> Iterable[Digest]:
+        """All blobs linked in a repository."""
+
+    def dangling_tags(self, repository: str) -> Iterable[tuple[str, Digest | None]]:
+        """The tags whose manifest is not linked, and what they point at if that can be read."""
+
+
+class Unread(NamedTuple):
+    """A manifest whose references are not known, so that more than those was kept.
+
+    Attributes:
+        image: ``repository@digest``, or ``repository:tag`` of a tag that leads nowhere.
+        reason: why, for the operator.
+    """
+
+    image: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.image}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What was removed, or would have been: blobs, and their size in bytes."""
+    """The outcome of a collection.
+
+    Attributes:
+        blobs: that were removed, or would have been.
+        size: of these, in bytes.
+        unread: manifests for whose sake more was kept than is known to be needed.
+    """
 
     blobs: tuple[Digest, ...]
     size: int
+    unread: tuple[Unread, ...] = ()
 
 
 class Collector:
@@ -83,16 +114,11 @@ class Collector:
         self._ages = ages
 
     def collect(self, grace: float = DEFAULT_GRACE, *, dry_run: bool = False) -> Collected:
-        """Remove unreferenced blobs untouched for ``grace`` seconds.
-
-        Raises:
-            ContentCorrupt: a manifest cannot be read, so what it refers to is not known; nothing
-                was removed.
-        """
+        """Remove unreferenced blobs untouched for ``grace`` seconds."""
         if not dry_run:
             self._publisher.tidy()
         is_old = self._ages.over(grace, self._moment())
-        marked = self._mark()
+        marked, unread = self._mark()
         garbage = [
             d
             for d, _ in self._holdings.stored_blobs()
@@ -109,7 +135,7 @@ class Collector:
             if dry_run or self._remove(digest, is_old, links.get(digest, ())):
                 removed.append(digest)
                 size += found
-        return Collected(tuple(removed), size)
+        return Collected(tuple(removed), size, tuple(unread))
 
     def _moment(self) -> float:
         """A moment that all earlier changes lie before and no later one does.
@@ -128,17 +154,55 @@ class Collector:
         os.utime(directory)
         return directory.stat().st_mtime
 
-    def _mark(self) -> set[Digest]:
+    def _mark(self) -> tuple[set[Digest], list[Unread]]:
         marked: set[Digest] = set()
-        read: set[Digest] = set()
+        unread: list[Unread] = []
+        # What reading a manifest gave is the same in every repository that links it.
+        outcomes: dict[Digest, str | None] = {}
         for repository in self._holdings.every_repository():
-            for digest in self._holdings.revisions(repository):
-                if digest in read:
-                    continue
-                read.add(digest)
-                marked.add(digest)
-                marked.update(self._references(repository, digest))
-        return marked
+            found = [
+                Unread(f"{repository}@{digest}", reason)
+                for digest in self._holdings.revisions(repository)
+                if (reason := self._mark_manifest(repository, digest, marked, outcomes))
+            ]
+            for tag, digest in self._holdings.dangling_tags(repository):
+                if digest is not None:
+                    marked.add(digest)
+                found.append(Unread(f"{repository}:{tag}", "the tag leads to no manifest"))
+            if found:
+                marked.update(self._holdings.blob_links(repository))
+                unread += found
+        return marked, unread
+
+    def _mark_manifest(
+        self,
+        repository: str,
+        digest: Digest,
+        marked: set[Digest],
+        outcomes: dict[Digest, str | None],
+    ) -> str | None:
+        """Mark a manifest and what it names; the reason where that is not known."""
+        if digest in outcomes:
+            return outcomes[digest]
+        marked.add(digest)
+        reason = None
+        try:
+            body = self._holdings.read_manifest(repository, digest)
+        except ManifestUnknown:
+            if not self._holdings.is_linked(repository, digest):
+                return None  # deleted meanwhile
+            reason = "the manifest's bytes are gone"
+        except OSError as error:
+            reason = f"the manifest cannot be read: {error.strerror}"
+        else:
+            # It may be JSON still, and name other content than it did.
+            if digests.of(body, digest.algorithm) != digest:
+                reason = "the manifest is corrupt"
+                marked.update(mentioned_digests(body))
+            else:
+                marked.update(_kept_digests(body))
+        outcomes[digest] = reason
+        return reason
 
     def _confirm_deletions(self) -> None:
         """No manifest that was not marked may come back after a power cut, without its blobs.
@@ -150,26 +214,12 @@ class Collector:
                 if not self._holdings.is_linked(repository, digest):
                     self._publisher.confirm_absent(self._layout.revision_link(repository, digest))
 
-    def _references(self, repository: str, digest: Digest) -> list[Digest]:
-        try:
-            manifest = manifests.parse_stored(self._holdings.read_manifest(repository, digest))
-        except ManifestUnknown:
-            return []
-        except (ManifestInvalid, DigestInvalid):
-            raise ContentCorrupt(
-                f"manifest {digest} of {repository} cannot be read, so nothing was collected; "
-                "delete it or push it again"
-            ) from None
-        named = [*manifest.blobs, *manifest.manifests]
-        return [descriptor.digest for descriptor in named]
-
     def _links_of(self, garbage: set[Digest]) -> dict[Digest, list[Path]]:
         links: dict[Digest, list[Path]] = {}
         for repository in self._holdings.every_repository():
-            for digest in garbage:
-                link = self._layout.layer_link(repository, digest)
-                if link.exists():
-                    links.setdefault(digest, []).append(link)
+            for digest in self._holdings.blob_links(repository):
+                if digest in garbage:
+                    links.setdefault(digest, []).append(self._layout.layer_link(repository, digest))
         return links
 
     def _remove(
@@ -193,3 +243,10 @@ class Collector:
             return self._layout.data(digest).stat().st_size
         except FileNotFoundError:
             return 0
+
+
+def _kept_digests(body: bytes) -> frozenset[Digest]:
+    try:
+        return parse_stored(body).kept_digests()
+    except ManifestInvalid:
+        return mentioned_digests(body)

@@ -113,6 +113,29 @@ class DirectoryReader:
             if self.is_linked(repository, digest):
                 yield digest
 
+    def blob_links(self, repository: str) -> Iterator[Digest]:
+        """All blobs linked in a repository, whether or not their bytes are there."""
+        for directory in self._layer_directories(repository):
+            for digest in self._digests_in(directory):
+                if self._tree.is_file(self._layout.layer_link(repository, digest)):
+                    yield digest
+
+    def dangling_tags(self, repository: str) -> Iterator[tuple[str, Digest | None]]:
+        """The tags whose manifest is not linked, and what they point at if that can be read.
+
+        Deleting a manifest removes its tags first: such a tag is damaged, or another registry's.
+        """
+        for name in self._tree.entries(self._layout.tags(repository)):
+            if not is_tag(name):
+                continue
+            link = self._layout.tag_link(repository, name)
+            digest = self.read_link(link)
+            if digest is not None and self.is_linked(repository, digest):
+                continue
+            # Looked at again: both may have been deleted since.
+            if self._tree.is_file(link) and self.read_link(link) == digest:
+                yield name, digest
+
     def is_linked(self, repository: str, digest: Digest) -> bool:
         """Whether a manifest is linked in a repository."""
         return self._tree.is_file(self._layout.revision_link(repository, digest))
@@ -124,9 +147,16 @@ class DirectoryReader:
     def revision_entries(self, repository: str) -> Iterator[Digest]:
         """See `storage.referrers.Revisions`."""
         for directory in self.revision_directories(repository):
-            for encoded in self._tree.entries(directory):
-                with contextlib.suppress(DigestInvalid):
-                    yield digests.parse(f"{directory.name}:{encoded}")
+            yield from self._digests_in(directory)
+
+    def _layer_directories(self, repository: str) -> list[Path]:
+        return [self._layout.layers(repository) / alg for alg in digests.HEX_LENGTHS]
+
+    def _digests_in(self, directory: Path) -> Iterator[Digest]:
+        """The digests that the entries of an algorithm's directory stand for."""
+        for encoded in self._tree.entries(directory):
+            with contextlib.suppress(DigestInvalid):
+                yield digests.parse(f"{directory.name}:{encoded}")
 
     def read_manifest(self, repository: str, digest: Digest) -> bytes:
         """A manifest's bytes as they are stored.

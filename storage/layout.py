@@ -36,6 +36,10 @@ class Layout:
         """The directory of one repository."""
         return self.repositories / check_repository(name)
 
+    def layers(self, name: str) -> Path:
+        """The directory of a repository's blob links."""
+        return self._within(name, "_layers")
+
     def layer_link(self, name: str, digest: Digest) -> Path:
         """The file that links a blob into a repository; it holds the digest as text."""
         return self._within(name, f"_layers/{digest.algorithm}/{_hex(digest)}/link")

@@ -111,16 +111,26 @@ def rm(images: tuple[str, ...], root: Path) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would be freed.")
 @root_directory
 @as_json
-def gc(grace: float, dry_run: bool, root: Path, json: bool) -> None:
-    """Free the space of what no image refers to."""
+@click.pass_context
+def gc(ctx: click.Context, grace: float, dry_run: bool, root: Path, json: bool) -> None:
+    """Free the space of what no image refers to.
+
+    Repositories with a damaged manifest keep all their blobs; exit 4 if there are any.
+    """
     with _store(root) as store:
         found = store.collect(grace, dry_run=dry_run)
     if json:
-        print_json({"blobs": [str(d) for d in found.blobs], "size": found.size, "dry_run": dry_run})
-        return
-    click.echo(
-        f"{'would free' if dry_run else 'freed'} {human(found.size)}: {len(found.blobs)} blobs"
-    )
+        unread = [{"image": one.image, "reason": one.reason} for one in found.unread]
+        blobs = [str(digest) for digest in found.blobs]
+        print_json({"blobs": blobs, "size": found.size, "dry_run": dry_run, "unread": unread})
+    else:
+        for one in found.unread:
+            click.echo(f"{one}; its repository keeps all blobs: repair or delete it", err=True)
+        click.echo(
+            f"{'would free' if dry_run else 'freed'} {human(found.size)}: {len(found.blobs)} blobs"
+        )
+    if found.unread:
+        ctx.exit(_FOUND_DAMAGE)
 
 
 @click.command()

@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from storage import digest as digests
 from storage.digest import Digest
 from storage.distribution import DistributionStore
-from storage.errors import BlobUnknown, ContentCorrupt
+from storage.errors import BlobUnknown
 from storage.manifest import parse
 from tests.storage.builders import all_succeed, image_body, index_body, push, put, put_image, read
 
@@ -159,15 +159,81 @@ def test_link_goes_with_the_blob(store: DistributionStore) -> None:
         store.blob(REPO, digest)
 
 
-def test_corrupt_manifest_stops_the_collection(store: DistributionStore) -> None:
-    """What a damaged manifest refers to is not known: nothing is removed."""
-    lonely = push(store, REPO, b"lonely")
-    _, manifest = put_image(store, REPO, "v1")
-    _age(store, lonely)
-    store.manifest(REPO, manifest).path.write_bytes(b"torn")
-    with pytest.raises(ContentCorrupt, match=str(manifest)):
-        store.collect(0)
+def _damage_link(store: DistributionStore, root: Path, manifest: Digest) -> None:
+    (root / f"{REVISIONS}/{manifest.hex}/link").unlink()
+
+
+DAMAGE: dict[str, Callable[[DistributionStore, Path, Digest], object]] = {
+    "torn": lambda store, root, d: store.manifest(REPO, d).path.write_bytes(b"torn"),
+    "empty": lambda store, root, d: store.manifest(REPO, d).path.write_bytes(b""),
+    "zeros": lambda store, root, d: store.manifest(REPO, d).path.write_bytes(bytes(99)),
+    "another manifest": lambda store, root, d: store.manifest(REPO, d).path.write_bytes(
+        image_body(b"{}", [])
+    ),
+    "gone": lambda store, root, d: store.manifest(REPO, d).path.unlink(),
+    "link gone": _damage_link,
+}
+REVISIONS = f"docker/registry/v2/repositories/{REPO}/_manifests/revisions/sha256"
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_manifest_keeps_its_repository(
+    store: DistributionStore, root: Path, damage: Callable[..., object]
+) -> None:
+    """What a damaged manifest refers to is not known: its repository keeps all, no other does."""
+    for data in (b"{}", b"layer"):
+        push(store, REPO, data)
+    _, manifest = put(store, REPO, image_body(b"{}", [b"layer"]), "v1")
+    lonely, elsewhere = push(store, REPO, b"lonely"), push(store, "other", b"elsewhere")
+    damage(store, root, manifest)
+    for digest, _ in list(store.stored_blobs()):
+        _age(store, digest)
+    found = store.collect(0)
+    assert found.blobs == (elsewhere,)
     assert read(store.blob(REPO, lonely)) == b"lonely"
+    assert read(store.blob(REPO, digests.of(b"layer"))) == b"layer"
+    (unread,) = found.unread
+    assert unread.image in (f"{REPO}@{manifest}", f"{REPO}:v1")
+
+
+def test_damaged_manifest_in_two_repositories(store: DistributionStore) -> None:
+    """Each repository that links the damaged bytes keeps its own blobs."""
+    for name in (REPO, "other"):
+        push(store, name, b"layer of " + name.encode())
+        put_image(store, name, "v1")
+    store.manifest(REPO, digests.of(image_body())).path.write_bytes(b"torn")
+    for digest, _ in list(store.stored_blobs()):
+        _age(store, digest)
+    found = store.collect(0)
+    assert found.blobs == ()
+    assert len(found.unread) == 2
+
+
+def _store_as_registry_2(store: DistributionStore, root: Path, body: bytes) -> Digest:
+    """Put a manifest where registry:2 would; no push of ours would be taken."""
+    digest = digests.of(body)
+    push(store, REPO, body)
+    link = root / f"{REVISIONS}/{digest.hex}/link"
+    link.parent.mkdir(parents=True)
+    link.write_text(str(digest))
+    return digest
+
+
+@pytest.mark.parametrize("depth", [1, 988, 5000])
+def test_both_readings_of_a_stored_manifest_are_kept(
+    store: DistributionStore, root: Path, depth: int
+) -> None:
+    """Whichever of two keys a client goes by, and however deep it lies, its blob stays."""
+    one, two, lonely = (push(store, REPO, data) for data in (b"one", b"two", b"lonely"))
+    push(store, REPO, b"{}")
+    layer = f'{{"mediaType":"x","size":3,"digest":"{one}","Digest":"{two}"}}'
+    deep = "[" * depth + layer + "]" * depth
+    fields = image_body()[:-1].decode().replace(', "layers": []', "")
+    _store_as_registry_2(store, root, f'{fields},"layers":[{deep}]}}'.encode())
+    for digest, _ in list(store.stored_blobs()):
+        _age(store, digest)
+    found = store.collect(0)
+    assert (found.blobs, found.unread) == ((lonely,), ())
 
 
 def test_collect_beside_pushes(store: DistributionStore, root: Path) -> None:
