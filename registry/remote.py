@@ -9,25 +9,39 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
 from registry.config import ConfigError
 from storage.digest import Digest
+from storage.manifest import IMAGE_TYPES, INDEX_TYPES
+from storage.manifest import MAX_SIZE as MAX_MANIFEST
 from storage.uploads import DirectoryUpload
 
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _AUTH_FILES = ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG")
 _TIMEOUT = aiohttp.ClientTimeout(total=60)
-_NO_LIMIT = aiohttp.ClientTimeout(sock_read=60)
+_NO_LIMIT = aiohttp.ClientTimeout(sock_connect=60, sock_read=60)
 _PIECE = 1024 * 1024
+
+_START_SECONDS = 120.0
+_SLOWEST = 32 * 1024
+"""Bytes a second of the slowest transfer that is waited for, after some time to start."""
+
+_MAX_ANSWER = 1024 * 1024
+"""Bytes of an answer that is no content, such as a token's."""
+
+_MAX_REDIRECTS = 5
+_ACCEPT = ", ".join((*sorted(IMAGE_TYPES | INDEX_TYPES), "*/*"))
 
 
 class Remote:
@@ -68,24 +82,35 @@ class Remote:
         Raises:
             ConfigError: it cannot be asked, or does not let us.
         """
-        return self._runner.run(self._has(repository, digest))
+        return self._runner.run(self._has(repository, f"blobs/{digest}"))
 
-    def fetch(self, repository: str, digest: Digest, upload: DirectoryUpload) -> bool:
-        """Put a blob into an upload; False if the registry does not have it.
+    def fetch(
+        self, repository: str, digest: Digest, upload: DirectoryUpload, size: int | None = None
+    ) -> bool:
+        """Put a blob or a manifest into an upload; False if the registry does not have it.
+
+        Args:
+            size: in bytes, where it is known: not one byte more is taken, nor is a transfer begun
+                that announces another length. Where it is not, the announced length counts.
 
         Raises:
             ConfigError: it cannot be asked, does not let us, or the transfer broke.
         """
-        if not self.has(repository, digest):
+        if self.has(repository, digest):
+            path = f"blobs/{digest}"
+        elif self._runner.run(self._has(repository, f"manifests/{digest}")):
+            path, size = f"manifests/{digest}", min(size or MAX_MANIFEST, MAX_MANIFEST)
+        else:
             return False
-        self._runner.run(self._fetch(repository, digest, upload))
+        self._runner.run(self._fetch(repository, path, upload, size))
         return True
 
     async def _open(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(timeout=_TIMEOUT)
+        # What is compressed on the way could expand to any size.
+        return aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False)
 
-    async def _has(self, repository: str, digest: Digest) -> bool:
-        url = f"{self._base}/v2/{repository}/blobs/{digest}"
+    async def _has(self, repository: str, path: str) -> bool:
+        url = f"{self._base}/v2/{repository}/{path}"
         try:
             status, challenge = await self._head(url, self._tokens.get(repository))
             if status == 401 and challenge.lower().startswith("bearer "):
@@ -100,27 +125,76 @@ class Remote:
             "docker login, or put user:password@ into the URL"
         )
 
-    async def _fetch(self, repository: str, digest: Digest, upload: DirectoryUpload) -> None:
-        assert self._session is not None
-        value = self._tokens.get(repository) or self._basic
-        headers = {"Authorization": value} if value else {}
-        url = f"{self._base}/v2/{repository}/blobs/{digest}"
+    async def _fetch(
+        self, repository: str, path: str, upload: DirectoryUpload, size: int | None
+    ) -> None:
+        url = f"{self._base}/v2/{repository}/{path}"
         at = 0
         try:
-            async with self._session.get(url, headers=headers, timeout=_NO_LIMIT) as response:
+            async with self._following("GET", url, self._tokens.get(repository)) as response:
                 response.raise_for_status()
-                async for piece in response.content.iter_chunked(_PIECE):
-                    upload.write([piece], at)
-                    at += len(piece)
+                limit = self._limit(response, path, size)
+                async with asyncio.timeout(_START_SECONDS + limit / _SLOWEST):
+                    async for piece in response.content.iter_chunked(_PIECE):
+                        if at + len(piece) > limit:
+                            raise self._wrong_size(path, f"more than {limit}", limit)
+                        upload.write([piece], at)
+                        at += len(piece)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ConfigError(f"{self._base}: {digest} did not arrive: {error}") from None
+            reason = str(error) or "it took too long"
+            raise ConfigError(f"{self._base}: {path} did not arrive: {reason}") from None
+
+    def _limit(self, response: aiohttp.ClientResponse, path: str, size: int | None) -> int:
+        """The most bytes to take of a response."""
+        announced = response.content_length
+        if path.startswith("manifests/"):
+            assert size is not None
+            if announced is not None and announced > size:
+                raise self._wrong_size(path, str(announced), size)
+            return size
+        if size is None:
+            if announced is None:
+                raise ConfigError(f"{self._base}: {path} has no length: it is not taken")
+            return announced
+        if announced not in (None, size):
+            raise self._wrong_size(path, str(announced), size)
+        return size
+
+    def _wrong_size(self, path: str, found: str, size: int) -> ConfigError:
+        return ConfigError(
+            f"{self._base}: {path} would be {found} bytes long, expected are {size}: not taken"
+        )
 
     async def _head(self, url: str, authorization: str | None) -> tuple[int, str]:
+        async with self._following("HEAD", url, authorization) as response:
+            return response.status, response.headers.get("WWW-Authenticate", "")
+
+    @contextlib.asynccontextmanager
+    async def _following(
+        self, method: str, url: str, authorization: str | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A response, behind redirects too. Credentials stay with the registry that was named."""
         assert self._session is not None
         value = authorization or self._basic
-        headers = {"Authorization": value} if value else {}
-        async with self._session.head(url, headers=headers) as response:
-            return response.status, response.headers.get("WWW-Authenticate", "")
+        for _ in range(_MAX_REDIRECTS):
+            headers = {"Accept": _ACCEPT, "Accept-Encoding": "identity"}
+            if value and url.startswith(f"{self._base}/"):
+                headers["Authorization"] = value
+            async with self._session.request(
+                method, url, headers=headers, timeout=_NO_LIMIT, allow_redirects=False
+            ) as response:
+                if response.status not in (301, 302, 303, 307, 308):
+                    yield response
+                    return
+                url = self._redirected(url, response.headers.get("Location", ""))
+        raise ConfigError(f"{self._base}: it redirects more than {_MAX_REDIRECTS} times")
+
+    def _redirected(self, url: str, location: str) -> str:
+        target = urljoin(url, location)
+        schemes = ("https://",) if self._base.startswith("https:") else ("http://", "https://")
+        if not target.startswith(schemes):
+            raise ConfigError(f"{self._base}: it redirects to {target[:200]!r}: not followed")
+        return target
 
     async def _token(self, challenge: str) -> str:
         assert self._session is not None
@@ -128,12 +202,33 @@ class Remote:
         realm = fields.pop("realm", "")
         if not realm.startswith(self._base + "/"):
             # Credentials go to the registry that was named, and to no other host it points at.
-            raise ConfigError(f"{self._base}: its tokens come from elsewhere: {realm}")
+            raise ConfigError(f"{self._base}: its tokens come from elsewhere: {realm[:200]!r}")
         headers = {"Authorization": self._basic} if self._basic else {}
         query = {k: v for k, v in fields.items() if k in ("service", "scope")}
-        async with self._session.get(realm, params=query, headers=headers) as response:
-            document = await response.json() if response.status == 200 else {}
-        return str(document.get("token") or document.get("access_token") or "")
+        async with self._session.get(
+            realm, params=query, headers=headers, allow_redirects=False
+        ) as response:
+            body = await _bounded(response) if response.status == 200 else b"{}"
+        try:
+            document = json.loads(body)
+            token = document.get("token") or document.get("access_token") or ""
+        except (ValueError, RecursionError, AttributeError):
+            raise ConfigError(f"{self._base}: its token cannot be read") from None
+        return str(token)
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    """The body of a small answer.
+
+    Raises:
+        ConfigError: it is larger than any such answer is.
+    """
+    body = bytearray()
+    async for piece in response.content.iter_chunked(_PIECE):
+        body += piece
+        if len(body) > _MAX_ANSWER:
+            raise ConfigError(f"{response.url.origin()}: an answer has over {_MAX_ANSWER} bytes")
+    return bytes(body)
 
 
 def _basic(name: str | None, password: str | None) -> str | None:

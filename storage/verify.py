@@ -6,6 +6,7 @@ ordinary way in: bytes are hashed as they are copied and published only if they 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ from pathlib import Path
 
 from storage.digest import Digest, hasher
 from storage.distribution import DistributionStore
-from storage.images import images
+from storage.errors import StorageError
+from storage.images import images, load, resolve
 from storage.uploads import DirectoryUpload
 
 _READ = 1024 * 1024
@@ -54,8 +56,9 @@ class Verified:
     findings: tuple[Finding, ...]
 
 
-Fetch = Callable[[str, Digest, DirectoryUpload], bool]
-"""Puts a blob of a repository into an upload; False where the source does not have it."""
+Fetch = Callable[[str, Digest, DirectoryUpload, int | None], bool]
+"""Puts a blob of a repository into an upload, no more bytes than it is to have where that is known;
+False where the source does not have it."""
 
 
 def verify(
@@ -98,10 +101,33 @@ def repair(store: DistributionStore, finding: Finding, fetch: Fetch) -> bool:
     if not repository:
         return False
     with store.copying(repository, finding.digest.algorithm) as upload:
-        if not fetch(repository, finding.digest, upload):
+        size = _expected_size(store, repository, finding)
+        if not fetch(repository, finding.digest, upload, size):
             return False
         upload.commit(finding.digest)
     return True
+
+
+def _expected_size(store: DistributionStore, repository: str, finding: Finding) -> int | None:
+    """The size in bytes that the image gives a blob it needs; None where nothing says."""
+    waiting: list[Digest] = []
+    with contextlib.suppress(StorageError):
+        waiting.append(resolve(store, finding.image)[1])
+    seen: set[Digest] = set()
+    while waiting:
+        digest = waiting.pop()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        try:
+            manifest = load(store, repository, digest)
+        except StorageError:
+            continue
+        for descriptor in (*manifest.blobs, *manifest.manifests):
+            if descriptor.digest == finding.digest:
+                return descriptor.size
+        waiting += [child.digest for child in manifest.manifests]
+    return None
 
 
 def _hash_all(

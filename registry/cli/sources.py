@@ -18,8 +18,10 @@ class Source(Protocol):
     def has(self, repository: str, digest: Digest) -> bool:
         """Whether it has it."""
 
-    def fetch(self, repository: str, digest: Digest, upload: DirectoryUpload) -> bool:
-        """Put it into an upload; False where it does not have it."""
+    def fetch(
+        self, repository: str, digest: Digest, upload: DirectoryUpload, size: int | None = None
+    ) -> bool:
+        """Put it into an upload, no more than ``size`` bytes; False where it does not have it."""
 
 
 class BundleSource:
@@ -31,9 +33,11 @@ class BundleSource:
     def has(self, repository: str, digest: Digest) -> bool:
         return self._layer.content(digest) is not None
 
-    def fetch(self, repository: str, digest: Digest, upload: DirectoryUpload) -> bool:
+    def fetch(
+        self, repository: str, digest: Digest, upload: DirectoryUpload, size: int | None = None
+    ) -> bool:
         extent = self._layer.content(digest)
-        if extent is None:
+        if extent is None or size not in (None, extent.size):
             return False
         upload.copy(extent)
         return True
