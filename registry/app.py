@@ -98,7 +98,8 @@ class App:
         self, http: HTTPRequest, understood: request.Request, caller: Caller
     ) -> StreamResponse:
         observer = self._lifeline.observer
-        peer = observer.caller(caller.identity.name, caller.identity.node, http.remote)
+        agent = http.headers.get("User-Agent", "")
+        peer = observer.caller(caller.identity.name, caller.identity.node, http.remote, agent)
         self._lifeline.drain.admit(peer.node, understood)
         context = Context(
             self._store, self._manifests, self._guard, self._names, observer, caller, peer

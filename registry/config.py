@@ -19,6 +19,7 @@ from registry.lifetime.durations import parse as parse_duration
 from registry.lifetime.durations import parse_timeout
 from registry.readers import (
     Address,
+    read_accept,
     read_address,
     read_anonymous,
     read_auth,
@@ -184,6 +185,13 @@ SETTINGS: tuple[Setting[Any], ...] = (
         "nodes", read_text, lambda _: None, "How many nodes, or a file of their names.", "N|FILE"
     ),
     Setting(
+        "accept",
+        read_accept,
+        lambda _: "claimed",
+        "Weakest evidence that a node has an image: its runtime's claim, or bytes served.",
+        "claimed|served|proven",
+    ),
+    Setting(
         "until",
         read_until,
         lambda _: False,
@@ -307,6 +315,7 @@ class Settings:
     max_lifetime: float | None
     until_pulled: Path | None
     nodes: str | None
+    accept: str
     until: bool
     drain_timeout: float
     gc_interval: float | None

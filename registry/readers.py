@@ -123,6 +123,13 @@ def read_on_corrupt(text: str) -> bool:
     return text == "stop"
 
 
+def read_accept(text: str) -> str:
+    """Read ``claimed``, ``served`` or ``proven``."""
+    if text not in ("claimed", "served", "proven"):
+        raise ValueError("expected claimed, served or proven")
+    return text
+
+
 def read_until(text: str) -> bool:
     """Read ``first`` or ``all``; whether it is all."""
     if text not in ("first", "all"):

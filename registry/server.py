@@ -104,6 +104,7 @@ def _plan(settings: Settings, command: tuple[str, ...]) -> Plan:
         until_all=settings.until,
         until_pulled=settings.until_pulled,
         nodes=read_nodes(settings.nodes) if settings.nodes is not None else None,
+        accept=settings.accept,
         stop_file=settings.stop_file,
         exit_with_parent=settings.exit_with_parent,
         exit_on_stdin_eof=settings.exit_on_stdin_eof,

@@ -1,45 +1,44 @@
 """Coverage: does every node have every image of the upgrade?
 
-A node *has* an image when it was served the manifest the image's name stands for now, no blob of
-it failed to arrive after that, and it is not in the middle of fetching it:
+A node has an image when its state (`states`) is as good as ``--accept`` asks for:
 
-- Blobs alone would undercount: a node that has the layers, or the whole image, never asks for them.
-- A HEAD is as good as a GET: a node that has the image asks no more than that.
-- An index that was fetched by GET counts once one of its children was served to the node, now or
-  before: a node whose platform is not in the index gets that far too.
-- A tag stands for what it points at now. When it moves, those who got the old image lack the new.
+- ``claimed``: a node that has the image already asks for no blob, so that blobs alone would
+  undercount. What it asks for instead is known for each container runtime (`runtimes`).
+- ``served``: only bytes that reached the node count.
+- ``proven``: only the node's own answer counts.
+
+A tag stands for what it points at now: when it moves, those who got the old image lack the new.
 
 With names of nodes given, each of them must have each image. With a number, so many nodes must
 have all of them; which, nobody said.
+
+What was concluded of a node holds until something happens at that node or a tag moves, so a look
+at the whole costs what changed since the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
 from registry.lifetime.clock import Clock, first_done
 from registry.lifetime.conditions import Kind, Reason
-from registry.lifetime.contents import Contained
 from registry.lifetime.images import Image, Nodes
-from registry.lifetime.ledger import Confirmation, Ledger
+from registry.lifetime.ledger import Ledger
 from registry.lifetime.pulls import Pulls
+from registry.lifetime.states import State, States, Target, accepted
 
 _LOOK_EVERY = 0.25
-"""Seconds between two looks at the whole while events come in: 100 nodes with 100 images take
-some 30 ms to go through."""
+"""Seconds between two looks at the whole while events come in, at least."""
 
+_LOOKS_SHARE = 0.02
+"""Of the event loop's time, spent on them at most."""
 
-class State(StrEnum):
-    """How far a node is with an image."""
+_NODES_SHOWN = 10
 
-    HAS = "has"
-    PULLING = "pulling"
-    INDEX_ONLY = "index only"
-    FAILED = "failed"
-    MISSING = "missing"
-    NOT_HERE = "not in the registry"
+_NOTHING = frozenset({State.MISSING, State.ABSENT})
+"""States in which a node has not asked for an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +60,12 @@ class Gap:
         return f"{self.image} at {self.node}" if self.node else f"{self.image} ({self.state})"
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """An image as the registry holds it now."""
+@dataclass(slots=True)
+class _Row:
+    """The states of one node, image by image, and what they were concluded from."""
 
-    repository: str
-    digest: str
-    children: tuple[str, ...]
-    below: frozenset[str]
-
-
-Targets = dict[Image, _Target | None]
+    basis: tuple[int, int, int]
+    states: tuple[State, ...]
 
 
 class Coverage:
@@ -83,7 +77,8 @@ class Coverage:
         images: that must arrive.
         nodes: they must arrive at.
         resolve: repository and tag → digest, None if there is no such tag; quick.
-        contained: what manifests refer to.
+        states: how far a node is with an image.
+        accept: the weakest state, of `states.RANKED`, in which a node counts as having an image.
     """
 
     def __init__(
@@ -93,19 +88,29 @@ class Coverage:
         images: tuple[Image, ...],
         nodes: Nodes,
         resolve: Callable[[str, str], str | None],
-        contained: Contained,
+        states: States,
+        accept: State = State.CLAIMED,
     ) -> None:
         self._ledger = ledger
         self._pulls = pulls
         self._images = images
         self._nodes = nodes
         self._resolve = resolve
-        self._contained = contained
+        self._states = states
+        self._accepted = accepted(accept)
+        self._targets: tuple[Target | None, ...] = ()
+        self._targets_version = 0
+        self._rows: dict[str, _Row] = {}
 
     @property
     def wanted_nodes(self) -> int:
         """How many nodes must have every image."""
         return self._nodes.count
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The images that must arrive."""
+        return self._images
 
     def complete(self) -> bool:
         """Whether nothing is missing."""
@@ -113,88 +118,108 @@ class Coverage:
 
     def covered_nodes(self) -> int:
         """How many nodes have every image."""
-        targets = self._targets()
-        if not all(targets.values()):
+        self._look()
+        if not all(self._targets):
             return 0
-        return sum(
-            all(self._state(node, target) is State.HAS for target in targets.values())
-            for node in self._nodes_of(targets)
-        )
+        return sum(self._is_covered(node) for node in self._known_nodes())
 
     def nodes(self) -> list[str]:
-        """The nodes named; without names those that were served an image of the list."""
-        return self._nodes_of(self._targets())
+        """The nodes named; without names those that asked for an image of the list."""
+        self._look()
+        return self._known_nodes()
 
     def matrix(self) -> dict[str, dict[str, State]]:
         """Image → node → how far the node is with it."""
-        targets = self._targets()
-        nodes = self._nodes_of(targets)
+        self._look()
+        rows = {node: self._row(node) for node in self._known_nodes()}
         return {
-            image.text: {node: self._state(node, target) for node in nodes}
-            for image, target in targets.items()
+            image.text: {node: states[i] for node, states in rows.items()}
+            for i, image in enumerate(self._images)
         }
+
+    def absent(self) -> list[str]:
+        """Images of the list that the registry does not hold now."""
+        self._look()
+        pairs = zip(self._images, self._targets, strict=True)
+        return [image.text for image, target in pairs if target is None]
+
+    def claimed(self) -> dict[str, int]:
+        """Covered node → how many of its images rest on a claim alone; nodes without are left out.
+
+        With a number of nodes, only so many count, those with the fewest claims.
+        """
+        self._look()
+        counts = {
+            node: self._row(node).count(State.CLAIMED)
+            for node in self._known_nodes()
+            if self._is_covered(node)
+        }
+        chosen = sorted(counts, key=lambda node: counts[node])[: self._nodes.count]
+        return {node: counts[node] for node in counts if counts[node] and node in set(chosen)}
 
     def missing(self) -> list[Gap]:
         """Everything that keeps coverage from being complete."""
         if self.complete():
             return []
-        targets = self._targets()
-        nodes = self._nodes_of(targets)
+        nodes = self._known_nodes()
         gaps = []
-        for image, target in targets.items():
+        for i, (image, target) in enumerate(zip(self._images, self._targets, strict=True)):
             if target is None:
-                gaps.append(Gap(image.text, None, State.NOT_HERE))
+                gaps.append(Gap(image.text, None, State.ABSENT))
                 continue
-            states = {node: self._state(node, target) for node in nodes}
-            gaps += [Gap(image.text, n, s) for n, s in states.items() if s is not State.HAS]
+            states = {node: self._row(node)[i] for node in nodes}
+            gaps += [Gap(image.text, n, s) for n, s in states.items() if s not in self._accepted]
         gaps += [Gap(None, None, State.MISSING)] * max(0, self._nodes.count - len(nodes))
         return gaps
 
-    def _targets(self) -> Targets:
-        return {image: self._target(image) for image in self._images}
-
-    def _target(self, image: Image) -> _Target | None:
+    def target(self, image: Image) -> Target | None:
+        """An image of the list as the registry holds it now."""
         for repository in image.repositories():
             digest = image.digest
             if image.tag is not None:
                 digest = self._resolve(repository, image.tag)
-            contents = self._contained.find(repository, digest) if digest else None
-            if digest is not None and contents is not None:
-                below = self._contained.below(repository, digest)
-                return _Target(repository, digest, contents.children, below)
+            target = self._states.target(repository, digest) if digest else None
+            if target is not None:
+                return target
         return None
 
-    def _nodes_of(self, targets: Targets) -> list[str]:
+    def _look(self) -> None:
+        """See where the tags point now."""
+        targets = tuple(self.target(image) for image in self._images)
+        if targets != self._targets:
+            self._targets = targets
+            self._targets_version += 1
+            self._rows.clear()
+
+    def _known_nodes(self) -> list[str]:
         if self._nodes.names:
             return list(self._nodes.names)
-        return [
-            node
-            for node in self._ledger.nodes()
-            if any(target and self._confirmed(node, target) for target in targets.values())
-        ]
+        return [node for node in self._ledger.nodes() if not _NOTHING.issuperset(self._row(node))]
 
-    def _confirmed(self, node: str, target: _Target) -> Confirmation | None:
-        return self._ledger.confirmation(node, target.repository, target.digest)
+    def _is_covered(self, node: str) -> bool:
+        return self._accepted.issuperset(self._row(node))
 
-    def _state(self, node: str, target: _Target | None) -> State:
-        if target is None:
-            return State.NOT_HERE
-        confirmed = self._confirmed(node, target)
-        if confirmed is None:
-            return State.MISSING
-        children = [
-            found
-            for child in target.children
-            if (found := self._ledger.confirmation(node, target.repository, child))
-        ]
-        since = max(one.order for one in (confirmed, *children))
-        if self._ledger.failed_after(since, node, target.repository, target.below):
-            return State.FAILED
-        if self._pulls.busy(node, target.below):
-            return State.PULLING
-        if target.children and not children and not confirmed.head:
-            return State.INDEX_ONLY
-        return State.HAS
+    def _row(self, node: str) -> tuple[State, ...]:
+        basis = self._targets_version, self._ledger.version(node), self._pulls.version(node)
+        row = self._rows.get(node)
+        if row is None or row.basis != basis or State.PULLING in row.states:
+            found = tuple(self._states.of(node, target) for target in self._targets)
+            row = self._rows[node] = _Row(basis, found)
+        return row.states
+
+
+def claims_text(claimed: Mapping[str, int]) -> str:
+    """A sentence that says which nodes' coverage rests on claims; "" where none does.
+
+    Args:
+        claimed: see `Coverage.claimed`.
+    """
+    if not claimed:
+        return ""
+    shown = [f"{node} ({count})" for node, count in sorted(claimed.items())[:_NODES_SHOWN]]
+    more = len(claimed) - len(shown)
+    nodes = ", ".join(shown) + (f" and {more} more nodes" if more > 0 else "")
+    return f"images claimed by the node's runtime, not served by this registry: {nodes}"
 
 
 class Covered:
@@ -214,15 +239,24 @@ class Covered:
         self._clock = clock
 
     async def wait(self) -> Reason:
-        while not self.holds():
+        while True:
+            began = time.perf_counter()
+            if self.holds():
+                break
+            pause = max(_LOOK_EVERY, (time.perf_counter() - began) / _LOOKS_SHARE)
             changed = self._ledger.changed.next()
             settles = self._pulls.settles_in()
             if settles is None:
                 await first_done(changed)
             else:
                 await first_done(changed, self._clock.sleep(settles))
-            await self._clock.sleep(_LOOK_EVERY)
-        return Reason(Kind.COVERED, f"coverage is complete at {self._coverage.wanted_nodes} nodes")
+            await self._clock.sleep(pause)
+        return Reason(Kind.COVERED, self._text())
 
     def holds(self) -> bool:
         return self._coverage.complete()
+
+    def _text(self) -> str:
+        text = f"coverage is complete at {self._coverage.wanted_nodes} nodes"
+        claims = claims_text(self._coverage.claimed())
+        return f"{text}; {claims}" if claims else text

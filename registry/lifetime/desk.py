@@ -164,7 +164,7 @@ class Desk:
             peak_memory=reports.peak_memory(),
             bytes_in=self._observer.activity.bytes_in,
             bytes_out=self._observer.activity.bytes_out,
-            images=reports.image_records(ledger, self._observer.contained),
+            images=reports.image_records(self._observer),
             coverage=record,
             denied=reports.denied_records(self._denied),
             corrupt=self._corrupt,

@@ -24,14 +24,18 @@ class Journal:
     Args:
         path: of the file.
         version: its first line; a file with another is taken for empty.
+        older: first lines that are read, too.
 
     Attributes:
         lines: in the file.
+        older: whether what was read has one of the older first lines.
     """
 
-    def __init__(self, path: Path, version: Entry) -> None:
+    def __init__(self, path: Path, version: Entry, *older: Entry) -> None:
         self._path = path
         self._version = version
+        self._known_older = older
+        self.older = False
         self._file: int | None = None
         self.lines = 0
 
@@ -50,7 +54,11 @@ class Journal:
             lines = self._path.read_bytes().splitlines()
         except FileNotFoundError:
             return
-        if lines and _parse(lines[0]) == self._version:
+        if not lines:
+            return
+        version = _parse(lines[0])
+        self.older = version in self._known_older
+        if self.older or version == self._version:
             yield from (entry for entry in map(_parse, lines[1:]) if entry is not None)
 
     def append(self, entry: Entry) -> None:

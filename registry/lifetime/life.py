@@ -32,7 +32,7 @@ from registry.lifetime.control import ControlServer
 from registry.lifetime.coverage import Coverage, Covered
 from registry.lifetime.desk import Desk, Outcome
 from registry.lifetime.drain import Drain, Drained
-from registry.lifetime.images import read_images
+from registry.lifetime.images import Image, Nodes, read_images
 from registry.lifetime.ledger import Ledger
 from registry.lifetime.listen import Listeners
 from registry.lifetime.observer import Observer
@@ -41,6 +41,7 @@ from registry.lifetime.private import Login, auth_file, guarded
 from registry.lifetime.pulls import Pulls
 from registry.lifetime.signals import Signals
 from registry.lifetime.state import LEDGER, StateDir
+from registry.lifetime.states import State
 from registry.lifetime.systemd import Notifier
 
 logger = logging.getLogger("mayfly")
@@ -148,15 +149,10 @@ class Life:
         # Without coverage there is nothing that a restart should go on with.
         kept = state.path / LEDGER if images else None
         try:
-            self._ledger = Ledger(kept, clock)
+            self._ledger = Ledger(kept, clock, _listed(images, plan.nodes))
         except OSError as error:
             raise ConfigError(f"{kept}: {error.strerror}; remove it") from None
         self._pulls = Pulls(clock.now, self._ledger.changed)
-        self.coverage: Coverage | None = None
-        if plan.nodes is not None:
-            self.coverage = Coverage(
-                self._ledger, self._pulls, images, plan.nodes, content.tag, contained
-            )
         self.observer = Observer(
             self.activity,
             self._pulls,
@@ -166,6 +162,17 @@ class Life:
             named=frozenset(plan.nodes.names if plan.nodes else ()),
             shared=shared,
         )
+        self.coverage: Coverage | None = None
+        if plan.nodes is not None:
+            self.coverage = Coverage(
+                self._ledger,
+                self._pulls,
+                images,
+                plan.nodes,
+                content.tag,
+                self.observer.states,
+                State(plan.accept),
+            )
         self.drain = Drain(self.activity, self._pulls, self.observer.transfers, clock)
         self._child: Child | None = None
         self._command_ended = Once() if plan.command else None
@@ -336,6 +343,13 @@ class Life:
             await first_done(self._ledger.changed.next())
             self._notifier.status(self._desk.status_line())
             await self._clock.sleep(_STATUS_EVERY)
+
+
+def _listed(images: Sequence[Image], nodes: Nodes | None) -> Callable[[str, str], bool]:
+    """Whether a node and a repository are of the list. Without names any node may be meant."""
+    repositories = {name for image in images for name in image.repositories()}
+    names = frozenset(nodes.names) if nodes is not None else frozenset()
+    return lambda node, repository: repository in repositories and (not names or node in names)
 
 
 async def _until(ends: Condition, listeners: Listeners) -> Reason:

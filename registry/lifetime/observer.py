@@ -6,22 +6,55 @@ One `Observer` is shared by all requests. The byte path and the manifest handler
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from registry.errors import RangeInvalid
 from registry.lifetime.activity import Activity
 from registry.lifetime.clock import Clock
 from registry.lifetime.contents import Contained
 from registry.lifetime.images import plain
-from registry.lifetime.ledger import Ledger
+from registry.lifetime.ledger import Flow, Ledger
+from registry.lifetime.owners import Owners
 from registry.lifetime.pulls import Pulls
+from registry.lifetime.runtimes import claims_image, runtime_of
+from registry.lifetime.states import EMPTY_CONFIG, RANKED, States
 
 AGAIN_AFTER = 60
 """Seconds after which a manifest asked for once more is another pull, not the same one."""
+
+
+_NO_REFUSALS = (RangeInvalid, ConnectionError, asyncio.CancelledError)
+"""Ends of a request before its first byte by which the registry refused nothing."""
+
+
+class Receipts(Protocol):
+    """How much of what was sent on a connection its peer has acknowledged."""
+
+    def unreceived(self) -> int:
+        """Bytes sent last that were not acknowledged, now."""
+
+    def on_received(self, done: Callable[[int], None]) -> None:
+        """Call back once all is acknowledged, with 0, or once the connection is gone, with the
+        number of bytes that were not."""
+
+
+class _AllReceived:
+    """For content that no socket carries."""
+
+    def unreceived(self) -> int:
+        return 0
+
+    def on_received(self, done: Callable[[int], None]) -> None:
+        done(0)
+
+
+ALL_RECEIVED: Receipts = _AllReceived()
 
 
 class Caller(NamedTuple):
@@ -31,11 +64,13 @@ class Caller(NamedTuple):
         node: the name by which coverage knows the machine.
         user: as authenticated, "" for nobody in particular.
         address: of the peer.
+        agent: the client's ``User-Agent``.
     """
 
     node: str
     user: str
     address: str
+    agent: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -47,12 +82,14 @@ class Transfer:
         what: repository, with the digest of a pull.
         caller: at the other end.
         begun: seconds, monotonic.
+        bytes: that moved so far; of a pull, those handed to the kernel.
     """
 
     direction: str
     what: str
     caller: Caller
     begun: float
+    bytes: int = 0
 
     def __str__(self) -> str:
         peer = self.caller.node
@@ -65,16 +102,19 @@ class Transfer:
 class Sending:
     """One GET of a blob: `part` around the bytes, the whole as a context around the handler.
 
-    What leaves the context by an error did not arrive, except where the client asked for a range
-    that does not exist: that is how a client finds out that it has everything.
+    An error before the first byte is a refusal, except where the client asked for a range that
+    does not exist: that is how a client finds out that it has everything. A client that drops its
+    connection after that has not failed by it; what counts is what reached it (`arrival`).
     """
 
     _observer: Observer
     _caller: Caller
     _repository: str
     _digest: str
-    _sent: bool = field(default=False)
-    _last: int | None = field(default=None)
+    _images: list[str]
+    _transfer: Transfer | None = field(default=None)
+    _flow: Flow | None = field(default=None)
+    _corrupt: bool = field(default=False)
 
     def __enter__(self) -> Self:
         return self
@@ -85,36 +125,68 @@ class Sending:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        ledger, node = self._observer.ledger, self._caller.node
+        if not self._images:
+            return
+        ledger, where = self._observer.ledger, (self._caller.node, self._repository, self._digest)
         if error is None:
-            if not self._sent:  # an empty blob has no bytes to flow
-                ledger.blob_arrived(node, self._repository, self._digest, 0, 1)
-        elif not isinstance(error, RangeInvalid):
-            ledger.blob_failed(node, self._repository, self._digest, self._last)
+            if self._flow is None:  # an empty blob has no bytes to flow
+                ledger.blob_ended(ledger.blob_begun(*where, 0, 0, self._images), 0, 0)
+        elif self._corrupt or (self._flow is None and not isinstance(error, _NO_REFUSALS)):
+            ledger.failed(*where, corrupt=self._corrupt)
 
     def count(self, sent: int) -> None:
-        """So many bytes of it are out."""
+        """So many more bytes of it were handed to the kernel."""
         self._observer.activity.bytes_out += sent
+        if self._transfer is not None:
+            self._transfer.bytes += sent
+        if self._flow is not None:
+            self._flow.count(sent)
+
+    def corrupt(self) -> None:
+        """The content was found not to be what its digest says."""
+        self._corrupt = True
 
     @contextlib.contextmanager
-    def part(self, first: int, count: int, size: int) -> Iterator[None]:
-        """Around the sending of ``count`` bytes from byte ``first`` on, of a blob of ``size``."""
+    def part(
+        self, first: int, count: int, size: int, receipts: Receipts = ALL_RECEIVED
+    ) -> Iterator[None]:
+        """Around the sending of ``count`` bytes from byte ``first`` on, of a blob of ``size``.
+
+        Args:
+            receipts: tells how much of what was sent the client's host has acknowledged.
+        """
         observer, node = self._observer, self._caller.node
-        self._sent = True
-        self._last = first + count - 1
         what = f"{self._repository}@{self._digest}"
         transfer = Transfer("pull", what, self._caller, observer.clock.now())
+        self._transfer = transfer
         observer.transfers.add(transfer)
         observer.pulls.blob_begun(node, self._digest)
-        arrived = False
+        if self._images:
+            where = node, self._repository, self._digest
+            self._flow = observer.ledger.blob_begun(*where, first, size, self._images)
+        complete = False
         try:
             yield
-            arrived = True
+            complete = True
         finally:
             observer.transfers.discard(transfer)
-            to_its_end = arrived and first + count == size
-            observer.pulls.blob_ended(node, self._digest, to_its_end=to_its_end)
-        observer.ledger.blob_arrived(node, self._repository, self._digest, first, first + count)
+            ended = partial(self._ended, first)
+            if complete:
+                receipts.on_received(ended)
+            else:
+                ended(receipts.unreceived())
+
+    def _ended(self, first: int, unreceived: int) -> None:
+        """The transfer is over, and so many bytes of what was sent were never acknowledged."""
+        observer, node = self._observer, self._caller.node
+        assert self._transfer is not None
+        sent = first + self._transfer.bytes
+        if self._flow is not None:
+            observer.ledger.blob_ended(self._flow, max(first, sent - unreceived), sent)
+        whole = observer.ledger.has_whole(node, self._digest)
+        observer.pulls.blob_ended(node, self._digest, whole=whole)
+        if whole:
+            observer.blob_arrived(self._caller, self._repository, self._digest, self._images)
 
 
 class Observer:
@@ -131,6 +203,8 @@ class Observer:
 
     Attributes:
         transfers: that flow now.
+        owners: from blobs to the images they are of.
+        states: how far nodes are with images.
     """
 
     def __init__(
@@ -150,16 +224,19 @@ class Observer:
         self.contained = contained
         self.clock = clock
         self.transfers: set[Transfer] = set()
+        self.owners = Owners(ledger, contained)
+        self.states = States(ledger, pulls, contained)
         self._named = named
         self._shared = shared
 
-    def caller(self, user: str, node: str | None, address: str | None) -> Caller:
+    def caller(self, user: str, node: str | None, address: str | None, agent: str = "") -> Caller:
         """Who makes a request.
 
         Args:
             user: the name of the credential or certificate, "" without.
             node: the node it says the caller is, if it does.
             address: of the peer, if there is one.
+            agent: its ``User-Agent``.
         """
         where = plain(address) if address else ""
         if node is None:
@@ -167,7 +244,7 @@ class Observer:
                 node = user
             if where in self._named and user not in self._named:
                 node = where
-        return Caller(node or where or "unknown", user, where)
+        return Caller(node or where or "unknown", user, where, agent)
 
     def manifest_served(
         self, caller: Caller, repository: str, digest: str, *, head: bool, tag: str | None
@@ -175,15 +252,33 @@ class Observer:
         """A manifest is about to be answered with 200."""
         node = caller.node
         self.activity.pulled()
-        known = self.ledger.confirmation(node, repository, digest)
+        known = self.ledger.pull(node, repository, digest)
         if known and not known.again and self.ledger.age(known) >= AGAIN_AFTER:
-            below = self.contained.below(repository, digest)
-            failed = self.ledger.failed_after(known.order, node, repository, below)
-            if not failed and not self.pulls.busy(node, below):
+            target = self.states.target(repository, digest)
+            if self.states.of(node, target) in RANKED:
                 self.ledger.again(node, repository, digest)
         contents = self.contained.of(repository, digest)
         self.pulls.manifest(node, repository, digest, contents, head=head)
-        self.ledger.confirmed(node, repository, digest, head=head, tag=tag)
+        claims = claims_image(caller.agent, head=head, index=bool(contents.children))
+        self.ledger.asked(node, repository, digest, got=not head, claims=claims, tag=tag)
+        self.owners.learn(repository, digest)
+
+    def blob_arrived(
+        self, caller: Caller, repository: str, digest: str, images: Collection[str]
+    ) -> None:
+        """All of a blob has reached a node; of ``images`` the node was served the manifests."""
+        if digest == EMPTY_CONFIG or not runtime_of(caller.agent).config:
+            return
+        for image in images:
+            if self.contained.of(repository, image).blobs[:1] == (digest,):
+                self.ledger.asked(caller.node, repository, image, got=False, claims=True)
+
+    def manifest_failed(self, caller: Caller, repository: str, digest: str) -> None:
+        """A manifest that a node asked for, and that is in the repository, cannot be served."""
+        if self.owners.of(caller.node, repository, digest) or self.ledger.pull(
+            caller.node, repository, digest
+        ):
+            self.ledger.failed(caller.node, repository, digest)
 
     def manifest_pushed(
         self, caller: Caller, repository: str, digest: str, tags: tuple[str, ...]
@@ -197,7 +292,8 @@ class Observer:
 
     def sending(self, caller: Caller, repository: str, digest: str) -> Sending:
         """A GET of a blob, from before it is looked up."""
-        return Sending(self, caller, repository, digest)
+        images = self.owners.of(caller.node, repository, digest)
+        return Sending(self, caller, repository, digest, images)
 
     @contextlib.contextmanager
     def receiving(self, caller: Caller, repository: str) -> Iterator[None]:

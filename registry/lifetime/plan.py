@@ -42,6 +42,7 @@ class Plan:
         idle_timeout, unused_timeout, max_lifetime: None for never.
         until_all: `--until all`.
         until_pulled, nodes: what coverage is, both or neither.
+        accept: the weakest evidence that counts as having an image, a state of `states.RANKED`.
         stop_file: its appearance ends the server.
         exit_with_parent, exit_on_stdin_eof: as the options.
         stop_on_corrupt: `--on-corrupt stop`.
@@ -56,6 +57,7 @@ class Plan:
     until_all: bool = False
     until_pulled: Path | None = None
     nodes: Nodes | None = None
+    accept: str = "claimed"
     stop_file: Path | None = None
     exit_with_parent: bool = False
     exit_on_stdin_eof: bool = False
@@ -73,6 +75,10 @@ class Plan:
             raise ConfigError("--until-pulled needs --nodes: how many nodes, or a file of names")
         if self.nodes is not None and self.until_pulled is None:
             raise ConfigError("--nodes needs --until-pulled: the file that lists the images")
+        if self.accept == "proven":
+            raise ConfigError(
+                "--accept proven: nodes cannot prove yet that they have an image; use served"
+            )
         if self.exit_on_stdin_eof and self.command:
             raise ConfigError("--exit-on-stdin-eof: under run the standard input is the command's")
 

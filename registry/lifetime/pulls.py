@@ -5,10 +5,10 @@ GET of an index, GET of one of its children, then a GET for each blob the node l
 of them nothing is in flight, and yet the node is not done. What it is still *expected* to ask for
 is known from what it got:
 
-    HEAD of a manifest         expects a GET of it      (a warm node stops here: it has everything)
+    HEAD of a manifest         expects a GET of it      (a warm node stops here)
     GET of an index            expects a child of it
     GET of an image manifest   expects its blobs        (those the node has are never asked for)
-    blob sent whole            expects nothing more of it
+    blob arrived whole         expects nothing more of it
 
 A node may rightly never ask for what is expected of it, so expectation ends when the node was
 silent for `SETTLED`, and for one manifest after `PATIENCE` at the latest.
@@ -16,8 +16,10 @@ silent for `SETTLED`, and for one manifest after `PATIENCE` at the latest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import islice
 
 from registry.lifetime.activity import Pulse
 from registry.lifetime.contents import Contents
@@ -38,13 +40,19 @@ class _Node:
     last: float = 0.0
     expected: dict[str, float] = field(default_factory=dict)
     """Digest → when it was expected first."""
-    parents: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    parents: dict[str, dict[str, None]] = field(default_factory=dict)
     """Child → the indexes it was named by, while a child is expected."""
     known: set[tuple[str, str]] = field(default_factory=set)
     """(repository, manifest digest) that a pull of this node may ask for again."""
     flying: dict[str, int] = field(default_factory=dict)
     """Blob → transfers of it in flight."""
     pushed: float | None = None
+    version: int = 0
+
+    def expect(self, digest: str) -> None:
+        """The node is to ask for this; what was expected last comes last."""
+        self.expected.pop(digest, None)
+        self.expected[digest] = self.last
 
 
 class Pulls:
@@ -59,6 +67,8 @@ class Pulls:
         self._now = now
         self._changed = changed
         self._nodes: dict[str, _Node] = {}
+        self._dropped = 0
+        """The highest version of a node that was dropped."""
 
     def manifest(
         self, node: str, repository: str, digest: str, contents: Contents, *, head: bool
@@ -75,15 +85,17 @@ class Pulls:
         for index in state.parents.pop(digest, ()):
             state.expected.pop(index, None)
         if head:
-            state.expected[digest] = state.last
+            state.expect(digest)
             return
         state.expected.pop(digest, None)
-        for child in contents.children:
+        # An index may name the same child many times.
+        for child in islice(dict.fromkeys(contents.children), _MAX_EXPECTED):
             state.known.add((repository, child))
-            state.parents[child] = (*state.parents.get(child, ()), digest)
-            state.expected[digest] = state.last
-        for blob in contents.blobs:
-            state.expected[blob] = state.last
+            state.parents.setdefault(child, {})[digest] = None
+        if contents.children:
+            state.expect(digest)
+        for blob in islice(dict.fromkeys(contents.blobs), _MAX_EXPECTED):
+            state.expect(blob)
 
     def blob_begun(self, node: str, digest: str) -> None:
         """Bytes of a blob began to flow to a node. `blob_ended` follows."""
@@ -91,8 +103,8 @@ class Pulls:
         if state is not None:
             state.flying[digest] = state.flying.get(digest, 0) + 1
 
-    def blob_ended(self, node: str, digest: str, *, to_its_end: bool) -> None:
-        """They no longer flow. ``to_its_end``: the blob's last byte was among them."""
+    def blob_ended(self, node: str, digest: str, *, whole: bool) -> None:
+        """They no longer flow. ``whole``: the node has all of the blob now."""
         state = self._touch(node)
         if state is not None:
             left = state.flying.get(digest, 1) - 1
@@ -100,7 +112,7 @@ class Pulls:
                 state.flying[digest] = left
             else:
                 state.flying.pop(digest, None)
-                if to_its_end:
+                if whole:
                     state.expected.pop(digest, None)
         self._changed.happened()
 
@@ -126,7 +138,15 @@ class Pulls:
         if not state.flying and self._now() - state.last >= SETTLED:
             return False
         since = self._now() - PATIENCE
-        return any(begun > since and digest in digests for digest, begun in state.expected.items())
+        expected = state.expected
+        if len(expected) <= len(digests):
+            return any(begun > since and digest in digests for digest, begun in expected.items())
+        return any(expected.get(digest, since) > since for digest in digests)
+
+    def version(self, node: str) -> int:
+        """A number that changes with every event of a node."""
+        state = self._nodes.get(node)
+        return 0 if state is None else state.version
 
     def knows(self, node: str, repository: str, digest: str) -> bool:
         """Whether a manifest belongs to a pull that the node has begun."""
@@ -154,14 +174,26 @@ class Pulls:
             return False
         if state.pushed is not None and now - state.pushed < SETTLED:
             return True
-        return any(begun > now - PATIENCE for begun in state.expected.values())
+        return next(reversed(state.expected.values()), -math.inf) > now - PATIENCE
 
     def _touch(self, node: str) -> _Node | None:
-        """The node's state, made if there is room for one more."""
-        state = self._nodes.get(node)
+        """The node's state, made if there is room for one more; the last touched comes last."""
+        state = self._nodes.pop(node, None)
         if state is None:
-            if len(self._nodes) >= MAX_NODES:
+            if len(self._nodes) >= MAX_NODES and not self._drop_idle():
                 return None
-            state = self._nodes[node] = _Node()
+            # Of a node that was dropped and comes back no version is used twice.
+            state = _Node(version=self._dropped)
+        self._nodes[node] = state
         state.last = self._now()
+        state.version += 1
         return state
+
+    def _drop_idle(self) -> bool:
+        """Make room by the node that has been silent longest, if nothing is expected of it."""
+        node, state = next(iter(self._nodes.items()))
+        if state.flying or self._now() - state.last < SETTLED:
+            return False
+        del self._nodes[node]
+        self._dropped = max(self._dropped, state.version)
+        return True

@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
-from registry.lifetime.contents import Contained
-from registry.lifetime.coverage import Coverage, State
+from registry.lifetime.coverage import Coverage
 from registry.lifetime.images import plain
-from registry.lifetime.ledger import Ledger
+from registry.lifetime.ledger import Key, Ledger
+from registry.lifetime.observer import Observer
+from registry.lifetime.states import State
 from registry.trust.files import Attributes, publish
 
 _KIB = 1024
@@ -27,23 +28,54 @@ class Memory(TypedDict):
     command: int
 
 
+class PullRecord(TypedDict):
+    """What one node did with one image.
+
+    Attributes:
+        node: its name.
+        state: how far it is.
+        bytes: of blobs below the image that reached the node since it asked for the image.
+        first: when it first asked for the image.
+        last: when it last asked for it, or content of it last moved.
+        retries: how often a blob was asked for again after a transfer of it ended early.
+    """
+
+    node: str
+    state: State
+    bytes: int
+    first: str
+    last: str
+    retries: int
+
+
 class ImageRecord(TypedDict):
-    """One image that was pushed or pulled; ``name`` by its tag where it has one."""
+    """One image that was pushed or asked for; ``name`` by its tag where it has one.
+
+    ``pulls`` has one record for each node that asked for it.
+    """
 
     name: str
     digest: str
     pushed_by: list[str]
-    pulled_by: list[str]
+    pulls: list[PullRecord]
 
 
 class CoverageRecord(TypedDict):
-    """How far the upgrade came; ``matrix`` is image → node → `State`."""
+    """How far the upgrade came.
+
+    Attributes:
+        matrix: image → node → `State`.
+        claimed: covered node → how many of its images rest on its runtime's claim alone.
+        absent: images of the list that the registry does not hold.
+    """
 
     complete: bool
     nodes_wanted: int
     nodes_covered: int
     nodes: list[str]
     matrix: dict[str, dict[str, State]]
+    claimed: dict[str, int]
+    absent: list[str]
     missing: list[str]
 
 
@@ -147,8 +179,9 @@ def storage_used(root: Path) -> int:
     return total
 
 
-def image_records(ledger: Ledger, contained: Contained) -> list[ImageRecord]:
-    """Every image pushed or pulled; the children of an index are part of it, not images."""
+def image_records(observer: Observer) -> list[ImageRecord]:
+    """Every image pushed or asked for; the children of an index are part of it, not images."""
+    ledger, contained = observer.ledger, observer.contained
     pushed, pulled = ledger.pushers(), ledger.pullers()
     keys = dict.fromkeys((*pushed, *pulled))
     children = {
@@ -161,12 +194,30 @@ def image_records(ledger: Ledger, contained: Contained) -> list[ImageRecord]:
         tags = ledger.tags(repository, digest)
         if (repository, digest) in children and not tags:
             continue
+        key = repository, digest
         names = [f"{repository}:{tag}" for tag in tags] or [f"{repository}@{digest}"]
-        by, to = pushed.get((repository, digest), []), pulled.get((repository, digest), [])
-        records += [
-            ImageRecord(name=name, digest=digest, pushed_by=by, pulled_by=to) for name in names
-        ]
+        pulls = _pull_records(observer, key, pulled.get(key, []))
+        by = pushed.get(key, [])
+        records += [ImageRecord(name=n, digest=digest, pushed_by=by, pulls=pulls) for n in names]
     return sorted(records, key=lambda record: record["name"])
+
+
+def _pull_records(observer: Observer, key: Key, nodes: Iterable[str]) -> list[PullRecord]:
+    ledger, target = observer.ledger, observer.states.target(*key)
+    found = []
+    for node in nodes:
+        pull = ledger.pulls(node)[key]
+        found.append(
+            PullRecord(
+                node=node,
+                state=observer.states.of(node, target),
+                bytes=pull.bytes,
+                first=iso(ledger.unix(pull.first)),
+                last=iso(ledger.unix(pull.last)),
+                retries=pull.retries,
+            )
+        )
+    return found
 
 
 def coverage_record(coverage: Coverage) -> CoverageRecord:
@@ -177,6 +228,8 @@ def coverage_record(coverage: Coverage) -> CoverageRecord:
         nodes_covered=coverage.covered_nodes(),
         nodes=coverage.nodes(),
         matrix=coverage.matrix(),
+        claimed=coverage.claimed(),
+        absent=coverage.absent(),
         missing=[str(gap) for gap in coverage.missing()],
     )
 

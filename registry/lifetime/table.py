@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from registry.lifetime.coverage import State
+from registry.lifetime.coverage import claims_text
 from registry.lifetime.durations import readable
+from registry.lifetime.states import RANKED, State
 
 if TYPE_CHECKING:
     from registry.lifetime.report import CorruptRecord, ImageRecord, Report
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
 MIN_WIDTH = 40
 
 SIGNS = {
-    State.HAS: "yes",
-    State.PULLING: "pulling",
-    State.INDEX_ONLY: "index only",
-    State.FAILED: "failed",
     State.MISSING: "-",
-    State.NOT_HERE: "not here",
+    State.PULLING: "pulling",
+    State.INCOMPLETE: "incomplete",
+    State.FAILED: "failed",
+    State.CLAIMED: "claimed",
+    State.SERVED: "served",
+    State.PROVEN: "proven",
+    State.ABSENT: "absent",
 }
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -118,6 +121,9 @@ def report(content: Report, width: int) -> str:
         lines += ["", *grid(rows[:_MOST_ROWS], width)]
     lines += corrupt(content["corrupt"])
     lines += [f"warning: {warning}" for warning in content["warnings"]]
+    if content["coverage"] and content["exit_code"] == 0:
+        claims = claims_text(content["coverage"]["claimed"])
+        lines += [f"exit code 0 rests on claims: {claims}"] if claims else []
     return "\n".join(lines) + "\n"
 
 
@@ -137,6 +143,7 @@ def _summary(content: Report, width: int) -> list[str]:
 def _images(images: list[ImageRecord], width: int) -> list[str]:
     rows = [["image", "pushed by", "pulled by"]]
     for image in images[:_MOST_ROWS]:
-        by = (", ".join(image["pushed_by"]) or "-", ", ".join(image["pulled_by"]) or "-")
+        pulled = [pull["node"] for pull in image["pulls"] if pull["state"] in RANKED]
+        by = (", ".join(image["pushed_by"]) or "-", ", ".join(pulled) or "-")
         rows.append([image["name"], *by])
     return [*grid(rows, width), *_more(len(images) - _MOST_ROWS)]

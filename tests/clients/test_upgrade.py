@@ -104,7 +104,7 @@ def test_upgrade_of_two_nodes(
     matrix = report["coverage"]["matrix"]
     assert matrix.keys() == {f"upgrade/{app}:2" for app in APPLICATIONS}, report
     for row in matrix.values():
-        assert row == {"docker-node": "has", "containerd-node": "has"}, report
+        assert row == {"docker-node": "served", "containerd-node": "served"}, report
     assert report["coverage"]["missing"] == []
     assert 0 < report["peak_memory"]["server"] < 96 * 2**20
     # Wiped: the scratch root, and with the server every credential it had made.

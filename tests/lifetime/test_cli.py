@@ -56,7 +56,7 @@ def test_status(start: Start, images: Path) -> None:
     status = json.loads(out)
     assert status["state"] == "serving"
     assert status["pid"] == stub.pid
-    assert status["coverage"]["matrix"] == {"team/app:1": {"node-a": "has"}}
+    assert status["coverage"]["matrix"] == {"team/app:1": {"node-a": "served"}}
     assert status["coverage"]["missing"] == ["a further node with every image"]
     assert stub.stop() == 0
 

@@ -10,11 +10,12 @@ import pytest
 from registry.lifetime.activity import Activity
 from registry.lifetime.conditions import Kind
 from registry.lifetime.contents import Contained, Contents
-from registry.lifetime.coverage import Coverage, Covered, State
-from registry.lifetime.images import Nodes, parse_image
+from registry.lifetime.coverage import Coverage, Covered
+from registry.lifetime.images import Image, Nodes, parse_image
 from registry.lifetime.ledger import Ledger
-from registry.lifetime.observer import Observer
+from registry.lifetime.observer import Caller, Observer
 from registry.lifetime.pulls import SETTLED, Pulls
+from registry.lifetime.states import EMPTY_CONFIG, State, Target
 from storage.errors import BlobUnknown
 from tests.lifetime.fakes import FakeClock, FakeContent, digest, settle
 
@@ -22,7 +23,8 @@ APP, WEB = "team/app", "library/web"
 APP_1, APP_2 = digest("app1"), digest("app2")
 WEB_INDEX, WEB_AMD, WEB_ARM = digest("webi"), digest("webamd"), digest("webarm")
 CONFIG, LAYER_1, LAYER_2 = digest("config"), digest("l1"), digest("l2")
-WEB_LAYER = digest("weblayer")
+WEB_CONFIG, WEB_LAYER = digest("webconfig"), digest("weblayer")
+CONTAINERD, DOCKER, CURL = "containerd/1.6.20", "docker/20.10.24 go/go1.19.8", "curl/8.5.0"
 
 
 class Upgrade:
@@ -36,39 +38,64 @@ class Upgrade:
             (APP, APP_1): Contents(blobs=(CONFIG, LAYER_1, LAYER_2)),
             (APP, APP_2): Contents(blobs=(CONFIG, LAYER_1)),
             (WEB, WEB_INDEX): Contents(children=(WEB_AMD, WEB_ARM)),
-            (WEB, WEB_AMD): Contents(blobs=(WEB_LAYER,)),
-            (WEB, WEB_ARM): Contents(blobs=(digest("armlayer"),)),
+            (WEB, WEB_AMD): Contents(blobs=(WEB_CONFIG, WEB_LAYER)),
+            (WEB, WEB_ARM): Contents(blobs=(digest("armconfig"), digest("armlayer"))),
         }
         contained = Contained(self.content.contents)
         self.ledger = Ledger(ledger_file, clock)
         self.pulls = Pulls(clock.now, self.ledger.changed)
         images = (parse_image("team/app:1"), parse_image("docker.io/library/web:1"))
-        self.coverage = Coverage(
-            self.ledger, self.pulls, images, nodes, self.content.tag, contained
-        )
         activity = Activity(clock.now)
         named = frozenset(nodes.names)
         self.observer = Observer(activity, self.pulls, self.ledger, contained, clock, named=named)
+        self.coverage = self.cover(images, nodes)
+
+    def cover(
+        self, images: tuple[Image, ...], nodes: Nodes, accept: State = State.CLAIMED
+    ) -> Coverage:
+        states = self.observer.states
+        return Coverage(self.ledger, self.pulls, images, nodes, self.content.tag, states, accept)
+
+    def caller(self, node: str, agent: str = CONTAINERD) -> Caller:
+        return self.observer.caller(node, None, "10.0.0.1", agent)
 
     def manifest(
-        self, node: str, repository: str, what: str, *, head: bool = False, tag: str | None = None
+        self,
+        node: str,
+        repository: str,
+        what: str,
+        *,
+        head: bool = False,
+        tag: str | None = None,
+        agent: str = CONTAINERD,
     ) -> None:
-        caller = self.observer.caller(node, None, "10.0.0.1")
+        caller = self.caller(node, agent)
         self.observer.manifest_served(caller, repository, what, head=head, tag=tag)
 
-    def blob(self, node: str, what: str, first: int = 0, count: int = 100) -> None:
-        caller = self.observer.caller(node, None, "10.0.0.1")
-        with self.observer.sending(caller, APP, what) as sending, sending.part(first, count, 100):
-            pass
+    def blob(
+        self,
+        node: str,
+        what: str,
+        first: int = 0,
+        count: int = 100,
+        repository: str = APP,
+        agent: str = CONTAINERD,
+    ) -> None:
+        sending = self.observer.sending(self.caller(node, agent), repository, what)
+        with sending, sending.part(first, count, 100):
+            sending.count(count)
 
-    def blob_cut(self, node: str, what: str, first: int = 0, count: int = 100) -> None:
-        with pytest.raises(ConnectionResetError):
-            caller = self.observer.caller(node, None, "10.0.0.1")
-            with (
-                self.observer.sending(caller, APP, what) as sending,
-                sending.part(first, count, 100),
-            ):
-                raise ConnectionResetError
+    def blob_cut(self, node: str, what: str, first: int = 0, count: int = 50) -> None:
+        """So many bytes arrive, and then the connection breaks."""
+        sending = self.observer.sending(self.caller(node), APP, what)
+        with pytest.raises(ConnectionResetError), sending, sending.part(first, 100 - first, 100):
+            sending.count(count)
+            raise ConnectionResetError
+
+    def target(self) -> Target:
+        target = self.observer.states.target(APP, APP_1)
+        assert target is not None
+        return target
 
     def cold(self, node: str) -> None:
         """A node that has nothing pulls both images, as containerd does."""
@@ -79,7 +106,8 @@ class Upgrade:
         self.manifest(node, WEB, WEB_INDEX, head=True, tag="1")
         self.manifest(node, WEB, WEB_INDEX)
         self.manifest(node, WEB, WEB_AMD)
-        self.blob(node, WEB_LAYER)
+        self.blob(node, WEB_CONFIG, repository=WEB)
+        self.blob(node, WEB_LAYER, repository=WEB)
 
     def warm(self, node: str) -> None:
         """A node that has everything makes a HEAD for each image, and that is all."""
@@ -103,93 +131,208 @@ def upgrade(clock: FakeClock) -> Upgrade:
 async def test_cold_pull(upgrade: Upgrade) -> None:
     """A node that fetched all there is to fetch has it at that moment."""
     upgrade.cold("a")
-    assert upgrade.state("a") is State.HAS
-    assert upgrade.state("a", "docker.io/library/web:1") is State.HAS
+    assert upgrade.state("a") is State.SERVED
+    assert upgrade.state("a", "docker.io/library/web:1") is State.SERVED
     assert upgrade.state("b") is State.MISSING
     assert not upgrade.coverage.complete()
 
 
 async def test_warm_pull(upgrade: Upgrade) -> None:
-    """A HEAD alone counts, once nothing followed it; blob bytes would count such a node out."""
+    """A runtime's lone HEAD claims the image, once nothing followed it for a while."""
     upgrade.warm("a")
     assert upgrade.state("a") is State.PULLING
     await upgrade.clock.tick(SETTLED)
-    assert upgrade.state("a") is State.HAS
+    assert upgrade.state("a") is State.CLAIMED
     assert upgrade.coverage.covered_nodes() == 1
+    assert upgrade.coverage.claimed() == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    "agent", [CURL, "", "skopeo/1.9.3", "go-containerregistry/v0.20", "Renovate/37", "fluxcd/2"]
+)
+async def test_other_programs_claim_nothing(upgrade: Upgrade, agent: str) -> None:
+    """Whoever looks at a manifest does not have the image, however often."""
+    for head in (True, False, True):
+        upgrade.manifest("a", APP, APP_1, head=head, tag="1", agent=agent)
+    await upgrade.clock.tick(3600)
+    assert upgrade.state("a") is State.INCOMPLETE
+
+
+async def test_manifest_without_blobs(upgrade: Upgrade) -> None:
+    """A GET of the manifest and nothing after it is no pull, after a claim as well."""
+    upgrade.warm("a")
+    await upgrade.clock.tick(SETTLED)
+    upgrade.manifest("a", APP, APP_1)
+    await upgrade.clock.tick(3600)
+    assert upgrade.state("a") is State.INCOMPLETE
+
+
+async def test_child_of_a_claimed_index(upgrade: Upgrade) -> None:
+    """A node that has the index and asks for a child of it lacks that child."""
+    image = "docker.io/library/web:1"
+    upgrade.manifest("a", WEB, WEB_INDEX, head=True)
+    upgrade.manifest("a", WEB, WEB_AMD)
+    await upgrade.clock.tick(3600)
+    assert upgrade.state("a", image) is State.INCOMPLETE
+    upgrade.blob("a", WEB_CONFIG, repository=WEB)
+    upgrade.blob("a", WEB_LAYER, repository=WEB)
+    assert upgrade.state("a", image) is State.SERVED
+
+
+@pytest.mark.parametrize(
+    ("accept", "covered"), [(State.CLAIMED, 2), (State.SERVED, 1), (State.PROVEN, 0)]
+)
+async def test_accept(upgrade: Upgrade, accept: State, covered: int) -> None:
+    """The weakest evidence that counts is the operator's choice."""
+    images = upgrade.coverage.images
+    coverage = upgrade.cover(images, Nodes(2, ("a", "b")), accept)
+    upgrade.cold("a")
+    upgrade.warm("b")
+    await upgrade.clock.tick(SETTLED)
+    assert coverage.covered_nodes() == covered
 
 
 async def test_partly_warm_pull(upgrade: Upgrade) -> None:
     """Layers that a node has are never asked for; the pull is over when the node is silent."""
     upgrade.manifest("a", APP, APP_1)
     upgrade.blob("a", CONFIG)
+    upgrade.blob("a", LAYER_2)
     assert upgrade.state("a") is State.PULLING
     await upgrade.clock.tick(SETTLED)
-    assert upgrade.state("a") is State.HAS
+    assert upgrade.state("a") is State.SERVED
+
+
+@pytest.mark.parametrize(
+    ("agent", "state"),
+    [
+        (CONTAINERD, State.CLAIMED),
+        (DOCKER, State.CLAIMED),
+        ("containers/5.23.1 (github.com/containers/image)", State.CLAIMED),
+        ("skopeo/1.9.3", State.INCOMPLETE),
+    ],
+)
+async def test_config_alone(upgrade: Upgrade, agent: str, state: State) -> None:
+    """A runtime that has the layers asks for the config alone; other programs read it to know what
+    the image is."""
+    upgrade.manifest("a", APP, APP_1, agent=agent)
+    upgrade.blob("a", CONFIG, agent=agent)
+    await upgrade.clock.tick(SETTLED)
+    assert upgrade.state("a") is state
+    upgrade.blob("a", LAYER_1, agent=agent)
+    await upgrade.clock.tick(SETTLED)
+    assert upgrade.state("a") is State.SERVED
+
+
+async def test_docker_that_loaded_the_image(upgrade: Upgrade) -> None:
+    """Docker asks for the manifest of an image it has from elsewhere, and then for nothing."""
+    for agent, state in ((DOCKER, State.CLAIMED), (CONTAINERD, State.INCOMPLETE)):
+        node = agent.partition("/")[0]
+        upgrade.manifest(node, APP, APP_1, head=True, tag="1", agent=agent)
+        upgrade.manifest(node, APP, APP_1, agent=agent)
+        await upgrade.clock.tick(SETTLED)
+        caller = upgrade.caller(node)
+        assert upgrade.observer.states.of(caller.node, upgrade.target()) is state
 
 
 async def test_long_transfer_is_pulling(upgrade: Upgrade) -> None:
     """While a blob flows the node does not have the image, however long that takes."""
     upgrade.manifest("a", APP, APP_1)
-    caller = upgrade.observer.caller("a", None, None)
-    with upgrade.observer.sending(caller, APP, LAYER_1) as sending, sending.part(0, 100, 100):
+    upgrade.blob("a", CONFIG)
+    sending = upgrade.observer.sending(upgrade.caller("a"), APP, LAYER_1)
+    with sending, sending.part(0, 100, 100):
         await upgrade.clock.tick(3600)
         assert upgrade.state("a") is State.PULLING
+        sending.count(100)
     await upgrade.clock.tick(SETTLED)
-    assert upgrade.state("a") is State.HAS
+    assert upgrade.state("a") is State.SERVED
 
 
 async def test_layer_that_waits_for_another(upgrade: Upgrade) -> None:
     """A blob not asked for yet is expected while others of the image still flow."""
     upgrade.manifest("a", APP, APP_1)
-    caller = upgrade.observer.caller("a", None, None)
-    with upgrade.observer.sending(caller, APP, LAYER_1) as sending, sending.part(0, 100, 100):
+    sending = upgrade.observer.sending(upgrade.caller("a"), APP, LAYER_1)
+    with sending, sending.part(0, 100, 100):
         await upgrade.clock.tick(120)
+        sending.count(100)
     assert upgrade.state("a") is State.PULLING
     upgrade.blob("a", LAYER_2)
     upgrade.blob("a", CONFIG)
-    assert upgrade.state("a") is State.HAS
+    assert upgrade.state("a") is State.SERVED
 
 
 async def test_failed_blob(upgrade: Upgrade) -> None:
-    """A blob that was cut takes the image away again, until its end has arrived."""
-    upgrade.manifest("a", APP, APP_1)
+    """A blob that was cut takes the image away again, until all of it has arrived."""
+    upgrade.cold("a")
     upgrade.blob_cut("a", LAYER_1)
     await upgrade.clock.tick(3600)
     assert upgrade.state("a") is State.FAILED
-    upgrade.blob("a", LAYER_1, 40, 60)  # resumed by Range
+    upgrade.blob("a", LAYER_1, 50, 50)  # resumed by Range
     await upgrade.clock.tick(SETTLED)
-    assert upgrade.state("a") is State.HAS
+    assert upgrade.state("a") is State.SERVED
 
 
-async def test_failed_chunk_is_not_mended_by_another(upgrade: Upgrade) -> None:
-    """Of chunks fetched side by side, one that arrived says nothing of one that did not."""
+async def test_part_that_never_came(upgrade: Upgrade) -> None:
+    """Of parts fetched side by side, one that arrived says nothing of one that did not."""
     upgrade.manifest("a", APP, APP_1)
-    upgrade.blob_cut("a", LAYER_1, 0, 50)
+    upgrade.blob("a", CONFIG)
+    upgrade.blob_cut("a", LAYER_1, 0, 30)
     upgrade.blob("a", LAYER_1, 50, 50)
-    assert upgrade.state("a") is State.FAILED
-    upgrade.blob("a", LAYER_1, 20, 30)
     await upgrade.clock.tick(SETTLED)
-    assert upgrade.state("a") is State.HAS
+    assert upgrade.state("a") is State.FAILED
+    upgrade.blob("a", LAYER_1, 30, 20)
+    await upgrade.clock.tick(SETTLED)
+    assert upgrade.state("a") is State.SERVED
 
 
-async def test_confirmed_after_failure(upgrade: Upgrade) -> None:
-    """A node that got the blob elsewhere shows it by a HEAD with nothing after it."""
+async def test_claimed_after_failure(upgrade: Upgrade) -> None:
+    """A node that got the blob elsewhere shows it by a HEAD with nothing after it; a failure after
+    that withdraws the claim."""
     upgrade.manifest("a", APP, APP_1)
     upgrade.blob_cut("a", LAYER_1)
     await upgrade.clock.tick(300)
     upgrade.manifest("a", APP, APP_1, head=True)
     await upgrade.clock.tick(SETTLED)
-    assert upgrade.state("a") is State.HAS
+    assert upgrade.state("a") is State.CLAIMED
+    upgrade.blob_cut("a", LAYER_2)
+    await upgrade.clock.tick(SETTLED)
+    assert upgrade.state("a") is State.FAILED
 
 
 async def test_missing_blob_is_a_failure(upgrade: Upgrade) -> None:
     """A blob that the registry lacks did not arrive either."""
     upgrade.manifest("a", APP, APP_1)
-    caller = upgrade.observer.caller("a", None, None)
-    with pytest.raises(BlobUnknown), upgrade.observer.sending(caller, APP, LAYER_1):
+    upgrade.blob("a", CONFIG)
+    with pytest.raises(BlobUnknown), upgrade.observer.sending(upgrade.caller("a"), APP, LAYER_1):
         raise BlobUnknown("")
     await upgrade.clock.tick(SETTLED)
     assert upgrade.state("a") is State.FAILED
+
+
+async def test_corrupt_blob(upgrade: Upgrade) -> None:
+    """Of content that is not what its digest says no byte counts."""
+    upgrade.manifest("a", APP, APP_1)
+    upgrade.blob("a", CONFIG)
+    sending = upgrade.observer.sending(upgrade.caller("a"), APP, LAYER_1)
+    with pytest.raises(ConnectionResetError), sending, sending.part(0, 100, 100):
+        sending.count(99)
+        sending.corrupt()
+        raise ConnectionResetError
+    upgrade.blob("a", LAYER_1, 99, 1)
+    await upgrade.clock.tick(SETTLED)
+    assert upgrade.state("a") is State.FAILED
+
+
+async def test_failed_manifest(upgrade: Upgrade) -> None:
+    """A manifest that cannot be served withdraws the claim of the HEAD before it."""
+    upgrade.manifest("a", APP, APP_1, head=True)
+    upgrade.observer.manifest_failed(upgrade.caller("a"), APP, APP_1)
+    await upgrade.clock.tick(SETTLED)
+    assert upgrade.state("a") is State.FAILED
+    upgrade.manifest("a", APP, APP_1)
+    upgrade.blob("a", CONFIG)
+    upgrade.blob("a", LAYER_1)
+    await upgrade.clock.tick(SETTLED)
+    assert upgrade.state("a") is State.SERVED
 
 
 async def test_failure_of_another_image(upgrade: Upgrade) -> None:
@@ -199,20 +342,28 @@ async def test_failure_of_another_image(upgrade: Upgrade) -> None:
     upgrade.blob_cut("a", digest("of-something-else"))
     upgrade.blob_cut("b", LAYER_2)
     await upgrade.clock.tick(SETTLED)
-    assert upgrade.state("a") is State.HAS
+    assert upgrade.state("a") is State.SERVED
     assert upgrade.state("b") is State.FAILED
-    assert upgrade.state("b", "docker.io/library/web:1") is State.HAS
+    assert upgrade.state("b", "docker.io/library/web:1") is State.SERVED
 
 
-async def test_index_without_a_child(upgrade: Upgrade) -> None:
-    """A node whose platform is not in the index fetches it by GET and goes no further."""
-    upgrade.manifest("a", WEB, WEB_INDEX, head=True)
-    upgrade.manifest("a", WEB, WEB_INDEX)
-    await upgrade.clock.tick(3600)
-    assert upgrade.state("a", "docker.io/library/web:1") is State.INDEX_ONLY
-    upgrade.manifest("a", WEB, WEB_ARM)
-    await upgrade.clock.tick(3600)
-    assert upgrade.state("a", "docker.io/library/web:1") is State.HAS
+async def test_shared_empty_config(upgrade: Upgrade) -> None:
+    """Artifacts share a config, so that it is their content which has to arrive."""
+    one, two, content = digest("artifact1"), digest("artifact2"), digest("content")
+    upgrade.content.manifests[APP, one] = Contents(blobs=(EMPTY_CONFIG, LAYER_1))
+    upgrade.content.manifests[APP, two] = Contents(blobs=(EMPTY_CONFIG, content))
+    upgrade.content.tags |= {(APP, "one"): one, (APP, "two"): two}
+    images = (parse_image(f"{APP}:one"), parse_image(f"{APP}:two"))
+    coverage = upgrade.cover(images, Nodes(1, ("a",)))
+    upgrade.manifest("a", APP, one)
+    upgrade.manifest("a", APP, two)
+    upgrade.blob("a", EMPTY_CONFIG)
+    upgrade.blob("a", LAYER_1)
+    await upgrade.clock.tick(SETTLED)
+    assert coverage.matrix() == {
+        f"{APP}:one": {"a": State.SERVED},
+        f"{APP}:two": {"a": State.INCOMPLETE},
+    }
 
 
 async def test_moved_tag(upgrade: Upgrade) -> None:
@@ -221,7 +372,7 @@ async def test_moved_tag(upgrade: Upgrade) -> None:
     upgrade.content.tags[APP, "1"] = APP_2
     assert upgrade.state("a") is State.MISSING
     upgrade.content.tags[APP, "1"] = APP_1
-    assert upgrade.state("a") is State.HAS
+    assert upgrade.state("a") is State.SERVED
 
 
 async def test_image_that_was_never_pushed(upgrade: Upgrade) -> None:
@@ -229,7 +380,7 @@ async def test_image_that_was_never_pushed(upgrade: Upgrade) -> None:
     del upgrade.content.tags[APP, "1"]
     upgrade.cold("a")
     upgrade.cold("b")
-    assert [str(gap) for gap in upgrade.coverage.missing()] == ["team/app:1 (not in the registry)"]
+    assert [str(gap) for gap in upgrade.coverage.missing()] == ["team/app:1 (absent)"]
     assert not upgrade.coverage.complete()
 
 
@@ -265,12 +416,10 @@ async def test_image_by_digest(clock: FakeClock) -> None:
     """An image listed by digest is the manifest itself, under whichever name it lies here."""
     upgrade = Upgrade(None, Nodes(1, ("a",)), clock)
     pinned = parse_image(f"docker.io/team/app@{APP_2}")
-    contained = Contained(upgrade.content.contents)
-    coverage = Coverage(
-        upgrade.ledger, upgrade.pulls, (pinned,), Nodes(1, ("a",)), upgrade.content.tag, contained
-    )
+    coverage = upgrade.cover((pinned,), Nodes(1, ("a",)))
     assert not coverage.complete()
     upgrade.manifest("a", APP, APP_2)
+    upgrade.blob("a", CONFIG)
     await clock.tick(SETTLED)
     assert coverage.complete()
 
@@ -295,13 +444,15 @@ async def test_condition_waits_for_a_transfer(upgrade: Upgrade) -> None:
     task = asyncio.create_task(condition.wait())
     upgrade.cold("a")
     upgrade.warm("b")
-    caller = upgrade.observer.caller("b", None, None)
-    with upgrade.observer.sending(caller, APP, LAYER_1) as sending, sending.part(0, 100, 100):
+    sending = upgrade.observer.sending(upgrade.caller("b"), APP, LAYER_1)
+    with sending, sending.part(0, 100, 100):
         await upgrade.clock.tick(3600)
         assert not task.done()
+        sending.count(100)
     await upgrade.clock.tick(SETTLED + 1)
     await settle()
     assert task.done()
+    assert (await task).text.endswith("not served by this registry: b (2)")
 
 
 async def test_survives_a_restart(tmp_path: Path, clock: FakeClock) -> None:
@@ -314,7 +465,7 @@ async def test_survives_a_restart(tmp_path: Path, clock: FakeClock) -> None:
     # No close: nothing of the dying process runs.
     after = Upgrade(file, Nodes(2, ("a", "b")), clock)
     await clock.tick(SETTLED)
-    assert after.state("a") is State.HAS
+    assert after.state("a") is State.SERVED
     assert after.state("b") is State.FAILED
     after.blob("b", LAYER_1)
     again = Upgrade(file, Nodes(2, ("a", "b")), clock)

@@ -12,7 +12,7 @@ from registry.lifetime import ledger as ledgers
 from registry.lifetime.ledger import MAX_AGE, Ledger
 from tests.lifetime.fakes import FakeClock, digest
 
-A, B = digest("a"), digest("b")
+A, B, C, D = (digest(name) for name in "abcd")
 
 
 @pytest.fixture
@@ -24,23 +24,35 @@ def open_ledger(file: Path, clock: FakeClock) -> Ledger:
     return Ledger(file, clock)
 
 
+def transfer(ledger: Ledger, node: str, blob: str, first: int, end: int, size: int) -> None:
+    """Bytes of a blob below the manifest A reach a node."""
+    flow = ledger.blob_begun(node, "r", blob, first, size, [A])
+    flow.count(end - first)
+    ledger.blob_ended(flow, end, end)
+
+
 def test_everything_is_read_again(file: Path) -> None:
     """Each kind of fact is there after a restart, twice over."""
     clock = FakeClock()
     first = open_ledger(file, clock)
-    first.confirmed("n", "r", A, head=True, tag="1")
+    first.asked("n", "r", A, got=True, tag="1")
+    first.asked("n", "r", A, got=False, claims=True)
     first.again("n", "r", A)
-    first.blob_failed("n", "r", B, 99)
+    transfer(first, "n", B, 0, 60, 100)
+    first.failed("n", "r", C)
+    transfer(first, "n", D, 0, 100, 100)
     first.pushed("p", "r", A, ["1", "2"])
     first.close()
     for _ in range(2):
         read = open_ledger(file, clock)
         assert read.nodes() == ["n"]
-        confirmed = read.confirmation("n", "r", A)
-        assert confirmed is not None
-        assert confirmed.head
-        assert confirmed.again
-        assert read.failed_after(confirmed.order, "n", "r", {B})
+        pull = read.pull("n", "r", A)
+        assert pull is not None
+        assert pull.again
+        assert pull.bytes == 160
+        assert 0 < pull.got < pull.claim < read.wanted("n", {B}) < read.wanted("n", {C})
+        assert read.has_whole("n", D)
+        assert not read.has_whole("n", B)
         assert read.pushers() == {("r", A): ["p"]}
         assert read.pullers() == {("r", A): ["n"]}
         assert read.tags("r", A) == ["1", "2"]
@@ -52,15 +64,16 @@ def test_torn_and_foreign_lines(file: Path) -> None:
     """A torn last line, and lines that are no facts, are skipped; the rest counts."""
     clock = FakeClock()
     first = open_ledger(file, clock)
-    first.confirmed("n", "r", A, head=False)
-    first.confirmed("n", "r", B, head=False)
+    first.asked("n", "r", A, got=True)
+    first.asked("n", "r", B, got=True)
     first.close()
     whole = file.read_bytes()
     lines = whole.splitlines(keepends=True)
     foreign = [
         b"[]\n",
-        b'{"fact": "has"}\n',
-        b'{"time": "x", "fact": "has", "node": 1}\n',
+        b'{"fact": "asked"}\n',
+        b'{"time": "x", "fact": "asked", "node": 1}\n',
+        b'{"time": 1, "fact": "foreign", "node": "n", "repository": "r", "digest": "d"}\n',
         b"\xff\n",
     ]
     mended = (
@@ -68,23 +81,89 @@ def test_torn_and_foreign_lines(file: Path) -> None:
     )
     file.write_bytes(b"".join([*lines[:3], *foreign, mended, lines[3][:-20]]))
     read = open_ledger(file, clock)
-    assert read.confirmation("n", "r", A)
-    assert read.confirmation("n", "r", B) is None
-    read.confirmed("n", "r", B, head=False)
+    assert read.pull("n", "r", A)
+    assert read.pull("n", "r", B) is None
+    read.asked("n", "r", B, got=True)
     read.close()
-    assert open_ledger(file, clock).confirmation("n", "r", B)
+    assert open_ledger(file, clock).pull("n", "r", B)
 
 
 def test_other_version(file: Path) -> None:
     """A file that is not ours in this form is taken for empty."""
-    file.write_text('{"mayfly-ledger": 2}\n{"fact": "has"}\n')
+    file.write_text('{"mayfly-ledger": 99}\n{"fact": "asked"}\n')
     assert open_ledger(file, FakeClock()).nodes() == []
+
+
+def test_older_version(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a file of the first version what happened is kept, and nobody is taken to have an image
+    by it: it did not say which client had asked, nor whether a config arrived."""
+    clock = FakeClock()
+    base = {"time": int(clock.wall()), "node": "n", "repository": "r"}
+    facts = [
+        {**base, "fact": "has", "digest": A, "head": True},
+        {**base, "fact": "has", "digest": B, "head": False},
+        {**base, "fact": "failed", "digest": C, "last": -1},
+        {**base, "fact": "failed", "digest": D, "last": 99},
+        {**base, "fact": "mended", "digest": D},
+        {**base, "fact": "again", "digest": A},
+        {**base, "fact": "pushed", "digest": A, "node": "p"},
+        {**base, "fact": "named", "digest": A, "tags": ["1"]},
+    ]
+    lines = [{"mayfly-ledger": 1}, *facts]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for _ in range(2):
+        read = open_ledger(file, clock)
+        a, b = read.pull("n", "r", A), read.pull("n", "r", B)
+        assert a is not None
+        assert b is not None
+        assert (a.claim, a.got, a.again, b.claim) == (0, 0, True, 0)
+        assert b.got
+        assert read.wanted("n", {C})
+        assert not read.wanted("n", {D})
+        assert read.pushers() == {("r", A): ["p"]}
+        assert read.tags("r", A) == ["1"]
+        read.close()
+    assert len(caplog.records) == 1  # the second time it is of this version
+
+
+def test_killed_in_the_middle_of_transfers(file: Path) -> None:
+    """Where a transfer ended that the kill cut off, the next request of the client says."""
+    clock = FakeClock()
+    before = open_ledger(file, clock)
+    before.asked("n", "r", A, got=True)
+    before.blob_begun("n", "r", B, 0, 100, [A])
+    before.blob_begun("n", "r", C, 0, 100, [A])
+    # No close: nothing of the dying process runs.
+    for after in (open_ledger(file, clock), open_ledger(file, clock)):
+        transfer(after, "n", B, 40, 100, 100)
+        assert after.has_whole("n", B)
+        assert not after.has_whole("n", C)
+        assert after.wanted("n", {C})
+        after.close()
+    before.close()
+
+
+def test_asked_for_once_more(file: Path) -> None:
+    """A blob that a node had and asks for again is one that it lacks, from that byte on."""
+    ledger = open_ledger(file, FakeClock())
+    ledger.asked("n", "r", A, got=True)
+    transfer(ledger, "n", B, 0, 100, 100)
+    transfer(ledger, "n", B, 60, 80, 100)
+    assert not ledger.has_whole("n", B)
+    ledger.close()
+    ledger = open_ledger(file, FakeClock())
+    transfer(ledger, "n", B, 80, 100, 100)
+    assert ledger.has_whole("n", B)
+    pull = ledger.pull("n", "r", A)
+    assert pull is not None
+    assert (pull.bytes, pull.retries) == (140, 1)
+    ledger.close()
 
 
 async def test_old_facts_are_dropped(file: Path) -> None:
     """A ledger of an upgrade long ago says nothing, and reading it does not make it younger."""
     clock = FakeClock()
-    open_ledger(file, clock).confirmed("n", "r", A, head=False)
+    open_ledger(file, clock).asked("n", "r", A, got=True)
     await clock.tick(MAX_AGE - 1)
     assert open_ledger(file, clock).nodes() == ["n"]
     await clock.tick(2)
@@ -96,12 +175,13 @@ async def test_clock_that_is_set(file: Path, jump: float) -> None:
     """It makes nothing old or young, whether it is set while the server runs or after its end."""
     clock = FakeClock()
     first = open_ledger(file, clock)
-    first.confirmed("before", "r", A, head=False)
+    first.asked("before", "r", A, got=True)
     clock.set(jump)
-    first.confirmed("after", "r", A, head=False)
-    confirmed = first.confirmation("before", "r", A)
-    assert confirmed is not None
-    assert first.age(confirmed) <= 1
+    first.asked("after", "r", A, got=True)
+    pull = first.pull("before", "r", A)
+    assert pull is not None
+    assert first.age(pull) <= 1
+    assert abs(first.unix(pull.first) - clock.wall()) <= 1
     first.close()
     for _ in range(2):
         clock.set(jump)
@@ -124,7 +204,7 @@ def test_another_boot(file: Path, monkeypatch: pytest.MonkeyPatch, tells: bool) 
         read = open_ledger(file, FakeClock(wall + later))
         nodes.append(read.nodes())
         if not later:
-            read.confirmed("n", "r", A, head=False)
+            read.asked("n", "r", A, got=True)
         read.close()
     assert nodes == [[], ["n"], []]
 
@@ -133,30 +213,52 @@ def test_only_news_is_written(file: Path) -> None:
     """A thousand pulls of the same image by the same node are one line."""
     ledger = open_ledger(file, FakeClock())
     for _ in range(1000):
-        ledger.confirmed("n", "r", A, head=False, tag="1")
+        ledger.asked("n", "r", A, got=True, tag="1")
     ledger.close()
     facts = [json.loads(line) for line in file.read_text().splitlines()[1:]]
-    assert [fact["fact"] for fact in facts] == ["clock", "has", "named"]
+    assert [fact["fact"] for fact in facts] == ["clock", "asked", "named"]
 
 
 def test_file_is_bounded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that fails and mends the same blob for ever does not fill the disk."""
     monkeypatch.setattr(ledgers, "_COMPACT_SLACK", 10)
     ledger = open_ledger(file, FakeClock())
+    ledger.asked("n", "r", A, got=True)
     for _ in range(200):
-        ledger.blob_failed("n", "r", A, 9)
-        ledger.blob_arrived("n", "r", A, 0, 10)
+        ledger.failed("n", "r", B)
+        transfer(ledger, "n", B, 0, 10, 10)
     ledger.close()
     assert len(file.read_text().splitlines()) < 30
 
 
-def test_facts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that make up names do not fill the memory."""
-    monkeypatch.setattr(ledgers, "MAX_FACTS", 10)
-    ledger = Ledger(None, FakeClock())
+def test_facts_are_bounded(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One client fills neither memory nor file, nor do many; the list keeps room of its own, and
+    each bound that is hit says so once."""
+    monkeypatch.setattr(ledgers, "MAX_OTHER_FACTS", 20)
+    monkeypatch.setattr(ledgers, "MAX_OTHER_FACTS_PER_NODE", 10)
+    monkeypatch.setattr(ledgers, "MAX_LISTED_FACTS", 30)
+    listed = lambda node, repository: (node, repository) == ("worker", "app")  # noqa: E731
+    ledger = Ledger(file, FakeClock(), listed)
     for i in range(100):
-        ledger.confirmed(f"n{i}", "r", A, head=False)
-    assert len(ledger.nodes()) == 10
+        ledger.asked("greedy", "r", digest(f"m{i}"), got=True, tag=f"t{i}")
+    assert len(ledger.pulls("greedy")) <= 10
+    for i in range(100):
+        ledger.asked(f"n{i}", "r", A, got=True)
+        ledger.failed(f"n{i}", "r", B)
+        ledger.pushed(f"n{i}", "r", digest(f"m{i}"), ["latest"])
+    assert len(ledger.nodes()) <= 20
+    lines = len(file.read_text().splitlines())
+    for i in range(40):
+        ledger.asked("worker", "app", digest(f"m{i}"), got=True)
+    assert len(ledger.pulls("worker")) == 30
+    assert len(file.read_text().splitlines()) == lines + 30
+    assert len(ledger.full) == len(caplog.records) == 3
+    ledger.close()
+    read = Ledger(file, FakeClock(), listed)
+    assert len(read.pulls("worker")) == 30
+    read.close()
 
 
 def test_full_disk(
@@ -169,8 +271,8 @@ def test_full_disk(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    ledger.confirmed("n", "r", A, head=False)
-    ledger.confirmed("m", "r", A, head=False)
+    ledger.asked("n", "r", A, got=True)
+    ledger.asked("m", "r", A, got=True)
     assert ledger.nodes() == ["n", "m"]
     assert len(caplog.records) == 1
 

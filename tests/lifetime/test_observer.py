@@ -76,19 +76,22 @@ def test_range_beyond_the_end_is_no_failure(clock: FakeClock) -> None:
     """A client that asks for more than there is finds out that it has everything."""
     observer = make(clock)
     caller = observer.caller("a", None, None)
+    observer.manifest_served(caller, REPO, MANIFEST, head=False, tag=None)
     with pytest.raises(RangeInvalid), observer.sending(caller, REPO, LAYER):
         raise RangeInvalid("", 9)
-    assert not observer.ledger.failed_after(0, "a", REPO, {LAYER})
+    assert not observer.ledger.wanted("a", {LAYER})
 
 
 def test_empty_blob_arrives(clock: FakeClock) -> None:
     """A blob without bytes mends a failure by being answered."""
     observer = make(clock)
     caller = observer.caller("a", None, None)
-    observer.ledger.blob_failed("a", REPO, LAYER)
+    observer.manifest_served(caller, REPO, MANIFEST, head=False, tag=None)
+    observer.ledger.failed("a", REPO, LAYER)
     with observer.sending(caller, REPO, LAYER):
         pass
-    assert not observer.ledger.failed_after(0, "a", REPO, {LAYER})
+    assert not observer.ledger.wanted("a", {LAYER})
+    assert observer.ledger.has_whole("a", LAYER)
 
 
 async def test_asked_again(clock: FakeClock) -> None:
@@ -99,7 +102,9 @@ async def test_asked_again(clock: FakeClock) -> None:
     for caller in (a, b):
         observer.manifest_served(caller, REPO, MANIFEST, head=True, tag="1")
         observer.manifest_served(caller, REPO, MANIFEST, head=False, tag=None)
-    observer.ledger.blob_failed("b", REPO, LAYER)
+        with observer.sending(caller, REPO, LAYER):
+            pass
+    observer.ledger.failed("b", REPO, LAYER)
     assert observer.ledger.asked_again() == {}
     await clock.tick(AGAIN_AFTER)
     for caller in (a, b):

@@ -53,9 +53,9 @@ def test_two_transfers_of_one_blob(pulls: Pulls) -> None:
     """The blob flows until the last of them ended."""
     pulls.blob_begun("a", LAYER)
     pulls.blob_begun("a", LAYER)
-    pulls.blob_ended("a", LAYER, to_its_end=True)
+    pulls.blob_ended("a", LAYER, whole=True)
     assert pulls.busy("a", {LAYER})
-    pulls.blob_ended("a", LAYER, to_its_end=True)
+    pulls.blob_ended("a", LAYER, whole=True)
     assert not pulls.busy("a", {LAYER})
 
 
@@ -65,7 +65,7 @@ def test_nodes_are_bounded(pulls: Pulls, monkeypatch: pytest.MonkeyPatch) -> Non
     for i in range(10):
         pulls.manifest(f"n{i}", REPO, IMAGE, CONTENTS, head=False)
         pulls.blob_begun(f"n{i}", LAYER)
-        pulls.blob_ended(f"n{i}", LAYER, to_its_end=True)
+        pulls.blob_ended(f"n{i}", LAYER, whole=True)
     assert not pulls.knows("n5", REPO, IMAGE)
     assert pulls.knows("n1", REPO, IMAGE)
 

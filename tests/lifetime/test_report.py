@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -9,14 +10,17 @@ from pathlib import Path
 import pytest
 
 from registry.lifetime import table
+from registry.lifetime.activity import Activity
 from registry.lifetime.contents import Contained, Contents
-from registry.lifetime.coverage import State
 from registry.lifetime.ledger import Ledger
+from registry.lifetime.observer import Observer
+from registry.lifetime.pulls import SETTLED, Pulls
 from registry.lifetime.report import (
     CorruptRecord,
     CoverageRecord,
     ImageRecord,
     Memory,
+    PullRecord,
     Report,
     denied_records,
     image_records,
@@ -26,16 +30,18 @@ from registry.lifetime.report import (
     warnings,
     write,
 )
+from registry.lifetime.states import State
 from tests.lifetime.fakes import FakeClock, FakeContent, digest
 
 
-def _image(name: str, digest: str, pushed_by: list[str], pulled_by: list[str]) -> ImageRecord:
-    return ImageRecord(name=name, digest=digest, pushed_by=pushed_by, pulled_by=pulled_by)
+def _pull(node: str, state: State = State.SERVED) -> PullRecord:
+    first, last = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
+    return PullRecord(node=node, state=state, bytes=9, first=first, last=last, retries=1)
 
 
 MATRIX = {
-    "docker.io/library/nginx:1.25": {"node-a": State.HAS, "node-b": State.MISSING},
-    "quay.io/team/app:2": {"node-a": State.HAS, "node-b": State.FAILED},
+    "docker.io/library/nginx:1.25": {"node-a": State.CLAIMED, "node-b": State.MISSING},
+    "quay.io/team/app:2": {"node-a": State.SERVED, "node-b": State.FAILED},
 }
 COVERAGE = CoverageRecord(
     complete=False,
@@ -43,6 +49,8 @@ COVERAGE = CoverageRecord(
     nodes_covered=1,
     nodes=["node-a", "node-b"],
     matrix=MATRIX,
+    claimed={"node-a": 1},
+    absent=[],
     missing=["docker.io/library/nginx:1.25 at node-b", "quay.io/team/app:2 at node-b"],
 )
 REPORT = Report(
@@ -56,7 +64,14 @@ REPORT = Report(
     peak_memory=Memory(server=50 * 1024 * 1024, command=0),
     bytes_in=5 * 1024**3,
     bytes_out=100,
-    images=[_image("team/app:2", digest("app"), ["admin"], ["node-a"])],
+    images=[
+        ImageRecord(
+            name="team/app:2",
+            digest=digest("app"),
+            pushed_by=["admin"],
+            pulls=[_pull("node-a"), _pull("node-c", State.FAILED)],
+        )
+    ],
     coverage=COVERAGE,
     denied=denied_records({("", "10.0.0.8"): 1, ("eve", "::ffff:10.0.0.9"): 3}),
     corrupt=[
@@ -93,7 +108,8 @@ def test_table() -> None:
         "50.0 MiB",
         "0 B before, 1.0 KiB after",
         "coverage: 1 of 2 nodes",
-        "docker.io/library/nginx:1.25  yes",
+        "docker.io/library/nginx:1.25  claimed",
+        "team/app:2  admin      node-a\n",
         "3       eve   10.0.0.9",
         "1       -     10.0.0.8",
         f"corrupt: {digest('layer')} (of team/app) in /b/upgrade.tar, found 2026-01-01T00:10:00Z",
@@ -105,7 +121,7 @@ def test_table() -> None:
 @pytest.mark.parametrize("width", [1, 40, 80, 200])
 def test_table_is_no_wider_than_asked(width: int) -> None:
     """Rows keep to the width, names losing their middle; what is wrong is whole."""
-    many = {f"node-{i:03}": State.HAS for i in range(100)}
+    many = {f"node-{i:03}": State.SERVED for i in range(100)}
     content: Report = {**REPORT, "coverage": {**COVERAGE, "matrix": {"x" * 90: many}}}
     lines = table.report(content, width).splitlines()
     rows = [line for line in lines if not line.startswith(("corrupt", "warning"))]
@@ -141,33 +157,65 @@ def test_denied_names_are_harmless() -> None:
     assert len(record["user"]) == 100
 
 
-def test_images_by_whom() -> None:
-    """Images have the names they were pushed or asked for by; children of an index are part of it,
-    unless somebody named them."""
+def test_last_line_says_that_success_rests_on_claims() -> None:
+    """Exit code 0 with claims among its evidence says so at the very end."""
+    text = table.report({**REPORT, "exit_code": 0}, 100)
+    assert text.splitlines()[-1] == (
+        "exit code 0 rests on claims: "
+        "images claimed by the node's runtime, not served by this registry: node-a (1)"
+    )
+    assert "rests on claims" not in table.report(REPORT, 100)
+
+
+async def test_images_by_whom() -> None:
+    """Images have the names they were pushed or asked for by, and for each node that asked its
+    state, bytes, times and retries; children of an index are part of it, unless somebody named
+    them."""
     content = FakeContent()
     index, child, single = digest("index"), digest("child"), digest("single")
+    config, layer = digest("config"), digest("layer")
     content.manifests = {
         ("r", index): Contents(children=(child,)),
-        ("r", child): Contents(),
-        ("r", single): Contents(),
+        ("r", child): Contents(blobs=(config, layer)),
+        ("r", single): Contents(blobs=(config,)),
     }
-    ledger = Ledger(None, FakeClock())
+    clock = FakeClock(wall=0)
+    ledger = Ledger(None, clock)
+    pulls, contained = Pulls(clock.now, ledger.changed), Contained(content.contents)
+    observer = Observer(Activity(clock.now), pulls, ledger, contained, clock)
     ledger.pushed("admin", "r", child)
     ledger.pushed("admin", "r", index, ["1", "latest"])
-    ledger.confirmed("a", "r", index, head=True, tag="1")
-    ledger.confirmed("a", "r", child, head=False)
-    ledger.confirmed("b", "r", single, head=False)
-    assert image_records(ledger, Contained(content.contents)) == [
-        _image("r:1", index, ["admin"], ["a"]),
-        _image("r:latest", index, ["admin"], ["a"]),
-        _image(f"r@{single}", single, [], ["b"]),
+    a, b = (observer.caller(node, None, None, "containerd/2") for node in "ab")
+    observer.manifest_served(a, "r", index, head=True, tag="1")
+    observer.manifest_served(a, "r", child, head=False, tag=None)
+    observer.manifest_served(b, "r", single, head=False, tag=None)
+    await clock.tick(10)
+    for blob, sent in ((config, 9), (layer, 5), (layer, 9)):
+        with (
+            contextlib.suppress(ConnectionError),
+            observer.sending(a, "r", blob) as sending,
+            sending.part(0, 9, 9),
+        ):
+            sending.count(sent)
+            if sent < 9:
+                raise ConnectionResetError
+    await clock.tick(SETTLED)
+    begun, ended = "1970-01-01T00:00:00Z", "1970-01-01T00:00:10Z"
+    had = PullRecord(node="a", state=State.SERVED, bytes=23, first=begun, last=ended, retries=1)
+    looked = PullRecord(
+        node="b", state=State.INCOMPLETE, bytes=0, first=begun, last=begun, retries=0
+    )
+    assert image_records(observer) == [
+        ImageRecord(name="r:1", digest=index, pushed_by=["admin"], pulls=[had]),
+        ImageRecord(name="r:latest", digest=index, pushed_by=["admin"], pulls=[had]),
+        ImageRecord(name=f"r@{single}", digest=single, pushed_by=[], pulls=[looked]),
     ]
 
 
 def test_warnings() -> None:
     """What was cut, who lacks what, and who will ask again."""
     ledger = Ledger(None, FakeClock())
-    ledger.confirmed("a", "r", digest("x"), head=True)
+    ledger.asked("a", "r", digest("x"), got=False)
     ledger.again("a", "r", digest("x"))
     found = warnings(ledger, COVERAGE, ["pull of r by a"])
     assert found[0] == "cut off: pull of r by a"

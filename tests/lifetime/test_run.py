@@ -233,17 +233,17 @@ def test_upgrade(start: Start, images: Path) -> None:
             pull(stub.port, node, repository)
     assert stub.code() == 0, stub.describe()
     report = stub.report()
-    row = {"node-a": "has", "node-b": "has"}
+    row = {"node-a": "served", "node-b": "served"}
     assert report["reason"] == "covered"
     assert report["coverage"]["matrix"] == {"team/app:1": row, "team/web:1": row}
     assert report["coverage"]["complete"]
     assert report["bytes_out"] == 4 * BLOB_SIZE
-    assert report["images"][0] == {
-        "name": "team/app:1",
-        "digest": MANIFEST,
-        "pushed_by": [],
-        "pulled_by": ["node-a", "node-b"],
-    }
+    image = report["images"][0]
+    assert (image["name"], image["digest"], image["pushed_by"]) == ("team/app:1", MANIFEST, [])
+    for record, node in zip(image["pulls"], ("node-a", "node-b"), strict=True):
+        assert (record["node"], record["state"], record["retries"]) == (node, "served", 0)
+        assert record["bytes"] == BLOB_SIZE
+        assert report["started"] <= record["first"] <= record["last"] <= report["stopped"]
     assert report["storage_before"] == report["storage_after"] == 12345
     assert not (stub.state_dir / "coverage.jsonl").exists()
 
@@ -268,7 +268,7 @@ def test_coverage_survives_kill(start: Start, images: Path) -> None:
     stub = start(until_pulled=images, nodes="1", max_lifetime=60.0).ready()
     pull(stub.port, "node-a", "team/web")
     assert stub.code() == 0, stub.describe()
-    assert stub.report()["coverage"]["matrix"]["team/app:1"] == {"node-a": "has"}
+    assert stub.report()["coverage"]["matrix"]["team/app:1"] == {"node-a": "served"}
 
 
 def test_drain(start: Start) -> None:

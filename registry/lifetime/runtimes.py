@@ -1,0 +1,67 @@
+"""What container runtimes ask for when they have an image already.
+
+A node that has an image asks for no blob of it, and so the registry can only conclude that from
+the requests it does make. Which these are was measured with each runtime, by a second pull of an
+image that the first had brought (docs/lifetime.md has the table). What is not in the table claims
+nothing: other programs ask for manifests to look at them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A container runtime, and which requests claim an image where nothing follows them.
+
+    Attributes:
+        name: for people.
+        agent: matches the beginning of its ``User-Agent``.
+        head: HEAD of the manifest or index that the image's name stands for.
+        get: GET of an image manifest.
+        config: GET of an image's config, all of which arrived.
+    """
+
+    name: str
+    agent: re.Pattern[str]
+    head: bool = False
+    get: bool = False
+    config: bool = False
+
+
+NONE = Runtime("", re.compile(""))
+"""For all other programs."""
+
+RUNTIMES = (
+    Runtime("containerd", re.compile(r"containerd/v?\d"), head=True, config=True),
+    Runtime("docker", re.compile(r"docker/\d"), head=True, get=True, config=True),
+    # What podman sends; skopeo, buildah and CRI-O, of the same library, have names of their own.
+    Runtime("podman", re.compile(r"containers/\d"), config=True),
+)
+
+_MAX_AGENT = 200
+
+
+def runtime_of(agent: str) -> Runtime:
+    """The runtime that a ``User-Agent`` names, `NONE` for all other programs."""
+    return _runtime_of(agent[:_MAX_AGENT])
+
+
+@lru_cache(maxsize=256)
+def _runtime_of(agent: str) -> Runtime:
+    return next((one for one in RUNTIMES if one.agent.match(agent)), NONE)
+
+
+def claims_image(agent: str, *, head: bool, index: bool) -> bool:
+    """Whether a request for a manifest is one that a runtime makes when it has the image.
+
+    Args:
+        agent: the request's ``User-Agent``.
+        head: whether it is a HEAD.
+        index: whether the manifest is an index.
+    """
+    runtime = runtime_of(agent)
+    return runtime.head if head else runtime.get and not index

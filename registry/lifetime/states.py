@@ -1,0 +1,133 @@
+"""How far a node is with an image, concluded from the ledger's facts.
+
+    missing     the node never asked for it
+    pulling     it is fetching something of it, or asked for something of it a moment ago
+    incomplete  it asked for the manifest, and too little else to have the image by that
+    failed      something of it that the node asked for did not arrive whole
+    claimed     a container runtime made the request that it makes when it has the image
+    served      the config, a layer, and every blob that the node asked for reached it whole
+    proven      the node itself answered that it has the image
+    absent      the registry does not hold it
+
+docs/lifetime.md defines each exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from registry.lifetime.contents import Contained
+from registry.lifetime.ledger import Ledger
+from registry.lifetime.pulls import Pulls
+
+EMPTY_CONFIG = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+"""Digest of ``{}``, which all manifests without a config of their own name (image-spec,
+manifest.md, "Guidance for an Empty Descriptor"). That a node has it says nothing."""
+
+_MAX_LEAVES = 1000
+"""Images of one index that are looked at; the largest real indexes name some dozens."""
+
+
+class State(StrEnum):
+    """How far a node is with an image."""
+
+    MISSING = "missing"
+    PULLING = "pulling"
+    INCOMPLETE = "incomplete"
+    FAILED = "failed"
+    CLAIMED = "claimed"
+    SERVED = "served"
+    PROVEN = "proven"
+    ABSENT = "absent"
+
+
+RANKED = (State.CLAIMED, State.SERVED, State.PROVEN)
+"""States in which a node counts as having an image, the weakest evidence first."""
+
+
+def accepted(weakest: State) -> frozenset[State]:
+    """The states that are at least as good as one of `RANKED`."""
+    return frozenset(RANKED[RANKED.index(weakest) :])
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An image as the registry holds it now.
+
+    Attributes:
+        leaves: the manifests under it that have blobs, it itself among them if it has.
+        manifests: every manifest under it but itself.
+        below: its own digest, and that of everything under it.
+    """
+
+    repository: str
+    digest: str
+    leaves: tuple[str, ...]
+    manifests: tuple[str, ...]
+    below: frozenset[str]
+
+
+class States:
+    """Says how far nodes are with images.
+
+    Args:
+        ledger: of what happened.
+        pulls: that are under way.
+        contained: what manifests refer to.
+    """
+
+    def __init__(self, ledger: Ledger, pulls: Pulls, contained: Contained) -> None:
+        self._ledger = ledger
+        self._pulls = pulls
+        self._contained = contained
+
+    def target(self, repository: str, digest: str) -> Target | None:
+        """An image by the digest of its manifest or index, None if it is not in the registry."""
+        if self._contained.find(repository, digest) is None:
+            return None
+        found = {digest: None}
+        leaves: list[str] = []
+        waiting = [digest]
+        while waiting and len(found) <= _MAX_LEAVES:
+            manifest = waiting.pop()
+            contents = self._contained.of(repository, manifest)
+            if contents.blobs:
+                leaves.append(manifest)
+            new = [child for child in contents.children if child not in found]
+            found.update(dict.fromkeys(new))
+            waiting += dict.fromkeys(new)
+        below = self._contained.below(repository, digest)
+        return Target(repository, digest, tuple(leaves), tuple(found)[1:], below)
+
+    def of(self, node: str, target: Target | None) -> State:
+        """How far a node is with an image."""
+        if target is None:
+            return State.ABSENT
+        ledger, repository = self._ledger, target.repository
+        pull = ledger.pull(node, repository, target.digest)
+        if pull is None:
+            return State.MISSING
+        if self._pulls.busy(node, target.below):
+            return State.PULLING
+        wanted = ledger.wanted(node, target.below)
+        if not wanted and any(self._is_served(node, repository, leaf) for leaf in target.leaves):
+            return State.SERVED
+        asked = [pull]
+        for manifest in target.manifests:
+            found = ledger.pull(node, repository, manifest)
+            if found is not None:
+                asked.append(found)
+        claim = max(one.claim for one in asked)
+        # A manifest asked for by GET after the claim is one that the node lacked.
+        if claim > wanted and claim >= max(one.got for one in asked):
+            return State.CLAIMED
+        return State.FAILED if wanted else State.INCOMPLETE
+
+    def _is_served(self, node: str, repository: str, leaf: str) -> bool:
+        config, *layers = self._contained.of(repository, leaf).blobs
+        if not self._ledger.has_whole(node, config):
+            return False
+        needed = all if config == EMPTY_CONFIG else any
+        # The config alone is also what a program reads that only looks at an image.
+        return not layers or needed(self._ledger.has_whole(node, layer) for layer in layers)
