@@ -40,6 +40,9 @@ class ManifestCache:
         self._held = 0
         self._entries: OrderedDict[Digest, Cached] = OrderedDict()
 
+    def __contains__(self, digest: Digest) -> bool:
+        return digest in self._entries
+
     async def load(self, digest: Digest, extent: Extent) -> Cached:
         """The manifest at ``extent``, from memory where it was read before.
 
@@ -55,7 +58,7 @@ class ManifestCache:
         if digests.of(body, digest.algorithm) != digest:
             if isinstance(extent, BundleExtent):
                 raise extent.proof.corrupt()
-            raise ContentCorrupt(f"stored manifest {digest} is corrupt")
+            raise ContentCorrupt("the stored manifest is damaged: push it again")
         cached = Cached(body, manifests.parse_stored(body).media_type)
         self._insert(digest, cached)
         return cached

@@ -10,8 +10,9 @@ from registry.manifest_cache import Cached
 from registry.request import Request
 from storage import digest as digests
 from storage import manifest as manifests
+from storage.bundle.verified import BundleExtent
 from storage.digest import Digest
-from storage.errors import ManifestTooLarge, ManifestUnknown
+from storage.errors import ContentCorrupt, ManifestTooLarge, ManifestUnknown
 from storage.names import check_tag
 
 
@@ -76,13 +77,40 @@ async def _load(context: Context, request: Request) -> tuple[Digest, Cached]:
     digest = _resolve(context, request)
     while True:
         try:
-            extent = context.store.manifest(request.repository, digest)
-            return digest, await context.manifests.load(digest, extent)
+            return digest, await _read(context, request.repository, digest)
         except ManifestUnknown:
             # A tag may have moved on since it was read, and what it left may be deleted.
             before, digest = digest, _resolve(context, request)
             if digest == before:
                 raise
+
+
+async def _read(context: Context, repository: str, digest: Digest) -> Cached:
+    """The manifest of a digest.
+
+    Raises:
+        ManifestUnknown: it is not there, or damaged: so a push brings it again.
+        ContentCorrupt: it is damaged in a bundle.
+    """
+    known = digest in context.manifests
+    extent = context.store.manifest(repository, digest)
+    try:
+        cached = await context.manifests.load(digest, extent)
+    except ContentCorrupt:
+        if isinstance(extent, BundleExtent):
+            raise
+        await in_thread(context.store.examine, digest)
+        # Whoever mended it meanwhile, or a bundle beneath, may have it whole.
+        extent = context.store.manifest(repository, digest)
+        try:
+            cached = await context.manifests.load(digest, extent)
+        except ContentCorrupt as error:
+            if isinstance(extent, BundleExtent):
+                raise
+            raise ManifestUnknown(error.message, {"reference": str(digest)}) from None
+    if not known:
+        in_thread(context.store.compare, repository, digest, cached.body)
+    return cached
 
 
 def _resolve(context: Context, request: Request) -> Digest:

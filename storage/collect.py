@@ -31,6 +31,7 @@ from storage.gate import Gate
 from storage.layout import Layout
 from storage.manifest import mentioned_digests, parse_stored
 from storage.publish import Publisher
+from storage.records import Records
 
 DEFAULT_GRACE = 3600.0
 """Seconds for which an unreferenced blob is left alone: a slow push may refer to it last."""
@@ -105,11 +106,18 @@ class Collector:
     """Collects in one distribution directory."""
 
     def __init__(
-        self, holdings: Holdings, layout: Layout, publisher: Publisher, gate: Gate, ages: Ages
+        self,
+        holdings: Holdings,
+        layout: Layout,
+        publisher: Publisher,
+        records: Records,
+        gate: Gate,
+        ages: Ages,
     ) -> None:
         self._holdings = holdings
         self._layout = layout
         self._publisher = publisher
+        self._records = records
         self._gate = gate
         self._ages = ages
 
@@ -191,7 +199,7 @@ class Collector:
         except ManifestUnknown:
             if not self._holdings.is_linked(repository, digest):
                 return None  # deleted meanwhile
-            reason = "the manifest's bytes are gone"
+            reason = "the manifest's bytes are gone or damaged"
         except OSError as error:
             reason = f"the manifest cannot be read: {error.strerror}"
         else:
@@ -230,6 +238,8 @@ class Collector:
                 return False
             for link in links:
                 self._publisher.remove(link)
+            # Before the bytes: the directory is to be empty after them.
+            self._records.drop(digest)
             return self._publisher.remove(self._layout.data(digest))
 
     def _is_older(self, digest: Digest, is_old: Callable[[float], bool]) -> bool:

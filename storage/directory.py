@@ -22,6 +22,7 @@ from storage.interface import Extent
 from storage.layout import Layout
 from storage.manifest import MAX_SIZE
 from storage.names import check_repository, is_tag
+from storage.records import Records
 from storage.referrers import Referrers
 
 _PAGE = 1000
@@ -39,30 +40,25 @@ class DirectoryReader:
     def __init__(self, root: Path, tree: Tree | None = None) -> None:
         self._layout = Layout(root)
         self._tree = tree or HostTree(self._layout.repositories)
+        self._records = Records(self._layout, trusted=tree is None)
         self._referrers = Referrers(self)
         self._catalog = Catalog(self._layout.repositories, self._tree)
 
     def blob(self, repository: str, digest: Digest) -> Extent:
         if self._tree.is_file(self._layout.layer_link(repository, digest)):
-            found = self._extent(digest)
+            found = self._content(digest)
             if found is not None:
                 return found
+            self._refuse_damaged(digest, BlobUnknown)
         raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
 
     def manifest(self, repository: str, digest: Digest) -> Extent:
         if self.is_linked(repository, digest):
-            found = self._extent(digest)
+            found = self._content(digest)
             if found is not None:
                 return found
+            self._refuse_damaged(digest, ManifestUnknown)
         raise manifest_unknown(str(digest))
-
-    def _extent(self, digest: Digest) -> Extent | None:
-        """Where the bytes of content lie, whoever links it; None when they are gone."""
-        data = self._layout.data(digest)
-        status = self._tree.status(data)
-        if status is None or not stat.S_ISREG(status.st_mode):
-            return None
-        return Extent(data, 0, status.st_size)
 
     def tag(self, repository: str, tag: str) -> Digest:
         digest = self.read_link(self._layout.tag_link(repository, tag))
@@ -80,11 +76,26 @@ class DirectoryReader:
         return self._catalog.names_after(after, limit)
 
     def holders(self, digest: Digest) -> Iterator[str]:
-        if not self._tree.is_file(self._layout.data(digest)):
+        if self._content(digest) is None:
             return
         for name in self.every_repository():
             if self._tree.is_file(self._layout.layer_link(name, digest)):
                 yield name
+
+    def _content(self, digest: Digest) -> Extent | None:
+        """Quick. The bytes of content, whoever links it; None when they are gone or damaged."""
+        data = self._layout.data(digest)
+        status = self._tree.status(data)
+        if status is None or not stat.S_ISREG(status.st_mode):
+            return None
+        if not self._records.whole(digest, status):
+            return None
+        return Extent(data, 0, status.st_size)
+
+    def _refuse_damaged(self, digest: Digest, error: type[BlobUnknown | ManifestUnknown]) -> None:
+        if self._tree.is_file(self._layout.data(digest)):
+            self._records.tell(digest)
+            raise error("the stored content is damaged: push it again", {"digest": str(digest)})
 
     def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
         return self._referrers.of(check_repository(repository), subject)

@@ -13,15 +13,18 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from storage import digest as digests
+from storage import manifest as manifests
 from storage.ages import Ages
 from storage.collect import DEFAULT_GRACE, Collected, Collector
 from storage.digest import Digest
 from storage.directory import DirectoryReader, manifest_unknown
 from storage.errors import (
     BlobUnknown,
+    ContentCorrupt,
     DigestInvalid,
     ManifestBlobUnknown,
     ManifestUnknown,
@@ -29,9 +32,10 @@ from storage.errors import (
     StorageError,
     UploadUnknown,
 )
+from storage.examine import Examiner
 from storage.gate import Gate
 from storage.interface import Extent
-from storage.manifest import Manifest
+from storage.manifest import Descriptor, Manifest
 from storage.publish import Publisher
 from storage.space import Space
 from storage.uploads import DirectoryUpload, Uploads
@@ -71,7 +75,10 @@ class DistributionStore(DirectoryReader):
         self._gate = Gate(self._layout.scratch.parent, self._layout.scratch)
         ages = ages or Ages()
         self._space = Space(self._layout.base, reserve)
-        self._collector = Collector(self, self._layout, self._publisher, self._gate, ages)
+        self._examiner = Examiner(self._layout, self._records, self._gate)
+        self._collector = Collector(
+            self, self._layout, self._publisher, self._records, self._gate, ages
+        )
         self._uploads = Uploads(
             self._layout, self._publisher, self._publish_blob, self._space.check, ages
         )
@@ -79,6 +86,7 @@ class DistributionStore(DirectoryReader):
 
     def close(self) -> None:
         """Drop the scratch files; upload sessions stay on disk for the next start."""
+        self._examiner.close()
         self._uploads.close()
         self._publisher.close()
 
@@ -143,8 +151,13 @@ class DistributionStore(DirectoryReader):
         with self._gate.referring():
             # Its last byte may have come long ago, in a session that was left and found again.
             os.utime(data)
-            self._publisher.adopt(data, self._layout.data(digest))
+            self._adopt(digest, data)
             self._link(self._layout.layer_link(repository, digest), digest)
+
+    def _adopt(self, digest: Digest, data: Path) -> None:
+        size = data.stat().st_size
+        verified = partial(self._records.verified, digest, size)
+        self._publisher.adopt(data, self._layout.data(digest), verified)
 
     # Manifests
 
@@ -160,7 +173,8 @@ class DistributionStore(DirectoryReader):
         self._confirm_references(repository, manifest)
         with self._lock(repository), self._gate.referring():
             self._check_references(repository, manifest)
-            self._publisher.write(self._layout.data(digest), manifest.body)
+            verified = partial(self._records.verified, digest, len(manifest.body))
+            self._publisher.write(self._layout.data(digest), manifest.body, verified)
             self._link(self._layout.revision_link(repository, digest), digest)
             self._referrers.changed(repository, digest)
             for tag in tags:
@@ -223,16 +237,56 @@ class DistributionStore(DirectoryReader):
                     missing.append({"digest": str(descriptor.digest)})
                 continue
             if descriptor.size not in (None, extent.size):
-                raise SizeInvalid(
-                    f"manifest gives {descriptor.digest} {descriptor.size} bytes, "
-                    f"the repository holds {extent.size}",
-                    {"digest": str(descriptor.digest), "size": extent.size},
-                )
+                raise self._contradicted(descriptor, extent)
             self._touch(extent)
         if missing:
             raise ManifestBlobUnknown(
                 "manifest references content unknown to the repository", missing
             )
+
+    def _contradicted(self, descriptor: Descriptor, extent: Extent) -> SizeInvalid:
+        """The refusal of a manifest; the blob is looked at if nobody knows who is right."""
+        message = (
+            f"manifest gives {descriptor.digest} {descriptor.size} bytes, "
+            f"the repository holds {extent.size}"
+        )
+        if self._suspect(descriptor.digest, extent):
+            message += "; the stored bytes are being checked: push again in a moment"
+        return SizeInvalid(message, {"digest": str(descriptor.digest), "size": extent.size})
+
+    # Damage
+
+    def compare(self, repository: str, digest: Digest, body: bytes) -> None:
+        with contextlib.suppress(StorageError, OSError):
+            if self._is_mine(digest, self.manifest(repository, digest)):
+                self._examiner.verified(digest, len(body))
+            blobs = manifests.parse_stored(body).blobs
+            for descriptor in blobs:
+                with contextlib.suppress(BlobUnknown, ContentCorrupt):
+                    extent = self.blob(repository, descriptor.digest)
+                    if descriptor.size not in (None, extent.size):
+                        self._suspect(descriptor.digest, extent)
+
+    def examine(self, digest: Digest) -> bool:
+        return self._examiner.examine(digest, again=True)
+
+    def is_whole(self, digest: Digest) -> bool:
+        """Whether a blob's file is there and has its digest; hashes it unless that was done.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return self._examiner.examine(digest)
+
+    def _is_mine(self, digest: Digest, extent: Extent) -> bool:
+        return extent.path == self._layout.data(digest)
+
+    def _suspect(self, digest: Digest, extent: Extent) -> bool:
+        """Have a blob hashed whose size was contradicted; False where its size is known."""
+        if not self._is_mine(digest, extent) or self._records.is_verified(digest, extent.size):
+            return False
+        self._examiner.suspect(digest)
+        return True
 
     @staticmethod
     def _touch(extent: Extent) -> None:

@@ -29,7 +29,7 @@ from storage.errors import (
 )
 from storage.images import load, repositories
 from storage.interface import Extent
-from storage.manifest import Manifest
+from storage.manifest import Descriptor, Manifest
 
 WORKERS = 4
 """Blobs copied and hashed at once."""
@@ -76,16 +76,18 @@ def plan(store: DistributionStore, source: Layer) -> Plan:
         for _, manifest in _manifests(source, repository):
             for descriptor in manifest.blobs:
                 if descriptor.distributable:
-                    _plan_blob(store, source, repository, descriptor.digest, draft)
+                    _plan_blob(store, source, repository, descriptor, draft)
     return Plan(draft.copies, tuple(draft.links), tuple(draft.incomplete))
 
 
 def _plan_blob(
-    store: DistributionStore, source: Layer, repository: str, digest: Digest, draft: _Draft
+    store: DistributionStore, source: Layer, repository: str, blob: Descriptor, draft: _Draft
 ) -> None:
+    digest = blob.digest
     try:
-        store.hold(repository, digest)
-        return
+        # One of them is wrong about the size: the bytes tell.
+        if store.hold(repository, digest).size == blob.size or store.is_whole(digest):
+            return
     except BlobUnknown:
         pass
     if digest in draft.copies or next(store.holders(digest), None) is not None:

@@ -188,6 +188,22 @@ class Store(Reader, Protocol):
             SizeInvalid: it gives another size for content the repository holds.
         """
 
+    def compare(self, repository: str, digest: Digest, body: bytes) -> None:
+        """Compare the sizes that a stored manifest gives with those of the repository's blobs.
+
+        A manifest proves nothing, but where the two differ a blob may be cut, and its size may
+        never have been recorded: then its bytes are hashed in the background.
+
+        Args:
+            body: the manifest's bytes, which were hashed and have this digest.
+        """
+
+    def examine(self, digest: Digest) -> bool:
+        """Hash stored content again that was found not to have its digest; whether it has.
+
+        What has not is unknown from then on, until somebody brings it whole.
+        """
+
     def delete_manifest(self, repository: str, digest: Digest) -> None:
         """Remove a manifest and every tag that points at it; the next read finds neither.
 

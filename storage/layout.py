@@ -32,6 +32,10 @@ class Layout:
         """The bytes of a blob; manifests are blobs too."""
         return _joined(self.blobs, f"{digest.algorithm}/{_hex(digest)[:2]}/{digest.hex}/data")
 
+    def record(self, digest: Digest, name: str) -> Path:
+        """A file beside a blob's bytes, in which something is recorded of them."""
+        return _joined(self.blobs, f"{digest.algorithm}/{_hex(digest)[:2]}/{digest.hex}/{name}")
+
     def repository(self, name: str) -> Path:
         """The directory of one repository."""
         return self.repositories / check_repository(name)

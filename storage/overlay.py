@@ -52,7 +52,7 @@ class OverlayStore(DistributionStore):
 
     def blob(self, repository: str, digest: Digest) -> Extent:
         if self._links(repository, digest) or self._lower.links(repository, digest):
-            found = self._extent(digest) or self._lower.content(digest)
+            found = self._content(digest) or self._lower.content(digest)
             if found is not None:
                 return found
         raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})

@@ -19,7 +19,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from storage.errors import StorageFull
@@ -40,6 +40,10 @@ def full_disk_is_domain_error() -> Iterator[None]:
         if error.errno in _OUT_OF_SPACE:
             raise StorageFull("no space left in the registry's storage") from error
         raise
+
+
+def _nothing() -> None:
+    """What follows a rename where nothing does."""
 
 
 class Publisher:
@@ -92,8 +96,13 @@ class Publisher:
             os.close(self._alive)
             self._alive = None
 
-    def write(self, target: Path, data: bytes) -> None:
+    def write(self, target: Path, data: bytes, then: Callable[[], None] = _nothing) -> None:
         """Publish ``data`` as the file ``target``, in place of any there was.
+
+        Args:
+            target: made or replaced.
+            data: its content.
+            then: called once the file has its name; entries made beside it are synced with it.
 
         Raises:
             StorageFull: nothing was changed.
@@ -105,7 +114,7 @@ class Publisher:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                self._rename(temporary, target)
+                self._rename(temporary, target, then)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
@@ -119,15 +128,20 @@ class Publisher:
         with full_disk_is_domain_error():
             _fsync(source)
 
-    def adopt(self, source: Path, target: Path) -> None:
+    def adopt(self, source: Path, target: Path, then: Callable[[], None] = _nothing) -> None:
         """Publish the finished file ``source``, on the same filesystem, as ``target``.
+
+        Args:
+            source: no longer there afterwards.
+            target: made or replaced.
+            then: see `write`.
 
         Raises:
             StorageFull: ``source`` is where it was.
         """
         with full_disk_is_domain_error():
             _fsync(source)
-            self._rename(source, target)
+            self._rename(source, target, then)
 
     def private_directory(self) -> Path:
         """A new directory among the temporary files, gone for good once this process is.
@@ -268,8 +282,9 @@ class Publisher:
         with contextlib.suppress(PermissionError):
             _fsync(directory.parent)
 
-    def _rename(self, source: Path, target: Path) -> None:
+    def _rename(self, source: Path, target: Path, then: Callable[[], None]) -> None:
         self._move(source, target)
+        then()
         # Whoever took the directory away since then did so after the file was published.
         with contextlib.suppress(FileNotFoundError):
             _fsync(target.parent)

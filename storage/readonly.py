@@ -57,6 +57,12 @@ class ReadOnlyStore:
     ) -> None:
         raise _refused()
 
+    def compare(self, repository: str, digest: Digest, body: bytes) -> None:
+        """Nothing can be recorded, and nobody could mend it."""
+
+    def examine(self, digest: Digest) -> bool:
+        return False
+
     def delete_manifest(self, repository: str, digest: Digest) -> None:
         raise _refused()
 

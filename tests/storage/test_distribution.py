@@ -37,7 +37,10 @@ def _paths(root: Path) -> set[str]:
 
 
 def test_files_are_where_registry_2_looks(root: Path, open_store: OpenStore) -> None:
-    """An image with a tag makes exactly the files of the format, each link its digest's text."""
+    """An image with a tag makes exactly the files of the format, each link its digest's text.
+
+    Beside the bytes lie their verified sizes, in names that registry:2 does not ask for.
+    """
     store = open_store()
     _, digest = put_image(store, REPO, "v1")
     config = digests.of(b"{}")
@@ -48,8 +51,11 @@ def test_files_are_where_registry_2_looks(root: Path, open_store: OpenStore) -> 
         f"{repository}/_manifests/tags/v1/current/link": digest,
         f"{repository}/_manifests/tags/v1/index/sha256/{digest.hex}/link": digest,
     }
-    data = {f"blobs/sha256/{d.hex[:2]}/{d.hex}/data" for d in (config, digest)}
-    assert _paths(root) == links.keys() | data
+    sizes = {config: 2, digest: len(image_body())}
+    blobs = {d: f"blobs/sha256/{d.hex[:2]}/{d.hex}" for d in sizes}
+    data = {f"{blobs[d]}/data" for d in sizes}
+    records = {f"{blobs[d]}/_mayfly_size_{size}" for d, size in sizes.items()}
+    assert _paths(root) == links.keys() | data | records
     for path, linked in links.items():
         assert (root / "docker/registry/v2" / path).read_bytes() == str(linked).encode()
 
@@ -59,6 +65,7 @@ def test_sha512_has_its_own_directories(root: Path, open_store: OpenStore) -> No
     digest = push(open_store(), REPO, b"x", "sha512")
     assert _paths(root) == {
         f"blobs/sha512/{digest.hex[:2]}/{digest.hex}/data",
+        f"blobs/sha512/{digest.hex[:2]}/{digest.hex}/_mayfly_size_1",
         f"repositories/{REPO}/_layers/sha512/{digest.hex}/link",
     }
 
