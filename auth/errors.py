@@ -20,6 +20,7 @@ TokenReason = Literal[
     "expired",
     "not yet valid",
     "revoked",
+    "another run",
 ]
 """Why a token is refused. For the audit; a client needs only `invalid_token` (RFC 6750, 3.1)."""
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import secrets
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from auth.errors import InputInvalid
 from auth.identity import Credential
 from auth.policy import EVERYTHING, Grant, Kind, Policy, Subject
 from auth.roles import Role
-from auth.users import Users, hash_password
+from auth.users import Users
 
 ADMIN_NAME = "admin"
 PULL_NAME = "pull"
@@ -42,13 +43,16 @@ def random_password() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
 
 
-def one_run() -> OneRun:
-    """New users ``admin`` (everything) and ``pull`` (pull from every repository)."""
-    admin = Credential(ADMIN_NAME, random_password())
-    pull = Credential(PULL_NAME, random_password())
-    users = Users(
-        {one.name: hash_password(one.password, _RANDOM_PASSWORD_ROUNDS) for one in (admin, pull)}
-    )
+def one_run(passwords: Mapping[str, str] | None = None) -> OneRun:
+    """The users ``admin`` (everything) and ``pull`` (pull from every repository).
+
+    Args:
+        passwords: of the run as it goes on after a crash; new ones are made where it has none.
+    """
+    known = passwords or {}
+    admin = Credential(ADMIN_NAME, known.get(ADMIN_NAME) or random_password())
+    pull = Credential(PULL_NAME, known.get(PULL_NAME) or random_password())
+    users = Users({one.name: _hash(one.password) for one in (admin, pull)})
     policy = Policy(
         [
             Grant(Subject(Kind.USER, ADMIN_NAME), Role.ADMIN, EVERYTHING),
@@ -56,6 +60,18 @@ def one_run() -> OneRun:
         ]
     )
     return OneRun(admin, pull, users, policy)
+
+
+def _hash(password: str) -> bytes:
+    """A bcrypt hash of a random password, the same in every start of a run.
+
+    So refresh tokens, which end when the hash changes, go on with the run. Salt is against tables
+    of guesses, and 190 random bits are in none.
+    """
+    import bcrypt
+
+    salt = hashlib.sha256(b"salt " + password.encode()).hexdigest()[:21] + "."
+    return bcrypt.hashpw(password.encode(), f"$2b${_RANDOM_PASSWORD_ROUNDS:02d}${salt}".encode())
 
 
 def docker_config(hosts: Sequence[str], credential: Credential) -> dict[str, object]:

@@ -6,13 +6,13 @@ bcrypt. The name is ``robot+NAME``, which no htpasswd user may have, so it is pl
 password is checked. (Harbor's robots are named ``robot$NAME``: a trap in every shell.)
 
 A robot may do what its password says, plus what is open to anonymous callers; grants.toml gives it
-nothing else. It ends with its lifetime, or with the key: a new key revokes all of them.
+nothing else. It ends with its lifetime, with the run, or with the key: a new key revokes all of
+them. Only where the operator gave a key that outlives runs does it outlive its run, too.
 """
 
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Sequence
 
 from auth.claims import permission_claim, read_identity
@@ -41,12 +41,14 @@ class Robots:
     """Issues short-lived credentials and checks them.
 
     Args:
-        key: see `auth.signing.Signer`. They outlive a run only if it does.
+        key: see `auth.signing.Signer`.
+        run: see there.
+        durable: whether they may outlive the run, since the key does.
     """
 
-    def __init__(self, key: bytes) -> None:
-        self._signer = Signer(key, _AUDIENCE)
-        self._run = secrets.token_urlsafe(12)
+    def __init__(self, key: bytes, run: str | None = None, *, durable: bool = False) -> None:
+        self._signer = Signer(key, _AUDIENCE, run)
+        self._durable = durable
         self._verified = VerifiedTokens(self._read)
 
     def issue(
@@ -67,7 +69,7 @@ class Robots:
             lifetime: seconds it is good for.
             now: Unix seconds.
             node: the node that alone will use it, so that its pulls count as that node's.
-            this_run: it ends with this process, too, though the key be a file's.
+            this_run: it ends with the run, though others may outlive it.
 
         Raises:
             InputInvalid: the name is not of that form, the lifetime out of bounds, there are no
@@ -79,9 +81,8 @@ class Robots:
         claims: dict[str, object] = {"permissions": permission_claim(permissions)}
         if node is not None:
             claims["node"] = node
-        if this_run:
-            claims["run"] = self._run
-        password = self._signer.sign(full_name, int(now), expires, claims)
+        for_run = this_run or not self._durable
+        password = self._signer.sign(full_name, int(now), expires, claims, for_run=for_run)
         if len(password) > MAX_LENGTH:
             raise InputInvalid("the repository globs are too long for one credential")
         return Credential(full_name, password, expires)
@@ -105,9 +106,7 @@ class Robots:
 
     def _read(self, password: str, now: float) -> Identity:
         # Nobody fetches a Secret anew because the registry's clock was set back.
-        claims = self._signer.verify(password, now, early=True)
-        if claims.get("run", self._run) != self._run:
-            raise TokenInvalid("revoked")
+        claims = self._signer.verify(password, now, early=True, any_run=self._durable)
         return read_identity(claims, "robot")
 
 

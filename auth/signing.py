@@ -1,5 +1,8 @@
 """Signed claims: the one place that makes and checks a JWT.
 
+A token is issued for a run of the registry, whose ID it holds, and ends with that run: the key may
+be a file of the operator's that several runs share.
+
 HS256 with a random key of this process (or of a 0600 file), and nothing else: issuer and verifier
 are one program, so there is no public key to hand out, and a verifier that knows one algorithm and
 one kind of key cannot be talked into another (RFC 8725, 3.1 and 3.2). What a token is for is its
@@ -72,18 +75,28 @@ class Signer:
         key: at least `MIN_KEY_BYTES` random bytes.
         audience: the kind of token; Signers with one key take each other's tokens only if it is
             the same.
+        run: ID of the run whose tokens these are; None for a run of this object's own.
 
     Raises:
         ValueError: the key is too short.
     """
 
-    def __init__(self, key: bytes, audience: str) -> None:
+    def __init__(self, key: bytes, audience: str, run: str | None = None) -> None:
         if len(key) < MIN_KEY_BYTES:
             raise ValueError(f"a signing key has at least {MIN_KEY_BYTES} bytes")
         self._key = key
         self._audience = audience
+        self._run = run or secrets.token_urlsafe(12)
 
-    def sign(self, subject: str, now: int, expires: int, claims: Mapping[str, object]) -> str:
+    def sign(
+        self,
+        subject: str,
+        now: int,
+        expires: int,
+        claims: Mapping[str, object],
+        *,
+        for_run: bool = True,
+    ) -> str:
         """A token.
 
         Args:
@@ -91,6 +104,7 @@ class Signer:
             now: ``iat`` and ``nbf``, in Unix seconds.
             expires: ``exp``, in Unix seconds.
             claims: further claims, values for JSON.
+            for_run: whether it ends with the run; otherwise with its time and key only.
         """
         import jwt
 
@@ -103,9 +117,12 @@ class Signer:
             "iat": now,
             "jti": secrets.token_urlsafe(12),
         }
-        return jwt.encode({**claims, **standard}, self._key, ALGORITHM)
+        run = {"run": self._run} if for_run else {}
+        return jwt.encode({**claims, **standard, **run}, self._key, ALGORITHM)
 
-    def verify(self, token: str, now: float, *, early: bool = False) -> dict[str, Any]:
+    def verify(
+        self, token: str, now: float, *, early: bool = False, any_run: bool = False
+    ) -> dict[str, Any]:
         """The claims of a token that is genuine, of this kind, and valid now.
 
         Of the claims, those named in RFC 7519 are there and have their types; what others hold
@@ -115,6 +132,7 @@ class Signer:
             now: Unix seconds.
             early: take one that seems to be from the future: it is genuine, so the clock was set
                 back since.
+            any_run: take one that was issued for no run in particular, too.
 
         Raises:
             TokenInvalid: it is not.
@@ -125,6 +143,8 @@ class Signer:
         for name, kind in _CLAIMS.items():
             if type(claims[name]) is not kind:
                 raise TokenInvalid("bad claims")
+        if claims.get("run", self._run if any_run else None) != self._run:
+            raise TokenInvalid("another run")
         if claims["exp"] <= now:
             raise TokenInvalid("expired")
         if not early and max(claims["nbf"], claims["iat"]) > now + LEEWAY:

@@ -56,6 +56,7 @@ class TokenIssuer:
         key: see `auth.signing.Signer`.
         service: the name of this registry in challenges (``service=``) and the audience of its
             tokens.
+        run: see `auth.signing.Signer`.
         lifetime: seconds an access token lives.
         refresh_lifetime: seconds a refresh token lives.
 
@@ -68,6 +69,7 @@ class TokenIssuer:
         self,
         key: bytes,
         service: str,
+        run: str | None = None,
         lifetime: int = DEFAULT_LIFETIME,
         refresh_lifetime: int = DEFAULT_REFRESH_LIFETIME,
     ) -> None:
@@ -75,8 +77,8 @@ class TokenIssuer:
             raise ValueError(f"a token lives at least {MIN_LIFETIME} seconds")
         if not service or " " in service:
             raise ValueError("a service name is not empty and holds no space")
-        self._access = Signer(key, service)
-        self._refresh = Signer(key, f"{service} refresh")
+        self._access = Signer(key, service, run)
+        self._refresh = Signer(key, f"{service} refresh", run)
         self._lifetime = lifetime
         self._refresh_lifetime = refresh_lifetime
         self._verified = VerifiedTokens(self._read_access)

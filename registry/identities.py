@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from auth import grants, signing
+from auth import files, grants, signing
 from auth.errors import AuthError, PolicyFileInvalid
 from auth.generate import OneRun, one_run
 from auth.login import Logins
@@ -21,6 +21,7 @@ from auth.verify import CredentialVerifier
 from auth.watch import FileBacked
 from registry.config import Settings
 from registry.guard import REALM, Authentication
+from registry.lifetime.runs import Run
 from registry.lifetime.state import CREDENTIALS, SIGNING_KEY
 from registry.trust.files import Attributes, publish
 
@@ -30,12 +31,13 @@ _PRIVATE = Attributes(0o600)
 
 
 def identities(
-    settings: Settings, choice: Path | str
+    settings: Settings, choice: Path | str, run: Run
 ) -> tuple[Callable[[], Policy], Authentication, OneRun | None]:
     """The policy of each moment, the authentication, and the users made for this run.
 
     Args:
         choice: of ``--auth``: ``auto``, or the directory of ``htpasswd`` and ``grants.toml``.
+        run: what users and tokens are made for; one that goes on keeps those it has.
 
     Raises:
         AuthError: a policy file or the signing key cannot be used.
@@ -45,7 +47,7 @@ def identities(
     policy: Callable[[], Policy]
     made: OneRun | None = None
     if isinstance(choice, str):
-        made = one_run()
+        made = one_run(_passwords(settings.state_dir) if run.continued else None)
         fixed_users, fixed_policy = made.users, made.policy
         users, policy = (lambda: fixed_users), (lambda: fixed_policy)
         _publish_users(settings.state_dir, made)
@@ -54,16 +56,28 @@ def identities(
         policy = FileBacked(choice / "grants.toml", grants.load_grants, _broken, _reloaded)
     if settings.anonymous:
         policy = _with_anonymous_pull(policy)
-    return policy, _authentication(settings, users), made
+    return policy, _authentication(settings, users, run), made
 
 
-def _authentication(settings: Settings, users: Callable[[], Users]) -> Authentication:
-    key = signing.load_key(settings.signing_key) if settings.signing_key else signing.new_key()
-    publish(settings.state_dir / SIGNING_KEY, key, _PRIVATE)
-    robots = Robots(key)
+def _authentication(settings: Settings, users: Callable[[], Users], run: Run) -> Authentication:
+    key = _signing_key(settings, run)
+    robots = Robots(key, run.id, durable=bool(run.key_file))
     verifier = CredentialVerifier(users, robots)
     logins = Logins(verifier, Throttle())
-    return Authentication(verifier, logins, TokenIssuer(key, REALM), robots)
+    return Authentication(verifier, logins, TokenIssuer(key, REALM, run.id), robots)
+
+
+def _signing_key(settings: Settings, run: Run) -> bytes:
+    """The operator's, or the run's own; a copy is where `mayfly credentials` finds it."""
+    copy = settings.state_dir / SIGNING_KEY
+    if settings.signing_key is not None:
+        key = signing.load_key(settings.signing_key)
+    elif run.continued and not run.earlier_key_file and copy.exists():
+        return signing.load_key(copy)
+    else:
+        key = signing.new_key()
+    publish(copy, key, _PRIVATE)
+    return key
 
 
 def _with_anonymous_pull(policy: Callable[[], Policy]) -> Callable[[], Policy]:
@@ -80,6 +94,18 @@ def _with_anonymous_pull(policy: Callable[[], Policy]) -> Callable[[], Policy]:
         return opened
 
     return current
+
+
+def _passwords(state_dir: Path) -> dict[str, str]:
+    """Those of a run that goes on, by name; empty where the earlier start made no users."""
+    path = state_dir / CREDENTIALS
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(files.read(path, files.PRIVATE))
+        return {str(name): str(password) for name, password in found.items()}
+    except (ValueError, AttributeError):
+        raise PolicyFileInvalid(path, "is damaged", "remove it for new users") from None
 
 
 def _publish_users(state_dir: Path, made: OneRun) -> None:

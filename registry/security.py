@@ -2,7 +2,7 @@
 
 Secure with no setup: off loopback, and unless told otherwise, a registry makes its own CA,
 certificate and one-run users (CONTRACT.md). Whatever is made lies in the state directory, 0600;
-what ends with the run is removed with it.
+what ends with the run is removed with it (`registry.lifetime.runs`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from auth.policy import EVERYTHING, OPEN, Policy
 from auth.roles import Role
 from registry.config import ConfigError, Settings
 from registry.guard import Authentication
-from registry.lifetime.state import SHORT_LIVED
+from registry.lifetime.runs import Run
+from registry.lifetime.state import CREDENTIALS, SIGNING_KEY
 from registry.trust.errors import TrustError
 
 if TYPE_CHECKING:
@@ -72,15 +73,19 @@ class Security:
 
 
 @contextmanager
-def secure(settings: Settings) -> Iterator[Security]:
+def secure(settings: Settings, run: Run) -> Iterator[Security]:
     """Protection as the settings say; to be entered in the event loop that serves.
+
+    Args:
+        settings: of the server.
+        run: what users and tokens are made for.
 
     Raises:
         ConfigError: a certificate, key or policy file cannot be used.
     """
     try:
         tls, ca = _transport(settings)
-        policy, authentication, users = _identities(settings)
+        policy, authentication, users = _identities(settings, run)
     except (TrustError, AuthError) as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
@@ -91,8 +96,6 @@ def secure(settings: Settings) -> Iterator[Security]:
     finally:
         if authentication is not None:
             authentication.logins.close()
-        for name in SHORT_LIVED:
-            (settings.state_dir / name).unlink(missing_ok=True)
 
 
 def _transport(settings: Settings) -> tuple[ServerTLS | None, Path | None]:
@@ -116,14 +119,17 @@ def _transport(settings: Settings) -> tuple[ServerTLS | None, Path | None]:
 
 
 def _identities(
-    settings: Settings,
+    settings: Settings, run: Run
 ) -> tuple[Callable[[], Policy], Authentication | None, OneRun | None]:
     choice = settings.auth or ("auto" if settings.exposed else "none")
+    if choice != "auto":
+        (settings.state_dir / CREDENTIALS).unlink(missing_ok=True)
     if choice == "none":
+        (settings.state_dir / SIGNING_KEY).unlink(missing_ok=True)
         return (lambda: OPEN), None, None
     from registry.identities import identities
 
-    return identities(settings, choice)
+    return identities(settings, choice, run)
 
 
 def certificate_identity(http: BaseRequest) -> Identity | None:

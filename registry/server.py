@@ -28,14 +28,16 @@ from registry.connections import Connections, Limits
 from registry.context import Names, as_asked, in_thread
 from registry.guard import Guard
 from registry.held import Held
-from registry.lifetime import open_files
+from registry.lifetime import open_files, runs
 from registry.lifetime.clock import SystemClock
 from registry.lifetime.durations import exact
+from registry.lifetime.errors import LifetimeError
 from registry.lifetime.images import read_nodes
 from registry.lifetime.life import Launch, Life
 from registry.lifetime.plan import Plan
 from registry.lifetime.report import storage_used
-from registry.lifetime.state import SHORT_LIVED, StateDir
+from registry.lifetime.runs import Run
+from registry.lifetime.state import StateDir
 from registry.lifetime.systemd import Notifier, take_sockets
 from registry.listener import address_of, listening
 from registry.protocol import HTTPServer
@@ -81,14 +83,16 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
     with contextlib.ExitStack() as stack:
-        state = stack.enter_context(StateDir.claim(settings.state_dir, SHORT_LIVED))
+        state = stack.enter_context(StateDir.claim(settings.state_dir))
+        this_run = stack.enter_context(_begin_run(settings))
+        plan = replace(plan, elapsed=this_run.elapsed)
         root = stack.enter_context(_root(settings))
         bundles = _open_bundles(settings)
         if bundles is not None:
             stack.enter_context(contextlib.closing(bundles))
         store = stack.enter_context(_open_store(settings, root, bundles))
         runner = stack.enter_context(asyncio.Runner())
-        return runner.run(_serve(settings, plan, state, root, store, bundles))
+        return runner.run(_serve(settings, plan, state, this_run, root, store, bundles))
 
 
 def _leave(number: int, _frame: object) -> None:
@@ -112,6 +116,16 @@ def _plan(settings: Settings, command: tuple[str, ...]) -> Plan:
         report=settings.report,
         command=command,
     )
+
+
+def _begin_run(settings: Settings) -> Run:
+    serves = runs.serving(settings.bundles, settings.until_pulled, settings.nodes)
+    try:
+        return Run.begin(settings.state_dir, settings.max_lifetime, serves, settings.signing_key)
+    except OSError as error:
+        raise ConfigError(
+            f"--state-dir {settings.state_dir} cannot be used: {error.strerror}"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -173,6 +187,7 @@ async def _serve(
     settings: Settings,
     plan: Plan,
     state: StateDir,
+    this_run: Run,
     root: Path,
     store: DirectoryReader,
     bundles: Bundles | None,
@@ -185,7 +200,7 @@ async def _serve(
         addresses = [address_of(bound) for bound in sockets]
         # What is bound counts, not what was asked for: systemd's sockets may be open to anyone.
         settings = replace(settings, listen=tuple(addresses))
-        security = stack.enter_context(secure(settings))
+        security = stack.enter_context(secure(settings, this_run))
         login = login_to(settings, security, addresses[0])
         life = Life(
             plan,
@@ -202,7 +217,7 @@ async def _serve(
             audit = Audit(settings.audit)
         except OSError as error:
             raise ConfigError(f"--audit {settings.audit}: {error.strerror}") from None
-        async with _background(settings, security, store, bundles, audit):
+        async with _background(settings, security, this_run, store, bundles, audit):
             launch = Launch(
                 _connections(settings, security, store, bundles, life, audit, sockets),
                 login,
@@ -210,9 +225,22 @@ async def _serve(
                 storage=lambda: storage_used(root),
                 denied=audit.refusals,
                 ambiguous=bundles.names.ambiguous() if bundles is not None else {},
-                wiped=_wiped(settings, root),
+                wiped=(root,) if settings.ephemeral else (),
             )
-            return await life.run(launch)
+            return await _live(life, launch, this_run)
+
+
+async def _live(life: Life, launch: Launch, this_run: Run) -> int:
+    """Serve to the end, which is that of the run; not where this start cannot go on with one."""
+    this_run.serving()
+    try:
+        code = await life.run(launch)
+    except (ConfigError, LifetimeError):
+        if not this_run.continued:
+            this_run.end()
+        raise
+    this_run.end()
+    return code
 
 
 def _watch(bundles: Bundles, life: Life) -> None:
@@ -267,22 +295,20 @@ def _names(store: DirectoryReader, bundles: Bundles | None) -> Names:
     return lambda repository, ns: names.resolve(repository, ns, exists)
 
 
-def _wiped(settings: Settings, root: Path) -> tuple[Path, ...]:
-    """What must not outlive the server, even one that is killed."""
-    secrets = tuple(settings.state_dir / name for name in SHORT_LIVED)
-    return (*secrets, root) if settings.ephemeral else secrets
-
-
 @contextlib.asynccontextmanager
 async def _background(
     settings: Settings,
     security: Security,
+    this_run: Run,
     store: DirectoryReader,
     bundles: Bundles | None,
     audit: Audit,
 ) -> AsyncIterator[None]:
     """What goes on beside the requests."""
-    tasks: list[asyncio.Future[None]] = [asyncio.ensure_future(audit.write())]
+    tasks: list[asyncio.Future[None]] = [
+        asyncio.ensure_future(audit.write()),
+        asyncio.ensure_future(_give_signs_of_life(this_run)),
+    ]
     if security.authentication is not None:
         # The first login would wait for this import otherwise.
         from auth import signing
@@ -310,6 +336,12 @@ async def _background(
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+async def _give_signs_of_life(this_run: Run) -> None:
+    while True:
+        await asyncio.sleep(runs.SIGN_OF_LIFE_SECONDS)
+        await in_thread(this_run.give_sign_of_life)
 
 
 async def _reload_certificates(security: Security) -> None:

@@ -100,15 +100,17 @@ def issue(
     from auth.robots import Robots
     from auth.roles import Role
     from registry.announce import read_ready
+    from registry.lifetime import runs
     from registry.lifetime.state import SIGNING_KEY
 
     url = read_ready(state_dir)["url"]
     key = state_dir / SIGNING_KEY
-    if not key.exists():
+    run = runs.load(state_dir)
+    if run is None or not key.exists():
         raise click.ClickException(
             f"the registry at {url} runs without authentication: it needs no credential"
         )
     role = Role.DEVELOPER if push else Role.LIMITED_GUEST
     permission = Permission(role, parse_glob(repositories))
-    robots = Robots(signing.load_key(key))
+    robots = Robots(signing.load_key(key), run.id, durable=bool(run.key_file))
     return robots.issue(name, [permission], int(hours * 3600), time.time(), node)

@@ -112,12 +112,12 @@ class Quiet:
 
 
 class MaxLifetime:
-    """The hard deadline, ``seconds`` after the condition is made."""
+    """The hard deadline, ``seconds`` after the run began, which was ``elapsed`` seconds ago."""
 
-    def __init__(self, clock: Clock, seconds: float) -> None:
+    def __init__(self, clock: Clock, seconds: float, elapsed: float = 0.0) -> None:
         self._clock = clock
         self._seconds = seconds
-        self._end = clock.now() + seconds
+        self._end = clock.now() + seconds - elapsed
 
     async def wait(self) -> Reason:
         while not self.holds():

@@ -40,6 +40,7 @@ class Plan:
     Attributes:
         drain_timeout: `--drain-timeout`.
         idle_timeout, unused_timeout, max_lifetime: None for never.
+        elapsed: how much of `max_lifetime` earlier starts of the run have used.
         until_all: `--until all`.
         until_pulled, nodes: what coverage is, both or neither.
         accept: the weakest evidence that counts as having an image, a state of `states.RANKED`.
@@ -54,6 +55,7 @@ class Plan:
     idle_timeout: float | None = None
     unused_timeout: float | None = None
     max_lifetime: float | None = None
+    elapsed: float = 0.0
     until_all: bool = False
     until_pulled: Path | None = None
     nodes: Nodes | None = None
@@ -131,7 +133,7 @@ def ending(plan: Plan, triggers: Triggers, activity: Activity, clock: Clock) -> 
     if plan.exit_on_stdin_eof:
         hard.append(StandardInput())
     if plan.max_lifetime is not None:
-        hard.append(MaxLifetime(clock, plan.max_lifetime))
+        hard.append(MaxLifetime(clock, plan.max_lifetime, plan.elapsed))
     # Hard, since it can never be met together with the others. Not under a command, which may have
     # much to do before the first pull.
     if plan.unused_timeout is not None and triggers.command is None:

@@ -3,14 +3,15 @@
     lock              flock(2)ed while a server lives; the kernel lets go of it whatever kills it
     ready.json        the port answers; who reads it need not ask
     control.sock      `control`
-    coverage.jsonl    `ledger`; stays across restarts until the upgrade is covered
     report.json       of the last run
-    signing.key       what `mayfly credentials` signs with
-    credentials.json  the users of ``--auth auto``
     run-XXXXXX/       private files of `mayfly run`'s command
+    ca.*, tls.*       `registry.trust.authority`
 
-What a server that was killed left of ready.json, control.sock and run-* is removed by the next one
-that gets the lock, and so are files that other parts of the server say must not outlive it.
+and the files of a run, which outlive a server that is killed (`runs`). What such a server left of
+ready.json, control.sock and run-* is removed by the next one that gets the lock.
+
+Everything in it is believed, a CA's key included, so the directory must be ours and nobody else's
+to write.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Collection
+import stat
 from pathlib import Path
 from typing import Self
 
@@ -34,8 +35,8 @@ PRIVATE_PREFIX = "run-"
 SIGNING_KEY = "signing.key"
 CREDENTIALS = "credentials.json"
 
-SHORT_LIVED = (SIGNING_KEY, CREDENTIALS)
-"""What ends with the server that made it, and is removed after one that was killed."""
+_SHORT_LIVED = frozenset({_READY, CONTROL_SOCKET})
+_WRITABLE_BY_OTHERS = 0o022
 
 
 class StateDir:
@@ -46,33 +47,30 @@ class StateDir:
         repaired: names of what a killed server had left and `claim` removed.
     """
 
-    def __init__(self, path: Path, lock: int, short_lived: frozenset[str]) -> None:
+    def __init__(self, path: Path, lock: int) -> None:
         self.path = path
-        self._short_lived = short_lived
         self.repaired = self._repair()
         self._lock: int | None = lock
 
     @classmethod
-    def claim(cls, path: Path, short_lived: Collection[str] = ()) -> StateDir:
+    def claim(cls, path: Path) -> StateDir:
         """Take the directory, made if need be, and tidy it.
 
-        Args:
-            path: of it.
-            short_lived: names of further files that must not outlive the server.
-
         Raises:
-            ConfigError: a server lives in it, or it cannot be used.
+            ConfigError: a server lives in it, it cannot be used, or others may write it.
         """
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            check_ours(path)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            lock = os.open(path / _LOCK, flags, 0o600)
         except OSError as error:
             raise ConfigError(f"--state-dir {path} cannot be used: {error.strerror}") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(lock, 0)
             os.write(lock, f"{os.getpid()}\n".encode())
-            return cls(path, lock, frozenset({_READY, CONTROL_SOCKET, *short_lived}))
+            return cls(path, lock)
         except BlockingIOError:
             holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
             os.close(lock)
@@ -101,7 +99,7 @@ class StateDir:
         """Remove what only a living server may have; the lock is ours."""
         removed = []
         for entry in self.path.iterdir():
-            if entry.name in self._short_lived:
+            if entry.name in _SHORT_LIVED:
                 entry.unlink(missing_ok=True)
             elif entry.name.startswith(PRIVATE_PREFIX) and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -109,3 +107,26 @@ class StateDir:
                 continue
             removed.append(entry.name)
         return tuple(sorted(removed))
+
+
+def check_ours(path: Path) -> None:
+    """See that nobody but us, and root, could have put something in a state directory.
+
+    Raises:
+        ConfigError: it is somebody else's, or others may write it.
+        OSError: it cannot be looked at.
+    """
+    found = path.stat()
+    if found.st_uid != os.geteuid():
+        raise ConfigError(
+            f"--state-dir {path} belongs to user {found.st_uid} and Mayfly runs as "
+            f"{os.geteuid()}: its owner could have put a CA key or users in it; "
+            "name a directory of your own, or one that does not exist yet"
+        )
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & _WRITABLE_BY_OTHERS:
+        raise ConfigError(
+            f"--state-dir {path} can be written by other users (mode {mode:04o}): they could have "
+            f"put a CA key or users in it; name a directory in it that does not exist yet, such as "
+            f"{path / 'mayfly'}, or if all in it is yours run: chmod go-w {path}"
+        )

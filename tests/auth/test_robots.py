@@ -13,6 +13,7 @@ from auth.roles import Role
 from auth.signing import new_key
 
 KEY = new_key()
+RUN = "a run"
 NOW = 1_700_000_000
 PULL = Permission(Role.LIMITED_GUEST, parse_glob("team/**"))
 PUSH = Permission(Role.DEVELOPER, parse_glob("team/ci/**"))
@@ -20,14 +21,14 @@ PUSH = Permission(Role.DEVELOPER, parse_glob("team/ci/**"))
 
 @pytest.fixture
 def robots() -> Robots:
-    return Robots(KEY)
+    return Robots(KEY, RUN)
 
 
 def test_round_trip(robots: Robots) -> None:
     """Another server with the key gets back all that was put in."""
     credential = robots.issue("node-1.rack", [PULL, PUSH], 3600, NOW + 0.5, node="node-1.rack")
     assert (credential.name, credential.expires) == ("robot+node-1.rack", NOW + 3600)
-    assert Robots(KEY).verify(credential.name, credential.password, NOW) == Identity(
+    assert Robots(KEY, RUN).verify(credential.name, credential.password, NOW) == Identity(
         "robot+node-1.rack",
         "robot",
         node="node-1.rack",
@@ -45,6 +46,22 @@ def test_does_what_it_says_and_nothing_else(robots: Robots) -> None:
     assert policy.actions(identity, "team/ci/app") == {"pull", "push"}
     assert policy.actions(identity, "other/app") == frozenset()
     assert OPEN.allowed(identity, "other/app", "delete")
+
+
+@pytest.mark.parametrize("this_run", [False, True])
+@pytest.mark.parametrize("durable", [False, True])
+def test_end_of_the_run(durable: bool, this_run: bool) -> None:
+    """A credential ends with its run, unless the operator's key outlives that and it may too."""
+    made = Robots(KEY, RUN, durable=durable).issue("x", [PULL], 60, NOW, this_run=this_run)
+    outlives = durable and not this_run
+    Robots(KEY, RUN, durable=durable).verify(made.name, made.password, NOW)
+    if outlives:
+        Robots(KEY, "the next run", durable=True).verify(made.name, made.password, NOW)
+    else:
+        with pytest.raises(CredentialsInvalid):
+            Robots(KEY, "the next run", durable=durable).verify(made.name, made.password, NOW)
+    with pytest.raises(CredentialsInvalid):
+        Robots(KEY, "the next run").verify(made.name, made.password, NOW)
 
 
 def test_expiry(robots: Robots) -> None:

@@ -23,6 +23,7 @@ from auth.tokens import MIN_LIFETIME, TokenIssuer
 
 KEY = b"0123456789abcdef0123456789abcdef"
 SERVICE = "registry.local:5000"
+RUN = "a run"
 NOW = 1_700_000_000
 SCOPES = parse_scopes(["repository:team/app:pull,push", "registry:catalog:*"])
 BOB = Identity("bob", "basic", fingerprint="f" * 32)
@@ -34,13 +35,14 @@ CLAIMS: dict[str, Any] = {
     "nbf": NOW,
     "iat": NOW,
     "jti": "x",
+    "run": RUN,
     "access": [{"type": "repository", "name": "a", "actions": ["pull"]}],
 }
 
 
 @pytest.fixture
 def issuer() -> TokenIssuer:
-    return TokenIssuer(KEY, SERVICE)
+    return TokenIssuer(KEY, SERVICE, RUN)
 
 
 def _signed(changes: dict[str, Any], key: bytes = KEY, algorithm: str = "HS256") -> str:
@@ -75,6 +77,7 @@ def test_claims_are_distributions(issuer: TokenIssuer) -> None:
         "iat": NOW,
         "nbf": NOW,
         "exp": NOW + 300,
+        "run": RUN,
         "fingerprint": "f" * 32,
         "access": [
             {"type": "repository", "name": "team/app", "actions": ["pull", "push"]},
@@ -116,6 +119,22 @@ def test_round_trip(issuer: TokenIssuer, identity: Identity) -> None:
     )
     assert issuer.verify(token, NOW) == expected
     assert issuer.verify(token, NOW + 299) == expected
+
+
+@pytest.mark.parametrize("run", ["another run", "", None, ..., 1, ["a run"]])
+def test_token_of_another_run(issuer: TokenIssuer, run: object) -> None:
+    """A token of another run, or of none, is refused though the key is the same; so is a refresh
+    token."""
+    assert _reason(issuer, _signed({"run": run})) == "another run"
+    refresh = _signed({"run": run, "aud": f"{SERVICE} refresh"})
+    with pytest.raises(TokenInvalid, match="another run"):
+        issuer.verify_refresh(refresh, NOW)
+
+
+def test_runs_differ_unless_they_are_named() -> None:
+    """Two issuers that were given no run take none of each other's tokens."""
+    token = TokenIssuer(KEY, SERVICE).issue(BOB, SCOPES, NOW).token
+    assert _reason(TokenIssuer(KEY, SERVICE), token) == "another run"
 
 
 def test_no_scope(issuer: TokenIssuer) -> None:
@@ -257,16 +276,16 @@ def test_oversized(issuer: TokenIssuer) -> None:
 @given(st.data())
 def test_any_changed_character(data: st.DataObject) -> None:
     """A token with any character changed is refused, but for the signature's unused last bits."""
-    token = TokenIssuer(KEY, SERVICE).issue(BOB, SCOPES, NOW).token
+    token = TokenIssuer(KEY, SERVICE, RUN).issue(BOB, SCOPES, NOW).token
     position = data.draw(st.integers(0, len(token) - 2))
     other = data.draw(st.characters(codec="ascii").filter(lambda one: one != token[position]))
     with pytest.raises(TokenInvalid):
-        TokenIssuer(KEY, SERVICE).verify(token[:position] + other + token[position + 1 :], NOW)
+        TokenIssuer(KEY, SERVICE, RUN).verify(token[:position] + other + token[position + 1 :], NOW)
 
 
 def test_kinds_are_not_mixed(issuer: TokenIssuer) -> None:
     """Access token, refresh token and short-lived password never stand in for each other."""
-    robots = Robots(KEY)
+    robots = Robots(KEY, RUN)
     access = issuer.issue(BOB, SCOPES, NOW).token
     refresh = issuer.issue_refresh(BOB, NOW)
     robot = robots.issue("x", [Permission(Role.GUEST, parse_glob("**"))], 3600, NOW).password
@@ -283,7 +302,7 @@ def test_service_names_cannot_collide_with_other_kinds() -> None:
     """A service named as another kind's audience would mix them, so it is refused."""
     for service in ("", "mayfly robot", "a refresh"):
         with pytest.raises(ValueError, match="service"):
-            TokenIssuer(KEY, service)
+            TokenIssuer(KEY, service, RUN)
 
 
 def test_refresh_token(issuer: TokenIssuer) -> None:
@@ -338,13 +357,13 @@ def test_lifetime_bounds() -> None:
     """No token is configured to live under a minute."""
     for lifetimes in ((59, 3600), (300, 59)):
         with pytest.raises(ValueError, match="at least 60"):
-            TokenIssuer(KEY, SERVICE, *lifetimes)
+            TokenIssuer(KEY, SERVICE, RUN, *lifetimes)
 
 
 def test_claims_cannot_replace_standard_ones() -> None:
     """What a caller adds never changes whom a token is for, or until when."""
-    token = Signer(KEY, SERVICE).sign("bob", NOW, NOW + 60, {"sub": "admin", "exp": 2 * NOW})
-    claims = Signer(KEY, SERVICE).verify(token, NOW)
+    token = Signer(KEY, SERVICE, RUN).sign("bob", NOW, NOW + 60, {"sub": "admin", "exp": 2 * NOW})
+    claims = Signer(KEY, SERVICE, RUN).verify(token, NOW)
     assert (claims["sub"], claims["exp"]) == ("bob", NOW + 60)
 
 

@@ -24,10 +24,14 @@ from tests.fuzz.documents import ANY_JSON, TEXTS
 
 NOW = 1_700_000_000.0
 KEY = new_key()
-ISSUER = TokenIssuer(KEY, "mayfly")
+ISSUER = TokenIssuer(KEY, "mayfly", "a run")
 SCOPES = parse_scopes(["repository:team/app:pull,push", "registry:catalog:*"])
 TOKEN = ISSUER.issue(Identity("bob", "basic", fingerprint="f"), SCOPES, NOW).token
-ROBOT = Robots(KEY).issue("ci", [Permission(Role.GUEST, parse_glob("a/**"))], 3600, NOW).password
+ROBOT = (
+    Robots(KEY, "a run")
+    .issue("ci", [Permission(Role.GUEST, parse_glob("a/**"))], 3600, NOW)
+    .password
+)
 HEADER, CLAIMS, SIGNATURE = TOKEN.split(".")
 WIRE = st.binary(max_size=60).map(lambda data: data.decode("utf-8", "surrogateescape"))
 
@@ -64,7 +68,7 @@ def _verified(token: str) -> list[Identity]:
     for verify in (
         lambda: ISSUER.verify(token, NOW),
         lambda: ISSUER.verify_refresh(token, NOW),
-        lambda: Robots(KEY).verify("robot+ci", token, NOW),
+        lambda: Robots(KEY, "a run").verify("robot+ci", token, NOW),
     ):
         try:
             found.append(verify())

@@ -94,15 +94,14 @@ def test_kill_leaves_no_private_files(tmp_path: Path) -> None:
 def test_next_start_repairs(tmp_path: Path) -> None:
     """What a killed server left is removed by the next; what outlives a server stays."""
     (tmp_path / "ready.json").write_text("{}")
-    (tmp_path / "secret.key").write_text("x")
     (tmp_path / "coverage.jsonl").write_text("")
     (tmp_path / "run-abc").mkdir()
     (tmp_path / "run-abc" / "config.json").write_text("{}")
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(tmp_path / CONTROL_SOCKET))
     stale.close()
-    with StateDir.claim(tmp_path, ("secret.key",)) as state:
-        assert state.repaired == ("control.sock", "ready.json", "run-abc", "secret.key")
+    with StateDir.claim(tmp_path) as state:
+        assert state.repaired == ("control.sock", "ready.json", "run-abc")
         assert sorted(os.listdir(tmp_path)) == ["coverage.jsonl", "lock"]
     assert StateDir.claim(tmp_path).repaired == ()
 
@@ -111,6 +110,41 @@ def test_new_directory_is_private(tmp_path: Path) -> None:
     """A directory made on the way is ours alone."""
     with StateDir.claim(tmp_path / "a" / "b"):
         assert stat.S_IMODE((tmp_path / "a/b").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777, 0o2777])
+def test_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    """Others could have put a CA key there: refused, with what to do, and nothing is touched."""
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "ready.json").write_text("{}")
+    state.chmod(mode)
+    with pytest.raises(ConfigError, match=r"written by other users .*a CA key.*chmod go-w"):
+        StateDir.claim(state)
+    assert os.listdir(state) == ["ready.json"]
+    # What the message says works: a directory of one's own in a volume that is open.
+    StateDir.claim(state / "mayfly").release()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make files of other users")
+def test_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    """Root is not exempt: a user's directory may hold a CA key of theirs."""
+    os.chown(tmp_path, 65532, -1)
+    with pytest.raises(ConfigError, match="belongs to user 65532 and Mayfly runs as 0"):
+        StateDir.claim(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_lock_is_not_followed(tmp_path: Path) -> None:
+    """A symlink in the lock's place truncates no other file."""
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    (state / "lock").symlink_to(victim)
+    with pytest.raises(ConfigError, match="cannot be used"):
+        StateDir.claim(state)
+    assert victim.read_text() == "kept"
 
 
 def test_unusable_directory(tmp_path: Path) -> None:

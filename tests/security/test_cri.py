@@ -19,6 +19,7 @@ from auth.globs import parse_glob
 from auth.identity import Permission
 from auth.robots import MIN_LIFETIME, Robots
 from auth.roles import Role
+from registry.lifetime import runs
 from tests.clients.images import Images
 from tests.clients.programs import Client
 from tests.process import need
@@ -173,7 +174,9 @@ def test_secret_expires(crictl: Client, secure: NodeMayfly, pushed: str) -> None
 
     `mayfly credentials` gives a minute at least; this one was given most of a minute ago.
     """
-    robots = Robots(signing.load_key(secure.state_dir / "signing.key"))
+    run = runs.load(secure.state_dir)
+    assert run is not None
+    robots = Robots(signing.load_key(secure.state_dir / "signing.key"), run.id)
     permission = Permission(Role.LIMITED_GUEST, parse_glob("**"))
     left = 6
     given = time.time() - MIN_LIFETIME + left

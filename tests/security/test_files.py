@@ -20,6 +20,7 @@ import pytest
 
 from registry import config
 from registry.config import ConfigError
+from registry.lifetime.runs import Run
 from registry.security import secure
 from tests.process import Mayfly, find_program, need
 from tests.security.servers import make_auth, mayfly, refused, run, server_of
@@ -51,7 +52,9 @@ def serve(tmp_path: Path) -> Callable[..., str]:
         flags = {"root": tmp_path / "root", "state_dir": tmp_path / "state", **flags}
         texts = {name: (str(value),) for name, value in flags.items()}
         (tmp_path / "state").mkdir(exist_ok=True)
-        with pytest.raises(ConfigError) as caught, secure(config.load(texts, {}, None)):
+        settings = config.load(texts, {}, None)
+        run = Run.begin(settings.state_dir, None, {}, settings.signing_key)
+        with pytest.raises(ConfigError) as caught, secure(settings, run):
             pass
         line = str(caught.value)
         assert "\n" not in line
@@ -162,11 +165,12 @@ def test_tls_keys_open_to_others(tmp_path: Path, serve: Callable[..., str]) -> N
     assert f"chmod 600 {pair.key}" in serve(tls=f"{pair.certificate},{pair.key}")
     state = tmp_path / "state"
     settings = config.load({"tls": ("auto",), "state_dir": (str(state),)}, {}, None)
-    with secure(settings):
+    run = Run.begin(state, None, {})
+    with secure(settings, run):
         pass
     kept = {name: (state / name).read_bytes() for name in ("ca.crt", "tls.key", "tls.crt")}
     (state / "tls.key").chmod(0o644)
-    with secure(settings):
+    with secure(settings, run):
         pass
     assert stat.S_IMODE((state / "tls.key").stat().st_mode) == 0o600
     now = {name: (state / name).read_bytes() for name in kept}

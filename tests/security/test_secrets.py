@@ -209,7 +209,7 @@ def test_second_server_leaves_the_first_alone(
 def test_secrets_of_a_killed_run_do_not_outlive_the_next_start(
     start_mayfly: Callable[..., Mayfly], tmp_path: Path
 ) -> None:
-    """After a kill, a start without users removes the key and users that the last one left."""
+    """A start without users removes the key and users that a killed server left."""
     state = tmp_path / "state"
     start_mayfly(*SECURE, state_dir=state).kill()
     assert (state / "signing.key").exists()

@@ -18,6 +18,7 @@ from auth.errors import CredentialsInvalid
 from auth.robots import Robots
 from registry.cli import node_config
 from registry.config import ConfigError
+from registry.lifetime.runs import Run
 from registry.trust.authority import Identity
 from registry.trust.node.runtimes import RUNTIMES as KNOWN_RUNTIMES
 from tests.trust.test_journal import furnish
@@ -178,6 +179,7 @@ def test_node_gets_a_credential_of_the_registry_that_runs_here(root: Path, tmp_p
     refused = _invoke("show", *options, "--node", "Node-1")
     assert refused.exit_code != 0
     assert "it needs no credential" in refused.output
+    run = Run.begin(tmp_path, None, {})
     (tmp_path / "signing.key").write_bytes(signing.new_key())
     (tmp_path / "signing.key").chmod(0o600)
     _run("apply", *options, "--node", "Node-1", "--hours", "1")
@@ -185,7 +187,7 @@ def test_node_gets_a_credential_of_the_registry_that_runs_here(root: Path, tmp_p
     assert hosts.stat().st_mode & 0o777 == 0o600
     authorization = tomllib.loads(hosts.read_text())["header"]["authorization"]
     name, password = parse_basic(authorization)
-    robots = Robots(signing.load_key(tmp_path / "signing.key"))
+    robots = Robots(signing.load_key(tmp_path / "signing.key"), run.id)
     assert robots.verify(name, password, time.time()).node == "Node-1"
     with pytest.raises(CredentialsInvalid):
         robots.verify(name, password, time.time() + 3601)

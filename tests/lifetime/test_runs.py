@@ -1,0 +1,184 @@
+"""A run: begun, gone on with after a crash, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from registry.lifetime import runs
+from registry.lifetime.runs import MAX_ABSENCE, OF_A_RUN, Run, differences, load, serving
+
+HOUR = 3600.0
+
+
+def _issue(run: Run) -> None:
+    """Leave what a run issues."""
+    run.serving()
+    for name in OF_A_RUN:
+        if not (run.directory / name).exists():
+            (run.directory / name).write_text("{}")
+
+
+def _left(directory: Path) -> set[str]:
+    return set(os.listdir(directory)) & set(OF_A_RUN)
+
+
+def _age(directory: Path, seconds: float, *, last_heard: float = 0.0) -> None:
+    """Let a run have begun and been heard of so long ago."""
+    file = directory / runs.RUN
+    document = json.loads(file.read_text())
+    document["started"] -= seconds
+    if document["deadline"] is not None:
+        document["deadline"] -= seconds
+    file.write_text(json.dumps(document))
+    os.utime(file, (time.time(), time.time() - last_heard))
+
+
+def test_killed_run_goes_on(tmp_path: Path) -> None:
+    """The next start has the same run, and what it issued is where it was."""
+    killed = Run.begin(tmp_path, 4 * HOUR, {})
+    assert not killed.continued
+    assert stat.S_IMODE((tmp_path / runs.RUN).stat().st_mode) == 0o600
+    _issue(killed)
+    _age(tmp_path, HOUR)
+    again = Run.begin(tmp_path, 4 * HOUR, {})
+    assert again.continued
+    assert again.id == killed.id
+    assert _left(tmp_path) == set(OF_A_RUN)
+    assert HOUR <= again.elapsed < 2 * HOUR
+    assert again.deadline == pytest.approx(again.started + 4 * HOUR)
+
+
+def test_ended_run_leaves_nothing(tmp_path: Path) -> None:
+    """An orderly end wipes all that was issued; the next start is another run."""
+    with Run.begin(tmp_path, None, {}) as run:
+        _issue(run)
+        run.end()
+    assert _left(tmp_path) == set()
+    assert Run.begin(tmp_path, None, {}).id != run.id
+
+
+def test_failure_while_serving_is_no_end(tmp_path: Path) -> None:
+    """An error of ours is a crash like another: the run goes on."""
+    with pytest.raises(RuntimeError), Run.begin(tmp_path, None, {}) as run:
+        _issue(run)
+        raise RuntimeError
+    assert Run.begin(tmp_path, None, {}).id == run.id
+
+
+def test_start_that_fails(tmp_path: Path) -> None:
+    """A first start that fails leaves no run; a later one spoils none that is to go on."""
+    with pytest.raises(RuntimeError), Run.begin(tmp_path, None, {}):
+        raise RuntimeError
+    assert _left(tmp_path) == set()
+    killed = Run.begin(tmp_path, None, {})
+    _issue(killed)
+    with pytest.raises(RuntimeError), Run.begin(tmp_path, None, {}):
+        raise RuntimeError
+    assert Run.begin(tmp_path, None, {}).id == killed.id
+    # Somebody who stops it while it starts wants it to end.
+    with pytest.raises(SystemExit), Run.begin(tmp_path, None, {}):
+        raise SystemExit(143)
+    assert _left(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("age", "heard", "before", "now"),
+    [
+        (5 * HOUR, 0.0, 4 * HOUR, 4 * HOUR),
+        (5 * HOUR, 0.0, 4 * HOUR, None),
+        (5 * HOUR, 0.0, None, 4 * HOUR),
+        (2 * MAX_ABSENCE, MAX_ABSENCE + 1, None, None),
+    ],
+    ids=["deadline", "deadline taken back", "deadline given later", "long dead"],
+)
+def test_dead_run_is_wiped(
+    tmp_path: Path, age: float, heard: float, before: float | None, now: float | None
+) -> None:
+    """What a run left whose time is over opens nothing in the next."""
+    dead = Run.begin(tmp_path, before, {})
+    _issue(dead)
+    _age(tmp_path, age, last_heard=heard)
+    run = Run.begin(tmp_path, now, {})
+    assert run.id != dead.id and not run.continued
+    assert _left(tmp_path) == {runs.RUN}
+
+
+def test_signs_of_life(tmp_path: Path) -> None:
+    """A run of weeks that is killed goes on, since it was heard of lately."""
+    run = Run.begin(tmp_path, None, {})
+    _issue(run)
+    _age(tmp_path, 4 * MAX_ABSENCE, last_heard=4 * MAX_ABSENCE)
+    run.give_sign_of_life()
+    assert Run.begin(tmp_path, None, {}).id == run.id
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"mayfly-run": 2}', "\0" * 100])
+def test_damaged_file_is_no_run(tmp_path: Path, content: str) -> None:
+    """A file that cannot be understood is wiped with the rest."""
+    (tmp_path / runs.RUN).write_text(content)
+    (tmp_path / "signing.key").write_text("key")
+    assert load(tmp_path) is None
+    Run.begin(tmp_path, None, {})
+    assert _left(tmp_path) == {runs.RUN}
+
+
+def test_differences_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Other bundles, another list or other nodes at a restart are named."""
+    bundle, images, nodes = (tmp_path / name for name in ("a.tar", "list", "nodes"))
+    for file in (bundle, images, nodes):
+        file.write_text("before")
+    state = tmp_path / "state"
+    state.mkdir()
+    _issue(Run.begin(state, None, serving((bundle,), images, "3")))
+    images.write_text("after!")
+    Run.begin(state, None, serving((bundle, tmp_path / "b.tar"), images, str(nodes)))
+    told = caplog.text
+    assert f"bundle {tmp_path / 'b.tar'} is new" in told
+    assert f"image list {images} has changed" in told
+    assert "nodes 3 is gone" in told and f"node list {nodes} is new" in told
+    assert "a.tar" not in told
+    caplog.clear()
+    Run.begin(state, None, serving((bundle, tmp_path / "b.tar"), images, str(nodes)))
+    assert "not as before" not in caplog.text and "going on with the run" in caplog.text
+
+
+def test_bundle_that_was_replaced_differs(tmp_path: Path) -> None:
+    """The same name with other content, for a file and for a directory."""
+    file, layout = tmp_path / "a.tar", tmp_path / "layout"
+    file.write_text("a")
+    layout.mkdir()
+    (layout / "index.json").write_text("a")
+    before = serving((file, layout), None, None)
+    assert differences(before, serving((file, layout), None, None)) == []
+    file.write_text("bb")
+    (layout / "index.json").write_text("bb")
+    after = serving((file, layout), None, None)
+    assert differences(before, after) == [f"bundle {p} has changed" for p in (file, layout)]
+
+
+@pytest.mark.parametrize(("state", "goes_on"), [(b"stopping\n", True), (b"running\n", False)])
+def test_reboot_of_the_host_is_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: bytes, goes_on: bool
+) -> None:
+    """systemd stops Mayfly in an orderly way before a reboot; the upgrade goes on after it."""
+    asked: list[Sequence[str]] = []
+
+    def systemctl(argv: Sequence[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        asked.append(argv)
+        return subprocess.CompletedProcess(argv, 0, state, b"")
+
+    monkeypatch.setattr(runs, "_SYSTEMD", tmp_path)
+    monkeypatch.setattr(subprocess, "run", systemctl)
+    with Run.begin(tmp_path, None, {}) as run:
+        _issue(run)
+        run.end()
+    assert asked == [["systemctl", "is-system-running"]]
+    assert (Run.begin(tmp_path, None, {}).id == run.id) == goes_on
