@@ -6,13 +6,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint format benchmark soak audit clean
+.PHONY: run test test-kubelet lint format benchmark soak audit clean
 
 run: $(STAMP)
 	$(BIN)/mayfly serve --root .cache/store --state-dir .cache/state $(ARGS)
 
 test: lint
 	$(BIN)/pytest $(ARGS)
+
+# Tests left out of `make test`, since what they need takes long to build: .ci/programs.toml has it.
+test-kubelet: $(STAMP)
+	bash .ci/install test-kubelet
+	MAYFLY_REQUIRE_ALL=1 $(BIN)/pytest tests/kubelet $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

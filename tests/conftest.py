@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.process import Mayfly, remove_tree
+from tests.programs import TOP, manifest
 
 REQUIRE_ALL = "MAYFLY_REQUIRE_ALL"
 
@@ -52,7 +53,29 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def _left_out(config: pytest.Config) -> dict[Path, str]:
+    """Directories of tests that run only when named → the make target that runs them."""
+    named = [config.invocation_params.dir / str(word).partition("::")[0] for word in config.args]
+    found = {}
+    for tier in manifest().tiers():
+        directory = TOP / "tests" / tier.removeprefix("test-")
+        if not any(path == directory or directory in path.parents for path in named):
+            found[directory] = tier
+    return found
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what takes programs of another tier, unless it is named."""
+    return True if collection_path in _left_out(config) else None
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if any(Path(word) == TOP / "tests" or word == "tests" for word in config.args):
+        for directory, tier in _left_out(config).items():
+            name = directory.relative_to(TOP)
+            terminalreporter.write_line(f"left out: {name}, which make {tier} runs")
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
         terminalreporter.section("not tested on this machine")

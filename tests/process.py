@@ -19,43 +19,39 @@ from typing import Self, TypeVar
 
 import pytest
 
+from tests.programs import BIN, CI, manifest
+
 REPO = Path(__file__).resolve().parent.parent
 CACHE = REPO / ".cache"
 POLL_INTERVAL = 0.01
 
-APT_PACKAGES = {
-    "btrfs": "btrfs-progs",
-    "containerd": "containerd",
-    "ctr": "containerd",
-    "debootstrap": "debootstrap",
-    "docker": "docker.io",
-    "dockerd": "docker.io",
-    "docker-registry": "docker-registry",
-    "mkfs.btrfs": "btrfs-progs",
-    "mkfs.ext4": "e2fsprogs",
-    "faketime": "faketime",
-    "podman": "podman",
-    "runc": "runc",
-    "skopeo": "skopeo",
-    "strace": "strace",
-}
-
 T = TypeVar("T")
 
 
-def find_program(name: str) -> str | None:
-    """Where a program is: .cache/bin (the Go tools), PATH, or where daemons are installed."""
-    path = os.pathsep.join([str(CACHE / "bin"), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+def find_program(name: str, *first: Path) -> str | None:
+    """Where a program is: in ``first``, .cache/bin, PATH, or where daemons are installed."""
+    own = [*map(str, first), str(BIN)]
+    path = os.pathsep.join([*own, os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
     return shutil.which(name, path=path)
 
 
-def need(*programs: str) -> None:
-    """Skip the calling test when a program it runs is missing, naming it and how to get it."""
+def need(*programs: str, directory: Path | None = None) -> None:
+    """Skip the calling test when a program it runs is missing, naming it and how to get it.
+
+    Args:
+        directory: where they are, if the version matters; otherwise anywhere.
+    """
     for name in programs:
-        if find_program(name) is None:
-            package = APT_PACKAGES.get(name)
-            how = f"apt-get install {package}, or .ci/install" if package else ".ci/install"
-            pytest.skip(f"needs the program {name} (install: {how})")
+        found = find_program(name) if directory is None else shutil.which(name, path=directory)
+        if found is None:
+            which = name if directory is None else f"{directory.name}/{name}"
+            pytest.skip(f"needs the program {which} (install: {_how_to_install(name)})")
+
+
+def _how_to_install(program: str) -> str:
+    tier, package = manifest().provider(program) or (CI, "")
+    how = ".ci/install" if tier == CI else f"make {tier}"
+    return f"apt-get install {package}, or {how}" if package else how
 
 
 def need_root() -> None:
@@ -141,6 +137,21 @@ class Process:
         """SIGKILL: no chance to tidy anything."""
         self.popen.kill()
         self.popen.wait()
+
+
+def run_mayfly(*words: str | Path, stdin: Path = Path(os.devnull)) -> str:
+    """A command of Mayfly's that succeeds; its standard output."""
+    with stdin.open() as given:
+        done = subprocess.run(
+            [sys.executable, "-m", "registry", *map(str, words)],
+            cwd=REPO,
+            stdin=given,
+            timeout=120,
+            text=True,
+            capture_output=True,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 class Mayfly(Process):

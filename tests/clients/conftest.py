@@ -14,9 +14,15 @@ from tests.clients.images import COMMAND, Images, make_images
 from tests.clients.medium import Medium, make_medium
 from tests.clients.programs import Client, Containerd, Cri, Dockerd
 from tests.process import CACHE, find_program, need, need_root, remove_tree
+from tests.programs import versions
 
 BASE_IMAGE = "mayfly-test/base:1"
 BUILT_IMAGE = "mayfly-test/debian:1"
+
+
+def version_id(version: str) -> str:
+    """How a version shows in the name of a test."""
+    return version or "debian"
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +109,20 @@ def containerd(workspace: Path, home: Path) -> Iterator[Containerd]:
     """A containerd of this run's own."""
     need_root()
     daemon = Containerd(workspace / "containerd", home)
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture(scope="session", params=["", *versions("containerd")], ids=version_id)
+def each_containerd(
+    request: pytest.FixtureRequest, workspace: Path, home: Path
+) -> Iterator[Containerd]:
+    """The machine's containerd, and each version that the manifest of programs has."""
+    if not request.param:
+        yield request.getfixturevalue("containerd")
+        return
+    need_root()
+    daemon = Containerd(workspace / f"containerd-{request.param}", home, request.param)
     yield daemon
     daemon.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,14 @@ from pathlib import Path
 from typing import Self
 
 from tests.process import Process, find_program, need
+from tests.programs import versioned
+
+CRI_PLUGINS = [
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
+]
+"""Kubernetes' interface in containerd 1 and 2."""
 
 
 class Client:
@@ -21,10 +30,11 @@ class Client:
         home: Path,
         *options: str,
         env: Mapping[str, str] | None = None,
+        directory: Path | None = None,
     ) -> None:
-        need(name)
+        need(name, directory=directory)
         self.name = name
-        self.program = find_program(name)
+        self.program = find_program(name, *([directory] if directory else []))
         self.options = options
         self.env = {
             **os.environ,
@@ -69,15 +79,25 @@ class Client:
 
 
 class Dockerd(Process):
-    """A Docker daemon that touches no bridge and no firewall, with its own containerd."""
+    """A Docker daemon that touches no bridge and no firewall, with its own containerd.
 
-    def __init__(self, directory: Path, home: Path) -> None:
-        need("dockerd", "docker", "containerd", "runc")
+    Args:
+        version: of the engine, as `tests.programs` has it; "" is the machine's own.
+        containerd: of containerd below it; "" is the machine's own.
+    """
+
+    def __init__(
+        self, directory: Path, home: Path, version: str = "", containerd: str = ""
+    ) -> None:
+        need("docker", "runc")
+        own = [_directory(name, v) for name, v in (("docker", version), ("containerd", containerd))]
+        need("dockerd", directory=own[0])
+        need("containerd", directory=own[1])
         directory.mkdir()
         socket = f"unix://{directory}/docker.sock"
         super().__init__(
             [
-                find_program("dockerd") or "",
+                find_program("dockerd", *filter(None, own)) or "",
                 "--bridge=none",
                 "--iptables=false",
                 "--ip6tables=false",
@@ -87,7 +107,8 @@ class Dockerd(Process):
                 f"--host={socket}",
             ],
             directory / "output.log",
-            env=with_sbin(),
+            # Engines from 29 on refuse clients as old as Debian's, unless told.
+            env={**with_sbin(*filter(None, own)), "DOCKER_MIN_API_VERSION": "1.24"},
         )
         # The classic builder needs no plugin, which not every docker client brings.
         self.docker = Client("docker", home, "--host", socket, env={"DOCKER_BUILDKIT": "0"})
@@ -95,10 +116,17 @@ class Dockerd(Process):
 
 
 class Containerd(Process):
-    """A containerd without Kubernetes' interface."""
+    """A containerd without Kubernetes' interface.
 
-    def __init__(self, directory: Path, home: Path) -> None:
-        need("containerd", "ctr", "runc")
+    Args:
+        version: as `tests.programs` has it; "" is the machine's own.
+        settings: more of its configuration, TOML tables.
+    """
+
+    def __init__(self, directory: Path, home: Path, version: str = "", settings: str = "") -> None:
+        own = _directory("containerd", version)
+        need("containerd", "ctr", directory=own)
+        need("runc")
         directory.mkdir()
         socket = f"{directory}/containerd.sock"
         config = directory / "config.toml"
@@ -106,16 +134,17 @@ class Containerd(Process):
             "version = 2\n"
             f'root = "{directory}/root"\n'
             f'state = "{directory}/state"\n'
-            'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+            f"disabled_plugins = {json.dumps(CRI_PLUGINS)}\n"
             f'[grpc]\naddress = "{socket}"\n'
-            f'[ttrpc]\naddress = "{socket}.ttrpc"\n'
+            f'[ttrpc]\naddress = "{socket}.ttrpc"\n' + settings
         )
+        first = [own] if own else []
         super().__init__(
-            [find_program("containerd") or "", "--config", config],
+            [find_program("containerd", *first) or "", "--config", config],
             directory / "output.log",
-            env=with_sbin(),
+            env=with_sbin(*first),
         )
-        self.ctr = Client("ctr", home, "--address", socket)
+        self.ctr = Client("ctr", home, "--address", socket, directory=own)
         wait_for_answer(self, self.ctr, "version")
 
 
@@ -237,10 +266,15 @@ def _distribution_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}
 
 
-def with_sbin() -> dict[str, str]:
+def with_sbin(*first: Path) -> dict[str, str]:
     """The environment with the directories where daemons look for their helpers."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    own = map(str, first)
+    path = os.pathsep.join([*own, os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
     return {**os.environ, "PATH": path}
+
+
+def _directory(name: str, version: str) -> Path | None:
+    return versioned(name, version) if version else None
 
 
 def wait_for_answer(daemon: Process, client: Client, *args: str) -> None:

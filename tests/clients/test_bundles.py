@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -17,26 +15,13 @@ import pytest
 
 from tests.clients.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Images
 from tests.clients.programs import Client
-from tests.process import REPO, Mayfly
+from tests.process import Mayfly, run_mayfly
 
 IMAGES = 60
 CHANGED = 3
 OWN_BYTES = 2 * 2**20
 FULL_NAME = "io.containerd.image.name"
 UPSTREAM = "quay.example"
-
-
-def run_mayfly(*words: str | Path) -> str:
-    """A command of Mayfly's that succeeds; its standard output."""
-    done = subprocess.run(
-        [sys.executable, "-m", "registry", *map(str, words)],
-        cwd=REPO,
-        timeout=120,
-        text=True,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 class Bundle:

@@ -1,25 +1,37 @@
-"""containerd: pull with ctr, exact content, a whole index, push."""
+"""containerd: pull with ctr, exact content, a whole index, push, TLS and a mirror.
+
+Each test runs with the machine's containerd and with those that `.ci/programs.toml` has.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd
-from tests.process import Mayfly
+from tests.process import Mayfly, run_mayfly
 
 PLAIN = "--plain-http"
+SECURE = ("--tls", "auto", "--auth", "auto")
+HUB_NAME = "docker.io/library/small:1"
 
 
 @pytest.fixture
-def ctr(containerd: Containerd) -> Iterator[Client]:
-    """ctr, with no image left over to the next test."""
-    yield containerd.ctr
-    for reference in containerd.ctr("images", "ls", "--quiet").split():
-        containerd.ctr("images", "rm", "--sync", reference)
+def ctr(each_containerd: Containerd) -> Iterator[Client]:
+    """ctr of each version of containerd, with no image left over to the next test."""
+    yield each_containerd.ctr
+    remove_images(each_containerd.ctr)
+
+
+def remove_images(ctr: Client) -> None:
+    """Have a containerd forget all that it pulled."""
+    for reference in ctr("images", "ls", "--quiet").split():
+        ctr("images", "rm", "--sync", reference)
 
 
 @pytest.fixture
@@ -72,3 +84,81 @@ def test_pulled_index_is_pushed(
     ctr("images", "push", PLAIN, target, reference)
     raw = skopeo.bytes("inspect", "--raw", "--tls-verify=false", f"docker://{target}")
     assert f"sha256:{hashlib.sha256(raw).hexdigest()}" == images.digest("multi")
+
+
+@pytest.fixture
+def bundle(skopeo: Client, images: Images, scratch: Path) -> Path:
+    """An archive of the small image under the name that Docker Hub would have for it."""
+    made = scratch / "bundle.tar"
+    skopeo("copy", f"oci:{images.layout}:small", f"oci-archive:{made}:{HUB_NAME}")
+    return made
+
+
+def hosts_directory(server: Mayfly, directory: Path, *options: str) -> Path:
+    """What `mayfly node-config` has for a containerd whose host directories are there."""
+    show = ("node-config", "show", "--runtime", "containerd", "--json", "--mirror", "docker.io")
+    where = ("--state-dir", server.state_dir, "--certs-dir", directory)
+    for file in json.loads(run_mayfly(*show, *where, *options))["files"]:
+        path = Path(file["path"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(file["content"])
+    return directory
+
+
+def until_node_has(directory: Path, image: str) -> list[str]:
+    """The options with which a server ends once ``node-1`` has an image."""
+    options = []
+    for option, content in (("--until-pulled", image), ("--nodes", "node-1")):
+        file = directory / option.lstrip("-")
+        file.write_text(f"{content}\n")
+        options += [option, str(file)]
+    return options
+
+
+def test_tls_login_and_push(
+    ctr: Client,
+    images: Images,
+    bundle: Path,
+    start_mayfly: Callable[..., Mayfly],
+    scratch: Path,
+) -> None:
+    """With the CA from hosts.toml and a user name: pulled by the registry's name, and pushed."""
+    server = start_mayfly(str(bundle), *SECURE)
+    admin = json.loads((server.state_dir / "credentials.json").read_text())["admin"]
+    hosts = ("--hosts-dir", hosts_directory(server, scratch / "certs.d"))
+    source, target = f"{server.host}/docker.io/library/small:1", f"{server.host}/team/small:1"
+    refused = ctr.fails("images", "pull", *hosts, source)
+    assert "401" in refused or "authorization failed" in refused, refused
+    ctr("images", "pull", *hosts, "--user", f"admin:{admin}", source)
+    ctr("images", "push", *hosts, "--user", f"admin:{admin}", target, source)
+    assert images.digest("small") in run_mayfly("ls", "--root", server.root, "--json")
+
+
+def test_hub_name_comes_from_a_bundle(
+    ctr: Client,
+    images: Images,
+    bundle: Path,
+    start_mayfly: Callable[..., Mayfly],
+    scratch: Path,
+) -> None:
+    """`docker.io/library/small:1` without retagging, by the node's own credential in hosts.toml."""
+    server = start_mayfly(str(bundle), *SECURE, *until_node_has(scratch, HUB_NAME))
+    hosts = hosts_directory(server, scratch / "certs.d", "--node", "node-1")
+    ctr("images", "pull", "--hosts-dir", hosts, HUB_NAME)
+    assert server.popen.wait(60) == 0, server.describe()
+    assert "node-1" in server.output()
+    assert images.digest("small") in ctr("images", "ls", f"name=={HUB_NAME}")
+    manifest = images.manifest("small")
+    for descriptor in [manifest["config"], *manifest["layers"]]:
+        assert content(ctr, descriptor["digest"]) == descriptor["digest"]
+
+
+def test_missing_image_is_reported_as_missing(
+    ctr: Client, bundle: Path, start_mayfly: Callable[..., Mayfly], scratch: Path
+) -> None:
+    """containerd asks `server` last: what it says there is the answer, not a certificate."""
+    server = start_mayfly(str(bundle), *SECURE)
+    hosts = hosts_directory(server, scratch / "certs.d", "--node", "node-1")
+    told = ctr.fails("images", "pull", "--hosts-dir", hosts, f"{server.host}/team/none:1")
+    assert "not found" in told
+    assert "x509" not in told

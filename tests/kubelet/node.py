@@ -1,0 +1,256 @@
+"""A node of the cluster: network, /etc, /var and /run of its own, containerd and kubelet."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.clients.programs import Client, with_sbin
+from tests.kubelet.api import Api, eventually
+from tests.kubelet.namespace import run
+from tests.kubelet.pki import Pair
+from tests.process import REPO, Process, find_program, need
+from tests.programs import versioned, versions
+
+NETWORK = "10.77.0"
+GATEWAY = f"{NETWORK}.1"
+SANDBOX = "localhost/pause:1"
+KUBERNETES = versioned("kubernetes", versions("kubernetes")[0])
+
+_BOUNDED = "7200"  # seconds until a node ends by itself, should nobody end it
+_HOLDER = """
+set -e
+for name in etc var; do
+    mkdir -p "$1/$name.u" "$1/$name.w"
+    mount -t overlay overlay \
+        -o "lowerdir=/$name,upperdir=$1/$name.u,workdir=$1/$name.w" "/$name"
+done
+mount -t tmpfs tmpfs /run
+mkdir -p /var/lib/kubelet /var/log/pods /etc/containerd/certs.d
+mount --make-rshared /
+: > "$1/made"
+exec sleep "$2"
+"""
+
+
+class Node:
+    """One of them, called ``node-NUMBER``.
+
+    Attributes:
+        name: of it.
+        address: of it in the cluster's network.
+        directory: its files, which all namespaces see at the same place.
+    """
+
+    def __init__(
+        self, number: int, directory: Path, home: Path, api: Api, files: tuple[Path, Pair, Path]
+    ) -> None:
+        self.number = number
+        self.name = f"node-{number}"
+        self.address = f"{NETWORK}.{10 + number}"
+        self.directory = directory
+        self._api = api
+        self._authority, self._pair, self._kubeconfig = files
+        self._home = home
+        directory.mkdir()
+        self._holder = self._hold()
+        self._connect()
+        self.socket = directory / "containerd/containerd.sock"
+        self.containerd = self._start_containerd()
+        self.kubelet = self.start_kubelet()
+
+    def inside(self, program: str | Path, *args: str | Path) -> list[str]:
+        """The arguments that run a program in the node's namespaces."""
+        found = program if isinstance(program, Path) else find_program(program)
+        assert found is not None, program
+        enter = ["nsenter", f"--target={self._holder.pid}", "--net", "--mount", f"--wd={REPO}"]
+        return [*enter, "--", str(found), *map(str, args)]
+
+    def shell(self, script: str, *args: str | Path) -> str:
+        """Run a POSIX script on the node; what it printed."""
+        return run(*self.inside("sh", "-euc", script, "sh", *args))
+
+    def mayfly(self, *words: str | Path) -> str:
+        """Run ``mayfly`` on the node."""
+        return run(*self.inside(sys.executable, "-m", "registry", *words))
+
+    def trust(self, *words: str | Path) -> str:
+        """``mayfly node-config apply`` for its containerd."""
+        return self.mayfly("node-config", "apply", "--runtime", "containerd", *words)
+
+    def slow(self, rate: str) -> None:
+        """Bound what reaches the node, for instance to "100mbit"."""
+        options = ("root", "tbf", "rate", rate, "burst", "64kb", "latency", "200ms")
+        run("tc", "qdisc", "replace", "dev", f"kv{self.number}", *options)
+
+    def fast(self) -> None:
+        """Take the bound back."""
+        run("tc", "qdisc", "del", "dev", f"kv{self.number}", "root", check=False)
+
+    @property
+    def crictl(self) -> Client:
+        """Kubernetes' interface of its containerd."""
+        endpoints = [f"--{kind}-endpoint=unix://{self.socket}" for kind in ("runtime", "image")]
+        return Client("crictl", self._home, *endpoints, "--timeout=60s")
+
+    def remove_image(self, image: str) -> None:
+        """Have the node lose an image, if it has it."""
+        self.crictl.run("rmi", image)
+
+    def has_image(self, image: str) -> bool:
+        """Whether the node has an image."""
+        listed = json.loads(self.crictl("images", "--output=json"))["images"]
+        return any(image in known["repoTags"] for known in listed)
+
+    def import_images(self, archive: Path) -> None:
+        """Put an archive's images on the node, past every registry."""
+        client = Client("ctr", self._home, f"--address={self.socket}", "--namespace=k8s.io")
+        client("images", "import", archive)
+
+    def start_kubelet(self, *flags: str, **settings: Any) -> Process:
+        """A kubelet with these flags and configuration, in place of one that was ended."""
+        directory = self.directory
+        value = {**self._kubelet_configuration(), **settings}
+        (directory / "kubelet.json").write_text(json.dumps(value))
+        kubelet = Process(
+            self.inside(
+                KUBERNETES / "kubelet",
+                f"--config={directory}/kubelet.json",
+                f"--kubeconfig={self._kubeconfig}",
+                f"--hostname-override={self.name}",
+                f"--node-ip={self.address}",
+                "--root-dir=/var/lib/kubelet",
+                "--v=2",
+                *flags,
+            ),
+            directory / "kubelet.log",
+            env=with_sbin(),
+        )
+        kubelet.wait_for(lambda: self._api.exists("Node", self.name) or None, deadline=120)
+        self.kubelet = kubelet
+        return kubelet
+
+    def restart_kubelet(self, *flags: str, **settings: Any) -> None:
+        """End kubelet and start it anew."""
+        end(self.kubelet)
+        self.start_kubelet(*flags, **settings)
+
+    def stop(self) -> None:
+        """End all of it; its pods' processes, too."""
+        end(self.kubelet)
+        listed = self.crictl.run("pods", "--quiet", timeout=60)
+        for sandbox in listed.stdout.decode().split():
+            self.crictl.run("rmp", "--force", sandbox, timeout=60)
+        for process in (self.containerd, self._holder):
+            end(process)
+
+    def _hold(self) -> Process:
+        namespaces = ("--net", "--mount", "--propagation", "private")
+        holder = Process(
+            ["unshare", *namespaces, "sh", "-c", _HOLDER, "sh", self.directory, _BOUNDED],
+            self.directory / "holder.log",
+            env=with_sbin(),
+        )
+        holder.wait_for(lambda: (self.directory / "made").exists() or None, deadline=30)
+        return holder
+
+    def _connect(self) -> None:
+        here = f"kv{self.number}"
+        peer = ("peer", "name", "eth0", "netns", str(self._holder.pid))
+        run("ip", "link", "add", here, "type", "veth", *peer)
+        run("ip", "link", "set", here, "master", "kbr0", "up")
+        self.shell(
+            'ip link set lo up; ip addr add "$1/24" dev eth0; ip link set eth0 up; '
+            'ip route add default via "$2"',
+            self.address,
+            GATEWAY,
+        )
+
+    def _start_containerd(self) -> Process:
+        need("containerd", "ctr", "crictl", "runc")
+        directory = self.directory / "containerd"
+        directory.mkdir()
+        networks = directory / "networks"
+        networks.mkdir()
+        loopback = {"cniVersion": "0.4.0", "name": "lo", "plugins": [{"type": "loopback"}]}
+        (networks / "10-lo.conflist").write_text(json.dumps(loopback))
+        config = self.directory / "config.toml"
+        config.write_text(_containerd_configuration(directory, self.socket, networks))
+        self.shell('cp "$1" /etc/containerd/config.toml', config)
+        daemon = Process(
+            self.inside("containerd", "--config", "/etc/containerd/config.toml"),
+            self.directory / "containerd.log",
+            env=with_sbin(),
+        )
+        answered = lambda: self.crictl.run("version").returncode == 0 or None  # noqa: E731
+        daemon.wait_for(answered, deadline=60)
+        return daemon
+
+    def _kubelet_configuration(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "cgroupDriver": "cgroupfs",
+            "cgroupsPerQOS": False,
+            "enforceNodeAllocatable": ["none"],
+            "localStorageCapacityIsolation": False,
+            "makeIPTablesUtilChains": False,
+            "address": self.address,
+            "healthzPort": 0,
+            "readOnlyPort": 0,
+            "authentication": {
+                "anonymous": {"enabled": False},
+                "webhook": {"enabled": False},
+                "x509": {"clientCAFile": str(self._authority)},
+            },
+            "authorization": {"mode": "AlwaysAllow"},
+            "tlsCertFile": str(self._pair.certificate),
+            "tlsPrivateKeyFile": str(self._pair.key),
+            "containerRuntimeEndpoint": f"unix://{self.socket}",
+            "volumePluginDir": str(self.directory / "plugins"),
+            "resolvConf": "",
+            "registerNode": True,
+            "nodeStatusUpdateFrequency": "4s",
+            "syncFrequency": "15s",
+            "evictionHard": {
+                "memory.available": "50Mi",
+                "nodefs.available": "1%",
+                "imagefs.available": "1%",
+                "nodefs.inodesFree": "1%",
+            },
+            "serializeImagePulls": False,
+            "maxParallelImagePulls": 4,
+            "imageMinimumGCAge": "30s",
+        }
+
+
+def end(process: Process) -> None:
+    """End a process that has nothing to say about it."""
+    if process.running:
+        process.popen.terminate()
+        eventually(lambda: not process.running, 60, process.describe)
+
+
+def _containerd_configuration(directory: Path, socket: Path, networks: Path) -> str:
+    return (
+        "version = 2\n"
+        f'root = "{directory}/root"\n'
+        f'state = "{directory}/state"\n'
+        f'[grpc]\naddress = "{socket}"\n'
+        f'[ttrpc]\naddress = "{socket}.ttrpc"\n'
+        '[plugins."io.containerd.grpc.v1.cri"]\n'
+        "  disable_apparmor = true\n"
+        "  restrict_oom_score_adj = true\n"
+        f'  sandbox_image = "{SANDBOX}"\n'
+        '[plugins."io.containerd.grpc.v1.cri".cni]\n'
+        '  bin_dir = "/usr/lib/cni"\n'
+        f'  conf_dir = "{networks}"\n'
+        '[plugins."io.containerd.grpc.v1.cri".registry]\n'
+        '  config_path = "/etc/containerd/certs.d"\n'
+        '[plugins."io.containerd.internal.v1.opt"]\n'
+        f'path = "{directory}/opt"\n'
+    )

@@ -1,0 +1,188 @@
+"""Credentials of nodes, not of pods: hosts.toml, kubelet's own file, a provider plugin, a NodePort.
+
+And kubelet's garbage collection of images, which takes minutes, when MAYFLY_SOAK=1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from tests.kubelet.api import eventually
+from tests.kubelet.cluster import HOST, PORT, Cluster
+from tests.kubelet.node import GATEWAY, Node, end
+
+slow = pytest.mark.skipif(
+    not os.environ.get("MAYFLY_SOAK") and not os.environ.get("MAYFLY_REQUIRE_ALL"),
+    reason="waits for kubelet's own periods (run: MAYFLY_SOAK=1)",
+)
+
+PROVIDER = """#!/bin/sh
+# kubelet's credential provider: the node's own credential, from a file
+cat > /dev/null
+exec cat /etc/mayfly-credential.json
+"""
+
+
+def test_credential_in_hosts_toml_outlives_mayfly(served: Cluster, other_node: Node) -> None:
+    """`node-config apply --node`: no Secret is needed, nor kubelet restarted; later any will do."""
+    image = f"{HOST}/team/app:2"
+    other_node.remove_image(image)
+    listed, nodes = served.directory / "header-images", served.directory / "header-nodes"
+    listed.write_text(f"{image}\n")
+    nodes.write_text("node-2\n")
+    served.serve("--until-pulled", str(listed), "--nodes", str(nodes))
+    served.trust(other_node, "--node", "node-2")
+    mode = other_node.shell('stat -c %a "/etc/containerd/certs.d/$1/hosts.toml"', HOST)
+    assert mode.strip() == "600"
+    served.pod(image, node=2).runs().gone()
+    eventually(lambda: not served.mayfly.running, 60, served.mayfly.describe)
+    assert served.mayfly.popen.returncode == 0, served.mayfly.describe()
+    for secret in ("", served.made_up_secret()):
+        served.pod(image, secret, node=2).runs().gone()
+    pod = served.pod(image, node=2, policy="Always")
+    pod.fails()
+    pod.gone()
+    served.serve()
+    served.trust(other_node)
+
+
+@pytest.fixture
+def kubelets(served: Cluster) -> Iterator[Cluster]:
+    """Both kubelets are as they were, afterwards."""
+    yield served
+    for node in served.nodes.values():
+        node.shell("rm -f /var/lib/kubelet/config.json /etc/mayfly-credential.json")
+        node.restart_kubelet()
+
+
+def test_credentials_that_kubelet_has(kubelets: Cluster) -> None:
+    """In /var/lib/kubelet/config.json, and by a credential provider: coverage names the nodes."""
+    image = f"{HOST}/team/app:8"
+    one, two = kubelets.nodes[1], kubelets.nodes[2]
+    for node in (one, two):
+        end(node.kubelet)
+        node.remove_image(image)
+    made = kubelets.credentials("docker", "--node", one.name, "--name", one.name)
+    one.shell('umask 077; printf %s "$1" > /var/lib/kubelet/config.json', made)
+    one.start_kubelet()
+    two.start_kubelet(*_provider(kubelets, two))
+    for number in (1, 2):
+        kubelets.pod(image, node=number).runs().gone()
+    listed, nodes = kubelets.directory / "named-images", kubelets.directory / "named-nodes"
+    listed.write_text(f"{image}\n")
+    nodes.write_text("node-1\nnode-2\n")
+    kubelets.serve("--until-pulled", str(listed), "--nodes", str(nodes))
+    for number in (1, 2):
+        kubelets.pod(image, node=number, policy="Always").runs().gone()
+    eventually(lambda: not kubelets.mayfly.running, 60, kubelets.mayfly.describe)
+    assert kubelets.mayfly.popen.returncode == 0, kubelets.mayfly.describe()
+    kubelets.pod(image).runs().gone()
+
+
+def _provider(cluster: Cluster, node: Node) -> tuple[str, str]:
+    """The flags of a kubelet that asks a plugin for the node's credential."""
+    made = json.loads(cluster.credentials("json", "--node", node.name, "--name", node.name))
+    answer = {
+        "kind": "CredentialProviderResponse",
+        "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
+        "cacheKeyType": "Registry",
+        "cacheDuration": "30s",
+        "auth": {HOST: {"username": made["username"], "password": made["password"]}},
+    }
+    node.shell('umask 077; printf %s "$1" > /etc/mayfly-credential.json', json.dumps(answer))
+    programs = node.directory / "providers"
+    programs.mkdir()
+    plugin = programs / "mayfly-provider"
+    plugin.write_text(PROVIDER)
+    plugin.chmod(0o755)
+    config = node.directory / "providers.json"
+    provider = {
+        "name": plugin.name,
+        "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
+        "matchImages": [HOST],
+        "defaultCacheDuration": "30s",
+    }
+    config.write_text(
+        json.dumps(
+            {
+                "apiVersion": "kubelet.config.k8s.io/v1",
+                "kind": "CredentialProviderConfig",
+                "providers": [provider],
+            }
+        )
+    )
+    return (
+        f"--image-credential-provider-config={config}",
+        f"--image-credential-provider-bin-dir={programs}",
+    )
+
+
+def test_secret_for_a_node_port(cluster: Cluster, other_node: Node) -> None:
+    """Another port than the one announced: the Secret needs `--host ADDRESS:NODEPORT`."""
+    with forwarded(30500) as host:
+        other_node.trust("--registry", host, "--ca", cluster.state_dir / "ca.crt")
+        pod = cluster.pod(f"{host}/team/app:7", cluster.secret(), 2)
+        pod.fails("authorization|401")
+        pod.gone()
+        secret = cluster.secret("node-port", "--host", host, "--node", "node-2")
+        cluster.pod(f"{host}/team/app:7", secret, 2).runs().gone()
+    cluster.trust(other_node)
+
+
+@contextmanager
+def forwarded(port: int) -> Iterator[str]:
+    """A port that leads to Mayfly's, as a Service's NodePort does; HOST:PORT."""
+    listener = socket.create_server((GATEWAY, port))
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection((GATEWAY, PORT))
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=_pass_on, args=pair, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield f"{GATEWAY}:{port}"
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+@slow
+def test_collected_image_is_pulled_again(cluster: Cluster, other_node: Node) -> None:
+    """kubelet looks every five minutes for images that no pod uses."""
+    image = f"{HOST}/team/app:3"
+    other_node.restart_kubelet(imageMaximumGCAge="60s")
+    secret = cluster.secret()
+    cluster.pod(image, secret, 2).runs().gone()
+    eventually(lambda: not other_node.has_image(image), 660)
+    # containerd 1.6 does not pin the sandbox's image, so that went, too.
+    other_node.import_images(cluster.sandbox)
+    cluster.pod(image, secret, 2).runs().gone()
+    other_node.restart_kubelet()
+
+
+@slow
+def test_kubelet_reads_its_file_again(kubelets: Cluster, node: Node) -> None:
+    """A config.json that appears while kubelet runs is seen within five minutes."""
+    image = f"{HOST}/team/app:9"
+    pod = kubelets.pod(image)
+    pod.fails()
+    pod.gone()
+    made = kubelets.credentials("docker", "--node", node.name, "--name", node.name)
+    node.shell('umask 077; printf %s "$1" > /var/lib/kubelet/config.json', made)
+    kubelets.pod(image).runs(660).gone()
