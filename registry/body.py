@@ -93,7 +93,11 @@ class Body:
         """
         self._buffer, self._filled = buffer, 0
         self._use_held()
-        if not self._is_satisfied():
+        while not self._is_satisfied():
+            if self._held:
+                await asyncio.sleep(0)  # decoding goes on when others had their turn
+                self._use_held()
+                continue
             waiter = self._waiter = asyncio.get_running_loop().create_future()
             self._ask()
             try:
@@ -118,14 +122,15 @@ class Body:
         return bytes(content)
 
     async def skip(self, seconds: float) -> None:
-        """Read on for a while and drop what comes, so that the client gets to read its answer.
+        """Receive for a while and drop what comes, so that the client gets to read its answer.
 
-        Closed at once, the connection would be reset, and the answer lost on its way.
+        Closed at once, the connection would be reset, and the answer lost on its way. Chunks are
+        not decoded: the connection is to be closed, so nobody needs to know where they end.
         """
         if self._expects or self._transport.is_closing():
             return  # It was never asked for, or nobody is left.
-        if self._error is not None:
-            self._framing, self._error = Sized(ENDLESS), None
+        if self._error is not None or isinstance(self._framing, Chunked):
+            self._framing, self._error, self._held = Sized(ENDLESS), None, b""
         with contextlib.suppress(NotImplementedError, OSError):
             self._transport.write_eof()
         try:
@@ -163,6 +168,9 @@ class Body:
             rest, self._held = bytes(raw[used:]) + self._held, b""
             self._wake()
             self._ended(rest)
+        elif used < len(raw):
+            self._held = bytes(raw[used:]) + self._held
+            self._wake()
         elif self._is_satisfied():
             self._wake()
 
@@ -179,8 +187,8 @@ class Body:
             self._wake()
 
     def _use_held(self) -> None:
-        """As `received`, of what was held."""
-        while self._held and not self._is_full() and not self.over:
+        """As `received`, of what was held, as much as is decoded at once."""
+        if self._held and not self._is_full() and not self.over:
             place = self._place()
             piece, self._held = self._held[: len(place)], self._held[len(place) :]
             place[: len(piece)] = piece

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import re
 
-MAX_HEAD = 64 * 1024
+MAX_HEAD = 80 * 1024
 """Bytes of a request's head. A token that grants many scopes takes some KiB."""
+
+MAX_LINE = 64 * 1024
+"""Bytes of one line in a head, the request line or a header field."""
 
 HEAD_END = b"\r\n\r\n"
 
@@ -18,20 +21,61 @@ _FIELD = re.compile(rb"\r\n(content-length|transfer-encoding):([^\r\n]*)(?=\r\n)
 _MENTION = re.compile(rb"[\r\n][ \t]*(?:content-length|transfer-encoding)[ \t]*:")
 _LENGTH = re.compile(rb"(?<=\r\n)(content-length:)[^\r\n]*", re.IGNORECASE)
 _EXPECTATION = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n")
-_VERSION = re.compile(rb"[^\r\n]* http/1\.1\r\n")
 _BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}(?: |\Z)")
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 _SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r\n]*)?")
 _NEXT_CHUNK = re.compile(rb"\r\n([0-9a-fA-F]{1,15})\r\n")
 
-_MAX_LINE = 4096
+_HTTP_1_0 = b" HTTP/1.0"
+_HTTP_1_1 = b" HTTP/1.1"
+
+_MAX_CHUNK_LINE = 4096
 _MAX_TRAILER = 8192
 _AT_ONCE = 256 * 1024
 """Bytes of a chunked body that are decoded before others of the event loop get their turn."""
+_LINES_AT_ONCE = 1024
+"""Lines between chunks for the same: a chunk of one byte takes as long as one of many."""
 
 
 class FramingInvalid(Exception):
-    """What arrived is no HTTP/1.1 message with one clear end."""
+    """A message is not HTTP/1.1 or HTTP/1.0 with one clear end.
+
+    Attributes:
+        status: of the answer.
+    """
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def check_head(head: bytes) -> None:
+    """Check a complete head's lengths and version, before any pattern looks at it.
+
+    Raises:
+        FramingInvalid: it is too long, a line of it is, or its version is not 1.0 or 1.1.
+    """
+    if len(head) > MAX_HEAD:
+        raise too_long()
+    if len(head) > MAX_LINE and any(len(line) > MAX_LINE for line in head.split(b"\r\n")):
+        raise FramingInvalid(f"a line of the request's head is over {MAX_LINE >> 10} KiB", 431)
+    line = head[: head.find(b"\r\n")]
+    if not line.endswith((_HTTP_1_1, _HTTP_1_0)):
+        raise FramingInvalid("the request is not HTTP/1.1 or HTTP/1.0", _status_of_version(line))
+
+
+def too_long() -> FramingInvalid:
+    """The error for a head, complete or not, of more than `MAX_HEAD` bytes."""
+    return FramingInvalid(f"the request's head is over {MAX_HEAD >> 10} KiB", 431)
+
+
+def _status_of_version(line: bytes) -> int:
+    """505 for a version of HTTP that is not supported, 400 for what names none."""
+    return 505 if line.rpartition(b" ")[2].startswith(b"HTTP/") else 400
+
+
+def _is_http_1_1(head: bytes) -> bool:
+    return head[: head.find(b"\r\n")].endswith(_HTTP_1_1)
 
 
 def body_length(head: bytes) -> int | None:
@@ -51,7 +95,7 @@ def body_length(head: bytes) -> int | None:
     match fields:
         case []:
             return 0
-        case [(b"transfer-encoding", b"chunked")] if _VERSION.match(lowered):
+        case [(b"transfer-encoding", b"chunked")] if _is_http_1_1(head):
             return None  # HTTP/1.0 has no chunks: its framing is faulty (RFC 9112, 6.1)
         case [(b"content-length", digits)] if _DIGITS.fullmatch(digits):
             return int(digits)
@@ -60,13 +104,12 @@ def body_length(head: bytes) -> int | None:
 
 def waits_to_be_asked(head: bytes) -> bool:
     """Whether the body comes only after 100 Continue; never in HTTP/1.0 (RFC 9110, 10.1.1)."""
-    lowered = head.lower()
-    return _EXPECTATION.search(lowered) is not None and _VERSION.match(lowered) is not None
+    return _is_http_1_1(head) and _EXPECTATION.search(head.lower()) is not None
 
 
-def may_be_head(data: bytes) -> bool:
+def may_be_head(data: bytes | bytearray) -> bool:
     """Whether what has arrived so far may become a head: it begins with a method."""
-    return len(data) <= MAX_HEAD and _BEGINNING.match(data) is not None
+    return _BEGINNING.match(data) is not None
 
 
 def without_body(head: bytes, length: int | None) -> bytes:
@@ -123,14 +166,14 @@ class Chunked:
         """Copy the content among some raw bytes to a place with room for all of them.
 
         Returns:
-            The number of bytes of content, and of raw bytes used; what is left over when the body
-            is over belongs to the next request.
+            The number of bytes of content, and of raw bytes used. Those left when the body is over
+            belong to the next request; otherwise they are to be decoded in another turn.
 
         Raises:
             FramingInvalid: the chunks are broken.
         """
-        content = used = 0
-        while used < len(raw) and not self.over:
+        content = used = lines = 0
+        while used < len(raw) and not self.over and lines < _LINES_AT_ONCE:
             if self._left:
                 count = min(self._left, len(raw) - used)
                 into[content : content + count] = raw[used : used + count]
@@ -138,7 +181,9 @@ class Chunked:
                 used += count
                 self._left -= count
                 self._ends_content = not self._left
-            elif self._ends_content and (line := self._next_chunk(raw, used)):
+                continue
+            lines += 1
+            if self._ends_content and (line := self._next_chunk(raw, used)):
                 used += line
             else:
                 used += self._read_line(bytes(raw[used : used + 64]))
@@ -161,7 +206,7 @@ class Chunked:
         """Take the bytes of a line; how many of ``piece`` they were."""
         end = piece.find(b"\n") + 1
         self._line += piece[:end] if end else piece
-        if len(self._line) > _MAX_LINE:
+        if len(self._line) > _MAX_CHUNK_LINE:
             raise FramingInvalid("a line between chunks is too long")
         if not end:
             return len(piece)

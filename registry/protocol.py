@@ -18,17 +18,25 @@ from registry.body import ENDLESS, Body, HTTPRequest, received
 from registry.context import JSON, answer
 from registry.framing import (
     HEAD_END,
+    MAX_HEAD,
     FramingInvalid,
     body_length,
+    check_head,
     may_be_head,
+    too_long,
     waits_to_be_asked,
     without_body,
 )
+from registry.heads import LARGE_HEAD, HeadBudget
 
 logger = logging.getLogger("mayfly")
 
 _MOST_WAITING = 16
 """Requests that may wait for the one before; aiohttp would hold up a connection at 32 by itself."""
+
+_HEADS_AT_ONCE = 16 * 1024
+"""Bytes received at once where heads are expected; so many a connection may keep of what follows
+those that wait."""
 
 _LINGER_SECONDS = 10.0
 """For a client that sends what is not wanted, until it has read why."""
@@ -43,9 +51,17 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
     It also says what its client is about (`registry.sweep`).
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, heads: HeadBudget, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._head = b""
+        self._head = bytearray()
+        """The beginning of a head, or the heads after those that wait."""
+        self._searched = 0
+        """Bytes of it in which no head ends."""
+        self._heads = heads
+        self._large_heads = 0
+        """Bytes that large heads take: aiohttp keeps a request until the next one comes."""
+        self._noted = 0
+        self._refusal: FramingInvalid | None = None
         self._body: Body | None = None
         self._bodies: deque[Body | None] = deque()
         """Of the requests that aiohttp has and has not begun to handle."""
@@ -64,18 +80,19 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         room = self._body.room() if self._body is not None else None
-        return received if room is None else room
+        return _head_buffer if room is None else room
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._body is not None and self._body.is_awaited:
             self._body.received(nbytes)
         else:
-            self._take(bytes(received[:nbytes]))
+            self._take(_head_buffer[:nbytes])
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._body is not None:
             self._body.broken()
         self._connection = None
+        self._heads.keep(self, 0)
         super().connection_lost(exc)
 
     @property
@@ -111,34 +128,65 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
             self._take(b"")
         return body
 
-    def _take(self, data: bytes) -> None:
-        """Give heads to aiohttp one by one, and what follows a head to its body."""
-        data, self._head = self._head + data, b""
-        while data and self.transport is not None:
+    def _take(self, data: bytes | memoryview) -> None:
+        """Give heads to aiohttp one by one, and what follows a head to its body.
+
+        A head that comes in crumbs is searched for its end once, not again with each of them.
+        """
+        heads, searched = self._head, self._searched
+        heads += data
+        at = 0
+        while at < len(heads) and self.transport is not None:
             if self._body is not None:
-                self._body.hold(data)
-                return
+                self._body.hold(bytes(heads[at:]))
+                at = len(heads)
+                break
             if len(self._bodies) >= _MOST_WAITING:
-                self._head, self._is_held_up = data, True
+                self._is_held_up, searched = True, at
                 self.transport.pause_reading()
-                return
-            data = data.lstrip(b"\r\n")  # a server ought to ignore them here (RFC 9112, 2.2)
-            end = data.find(HEAD_END) + len(HEAD_END)
+                break
+            if heads[at] in b"\r\n":
+                at += 1  # a server ought to ignore empty lines here (RFC 9112, 2.2)
+                continue
+            end = heads.find(HEAD_END, max(at, searched - len(HEAD_END) + 1)) + len(HEAD_END)
             if end < len(HEAD_END):
-                self._head = data
-                if data and not may_be_head(data):
-                    self._head = b""
-                    self._refuse()
-                return
-            self._begin(data[:end])
-            data = data[end:]
+                searched = len(heads)
+                if refusal := _never_a_head(heads, at):
+                    self._refuse(refusal)
+                    at = searched
+                break
+            self._begin(bytes(heads[at:end]))
+            at = end
+        del heads[:at]
+        self._searched = max(searched - at, 0)
+        if not self._keep_heads():
+            heads.clear()
+            self._refuse(_no_room())
+
+    def _keep_heads(self) -> bool:
+        """Note how much the connection's heads take; whether there is room for it."""
+        size = len(self._head) + self._large_heads
+        if size == self._noted:
+            return True
+        self._noted = size
+        return self._heads.keep(self, size)
+
+    def give_up_heads(self) -> None:
+        """Others need the memory that this connection's heads take."""
+        logger.info("cut a connection from %s: others need the memory of its head", self.peername)
+        self._head.clear()
+        self._noted = 0
+        if self._connection is not None:
+            self._connection.abort()
 
     def _begin(self, head: bytes) -> None:
         assert self.transport is not None
         try:
+            check_head(head)
             length = body_length(head)
-        except FramingInvalid:
-            self._refuse()
+            self._count_head(len(head))
+        except FramingInvalid as error:
+            self._refuse(error)
             return
         body = None
         if length != 0:
@@ -150,15 +198,26 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         self.requests += 1
         self.data_received(head)
 
+    def _count_head(self, size: int) -> None:
+        if not self.serving:
+            self._large_heads = 0
+        if size > LARGE_HEAD:
+            self._large_heads += 2 * size  # aiohttp keeps it as bytes and as text
+            self._noted = self._large_heads
+            if not self._heads.keep(self, self._large_heads):
+                raise _no_room()
+
     def _end(self, rest: bytes) -> None:
         self._body = None
         if self.transport is not None:
             self.transport.resume_reading()
         self._take(rest)
 
-    def _refuse(self) -> None:
-        self._bodies.append(self._endless())
-        self.data_received(_NO_HTTP)
+    def _refuse(self, refusal: FramingInvalid) -> None:
+        if self.transport is not None:
+            self._refusal = refusal
+            self._bodies.append(self._endless())
+            self.data_received(_NO_HTTP)
 
     def _endless(self) -> Body:
         """All that will come: none of it is a request."""
@@ -191,8 +250,11 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> StreamResponse:
-        logger.info("refused broken HTTP from %s: %s", request.remote, message or exc)
         text = "the request is not valid HTTP" if status < 500 else "internal error"
+        if self._refusal is not None and status < 500:
+            status, text = self._refusal.status, str(self._refusal)
+            message = text
+        logger.info("refused broken HTTP from %s: %s", request.remote, message or exc)
         response = answer(status, errors.body("UNSUPPORTED", text), JSON)
         response.force_close()
         if self.transport is not None and isinstance(request, HTTPRequest):
@@ -200,12 +262,36 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         return response
 
 
+_head_buffer = received[:_HEADS_AT_ONCE]
+
+
+def _never_a_head(data: bytearray, at: int) -> FramingInvalid | None:
+    """Why what has arrived so far will never be a head, however it goes on."""
+    if len(data) - at > MAX_HEAD:
+        return too_long()
+    if not may_be_head(bytes(data[at : at + 64])):
+        return FramingInvalid("the request is not valid HTTP")
+    return None
+
+
+def _no_room() -> FramingInvalid:
+    return FramingInvalid("too many long request heads at once; send shorter ones", 431)
+
+
 class HTTPServer(Server):
     """aiohttp's low-level server over an `App`: no router, no middleware, nothing decompressed."""
 
     def __init__(self, app: Any) -> None:
         super().__init__(app, request_factory=self._make)
-        self._options = {"access_log": None, "auto_decompress": False, "logger": logger}
+        self._options: dict[str, Any] = {
+            "access_log": None,
+            "auto_decompress": False,
+            "logger": logger,
+            # Lengths are checked before, by `registry.framing`.
+            "max_line_size": MAX_HEAD,
+            "max_field_size": MAX_HEAD,
+            "heads": HeadBudget(),
+        }
 
     @property
     def open_count(self) -> int:

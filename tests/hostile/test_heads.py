@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Iterator
 
+from tests.faults.flood_load import many_files
 from tests.hostile.harness import Hostile
 
 
@@ -21,3 +24,90 @@ def test_blanks_in_a_length(hostile: Hostile) -> None:
         head = b"PUT /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: x" + b" " * 64_000 + b"y\r\n\r\n"
         while under.going():
             assert b" 400 " in exchange(under.host, head)
+
+
+@contextlib.contextmanager
+def lines(host: str, count: int) -> Iterator[list[socket.socket]]:
+    """So many connections."""
+    many_files()
+    name, _, port = host.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        made = []
+        for _ in range(count):
+            line = stack.enter_context(socket.create_connection((name, int(port)), timeout=60))
+            made.append(line)
+        yield made
+
+
+def test_partial_heads(hostile: Hostile) -> None:
+    """Heads that never end share one budget: those kept for longest make room."""
+    count = 3000 if hostile.long else 600
+    part = b"GET / HTTP/1.1\r\nA: " + b"a" * 60_000
+    with (
+        hostile.attack(
+            f"{count} heads of 60 KiB without an end",
+            before="68 KiB each",
+            growth=64,
+        ) as under,
+        lines(under.host, count) as made,
+    ):
+        for line in made:
+            with contextlib.suppress(ConnectionError):
+                line.sendall(part)
+        while under.going():
+            # A client that means it is served, with a long head in two pieces, too.
+            token = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + b"t" * 20_000
+            name, _, port = under.host.rpartition(":")
+            with socket.create_connection((name, int(port)), timeout=60) as honest:
+                honest.sendall(token)
+                honest.sendall(b"\r\n\r\n")
+                assert honest.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_long_heads_of_idle_connections(hostile: Hostile) -> None:
+    """What a served request leaves behind until the next one counts, too."""
+    count = 3000 if hostile.long else 400
+    head = b"GET /livez HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 60_000 + b"\r\n\r\n"
+    with (
+        hostile.attack(
+            f"{count} idle connections after heads of 60 KiB", before="(new)", growth=64
+        ) as under,
+        lines(under.host, count) as made,
+    ):
+        for line in made:
+            line.sendall(head)
+            assert line.recv(4096).startswith(b"HTTP/1.1 200 ")
+        while under.going():
+            assert b" 200 " in exchange(under.host, head)
+
+
+def test_head_in_crumbs(hostile: Hostile) -> None:
+    """A head that comes byte by byte is searched for its end once."""
+    with hostile.attack("heads of 20 KiB, byte by byte, 8 at once", before="(new)") as under:
+        while under.going():
+            with lines(under.host, 8) as made:
+                for line in made:
+                    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    line.sendall(b"GET / HTTP/1.1\r\nA: ")
+                for _ in range(20_000 if hostile.long else 2000):
+                    for line in made:
+                        line.sendall(b"a")
+
+
+def test_pipelined_requests(hostile: Hostile) -> None:
+    """Requests that come faster than they are answered wait with their sender."""
+    many = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
+    with (
+        hostile.attack(
+            "requests without end on 16 connections", before="(new)", growth=32
+        ) as under,
+        lines(under.host, 16) as made,
+    ):
+        for line in made:
+            line.setblocking(False)
+        while under.going():
+            for line in made:
+                with contextlib.suppress(BlockingIOError):
+                    line.send(many)
+                with contextlib.suppress(BlockingIOError):
+                    assert line.recv(1 << 20)

@@ -7,15 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry.framing import (
+    MAX_HEAD,
+    MAX_LINE,
     Chunked,
     FramingInvalid,
     Sized,
     body_length,
+    check_head,
     may_be_head,
     waits_to_be_asked,
     without_body,
 )
 from tests.fuzz.budget import EXAMPLES
+from tests.registry.wire import chunked
 
 
 def _head(*fields: bytes, version: bytes = b"1.1") -> bytes:
@@ -96,11 +100,54 @@ def test_without_body() -> None:
 
 
 def test_may_be_head() -> None:
-    """What begins with no method, or does not end, will be no head."""
+    """What begins with no method will be no head."""
     for data in (b"G", b"GET", b"GET ", b"GET \xff"):
         assert may_be_head(data)
-    for data in (b" GET", b"\x16\x03", b"a" * 33, b"GET\t/", b"GET /" + b"a" * 65536):
+    for data in (b" GET", b"\x16\x03", b"a" * 33, b"GET\t/"):
         assert not may_be_head(data)
+
+
+def _head_of(size: int, line: int) -> bytes:
+    """A head of so many bytes whose longest line has so many."""
+    head = b"GET / HTTP/1.1\r\nA: " + b"a" * (line - 3) + b"\r\nB: "
+    return head + b"b" * (size - len(head) - 4) + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (_head_of(MAX_HEAD, MAX_LINE), None),
+        (_head_of(MAX_HEAD + 1, MAX_LINE), 431),
+        (_head_of(MAX_HEAD, MAX_LINE + 1), 431),
+        (b"GET / HTTP/1.0\r\n\r\n", None),
+        (b"GET / HTTP/2.0\r\n\r\n", 505),
+        (b"GET / HTTP/0.9\r\n\r\n", 505),
+        (b"GET / HTTP/1.1 \r\n\r\n", 400),
+        (b"GET / http/1.1\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 400),
+    ],
+)
+def test_check_head(head: bytes, status: int | None) -> None:
+    """A head has 80 KiB, a line of it 64 KiB, and the version 1.0 or 1.1."""
+    if status is None:
+        check_head(head)
+        return
+    with pytest.raises(FramingInvalid) as refused:
+        check_head(head)
+    assert refused.value.status == status
+
+
+def test_crumbs_are_decoded_in_turns() -> None:
+    """A body of tiny chunks is decoded a bounded number of them at once, and all of it at last."""
+    raw, content, turns, at = chunked(*[b"x"] * 20_000), 0, 0, 0
+    framing = Chunked()
+    while not framing.over:
+        piece = bytearray(raw[at:])
+        count, used = framing.decode(memoryview(piece), memoryview(piece))
+        assert 0 < used <= 8 * 1024
+        content, at, turns = content + count, at + used, turns + 1
+    assert (content, at) == (20_000, len(raw))
+    assert turns >= 10
 
 
 def _decode(

@@ -30,8 +30,14 @@ GARBAGE = {
     "header without colon": b"GET /v2/ HTTP/1.1\r\nHost x\r\n\r\n",
     "header with NUL": b"GET /v2/ HTTP/1.1\r\n" + H + b"A: \0\r\n\r\n",
     "space before colon": b"GET /v2/ HTTP/1.1\r\n" + H + b"A : b\r\n\r\n",
-    "long line": b"GET /v2/" + b"a" * 20_000 + b" HTTP/1.1\r\n" + H + b"\r\n",
-    "long header": b"GET /v2/ HTTP/1.1\r\n" + H + b"A: " + b"a" * 20_000 + b"\r\n\r\n",
+    "long line": b"GET /v2/" + b"a" * 66_000 + b" HTTP/1.1\r\n" + H + b"\r\n",
+    "long header": b"GET /v2/ HTTP/1.1\r\n" + H + b"A: " + b"a" * 66_000 + b"\r\n\r\n",
+    "long head": b"GET /v2/ HTTP/1.1\r\n" + H + (b"A: " + b"a" * 30_000 + b"\r\n") * 3 + b"\r\n",
+    "version 0.9": b"GET /v2/ HTTP/0.9\r\n" + H + b"\r\n",
+    "version 2.0": b"GET /v2/ HTTP/2.0\r\n" + H + b"\r\n",
+    "no version": b"GET /v2/\r\n\r\n",
+    "chunks in HTTP/1.0": b"POST /v2/a/blobs/uploads/ HTTP/1.0\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "many headers": b"GET /v2/ HTTP/1.1\r\n" + H + b"A: b\r\n" * 1000 + b"\r\n",
     "negative length": b"PUT /v2/a/manifests/x HTTP/1.1\r\n" + H + b"Content-Length: -4\r\n\r\n",
     "length that is none": b"PUT /v2/a/manifests/x HTTP/1.1\r\n" + H + b"Content-Length: x\r\n\r\n",
@@ -46,21 +52,41 @@ GARBAGE = {
     + b"Transfer-Encoding: gzip\r\n\r\nx",
 }
 
+STATUS = {"long line": 431, "long header": 431, "long head": 431} | dict.fromkeys(
+    ("HTTP/2", "version 0.9", "version 2.0", "version 9.9"), 505
+)
+"""Of those whose answer is not 400."""
+
 
 @pytest.mark.parametrize("case", GARBAGE)
 async def test_garbage(client: Client, wire: Wire, root: Path, case: str) -> None:
-    """What is not HTTP: 400 as an OCI error, the connection closed, the server well."""
+    """What is not HTTP/1.1 or 1.0 is refused with an OCI error; the server stays well."""
     before = content(root)
     reader, writer = await wire.connect()
     writer.write(GARBAGE[case])
     answer = await read_answer(reader)
-    assert answer.status == 400
+    assert answer.status == STATUS.get(case, 400)
     assert answer.codes == ["UNSUPPORTED"]
     async with asyncio.timeout(TIMEOUT):
         assert await reader.read() == b""
     writer.close()
     assert content(root) == before
     assert (await wire.ask("GET", "/livez")).status == 200
+
+
+async def test_long_heads(wire: Wire) -> None:
+    """A head may have 80 KiB, and a line of it 64 KiB, in one piece or in many."""
+    line = b"A: " + b"a" * (64 * 1024 - 4)
+    short = b"\r\nB: " + b"b" * 15_000
+    raw = b"GET /livez HTTP/1.1\r\n" + H + line + short + b"\r\nConnection: close\r\n\r\n"
+    assert (await wire.send(raw)).status == 200
+    reader, writer = await wire.connect()
+    for at in range(0, len(raw), 1000):
+        writer.write(raw[at : at + 1000])
+        await writer.drain()
+        await asyncio.sleep(0)
+    assert (await read_answer(reader)).status == 200
+    writer.close()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from registry.protocol import HTTPServer, Protocol
 from tests.fuzz.budget import EXAMPLES
 from tests.registry.wire import TIMEOUT, chunked, message
 
-RECEIVED = 256 * 1024
+RECEIVED = 16 * 1024
 H = b"Host: x\r\n"
 
 
@@ -276,7 +276,7 @@ async def test_chunks_in_old_http() -> None:
 
 @pytest.mark.parametrize("head", [
     b"BREW /x HTTP/1.1\r\n" + H, b"POST /x HTTP/1.1\r\n", b"POST /x HTTP/1.1\r\nHost x\r\n",
-    b"PRI * HTTP/2.0\r\n", b"POST /" + b"x" * 9000 + b" HTTP/1.1\r\n" + H,
+    b"PRI * HTTP/2.0\r\n", b"POST /" + b"x" * 66_000 + b" HTTP/1.1\r\n" + H,
     b"POST /x HTTP/1.1\r\n" + H + b"X: y\r\n z\r\n", b"POST /x HTTP/1.1\n" + H,
 ])  # fmt: skip
 async def test_heads_that_only_aiohttp_refuses(head: bytes) -> None:
@@ -293,10 +293,14 @@ async def test_heads_that_only_aiohttp_refuses(head: bytes) -> None:
 
 async def test_endless_head() -> None:
     """A head without an end is refused when it is longer than any; a first byte may be enough."""
-    for raw in (b"GET /" + b"a" * MAX_HEAD, b"\x16\x03\x01", b" GET"):
+    for raw, status in (
+        (b"GET /" + b"a" * MAX_HEAD, b" 431 "),
+        (b"\x16\x03\x01", b" 400 "),
+        (b" GET", b" 400 "),
+    ):
         async with connected(raw) as (connection, _):
             await connection.closed.wait()
-            assert b" 400 Bad Request" in connection.answers
+            assert status in connection.answers.partition(b"\r\n")[0]
 
 
 async def test_unread_body_then_a_request() -> None:
