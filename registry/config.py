@@ -147,7 +147,7 @@ SETTINGS: tuple[Setting[Any], ...] = (
         "signing-key",
         read_path,
         lambda _: None,
-        "Sign tokens with the key in this file, so that they outlive a restart.",
+        "Sign with the key in this file, so that credentials outlive the run.",
         "FILE",
     ),
     Setting(

@@ -25,6 +25,7 @@ def test_every_threat_is_there() -> None:
         "A malicious bundle",
         "A compromised upstream",
         "A stolen state directory",
+        "A planted state directory",
         "A dependency",
     ]
 
