@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from aiohttp.web_response import Response, StreamResponse
 
@@ -16,9 +16,11 @@ from registry.lifetime.activity import Activity
 from registry.lifetime.drain import Drain
 from registry.lifetime.observer import Caller as Peer
 from registry.lifetime.observer import Observer
-from registry.manifest_cache import ManifestCache
 from registry.request import Request
 from storage.interface import Store
+
+if TYPE_CHECKING:
+    from registry.manifest_cache import ManifestCache
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -16,16 +16,14 @@ class Held:
 
     def contents(self, repository: str, digest: str) -> Contents | None:
         # Imported for the first image pulled, not before the first answer.
+        from registry.manifest_refs import refs_of
         from storage.images import load
 
         try:
             manifest = load(self._reader, repository, digests.parse(digest))
+            return refs_of(manifest).within(self._reader, repository)
         except (StorageError, OSError):
             return None
-        return Contents(
-            children=tuple(str(child.digest) for child in manifest.manifests),
-            blobs=tuple(str(blob.digest) for blob in manifest.blobs if blob.distributable),
-        )
 
     def tag(self, repository: str, tag: str) -> str | None:
         try:

@@ -6,6 +6,7 @@ page when there is one.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from urllib.parse import quote
 
@@ -58,31 +59,45 @@ async def tags(context: Context, http: HTTPRequest, request: Request) -> StreamR
 async def referrers(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET ``/v2/<name>/referrers/<digest>``: an index of what refers to a manifest."""
     assert request.digest is not None
-    found = await in_thread(context.store.referrers, request.repository, request.digest)
     headers: dict[str, str] = {}
     wanted = request.parameter("artifactType")
     if wanted:
-        found = [d for d in found if d.get("artifactType") == wanted]
         headers["OCI-Filters-Applied"] = "artifactType"
-    last = request.parameter("last") or ""
-    found = [d for d in found if str(d["digest"]) > last]
-    page = _that_fits(found)
-    if len(page) < len(found):
+    async with _referrer_pages:
+        page, last = await in_thread(_referrers_page, context, request, wanted)
+    if last is not None:
         path = f"/v2/{request.repository}/referrers/{request.digest}"
         kept = f"&artifactType={quote(wanted, safe='')}" if wanted else ""
-        headers["Link"] = f'<{path}?last={page[-1]["digest"]}{kept}>; rel="next"'
-    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": page}
-    return answer(body=json.dumps(index).encode(), content_type=OCI_INDEX, headers=headers)
+        headers["Link"] = f'<{path}?last={last}{kept}>; rel="next"'
+    return answer(body=page, content_type=OCI_INDEX, headers=headers)
 
 
-def _that_fits(descriptors: list[dict[str, object]]) -> list[dict[str, object]]:
-    """The first descriptors, as many as keep the index within the size of a manifest."""
+_referrer_pages = asyncio.Semaphore(2)
+"""Each may read thousands of manifests, and all threads must not do that at once."""
+
+
+def _referrers_page(
+    context: Context, request: Request, wanted: str | None
+) -> tuple[bytes, str | None]:
+    """An index within the size of a manifest, and its last digest where more follow."""
+    assert request.digest is not None
+    after = request.parameter("last") or ""
+    page: list[str] = []
+    last = ""
     room = MAX_SIZE - 1024
-    for count, descriptor in enumerate(descriptors):
-        room -= len(json.dumps(descriptor)) + 2
-        if room < 0 and count > 0:
-            return descriptors[:count]
-    return descriptors
+    more = None
+    for descriptor in context.store.referrers(request.repository, request.digest, after):
+        if wanted and descriptor.get("artifactType") != wanted:
+            continue
+        text = json.dumps(descriptor)
+        room -= len(text) + 2
+        if room < 0 and page:
+            more = last
+            break
+        page.append(text)
+        last = str(descriptor["digest"])
+    head = f'{{"schemaVersion": 2, "mediaType": "{OCI_INDEX}", "manifests": ['
+    return f"{head}{', '.join(page)}]}}".encode(), more
 
 
 def _limit(request: Request) -> int | None:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
+
 from aiohttp.web_response import StreamResponse
 
 from registry.body import HTTPRequest
 from registry.context import Context, answer, in_thread
+from registry.errors import BodyIncomplete
 from registry.manifest_cache import Cached
 from registry.request import Request
+from registry.send import send_whole
 from storage import digest as digests
 from storage import manifest as manifests
 from storage.bundle.verified import BundleExtent
 from storage.digest import Digest
 from storage.errors import ContentCorrupt, ManifestTooLarge, ManifestUnknown
+from storage.interface import Extent
 from storage.names import check_tag
+
+_BODY_SECONDS = 60
+"""For the body of a manifest: a slow sender must not keep others from the gate for ever."""
 
 
 async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET and HEAD: the exact bytes that were pushed, under their exact media type."""
-    digest, cached = await _load(context, request)
+    digest, extent, cached = await _load(context, request)
+    await _learn(context, request.repository, digest, cached)
     context.observer.manifest_served(
         context.peer,
         request.repository,
@@ -26,11 +36,10 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
         head=request.method == "HEAD",
         tag=request.tag,
     )
-    return answer(
-        body=cached.body,
-        content_type=cached.media_type,
-        headers={"Docker-Content-Digest": str(digest)},
-    )
+    headers = {"Docker-Content-Digest": str(digest)}
+    if cached.body is None:
+        return await send_whole(http, extent, headers | {"Content-Type": cached.media_type})
+    return answer(body=cached.body, content_type=cached.media_type, headers=headers)
 
 
 async def put(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
@@ -40,12 +49,14 @@ async def put(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     tags = (request.tag,) if request.tag else tuple(request.query.get("tag", ()))
     for tag in tags:
         check_tag(tag)
-    body = await http.read_body(manifests.MAX_SIZE)
-    announced = http.headers.get("Content-Type")
-    media_type = announced.partition(";")[0].strip() if announced else None
-    manifest = await in_thread(manifests.parse, body, media_type)
-    digest = request.digest or digests.of(body)
-    await in_thread(context.store.put_manifest, request.repository, manifest, digest, tags)
+    # Before the first byte is taken: those that wait here keep theirs.
+    async with context.manifests.gate.admit(http.body.length if http.body is not None else 0):
+        body = await _read_body(http)
+        announced = http.headers.get("Content-Type")
+        media_type = announced.partition(";")[0].strip() if announced else None
+        manifest = await context.manifests.gate.parse(body, media_type)
+        digest = request.digest or digests.of(body)
+        await in_thread(context.store.put_manifest, request.repository, manifest, digest, tags)
     context.observer.manifest_pushed(context.peer, request.repository, str(digest), tags)
     response = answer(201)
     response.headers["Location"] = f"/v2/{request.repository}/manifests/{digest}"
@@ -68,16 +79,28 @@ async def delete(context: Context, http: HTTPRequest, request: Request) -> Strea
     return answer(202)
 
 
-async def _load(context: Context, request: Request) -> tuple[Digest, Cached]:
-    """The manifest that a reference names, and its digest.
+async def _read_body(http: HTTPRequest) -> bytes:
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return await http.read_body(manifests.MAX_SIZE)
+    except TimeoutError:
+        raise BodyIncomplete(
+            f"the manifest did not arrive within {_BODY_SECONDS} seconds"
+        ) from None
+
+
+async def _load(context: Context, request: Request) -> tuple[Digest, Extent, Cached]:
+    """The manifest that a reference names: its digest, where it lies, and what it is.
 
     Raises:
         ManifestUnknown: there is none.
     """
     digest = _resolve(context, request)
+    head = request.method == "HEAD"
     while True:
         try:
-            return digest, await _read(context, request.repository, digest)
+            extent, cached = await _read(context, request.repository, digest, head=head)
+            return digest, extent, cached
         except ManifestUnknown:
             # A tag may have moved on since it was read, and what it left may be deleted.
             before, digest = digest, _resolve(context, request)
@@ -85,17 +108,23 @@ async def _load(context: Context, request: Request) -> tuple[Digest, Cached]:
                 raise
 
 
-async def _read(context: Context, repository: str, digest: Digest) -> Cached:
-    """The manifest of a digest.
+async def _read(
+    context: Context, repository: str, digest: Digest, *, head: bool
+) -> tuple[Extent, Cached]:
+    """The manifest of a digest, and where it lies.
 
     Raises:
         ManifestUnknown: it is not there, or damaged: so a push brings it again.
         ContentCorrupt: it is damaged in a bundle.
     """
-    known = digest in context.manifests
+    load = partial(
+        context.manifests.load,
+        head=head,
+        on_read=partial(context.store.compare, repository, digest),
+    )
     extent = context.store.manifest(repository, digest)
     try:
-        cached = await context.manifests.load(digest, extent)
+        return extent, await load(digest, extent)
     except ContentCorrupt:
         if isinstance(extent, BundleExtent):
             raise
@@ -103,14 +132,24 @@ async def _read(context: Context, repository: str, digest: Digest) -> Cached:
         # Whoever mended it meanwhile, or a bundle beneath, may have it whole.
         extent = context.store.manifest(repository, digest)
         try:
-            cached = await context.manifests.load(digest, extent)
+            return extent, await load(digest, extent)
         except ContentCorrupt as error:
             if isinstance(extent, BundleExtent):
                 raise
             raise ManifestUnknown(error.message, {"reference": str(digest)}) from None
-    if not known:
-        in_thread(context.store.compare, repository, digest, cached.body)
-    return cached
+
+
+async def _learn(context: Context, repository: str, digest: Digest, cached: Cached) -> None:
+    """Let coverage know what lies below a manifest, without reading on the event loop."""
+    contained, name = context.observer.contained, str(digest)
+    if contained.knows(repository, name):
+        return
+    contents = cached.refs.contents
+    if cached.refs.excused:
+        contents = await in_thread(cached.refs.within, context.store, repository)
+    contained.learn(repository, name, contents)
+    if contents.children:
+        await in_thread(contained.explore, repository, name)
 
 
 def _resolve(context: Context, request: Request) -> Digest:

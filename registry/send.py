@@ -23,7 +23,7 @@ from registry.lifetime.observer import Sending
 from registry.sendfile import sendfile
 from storage.bundle.errors import Interrupted
 from storage.bundle.verified import BundleExtent, Proof, changed
-from storage.errors import BlobUnknown, ContentCorrupt
+from storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown
 from storage.interface import Extent
 
 logger = logging.getLogger("mayfly")
@@ -61,6 +61,27 @@ async def send_head(http: HTTPRequest, extent: Extent, headers: dict[str, str]) 
     """Answer HEAD for content."""
     response, _, _ = _begin(http, extent, headers)
     await response.prepare(http)
+    await response.write_eof()
+    return response
+
+
+async def send_whole(http: HTTPRequest, extent: Extent, headers: dict[str, str]) -> StreamResponse:
+    """Answer GET or HEAD with all of a file whose bytes were verified a moment ago.
+
+    Raises:
+        ManifestUnknown: it was deleted meanwhile.
+        ConnectionError: the client is gone, or the file ended early and the connection was cut.
+    """
+    response = StreamResponse(headers=COMMON_HEADERS | headers)
+    response.content_length = extent.size
+    try:
+        file = extent.open()
+    except FileNotFoundError:
+        raise ManifestUnknown("manifest unknown") from None
+    with file:
+        await response.prepare(http)
+        if http.method != "HEAD":
+            await _sendfile(http, file, extent.offset, extent.size)
     await response.write_eof()
     return response
 

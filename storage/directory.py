@@ -97,8 +97,10 @@ class DirectoryReader:
             self._records.tell(digest)
             raise error("the stored content is damaged: push it again", {"digest": str(digest)})
 
-    def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
-        return self._referrers.of(check_repository(repository), subject)
+    def referrers(
+        self, repository: str, subject: Digest, after: str = ""
+    ) -> Iterator[dict[str, object]]:
+        return self._referrers.of(check_repository(repository), subject, after)
 
     def every_repository(self) -> Iterator[str]:
         """All repository names in lexical order."""

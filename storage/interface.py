@@ -86,8 +86,15 @@ class Reader(Protocol):
     def holders(self, digest: Digest) -> Iterator[str]:
         """The repositories a blob is linked in, found one by one as they are asked for."""
 
-    def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
+    def referrers(
+        self, repository: str, subject: Digest, after: str = ""
+    ) -> Iterator[dict[str, object]]:
         """Descriptors of the manifests whose subject is ``subject``, in order of digest.
+
+        Made one by one as they are asked for: their annotations may be large.
+
+        Args:
+            after: the digest that those wanted follow.
 
         Empty when there are none and also for an unknown repository or subject (spec: never 404).
         """

@@ -79,9 +79,11 @@ class OverlayStore(DistributionStore):
     def holders(self, digest: Digest) -> Iterator[str]:
         return distinct([self._lower.holders(digest), super().holders(digest)])
 
-    def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
+    def referrers(
+        self, repository: str, subject: Digest, after: str = ""
+    ) -> Iterator[dict[str, object]]:
         sources = (super().referrers, self._lower.referrers)
-        return merge_referrers(source(repository, subject) for source in sources)
+        return merge_referrers(source(repository, subject, after) for source in sources)
 
     def revisions(self, repository: str) -> Iterator[Digest]:
         # The collector marks by these: what was pushed to complete or mend a layer is kept too.

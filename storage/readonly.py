@@ -34,8 +34,10 @@ class ReadOnlyStore:
     def holders(self, digest: Digest) -> Iterator[str]:
         return self._reader.holders(digest)
 
-    def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
-        return self._reader.referrers(repository, subject)
+    def referrers(
+        self, repository: str, subject: Digest, after: str = ""
+    ) -> Iterator[dict[str, object]]:
+        return self._reader.referrers(repository, subject, after)
 
     def check_room(self, size: int) -> None:
         raise _refused()

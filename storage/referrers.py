@@ -7,15 +7,16 @@ changed, and then only the new manifests. That alone would miss two things, as r
 manifest by its link file and leaves the directory: so whether a manifest is linked is looked at
 whenever it is listed, and those without a link are looked at again each time.
 
-Bounded: the repositories asked for last are kept.
+What is held is bounded in bytes: of the repositories asked for last, which manifest refers to
+which. Descriptors carry annotations, up to 4 MiB each, so they are made from the manifest one by
+one as they are listed; small ones are kept.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -23,8 +24,19 @@ from typing import Protocol
 from storage import manifest as manifests
 from storage.digest import Digest
 from storage.errors import DigestInvalid, ManifestInvalid, StorageError
+from storage.sized_cache import SizedCache
 
-_MAX_REPOSITORIES = 256
+_MAX_KNOWN = 32 * 1024 * 1024
+"""Bytes for who refers to whom, in all repositories: some 80,000 manifests."""
+
+_PER_MANIFEST = 400
+"""Bytes that one manifest takes of these: two digests, their places in tables."""
+
+_MAX_DESCRIPTORS = 8 * 1024 * 1024
+"""Bytes for the descriptors listed last."""
+
+Descriptor = dict[str, object]
+
 _SETTLE_NS = 50_000_000
 """A directory changed so recently may change again without a new mtime (clock ticks are 4 ms)."""
 
@@ -54,7 +66,11 @@ class _Known:
     stamp: tuple[int, ...] = ()
     unread: set[Digest] = field(default_factory=set)
     subject_of: dict[Digest, Digest | None] = field(default_factory=dict)
-    by_subject: dict[Digest, dict[Digest, dict[str, object]]] = field(default_factory=dict)
+    by_subject: dict[Digest, set[Digest]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def size(self) -> int:
+        return len(self.subject_of) * _PER_MANIFEST
 
 
 class Referrers:
@@ -62,27 +78,50 @@ class Referrers:
 
     def __init__(self, revisions: Revisions) -> None:
         self._revisions = revisions
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known: SizedCache[str, _Known] = SizedCache(_MAX_KNOWN, _Known.size)
+        self._descriptors: SizedCache[Digest, Descriptor] = SizedCache(_MAX_DESCRIPTORS, size_of)
         self._lock = threading.Lock()
 
-    def of(self, repository: str, subject: Digest) -> list[dict[str, object]]:
-        """Descriptors of the manifests that name ``subject``, in order of digest."""
+    def of(self, repository: str, subject: Digest, after: str = "") -> Iterator[Descriptor]:
+        """Descriptors of the manifests that name ``subject``, in order of digest.
+
+        Args:
+            after: the digest that those wanted follow.
+        """
         with self._lock:
-            known = self._known.setdefault(repository, _Known())
-            self._known.move_to_end(repository)
-            if len(self._known) > _MAX_REPOSITORIES:
-                self._known.popitem(last=False)
+            known = self._known.get(repository)
+            if known is None:
+                self._known.put(repository, known := _Known())
+        # One repository may have very many manifests; others do not wait for it.
+        with known.lock:
             self._refresh(repository, known)
-            found = known.by_subject.get(subject, {})
-            linked = (d for d in sorted(found) if self._revisions.is_linked(repository, d))
-            return [found[digest] for digest in linked]
+            found = sorted(d for d in known.by_subject.get(subject, ()) if str(d) > after)
+        with self._lock:
+            if self._known.get(repository) is known:
+                self._known.put(repository, known)  # measured again
+        return self._descriptors_of(repository, found)
 
     def changed(self, repository: str, digest: Digest) -> None:
         """A manifest was pushed: read it again, whatever it was before."""
-        with self._lock:
-            if (known := self._known.get(repository)) is not None:
+        known = self._known.get(repository)
+        if known is not None:
+            with known.lock:
                 self._forget(digest, known)
                 known.unread.add(digest)
+
+    def _descriptors_of(self, repository: str, found: list[Digest]) -> Iterator[Descriptor]:
+        for digest in found:
+            if not self._revisions.is_linked(repository, digest):
+                continue
+            descriptor = self._descriptors.get(digest)
+            if descriptor is None:
+                try:
+                    body = self._revisions.read_manifest(repository, digest)
+                    descriptor = manifests.parse_stored(body).referrer(digest)
+                except (StorageError, OSError):
+                    continue  # deleted meanwhile
+                self._descriptors.put(digest, descriptor)
+            yield descriptor
 
     def _refresh(self, repository: str, known: _Known) -> None:
         stamp = self._stamp(repository)
@@ -106,8 +145,8 @@ class Referrers:
         else:
             subject = manifest.subject.digest if manifest.subject else None
             if subject is not None:
-                found = known.by_subject.setdefault(subject, {})
-                found[digest] = manifest.referrer(digest)
+                known.by_subject.setdefault(subject, set()).add(digest)
+                self._descriptors.put(digest, manifest.referrer(digest))
         known.unread.discard(digest)
         known.subject_of[digest] = subject
 
@@ -115,7 +154,7 @@ class Referrers:
     def _forget(digest: Digest, known: _Known) -> None:
         subject = known.subject_of.pop(digest, None)
         if subject is not None:
-            del known.by_subject[subject][digest]
+            known.by_subject[subject].discard(digest)
 
     def _stamp(self, repository: str) -> tuple[int, ...]:
         """The directories' mtimes in nanoseconds; empty while they may still be moving."""
@@ -126,3 +165,11 @@ class Referrers:
             except FileNotFoundError:
                 times.append(0)
         return () if time.time_ns() - max(times, default=0) < _SETTLE_NS else tuple(times)
+
+
+def size_of(descriptor: Descriptor) -> int:
+    """The bytes that a descriptor takes, roughly."""
+    annotations = descriptor.get("annotations")
+    if not isinstance(annotations, dict):
+        return 600
+    return 600 + sum(200 + 4 * (len(key) + len(value)) for key, value in annotations.items())

@@ -116,12 +116,14 @@ class Masked:
             if not self._whiteouts.hides_blob(name, digest):
                 yield name
 
-    def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
-        found = self._layer.referrers(repository, subject)
-        if not self._whiteouts.any(repository):
-            return found
-        shown = {str(digest) for digest in self.revisions(repository)}
-        return [descriptor for descriptor in found if descriptor["digest"] in shown]
+    def referrers(
+        self, repository: str, subject: Digest, after: str = ""
+    ) -> Iterator[dict[str, object]]:
+        hidden = self._whiteouts.any(repository)
+        shown = {str(digest) for digest in self.revisions(repository)} if hidden else ()
+        for descriptor in self._layer.referrers(repository, subject, after):
+            if not hidden or descriptor["digest"] in shown:
+                yield descriptor
 
     def links(self, repository: str, digest: Digest) -> bool:
         linked = self._layer.links(repository, digest)

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from storage.sized_cache import SizedCache
+
 _MAX_DESCENDANTS = 10_000
 """Beyond so many an index is only partly followed; the largest real ones name hundreds."""
 
-_MAX_CACHED = 4096
+_MAX_BYTES = 16 * 1024 * 1024
+"""For the contents of manifests, and as many again for what lies below them: some 2000 images."""
+
+_MAX_READS = 200
+"""Manifests read at once on the event loop; what lies below more of them is found step by step."""
+
+_DIGEST = 130
+"""Bytes that a digest takes as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """The digests that one manifest names."""
+    """The digests that one manifest names, each once."""
 
     children: tuple[str, ...] = ()
     blobs: tuple[str, ...] = ()
@@ -22,8 +31,17 @@ class Contents:
 NO_CONTENTS = Contents()
 
 
+def size_of(contents: Contents) -> int:
+    """The bytes that contents take, roughly."""
+    return (len(contents.children) + len(contents.blobs)) * _DIGEST
+
+
+Below = dict[str, Contents]
+"""Manifests below one, itself included, and what each names."""
+
+
 class Contained:
-    """Contents of manifests, each read once.
+    """Contents of manifests, each read once while memory for them lasts.
 
     Args:
         read: repository and digest → contents, None if there is no such manifest. Called on the
@@ -32,19 +50,18 @@ class Contained:
 
     def __init__(self, read: Callable[[str, str], Contents | None]) -> None:
         self._read = read
-        self._known: dict[tuple[str, str], Contents] = {}
-        self._below: dict[tuple[str, str], frozenset[str]] = {}
+        self._known: SizedCache[tuple[str, str], Contents] = SizedCache(_MAX_BYTES, size_of)
+        self._below: SizedCache[tuple[str, str], frozenset[str]] = SizedCache(
+            _MAX_BYTES, lambda found: len(found) * (_DIGEST + 70)
+        )
 
     def find(self, repository: str, digest: str) -> Contents | None:
         """What one manifest names, None if it is not there."""
         known = self._known.get((repository, digest))
         if known is None:
             known = self._read(repository, digest)
-            if known is None:
-                return None
-            if len(self._known) >= _MAX_CACHED:
-                self._known.clear()
-            self._known[repository, digest] = known
+            if known is not None:
+                self._known.put((repository, digest), known)
         return known
 
     def of(self, repository: str, digest: str) -> Contents:
@@ -52,19 +69,59 @@ class Contained:
         return self.find(repository, digest) or NO_CONTENTS
 
     def below(self, repository: str, digest: str) -> frozenset[str]:
-        """A manifest's own digest and that of everything under it."""
+        """A manifest's own digest and that of everything under it.
+
+        Of an index with very many children that nobody has asked for yet, this finds more each
+        time it is called; see `explore`.
+        """
         known = self._below.get((repository, digest))
-        if known is None:
-            found = {digest}
-            waiting = [digest]
-            while waiting and len(found) < _MAX_DESCENDANTS:
-                contents = self.of(repository, waiting.pop())
-                waiting += [child for child in contents.children if child not in found]
-                found.update(contents.children, contents.blobs)
-            known = frozenset(found)
-            # Alone it may only not be there yet.
-            if len(known) > 1:
-                if len(self._below) >= _MAX_CACHED:
-                    self._below.clear()
-                self._below[repository, digest] = known
-        return known
+        if known is not None:
+            return known
+        reads = _MAX_READS
+
+        def contents_of(one: str) -> Contents:
+            nonlocal reads
+            if reads == 0:
+                return self._known.get((repository, one)) or NO_CONTENTS
+            reads -= self._known.get((repository, one)) is None
+            return self.of(repository, one)
+
+        found = _joined(_walk(digest, contents_of))
+        # Alone it may only not be there yet.
+        if len(found) > 1 and reads:
+            self._below.put((repository, digest), found)
+        return found
+
+    def knows(self, repository: str, digest: str) -> bool:
+        """Whether a manifest and everything below it is known without reading anything."""
+        if self._below.get((repository, digest)) is not None:
+            return True
+        known = self._known.get((repository, digest))
+        return known is not None and not known.children
+
+    def learn(self, repository: str, digest: str, contents: Contents) -> None:
+        """Take note of a manifest that was read anyway."""
+        self._known.put((repository, digest), contents)
+
+    def explore(self, repository: str, digest: str) -> None:
+        """Find what lies below a manifest. Slow: to be called in a thread, before `below`."""
+        found = _walk(digest, lambda one: self.of(repository, one))
+        if len(found) > 1:
+            self._below.put((repository, digest), _joined(found))
+
+
+def _walk(root: str, contents_of: Callable[[str], Contents]) -> Below:
+    """The manifests below one, each looked at once, and what they name."""
+    found: Below = {}
+    waiting = [root]
+    seen = {root}
+    while waiting and len(seen) < _MAX_DESCENDANTS:
+        digest = waiting.pop()
+        found[digest] = contents = contents_of(digest)
+        waiting += [child for child in contents.children if child not in seen]
+        seen.update(contents.children, contents.blobs)
+    return found
+
+
+def _joined(below: Below) -> frozenset[str]:
+    return frozenset(below).union(*(one.children + one.blobs for one in below.values()))

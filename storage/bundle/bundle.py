@@ -7,17 +7,23 @@ from collections.abc import Callable, Iterator
 
 from storage.bundle.content import Content
 from storage.bundle.errors import BundleChanged, BundleInvalid, NotReady
-from storage.bundle.graph import Graph, Image, Repository
+from storage.bundle.graph import Graph, Image
 from storage.bundle.names import full_name
 from storage.bundle.naming import name_images
 from storage.bundle.verified import Fault, Piece, Progress, Proofs
 from storage.digest import Digest
 from storage.directory import manifest_unknown
 from storage.errors import BlobUnknown, NameUnknown
+from storage.images import load
 from storage.interface import Extent
+from storage.referrers import Descriptor, size_of
+from storage.sized_cache import SizedCache
 
 Canonical = Callable[[str, str], str]
 """From upstream host and repository to the name it is served under."""
+
+_MAX_DESCRIPTORS = 4 * 1024 * 1024
+"""Bytes for the descriptors of referrers listed last."""
 
 
 class Bundle:
@@ -38,6 +44,7 @@ class Bundle:
         self.images: list[Image]
         self.notices: list[str]
         self._content = content
+        self._descriptors: SizedCache[Digest, Descriptor] = SizedCache(_MAX_DESCRIPTORS, size_of)
         self._proofs = proofs
         self._fallback = fallback
         self._read()
@@ -53,6 +60,7 @@ class Bundle:
         self._canonical = canonical
         served = {canonical(*key): held for key, held in self._held.items()}
         # One assignment each: readers in other threads see the old or the new.
+        self._referrers = {name: held.referrers() for name, held in served.items()}
         self._repositories, self._names = served, sorted(served)
 
     def hash(self, progress: Progress) -> None:
@@ -110,10 +118,17 @@ class Bundle:
             repositories = self._repositories
             yield from (name for name in self._names if digest in repositories[name].blobs)
 
-    def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
-        held = self._repositories.get(repository, Repository())
-        found = {d: node.referrer for d, node in held.manifests.items() if node.subject == subject}
-        return [found[digest] for digest in sorted(found)]
+    def referrers(
+        self, repository: str, subject: Digest, after: str = ""
+    ) -> Iterator[dict[str, object]]:
+        for digest in self._referrers.get(repository, {}).get(subject, ()):
+            if str(digest) > after:
+                # Annotations may be large: they are read again where memory for them does not last.
+                descriptor = self._descriptors.get(digest)
+                if descriptor is None:
+                    descriptor = load(self, repository, digest).referrer(digest)
+                    self._descriptors.put(digest, descriptor)
+                yield descriptor
 
     def links(self, repository: str, digest: Digest) -> bool:
         held = self._repositories.get(repository)

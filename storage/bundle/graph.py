@@ -43,7 +43,6 @@ class Node:
     children: tuple[Descriptor, ...]
     config: Digest | None
     subject: Digest | None
-    referrer: dict[str, object]
 
 
 @dataclass(slots=True)
@@ -59,6 +58,14 @@ class Repository:
     tags: dict[str, Digest | None] = field(default_factory=dict)
     manifests: dict[Digest, Node] = field(default_factory=dict)
     blobs: set[Digest] = field(default_factory=set)
+
+    def referrers(self) -> dict[Digest, list[Digest]]:
+        """Subject → the manifests that refer to it, in order."""
+        found: dict[Digest, list[Digest]] = {}
+        for digest in sorted(self.manifests):
+            if (subject := self.manifests[digest].subject) is not None:
+                found.setdefault(subject, []).append(digest)
+        return found
 
 
 class Graph:
@@ -116,8 +123,13 @@ class Graph:
             if image.digest is not None:
                 self._add(repository, image.digest)
                 self._look_for_blobs(image)
+        by_subject: dict[Digest, list[Digest]] = {}
+        for digest in loose:
+            node = self.node(digest)
+            if node is not None and node.subject is not None:
+                by_subject.setdefault(node.subject, []).append(digest)
         for repository in found.values():
-            self._attach(repository, loose)
+            self._attach(repository, by_subject)
         return found
 
     def present(self) -> frozenset[Digest]:
@@ -149,29 +161,31 @@ class Graph:
             children=parsed.manifests,
             config=parsed.config.digest if parsed.config else None,
             subject=parsed.subject.digest if parsed.subject else None,
-            referrer=parsed.referrer(digest),
         )
 
-    def _add(self, repository: Repository, root: Digest) -> None:
+    def _add(self, repository: Repository, root: Digest) -> list[Digest]:
+        """Add a manifest and what lies below it; the manifests that are new."""
+        added = []
         waiting = [root]
         while waiting:
             digest = waiting.pop()
-            node = self.node(digest)
-            if node is None or digest in repository.manifests:
+            if digest in repository.manifests or (node := self.node(digest)) is None:
                 continue
             repository.manifests[digest] = node
+            added.append(digest)
             repository.blobs.update(blob.digest for blob in node.blobs)
             waiting += [child.digest for child in node.children]
+        return added
 
-    def _attach(self, repository: Repository, loose: list[Digest]) -> None:
-        # An artifact may refer to an artifact, listed before or after it.
-        count = -1
-        while count != len(repository.manifests):
-            count = len(repository.manifests)
-            for digest in loose:
-                node = self.node(digest)
-                if node is not None and node.subject in repository.manifests:
-                    self._add(repository, digest)
+    def _attach(self, repository: Repository, by_subject: dict[Digest, list[Digest]]) -> None:
+        """Add the artifacts that refer to a repository's manifests, and those that refer to them.
+
+        Each manifest is looked at once, in whatever order the bundle lists them.
+        """
+        waiting = list(repository.manifests)
+        while waiting:
+            for referrer in by_subject.get(waiting.pop(), ()):
+                waiting += self._add(repository, referrer)
 
     def _look_for_blobs(self, image: Image) -> None:
         assert image.digest is not None

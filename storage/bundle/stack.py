@@ -16,7 +16,7 @@ from storage.directory import manifest_unknown
 from storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
 from storage.interface import Extent
 
-Descriptors = list[dict[str, object]]
+Descriptor = dict[str, object]
 
 
 class Stack:
@@ -62,8 +62,10 @@ class Stack:
     def holders(self, digest: Digest) -> Iterator[str]:
         return distinct(layer.holders(digest) for layer in self._layers)
 
-    def referrers(self, repository: str, subject: Digest) -> list[dict[str, object]]:
-        return merge_referrers(layer.referrers(repository, subject) for layer in self._layers)
+    def referrers(
+        self, repository: str, subject: Digest, after: str = ""
+    ) -> Iterator[dict[str, object]]:
+        return merge_referrers(x.referrers(repository, subject, after) for x in self._layers)
 
     def links(self, repository: str, digest: Digest) -> bool:
         return any(layer.links(repository, digest) for layer in self._layers)
@@ -112,10 +114,13 @@ def merge_names(pages: Sequence[list[str]], limit: int) -> list[str]:
     return list(islice(_unrepeated(heapq.merge(*pages)), limit))
 
 
-def merge_referrers(found: Iterable[Descriptors]) -> Descriptors:
-    """Descriptors in order of digest, each once."""
-    by_digest = {str(descriptor["digest"]): descriptor for one in found for descriptor in one}
-    return [by_digest[digest] for digest in sorted(by_digest)]
+def merge_referrers(found: Iterable[Iterator[Descriptor]]) -> Iterator[Descriptor]:
+    """Descriptors in order of digest, each once, from sources in that order."""
+    last = None
+    for descriptor in heapq.merge(*found, key=lambda descriptor: str(descriptor["digest"])):
+        if descriptor["digest"] != last:
+            yield descriptor
+        last = descriptor["digest"]
 
 
 def distinct(sources: Iterable[Iterator[str]]) -> Iterator[str]:

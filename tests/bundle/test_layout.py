@@ -190,13 +190,13 @@ def test_referrers_come_along(tmp_path: Path, open_all: OpenAll) -> None:
     assert bundles.notices == []
     assert bundles.layer.repositories("", 9) == ["copy/nova", "kolla/nova"]
     for repository in ("kolla/nova", "copy/nova"):
-        (found,) = bundles.layer.referrers(repository, digests.parse(image["digest"]))
+        (found,) = list(bundles.layer.referrers(repository, digests.parse(image["digest"])))
         assert found["digest"] == sbom["digest"]
         assert found["artifactType"] == "application/sbom"
-        (found,) = bundles.layer.referrers(repository, digests.parse(sbom["digest"]))
+        (found,) = list(bundles.layer.referrers(repository, digests.parse(sbom["digest"])))
         assert found["annotations"] == {"by": "me"}
         assert read(bundles.layer.blob(repository, digests.of(layers("sig")[0])))
-    assert bundles.layer.referrers("no/such", digests.parse(image["digest"])) == []
+    assert list(bundles.layer.referrers("no/such", digests.parse(image["digest"]))) == []
 
 
 # Names
@@ -248,7 +248,7 @@ def test_alone_but_for_what_refers_to_it(tmp_path: Path, open_all: OpenAll) -> N
     layout.name(image)
     layer = open_all(layout.write_tar(tmp_path / "b.tar")).layer
     assert str(layer.tag("b", "latest")) == image["digest"]
-    assert len(layer.referrers("b", digests.parse(image["digest"]))) == 1
+    assert len(list(layer.referrers("b", digests.parse(image["digest"])))) == 1
 
 
 def test_containerds_name_comes_first(tmp_path: Path, open_all: OpenAll) -> None:
@@ -587,4 +587,4 @@ def test_order_of_bundles_does_not_matter(tmp_path: Path, open_all: OpenAll) -> 
         layer = open_all(*order).layer
         assert layer.repositories("", 10) == ["a", "b"]
         assert layer.tags("a") == ["1", "2"]
-        assert len(layer.referrers("b", digests.parse(image["digest"]))) == 1
+        assert len(list(layer.referrers("b", digests.parse(image["digest"])))) == 1

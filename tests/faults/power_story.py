@@ -111,7 +111,7 @@ def check(root: Path, told: Told) -> None:
     try:
         check_told(store, told)
         for (repository, subject), wanted in told.referrers.items():
-            listed = store.referrers(repository, digests.parse(subject))
+            listed = list(store.referrers(repository, digests.parse(subject)))
             settled = {d for d in wanted if Key("manifest", repository, d) not in told.doubt}
             assert settled <= {str(d["digest"]) for d in listed}
         for digest, path in store.stored_blobs():

@@ -62,7 +62,7 @@ def _walk(bundles: Bundles, path: Path, size: int) -> None:
             _inside(layer.manifest(name, layer.tag(name, tag)), path, size)
         for digest in layer.revisions(name):
             _inside(layer.manifest(name, digest), path, size)
-            layer.referrers(name, digest)
+            list(layer.referrers(name, digest))
 
 
 def _inside(extent: Extent, path: Path, size: int) -> None:

@@ -108,7 +108,7 @@ def test_lower_is_seen(store: OverlayStore, bundle: Made, root: Path) -> None:
     assert store.tag(NOVA, "1") == bundle.nova
     assert read(store.blob(NOVA, digests.of(NEW))) == NEW
     assert digests.of(read(store.manifest(NOVA, bundle.nova))) == bundle.nova
-    assert [d["digest"] for d in store.referrers(NOVA, bundle.nova)] == [str(bundle.sbom)]
+    assert [d["digest"] for d in list(store.referrers(NOVA, bundle.nova))] == [str(bundle.sbom)]
     assert sorted(store.holders(digests.of(BASE))) == [GLANCE, NOVA]
     assert stored(root) == set()
     with pytest.raises(BlobUnknown):
@@ -141,10 +141,10 @@ def test_referrers_are_merged(store: OverlayStore, bundle: Made) -> None:
     push(store, NOVA, b"{}")
     subject = descriptor(read(store.manifest(NOVA, bundle.nova)))
     _, digest = put(store, NOVA, image_body(subject=subject))
-    found = [d["digest"] for d in store.referrers(NOVA, bundle.nova)]
+    found = [d["digest"] for d in list(store.referrers(NOVA, bundle.nova))]
     assert found == sorted([str(digest), str(bundle.sbom)])
     put(store, NOVA, read(store.manifest(NOVA, bundle.sbom)))
-    assert [d["digest"] for d in store.referrers(NOVA, bundle.nova)] == found
+    assert [d["digest"] for d in list(store.referrers(NOVA, bundle.nova))] == found
 
 
 # Writing
@@ -288,7 +288,7 @@ def test_deleted_manifest_uncovers_nothing(store: OverlayStore, bundle: Made) ->
 def test_deleted_referrer(store: OverlayStore, bundle: Made) -> None:
     """It leaves the list."""
     store.delete_manifest(NOVA, bundle.sbom)
-    assert store.referrers(NOVA, bundle.nova) == []
+    assert list(store.referrers(NOVA, bundle.nova)) == []
 
 
 def test_deleted_blob(store: OverlayStore, bundle: Made, open_overlay: OpenOverlay) -> None:
@@ -466,7 +466,7 @@ def test_registry_directory_beneath(tmp_path: Path, open_overlay: OpenOverlay) -
     store.mount("copy", digests.of(b"{}"), "team/app")
     store.delete_tag("team/app", "1")
     assert store.tags("team/app") == ["2", "3"]
-    assert [d["digest"] for d in store.referrers("team/app", digest)] == [str(referrer)]
+    assert [d["digest"] for d in list(store.referrers("team/app", digest))] == [str(referrer)]
     store.delete_manifest("team/app", digest)
     assert store.tags("team/app") == ["3"]
     assert store.collect(0).blobs == ()

@@ -52,7 +52,7 @@ class BlobContract:
             lambda: store.mount(name, digest, "team/app"),
             lambda: store.mount("team/app", digest, name),
             lambda: store.tags(name),
-            lambda: store.referrers(name, digest),
+            lambda: list(store.referrers(name, digest)),
         ):
             with pytest.raises(NameInvalid):
                 call()

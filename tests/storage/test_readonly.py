@@ -67,7 +67,7 @@ def test_reads_pass(open_store: OpenStore) -> None:
     assert seen.repositories("", 10) == [REPO]
     assert seen.repositories(REPO, 10) == []
     assert list(seen.holders(config)) == [REPO]
-    assert seen.referrers(REPO, digest) == store.referrers(REPO, digest) != []
+    assert list(seen.referrers(REPO, digest)) == list(store.referrers(REPO, digest)) != []
 
 
 def test_errors_pass(open_store: OpenStore) -> None:

@@ -1,0 +1,102 @@
+"""A client of a server under attack, as small as can be."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+
+
+def digest_of(data: bytes) -> str:
+    """The sha256 digest."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def descriptor(data: bytes, media_type: str = LAYER, **fields: object) -> dict[str, object]:
+    """A descriptor of ``data``."""
+    described = {"mediaType": media_type, "digest": digest_of(data), "size": len(data)}
+    return described | fields
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response, with its whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass
+class Pusher:
+    """Pushes to one server, each request on a connection of its own; `close` is not needed."""
+
+    host: str
+    headers: Mapping[str, str] | None = None
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        """One request."""
+        line = http.client.HTTPConnection(self.host, timeout=120)
+        try:
+            line.request(method, path, body, {**(self.headers or {}), **headers})
+            answer = line.getresponse()
+            return Answer(answer.status, dict(answer.headers), answer.read())
+        finally:
+            line.close()
+
+    def blob(self, repository: str, data: bytes) -> str:
+        """Push a blob; its digest."""
+        digest = digest_of(data)
+        path = f"/v2/{repository}/blobs/uploads/?digest={digest}"
+        answer = self.ask("POST", path, data)
+        assert answer.status == 201, answer
+        return digest
+
+    def put(self, repository: str, reference: str, body: bytes, media_type: str) -> Answer:
+        """Push a manifest, whatever comes of it."""
+        path = f"/v2/{repository}/manifests/{reference}"
+        return self.ask("PUT", path, body, **{"Content-Type": media_type})
+
+    def image(self, repository: str, tag: str | None = None, **fields: Any) -> bytes:
+        """Push an image manifest whose config is ``{}``; its bytes."""
+        content = {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": descriptor(b"{}", CONFIG),
+            "layers": [],
+        }
+        return self._manifest(repository, tag, content | fields, OCI_MANIFEST)
+
+    def index(
+        self, repository: str, tag: str | None, children: list[bytes], **fields: Any
+    ) -> bytes:
+        """Push an index of manifests; its bytes."""
+        entries = [
+            descriptor(one, OCI_INDEX if b'"manifests"' in one else OCI_MANIFEST)
+            for one in children
+        ]
+        content = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+        return self._manifest(repository, tag, content | fields, OCI_INDEX)
+
+    def _manifest(
+        self, repository: str, tag: str | None, fields: dict[str, Any], media_type: str
+    ) -> bytes:
+        body = json.dumps(fields).encode()
+        answer = self.put(repository, tag or digest_of(body), body, media_type)
+        assert answer.status == 201, (answer.status, answer.body[:300])
+        return body
+
+
+def at_once(calls: list[Callable[[], Answer]], count: int = 16) -> list[Answer]:
+    """Make calls in threads; what each gave."""
+    with ThreadPoolExecutor(count) as pool:
+        return [one.result(120) for one in [pool.submit(call) for call in calls]]
