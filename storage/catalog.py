@@ -36,6 +36,7 @@ class Catalog:
         self._tree = tree or HostTree(repositories)
         self._listings: OrderedDict[Path, tuple[int, list[str]]] = OrderedDict()
         self._held = 0
+        self._unreadable: dict[Path, str] = {}
         self._lock = threading.Lock()
 
     def names_after(self, after: str, limit: int) -> list[str]:
@@ -72,12 +73,24 @@ class Catalog:
             return known[1]
         # "a-b" sorts before "a/b": a directory is two entries, the repository itself and, with a
         # slash, all that lies below it; every name below begins with that key: keys stay sorted.
-        keys = sorted(
-            key for name in _directories(directory, self._tree) for key in (name, name + "/")
-        )
+        try:
+            names = _directories(directory, self._tree)
+        except PermissionError as error:
+            # One directory of somebody else's must not hide all repositories.
+            self._unreadable[directory] = error.strerror or "cannot be read"
+            return []
+        self._unreadable.pop(directory, None)
+        keys = sorted(key for name in names for key in (name, name + "/"))
         if time.time_ns() - changed > _SETTLED_NS:
             self._remember(directory, changed, keys)
         return keys
+
+    def unreadable(self) -> list[tuple[str, str]]:
+        """The directories that could not be listed when they were last looked at, and why."""
+        return [
+            (str(directory.relative_to(self._repositories)), reason)
+            for directory, reason in sorted(self._unreadable.items())
+        ]
 
     def _remember(self, directory: Path, changed: int, keys: list[str]) -> None:
         with self._lock:

@@ -149,6 +149,61 @@ class DirectoryReader:
             if self._tree.is_file(link) and self.read_link(link) == digest:
                 yield name, digest
 
+    def tag_names(self, repository: str) -> list[str]:
+        """Everything that stands where tags do, also where the link that makes one is lost."""
+        tags = self._layout.tags(repository)
+        found = (name for name in self._tree.entries(tags) if is_tag(name))
+        return sorted(name for name in found if self._tree.is_directory(tags / name))
+
+    def lost_tags(self, repository: str) -> Iterator[tuple[str, list[Digest]]]:
+        """The tags whose link is lost or damaged, and all that they ever pointed at."""
+        for name in self.tag_names(repository):
+            link = self._layout.tag_link(repository, name)
+            if self.read_link(link) is None:
+                history = self.tag_history(repository, name)
+                if history or self._tree.status(link.parent) is not None:
+                    yield name, history
+
+    def tag_targets(self, repository: str) -> Iterator[Digest]:
+        """The manifests that tags point at; all that a tag ever did where its link is lost."""
+        for name in self.tag_names(repository):
+            digest = self.read_link(self._layout.tag_link(repository, name))
+            if digest is not None:
+                yield digest
+            else:
+                yield from self.tag_history(repository, name)
+
+    def tag_history(self, repository: str, tag: str) -> list[Digest]:
+        """The manifests that a tag points at or once pointed at."""
+        index = self._layout.tag(repository, tag) / "index"
+        return [d for alg in digests.HEX_LENGTHS for d in self._digests_in(index / alg)]
+
+    def content_size(self, digest: Digest) -> int | None:
+        """Quick. The size of content, whoever links it; None when it is gone or damaged."""
+        found = self._content(digest)
+        return None if found is None else found.size
+
+    def is_verified(self, digest: Digest) -> bool:
+        """Quick. Whether content is whole and was hashed before."""
+        size = self.content_size(digest)
+        return size is not None and self._records.is_verified(digest, size)
+
+    def is_link_good(self, repository: str, digest: Digest, *, is_manifest: bool = False) -> bool:
+        """Whether the link of a blob or manifest is there and says what it should."""
+        link_of = self._layout.revision_link if is_manifest else self._layout.layer_link
+        return self.read_link(link_of(repository, digest)) == digest
+
+    def linked_in(self, digest: Digest) -> Iterator[str]:
+        """The repositories that link a blob or a manifest, whether or not its bytes are there."""
+        for name in self.every_repository():
+            links = self._layout.layer_link(name, digest), self._layout.revision_link(name, digest)
+            if any(map(self._tree.is_file, links)):
+                yield name
+
+    def unreadable_directories(self) -> list[tuple[str, str]]:
+        """Directories of repositories that could not be listed, by name, and why."""
+        return self._catalog.unreadable()
+
     def is_linked(self, repository: str, digest: Digest) -> bool:
         """Whether a manifest is linked in a repository."""
         return self._tree.is_file(self._layout.revision_link(repository, digest))

@@ -210,8 +210,10 @@ class DistributionStore(DirectoryReader):
         try:
             self.tag(repository, tag)
         except ManifestUnknown:
-            self._publisher.confirm_absent(directory)
-            raise
+            # One whose link is damaged can be deleted like any.
+            if not directory.is_dir():
+                self._publisher.confirm_absent(directory)
+                raise
         self._publisher.remove_tree(directory)
 
     def _confirm_references(self, repository: str, manifest: Manifest) -> None:
@@ -277,6 +279,28 @@ class DistributionStore(DirectoryReader):
             OSError: it cannot be read.
         """
         return self._examiner.examine(digest)
+
+    def record_verified(self, digest: Digest, size: int) -> None:
+        """Record the size of a blob that was hashed and had its digest."""
+        self._examiner.verified(digest, size)
+
+    def restore_tag(self, repository: str, tag: str, digest: Digest) -> bool:
+        """Have a tag point at a manifest of the repository again; False where that is not whole."""
+        with self._lock(repository), self._gate.referring():
+            try:
+                self._touch(self.manifest(repository, digest))
+            except ManifestUnknown:
+                return False
+            self._link(self._layout.tag_history_link(repository, tag, digest), digest)
+            self._link(self._layout.tag_link(repository, tag), digest)
+            return True
+
+    def restore_link(self, repository: str, digest: Digest, *, is_manifest: bool) -> None:
+        """Link content that is here in a repository whose image needs it."""
+        link_of = self._layout.revision_link if is_manifest else self._layout.layer_link
+        with self._lock(repository), self._gate.referring():
+            if self.content_size(digest) is not None:
+                self._link(link_of(repository, digest), digest)
 
     def _is_mine(self, digest: Digest, extent: Extent) -> bool:
         return extent.path == self._layout.data(digest)

@@ -1,0 +1,171 @@
+"""Every name of a store, also those that lead nowhere: what `ls`, `du` and `export` go by.
+
+One bad entry hides no other: a name whose image cannot be read is a `Damaged` among the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from storage import digest as digests
+from storage.digest import Digest
+from storage.directory import DirectoryReader
+from storage.errors import ManifestUnknown, StorageError
+from storage.images import Image, image, load, read, walk
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A name that should lead to an image and does not.
+
+    Attributes:
+        name: ``repository:tag``, or the repository that cannot be read at all.
+        reason: why, for the operator.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Where the bytes of a store are. Of two kinds that share a blob, the first counts it.
+
+    Attributes:
+        images: how many tags lead to an image.
+        logical: bytes that these would take without sharing.
+        stored: bytes that they take.
+        untagged: how many manifests no tag leads to.
+        untagged_size: bytes that only they need.
+        unused_size: bytes that nothing needs.
+        damaged: names that lead to no image; what they need counts as unused.
+    """
+
+    images: int
+    logical: int
+    stored: int
+    untagged: int
+    untagged_size: int
+    unused_size: int
+    damaged: tuple[Damaged, ...]
+
+    @property
+    def saved(self) -> int:
+        """Bytes saved by sharing."""
+        return self.logical - self.stored
+
+
+def tagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:
+    """Every tag's image, by repository and tag."""
+    for repository in reader.every_repository():
+        try:
+            for tag in reader.tag_names(repository):
+                found = _tagged(reader, repository, tag)
+                if found is not None:
+                    yield found
+        except OSError as error:
+            yield Damaged(repository, f"cannot be read: {error.strerror}")
+    for name, reason in reader.unreadable_directories():
+        yield Damaged(name, f"cannot be listed: {reason}")
+
+
+def _tagged(reader: DirectoryReader, repository: str, tag: str) -> Image | Damaged | None:
+    name = f"{repository}:{tag}"
+    try:
+        digest = reader.tag(repository, tag)
+    except ManifestUnknown:
+        is_lost = tag in dict(reader.lost_tags(repository))
+        return Damaged(name, "the tag's link is gone or damaged") if is_lost else None
+    try:
+        found = image(reader, repository, digest, name)
+    except ManifestUnknown:
+        try:
+            if reader.tag(repository, tag) == digest:
+                return Damaged(name, f"manifest {digest} is gone or damaged")
+        except ManifestUnknown:
+            pass
+        return None  # deleted meanwhile
+    if found.faults:
+        # What is odd was pushed like that; what has another digest was not.
+        for below, manifest in walk(reader, repository, digest):
+            if isinstance(manifest, StorageError) and is_damaged(reader, repository, below):
+                return Damaged(name, f"manifest {below} is damaged")
+    return found
+
+
+def is_damaged(reader: DirectoryReader, repository: str, digest: Digest) -> bool:
+    """Whether a manifest is there but its bytes have another digest."""
+    try:
+        extent = reader.manifest(repository, digest)
+        return digests.of(read(extent), digest.algorithm) != digest
+    except ManifestUnknown:
+        return reader.is_linked(repository, digest)
+
+
+def untagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:
+    """Every manifest that no tag leads to, as ``repository@digest``; parts of others aside."""
+    for repository in reader.every_repository():
+        try:
+            loose = loose_manifests(reader, repository)
+            below = {
+                found
+                for digest in loose
+                for found, _ in walk(reader, repository, digest)
+                if found != digest
+            }
+            for digest in loose:
+                if digest in below:
+                    continue
+                name = f"{repository}@{digest}"
+                try:
+                    yield image(reader, repository, digest, name)
+                except ManifestUnknown:
+                    if reader.is_linked(repository, digest):
+                        yield Damaged(name, "the manifest is gone or damaged")
+        except OSError as error:
+            yield Damaged(repository, f"cannot be read: {error.strerror}")
+
+
+def loose_manifests(reader: DirectoryReader, repository: str) -> list[Digest]:
+    """The manifests of a repository that no tag leads to, in order of digest."""
+    reached: set[Digest] = set()
+    for digest in reader.tag_targets(repository):
+        if digest not in reached:
+            reached.update(found for found, _ in walk(reader, repository, digest))
+    return sorted(d for d in reader.revisions(repository) if d not in reached)
+
+
+def space(reader: DirectoryReader) -> Space:
+    """How much all images take, and what else lies there."""
+    count = logical = loose = 0
+    needed: dict[Digest, int] = {}
+    damaged: list[Damaged] = []
+    for one in tagged(reader):
+        if isinstance(one, Damaged):
+            damaged.append(one)
+            continue
+        count += 1
+        logical += one.size
+        needed.update(one.blobs)
+    only: dict[Digest, int] = {}
+    for one in untagged(reader):
+        loose += 1
+        if isinstance(one, Image):
+            only.update((d, size) for d, size in one.blobs.items() if d not in needed)
+    stored = sum(needed.values())
+    unused = sum(
+        path.stat().st_size
+        for digest, path in reader.stored_blobs()
+        if digest not in needed and digest not in only
+    )
+    return Space(count, logical, stored, loose, sum(only.values()), unused, tuple(damaged))
+
+
+def subject_of(reader: DirectoryReader, repository: str, digest: Digest) -> Digest | None:
+    """The manifest that a manifest refers to, as a signature does."""
+    try:
+        subject = load(reader, repository, digest).subject
+    except StorageError:
+        return None
+    return None if subject is None else subject.digest
