@@ -22,7 +22,9 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 
 from registry.config import ConfigError
+from storage import digest as digests
 from storage.digest import Digest
+from storage.errors import DigestInvalid
 from storage.manifest import IMAGE_TYPES, INDEX_TYPES
 from storage.manifest import MAX_SIZE as MAX_MANIFEST
 from storage.uploads import DirectoryUpload
@@ -104,6 +106,24 @@ class Remote:
             return False
         self._runner.run(self._fetch(repository, path, upload, size))
         return True
+
+    def resolve(self, repository: str, tag: str) -> Digest | None:
+        """The manifest that a tag of the registry points at; None where it has no such tag.
+
+        Raises:
+            ConfigError: it cannot be asked, or does not let us.
+        """
+        if not self._runner.run(self._has(repository, f"manifests/{tag}")):
+            return None
+        return self._runner.run(self._resolve(repository, tag))
+
+    async def _resolve(self, repository: str, tag: str) -> Digest | None:
+        url = f"{self._base}/v2/{repository}/manifests/{tag}"
+        async with self._following("HEAD", url, self._tokens.get(repository)) as response:
+            try:
+                return digests.parse(response.headers.get("Docker-Content-Digest", ""))
+            except DigestInvalid:
+                return None
 
     async def _open(self) -> aiohttp.ClientSession:
         # What is compressed on the way could expand to any size.

@@ -68,6 +68,12 @@ class Holdings(Protocol):
     def blob_links(self, repository: str) -> Iterable[Digest]:
         """All blobs linked in a repository."""
 
+    def tag_targets(self, repository: str) -> Iterable[Digest]:
+        """The manifests that tags point at; all that a tag ever did where its link is lost."""
+
+    def lost_tags(self, repository: str) -> Iterable[tuple[str, list[Digest]]]:
+        """The tags whose link is lost or damaged, and all that they ever pointed at."""
+
     def dangling_tags(self, repository: str) -> Iterable[tuple[str, Digest | None]]:
         """The tags whose manifest is not linked, and what they point at if that can be read."""
 
@@ -94,12 +100,14 @@ class Collected:
     Attributes:
         blobs: that were removed, or would have been.
         size: of these, in bytes.
+        manifests: without a tag, repository and digest, that were deleted, or would have been.
         unread: manifests for whose sake more was kept than is known to be needed.
     """
 
     blobs: tuple[Digest, ...]
     size: int
     unread: tuple[Unread, ...] = ()
+    manifests: tuple[tuple[str, Digest], ...] = ()
 
 
 class Collector:
@@ -121,12 +129,24 @@ class Collector:
         self._gate = gate
         self._ages = ages
 
-    def collect(self, grace: float = DEFAULT_GRACE, *, dry_run: bool = False) -> Collected:
-        """Remove unreferenced blobs untouched for ``grace`` seconds."""
+    def collect(
+        self, grace: float = DEFAULT_GRACE, *, dry_run: bool = False, untagged: bool = False
+    ) -> Collected:
+        """Remove unreferenced blobs untouched for ``grace`` seconds.
+
+        Args:
+            grace: seconds.
+            dry_run: remove nothing.
+            untagged: first delete the manifests, as old, that no tag leads to: neither by the
+                indexes it points at, nor by the subject of what refers to something kept.
+        """
         if not dry_run:
             self._publisher.tidy()
         is_old = self._ages.over(grace, self._moment())
-        marked, unread = self._mark()
+        loose = self._untagged(is_old) if untagged else []
+        if not dry_run:
+            loose = [one for one in loose if self._delete_manifest(*one, is_old)]
+        marked, unread = self._mark(frozenset(loose))
         garbage = [
             d
             for d, _ in self._holdings.stored_blobs()
@@ -143,7 +163,49 @@ class Collector:
             if dry_run or self._remove(digest, is_old, links.get(digest, ())):
                 removed.append(digest)
                 size += found
-        return Collected(tuple(removed), size, tuple(unread))
+        return Collected(tuple(removed), size, tuple(unread), tuple(loose))
+
+    def _untagged(self, is_old: Callable[[float], bool]) -> list[tuple[str, Digest]]:
+        """The manifests that no tag leads to and that nobody touched lately."""
+        found: list[tuple[str, Digest]] = []
+        for repository in self._holdings.every_repository():
+            if not all(history for _, history in self._holdings.lost_tags(repository)):
+                continue  # a tag may point at any of them
+            linked = list(self._holdings.revisions(repository))
+            below: dict[Digest, list[Digest]] = {}
+            try:
+                for digest in linked:
+                    body = self._holdings.read_manifest(repository, digest)
+                    if digests.of(body, digest.algorithm) != digest:
+                        raise ManifestUnknown("damaged")
+                    named = _kept_digests(body)
+                    below.setdefault(digest, []).extend(named)
+                    for subject in _subject(body):
+                        below.setdefault(subject, []).append(digest)
+            except (ManifestUnknown, OSError):
+                continue  # what a damaged one leads to is not known: all are kept
+            kept: set[Digest] = set()
+            waiting = list(self._holdings.tag_targets(repository))
+            while waiting:
+                digest = waiting.pop()
+                if digest not in kept:
+                    kept.add(digest)
+                    waiting += below.get(digest, ())
+            found += [
+                (repository, digest)
+                for digest in linked
+                if digest not in kept and self._is_older(digest, is_old)
+            ]
+        return found
+
+    def _delete_manifest(
+        self, repository: str, digest: Digest, is_old: Callable[[float], bool]
+    ) -> bool:
+        """Delete a manifest unless somebody pushed it, or something that names it, meanwhile."""
+        with self._gate.removing():
+            if not self._is_older(digest, is_old):
+                return False
+            return self._publisher.remove(self._layout.revision_link(repository, digest))
 
     def _moment(self) -> float:
         """A moment that all earlier changes lie before and no later one does.
@@ -162,7 +224,7 @@ class Collector:
         os.utime(directory)
         return directory.stat().st_mtime
 
-    def _mark(self) -> tuple[set[Digest], list[Unread]]:
+    def _mark(self, deleted: frozenset[tuple[str, Digest]]) -> tuple[set[Digest], list[Unread]]:
         marked: set[Digest] = set()
         unread: list[Unread] = []
         # What reading a manifest gave is the same in every repository that links it.
@@ -171,6 +233,7 @@ class Collector:
             found = [
                 Unread(f"{repository}@{digest}", reason)
                 for digest in self._holdings.revisions(repository)
+                if (repository, digest) not in deleted
                 if (reason := self._mark_manifest(repository, digest, marked, outcomes))
             ]
             for tag, digest in self._holdings.dangling_tags(repository):
@@ -260,3 +323,12 @@ def _kept_digests(body: bytes) -> frozenset[Digest]:
         return parse_stored(body).kept_digests()
     except ManifestInvalid:
         return mentioned_digests(body)
+
+
+def _subject(body: bytes) -> list[Digest]:
+    """The manifest that a manifest refers to, as a signature does."""
+    try:
+        subject = parse_stored(body).subject
+    except ManifestInvalid:
+        return []
+    return [] if subject is None else [subject.digest]

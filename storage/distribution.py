@@ -319,9 +319,11 @@ class DistributionStore(DirectoryReader):
 
     # Collecting
 
-    def collect(self, grace: float = DEFAULT_GRACE, *, dry_run: bool = False) -> Collected:
+    def collect(
+        self, grace: float = DEFAULT_GRACE, *, dry_run: bool = False, untagged: bool = False
+    ) -> Collected:
         """Free the space of blobs that no manifest refers to; see `storage.collect`."""
-        return self._collector.collect(grace, dry_run=dry_run)
+        return self._collector.collect(grace, dry_run=dry_run, untagged=untagged)
 
     # Links
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from storage import digest as digests
 from storage.bundle.names import split_reference
 from storage.digest import Digest
 from storage.errors import (
@@ -40,6 +41,7 @@ class Image:
         blobs: every blob below it → its size; the manifests themselves are among them.
         missing: content that it names and the repository does not hold.
         faults: manifests that could not be read, wholly or in part; what those name is not known.
+        left_out: of ``missing``, what an index names, as other platforms that were not copied.
     """
 
     name: str
@@ -48,6 +50,12 @@ class Image:
     blobs: dict[Digest, int]
     missing: tuple[Digest, ...] = ()
     faults: tuple[str, ...] = ()
+    left_out: tuple[Digest, ...] = ()
+
+    @property
+    def lacking(self) -> tuple[Digest, ...]:
+        """What is missing without having been left out: it cannot be pulled whole."""
+        return tuple(digest for digest in self.missing if digest not in self.left_out)
 
     @property
     def size(self) -> int:
@@ -81,20 +89,6 @@ class Stack:
     layers: tuple[Layer, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Space: ``logical`` is every image by itself, ``stored`` what their blobs take together."""
-
-    images: int
-    logical: int
-    stored: int
-
-    @property
-    def saved(self) -> int:
-        """Bytes saved by sharing."""
-        return self.logical - self.stored
-
-
 def repositories(reader: Reader) -> Iterator[str]:
     """Every repository in lexical order."""
     after = ""
@@ -124,6 +118,7 @@ def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
     blobs: dict[Digest, int] = {}
     missing: dict[Digest, None] = {}
     faults: list[str] = []
+    children: set[Digest] = set()
     for found, manifest in walk(reader, repository, digest):
         if isinstance(manifest, StorageError):
             if not isinstance(manifest, ManifestUnknown):
@@ -134,6 +129,7 @@ def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
             else:
                 # registry:2 takes an entry that is a blob, whatever type the index gives it.
                 _add_blob(reader, repository, found, True, blobs, missing)
+                children.add(found)
             continue
         media_type = media_type or manifest.media_type
         blobs[found] = len(manifest.body)
@@ -141,7 +137,8 @@ def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
         for descriptor in manifest.blobs:
             needed = descriptor.distributable
             _add_blob(reader, repository, descriptor.digest, needed, blobs, missing)
-    return Image(name, digest, media_type, blobs, tuple(missing), tuple(faults))
+    left_out = tuple(child for child in missing if child in children)
+    return Image(name, digest, media_type, blobs, tuple(missing), tuple(faults), left_out)
 
 
 def walk(
@@ -196,11 +193,16 @@ def load(reader: Reader, repository: str, digest: Digest) -> Manifest:
         ManifestUnknown: it is not in the repository.
         ManifestInvalid: it cannot be understood.
         ManifestTooLarge: it is over `storage.manifest.MAX_SIZE`, so it was not read.
+        ContentCorrupt: its bytes have another digest.
     """
     extent = reader.manifest(repository, digest)
     if extent.size > MAX_SIZE:
         raise ManifestTooLarge(f"manifest is larger than {MAX_SIZE} bytes")
-    return parse_stored(read(extent))
+    body = read(extent)
+    if digests.of(body, digest.algorithm) != digest:
+        # It may well be a manifest, but is another one.
+        raise ContentCorrupt(f"manifest {digest} is damaged", {"digest": str(digest)})
+    return parse_stored(body)
 
 
 def read(extent: Extent) -> bytes:
@@ -252,17 +254,6 @@ def stacks(reader: Reader, repository: str, digest: Digest, name: str) -> list[S
         platform = "/".join(p for p in names if isinstance(p, str) and p)
         found.append(Stack(platform, child, tuple(layers)))
     return found
-
-
-def usage(reader: Reader) -> Usage:
-    """How much all images take, and would take without sharing."""
-    count = logical = 0
-    together: dict[Digest, int] = {}
-    for one in images(reader):
-        count += 1
-        logical += one.size
-        together.update(one.blobs)
-    return Usage(count, logical, sum(together.values()))
 
 
 def _add_blob(

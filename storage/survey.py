@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from storage import digest as digests
 from storage.digest import Digest
 from storage.directory import DirectoryReader
-from storage.errors import ManifestUnknown, StorageError
-from storage.images import Image, image, load, read, walk
+from storage.errors import ContentCorrupt, ManifestUnknown
+from storage.images import Image, image, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +87,10 @@ def _tagged(reader: DirectoryReader, repository: str, tag: str) -> Image | Damag
         return None  # deleted meanwhile
     if found.faults:
         # What is odd was pushed like that; what has another digest was not.
-        for below, manifest in walk(reader, repository, digest):
-            if isinstance(manifest, StorageError) and is_damaged(reader, repository, below):
-                return Damaged(name, f"manifest {below} is damaged")
+        for _, manifest in walk(reader, repository, digest):
+            if isinstance(manifest, ContentCorrupt):
+                return Damaged(name, manifest.message)
     return found
-
-
-def is_damaged(reader: DirectoryReader, repository: str, digest: Digest) -> bool:
-    """Whether a manifest is there but its bytes have another digest."""
-    try:
-        extent = reader.manifest(repository, digest)
-        return digests.of(read(extent), digest.algorithm) != digest
-    except ManifestUnknown:
-        return reader.is_linked(repository, digest)
 
 
 def untagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:
@@ -160,12 +150,3 @@ def space(reader: DirectoryReader) -> Space:
         if digest not in needed and digest not in only
     )
     return Space(count, logical, stored, loose, sum(only.values()), unused, tuple(damaged))
-
-
-def subject_of(reader: DirectoryReader, repository: str, digest: Digest) -> Digest | None:
-    """The manifest that a manifest refers to, as a signature does."""
-    try:
-        subject = load(reader, repository, digest).subject
-    except StorageError:
-        return None
-    return None if subject is None else subject.digest

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from storage.bundle.layer import Layer
 from storage.digest import Digest
+from storage.errors import StorageError
 from storage.uploads import DirectoryUpload
 
 
@@ -22,6 +23,9 @@ class Source(Protocol):
         self, repository: str, digest: Digest, upload: DirectoryUpload, size: int | None = None
     ) -> bool:
         """Put it into an upload, no more than ``size`` bytes; False where it does not have it."""
+
+    def resolve(self, repository: str, tag: str) -> Digest | None:
+        """The manifest that a tag points at; None where it has no such tag."""
 
 
 class BundleSource:
@@ -41,6 +45,12 @@ class BundleSource:
             return False
         upload.copy(extent)
         return True
+
+    def resolve(self, repository: str, tag: str) -> Digest | None:
+        try:
+            return self._layer.tag(repository, tag)
+        except StorageError:
+            return None
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ change goes through the same locks.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,31 +16,54 @@ import click
 
 from registry.cli.options import DURATION, as_json, print_json, root_directory
 from registry.config import ConfigError
+from storage.errors import ContentCorrupt, DigestInvalid, NameInvalid
 
 if TYPE_CHECKING:
     from storage.directory import DirectoryReader
     from storage.distribution import DistributionStore
+    from storage.survey import Damaged
     from storage.verify import Finding
 
 _FOUND_DAMAGE = 4
 """Exit code when stored content is not what it should be (CONTRACT.md)."""
 
+_REPAIR_ROUNDS = 4
+"""Repairs until nothing is left to mend: an index, its image, the layers, and a look at the end."""
+
+_NAMED = 2
+"""Further images that are named of those that a fault hurts."""
+
 
 @click.command()
+@click.option("--all", "everything", is_flag=True, help="Also manifests that no tag leads to.")
 @root_directory
 @as_json
-def ls(root: Path, json: bool) -> None:
-    """List the images."""
-    from storage.images import images
+@click.pass_context
+def ls(ctx: click.Context, everything: bool, root: Path, json: bool) -> None:
+    """List the images; exit 4 if the name of one leads to nothing that can be read."""
+    from storage.survey import Damaged, tagged, untagged
 
-    found = list(images(_reader(root)))
+    reader = _reader(root)
+    found = [*tagged(reader), *(untagged(reader) if everything else ())]
+    images = [one for one in found if not isinstance(one, Damaged)]
+    damaged = [one for one in found if isinstance(one, Damaged)]
     if json:
-        rows = [{"name": i.name, "digest": str(i.digest), "size": i.size} for i in found]
-        print_json({"images": rows})
-        return
-    width = max((len(image.name) for image in found), default=0)
-    for image in found:
-        click.echo(f"{image.name:<{width}}  {human(image.size):>9}  {image.digest}")
+        rows = [{"name": i.name, "digest": str(i.digest), "size": i.size} for i in images]
+        print_json({"images": rows, "damaged": [asdict(one) for one in damaged]})
+    else:
+        width = max((len(image.name) for image in images), default=0)
+        for image in images:
+            click.echo(f"{image.name:<{width}}  {human(image.size):>9}  {image.digest}")
+    name_damaged(ctx, damaged)
+
+
+def name_damaged(ctx: click.Context, damaged: Sequence[Damaged]) -> None:
+    """Name what could not be read, on standard error, and have the command exit with 4."""
+    for one in damaged:
+        click.echo(f"{one.name}: {one.reason}", err=True)
+    if damaged:
+        click.echo("mend it with mayfly verify --repair, or push it again", err=True)
+        ctx.exit(_FOUND_DAMAGE)
 
 
 @click.command()
@@ -71,16 +94,25 @@ def inspect(image: str, root: Path, json: bool) -> None:
 @click.command()
 @root_directory
 @as_json
-def du(root: Path, json: bool) -> None:
+@click.pass_context
+def du(ctx: click.Context, root: Path, json: bool) -> None:
     """Show how much space the images take, and save by sharing."""
-    from storage.images import usage
+    from storage.survey import space
 
-    found = usage(_reader(root))
+    found = space(_reader(root))
     if json:
         print_json({**asdict(found), "saved": found.saved})
-        return
-    click.echo(f"{found.images} images, {human(found.logical)} if each stood alone")
-    click.echo(f"{human(found.stored)} stored, {human(found.saved)} saved by sharing")
+    else:
+        click.echo(f"{found.images} images, {human(found.logical)} if each stood alone")
+        click.echo(f"{human(found.stored)} stored, {human(found.saved)} saved by sharing")
+        if found.untagged:
+            click.echo(
+                f"{human(found.untagged_size)} more for {found.untagged} manifests without a tag "
+                "(ls --all lists them, gc --untagged frees them)"
+            )
+        if found.unused_size:
+            click.echo(f"{human(found.unused_size)} more that no manifest needs (gc frees it)")
+    name_damaged(ctx, found.damaged)
 
 
 @click.command()
@@ -89,19 +121,45 @@ def du(root: Path, json: bool) -> None:
 def rm(images: tuple[str, ...], root: Path) -> None:
     """Delete images: by tag the tag alone, by digest the manifest and its tags.
 
-    The space comes back with gc.
+    The space of a manifest and what only it needs comes back with gc, of one that lost its last
+    tag with gc --untagged.
     """
-    from storage.images import resolve
-
     with _store(root) as store:
         for text in images:
-            repository, digest = resolve(store, text)
-            if "@" in text:
-                store.delete_manifest(repository, digest)
-            else:
-                tag = text.rpartition(":")[2] if ":" in text.rpartition("/")[2] else "latest"
-                store.delete_tag(repository, tag)
-            click.echo(f"deleted {text}")
+            click.echo(_remove(store, text))
+
+
+def _remove(store: DistributionStore, text: str) -> str:
+    """Delete an image; what to say of it. Also one that is damaged can be deleted.
+
+    Raises:
+        ManifestUnknown: there is none of that name.
+    """
+    from storage.bundle.names import split_reference
+    from storage.errors import ManifestUnknown
+
+    reference = split_reference(text)
+    for repository in (reference.repository, reference.repository.removeprefix("library/")):
+        try:
+            if reference.digest is not None:
+                store.delete_manifest(repository, reference.digest)
+                return f"deleted {text}"
+            tag = reference.tag or "latest"
+            digest = None
+            with contextlib.suppress(ManifestUnknown):
+                digest = store.tag(repository, tag)
+            store.delete_tag(repository, tag)
+        except (ManifestUnknown, NameInvalid):
+            continue
+        if digest is None or digest in store.tag_targets(repository):
+            return f"deleted {text}"
+        if not store.is_linked(repository, digest):
+            return f"deleted {text}"
+        return (
+            f"deleted {text}; its manifest {repository}@{digest} stays without a tag until "
+            "mayfly gc --untagged"
+        )
+    raise ManifestUnknown(f"no image {text} here; mayfly ls --all lists them")
 
 
 @click.command()
@@ -109,20 +167,36 @@ def rm(images: tuple[str, ...], root: Path) -> None:
     "--grace", type=DURATION, default="1h", show_default=True, help="Spare what is newer."
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be freed.")
+@click.option(
+    "--untagged",
+    is_flag=True,
+    help="Also delete manifests that no tag leads to; referrers of kept ones stay.",
+)
 @root_directory
 @as_json
 @click.pass_context
-def gc(ctx: click.Context, grace: float, dry_run: bool, root: Path, json: bool) -> None:
+def gc(
+    ctx: click.Context, grace: float, dry_run: bool, untagged: bool, root: Path, json: bool
+) -> None:
     """Free the space of what no image refers to.
 
     Repositories with a damaged manifest keep all their blobs; exit 4 if there are any.
     """
     with _store(root) as store:
-        found = store.collect(grace, dry_run=dry_run)
+        found = store.collect(grace, dry_run=dry_run, untagged=untagged)
     if json:
         unread = [{"image": one.image, "reason": one.reason} for one in found.unread]
         blobs = [str(digest) for digest in found.blobs]
-        print_json({"blobs": blobs, "size": found.size, "dry_run": dry_run, "unread": unread})
+        manifests = [f"{repository}@{digest}" for repository, digest in found.manifests]
+        print_json(
+            {
+                "blobs": blobs,
+                "size": found.size,
+                "dry_run": dry_run,
+                "unread": unread,
+                "untagged": manifests,
+            }
+        )
     else:
         for one in found.unread:
             click.echo(f"{one}; its repository keeps all blobs: repair or delete it", err=True)
@@ -149,38 +223,66 @@ def verify(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool)
     from storage.verify import verify as scrub
 
     with _store(root) as store:
-        found = scrub(store)
-        if found.findings and sources:
-            _repair(store, found.findings, sources)
-            found = scrub(store)
+        first = found = scrub(store)
+        for _ in range(_REPAIR_ROUNDS):
+            # A manifest that is mended may name more that lacks.
+            if not sources or not _repair(store, found.findings, sources):
+                break
+            found = scrub(store, again=False)
     if json:
         print_json(
             {
-                "blobs": found.blobs,
-                "size": found.size,
-                "findings": [{**asdict(f), "digest": str(f.digest)} for f in found.findings],
+                "blobs": first.blobs,
+                "size": first.size,
+                "left_out": found.left_out,
+                "findings": [
+                    {**asdict(f), "digest": str(f.digest) if f.digest else None}
+                    for f in found.findings
+                ],
             }
         )
     else:
         for finding in found.findings:
-            needed = f"  needed by {finding.image}" if finding.image else ""
-            click.echo(f"{finding.fault}: {finding.digest}{needed}")
-        click.echo(f"{found.blobs} blobs, {human(found.size)}: {len(found.findings)} faults")
+            click.echo(_described(finding))
+        if found.left_out:
+            click.echo(f"{found.left_out} manifests that indexes name were never copied here")
+        click.echo(f"{first.blobs} blobs, {human(first.size)}: {len(found.findings)} faults")
     if found.findings:
         ctx.exit(_FOUND_DAMAGE)
 
 
+def _described(finding: Finding) -> str:
+    """A fault, what it is of, the images it hurts, and why."""
+    text = f"{finding.fault}: {finding.digest}" if finding.digest else str(finding.fault)
+    if finding.image:
+        names = ", ".join((finding.image, *finding.others[:_NAMED]))
+        more = len(finding.others) - _NAMED
+        text += f"  needed by {names}" + (f" and {more} more" if more > 0 else "")
+    return f"{text} ({finding.reason})" if finding.reason else text
+
+
 def _repair(
     store: DistributionStore, findings: tuple[Finding, ...], sources: tuple[str, ...]
-) -> None:
+) -> int:
+    """Mend what the sources have; how much that was. One that fails keeps no other from it."""
     from registry.cli.sources import opened
     from storage.verify import repair
 
+    repaired = 0
     with contextlib.ExitStack() as stack:
-        fetches = [stack.enter_context(opened(source)).fetch for source in sources]
+        opened_sources = [stack.enter_context(opened(source)) for source in sources]
         for finding in findings:
-            if any(repair(store, finding, fetch) for fetch in fetches):
-                click.echo(f"repaired: {finding.digest}", err=True)
+            for name, source in zip(sources, opened_sources, strict=True):
+                try:
+                    mended = repair(store, finding, source.fetch, source.resolve)
+                except (DigestInvalid, ContentCorrupt) as error:
+                    click.echo(f"{name}: {error.message}", err=True)
+                    continue
+                if mended:
+                    repaired += 1
+                    click.echo(f"repaired: {finding.digest or finding.image}", err=True)
+                    break
+    return repaired
 
 
 def human(size: int) -> str:

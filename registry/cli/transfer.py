@@ -14,7 +14,7 @@ import click
 
 from registry.cli.options import as_json, root_directory
 from registry.cli.progress import print_event, reporting
-from registry.cli.store import human
+from registry.cli.store import human, name_damaged
 from registry.config import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from storage.directory import DirectoryReader
     from storage.distribution import DistributionStore
     from storage.images import Image
+    from storage.survey import Damaged
 
 _INVALID = 5
 """Exit code for a bundle that cannot be used (CONTRACT.md)."""
@@ -123,7 +124,9 @@ def _expanded(path: Path, scratch: Path, json: bool) -> Path:
 )
 @root_directory
 @as_json
+@click.pass_context
 def export(
+    ctx: click.Context,
     images: tuple[str, ...],
     everything: bool,
     output: Path,
@@ -143,7 +146,8 @@ def export(
     if not root.is_dir():
         raise ConfigError(f"--root {root}: there is no such directory")
     reader = DirectoryReader(root)
-    chosen = list(_chosen(reader, images))
+    damaged: list[Damaged] = []
+    chosen = list(_chosen(reader, images, damaged))
     with contextlib.ExitStack() as stack:
         have = _joined([_target(text, stack) for text in haves])
         planned = exporting.plan(reader, chosen, have)
@@ -156,14 +160,23 @@ def export(
             f"{output}: {len(chosen)} images, {human(planned.size)}, "
             f"{human(planned.left_out)} left out"
         )
+    name_damaged(ctx, damaged)
 
 
-def _chosen(reader: DirectoryReader, names: tuple[str, ...]) -> Iterator[tuple[str, Image]]:
+def _chosen(
+    reader: DirectoryReader, names: tuple[str, ...], damaged: list[Damaged]
+) -> Iterator[tuple[str, Image]]:
+    """The images to export; those that cannot be read whole are added to ``damaged``."""
     from storage.images import image, resolve
-    from storage.images import images as every
+    from storage.survey import Damaged, tagged
 
     if not names:
-        for one in every(reader):
+        for one in tagged(reader):
+            if isinstance(one, Damaged):
+                damaged.append(one)
+                continue
+            if one.lacking:
+                damaged.append(Damaged(one.name, f"written without {one.lacking[0]}"))
             yield one.name.rpartition(":")[0], one
     for text in names:
         repository, digest = resolve(reader, text)

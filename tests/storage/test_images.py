@@ -11,6 +11,7 @@ from storage import digest as digests
 from storage import images
 from storage.distribution import DistributionStore
 from storage.errors import ManifestUnknown
+from storage.survey import space
 from storage.verify import Fault, Finding, verify
 from tests.storage.builders import descriptor, image_body, index_body, push, put
 
@@ -54,9 +55,21 @@ def test_images_and_what_they_lack(store: DistributionStore) -> None:
 
 def test_usage_counts_shared_blobs_once(store: DistributionStore) -> None:
     """What two images share is saved once."""
-    found = images.usage(store)
+    found = space(store)
     assert found.images == 2
     assert found.saved == len(CONFIG) + len(BASE)
+    assert (found.untagged, found.untagged_size, found.unused_size) == (0, 0, 0)
+
+
+def test_space_without_a_tag(store: DistributionStore) -> None:
+    """What only an untagged manifest needs is told apart from what nothing needs."""
+    store.delete_tag("library/one", "v1")
+    push(store, "library/one", b"of nothing")
+    found = space(store)
+    assert found.images == 1
+    assert found.untagged == 1
+    assert found.untagged_size == len(ONE) + len(image_body(CONFIG, [BASE, ONE]))
+    assert found.unused_size == len(b"of nothing")
 
 
 def test_stack_is_bottom_to_top(store: DistributionStore) -> None:
@@ -87,17 +100,18 @@ def test_resolve_by_digest_and_unknown(store: DistributionStore) -> None:
 
 
 def test_verify_finds_every_fault(store: DistributionStore) -> None:
-    """A flipped byte, and a blob that an image lacks, are found with an image that needs them."""
+    """A flipped byte, and a blob that an image lacks, are found with an image that needs them.
+
+    A platform that was left out is none, as long as another is here.
+    """
     clean = verify(store)
-    absent = Finding(Fault.MISSING, digests.of(b"no such platform"), "team/two:latest")
-    assert clean.findings == (absent,)
+    assert (clean.findings, clean.left_out) == ((), 1)
     path = store.blob("library/one", digests.of(ONE)).path
     path.write_bytes(ONE[:-1] + b"!")
     store.blob("team/two", digests.of(TWO)).path.unlink()
     read: list[int] = []
     found = verify(store, progress=read.append)
     assert set(found.findings) == {
-        absent,
         Finding(Fault.CORRUPT, digests.of(ONE), "library/one:v1"),
         Finding(Fault.MISSING, digests.of(TWO), "team/two:latest"),
     }
