@@ -199,9 +199,9 @@ def test_credentials_stay_with_the_registry(tmp_path: Path, damaged: Path) -> No
         with registry(elsewhere) as (url, _):
             there.authorizations.clear()
             named = url.replace("http://", "http://user:password@")
-            with remote.Remote(named) as source:
-                with pytest.raises(ConfigError, match="come from elsewhere"):
-                    source.has("team/app", digest)
+            refused = pytest.raises(ConfigError, match="come from elsewhere")
+            with remote.Remote(named) as source, refused:
+                source.has("team/app", digest)
             assert there.authorizations == []
     store.close()
 
@@ -222,10 +222,10 @@ def test_slow_transfer_ends(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     store = DistributionStore(damaged)
     try:
+        refused = pytest.raises(ConfigError, match="did not arrive: it took too long")
         with registry(trickle) as (url, _), remote.Remote(url) as source:
-            with store.copying("team/app", "sha256") as upload:
-                with pytest.raises(ConfigError, match="did not arrive: it took too long"):
-                    source.fetch("team/app", digests.of(LAYER), upload, 1000)
+            with store.copying("team/app", "sha256") as upload, refused:
+                source.fetch("team/app", digests.of(LAYER), upload, 1000)
             waiting.set()
     finally:
         store.close()
@@ -252,8 +252,8 @@ def test_manifest_of_a_registry(damaged: Path) -> None:
                 assert source.fetch("team/app", digests.of(body), upload)
                 upload.commit(digests.of(body))
             large = True
-            with store.copying("team/app", "sha256") as upload:
-                with pytest.raises(ConfigError, match="not taken"):
-                    source.fetch("team/app", digests.of(b"other"), upload)
+            refused = pytest.raises(ConfigError, match="not taken")
+            with store.copying("team/app", "sha256") as upload, refused:
+                source.fetch("team/app", digests.of(b"other"), upload)
     finally:
         store.close()
