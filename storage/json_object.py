@@ -108,6 +108,15 @@ def read_leniently(body: bytes, is_wanted: Callable[[str], bool]) -> Lenient:
     return Lenient(fields, bool(repeats), tuple(faults))
 
 
+def exceeded(text: str, most_values: int) -> str | None:
+    """Which bound a JSON text exceeds, in words; None for a text that may be decoded."""
+    if _has_too_many_values(text, most_values):
+        return f"has more than {most_values} JSON values"
+    if _is_too_deep(text):
+        return f"is nested deeper than {MAX_DEPTH} levels"
+    return None
+
+
 def _decode(
     text: str,
     object_of: Callable[[list[tuple[str, Any]]], Object],
@@ -148,14 +157,14 @@ def _refuse_constant(name: str) -> None:
     raise ManifestInvalid(f"manifest is not JSON: {name} is no JSON value")
 
 
-def _has_too_many_values(text: str) -> bool:
-    if _count_values(text) <= MAX_VALUES:
+def _has_too_many_values(text: str, most: int = MAX_VALUES) -> bool:
+    if _count_values(text) <= most:
         return False
     # The characters that were counted may be inside strings. Few strings are quickly taken out;
     # of too many strings, too many are keys or values.
-    if text.count('"') - text.count(r"\"") > 2 * MAX_VALUES:
+    if text.count('"') - text.count(r"\"") > 2 * most:
         return True
-    return _count_values(_STRING.sub("", text)) > MAX_VALUES
+    return _count_values(_STRING.sub("", text)) > most
 
 
 def _count_values(text: str) -> int:

@@ -8,7 +8,8 @@ that the image had in a registry is lost.
 A layer that is not compressed is named by its ``diff_id`` in the config, so nothing has to be
 read to know its digest; that it has it is proven when it is first sent, as of any blob. A
 compressed layer's digest is what go-containerregistry and Jib name its file after
-(``<hex>.tar.gz``); under another name it has to be hashed, once.
+(``<hex>.tar.gz``); under another name it has to be hashed, once, and so has a layer of a config
+without diff_ids.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import json
 import os
 import posixpath
 import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from storage import digest as digests
 from storage.bundle import documents
@@ -24,7 +27,7 @@ from storage.bundle.content import Listed
 from storage.bundle.documents import DockerImage
 from storage.bundle.errors import BundleInvalid
 from storage.bundle.files import Files, OpenFile, read
-from storage.bundle.verified import Piece, Progress, Proofs
+from storage.bundle.verified import Piece, Progress, Proofs, changed
 from storage.digest import Digest
 from storage.files import stamp_of
 from storage.manifest import DOCKER_MANIFEST
@@ -36,8 +39,17 @@ _LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 _SUFFIXES = {b"\x1f\x8b\x08": ".gzip", b"\x28\xb5\x2f\xfd": ".zstd"}
 """First bytes of a compressed layer → the end of its media type."""
 
+_ATTEMPTS = 3
+"""Times that everything is hashed while the archive's change time keeps moving."""
+
 _OTHER_COMPRESSION = (b"BZh", b"\xfd7zXZ\0")
 _NAMED_BY_DIGEST = re.compile(r"([0-9a-f]{64})\.tar\.gz")
+
+
+class _Config(NamedTuple):
+    digest: Digest
+    size: int
+    diff_ids: tuple[str, ...]
 
 
 class DockerArchive:
@@ -61,6 +73,8 @@ class DockerArchive:
         self._files = files
         self._proofs = proofs
         self._members: dict[Digest, str] = {}
+        self._configs: dict[Piece, _Config] = {}
+        self._layers: dict[tuple[Piece, str | None], dict[str, object] | None] = {}
         self._unhashed: dict[Piece, None] = {}
         self._made: dict[Digest, Piece] = {}
         self._descriptors: list[int] = []
@@ -76,10 +90,15 @@ class DockerArchive:
         return self._made.get(digest) if member is None else self._files.locate(member)
 
     def hash(self, progress: Progress) -> None:
-        for piece in [*self._unhashed]:
-            self._proofs.measure(piece, progress=progress)
-            del self._unhashed[piece]
-        self.listed = self._list()
+        for _ in range(_ATTEMPTS):
+            for piece in [*self._unhashed]:
+                self._proofs.measure(piece, progress=progress)
+                del self._unhashed[piece]
+            self.listed = self._list()
+            # A chmod meanwhile gives the file another stamp, for which nothing is proven.
+            if not self._unhashed:
+                return
+        raise changed()
 
     def close(self) -> None:
         for descriptor in self._descriptors:
@@ -87,18 +106,26 @@ class DockerArchive:
         self._files.close()
 
     def _list(self) -> list[Listed]:
-        bodies = [self._manifest(image) for image in self._images]
-        self._keep([body for body in bodies if body is not None])
+        # What several images name is read once: thousands may name the same large config.
+        made: dict[tuple[str, tuple[str, ...]], bytes | None] = {}
+        for image in self._images:
+            key = image.config, image.layers
+            if key not in made:
+                made[key] = self._manifest(image)
+        known = {body: digests.of(body) for body in made.values() if body is not None}
+        self._keep(known)
+        bodies = [made[image.config, image.layers] for image in self._images]
         return [
-            Listed(None if body is None else digests.of(body), image.names)
+            Listed(None if body is None else known[body], image.names)
             for body, image in zip(bodies, self._images, strict=True)
         ]
 
     def _manifest(self, image: DockerImage) -> bytes | None:
         """The manifest of an image; None while a digest in it is not known."""
-        piece = self._locate(image.config)
-        config = read(piece, image.config)
-        diff_ids = documents.read_diff_ids(config, image.config)
+        config = self._config(image.config)
+        diff_ids: Sequence[str | None] = config.diff_ids
+        if not diff_ids:
+            diff_ids = [None] * len(image.layers)
         if len(diff_ids) != len(image.layers):
             raise BundleInvalid(
                 f"{image.config} has {len(diff_ids)} layers, {INDEX} gives it {len(image.layers)}"
@@ -106,18 +133,26 @@ class DockerArchive:
         layers = [self._layer(*both) for both in zip(image.layers, diff_ids, strict=True)]
         if None in layers:
             return None
-        digest = digests.of(config)
+        digest = config.digest
         self._members[digest] = posixpath.normpath(image.config)
         # Order and spacing are containerd's, so that the digest is the one it would make.
         fields = {
             "schemaVersion": 2,
             "mediaType": DOCKER_MANIFEST,
-            "config": _descriptor(_CONFIG, digest, len(config)),
+            "config": _descriptor(_CONFIG, digest, config.size),
             "layers": layers,
         }
         return json.dumps(fields, separators=(",", ":")).encode()
 
-    def _keep(self, bodies: list[bytes]) -> None:
+    def _config(self, name: str) -> _Config:
+        piece = self._locate(name)
+        if piece not in self._configs:
+            text = read(piece, name)
+            diff_ids = tuple(documents.read_diff_ids(text, name))
+            self._configs[piece] = _Config(digests.of(text), len(text), diff_ids)
+        return self._configs[piece]
+
+    def _keep(self, bodies: Mapping[bytes, Digest]) -> None:
         """Put made documents in memory that has a path, as all content has."""
         descriptor = os.memfd_create("mayfly-manifests")
         # Kept open until the end, also once newer ones replace it: it may be in the midst of use.
@@ -125,18 +160,26 @@ class DockerArchive:
         os.write(descriptor, b"".join(bodies))
         stamp, offset = stamp_of(os.fstat(descriptor)), 0
         opener = OpenFile(descriptor)
-        for body in bodies:
-            self._made[digests.of(body)] = Piece(opener.path, offset, len(body), stamp, opener)
+        for body, digest in bodies.items():
+            self._made[digest] = Piece(opener.path, offset, len(body), stamp, opener)
             offset += len(body)
 
-    def _layer(self, name: str, diff_id: str) -> dict[str, object] | None:
+    def _layer(self, name: str, diff_id: str | None) -> dict[str, object] | None:
         """The descriptor of a layer; None while its digest is not known."""
-        piece = self._locate(name)
+        key = self._locate(name), diff_id
+        if self._layers.get(key) is None:
+            self._layers[key] = self._describe(key[0], name, diff_id)
+        return self._layers[key]
+
+    def _describe(self, piece: Piece, name: str, diff_id: str | None) -> dict[str, object] | None:
         start = read(piece._replace(size=min(piece.size, 6)), name)
         if start.startswith(_OTHER_COMPRESSION):
             raise BundleInvalid(f"layer {name} is compressed as no client expects it: import it")
         suffix = next((s for magic, s in _SUFFIXES.items() if start.startswith(magic)), "")
-        digest = self._proofs.measured(piece) if suffix else digests.parse(diff_id)
+        if diff_id is not None and not suffix:
+            digest: Digest | None = digests.parse(diff_id)
+        else:
+            digest = self._proofs.measured(piece)
         if digest is None and (found := _NAMED_BY_DIGEST.fullmatch(posixpath.basename(name))):
             digest = Digest(digests.CANONICAL, found[1])
         if digest is None:

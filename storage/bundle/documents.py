@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from storage import json_object
 from storage.bundle.errors import BundleInvalid
 from storage.bundle.files import Files, read_named
 
 Object = dict[str, Any]
+
+_MAX_VALUES = 500_000
+"""Keys and values of one document: some 30,000 images. So many take 60 MiB and half a second."""
 
 
 class DockerImage(NamedTuple):
@@ -41,19 +45,20 @@ def read_docker_index(files: Files, name: str) -> list[DockerImage]:
 
 
 def read_diff_ids(config: bytes, name: str) -> list[str]:
-    """The digests of an image's uncompressed layers, lowest first, as its config has them.
+    """The digests of an image's uncompressed layers, lowest first; none where it does not say.
 
     Raises:
         BundleInvalid: it is no image config.
     """
     rootfs = _of_type(config, name, dict).get("rootfs")
-    return list(_texts(rootfs.get("diff_ids") if isinstance(rootfs, dict) else None, name))
+    found = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    return list(_texts(found or [], f"{name}, diff_ids"))
 
 
 def _docker_image(value: object, where: str) -> DockerImage:
     if not isinstance(value, dict) or not isinstance(value.get("Config"), str):
         raise BundleInvalid(f"{where} has no Config")
-    layers = _texts(value.get("Layers"), f"{where}, Layers")
+    layers = _texts(value.get("Layers") or [], f"{where}, Layers")
     names = _texts(value.get("RepoTags") or [], f"{where}, RepoTags")
     return DockerImage(value["Config"], layers, names)
 
@@ -66,8 +71,12 @@ def _texts(value: object, where: str) -> tuple[str, ...]:
 
 def _of_type(text: bytes, name: str, wanted: type) -> Any:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        decoded = text.decode("utf-8")
+        bound = json_object.exceeded(decoded, _MAX_VALUES)
+        if bound is not None:
+            raise BundleInvalid(f"{name} {bound}: no bundle needs that")
+        value = json.loads(decoded)
+    except ValueError:
         raise BundleInvalid(f"{name} is not JSON: the bundle is damaged or made wrongly") from None
     if not isinstance(value, wanted):
         raise BundleInvalid(f"{name} is not a JSON {'list' if wanted is list else 'object'}")

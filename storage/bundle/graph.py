@@ -22,6 +22,9 @@ from storage.digest import Digest
 from storage.errors import StorageError
 from storage.manifest import Descriptor
 
+_MOST_LINKS = 1_500_000
+"""Manifests and blobs of all repositories of a bundle: 10,000 images have a third of that."""
+
 
 class Image(NamedTuple):
     """An image or index of a bundle, with its name.
@@ -79,6 +82,8 @@ class Graph:
         self._content = content
         self._nodes: dict[Digest, Node | None] = {}
         self._sizes: dict[Digest, int | None] = {}
+        self._looked_at: set[Digest] = set()
+        self._held = 0
         self.notices: list[str] = []
         if not content.listed:
             self.notices.append("it lists no image: there is nothing in it to serve or import")
@@ -108,6 +113,7 @@ class Graph:
         Raises:
             BundleConflict: a tag is given to two images.
         """
+        self._held = 0
         found: dict[tuple[str, str], Repository] = {}
         loose: list[Digest] = []
         for image in images:
@@ -173,7 +179,13 @@ class Graph:
                 continue
             repository.manifests[digest] = node
             added.append(digest)
+            before = len(repository.blobs)
             repository.blobs.update(blob.digest for blob in node.blobs)
+            self._held += len(repository.blobs) - before + 1
+            if self._held > _MOST_LINKS:
+                raise BundleInvalid(
+                    f"its repositories together hold more than {_MOST_LINKS} manifests and blobs"
+                )
             waiting += [child.digest for child in node.children]
         return added
 
@@ -189,6 +201,9 @@ class Graph:
 
     def _look_for_blobs(self, image: Image) -> None:
         assert image.digest is not None
+        if image.digest in self._looked_at:
+            return
+        self._looked_at.add(image.digest)
         missing = []
         for blob in self._blobs_below(image.digest):
             size = self._size(blob.digest)

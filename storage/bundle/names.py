@@ -24,6 +24,9 @@ DOCKER_HUB = "docker.io"
 LOCAL = "localhost"
 """The host of images that came from no registry, as podman has it."""
 
+_LONGEST = 1024
+"""Characters of a full name: a repository has 255, a tag 128, a digest 135, a host 255."""
+
 _HUB_NAMES = frozenset({"index.docker.io", "registry-1.docker.io"})
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
@@ -55,6 +58,8 @@ def split_reference(text: str) -> Reference:
     Raises:
         NameInvalid, TagInvalid, DigestInvalid: a part is outside its grammar.
     """
+    if len(text) > _LONGEST:
+        raise NameInvalid(f"image name {text[:100]!r}… has {len(text)} characters")
     name, at, encoded = text.partition("@")
     digest = digests.parse(encoded) if at else None
     head, colon, tail = name.rpartition(":")

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from storage.bundle.content import Content, Listed
+from storage.bundle.errors import BundleInvalid
 from storage.bundle.graph import Graph, Image
 from storage.bundle.names import LOCAL, Reference, split_reference
 from storage.digest import Digest
 from storage.errors import StorageError
 from storage.names import check_tag
+
+_MOST_NAMES = 100_000
+"""More than any bundle has; each costs memory, and more in the tables that are made of them."""
 
 
 def name_images(content: Content, graph: Graph, fallback: str) -> tuple[list[Image], list[str]]:
@@ -24,8 +28,17 @@ def name_images(content: Content, graph: Graph, fallback: str) -> tuple[list[Ima
     images: list[Image] = []
     notices: list[str] = []
     loose: list[Listed] = []
-    for listed in content.listed:
-        texts = listed.names or tuple(_names_by_config(content, graph, listed.digest))
+    by_config: dict[Digest | None, tuple[str, ...]] = {}
+    # Each entry once: an index may have the same one a hundred thousand times.
+    for listed in dict.fromkeys(content.listed):
+        texts = listed.names
+        if not texts:
+            if listed.digest not in by_config:
+                names = _names_by_config(content, graph, listed.digest)
+                by_config[listed.digest] = tuple(dict.fromkeys(names))
+            texts = by_config[listed.digest]
+        if len(images) + len(texts) > _MOST_NAMES:
+            raise BundleInvalid(f"it gives its images more than {_MOST_NAMES} names")
         found = [*_references(texts, notices)]
         images += [Image(reference, listed.digest) for reference in found]
         if not found and _refers(listed, graph):

@@ -6,7 +6,7 @@ end of the archive: a bundle overwritten in the middle would pass for a smaller 
 half the time. Nothing is ever extracted: a name is a key, never a path.
 
 What tools could disagree on is refused, not guessed at: names that lead outside, links that do,
-sparse members, two members of one name (unless the name says what the bytes must be).
+sparse members, two members of one name that differ (unless the name says what the bytes must be).
 """
 
 from __future__ import annotations
@@ -32,8 +32,17 @@ _MAX_EXTENSION = 1024 * 1024
 _MAX_LENGTH_DIGITS = 7
 """Most digits of a pax record's length: it is within an extension header."""
 
-_MAX_MEMBERS = 1_000_000
-"""More files and links than any bundle has; each costs memory."""
+_MAX_MEMBERS = 250_000
+"""More files and links than any bundle has; each costs 300 bytes of memory."""
+
+_LONGEST_NAME = 16 * 1024
+"""Characters of a name or a link's target; Linux takes paths of 4096 bytes."""
+
+_MAX_NAMES = 32 * 1024 * 1024
+"""Characters of all names and targets together."""
+
+_COMPARED = 1024 * 1024
+"""Bytes read at once to compare two members of one name."""
 
 _MAX_LINKS = 16
 """Links followed from one name before it counts as a loop."""
@@ -133,17 +142,34 @@ def scan(descriptor: int, repeatable: str = "") -> TarIndex:
         OSError: it cannot be read.
     """
     index = TarIndex()
+    names = 0
     for name, member in _members(descriptor, index):
         known = index.members.get(name)
-        if known is not None and not (repeatable and name.startswith(repeatable)):
+        names += len(name) + len(member.target)
+        if names > _MAX_NAMES or len(index.members) >= _MAX_MEMBERS:
+            raise BundleInvalid(
+                f"the tar has more than {_MAX_MEMBERS} members, or {_MAX_NAMES} bytes of names"
+            )
+        is_free = repeatable and name.startswith(repeatable)
+        if known is not None and not is_free and not _are_equal(descriptor, known, member):
             raise BundleInvalid(
                 f"member {name!r} occurs twice, at bytes {known.offset} and {member.offset}, "
                 "and tools disagree on which one counts: unpack it and pack it again"
             )
         index.members[name] = member
-        if len(index.members) > _MAX_MEMBERS:
-            raise BundleInvalid(f"the tar has more than {_MAX_MEMBERS} members")
     return index
+
+
+def _are_equal(descriptor: int, one: Member, other: Member) -> bool:
+    """Whether two members are the same, so that it does not matter which one counts."""
+    if (one.kind, one.size, one.target) != (other.kind, other.size, other.target):
+        return False
+    for start in range(0, one.size, _COMPARED):
+        size = min(_COMPARED, one.size - start)
+        pieces = {os.pread(descriptor, size, member.offset + start) for member in (one, other)}
+        if len(pieces) != 1:
+            return False
+    return True
 
 
 def _members(descriptor: int, index: TarIndex) -> Iterator[tuple[str, Member]]:
@@ -174,6 +200,9 @@ def _members(descriptor: int, index: TarIndex) -> Iterator[tuple[str, Member]]:
         known = _KINDS.get(kind)
         if known is not None and not (known is Kind.FILE and name.endswith("/")):
             target = _first(extended.target, defaults.target) or _text(block[157:257])
+            if len(name) > _LONGEST_NAME or len(target) > _LONGEST_NAME:
+                raise BundleInvalid(f"a member's name at byte {position} is too long")
+            target = target if known is not Kind.FILE else ""
             yield _normalise(name, name, "points"), Member(known, start, size, target)
         extended = _Extended()
         position = start + _padded(size)

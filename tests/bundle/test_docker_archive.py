@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from storage import digest as digests
+from storage.bundle import docker_archive as docker_archive_module
 from storage.bundle.errors import BundleConflict, BundleInvalid, NotReady
 from storage.bundle.open import open_bundles
+from storage.bundle.verified import Piece
 from storage.manifest import DOCKER_MANIFEST
 from tests.bundle.builders import (
     docker_archive,
@@ -179,6 +181,68 @@ def test_conflict_that_shows_after_hashing(tmp_path: Path, open_all: OpenAll) ->
         bundles.layer.tag("library/a", "1")
 
 
+@pytest.mark.parametrize("config", [{}, {"rootfs": {"type": "layers"}}, {"rootfs": None}])
+def test_config_without_diff_ids(
+    tmp_path: Path, state: Path, open_all: OpenAll, config: dict[str, Any]
+) -> None:
+    """Its layers are hashed, once; then the image is served as any."""
+    files = docker_archive((["a:1"], [ONE, TWO]))
+    files[json.loads(files["manifest.json"])[0]["Config"]] = document(config)
+    path = write(tmp_path / "b.tar", files)
+    bundles = open_all(path)
+    assert bundles.unhashed == len(ONE) + len(TWO)
+    with pytest.raises(NotReady):
+        bundles.layer.tag("library/a", "1")
+    bundles.hash(lambda count: None)
+    made = manifest_of(bundles.layer, "library/a", "1")
+    assert [layer["digest"] for layer in made["layers"]] == [sha256(ONE), sha256(TWO)]
+    assert open_bundles([path], state).unhashed == 0
+
+
+@pytest.mark.parametrize("listed", [{"Layers": None}, {"Layers": []}, {}])
+def test_image_without_a_list_of_layers(
+    tmp_path: Path, open_all: OpenAll, listed: dict[str, Any]
+) -> None:
+    """A config alone is an image, too."""
+    entry = {"Config": "c.json", "RepoTags": ["a:1"]} | listed
+    files = {"c.json": document({"os": "linux"}), "manifest.json": document([entry])}
+    layer = open_all(write(tmp_path / "b.tar", files)).layer
+    assert manifest_of(layer, "library/a", "1")["layers"] == []
+
+
+def test_same_layer_twice(tmp_path: Path, open_all: OpenAll) -> None:
+    """Named twice by an image, and stored twice by a tool that does not look: it is one layer."""
+    files = docker_archive((["a:1"], [ONE, TWO, ONE]), name_layer=lambda data: sha256(data)[7:])
+    members = [(tar_info(name, data), data) for name, data in files.items()]
+    path = tmp_path / "b.tar"
+    path.write_bytes(tar_of(*members, *members))
+    made = manifest_of(open_all(path).layer, "library/a", "1")
+    assert [layer["digest"] for layer in made["layers"]] == [*map(sha256, (ONE, TWO, ONE))]
+
+
+def test_each_config_and_layer_is_read_once(
+    tmp_path: Path, open_all: OpenAll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many images name it, under its own name or through links."""
+    files = docker_archive((["a:1"], [ONE]))
+    entry = json.loads(files["manifest.json"])[0]
+    links = [hard_link(f"c{n}.json", entry["Config"]) for n in range(50)]
+    entries = [entry | {"Config": link.name, "RepoTags": None} for link in links]
+    files["manifest.json"] = document([entry] * 50 + entries)
+    members = [(tar_info(name, data), data) for name, data in files.items()]
+    path = tmp_path / "b.tar"
+    path.write_bytes(tar_of(*members, *links))
+    real, names = docker_archive_module.read, list[str]()
+
+    def count(piece: Piece, name: str, limit: int = 2**24) -> bytes:
+        names.append(name)
+        return real(piece, name, limit)
+
+    monkeypatch.setattr(docker_archive_module, "read", count)
+    assert len(open_all(path).layer.tags("library/a")) == 1
+    assert names == [entry["Config"], entry["Layers"][0]]
+
+
 def test_layer_whose_name_lies(tmp_path: Path, open_all: OpenAll) -> None:
     """A digest taken from a file's name is proven like any other before it is sent whole."""
     files = docker_archive(
@@ -195,9 +259,12 @@ def test_layer_whose_name_lies(tmp_path: Path, open_all: OpenAll) -> None:
     [
         (lambda f, i: f.pop(i["Config"]), ["manifest.json names", ".json", "not there"]),
         (lambda f, i: f.pop(i["Layers"][0]), ["manifest.json names", "layer.tar", "not there"]),
-        (lambda f, i: f.update({i["Config"]: b"{}"}), ["not a list"]),
+        (lambda f, i: f.update({i["Config"]: b'{"rootfs":{"diff_ids":7}}'}), ["not a list"]),
         (lambda f, i: f.update({i["Config"]: b"?"}), ["not JSON"]),
-        (lambda f, i: f.update({i["Config"]: b'{"rootfs":{"diff_ids":[]}}'}), ["has 0 layers"]),
+        (
+            lambda f, i: f.update({i["Config"]: document({"rootfs": {"diff_ids": ["x", "y"]}})}),
+            ["has 2 layers", "gives it 1"],
+        ),
         (lambda f, i: f.update({i["Config"]: b'{"rootfs":{"diff_ids":["x"]}}'}), ["not a digest"]),
         (lambda f, i: f.update({i["Layers"][0]: b"BZh9123456"}), ["import it"]),
     ],

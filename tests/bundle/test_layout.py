@@ -343,7 +343,9 @@ def invalid(open_all: OpenAll, path: Path, *words: str) -> None:
     ("name", "data", "words"),
     [
         ("index.json", b"{", ["index.json is not JSON"]),
-        ("index.json", b"[" * 100_000, ["index.json is not JSON"]),
+        ("index.json", b"[" * 100_000, ["index.json is nested deeper than 64 levels"]),
+        ("index.json", b'[{"":0}' + b',{"":0}' * 400_000, ["more than 500000 JSON values"]),
+        ("index.json", b'{"\xff":0}', ["index.json is not JSON"]),
         ("index.json", b"[]", ["index.json is not a JSON object"]),
         ("index.json", b"{}", ["no list of manifests"]),
         ("index.json", b'{"manifests":[{}]}', ["manifests[0]", "not a digest"]),

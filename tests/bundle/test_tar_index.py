@@ -81,6 +81,16 @@ def test_very_long_names_and_targets(format: int) -> None:
     assert content(data, "l" * 200) == b"bytes"
 
 
+def test_too_much_to_remember(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, their length, and the bytes of all of them have bounds."""
+    refused(tar({"n" * 20_000: b""}), "name at byte", "too long")
+    refused(tar_of(symlink("link", "t" * 20_000)), "name at byte", "too long")
+    monkeypatch.setattr(tar_index, "_MAX_NAMES", 100)
+    refused(tar({f"{number}" * 30: b"" for number in range(4)}), "100 bytes of names")
+    monkeypatch.setattr(tar_index, "_MAX_MEMBERS", 2)
+    refused(tar({"a": b"", "b": b"", "c": b""}), "more than 2 members")
+
+
 @pytest.mark.parametrize("name", ["./file", "a/../file", "file", "././/file"])
 def test_names_are_normalised(name: str) -> None:
     """However a tool spells a path inside the archive, it is one name."""
@@ -243,6 +253,10 @@ def test_twice_the_same_name() -> None:
     """Readers disagree on which counts, so it is refused, but for content named by digest."""
     twice = tar_of((tar_info("index.json", b"one"), b"one"), (tar_info("./index.json", b"2"), b"2"))
     refused(twice, "'index.json'", "twice", "bytes 512 and 1536")
+    same = tar_of((tar_info("index.json", b"one"), b"one"), (tar_info("index.json", b"1"), b"1"))
+    refused(same, "'index.json'", "twice")
+    equal = tar_of(*[(tar_info("./index.json", b"one"), b"one")] * 3)
+    assert content(equal, "index.json") == b"one"
     blobs = tar_of((tar_info("blobs/a", b"one"), b"one"), (tar_info("blobs/a", b"two"), b"two"))
     place = scan(blobs, "blobs/").locate("blobs/a")
     assert place is not None

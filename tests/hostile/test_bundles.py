@@ -1,0 +1,178 @@
+"""Attacks by what a bundle lists: the same thing very often, or very much of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.bundle.builders import (
+    Layout,
+    docker_archive,
+    document,
+    layers,
+    sha256,
+    tar_info,
+    tar_of,
+    write,
+)
+from tests.hostile.harness import Hostile
+
+MIB = 1024 * 1024
+ONE = layers("one")[0]
+
+
+def _one_config_often(path: Path) -> int:
+    """One config of 9 MiB, named 500 times."""
+    files = docker_archive((["a:1"], [ONE]))
+    entry = json.loads(files["manifest.json"])[0]
+    config = json.loads(files[entry["Config"]]) | {"comment": "x" * 9 * MIB}
+    files[entry["Config"]] = document(config)
+    files["manifest.json"] = document([entry | {"RepoTags": [f"a:{n}"]} for n in range(500)])
+    write(path, files)
+    return 0
+
+
+def _many_images(path: Path) -> int:
+    """A manifest.json of 50,000 images."""
+    files = docker_archive((["a:1"], [ONE]))
+    entry = json.loads(files["manifest.json"])[0]
+    entries = [entry | {"RepoTags": [f"a:{n}"]} for n in range(50_000)]
+    files["manifest.json"] = document(entries)
+    write(path, files)
+    return 0
+
+
+def _one_manifest_often(path: Path) -> int:
+    """An index.json that names one manifest 100,000 times."""
+    layout = Layout()
+    entry = layout.image(ONE)
+    small = {"digest": entry["digest"]}
+    layout.entries = [small] * 100_000
+    layout.write_tar(path)
+    return 0
+
+
+def _one_manifest_under_many_names(path: Path) -> int:
+    """An image of 5,000 layers in 10,000 repositories: 50 million links."""
+    layout = Layout()
+    config = layout.add(b"{}", "application/vnd.oci.image.config.v1+json")
+    names = [sha256(str(n).encode()) for n in range(5000)]
+    absent = [config | {"digest": name} for name in names]
+    body = {"schemaVersion": 2, "config": config, "layers": absent}
+    manifest = layout.add(document(body), "application/vnd.oci.image.manifest.v1+json")
+    for number in range(10_000):
+        layout.name(manifest, f"quay.io/app{number}:1")
+    layout.write_tar(path)
+    return 5
+
+
+def _names_by_config(path: Path) -> int:
+    """One config with 50,000 names, and 50,000 entries that look for theirs there."""
+    layout = Layout()
+    entry = layout.image(ONE)
+    config = json.loads(layout.files[f"blobs/{entry['digest'].replace(':', '/')}"])["config"]
+    layout.entries = [
+        {"digest": entry["digest"], "annotations": {"org.opencontainers.image.ref.name": str(n)}}
+        for n in range(30_000)
+    ]
+    name = f"blobs/{config['digest'].replace(':', '/')}"
+    tags = [f"a:{n}" for n in range(50_000)]
+    layout.files["manifest.json"] = document([{"Config": name, "RepoTags": tags, "Layers": []}])
+    layout.write_tar(path)
+    return 5
+
+
+def _objects(path: Path) -> int:
+    """An index.json of 15 MiB of small objects."""
+    layout = Layout()
+    files = layout.all_files() | {"index.json": b"[" + b'{"":0},' * 2_100_000 + b"0]"}
+    write(path, files)
+    return 5
+
+
+def _long_names(path: Path) -> int:
+    """A tar with 400 MiB of names."""
+    with path.open("wb") as file:
+        info = tar_info("x")
+        for number in range(1000):
+            info.name = f"{number:04}" + "n" * 400_000
+            file.write(info.tobuf(tarfile.PAX_FORMAT))
+        file.write(bytes(1024))
+    return 5
+
+
+def _many_members(path: Path) -> int:
+    """A tar of 300,000 empty members."""
+    header = bytearray(tar_info("0" * 20).tobuf(tarfile.USTAR_FORMAT))
+    out = io.BytesIO()
+    checksum = sum(header) - sum(header[148:156]) + 8 * 32
+    for number in range(300_000):
+        name = b"%020d" % number
+        header[:20] = name
+        total = checksum - 20 * 48 + sum(name)
+        header[148:156] = b"%06o\0 " % total
+        out.write(header)
+    path.write_bytes(out.getvalue() + bytes(1024))
+    return 5
+
+
+def _pax_records(path: Path) -> int:
+    """A pax header of 200,000 records, ten times."""
+    record = b"6 a=b\n"
+    body = record * (MIB // len(record))
+    info = tar_info("pax", body, type=tarfile.XHDTYPE)
+    member = (info, body)
+    path.write_bytes(tar_of(*[member, tar_info("x")] * 10, format=tarfile.USTAR_FORMAT))
+    return 5
+
+
+def _referrers_in_reverse(path: Path) -> int:
+    """A chain of 10,000 artifacts, each referring to the one that is listed after it."""
+    layout = Layout()
+    subject = layout.image(ONE)
+    layout.name(subject, "quay.io/a:1")
+    chain = []
+    for _ in range(10_000):
+        subject = layout.image(subject=subject)
+        chain.append({"digest": subject["digest"]})
+    layout.entries += reversed(chain)
+    layout.write_tar(path)
+    return 0
+
+
+ATTACKS: list[Callable[[Path], int]] = [
+    _one_config_often,
+    _many_images,
+    _one_manifest_often,
+    _one_manifest_under_many_names,
+    _names_by_config,
+    _objects,
+    _long_names,
+    _many_members,
+    _pax_records,
+    _referrers_in_reverse,
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_bundle_of_too_much(
+    hostile: Hostile, tmp_path: Path, attack: Callable[[Path], int]
+) -> None:
+    """It is opened in time that grows with its size alone, or refused in one line."""
+    code = attack(tmp_path / "b.tar")
+    assert attack.__doc__ is not None
+    (tmp_path / "r").mkdir()
+    # Of all commands the one that opens a bundle and does little else.
+    done = hostile.command(
+        attack.__doc__, "export", "--all", "-o", tmp_path / "out.tar", "--root", tmp_path / "r",
+        "--have", tmp_path / "b.tar",
+        before="13 s for ten names of one config" if attack is _one_config_often else "",
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr[-2000:]
+    if code:
+        assert len(done.stderr.splitlines()) == 1
