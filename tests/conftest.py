@@ -16,6 +16,13 @@ from tests.programs import TOP, manifest
 REQUIRE_ALL = "MAYFLY_REQUIRE_ALL"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--record: what operators read is to be as it is now."""
+    parser.addoption(
+        "--record", action="store_true", help="Write the expected output of examples anew."
+    )
+
+
 def pytest_configure() -> None:
     """Take SIGINT back from a shell that runs the tests in the background and so ignores it.
 

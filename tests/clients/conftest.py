@@ -73,10 +73,35 @@ def dockerd(workspace: Path, home: Path) -> Iterator[Dockerd]:
     daemon.stop()
 
 
+@pytest.fixture(scope="session", params=["", *versions("docker")], ids=version_id)
+def each_dockerd(request: pytest.FixtureRequest, workspace: Path, home: Path) -> Iterator[Dockerd]:
+    """The machine's Docker daemon, and each engine that the manifest of programs has.
+
+    Those keep images in containerd, of the newest version that the manifest has.
+    """
+    if not request.param:
+        yield request.getfixturevalue("dockerd")
+        return
+    need_root()
+    directory = workspace / f"dockerd-{request.param}"
+    daemon = Dockerd(directory, home, request.param, versions("containerd")[-1])
+    yield daemon
+    daemon.stop()
+
+
 @pytest.fixture(scope="session")
 def docker(dockerd: Dockerd) -> Client:
     """The docker command of that daemon."""
     return dockerd.docker
+
+
+def runs_containers(docker: Client) -> bool:
+    """Whether an engine can start containers with Debian 12's runc.
+
+    From 29 on (API 1.52) it asks for a time namespace, which runc knows from 1.2 on.
+    """
+    major, minor = docker("version", "--format={{.Server.APIVersion}}").split(".")
+    return (int(major), int(minor)) < (1, 52)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +116,7 @@ def docker_base(docker: Client, images: Images) -> str:
 def docker_image(docker: Client, docker_base: str, images: Images, workspace: Path) -> str:
     """An image of several layers that docker built on the base."""
     layers = ["share", "python", "archives"]
+    build = "RUN dpkg-query --show > /packages\n" if runs_containers(docker) else ""
     command = ", ".join(f'"{word}"' for word in COMMAND)
     with tempfile.TemporaryDirectory(dir=workspace) as context:
         for layer in layers:
@@ -98,7 +124,7 @@ def docker_image(docker: Client, docker_base: str, images: Images, workspace: Pa
         (Path(context) / "Dockerfile").write_text(
             f"FROM {docker_base}\n"
             + "".join(f"ADD {layer}.tar /\n" for layer in layers)
-            + f"RUN dpkg-query --show > /packages\nCMD [{command}]\n"
+            + f"{build}CMD [{command}]\n"
         )
         docker("build", "--network=none", f"--tag={BUILT_IMAGE}", context)
     return BUILT_IMAGE

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.clients.conftest import runs_containers
 from tests.clients.images import ARCHITECTURE, Images
-from tests.clients.programs import Client
+from tests.clients.programs import Client, Dockerd
 from tests.process import Mayfly
 
 DOCKER_MANIFEST_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -26,9 +28,16 @@ class Pushed:
 
 
 @pytest.fixture(scope="module")
+def docker(each_dockerd: Dockerd) -> Client:
+    """docker of each engine: in this module in place of the machine's alone."""
+    return each_dockerd.docker
+
+
+@pytest.fixture(scope="module")
 def pushed(docker: Client, docker_image: str, workspace: Path) -> Iterator[Pushed]:
     """docker remembers what a registry has: only a server of its own sees the first push."""
-    with Mayfly(workspace / "docker/root", workspace / "docker/state") as server:
+    directory = Path(tempfile.mkdtemp(prefix="docker-", dir=workspace))
+    with Mayfly(directory / "root", directory / "state") as server:
         reference = f"{server.host}/first/debian:1"
         docker("tag", docker_image, reference)
         yield Pushed(server.host, reference, docker("push", reference))
@@ -45,7 +54,7 @@ def test_first_push_uploads_every_layer(docker: Client, pushed: Pushed, layers: 
     """A server that has nothing is sent all layers of an image of 200 MB and more."""
     size = json.loads(docker("image", "inspect", pushed.reference))[0]["Size"]
     assert size >= 200_000_000
-    assert layers == 5
+    assert layers == (5 if runs_containers(docker) else 4)
     assert pushed.output.count(": Pushed") == layers
 
 
@@ -77,8 +86,9 @@ def test_removed_image_is_pulled_and_runs(
     pulled = docker("pull", pushed.reference)
     assert pulled.count(": Pull complete") == layers
     assert docker("image", "inspect", "--format={{.Id}}", pushed.reference) == before
-    output = docker("run", "--rm", "--network=none", pushed.reference)
-    assert "ID=debian" in output.splitlines()
+    if runs_containers(docker):
+        output = docker("run", "--rm", "--network=none", pushed.reference)
+        assert "ID=debian" in output.splitlines()
 
 
 def test_pull_by_digest(docker: Client, pushed: Pushed) -> None:

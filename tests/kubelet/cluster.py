@@ -16,9 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.clients.layout import Layout
 from tests.clients.programs import Client, with_sbin
 from tests.kubelet.api import Api, Object, Refused, eventually
-from tests.kubelet.images import SLEEP, Layout, busybox, noise
+from tests.kubelet.images import SLEEP, busybox, noise
 from tests.kubelet.namespace import run
 from tests.kubelet.node import GATEWAY, KUBERNETES, SANDBOX, Node, end
 from tests.kubelet.pki import Authority, Pair

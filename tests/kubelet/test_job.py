@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.clients.layout import Layout
 from tests.kubelet.api import Object, eventually
 from tests.kubelet.cluster import Cluster, Pod
-from tests.kubelet.images import Layout, add_mayfly
+from tests.kubelet.images import add_mayfly
 from tests.kubelet.node import Node
 from tests.kubelet.pki import Authority
 from tests.process import REPO, run_mayfly
