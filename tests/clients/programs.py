@@ -13,6 +13,9 @@ from typing import Self
 from tests.process import Process, find_program, need
 from tests.programs import versioned
 
+OLD_CLIENTS = {"DOCKER_MIN_API_VERSION": "1.24"}
+"""Engines from 29 on refuse clients as old as Debian's, unless their environment says this."""
+
 CRI_PLUGINS = [
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.images",
@@ -107,8 +110,7 @@ class Dockerd(Process):
                 f"--host={socket}",
             ],
             directory / "output.log",
-            # Engines from 29 on refuse clients as old as Debian's, unless told.
-            env={**with_sbin(*filter(None, own)), "DOCKER_MIN_API_VERSION": "1.24"},
+            env={**with_sbin(*filter(None, own)), **OLD_CLIENTS},
         )
         # The classic builder needs no plugin, which not every docker client brings.
         self.docker = Client("docker", home, "--host", socket, env={"DOCKER_BUILDKIT": "0"})

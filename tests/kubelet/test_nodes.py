@@ -1,27 +1,16 @@
-"""Credentials of nodes, not of pods: hosts.toml, kubelet's own file, a provider plugin, a NodePort.
-
-And kubelet's garbage collection of images, which takes minutes, when MAYFLY_SOAK=1.
-"""
+"""Credentials of nodes, not of pods: hosts.toml, kubelet's file, a provider plugin, a NodePort."""
 
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-import pytest
-
 from tests.kubelet.api import eventually
 from tests.kubelet.cluster import HOST, PORT, Cluster
 from tests.kubelet.node import GATEWAY, Node, end
-
-slow = pytest.mark.skipif(
-    not os.environ.get("MAYFLY_SOAK") and not os.environ.get("MAYFLY_REQUIRE_ALL"),
-    reason="waits for kubelet's own periods (run: MAYFLY_SOAK=1)",
-)
 
 PROVIDER = """#!/bin/sh
 # kubelet's credential provider: the node's own credential, from a file
@@ -51,15 +40,6 @@ def test_credential_in_hosts_toml_outlives_mayfly(served: Cluster, other_node: N
     pod.gone()
     served.serve()
     served.trust(other_node)
-
-
-@pytest.fixture
-def kubelets(served: Cluster) -> Iterator[Cluster]:
-    """Both kubelets are as they were, afterwards."""
-    yield served
-    for node in served.nodes.values():
-        node.shell("rm -f /var/lib/kubelet/config.json /etc/mayfly-credential.json")
-        node.restart_kubelet()
 
 
 def test_credentials_that_kubelet_has(kubelets: Cluster) -> None:
@@ -160,29 +140,3 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
         while data := source.recv(65536):
             target.sendall(data)
         target.shutdown(socket.SHUT_WR)
-
-
-@slow
-def test_collected_image_is_pulled_again(cluster: Cluster, other_node: Node) -> None:
-    """kubelet looks every five minutes for images that no pod uses."""
-    image = f"{HOST}/team/app:3"
-    other_node.restart_kubelet(imageMaximumGCAge="60s")
-    secret = cluster.secret()
-    cluster.pod(image, secret, 2).runs().gone()
-    eventually(lambda: not other_node.has_image(image), 660)
-    # containerd 1.6 does not pin the sandbox's image, so that went, too.
-    other_node.import_images(cluster.sandbox)
-    cluster.pod(image, secret, 2).runs().gone()
-    other_node.restart_kubelet()
-
-
-@slow
-def test_kubelet_reads_its_file_again(kubelets: Cluster, node: Node) -> None:
-    """A config.json that appears while kubelet runs is seen within five minutes."""
-    image = f"{HOST}/team/app:9"
-    pod = kubelets.pod(image)
-    pod.fails()
-    pod.gone()
-    made = kubelets.credentials("docker", "--node", node.name, "--name", node.name)
-    node.shell('umask 077; printf %s "$1" > /var/lib/kubelet/config.json', made)
-    kubelets.pod(image).runs(660).gone()

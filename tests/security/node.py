@@ -15,12 +15,16 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from tests.clients.programs import Client, cri_config, with_sbin
+from tests.clients.programs import OLD_CLIENTS, Client, cri_config, with_sbin
 from tests.process import REPO, Mayfly, Process, find_program, need, need_root
+from tests.programs import versioned, versions
 from tests.security.servers import mayfly
 
 ADDRESS = "198.51.100.7"
 """From a block for documentation (RFC 5737): no other host's."""
+
+NEWEST_CONTAINERD = versioned("containerd", versions("containerd")[-1])
+"""Which Docker's newer engines keep their images in."""
 
 _KEPT = ("passwd", "group", "hosts", "nsswitch.conf", "ssl", "ld.so.cache", "containers")
 _BOUNDED = "1800"  # seconds until a node ends by itself, should nobody end it
@@ -125,11 +129,18 @@ class NodeMayfly(Mayfly):
 
 
 class NodeDockerd(Process):
-    """A Docker daemon on a node; its client runs anywhere, by the socket."""
+    """A Docker daemon on a node; its client runs anywhere, by the socket.
 
-    def __init__(self, node: Node, home: Path) -> None:
-        need("dockerd", "docker", "containerd", "runc")
-        directory = node.directory / "dockerd"
+    Args:
+        version: of the engine, as `tests.programs` has it; "" is the machine's own.
+    """
+
+    def __init__(self, node: Node, home: Path, version: str = "") -> None:
+        need("docker", "runc")
+        own = [versioned("docker", version), NEWEST_CONTAINERD] if version else []
+        for program, where in zip(("dockerd", "containerd"), own or (None, None), strict=True):
+            need(program, directory=where)
+        directory = node.directory / f"dockerd-{version}".rstrip("-")
         directory.mkdir()
         socket = f"unix://{directory}/docker.sock"
         options = (
@@ -142,7 +153,9 @@ class NodeDockerd(Process):
             f"--host={socket}",
         )
         super().__init__(
-            node.inside("dockerd", *options), directory / "output.log", env=with_sbin()
+            node.inside(str(own[0] / "dockerd") if own else "dockerd", *options),
+            directory / "output.log",
+            env={**with_sbin(*own), **OLD_CLIENTS},
         )
         self.docker = Client("docker", home, "--host", socket)
 

@@ -7,12 +7,16 @@ there. Trust is put in place by ``mayfly node-config apply`` and taken back by `
 from __future__ import annotations
 
 import json
+import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.clients.conftest import version_id
 from tests.clients.programs import Client, wait_for_answer
+from tests.programs import versions
 from tests.security.node import Node, NodeDockerd, NodeMayfly
 from tests.security.servers import credential, one_run_users
 
@@ -20,13 +24,16 @@ LOCAL = "mayfly-test/small:1"
 DAEMON_JSON = '{\n\t"log-level": "info",   "debug": false }\n'
 
 
-@pytest.fixture(scope="module")
-def dockerd(node: Node, workspace: Path) -> Iterator[NodeDockerd]:
-    """A Docker daemon on the node, whose administrator has configured it already."""
+@pytest.fixture(scope="module", params=["", *versions("docker")], ids=version_id)
+def dockerd(node: Node, workspace: Path, request: pytest.FixtureRequest) -> Iterator[NodeDockerd]:
+    """A Docker daemon on the node, whose administrator has configured it already.
+
+    The machine's, and each engine that the manifest of programs has.
+    """
     etc = node.root / "etc/docker"
-    etc.mkdir()
+    etc.mkdir(exist_ok=True)
     (etc / "daemon.json").write_text(DAEMON_JSON)
-    daemon = NodeDockerd(node, workspace)
+    daemon = NodeDockerd(node, workspace, request.param)
     wait_for_answer(daemon, daemon.docker, "version")
     yield daemon
     daemon.stop()
@@ -174,6 +181,30 @@ def test_short_lived_credential_logs_in(docker: Client, secure: NodeMayfly, home
     docker("push", reference)
     docker("image", "rm", reference)
     docker("pull", reference)
+
+
+def test_hub_name_comes_from_a_bundle(
+    node: Node, dockerd: NodeDockerd, docker: Client, archive: Path, workspace: Path
+) -> None:
+    """`small:1` without retagging, through the mirror of docker.io that apply configured.
+
+    Docker asks mirrors without credentials.
+    """
+    docker("image", "rm", "--force", LOCAL)
+    directory = Path(tempfile.mkdtemp(prefix="mirror-", dir=workspace))
+    bundle = directory / "hub.tar"
+    skopeo = Client("skopeo", directory, "--insecure-policy")
+    skopeo("copy", f"docker-archive:{archive}", f"oci-archive:{bundle}:docker.io/library/small:1")
+    with NodeMayfly(node, directory, str(bundle), "--anonymous", "pull") as server:
+        told = node.configure(
+            "apply", "docker", "--state-dir", server.state_dir, "--mirror", "docker.io"
+        )
+        assert "/etc/docker/daemon.json" in told
+        dockerd.popen.send_signal(signal.SIGHUP)
+        mirrors = "{{.RegistryConfig.Mirrors}}"
+        dockerd.wait_for(lambda: server.host in docker("info", "--format", mirrors) or None)
+        assert "Downloaded newer image for small:1" in docker("pull", "small:1")
+        node.configure("revert", "docker")
 
 
 def test_start_tells_how_to_trust_it(secure: NodeMayfly) -> None:
