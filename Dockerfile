@@ -23,7 +23,7 @@ RUN mkdir -p /var/lib/mayfly /run/mayfly && chown 65532:65532 /var/lib/mayfly /r
 ENV PATH=/opt/mayfly/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     MAYFLY_ROOT=/var/lib/mayfly \
-    MAYFLY_STATE_DIR=/run/mayfly \
+    MAYFLY_STATE_DIR=/var/lib/mayfly/state \
     MAYFLY_LISTEN=0.0.0.0:5000
 USER 65532:65532
 VOLUME ["/var/lib/mayfly", "/run/mayfly"]

@@ -1,16 +1,19 @@
-"""Telling the world that the port answers: ``ready.json``, and the text for the operator."""
+"""Readiness: ``ready.json``, and what the log says of it."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from registry import log
 from registry.config import ConfigError, Settings
+from registry.lifetime.errors import NotRunning
 from registry.lifetime.private import Login
 from registry.lifetime.state import CREDENTIALS
 from registry.readers import Address
@@ -60,27 +63,28 @@ def announced(settings: Settings, security: Security, login: Login) -> Iterator[
         raise ConfigError(
             f"--state-dir {settings.state_dir} cannot be used: {error.strerror}"
         ) from None
-    _say(f"mayfly {VERSION} ready at {login.url}")
-    if settings.exposed:
-        _say(_for_nodes(settings, login.url, security))
+    _tell(settings, security, login)
     try:
         yield
     finally:
         ready.unlink(missing_ok=True)
 
 
-def read_ready(state_dir: Path) -> dict[str, str]:
-    """What a running registry announced.
+def read_ready(state_dir: Path) -> dict[str, Any]:
+    """What the running registry of a state directory announced.
 
     Raises:
-        ConfigError: none is running with this state directory.
+        NotRunning: none runs there, or it is not ready.
+        ConfigError: it may not be asked.
     """
+    from registry.lifetime.client import connect
+
+    # A server that was killed leaves the file; only a living one answers.
+    connect(state_dir).close()
     try:
-        found: dict[str, str] = json.loads((state_dir / READY).read_text())
+        found: dict[str, Any] = json.loads((state_dir / READY).read_text())
     except (OSError, ValueError):
-        raise ConfigError(
-            f"no registry runs with --state-dir {state_dir}: start one with mayfly serve"
-        ) from None
+        raise NotRunning(f"the Mayfly with the state directory {state_dir} is not ready") from None
     return found
 
 
@@ -91,26 +95,26 @@ def _own_address() -> str:
     return str(outside[0]) if outside else "127.0.0.1"
 
 
-def _for_nodes(settings: Settings, url: str, security: Security) -> str:
-    from registry.trust.node.commands import node_commands
-    from registry.trust.node.target import parse
-
-    ca = security.ca.read_bytes() if security.ca is not None else None
-    lines = []
+def _tell(settings: Settings, security: Security, login: Login) -> None:
+    """Say where the registry is, and where an operator finds the rest."""
+    at: dict[str, Any] = {"url": login.url, "pid": os.getpid(), "version": VERSION}
+    log.tell(logging.INFO, "ready", f"mayfly {VERSION} ready at {login.url}", **at)
+    if settings.exposed:
+        log.tell(
+            logging.INFO,
+            "node_setup",
+            f"to set up nodes: mayfly node-config show --state-dir {settings.state_dir}",
+            ca=str(security.ca) if security.ca is not None else None,
+        )
     if security.users is not None:
-        lines += _users(security.users, settings.state_dir / CREDENTIALS)
-    return "\n".join([*lines, "", node_commands(parse(url, ca))])
+        where = settings.state_dir / CREDENTIALS
+        text = f"users of this run: admin and pull, with their passwords in {where}"
+        log.tell(logging.INFO, "users", text, file=str(where))
+        # Only for a terminal: all else is kept and passed on.
+        if sys.stderr.isatty() and not log.is_json():
+            _show_passwords(security.users)
 
 
-def _users(made: OneRun, file: Path) -> list[str]:
-    """How to log in; with passwords only for a terminal, since all else is kept and passed on."""
-    if not sys.stderr.isatty():
-        return [f"Users for this run: admin and pull, with their passwords in {file}"]
-    return [
-        "Users for this run (name, password):",
-        *(f"  {one.name}  {one.password}" for one in (made.admin, made.pull)),
-    ]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _show_passwords(made: OneRun) -> None:
+    for one in (made.admin, made.pull):
+        print(f"    {one.name}  {one.password}", file=sys.stderr, flush=True)

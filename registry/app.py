@@ -12,14 +12,14 @@ from dataclasses import replace
 
 from aiohttp.web_response import StreamResponse
 
-from registry import blobs, errors, health, listings, manifests, request, token, uploads
+from registry import blobs, errors, health, listings, log, manifests, request, token, uploads
 from registry.body import HTTPRequest
 from registry.context import JSON, Context, Handler, Lifeline, Names, answer, as_asked
 from registry.guard import Caller, Guard
 from registry.manifest_cache import ManifestCache
 from registry.request import Endpoint
 from storage.bundle.errors import NameAmbiguous
-from storage.errors import NameInvalid, of_disk
+from storage.errors import NameInvalid, StorageFull, of_disk
 from storage.interface import Store
 
 logger = logging.getLogger("mayfly")
@@ -134,6 +134,10 @@ def refusal(error: Exception, http: HTTPRequest) -> StreamResponse:
     if (status, code) == errors.UNKNOWN:
         unexpected = None if type(error) in errors.TABLE else error
         logger.error("%s %s failed: %s", http.method, http.raw_path, cause, exc_info=unexpected)
+    elif isinstance(error, StorageFull):
+        log.tell(
+            logging.ERROR, "disk_full", "the disk is full: pushes are refused; free some space"
+        )
     if http.writer.output_size > 0:
         if http.transport is not None:
             http.transport.abort()

@@ -19,12 +19,17 @@ import aiofiles
 from aiohttp.web_request import BaseRequest
 
 from auth.identity import MAX_NAME_BYTES
+from registry import log
+from registry.lifetime.images import plain
 from registry.request import Request
 
 logger = logging.getLogger("mayfly")
 
 _QUEUE = 10_000
 _MAX_COUNTED = 1_000
+
+_RENEWED = "invalid token: expired"
+"""Every client gets itself a new token then; nobody has to do anything."""
 
 
 class Audit:
@@ -41,10 +46,13 @@ class Audit:
 
     def refused(self, http: BaseRequest, request: Request, user: str, why: str) -> None:
         """Record a refusal."""
-        address = http.remote or ""
+        address = plain(http.remote or "")
         user = user[:MAX_NAME_BYTES]
         known = (user, address) in self.refusals or len(self.refusals) < _MAX_COUNTED
         self.refusals[(user, address) if known else ("", "")] += 1
+        text = f"{user or 'a client'} at {address} was refused: {why}"
+        level = logging.DEBUG if why == _RENEWED else logging.WARNING
+        log.tell(level, "refused", text, same=f"{user} {address}", user=user, address=address)
         self._record(
             event="refused",
             user=user,

@@ -1,9 +1,8 @@
 """Settings: one table; each has a flag, an environment variable and a key in ``mayfly.toml``.
 
 Precedence is flag, environment, file, default (CONTRACT). Values are read by the setting's own
-reader whatever their source; a bad one is fatal and the error names the source. An unknown key of
-the file is fatal too. An unknown ``MAYFLY_`` variable is not: Kubernetes makes some for a Service
-of that name.
+reader whatever their source; a bad one is fatal and the error names the source. So is an unknown
+key of the file; unknown variables are refused by `registry.environment`.
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ from registry.readers import (
     read_anonymous,
     read_auth,
     read_count,
+    read_log_format,
+    read_log_level,
     read_on_corrupt,
     read_path,
     read_size,
@@ -49,6 +50,8 @@ class Setting(Generic[T]):
         read: from text to the value; raises ValueError with what is expected.
         default: the value when no source has one, made anew from the environment.
         help: one line for ``--help`` and the documentation.
+        group: the heading it stands under.
+        shown: the default in words.
         metavar: what the value looks like, or None for a switch.
         repeatable: whether several values make a list.
     """
@@ -57,6 +60,8 @@ class Setting(Generic[T]):
     read: Callable[[str], T]
     default: Callable[[Mapping[str, str]], Any]
     help: str
+    group: str
+    shown: str = "off"
     metavar: str | None = None
     repeatable: bool = False
 
@@ -74,50 +79,96 @@ class Setting(Generic[T]):
 def _default_root(environment: Mapping[str, str]) -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/mayfly")
-    data = environment.get("XDG_DATA_HOME")
-    try:
-        return (Path(data) if data else Path.home() / ".local" / "share") / "mayfly"
-    except RuntimeError:
-        raise ConfigError("there is no home directory for the store: give --root DIR") from None
+    return _home(environment, "XDG_DATA_HOME", ".local/share", "--root") / "mayfly"
 
 
 def _default_state_dir(environment: Mapping[str, str]) -> Path:
-    runtime = environment.get("XDG_RUNTIME_DIR")
-    if os.geteuid() == 0 or not runtime:
-        return Path("/run/mayfly")
-    return Path(runtime) / "mayfly"
+    if os.geteuid() == 0:
+        return Path("/var/lib/mayfly/state")
+    return _home(environment, "XDG_STATE_HOME", ".local/state", "--state-dir") / "mayfly"
 
+
+def _home(environment: Mapping[str, str], variable: str, below: str, option: str) -> Path:
+    """A base directory of the user's (XDG Base Directory Specification)."""
+    given = environment.get(variable, "")
+    if given.startswith("/"):  # the specification has relative paths ignored
+        return Path(given)
+    try:
+        return Path.home() / below
+    except RuntimeError:
+        raise ConfigError(f"this user has no home directory: give {option} DIR") from None
+
+
+STORAGE, NETWORK, ACCESS, LIFETIME, UPKEEP, LIMITS, OUTPUT = (
+    "Storage",
+    "Network and TLS",
+    "Access",
+    "When it ends",
+    "Upkeep",
+    "Limits",
+    "State and output",
+)
+"""Headings of the settings in ``--help`` and the documentation."""
 
 SETTINGS: tuple[Setting[Any], ...] = (
-    Setting("root", read_path, _default_root, "Writable store, in registry:2's format.", "DIR"),
-    Setting("ephemeral", read_switch, lambda _: False, "A scratch root, removed at exit."),
     Setting(
-        "listen",
-        read_address,
-        lambda _: (Address("127.0.0.1", 5000),),
-        "Address to serve on; port 0 picks one. Repeatable.",
-        "HOST:PORT",
-        repeatable=True,
+        "root",
+        read_path,
+        _default_root,
+        "Writable store, in the directory format of CNCF distribution (registry:2).",
+        STORAGE,
+        "/var/lib/mayfly as root, else $XDG_DATA_HOME/mayfly",
+        "DIR",
     ),
-    Setting("read-only", read_switch, lambda _: False, "Refuse every change."),
+    Setting(
+        "ephemeral", read_switch, lambda _: False, "Use a scratch root, removed at exit.", STORAGE
+    ),
+    Setting("read-only", read_switch, lambda _: False, "Refuse every change.", STORAGE),
     Setting(
         "allow-sparse",
         read_switch,
         lambda _: False,
         "Accept manifests that name content not in the repository.",
+        STORAGE,
+    ),
+    Setting(
+        "on-corrupt",
+        read_on_corrupt,
+        lambda _: False,
+        "When content of a bundle is found corrupt: report it and serve the rest, or stop with "
+        "exit code 4.",
+        STORAGE,
+        "report",
+        "report|stop",
+    ),
+    Setting(
+        "listen",
+        read_address,
+        lambda _: (Address("127.0.0.1", 5000),),
+        "Address to serve on; :5000 is every address, port 0 picks a free one. Repeatable. "
+        "Sockets passed by systemd take its place.",
+        NETWORK,
+        "127.0.0.1:5000",
+        "HOST:PORT",
+        repeatable=True,
     ),
     Setting(
         "tls",
         read_tls,
         lambda _: None,
-        "TLS: 'auto' makes a CA and certificates. Default: off on loopback, else auto.",
+        "auto makes a CA and certificates for every address; or give two PEM files.",
+        NETWORK,
+        "off on loopback, else auto",
         "auto|off|CERT,KEY",
     ),
     Setting(
         "hostname",
         read_text,
         lambda _: (),
-        "A further name or address for the certificate of --tls auto. Repeatable.",
+        "Another name or address for the certificate of --tls auto; the first is the one "
+        "announced. Repeatable.",
+        NETWORK,
+        "none",
         "NAME",
         repeatable=True,
     ),
@@ -125,15 +176,18 @@ SETTINGS: tuple[Setting[Any], ...] = (
         "client-ca",
         read_path,
         lambda _: None,
-        "Take client certificates of this CA as proof of identity.",
+        "Accept client certificates signed by this CA as proof of identity.",
+        NETWORK,
+        "none",
         "FILE",
     ),
     Setting(
         "auth",
         read_auth,
         lambda _: None,
-        "Users: 'auto' makes them for this run, DIR has htpasswd and grants.toml. "
-        "Default: none on loopback, else auto.",
+        "auto makes an admin and a pull user for this run; DIR has htpasswd and grants.toml.",
+        ACCESS,
+        "none on loopback, else auto",
         "auto|none|DIR",
     ),
     Setting(
@@ -141,6 +195,8 @@ SETTINGS: tuple[Setting[Any], ...] = (
         read_anonymous,
         lambda _: False,
         "What callers without credentials may do.",
+        ACCESS,
+        "none",
         "pull|none",
     ),
     Setting(
@@ -148,146 +204,237 @@ SETTINGS: tuple[Setting[Any], ...] = (
         read_path,
         lambda _: None,
         "Sign with the key in this file, so that credentials outlive the run.",
+        ACCESS,
+        "a new key for each run",
         "FILE",
     ),
     Setting(
-        "audit", read_path, lambda _: None, "Record refusals in this file, as JSON lines.", "FILE"
-    ),
-    Setting(
-        "idle-timeout",
-        parse_timeout,
+        "audit",
+        read_path,
         lambda _: None,
-        "End once no request and no transfer was seen for so long; armed by the first pull.",
-        "D",
-    ),
-    Setting(
-        "unused-timeout",
-        parse_timeout,
-        lambda _: None,
-        "End if nothing was pulled and nothing else happens for so long.",
-        "D",
-    ),
-    Setting(
-        "max-lifetime",
-        parse_timeout,
-        lambda _: None,
-        "End after so long, whatever happens: exit 3 if something is missing.",
-        "D",
+        "Append refused requests to this file, as JSON lines.",
+        ACCESS,
+        "none",
+        "FILE",
     ),
     Setting(
         "until-pulled",
         read_path,
         lambda _: None,
-        "End when every image listed in this file was pulled by every node of --nodes.",
+        "End when every node of --nodes has every image listed in this file.",
+        LIFETIME,
+        "none",
         "FILE",
     ),
     Setting(
-        "nodes", read_text, lambda _: None, "How many nodes, or a file of their names.", "N|FILE"
+        "nodes",
+        read_text,
+        lambda _: None,
+        "How many nodes, or a file of their names.",
+        LIFETIME,
+        "none",
+        "N|FILE",
     ),
     Setting(
         "accept",
         read_accept,
         lambda _: "claimed",
-        "Weakest evidence that a node has an image: its runtime's claim, or bytes served.",
+        "Weakest evidence that a node has an image: its container runtime's claim, bytes that "
+        "reached it, or its own answer.",
+        LIFETIME,
+        "claimed",
         "claimed|served|proven",
     ),
     Setting(
         "until",
         read_until,
         lambda _: False,
-        "End on the first condition met, or only once all of them hold.",
+        "End when the first of --until-pulled and --idle-timeout is met, or when both are.",
+        LIFETIME,
+        "first",
         "first|all",
+    ),
+    Setting(
+        "idle-timeout",
+        parse_timeout,
+        lambda _: None,
+        "End after this long without a request or a transfer; counts from the first pull on.",
+        LIFETIME,
+        "never",
+        "D",
+    ),
+    Setting(
+        "unused-timeout",
+        parse_timeout,
+        lambda _: None,
+        "End after this long without a request or a transfer before the first pull.",
+        LIFETIME,
+        "never",
+        "D",
+    ),
+    Setting(
+        "max-lifetime",
+        parse_timeout,
+        lambda _: None,
+        "End after this long whatever happens; exit code 3 if coverage is incomplete.",
+        LIFETIME,
+        "never",
+        "D",
     ),
     Setting(
         "drain-timeout",
         parse_duration,
         lambda _: 60.0,
-        "How long transfers that are under way may go on at the end.",
+        "Time that transfers under way have to finish at the end.",
+        LIFETIME,
+        "60s",
         "D",
+    ),
+    Setting(
+        "stop-file",
+        read_path,
+        lambda _: None,
+        "End when this file appears.",
+        LIFETIME,
+        "none",
+        "FILE",
+    ),
+    Setting(
+        "exit-with-parent",
+        read_switch,
+        lambda _: False,
+        "End when the parent process does.",
+        LIFETIME,
+    ),
+    Setting(
+        "exit-on-stdin-eof",
+        read_switch,
+        lambda _: False,
+        "End when standard input is closed.",
+        LIFETIME,
     ),
     Setting(
         "gc-interval",
         parse_timeout,
         lambda _: 900.0,
-        "Free what no image refers to so often while serving.",
+        "Interval between garbage collections; never switches them off.",
+        UPKEEP,
+        "15m",
         "D",
     ),
     Setting(
         "gc-grace",
         parse_duration,
         lambda _: 3600.0,
-        "Spare what is newer: a slow push may refer to it last.",
+        "Never collect content used within this time.",
+        UPKEEP,
+        "1h",
         "D",
-    ),
-    Setting(
-        "on-corrupt",
-        read_on_corrupt,
-        lambda _: False,
-        "When content of a bundle turns out corrupt: serve the rest, or end with exit code 4.",
-        "report|stop",
     ),
     Setting(
         "upload-expiry",
         parse_timeout,
         lambda _: 7 * 24 * 3600.0,
-        "Drop an upload session without a write for so long.",
+        "Drop upload sessions that nobody wrote to for this long.",
+        UPKEEP,
+        "7d",
         "D",
     ),
     Setting(
         "reserve",
         read_size,
         lambda _: None,
-        "Room on the disk that blobs leave free. Default: 64MiB, or a hundredth of a small disk.",
+        "Disk space that blobs leave free.",
+        UPKEEP,
+        "64MiB, or a hundredth of a small disk",
         "SIZE",
     ),
     Setting(
         "max-connections",
         read_count,
         lambda _: None,
-        "Connections served at once; others wait. Default: what the limit on open files allows.",
+        "Connections served at once; others wait to be accepted.",
+        LIMITS,
+        "what the limit on open files allows",
         "N",
     ),
     Setting(
         "header-timeout",
         parse_timeout,
         lambda _: 30.0,
-        "How long a request's header, or a connection's first request, may take.",
+        "Time limit for a request's header, a connection's first request, or a TLS handshake.",
+        LIMITS,
+        "30s",
         "D",
     ),
     Setting(
         "stall-timeout",
         parse_timeout,
         lambda _: 300.0,
-        "Cut a transfer that has moved less than 1 KiB in so long.",
+        "Cut transfers that moved less than 1 KiB in this time.",
+        LIMITS,
+        "5m",
         "D",
     ),
     Setting(
         "vanished-timeout",
         parse_timeout,
         lambda _: 60.0,
-        "Give up a client whose host has not answered for so long.",
+        "Drop connections whose peer is unreachable for this long.",
+        LIMITS,
+        "1m",
         "D",
-    ),
-    Setting("stop-file", read_path, lambda _: None, "End when this file appears.", "FILE"),
-    Setting("exit-with-parent", read_switch, lambda _: False, "End when the parent process does."),
-    Setting(
-        "exit-on-stdin-eof", read_switch, lambda _: False, "End when standard input is closed."
-    ),
-    Setting(
-        "report",
-        read_path,
-        lambda _: None,
-        "Where the report goes. Default: report.json in --state-dir.",
-        "FILE",
     ),
     Setting(
         "state-dir",
         read_path,
         _default_state_dir,
-        "Where ready.json and the rest of the running state lie.",
+        "ready.json, CA, credentials, coverage and the report; survives a reboot.",
+        OUTPUT,
+        "/var/lib/mayfly/state as root, else $XDG_STATE_HOME/mayfly",
         "DIR",
     ),
+    Setting(
+        "report",
+        read_path,
+        lambda _: None,
+        "File for the report, written at exit.",
+        OUTPUT,
+        "report.json in --state-dir",
+        "FILE",
+    ),
+    Setting(
+        "log-format",
+        read_log_format,
+        lambda _: "text",
+        "Form of the log on standard error.",
+        OUTPUT,
+        "text",
+        "text|json",
+    ),
+    Setting(
+        "log-level",
+        read_log_level,
+        lambda _: "info",
+        "Lowest level that is logged.",
+        OUTPUT,
+        "info",
+        "debug|info|warning|error",
+    ),
 )
+
+
+_BUNDLES = Setting(
+    "bundles",
+    read_path,
+    lambda _: (),
+    "Bundles to serve where they lie; the arguments BUNDLE... take their place.",
+    STORAGE,
+    "none",
+    "FILE",
+    repeatable=True,
+)
+"""An argument rather than an option, and otherwise a setting like the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +479,8 @@ class Settings:
     exit_on_stdin_eof: bool
     report: Path | None
     state_dir: Path
+    log_format: Literal["text", "json"] = "text"
+    log_level: str = "info"
     bundles: tuple[Path, ...] = ()
 
     @property
@@ -357,7 +506,7 @@ def load(
     Raises:
         ConfigError: a value is bad, or a key is unknown.
     """
-    lists = {setting.key: setting.repeatable for setting in SETTINGS}
+    lists = {setting.key: setting.repeatable for setting in SETTINGS} | {_BUNDLES.key: True}
     from_file = read_file(file, lists) if file else {}
     values: dict[str, Any] = {}
     for setting in SETTINGS:
@@ -366,7 +515,9 @@ def load(
             values[setting.key] = setting.default(environment)
         else:
             values[setting.key] = _read(setting, *found)
-    return Settings(**values, bundles=tuple(path.absolute() for path in bundles))
+    flags = {_BUNDLES.key: tuple(map(str, bundles))} if bundles else {}
+    named = _find(_BUNDLES, flags, environment, from_file, file)
+    return Settings(**values, bundles=_read(_BUNDLES, *named) if named else ())
 
 
 def _find(
@@ -381,11 +532,23 @@ def _find(
         return flags[setting.key], f"--{setting.name}"
     if setting.variable in environment:
         text = environment[setting.variable]
-        texts = tuple(text.split()) if setting.repeatable else (text,)
+        texts = _split(text) if setting.repeatable else (text,)
         return texts, f"environment variable {setting.variable}"
     if setting.key in from_file:
         return from_file[setting.key], f"key {setting.key} in {file}"
     return None
+
+
+def _split(text: str) -> tuple[str, ...]:
+    """The entries of a list in a variable: words, quoted as in a shell where they hold blanks."""
+    if not any(mark in text for mark in "'\"\\"):
+        return tuple(text.split())
+    import shlex
+
+    try:
+        return tuple(shlex.split(text))
+    except ValueError:
+        return (text,)
 
 
 def _read(setting: Setting[Any], texts: tuple[str, ...], source: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,17 +45,41 @@ def address_of(bound: socket.socket) -> Address:
 
 
 def _bind(address: Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
+        if not address.host:
+            return _bind_every(address.port)
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         found = socket.getaddrinfo(
             address.host, address.port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         return socket.create_server(found[0][4][:2], family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a host name"
         raise ConfigError(
-            f"cannot listen on {_shown(address)}: {reason}; choose another with --listen"
+            f"cannot listen on {_shown(address)}: {_reason(error)}; choose another with --listen"
         ) from None
+
+
+def _bind_every(port: int) -> socket.socket:
+    """One socket for IPv4 and IPv6; for IPv4 alone on a host without IPv6."""
+    try:
+        return socket.create_server(
+            ("::", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
+        )
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+    except ValueError:  # the kernel was built without
+        pass
+    return socket.create_server(("0.0.0.0", port), backlog=BACKLOG)
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    if isinstance(error, UnicodeError):
+        return "not a host name"
+    if isinstance(error, socket.gaierror) or error.errno is None:
+        return str(error.strerror or error)
+    # create_server adds the address to its text, as Python writes it.
+    return os.strerror(error.errno)
 
 
 def _shown(address: Address) -> str:

@@ -254,7 +254,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         if self._refusal is not None and status < 500:
             status, text = self._refusal.status, str(self._refusal)
             message = text
-        logger.info("refused broken HTTP from %s: %s", request.remote, message or exc)
+        logger.debug("refused broken HTTP from %s: %s", request.remote, message or exc)
         response = answer(status, errors.body("UNSUPPORTED", text), JSON)
         response.force_close()
         if self.transport is not None and isinstance(request, HTTPRequest):

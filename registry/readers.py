@@ -13,7 +13,7 @@ _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen: ``host`` without brackets, ``port`` 0 to have one picked."""
+    """Where to listen: ``host`` without brackets, "" for every address; ``port`` 0 picks one."""
 
     host: str
     port: int
@@ -31,14 +31,16 @@ class Address:
 
 
 def read_address(text: str) -> Address:
-    """Read ``HOST:PORT`` or ``[IPV6]:PORT``."""
+    """Read ``HOST:PORT``, ``[IPV6]:PORT``, or ``:PORT`` for every address."""
     host, separator, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
         separator = ""
-    if not separator or not _HOST.fullmatch(host) or not port.isascii() or not port.isdigit():
-        raise ValueError("expected HOST:PORT, as in 127.0.0.1:5000 or [::1]:5000")
+    every = text.startswith(":") and not host
+    good = bool(separator) and (every or _HOST.fullmatch(host))
+    if not good or not port.isascii() or not port.isdigit():
+        raise ValueError("expected HOST:PORT, as in 127.0.0.1:5000, [::1]:5000 or :5000")
     if int(port) > 65535:
         raise ValueError("a port is a number from 0 to 65535")
     return Address(host, int(port))
@@ -135,3 +137,20 @@ def read_until(text: str) -> bool:
     if text not in ("first", "all"):
         raise ValueError("expected first or all")
     return text == "all"
+
+
+def read_log_format(text: str) -> Literal["text", "json"]:
+    """Read ``text`` or ``json``."""
+    if text not in ("text", "json"):
+        raise ValueError("expected text or json")
+    return "text" if text == "text" else "json"
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def read_log_level(text: str) -> str:
+    """Read the name of a log level."""
+    if text not in LOG_LEVELS:
+        raise ValueError(f"expected one of {', '.join(LOG_LEVELS)}")
+    return text

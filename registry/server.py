@@ -356,10 +356,10 @@ async def _purge_uploads(store: DistributionStore, expiry: float) -> None:
         try:
             purged = await in_thread(store.purge_uploads, expiry)
         except (OSError, StorageError) as error:
-            logger.warning("stale uploads were not dropped: %s", error)
+            logger.warning("stale upload sessions could not be dropped: %s", error)
         else:
             if purged:
-                logger.warning("dropped %d upload sessions idle for %s", purged, exact(expiry))
+                logger.info("dropped %d upload sessions idle for %s", purged, exact(expiry))
         await asyncio.sleep(min(_HOUSEKEEPING_SECONDS, expiry / 2))
 
 
@@ -369,10 +369,10 @@ async def _collect(store: DistributionStore, interval: float, grace: float) -> N
         try:
             found = await in_thread(store.collect, grace)
         except (OSError, StorageError) as error:
-            logger.warning("nothing was collected: %s", error)
+            logger.warning("garbage collection failed: %s", error)
         else:
             if found.blobs:
-                logger.warning("freed %.1f MiB that no image refers to", found.size / 2**20)
+                logger.info("freed %.1f MiB that no image refers to", found.size / 2**20)
             if found.unread:
                 logger.warning(
                     "%d manifests cannot be read, their repositories keep all blobs: %s, ... "
@@ -384,10 +384,13 @@ async def _collect(store: DistributionStore, interval: float, grace: float) -> N
 
 async def _hash_bundles(bundles: Bundles) -> None:
     """Read what old docker archives do not say of themselves; then their images are served."""
-    logger.warning("reading %.1f MiB of layers for the first time", bundles.unhashed / 2**20)
+    logger.info(
+        "computing digests of %.1f MiB of layers; their images are served after that",
+        bundles.unhashed / 2**20,
+    )
     try:
         await in_thread(bundles.hash, lambda size: None)
     except StorageError as error:
-        logger.error("a bundle cannot be served whole: %s", error.message)
+        logger.error("some images of a bundle cannot be served: %s", error.message)
     else:
-        logger.warning("all layers are read: every image can be pulled")
+        logger.info("all digests are computed: every image can be pulled")

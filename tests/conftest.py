@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -24,12 +25,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Take SIGINT back from a shell that runs the tests in the background and so ignores it.
+    """Give the tests a runtime directory of their own, and SIGINT.
 
-    Servers would inherit that, and a test that interrupts one would wait in vain.
+    Servers that tests kill leave their sockets there. A shell that runs the tests in the background
+    has SIGINT ignored; servers would inherit that, and who interrupts one would wait in vain.
     """
+    os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="mayfly-run-")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
+from collections.abc import Iterator
 
 import click
 
-from auth.errors import AuthError
-from registry.config import ConfigError
+from registry.cli import failure, help
+from registry.environment import check
+from registry.exit_codes import Exit
 from registry.version import VERSION
-from storage.errors import ContentCorrupt, StorageError, StorageFailed, StorageFull, of_disk
-
-_DISK = StorageFull | StorageFailed
 
 _COMMANDS = {
     "serve": "registry.cli.serve",
@@ -34,7 +34,7 @@ _COMMANDS = {
     "gc": "registry.cli.store:gc",
     "verify": "registry.cli.store:verify",
 }
-"""Command → the module it is in, where it is called ``command`` unless a name follows."""
+"""Command → its module and, after a colon, the command's name there if that is not ``command``."""
 
 
 class _Lazy(click.Group):
@@ -42,71 +42,77 @@ class _Lazy(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        where = _COMMANDS.get(cmd_name)
+        where = _COMMANDS.get(help.ALIASES.get(cmd_name, cmd_name))
         if where is None:
             return None
         module, _, name = where.partition(":")
         found: click.Command = getattr(importlib.import_module(module), name or "command")
         return found
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        grouped = {name for names in help.COMMAND_GROUPS.values() for name in names}
+        others = tuple(name for name in _COMMANDS if name not in grouped)
+        for heading, names in (help.COMMAND_GROUPS | {"Others": others}).items():
+            rows = help.summaries(self, ctx, names)
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        help.write_exit_codes(formatter)
+        formatter.write_paragraph()
+        formatter.write_text(
+            "Every option of serve is also read from MAYFLY_<OPTION> and from the file of "
+            "--config (docs/configuration.md). Output for programs and shell completion: "
+            "docs/commands.md."
+        )
+
+
+@click.group(
+    cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(VERSION, prog_name="mayfly")
 def cli() -> None:
     """Mayfly: a container registry that lives as long as your upgrade."""
+    check(os.environ, lambda: _variables(cli))
+
+
+def _variables(group: click.Group) -> Iterator[str]:
+    """The environment variables of every command's options."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from _variables(command)
+        elif command is not None:
+            for parameter in command.params:
+                given = parameter.envvar or ()
+                yield from [given] if isinstance(given, str) else given
 
 
 def execute() -> str | int | None:
     """Run the command line; its exit code. Errors are one line, with the contract's code."""
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        # As tidy an end as Ctrl-C gives, of every command; a server takes both over.
+        # SIGTERM ends every command as tidily as Ctrl-C; a server takes both over.
         signal.signal(signal.SIGTERM, _leave)
     try:
         code: int | None = cli.main(prog_name="mayfly", standalone_mode=False)
+        sys.stdout.flush()
         return code
     except SystemExit as left:
+        if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):  # click met a broken pipe
+            return failure.broken_pipe()
         return left.code
     except click.exceptions.Abort:
-        return 130
+        return 128 + signal.SIGINT
     except click.exceptions.NoArgsIsHelpError as error:
-        return _failed(error.format_message())
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "mayfly"
-        return _failed(f"{command}: {error.format_message()} (see {command} --help)")
-    except click.ClickException as error:
-        return _failed(f"mayfly: {error.format_message()}")
-    except (ConfigError, AuthError) as error:
-        return _failed(f"mayfly: {error}", 4 if _is_of_disk(error) else 2)
-    except StorageError as error:
-        return _failed(f"mayfly: {error}", _exit_code(error))
-    except OSError as error:
-        if not _is_of_disk(error):
-            raise
-        return _failed(f"mayfly: {error.filename or 'storage'}: {error.strerror}", 4)
+        print(error.format_message(), file=sys.stderr)
+        return Exit.USAGE
+    except BrokenPipeError:
+        return failure.broken_pipe()
+    except Exception as error:
+        return failure.failed(error, sys.argv[1:])
 
 
 def _leave(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
-
-
-def _exit_code(error: StorageError) -> int:
-    """The exit code that the contract has for what storage refused."""
-    from storage.bundle.errors import BundleChanged, BundleConflict, BundleInvalid
-
-    if isinstance(error, BundleChanged | BundleConflict | BundleInvalid):
-        return 5
-    return 4 if isinstance(error, _DISK | ContentCorrupt) else 2
-
-
-def _is_of_disk(error: BaseException | None) -> bool:
-    """Whether a full or failing disk is what lies beneath an error."""
-    while error is not None:
-        if isinstance(error, OSError) and isinstance(of_disk(error), _DISK):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _failed(message: str, code: int = 2) -> int:
-    print(message, file=sys.stderr)
-    return code

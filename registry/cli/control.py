@@ -2,154 +2,153 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING
 
 import click
 
-from registry.cli.options import as_json, print_json, state_directory
-from registry.config import ConfigError
+from registry.cli.help import Command
+from registry.cli.options import DURATION, as_json, print_json, state_directory
+from registry.exit_codes import Exit
 
 if TYPE_CHECKING:
     from registry.lifetime.control import Message
 
-P = ParamSpec("P")
-
 _WATCH_SECONDS = 1.0
 _HOME_AND_CLEAR = "\x1b[H\x1b[J"
-_INCOMPLETE = 3
-_MOST_TRANSFERS = 20
 
 
-def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    from registry.lifetime.durations import parse
-
-    try:
-        return None if value is None else parse(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r}: {error}", ctx, param) from None
-
-
-def _exit_codes(command: Callable[P, int]) -> Callable[P, int]:
-    """End with one line and the right exit code where the server cannot be asked."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
-        from registry.lifetime.errors import LifetimeError
-
-        try:
-            return command(*args, **kwargs)
-        except LifetimeError as error:
-            print(f"mayfly: {error.message}", file=sys.stderr)
-            return error.exit_code
-
-    return wrapped
-
-
-@click.command("status")
+@click.command("status", cls=Command)
 @state_directory
 @as_json
-@click.option("--watch", is_flag=True, help="Show it anew each second, until the server ends.")
-@_exit_codes
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Show it again each second until the server ends, and then its report.",
+)
 def status(state_dir: Path, json: bool, watch: bool) -> int:
     """Show what a running registry does, and which node has which image."""
     from registry.lifetime.client import ask
-    from registry.lifetime.errors import LifetimeError
+    from registry.lifetime.errors import NotRunning
 
-    _show_status(ask(state_dir, "status"), json, again=False)
+    found = ask(state_dir, "status")
+    _show_status(found, json)
     while watch:
         time.sleep(_WATCH_SECONDS)
+        before = found
         try:
             found = ask(state_dir, "status")
-        except (LifetimeError, ConfigError):
-            return 0
-        _show_status(found, json, again=sys.stdout.isatty())
-    return 0
+        except NotRunning:
+            return _show_end(found, json)
+        if sys.stdout.isatty():
+            click.echo(_HOME_AND_CLEAR, nl=False)
+        _show_status(found, json, before)
+    return Exit.DONE
 
 
-@click.command("stop")
+@click.command("stop", cls=Command)
 @state_directory
 @as_json
-@_exit_codes
 def stop(state_dir: Path, json: bool) -> int:
-    """Drain and end a running registry; come back when it is done."""
+    """Drain and end a running registry; return when it has ended.
+
+    Exit code 3 says that coverage was incomplete, or that transfers were cut.
+    """
+    from registry.lifetime import table
     from registry.lifetime.client import ask
 
     answer = ask(state_dir, "stop", timeout=None)
+    unfinished = bool(answer["cut_requests"]) or answer["covered"] is False
     if json:
         print_json(answer)
     else:
-        for what in answer["cut"]:
-            click.echo(f"cut off: {what}")
-        click.echo(f"stopped with exit code {answer['exit_code']}: {answer['reason_text']}")
-    return 0
+        for line in table.cut(answer["cut"], answer["cut_requests"]):
+            click.echo(line)
+        if answer["coverage"] is not None:
+            click.echo(table.progress(answer["coverage"]))
+        click.echo(f"stopped with exit code {answer['exit_code']}; report: {answer['report']}")
+    return Exit.INCOMPLETE if unfinished else Exit.DONE
 
 
-@click.command("wait")
-@click.option("--ready", "what", flag_value="ready", help="Until it answers.")
-@click.option("--covered", "what", flag_value="covered", help="Until every node has every image.")
+@click.command("wait", cls=Command)
+@click.option("--ready", "what", flag_value="ready", help="Wait until it answers.")
+@click.option(
+    "--covered", "what", flag_value="covered", help="Wait until every node has every image."
+)
 @click.option(
     "--timeout",
-    callback=_duration,
+    type=DURATION,
     metavar="D",
-    help="Give up after that long, with exit code 3.",
+    help="Give up after this long, with exit code 3.  [default: never]",
 )
 @state_directory
 @as_json
-@_exit_codes
 def wait(what: str | None, timeout: float | None, state_dir: Path, json: bool) -> int:
     """Wait for a registry: to be ready, or to have reached every node."""
-    from registry.lifetime.client import ask, wait_for_server
+    from registry.lifetime.client import TimedOut, ask, wait_for_server
 
     if what is None:
         raise click.UsageError("say what to wait for: --ready or --covered")
     end = None if timeout is None else time.monotonic() + timeout
-    wait_for_server(state_dir, timeout)
+    if what == "ready":
+        wait_for_server(state_dir, timeout)
     left = None if end is None else max(end - time.monotonic(), 0.1)
-    answer = ask(state_dir, "wait", timeout=left, **{"for": what})
+    try:
+        answer = ask(state_dir, "wait", timeout=left, **{"for": what})
+    except TimedOut:
+        assert timeout is not None
+        answer = _too_late(state_dir, what, timeout)
     if json:
         print_json(answer)
     elif not answer["reached"]:
-        for gap in answer.get("missing", ()):
-            click.echo(f"missing: {gap}")
-        print("mayfly: the server ended before that", file=sys.stderr)
-    return 0 if answer["reached"] else _INCOMPLETE
+        print(f"mayfly: {_unreached(answer, timeout)}", file=sys.stderr)
+    return Exit.DONE if answer["reached"] else Exit.INCOMPLETE
 
 
-def _show_status(found: Message, json: bool, again: bool) -> None:
-    if again:
-        click.echo(_HOME_AND_CLEAR, nl=False)
+def _too_late(state_dir: Path, what: str, timeout: float) -> Message:
+    """The answer in place of the one that did not come in time."""
+    from registry.lifetime.client import TimedOut, ask
+
+    found = ask(state_dir, "status")
+    if what == "ready" and found["state"] != "starting":
+        raise TimedOut(timeout, "the server did not answer")
+    return {"reached": False, "ended": False, "coverage": found["coverage"]}
+
+
+def _unreached(answer: Message, timeout: float | None) -> str:
+    from registry.lifetime import table
+    from registry.lifetime.durations import exact
+
+    when = "the server ended" if answer["ended"] else f"timed out after {exact(timeout or 0)}"
+    covered = answer["coverage"]
+    return f"{when}: {table.progress(covered)}" if covered else f"{when} before it was ready"
+
+
+def _show_status(found: Message, json: bool, before: Message | None = None) -> None:
+    from registry.lifetime import table
+
     if json:
         print_json(found)
     else:
-        click.echo("\n".join(_lines(found, shutil.get_terminal_size().columns)))
+        width = shutil.get_terminal_size((120, 24)).columns
+        click.echo("\n".join(table.status(found, width, before)))
 
 
-def _lines(found: Message, width: int) -> list[str]:
-    from registry.lifetime import table
-    from registry.lifetime.durations import readable
+def _show_end(last: Message, json: bool) -> int:
+    """The last frame: what the report says, since nobody is left to ask."""
+    from registry.lifetime import report, table
 
-    rows = [
-        ["state", f"{found['state']}, for {readable(found['seconds'])}"],
-        ["at", f"{found['url']}, pid {found['pid']}, version {found['version']}"],
-        ["idle for", readable(found["idle_seconds"])],
-        ["in, out", f"{table.size(found['bytes_in'])}, {table.size(found['bytes_out'])}"],
-    ]
-    lines = table.grid(rows, width)
-    transfers = found["transfers"]
-    lines += [table.shorten(one, width) for one in transfers[:_MOST_TRANSFERS]]
-    if len(transfers) > _MOST_TRANSFERS:
-        lines.append(f"… and {len(transfers) - _MOST_TRANSFERS} more transfers")
-    for path, names in found["ambiguous"].items():
-        lines.append(f"ambiguous: {path} is in several upstreams; ask for {' or '.join(names)}")
-    lines += table.corrupt(found["corrupt"])
-    covered = found["coverage"]
-    if covered is not None:
-        lines += ["", f"coverage: {covered['nodes_covered']} of {covered['nodes_wanted']} nodes"]
-        lines += table.matrix(covered["matrix"], width)
-    return lines
+    content = report.read(Path(last["report"]), last["pid"])
+    if sys.stdout.isatty():
+        click.echo(_HOME_AND_CLEAR, nl=False)
+    if content is None:
+        print("mayfly: the server is gone, and left no report", file=sys.stderr)
+        return Exit.NOT_RUNNING
+    if json:
+        print_json(content)
+    else:
+        click.echo(table.report(content, shutil.get_terminal_size((120, 24)).columns), nl=False)
+    return Exit.DONE

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from registry.cli.help import Command
 from registry.cli.options import print_json, state_directory
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 DEFAULT_HOURS = 12.0
 
 
-@click.command("credentials")
+@click.command("credentials", cls=Command)
 @click.option("--push", is_flag=True, help="May push too; otherwise it pulls only.")
 @click.option("--repositories", metavar="GLOB", default="**", show_default=True)
 @click.option("--name", default="node", show_default=True, help="Shows in audit and report.")

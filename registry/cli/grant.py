@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from registry.cli.help import Group
 from registry.cli.options import as_json, auth_directory, print_json
 
 if TYPE_CHECKING:
     from auth.policy import Subject
 
 
-@click.group("grant")
+@click.group("grant", cls=Group)
 def command() -> None:
     """Grants: who has which role on which repositories.
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from registry.cli.credentials import DEFAULT_HOURS, issue
-from registry.config import SETTINGS, ConfigError
+from registry.cli.help import Group
+from registry.cli.options import JSON_HELP, print_json, state_directory
+from registry.config import ConfigError
 
 if TYPE_CHECKING:
     from registry.trust.node.journal import Action
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 # Spelled here once more so that the help needs no import; a test compares.
 RUNTIMES = ("docker", "containerd", "podman")
-
-_STATE_DIR = next(setting for setting in SETTINGS if setting.name == "state-dir")
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -36,14 +34,17 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return add
 
 
+_RUNTIME_HELP = "What pulls images on the node; podman stands for CRI-O, skopeo and buildah, too."
+
+_runtime = click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    required=True,
+    envvar="MAYFLY_RUNTIME",
+    help=_RUNTIME_HELP,
+)
+
 _node = _options(
-    click.option(
-        "--runtime",
-        type=click.Choice(RUNTIMES),
-        required=True,
-        envvar="MAYFLY_RUNTIME",
-        help="What pulls images on the node; podman stands for CRI-O, skopeo and buildah, too.",
-    ),
     click.option(
         "--root-dir",
         type=click.Path(path_type=Path, file_okay=False, exists=True),
@@ -53,7 +54,7 @@ _node = _options(
         metavar="DIR",
         help="Where the node's file system begins.",
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    click.option("--json", "as_json", is_flag=True, help=JSON_HELP),
 )
 
 _registry = _options(
@@ -100,33 +101,40 @@ _registry = _options(
         envvar="MAYFLY_HOURS",
         help="Lifetime of that credential.",
     ),
-    click.option(
-        "--state-dir",
-        type=click.Path(path_type=Path),
-        default=lambda: _STATE_DIR.default(os.environ),
-        envvar=_STATE_DIR.variable,
-        metavar=_STATE_DIR.metavar,
-        help="Of the Mayfly that runs here.",
-    ),
+    state_directory,
 )
 
 _force = click.option("--force", is_flag=True, help="Lose what was edited since Mayfly wrote it.")
 
 
-@click.group("node-config")
+@click.group("node-config", cls=Group)
 def command() -> None:
     """Trust and mirror files for a node."""
 
 
 @command.command()
+@click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    envvar="MAYFLY_RUNTIME",
+    help=f"{_RUNTIME_HELP}  [default: shell commands for each]",
+)
 @_node
 @_registry
-def show(runtime: Runtime, root_dir: Path, as_json: bool, **registry: Any) -> None:
-    """Print the files that apply would write."""
+def show(runtime: Runtime | None, root_dir: Path, as_json: bool, **registry: Any) -> None:
+    """Print the files that apply would write, or shell commands that write them on a node.
+
+    The commands need neither Mayfly nor the internet on the node.
+    """
     from registry.trust.node.journal import NodeConfig
 
     with _errors():
-        plan = NodeConfig(root_dir, runtime).plan(_target(**registry))
+        target = _target(**registry)
+    if runtime is None:
+        _print_commands(target, as_json)
+        return
+    with _errors():
+        plan = NodeConfig(root_dir, runtime).plan(target)
     if as_json:
         _print_json(runtime, [_file(file) for file in plan.files], plan.activate, plan.notes)
         return
@@ -137,7 +145,20 @@ def show(runtime: Runtime, root_dir: Path, as_json: bool, **registry: Any) -> No
     _print_hints(plan.activate, plan.notes)
 
 
+def _print_commands(target: Target, as_json: bool) -> None:
+    """What an operator pastes on a node, for each runtime."""
+    from registry.trust.node.commands import node_commands
+    from registry.trust.node.runtimes import RUNTIMES as RUNTIME_NAMES
+
+    if as_json:
+        found = {runtime: node_commands(target, [runtime]) for runtime in RUNTIME_NAMES}
+        print_json({"registry": target.url, "commands": found})
+    else:
+        click.echo(node_commands(target), nl=False)
+
+
 @command.command()
+@_runtime
 @_node
 @_registry
 @_force
@@ -151,6 +172,7 @@ def apply(runtime: Runtime, root_dir: Path, as_json: bool, force: bool, **regist
 
 
 @command.command()
+@_runtime
 @_node
 @_force
 def revert(runtime: Runtime, root_dir: Path, as_json: bool, force: bool) -> None:
@@ -203,19 +225,19 @@ def _running(state_dir: Path) -> tuple[str, Path | None]:
     """URL and CA file of the Mayfly that runs with this state directory.
 
     Raises:
-        ConfigError: none does.
+        NotRunning: none does.
+        ConfigError: it may not be asked, or what it announced cannot be understood.
     """
-    ready = state_dir / "ready.json"
-    instead = "start it, name its --state-dir, or give --registry HOST:PORT and --ca FILE"
+    from registry.announce import read_ready
+    from registry.lifetime.errors import NotRunning
+
     try:
-        state = json.loads(ready.read_bytes())
-        url, pid, ca = str(state["url"]), int(state["pid"]), state.get("ca")
-    except FileNotFoundError:
-        raise ConfigError(f"{ready}: there is none, so no Mayfly runs here; {instead}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{ready}: cannot be understood; {instead}") from None
-    if not Path(f"/proc/{pid}").exists():
-        raise ConfigError(f"{ready}: its Mayfly (process {pid}) is gone; {instead}")
+        state = read_ready(state_dir)
+        url, ca = str(state["url"]), state.get("ca")
+    except NotRunning as error:
+        raise NotRunning(f"{error.message}, or give --registry HOST:PORT and --ca FILE") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{state_dir}/ready.json cannot be understood") from None
     return url, None if ca is None else Path(ca)
 
 
@@ -268,7 +290,7 @@ def _print_json(
     notes: Sequence[str],
 ) -> None:
     value = {"runtime": runtime, "files": files, "run": activate, "notes": notes}
-    click.echo(json.dumps(value, indent=2))
+    print_json(value)
 
 
 def _print_hints(activate: Sequence[str], notes: Sequence[str]) -> None:

@@ -10,13 +10,16 @@ from typing import Any
 import click
 
 from registry import config
+from registry.cli.help import GroupedOption
 from registry.config import SETTINGS, Settings
 
 
 def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
-    """Call a command with its bundles, every option of `SETTINGS`, and ``--config``."""
+    """Call a command with its bundles, every option of `SETTINGS`, ``--config`` and ``--json``."""
 
-    def load(config_file: Path | None, bundles: tuple[Path, ...], **given: Any) -> Any:
+    def load(config_file: Path | None, bundles: tuple[Path, ...], json: bool, **given: Any) -> Any:
+        if json:
+            given["log_format"] = "json"
         flags = {key: _texts(value) for key, value in given.items() if value not in (None, ())}
         return command(config.load(flags, os.environ, config_file, bundles))
 
@@ -30,7 +33,16 @@ def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
         envvar="MAYFLY_CONFIG",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Read settings from a TOML file.",
+        cls=GroupedOption,
+        heading=config.OUTPUT,
+        help="Read settings from a TOML file.  [default: none]",
+    )(wrapped)
+    wrapped = click.option(
+        "--json",
+        cls=GroupedOption,
+        heading=config.OUTPUT,
+        is_flag=True,
+        help="The same as --log-format json.",
     )(wrapped)
     for setting in reversed(SETTINGS):
         wrapped = _option(setting)(wrapped)
@@ -38,15 +50,17 @@ def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
 
 
 def _option(setting: config.Setting[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    if setting.metavar is None:
-        names = f"--{setting.name}/--no-{setting.name}"
-        return click.option(names, setting.key, default=None, help=setting.help)
+    switch = setting.metavar is None
     return click.option(
-        f"--{setting.name}",
+        f"--{setting.name}/--no-{setting.name}" if switch else f"--{setting.name}",
         setting.key,
+        cls=GroupedOption,
+        heading=setting.group,
+        default=None,
         metavar=setting.metavar,
         multiple=setting.repeatable,
-        help=setting.help,
+        # Not click's default, which would win over the environment and the file.
+        help=f"{setting.help}  [default: {setting.shown}]",
     )
 
 
@@ -61,7 +75,8 @@ def print_json(document: object) -> None:
     click.echo(json.dumps(document, indent=2, default=str))
 
 
-as_json = click.option("--json", is_flag=True, help="Print JSON.")
+JSON_HELP = "Print JSON, errors too (docs/commands.md)."
+as_json = click.option("--json", is_flag=True, help=JSON_HELP)
 
 auth_directory = click.option(
     "--auth",
@@ -81,12 +96,13 @@ def _directory_of(name: str, help: str) -> Callable[[Any], Any]:
         envvar=setting.variable,
         type=click.Path(path_type=Path),
         default=lambda: setting.default(os.environ),
+        show_default=setting.shown,
         metavar=setting.metavar,
         help=help,
     )
 
 
-state_directory = _directory_of("state-dir", "Of the registry that runs here.")
+state_directory = _directory_of("state-dir", "State directory of the Mayfly to ask.")
 root_directory = _directory_of("root", "The store.")
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
 import click
 
+from registry.cli.help import Command
 from registry.cli.options import with_settings
 from registry.config import Settings
+from registry.log import configure
 
 _SEPARATOR = "--"
 _WORDS = "registry.cli.run.words"
 
 
-class _BeforeCommand(click.Command):
+class _BeforeCommand(Command):
     """Takes the command's words off before anything reads them as options of ours."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -34,21 +33,17 @@ class _BeforeCommand(click.Command):
 def command(settings: Settings) -> int:
     """Serve while COMMAND runs; its exit code is Mayfly's.
 
-    COMMAND gets MAYFLY_URL, MAYFLY_HOST, MAYFLY_USERNAME, MAYFLY_PASSWORD and MAYFLY_CA, and
-    DOCKER_CONFIG and REGISTRY_AUTH_FILE for its clients. With --until-pulled or --idle-timeout the
-    registry stays after a COMMAND that succeeded, until those are met.
+    COMMAND gets MAYFLY_URL, MAYFLY_HOST, MAYFLY_USERNAME, MAYFLY_PASSWORD, MAYFLY_CA,
+    MAYFLY_CERT_DIR and MAYFLY_STATE_DIR, and DOCKER_CONFIG and REGISTRY_AUTH_FILE for its clients.
+    With --until-pulled or --idle-timeout the registry stays after a COMMAND that succeeded, until
+    those are met.
     """
     context = click.get_current_context()
     words: tuple[str, ...] = context.meta[_WORDS]
     if not words:
         raise click.UsageError(f"COMMAND is missing: put it after {_SEPARATOR}", context)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="mayfly: %(message)s")
+    configure(settings.log_format, settings.log_level)
     from registry.lifetime.child import leave
-    from registry.lifetime.errors import LifetimeError
     from registry.startup import import_server
 
-    try:
-        return leave(import_server().run(settings, command=words))
-    except LifetimeError as error:
-        print(f"mayfly: {error.message}", file=sys.stderr)
-        return error.exit_code
+    return leave(import_server().run(settings, command=words))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from registry.cli.help import Command
 from registry.cli.options import DURATION, as_json, print_json, root_directory
 from registry.config import ConfigError
 from storage.errors import ContentCorrupt, DigestInvalid, NameInvalid
@@ -34,7 +35,7 @@ _NAMED = 2
 """Further images that are named of those that a fault hurts."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--all", "everything", is_flag=True, help="Also manifests that no tag leads to.")
 @root_directory
 @as_json
@@ -66,7 +67,7 @@ def name_damaged(ctx: click.Context, damaged: Sequence[Damaged]) -> None:
         ctx.exit(_FOUND_DAMAGE)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("image")
 @root_directory
 @as_json
@@ -91,7 +92,7 @@ def inspect(image: str, root: Path, json: bool) -> None:
             click.echo(f"  {_shared(layer.shared_with)}  {layer.created_by[:60]}".rstrip())
 
 
-@click.command()
+@click.command(cls=Command)
 @root_directory
 @as_json
 @click.pass_context
@@ -115,7 +116,7 @@ def du(ctx: click.Context, root: Path, json: bool) -> None:
     name_damaged(ctx, found.damaged)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @root_directory
 def rm(images: tuple[str, ...], root: Path) -> None:
@@ -162,7 +163,7 @@ def _remove(store: DistributionStore, text: str) -> str:
     raise ManifestUnknown(f"no image {text} here; mayfly ls --all lists them")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--grace", type=DURATION, default="1h", show_default=True, help="Spare what is newer."
 )
@@ -207,7 +208,7 @@ def gc(
         ctx.exit(_FOUND_DAMAGE)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--repair",
     "sources",

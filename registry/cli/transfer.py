@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from registry.cli.help import Command
 from registry.cli.options import as_json, root_directory
 from registry.cli.progress import print_event, reporting
 from registry.cli.store import human, name_damaged
@@ -28,7 +29,7 @@ _INVALID = 5
 """Exit code for a bundle that cannot be used (CONTRACT.md)."""
 
 
-@click.command("import")
+@click.command("import", cls=Command)
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=Path)
 @root_directory
 @as_json
@@ -111,7 +112,7 @@ def _expanded(path: Path, scratch: Path, json: bool) -> Path:
     return plain
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("images", metavar="IMAGE...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every image of the store.")
 @click.option("-o", "--output", required=True, type=Path, metavar="FILE", help="The archive.")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
+from registry.cli.help import Group
 from registry.cli.options import as_json, auth_directory, print_json
 
 
-@click.group("user")
+@click.group("user", cls=Group)
 def command() -> None:
     """Users: add, remove, list."""
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from registry.lifetime import open_files
 from registry.lifetime.conditions import Kind, Once, Reason
 from registry.lifetime.errors import LifetimeError
-from registry.lifetime.private import AUTH_FILE, Login
+from registry.lifetime.private import AUTH_FILE, CERT_DIR, Login
 
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
@@ -61,6 +61,7 @@ def environment(
         "MAYFLY_USERNAME": login.username,
         "MAYFLY_PASSWORD": login.password,
         "MAYFLY_CA": str(login.ca) if login.ca else None,
+        "MAYFLY_CERT_DIR": str(private / CERT_DIR) if login.ca else None,
     }
     for name, value in given.items():
         made.pop(name, None)

@@ -10,25 +10,28 @@ import time
 from pathlib import Path
 
 from registry.config import ConfigError
+from registry.exit_codes import Exit
 from registry.lifetime.control import Message, short_path
-from registry.lifetime.errors import LifetimeError
+from registry.lifetime.durations import exact
+from registry.lifetime.errors import LifetimeError, NotRunning
+from registry.lifetime.state import CONTROL_SOCKET, LOCK
 
 _ANSWER_SECONDS = 10.0
 _LOOK_EVERY = 0.05
 
 
 class TimedOut(LifetimeError):
-    """What was waited for did not come in time."""
+    """The answer did not come in time."""
 
-    def __init__(self) -> None:
-        super().__init__("it did not happen in time", 3)
+    def __init__(self, seconds: float, what: str) -> None:
+        super().__init__(f"timed out after {exact(seconds)}: {what}", Exit.INCOMPLETE)
 
 
-class ServerGone(LifetimeError):
+class ServerGone(NotRunning):
     """The server ended without an answer."""
 
     def __init__(self) -> None:
-        super().__init__("the server ended before it answered", 1)
+        super().__init__("the server ended before it answered")
 
 
 def ask(
@@ -43,25 +46,26 @@ def ask(
         details: of the request.
 
     Raises:
-        ConfigError: no server runs there, or it may not be asked.
+        NotRunning: no server runs there.
+        ConfigError: it may not be asked.
         TimedOut: the answer did not come in time.
         ServerGone: the server ended first.
         LifetimeError: the server refuses the request.
     """
-    with contextlib.closing(_connect(directory)) as connection:
+    with contextlib.closing(connect(directory)) as connection:
         connection.settimeout(timeout)
         try:
             connection.sendall(json.dumps({"command": command, **details}).encode() + b"\n")
             line = connection.makefile("rb").readline()
         except TimeoutError:
-            raise TimedOut from None
+            raise TimedOut(timeout or 0.0, f"no answer to {command}") from None
         except OSError:
             raise ServerGone from None
     if not line.endswith(b"\n"):
         raise ServerGone
     answer: Message = json.loads(line)
     if not answer.pop("ok"):
-        raise LifetimeError(f"the server refuses: {answer['error']}")
+        raise LifetimeError(answer["error"], Exit.USAGE)
     return answer
 
 
@@ -73,25 +77,68 @@ def wait_for_server(directory: Path, timeout: float | None) -> None:
     """
     end = None if timeout is None else time.monotonic() + timeout
     while True:
-        with contextlib.suppress(ConfigError):
-            _connect(directory).close()
+        with contextlib.suppress(NotRunning):
+            connect(directory).close()
             return
         if end is not None and time.monotonic() >= end:
-            raise TimedOut
+            raise TimedOut(timeout or 0.0, f"no Mayfly runs with the state directory {directory}")
         # The directory may come and go, so there is nothing to be told by.
         time.sleep(_LOOK_EVERY)
 
 
-def _connect(directory: Path) -> socket.socket:
+def connect(directory: Path) -> socket.socket:
+    """A connection to the server of a state directory.
+
+    Raises:
+        NotRunning: no server runs there.
+        ConfigError: it may not be asked, or its socket was removed.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with short_path(directory) as path:
             connection.connect(path)
     except OSError as error:
         connection.close()
-        if isinstance(error, PermissionError):
-            why = f"its control socket is not yours (you are uid {os.geteuid()}); ask as its user"
-        else:
-            why = "none answers; start one, or name its --state-dir"
-        raise ConfigError(f"no Mayfly with the state directory {directory}: {why}") from None
+        raise _unanswered(directory, error) from None
     return connection
+
+
+def _unanswered(directory: Path, error: OSError) -> Exception:
+    if isinstance(error, PermissionError):
+        return ConfigError(
+            f"the Mayfly with the state directory {directory} belongs to another user "
+            f"(you are uid {os.geteuid()}); run this as that user"
+        )
+    holder = _holder(directory)
+    if holder is not None and not (directory / CONTROL_SOCKET).is_symlink():
+        return NotRunning(
+            f"the Mayfly with the state directory {directory} (pid {holder}) is still starting"
+        )
+    if holder is not None:
+        return ConfigError(
+            f"the Mayfly with the state directory {directory} (pid {holder}) cannot be asked, "
+            f"since its control socket was removed; end it with: kill {holder}"
+        )
+    return NotRunning(
+        f"no Mayfly runs with the state directory {directory}; start one, or name its --state-dir"
+    )
+
+
+def _holder(directory: Path) -> int | None:
+    """The process that holds the state directory's lock, where the kernel lets us see it.
+
+    Its lock is looked for among its open files; trying the lock itself could keep a server from
+    starting at that moment.
+    """
+    try:
+        lock = (directory / LOCK).stat()
+        holder = int((directory / LOCK).read_bytes())
+        files = os.scandir(f"/proc/{holder}/fd")
+    except (OSError, ValueError):
+        return None
+    with files:
+        for file in files:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(file.stat(), lock):
+                    return holder
+    return None

@@ -41,11 +41,6 @@ class Kind(StrEnum):
     FAILED = "failed"
 
 
-UNFINISHED = frozenset({Kind.IDLE, Kind.UNUSED, Kind.DEADLINE})
-"""Reasons the server itself finds. If coverage was asked for and is incomplete, they are no success
-(exit code 3); somebody who stops it from outside has chosen to."""
-
-
 @dataclass(frozen=True, slots=True)
 class Reason:
     """Why the server ends.

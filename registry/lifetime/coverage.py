@@ -54,11 +54,6 @@ class Gap:
     node: str | None
     state: State
 
-    def __str__(self) -> str:
-        if self.image is None:
-            return "a further node with every image"
-        return f"{self.image} at {self.node}" if self.node else f"{self.image} ({self.state})"
-
 
 @dataclass(slots=True)
 class _Row:
@@ -79,6 +74,9 @@ class Coverage:
         resolve: repository and tag → digest, None if there is no such tag; quick.
         states: how far a node is with an image.
         accept: the weakest state, of `states.RANKED`, in which a node counts as having an image.
+
+    Attributes:
+        accept: as given.
     """
 
     def __init__(
@@ -97,6 +95,7 @@ class Coverage:
         self._nodes = nodes
         self._resolve = resolve
         self._states = states
+        self.accept = accept
         self._accepted = accepted(accept)
         self._targets: tuple[Target | None, ...] = ()
         self._targets_version = 0

@@ -7,10 +7,11 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from registry import log
 from registry.lifetime import report as reports
 from registry.lifetime import table
 from registry.lifetime.clock import Clock, first_done
@@ -18,7 +19,9 @@ from registry.lifetime.conditions import Kind, Once, Reason
 from registry.lifetime.control import Command, Message
 from registry.lifetime.coverage import Coverage, Covered
 from registry.lifetime.drain import Drain, Drained
-from registry.lifetime.observer import Observer
+from registry.lifetime.durations import exact
+from registry.lifetime.milestones import Milestones
+from registry.lifetime.observer import Observer, Transfer
 from registry.lifetime.plan import Plan
 from registry.lifetime.state import REPORT
 from registry.version import VERSION
@@ -58,6 +61,7 @@ class Desk:
         coverage: None if it was not asked for.
         clock: of the run.
         stop: met by the ``stop`` command.
+        directory: the state directory.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Desk:
         coverage: Coverage | None,
         clock: Clock,
         stop: Once,
+        directory: Path,
     ) -> None:
         self._plan = plan
         self._observer = observer
@@ -75,6 +80,8 @@ class Desk:
         self._coverage = coverage
         self._clock = clock
         self._stop = stop
+        self._directory = directory
+        self._report = plan.report or directory / REPORT
         self._started = clock.now()
         self._started_wall = clock.wall()
         self._url: str | None = None
@@ -99,7 +106,14 @@ class Desk:
 
     def corrupt(self, digest: str, bundle: str, repositories: list[str], text: str) -> None:
         """Content of a bundle was found wrong."""
-        logger.error("%s: content is not served: %s", bundle, text)
+        log.tell(
+            logging.ERROR,
+            "corrupt",
+            f"{bundle}: content is not served: {text}",
+            digest=digest,
+            bundle=bundle,
+            repositories=repositories,
+        )
         found = reports.iso(self._clock.wall())
         self._corrupt.append(
             reports.CorruptRecord(
@@ -110,6 +124,20 @@ class Desk:
     def over(self, outcome: Outcome) -> None:
         """Everything is done; those who wait for it are told."""
         self._over.set_result(outcome)
+
+    def milestones(self) -> Milestones | None:
+        """Logs the nodes that are complete; None where coverage was not asked for."""
+        coverage = self._coverage
+        return Milestones(lambda: reports.coverage_record(coverage)) if coverage else None
+
+    def waiting_for(self) -> str:
+        """What has still to happen before the server ends by itself, its command aside."""
+        waiting = []
+        if self._coverage is not None:
+            waiting.append(f"coverage ({table.progress(reports.coverage_record(self._coverage))})")
+        if self._plan.idle_timeout is not None:
+            waiting.append(f"{exact(self._plan.idle_timeout)} without a request")
+        return (" and " if self._plan.until_all else " or ").join(waiting)
 
     async def measure_before(self, storage: Callable[[], int]) -> None:
         """Measure the store as it is at the start."""
@@ -143,18 +171,21 @@ class Desk:
             "requests": activity.requests,
             "bytes_in": activity.bytes_in,
             "bytes_out": activity.bytes_out,
-            "transfers": sorted(map(str, self._observer.transfers)),
-            "coverage": reports.coverage_record(self._coverage) if self._coverage else None,
+            "transfers": self._transfer_records(self._observer.transfers),
+            "coverage": self._coverage_record(),
             "corrupt": self._corrupt,
             "ambiguous": {path: [*names] for path, names in self._ambiguous.items()},
+            "state_dir": str(self._directory),
+            "report": str(self._report),
         }
 
-    def report(self, outcome: Outcome, directory: Path, storage_after: int | None) -> None:
+    def report(self, outcome: Outcome, storage_after: int | None) -> None:
         """Write the report, and show it."""
         ledger = self._observer.ledger
-        record = reports.coverage_record(self._coverage) if self._coverage else None
+        record = self._coverage_record()
         made = reports.Report(
             version=VERSION,
+            pid=os.getpid(),
             reason=outcome.reason.kind,
             reason_text=outcome.reason.text,
             exit_code=outcome.shown_code,
@@ -170,16 +201,22 @@ class Desk:
             corrupt=self._corrupt,
             storage_before=self._storage_before,
             storage_after=storage_after,
-            cut=list(outcome.drained.cut),
-            warnings=reports.warnings(ledger, record, outcome.drained.cut),
+            cut=self._transfer_records(outcome.drained.cut),
+            cut_requests=outcome.drained.requests,
+            asked_again=ledger.asked_again(),
         )
-        target = self._plan.report or directory / REPORT
+        log.flush()
+        written = True
         try:
-            reports.write(made, target)
+            reports.write(made, self._report)
         except OSError as error:
-            logger.error("the report could not be written to %s: %s", target, error.strerror)
-        width = shutil.get_terminal_size().columns
-        print(table.report(made, width), end="", file=sys.stderr, flush=True)
+            written = False
+            logger.error("the report could not be written to %s: %s", self._report, error.strerror)
+        if not log.is_json():
+            width = shutil.get_terminal_size((120, 24)).columns
+            print(table.report(made, width), end="", file=sys.stderr, flush=True)
+        if written:
+            log.tell(logging.INFO, "report", f"report: {self._report}", file=str(self._report))
 
     async def _on_status(self, request: Message) -> Message:
         return self.status()
@@ -189,23 +226,39 @@ class Desk:
         outcome = await asyncio.shield(self._over)
         return {
             "reason": outcome.reason.kind,
-            "reason_text": outcome.reason.text,
-            "cut": list(outcome.drained.cut),
+            "cut": self._transfer_records(outcome.drained.cut),
+            "cut_requests": outcome.drained.requests,
+            "covered": outcome.covered,
+            "coverage": self._coverage_record(),
             "exit_code": outcome.shown_code,
+            "report": str(self._report),
         }
 
     async def _on_wait(self, request: Message) -> Message:
         match request.get("for"):
             case "ready":
                 await first_done(self._ready.wait(), self._over)
-                return {"reached": self._ready.is_set()}
+                reached = self._ready.is_set()
             case "covered" if self._coverage is not None:
                 ledger, pulls = self._observer.ledger, self._observer.pulls
                 covered = Covered(self._coverage, ledger, pulls, self._clock)
                 await first_done(covered.wait(), self._over)
-                missing = [str(gap) for gap in self._coverage.missing()]
-                return {"reached": not missing, "missing": missing}
+                reached = self._coverage.complete()
             case "covered":
-                raise ValueError("this server was not told what coverage is (--until-pulled)")
+                raise ValueError(
+                    "this server was not told what to cover: start it with --until-pulled and "
+                    "--nodes"
+                )
             case _:
                 raise ValueError("wait for ready or for covered")
+        return {
+            "reached": reached,
+            "ended": self._over.done(),
+            "coverage": self._coverage_record(),
+        }
+
+    def _transfer_records(self, transfers: Iterable[Transfer]) -> list[reports.TransferRecord]:
+        return reports.transfer_records(transfers, self._clock.now())
+
+    def _coverage_record(self) -> reports.CoverageRecord | None:
+        return reports.coverage_record(self._coverage) if self._coverage else None

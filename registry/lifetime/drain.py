@@ -47,12 +47,19 @@ class Drained:
     """How a drain ended.
 
     Attributes:
-        cut: the transfers that were still going on, in words.
+        cut: the transfers that were still going on.
+        requests: how many requests were in flight then, those of the transfers among them.
         exit_code: of the second signal, if that ended it.
     """
 
-    cut: tuple[str, ...] = ()
+    cut: tuple[Transfer, ...] = ()
     exit_code: int | None = None
+    requests: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was cut."""
+        return not self.cut and not self.requests
 
 
 class Drain:
@@ -115,14 +122,12 @@ class Drain:
             if not self._activity.requests and (settles is None or left <= 0):
                 return Drained()
             if left <= 0:
-                return Drained(self._in_flight())
+                return self._cut(None)
             pause = min(left, settles) if settles is not None else left
             changed = self._activity.changed.next()
             await first_done(changed, second.wait(), self._clock.sleep(pause))
-        return Drained(self._in_flight(), (await second.wait()).exit_code)
+        return self._cut((await second.wait()).exit_code)
 
-    def _in_flight(self) -> tuple[str, ...]:
-        requests = self._activity.requests
-        if requests and not self._transfers:
-            return (f"{requests} request(s)",)
-        return tuple(sorted(map(str, self._transfers)))
+    def _cut(self, exit_code: int | None) -> Drained:
+        transfers = tuple(sorted(self._transfers, key=str))
+        return Drained(transfers, exit_code, self._activity.requests)

@@ -1,14 +1,14 @@
-"""Durations as the contract writes them: a number and ``s``, ``m`` or ``h``."""
+"""Durations as the contract writes them: a number and ``s``, ``m``, ``h`` or ``d``."""
 
 from __future__ import annotations
 
 import re
 
-_UNITS = {"h": 3600, "m": 60, "s": 1}
-_DURATION = re.compile(r"([0-9]{1,9})([smh])")
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 _NEVER = "never"
 
-EXPECTED = "expected a number and s, m or h, as in 90s, 10m or 4h"
+EXPECTED = "expected a number and s, m, h or d, as in 90s, 10m, 4h or 2d"
 
 
 def parse(text: str) -> float:
@@ -50,9 +50,11 @@ def exact(seconds: float) -> str:
 
 
 def readable(seconds: float) -> str:
-    """Write a time that passed for people: ``4.2s``, ``12m 5s``, ``3h 0m 12s``."""
+    """Write a time that passed for people: ``4.2s``, ``12m 5s``, ``3h 0m 12s``, ``2d 4h 0m``."""
     if seconds < 60:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24}d {hours % 24}h {minutes}m"
     return f"{hours}h {minutes}m {rest}s" if hours else f"{minutes}m {rest}s"

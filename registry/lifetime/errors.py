@@ -17,6 +17,13 @@ class LifetimeError(Exception):
         self.exit_code = exit_code
 
 
+class NotRunning(LifetimeError):
+    """No Mayfly answers there."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 6)
+
+
 class Draining(Exception):
     """A request that begins something new while the registry drains: 503, ``UNAVAILABLE``."""
 

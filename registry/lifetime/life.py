@@ -21,14 +21,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from registry import log
 from registry.config import ConfigError
+from registry.exit_codes import Exit
 from registry.lifetime import plan as plans
 from registry.lifetime.activity import Activity
 from registry.lifetime.child import Child, environment
 from registry.lifetime.clock import Clock, first_done
 from registry.lifetime.conditions import Condition, Kind, Once, Reason
 from registry.lifetime.contents import Contained, Contents
-from registry.lifetime.control import ControlServer
+from registry.lifetime.control import ControlServer, runtime_directory
 from registry.lifetime.coverage import Coverage, Covered
 from registry.lifetime.desk import Desk, Outcome
 from registry.lifetime.drain import Drain, Drained
@@ -43,8 +45,6 @@ from registry.lifetime.signals import Signals
 from registry.lifetime.state import LEDGER, StateDir
 from registry.lifetime.states import State
 from registry.lifetime.systemd import Notifier
-
-logger = logging.getLogger("mayfly")
 
 _TURNS = 10
 """Turns of the event loop in which a request that has arrived gets from its socket to its handler,
@@ -179,7 +179,9 @@ class Life:
         self._signals = Signals(self._hand_on if plan.command else None)
         self._stop = Once()
         self._failed = Once()
-        self._desk = Desk(plan, self.observer, self.drain, self.coverage, clock, self._stop)
+        self._desk = Desk(
+            plan, self.observer, self.drain, self.coverage, clock, self._stop, state.path
+        )
 
     def corrupt(self, digest: str, bundle: str, repositories: list[str], text: str) -> None:
         """Content of a bundle was found wrong: report it, and end if the plan has it so.
@@ -193,7 +195,7 @@ class Life:
         self._desk.corrupt(digest, bundle, repositories, text)
         if self._plan.stop_on_corrupt:
             reason = f"content of {bundle} is corrupt: {digest}"
-            self._failed.set(Reason(Kind.FAILED, reason, plans.DAMAGED))
+            self._failed.set(Reason(Kind.FAILED, reason, Exit.STORAGE))
 
     async def run(self, launch: Launch) -> int:
         """Serve until a condition ends it, and then tidy up.
@@ -207,12 +209,13 @@ class Life:
         """
         ends = self._ends()
         self._signals.install()
-        control = ControlServer(self._state.path, self._desk.commands())
+        runtime = runtime_directory(os.environ)
+        control = ControlServer(self._state.path, self._desk.commands(), runtime)
         try:
             await _start(control)
             launch.served.listeners.resume()
             for warning in self._plan.warnings():
-                logger.warning(warning)
+                log.tell(logging.WARNING, "settings", warning)
             async with self._background(launch), self._private(launch) as private:
                 with launch.announced:
                     self._desk.ready(launch.login.url, launch.denied, launch.ambiguous)
@@ -232,7 +235,7 @@ class Life:
             self._signals.remove()
 
     async def _end(self, reason: Reason, launch: Launch) -> Outcome:
-        logger.warning("stopping: %s", reason.text)
+        log.tell(logging.INFO, "stopping", f"stopping: {reason.text}", reason=reason.kind)
         ended_it = self._running()
         grace = self._plan.drain_timeout * (2 if ended_it else 1)
         self._notifier.stopping(f"draining: {reason.text}", grace + _STOP_MARGIN_SECONDS)
@@ -240,7 +243,7 @@ class Life:
         self.drain.begin(refuse=reason.kind not in _NOBODY_THERE)
         drained = await self.drain.finish(self._plan.drain_timeout, self._signals.second)
         await launch.served.listeners.close()
-        cut = bool(drained.cut) or drained.exit_code is not None
+        cut = not drained.complete or drained.exit_code is not None
         await launch.served.close(0.0 if cut else _TAIL_SECONDS)
         await _turns()
         return await self._conclude(reason, drained, ended_it, launch)
@@ -262,7 +265,7 @@ class Life:
         after = None
         if launch.storage is not None and drained.exit_code is None:
             after = await asyncio.get_running_loop().run_in_executor(None, launch.storage)
-        self._desk.report(outcome, self._state.path, after)
+        self._desk.report(outcome, after)
         return outcome
 
     def _ends(self) -> Condition:
@@ -331,12 +334,29 @@ class Life:
         ]
         if launch.storage is not None:
             tasks.append(asyncio.create_task(self._desk.measure_before(launch.storage)))
+        if self._command_ended is not None:
+            tasks.append(asyncio.create_task(self._tell_command_end(self._command_ended)))
+        milestones = self._desk.milestones()
+        if milestones is not None:
+            following = milestones.follow(self._ledger, self._pulls, self._clock)
+            tasks.append(asyncio.create_task(following))
         try:
             yield
+            if milestones is not None:
+                milestones.look()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _tell_command_end(self, ended: Once) -> None:
+        """Say that the command has ended, and what is waited for now."""
+        reason = await ended.wait()
+        text, waiting = reason.text, self._desk.waiting_for()
+        if waiting and not reason.exit_code and not self._signals.first.holds():
+            text += f"; waiting for {waiting}"
+        level = logging.WARNING if reason.exit_code else logging.INFO
+        log.tell(level, "command_ended", text, exit_code=reason.exit_code)
 
     async def _tell_status(self) -> None:
         while self._notifier.active and not self.drain.active:

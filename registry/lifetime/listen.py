@@ -13,7 +13,9 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
+from registry import log
 from registry.lifetime.activity import Activity
+from registry.lifetime.images import plain
 
 logger = logging.getLogger("mayfly")
 
@@ -30,6 +32,16 @@ _SAY_EVERY = 60.0
 
 _SET_UP_SECONDS = 1.0
 """For connections whose TLS handshake is under way when the server closes."""
+
+_UNTRUSTED = frozenset(
+    {
+        "SSLV3_ALERT_BAD_CERTIFICATE",
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        "TLSV1_ALERT_UNKNOWN_CA",
+    }
+)
+"""The alerts of a client that does not accept our certificate, as OpenSSL names them."""
 
 Serve = Callable[[socket.socket], Awaitable[object]]
 """Takes over one connection; comes back when it is set up, TLS included."""
@@ -114,10 +126,11 @@ class Listeners:
             task.add_done_callback(self._setting_up.discard)
 
     async def _set_up(self, connection: socket.socket) -> None:
+        address = _peer(connection)
         try:
             await self._serve(connection)
         except OSError as error:  # a reset, or no TLS where TLS is spoken
-            logger.debug("connection was not set up: %s", error)
+            _tell_failed(address, error)
             connection.close()
 
     def _wait(self, seconds: float, reason: str) -> None:
@@ -125,6 +138,42 @@ class Listeners:
         loop = asyncio.get_running_loop()
         if loop.time() - self._said >= _SAY_EVERY:
             self._said = loop.time()
-            logger.warning("clients wait to be accepted: %s", reason)
+            log.tell(logging.WARNING, "crowded", f"clients wait to be accepted: {reason}")
         self.pause()
         self._recovery = loop.call_later(seconds, self.resume)
+
+
+def _peer(connection: socket.socket) -> str:
+    """The address at the other end, "" where there is none."""
+    try:
+        name = connection.getpeername()
+    except OSError:
+        return ""
+    return plain(str(name[0])) if isinstance(name, tuple) else ""
+
+
+def _tell_failed(address: str, error: OSError) -> None:
+    """Log why a connection could not be set up, if an operator can do something about it."""
+    reason = getattr(error, "reason", None)  # of an ssl.SSLError
+    if reason in _UNTRUSTED:
+        log.tell(
+            logging.WARNING,
+            "untrusted",
+            f"{address} does not trust this registry's certificate; set the node up as "
+            "mayfly node-config show says",
+            same=address,
+            address=address,
+        )
+    elif reason == "HTTP_REQUEST":
+        log.tell(
+            logging.WARNING,
+            "plain_http",
+            f"{address} speaks plain HTTP, but TLS is needed here; use https://",
+            same=address,
+            address=address,
+        )
+    elif reason is not None:
+        text = f"TLS handshake with {address} failed: {reason.lower().replace('_', ' ')}"
+        log.tell(logging.INFO, "handshake_failed", text, same=address, address=address)
+    else:
+        logger.debug("connection from %s was not set up: %s", address, error)

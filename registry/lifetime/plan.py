@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.config import ConfigError
+from registry.exit_codes import Exit
 from registry.lifetime.activity import Activity
 from registry.lifetime.clock import Clock
 from registry.lifetime.conditions import (
-    UNFINISHED,
     AllOf,
     Condition,
     Kind,
@@ -22,12 +22,6 @@ from registry.lifetime.conditions import (
 from registry.lifetime.drain import Drained
 from registry.lifetime.images import Nodes
 from registry.lifetime.watches import ParentDeath, StandardInput, StopFile
-
-DAMAGED = 4
-"""Exit code: storage failure, content of a bundle that is corrupt among it."""
-
-INCOMPLETE = 3
-"""Exit code: deadline or drain timeout with transfers cut or coverage incomplete."""
 
 KUBELET_BACKOFF = 300.0
 """Longest pause, in seconds, between two tries of a kubelet to pull an image."""
@@ -165,8 +159,6 @@ def exit_code(
     deadline = reason.kind is Kind.DEADLINE
     if command and not (deadline and ended_it):
         return command
-    if drained.cut or (deadline and ended_it):
-        return INCOMPLETE
-    if covered is False and reason.kind in UNFINISHED:
-        return INCOMPLETE
-    return 0
+    if not drained.complete or covered is False or (deadline and ended_it):
+        return Exit.INCOMPLETE
+    return Exit.DONE

@@ -35,6 +35,11 @@ for path in "$@"; do rm -rf -- "$path"; done
 """
 
 
+CERT_DIR = "certs"
+"""Directory with the CA alone: skopeo and podman take every ``*.crt`` of a ``--cert-dir`` as a CA,
+and refuse a key without its certificate."""
+
+
 @dataclass(frozen=True)
 class Login:
     """How to reach the registry.
@@ -55,7 +60,7 @@ class Login:
 
 @contextlib.contextmanager
 def auth_file(state_dir: Path, login: Login) -> Iterator[Path]:
-    """A directory that only we may enter, with the login as docker's ``config.json``.
+    """A directory that only we may enter: docker's ``config.json``, and the CA in `CERT_DIR`.
 
     Raises:
         OSError: it cannot be made.
@@ -69,6 +74,9 @@ def auth_file(state_dir: Path, login: Login) -> Iterator[Path]:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with os.fdopen(os.open(directory / AUTH_FILE, flags, 0o600), "w") as file:
             json.dump({"auths": auths}, file)
+        if login.ca is not None:
+            (directory / CERT_DIR).mkdir()
+            shutil.copyfile(login.ca, directory / CERT_DIR / "ca.crt")
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)

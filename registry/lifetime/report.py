@@ -12,8 +12,8 @@ from typing import TypedDict
 
 from registry.lifetime.coverage import Coverage
 from registry.lifetime.images import plain
-from registry.lifetime.ledger import Key, Ledger
-from registry.lifetime.observer import Observer
+from registry.lifetime.ledger import Key
+from registry.lifetime.observer import Observer, Transfer
 from registry.lifetime.states import State
 from registry.trust.files import Attributes, publish
 
@@ -60,23 +60,55 @@ class ImageRecord(TypedDict):
     pulls: list[PullRecord]
 
 
+class GapRecord(TypedDict):
+    """An image that a node must have and has not."""
+
+    node: str
+    image: str
+    state: State
+
+
 class CoverageRecord(TypedDict):
     """How far the upgrade came.
 
     Attributes:
+        accept: the weakest state that counts as having an image.
         matrix: image → node → `State`.
         claimed: covered node → how many of its images rest on its runtime's claim alone.
         absent: images of the list that the registry does not hold.
+        missing: what known nodes lack, those images aside; empty where coverage is complete.
     """
 
     complete: bool
     nodes_wanted: int
     nodes_covered: int
     nodes: list[str]
+    accept: State
     matrix: dict[str, dict[str, State]]
     claimed: dict[str, int]
     absent: list[str]
-    missing: list[str]
+    missing: list[GapRecord]
+
+
+class TransferRecord(TypedDict):
+    """Content that flows, or did when it was cut.
+
+    Attributes:
+        direction: ``pull`` or ``push``.
+        digest: of the blob, None for a push.
+        node: as coverage names it.
+        address: of the peer.
+        bytes: that moved so far.
+        seconds: since it began.
+    """
+
+    direction: str
+    repository: str
+    digest: str | None
+    node: str
+    address: str
+    bytes: int
+    seconds: float
 
 
 class DeniedRecord(TypedDict):
@@ -109,6 +141,7 @@ class Report(TypedDict):
     """CONTRACT.md, "Report". Times are ISO 8601 in UTC, sizes bytes."""
 
     version: str
+    pid: int
     reason: str
     reason_text: str
     exit_code: int
@@ -124,8 +157,9 @@ class Report(TypedDict):
     corrupt: list[CorruptRecord]
     storage_before: int | None
     storage_after: int | None
-    cut: list[str]
-    warnings: list[str]
+    cut: list[TransferRecord]
+    cut_requests: int
+    asked_again: dict[str, int]
 
 
 def write(report: Report, path: Path) -> None:
@@ -136,6 +170,15 @@ def write(report: Report, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     publish(path, (json.dumps(report, indent=2) + "\n").encode(), Attributes(0o644))
+
+
+def read(path: Path, pid: int) -> Report | None:
+    """The report that the server with this process ID left, None if it left none."""
+    try:
+        found: Report = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("pid") == pid else None
 
 
 def iso(unix: float) -> str:
@@ -227,10 +270,15 @@ def coverage_record(coverage: Coverage) -> CoverageRecord:
         nodes_wanted=coverage.wanted_nodes,
         nodes_covered=coverage.covered_nodes(),
         nodes=coverage.nodes(),
+        accept=coverage.accept,
         matrix=coverage.matrix(),
         claimed=coverage.claimed(),
         absent=coverage.absent(),
-        missing=[str(gap) for gap in coverage.missing()],
+        missing=[
+            GapRecord(node=gap.node, image=gap.image, state=gap.state)
+            for gap in coverage.missing()
+            if gap.node is not None and gap.image is not None
+        ],
     )
 
 
@@ -250,17 +298,25 @@ def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in name[:_MAX_NAME])
 
 
-def warnings(ledger: Ledger, coverage: CoverageRecord | None, cut: Iterable[str]) -> list[str]:
-    """Where stopping now may hurt."""
-    found = [f"cut off: {what}" for what in cut]
-    if coverage is not None:
-        found += [f"not covered: {gap}" for gap in coverage["missing"]]
-    again = ledger.asked_again()
-    if again:
-        who = ", ".join(f"{node} ({count})" for node, count in sorted(again.items()))
-        found.append(
-            f"asked again for images they had: {who}. Pods with imagePullPolicy Always, and from "
-            "Kubernetes 1.35 on pods with other credentials, ask at every start and will fail "
-            "without this registry"
+def transfer_records(transfers: Iterable[Transfer], now: float) -> list[TransferRecord]:
+    """Transfers as data, those that began first before the others.
+
+    Args:
+        transfers: of the observer.
+        now: of its clock.
+    """
+    records = []
+    for one in sorted(transfers, key=lambda one: one.begun):
+        repository, _, digest = one.what.partition("@")
+        records.append(
+            TransferRecord(
+                direction=one.direction,
+                repository=repository,
+                digest=digest or None,
+                node=one.caller.node,
+                address=one.caller.address,
+                bytes=one.bytes,
+                seconds=round(now - one.begun, 3),
+            )
         )
-    return found
+    return records

@@ -2,7 +2,7 @@
 
     lock              flock(2)ed while a server lives; the kernel lets go of it whatever kills it
     ready.json        the port answers; who reads it need not ask
-    control.sock      `control`
+    control.sock      `control`: a link to the socket in the runtime directory, or the socket
     report.json       of the last run
     run-XXXXXX/       private files of `mayfly run`'s command
     ca.*, tls.*       `registry.trust.authority`
@@ -25,7 +25,7 @@ from typing import Self
 
 from registry.config import ConfigError
 
-_LOCK = "lock"
+LOCK = "lock"
 _READY = "ready.json"
 CONTROL_SOCKET = "control.sock"
 LEDGER = "coverage.jsonl"
@@ -63,7 +63,7 @@ class StateDir:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             check_ours(path)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            lock = os.open(path / _LOCK, flags, 0o600)
+            lock = os.open(path / LOCK, flags, 0o600)
         except OSError as error:
             raise ConfigError(f"--state-dir {path} cannot be used: {error.strerror}") from None
         try:

@@ -1,32 +1,30 @@
-"""Reports and the coverage matrix as plain text, no wider than they may be."""
+"""Status, reports and coverage as plain text, a row for each node, no wider than the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from registry.lifetime.coverage import claims_text
 from registry.lifetime.durations import readable
-from registry.lifetime.states import RANKED, State
+from registry.lifetime.states import RANKED, State, accepted
 
 if TYPE_CHECKING:
-    from registry.lifetime.report import CorruptRecord, ImageRecord, Report
+    from registry.lifetime.report import (
+        CorruptRecord,
+        CoverageRecord,
+        ImageRecord,
+        Report,
+        TransferRecord,
+    )
 
 MIN_WIDTH = 40
 
-SIGNS = {
-    State.MISSING: "-",
-    State.PULLING: "pulling",
-    State.INCOMPLETE: "incomplete",
-    State.FAILED: "failed",
-    State.CLAIMED: "claimed",
-    State.SERVED: "served",
-    State.PROVEN: "proven",
-    State.ABSENT: "absent",
-}
-
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _MOST_ROWS = 200
+_MOST_NAMES = 10
+_MOST_TRANSFERS = 20
 
 
 def size(count: int) -> str:
@@ -68,23 +66,165 @@ def shorten(text: str, width: int) -> str:
     return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
 
 
-def matrix(rows: Mapping[str, Mapping[str, str]], width: int) -> list[str]:
-    """The coverage matrix: images down, nodes across, in as many blocks as the width asks for."""
-    nodes = list(next(iter(rows.values()), {}))
-    if not nodes:
-        return [f"{image}: no node yet" for image in rows]
-    cells = max(max(map(len, nodes)), max(map(len, SIGNS.values())))
-    names = min(max(map(len, rows)), max(width // 2, 12))
-    at_once = max(1, (width - names) // (cells + 2))
-    lines: list[str] = []
-    for start in range(0, len(nodes), at_once):
-        block = nodes[start : start + at_once]
-        table = [["image", *block]]
-        for image, states in rows.items():
-            shown = [SIGNS[State(states[node])] for node in block]
-            table.append([shorten(image, names), *shown])
-        lines += ([""] if lines else []) + grid(table, width)
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """One node of a coverage record.
+
+    Attributes:
+        name: of the node.
+        missing: image → its state there, of those the node does not have.
+        wanted: how many images it must have.
+    """
+
+    name: str
+    missing: Mapping[str, State]
+    wanted: int
+
+    @property
+    def has(self) -> int:
+        """How many images it has."""
+        return self.wanted - len(self.missing)
+
+
+def node_rows(coverage: CoverageRecord) -> list[NodeRow]:
+    """The nodes of a coverage record, those that lack something first."""
+    matrix, enough = coverage["matrix"], accepted(State(coverage["accept"]))
+    rows = []
+    for node in coverage["nodes"]:
+        states = {image: State(cells[node]) for image, cells in matrix.items()}
+        missing = {image: state for image, state in states.items() if state not in enough}
+        rows.append(NodeRow(node, missing, len(matrix)))
+    return sorted(rows, key=lambda row: not row.missing)
+
+
+def progress(coverage: CoverageRecord) -> str:
+    """How far coverage is, in one line: ``1 of 3 nodes covered; missing: node-ctr``."""
+    line = f"{coverage['nodes_covered']} of {coverage['nodes_wanted']} nodes covered"
+    lacking = [row.name for row in node_rows(coverage) if row.missing]
+    more = coverage["nodes_wanted"] - len(coverage["nodes"])
+    if more > 0:
+        lacking.append(f"{more} that pulled nothing yet")
+    if lacking and not coverage["complete"]:
+        line += f"; missing: {_listed(lacking, _MOST_NAMES)}"
+    return line
+
+
+def coverage_lines(coverage: CoverageRecord, width: int) -> list[str]:
+    """How far coverage is: a line for the whole and a row for each node with what it lacks."""
+    rows, absent = node_rows(coverage), coverage["absent"]
+    lines = [f"coverage: {coverage['nodes_covered']} of {coverage['nodes_wanted']} nodes"]
+    lines += [f"not in the registry: {image}" for image in absent[:_MOST_ROWS]]
+    if rows:
+        lines += _node_grid(rows[:_MOST_ROWS], absent, width)
+    more = coverage["nodes_wanted"] - len(rows)
+    if more > 0:
+        lines.append(f"{more} more node{'s' if more > 1 else ''} pulled nothing yet")
+    return [*lines, *_more(len(rows) - _MOST_ROWS)]
+
+
+def _node_grid(rows: Sequence[NodeRow], absent: Collection[str], width: int) -> list[str]:
+    table = [["node", "images"], *([row.name, f"{row.has} of {row.wanted}"] for row in rows)]
+    left = grid(table, max(width // 2, MIN_WIDTH // 2))
+    start = max(map(len, left)) + 2
+    shown = ["missing", *(_fitting(lacking(row, absent), width - start) for row in rows)]
+    return [f"{a:<{start}}{b}".rstrip() for a, b in zip(left, shown, strict=True)]
+
+
+def lacking(row: NodeRow, absent: Collection[str] = ()) -> list[str]:
+    """The images that a node lacks, without those that no node can have."""
+    return [
+        image if state is State.MISSING else f"{image} ({state})"
+        for image, state in row.missing.items()
+        if image not in absent
+    ]
+
+
+def _fitting(names: Sequence[str], width: int) -> str:
+    """As many names as fit, and the number of the others."""
+    for most in range(len(names), 1, -1):
+        text = _listed(names, most)
+        if len(text) <= width:
+            return text
+    if not names:
+        return "-"
+    rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return shorten(names[0], max(width - len(rest), 3)) + rest
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def status(
+    found: Mapping[str, Any], width: int, before: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The state of a running server.
+
+    Args:
+        found: its answer to ``status``.
+        width: columns; at least `MIN_WIDTH` are used.
+        before: an earlier answer, for the rates since.
+    """
+    width = max(width, MIN_WIDTH)
+    rows = [
+        ["state", f"{found['state']}, for {readable(found['seconds'])}"],
+        ["at", f"{found['url']}, pid {found['pid']}, version {found['version']}"],
+        ["idle for", readable(found["idle_seconds"])],
+        ["in", _amount(found, before, "bytes_in")],
+        ["out", _amount(found, before, "bytes_out")],
+    ]
+    lines = grid(rows, width)
+    lines += transfers(found["transfers"], width)
+    for path, names in found["ambiguous"].items():
+        lines.append(f"ambiguous: {path} is in several upstreams; ask for {' or '.join(names)}")
+    lines += corrupt(found["corrupt"])
+    if found["coverage"] is not None:
+        lines += ["", *coverage_lines(found["coverage"], width)]
     return lines
+
+
+def _amount(found: Mapping[str, Any], before: Mapping[str, Any] | None, key: str) -> str:
+    text = size(found[key])
+    if before is not None and found["seconds"] > before["seconds"]:
+        rate = (found[key] - before[key]) / (found["seconds"] - before["seconds"])
+        text += f", {size(round(rate))}/s"
+    return text
+
+
+def transfers(records: Sequence[TransferRecord], width: int) -> list[str]:
+    """Transfers under way, a row each."""
+    if not records:
+        return []
+    rows = [["under way", "content", "bytes", "rate"]]
+    for one in records[:_MOST_TRANSFERS]:
+        rate = one["bytes"] / one["seconds"] if one["seconds"] else 0
+        who = f"{one['direction']} by {peer(one)}"
+        rows.append([who, content(one), size(one["bytes"]), f"{size(round(rate))}/s"])
+    return ["", *grid(rows, width), *_more(len(records) - _MOST_TRANSFERS)]
+
+
+def peer(transfer: TransferRecord) -> str:
+    """Who is at the other end."""
+    node, address = transfer["node"], transfer["address"]
+    return f"{node} ({address})" if address and address != node else node
+
+
+def content(transfer: TransferRecord) -> str:
+    """What is transferred."""
+    digest = transfer["digest"]
+    return f"{transfer['repository']}@{digest}" if digest else transfer["repository"]
+
+
+def cut(transfers: Sequence[TransferRecord], requests: int) -> list[str]:
+    """What was cut, a line for each transfer."""
+    if requests and not transfers:
+        return [f"cut: {requests} requests"]
+    lines = [
+        f"cut: {one['direction']} of {content(one)} by {peer(one)}, at {size(one['bytes'])}"
+        for one in transfers[:_MOST_ROWS]
+    ]
+    return [*lines, *_more(len(transfers) - _MOST_ROWS)]
 
 
 def corrupt(records: Sequence[CorruptRecord]) -> list[str]:
@@ -112,19 +252,29 @@ def report(content: Report, width: int) -> str:
     if content["images"]:
         lines += ["", *_images(content["images"], width)]
     if content["coverage"]:
-        covered = content["coverage"]
-        lines += ["", f"coverage: {covered['nodes_covered']} of {covered['nodes_wanted']} nodes"]
-        lines += matrix(covered["matrix"], width)
+        lines += ["", *coverage_lines(content["coverage"], width)]
     if content["denied"]:
         rows = [["denied", "user", "address"]]
         rows += [[str(d["requests"]), d["user"] or "-", d["address"]] for d in content["denied"]]
         lines += ["", *grid(rows[:_MOST_ROWS], width)]
     lines += corrupt(content["corrupt"])
-    lines += [f"warning: {warning}" for warning in content["warnings"]]
+    lines += cut(content["cut"], content["cut_requests"])
+    lines += _asked_again(content["asked_again"])
     if content["coverage"] and content["exit_code"] == 0:
         claims = claims_text(content["coverage"]["claimed"])
         lines += [f"exit code 0 rests on claims: {claims}"] if claims else []
     return "\n".join(lines) + "\n"
+
+
+def _asked_again(nodes: Mapping[str, int]) -> list[str]:
+    if not nodes:
+        return []
+    listed = _listed([f"{node} ({count})" for node, count in sorted(nodes.items())], _MOST_NAMES)
+    return [
+        f"warning: asked again for images they had: {listed}. Pods with imagePullPolicy Always, "
+        "and from Kubernetes 1.35 on pods with other credentials, ask at every start and will fail "
+        "without this registry"
+    ]
 
 
 def _summary(content: Report, width: int) -> list[str]:

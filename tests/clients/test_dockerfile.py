@@ -88,7 +88,7 @@ def wait_until_ready(docker: Client, container: str, deadline: float = 60) -> st
     """Wait until the container says where it serves; its host and port."""
     end = time.monotonic() + deadline
     while True:
-        found = docker.run("exec", container, "cat", "/run/mayfly/ready.json")
+        found = docker.run("exec", container, "cat", "/var/lib/mayfly/state/ready.json")
         if found.returncode == 0:
             return str(json.loads(found.stdout)["url"]).partition("://")[2]
         assert time.monotonic() < end, logs(docker, container)

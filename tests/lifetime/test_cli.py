@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -17,8 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from registry.cli import control, run
-from registry.config import ConfigError
-from registry.lifetime.client import ask
+from registry.lifetime.client import TimedOut, ask
+from registry.lifetime.errors import LifetimeError, NotRunning
 from tests.lifetime.conftest import Stub, get_manifest, poll, pull, pulling
 
 Start = Callable[..., Stub]
@@ -46,9 +47,13 @@ def test_status(start: Start, images: Path) -> None:
         code, out, _ = invoke(control.status, "--state-dir", stub.state_dir)
         assert code == 0
         assert "serving" in out
-        assert "pull of team/app@" in out
+        flows = next(line for line in out.splitlines() if line.startswith("pull by node-a"))
+        assert "team/app@sha256:" in flows
+        assert flows.endswith("/s")
         assert "coverage: 0 of 2 nodes" in out
-        assert out.splitlines()[-1].split() == ["team/app:1", "pulling"]
+        row = next(line for line in out.splitlines() if line.startswith("node-a"))
+        assert row.split() == ["node-a", "0", "of", "1", "team/app:1", "(pulling)"]
+        assert out.splitlines()[-1] == "1 more node pulled nothing yet"
         response.read()
     poll(lambda: not ask(stub.state_dir, "status")["requests"])
     code, out, _ = invoke(control.status, "--state-dir", stub.state_dir, "--json")
@@ -57,8 +62,8 @@ def test_status(start: Start, images: Path) -> None:
     assert status["state"] == "serving"
     assert status["pid"] == stub.pid
     assert status["coverage"]["matrix"] == {"team/app:1": {"node-a": "served"}}
-    assert status["coverage"]["missing"] == ["a further node with every image"]
-    assert stub.stop() == 0
+    assert status["coverage"]["missing"] == []
+    assert stub.stop() == 3
 
 
 def test_status_without_coverage(start: Start) -> None:
@@ -78,7 +83,8 @@ def test_stop(start: Start) -> None:
         code, out, _ = invoke(control.stop, "--state-dir", stub.state_dir)
         reader.join()
     assert len(rest[0]) == 99_999
-    assert (code, out) == (0, "stopped with exit code 0: stop was asked for\n")
+    report = stub.state_dir / "report.json"
+    assert (code, out) == (0, f"stopped with exit code 0; report: {report}\n")
     assert stub.code() == 0
 
 
@@ -107,11 +113,14 @@ def test_wait_for_coverage(start: Start, images: Path) -> None:
     stub = start(until_pulled=images, nodes="1", idle_timeout=60.0, until_all=True).ready()
     arguments = ("--covered", "--state-dir", stub.state_dir, "--timeout")
     code, _, errors = invoke(control.wait, *arguments, "0s")
-    assert (code, errors) == (3, "mayfly: it did not happen in time\n")
+    missing = "0 of 1 nodes covered; missing: 1 that pulled nothing yet"
+    assert (code, errors) == (3, f"mayfly: timed out after 0s: {missing}\n")
     pull(stub.port, "node-a")
     code, out, _ = invoke(control.wait, *arguments, "20s", "--json")
     assert code == 0
-    assert json.loads(out) == {"reached": True, "missing": []}
+    found = json.loads(out)
+    assert (found["reached"], found["ended"]) == (True, False)
+    assert found["coverage"]["complete"]
 
 
 def test_wait_for_coverage_that_does_not_come(start: Start, images: Path) -> None:
@@ -119,25 +128,34 @@ def test_wait_for_coverage_that_does_not_come(start: Start, images: Path) -> Non
     stub = start(until_pulled=images, nodes="1", unused_timeout=2.0).ready()
     code, out, errors = invoke(control.wait, "--covered", "--state-dir", stub.state_dir)
     assert code == 3
-    assert out == "missing: a further node with every image\n"
-    assert errors == "mayfly: the server ended before that\n"
+    assert out == ""
+    missing = "0 of 1 nodes covered; missing: 1 that pulled nothing yet"
+    assert errors == f"mayfly: the server ended: {missing}\n"
     assert stub.code() == 3
 
 
 def test_wait_without_coverage(start: Start) -> None:
     """A server that was not told what coverage is says so."""
     stub = start().ready()
-    code, _, errors = invoke(control.wait, "--covered", "--state-dir", stub.state_dir)
-    assert code == 1
-    assert "--until-pulled" in errors
-    assert len(errors.splitlines()) == 1
+    with pytest.raises(LifetimeError, match="--until-pulled and --nodes") as refused:
+        invoke(control.wait, "--covered", "--state-dir", stub.state_dir)
+    assert refused.value.exit_code == 2
 
 
-@pytest.mark.parametrize("command", [control.status, control.stop])
+@pytest.mark.parametrize("command", [control.status, control.stop, control.wait])
 def test_no_server(tmp_path: Path, command: click.Command) -> None:
-    """Where none runs, that is a mistake of the call: exit code 2, one line, and what to do."""
-    with pytest.raises(ConfigError, match=r"no Mayfly with the state directory .* start one"):
-        invoke(command, "--state-dir", tmp_path)
+    """Where none runs, the exit code is 6, and one line says what to do."""
+    arguments = ["--covered"] if command is control.wait else []
+    with pytest.raises(NotRunning, match=r"no Mayfly runs with .*; start one") as refused:
+        invoke(command, *arguments, "--state-dir", tmp_path)
+    assert refused.value.exit_code == 6
+
+
+def test_server_that_does_not_come(tmp_path: Path) -> None:
+    """Waiting for a server that nobody starts ends in time, with exit code 3."""
+    with pytest.raises(TimedOut, match=r"timed out after 0s: no Mayfly runs with") as refused:
+        invoke(control.wait, "--ready", "--timeout", "0s", "--state-dir", tmp_path)
+    assert refused.value.exit_code == 3
 
 
 @pytest.mark.parametrize(
@@ -149,16 +167,20 @@ def test_wait_usage(arguments: tuple[str, ...], says: str) -> None:
         invoke(control.wait, *arguments)
 
 
-WATCH = "from registry.cli.control import status; status(['--watch', '--state-dir', {!r}])"
+WATCH = """
+import sys
+from registry.cli.control import status
+sys.exit(status(["--watch", "--state-dir", sys.argv[1]], standalone_mode=False))
+"""
 
 
-def test_watch(start: Start, images: Path) -> None:
-    """On a terminal the status is drawn anew in place, and ends with the server."""
+@pytest.mark.parametrize(("end", "code", "last"), [("stop", 0, "signal"), ("kill", 6, "no report")])
+def test_watch(start: Start, images: Path, end: str, code: int, last: str) -> None:
+    """On a terminal the status is drawn again in place; the last frame is the end as reported."""
     stub = start(until_pulled=images, nodes="2").ready()
     pid, terminal = pty.fork()
     if pid == 0:
-        script = WATCH.format(str(stub.state_dir))
-        os.execv(sys.executable, [sys.executable, "-c", script])
+        os.execv(sys.executable, [sys.executable, "-c", WATCH, str(stub.state_dir)])
     seen = b""
     try:
         while b"0 of 2 nodes" not in seen:
@@ -166,8 +188,15 @@ def test_watch(start: Start, images: Path) -> None:
         get_manifest(stub.port, "node-a")
         while b"\x1b[H\x1b[J" not in seen or b"pulling" not in seen:
             seen += os.read(terminal, 4096)
-        stub.kill()
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        if end == "kill":
+            stub.kill()
+        else:
+            assert stub.stop() == 3
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while more := os.read(terminal, 4096):
+                seen += more
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+        assert last.encode() in seen.rpartition(b"\x1b[H\x1b[J")[2]
     finally:
         os.close(terminal)
 

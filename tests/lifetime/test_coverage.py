@@ -10,7 +10,7 @@ import pytest
 from registry.lifetime.activity import Activity
 from registry.lifetime.conditions import Kind
 from registry.lifetime.contents import Contained, Contents
-from registry.lifetime.coverage import Coverage, Covered
+from registry.lifetime.coverage import Coverage, Covered, Gap
 from registry.lifetime.images import Image, Nodes, parse_image
 from registry.lifetime.ledger import Ledger
 from registry.lifetime.observer import Caller, Observer
@@ -380,7 +380,7 @@ async def test_image_that_was_never_pushed(upgrade: Upgrade) -> None:
     del upgrade.content.tags[APP, "1"]
     upgrade.cold("a")
     upgrade.cold("b")
-    assert [str(gap) for gap in upgrade.coverage.missing()] == ["team/app:1 (absent)"]
+    assert upgrade.coverage.missing() == [Gap("team/app:1", None, State.ABSENT)]
     assert not upgrade.coverage.complete()
 
 
@@ -389,7 +389,8 @@ async def test_missing_names_image_and_node(upgrade: Upgrade) -> None:
     upgrade.cold("a")
     upgrade.manifest("b", APP, APP_1, head=True)
     await upgrade.clock.tick(SETTLED)
-    assert [str(gap) for gap in upgrade.coverage.missing()] == ["docker.io/library/web:1 at b"]
+    (gap,) = upgrade.coverage.missing()
+    assert (gap.image, gap.node) == ("docker.io/library/web:1", "b")
 
 
 async def test_any_nodes(clock: FakeClock) -> None:
@@ -409,7 +410,7 @@ async def test_any_nodes_missing(clock: FakeClock) -> None:
     """Nodes that nobody has heard of are counted among what is missing."""
     upgrade = Upgrade(None, Nodes(2), clock)
     upgrade.cold("a")
-    assert [str(g) for g in upgrade.coverage.missing()] == ["a further node with every image"]
+    assert upgrade.coverage.missing() == [Gap(None, None, State.MISSING)]
 
 
 async def test_image_by_digest(clock: FakeClock) -> None:

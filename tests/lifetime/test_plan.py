@@ -21,16 +21,16 @@ CUT = Drained(("pull of r by a",))
     [
         # serve: asked to stop from outside, or done
         (Kind.SIGNAL, Drained(), None, None, False, 0),
-        (Kind.SIGNAL, Drained(), False, None, False, 0),
-        (Kind.STOP, Drained(), False, None, False, 0),
+        (Kind.SIGNAL, Drained(), True, None, False, 0),
         (Kind.COVERED, Drained(), True, None, False, 0),
         (Kind.IDLE, Drained(), None, None, False, 0),
         (Kind.DEADLINE, Drained(), None, None, False, 0),
         (Kind.DEADLINE, Drained(), True, None, False, 0),
-        # its own end, before everybody had everything
-        (Kind.DEADLINE, Drained(), False, None, False, 3),
-        (Kind.IDLE, Drained(), False, None, False, 3),
-        (Kind.UNUSED, Drained(), False, None, False, 3),
+        # before every node had every image, whatever ended it
+        *((kind, Drained(), False, None, False, 3) for kind in Kind if kind is not Kind.FAILED),
+        (Kind.SIGNAL, Drained(), False, 0, False, 3),
+        (Kind.STOP, Drained(), False, 0, True, 3),
+        (Kind.COMMAND, Drained(), False, 0, False, 3),
         # transfers cut
         (Kind.SIGNAL, CUT, None, None, False, 3),
         (Kind.COVERED, CUT, True, None, False, 3),

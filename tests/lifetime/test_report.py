@@ -18,16 +18,17 @@ from registry.lifetime.pulls import SETTLED, Pulls
 from registry.lifetime.report import (
     CorruptRecord,
     CoverageRecord,
+    GapRecord,
     ImageRecord,
     Memory,
     PullRecord,
     Report,
+    TransferRecord,
     denied_records,
     image_records,
     iso,
     peak_memory,
     storage_used,
-    warnings,
     write,
 )
 from registry.lifetime.states import State
@@ -50,11 +51,25 @@ COVERAGE = CoverageRecord(
     nodes=["node-a", "node-b"],
     matrix=MATRIX,
     claimed={"node-a": 1},
+    accept=State.CLAIMED,
     absent=[],
-    missing=["docker.io/library/nginx:1.25 at node-b", "quay.io/team/app:2 at node-b"],
+    missing=[
+        GapRecord(node="node-b", image="docker.io/library/nginx:1.25", state=State.MISSING),
+        GapRecord(node="node-b", image="quay.io/team/app:2", state=State.FAILED),
+    ],
+)
+CUT = TransferRecord(
+    direction="pull",
+    repository="r",
+    digest=digest("layer"),
+    node="node-b",
+    address="10.0.0.7",
+    bytes=2048,
+    seconds=4.0,
 )
 REPORT = Report(
     version="1",
+    pid=7,
     reason="deadline",
     reason_text="the maximum lifetime of 1h is over",
     exit_code=3,
@@ -85,8 +100,9 @@ REPORT = Report(
     ],
     storage_before=0,
     storage_after=1024,
-    cut=[],
-    warnings=["not covered: quay.io/team/app:2 at node-b"],
+    cut=[CUT],
+    cut_requests=1,
+    asked_again={"node-a": 1},
 )
 
 
@@ -108,12 +124,14 @@ def test_table() -> None:
         "50.0 MiB",
         "0 B before, 1.0 KiB after",
         "coverage: 1 of 2 nodes",
-        "docker.io/library/nginx:1.25  claimed",
         "team/app:2  admin      node-a\n",
+        "node-b  0 of 2  docker.io/library/nginx:1.25, quay.io/team/app:2 (failed)",
+        "node-a  2 of 2  -",
         "3       eve   10.0.0.9",
         "1       -     10.0.0.8",
         f"corrupt: {digest('layer')} (of team/app) in /b/upgrade.tar, found 2026-01-01T00:10:00Z",
-        "warning: not covered: quay.io/team/app:2 at node-b",
+        f"cut: pull of r@{digest('layer')} by node-b (10.0.0.7), at 2.0 KiB",
+        "warning: asked again for images they had: node-a (1). Pods with",
     ):
         assert part in text
 
@@ -121,24 +139,56 @@ def test_table() -> None:
 @pytest.mark.parametrize("width", [1, 40, 80, 200])
 def test_table_is_no_wider_than_asked(width: int) -> None:
     """Rows keep to the width, names losing their middle; what is wrong is whole."""
-    many = {f"node-{i:03}": State.SERVED for i in range(100)}
-    content: Report = {**REPORT, "coverage": {**COVERAGE, "matrix": {"x" * 90: many}}}
-    lines = table.report(content, width).splitlines()
-    rows = [line for line in lines if not line.startswith(("corrupt", "warning"))]
+    many = {f"node-{i:03}": State.SERVED if i else State.MISSING for i in range(100)}
+    matrix = {"x" * 90: many, "y" * 90: many}
+    coverage: CoverageRecord = {**COVERAGE, "nodes": [*many], "matrix": matrix}
+    lines = table.report({**REPORT, "coverage": coverage}, width).splitlines()
+    rows = [line for line in lines if not line.startswith(("corrupt", "cut", "warning"))]
     assert max(map(len, rows)) <= max(width, 40)
-    assert sum(line.count("node-") for line in lines if line.startswith("image")) == 100
+    nodes = [line for line in rows if line.startswith("node-")]
+    assert len(nodes) == 100
+    assert nodes[0].startswith("node-000  0 of 2")
+    assert nodes[0].endswith("and 1 more") or width == 200
+
+
+def test_upgrade_of_many_nodes_is_short() -> None:
+    """One row for each node, whatever the number of images; those that lack some come first."""
+    nodes = [f"node-{i:02}" for i in range(24)]
+    images = [f"team/app-{i:02}:1" for i in range(12)]
+    matrix = {image: dict.fromkeys(nodes, State.SERVED) for image in images}
+    for image in images[3:5]:
+        matrix[image]["node-17"] = State.MISSING
+    coverage: CoverageRecord = {**COVERAGE, "nodes_wanted": 24, "nodes": nodes, "matrix": matrix}
+    lines = table.coverage_lines(coverage, 100)
+    assert len(lines) == 1 + 1 + 24
+    assert lines[2] == "node-17  10 of 12  team/app-03:1, team/app-04:1"
+
+
+def test_image_that_nobody_can_have_is_named_once() -> None:
+    """An image that the registry lacks is a line of its own, not a part of every node's."""
+    matrix = {"a:1": {"n1": State.ABSENT, "n2": State.ABSENT}}
+    coverage: CoverageRecord = {
+        **COVERAGE,
+        "nodes": ["n1", "n2"],
+        "matrix": matrix,
+        "absent": ["a:1"],
+    }
+    lines = table.coverage_lines(coverage, 80)
+    assert [line for line in lines if "a:1" in line] == ["not in the registry: a:1"]
 
 
 def test_table_without_anything() -> None:
     """A run in which nothing happened has a short report."""
     empty: Report = {**REPORT, "images": [], "coverage": None, "denied": [], "corrupt": []}
-    empty |= {"warnings": [], "storage_before": None}
+    empty |= {"cut": [], "cut_requests": 0, "asked_again": {}, "storage_before": None}
     assert len(table.report(empty, 80).splitlines()) == 4
 
 
-def test_matrix_without_nodes() -> None:
-    """Images that nobody pulled yet are still listed."""
-    assert table.matrix({"a:1": {}}, 80) == ["a:1: no node yet"]
+def test_progress() -> None:
+    """How far it is in one line, with the nodes that lack something and those nobody has seen."""
+    assert table.progress(COVERAGE) == "1 of 2 nodes covered; missing: node-b"
+    more: CoverageRecord = {**COVERAGE, "nodes_wanted": 5}
+    assert table.progress(more).endswith("missing: node-b, 3 that pulled nothing yet")
 
 
 @pytest.mark.parametrize(
@@ -212,15 +262,22 @@ async def test_images_by_whom() -> None:
     ]
 
 
-def test_warnings() -> None:
-    """What was cut, who lacks what, and who will ask again."""
-    ledger = Ledger(None, FakeClock())
-    ledger.asked("a", "r", digest("x"), got=False)
-    ledger.again("a", "r", digest("x"))
-    found = warnings(ledger, COVERAGE, ["pull of r by a"])
-    assert found[0] == "cut off: pull of r by a"
-    assert found[1] == "not covered: docker.io/library/nginx:1.25 at node-b"
-    assert found[3].startswith("asked again for images they had: a (1)")
+def test_transfers() -> None:
+    """What flows, by whom, how much and how fast; more than fit are counted."""
+    lines = table.transfers([CUT] * 30, 200)
+    assert lines[2].split() == [
+        *("pull", "by", "node-b", "(10.0.0.7)"),
+        f"r@{digest('layer')}",
+        *("2.0", "KiB", "512", "B/s"),
+    ]
+    assert lines[-1] == "… and 10 more"
+    assert table.transfers([], 80) == []
+
+
+def test_requests_that_were_cut() -> None:
+    """Requests that move no content are only counted."""
+    assert table.cut([], 2) == ["cut: 2 requests"]
+    assert table.cut([], 0) == []
 
 
 def test_peak_memory() -> None:

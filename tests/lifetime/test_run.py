@@ -256,8 +256,12 @@ def test_node_that_never_pulls(start: Start, images: Path, tmp_path: Path) -> No
     for repository in ("team/app", "team/web"):
         pull(stub.port, "node-a", repository)
     assert stub.code() == 3, stub.describe()
-    assert stub.report()["coverage"]["missing"] == ["team/app:1 at node-b", "team/web:1 at node-b"]
-    assert "warning: not covered: team/web:1 at node-b" in stub.output()
+    missing = stub.report()["coverage"]["missing"]
+    assert [(gap["node"], gap["image"], gap["state"]) for gap in missing] == [
+        ("node-b", "team/app:1", "missing"),
+        ("node-b", "team/web:1", "missing"),
+    ]
+    assert "node-b  0 of 2  team/app:1, team/web:1" in stub.output()
 
 
 def test_coverage_survives_kill(start: Start, images: Path) -> None:
@@ -291,7 +295,10 @@ def test_drain_that_takes_too_long(start: Start) -> None:
     with pulling(stub.port):
         stub.popen.send_signal(signal.SIGTERM)
         assert stub.code() == 3, stub.describe()
-    assert stub.report()["cut"] == [f"pull of team/app@{BLOB} by node-a (127.0.0.1)"]
+    (cut,) = stub.report()["cut"]
+    assert (cut["direction"], cut["repository"], cut["digest"]) == ("pull", "team/app", BLOB)
+    assert (cut["node"], cut["address"]) == ("node-a", "127.0.0.1")
+    assert 0 < cut["bytes"] < BLOB_SIZE
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -17,8 +17,9 @@ import pytest
 from registry.config import ConfigError
 from registry.lifetime import client
 from registry.lifetime import control as control_module
-from registry.lifetime.control import ControlServer, Message
-from registry.lifetime.errors import LifetimeError
+from registry.lifetime.child import environment
+from registry.lifetime.control import ControlServer, Message, runtime_directory
+from registry.lifetime.errors import LifetimeError, NotRunning
 from registry.lifetime.private import Login, auth_file, guarded
 from registry.lifetime.state import CONTROL_SOCKET, StateDir
 
@@ -165,6 +166,113 @@ def test_auth_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_cert_dir(tmp_path: Path) -> None:
+    """It has the CA's certificate alone: clients would take a key there for their own."""
+    (tmp_path / "ca.crt").write_text("PEM")
+    (tmp_path / "ca.key").write_text("secret")
+    login = Login("https://h:5000", "h:5000", "user", "p", tmp_path / "ca.crt")
+    with auth_file(tmp_path, login) as private:
+        assert [path.name for path in (private / "certs").iterdir()] == ["ca.crt"]
+        assert (private / "certs/ca.crt").read_text() == "PEM"
+        given = environment({}, login, private, tmp_path)
+        assert given["MAYFLY_CERT_DIR"] == str(private / "certs")
+    assert not private.exists()
+
+
+SERVE = """
+import asyncio, sys
+from pathlib import Path
+from registry.lifetime.control import ControlServer
+async def status(request):
+    return {"state_dir": sys.argv[1]}
+async def serve():
+    server = ControlServer(Path(sys.argv[1]), {"status": status}, Path(sys.argv[2]))
+    await server.start()
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await server.close()
+asyncio.run(serve())
+"""
+
+
+def test_sockets_of_two_servers_do_not_collide(tmp_path: Path) -> None:
+    """Each state directory finds its own server in one runtime directory; a kill leaves no harm."""
+    runtime = tmp_path / "run"
+    directories = [tmp_path / "one", tmp_path / "two"]
+    servers = []
+    for directory in directories:
+        directory.mkdir()
+        servers.append(_serving(directory, runtime))
+    assert len(list(runtime.iterdir())) == 2
+    assert stat.S_IMODE(runtime.stat().st_mode) == 0o700
+    for directory in directories:
+        assert client.ask(directory, "status") == {"state_dir": str(directory)}
+        assert (directory / CONTROL_SOCKET).is_symlink()
+    end(servers[0], kill=True)
+    with pytest.raises(NotRunning):
+        client.ask(directories[0], "status")
+    (directories[0] / CONTROL_SOCKET).unlink()  # as the next `StateDir.claim` does
+    servers[0] = _serving(directories[0], runtime)
+    assert client.ask(directories[0], "status") == {"state_dir": str(directories[0])}
+    for server in servers:
+        end(server)
+    assert list(runtime.iterdir()) == []
+    assert [list(directory.iterdir()) for directory in directories] == [[], []]
+
+
+def _serving(directory: Path, runtime: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(directory), str(runtime)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("kind", ["absent", "file", "open to others"])
+def test_runtime_directory_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
+    """The socket lies in the state directory instead, as for a user without a session."""
+    runtime = tmp_path / "run"
+    match kind:
+        case "absent":
+            runtime = tmp_path / "none/run"
+        case "file":
+            runtime.touch()
+        case _:
+            runtime.mkdir()
+            runtime.chmod(0o777)
+    directory = tmp_path / "state"
+    directory.mkdir()
+    server = _serving(directory, runtime)
+    assert stat.S_ISSOCK((directory / CONTROL_SOCKET).lstat().st_mode)
+    assert client.ask(directory, "status") == {"state_dir": str(directory)}
+    end(server)
+    assert list(directory.iterdir()) == []
+
+
+def test_socket_that_was_removed(tmp_path: Path) -> None:
+    """The end of a session takes its runtime directory: the message names the process."""
+    process, _ = hold(tmp_path)
+    try:
+        with pytest.raises(NotRunning, match=rf"\(pid {process.pid}\) is still starting"):
+            client.ask(tmp_path, "status")
+        (tmp_path / CONTROL_SOCKET).symlink_to("/nowhere/gone.sock")
+        with pytest.raises(ConfigError, match=f"end it with: kill {process.pid}"):
+            client.ask(tmp_path, "status")
+    finally:
+        end(process)
+
+
+def test_runtime_directory() -> None:
+    """The user's own, or the system's; a relative one is none."""
+    assert runtime_directory({"XDG_RUNTIME_DIR": "/run/user/7"}) == Path("/run/user/7/mayfly")
+    assert runtime_directory({"XDG_RUNTIME_DIR": "x"}) == Path("/run/mayfly")
+    assert runtime_directory({}) == Path("/run/mayfly")
+
+
 def test_guard_spares_what_ends_well(tmp_path: Path) -> None:
     """The guard ends with the block; what it guarded is gone by then in any case."""
     scratch = tmp_path / "a scratch; directory"
@@ -214,7 +322,7 @@ async def test_ask(control: Path) -> None:
 
 async def test_ask_refused(control: Path) -> None:
     """The server's refusal is the client's error."""
-    with pytest.raises(LifetimeError, match="the server refuses: not now"):
+    with pytest.raises(LifetimeError, match="not now"):
         await asyncio.to_thread(client.ask, control, "refuse")
 
 
@@ -267,12 +375,12 @@ async def test_server_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_no_server(tmp_path: Path) -> None:
     """Without a server the error says so, also where one has died."""
-    with pytest.raises(ConfigError, match="no Mayfly with the state directory"):
+    with pytest.raises(NotRunning, match="no Mayfly runs with the state directory"):
         client.ask(tmp_path, "status")
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(tmp_path / CONTROL_SOCKET))
     stale.close()
-    with pytest.raises(ConfigError, match="no Mayfly with the state directory"):
+    with pytest.raises(NotRunning, match="no Mayfly runs with the state directory"):
         client.ask(tmp_path, "status")
     with pytest.raises(client.TimedOut):
         client.wait_for_server(tmp_path, 0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from dataclasses import fields
 from pathlib import Path
 
@@ -54,6 +55,8 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     "exit_on_stdin_eof": ("true", "false", "perhaps"),
     "report": ("/one", "/two", ""),
     "state_dir": ("/one", "/two", ""),
+    "log_format": ("text", "json", "xml"),
+    "log_level": ("debug", "error", "loud"),
 }
 WITH_TEXTS = [setting for setting in SETTINGS if setting.key in TEXTS]
 
@@ -137,18 +140,64 @@ def test_names_follow_from_one() -> None:
 
 
 def test_every_setting_is_an_option() -> None:
-    """The command line has each setting, and no option beside them but the file."""
+    """The command line has each setting, and beside them the file and a short form."""
     command = click.command()(with_settings(lambda settings: settings))
     options = {name for p in command.params if isinstance(p, click.Option) for name in p.opts}
-    assert options == {f"--{setting.name}" for setting in SETTINGS} | {"--config"}
+    assert options == {f"--{setting.name}" for setting in SETTINGS} | {"--config", "--json"}
 
 
 def test_every_setting_is_documented() -> None:
-    """docs/configuration.md has each flag, variable and key."""
-    text = (REPO / "docs/configuration.md").read_text()
+    """docs/configuration.md has a row for each: flag, variable, key, default, meaning."""
+    lines = (REPO / "docs/configuration.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    found = {row[2]: row for row in rows if len(row) == 5}
     for setting in SETTINGS:
-        for name in (f"--{setting.name}", setting.variable, f"`{setting.key}`"):
-            assert name in text, name
+        value = f" {setting.metavar}" if setting.metavar else ""
+        flag = f"`--{setting.name}{value}`".replace("|", "\\|")
+        expected = [flag, f"`{setting.variable}`", f"`{setting.key}`", setting.shown, setting.help]
+        assert found[f"`{setting.key}`"] == [
+            cell.replace("|", "\\|") if cell == setting.help else cell for cell in expected
+        ]
+
+
+def test_help_has_every_default() -> None:
+    """What --help shows as default is what a setting is without any source."""
+    found = load({}, {}, None)
+    for setting in SETTINGS:
+        if setting.shown in ("off", "none", "never"):
+            assert getattr(found, setting.key) in (False, None, ()), setting.name
+        elif re.fullmatch("[0-9.:a-z]+", setting.shown):
+            read = _value(setting, setting.shown)
+            assert getattr(found, setting.key) == read, setting.name
+
+
+def test_bundles_from_every_source(tmp_path: Path) -> None:
+    """The arguments win over the variable, that over the file; a variable may quote blanks."""
+    file = _file(tmp_path, 'bundles = ["/from/file.tar"]\n')
+    variable = {"MAYFLY_BUNDLES": "/one.tar '/two three.tar'"}
+    assert load({}, {}, None).bundles == ()
+    assert load({}, {}, file).bundles == (Path("/from/file.tar"),)
+    assert load({}, variable, file).bundles == (Path("/one.tar"), Path("/two three.tar"))
+    assert load({}, variable, file, (Path("/x"),)).bundles == (Path("/x"),)
+
+
+def test_every_address(tmp_path: Path) -> None:
+    """:PORT is reached by IPv4, and by IPv6 where the host has it."""
+    with listening([Address("", 0)]) as (bound,):
+        port = bound.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port), 10).close()
+        if bound.family == socket.AF_INET6:
+            socket.create_connection(("::1", port), 10).close()
+
+
+def test_port_in_use_is_said_plainly() -> None:
+    """Without the address as Python writes it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = Address("127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(ConfigError) as refused, listening([address]):
+            pytest.fail("bound")
+    expected = f"cannot listen on {address}: Address already in use; choose another with --listen"
+    assert str(refused.value) == expected
 
 
 @pytest.mark.parametrize(
@@ -160,6 +209,7 @@ def test_every_setting_is_documented() -> None:
         ("registry.example.com:443", Address("registry.example.com", 443)),
         ("[::1]:5000", Address("::1", 5000)),
         ("[::]:05000", Address("::", 5000)),
+        (":5000", Address("", 5000)),
     ],
 )
 def test_address(text: str, expected: Address) -> None:
@@ -171,9 +221,9 @@ def test_address(text: str, expected: Address) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", ":", "5000", ":5000", "localhost", "localhost:", "localhost:x", "localhost:-1",
-        "[]:5000", "localhost:65536", "localhost:99999999999", "::1:5000", "::1", "[::1]", "[::1",
-        "[::1]5000", "localhost:5000:5000", "http://localhost:5000", "localhost:5000/",
+        "", ":", "5000", "localhost", "localhost:", "localhost:x", "localhost:-1",
+        ":x", "[]:5000", "localhost:65536", "localhost:99999999999", "::1:5000", "::1", "[::1]",
+        "[::1", "[::1]5000", "localhost:5000:5000", "http://localhost:5000", "localhost:5000/",
         "localhost:\u0665", "localhost: 5000", "localhost:" + "9" * 5000,
     ],
 )  # fmt: skip
@@ -192,14 +242,14 @@ def test_any_address(text: str) -> None:
         found = read_address(text)
     except ValueError:
         return
-    assert found.host
+    assert found.host or text.startswith(":")
     assert 0 <= found.port < 65536
     assert read_address(str(found)) == found
 
 
 @pytest.mark.parametrize(
     "host",
-    ["203.0.113.1", "host.invalid", "a..b", "a" * 64, "\0", "a b", "a\nb", "::1%nowhere", ""],
+    ["203.0.113.1", "host.invalid", "a..b", "a" * 64, "\0", "a b", "a\nb", "::1%nowhere"],
 )
 def test_address_that_cannot_be_bound(host: str) -> None:
     """An address that is not this host's, or none at all: refused in one line, by its text."""
@@ -243,10 +293,26 @@ def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("uid", "environment", "root", "state_dir"),
     [
-        (0, {}, "/var/lib/mayfly", "/run/mayfly"),
-        (0, {"XDG_DATA_HOME": "/x", "XDG_RUNTIME_DIR": "/y"}, "/var/lib/mayfly", "/run/mayfly"),
-        (1000, {"XDG_DATA_HOME": "/x", "XDG_RUNTIME_DIR": "/y"}, "/x/mayfly", "/y/mayfly"),
-        (1000, {}, "/home/of/test/.local/share/mayfly", "/run/mayfly"),
+        (0, {}, "/var/lib/mayfly", "/var/lib/mayfly/state"),
+        (
+            0,
+            {"XDG_DATA_HOME": "/x", "XDG_STATE_HOME": "/y", "XDG_RUNTIME_DIR": "/z"},
+            "/var/lib/mayfly",
+            "/var/lib/mayfly/state",
+        ),
+        (1000, {"XDG_DATA_HOME": "/x", "XDG_STATE_HOME": "/y"}, "/x/mayfly", "/y/mayfly"),
+        (
+            1000,
+            {"XDG_DATA_HOME": "x", "XDG_STATE_HOME": "y"},
+            "/home/of/test/.local/share/mayfly",
+            "/home/of/test/.local/state/mayfly",
+        ),
+        (
+            1000,
+            {},
+            "/home/of/test/.local/share/mayfly",
+            "/home/of/test/.local/state/mayfly",
+        ),
     ],
 )
 def test_default_directories(
@@ -264,16 +330,18 @@ def test_default_directories(
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user without a home, as containers have, is asked for --root, and is served with it."""
+    """A user without a home, as containers have, is asked for both directories."""
 
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
     monkeypatch.setattr(Path, "home", no_home)
-    assert load({"root": ("/srv",)}, {}, None).root == Path("/srv")
-    with pytest.raises(ConfigError, match="root"):
-        load({}, {}, None)
+    given = {"root": ("/srv",), "state_dir": ("/state",)}
+    assert load(given, {}, None).root == Path("/srv")
+    for key, option in (("root", "--root DIR"), ("state_dir", "--state-dir DIR")):
+        with pytest.raises(ConfigError, match=f"no home directory: give {option}"):
+            load({k: v for k, v in given.items() if k != key}, {}, None)
 
 
 def test_several_addresses(tmp_path: Path) -> None:

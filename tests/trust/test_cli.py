@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -18,6 +20,7 @@ from auth.errors import CredentialsInvalid
 from auth.robots import Robots
 from registry.cli import node_config
 from registry.config import ConfigError
+from registry.lifetime.errors import NotRunning
 from registry.lifetime.runs import Run
 from registry.trust.authority import Identity
 from registry.trust.node.runtimes import RUNTIMES as KNOWN_RUNTIMES
@@ -96,12 +99,22 @@ def test_json(root: Path, identity: Identity, verb: str) -> None:
     assert f"/etc/containers/certs.d/{HOST}/ca.crt" in [file["path"] for file in value["files"]]
 
 
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[None]:
+    """A server that answers in the state directory ``tmp_path``."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "control.sock"))
+        listening.listen()
+        yield
+
+
 def _ready(directory: Path, **values: object) -> tuple[str, Path]:
     """The option for a state directory with this ready.json."""
     (directory / "ready.json").write_text(json.dumps(values))
     return "--state-dir", directory
 
 
+@pytest.mark.usefixtures("running")
 def test_a_running_mayfly_says_registry_and_ca(
     root: Path, tmp_path: Path, identity: Identity
 ) -> None:
@@ -115,6 +128,7 @@ def test_a_running_mayfly_says_registry_and_ca(
     assert "insecure" not in shown.stdout
 
 
+@pytest.mark.usefixtures("running")
 def test_a_running_mayfly_without_tls(root: Path, tmp_path: Path) -> None:
     """It has no CA, and says http."""
     ready = _ready(tmp_path, url="http://10.0.0.5:5000", pid=os.getpid(), ca=None)
@@ -125,25 +139,46 @@ def test_a_running_mayfly_without_tls(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "there is none, so no Mayfly runs here"),
-        ("{", "cannot be understood"),
+        (None, "is not ready"),
+        ("{", "is not ready"),
         ("[]", "cannot be understood"),
-        ('{"url": "http://x"}', "cannot be understood"),
-        ('{"url": "http://x", "pid": 999999999}', r"its Mayfly \(process 999999999\) is gone"),
+        ('{"pid": 1}', "cannot be understood"),
         ('{"url": "http://0.0.0.0:1", "pid": 1}', "the address that nodes reach the registry at"),
     ],
 )
-def test_without_a_running_mayfly_the_error_says_what_to_give(
+@pytest.mark.usefixtures("running")
+def test_announcement_that_does_not_help(
     root: Path, tmp_path: Path, content: str | None, message: str
 ) -> None:
-    """Nothing is written."""
+    """What a running Mayfly announced cannot be used: nothing is written."""
     if content is not None:
         (tmp_path / "ready.json").write_text(content)
     before = snapshot(root)
-    error = _error("apply", "--runtime", "docker", "--root-dir", root, "--state-dir", tmp_path)
-    with pytest.raises(AssertionError, match=message):
-        raise AssertionError(error)
+    done = _invoke("apply", "--runtime", "docker", "--root-dir", root, "--state-dir", tmp_path)
+    assert message in str(done.exception)
     assert snapshot(root) == before
+
+
+def test_without_a_running_mayfly_the_error_says_what_to_give(root: Path, tmp_path: Path) -> None:
+    """Exit code 6, also where a server that was killed left its announcement."""
+    ready = _ready(tmp_path, url=f"https://{HOST}", pid=os.getpid(), ca=None)
+    before = snapshot(root)
+    done = _invoke("apply", "--runtime", "docker", "--root-dir", root, *ready)
+    assert isinstance(done.exception, NotRunning)
+    assert done.exception.exit_code == 6
+    assert "or give --registry HOST:PORT and --ca FILE" in str(done.exception)
+    assert snapshot(root) == before
+
+
+def test_commands_for_every_runtime(root: Path, identity: Identity) -> None:
+    """Without --runtime, show prints what to paste on nodes of each kind."""
+    options = ("--root-dir", root, "--registry", HOST, "--ca", identity.ca)
+    shown = _run("show", *options).stdout
+    for runtime in ("docker", "containerd", "podman"):
+        assert f"# {runtime}: on the node, as root" in shown
+    assert shown.count(identity.ca.read_text().splitlines()[1]) >= 3
+    found = json.loads(_run("show", "--json", *options).stdout)
+    assert found["commands"].keys() == {"docker", "containerd", "podman"}
 
 
 def test_every_option_has_a_variable(root: Path, identity: Identity) -> None:
@@ -172,6 +207,7 @@ def test_every_option_has_a_variable(root: Path, identity: Identity) -> None:
     ]
 
 
+@pytest.mark.usefixtures("running")
 def test_node_gets_a_credential_of_the_registry_that_runs_here(root: Path, tmp_path: Path) -> None:
     """It is the node's own, pulls only, and ends in time; without authentication there is none."""
     ready = _ready(tmp_path, url=f"https://{HOST}", pid=os.getpid(), ca=None)

@@ -1,0 +1,95 @@
+"""From an error to an exit code and one line on standard error, or one JSON document."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+from auth.errors import AuthError
+from registry.config import ConfigError
+from registry.exit_codes import Exit
+from registry.lifetime.errors import LifetimeError
+from storage.errors import ContentCorrupt, StorageError, StorageFailed, StorageFull, of_disk
+
+_DISK = StorageFull | StorageFailed
+_SEPARATOR = "--"
+_LOG_FORMAT = "--log-format"
+
+
+def failed(error: Exception, words: Sequence[str]) -> int:
+    """Tell the user of an error; the exit code.
+
+    Args:
+        error: that ended the command.
+        words: of the command line.
+    """
+    command, message, code = _describe(error)
+    if wants_json(words):
+        name = Exit(code).code if code in set(Exit) else "command"
+        document = {"code": name, "exit_code": code, "command": command, "message": message}
+        print(json.dumps({"error": document}), file=sys.stderr)
+    else:
+        print(f"{command}: {message}", file=sys.stderr)
+    return code
+
+
+def broken_pipe() -> int:
+    """The reader of our output has left: end as a program does that SIGPIPE ends."""
+    # What is still buffered must not fail once more when the interpreter flushes it.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    return 128 + signal.SIGPIPE
+
+
+def wants_json(words: Sequence[str]) -> bool:
+    """Whether a command line, usable or not, asks for JSON; what `run` starts is not looked at."""
+    own = words[: words.index(_SEPARATOR)] if _SEPARATOR in words else words
+    if "--json" in own or f"{_LOG_FORMAT}=json" in own:
+        return True
+    if _LOG_FORMAT in own[:-1]:
+        return own[own.index(_LOG_FORMAT) + 1] == "json"
+    serving = any(word in ("serve", "run") for word in own[:1])
+    return serving and os.environ.get("MAYFLY_LOG_FORMAT") == "json"
+
+
+def _describe(error: Exception) -> tuple[str, str, int]:
+    """The command, what is wrong with it, and the exit code."""
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "mayfly"
+        return command, f"{error.format_message()} (see {command} --help)", Exit.USAGE
+    if isinstance(error, click.ClickException):
+        return "mayfly", error.format_message(), Exit.USAGE
+    if isinstance(error, LifetimeError):
+        return "mayfly", error.message, error.exit_code
+    if isinstance(error, ConfigError | AuthError):
+        return "mayfly", str(error), Exit.STORAGE if _is_of_disk(error) else Exit.USAGE
+    if isinstance(error, StorageError):
+        return "mayfly", str(error), _of_storage(error)
+    if isinstance(error, OSError):
+        where = error.filename or "the system"
+        reason = error.strerror or str(error)
+        code = Exit.STORAGE if _is_of_disk(error) else Exit.USAGE
+        return "mayfly", f"{os.fsdecode(where)}: {reason}", code
+    raise error
+
+
+def _of_storage(error: StorageError) -> int:
+    from storage.bundle.errors import BundleChanged, BundleConflict, BundleInvalid
+
+    if isinstance(error, BundleChanged | BundleConflict | BundleInvalid):
+        return Exit.BUNDLE
+    return Exit.STORAGE if isinstance(error, _DISK | ContentCorrupt) else Exit.USAGE
+
+
+def _is_of_disk(error: BaseException | None) -> bool:
+    """Whether a full or failing disk is what lies beneath an error."""
+    while error is not None:
+        if isinstance(error, OSError) and isinstance(of_disk(error), _DISK):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,46 @@
+"""The exit codes of every command: one table for the code, ``--help`` and the documentation."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """How a command ended. `name` in lower case is the ``code`` of an error document."""
+
+    DONE = 0
+    INTERNAL = 1
+    USAGE = 2
+    INCOMPLETE = 3
+    STORAGE = 4
+    BUNDLE = 5
+    NOT_RUNNING = 6
+
+    @property
+    def code(self) -> str:
+        """The name that programs read."""
+        return self.name.lower()
+
+
+MEANINGS: dict[Exit, str] = {
+    Exit.DONE: "done: the condition was met or a stop was asked for, everything drained, "
+    "and coverage is complete where it was asked for",
+    Exit.INTERNAL: "internal error",
+    Exit.USAGE: "wrong usage or configuration",
+    Exit.INCOMPLETE: "incomplete: coverage is missing, transfers were cut, the deadline passed "
+    "with the command still running, or wait timed out",
+    Exit.STORAGE: "storage failed, or stored content is corrupt",
+    Exit.BUNDLE: "a bundle is invalid",
+    Exit.NOT_RUNNING: "no Mayfly runs there",
+}
+
+OTHERS: tuple[tuple[str, str], ...] = (
+    ("126, 127", "run: the command cannot be executed, or was not found"),
+    ("130, 143", "interrupted: by Ctrl-C, by SIGTERM; for a server, by a second signal"),
+    ("other", "run: the exit code of its command"),
+)
+
+
+def describe() -> list[tuple[str, str]]:
+    """The table: exit code and meaning, one row each."""
+    return [*((str(int(code)), text) for code, text in MEANINGS.items()), *OTHERS]

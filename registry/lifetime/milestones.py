@@ -1,0 +1,64 @@
+"""What the log says of coverage: a node that has every image, and one that no longer has."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from registry import log
+from registry.lifetime import table
+from registry.lifetime.clock import Clock, first_done
+
+if TYPE_CHECKING:
+    from registry.lifetime.ledger import Ledger
+    from registry.lifetime.pulls import Pulls
+    from registry.lifetime.report import CoverageRecord
+
+
+_LOOK_EVERY = 1.0
+"""Seconds between two looks; a hundred nodes with a hundred images take some 30 ms each."""
+
+
+class Milestones:
+    """Compares coverage with what it was at the last look.
+
+    Args:
+        read: gives the coverage of this moment.
+    """
+
+    def __init__(self, read: Callable[[], CoverageRecord]) -> None:
+        self._read = read
+        self._complete: set[str] = set()
+
+    def look(self) -> None:
+        """Log each node that has become complete, or incomplete, since the last look."""
+        record = self._read()
+        total = f"{record['nodes_covered']} of {record['nodes_wanted']} nodes"
+        for row in table.node_rows(record):
+            counts: dict[str, Any] = {
+                "node": row.name,
+                "images": row.has,
+                "images_wanted": row.wanted,
+                "nodes": record["nodes_covered"],
+                "nodes_wanted": record["nodes_wanted"],
+            }
+            images = f"{row.name}: {row.has} of {row.wanted} images"
+            if not row.missing and row.name not in self._complete:
+                self._complete.add(row.name)
+                log.tell(logging.INFO, "node_complete", f"{images}; {total}", **counts)
+            elif row.missing and row.name in self._complete:
+                self._complete.discard(row.name)
+                text = f"{images}, no longer all: {', '.join(table.lacking(row))}; {total}"
+                log.tell(logging.WARNING, "node_incomplete", text, **counts)
+
+    async def follow(self, ledger: Ledger, pulls: Pulls, clock: Clock) -> None:
+        """Look whenever a fact or the end of a pull may have changed something, until cancelled."""
+        while True:
+            self.look()
+            changed, settles = ledger.changed.next(), pulls.settles_in()
+            if settles is None:
+                await first_done(changed)
+            else:
+                await first_done(changed, clock.sleep(settles))
+            await clock.sleep(_LOOK_EVERY)

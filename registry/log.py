@@ -1,0 +1,161 @@
+"""The log on standard error: one line for each event, with time and level, as text or JSON.
+
+    2026-01-31T02:14:07Z INFO    node-ctr: 5 of 5 images; 2 of 3 nodes
+    {"time": "2026-01-31T02:14:07Z", "level": "info", "event": "node_complete", "node": …}
+
+`tell` logs an event with a name and data; what any other code of ours logs is an event without.
+Repeats are folded: within `FOLD_SECONDS` the same line is counted, not written, and the count is
+written with its next occurrence, or at the end. Which lines are the same is said by `Event.same`;
+the table of them is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections import OrderedDict
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+logger = logging.getLogger("mayfly")
+
+FOLD_SECONDS = 60.0
+MAX_FOLDED = 1024
+"""Different lines whose repeats are counted; past that the one unseen for longest is forgotten."""
+
+
+def tell(level: int, event: str, text: str, *, same: str | None = None, **data: Any) -> None:
+    """Log an event.
+
+    Args:
+        level: of `logging`.
+        event: its name, for programs (docs/lifetime.md, "The log").
+        text: one sentence for people.
+        same: what repeats have in common, if their texts differ; None for the text itself.
+        data: for programs.
+    """
+    extra = {"event": event, "data": data, "same": text if same is None else f"{event} {same}"}
+    logger.log(level, "%s", text, extra=extra)
+
+
+def configure(form: Literal["text", "json"], level: str, stream: Any = None) -> None:
+    """Write the log of this process; others' libraries tell warnings only.
+
+    Args:
+        form: of a line.
+        level: the lowest, by its name.
+        stream: standard error if None.
+    """
+    handler = FoldingHandler(sys.stderr if stream is None else stream)
+    handler.setFormatter(JSONLines() if form == "json" else TextLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logger.setLevel(level.upper())
+
+
+def is_json() -> bool:
+    """Whether the log is for programs."""
+    handlers = logging.getLogger().handlers
+    return any(isinstance(handler.formatter, JSONLines) for handler in handlers)
+
+
+def flush() -> None:
+    """Write the counts of what was folded last."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, FoldingHandler):
+            handler.write_counts()
+
+
+class FoldingHandler(logging.StreamHandler[Any]):
+    """Writes lines, and counts repeats instead of writing them."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._seen: OrderedDict[tuple[int, str], _Seen] = OrderedDict()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        key = record.levelno, str(getattr(record, "same", None) or record.getMessage())
+        now = time.monotonic()
+        seen = self._seen.get(key)
+        if seen is not None and now - seen.written < FOLD_SECONDS:
+            seen.folded += 1
+            seen.last = record
+            return
+        record.repeated = seen.folded if seen is not None else 0
+        self._seen[key] = _Seen(now, record)
+        self._seen.move_to_end(key)
+        if len(self._seen) > MAX_FOLDED:
+            _, forgotten = self._seen.popitem(last=False)
+            self._write_count(forgotten)
+        super().emit(record)
+
+    def write_counts(self) -> None:
+        """Write one line more for each that was folded since it was last written."""
+        for seen in self._seen.values():
+            self._write_count(seen)
+
+    def _write_count(self, seen: _Seen) -> None:
+        if seen.folded:
+            seen.last.repeated = seen.folded
+            seen.folded = 0
+            super().emit(seen.last)
+
+
+class _Seen:
+    """A line that was written, and its repeats since."""
+
+    __slots__ = ("folded", "last", "written")
+
+    def __init__(self, written: float, record: logging.LogRecord) -> None:
+        self.written = written
+        self.last = record
+        self.folded = 0
+
+
+class TextLines(logging.Formatter):
+    """For people: time, level, text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = _escaped(record.getMessage())
+        repeated = getattr(record, "repeated", 0)
+        if repeated:
+            text += f" (and {repeated} more like it)"
+        line = f"{_time(record)} {record.levelname:<7} {text}"
+        if record.exc_info:
+            lines = self.formatException(record.exc_info).splitlines()
+            line += "".join(f"\n    {_escaped(one)}" for one in lines)
+        return line
+
+
+class JSONLines(logging.Formatter):
+    """For programs: one object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "event": getattr(record, "event", "message"),
+            "message": record.getMessage(),
+            **getattr(record, "data", {}),
+        }
+        repeated = getattr(record, "repeated", 0)
+        if repeated:
+            line["repeated"] = repeated
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _escaped(text: str) -> str:
+    """A text on one line that moves no cursor."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,221 @@
+"""The table of exit codes, each shown by a real process; and errors as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from registry.exit_codes import MEANINGS, OTHERS, Exit, describe
+from tests.process import REPO, Process
+from tests.registry.commands import command_line, environment, mayfly
+
+Words = list[str | Path]
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Words:
+    """Directories of a server's own, and a port."""
+    state = tmp_path / "state"
+    return ["--root", tmp_path / "root", "--state-dir", state, "--listen", "127.0.0.1:0"]
+
+
+@pytest.fixture
+def uncovered(tmp_path: Path, options: Words) -> Words:
+    """The same, with an image that no node will have."""
+    (tmp_path / "images").write_text("team/app:1\n")
+    (tmp_path / "nodes").write_text("node-a\nnode-b\n")
+    return [*options, "--until-pulled", tmp_path / "images", "--nodes", tmp_path / "nodes"]
+
+
+def _started(tmp_path: Path, *words: str | Path) -> Process:
+    """A server that is ready."""
+    process = Process(command_line(*words), tmp_path / "log", env=environment(), cwd=REPO)
+    process.wait_for(lambda: (tmp_path / "state/ready.json").exists() or None, 60)
+    return process
+
+
+def test_done(tmp_path: Path, options: Words) -> None:
+    """0: stopped on request, with nothing asked for that is missing."""
+    server = _started(tmp_path, "serve", *options)
+    stop = mayfly("stop", "--state-dir", tmp_path / "state")
+    assert (stop.returncode, server.popen.wait(30)) == (Exit.DONE, Exit.DONE)
+    assert mayfly("run", *options, "--", "true").returncode == Exit.DONE
+
+
+@pytest.mark.parametrize("ending", ["SIGINT", "SIGTERM", "stop", "stop-file", "unused", "deadline"])
+def test_incomplete_coverage_of_a_server(tmp_path: Path, uncovered: Words, ending: str) -> None:
+    """3, whatever ended it."""
+    more: dict[str, Words] = {
+        "unused": ["--unused-timeout", "1s"],
+        "deadline": ["--max-lifetime", "1s"],
+        "stop-file": ["--stop-file", tmp_path / "stop"],
+    }
+    if ending in ("unused", "deadline"):
+        assert mayfly("serve", *uncovered, *more[ending]).returncode == Exit.INCOMPLETE
+        return
+    server = _started(tmp_path, "serve", *uncovered, *more.get(ending, []))
+    if ending == "stop":
+        stop = mayfly("stop", "--state-dir", tmp_path / "state")
+        assert stop.returncode == Exit.INCOMPLETE
+        assert "0 of 2 nodes covered; missing: node-a, node-b" in stop.stdout
+    elif ending == "stop-file":
+        (tmp_path / "stop").touch()
+    else:
+        server.popen.send_signal(signal.Signals[ending])
+    assert server.popen.wait(30) == Exit.INCOMPLETE, server.describe()
+    assert f"report: {tmp_path}/state/report.json" in server.output()
+
+
+@pytest.mark.parametrize("ending", ["success", "SIGINT", "SIGTERM", "stop"])
+def test_incomplete_coverage_of_run(tmp_path: Path, uncovered: Words, ending: str) -> None:
+    """3 also where the command succeeded: what comes after ``&&`` must not run."""
+    script = "trap 'exit 0' INT TERM; touch $0/started; "
+    script += "exit 0" if ending == "success" else "while :; do sleep 0.05; done"
+    words = ["run", *uncovered, "--", "sh", "-c", script, tmp_path]
+    server = _started(tmp_path, *words)
+    server.wait_for(lambda: (tmp_path / "started").exists() or None)
+    if ending == "success":
+        server.wait_for(lambda: "waiting for coverage (0 of 2" in server.output() or None)
+        server.popen.send_signal(signal.SIGTERM)
+    elif ending == "stop":
+        assert mayfly("stop", "--state-dir", tmp_path / "state").returncode == Exit.INCOMPLETE
+    else:
+        server.popen.send_signal(signal.Signals[ending])
+    assert server.popen.wait(30) == Exit.INCOMPLETE, server.describe()
+
+
+def test_usage() -> None:
+    """2: wrong options, values, variables."""
+    for words in (["frobnicate"], ["serve", "--listen", "x"], ["wait"], ["wait", "--timeout", "x"]):
+        assert mayfly(*words).returncode == Exit.USAGE
+    assert mayfly("status", env={"MAYFLY_STATEDIR": "/x"}).returncode == Exit.USAGE
+
+
+def test_wait_timed_out(tmp_path: Path, uncovered: Words) -> None:
+    """3, and one line that says how far it is."""
+    server = _started(tmp_path, "serve", *uncovered)
+    wait = mayfly("wait", "--covered", "--timeout", "1s", "--state-dir", tmp_path / "state")
+    expected = "mayfly: timed out after 1s: 0 of 2 nodes covered; missing: node-a, node-b\n"
+    assert (wait.returncode, wait.stdout, wait.stderr) == (Exit.INCOMPLETE, "", expected)
+    server.popen.send_signal(signal.SIGTERM)
+    assert server.popen.wait(30) == Exit.INCOMPLETE
+
+
+def test_storage(tmp_path: Path) -> None:
+    """4: stored content is corrupt."""
+    hexes = "ab" * 32
+    blob = tmp_path / "docker/registry/v2/blobs/sha256/ab" / hexes / "data"
+    blob.parent.mkdir(parents=True)
+    blob.write_text("not what its digest says")
+    assert mayfly("verify", "--root", tmp_path).returncode == Exit.STORAGE
+
+
+def test_bundle(tmp_path: Path, options: Words) -> None:
+    """5: what is no bundle, or a broken one."""
+    bad = tmp_path / "bad.tar"
+    bad.write_text("no tar at all")
+    assert mayfly("serve", *options, bad).returncode == Exit.BUNDLE
+    assert mayfly("import", bad, "--root", tmp_path / "root").returncode == Exit.BUNDLE
+    with tarfile.open(bad, "w") as empty:
+        empty.addfile(tarfile.TarInfo("a"), io.BytesIO())
+    assert mayfly("serve", *options, bad).returncode == Exit.BUNDLE
+
+
+NOT_RUNNING: dict[str, Words] = {
+    "status": ["status"],
+    "watch": ["status", "--watch"],
+    "wait": ["wait", "--covered"],
+    "stop": ["stop"],
+    "credentials": ["credentials"],
+    "node-config": ["node-config", "show"],
+}
+
+
+@pytest.mark.parametrize("command", NOT_RUNNING)
+def test_not_running(tmp_path: Path, command: str) -> None:
+    """6: for every command that asks a server, also where one was killed."""
+    (tmp_path / "ready.json").write_text(json.dumps({"url": "http://h:1", "pid": os.getpid()}))
+    (tmp_path / "lock").write_text("999999999\n")
+    (tmp_path / "control.sock").symlink_to("/nowhere/gone.sock")
+    done = mayfly(*NOT_RUNNING[command], "--state-dir", tmp_path)
+    assert (done.returncode, done.stdout) == (Exit.NOT_RUNNING, "")
+    assert done.stderr.startswith(f"mayfly: no Mayfly runs with the state directory {tmp_path}; ")
+
+
+def test_run_hands_on_the_code_of_its_command(tmp_path: Path, options: Words) -> None:
+    """The command's own where that is not 0; as a shell where it cannot be started."""
+    assert mayfly("run", *options, "--", "sh", "-c", "exit 7").returncode == 7
+    assert mayfly("run", *options, "--", "no-such-command").returncode == 127
+    (tmp_path / "file").touch()
+    assert mayfly("run", *options, "--", str(tmp_path / "file")).returncode == 126
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """130 and 143: a command that was interrupted says nothing more."""
+    words = command_line("wait", "--ready", "--state-dir", tmp_path)
+    with subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, cwd=REPO) as waiting:
+        for _ in range(600):  # until it has taken the signals over and waits
+            if b"wait" in Path(f"/proc/{waiting.pid}/cmdline").read_bytes():
+                status = Path(f"/proc/{waiting.pid}/status").read_text()
+                caught = int(status.split("SigCgt:")[1].split()[0], 16)
+                if caught & (1 << (signal.SIGTERM - 1)) and caught & (1 << (signal.SIGINT - 1)):
+                    break
+            time.sleep(0.05)
+        waiting.send_signal(number)
+        _, errors = waiting.communicate(timeout=30)
+    assert (waiting.returncode, errors.strip()) == (code, b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["status", "--state-dir", "/nowhere"], "not_running"),
+        (["ls", "--root", "/nowhere"], "usage"),
+        (["frobnicate"], "usage"),
+        (["serve", "--listen", "x"], "usage"),
+        (["import", "/nowhere.tar", "--root", "/nowhere"], "bundle"),
+        (["node-config", "show"], "usage"),
+        (["user", "ls", "--auth", "/nowhere/x"], "usage"),
+    ],
+)
+def test_errors_as_json(tmp_path: Path, words: list[str], code: str) -> None:
+    """With --json an error is one document on standard error, and nothing else is anywhere."""
+    if words[0] == "node-config":
+        words = [*words, "--registry", "not a name"]
+    done = mayfly(*words, "--json")
+    error = json.loads(done.stderr)["error"]
+    assert done.stdout == ""
+    assert error.keys() == {"code", "exit_code", "command", "message"}
+    assert error["code"] == code
+    assert done.returncode == error["exit_code"] == Exit[code.upper()]
+
+
+def test_reader_that_leaves(tmp_path: Path) -> None:
+    """``mayfly … | head`` is no error to talk about."""
+    words = " ".join(command_line("serve", "--help"))
+    script = f"{{ {words}; echo $? >{tmp_path}/code; }} | head -c 0"
+    done = subprocess.run(
+        ["sh", "-c", script], env=environment(), capture_output=True, cwd=REPO, timeout=60
+    )
+    assert done.stderr == b""
+    assert (tmp_path / "code").read_text().strip() == "141"
+
+
+def test_documented() -> None:
+    """--help and docs/commands.md have the whole table, and no other page has one of its own."""
+    shown = " ".join(mayfly("--help").stdout.split())
+    page = (REPO / "docs/commands.md").read_text()
+    assert MEANINGS.keys() == set(Exit)
+    assert len(describe()) == len(Exit) + len(OTHERS)
+    for code, meaning in describe():
+        assert f"{code} {meaning}" in shown
+        assert f"| {code} | {meaning} |" in page

@@ -1,0 +1,113 @@
+"""The log: its two forms, levels, and repeats."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from registry import log
+
+
+@pytest.fixture(autouse=True)
+def own_handlers() -> Iterator[None]:
+    """The process's log is the tests' again afterwards."""
+    root, before = logging.getLogger(), logging.getLogger().handlers[:]
+    levels = root.level, log.logger.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(levels[0])
+    log.logger.setLevel(levels[1])
+
+
+def _lines(stream: io.StringIO) -> list[str]:
+    return stream.getvalue().splitlines()
+
+
+def test_text() -> None:
+    """A line has time, level and text."""
+    stream = io.StringIO()
+    log.configure("text", "info", stream)
+    log.tell(logging.INFO, "node_complete", "node-a: 5 of 5 images; 1 of 3 nodes", node="node-a")
+    log.logger.error("a\x1b[2Jb\nc")
+    first, second = _lines(stream)
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO    node-a: 5 of 5 images; 1 of 3 nodes", first
+    )
+    assert second.endswith("ERROR   a\\x1b[2Jb\\nc")
+
+
+def test_json() -> None:
+    """A line is an object with the event's name and data; a traceback is in it too."""
+    stream = io.StringIO()
+    log.configure("json", "info", stream)
+    assert log.is_json()
+    log.tell(logging.WARNING, "untrusted", "10.0.0.8 does not trust us", address="10.0.0.8")
+    try:
+        raise ValueError("x")
+    except ValueError:
+        log.logger.exception("failed")
+    first, second = map(json.loads, _lines(stream))
+    assert first.pop("time").endswith("Z")
+    assert first == {
+        "level": "warning",
+        "event": "untrusted",
+        "message": "10.0.0.8 does not trust us",
+        "address": "10.0.0.8",
+    }
+    assert (second["event"], second["message"]) == ("message", "failed")
+    assert "ValueError: x" in second["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)]
+)
+def test_level(level: str, shown: int) -> None:
+    """What is below the level is not written; libraries' chatter never is."""
+    stream = io.StringIO()
+    log.configure("text", level, stream)
+    for number in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+        log.logger.log(number, "line %d", number)
+    logging.getLogger("library").info("chatter")
+    assert len(_lines(stream)) == shown
+
+
+def test_repeats_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeat is counted, and the count is written with the next that is due, or at the end."""
+    now = [100.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    log.configure("text", "info", stream)
+
+    def refused(number: int) -> None:
+        log.tell(logging.WARNING, "refused", f"eve was refused: {number}", same="eve")
+
+    for number in range(50):
+        refused(number)
+    log.tell(logging.WARNING, "refused", "bob was refused", same="bob")
+    assert [line[29:] for line in _lines(stream)] == ["eve was refused: 0", "bob was refused"]
+    now[0] += log.FOLD_SECONDS
+    refused(50)
+    assert _lines(stream)[-1].endswith("eve was refused: 50 (and 49 more like it)")
+    refused(51)
+    log.flush()
+    assert _lines(stream)[-1].endswith("eve was refused: 51 (and 1 more like it)")
+    log.flush()
+    assert len(_lines(stream)) == 4
+
+
+def test_folding_is_bounded() -> None:
+    """However many different lines come, no more than so many are remembered; none is lost."""
+    stream = io.StringIO()
+    log.configure("text", "info", stream)
+    for round_ in range(2):
+        for number in range(log.MAX_FOLDED * 2):
+            log.tell(logging.INFO, "x", f"{number}", round=round_)
+    (handler,) = logging.getLogger().handlers
+    assert isinstance(handler, log.FoldingHandler)
+    assert len(handler._seen) == log.MAX_FOLDED
+    assert len(_lines(stream)) == log.MAX_FOLDED * 4
