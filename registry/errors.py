@@ -14,6 +14,7 @@ from registry.lifetime.errors import Draining
 from storage import errors as storage
 from storage.bundle.errors import (
     BundleChanged,
+    BundleConflict,
     BundleInvalid,
     Interrupted,
     NameAmbiguous,
@@ -105,6 +106,7 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     storage.ContentCorrupt: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     storage.PathRefused: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     BundleInvalid: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
+    BundleConflict: (HTTPStatus.CONFLICT, "DENIED"),
     BundleChanged: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     NameAmbiguous: (HTTPStatus.BAD_REQUEST, "NAME_INVALID"),
     Interrupted: (HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"),

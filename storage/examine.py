@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from storage import digest as digests
+from storage.bundle.errors import Interrupted
 from storage.digest import Digest
 from storage.files import HostTree, open_regular, stamp_of
 from storage.gate import Gate
@@ -33,10 +34,6 @@ _ATTEMPTS = 3
 
 
 _FILES = HostTree()
-
-
-class Interrupted(Exception):
-    """The store is being closed."""
 
 
 class Examiner:
@@ -120,7 +117,7 @@ class Examiner:
 
     def _step(self, _size: int) -> None:
         if self._closing.is_set():
-            raise Interrupted
+            raise Interrupted("the store is being closed")
 
 
 def hash_file(
