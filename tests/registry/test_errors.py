@@ -37,6 +37,7 @@ NEVER_ANSWERED = {
     "InputInvalid": "in commands that write users and grants",
     "PolicyFileInvalid": "at the start; a file that turns bad later is logged and not taken",
     "FramingInvalid": "below the handlers: the connection answers 400 itself",
+    "NotRunning": "in commands that ask a running server",
     "ServerGone": "in commands that ask a running server",
     "TimedOut": "in commands that ask a running server",
 }
