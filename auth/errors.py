@@ -40,6 +40,16 @@ class CredentialsInvalid(AuthError):
         super().__init__("invalid user name or password")
 
 
+class LoginsBusy(CredentialsInvalid):
+    """A name and password that were not looked at: too many others are waiting.
+
+    To clients it is a refusal like another, so that they do not take it for an outage.
+    """
+
+    def __init__(self) -> None:
+        AuthError.__init__(self, "too many logins are waiting; try again")
+
+
 class TokenInvalid(AuthError):
     """A token that is not accepted; ``reason`` says why."""
 

@@ -1,20 +1,26 @@
-"""The front door for names and passwords: paced, fair, and off the event loop.
+"""The front door for names and passwords: paced, fair, bounded, and off the event loop.
 
 An attempt passes these, in order:
 
-1. *Recall.* A remembered right password or a valid short-lived credential is answered at once.
+1. *Recall.* A remembered right password or a valid short-lived credential is answered at once. For
+   a user who was guessed at from the same address `MAX_MISSES` times lately, it is not: otherwise
+   guesses could be told right from wrong as fast as they are sent.
 2. *Merge.* The same name and password from the same address, asked again meanwhile, wait for the
    one attempt.
 3. *Its pair's turn.* Attempts on one user from one address go one by one, each after the wait that
    `auth.throttle` sets: opening many connections guesses no faster.
-4. *Its address's turn.* One bcrypt at a time for each address. An address that sends a thousand
-   wrong passwords keeps others waiting for one, not for a thousand.
-5. *The workers.* bcrypt runs in a few threads of its own and of low priority (it lets the
-   interpreter go on). The same name and password under way for another address is joined, not run
-   again.
+4. *A worker.* bcrypt runs in a few threads of its own and of low priority (it lets the interpreter
+   go on). The same name and password under way for another address is joined, not run again.
 
-Nothing here answers "too many requests": clients do not retry that. Past the bounds on what may
-wait, an attempt is refused as a wrong password is.
+Who waits for a worker is served in this order: users who logged in from the same address lately
+(`RECENT`), whatever else goes on; then the network with the fewest failures lately, and of equals
+the one that came last. A network is an IPv4 address or an IPv6 /64. So neither a thousand names
+from one address nor a name each from a thousand addresses hold up a login for long: it is later
+than they, and has failed less often.
+
+What waits is bounded in number and time. Whoever waited longest goes first, with `LoginsBusy`,
+which clients see as 401 like a wrong password, but for the message: docker, containerd and skopeo
+give up on 429 and on 503 alike, kubelet tries again after any of them.
 """
 
 from __future__ import annotations
@@ -23,24 +29,69 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass, field
 
-from auth.errors import CredentialsInvalid
-from auth.identity import MAX_NAME_BYTES, Identity
+from auth.errors import CredentialsInvalid, LoginsBusy
+from auth.identity import MAX_NAME_BYTES, ROBOT_PREFIX, Identity
+from auth.networks import network_of
 from auth.throttle import Throttle
 from auth.verify import CredentialVerifier
 
 _NICENESS = 5  # about a third of a transfer's share of a busy core
-K = TypeVar("K")
-F = TypeVar("F", bound="asyncio.Future[Identity]")
 
 MAX_WAITING_PER_PAIR = 16
 """Different passwords that may wait for one user at one address."""
 
-MAX_WAITING_PER_ADDRESS = 512
-"""Attempts that may wait at one address."""
+MAX_WAITING_PER_NETWORK = 512
+"""Attempts that may wait from one network."""
+
+MAX_WAITING = 2048
+"""Attempts that may wait in all."""
+
+MAX_WAIT = 20.0
+"""Longest that an attempt waits, in seconds: under the 30 s that clients give a header."""
+
+RECENT = 24 * 3600.0
+"""Seconds for which a user who logged in from an address has the lane of their own there."""
+
+MAX_RECENT = 4096
+"""Such users and addresses remembered; the one that logged in longest ago is forgotten."""
+
+MAX_MISSES = 20
+"""Wrong passwords of one user from one address, in `MISSES_EVERY`, past which none is recalled."""
+
+MISSES_EVERY = 60.0
+"""Seconds."""
+
+Pair = tuple[str, str]
+
+
+@dataclass(eq=False)
+class _Attempt:
+    """One name and password from one address, until it is answered."""
+
+    pair: Pair
+    password: str = field(repr=False)
+    digest: bytes
+    network: str
+    trusted: bool
+    answer: asyncio.Future[Identity]
+    running: bool = False
+    task: asyncio.Task[None] | None = None
+
+    def settle(self, identity: Identity | None, error: BaseException | None = None) -> None:
+        """Answer it, unless it is answered."""
+        if self.answer.done():
+            return
+        if identity is not None:
+            self.answer.set_result(identity)
+        else:
+            self.answer.set_exception(error or CredentialsInvalid())
+            self.answer.exception()  # whoever asked may have left: that is no error
 
 
 class Logins:
@@ -52,6 +103,7 @@ class Logins:
         threads: bcrypts at once; by default half the cores, so that a login storm leaves the
             others to transfers.
         sleep: waits some seconds.
+        clock: seconds, monotonic.
     """
 
     def __init__(
@@ -60,19 +112,22 @@ class Logins:
         throttle: Throttle,
         threads: int | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._verifier = verifier
         self._throttle = throttle
         self._sleep = sleep
-        self._workers = ThreadPoolExecutor(
-            threads or max(1, (os.cpu_count() or 1) // 2),
-            thread_name_prefix="login",
-            initializer=_be_nice,
-        )
-        self._pairs = _Queues(MAX_WAITING_PER_PAIR)
-        self._addresses = _Queues(MAX_WAITING_PER_ADDRESS)
-        self._attempts: dict[tuple[str, bytes], asyncio.Task[Identity]] = {}
+        self._clock = clock
+        count = threads or max(1, (os.cpu_count() or 1) // 2)
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="login", initializer=_be_nice)
+        self._pairs: dict[Pair, _Stack] = {}
+        self._workers = _Workers(count, Throttle(clock))
+        self._attempts: dict[tuple[str, bytes], _Attempt] = {}
+        self._waiting: OrderedDict[_Attempt, None] = OrderedDict()
+        self._waiting_from: dict[str, OrderedDict[_Attempt, None]] = {}
         self._checks: dict[bytes, asyncio.Future[Identity]] = {}
+        self._recent: OrderedDict[Pair, float] = OrderedDict()
+        self._misses: OrderedDict[Pair, tuple[float, int]] = OrderedDict()
 
     async def authenticate(self, name: str, password: str, address: str) -> Identity:
         """Who gives this name and password at this address.
@@ -80,47 +135,164 @@ class Logins:
         Cancelling the caller leaves others with the same credentials undisturbed.
 
         Raises:
-            CredentialsInvalid: they are not right, or too many attempts are waiting.
+            CredentialsInvalid: they are not right.
+            LoginsBusy: too many attempts are waiting, or this one has for too long.
         """
-        known = self._verifier.recall(name, password)
-        if known is not None:
-            return known
+        pair = (name[: MAX_NAME_BYTES + 1], address)
+        if name.startswith(ROBOT_PREFIX) or not self._guessed_at(pair):
+            known = self._verifier.recall(name, password)
+            if known is not None:
+                return known
         # No user's, whoever asks; and what is remembered of a failure holds the name.
         if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
             raise CredentialsInvalid
         digest = self._verifier.digest(name, password)
-        key = (address, digest)
-        attempt = self._attempts.get(key)
-        if attempt is None:
-            attempt = asyncio.create_task(self._attempt(name, password, address, digest))
-            _keep(self._attempts, key, attempt)
-        return await asyncio.shield(attempt)
+        attempt = self._attempts.get((address, digest)) or self._begin(pair, password, digest)
+        return await asyncio.shield(attempt.answer)
 
     def close(self) -> None:
         """Let the threads end; a bcrypt under way is not waited for."""
         for attempt in self._attempts.values():
-            attempt.cancel()
-        self._workers.shutdown(wait=False, cancel_futures=True)
+            assert attempt.task is not None
+            attempt.task.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _attempt(self, name: str, password: str, address: str, digest: bytes) -> Identity:
-        async with self._pairs.turn((name, address)):
-            await self._sleep(self._throttle.delay(name, address))
-            async with self._addresses.turn(address):
-                try:
-                    identity = await self._check(name, password, digest)
-                except CredentialsInvalid:
-                    self._throttle.failed(name, address)
-                    raise
-        self._throttle.succeeded(name, address)
-        return identity
+    def _begin(self, pair: Pair, password: str, digest: bytes) -> _Attempt:
+        loop = asyncio.get_running_loop()
+        self._count_miss(pair)
+        network = network_of(pair[1])
+        attempt = _Attempt(
+            pair, password, digest, network, self._is_recent(pair), loop.create_future()
+        )
+        if not attempt.trusted:
+            self._make_room(network)
+            self._waiting[attempt] = None
+            self._waiting_from.setdefault(network, OrderedDict())[attempt] = None
+        self._attempts[pair[1], digest] = attempt
+        limit = loop.call_later(MAX_WAIT, self._give_up, attempt)
+        attempt.task = asyncio.create_task(self._run(attempt))
 
-    def _check(self, name: str, password: str, digest: bytes) -> asyncio.Future[Identity]:
-        running = self._checks.get(digest)
+        def ended(task: asyncio.Task[None]) -> None:
+            limit.cancel()
+            self._forget(attempt)
+            if task.cancelled():
+                attempt.answer.cancel()
+            elif error := task.exception():
+                attempt.settle(None, error)
+
+        attempt.task.add_done_callback(ended)
+        return attempt
+
+    async def _run(self, attempt: _Attempt) -> None:
+        name, address = attempt.pair
+        try:
+            async with self._turn(attempt.pair):
+                await self._sleep(self._throttle.delay(name, address))
+                identity = await self._check(attempt)
+                self._throttle.succeeded(name, address)
+        except CredentialsInvalid as error:
+            attempt.settle(None, error)
+        else:
+            self._remember(attempt.pair)
+            attempt.settle(identity)
+
+    async def _check(self, attempt: _Attempt) -> Identity:
+        name, address = attempt.pair
+        try:
+            running = self._checks.get(attempt.digest)
+            if running is not None:
+                return await asyncio.shield(running)
+            async with self._workers.place(attempt.network, trusted=attempt.trusted):
+                attempt.running = True
+                return await asyncio.shield(self._in_thread(attempt))
+        except LoginsBusy:
+            raise
+        except CredentialsInvalid:
+            self._throttle.failed(name, address)
+            self._workers.failed(attempt.network)
+            raise
+
+    def _in_thread(self, attempt: _Attempt) -> asyncio.Future[Identity]:
+        running = self._checks.get(attempt.digest)
         if running is None:
             loop = asyncio.get_running_loop()
-            running = loop.run_in_executor(self._workers, self._verifier.check, name, password)
-            _keep(self._checks, digest, running)
+            check = self._verifier.check
+            running = loop.run_in_executor(self._threads, check, attempt.pair[0], attempt.password)
+            self._checks[attempt.digest] = running
+            running.add_done_callback(lambda _: self._checks.pop(attempt.digest))
         return running
+
+    # What waits, and for how long
+
+    def _make_room(self, network: str) -> None:
+        here = self._waiting_from.get(network, ())
+        if len(here) >= MAX_WAITING_PER_NETWORK:
+            self._give_up_oldest(here)
+        if len(self._waiting) >= MAX_WAITING:
+            self._give_up_oldest(self._waiting)
+
+    def _give_up_oldest(self, waiting: Iterable[_Attempt]) -> None:
+        oldest = next((attempt for attempt in waiting if not attempt.running), None)
+        if oldest is not None:
+            self._give_up(oldest)
+
+    def _give_up(self, attempt: _Attempt) -> None:
+        attempt.settle(None, LoginsBusy())
+        if not attempt.running and attempt.task is not None:
+            self._forget(attempt)
+            attempt.task.cancel()
+
+    def _forget(self, attempt: _Attempt) -> None:
+        key = (attempt.pair[1], attempt.digest)
+        if self._attempts.get(key) is attempt:
+            del self._attempts[key]
+        self._waiting.pop(attempt, None)
+        here = self._waiting_from.get(attempt.network)
+        if here is not None:
+            here.pop(attempt, None)
+            if not here:
+                del self._waiting_from[attempt.network]
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, pair: Pair) -> AsyncIterator[None]:
+        """Wait for a pair's turn and hold it.
+
+        Raises:
+            LoginsBusy: too many came since.
+        """
+        stack = self._pairs.setdefault(pair, _Stack(MAX_WAITING_PER_PAIR))
+        try:
+            async with stack.turn():
+                yield
+        finally:
+            if not stack.inside:
+                self._pairs.pop(pair, None)
+
+    # Who is known, and who is guessed at
+
+    def _is_recent(self, pair: Pair) -> bool:
+        return self._recent.get(pair, -RECENT) + RECENT > self._clock()
+
+    def _remember(self, pair: Pair) -> None:
+        self._misses.pop(pair, None)
+        self._recent[pair] = self._clock()
+        self._recent.move_to_end(pair)
+        if len(self._recent) > MAX_RECENT:
+            self._recent.popitem(last=False)
+
+    def _guessed_at(self, pair: Pair) -> bool:
+        since, count = self._misses.get(pair, (0.0, 0))
+        return count >= MAX_MISSES and self._clock() - since < MISSES_EVERY
+
+    def _count_miss(self, pair: Pair) -> None:
+        now = self._clock()
+        since, count = self._misses.get(pair, (now, 0))
+        if now - since >= MISSES_EVERY:
+            since, count = now, 0
+        self._misses[pair] = (since, count + 1)
+        self._misses.move_to_end(pair)
+        if len(self._misses) > MAX_RECENT:
+            self._misses.popitem(last=False)
 
 
 def _be_nice() -> None:
@@ -129,36 +301,128 @@ def _be_nice() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
-class _Queues:
-    """First come, first served, one at a time for each key."""
+class _Stack:
+    """One at a time; whoever came last is next. Past the bound the one that came first is refused.
+
+    The order is for whoever shares an address with somebody who guesses without end.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._queues: dict[Hashable, tuple[asyncio.Lock, int]] = {}
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self.inside = 0
+        """Those that wait, and the one whose turn it is."""
 
     @contextlib.asynccontextmanager
-    async def turn(self, key: Hashable) -> AsyncIterator[None]:
-        """Wait for this key's turn and hold it.
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for the turn and hold it.
 
         Raises:
-            CredentialsInvalid: too many are waiting.
+            LoginsBusy: too many came since.
         """
-        lock, inside = self._queues.get(key, (asyncio.Lock(), 0))
-        if inside >= self._most:
-            raise CredentialsInvalid
-        self._queues[key] = (lock, inside + 1)
+        self.inside += 1
         try:
-            async with lock:
+            if self.inside > 1:
+                await self._wait()
+            try:
                 yield
+            finally:
+                _wake(self._waiting)
         finally:
-            inside = self._queues[key][1] - 1
-            if inside:
-                self._queues[key] = (lock, inside)
-            else:
-                del self._queues[key]
+            self.inside -= 1
+
+    async def _wait(self) -> None:
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(mine)
+        if self.inside > self._most:
+            _refuse(self._waiting)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if _was_woken(mine):
+                _wake(self._waiting)
+            raise
 
 
-def _keep(table: dict[K, F], key: K, future: F) -> None:
-    """Hold a future in a table until it is done."""
-    table[key] = future
-    future.add_done_callback(lambda done: table.pop(key))
+class _Workers:
+    """A few places, and who is next for one: see the module's text.
+
+    Args:
+        count: of places.
+        failures: counts those of networks.
+    """
+
+    def __init__(self, count: int, failures: Throttle) -> None:
+        self._free = count
+        self._failures = failures
+        self._trusted: deque[asyncio.Future[None]] = deque()
+        self._networks: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        """Who waits, in the order in which networks last sent somebody."""
+
+    def failed(self, network: str) -> None:
+        """Count a failed login."""
+        self._failures.failed("", network)
+
+    @contextlib.asynccontextmanager
+    async def place(self, network: str, *, trusted: bool) -> AsyncIterator[None]:
+        """Wait for a place and hold it."""
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(network, trusted=trusted)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def _wait(self, network: str, *, trusted: bool) -> None:
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if trusted:
+            self._trusted.append(mine)
+        else:
+            self._networks.setdefault(network, deque()).append(mine)
+            self._networks.move_to_end(network)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if _was_woken(mine):
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        while self._trusted:
+            first = self._trusted.popleft()
+            if not first.done():
+                first.set_result(None)
+                return
+        while self._networks:
+            newest = reversed(self._networks)
+            network = min(newest, key=lambda one: self._failures.delay("", one))
+            if _wake(self._networks[network]):
+                return
+            del self._networks[network]
+        self._free += 1
+
+
+def _wake(waiting: deque[asyncio.Future[None]]) -> bool:
+    """Let the newest go on; False if none waits."""
+    while waiting:
+        newest = waiting.pop()
+        if not newest.done():
+            newest.set_result(None)
+            return True
+    return False
+
+
+def _was_woken(mine: asyncio.Future[None]) -> bool:
+    """Whether somebody who is cancelled was given what they waited for in the same turn."""
+    return mine.done() and not mine.cancelled() and mine.exception() is None
+
+
+def _refuse(waiting: deque[asyncio.Future[None]]) -> None:
+    """Send the oldest away."""
+    while waiting:
+        oldest = waiting.popleft()
+        if not oldest.done():
+            oldest.set_exception(LoginsBusy())
+            return

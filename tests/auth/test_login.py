@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import bcrypt
 import pytest
 
-from auth.errors import CredentialsInvalid
-from auth.login import MAX_WAITING_PER_ADDRESS, MAX_WAITING_PER_PAIR, Logins
+from auth import login as login_module
+from auth.errors import CredentialsInvalid, LoginsBusy
+from auth.identity import Identity
+from auth.login import (
+    MAX_MISSES,
+    MAX_WAITING,
+    MAX_WAITING_PER_NETWORK,
+    MAX_WAITING_PER_PAIR,
+    MISSES_EVERY,
+    RECENT,
+    Logins,
+)
+from auth.networks import network_of
 from auth.throttle import FIRST_DELAY, MAX_DELAY, Throttle
 from auth.users import Users, hash_password
 from auth.verify import CredentialVerifier
@@ -31,7 +42,8 @@ class Desk:
         self.gate = threading.Event()
         self.gate.set()
         verifier = CredentialVerifier(lambda: self.users)
-        self.logins = Logins(verifier, self.throttle, threads, sleep=self._sleep)
+        self.clock = Clock()
+        self.logins = Logins(verifier, self.throttle, threads, self._sleep, self.clock)
 
         def checkpw(password: bytes, hashed: bytes) -> bool:
             self.gate.wait(10)
@@ -48,6 +60,9 @@ class Desk:
     async def refused(self, name: str, password: str, address: str) -> None:
         with pytest.raises(CredentialsInvalid):
             await self.logins.authenticate(name, password, address)
+
+    def login(self, name: str, address: str) -> asyncio.Task[Identity]:
+        return asyncio.create_task(self.logins.authenticate(name, "secret", address))
 
     def start(self, name: str, password: str, address: str) -> asyncio.Task[None]:
         return asyncio.create_task(self.refused(name, password, address))
@@ -167,14 +182,162 @@ async def test_flood_from_one_address_holds_nobody_else_up(desk: Desk) -> None:
     await asyncio.gather(*flood, return_exceptions=True)
 
 
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_names_from_the_same_address_hold_nobody_up(desk: Desk) -> None:
+    """A first login beside 700 made-up names from its own address is the next to be checked."""
+    desk.gate.clear()
+    flood = [desk.start(f"user{number}", "x", "nat") for number in range(700)]
+    await _settle()
+    login = desk.login("bob", "nat")
+    await _settle()
+    desk.gate.set()
+    await login
+    assert desk.checked.index(b"secret") == 1
+    desk.logins.close()
+    await _end(flood)
+
+
+async def test_addresses_hold_nobody_up(desk: Desk) -> None:
+    """A first login beside 300 addresses with an attempt each is the next to be checked."""
+    desk.gate.clear()
+    flood = [desk.start("bob", f"x{number}", f"192.0.2.{number}") for number in range(300)]
+    await _settle()
+    login = desk.login("alice", "198.51.100.1")
+    await _settle()
+    desk.gate.set()
+    await login
+    assert desk.checked.index(b"secret") == 1
+    desk.logins.close()
+    await _end(flood)
+
+
+@pytest.mark.parametrize("again", ["2001:db8::2", "2001:db8::ffff:ffff:ffff:1", "2001:db8::1"])
+async def test_network_that_failed_waits_for_others(desk: Desk, again: str) -> None:
+    """Who failed lately comes after who did not, though they come later; a /64 is one."""
+    await desk.refused("bob", "x", "2001:db8::1")
+    desk.checked.clear()
+    desk.gate.clear()
+    first = [desk.start("bob", "first", "busy")]
+    await _settle()
+    late = [desk.start("alice", "clean", "2001:db8:0:1::1"), desk.start("eve", "failed", again)]
+    await _settle()
+    desk.gate.set()
+    await asyncio.gather(*first, *late)
+    assert desk.checked == [b"first", b"clean", b"failed"]
+
+
+async def test_who_logged_in_lately_has_a_lane(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come before everybody else, whoever came when, and for a day."""
+    monkeypatch.setattr(desk.logins._verifier, "recall", lambda *_: None)
+    await desk.logins.authenticate("bob", "secret", "nat")
+    for since, place in ((0.0, 1), (RECENT, 2)):
+        desk.users = Users({"bob": SECRET, "alice": SECRET})  # nothing is remembered
+        desk.clock.now += since
+        desk.checked.clear()
+        desk.gate.clear()
+        flood = [desk.start("eve", f"first{since}", "elsewhere")]
+        await _settle()
+        login = desk.login("bob", "nat")
+        await _settle()
+        flood.append(desk.start("mallory", f"last{since}", "anywhere"))
+        await _settle()
+        desk.gate.set()
+        await asyncio.gather(login, *flood)
+        assert desk.checked.index(b"secret") == place
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::"),
+        ("2001:db8:0:0:ffff::1", "2001:db8::"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("", ""),
+        ("no address", "no address"),
+    ],
+)
+def test_networks(address: str, network: str) -> None:
+    """What is counted together."""
+    assert network_of(address) == network
+
+
+async def test_all_that_waits_is_bounded(desk: Desk) -> None:
+    """However many addresses, so many wait; those that came first are told that it is busy."""
+    desk.gate.clear()
+    checked = desk.start("bob", "first", "a")
+    await _settle()
+    addresses = [f"198.51.{number // 200}.{number % 200}" for number in range(MAX_WAITING + 100)]
+    flood = [
+        asyncio.create_task(desk.logins.authenticate("bob", address, address))
+        for address in addresses
+    ]
+    await _settle()
+    done = [number for number, task in enumerate(flood) if task.done()]
+    assert done == list(range(101)), "the one that is being checked counts, and stays"
+    assert not checked.done()
+    assert {type(flood[number].exception()) for number in done} == {LoginsBusy}
+    # No failure of theirs: nobody looked at their passwords.
+    assert desk.throttle.delay("bob", addresses[0]) == 0
+    desk.logins.close()
+    desk.gate.set()
+    await asyncio.gather(checked, *flood, return_exceptions=True)
+
+
+async def test_nobody_waits_for_ever(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `MAX_WAIT` an attempt is told that it is busy; the next of the same is another."""
+    monkeypatch.setattr(login_module, "MAX_WAIT", 0.01)
+    desk.gate.clear()
+    with pytest.raises(LoginsBusy):
+        await desk.logins.authenticate("bob", "first", "a")
+    with pytest.raises(LoginsBusy):
+        await desk.logins.authenticate("alice", "secret", "b")
+    monkeypatch.setattr(login_module, "MAX_WAIT", 60)
+    login = desk.login("alice", "b")
+    await _settle()
+    desk.gate.set()
+    assert (await login).name == "alice"
+
+
+async def test_guesses_are_not_told_apart_by_recall(desk: Desk) -> None:
+    """Past so many guesses at a user from an address the right one waits its turn there, too.
+
+    Elsewhere it does not, and after a minute without guesses nowhere.
+    """
+    await desk.logins.authenticate("bob", "secret", "home")
+    desk.gate.clear()
+    guesses = [desk.start("bob", f"guess{number}", "attacker") for number in range(MAX_MISSES)]
+    await _settle()
+    right = desk.login("bob", "attacker")
+    await _settle()
+    assert not right.done()
+    assert (await desk.logins.authenticate("bob", "secret", "home")).name == "bob"
+    desk.gate.set()
+    await asyncio.gather(right, *guesses)
+    # The last to come was the first to have its turn: whoever guesses on delays it by one wait.
+    assert len(desk.slept) - desk.slept.index(FIRST_DELAY) >= MAX_WAITING_PER_PAIR - 2
+    guesses = [desk.start("bob", f"more{number}", "attacker") for number in range(MAX_MISSES)]
+    await asyncio.gather(*guesses)
+    desk.clock.now += MISSES_EVERY
+    desk.gate.clear()
+    assert (await desk.logins.authenticate("bob", "secret", "attacker")).name == "bob"
+
+
 async def test_what_may_wait_is_bounded(desk: Desk) -> None:
-    """Past the bounds attempts are refused at once, for the pair and the address concerned."""
+    """Past the bounds the oldest attempts are refused, of the pair and the address concerned."""
     desk.gate.clear()
     guesses = [desk.start("bob", f"guess{number}", "a") for number in range(40)]
     names = [desk.start(f"user{number}", "x", "b") for number in range(600)]
     await _settle()
     assert sum(not task.done() for task in guesses) == MAX_WAITING_PER_PAIR
-    assert sum(not task.done() for task in names) == MAX_WAITING_PER_ADDRESS
+    assert sum(not task.done() for task in names) == MAX_WAITING_PER_NETWORK
     desk.gate.set()
     await asyncio.gather(*guesses, *names)
     await desk.logins.authenticate("bob", "secret", "a")

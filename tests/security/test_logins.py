@@ -17,7 +17,7 @@ import bcrypt
 import pytest
 
 from auth.identity import Permission
-from auth.login import MAX_WAITING_PER_ADDRESS
+from auth.login import MAX_WAITING_PER_NETWORK
 from auth.policy import EVERYTHING
 from auth.roles import Role
 from auth.users import cost_of, hash_password
@@ -288,7 +288,7 @@ async def test_bearer_and_robots_pass_a_storm(closed: Registry, bcrypts: Bcrypt)
 async def test_more_than_may_wait_are_refused_at_once(closed: Registry, bcrypts: Bcrypt) -> None:
     """What waits at one address is bounded: the rest is refused as a wrong password is."""
     bcrypts.gate.clear()
-    most = MAX_WAITING_PER_ADDRESS
+    most = MAX_WAITING_PER_NETWORK
     storm = [
         asyncio.create_task(closed.server.ask("GET", TOKEN, [basic(f"guess-{n}", "x")]))
         for n in range(most + 20)
