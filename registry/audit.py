@@ -7,7 +7,7 @@ be refused as often as they like, so all of it is bounded:
   at their end, as ``repeated``.
 - An address may have `ADDRESS_BURST` lines at once and `ADDRESS_RATE` a second, all together
   `BURST` and `RATE`. What is over is counted, and the count is in the next line, as
-  ``dropped_before``.
+  ``dropped_before``. The log's lines have an allowance of the same size.
 - The file is renamed to ``FILE.1`` before it grows beyond `MAX_FILE_BYTES`; one such is kept.
 
 The lines are written by one task of their own, so that a slow disk never holds up a request.
@@ -79,6 +79,7 @@ class Audit:
         self._queued_lines: list[str] = []
         self._added = asyncio.Event()
         self._allowances = _Allowances(clock)
+        self._log_allowances = _Allowances(clock)
         self._folded: OrderedDict[tuple[str, ...], _Folded] = OrderedDict()
         self._dropped = 0
 
@@ -90,7 +91,8 @@ class Audit:
         self.refusals[(user, address) if known else ("", "")] += 1
         text = f"{user or 'a client'} at {address} was refused: {why}"
         level = logging.DEBUG if why == _RENEWED else logging.WARNING
-        log.tell(level, "refused", text, same=f"{user} {address}", user=user, address=address)
+        if self._log_allowances.take(network_of(address)):
+            log.tell(level, "refused", text, same=f"{user} {address}", user=user, address=address)
         if self._file is None:
             return
         self._record(

@@ -80,6 +80,13 @@ async def test_address_has_an_allowance(recorded: Recorded) -> None:
     assert lines[-1]["dropped_before"] == str(5000 - ADDRESS_BURST)
 
 
+async def test_log_has_an_allowance(recorded: Recorded, caplog: pytest.LogCaptureFixture) -> None:
+    """Made-up names do not fill the journal either, with or without ``--audit``."""
+    for number in range(5000):
+        recorded.refused(f"made up {number}")
+    assert len(caplog.records) == ADDRESS_BURST
+
+
 async def test_all_have_an_allowance(recorded: Recorded) -> None:
     """However many addresses: so many lines at once, and so many a second."""
     for second in range(11):
