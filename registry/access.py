@@ -25,6 +25,8 @@ class Need(NamedTuple):
 
 PUBLIC: frozenset[tuple[Endpoint, str]] = frozenset(
     {
+        (Endpoint.ROOT, "GET"),
+        (Endpoint.ROOT, "HEAD"),
         (Endpoint.LIVE, "GET"),
         (Endpoint.LIVE, "HEAD"),
         (Endpoint.READY, "GET"),

@@ -27,12 +27,14 @@ logger = logging.getLogger("mayfly")
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?]*(?=/)", re.IGNORECASE)
 """What an absolute request target has before its path (RFC 9112, 3.2.2); no host is ours alone."""
 
-PROBES = frozenset({Endpoint.BASE, Endpoint.LIVE, Endpoint.READY, Endpoint.TOKEN})
-"""What keeps no idle server alive."""
+PROBES = frozenset({Endpoint.BASE, Endpoint.ROOT, Endpoint.LIVE, Endpoint.READY, Endpoint.TOKEN})
+"""Endpoints that do not count as activity."""
 
 HANDLERS: dict[tuple[Endpoint, str], Handler] = {
     (Endpoint.BASE, "GET"): health.base,
     (Endpoint.BASE, "HEAD"): health.base,
+    (Endpoint.ROOT, "GET"): health.root,
+    (Endpoint.ROOT, "HEAD"): health.root,
     (Endpoint.LIVE, "GET"): health.alive,
     (Endpoint.LIVE, "HEAD"): health.alive,
     (Endpoint.READY, "GET"): health.ready,

@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from registry.lifetime.activity import Activity
 from registry.lifetime.listen import Listeners
 from registry.protocol import HTTPServer
 from registry.sweep import Patience, Sweep
@@ -51,7 +50,6 @@ class Connections:
         server: HTTPServer,
         sockets: Sequence[socket.socket],
         tls: ssl.SSLContext | None,
-        activity: Activity,
         limits: Limits,
     ) -> None:
         self._server = server
@@ -59,7 +57,7 @@ class Connections:
         self._limits = limits
         for listening in sockets:
             limits.patience.watch(listening)
-        self.listeners = Listeners(sockets, self._serve, activity, self._is_full)
+        self.listeners = Listeners(sockets, self._serve, self._is_full)
         now = asyncio.get_running_loop().time
         self._sweep = Sweep(server, limits.patience, self._is_full, now)
         self._sweeping: asyncio.Task[None] | None = None

@@ -1,4 +1,4 @@
-"""Handlers of ``/v2/``, ``/livez`` and ``/readyz``."""
+"""Handlers of ``/``, ``/v2/``, ``/livez`` and ``/readyz``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from aiohttp.web_response import StreamResponse
 from registry.body import HTTPRequest
 from registry.context import JSON, Context, answer
 from registry.request import Request
+
+
+async def root(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """GET ``/``: load balancers and browsers ask here whether somebody answers."""
+    return answer(body=b"Mayfly, a container registry\n", content_type="text/plain")
 
 
 async def base(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:

@@ -29,7 +29,7 @@ from storage.manifest import IMAGE_TYPES, INDEX_TYPES
 from storage.manifest import MAX_SIZE as MAX_MANIFEST
 from storage.uploads import DirectoryUpload
 
-_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
+_CHALLENGE = re.compile(r'\b(\w+)="([^"]*)"')
 _AUTH_FILES = ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG")
 _TIMEOUT = aiohttp.ClientTimeout(total=60)
 _NO_LIMIT = aiohttp.ClientTimeout(sock_connect=60, sock_read=60)

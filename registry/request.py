@@ -33,6 +33,7 @@ class Endpoint(Enum):
     UPLOAD = "upload"
     REFERRERS = "referrers"
     TOKEN = "token"
+    ROOT = "root"
     LIVE = "live"
     READY = "ready"
 
@@ -47,11 +48,13 @@ METHODS: dict[Endpoint, tuple[str, ...]] = {
     Endpoint.UPLOAD: ("GET", "PATCH", "PUT", "DELETE"),
     Endpoint.REFERRERS: ("GET",),
     Endpoint.TOKEN: ("GET", "POST"),
+    Endpoint.ROOT: ("GET", "HEAD"),
     Endpoint.LIVE: ("GET", "HEAD"),
     Endpoint.READY: ("GET", "HEAD"),
 }
 
 _FIXED = {
+    "/": Endpoint.ROOT,
     "/v2": Endpoint.BASE,
     "/v2/": Endpoint.BASE,
     "/v2/_catalog": Endpoint.CATALOG,

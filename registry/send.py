@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 
 from aiohttp.web_response import StreamResponse
@@ -20,9 +20,10 @@ from registry.body import HTTPRequest
 from registry.context import COMMON_HEADERS
 from registry.errors import RangeInvalid
 from registry.lifetime.observer import Sending
+from registry.proving import proven, proving
 from registry.sendfile import sendfile
 from storage.bundle.errors import Interrupted
-from storage.bundle.verified import BundleExtent, Proof, changed
+from storage.bundle.verified import BundleExtent, changed
 from storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown
 from storage.interface import Extent
 
@@ -107,14 +108,17 @@ async def send(
         file = extent.open()
     except FileNotFoundError:
         raise BlobUnknown("blob unknown to repository") from None
-    with file, sending.part(offset, count, extent.size):
-        proving = _proving(extent, file)
+    with (
+        file,
+        sending.part(offset, count, extent.size),
+        _proving(extent, file) as proof,
+    ):
         await response.prepare(http)
         # The last byte of a bundle's content waits for the proof: no client completes it before.
-        held_back = int(proving is not None)
+        held_back = int(proof is not None)
         await _sendfile(http, file, extent.offset + offset, count - held_back)
-        if proving is not None:
-            await _prove(http, extent, file, proving)
+        if proof is not None:
+            await _prove(http, extent, file, proof)
             await _sendfile(http, file, extent.offset + offset + count - 1, 1)
         sending.count(count)
     await response.write_eof()
@@ -154,59 +158,34 @@ async def _sendfile(http: HTTPRequest, file: IO[bytes], offset: int, count: int)
         raise ConnectionResetError(f"file ended after {sent} of {count} bytes")
 
 
-_SMALL = 4 * 1024 * 1024
-"""Content of so many bytes does not queue behind large layers."""
-
 _ATTEMPTS = 3
 """Proofs taken at the end of one transfer while the file's change time keeps moving."""
 
-_hashing = ThreadPoolExecutor(2, "hash")
-"""For large layers, two at a time: more would make a disk seek between them."""
 
-_proofs: dict[Proof, asyncio.Future[None]] = {}
-"""Proofs being taken now: content that a whole fleet asks for is hashed once."""
-
-
-def _proving(extent: Extent, file: IO[bytes]) -> asyncio.Future[None] | None:
+@contextmanager
+def _proving(extent: Extent, file: IO[bytes]) -> Iterator[asyncio.Future[None] | None]:
     """For content of a bundle, its proof, taken beside the sending."""
     if not isinstance(extent, BundleExtent):
-        return None
-    return _taking(extent.proof.of(file.fileno()), extent.size)
-
-
-def _taking(proof: Proof, size: int) -> asyncio.Future[None]:
-    if proof.holds:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        return done
-    taken = _proofs.get(proof)
-    if taken is None:
-        threads = None if size <= _SMALL else _hashing
-        loop = asyncio.get_running_loop()
-        taken = _proofs[proof] = loop.run_in_executor(threads, proof.establish)
-        taken.add_done_callback(partial(_taken, proof))
-    return taken
-
-
-def _taken(proof: Proof, done: asyncio.Future[None]) -> None:
-    del _proofs[proof]
-    if not done.cancelled():
-        done.exception()  # known to asyncio as seen, also when every client has gone
+        yield None
+        return
+    with proving(extent.proof.of(file.fileno()), extent.size) as proof:
+        yield proof
 
 
 async def _prove(
-    http: HTTPRequest, extent: Extent, file: IO[bytes], proving: asyncio.Future[None]
+    http: HTTPRequest, extent: Extent, file: IO[bytes], proof: asyncio.Future[None]
 ) -> None:
     assert isinstance(extent, BundleExtent)
     try:
-        await asyncio.shield(proving)
+        await proven(http, proof)
         # Also of what was proven long ago: the file may have been written to while it was sent.
         # Where only its change time moved it is read again; who keeps moving it gets no end.
         for _ in range(_ATTEMPTS):
-            proof = extent.proof.of(file.fileno())
-            if proof.holds:
+            now = extent.proof.of(file.fileno())
+            if now.holds:
                 return
-            await asyncio.shield(_taking(proof, extent.size))
+            with proving(now, extent.size) as again:
+                await proven(http, again)
         raise changed()
     except (ContentCorrupt, Interrupted) as error:
         logger.error("a transfer was cut: %s (%s)", error, extent.proof)

@@ -95,6 +95,15 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
         return runner.run(_serve(settings, plan, state, this_run, root, store, bundles))
 
 
+def _leave_behind(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor) -> None:
+    """Let the threads end without waiting for them, which closing the loop would do.
+
+    What they may still do is safe to be killed in: nothing is visible before it is whole.
+    """
+    threads.shutdown(wait=False, cancel_futures=True)
+    loop.set_default_executor(ThreadPoolExecutor(1))
+
+
 def _leave(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
@@ -193,8 +202,10 @@ async def _serve(
     bundles: Bundles | None,
 ) -> int:
     loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(WORKER_THREADS, "storage"))
+    threads = ThreadPoolExecutor(WORKER_THREADS, "storage")
+    loop.set_default_executor(threads)
     with contextlib.ExitStack() as stack:
+        stack.callback(_leave_behind, loop, threads)
         sockets = [taken.socket for taken in take_sockets(os.environ)]
         sockets = sockets or stack.enter_context(listening(settings.listen))
         addresses = [address_of(bound) for bound in sockets]
@@ -272,7 +283,7 @@ def _connections(
         served = store
     app = App(served, guard, life, _names(store, bundles))
     tls = security.tls.context if security.tls is not None else None
-    return Connections(HTTPServer(app), sockets, tls, life.activity, _limits(settings))
+    return Connections(HTTPServer(app), sockets, tls, _limits(settings))
 
 
 def _limits(settings: Settings) -> Limits:
@@ -328,9 +339,7 @@ async def _background(
     try:
         yield
     finally:
-        if bundles is not None:
-            # Threads that hash a large layer would hold up the end.
-            bundles.interrupt()
+        _interrupt(store, bundles)
         for task in tasks:
             task.cancel()
         for task in tasks:
@@ -342,6 +351,14 @@ async def _give_signs_of_life(this_run: Run) -> None:
     while True:
         await asyncio.sleep(runs.SIGN_OF_LIFE_SECONDS)
         await in_thread(this_run.give_sign_of_life)
+
+
+def _interrupt(store: DirectoryReader, bundles: Bundles | None) -> None:
+    """End the threads that hash large content: they would hold up the end."""
+    if bundles is not None:
+        bundles.interrupt()
+    if isinstance(store, DistributionStore):
+        store.interrupt()
 
 
 async def _reload_certificates(security: Security) -> None:

@@ -84,6 +84,10 @@ class DistributionStore(DirectoryReader):
         )
         self._locks = [threading.Lock() for _ in range(_LOCK_STRIPES)]
 
+    def interrupt(self) -> None:
+        """End what other threads still hash; what they hashed it for fails with `Interrupted`."""
+        self._uploads.interrupt()
+
     def close(self) -> None:
         """Drop the scratch files; upload sessions stay on disk for the next start."""
         self._examiner.close()

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from storage import digest as digests
 from storage.ages import Ages
+from storage.bundle.errors import Interrupted
 from storage.catalog import upload_directories
 from storage.digest import CANONICAL, Digest
 from storage.errors import ContentCorrupt, DigestInvalid, UploadOffset, UploadUnknown
@@ -59,6 +60,7 @@ class DirectoryUpload:
         forget: Forget,
         room: Room,
         writeback: Writeback,
+        interrupted: threading.Event,
     ) -> None:
         self._repository = name
         self._directory = directory
@@ -67,6 +69,7 @@ class DirectoryUpload:
         self._forget = forget
         self._room = room
         self._behind = Behind(writeback)
+        self._interrupted = interrupted
         self._lock = threading.Lock()
         self._hasher = digests.hasher(algorithm)
         self._hashed = 0
@@ -170,6 +173,8 @@ class DirectoryUpload:
                 return Digest(algorithm, self._hasher.hexdigest())
             anew = digests.hasher(algorithm)
             while piece := file.read(_READ_SIZE):
+                if self._interrupted.is_set():
+                    raise Interrupted("the server is stopping")
                 anew.update(piece)
             return Digest(algorithm, anew.hexdigest())
 
@@ -217,8 +222,13 @@ class Uploads:
         self._room = room
         self._ages = ages
         self._writeback = Writeback()
+        self._interrupted = threading.Event()
         self._open: dict[Path, DirectoryUpload] = {}
         self._lock = threading.Lock()
+
+    def interrupt(self) -> None:
+        """End the hashing of uploads in other threads; they stay as they are."""
+        self._interrupted.set()
 
     def close(self) -> None:
         """Nothing may be written any more; the sessions stay on disk."""
@@ -280,7 +290,14 @@ class Uploads:
 
     def _session(self, name: str, directory: Path, algorithm: str) -> DirectoryUpload:
         return DirectoryUpload(
-            name, directory, algorithm, self._publish, self._forget, self._room, self._writeback
+            name,
+            directory,
+            algorithm,
+            self._publish,
+            self._forget,
+            self._room,
+            self._writeback,
+            self._interrupted,
         )
 
     def _forget(self, directory: Path) -> None:

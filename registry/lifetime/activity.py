@@ -3,9 +3,9 @@
 One object for the whole server, touched a few times by each request, so it is plain attributes and
 nothing else: no lock, no list, no call but the clock's. Only the event loop's thread may use it.
 
-A request is in flight from its acceptance to the end of its handler, so a transfer of an hour is
-one request in flight for an hour. What `last` means: the moment the last one ended, or a client
-last connected.
+A request is in flight from its admission to the end of its handler, so a transfer of an hour is
+one request in flight for an hour. Only admitted requests count: a connection, a probe or a refused
+request could otherwise keep an unused server alive for ever.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Activity:
         requests: in flight now; probes and refused ones do not count.
         bytes_in: of bodies received.
         bytes_out: of content sent.
-        last: when a request last ended or a client last connected (the start, before any).
+        last: when a request last ended (the start, before any).
         first_pull: when a manifest was first served, None before.
         changed: the last request in flight ended, or the first pull came.
     """
@@ -62,7 +62,7 @@ class Activity:
         self.changed = Pulse()
 
     def begin(self) -> None:
-        """A request was accepted. Call `end` whatever becomes of it."""
+        """A request was admitted. Call `end` whatever becomes of it."""
         self.requests += 1
 
     def end(self) -> None:
@@ -71,10 +71,6 @@ class Activity:
         self.last = self._now()
         if not self.requests:
             self.changed.happened()
-
-    def connected(self) -> None:
-        """A client connected; it is going to ask for something."""
-        self.last = self._now()
 
     def pulled(self) -> None:
         """A manifest was served."""

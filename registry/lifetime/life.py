@@ -60,6 +60,12 @@ _STOP_MARGIN_SECONDS = 30.0
 
 _STATUS_EVERY = 1.0
 
+_MEASURE_SECONDS = 5.0
+"""For the size of the store at the end; the report goes without it where that takes longer."""
+
+_LOOK_SECONDS = 0.05
+"""Between two looks whether a client that connected at the last moment has asked for something."""
+
 
 class Content(Protocol):
     """What the lifetime asks the store. Both are quick and run on the event loop."""
@@ -96,6 +102,7 @@ class Launch:
         storage: measures the store in bytes; runs in a worker thread.
         denied: how often whom, as (user, address), was refused; counted on while the server lives.
         ambiguous: repository paths that several upstreams share → the names to ask for instead.
+        interrupt: ends what worker threads still do, once the drain is over.
         wiped: what goes, together with the command's private files, if the server is killed.
     """
 
@@ -105,6 +112,7 @@ class Launch:
     storage: Callable[[], int] | None = None
     denied: Mapping[tuple[str, str], int] = field(default_factory=dict)
     ambiguous: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    interrupt: Callable[[], None] = lambda: None
     wiped: tuple[Path, ...] = ()
 
 
@@ -243,6 +251,7 @@ class Life:
         self.drain.begin(refuse=reason.kind not in _NOBODY_THERE)
         drained = await self.drain.finish(self._plan.drain_timeout, self._signals.second)
         await launch.served.listeners.close()
+        launch.interrupt()
         cut = not drained.complete or drained.exit_code is not None
         await launch.served.close(0.0 if cut else _TAIL_SECONDS)
         await _turns()
@@ -264,7 +273,9 @@ class Life:
         outcome = Outcome(reason, drained, covered, code)
         after = None
         if launch.storage is not None and drained.exit_code is None:
-            after = await asyncio.get_running_loop().run_in_executor(None, launch.storage)
+            measuring = asyncio.get_running_loop().run_in_executor(None, launch.storage)
+            await asyncio.wait([measuring], timeout=_MEASURE_SECONDS)
+            after = measuring.result() if measuring.done() else None
         self._desk.report(outcome, after)
         return outcome
 
@@ -380,6 +391,8 @@ async def _until(ends: Condition, listeners: Listeners) -> Reason:
             return reason
         listeners.pause()
         await _turns()
+        while ends.holds() and listeners.expect_request():  # noqa: ASYNC110 - time passes
+            await asyncio.sleep(_LOOK_SECONDS)
         if ends.holds():
             return reason
         listeners.resume()

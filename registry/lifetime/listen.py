@@ -2,7 +2,7 @@
 
 The event loop's own servers accept eagerly and hand each connection to a task; closing one of them
 drops connections that were accepted a moment before. Here accepting is one callback. After `pause`
-returns, every connection is either ours, and was counted as activity, or in the kernel's queue.
+returns, every connection is either ours or in the kernel's queue.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 from registry import log
-from registry.lifetime.activity import Activity
 from registry.lifetime.images import plain
 
 logger = logging.getLogger("mayfly")
@@ -43,6 +43,9 @@ _UNTRUSTED = frozenset(
 )
 """The alerts of a client that does not accept our certificate, as OpenSSL names them."""
 
+_FIRST_REQUEST_SECONDS = 1.0
+"""Within which a client that has connected is expected to ask for something."""
+
 Serve = Callable[[socket.socket], Awaitable[object]]
 """Takes over one connection; comes back when it is set up, TLS included."""
 
@@ -53,7 +56,6 @@ class Listeners:
     Args:
         sockets: bound and listening.
         serve: given each connection.
-        activity: told of each.
         is_full: whether there are as many connections as may be, given how many are being set up;
             more wait in the kernel's queue then.
     """
@@ -62,12 +64,11 @@ class Listeners:
         self,
         sockets: Sequence[socket.socket],
         serve: Serve,
-        activity: Activity,
         is_full: Callable[[int], bool] = lambda setting_up: False,
     ) -> None:
         self.sockets = tuple(sockets)
         self._serve = serve
-        self._activity = activity
+        self._accepted = -math.inf
         self._is_full = is_full
         self._said = -_SAY_EVERY
         self._setting_up: set[asyncio.Task[None]] = set()
@@ -91,6 +92,10 @@ class Listeners:
             self._recovery = None
         for listening in self.sockets:
             loop.remove_reader(listening.fileno())
+
+    def expect_request(self) -> bool:
+        """Whether a client connected so recently that its first request may be on its way."""
+        return asyncio.get_running_loop().time() - self._accepted < _FIRST_REQUEST_SECONDS
 
     async def close(self) -> None:
         """Stop, and close our copies of the sockets. Connections live on."""
@@ -120,7 +125,7 @@ class Listeners:
             connection.setblocking(False)
             if connection.family != socket.AF_UNIX:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._activity.connected()
+            self._accepted = asyncio.get_running_loop().time()
             task = asyncio.ensure_future(self._set_up(connection))
             self._setting_up.add(task)
             task.add_done_callback(self._setting_up.discard)

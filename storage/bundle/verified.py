@@ -193,8 +193,11 @@ class Proof:
         """Quick. Whether the content is proven."""
         return self.proofs.measured(self.piece, self.digest.algorithm) == self.digest
 
-    def establish(self) -> None:
+    def establish(self, progress: Progress | None = None) -> None:
         """Hash the content; afterwards it holds.
+
+        Args:
+            progress: told how many bytes more were read; what it raises ends the hashing.
 
         Raises:
             ContentCorrupt: it has another digest; from now on it is refused.
@@ -202,7 +205,7 @@ class Proof:
             Interrupted: the server is stopping.
         """
         try:
-            measured = self.proofs.measure(self.piece, self.digest)
+            measured = self.proofs.measure(self.piece, self.digest, progress)
         except BundleChanged:
             raise self._changed() from None
         if measured != self.digest:

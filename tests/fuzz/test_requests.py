@@ -70,7 +70,14 @@ def _written(found: Request, quoted: str) -> tuple[str, str]:
     return f"{head}/{written}", urlencode(found.query, doseq=True)
 
 
-_FIXED = (Endpoint.BASE, Endpoint.CATALOG, Endpoint.TOKEN, Endpoint.LIVE, Endpoint.READY)
+_FIXED = (
+    Endpoint.BASE,
+    Endpoint.CATALOG,
+    Endpoint.TOKEN,
+    Endpoint.ROOT,
+    Endpoint.LIVE,
+    Endpoint.READY,
+)
 
 
 @st.composite

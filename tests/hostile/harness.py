@@ -64,8 +64,9 @@ class Prober:
 
     def _read(self, lines: IO[str]) -> None:
         for line in lines:
-            begun, ended, status = line.split()
-            self.probes.append(Probe(float(begun), float(ended), int(status)))
+            if line.endswith("\n"):  # not the one at which the prober was ended
+                begun, ended, status = line.split()
+                self.probes.append(Probe(float(begun), float(ended), int(status)))
 
     def wait_for_first(self) -> None:
         """Until it is at work: the first answers come before the attack, and show it is calm."""

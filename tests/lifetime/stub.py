@@ -56,7 +56,7 @@ class Stub:
         self._held: list[asyncio.Task[None]] = []
         loop = asyncio.get_running_loop()
         serve = partial(loop.connect_accepted_socket, self._protocol)
-        self.listeners = Listeners(bound, serve, life.activity)
+        self.listeners = Listeners(bound, serve)
 
     async def close(self, seconds: float) -> None:
         for task in self._held:

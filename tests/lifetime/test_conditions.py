@@ -97,18 +97,6 @@ async def test_idle_between_retries(clock: FakeClock, activity: Activity) -> Non
         assert idle.done()
 
 
-async def test_a_connection_is_activity(clock: FakeClock, activity: Activity) -> None:
-    """A client that has connected and not asked yet is not nobody."""
-    async with waiting(Quiet(activity, clock, 60, after_first_pull=True)) as idle:
-        request(activity, pull=True)
-        await clock.tick(50)
-        activity.connected()
-        await clock.tick(50)
-        assert not idle.done()
-        await clock.tick(10)
-        assert idle.done()
-
-
 async def test_unused_ends_with_the_first_pull(clock: FakeClock, activity: Activity) -> None:
     """The unused timeout counts from the last request, and not at all once somebody pulled."""
     async with waiting(Quiet(activity, clock, 60, after_first_pull=False)) as unused:

@@ -105,7 +105,12 @@ def test_catalog_with_another_method_is_denied(method: str) -> None:
 
 def test_only_what_knows_no_content_is_public() -> None:
     """Without a right to anything one learns only that the process lives and how to log in."""
-    assert {endpoint for endpoint, _ in PUBLIC} == {Endpoint.LIVE, Endpoint.READY, Endpoint.TOKEN}
+    assert {endpoint for endpoint, _ in PUBLIC} == {
+        Endpoint.ROOT,
+        Endpoint.LIVE,
+        Endpoint.READY,
+        Endpoint.TOKEN,
+    }
     assert {e for (e, _), actions in ACTIONS.items() if not actions} == {Endpoint.BASE}
 
 
