@@ -22,7 +22,7 @@ from storage.bundle.stack import distinct, merge_names, merge_referrers, merge_t
 from storage.catalog import is_repository
 from storage.digest import Digest
 from storage.distribution import DistributionStore
-from storage.errors import BlobUnknown, ManifestUnknown
+from storage.errors import ManifestUnknown
 from storage.interface import Extent
 from storage.whiteouts import Masked, Whiteouts
 
@@ -51,11 +51,13 @@ class OverlayStore(DistributionStore):
     # Reading
 
     def blob(self, repository: str, digest: Digest) -> Extent:
-        if self._links(repository, digest) or self._lower.links(repository, digest):
+        # A layer's manifest may name any digest: that alone gives its repository no content of the
+        # store's other repositories. A link in the store was made by somebody who had it.
+        if self._links(repository, digest):
             found = self._content(digest) or self._lower.content(digest)
             if found is not None:
                 return found
-        raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
+        return self._lower.blob(repository, digest)
 
     def manifest(self, repository: str, digest: Digest) -> Extent:
         try:

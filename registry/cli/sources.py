@@ -10,6 +10,7 @@ from typing import Protocol
 from storage.bundle.layer import Layer
 from storage.digest import Digest
 from storage.errors import StorageError
+from storage.images import find_blob
 from storage.uploads import DirectoryUpload
 
 
@@ -29,13 +30,14 @@ class Source(Protocol):
 
 
 class BundleSource:
-    """A bundle as a source; its blobs are looked for whatever they belong to."""
+    """A bundle as a source; a blob to repair with is looked for whatever it belongs to."""
 
     def __init__(self, layer: Layer) -> None:
         self._layer = layer
 
     def has(self, repository: str, digest: Digest) -> bool:
-        return self._layer.content(digest) is not None
+        # Elsewhere it would be of no use: no repository is served another's content.
+        return find_blob(self._layer, repository, digest) is not None
 
     def fetch(
         self, repository: str, digest: Digest, upload: DirectoryUpload, size: int | None = None

@@ -58,10 +58,13 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
                 opened.hash(progress)
         store = store or _open_store(root, stack)
         planned = importing.plan(store, opened.layer)
+        for refused in planned.refused:
+            click.echo(f"not imported: {refused}", err=True)
         if planned.incomplete:
             for repository, digest in planned.incomplete:
                 click.echo(
-                    f"neither in the bundles nor in the store: {repository} {digest}", err=True
+                    f"neither in the bundles nor in the store's repository: {repository} {digest}",
+                    err=True,
                 )
             click.echo(
                 "nothing was imported: bring a complete bundle, or import what it builds on",
@@ -74,6 +77,8 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
         print_event("imported", images=names, copied=planned.size)
     else:
         click.echo(f"imported {len(names)} images, {human(planned.size)} copied")
+    if planned.refused:
+        ctx.exit(_INVALID)
 
 
 def _open_store(root: Path, stack: contextlib.ExitStack) -> DistributionStore:

@@ -217,7 +217,8 @@ class Graph:
         if missing:
             self.notices.append(
                 f"{_title(image)} lacks {len(missing)} of its blobs, {missing[0]} first: "
-                "it can be pulled only if another bundle or the store has them"
+                "it can be pulled only if the same repository of another bundle or of the store "
+                "has them"
             )
 
     def _size(self, digest: Digest) -> int | None:

@@ -12,7 +12,8 @@ from storage.interface import Extent, Reader
 class Layer(Reader, Protocol):
     """A reader that answers apart which repository has a blob and where its bytes are.
 
-    A repository may have a blob whose bytes lie in another layer, as in a bundle of differences.
+    A repository may name a blob whose bytes lie in another layer, as in a bundle of differences; it
+    is given them where that layer, too, links the blob in a repository of the same name.
     """
 
     def links(self, repository: str, digest: Digest) -> bool:

@@ -26,10 +26,17 @@ class Stack:
         self._layers = tuple(layers)
 
     def blob(self, repository: str, digest: Digest) -> Extent:
-        found = self.content(digest) if self.links(repository, digest) else None
-        if found is None:
-            raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
-        return found
+        # The layer that has the bytes must itself give them to the repository: what another's
+        # manifest names is only asked for.
+        refused: ContentCorrupt | None = None
+        for layer in self._layers:
+            try:
+                return layer.blob(repository, digest)
+            except BlobUnknown:
+                continue
+            except ContentCorrupt as error:
+                refused = error  # another layer may have a good copy
+        raise refused or BlobUnknown("blob unknown to repository", {"digest": str(digest)})
 
     def manifest(self, repository: str, digest: Digest) -> Extent:
         for layer in self._layers:

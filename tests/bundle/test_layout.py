@@ -151,16 +151,22 @@ def test_foreign_layer_is_not_missed(tmp_path: Path, open_all: OpenAll) -> None:
 
 
 def test_difference_over_its_base(layout: Layout, tmp_path: Path, open_all: OpenAll) -> None:
-    """A bundle without the blobs that another has is complete together with it."""
+    """A bundle without the blobs that another has in its repositories is complete with it.
+
+    What only another repository of the other bundle has is not given to it.
+    """
     base = Layout()
-    base.name(base.image(BASE), "quay.io/kolla/other:1")
-    for shared in (BASE,):
-        del layout.files[blob_name(sha256(shared))]
+    base.name(base.image(BASE), "quay.io/kolla/nova:0")
+    base.name(base.image(ONE), "quay.io/kolla/other:1")
+    for left_out in (BASE, ONE):
+        del layout.files[blob_name(sha256(left_out))]
     paths = layout.write_tar(tmp_path / "delta.tar"), base.write_tar(tmp_path / "base.tar")
     layer = open_all(*paths).layer
     assert read(layer.blob("kolla/nova", digests.of(BASE))) == BASE
-    with pytest.raises(BlobUnknown):
-        layer.blob("kolla/other", digests.of(ONE))
+    for repository, blob in (("kolla/nova", ONE), ("kolla/other", BASE)):
+        with pytest.raises(BlobUnknown):
+            layer.blob(repository, digests.of(blob))
+    assert read(layer.blob("kolla/other", digests.of(ONE))) == ONE
 
 
 def test_sha512(tmp_path: Path, open_all: OpenAll) -> None:

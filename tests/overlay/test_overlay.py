@@ -229,13 +229,23 @@ def test_pushing_mends_a_corrupt_bundle(tmp_path: Path, open_overlay: OpenOverla
 
 
 def test_bundle_of_differences(tmp_path: Path, open_overlay: OpenOverlay, bundle: Made) -> None:
-    """What a bundle leaves out is taken from the upper store, in its repositories only."""
+    """What a bundle leaves out comes from the store where the same repository links it.
+
+    Its manifest may name any digest: that gives it nothing of another's.
+    """
     made = Made(tmp_path / "delta.tar")
     del made.layout.files[blob_name(str(digests.of(BASE)))]
     store = open_overlay(made.layout.write_tar(made.path))
     with pytest.raises(BlobUnknown):
         store.blob(NOVA, digests.of(BASE))
-    push(store, "old/base", BASE)
+    push(store, "secret/app", BASE)
+    for call in (store.blob, store.hold):
+        with pytest.raises(BlobUnknown):
+            call(NOVA, digests.of(BASE))
+    assert NOVA not in store.holders(digests.of(BASE))
+    with pytest.raises(BlobUnknown):
+        store.mount("elsewhere", digests.of(BASE), NOVA)
+    push(store, NOVA, BASE)
     assert read(store.blob(NOVA, digests.of(BASE))) == BASE
     with pytest.raises(BlobUnknown):
         store.blob("old/other", digests.of(BASE))

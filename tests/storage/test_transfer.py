@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,11 @@ from storage.bundle.errors import BundleInvalid
 from storage.bundle.open import open_bundles
 from storage.digest import Digest
 from storage.distribution import DistributionStore
-from storage.errors import ContentCorrupt, DigestInvalid
+from storage.errors import BlobUnknown, ContentCorrupt, DigestInvalid
 from storage.images import images
+from storage.manifest import OCI_ARTIFACT
 from storage.verify import repair, verify
+from tests.bundle.builders import LAYER_TYPE, Layout, blob_name, sha256
 from tests.storage.builders import image_body, index_body, push, put, read
 
 CONFIG, BASE, ONE, TWO = b'{"os":"linux"}', b"base layer" * 100, b"layer one", b"layer two"
@@ -188,3 +191,84 @@ def test_bomb(squeeze: Callable[[bytes], bytes], tmp_path: Path) -> None:
     with pytest.raises(BundleInvalid, match="100 times"):
         expand(tmp_path / "bomb", tmp_path / "out", lambda size: None)
     assert (tmp_path / "out").stat().st_size <= 64 * 2**20
+
+
+def _bundled(layout: Layout, file: Path, root: Path) -> tuple[DistributionStore, importing.Plan]:
+    target, planned, _ = _import(layout.write_tar(file), root)
+    return target, planned
+
+
+def test_content_of_another_repository_is_not_given_away(tmp_path: Path) -> None:
+    """A bundle that names a digest, or claims to have it, gets nothing of the store by that."""
+    secret = DistributionStore(tmp_path / "target")
+    push(secret, "secret/app", BASE)
+    named, claimed = Layout(), Layout()
+    for layout in (named, claimed):
+        layout.name(layout.image(BASE), "quay.io/vendor/app:1")
+    del named.files[blob_name(str(digests.of(BASE)))]
+    claimed.files[blob_name(str(digests.of(BASE)))] = bytes(len(BASE))
+    target, planned = _bundled(named, tmp_path / "named.tar", tmp_path / "target")
+    assert planned.incomplete == (("vendor/app", digests.of(BASE)),)
+    with pytest.raises(BundleInvalid, match=str(digests.of(BASE))):
+        _bundled(claimed, tmp_path / "claimed.tar", tmp_path / "target")
+    with pytest.raises(BlobUnknown):
+        target.blob("vendor/app", digests.of(BASE))
+
+
+def test_layer_with_urls_travels(tmp_path: Path) -> None:
+    """`urls` excuses the absence of a layer; where it is present it is carried like any other."""
+    layout = Layout()
+    foreign = [layout.add(data, LAYER_TYPE) | {"urls": ["https://x/"]} for data in (ONE, TWO)]
+    layout.name(layout.image(layers=foreign), "quay.io/team/app:1")
+    del layout.files[blob_name(foreign[1]["digest"])]
+    target, planned = _bundled(layout, tmp_path / "a.tar", tmp_path / "target")
+    assert planned.incomplete == ()
+    _export(target, tmp_path / "b.tar")
+    second, _, _ = _import(tmp_path / "b.tar", tmp_path / "second")
+    for store in (target, second):
+        assert read(store.blob("team/app", digests.of(ONE))) == ONE
+        assert verify(store).findings == ()
+        with pytest.raises(BlobUnknown):
+            store.blob("team/app", digests.of(TWO))
+
+
+def test_what_no_push_may_bring_is_not_imported(tmp_path: Path) -> None:
+    """An ambiguous manifest is left out by name; the rest is imported."""
+    layout = Layout()
+    layer = layout.add(BASE, LAYER_TYPE)
+    odd = layout.image(layers=[layer | {"Digest": sha256(ONE)}])
+    layout.name(odd, "quay.io/team/odd:1")
+    layout.name(layout.image(ONE), "quay.io/team/app:1")
+    target, planned = _bundled(layout, tmp_path / "a.tar", tmp_path / "target")
+    (refused,) = planned.refused
+    assert refused.startswith(f"team/odd@{odd['digest']}: ") and "must be spelled" in refused
+    assert [image.name for image in images(target)] == ["team/app:1"]
+
+
+def test_index_of_blobs_and_artifact_manifest_travel(tmp_path: Path) -> None:
+    """BuildKit's registry cache before 0.21, and the artifact manifest of 1.1's candidates."""
+    layout = Layout()
+    cache = layout.add(CONFIG, "application/vnd.buildkit.cacheconfig.v0")
+    layout.name(layout.index(layout.add(ONE, LAYER_TYPE), cache), "quay.io/team/cache:1")
+    artifact = {"mediaType": OCI_ARTIFACT, "artifactType": "x/y", "blobs": [layout.add(TWO, "x/y")]}
+    layout.name(layout.add(json.dumps(artifact).encode(), OCI_ARTIFACT), "quay.io/team/art:1")
+    target, planned = _bundled(layout, tmp_path / "a.tar", tmp_path / "target")
+    assert planned.refused == planned.incomplete == ()
+    assert target.collect(0).blobs == ()
+    _export(target, tmp_path / "b.tar")
+    second, _, names = _import(tmp_path / "b.tar", tmp_path / "second")
+    assert sorted(names) == ["team/art:1", "team/cache:1"]
+    for repository, blob in (("team/cache", ONE), ("team/cache", CONFIG), ("team/art", TWO)):
+        assert read(second.blob(repository, digests.of(blob))) == blob
+    assert verify(second).findings == ()
+
+
+def test_what_the_target_has_elsewhere_is_not_left_out(
+    source: DistributionStore, tmp_path: Path
+) -> None:
+    """A repository is not served another's content, so each has to get its own."""
+    layout = Layout()
+    layout.name(layout.image(BASE), "docker.io/library/one:0")
+    with opened(str(layout.write_tar(tmp_path / "old.tar"))) as target:
+        assert target.has("library/one", digests.of(BASE))
+        assert not target.has("team/two", digests.of(BASE))
