@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +44,13 @@ def login_to(settings: Settings, security: Security, bound: Address) -> Login:
 
 
 @contextmanager
-def announced(settings: Settings, security: Security, login: Login) -> Iterator[None]:
+def announced(
+    settings: Settings, security: Security, login: Login, nodes: Sequence[str] = ()
+) -> Iterator[None]:
     """While the block runs, ``ready.json`` says that the registry answers (CONTRACT, "Ready").
+
+    Args:
+        nodes: names of those that are listed, for whom alone credentials may be issued.
 
     Raises:
         ConfigError: the state directory cannot be written.
@@ -56,6 +61,8 @@ def announced(settings: Settings, security: Security, login: Login) -> Iterator[
     if security.users is not None:
         state["username"] = security.users.admin.name
         state["credentials"] = str(settings.state_dir / CREDENTIALS)
+    if nodes:
+        state["nodes"] = nodes
     ready = settings.state_dir / READY
     try:
         publish(ready, json.dumps(state).encode() + b"\n", Attributes(0o644))

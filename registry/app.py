@@ -30,6 +30,9 @@ _ABSOLUTE = re.compile(r"\Ahttps?://[^/?]*(?=/)", re.IGNORECASE)
 PROBES = frozenset({Endpoint.BASE, Endpoint.ROOT, Endpoint.LIVE, Endpoint.READY, Endpoint.TOKEN})
 """Endpoints that do not count as activity."""
 
+_OF_A_NODE = frozenset({Endpoint.MANIFEST, Endpoint.BLOB})
+"""What a node asks for. One that nobody listed would pull all day and never count."""
+
 HANDLERS: dict[tuple[Endpoint, str], Handler] = {
     (Endpoint.BASE, "GET"): health.base,
     (Endpoint.BASE, "HEAD"): health.base,
@@ -101,6 +104,9 @@ class App:
     ) -> StreamResponse:
         observer = self._lifeline.observer
         agent = http.headers.get("User-Agent", "")
+        if understood.endpoint in _OF_A_NODE and observer.nodes.is_unknown(caller.identity.node):
+            message = f"this credential is for node {caller.identity.node}, which --nodes lacks"
+            raise errors.AccessDenied(message)
         peer = observer.caller(caller.identity.name, caller.identity.node, http.remote, agent)
         self._lifeline.drain.admit(peer.node, understood)
         context = Context(

@@ -25,6 +25,7 @@ from registry.readers import (
     read_count,
     read_log_format,
     read_log_level,
+    read_node_identity,
     read_on_corrupt,
     read_path,
     read_size,
@@ -246,6 +247,15 @@ SETTINGS: tuple[Setting[Any], ...] = (
         "claimed|served|proven",
     ),
     Setting(
+        "node-identity",
+        read_node_identity,
+        lambda _: "auto",
+        "How nodes are told apart; auto: by a credential of their own, else by address.",
+        LIFETIME,
+        "auto",
+        "credential|address|auto",
+    ),
+    Setting(
         "until",
         read_until,
         lambda _: False,
@@ -463,6 +473,7 @@ class Settings:
     until_pulled: Path | None
     nodes: str | None
     accept: str
+    node_identity: str
     until: bool
     drain_timeout: float
     gc_interval: float | None

@@ -17,7 +17,7 @@ from storage import digest as digests
 from storage import manifest as manifests
 from storage.bundle.verified import BundleExtent
 from storage.digest import Digest
-from storage.errors import ContentCorrupt, ManifestTooLarge, ManifestUnknown
+from storage.errors import ContentCorrupt, ManifestTooLarge, ManifestUnknown, StorageError
 from storage.interface import Extent
 from storage.names import check_tag
 
@@ -27,7 +27,13 @@ _BODY_SECONDS = 60
 
 async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET and HEAD: the exact bytes that were pushed, under their exact media type."""
-    digest, extent, cached = await _load(context, request)
+    try:
+        digest, extent, cached = await _load(context, request)
+    except StorageError:
+        if request.digest is not None:
+            asked = str(request.digest)
+            context.observer.manifest_failed(context.peer, request.repository, asked)
+        raise
     await _learn(context, request.repository, digest, cached)
     context.observer.manifest_served(
         context.peer,

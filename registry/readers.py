@@ -132,6 +132,13 @@ def read_accept(text: str) -> str:
     return text
 
 
+def read_node_identity(text: str) -> str:
+    """Read ``credential``, ``address`` or ``auto``."""
+    if text not in ("credential", "address", "auto"):
+        raise ValueError("expected credential, address or auto")
+    return text
+
+
 def read_until(text: str) -> bool:
     """Read ``first`` or ``all``; whether it is all."""
     if text not in ("first", "all"):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
@@ -21,6 +22,7 @@ from registry.context import COMMON_HEADERS
 from registry.errors import RangeInvalid
 from registry.lifetime.observer import Sending
 from registry.proving import proven, proving
+from registry.receipts import Receipts
 from registry.sendfile import sendfile
 from storage.bundle.errors import Interrupted
 from storage.bundle.verified import BundleExtent, changed
@@ -108,19 +110,22 @@ async def send(
         file = extent.open()
     except FileNotFoundError:
         raise BlobUnknown("blob unknown to repository") from None
+    receipts = Receipts(http.transport)
     with (
         file,
-        sending.part(offset, count, extent.size),
+        sending.part(offset, count, extent.size, receipts),
         _proving(extent, file) as proof,
     ):
         await response.prepare(http)
+        receipts.begin()
         # The last byte of a bundle's content waits for the proof: no client completes it before.
         held_back = int(proof is not None)
-        await _sendfile(http, file, extent.offset + offset, count - held_back)
+        first, counted = extent.offset + offset, (sending.count, receipts.take)
+        await _sendfile(http, file, first, count - held_back, *counted)
         if proof is not None:
-            await _prove(http, extent, file, proof)
-            await _sendfile(http, file, extent.offset + offset + count - 1, 1)
-        sending.count(count)
+            await _prove(http, extent, file, proof, sending)
+            receipts.close()
+            await _sendfile(http, file, first + count - 1, 1, *counted)
     await response.write_eof()
     return response
 
@@ -140,7 +145,14 @@ def _begin(
     return response, offset, count
 
 
-async def _sendfile(http: HTTPRequest, file: IO[bytes], offset: int, count: int) -> None:
+async def _sendfile(
+    http: HTTPRequest,
+    file: IO[bytes],
+    offset: int,
+    count: int,
+    progress: Callable[[int], None] = lambda sent: None,
+    release: Callable[[int], None] = os.close,
+) -> None:
     transport = http.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("client is gone")
@@ -149,9 +161,10 @@ async def _sendfile(http: HTTPRequest, file: IO[bytes], offset: int, count: int)
     # What the kernel cannot encrypt is sent by the TLS transport itself (`registry.tls`).
     sealing = getattr(transport, "sendfile", None)
     if sealing is not None:
-        sent = await sealing(file, offset, count)
+        sent = await sealing(file, offset, count, progress, release)
     else:
-        sent = await sendfile(http.protocol, transport, file, offset, count)
+        part = file, offset, count, progress, release
+        sent = await sendfile(http.protocol, transport, *part)
     if sent != count:
         # The length is already promised; only a cut tells the client that it is not met.
         transport.abort()
@@ -173,7 +186,11 @@ def _proving(extent: Extent, file: IO[bytes]) -> Iterator[asyncio.Future[None] |
 
 
 async def _prove(
-    http: HTTPRequest, extent: Extent, file: IO[bytes], proof: asyncio.Future[None]
+    http: HTTPRequest,
+    extent: Extent,
+    file: IO[bytes],
+    proof: asyncio.Future[None],
+    sending: Sending,
 ) -> None:
     assert isinstance(extent, BundleExtent)
     try:
@@ -188,6 +205,8 @@ async def _prove(
                 await proven(http, again)
         raise changed()
     except (ContentCorrupt, Interrupted) as error:
+        if isinstance(error, ContentCorrupt):
+            sending.corrupt()
         logger.error("a transfer was cut: %s (%s)", error, extent.proof)
         if http.transport is not None:
             http.transport.abort()

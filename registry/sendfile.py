@@ -12,6 +12,7 @@ import asyncio
 import errno
 import os
 import time
+from collections.abc import Callable
 from typing import IO
 
 from aiohttp.base_protocol import BaseProtocol
@@ -24,11 +25,21 @@ _LEAST, _MOST = 256 * 1024, 16 * 1024 * 1024
 
 
 async def sendfile(
-    protocol: BaseProtocol, transport: asyncio.Transport, file: IO[bytes], offset: int, count: int
+    protocol: BaseProtocol,
+    transport: asyncio.Transport,
+    file: IO[bytes],
+    offset: int,
+    count: int,
+    progress: Callable[[int], None] = lambda sent: None,
+    release: Callable[[int], None] = os.close,
 ) -> int:
     """Send part of a file; the number of bytes that there were, ``count`` at most.
 
     Nothing is received meanwhile: what a client sends is for later.
+
+    Args:
+        progress: told of the bytes of each step, also of a transfer that is cut.
+        release: given the duplicate of the socket's descriptor that the sending took.
 
     Raises:
         ConnectionError: the client is gone.
@@ -42,9 +53,9 @@ async def sendfile(
     descriptor = os.dup(transport.get_extra_info("socket").fileno())
     try:
         await protocol._drain_helper()  # the response's head goes first
-        return await _send(transport, descriptor, file.fileno(), offset, count)
+        return await _send(transport, descriptor, file.fileno(), offset, count, progress)
     finally:
-        os.close(descriptor)
+        release(descriptor)
         if not transport.is_closing():
             transport.set_write_buffer_limits()
             if was_reading:
@@ -52,7 +63,12 @@ async def sendfile(
 
 
 async def _send(
-    transport: asyncio.Transport, descriptor: int, source: int, offset: int, count: int
+    transport: asyncio.Transport,
+    descriptor: int,
+    source: int,
+    offset: int,
+    count: int,
+    progress: Callable[[int], None],
 ) -> int:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
@@ -73,6 +89,7 @@ async def _send(
             ended.set_exception(error)
             return
         sent += done
+        progress(done)
         most = max(_LEAST, min(_MOST, int(done * _TURN / max(took, 1e-9))))
         if not done or sent == count:
             loop.remove_writer(descriptor)

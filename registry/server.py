@@ -118,6 +118,7 @@ def _plan(settings: Settings, command: tuple[str, ...]) -> Plan:
         until_pulled=settings.until_pulled,
         nodes=read_nodes(settings.nodes) if settings.nodes is not None else None,
         accept=settings.accept,
+        node_identity=settings.node_identity,
         stop_file=settings.stop_file,
         exit_with_parent=settings.exit_with_parent,
         exit_on_stdin_eof=settings.exit_on_stdin_eof,
@@ -222,6 +223,8 @@ async def _serve(
             shared=security.is_shared,
             notifier=Notifier.take(os.environ),
         )
+        if security.authentication is None:
+            life.observer.nodes.without_credentials()
         if bundles is not None:
             _watch(bundles, life)
         try:
@@ -232,7 +235,7 @@ async def _serve(
             launch = Launch(
                 _connections(settings, security, store, bundles, life, audit, sockets),
                 login,
-                announced(settings, security, login),
+                announced(settings, security, login, plan.nodes.names if plan.nodes else ()),
                 storage=lambda: storage_used(root),
                 denied=audit.refusals,
                 ambiguous=bundles.names.ambiguous() if bundles is not None else {},

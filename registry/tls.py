@@ -111,6 +111,10 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._unsent = 0
         self._is_read = True
         self._sealed_at_once = _SEALED_AT_ONCE
+        self._taken = 0
+        """Bytes of files taken to be sealed."""
+        self.sealed = 0
+        """Bytes of the records made of them."""
         self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the handshake is through, or will never be."""
 
@@ -285,8 +289,19 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def get_write_buffer_limits(self) -> tuple[int, int]:
         return self._tcp.get_write_buffer_limits()
 
-    async def sendfile(self, file: IO[bytes], offset: int, count: int) -> int:
+    async def sendfile(
+        self,
+        file: IO[bytes],
+        offset: int,
+        count: int,
+        progress: Callable[[int], None] = lambda taken: None,
+        release: Callable[[int], None] = os.close,
+    ) -> int:
         """Send part of a file; the number of bytes that there were, ``count`` at most.
+
+        Args:
+            progress: told of the bytes taken from the file, also of a transfer that is cut.
+            release: given the duplicate of the socket's descriptor that the sending took.
 
         Raises:
             ConnectionError: the client is gone.
@@ -305,9 +320,14 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             _roomy += 1
         try:
             sent = 0
-            while sent < count and (
-                done := await self._turn(descriptor, file, offset, count, sent)
-            ):
+            while sent < count:
+                before = self._taken
+                try:
+                    done = await self._turn(descriptor, file, offset, count, sent)
+                finally:
+                    progress(self._taken - before)
+                if not done:
+                    break
                 sent += done
             return sent
         except BaseException:
@@ -315,7 +335,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self.abort()
             raise
         finally:
-            os.close(descriptor)
+            release(descriptor)
             self._sending = False
             if not self._tcp.is_closing():
                 self._tcp.set_write_buffer_limits()
@@ -358,6 +378,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             if not got:
                 break
             done += got
+            self._taken += got
             rest = send(descriptor, self._seal(buffer[:got]), lambda: _turns > _THREADS)
             if rest:
                 return done, rest
@@ -368,6 +389,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         while plain:
             plain = plain[self._tls.write(plain[: self._sealed_at_once]) :]
             sealed.append(self._outgoing.read())
+        self.sealed += sum(map(len, sealed))
         return sealed
 
 

@@ -91,7 +91,7 @@ def issue(
     """A new short-lived credential of the registry that runs with this state directory.
 
     Raises:
-        ConfigError: none runs.
+        ConfigError: none runs, or it waits for nodes by name and this is none of them.
         click.ClickException: it runs without authentication.
         InputInvalid: as `Robots.issue`.
     """
@@ -101,10 +101,14 @@ def issue(
     from auth.robots import Robots
     from auth.roles import Role
     from registry.announce import read_ready
+    from registry.config import ConfigError
     from registry.lifetime import runs
     from registry.lifetime.state import SIGNING_KEY
 
-    url = read_ready(state_dir)["url"]
+    ready = read_ready(state_dir)
+    url = ready["url"]
+    if node is not None and node not in ready.get("nodes", [node]):
+        raise ConfigError(f"--node {node}: not listed in --nodes of the registry that runs here")
     key = state_dir / SIGNING_KEY
     run = runs.load(state_dir)
     if run is None or not key.exists():

@@ -16,7 +16,7 @@ asks for settles both:
 
 - A request that begins before ``acked`` shows that the client stopped reading there.
 - One that begins at most `ACK_SLACK` after ``acked``, and not after ``sent``, shows that it got
-  that far.
+  that far; so does a part that had arrived from there on, where the client had no reason to go on.
 - Without either, bytes up to ``acked`` count.
 
 A transfer that a killed server left behind has no end at all; only a request that begins later, and
@@ -195,15 +195,31 @@ class Arrival:
         union = Intervals()
         for first, end in self._sure:
             union.add(first, end)
+        firsts = self._firsts()
         for part in self._ended:
-            union.add(part.first, part.end())
+            union.add(part.first, _end(part, firsts))
         return union
+
+    def _firsts(self) -> list[int]:
+        """Where what has arrived begins, in order."""
+        return sorted([*(first for first, _ in self._sure), *(part.first for part in self._ended)])
 
     def _keep(self, part: Part) -> None:
         if len(self._ended) >= MAX_PARTS:
-            oldest = self._ended.pop(0)
-            self._sure.add(oldest.first, oldest.end())
+            end = _end(self._ended[0], self._firsts())
+            self._sure.add(self._ended.pop(0).first, end)
         self._ended.append(part)
 
     def _conclude(self) -> None:
         self.whole = self.parts().covers(self.size)
+
+
+def _end(part: Part, firsts: list[int]) -> int:
+    """The end of the bytes of a part that count, with others that begin at ``firsts``."""
+    end = part.end()
+    if end < part.acked or part.endless:
+        return end
+    at = bisect_left(firsts, max(part.acked, part.first + 1))
+    if at < len(firsts) and firsts[at] <= min(part.sent, part.acked + ACK_SLACK):
+        end = max(end, firsts[at])
+    return end

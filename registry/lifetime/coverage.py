@@ -19,7 +19,7 @@ at the whole costs what changed since the last.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from registry.lifetime.clock import Clock, first_done
@@ -35,7 +35,7 @@ _LOOK_EVERY = 0.25
 _LOOKS_SHARE = 0.02
 """Of the event loop's time, spent on them at most."""
 
-_NODES_SHOWN = 10
+_NAMES_SHOWN = 10
 
 _NOTHING = frozenset({State.MISSING, State.ABSENT})
 """States in which a node has not asked for an image."""
@@ -105,6 +105,11 @@ class Coverage:
     def wanted_nodes(self) -> int:
         """How many nodes must have every image."""
         return self._nodes.count
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """Names of the nodes that must have every image, where names are given."""
+        return self._nodes.names
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -207,6 +212,14 @@ class Coverage:
         return row.states
 
 
+def absent_text(absent: Sequence[str]) -> str:
+    """A sentence that says which images of the list the registry does not hold."""
+    shown = ", ".join(absent[:_NAMES_SHOWN])
+    more = len(absent) - _NAMES_SHOWN
+    shown += f" and {more} more" if more > 0 else ""
+    return f"listed in --until-pulled, and not in the registry until somebody pushes it: {shown}"
+
+
 def claims_text(claimed: Mapping[str, int]) -> str:
     """A sentence that says which nodes' coverage rests on claims; "" where none does.
 
@@ -215,7 +228,7 @@ def claims_text(claimed: Mapping[str, int]) -> str:
     """
     if not claimed:
         return ""
-    shown = [f"{node} ({count})" for node, count in sorted(claimed.items())[:_NODES_SHOWN]]
+    shown = [f"{node} ({count})" for node, count in sorted(claimed.items())[:_NAMES_SHOWN]]
     more = len(claimed) - len(shown)
     nodes = ", ".join(shown) + (f" and {more} more nodes" if more > 0 else "")
     return f"images claimed by the node's runtime, not served by this registry: {nodes}"

@@ -17,7 +17,7 @@ from registry.lifetime import table
 from registry.lifetime.clock import Clock, first_done
 from registry.lifetime.conditions import Kind, Once, Reason
 from registry.lifetime.control import Command, Message
-from registry.lifetime.coverage import Coverage, Covered
+from registry.lifetime.coverage import Coverage, Covered, absent_text
 from registry.lifetime.drain import Drain, Drained
 from registry.lifetime.durations import exact
 from registry.lifetime.milestones import Milestones
@@ -173,11 +173,21 @@ class Desk:
             "bytes_out": activity.bytes_out,
             "transfers": self._transfer_records(self._observer.transfers),
             "coverage": self._coverage_record(),
+            "warnings": self._warnings(),
             "corrupt": self._corrupt,
             "ambiguous": {path: [*names] for path, names in self._ambiguous.items()},
             "state_dir": str(self._directory),
             "report": str(self._report),
         }
+
+    def _warnings(self) -> list[str]:
+        """Why nodes may not be told apart, or the record of what they did may not be complete."""
+        return [*self._observer.nodes.notices, *self._observer.ledger.full]
+
+    def warn_at_start(self) -> None:
+        """Log what is known at the start and may keep coverage from completing."""
+        if self._coverage is not None and (absent := self._coverage.absent()):
+            log.tell(logging.WARNING, "images_absent", absent_text(absent), images=absent)
 
     def report(self, outcome: Outcome, storage_after: int | None) -> None:
         """Write the report, and show it."""

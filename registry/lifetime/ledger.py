@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from registry import log
 from registry.lifetime.activity import Pulse
 from registry.lifetime.arrival import Arrival, Part
 from registry.lifetime.clock import Clock, boot_id
@@ -567,7 +568,7 @@ class Ledger:
     def _say_full(self, text: str) -> bool:
         if text not in self.full and len(self.full) < _MAX_NOTICES:
             self.full[text] = None
-            logger.warning("%s", text)
+            log.tell(logging.WARNING, "record_full", text)
         return False
 
     def _entries(self) -> Iterator[Entry]:

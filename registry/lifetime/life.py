@@ -37,6 +37,7 @@ from registry.lifetime.drain import Drain, Drained
 from registry.lifetime.images import Image, Nodes, read_images
 from registry.lifetime.ledger import Ledger
 from registry.lifetime.listen import Listeners
+from registry.lifetime.nodes import NodeIdentity, NodeNames
 from registry.lifetime.observer import Observer
 from registry.lifetime.plan import Plan, Triggers
 from registry.lifetime.private import Login, auth_file, guarded
@@ -125,7 +126,7 @@ class Life:
         content: of the store.
         clock: the machine's, outside of tests.
         own_hosts: names, with port, by which this registry is known.
-        shared: whether a user's name is used by several nodes (`observer.Observer`).
+        shared: whether a user's name is used by several nodes (`nodes.NodeNames`).
         notifier: tells systemd.
 
     Attributes:
@@ -161,14 +162,14 @@ class Life:
         except OSError as error:
             raise ConfigError(f"{kept}: {error.strerror}; remove it") from None
         self._pulls = Pulls(clock.now, self._ledger.changed)
+        names = frozenset(plan.nodes.names if plan.nodes else ())
         self.observer = Observer(
             self.activity,
             self._pulls,
             self._ledger,
             contained,
             clock,
-            named=frozenset(plan.nodes.names if plan.nodes else ()),
-            shared=shared,
+            nodes=NodeNames(NodeIdentity(plan.node_identity), names, shared),
         )
         self.coverage: Coverage | None = None
         if plan.nodes is not None:
@@ -224,6 +225,7 @@ class Life:
             launch.served.listeners.resume()
             for warning in self._plan.warnings():
                 log.tell(logging.WARNING, "settings", warning)
+            self._desk.warn_at_start()
             async with self._background(launch), self._private(launch) as private:
                 with launch.announced:
                     self._desk.ready(launch.login.url, launch.denied, launch.ambiguous)

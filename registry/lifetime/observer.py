@@ -20,6 +20,7 @@ from registry.lifetime.clock import Clock
 from registry.lifetime.contents import Contained
 from registry.lifetime.images import plain
 from registry.lifetime.ledger import Flow, Ledger
+from registry.lifetime.nodes import NodeNames
 from registry.lifetime.owners import Owners
 from registry.lifetime.pulls import Pulls
 from registry.lifetime.runtimes import claims_image, runtime_of
@@ -198,8 +199,7 @@ class Observer:
         ledger: written.
         contained: what manifests refer to.
         clock: of all of them.
-        named: names by which nodes are listed, if they are; these win over everything else.
-        shared: whether a user's name is one that several nodes use, and so names none of them.
+        nodes: how nodes are told apart.
 
     Attributes:
         transfers: that flow now.
@@ -215,8 +215,7 @@ class Observer:
         contained: Contained,
         clock: Clock,
         *,
-        named: frozenset[str] = frozenset(),
-        shared: Callable[[str], bool] = lambda user: False,
+        nodes: NodeNames | None = None,
     ) -> None:
         self.activity = activity
         self.pulls = pulls
@@ -226,8 +225,7 @@ class Observer:
         self.transfers: set[Transfer] = set()
         self.owners = Owners(ledger, contained)
         self.states = States(ledger, pulls, contained)
-        self._named = named
-        self._shared = shared
+        self.nodes = nodes or NodeNames()
 
     def caller(self, user: str, node: str | None, address: str | None, agent: str = "") -> Caller:
         """Who makes a request.
@@ -239,12 +237,7 @@ class Observer:
             agent: its ``User-Agent``.
         """
         where = plain(address) if address else ""
-        if node is None:
-            if user and (user in self._named or not self._shared(user)):
-                node = user
-            if where in self._named and user not in self._named:
-                node = where
-        return Caller(node or where or "unknown", user, where, agent)
+        return Caller(self.nodes.name(user, node, where), user, where, agent)
 
     def manifest_served(
         self, caller: Caller, repository: str, digest: str, *, head: bool, tag: str | None

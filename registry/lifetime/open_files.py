@@ -1,7 +1,8 @@
 """The limit on open files: raised as far as we may, shared out, and given back to the command.
 
-Each connection may need two descriptors, its socket and the file it sends; worker threads, policy
-files and the control socket need some whatever the clients do. So connections are never let take
+Each connection may need three descriptors: its socket, the file it sends, and a duplicate of the
+socket (`sendfile`, then `receipts`). Worker threads, policy files and the control socket need some
+whatever the clients do. So connections are never let take
 all of them: a client that is served goes on while others wait in the kernel's queue.
 """
 
@@ -19,7 +20,7 @@ KEPT = 128
 FEWEST = 16
 """Connections that are served under any limit."""
 
-_PER_CONNECTION = 2
+_PER_CONNECTION = 3
 
 
 def raise_limit() -> None:

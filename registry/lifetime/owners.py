@@ -18,6 +18,9 @@ _MAX_LINKS = 500_000
 
 _MAX_WALKED = 10_000
 
+_MAX_READS = 200
+"""Manifests read at once, on the event loop."""
+
 _MAX_VISITED = 1000
 """Manifests above one blob that are looked at. A base layer that more images share is credited to
 some of them."""
@@ -82,19 +85,23 @@ class Owners:
     def _learn_all(self, node: str, repository: str) -> bool:
         """Read what a node was served and is not remembered: after a restart, and the children of
         an index that the node did not ask for. Whether there may have been anything."""
-        pulls = self._ledger.pulls(node)
+        pulls = [*self._ledger.pulls(node)]
         if self._walked.get((node, repository)) == len(pulls):
             return False
         if len(self._walked) >= _MAX_WALKED:
             self._walked.clear()
         self._walked[node, repository] = len(pulls)
-        waiting = [digest for where, digest in pulls if where == repository]
+        # What was asked for last is what the node is pulling now.
+        asked = (digest for where, digest in reversed(pulls) if where == repository)
+        waiting = deque(islice(asked, _MAX_READS))
         seen = set(waiting)
-        while waiting:
-            manifest = waiting.pop()
+        for _ in range(_MAX_READS):
+            if not waiting:
+                break
+            manifest = waiting.popleft()
             self.learn(repository, manifest)
-            children = self._contained.of(repository, manifest).children
-            new = {child for child in children if child not in seen}
-            seen |= new
+            children = islice(self._contained.of(repository, manifest).children, _MAX_READS)
+            new = [child for child in children if child not in seen]
+            seen.update(new)
             waiting += new
         return True

@@ -38,6 +38,7 @@ class Plan:
         until_all: `--until all`.
         until_pulled, nodes: what coverage is, both or neither.
         accept: the weakest evidence that counts as having an image, a state of `states.RANKED`.
+        node_identity: how nodes are told apart, a `nodes.NodeIdentity`.
         stop_file: its appearance ends the server.
         exit_with_parent, exit_on_stdin_eof: as the options.
         stop_on_corrupt: `--on-corrupt stop`.
@@ -54,6 +55,7 @@ class Plan:
     until_pulled: Path | None = None
     nodes: Nodes | None = None
     accept: str = "claimed"
+    node_identity: str = "auto"
     stop_file: Path | None = None
     exit_with_parent: bool = False
     exit_on_stdin_eof: bool = False

@@ -74,6 +74,7 @@ class CoverageRecord(TypedDict):
     Attributes:
         accept: the weakest state that counts as having an image.
         matrix: image → node → `State`.
+        declared: names of `--nodes`, empty where it is a number.
         claimed: covered node → how many of its images rest on its runtime's claim alone.
         absent: images of the list that the registry does not hold.
         missing: what known nodes lack, those images aside; empty where coverage is complete.
@@ -84,6 +85,7 @@ class CoverageRecord(TypedDict):
     nodes_covered: int
     nodes: list[str]
     accept: State
+    declared: list[str]
     matrix: dict[str, dict[str, State]]
     claimed: dict[str, int]
     absent: list[str]
@@ -271,6 +273,7 @@ def coverage_record(coverage: Coverage) -> CoverageRecord:
         nodes_covered=coverage.covered_nodes(),
         nodes=coverage.nodes(),
         accept=coverage.accept,
+        declared=list(coverage.declared),
         matrix=coverage.matrix(),
         claimed=coverage.claimed(),
         absent=coverage.absent(),

@@ -25,7 +25,7 @@ EMPTY_CONFIG = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61
 """Digest of ``{}``, which all manifests without a config of their own name (image-spec,
 manifest.md, "Guidance for an Empty Descriptor"). That a node has it says nothing."""
 
-_MAX_LEAVES = 1000
+_MAX_LEAVES = 200
 """Images of one index that are looked at; the largest real indexes name some dozens."""
 
 

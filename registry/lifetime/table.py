@@ -176,6 +176,7 @@ def status(
     ]
     lines = grid(rows, width)
     lines += transfers(found["transfers"], width)
+    lines += [f"warning: {warning}" for warning in found["warnings"]]
     for path, names in found["ambiguous"].items():
         lines.append(f"ambiguous: {path} is in several upstreams; ask for {' or '.join(names)}")
     lines += corrupt(found["corrupt"])

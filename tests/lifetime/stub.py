@@ -79,7 +79,7 @@ class Stub:
         headers = dict(line.split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
         life = self._life
         agent = headers.get("User-Agent", "containerd/1.6")
-        caller = life.observer.caller(headers.get("X-Node", ""), None, "127.0.0.1", agent)
+        caller = life.observer.caller("", headers.get("X-Node"), "127.0.0.1", agent)
         understood = request.parse(method, path, "")
         try:
             life.drain.admit(caller.node, understood)

@@ -46,8 +46,7 @@ class Upgrade:
         self.pulls = Pulls(clock.now, self.ledger.changed)
         images = (parse_image("team/app:1"), parse_image("docker.io/library/web:1"))
         activity = Activity(clock.now)
-        named = frozenset(nodes.names)
-        self.observer = Observer(activity, self.pulls, self.ledger, contained, clock, named=named)
+        self.observer = Observer(activity, self.pulls, self.ledger, contained, clock)
         self.coverage = self.cover(images, nodes)
 
     def cover(
@@ -57,7 +56,7 @@ class Upgrade:
         return Coverage(self.ledger, self.pulls, images, nodes, self.content.tag, states, accept)
 
     def caller(self, node: str, agent: str = CONTAINERD) -> Caller:
-        return self.observer.caller(node, None, "10.0.0.1", agent)
+        return self.observer.caller("", node, None, agent)
 
     def manifest(
         self,

@@ -1,4 +1,4 @@
-"""What handlers tell: who is a node, what is in flight, what arrived."""
+"""What handlers tell: what is in flight, what arrived."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.lifetime.fakes import FakeClock, FakeContent, digest
 REPO, MANIFEST, LAYER = "team/app", digest("manifest"), digest("layer")
 
 
-def make(clock: FakeClock, *named: str) -> Observer:
+def make(clock: FakeClock) -> Observer:
     content = FakeContent()
     content.manifests[REPO, MANIFEST] = Contents(blobs=(LAYER,))
     ledger = Ledger(None, clock)
@@ -25,8 +25,6 @@ def make(clock: FakeClock, *named: str) -> Observer:
         ledger,
         Contained(content.contents),
         clock,
-        named=frozenset(named),
-        shared=lambda user: user == "pull",
     )
 
 
@@ -35,36 +33,10 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-@pytest.mark.parametrize(
-    ("user", "node", "address", "named", "expected"),
-    [
-        ("robot+x", "worker-1", "10.0.0.7", (), "worker-1"),
-        ("worker-1", None, "10.0.0.7", (), "worker-1"),
-        ("pull", None, "10.0.0.7", (), "10.0.0.7"),
-        ("pull", None, "10.0.0.7", ("pull",), "pull"),
-        ("", None, "::ffff:10.0.0.7", (), "10.0.0.7"),
-        ("ci", None, "10.0.0.7", ("10.0.0.7",), "10.0.0.7"),
-        ("ci", None, "10.0.0.7", ("ci", "10.0.0.7"), "ci"),
-        ("", None, None, (), "unknown"),
-    ],
-)
-def test_caller(
-    clock: FakeClock,
-    user: str,
-    node: str | None,
-    address: str | None,
-    named: tuple[str, ...],
-    expected: str,
-) -> None:
-    """A node is what its credential says, else the user unless several share it, else the address;
-    a name on the list of nodes wins over one that is not."""
-    assert make(clock, *named).caller(user, node, address).node == expected
-
-
 def test_transfers_are_shown(clock: FakeClock) -> None:
     """A transfer is in the list exactly while it flows."""
     observer = make(clock)
-    caller = observer.caller("a", None, "10.0.0.7")
+    caller = observer.caller("", "a", "10.0.0.7")
     with observer.sending(caller, REPO, LAYER) as sending, sending.part(0, 9, 9):
         assert [str(t) for t in observer.transfers] == [f"pull of {REPO}@{LAYER} by a (10.0.0.7)"]
     with observer.receiving(caller, REPO):

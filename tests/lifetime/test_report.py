@@ -49,6 +49,7 @@ COVERAGE = CoverageRecord(
     nodes_wanted=2,
     nodes_covered=1,
     nodes=["node-a", "node-b"],
+    declared=["node-a", "node-b"],
     matrix=MATRIX,
     claimed={"node-a": 1},
     accept=State.CLAIMED,

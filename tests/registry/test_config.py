@@ -38,6 +38,7 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     "max_lifetime": ("4h", "never", "-1h"),
     "until_pulled": ("/one", "/two", ""),
     "nodes": ("3", "/nodes", " "),
+    "node_identity": ("auto", "address", "name"),
     "accept": ("served", "claimed", "has"),
     "until": ("first", "all", "some"),
     "drain_timeout": ("0s", "60s", "never"),
