@@ -174,6 +174,24 @@ SETTINGS: tuple[Setting[Any], ...] = (
         repeatable=True,
     ),
     Setting(
+        "tls-name",
+        read_text,
+        lambda _: (),
+        "Another name or address for the certificate of --tls auto, which is never announced. "
+        "Repeatable.",
+        NETWORK,
+        "none",
+        "NAME",
+        repeatable=True,
+    ),
+    Setting(
+        "tls-constrain",
+        read_switch,
+        lambda _: False,
+        "Make a CA that can sign the names of --listen, --hostname and --tls-name only.",
+        NETWORK,
+    ),
+    Setting(
         "client-ca",
         read_path,
         lambda _: None,
@@ -462,6 +480,8 @@ class Settings:
     allow_sparse: bool
     tls: Literal["auto", "off"] | tuple[Path, Path] | None
     hostname: tuple[str, ...]
+    tls_name: tuple[str, ...]
+    tls_constrain: bool
     client_ca: Path | None
     auth: Literal["auto", "none"] | Path | None
     anonymous: bool

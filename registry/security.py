@@ -30,6 +30,7 @@ from registry.trust.errors import TrustError
 
 if TYPE_CHECKING:
     from auth.generate import OneRun
+    from registry.trust.authority import Identity as TLSIdentity
     from registry.trust.context import ServerTLS
 
 logger = logging.getLogger("mayfly")
@@ -45,6 +46,7 @@ class Security:
         tls: None for plain HTTP.
         ca: the CA that nodes must trust, where the registry knows it.
         users: the one-run users of ``--auth auto``.
+        renew: makes the certificate of ``--tls auto`` anew if that is due, in a thread.
     """
 
     policy: Callable[[], Policy]
@@ -52,6 +54,7 @@ class Security:
     tls: ServerTLS | None
     ca: Path | None
     users: OneRun | None
+    renew: Callable[[], None] | None = None
 
     def is_shared(self, user: str) -> bool:
         """Whether several nodes may use this user's credentials, so that it names none of them."""
@@ -84,7 +87,7 @@ def secure(settings: Settings, run: Run) -> Iterator[Security]:
         ConfigError: a certificate, key or policy file cannot be used.
     """
     try:
-        tls, ca = _transport(settings)
+        tls, ca, renew = _transport(settings, run)
         policy, authentication, users = _identities(settings, run)
     except (TrustError, AuthError) as error:
         raise ConfigError(str(error)) from None
@@ -92,30 +95,70 @@ def secure(settings: Settings, run: Run) -> Iterator[Security]:
         raise ConfigError(f"--state-dir {settings.state_dir}: {error.strerror}") from None
     _warn_of_choices(settings, tls, authentication)
     try:
-        yield Security(policy, authentication, tls, ca, users)
+        yield Security(policy, authentication, tls, ca, users, renew)
     finally:
         if authentication is not None:
             authentication.logins.close()
 
 
-def _transport(settings: Settings) -> tuple[ServerTLS | None, Path | None]:
+def _transport(
+    settings: Settings, run: Run
+) -> tuple[ServerTLS | None, Path | None, Callable[[], None] | None]:
     choice = settings.tls or ("auto" if settings.exposed else "off")
     if choice == "off":
         if settings.client_ca is not None:
             raise ConfigError("--client-ca needs TLS; add --tls auto or --tls CERT,KEY")
-        return None, None
+        return None, None, None
     # Imported by who needs it, like the users below.
     from registry.trust.context import ServerTLS
 
     if choice == "auto":
-        from registry.trust.addresses import wanted_names
-        from registry.trust.authority import ensure
-
-        names = wanted_names([*settings.hostname, *(a.host for a in settings.listen)])
-        made = ensure(settings.state_dir, names, datetime.now(UTC))
-        return ServerTLS(made.certificate, made.key, settings.client_ca), made.ca
+        made = _ensure_certificate(settings, run)
+        tls = ServerTLS(made.certificate, made.key, settings.client_ca, renewed=True)
+        return tls, made.ca, lambda: _renew_certificate(settings)
     certificate, key = choice
-    return ServerTLS(certificate, key, settings.client_ca), None
+    return ServerTLS(certificate, key, settings.client_ca), None, None
+
+
+def _names(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the certificate must be good for, and what it should be good for, too."""
+    from registry.trust.addresses import needed_names, wanted_names
+
+    listen = [address.host for address in settings.listen]
+    given = [*settings.hostname, *settings.tls_name]
+    return needed_names(listen, given), wanted_names([*given, *listen])
+
+
+def _ensure_certificate(settings: Settings, run: Run) -> TLSIdentity:
+    from registry.trust.authority import ensure
+
+    needed, wanted = _names(settings)
+    made = ensure(
+        settings.state_dir,
+        needed,
+        datetime.now(UTC),
+        extra=wanted,
+        deadline=None if run.deadline is None else datetime.fromtimestamp(run.deadline, UTC),
+        goes_on=run.continued,
+        constrain=settings.tls_constrain,
+    )
+    if made.replaced is not None:
+        logger.warning(
+            "the CA would have ended %s UTC, before this run, and was made anew: every node must "
+            "be told to trust it (mayfly node-config)",
+            made.replaced.strftime("%Y-%m-%d %H:%M"),
+        )
+    return made
+
+
+def _renew_certificate(settings: Settings) -> None:
+    from registry.trust.authority import renew
+
+    needed, wanted = _names(settings)
+    try:
+        renew(settings.state_dir, needed, datetime.now(UTC), extra=wanted)
+    except (TrustError, OSError) as error:
+        logger.error("the server's certificate was not renewed: %s", error)
 
 
 def _identities(

@@ -14,7 +14,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -330,6 +330,8 @@ async def _background(
         tasks.append(in_thread(signing.preload))
     if security.tls is not None:
         tasks.append(asyncio.ensure_future(_reload_certificates(security)))
+    if security.renew is not None:
+        tasks.append(asyncio.ensure_future(_renew_certificate(security.renew)))
     if isinstance(store, DistributionStore) and not settings.read_only:
         if settings.upload_expiry is not None:
             purging = _purge_uploads(store, settings.upload_expiry)
@@ -362,6 +364,12 @@ def _interrupt(store: DirectoryReader, bundles: Bundles | None) -> None:
         bundles.interrupt()
     if isinstance(store, DistributionStore):
         store.interrupt()
+
+
+async def _renew_certificate(renew: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+        await in_thread(renew)
 
 
 async def _reload_certificates(security: Security) -> None:

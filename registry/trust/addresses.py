@@ -70,20 +70,38 @@ def is_address(name: str) -> bool:
 def wanted_names(given: Iterable[str] = ()) -> tuple[str, ...]:
     """Every canonical name and address a certificate of this host should hold, in a fixed order.
 
-    ``given`` is what the operator added (host names, listen addresses). Unspecified addresses
-    such as 0.0.0.0 stand for all of them, so they add nothing.
+    ``given`` is what the operator added (host names, listen addresses), as for `needed_names`.
 
     Raises:
         TrustError: a given name is no name.
     """
-    names = dict.fromkeys(ALWAYS)
-    names.update(dict.fromkeys(host_names()))
-    for name in map(canonical, given):
-        if not (is_address(name) and ipaddress.ip_address(name).is_unspecified):
-            names[name] = None
+    names = dict.fromkeys((*ALWAYS, *host_names(), *needed_names(given)))
     for address in local_addresses()[:MAX_ADDRESSES]:
         names[str(address)] = None
     return tuple(names)
+
+
+def needed_names(listen: Iterable[str], names: Iterable[str] = ()) -> tuple[str, ...]:
+    """The canonical names and addresses a certificate must hold, in a fixed order.
+
+    An unspecified address such as 0.0.0.0 adds nothing if the operator gave a name to reach the
+    host by, else all addresses of the host.
+
+    Args:
+        listen: addresses to serve on.
+        names: by which the operator says the host is reached.
+
+    Raises:
+        TrustError: one is no name.
+    """
+    given = [canonical(name) for name in names]
+    found = dict.fromkeys((*ALWAYS, *given))
+    for name in map(canonical, listen):
+        if not (is_address(name) and ipaddress.ip_address(name).is_unspecified):
+            found[name] = None
+        elif not given:
+            found.update(dict.fromkeys(map(str, local_addresses()[:MAX_ADDRESSES])))
+    return tuple(found)
 
 
 def host_names(hosts_file: Path = Path("/etc/hosts")) -> tuple[str, ...]:

@@ -34,6 +34,8 @@ EXPIRES_SOON = timedelta(days=14)
 # <openssl/x509_vfy.h>; the times are judged here, where the error can name them.
 _X509_V_FLAG_NO_CHECK_TIME = 0x200000
 _MAX_FLIGHTS = 10
+_NAME_CONSTRAINTS = bytes.fromhex("0603551d1e")
+"""DER of the object identifier 2.5.29.30 (RFC 5280, 4.2.1.10)."""
 _PEM_CERTIFICATE = re.compile(
     r"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----"
 )
@@ -171,6 +173,18 @@ def read_authority(path: Path) -> Certificate:
     if not authorities:
         raise TrustError(f"{path}: holds no CA certificate (basicConstraints CA:TRUE)")
     return _certificate(path, authorities[0])
+
+
+def is_constrained(path: Path) -> bool:
+    """Whether the CA certificate in a file has name constraints.
+
+    Raises:
+        TrustError: it holds no certificate.
+    """
+    _expect(path, b"-----BEGIN CERTIFICATE-----", "PEM certificate")
+    block = _PEM_CERTIFICATE.search(path.read_text("ascii", errors="replace"))
+    # Its name is enough: nothing else of a CA of ours has these bytes, but by a chance of 2**-40.
+    return block is not None and _NAME_CONSTRAINTS in ssl.PEM_cert_to_DER_cert(block.group())
 
 
 def pem_certificates(pem: bytes, source: str) -> bytes:

@@ -44,12 +44,20 @@ class ServerTLS:
         problem: why the files' newest content is not in use, in one line; None when it is.
     """
 
-    def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
+    def __init__(
+        self,
+        certificate: Path,
+        key: Path,
+        client_ca: Path | None = None,
+        *,
+        renewed: bool = False,
+    ) -> None:
         """Load the pair; with ``client_ca``, also ask clients for a certificate of that CA.
 
         A client without a certificate is served, as nobody in particular. One whose certificate
         that CA did not sign, or which has expired, fails in the handshake. TLS 1.3 is the least
         then, and no session is resumed, so that a CA taken out of the file stops working at once.
+        If the pair is ``renewed`` by the server itself, nobody needs to be warned of its end.
 
         Raises:
             TrustError: the pair or the CA cannot be used, see `registry.trust.certificate`, or the
@@ -58,6 +66,7 @@ class ServerTLS:
         self._certificate_file = certificate
         self._key_file = key
         self._client_ca_file = client_ca
+        self._renewed = renewed
         self._seen = self._signature()
         self._current, self.certificate = self._load()
         self.problem: str | None = None
@@ -97,8 +106,9 @@ class ServerTLS:
         load_pair(context, self._certificate_file, self._key_file)
         if self._client_ca_file is not None:
             load_authority(context, self._client_ca_file)
-        for warning in certificate.warnings(now):
-            _LOG.warning("%s", warning)
+        if not self._renewed:
+            for warning in certificate.warnings(now):
+                _LOG.warning("%s", warning)
         return context, certificate
 
     def _blank(self) -> ssl.SSLContext:

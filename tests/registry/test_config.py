@@ -28,6 +28,8 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     "allow_sparse": ("on", "off", ""),
     "tls": ("auto", "/cert,/key", "/cert"),
     "hostname": ("one", "two", " "),
+    "tls_name": ("one", "10.0.0.1", " "),
+    "tls_constrain": ("true", "false", "perhaps"),
     "client_ca": ("/one", "/two", ""),
     "auth": ("auto", "/dir", ""),
     "anonymous": ("pull", "none", "push"),

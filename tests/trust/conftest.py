@@ -19,6 +19,14 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
 
 
 @pytest.fixture(scope="session")
+def constrained(tmp_path_factory: pytest.TempPathFactory) -> Identity:
+    """The same with `--tls-constrain`."""
+    names = ("localhost", "127.0.0.1", "::1")
+    directory = tmp_path_factory.mktemp("constrained")
+    return ensure(directory, names, datetime.now(UTC), constrain=True)
+
+
+@pytest.fixture(scope="session")
 def ca_pem(identity: Identity) -> bytes:
     """The CA's certificate."""
     return identity.ca.read_bytes()

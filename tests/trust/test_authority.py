@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import shutil
 import ssl
 import stat
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography import x509
 
-from registry.trust.authority import CA_LIFETIME, LEAF_LIFETIME, Identity, ensure
-from registry.trust.certificate import fingerprint, read_authority, read_pair
+from registry.trust import issue
+from registry.trust.authority import (
+    CA_LEAST_AHEAD,
+    CA_LIFETIME,
+    CA_MARGIN,
+    LEAF_LIFETIME,
+    Identity,
+    ensure,
+    renew,
+)
+from registry.trust.certificate import fingerprint, is_constrained, read_authority, read_pair
+from registry.trust.context import ServerTLS
 from registry.trust.errors import TrustError
 from tests.process import need
 from tests.trust.certificates import self_signed
@@ -56,7 +70,7 @@ def test_a_second_start_uses_the_same_files(tmp_path: Path) -> None:
     """Nothing is written again, and fewer names are covered too."""
     first = _ensure(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert _ensure(tmp_path, ("localhost",), timedelta(days=200)).made == set()
+    assert _ensure(tmp_path, ("localhost",), timedelta(days=2)).made == set()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     assert _ensure(tmp_path).fingerprint == first.fingerprint
 
@@ -81,11 +95,13 @@ def test_a_second_start_does_not_load_cryptography(tmp_path: Path) -> None:
     ids=["last third", "expired", "clock set back"],
 )
 def test_the_certificate_is_renewed_by_the_same_ca(tmp_path: Path, after: timedelta) -> None:
-    """Nodes that trust the CA notice nothing."""
+    """Nodes that trust the CA notice nothing, nor do clients that pinned the public key."""
     first = _ensure(tmp_path)
+    key = first.key.read_bytes()
     second = _ensure(tmp_path, after=after)
     assert second.made == {"certificate"}
     assert second.fingerprint == first.fingerprint
+    assert second.key.read_bytes() == key
     read_pair(second.certificate, second.key, second.ca).check_time(NOW + after)
 
 
@@ -97,20 +113,136 @@ def test_a_missing_name_renews_the_certificate(tmp_path: Path) -> None:
     assert "10.0.0.9" in read_pair(second.certificate, second.key).names
 
 
-def test_an_expired_ca_is_replaced_with_its_certificate(tmp_path: Path) -> None:
-    """The only reason for which a CA goes."""
+HOUR = timedelta(hours=1)
+
+
+@pytest.mark.parametrize("hours", [1, 4, 24 * 90])
+def test_the_ca_outlives_the_deadline_by_a_margin(tmp_path: Path, hours: int) -> None:
+    """A week is for nodes whose clock is ahead, and for the report; then nobody trusts it."""
+    deadline = NOW + hours * HOUR
+    made = ensure(tmp_path, NAMES, NOW, deadline=deadline)
+    assert read_authority(made.ca).not_after == deadline + CA_MARGIN
+    again = ensure(tmp_path, NAMES, deadline - HOUR / 2, deadline=deadline, goes_on=True)
+    assert again.fingerprint == made.fingerprint
+
+
+def test_a_ca_that_the_run_outlasts_is_replaced(tmp_path: Path) -> None:
+    """At the start of another run only, and the end of the old one is told."""
+    first = ensure(tmp_path, NAMES, NOW, deadline=NOW + 4 * HOUR)
+    end = read_authority(first.ca).not_after
+    tomorrow = NOW + 24 * HOUR
+    short = ensure(tmp_path, NAMES, tomorrow, deadline=tomorrow + 4 * HOUR)
+    assert (short.fingerprint, short.replaced) == (first.fingerprint, None)
+    gone_on = ensure(tmp_path, NAMES, tomorrow, goes_on=True)
+    assert gone_on.fingerprint == first.fingerprint
+    for deadline in (end, None):
+        directory = tmp_path / str(deadline)
+        shutil.copytree(first.ca.parent, directory, ignore=shutil.ignore_patterns("20*", "None"))
+        long = ensure(directory, NAMES, tomorrow, deadline=deadline)
+        assert long.made == BOTH
+        assert long.replaced == end
+
+
+@pytest.mark.parametrize("left", [timedelta(), CA_LEAST_AHEAD])
+def test_an_expired_ca_is_replaced_with_its_certificate(tmp_path: Path, left: timedelta) -> None:
+    """Without a deadline, one that is about to end is, too."""
     first = _ensure(tmp_path)
-    second = _ensure(tmp_path, after=CA_LIFETIME)
+    second = _ensure(tmp_path, after=CA_LIFETIME - left)
     assert second.made == BOTH
     assert second.fingerprint != first.fingerprint
+    assert _ensure(tmp_path / "b").fingerprint != first.fingerprint
+    third = _ensure(tmp_path / "b", after=CA_LIFETIME - CA_LEAST_AHEAD - HOUR)
+    assert third.made == {"certificate"}
 
 
 def test_a_certificate_does_not_outlive_its_ca(tmp_path: Path) -> None:
-    """Clients refuse a chain when any part has expired."""
+    """Clients refuse a chain when any part has expired. Renewing never replaces a CA."""
+    first = _ensure(tmp_path)
+    assert renew(tmp_path, NAMES, NOW + CA_LIFETIME - timedelta(days=3))
+    leaf = read_pair(first.certificate, first.key, first.ca)
+    assert leaf.not_after == read_authority(first.ca).not_after
+    assert fingerprint(first.ca.read_bytes()) == first.fingerprint
+
+
+def test_renewing_under_way(tmp_path: Path) -> None:
+    """Nothing until it is due, and then what a handshake of old clients and pins goes on with."""
+    first = _ensure(tmp_path)
+    tls = ServerTLS(first.certificate, first.key, renewed=True)
+    key = first.key.read_bytes()
+    assert not renew(tmp_path, NAMES, NOW + LEAF_LIFETIME / 2)
+    assert not tls.reload_if_changed()
+    assert renew(tmp_path, NAMES, NOW + LEAF_LIFETIME * 3 / 4)
+    assert tls.reload_if_changed() or tls.problem is not None
+    assert first.key.read_bytes() == key
+    read_pair(first.certificate, first.key, first.ca).check_time(NOW + LEAF_LIFETIME * 3 / 2)
+    assert renew(tmp_path, NAMES, NOW + LEAF_LIFETIME * 3 / 4, extra=("fd00::99",))
+    assert "fd00::99" in read_pair(first.certificate, first.key).names
+
+
+def _constrained(directory: Path, *names: str, **options: Any) -> Identity:
+    given = ("localhost", "127.0.0.1", "::1", *names)
+    return ensure(directory, given, NOW, constrain=True, **options)
+
+
+def test_a_constrained_ca(tmp_path: Path) -> None:
+    """It signs what it was made for, and leaves out what would only have been nice."""
+    made = _constrained(tmp_path, "r.example.com", "10.0.0.9", extra=("host", "10.0.0.8"))
+    assert is_constrained(made.ca)
+    assert not is_constrained(_ensure(tmp_path / "b").ca)
+    names = {"localhost", "127.0.0.1", "::1", "r.example.com", "10.0.0.9"}
+    assert read_pair(made.certificate, made.key, made.ca).names == names
+    again = _constrained(tmp_path, "r.example.com", extra=("host", "10.0.0.8"))
+    assert again.made == set()
+    # It stays constrained, asked for or not; a name below a permitted one is permitted.
+    again = ensure(tmp_path, ("a.r.example.com",), NOW, extra=("host",))
+    assert again.made == {"certificate"}
+    assert read_pair(again.certificate, again.key, again.ca).names == {"a.r.example.com"}
+
+
+@pytest.mark.parametrize(
+    "name", ["example.com", "xr.example.com", "10.0.0.8", "::2", "other", "*.example.com"]
+)
+def test_a_name_that_the_ca_may_not_sign(tmp_path: Path, name: str) -> None:
+    """The start fails and says which; nothing is changed."""
+    made = _constrained(tmp_path, "r.example.com", "10.0.0.9")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for constrain in (True, False):
+        with pytest.raises(TrustError, match=rf"may not sign {re.escape(name)}: .*--tls-constrain"):
+            ensure(tmp_path, ("localhost", name), NOW, constrain=constrain)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    read_pair(made.certificate, made.key, made.ca)
+
+
+def test_a_ca_that_may_sign_any_name_is_not_passed_off_as_constrained(tmp_path: Path) -> None:
+    """Nodes trust it as it is, so only the operator can replace it."""
     _ensure(tmp_path)
-    second = _ensure(tmp_path, after=CA_LIFETIME - timedelta(days=9))
-    leaf = read_pair(second.certificate, second.key, second.ca)
-    assert leaf.not_after == read_authority(second.ca).not_after
+    with pytest.raises(TrustError, match="may sign any name, so --tls-constrain"):
+        _constrained(tmp_path)
+
+
+def test_a_constrained_ca_is_refused_by_clients_for_other_names(tmp_path: Path) -> None:
+    """OpenSSL refuses what its key signs beyond its names, addresses of either kind too."""
+    made = _constrained(tmp_path, "r.example.com")
+    key = tmp_path / "ca.key"
+    unbound = x509.ExtensionNotFound("", x509.NameConstraints.oid)
+    for name in ("evil.example.com", "10.0.0.1", "fd00::1"):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(issue, "_check_permitted", lambda *_: unbound)
+            pems = issue.new_leaf(made.ca, key, ["localhost", name], NOW, NOW + LEAF_LIFETIME)
+        for path, pem in zip((made.certificate, made.key), pems, strict=True):
+            path.write_bytes(pem)
+        with pytest.raises(TrustError, match="permitted subtree violation"):
+            read_pair(made.certificate, made.key, made.ca)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make files of other users")
+@pytest.mark.parametrize("name", ["ca.crt", "ca.key"])
+def test_a_planted_ca_is_refused(tmp_path: Path, name: str) -> None:
+    """A CA file of another user was put there by them."""
+    _ensure(tmp_path)
+    os.chown(tmp_path / name, 65532, -1)
+    with pytest.raises(TrustError, match=rf"{name}: belongs to user 65532"):
+        _ensure(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tls.crt", "tls.key"])

@@ -30,6 +30,12 @@ IMAGE = "library/small"
 _OVERLAID = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
 
 
+@pytest.fixture(params=[False, True], ids=["any name", "constrained"])
+def identity(request: pytest.FixtureRequest, identity: Identity, constrained: Identity) -> Identity:
+    """Every client is tried with a CA that may sign any name, and with one of `--tls-constrain`."""
+    return constrained if request.param else identity
+
+
 @pytest.fixture
 def server(identity: Identity) -> Iterator[Served]:
     """A registry on TLS, with one image by its short and its full name."""
