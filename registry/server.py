@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from registry import log
 from registry.announce import announced, login_to
 from registry.app import App
 from registry.audit import Audit
@@ -52,6 +53,7 @@ from storage.readonly import ReadOnlyStore
 if TYPE_CHECKING:
     from storage.bundle.open import Bundles
     from storage.bundle.verified import Fault
+    from storage.digest import Digest
 
 logger = logging.getLogger("mayfly")
 
@@ -91,6 +93,8 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
         if bundles is not None:
             stack.enter_context(contextlib.closing(bundles))
         store = stack.enter_context(_open_store(settings, root, bundles))
+        if bundles is not None:
+            _tell_gaps(bundles, store)
         runner = stack.enter_context(asyncio.Runner())
         return runner.run(_serve(settings, plan, state, this_run, root, store, bundles))
 
@@ -162,6 +166,17 @@ def _open_bundles(settings: Settings) -> Bundles | None:
     for path, names in bundles.names.ambiguous().items():
         logger.warning("%s is in several upstreams; ask for %s", path, " or ".join(names))
     return bundles
+
+
+def _tell_gaps(bundles: Bundles, store: DirectoryReader) -> None:
+    """Warn of images that neither the bundles nor the store have whole."""
+    from storage.images import find_blob
+
+    def has(repository: str, digest: Digest) -> bool:
+        return find_blob(store, repository, digest) is not None
+
+    for line in bundles.lacking(has):
+        log.tell(logging.WARNING, "incomplete_image", line)
 
 
 @contextlib.contextmanager

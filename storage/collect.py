@@ -102,12 +102,16 @@ class Collected:
         size: of these, in bytes.
         manifests: without a tag, repository and digest, that were deleted, or would have been.
         unread: manifests for whose sake more was kept than is known to be needed.
+        spared: how many unreferenced blobs were kept since they were used within the grace.
+        spared_size: of these, in bytes.
     """
 
     blobs: tuple[Digest, ...]
     size: int
     unread: tuple[Unread, ...] = ()
     manifests: tuple[tuple[str, Digest], ...] = ()
+    spared: int = 0
+    spared_size: int = 0
 
 
 class Collector:
@@ -147,11 +151,9 @@ class Collector:
         if not dry_run:
             loose = [one for one in loose if self._delete_manifest(*one, is_old)]
         marked, unread = self._mark(frozenset(loose))
-        garbage = [
-            d
-            for d, _ in self._holdings.stored_blobs()
-            if d not in marked and self._is_older(d, is_old)
-        ]
+        unmarked = [d for d, _ in self._holdings.stored_blobs() if d not in marked]
+        garbage = [d for d in unmarked if self._is_older(d, is_old)]
+        spared = {d: self._size(d) for d in set(unmarked).difference(garbage)}
         links: dict[Digest, list[Path]] = {}
         if garbage and not dry_run:
             self._confirm_deletions()
@@ -163,7 +165,14 @@ class Collector:
             if dry_run or self._remove(digest, is_old, links.get(digest, ())):
                 removed.append(digest)
                 size += found
-        return Collected(tuple(removed), size, tuple(unread), tuple(loose))
+        return Collected(
+            tuple(removed),
+            size,
+            tuple(unread),
+            tuple(loose),
+            len(spared),
+            sum(spared.values()),
+        )
 
     def _untagged(self, is_old: Callable[[float], bool]) -> list[tuple[str, Digest]]:
         """The manifests that no tag leads to and that nobody touched lately."""

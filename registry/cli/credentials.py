@@ -19,8 +19,8 @@ DEFAULT_HOURS = 12.0
 
 @click.command("credentials", cls=Command)
 @click.option("--push", is_flag=True, help="May push too; otherwise it pulls only.")
-@click.option("--repositories", metavar="GLOB", default="**", show_default=True)
-@click.option("--name", default="node", show_default=True, help="Shows in audit and report.")
+@click.option("--repositories", metavar="GLOB", default="**", help="Repositories it is for.")
+@click.option("--name", default="node", show_default=True, help="Its name in audit and report.")
 @click.option("--node", metavar="NAME", help="The one node that will use it, for coverage.")
 @click.option("--hours", type=float, default=DEFAULT_HOURS, show_default=True, help="Lifetime.")
 @click.option(
@@ -39,9 +39,10 @@ DEFAULT_HOURS = 12.0
     help="The registry as image names have it, if not as announced; docker.io where it is a mirror "
     "of that. Repeatable.",
 )
-@click.option("--secret-name", default="mayfly", show_default=True)
-@click.option("--namespace", default="default", show_default=True)
+@click.option("--secret-name", default="mayfly", help="Name of the Secret.")
+@click.option("--namespace", default="default", help="Namespace of the Secret.")
 @state_directory
+@click.option("--json", is_flag=True, help="The same as --format json.")
 def command(
     push: bool,
     repositories: str,
@@ -53,6 +54,7 @@ def command(
     secret_name: str,
     namespace: str,
     state_dir: Path,
+    json: bool,
 ) -> None:
     """Print a short-lived credential of the registry that runs here."""
     from auth.generate import docker_config, kubernetes_secret
@@ -60,7 +62,7 @@ def command(
 
     hosts = hosts or (read_ready(state_dir)["url"].partition("://")[2],)
     made = issue(state_dir, name, hours, node, repositories, push=push)
-    match form:
+    match "json" if json else form:
         case "text":
             click.echo(f"{made.name}\n{made.password}")
         case "json":

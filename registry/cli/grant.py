@@ -45,10 +45,11 @@ _repositories = click.option(
 
 @command.command()
 @_subject
-@click.option("--role", metavar="ROLE", required=True)
+@click.option("--role", metavar="ROLE", required=True, help="One of the roles above.")
 @_repositories
 @auth_directory
-def add(auth: Path, role: str, repositories: str, **subject: Any) -> None:
+@as_json
+def add(auth: Path, role: str, repositories: str, json: bool, **subject: Any) -> None:
     """Add a grant, or change its role."""
     from auth.globs import parse_glob
     from auth.grants import add_grant
@@ -58,20 +59,28 @@ def add(auth: Path, role: str, repositories: str, **subject: Any) -> None:
     grant = Grant(_read_subject(**subject), parse_role(role), parse_glob(repositories))
     auth.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = add_grant(auth / "grants.toml", grant)
-    click.echo(f"{'added' if new else 'changed'}: {grant.subject} is {role} on {repositories}")
+    if json:
+        made = _record(grant.subject, repositories, role=grant.role)
+        print_json({"action": "added" if new else "changed", "grant": made})
+    else:
+        click.echo(f"{'added' if new else 'changed'}: {grant.subject} is {role} on {repositories}")
 
 
 @command.command()
 @_subject
 @_repositories
 @auth_directory
-def rm(auth: Path, repositories: str, **subject: Any) -> None:
+@as_json
+def rm(auth: Path, repositories: str, json: bool, **subject: Any) -> None:
     """Take a grant back."""
     from auth.grants import remove_grant
 
     who = _read_subject(**subject)
     remove_grant(auth / "grants.toml", who, repositories)
-    click.echo(f"removed: {who} on {repositories}")
+    if json:
+        print_json({"action": "removed", "grant": _record(who, repositories)})
+    else:
+        click.echo(f"removed: {who} on {repositories}")
 
 
 @command.command()
@@ -84,12 +93,16 @@ def ls(auth: Path, json: bool) -> None:
     policy = load_grants(auth / "grants.toml")
     rows = [(g.subject, g.role, g.repositories.pattern) for g in policy.grants]
     if json:
-        keys = ("kind", "name", "role", "repositories")
-        grants = [dict(zip(keys, (*subject, *rest), strict=True)) for subject, *rest in rows]
+        grants = [_record(subject, pattern, role=role) for subject, role, pattern in rows]
         print_json({"grants": grants})
         return
     for subject, role, pattern in rows:
         click.echo(f"{subject!s:<32} {role:<14} {pattern}")
+
+
+def _record(subject: Subject, repositories: str, **more: str) -> dict[str, str]:
+    kind, name = subject
+    return {"kind": kind, "name": name, "repositories": repositories, **more}
 
 
 def _read_subject(user: str | None, group: str | None, anonymous: bool) -> Subject:

@@ -22,6 +22,7 @@ from storage.errors import ContentCorrupt, DigestInvalid, NameInvalid
 if TYPE_CHECKING:
     from storage.directory import DirectoryReader
     from storage.distribution import DistributionStore
+    from storage.images import Stack
     from storage.survey import Damaged
     from storage.verify import Finding
 
@@ -81,7 +82,9 @@ def inspect(image: str, root: Path, json: bool) -> None:
     name = f"{repository}:{tags[0]}" if tags else f"{repository}@{digest}"
     found = stacks(reader, repository, digest, name)
     if json:
-        print_json({"name": name, "digest": str(digest), "platforms": [asdict(s) for s in found]})
+        print_json(
+            {"name": name, "digest": str(digest), "platforms": [_stack(one) for one in found]}
+        )
         return
     click.echo(f"{name}  {digest}")
     for stack in found:
@@ -119,7 +122,8 @@ def du(ctx: click.Context, root: Path, json: bool) -> None:
 @click.command(cls=Command)
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @root_directory
-def rm(images: tuple[str, ...], root: Path) -> None:
+@as_json
+def rm(images: tuple[str, ...], root: Path, json: bool) -> None:
     """Delete images: by tag the tag alone, by digest the manifest and its tags.
 
     The space of a manifest and what only it needs comes back with gc, of one that lost its last
@@ -127,7 +131,11 @@ def rm(images: tuple[str, ...], root: Path) -> None:
     """
     with _store(root) as store:
         for text in images:
-            click.echo(_remove(store, text))
+            said = _remove(store, text)
+            if not json:
+                click.echo(said)
+    if json:
+        print_json({"deleted": list(images)})
 
 
 def _remove(store: DistributionStore, text: str) -> str:
@@ -165,9 +173,9 @@ def _remove(store: DistributionStore, text: str) -> str:
 
 @click.command(cls=Command)
 @click.option(
-    "--grace", type=DURATION, default="1h", show_default=True, help="Spare what is newer."
+    "--grace", type=DURATION, default="1h", help="Never collect content used within this time."
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be freed.")
+@click.option("--dry-run", is_flag=True, help="Show what would be freed, and free nothing.")
 @click.option(
     "--untagged",
     is_flag=True,
@@ -183,6 +191,8 @@ def gc(
 
     Repositories with a damaged manifest keep all their blobs; exit 4 if there are any.
     """
+    from registry.lifetime.durations import exact
+
     with _store(root) as store:
         found = store.collect(grace, dry_run=dry_run, untagged=untagged)
     if json:
@@ -196,6 +206,8 @@ def gc(
                 "dry_run": dry_run,
                 "unread": unread,
                 "untagged": manifests,
+                "spared": found.spared,
+                "spared_size": found.spared_size,
             }
         )
     else:
@@ -204,6 +216,11 @@ def gc(
         click.echo(
             f"{'would free' if dry_run else 'freed'} {human(found.size)}: {len(found.blobs)} blobs"
         )
+        if found.spared:
+            click.echo(
+                f"kept {human(found.spared_size)}: {found.spared} blobs that no image refers to, "
+                f"used within the last {exact(grace)} (--grace)"
+            )
     if found.unread:
         ctx.exit(_FOUND_DAMAGE)
 
@@ -294,6 +311,12 @@ def human(size: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} TiB"
+
+
+def _stack(stack: Stack) -> dict[str, object]:
+    """A platform's layers as data; `asdict` would take digests apart."""
+    layers = [{**asdict(layer), "digest": str(layer.digest)} for layer in stack.layers]
+    return {"platform": stack.platform, "digest": str(stack.digest), "layers": layers}
 
 
 def _shared(names: tuple[str, ...]) -> str:

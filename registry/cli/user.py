@@ -20,16 +20,24 @@ def command() -> None:
 @click.argument("name")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 @auth_directory
-def add(name: str, password_stdin: bool, auth: Path) -> None:
+@as_json
+def add(name: str, password_stdin: bool, auth: Path, json: bool) -> None:
     """Add a user, or change a user's password."""
     from auth.users import set_user
 
     if password_stdin:
         password = sys.stdin.readline().rstrip("\n")
+    elif not sys.stdin.isatty():
+        raise click.UsageError(
+            "there is no terminal to ask for the password on; pipe it in with --password-stdin"
+        )
     else:
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     auth.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = set_user(auth / "htpasswd", name, password)
+    if json:
+        print_json({"user": name, "action": "added" if new else "changed"})
+        return
     click.echo(f"user {name} {'added' if new else 'changed'}")
     if new:
         click.echo(f"next: mayfly grant add --user {name} --role … --repositories …", err=True)
@@ -38,12 +46,16 @@ def add(name: str, password_stdin: bool, auth: Path) -> None:
 @command.command()
 @click.argument("name")
 @auth_directory
-def rm(name: str, auth: Path) -> None:
+@as_json
+def rm(name: str, auth: Path, json: bool) -> None:
     """Remove a user."""
     from auth.users import remove_user
 
     remove_user(auth / "htpasswd", name)
-    click.echo(f"user {name} removed")
+    if json:
+        print_json({"user": name, "action": "removed"})
+    else:
+        click.echo(f"user {name} removed")
 
 
 @command.command()

@@ -160,7 +160,8 @@ class Child:
             how = f"was ended by {signal_name(-self.code)}"
         else:
             how = f"ended with exit code {self.code}"
-        self._ended.set(Reason(Kind.COMMAND, f"{self._name} {how}", self.code))
+        detail: dict[str, str | float] = {"command": self._name, "exit_code": self.code}
+        self._ended.set(Reason(Kind.COMMAND, f"{self._name} {how}", self.code, detail))
 
 
 def signal_name(number: int) -> str:

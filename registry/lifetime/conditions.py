@@ -15,8 +15,8 @@ Nothing here polls; each waits for an event or for the one moment at which it co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -49,11 +49,13 @@ class Reason:
         kind: for programs.
         text: for people, fit to follow "stopping: ".
         exit_code: the process's, as far as the reason alone decides it (CONTRACT.md).
+        detail: the same as ``text`` as data, for programs.
     """
 
     kind: Kind
     text: str
     exit_code: int = 0
+    detail: Mapping[str, str | float] = field(default_factory=dict)
 
 
 class Condition(Protocol):
@@ -96,8 +98,10 @@ class Quiet:
                 await first_done(changed)
         quiet = exact(self._seconds)
         if self._after:
-            return Reason(Kind.IDLE, f"no request and no transfer for {quiet}")
-        return Reason(Kind.UNUSED, f"nothing was pulled, and no request came for {quiet}")
+            text, kind = f"no request and no transfer for {quiet}", Kind.IDLE
+        else:
+            text, kind = f"nothing was pulled, and no request came for {quiet}", Kind.UNUSED
+        return Reason(kind, text, detail={"seconds": self._seconds})
 
     def holds(self) -> bool:
         return self._armed() and self._activity.idle_for() >= self._seconds
@@ -117,7 +121,8 @@ class MaxLifetime:
     async def wait(self) -> Reason:
         while not self.holds():
             await self._clock.sleep(self._end - self._clock.now())
-        return Reason(Kind.DEADLINE, f"the maximum lifetime of {exact(self._seconds)} is over")
+        text = f"the maximum lifetime of {exact(self._seconds)} is over"
+        return Reason(Kind.DEADLINE, text, detail={"seconds": self._seconds})
 
     def holds(self) -> bool:
         return self._clock.now() >= self._end

@@ -197,7 +197,7 @@ class Desk:
             version=VERSION,
             pid=os.getpid(),
             reason=outcome.reason.kind,
-            reason_text=outcome.reason.text,
+            reason_detail=dict(outcome.reason.detail),
             exit_code=outcome.shown_code,
             started=reports.iso(self._started_wall),
             stopped=reports.iso(self._clock.wall()),
@@ -236,6 +236,7 @@ class Desk:
         outcome = await asyncio.shield(self._over)
         return {
             "reason": outcome.reason.kind,
+            "reason_detail": dict(outcome.reason.detail),
             "cut": self._transfer_records(outcome.drained.cut),
             "cut_requests": outcome.drained.requests,
             "covered": outcome.covered,

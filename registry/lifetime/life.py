@@ -204,7 +204,8 @@ class Life:
         self._desk.corrupt(digest, bundle, repositories, text)
         if self._plan.stop_on_corrupt:
             reason = f"content of {bundle} is corrupt: {digest}"
-            self._failed.set(Reason(Kind.FAILED, reason, Exit.STORAGE))
+            detail = {"digest": digest, "bundle": bundle}
+            self._failed.set(Reason(Kind.FAILED, reason, Exit.STORAGE, detail))
 
     async def run(self, launch: Launch) -> int:
         """Serve until a condition ends it, and then tidy up.

@@ -145,7 +145,7 @@ class Report(TypedDict):
     version: str
     pid: int
     reason: str
-    reason_text: str
+    reason_detail: dict[str, str | float]
     exit_code: int
     started: str
     stopped: str

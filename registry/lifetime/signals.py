@@ -60,6 +60,7 @@ class Signals:
             if number not in _STOPS:
                 return
         if not self.first.holds():
-            self.first.set(Reason(Kind.SIGNAL, number.name))
+            self.first.set(Reason(Kind.SIGNAL, number.name, detail={"signal": number.name}))
         else:
-            self.second.set(Reason(Kind.SIGNAL, f"{number.name} again", 128 + number))
+            text, detail = f"{number.name} again", {"signal": number.name}
+            self.second.set(Reason(Kind.SIGNAL, text, 128 + number, detail))

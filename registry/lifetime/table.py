@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from registry.lifetime.coverage import claims_text
-from registry.lifetime.durations import readable
+from registry.lifetime.durations import exact, readable
 from registry.lifetime.states import RANKED, State, accepted
 
 if TYPE_CHECKING:
@@ -278,9 +278,21 @@ def _asked_again(nodes: Mapping[str, int]) -> list[str]:
     ]
 
 
+def _ended(content: Report) -> str:
+    """Why a server ended: ``signal: SIGTERM``, ``deadline: 4h``."""
+    detail = content["reason_detail"]
+    shown = [
+        exact(float(value)) if name == "seconds" else f"{name.replace('_', ' ')} {value}"
+        for name, value in detail.items()
+    ]
+    # What the reason itself names needs no second word for it.
+    shown = [one.removeprefix(f"{content['reason'].rpartition('-')[2]} ") for one in shown]
+    return f"{content['reason']}: {', '.join(shown)}" if shown else content["reason"]
+
+
 def _summary(content: Report, width: int) -> list[str]:
     rows = [
-        ["ended", f"{content['reason']}: {content['reason_text']}"],
+        ["ended", _ended(content)],
         ["ran", f"{readable(content['seconds'])}, from {content['started']}"],
         ["in, out", f"{size(content['bytes_in'])}, {size(content['bytes_out'])}"],
         ["peak memory", size(content["peak_memory"]["server"])],

@@ -46,7 +46,8 @@ class StopFile:
                 while not self.holds():
                     await _readable(watch.fileno())
                     watch.discard()
-        return Reason(Kind.STOP_FILE, f"the stop file {self._path} is there")
+        text = f"the stop file {self._path} is there"
+        return Reason(Kind.STOP_FILE, text, detail={"file": str(self._path)})
 
     def holds(self) -> bool:
         return os.path.lexists(self._path)
@@ -77,7 +78,8 @@ class ParentDeath:
                     await _readable(descriptor)
             finally:
                 os.close(descriptor)
-        return Reason(Kind.PARENT, f"the parent process {self._parent} is gone")
+        text = f"the parent process {self._parent} is gone"
+        return Reason(Kind.PARENT, text, detail={"pid": self._parent})
 
     def holds(self) -> bool:
         return os.getppid() != self._parent

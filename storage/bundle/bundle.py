@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from storage.bundle.content import Content
 from storage.bundle.errors import BundleChanged, BundleInvalid, NotReady
-from storage.bundle.graph import Graph, Image
+from storage.bundle.graph import Gap, Graph, Image
 from storage.bundle.names import full_name
 from storage.bundle.naming import name_images
 from storage.bundle.verified import Fault, Piece, Progress, Proofs
@@ -62,6 +62,13 @@ class Bundle:
         # One assignment each: readers in other threads see the old or the new.
         self._referrers = {name: held.referrers() for name, held in served.items()}
         self._repositories, self._names = served, sorted(served)
+
+    def gaps(self) -> Iterator[tuple[str, Gap]]:
+        """What images lack, each with the repository it is served in."""
+        for gap in self._gaps:
+            reference = gap.image.reference
+            if reference is not None:
+                yield self._canonical(reference.host, reference.repository), gap
 
     def hash(self, progress: Progress) -> None:
         """Hash what no image can be served without; readers go on meanwhile.
@@ -159,3 +166,4 @@ class Bundle:
         self._held = graph.repositories(self.images)
         self._present = graph.present()
         self.notices = [*self._content.notices, *notices, *graph.notices]
+        self._gaps = tuple(graph.gaps)

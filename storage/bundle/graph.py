@@ -8,7 +8,7 @@ not saved, and a bundle of differences leaves out what its target has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,6 +36,20 @@ class Image(NamedTuple):
 
     reference: Reference | None
     digest: Digest | None
+
+
+class Gap(NamedTuple):
+    """Blobs that an image needs and its bundle lacks; a delta leaves them to what it builds on."""
+
+    image: Image
+    blobs: tuple[Digest, ...]
+
+    def describe(self, missing: Sequence[Digest]) -> str:
+        """What the operator should know where nothing else has some of the blobs."""
+        return (
+            f"{_title(self.image)} cannot be pulled: {len(missing)} of its blobs are in its "
+            f"repository neither in the bundles nor in the store, {missing[0]} first"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +99,7 @@ class Graph:
         self._looked_at: set[Digest] = set()
         self._held = 0
         self.notices: list[str] = []
+        self.gaps: list[Gap] = []
         if not content.listed:
             self.notices.append("it lists no image: there is nothing in it to serve or import")
         for listed in content.listed:
@@ -208,18 +223,14 @@ class Graph:
         for blob in self._blobs_below(image.digest):
             size = self._size(blob.digest)
             if size is None:
-                missing += [str(blob.digest)] if blob.distributable else []
+                missing += [blob.digest] if blob.distributable else []
             elif blob.size not in (None, size):
                 raise BundleInvalid(
                     f"{_title(image)}: {blob.digest} should be {blob.size} bytes, "
                     f"the bundle has {size}: it was cut short or damaged, copy it again"
                 )
         if missing:
-            self.notices.append(
-                f"{_title(image)} lacks {len(missing)} of its blobs, {missing[0]} first: "
-                "it can be pulled only if the same repository of another bundle or of the store "
-                "has them"
-            )
+            self.gaps.append(Gap(image, tuple(missing)))
 
     def _size(self, digest: Digest) -> int | None:
         if digest not in self._sizes:

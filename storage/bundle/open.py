@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -51,6 +53,20 @@ class Bundles:
         self.layer: Layer = Stack(self._opened)
         self.proofs = proofs
         self.notices = [f"{b.label}: {notice}" for b in self._archives for notice in b.notices]
+
+    def lacking(self, has: Callable[[str, Digest], bool]) -> list[str]:
+        """What cannot be pulled, since blobs are missing everywhere, a line of text each.
+
+        Args:
+            has: repository and digest → whether the other bundles or the store have the blob.
+        """
+        lines = []
+        for bundle in self._archives:
+            for repository, gap in bundle.gaps():
+                missing = [digest for digest in gap.blobs if not has(repository, digest)]
+                if missing:
+                    lines.append(f"{bundle.label}: {gap.describe(missing)}")
+        return lines
 
     @property
     def unhashed(self) -> int:
@@ -224,5 +240,10 @@ def _named(label: str) -> Iterator[None]:
         raise BundleConflict(f"{label}: {error.message}") from error
     except StorageError as error:
         raise BundleInvalid(f"{label}: {error.message}") from error
+    except PermissionError as error:
+        raise BundleInvalid(
+            f"{label}: Mayfly, which runs as uid {os.geteuid()}, may not read it; "
+            f"run: chmod -R a+rX {shlex.quote(label)}"
+        ) from error
     except OSError as error:
         raise BundleInvalid(f"{label}: {error.strerror or error}") from error

@@ -70,6 +70,8 @@ _KINDS = {
 _HEADER_ONLY = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
 """Types without a body, whatever their size field says (as Go's archive/tar)."""
 
+NOT_A_TAR = "not a tar archive"
+
 _REFUSED = {b"S": "is stored as a sparse file", b"M": "continues from another volume"}
 
 
@@ -231,6 +233,8 @@ class _Blocks:
             self.ended = True
             return None
         if len(block) < BLOCK:
+            if position == 0:
+                raise BundleInvalid(NOT_A_TAR)
             raise BundleInvalid(f"the file ends in the middle of the tar header at byte {position}")
         _verify(block, position)
         return block
@@ -261,8 +265,11 @@ def _verify(block: bytes, position: int) -> None:
     high = sum(1 for byte in block if byte >= 128)
     high -= sum(1 for byte in block[_CHECKSUM] if byte >= 128)
     if stored is None or stored != total - 256 * high:
-        what = "is not a tar archive" if position == 0 else f"is damaged at byte {position}"
-        raise BundleInvalid(f"the file {what}: the tar header's checksum is wrong")
+        if position == 0:
+            raise BundleInvalid(NOT_A_TAR)
+        raise BundleInvalid(
+            f"the file is damaged at byte {position}: the tar header's checksum is wrong"
+        )
 
 
 def _extend(

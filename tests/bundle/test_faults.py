@@ -105,7 +105,7 @@ def test_stop(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> None
     assert server.popen.wait(20) == 4
     made = report(server)
     assert (made["reason"], made["exit_code"]) == ("failed", 4)
-    assert sha256(BAD) in made["reason_text"]
+    assert made["reason_detail"]["digest"] == sha256(BAD)
     assert [one["digest"] for one in made["corrupt"]] == [sha256(BAD)]
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from storage.bundle import tar_index
 from storage.bundle.errors import BundleInvalid
-from storage.bundle.tar_index import TarIndex
+from storage.bundle.tar_index import NOT_A_TAR, TarIndex
 from tests.bundle.builders import hard_link, symlink, tar, tar_info, tar_of
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -271,7 +271,7 @@ def test_every_cut_is_seen() -> None:
         try:
             index = scan(data[:length])
         except BundleInvalid as error:
-            assert "byte" in error.message
+            assert "byte" in error.message or (length < 512 and error.message == NOT_A_TAR)
         else:
             assert not index.ended
     refused(data[:900], "'first'", "700 bytes from byte 512", "ends at byte 900", "cut short")

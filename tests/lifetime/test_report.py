@@ -72,7 +72,7 @@ REPORT = Report(
     version="1",
     pid=7,
     reason="deadline",
-    reason_text="the maximum lifetime of 1h is over",
+    reason_detail={"seconds": 3600.0},
     exit_code=3,
     started="2026-01-01T00:00:00Z",
     stopped="2026-01-01T01:00:00Z",
@@ -119,7 +119,7 @@ def test_table() -> None:
     """The text says the same for people."""
     text = table.report(REPORT, 100)
     for part in (
-        "deadline: the maximum lifetime of 1h is over",
+        "ended        deadline: 1h\n",
         "1h 0m 0s",
         "5.0 GiB, 100 B",
         "50.0 MiB",

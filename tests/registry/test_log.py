@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from registry import log
+from tests.process import REPO
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +113,17 @@ def test_folding_is_bounded() -> None:
     assert isinstance(handler, log.FoldingHandler)
     assert len(handler._seen) == log.MAX_FOLDED
     assert len(_lines(stream)) == log.MAX_FOLDED * 4
+
+
+def test_every_event_is_documented() -> None:
+    """docs/lifetime.md has a row for each event that the code tells of, and for no other."""
+    told = {"message"}
+    for path in (REPO / "registry").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "log.tell":
+                event = node.args[1]
+                assert isinstance(event, ast.Constant), ast.unparse(node)
+                told.add(event.value)
+    section = (REPO / "docs/lifetime.md").read_text().partition("## The log\n")[2]
+    rows = re.findall(r"^\| `([a-z_]+)` \|", section.partition("\n## ")[0], re.MULTILINE)
+    assert sorted(rows) == sorted(told)

@@ -1,0 +1,176 @@
+"""Every command's ``--json`` output, and every JSON file, against docs/commands.schema.json."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from jsonschema import Draft202012Validator
+
+from registry.cli import cli
+from registry.config import SETTINGS
+from tests.bundle.builders import Layout
+from tests.process import REPO, Mayfly
+from tests.registry.commands import command_line, environment, mayfly
+
+SCHEMA = json.loads((REPO / "docs/commands.schema.json").read_text())
+PAGE = (REPO / "docs/commands.md").read_text()
+IMAGE = "quay.io/team/app:1"
+
+
+def check(name: str, document: Any) -> None:
+    """See that a document is what the schema has under a name."""
+    Draft202012Validator({**SCHEMA, "$ref": f"#/$defs/{name}"}).validate(document)
+
+
+def output(*words: str | Path, code: int = 0) -> Any:
+    """The one document that a command prints."""
+    done = mayfly(*words, "--json")
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Mayfly]:
+    """One with users, coverage asked for, and a log as JSON."""
+    (tmp_path / "images").write_text("team/app:1\n")
+    options = ["--auth", "auto", "--log-format", "json", "--nodes", "1"]
+    options += ["--until-pulled", str(tmp_path / "images")]
+    running = Mayfly(tmp_path / "root", tmp_path / "state", *options, env=environment())
+    yield running
+    if running.running:
+        running.kill()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """An archive with one image."""
+    layout = Layout()
+    layout.name(layout.image(b"layer"), IMAGE)
+    return layout.write_tar(tmp_path / "bundle.tar")
+
+
+def test_schema() -> None:
+    """The schema is one, and refuses what it does not know."""
+    Draft202012Validator.check_schema(SCHEMA)
+    with pytest.raises(Exception, match="Additional properties"):
+        check("rm", {"deleted": [], "sentence": "all is well"})
+
+
+def test_commands_of_a_server(server: Mayfly) -> None:
+    """status, wait, stop, credentials; ready.json, the report, and every line of the log."""
+    state = ["--state-dir", server.state_dir]
+    check("ready", json.loads((server.state_dir / "ready.json").read_text()))
+    check("status", output("status", *state))
+    check("wait", output("wait", "--ready", *state))
+    check("wait", output("wait", "--covered", "--timeout", "0s", *state, code=3))
+    check("credentials", output("credentials", *state))
+    check("node-config show", output("node-config", "show", *state))
+    check("stop", output("stop", *state, code=3))
+    assert server.popen.wait(30) == 3
+    check("report", json.loads((server.state_dir / "report.json").read_text()))
+    lines = [json.loads(line) for line in server.output().splitlines()]
+    for line in lines:
+        check("log", line)
+    events = [line["event"] for line in lines]
+    assert {"ready", "users", "stopping", "report"} <= set(events)
+    assert events[-1] == "report"
+
+
+def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
+    """import, ls, inspect, du, verify, gc, export, rm."""
+    root = ["--root", tmp_path / "store"]
+    done = mayfly("import", bundle, *root, "--json")
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        check("import", json.loads(line))
+    check("ls", output("ls", *root))
+    check("inspect", output("inspect", "team/app:1", *root))
+    check("du", output("du", *root))
+    check("verify", output("verify", *root))
+    check("gc", output("gc", *root))
+    done = mayfly("export", "--all", "-o", tmp_path / "out.tar", *root, "--json")
+    for line in done.stdout.splitlines():
+        check("export", json.loads(line))
+    assert json.loads(done.stdout.splitlines()[-1])["event"] == "exported"
+    check("rm", output("rm", "team/app:1", *root))
+    spared = output("gc", "--untagged", "--grace", "1h", *root)
+    check("gc", spared)
+
+
+def test_commands_of_users(tmp_path: Path) -> None:
+    """user and grant, each of their commands."""
+    auth = ["--auth", tmp_path]
+    (tmp_path / "password").write_text("correct horse battery staple\n")
+    with (tmp_path / "password").open() as password:
+        done = subprocess.run(
+            command_line("user", "add", "alice", "--password-stdin", *auth, "--json"),
+            stdin=password,
+            capture_output=True,
+            env=environment(),
+            cwd=REPO,
+            timeout=60,
+        )
+    check("user", json.loads(done.stdout))
+    check("user ls", output("user", "ls", *auth))
+    to = ["--user", "alice", "--repositories", "team/**"]
+    check("grant", output("grant", "add", *to, "--role", "guest", *auth))
+    check("grant ls", output("grant", "list", *auth))
+    check("grant", output("grant", "rm", *to, *auth))
+    check("user", output("user", "remove", "alice", *auth))
+
+
+def test_commands_of_a_node(tmp_path: Path) -> None:
+    """node-config, each of its commands."""
+    node = ["--runtime", "podman", "--root-dir", tmp_path]
+    registry = ["--registry", "http://10.0.0.5:5000"]
+    check("node-config show", output("node-config", "show", *node, *registry))
+    check("node-config", output("node-config", "apply", *node, *registry))
+    check("node-config", output("node-config", "revert", *node))
+
+
+def _commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from _commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def test_every_command_has_json_and_whole_help() -> None:
+    """Each takes --json and says what each of its options does; no summary is cut."""
+    for path in _commands(cli):
+        command: Any = cli
+        for name in path:
+            command = command.get_command(click.Context(command), name)
+        options = [p for p in command.params if isinstance(p, click.Option)]
+        assert "--json" in {name for option in options for name in option.opts}, path
+        assert all(option.help for option in options), path
+    usage, *shown = mayfly("--help").stdout.splitlines()
+    assert usage.startswith("Usage: ")
+    assert not [line for line in shown if "..." in line or "…" in line]
+
+
+def test_help_is_grouped() -> None:
+    """serve's options stand under the headings of the settings, each with its default."""
+    shown = mayfly("serve", "--help").stdout
+    for setting in SETTINGS:
+        assert f"\n{setting.group}:\n" in shown
+    assert shown.count("[default:") == len(SETTINGS) + 1
+
+
+def test_completion() -> None:
+    """The lines of docs/commands.md work: commands and options are completed."""
+    assert "_MAYFLY_COMPLETE=bash_source mayfly" in PAGE
+    script = mayfly(env={"_MAYFLY_COMPLETE": "bash_source"})
+    assert "complete -o nosort -F _mayfly_completion mayfly" in script.stdout
+    words = {"COMP_WORDS": "mayfly serve --st", "COMP_CWORD": "2"}
+    done = mayfly(env={"_MAYFLY_COMPLETE": "bash_complete", **words})
+    assert "plain,--state-dir" in done.stdout.splitlines()
