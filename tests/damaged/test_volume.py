@@ -1,0 +1,260 @@
+"""A volume of odd and damaged images through every command and over HTTP.
+
+What comes of each is one line of a table, ``outcomes-*.txt``: read those. Where an outcome is
+changed on purpose, ``WRITE_OUTCOMES=1`` writes them anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.cli import execute
+from tests.damaged.volume import CASES, Repository, build
+from tests.process import Mayfly, need
+
+HERE = Path(__file__).parent
+COLUMNS = (
+    "case", "ls", "inspect", "export", "verify", "GET", "HEAD", "GET later", "gc", "rm",
+)  # fmt: skip
+
+
+def mayfly(*arguments: str | Path) -> tuple[int, str, str]:
+    """A command in this process: exit code, standard output and error."""
+    before, handler = sys.argv, signal.getsignal(signal.SIGTERM)
+    sys.argv = ["mayfly", *map(str, arguments)]
+    output, errors = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            code = execute()
+    finally:
+        sys.argv = before
+        signal.signal(signal.SIGTERM, handler)
+    assert "Traceback" not in errors.getvalue(), errors.getvalue()
+    return int(code or 0), output.getvalue(), errors.getvalue()
+
+
+class Http:
+    """Requests to a registry, each answered with its status and body."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+
+    def ask(self, method: str, path: str) -> tuple[int, bytes]:
+        """One request on a connection of its own."""
+        connection = http.client.HTTPConnection(self._host, timeout=60)
+        with contextlib.closing(connection):
+            accept = "application/vnd.oci.image.manifest.v1+json, */*"
+            connection.request(method, path, headers={"Accept": accept})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def manifest(self, repository: Repository) -> str:
+        """The status of its tag, and whether the bytes are the ones that were stored."""
+        path = f"/v2/{repository.name}/manifests/v1"
+        status, body = self.ask("GET", path)
+        if status != 200:
+            return str(status)
+        data = repository.data(repository.manifest)
+        return "200" if body == data.read_bytes() else "200, other bytes"
+
+    def blobs(self, repository: Repository) -> str:
+        """The statuses of HEAD for config and layer."""
+        paths = (f"/v2/{repository.name}/blobs/{digest}" for digest in repository.blobs)
+        return " ".join(str(self.ask("HEAD", path)[0]) for path in paths)
+
+
+@pytest.fixture(scope="module", params=["mayfly", "registry-2"])
+def writer(request: pytest.FixtureRequest) -> str:
+    """Who wrote the volume: Mayfly, which recorded the sizes, or registry:2."""
+    return str(request.param)
+
+
+def test_outcomes(writer: str, tmp_path: Path) -> None:
+    """Each entry is listed, served, exported, found and deleted as the table says."""
+    root = tmp_path / "root"
+    made = build(root, recorded=writer == "mayfly")
+    rows = {case: dict.fromkeys(COLUMNS, "") | {"case": case} for case in CASES}
+    listed = mayfly("ls", "--root", root)
+    for case, repository in made.items():
+        names = f"{repository.name}:"
+        rows[case]["ls"] = _told(names, listed)
+        code, _, error = mayfly("inspect", f"{repository.name}:v1", "--root", root)
+        rows[case]["inspect"] = _code(code, error)
+        target = tmp_path / "out.tar"
+        code, _, error = mayfly("export", f"{repository.name}:v1", "-o", target, "--root", root)
+        rows[case]["export"] = _code(code, error)
+    with Mayfly(root, tmp_path / "state") as server:
+        client = Http(server.host)
+        for case, repository in made.items():
+            rows[case]["GET"] = client.manifest(repository)
+            rows[case]["HEAD"] = client.blobs(repository)
+        assert client.ask("GET", "/v2/_catalog")[0] == 200
+    code, found, _ = mayfly("verify", "--root", root, "--json")
+    assert code == 4
+    faults: dict[str, set[str]] = {}
+    for finding in json.loads(found)["findings"]:
+        for image in (finding["image"], *finding["others"]):
+            faults.setdefault(image.partition(":")[0].partition("@")[0], set()).add(
+                finding["fault"]
+            )
+    with Mayfly(root, tmp_path / "state") as server:
+        client = Http(server.host)
+        for case, repository in made.items():
+            rows[case]["verify"] = ", ".join(sorted(faults.pop(repository.name, ()))) or "-"
+            rows[case]["GET later"] = f"{client.manifest(repository)}; {client.blobs(repository)}"
+    assert faults == {}
+    collected = json.loads(mayfly("gc", "--grace", "0s", "--root", root, "--json")[1])
+    kept = {image.partition("@")[0].partition(":")[0] for image in _images(collected["unread"])}
+    freed = set(collected["blobs"])
+    for case, repository in made.items():
+        gone = [digest for digest in repository.blobs if digest in freed]
+        rows[case]["gc"] = "freed" if gone else "kept all" if repository.name in kept else "kept"
+        code, _, error = mayfly("rm", f"{repository.name}:v1", "--root", root)
+        rows[case]["rm"] = _code(code, error)
+    _compare(HERE / f"outcomes-{writer}.txt", _table(rows))
+
+
+def _images(unread: list[dict[str, str]]) -> Iterator[str]:
+    return (one["image"] for one in unread)
+
+
+def _told(name: str, listed: tuple[int, str, str]) -> str:
+    code, output, errors = listed
+    assert code == 4
+    if any(line.startswith(name) for line in output.splitlines()):
+        return "listed"
+    return "named" if any(line.startswith(name) for line in errors.splitlines()) else "-"
+
+
+def _code(code: int, error: str) -> str:
+    assert error.count("\n") <= 3, error
+    return str(code)
+
+
+def _table(rows: dict[str, dict[str, str]]) -> str:
+    widths = {c: max(len(c), *(len(row[c]) for row in rows.values())) for c in COLUMNS}
+    lines = [{c: c for c in COLUMNS}, *rows.values()]
+    return "".join(
+        "  ".join(line[c].ljust(widths[c]) for c in COLUMNS).rstrip() + "\n" for line in lines
+    )
+
+
+def _compare(file: Path, table: str) -> None:
+    if os.environ.get("WRITE_OUTCOMES"):
+        file.write_text(table)
+    assert table.splitlines() == file.read_text().splitlines()
+
+
+def test_commands_over_the_whole(writer: str, tmp_path: Path) -> None:
+    """No entry stops a command: each names what is damaged, does the rest, and exits with 4."""
+    root = tmp_path / "root"
+    build(root, recorded=writer == "mayfly")
+    for arguments in (
+        ("ls", "--all"),
+        ("du",),
+        ("export", "--all", "-o", tmp_path / "all.tar"),
+        ("gc", "--dry-run"),
+        ("gc", "--untagged", "--dry-run"),
+    ):
+        code, output, errors = mayfly(*arguments, "--root", root)
+        assert code == 4, (arguments, output, errors)
+        assert "odd/manifest-cut:v1" in errors or "odd/manifest-cut@sha256" in errors, arguments
+        assert "odd/whole" not in errors
+    assert (tmp_path / "all.tar").is_file()
+    # What was exported is a good bundle: every image of it can be had from it.
+    code, output, errors = mayfly("import", tmp_path / "all.tar", "--root", tmp_path / "copy")
+    assert code in (0, 5), errors
+
+
+def test_repair(writer: str, tmp_path: Path) -> None:
+    """Everything that was damaged is mended from the volume as it was before."""
+    root, good = tmp_path / "root", tmp_path / "good"
+    made = build(root, recorded=writer == "mayfly")
+    build(good, recorded=False, damaged=False)
+    for case in ("manifest-directory", "tag-link-directory"):
+        # What stands in the way of a file is moved by whoever put it there.
+        for path in (made[case].data(made[case].manifest), made[case].tag_link):
+            if path.is_dir():
+                path.rmdir()
+    code, output, errors = mayfly("verify", "--repair", good, "--root", root)
+    left = [line for line in output.splitlines() if "needed by" in line]
+    assert all("odd/size-wrong" in line for line in left), (output, errors)
+    assert code == 4
+    with Mayfly(root, tmp_path / "state") as server:
+        client = Http(server.host)
+        for case, repository in made.items():
+            if case == "tag-a-file":
+                continue
+            expected = "404" if case == "by-digest-layer-gone" else "200"
+            assert client.manifest(repository) == expected, case
+            assert client.blobs(repository) == "200 200", case
+
+
+@pytest.fixture
+def distribution() -> type:
+    """The real registry:2."""
+    need("docker-registry")
+    from tests.clients.programs import Distribution
+
+    return Distribution
+
+
+def test_registry_2_before_and_after(writer: str, tmp_path: Path, distribution: type) -> None:
+    """registry:2 answers the same for each entry before Mayfly worked on the volume and after.
+
+    Its collector runs over what Mayfly wrote, too; nothing but `_mayfly` entries was added.
+    """
+    from tests.clients.programs import collect_garbage
+
+    root = tmp_path / "root"
+    made = build(root, recorded=writer == "mayfly")
+    before = _answers(distribution, root, tmp_path / "before", made)
+    files = _files(root)
+    with Mayfly(root, tmp_path / "state") as server:
+        client = Http(server.host)
+        for repository in made.values():
+            client.manifest(repository)
+            client.blobs(repository)
+    mayfly("verify", "--root", root)
+    for arguments in (("ls", "--all"), ("du",), ("gc", "--grace", "1d", "--untagged")):
+        mayfly(*arguments, "--root", root)
+    assert _files(root) == files
+    assert _answers(distribution, root, tmp_path / "after", made) == before
+    whole = tmp_path / "whole"
+    build(whole, recorded=True, damaged=False)
+    shutil.rmtree(whole / "docker/registry/v2/repositories/odd/schema-1")
+    output = collect_garbage(whole, tmp_path / "collector")
+    assert "eligible for deletion" in output
+    assert any(whole.rglob("_mayfly_size_*"))
+
+
+def _answers(
+    distribution: type, root: Path, directory: Path, made: dict[str, Repository]
+) -> dict[str, str]:
+    with distribution(root, directory) as server:
+        client = Http(server.host)
+        return {c: f"{client.manifest(r)}; {client.blobs(r)}" for c, r in made.items()}
+
+
+def _files(root: Path) -> dict[str, bytes]:
+    """All that is not Mayfly's own: every file, and what it holds."""
+    found = {}
+    for directory, _, names in os.walk(root):
+        for name in names:
+            path = Path(directory) / name
+            if "_mayfly" not in str(path):
+                found[str(path.relative_to(root))] = (
+                    path.read_bytes() if path.is_file() else b"no file"
+                )
+    return found
