@@ -151,9 +151,7 @@ class DirectoryReader:
 
     def tag_names(self, repository: str) -> list[str]:
         """Everything that stands where tags do, also where the link that makes one is lost."""
-        tags = self._layout.tags(repository)
-        found = (name for name in self._tree.entries(tags) if is_tag(name))
-        return sorted(name for name in found if self._tree.is_directory(tags / name))
+        return sorted(filter(is_tag, self._tree.entries(self._layout.tags(repository))))
 
     def lost_tags(self, repository: str) -> Iterator[tuple[str, list[Digest]]]:
         """The tags whose link is lost or damaged, and all that they ever pointed at."""
@@ -161,7 +159,8 @@ class DirectoryReader:
             link = self._layout.tag_link(repository, name)
             if self.read_link(link) is None:
                 history = self.tag_history(repository, name)
-                if history or self._tree.status(link.parent) is not None:
+                is_begun = self._tree.status(link.parent) is not None
+                if history or is_begun or self._tree.is_file(link.parents[1]):
                     yield name, history
 
     def tag_targets(self, repository: str) -> Iterator[Digest]:

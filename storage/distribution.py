@@ -215,7 +215,7 @@ class DistributionStore(DirectoryReader):
             self.tag(repository, tag)
         except ManifestUnknown:
             # One whose link is damaged can be deleted like any.
-            if not directory.is_dir():
+            if not directory.exists():
                 self._publisher.confirm_absent(directory)
                 raise
         self._publisher.remove_tree(directory)

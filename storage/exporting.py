@@ -25,6 +25,8 @@ from storage.manifest import OCI_INDEX
 FULL_NAME = "io.containerd.image.name"
 TAG = "org.opencontainers.image.ref.name"
 
+_READ_SIZE = 1024 * 1024
+
 Progress = Callable[[int], None]
 """Told how many bytes more were written."""
 
@@ -95,17 +97,46 @@ def write(export: Export, output: BinaryIO, progress: Progress = lambda size: No
     """Write the archive to a stream.
 
     Raises:
-        ContentCorrupt: stored bytes do not have their digest; the archive is not complete.
+        ContentCorrupt: stored bytes do not have their digest, so the archive is not complete;
+            ``detail`` lists every digest of which that is so.
     """
+    broken: list[str] = []
     with tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         _add(archive, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
         _add(archive, "index.json", export.index)
         for digest, extent in export.contents.items():
+            try:
+                _write_blob(None if broken else archive, digest, extent, progress)
+            except ContentCorrupt:
+                # The others are still read, so that a second try need not find out one by one.
+                broken.append(str(digest))
+        if broken:
+            raise ContentCorrupt(
+                f"stored content {broken[0]} is corrupt: see mayfly verify", broken
+            )
+
+
+def _write_blob(
+    archive: tarfile.TarFile | None, digest: Digest, extent: Extent, progress: Progress
+) -> None:
+    """Write a blob, or without an archive only read it.
+
+    Raises:
+        ContentCorrupt: it does not have its digest, or cannot be read.
+    """
+    try:
+        opened = extent.open()
+    except OSError as error:
+        raise ContentCorrupt(f"stored content {digest} cannot be read: {error.strerror}") from None
+    with opened as file:
+        section = _Section(file, extent, digest, progress)
+        if archive is None:
+            while section.read(_READ_SIZE):
+                pass
+        else:
             name = f"blobs/{digest.algorithm}/{digest.hex}"
-            with extent.open() as file:
-                section = _Section(file, extent, digest, progress)
-                archive.addfile(_member(name, extent.size), section)
-                section.check()
+            archive.addfile(_member(name, extent.size), section)
+        section.check()
 
 
 class _Section(io.RawIOBase):
@@ -120,7 +151,12 @@ class _Section(io.RawIOBase):
         self._progress = progress
 
     def read(self, size: int = -1) -> bytes:
-        piece = self._file.read(self._left if size < 0 else min(size, self._left))
+        try:
+            piece = self._file.read(self._left if size < 0 else min(size, self._left))
+        except OSError as error:
+            raise ContentCorrupt(f"{self._digest} cannot be read: {error.strerror}") from None
+        if not piece and self._left:
+            raise ContentCorrupt(f"stored content {self._digest} was cut meanwhile")
         self._left -= len(piece)
         self._hasher.update(piece)
         self._progress(len(piece))

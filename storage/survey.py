@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from storage.bundle.names import split_reference
 from storage.digest import Digest
 from storage.directory import DirectoryReader
 from storage.errors import ContentCorrupt, ManifestUnknown
-from storage.images import Image, image, walk
+from storage.images import Image, image, resolve, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,36 @@ def _tagged(reader: DirectoryReader, repository: str, tag: str) -> Image | Damag
             if isinstance(manifest, ContentCorrupt):
                 return Damaged(name, manifest.message)
     return found
+
+
+def find(reader: DirectoryReader, text: str) -> tuple[str, Digest]:
+    """The repository and digest that an operator's image name means; see `storage.images.resolve`.
+
+    Raises:
+        ContentCorrupt: there is such an image, but its tag or manifest is damaged.
+    """
+    try:
+        return resolve(reader, text)
+    except ManifestUnknown:
+        reference = split_reference(text)
+        for name in (reference.repository, reference.repository.removeprefix("library/")):
+            lost = _why_lost(reader, name, reference.tag or "latest", reference.digest)
+            if lost is not None:
+                raise ContentCorrupt(
+                    f"{text}: {lost}; mend it with mayfly verify --repair, or push it again"
+                ) from None
+        raise
+
+
+def _why_lost(
+    reader: DirectoryReader, repository: str, tag: str, digest: Digest | None
+) -> str | None:
+    """Why an image that should be there is not; None where it should not."""
+    if digest is not None:
+        is_lost = reader.is_linked(repository, digest)
+        return f"manifest {digest} is gone or damaged" if is_lost else None
+    found = _tagged(reader, repository, tag)
+    return found.reason if isinstance(found, Damaged) else None
 
 
 def untagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:

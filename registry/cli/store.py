@@ -17,7 +17,7 @@ import click
 from registry.cli.help import Command
 from registry.cli.options import DURATION, as_json, print_json, root_directory
 from registry.config import ConfigError
-from storage.errors import ContentCorrupt, DigestInvalid, NameInvalid
+from storage.errors import NameInvalid, StorageError, StorageFailed, StorageFull
 
 if TYPE_CHECKING:
     from storage.directory import DirectoryReader
@@ -74,10 +74,11 @@ def name_damaged(ctx: click.Context, damaged: Sequence[Damaged]) -> None:
 @as_json
 def inspect(image: str, root: Path, json: bool) -> None:
     """Show an image's layers, bottom to top, and who shares them."""
-    from storage.images import resolve, stacks
+    from storage.images import stacks
+    from storage.survey import find
 
     reader = _reader(root)
-    repository, digest = resolve(reader, image)
+    repository, digest = find(reader, image)
     tags = [t for t in reader.tags(repository) if reader.tag(repository, t) == digest]
     name = f"{repository}:{tags[0]}" if tags else f"{repository}@{digest}"
     found = stacks(reader, repository, digest, name)
@@ -293,9 +294,16 @@ def _repair(
             for name, source in zip(sources, opened_sources, strict=True):
                 try:
                     mended = repair(store, finding, source.fetch, source.resolve)
-                except (DigestInvalid, ContentCorrupt) as error:
-                    click.echo(f"{name}: {error.message}", err=True)
+                except (StorageFull, StorageFailed):
+                    raise
+                except (StorageError, ConfigError) as error:
+                    click.echo(f"{name}: {error}", err=True)
                     continue
+                except OSError as error:
+                    # Something that is not ours stands where a file is to be.
+                    what = finding.digest or finding.image
+                    click.echo(f"{what} cannot be mended: {error.strerror}", err=True)
+                    break
                 if mended:
                     repaired += 1
                     click.echo(f"repaired: {finding.digest or finding.image}", err=True)

@@ -17,6 +17,7 @@ from registry.cli.options import as_json, root_directory
 from registry.cli.progress import print_event, reporting
 from registry.cli.store import human, name_damaged
 from registry.config import ConfigError
+from storage.errors import ContentCorrupt
 
 if TYPE_CHECKING:
     from storage.digest import Digest
@@ -156,9 +157,17 @@ def export(
     chosen = list(_chosen(reader, images, damaged))
     with contextlib.ExitStack() as stack:
         have = _joined([_target(text, stack) for text in haves])
-        planned = exporting.plan(reader, chosen, have)
-        with reporting("exporting", planned.size, json) as progress, _published(output) as file:
-            exporting.write(planned, file, progress)
+        while True:
+            planned = exporting.plan(reader, chosen, have)
+            try:
+                with (
+                    reporting("exporting", planned.size, json) as progress,
+                    _published(output) as file,
+                ):
+                    exporting.write(planned, file, progress)
+                break
+            except ContentCorrupt as error:
+                chosen = _without(chosen, error, damaged)
     if json:
         print_event("exported", file=str(output), size=planned.size, left_out=planned.left_out)
     else:
@@ -169,27 +178,53 @@ def export(
     name_damaged(ctx, damaged)
 
 
+def _without(
+    chosen: list[tuple[str, Image]], error: ContentCorrupt, damaged: list[Damaged]
+) -> list[tuple[str, Image]]:
+    """The images that do not need what turned out to be corrupt; the others are named.
+
+    Raises:
+        ContentCorrupt: that leaves none, or it is not known which.
+    """
+    from storage.survey import Damaged
+
+    corrupt = error.detail if isinstance(error.detail, list) else []
+    kept = []
+    for repository, one in chosen:
+        needed = [digest for digest in corrupt if digest in map(str, one.blobs)]
+        if needed:
+            damaged.append(Damaged(one.name, f"not exported, {needed[0]} is corrupt"))
+        else:
+            kept.append((repository, one))
+    if not kept or len(kept) == len(chosen):
+        raise error
+    return kept
+
+
 def _chosen(
     reader: DirectoryReader, names: tuple[str, ...], damaged: list[Damaged]
 ) -> Iterator[tuple[str, Image]]:
     """The images to export; those that cannot be read whole are added to ``damaged``."""
-    from storage.images import image, resolve
-    from storage.survey import Damaged, tagged
+    from storage.images import image
+    from storage.survey import Damaged, find, tagged
+
+    def noted(one: Image) -> Image:
+        if one.lacking:
+            damaged.append(Damaged(one.name, f"written without {one.lacking[0]}, it is not here"))
+        return one
 
     if not names:
         for one in tagged(reader):
             if isinstance(one, Damaged):
                 damaged.append(one)
-                continue
-            if one.lacking:
-                damaged.append(Damaged(one.name, f"written without {one.lacking[0]}"))
-            yield one.name.rpartition(":")[0], one
+            else:
+                yield one.name.rpartition(":")[0], noted(one)
     for text in names:
-        repository, digest = resolve(reader, text)
+        repository, digest = find(reader, text)
         tags = [t for t in reader.tags(repository) if text.endswith(f":{t}")]
         tag = tags[0] if tags else "latest"
         name = f"{repository}@{digest}" if "@" in text else f"{repository}:{tag}"
-        yield repository, image(reader, repository, digest, name)
+        yield repository, noted(image(reader, repository, digest, name))
 
 
 Have = Callable[[str, "Digest"], bool]

@@ -97,8 +97,9 @@ def test_outcomes(writer: str, tmp_path: Path) -> None:
     with Mayfly(root, tmp_path / "state") as server:
         client = Http(server.host)
         for case, repository in made.items():
-            rows[case]["GET"] = client.manifest(repository)
+            # In this order: a manifest that is read and contradicts has its blobs hashed.
             rows[case]["HEAD"] = client.blobs(repository)
+            rows[case]["GET"] = client.manifest(repository)
         assert client.ask("GET", "/v2/_catalog")[0] == 200
     code, found, _ = mayfly("verify", "--root", root, "--json")
     assert code == 4
@@ -119,7 +120,9 @@ def test_outcomes(writer: str, tmp_path: Path) -> None:
     freed = set(collected["blobs"])
     for case, repository in made.items():
         gone = [digest for digest in repository.blobs if digest in freed]
-        rows[case]["gc"] = "freed" if gone else "kept all" if repository.name in kept else "kept"
+        rows[case]["gc"] = (
+            f"frees {len(gone)}" if gone else "kept all" if repository.name in kept else "kept"
+        )
         code, _, error = mayfly("rm", f"{repository.name}:v1", "--root", root)
         rows[case]["rm"] = _code(code, error)
     _compare(HERE / f"outcomes-{writer}.txt", _table(rows))
@@ -189,7 +192,8 @@ def test_repair(writer: str, tmp_path: Path) -> None:
                 path.rmdir()
     code, output, errors = mayfly("verify", "--repair", good, "--root", root)
     left = [line for line in output.splitlines() if "needed by" in line]
-    assert all("odd/size-wrong" in line for line in left), (output, errors)
+    stay = ("odd/size-wrong", "odd/tag-a-file")  # made so; and a file where nothing of ours may go
+    assert all(any(name in line for name in stay) for line in left), (output, errors)
     assert code == 4
     with Mayfly(root, tmp_path / "state") as server:
         client = Http(server.host)
