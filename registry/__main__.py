@@ -18,7 +18,9 @@ def main() -> None:
     # Ctrl-C may come while the command line is loaded, or when all is done and said.
     with contextlib.suppress(KeyboardInterrupt):
         from registry.cli import execute
+        from registry.text import install
 
+        install()
         code = execute()
         for number in (signal.SIGINT, signal.SIGTERM):
             # The interpreter would answer with a traceback as it leaves.

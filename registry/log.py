@@ -11,13 +11,15 @@ the table of them is bounded.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+from registry.text import exact_json
+from registry.text import line as text_line
 
 logger = logging.getLogger("mayfly")
 
@@ -119,14 +121,14 @@ class TextLines(logging.Formatter):
     """For people: time, level, text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = _escaped(record.getMessage())
+        text = text_line(record.getMessage())
         repeated = getattr(record, "repeated", 0)
         if repeated:
             text += f" (and {repeated} more like it)"
         line = f"{_time(record)} {record.levelname:<7} {text}"
         if record.exc_info:
             lines = self.formatException(record.exc_info).splitlines()
-            line += "".join(f"\n    {_escaped(one)}" for one in lines)
+            line += "".join(f"\n    {text_line(one)}" for one in lines)
         return line
 
 
@@ -146,16 +148,9 @@ class JSONLines(logging.Formatter):
             line["repeated"] = repeated
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return exact_json(line)
 
 
 def _time(record: logging.LogRecord) -> str:
     moment = datetime.fromtimestamp(record.created, UTC)
     return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _escaped(text: str) -> str:
-    """A text on one line that moves no cursor."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

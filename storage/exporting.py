@@ -7,6 +7,7 @@ is written; one that does not have its digest ends the export.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
@@ -17,7 +18,7 @@ from typing import BinaryIO
 
 from storage import digest as digests
 from storage.digest import Digest
-from storage.errors import ContentCorrupt
+from storage.errors import ContentCorrupt, ManifestUnknown
 from storage.images import Image, find_blob
 from storage.interface import Extent, Reader
 from storage.manifest import OCI_INDEX
@@ -196,3 +197,27 @@ def read_digests(path: Path) -> frozenset[Digest]:
     """
     lines = path.read_text("utf-8").splitlines()
     return frozenset(digests.parse(line.split()[0]) for line in lines if line.strip())
+
+
+def left_behind(
+    reader: Reader, chosen: Iterable[tuple[str, Image]], export: Export
+) -> list[tuple[str, Digest]]:
+    """What refers to exported images and is not in the archive: repository and digest of each.
+
+    That is what the referrers of their manifests are, and what cosign keeps under the tags
+    ``sha256-<hex>.sig``, ``.att`` and ``.sbom``.
+    """
+    subjects: dict[str, dict[Digest, None]] = {}
+    for repository, image in chosen:
+        subjects.setdefault(repository, {}).update(dict.fromkeys(image.blobs))
+    found: dict[tuple[str, Digest], None] = {}
+    for repository, digests_of in subjects.items():
+        for digest in digests_of:
+            for descriptor in reader.referrers(repository, digest):
+                found[repository, digests.parse(str(descriptor["digest"]))] = None
+        named = {f"{digest.algorithm}-{digest.hex}" for digest in digests_of}
+        for tag in reader.tags(repository):
+            if tag.partition(".")[0] in named:
+                with contextlib.suppress(ManifestUnknown):
+                    found[repository, reader.tag(repository, tag)] = None
+    return [one for one in found if one[1] not in export.contents]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from storage import digest as digests
 from storage.bundle.errors import BundleInvalid, Interrupted
 from storage.bundle.layer import Layer
 from storage.bundle.verified import BundleExtent
@@ -30,13 +31,24 @@ from storage.errors import (
     ManifestInvalid,
     ManifestTooLarge,
     ManifestUnknown,
+    SizeInvalid,
 )
-from storage.images import find_blob, read, repositories
+from storage.images import read, repositories
 from storage.interface import Extent
-from storage.manifest import Descriptor, Manifest, parse
+from storage.manifest import MAX_SIZE, Descriptor, Manifest, parse
 
 WORKERS = 4
 """Blobs copied and hashed at once."""
+
+_REFUSED = (
+    ManifestInvalid,
+    DigestInvalid,
+    ManifestTooLarge,
+    ManifestUnknown,
+    ContentCorrupt,
+    BundleInvalid,
+)
+"""What can be wrong with one manifest of the source; the others are imported."""
 
 Progress = Callable[[int], None]
 """Told how many bytes more were copied."""
@@ -98,7 +110,13 @@ def _plan_blob(
             return
     except BlobUnknown:
         pass
-    extent = find_blob(source, repository, digest)
+    extent: Extent | None = None
+    try:
+        extent = source.blob(repository, digest)
+    except BlobUnknown:
+        pass
+    except ContentCorrupt as error:
+        raise BundleInvalid(f"blob {digest} of {repository}: {error.message}") from None
     if extent is None:
         if blob.distributable:
             draft.incomplete[repository, digest] = None
@@ -206,6 +224,8 @@ def _put_manifests(store: DistributionStore, source: Layer, repository: str) -> 
             store.put_manifest(repository, _strict(source, repository, digest), digest, wanted)
         except ManifestBlobUnknown:
             raise _went_away(f"a blob of {repository}@{digest}") from None
+        except SizeInvalid as error:
+            raise BundleInvalid(f"{repository}@{digest}: {error.message}") from None
         yield from (f"{repository}:{tag}" for tag in wanted)
 
 
@@ -239,10 +259,16 @@ def _manifests(
     for digest in source.revisions(repository):
         try:
             yield digest, _strict(source, repository, digest)
-        except (ManifestInvalid, DigestInvalid, ManifestTooLarge) as error:
+        except _REFUSED as error:
             if refused is not None:
                 refused.append(f"{repository}@{digest}: {error.message}")
 
 
 def _strict(source: Layer, repository: str, digest: Digest) -> Manifest:
-    return parse(read(source.manifest(repository, digest)))
+    extent = source.manifest(repository, digest)
+    if extent.size > MAX_SIZE:
+        raise ManifestTooLarge(f"manifest is larger than {MAX_SIZE} bytes")
+    body = read(extent)
+    if digests.of(body, digest.algorithm) != digest:
+        raise ContentCorrupt(f"manifest {digest} is damaged", {"digest": str(digest)})
+    return parse(body)

@@ -13,6 +13,7 @@ import click
 from registry.cli.help import Command
 from registry.cli.options import DURATION, as_json, print_json, state_directory
 from registry.exit_codes import Exit
+from registry.text import echo, raw
 
 if TYPE_CHECKING:
     from registry.lifetime.control import Message
@@ -44,7 +45,7 @@ def status(state_dir: Path, json: bool, watch: bool) -> int:
         except NotRunning:
             return _show_end(found, json)
         if sys.stdout.isatty():
-            click.echo(_HOME_AND_CLEAR, nl=False)
+            click.echo(_HOME_AND_CLEAR, nl=False, file=raw(sys.stdout))
         _show_status(found, json, before)
     return Exit.DONE
 
@@ -66,10 +67,10 @@ def stop(state_dir: Path, json: bool) -> int:
         print_json(answer)
     else:
         for line in table.cut(answer["cut"], answer["cut_requests"]):
-            click.echo(line)
+            echo(line)
         if answer["coverage"] is not None:
-            click.echo(table.progress(answer["coverage"]))
-        click.echo(f"stopped with exit code {answer['exit_code']}; report: {answer['report']}")
+            echo(table.progress(answer["coverage"]))
+        echo(f"stopped with exit code {answer['exit_code']}; report: {answer['report']}")
     return Exit.INCOMPLETE if unfinished else Exit.DONE
 
 
@@ -104,7 +105,7 @@ def wait(what: str | None, timeout: float | None, state_dir: Path, json: bool) -
     if json:
         print_json(answer)
     elif not answer["reached"]:
-        print(f"mayfly: {_unreached(answer, timeout)}", file=sys.stderr)
+        echo(f"mayfly: {_unreached(answer, timeout)}", err=True)
     return Exit.DONE if answer["reached"] else Exit.INCOMPLETE
 
 
@@ -134,7 +135,8 @@ def _show_status(found: Message, json: bool, before: Message | None = None) -> N
         print_json(found)
     else:
         width = shutil.get_terminal_size((120, 24)).columns
-        click.echo("\n".join(table.status(found, width, before)))
+        for line in table.status(found, width, before):
+            echo(line)
 
 
 def _show_end(last: Message, json: bool) -> int:
@@ -143,9 +145,9 @@ def _show_end(last: Message, json: bool) -> int:
 
     content = report.read(Path(last["report"]), last["pid"])
     if sys.stdout.isatty():
-        click.echo(_HOME_AND_CLEAR, nl=False)
+        click.echo(_HOME_AND_CLEAR, nl=False, file=raw(sys.stdout))
     if content is None:
-        print("mayfly: the server is gone, and left no report", file=sys.stderr)
+        echo("mayfly: the server is gone, and left no report", err=True)
         return Exit.NOT_RUNNING
     if json:
         print_json(content)

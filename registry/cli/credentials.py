@@ -10,6 +10,7 @@ import click
 
 from registry.cli.help import Command
 from registry.cli.options import print_json, state_directory
+from registry.text import echo
 
 if TYPE_CHECKING:
     from auth.identity import Credential
@@ -64,7 +65,8 @@ def command(
     made = issue(state_dir, name, hours, node, repositories, push=push)
     match "json" if json else form:
         case "text":
-            click.echo(f"{made.name}\n{made.password}")
+            echo(made.name)
+            echo(made.password)
         case "json":
             print_json(
                 {

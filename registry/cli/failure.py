@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from auth.errors import AuthError
 from registry.config import ConfigError
 from registry.exit_codes import Exit
 from registry.lifetime.errors import LifetimeError
+from registry.text import echo, exact_json
 from storage.errors import ContentCorrupt, StorageError, StorageFailed, StorageFull, of_disk
 
 _DISK = StorageFull | StorageFailed
@@ -32,9 +32,9 @@ def failed(error: Exception, words: Sequence[str]) -> int:
     if wants_json(words):
         name = Exit(code).code if code in set(Exit) else "command"
         document = {"code": name, "exit_code": code, "command": command, "message": message}
-        print(json.dumps({"error": document}), file=sys.stderr)
+        print(exact_json({"error": document}), file=sys.stderr)
     else:
-        print(f"{command}: {message}", file=sys.stderr)
+        echo(f"{command}: {message}", err=True)
     return code
 
 

@@ -10,6 +10,7 @@ import click
 
 from registry.cli.help import Group
 from registry.cli.options import as_json, auth_directory, print_json
+from registry.text import echo
 
 if TYPE_CHECKING:
     from auth.policy import Subject
@@ -63,7 +64,7 @@ def add(auth: Path, role: str, repositories: str, json: bool, **subject: Any) ->
         made = _record(grant.subject, repositories, role=grant.role)
         print_json({"action": "added" if new else "changed", "grant": made})
     else:
-        click.echo(f"{'added' if new else 'changed'}: {grant.subject} is {role} on {repositories}")
+        echo(f"{'added' if new else 'changed'}: {grant.subject} is {role} on {repositories}")
 
 
 @command.command()
@@ -80,7 +81,7 @@ def rm(auth: Path, repositories: str, json: bool, **subject: Any) -> None:
     if json:
         print_json({"action": "removed", "grant": _record(who, repositories)})
     else:
-        click.echo(f"removed: {who} on {repositories}")
+        echo(f"removed: {who} on {repositories}")
 
 
 @command.command()
@@ -97,7 +98,7 @@ def ls(auth: Path, json: bool) -> None:
         print_json({"grants": grants})
         return
     for subject, role, pattern in rows:
-        click.echo(f"{subject!s:<32} {role:<14} {pattern}")
+        echo(f"{subject!s:<32} {role:<14} {pattern}")
 
 
 def _record(subject: Subject, repositories: str, **more: str) -> dict[str, str]:

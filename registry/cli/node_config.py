@@ -14,6 +14,7 @@ from registry.cli.credentials import DEFAULT_HOURS, issue
 from registry.cli.help import Group
 from registry.cli.options import JSON_HELP, print_json, state_directory
 from registry.config import ConfigError
+from registry.text import echo
 
 if TYPE_CHECKING:
     from registry.trust.node.journal import Action
@@ -139,9 +140,10 @@ def show(runtime: Runtime | None, root_dir: Path, as_json: bool, **registry: Any
         _print_json(runtime, [_file(file) for file in plan.files], plan.activate, plan.notes)
         return
     for file in plan.files:
-        click.echo(f"==> {file.path} (mode {file.mode:04o})\n{file.content.decode()}")
+        echo(f"==> {file.path} (mode {file.mode:04o})")
+        echo(file.content.decode())
     if not plan.files:
-        click.echo(f"{runtime}: nothing to write")
+        echo(f"{runtime}: nothing to write")
     _print_hints(plan.activate, plan.notes)
 
 
@@ -277,9 +279,9 @@ def _print_actions(
         _print_json(runtime, done, activate, notes)
         return
     for action in actions:
-        click.echo(f"{action.verb} {action.path}" + (f" ({action.why})" if action.why else ""))
+        echo(f"{action.verb} {action.path}" + (f" ({action.why})" if action.why else ""))
     if not actions:
-        click.echo(f"{runtime}: nothing to do")
+        echo(f"{runtime}: nothing to do")
     _print_hints(activate, notes)
 
 
@@ -296,6 +298,6 @@ def _print_json(
 def _print_hints(activate: Sequence[str], notes: Sequence[str]) -> None:
     """What is left to the operator, on standard error."""
     for line in activate:
-        click.echo(f"now run: {line}", err=True)
+        echo(f"now run: {line}", err=True)
     for line in notes:
-        click.echo(f"note: {line}", err=True)
+        echo(f"note: {line}", err=True)

@@ -70,9 +70,9 @@ def _texts(value: object) -> tuple[str, ...]:
 
 def print_json(document: object) -> None:
     """One JSON document on standard output."""
-    import json
+    from registry.text import exact_json
 
-    click.echo(json.dumps(document, indent=2, default=str))
+    click.echo(exact_json(document, indent=2))
 
 
 JSON_HELP = "Print JSON, errors too (docs/commands.md)."

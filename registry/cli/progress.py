@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -10,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
+
+from registry.text import echo, exact_json, raw
 
 _LINE_EVERY = 5.0
 _EVENT_EVERY = 0.1
@@ -20,7 +21,9 @@ def reporting(label: str, total: int, as_json: bool) -> Iterator[Callable[[int],
     """Gives a function to be told, from any thread, how many bytes more are done."""
     lock = threading.Lock()
     if not as_json and sys.stderr.isatty():
-        with click.progressbar(length=total, label=label, file=sys.stderr, show_pos=False) as bar:
+        with click.progressbar(
+            length=total, label=label, file=raw(sys.stderr), show_pos=False
+        ) as bar:
 
             def advance(size: int) -> None:
                 with lock:
@@ -48,7 +51,7 @@ def reporting(label: str, total: int, as_json: bool) -> Iterator[Callable[[int],
 
 def print_event(event: str, **fields: object) -> None:
     """One line of JSON on standard output, at once."""
-    click.echo(json.dumps({"event": event, **fields}))
+    click.echo(exact_json({"event": event, **fields}))
 
 
 def _say(label: str, done: int, total: int, as_json: bool) -> None:
@@ -56,4 +59,4 @@ def _say(label: str, done: int, total: int, as_json: bool) -> None:
         print_event("progress", what=label, done=done, total=total)
         return
     percent = 100 * done // total if total else 100
-    click.echo(f"{label}: {percent}% of {total / 2**20:.1f} MiB", err=True)
+    echo(f"{label}: {percent}% of {total / 2**20:.1f} MiB", err=True)

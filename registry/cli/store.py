@@ -17,6 +17,7 @@ import click
 from registry.cli.help import Command
 from registry.cli.options import DURATION, as_json, print_json, root_directory
 from registry.config import ConfigError
+from registry.text import echo
 from storage.errors import NameInvalid, StorageError, StorageFailed, StorageFull
 
 if TYPE_CHECKING:
@@ -55,16 +56,16 @@ def ls(ctx: click.Context, everything: bool, root: Path, json: bool) -> None:
     else:
         width = max((len(image.name) for image in images), default=0)
         for image in images:
-            click.echo(f"{image.name:<{width}}  {human(image.size):>9}  {image.digest}")
+            echo(f"{image.name:<{width}}  {human(image.size):>9}  {image.digest}")
     name_damaged(ctx, damaged)
 
 
 def name_damaged(ctx: click.Context, damaged: Sequence[Damaged]) -> None:
     """Name what could not be read, on standard error, and have the command exit with 4."""
     for one in damaged:
-        click.echo(f"{one.name}: {one.reason}", err=True)
+        echo(f"{one.name}: {one.reason}", err=True)
     if damaged:
-        click.echo("mend it with mayfly verify --repair, or push it again", err=True)
+        echo("mend it with mayfly verify --repair, or push it again", err=True)
         ctx.exit(_FOUND_DAMAGE)
 
 
@@ -87,13 +88,14 @@ def inspect(image: str, root: Path, json: bool) -> None:
             {"name": name, "digest": str(digest), "platforms": [_stack(one) for one in found]}
         )
         return
-    click.echo(f"{name}  {digest}")
+    echo(f"{name}  {digest}")
     for stack in found:
-        click.echo(f"\n{stack.platform or 'artifact'}  {stack.digest}")
+        echo("")
+        echo(f"{stack.platform or 'artifact'}  {stack.digest}")
         for number, layer in enumerate(stack.layers, 1):
             size = "?" if layer.size is None else human(layer.size)
-            click.echo(f"  {number:>3}  {size:>9}  {str(layer.digest)[:19]}", nl=False)
-            click.echo(f"  {_shared(layer.shared_with)}  {layer.created_by[:60]}".rstrip())
+            echo(f"  {number:>3}  {size:>9}  {str(layer.digest)[:19]}", nl=False)
+            echo(f"  {_shared(layer.shared_with)}  {layer.created_by[:60]}".rstrip())
 
 
 @click.command(cls=Command)
@@ -108,15 +110,15 @@ def du(ctx: click.Context, root: Path, json: bool) -> None:
     if json:
         print_json({**asdict(found), "saved": found.saved})
     else:
-        click.echo(f"{found.images} images, {human(found.logical)} if each stood alone")
-        click.echo(f"{human(found.stored)} stored, {human(found.saved)} saved by sharing")
+        echo(f"{found.images} images, {human(found.logical)} if each stood alone")
+        echo(f"{human(found.stored)} stored, {human(found.saved)} saved by sharing")
         if found.untagged:
-            click.echo(
+            echo(
                 f"{human(found.untagged_size)} more for {found.untagged} manifests without a tag "
                 "(ls --all lists them, gc --untagged frees them)"
             )
         if found.unused_size:
-            click.echo(f"{human(found.unused_size)} more that no manifest needs (gc frees it)")
+            echo(f"{human(found.unused_size)} more that no manifest needs (gc frees it)")
     name_damaged(ctx, found.damaged)
 
 
@@ -134,7 +136,7 @@ def rm(images: tuple[str, ...], root: Path, json: bool) -> None:
         for text in images:
             said = _remove(store, text)
             if not json:
-                click.echo(said)
+                echo(said)
     if json:
         print_json({"deleted": list(images)})
 
@@ -213,12 +215,12 @@ def gc(
         )
     else:
         for one in found.unread:
-            click.echo(f"{one}; its repository keeps all blobs: repair or delete it", err=True)
-        click.echo(
+            echo(f"{one}; its repository keeps all blobs: repair or delete it", err=True)
+        echo(
             f"{'would free' if dry_run else 'freed'} {human(found.size)}: {len(found.blobs)} blobs"
         )
         if found.spared:
-            click.echo(
+            echo(
                 f"kept {human(found.spared_size)}: {found.spared} blobs that no image refers to, "
                 f"used within the last {exact(grace)} (--grace)"
             )
@@ -262,10 +264,10 @@ def verify(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool)
         )
     else:
         for finding in found.findings:
-            click.echo(_described(finding))
+            echo(_described(finding))
         if found.left_out:
-            click.echo(f"{found.left_out} manifests that indexes name were never copied here")
-        click.echo(f"{first.blobs} blobs, {human(first.size)}: {len(found.findings)} faults")
+            echo(f"{found.left_out} manifests that indexes name were never copied here")
+        echo(f"{first.blobs} blobs, {human(first.size)}: {len(found.findings)} faults")
     if found.findings:
         ctx.exit(_FOUND_DAMAGE)
 
@@ -297,16 +299,16 @@ def _repair(
                 except (StorageFull, StorageFailed):
                     raise
                 except (StorageError, ConfigError) as error:
-                    click.echo(f"{name}: {error}", err=True)
+                    echo(f"{name}: {error}", err=True)
                     continue
                 except OSError as error:
                     # Something that is not ours stands where a file is to be.
                     what = finding.digest or finding.image
-                    click.echo(f"{what} cannot be mended: {error.strerror}", err=True)
+                    echo(f"{what} cannot be mended: {error.strerror}", err=True)
                     break
                 if mended:
                     repaired += 1
-                    click.echo(f"repaired: {finding.digest or finding.image}", err=True)
+                    echo(f"repaired: {finding.digest or finding.image}", err=True)
                     break
     return repaired
 

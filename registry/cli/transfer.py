@@ -17,6 +17,7 @@ from registry.cli.options import as_json, root_directory
 from registry.cli.progress import print_event, reporting
 from registry.cli.store import human, name_damaged
 from registry.config import ConfigError
+from registry.text import echo
 from storage.errors import ContentCorrupt
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ _INVALID = 5
 """Exit code for a bundle that cannot be used (CONTRACT.md)."""
 
 
+_NAMED = 100
+"""Images that are named of those that were not imported."""
+
+
 @click.command("import", cls=Command)
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=Path)
 @root_directory
@@ -39,7 +44,8 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
     """Copy the images of bundles into the store; a server may run on it.
 
     A bundle is an OCI layout (directory or tar), a docker save tar, or a registry's directory.
-    An import that was stopped goes on where it was.
+    An import that was stopped goes on where it was. Exit 5 if an image that a bundle lists could
+    not be imported; the others are.
     """
     from storage import importing
     from storage.bundle.open import open_bundles
@@ -53,32 +59,37 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
         opened = open_bundles([*plain], labels=plain)
         stack.enter_context(contextlib.closing(opened))
         for notice in opened.notices:
-            click.echo(notice, err=True)
+            echo(notice, err=True)
         if opened.unhashed:
             with reporting("reading", opened.unhashed, json) as progress:
                 opened.hash(progress)
         store = store or _open_store(root, stack)
         planned = importing.plan(store, opened.layer)
-        for refused in planned.refused:
-            click.echo(f"not imported: {refused}", err=True)
         if planned.incomplete:
             for repository, digest in planned.incomplete:
-                click.echo(
+                echo(
                     f"neither in the bundles nor in the store's repository: {repository} {digest}",
                     err=True,
                 )
-            click.echo(
+            echo(
                 "nothing was imported: bring a complete bundle, or import what it builds on",
                 err=True,
             )
             ctx.exit(_INVALID)
         with reporting("importing", planned.size, json) as progress:
             names = importing.carry_out(store, opened.layer, planned, progress)
+        left_out = [*opened.left_out, *planned.refused]
+        if not left_out and not opened.layer.repositories("", 1):
+            left_out.append("the bundles list no image")
     if json:
-        print_event("imported", images=names, copied=planned.size)
+        print_event("imported", images=names, copied=planned.size, left_out=left_out)
     else:
-        click.echo(f"imported {len(names)} images, {human(planned.size)} copied")
-    if planned.refused:
+        echo(f"imported {len(names)} images, {human(planned.size)} copied")
+    for text in left_out[:_NAMED]:
+        echo(f"not imported: {text}", err=True)
+    if len(left_out) > _NAMED:
+        echo(f"not imported: {len(left_out) - _NAMED} more", err=True)
+    if left_out:
         ctx.exit(_INVALID)
 
 
@@ -168,13 +179,25 @@ def export(
                 break
             except ContentCorrupt as error:
                 chosen = _without(chosen, error, damaged)
+    behind = exporting.left_behind(reader, chosen, planned)
     if json:
-        print_event("exported", file=str(output), size=planned.size, left_out=planned.left_out)
+        referrers = [f"{repository}@{digest}" for repository, digest in behind]
+        print_event(
+            "exported", file=str(output), size=planned.size, left_out=planned.left_out,
+            referrers_left=referrers,
+        )  # fmt: skip
     else:
-        click.echo(
+        echo(
             f"{output}: {len(chosen)} images, {human(planned.size)}, "
             f"{human(planned.left_out)} left out"
         )
+        if behind:
+            repository, digest = behind[0]
+            echo(
+                f"left behind: {len(behind)} signatures or other artifacts that refer to these "
+                f"images, {repository}@{digest} first; export does not carry them yet",
+                err=True,
+            )
     name_damaged(ctx, damaged)
 
 

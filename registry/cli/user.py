@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 
 import click
 
 from registry.cli.help import Group
 from registry.cli.options import as_json, auth_directory, print_json
+from registry.text import echo
 
 
 @click.group("user", cls=Group)
@@ -38,9 +40,9 @@ def add(name: str, password_stdin: bool, auth: Path, json: bool) -> None:
     if json:
         print_json({"user": name, "action": "added" if new else "changed"})
         return
-    click.echo(f"user {name} {'added' if new else 'changed'}")
+    echo(f"user {name} {'added' if new else 'changed'}")
     if new:
-        click.echo(f"next: mayfly grant add --user {name} --role … --repositories …", err=True)
+        echo(f"next: mayfly grant add --user {quote(name)} --role … --repositories …", err=True)
 
 
 @command.command()
@@ -55,7 +57,7 @@ def rm(name: str, auth: Path, json: bool) -> None:
     if json:
         print_json({"user": name, "action": "removed"})
     else:
-        click.echo(f"user {name} removed")
+        echo(f"user {name} removed")
 
 
 @command.command()
@@ -70,4 +72,4 @@ def ls(auth: Path, json: bool) -> None:
         print_json({"users": names})
         return
     for name in names:
-        click.echo(name)
+        echo(name)

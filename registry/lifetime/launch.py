@@ -29,7 +29,9 @@ def main(server: int, open_files: int, path: str, words: list[str]) -> None:
     try:
         os.execv(path, words)
     except OSError as error:
-        print(f"mayfly: {words[0]}: {error.strerror}", file=sys.stderr)
+        # This runs without our packages (`registry.text`): a name of the operator's, as one line.
+        name = words[0].encode("unicode_escape").decode("ascii")
+        print(f"mayfly: {name}: {error.strerror}", file=sys.stderr)
         sys.exit(126)
 
 

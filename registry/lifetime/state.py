@@ -21,6 +21,7 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from shlex import quote
 from typing import Self
 
 from registry.config import ConfigError
@@ -76,7 +77,8 @@ class StateDir:
             os.close(lock)
             raise ConfigError(
                 f"a Mayfly (pid {holder}) already runs with the state directory {path}; "
-                f"end it with: mayfly stop --state-dir {path}, or choose another --state-dir"
+                f"end it with: mayfly stop --state-dir {quote(str(path))}, "
+                "or choose another --state-dir"
             ) from None
         except OSError as error:
             os.close(lock)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from registry.lifetime.coverage import claims_text
 from registry.lifetime.durations import exact, readable
 from registry.lifetime.states import RANKED, State, accepted
+from registry.text import escaped
 
 if TYPE_CHECKING:
     from registry.lifetime.report import (
@@ -166,6 +167,7 @@ def status(
         width: columns; at least `MIN_WIDTH` are used.
         before: an earlier answer, for the rates since.
     """
+    found = escaped(found)
     width = max(width, MIN_WIDTH)
     rows = [
         ["state", f"{found['state']}, for {readable(found['seconds'])}"],
@@ -248,6 +250,7 @@ def report(content: Report, width: int) -> str:
         content: the report as its JSON has it.
         width: columns; at least `MIN_WIDTH` are used.
     """
+    content = escaped(content)
     width = max(width, MIN_WIDTH)
     lines = _summary(content, width)
     if content["images"]:

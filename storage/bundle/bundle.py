@@ -22,6 +22,8 @@ from storage.sized_cache import SizedCache
 Canonical = Callable[[str, str], str]
 """From upstream host and repository to the name it is served under."""
 
+_MOST_NOTICES = 100
+
 _MAX_DESCRIPTORS = 4 * 1024 * 1024
 """Bytes for the descriptors of referrers listed last."""
 
@@ -43,6 +45,7 @@ class Bundle:
         self.label = label
         self.images: list[Image]
         self.notices: list[str]
+        self.left_out: list[str]
         self._content = content
         self._descriptors: SizedCache[Digest, Descriptor] = SizedCache(_MAX_DESCRIPTORS, size_of)
         self._proofs = proofs
@@ -165,5 +168,9 @@ class Bundle:
         self.images, notices = name_images(self._content, graph, self._fallback)
         self._held = graph.repositories(self.images)
         self._present = graph.present()
-        self.notices = [*self._content.notices, *notices, *graph.notices]
+        self.left_out = graph.left_out
+        # Of a kind there may be a hundred thousand.
+        told = [*self._content.notices, *notices, *graph.notices]
+        more = len(told) - _MOST_NOTICES
+        self.notices = told[:_MOST_NOTICES] + ([f"and {more} more notices"] if more > 0 else [])
         self._gaps = tuple(graph.gaps)

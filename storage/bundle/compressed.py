@@ -13,6 +13,7 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import IO, NamedTuple
 
 from storage.bundle.errors import BundleInvalid
@@ -95,7 +96,7 @@ def zstandard_reader(path: Path, raw: IO[bytes]) -> IO[bytes]:
     except ImportError:
         raise BundleInvalid(
             f"{path}: reading zstd takes the package zstandard (pip install "
-            f"'mayfly-registry[zstd]'); or run: zstd --decompress --keep {path}"
+            f"'mayfly-registry[zstd]'); or run: zstd --decompress --keep {quote(str(path))}"
         ) from None
     reader: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(raw)
     return reader

@@ -88,6 +88,11 @@ class Repository:
 class Graph:
     """The manifests of one bundle, each read once.
 
+    Attributes:
+        notices: what the operator should know.
+        left_out: images that are listed and cannot be served, each a line of text; known once
+            `repositories` was asked.
+
     Raises:
         BundleInvalid: a listed manifest is absent or corrupt.
     """
@@ -100,6 +105,8 @@ class Graph:
         self._held = 0
         self.notices: list[str] = []
         self.gaps: list[Gap] = []
+        self.left_out: list[str] = []
+        self._reasons: dict[Digest, str] = {}
         if not content.listed:
             self.notices.append("it lists no image: there is nothing in it to serve or import")
         for listed in content.listed:
@@ -133,6 +140,8 @@ class Graph:
         loose: list[Digest] = []
         for image in images:
             if image.digest is not None and self.node(image.digest) is None:
+                reason = self._reasons.get(image.digest, "its manifest is not there")
+                self.left_out.append(f"{_title(image)}: {reason}")
                 continue
             if image.reference is None:
                 loose += [image.digest] if image.digest else []
@@ -151,6 +160,13 @@ class Graph:
                 by_subject.setdefault(node.subject, []).append(digest)
         for repository in found.values():
             self._attach(repository, by_subject)
+        held = {digest for repository in found.values() for digest in repository.manifests}
+        for subject, referrers in by_subject.items():
+            if subject not in held:
+                self.left_out += [
+                    f"artifact {digest}: it refers to {subject}, which is not in the bundle"
+                    for digest in referrers
+                ]
         return found
 
     def present(self) -> frozenset[Digest]:
@@ -164,9 +180,7 @@ class Graph:
             return None
         if piece.size > manifests.MAX_SIZE:
             # An index may list content of any kind, layers among it.
-            self.notices.append(
-                f"manifest {digest} cannot be served: it is {piece.size} bytes long"
-            )
+            self._refuse(digest, f"it is {piece.size} bytes long")
             return None
         body = read(piece, f"manifest {digest}")
         if digests.of(body, digest.algorithm) != digest:
@@ -174,7 +188,7 @@ class Graph:
         try:
             parsed = manifests.parse_stored(body)
         except StorageError as error:
-            self.notices.append(f"manifest {digest} cannot be served: {error.message}")
+            self._refuse(digest, error.message)
             return None
         self.notices += [f"manifest {digest}: {fault}" for fault in parsed.faults]
         return Node(
@@ -183,6 +197,10 @@ class Graph:
             config=parsed.config.digest if parsed.config else None,
             subject=parsed.subject.digest if parsed.subject else None,
         )
+
+    def _refuse(self, digest: Digest, reason: str) -> None:
+        self._reasons[digest] = reason
+        self.notices.append(f"manifest {digest} cannot be served: {reason}")
 
     def _add(self, repository: Repository, root: Digest) -> list[Digest]:
         """Add a manifest and what lies below it; the manifests that are new."""

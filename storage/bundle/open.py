@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
 from storage.beneath import Beneath
 from storage.bundle import docker_archive, oci_layout
@@ -67,6 +68,11 @@ class Bundles:
                 if missing:
                     lines.append(f"{bundle.label}: {gap.describe(missing)}")
         return lines
+
+    @property
+    def left_out(self) -> list[str]:
+        """Images that the bundles list and that cannot be served, each a line of text."""
+        return [f"{bundle.label}: {text}" for bundle in self._archives for text in bundle.left_out]
 
     @property
     def unhashed(self) -> int:
@@ -132,7 +138,12 @@ def open_bundles(
         for path in paths:
             bundles.append(_open(path, labels.get(path, str(path)), proofs))
             opened.callback(bundles[-1].close)
-        together = Bundles(bundles, proofs)
+        try:
+            together = Bundles(bundles, proofs)
+        except BundleConflict:
+            raise
+        except StorageError as error:
+            raise BundleInvalid(error.message) from error
         opened.pop_all()
         return together
 
@@ -192,7 +203,7 @@ def _content_of(files: TarFile, proofs: Proofs) -> Content:
         directory = nested[0].removesuffix(oci_layout.INDEX)
         raise BundleInvalid(
             f"the layout lies in {directory} inside the tar: pack it again from within that "
-            f"directory (tar -C {directory} -cf NEW.tar .)"
+            f"directory (tar -C {quote(directory)} -cf NEW.tar .)"
         )
     raise BundleInvalid("the tar is no bundle: it has neither index.json nor manifest.json")
 
@@ -202,7 +213,8 @@ def _refuse_compressed(path: Path) -> None:
     if found is not None:
         raise BundleInvalid(
             f"it is compressed with {found.name} and cannot be served where it lies: import it "
-            f"(mayfly import {path}) or decompress it ({found.command} {path})"
+            f"(mayfly import {quote(str(path))}) or decompress it "
+            f"({found.command} {quote(str(path))})"
         )
 
 

@@ -1,0 +1,144 @@
+"""What an import says it did: all of it, or by name what it left out, with exit code 5."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from storage import digest as digests
+from storage.bundle.open import open_bundles
+from storage.distribution import DistributionStore
+from storage.importing import _children_first
+from storage.layout import Layout as Paths
+from storage.manifest import OCI_ARTIFACT, OCI_MANIFEST
+from tests.bundle.builders import Layout, document, layers, sha256
+from tests.registry.commands import mayfly
+from tests.storage.builders import image_body, put, put_image, subject_of
+
+LAYER = layers("one")[0]
+
+
+@pytest.fixture
+def layout() -> Layout:
+    """One good image."""
+    made = Layout()
+    made.name(made.image(LAYER), "quay.io/good:1")
+    return made
+
+
+def test_unparseable_manifest(layout: Layout, tmp_path: Path) -> None:
+    """It is named with its reason; the good image is there."""
+    layout.name(layout.add(document([1]), OCI_MANIFEST), "quay.io/bad:1")
+    bundle = layout.write_tar(tmp_path / "b.tar")
+    done = mayfly("import", "--root", tmp_path / "root", bundle)
+    assert done.returncode == 5
+    assert f"not imported: {bundle}: image quay.io/bad:1: manifest is not a JSON" in done.stderr
+    assert "imported 1 images" in done.stdout
+    assert mayfly("ls", "--root", tmp_path / "root").stdout.startswith("good:1 ")
+    events = mayfly("import", "--json", "--root", tmp_path / "root", bundle).stdout.splitlines()
+    assert len(json.loads(events[-1])["left_out"]) == 1
+
+
+def test_artifact_manifest(layout: Layout, tmp_path: Path) -> None:
+    """One of the image-spec's 1.1 candidates is an image as any."""
+    blob = layout.add(b"sbom", "text/plain")
+    body = {"mediaType": OCI_ARTIFACT, "artifactType": "text/x-sbom", "blobs": [blob]}
+    layout.name(layout.add(document(body), OCI_ARTIFACT), "quay.io/sbom:1")
+    done = mayfly("import", "--root", tmp_path / "root", layout.write_tar(tmp_path / "b.tar"))
+    assert (done.returncode, done.stderr.count("not imported")) == (0, 0), done.stderr
+    store = DistributionStore(tmp_path / "root")
+    assert store.blob("sbom", digests.of(b"sbom")).size == 4
+    store.close()
+
+
+@pytest.mark.parametrize("kind", ["layout", "registry"])
+def test_nothing_listed(tmp_path: Path, kind: str) -> None:
+    """An empty bundle is a failed import."""
+    if kind == "layout":
+        bundle = Layout().write_directory(tmp_path / "b")
+    else:
+        bundle = tmp_path / "b"
+        DistributionStore(bundle).close()
+    done = mayfly("import", "--root", tmp_path / "root", bundle)
+    assert done.returncode == 5
+    assert "not imported: the bundles list no image" in done.stderr
+
+
+def test_artifact_without_its_subject(layout: Layout, tmp_path: Path) -> None:
+    """It has no name of its own, so it has no place."""
+    subject = {"mediaType": OCI_MANIFEST, "digest": sha256(b"elsewhere"), "size": 9}
+    layout.entries.append(layout.image(LAYER, subject=subject))
+    done = mayfly("import", "--root", tmp_path / "root", layout.write_tar(tmp_path / "b.tar"))
+    assert done.returncode == 5
+    assert f"it refers to {sha256(b'elsewhere')}, which is not in the bundle" in done.stderr
+
+
+def test_damaged_manifest_of_a_registry(tmp_path: Path) -> None:
+    """One bad entry of another registry's directory keeps no other from being imported."""
+    store = DistributionStore(tmp_path / "b")
+    put_image(store, "good", "1")
+    _, bad = put_image(store, "bad", "1", subject=subject_of(put_image(store, "bad")[0]))
+    store.close()
+    Paths(tmp_path / "b").data(bad).write_bytes(b"")
+    done = mayfly("import", "--root", tmp_path / "root", tmp_path / "b")
+    assert done.returncode == 5
+    assert f"bad@{bad}" in done.stderr
+    assert mayfly("ls", "--root", tmp_path / "root").stdout.startswith("good:1 ")
+
+
+def test_link_in_a_registry(tmp_path: Path) -> None:
+    """A blob that is a link to elsewhere is the bundle's fault."""
+    store = DistributionStore(tmp_path / "b")
+    put_image(store, "good", "1")
+    path = store.blob("good", digests.of(b"{}")).path
+    store.close()
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+    done = mayfly("import", "--root", tmp_path / "root", tmp_path / "b")
+    assert done.returncode == 5
+    assert "is a symbolic link" in done.stderr
+
+
+def test_one_platform_of_an_index(layout: Layout, tmp_path: Path) -> None:
+    """The others were left out on purpose: no fault, now or later."""
+    one, other = layout.image(LAYER), layout.image(LAYER, architecture="arm64")
+    index = layout.index(one, other)
+    layout.name(index, "quay.io/both:1")
+    del layout.files[f"blobs/{other['digest'].replace(':', '/')}"]
+    done = mayfly("import", "--root", tmp_path / "root", layout.write_tar(tmp_path / "b.tar"))
+    assert done.returncode == 0, done.stderr
+    for _ in range(2):
+        done = mayfly("verify", "--root", tmp_path / "root")
+        assert (done.returncode, ": 0 faults" in done.stdout) == (0, True), done.stdout
+
+
+def test_export_says_what_it_leaves_behind(tmp_path: Path) -> None:
+    """Signatures are no part of the archive yet; nobody is told that nothing was left out."""
+    store = DistributionStore(tmp_path / "root")
+    image, _ = put_image(store, "app", "1")
+    _, signature = put_image(store, "app", subject=subject_of(image))
+    body = image_body(b"{}", annotations={"a": "b"})
+    _, tagged = put(store, "app", body, f"sha256-{digests.of(image.body).hex}.sig")
+    store.close()
+    root = ("--root", tmp_path / "root", "-o", tmp_path / "out.tar")
+    done = mayfly("export", "app:1", *root)
+    assert done.returncode == 0
+    assert "left behind: 2 signatures or other artifacts" in done.stderr
+    event = json.loads(mayfly("export", "app:1", "--json", *root).stdout.splitlines()[-1])
+    assert set(event["referrers_left"]) == {f"app@{signature}", f"app@{tagged}"}
+
+
+def test_chain_of_indexes(tmp_path: Path) -> None:
+    """However long a chain, each manifest comes once, after what it names."""
+    layout = Layout()
+    below = layout.image(LAYER)
+    for _ in range(1000):
+        below = layout.index(below, below)
+    layout.name(below, "quay.io/deep:1")
+    bundles = open_bundles([layout.write_tar(tmp_path / "b.tar")])
+    order = list(_children_first(bundles.layer, "deep"))
+    assert len(order) == 1001
+    assert str(order[-1]) == below["digest"]
+    bundles.close()
