@@ -106,7 +106,7 @@ def test_interrupted(cold: Rehearsal, keep: Keep) -> None:
     process = scenario.start(*RUN, *WAITING)
     scenario.wait_for_line(process, "waiting")
     process.popen.send_signal(signal.SIGINT)
-    assert scenario.finish(process) != 0, scenario.text
+    assert scenario.finish(process) == -signal.SIGINT, scenario.text
     keep(scenario, "interrupted")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -49,13 +50,12 @@ def mayfly_layer() -> bytes:
 
 def add_mayfly(layout: Layout, name: str) -> str:
     """The image of the Dockerfile, from what is installed here."""
+    settings = re.findall(r"MAYFLY_[A-Z_]+=\S+", (REPO / "Dockerfile").read_text())
     environment = [
         "PATH=/usr/local/bin:/bin",
         "PYTHONPATH=/opt/mayfly:/opt/site-packages",
         "PYTHONDONTWRITEBYTECODE=1",
-        "MAYFLY_ROOT=/var/lib/mayfly",
-        "MAYFLY_STATE_DIR=/run/mayfly",
-        "MAYFLY_LISTEN=0.0.0.0:5000",
+        *settings,
     ]
     return layout.add(
         name,

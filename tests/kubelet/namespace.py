@@ -36,6 +36,20 @@ def _check(call: str, *arguments: int) -> None:
         raise OSError(ctypes.get_errno(), call)
 
 
+def output(*argv: str | os.PathLike[str]) -> str:
+    """Run a program that succeeds; its standard output alone."""
+    done = subprocess.run(
+        [str(word) for word in argv],
+        env=with_sbin(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
 def run(*argv: str | os.PathLike[str], check: bool = True) -> str:
     """Run a program of the system's; what it printed, errors included."""
     done = subprocess.run(

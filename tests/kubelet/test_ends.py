@@ -26,13 +26,17 @@ def test_killed_in_the_middle_of_a_pull(served: Cluster, node: Node) -> None:
     pod.runs(330).gone()
 
 
-def test_new_key_voids_a_secret(served: Cluster, node: Node) -> None:
-    """As by default: a key made at each start. Renewed, the Secret works."""
+def test_secret_outlives_a_crash_and_ends_with_the_run(served: Cluster, node: Node) -> None:
+    """As by default: a key for each run, which goes on after a crash. Renewed, a Secret works."""
     image = f"{HOST}/team/app:7"
     served.serve(keep_key=False)
     secret = served.secret()
     node.remove_image(image)
     served.mayfly.kill()
+    served.serve(keep_key=False)
+    served.pod(image, secret).runs().gone()
+    node.remove_image(image)
+    served.mayfly.stop()
     served.serve(keep_key=False)
     pod = served.pod(image, secret)
     pod.fails("401|authorization")

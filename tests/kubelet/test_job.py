@@ -26,12 +26,14 @@ from tests.clients.layout import Layout
 from tests.kubelet.api import Object, eventually
 from tests.kubelet.cluster import Cluster, Pod
 from tests.kubelet.images import add_mayfly
+from tests.kubelet.namespace import output
 from tests.kubelet.node import Node
 from tests.kubelet.pki import Authority
 from tests.process import REPO, run_mayfly
 
 IMAGE = "docker.io/library/mayfly:0.1.0"
 PORT = 5000
+SHELL = ("/bin/busybox", "sh", "-c")
 NGINX = "library/nginx:1.27"
 DEPLOYED = list(yaml.safe_load_all((REPO / "deploy/kubernetes/mayfly.yaml").read_text()))
 
@@ -61,7 +63,7 @@ class Deployed:
         self.pod = Pod(cluster.api, "default", "mayfly")
         self.wait_until_ready()
         self.ca = cluster.directory / f"job-{time.monotonic_ns()}.crt"
-        self.ca.write_text(self.run("/bin/busybox", "cat", "/run/mayfly/ca.crt"))
+        self.ca.write_text(self.run(*SHELL, 'cat "$MAYFLY_STATE_DIR/ca.crt"'))
 
     def wait_until_ready(self) -> None:
         """Its readiness probe answers."""
@@ -77,8 +79,9 @@ class Deployed:
 
     def run(self, *words: str) -> str:
         """Run a command in its container, as `kubectl exec` does."""
-        container = self._container()
-        return self.node.crictl("exec", container, *words)
+        endpoint = f"--runtime-endpoint=unix://{self.node.socket}"
+        # containerd has the words come over a port that only the node sees.
+        return output(*self.node.inside("crictl", endpoint, "exec", self._container(), *words))
 
     def secret(self, name: str, *options: str) -> str:
         """A Secret that it prints, applied in namespace team; its name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from tests.kubelet.api import eventually
@@ -119,20 +119,32 @@ def test_secret_for_a_node_port(cluster: Cluster, other_node: Node) -> None:
 @contextmanager
 def forwarded(port: int) -> Iterator[str]:
     """A port that leads to Mayfly's, as a Service's NodePort does; HOST:PORT."""
-    listener = socket.create_server((GATEWAY, port))
+    ends: list[socket.socket] = []
+    threads: list[threading.Thread] = []
 
-    def accept() -> None:
+    def start(target: Callable[..., None], *arguments: socket.socket) -> None:
+        threads.append(threading.Thread(target=target, args=arguments))
+        threads[-1].start()
+
+    def accept(listener: socket.socket) -> None:
         with suppress(OSError):
             while True:
                 client, _ = listener.accept()
                 server = socket.create_connection((GATEWAY, PORT))
-                for pair in ((client, server), (server, client)):
-                    threading.Thread(target=_pass_on, args=pair, daemon=True).start()
+                ends.extend((client, server))
+                start(_pass_on, client, server)
+                start(_pass_on, server, client)
 
-    threading.Thread(target=accept, daemon=True).start()
-    yield f"{GATEWAY}:{port}"
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
+    with socket.create_server((GATEWAY, port)) as listener:
+        start(accept, listener)
+        yield f"{GATEWAY}:{port}"
+        for one in (listener, *ends):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join(30)
+    for one in ends:
+        one.close()
 
 
 def _pass_on(source: socket.socket, target: socket.socket) -> None:
