@@ -28,7 +28,7 @@ from storage.interface import Extent
 from storage.sized_cache import SizedCache
 
 MAX_BYTES = 8 * 1024 * 1024
-"""Bodies held at most, and as many bytes again of what large manifests refer to."""
+"""Bodies held at most, and half as many bytes again of what large manifests refer to."""
 
 SMALL = 32 * 1024
 """Bytes of a manifest that passes the gate freely and is kept; 127 layers take 20 KiB."""
@@ -95,7 +95,7 @@ class ManifestCache:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.gate = ManifestGate()
         self._small: SizedCache[Digest, Cached] = SizedCache(max_bytes, _size_of)
-        self._large: SizedCache[Digest, Cached] = SizedCache(max_bytes, _size_of)
+        self._large: SizedCache[Digest, Cached] = SizedCache(max_bytes // 2, _size_of)
 
     async def load(self, digest: Digest, extent: Extent, *, head: bool, on_read: OnRead) -> Cached:
         """The manifest at ``extent``, from memory where it was read before.

@@ -26,13 +26,13 @@ from storage.digest import Digest
 from storage.errors import DigestInvalid, ManifestInvalid, StorageError
 from storage.sized_cache import SizedCache
 
-_MAX_KNOWN = 32 * 1024 * 1024
-"""Bytes for who refers to whom, in all repositories: some 80,000 manifests."""
+_MAX_KNOWN = 16 * 1024 * 1024
+"""Bytes for who refers to whom, in all repositories: some 40,000 manifests."""
 
 _PER_MANIFEST = 400
 """Bytes that one manifest takes of these: two digests, their places in tables."""
 
-_MAX_DESCRIPTORS = 8 * 1024 * 1024
+_MAX_DESCRIPTORS = 4 * 1024 * 1024
 """Bytes for the descriptors listed last."""
 
 Descriptor = dict[str, object]

@@ -10,8 +10,8 @@ from storage.sized_cache import SizedCache
 _MAX_DESCENDANTS = 10_000
 """Beyond so many an index is only partly followed; the largest real ones name hundreds."""
 
-_MAX_BYTES = 16 * 1024 * 1024
-"""For the contents of manifests, and as many again for what lies below them: some 2000 images."""
+_MAX_BYTES = 8 * 1024 * 1024
+"""For the contents of manifests, and as many again for what lies below them: some 1000 images."""
 
 _MAX_READS = 200
 """Manifests read at once on the event loop; what lies below more of them is found step by step."""

@@ -13,8 +13,9 @@ from itertools import islice
 from registry.lifetime.contents import Contained
 from registry.lifetime.ledger import Ledger
 
-_MAX_LINKS = 500_000
-"""Links from content to the manifests above it that are kept; they are read again when needed."""
+_MAX_LINKS = 100_000
+"""Links from content to the manifests above it that are kept, some 500 bytes each; they are read
+again when needed. A thousand images of sixty layers have as many as 60,000."""
 
 _MAX_WALKED = 10_000
 

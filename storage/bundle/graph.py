@@ -85,6 +85,11 @@ class Repository:
         return found
 
 
+_MAX_NAMED = 300_000
+"""Different blobs and children that the manifests of a bundle may name, some 300 bytes each. Ten
+thousand images of thirty layers have as many where none is shared."""
+
+
 class Graph:
     """The manifests of one bundle, each read once.
 
@@ -101,6 +106,7 @@ class Graph:
         self._content = content
         self._nodes: dict[Digest, Node | None] = {}
         self._sizes: dict[Digest, int | None] = {}
+        self._named: dict[Descriptor, Descriptor] = {}
         self._looked_at: set[Digest] = set()
         self._held = 0
         self.notices: list[str] = []
@@ -192,8 +198,8 @@ class Graph:
             return None
         self.notices += [f"manifest {digest}: {fault}" for fault in parsed.faults]
         return Node(
-            blobs=parsed.blobs,
-            children=parsed.manifests,
+            blobs=self._shared(parsed.blobs),
+            children=self._shared(parsed.manifests),
             config=parsed.config.digest if parsed.config else None,
             subject=parsed.subject.digest if parsed.subject else None,
         )
@@ -201,6 +207,19 @@ class Graph:
     def _refuse(self, digest: Digest, reason: str) -> None:
         self._reasons[digest] = reason
         self.notices.append(f"manifest {digest} cannot be served: {reason}")
+
+    def _shared(self, descriptors: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
+        """The same descriptors, each in memory once: thousands of images share their base.
+
+        Raises:
+            BundleInvalid: the bundle names too many.
+        """
+        named = tuple(self._named.setdefault(one, one) for one in dict.fromkeys(descriptors))
+        if len(self._named) > _MAX_NAMED:
+            raise BundleInvalid(
+                f"its manifests name more than {_MAX_NAMED} blobs: split it into several bundles"
+            )
+        return named
 
     def _add(self, repository: Repository, root: Digest) -> list[Digest]:
         """Add a manifest and what lies below it; the manifests that are new."""

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from storage import digest as digests
+from storage.bundle import graph
 from storage.bundle.errors import BundleChanged, BundleConflict, BundleInvalid
 from storage.bundle.open import open_bundles
+from storage.digest import Digest
 from storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
 from storage.manifest import OCI_MANIFEST
 from tests.bundle.builders import (
@@ -597,3 +599,46 @@ def test_order_of_bundles_does_not_matter(tmp_path: Path, open_all: OpenAll) -> 
         assert layer.repositories("", 10) == ["a", "b"]
         assert layer.tags("a") == ["1", "2"]
         assert len(list(layer.referrers("b", digests.parse(image["digest"])))) == 1
+
+
+def test_referrers_in_reverse_order(
+    tmp_path: Path, open_all: OpenAll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each artifact is added once, also where every one refers to the next in the list."""
+    added: list[object] = []
+    add = graph.Graph._add
+
+    def counted(self: graph.Graph, repository: graph.Repository, root: Digest) -> list[Digest]:
+        added.append(root)
+        return add(self, repository, root)
+
+    monkeypatch.setattr(graph.Graph, "_add", counted)
+    layout = Layout()
+    image = layout.image(BASE)
+    artifacts = [image]
+    for number in range(500):
+        artifacts.append(layout.image(subject=artifacts[-1], annotations={"n": str(number)}))
+    for artifact in reversed(artifacts[1:]):
+        layout.entries.append(artifact)
+    layout.name(image, NOVA)
+    layer = open_all(layout.write_tar(tmp_path / "b.tar")).layer
+    assert len(list(layer.revisions("kolla/nova"))) == 501
+    assert len(added) == 501
+    (found,) = layer.referrers("kolla/nova", digests.parse(artifacts[-2]["digest"]))
+    assert found["digest"] == artifacts[-1]["digest"]
+
+
+def test_too_many_different_blobs(
+    tmp_path: Path, open_all: OpenAll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the manifests of a bundle name is held in memory, so it has a limit; sharing is free."""
+    monkeypatch.setattr(graph, "_MAX_NAMED", 50)
+    layout = Layout()
+    shared = layout.add(BASE, LAYER_TYPE)
+    for number in range(48):
+        layout.name(
+            layout.image(layers=[shared], annotations={"n": str(number)}), f"{NOVA}{number}"
+        )
+    open_all(layout.write_tar(tmp_path / "b.tar"))
+    layout.name(layout.image(*layers(*map(str, range(60)))), "quay.io/many:1")
+    invalid(open_all, layout.write_tar(tmp_path / "c.tar"), "more than 50 blobs")

@@ -162,6 +162,23 @@ def test_contents_of_large_manifests(hostile: Hostile) -> None:
             assert {one.status for one in answers} == {200}
 
 
+def test_different_layers(hostile: Hostile) -> None:
+    """What a node was served, and what lies below that, is kept within bytes too."""
+    hostile.serve("--allow-sparse", "--drain-timeout", "1s")
+    count = 40 if hostile.long else 12
+    with hostile.attack(
+        f"{count} manifests of 10,000 different layers, pulled", before="-"
+    ) as under:
+        client = Pusher(under.host, {"User-Agent": "containerd/1.7.0"})
+        client.blob("team/app", b"{}")
+        for number in range(count):
+            layers = [descriptor(f"{number} {n}".encode()) for n in range(10_000)]
+            body = client.image("team/app", f"v{number}", layers=layers)
+            assert client.ask("GET", f"/v2/team/app/manifests/v{number}").body == body
+        while under.going():
+            client.ask("GET", "/v2/team/app/manifests/v0")
+
+
 def _head(client: Pusher, path: str) -> Callable[[], Answer]:
     return lambda: client.ask("HEAD", path)
 
