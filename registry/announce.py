@@ -31,7 +31,7 @@ def login_to(settings: Settings, security: Security, bound: Address) -> Login:
     """How this registry is reached, and as whom.
 
     An address for all interfaces is none to connect to: the first ``--hostname`` takes its place,
-    else the host's first address.
+    else the host's first address. ``--external-url`` takes the place of both.
     """
     address = bound
     if bound.host in ("0.0.0.0", "::"):
@@ -40,6 +40,9 @@ def login_to(settings: Settings, security: Security, bound: Address) -> Login:
     scheme = "http" if security.tls is None else "https"
     made = security.credential()
     name, password = (made.name, made.password) if made is not None else (None, None)
+    if (external := settings.external_url) is not None:
+        host = external.host + external.prefix
+        return Login(external.origin + external.prefix, host, name, password, security.ca)
     return Login(f"{scheme}://{address}", str(address), name, password, security.ca)
 
 

@@ -66,17 +66,25 @@ class App:
     """The registry as a function from request to response."""
 
     def __init__(
-        self, store: Store, guard: Guard, lifeline: Lifeline, names: Names = as_asked
+        self,
+        store: Store,
+        guard: Guard,
+        lifeline: Lifeline,
+        names: Names = as_asked,
+        prefix: str = "",
     ) -> None:
         self._store = store
         self._manifests = ManifestCache()
         self._guard = guard
         self._lifeline = lifeline
         self._names = names
+        self._prefix = prefix
 
     async def __call__(self, http: HTTPRequest) -> StreamResponse:
         """Answer one request; what goes wrong becomes an OCI error document."""
         response = await self._answer(http)
+        if self._prefix and not response.prepared:
+            self._below_prefix(response)
         if http.body is not None and not http.body.skip_held():
             response.force_close()
         return response
@@ -84,6 +92,8 @@ class App:
     async def _answer(self, http: HTTPRequest) -> StreamResponse:
         try:
             path, _, query = _ABSOLUTE.sub("", http.raw_path, count=1).partition("?")
+            if self._prefix and path.startswith(self._prefix + "/"):
+                path = path[len(self._prefix) :]  # a proxy may strip it, or leave it
             understood = self._resolve(request.parse(http.method, path, query))
             caller = await self._guard.admit(http, understood)
             if understood.endpoint in PROBES:
@@ -98,6 +108,13 @@ class App:
             raise
         except Exception as error:
             return refusal(error, http)
+
+    def _below_prefix(self, response: StreamResponse) -> None:
+        """Have a client go on below the path at which it finds the registry."""
+        for name, start in (("Location", "/"), ("Link", "</")):
+            value = response.headers.get(name, "")
+            if value.startswith(start):
+                response.headers[name] = f"{start[:-1]}{self._prefix}{value[len(start) - 1 :]}"
 
     async def _handle(
         self, http: HTTPRequest, understood: request.Request, caller: Caller

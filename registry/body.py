@@ -33,6 +33,17 @@ class HTTPRequest(BaseRequest):
     body: Body | None = None
     """None where there is none."""
 
+    client: str | None = None
+    """The client's address, where a trusted proxy says it."""
+
+    @property
+    def remote(self) -> str | None:
+        """The client's address; a trusted proxy's word goes before the connection's."""
+        if self.client is not None:
+            return self.client
+        peer = self.get_extra_info("peername")
+        return str(peer[0]) if peer else None
+
     @property
     def announced_length(self) -> int:
         """Bytes; 0 where none is announced."""

@@ -18,13 +18,17 @@ from registry.lifetime.durations import parse as parse_duration
 from registry.lifetime.durations import parse_timeout
 from registry.readers import (
     Address,
+    ExternalURL,
+    Network,
     read_accept,
     read_address,
     read_anonymous,
     read_auth,
     read_count,
+    read_external_url,
     read_log_format,
     read_log_level,
+    read_network,
     read_node_identity,
     read_on_corrupt,
     read_path,
@@ -188,8 +192,29 @@ SETTINGS: tuple[Setting[Any], ...] = (
         "tls-constrain",
         read_switch,
         lambda _: False,
-        "Make a CA that can sign the names of --listen, --hostname and --tls-name only.",
+        "Make a CA that can sign the names of --listen, --hostname, --external-url and "
+        "--tls-name only.",
         NETWORK,
+    ),
+    Setting(
+        "external-url",
+        read_external_url,
+        lambda _: None,
+        "How clients reach the registry, where that is not by an address of its own: behind a "
+        "proxy, a NodePort, a path.",
+        NETWORK,
+        "the address that a client used",
+        "URL",
+    ),
+    Setting(
+        "trusted-proxy",
+        read_network,
+        lambda _: (),
+        "Proxies whose Forwarded or X-Forwarded-For, -Proto and -Host count. Repeatable.",
+        NETWORK,
+        "none",
+        "CIDR",
+        repeatable=True,
     ),
     Setting(
         "client-ca",
@@ -482,6 +507,8 @@ class Settings:
     hostname: tuple[str, ...]
     tls_name: tuple[str, ...]
     tls_constrain: bool
+    external_url: ExternalURL | None
+    trusted_proxy: tuple[Network, ...]
     client_ca: Path | None
     auth: Literal["auto", "none"] | Path | None
     anonymous: bool

@@ -27,7 +27,11 @@ _OF_TESTS = re.compile("MAYFLY_REQUIRE_ALL|MAYFLY_(SOAK|FUZZ)(_[A-Z]+)*")
 
 _OF_SERVICES = (
     (re.compile("MAYFLY_([A-Z0-9_]+_)?SERVICE_HOST"), re.compile(".*")),
-    (re.compile("MAYFLY_([A-Z0-9_]+_)?SERVICE_PORT(_[A-Z0-9_]+)?"), re.compile("[0-9]+")),
+    # Of names that are not too long: which of several SERVICE_PORT is the one, it tries in turn.
+    (
+        re.compile(r"(?=.{,256}\Z)MAYFLY_([A-Z0-9_]+_)?SERVICE_PORT(_[A-Z0-9_]+)?"),
+        re.compile("[0-9]+"),
+    ),
     (
         re.compile("MAYFLY_([A-Z0-9_]+_)?PORT(_[0-9]+_(TCP|UDP|SCTP))?"),
         re.compile("(tcp|udp|sctp)://.*"),

@@ -15,7 +15,6 @@ token; a caller with a password or certificate could only ask the same again and
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from auth.scope import Scope, render_scopes
 from registry.access import PUBLIC, Need, needs, useful
 from registry.audit import Audit
 from registry.errors import AccessDenied, Unauthorized
-from registry.readers import Address
+from registry.origin import Origins
 from registry.request import Endpoint, Request
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 REALM = "mayfly"
 TOKEN_PATH = "/auth/token"
 
-_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
+_AS_ASKED = Origins()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +79,7 @@ class Guard:
         authentication: None where the policy is open to everyone and no credential is looked at.
         certificate_identity: the caller a verified client certificate names.
         audit: told of every refusal.
+        origins: how clients reach this registry.
     """
 
     def __init__(
@@ -88,11 +88,13 @@ class Guard:
         authentication: Authentication | None,
         certificate_identity: Callable[[BaseRequest], Identity | None],
         audit: Audit,
+        origins: Origins = _AS_ASKED,
     ) -> None:
         self._policy = policy
         self.authentication = authentication
         self._certificate_identity = certificate_identity
         self.audit = audit
+        self._origins = origins
 
     async def admit(self, http: BaseRequest, request: Request) -> Caller:
         """The caller of a request that may pass.
@@ -198,22 +200,13 @@ class Guard:
         error: str | None,
         detail: object = None,
     ) -> Unauthorized:
-        parameters = [("realm", f"{origin(http)}{TOKEN_PATH}"), ("service", REALM)]
+        parameters = [("realm", f"{self._origins.of(http)}{TOKEN_PATH}"), ("service", REALM)]
         if scopes := render_scopes(_scopes(wanted)):
             parameters.append(("scope", scopes))
         if error is not None:
             parameters.append(("error", error))
         challenge = "Bearer " + ",".join(f'{name}="{value}"' for name, value in parameters)
         return Unauthorized(message, challenge, detail)
-
-
-def origin(http: BaseRequest) -> str:
-    """This server's scheme and host, as the client wrote it; else the address it connected to."""
-    scheme = "http" if http.get_extra_info("ssl_object") is None else "https"
-    host = http.headers.get("Host", "")
-    if not _HOST.fullmatch(host):
-        host = str(Address(*http.get_extra_info("sockname", ("localhost", 0))[:2]))
-    return f"{scheme}://{host}"
 
 
 def _scopes(wanted: tuple[Need, ...]) -> list[Scope]:

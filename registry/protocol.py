@@ -28,6 +28,7 @@ from registry.framing import (
     without_body,
 )
 from registry.heads import LARGE_HEAD, HeadBudget
+from registry.origin import Origins
 
 logger = logging.getLogger("mayfly")
 
@@ -262,6 +263,8 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         return response
 
 
+_AS_ASKED = Origins()
+
 _head_buffer = received[:_HEADS_AT_ONCE]
 
 
@@ -281,8 +284,9 @@ def _no_room() -> FramingInvalid:
 class HTTPServer(Server):
     """aiohttp's low-level server over an `App`: no router, no middleware, nothing decompressed."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, origins: Origins = _AS_ASKED) -> None:
         super().__init__(app, request_factory=self._make)
+        self._origins = origins
         self._options: dict[str, Any] = {
             "access_log": None,
             "auto_decompress": False,
@@ -311,4 +315,6 @@ class HTTPServer(Server):
         assert isinstance(protocol, Protocol)
         request = HTTPRequest(message, payload, protocol, writer, task, self._loop)
         request.body = protocol.next_body()
+        if self._origins.trusted and (said := self._origins.forwarded(request)) is not None:
+            request.client = said.client
         return request

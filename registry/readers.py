@@ -46,6 +46,62 @@ def read_address(text: str) -> Address:
     return Address(host, int(port))
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def read_network(text: str) -> Network:
+    """Read a network, ``10.0.0.0/8``, or one address."""
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError("expected an address or a network, as in 10.1.0.0/16") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalURL:
+    """How clients reach a registry.
+
+    Attributes:
+        scheme: http or https.
+        host: with port where that is not the scheme's.
+        prefix: the path before ``/v2/``, without a slash at its end; "" for none.
+    """
+
+    scheme: str
+    host: str
+    prefix: str
+
+    @property
+    def origin(self) -> str:
+        """Scheme and host."""
+        return f"{self.scheme}://{self.host}"
+
+    @property
+    def hostname(self) -> str:
+        """The host without port and brackets."""
+        return (
+            self.host.strip("[").partition("]")[0]
+            if "]" in self.host
+            else self.host.partition(":")[0]
+        )
+
+
+_EXTERNAL_URL = re.compile(
+    r"(https?)://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?((?:/[A-Za-z0-9._~-]+)*)/?"
+)
+
+
+def read_external_url(text: str) -> ExternalURL:
+    """Read ``http[s]://HOST[:PORT][/PREFIX]``."""
+    found = _EXTERNAL_URL.fullmatch(text) if len(text) <= 1024 else None
+    if found is None:
+        raise ValueError("expected a URL, as in https://registry.example:8443/prefix")
+    scheme, host, port, prefix = found.groups()
+    if port is not None and not 0 < int(port[1:]) <= 65535:
+        raise ValueError("a port is a number from 1 to 65535")
+    return ExternalURL(scheme, host + (port or ""), prefix)
+
+
 def read_switch(text: str) -> bool:
     """Read a switch from the environment or the file."""
     known = {"1": True, "true": True, "yes": True, "on": True}

@@ -125,7 +125,8 @@ def _names(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
     from registry.trust.addresses import needed_names, wanted_names
 
     listen = [address.host for address in settings.listen]
-    given = [*settings.hostname, *settings.tls_name]
+    external = [settings.external_url.hostname] if settings.external_url is not None else []
+    given = [*settings.hostname, *external, *settings.tls_name]
     return needed_names(listen, given), wanted_names([*given, *listen])
 
 

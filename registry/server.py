@@ -41,6 +41,7 @@ from registry.lifetime.runs import Run
 from registry.lifetime.state import StateDir
 from registry.lifetime.systemd import Notifier, take_sockets
 from registry.listener import address_of, listening
+from registry.origin import Origins
 from registry.protocol import HTTPServer
 from registry.security import Security, certificate_identity, secure
 from registry.sweep import Patience
@@ -295,13 +296,14 @@ def _connections(
     audit: Audit,
     sockets: list[socket.socket],
 ) -> Connections:
-    guard = Guard(security.policy, security.authentication, certificate_identity, audit)
+    origins = Origins(settings.external_url, settings.trusted_proxy)
+    guard = Guard(security.policy, security.authentication, certificate_identity, audit, origins)
     served: Store = ReadOnlyStore(store)
     if isinstance(store, DistributionStore) and not settings.read_only:
         served = store
-    app = App(served, guard, life, _names(store, bundles))
+    app = App(served, guard, life, _names(store, bundles), origins.prefix)
     tls = security.tls.context if security.tls is not None else None
-    return Connections(HTTPServer(app), sockets, tls, _limits(settings))
+    return Connections(HTTPServer(app, origins), sockets, tls, _limits(settings))
 
 
 def _limits(settings: Settings) -> Limits:

@@ -115,6 +115,6 @@ def _write(descriptor: int, entries: list[Entry]) -> None:
 def _parse(line: bytes) -> Entry | None:
     try:
         parsed = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) else None

@@ -30,7 +30,7 @@ from storage.images import repositories
 
 NO_LABELS: Mapping[Path, str] = {}
 
-_SUFFIXES = re.compile(r"(\.(oci|docker|tar))+$")
+_SUFFIXES = frozenset({"oci", "docker", "tar"})
 
 
 class Bundles:
@@ -220,7 +220,10 @@ def _refuse_compressed(path: Path) -> None:
 
 def _repository_for(path: Path) -> str:
     """The repository of images without a full name: after the file's name."""
-    stem = _SUFFIXES.sub("", path.resolve().name.lower())
+    parts = path.resolve().name.lower().split(".")
+    while parts[1:] and parts[-1] in _SUFFIXES:
+        parts.pop()
+    stem = ".".join(parts)
     return re.sub(r"[^a-z0-9]+", "-", stem).strip("-") or "bundle"
 
 

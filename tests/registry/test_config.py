@@ -30,6 +30,8 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     "hostname": ("one", "two", " "),
     "tls_name": ("one", "10.0.0.1", " "),
     "tls_constrain": ("true", "false", "perhaps"),
+    "external_url": ("https://a.example", "http://b.example:8080/hub", "a.example"),
+    "trusted_proxy": ("10.0.0.0/8", "192.0.2.1", "10.0.0.1/8"),
     "client_ca": ("/one", "/two", ""),
     "auth": ("auto", "/dir", ""),
     "anonymous": ("pull", "none", "push"),

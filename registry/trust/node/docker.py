@@ -86,7 +86,7 @@ def _parse(existing: bytes | None) -> dict[str, Any]:
     try:
         # dockerd takes a byte order mark, too.
         settings = json.loads(existing.decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TrustError(f"{DAEMON_JSON}: not valid JSON ({error}); mend the file first") from None
     if not isinstance(settings, dict):
         raise TrustError(f"{DAEMON_JSON}: not a JSON object; mend the file first")
