@@ -187,10 +187,11 @@ class DirectoryReader:
         size = self.content_size(digest)
         return size is not None and self._records.is_verified(digest, size)
 
-    def is_link_good(self, repository: str, digest: Digest, *, is_manifest: bool = False) -> bool:
-        """Whether the link of a blob or manifest is there and says what it should."""
+    def is_link_torn(self, repository: str, digest: Digest, *, is_manifest: bool = False) -> bool:
+        """Whether the link of a blob or manifest is there, but does not say what it should."""
         link_of = self._layout.revision_link if is_manifest else self._layout.layer_link
-        return self.read_link(link_of(repository, digest)) == digest
+        link = link_of(repository, digest)
+        return self._tree.is_file(link) and self.read_link(link) != digest
 
     def linked_in(self, digest: Digest) -> Iterator[str]:
         """The repositories that link a blob or a manifest, whether or not its bytes are there."""

@@ -23,7 +23,7 @@ from storage.digest import Digest
 from storage.distribution import DistributionStore
 from storage.errors import ManifestUnknown, StorageError
 from storage.examine import hash_file
-from storage.images import load, resolve
+from storage.images import find_blob, load, resolve
 from storage.manifest import Descriptor, Manifest
 from storage.uploads import DirectoryUpload
 
@@ -258,7 +258,7 @@ class _Repository:
             return self._check_absent(digest, images, tagged)
         if isinstance(manifest, StorageError):
             return False  # odd, but what was pushed: it is served as it is
-        if not self._store.is_link_good(self._name, digest, is_manifest=True):
+        if self._store.is_link_torn(self._name, digest, is_manifest=True):
             self._findings.add(Fault.UNLINKED, digest, images, "the manifest's link is damaged")
         for descriptor in manifest.blobs:
             self._check_blob(digest, descriptor, images)
@@ -274,7 +274,7 @@ class _Repository:
             self._findings.add(Fault.MISSING, digest, images, "the manifest's file is gone")
         elif self._store.content_size(digest) is not None:
             # An index may name blobs as well (BuildKit's cache does).
-            if not self._store.is_link_good(self._name, digest):
+            if find_blob(self._store, self._name, digest) is None:
                 reason = "the manifest is not linked in the repository"
                 self._findings.add(Fault.UNLINKED, digest, images, reason)
         elif digest in tagged:
@@ -295,13 +295,17 @@ class _Repository:
         if digest in self._broken:
             self._findings.add(self._broken[digest], digest, images)
             return
-        size = self._store.content_size(digest)
-        if size is None:
-            if blob.distributable:
+        extent = find_blob(self._store, self._name, digest)
+        if extent is None:
+            if self._store.content_size(digest) is not None:
+                reason = "the blob's link in the repository is gone"
+                self._findings.add(Fault.UNLINKED, digest, images, reason)
+            elif blob.distributable:
                 self._findings.add(Fault.MISSING, digest, images, "the blob's file is gone")
             return
-        if not self._store.is_link_good(self._name, digest):
-            reason = "the blob's link in the repository is gone or damaged"
+        size = extent.size
+        if self._store.is_link_torn(self._name, digest):
+            reason = "the blob's link in the repository is damaged"
             self._findings.add(Fault.UNLINKED, digest, images, reason)
         if blob.size not in (None, size):
             reason = f"manifest {manifest} gives {blob.size} bytes, the blob has {size}"

@@ -166,19 +166,21 @@ class Model:
         return sorted(str(d) for d, named in held if named and named.digest == subject)
 
     def missing(self) -> set[Digest]:
-        """What tagged images name and their repository does not hold."""
+        """What images, tagged or not, name and their repository does not hold."""
         return {
             digest
-            for (repository, _), top in self.tags.items()
-            for digest in self._missing_below(repository, MANIFESTS[top])
+            for repository, top in self.revisions
+            for digest in self._missing_in(repository, MANIFESTS[top])
         }
 
-    def _missing_below(self, repository: str, manifest: Manifest) -> Iterator[Digest]:
+    def _missing_in(self, repository: str, manifest: Manifest) -> Iterator[Digest]:
         for blob in manifest.blobs:
             if (repository, blob.digest) not in self.links:
                 yield blob.digest
-        for child in manifest.manifests:
-            if (repository, child.digest) not in self.revisions:
-                yield child.digest
-            else:
-                yield from self._missing_below(repository, MANIFESTS[child.digest])
+        children = [child.digest for child in manifest.manifests]
+        absent = [digest for digest in children if (repository, digest) not in self.revisions]
+        lost = [digest for digest in absent if digest in self.stored]
+        yield from lost
+        # Of an index some children may have been left out, but not all.
+        if len(absent) == len(children) and not lost:
+            yield from absent

@@ -191,7 +191,7 @@ class Machine(RuleBasedStateMachine):
         """Nothing is corrupt, and what is missing is what was deleted beneath an image."""
         found = verify(self.subject.store)
         assert {f.digest for f in found.findings} == self.model.missing()
-        assert {f.fault for f in found.findings} <= {Fault.MISSING}
+        assert {f.fault for f in found.findings} <= {Fault.MISSING, Fault.UNLINKED}
         assert found.blobs == len(self.model.stored)
 
     # What must hold after each step
