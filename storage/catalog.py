@@ -109,9 +109,13 @@ def upload_directories(repositories: Path) -> Iterator[Path]:
     while waiting:
         directory, length = waiting.pop()
         uploads = directory / "_uploads"
-        if uploads.is_dir():
-            yield uploads
-        for name in _directories(directory, tree):
+        try:
+            if uploads.is_dir():
+                yield uploads
+            names = _directories(directory, tree)
+        except PermissionError:
+            continue
+        for name in names:
             below = length + len(name) + 1
             if below <= MAX_NAME_LENGTH + 1:  # with a slash at its end
                 waiting.append((directory / name, below))

@@ -273,11 +273,13 @@ class Uploads:
         is_old = self._ages.over(max_age)
         purged = 0
         for uploads in upload_directories(self._layout.repositories):
-            for directory in list(uploads.iterdir()):
-                if self._is_older(directory, is_old):
-                    shutil.rmtree(directory, ignore_errors=True)
-                    self._forget(directory)
-                    purged += 1
+            with contextlib.suppress(OSError):  # what cannot be listed keeps no other from it
+                for directory in list(uploads.iterdir()):
+                    # Something else among the sessions is not ours to remove.
+                    if directory.is_dir() and self._is_older(directory, is_old):
+                        shutil.rmtree(directory, ignore_errors=True)
+                        self._forget(directory)
+                        purged += 1
         return purged
 
     @staticmethod

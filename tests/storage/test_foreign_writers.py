@@ -14,6 +14,7 @@ import pytest
 
 from storage import digest as digests
 from storage.digest import Digest
+from storage.distribution import DistributionStore
 from storage.errors import BlobUnknown, ManifestUnknown, UploadUnknown
 from storage.interface import Store
 from tests.storage.builders import descriptor, image_body, push, put, put_image, read, subject_of
@@ -153,6 +154,21 @@ def test_upload_removed(store: Store, base: Path) -> None:
     ):
         with pytest.raises(UploadUnknown):
             call()
+
+
+def test_strange_entries_among_sessions(store: Store, base: Path) -> None:
+    """What is no session is not counted as one, and keeps none from being ended."""
+    old = store.begin_upload(REPO, "sha256").id
+    uploads = base / "repositories" / REPO / "_uploads"
+    _write(uploads / "not-a-uuid/startedat", b"\xff\xfe")
+    _write(uploads / "a-file", b"x")
+    (uploads / "gone").symlink_to("nowhere")
+    for path in (uploads / old / "data", uploads / old, uploads / "not-a-uuid", uploads / "a-file"):
+        os.utime(path, (0, 0))
+    assert isinstance(store, DistributionStore)
+    assert store.purge_uploads(3600) == 2
+    assert {path.name for path in uploads.iterdir()} == {"a-file", "gone"}
+    assert store.purge_uploads(3600) == 0
 
 
 def test_session_of_registry_2(store: Store, base: Path) -> None:
