@@ -109,15 +109,18 @@ def _described(path: Path) -> tuple[int, int, int, str]:
 
 
 class NodeMayfly(Mayfly):
-    """``mayfly serve`` on a node's own address: nothing has to be said for it to be secure."""
+    """``mayfly serve`` on a node's own address: nothing has to be said for it to be secure.
 
-    def __init__(self, node: Node, directory: Path, *options: str) -> None:
+    With a port of its own it can be started again where it was.
+    """
+
+    def __init__(self, node: Node, directory: Path, *options: str, port: int = 0) -> None:
         self.root = directory / "root"
         self.state_dir = directory / "state"
         for made in (self.root, self.state_dir):
-            made.mkdir(parents=True)
+            made.mkdir(parents=True, exist_ok=True)
         serve = ("-m", "registry", "serve", "--root", self.root, "--state-dir", self.state_dir)
-        argv = node.inside(sys.executable, *serve, "--listen", f"{ADDRESS}:0", *options)
+        argv = node.inside(sys.executable, *serve, "--listen", f"{ADDRESS}:{port}", *options)
         Process.__init__(self, argv, self.state_dir / "output.log")
         try:
             ready = self.wait_for(self._read_ready)
