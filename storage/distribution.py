@@ -68,6 +68,7 @@ class DistributionStore(DirectoryReader):
             self._layout.base,
             self._layout.scratch,
             kept=(self._layout.blobs, self._layout.repositories),
+            store=root,
         )
         self._publisher.open()
         self._may_lack_blobs = allow_sparse

@@ -17,6 +17,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -46,6 +47,10 @@ def _nothing() -> None:
     """What follows a rename where nothing does."""
 
 
+_DIRECTORY_BITS, _FILE_BITS = 0o2777, 0o666
+"""Of the root's mode, what a new directory and a new file take."""
+
+
 class Publisher:
     """Publishes into the tree under ``root``; its temporary files lie below ``scratch``.
 
@@ -56,15 +61,25 @@ class Publisher:
         root: the top of the tree.
         scratch: where temporary files go, below ``root``.
         kept: directories that stay also when they are empty.
+        store: the directory that ``root`` is in and that decides whose all new files are, and who
+            may read them; ``root`` itself if None.
     """
 
-    def __init__(self, root: Path, scratch: Path, kept: Collection[Path] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        scratch: Path,
+        kept: Collection[Path] = (),
+        store: Path | None = None,
+    ) -> None:
         self._root = root
+        self._store = store or root
         self._wanted = kept
         self._scratch_parent = scratch
         self._scratch = scratch / uuid.uuid4().hex
         self._kept = {root, *kept, self._scratch}
         self._alive: int | None = None
+        self._like: os.stat_result | None = None
         self._durable: set[Path] = set()
         self._lock = threading.RLock()
 
@@ -75,12 +90,14 @@ class Publisher:
 
     def open(self) -> None:
         """Make the root, and drop what processes that are gone left half written."""
+        self._make_root(self._store)
+        self._like = self._store.stat()
         self._make_root(self._root)
         for directory in (*self._wanted, self._scratch_parent):
             self.make_directory(directory)
         with self._alone():
             self._tidy()
-            self._scratch.mkdir()
+            self._new_directory(self._scratch)
             self._alive = os.open(self._scratch, os.O_RDONLY | os.O_CLOEXEC)
             fcntl.flock(self._alive, fcntl.LOCK_EX)
 
@@ -111,6 +128,7 @@ class Publisher:
             temporary = self._scratch / uuid.uuid4().hex
             try:
                 with temporary.open("xb") as file:
+                    self._take_after_root(file.fileno())
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -151,7 +169,7 @@ class Publisher:
         """
         with full_disk_is_domain_error():
             directory = self._scratch / uuid.uuid4().hex
-            directory.mkdir()
+            self._new_directory(directory)
             return directory
 
     def confirm(self, target: Path) -> None:
@@ -185,9 +203,11 @@ class Publisher:
         with full_disk_is_domain_error():
             draft = self._scratch / uuid.uuid4().hex
             try:
-                draft.mkdir()
+                self._new_directory(draft)
                 for name, data in files.items():
-                    (draft / name).write_bytes(data)
+                    with (draft / name).open("xb") as file:
+                        self._take_after_root(file.fileno())
+                        file.write(data)
                 self._move(draft, target)
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -232,7 +252,7 @@ class Publisher:
         if directory != self._root:
             self.make_directory(directory.parent)
         with contextlib.suppress(FileExistsError):
-            directory.mkdir()
+            self._new_directory(directory)
         # Also when another thread made it a moment ago and has not synced it yet.
         if directory != self._root:
             _fsync(directory.parent)
@@ -277,10 +297,31 @@ class Publisher:
         self._make_root(directory.parent)
         if not directory.is_dir():
             with contextlib.suppress(FileExistsError):
-                directory.mkdir()
+                if self._like is not None:
+                    self._new_directory(directory)
+                else:
+                    # Images are nobody else's to read, unless somebody decides so and makes it.
+                    directory.mkdir(0o700 if directory == self._store else 0o777)
         # What leads there may not be ours to read.
         with contextlib.suppress(PermissionError):
             _fsync(directory.parent)
+
+    def _new_directory(self, directory: Path) -> None:
+        """Make a directory like the root.
+
+        Raises:
+            FileExistsError: there is something of that name.
+        """
+        directory.mkdir()
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self._take_after_root(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _take_after_root(self, descriptor: int) -> None:
+        if self._like is not None:
+            take_after(descriptor, self._like)
 
     def _rename(self, source: Path, target: Path, then: Callable[[], None]) -> None:
         self._move(source, target)
@@ -304,6 +345,25 @@ class Publisher:
                 if not source.exists():
                     raise
         raise OSError(errno.EBUSY, "directory is removed again and again", str(target.parent))
+
+
+def take_after(descriptor: int, like: os.stat_result) -> None:
+    """Give a file or directory that we made the owner, group and mode of a directory.
+
+    So a store that belongs to a server's user stays theirs when root imports into it. Without the
+    right to give files away ours stay ours.
+    """
+    made = os.fstat(descriptor)
+    if made.st_uid != os.geteuid():
+        return  # not what we made: whoever owns the tree has put it there
+    if (made.st_uid, made.st_gid) != (like.st_uid, like.st_gid):
+        owner = like.st_uid if made.st_uid == 0 else -1
+        with contextlib.suppress(PermissionError):
+            os.fchown(descriptor, owner, like.st_gid)
+    mode = like.st_mode & (_DIRECTORY_BITS if stat.S_ISDIR(made.st_mode) else _FILE_BITS)
+    if stat.S_IMODE(made.st_mode) != mode:
+        with contextlib.suppress(PermissionError):
+            os.fchmod(descriptor, mode)
 
 
 def _fsync(path: Path) -> None:

@@ -21,11 +21,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from pathlib import Path
 
 from storage import digest as digests
 from storage.digest import Digest
 from storage.files import Stamp, stamp_of
 from storage.layout import Layout
+from storage.publish import take_after
 
 logger = logging.getLogger("mayfly")
 
@@ -96,7 +98,7 @@ class Records:
         """
         record = self._layout.record(digest, f"{_SIZE}{size}")
         with contextlib.suppress(OSError):
-            os.close(os.open(record, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            _make(record)
             self._drop(digest, but=record.name)
 
     def damaged(self, digest: Digest) -> None:
@@ -109,7 +111,7 @@ class Records:
             os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
             status = data.stat()
             record = self._layout.record(digest, _mark(status))
-            os.close(os.open(record, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            _make(record)
         except OSError:
             if len(self._unwritten) < _MOST_REMEMBERED:
                 self._unwritten[digest] = stamp_of(status)
@@ -148,3 +150,12 @@ class Records:
 def _mark(status: os.stat_result) -> str:
     # Without the device, whose number a restart may change: the mark lies on the same one.
     return _DAMAGED + "_".join(map(str, stamp_of(status)[1:]))
+
+
+def _make(record: Path) -> None:
+    """Make an empty file like the blob's directory."""
+    descriptor = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        take_after(descriptor, record.parent.stat())
+    finally:
+        os.close(descriptor)
