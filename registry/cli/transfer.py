@@ -82,7 +82,7 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
         if not left_out and not opened.layer.repositories("", 1):
             left_out.append("the bundles list no image")
     if json:
-        print_event("imported", images=names, copied=planned.size, left_out=left_out)
+        print_event("imported", images=names, copied=planned.size, not_imported=left_out)
     else:
         echo(f"imported {len(names)} images, {human(planned.size)} copied")
     for text in left_out[:_NAMED]:

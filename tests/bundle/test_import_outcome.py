@@ -38,7 +38,7 @@ def test_unparseable_manifest(layout: Layout, tmp_path: Path) -> None:
     assert "imported 1 images" in done.stdout
     assert mayfly("ls", "--root", tmp_path / "root").stdout.startswith("good:1 ")
     events = mayfly("import", "--json", "--root", tmp_path / "root", bundle).stdout.splitlines()
-    assert len(json.loads(events[-1])["left_out"]) == 1
+    assert len(json.loads(events[-1])["not_imported"]) == 1
 
 
 def test_artifact_manifest(layout: Layout, tmp_path: Path) -> None:
