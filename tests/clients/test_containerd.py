@@ -15,10 +15,12 @@ import pytest
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd
 from tests.process import Mayfly, run_mayfly
+from tests.programs import versions
 
 PLAIN = "--plain-http"
 SECURE = ("--tls", "auto", "--auth", "auto")
 HUB_NAME = "docker.io/library/small:1"
+PART = 4 * 2**20
 
 
 @pytest.fixture
@@ -162,3 +164,40 @@ def test_missing_image_is_reported_as_missing(
     told = ctr.fails("images", "pull", "--hosts-dir", hosts, f"{server.host}/team/none:1")
     assert "not found" in told
     assert "x509" not in told
+
+
+@pytest.mark.parametrize("version", versions("containerd"))
+def test_layers_fetched_in_parts_side_by_side(
+    version: str,
+    skopeo: Client,
+    images: Images,
+    home: Path,
+    start_mayfly: Callable[..., Mayfly],
+    scratch: Path,
+) -> None:
+    """With `concurrent_layer_fetch_buffer` the parts of a blob, together, count as the blob.
+
+    containerd 2 asks for it by several open-ended ranges, reads its part of each, and hangs up.
+    """
+    bundle = scratch / "debian.tar"
+    skopeo("copy", f"oci:{images.layout}:debian", f"oci-archive:{bundle}:{HUB_NAME}")
+    until = until_node_has(scratch, HUB_NAME)
+    server = start_mayfly(str(bundle), *SECURE, *until, "--accept", "served")
+    hosts = hosts_directory(server, scratch / "certs.d", "--node", "node-1")
+    settings = (
+        '[plugins."io.containerd.transfer.v1.local"]\n'
+        f"max_concurrent_downloads = 4\nconcurrent_layer_fetch_buffer = {PART}\n"
+    )
+    daemon = Containerd(scratch / "containerd", home, version, settings)
+    try:
+        daemon.ctr("images", "pull", "--hosts-dir", hosts, HUB_NAME)
+        manifest = images.manifest("debian")
+        assert max(layer["size"] for layer in manifest["layers"]) > 3 * PART
+        for layer in manifest["layers"]:
+            assert content(daemon.ctr, layer["digest"]) == layer["digest"]
+    finally:
+        daemon.stop()
+    assert server.popen.wait(60) == 0, server.describe()
+    report = (server.state_dir / "report.json").read_text()
+    assert '"failed"' not in report
+    assert "cut off" not in server.output()
