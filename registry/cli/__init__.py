@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import click
 
-from registry.cli import failure, help
-from registry.environment import check
+from registry.cli import help
 from registry.exit_codes import Exit
 from registry.version import VERSION
 
@@ -74,7 +73,10 @@ class _Lazy(click.Group):
 @click.version_option(VERSION, prog_name="mayfly")
 def cli() -> None:
     """Mayfly: a container registry that lives as long as your upgrade."""
-    check(os.environ, lambda: _variables(cli))
+    if any(name.startswith("MAYFLY_") for name in os.environ):
+        from registry.environment import check
+
+        check(os.environ, lambda: _variables(cli))
 
 
 def _variables(group: click.Group) -> Iterator[str]:
@@ -101,7 +103,7 @@ def execute() -> str | int | None:
         return code
     except SystemExit as left:
         if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):  # click met a broken pipe
-            return failure.broken_pipe()
+            return _broken_pipe()
         return left.code
     except click.exceptions.Abort:
         return 128 + signal.SIGINT
@@ -109,9 +111,18 @@ def execute() -> str | int | None:
         print(error.format_message(), file=sys.stderr)
         return Exit.USAGE
     except BrokenPipeError:
-        return failure.broken_pipe()
+        return _broken_pipe()
     except Exception as error:
-        return failure.failed(error, sys.argv[1:])
+        # Imported for errors only.
+        from registry.cli.failure import failed
+
+        return failed(error, sys.argv[1:])
+
+
+def _broken_pipe() -> int:
+    from registry.cli.failure import broken_pipe
+
+    return broken_pipe()
 
 
 def _leave(number: int, _frame: object) -> None:

@@ -191,6 +191,7 @@ class Life:
         self._desk = Desk(
             plan, self.observer, self.drain, self.coverage, clock, self._stop, state.path
         )
+        self._milestones = self._desk.milestones()
 
     def corrupt(self, digest: str, bundle: str, repositories: list[str], text: str) -> None:
         """Content of a bundle was found wrong: report it, and end if the plan has it so.
@@ -246,6 +247,8 @@ class Life:
             self._signals.remove()
 
     async def _end(self, reason: Reason, launch: Launch) -> Outcome:
+        if self._milestones is not None:
+            self._milestones.look()  # before the end that they may be the reason for
         log.tell(logging.INFO, "stopping", f"stopping: {reason.text}", reason=reason.kind)
         ended_it = self._running()
         grace = self._plan.drain_timeout * (2 if ended_it else 1)
@@ -350,14 +353,13 @@ class Life:
             tasks.append(asyncio.create_task(self._desk.measure_before(launch.storage)))
         if self._command_ended is not None:
             tasks.append(asyncio.create_task(self._tell_command_end(self._command_ended)))
-        milestones = self._desk.milestones()
-        if milestones is not None:
-            following = milestones.follow(self._ledger, self._pulls, self._clock)
+        if self._milestones is not None:
+            following = self._milestones.follow(self._ledger, self._pulls, self._clock)
             tasks.append(asyncio.create_task(following))
         try:
             yield
-            if milestones is not None:
-                milestones.look()
+            if self._milestones is not None:
+                self._milestones.look()
         finally:
             for task in tasks:
                 task.cancel()

@@ -1,0 +1,132 @@
+"""What a server logs of an upgrade, by real processes: nodes, trust, credentials, its command."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import re
+import signal
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.bundle.builders import Layout
+from tests.process import REPO, Mayfly, Process
+from tests.registry.commands import command_line, environment
+
+IMAGE = "quay.io/team/app:1"
+RUNTIME = {"User-Agent": "containerd/1.6.20"}
+LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARNING|ERROR) +(.*)")
+
+
+def lines(output: str) -> list[tuple[str, str]]:
+    """Level and text of each line of the log; the report's table has none."""
+    return [found.groups() for found in map(LINE.fullmatch, output.splitlines()) if found]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """An archive with one image."""
+    layout = Layout()
+    layout.name(layout.image(b"layer"), IMAGE)
+    return layout.write_tar(tmp_path / "bundle.tar")
+
+
+def test_upgrade(tmp_path: Path, bundle: Path) -> None:
+    """The command's end and what is waited for, the node that is complete, the end, the report."""
+    (tmp_path / "images").write_text(f"{IMAGE}\n")
+    (tmp_path / "nodes").write_text("127.0.0.1\n")
+    state = tmp_path / "state"
+    words = ["run", bundle, "--root", tmp_path / "root", "--state-dir", state]
+    words += ["--listen", "127.0.0.1:0", "--until-pulled", tmp_path / "images"]
+    words += ["--nodes", tmp_path / "nodes", "--", "true"]
+    server = Process(command_line(*words), tmp_path / "log", env=environment(), cwd=REPO)
+    try:
+        server.wait_for(lambda: "waiting for coverage" in server.output() or None, 60)
+        url = json.loads((state / "ready.json").read_text())["url"]
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+        connection.request("HEAD", "/v2/team/app/manifests/1?ns=quay.io", headers=RUNTIME)
+        assert connection.getresponse().status == 200
+        connection.close()
+        assert server.popen.wait(60) == 0, server.describe()
+    finally:
+        if server.running:
+            server.kill()
+    told = lines(server.output())
+    assert [level for level, _ in told] == ["INFO"] * len(told)
+    texts = [text for _, text in told]
+    assert texts[0].startswith("mayfly ")
+    assert texts[0].endswith(f"ready at {url}")
+    assert texts[1:3] == [
+        "true ended with exit code 0; waiting for coverage (0 of 1 nodes covered; missing: "
+        "127.0.0.1)",
+        "127.0.0.1: 1 of 1 images; 1 of 1 nodes",
+    ]
+    assert texts[3].startswith("stopping: ")
+    assert texts[-1] == f"report: {state}/report.json"
+
+
+def _ask(server: Mayfly, ca: Path | None, user: str = "") -> int:
+    """One request over TLS, as a node that trusts this CA, or none."""
+    context = ssl.create_default_context(cafile=ca)
+    connection = http.client.HTTPSConnection(server.host, timeout=20, context=context)
+    credentials = base64.b64encode(f"{user}:wrong password".encode()).decode()
+    headers = {"Authorization": f"Basic {credentials}"} if user else {}
+    try:
+        connection.request("GET", "/v2/", headers=headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_nodes_that_are_not_set_up(start_mayfly: Callable[..., Mayfly]) -> None:
+    """No trust in the CA, plain HTTP, a wrong password: each is named once, by its address."""
+    server = start_mayfly("--tls", "auto", "--auth", "auto")
+    ca = Path(json.loads((server.state_dir / "ready.json").read_text())["ca"])
+    for _ in range(5):
+        with pytest.raises(ssl.SSLCertVerificationError):
+            _ask(server, None)
+        assert _ask(server, ca, "eve\x1b[2J") == 401
+    plain = http.client.HTTPConnection(server.host, timeout=20)
+    with pytest.raises((http.client.HTTPException, OSError)):
+        plain.request("GET", "/v2/")
+        plain.getresponse()
+    plain.close()
+    expected = {
+        "127.0.0.1 does not trust this registry's certificate; set the node up as "
+        "mayfly node-config show says",
+        "127.0.0.1 speaks plain HTTP, but TLS is needed here; use https://",
+    }
+
+    def warnings() -> list[str]:
+        return [text for level, text in lines(server.output()) if level == "WARNING"]
+
+    server.wait_for(lambda: expected <= set(warnings()) or None)
+    refused = [text for text in warnings() if "was refused" in text]
+    assert len(refused) == 1
+    assert refused[0].startswith("eve\\x1b[2J at 127.0.0.1 was refused: ")
+    assert len(warnings()) == 3
+    server.popen.send_signal(signal.SIGTERM)
+    assert server.popen.wait(30) == 0
+    counted = [text for text in warnings() if text.endswith("(and 4 more like it)")]
+    assert len(counted) == 2, server.describe()
+    assert "\x1b" not in server.output()
+
+
+def test_start_up_text_is_short(start_mayfly: Callable[..., Mayfly]) -> None:
+    """Three lines, no certificate and no password; where to find them is said."""
+    server = start_mayfly(listen="0.0.0.0:0")
+    server.wait_for(lambda: "users of this run" in server.output() or None)
+    told = lines(server.output())
+    assert len(server.output().splitlines()) == len(told) == 3
+    texts = "\n".join(text for _, text in told)
+    assert f"mayfly node-config show --state-dir {server.state_dir}" in texts
+    assert f"{server.state_dir}/credentials.json" in texts
+    users = json.loads((server.state_dir / "credentials.json").read_text())
+    assert not [
+        value for value in re.findall(r'"([^"]{12,})"', json.dumps(users)) if value in texts
+    ]
