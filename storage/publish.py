@@ -344,6 +344,10 @@ class Publisher:
                 # The directory was pruned or removed in between: make it again.
                 if not source.exists():
                     raise
+            except IsADirectoryError:
+                # Damage: an empty directory in the place of a file. One that holds something is
+                # not ours to remove, and refuses.
+                target.rmdir()
         raise OSError(errno.EBUSY, "directory is removed again and again", str(target.parent))
 
 

@@ -187,6 +187,9 @@ def test_something_else_in_the_place_of_a_file(
     assert _is_unknown(store, digest)
     assert not store.examine(digest)
     assert not store.is_whole(digest)
+    if place != "file for a directory":
+        push(store, REPO, LAYER)
+        assert read(store.blob(REPO, digest)) == LAYER
 
 
 def test_cut_manifest_is_unknown(store: DistributionStore, root: Path) -> None:
