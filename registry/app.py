@@ -94,7 +94,13 @@ class App:
             path, _, query = _ABSOLUTE.sub("", http.raw_path, count=1).partition("?")
             if self._prefix and path.startswith(self._prefix + "/"):
                 path = path[len(self._prefix) :]  # a proxy may strip it, or leave it
-            understood = self._resolve(request.parse(http.method, path, query))
+            asked = request.parse(http.method, path, query)
+            try:
+                understood = self._resolve(asked)
+            except NameAmbiguous:
+                # What upstreams the bundles have is for those who may pull from them.
+                await self._guard.admit(http, asked)
+                raise
             caller = await self._guard.admit(http, understood)
             if understood.endpoint in PROBES:
                 return await self._handle(http, understood, caller)

@@ -15,8 +15,11 @@ from auth.globs import parse_glob
 from auth.identity import Permission
 from auth.policy import EVERYTHING
 from auth.roles import Role
+from registry.app import App
+from registry.request import Request
 from storage import digest as digests
 from storage import manifest as manifests
+from storage.bundle.errors import NameAmbiguous
 from storage.digest import CANONICAL, Digest
 from storage.errors import BlobUnknown
 from storage.interface import Extent
@@ -301,3 +304,22 @@ async def test_robot_outlives_no_role(closed: Registry) -> None:
     for role in (Role.ADMIN, Role.PROJECT_ADMIN):
         with pytest.raises(InputInvalid):
             closed.robots.issue("node", [Permission(role, EVERYTHING)], 60, time.time())
+
+
+async def test_upstreams_are_named_to_those_who_may_pull(
+    closed: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that several upstreams share is refused like any other to whoever may not read it."""
+
+    def resolve(_: App, asked: Request) -> Request:
+        raise NameAmbiguous("it is in docker.io and quay.io", {"candidates": ["docker.io"]})
+
+    monkeypatch.setattr(App, "_resolve", resolve)
+    for repository, headers, status in (
+        ("other/app", [], 401),
+        ("other/app", [by_password("developer")], 403),
+        ("team/app", [by_password("developer")], 400),
+    ):
+        answer = await closed.server.ask("GET", f"/v2/{repository}/tags/list", headers)
+        assert answer.status == status
+        assert ("docker.io" in answer.body.decode()) == (status == 400)
