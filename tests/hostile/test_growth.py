@@ -1,0 +1,95 @@
+"""Whatever reads bytes of others takes time that grows with their number alone (see `growth`)."""
+
+from __future__ import annotations
+
+import re
+from itertools import islice
+
+import pytest
+
+from tests.hostile import growth
+from tests.hostile.growth import Subject, function_subjects, grown, pattern_subject
+
+EFFECTS = {
+    "auth.users.hash_password": "bcrypt, slow on purpose; of 72 bytes at most",
+    "auth.generate._hash": "the same",
+    "registry.lifetime.control._bind": "binds a socket",
+    "registry.remote._stored": "reads files of credentials",
+    "registry.trust.addresses.wanted_names": "asks the host for its addresses",
+}
+"""Functions of text alone that do more than to read it, and what."""
+
+DYNAMIC = {"auth.globs.parse_glob"}
+"""Functions that make a pattern at run time; `test_globs` is theirs."""
+
+PATTERNS = {subject.name: subject for subject in growth.patterns()}
+FUNCTIONS = {name: found for name, found in growth.functions() if name not in EFFECTS}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_patterns(name: str) -> None:
+    """No pattern takes time that grows with the square of a text, or faster."""
+    assert list(islice(grown(PATTERNS[name]), 3)) == []
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name: str) -> None:
+    """Nor does any function that reads a text."""
+    for subject in function_subjects(name, FUNCTIONS[name]):
+        assert list(islice(grown(subject), 3)) == [], subject.name
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if "._" not in name])
+def test_nesting(name: str) -> None:
+    """However deep a text nests, no function that others call runs out of stack."""
+    function = FUNCTIONS[name]
+    for repeated in ("[", '{"a":', "(", "*/"):
+        for parameter, read in growth.readers(function):
+            try:
+                read("", repeated, "", 20_000)
+            except RecursionError:
+                pytest.fail(f"{name}({parameter}): {repeated!r} again and again")
+            except Exception:
+                continue
+
+
+def test_patterns_made_at_run_time() -> None:
+    """All that are made of others' text have a test of their own."""
+    assert set(growth.unreadable_patterns()) == DYNAMIC
+
+
+def test_effects_are_there() -> None:
+    """No name of a function is left in the list after the function is gone."""
+    assert set(EFFECTS) <= {name for name, _ in growth.functions()}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "method"),
+    [
+        (rb"\r\n(x):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", "findall"),
+        (r"[0-9]+x", "search"),
+        (r"(a+)+$", "match"),
+        (r"(?:a|aa)+b", "fullmatch"),
+        (r" +$", "sub"),
+        (r"(\.(oci|tar))+$", "sub"),
+        (r"\s*,\s*;", "split"),
+    ],
+)
+def test_quadratic_patterns_are_found(pattern: str | bytes, method: str) -> None:
+    """The inputs made of a pattern show what is wrong with it."""
+    assert next(grown(pattern_subject("x", re.compile(pattern), method)), None) is not None
+
+
+def _stripped_one_by_one(text: str) -> str:
+    while text.startswith(" "):
+        text = text[1:]
+    return text
+
+
+def test_quadratic_functions_are_found() -> None:
+    """Nor does a function hide that copies the rest of a text for each of its characters."""
+
+    def read(prefix: str, repeated: str, suffix: str, count: int) -> None:
+        _stripped_one_by_one(prefix + repeated * count * 6 + suffix)
+
+    assert next(grown(Subject("x", read, (("", " ", ""),))), None) is not None
