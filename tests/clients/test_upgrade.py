@@ -187,4 +187,4 @@ def test_drain_timeout_cuts_a_docker_pull(
         server.popen.send_signal(signal.SIGTERM)
         assert server.popen.wait(30) == 3, server.describe()
         pulling.kill()
-    assert "cut off: pull of drain/debian" in server.output()
+    assert "cut: pull of drain/debian" in server.output()
