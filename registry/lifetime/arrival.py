@@ -77,7 +77,7 @@ class Intervals:
 
     def covers(self, size: int) -> bool:
         """Whether every byte of content of ``size`` bytes is in the set."""
-        return not size or (len(self) == 1 and self._firsts[0] == 0 and self._ends[0] >= size)
+        return not size or (bool(self._firsts) and self._firsts[0] == 0 and self._ends[0] >= size)
 
     def total(self) -> int:
         """How many bytes are in the set."""
@@ -147,8 +147,13 @@ class Arrival:
         for part in (*self.flowing, *self._ended):
             if part.first < first and (part.following is None or first < part.following):
                 part.following = first
-        # Whoever asks again from the same byte on did not keep the answer that ended.
-        self._ended = [part for part in self._ended if part.first != first]
+        # Whoever asks again from the same byte on did not keep the answer that ended; nor is it the
+        # next request in the blob after an end that was lost.
+        self._ended = [
+            part
+            for part in self._ended
+            if part.first != first and not (part.endless and part.first > first)
+        ]
         after = [part.first for part in self.flowing if part.first > first]
         begun = Part(first, first, first, min(after, default=None))
         self.flowing.append(begun)
