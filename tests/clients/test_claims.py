@@ -67,20 +67,44 @@ def check(pull: Pull, registries: Registries) -> None:
     again.popen.wait(30)
 
 
-def test_containerd(containerd: Containerd, registries: Registries) -> None:
+@pytest.fixture
+def clean_docker(docker: Client) -> Iterator[Client]:
+    """docker, and nothing of these tests in it afterwards: others count on having to fetch it."""
+    yield docker
+    for found in set(docker("images", "--quiet", "--filter", "reference=*/claims/*").split()):
+        docker("image", "rm", "--force", found)
+
+
+@pytest.fixture
+def clean_containerd(containerd: Containerd) -> Iterator[Containerd]:
+    """The same for containerd."""
+    yield containerd
+    for name in containerd.ctr("images", "ls", "--quiet").split():
+        containerd.ctr("images", "rm", "--sync", name)
+
+
+@pytest.fixture
+def clean_cri(cri: Cri) -> Iterator[Cri]:
+    """The same for containerd as kubelet uses it."""
+    yield cri
+    for name in cri.ctr("images", "ls", "--quiet").split():
+        cri.ctr("images", "rm", "--sync", name)
+
+
+def test_containerd(clean_containerd: Containerd, registries: Registries) -> None:
     """ctr makes a HEAD and nothing else."""
-    check(lambda name: containerd.ctr("images", "pull", "--plain-http", name), registries)
+    check(lambda name: clean_containerd.ctr("images", "pull", "--plain-http", name), registries)
 
 
-def test_cri(cri: Cri, registries: Registries) -> None:
+def test_cri(clean_cri: Cri, registries: Registries) -> None:
     """So does containerd for a kubelet."""
-    cri.trust(registries[0].host)
-    check(lambda name: cri.crictl("pull", name), registries)
+    clean_cri.trust(registries[0].host)
+    check(lambda name: clean_cri.crictl("pull", name), registries)
 
 
-def test_docker(docker: Client, registries: Registries) -> None:
+def test_docker(clean_docker: Client, registries: Registries) -> None:
     """dockerd makes a HEAD; of an image it has from elsewhere it asks for the manifest, too."""
-    check(lambda name: docker("pull", name), registries)
+    check(lambda name: clean_docker("pull", name), registries)
 
 
 def test_podman(podman: Client, registries: Registries) -> None:

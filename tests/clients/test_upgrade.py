@@ -104,7 +104,9 @@ def test_upgrade_of_two_nodes(
     matrix = report["coverage"]["matrix"]
     assert matrix.keys() == {f"upgrade/{app}:2" for app in APPLICATIONS}, report
     for row in matrix.values():
-        assert row == {"docker-node": "served", "containerd-node": "served"}, report
+        assert row.keys() == {"docker-node", "containerd-node"}, report
+        # Claimed, if a test before this one left the layers on the node.
+        assert set(row.values()) <= {"served", "claimed"}, report
     assert report["coverage"]["missing"] == []
     assert 0 < report["peak_memory"]["server"] < 96 * 2**20
     # Wiped: the scratch root, and with the server every credential it had made.
