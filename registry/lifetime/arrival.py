@@ -19,8 +19,8 @@ asks for settles both:
   that far; so does a part that had arrived from there on, where the client had no reason to go on.
 - Without either, bytes up to ``acked`` count.
 
-A transfer that a killed server left behind has no end at all; only a request that begins later, and
-is the next in the blob, says how far it came.
+A transfer that a killed server left behind has no end at all. If it was alone, a request that begins
+later, and is the next in the blob, says how far it came; of several side by side nothing counts.
 """
 
 from __future__ import annotations
@@ -170,9 +170,11 @@ class Arrival:
 
     def lose(self) -> None:
         """The server was killed: no transfer under way has an end."""
+        # Of transfers side by side the next request says nothing: it may go on with another one.
+        alone = len(self.flowing) == 1 and self.flowing[0].following is None
         for part in self.flowing:
-            part.acked, part.sent, part.endless = part.first, self.size, True
-            part.following = None
+            part.acked, part.sent, part.endless = part.first, self.size, alone
+            part.following = None if alone else part.first
             self._keep(part)
         self.flowing = []
         self._conclude()
@@ -193,7 +195,7 @@ class Arrival:
 
     def is_interrupted(self) -> bool:
         """Whether transfers ended before the blob was whole, and none is under way."""
-        return bool(self._ended) and not self.flowing and not self.whole
+        return not self.flowing and not self.whole
 
     def parts(self) -> Intervals:
         """What has arrived."""

@@ -67,10 +67,8 @@ class Owners:
 
     def of(self, node: str, repository: str, digest: str) -> list[str]:
         """Digests of the manifests above a blob that a node was served; nearest first."""
-        found = self._find(node, repository, digest)
-        if not found and self._learn_all(node, repository):
-            found = self._find(node, repository, digest)
-        return found
+        self._learn_all(node, repository)
+        return self._find(node, repository, digest)
 
     def _find(self, node: str, repository: str, digest: str) -> list[str]:
         pulls = self._ledger.pulls(node)
@@ -83,17 +81,17 @@ class Owners:
             waiting += new
         return [one for one in visited if (repository, one) in pulls]
 
-    def _learn_all(self, node: str, repository: str) -> bool:
+    def _learn_all(self, node: str, repository: str) -> None:
         """Read what a node was served and is not remembered: after a restart, and the children of
-        an index that the node did not ask for. Whether there may have been anything."""
-        pulls = [*self._ledger.pulls(node)]
+        an index that the node did not ask for."""
+        pulls = self._ledger.pulls(node)
         if self._walked.get((node, repository)) == len(pulls):
-            return False
+            return
         if len(self._walked) >= _MAX_WALKED:
             self._walked.clear()
         self._walked[node, repository] = len(pulls)
         # What was asked for last is what the node is pulling now.
-        asked = (digest for where, digest in reversed(pulls) if where == repository)
+        asked = (digest for where, digest in reversed([*pulls]) if where == repository)
         waiting = deque(islice(asked, _MAX_READS))
         seen = set(waiting)
         for _ in range(_MAX_READS):
@@ -105,4 +103,3 @@ class Owners:
             new = [child for child in children if child not in seen]
             seen.update(new)
             waiting += new
-        return True
