@@ -272,7 +272,7 @@ def test_deletion(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole(root)
     listed = run("ls", "--root", root, "--json").stdout
     left = {image["name"] for image in json.loads(listed)["images"]}
-    deleted = {line.split()[-1] for line in [*said, *rest.splitlines()]}
+    deleted = {line.split()[1].rstrip(";") for line in [*said, *rest.splitlines()]}
     assert left.isdisjoint(deleted)
     # One may be gone before it could be said.
     assert len(names) - len(left) - len(deleted) in (0, 1)
