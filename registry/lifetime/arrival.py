@@ -19,8 +19,9 @@ asks for settles both:
   that far; so does a part that had arrived from there on, where the client had no reason to go on.
 - Without either, bytes up to ``acked`` count.
 
-A transfer that a killed server left behind has no end at all. If it was alone, a request that begins
-later, and is the next in the blob, says how far it came; of several side by side nothing counts.
+A transfer that a killed server left behind has no end at all. If it was alone, a request that
+begins later, and is the next in the blob, says how far it came; of several side by side nothing
+counts.
 """
 
 from __future__ import annotations
