@@ -148,7 +148,7 @@ async def secured(
     guard = Guard(lambda: OPEN, None, certificate_identity, Audit())
     server = HTTPServer(App(store, guard, line))
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        connections = Connections(server, [listening], context, line.activity, limits(TIMEOUT))
+        connections = Connections(server, [listening], context, limits(TIMEOUT))
         connections.listeners.resume()
         yield Secured(listening.getsockname()[1], trust, server, connections)
         await connections.listeners.close()
