@@ -208,7 +208,7 @@ def test_hub_name_comes_from_a_bundle(
 
 
 def test_start_tells_how_to_trust_it(secure: NodeMayfly) -> None:
-    """Off loopback, the first lines say where it is, who may log in and what a node has to run.
+    """Off loopback, the first lines say where it is, who may log in and how to set up nodes.
 
     No password among them, since nobody reads them on a terminal: journald and kubectl keep logs.
     """
@@ -217,7 +217,6 @@ def test_start_tells_how_to_trust_it(secure: NodeMayfly) -> None:
     assert str(secure.state_dir / "credentials.json") in told
     for name, password in one_run_users(secure).items():
         assert name in told and password not in told
-    for line in (secure.state_dir / "ca.crt").read_text().splitlines():
-        assert line in told
-    assert f"mkdir -p /etc/docker/certs.d/{secure.host}" in told
+    assert f"mayfly node-config show --state-dir {secure.state_dir}" in told
+    assert "CERTIFICATE" not in told
     assert f"docker login {secure.host}" in told
