@@ -25,7 +25,7 @@ from tests.clients.programs import Client
 from tests.process import need
 from tests.security.keyring import AuthConfig, lookup
 from tests.security.node import Node, NodeContainerd, NodeMayfly
-from tests.security.servers import mayfly, one_run_users
+from tests.security.servers import credential, mayfly, one_run_users
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +216,24 @@ def test_hosts_toml_names_server_and_host(node: Node, secure: NodeMayfly) -> Non
     assert f'server = "https://{secure.host}"' in written
     assert f'[host."https://{secure.host}"]' in written
     assert f'ca = "/etc/containerd/certs.d/{secure.host}/ca.crt"' in written
+
+
+@pytest.mark.usefixtures("trusted")
+def test_unreadable_mount_source_does_not_fail_a_push(
+    node: Node, containerd: NodeContainerd, secure: NodeMayfly, pushed: str, home: Path
+) -> None:
+    """ctr offers layers of a repository the pusher may not read: they are uploaded instead."""
+    ctr = node.client("ctr", home, f"--address={containerd.socket}", "--namespace=push")
+    hosts = "--hosts-dir=/etc/containerd/certs.d"
+    source = pushed.replace("team/app", "secret/app")
+    target = pushed.replace("team/app", "public/app")
+    ctr("images", "pull", hosts, f"--user=admin:{one_run_users(secure)['admin']}", source)
+    ctr("images", "tag", source, target)
+    made = credential(secure, "--push", "--repositories", "public/**", "--name", "builder")
+    user = f"--user={made['username']}:{made['password']}"
+    done = ctr.run("images", "pull", hosts, user, source, timeout=90)
+    assert done.returncode != 0, "it may not read the source"
+    ctr("images", "push", hosts, user, target)
+    ctr("images", "rm", source, target)
+    ctr("images", "pull", hosts, user, target)
+    ctr("images", "rm", target)

@@ -42,6 +42,8 @@ EVERY_ACTION = f"repository:{REPOSITORY}:delete,pull,push registry:catalog:*"
 #   key, alg none, a refresh token as access token, a short-lived credential to pull, one to push
 TABLE = """
                 adm pad mnt dev gst lgs nob | ano anp wpw | tok tpl bad exp oth key non ref rpl rpu
+root GET        200 200 200 200 200 200 200 | 200 200 200 | 200 200 200 200 200 200 200 200 200 200
+root HEAD       200 200 200 200 200 200 200 | 200 200 200 | 200 200 200 200 200 200 200 200 200 200
 base GET        200 200 200 200 200 200 200 | 401 401 401 | 200 200 401 401 200 401 401 401 200 200
 base HEAD       200 200 200 200 200 200 200 | 401 401 401 | 200 200 401 401 200 401 401 401 200 200
 catalog GET     200 200 200 200 200 200 403 | 401 200 401 | 200 401 401 401 401 401 401 401 200 200
@@ -195,6 +197,8 @@ def _target(made: Registry, row: str) -> Target:
             return Target(f"{base}/referrers/{digest}")
         case ["token", _]:
             return Target("/auth/token")
+        case ["root", _]:
+            return Target("/")
         case ["live", _]:
             return Target("/livez")
         case ["ready", _]:

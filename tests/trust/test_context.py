@@ -34,8 +34,9 @@ def own(tmp_path: Path, identity: Identity) -> Identity:
 
 
 def _renew(own: Identity) -> None:
-    """Put a new pair in place, as a renewal does."""
+    """Put a new pair in place, with another key, as an operator does."""
     own.certificate.unlink()
+    own.key.unlink()
     ensure(own.ca.parent, ("localhost", "127.0.0.1"), datetime.now(UTC))
 
 
@@ -187,7 +188,7 @@ def test_a_broken_pair_keeps_the_old_one_and_is_told_once(
     own: Identity, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Half a renewal serves nobody anything new; the other half ends it."""
-    tls = ServerTLS(own.certificate, own.key)
+    tls = ServerTLS(own.certificate, own.key, renewed=True)
     old = own.certificate.read_bytes(), own.key.read_bytes()
     _renew(own)
     new_certificate = own.certificate.read_bytes()
