@@ -209,6 +209,8 @@ _VARYING: tuple[tuple[str, str], ...] = (
     (r"\b\d+(?:\.\d+)? ?(?:ms|s|min|seconds?|minutes?)(?=\W|$)", "DURATION"),
     (r"(?m)^(\s+(?:admin|pull)\s+)\S{32}$", r"\1PASSWORD"),
     (r"\b(process|pid) \d+", r"\1 PID"),
+    # A long path is shown by its end.
+    (r"…\S*/rehearsal-\S+", "…PATH"),
     (r"/tmp/\S*?mayfly-\S+?(?=[\s:'\",]|$)", "PATH"),
 )
 
