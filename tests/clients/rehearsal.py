@@ -181,22 +181,28 @@ class Scenario:
 def _without_order(output: str) -> str:
     """What Mayfly printed, without what depends on how fast the machine is.
 
-    A node counts as complete once nothing of it has been under way for a moment. When that is said,
-    and how many were complete when the script ended, is chance; so those lines come last, sorted.
-    So is how often a client tried what failed: the line that counts repeats is left out.
+    A node counts as complete once nothing of it has been under way for a moment; a transfer that
+    was cut is told when its client is found gone. When that is, and how many nodes were complete
+    when the script ended, is chance: those lines come last, sorted. So is how often a client tried
+    what failed: the lines that count repeats are left out.
     """
-    lines = [_WAITING.sub("(NODES)", line) for line in output.splitlines(keepends=True)]
-    completed = sorted(_COMPLETED.search(line)[1] for line in lines if _COMPLETED.search(line))
-    chance = (_COMPLETED, _REPEATS)
-    told = "".join(line for line in lines if not any(one.search(line) for one in chance))
-    return told + "".join(f"in between: {node}\n" for node in completed)
+    told, chance = "", set()
+    for line in output.splitlines(keepends=True):
+        found = _ANY_TIME.search(line)
+        if found:
+            chance.add(found[1])
+        elif not _REPEATS.search(line):
+            told += _WAITING.sub("(NODES)", line)
+    return told + "".join(f"in between: {text}\n" for text in sorted(chance))
 
 
 def _shown(words: Sequence[str]) -> str:
     return " ".join(f"'{word}'" if " " in word else word for word in words)
 
 
-_COMPLETED = re.compile(r"INFO +(node-\w+: \d+ of \d+ images); \d+ of \d+ nodes$", re.MULTILINE)
+_ANY_TIME = re.compile(
+    r" (node-\w+: \d+ of \d+ images(?=; \d+ of \d+ nodes$)|a transfer was cut: .*)", re.MULTILINE
+)
 _REPEATS = re.compile(r"\(and \d+ more like it\)$", re.MULTILINE)
 _WAITING = re.compile(r"\(\d+ of \d+ nodes covered; missing: [^)]*\)")
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
