@@ -181,10 +181,10 @@ class Scenario:
 def _without_order(output: str) -> str:
     """What Mayfly printed, without what depends on how fast the machine is.
 
-    A node counts as complete once nothing of it has been under way for a moment; a transfer that
-    was cut is told when its client is found gone. When that is, and how many nodes were complete
-    when the script ended, is chance: those lines come last, sorted. So is how often a client tried
-    what failed: the lines that count repeats are left out.
+    A node counts as complete once nothing of it has been under way for a moment. When that is, and
+    how many nodes were complete when the script ended, is chance: those lines come last, sorted.
+    So is how often a client tries corrupt content again before the end, and whether that fails
+    before its first byte: the lines on such tries, and those that count repeats, are left out.
     """
     told, chance = "", set()
     for line in output.splitlines(keepends=True):
@@ -200,10 +200,11 @@ def _shown(words: Sequence[str]) -> str:
     return " ".join(f"'{word}'" if " " in word else word for word in words)
 
 
-_ANY_TIME = re.compile(
-    r" (node-\w+: \d+ of \d+ images(?=; \d+ of \d+ nodes$)|a transfer was cut: .*)", re.MULTILINE
+_ANY_TIME = re.compile(r" (node-\w+: \d+ of \d+ images); \d+ of \d+ nodes$", re.MULTILINE)
+_REPEATS = re.compile(
+    r"\(and \d+ more like it\)$|ERROR +(?:GET \S+ failed|a transfer was cut): content ",
+    re.MULTILINE,
 )
-_REPEATS = re.compile(r"\(and \d+ more like it\)$", re.MULTILINE)
 _WAITING = re.compile(r"\(\d+ of \d+ nodes covered; missing: [^)]*\)")
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _VARYING: tuple[tuple[str, str], ...] = (
