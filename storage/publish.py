@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import stat
@@ -24,6 +25,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from storage.errors import StorageFull
+
+logger = logging.getLogger("mayfly")
 
 _OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MAX_KNOWN = 20_000
@@ -177,7 +180,7 @@ class Publisher:
         with self._lock:
             if target in self._durable:
                 return
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             _fsync(target)
             self.make_directory(target.parent)
             _fsync(target.parent)
@@ -344,11 +347,23 @@ class Publisher:
                 # The directory was pruned or removed in between: make it again.
                 if not source.exists():
                     raise
-            except IsADirectoryError:
-                # Damage: an empty directory in the place of a file. One that holds something is
-                # not ours to remove, and refuses.
-                target.rmdir()
+            except (IsADirectoryError, NotADirectoryError):
+                self._displace(target)
         raise OSError(errno.EBUSY, "directory is removed again and again", str(target.parent))
+
+    def _displace(self, target: Path) -> None:
+        """Move away what damage has put in the way: a directory for a file, or a file for one.
+
+        It is kept, for we do not know what it is.
+        """
+        between = [path for path in target.parents if path.is_relative_to(self._root)]
+        way = (path for path in reversed(between) if path.is_file() and not path.is_symlink())
+        obstacle = next(way, target)
+        kept = self._scratch_parent.parent / "displaced" / uuid.uuid4().hex
+        self.make_directory(kept.parent)
+        with contextlib.suppress(FileNotFoundError):
+            obstacle.rename(kept)
+            logger.warning("%s stood in the way of %s: moved to %s", obstacle, target, kept)
 
 
 def take_after(descriptor: int, like: os.stat_result) -> None:

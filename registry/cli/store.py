@@ -21,13 +21,14 @@ from registry.text import echo
 from storage.errors import NameInvalid, StorageError, StorageFailed, StorageFull
 
 if TYPE_CHECKING:
+    from storage.digest import Digest
     from storage.directory import DirectoryReader
     from storage.distribution import DistributionStore
     from storage.images import Stack
     from storage.survey import Damaged
     from storage.verify import Finding
 
-_FOUND_DAMAGE = 4
+FOUND_DAMAGE = 4
 """Exit code when stored content is not what it should be (CONTRACT.md)."""
 
 _REPAIR_ROUNDS = 4
@@ -66,28 +67,41 @@ def name_damaged(ctx: click.Context, damaged: Sequence[Damaged]) -> None:
         echo(f"{one.name}: {one.reason}", err=True)
     if damaged:
         echo("mend it with mayfly verify --repair, or push it again", err=True)
-        ctx.exit(_FOUND_DAMAGE)
+        ctx.exit(FOUND_DAMAGE)
 
 
 @click.command(cls=Command)
 @click.argument("image")
 @root_directory
 @as_json
-def inspect(image: str, root: Path, json: bool) -> None:
-    """Show an image's layers, bottom to top, and who shares them."""
+@click.pass_context
+def inspect(ctx: click.Context, image: str, root: Path, json: bool) -> None:
+    """Show an image's layers, bottom to top, and who shares them; exit 4 if it lacks content."""
+    from storage.images import image as image_of
     from storage.images import stacks
-    from storage.survey import find
+    from storage.survey import Damaged, find
 
     reader = _reader(root)
     repository, digest = find(reader, image)
     tags = [t for t in reader.tags(repository) if reader.tag(repository, t) == digest]
     name = f"{repository}:{tags[0]}" if tags else f"{repository}@{digest}"
     found = stacks(reader, repository, digest, name)
+    lacking = image_of(reader, repository, digest, name).lacking
     if json:
         print_json(
-            {"name": name, "digest": str(digest), "platforms": [_stack(one) for one in found]}
+            {
+                "name": name,
+                "digest": str(digest),
+                "platforms": [_stack(one) for one in found],
+                "missing": [str(one) for one in lacking],
+            }
         )
-        return
+    else:
+        _show_stacks(name, digest, found)
+    name_damaged(ctx, [Damaged(name, f"{one} is gone or damaged") for one in lacking])
+
+
+def _show_stacks(name: str, digest: Digest, found: Sequence[Stack]) -> None:
     echo(f"{name}  {digest}")
     for stack in found:
         echo("")
@@ -225,7 +239,7 @@ def gc(
                 f"used within the last {exact(grace)} (--grace)"
             )
     if found.unread:
-        ctx.exit(_FOUND_DAMAGE)
+        ctx.exit(FOUND_DAMAGE)
 
 
 @click.command(cls=Command)
@@ -269,7 +283,7 @@ def verify(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool)
             echo(f"{found.left_out} manifests that indexes name were never copied here")
         echo(f"{first.blobs} blobs, {human(first.size)}: {len(found.findings)} faults")
     if found.findings:
-        ctx.exit(_FOUND_DAMAGE)
+        ctx.exit(FOUND_DAMAGE)
 
 
 def _described(finding: Finding) -> str:

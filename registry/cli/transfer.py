@@ -15,7 +15,7 @@ import click
 from registry.cli.help import Command
 from registry.cli.options import as_json, root_directory
 from registry.cli.progress import print_event, reporting
-from registry.cli.store import human, name_damaged
+from registry.cli.store import FOUND_DAMAGE, human, name_damaged
 from registry.config import ConfigError
 from registry.text import echo
 from storage.errors import ContentCorrupt
@@ -45,7 +45,7 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
 
     A bundle is an OCI layout (directory or tar), a docker save tar, or a registry's directory.
     An import that was stopped goes on where it was. Exit 5 if an image that a bundle lists could
-    not be imported; the others are.
+    not be imported, exit 4 if one of a registry's directory is damaged; the others are imported.
     """
     from storage import importing
     from storage.bundle.open import open_bundles
@@ -64,7 +64,7 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
             with reporting("reading", opened.unhashed, json) as progress:
                 opened.hash(progress)
         store = store or _open_store(root, stack)
-        planned = importing.plan(store, opened.layer)
+        planned = importing.plan(store, opened.layer, opened.is_directory)
         if planned.incomplete:
             for repository, digest in planned.incomplete:
                 echo(
@@ -77,20 +77,24 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
             )
             ctx.exit(_INVALID)
         with reporting("importing", planned.size, json) as progress:
-            names = importing.carry_out(store, opened.layer, planned, progress)
-        left_out = [*opened.left_out, *planned.refused]
+            done = importing.carry_out(store, opened.layer, planned, progress)
+        damaged, left_out = opened.damaged_names(), opened.left_out
+        for one in done.left_out:
+            into = damaged if opened.is_directory(one.repository) else left_out
+            into.append(importing.describe(opened.layer, one))
         if not left_out and not opened.layer.repositories("", 1):
             left_out.append("the bundles list no image")
+        code = _INVALID if left_out else FOUND_DAMAGE if damaged else 0
+        left_out += damaged
     if json:
-        print_event("imported", images=names, copied=planned.size, not_imported=left_out)
+        print_event("imported", images=done.names, copied=planned.size, not_imported=left_out)
     else:
-        echo(f"imported {len(names)} images, {human(planned.size)} copied")
+        echo(f"imported {len(done.names)} images, {human(planned.size)} copied")
     for text in left_out[:_NAMED]:
         echo(f"not imported: {text}", err=True)
     if len(left_out) > _NAMED:
         echo(f"not imported: {len(left_out) - _NAMED} more", err=True)
-    if left_out:
-        ctx.exit(_INVALID)
+    ctx.exit(code)
 
 
 def _open_store(root: Path, stack: contextlib.ExitStack) -> DistributionStore:

@@ -7,11 +7,13 @@ recorded there.
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from storage.beneath import Beneath
 from storage.bundle.errors import BundleInvalid
 from storage.bundle.verified import Fault, Piece, Proofs
+from storage.catalog import is_repository
 from storage.digest import HEX_LENGTHS, Digest
 from storage.directory import DirectoryReader, manifest_unknown
 from storage.errors import BlobUnknown, PathRefused
@@ -65,6 +67,26 @@ class DistributionDirectory(DirectoryReader):
         if found is None:
             raise manifest_unknown(str(digest))
         return found
+
+    def has_repository(self, repository: str) -> bool:
+        """Quick. Whether it has a repository of this name."""
+        return is_repository(self._layout.repository(repository), self._tree)
+
+    def damaged_names(self) -> Iterator[str]:
+        """What should lead to images and does not, a line of text each."""
+        for repository in self.every_repository():
+            try:
+                for tag, _ in self.lost_tags(repository):
+                    yield f"{repository}:{tag}: the tag's link is gone or damaged"
+                for tag, digest in self.dangling_tags(repository):
+                    if digest is not None:
+                        yield f"{repository}:{tag}: manifest {digest} is not linked"
+            except OSError as error:
+                yield f"{repository}: cannot be read: {error.strerror}"
+            except PathRefused as error:
+                yield f"{repository}: {error.message}"
+        for name, reason in self.unreadable_directories():
+            yield f"{name}: cannot be listed: {reason}"
 
     def links(self, repository: str, digest: Digest) -> bool:
         return self._beneath.is_file(self._layout.layer_link(repository, digest))

@@ -46,6 +46,7 @@ class Bundles:
     def __init__(self, opened: Sequence[Bundle | DistributionDirectory], proofs: Proofs) -> None:
         self._opened = tuple(opened)
         self._archives = [bundle for bundle in opened if isinstance(bundle, Bundle)]
+        self._directories = [one for one in opened if isinstance(one, DistributionDirectory)]
         references = [i.reference for b in self._archives for i in b.images if i.reference]
         self.names = Names((reference.host, reference.repository) for reference in references)
         for bundle in self._archives:
@@ -73,6 +74,14 @@ class Bundles:
     def left_out(self) -> list[str]:
         """Images that the bundles list and that cannot be served, each a line of text."""
         return [f"{bundle.label}: {text}" for bundle in self._archives for text in bundle.left_out]
+
+    def is_directory(self, repository: str) -> bool:
+        """Whether a repository is one of a registry's directory among the bundles."""
+        return any(directory.has_repository(repository) for directory in self._directories)
+
+    def damaged_names(self) -> list[str]:
+        """Names of registries' directories that lead to no image, a line of text each; walks."""
+        return [name for directory in self._directories for name in directory.damaged_names()]
 
     @property
     def unhashed(self) -> int:

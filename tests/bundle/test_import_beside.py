@@ -103,7 +103,7 @@ def test_collected_meanwhile(layout: Layout, tmp_path: Path) -> None:
         assert freed
         assert verify(store).findings == ()
         planned = importing.plan(store, bundles.layer)
-        assert len(importing.carry_out(store, bundles.layer, planned)) == IMAGES
+        assert len(importing.carry_out(store, bundles.layer, planned).names) == IMAGES
         assert verify(store).findings == ()
 
 

@@ -15,7 +15,7 @@ from storage.layout import Layout as Paths
 from storage.manifest import OCI_ARTIFACT, OCI_MANIFEST
 from tests.bundle.builders import Layout, document, layers, sha256
 from tests.registry.commands import mayfly
-from tests.storage.builders import image_body, put, put_image, subject_of
+from tests.storage.builders import image_body, index_body, put, put_image, subject_of
 
 LAYER = layers("one")[0]
 
@@ -83,8 +83,8 @@ def test_damaged_manifest_of_a_registry(tmp_path: Path) -> None:
     store.close()
     Paths(tmp_path / "b").data(bad).write_bytes(b"")
     done = mayfly("import", "--root", tmp_path / "root", tmp_path / "b")
-    assert done.returncode == 5
-    assert f"bad@{bad}" in done.stderr
+    assert done.returncode == 4
+    assert f"bad:1@{bad}" in done.stderr
     assert mayfly("ls", "--root", tmp_path / "root").stdout.startswith("good:1 ")
 
 
@@ -97,8 +97,38 @@ def test_link_in_a_registry(tmp_path: Path) -> None:
     path.unlink()
     path.symlink_to("/etc/passwd")
     done = mayfly("import", "--root", tmp_path / "root", tmp_path / "b")
-    assert done.returncode == 5
+    assert done.returncode == 4
     assert "is a symbolic link" in done.stderr
+
+
+def test_good_copy_in_another_bundle(layout: Layout, tmp_path: Path) -> None:
+    """A blob that one bundle has damaged is taken from the next that has it."""
+    good = layout.write_directory(tmp_path / "good")
+    bad = layout.write_directory(tmp_path / "bad")
+    (bad / "blobs" / sha256(LAYER).replace(":", "/")).write_bytes(bytes(len(LAYER)))
+    done = mayfly("import", "--root", tmp_path / "root", bad, good)
+    assert (done.returncode, done.stdout) == (0, done.stdout), done.stderr
+    assert mayfly("verify", "--root", tmp_path / "root").returncode == 0
+
+
+def test_index_with_a_damaged_platform(tmp_path: Path) -> None:
+    """A tag that is there does not move to an index of which a part is damaged."""
+    root = tmp_path / "root"
+    store = DistributionStore(root)
+    _, before = put_image(store, "app", "1")
+    store.close()
+    store = DistributionStore(tmp_path / "b")
+    one, _ = put_image(store, "app", config=b'{"a": 1}')
+    other, bad = put_image(store, "app", config=b'{"b": 1}')
+    put(store, "app", index_body([one, other]), "1", "2")
+    store.close()
+    Paths(tmp_path / "b").data(digests.of(b'{"b": 1}')).write_bytes(b"?")
+    done = mayfly("import", "--root", root, tmp_path / "b")
+    assert done.returncode == 4, done.stderr
+    assert f"app:1@{digests.of(index_body([one, other]))}: it names {bad}" in done.stderr
+    store = DistributionStore(root)
+    assert (store.tags("app"), store.tag("app", "1")) == (["1"], before)
+    store.close()
 
 
 def test_one_platform_of_an_index(layout: Layout, tmp_path: Path) -> None:

@@ -185,14 +185,9 @@ def test_repair(writer: str, tmp_path: Path) -> None:
     root, good = tmp_path / "root", tmp_path / "good"
     made = build(root, recorded=writer == "mayfly")
     build(good, recorded=False, damaged=False)
-    for case in ("manifest-directory", "tag-link-directory"):
-        # What stands in the way of a file is moved by whoever put it there.
-        for path in (made[case].data(made[case].manifest), made[case].tag_link):
-            if path.is_dir():
-                path.rmdir()
     code, output, errors = mayfly("verify", "--repair", good, "--root", root)
     left = [line for line in output.splitlines() if "needed by" in line]
-    stay = ("odd/size-wrong", "odd/tag-a-file")  # made so; and a file where nothing of ours may go
+    stay = ("odd/size-wrong", "odd/tag-a-file")  # made so; and a tag nobody knows the image of
     assert all(any(name in line for name in stay) for line in left), (output, errors)
     assert code == 4
     with Mayfly(root, tmp_path / "state") as server:
@@ -203,6 +198,48 @@ def test_repair(writer: str, tmp_path: Path) -> None:
             expected = "404" if case == "by-digest-layer-gone" else "200"
             assert client.manifest(repository) == expected, case
             assert client.blobs(repository) == "200 200", case
+
+
+WHOLE = (
+    "whole", "layer-foreign", "platform-left-out", "index-of-blobs", "type-missing",
+    "manifest-link-empty", "layer-link-empty", "uploads-strange", "strangers",
+)  # fmt: skip
+"""Cases that a push would be allowed to bring, and whose content is there."""
+
+
+def test_import_of_the_volume(writer: str, tmp_path: Path) -> None:
+    """What is whole is imported, and what is not is named, each with its reason."""
+    root, copy = tmp_path / "root", tmp_path / "copy"
+    build(root, recorded=writer == "mayfly")
+    code, _, errors = mayfly("import", root, "--root", copy)
+    assert code == 4, errors
+    for case in CASES:
+        named = sum(line.startswith(f"not imported: odd/{case}") for line in errors.splitlines())
+        assert (named == 0) is (case in WHOLE), (case, errors)
+    code, listed, errors = mayfly("ls", "--root", copy)
+    names = {line.split(":")[0] for line in listed.splitlines()}
+    assert (code, names) == (0, {f"odd/{case}" for case in WHOLE}), errors
+    code, output, _ = mayfly("verify", "--root", copy)
+    assert code == 0, output
+
+
+def test_import_mends(writer: str, tmp_path: Path) -> None:
+    """A good directory, imported over the damaged volume, mends all that shows by its length."""
+    root, good = tmp_path / "root", tmp_path / "good"
+    build(root, recorded=writer == "mayfly")
+    build(good, recorded=False, damaged=False)
+    in_the_way = root / "docker/registry/v2/blobs/sha256"
+    (next(d for d in in_the_way.glob("*/*/data") if d.is_dir()) / "somebody's").write_text("kept")
+    code, _, errors = mayfly("import", good, "--root", root)
+    assert code == 4, errors
+    assert "not imported: odd/size-wrong:v1@sha256:" in errors
+    code, found, _ = mayfly("verify", "--root", root, "--json")
+    left = {finding["image"] for finding in json.loads(found)["findings"]}
+    assert left == {"odd/layer-zeros:v1", "odd/size-wrong:v1"}
+    displaced = root / "docker/registry/v2/_mayfly/displaced"
+    assert [f.read_text() for f in displaced.glob("*/somebody's")] == ["kept"]
+    with Mayfly(root, tmp_path / "state") as server:
+        assert Http(server.host).ask("GET", "/v2/odd/tag-a-file/manifests/v1")[0] == 200
 
 
 @pytest.fixture
