@@ -91,8 +91,9 @@ _registry = _options(
         "--node",
         envvar="MAYFLY_NODE",
         metavar="NAME",
-        help="Put a credential for the node of this name in hosts.toml (containerd): it needs no "
-        "Secret, and coverage names the node. From the Mayfly that runs here.",
+        help="Give the node of this name a credential of its own, so that coverage names it: in "
+        "hosts.toml for containerd (pods need no Secret), as a login command of show for docker "
+        "and podman. Made by the Mayfly that runs here.",
     ),
     click.option(
         "--hours",
@@ -141,7 +142,8 @@ def show(runtime: Runtime | None, root_dir: Path, as_json: bool, **registry: Any
         return
     for file in plan.files:
         echo(f"==> {file.path} (mode {file.mode:04o})")
-        echo(file.content.decode())
+        # Several lines: `echo` would make one of them.
+        click.echo(file.content.decode())
     if not plan.files:
         echo(f"{runtime}: nothing to write")
     _print_hints(plan.activate, plan.notes)
@@ -212,7 +214,10 @@ def _target(
     if registry is None:
         registry, its_ca = _running(state_dir)
         ca = ca or its_ca
-    pem = None if ca is None else ca.read_bytes()
+    try:
+        pem = None if ca is None else ca.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--ca {ca}: {error.strerror}") from None
     return parse(
         registry,
         pem,
@@ -258,8 +263,8 @@ def _errors() -> Iterator[None]:
         raise ConfigError(str(error)) from error
     except OSError as error:
         raise ConfigError(
-            f"{error.filename}: {error.strerror}; mend that and run the command again, "
-            "or revert: what is saved stays saved"
+            f"{error.filename}: {error.strerror}; correct that and run the command again, or undo "
+            "what is done with mayfly node-config revert"
         ) from error
 
 

@@ -71,8 +71,6 @@ class NodeNames:
             named = user
         if named is None and self._how is NodeIdentity.CREDENTIAL:
             return user or address or "unknown"
-        if self._how is NodeIdentity.AUTO and address:
-            self._look_for_translation(named, address)
         return named or address or user or "unknown"
 
     def is_unknown(self, node: str | None) -> bool:
@@ -92,6 +90,29 @@ class NodeNames:
             self._notice(
                 f"without authentication nodes are known by address only, and --nodes lists names: "
                 f"{shown}; list addresses, or serve with --auth auto"
+            )
+
+    def pulled(self, node: str, user: str, address: str, *, runtime: bool) -> None:
+        """Look for nodes that cannot be told apart, or that do not count, when one pulls.
+
+        Only pulls count: clients try without credentials first, and log in, before they are a
+        node.
+
+        Args:
+            node: as `name` gave it.
+            user: the name of the credential or certificate, "" without.
+            address: of the peer, "" without.
+            runtime: whether a container runtime pulls.
+        """
+        if self._how is NodeIdentity.AUTO and address:
+            self._look_for_translation(None if node == address else node, address)
+        if runtime and self._declared and node not in self._declared:
+            who = f"user {user} at {address}" if user else f"a client at {address}"
+            remedy = "or list its address" if node == address else "or list that user"
+            self._notice(
+                f"{who} pulls and counts as node {node}, which --nodes does not list. If it is "
+                f"one of the nodes, log it in with a credential of its own (mayfly credentials "
+                f"--node NAME), {remedy}"
             )
 
     def _look_for_translation(self, named: str | None, address: str) -> None:

@@ -23,7 +23,7 @@ from registry.lifetime.ledger import Flow, Ledger
 from registry.lifetime.nodes import NodeNames
 from registry.lifetime.owners import Owners
 from registry.lifetime.pulls import Pulls
-from registry.lifetime.runtimes import claims_image, runtime_of
+from registry.lifetime.runtimes import NONE, claims_image, runtime_of
 from registry.lifetime.states import EMPTY_CONFIG, RANKED, States
 
 AGAIN_AFTER = 60
@@ -245,6 +245,8 @@ class Observer:
         """A manifest is about to be answered with 200."""
         node = caller.node
         self.activity.pulled()
+        runtime = runtime_of(caller.agent) is not NONE
+        self.nodes.pulled(node, caller.user, caller.address, runtime=runtime)
         known = self.ledger.pull(node, repository, digest)
         if known and not known.again and self.ledger.age(known) >= AGAIN_AFTER:
             target = self.states.target(repository, digest)

@@ -54,8 +54,9 @@ def test_name(
 def test_shared_credential_at_three_addresses() -> None:
     """One credential for all nodes: as many nodes as addresses, and nothing to warn of."""
     found = names(AUTO)
-    addresses = (A, B, "10.0.0.9")
-    assert [found.name("robot+x", None, address) for address in addresses] == [*addresses]
+    for address in (A, B, "10.0.0.9"):
+        assert found.name("robot+x", None, address) == address
+        found.pulled(address, "robot+x", address, runtime=True)
     assert not found.notices
 
 
@@ -72,17 +73,52 @@ def test_translated_addresses(callers: list[tuple[str, str | None]]) -> None:
     found = names(AUTO)
     for _ in range(3):
         for user, node in callers:
-            found.name(user, node, A)
+            found.pulled(found.name(user, node, A), user, A, runtime=True)
     assert len(found.notices) == 1
     assert REMEDY in next(iter(found.notices))
     assert not names(CREDENTIAL).notices
+
+
+def test_a_caller_is_named_without_a_notice() -> None:
+    """A node tries without credentials before it logs in: that is no second node."""
+    found = names(AUTO, "worker-1")
+    for user, node in (("", None), ("robot+x", "worker-1"), ("", None)):
+        found.name(user, node, A)
+    found.pulled("worker-1", "robot+x", A, runtime=True)
+    assert not found.notices
+
+
+@pytest.mark.parametrize(
+    ("how", "user", "node", "told"),
+    [
+        (AUTO, "pull", A, "user pull at 10.0.0.7 pulls and counts as node 10.0.0.7"),
+        (AUTO, "", A, "a client at 10.0.0.7 pulls and counts as node 10.0.0.7"),
+        (ADDRESS, "robot+x", A, "user robot+x at 10.0.0.7 pulls and counts as node 10.0.0.7"),
+        (CREDENTIAL, "pull", "pull", "user pull at 10.0.0.7 pulls and counts as node pull"),
+    ],
+)
+def test_pulls_of_a_node_that_is_not_listed(
+    how: NodeIdentity, user: str, node: str, told: str
+) -> None:
+    """Coverage would wait for ever, and nothing else says that the node does pull."""
+    found = names(how, "worker-1")
+    found.pulled(node, user, A, runtime=False)
+    assert not found.notices
+    for _ in range(3):
+        found.pulled(node, user, A, runtime=True)
+    (notice,) = found.notices
+    assert notice.startswith(f"{told}, which --nodes does not list")
+    counted = names(how)
+    counted.pulled(node, user, A, runtime=True)
+    assert not counted.notices
 
 
 def test_notices_and_addresses_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     """Addresses that a client makes up fill neither memory nor log."""
     found = names(AUTO, "worker-1")
     for i in range(30_000):
-        found.name("", None, f"10.{i // 65536}.{i // 256 % 256}.{i % 256}")
+        address = f"10.{i // 65536}.{i // 256 % 256}.{i % 256}"
+        found.pulled(found.name("", None, address), "", address, runtime=False)
     for i in range(100):
         assert found.is_unknown(f"worker-{i + 2}")
     assert len(found.notices) == len(caplog.records) == 20

@@ -181,6 +181,14 @@ def test_commands_for_every_runtime(root: Path, identity: Identity) -> None:
     assert found["commands"].keys() == {"docker", "containerd", "podman"}
 
 
+def test_commands_with_what_only_containerd_takes(root: Path, identity: Identity) -> None:
+    """--certs-dir goes to containerd, and the other runtimes are shown all the same."""
+    options = ("--root-dir", root, "--registry", HOST, "--ca", identity.ca)
+    shown = _run("show", *options, "--certs-dir", "/k3s/certs.d").stdout
+    assert f"/k3s/certs.d/{HOST}/hosts.toml" in shown
+    assert f"/etc/docker/certs.d/{HOST}/ca.crt" in shown
+
+
 def test_every_option_has_a_variable(root: Path, identity: Identity) -> None:
     """CONTRACT.md: `MAYFLY_<OPTION>`."""
     shown = _run(
@@ -227,6 +235,9 @@ def test_node_gets_a_credential_of_the_registry_that_runs_here(root: Path, tmp_p
     assert robots.verify(name, password, time.time()).node == "Node-1"
     with pytest.raises(CredentialsInvalid):
         robots.verify(name, password, time.time() + 3601)
+    shown = _run("show", "--root-dir", root, *ready, "--node", "Node-1").stdout
+    for runtime in ("docker", "podman"):
+        assert f"{runtime} login {HOST} --username robot+node-1 --password-stdin" in shown
 
 
 def test_errors_are_one_line_and_name_the_file(root: Path, identity: Identity) -> None:
@@ -234,7 +245,7 @@ def test_errors_are_one_line_and_name_the_file(root: Path, identity: Identity) -
     node = ("--runtime", "docker", "--root-dir", root)
     absent = root / "absent.crt"
     error = _error("apply", *node, "--registry", HOST, "--ca", absent)
-    assert error.startswith(f"{absent}: No such file or directory")
+    assert error == f"--ca {absent}: No such file or directory"
     assert "--ca FILE" in _error("apply", *node, "--registry", HOST)
     assert "not the name of an upstream" in _error(
         "apply", *node, "--registry", "localhost", "--mirror", "a/b"

@@ -62,6 +62,21 @@ def test_pasting_it_makes_the_files(
     assert written == {file.path: (file.mode, file.content) for file in plan.files}
 
 
+@pytest.mark.parametrize("runtime", ["docker", "podman"])
+def test_pasting_it_logs_a_node_in(tmp_path: Path, ca_pem: bytes, runtime: Runtime) -> None:
+    """The credential of a node goes to the runtime's own login, its password by standard input."""
+    client = tmp_path / "bin" / runtime
+    client.parent.mkdir()
+    client.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/told\ncat >> {tmp_path}/told\n')
+    client.chmod(0o755)
+    target = parse(HOST, ca_pem, credential=NodeCredential("robot+n", "pass"))
+    text = node_commands(target, [runtime]).replace("/etc/", f"{tmp_path}/etc/")
+    script = f"PATH={client.parent}:$PATH\n" + "\n".join(text.splitlines()[2:])
+    subprocess.run(["sh", "-eu", "-c", ". /dev/stdin"], input=script.encode(), check=True)
+    told = f"login {HOST} --username robot+n --password-stdin\npass\n"
+    assert (tmp_path / "told").read_text() == told
+
+
 def test_what_has_to_be_merged_is_only_described() -> None:
     """Writing daemon.json would lose what the node has in it."""
     text = node_commands(parse(f"http://{HOST}"), ["docker"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Iterable, Iterator
 
@@ -12,12 +13,8 @@ from registry.trust.node.target import Target
 
 _END = "MAYFLY"
 
-# How each runtime is told the credentials, and what may be left unsaid there.
-_LOGIN: dict[Runtime, str] = {
-    "docker": "docker login {registry}",
-    "containerd": "# kubelet logs in with an imagePullSecret: mayfly credentials --format secret",
-    "podman": "podman login {registry}",
-}
+_SECRET_HINT = "# kubelet logs in with an imagePullSecret: mayfly credentials --format secret"
+_LOGIN_HINT = "# name and password: mayfly credentials --node NAME, run where the registry runs"
 
 
 def node_commands(target: Target, runtimes: Iterable[Runtime] = RUNTIMES) -> str:
@@ -30,11 +27,30 @@ def node_commands(target: Target, runtimes: Iterable[Runtime] = RUNTIMES) -> str
     if target.ca is not None:
         lines.append(f"CA SHA-256: {fingerprint(target.ca)}")
     for runtime in runtimes:
-        plan = make_plan(runtime, target, EmptyNode())
-        lines += ["", f"# {runtime}: on the node, as root", *plan_commands(plan)]
-        if target.credential is None:
-            lines.append(_LOGIN[runtime].format(registry=target.registry))
+        lines += ["", f"# {runtime}: on the node, as root", *_setup(runtime, target)]
     return "\n".join([*lines, ""])
+
+
+def _setup(runtime: Runtime, target: Target) -> Iterator[str]:
+    """The shell lines that make one runtime trust the registry, and log it in."""
+    if runtime == "containerd":
+        yield from plan_commands(make_plan(runtime, target, EmptyNode()))
+        if target.credential is None:
+            yield _SECRET_HINT
+        return
+    # docker and podman keep credentials in files that their own login writes.
+    files = dataclasses.replace(target, credential=None, certs_dir=None)
+    yield from plan_commands(make_plan(runtime, files, EmptyNode()))
+    login = f"{runtime} login {target.registry}"
+    if target.credential is None:
+        yield _LOGIN_HINT
+        yield login
+        return
+    yield (
+        f"{login} --username {shlex.quote(target.credential.username)} --password-stdin <<'{_END}'"
+    )
+    yield target.credential.password
+    yield _END
 
 
 def plan_commands(plan: Plan) -> Iterator[str]:

@@ -38,8 +38,8 @@ def plan(target: Target, node: NodeView) -> Plan:
     """
     if target.credential is not None:
         raise TrustError(
-            "--node is for containerd; give docker its node's credential with "
-            f"docker login {target.registry} (mayfly credentials --node NAME prints one)"
+            "--node writes files for containerd only; docker logs in, and mayfly node-config show "
+            "--node NAME, without --runtime, prints the command"
         )
     if target.certs_dir is not None:
         raise TrustError(f"--certs-dir is for containerd; docker reads {CERTS_DIR} only")

@@ -29,8 +29,8 @@ def plan(target: Target, node: NodeView) -> Plan:
     """The CA, and one file with a table for the registry and for each mirrored upstream."""
     if target.credential is not None:
         raise TrustError(
-            "--node is for containerd; give podman its node's credential with "
-            f"podman login {target.registry} (mayfly credentials --node NAME prints one)"
+            "--node writes files for containerd only; podman logs in, and mayfly node-config show "
+            "--node NAME, without --runtime, prints the command"
         )
     if target.certs_dir is not None:
         raise TrustError(f"--certs-dir is for containerd; podman reads {CERTS_DIR}")
