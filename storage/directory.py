@@ -138,9 +138,7 @@ class DirectoryReader:
 
         Deleting a manifest removes its tags first: such a tag is damaged, or another registry's.
         """
-        for name in self._tree.entries(self._layout.tags(repository)):
-            if not is_tag(name):
-                continue
+        for name in self.tag_names(repository):
             link = self._layout.tag_link(repository, name)
             digest = self.read_link(link)
             if digest is not None and self.is_linked(repository, digest):

@@ -187,11 +187,20 @@ def resolve(reader: Reader, text: str) -> tuple[str, Digest]:
 
 
 def load(reader: Reader, repository: str, digest: Digest) -> Manifest:
-    """Read and understand a manifest.
+    """Read and parse a stored manifest.
+
+    Raises:
+        ManifestInvalid: it cannot be parsed.
+        ManifestUnknown, ManifestTooLarge, ContentCorrupt: see `read_manifest`.
+    """
+    return parse_stored(read_manifest(reader, repository, digest))
+
+
+def read_manifest(reader: Reader, repository: str, digest: Digest) -> bytes:
+    """The bytes of a manifest, which have its digest.
 
     Raises:
         ManifestUnknown: it is not in the repository.
-        ManifestInvalid: it cannot be understood.
         ManifestTooLarge: it is over `storage.manifest.MAX_SIZE`, so it was not read.
         ContentCorrupt: its bytes have another digest.
     """
@@ -202,7 +211,7 @@ def load(reader: Reader, repository: str, digest: Digest) -> Manifest:
     if digests.of(body, digest.algorithm) != digest:
         # It may well be a manifest, but is another one.
         raise ContentCorrupt(f"manifest {digest} is damaged", {"digest": str(digest)})
-    return parse_stored(body)
+    return body
 
 
 def read(extent: Extent) -> bytes:

@@ -23,7 +23,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from storage import digest as digests
 from storage.bundle.errors import BundleInvalid, Interrupted
 from storage.bundle.layer import Layer
 from storage.bundle.verified import BundleExtent
@@ -40,9 +39,9 @@ from storage.errors import (
     SizeInvalid,
     StorageError,
 )
-from storage.images import read, repositories
+from storage.images import read_manifest, repositories
 from storage.interface import Extent
-from storage.manifest import MAX_SIZE, Descriptor, Manifest, parse
+from storage.manifest import Descriptor, Manifest, parse
 
 WORKERS = 4
 """Blobs copied and hashed at once."""
@@ -436,10 +435,4 @@ def _manifests(
 
 
 def _strict(source: Layer, repository: str, digest: Digest) -> Manifest:
-    extent = source.manifest(repository, digest)
-    if extent.size > MAX_SIZE:
-        raise ManifestTooLarge(f"manifest is larger than {MAX_SIZE} bytes")
-    body = read(extent)
-    if digests.of(body, digest.algorithm) != digest:
-        raise ContentCorrupt(f"manifest {digest} is damaged", {"digest": str(digest)})
-    return parse(body)
+    return parse(read_manifest(source, repository, digest))

@@ -35,7 +35,8 @@ _PER_MANIFEST = 400
 _MAX_DESCRIPTORS = 4 * 1024 * 1024
 """Bytes for the descriptors listed last."""
 
-Descriptor = dict[str, object]
+Referrer = dict[str, object]
+"""The descriptor of a manifest that refers to another, as the referrers list has it."""
 
 _SETTLE_NS = 50_000_000
 """A directory changed so recently may change again without a new mtime (clock ticks are 4 ms)."""
@@ -79,10 +80,10 @@ class Referrers:
     def __init__(self, revisions: Revisions) -> None:
         self._revisions = revisions
         self._known: SizedCache[str, _Known] = SizedCache(_MAX_KNOWN, _Known.size)
-        self._descriptors: SizedCache[Digest, Descriptor] = SizedCache(_MAX_DESCRIPTORS, size_of)
+        self._descriptors: SizedCache[Digest, Referrer] = SizedCache(_MAX_DESCRIPTORS, size_of)
         self._lock = threading.Lock()
 
-    def of(self, repository: str, subject: Digest, after: str = "") -> Iterator[Descriptor]:
+    def of(self, repository: str, subject: Digest, after: str = "") -> Iterator[Referrer]:
         """Descriptors of the manifests that name ``subject``, in order of digest.
 
         Args:
@@ -109,7 +110,7 @@ class Referrers:
                 self._forget(digest, known)
                 known.unread.add(digest)
 
-    def _descriptors_of(self, repository: str, found: list[Digest]) -> Iterator[Descriptor]:
+    def _descriptors_of(self, repository: str, found: list[Digest]) -> Iterator[Referrer]:
         for digest in found:
             if not self._revisions.is_linked(repository, digest):
                 continue
@@ -167,7 +168,7 @@ class Referrers:
         return () if time.time_ns() - max(times, default=0) < _SETTLE_NS else tuple(times)
 
 
-def size_of(descriptor: Descriptor) -> int:
+def size_of(descriptor: Referrer) -> int:
     """The bytes that a descriptor takes, roughly."""
     annotations = descriptor.get("annotations")
     if not isinstance(annotations, dict):

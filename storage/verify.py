@@ -23,11 +23,18 @@ from storage.digest import Digest
 from storage.distribution import DistributionStore
 from storage.errors import ManifestUnknown, StorageError
 from storage.examine import hash_file
-from storage.images import find_blob, load, resolve
+from storage.images import find_blob, load, resolve, walk
 from storage.manifest import Descriptor, Manifest
 from storage.uploads import DirectoryUpload
 
 _WINDOW = 64
+
+_LINK_DAMAGED = "the manifest's link is damaged"
+_FILE_GONE = "the manifest's file is gone"
+_NOT_LINKED = "the manifest is not linked in the repository"
+_TAG_DANGLES = "the tag points at a manifest that is gone"
+_ABOUT_MANIFESTS = frozenset({_LINK_DAMAGED, _FILE_GONE, _NOT_LINKED, _TAG_DANGLES})
+"""Reasons of findings whose digest is a manifest's."""
 
 
 class Fault(StrEnum):
@@ -259,7 +266,7 @@ class _Repository:
         if isinstance(manifest, StorageError):
             return False  # odd, but what was pushed: it is served as it is
         if self._store.is_link_torn(self._name, digest, is_manifest=True):
-            self._findings.add(Fault.UNLINKED, digest, images, "the manifest's link is damaged")
+            self._findings.add(Fault.UNLINKED, digest, images, _LINK_DAMAGED)
         for descriptor in manifest.blobs:
             self._check_blob(digest, descriptor, images)
         if manifest.manifests and not any(
@@ -271,15 +278,13 @@ class _Repository:
 
     def _check_absent(self, digest: Digest, images: list[str], tagged: set[Digest]) -> bool:
         if self._store.is_linked(self._name, digest):
-            self._findings.add(Fault.MISSING, digest, images, "the manifest's file is gone")
+            self._findings.add(Fault.MISSING, digest, images, _FILE_GONE)
         elif self._store.content_size(digest) is not None:
             # An index may name blobs as well (BuildKit's cache does).
             if find_blob(self._store, self._name, digest) is None:
-                reason = "the manifest is not linked in the repository"
-                self._findings.add(Fault.UNLINKED, digest, images, reason)
+                self._findings.add(Fault.UNLINKED, digest, images, _NOT_LINKED)
         elif digest in tagged:
-            reason = "the tag points at a manifest that is gone"
-            self._findings.add(Fault.MISSING, digest, images, reason)
+            self._findings.add(Fault.MISSING, digest, images, _TAG_DANGLES)
         else:
             return True
         return False
@@ -358,34 +363,27 @@ def _is_manifest(store: DistributionStore, repository: str, finding: Finding) ->
         top = resolve(store, finding.image)[1]
         return any(
             child.digest == finding.digest
-            for _, manifest in _walk(store, repository, top)
+            for manifest in _readable_manifests(store, repository, top)
             for child in manifest.manifests
         )
-    # The image cannot even be found: it is its manifest that lacks.
-    return finding.reason.startswith(("the tag points", "the manifest"))
+    # The image cannot even be found: its own manifest is what is missing.
+    return finding.reason in _ABOUT_MANIFESTS
 
 
-def _walk(
+def _readable_manifests(
     store: DistributionStore, repository: str, top: Digest
-) -> Iterator[tuple[Digest, Manifest]]:
-    waiting = [top]
-    seen: set[Digest] = set()
-    while waiting:
-        digest = waiting.pop()
-        if digest in seen:
-            continue
-        seen.add(digest)
-        with contextlib.suppress(StorageError):
-            manifest = load(store, repository, digest)
-            yield digest, manifest
-            waiting += [child.digest for child in manifest.manifests]
+) -> Iterator[Manifest]:
+    """The manifests below one, itself included, that can be read."""
+    for _, manifest in walk(store, repository, top):
+        if isinstance(manifest, Manifest):
+            yield manifest
 
 
 def _expected_size(store: DistributionStore, repository: str, finding: Finding) -> int | None:
     """The size in bytes that the image gives a blob it needs; None where nothing says."""
     with contextlib.suppress(StorageError):
         top = resolve(store, finding.image)[1]
-        for _, manifest in _walk(store, repository, top):
+        for manifest in _readable_manifests(store, repository, top):
             for descriptor in (*manifest.blobs, *manifest.manifests):
                 if descriptor.digest == finding.digest:
                     return descriptor.size

@@ -16,7 +16,7 @@ from storage.directory import manifest_unknown
 from storage.errors import BlobUnknown, NameUnknown
 from storage.images import load
 from storage.interface import Extent
-from storage.referrers import Descriptor, size_of
+from storage.referrers import Referrer, size_of
 from storage.sized_cache import SizedCache
 
 Canonical = Callable[[str, str], str]
@@ -47,7 +47,7 @@ class Bundle:
         self.notices: list[str]
         self.left_out: list[str]
         self._content = content
-        self._descriptors: SizedCache[Digest, Descriptor] = SizedCache(_MAX_DESCRIPTORS, size_of)
+        self._descriptors: SizedCache[Digest, Referrer] = SizedCache(_MAX_DESCRIPTORS, size_of)
         self._proofs = proofs
         self._fallback = fallback
         self._read()
@@ -128,9 +128,7 @@ class Bundle:
             repositories = self._repositories
             yield from (name for name in self._names if digest in repositories[name].blobs)
 
-    def referrers(
-        self, repository: str, subject: Digest, after: str = ""
-    ) -> Iterator[dict[str, object]]:
+    def referrers(self, repository: str, subject: Digest, after: str = "") -> Iterator[Referrer]:
         for digest in self._referrers.get(repository, {}).get(subject, ()):
             if str(digest) > after:
                 # Annotations may be large: they are read again where memory for them does not last.

@@ -15,8 +15,7 @@ from storage.digest import Digest
 from storage.directory import manifest_unknown
 from storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
 from storage.interface import Extent
-
-Descriptor = dict[str, object]
+from storage.referrers import Referrer
 
 
 class Stack:
@@ -69,9 +68,7 @@ class Stack:
     def holders(self, digest: Digest) -> Iterator[str]:
         return distinct(layer.holders(digest) for layer in self._layers)
 
-    def referrers(
-        self, repository: str, subject: Digest, after: str = ""
-    ) -> Iterator[dict[str, object]]:
+    def referrers(self, repository: str, subject: Digest, after: str = "") -> Iterator[Referrer]:
         return merge_referrers(x.referrers(repository, subject, after) for x in self._layers)
 
     def links(self, repository: str, digest: Digest) -> bool:
@@ -121,7 +118,7 @@ def merge_names(pages: Sequence[list[str]], limit: int) -> list[str]:
     return list(islice(_unrepeated(heapq.merge(*pages)), limit))
 
 
-def merge_referrers(found: Iterable[Iterator[Descriptor]]) -> Iterator[Descriptor]:
+def merge_referrers(found: Iterable[Iterator[Referrer]]) -> Iterator[Referrer]:
     """Descriptors in order of digest, each once, from sources in that order."""
     last = None
     for descriptor in heapq.merge(*found, key=lambda descriptor: str(descriptor["digest"])):
