@@ -30,7 +30,7 @@ from auth.scope import Scope, render_scopes
 from registry.access import PUBLIC, Need, needs, useful
 from registry.audit import Audit
 from registry.errors import AccessDenied, Unauthorized
-from registry.origin import Origins
+from registry.origin import AS_ASKED, Origins
 from registry.request import Endpoint, Request
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 REALM = "mayfly"
 TOKEN_PATH = "/auth/token"
-
-_AS_ASKED = Origins()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ class Guard:
         authentication: Authentication | None,
         certificate_identity: Callable[[BaseRequest], Identity | None],
         audit: Audit,
-        origins: Origins = _AS_ASKED,
+        origins: Origins = AS_ASKED,
     ) -> None:
         self._policy = policy
         self.authentication = authentication

@@ -112,6 +112,10 @@ class Origins:
         return any((mapped or parsed) in network for network in self.trusted)
 
 
+AS_ASKED = Origins()
+"""Of a registry without proxies: every client asks it by the address it was given."""
+
+
 def _last(values: Iterable[str]) -> list[str]:
     """The elements of a list header's last hops."""
     parts = ",".join(values).rsplit(",", _HOPS)

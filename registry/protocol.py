@@ -28,7 +28,7 @@ from registry.framing import (
     without_body,
 )
 from registry.heads import LARGE_HEAD, HeadBudget
-from registry.origin import Origins
+from registry.origin import AS_ASKED, Origins
 
 logger = logging.getLogger("mayfly")
 
@@ -263,8 +263,6 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         return response
 
 
-_AS_ASKED = Origins()
-
 _head_buffer = received[:_HEADS_AT_ONCE]
 
 
@@ -284,7 +282,7 @@ def _no_room() -> FramingInvalid:
 class HTTPServer(Server):
     """aiohttp's low-level server over an `App`: no router, no middleware, nothing decompressed."""
 
-    def __init__(self, app: Any, origins: Origins = _AS_ASKED) -> None:
+    def __init__(self, app: Any, origins: Origins = AS_ASKED) -> None:
         super().__init__(app, request_factory=self._make)
         self._origins = origins
         self._options: dict[str, Any] = {
