@@ -50,6 +50,7 @@ from storage.distribution import DistributionStore
 from storage.errors import StorageError
 from storage.interface import Store
 from storage.readonly import ReadOnlyStore
+from storage.space import format_size
 
 if TYPE_CHECKING:
     from storage.bundle.open import Bundles
@@ -417,7 +418,7 @@ async def _collect(store: DistributionStore, interval: float, grace: float) -> N
             logger.warning("garbage collection failed: %s", error)
         else:
             if found.blobs:
-                logger.info("freed %.1f MiB that no image refers to", found.size / 2**20)
+                logger.info("freed %s that no image refers to", format_size(found.size))
             if found.unread:
                 logger.warning(
                     "%d manifests cannot be read, their repositories keep all blobs: %s, ... "
@@ -430,8 +431,8 @@ async def _collect(store: DistributionStore, interval: float, grace: float) -> N
 async def _hash_bundles(bundles: Bundles) -> None:
     """Read what old docker archives do not say of themselves; then their images are served."""
     logger.info(
-        "computing digests of %.1f MiB of layers; their images are served after that",
-        bundles.unhashed / 2**20,
+        "computing digests of %s of layers; their images are served after that",
+        format_size(bundles.unhashed),
     )
     try:
         await in_thread(bundles.hash, lambda size: None)

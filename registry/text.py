@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 _KEPT = frozenset("\n\t")
@@ -87,6 +87,18 @@ def escaped(document: Any) -> Any:
     if isinstance(document, list | tuple):
         return [escaped(value) for value in document]
     return document
+
+
+def join_names(names: Sequence[str], most: int, kind: str = "") -> str:
+    """The first names, and the number of the others: ``a, b and 3 more``.
+
+    Args:
+        names: in order.
+        most: how many are written out.
+        kind: of the others, such as ``nodes``.
+    """
+    more = f" and {len(names) - most} more {kind}".rstrip() if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def echo(text: object, *, err: bool = False, nl: bool = True) -> None:

@@ -16,7 +16,7 @@ from storage.errors import StorageFull
 LARGEST_RESERVE = 64 * 1024 * 1024
 """Bytes kept free when nobody said how many, or a hundredth of a filesystem that is small."""
 
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class Space:
@@ -44,16 +44,17 @@ class Space:
             reserve = min(LARGEST_RESERVE, found.f_blocks * found.f_frsize // 100)
         if size + reserve > free:
             raise StorageFull(
-                f"no space left in the registry's storage: {_shown(size)} more do not fit, "
-                f"{_shown(free)} are free and {_shown(reserve)} of them are kept",
+                f"no space left in the registry's storage: {format_size(size)} more do not fit, "
+                f"{format_size(free)} are free and {format_size(reserve)} of them are kept",
                 {"size": size, "free": free, "reserve": reserve},
             )
 
 
-def _shown(size: int) -> str:
+def format_size(size: int) -> str:
+    """Bytes for people: ``512 B``, ``1.4 GiB``."""
     amount = float(size)
     for unit in _UNITS:
         if amount < 1024 or unit == _UNITS[-1]:
             break
         amount /= 1024
-    return f"{size} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"
+    return f"{size} B" if unit == "B" else f"{amount:.1f} {unit}"

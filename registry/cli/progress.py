@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import click
 
 from registry.text import echo, exact_json, raw
+from storage.space import format_size
 
 _LINE_EVERY = 5.0
 _EVENT_EVERY = 0.1
@@ -59,4 +60,4 @@ def _say(label: str, done: int, total: int, as_json: bool) -> None:
         print_event("progress", what=label, done=done, total=total)
         return
     percent = 100 * done // total if total else 100
-    echo(f"{label}: {percent}% of {total / 2**20:.1f} MiB", err=True)
+    echo(f"{label}: {percent}% of {format_size(total)}", err=True)

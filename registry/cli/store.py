@@ -17,8 +17,10 @@ import click
 from registry.cli.help import Command
 from registry.cli.options import DURATION, as_json, print_json, root_directory
 from registry.config import ConfigError
-from registry.text import echo
+from registry.exit_codes import Exit
+from registry.text import echo, join_names
 from storage.errors import NameInvalid, StorageError, StorageFailed, StorageFull
+from storage.space import format_size
 
 if TYPE_CHECKING:
     from storage.digest import Digest
@@ -28,14 +30,11 @@ if TYPE_CHECKING:
     from storage.survey import Damaged
     from storage.verify import Finding
 
-FOUND_DAMAGE = 4
-"""Exit code when stored content is not what it should be (CONTRACT.md)."""
-
 _REPAIR_ROUNDS = 4
 """Repairs until nothing is left to mend: an index, its image, the layers, and a look at the end."""
 
-_NAMED = 2
-"""Further images that are named of those that a fault hurts."""
+_IMAGES_NAMED = 3
+"""Images named of those that a fault affects."""
 
 
 @click.command(cls=Command)
@@ -57,7 +56,7 @@ def ls(ctx: click.Context, everything: bool, root: Path, json: bool) -> None:
     else:
         width = max((len(image.name) for image in images), default=0)
         for image in images:
-            echo(f"{image.name:<{width}}  {human(image.size):>9}  {image.digest}")
+            echo(f"{image.name:<{width}}  {format_size(image.size):>9}  {image.digest}")
     name_damaged(ctx, damaged)
 
 
@@ -67,7 +66,7 @@ def name_damaged(ctx: click.Context, damaged: Sequence[Damaged]) -> None:
         echo(f"{one.name}: {one.reason}", err=True)
     if damaged:
         echo("mend it with mayfly verify --repair, or push it again", err=True)
-        ctx.exit(FOUND_DAMAGE)
+        ctx.exit(Exit.STORAGE)
 
 
 @click.command(cls=Command)
@@ -107,7 +106,7 @@ def _show_stacks(name: str, digest: Digest, found: Sequence[Stack]) -> None:
         echo("")
         echo(f"{stack.platform or 'artifact'}  {stack.digest}")
         for number, layer in enumerate(stack.layers, 1):
-            size = "?" if layer.size is None else human(layer.size)
+            size = "?" if layer.size is None else format_size(layer.size)
             echo(f"  {number:>3}  {size:>9}  {str(layer.digest)[:19]}", nl=False)
             echo(f"  {_shared(layer.shared_with)}  {layer.created_by[:60]}".rstrip())
 
@@ -124,15 +123,15 @@ def du(ctx: click.Context, root: Path, json: bool) -> None:
     if json:
         print_json({**asdict(found), "saved": found.saved})
     else:
-        echo(f"{found.images} images, {human(found.logical)} if each stood alone")
-        echo(f"{human(found.stored)} stored, {human(found.saved)} saved by sharing")
+        echo(f"{found.images} images, {format_size(found.logical)} if each stood alone")
+        echo(f"{format_size(found.stored)} stored, {format_size(found.saved)} saved by sharing")
         if found.untagged:
             echo(
-                f"{human(found.untagged_size)} more for {found.untagged} manifests without a tag "
-                "(ls --all lists them, gc --untagged frees them)"
+                f"{format_size(found.untagged_size)} more for {found.untagged} manifests without a "
+                "tag (ls --all lists them, gc --untagged frees them)"
             )
         if found.unused_size:
-            echo(f"{human(found.unused_size)} more that no manifest needs (gc frees it)")
+            echo(f"{format_size(found.unused_size)} more that no manifest needs (gc frees it)")
     name_damaged(ctx, found.damaged)
 
 
@@ -230,16 +229,15 @@ def gc(
     else:
         for one in found.unread:
             echo(f"{one}; its repository keeps all blobs: repair or delete it", err=True)
-        echo(
-            f"{'would free' if dry_run else 'freed'} {human(found.size)}: {len(found.blobs)} blobs"
-        )
+        freed = "would free" if dry_run else "freed"
+        echo(f"{freed} {format_size(found.size)}: {len(found.blobs)} blobs")
         if found.spared:
             echo(
-                f"kept {human(found.spared_size)}: {found.spared} blobs that no image refers to, "
-                f"used within the last {exact(grace)} (--grace)"
+                f"kept {format_size(found.spared_size)}: {found.spared} blobs that no image refers "
+                f"to, used within the last {exact(grace)} (--grace)"
             )
     if found.unread:
-        ctx.exit(FOUND_DAMAGE)
+        ctx.exit(Exit.STORAGE)
 
 
 @click.command(cls=Command)
@@ -281,18 +279,16 @@ def verify(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool)
             echo(_described(finding))
         if found.left_out:
             echo(f"{found.left_out} manifests that indexes name were never copied here")
-        echo(f"{first.blobs} blobs, {human(first.size)}: {len(found.findings)} faults")
+        echo(f"{first.blobs} blobs, {format_size(first.size)}: {len(found.findings)} faults")
     if found.findings:
-        ctx.exit(FOUND_DAMAGE)
+        ctx.exit(Exit.STORAGE)
 
 
 def _described(finding: Finding) -> str:
     """A fault, what it is of, the images it hurts, and why."""
     text = f"{finding.fault}: {finding.digest}" if finding.digest else str(finding.fault)
     if finding.image:
-        names = ", ".join((finding.image, *finding.others[:_NAMED]))
-        more = len(finding.others) - _NAMED
-        text += f"  needed by {names}" + (f" and {more} more" if more > 0 else "")
+        text += f"  needed by {join_names((finding.image, *finding.others), _IMAGES_NAMED)}"
     return f"{text} ({finding.reason})" if finding.reason else text
 
 
@@ -327,16 +323,6 @@ def _repair(
     return repaired
 
 
-def human(size: int) -> str:
-    """A number of bytes for people, in binary units."""
-    amount = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
-
-
 def _stack(stack: Stack) -> dict[str, object]:
     """A platform's layers as data; `asdict` would take digests apart."""
     layers = [{**asdict(layer), "digest": str(layer.digest)} for layer in stack.layers]
@@ -346,8 +332,7 @@ def _stack(stack: Stack) -> dict[str, object]:
 def _shared(names: tuple[str, ...]) -> str:
     if not names:
         return ""
-    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return f"shared with {', '.join(names[:2])}{more}"
+    return f"shared with {join_names(names, 2)}"
 
 
 def _reader(root: Path) -> DirectoryReader:

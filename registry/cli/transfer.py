@@ -15,10 +15,12 @@ import click
 from registry.cli.help import Command
 from registry.cli.options import as_json, root_directory
 from registry.cli.progress import print_event, reporting
-from registry.cli.store import FOUND_DAMAGE, human, name_damaged
+from registry.cli.store import name_damaged
 from registry.config import ConfigError
+from registry.exit_codes import Exit
 from registry.text import echo
 from storage.errors import ContentCorrupt
+from storage.space import format_size
 
 if TYPE_CHECKING:
     from storage.digest import Digest
@@ -27,12 +29,8 @@ if TYPE_CHECKING:
     from storage.images import Image
     from storage.survey import Damaged
 
-_INVALID = 5
-"""Exit code for a bundle that cannot be used (CONTRACT.md)."""
-
-
-_NAMED = 100
-"""Images that are named of those that were not imported."""
+_LINES = 100
+"""Lines about images that were not imported; the others are counted."""
 
 
 @click.command("import", cls=Command)
@@ -75,7 +73,7 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
                 "nothing was imported: bring a complete bundle, or import what it builds on",
                 err=True,
             )
-            ctx.exit(_INVALID)
+            ctx.exit(Exit.BUNDLE)
         with reporting("importing", planned.size, json) as progress:
             done = importing.carry_out(store, opened.layer, planned, progress)
         damaged, left_out = opened.damaged_names(), opened.left_out
@@ -84,16 +82,16 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
             into.append(importing.describe(opened.layer, one))
         if not left_out and not opened.layer.repositories("", 1):
             left_out.append("the bundles list no image")
-        code = _INVALID if left_out else FOUND_DAMAGE if damaged else 0
+        code = Exit.BUNDLE if left_out else Exit.STORAGE if damaged else Exit.DONE
         left_out += damaged
     if json:
         print_event("imported", images=done.names, copied=planned.size, not_imported=left_out)
     else:
-        echo(f"imported {len(done.names)} images, {human(planned.size)} copied")
-    for text in left_out[:_NAMED]:
+        echo(f"imported {len(done.names)} images, {format_size(planned.size)} copied")
+    for text in left_out[:_LINES]:
         echo(f"not imported: {text}", err=True)
-    if len(left_out) > _NAMED:
-        echo(f"not imported: {len(left_out) - _NAMED} more", err=True)
+    if len(left_out) > _LINES:
+        echo(f"not imported: {len(left_out) - _LINES} more", err=True)
     ctx.exit(code)
 
 
@@ -192,8 +190,8 @@ def export(
         )  # fmt: skip
     else:
         echo(
-            f"{output}: {len(chosen)} images, {human(planned.size)}, "
-            f"{human(planned.left_out)} left out"
+            f"{output}: {len(chosen)} images, {format_size(planned.size)}, "
+            f"{format_size(planned.left_out)} left out"
         )
         if behind:
             repository, digest = behind[0]

@@ -28,6 +28,7 @@ from registry.lifetime.images import Image, Nodes
 from registry.lifetime.ledger import Ledger
 from registry.lifetime.pulls import Pulls
 from registry.lifetime.states import State, States, Target, accepted
+from registry.text import join_names
 
 _LOOK_EVERY = 0.25
 """Seconds between two looks at the whole while events come in, at least."""
@@ -214,9 +215,7 @@ class Coverage:
 
 def absent_text(absent: Sequence[str]) -> str:
     """A sentence that says which images of the list the registry does not hold."""
-    shown = ", ".join(absent[:_NAMES_SHOWN])
-    more = len(absent) - _NAMES_SHOWN
-    shown += f" and {more} more" if more > 0 else ""
+    shown = join_names(absent, _NAMES_SHOWN)
     return f"listed in --until-pulled, and not in the registry until somebody pushes it: {shown}"
 
 
@@ -228,9 +227,8 @@ def claims_text(claimed: Mapping[str, int]) -> str:
     """
     if not claimed:
         return ""
-    shown = [f"{node} ({count})" for node, count in sorted(claimed.items())[:_NAMES_SHOWN]]
-    more = len(claimed) - len(shown)
-    nodes = ", ".join(shown) + (f" and {more} more nodes" if more > 0 else "")
+    names = [f"{node} ({count})" for node, count in sorted(claimed.items())]
+    nodes = join_names(names, _NAMES_SHOWN, "nodes")
     return f"images claimed by the node's runtime, not served by this registry: {nodes}"
 
 

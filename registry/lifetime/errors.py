@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from registry.exit_codes import Exit
+
 
 class LifetimeError(Exception):
     """Something that ends a command of Mayfly's; the text is for its user.
@@ -21,7 +23,7 @@ class NotRunning(LifetimeError):
     """No Mayfly answers there."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, 6)
+        super().__init__(message, Exit.NOT_RUNNING)
 
 
 class Draining(Exception):

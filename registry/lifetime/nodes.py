@@ -14,6 +14,7 @@ from enum import StrEnum
 from ipaddress import ip_address
 
 from registry import log
+from registry.text import join_names
 
 _MAX_ADDRESSES = 10_000
 _MAX_NOTICES = 20
@@ -84,12 +85,10 @@ class NodeNames:
         """No caller has a credential, so that a node is known by its address alone."""
         unreachable = sorted(name for name in self._declared if not _is_address(name))
         if unreachable:
-            shown = ", ".join(unreachable[:_NAMES_SHOWN])
-            more = len(unreachable) - _NAMES_SHOWN
-            shown += f" and {more} more" if more > 0 else ""
+            names = join_names(unreachable, _NAMES_SHOWN)
             self._notice(
                 f"without authentication nodes are known by address only, and --nodes lists names: "
-                f"{shown}; list addresses, or serve with --auth auto"
+                f"{names}; list addresses, or serve with --auth auto"
             )
 
     def pulled(self, node: str, user: str, address: str, *, runtime: bool) -> None:

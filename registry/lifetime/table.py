@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from registry.lifetime.coverage import claims_text
 from registry.lifetime.durations import exact, readable
 from registry.lifetime.states import RANKED, State, accepted
-from registry.text import escaped
+from registry.text import escaped, join_names
+from storage.space import format_size
 
 if TYPE_CHECKING:
     from registry.lifetime.report import (
@@ -22,20 +23,9 @@ if TYPE_CHECKING:
 
 MIN_WIDTH = 40
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _MOST_ROWS = 200
 _MOST_NAMES = 10
 _MOST_TRANSFERS = 20
-
-
-def size(count: int) -> str:
-    """Bytes for people: ``512 B``, ``1.4 GiB``."""
-    scaled = float(count)
-    for unit in _UNITS:
-        if scaled < 1024 or unit == _UNITS[-1]:
-            break
-        scaled /= 1024
-    return f"{count} B" if unit == "B" else f"{scaled:.1f} {unit}"
 
 
 def grid(rows: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -106,7 +96,7 @@ def progress(coverage: CoverageRecord) -> str:
     if more > 0:
         lacking.append(f"{more} that pulled nothing yet")
     if lacking and not coverage["complete"]:
-        line += f"; missing: {_listed(lacking, _MOST_NAMES)}"
+        line += f"; missing: {join_names(lacking, _MOST_NAMES)}"
     return line
 
 
@@ -143,18 +133,13 @@ def lacking(row: NodeRow, absent: Collection[str] = ()) -> list[str]:
 def _fitting(names: Sequence[str], width: int) -> str:
     """As many names as fit, and the number of the others."""
     for most in range(len(names), 1, -1):
-        text = _listed(names, most)
+        text = join_names(names, most)
         if len(text) <= width:
             return text
     if not names:
         return "-"
     rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return shorten(names[0], max(width - len(rest), 3)) + rest
-
-
-def _listed(names: Sequence[str], most: int) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def status(
@@ -188,10 +173,10 @@ def status(
 
 
 def _amount(found: Mapping[str, Any], before: Mapping[str, Any] | None, key: str) -> str:
-    text = size(found[key])
+    text = format_size(found[key])
     if before is not None and found["seconds"] > before["seconds"]:
         rate = (found[key] - before[key]) / (found["seconds"] - before["seconds"])
-        text += f", {size(round(rate))}/s"
+        text += f", {format_size(round(rate))}/s"
     return text
 
 
@@ -203,7 +188,7 @@ def transfers(records: Sequence[TransferRecord], width: int) -> list[str]:
     for one in records[:_MOST_TRANSFERS]:
         rate = one["bytes"] / one["seconds"] if one["seconds"] else 0
         who = f"{one['direction']} by {peer(one)}"
-        rows.append([who, content(one), size(one["bytes"]), f"{size(round(rate))}/s"])
+        rows.append([who, content(one), format_size(one["bytes"]), f"{format_size(round(rate))}/s"])
     return ["", *grid(rows, width), *_more(len(records) - _MOST_TRANSFERS)]
 
 
@@ -224,7 +209,7 @@ def cut(transfers: Sequence[TransferRecord], requests: int) -> list[str]:
     if requests and not transfers:
         return [f"cut: {requests} requests"]
     lines = [
-        f"cut: {one['direction']} of {content(one)} by {peer(one)}, at {size(one['bytes'])}"
+        f"cut: {one['direction']} of {content(one)} by {peer(one)}, at {format_size(one['bytes'])}"
         for one in transfers[:_MOST_ROWS]
     ]
     return [*lines, *_more(len(transfers) - _MOST_ROWS)]
@@ -273,9 +258,10 @@ def report(content: Report, width: int) -> str:
 def _asked_again(nodes: Mapping[str, int]) -> list[str]:
     if not nodes:
         return []
-    listed = _listed([f"{node} ({count})" for node, count in sorted(nodes.items())], _MOST_NAMES)
+    names = [f"{node} ({count})" for node, count in sorted(nodes.items())]
+    shown = join_names(names, _MOST_NAMES)
     return [
-        f"warning: asked again for images they had: {listed}. Pods with imagePullPolicy Always, "
+        f"warning: asked again for images they had: {shown}. Pods with imagePullPolicy Always, "
         "and from Kubernetes 1.35 on pods with other credentials, ask at every start and will fail "
         "without this registry"
     ]
@@ -297,12 +283,12 @@ def _summary(content: Report, width: int) -> list[str]:
     rows = [
         ["ended", _ended(content)],
         ["ran", f"{readable(content['seconds'])}, from {content['started']}"],
-        ["in, out", f"{size(content['bytes_in'])}, {size(content['bytes_out'])}"],
-        ["peak memory", size(content["peak_memory"]["server"])],
+        ["in, out", f"{format_size(content['bytes_in'])}, {format_size(content['bytes_out'])}"],
+        ["peak memory", format_size(content["peak_memory"]["server"])],
     ]
     before, after = content["storage_before"], content["storage_after"]
     if before is not None and after is not None:
-        rows.append(["storage", f"{size(before)} before, {size(after)} after"])
+        rows.append(["storage", f"{format_size(before)} before, {format_size(after)} after"])
     return grid(rows, width)
 
 
