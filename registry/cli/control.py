@@ -153,4 +153,6 @@ def _show_end(last: Message, json: bool) -> int:
         print_json(content)
     else:
         click.echo(table.report(content, shutil.get_terminal_size((120, 24)).columns), nl=False)
+        if claims := table.claims(content):
+            echo(claims)
     return Exit.DONE

@@ -21,6 +21,7 @@ from registry.lifetime.coverage import Coverage, Covered, absent_text
 from registry.lifetime.drain import Drain, Drained
 from registry.lifetime.durations import exact
 from registry.lifetime.milestones import Milestones
+from registry.lifetime.notices import Notice
 from registry.lifetime.observer import Observer, Transfer
 from registry.lifetime.plan import Plan
 from registry.lifetime.state import REPORT
@@ -133,7 +134,10 @@ class Desk:
     def waiting_for(self) -> str:
         """What has still to happen before the server ends by itself, its command aside."""
         waiting = []
-        if self._coverage is not None:
+        covered = self._coverage is not None and self._coverage.complete()
+        if covered and not self._plan.until_all:
+            return ""
+        if self._coverage is not None and not covered:
             waiting.append(f"coverage ({table.progress(reports.coverage_record(self._coverage))})")
         if self._plan.idle_timeout is not None:
             waiting.append(f"{exact(self._plan.idle_timeout)} without a request")
@@ -180,9 +184,9 @@ class Desk:
             "report": str(self._report),
         }
 
-    def _warnings(self) -> list[str]:
+    def _warnings(self) -> list[Notice]:
         """Why nodes may not be told apart, or the record of what they did may not be complete."""
-        return [*self._observer.nodes.notices, *self._observer.ledger.full]
+        return [*self._observer.nodes.notices.all(), *self._observer.ledger.full.all()]
 
     def warn_at_start(self) -> None:
         """Log what is known at the start and may keep coverage from completing."""
@@ -227,6 +231,10 @@ class Desk:
             print(table.report(made, width), end="", file=sys.stderr, flush=True)
         if written:
             log.tell(logging.INFO, "report", f"report: {self._report}", file=str(self._report))
+        # The very last line: a success that nobody should take for more than it is.
+        if claims := table.claims(made):
+            claimed = made["coverage"]["claimed"] if made["coverage"] else {}
+            log.tell(logging.WARNING, "claims", claims, claimed=claimed)
 
     async def _on_status(self, request: Message) -> Message:
         return self.status()

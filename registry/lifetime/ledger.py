@@ -19,11 +19,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from registry import log
 from registry.lifetime.activity import Pulse
 from registry.lifetime.arrival import Arrival, Part
 from registry.lifetime.clock import Clock, boot_id
 from registry.lifetime.journal import Entry, Journal
+from registry.lifetime.notices import Notices
 
 logger = logging.getLogger("mayfly")
 
@@ -140,7 +140,7 @@ class Ledger:
 
     Attributes:
         changed: happens with every fact that may change what somebody concludes.
-        full: what there was no room for, in a sentence each.
+        full: bounds that were reached.
 
     Raises:
         OSError: the file cannot be read or written.
@@ -164,7 +164,7 @@ class Ledger:
         self._tags: dict[Key, dict[str, None]] = {}
         self._journal = Journal(path, _VERSION, _OLDER) if path is not None else None
         self.changed = Pulse()
-        self.full: dict[str, None] = {}
+        self.full = Notices("record_full", _MAX_NOTICES)
         if self._journal is not None:
             self._read(self._journal)
             self._journal.replace(self._entries())
@@ -545,31 +545,19 @@ class Ledger:
         """Count one more fact, unless there are too many."""
         if self._listed(state.name, repository):
             if self._facts - self._others >= MAX_LISTED_FACTS:
-                return self._say_full(
-                    f"{MAX_LISTED_FACTS} facts about images and nodes of the list are recorded, "
-                    "and no more: coverage may not become complete"
-                )
+                self.full.add("record_full_list", most=MAX_LISTED_FACTS)
+                return False
         elif state.others >= MAX_OTHER_FACTS_PER_NODE:
-            return self._say_full(
-                f"a node asked for {MAX_OTHER_FACTS_PER_NODE} manifests and blobs outside the list "
-                f"of images; the report leaves out more of them: {state.name}"
-            )
+            self.full.add("record_full_node", node=state.name, most=MAX_OTHER_FACTS_PER_NODE)
+            return False
         elif self._others >= MAX_OTHER_FACTS:
-            return self._say_full(
-                f"{MAX_OTHER_FACTS} facts outside the list of images and nodes are recorded; the "
-                "report leaves out more of them"
-            )
+            self.full.add("record_full_others", most=MAX_OTHER_FACTS)
+            return False
         else:
             state.others += 1
             self._others += 1
         self._facts += 1
         return True
-
-    def _say_full(self, text: str) -> bool:
-        if text not in self.full and len(self.full) < _MAX_NOTICES:
-            self.full[text] = None
-            log.tell(logging.WARNING, "record_full", text)
-        return False
 
     def _entries(self) -> Iterator[Entry]:
         """Entries that make `_read` come to what is known now."""

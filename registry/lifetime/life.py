@@ -41,7 +41,7 @@ from registry.lifetime.nodes import NodeIdentity, NodeNames
 from registry.lifetime.observer import Observer
 from registry.lifetime.plan import Plan, Triggers
 from registry.lifetime.private import Login, auth_file, guarded
-from registry.lifetime.pulls import Pulls
+from registry.lifetime.pulls import SETTLED, Pulls
 from registry.lifetime.signals import Signals
 from registry.lifetime.state import LEDGER, StateDir
 from registry.lifetime.states import State
@@ -63,6 +63,9 @@ _STATUS_EVERY = 1.0
 
 _MEASURE_SECONDS = 5.0
 """For the size of the store at the end; the report goes without it where that takes longer."""
+
+_SETTLING_SECONDS = 2 * SETTLED
+"""After the command's end, until it is said what is waited for, though nodes may still pull."""
 
 _LOOK_SECONDS = 0.05
 """Between two looks whether a client that connected at the last moment has asked for something."""
@@ -268,6 +271,14 @@ class Life:
     ) -> Outcome:
         if self._failed.holds():  # also where it was found while draining for another reason
             reason = await self._failed.wait()
+        after = None
+        if launch.storage is not None and drained.exit_code is None:
+            measuring = asyncio.get_running_loop().run_in_executor(None, launch.storage)
+            await asyncio.wait([measuring], timeout=_MEASURE_SECONDS)
+            after = measuring.result() if measuring.done() else None
+        # From here on nothing is awaited, so that log, exit code and report tell of one moment.
+        if self._milestones is not None:
+            self._milestones.end()
         covered = self.coverage.complete() if self.coverage else None
         code = plans.exit_code(
             reason,
@@ -277,11 +288,6 @@ class Life:
             ended_it=ended_it,
         )
         outcome = Outcome(reason, drained, covered, code)
-        after = None
-        if launch.storage is not None and drained.exit_code is None:
-            measuring = asyncio.get_running_loop().run_in_executor(None, launch.storage)
-            await asyncio.wait([measuring], timeout=_MEASURE_SECONDS)
-            after = measuring.result() if measuring.done() else None
         self._desk.report(outcome, after)
         return outcome
 
@@ -358,21 +364,31 @@ class Life:
             tasks.append(asyncio.create_task(following))
         try:
             yield
-            if self._milestones is not None:
-                self._milestones.look()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _tell_command_end(self, ended: Once) -> None:
-        """Say that the command has ended, and what is waited for now."""
+        """Say that the command has ended, and then what is waited for.
+
+        A node that has just got its last image counts only once it is quiet, so what is said
+        earlier would name nodes that have everything.
+        """
         reason = await ended.wait()
-        text, waiting = reason.text, self._desk.waiting_for()
-        if waiting and not reason.exit_code and not self._signals.first.holds():
-            text += f"; waiting for {waiting}"
         level = logging.WARNING if reason.exit_code else logging.INFO
-        log.tell(level, "command_ended", text, exit_code=reason.exit_code)
+        log.tell(level, "command_ended", reason.text, exit_code=reason.exit_code)
+        if reason.exit_code or self._signals.first.holds():
+            return
+        end = self._clock.now() + _SETTLING_SECONDS
+        while (settles := self._pulls.settles_in()) is not None and self._clock.now() < end:
+            await self._clock.sleep(min(settles, end - self._clock.now()))
+        if self.drain.active:
+            return
+        if self._milestones is not None:
+            self._milestones.look()
+        if waiting := self._desk.waiting_for():
+            log.tell(logging.INFO, "waiting", f"waiting for {waiting}")
 
     async def _tell_status(self) -> None:
         while self._notifier.active and not self.drain.active:

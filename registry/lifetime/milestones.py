@@ -30,9 +30,17 @@ class Milestones:
     def __init__(self, read: Callable[[], CoverageRecord]) -> None:
         self._read = read
         self._complete: set[str] = set()
+        self._over = False
+
+    def end(self) -> None:
+        """Look for the last time: the report comes next, and has the last word."""
+        self.look()
+        self._over = True
 
     def look(self) -> None:
         """Log each node that has become complete, or incomplete, since the last look."""
+        if self._over:
+            return
         record = self._read()
         total = f"{record['nodes_covered']} of {record['nodes_wanted']} nodes"
         for row in table.node_rows(record):

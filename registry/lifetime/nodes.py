@@ -8,18 +8,14 @@ only credentials of their own tell nodes apart.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from enum import StrEnum
 from ipaddress import ip_address
 
-from registry import log
-from registry.text import join_names
+from registry.lifetime.notices import Notices
 
 _MAX_ADDRESSES = 10_000
 _MAX_NOTICES = 20
-_NAMES_SHOWN = 10
-REMEDY = "give each node a credential of its own: mayfly credentials --node NAME"
 
 
 class NodeIdentity(StrEnum):
@@ -39,7 +35,7 @@ class NodeNames:
         shared: whether a user's name is one that several nodes use by its kind.
 
     Attributes:
-        notices: why nodes may not be told apart, and what to do, a sentence each.
+        notices: why nodes may not be told apart.
     """
 
     def __init__(
@@ -52,10 +48,10 @@ class NodeNames:
         self._declared = declared
         self._shared = shared
         self._named_at: dict[str, str] = {}
-        """Address → the first node that its credential named and that came from there."""
+        """Address → the first node with a credential of its own that pulled from there."""
         self._unnamed_at: dict[str, None] = {}
-        """Addresses by which a node was told."""
-        self.notices: dict[str, None] = {}
+        """Addresses that were taken as the name of a node that pulled."""
+        self.notices = Notices("nodes", _MAX_NOTICES)
 
     def name(self, user: str, node: str | None, address: str) -> str:
         """The node that a caller is.
@@ -78,18 +74,14 @@ class NodeNames:
         """Whether a credential is for a node that is not among those listed."""
         if node is None or not self._declared or node in self._declared:
             return False
-        self._notice(f"refused: a credential for node {node}, which --nodes does not list")
+        self.notices.add("node_not_listed", node=node)
         return True
 
     def without_credentials(self) -> None:
         """No caller has a credential, so that a node is known by its address alone."""
         unreachable = sorted(name for name in self._declared if not _is_address(name))
         if unreachable:
-            names = join_names(unreachable, _NAMES_SHOWN)
-            self._notice(
-                f"without authentication nodes are known by address only, and --nodes lists names: "
-                f"{names}; list addresses, or serve with --auth auto"
-            )
+            self.notices.add("names_without_authentication", nodes=tuple(unreachable))
 
     def pulled(self, node: str, user: str, address: str, *, runtime: bool) -> None:
         """Look for nodes that cannot be told apart, or that do not count, when one pulls.
@@ -104,44 +96,21 @@ class NodeNames:
             runtime: whether a container runtime pulls.
         """
         if self._how is NodeIdentity.AUTO and address:
-            self._look_for_translation(None if node == address else node, address)
+            self._look_for_translation(node, address)
         if runtime and self._declared and node not in self._declared:
-            who = f"user {user} at {address}" if user else f"a client at {address}"
-            remedy = "or list its address" if node == address else "or list that user"
-            self._notice(
-                f"{who} pulls and counts as node {node}, which --nodes does not list. If it is "
-                f"one of the nodes, log it in with a credential of its own (mayfly credentials "
-                f"--node NAME), {remedy}"
-            )
+            self.notices.add("pull_not_listed", node=node, user=user, address=address)
 
-    def _look_for_translation(self, named: str | None, address: str) -> None:
-        first = self._named_at.get(address)
-        if named is None:
-            if first is None and len(self._unnamed_at) < _MAX_ADDRESSES:
+    def _look_for_translation(self, node: str, address: str) -> None:
+        """Nodes with credentials of their own may share an address. One that only its address names
+        is in doubt where another one pulls from there, too."""
+        if node == address:
+            if len(self._unnamed_at) < _MAX_ADDRESSES:
                 self._unnamed_at[address] = None
-            elif first is not None:
-                self._notice(
-                    f"node {first} and a caller without a node's credential share the address "
-                    f"{address}: {REMEDY}"
-                )
-            return
-        if first is None and len(self._named_at) < _MAX_ADDRESSES:
-            self._named_at[address] = named
-        elif first is not None and first != named:
-            self._notice(
-                f"nodes {first} and {named} share the address {address}, so nodes cannot be told "
-                f"apart by address: {REMEDY}"
-            )
-        if address in self._unnamed_at and first is None:
-            self._notice(
-                f"node {named} and a caller without a node's credential share the address "
-                f"{address}: {REMEDY}"
-            )
-
-    def _notice(self, text: str) -> None:
-        if text not in self.notices and len(self.notices) < _MAX_NOTICES:
-            self.notices[text] = None
-            log.tell(logging.WARNING, "nodes", text)
+        elif len(self._named_at) < _MAX_ADDRESSES:
+            self._named_at.setdefault(address, node)
+        if address in self._unnamed_at and address in self._named_at:
+            named = self._named_at[address]
+            self.notices.add("address_shared", node=named, address=address)
 
 
 def _is_address(name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.lifetime.coverage import claims_text
 from registry.lifetime.durations import exact, readable
+from registry.lifetime.notices import text as notice_text
 from registry.lifetime.states import RANKED, State, accepted
 from registry.text import escaped, join_names
 from storage.space import format_size
@@ -163,7 +164,7 @@ def status(
     ]
     lines = grid(rows, width)
     lines += transfers(found["transfers"], width)
-    lines += [f"warning: {warning}" for warning in found["warnings"]]
+    lines += [f"warning: {notice_text(warning)}" for warning in found["warnings"]]
     for path, names in found["ambiguous"].items():
         lines.append(f"ambiguous: {path} is in several upstreams; ask for {' or '.join(names)}")
     lines += corrupt(found["corrupt"])
@@ -249,10 +250,15 @@ def report(content: Report, width: int) -> str:
     lines += corrupt(content["corrupt"])
     lines += cut(content["cut"], content["cut_requests"])
     lines += _asked_again(content["asked_again"])
-    if content["coverage"] and content["exit_code"] == 0:
-        claims = claims_text(content["coverage"]["claimed"])
-        lines += [f"exit code 0 rests on claims: {claims}"] if claims else []
     return "\n".join(lines) + "\n"
+
+
+def claims(content: Report) -> str:
+    """The last line that people read, where exit code 0 rests on claims; else ""."""
+    if not content["coverage"] or content["exit_code"] != 0:
+        return ""
+    text = claims_text(content["coverage"]["claimed"])
+    return f"exit code 0 rests on claims: {text}" if text else ""
 
 
 def _asked_again(nodes: Mapping[str, int]) -> list[str]:
@@ -267,21 +273,52 @@ def _asked_again(nodes: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _ended(content: Report) -> str:
-    """Why a server ended: ``signal: SIGTERM``, ``deadline: 4h``."""
-    detail = content["reason_detail"]
-    shown = [
-        exact(float(value)) if name == "seconds" else f"{name.replace('_', ' ')} {value}"
-        for name, value in detail.items()
-    ]
-    # What the reason itself names needs no second word for it.
-    shown = [one.removeprefix(f"{content['reason'].rpartition('-')[2]} ") for one in shown]
-    return f"{content['reason']}: {', '.join(shown)}" if shown else content["reason"]
+def _ended(reason: str, detail: Mapping[str, Any]) -> str:
+    """Why a server ended, fit to follow "ended because"."""
+    quiet = exact(float(detail["seconds"])) if "seconds" in detail else ""
+    match reason:
+        case "covered":
+            return "every node has every image"
+        case "command":
+            return _command_ended(detail)
+        case "deadline":
+            return f"the maximum lifetime of {quiet} was over"
+        case "idle":
+            return f"no request came for {quiet}"
+        case "unused":
+            return f"no image was pulled and no request came for {quiet}"
+        case "signal":
+            return f"it received {detail['signal']}"
+        case "stop":
+            return "mayfly stop asked for it"
+        case "stop-file":
+            return f"the stop file appeared: {detail['file']}"
+        case "parent":
+            return f"the process that started it ended (pid {detail['pid']})"
+        case "standard-input":
+            return "its standard input was closed"
+        case "failed":
+            return f"content of {detail['bundle']} is corrupt"
+        case _:
+            # A newer server's report, read by an older command.
+            return reason
+
+
+def _command_ended(detail: Mapping[str, Any]) -> str:
+    if not detail:
+        return "a signal came before the command was started"
+    name, code = detail["command"], int(detail["exit_code"])
+    if code >= 0:
+        return f"{name} ended with exit code {code}"
+    # Loaded for this alone.
+    from registry.lifetime.child import signal_name
+
+    number = signal_name(-code)
+    return f"{name} was {'interrupted' if number == 'SIGINT' else 'ended'} ({number})"
 
 
 def _summary(content: Report, width: int) -> list[str]:
     rows = [
-        ["ended", _ended(content)],
         ["ran", f"{readable(content['seconds'])}, from {content['started']}"],
         ["in, out", f"{format_size(content['bytes_in'])}, {format_size(content['bytes_out'])}"],
         ["peak memory", format_size(content["peak_memory"]["server"])],
@@ -289,7 +326,9 @@ def _summary(content: Report, width: int) -> list[str]:
     before, after = content["storage_before"], content["storage_after"]
     if before is not None and after is not None:
         rows.append(["storage", f"{format_size(before)} before, {format_size(after)} after"])
-    return grid(rows, width)
+    # The reason is whole, however long: a path in it is to be copied.
+    ended = f"ended because {_ended(content['reason'], content['reason_detail'])}"
+    return [ended, *grid(rows, width)]
 
 
 def _images(images: list[ImageRecord], width: int) -> list[str]:

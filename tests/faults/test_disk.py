@@ -305,4 +305,4 @@ def test_state_directory_fills_up(start_mayfly: Start, place: Path) -> None:
         assert server.popen.wait(30) == Exit.INCOMPLETE  # no node pulled anything
         assert "Traceback" not in server.output(), server.output()
         # Leaving gave some room back; where that is too little the report is shown all the same.
-        assert "ended        signal: SIGTERM" in server.output()
+        assert "ended because it received SIGTERM" in server.output()

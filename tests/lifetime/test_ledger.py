@@ -10,6 +10,7 @@ import pytest
 
 from registry.lifetime import ledger as ledgers
 from registry.lifetime.ledger import MAX_AGE, Ledger
+from registry.lifetime.notices import text
 from tests.lifetime.fakes import FakeClock, digest
 
 A, B, C, D = (digest(name) for name in "abcd")
@@ -254,7 +255,12 @@ def test_facts_are_bounded(
         ledger.asked("worker", "app", digest(f"m{i}"), got=True)
     assert len(ledger.pulls("worker")) == 30
     assert len(file.read_text().splitlines()) == lines + 30
-    assert len(ledger.full) == len(caplog.records) == 3
+    assert [(n["code"], n["most"]) for n in ledger.full.all()] == [
+        ("record_full_node", 10),
+        ("record_full_others", 20),
+        ("record_full_list", 30),
+    ]
+    assert [record.getMessage() for record in caplog.records] == [*map(text, ledger.full.all())]
     ledger.close()
     read = Ledger(file, FakeClock(), listed)
     assert len(read.pulls("worker")) == 30

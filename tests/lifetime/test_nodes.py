@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from registry.lifetime.nodes import REMEDY, NodeIdentity, NodeNames
+from registry.lifetime.nodes import NodeIdentity, NodeNames
+from registry.lifetime.notices import REMEDY, text
 
 AUTO, CREDENTIAL, ADDRESS = NodeIdentity
 A, B = "10.0.0.7", "10.0.0.8"
@@ -57,26 +58,35 @@ def test_shared_credential_at_three_addresses() -> None:
     for address in (A, B, "10.0.0.9"):
         assert found.name("robot+x", None, address) == address
         found.pulled(address, "robot+x", address, runtime=True)
-    assert not found.notices
+    assert not found.notices.all()
+
+
+UNNAMED, ONE, TWO = ("pull", None), ("robot+x", "worker-1"), ("robot+y", "worker-2")
 
 
 @pytest.mark.parametrize(
-    "callers",
-    [
-        [("robot+x", "worker-1"), ("robot+y", "worker-2")],
-        [("robot+x", "worker-1"), ("pull", None)],
-        [("pull", None), ("robot+x", "worker-1")],
-    ],
+    "callers", [[ONE, UNNAMED], [UNNAMED, ONE], [ONE, UNNAMED, TWO], [UNNAMED, ONE, TWO]]
 )
-def test_translated_addresses(callers: list[tuple[str, str | None]]) -> None:
-    """Several nodes at one address are said once, with what to do."""
+def test_node_that_its_address_does_not_tell(callers: list[tuple[str, str | None]]) -> None:
+    """A node that only its address names, and another at that address: said once, as data."""
     found = names(AUTO)
     for _ in range(3):
         for user, node in callers:
             found.pulled(found.name(user, node, A), user, A, runtime=True)
-    assert len(found.notices) == 1
-    assert REMEDY in next(iter(found.notices))
-    assert not names(CREDENTIAL).notices
+    (notice,) = found.notices.all()
+    assert notice == {"code": "address_shared", "node": "worker-1", "address": A}
+    assert REMEDY in text(notice)
+
+
+@pytest.mark.parametrize("how", [AUTO, CREDENTIAL])
+def test_nodes_with_credentials_may_share_an_address(how: NodeIdentity) -> None:
+    """Three runtimes of one machine, each with its own: nothing is in doubt, nothing is said, also
+    where a client makes its first request without its credential, as docker does."""
+    found = names(how)
+    for user, node in (ONE, TWO, ("robot+z", "worker-3")):
+        found.name("", None, A)  # is answered 401, and pulls nothing
+        found.pulled(found.name(user, node, A), user, A, runtime=True)
+    assert found.notices.all() == []
 
 
 def test_a_caller_is_named_without_a_notice() -> None:
@@ -85,7 +95,7 @@ def test_a_caller_is_named_without_a_notice() -> None:
     for user, node in (("", None), ("robot+x", "worker-1"), ("", None)):
         found.name(user, node, A)
     found.pulled("worker-1", "robot+x", A, runtime=True)
-    assert not found.notices
+    assert not found.notices.all()
 
 
 @pytest.mark.parametrize(
@@ -103,14 +113,15 @@ def test_pulls_of_a_node_that_is_not_listed(
     """Coverage would wait for ever, and nothing else says that the node does pull."""
     found = names(how, "worker-1")
     found.pulled(node, user, A, runtime=False)
-    assert not found.notices
+    assert not found.notices.all()
     for _ in range(3):
         found.pulled(node, user, A, runtime=True)
-    (notice,) = found.notices
-    assert notice.startswith(f"{told}, which --nodes does not list")
+    (notice,) = found.notices.all()
+    assert notice == {"code": "pull_not_listed", "node": node, "user": user, "address": A}
+    assert text(notice).startswith(f"{told}, which --nodes does not list")
     counted = names(how)
     counted.pulled(node, user, A, runtime=True)
-    assert not counted.notices
+    assert not counted.notices.all()
 
 
 def test_notices_and_addresses_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
@@ -119,10 +130,11 @@ def test_notices_and_addresses_are_bounded(caplog: pytest.LogCaptureFixture) -> 
     for i in range(30_000):
         address = f"10.{i // 65536}.{i // 256 % 256}.{i % 256}"
         found.pulled(found.name("", None, address), "", address, runtime=False)
+        found.pulled("worker-1", "robot+x", f"1{address}", runtime=False)
     for i in range(100):
         assert found.is_unknown(f"worker-{i + 2}")
-    assert len(found.notices) == len(caplog.records) == 20
-    assert len(found._unnamed_at) <= 10_000
+    assert len(found.notices.all()) == len(caplog.records) == 20
+    assert len(found._unnamed_at) == len(found._named_at) == 10_000
 
 
 def test_unknown_node() -> None:
@@ -137,8 +149,9 @@ def test_names_that_no_address_can_be() -> None:
     """Without credentials a node that is listed by name can never be seen."""
     found = names(AUTO, "worker-1", A, "fe80::1")
     found.without_credentials()
-    (notice,) = found.notices
-    assert "names: worker-1; list addresses" in notice
+    (notice,) = found.notices.all()
+    assert notice == {"code": "names_without_authentication", "nodes": ("worker-1",)}
+    assert "names: worker-1; list addresses" in text(notice)
     only = names(AUTO, A)
     only.without_credentials()
-    assert not only.notices
+    assert not only.notices.all()

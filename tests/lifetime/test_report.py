@@ -11,6 +11,7 @@ import pytest
 
 from registry.lifetime import table
 from registry.lifetime.activity import Activity
+from registry.lifetime.conditions import Kind
 from registry.lifetime.contents import Contained, Contents
 from registry.lifetime.ledger import Ledger
 from registry.lifetime.observer import Observer
@@ -119,7 +120,7 @@ def test_table() -> None:
     """The text says the same for people."""
     text = table.report(REPORT, 100)
     for part in (
-        "ended        deadline: 1h\n",
+        "ended because the maximum lifetime of 1h was over\n",
         "1h 0m 0s",
         "5.0 GiB, 100 B",
         "50.0 MiB",
@@ -144,7 +145,7 @@ def test_table_is_no_wider_than_asked(width: int) -> None:
     matrix = {"x" * 90: many, "y" * 90: many}
     coverage: CoverageRecord = {**COVERAGE, "nodes": [*many], "matrix": matrix}
     lines = table.report({**REPORT, "coverage": coverage}, width).splitlines()
-    rows = [line for line in lines if not line.startswith(("corrupt", "cut", "warning"))]
+    rows = [line for line in lines if not line.startswith(("ended", "corrupt", "cut", "warning"))]
     assert max(map(len, rows)) <= max(width, 40)
     nodes = [line for line in rows if line.startswith("node-")]
     assert len(nodes) == 100
@@ -208,14 +209,54 @@ def test_denied_names_are_harmless() -> None:
     assert len(record["user"]) == 100
 
 
-def test_last_line_says_that_success_rests_on_claims() -> None:
-    """Exit code 0 with claims among its evidence says so at the very end."""
-    text = table.report({**REPORT, "exit_code": 0}, 100)
-    assert text.splitlines()[-1] == (
+def test_success_that_rests_on_claims() -> None:
+    """Exit code 0 with claims among its evidence says so."""
+    assert table.claims({**REPORT, "exit_code": 0}) == (
         "exit code 0 rests on claims: "
         "images claimed by the node's runtime, not served by this registry: node-a (1)"
     )
-    assert "rests on claims" not in table.report(REPORT, 100)
+    assert table.claims(REPORT) == ""
+    assert table.claims({**REPORT, "exit_code": 0, "coverage": None}) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "why"),
+    [
+        (Kind.COVERED, {}, "every node has every image"),
+        (Kind.COMMAND, {"command": "sh", "exit_code": 7}, "sh ended with exit code 7"),
+        (Kind.COMMAND, {"command": "sh", "exit_code": -2}, "sh was interrupted (SIGINT)"),
+        (Kind.COMMAND, {"command": "sh", "exit_code": -9}, "sh was ended (SIGKILL)"),
+        (Kind.COMMAND, {}, "a signal came before the command was started"),
+        (Kind.DEADLINE, {"seconds": 7200.0}, "the maximum lifetime of 2h was over"),
+        (Kind.IDLE, {"seconds": 600.0}, "no request came for 10m"),
+        (Kind.UNUSED, {"seconds": 60.0}, "no image was pulled and no request came for 1m"),
+        (Kind.SIGNAL, {"signal": "SIGTERM"}, "it received SIGTERM"),
+        (Kind.STOP, {}, "mayfly stop asked for it"),
+        (Kind.STOP_FILE, {"file": "/run/stop"}, "the stop file appeared: /run/stop"),
+        (Kind.PARENT, {"pid": 7}, "the process that started it ended (pid 7)"),
+        (Kind.STANDARD_INPUT, {}, "its standard input was closed"),
+        (Kind.FAILED, {"digest": "x", "bundle": "/b.tar"}, "content of /b.tar is corrupt"),
+    ],
+)
+def test_why_it_ended(kind: Kind, detail: dict[str, str | float], why: str) -> None:
+    """For people each end is a sentence."""
+    content: Report = {**REPORT, "reason": kind, "reason_detail": detail}
+    assert table.report(content, 100).splitlines()[0] == f"ended because {why}"
+
+
+def test_every_end_has_a_sentence() -> None:
+    """No kind of end is shown by its name alone."""
+    some: dict[str, str | float] = {
+        "seconds": 60.0,
+        "signal": "SIGTERM",
+        "file": "/f",
+        "pid": 7,
+        "bundle": "/b",
+    }
+    for kind in Kind:
+        detail: dict[str, str | float] = {} if kind is Kind.COMMAND else some
+        content: Report = {**REPORT, "reason": kind, "reason_detail": detail}
+        assert table.report(content, 100).splitlines()[0] != f"ended because {kind}"
 
 
 async def test_images_by_whom() -> None:
