@@ -41,9 +41,9 @@ class CredentialsInvalid(AuthError):
 
 
 class LoginsBusy(CredentialsInvalid):
-    """A name and password that were not looked at: too many others are waiting.
+    """A name and password were not checked, since too many logins are waiting.
 
-    To clients it is a refusal like another, so that they do not take it for an outage.
+    Clients get the same 401 as for a wrong password, so that they do not take it for an outage.
     """
 
     def __init__(self) -> None:

@@ -12,15 +12,15 @@ An attempt passes these, in order:
 4. *A worker.* bcrypt runs in a few threads of its own and of low priority (it lets the interpreter
    go on). The same name and password under way for another address is joined, not run again.
 
-Who waits for a worker is served in this order: users who logged in from the same address lately
-(`RECENT`), whatever else goes on; then the network with the fewest failures lately, and of equals
-the one that came last. A network is an IPv4 address or an IPv6 /64. So neither a thousand names
-from one address nor a name each from a thousand addresses hold up a login for long: it is later
-than they, and has failed less often.
+Attempts that wait for a worker are served in this order: users who logged in from the same address
+within `RECENT`; then the network with the fewest recent failures, and of equals the one whose
+attempt is newest. A network is an IPv4 address or an IPv6 /64. So neither a thousand names from one
+address nor a name each from a thousand addresses delay a login for long: it is newer than those
+attempts, and its network has failed less often.
 
-What waits is bounded in number and time. Whoever waited longest goes first, with `LoginsBusy`,
-which clients see as 401 like a wrong password, but for the message: docker, containerd and skopeo
-give up on 429 and on 503 alike, kubelet tries again after any of them.
+Waiting attempts are bounded in number and time. The one that has waited longest is refused first,
+with `LoginsBusy`. Clients see it as 401 like a wrong password, with a message of its own: docker,
+containerd and skopeo give up on 429 and on 503 alike, kubelet tries again after any of them.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ MAX_WAIT = 20.0
 """Longest that an attempt waits, in seconds: under the 30 s that clients give a header."""
 
 RECENT = 24 * 3600.0
-"""Seconds for which a user who logged in from an address has the lane of their own there."""
+"""Seconds after a login in which the same user at the same address is served first."""
 
 MAX_RECENT = 4096
-"""Such users and addresses remembered; the one that logged in longest ago is forgotten."""
+"""Pairs of user and address remembered for that; the oldest login is forgotten first."""
 
 MAX_MISSES = 20
 """Wrong passwords of one user from one address, in `MISSES_EVERY`, past which none is recalled."""
@@ -91,7 +91,7 @@ class _Attempt:
             self.answer.set_result(identity)
         else:
             self.answer.set_exception(error or CredentialsInvalid())
-            self.answer.exception()  # whoever asked may have left: that is no error
+            self.answer.exception()  # mark it as retrieved: the caller may be gone
 
 
 class Logins:
@@ -222,7 +222,7 @@ class Logins:
             running.add_done_callback(lambda _: self._checks.pop(attempt.digest))
         return running
 
-    # What waits, and for how long
+    # Waiting attempts
 
     def _make_room(self, network: str) -> None:
         here = self._waiting_from.get(network, ())
@@ -268,7 +268,7 @@ class Logins:
             if not stack.inside:
                 self._pairs.pop(pair, None)
 
-    # Who is known, and who is guessed at
+    # Recent logins and wrong passwords
 
     def _is_recent(self, pair: Pair) -> bool:
         return self._recent.get(pair, -RECENT) + RECENT > self._clock()
@@ -302,16 +302,16 @@ def _be_nice() -> None:
 
 
 class _Stack:
-    """One at a time; whoever came last is next. Past the bound the one that came first is refused.
+    """A lock whose newest waiter is next. Past the bound the oldest waiter is refused.
 
-    The order is for whoever shares an address with somebody who guesses without end.
+    So a user who shares an address with an endless guesser gets a turn.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.inside = 0
-        """Those that wait, and the one whose turn it is."""
+        """The number of waiters and holders."""
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -345,11 +345,11 @@ class _Stack:
 
 
 class _Workers:
-    """A few places, and who is next for one: see the module's text.
+    """Worker slots and the order in which attempts get one (see the module's docstring).
 
     Args:
-        count: of places.
-        failures: counts those of networks.
+        count: of slots.
+        failures: counts failed logins of networks.
     """
 
     def __init__(self, count: int, failures: Throttle) -> None:
@@ -357,7 +357,7 @@ class _Workers:
         self._failures = failures
         self._trusted: deque[asyncio.Future[None]] = deque()
         self._networks: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        """Who waits, in the order in which networks last sent somebody."""
+        """Waiters by network, the network with the newest attempt last."""
 
     def failed(self, network: str) -> None:
         """Count a failed login."""
@@ -415,7 +415,7 @@ def _wake(waiting: deque[asyncio.Future[None]]) -> bool:
 
 
 def _was_woken(mine: asyncio.Future[None]) -> bool:
-    """Whether somebody who is cancelled was given what they waited for in the same turn."""
+    """Whether a cancelled waiter got its turn in the same iteration of the event loop."""
     return mine.done() and not mine.cancelled() and mine.exception() is None
 
 

@@ -1,10 +1,10 @@
-"""What addresses are counted together, where an address alone costs an attacker nothing."""
+"""Networks: addresses that one attacker can use at no cost are counted as one."""
 
 from __future__ import annotations
 
 
 def network_of(address: str) -> str:
-    """The network that an address is counted for: itself, or the /64 of an IPv6 address.
+    """Return the network an address belongs to: itself, or the /64 of an IPv6 address.
 
     A host, or a customer, has a whole /64 (RFC 6177).
     """

@@ -9,13 +9,13 @@ import sys
 import threading
 
 _THREADS_SECONDS = 2.0
-"""For threads that still work when all is done and said, such as a hash that nobody wants."""
+"""Time for threads that still work at the exit, such as a hash whose result is not needed."""
 
 
 def main() -> None:
     """Run the command line and leave with its exit code, without a traceback for Ctrl-C."""
     code: str | int | None = 130
-    # Ctrl-C may come while the command line is loaded, or when all is done and said.
+    # Ctrl-C may come while the command line is loaded, or at the exit.
     with contextlib.suppress(KeyboardInterrupt):
         from registry.cli import execute
         from registry.text import install
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _bound_the_end(code: int) -> None:
-    """Leave soon even if a thread does not: the interpreter would wait for it without a bound."""
+    """Exit soon even if a thread does not end; the interpreter would wait for it for ever."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     leaving = threading.Timer(_THREADS_SECONDS, os._exit, [code])

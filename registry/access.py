@@ -80,7 +80,7 @@ def needs(request: Request) -> tuple[Need, ...]:
 
 
 def useful(request: Request) -> tuple[Need, ...]:
-    """Pairs that the request can do without and is better served with: named in challenges."""
+    """Pairs that the request does not require but can use: challenges ask for them too."""
     source = mount_source(request)
     if source is None:
         return ()

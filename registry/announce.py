@@ -1,4 +1,4 @@
-"""Readiness: ``ready.json``, and what the log says of it."""
+"""Readiness: ``ready.json`` and its log lines."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def announced(
 
 
 def read_ready(state_dir: Path) -> dict[str, Any]:
-    """What the running registry of a state directory announced.
+    """Read the ``ready.json`` of the registry that runs with a state directory.
 
     Raises:
         NotRunning: none runs there, or it is not ready.
@@ -106,7 +106,7 @@ def _own_address() -> str:
 
 
 def _tell(settings: Settings, security: Security, login: Login) -> None:
-    """Say where the registry is, and where an operator finds the rest."""
+    """Log the URL, how to set up nodes, and where the passwords are."""
     at: dict[str, Any] = {"url": login.url, "pid": os.getpid(), "version": VERSION}
     log.tell(logging.INFO, "ready", f"mayfly {VERSION} ready at {login.url}", **at)
     if settings.exposed:

@@ -31,7 +31,7 @@ PROBES = frozenset({Endpoint.BASE, Endpoint.ROOT, Endpoint.LIVE, Endpoint.READY,
 """Endpoints that do not count as activity."""
 
 _OF_A_NODE = frozenset({Endpoint.MANIFEST, Endpoint.BLOB})
-"""What a node asks for. One that nobody listed would pull all day and never count."""
+"""Endpoints that a credential for an unlisted node may not use: its pulls would never count."""
 
 HANDLERS: dict[tuple[Endpoint, str], Handler] = {
     (Endpoint.BASE, "GET"): health.base,
@@ -98,7 +98,7 @@ class App:
             try:
                 understood = self._resolve(asked)
             except NameAmbiguous:
-                # What upstreams the bundles have is for those who may pull from them.
+                # The names of upstreams are for callers who may pull from them.
                 await self._guard.admit(http, asked)
                 raise
             caller = await self._guard.admit(http, understood)
@@ -116,7 +116,7 @@ class App:
             return refusal(error, http)
 
     def _below_prefix(self, response: StreamResponse) -> None:
-        """Have a client go on below the path at which it finds the registry."""
+        """Put the prefix of ``--external-url`` before the paths in response headers."""
         for name, start in (("Location", "/"), ("Link", "</")):
             value = response.headers.get(name, "")
             if value.startswith(start):
@@ -145,7 +145,7 @@ class App:
         ns = understood.parameter("ns")
         query = understood.query
         if source := understood.parameter("from"):
-            # One that means nothing here, or too much, is no source: the mount is an upload.
+            # An unknown or ambiguous source is none: the mount becomes an upload.
             with contextlib.suppress(NameAmbiguous, NameInvalid):
                 query = query | {"from": [self._names(source, ns)]}
         name = self._names(understood.repository, ns)

@@ -45,7 +45,7 @@ FOLD_SECONDS = 60.0
 
 ADDRESS_BURST, ADDRESS_RATE = 50, 1.0
 BURST, RATE = 500, 20.0
-"""Lines at once, and a second on and on: of an address (of IPv6, a /64), and of all."""
+"""Lines in a burst, and lines a second: of an address (of IPv6, a /64), and in all."""
 
 _QUEUE = 1_000
 _MAX_COUNTED = 1_000
@@ -55,7 +55,7 @@ _ALL = ""
 Line = dict[str, str]
 
 _RENEWED = "invalid token: expired"
-"""Every client gets itself a new token then; nobody has to do anything."""
+"""Clients fetch a new token by themselves, so this is no warning."""
 
 
 class Audit:
@@ -135,7 +135,7 @@ class Audit:
             await written.append(self._queued())
 
     async def _wait_for_lines(self) -> None:
-        """Come back when there are some; repeats that are due are among them."""
+        """Return once lines are queued, due counts of repeats among them."""
         while not self._queued_lines:
             self._added.clear()
             with contextlib.suppress(TimeoutError):
@@ -164,7 +164,7 @@ class Audit:
         self._put(line)
 
     def _tell_repeats(self, until: float) -> None:
-        """Write the counts of what began to repeat by some moment."""
+        """Write the counts of refusals first seen until a moment."""
         while self._folded:
             oldest = next(iter(self._folded.values()))
             if oldest.since > until:
@@ -189,7 +189,7 @@ class Audit:
 
 
 class _Folded:
-    """A refusal that was written, and how many like it came since."""
+    """A refusal that was written, and the number of equal ones since."""
 
     def __init__(self, line: Line, since: float) -> None:
         self.line = line
@@ -198,7 +198,7 @@ class _Folded:
 
 
 class _Allowances:
-    """How many lines an address, and all of them, may still have."""
+    """Token buckets for lines: one for each network and one for all."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

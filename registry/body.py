@@ -38,7 +38,7 @@ class HTTPRequest(BaseRequest):
 
     @property
     def remote(self) -> str | None:
-        """The client's address; a trusted proxy's word goes before the connection's."""
+        """The client's address: from a trusted proxy's header, else from the connection."""
         if self.client is not None:
             return self.client
         peer = self.get_extra_info("peername")
@@ -106,7 +106,7 @@ class Body:
         self._use_held()
         while not self._is_satisfied():
             if self._held:
-                await asyncio.sleep(0)  # decoding goes on when others had their turn
+                await asyncio.sleep(0)  # let other tasks run before more is decoded
                 self._use_held()
                 continue
             waiter = self._waiter = asyncio.get_running_loop().create_future()
@@ -133,7 +133,7 @@ class Body:
         return bytes(content)
 
     async def skip(self, seconds: float) -> None:
-        """Receive for a while and drop what comes, so that the client gets to read its answer.
+        """Receive and discard for a while, so that the client can read its answer.
 
         Closed at once, the connection would be reset, and the answer lost on its way. Chunks are
         not decoded: the connection is to be closed, so nobody needs to know where they end.
@@ -198,7 +198,7 @@ class Body:
             self._wake()
 
     def _use_held(self) -> None:
-        """As `received`, of what was held, as much as is decoded at once."""
+        """Decode held bytes as `received` does, no more than are decoded at once."""
         if self._held and not self._is_full() and not self.over:
             place = self._place()
             piece, self._held = self._held[: len(place)], self._held[len(place) :]

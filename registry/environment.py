@@ -1,4 +1,4 @@
-"""Every ``MAYFLY_`` variable there may be. Any other is fatal: it is most likely misspelt.
+"""The known ``MAYFLY_`` variables. Any other is fatal, since it is most likely misspelt.
 
 Four kinds are known: settings, other commands' options, the variables that ``mayfly run`` gives its
 command, and those of this project's tests. Kubernetes adds its own for each Service in a pod's
@@ -21,13 +21,13 @@ GIVEN = (
     "MAYFLY_CERT_DIR",
     "MAYFLY_STATE_DIR",
 )
-"""What `mayfly run` gives its command."""
+"""Variables that `mayfly run` sets for its command."""
 
 _OF_TESTS = re.compile("MAYFLY_REQUIRE_ALL|MAYFLY_(SOAK|FUZZ)(_[A-Z]+)*")
 
 _OF_SERVICES = (
     (re.compile("MAYFLY_([A-Z0-9_]+_)?SERVICE_HOST"), re.compile(".*")),
-    # Of names that are not too long: which of several SERVICE_PORT is the one, it tries in turn.
+    # Bounded in length: with several SERVICE_PORT in a name the pattern backtracks.
     (
         re.compile(r"(?=.{,256}\Z)MAYFLY_([A-Z0-9_]+_)?SERVICE_PORT(_[A-Z0-9_]+)?"),
         re.compile("[0-9]+"),
@@ -48,7 +48,7 @@ def known() -> tuple[str, ...]:
 
 
 def check(environment: Mapping[str, str], options: Callable[[], Iterable[str]]) -> None:
-    """See that every ``MAYFLY_`` variable is known.
+    """Check that every ``MAYFLY_`` variable is known.
 
     Args:
         environment: of the process.

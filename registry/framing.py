@@ -70,7 +70,7 @@ def too_long() -> FramingInvalid:
 
 
 def _status_of_version(line: bytes) -> int:
-    """505 for a version of HTTP that is not supported, 400 for what names none."""
+    """Return 505 for an unsupported version of HTTP, 400 where none is named."""
     return 505 if line.rpartition(b" ")[2].startswith(b"HTTP/") else 400
 
 

@@ -1,8 +1,8 @@
-"""A bound on what the heads of requests take of the memory of all connections together.
+"""A bound on the memory that request heads take, over all connections.
 
 A head counts while it is incomplete, and a long one until the next request on its connection. When
-the sum is used up, the connection that has kept one for longest and is not being served is cut: a
-client that means it sends its head within a moment, and one that idles opens another connection.
+the budget is used up, the connection that has kept a head for longest, and has no request in
+progress, is closed: an honest client sends its head at once, and an idle one can reconnect.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Connection(Protocol):
         """Whether a request is being handled."""
 
     def give_up_heads(self) -> None:
-        """Free what its heads take, at once."""
+        """Free the memory of its heads at once."""
 
 
 class HeadBudget:
@@ -44,10 +44,10 @@ class HeadBudget:
         self.used = 0
 
     def keep(self, owner: Connection, size: int) -> bool:
-        """Note that a connection's heads take so many bytes now.
+        """Record how many bytes a connection's heads take now.
 
         Returns:
-            Whether there is room for them. If not, nothing is noted of the connection.
+            Whether they fit. If not, nothing is recorded for the connection.
         """
         self.used -= self._kept.get(owner, 0)
         if self.used + size > self._limit:

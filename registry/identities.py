@@ -97,7 +97,7 @@ def _with_anonymous_pull(policy: Callable[[], Policy]) -> Callable[[], Policy]:
 
 
 def _passwords(state_dir: Path) -> dict[str, str]:
-    """Those of a run that goes on, by name; empty where the earlier start made no users."""
+    """Return the passwords of a continued run by user; empty where the earlier start made none."""
     path = state_dir / CREDENTIALS
     if not path.exists():
         return {}

@@ -65,7 +65,7 @@ def is_json() -> bool:
 
 
 def flush() -> None:
-    """Write the counts of what was folded last."""
+    """Write the counts of all folded lines."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, FoldingHandler):
             handler.write_counts()

@@ -28,7 +28,7 @@ from storage.interface import Extent
 from storage.sized_cache import SizedCache
 
 MAX_BYTES = 8 * 1024 * 1024
-"""Bodies held at most, and half as many bytes again of what large manifests refer to."""
+"""Bytes of bodies held, and half as many again for the references of large manifests."""
 
 SMALL = 32 * 1024
 """Bytes of a manifest that passes the gate freely and is kept; 127 layers take 20 KiB."""

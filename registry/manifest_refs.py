@@ -1,4 +1,4 @@
-"""What a manifest refers to, as coverage counts it."""
+"""The references of a manifest, as coverage counts them."""
 
 from __future__ import annotations
 

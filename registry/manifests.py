@@ -96,7 +96,7 @@ async def _read_body(http: HTTPRequest) -> bytes:
 
 
 async def _load(context: Context, request: Request) -> tuple[Digest, Extent, Cached]:
-    """The manifest that a reference names: its digest, where it lies, and what it is.
+    """Load the manifest a reference names: its digest, extent and parsed form.
 
     Raises:
         ManifestUnknown: there is none.
@@ -135,7 +135,7 @@ async def _read(
         if isinstance(extent, BundleExtent):
             raise
         await in_thread(context.store.examine, digest)
-        # Whoever mended it meanwhile, or a bundle beneath, may have it whole.
+        # A push may have repaired it meanwhile, or a bundle beneath has a good copy.
         extent = context.store.manifest(repository, digest)
         try:
             return extent, await load(digest, extent)
@@ -146,7 +146,7 @@ async def _read(
 
 
 async def _learn(context: Context, repository: str, digest: Digest, cached: Cached) -> None:
-    """Let coverage know what lies below a manifest, without reading on the event loop."""
+    """Give coverage the descendants of a manifest, without reading on the event loop."""
     contained, name = context.observer.contained, str(digest)
     if contained.knows(repository, name):
         return

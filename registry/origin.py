@@ -1,13 +1,13 @@
-"""How clients reach this registry, and who they are, where something stands between.
+"""How clients reach this registry, and their addresses, also through a proxy.
 
-What a client is told to ask next (the realm of a challenge, ``Location``, ``Link``) begins with the
+The URLs that a client is told (the realm of a challenge, ``Location``, ``Link``) begin with the
 first of these that is known:
 
-    --external-url      what the operator says
+    --external-url      set by the operator
     a trusted proxy     ``Forwarded`` (RFC 7239), else ``X-Forwarded-Proto`` and ``-Host``
     the request         ``Host``, and whether it came over TLS
 
-Forwarding headers of anybody else are ignored: they could name any host and any client.
+Forwarding headers from other peers are ignored: they could name any host and any client.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HOPS = 32
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """What trusted proxies say of a request; None where they do not.
+    """The facts about a request from trusted proxies; None where they give none.
 
     Attributes:
         client: the address of the first host that is no trusted proxy.
@@ -71,7 +71,7 @@ class Origins:
         return f"{scheme}://{host}"
 
     def forwarded(self, http: BaseRequest) -> Forwarded | None:
-        """What the proxy says that sends this request; None if it is not a trusted one."""
+        """The forwarding headers of this request; None if its peer is no trusted proxy."""
         peer = http.get_extra_info("peername")
         if not self.trusted or not peer or not self._trusts(str(peer[0])):
             return None
@@ -92,7 +92,7 @@ class Origins:
         )
 
     def _client(self, chain: list[str]) -> str | None:
-        """The nearest address of a chain that is no trusted proxy's; what it says is hearsay."""
+        """The nearest address of a chain that is no trusted proxy's; earlier ones may be forged."""
         found = None
         for text in reversed(chain):
             address = _address(text)

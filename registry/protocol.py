@@ -57,7 +57,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         self._head = bytearray()
         """The beginning of a head, or the heads after those that wait."""
         self._searched = 0
-        """Bytes of it in which no head ends."""
+        """Bytes of it already searched for the end of a head."""
         self._heads = heads
         self._large_heads = 0
         """Bytes that large heads take: aiohttp keeps a request until the next one comes."""
@@ -130,9 +130,9 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         return body
 
     def _take(self, data: bytes | memoryview) -> None:
-        """Give heads to aiohttp one by one, and what follows a head to its body.
+        """Pass heads to aiohttp one by one, and the bytes after a head to its body.
 
-        A head that comes in crumbs is searched for its end once, not again with each of them.
+        A head that arrives in small pieces is searched once, not again with each piece.
         """
         heads, searched = self._head, self._searched
         heads += data
@@ -165,7 +165,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
             self._refuse(_no_room())
 
     def _keep_heads(self) -> bool:
-        """Note how much the connection's heads take; whether there is room for it."""
+        """Record the size of the connection's heads; False if they do not fit the budget."""
         size = len(self._head) + self._large_heads
         if size == self._noted:
             return True
@@ -173,7 +173,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         return self._heads.keep(self, size)
 
     def give_up_heads(self) -> None:
-        """Others need the memory that this connection's heads take."""
+        """Close the connection to free the memory of its heads."""
         logger.info("cut a connection from %s: others need the memory of its head", self.peername)
         self._head.clear()
         self._noted = 0
@@ -267,7 +267,7 @@ _head_buffer = received[:_HEADS_AT_ONCE]
 
 
 def _never_a_head(data: bytearray, at: int) -> FramingInvalid | None:
-    """Why what has arrived so far will never be a head, however it goes on."""
+    """The error if the bytes so far cannot be the beginning of a head; else None."""
     if len(data) - at > MAX_HEAD:
         return too_long()
     if not may_be_head(bytes(data[at : at + 64])):

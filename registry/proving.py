@@ -1,7 +1,7 @@
-"""Proofs of bundles' content: hashed by threads, once for everybody who waits for the same one.
+"""Proofs of bundles' content: hashed in threads, once for all who wait for the same one.
 
-A proof that nobody waits for any more is given up after `GRACE_SECONDS`: the client that comes back
-at once, as most do, finds it where it stood, and a server that ends is not held up by it.
+A proof that nobody waits for is given up after `GRACE_SECONDS`: a client that reconnects at once,
+as most do, joins it, and it does not delay the end of the server.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from storage.bundle.errors import Interrupted
 from storage.bundle.verified import Proof
 
 GRACE_SECONDS = 5.0
-"""For which a proof is taken on after the last client that waited for it has gone."""
+"""How long a proof continues after its last waiter has gone."""
 
 _SMALL = 4 * 1024 * 1024
-"""Content of so many bytes does not queue behind large layers."""
+"""Bytes up to which content does not queue behind large layers."""
 
 _LOOK_SECONDS = 1.0
 """Between two looks whether the client is still there."""
@@ -38,7 +38,7 @@ class _Taking:
         self._lock = threading.Lock()
         self._waiting = 0
         self._since = time.monotonic()
-        """When the last one who waited left."""
+        """When the last waiter left."""
         self._is_given_up = False
         threads = None if size <= _SMALL else _hashing
         loop = asyncio.get_running_loop()
@@ -76,7 +76,7 @@ _under_way: dict[Proof, _Taking] = {}
 
 @contextmanager
 def proving(proof: Proof, size: int) -> Iterator[asyncio.Future[None]]:
-    """Have content proven while this context lasts; the future is shared, so cancel it never.
+    """Prove content while this context lasts; the future is shared and must not be cancelled.
 
     Args:
         size: of the content, in bytes.

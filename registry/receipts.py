@@ -1,7 +1,7 @@
-"""How much of what was sent on a connection its peer has acknowledged.
+"""Counts the bytes sent on a connection that its peer has acknowledged.
 
-Bytes that the kernel took are not bytes that arrived: a socket buffers megabytes, which are lost
-with a connection that breaks. TCP knows better, and Linux says it: SIOCOUTQ counts bytes taken and
+Bytes that the kernel took have not arrived yet: a socket buffers megabytes, which are lost when a
+connection breaks. TCP knows which arrived, and Linux tells: SIOCOUTQ counts bytes taken and
 not acknowledged, TCP_INFO those acknowledged since the connection began.
 """
 
@@ -141,7 +141,7 @@ class Receipts:
         return not found or found[0] == _TCP_CLOSE
 
     def _info(self) -> bytes:
-        """TCP_INFO; empty for what is no TCP connection."""
+        """TCP_INFO; empty for a socket that is not TCP."""
         if self._descriptor < 0:
             return b""
         asked = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=self._descriptor)

@@ -40,7 +40,7 @@ _SLOWEST = 32 * 1024
 """Bytes a second of the slowest transfer that is waited for, after some time to start."""
 
 _MAX_ANSWER = 1024 * 1024
-"""Bytes of an answer that is no content, such as a token's."""
+"""Bytes of an answer other than content, such as a token."""
 
 _MAX_REDIRECTS = 5
 _ACCEPT = ", ".join((*sorted(IMAGE_TYPES | INDEX_TYPES), "*/*"))
@@ -126,7 +126,7 @@ class Remote:
                 return None
 
     async def _open(self) -> aiohttp.ClientSession:
-        # What is compressed on the way could expand to any size.
+        # A compressed response could expand to any size.
         return aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False)
 
     async def _has(self, repository: str, path: str) -> bool:

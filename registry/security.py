@@ -121,7 +121,7 @@ def _transport(
 
 
 def _names(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the certificate must be good for, and what it should be good for, too."""
+    """The names that the certificate must have, and those it should have as well."""
     from registry.trust.addresses import needed_names, wanted_names
 
     listen = [address.host for address in settings.listen]

@@ -196,7 +196,7 @@ async def _prove(
     try:
         await proven(http, proof)
         # Also of what was proven long ago: the file may have been written to while it was sent.
-        # Where only its change time moved it is read again; who keeps moving it gets no end.
+        # If only its change time moved it is hashed again, a bounded number of times.
         for _ in range(_ATTEMPTS):
             now = extent.proof.of(file.fileno())
             if now.holds:

@@ -104,7 +104,7 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
 def _leave_behind(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor) -> None:
     """Let the threads end without waiting for them, which closing the loop would do.
 
-    What they may still do is safe to be killed in: nothing is visible before it is whole.
+    Killing them is safe: nothing becomes visible before it is complete.
     """
     threads.shutdown(wait=False, cancel_futures=True)
     loop.set_default_executor(ThreadPoolExecutor(1))
@@ -262,7 +262,7 @@ async def _serve(
 
 
 async def _live(life: Life, launch: Launch, this_run: Run) -> int:
-    """Serve to the end, which is that of the run; not where this start cannot go on with one."""
+    """Serve until the end and end the run, except if this start fails to continue one."""
     this_run.serving()
     try:
         code = await life.run(launch)

@@ -20,14 +20,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 _KEPT = frozenset("\n\t")
-"""What lines and columns are made of."""
+"""Line breaks and tabs, which stay as they are."""
 
 
 def line(text: object) -> str:
-    """A text as one line: what is not printable, line breaks among it, as ``\\x1b`` or ``\\u202e``.
+    """Return a text as one line, characters that are not printable as ``\\x1b`` or ``\\u202e``.
 
-    Printable is what Unicode does not count among control, format, surrogate, private and
-    unassigned characters, nor among separators but the blank.
+    Not printable are control, format, surrogate, private and unassigned characters of Unicode, and
+    all separators but the blank.
     """
     return _escaped(str(text), frozenset())
 
@@ -39,7 +39,7 @@ def exact_json(document: object, indent: int | None = None) -> str:
 
 
 class Terminal:
-    """A text stream that escapes what is not printable; lines and tabs stay.
+    """A text stream that escapes characters that are not printable, but for line breaks and tabs.
 
     Attributes:
         raw: the stream itself, for a progress bar or to clear the screen.
@@ -60,12 +60,12 @@ class Terminal:
 
 
 def install() -> None:
-    """Escape what this process prints from now on."""
+    """Escape everything that this process prints from now on."""
     sys.stdout, sys.stderr = Terminal(sys.stdout), Terminal(sys.stderr)
 
 
 def raw(stream: TextIO) -> TextIO:
-    """The stream beneath a `Terminal`, for what only this program writes."""
+    """The stream beneath a `Terminal`, for control sequences of our own."""
     return stream.raw if isinstance(stream, Terminal) else stream
 
 

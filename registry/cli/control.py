@@ -110,7 +110,7 @@ def wait(what: str | None, timeout: float | None, state_dir: Path, json: bool) -
 
 
 def _too_late(state_dir: Path, what: str, timeout: float) -> Message:
-    """The answer in place of the one that did not come in time."""
+    """Make the answer for a wait that timed out."""
     from registry.lifetime.client import TimedOut, ask
 
     found = ask(state_dir, "status")
@@ -140,7 +140,7 @@ def _show_status(found: Message, json: bool, before: Message | None = None) -> N
 
 
 def _show_end(last: Message, json: bool) -> int:
-    """The last frame: what the report says, since nobody is left to ask."""
+    """Show the report as the last frame, since the server has ended."""
     from registry.lifetime import report, table
 
     content = report.read(Path(last["report"]), last["pid"])

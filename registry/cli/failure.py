@@ -39,15 +39,15 @@ def failed(error: Exception, words: Sequence[str]) -> int:
 
 
 def broken_pipe() -> int:
-    """The reader of our output has left: end as a program does that SIGPIPE ends."""
-    # What is still buffered must not fail once more when the interpreter flushes it.
+    """Exit as SIGPIPE would make us, since the reader of our output is gone."""
+    # Otherwise the interpreter fails once more when it flushes the buffers.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     return 128 + signal.SIGPIPE
 
 
 def wants_json(words: Sequence[str]) -> bool:
-    """Whether a command line, usable or not, asks for JSON; what `run` starts is not looked at."""
+    """Whether a command line, valid or not, asks for JSON; `run`'s command is not searched."""
     own = words[: words.index(_SEPARATOR)] if _SEPARATOR in words else words
     if "--json" in own or f"{_LOG_FORMAT}=json" in own:
         return True
@@ -58,7 +58,7 @@ def wants_json(words: Sequence[str]) -> bool:
 
 
 def _describe(error: Exception) -> tuple[str, str, int]:
-    """The command, what is wrong with it, and the exit code."""
+    """Return the command, the message and the exit code."""
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "mayfly"
         return command, f"{error.format_message()} (see {command} --help)", Exit.USAGE
@@ -87,7 +87,7 @@ def _of_storage(error: StorageError) -> int:
 
 
 def _is_of_disk(error: BaseException | None) -> bool:
-    """Whether a full or failing disk is what lies beneath an error."""
+    """Whether a full or failing disk caused an error."""
     while error is not None:
         if isinstance(error, OSError) and isinstance(of_disk(error), _DISK):
             return True

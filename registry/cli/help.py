@@ -1,4 +1,4 @@
-"""Help texts: options in groups, every default, whole summaries; and second names of commands."""
+"""Help texts with options in groups, every default and whole summaries; aliases of commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NO_LIMIT = 10_000
 """Characters of a command's summary: all of them."""
 
 ALIASES = {"list": "ls", "remove": "rm"}
-"""Second names, of every group that has the first."""
+"""Alias → the command's own name; for every group that has the command."""
 
 COMMAND_GROUPS = {
     "Serve": ("serve", "run", "status", "wait", "stop"),
@@ -52,7 +52,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of commands; `ALIASES` name some of them once more."""
+    """A group of commands, some with `ALIASES`."""
 
     command_class = Command
 
@@ -69,7 +69,7 @@ class Group(click.Group):
 def summaries(
     group: click.Group, ctx: click.Context, names: tuple[str, ...] | list[str]
 ) -> list[tuple[str, str]]:
-    """Names of commands, second ones too, and what each does."""
+    """Return a row for each command: its names and its summary."""
     rows = []
     for name in names:
         command = group.get_command(ctx, name)

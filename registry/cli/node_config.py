@@ -63,7 +63,7 @@ _registry = _options(
         "--registry",
         envvar="MAYFLY_REGISTRY",
         metavar="HOST:PORT",
-        help="As in image names; https:// or http:// before it says what no --ca leaves open. "
+        help="As in image names; prefix https:// or http:// to set the scheme without --ca. "
         "Default: the Mayfly that runs here.",
     ),
     click.option(
@@ -150,7 +150,7 @@ def show(runtime: Runtime | None, root_dir: Path, as_json: bool, **registry: Any
 
 
 def _print_commands(target: Target, as_json: bool) -> None:
-    """What an operator pastes on a node, for each runtime."""
+    """Print the commands that an operator pastes on a node, for each runtime."""
     from registry.trust.node.commands import node_commands
     from registry.trust.node.runtimes import RUNTIMES as RUNTIME_NAMES
 

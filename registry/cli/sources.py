@@ -30,13 +30,13 @@ class Source(Protocol):
 
 
 class BundleSource:
-    """A bundle as a source; a blob to repair with is looked for whatever it belongs to."""
+    """A bundle as a source; `fetch` finds a blob in any of its repositories."""
 
     def __init__(self, layer: Layer) -> None:
         self._layer = layer
 
     def has(self, repository: str, digest: Digest) -> bool:
-        # Elsewhere it would be of no use: no repository is served another's content.
+        # In another repository it would be of no use: content is served per repository.
         return find_blob(self._layer, repository, digest) is not None
 
     def fetch(

@@ -43,7 +43,7 @@ _IMAGES_NAMED = 3
 @as_json
 @click.pass_context
 def ls(ctx: click.Context, everything: bool, root: Path, json: bool) -> None:
-    """List the images; exit 4 if the name of one leads to nothing that can be read."""
+    """List the images; exit 4 if one cannot be read."""
     from storage.survey import Damaged, tagged, untagged
 
     reader = _reader(root)
@@ -61,7 +61,7 @@ def ls(ctx: click.Context, everything: bool, root: Path, json: bool) -> None:
 
 
 def name_damaged(ctx: click.Context, damaged: Sequence[Damaged]) -> None:
-    """Name what could not be read, on standard error, and have the command exit with 4."""
+    """Name the damaged images on standard error and exit with 4."""
     for one in damaged:
         echo(f"{one.name}: {one.reason}", err=True)
     if damaged:
@@ -116,7 +116,7 @@ def _show_stacks(name: str, digest: Digest, found: Sequence[Stack]) -> None:
 @as_json
 @click.pass_context
 def du(ctx: click.Context, root: Path, json: bool) -> None:
-    """Show how much space the images take, and save by sharing."""
+    """Show how much space the images take, and how much sharing saves."""
     from storage.survey import space
 
     found = space(_reader(root))
@@ -142,8 +142,8 @@ def du(ctx: click.Context, root: Path, json: bool) -> None:
 def rm(images: tuple[str, ...], root: Path, json: bool) -> None:
     """Delete images: by tag the tag alone, by digest the manifest and its tags.
 
-    The space of a manifest and what only it needs comes back with gc, of one that lost its last
-    tag with gc --untagged.
+    gc then frees a deleted manifest and the blobs that only it needs; a manifest that merely lost
+    its last tag stays until gc --untagged.
     """
     with _store(root) as store:
         for text in images:
@@ -155,7 +155,7 @@ def rm(images: tuple[str, ...], root: Path, json: bool) -> None:
 
 
 def _remove(store: DistributionStore, text: str) -> str:
-    """Delete an image; what to say of it. Also one that is damaged can be deleted.
+    """Delete an image, damaged or not, and return a line about it.
 
     Raises:
         ManifestUnknown: there is none of that name.
@@ -203,7 +203,7 @@ def _remove(store: DistributionStore, text: str) -> str:
 def gc(
     ctx: click.Context, grace: float, dry_run: bool, untagged: bool, root: Path, json: bool
 ) -> None:
-    """Free the space of what no image refers to.
+    """Free the space of content that no image refers to.
 
     Repositories with a damaged manifest keep all their blobs; exit 4 if there are any.
     """
@@ -258,7 +258,7 @@ def verify(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool)
     with _store(root) as store:
         first = found = scrub(store)
         for _ in range(_REPAIR_ROUNDS):
-            # A manifest that is mended may name more that lacks.
+            # A repaired manifest may name more missing content.
             if not sources or not _repair(store, found.findings, sources):
                 break
             found = scrub(store, again=False)
@@ -285,7 +285,7 @@ def verify(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool)
 
 
 def _described(finding: Finding) -> str:
-    """A fault, what it is of, the images it hurts, and why."""
+    """Return a line with the fault, its digest, the affected images and the reason."""
     text = f"{finding.fault}: {finding.digest}" if finding.digest else str(finding.fault)
     if finding.image:
         text += f"  needed by {join_names((finding.image, *finding.others), _IMAGES_NAMED)}"
@@ -295,7 +295,7 @@ def _described(finding: Finding) -> str:
 def _repair(
     store: DistributionStore, findings: tuple[Finding, ...], sources: tuple[str, ...]
 ) -> int:
-    """Mend what the sources have; how much that was. One that fails keeps no other from it."""
+    """Repair from the sources and return the number of repairs; a failing source is passed over."""
     from registry.cli.sources import opened
     from storage.verify import repair
 
@@ -312,7 +312,7 @@ def _repair(
                     echo(f"{name}: {error}", err=True)
                     continue
                 except OSError as error:
-                    # Something that is not ours stands where a file is to be.
+                    # Something else is in the place of the file, or the permissions forbid it.
                     what = finding.digest or finding.image
                     echo(f"{what} cannot be mended: {error.strerror}", err=True)
                     break

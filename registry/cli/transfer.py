@@ -42,7 +42,7 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
     """Copy the images of bundles into the store; a server may run on it.
 
     A bundle is an OCI layout (directory or tar), a docker save tar, or a registry's directory.
-    An import that was stopped goes on where it was. Exit 5 if an image that a bundle lists could
+    A stopped import resumes. Exit 5 if an image that a bundle lists could
     not be imported, exit 4 if one of a registry's directory is damaged; the others are imported.
     """
     from storage import importing
@@ -206,7 +206,7 @@ def export(
 def _without(
     chosen: list[tuple[str, Image]], error: ContentCorrupt, damaged: list[Damaged]
 ) -> list[tuple[str, Image]]:
-    """The images that do not need what turned out to be corrupt; the others are named.
+    """Return the images that do not need the corrupt content, and note the others as damaged.
 
     Raises:
         ContentCorrupt: that leaves none, or it is not known which.

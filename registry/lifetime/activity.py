@@ -62,7 +62,7 @@ class Activity:
         self.changed = Pulse()
 
     def begin(self) -> None:
-        """A request was admitted. Call `end` whatever becomes of it."""
+        """A request was admitted. Always call `end` after it."""
         self.requests += 1
 
     def end(self) -> None:

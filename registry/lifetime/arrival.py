@@ -1,4 +1,4 @@
-"""Which bytes of one blob have reached one node, out of all the transfers of it.
+"""Tracks which bytes of one blob have reached one node, over all transfers of it.
 
 A client may fetch a blob in one response, resume it after a cut by ``Range``, or, as containerd 2
 does, ask for it by several open-ended ranges side by side, read its part of each and drop the
@@ -19,9 +19,8 @@ asks for settles both:
   that far; so does a part that had arrived from there on, where the client had no reason to go on.
 - Without either, bytes up to ``acked`` count.
 
-A transfer that a killed server left behind has no end at all. If it was alone, a request that
-begins later, and is the next in the blob, says how far it came; of several side by side nothing
-counts.
+If the server is killed, the end of a transfer is lost. If it was the only one, the next request
+that begins later in the blob says how far it came; of several side by side nothing counts.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ MAX_PARTS = 64
 """Transfers of one blob that ended and can still be corrected by what the client asks for next."""
 
 MAX_INTERVALS = 1024
-"""Disjoint parts of one blob that are told apart; what lies beyond counts as not arrived. A client
-in good faith makes a few dozen."""
+"""Disjoint parts of one blob that are tracked; further ones count as not arrived. An honest client
+makes a few dozen."""
 
 
 class Intervals:
@@ -113,7 +112,7 @@ class Part:
 
 
 class Arrival:
-    """What has arrived of one blob at one node.
+    """The bytes of one blob that have arrived at one node.
 
     Args:
         size: of the blob.
@@ -148,8 +147,8 @@ class Arrival:
         for part in (*self.flowing, *self._ended):
             if part.first < first and (part.following is None or first < part.following):
                 part.following = first
-        # Whoever asks again from the same byte on did not keep the answer that ended; nor is it the
-        # next request in the blob after an end that was lost.
+        # A client that asks again from the same byte discarded the earlier response; and such a
+        # request does not say how far a transfer with a lost end came.
         self._ended = [
             part
             for part in self._ended
@@ -162,7 +161,7 @@ class Arrival:
         return begun
 
     def end(self, part: Part, acked: int, sent: int) -> None:
-        """A transfer ended, be it that it was cut: ``acked`` and ``sent`` as in `Part`."""
+        """A transfer ended, complete or cut: ``acked`` and ``sent`` as in `Part`."""
         if part in self.flowing:
             self.flowing.remove(part)
         part.acked, part.sent = acked, max(acked, sent)
@@ -181,7 +180,7 @@ class Arrival:
         self._conclude()
 
     def spoil(self) -> None:
-        """The content was corrupt: nothing of it is worth anything."""
+        """The content was corrupt: forget everything that arrived."""
         self._ended, self._sure = [], Intervals()
         self._conclude()
 
@@ -190,7 +189,7 @@ class Arrival:
         return next((part for part in self.flowing if part.first == first), None)
 
     def open_ends(self) -> list[int]:
-        """Where transfers began whose end is not known."""
+        """The first bytes of transfers whose end is not known."""
         endless = [part for part in self._ended if part.endless and part.following is None]
         return [part.first for part in (*self.flowing, *endless)]
 
@@ -199,7 +198,7 @@ class Arrival:
         return not self.flowing and not self.whole
 
     def parts(self) -> Intervals:
-        """What has arrived."""
+        """The bytes that have arrived."""
         union = Intervals()
         for first, end in self._sure:
             union.add(first, end)
@@ -209,7 +208,7 @@ class Arrival:
         return union
 
     def _firsts(self) -> list[int]:
-        """Where what has arrived begins, in order."""
+        """The first bytes of all parts that arrived, in order."""
         return sorted([*(first for first, _ in self._sure), *(part.first for part in self._ended)])
 
     def _keep(self, part: Part) -> None:

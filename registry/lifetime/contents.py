@@ -11,10 +11,10 @@ _MAX_DESCENDANTS = 10_000
 """Beyond so many an index is only partly followed; the largest real ones name hundreds."""
 
 _MAX_BYTES = 8 * 1024 * 1024
-"""For the contents of manifests, and as many again for what lies below them: some 1000 images."""
+"""For the contents of manifests, and as much again for their descendants: some 1000 images."""
 
 _MAX_READS = 200
-"""Manifests read at once on the event loop; what lies below more of them is found step by step."""
+"""Manifests read in one call on the event loop; later calls find more descendants."""
 
 _DIGEST = 130
 """Bytes that a digest takes as text."""
@@ -37,7 +37,7 @@ def size_of(contents: Contents) -> int:
 
 
 Below = dict[str, Contents]
-"""Manifests below one, itself included, and what each names."""
+"""A manifest and its descendants, and the contents of each."""
 
 
 class Contained:
@@ -104,14 +104,14 @@ class Contained:
         self._known.put((repository, digest), contents)
 
     def explore(self, repository: str, digest: str) -> None:
-        """Find what lies below a manifest. Slow: to be called in a thread, before `below`."""
+        """Find all descendants of a manifest. Slow: call it in a thread, before `below`."""
         found = _walk(digest, lambda one: self.of(repository, one))
         if len(found) > 1:
             self._below.put((repository, digest), _joined(found))
 
 
 def _walk(root: str, contents_of: Callable[[str], Contents]) -> Below:
-    """The manifests below one, each looked at once, and what they name."""
+    """Return a manifest and its descendants with their contents, each read once."""
     found: Below = {}
     waiting = [root]
     seen = {root}

@@ -58,7 +58,7 @@ class Gap:
 
 @dataclass(slots=True)
 class _Row:
-    """The states of one node, image by image, and what they were concluded from."""
+    """The states of one node, image by image, and the versions they were derived from."""
 
     basis: tuple[int, int, int]
     states: tuple[State, ...]

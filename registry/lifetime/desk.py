@@ -132,7 +132,7 @@ class Desk:
         return Milestones(lambda: reports.coverage_record(coverage)) if coverage else None
 
     def waiting_for(self) -> str:
-        """What has still to happen before the server ends by itself, its command aside."""
+        """The conditions, other than its command, under which the server ends by itself."""
         waiting = []
         covered = self._coverage is not None and self._coverage.complete()
         if covered and not self._plan.until_all:
@@ -185,11 +185,11 @@ class Desk:
         }
 
     def _warnings(self) -> list[Notice]:
-        """Why nodes may not be told apart, or the record of what they did may not be complete."""
+        """Reasons why nodes cannot be told apart or the coverage record may be incomplete."""
         return [*self._observer.nodes.notices.all(), *self._observer.ledger.full.all()]
 
     def warn_at_start(self) -> None:
-        """Log what is known at the start and may keep coverage from completing."""
+        """Log images that the registry does not hold yet: coverage waits for them."""
         if self._coverage is not None and (absent := self._coverage.absent()):
             log.tell(logging.WARNING, "images_absent", absent_text(absent), images=absent)
 

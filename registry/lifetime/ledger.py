@@ -47,7 +47,7 @@ _COMPACT_FACTOR = 4
 _COMPACT_SLACK = 1000
 _VERSION: Entry = {"mayfly-ledger": 2}
 _OLDER: Entry = {"mayfly-ledger": 1}
-"""Knew only that a manifest was served, not to which client nor whether its config arrived."""
+"""The older format: that a manifest was served, without the client and the bytes."""
 
 _CLOCK = "clock"
 """No fact, but by which clock the times of those that follow are told."""
@@ -61,7 +61,7 @@ Key = tuple[str, str]
 
 @dataclass(slots=True)
 class Pull:
-    """What one node asked of one manifest.
+    """The requests of one node for one manifest.
 
     Attributes:
         first: when it was first asked for; see `Ledger.unix`.
@@ -124,7 +124,7 @@ class Flow:
     bytes: int = 0
 
     def count(self, sent: int) -> None:
-        """So many more bytes of it are out."""
+        """Count more bytes as sent."""
         self.bytes += sent
         for pull in self.pulls:
             pull.bytes += sent
@@ -270,7 +270,7 @@ class Ledger:
         return 0 if state is None else state.version
 
     def pull(self, node: str, repository: str, digest: str) -> Pull | None:
-        """What a node asked of a manifest, None if nothing."""
+        """The requests of a node for a manifest, None if there were none."""
         state = self._nodes.get(node)
         return None if state is None else state.pulls.get((repository, digest))
 
@@ -359,7 +359,7 @@ class Ledger:
     def _record(
         self, fact: str, node: str, key: Key, flow: Flow | None = None, **more: object
     ) -> None:
-        """Take in a new fact, if there is room for it, and write it down."""
+        """Apply a new fact and append it to the journal, if there is room for it."""
         entry = _entry(fact, int(self._time()), node, key, **more)
         if self._apply(entry, flow):
             self._write(entry)
@@ -447,7 +447,7 @@ class Ledger:
         if want is None:
             prefix = 0
             if digest in state.whole:
-                # Of what it had, it lacks at least the bytes that it asks for now.
+                # It had the blob, and lacks at least the bytes it asks for now.
                 repository, prefix = state.whole.pop(digest), first
             elif not self._take_room(state, repository):
                 return False
@@ -531,7 +531,7 @@ class Ledger:
         return True
 
     def _forget(self, state: _Node, digest: str) -> bool:
-        """Content is no longer wanted."""
+        """Drop the record of content that is no longer wanted."""
         want = state.wanted.pop(digest, None)
         if want is None:
             return False
@@ -542,7 +542,7 @@ class Ledger:
         return True
 
     def _take_room(self, state: _Node, repository: str) -> bool:
-        """Count one more fact, unless there are too many."""
+        """Count one more fact; False if a bound is reached."""
         if self._listed(state.name, repository):
             if self._facts - self._others >= MAX_LISTED_FACTS:
                 self.full.add("record_full_list", most=MAX_LISTED_FACTS)

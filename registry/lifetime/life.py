@@ -62,13 +62,13 @@ _STOP_MARGIN_SECONDS = 30.0
 _STATUS_EVERY = 1.0
 
 _MEASURE_SECONDS = 5.0
-"""For the size of the store at the end; the report goes without it where that takes longer."""
+"""Time to measure the store at the end; past it the report has no size."""
 
 _SETTLING_SECONDS = 2 * SETTLED
-"""After the command's end, until it is said what is waited for, though nodes may still pull."""
+"""Longest time from the command's end to the line about the remaining conditions."""
 
 _LOOK_SECONDS = 0.05
-"""Between two looks whether a client that connected at the last moment has asked for something."""
+"""Between two checks for the first request of a client that has just connected."""
 
 
 class Content(Protocol):
@@ -106,7 +106,7 @@ class Launch:
         storage: measures the store in bytes; runs in a worker thread.
         denied: how often whom, as (user, address), was refused; counted on while the server lives.
         ambiguous: repository paths that several upstreams share → the names to ask for instead.
-        interrupt: ends what worker threads still do, once the drain is over.
+        interrupt: ends the work of worker threads, once the drain is over.
         wiped: what goes, together with the command's private files, if the server is killed.
     """
 
@@ -370,10 +370,10 @@ class Life:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _tell_command_end(self, ended: Once) -> None:
-        """Say that the command has ended, and then what is waited for.
+        """Log that the command has ended, and then the conditions that remain.
 
-        A node that has just got its last image counts only once it is quiet, so what is said
-        earlier would name nodes that have everything.
+        A node that has just got its last image counts only once it is quiet, so an earlier line
+        would name nodes that have everything.
         """
         reason = await ended.wait()
         level = logging.WARNING if reason.exit_code else logging.INFO
@@ -398,7 +398,7 @@ class Life:
 
 
 def _listed(images: Sequence[Image], nodes: Nodes | None) -> Callable[[str, str], bool]:
-    """Whether a node and a repository are of the list. Without names any node may be meant."""
+    """Return a test whether a node and a repository are listed; without names every node is."""
     repositories = {name for image in images for name in image.repositories()}
     names = frozenset(nodes.names) if nodes is not None else frozenset()
     return lambda node, repository: repository in repositories and (not names or node in names)

@@ -149,7 +149,7 @@ class Listeners:
 
 
 def _peer(connection: socket.socket) -> str:
-    """The address at the other end, "" where there is none."""
+    """The peer's address, "" for a Unix socket or a broken connection."""
     try:
         name = connection.getpeername()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the log says of coverage: a node that has every image, and one that no longer has."""
+"""Logs the nodes that become complete, and those that no longer are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOOK_EVERY = 1.0
 
 
 class Milestones:
-    """Compares coverage with what it was at the last look.
+    """Compares coverage with the last time it was looked at.
 
     Args:
         read: gives the coverage of this moment.

@@ -1,7 +1,7 @@
-"""Which machine a request comes from: by its credential, or by its address.
+"""Identifies the node that a request comes from, by its credential or its address.
 
-What was issued for a node names that node and no other. Anything else is used by several nodes as
-a rule: one imagePullSecret for all kubelets, one user in all hosts.toml files. Those nodes are told
+A credential issued for a node names that node and no other. Any other is usually shared by several
+nodes: one imagePullSecret for all kubelets, one user in all hosts.toml files. Those nodes are told
 apart by address, as long as addresses are their own. Behind a proxy or NAT they are not, and then
 only credentials of their own tell nodes apart.
 """
@@ -27,7 +27,7 @@ class NodeIdentity(StrEnum):
 
 
 class NodeNames:
-    """From the caller of a request to the name of its node.
+    """Maps the caller of a request to the name of its node.
 
     Args:
         how: nodes are told apart.
@@ -78,7 +78,7 @@ class NodeNames:
         return True
 
     def without_credentials(self) -> None:
-        """No caller has a credential, so that a node is known by its address alone."""
+        """Note that the registry has no authentication, so nodes are known by address alone."""
         unreachable = sorted(name for name in self._declared if not _is_address(name))
         if unreachable:
             self.notices.add("names_without_authentication", nodes=tuple(unreachable))

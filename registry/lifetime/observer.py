@@ -31,11 +31,11 @@ AGAIN_AFTER = 60
 
 
 _NO_REFUSALS = (RangeInvalid, ConnectionError, asyncio.CancelledError)
-"""Ends of a request before its first byte by which the registry refused nothing."""
+"""Errors before the first byte that are not refusals by the registry."""
 
 
 class Receipts(Protocol):
-    """How much of what was sent on a connection its peer has acknowledged."""
+    """Tells how many bytes sent on a connection its peer has not acknowledged."""
 
     def unreceived(self) -> int:
         """Bytes sent last that were not acknowledged, now."""
@@ -136,7 +136,7 @@ class Sending:
             ledger.failed(*where, corrupt=self._corrupt)
 
     def count(self, sent: int) -> None:
-        """So many more bytes of it were handed to the kernel."""
+        """Count more bytes as handed to the kernel."""
         self._observer.activity.bytes_out += sent
         if self._transfer is not None:
             self._transfer.bytes += sent
@@ -144,7 +144,7 @@ class Sending:
             self._flow.count(sent)
 
     def corrupt(self) -> None:
-        """The content was found not to be what its digest says."""
+        """Note that the content does not have its digest."""
         self._corrupt = True
 
     @contextlib.contextmanager
@@ -178,7 +178,7 @@ class Sending:
                 ended(receipts.unreceived())
 
     def _ended(self, first: int, unreceived: int) -> None:
-        """The transfer is over, and so many bytes of what was sent were never acknowledged."""
+        """Record the end of the transfer; ``unreceived`` bytes were never acknowledged."""
         observer, node = self._observer, self._caller.node
         assert self._transfer is not None
         sent = first + self._transfer.bytes

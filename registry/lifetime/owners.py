@@ -47,7 +47,7 @@ class Owners:
         """Node and repository → how many pulls the node had when all of them were read."""
 
     def learn(self, repository: str, digest: str) -> None:
-        """A manifest was served: remember what it names."""
+        """Remember the content of a manifest that was served."""
         key = repository, digest
         if key in self._seen:
             return
@@ -90,7 +90,7 @@ class Owners:
         if len(self._walked) >= _MAX_WALKED:
             self._walked.clear()
         self._walked[node, repository] = len(pulls)
-        # What was asked for last is what the node is pulling now.
+        # Newest first: the node is most likely pulling the manifest it asked for last.
         asked = (digest for where, digest in reversed([*pulls]) if where == repository)
         waiting = deque(islice(asked, _MAX_READS))
         seen = set(waiting)

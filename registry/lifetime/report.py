@@ -29,7 +29,7 @@ class Memory(TypedDict):
 
 
 class PullRecord(TypedDict):
-    """What one node did with one image.
+    """The pulls of one image by one node.
 
     Attributes:
         node: its name.

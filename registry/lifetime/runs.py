@@ -1,16 +1,16 @@
-"""A run: what users, tokens, credentials and coverage are issued for, and end with.
+"""A run: the lifetime of users, tokens, credentials and coverage, over crashes of the server.
 
 It begins with the first start in a state directory and ends with the server, when that ends by
 itself or is asked to, or with the deadline. Between the two the server may be killed, or its host,
 as often as it likes: the next start goes on with the same run. Its ID is in every token.
 
     run.json          the run; absent once it has ended
-    signing.key       what its tokens and `mayfly credentials` are signed with
+    signing.key       the key of its tokens and of `mayfly credentials`
     credentials.json  the users of ``--auth auto``
     coverage.jsonl    `ledger`
 
 A start that finds a run whose deadline has passed, or of which nothing was heard for
-`MAX_ABSENCE`, wipes these files and begins another.
+`MAX_ABSENCE`, deletes these files and begins another.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ logger = logging.getLogger("mayfly")
 RUN = "run.json"
 
 OF_A_RUN = (SIGNING_KEY, CREDENTIALS, LEDGER, RUN)
-"""What ends with a run, in the order of its removal: while there is a rest, there is a run."""
+"""Files that end with a run, in the order of their removal: ``run.json`` last."""
 
 MAX_ABSENCE = 7 * 24 * 3600.0
-"""Seconds after the last sign of life for which a killed run is still gone on with."""
+"""Seconds after the last sign of life within which a start continues a run."""
 
 SIGN_OF_LIFE_SECONDS = 3600.0
 """Between two signs of life of a run."""
@@ -86,7 +86,7 @@ class Run:
         serves: Mapping[str, str],
         key_file: Path | None = None,
     ) -> Run:
-        """Go on with the run that a killed server left, or wipe its rests and begin one.
+        """Continue the run that a killed server left, or delete old files and begin a new one.
 
         Args:
             directory: the state directory.
@@ -140,9 +140,10 @@ class Run:
         self._serving = True
 
     def end(self) -> None:
-        """The server has ended in an orderly way: whatever was issued is worth nothing now.
+        """The server has ended in an orderly way: everything issued for the run is void now.
 
-        Not where the whole host goes down: upgrades reboot hosts, and the run goes on after that.
+        While the host shuts down the run does not end: upgrades reboot hosts, and the next start
+        continues it.
         """
         if _host_is_shutting_down():
             logger.warning("the host is shutting down: the next start goes on with this run")
@@ -167,7 +168,7 @@ class Run:
 
 
 def load(directory: Path) -> Run | None:
-    """The run of a state directory; None where there is none that can be understood."""
+    """Load the run of a state directory; None where there is none that can be read."""
     try:
         found = json.loads((directory / RUN).read_bytes())
         if found["mayfly-run"] != _FORM:
@@ -187,7 +188,7 @@ def load(directory: Path) -> Run | None:
 
 
 def serving(bundles: tuple[Path, ...], images: Path | None, nodes: str | None) -> dict[str, str]:
-    """What a run serves and to whom: name → mark that changes when it does.
+    """The inputs of a run: name → a mark that changes with the content.
 
     Args:
         bundles: of the server.
@@ -204,7 +205,7 @@ def serving(bundles: tuple[Path, ...], images: Path | None, nodes: str | None) -
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What a start serves otherwise than the one before it, one phrase each."""
+    """The inputs that changed since the start before this one, a phrase each."""
     return [
         *(f"{name} is gone" for name in before if name not in now),
         *(f"{name} is new" for name in now if name not in before),

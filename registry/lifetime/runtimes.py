@@ -1,9 +1,9 @@
-"""What container runtimes ask for when they have an image already.
+"""The requests that container runtimes make for an image they already have.
 
 A node that has an image asks for no blob of it, and so the registry can only conclude that from
-the requests it does make. Which these are was measured with each runtime, by a second pull of an
-image that the first had brought (docs/lifetime.md has the table). What is not in the table claims
-nothing: other programs ask for manifests to look at them.
+the requests it does make. They were measured with each runtime, by pulling an image a
+second time (docs/lifetime.md has the table). Other programs claim nothing: they may ask for
+manifests only to inspect them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NONE = Runtime("", re.compile(""))
 RUNTIMES = (
     Runtime("containerd", re.compile(r"containerd/v?\d"), head=True, config=True),
     Runtime("docker", re.compile(r"docker/\d"), head=True, get=True, config=True),
-    # What podman sends; skopeo, buildah and CRI-O, of the same library, have names of their own.
+    # podman's; skopeo, buildah and CRI-O use the same library with names of their own.
     Runtime("podman", re.compile(r"containers/\d"), config=True),
 )
 

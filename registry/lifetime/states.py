@@ -129,5 +129,5 @@ class States:
         if not self._ledger.has_whole(node, config):
             return False
         needed = all if config == EMPTY_CONFIG else any
-        # The config alone is also what a program reads that only looks at an image.
+        # Programs that only inspect an image read the config alone.
         return not layers or needed(self._ledger.has_whole(node, layer) for layer in layers)

@@ -79,7 +79,7 @@ class NodeRow:
 
 
 def node_rows(coverage: CoverageRecord) -> list[NodeRow]:
-    """The nodes of a coverage record, those that lack something first."""
+    """The nodes of a coverage record, incomplete ones first."""
     matrix, enough = coverage["matrix"], accepted(State(coverage["accept"]))
     rows = []
     for node in coverage["nodes"]:
@@ -102,7 +102,7 @@ def progress(coverage: CoverageRecord) -> str:
 
 
 def coverage_lines(coverage: CoverageRecord, width: int) -> list[str]:
-    """How far coverage is: a line for the whole and a row for each node with what it lacks."""
+    """Coverage as a summary line and a row for each node with the images it lacks."""
     rows, absent = node_rows(coverage), coverage["absent"]
     lines = [f"coverage: {coverage['nodes_covered']} of {coverage['nodes_wanted']} nodes"]
     lines += [f"not in the registry: {image}" for image in absent[:_MOST_ROWS]]
@@ -123,7 +123,7 @@ def _node_grid(rows: Sequence[NodeRow], absent: Collection[str], width: int) -> 
 
 
 def lacking(row: NodeRow, absent: Collection[str] = ()) -> list[str]:
-    """The images that a node lacks, without those that no node can have."""
+    """The images that a node lacks, without those absent from the registry."""
     return [
         image if state is State.MISSING else f"{image} ({state})"
         for image, state in row.missing.items()
@@ -194,19 +194,19 @@ def transfers(records: Sequence[TransferRecord], width: int) -> list[str]:
 
 
 def peer(transfer: TransferRecord) -> str:
-    """Who is at the other end."""
+    """The node and address at the other end."""
     node, address = transfer["node"], transfer["address"]
     return f"{node} ({address})" if address and address != node else node
 
 
 def content(transfer: TransferRecord) -> str:
-    """What is transferred."""
+    """The repository, with the digest of a pull."""
     digest = transfer["digest"]
     return f"{transfer['repository']}@{digest}" if digest else transfer["repository"]
 
 
 def cut(transfers: Sequence[TransferRecord], requests: int) -> list[str]:
-    """What was cut, a line for each transfer."""
+    """The transfers that were cut, a line each."""
     if requests and not transfers:
         return [f"cut: {requests} requests"]
     lines = [

@@ -132,9 +132,9 @@ def ensure(
 def renew(
     directory: Path, names: Collection[str], now: datetime, *, extra: Collection[str] = ()
 ) -> bool:
-    """Make the server certificate anew if that is due, while the server runs; whether it was.
+    """Renew the server certificate if that is due, while the server runs; True if it was renewed.
 
-    The arguments are `ensure`'s. The CA stays what it is, though it end.
+    The arguments are `ensure`'s. The CA stays as it is, even if it expires.
 
     Raises:
         TrustError, OSError: as `ensure`.

@@ -336,7 +336,7 @@ def _digest(file: PlannedFile) -> str:
 
 
 def _without_others(attributes: Attributes, mode: int) -> Attributes:
-    """The attributes without what lets others read: mode bits beyond ``mode``, and ACLs."""
+    """The attributes without mode bits beyond ``mode`` and without ACLs."""
     kept = {k: v for k, v in attributes.xattrs.items() if not k.startswith("system.posix_acl")}
     return replace(attributes, mode=attributes.mode & mode, xattrs=kept)
 
