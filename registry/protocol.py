@@ -32,8 +32,9 @@ from registry.origin import AS_ASKED, Origins
 
 logger = logging.getLogger("mayfly")
 
-_MOST_WAITING = 16
-"""Requests that may wait for the one before; aiohttp would hold up a connection at 32 by itself."""
+_MOST_WAITING = 1
+"""Requests that may wait for the one before. More would be read in vain for a client that leaves
+without its answers; aiohttp would hold up a connection at 32 by itself."""
 
 _HEADS_AT_ONCE = 16 * 1024
 """Bytes received at once where heads are expected; so many a connection may keep of what follows
@@ -122,11 +123,11 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
     def next_body(self) -> Body | None:
         """The body of the request that is to be handled next."""
         body = self._bodies.popleft() if self._bodies else None
-        is_room = len(self._bodies) <= _MOST_WAITING // 2
-        if self._is_held_up and is_room and self.transport is not None:
+        if self._is_held_up and len(self._bodies) < _MOST_WAITING and self.transport is not None:
             self._is_held_up = False
-            self.transport.resume_reading()
             self._take(b"")
+            if not self._is_held_up and self._body is None and self.transport is not None:
+                self.transport.resume_reading()
         return body
 
     def _take(self, data: bytes | memoryview) -> None:

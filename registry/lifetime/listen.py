@@ -8,6 +8,7 @@ returns, every connection is either ours or in the kernel's queue.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import math
@@ -15,12 +16,19 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 from registry import log
+from registry.lifetime.accepted import AcceptedQueue
 from registry.lifetime.images import plain
 
 logger = logging.getLogger("mayfly")
 
 _AT_ONCE = 128
 """Connections accepted before others of the loop get their turn."""
+
+_SET_UP_AT_ONCE = 8
+"""Connections set up in one turn of the loop; others follow when requests had their turn."""
+
+_RANKED_AT_ONCE = 32
+"""Connections that are put off for one that is set up."""
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _RECOVERY_SECONDS = 1.0
@@ -31,7 +39,7 @@ _SAY_EVERY = 60.0
 """Seconds for which a trouble is not told again."""
 
 _SET_UP_SECONDS = 1.0
-"""For connections whose TLS handshake is under way when the server closes."""
+"""For connections that are accepted and not set up when the server closes."""
 
 _UNTRUSTED = frozenset(
     {
@@ -72,6 +80,8 @@ class Listeners:
         self._is_full = is_full
         self._said = -_SAY_EVERY
         self._setting_up: set[asyncio.Task[None]] = set()
+        self._waiting = AcceptedQueue()
+        self._starting: asyncio.Handle | None = None
         self._accepting = False
         self._recovery: asyncio.TimerHandle | None = None
 
@@ -103,18 +113,46 @@ class Listeners:
             self.pause()
         for listening in self.sockets:
             listening.close()
-        if self._setting_up:
-            _, late = await asyncio.wait(self._setting_up, timeout=_SET_UP_SECONDS)
-            for task in late:
-                task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SET_UP_SECONDS):
+                while self._setting_up or self._waiting:
+                    if self._setting_up:
+                        await asyncio.wait(self._setting_up)
+                    else:
+                        await asyncio.sleep(0)
+        if self._starting is not None:
+            self._starting.cancel()
+        self._waiting.close()
+        for task in self._setting_up:
+            task.cancel()
 
     def _accept(self, listening: socket.socket) -> None:
+        self._accept_some(listening)
+        if self._starting is None:
+            self._start_some()
+
+    def _start_some(self) -> None:
+        """Set up connections that wait, and go on in the next turn if there are more."""
+        waiting, crowded = self._waiting, len(self._waiting) > _SET_UP_AT_ONCE
+        for _ in range(_SET_UP_AT_ONCE):
+            if crowded:
+                waiting.rank(_RANKED_AT_ONCE)
+            if not waiting:
+                break
+            task = asyncio.ensure_future(self._set_up(waiting.take()))
+            self._setting_up.add(task)
+            task.add_done_callback(self._setting_up.discard)
+        self._starting = None
+        if waiting:
+            self._starting = asyncio.get_running_loop().call_soon(self._start_some)
+
+    def _accept_some(self, listening: socket.socket) -> None:
         for _ in range(_AT_ONCE):
-            if self._is_full(len(self._setting_up)):
+            if self._is_full(len(self._setting_up) + len(self._waiting)):
                 self._wait(_CROWDED_SECONDS, "as many connections as may be (--max-connections)")
                 return
             try:
-                connection, _address = listening.accept()
+                connection, peer = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -126,9 +164,8 @@ class Listeners:
             if connection.family != socket.AF_UNIX:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._accepted = asyncio.get_running_loop().time()
-            task = asyncio.ensure_future(self._set_up(connection))
-            self._setting_up.add(task)
-            task.add_done_callback(self._setting_up.discard)
+            address = str(peer[0]) if isinstance(peer, tuple) else ""
+            self._waiting.put(address, connection)
 
     async def _set_up(self, connection: socket.socket) -> None:
         address = _peer(connection)

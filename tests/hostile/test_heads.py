@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
+import time
 from collections.abc import Iterator
+
+import pytest
 
 from tests.faults.flood_load import many_files
 from tests.hostile.harness import Hostile
@@ -111,3 +115,39 @@ def test_pipelined_requests(hostile: Hostile) -> None:
                     line.send(many)
                 with contextlib.suppress(BlockingIOError):
                     assert line.recv(1 << 20)
+
+
+ASK = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def leave_unanswered(host: str, data: bytes, until: threading.Event) -> None:
+    """Open connections one after the other, send all that goes on each and close it at once."""
+    while not until.is_set():
+        with contextlib.suppress(OSError), lines(host, 1) as (line,):
+            line.setblocking(False)
+            line.send(data)
+
+
+@pytest.mark.parametrize(("asking", "data"), [("180 KB of requests", ASK * 5800), ("once", ASK)])
+def test_clients_that_leave(hostile: Hostile, asking: str, data: bytes) -> None:
+    """Clients that ask and leave come faster than they are answered; others do not wait for them.
+
+    They share the prober's address, so that it is only by their kind that they are told apart.
+    """
+    over = threading.Event()
+    with hostile.attack(
+        f"16 clients that ask {asking} and leave, again and again", before="8 probes in 60 s"
+    ) as under:
+        clients = [
+            threading.Thread(target=leave_unanswered, args=(under.host, data, over))
+            for _ in range(16)
+        ]
+        try:
+            for one in clients:
+                one.start()
+            while under.going():
+                time.sleep(0.01)
+        finally:
+            over.set()
+            for one in clients:
+                one.join(60)
