@@ -1,7 +1,7 @@
 """A directory from somebody else, read below its own descriptor and nowhere else.
 
-A link in such a directory may name any file of this host, a pipe blocks whoever opens it, and a
-device does as it likes. So a name is resolved from the directory's descriptor without following a
+A link in such a directory may name any file of this host, opening a pipe blocks, and opening a
+device may have any effect. So a name is resolved from the directory's descriptor without following a
 link anywhere on the way, and what it leads to is looked at (``O_PATH``) before it is opened:
 nothing but a regular file ever is.
 
@@ -173,7 +173,7 @@ def by_openat2(directory: int, name: bytes) -> int:
     Raises:
         OSError: ELOOP where a link is on the way; ENOSYS, EPERM where the call cannot be used.
     """
-    # Imported by those who serve a directory only.
+    # Imported only where a directory is served.
     import ctypes
 
     how = (ctypes.c_uint64 * 3)(_LOOK, 0, _RESOLVE)

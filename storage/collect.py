@@ -142,7 +142,7 @@ class Collector:
             grace: seconds.
             dry_run: remove nothing.
             untagged: first delete the manifests, as old, that no tag leads to: neither by the
-                indexes it points at, nor by the subject of what refers to something kept.
+                indexes it points at, nor as a referrer of something kept.
         """
         if not dry_run:
             self._publisher.tidy()
@@ -192,7 +192,7 @@ class Collector:
                     for subject in _subject(body):
                         below.setdefault(subject, []).append(digest)
             except (ManifestUnknown, OSError):
-                continue  # what a damaged one leads to is not known: all are kept
+                continue  # the references of a damaged one are unknown: keep all
             kept: set[Digest] = set()
             waiting = list(self._holdings.tag_targets(repository))
             while waiting:
@@ -236,7 +236,7 @@ class Collector:
     def _mark(self, deleted: frozenset[tuple[str, Digest]]) -> tuple[set[Digest], list[Unread]]:
         marked: set[Digest] = set()
         unread: list[Unread] = []
-        # What reading a manifest gave is the same in every repository that links it.
+        # Reading a manifest has the same result in every repository that links it.
         outcomes: dict[Digest, str | None] = {}
         for repository in self._holdings.every_repository():
             found = [
@@ -261,7 +261,7 @@ class Collector:
         marked: set[Digest],
         outcomes: dict[Digest, str | None],
     ) -> str | None:
-        """Mark a manifest and what it names; the reason where that is not known."""
+        """Mark a manifest and its references; return the reason if those are not known."""
         if digest in outcomes:
             return outcomes[digest]
         marked.add(digest)

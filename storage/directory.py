@@ -148,7 +148,7 @@ class DirectoryReader:
                 yield name, digest
 
     def tag_names(self, repository: str) -> list[str]:
-        """Everything that stands where tags do, also where the link that makes one is lost."""
+        """The names of all tags, including those whose link is lost."""
         return sorted(filter(is_tag, self._tree.entries(self._layout.tags(repository))))
 
     def lost_tags(self, repository: str) -> Iterator[tuple[str, list[Digest]]]:
@@ -186,7 +186,7 @@ class DirectoryReader:
         return size is not None and self._records.is_verified(digest, size)
 
     def is_link_torn(self, repository: str, digest: Digest, *, is_manifest: bool = False) -> bool:
-        """Whether the link of a blob or manifest is there, but does not say what it should."""
+        """Whether the link of a blob or manifest exists with wrong content."""
         link_of = self._layout.revision_link if is_manifest else self._layout.layer_link
         link = link_of(repository, digest)
         return self._tree.is_file(link) and self.read_link(link) != digest

@@ -86,7 +86,7 @@ class DistributionStore(DirectoryReader):
         self._locks = [threading.Lock() for _ in range(_LOCK_STRIPES)]
 
     def interrupt(self) -> None:
-        """End what other threads still hash; what they hashed it for fails with `Interrupted`."""
+        """Stop hashing in other threads; operations waiting for it fail with `Interrupted`."""
         self._uploads.interrupt()
 
     def close(self) -> None:
@@ -252,7 +252,7 @@ class DistributionStore(DirectoryReader):
             )
 
     def _contradicted(self, descriptor: Descriptor, extent: Extent) -> SizeInvalid:
-        """The refusal of a manifest; the blob is looked at if nobody knows who is right."""
+        """The error for a wrong size; the blob is hashed if its size was never verified."""
         message = (
             f"manifest gives {descriptor.digest} {descriptor.size} bytes, "
             f"the repository holds {extent.size}"

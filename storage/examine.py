@@ -1,4 +1,4 @@
-"""Hashes blobs whose stored length something contradicts, and records what was found.
+"""Hashes blobs whose stored length is contradicted, and records the result.
 
 A manifest may give any size, so its word alone hides nothing; but it is a reason to look. Files are
 hashed one after the other by one thread, each at most once for as long as it stays as it is: a good
@@ -60,7 +60,7 @@ class Examiner:
             self._waiting.discard(digest)
 
     def close(self) -> None:
-        """Stop hashing; nothing is recorded of what was not read to its end."""
+        """Stop hashing; nothing is recorded of blobs that were not read to the end."""
         self._closing.set()
         self._thread.shutdown(cancel_futures=True)
 
@@ -106,7 +106,7 @@ class Examiner:
             if actual == digest:
                 self.verified(digest, size)
                 return True
-            # Alone: who publishes good bytes at this moment must not lose the record of them.
+            # Exclusively: a concurrent push of good bytes must keep its record.
             with self._gate.removing():
                 after = _FILES.status(data)
                 if after is not None and stamp_of(after) == stamp_of(before):

@@ -202,9 +202,9 @@ def read_digests(path: Path) -> frozenset[Digest]:
 def left_behind(
     reader: Reader, chosen: Iterable[tuple[str, Image]], export: Export
 ) -> list[tuple[str, Digest]]:
-    """What refers to exported images and is not in the archive: repository and digest of each.
+    """Artifacts that refer to exported images and are not in the archive, by repository and digest.
 
-    That is what the referrers of their manifests are, and what cosign keeps under the tags
+    These are the referrers of their manifests, and the manifests that cosign keeps under the tags
     ``sha256-<hex>.sig``, ``.att`` and ``.sbom``.
     """
     subjects: dict[str, dict[Digest, None]] = {}

@@ -24,7 +24,7 @@ _NO_WAIT = os.O_NONBLOCK
 class Stamp(NamedTuple):
     """Tells whether a file still has the content it had.
 
-    Whoever writes to a file can set its modification time back, but not its change time. That one
+    A writer can set the modification time of a file back, but not its change time. The change time
     also moves when a file is renamed, linked, or given another mode.
     """
 
@@ -65,7 +65,7 @@ class Tree(Opener, Protocol):
     """The files below one directory, by their full paths."""
 
     def status(self, path: Path) -> os.stat_result | None:
-        """Quick. What a file or directory is; None where there is none.
+        """Quick. The status of a file or directory; None where there is none.
 
         Raises:
             PathRefused: a link leads there, or it is something else than a file or directory.

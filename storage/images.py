@@ -54,7 +54,7 @@ class Image:
 
     @property
     def lacking(self) -> tuple[Digest, ...]:
-        """What is missing without having been left out: it cannot be pulled whole."""
+        """Missing content that was not left out: without it the image cannot be pulled."""
         return tuple(digest for digest in self.missing if digest not in self.left_out)
 
     @property

@@ -54,7 +54,7 @@ _REFUSED = (
     ContentCorrupt,
     BundleInvalid,
 )
-"""What can be wrong with one manifest of the source; the others are imported."""
+"""Errors of a single manifest of the source; the others are imported."""
 
 Progress = Callable[[int], None]
 """Told how many bytes more were copied."""
@@ -105,7 +105,7 @@ class Plan:
 
 
 class Imported(NamedTuple):
-    """What an import did.
+    """The outcome of an import.
 
     Attributes:
         names: of the images that are now in the store.
@@ -314,7 +314,7 @@ def _good_copy(source: Layer, repository: str, digest: Digest, extent: Extent) -
             return None
         except StorageError:
             with contextlib.suppress(StorageError):
-                # What was found corrupt is passed over from now on.
+                # Corrupt content is skipped from now on.
                 found = source.blob(repository, digest)
                 return None if found == extent else found
             return None

@@ -35,7 +35,7 @@ class Extent:
     opener: Opener = field(default=HOST, kw_only=True, repr=False)
 
     def open(self) -> io.FileIO:
-        """Open the file, unbuffered and at its start; what ``path`` alone leads to may be another.
+        """Open the file, unbuffered and at its start; ``path`` alone may lead to another file.
 
         Raises:
             FileNotFoundError: it is gone.
@@ -206,9 +206,9 @@ class Store(Reader, Protocol):
         """
 
     def examine(self, digest: Digest) -> bool:
-        """Hash stored content again that was found not to have its digest; whether it has.
+        """Hash content again that did not have its digest; return whether it has.
 
-        What has not is unknown from then on, until somebody brings it whole.
+        Damaged content is unknown from then on, until it is pushed or imported again.
         """
 
     def delete_manifest(self, repository: str, digest: Digest) -> None:

@@ -146,7 +146,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> Object:
 
 
 def _integer(text: str) -> float:
-    """An int64; what no int64 holds becomes infinity, which is refused where a size is wanted."""
+    """An int64; a larger number becomes infinity, which is refused where a size is wanted."""
     # The length first: int() takes long for thousands of digits, and refuses more.
     if len(text) <= _LONGEST_INT64 and -(2**63) <= (number := int(text)) < 2**63:
         return number

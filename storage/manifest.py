@@ -61,7 +61,7 @@ _NON_DISTRIBUTABLE = frozenset(
 )
 
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}")
-"""RFC 6838, 4.2. What does not match must not get into a header."""
+"""RFC 6838, 4.2. Other text must not get into a header."""
 
 _ESCAPED = re.compile(rb"\\u00([0-7][0-9A-Fa-f])")
 _DIGEST = re.compile(rb"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
@@ -140,7 +140,7 @@ class Manifest:
 
 
 def parse(body: bytes, content_type: str | None = None) -> Manifest:
-    """Read a manifest that is to be taken in, and refuse one that is not what it should be.
+    """Parse a manifest that is pushed or imported, and reject an invalid one.
 
     Args:
         body: the bytes as pushed, or as a bundle has them.
@@ -162,10 +162,10 @@ def parse(body: bytes, content_type: str | None = None) -> Manifest:
 
 
 def parse_stored(body: bytes) -> Manifest:
-    """Read a manifest that is in a store or bundle already, whoever put it there.
+    """Parse a manifest that is in a store or bundle already, as far as it can be understood.
 
-    What can be understood is: a registry:2 volume may hold Docker schema 1, lists that are null,
-    sizes that are absent or negative, capitalised fields. The rest is in `Manifest.faults`.
+    A registry:2 volume may hold Docker schema 1, lists that are null, sizes that are absent or
+    negative, capitalised fields. Parts that cannot be read are in `Manifest.faults`.
 
     Raises:
         ManifestInvalid: the bytes are no JSON object, or one of another kind.
@@ -305,7 +305,7 @@ class _Reading:
         return Descriptor(media_type or "", digest, size, distributable)
 
     def check_unread(self, fields: dict[str, Any], where: str) -> None:
-        """See that clients can decode what nothing here looks at."""
+        """Check the fields that only clients use: they must be able to decode them."""
         self.annotations(fields, where)
         self.text(fields, "data", where)
         self.text(fields, "artifactType", where)

@@ -52,7 +52,7 @@ class OverlayStore(DistributionStore):
 
     def blob(self, repository: str, digest: Digest) -> Extent:
         # A layer's manifest may name any digest: that alone gives its repository no content of the
-        # store's other repositories. A link in the store was made by somebody who had it.
+        # store's other repositories. A link in the store was made by a push or a mount.
         if self._links(repository, digest):
             found = self._content(digest) or self._lower.content(digest)
             if found is not None:

@@ -47,11 +47,11 @@ def full_disk_is_domain_error() -> Iterator[None]:
 
 
 def _nothing() -> None:
-    """What follows a rename where nothing does."""
+    """The default for ``then``."""
 
 
 _DIRECTORY_BITS, _FILE_BITS = 0o2777, 0o666
-"""Of the root's mode, what a new directory and a new file take."""
+"""The bits of the root's mode that a new directory and a new file take."""
 
 
 class Publisher:
@@ -64,8 +64,8 @@ class Publisher:
         root: the top of the tree.
         scratch: where temporary files go, below ``root``.
         kept: directories that stay also when they are empty.
-        store: the directory that ``root`` is in and that decides whose all new files are, and who
-            may read them; ``root`` itself if None.
+        store: the directory above ``root`` whose owner, group and mode all new files get; ``root``
+            itself if None.
     """
 
     def __init__(
@@ -352,9 +352,9 @@ class Publisher:
         raise OSError(errno.EBUSY, "directory is removed again and again", str(target.parent))
 
     def _displace(self, target: Path) -> None:
-        """Move away what damage has put in the way: a directory for a file, or a file for one.
+        """Move away an entry of the wrong kind: a directory for a file, or a file for a directory.
 
-        It is kept, for we do not know what it is.
+        It is kept, since it may be somebody's data.
         """
         between = [path for path in target.parents if path.is_relative_to(self._root)]
         way = (path for path in reversed(between) if path.is_file() and not path.is_symlink())

@@ -1,4 +1,4 @@
-"""What is known of a blob's bytes, kept beside them: the size that was verified, or damage.
+"""Records about a blob's bytes, kept beside them: the verified size, or damage.
 
 Both are empty files in the directory of the blob's ``data``, whose names say everything::
 
@@ -10,7 +10,7 @@ registry:2 asks for ``data`` alone, passes other names over, and deletes the who
 
 A size is recorded after bytes were hashed and had their digest. From then on it is true of the
 digest, whatever becomes of the file, so a record never goes stale and needs no order on the disk:
-losing one only means that the file's length is believed, as that of other writers' files is. An
+without one the file's length is believed, as for files of other writers. An
 empty file with a telling name cannot be torn, survives every way of copying a tree (extended
 attributes do not), and looking at it is a single stat(2), of a name that is made from the length of
 ``data``: where that exists, the file has the verified length.
@@ -46,8 +46,8 @@ class Records:
 
     Args:
         layout: of the store.
-        trusted: whether what lies beside the blobs counts; in somebody else's directory nobody
-            knows who wrote it.
+        trusted: whether records beside the blobs count; in somebody else's directory they may be
+            forged.
     """
 
     def __init__(self, layout: Layout, *, trusted: bool = True) -> None:
@@ -58,7 +58,7 @@ class Records:
         self._told: set[Digest] = set()
 
     def whole(self, digest: Digest, status: os.stat_result) -> bool:
-        """Quick. Whether a blob's file can be its content, by what is known of both.
+        """Quick. Whether a blob's file can be its content, by the records.
 
         A file that is as it was when this was last asked costs no call; else one stat(2), or of
         another writer's file, a look at the directory.
@@ -92,7 +92,7 @@ class Records:
         return self._layout.record(digest, f"{_SIZE}{size}").exists()
 
     def verified(self, digest: Digest, size: int) -> None:
-        """Record that bytes were hashed and had this digest; what was recorded before goes.
+        """Record that bytes were hashed and had this digest; older records are deleted.
 
         Nothing is raised where the disk refuses: the record is a help, the blob is there without.
         """
@@ -107,7 +107,7 @@ class Records:
         status = data.stat()
         self._seen.pop(digest, None)
         try:
-            # Its ctime changes: what other processes saw of it counts no more.
+            # This changes its ctime, which voids what other processes remember of the file.
             os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
             status = data.stat()
             record = self._layout.record(digest, _mark(status))
@@ -130,7 +130,7 @@ class Records:
             )
 
     def drop(self, digest: Digest) -> None:
-        """Forget what is known of a blob that was removed."""
+        """Delete the records of a blob that was removed."""
         self._drop(digest, but="")
 
     def _drop(self, digest: Digest, but: str) -> None:

@@ -27,7 +27,7 @@ from storage.errors import DigestInvalid, ManifestInvalid, StorageError
 from storage.sized_cache import SizedCache
 
 _MAX_KNOWN = 16 * 1024 * 1024
-"""Bytes for who refers to whom, in all repositories: some 40,000 manifests."""
+"""Bytes for the subjects of manifests, in all repositories: some 40,000 manifests."""
 
 _PER_MANIFEST = 400
 """Bytes that one manifest takes of these: two digests, their places in tables."""

@@ -1,4 +1,4 @@
-"""Every name of a store, also those that lead nowhere: what `ls`, `du` and `export` go by.
+"""All images of a store by name, including damaged ones: the base of `ls`, `du` and `export`.
 
 One bad entry hides no other: a name whose image cannot be read is a `Damaged` among the images.
 """
@@ -87,7 +87,7 @@ def _tagged(reader: DirectoryReader, repository: str, tag: str) -> Image | Damag
             pass
         return None  # deleted meanwhile
     if found.faults:
-        # What is odd was pushed like that; what has another digest was not.
+        # Odd manifests were pushed like that; one with another digest is damaged.
         for _, manifest in walk(reader, repository, digest):
             if isinstance(manifest, ContentCorrupt):
                 return Damaged(name, manifest.message)
@@ -116,7 +116,7 @@ def find(reader: DirectoryReader, text: str) -> tuple[str, Digest]:
 def _why_lost(
     reader: DirectoryReader, repository: str, tag: str, digest: Digest | None
 ) -> str | None:
-    """Why an image that should be there is not; None where it should not."""
+    """The reason why an image is damaged; None if there is no such image."""
     if digest is not None:
         is_lost = reader.is_linked(repository, digest)
         return f"manifest {digest} is gone or damaged" if is_lost else None
@@ -158,7 +158,7 @@ def loose_manifests(reader: DirectoryReader, repository: str) -> list[Digest]:
 
 
 def space(reader: DirectoryReader) -> Space:
-    """How much all images take, and what else lies there."""
+    """Measure the space of images, of untagged manifests and of unused blobs."""
     count = logical = loose = 0
     needed: dict[Digest, int] = {}
     damaged: list[Damaged] = []

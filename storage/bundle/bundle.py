@@ -67,7 +67,7 @@ class Bundle:
         self._repositories, self._names = served, sorted(served)
 
     def gaps(self) -> Iterator[tuple[str, Gap]]:
-        """What images lack, each with the repository it is served in."""
+        """The gaps of images, each with the repository the image is served in."""
         for gap in self._gaps:
             reference = gap.image.reference
             if reference is not None:

@@ -44,7 +44,7 @@ class DistributionDirectory(DirectoryReader):
         self._proofs = proofs
 
     def _check_top(self) -> None:
-        """Refuse at once what would make every image unreadable, such as a link to elsewhere."""
+        """Reject faults that would make every image unreadable, such as a link to elsewhere."""
         layout = self._layout
         if self._beneath.status(layout.base) is None:
             raise BundleInvalid("there is no docker/registry/v2 in the directory")
@@ -73,7 +73,7 @@ class DistributionDirectory(DirectoryReader):
         return is_repository(self._layout.repository(repository), self._tree)
 
     def damaged_names(self) -> Iterator[str]:
-        """What should lead to images and does not, a line of text each."""
+        """Tags and manifests that lead to no image, a line of text each."""
         for repository in self.every_repository():
             try:
                 for tag, _ in self.lost_tags(repository):

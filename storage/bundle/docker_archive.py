@@ -106,7 +106,7 @@ class DockerArchive:
         self._files.close()
 
     def _list(self) -> list[Listed]:
-        # What several images name is read once: thousands may name the same large config.
+        # Each config and layer is read once: thousands of images may name the same large config.
         made: dict[tuple[str, tuple[str, ...]], bytes | None] = {}
         for image in self._images:
             key = image.config, image.layers

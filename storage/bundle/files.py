@@ -45,7 +45,7 @@ class TarFile:
     """
 
     def __init__(self, path: Path) -> None:
-        # What the operator names may be a link.
+        # The path that the operator gives may be a link.
         self._descriptor = open_regular(path)
         try:
             self._stamp = stamp_of(os.fstat(self._descriptor))
@@ -62,7 +62,7 @@ class TarFile:
         place = self.index.locate(name)
         if place is None:
             return None
-        # With the file's stamp of now: what it proves after a chmod is proven anew.
+        # With the file's present stamp: after a chmod the content is proven again.
         return Piece(self._opener.path, *place, stamp, self._opener)
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class TarFile:
 
 
 class OpenFile:
-    """See `storage.files.Opener`: opens anew what is open already, also once its name is gone."""
+    """See `storage.files.Opener`: reopens an open file, also once its name is gone."""
 
     def __init__(self, descriptor: int) -> None:
         self.path = Path(f"/proc/self/fd/{descriptor}")

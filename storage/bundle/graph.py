@@ -39,13 +39,13 @@ class Image(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Blobs that an image needs and its bundle lacks; a delta leaves them to what it builds on."""
+    """Blobs that an image needs and its bundle lacks, as in a delta of another bundle."""
 
     image: Image
     blobs: tuple[Digest, ...]
 
     def describe(self, missing: Sequence[Digest]) -> str:
-        """What the operator should know where nothing else has some of the blobs."""
+        """Return a line for the operator about blobs that are found nowhere."""
         return (
             f"{_title(self.image)} cannot be pulled: {len(missing)} of its blobs are in its "
             f"repository neither in the bundles nor in the store, {missing[0]} first"
@@ -222,7 +222,7 @@ class Graph:
         return named
 
     def _add(self, repository: Repository, root: Digest) -> list[Digest]:
-        """Add a manifest and what lies below it; the manifests that are new."""
+        """Add a manifest and its descendants; return the manifests that are new."""
         added = []
         waiting = [root]
         while waiting:

@@ -57,7 +57,7 @@ class Bundles:
         self.notices = [f"{b.label}: {notice}" for b in self._archives for notice in b.notices]
 
     def lacking(self, has: Callable[[str, Digest], bool]) -> list[str]:
-        """What cannot be pulled, since blobs are missing everywhere, a line of text each.
+        """Images that cannot be pulled, since blobs are missing everywhere, a line of text each.
 
         Args:
             has: repository and digest → whether the other bundles or the store have the blob.

@@ -25,8 +25,8 @@ class Stack:
         self._layers = tuple(layers)
 
     def blob(self, repository: str, digest: Digest) -> Extent:
-        # The layer that has the bytes must itself give them to the repository: what another's
-        # manifest names is only asked for.
+        # The layer with the bytes must itself link them in the repository: a manifest of another
+        # layer that names them gives no right to them.
         refused: ContentCorrupt | None = None
         for layer in self._layers:
             try:
