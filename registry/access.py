@@ -63,7 +63,7 @@ def needs(request: Request) -> tuple[Need, ...]:
     """Every pair that must be allowed.
 
     The source of a mount is not among them: a mount that cannot be done is an upload, so the
-    handler asks for pull on the source itself (`useful`).
+    handler asks for pull on the source itself (`optional_needs`).
 
     Raises:
         AccessDenied: no rule covers this request.
@@ -79,7 +79,7 @@ def needs(request: Request) -> tuple[Need, ...]:
     return tuple(Need("repository", request.repository, action) for action in actions)
 
 
-def useful(request: Request) -> tuple[Need, ...]:
+def optional_needs(request: Request) -> tuple[Need, ...]:
     """Pairs that the request does not require but can use: challenges ask for them too."""
     source = mount_source(request)
     if source is None:

@@ -27,7 +27,7 @@ from auth.errors import AuthError, CredentialsInvalid, TokenInvalid
 from auth.identity import ANONYMOUS, Identity
 from auth.policy import Policy
 from auth.scope import Scope, render_scopes
-from registry.access import PUBLIC, Need, needs, useful
+from registry.access import PUBLIC, Need, needs, optional_needs
 from registry.audit import Audit
 from registry.errors import AccessDenied, Unauthorized
 from registry.origin import AS_ASKED, Origins
@@ -111,7 +111,7 @@ class Guard:
                 return Caller(ANONYMOUS, self._policy())
             self.audit.refused(http, request, claimed_name(http), error.message)
             reason = "invalid_token" if isinstance(error, TokenInvalid) else None
-            challenged = (*wanted, *useful(request))
+            challenged = (*wanted, *optional_needs(request))
             raise self._unauthorized(http, challenged, error.message, reason) from None
         missing = [need for need in wanted if not caller.allows(need)]
         if missing or self._asks_for_proof(request, caller.identity):
@@ -178,7 +178,7 @@ class Guard:
         identity: Identity,
         missing: list[Need],
     ) -> Unauthorized | AccessDenied:
-        wanted = (*needs(request), *useful(request))
+        wanted = (*needs(request), *optional_needs(request))
         if identity.access is None and identity.anonymous:
             # Not a denial yet: every client's first request comes without credentials.
             return self._unauthorized(http, wanted, "authentication required", None)

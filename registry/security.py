@@ -140,7 +140,7 @@ def _ensure_certificate(settings: Settings, run: Run) -> TLSIdentity:
         datetime.now(UTC),
         extra=wanted,
         deadline=None if run.deadline is None else datetime.fromtimestamp(run.deadline, UTC),
-        goes_on=run.continued,
+        continued=run.continued,
         constrain=settings.tls_constrain,
     )
     if made.replaced is not None:

@@ -38,7 +38,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     try:
         identity = await context.guard.login(http)
     except CredentialsInvalid as error:
-        identity = _anyone(context, http, request, claimed_name(http), scopes, error)
+        identity = _anonymous_instead(context, http, request, claimed_name(http), scopes, error)
     offline = request.parameter("offline_token") == "true"
     return _issue(context, authentication, identity, scopes, offline)
 
@@ -67,7 +67,7 @@ async def post(context: Context, http: HTTPRequest, request: Request) -> StreamR
                 )
     except (CredentialsInvalid, TokenInvalid) as error:
         scopes = form.get("scope", [])
-        identity = _anyone(context, http, request, field("username"), scopes, error)
+        identity = _anonymous_instead(context, http, request, field("username"), scopes, error)
     offline = field("access_type") == "offline"
     return _issue(context, authentication, identity, form.get("scope", []), offline)
 
@@ -100,13 +100,13 @@ def _resolved(context: Context, scopes: Iterable[Scope]) -> list[Scope]:
     """The scopes, and those that they mean in the bundles: ``x`` may be ``library/x``."""
     found = list(scopes)
     for scope in found[:]:
-        name = _meant(context, scope)
+        name = _resource_name(context, scope)
         if name != scope.name:
             found.append(Scope(scope.type, name, scope.actions))
     return found
 
 
-def _meant(context: Context, scope: Scope) -> str:
+def _resource_name(context: Context, scope: Scope) -> str:
     """The name of the resource that a scope means."""
     if scope.type == REPOSITORY:
         with contextlib.suppress(NameAmbiguous):
@@ -120,7 +120,7 @@ def _authentication(context: Context) -> Authentication:
     return context.guard.authentication
 
 
-def _anyone(
+def _anonymous_instead(
     context: Context,
     http: HTTPRequest,
     request: Request,
@@ -135,7 +135,7 @@ def _anyone(
             must fail too.
     """
     wanted = [
-        Need(scope.type, _meant(context, scope), action)
+        Need(scope.type, _resource_name(context, scope), action)
         for scope in parse_scopes(asked)
         for action in scope.actions
     ]

@@ -1,9 +1,9 @@
 """A directory from somebody else, read below its own descriptor and nowhere else.
 
 A link in such a directory may name any file of this host, opening a pipe blocks, and opening a
-device may have any effect. So a name is resolved from the directory's descriptor without following a
-link anywhere on the way, and what it leads to is looked at (``O_PATH``) before it is opened:
-nothing but a regular file ever is.
+device may have any effect. So a name is resolved from the directory's descriptor without following
+a link, and the file it leads to is examined (``O_PATH``) before it is opened: only regular files
+are.
 
     name ──► openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS, O_PATH) ──► fstat ──► open by descriptor
              or, where the kernel has no openat2 or a sandbox forbids it,

@@ -94,7 +94,7 @@ class DirectoryReader:
 
     def _refuse_damaged(self, digest: Digest, error: type[BlobUnknown | ManifestUnknown]) -> None:
         if self._tree.is_file(self._layout.data(digest)):
-            self._records.tell(digest)
+            self._records.log_damage(digest)
             raise error("the stored content is damaged: push it again", {"digest": str(digest)})
 
     def referrers(

@@ -111,7 +111,7 @@ class Examiner:
                 after = _FILES.status(data)
                 if after is not None and stamp_of(after) == stamp_of(before):
                     self._records.damaged(digest)
-                    self._records.tell(digest)
+                    self._records.log_damage(digest)
                     return False
         return False
 

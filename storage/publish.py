@@ -82,7 +82,7 @@ class Publisher:
         self._scratch = scratch / uuid.uuid4().hex
         self._kept = {root, *kept, self._scratch}
         self._alive: int | None = None
-        self._like: os.stat_result | None = None
+        self._root_status: os.stat_result | None = None
         self._durable: set[Path] = set()
         self._lock = threading.RLock()
 
@@ -94,7 +94,7 @@ class Publisher:
     def open(self) -> None:
         """Make the root, and drop what processes that are gone left half written."""
         self._make_root(self._store)
-        self._like = self._store.stat()
+        self._root_status = self._store.stat()
         self._make_root(self._root)
         for directory in (*self._wanted, self._scratch_parent):
             self.make_directory(directory)
@@ -131,7 +131,7 @@ class Publisher:
             temporary = self._scratch / uuid.uuid4().hex
             try:
                 with temporary.open("xb") as file:
-                    self._take_after_root(file.fileno())
+                    self._inherit_from_root(file.fileno())
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -209,7 +209,7 @@ class Publisher:
                 self._new_directory(draft)
                 for name, data in files.items():
                     with (draft / name).open("xb") as file:
-                        self._take_after_root(file.fileno())
+                        self._inherit_from_root(file.fileno())
                         file.write(data)
                 self._move(draft, target)
             except BaseException:
@@ -300,7 +300,7 @@ class Publisher:
         self._make_root(directory.parent)
         if not directory.is_dir():
             with contextlib.suppress(FileExistsError):
-                if self._like is not None:
+                if self._root_status is not None:
                     self._new_directory(directory)
                 else:
                     # Images are nobody else's to read, unless somebody decides so and makes it.
@@ -318,13 +318,13 @@ class Publisher:
         directory.mkdir()
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            self._take_after_root(descriptor)
+            self._inherit_from_root(descriptor)
         finally:
             os.close(descriptor)
 
-    def _take_after_root(self, descriptor: int) -> None:
-        if self._like is not None:
-            take_after(descriptor, self._like)
+    def _inherit_from_root(self, descriptor: int) -> None:
+        if self._root_status is not None:
+            inherit(descriptor, self._root_status)
 
     def _rename(self, source: Path, target: Path, then: Callable[[], None]) -> None:
         self._move(source, target)
@@ -366,7 +366,7 @@ class Publisher:
             logger.warning("%s stood in the way of %s: moved to %s", obstacle, target, kept)
 
 
-def take_after(descriptor: int, like: os.stat_result) -> None:
+def inherit(descriptor: int, parent: os.stat_result) -> None:
     """Give a file or directory that we made the owner, group and mode of a directory.
 
     So a store that belongs to a server's user stays theirs when root imports into it. Without the
@@ -375,11 +375,11 @@ def take_after(descriptor: int, like: os.stat_result) -> None:
     made = os.fstat(descriptor)
     if made.st_uid != os.geteuid():
         return  # not what we made: whoever owns the tree has put it there
-    if (made.st_uid, made.st_gid) != (like.st_uid, like.st_gid):
-        owner = like.st_uid if made.st_uid == 0 else -1
+    if (made.st_uid, made.st_gid) != (parent.st_uid, parent.st_gid):
+        owner = parent.st_uid if made.st_uid == 0 else -1
         with contextlib.suppress(PermissionError):
-            os.fchown(descriptor, owner, like.st_gid)
-    mode = like.st_mode & (_DIRECTORY_BITS if stat.S_ISDIR(made.st_mode) else _FILE_BITS)
+            os.fchown(descriptor, owner, parent.st_gid)
+    mode = parent.st_mode & (_DIRECTORY_BITS if stat.S_ISDIR(made.st_mode) else _FILE_BITS)
     if stat.S_IMODE(made.st_mode) != mode:
         with contextlib.suppress(PermissionError):
             os.fchmod(descriptor, mode)

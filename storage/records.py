@@ -27,7 +27,7 @@ from storage import digest as digests
 from storage.digest import Digest
 from storage.files import Stamp, stamp_of
 from storage.layout import Layout
-from storage.publish import take_after
+from storage.publish import inherit
 
 logger = logging.getLogger("mayfly")
 
@@ -55,7 +55,7 @@ class Records:
         self._trusted = trusted
         self._seen: dict[Digest, Stamp] = {}
         self._unwritten: dict[Digest, Stamp] = {}
-        self._told: set[Digest] = set()
+        self._logged: set[Digest] = set()
 
     def whole(self, digest: Digest, status: os.stat_result) -> bool:
         """Quick. Whether a blob's file can be its content, by the records.
@@ -119,10 +119,10 @@ class Records:
         # After that: a record of the same length would be believed first.
         self._drop(digest, but=record.name)
 
-    def tell(self, digest: Digest) -> None:
+    def log_damage(self, digest: Digest) -> None:
         """Log, once, that a blob is there but damaged."""
-        if digest not in self._told and len(self._told) < _MOST_REMEMBERED:
-            self._told.add(digest)
+        if digest not in self._logged and len(self._logged) < _MOST_REMEMBERED:
+            self._logged.add(digest)
             logger.warning(
                 "%s is damaged and not served: push it again, or mend it with "
                 "mayfly verify --repair",
@@ -156,6 +156,6 @@ def _make(record: Path) -> None:
     """Make an empty file like the blob's directory."""
     descriptor = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        take_after(descriptor, record.parent.stat())
+        inherit(descriptor, record.parent.stat())
     finally:
         os.close(descriptor)

@@ -94,18 +94,18 @@ class Part:
         sent: end of what was handed to the kernel.
         following: the smallest offset after ``first`` at which a request began while this one was
             under way or later.
-        endless: its end was lost with the server.
+        end_lost: its end was lost with the server.
     """
 
     first: int
     acked: int = 0
     sent: int = 0
     following: int | None = None
-    endless: bool = False
+    end_lost: bool = False
 
     def end(self) -> int:
         """The end of the bytes that count as arrived."""
-        reach = self.sent if self.endless else min(self.sent, self.acked + ACK_SLACK)
+        reach = self.sent if self.end_lost else min(self.sent, self.acked + ACK_SLACK)
         if self.following is not None and self.following <= max(self.acked, reach):
             return self.following
         return self.acked
@@ -152,7 +152,7 @@ class Arrival:
         self._ended = [
             part
             for part in self._ended
-            if part.first != first and not (part.endless and part.first > first)
+            if part.first != first and not (part.end_lost and part.first > first)
         ]
         after = [part.first for part in self.flowing if part.first > first]
         begun = Part(first, first, first, min(after, default=None))
@@ -173,7 +173,7 @@ class Arrival:
         # Of transfers side by side the next request says nothing: it may go on with another one.
         alone = len(self.flowing) == 1 and self.flowing[0].following is None
         for part in self.flowing:
-            part.acked, part.sent, part.endless = part.first, self.size, alone
+            part.acked, part.sent, part.end_lost = part.first, self.size, alone
             part.following = None if alone else part.first
             self._keep(part)
         self.flowing = []
@@ -190,8 +190,8 @@ class Arrival:
 
     def open_ends(self) -> list[int]:
         """The first bytes of transfers whose end is not known."""
-        endless = [part for part in self._ended if part.endless and part.following is None]
-        return [part.first for part in (*self.flowing, *endless)]
+        lost = [part for part in self._ended if part.end_lost and part.following is None]
+        return [part.first for part in (*self.flowing, *lost)]
 
     def is_interrupted(self) -> bool:
         """Whether transfers ended before the blob was whole, and none is under way."""
@@ -224,7 +224,7 @@ class Arrival:
 def _end(part: Part, firsts: list[int]) -> int:
     """The end of the bytes of a part that count, with others that begin at ``firsts``."""
     end = part.end()
-    if end < part.acked or part.endless:
+    if end < part.acked or part.end_lost:
         return end
     at = bisect_left(firsts, max(part.acked, part.first + 1))
     if at < len(firsts) and firsts[at] <= min(part.sent, part.acked + ACK_SLACK):

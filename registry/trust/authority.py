@@ -82,7 +82,7 @@ def ensure(
     *,
     extra: Collection[str] = (),
     deadline: datetime | None = None,
-    goes_on: bool = False,
+    continued: bool = False,
     constrain: bool = False,
 ) -> Identity:
     """See to it that ``directory`` holds a CA and a server certificate for all of ``names``.
@@ -95,7 +95,7 @@ def ensure(
         now: in UTC, as the other times.
         extra: names that it should have, too, if the CA may sign any.
         deadline: of the run.
-        goes_on: whether the run is one that nodes trust the CA for already.
+        continued: whether the run is one that nodes trust the CA for already.
         constrain: whether a CA that is made may sign ``names`` only.
 
     Raises:
@@ -112,7 +112,7 @@ def ensure(
         if ca_key.exists():
             check_key_mode(ca_key)
         end = read_authority(ca).not_after if ca.exists() else None
-        if end is None or end <= _outlasts(now, deadline, goes_on=goes_on):
+        if end is None or end <= _outlasts(now, deadline, continued=continued):
             ends = now + CA_LIFETIME if deadline is None else deadline + CA_MARGIN
             _make_authority(ca, ca_key, now, ends, names if constrain else None)
             made.add("ca")
@@ -143,9 +143,9 @@ def renew(
         return _renew_leaf(directory, names, extra, now)
 
 
-def _outlasts(now: datetime, deadline: datetime | None, *, goes_on: bool) -> datetime:
+def _outlasts(now: datetime, deadline: datetime | None, *, continued: bool) -> datetime:
     """The moment that a CA has to be good beyond."""
-    if goes_on:
+    if continued:
         return now
     return now + CA_LEAST_AHEAD if deadline is None else deadline
 

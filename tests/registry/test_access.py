@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry import access
-from registry.access import ACTIONS, PUBLIC, Need, needs, useful
+from registry.access import ACTIONS, PUBLIC, Need, needs, optional_needs
 from registry.app import HANDLERS
 from registry.errors import AccessDenied
 from registry.request import METHODS, Endpoint, Request, parse
@@ -65,7 +65,7 @@ def test_mount_is_better_with_its_source(query: str, extra: list[Need]) -> None:
     """Pull on the very repository that is mounted from is asked for, and not needed."""
     request = parse("POST", "/v2/a/b/blobs/uploads/", query)
     assert sorted(needs(request)) == sorted([PULL, PUSH])
-    assert list(useful(request)) == extra
+    assert list(optional_needs(request)) == extra
 
 
 @pytest.mark.parametrize(("endpoint", "method"), EVERY)

@@ -122,7 +122,7 @@ def test_the_ca_outlives_the_deadline_by_a_margin(tmp_path: Path, hours: int) ->
     deadline = NOW + hours * HOUR
     made = ensure(tmp_path, NAMES, NOW, deadline=deadline)
     assert read_authority(made.ca).not_after == deadline + CA_MARGIN
-    again = ensure(tmp_path, NAMES, deadline - HOUR / 2, deadline=deadline, goes_on=True)
+    again = ensure(tmp_path, NAMES, deadline - HOUR / 2, deadline=deadline, continued=True)
     assert again.fingerprint == made.fingerprint
 
 
@@ -133,7 +133,7 @@ def test_a_ca_that_the_run_outlasts_is_replaced(tmp_path: Path) -> None:
     tomorrow = NOW + 24 * HOUR
     short = ensure(tmp_path, NAMES, tomorrow, deadline=tomorrow + 4 * HOUR)
     assert (short.fingerprint, short.replaced) == (first.fingerprint, None)
-    gone_on = ensure(tmp_path, NAMES, tomorrow, goes_on=True)
+    gone_on = ensure(tmp_path, NAMES, tomorrow, continued=True)
     assert gone_on.fingerprint == first.fingerprint
     for deadline in (end, None):
         directory = tmp_path / str(deadline)
