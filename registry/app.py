@@ -164,7 +164,9 @@ def refusal(error: Exception, http: HTTPRequest) -> StreamResponse:
     status, code = errors.TABLE.get(type(error), errors.UNKNOWN)
     if (status, code) == errors.UNKNOWN:
         unexpected = None if type(error) in errors.TABLE else error
-        logger.error("%s %s failed: %s", http.method, http.raw_path, cause, exc_info=unexpected)
+        level = logging.DEBUG if getattr(error, "reported", False) else logging.ERROR
+        failed = "%s %s failed: %s"
+        logger.log(level, failed, http.method, http.raw_path, cause, exc_info=unexpected)
     elif isinstance(error, StorageFull):
         log.tell(
             logging.ERROR, "disk_full", "the disk is full: pushes are refused; free some space"

@@ -64,6 +64,11 @@ def is_json() -> bool:
     return any(isinstance(handler.formatter, JSONLines) for handler in handlers)
 
 
+def is_configured() -> bool:
+    """Whether this process has a log."""
+    return any(isinstance(handler, FoldingHandler) for handler in logging.getLogger().handlers)
+
+
 def flush() -> None:
     """Write the counts of all folded lines."""
     for handler in logging.getLogger().handlers:

@@ -207,7 +207,10 @@ async def _prove(
     except (ContentCorrupt, Interrupted) as error:
         if isinstance(error, ContentCorrupt):
             sending.corrupt()
-        logger.error("a transfer was cut: %s (%s)", error, extent.proof)
+        # Corrupt content is an event of its own, and an end that is asked for cuts what it cuts.
+        known = error.reported or isinstance(error, Interrupted)
+        level = logging.DEBUG if known else logging.ERROR
+        logger.log(level, "a transfer was cut: %s (%s)", error, extent.proof)
         if http.transport is not None:
             http.transport.abort()
         raise ConnectionResetError("content is corrupt") from error

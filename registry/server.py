@@ -36,7 +36,7 @@ from registry.lifetime.errors import LifetimeError
 from registry.lifetime.images import read_nodes
 from registry.lifetime.life import Launch, Life
 from registry.lifetime.plan import Plan
-from registry.lifetime.report import storage_used
+from registry.lifetime.report import Corruption, storage_used
 from registry.lifetime.runs import Run
 from registry.lifetime.state import StateDir
 from registry.lifetime.systemd import Notifier, take_sockets
@@ -278,11 +278,21 @@ def _watch(bundles: Bundles, life: Life) -> None:
     """Have the lifetime told of content that is not what it should be."""
     loop = asyncio.get_running_loop()
 
-    def told(fault: Fault, repositories: list[str]) -> None:
+    def told(fault: Fault, repositories: list[str], images: list[str]) -> None:
         # Hashing may outlive the loop, by a moment.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(
-                life.corrupt, str(fault.digest), fault.bundle, repositories, fault.text
+                life.corrupt,
+                Corruption(
+                    digest=str(fault.digest),
+                    bundle=fault.bundle,
+                    problem=fault.problem,
+                    file=fault.file,
+                    first_byte=fault.first,
+                    last_byte=fault.last,
+                    repositories=repositories,
+                    images=images,
+                ),
             )
 
     bundles.watch(told)

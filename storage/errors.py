@@ -17,6 +17,8 @@ class StorageError(Exception):
         super().__init__(message)
         self.message = message
         self.detail = detail
+        self.reported = False
+        """Whether the operator was told already, so that a log has it once."""
 
 
 class NameInvalid(StorageError):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from auth.errors import AuthError
+from registry import log
 from registry.config import ConfigError
 from registry.exit_codes import Exit
 from registry.lifetime.errors import LifetimeError
@@ -75,7 +76,22 @@ def _describe(error: Exception) -> tuple[str, str, int]:
         reason = error.strerror or str(error)
         code = Exit.STORAGE if _is_of_disk(error) else Exit.USAGE
         return "mayfly", f"{os.fsdecode(where)}: {reason}", code
-    raise error
+    hint = "" if _traceback_is_shown(error) else "; MAYFLY_LOG_LEVEL=debug shows where"
+    message = f"internal error, please report it: {type(error).__name__}: {error}{hint}"
+    return "mayfly", message, Exit.INTERNAL
+
+
+def _traceback_is_shown(error: Exception) -> bool:
+    """Put the traceback of an error of our own into the log; without one, show it if asked to."""
+    if log.is_configured():
+        log.logger.error("internal error", exc_info=error)
+        return True
+    if os.environ.get("MAYFLY_LOG_LEVEL") != "debug":
+        return False
+    import traceback
+
+    print("".join(traceback.format_exception(error)), end="", file=sys.stderr)
+    return True
 
 
 def _of_storage(error: StorageError) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -57,22 +57,17 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
         opened = open_bundles([*plain], labels=plain)
         stack.enter_context(contextlib.closing(opened))
         for notice in opened.notices:
-            echo(notice, err=True)
+            if json:
+                print_event("notice", text=notice)
+            else:
+                echo(notice, err=True)
         if opened.unhashed:
             with reporting("reading", opened.unhashed, json) as progress:
                 opened.hash(progress)
         store = store or _open_store(root, stack)
         planned = importing.plan(store, opened.layer, opened.is_directory)
         if planned.incomplete:
-            for repository, digest in planned.incomplete:
-                echo(
-                    f"neither in the bundles nor in the store's repository: {repository} {digest}",
-                    err=True,
-                )
-            echo(
-                "nothing was imported: bring a complete bundle, or import what it builds on",
-                err=True,
-            )
+            _refuse(planned.incomplete, json)
             ctx.exit(Exit.BUNDLE)
         with reporting("importing", planned.size, json) as progress:
             done = importing.carry_out(store, opened.layer, planned, progress)
@@ -88,11 +83,28 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
         print_event("imported", images=done.names, copied=planned.size, not_imported=left_out)
     else:
         echo(f"imported {len(done.names)} images, {format_size(planned.size)} copied")
-    for text in left_out[:_LINES]:
-        echo(f"not imported: {text}", err=True)
-    if len(left_out) > _LINES:
-        echo(f"not imported: {len(left_out) - _LINES} more", err=True)
+        for text in left_out[:_LINES]:
+            echo(f"not imported: {text}", err=True)
+        if len(left_out) > _LINES:
+            echo(f"not imported: {len(left_out) - _LINES} more", err=True)
     ctx.exit(code)
+
+
+def _refuse(incomplete: Sequence[tuple[str, Digest]], json: bool) -> None:
+    """Say which content the bundles lack, so that nothing is imported."""
+    if json:
+        missing = [{"repository": name, "digest": str(digest)} for name, digest in incomplete]
+        print_event("incomplete", missing=missing)
+        return
+    for repository, digest in incomplete:
+        echo(
+            f"missing: {repository} needs {digest}, which neither the bundles nor the store has",
+            err=True,
+        )
+    echo(
+        "nothing was imported: fetch the whole bundle, or first import the one that it builds on",
+        err=True,
+    )
 
 
 def _open_store(root: Path, stack: contextlib.ExitStack) -> DistributionStore:

@@ -105,22 +105,10 @@ class Desk:
         self._ambiguous = ambiguous
         self._ready.set()
 
-    def corrupt(self, digest: str, bundle: str, repositories: list[str], text: str) -> None:
+    def corrupt(self, found: reports.Corruption) -> None:
         """Content of a bundle was found wrong."""
-        log.tell(
-            logging.ERROR,
-            "corrupt",
-            f"{bundle}: content is not served: {text}",
-            digest=digest,
-            bundle=bundle,
-            repositories=repositories,
-        )
-        found = reports.iso(self._clock.wall())
-        self._corrupt.append(
-            reports.CorruptRecord(
-                digest=digest, bundle=bundle, repositories=repositories, found=found, text=text
-            )
-        )
+        log.tell(logging.ERROR, "corrupt", table.corruption(found), **found)
+        self._corrupt.append({**found, "found": reports.iso(self._clock.wall())})
 
     def over(self, outcome: Outcome) -> None:
         """Everything is done; those who wait for it are told."""

@@ -42,6 +42,7 @@ from registry.lifetime.observer import Observer
 from registry.lifetime.plan import Plan, Triggers
 from registry.lifetime.private import Login, auth_file, guarded
 from registry.lifetime.pulls import SETTLED, Pulls
+from registry.lifetime.report import Corruption
 from registry.lifetime.signals import Signals
 from registry.lifetime.state import LEDGER, StateDir
 from registry.lifetime.states import State
@@ -196,19 +197,12 @@ class Life:
         )
         self._milestones = self._desk.milestones()
 
-    def corrupt(self, digest: str, bundle: str, repositories: list[str], text: str) -> None:
-        """Content of a bundle was found wrong: report it, and end if the plan has it so.
-
-        Args:
-            digest: of the content.
-            bundle: it is in, as the operator named that.
-            repositories: it belongs to, as far as they are known.
-            text: what is wrong, and where.
-        """
-        self._desk.corrupt(digest, bundle, repositories, text)
+    def corrupt(self, found: Corruption) -> None:
+        """Content of a bundle was found wrong: report it, and end if the plan has it so."""
+        self._desk.corrupt(found)
         if self._plan.stop_on_corrupt:
-            reason = f"content of {bundle} is corrupt: {digest}"
-            detail = {"digest": digest, "bundle": bundle}
+            reason = f"content of {found['bundle']} is corrupt, and --on-corrupt is stop"
+            detail = {"digest": found["digest"], "bundle": found["bundle"]}
             self._failed.set(Reason(Kind.FAILED, reason, Exit.STORAGE, detail))
 
     async def run(self, launch: Launch) -> int:

@@ -121,22 +121,33 @@ class DeniedRecord(TypedDict):
     requests: int
 
 
-class CorruptRecord(TypedDict):
-    """Content of a bundle that was found wrong, and so was not served.
+class Corruption(TypedDict):
+    """Content of a bundle that was found wrong, and so is not served.
 
     Attributes:
         digest: of the content.
         bundle: it is in, as the operator named that.
-        repositories: it belongs to, as far as they are known.
-        found: when, ISO 8601 in UTC.
-        text: what is wrong, and where.
+        problem: ``digest_mismatch``, ``file_changed``, ``file_gone`` or ``file_refused``.
+        file: that has the bytes, None where that is not known.
+        first_byte, last_byte: of the file.
+        repositories: it belongs to.
+        images: that need it, at most 100.
     """
 
     digest: str
     bundle: str
+    problem: str
+    file: str | None
+    first_byte: int | None
+    last_byte: int | None
     repositories: list[str]
+    images: list[str]
+
+
+class CorruptRecord(Corruption):
+    """The same, with the time at which it was found: ISO 8601 in UTC."""
+
     found: str
-    text: str
 
 
 class Report(TypedDict):

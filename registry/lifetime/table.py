@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from registry.lifetime.coverage import claims_text
@@ -15,6 +16,7 @@ from storage.space import format_size
 
 if TYPE_CHECKING:
     from registry.lifetime.report import (
+        Corruption,
         CorruptRecord,
         CoverageRecord,
         ImageRecord,
@@ -218,11 +220,32 @@ def cut(transfers: Sequence[TransferRecord], requests: int) -> list[str]:
 
 def corrupt(records: Sequence[CorruptRecord]) -> list[str]:
     """Content of bundles that was found wrong, a line each, however long: it is to be copied."""
-    lines = []
-    for one in records[:_MOST_ROWS]:
-        of = f" (of {', '.join(one['repositories'])})" if one["repositories"] else ""
-        lines.append(f"corrupt: {one['digest']}{of} in {one['bundle']}, found {one['found']}")
+    lines = [f"corrupt: {corruption(one)}" for one in records[:_MOST_ROWS]]
     return [*lines, *_more(len(records) - _MOST_ROWS)]
+
+
+def corruption(found: Corruption) -> str:
+    """What is wrong with content of a bundle, which images that hurts, and what to do."""
+    bundle, digest, file = found["bundle"], found["digest"], found["file"] or found["bundle"]
+    match found["problem"]:
+        case "digest_mismatch":
+            place = f"bytes {found['first_byte']} to {found['last_byte']}"
+            # Of an archive the file is the bundle itself.
+            if PurePath(file).name != PurePath(bundle).name:
+                place += f" of {file}"
+            fact, remedy = f"{digest} is corrupt ({place})", "fetch the bundle again and restart"
+        case "file_changed":
+            fact = f"{digest} is not served, since the file was changed after the start"
+            remedy = "restart to serve the file as it is now"
+        case "file_gone":
+            fact = f"{digest} was there at the start and is gone"
+            remedy = "fetch the bundle again and restart"
+        case _:
+            fact = f"{digest} is not served, since a link or a special file is in its place"
+            remedy = "fetch the bundle again and restart"
+    images = join_names(found["images"] or found["repositories"], _MOST_NAMES)
+    hurt = f"; images that need it: {images}" if images else ""
+    return f"{bundle}: {fact}{hurt}; {remedy}"
 
 
 def _more(left: int) -> list[str]:

@@ -10,7 +10,7 @@ from storage.bundle.errors import BundleChanged, BundleInvalid, NotReady
 from storage.bundle.graph import Gap, Graph, Image
 from storage.bundle.names import full_name
 from storage.bundle.naming import name_images
-from storage.bundle.verified import Fault, Piece, Progress, Proofs
+from storage.bundle.verified import Fault, Piece, Problem, Progress, Proofs
 from storage.digest import Digest
 from storage.directory import manifest_unknown
 from storage.errors import BlobUnknown, NameUnknown
@@ -154,11 +154,12 @@ class Bundle:
         try:
             piece = self._content.find(digest)
         except (BundleChanged, BundleInvalid) as error:
-            self._proofs.note(Fault(digest, self.label, error.message))
+            is_changed = isinstance(error, BundleChanged)
+            problem = Problem.FILE_CHANGED if is_changed else Problem.FILE_REFUSED
+            self._proofs.note(Fault(digest, self.label, problem), error)
             raise
         if piece is None and digest in self._present:
-            text = f"{digest} was in the bundle and is gone"
-            self._proofs.note(Fault(digest, self.label, text))
+            self._proofs.note(Fault(digest, self.label, Problem.FILE_GONE))
         return piece
 
     def _read(self) -> None:

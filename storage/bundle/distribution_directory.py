@@ -12,7 +12,7 @@ from pathlib import Path
 
 from storage.beneath import Beneath
 from storage.bundle.errors import BundleInvalid
-from storage.bundle.verified import Fault, Piece, Proofs
+from storage.bundle.verified import Fault, Piece, Problem, Proofs
 from storage.catalog import is_repository
 from storage.digest import HEX_LENGTHS, Digest
 from storage.directory import DirectoryReader, manifest_unknown
@@ -96,7 +96,7 @@ class DistributionDirectory(DirectoryReader):
         try:
             status = self._beneath.status(path)
         except PathRefused as error:
-            self._proofs.note(Fault(digest, self._label, error.message))
+            self._proofs.note(Fault(digest, self._label, Problem.FILE_REFUSED), error)
             raise
         if status is None or not stat.S_ISREG(status.st_mode):
             return None

@@ -6,7 +6,8 @@ import contextlib
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from shlex import quote
 
@@ -26,9 +27,12 @@ from storage.bundle.stack import Stack
 from storage.bundle.verified import Fault, Progress, Proofs
 from storage.digest import Digest
 from storage.errors import StorageError
-from storage.images import repositories
+from storage.images import repositories, walk
 
 NO_LABELS: Mapping[Path, str] = {}
+
+_MOST_IMAGES = 100
+"""Images that are named of those that a fault hurts."""
 
 _SUFFIXES = frozenset({"oci", "docker", "tar"})
 
@@ -101,12 +105,17 @@ class Bundles:
                 bundle.hash(progress)
         _check_tags(self._archives)
 
-    def watch(self, told: Callable[[Fault, list[str]], None]) -> None:
+    def watch(self, told: Callable[[Fault, list[str], list[str]], None]) -> None:
         """Have ``told`` called, from any thread, with each fault that is found from now on.
 
-        It is given the repositories that the content belongs to, too.
+        It is given the repositories that the content belongs to, and the images that need it, too.
         """
-        self.proofs.on_fault = lambda fault: told(fault, self._repositories(fault.digest))
+
+        def found(fault: Fault) -> None:
+            names = self._repositories(fault.digest)
+            told(fault, names, list(islice(self._images(fault.digest, names), _MOST_IMAGES)))
+
+        self.proofs.on_fault = found
 
     def _repositories(self, digest: Digest) -> list[str]:
         """Those that a blob or a manifest belongs to, wherever its bytes are."""
@@ -115,6 +124,18 @@ class Bundles:
             for name in repositories(self.layer)
             if self.layer.links(name, digest) or digest in self.layer.revisions(name)
         ]
+
+    def _images(self, digest: Digest, names: Iterable[str]) -> Iterator[str]:
+        """The tags in these repositories that lead to a blob or a manifest."""
+        for repository in names:
+            for tag in self.layer.tags(repository):
+                with contextlib.suppress(StorageError):
+                    root = self.layer.tag(repository, tag)
+                    for manifest, content in walk(self.layer, repository, root):
+                        below = [] if isinstance(content, StorageError) else content.blobs
+                        if digest == manifest or digest in {one.digest for one in below}:
+                            yield f"{repository}:{tag}"
+                            break
 
     def interrupt(self) -> None:
         """End all hashing at once: threads of a server that stops need not be waited for long."""

@@ -21,13 +21,14 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
 from storage import digest as digests
 from storage.bundle.errors import BundleChanged, Interrupted
 from storage.digest import CANONICAL, Digest
-from storage.errors import ContentCorrupt, DigestInvalid
+from storage.errors import ContentCorrupt, DigestInvalid, StorageError
 from storage.files import HOST, Opener, Stamp, stamp_of
 from storage.interface import Extent, open_file
 
@@ -53,18 +54,32 @@ class Piece(NamedTuple):
         return open_file(self.opener, self.path)
 
 
+class Problem(StrEnum):
+    """Why content of a bundle is not served."""
+
+    DIGEST_MISMATCH = "digest_mismatch"
+    FILE_CHANGED = "file_changed"
+    FILE_GONE = "file_gone"
+    FILE_REFUSED = "file_refused"
+
+
 class Fault(NamedTuple):
     """Content of a bundle that was found not to be what it should be, and so is not served.
 
     Attributes:
         digest: by which it was asked for.
         bundle: as the operator named it.
-        text: what is wrong, and where.
+        problem: with it.
+        file: with the bytes, by its own path; None where that is not known.
+        first, last: the bytes of the file that it is.
     """
 
     digest: Digest
     bundle: str
-    text: str
+    problem: Problem
+    file: str | None = None
+    first: int | None = None
+    last: int | None = None
 
 
 _Key = tuple[Stamp, int, int, str]
@@ -90,6 +105,7 @@ class Proofs:
             self._measured = _load(self._file)
         self._lock = threading.Lock()
         self._interrupted = threading.Event()
+        self._passing = threading.local()
         self._noted: set[tuple[str, Digest]] = set()
         self.on_fault: Callable[[Fault], None] = lambda fault: None
 
@@ -146,13 +162,22 @@ class Proofs:
             _append(self._file, key, digest)
         return digest
 
-    def note(self, fault: Fault) -> None:
-        """Pass a fault on, unless it was before."""
+    def note(self, fault: Fault, error: StorageError | None = None) -> None:
+        """Pass a fault on, unless it was before; ``error`` is raised for it."""
+        if error is not None:
+            error.reported = True
+        if getattr(self._passing, "on", False):
+            # Found in reading what the fault before it hurts; it is noted when it is asked for.
+            return
         with self._lock:
             known = (fault.bundle, fault.digest) in self._noted
             self._noted.add((fault.bundle, fault.digest))
         if not known:
-            self.on_fault(fault)
+            self._passing.on = True
+            try:
+                self.on_fault(fault)
+            finally:
+                self._passing.on = False
 
     def interrupt(self) -> None:
         """End what is being hashed in other threads, and refuse to hash any more."""
@@ -213,15 +238,21 @@ class Proof:
 
     def corrupt(self) -> ContentCorrupt:
         """The error for content that does not have its digest; the fault is passed on."""
-        self.proofs.note(Fault(self.digest, self.bundle, f"its bytes have another digest: {self}"))
-        return ContentCorrupt(
+        error = ContentCorrupt(
             f"content {self.digest} is corrupt in the bundle", {"digest": str(self.digest)}
         )
+        self.proofs.note(self._fault(Problem.DIGEST_MISMATCH), error)
+        return error
 
     def _changed(self) -> BundleChanged:
         error = changed()
-        self.proofs.note(Fault(self.digest, self.bundle, error.message))
+        self.proofs.note(self._fault(Problem.FILE_CHANGED), error)
         return error
+
+    def _fault(self, problem: Problem) -> Fault:
+        piece = self.piece
+        first, last = piece.offset, piece.offset + piece.size - 1
+        return Fault(self.digest, self.bundle, problem, str(piece.path.resolve()), first, last)
 
 
 @dataclass(frozen=True, slots=True)

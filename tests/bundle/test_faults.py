@@ -21,6 +21,7 @@ StartMayfly = Callable[..., Mayfly]
 
 GOOD, BAD = layers("good", "bad")
 NAME = "quay.example/team/app"
+IMAGES = ["team/app:bad"]
 
 
 def damaged(data: bytes) -> bytes:
@@ -81,20 +82,30 @@ def test_reported(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> 
     assert get(server, f"blobs/{sha256(GOOD)}") == (200, GOOD)
     (found,) = status(server)["corrupt"]
     assert found["found"].endswith("Z")
-    assert found["text"].startswith("its bytes have another digest")
-    assert str(bundle) in found["text"]
-    told = {key: found[key] for key in ("digest", "bundle", "repositories")}
-    assert told == {
+    first, last = found["first_byte"], found["last_byte"]
+    assert last - first == len(BAD) - 1
+    assert found == {
         "digest": sha256(BAD),
         "bundle": str(bundle),
+        "problem": "digest_mismatch",
+        "file": str(bundle),
+        "first_byte": first,
+        "last_byte": last,
         "repositories": ["team/app"],
+        "images": IMAGES,
+        "found": found["found"],
     }
-    line = f"corrupt: {sha256(BAD)} (of team/app) in {bundle}, found {found['found']}\n"
-    assert line in mayfly("status", "--state-dir", server.state_dir).stdout
+    line = (
+        f"{bundle}: {sha256(BAD)} is corrupt (bytes {first} to {last}); images that need it: "
+        f"{', '.join(IMAGES)}; fetch the bundle again and restart\n"
+    )
+    assert f"corrupt: {line}" in mayfly("status", "--state-dir", server.state_dir).stdout
     assert server.stop() == 0
     assert report(server)["corrupt"] == [found]
     assert report(server)["exit_code"] == 0
-    assert line in server.output()
+    # Once when it was found, once in the report: no line for each try of a client.
+    told = [one for one in server.output().splitlines() if sha256(BAD) in one]
+    assert told == [f"{told[0][:20]} ERROR   {line[:-1]}", f"corrupt: {line[:-1]}"]
 
 
 def test_stop(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> None:

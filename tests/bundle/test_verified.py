@@ -13,7 +13,7 @@ from storage import digest as digests
 from storage.bundle import verified
 from storage.bundle.errors import BundleChanged, BundleInvalid, Interrupted
 from storage.bundle.files import read as read_small
-from storage.bundle.verified import FILE_NAME, Fault, Piece, Proof, Proofs
+from storage.bundle.verified import FILE_NAME, Fault, Piece, Problem, Proof, Proofs
 from storage.digest import Digest
 from storage.errors import ContentCorrupt
 from storage.files import stamp_of
@@ -101,7 +101,8 @@ def test_corrupt_content(piece: Piece, file: Path, state: Path, hashed: list[Pie
     assert not holds(proof, file)
     with pytest.raises(ContentCorrupt):
         proofs.extent(piece, wrong, "b.tar")
-    assert told == [Fault(wrong, "b.tar", f"its bytes have another digest: {proof}")]
+    end = len(CONTENT) + 5
+    assert told == [Fault(wrong, "b.tar", Problem.DIGEST_MISMATCH, str(file.resolve()), 6, end)]
     assert str(proof) == f"{wrong}, bytes 6 to {len(CONTENT) + 5} of {file}"
     assert len(hashed) == 1
     proof_of(Proofs(state).extent(piece, wrong, "b.tar"))

@@ -94,10 +94,14 @@ REPORT = Report(
     corrupt=[
         CorruptRecord(
             digest=digest("layer"),
-            bundle="/b/upgrade.tar",
+            bundle="upgrade.tar",
+            problem="digest_mismatch",
+            file="/b/upgrade.tar",
+            first_byte=512,
+            last_byte=1023,
             repositories=["team/app"],
+            images=["team/app:2"],
             found="2026-01-01T00:10:00Z",
-            text="its bytes have another digest",
         )
     ],
     storage_before=0,
@@ -131,7 +135,8 @@ def test_table() -> None:
         "node-a  2 of 2  -",
         "3       eve   10.0.0.9",
         "1       -     10.0.0.8",
-        f"corrupt: {digest('layer')} (of team/app) in /b/upgrade.tar, found 2026-01-01T00:10:00Z",
+        f"corrupt: upgrade.tar: {digest('layer')} is corrupt (bytes 512 to 1023); images that need "
+        "it: team/app:2; fetch the bundle again and restart",
         f"cut: pull of r@{digest('layer')} by node-b (10.0.0.7), at 2.0 KiB",
         "warning: asked again for images they had: node-a (1). Pods with",
     ):
@@ -257,6 +262,24 @@ def test_every_end_has_a_sentence() -> None:
         detail: dict[str, str | float] = {} if kind is Kind.COMMAND else some
         content: Report = {**REPORT, "reason": kind, "reason_detail": detail}
         assert table.report(content, 100).splitlines()[0] != f"ended because {kind}"
+
+
+@pytest.mark.parametrize(
+    ("problem", "file", "says"),
+    [
+        ("digest_mismatch", "/b/layout/blobs/sha256/1", "is corrupt (bytes 512 to 1023 of /b/"),
+        ("file_changed", "/b/upgrade.tar", "the file was changed after the start"),
+        ("file_gone", None, "was there at the start and is gone"),
+        ("file_refused", None, "a link or a special file is in its place"),
+    ],
+)
+def test_corrupt_content_in_words(problem: str, file: str | None, says: str) -> None:
+    """Each problem says what is wrong, whom it hurts and what to do."""
+    found = table.corruption({**REPORT["corrupt"][0], "problem": problem, "file": file})
+    assert found.startswith(f"upgrade.tar: {digest('layer')} ")
+    assert says in found
+    assert "; images that need it: team/app:2; " in found
+    assert found.endswith(("restart", "restart to serve the file as it is now"))
 
 
 async def test_images_by_whom() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -197,6 +198,57 @@ def test_errors_as_json(tmp_path: Path, words: list[str], code: str) -> None:
     assert error.keys() == {"code", "exit_code", "command", "message"}
     assert error["code"] == code
     assert done.returncode == error["exit_code"] == Exit[code.upper()]
+
+
+BUG = """
+import sys
+from registry.__main__ import main
+from registry.cli import store
+def fail(**_options): raise KeyError("no such thing\\n\\x1b")
+store.ls.callback = fail
+sys.argv[1:] = ["ls", *sys.argv[1:]]
+main()
+"""
+
+
+def _buggy(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BUG, *words],
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_internal_error() -> None:
+    """1: one line, or one JSON document; the traceback is for who asks for it."""
+    plain = _buggy()
+    assert (plain.returncode, plain.stdout) == (Exit.INTERNAL, "")
+    assert plain.stderr.startswith("mayfly: internal error, please report it: KeyError: ")
+    assert plain.stderr.endswith("; MAYFLY_LOG_LEVEL=debug shows where\n")
+    assert plain.stderr.count("\n") == 1
+    told = _buggy("--json")
+    assert (told.returncode, told.stdout) == (Exit.INTERNAL, "")
+    error = json.loads(told.stderr)["error"]
+    assert (error["code"], error["exit_code"]) == ("internal", 1)
+    assert "Traceback" in _buggy(MAYFLY_LOG_LEVEL="debug").stderr
+
+
+def test_user_add_without_a_terminal(tmp_path: Path) -> None:
+    """2, and the option that takes the password is named."""
+    done = subprocess.run(
+        command_line("user", "add", "alice", "--auth", tmp_path),
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == Exit.USAGE
+    assert "--password-stdin" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "htpasswd").exists()
 
 
 def test_reader_that_leaves(tmp_path: Path) -> None:

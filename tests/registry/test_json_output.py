@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from registry.cli import cli
 from registry.config import SETTINGS
-from tests.bundle.builders import Layout
+from tests.bundle.builders import Layout, sha256
 from tests.process import REPO, Mayfly
 from tests.registry.commands import command_line, environment, mayfly
 
@@ -101,6 +101,24 @@ def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
     check("rm", output("rm", "team/app:1", *root))
     spared = output("gc", "--untagged", "--grace", "1h", *root)
     check("gc", spared)
+
+
+def test_import_of_an_incomplete_bundle(tmp_path: Path) -> None:
+    """The content that is missing is data, and nothing is printed that is not JSON."""
+    layout = Layout()
+    layout.name(layout.image(b"layer"), IMAGE)
+    lost = sha256(b"layer")
+    del layout.files[f"blobs/{lost.replace(':', '/')}"]
+    bundle = layout.write_tar(tmp_path / "bundle.tar")
+    done = mayfly("import", bundle, "--root", tmp_path / "store", "--json")
+    assert (done.returncode, done.stderr) == (5, "")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    for event in events:
+        check("import", event)
+    assert events[-1] == {
+        "event": "incomplete",
+        "missing": [{"repository": "team/app", "digest": lost}],
+    }
 
 
 def test_commands_of_users(tmp_path: Path) -> None:
