@@ -107,6 +107,10 @@ class Remote:
         self._runner.run(self._fetch(repository, path, upload, size))
         return True
 
+    def holds(self, repository: str, digest: Digest) -> bool:
+        """See `registry.cli.sources.Source`: of another repository nothing is asked for."""
+        return True
+
     def resolve(self, repository: str, tag: str) -> Digest | None:
         """The manifest that a tag of the registry points at; None where it has no such tag.
 

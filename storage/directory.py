@@ -191,6 +191,14 @@ class DirectoryReader:
         link = link_of(repository, digest)
         return self._tree.is_file(link) and self.read_link(link) != digest
 
+    def was_linked(self, repository: str, digest: Digest) -> bool:
+        """Whether content is or was linked in a repository: a lost link leaves its directory."""
+        links = (
+            self._layout.layer_link(repository, digest),
+            self._layout.revision_link(repository, digest),
+        )
+        return any(self._tree.is_directory(link.parent) for link in links)
+
     def linked_in(self, digest: Digest) -> Iterator[str]:
         """The repositories that link a blob or a manifest, whether or not its bytes are there."""
         for name in self.every_repository():

@@ -7,12 +7,16 @@ the same root answers 404 for it from then on and clients push it again.
 
 What an index names and the repository shows no trace of was left out when the image was copied, as
 other platforms often are. That is no fault, unless nothing of the index is there.
+
+Whoever may push can name any digest in a manifest, and a bundle from somebody else can as well. So a
+link is written again only where something of it is left, which says that the repository had the
+content; else the content has to come from a source that has it in that repository.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -112,6 +116,9 @@ class Verified:
 Fetch = Callable[[str, Digest, DirectoryUpload, int | None], bool]
 """Puts a blob of a repository into an upload, no more bytes than it is to have where that is known;
 False where the source does not have it."""
+
+Holds = Callable[[str, Digest], bool]
+"""Whether a source has content in a repository, not only in another."""
 
 Resolve = Callable[[str, str], Digest | None]
 """The manifest that a tag of a repository points at in a source; None where it has no such tag."""
@@ -257,7 +264,7 @@ class _Repository:
 
     def _check_manifest(self, digest: Digest, images: list[str], tagged: set[Digest]) -> bool:
         """Add what is wrong with one manifest; whether it is none, as it was left out."""
-        if digest in self._broken:
+        if digest in self._broken and self._had(digest, tagged):
             self._findings.add(self._broken[digest], digest, images, "a manifest")
             return False
         manifest = self._manifest(digest)
@@ -279,7 +286,7 @@ class _Repository:
     def _check_absent(self, digest: Digest, images: list[str], tagged: set[Digest]) -> bool:
         if self._store.is_linked(self._name, digest):
             self._findings.add(Fault.MISSING, digest, images, _FILE_GONE)
-        elif self._store.content_size(digest) is not None:
+        elif self._had(digest, tagged) and self._store.content_size(digest) is not None:
             # An index may name blobs as well (BuildKit's cache does).
             if find_blob(self._store, self._name, digest) is None:
                 self._findings.add(Fault.UNLINKED, digest, images, _NOT_LINKED)
@@ -289,24 +296,28 @@ class _Repository:
             return True
         return False
 
+    def _had(self, digest: Digest, tagged: Collection[Digest] = ()) -> bool:
+        return digest in tagged or self._store.was_linked(self._name, digest)
+
     def _is_here(self, digest: Digest) -> bool:
-        return (
-            self._store.is_linked(self._name, digest)
-            or self._store.content_size(digest) is not None
+        return self._store.is_linked(self._name, digest) or (
+            self._had(digest) and self._store.content_size(digest) is not None
         )
 
     def _check_blob(self, manifest: Digest, blob: Descriptor, images: list[str]) -> None:
         digest = blob.digest
-        if digest in self._broken:
+        had = self._had(digest)
+        if digest in self._broken and had:
             self._findings.add(self._broken[digest], digest, images)
             return
         extent = find_blob(self._store, self._name, digest)
         if extent is None:
-            if self._store.content_size(digest) is not None:
+            if had and self._store.content_size(digest) is not None:
                 reason = "the blob's link in the repository is gone"
                 self._findings.add(Fault.UNLINKED, digest, images, reason)
             elif blob.distributable:
-                self._findings.add(Fault.MISSING, digest, images, "the blob's file is gone")
+                reason = "the blob's file is gone" if had else "the repository has no such blob"
+                self._findings.add(Fault.MISSING, digest, images, reason)
             return
         size = extent.size
         if self._store.is_link_torn(self._name, digest):
@@ -322,6 +333,7 @@ def repair(
     finding: Finding,
     fetch: Fetch,
     resolve_tag: Resolve = lambda repository, tag: None,
+    holds: Holds = lambda repository, digest: True,
 ) -> bool:
     """Mend one finding; whether that could be done.
 
@@ -344,6 +356,8 @@ def repair(
         return False
     is_manifest = _is_manifest(store, repository, finding)
     if finding.fault is not Fault.UNLINKED:
+        if not store.was_linked(repository, digest) and not holds(repository, digest):
+            return False
         with store.copying(repository, digest.algorithm) as upload:
             size = _expected_size(store, repository, finding)
             if not fetch(repository, digest, upload, size):

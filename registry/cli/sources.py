@@ -25,6 +25,9 @@ class Source(Protocol):
     ) -> bool:
         """Put it into an upload, no more than ``size`` bytes; False where it does not have it."""
 
+    def holds(self, repository: str, digest: Digest) -> bool:
+        """Whether a blob or manifest that it gives for a repository is one of that repository."""
+
     def resolve(self, repository: str, tag: str) -> Digest | None:
         """The manifest that a tag points at; None where it has no such tag."""
 
@@ -47,6 +50,10 @@ class BundleSource:
             return False
         upload.copy(extent)
         return True
+
+    def holds(self, repository: str, digest: Digest) -> bool:
+        layer = self._layer
+        return layer.links(repository, digest) or digest in layer.revisions(repository)
 
     def resolve(self, repository: str, tag: str) -> Digest | None:
         try:

@@ -305,7 +305,7 @@ def _repair(
         for finding in findings:
             for name, source in zip(sources, opened_sources, strict=True):
                 try:
-                    mended = repair(store, finding, source.fetch, source.resolve)
+                    mended = repair(store, finding, source.fetch, source.resolve, source.holds)
                 except (StorageFull, StorageFailed):
                     raise
                 except (StorageError, ConfigError) as error:
