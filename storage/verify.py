@@ -8,9 +8,9 @@ the same root answers 404 for it from then on and clients push it again.
 What an index names and the repository shows no trace of was left out when the image was copied, as
 other platforms often are. That is no fault, unless nothing of the index is there.
 
-Whoever may push can name any digest in a manifest, and a bundle from somebody else can as well. So a
-link is written again only where something of it is left, which says that the repository had the
-content; else the content has to come from a source that has it in that repository.
+A manifest may name any digest, whoever pushed it or packed the bundle it came in. So a link is
+written again only where something of it is left, which says that the repository had the content;
+else the content has to come from a source that has it in that repository.
 """
 
 from __future__ import annotations

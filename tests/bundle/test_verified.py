@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +69,31 @@ def test_proven_once(piece: Piece, file: Path, state: Path, hashed: list[Piece])
     again = proof_of(Proofs(state).extent(piece, DIGEST, "b.tar"))
     assert holds(again, file)
     assert len(hashed) == 1
+
+
+def test_written_to_through_a_mapping(piece: Piece, file: Path, state: Path) -> None:
+    """What was mapped and written to before the proof shows when it is written to after it."""
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+        mapped[100:101] = mapped[100:101]  # from now on this page can be written to unnoticed
+        piece = piece._replace(stamp=stamp_of(file.stat()))
+        proof = proof_of(Proofs(state).extent(piece, DIGEST, "b.tar"))
+        proof.establish()
+        assert holds(proof, file)
+        mapped[100:101] = b"!"
+        with pytest.raises(BundleChanged):
+            holds(proof, file)
+
+
+def test_changed_just_now(file: Path) -> None:
+    """A file that changed just now is proven once a further change has another time.
+
+    Kernels before 6.13 give all changes within one step of their clock the same time.
+    """
+    file.write_bytes(b"new")
+    stamp = stamp_of(file.stat())
+    small = Piece(file, 0, 3, stamp)
+    proof_of(Proofs(None).extent(small, digests.of(b"new"), "b.tar")).establish()
+    assert time.time_ns() - stamp.ctime_ns >= verified._CLOCK_STEP_NS
 
 
 def test_equal_proofs(piece: Piece, state: Path) -> None:
