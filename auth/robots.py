@@ -7,7 +7,7 @@ password is checked. (Harbor's robots are named ``robot$NAME``: a trap in every 
 
 A robot may do what its password says, plus what is open to anonymous callers; grants.toml gives it
 nothing else. It ends with its lifetime, with the run, or with the key: a new key revokes all of
-them. Only where the operator gave a key that outlives runs does it outlive its run, too.
+them.
 """
 
 from __future__ import annotations
@@ -43,12 +43,10 @@ class Robots:
     Args:
         key: see `auth.signing.Signer`.
         run: see there.
-        durable: whether they may outlive the run, since the key does.
     """
 
-    def __init__(self, key: bytes, run: str | None = None, *, durable: bool = False) -> None:
+    def __init__(self, key: bytes, run: str | None = None) -> None:
         self._signer = Signer(key, _AUDIENCE, run)
-        self._durable = durable
         self._verified = VerifiedTokens(self._read)
 
     def issue(
@@ -58,8 +56,6 @@ class Robots:
         lifetime: int,
         now: float,
         node: str | None = None,
-        *,
-        this_run: bool = False,
     ) -> Credential:
         """A new credential.
 
@@ -69,7 +65,6 @@ class Robots:
             lifetime: seconds it is good for.
             now: Unix seconds.
             node: the node that alone will use it, so that its pulls count as that node's.
-            this_run: it ends with the run, though others may outlive it.
 
         Raises:
             InputInvalid: the name is not of that form, the lifetime out of bounds, there are no
@@ -81,8 +76,7 @@ class Robots:
         claims: dict[str, object] = {"permissions": permission_claim(permissions)}
         if node is not None:
             claims["node"] = node
-        for_run = this_run or not self._durable
-        password = self._signer.sign(full_name, int(now), expires, claims, for_run=for_run)
+        password = self._signer.sign(full_name, int(now), expires, claims)
         if len(password) > MAX_LENGTH:
             raise InputInvalid("the repository globs are too long for one credential")
         return Credential(full_name, password, expires)
@@ -106,7 +100,7 @@ class Robots:
 
     def _read(self, password: str, now: float) -> Identity:
         # Nobody fetches a Secret anew because the registry's clock was set back.
-        claims = self._signer.verify(password, now, early=True, any_run=self._durable)
+        claims = self._signer.verify(password, now, early=True)
         return read_identity(claims, "robot")
 
 

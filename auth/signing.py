@@ -88,15 +88,7 @@ class Signer:
         self._audience = audience
         self._run = run or secrets.token_urlsafe(12)
 
-    def sign(
-        self,
-        subject: str,
-        now: int,
-        expires: int,
-        claims: Mapping[str, object],
-        *,
-        for_run: bool = True,
-    ) -> str:
+    def sign(self, subject: str, now: int, expires: int, claims: Mapping[str, object]) -> str:
         """A token.
 
         Args:
@@ -104,7 +96,6 @@ class Signer:
             now: ``iat`` and ``nbf``, in Unix seconds.
             expires: ``exp``, in Unix seconds.
             claims: further claims, values for JSON.
-            for_run: whether it ends with the run; otherwise with its time and key only.
         """
         import jwt
 
@@ -116,13 +107,11 @@ class Signer:
             "nbf": now,
             "iat": now,
             "jti": secrets.token_urlsafe(12),
+            "run": self._run,
         }
-        run = {"run": self._run} if for_run else {}
-        return jwt.encode({**claims, **standard, **run}, self._key, ALGORITHM)
+        return jwt.encode({**claims, **standard}, self._key, ALGORITHM)
 
-    def verify(
-        self, token: str, now: float, *, early: bool = False, any_run: bool = False
-    ) -> dict[str, Any]:
+    def verify(self, token: str, now: float, *, early: bool = False) -> dict[str, Any]:
         """The claims of a token that is genuine, of this kind, and valid now.
 
         Of the claims, those named in RFC 7519 are there and have their types; what others hold
@@ -132,7 +121,6 @@ class Signer:
             now: Unix seconds.
             early: take one that seems to be from the future: it is genuine, so the clock was set
                 back since.
-            any_run: take one that was issued for no run in particular, too.
 
         Raises:
             TokenInvalid: it is not.
@@ -143,7 +131,7 @@ class Signer:
         for name, kind in _CLAIMS.items():
             if type(claims[name]) is not kind:
                 raise TokenInvalid("bad claims")
-        if claims.get("run", self._run if any_run else None) != self._run:
+        if claims.get("run") != self._run:
             raise TokenInvalid("another run")
         if claims["exp"] <= now:
             raise TokenInvalid("expired")

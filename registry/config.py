@@ -247,7 +247,7 @@ SETTINGS: tuple[Setting[Any], ...] = (
         "signing-key",
         read_path,
         lambda _: None,
-        "Sign with the key in this file, so that credentials outlive the run.",
+        "Sign tokens and credentials with the key in this file.",
         ACCESS,
         "a new key for each run",
         "FILE",

@@ -61,7 +61,7 @@ def identities(
 
 def _authentication(settings: Settings, users: Callable[[], Users], run: Run) -> Authentication:
     key = _signing_key(settings, run)
-    robots = Robots(key, run.id, durable=bool(run.key_file))
+    robots = Robots(key, run.id)
     verifier = CredentialVerifier(users, robots)
     logins = Logins(verifier, Throttle())
     return Authentication(verifier, logins, TokenIssuer(key, REALM, run.id), robots)
@@ -70,14 +70,28 @@ def _authentication(settings: Settings, users: Callable[[], Users], run: Run) ->
 def _signing_key(settings: Settings, run: Run) -> bytes:
     """The operator's, or the run's own; a copy is where `mayfly credentials` finds it."""
     copy = settings.state_dir / SIGNING_KEY
+    before = _earlier_key(copy) if run.continued else None
     if settings.signing_key is not None:
         key = signing.load_key(settings.signing_key)
     elif run.continued and not run.earlier_key_file and copy.exists():
         return signing.load_key(copy)
     else:
         key = signing.new_key()
+    if before not in (None, key):
+        logger.warning(
+            "not as before the restart: the signing key has changed; tokens and credentials "
+            "signed with the earlier one are refused"
+        )
     publish(copy, key, _PRIVATE)
     return key
+
+
+def _earlier_key(copy: Path) -> bytes | None:
+    """The key that the start before this one signed with; None if it signed nothing."""
+    try:
+        return files.read(copy, files.PRIVATE).strip()
+    except PolicyFileInvalid:
+        return None
 
 
 def _with_anonymous_pull(policy: Callable[[], Policy]) -> Callable[[], Policy]:

@@ -72,7 +72,7 @@ class Security:
 
         permission = Permission(Role.MAINTAINER, EVERYTHING)
         robots = self.authentication.robots
-        return robots.issue("run", [permission], MAX_LIFETIME, time.time(), this_run=True)
+        return robots.issue("run", [permission], MAX_LIFETIME, time.time())
 
 
 @contextmanager

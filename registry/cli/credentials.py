@@ -121,5 +121,5 @@ def issue(
         )
     role = Role.DEVELOPER if push else Role.LIMITED_GUEST
     permission = Permission(role, parse_glob(repositories))
-    robots = Robots(signing.load_key(key), run.id, durable=bool(run.key_file))
+    robots = Robots(signing.load_key(key), run.id)
     return robots.issue(name, [permission], int(hours * 3600), time.time(), node)

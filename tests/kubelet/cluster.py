@@ -91,7 +91,7 @@ class Cluster:
         """End Mayfly and start it anew with these options.
 
         Args:
-            keep_key: with the same `--signing-key`, so that credentials remain good.
+            keep_key: with the operator's `--signing-key`, the same each time.
         """
         end(self.mayfly)
         self.mayfly = self._mayfly(*options, keep_key=keep_key)

@@ -13,7 +13,7 @@ from tests.process import Process
 
 
 def test_killed_in_the_middle_of_a_pull(served: Cluster, node: Node) -> None:
-    """With --signing-key the Secret stays good, and the pod recovers by itself."""
+    """The run goes on: the Secret stays good, and the pod recovers by itself."""
     secret = served.secret()
     image = served.push_big("team/big:killed")
     node.slow("100mbit")
@@ -26,18 +26,21 @@ def test_killed_in_the_middle_of_a_pull(served: Cluster, node: Node) -> None:
     pod.runs(330).gone()
 
 
-def test_secret_outlives_a_crash_and_ends_with_the_run(served: Cluster, node: Node) -> None:
-    """As by default: a key for each run, which goes on after a crash. Renewed, a Secret works."""
+@pytest.mark.parametrize("keep_key", [False, True])
+def test_secret_outlives_a_crash_and_ends_with_the_run(
+    served: Cluster, node: Node, keep_key: bool
+) -> None:
+    """With a key for each run, as by default, and with the operator's. Renewed, a Secret works."""
     image = f"{HOST}/team/app:7"
-    served.serve(keep_key=False)
+    served.serve(keep_key=keep_key)
     secret = served.secret()
     node.remove_image(image)
     served.mayfly.kill()
-    served.serve(keep_key=False)
+    served.serve(keep_key=keep_key)
     served.pod(image, secret).runs().gone()
     node.remove_image(image)
     served.mayfly.stop()
-    served.serve(keep_key=False)
+    served.serve(keep_key=keep_key)
     pod = served.pod(image, secret)
     pod.fails("401|authorization")
     served.secret()

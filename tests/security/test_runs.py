@@ -87,7 +87,7 @@ EVERYTHING = {
 
 @pytest.fixture(params=["own key", "operator's key"])
 def options(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, ...]]:
-    """Of a server, with the run's own signing key or one that outlives runs."""
+    """Of a server, with the run's own signing key or the operator's."""
     if request.param == "own key":
         yield SECURE
         return
@@ -102,8 +102,7 @@ def test_crash_goes_on_and_an_end_ends_everything(
 ) -> None:
     """After kill -9 all that was issued is good, after a clean stop nothing is.
 
-    Only what `mayfly credentials` made with a key that the operator gave outlives the run; what
-    was bought with it does not.
+    Also where both runs sign with a key that the operator gave.
     """
     state = tmp_path / "state"
     first = start_mayfly(*options, state_dir=state)
@@ -119,8 +118,41 @@ def test_crash_goes_on_and_an_end_ends_everything(
     assert left.isdisjoint({"run.json", "signing.key", "credentials.json", "coverage.jsonl"})
     later = start_mayfly(*options, state_dir=state)
     assert later.output().count("going on with the run") == 1
-    outlives = {"robot"} if "--signing-key" in options else set()
-    assert accepted(server_of(later), issued) == outlives
+    assert accepted(server_of(later), issued) == set()
+
+
+def test_another_signing_key_at_a_restart_is_named(start_mayfly: Start, tmp_path: Path) -> None:
+    """Each way to another key is told, and what the earlier one signed is refused; users stay.
+
+    The same key in another file is no other key.
+    """
+    state, files = tmp_path / "state", [tmp_path / f"key-{number}" for number in range(3)]
+    first, second = token_urlsafe(48), token_urlsafe(48)
+    for file, text in zip(files, (first, first, second), strict=True):
+        file.touch(mode=0o600)
+        file.write_text(text)
+    # The options of a start, and whether its key is another than that of the start before.
+    starts: list[tuple[tuple[str, ...], bool]] = [
+        ((), False),
+        ((), False),
+        (("--signing-key", str(files[0])), True),
+        (("--signing-key", str(files[1])), False),
+        (("--signing-key", str(files[2])), True),
+        ((), True),
+        ((), False),
+    ]
+    issued = None
+    said = 0
+    for options, differs in starts:
+        process = start_mayfly(*SECURE, *options, state_dir=state)
+        said += differs  # all starts write to one file
+        told = process.output().count("not as before the restart: the signing key has changed")
+        assert told == said, (options, process.output())
+        if issued is not None:
+            good = {"admin", "pull"} if differs else EVERYTHING
+            assert accepted(server_of(process), issued) == good
+        issued = issue(process)
+        process.kill()
 
 
 def test_deadline_counts_from_the_first_start(start_mayfly: Start, tmp_path: Path) -> None:
