@@ -97,11 +97,11 @@ class App:
             asked = request.parse(http.method, path, query)
             try:
                 understood = self._resolve(asked)
-            except NameAmbiguous:
+            except (NameAmbiguous, NameInvalid):
                 # The names of upstreams are for callers who may pull from them.
                 await self._guard.admit(http, asked)
                 raise
-            caller = await self._guard.admit(http, understood)
+            caller = await self._guard.admit(http, understood, asked)
             if understood.endpoint in PROBES:
                 return await self._handle(http, understood, caller)
             activity = self._lifeline.activity

@@ -10,7 +10,8 @@ what anyone may do, their bearer may do too.
 
 Challenges follow distribution's token specification and RFC 6750 section 3. A bearer token that
 grants too little is answered 401 with ``insufficient_scope``, because clients then ask for another
-token; a caller with a password or certificate could only ask the same again and gets 403.
+token; a caller with a password or certificate could only ask the same again and gets 403. Whatever
+is refused names the repository as it was asked for, which may stand for another in a bundle.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from aiohttp.web_request import BaseRequest
 
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 
 REALM = "mayfly"
 TOKEN_PATH = "/auth/token"
+
+_MAX_HOST = 255
+"""Characters of a host that a challenge repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +99,22 @@ class Guard:
         self.audit = audit
         self._origins = origins
 
-    async def admit(self, http: BaseRequest, request: Request) -> Caller:
+    async def admit(
+        self, http: BaseRequest, request: Request, asked: Request | None = None
+    ) -> Caller:
         """The caller of a request that may pass.
+
+        Args:
+            http: the request, for its credentials.
+            request: what it needs rights for: its names are resolved.
+            asked: the same as the client wrote it. A refusal names the repositories of this one:
+                it must not tell that another name exists.
 
         Raises:
             Unauthorized: the proof is missing, wrong, or a token that grants too little.
             AccessDenied: a known caller may not do this, or no rule covers the request.
         """
+        asked = asked or request
         wanted = needs(request)
         if (request.endpoint, request.method) in PUBLIC:
             return Caller(ANONYMOUS, self._policy())
@@ -111,11 +125,10 @@ class Guard:
                 return Caller(ANONYMOUS, self._policy())
             self.audit.refused(http, request, claimed_name(http), error.message)
             reason = "invalid_token" if isinstance(error, TokenInvalid) else None
-            challenged = (*wanted, *optional_needs(request))
-            raise self._unauthorized(http, challenged, error.message, reason) from None
+            raise self._unauthorized(http, asked, error.message, reason) from None
         missing = [need for need in wanted if not caller.allows(need)]
         if missing or self._asks_for_proof(request, caller.identity):
-            raise self._refusal(http, request, caller.identity, missing)
+            raise self._refusal(http, request, asked, caller.identity, missing)
         return caller
 
     def open_to_anyone(self, wanted: Iterable[Need]) -> bool:
@@ -175,36 +188,51 @@ class Guard:
         self,
         http: BaseRequest,
         request: Request,
+        asked: Request,
         identity: Identity,
         missing: list[Need],
     ) -> Unauthorized | AccessDenied:
-        wanted = (*needs(request), *optional_needs(request))
         if identity.access is None and identity.anonymous:
             # Not a denial yet: every client's first request comes without credentials.
-            return self._unauthorized(http, wanted, "authentication required", None)
-        lacking = ", ".join(f"{need.action} on {need.type} {need.name}" for need in missing)
-        self.audit.refused(http, request, identity.name, f"may not {lacking}")
-        detail = [{"type": n.type, "name": n.name, "action": n.action} for n in missing]
+            return self._unauthorized(http, asked, "authentication required", None)
+        self.audit.refused(http, request, identity.name, f"may not {_listed(missing)}")
+        actions = {need.action for need in missing}
+        named = [need for need in needs(asked) if need.action in actions]
+        detail = [{"type": n.type, "name": n.name, "action": n.action} for n in named]
         if identity.access is not None:
-            message = f"the token does not grant {lacking}"
-            return self._unauthorized(http, wanted, message, "insufficient_scope", detail)
-        return AccessDenied(f"{identity.name} may not {lacking}", detail)
+            message = f"the token does not grant {_listed(named)}"
+            return self._unauthorized(http, asked, message, "insufficient_scope", detail)
+        return AccessDenied(f"{identity.name} may not {_listed(named)}", detail)
 
     def _unauthorized(
         self,
         http: BaseRequest,
-        wanted: tuple[Need, ...],
+        asked: Request,
         message: str,
         error: str | None,
         detail: object = None,
     ) -> Unauthorized:
-        parameters = [("realm", f"{self._origins.of(http)}{TOKEN_PATH}"), ("service", REALM)]
-        if scopes := render_scopes(_scopes(wanted)):
+        realm = f"{self._origins.of(http)}{TOKEN_PATH}{_upstream(asked)}"
+        parameters = [("realm", realm), ("service", REALM)]
+        if scopes := render_scopes(_scopes((*needs(asked), *optional_needs(asked)))):
             parameters.append(("scope", scopes))
         if error is not None:
             parameters.append(("error", error))
         challenge = "Bearer " + ",".join(f'{name}="{value}"' for name, value in parameters)
         return Unauthorized(message, challenge, detail)
+
+
+def _upstream(asked: Request) -> str:
+    """The query with which the token endpoint resolves names as this request does.
+
+    The scope holds the name as asked for; which repository it means may depend on ``ns``.
+    """
+    ns = asked.parameter("ns") or ""
+    return f"?ns={quote(ns, safe='')}" if 0 < len(ns) <= _MAX_HOST else ""
+
+
+def _listed(missing: Iterable[Need]) -> str:
+    return ", ".join(f"{need.action} on {need.type} {need.name}" for need in missing)
 
 
 def _scopes(wanted: tuple[Need, ...]) -> list[Scope]:

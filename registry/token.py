@@ -24,6 +24,7 @@ from registry.errors import EndpointUnknown, ParameterInvalid, Unauthorized
 from registry.guard import REALM, Authentication, claimed_name
 from registry.request import Request, read_form
 from storage.bundle.errors import NameAmbiguous
+from storage.errors import NameInvalid
 
 MAX_FORM = 32 * 1024
 """Bytes of a posted form; a refresh token and scopes take a few KiB."""
@@ -40,7 +41,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     except CredentialsInvalid as error:
         identity = _anonymous_instead(context, http, request, claimed_name(http), scopes, error)
     offline = request.parameter("offline_token") == "true"
-    return _issue(context, authentication, identity, scopes, offline)
+    return _issue(context, request, authentication, identity, scopes, offline)
 
 
 async def post(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
@@ -69,18 +70,19 @@ async def post(context: Context, http: HTTPRequest, request: Request) -> StreamR
         scopes = form.get("scope", [])
         identity = _anonymous_instead(context, http, request, field("username"), scopes, error)
     offline = field("access_type") == "offline"
-    return _issue(context, authentication, identity, form.get("scope", []), offline)
+    return _issue(context, request, authentication, identity, form.get("scope", []), offline)
 
 
 def _issue(
     context: Context,
+    request: Request,
     authentication: Authentication,
     identity: Identity,
     asked: list[str],
     offline: bool,
 ) -> StreamResponse:
     now = time.time()
-    wanted = _resolved(context, parse_scopes(asked))
+    wanted = _resolved(context, request, parse_scopes(asked))
     scopes = context.guard.caller(identity).policy.grant(identity, wanted)
     issued = authentication.tokens.issue(identity, scopes, now)
     document = {
@@ -96,21 +98,24 @@ def _issue(
     return answer(body=json.dumps(document).encode(), content_type=JSON, headers=headers)
 
 
-def _resolved(context: Context, scopes: Iterable[Scope]) -> list[Scope]:
-    """The scopes, and those that they mean in the bundles: ``x`` may be ``library/x``."""
+def _resolved(context: Context, request: Request, scopes: Iterable[Scope]) -> list[Scope]:
+    """The scopes, and those that they mean in the bundles: ``x`` may be ``library/x``.
+
+    Each is granted by what the caller may do in the repository of exactly that name.
+    """
     found = list(scopes)
     for scope in found[:]:
-        name = _resource_name(context, scope)
+        name = _resource_name(context, request, scope)
         if name != scope.name:
             found.append(Scope(scope.type, name, scope.actions))
     return found
 
 
-def _resource_name(context: Context, scope: Scope) -> str:
-    """The name of the resource that a scope means."""
+def _resource_name(context: Context, request: Request, scope: Scope) -> str:
+    """The name of the resource that a scope means, for the ``ns`` that the challenge gave."""
     if scope.type == REPOSITORY:
-        with contextlib.suppress(NameAmbiguous):
-            return context.names(scope.name, None)
+        with contextlib.suppress(NameAmbiguous, NameInvalid):
+            return context.names(scope.name, request.parameter("ns"))
     return scope.name
 
 
@@ -135,7 +140,7 @@ def _anonymous_instead(
             must fail too.
     """
     wanted = [
-        Need(scope.type, _resource_name(context, scope), action)
+        Need(scope.type, _resource_name(context, request, scope), action)
         for scope in parse_scopes(asked)
         for action in scope.actions
     ]

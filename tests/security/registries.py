@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -29,10 +30,13 @@ from auth.users import Users, hash_password
 from auth.verify import CredentialVerifier
 from registry.app import App
 from registry.audit import Audit
+from registry.context import Names as Resolver
+from registry.context import as_asked
 from registry.guard import REALM, Authentication, Guard
 from registry.protocol import HTTPServer
 from storage import digest as digests
 from storage import manifest as manifests
+from storage.bundle.names import Names
 from storage.digest import Digest
 from storage.distribution import DistributionStore
 from tests.lifeline import lifeline
@@ -98,22 +102,32 @@ async def registry(
     anonymous: bool = False,
     users: Mapping[str, bytes] | None = None,
     grants: Iterable[tuple[str, Role, str]] = GRANTS,
+    known: Iterable[tuple[str, str]] = (),
 ) -> AsyncIterator[Registry]:
-    """Run a registry while the block runs."""
+    """Run a registry while the block runs.
+
+    Args:
+        root: of its store.
+        anonymous: whether anyone may pull.
+        users: their hashes by name; None for those of `GRANTS`.
+        grants: of users.
+        known: upstream host and repository of what names are resolved by, as by bundles.
+    """
     made = [Grant(Subject(Kind.USER, n), role, parse_glob(glob)) for n, role, glob in grants]
     if anonymous:
         made.append(Grant(ANYONE, Role.LIMITED_GUEST, parse_glob("**")))
     policy = Policy(made)
-    known = Users(_HASHES if users is None else users)
+    users_now = Users(_HASHES if users is None else users)
     key = signing.new_key()
     robots, throttle = Robots(key), Throttle()
-    verifier = CredentialVerifier(lambda: known, robots)
+    verifier = CredentialVerifier(lambda: users_now, robots)
     logins = Logins(verifier, throttle, sleep=_at_once)
     issuer = TokenIssuer(key, REALM)
     authentication = Authentication(verifier, logins, issuer, robots)
     guard = Guard(lambda: policy, authentication, lambda _: None, Audit())
     with contextlib.closing(DistributionStore(root)) as store:
-        runner = web.ServerRunner(HTTPServer(App(store, guard, lifeline())), shutdown_timeout=0)
+        app = App(store, guard, lifeline(), _resolver(store, known))
+        runner = web.ServerRunner(HTTPServer(app), shutdown_timeout=0)
         await runner.setup()
         try:
             site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -123,6 +137,12 @@ async def registry(
         finally:
             await runner.cleanup()
             logins.close()
+
+
+def _resolver(store: DistributionStore, known: Iterable[tuple[str, str]]) -> Resolver:
+    if not known:
+        return as_asked
+    return partial(Names(known).resolve, exists=lambda name: name in store.repositories("", 1000))
 
 
 async def _at_once(_seconds: float) -> None:
