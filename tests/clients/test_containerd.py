@@ -155,6 +155,48 @@ def test_hub_name_comes_from_a_bundle(
         assert content(ctr, descriptor["digest"]) == descriptor["digest"]
 
 
+def test_upstreams_of_one_path_by_login(
+    ctr: Client,
+    skopeo: Client,
+    images: Images,
+    bundle: Path,
+    start_mayfly: Callable[..., Mayfly],
+    scratch: Path,
+) -> None:
+    """A login that may pull from one upstream gets its image by `ns`, and no other's by that path.
+
+    The challenge names the path alone, for both.
+    """
+    second = scratch / "second.tar"
+    names = {"docker": HUB_NAME, "quay": HUB_NAME.replace("docker.io", "quay.io")}
+    skopeo("copy", f"oci:{images.layout}:debian", f"oci-archive:{second}:{names['quay']}")
+    auth = scratch / "auth"
+    for user in names:
+        given = scratch / "password"
+        given.write_text(f"password of {user}\n")
+        run_mayfly("user", "add", user, "--password-stdin", "--auth", auth, stdin=given)
+        only = ("--role", "guest", "--repositories", f"{user}.io/**")
+        run_mayfly("grant", "add", "--user", user, *only, "--auth", auth)
+    server = start_mayfly(str(bundle), str(second), "--tls", "auto", "--auth", str(auth))
+    hosts = hosts_directory(server, scratch / "certs.d", "--mirror", "quay.io")
+    pull = ("images", "pull", "--hosts-dir", hosts)
+    for user, source in (("docker", "small"), ("quay", "debian")):
+        login = ("--user", f"{user}:password of {user}")
+        for upstream, name in names.items():
+            if upstream != user:
+                ctr.fails(*pull, *login, name)
+                continue
+            ctr(*pull, *login, name)
+            assert images.digest(source) in ctr("images", "ls", f"name=={name}")
+    refused = {
+        line.split("WARNING ")[1] for line in server.output().splitlines() if " may " in line
+    }
+    assert refused == {
+        f"{user} at 127.0.0.1 was refused: may not pull on repository {upstream}.io/library/small"
+        for user, upstream in (("docker", "quay"), ("quay", "docker"))
+    }
+
+
 def test_missing_image_is_reported_as_missing(
     ctr: Client, bundle: Path, start_mayfly: Callable[..., Mayfly], scratch: Path
 ) -> None:

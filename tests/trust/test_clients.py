@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -134,6 +135,28 @@ def test_skopeo_by_certificate_directory(server: Served, identity: Identity, roo
     certs = root / "etc/containers/certs.d" / server.host
     code, output = _run(*inspect, "--cert-dir", certs)
     assert code == 0, output
+
+
+def test_podman_by_certificate_directory(
+    server: Served, identity: Identity, other_ca: Path, tmp_path: Path
+) -> None:
+    """podman pulls the image, and refuses another CA."""
+    need_root()
+    need("podman")
+    # podman refuses a run root of more than 50 characters.
+    run = tempfile.mkdtemp(prefix="mayfly-")
+    storage = (f"--root={tmp_path / 'storage'}", f"--runroot={run}")
+    podman = ("podman", *storage, "--storage-driver=vfs")
+    outcomes = []
+    for name, ca in (("ours", identity.ca), ("other", other_ca)):
+        certs = tmp_path / name
+        certs.mkdir()
+        shutil.copy(ca, certs / "ca.crt")
+        pull = ("pull", f"--cert-dir={certs}", f"{server.host}/{IMAGE}:1")
+        outcomes.append(_run(*podman, *pull))
+    shutil.rmtree(run)
+    assert outcomes[0][0] == 0, outcomes[0]
+    assert outcomes[1][0] != 0 and "x509" in outcomes[1][1]
 
 
 @pytest.fixture
