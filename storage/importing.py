@@ -298,7 +298,10 @@ def _copy(
                 raise  # the fault is the store's
             if other is None:
                 where = f"{extent.proof.bundle}: " if isinstance(extent, BundleExtent) else ""
-                raise BundleInvalid(f"{where}blob {digest}: {_reason(error)}") from None
+                raise BundleInvalid(
+                    f"{where}blob {digest} is damaged: {_reason(error)}; bring a good copy of the "
+                    "bundle, and what was imported already is not copied again"
+                ) from None
             extent = other
     # At once: an import that is stopped and begun again copies it for none of them.
     for other_repository in sharing:

@@ -45,7 +45,7 @@ class Space:
         if size + reserve > free:
             raise StorageFull(
                 f"no space left in the registry's storage: {format_size(size)} more do not fit, "
-                f"{format_size(free)} are free and {format_size(reserve)} of them are kept",
+                f"{format_size(free)} are free, of which {format_size(reserve)} stay reserved",
                 {"size": size, "free": free, "reserve": reserve},
             )
 

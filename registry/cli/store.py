@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from storage.digest import Digest
     from storage.directory import DirectoryReader
     from storage.distribution import DistributionStore
-    from storage.images import Stack
+    from storage.images import Image, Stack
     from storage.survey import Damaged
     from storage.verify import Finding
 
@@ -38,26 +38,61 @@ _IMAGES_NAMED = 3
 
 
 @click.command(cls=Command)
+@click.argument("bundles", metavar="[BUNDLE]...", nargs=-1, type=Path)
 @click.option("--all", "everything", is_flag=True, help="Also manifests that no tag leads to.")
 @root_directory
 @as_json
 @click.pass_context
-def ls(ctx: click.Context, everything: bool, root: Path, json: bool) -> None:
-    """List the images; exit 4 if one cannot be read."""
+def ls(
+    ctx: click.Context, bundles: tuple[Path, ...], everything: bool, root: Path, json: bool
+) -> None:
+    """List the images of the store, or of bundles.
+
+    A bundle is listed by the names that nodes ask for. Exit 4 if a name leads to nothing that
+    can be read, exit 5 if a bundle lists an image that cannot be served.
+    """
     from storage.survey import Damaged, tagged, untagged
 
+    if bundles and everything:
+        raise click.UsageError("--all is for the store; a bundle is listed by its tags", ctx)
+    if bundles:
+        _list_bundles(ctx, bundles, json)
+        return
     reader = _reader(root)
     found = [*tagged(reader), *(untagged(reader) if everything else ())]
-    images = [one for one in found if not isinstance(one, Damaged)]
     damaged = [one for one in found if isinstance(one, Damaged)]
+    _print_images([one for one in found if not isinstance(one, Damaged)], damaged, json)
+    name_damaged(ctx, damaged)
+
+
+def _print_images(images: Sequence[Image], damaged: Sequence[Damaged], json: bool) -> None:
     if json:
         rows = [{"name": i.name, "digest": str(i.digest), "size": i.size} for i in images]
         print_json({"images": rows, "damaged": [asdict(one) for one in damaged]})
-    else:
-        width = max((len(image.name) for image in images), default=0)
-        for image in images:
-            echo(f"{image.name:<{width}}  {format_size(image.size):>9}  {image.digest}")
-    name_damaged(ctx, damaged)
+        return
+    width = max((len(image.name) for image in images), default=0)
+    for image in images:
+        echo(f"{image.name:<{width}}  {format_size(image.size):>9}  {image.digest}")
+
+
+def _list_bundles(ctx: click.Context, bundles: tuple[Path, ...], json: bool) -> None:
+    """Print the images that bundles serve, by the names that nodes ask for; exit as import does.
+
+    Raises:
+        BundleInvalid: a bundle cannot be read.
+    """
+    from storage.bundle.open import open_bundles
+    from storage.images import images
+
+    with contextlib.closing(open_bundles(bundles)) as opened:
+        if opened.unhashed:
+            opened.hash(lambda size: None)
+        _print_images(list(images(opened.layer)), (), json)
+        left_out, damaged = opened.left_out, opened.damaged_names()
+        for text in (*opened.notices, *left_out, *damaged):
+            echo(text, err=True)
+    if left_out or damaged:
+        ctx.exit(Exit.BUNDLE if left_out else FOUND_DAMAGE)
 
 
 def name_damaged(ctx: click.Context, damaged: Sequence[Damaged]) -> None:

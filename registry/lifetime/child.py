@@ -118,6 +118,8 @@ class Child:
             LifetimeError: it cannot be started; see `find`.
         """
         path = find(command[0], environment)
+        # Inherited as ignored, it would have the kernel throw the command's exit code away.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         launch = str(Path(__file__).with_name("launch.py"))
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -14,7 +14,7 @@ from registry.exit_codes import Exit
 from registry.lifetime.control import Message, short_path
 from registry.lifetime.durations import exact
 from registry.lifetime.errors import LifetimeError, NotRunning
-from registry.lifetime.state import CONTROL_SOCKET, LOCK
+from registry.lifetime.state import CONTROL_SOCKET, LOCK, READY
 
 _ANSWER_SECONDS = 10.0
 _LOOK_EVERY = 0.05
@@ -118,6 +118,12 @@ def _unanswered(directory: Path, error: OSError) -> Exception:
         return ConfigError(
             f"the Mayfly with the state directory {directory} (pid {holder}) cannot be asked, "
             f"since its control socket was removed; end it with: kill {holder}"
+        )
+    if (directory / READY).exists():
+        # A server removes it when it ends.
+        return NotRunning(
+            f"no Mayfly runs with the state directory {directory}: the last one was killed or "
+            "crashed; start it again with the same options and it goes on with its run"
         )
     return NotRunning(
         f"no Mayfly runs with the state directory {directory}; start one, or name its --state-dir"

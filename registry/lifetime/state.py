@@ -27,7 +27,7 @@ from typing import Self
 from registry.config import ConfigError
 
 LOCK = "lock"
-_READY = "ready.json"
+READY = "ready.json"
 CONTROL_SOCKET = "control.sock"
 LEDGER = "coverage.jsonl"
 REPORT = "report.json"
@@ -36,7 +36,7 @@ PRIVATE_PREFIX = "run-"
 SIGNING_KEY = "signing.key"
 CREDENTIALS = "credentials.json"
 
-_SHORT_LIVED = frozenset({_READY, CONTROL_SOCKET})
+_SHORT_LIVED = frozenset({READY, CONTROL_SOCKET})
 _WRITABLE_BY_OTHERS = 0o022
 
 

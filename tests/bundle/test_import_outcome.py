@@ -36,6 +36,10 @@ def test_unparseable_manifest(layout: Layout, tmp_path: Path) -> None:
     assert done.returncode == 5
     assert f"not imported: {bundle}: image quay.io/bad:1: manifest is not a JSON" in done.stderr
     assert "imported 1 images" in done.stdout
+    listed = mayfly("ls", bundle)
+    assert listed.returncode == 5
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["good:1"]
+    assert f"{bundle}: image quay.io/bad:1: manifest is not a JSON" in listed.stderr
     assert mayfly("ls", "--root", tmp_path / "root").stdout.startswith("good:1 ")
     events = mayfly("import", "--json", "--root", tmp_path / "root", bundle).stdout.splitlines()
     assert len(json.loads(events[-1])["not_imported"]) == 1

@@ -126,7 +126,7 @@ def test_reserve(start_mayfly: Start, place: Path) -> None:
         client = Pushes(server.host)
         client.push("a", "1", noise(2 * MIB, 1))
         for announced in (True, False):
-            with pytest.raises(Refused, match=r"12\.0 MiB of them are kept"):
+            with pytest.raises(Refused, match=r"12\.0 MiB stay reserved"):
                 client.blob("a", noise(3 * MIB, 2), announced=announced)
         fill(small, leave=MIB)
         manifest = client.ask("GET", "/v2/a/manifests/1")[2]

@@ -89,6 +89,17 @@ def test_exit_code(start: Start, command: list[str], code: int) -> None:
         assert not (stub.state_dir / "ready.json").exists()
 
 
+@pytest.mark.parametrize("code", [0, 7])
+def test_exit_code_where_children_are_ignored(start: Start, code: int) -> None:
+    """SIGCHLD ignored by whoever started us would lose the command's exit code."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        stub = start("sh", "-c", f"exit {code}")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert stub.code() == code, stub.describe()
+
+
 def test_script_without_interpreter(start: Start, tmp_path: Path) -> None:
     """A file that the kernel will not execute is one line and 126."""
     script = tmp_path / "script"

@@ -384,3 +384,6 @@ def test_no_server(tmp_path: Path) -> None:
         client.ask(tmp_path, "status")
     with pytest.raises(client.TimedOut):
         client.wait_for_server(tmp_path, 0.01)
+    (tmp_path / "ready.json").write_text("{}")
+    with pytest.raises(NotRunning, match="killed or crashed; start it again"):
+        client.ask(tmp_path, "status")
