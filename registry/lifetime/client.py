@@ -122,8 +122,8 @@ def _unanswered(directory: Path, error: OSError) -> Exception:
     if (directory / READY).exists():
         # A server removes it when it ends.
         return NotRunning(
-            f"no Mayfly runs with the state directory {directory}: the last one was killed or "
-            "crashed; start it again with the same options and it goes on with its run"
+            f"no Mayfly runs with the state directory {directory}; the last one was killed or "
+            "crashed: start it again with the same options, and it goes on with its run"
         )
     return NotRunning(
         f"no Mayfly runs with the state directory {directory}; start one, or name its --state-dir"

@@ -385,5 +385,5 @@ def test_no_server(tmp_path: Path) -> None:
     with pytest.raises(client.TimedOut):
         client.wait_for_server(tmp_path, 0.01)
     (tmp_path / "ready.json").write_text("{}")
-    with pytest.raises(NotRunning, match="killed or crashed; start it again"):
+    with pytest.raises(NotRunning, match="killed or crashed: start it again"):
         client.ask(tmp_path, "status")
