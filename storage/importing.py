@@ -299,7 +299,7 @@ def _copy(
             if other is None:
                 where = f"{extent.proof.bundle}: " if isinstance(extent, BundleExtent) else ""
                 raise BundleInvalid(
-                    f"{where}blob {digest} is damaged: {_reason(error)}; bring a good copy of the "
+                    f"{where}blob {digest} cannot be copied: {_reason(error)}; bring a good copy of the "
                     "bundle, and what was imported already is not copied again"
                 ) from None
             extent = other

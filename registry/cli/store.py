@@ -92,7 +92,7 @@ def _list_bundles(ctx: click.Context, bundles: tuple[Path, ...], json: bool) -> 
         for text in (*opened.notices, *left_out, *damaged):
             echo(text, err=True)
     if left_out or damaged:
-        ctx.exit(Exit.BUNDLE if left_out else FOUND_DAMAGE)
+        ctx.exit(Exit.BUNDLE if left_out else Exit.STORAGE)
 
 
 def name_damaged(ctx: click.Context, damaged: Sequence[Damaged]) -> None:
