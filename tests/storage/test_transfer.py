@@ -120,7 +120,8 @@ def test_corrupt_bundle_is_not_imported(source: DistributionStore, tmp_path: Pat
     _export(source, tmp_path / "all.tar")
     data = (tmp_path / "all.tar").read_bytes()
     (tmp_path / "all.tar").write_bytes(data.replace(ONE, ONE[:-1] + b"!", 1))
-    with pytest.raises(BundleInvalid, match=rf"all\.tar: blob {digests.of(ONE)} cannot be copied: "):
+    message = rf"all\.tar: blob {digests.of(ONE)} cannot be copied: "
+    with pytest.raises(BundleInvalid, match=message):
         _import(tmp_path / "all.tar", tmp_path / "target")
     target = DistributionStore(tmp_path / "target")
     assert [image.name for image in images(target)] == []
