@@ -299,8 +299,8 @@ def _copy(
             if other is None:
                 where = f"{extent.proof.bundle}: " if isinstance(extent, BundleExtent) else ""
                 raise BundleInvalid(
-                    f"{where}blob {digest} cannot be copied: {_reason(error)}; bring a good copy of the "
-                    "bundle, and what was imported already is not copied again"
+                    f"{where}blob {digest} cannot be copied: {_reason(error)}; fetch the bundle "
+                    "again and import it (what is in the store already is not copied again)"
                 ) from None
             extent = other
     # At once: an import that is stopped and begun again copies it for none of them.
