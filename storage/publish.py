@@ -294,18 +294,20 @@ class Publisher:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def _make_root(self, directory: Path) -> None:
-        """Make the root and what leads to it; each is synced into its parent, whoever made it."""
+        """Make the root and its parents; each is synced into its parent, whoever made it."""
         if directory == directory.parent or directory.is_mount():
             return
+        if directory == self._store and self._root_status is not None:
+            return  # made and synced a moment ago
         self._make_root(directory.parent)
         if not directory.is_dir():
             with contextlib.suppress(FileExistsError):
                 if self._root_status is not None:
                     self._new_directory(directory)
                 else:
-                    # Images are nobody else's to read, unless somebody decides so and makes it.
+                    # Images are private, unless the operator makes the directory with another mode.
                     directory.mkdir(0o700 if directory == self._store else 0o777)
-        # What leads there may not be ours to read.
+        # A parent may not be ours to read.
         with contextlib.suppress(PermissionError):
             _fsync(directory.parent)
 
