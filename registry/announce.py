@@ -68,7 +68,9 @@ def announced(
         state["nodes"] = nodes
     ready = settings.state_dir / READY
     try:
-        publish(ready, json.dumps(state).encode() + b"\n", Attributes(0o644))
+        # Not synced: the next start removes it in any case, and a sync takes tens of milliseconds.
+        content = json.dumps(state).encode() + b"\n"
+        publish(ready, content, Attributes(0o644), durable=False)
     except OSError as error:
         raise ConfigError(
             f"--state-dir {settings.state_dir} cannot be used: {error.strerror}"

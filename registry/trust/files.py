@@ -42,8 +42,14 @@ def temporary_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.mayfly")
 
 
-def publish(target: Path, content: bytes, attributes: Attributes) -> None:
+def publish(target: Path, content: bytes, attributes: Attributes, *, durable: bool = True) -> None:
     """Put ``content`` in place as ``target``, at once and durably; a symlink there is replaced.
+
+    Args:
+        target: made or replaced.
+        content: of the file.
+        attributes: of the file.
+        durable: False for a file that means nothing after a power cut: it is not synced.
 
     Raises:
         OSError: ``target`` is as it was.
@@ -65,12 +71,14 @@ def publish(target: Path, content: bytes, attributes: Attributes) -> None:
                     os.setxattr(file.fileno(), name, value)
             if attributes.mtime_ns is not None:
                 os.utime(file.fileno(), ns=(attributes.mtime_ns, attributes.mtime_ns))
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.rename(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_directory(target.parent)
+    if durable:
+        fsync_directory(target.parent)
 
 
 def publish_link(target: Path, points_to: str, owner: tuple[int, int]) -> None:
