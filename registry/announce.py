@@ -41,8 +41,8 @@ def login_to(settings: Settings, security: Security, bound: Address) -> Login:
     made = security.credential()
     name, password = (made.name, made.password) if made is not None else (None, None)
     if (external := settings.external_url) is not None:
-        host = external.host + external.prefix
-        return Login(external.origin + external.prefix, host, name, password, security.ca)
+        url = external.origin + external.prefix
+        return Login(url, external.host, name, password, security.ca)
     return Login(f"{scheme}://{address}", str(address), name, password, security.ca)
 
 
@@ -111,7 +111,7 @@ def _tell(settings: Settings, security: Security, login: Login) -> None:
     """Log the URL, how to set up nodes, and where the passwords are."""
     at: dict[str, Any] = {"url": login.url, "pid": os.getpid(), "version": VERSION}
     log.tell(logging.INFO, "ready", f"mayfly {VERSION} ready at {login.url}", **at)
-    if settings.exposed:
+    if settings.exposed or settings.external_url is not None:
         log.tell(
             logging.INFO,
             "node_setup",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -61,7 +62,8 @@ def command(
     from auth.generate import docker_config, kubernetes_secret
     from registry.announce import read_ready
 
-    hosts = hosts or (read_ready(state_dir)["url"].partition("://")[2],)
+    # Image names have no place for the path that a proxy may serve a registry below.
+    hosts = hosts or (urlsplit(read_ready(state_dir)["url"]).netloc,)
     made = issue(state_dir, name, hours, node, repositories, push=push)
     match "json" if json else form:
         case "text":

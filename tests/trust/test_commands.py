@@ -84,3 +84,16 @@ def test_what_has_to_be_merged_is_only_described() -> None:
     assert f'#       "{HOST}"' in text.splitlines()
     assert "systemctl reload docker" in text
     assert "CA SHA-256" not in text
+
+
+def test_below_a_path_only_containerd_is_set_up() -> None:
+    """containerd gets the whole path and is told not to add to it; others are said not to work."""
+    target = parse("https://registry.example/hub", mirrors=["docker.io"])
+    text = node_commands(target)
+    assert 'server = "https://registry.example/hub/v2"\noverride_path = true\n' in text
+    assert text.count('[host."https://registry.example/hub/v2"]') == 2
+    assert text.count("  override_path = true\n") == 2
+    assert "certs.d/registry.example/hosts.toml" in text
+    for runtime in ("docker", "podman"):
+        assert f"# {runtime} cannot use https://registry.example/hub" in text
+        assert f"{runtime} login" not in text

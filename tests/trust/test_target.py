@@ -104,3 +104,17 @@ def test_certs_dir_is_absolute() -> None:
     """It is written into files that know no working directory."""
     with pytest.raises(TrustError, match="absolute path"):
         parse("localhost", certs_dir="certs.d")
+
+
+def test_a_registry_below_a_path() -> None:
+    """The path is part of the URL, and of no image name."""
+    target = parse("https://registry.example/hub/")
+    assert (target.registry, target.path) == ("registry.example", "/hub")
+    assert target.url == "https://registry.example/hub"
+
+
+@pytest.mark.parametrize("given", ["registry.example/hub", "https://x/hub?a", "https://x/a//b"])
+def test_a_path_that_is_none(given: str) -> None:
+    """A path needs a scheme before it, and has no other parts of a URL behind it."""
+    with pytest.raises(TrustError, match="HOST:PORT"):
+        parse(given)

@@ -8,7 +8,14 @@ from collections.abc import Iterable, Iterator
 
 from registry.trust.certificate import fingerprint
 from registry.trust.node.plan import Plan, PlannedFile
-from registry.trust.node.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
+from registry.trust.node.runtimes import (
+    BELOW_A_PATH,
+    RUNTIMES,
+    EmptyNode,
+    Runtime,
+    make_plan,
+    no_path,
+)
 from registry.trust.node.target import Target
 
 _END = "MAYFLY"
@@ -33,6 +40,9 @@ def node_commands(target: Target, runtimes: Iterable[Runtime] = RUNTIMES) -> str
 
 def _setup(runtime: Runtime, target: Target) -> Iterator[str]:
     """The shell lines that make one runtime trust the registry, and log it in."""
+    if target.path and runtime not in BELOW_A_PATH:
+        yield f"# {no_path(runtime, target)}"
+        return
     if runtime == "containerd":
         yield from plan_commands(make_plan(runtime, target, EmptyNode()))
         if target.credential is None:

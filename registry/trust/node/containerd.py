@@ -76,12 +76,17 @@ def hosts_toml(
 ) -> bytes:
     """One hosts.toml: ``target`` first, ``server`` last."""
     # JSON's strings and lists of strings are TOML's.
-    host = f"host.{json.dumps(target.url)}"
-    lines = [f"{HEADER}server = {json.dumps(server)}"]
-    if server == target.url:
+    # containerd adds /v2 to a host without a path only; any other path is to be the whole one.
+    url = f"{target.url}/v2" if target.path else target.url
+    own = server == target.url
+    host = f"host.{json.dumps(url)}"
+    lines = [f"{HEADER}server = {json.dumps(url if own else server)}"]
+    if own:
+        lines += ["override_path = true"] if target.path else []
         lines += _ca(ca_path)
         lines += _header("header", target)
     lines += ["", f"[{host}]", f"  capabilities = {json.dumps(capabilities)}"]
+    lines += ["  override_path = true"] if target.path else []
     lines += _ca(ca_path, indent="  ")
     lines += _header(f"{host}.header", target, indent="  ")
     return "\n".join([*lines, ""]).encode()

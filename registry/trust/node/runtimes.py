@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, get_args
 
+from registry.trust.errors import TrustError
 from registry.trust.node import containerd, docker, podman
 from registry.trust.node.plan import NodeView, Plan
 from registry.trust.node.target import Target
 
 Runtime = Literal["docker", "containerd", "podman"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
+
+BELOW_A_PATH = frozenset({"containerd"})
+"""Those that can be told of a path before ``/v2/``."""
 
 _PLANNERS: Mapping[Runtime, Callable[[Target, NodeView], Plan]] = {
     "docker": docker.plan,
@@ -28,10 +32,21 @@ def make_plan(runtime: Runtime, target: Target, node: NodeView) -> Plan:
     """The plan that makes a node's ``runtime`` trust ``target`` and use it for its mirrors.
 
     Raises:
-        TrustError: a file of the node's that must be added to cannot be understood.
+        TrustError: a file of the node's that must be added to cannot be understood, or the runtime
+            cannot use a registry below a path.
         OSError: such a file cannot be read.
     """
+    if target.path and runtime not in BELOW_A_PATH:
+        raise TrustError(no_path(runtime, target))
     return _PLANNERS[runtime](target, node)
+
+
+def no_path(runtime: Runtime, target: Target) -> str:
+    """Why a runtime cannot use a registry below a path, and the remedy."""
+    return (
+        f"{runtime} cannot use {target.url}: it has no setting for a path before /v2/; "
+        "use containerd, or serve the registry at the root of a host"
+    )
 
 
 def notes_after_revert(paths: Iterable[str]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ _ALIASES = {"index.docker.io": DOCKER_HUB, "registry-1.docker.io": DOCKER_HUB}
 
 _UPSTREAM = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::(?P<port>[0-9]{1,5}))?")
+_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 _MAX_PORT = 65535
 
 
@@ -48,6 +49,7 @@ class Target:
         mirrors: upstream registries that are asked of it first, such as docker.io.
         certs_dir: containerd's directory of host configurations, when it is not to be found out.
         credential: the node's own user name and password for it, if the node is to have one.
+        path: before ``/v2/``, where a proxy serves it below one; "" for none.
     """
 
     registry: str
@@ -56,11 +58,12 @@ class Target:
     mirrors: tuple[str, ...] = ()
     certs_dir: str | None = None
     credential: NodeCredential | None = None
+    path: str = ""
 
     @property
     def url(self) -> str:
-        """Where it is: scheme, host and port."""
-        return f"{'https' if self.tls else 'http'}://{self.registry}"
+        """Where it is: scheme, host, port and path."""
+        return f"{'https' if self.tls else 'http'}://{self.registry}{self.path}"
 
     @property
     def loopback(self) -> bool:
@@ -79,15 +82,20 @@ def parse(
 ) -> Target:
     """The target that an operator's words mean.
 
-    ``registry`` is HOST:PORT, or begins with ``https://`` or ``http://``. A bare HOST:PORT speaks
-    TLS when a CA is given, and does not when it is on loopback; elsewhere it must be said, since
-    the guess "no TLS" would make nodes accept anybody. ``ca_source`` names the CA in errors.
+    ``registry`` is HOST:PORT, or begins with ``https://`` or ``http://`` and may have a path then.
+    A bare HOST:PORT speaks TLS when a CA is given, and does not when it is on loopback; elsewhere
+    it must be said, since the guess "no TLS" would make nodes accept anybody. ``ca_source`` names
+    the CA in errors.
 
     Raises:
         TrustError: one of them is malformed, or they contradict one another.
     """
     scheme, separator, rest = registry.rpartition("://")
-    authority = _registry(rest.removesuffix("/"), registry)
+    host, slash, path = rest.rstrip("/").partition("/")
+    path = slash + path
+    if not _PATH.fullmatch(path) or (path and not separator):
+        raise TrustError(f"{registry!r} is not HOST:PORT")
+    authority = _registry(host, registry)
     if separator and scheme not in ("http", "https"):
         raise TrustError(f"{registry!r}: the scheme is https or http")
     if scheme == "http" and ca is not None:
@@ -106,6 +114,7 @@ def parse(
         mirrors=tuple(dict.fromkeys(map(_upstream, mirrors))),
         certs_dir=certs_dir,
         credential=credential,
+        path=path,
     )
 
 
