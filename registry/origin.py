@@ -73,7 +73,7 @@ class Origins:
     def forwarded(self, http: BaseRequest) -> Forwarded | None:
         """The forwarding headers of this request; None if its peer is no trusted proxy."""
         peer = http.get_extra_info("peername")
-        if not self.trusted or not peer or not self._trusts(str(peer[0])):
+        if not self.trusted or not peer or not self.trusts(str(peer[0])):
             return None
         if (header := http.headers.getall("Forwarded", [])) != []:
             hops = [_parameters(hop) for hop in _last(header)]
@@ -99,11 +99,12 @@ class Origins:
             if address is None:
                 return found
             found = address
-            if not self._trusts(address):
+            if not self.trusts(address):
                 break
         return found
 
-    def _trusts(self, address: str) -> bool:
+    def trusts(self, address: str) -> bool:
+        """Whether an address is a trusted proxy's."""
         try:
             parsed = ipaddress.ip_address(address.partition("%")[0])
         except ValueError:

@@ -242,6 +242,8 @@ async def _serve(
         )
         if security.authentication is None:
             life.observer.nodes.without_credentials()
+        if plan.nodes is not None:
+            _tell_of_proxies(settings, life)
         if bundles is not None:
             _watch(bundles, life)
         try:
@@ -296,6 +298,16 @@ def _watch(bundles: Bundles, life: Life) -> None:
             )
 
     bundles.watch(told)
+
+
+def _tell_of_proxies(settings: Settings, life: Life) -> None:
+    """Have nodes that hide behind a proxy's address noticed."""
+    external, trusted = settings.external_url, settings.trusted_proxy
+    life.observer.nodes.behind_proxies(
+        Origins(external, trusted).trusts,
+        external.origin + external.prefix if external is not None else "",
+        trusts_any=bool(trusted),
+    )
 
 
 def _connections(

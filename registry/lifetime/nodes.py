@@ -49,6 +49,7 @@ class NodeNames:
         self._shared = shared
         self._named_at: dict[str, str] = {}
         """Address → the first node with a credential of its own that pulled from there."""
+        self._is_proxy: Callable[[str], bool] = lambda address: False
         self._unnamed_at: dict[str, None] = {}
         """Addresses that were taken as the name of a node that pulled."""
         self.notices = Notices("nodes", _MAX_NOTICES)
@@ -83,6 +84,21 @@ class NodeNames:
         if unreachable:
             self.notices.add("names_without_authentication", nodes=tuple(unreachable))
 
+    def behind_proxies(
+        self, is_proxy: Callable[[str], bool], external_url: str, *, trusts_any: bool
+    ) -> None:
+        """Learn how clients reach the registry, and note where their addresses do not arrive.
+
+        Args:
+            is_proxy: whether an address is a trusted proxy's.
+            external_url: at which clients reach the registry, if not directly; "" if they do.
+            trusts_any: whether any proxy is trusted to say for whom it asks.
+        """
+        self._is_proxy = is_proxy
+        by_address = not self._declared or any(map(_is_address, self._declared))
+        if self._how is NodeIdentity.AUTO and external_url and not trusts_any and by_address:
+            self.notices.add("proxy_not_trusted", url=external_url)
+
     def pulled(self, node: str, user: str, address: str, *, runtime: bool) -> None:
         """Look for nodes that cannot be told apart, or that do not count, when one pulls.
 
@@ -104,6 +120,8 @@ class NodeNames:
         """Nodes with credentials of their own may share an address. One that only its address names
         is in doubt where another one pulls from there, too."""
         if node == address:
+            if self._is_proxy(address):
+                self.notices.add("proxy_hides_addresses", address=address)
             if len(self._unnamed_at) < _MAX_ADDRESSES:
                 self._unnamed_at[address] = None
         elif len(self._named_at) < _MAX_ADDRESSES:

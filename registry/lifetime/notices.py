@@ -66,6 +66,18 @@ def text(notice: Mapping[str, Any]) -> str:
                 "one of the nodes, log it in with a credential of its own (mayfly credentials "
                 f"--node NAME), {remedy}"
             )
+        case "proxy_not_trusted":
+            return (
+                f"clients come by {notice['url']}, and what stands there may hide their "
+                "addresses, by which nodes without a credential of their own are told apart: "
+                f"give --trusted-proxy CIDR if it forwards them, else {REMEDY}"
+            )
+        case "proxy_hides_addresses":
+            return (
+                f"the trusted proxy {notice['address']} does not say for which address it pulls, "
+                "so the nodes behind it count as one: have it send X-Forwarded-For or Forwarded, "
+                f"or {REMEDY}"
+            )
         case "names_without_authentication":
             names = join_names(notice["nodes"], _NAMES_SHOWN)
             return (

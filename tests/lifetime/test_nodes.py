@@ -155,3 +155,41 @@ def test_names_that_no_address_can_be() -> None:
     only = names(AUTO, A)
     only.without_credentials()
     assert not only.notices.all()
+
+
+def test_proxy_that_forwards_no_address() -> None:
+    """A pull that counts as the trusted proxy itself is warned of, once; a named node's is not."""
+    found = names(AUTO)
+    found.behind_proxies(lambda address: address == A, "https://registry.example", trusts_any=True)
+    assert found.notices.all() == []
+    found.pulled("worker-1", "robot+x", A, runtime=True)
+    found.pulled(B, "pull", B, runtime=True)
+    assert found.notices.all() == []
+    other = names(AUTO)
+    other.behind_proxies(lambda address: address == A, "", trusts_any=True)
+    for _ in range(2):
+        other.pulled(A, "pull", A, runtime=True)
+    (notice,) = other.notices.all()
+    assert notice == {"code": "proxy_hides_addresses", "address": A}
+    assert "X-Forwarded-For" in text(notice)
+    assert REMEDY in text(notice)
+
+
+@pytest.mark.parametrize(
+    ("how", "url", "trusts_any", "declared", "warned"),
+    [
+        (AUTO, "https://x", False, (), True),
+        (AUTO, "https://x", False, (A, "worker-1"), True),
+        (AUTO, "https://x", False, ("worker-1",), False),
+        (AUTO, "https://x", True, (), False),
+        (AUTO, "", False, (), False),
+        (CREDENTIAL, "https://x", False, (), False),
+    ],
+)
+def test_proxy_that_nobody_trusts(
+    how: NodeIdentity, url: str, trusts_any: bool, declared: tuple[str, ...], warned: bool
+) -> None:
+    """From the start, where nodes may be known by addresses that do not arrive."""
+    found = names(how, *declared)
+    found.behind_proxies(lambda address: False, url, trusts_any=trusts_any)
+    assert [one["code"] for one in found.notices.all()] == ["proxy_not_trusted"] * warned
