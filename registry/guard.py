@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -126,7 +126,9 @@ class Guard:
             self.audit.refused(http, request, claimed_name(http), error.message)
             reason = "invalid_token" if isinstance(error, TokenInvalid) else None
             raise self._unauthorized(http, asked, error.message, reason) from None
-        missing = [need for need in wanted if not caller.allows(need)]
+        missing = [need for need in wanted if not caller.allows(need)] or self._renewable(
+            request, caller
+        )
         if missing or self._asks_for_proof(request, caller.identity):
             raise self._refusal(http, request, asked, caller.identity, missing)
         return caller
@@ -178,6 +180,14 @@ class Guard:
         """A caller under the policy of this moment."""
         return Caller(identity, self._policy())
 
+    def _renewable(self, request: Request, caller: Caller) -> list[Need]:
+        """What a token lacks though its bearer has it: another token serves the request better."""
+        if caller.identity.access is None:
+            return []
+        bearer = Caller(replace(caller.identity, access=None), caller.policy)
+        optional = optional_needs(request)
+        return [need for need in optional if not caller.allows(need) and bearer.allows(need)]
+
     def _asks_for_proof(self, request: Request, identity: Identity) -> bool:
         """``GET /v2/`` tells a client how to log in; an anonymous token is proof enough for it."""
         if self.authentication is None or request.endpoint is not Endpoint.BASE:
@@ -196,8 +206,8 @@ class Guard:
             # Not a denial yet: every client's first request comes without credentials.
             return self._unauthorized(http, asked, "authentication required", None)
         self.audit.refused(http, request, identity.name, f"may not {_listed(missing)}")
-        actions = {need.action for need in missing}
-        named = [need for need in needs(asked) if need.action in actions]
+        named_as = dict(zip(_all_needs(request), _all_needs(asked), strict=True))
+        named = [named_as[need] for need in missing]
         detail = [{"type": n.type, "name": n.name, "action": n.action} for n in named]
         if identity.access is not None:
             message = f"the token does not grant {_listed(named)}"
@@ -214,12 +224,16 @@ class Guard:
     ) -> Unauthorized:
         realm = f"{self._origins.of(http)}{TOKEN_PATH}{_upstream(asked)}"
         parameters = [("realm", realm), ("service", REALM)]
-        if scopes := render_scopes(_scopes((*needs(asked), *optional_needs(asked)))):
+        if scopes := render_scopes(_scopes(_all_needs(asked))):
             parameters.append(("scope", scopes))
         if error is not None:
             parameters.append(("error", error))
         challenge = "Bearer " + ",".join(f'{name}="{value}"' for name, value in parameters)
         return Unauthorized(message, challenge, detail)
+
+
+def _all_needs(request: Request) -> tuple[Need, ...]:
+    return (*needs(request), *optional_needs(request))
 
 
 def _upstream(asked: Request) -> str:

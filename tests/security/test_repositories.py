@@ -73,7 +73,8 @@ async def test_named_mount_needs_pull_on_its_source(closed: Registry, secret: Di
 async def test_mount_challenge_asks_for_both(closed: Registry, secret: Digest) -> None:
     """Without a token that may push, the challenge names both repositories.
 
-    A token for the target alone is enough for an upload, and gets one.
+    A token for the target alone is enough for an upload, and gets one, unless its bearer may pull
+    from the source: then another token can mount, and the client is asked to get one.
     """
     target = f"{UPLOADS}?mount={secret}&from=other/app"
     both = 'scope="repository:team/app:pull,push repository:other/app:pull"'
@@ -87,6 +88,13 @@ async def test_mount_challenge_asks_for_both(closed: Registry, secret: Digest) -
     token = closed.bearer("repository:team/app:pull,push", now=time.time())
     assert (await closed.server.ask("POST", target, [token])).status == 202
     assert not _holds(closed, "team/app", secret)
+    able = closed.token("repository:team/app:pull,push", name="admin", now=time.time())
+    asked = await closed.server.ask("POST", target, [bearer(able)])
+    assert asked.status == 401 and asked.challenge is not None
+    assert asked.challenge.endswith(f'{both},error="insufficient_scope"')
+    assert "the token does not grant pull on repository other/app" in asked.body.decode()
+    nowhere = f"{UPLOADS}?mount={secret}&from=not/there"
+    assert (await closed.server.ask("POST", nowhere, [bearer(able)])).status == 401
     sufficient = closed.bearer(
         "repository:team/app:pull,push repository:other/app:pull", now=time.time()
     )
