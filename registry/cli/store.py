@@ -316,6 +316,12 @@ def verify(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool)
             echo(f"{found.left_out} manifests that indexes name were never copied here")
         echo(f"{first.blobs} blobs, {format_size(first.size)}: {len(found.findings)} faults")
     if found.findings:
+        if sources:
+            echo(
+                "what is left could not be mended from the sources given: name another --repair "
+                "BUNDLE or URL that has it, or push the images again",
+                err=True,
+            )
         ctx.exit(Exit.STORAGE)
 
 

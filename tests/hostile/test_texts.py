@@ -97,7 +97,15 @@ CASES: dict[str, list[tuple[str, ...]]] = {
         (*ROOT, "--all", "-o", f"{NAME}/{NAME}.tar"),
         (*ROOT, "--all", "-o", "out.tar", "--have", "broken.tar"),
     ],
-    "ls": [ROOT, (*ROOT, "--all"), (*ROOT, "--json"), ("--root", NAME)],
+    "ls": [
+        ROOT,
+        (*ROOT, "--all"),
+        (*ROOT, "--json"),
+        ("--root", NAME),
+        ("bundle",),
+        ("broken.tar",),
+        (NAME,),
+    ],
     "inspect": [
         *((*ROOT, f"team/app:v{number}") for number in range(4)),
         (*ROOT, "team/app:v0", "--json"),
