@@ -20,6 +20,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     if request.method == "HEAD":
         extent = await in_thread(context.store.hold, request.repository, request.digest)
         return await send_head(http, extent, headers)
+    await context.observer.prepare(context.peer, request.repository)
     with context.observer.sending(context.peer, request.repository, digest) as sending:
         extent = context.store.blob(request.repository, request.digest)
         return await send(http, extent, headers, sending)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from aiohttp.web_response import Response, StreamResponse
 
@@ -17,13 +15,11 @@ from registry.lifetime.drain import Drain
 from registry.lifetime.observer import Caller as Peer
 from registry.lifetime.observer import Observer
 from registry.request import Request
+from registry.threads import in_thread as in_thread
 from storage.interface import Store
 
 if TYPE_CHECKING:
     from registry.manifest_cache import ManifestCache
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 SERVER = "mayfly"
 COMMON_HEADERS = {"Server": SERVER, "Docker-Distribution-Api-Version": "registry/2.0"}
@@ -66,11 +62,6 @@ class Context:
 
 
 Handler = Callable[[Context, HTTPRequest, Request], Awaitable[StreamResponse]]
-
-
-def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-    """Run a blocking call in a worker thread, begun at once whether or not it is awaited yet."""
-    return asyncio.get_running_loop().run_in_executor(None, partial(call, *args, **kwargs))
 
 
 def answer(

@@ -32,6 +32,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     except StorageError:
         if request.digest is not None:
             asked = str(request.digest)
+            await context.observer.prepare(context.peer, request.repository)
             context.observer.manifest_failed(context.peer, request.repository, asked)
         raise
     await _learn(context, request.repository, digest, cached)
@@ -153,9 +154,7 @@ async def _learn(context: Context, repository: str, digest: Digest, cached: Cach
     contents = cached.refs.contents
     if cached.refs.excused:
         contents = await in_thread(cached.refs.within, context.store, repository)
-    contained.learn(repository, name, contents)
-    if contents.children:
-        await in_thread(contained.explore, repository, name)
+    await context.observer.learn(repository, name, contents)
 
 
 def _resolve(context: Context, request: Request) -> Digest:

@@ -300,6 +300,8 @@ class _Repository:
         return digest in tagged or self._store.was_linked(self._name, digest)
 
     def _is_here(self, digest: Digest) -> bool:
+        if not isinstance(self._manifest(digest), StorageError):
+            return True  # perhaps in a bundle beneath, which the store's own links do not say
         return self._store.is_linked(self._name, digest) or (
             self._had(digest) and self._store.content_size(digest) is not None
         )

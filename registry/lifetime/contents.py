@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,8 +14,8 @@ _MAX_DESCENDANTS = 10_000
 _MAX_BYTES = 8 * 1024 * 1024
 """For the contents of manifests, and as much again for their descendants: some 1000 images."""
 
-_MAX_READS = 200
-"""Manifests read in one call on the event loop; later calls find more descendants."""
+_WALK_SECONDS = 2.0
+"""For reading what lies below one manifest: others wait meanwhile."""
 
 _DIGEST = 130
 """Bytes that a digest takes as text."""
@@ -43,9 +44,11 @@ Below = dict[str, Contents]
 class Contained:
     """Contents of manifests, each read once while memory for them lasts.
 
+    A manifest may be of megabytes, and what was read is dropped when much else is. So whatever
+    reads is called in worker threads; the event loop asks `known` and `knows` only.
+
     Args:
-        read: repository and digest → contents, None if there is no such manifest. Called on the
-            event loop, so it must be quick: a small file, read and parsed.
+        read: repository and digest → contents, None if there is no such manifest.
     """
 
     def __init__(self, read: Callable[[str, str], Contents | None]) -> None:
@@ -55,40 +58,54 @@ class Contained:
             _MAX_BYTES, lambda found: len(found) * (_DIGEST + 70)
         )
 
+    def known(self, repository: str, digest: str) -> Contents | None:
+        """Quick. What one manifest names, None if that is not in memory."""
+        return self._known.get((repository, digest))
+
+    def known_below(self, repository: str, digest: str) -> frozenset[str] | None:
+        """Quick. See `below`; None if that is not in memory."""
+        found = self._below.get((repository, digest))
+        if found is None and self.knows(repository, digest):
+            found = _joined({digest: self._known.get((repository, digest)) or NO_CONTENTS})
+        return found
+
     def find(self, repository: str, digest: str) -> Contents | None:
-        """What one manifest names, None if it is not there."""
+        """Slow. What one manifest names, None if it is not there."""
         known = self._known.get((repository, digest))
-        if known is None:
-            known = self._read(repository, digest)
-            if known is not None:
-                self._known.put((repository, digest), known)
-        return known
+        return known if known is not None else self._read_one(repository, digest)
+
+    def _read_one(self, repository: str, digest: str) -> Contents | None:
+        found = self._read(repository, digest)
+        if found is not None:
+            self._known.put((repository, digest), found)
+        return found
 
     def of(self, repository: str, digest: str) -> Contents:
-        """What one manifest names; nothing if it is not there."""
+        """Slow. What one manifest names; nothing if it is not there."""
         return self.find(repository, digest) or NO_CONTENTS
 
     def below(self, repository: str, digest: str) -> frozenset[str]:
-        """A manifest's own digest and that of everything under it.
+        """Slow. A manifest's own digest and that of everything under it.
 
-        Of an index with very many children that nobody has asked for yet, this finds more each
-        time it is called; see `explore`.
+        Where reading takes too long, this finds more each time it is called.
         """
         known = self._below.get((repository, digest))
         if known is not None:
             return known
-        reads = _MAX_READS
+        until = time.monotonic() + _WALK_SECONDS
+        in_time = True
 
         def contents_of(one: str) -> Contents:
-            nonlocal reads
-            if reads == 0:
-                return self._known.get((repository, one)) or NO_CONTENTS
-            reads -= self._known.get((repository, one)) is None
-            return self.of(repository, one)
+            nonlocal in_time
+            found = self._known.get((repository, one))
+            if found is None:
+                in_time = time.monotonic() < until
+                found = self._read_one(repository, one) if in_time else None
+            return found or NO_CONTENTS
 
         found = _joined(_walk(digest, contents_of))
         # Alone it may only not be there yet.
-        if len(found) > 1 and reads:
+        if len(found) > 1 and in_time:
             self._below.put((repository, digest), found)
         return found
 
@@ -102,12 +119,6 @@ class Contained:
     def learn(self, repository: str, digest: str, contents: Contents) -> None:
         """Take note of a manifest that was read anyway."""
         self._known.put((repository, digest), contents)
-
-    def explore(self, repository: str, digest: str) -> None:
-        """Find all descendants of a manifest. Slow: call it in a thread, before `below`."""
-        found = _walk(digest, lambda one: self.of(repository, one))
-        if len(found) > 1:
-            self._below.put((repository, digest), _joined(found))
 
 
 def _walk(root: str, contents_of: Callable[[str], Contents]) -> Below:

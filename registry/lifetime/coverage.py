@@ -13,13 +13,15 @@ With names of nodes given, each of them must have each image. With a number, so 
 have all of them; which, nobody said.
 
 What was concluded of a node holds until something happens at that node or a tag moves, so a look
-at the whole costs what changed since the last.
+at the whole costs what changed since the last. What the images are made of is read in a worker
+thread, `Coverage.explore`, before the questions; an image that was not read yet is at no node.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from registry.lifetime.clock import Clock, first_done
@@ -27,14 +29,18 @@ from registry.lifetime.conditions import Kind, Reason
 from registry.lifetime.images import Image, Nodes
 from registry.lifetime.ledger import Ledger
 from registry.lifetime.pulls import Pulls
-from registry.lifetime.states import State, States, Target, accepted
+from registry.lifetime.states import State, States, Target, accepted, unread
 from registry.text import join_names
+from registry.threads import in_thread
 
 _LOOK_EVERY = 0.25
 """Seconds between two looks at the whole while events come in, at least."""
 
 _LOOKS_SHARE = 0.02
 """Of the event loop's time, spent on them at most."""
+
+_READ_SECONDS = 2.0
+"""For what images are made of; those that were not read in time are at no node as yet."""
 
 _NAMES_SHOWN = 10
 
@@ -100,6 +106,10 @@ class Coverage:
         self._accepted = accepted(accept)
         self._targets: tuple[Target | None, ...] = ()
         self._targets_version = 0
+        self._read: dict[tuple[str, str], Target | None] = {}
+        """Repository and digest → image, None where it is not there."""
+        self._reading: asyncio.Future[None] | None = None
+        self._read_until = 0.0
         self._rows: dict[str, _Row] = {}
 
     @property
@@ -177,16 +187,54 @@ class Coverage:
         gaps += [Gap(None, None, State.MISSING)] * max(0, self._nodes.count - len(nodes))
         return gaps
 
+    def read(self) -> None:
+        """Slow. See what the images are made of, where that is not known yet."""
+        known, found = self._read, dict[tuple[str, str], Target | None]()
+        for image in self._images:
+            for key in self._places(image):
+                target = known.get(key)
+                if target is None or not target.complete:
+                    target = self._states.target(*key)
+                found[key] = target
+                if target is not None:
+                    break
+        self._read = found
+
+    async def explore(self) -> None:
+        """`read` in a thread, before the questions; go on without where it takes too long."""
+        for _ in range(2):
+            if not self._unread():
+                return
+            # One that began before a tag moved does not know of it.
+            joins = self._reading is not None and not self._reading.done()
+            if self._reading is None or not joins:
+                self._reading = in_thread(self.read)
+                self._read_until = time.monotonic() + _READ_SECONDS
+            left = max(self._read_until - time.monotonic(), 0)
+            await asyncio.wait([self._reading], timeout=left)
+            if not joins:
+                return
+
     def target(self, image: Image) -> Target | None:
         """An image of the list as the registry holds it now."""
+        for key in self._places(image):
+            target = self._read.get(key, unread(*key))
+            if target is not None:
+                return target
+        return None
+
+    def _places(self, image: Image) -> Iterator[tuple[str, str]]:
+        """Where an image may be: repository and digest."""
         for repository in image.repositories():
             digest = image.digest
             if image.tag is not None:
                 digest = self._resolve(repository, image.tag)
-            target = self._states.target(repository, digest) if digest else None
-            if target is not None:
-                return target
-        return None
+            if digest:
+                yield repository, digest
+
+    def _unread(self) -> bool:
+        targets = (self.target(image) for image in self._images)
+        return not all(target is not None and target.complete for target in targets)
 
     def _look(self) -> None:
         """See where the tags point now."""
@@ -250,6 +298,7 @@ class Covered:
 
     async def wait(self) -> Reason:
         while True:
+            await self._coverage.explore()
             began = time.perf_counter()
             if self.holds():
                 break

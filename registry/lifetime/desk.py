@@ -25,6 +25,7 @@ from registry.lifetime.notices import Notice
 from registry.lifetime.observer import Observer, Transfer
 from registry.lifetime.plan import Plan
 from registry.lifetime.state import REPORT
+from registry.threads import in_thread
 from registry.version import VERSION
 
 logger = logging.getLogger("mayfly")
@@ -117,7 +118,9 @@ class Desk:
     def milestones(self) -> Milestones | None:
         """Logs the nodes that are complete; None where coverage was not asked for."""
         coverage = self._coverage
-        return Milestones(lambda: reports.coverage_record(coverage)) if coverage else None
+        if coverage is None:
+            return None
+        return Milestones(lambda: reports.coverage_record(coverage), coverage.explore)
 
     def waiting_for(self) -> str:
         """The conditions, other than its command, under which the server ends by itself."""
@@ -148,7 +151,7 @@ class Desk:
             line += f"; {covered} of {wanted} nodes have every image"
         return line
 
-    def status(self) -> Message:
+    async def status(self) -> Message:
         """All there is to know, for programs."""
         activity = self._observer.activity
         state = "draining" if self._drain.active else "serving"
@@ -164,7 +167,7 @@ class Desk:
             "bytes_in": activity.bytes_in,
             "bytes_out": activity.bytes_out,
             "transfers": self._transfer_records(self._observer.transfers),
-            "coverage": self._coverage_record(),
+            "coverage": await self._coverage_record(),
             "warnings": self._warnings(),
             "corrupt": self._corrupt,
             "ambiguous": {path: [*names] for path, names in self._ambiguous.items()},
@@ -176,16 +179,26 @@ class Desk:
         """Reasons why nodes cannot be told apart or the coverage record may be incomplete."""
         return [*self._observer.nodes.notices.all(), *self._observer.ledger.full.all()]
 
-    def warn_at_start(self) -> None:
+    async def warn_at_start(self) -> None:
         """Log images that the registry does not hold yet: coverage waits for them."""
-        if self._coverage is not None and (absent := self._coverage.absent()):
+        record = await self._coverage_record()
+        if record is not None and (absent := record["absent"]):
             log.tell(logging.WARNING, "images_absent", absent_text(absent), images=absent)
 
-    def report(self, outcome: Outcome, storage_after: int | None) -> None:
-        """Write the report, and show it."""
-        ledger = self._observer.ledger
-        record = self._coverage_record()
-        made = reports.Report(
+    async def images(self) -> tuple[list[reports.ImageRecord], int]:
+        """See `report.image_records`."""
+        return await reports.image_records(self._observer)
+
+    def report(
+        self,
+        outcome: Outcome,
+        storage_after: int | None,
+        images: tuple[list[reports.ImageRecord], int],
+    ) -> reports.Report:
+        """Make the report."""
+        observer = self._observer
+        record = reports.coverage_record(self._coverage) if self._coverage else None
+        return reports.Report(
             version=VERSION,
             pid=os.getpid(),
             reason=outcome.reason.kind,
@@ -195,9 +208,10 @@ class Desk:
             stopped=reports.iso(self._clock.wall()),
             seconds=round(self._clock.now() - self._started, 1),
             peak_memory=reports.peak_memory(),
-            bytes_in=self._observer.activity.bytes_in,
-            bytes_out=self._observer.activity.bytes_out,
-            images=reports.image_records(self._observer),
+            bytes_in=observer.activity.bytes_in,
+            bytes_out=observer.activity.bytes_out,
+            images=images[0],
+            images_left_out=images[1],
             coverage=record,
             denied=reports.denied_records(self._denied),
             corrupt=self._corrupt,
@@ -205,18 +219,22 @@ class Desk:
             storage_after=storage_after,
             cut=self._transfer_records(outcome.drained.cut),
             cut_requests=outcome.drained.requests,
-            asked_again=ledger.asked_again(),
+            asked_again=observer.ledger.asked_again(),
         )
+
+    async def show(self, made: reports.Report) -> None:
+        """Write the report, and print it."""
         log.flush()
         written = True
         try:
-            reports.write(made, self._report)
+            await in_thread(reports.write, made, self._report)
         except OSError as error:
             written = False
             logger.error("the report could not be written to %s: %s", self._report, error.strerror)
         if not log.is_json():
             width = shutil.get_terminal_size((120, 24)).columns
-            print(table.report(made, width), end="", file=sys.stderr, flush=True)
+            text = await in_thread(table.report, made, width)
+            print(text, end="", file=sys.stderr, flush=True)
         if written:
             log.tell(logging.INFO, "report", f"report: {self._report}", file=str(self._report))
         # The very last line: a success that nobody should take for more than it is.
@@ -225,7 +243,7 @@ class Desk:
             log.tell(logging.WARNING, "claims", claims, claimed=claimed)
 
     async def _on_status(self, request: Message) -> Message:
-        return self.status()
+        return await self.status()
 
     async def _on_stop(self, request: Message) -> Message:
         self._stop.set(Reason(Kind.STOP, "stop was asked for"))
@@ -236,7 +254,7 @@ class Desk:
             "cut": self._transfer_records(outcome.drained.cut),
             "cut_requests": outcome.drained.requests,
             "covered": outcome.covered,
-            "coverage": self._coverage_record(),
+            "coverage": await self._coverage_record(),
             "exit_code": outcome.shown_code,
             "report": str(self._report),
         }
@@ -261,11 +279,14 @@ class Desk:
         return {
             "reached": reached,
             "ended": self._over.done(),
-            "coverage": self._coverage_record(),
+            "coverage": await self._coverage_record(),
         }
 
     def _transfer_records(self, transfers: Iterable[Transfer]) -> list[reports.TransferRecord]:
         return reports.transfer_records(transfers, self._clock.now())
 
-    def _coverage_record(self) -> reports.CoverageRecord | None:
-        return reports.coverage_record(self._coverage) if self._coverage else None
+    async def _coverage_record(self) -> reports.CoverageRecord | None:
+        if self._coverage is None:
+            return None
+        await self._coverage.explore()
+        return reports.coverage_record(self._coverage)

@@ -224,7 +224,7 @@ class Life:
             launch.served.listeners.resume()
             for warning in self._plan.warnings():
                 log.tell(logging.WARNING, "settings", warning)
-            self._desk.warn_at_start()
+            await self._desk.warn_at_start()
             async with self._background(launch), self._private(launch) as private:
                 with launch.announced:
                     self._desk.ready(launch.login.url, launch.denied, launch.ambiguous)
@@ -245,6 +245,7 @@ class Life:
 
     async def _end(self, reason: Reason, launch: Launch) -> Outcome:
         if self._milestones is not None:
+            await self._explore()
             self._milestones.look()  # before the end that they may be the reason for
         log.tell(logging.INFO, "stopping", f"stopping: {reason.text}", reason=reason.kind)
         ended_it = self._running()
@@ -270,6 +271,8 @@ class Life:
             measuring = asyncio.get_running_loop().run_in_executor(None, launch.storage)
             await asyncio.wait([measuring], timeout=_MEASURE_SECONDS)
             after = measuring.result() if measuring.done() else None
+        await self._explore()
+        images = await self._desk.images()
         # From here on nothing is awaited, so that log, exit code and report tell of one moment.
         if self._milestones is not None:
             self._milestones.end()
@@ -282,7 +285,8 @@ class Life:
             ended_it=ended_it,
         )
         outcome = Outcome(reason, drained, covered, code)
-        self._desk.report(outcome, after)
+        made = self._desk.report(outcome, after, images)
+        await self._desk.show(made)
         return outcome
 
     def _ends(self) -> Condition:
@@ -335,6 +339,10 @@ class Life:
         child.send(signal.SIGKILL)
         await child.end()
 
+    async def _explore(self) -> None:
+        if self.coverage is not None:
+            await self.coverage.explore()
+
     def _running(self) -> bool:
         return self._child is not None and self._child.code is None
 
@@ -380,6 +388,7 @@ class Life:
         if self.drain.active:
             return
         if self._milestones is not None:
+            await self._explore()
             self._milestones.look()
         if waiting := self._desk.waiting_for():
             log.tell(logging.INFO, "waiting", f"waiting for {waiting}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from registry import log
@@ -25,10 +25,14 @@ class Milestones:
 
     Args:
         read: gives the coverage of this moment.
+        explore: awaited before each look of `follow`, so that it is exact.
     """
 
-    def __init__(self, read: Callable[[], CoverageRecord]) -> None:
+    def __init__(
+        self, read: Callable[[], CoverageRecord], explore: Callable[[], Awaitable[None]]
+    ) -> None:
         self._read = read
+        self._explore = explore
         self._complete: set[str] = set()
         self._over = False
 
@@ -63,6 +67,7 @@ class Milestones:
     async def follow(self, ledger: Ledger, pulls: Pulls, clock: Clock) -> None:
         """Look whenever a fact or the end of a pull may have changed something, until cancelled."""
         while True:
+            await self._explore()
             self.look()
             changed, settles = ledger.changed.next(), pulls.settles_in()
             if settles is None:

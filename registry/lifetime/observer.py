@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol, Self
 from registry.errors import RangeInvalid
 from registry.lifetime.activity import Activity
 from registry.lifetime.clock import Clock
-from registry.lifetime.contents import Contained
+from registry.lifetime.contents import Contained, Contents
 from registry.lifetime.images import plain
 from registry.lifetime.ledger import Flow, Ledger
 from registry.lifetime.nodes import NodeNames
@@ -25,6 +25,7 @@ from registry.lifetime.owners import Owners
 from registry.lifetime.pulls import Pulls
 from registry.lifetime.runtimes import NONE, claims_image, runtime_of
 from registry.lifetime.states import EMPTY_CONFIG, RANKED, States
+from registry.threads import in_thread
 
 AGAIN_AFTER = 60
 """Seconds after which a manifest asked for once more is another pull, not the same one."""
@@ -113,6 +114,8 @@ class Sending:
     _repository: str
     _digest: str
     _images: list[str]
+    _configured: list[str]
+    """Those of the images whose config it is."""
     _transfer: Transfer | None = field(default=None)
     _flow: Flow | None = field(default=None)
     _corrupt: bool = field(default=False)
@@ -187,7 +190,7 @@ class Sending:
         whole = observer.ledger.has_whole(node, self._digest)
         observer.pulls.blob_ended(node, self._digest, whole=whole)
         if whole:
-            observer.blob_arrived(self._caller, self._repository, self._digest, self._images)
+            observer.blob_arrived(self._caller, self._repository, self._digest, self._configured)
 
 
 class Observer:
@@ -226,6 +229,8 @@ class Observer:
         self.owners = Owners(ledger, contained)
         self.states = States(ledger, pulls, contained)
         self.nodes = nodes or NodeNames()
+        # One at a time: each may take a worker thread for long, and memory for a large manifest.
+        self._reading = asyncio.Semaphore(1)
 
     def caller(self, user: str, node: str | None, address: str | None, agent: str = "") -> Caller:
         """Who makes a request.
@@ -242,31 +247,48 @@ class Observer:
     def manifest_served(
         self, caller: Caller, repository: str, digest: str, *, head: bool, tag: str | None
     ) -> None:
-        """A manifest is about to be answered with 200."""
+        """A manifest is about to be answered with 200; `learn` was called."""
         node = caller.node
         self.activity.pulled()
         runtime = runtime_of(caller.agent) is not NONE
         self.nodes.pulled(node, caller.user, caller.address, runtime=runtime)
         known = self.ledger.pull(node, repository, digest)
         if known and not known.again and self.ledger.age(known) >= AGAIN_AFTER:
-            target = self.states.target(repository, digest)
-            if self.states.of(node, target) in RANKED:
+            target = self.states.known_target(repository, digest)
+            if target is not None and self.states.of(node, target) in RANKED:
                 self.ledger.again(node, repository, digest)
         contents = self.contained.of(repository, digest)
         self.pulls.manifest(node, repository, digest, contents, head=head)
         claims = claims_image(caller.agent, head=head, index=bool(contents.children))
         self.ledger.asked(node, repository, digest, got=not head, claims=claims, tag=tag)
-        self.owners.learn(repository, digest)
+        self.owners.learn(repository, digest, contents)
+
+    async def learn(self, repository: str, digest: str, contents: Contents) -> None:
+        """Take note of what a manifest names, and read what lies below it."""
+        self.contained.learn(repository, digest, contents)
+        if contents.children and not self.contained.knows(repository, digest):
+            async with self._reading:
+                await in_thread(self.contained.below, repository, digest)
+
+    async def prepare(self, caller: Caller, repository: str) -> None:
+        """Before `sending` and `manifest_failed`: read the images of a node that are forgotten."""
+        if not self.owners.unread(caller.node, repository):
+            return
+        async with self._reading:
+            if unread := self.owners.unread(caller.node, repository):
+                found = await in_thread(self.owners.read, repository, unread)
+                for digest, contents in found.items():
+                    self.owners.learn(repository, digest, contents)
+                self.owners.were_read(caller.node, repository)
 
     def blob_arrived(
         self, caller: Caller, repository: str, digest: str, images: Collection[str]
     ) -> None:
-        """All of a blob has reached a node; of ``images`` the node was served the manifests."""
+        """All of a blob has reached a node, which was served the images whose config it is."""
         if digest == EMPTY_CONFIG or not runtime_of(caller.agent).config:
             return
         for image in images:
-            if self.contained.of(repository, image).blobs[:1] == (digest,):
-                self.ledger.asked(caller.node, repository, image, got=False, claims=True)
+            self.ledger.asked(caller.node, repository, image, got=False, claims=True)
 
     def manifest_failed(self, caller: Caller, repository: str, digest: str) -> None:
         """A manifest that a node asked for, and that is in the repository, cannot be served."""
@@ -286,9 +308,10 @@ class Observer:
         self.ledger.pushed(caller.node, repository, digest, tags)
 
     def sending(self, caller: Caller, repository: str, digest: str) -> Sending:
-        """A GET of a blob, from before it is looked up."""
+        """A GET of a blob, from before it is looked up; `prepare` was called."""
         images = self.owners.of(caller.node, repository, digest)
-        return Sending(self, caller, repository, digest, images)
+        configured = [one for one in images if self.owners.has_config(repository, one, digest)]
+        return Sending(self, caller, repository, digest, images, configured)
 
     @contextlib.contextmanager
     def receiving(self, caller: Caller, repository: str) -> Iterator[None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
-from registry.lifetime.contents import Contained
+from registry.lifetime.contents import NO_CONTENTS, Contained, Contents
 from registry.lifetime.ledger import Ledger
 
 _MAX_LINKS = 100_000
@@ -20,7 +20,10 @@ again when needed. A thousand images of sixty layers have as many as 60,000."""
 _MAX_WALKED = 10_000
 
 _MAX_READS = 200
-"""Manifests read at once, on the event loop."""
+"""Manifests read for one request."""
+
+_MAX_NAMED = 20_000
+"""Digests in them: one manifest may name 10,000."""
 
 _MAX_VISITED = 1000
 """Manifests above one blob that are looked at. A base layer that more images share is credited to
@@ -41,18 +44,15 @@ class Owners:
         self._ledger = ledger
         self._contained = contained
         self._above: dict[Key, dict[str, None]] = {}
-        self._seen: set[Key] = set()
+        self._seen: dict[Key, Contents] = {}
         self._links = 0
         self._walked: dict[tuple[str, str], int] = {}
         """Node and repository → how many pulls the node had when all of them were read."""
 
-    def learn(self, repository: str, digest: str) -> None:
-        """Remember the content of a manifest that was served."""
+    def learn(self, repository: str, digest: str, contents: Contents) -> None:
+        """Quick. Remember the content of a manifest."""
         key = repository, digest
         if key in self._seen:
-            return
-        contents = self._contained.find(repository, digest)
-        if contents is None:
             return
         named = dict.fromkeys((*contents.children, *contents.blobs))
         if self._links + len(named) > _MAX_LINKS:
@@ -61,16 +61,16 @@ class Owners:
             self._walked.clear()
             self._links = 0
         self._links += len(named)
-        self._seen.add(key)
+        self._seen[key] = contents
         for one in named:
             self._above.setdefault((repository, one), {})[digest] = None
 
-    def of(self, node: str, repository: str, digest: str) -> list[str]:
-        """Digests of the manifests above a blob that a node was served; nearest first."""
-        self._learn_all(node, repository)
-        return self._find(node, repository, digest)
+    def has_config(self, repository: str, digest: str, blob: str) -> bool:
+        """Quick. Whether a blob is the config of a manifest that is remembered."""
+        return self._seen.get((repository, digest), NO_CONTENTS).blobs[:1] == (blob,)
 
-    def _find(self, node: str, repository: str, digest: str) -> list[str]:
+    def of(self, node: str, repository: str, digest: str) -> list[str]:
+        """Quick. Digests of the manifests above a blob that a node was served; nearest first."""
         pulls = self._ledger.pulls(node)
         visited: dict[str, None] = {}
         waiting = deque([digest])
@@ -81,25 +81,54 @@ class Owners:
             waiting += new
         return [one for one in visited if (repository, one) in pulls]
 
-    def _learn_all(self, node: str, repository: str) -> None:
-        """Read what a node was served and is not remembered: after a restart, and the children of
-        an index that the node did not ask for."""
+    def unread(self, node: str, repository: str) -> list[str]:
+        """Quick. Manifests that a node was served, or children of them, that are not remembered:
+        after a restart, and those of an index that the node did not ask for."""
         pulls = self._ledger.pulls(node)
         if self._walked.get((node, repository)) == len(pulls):
-            return
-        if len(self._walked) >= _MAX_WALKED:
-            self._walked.clear()
-        self._walked[node, repository] = len(pulls)
+            return []
         # Newest first: the node is most likely pulling the manifest it asked for last.
         asked = (digest for where, digest in reversed([*pulls]) if where == repository)
         waiting = deque(islice(asked, _MAX_READS))
         seen = set(waiting)
+        found = []
         for _ in range(_MAX_READS):
             if not waiting:
                 break
             manifest = waiting.popleft()
-            self.learn(repository, manifest)
-            children = islice(self._contained.of(repository, manifest).children, _MAX_READS)
-            new = [child for child in children if child not in seen]
+            known = self._seen.get((repository, manifest))
+            if known is None:
+                found.append(manifest)
+                continue
+            new = [one for one in islice(known.children, _MAX_READS) if one not in seen]
             seen.update(new)
             waiting += new
+        if not found:
+            self.were_read(node, repository)
+        return found
+
+    def were_read(self, node: str, repository: str) -> None:
+        """Quick. What was `unread` is remembered now, as far as it can be."""
+        if len(self._walked) >= _MAX_WALKED:
+            self._walked.clear()
+        self._walked[node, repository] = len(self._ledger.pulls(node))
+
+    def read(self, repository: str, digests: list[str]) -> dict[str, Contents]:
+        """Slow. Manifests and those below them, as far as one request may have them read."""
+        found: dict[str, Contents] = {}
+        named = 0
+        waiting = deque(digests)
+        seen = set(digests)
+        for _ in range(_MAX_READS):
+            if not waiting or named > _MAX_NAMED:
+                break
+            digest = waiting.popleft()
+            contents = self._contained.find(repository, digest)
+            if contents is None:
+                continue
+            found[digest] = contents
+            named += len(contents.children) + len(contents.blobs)
+            new = [one for one in islice(contents.children, _MAX_READS) if one not in seen]
+            seen.update(new)
+            waiting += new
+        return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
+import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +16,18 @@ from registry.lifetime.coverage import Coverage
 from registry.lifetime.images import plain
 from registry.lifetime.ledger import Key
 from registry.lifetime.observer import Observer, Transfer
-from registry.lifetime.states import State
+from registry.lifetime.states import State, Target
+from registry.threads import in_thread
 from registry.trust.files import Attributes, publish
 
 _KIB = 1024
 _MAX_NAME = 100
+
+_READ_SECONDS = 3.0
+"""For what images are made of: the end of a server must not wait for it."""
+
+_AT_ONCE = 100
+"""Images between two turns of the event loop."""
 
 
 class Memory(TypedDict):
@@ -151,7 +160,11 @@ class CorruptRecord(Corruption):
 
 
 class Report(TypedDict):
-    """CONTRACT.md, "Report". Times are ISO 8601 in UTC, sizes bytes."""
+    """CONTRACT.md, "Report". Times are ISO 8601 in UTC, sizes bytes.
+
+    Attributes:
+        images_left_out: how many more images there were, whose manifests took too long to read.
+    """
 
     version: str
     pid: int
@@ -165,6 +178,7 @@ class Report(TypedDict):
     bytes_in: int
     bytes_out: int
     images: list[ImageRecord]
+    images_left_out: int
     coverage: CoverageRecord | None
     denied: list[DeniedRecord]
     corrupt: list[CorruptRecord]
@@ -235,31 +249,50 @@ def storage_used(root: Path) -> int:
     return total
 
 
-def image_records(observer: Observer) -> list[ImageRecord]:
-    """Every image pushed or asked for; the children of an index are part of it, not images."""
-    ledger, contained = observer.ledger, observer.contained
+async def image_records(observer: Observer) -> tuple[list[ImageRecord], int]:
+    """Every image pushed or asked for; the children of an index are part of it, not images.
+
+    What they are made of may have to be read, in a thread and for a few seconds at most.
+
+    Returns:
+        The images, and how many were left out since that took too long.
+    """
+    ledger = observer.ledger
     pushed, pulled = ledger.pushers(), ledger.pullers()
-    keys = dict.fromkeys((*pushed, *pulled))
-    children = {
-        (repository, child)
-        for repository, digest in keys
-        for child in contained.of(repository, digest).children
-    }
-    records = []
-    for repository, digest in keys:
+    until = time.monotonic() + _READ_SECONDS
+    children: set[Key] = set()
+    found: list[tuple[Key, ImageRecord]] = []
+    left_out = 0
+    for number, key in enumerate(dict.fromkeys((*pushed, *pulled))):
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+        target = observer.states.known_target(*key)
+        if target is None:
+            reading = in_thread(observer.states.target, *key)
+            await asyncio.wait([reading], timeout=max(until - time.monotonic(), 0))
+            if not reading.done():
+                reading.cancel()
+                left_out += 1
+                continue
+            target = reading.result()
+        repository, digest = key
+        children.update((repository, child) for child in (target.manifests if target else ()))
         tags = ledger.tags(repository, digest)
-        if (repository, digest) in children and not tags:
-            continue
-        key = repository, digest
         names = [f"{repository}:{tag}" for tag in tags] or [f"{repository}@{digest}"]
-        pulls = _pull_records(observer, key, pulled.get(key, []))
+        pulls = _pull_records(observer, key, target, pulled.get(key, []))
         by = pushed.get(key, [])
-        records += [ImageRecord(name=n, digest=digest, pushed_by=by, pulls=pulls) for n in names]
-    return sorted(records, key=lambda record: record["name"])
+        found += [
+            (key, ImageRecord(name=name, digest=digest, pushed_by=by, pulls=pulls))
+            for name in names
+        ]
+    records = [one for key, one in found if key not in children or "@" not in one["name"]]
+    return sorted(records, key=lambda record: record["name"]), left_out
 
 
-def _pull_records(observer: Observer, key: Key, nodes: Iterable[str]) -> list[PullRecord]:
-    ledger, target = observer.ledger, observer.states.target(*key)
+def _pull_records(
+    observer: Observer, key: Key, target: Target | None, nodes: Iterable[str]
+) -> list[PullRecord]:
+    ledger = observer.ledger
     found = []
     for node in nodes:
         pull = ledger.pulls(node)[key]

@@ -14,10 +14,11 @@ docs/lifetime.md defines each exactly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from registry.lifetime.contents import Contained
+from registry.lifetime.contents import Contained, Contents
 from registry.lifetime.ledger import Ledger
 from registry.lifetime.pulls import Pulls
 
@@ -56,16 +57,18 @@ class Target:
     """An image as the registry holds it now.
 
     Attributes:
-        leaves: the manifests under it that have blobs, it itself among them if it has.
+        leaves: the blobs of each manifest under it that has some, it itself among them.
         manifests: every manifest under it but itself.
         below: its own digest, and that of everything under it.
+        complete: whether all of it was read, so that it stays as it is for good.
     """
 
     repository: str
     digest: str
-    leaves: tuple[str, ...]
+    leaves: tuple[tuple[str, ...], ...]
     manifests: tuple[str, ...]
     below: frozenset[str]
+    complete: bool
 
 
 class States:
@@ -83,22 +86,22 @@ class States:
         self._contained = contained
 
     def target(self, repository: str, digest: str) -> Target | None:
-        """An image by the digest of its manifest or index, None if it is not in the registry."""
+        """Slow. An image by the digest of its manifest or index, None if it is not in the
+        registry."""
         if self._contained.find(repository, digest) is None:
             return None
-        found = {digest: None}
-        leaves: list[str] = []
-        waiting = [digest]
-        while waiting and len(found) <= _MAX_LEAVES:
-            manifest = waiting.pop()
-            contents = self._contained.of(repository, manifest)
-            if contents.blobs:
-                leaves.append(manifest)
-            new = [child for child in contents.children if child not in found]
-            found.update(dict.fromkeys(new))
-            waiting += dict.fromkeys(new)
         below = self._contained.below(repository, digest)
-        return Target(repository, digest, tuple(leaves), tuple(found)[1:], below)
+        found = _target(repository, digest, self._contained.find, below)
+        whole = found.complete and self._contained.known_below(repository, digest) is not None
+        return replace(found, complete=whole)
+
+    def known_target(self, repository: str, digest: str) -> Target | None:
+        """Quick. The same, None if some of it is not in memory."""
+        below = self._contained.known_below(repository, digest)
+        if below is None:
+            return None
+        found = _target(repository, digest, self._contained.known, below)
+        return found if found.complete else None
 
     def of(self, node: str, target: Target | None) -> State:
         """How far a node is with an image."""
@@ -110,8 +113,10 @@ class States:
             return State.MISSING
         if self._pulls.busy(node, target.below):
             return State.PULLING
+        if not target.below:
+            return State.INCOMPLETE
         wanted = ledger.wanted(node, target.below)
-        if not wanted and any(self._is_served(node, repository, leaf) for leaf in target.leaves):
+        if not wanted and any(self._is_served(node, blobs) for blobs in target.leaves):
             return State.SERVED
         asked = [pull]
         for manifest in target.manifests:
@@ -124,10 +129,37 @@ class States:
             return State.CLAIMED
         return State.FAILED if wanted else State.INCOMPLETE
 
-    def _is_served(self, node: str, repository: str, leaf: str) -> bool:
-        config, *layers = self._contained.of(repository, leaf).blobs
+    def _is_served(self, node: str, blobs: tuple[str, ...]) -> bool:
+        config, *layers = blobs
         if not self._ledger.has_whole(node, config):
             return False
         needed = all if config == EMPTY_CONFIG else any
         # Programs that only inspect an image read the config alone.
         return not layers or needed(self._ledger.has_whole(node, layer) for layer in layers)
+
+
+def unread(repository: str, digest: str) -> Target:
+    """An image of which nothing was read yet, so that no node is known to have it."""
+    return Target(repository, digest, (), (), frozenset(), complete=False)
+
+
+def _target(
+    repository: str,
+    digest: str,
+    find: Callable[[str, str], Contents | None],
+    below: frozenset[str],
+) -> Target:
+    found = {digest: None}
+    leaves: list[tuple[str, ...]] = []
+    waiting, complete = [digest], True
+    while waiting and len(found) <= _MAX_LEAVES:
+        contents = find(repository, waiting.pop())
+        if contents is None:
+            complete = False
+            continue
+        if contents.blobs:
+            leaves.append(contents.blobs)
+        new = [child for child in contents.children if child not in found]
+        found.update(dict.fromkeys(new))
+        waiting += dict.fromkeys(new)
+    return Target(repository, digest, tuple(leaves), tuple(found)[1:], below, complete)

@@ -264,6 +264,9 @@ def report(content: Report, width: int) -> str:
     lines = _summary(content, width)
     if content["images"]:
         lines += ["", *_images(content["images"], width)]
+    if content["images_left_out"]:
+        left = content["images_left_out"]
+        lines.append(f"{left} more images are left out: their manifests took too long to read")
     if content["coverage"]:
         lines += ["", *coverage_lines(content["coverage"], width)]
     if content["denied"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from registry.lifetime.contents import Contents
+from registry.lifetime.observer import Observer
 
 TURNS = 20
 
@@ -70,6 +71,14 @@ class FakeContent:
 
     def tag(self, repository: str, tag: str) -> str | None:
         return self.tags.get((repository, tag))
+
+
+def prepare(observer: Observer, node: str, repository: str) -> None:
+    """`Observer.prepare` without a thread."""
+    for one, contents in observer.owners.read(
+        repository, observer.owners.unread(node, repository)
+    ).items():
+        observer.owners.learn(repository, one, contents)
 
 
 def digest(name: str) -> str:

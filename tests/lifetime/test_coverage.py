@@ -17,7 +17,7 @@ from registry.lifetime.observer import Caller, Observer
 from registry.lifetime.pulls import SETTLED, Pulls
 from registry.lifetime.states import EMPTY_CONFIG, State, Target
 from storage.errors import BlobUnknown
-from tests.lifetime.fakes import FakeClock, FakeContent, digest, settle
+from tests.lifetime.fakes import FakeClock, FakeContent, digest, prepare, settle
 
 APP, WEB = "team/app", "library/web"
 APP_1, APP_2 = digest("app1"), digest("app2")
@@ -47,13 +47,21 @@ class Upgrade:
         images = (parse_image("team/app:1"), parse_image("docker.io/library/web:1"))
         activity = Activity(clock.now)
         self.observer = Observer(activity, self.pulls, self.ledger, contained, clock)
-        self.coverage = self.cover(images, nodes)
+        self._coverage = self.cover(images, nodes)
+
+    @property
+    def coverage(self) -> Coverage:
+        """As it is once the images of now were read."""
+        self._coverage.read()
+        return self._coverage
 
     def cover(
         self, images: tuple[Image, ...], nodes: Nodes, accept: State = State.CLAIMED
     ) -> Coverage:
         states = self.observer.states
-        return Coverage(self.ledger, self.pulls, images, nodes, self.content.tag, states, accept)
+        made = Coverage(self.ledger, self.pulls, images, nodes, self.content.tag, states, accept)
+        made.read()
+        return made
 
     def caller(self, node: str, agent: str = CONTAINERD) -> Caller:
         return self.observer.caller("", node, None, agent)
@@ -80,12 +88,14 @@ class Upgrade:
         repository: str = APP,
         agent: str = CONTAINERD,
     ) -> None:
+        prepare(self.observer, node, repository)
         sending = self.observer.sending(self.caller(node, agent), repository, what)
         with sending, sending.part(first, count, 100):
             sending.count(count)
 
     def blob_cut(self, node: str, what: str, first: int = 0, count: int = 50) -> None:
         """So many bytes arrive, and then the connection breaks."""
+        prepare(self.observer, node, APP)
         sending = self.observer.sending(self.caller(node), APP, what)
         with pytest.raises(ConnectionResetError), sending, sending.part(first, 100 - first, 100):
             sending.count(count)

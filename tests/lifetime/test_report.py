@@ -89,6 +89,7 @@ REPORT = Report(
             pulls=[_pull("node-a"), _pull("node-c", State.FAILED)],
         )
     ],
+    images_left_out=0,
     coverage=COVERAGE,
     denied=denied_records({("", "10.0.0.8"): 1, ("eve", "::ffff:10.0.0.9"): 3}),
     corrupt=[
@@ -320,7 +321,9 @@ async def test_images_by_whom() -> None:
     looked = PullRecord(
         node="b", state=State.INCOMPLETE, bytes=0, first=begun, last=begun, retries=0
     )
-    assert image_records(observer) == [
+    images, left_out = await image_records(observer)
+    assert left_out == 0
+    assert images == [
         ImageRecord(name="r:1", digest=index, pushed_by=["admin"], pulls=[had]),
         ImageRecord(name="r:latest", digest=index, pushed_by=["admin"], pulls=[had]),
         ImageRecord(name=f"r@{single}", digest=single, pushed_by=[], pulls=[looked]),

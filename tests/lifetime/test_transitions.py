@@ -15,7 +15,7 @@ from registry.lifetime.ledger import Ledger
 from registry.lifetime.observer import Observer
 from registry.lifetime.pulls import Pulls
 from registry.lifetime.states import State
-from tests.lifetime.fakes import FakeClock, FakeContent, digest
+from tests.lifetime.fakes import FakeClock, FakeContent, digest, prepare
 
 INDEX, IMAGE, OTHER = digest("index"), digest("image"), digest("other")
 CONFIG, LAYER = digest("config"), digest("layer")
@@ -65,6 +65,7 @@ class Node:
 
     def happen(self, event: tuple[object, ...]) -> None:
         observer = self.observer
+        prepare(observer, "n", "r")
         match event:
             case ("manifest", str(what), bool(head), str(agent)):
                 caller = observer.caller("", "n", None, agent)

@@ -26,6 +26,7 @@ from storage.errors import (
 )
 from storage.interface import Store
 from storage.overlay import OverlayStore
+from storage.verify import Fault, verify
 from tests.bundle.builders import Layout, blob_name, layers, proof_of
 from tests.overlay.conftest import OpenOverlay
 from tests.storage.builders import (
@@ -495,3 +496,14 @@ def test_layers_that_disagree(tmp_path: Path, open_overlay: OpenOverlay, bundle:
         store.tag(NOVA, "1")
     _, digest = put_image(store, NOVA, "1", config=b"[]")
     assert store.tag(NOVA, "1") == digest
+
+
+def test_index_of_what_the_bundle_has(bundle: Made, open_overlay: OpenOverlay) -> None:
+    """An index over images that only the bundle has is whole; once they are deleted, it is not."""
+    store = open_overlay(bundle.path)
+    child = manifests.parse_stored(bundle.layout.files[blob_name(str(bundle.nova))])
+    put(store, NOVA, index_body([child]), "both")
+    assert verify(store).findings == ()
+    store.delete_manifest(NOVA, digests.of(child.body))
+    (finding,) = verify(store).findings
+    assert (finding.fault, finding.digest) == (Fault.MISSING, digests.of(child.body))
