@@ -205,7 +205,8 @@ class Guard:
         if identity.access is None and identity.anonymous:
             # Not a denial yet: every client's first request comes without credentials.
             return self._unauthorized(http, asked, "authentication required", None)
-        self.audit.refused(http, request, identity.name, f"may not {_listed(missing)}")
+        without = " without credentials" if identity.anonymous else ""
+        self.audit.refused(http, request, identity.name, f"may not {_listed(missing)}{without}")
         named_as = dict(zip(_all_needs(request), _all_needs(asked), strict=True))
         named = [named_as[need] for need in missing]
         detail = [{"type": n.type, "name": n.name, "action": n.action} for n in named]

@@ -95,3 +95,14 @@ async def test_token_for_what_anyone_may(how: str, opened: Registry) -> None:
     assert answer.status == 200
     for scopes in ((), (f"{SCOPE},push",), (SCOPE, "repository:team/app:delete")):
         assert (await buy(*scopes))[0] == 401, scopes
+
+
+async def test_refusal_says_that_there_were_no_credentials(
+    closed: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node that was never logged in asks with an anonymous token: the operator reads why."""
+    push_image(closed.store, "team/app", "1")
+    token = (await closed.server.ask("GET", f"/auth/token?scope={SCOPE}", [])).json["token"]
+    answer = await closed.server.ask("GET", "/v2/team/app/manifests/1", [bearer(token)])
+    assert answer.status in (401, 403)
+    assert "was refused: may not pull on repository team/app without credentials" in caplog.text
