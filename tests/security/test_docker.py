@@ -219,4 +219,3 @@ def test_start_tells_how_to_trust_it(secure: NodeMayfly) -> None:
         assert name in told and password not in told
     assert f"mayfly node-config show --state-dir {secure.state_dir}" in told
     assert "CERTIFICATE" not in told
-    assert f"docker login {secure.host}" in told

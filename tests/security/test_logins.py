@@ -217,15 +217,17 @@ async def test_storm_from_one_address_delays_another_by_one(
         )
         for n in range(300)
     ]
-    await _until(lambda: len(bcrypts.costs) == 1)
+    await _until(lambda: _attempts(closed) == 300)
+    under_way = len(bcrypts.costs)
     own = asyncio.create_task(
         closed.server.ask("GET", TOKEN, [by_password("developer")], source="127.0.3.2")
     )
-    await _until(lambda: _waiting(closed) == 2)
+    await _until(lambda: _attempts(closed) == 301)
     bcrypts.gate.set()
     assert (await own).status == 200
     right = bcrypts.passwords.index(password_of("developer").encode())
-    assert right <= 2, f"{right} guesses came first"
+    # Each thread may begin one more before the first of them to be free begins this one.
+    assert right < 2 * under_way, f"{right} guesses came first"
     assert [answer.status for answer in await asyncio.gather(*storm)] == [401] * 300
 
 
@@ -238,10 +240,10 @@ async def _until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not come to be so in 20 s")
 
 
-def _waiting(made: Registry) -> int:
-    """Bcrypts that run or wait for a thread."""
+def _attempts(made: Registry) -> int:
+    """Logins that wait or are checked."""
     assert made.guard.authentication is not None
-    return len(made.guard.authentication.logins._checks)
+    return len(made.guard.authentication.logins._attempts)
 
 
 async def test_failures_slow_neither_another_user_nor_another_address(closed: Registry) -> None:
