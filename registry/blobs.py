@@ -5,9 +5,10 @@ from __future__ import annotations
 from aiohttp.web_response import StreamResponse
 
 from registry.body import HTTPRequest
-from registry.context import Context, answer, in_thread
+from registry.context import Context, answer
 from registry.request import Request
 from registry.send import send, send_head
+from registry.threads import in_thread
 
 OCTET_STREAM = "application/octet-stream"
 

@@ -1,10 +1,10 @@
-"""What every handler is given: the store, who is asking, and the answers' common parts."""
+"""The context of every handler: store, caller and lifetime; and the common parts of responses."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from aiohttp.web_response import Response, StreamResponse
 
@@ -14,12 +14,9 @@ from registry.lifetime.activity import Activity
 from registry.lifetime.drain import Drain
 from registry.lifetime.observer import Caller as Peer
 from registry.lifetime.observer import Observer
+from registry.manifest_cache import ManifestCache
 from registry.request import Request
-from registry.threads import in_thread as in_thread
 from storage.interface import Store
-
-if TYPE_CHECKING:
-    from registry.manifest_cache import ManifestCache
 
 SERVER = "mayfly"
 COMMON_HEADERS = {"Server": SERVER, "Docker-Distribution-Api-Version": "registry/2.0"}
@@ -27,7 +24,7 @@ JSON = "application/json"
 
 
 Names = Callable[[str, str | None], str]
-"""From a repository as asked for and containerd's ``ns`` to the one that is meant."""
+"""Maps a requested repository and containerd's ``ns`` to the canonical repository."""
 
 
 def as_asked(repository: str, ns: str | None) -> str:
@@ -36,7 +33,7 @@ def as_asked(repository: str, ns: str | None) -> str:
 
 
 class Lifeline(Protocol):
-    """What the request path tells the lifetime, and asks it; `registry.lifetime.life` has one."""
+    """The part of the lifetime that requests use; `registry.lifetime.life` implements it."""
 
     activity: Activity
     observer: Observer
@@ -45,7 +42,7 @@ class Lifeline(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a handler works with. All but caller and peer is the same for every request.
+    """The arguments of a handler. All but caller and peer are the same for every request.
 
     Attributes:
         caller: who asks, and what they may do.

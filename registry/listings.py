@@ -13,9 +13,10 @@ from urllib.parse import quote
 from aiohttp.web_response import Response, StreamResponse
 
 from registry.body import HTTPRequest
-from registry.context import JSON, Context, answer, in_thread
+from registry.context import JSON, Context, answer
 from registry.errors import PaginationInvalid
 from registry.request import Request
+from registry.threads import in_thread
 from storage.manifest import MAX_SIZE, OCI_INDEX
 
 CATALOG_PAGE = 1000

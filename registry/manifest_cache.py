@@ -16,9 +16,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from registry.context import in_thread
 from registry.lifetime.contents import size_of as size_of_contents
 from registry.manifest_refs import ManifestRefs, refs_of
+from registry.threads import in_thread
 from storage import digest as digests
 from storage import manifest as manifests
 from storage.bundle.verified import BundleExtent

@@ -8,11 +8,12 @@ from functools import partial
 from aiohttp.web_response import StreamResponse
 
 from registry.body import HTTPRequest
-from registry.context import Context, answer, in_thread
+from registry.context import Context, answer
 from registry.errors import BodyIncomplete
 from registry.manifest_cache import Cached
 from registry.request import Request
 from registry.send import send_whole
+from registry.threads import in_thread
 from storage import digest as digests
 from storage import manifest as manifests
 from storage.bundle.verified import BundleExtent

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 
 from registry.body import HTTPRequest, allocate
-from registry.context import in_thread
 from registry.lifetime.activity import Activity
+from registry.threads import in_thread
 from storage.interface import Upload
 
 _LARGEST_BATCH = 1024 * 1024

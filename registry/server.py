@@ -26,7 +26,7 @@ from registry.app import App
 from registry.audit import Audit
 from registry.config import ConfigError, Settings
 from registry.connections import Connections, Limits
-from registry.context import Names, as_asked, in_thread
+from registry.context import Names, as_asked
 from registry.guard import Guard
 from registry.held import Held
 from registry.lifetime import open_files, runs
@@ -45,6 +45,7 @@ from registry.origin import Origins
 from registry.protocol import HTTPServer
 from registry.security import Security, certificate_identity, secure
 from registry.sweep import Patience
+from registry.threads import in_thread
 from storage.directory import DirectoryReader
 from storage.distribution import DistributionStore
 from storage.errors import StorageError

@@ -11,10 +11,11 @@ from aiohttp.web_response import Response, StreamResponse
 
 from registry.access import Need, mount_source
 from registry.body import HTTPRequest
-from registry.context import Context, Handler, answer, in_thread
+from registry.context import Context, Handler, answer
 from registry.errors import ParameterInvalid, upload_range
 from registry.receive import receive
 from registry.request import Request
+from registry.threads import in_thread
 from storage import digest as digests
 from storage.digest import CANONICAL, Digest
 from storage.errors import (
