@@ -79,7 +79,7 @@ def _signing_key(settings: Settings, run: Run) -> bytes:
         key = signing.new_key()
     if before not in (None, key):
         logger.warning(
-            "not as before the restart: the signing key has changed; tokens and credentials "
+            "changed since the previous start: the signing key; tokens and credentials "
             "signed with the earlier one are refused"
         )
     publish(copy, key, _PRIVATE)

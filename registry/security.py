@@ -145,8 +145,8 @@ def _ensure_certificate(settings: Settings, run: Run) -> TLSIdentity:
     )
     if made.replaced is not None:
         logger.warning(
-            "the CA would have ended %s UTC, before this run, and was made anew: every node must "
-            "be told to trust it (mayfly node-config)",
+            "the CA is new, since the old one expires on %s UTC, before this run ends: make every "
+            "node trust it (mayfly node-config show)",
             made.replaced.strftime("%Y-%m-%d %H:%M"),
         )
     return made

@@ -147,7 +147,7 @@ def _show_end(last: Message, json: bool) -> int:
     if sys.stdout.isatty():
         click.echo(_HOME_AND_CLEAR, nl=False, file=raw(sys.stdout))
     if content is None:
-        echo("mayfly: the server is gone, and left no report", err=True)
+        echo("mayfly: the server was killed or crashed: it left no report", err=True)
         return Exit.NOT_RUNNING
     if json:
         print_json(content)

@@ -139,7 +139,7 @@ def _expanded(path: Path, scratch: Path, json: bool) -> Path:
         expand(path, plain, progress)
     again = compression_of(plain)
     if again is not None:
-        raise BundleInvalid(f"{path}: what it expands to is compressed again, with {again.name}")
+        raise BundleInvalid(f"{path} is compressed twice, the second time with {again.name}")
     return plain
 
 
@@ -297,7 +297,7 @@ def _published(output: Path) -> Iterator[BinaryIO]:
 
     if output.exists() and not output.is_file():
         # A device would be replaced by the archive.
-        raise ConfigError(f"{output} is there and is no file: give a file to write")
+        raise ConfigError(f"{output} exists and is not a regular file: name a file to write")
     draft = output.with_name(f".{output.name}.partial")
     try:
         with draft.open("wb") as file:

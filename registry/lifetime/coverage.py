@@ -264,7 +264,7 @@ class Coverage:
 def absent_text(absent: Sequence[str]) -> str:
     """A sentence that says which images of the list the registry does not hold."""
     shown = join_names(absent, _NAMES_SHOWN)
-    return f"listed in --until-pulled, and not in the registry until somebody pushes it: {shown}"
+    return f"in --until-pulled, but not in the registry: {shown}; push it or correct the list"
 
 
 def claims_text(claimed: Mapping[str, int]) -> str:

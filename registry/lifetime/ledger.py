@@ -373,7 +373,7 @@ class Ledger:
             if self._journal.lines > _COMPACT_FACTOR * self._facts + _COMPACT_SLACK:
                 self._journal.replace(self._entries())
         except OSError as error:
-            logger.warning("coverage will not survive a restart: %s", error)
+            logger.warning("a restart would lose coverage, since it cannot be written: %s", error)
             self._journal.close()
 
     def _apply(self, entry: Entry, flow: Flow | None = None) -> bool:

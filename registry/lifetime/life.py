@@ -323,7 +323,8 @@ class Life:
         if private is None or self._command_ended is None:
             return
         if self._signals.first.holds():
-            self._command_ended.set(Reason(Kind.COMMAND, "the command was not started"))
+            text = "a signal came before the command was started"
+            self._command_ended.set(Reason(Kind.COMMAND, text))
             return
         given = environment(os.environ, launch.login, private, self._state.path)
         self._child = await Child.start(self._plan.command, given, self._command_ended)

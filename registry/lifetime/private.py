@@ -96,7 +96,8 @@ def guarded(*paths: Path) -> Iterator[None]:
             start_new_session=True,
         )
     except OSError as error:
-        logger.warning("if mayfly is killed, %s stays: %s", ", ".join(map(str, paths)), error)
+        shown = ", ".join(map(str, paths))
+        logger.warning("if Mayfly is killed, nothing will remove %s: %s", shown, error)
         yield
         return
     try:

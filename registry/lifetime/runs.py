@@ -146,7 +146,7 @@ class Run:
         continues it.
         """
         if _host_is_shutting_down():
-            logger.warning("the host is shutting down: the next start goes on with this run")
+            logger.warning("the host is shutting down: the next start resumes this run")
             return
         self._over = True
 
@@ -215,9 +215,9 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _tell(before: Run, run: Run) -> None:
     begun = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.started))
-    logger.warning("going on with the run of %s: its users and credentials stay valid", begun)
+    logger.warning("resuming the run of %s: its users and credentials stay valid", begun)
     for difference in differences(before.serves, run.serves):
-        logger.warning("not as before the restart: %s", difference)
+        logger.warning("changed since the previous start: %s", difference)
 
 
 def _stamp(path: Path) -> str:

@@ -174,7 +174,7 @@ class DockerArchive:
     def _describe(self, piece: Piece, name: str, diff_id: str | None) -> dict[str, object] | None:
         start = read(piece._replace(size=min(piece.size, 6)), name)
         if start.startswith(_OTHER_COMPRESSION):
-            raise BundleInvalid(f"layer {name} is compressed as no client expects it: import it")
+            raise BundleInvalid(f"layer {name} is compressed as clients do not expect: import it")
         suffix = next((s for magic, s in _SUFFIXES.items() if start.startswith(magic)), "")
         if diff_id is not None and not suffix:
             digest: Digest | None = digests.parse(diff_id)

@@ -107,7 +107,7 @@ def read(piece: Piece, name: str, limit: int = MAX_DOCUMENT) -> bytes:
         BundleChanged: it was written to meanwhile.
     """
     if piece.size > limit:
-        raise BundleInvalid(f"file {name} is {piece.size} bytes long, {limit} are taken")
+        raise BundleInvalid(f"file {name} is {piece.size} bytes long, at most {limit} are read")
     with piece.open() as file:
         data = os.pread(file.fileno(), piece.size, piece.offset)
         if len(data) != piece.size or stamp_of(os.fstat(file.fileno())) != piece.stamp:

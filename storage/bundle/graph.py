@@ -190,7 +190,7 @@ class Graph:
             return None
         body = read(piece, f"manifest {digest}")
         if digests.of(body, digest.algorithm) != digest:
-            raise BundleInvalid(f"manifest {digest} is corrupt: its bytes have another digest")
+            raise BundleInvalid(f"manifest {digest} is corrupt: its bytes do not match its digest")
         try:
             parsed = manifests.parse_stored(body)
         except StorageError as error:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 
 from tests.clients.images import Images
 from tests.clients.programs import Client
-from tests.process import Mayfly
+from tests.process import REPO, Mayfly
 
 TLS = "--tls-verify=false"
 # podman's defaults raise the limits of this process, which takes a capability.
@@ -76,3 +79,31 @@ def test_manifest_list_is_pushed_and_pulled_from(
     podman("manifest", "push", "--all", TLS, "mayfly-test/list", f"docker://{reference}")
     podman("image", "rm", "--force", local)
     assert podman("pull", "--quiet", TLS, reference).strip() == local
+
+
+def test_pull_by_the_command_of_a_run(podman: Client, images: Images, scratch: Path) -> None:
+    """`MAYFLY_CERT_DIR`, as it is given to the command, is all that podman and skopeo need to trust
+    the registry: no option of theirs turns the check off."""
+    options = " ".join(map(quote, [podman.program, *podman.options]))
+    script = scratch / "pull.sh"
+    script.write_text(
+        "set -eu\n"
+        f'skopeo --insecure-policy copy --dest-cert-dir "$MAYFLY_CERT_DIR" "oci:{images.layout}'
+        ':small" "docker://$MAYFLY_HOST/team/small:1"\n'
+        f'{options} pull --cert-dir "$MAYFLY_CERT_DIR" "$MAYFLY_HOST/team/small:1"\n'
+        f'{options} image rm "$MAYFLY_HOST/team/small:1"\n'
+        f'! {options} pull "$MAYFLY_HOST/team/small:1" 2>untrusted\n'
+        "grep -q 'unknown authority' untrusted\n"
+    )
+    words = ["run", "--root", scratch / "root", "--state-dir", scratch / "state"]
+    words += ["--listen", "127.0.0.1:0", "--tls", "auto", "--auth", "auto"]
+    done = subprocess.run(
+        [sys.executable, "-m", "registry", *map(str, words), "--", "sh", str(script)],
+        cwd=scratch,
+        env={**podman.env, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (scratch / "untrusted").read_text()

@@ -174,7 +174,10 @@ sys.exit(status(["--watch", "--state-dir", sys.argv[1]], standalone_mode=False))
 """
 
 
-@pytest.mark.parametrize(("end", "code", "last"), [("stop", 0, "signal"), ("kill", 6, "no report")])
+@pytest.mark.parametrize(
+    ("end", "code", "last"),
+    [("stop", 0, "ended because it received SIGTERM"), ("kill", 6, "no report")],
+)
 def test_watch(start: Start, images: Path, end: str, code: int, last: str) -> None:
     """On a terminal the status is drawn again in place; the last frame is the end as reported."""
     stub = start(until_pulled=images, nodes="2").ready()

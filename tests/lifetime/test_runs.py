@@ -147,7 +147,8 @@ def test_differences_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert "a.tar" not in told
     caplog.clear()
     Run.begin(state, None, serving((bundle, tmp_path / "b.tar"), images, str(nodes)))
-    assert "not as before" not in caplog.text and "going on with the run" in caplog.text
+    assert "changed since the previous start" not in caplog.text
+    assert "resuming the run" in caplog.text
 
 
 def test_bundle_that_was_replaced_differs(tmp_path: Path) -> None:

@@ -149,6 +149,20 @@ def test_nodes_that_are_not_set_up(start_mayfly: Callable[..., Mayfly]) -> None:
     assert "\x1b" not in server.output()
 
 
+def test_full_disk(start_mayfly: Callable[..., Mayfly]) -> None:
+    """A push that finds no space is refused, and the log says so once."""
+    server = start_mayfly("--reserve", "1000TiB", "--log-format", "json")
+    for _ in range(3):
+        connection = http.client.HTTPConnection(server.host, timeout=20)
+        connection.request("POST", f"/v2/a/blobs/uploads/?digest=sha256:{'0' * 64}", b"content")
+        assert connection.getresponse().status == 413
+        connection.close()
+    told = [json.loads(line) for line in server.output().splitlines()]
+    (full,) = [line for line in told if line["event"] == "disk_full"]
+    assert full["level"] == "error"
+    assert full["message"] == "the disk is full: pushes are refused; free some space"
+
+
 def test_start_up_text_is_short(start_mayfly: Callable[..., Mayfly]) -> None:
     """Three lines, no certificate and no password; where to find them is said."""
     server = start_mayfly(listen="0.0.0.0:0")

@@ -117,8 +117,8 @@ def test_crash_restart_and_end(
 
     server.kill()
     server = upgrade.start()
-    assert server.output().count("going on with the run") == 1
-    assert "not as before" not in server.output()
+    assert server.output().count("resuming the run") == 1
+    assert "changed since the previous start" not in server.output()
     assert upgrade.has_facts_of("node-1"), "coverage outlives the crash"
     docker("tag", LOCAL, upgrade.image("2"))
     docker("push", upgrade.image("2"))  # by the login of before
@@ -135,6 +135,6 @@ def test_crash_restart_and_end(
     assert "401" in told or "authorization failed" in told, told
     told = docker.fails("push", upgrade.image("2"))
     assert "unauthorized" in told or "authentication required" in told, told
-    assert server.output().count("going on with the run") == 1
+    assert server.output().count("resuming the run") == 1
     assert _pull(crictl, upgrade.image("1"), upgrade.credential("node-2")) == ""
     server.kill()

@@ -110,14 +110,14 @@ def test_crash_goes_on_and_an_end_ends_everything(
     assert accepted(server_of(first), issued) == EVERYTHING
     first.kill()
     again = start_mayfly(*options, state_dir=state)
-    assert again.output().count("going on with the run") == 1
+    assert again.output().count("resuming the run") == 1
     assert accepted(server_of(again), issued) == EVERYTHING
     assert one_run_users(again) == issued.users
     again.stop()
     left = {path.name for path in state.iterdir()}
     assert left.isdisjoint({"run.json", "signing.key", "credentials.json", "coverage.jsonl"})
     later = start_mayfly(*options, state_dir=state)
-    assert later.output().count("going on with the run") == 1
+    assert later.output().count("resuming the run") == 1
     assert accepted(server_of(later), issued) == set()
 
 
@@ -146,7 +146,7 @@ def test_another_signing_key_at_a_restart_is_named(start_mayfly: Start, tmp_path
     for options, differs in starts:
         process = start_mayfly(*SECURE, *options, state_dir=state)
         said += differs  # all starts write to one file
-        told = process.output().count("not as before the restart: the signing key has changed")
+        told = process.output().count("changed since the previous start: the signing key")
         assert told == said, (options, process.output())
         if issued is not None:
             good = {"admin", "pull"} if differs else EVERYTHING
