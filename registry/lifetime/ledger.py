@@ -37,6 +37,10 @@ them shared, make 600 000."""
 MAX_OTHER_FACTS = 100_000
 """Facts about everything else."""
 
+MAX_NODES = 10_000
+"""Nodes beside those that `--nodes` names: one client may have very many addresses. Each takes some
+2.4 KiB, and a look at coverage goes through all of them."""
+
 MAX_OTHER_FACTS_PER_NODE = 10_000
 """Facts about everything else that one node can cause."""
 
@@ -137,6 +141,7 @@ class Ledger:
         path: of the file; None keeps them in memory only.
         clock: for their ages.
         listed: whether a node and a repository are of the list, so that there is room for them.
+        declared: names of `--nodes`; for these there is always room.
 
     Attributes:
         changed: happens with every fact that may change what somebody concludes.
@@ -151,11 +156,13 @@ class Ledger:
         path: Path | None,
         clock: Clock,
         listed: Callable[[str, str], bool] = lambda node, repository: False,
+        declared: Collection[str] = (),
     ) -> None:
         self._clock = clock
         self._zero = clock.wall() - clock.now()
         """Unix seconds of the monotonic clock's zero, as the wall clock has it now."""
         self._listed = listed
+        self._declared = frozenset(declared)
         self._order = 0
         self._facts = 0
         self._others = 0
@@ -543,6 +550,10 @@ class Ledger:
 
     def _take_room(self, state: _Node, repository: str) -> bool:
         """Count one more fact; False if a bound is reached."""
+        known = state.name in self._nodes or state.name in self._declared
+        if not known and len(self._nodes) >= MAX_NODES + len(self._declared):
+            self.full.add("record_full_nodes", most=MAX_NODES)
+            return False
         if self._listed(state.name, repository):
             if self._facts - self._others >= MAX_LISTED_FACTS:
                 self.full.add("record_full_list", most=MAX_LISTED_FACTS)

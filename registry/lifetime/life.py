@@ -162,7 +162,8 @@ class Life:
         # Without coverage there is nothing that a restart should go on with.
         kept = state.path / LEDGER if images else None
         try:
-            self._ledger = Ledger(kept, clock, _listed(images, plan.nodes))
+            declared = plan.nodes.names if plan.nodes else ()
+            self._ledger = Ledger(kept, clock, _listed(images, plan.nodes), declared)
         except OSError as error:
             raise ConfigError(f"{kept}: {error.strerror}; remove it") from None
         self._pulls = Pulls(clock.now, self._ledger.changed)

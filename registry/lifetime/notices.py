@@ -94,6 +94,11 @@ def text(notice: Mapping[str, Any]) -> str:
                 f"{notice['node']} asked for more than {notice['most']} manifests and blobs that "
                 "are not in the list of images; the report leaves out the others"
             )
+        case "record_full_nodes":
+            return (
+                f"the coverage record holds {notice['most']} nodes that --nodes does not name; "
+                "further ones are not recorded"
+            )
         case "record_full_others":
             return (
                 f"the coverage record holds {notice['most']} facts about images and nodes that "

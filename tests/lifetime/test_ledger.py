@@ -289,3 +289,15 @@ def test_private_and_removed(file: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
     ledger.remove()
     assert list(file.parent.iterdir()) == []
+
+
+def test_nodes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client with very many addresses fills no more than the room for strangers."""
+    monkeypatch.setattr(ledgers, "MAX_NODES", 10)
+    ledger = Ledger(None, FakeClock(), lambda node, repository: True, ("worker",))
+    for i in range(100):
+        ledger.asked(f"n{i}", "r", A, got=True)
+    ledger.asked("worker", "r", A, got=True)
+    assert len(ledger.nodes()) <= 12
+    assert "worker" in ledger.nodes()
+    assert [notice["code"] for notice in ledger.full.all()] == ["record_full_nodes"]
