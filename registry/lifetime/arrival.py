@@ -19,8 +19,8 @@ asks for settles both:
   that far; so does a part that had arrived from there on, where the client had no reason to go on.
 - Without either, bytes up to ``acked`` count.
 
-If the server is killed, the end of a transfer is lost. If it was the only one, the next request
-that begins later in the blob says how far it came; of several side by side nothing counts.
+If the server is killed, the end of a transfer is lost. If nothing beyond it was ever asked for, the
+next request that begins later in the blob says how far it came; of several parts nothing counts.
 """
 
 from __future__ import annotations
@@ -78,6 +78,10 @@ class Intervals:
     def covers(self, size: int) -> bool:
         """Whether every byte of content of ``size`` bytes is in the set."""
         return not size or (bool(self._firsts) and self._firsts[0] == 0 and self._ends[0] >= size)
+
+    def end(self) -> int:
+        """The end of the last interval, 0 without any."""
+        return self._ends[-1] if self._ends else 0
 
     def total(self) -> int:
         """How many bytes are in the set."""
@@ -170,10 +174,12 @@ class Arrival:
 
     def lose(self) -> None:
         """The server was killed: no transfer under way has an end."""
-        # Of transfers side by side the next request says nothing: it may go on with another one.
-        alone = len(self.flowing) == 1 and self.flowing[0].following is None
+        # Of a blob fetched by parts the next request says nothing: it may go on with another one.
+        alone = len(self.flowing) == 1 and self._is_last(self.flowing[0])
         for part in self.flowing:
-            part.acked, part.sent, part.end_lost = part.first, self.size, alone
+            # With nothing sent, no other part can show that this one got any further.
+            sent = self.size if alone else part.first
+            part.acked, part.sent, part.end_lost = part.first, sent, alone
             part.following = None if alone else part.first
             self._keep(part)
         self.flowing = []
@@ -216,6 +222,11 @@ class Arrival:
             end = _end(self._ended[0], self._firsts())
             self._sure.add(self._ended.pop(0).first, end)
         self._ended.append(part)
+
+    def _is_last(self, part: Part) -> bool:
+        """Whether nothing of the blob was ever asked for beyond where a transfer begins."""
+        later = any(one.first > part.first for one in self._ended)
+        return part.following is None and not later and self._sure.end() <= part.first
 
     def _conclude(self) -> None:
         self.whole = self.parts().covers(self.size)

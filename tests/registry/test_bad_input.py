@@ -39,7 +39,7 @@ REQUESTS: dict[str, tuple[bytes, int, str]] = {
     "NUL": (message("GET", "/v2/bad%00a/manifests/v1"), 400, "NAME_INVALID"),
     "long name": (message("GET", f"/v2/{'a' * 1000}/manifests/v1"), 400, "NAME_INVALID"),
     "long path": (message("GET", f"/v2/{'a/' * 3000}manifests/v1"), 400, "NAME_INVALID"),
-    "longest line": (message("GET", f"/v2/{'a' * 100_000}/manifests/v1"), 400, "UNSUPPORTED"),
+    "longest line": (message("GET", f"/v2/{'a' * 100_000}/manifests/v1"), 431, "UNSUPPORTED"),
     "bad tag": (message("PUT", f"{REPO}/manifests/-v1", image_body()), 400, "TAG_INVALID"),
     "unknown upload": (
         message("PATCH", f"{REPO}/blobs/uploads/{UPLOAD}", b"x"),

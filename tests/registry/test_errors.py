@@ -33,6 +33,7 @@ BASES = {"AuthError", "LifetimeError", "RequestError", "StorageError", "TrustErr
 NEVER_ANSWERED = {
     "ConfigError": "at the start, and in commands",
     "CredentialsInvalid": "the guard makes an Unauthorized of it",
+    "LoginsBusy": "the guard makes an Unauthorized of it",
     "TokenInvalid": "the guard makes an Unauthorized of it",
     "InputInvalid": "in commands that write users and grants",
     "PolicyFileInvalid": "at the start; a file that turns bad later is logged and not taken",

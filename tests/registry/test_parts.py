@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from registry.lifetime.arrival import ACK_SLACK
 from registry.lifetime.client import ask
 from registry.lifetime.states import State
 from storage.distribution import DistributionStore
@@ -119,8 +120,9 @@ def test_parts_side_by_side(registry: Registry) -> None:
     parts = side_by_side([partial(registry.part, first) for first in firsts])
     assert b"".join(parts) == LAYER
     registry.wait_for(State.SERVED)
-    # More was on its way than the client read.
-    assert SIZE <= registry.report()["bytes"] <= len(firsts) * SIZE
+    # More was on its way than the client read; of each cut the last acknowledgements may be lost.
+    least = SIZE - len(firsts) * ACK_SLACK
+    assert least <= registry.report()["bytes"] <= len(firsts) * SIZE
 
 
 def test_part_that_never_came(registry: Registry) -> None:

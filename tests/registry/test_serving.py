@@ -101,7 +101,7 @@ def test_signal_stops_cleanly(start_mayfly: StartMayfly, number: signal.Signals)
     assert number.name in server.output()
     assert "Traceback" not in server.output()
     assert not [p for p in server.root.rglob("*") if p.parent.name == "scratch"]
-    assert {Path(n).name for n in files(server.root)} == {"data", "link"}
+    assert {Path(n).name for n in files(server.root)} == {"data", "link", "_mayfly_size_1"}
 
 
 def test_restart_keeps_content_and_sessions(start_mayfly: StartMayfly) -> None:
@@ -148,7 +148,8 @@ def test_transfer_under_way_may_finish(start_mayfly: StartMayfly) -> None:
         assert stalled.recv(1000).startswith(b"HTTP/1.1 201 ")
     assert server.popen.wait(10) == 0
     assert "Traceback" not in server.output()
-    assert [Path(n).name for n in files(server.root)] == ["data", "link"]
+    names = [Path(n).name for n in files(server.root)]
+    assert names == ["_mayfly_size_300000", "data", "link"]
 
 
 def test_pull_under_way_may_finish(start_mayfly: StartMayfly) -> None:
@@ -244,7 +245,7 @@ def test_ephemeral(serve: Callable[..., tuple[Process, str]], tmp_path: Path) ->
     assert ask(host, "POST", f"{UPLOADS}?digest={digest}", b"x")[0] == 201
     (scratch,) = (tmp_path / "tmp").iterdir()
     assert scratch.stat().st_mode & 0o077 == 0
-    assert len(files(scratch)) == 2
+    assert {Path(n).name for n in files(scratch)} == {"data", "link", "_mayfly_size_1"}
     assert process.stop() == 0
     assert list((tmp_path / "tmp").iterdir()) == []
     assert not (tmp_path / "untouched").exists()
