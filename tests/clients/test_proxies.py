@@ -23,8 +23,11 @@ from pathlib import Path
 import pytest
 
 from registry.trust.authority import ensure
+from tests.clients.images import Images
 from tests.clients.programs import Client
-from tests.process import REPO, Mayfly, Process, find_program, need
+from tests.process import REPO, Mayfly, Process, find_program, need, run_mayfly
+
+SMALL = "docker.io/library/small:1"
 
 LARGE = 2 << 30 if os.environ.get("MAYFLY_SOAK") == "1" else 96 << 20
 """Bytes of the large layer."""
@@ -133,7 +136,7 @@ def layer(path: Path) -> Path:
 def test_clients_at_the_root(
     front: Callable[..., Front], home: Path, skopeo: Client, oras: Client, tmp_path: Path
 ) -> None:
-    """crane, skopeo, oras, regctl and podman log in through nginx, push and pull."""
+    """crane, skopeo, oras and regctl log in through nginx, push and pull."""
     there = front()
     login = ("-u", there.user, "-p", there.password)
     trust = {"SSL_CERT_FILE": str(there.ca)}
@@ -161,6 +164,54 @@ def test_clients_at_the_root(
     regctl = Client("regctl", home, env=trust)
     regctl("registry", "login", there.host, *login)
     assert regctl("image", "digest", f"{there.host}/team/app:1").strip() == digest
+
+
+@pytest.fixture
+def archive(skopeo: Client, images: Images, scratch: Path) -> Path:
+    """A small image, as `docker save` writes it."""
+    made = scratch / "small.tar"
+    skopeo("copy", f"oci:{images.layout}:small", f"docker-archive:{made}:{SMALL}")
+    return made
+
+
+def names(server: Mayfly) -> str:
+    """What lies in the store of a server."""
+    return run_mayfly("ls", "--root", server.root, "--json")
+
+
+def test_docker_at_the_root(front: Callable[..., Front], docker: Client, archive: Path) -> None:
+    """docker logs in through nginx, pushes and pulls."""
+    there = front()
+    name = f"{there.host}/team/small:1"
+    docker("login", there.host, "-u", there.user, "-p", there.password)
+    docker("load", "--input", archive)
+    docker("tag", SMALL, name)
+    docker("push", name)
+    assert "team/small" in names(there.server)
+    docker("rmi", name)
+    docker("pull", name)
+    docker("rmi", name)
+    docker("logout", there.host)
+    docker.fails("pull", name)
+
+
+def test_podman_at_the_root(
+    front: Callable[..., Front], podman: Client, archive: Path, tmp_path: Path
+) -> None:
+    """podman logs in through nginx, pushes and pulls."""
+    there = front()
+    name = f"{there.host}/team/small:1"
+    certificates = tmp_path / "certs"
+    certificates.mkdir()
+    shutil.copy(there.ca, certificates / "ca.crt")
+    trust = ("--cert-dir", certificates)
+    podman("login", *trust, there.host, "-u", there.user, "-p", there.password)
+    podman("load", "--input", archive)
+    podman("push", *trust, SMALL, name)
+    assert "team/small" in names(there.server)
+    podman("pull", *trust, name)
+    podman("rmi", name)
+    podman("logout", there.host)
 
 
 @pytest.mark.parametrize("buffering", ["off", "on"])
