@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 from registry.lifetime.nodes import NodeIdentity, NodeNames
 from registry.lifetime.notices import REMEDY, text
+from tests.process import REPO
 
 AUTO, CREDENTIAL, ADDRESS = NodeIdentity
 A, B = "10.0.0.7", "10.0.0.8"
@@ -193,3 +197,17 @@ def test_proxy_that_nobody_trusts(
     found = names(how, *declared)
     found.behind_proxies(lambda address: False, url, trusts_any=trusts_any)
     assert [one["code"] for one in found.notices.all()] == ["proxy_not_trusted"] * warned
+
+
+def test_every_notice_has_words_and_a_schema() -> None:
+    """What is added as a notice has a sentence for people and a shape for programs."""
+    added = set()
+    for path in (REPO / "registry/lifetime").glob("*.py"):
+        added |= set(re.findall(r"\.(?:notices|full)\.add\(\s*\"([a-z_]+)\"", path.read_text()))
+    schema = json.loads((REPO / "docs/commands.schema.json").read_text())
+    known = [one["properties"] for one in schema["$defs"]["warning"]["oneOf"]]
+    assert {one["code"]["const"] for one in known} == added
+    for one in known:
+        code = one["code"]["const"]
+        shown = text({name: ["x"] if name == "nodes" else "x" for name in one} | {"code": code})
+        assert not shown.startswith(f"{code}: ")
