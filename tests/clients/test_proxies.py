@@ -24,7 +24,7 @@ import pytest
 
 from registry.trust.authority import ensure
 from tests.clients.images import Images
-from tests.clients.programs import Client
+from tests.clients.programs import Client, Containerd, Cri
 from tests.process import REPO, Mayfly, Process, find_program, need, run_mayfly
 
 SMALL = "docker.io/library/small:1"
@@ -212,6 +212,39 @@ def test_podman_at_the_root(
     podman("pull", *trust, name)
     podman("rmi", name)
     podman("logout", there.host)
+
+
+@pytest.mark.parametrize("path", ["", "/hub"])
+def test_containerd(
+    front: Callable[..., Front], containerd: Containerd, cri: Cri, archive: Path, path: str
+) -> None:
+    """ctr pushes and pulls, and crictl pulls as kubelet does, as `node-config show` sets them up.
+
+    Image names have the host alone, whatever path the registry is served below.
+    """
+    there = front(path=path)
+    login = f"{there.user}:{there.password}"
+    name = f"{there.host}/team/small:1"
+    show = ("node-config", "show", "--runtime", "containerd", "--json", "--ca", there.ca)
+    where = ("--state-dir", there.server.state_dir, "--certs-dir", cri.hosts)
+    for file in json.loads(run_mayfly(*show, *where))["files"]:
+        target = Path(file["path"])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(file["content"])
+    hosts = ("--hosts-dir", cri.hosts)
+    ctr = containerd.ctr
+    ctr("images", "import", archive)
+    ctr("images", "push", *hosts, "--user", login, name, SMALL)
+    assert "team/small" in names(there.server)
+    ctr("images", "rm", "--sync", SMALL)
+    ctr.fails("images", "pull", *hosts, name)
+    ctr("images", "pull", *hosts, "--user", login, name)
+    ctr("images", "rm", "--sync", name)
+    made = json.loads(run_mayfly("credentials", "--json", *where[:2]))
+    assert made["host"] == there.host
+    cri.crictl("pull", "--creds", f"{made['username']}:{made['password']}", name)
+    assert name.rpartition(":")[0] in cri.crictl("images")
+    cri.crictl("rmi", name)
 
 
 @pytest.mark.parametrize("buffering", ["off", "on"])
