@@ -10,6 +10,7 @@ from pathlib import Path
 from shlex import quote
 
 from tests.clients.images import Images
+from tests.clients.layout import Layout, layer
 from tests.clients.programs import Client
 from tests.process import REPO, Mayfly
 
@@ -81,21 +82,24 @@ def test_manifest_list_is_pushed_and_pulled_from(
     assert podman("pull", "--quiet", TLS, reference).strip() == local
 
 
-def test_pull_by_the_command_of_a_run(podman: Client, images: Images, scratch: Path) -> None:
+def test_pull_by_the_command_of_a_run(podman: Client, scratch: Path) -> None:
     """`MAYFLY_CERT_DIR`, as it is given to the command, is all that podman and skopeo need to trust
     the registry: no option of theirs turns the check off."""
     options = " ".join(map(quote, [podman.program, *podman.options]))
+    layout = Layout(scratch / "layout")
+    layout.add("team/small:1", layer({"etc/small": b"small"}))
+    bundle = layout.archive()
     script = scratch / "pull.sh"
     script.write_text(
         "set -eu\n"
-        f'skopeo --insecure-policy copy --dest-cert-dir "$MAYFLY_CERT_DIR" "oci:{images.layout}'
-        ':small" "docker://$MAYFLY_HOST/team/small:1"\n'
+        'skopeo --insecure-policy copy --src-cert-dir "$MAYFLY_CERT_DIR" --dest-cert-dir '
+        '"$MAYFLY_CERT_DIR" "docker://$MAYFLY_HOST/team/small:1" "docker://$MAYFLY_HOST/copy:1"\n'
         f'{options} pull --cert-dir "$MAYFLY_CERT_DIR" "$MAYFLY_HOST/team/small:1"\n'
         f'{options} image rm "$MAYFLY_HOST/team/small:1"\n'
         f'! {options} pull "$MAYFLY_HOST/team/small:1" 2>untrusted\n'
         "grep -q 'unknown authority' untrusted\n"
     )
-    words = ["run", "--root", scratch / "root", "--state-dir", scratch / "state"]
+    words = ["run", bundle, "--root", scratch / "root", "--state-dir", scratch / "state"]
     words += ["--listen", "127.0.0.1:0", "--tls", "auto", "--auth", "auto"]
     done = subprocess.run(
         [sys.executable, "-m", "registry", *map(str, words), "--", "sh", str(script)],
