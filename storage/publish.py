@@ -388,7 +388,8 @@ def inherit(descriptor: int, parent: os.stat_result) -> None:
 
 
 def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # Without waiting: a pipe in the place of a file or directory would hold its opener for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         os.fsync(descriptor)
     finally:

@@ -354,3 +354,13 @@ def test_untagged_manifests_beside_damage_stay(
     assert LAYER_DIGEST not in found.blobs
     if damage != "tag":
         assert set(store.revisions(REPO)) == before
+
+
+def test_pipe_in_the_place_of_a_repository(tmp_path: Path) -> None:
+    """Whoever pushes to it is refused by the disk, and does not wait for ever."""
+    store = DistributionStore(tmp_path)
+    repositories = tmp_path / "docker/registry/v2/repositories"
+    os.mkfifo(repositories / "pipe")
+    with pytest.raises(OSError, match=r"Invalid argument|Not a directory"):
+        push(store, "pipe", b"content")
+    store.close()
