@@ -24,6 +24,7 @@ _COMMANDS = {
     "grant": "registry.cli.grant",
     "credentials": "registry.cli.credentials",
     "node-config": "registry.cli.node_config",
+    "bundle": "registry.cli.bundle",
     "import": "registry.cli.transfer:import_",
     "export": "registry.cli.transfer:export",
     "ls": "registry.cli.store:ls",

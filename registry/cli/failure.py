@@ -15,6 +15,7 @@ from registry.config import ConfigError
 from registry.exit_codes import Exit
 from registry.lifetime.errors import LifetimeError
 from registry.text import echo, exact_json
+from registry.upstream.errors import FetchError
 from storage.errors import ContentCorrupt, StorageError, StorageFailed, StorageFull, of_disk
 
 _DISK = StorageFull | StorageFailed
@@ -67,6 +68,8 @@ def _describe(error: Exception) -> tuple[str, str, int]:
         return "mayfly", error.format_message(), Exit.USAGE
     if isinstance(error, LifetimeError):
         return "mayfly", error.message, error.exit_code
+    if isinstance(error, FetchError):
+        return "mayfly", str(error), error.exit_code
     if isinstance(error, ConfigError | AuthError):
         return "mayfly", str(error), Exit.STORAGE if _is_of_disk(error) else Exit.USAGE
     if isinstance(error, StorageError):

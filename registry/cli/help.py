@@ -16,7 +16,7 @@ ALIASES = {"list": "ls", "remove": "rm"}
 
 COMMAND_GROUPS = {
     "Serve": ("serve", "run", "status", "wait", "stop"),
-    "Images": ("import", "export", "ls", "inspect", "du", "rm", "gc", "verify"),
+    "Images": ("bundle", "import", "export", "ls", "inspect", "du", "rm", "gc", "verify"),
     "Users and nodes": ("user", "grant", "credentials", "node-config"),
 }
 

@@ -181,7 +181,7 @@ def export(
     damaged: list[Damaged] = []
     chosen = list(_chosen(reader, images, damaged))
     with contextlib.ExitStack() as stack:
-        have = _joined([_target(text, stack) for text in haves])
+        have = have_any(haves, stack)
         while True:
             planned = exporting.plan(reader, chosen, have)
             try:
@@ -267,7 +267,13 @@ def _chosen(
 Have = Callable[[str, "Digest"], bool]
 
 
-def _joined(targets: list[Have]) -> Have:
+def have_any(haves: Sequence[str], stack: contextlib.ExitStack) -> Have:
+    """Whether any of the targets that ``--have`` names has a blob of a repository.
+
+    Raises:
+        ConfigError, BundleInvalid: a target cannot be opened.
+    """
+    targets = [_target(text, stack) for text in haves]
     return lambda repository, digest: any(has(repository, digest) for has in targets)
 
 

@@ -82,6 +82,15 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     ],
     "node-config apply": [("--runtime", NAME, "--registry", NAME)],
     "node-config revert": [("--runtime", NAME), ("--runtime", "docker", "--root-dir", NAME)],
+    "bundle create": [
+        (NAME, "-o", "out.tar"),
+        ("-", "-o", f"{NAME}.tar"),
+        ("team/app:v0", "-o", "out.tar", "--from", "root", "--upstream", NAME),
+        ("localhost/team/app:v0", "-o", "out.tar", "--from", "root"),
+        ("localhost/team/app:v0", "-o", f"{NAME}.tar", "--from", "bundle", "--json"),
+        ("localhost/team/app:v0", "-o", "out.tar", "--from", "broken.tar"),
+        ("127.0.0.1:1/x", "-o", "out.tar", "--platform", NAME),
+    ],
     "import": [
         ("--root", "imported", "bundle"),
         ("--root", "imported", "--json", "bundle"),

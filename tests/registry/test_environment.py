@@ -91,10 +91,12 @@ commands = {
     "verify": [], "export": ["--all", "-o", "out.tar"], "user": ["ls", "--auth", "."],
     "grant": ["ls", "--auth", "."], "credentials": [], "inspect": ["none:1"], "rm": ["none:1"],
     "import": ["none.tar"], "serve": ["--listen", "nowhere"],
+    "bundle": ["create", "/dev/null", "-o", "new.tar"],
     "run": ["--listen", "127.0.0.1:0", "--state-dir", "inner", "--", "true"], "stop": ["--help"],
 }
 for name, options in commands.items():
-    if name not in ("user", "grant", "credentials", "node-config", "status", "wait", "stop"):
+    without = ("bundle", "user", "grant", "credentials", "node-config", "status", "wait", "stop")
+    if name not in without:
         options = ["--root", sys.argv[1], *options]
     done = subprocess.run([sys.executable, "-m", "registry", name, *options],
                           capture_output=True, text=True)

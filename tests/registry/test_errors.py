@@ -27,7 +27,7 @@ DISTRIBUTION_CODES = {
 }  # fmt: skip
 
 
-BASES = {"AuthError", "LifetimeError", "RequestError", "StorageError", "TrustError"}
+BASES = {"AuthError", "FetchError", "LifetimeError", "RequestError", "StorageError", "TrustError"}
 """Never raised themselves where a request is answered."""
 
 NEVER_ANSWERED = {
@@ -41,6 +41,11 @@ NEVER_ANSWERED = {
     "NotRunning": "in commands that ask a running server",
     "ServerGone": "in commands that ask a running server",
     "TimedOut": "in commands that ask a running server",
+    **dict.fromkeys(
+        ("ListInvalid", "LoginsInvalid", "UpstreamError", "NotThere", "LoginRefused"),
+        "in commands that copy from elsewhere",
+    ),
+    **dict.fromkeys(("ContentWrong", "ImagesMissing"), "in commands that copy from elsewhere"),
 }
 """Errors that no request can end with, and where they end instead."""
 

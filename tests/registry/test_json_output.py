@@ -98,6 +98,13 @@ def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
     for line in done.stdout.splitlines():
         check("export", json.loads(line))
     assert json.loads(done.stdout.splitlines()[-1])["event"] == "exported"
+    create = ["bundle", "create", "localhost/team/app:1", "--from", tmp_path / "store", "--json"]
+    for option, event in (("--dry-run", "planned"), ("--jobs=2", "created")):
+        done = mayfly(*create, option, "-o", tmp_path / "new.tar")
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        for line in lines:
+            check("bundle create", line)
+        assert lines[-1]["event"] == event
     check("rm", output("rm", "team/app:1", *root))
     spared = output("gc", "--untagged", "--grace", "1h", *root)
     check("gc", spared)

@@ -53,7 +53,7 @@ def test_numbers_are_those_of_the_code() -> None:
     assert (DEFAULT_LIFETIME, DEFAULT_REFRESH_LIFETIME) == (5 * 60, 12 * 3600)
     assert (MAX_SIZE, MAX_FORM) == (4 * 1024**2, 32 * 1024)
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-    assert len(project["dependencies"]) == 6
+    assert len(project["dependencies"]) == 7
 
 
 def test_links_lead_somewhere() -> None:

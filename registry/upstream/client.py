@@ -1,0 +1,463 @@
+"""Ask another registry, as docker and containerd do (OCI distribution-spec, "Pull").
+
+One `Registry` is one host. It speaks HTTPS, or HTTP where the host is loopback or was named as
+insecure; gets tokens by the challenge of the first 401; and retries what may pass:
+
+    ask ──200/206──► answer
+     │ 401, once: get a token, ask again
+     │ 3xx: follow, without credentials when the host differs
+     │ 429, 5xx, broken connection: wait (Retry-After, else 1 s doubling to 30 s), ask again
+
+Nothing here trusts the other side: every body has a limit, digests are computed and compared, a
+realm may only be on HTTPS or on the registry's own host, and credentials never follow a redirect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import random
+import re
+import ssl
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import aiohttp
+
+from registry.upstream.credentials import Credentials, CredentialStore
+from registry.upstream.errors import ContentWrong, LoginRefused, NotThere, UpstreamError
+from storage import digest as digests
+from storage.digest import Digest
+from storage.errors import StorageError
+from storage.manifest import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    MAX_SIZE,
+    OCI_INDEX,
+    OCI_MANIFEST,
+)
+
+ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*;q=0.1"))
+ATTEMPTS = 6
+PIECE = 1024 * 1024
+"""Bytes of a blob handed on at once."""
+
+_MAX_REDIRECTS = 5
+_MAX_DOCUMENT = 8 * 1024 * 1024
+"""Largest list of tags or referrers in one page."""
+
+_MAX_TOKEN = 256 * 1024
+_MAX_PAGES = 10_000
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
+_LONGEST_RETRY_AFTER = 600.0
+_TOKEN_MARGIN = 30.0
+"""Seconds before its end in which a token is no longer used."""
+
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+_CHALLENGE_FIELD = re.compile(r'([A-Za-z_]+)="([^"]{0,4096})"')
+_NEXT = re.compile(r'<([^>]{1,4096})>\s*;\s*rel="?next"?')
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A manifest as a registry gave it: its exact bytes, verified where a digest was asked for."""
+
+    body: bytes
+    media_type: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a registry is reached.
+
+    Attributes:
+        url: scheme, host and port, and a path prefix; without a slash at the end.
+        namespace: the value of ``ns``, when the URL is a mirror of another host; else None.
+        ssl: the trust for HTTPS.
+    """
+
+    url: str
+    namespace: str | None
+    ssl: ssl.SSLContext
+
+
+class Registry:
+    """One registry.
+
+    Args:
+        session: shared by all registries of a job; its cookies and redirects are not used.
+        host: as it stands in image names, for messages and credentials.
+        reached: see `Access`.
+        credentials: where logins are found.
+        slept: waits between attempts; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        host: str,
+        reached: Access,
+        credentials: CredentialStore,
+        slept: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.host = host
+        self._session = session
+        self._access = reached
+        self._credentials = credentials
+        self._sleep = slept
+        self._tokens: dict[str, tuple[str, float]] = {}
+        """Repository to the ``Authorization`` value and the monotonic time of its end."""
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def manifest(self, repository: str, reference: str) -> Fetched:
+        """A manifest by tag or digest.
+
+        Raises:
+            NotThere, LoginRefused, ContentWrong, UpstreamError.
+        """
+        where = f"{self.host}/{repository}{'@' if ':' in reference else ':'}{reference}"
+        url = self._url(f"/v2/{repository}/manifests/{reference}")
+        async with self._asked("GET", url, repository, where, {"Accept": ACCEPT}) as response:
+            body = await _limited(response, MAX_SIZE, where)
+            media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+            told = response.headers.get("Docker-Content-Digest")
+        wanted = reference if ":" in reference else told
+        try:
+            digest = digests.parse(wanted) if wanted else digests.of(body)
+        except StorageError as error:
+            raise ContentWrong(f"{where}: {error.message}") from None
+        if digests.of(body, digest.algorithm) != digest:
+            raise ContentWrong(f"{where}: the manifest that arrived does not have digest {digest}")
+        return Fetched(body, media_type, digest)
+
+    async def find_manifest(self, repository: str, reference: str) -> Fetched | None:
+        """A manifest, None if the registry does not have it."""
+        try:
+            return await self.manifest(repository, reference)
+        except NotThere:
+            return None
+
+    async def has_blob(self, repository: str, digest: Digest) -> bool:
+        """Whether the registry has a blob in a repository."""
+        where = f"{self.host}/{repository}@{digest}"
+        url = self._url(f"/v2/{repository}/blobs/{digest}")
+        try:
+            async with self._asked("HEAD", url, repository, where, {}):
+                return True
+        except NotThere:
+            return False
+
+    async def blob(
+        self, repository: str, digest: Digest, size: int, start: int = 0
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes of a blob from ``start`` on, in pieces.
+
+        A connection that breaks is resumed by Range where it broke. The caller hashes; here it is
+        only held that not more than ``size`` bytes arrive, and not fewer.
+
+        Raises:
+            NotThere, LoginRefused, ContentWrong, UpstreamError.
+        """
+        where = f"{self.host}/{repository}@{digest}"
+        url = self._url(f"/v2/{repository}/blobs/{digest}")
+        at = start
+        failures = 0
+        while at < size or (at == size == 0):
+            headers = {"Range": f"bytes={at}-{size - 1}"} if at else {}
+            before = at
+            try:
+                async with self._asked("GET", url, repository, where, headers) as response:
+                    skip = _skipped(response, at, where)
+                    async for piece in response.content.iter_chunked(PIECE):
+                        if skip:
+                            piece, skip = piece[skip:], max(0, skip - len(piece))
+                        at += len(piece)
+                        if at > size:
+                            raise ContentWrong(f"{where}: longer than the {size} bytes announced")
+                        if piece:
+                            yield piece
+                if at == size:
+                    return
+                problem = f"ended after {at} of {size} bytes"
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                problem = _told(error)
+            failures = failures + 1 if at == before else 1
+            if failures >= ATTEMPTS:
+                raise UpstreamError(f"{where}: {problem}")
+            await self._sleep(_wait(failures))
+
+    async def tags(self, repository: str) -> list[str]:
+        """Every tag of a repository, in the registry's order."""
+        found: list[str] = []
+        url: str | None = self._url(f"/v2/{repository}/tags/list", n="1000")
+        async for page in self._pages(url, repository, f"{self.host}/{repository}: tags"):
+            tags = page.get("tags") or []
+            if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+                raise UpstreamError(f"{self.host}/{repository}: its list of tags is damaged")
+            found += tags
+        return found
+
+    async def referrers(self, repository: str, digest: Digest) -> list[Digest] | None:
+        """Digests of what refers to a manifest; None if the registry has no referrers API."""
+        found: list[Digest] = []
+        where = f"{self.host}/{repository}@{digest}: referrers"
+        try:
+            url = self._url(f"/v2/{repository}/referrers/{digest}")
+            async for page in self._pages(url, repository, where):
+                entries = page.get("manifests") or []
+                found += [digests.parse(str(entry["digest"])) for entry in entries]
+        except NotThere:
+            return None
+        except (StorageError, KeyError, TypeError, AttributeError):
+            raise UpstreamError(f"{where}: the list is damaged") from None
+        return found
+
+    async def _pages(
+        self, url: str | None, repository: str, where: str
+    ) -> AsyncIterator[dict[str, Any]]:
+        for _ in range(_MAX_PAGES):
+            if url is None:
+                return
+            async with self._asked("GET", url, repository, where, {}) as response:
+                body = await _limited(response, _MAX_DOCUMENT, where)
+                link = _NEXT.search(response.headers.get("Link", ""))
+                here = str(response.url)
+            try:
+                page = json.loads(body)
+            except (ValueError, RecursionError):
+                page = None
+            if not isinstance(page, dict):
+                raise UpstreamError(f"{where}: the answer is not a JSON object")
+            yield page
+            url = urljoin(here, link[1]) if link else None
+            if url is not None and _origin(url) != _origin(here):
+                raise UpstreamError(f"{where}: its next page is on another host")
+        raise UpstreamError(f"{where}: more than {_MAX_PAGES} pages")
+
+    def _url(self, path: str, **query: str) -> str:
+        if self._access.namespace:
+            query["ns"] = self._access.namespace
+        end = "&".join(f"{key}={value}" for key, value in query.items())
+        return f"{self._access.url}{path}" + (f"?{end}" if end else "")
+
+    @asynccontextmanager
+    async def _asked(
+        self, method: str, url: str, repository: str, where: str, headers: dict[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A successful answer, after as many attempts as it takes."""
+        response = await self._attempted(method, url, repository, where, headers)
+        try:
+            yield response
+        finally:
+            response.close() if not response.content.is_eof() else response.release()
+
+    async def _attempted(
+        self, method: str, url: str, repository: str, where: str, headers: dict[str, str]
+    ) -> aiohttp.ClientResponse:
+        authorization = await self._authorization(repository)
+        is_renewed = False
+        failures = 0
+        while True:
+            try:
+                response = await self._followed(method, url, headers, authorization)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failures += 1
+                if failures >= ATTEMPTS or isinstance(error, aiohttp.ClientSSLError):
+                    raise UpstreamError(f"{where}: {_told(error)}") from None
+                await self._sleep(_wait(failures))
+                continue
+            if response.status in (200, 206):
+                return response
+            challenge = response.headers.get("WWW-Authenticate", "")
+            retry_after = response.headers.get("Retry-After", "")
+            status = response.status
+            response.close()
+            if status == 401 and not is_renewed:
+                is_renewed = True
+                authorization = await self._authenticated(challenge, repository, where)
+            elif status in (401, 403):
+                raise LoginRefused(
+                    f"{where}: access denied ({status}); log in to {self.host} with docker login "
+                    "or podman login"
+                )
+            elif status == 404:
+                raise NotThere(f"{where}: {self.host} does not have it")
+            elif status == 429 or status >= 500:
+                failures += 1
+                if failures >= ATTEMPTS:
+                    raise UpstreamError(f"{where}: {self.host} answered {status} {failures} times")
+                await self._sleep(_retry_after(retry_after) or _wait(failures))
+            else:
+                raise UpstreamError(f"{where}: {self.host} answered {status}")
+
+    async def _followed(
+        self, method: str, url: str, headers: dict[str, str], authorization: str | None
+    ) -> aiohttp.ClientResponse:
+        first = _origin(url)
+        for _ in range(_MAX_REDIRECTS + 1):
+            own = dict(headers)
+            if authorization and _origin(url) == first:
+                own["Authorization"] = authorization
+            response = await self._session.request(
+                method,
+                url,
+                headers=own,
+                allow_redirects=False,
+                timeout=_TIMEOUT,
+                ssl=self._access.ssl,
+            )
+            if response.status not in (301, 302, 303, 307, 308):
+                return response
+            target = urljoin(url, response.headers.get("Location", ""))
+            response.close()
+            if first[0] == "https" and _origin(target)[0] != "https":
+                raise aiohttp.ClientError("it redirects from HTTPS to plain HTTP")
+            url = target
+        raise aiohttp.ClientError(f"more than {_MAX_REDIRECTS} redirects")
+
+    async def _authorization(self, repository: str) -> str | None:
+        value, end = self._tokens.get(repository, ("", 0.0))
+        return value if value and time.monotonic() < end else None
+
+    async def _authenticated(self, challenge: str, repository: str, where: str) -> str | None:
+        """The ``Authorization`` that answers a challenge; one request for a repository at once."""
+        login = await self._credentials.find(self.host, repository)
+        scheme = challenge.partition(" ")[0].lower()
+        if scheme == "basic":
+            if login is None or login.basic is None:
+                raise LoginRefused(f"{where}: {self.host} asks for a login; use docker login")
+            self._tokens[repository] = (login.basic, float("inf"))
+            return login.basic
+        if scheme != "bearer":
+            raise LoginRefused(f"{where}: {self.host} asks for authentication of an unknown kind")
+        used = self._tokens.get(repository)
+        async with self._locks.setdefault(repository, asyncio.Lock()):
+            renewed = self._tokens.get(repository)
+            if renewed is not None and renewed != used:
+                return renewed[0]
+            value, seconds = await self._token(challenge, login, repository, where)
+            end = time.monotonic() + max(seconds - _TOKEN_MARGIN, seconds / 2)
+            self._tokens[repository] = (f"Bearer {value}", end)
+            return f"Bearer {value}"
+
+    async def _token(
+        self, challenge: str, login: Credentials | None, repository: str, where: str
+    ) -> tuple[str, float]:
+        fields = dict(_CHALLENGE_FIELD.findall(challenge[:16384]))
+        realm = fields.get("realm", "")
+        parts = urlsplit(realm)
+        own = urlsplit(self._access.url)
+        if parts.scheme != "https" and (parts.scheme, parts.hostname) != (own.scheme, own.hostname):
+            raise LoginRefused(
+                f"{where}: {self.host} gives its tokens by plain HTTP from another host"
+            )
+        query = {"service": fields.get("service", ""), "scope": f"repository:{repository}:pull"}
+        if login is not None and login.identity_token:
+            form = {
+                **query,
+                "grant_type": "refresh_token",
+                "refresh_token": login.identity_token,
+                "client_id": "mayfly",
+            }
+            request = self._session.post(
+                realm, data=form, ssl=self._access.ssl, timeout=_TIMEOUT, allow_redirects=False
+            )
+        else:
+            headers = {"Authorization": login.basic} if login and login.basic else {}
+            request = self._session.get(
+                realm,
+                params=query,
+                headers=headers,
+                ssl=self._access.ssl,
+                timeout=_TIMEOUT,
+                allow_redirects=False,
+            )
+        try:
+            async with request as response:
+                if response.status in (401, 403):
+                    raise LoginRefused(f"{where}: {self.host} does not accept these credentials")
+                if response.status != 200:
+                    raise UpstreamError(f"{where}: {realm} answered {response.status}")
+                document = json.loads(await _limited(response, _MAX_TOKEN, where))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UpstreamError(f"{where}: {realm}: {_told(error)}") from None
+        except (ValueError, RecursionError):
+            document = None
+        document = document if isinstance(document, dict) else {}
+        value = document.get("token") or document.get("access_token")
+        if not isinstance(value, str) or not value.isprintable():
+            raise UpstreamError(f"{where}: {realm} gave no token")
+        return value, _lifetime(document.get("expires_in"))
+
+
+def _lifetime(told: object) -> float:
+    """Seconds that a token lives; 60 where the answer does not say (distribution's token spec)."""
+    if isinstance(told, bool) or not isinstance(told, int | float):
+        return 60.0
+    return max(60.0, min(float(told), 86400.0))
+
+
+def _skipped(response: aiohttp.ClientResponse, start: int, where: str) -> int:
+    """How many bytes of an answer lie before ``start``: all of them where Range was ignored."""
+    if response.status != 206:
+        return start
+    told = re.fullmatch(r"bytes ([0-9]{1,19})-.*", response.headers.get("Content-Range", ""))
+    if told is None or int(told[1]) != start:
+        raise ContentWrong(f"{where}: asked from byte {start}, the answer is another part")
+    return 0
+
+
+async def _limited(response: aiohttp.ClientResponse, limit: int, where: str) -> bytes:
+    """A whole body, if it is not longer than it may be."""
+    body = bytearray()
+    async for piece in response.content.iter_chunked(PIECE):
+        body += piece
+        if len(body) > limit:
+            raise ContentWrong(f"{where}: the answer is longer than {limit} bytes")
+    return bytes(body)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, port
+
+
+def _wait(failures: int) -> float:
+    """Seconds before the next attempt, with some chance in it so that clients do not march."""
+    longest = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (failures - 1))
+    return longest * random.uniform(0.5, 1.0)
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds that a ``Retry-After`` asks for (RFC 9110, 10.2.3), at most ten minutes."""
+    if value.isascii() and value.isdigit() and len(value) < 10:
+        return min(float(value), _LONGEST_RETRY_AFTER)
+    try:
+        date = email.utils.parsedate_to_datetime(value[:100])
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        return None
+    return min(max(date.timestamp() - time.time(), 0.0), _LONGEST_RETRY_AFTER)
+
+
+def _told(error: BaseException) -> str:
+    """What a broken connection is called in a message."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return (
+            f"its certificate is not trusted ({error.certificate_error.args[-1]}); "
+            "give its CA with --ca FILE"
+        )
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        reason = error.os_error.strerror or type(error.os_error).__name__
+        return f"cannot connect to {error.host}:{error.port}: {reason}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,385 @@
+"""Find out everything that a new bundle will contain, before its first blob is fetched.
+
+For each image: its manifest, the children of an index for the wanted platforms, configs and layers,
+and with it what refers to it: signatures, SBOMs and attestations. Those are found in three ways,
+since registries and tools differ:
+
+    referrers API          OCI 1.1
+    tag sha256-HEX         the index of referrers where there is no such API (OCI 1.1, fallback)
+    tags sha256-HEX.sig    cosign before version 3; .att and .sbom likewise
+
+All of it is looked for again below what is found, for a signature may be signed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from registry.upstream.client import Fetched
+from registry.upstream.errors import ImagesMissing, UpstreamError
+from registry.upstream.lists import TagFilter, Wanted
+from registry.upstream.sources import Source
+from storage.bundle.names import Reference
+from storage.digest import Digest
+from storage.errors import StorageError
+from storage.exporting import FULL_NAME, TAG
+from storage.manifest import INDEX_TYPES, OCI_INDEX, Descriptor, Manifest, parse
+
+MAX_MANIFESTS = 100_000
+"""Manifests of one bundle; an upgrade of a large cluster has some thousands."""
+
+_COSIGN_ENDINGS = (".sig", ".att", ".sbom")
+_ATTESTED = "vnd.docker.reference.digest"
+"""BuildKit's annotation: the platform manifest that an attestation manifest describes."""
+
+_AT_ONCE = 16
+_SEMVER = re.compile(r"v?[0-9]+\.[0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A repository of a source that has a blob."""
+
+    source: Source
+    host: str
+    repository: str
+
+
+@dataclass(slots=True)
+class Gathered:
+    """The content of a bundle.
+
+    Attributes:
+        entries: the descriptors of ``index.json``.
+        manifests: every manifest's bytes, parents before children.
+        blobs: config and layers: their size and where they can be fetched, in order of use.
+        images: how many images, not counting what refers to them.
+        referrers: how many manifests refer to an image.
+        foreign: layers with URLs of their own, which a source may rightly lack.
+        absent: those of them that no source has.
+    """
+
+    entries: list[dict[str, object]] = field(default_factory=list)
+    manifests: dict[Digest, bytes] = field(default_factory=dict)
+    blobs: dict[Digest, tuple[int, list[Origin]]] = field(default_factory=dict)
+    images: int = 0
+    referrers: int = 0
+    foreign: set[Digest] = field(default_factory=set)
+    absent: list[Digest] = field(default_factory=list)
+
+    @property
+    def index(self) -> bytes:
+        """The bytes of ``index.json``."""
+        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": self.entries}
+        return json.dumps(document, separators=(",", ":")).encode()
+
+
+Find = Callable[[str], Sequence[Source]]
+"""The sources to ask for an image whose name has this host, in order."""
+
+
+async def gather(
+    wanted: Iterable[Wanted], find: Find, platforms: Sequence[str], referrers: bool
+) -> Gathered:
+    """Look up every image of a list.
+
+    Args:
+        wanted: the list.
+        find: where to look.
+        platforms: ``os/arch[/variant]`` to take from indexes; all without any. An image's own
+            platforms win.
+        referrers: whether to carry what refers to an image.
+
+    Raises:
+        ImagesMissing: at least one image cannot be had; every one that cannot is named.
+    """
+    gate = asyncio.Semaphore(_AT_ONCE)
+    problems: list[str] = []
+
+    async def one(image: Wanted) -> list[_Image]:
+        try:
+            async with gate:
+                found = [_Image(single) for single in await _expanded(image, find)]
+                for each in found:
+                    await each.gather(find, platforms, referrers)
+                return found
+        except (UpstreamError, StorageError) as error:
+            problems.append(f"{image.origin}: {error}")
+            return []
+
+    images = await asyncio.gather(*(one(image) for image in wanted))
+    if problems:
+        raise ImagesMissing(sorted(problems))
+    gathered = Gathered()
+    for found in images:
+        for image in found:
+            image.add_to(gathered)
+    if len(gathered.manifests) > MAX_MANIFESTS:
+        raise ImagesMissing([f"more than {MAX_MANIFESTS} manifests in one bundle"])
+    await _drop_absent_foreign(gathered)
+    return gathered
+
+
+async def _drop_absent_foreign(gathered: Gathered) -> None:
+    """Leave out foreign layers that no source has: clients fetch those by their own URLs."""
+    for digest in gathered.foreign:
+        _, origins = gathered.blobs[digest]
+        for origin in origins:
+            if await origin.source.has_blob(origin.host, origin.repository, digest):
+                break
+        else:
+            del gathered.blobs[digest]
+            gathered.absent.append(digest)
+
+
+async def _expanded(wanted: Wanted, find: Find) -> list[Wanted]:
+    """One image for each tag that a filter lets through."""
+    if wanted.tags is None:
+        return [wanted]
+    host, repository = wanted.source.host, wanted.source.repository
+    for source in find(host):
+        tags = await source.tags(host, repository)
+        if tags:
+            break
+    else:
+        raise UpstreamError(f"{wanted.source}: no such repository, or it has no tags")
+    chosen = choose_tags(tags, wanted.tags)
+    if not chosen:
+        raise UpstreamError(f"{wanted.source}: none of its {len(tags)} tags is wanted")
+    found = []
+    for tag in chosen:
+        target = wanted.target._replace(tag=tag) if wanted.target else None
+        found.append(
+            Wanted(
+                wanted.source._replace(tag=tag),
+                target,
+                None,
+                wanted.platforms,
+                wanted.referrers,
+                wanted.origin,
+            )
+        )
+    return found
+
+
+def choose_tags(tags: Iterable[str], wanted: TagFilter) -> list[str]:
+    """The tags that a filter lets through, in lexical order."""
+    allow = [re.compile(pattern) for pattern in wanted.allow]
+    deny = [re.compile(pattern) for pattern in wanted.deny]
+    ranges = [_range(text) for text in wanted.semver]
+    found = []
+    for tag in sorted(set(tags)):
+        if wanted.exact and tag not in wanted.exact:
+            continue
+        if allow and not any(pattern.fullmatch(tag) for pattern in allow):
+            continue
+        if any(pattern.fullmatch(tag) for pattern in deny):
+            continue
+        if ranges and not any(is_in(tag) for is_in in ranges):
+            continue
+        found.append(tag)
+    return found
+
+
+def _range(text: str) -> Callable[[str], bool]:
+    from semantic_version import NpmSpec, Version  # type: ignore[import-untyped]
+
+    try:
+        spec = NpmSpec(re.sub(r"\s*,\s*", " ", re.sub(r"([<>=~^]+)\s+", r"\1", text.strip())))
+    except ValueError:
+        raise UpstreamError(f"{text!r} is not a range of versions") from None
+
+    def is_in(tag: str) -> bool:
+        if not _SEMVER.match(tag):
+            return False
+        try:
+            version = Version.coerce(tag.removeprefix("v"))
+        except ValueError:
+            return False
+        return bool(spec.match(version))
+
+    return is_in
+
+
+class _Image:
+    """One image while it is looked up."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._host = wanted.source.host
+        self._repository = wanted.source.repository
+        self._sources: Sequence[Source] = ()
+        self._owners: Sequence[Source] = ()
+        """The source that has the image: what refers to it is asked of that one alone."""
+        self._manifests: dict[Digest, tuple[Fetched, Manifest, Source]] = {}
+        self._top: Digest | None = None
+        self._attached: list[tuple[Digest, str | None]] = []
+        """Manifests that refer to the image, with the tag that they are found by."""
+
+    async def gather(self, find: Find, platforms: Sequence[str], referrers: bool) -> None:
+        """Look up all of it.
+
+        Raises:
+            UpstreamError: no source has it, or a source's answer cannot be used.
+        """
+        self._sources = find(self._host)
+        name = self._wanted.source
+        reference = str(name.digest) if name.digest else (name.tag or "latest")
+        self._top = await self._walk(reference, self._wanted.platforms or platforms)
+        self._owners = [self._manifests[self._top][2]]
+        if referrers and self._wanted.referrers:
+            await self._attach()
+
+    def add_to(self, gathered: Gathered) -> None:
+        """Join it with the images before it."""
+        assert self._top is not None
+        name = self._wanted.target or self._wanted.source
+        gathered.images += 1
+        self._list(gathered, self._top, name)
+        for digest, tag in self._attached:
+            gathered.referrers += 1
+            self._list(gathered, digest, name._replace(tag=tag, digest=None) if tag else None)
+        for digest, (fetched, manifest, source) in self._manifests.items():
+            gathered.manifests.setdefault(digest, fetched.body)
+            origin = Origin(source, self._host, self._repository)
+            for blob in manifest.blobs:
+                assert blob.size is not None  # a manifest that is taken in says it
+                _, origins = gathered.blobs.setdefault(blob.digest, (blob.size, []))
+                if origin not in origins:
+                    origins.append(origin)
+                if not blob.distributable:
+                    gathered.foreign.add(blob.digest)
+
+    def _list(self, gathered: Gathered, digest: Digest, name: Reference | None) -> None:
+        fetched, manifest, _ = self._manifests[digest]
+        entry: dict[str, object] = {
+            "mediaType": manifest.media_type,
+            "digest": str(digest),
+            "size": len(fetched.body),
+        }
+        if name is not None:
+            annotations = {FULL_NAME: str(name)}
+            if name.tag:
+                annotations[TAG] = name.tag
+            entry["annotations"] = annotations
+        if entry not in gathered.entries:
+            gathered.entries.append(entry)
+
+    async def _walk(self, reference: str, platforms: Sequence[str]) -> Digest:
+        """Fetch a manifest and what an index names, each once; its digest."""
+        top = await self._fetch(reference)
+        waiting = [top]
+        while waiting:
+            _, manifest, _ = self._manifests[waiting.pop()]
+            children = [
+                child
+                for child in _wanted_children(manifest, platforms)
+                if child.digest not in self._manifests
+            ]
+            if len(self._manifests) + len(children) > MAX_MANIFESTS:
+                raise UpstreamError(f"{self._wanted.source}: more than {MAX_MANIFESTS} manifests")
+            unique = dict.fromkeys(child.digest for child in children)
+            waiting += [await self._fetch(str(child)) for child in unique]
+        return top
+
+    async def _fetch(self, reference: str) -> Digest:
+        found = await self._find(reference, self._sources)
+        if found is None:
+            mark = "@" if ":" in reference else ":"
+            asked = " or ".join(source.label for source in self._sources)
+            raise UpstreamError(
+                f"{self._host}/{self._repository}{mark}{reference} is not in {asked}"
+            )
+        return found
+
+    async def _find(self, reference: str, sources: Sequence[Source]) -> Digest | None:
+        for source in sources:
+            fetched = await source.manifest(self._host, self._repository, reference)
+            if fetched is None:
+                continue
+            if fetched.digest not in self._manifests:
+                manifest = parse(fetched.body)
+                self._manifests[fetched.digest] = (fetched, manifest, source)
+            return fetched.digest
+        return None
+
+    async def _attach(self) -> None:
+        """Find what refers to any manifest of the image, and to what is found."""
+        seen: set[Digest] = set()
+        waiting = list(self._manifests)
+        while waiting:
+            digest = waiting.pop(0)
+            if digest in seen:
+                continue
+            seen.add(digest)
+            before = set(self._manifests)
+            for tag, found in await self._referring(digest):
+                if all(found != one for one, _ in self._attached) and found != self._top:
+                    self._attached.append((found, tag))
+            waiting += [one for one in self._manifests if one not in before]
+
+    async def _referring(self, digest: Digest) -> list[tuple[str | None, Digest]]:
+        found: list[tuple[str | None, Digest]] = []
+        flat = f"{digest.algorithm}-{digest.hex}"
+        for source in self._owners:
+            listed = await source.referrers(self._host, self._repository, digest)
+            if listed is None:
+                fallback = await self._find_tagged(flat)
+                if fallback is not None:
+                    _, index, _ = self._manifests[fallback]
+                    listed = [child.digest for child in index.manifests]
+                    del self._manifests[fallback]  # clients make it anew from what it lists
+            found += [(None, await self._walk(str(one), ())) for one in listed or ()]
+            if listed is not None:
+                break
+        for ending in _COSIGN_ENDINGS:
+            tagged = await self._find_tagged(flat + ending)
+            if tagged is not None:
+                found.append((flat + ending, tagged))
+        return found
+
+    async def _find_tagged(self, tag: str) -> Digest | None:
+        found = await self._find(tag, self._owners)
+        return None if found is None else await self._walk(str(found), ())
+
+
+def _wanted_children(manifest: Manifest, platforms: Sequence[str]) -> list[Descriptor]:
+    """The children of an index for some platforms, and the attestations of those.
+
+    A child without a platform belongs to no platform in particular and is taken.
+    """
+    if not platforms or manifest.media_type not in INDEX_TYPES:
+        return list(manifest.manifests)
+    entries = json.loads(manifest.body).get("manifests", [])
+    chosen: set[str] = set()
+    for entry in entries:
+        if _fits(entry.get("platform"), platforms) and not _attests(entry):
+            chosen.add(entry["digest"])
+    chosen |= {entry["digest"] for entry in entries if _attests(entry) in chosen}
+    if not chosen:
+        raise UpstreamError(f"no image for {' or '.join(platforms)}")
+    return [child for child in manifest.manifests if str(child.digest) in chosen]
+
+
+def _attests(entry: dict[str, object]) -> str | None:
+    annotations = entry.get("annotations")
+    value = annotations.get(_ATTESTED) if isinstance(annotations, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _fits(platform: object, wanted: Sequence[str]) -> bool:
+    if not isinstance(platform, dict):
+        return True
+    whole = (platform.get("os"), platform.get("architecture"), platform.get("variant"))
+    for text in wanted:
+        parts = text.split("/")
+        if list(whole[: len(parts)]) == parts:
+            return True
+        # The usual variants are often left out: arm64 means arm64/v8.
+        if len(parts) == 3 and list(whole[:2]) == parts[:2] and whole[2] is None:
+            return parts[1:] == ["arm64", "v8"]
+    return False

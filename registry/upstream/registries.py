@@ -1,0 +1,103 @@
+"""The registries that one command talks to: how each is reached, over one pool of connections."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from registry.upstream.client import Access, Registry
+from registry.upstream.credentials import Credentials, CredentialStore
+from registry.version import VERSION
+from storage.bundle.names import DOCKER_HUB, canonical_host
+
+_HUB_HOST = "registry-1.docker.io"
+_CONNECTIONS_PER_HOST = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How registries are reached.
+
+    Attributes:
+        mirrors: host, as in image names, to the URL to ask instead.
+        insecure: hosts that are asked by plain HTTP; loopback always is.
+        ca: PEM file of CAs that are trusted besides the system's.
+        credentials: host to credentials that win over stored logins.
+    """
+
+    mirrors: Mapping[str, str] = field(default_factory=dict)
+    insecure: frozenset[str] = frozenset()
+    ca: Path | None = None
+    credentials: Mapping[str, Credentials] = field(default_factory=dict)
+
+
+class Registries:
+    """Registries by host; an async context manager.
+
+    Raises:
+        OSError, ssl.SSLError: the CA file cannot be read.
+    """
+
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
+        self._trust = ssl.create_default_context()
+        if reach.ca is not None:
+            self._trust.load_verify_locations(reach.ca)
+        self._credentials = CredentialStore(reach.credentials)
+        self._known: dict[str, Registry] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, limit_per_host=_CONNECTIONS_PER_HOST),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": f"mayfly/{VERSION}"},
+            # A blob is stored as it is; a proxy that compresses on its own is not asked to.
+            skip_auto_headers={"Accept-Encoding"},
+            auto_decompress=False,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    def at(self, host: str) -> Registry:
+        """The registry of an image name's host."""
+        assert self._session is not None
+        host = canonical_host(host)
+        if host not in self._known:
+            reached = self._access(host)
+            self._known[host] = Registry(self._session, host, reached, self._credentials)
+        return self._known[host]
+
+    def _access(self, host: str) -> Access:
+        if host in self._reach.mirrors:
+            return Access(self._reach.mirrors[host].rstrip("/"), host, self._trust)
+        is_plain = host in self._reach.insecure or is_loopback(host)
+        address = _HUB_HOST if host == DOCKER_HUB else host
+        return Access(f"{'http' if is_plain else 'https'}://{address}", None, self._trust)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a ``host[:port]`` is this machine, which clients ask by plain HTTP."""
+    name = urlsplit(f"//{host}").hostname or ""
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

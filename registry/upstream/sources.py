@@ -1,0 +1,171 @@
+"""Where the images of a new bundle come from: registries, and bundles or stores on this host.
+
+Both answer the same questions (`Source`). Everything here runs on one event loop; what reads local
+files does so in worker threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from registry.upstream.client import Fetched, Registry
+from registry.upstream.errors import NotThere, UpstreamError
+from storage.bundle.names import Names
+from storage.digest import Digest
+from storage.errors import ManifestUnknown, StorageError
+from storage.interface import Extent, Reader
+from storage.manifest import parse_stored
+
+_PIECE = 1024 * 1024
+
+
+class Source(Protocol):
+    """Somewhere that images can be fetched from.
+
+    Attributes:
+        label: its name in messages.
+    """
+
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+
+    async def manifest(self, host: str, repository: str, reference: str) -> Fetched | None:
+        """A manifest by tag or digest; None where the source does not have it.
+
+        Raises:
+            UpstreamError: the source cannot be asked.
+        """
+
+    async def tags(self, host: str, repository: str) -> list[str]:
+        """The tags of a repository; none for an unknown one."""
+
+    async def referrers(self, host: str, repository: str, digest: Digest) -> list[Digest] | None:
+        """What refers to a manifest; None where the source cannot tell."""
+
+    async def has_blob(self, host: str, repository: str, digest: Digest) -> bool:
+        """Whether the source has a blob in a repository."""
+
+    def blob(
+        self, host: str, repository: str, digest: Digest, size: int, start: int
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes of a blob from ``start`` on.
+
+        Raises:
+            NotThere: the source does not have it.
+            UpstreamError: it did not arrive.
+        """
+
+
+class RegistrySource:
+    """A registry, asked for images whose names have its host."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.label = registry.host
+
+    async def manifest(self, host: str, repository: str, reference: str) -> Fetched | None:
+        return await self._registry.find_manifest(repository, reference)
+
+    async def tags(self, host: str, repository: str) -> list[str]:
+        try:
+            return await self._registry.tags(repository)
+        except NotThere:
+            return []
+
+    async def referrers(self, host: str, repository: str, digest: Digest) -> list[Digest] | None:
+        return await self._registry.referrers(repository, digest)
+
+    async def has_blob(self, host: str, repository: str, digest: Digest) -> bool:
+        return await self._registry.has_blob(repository, digest)
+
+    def blob(
+        self, host: str, repository: str, digest: Digest, size: int, start: int
+    ) -> AsyncGenerator[bytes, None]:
+        return self._registry.blob(repository, digest, size, start)
+
+
+class LocalSource:
+    """A store or a bundle on this host.
+
+    Args:
+        reader: its content.
+        names: which repository a full name means; None where names are kept without a host.
+        label: its name in messages.
+    """
+
+    def __init__(self, reader: Reader, names: Names | None, label: str) -> None:
+        self._reader = reader
+        self._names = names
+        self.label = label
+
+    async def manifest(self, host: str, repository: str, reference: str) -> Fetched | None:
+        return await asyncio.to_thread(self._manifest, host, repository, reference)
+
+    async def tags(self, host: str, repository: str) -> list[str]:
+        try:
+            return await asyncio.to_thread(self._reader.tags, self._name(host, repository))
+        except StorageError:
+            return []
+
+    async def referrers(self, host: str, repository: str, digest: Digest) -> list[Digest] | None:
+        name = self._name(host, repository)
+        found = await asyncio.to_thread(self._reader.referrers, name, digest)
+        return [Digest(*str(one["digest"]).split(":", 1)) for one in found]
+
+    async def has_blob(self, host: str, repository: str, digest: Digest) -> bool:
+        try:
+            await asyncio.to_thread(self._reader.blob, self._name(host, repository), digest)
+        except StorageError:
+            return False
+        return True
+
+    async def blob(
+        self, host: str, repository: str, digest: Digest, size: int, start: int
+    ) -> AsyncGenerator[bytes, None]:
+        try:
+            extent = await asyncio.to_thread(
+                self._reader.blob, self._name(host, repository), digest
+            )
+        except StorageError:
+            raise NotThere(f"{self.label}: {repository}@{digest} is not there") from None
+        if extent.size != size:
+            raise UpstreamError(
+                f"{self.label}: {repository}@{digest} has {extent.size} bytes, expected {size}"
+            )
+        at = start
+        try:
+            while at < size:
+                piece = await asyncio.to_thread(_read, extent, at)
+                if not piece:
+                    raise UpstreamError(f"{self.label}: {digest} is cut short at byte {at}")
+                yield piece
+                at += len(piece)
+        except (OSError, StorageError) as error:
+            raise UpstreamError(f"{self.label}: {digest}: {error}") from None
+
+    def _name(self, host: str, repository: str) -> str:
+        return self._names.resolve(repository, host) if self._names else repository
+
+    def _manifest(self, host: str, repository: str, reference: str) -> Fetched | None:
+        try:
+            name = self._name(host, repository)
+            if ":" in reference:
+                digest = Digest(*reference.split(":", 1))
+            else:
+                digest = self._reader.tag(name, reference)
+            extent = self._reader.manifest(name, digest)
+            body = _read(extent, 0)
+            return Fetched(body, parse_stored(body).media_type, digest)
+        except ManifestUnknown:
+            return None
+        except StorageError as error:
+            raise UpstreamError(f"{self.label}: {repository}: {error.message}") from None
+
+
+def _read(extent: Extent, at: int) -> bytes:
+    with extent.open() as file:
+        file.seek(extent.offset + at)
+        return file.read(min(_PIECE * 4, extent.size - at))

@@ -1,0 +1,359 @@
+"""Write an OCI layout tar whose blobs arrive in any order, and go on after an interruption.
+
+Names and sizes are known before the first blob is fetched, so every blob's place in the file is
+too (`Layout`). Blobs are written side by side at their offsets; the same inputs give the same file
+whatever order they arrive in. Beside the unfinished file lies a journal of what has arrived:
+
+    .up.tar.partial            the tar, with holes
+    .up.tar.partial.journal    {"boot": …, "layout": …} then {"digest", "at", "size", "have"} lines
+
+A later run goes on with it. If the list of images has changed meanwhile, finished blobs are copied
+to their new places. After a restart of the machine finished blobs are hashed again, since nothing
+is synced before the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from storage import digest as digests
+from storage.bundle.errors import BundleInvalid
+from storage.digest import Digest
+from storage.errors import DigestInvalid
+
+_BLOCK = 512
+_RECORD = 20 * _BLOCK
+"""Tar files end on a multiple of this (POSIX pax, ustar)."""
+
+_PIECE = 1024 * 1024
+_NOTE_EVERY = 8 * 1024 * 1024
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a blob's content lies in the archive, in bytes from its begin."""
+
+    at: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """An archive before it is written.
+
+    Attributes:
+        fixed: offset to bytes: headers and documents.
+        blobs: blob to the place of its content.
+        size: bytes of the whole archive.
+    """
+
+    fixed: tuple[tuple[int, bytes], ...]
+    blobs: Mapping[Digest, Place]
+    size: int
+
+    @property
+    def identity(self) -> str:
+        """The same for archives with the same bytes."""
+        hasher = hashlib.sha256()
+        for at, data in self.fixed:
+            hasher.update(b"%d:%d:" % (at, len(data)) + data)
+        return hasher.hexdigest()
+
+
+def lay_out(
+    index: bytes, documents: Mapping[Digest, bytes], blobs: Iterable[tuple[Digest, int]]
+) -> Layout:
+    """Place everything: ``oci-layout``, ``index.json``, manifests, then blobs, as given.
+
+    Args:
+        index: the content of ``index.json``.
+        documents: manifests by digest; they are in memory already.
+        blobs: digests and sizes in bytes.
+    """
+    fixed: list[tuple[int, bytes]] = []
+    places: dict[Digest, Place] = {}
+    at = 0
+
+    def add(name: str, size: int, data: bytes | None) -> int:
+        nonlocal at
+        header = _header(name, size)
+        fixed.append((at, header))
+        begin = at + len(header)
+        if data is not None:
+            fixed.append((begin, data))
+        at = begin + size + -size % _BLOCK
+        return begin
+
+    layout = b'{"imageLayoutVersion": "1.0.0"}'
+    add("oci-layout", len(layout), layout)
+    add("index.json", len(index), index)
+    for digest, body in documents.items():
+        add(_name(digest), len(body), body)
+    for digest, size in blobs:
+        if digest not in documents and digest not in places:
+            places[digest] = Place(add(_name(digest), size, None), size)
+    end = at + 2 * _BLOCK
+    return Layout(tuple(fixed), places, end + -end % _RECORD)
+
+
+def _name(digest: Digest) -> str:
+    return f"blobs/{digest.algorithm}/{digest.hex}"
+
+
+def _header(name: str, size: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    member.mode = 0o644
+    return member.tobuf(tarfile.PAX_FORMAT)
+
+
+class Draft:
+    """An archive that is being written. A context manager; `publish` gives it its name.
+
+    Leaving the context without `publish` keeps the unfinished file for a later run.
+
+    Args:
+        output: the archive's path.
+        layout: what it will contain.
+
+    Raises:
+        BundleInvalid: another process is writing the same archive.
+        OSError: the file cannot be made.
+    """
+
+    def __init__(self, output: Path, layout: Layout) -> None:
+        self._output = output
+        self._layout = layout
+        self._partial = output.with_name(f".{output.name}.partial")
+        self._journal_path = output.with_name(f".{output.name}.partial.journal")
+        self._old = output.with_name(f".{output.name}.partial.old")
+        self._old_journal = output.with_name(f".{output.name}.partial.old.journal")
+        self._have: dict[Digest, int] = {}
+        self._noted: dict[Digest, int] = {}
+        self._complete: set[Digest] = set()
+        self._lock = _locked(output)
+        try:
+            self._resume()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for descriptor in (self._file, self._journal, self._lock):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def have(self, digest: Digest) -> int:
+        """Bytes of a blob, from its begin, that are in the file."""
+        return self._have.get(digest, 0)
+
+    def is_complete(self, digest: Digest) -> bool:
+        """Whether a blob is in the file, and its digest was checked."""
+        return digest in self._complete
+
+    def read(self, digest: Digest, count: int) -> Iterator[bytes]:
+        """The first ``count`` bytes of a blob, in pieces, to hash them again."""
+        place = self._layout.blobs[digest]
+        yield from _read(self._file, place.at, min(count, place.size))
+
+    def write(self, digest: Digest, at: int, data: bytes) -> None:
+        """Write a piece of a blob, ``at`` bytes from its begin."""
+        place = self._layout.blobs[digest]
+        assert at + len(data) <= place.size
+        _write(self._file, data, place.at + at)
+        have = self._have[digest] = at + len(data)
+        # That all of it is there is noted by `complete` alone, after the digest was checked.
+        if have < place.size and have - self._noted.get(digest, 0) >= _NOTE_EVERY:
+            self._note(digest, have)
+
+    def complete(self, digest: Digest) -> None:
+        """Note that all of a blob is in the file and has its digest."""
+        size = self._layout.blobs[digest].size
+        self._have[digest] = size
+        self._complete.add(digest)
+        self._note(digest, size)
+
+    def restart(self, digest: Digest) -> None:
+        """Forget what there is of a blob: it turned out to be wrong."""
+        self._have.pop(digest, None)
+        self._note(digest, 0)
+
+    def publish(self) -> None:
+        """Sync the archive and give it its name.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        assert all(self.is_complete(digest) for digest in self._layout.blobs)
+        os.fsync(self._file)
+        self._partial.replace(self._output)
+        directory = os.open(self._output.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        self._journal_path.unlink(missing_ok=True)
+        _lock_path(self._output).unlink(missing_ok=True)
+
+    def _resume(self) -> None:
+        known = _read_journal(self._journal_path)
+        is_there = self._partial.exists()
+        is_same = is_there and known is not None and known.layout == self._layout.identity
+        if is_there and not is_same:
+            # Kept aside as a source; nothing that was fetched is fetched again. The journal goes
+            # first: after a kill in between nothing claims what is not there.
+            if known is not None:
+                self._journal_path.replace(self._old_journal)
+            self._partial.replace(self._old)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._file = os.open(self._partial, flags, 0o644)
+        os.ftruncate(self._file, self._layout.size)
+        for at, data in self._layout.fixed:
+            _write(self._file, data, at)
+        self._journal = os.open(self._journal_path, flags | os.O_APPEND, 0o644)
+        if is_same and known is not None:
+            self._take(known)
+        else:
+            os.ftruncate(self._journal, 0)
+            self._append({"boot": _boot(), "layout": self._layout.identity})
+            self._salvage()
+
+    def _take(self, known: _Journal) -> None:
+        """Go on with what an earlier run left of the same archive."""
+        for digest, (place, have) in known.have.items():
+            if self._layout.blobs.get(digest) != place:
+                continue
+            if have == place.size:
+                if known.boot != _boot() and not self._is_right(digest):
+                    have = 0
+                else:
+                    self._complete.add(digest)
+            self._have[digest] = self._noted[digest] = have
+
+    def _salvage(self) -> None:
+        """Copy finished blobs out of the unfinished file of another list of images."""
+        known = _read_journal(self._old_journal)
+        if known is not None and self._old.exists():
+            source = os.open(self._old, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                for digest, (place, have) in known.have.items():
+                    wanted = self._layout.blobs.get(digest)
+                    if wanted is None or wanted.size != place.size or have != place.size:
+                        continue
+                    _copy(source, place.at, self._file, wanted.at, place.size)
+                    if self._is_right(digest):
+                        self.complete(digest)
+            finally:
+                os.close(source)
+        self._old.unlink(missing_ok=True)
+        self._old_journal.unlink(missing_ok=True)
+
+    def _is_right(self, digest: Digest) -> bool:
+        place = self._layout.blobs[digest]
+        hasher = digests.hasher(digest.algorithm)
+        for piece in _read(self._file, place.at, place.size):
+            hasher.update(piece)
+        return hasher.hexdigest() == digest.hex
+
+    def _note(self, digest: Digest, have: int) -> None:
+        place = self._layout.blobs[digest]
+        self._noted[digest] = have
+        self._append({"digest": str(digest), "at": place.at, "size": place.size, "have": have})
+
+    def _append(self, entry: Mapping[str, object]) -> None:
+        os.write(self._journal, json.dumps(entry).encode() + b"\n")
+
+
+@dataclass(frozen=True, slots=True)
+class _Journal:
+    boot: str
+    layout: str
+    have: dict[Digest, tuple[Place, int]]
+
+
+def _read_journal(path: Path) -> _Journal | None:
+    """What a journal says; None without one. A line cut by a kill ends it."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return None
+    entries: list[dict[str, Any]] = []
+    for line in lines[:-1]:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    if not entries or not isinstance(entries[0], dict):
+        return None
+    have: dict[Digest, tuple[Place, int]] = {}
+    for entry in entries[1:]:
+        try:
+            place = Place(int(entry["at"]), int(entry["size"]))
+            have[digests.parse(entry["digest"])] = (place, int(entry["have"]))
+        except (KeyError, TypeError, ValueError, DigestInvalid):
+            break
+    return _Journal(str(entries[0].get("boot")), str(entries[0].get("layout")), have)
+
+
+def _lock_path(output: Path) -> Path:
+    return output.with_name(f".{output.name}.partial.lock")
+
+
+def _locked(output: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(_lock_path(output), flags, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise BundleInvalid(f"{output}: another mayfly is writing it") from None
+    return descriptor
+
+
+def _boot() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _read(descriptor: int, at: int, count: int) -> Iterator[bytes]:
+    end = at + count
+    while at < end:
+        piece = os.pread(descriptor, min(_PIECE, end - at), at)
+        if not piece:
+            raise OSError(f"the file ends at byte {at}")
+        yield piece
+        at += len(piece)
+
+
+def _write(descriptor: int, data: bytes, at: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, at)
+        view, at = view[count:], at + count
+
+
+def _copy(source: int, begin: int, target: int, at: int, count: int) -> None:
+    for piece in _read(source, begin, count):
+        _write(target, piece, at)
+        at += len(piece)

@@ -1,0 +1,255 @@
+"""`mayfly bundle create` from a registry, a store and a bundle, disturbed and killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from storage.digest import Digest, of
+from storage.distribution import DistributionStore
+from tests.clients.proxy import FaultyProxy, SlowProxy
+from tests.process import REPO, Mayfly, run_mayfly
+from tests.storage.builders import (
+    descriptor,
+    image_body,
+    index_body,
+    push,
+    put,
+    subject_of,
+)
+
+APP, TOOL = "team/app", "tool"
+PLATFORMS = ("amd64", "arm64")
+LAYERS = {name: name.encode() * 100_000 for name in ("base", *PLATFORMS)}
+
+
+@dataclass
+class Content:
+    """What a registry holds: every digest by a name."""
+
+    root: Path
+    digests: dict[str, Digest]
+
+    def tags(self) -> dict[str, str]:
+        """Images of the list: reference without a host to the name of its digest."""
+        return {f"{APP}:1": "index", f"{TOOL}:1": "tool"}
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
+    """A multi-platform image with an attestation, a signed signature and a cosign tag; a tool."""
+    root = tmp_path_factory.mktemp("upstream")
+    found: dict[str, Digest] = {}
+    with closing(DistributionStore(root)) as store:
+        children = []
+        for data in (b"{}", *LAYERS.values()):
+            push(store, APP, data)
+        for platform in PLATFORMS:
+            body = image_body(
+                b"{}", [LAYERS["base"], LAYERS[platform]], annotations={"p": platform}
+            )
+            manifest, found[platform] = put(store, APP, body)
+            children.append(
+                descriptor(
+                    manifest.body,
+                    manifest.media_type,
+                    platform={"os": "linux", "architecture": platform},
+                )
+            )
+        attestation, found["attestation"] = put(
+            store, APP, image_body(b"{}", annotations={"a": "b"})
+        )
+        children.append(
+            descriptor(
+                attestation.body,
+                attestation.media_type,
+                platform={"os": "unknown", "architecture": "unknown"},
+                annotations={
+                    "vnd.docker.reference.type": "attestation-manifest",
+                    "vnd.docker.reference.digest": str(found["amd64"]),
+                },
+            )
+        )
+        index, found["index"] = put(store, APP, index_body(manifests=children), "1")
+        signature, found["signature"] = put(
+            store, APP, image_body(b"{}", subject=subject_of(index), artifactType="example/sig")
+        )
+        _, found["countersignature"] = put(
+            store, APP, image_body(b"{}", subject=subject_of(signature), artifactType="example/sig")
+        )
+        _, found["cosign"] = put(
+            store,
+            APP,
+            image_body(b"{}", annotations={"cosign": "old"}),
+            f"sha256-{found['index'].hex}.sig",
+        )
+        push(store, TOOL, b"{}")
+        push(store, TOOL, LAYERS["base"])
+        _, found["tool"] = put(store, TOOL, image_body(b"{}", [LAYERS["base"]]), "1")
+    return Content(root, found)
+
+
+@pytest.fixture
+def upstream(content: Content, start_mayfly: Callable[..., Mayfly]) -> Iterator[Mayfly]:
+    """A registry with that content."""
+    yield start_mayfly("--read-only", root=content.root)
+
+
+def _create(output: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "registry", "bundle", "create", "-o", output, *words]
+    return subprocess.run([*map(str, argv)], cwd=REPO, text=True, capture_output=True, timeout=300)
+
+
+def _blobs(path: Path) -> set[str]:
+    with tarfile.open(path) as archive:
+        return {n.rpartition("/")[2] for n in archive.getnames() if n.startswith("blobs/")}
+
+
+def _check_bytes(path: Path) -> None:
+    """Every blob of an archive has its digest."""
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if member.name.startswith("blobs/"):
+                file = archive.extractfile(member)
+                assert file is not None
+                assert of(file.read()).hex == member.name.rpartition("/")[2]
+
+
+def test_everything_that_belongs_to_an_image_is_carried(
+    content: Content, upstream: Mayfly, tmp_path: Path
+) -> None:
+    """Index, platforms, attestation, signature, its signature, and cosign's tag; served again."""
+    output = tmp_path / "up.tar"
+    done = _create(output, f"{upstream.host}/{APP}:1", f"{upstream.host}/{TOOL}:1")
+    assert done.returncode == 0, done.stderr
+    _check_bytes(output)
+    expected = {digest.hex for digest in content.digests.values()}
+    expected |= {of(data).hex for data in (b"{}", *LAYERS.values())}
+    assert _blobs(output) == expected
+    state, root = tmp_path / "state", tmp_path / "root"
+    with Mayfly(root, state, str(output)) as served:
+        listed = run_mayfly(
+            "bundle",
+            "create",
+            "--dry-run",
+            "--json",
+            "-o",
+            tmp_path / "x.tar",
+            f"{served.host}/{APP}:1",
+            f"{served.host}/{TOOL}:1",
+        )
+        figures = json.loads(listed.splitlines()[-1])
+        assert (figures["images"], figures["referrers"]) == (2, 3)
+        assert figures["blobs"] == 4
+
+
+def test_sources_give_the_same_file(content: Content, upstream: Mayfly, tmp_path: Path) -> None:
+    """From the registry, from its store and from a bundle, with any number of jobs."""
+    names = [f"{upstream.host}/{name}" for name in content.tags()]
+    first = tmp_path / "first.tar"
+    assert _create(first, *names).returncode == 0
+    for number, words in enumerate(
+        (["--jobs", "1"], ["--from", str(content.root)], ["--from", str(first), "--jobs", "16"])
+    ):
+        output = tmp_path / f"{number}.tar"
+        done = _create(output, *words, *names)
+        assert done.returncode == 0, done.stderr
+        assert output.read_bytes() == first.read_bytes()
+
+
+def test_platforms_and_referrers_can_be_left_out(
+    content: Content, upstream: Mayfly, tmp_path: Path
+) -> None:
+    """One platform with its attestation; the index keeps its digest."""
+    output = tmp_path / "up.tar"
+    words = ("--platform", "linux/amd64", "--no-referrers", f"{upstream.host}/{APP}:1")
+    done = _create(output, *words)
+    assert done.returncode == 0, done.stderr
+    found = content.digests
+    kept = {found[name].hex for name in ("index", "amd64", "attestation")}
+    kept |= {of(data).hex for data in (b"{}", LAYERS["base"], LAYERS["amd64"])}
+    assert _blobs(output) == kept
+
+
+def test_the_target_s_blobs_are_left_out(
+    content: Content, upstream: Mayfly, tmp_path: Path
+) -> None:
+    """A bundle of differences has what the base lacks, and every manifest."""
+    base = tmp_path / "base.tar"
+    name = f"{upstream.host}/{APP}:1"
+    assert _create(base, "--platform", "linux/amd64", "--no-referrers", name).returncode == 0
+    delta = tmp_path / "delta.tar"
+    done = _create(delta, "--have", base, name)
+    assert done.returncode == 0, done.stderr
+    assert _blobs(delta) - _blobs(base) >= {of(LAYERS["arm64"]).hex}
+    assert of(LAYERS["base"]).hex not in _blobs(delta)
+    manifests = {one.hex for key, one in content.digests.items() if key != "tool"}
+    assert manifests <= _blobs(delta)
+
+
+def test_every_missing_image_is_named_before_anything_is_fetched(
+    upstream: Mayfly, tmp_path: Path
+) -> None:
+    """Exit code 3, a line for each, and no file, not even an unfinished one."""
+    output = tmp_path / "up.tar"
+    names = (f"{upstream.host}/{APP}:1", f"{upstream.host}/{APP}:2", f"{upstream.host}/none:1")
+    done = _create(output, *names)
+    assert done.returncode == 3
+    assert f"{names[1]} is not in" in done.stderr
+    assert f"{names[2]} is not in" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_network_that_breaks_changes_nothing(
+    content: Content, upstream: Mayfly, tmp_path: Path, seed: int
+) -> None:
+    """Twenty broken connections, and the file is the same as without them."""
+    with FaultyProxy(upstream.host, seed, 20, 300_000) as proxy:
+        output = tmp_path / "up.tar"
+        names = [f"{proxy.host}/{name}" for name in content.tags()]
+        for _ in range(10):
+            done = _create(output, *names)
+            if done.returncode == 0:
+                break
+            assert done.returncode == 3, done.stderr
+        assert done.returncode == 0, done.stderr
+        assert proxy.left == 0 or proxy.happened
+        _check_bytes(output)
+        again = tmp_path / "again.tar"
+        proxy.left = 0
+        assert _create(again, *names).returncode == 0
+        assert again.read_bytes() == output.read_bytes()
+
+
+def test_kills_at_any_moment_lose_nothing(
+    content: Content, upstream: Mayfly, tmp_path: Path
+) -> None:
+    """The same command goes on after each kill -9; nothing unfinished is left at the end."""
+    output = tmp_path / "up.tar"
+    with SlowProxy(upstream.host, 2_000_000) as proxy:
+        names = [f"{proxy.host}/{name}" for name in content.tags()]
+        argv = [sys.executable, "-m", "registry", "bundle", "create", "-o", str(output), *names]
+        for kill in range(30):
+            process = subprocess.Popen(
+                argv, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            try:
+                process.wait(timeout=1.0 + 0.1 * kill)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            if process.wait() == 0:
+                break
+            assert not output.exists()
+        assert process.returncode == 0
+        _check_bytes(output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["up.tar"]
