@@ -37,7 +37,6 @@ _ATTESTED = "vnd.docker.reference.digest"
 """BuildKit's annotation: the platform manifest that an attestation manifest describes."""
 
 _AT_ONCE = 16
-_SEMVER = re.compile(r"v?[0-9]+\.[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +166,18 @@ async def _expanded(wanted: Wanted, find: Find) -> list[Wanted]:
 
 
 def choose_tags(tags: Iterable[str], wanted: TagFilter) -> list[str]:
-    """The tags that a filter lets through, in lexical order."""
+    """The tags that a filter lets through, in lexical order.
+
+    Raises:
+        UpstreamError: it asks for ranges of versions.
+    """
     allow = [re.compile(pattern) for pattern in wanted.allow]
     deny = [re.compile(pattern) for pattern in wanted.deny]
-    ranges = [_range(text) for text in wanted.semver]
+    if wanted.semver:
+        raise UpstreamError(
+            f"ranges of versions such as {wanted.semver[0]!r} are not supported: list the tags, or "
+            "a pattern of them"
+        )
     found = []
     for tag in sorted(set(tags)):
         if wanted.exact and tag not in wanted.exact:
@@ -179,30 +186,8 @@ def choose_tags(tags: Iterable[str], wanted: TagFilter) -> list[str]:
             continue
         if any(pattern.fullmatch(tag) for pattern in deny):
             continue
-        if ranges and not any(is_in(tag) for is_in in ranges):
-            continue
         found.append(tag)
     return found
-
-
-def _range(text: str) -> Callable[[str], bool]:
-    from semantic_version import NpmSpec, Version  # type: ignore[import-untyped]
-
-    try:
-        spec = NpmSpec(re.sub(r"\s*,\s*", " ", re.sub(r"([<>=~^]+)\s+", r"\1", text.strip())))
-    except ValueError:
-        raise UpstreamError(f"{text!r} is not a range of versions") from None
-
-    def is_in(tag: str) -> bool:
-        if not _SEMVER.match(tag):
-            return False
-        try:
-            version = Version.coerce(tag.removeprefix("v"))
-        except ValueError:
-            return False
-        return bool(spec.match(version))
-
-    return is_in
 
 
 class _Image:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from registry.upstream.errors import UpstreamError
+from registry.upstream.gather import choose_tags
+from registry.upstream.lists import TagFilter
 from storage.digest import Digest, of
 from storage.distribution import DistributionStore
 from tests.clients.proxy import FaultyProxy, SlowProxy
@@ -253,3 +256,13 @@ def test_kills_at_any_moment_lose_nothing(
         assert process.returncode == 0
         _check_bytes(output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["up.tar"]
+
+
+def test_tags_are_chosen_by_patterns() -> None:
+    """Patterns match whole tags; a denied tag is out; ranges of versions are refused in words."""
+    tags = ["1.0", "1.1", "1.1-rc1", "latest"]
+    chosen = choose_tags(tags, TagFilter(allow=(r"1\..*",), deny=(".*-rc.*",)))
+    assert chosen == ["1.0", "1.1"]
+    assert choose_tags(tags, TagFilter()) == sorted(tags)
+    with pytest.raises(UpstreamError, match="list the tags"):
+        choose_tags(tags, TagFilter(semver=(">=1.0",)))
