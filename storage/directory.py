@@ -152,13 +152,16 @@ class DirectoryReader:
         return sorted(filter(is_tag, self._tree.entries(self._layout.tags(repository))))
 
     def lost_tags(self, repository: str) -> Iterator[tuple[str, list[Digest]]]:
-        """The tags whose link is lost or damaged, and all that they ever pointed at."""
+        """The tags whose link is lost or damaged, and all that they ever pointed at.
+
+        A tag's link is written before its history, so an empty directory is a push that was cut
+        off, and no fault.
+        """
         for name in self.tag_names(repository):
             link = self._layout.tag_link(repository, name)
             if self.read_link(link) is None:
                 history = self.tag_history(repository, name)
-                is_begun = self._tree.status(link.parent) is not None
-                if history or is_begun or self._tree.is_file(link.parents[1]):
+                if history or self._tree.is_file(link) or self._tree.is_file(link.parents[1]):
                     yield name, history
 
     def tag_targets(self, repository: str) -> Iterator[Digest]:

@@ -183,9 +183,10 @@ class DistributionStore(DirectoryReader):
             self._link(self._layout.revision_link(repository, digest), digest)
             self._referrers.changed(repository, digest)
             for tag in tags:
-                self._link(self._layout.tag_history_link(repository, tag, digest), digest)
-                # Last: a tag never points at what is not there.
+                # After the manifest: a tag never points at what is not there. Before its history: a
+                # tag with a history and no link has lost it, and was not merely cut off.
                 self._link(self._layout.tag_link(repository, tag), digest)
+                self._link(self._layout.tag_history_link(repository, tag, digest), digest)
 
     # Deletes pass the gate alone: of a tag that another process pushes meanwhile, either all is
     # there afterwards or nothing.
@@ -296,8 +297,8 @@ class DistributionStore(DirectoryReader):
                 self._touch(self.manifest(repository, digest))
             except ManifestUnknown:
                 return False
-            self._link(self._layout.tag_history_link(repository, tag, digest), digest)
             self._link(self._layout.tag_link(repository, tag), digest)
+            self._link(self._layout.tag_history_link(repository, tag, digest), digest)
             return True
 
     def restore_link(self, repository: str, digest: Digest, *, is_manifest: bool) -> None:

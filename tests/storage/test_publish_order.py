@@ -154,7 +154,8 @@ def test_commit(open_store: OpenStore, disk: Disk) -> None:
 
 
 def test_put_manifest(open_store: OpenStore, disk: Disk) -> None:
-    """Data, then revision, then each tag: a tag never points at what could be lost."""
+    """Data, then revision, then each tag and its history: a tag never points at what could be lost,
+    and only one that was there before can have a history without a link."""
     store: Store = open_store()
     put_image(store, REPO)
     body = image_body(annotations={"new": "one"})
@@ -166,10 +167,10 @@ def test_put_manifest(open_store: OpenStore, disk: Disk) -> None:
     assert _targets(disk) == [
         f"blobs/sha256/{digest.hex[:2]}/{digest.hex}/data",
         f"{manifests}/revisions/sha256/{digest.hex}/link",
-        f"{manifests}/tags/v1/index/sha256/{digest.hex}/link",
         f"{manifests}/tags/v1/current/link",
-        f"{manifests}/tags/v2/index/sha256/{digest.hex}/link",
+        f"{manifests}/tags/v1/index/sha256/{digest.hex}/link",
         f"{manifests}/tags/v2/current/link",
+        f"{manifests}/tags/v2/index/sha256/{digest.hex}/link",
     ]
 
 
