@@ -59,7 +59,7 @@ _TOKEN_MARGIN = 30.0
 """Seconds before its end in which a token is no longer used."""
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
-_CHALLENGE_FIELD = re.compile(r'([A-Za-z_]+)="([^"]{0,4096})"')
+_CHALLENGE_FIELD = re.compile(r'\b([A-Za-z_]+)="([^"]*)"')
 _NEXT = re.compile(r'<([^>]{1,4096})>\s*;\s*rel="?next"?')
 
 

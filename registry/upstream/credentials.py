@@ -26,6 +26,7 @@ from typing import Any
 
 from registry.upstream.errors import LoginsInvalid
 from storage.bundle.names import DOCKER_HUB
+from storage.names import MAX_NAME_LENGTH
 
 _HUB_KEYS = ("docker.io", "https://index.docker.io/v1/", "index.docker.io", "registry-1.docker.io")
 _HELPER_NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -164,7 +165,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _keys(host: str, repository: str) -> Iterator[str]:
     """Keys by which an entry may be filed, the most specific first."""
-    parts = repository.split("/")
+    parts = repository[:MAX_NAME_LENGTH].split("/")
     for count in range(len(parts), 0, -1):
         yield "/".join([host, *parts[:count]])
     if host == DOCKER_HUB:
