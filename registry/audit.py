@@ -7,7 +7,8 @@ be refused as often as they like, so all of it is bounded:
   at their end, as ``repeated``.
 - An address may have `ADDRESS_BURST` lines at once and `ADDRESS_RATE` a second, all together
   `BURST` and `RATE`. What is over is counted, and the count is in the next line, as
-  ``dropped_before``. The log's lines have an allowance of the same size.
+  ``dropped_before``; at the end in a line of its own, ``dropped``. The log's lines have an
+  allowance of the same size.
 - The file is renamed to ``FILE.1`` before it grows beyond `MAX_FILE_BYTES`; one such is kept.
 
 The lines are written by one task of their own, so that a slow disk never holds up a request.
@@ -132,6 +133,8 @@ class Audit:
             if under_way is not None:
                 await under_way
             self._tell_repeats(self._clock())
+            if self._dropped:
+                self._put({"event": "dropped"})
             await written.append(self._queued())
 
     async def _wait_for_lines(self) -> None:
