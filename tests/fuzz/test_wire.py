@@ -37,6 +37,10 @@ MEMORY = 200 * 1024 * 1024
 _HEX = r"(?:sha256/[0-9a-f]{64}|sha512/[0-9a-f]{128})"
 _NAME = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
 _TAG = r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}"
+_RECORD = re.compile(r"blobs/.*/_mayfly_size_([0-9]+)")
+KEPT = {"report.json", "verified"}
+"""What a server leaves in its state directory."""
+
 _BLOB = re.compile(r"blobs/(sha256|sha512)/[0-9a-f]{2}/([0-9a-f]+)/data")
 _LINK = re.compile(
     rf"repositories/{_NAME}/(?:_layers/{_HEX}|_manifests/revisions/{_HEX}|"
@@ -64,7 +68,8 @@ def _exchanges(server: Fuzzed, name: str, number: int) -> list[Exchange]:
 def _hurt(played: Iterable[Played]) -> Iterator[str]:
     """What no answer may be."""
     for one in played:
-        if any(status >= 500 for status in one.statuses):
+        # 505 refuses a version of HTTP: the client's fault by a number of ours.
+        if any(status >= 500 and status != 505 for status in one.statuses):
             yield f"a server error: {one}"
         if b"\r\nx-evil" in one.received.lower():
             yield f"a header of the client's: {one}"
@@ -78,7 +83,7 @@ def test_mutated_requests(
     start_mayfly: Callable[..., Mayfly],
     tmp_path: Path,
 ) -> None:
-    """No server error, no hang, no word in the log, and a store that every file belongs in."""
+    """No server error, no hang, no error in the log, and a store that every file belongs in."""
     opened, share, expected = SERVERS[name]
     print(f"MAYFLY_FUZZ_SEED={SEED}")
     with opened(start_mayfly, tmp_path) as server:
@@ -95,7 +100,7 @@ def test_mutated_requests(
                 statuses.update(one.statuses)
         _show(name, statuses, server)
         assert statuses.keys() >= expected
-        assert server.process.output() == log
+        assert unexpected(server.process.output().removeprefix(log)) == []
         assert server.memory() < MEMORY
         if server.writable:
             _pull(server)
@@ -103,7 +108,7 @@ def test_mutated_requests(
             for repository in OPEN:  # a mutation may have deleted what an image needs
                 servers.push(server, repository)
         assert server.process.stop() == 0
-        assert {path.name for path in server.process.state_dir.iterdir()} <= state | {"report.json"}
+        assert {path.name for path in server.process.state_dir.iterdir()} <= state | KEPT
         after = files(server.process.root)
     if not server.writable:
         assert after == before
@@ -113,6 +118,11 @@ def test_mutated_requests(
     if name == "open":  # what was pushed over a bundle may need content of that
         checked = mayfly("verify", "--root", server.process.root)
         assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def unexpected(log: str) -> list[str]:
+    """Lines of a log that no client may cause: errors, and what is no line of the log."""
+    return [line for line in log.splitlines() if not re.match(r"\S+Z (INFO |WARNING) ", line)]
 
 
 def _show(name: str, statuses: Counter[int], server: Fuzzed) -> None:
@@ -132,7 +142,10 @@ def _strangers(root: Path, found: dict[str, bytes], sessions: set[str]) -> set[s
     untold = set()
     for path, data in found.items():
         inside = path.removeprefix("docker/registry/v2/")
-        if blob := _BLOB.fullmatch(inside):
+        if size := _RECORD.fullmatch(inside):
+            assert data == b""
+            assert len(found[path.rpartition("/")[0] + "/data"]) == int(size[1]), path
+        elif blob := _BLOB.fullmatch(inside):
             assert hashlib.new(blob[1], data).hexdigest() == blob[2], path
         elif _LINK.fullmatch(inside):
             algorithm, _, encoded = data.decode().partition(":")
