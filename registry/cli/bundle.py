@@ -119,9 +119,11 @@ def create(
     standard input; anything else is an image. Credentials are those of docker login and podman
     login. The same command goes on where an interrupted one stopped.
     """
+    from registry.cli.transfer import check_output
     from registry.upstream.errors import ImagesMissing
     from registry.upstream.registries import Reach
 
+    check_output(output)
     wanted, credentials = _read_lists(images)
     reach = Reach(_mirrors(mirrors), frozenset(insecure), ca, credentials)
     try:

@@ -295,15 +295,23 @@ def _is_text(path: Path) -> bool:
         return file.read(6) in (b"sha256", b"sha512")
 
 
+def check_output(output: Path) -> None:
+    """See that an archive may take this path: a device there would be replaced by it.
+
+    Raises:
+        ConfigError: something that is not a regular file is there.
+    """
+    if output.exists() and not output.is_file():
+        raise ConfigError(f"{output} exists and is not a regular file: name a file to write")
+
+
 @contextlib.contextmanager
 def _published(output: Path) -> Iterator[BinaryIO]:
     """The file, under its name only once it is whole and on the disk."""
     from registry.trust.files import fsync_directory
     from storage.errors import StorageFull
 
-    if output.exists() and not output.is_file():
-        # A device would be replaced by the archive.
-        raise ConfigError(f"{output} exists and is not a regular file: name a file to write")
+    check_output(output)
     draft = output.with_name(f".{output.name}.partial")
     try:
         with draft.open("wb") as file:

@@ -20,12 +20,16 @@ def test_special_file_is_not_replaced(root: Path, tmp_path: Path) -> None:
     root.mkdir()
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    assert_refused(mayfly("export", "--all", "-o", pipe, "--root", root), str(pipe), "no file")
+    assert_refused(
+        mayfly("export", "--all", "-o", pipe, "--root", root), str(pipe), "not a regular file"
+    )
     assert stat.S_ISFIFO(pipe.lstat().st_mode)
     (tmp_path / "link").symlink_to(pipe)
-    assert_refused(mayfly("export", "--all", "-o", tmp_path / "link", "--root", root), "no file")
+    assert_refused(
+        mayfly("export", "--all", "-o", tmp_path / "link", "--root", root), "not a regular file"
+    )
     assert (tmp_path / "link").is_symlink()
-    assert_refused(mayfly("export", "--all", "-o", tmp_path, "--root", root), "no file")
+    assert_refused(mayfly("export", "--all", "-o", tmp_path, "--root", root), "not a regular file")
 
 
 @pytest.mark.parametrize(

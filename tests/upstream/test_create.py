@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -256,6 +257,16 @@ def test_kills_at_any_moment_lose_nothing(
         assert process.returncode == 0
         _check_bytes(output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["up.tar"]
+
+
+def test_a_device_is_not_replaced(upstream: Mayfly, tmp_path: Path) -> None:
+    """A pipe in the place of the bundle stays, and the command says what to do."""
+    output = tmp_path / "pipe"
+    os.mkfifo(output)
+    done = _create(output, f"{upstream.host}/{APP}:1")
+    assert done.returncode == 2
+    assert "not a regular file" in done.stderr
+    assert output.is_fifo()
 
 
 def test_tags_are_chosen_by_patterns() -> None:
