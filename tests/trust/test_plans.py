@@ -110,7 +110,8 @@ def test_containerd_credential_of_the_node(ca_pem: bytes) -> None:
 def test_a_runtime_without_headers_is_told_to_log_in(runtime: Runtime) -> None:
     """Their configuration has no place for a credential of the node's."""
     target = parse("localhost", credential=NodeCredential("robot+n", "p"))
-    with pytest.raises(TrustError, match=f"--node is for containerd.*{runtime} login localhost"):
+    message = f"--node writes files for containerd only; {runtime} logs in"
+    with pytest.raises(TrustError, match=message):
         make_plan(runtime, target, EmptyNode())
 
 
