@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import ssl
@@ -93,6 +94,21 @@ async def accept(
         raise
 
 
+def _collect_soon() -> None:
+    """Collect garbage once connections that were lost have unwound.
+
+    A connection lost while it sends is part of a cycle, with up to a megabyte of buffers. The
+    collector counts objects and not bytes, and would leave it for long.
+    """
+    global _collecting
+    if _collecting is None or _collecting.when() < asyncio.get_running_loop().time():
+        _collecting = asyncio.get_running_loop().call_later(_COLLECT_SECONDS, gc.collect)
+
+
+_COLLECT_SECONDS = 0.2
+_collecting: asyncio.TimerHandle | None = None
+
+
 class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
     """One connection with two faces: to TCP it is the protocol, to HTTP the transport."""
 
@@ -158,6 +174,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         global _roomy
         if self._sealed_at_once > _SEALED_AT_ONCE:
             _roomy -= 1
+            _collect_soon()
         self._let_go()
         if self._above is not None:
             self._above.connection_lost(exc)

@@ -323,12 +323,6 @@ def _resident(server: Mayfly) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.xfail(
-    reason="a regression to be found: two hundred idle TLS connections keep some 84 MiB instead of "
-    "at most 62, since the registry logs events (80872fc and after); neither malloc's arenas nor "
-    "connections that were cut are the cause",
-    strict=False,
-)
 def test_memory(start_mayfly: Callable[..., Mayfly]) -> None:
     """Fifty transfers at once, and two hundred connections that each had one, cost little."""
     running = start_mayfly("--tls", "auto")
