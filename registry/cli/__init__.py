@@ -36,6 +36,12 @@ _COMMANDS = {
 }
 """Command → its module and, after a colon, the command's name there if that is not ``command``."""
 
+_INTERRUPTS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+"""Signals that end a command, and the handler that Python starts with; others are left alone."""
+
 
 class _Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -95,9 +101,12 @@ def _variables(group: click.Group) -> Iterator[str]:
 
 def execute() -> str | int | None:
     """Run the command line; its exit code. Errors are one line, with the contract's code."""
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        # SIGTERM ends every command as tidily as Ctrl-C; a server takes both over.
-        signal.signal(signal.SIGTERM, _leave)
+    # Both end every command the same way; a server takes them over. Python's own KeyboardInterrupt
+    # would not do: where it meets code that is compiled at run time, such as a dataclass that is
+    # being made, `python -m` ends as killed by the signal, whatever exit code was asked for.
+    for number, usual in _INTERRUPTS.items():
+        if signal.getsignal(number) is usual:
+            signal.signal(number, _leave)
     try:
         code: int | None = cli.main(prog_name="mayfly", standalone_mode=False)
         sys.stdout.flush()

@@ -176,9 +176,11 @@ class Ledger:
             self._read(self._journal)
             self._journal.replace(self._entries())
 
-    def unix(self, time: int) -> float:
-        """The Unix time of a fact, as the wall clock has it now."""
-        return time + (self._clock.wall() - self._clock.now() - self._zero)
+    def unix(self, time: int) -> int:
+        """The Unix time of a fact, in whole seconds, as the wall clock has it now."""
+        was_set = self._clock.wall() - self._clock.now() - self._zero
+        # Rounded: two clocks that differ by a microsecond would put the fact a second earlier.
+        return time + round(was_set)
 
     def age(self, pull: Pull) -> float:
         """Seconds since a manifest, or content below it, last moved."""

@@ -60,7 +60,7 @@ _TOKEN_MARGIN = 30.0
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
 _CHALLENGE_FIELD = re.compile(r'\b([A-Za-z_]+)="([^"]*)"')
-_NEXT = re.compile(r'<([^>]{1,4096})>\s*;\s*rel="?next"?')
+_NEXT = re.compile(r'<([^<>]{1,4096})>\s*;\s*rel="?next"?')
 
 
 @dataclass(frozen=True, slots=True)
