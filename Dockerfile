@@ -12,6 +12,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY registry registry
 COPY storage storage
 COPY auth auth
+COPY mayfly mayfly
 RUN python3 -m venv /opt/mayfly \
  && /opt/mayfly/bin/pip install --no-cache-dir --no-compile . \
  && /opt/mayfly/bin/python -m compileall -q /opt/mayfly/lib

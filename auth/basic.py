@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 
-from auth.errors import CredentialsInvalid
+from mayfly.auth.errors import CredentialsInvalid
 
 MAX_LENGTH = 8192
 """Longest header value read, in characters; a short-lived credential takes about 700."""

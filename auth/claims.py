@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from auth.errors import InputInvalid, ScopeInvalid, TokenInvalid
-from auth.globs import parse_glob
-from auth.identity import Identity, Permission, Source
-from auth.roles import parse_role
-from auth.scope import MAX_SCOPES, Scope
+from mayfly.auth.errors import InputInvalid, ScopeInvalid, TokenInvalid
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.identity import Identity, Permission, Source
+from mayfly.auth.roles import parse_role
+from mayfly.auth.scope import MAX_SCOPES, Scope
 
 
 def identity_claims(identity: Identity) -> dict[str, object]:

@@ -11,11 +11,11 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from auth.errors import InputInvalid
-from auth.identity import Credential
-from auth.policy import EVERYTHING, Grant, Kind, Policy, Subject
-from auth.roles import Role
-from auth.users import Users
+from mayfly.auth.errors import InputInvalid
+from mayfly.auth.identity import Credential
+from mayfly.auth.policy import EVERYTHING, Grant, Kind, Policy, Subject
+from mayfly.auth.roles import Role
+from mayfly.auth.users import Users
 
 ADMIN_NAME = "admin"
 PULL_NAME = "pull"

@@ -23,7 +23,7 @@ import re
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
-from auth.errors import InputInvalid
+from mayfly.auth.errors import InputInvalid
 
 MAX_LENGTH = 255
 """Longest glob in characters: the longest repository name."""

@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from auth import files
-from auth.errors import InputInvalid, PolicyFileInvalid
-from auth.globs import parse_glob
-from auth.identity import check_name
-from auth.policy import ANYONE, EVERYTHING, Grant, Kind, Policy, Subject
-from auth.roles import Role, parse_role
+from mayfly.auth import files
+from mayfly.auth.errors import InputInvalid, PolicyFileInvalid
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.identity import check_name
+from mayfly.auth.policy import ANYONE, EVERYTHING, Grant, Kind, Policy, Subject
+from mayfly.auth.roles import Role, parse_role
 
 A = TypeVar("A")
 R = TypeVar("R")

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from auth.errors import CredentialsInvalid, InputInvalid
-from auth.globs import Glob
-from auth.roles import Role
-from auth.scope import Scope
+from mayfly.auth.errors import CredentialsInvalid, InputInvalid
+from mayfly.auth.globs import Glob
+from mayfly.auth.roles import Role
+from mayfly.auth.scope import Scope
 
 Source = Literal["anonymous", "basic", "robot", "token", "refresh", "certificate"]
 """How the caller proved who they are."""

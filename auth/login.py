@@ -35,11 +35,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from auth.errors import CredentialsInvalid, LoginsBusy
-from auth.identity import MAX_NAME_BYTES, ROBOT_PREFIX, Identity
-from auth.networks import network_of
-from auth.throttle import Throttle
-from auth.verify import CredentialVerifier
+from mayfly.auth.errors import CredentialsInvalid, LoginsBusy
+from mayfly.auth.identity import MAX_NAME_BYTES, ROBOT_PREFIX, Identity
+from mayfly.auth.networks import network_of
+from mayfly.auth.throttle import Throttle
+from mayfly.auth.verify import CredentialVerifier
 
 _NICENESS = 5  # about a third of a transfer's share of a busy core
 

@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
-from auth.globs import Glob, parse_glob
-from auth.identity import Identity, Permission
-from auth.roles import LIFETIME, PULL, ROLE_ACTIONS, Role
-from auth.scope import ANY_ACTION, CATALOG, REGISTRY, REPOSITORY, Scope
+from mayfly.auth.globs import Glob, parse_glob
+from mayfly.auth.identity import Identity, Permission
+from mayfly.auth.roles import LIFETIME, PULL, ROLE_ACTIONS, Role
+from mayfly.auth.scope import ANY_ACTION, CATALOG, REGISTRY, REPOSITORY, Scope
 
 NOTHING: frozenset[str] = frozenset()
 EVERYTHING = parse_glob("**")

@@ -15,12 +15,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from auth.claims import permission_claim, read_identity
-from auth.errors import CredentialsInvalid, InputInvalid, TokenInvalid
-from auth.identity import ROBOT_PREFIX, Credential, Identity, Permission
-from auth.roles import ROLE_ACTIONS, Role
-from auth.signing import MAX_LENGTH, Signer
-from auth.verified import VerifiedTokens
+from mayfly.auth.claims import permission_claim, read_identity
+from mayfly.auth.errors import CredentialsInvalid, InputInvalid, TokenInvalid
+from mayfly.auth.identity import ROBOT_PREFIX, Credential, Identity, Permission
+from mayfly.auth.roles import ROLE_ACTIONS, Role
+from mayfly.auth.signing import MAX_LENGTH, Signer
+from mayfly.auth.verified import VerifiedTokens
 
 MIN_LIFETIME = 60
 """Least seconds a credential lives."""

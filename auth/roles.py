@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
 
-from auth.errors import InputInvalid
+from mayfly.auth.errors import InputInvalid
 
 PULL = "pull"
 """Read manifests, blobs, referrers and tag lists; be told the repository exists."""

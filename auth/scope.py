@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from auth.errors import ScopeInvalid
+from mayfly.auth.errors import ScopeInvalid
 
 REPOSITORY = "repository"
 REGISTRY = "registry"

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from auth import files
-from auth.errors import PolicyFileInvalid, TokenInvalid, TokenReason
+from mayfly.auth import files
+from mayfly.auth.errors import PolicyFileInvalid, TokenInvalid, TokenReason
 
 ALGORITHM = "HS256"
 

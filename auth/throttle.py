@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from auth.identity import MAX_NAME_BYTES
+from mayfly.auth.identity import MAX_NAME_BYTES
 
 FIRST_DELAY = 0.25
 """Seconds an attempt waits after one failure."""

@@ -12,12 +12,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from auth.claims import access_claim, identity_claims, read_access, read_identity
-from auth.errors import ScopeInvalid
-from auth.identity import Identity
-from auth.scope import Scope
-from auth.signing import MAX_LENGTH, Signer
-from auth.verified import VerifiedTokens
+from mayfly.auth.claims import access_claim, identity_claims, read_access, read_identity
+from mayfly.auth.errors import ScopeInvalid
+from mayfly.auth.identity import Identity
+from mayfly.auth.scope import Scope
+from mayfly.auth.signing import MAX_LENGTH, Signer
+from mayfly.auth.verified import VerifiedTokens
 
 MIN_LIFETIME = 60
 """Least seconds an access token lives: older docker clients take less for this (distribution's

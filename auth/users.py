@@ -15,9 +15,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from auth import files
-from auth.errors import InputInvalid, PolicyFileInvalid
-from auth.identity import check_name
+from mayfly.auth import files
+from mayfly.auth.errors import InputInvalid, PolicyFileInvalid
+from mayfly.auth.identity import check_name
 
 DEFAULT_ROUNDS = 10
 """bcrypt cost of new hashes, as log2 of the rounds: OWASP's least, some 85 ms of one core. A login

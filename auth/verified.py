@@ -11,8 +11,8 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 
-from auth.errors import TokenInvalid
-from auth.identity import Identity
+from mayfly.auth.errors import TokenInvalid
+from mayfly.auth.identity import Identity
 
 MAX_REMEMBERED = 4096
 """Tokens remembered: some 5 MiB at most. The one seen first is forgotten first."""

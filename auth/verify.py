@@ -20,10 +20,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Literal
 
-from auth.errors import CredentialsInvalid, TokenInvalid
-from auth.identity import ROBOT_PREFIX, Identity
-from auth.robots import Robots
-from auth.users import DEFAULT_ROUNDS, Users, password_bytes
+from mayfly.auth.errors import CredentialsInvalid, TokenInvalid
+from mayfly.auth.identity import ROBOT_PREFIX, Identity
+from mayfly.auth.robots import Robots
+from mayfly.auth.users import DEFAULT_ROUNDS, Users, password_bytes
 
 REMEMBERED = 60.0
 """Seconds a verdict is remembered."""

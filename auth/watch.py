@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from auth.errors import AuthError, PolicyFileInvalid
+from mayfly.auth.errors import AuthError, PolicyFileInvalid
 
 T = TypeVar("T")
 

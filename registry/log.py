@@ -18,8 +18,8 @@ from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from registry.text import exact_json
-from registry.text import line as text_line
+from mayfly.registry.text import exact_json
+from mayfly.registry.text import line as text_line
 
 logger = logging.getLogger("mayfly")
 

@@ -1,4 +1,4 @@
-"""A registry from start to stop: claim, open, secure, bind; what follows is `registry.lifetime`.
+"""A registry from start to stop: claim, open, secure, bind; what follows is `registry.lifecycle`.
 
 This is where concrete classes meet (DESIGN.md, composition root); the command line only brings
 the settings.
@@ -20,43 +20,44 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from registry import log
-from registry.announce import announced, login_to
-from registry.app import App
-from registry.audit import Audit
-from registry.config import ConfigError, Settings
-from registry.connections import Connections, Limits
-from registry.context import Names, as_asked
-from registry.guard import Guard
-from registry.held import Held
-from registry.lifetime import open_files, runs
-from registry.lifetime.clock import SystemClock
-from registry.lifetime.durations import exact
-from registry.lifetime.errors import LifetimeError
-from registry.lifetime.images import read_nodes
-from registry.lifetime.life import Launch, Life
-from registry.lifetime.plan import Plan
-from registry.lifetime.report import Corruption, storage_used
-from registry.lifetime.runs import Run
-from registry.lifetime.state import StateDir
-from registry.lifetime.systemd import Notifier, take_sockets
-from registry.listener import address_of, listening
-from registry.origin import Origins
-from registry.protocol import HTTPServer
-from registry.security import Security, certificate_identity, secure
-from registry.sweep import Patience
-from registry.threads import in_thread
-from storage.directory import DirectoryReader
-from storage.distribution import DistributionStore
-from storage.errors import StorageError
-from storage.interface import Store
-from storage.readonly import ReadOnlyStore
-from storage.space import format_size
+from mayfly.registry import log
+from mayfly.registry.access.audit import Audit
+from mayfly.registry.access.guard import Guard
+from mayfly.registry.access.security import Security, certificate_identity, secure
+from mayfly.registry.api.app import App
+from mayfly.registry.api.context import Names, as_asked
+from mayfly.registry.clock import SystemClock
+from mayfly.registry.control.announce import announced, login_to
+from mayfly.registry.control.report import Corruption, storage_used
+from mayfly.registry.coverage.held import Held
+from mayfly.registry.coverage.images import read_nodes
+from mayfly.registry.durations import exact
+from mayfly.registry.http.connections import Connections, Limits
+from mayfly.registry.http.listener import address_of, listening
+from mayfly.registry.http.origin import Origins
+from mayfly.registry.http.protocol import HTTPServer
+from mayfly.registry.http.sweep import Patience
+from mayfly.registry.lifecycle.errors import LifetimeError
+from mayfly.registry.lifecycle.life import Launch, Life
+from mayfly.registry.lifecycle.plan import Plan
+from mayfly.registry.process import open_files
+from mayfly.registry.process.systemd import Notifier, take_sockets
+from mayfly.registry.settings.config import ConfigError, Settings
+from mayfly.registry.state import runs
+from mayfly.registry.state.directory import StateDir
+from mayfly.registry.state.runs import Run
+from mayfly.registry.threads import in_thread
+from mayfly.storage.directory.reader import DirectoryReader
+from mayfly.storage.directory.space import format_size
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import StorageError
+from mayfly.storage.interface import Store
+from mayfly.storage.readonly import ReadOnlyStore
 
 if TYPE_CHECKING:
-    from storage.bundle.open import Bundles
-    from storage.bundle.verified import Fault
-    from storage.digest import Digest
+    from mayfly.storage.bundle.open import Bundles
+    from mayfly.storage.bundle.verified import Fault
+    from mayfly.storage.digest import Digest
 
 logger = logging.getLogger("mayfly")
 
@@ -161,7 +162,7 @@ def _open_bundles(settings: Settings) -> Bundles | None:
     if not settings.bundles:
         return None
     # Bundles are imported only by who serves some: a tenth of the start.
-    from storage.bundle.open import open_bundles
+    from mayfly.storage.bundle.open import open_bundles
 
     bundles = open_bundles(settings.bundles, settings.state_dir)
     for notice in bundles.notices:
@@ -173,7 +174,7 @@ def _open_bundles(settings: Settings) -> Bundles | None:
 
 def _tell_gaps(bundles: Bundles, store: DirectoryReader) -> None:
     """Warn of images that neither the bundles nor the store have whole."""
-    from storage.images import find_blob
+    from mayfly.storage.images import find_blob
 
     def has(repository: str, digest: Digest) -> bool:
         return find_blob(store, repository, digest) is not None
@@ -193,7 +194,7 @@ def _open_store(
         return
     try:
         if bundles is not None:
-            from storage.overlay import OverlayStore
+            from mayfly.storage.overlay import OverlayStore
 
             store: DistributionStore = OverlayStore(
                 root,
@@ -343,7 +344,7 @@ def _limits(settings: Settings) -> Limits:
 def _names(store: DirectoryReader, bundles: Bundles | None) -> Names:
     if bundles is None:
         return as_asked
-    from storage.overlay import OverlayStore
+    from mayfly.storage.overlay import OverlayStore
 
     assert isinstance(store, OverlayStore)
     names, exists = bundles.names, store.has_repository
@@ -366,7 +367,7 @@ async def _background(
     ]
     if security.authentication is not None:
         # The first login would wait for this import otherwise.
-        from auth import signing
+        from mayfly.auth import signing
 
         tasks.append(in_thread(signing.preload))
     if security.tls is not None:

@@ -28,7 +28,7 @@ def import_server() -> ModuleType:
     gc.disable()
     try:
         import_aiohttp(without=CLIENT)
-        from registry import server
+        from mayfly.registry import server
     finally:
         gc.freeze()
         if collecting:

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from storage.errors import PathRefused
-from storage.files import MOST_ENTRIES, is_absent
+from mayfly.storage.errors import PathRefused
+from mayfly.storage.files import MOST_ENTRIES, is_absent
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPENAT2 = 437

@@ -10,7 +10,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from storage.errors import DigestInvalid
+from mayfly.storage.errors import DigestInvalid
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from storage import digest as digests
-from storage.bundle.names import split_reference
-from storage.digest import Digest
-from storage.errors import (
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.names import split_reference
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import (
     BlobUnknown,
     ContentCorrupt,
     ManifestTooLarge,
@@ -22,8 +22,8 @@ from storage.errors import (
     NameInvalid,
     StorageError,
 )
-from storage.interface import Extent, Reader
-from storage.manifest import MAX_SIZE, Manifest, parse_stored
+from mayfly.storage.interface import Extent, Reader
+from mayfly.storage.manifest import MAX_SIZE, Manifest, parse_stored
 
 _PAGE = 1000
 _MAX_CONFIG = 8 * 1024 * 1024

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from storage.digest import Digest
-from storage.files import HOST, Opener
-from storage.manifest import Manifest
+from mayfly.storage.digest import Digest
+from mayfly.storage.files import HOST, Opener
+from mayfly.storage.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from storage.errors import ManifestInvalid
+from mayfly.storage.errors import ManifestInvalid
 
 MAX_DEPTH = 64
 """Levels of nesting; an index with annotations on its descriptors has four."""

@@ -23,10 +23,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage import digest as digests
-from storage import json_object
-from storage.digest import Digest
-from storage.errors import DigestInvalid, ManifestInvalid, ManifestTooLarge, StorageError
+from mayfly.storage import digest as digests
+from mayfly.storage import json_object
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import DigestInvalid, ManifestInvalid, ManifestTooLarge, StorageError
 
 MAX_SIZE = 4 * 1024 * 1024
 """Largest manifest in bytes (distribution-spec: registries should take at least 4 MiB)."""

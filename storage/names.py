@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from storage.errors import NameInvalid, TagInvalid
+from mayfly.storage.errors import NameInvalid, TagInvalid
 
 MAX_NAME_LENGTH = 255
 """Longest repository name in bytes: many clients stop there (spec), and one path part holds it."""

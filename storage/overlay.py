@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from storage.bundle.layer import Layer
-from storage.bundle.stack import distinct, merge_names, merge_referrers, merge_tags
-from storage.catalog import is_repository
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.errors import ManifestUnknown
-from storage.interface import Extent
-from storage.whiteouts import Masked, Whiteouts
+from mayfly.storage.bundle.layer import Layer
+from mayfly.storage.bundle.stack import distinct, merge_names, merge_referrers, merge_tags
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.catalog import is_repository
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import ManifestUnknown
+from mayfly.storage.interface import Extent
+from mayfly.storage.whiteouts import Masked, Whiteouts
 
 
 class OverlayStore(DistributionStore):
@@ -34,7 +34,7 @@ class OverlayStore(DistributionStore):
         root: of the upper store; made when missing.
         lower: what lies beneath; closed by its owner, after this.
         allow_sparse: take manifests that name content the repository does not hold.
-        reserve: see `storage.space.Space`.
+        reserve: see `storage.directory.space.Space`.
     """
 
     def __init__(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from storage.digest import Digest
-from storage.errors import ReadOnly
-from storage.interface import Extent, Reader, Upload
-from storage.manifest import Manifest
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import ReadOnly
+from mayfly.storage.interface import Extent, Reader, Upload
+from mayfly.storage.manifest import Manifest
 
 
 class ReadOnlyStore:

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from storage import manifest as manifests
-from storage.digest import Digest
-from storage.errors import DigestInvalid, ManifestInvalid, StorageError
-from storage.sized_cache import SizedCache
+from mayfly.storage import manifest as manifests
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import DigestInvalid, ManifestInvalid, StorageError
+from mayfly.storage.sized_cache import SizedCache
 
 _MAX_KNOWN = 16 * 1024 * 1024
 """Bytes for the subjects of manifests, in all repositories: some 40,000 manifests."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from storage.bundle.names import split_reference
-from storage.digest import Digest
-from storage.directory import DirectoryReader
-from storage.errors import ContentCorrupt, ManifestUnknown
-from storage.images import Image, image, resolve, walk
+from mayfly.storage.bundle.names import split_reference
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.reader import DirectoryReader
+from mayfly.storage.errors import ContentCorrupt, ManifestUnknown
+from mayfly.storage.images import Image, image, resolve, walk
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage.bundle.errors import NotReady
-from storage.bundle.layer import Layer
-from storage.digest import Digest
-from storage.directory import manifest_unknown
-from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown
-from storage.interface import Extent
-from storage.layout import Layout
-from storage.names import check_tag
-from storage.publish import Publisher
+from mayfly.storage.bundle.errors import NotReady
+from mayfly.storage.bundle.layer import Layer
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.layout import Layout
+from mayfly.storage.directory.publish import Publisher
+from mayfly.storage.directory.reader import manifest_unknown
+from mayfly.storage.errors import BlobUnknown, ManifestUnknown, NameUnknown
+from mayfly.storage.interface import Extent
+from mayfly.storage.names import check_tag
 
 
 class Whiteouts:

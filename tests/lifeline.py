@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from registry.lifetime.activity import Activity
-from registry.lifetime.clock import SystemClock
-from registry.lifetime.contents import Contained
-from registry.lifetime.drain import Drain
-from registry.lifetime.ledger import Ledger
-from registry.lifetime.observer import Observer
-from registry.lifetime.pulls import Pulls
+from mayfly.registry.clock import SystemClock
+from mayfly.registry.coverage.contents import Contained
+from mayfly.registry.coverage.ledger import Ledger
+from mayfly.registry.coverage.observer import Observer
+from mayfly.registry.coverage.pulls import Pulls
+from mayfly.registry.lifecycle.activity import Activity
+from mayfly.registry.lifecycle.drain import Drain
 
 
 @dataclass
 class Lifeline:
-    """See `registry.context.Lifeline`."""
+    """See `registry.api.context.Lifeline`."""
 
     activity: Activity
     observer: Observer

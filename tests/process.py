@@ -143,7 +143,7 @@ def run_mayfly(*words: str | Path, stdin: Path = Path(os.devnull)) -> str:
     """A command of Mayfly's that succeeds; its standard output."""
     with stdin.open() as given:
         done = subprocess.run(
-            [sys.executable, "-m", "registry", *map(str, words)],
+            [sys.executable, "-m", "mayfly", *map(str, words)],
             cwd=REPO,
             stdin=given,
             timeout=120,
@@ -170,7 +170,7 @@ class Mayfly(Process):
         state_dir.mkdir(parents=True, exist_ok=True)
         self.root = root
         self.state_dir = state_dir
-        argv = [*prefix, sys.executable, "-m", "registry", "serve", "--root", root]
+        argv = [*prefix, sys.executable, "-m", "mayfly", "serve", "--root", root]
         argv += ["--state-dir", state_dir, "--listen", listen, *options]
         if env is None:
             # Settings of whoever runs the tests are not the test's.

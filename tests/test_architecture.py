@@ -8,11 +8,43 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from storage import interface
+from mayfly.storage import interface
 from tests.process import REPO
 
 ROOMS = ("registry", "storage", "auth")
 ARROWS = {"registry": {"storage", "auth"}, "storage": set[str](), "auth": set[str]()}
+
+FLOORS = (
+    ("cli",),
+    ("startup",),
+    ("server",),
+    ("control",),
+    ("lifecycle", "api", "nodes", "upstream"),
+    ("access", "coverage", "process"),
+    ("http", "state", "pki"),
+    ("settings",),
+    ("notices",),
+    ("log",),
+    ("clock", "durations", "exit_codes", "text", "threads", "version"),
+)
+"""The rooms of the registry, top down: each imports rooms of lower floors only."""
+
+OWED = {
+    ("access", "api"),
+    ("access", "coverage"),
+    ("coverage", "api"),
+    ("coverage", "control"),
+    ("coverage", "lifecycle"),
+    ("http", "api"),
+    ("http", "coverage"),
+    ("http", "lifecycle"),
+    ("lifecycle", "api"),
+    ("lifecycle", "control"),
+    ("process", "lifecycle"),
+    ("state", "pki"),
+    ("api", "lifecycle"),
+}
+"""Arrows against that order which are still there. The set may only shrink."""
 
 FRAMEWORK = {"aiohttp", "yarl", "multidict", "http"}
 UNSHIPPED = {"tests", "benchmarks", "pytest", "hypothesis", "mypy"}
@@ -44,14 +76,16 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 
 def _offenders(name: str, tree: ast.Module, forbidden: set[str]) -> list[str]:
     """``module: import`` for each import of what a module must not know."""
-    found = sorted(i for i in _imports(tree) if i.partition(".")[0] in forbidden)
+    found = sorted(
+        i for i in _imports(tree) if i.removeprefix("mayfly.").partition(".")[0] in forbidden
+    )
     return [f"{name}: {imported}" for imported in found]
 
 
 def test_every_room_is_looked_at() -> None:
     """The other tests look at something, and imports are seen."""
     assert {_room(name) for name in _modules()} == set(ROOMS)
-    assert "storage.interface" in set(_imports(_modules()["registry/app.py"]))
+    assert "mayfly.storage.interface" in set(_imports(_modules()["registry/api/app.py"]))
 
 
 def test_imports_are_absolute() -> None:
@@ -66,6 +100,53 @@ def test_arrows() -> None:
     for name, tree in _modules().items():
         found += _offenders(name, tree, set(ROOMS) - ARROWS[_room(name)] - {_room(name)})
     assert found == []
+
+
+def test_one_name_for_each_module() -> None:
+    """Nothing imports a folder by a second name, which would load each of its modules twice."""
+    found = []
+    paths = [
+        p for top in (*ROOMS, "mayfly", "tests", "benchmarks") for p in (REPO / top).rglob("*.py")
+    ]
+    for path in paths:
+        tree = ast.parse(path.read_text(), str(path))
+        found += _offenders_by_root(path.relative_to(REPO).as_posix(), tree)
+    assert found == []
+
+
+def _offenders_by_root(name: str, tree: ast.Module) -> list[str]:
+    return [f"{name}: {i}" for i in sorted(_imports(tree)) if i.partition(".")[0] in ROOMS]
+
+
+def _floors() -> dict[str, int]:
+    return {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def test_arrows_inside_the_registry() -> None:
+    """Each room imports rooms below its own only; a new room needs its place in `FLOORS`."""
+    floors, upward = _floors(), set()
+    for name, tree in _modules().items():
+        top, _, inner = name.partition("/")
+        room = inner.partition("/")[0].removesuffix(".py")
+        if top != "registry" or room == "__init__":
+            continue
+        for imported in _rooms_imported(tree):
+            if imported != room and floors[imported] <= floors[room]:
+                upward.add((room, imported))
+    assert upward == OWED
+
+
+def _rooms_imported(tree: ast.Module) -> set[str]:
+    """Rooms of the registry that a module imports from."""
+    found = set()
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {n.split(".")[2] for n in names if n.startswith("mayfly.registry.")}
+    return found
 
 
 def test_only_registry_imports_the_http_framework() -> None:

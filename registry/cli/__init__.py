@@ -10,29 +10,29 @@ from collections.abc import Iterator
 
 import click
 
-from registry.cli import help
-from registry.exit_codes import Exit
-from registry.version import VERSION
+from mayfly.registry.cli import help
+from mayfly.registry.exit_codes import Exit
+from mayfly.registry.version import VERSION
 
 _COMMANDS = {
-    "serve": "registry.cli.serve",
-    "run": "registry.cli.run",
-    "status": "registry.cli.control:status",
-    "wait": "registry.cli.control:wait",
-    "stop": "registry.cli.control:stop",
-    "user": "registry.cli.user",
-    "grant": "registry.cli.grant",
-    "credentials": "registry.cli.credentials",
-    "node-config": "registry.cli.node_config",
-    "bundle": "registry.cli.bundle",
-    "import": "registry.cli.transfer:import_",
-    "export": "registry.cli.transfer:export",
-    "ls": "registry.cli.store:ls",
-    "inspect": "registry.cli.store:inspect",
-    "du": "registry.cli.store:du",
-    "rm": "registry.cli.store:rm",
-    "gc": "registry.cli.store:gc",
-    "verify": "registry.cli.store:verify",
+    "serve": "mayfly.registry.cli.serve",
+    "run": "mayfly.registry.cli.run",
+    "status": "mayfly.registry.cli.control:status",
+    "wait": "mayfly.registry.cli.control:wait",
+    "stop": "mayfly.registry.cli.control:stop",
+    "user": "mayfly.registry.cli.user",
+    "grant": "mayfly.registry.cli.grant",
+    "credentials": "mayfly.registry.cli.credentials",
+    "node-config": "mayfly.registry.cli.node_config",
+    "bundle": "mayfly.registry.cli.bundle",
+    "import": "mayfly.registry.cli.transfer:import_",
+    "export": "mayfly.registry.cli.transfer:export",
+    "ls": "mayfly.registry.cli.store:ls",
+    "inspect": "mayfly.registry.cli.store:inspect",
+    "du": "mayfly.registry.cli.store:du",
+    "rm": "mayfly.registry.cli.store:rm",
+    "gc": "mayfly.registry.cli.store:gc",
+    "verify": "mayfly.registry.cli.store:verify",
 }
 """Command → its module and, after a colon, the command's name there if that is not ``command``."""
 
@@ -81,7 +81,7 @@ class _Lazy(click.Group):
 def cli() -> None:
     """Mayfly: a container registry that lives as long as your upgrade."""
     if any(name.startswith("MAYFLY_") for name in os.environ):
-        from registry.environment import check
+        from mayfly.registry.settings.environment import check
 
         check(os.environ, lambda: _variables(cli))
 
@@ -124,13 +124,13 @@ def execute() -> str | int | None:
         return _broken_pipe()
     except Exception as error:
         # Imported for errors only.
-        from registry.cli.failure import failed
+        from mayfly.registry.cli.failure import failed
 
         return failed(error, sys.argv[1:])
 
 
 def _broken_pipe() -> int:
-    from registry.cli.failure import broken_pipe
+    from mayfly.registry.cli.failure import broken_pipe
 
     return broken_pipe()
 

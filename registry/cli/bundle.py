@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from registry.cli.help import Group
-from registry.cli.options import as_json
-from registry.cli.progress import print_event, reporting
-from registry.config import ConfigError
-from registry.text import echo
-from storage.space import format_size
+from mayfly.registry.cli.help import Group
+from mayfly.registry.cli.options import as_json
+from mayfly.registry.cli.progress import print_event, reporting
+from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.text import echo
+from mayfly.storage.directory.space import format_size
 
 if TYPE_CHECKING:
-    from registry.upstream.create import Plan
-    from registry.upstream.credentials import Credentials
-    from registry.upstream.lists import Wanted
-    from registry.upstream.registries import Reach
-    from registry.upstream.sources import Source
-    from storage.digest import Digest
+    from mayfly.registry.upstream.create import Plan
+    from mayfly.registry.upstream.credentials import Credentials
+    from mayfly.registry.upstream.lists import Wanted
+    from mayfly.registry.upstream.registries import Reach
+    from mayfly.registry.upstream.sources import Source
+    from mayfly.storage.digest import Digest
 
 
 @click.group("bundle", cls=Group)
@@ -119,9 +119,9 @@ def create(
     standard input; anything else is an image. Credentials are those of docker login and podman
     login. The same command goes on where an interrupted one stopped.
     """
-    from registry.cli.transfer import check_output
-    from registry.upstream.errors import ImagesMissing
-    from registry.upstream.registries import Reach
+    from mayfly.registry.cli.transfer import check_output
+    from mayfly.registry.upstream.errors import ImagesMissing
+    from mayfly.registry.upstream.registries import Reach
 
     check_output(output)
     wanted, credentials = _read_lists(images)
@@ -165,10 +165,10 @@ class _Request:
 
 async def _create(request: _Request) -> Plan:
     """Look up, lay out, and fetch unless it is a dry run."""
-    from registry.upstream import create
-    from registry.upstream.gather import gather
-    from registry.upstream.registries import Registries
-    from registry.upstream.sources import RegistrySource
+    from mayfly.registry.upstream import create
+    from mayfly.registry.upstream.gather import gather
+    from mayfly.registry.upstream.registries import Registries
+    from mayfly.registry.upstream.sources import RegistrySource
 
     async with Registries(request.reach) as registries:
 
@@ -184,8 +184,8 @@ async def _create(request: _Request) -> Plan:
 
 
 def _read_lists(texts: Sequence[str]) -> tuple[list[Wanted], dict[str, Credentials]]:
-    from registry.upstream import lists
-    from registry.upstream.credentials import Credentials
+    from mayfly.registry.upstream import lists
+    from mayfly.registry.upstream.credentials import Credentials
 
     wanted: list[Wanted] = []
     credentials = {}
@@ -224,11 +224,11 @@ def _check_platform(text: str) -> str:
 
 def _local_source(path: Path, stack: contextlib.ExitStack) -> Source:
     """A store's root or a bundle."""
-    from registry.upstream.sources import LocalSource
-    from storage.bundle.open import open_bundles
+    from mayfly.registry.upstream.sources import LocalSource
+    from mayfly.storage.bundle.open import open_bundles
 
     if (path / "docker/registry/v2").is_dir():
-        from storage.directory import DirectoryReader
+        from mayfly.storage.directory.reader import DirectoryReader
 
         return LocalSource(DirectoryReader(path), None, str(path))
     bundles = stack.enter_context(contextlib.closing(open_bundles([path])))
@@ -236,13 +236,13 @@ def _local_source(path: Path, stack: contextlib.ExitStack) -> Source:
 
 
 def _digests_of(haves: Sequence[str], stack: contextlib.ExitStack) -> Callable[[str, Digest], bool]:
-    from registry.cli.transfer import have_any
+    from mayfly.registry.cli.transfer import have_any
 
     return have_any(haves, stack)
 
 
 def _report(planned: Plan, output: Path, dry_run: bool, json: bool) -> None:
-    from registry.upstream.create import sizes
+    from mayfly.registry.upstream.create import sizes
 
     figures = sizes(planned)
     if json:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from registry.cli.help import Command
-from registry.cli.options import DURATION, as_json, print_json, state_directory
-from registry.exit_codes import Exit
-from registry.text import echo, raw
+from mayfly.registry.cli.help import Command
+from mayfly.registry.cli.options import DURATION, as_json, print_json, state_directory
+from mayfly.registry.exit_codes import Exit
+from mayfly.registry.text import echo, raw
 
 if TYPE_CHECKING:
-    from registry.lifetime.control import Message
+    from mayfly.registry.control.socket import Message
 
 _WATCH_SECONDS = 1.0
 _HOME_AND_CLEAR = "\x1b[H\x1b[J"
@@ -32,8 +32,8 @@ _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 )
 def status(state_dir: Path, json: bool, watch: bool) -> int:
     """Show what a running registry does, and which node has which image."""
-    from registry.lifetime.client import ask
-    from registry.lifetime.errors import NotRunning
+    from mayfly.registry.control.client import ask
+    from mayfly.registry.lifecycle.errors import NotRunning
 
     found = ask(state_dir, "status")
     _show_status(found, json)
@@ -58,8 +58,8 @@ def stop(state_dir: Path, json: bool) -> int:
 
     Exit code 3 says that coverage was incomplete, or that transfers were cut.
     """
-    from registry.lifetime import table
-    from registry.lifetime.client import ask
+    from mayfly.registry.control import table
+    from mayfly.registry.control.client import ask
 
     answer = ask(state_dir, "stop", timeout=None)
     unfinished = bool(answer["cut_requests"]) or answer["covered"] is False
@@ -89,7 +89,7 @@ def stop(state_dir: Path, json: bool) -> int:
 @as_json
 def wait(what: str | None, timeout: float | None, state_dir: Path, json: bool) -> int:
     """Wait for a registry: to be ready, or to have reached every node."""
-    from registry.lifetime.client import TimedOut, ask, wait_for_server
+    from mayfly.registry.control.client import TimedOut, ask, wait_for_server
 
     if what is None:
         raise click.UsageError("say what to wait for: --ready or --covered")
@@ -111,7 +111,7 @@ def wait(what: str | None, timeout: float | None, state_dir: Path, json: bool) -
 
 def _too_late(state_dir: Path, what: str, timeout: float) -> Message:
     """Make the answer for a wait that timed out."""
-    from registry.lifetime.client import TimedOut, ask
+    from mayfly.registry.control.client import TimedOut, ask
 
     found = ask(state_dir, "status")
     if what == "ready" and found["state"] != "starting":
@@ -120,8 +120,8 @@ def _too_late(state_dir: Path, what: str, timeout: float) -> Message:
 
 
 def _unreached(answer: Message, timeout: float | None) -> str:
-    from registry.lifetime import table
-    from registry.lifetime.durations import exact
+    from mayfly.registry.control import table
+    from mayfly.registry.durations import exact
 
     when = "the server ended" if answer["ended"] else f"timed out after {exact(timeout or 0)}"
     covered = answer["coverage"]
@@ -129,7 +129,7 @@ def _unreached(answer: Message, timeout: float | None) -> str:
 
 
 def _show_status(found: Message, json: bool, before: Message | None = None) -> None:
-    from registry.lifetime import table
+    from mayfly.registry.control import table
 
     if json:
         print_json(found)
@@ -141,7 +141,7 @@ def _show_status(found: Message, json: bool, before: Message | None = None) -> N
 
 def _show_end(last: Message, json: bool) -> int:
     """Show the report as the last frame, since the server has ended."""
-    from registry.lifetime import report, table
+    from mayfly.registry.control import report, table
 
     content = report.read(Path(last["report"]), last["pid"])
     if sys.stdout.isatty():

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 import click
 
-from registry.cli.help import Command
-from registry.cli.options import print_json, state_directory
-from registry.text import echo
+from mayfly.registry.cli.help import Command
+from mayfly.registry.cli.options import print_json, state_directory
+from mayfly.registry.text import echo
 
 if TYPE_CHECKING:
-    from auth.identity import Credential
+    from mayfly.auth.identity import Credential
 
 DEFAULT_HOURS = 12.0
 
@@ -59,8 +59,8 @@ def command(
     json: bool,
 ) -> None:
     """Print a short-lived credential of the registry that runs here."""
-    from auth.generate import docker_config, kubernetes_secret
-    from registry.announce import read_ready
+    from mayfly.auth.generate import docker_config, kubernetes_secret
+    from mayfly.registry.control.announce import read_ready
 
     # Image names have no place for the path that a proxy may serve a registry below.
     hosts = hosts or (urlsplit(read_ready(state_dir)["url"]).netloc,)
@@ -101,15 +101,15 @@ def issue(
         click.ClickException: it runs without authentication.
         InputInvalid: as `Robots.issue`.
     """
-    from auth import signing
-    from auth.globs import parse_glob
-    from auth.identity import Permission
-    from auth.robots import Robots
-    from auth.roles import Role
-    from registry.announce import read_ready
-    from registry.config import ConfigError
-    from registry.lifetime import runs
-    from registry.lifetime.state import SIGNING_KEY
+    from mayfly.auth import signing
+    from mayfly.auth.globs import parse_glob
+    from mayfly.auth.identity import Permission
+    from mayfly.auth.robots import Robots
+    from mayfly.auth.roles import Role
+    from mayfly.registry.control.announce import read_ready
+    from mayfly.registry.settings.config import ConfigError
+    from mayfly.registry.state import runs
+    from mayfly.registry.state.directory import SIGNING_KEY
 
     ready = read_ready(state_dir)
     url = ready["url"]

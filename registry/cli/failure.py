@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 import click
 
-from auth.errors import AuthError
-from registry import log
-from registry.config import ConfigError
-from registry.exit_codes import Exit
-from registry.lifetime.errors import LifetimeError
-from registry.text import echo, exact_json
-from registry.upstream.errors import FetchError
-from storage.errors import ContentCorrupt, StorageError, StorageFailed, StorageFull, of_disk
+from mayfly.auth.errors import AuthError
+from mayfly.registry import log
+from mayfly.registry.exit_codes import Exit
+from mayfly.registry.lifecycle.errors import LifetimeError
+from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.text import echo, exact_json
+from mayfly.registry.upstream.errors import FetchError
+from mayfly.storage.errors import ContentCorrupt, StorageError, StorageFailed, StorageFull, of_disk
 
 _DISK = StorageFull | StorageFailed
 _SEPARATOR = "--"
@@ -98,7 +98,7 @@ def _traceback_is_shown(error: Exception) -> bool:
 
 
 def _of_storage(error: StorageError) -> int:
-    from storage.bundle.errors import BundleChanged, BundleConflict, BundleInvalid
+    from mayfly.storage.bundle.errors import BundleChanged, BundleConflict, BundleInvalid
 
     if isinstance(error, BundleChanged | BundleConflict | BundleInvalid):
         return Exit.BUNDLE

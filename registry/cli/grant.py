@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from registry.cli.help import Group
-from registry.cli.options import as_json, auth_directory, print_json
-from registry.text import echo
+from mayfly.registry.cli.help import Group
+from mayfly.registry.cli.options import as_json, auth_directory, print_json
+from mayfly.registry.text import echo
 
 if TYPE_CHECKING:
-    from auth.policy import Subject
+    from mayfly.auth.policy import Subject
 
 
 @click.group("grant", cls=Group)
@@ -52,10 +52,10 @@ _repositories = click.option(
 @as_json
 def add(auth: Path, role: str, repositories: str, json: bool, **subject: Any) -> None:
     """Add a grant, or change its role."""
-    from auth.globs import parse_glob
-    from auth.grants import add_grant
-    from auth.policy import Grant
-    from auth.roles import parse_role
+    from mayfly.auth.globs import parse_glob
+    from mayfly.auth.grants import add_grant
+    from mayfly.auth.policy import Grant
+    from mayfly.auth.roles import parse_role
 
     grant = Grant(_read_subject(**subject), parse_role(role), parse_glob(repositories))
     auth.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def add(auth: Path, role: str, repositories: str, json: bool, **subject: Any) ->
 @as_json
 def rm(auth: Path, repositories: str, json: bool, **subject: Any) -> None:
     """Take a grant back."""
-    from auth.grants import remove_grant
+    from mayfly.auth.grants import remove_grant
 
     who = _read_subject(**subject)
     remove_grant(auth / "grants.toml", who, repositories)
@@ -89,7 +89,7 @@ def rm(auth: Path, repositories: str, json: bool, **subject: Any) -> None:
 @as_json
 def ls(auth: Path, json: bool) -> None:
     """List the grants."""
-    from auth.grants import load_grants
+    from mayfly.auth.grants import load_grants
 
     policy = load_grants(auth / "grants.toml")
     rows = [(g.subject, g.role, g.repositories.pattern) for g in policy.grants]
@@ -107,7 +107,7 @@ def _record(subject: Subject, repositories: str, **more: str) -> dict[str, str]:
 
 
 def _read_subject(user: str | None, group: str | None, anonymous: bool) -> Subject:
-    from auth.policy import ANYONE, Kind, Subject
+    from mayfly.auth.policy import ANYONE, Kind, Subject
 
     given = [
         s for s in (user and Subject(Kind.USER, user), group and Subject(Kind.GROUP, group)) if s

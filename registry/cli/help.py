@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from registry.exit_codes import describe
+from mayfly.registry.exit_codes import describe
 
 _NO_LIMIT = 10_000
 """Characters of a command's summary: all of them."""

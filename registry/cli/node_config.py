@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from registry.cli.credentials import DEFAULT_HOURS, issue
-from registry.cli.help import Group
-from registry.cli.options import JSON_HELP, print_json, state_directory
-from registry.config import ConfigError
-from registry.text import echo
+from mayfly.registry.cli.credentials import DEFAULT_HOURS, issue
+from mayfly.registry.cli.help import Group
+from mayfly.registry.cli.options import JSON_HELP, print_json, state_directory
+from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.text import echo
 
 if TYPE_CHECKING:
-    from registry.trust.node.journal import Action
-    from registry.trust.node.plan import PlannedFile
-    from registry.trust.node.runtimes import Runtime
-    from registry.trust.node.target import Target
+    from mayfly.registry.nodes.journal import Action
+    from mayfly.registry.nodes.plan import PlannedFile
+    from mayfly.registry.nodes.runtimes import Runtime
+    from mayfly.registry.nodes.target import Target
 
 # Spelled here once more so that the help needs no import; a test compares.
 RUNTIMES = ("docker", "containerd", "podman")
@@ -128,7 +128,7 @@ def show(runtime: Runtime | None, root_dir: Path, as_json: bool, **registry: Any
 
     The commands need neither Mayfly nor the internet on the node.
     """
-    from registry.trust.node.journal import NodeConfig
+    from mayfly.registry.nodes.journal import NodeConfig
 
     with _errors():
         target = _target(**registry)
@@ -151,8 +151,8 @@ def show(runtime: Runtime | None, root_dir: Path, as_json: bool, **registry: Any
 
 def _print_commands(target: Target, as_json: bool) -> None:
     """Print the commands that an operator pastes on a node, for each runtime."""
-    from registry.trust.node.commands import node_commands
-    from registry.trust.node.runtimes import RUNTIMES as RUNTIME_NAMES
+    from mayfly.registry.nodes.commands import node_commands
+    from mayfly.registry.nodes.runtimes import RUNTIMES as RUNTIME_NAMES
 
     if as_json:
         found = {runtime: node_commands(target, [runtime]) for runtime in RUNTIME_NAMES}
@@ -168,7 +168,7 @@ def _print_commands(target: Target, as_json: bool) -> None:
 @_force
 def apply(runtime: Runtime, root_dir: Path, as_json: bool, force: bool, **registry: Any) -> None:
     """Write the files; what they replace is saved for revert."""
-    from registry.trust.node.journal import NodeConfig
+    from mayfly.registry.nodes.journal import NodeConfig
 
     with _errors():
         plan, actions = NodeConfig(root_dir, runtime).apply(_target(**registry), force=force)
@@ -181,8 +181,8 @@ def apply(runtime: Runtime, root_dir: Path, as_json: bool, force: bool, **regist
 @_force
 def revert(runtime: Runtime, root_dir: Path, as_json: bool, force: bool) -> None:
     """Put back what was there before the first apply."""
-    from registry.trust.node.journal import NodeConfig
-    from registry.trust.node.runtimes import notes_after_revert
+    from mayfly.registry.nodes.journal import NodeConfig
+    from mayfly.registry.nodes.runtimes import notes_after_revert
 
     with _errors():
         actions = NodeConfig(root_dir, runtime).revert(force=force)
@@ -205,7 +205,7 @@ def _target(
         ConfigError: none runs, or the CA's file cannot be read.
         TrustError: an option is malformed.
     """
-    from registry.trust.node.target import NodeCredential, parse
+    from mayfly.registry.nodes.target import NodeCredential, parse
 
     credential = None
     if node is not None:
@@ -235,8 +235,8 @@ def _running(state_dir: Path) -> tuple[str, Path | None]:
         NotRunning: none does.
         ConfigError: it may not be asked, or what it announced cannot be understood.
     """
-    from registry.announce import read_ready
-    from registry.lifetime.errors import NotRunning
+    from mayfly.registry.control.announce import read_ready
+    from mayfly.registry.lifecycle.errors import NotRunning
 
     try:
         state = read_ready(state_dir)
@@ -255,7 +255,7 @@ def _errors() -> Iterator[None]:
     Raises:
         ConfigError: in place of this package's and the system's errors.
     """
-    from registry.trust.errors import TrustError
+    from mayfly.registry.pki.errors import TrustError
 
     try:
         yield

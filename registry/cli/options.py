@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from registry import config
-from registry.cli.help import GroupedOption
-from registry.config import SETTINGS, Settings
+from mayfly.registry.cli.help import GroupedOption
+from mayfly.registry.settings import config
+from mayfly.registry.settings.config import SETTINGS, Settings
 
 
 def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
@@ -70,7 +70,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 def print_json(document: object) -> None:
     """One JSON document on standard output."""
-    from registry.text import exact_json
+    from mayfly.registry.text import exact_json
 
     click.echo(exact_json(document, indent=2))
 
@@ -110,7 +110,7 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic since cli
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from registry.lifetime.durations import parse
+        from mayfly.registry.durations import parse
 
         try:
             return parse(value)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from registry.cli.help import Command
-from registry.cli.options import with_settings
-from registry.config import Settings
-from registry.log import configure
+from mayfly.registry.cli.help import Command
+from mayfly.registry.cli.options import with_settings
+from mayfly.registry.log import configure
+from mayfly.registry.settings.config import Settings
 
 _SEPARATOR = "--"
-_WORDS = "registry.cli.run.words"
+_WORDS = "mayfly.registry.cli.run.words"
 
 
 class _BeforeCommand(Command):
@@ -43,7 +43,7 @@ def command(settings: Settings) -> int:
     if not words:
         raise click.UsageError(f"COMMAND is missing: put it after {_SEPARATOR}", context)
     configure(settings.log_format, settings.log_level)
-    from registry.lifetime.child import leave
-    from registry.startup import import_server
+    from mayfly.registry.process.child import leave
+    from mayfly.registry.startup import import_server
 
     return leave(import_server().run(settings, command=words))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from registry.cli.help import Command
-from registry.cli.options import with_settings
-from registry.config import Settings
-from registry.log import configure
+from mayfly.registry.cli.help import Command
+from mayfly.registry.cli.options import with_settings
+from mayfly.registry.log import configure
+from mayfly.registry.settings.config import Settings
 
 
 @click.command("serve", cls=Command)
@@ -19,6 +19,6 @@ def command(settings: Settings) -> int:
     """
     configure(settings.log_format, settings.log_level)
     # Imported here: `mayfly serve --help` and a wrong option need no HTTP server.
-    from registry.startup import import_server
+    from mayfly.registry.startup import import_server
 
     return int(import_server().run(settings))

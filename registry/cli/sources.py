@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from storage.bundle.layer import Layer
-from storage.digest import Digest
-from storage.errors import StorageError
-from storage.images import find_blob
-from storage.uploads import DirectoryUpload
+from mayfly.storage.bundle.layer import Layer
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.uploads import DirectoryUpload
+from mayfly.storage.errors import StorageError
+from mayfly.storage.images import find_blob
 
 
 class Source(Protocol):
@@ -71,12 +71,12 @@ def opened(text: str) -> Iterator[Source]:
         BundleInvalid: the bundle cannot be read.
     """
     if text.startswith(("http://", "https://")):
-        from registry.remote import Remote
+        from mayfly.registry.upstream.remote import Remote
 
         with Remote(text) as remote:
             yield remote
         return
-    from storage.bundle.open import open_bundles
+    from mayfly.storage.bundle.open import open_bundles
 
     with contextlib.closing(open_bundles([Path(text)])) as bundles:
         yield BundleSource(bundles.layer)

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from registry.cli.help import Command
-from registry.cli.options import DURATION, as_json, print_json, root_directory
-from registry.config import ConfigError
-from registry.exit_codes import Exit
-from registry.text import echo, join_names
-from storage.errors import NameInvalid, StorageError, StorageFailed, StorageFull
-from storage.space import format_size
+from mayfly.registry.cli.help import Command
+from mayfly.registry.cli.options import DURATION, as_json, print_json, root_directory
+from mayfly.registry.exit_codes import Exit
+from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.text import echo, join_names
+from mayfly.storage.directory.space import format_size
+from mayfly.storage.errors import NameInvalid, StorageError, StorageFailed, StorageFull
 
 if TYPE_CHECKING:
-    from storage.digest import Digest
-    from storage.directory import DirectoryReader
-    from storage.distribution import DistributionStore
-    from storage.images import Image, Stack
-    from storage.survey import Damaged
-    from storage.verify import Finding
+    from mayfly.storage.digest import Digest
+    from mayfly.storage.directory.reader import DirectoryReader
+    from mayfly.storage.directory.store import DistributionStore
+    from mayfly.storage.images import Image, Stack
+    from mayfly.storage.survey import Damaged
+    from mayfly.storage.upkeep.verify import Finding
 
 _REPAIR_ROUNDS = 4
 """Repairs until nothing is left to mend: an index, its image, the layers, and a look at the end."""
@@ -51,7 +51,7 @@ def ls(
     A bundle is listed by the names that nodes ask for. Exit 4 if a name leads to nothing that
     can be read, exit 5 if a bundle lists an image that cannot be served.
     """
-    from storage.survey import Damaged, tagged, untagged
+    from mayfly.storage.survey import Damaged, tagged, untagged
 
     if bundles and everything:
         raise click.UsageError("--all is for the store; a bundle is listed by its tags", ctx)
@@ -81,8 +81,8 @@ def _list_bundles(ctx: click.Context, bundles: tuple[Path, ...], json: bool) -> 
     Raises:
         BundleInvalid: a bundle cannot be read.
     """
-    from storage.bundle.open import open_bundles
-    from storage.images import images
+    from mayfly.storage.bundle.open import open_bundles
+    from mayfly.storage.images import images
 
     with contextlib.closing(open_bundles(bundles)) as opened:
         if opened.unhashed:
@@ -111,9 +111,9 @@ def name_damaged(ctx: click.Context, damaged: Sequence[Damaged]) -> None:
 @click.pass_context
 def inspect(ctx: click.Context, image: str, root: Path, json: bool) -> None:
     """Show an image's layers, bottom to top, and who shares them; exit 4 if it lacks content."""
-    from storage.images import image as image_of
-    from storage.images import stacks
-    from storage.survey import Damaged, find
+    from mayfly.storage.images import image as image_of
+    from mayfly.storage.images import stacks
+    from mayfly.storage.survey import Damaged, find
 
     reader = _reader(root)
     repository, digest = find(reader, image)
@@ -152,7 +152,7 @@ def _show_stacks(name: str, digest: Digest, found: Sequence[Stack]) -> None:
 @click.pass_context
 def du(ctx: click.Context, root: Path, json: bool) -> None:
     """Show how much space the images take, and how much sharing saves."""
-    from storage.survey import space
+    from mayfly.storage.survey import space
 
     found = space(_reader(root))
     if json:
@@ -195,8 +195,8 @@ def _remove(store: DistributionStore, text: str) -> str:
     Raises:
         ManifestUnknown: there is none of that name.
     """
-    from storage.bundle.names import split_reference
-    from storage.errors import ManifestUnknown
+    from mayfly.storage.bundle.names import split_reference
+    from mayfly.storage.errors import ManifestUnknown
 
     reference = split_reference(text)
     for repository in (reference.repository, reference.repository.removeprefix("library/")):
@@ -242,7 +242,7 @@ def gc(
 
     Repositories with a damaged manifest keep all their blobs; exit 4 if there are any.
     """
-    from registry.lifetime.durations import exact
+    from mayfly.registry.durations import exact
 
     with _store(root) as store:
         found = store.collect(grace, dry_run=dry_run, untagged=untagged)
@@ -288,7 +288,7 @@ def gc(
 @click.pass_context
 def verify(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool) -> None:
     """Read every byte again and compare it with its digest; exit 4 if something is wrong."""
-    from storage.verify import verify as scrub
+    from mayfly.storage.upkeep.verify import verify as scrub
 
     with _store(root) as store:
         first = found = scrub(store)
@@ -337,8 +337,8 @@ def _repair(
     store: DistributionStore, findings: tuple[Finding, ...], sources: tuple[str, ...]
 ) -> int:
     """Repair from the sources and return the number of repairs; a failing source is passed over."""
-    from registry.cli.sources import opened
-    from storage.verify import repair
+    from mayfly.registry.cli.sources import opened
+    from mayfly.storage.upkeep.verify import repair
 
     repaired = 0
     with contextlib.ExitStack() as stack:
@@ -377,7 +377,7 @@ def _shared(names: tuple[str, ...]) -> str:
 
 
 def _reader(root: Path) -> DirectoryReader:
-    from storage.directory import DirectoryReader
+    from mayfly.storage.directory.reader import DirectoryReader
 
     if not root.is_dir():
         raise ConfigError(f"--root {root}: there is no such directory")
@@ -386,7 +386,7 @@ def _reader(root: Path) -> DirectoryReader:
 
 @contextlib.contextmanager
 def _store(root: Path) -> Iterator[DistributionStore]:
-    from storage.distribution import DistributionStore
+    from mayfly.storage.directory.store import DistributionStore
 
     _reader(root)
     try:

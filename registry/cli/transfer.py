@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from registry.cli.help import Command
-from registry.cli.options import as_json, root_directory
-from registry.cli.progress import print_event, reporting
-from registry.cli.store import name_damaged
-from registry.config import ConfigError
-from registry.exit_codes import Exit
-from registry.text import echo
-from storage.errors import ContentCorrupt
-from storage.space import format_size
+from mayfly.registry.cli.help import Command
+from mayfly.registry.cli.options import as_json, root_directory
+from mayfly.registry.cli.progress import print_event, reporting
+from mayfly.registry.cli.store import name_damaged
+from mayfly.registry.exit_codes import Exit
+from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.text import echo
+from mayfly.storage.directory.space import format_size
+from mayfly.storage.errors import ContentCorrupt
 
 if TYPE_CHECKING:
-    from storage.digest import Digest
-    from storage.directory import DirectoryReader
-    from storage.distribution import DistributionStore
-    from storage.images import Image
-    from storage.survey import Damaged
+    from mayfly.storage.digest import Digest
+    from mayfly.storage.directory.reader import DirectoryReader
+    from mayfly.storage.directory.store import DistributionStore
+    from mayfly.storage.images import Image
+    from mayfly.storage.survey import Damaged
 
 _LINES = 100
 """Lines about images that were not imported; the others are counted."""
@@ -45,8 +45,8 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
     A stopped import resumes. Exit 5 if an image that a bundle lists could
     not be imported, exit 4 if one of a registry's directory is damaged; the others are imported.
     """
-    from storage import importing
-    from storage.bundle.open import open_bundles
+    from mayfly.storage.bundle.open import open_bundles
+    from mayfly.storage.transfer import importing
 
     with contextlib.ExitStack() as stack:
         plain = {path: str(path) for path in bundles}
@@ -108,7 +108,7 @@ def _refuse(incomplete: Sequence[tuple[str, Digest]], json: bool) -> None:
 
 
 def _open_store(root: Path, stack: contextlib.ExitStack) -> DistributionStore:
-    from storage.distribution import DistributionStore
+    from mayfly.storage.directory.store import DistributionStore
 
     try:
         store = DistributionStore(root, allow_absent_platforms=True)
@@ -118,8 +118,8 @@ def _open_store(root: Path, stack: contextlib.ExitStack) -> DistributionStore:
 
 
 def _is_compressed(path: Path) -> bool:
-    from storage.bundle.compressed import compression_of
-    from storage.bundle.errors import BundleInvalid
+    from mayfly.storage.bundle.compressed import compression_of
+    from mayfly.storage.bundle.errors import BundleInvalid
 
     try:
         return path.is_file() and compression_of(path) is not None
@@ -129,8 +129,8 @@ def _is_compressed(path: Path) -> bool:
 
 def _expanded(path: Path, scratch: Path, json: bool) -> Path:
     """A bundle as it can be read: a compressed one is expanded into the store's scratch."""
-    from storage.bundle.compressed import compression_of, expand
-    from storage.bundle.errors import BundleInvalid
+    from mayfly.storage.bundle.compressed import compression_of, expand
+    from mayfly.storage.bundle.errors import BundleInvalid
 
     if not _is_compressed(path):
         return path
@@ -170,8 +170,8 @@ def export(
 
     A FILE ending in .gz or .zst is compressed; it has to be imported, it cannot be served in place.
     """
-    from storage import exporting
-    from storage.directory import DirectoryReader
+    from mayfly.storage.directory.reader import DirectoryReader
+    from mayfly.storage.transfer import exporting
 
     if bool(images) == everything:
         raise click.UsageError("name images, or give --all")
@@ -223,7 +223,7 @@ def _without(
     Raises:
         ContentCorrupt: that leaves none, or it is not known which.
     """
-    from storage.survey import Damaged
+    from mayfly.storage.survey import Damaged
 
     corrupt = error.detail if isinstance(error.detail, list) else []
     kept = []
@@ -242,8 +242,8 @@ def _chosen(
     reader: DirectoryReader, names: tuple[str, ...], damaged: list[Damaged]
 ) -> Iterator[tuple[str, Image]]:
     """The images to export; those that cannot be read whole are added to ``damaged``."""
-    from storage.images import image
-    from storage.survey import Damaged, find, tagged
+    from mayfly.storage.images import image
+    from mayfly.storage.survey import Damaged, find, tagged
 
     def noted(one: Image) -> Image:
         if one.lacking:
@@ -279,8 +279,8 @@ def have_any(haves: Sequence[str], stack: contextlib.ExitStack) -> Have:
 
 def _target(text: str, stack: contextlib.ExitStack) -> Have:
     """What a ``--have`` says the target has."""
-    from registry.cli.sources import opened
-    from storage.exporting import read_digests
+    from mayfly.registry.cli.sources import opened
+    from mayfly.storage.transfer.exporting import read_digests
 
     path = Path(text)
     if path.is_file() and _is_text(path):
@@ -308,8 +308,8 @@ def check_output(output: Path) -> None:
 @contextlib.contextmanager
 def _published(output: Path) -> Iterator[BinaryIO]:
     """The file, under its name only once it is whole and on the disk."""
-    from registry.trust.files import fsync_directory
-    from storage.errors import StorageFull
+    from mayfly.registry.pki.files import fsync_directory
+    from mayfly.storage.errors import StorageFull
 
     check_output(output)
     draft = output.with_name(f".{output.name}.partial")

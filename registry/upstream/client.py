@@ -29,18 +29,12 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
-from registry.upstream.credentials import Credentials, CredentialStore
-from registry.upstream.errors import ContentWrong, LoginRefused, NotThere, UpstreamError
-from storage import digest as digests
-from storage.digest import Digest
-from storage.errors import StorageError
-from storage.manifest import (
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    MAX_SIZE,
-    OCI_INDEX,
-    OCI_MANIFEST,
-)
+from mayfly.registry.upstream.credentials import Credentials, CredentialStore
+from mayfly.registry.upstream.errors import ContentWrong, LoginRefused, NotThere, UpstreamError
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import StorageError
+from mayfly.storage.manifest import DOCKER_LIST, DOCKER_MANIFEST, MAX_SIZE, OCI_INDEX, OCI_MANIFEST
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*;q=0.1"))
 ATTEMPTS = 6

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from registry.upstream.errors import ContentWrong, ImagesMissing, NotThere, UpstreamError
-from registry.upstream.gather import Gathered, Origin
-from storage import digest as digests
-from storage.bundle.writer import Draft, Layout, lay_out
-from storage.digest import Digest
+from mayfly.registry.upstream.errors import ContentWrong, ImagesMissing, NotThere, UpstreamError
+from mayfly.registry.upstream.gather import Gathered, Origin
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.writer import Draft, Layout, lay_out
+from mayfly.storage.digest import Digest
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry.upstream.errors import LoginsInvalid
-from storage.bundle.names import DOCKER_HUB
-from storage.names import MAX_NAME_LENGTH
+from mayfly.registry.upstream.errors import LoginsInvalid
+from mayfly.storage.bundle.names import DOCKER_HUB
+from mayfly.storage.names import MAX_NAME_LENGTH
 
 _HUB_KEYS = ("docker.io", "https://index.docker.io/v1/", "index.docker.io", "registry-1.docker.io")
 _HELPER_NAME = re.compile(r"[A-Za-z0-9._-]+")

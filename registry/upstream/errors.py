@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from registry.exit_codes import Exit
+from mayfly.registry.exit_codes import Exit
 
 
 class FetchError(Exception):

@@ -19,15 +19,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from registry.upstream.client import Fetched
-from registry.upstream.errors import ImagesMissing, UpstreamError
-from registry.upstream.lists import TagFilter, Wanted
-from registry.upstream.sources import Source
-from storage.bundle.names import Reference
-from storage.digest import Digest
-from storage.errors import StorageError
-from storage.exporting import FULL_NAME, TAG
-from storage.manifest import INDEX_TYPES, OCI_INDEX, Descriptor, Manifest, parse
+from mayfly.registry.upstream.client import Fetched
+from mayfly.registry.upstream.errors import ImagesMissing, UpstreamError
+from mayfly.registry.upstream.lists import TagFilter, Wanted
+from mayfly.registry.upstream.sources import Source
+from mayfly.storage.bundle.names import Reference
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import StorageError
+from mayfly.storage.manifest import INDEX_TYPES, OCI_INDEX, Descriptor, Manifest, parse
+from mayfly.storage.transfer.exporting import FULL_NAME, TAG
 
 MAX_MANIFESTS = 100_000
 """Manifests of one bundle; an upgrade of a large cluster has some thousands."""

@@ -28,9 +28,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from registry.upstream.errors import ListInvalid
-from storage.bundle.names import Reference, split_reference
-from storage.errors import StorageError
+from mayfly.registry.upstream.errors import ListInvalid
+from mayfly.storage.bundle.names import Reference, split_reference
+from mayfly.storage.errors import StorageError
 
 MAX_BYTES = 64 * 1024 * 1024
 """Largest list. The rendered manifests of a large platform take a few MiB."""

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from registry.upstream.client import Access, Registry
-from registry.upstream.credentials import Credentials, CredentialStore
-from registry.version import VERSION
-from storage.bundle.names import DOCKER_HUB, canonical_host
+from mayfly.registry.upstream.client import Access, Registry
+from mayfly.registry.upstream.credentials import Credentials, CredentialStore
+from mayfly.registry.version import VERSION
+from mayfly.storage.bundle.names import DOCKER_HUB, canonical_host
 
 _HUB_HOST = "registry-1.docker.io"
 _CONNECTIONS_PER_HOST = 32

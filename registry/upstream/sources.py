@@ -10,13 +10,13 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from registry.upstream.client import Fetched, Registry
-from registry.upstream.errors import NotThere, UpstreamError
-from storage.bundle.names import Names
-from storage.digest import Digest
-from storage.errors import ManifestUnknown, StorageError
-from storage.interface import Extent, Reader
-from storage.manifest import parse_stored
+from mayfly.registry.upstream.client import Fetched, Registry
+from mayfly.registry.upstream.errors import NotThere, UpstreamError
+from mayfly.storage.bundle.names import Names
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import ManifestUnknown, StorageError
+from mayfly.storage.interface import Extent, Reader
+from mayfly.storage.manifest import parse_stored
 
 _PIECE = 1024 * 1024
 

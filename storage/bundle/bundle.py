@@ -5,19 +5,19 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
-from storage.bundle.content import Content
-from storage.bundle.errors import BundleChanged, BundleInvalid, NotReady
-from storage.bundle.graph import Gap, Graph, Image
-from storage.bundle.names import full_name
-from storage.bundle.naming import name_images
-from storage.bundle.verified import Fault, Piece, Problem, Progress, Proofs
-from storage.digest import Digest
-from storage.directory import manifest_unknown
-from storage.errors import BlobUnknown, NameUnknown
-from storage.images import load
-from storage.interface import Extent
-from storage.referrers import Referrer, size_of
-from storage.sized_cache import SizedCache
+from mayfly.storage.bundle.content import Content
+from mayfly.storage.bundle.errors import BundleChanged, BundleInvalid, NotReady
+from mayfly.storage.bundle.graph import Gap, Graph, Image
+from mayfly.storage.bundle.names import full_name
+from mayfly.storage.bundle.naming import name_images
+from mayfly.storage.bundle.verified import Fault, Piece, Problem, Progress, Proofs
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.reader import manifest_unknown
+from mayfly.storage.errors import BlobUnknown, NameUnknown
+from mayfly.storage.images import load
+from mayfly.storage.interface import Extent
+from mayfly.storage.referrers import Referrer, size_of
+from mayfly.storage.sized_cache import SizedCache
 
 Canonical = Callable[[str, str], str]
 """From upstream host and repository to the name it is served under."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from shlex import quote
 from typing import IO, NamedTuple
 
-from storage.bundle.errors import BundleInvalid
-from storage.files import open_regular
-from storage.publish import full_disk_is_domain_error
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.directory.publish import full_disk_is_domain_error
+from mayfly.storage.files import open_regular
 
 MAX_RATIO = 100
 """Largest expansion taken: tars of text reach 20, layers that are compressed already 1."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from storage.bundle.verified import Piece, Progress
-from storage.digest import Digest
+from mayfly.storage.bundle.verified import Piece, Progress
+from mayfly.storage.digest import Digest
 
 
 class Listed(NamedTuple):

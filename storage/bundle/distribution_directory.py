@@ -10,15 +10,15 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage.beneath import Beneath
-from storage.bundle.errors import BundleInvalid
-from storage.bundle.verified import Fault, Piece, Problem, Proofs
-from storage.catalog import is_repository
-from storage.digest import HEX_LENGTHS, Digest
-from storage.directory import DirectoryReader, manifest_unknown
-from storage.errors import BlobUnknown, PathRefused
-from storage.files import stamp_of
-from storage.interface import Extent
+from mayfly.storage.beneath import Beneath
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.verified import Fault, Piece, Problem, Proofs
+from mayfly.storage.digest import HEX_LENGTHS, Digest
+from mayfly.storage.directory.catalog import is_repository
+from mayfly.storage.directory.reader import DirectoryReader, manifest_unknown
+from mayfly.storage.errors import BlobUnknown, PathRefused
+from mayfly.storage.files import stamp_of
+from mayfly.storage.interface import Extent
 
 
 class DistributionDirectory(DirectoryReader):

@@ -21,16 +21,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from storage import digest as digests
-from storage.bundle import documents
-from storage.bundle.content import Listed
-from storage.bundle.documents import DockerImage
-from storage.bundle.errors import BundleInvalid
-from storage.bundle.files import Files, OpenFile, read
-from storage.bundle.verified import Piece, Progress, Proofs, changed
-from storage.digest import Digest
-from storage.files import stamp_of
-from storage.manifest import DOCKER_MANIFEST
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle import documents
+from mayfly.storage.bundle.content import Listed
+from mayfly.storage.bundle.documents import DockerImage
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.files import Files, OpenFile, read
+from mayfly.storage.bundle.verified import Piece, Progress, Proofs, changed
+from mayfly.storage.digest import Digest
+from mayfly.storage.files import stamp_of
+from mayfly.storage.manifest import DOCKER_MANIFEST
 
 INDEX = "manifest.json"
 

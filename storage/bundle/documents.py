@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from storage import json_object
-from storage.bundle.errors import BundleInvalid
-from storage.bundle.files import Files, read_named
+from mayfly.storage import json_object
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.files import Files, read_named
 
 Object = dict[str, Any]
 

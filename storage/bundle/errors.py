@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from storage.errors import ContentCorrupt, StorageError
+from mayfly.storage.errors import ContentCorrupt, StorageError
 
 
 class BundleInvalid(StorageError):

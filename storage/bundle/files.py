@@ -7,12 +7,12 @@ import stat
 from pathlib import Path
 from typing import Protocol
 
-from storage.beneath import Beneath
-from storage.bundle import tar_index
-from storage.bundle.errors import BundleInvalid
-from storage.bundle.verified import Piece, changed
-from storage.errors import PathRefused
-from storage.files import open_regular, stamp_of
+from mayfly.storage.beneath import Beneath
+from mayfly.storage.bundle import tar_index
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.verified import Piece, changed
+from mayfly.storage.errors import PathRefused
+from mayfly.storage.files import open_regular, stamp_of
 
 MAX_DOCUMENT = 16 * 1024 * 1024
 """Largest JSON document in bytes that is read from a bundle."""

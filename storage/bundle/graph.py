@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from storage import digest as digests
-from storage import manifest as manifests
-from storage.bundle.content import Content
-from storage.bundle.errors import BundleConflict, BundleInvalid
-from storage.bundle.files import read
-from storage.bundle.names import Reference
-from storage.digest import Digest
-from storage.errors import StorageError
-from storage.manifest import Descriptor
+from mayfly.storage import digest as digests
+from mayfly.storage import manifest as manifests
+from mayfly.storage.bundle.content import Content
+from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
+from mayfly.storage.bundle.files import read
+from mayfly.storage.bundle.names import Reference
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import StorageError
+from mayfly.storage.manifest import Descriptor
 
 _MOST_LINKS = 1_500_000
 """Manifests and blobs of all repositories of a bundle: 10,000 images have a third of that."""

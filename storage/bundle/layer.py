@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from storage.digest import Digest
-from storage.interface import Extent, Reader
+from mayfly.storage.digest import Digest
+from mayfly.storage.interface import Extent, Reader
 
 
 class Layer(Reader, Protocol):

@@ -14,11 +14,11 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from storage import digest as digests
-from storage.bundle.errors import BundleConflict, NameAmbiguous
-from storage.digest import Digest
-from storage.errors import NameInvalid
-from storage.names import check_repository, check_tag
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.errors import BundleConflict, NameAmbiguous
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import NameInvalid
+from mayfly.storage.names import check_repository, check_tag
 
 DOCKER_HUB = "docker.io"
 LOCAL = "localhost"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from storage.bundle.content import Content, Listed
-from storage.bundle.errors import BundleInvalid
-from storage.bundle.graph import Graph, Image
-from storage.bundle.names import LOCAL, Reference, split_reference
-from storage.digest import Digest
-from storage.errors import StorageError
-from storage.names import check_tag
+from mayfly.storage.bundle.content import Content, Listed
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.graph import Graph, Image
+from mayfly.storage.bundle.names import LOCAL, Reference, split_reference
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import StorageError
+from mayfly.storage.names import check_tag
 
 _MOST_NAMES = 100_000
 """More than any bundle has; each costs memory, and more in the tables that are made of them."""

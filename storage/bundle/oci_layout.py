@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from storage import digest as digests
-from storage.bundle import documents
-from storage.bundle.content import Listed
-from storage.bundle.errors import BundleInvalid
-from storage.bundle.files import BLOBS, Files
-from storage.bundle.names import is_full_name
-from storage.bundle.verified import Piece, Progress
-from storage.digest import Digest
-from storage.errors import DigestInvalid
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle import documents
+from mayfly.storage.bundle.content import Listed
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.files import BLOBS, Files
+from mayfly.storage.bundle.names import is_full_name
+from mayfly.storage.bundle.verified import Piece, Progress
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import DigestInvalid
 
 INDEX = "index.json"
 _MARKER = "oci-layout"

@@ -11,23 +11,23 @@ from itertools import islice
 from pathlib import Path
 from shlex import quote
 
-from storage.beneath import Beneath
-from storage.bundle import docker_archive, oci_layout
-from storage.bundle.bundle import Bundle
-from storage.bundle.compressed import compression_of
-from storage.bundle.content import Content
-from storage.bundle.distribution_directory import DistributionDirectory, is_distribution
-from storage.bundle.docker_archive import DockerArchive
-from storage.bundle.errors import BundleConflict, BundleInvalid
-from storage.bundle.files import Directory, TarFile
-from storage.bundle.layer import Layer
-from storage.bundle.names import Names
-from storage.bundle.oci_layout import OciLayout
-from storage.bundle.stack import Stack
-from storage.bundle.verified import Fault, Progress, Proofs
-from storage.digest import Digest
-from storage.errors import StorageError
-from storage.images import repositories, walk
+from mayfly.storage.beneath import Beneath
+from mayfly.storage.bundle import docker_archive, oci_layout
+from mayfly.storage.bundle.bundle import Bundle
+from mayfly.storage.bundle.compressed import compression_of
+from mayfly.storage.bundle.content import Content
+from mayfly.storage.bundle.distribution_directory import DistributionDirectory, is_distribution
+from mayfly.storage.bundle.docker_archive import DockerArchive
+from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
+from mayfly.storage.bundle.files import Directory, TarFile
+from mayfly.storage.bundle.layer import Layer
+from mayfly.storage.bundle.names import Names
+from mayfly.storage.bundle.oci_layout import OciLayout
+from mayfly.storage.bundle.stack import Stack
+from mayfly.storage.bundle.verified import Fault, Progress, Proofs
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import StorageError
+from mayfly.storage.images import repositories, walk
 
 NO_LABELS: Mapping[Path, str] = {}
 

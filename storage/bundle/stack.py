@@ -9,13 +9,13 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 
-from storage.bundle.errors import BundleConflict
-from storage.bundle.layer import Layer
-from storage.digest import Digest
-from storage.directory import manifest_unknown
-from storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
-from storage.interface import Extent
-from storage.referrers import Referrer
+from mayfly.storage.bundle.errors import BundleConflict
+from mayfly.storage.bundle.layer import Layer
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.reader import manifest_unknown
+from mayfly.storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
+from mayfly.storage.interface import Extent
+from mayfly.storage.referrers import Referrer
 
 
 class Stack:

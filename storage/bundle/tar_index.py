@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.errors import BundleInvalid
 
 BLOCK = 512
 """Size in bytes of a header, and what each member is padded to."""

@@ -32,12 +32,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import digest as digests
-from storage.bundle.errors import BundleChanged, Interrupted
-from storage.digest import CANONICAL, Digest
-from storage.errors import ContentCorrupt, DigestInvalid, StorageError
-from storage.files import HOST, Opener, Stamp, stamp_of
-from storage.interface import Extent, open_file
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.errors import BundleChanged, Interrupted
+from mayfly.storage.digest import CANONICAL, Digest
+from mayfly.storage.errors import ContentCorrupt, DigestInvalid, StorageError
+from mayfly.storage.files import HOST, Opener, Stamp, stamp_of
+from mayfly.storage.interface import Extent, open_file
 
 FILE_NAME = "verified"
 _MAX_FILE_SIZE = 32 * 1024 * 1024

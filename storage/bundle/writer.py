@@ -26,10 +26,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from storage import digest as digests
-from storage.bundle.errors import BundleInvalid
-from storage.digest import Digest
-from storage.errors import DigestInvalid
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import DigestInvalid
 
 _BLOCK = 512
 _RECORD = 20 * _BLOCK

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auth.basic import MAX_LENGTH, parse_basic
-from auth.errors import CredentialsInvalid
+from mayfly.auth.basic import MAX_LENGTH, parse_basic
+from mayfly.auth.errors import CredentialsInvalid
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from auth import files
-from auth.errors import PolicyFileInvalid
+from mayfly.auth import files
+from mayfly.auth.errors import PolicyFileInvalid
 
 
 def _mode(path: Path) -> int:

@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from auth.errors import InputInvalid
-from auth.generate import docker_config, kubernetes_secret, one_run, random_password
-from auth.identity import ANONYMOUS, Credential
-from auth.verify import CredentialVerifier
+from mayfly.auth.errors import InputInvalid
+from mayfly.auth.generate import docker_config, kubernetes_secret, one_run, random_password
+from mayfly.auth.identity import ANONYMOUS, Credential
+from mayfly.auth.verify import CredentialVerifier
 
 CREDENTIAL = Credential("robot+n", "p:a ss")
 AUTH = base64.b64encode(b"robot+n:p:a ss").decode()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auth.errors import InputInvalid
-from auth.globs import MAX_LENGTH, parse_glob
+from mayfly.auth.errors import InputInvalid
+from mayfly.auth.globs import MAX_LENGTH, parse_glob
 
 
 @pytest.mark.parametrize(

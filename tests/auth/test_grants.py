@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auth.errors import InputInvalid, PolicyFileInvalid
-from auth.globs import parse_glob
-from auth.grants import add_grant, load_grants, remove_grant, render
-from auth.identity import check_name
-from auth.policy import ANYONE, Grant, Kind, Policy, Subject
-from auth.roles import Role, parse_role
+from mayfly.auth.errors import InputInvalid, PolicyFileInvalid
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.grants import add_grant, load_grants, remove_grant, render
+from mayfly.auth.identity import check_name
+from mayfly.auth.policy import ANYONE, Grant, Kind, Policy, Subject
+from mayfly.auth.roles import Role, parse_role
 
 EXAMPLE = """\
 # Who may do what.

@@ -6,8 +6,8 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from auth.errors import CredentialsInvalid, InputInvalid
-from auth.identity import ANONYMOUS, Credential, Identity, check_name, from_certificate
+from mayfly.auth.errors import CredentialsInvalid, InputInvalid
+from mayfly.auth.identity import ANONYMOUS, Credential, Identity, check_name, from_certificate
 
 
 @pytest.mark.parametrize("name", ["a", "alice", "Alice B.", "j\u00f6rg", "x" * 255, "a+robot"])

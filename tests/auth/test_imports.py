@@ -6,7 +6,7 @@ import pkgutil
 import subprocess
 import sys
 
-import auth
+from mayfly import auth
 
 HEAVY = ("jwt", "bcrypt", "cryptography", "aiohttp", "tomllib", "storage", "registry")
 LIGHT_MODULES = sorted(

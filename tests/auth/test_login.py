@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Iterable
 import bcrypt
 import pytest
 
-from auth import login as login_module
-from auth.errors import CredentialsInvalid, LoginsBusy
-from auth.identity import Identity
-from auth.login import (
+from mayfly.auth import login as login_module
+from mayfly.auth.errors import CredentialsInvalid, LoginsBusy
+from mayfly.auth.identity import Identity
+from mayfly.auth.login import (
     MAX_MISSES,
     MAX_WAITING,
     MAX_WAITING_PER_NETWORK,
@@ -21,10 +21,10 @@ from auth.login import (
     RECENT,
     Logins,
 )
-from auth.networks import network_of
-from auth.throttle import FIRST_DELAY, MAX_DELAY, Throttle
-from auth.users import Users, hash_password
-from auth.verify import CredentialVerifier
+from mayfly.auth.networks import network_of
+from mayfly.auth.throttle import FIRST_DELAY, MAX_DELAY, Throttle
+from mayfly.auth.users import Users, hash_password
+from mayfly.auth.verify import CredentialVerifier
 from tests.auth.clock import Clock
 
 SECRET = hash_password("secret", 4)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from auth.globs import parse_glob
-from auth.identity import ANONYMOUS, Identity, Permission
-from auth.policy import ANYONE, OPEN, Grant, Kind, Policy, Subject
-from auth.roles import ROLE_ACTIONS, Role
-from auth.scope import Scope, parse_scopes, render_scopes
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.identity import ANONYMOUS, Identity, Permission
+from mayfly.auth.policy import ANYONE, OPEN, Grant, Kind, Policy, Subject
+from mayfly.auth.roles import ROLE_ACTIONS, Role
+from mayfly.auth.scope import Scope, parse_scopes, render_scopes
 
 BOB = Identity("bob", "basic")
 EVE = Identity("eve", "basic")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from auth.errors import CredentialsInvalid, InputInvalid
-from auth.globs import parse_glob
-from auth.identity import Identity, Permission
-from auth.policy import OPEN, Policy
-from auth.robots import MAX_LIFETIME, MAX_PERMISSIONS, Robots
-from auth.roles import Role
-from auth.signing import new_key
+from mayfly.auth.errors import CredentialsInvalid, InputInvalid
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.identity import Identity, Permission
+from mayfly.auth.policy import OPEN, Policy
+from mayfly.auth.robots import MAX_LIFETIME, MAX_PERMISSIONS, Robots
+from mayfly.auth.roles import Role
+from mayfly.auth.signing import new_key
 
 KEY = new_key()
 RUN = "a run"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auth.errors import ScopeInvalid
-from auth.scope import MAX_SCOPES, MAX_TEXT, Scope, parse_scopes, render_scopes
+from mayfly.auth.errors import ScopeInvalid
+from mayfly.auth.scope import MAX_SCOPES, MAX_TEXT, Scope, parse_scopes, render_scopes
 
 COMPONENTS = st.sampled_from(["a", "0", "a-b", "a--b", "a.b", "a_b", "a__b", "team1"])
 NAMES = st.lists(COMPONENTS, min_size=1, max_size=4).map("/".join)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from auth.throttle import FIRST_DELAY, FORGIVEN_EVERY, MAX_DELAY, MAX_PAIRS, Throttle
+from mayfly.auth.throttle import FIRST_DELAY, FORGIVEN_EVERY, MAX_DELAY, MAX_PAIRS, Throttle
 from tests.auth.clock import Clock
 
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auth.errors import PolicyFileInvalid, ScopeInvalid, TokenInvalid
-from auth.globs import parse_glob
-from auth.identity import ANONYMOUS, Identity, Permission
-from auth.robots import Robots
-from auth.roles import Role
-from auth.scope import MAX_TEXT, Scope, parse_scopes
-from auth.signing import LEEWAY, MAX_LENGTH, Signer, load_key, new_key
-from auth.tokens import MIN_LIFETIME, TokenIssuer
+from mayfly.auth.errors import PolicyFileInvalid, ScopeInvalid, TokenInvalid
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.identity import ANONYMOUS, Identity, Permission
+from mayfly.auth.robots import Robots
+from mayfly.auth.roles import Role
+from mayfly.auth.scope import MAX_TEXT, Scope, parse_scopes
+from mayfly.auth.signing import LEEWAY, MAX_LENGTH, Signer, load_key, new_key
+from mayfly.auth.tokens import MIN_LIFETIME, TokenIssuer
 
 KEY = b"0123456789abcdef0123456789abcdef"
 SERVICE = "registry.local:5000"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from auth.errors import InputInvalid, PolicyFileInvalid
-from auth.users import hash_password, load_users, password_bytes, remove_user, set_user
+from mayfly.auth.errors import InputInvalid, PolicyFileInvalid
+from mayfly.auth.users import hash_password, load_users, password_bytes, remove_user, set_user
 
 ROUNDS = 4
 HASH = "$2y$04$b5FIQPq5d4/LjjMA0KfQrOn8WFYSupeT.DJGvcvFEWqLFTSc/7hGy"

@@ -7,13 +7,13 @@ from collections import Counter
 import bcrypt
 import pytest
 
-from auth.errors import CredentialsInvalid, TokenInvalid
-from auth.globs import parse_glob
-from auth.identity import Identity, Permission
-from auth.robots import Robots
-from auth.roles import Role
-from auth.users import Users, hash_password
-from auth.verify import MAX_REMEMBERED, REMEMBERED, CredentialVerifier
+from mayfly.auth.errors import CredentialsInvalid, TokenInvalid
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.identity import Identity, Permission
+from mayfly.auth.robots import Robots
+from mayfly.auth.roles import Role
+from mayfly.auth.users import Users, hash_password
+from mayfly.auth.verify import MAX_REMEMBERED, REMEMBERED, CredentialVerifier
 from tests.auth.clock import Clock
 
 KEY = b"k" * 16 + bytes(range(32))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from auth.errors import AuthError, PolicyFileInvalid
-from auth.watch import INTERVAL, FileBacked
+from mayfly.auth.errors import AuthError, PolicyFileInvalid
+from mayfly.auth.watch import INTERVAL, FileBacked
 from tests.auth.clock import Clock
 
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from storage.bundle.verified import Proof
-from storage.digest import Digest, parse
-from storage.interface import Extent
-from storage.manifest import OCI_INDEX, OCI_MANIFEST
+from mayfly.storage.bundle.verified import Proof
+from mayfly.storage.digest import Digest, parse
+from mayfly.storage.interface import Extent
+from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST
 
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.bundle.open import Bundles, open_bundles
+from mayfly.storage.bundle.open import Bundles, open_bundles
 
 OpenAll = Callable[..., Bundles]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from storage import digest as digests
-from storage.bundle import docker_archive as docker_archive_module
-from storage.bundle.errors import BundleConflict, BundleInvalid, NotReady
-from storage.bundle.open import open_bundles
-from storage.bundle.verified import Piece
-from storage.manifest import DOCKER_MANIFEST
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle import docker_archive as docker_archive_module
+from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid, NotReady
+from mayfly.storage.bundle.open import open_bundles
+from mayfly.storage.bundle.verified import Piece
+from mayfly.storage.manifest import DOCKER_MANIFEST
 from tests.bundle.builders import (
     docker_archive,
     document,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.bundle.errors import BundleInvalid
-from storage.bundle.open import open_bundles
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.open import open_bundles
 from tests.bundle.builders import Layout, blob_name, sha256
 from tests.process import REPO, Mayfly
 
@@ -56,7 +56,7 @@ def test_server_warns_of_gaps_only(start_mayfly: StartMayfly, tmp_path: Path) ->
     assert "cannot be pulled" in alone.output()
     beside = start_mayfly(str(delta), str(whole), root=tmp_path / "r2", state_dir=tmp_path / "s2")
     assert "WARNING" not in beside.output()
-    words = [sys.executable, "-m", "registry", "import", whole, "--root", tmp_path / "r3"]
+    words = [sys.executable, "-m", "mayfly", "import", whole, "--root", tmp_path / "r3"]
     subprocess.run(words, check=True, cwd=REPO, timeout=60)
     over = start_mayfly(str(delta), root=tmp_path / "r3", state_dir=tmp_path / "s3")
     assert "WARNING" not in over.output()
@@ -86,8 +86,8 @@ def test_bundle_that_may_not_be_read(tmp_path: Path, kind: str) -> None:
     script = """
 import os, shlex, sys
 from pathlib import Path
-from storage.bundle.open import open_bundles
-from storage.errors import StorageError
+from mayfly.storage.bundle.open import open_bundles
+from mayfly.storage.errors import StorageError
 os.setuid(65532)
 try:
     open_bundles([Path(sys.argv[1])])

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from storage import importing
-from storage.bundle.open import open_bundles
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.errors import BlobUnknown
-from storage.verify import verify
+from mayfly.storage.bundle.open import open_bundles
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import BlobUnknown
+from mayfly.storage.transfer import importing
+from mayfly.storage.upkeep.verify import verify
 from tests.bundle.builders import Layout, layers
 from tests.process import Mayfly
 from tests.registry.commands import command_line, environment, mayfly

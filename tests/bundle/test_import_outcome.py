@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.bundle.open import open_bundles
-from storage.distribution import DistributionStore
-from storage.importing import _children_first
-from storage.layout import Layout as Paths
-from storage.manifest import OCI_ARTIFACT, OCI_MANIFEST
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.open import open_bundles
+from mayfly.storage.directory.layout import Layout as Paths
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.manifest import OCI_ARTIFACT, OCI_MANIFEST
+from mayfly.storage.transfer.importing import _children_first
 from tests.bundle.builders import Layout, document, layers, sha256
 from tests.registry.commands import mayfly
 from tests.storage.builders import image_body, index_body, put, put_image, subject_of

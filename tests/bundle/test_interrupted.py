@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from storage.distribution import DistributionStore
-from storage.importing import WORKERS
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.transfer.importing import WORKERS
 from tests.bundle.builders import Layout, tar
 from tests.registry.commands import command_line, environment
 from tests.storage.builders import push, put_image

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from storage import digest as digests
-from storage.bundle import graph
-from storage.bundle.errors import BundleChanged, BundleConflict, BundleInvalid
-from storage.bundle.open import open_bundles
-from storage.digest import Digest
-from storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
-from storage.manifest import OCI_MANIFEST
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle import graph
+from mayfly.storage.bundle.errors import BundleChanged, BundleConflict, BundleInvalid
+from mayfly.storage.bundle.open import open_bundles
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
+from mayfly.storage.manifest import OCI_MANIFEST
 from tests.bundle.builders import (
     LAYER_TYPE,
     REF_NAME,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from storage.bundle.errors import BundleConflict, NameAmbiguous
-from storage.bundle.names import Names, Reference, is_full_name, split_reference
-from storage.digest import Digest
-from storage.errors import DigestInvalid, NameInvalid, TagInvalid
+from mayfly.storage.bundle.errors import BundleConflict, NameAmbiguous
+from mayfly.storage.bundle.names import Names, Reference, is_full_name, split_reference
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid
 
 DIGEST = "sha256:" + "ab" * 32
 

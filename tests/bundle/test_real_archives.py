@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.bundle.layer import Layer
-from storage.digest import Digest
-from storage.errors import ManifestUnknown
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.layer import Layer
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import ManifestUnknown
 from tests.bundle.builders import REF_NAME, Layout, blob_name, layers, proof_of, read, sha256
 from tests.bundle.conftest import OpenAll
 from tests.clients.programs import Client, Containerd, Dockerd

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.bundle.errors import BundleConflict, BundleInvalid
-from storage.distribution import DistributionStore
-from storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
 from tests.bundle.builders import Layout, proof_of, read
 from tests.bundle.conftest import OpenAll
 from tests.storage.builders import files, push, put_image, subject_of

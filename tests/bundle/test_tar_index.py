@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.bundle import tar_index
-from storage.bundle.errors import BundleInvalid
-from storage.bundle.tar_index import NOT_A_TAR, TarIndex
+from mayfly.storage.bundle import tar_index
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.tar_index import NOT_A_TAR, TarIndex
 from tests.bundle.builders import hard_link, symlink, tar, tar_info, tar_of
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

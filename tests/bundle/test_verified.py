@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.bundle import verified
-from storage.bundle.errors import BundleChanged, BundleInvalid, Interrupted
-from storage.bundle.files import read as read_small
-from storage.bundle.verified import FILE_NAME, Fault, Piece, Problem, Proof, Proofs
-from storage.digest import Digest
-from storage.errors import ContentCorrupt
-from storage.files import stamp_of
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle import verified
+from mayfly.storage.bundle.errors import BundleChanged, BundleInvalid, Interrupted
+from mayfly.storage.bundle.files import read as read_small
+from mayfly.storage.bundle.verified import FILE_NAME, Fault, Piece, Problem, Proof, Proofs
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import ContentCorrupt
+from mayfly.storage.files import stamp_of
 from tests.bundle.builders import proof_of
 
 DATA = b"before" + b"content" * 100_000 + b"after"

@@ -101,7 +101,7 @@ class Rehearsal:
             f"--runtime={find_program('runc')} --cgroup-manager=cgroupfs --events-backend=file"
         )
         for name, command in {
-            "mayfly": f"{sys.executable} -m registry",
+            "mayfly": f"{sys.executable} -m mayfly",
             "docker": f"{find_program('docker')} --host unix://{directory}/dockerd/docker.sock",
             "ctr": f"{find_program('ctr')} --address {directory}/containerd/containerd.sock",
             "podman": podman.replace("podman", find_program("podman") or "", 1),
@@ -134,7 +134,7 @@ class Scenario:
         log = self.directory / f"output-{self._count}"
         command, rest = words[0], words[1:]
         fixed = ("--state-dir", "state", "--listen", f"{ADDRESS}:5000")
-        argv = self._rehearsal.node.inside(sys.executable, "-m", "registry", command, *fixed, *rest)
+        argv = self._rehearsal.node.inside(sys.executable, "-m", "mayfly", command, *fixed, *rest)
         inside = [f"--wd={self.directory}" if str(w).startswith("--wd=") else w for w in argv]
         return Process(inside, log, env=self._rehearsal.environment)
 

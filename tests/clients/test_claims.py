@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.lifetime.client import ask
-from registry.lifetime.states import State
+from mayfly.registry.control.client import ask
+from mayfly.registry.coverage.states import State
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd, Cri
 from tests.process import Mayfly

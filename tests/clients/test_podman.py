@@ -102,7 +102,7 @@ def test_pull_by_the_command_of_a_run(podman: Client, scratch: Path) -> None:
     words = ["run", bundle, "--root", scratch / "root", "--state-dir", scratch / "state"]
     words += ["--listen", "127.0.0.1:0", "--tls", "auto", "--auth", "auto"]
     done = subprocess.run(
-        [sys.executable, "-m", "registry", *map(str, words), "--", "sh", str(script)],
+        [sys.executable, "-m", "mayfly", *map(str, words), "--", "sh", str(script)],
         cwd=scratch,
         env={**podman.env, "PYTHONPATH": str(REPO)},
         capture_output=True,

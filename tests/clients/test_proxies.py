@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.trust.authority import ensure
+from mayfly.registry.pki.authority import ensure
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd, Cri
 from tests.process import REPO, Mayfly, Process, find_program, need, run_mayfly

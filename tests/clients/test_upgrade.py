@@ -22,7 +22,7 @@ APPLICATIONS = tuple(f"app{number}" for number in range(1, 6))
 UPGRADE = """
 set -eu
 credentials() {
-    "$PYTHON" -m registry credentials --node "$1" --name "$1" --format "$2"
+    "$PYTHON" -m mayfly credentials --node "$1" --name "$1" --format "$2"
 }
 for app in $APPLICATIONS; do
     "$SKOPEO" --insecure-policy copy --quiet --dest-tls-verify=false \
@@ -81,7 +81,7 @@ def test_upgrade_of_two_nodes(
     (scratch / "nodes.txt").write_text("docker-node\ncontainerd-node\n")
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "registry", "run", "--ephemeral"),
+            *(sys.executable, "-m", "mayfly", "run", "--ephemeral"),
             *("--state-dir", scratch / "state", "--listen", "127.0.0.1:0", "--auth", "auto"),
             *("--until-pulled", scratch / "images.txt", "--nodes", scratch / "nodes.txt"),
             *("--max-lifetime", "4m", "--report", scratch / "report.json"),

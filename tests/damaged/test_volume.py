@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.cli import execute
+from mayfly.registry.cli import execute
 from tests.damaged.volume import CASES, Repository, build
 from tests.process import Mayfly, need
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from storage import digest as digests
-from storage.digest import Digest
-from storage.manifest import parse
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.manifest import parse
 from tests.faults.model import BLOB_UNKNOWN, OK
 from tests.faults.subjects import ByMethods, OpenStore
 from tests.registry.conftest import Registry

@@ -112,7 +112,7 @@ class World:
 
     def _kill_at_start(self, after: float) -> None:
         # As Mayfly starts it, without the wait until it is ready.
-        argv = [sys.executable, "-m", "registry", "serve", "--root", self._home / "root"]
+        argv = [sys.executable, "-m", "mayfly", "serve", "--root", self._home / "root"]
         argv += ["--state-dir", self._home / "state", "--listen", "127.0.0.1:0", *self._options]
         env = {name: os.environ[name] for name in os.environ if not name.startswith("MAYFLY_")}
         starting = Process(argv, self._home / "starting.log", env=env, cwd=REPO)

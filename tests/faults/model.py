@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from storage import digest as digests
-from storage.digest import Digest
-from storage.manifest import Manifest, parse
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.manifest import Manifest, parse
 from tests.storage.builders import descriptor, image_body, index_body, subject_of
 
 REPOSITORIES = ("team/a", "team/b", "other")

@@ -12,10 +12,10 @@ import os
 import sys
 from pathlib import Path
 
-from storage import digest as digests
-from storage import manifest as manifests
-from storage.distribution import DistributionStore
-from storage.errors import BlobUnknown, ManifestUnknown
+from mayfly.storage import digest as digests
+from mayfly.storage import manifest as manifests
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import BlobUnknown, ManifestUnknown
 from tests.faults.crash_model import Key, digest_of, manifest_of
 from tests.faults.power_story import Story
 from tests.storage.builders import push

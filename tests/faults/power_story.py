@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage import digest as digests
-from storage import manifest as manifests
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.errors import StorageError
-from storage.manifest import Manifest
+from mayfly.storage import digest as digests
+from mayfly.storage import manifest as manifests
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import StorageError
+from mayfly.storage.manifest import Manifest
 from tests.faults.crash_model import Key, blobs_in, digest_of
 from tests.storage.builders import push, put_image, read
 

@@ -4,7 +4,7 @@ Traced are the calls that change a file or a directory, and those that sync one.
 begin of an HTTP response on a socket, or a line on standard output that begins with ``ACK``.
 
 A call counts at its return. Of a sync that ran beside writes to its file that would be too much:
-the stories' uploads are too short for one behind them (`storage.writeback.STEP`).
+the stories' uploads are too short for one behind them (`storage.directory.writeback.STEP`).
 """
 
 from __future__ import annotations

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from registry.errors import TABLE
-from storage import digest as digests
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.errors import StorageError
-from storage.images import repositories
-from storage.manifest import parse
+from mayfly.registry.api.errors import TABLE
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import StorageError
+from mayfly.storage.images import repositories
+from mayfly.storage.manifest import parse
 from tests.faults.model import OK
 from tests.storage.builders import push, read
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from auth.users import hash_password
-from storage import digest as digests
-from storage.ages import Ages
-from storage.distribution import DistributionStore
-from storage.errors import BlobUnknown, UploadUnknown
+from mayfly.auth.users import hash_password
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.ages import Ages
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import BlobUnknown, UploadUnknown
 from tests.auth.clock import Clock
 from tests.faults.disk_pushes import Pushes, digest_of, noise
 from tests.process import Mayfly, need

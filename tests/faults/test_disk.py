@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.exit_codes import Exit
-from storage.writeback import STEP
+from mayfly.registry.exit_codes import Exit
+from mayfly.storage.directory.writeback import STEP
 from tests.faults import disk_mounts
 from tests.faults.disk_mounts import MIB, ext4, fill, free, limit, run, thin, tmpfs, with_quota
 from tests.faults.disk_pushes import Pushes, Refused, digest_of, noise
@@ -90,7 +90,7 @@ def sessions(root: Path) -> list[str]:
 def mayfly(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "registry", *map(str, arguments)],
+        [sys.executable, "-m", "mayfly", *map(str, arguments)],
         cwd=REPO,
         capture_output=True,
         text=True,

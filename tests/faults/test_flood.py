@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from auth.users import hash_password
-from registry.connections import unsent
+from mayfly.auth.users import hash_password
+from mayfly.registry.http.connections import unsent
 from tests.faults.disk_pushes import Pushes, digest_of, noise
 from tests.faults.flood_load import (
     LONG,

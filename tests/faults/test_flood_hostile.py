@@ -101,7 +101,7 @@ def test_half_open(
     try:
         far.wait_for(lambda: "under way" in far.output() or None)
         assert client.ask("GET", "/v2/app/manifests/1")[0] == 200  # arms the idle timeout
-        control = [sys.executable, "-m", "registry", "status", "--json", "--state-dir"]
+        control = [sys.executable, "-m", "mayfly", "status", "--json", "--state-dir"]
         control.append(str(server.state_dir))
         found = json.loads(subprocess.run(control, capture_output=True, check=True).stdout)
         tell(f"while it is there: {found.get('requests', found)}")
@@ -165,7 +165,7 @@ async def test_more_connections_than_files(workspace: Path) -> None:
 def test_limit_on_open_files(tmp_path: Path) -> None:
     """The server raises its limit as far as it may; the command of `mayfly run` keeps its own."""
     need("prlimit")
-    argv = ["prlimit", "--nofile=300:3000", sys.executable, "-m", "registry", "run"]
+    argv = ["prlimit", "--nofile=300:3000", sys.executable, "-m", "mayfly", "run"]
     argv += ["--root", tmp_path / "root", "--state-dir", tmp_path / "state"]
     argv += ["--listen", "127.0.0.1:0", "--", "sh", "-c"]
     argv += ["ulimit -Sn; ulimit -Hn; grep 'open files' /proc/$PPID/limits"]

@@ -146,7 +146,7 @@ def _bundle(home: Path, story: Story) -> tuple[Path, Changes]:
 
 
 def _command(*words: str | Path) -> list[str | Path]:
-    return [sys.executable, "-m", "registry", *words]
+    return [sys.executable, "-m", "mayfly", *words]
 
 
 def _ready(process: Process, state: Path) -> str:

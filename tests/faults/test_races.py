@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.distribution import DistributionStore
-from storage.manifest import Manifest, parse
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.manifest import Manifest, parse
 from tests.faults.asking import WAYS, Answer, Asking, OverHTTP, running_loop
 from tests.faults.model import OK
 from tests.storage.builders import all_succeed, image_body

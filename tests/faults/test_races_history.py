@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 
-from storage import digest as digests
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.errors import ManifestUnknown
-from storage.verify import verify
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import ManifestUnknown
+from mayfly.storage.upkeep.verify import verify
 from tests.faults.asking import WAYS, Asking
 from tests.faults.history import History
 from tests.faults.model import BLOBS, MANIFEST_BLOB_UNKNOWN, MANIFESTS, OK

@@ -25,13 +25,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from storage import digest as digests
-from storage.bundle.open import open_bundles
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.manifest import OCI_MANIFEST
-from storage.overlay import OverlayStore
-from storage.verify import Fault, verify
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.open import open_bundles
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.manifest import OCI_MANIFEST
+from mayfly.storage.overlay import OverlayStore
+from mayfly.storage.upkeep.verify import Fault, verify
 from tests.bundle.builders import Layout
 from tests.faults.asking import WAYS, OverHTTP, running_loop
 from tests.faults.model import (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from storage import digest as digests
+from mayfly.storage import digest as digests
 from tests.fuzz.messages import Message, message
 from tests.storage.builders import image_body
 

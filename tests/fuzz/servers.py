@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from auth.globs import parse_glob
-from auth.grants import add_grant
-from auth.policy import Grant, Kind, Subject
-from auth.roles import Role
-from auth.users import set_user
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.grants import add_grant
+from mayfly.auth.policy import Grant, Kind, Subject
+from mayfly.auth.roles import Role
+from mayfly.auth.users import set_user
 from tests.bundle.builders import CONFIG_TYPE, LAYER_TYPE, Layout
 from tests.fuzz import seeds
 from tests.fuzz.messages import Message

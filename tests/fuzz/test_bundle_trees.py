@@ -21,13 +21,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import digest as digests
-from storage.bundle.open import open_bundles
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.errors import StorageError
-from storage.images import repositories
-from storage.interface import Extent
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.open import open_bundles
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import StorageError
+from mayfly.storage.images import repositories
+from mayfly.storage.interface import Extent
 from tests.bundle.builders import Layout, docker_archive, layers, proof_of, write
 from tests.fuzz.budget import EXAMPLES
 from tests.storage.builders import push, put_image, subject_of

@@ -10,15 +10,15 @@ import jwt
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from auth.basic import parse_basic
-from auth.errors import CredentialsInvalid, ScopeInvalid, TokenInvalid
-from auth.globs import parse_glob
-from auth.identity import Identity, Permission
-from auth.robots import Robots
-from auth.roles import Role
-from auth.scope import MAX_SCOPES, parse_scopes, render_scopes
-from auth.signing import new_key
-from auth.tokens import TokenIssuer
+from mayfly.auth.basic import parse_basic
+from mayfly.auth.errors import CredentialsInvalid, ScopeInvalid, TokenInvalid
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.identity import Identity, Permission
+from mayfly.auth.robots import Robots
+from mayfly.auth.roles import Role
+from mayfly.auth.scope import MAX_SCOPES, parse_scopes, render_scopes
+from mayfly.auth.signing import new_key
+from mayfly.auth.tokens import TokenIssuer
 from tests.fuzz.budget import EXAMPLES
 from tests.fuzz.documents import ANY_JSON, TEXTS
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from auth.errors import PolicyFileInvalid
-from auth.grants import load_grants, render
-from auth.users import load_users
-from registry.config import SETTINGS, ConfigError, Settings, load
+from mayfly.auth.errors import PolicyFileInvalid
+from mayfly.auth.grants import load_grants, render
+from mayfly.auth.users import load_users
+from mayfly.registry.settings.config import SETTINGS, ConfigError, Settings, load
 from tests.fuzz.budget import EXAMPLES
 from tests.fuzz.documents import ANY_JSON, TEXTS
 

@@ -12,11 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from registry import errors, listings, uploads
-from registry.body import Body
-from registry.lifetime.observer import Caller as Peer
-from registry.request import parse
-from storage.errors import StorageError
+from mayfly.registry.api import errors, listings, uploads
+from mayfly.registry.api.request import parse
+from mayfly.registry.coverage.observer import Caller as Peer
+from mayfly.registry.http.body import Body
+from mayfly.storage.errors import StorageError
 from tests.fuzz.budget import EXAMPLES
 from tests.lifeline import lifeline
 

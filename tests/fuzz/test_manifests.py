@@ -10,10 +10,10 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from registry import errors
-from storage import digest as digests
-from storage.errors import StorageError
-from storage.manifest import Manifest, parse, parse_stored
+from mayfly.registry.api import errors
+from mayfly.storage import digest as digests
+from mayfly.storage.errors import StorageError
+from mayfly.storage.manifest import Manifest, parse, parse_stored
 from tests.fuzz.budget import EXAMPLES
 from tests.fuzz.documents import ANY_JSON, NUMBERS, TEXTS, texts_of
 from tests.storage.builders import descriptor, image_body, index_body

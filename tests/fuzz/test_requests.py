@@ -8,14 +8,14 @@ from urllib.parse import quote, urlencode
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from registry import errors
-from registry.access import needs
-from registry.request import METHODS, Endpoint, Request, parse, read_form
-from storage.bundle.errors import NameAmbiguous
-from storage.bundle.names import Names
-from storage.digest import Digest
-from storage.errors import NameInvalid, StorageError
-from storage.names import check_repository
+from mayfly.registry.access.needs import needs
+from mayfly.registry.api import errors
+from mayfly.registry.api.request import METHODS, Endpoint, Request, parse, read_form
+from mayfly.storage.bundle.errors import NameAmbiguous
+from mayfly.storage.bundle.names import Names
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import NameInvalid, StorageError
+from mayfly.storage.names import check_repository
 from tests.fuzz.budget import EXAMPLES
 
 COMPONENTS = st.from_regex(r"[a-z0-9]{1,5}((\.|_|__|-{1,3})[a-z0-9]{1,5}){0,2}", fullmatch=True)

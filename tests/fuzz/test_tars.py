@@ -11,10 +11,10 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.bundle import tar_index
-from storage.bundle.open import Bundles, open_bundles
-from storage.errors import StorageError
-from storage.interface import Extent
+from mayfly.storage.bundle import tar_index
+from mayfly.storage.bundle.open import Bundles, open_bundles
+from mayfly.storage.errors import StorageError
+from mayfly.storage.interface import Extent
 from tests.bundle.builders import Layout, docker_archive, document, layers, tar
 from tests.bundle.test_tar_index import header, sealed
 from tests.fuzz.budget import EXAMPLES

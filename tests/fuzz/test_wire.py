@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.digest import HEX_LENGTHS
+from mayfly.storage.digest import HEX_LENGTHS
 from tests.fuzz import servers
 from tests.fuzz.budget import REQUESTS, SEED
 from tests.fuzz.connections import Played, play

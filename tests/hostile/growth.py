@@ -32,9 +32,7 @@ from re import _parser as parser  # type: ignore[attr-defined]
 from types import FrameType, ModuleType
 from typing import Any
 
-import auth
-import registry
-import storage
+from mayfly import auth, registry, storage
 
 PACKAGES = (registry, storage, auth)
 

@@ -267,7 +267,7 @@ class Hostile:
 
 _MEASURED = """
 import resource, sys
-from registry.__main__ import main
+from mayfly.__main__ import main
 sys.argv = ["mayfly", *sys.argv[1:]]
 code = 0
 try:

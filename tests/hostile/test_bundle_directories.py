@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.distribution import DistributionStore
-from storage.layout import Layout as Paths
+from mayfly.storage.directory.layout import Layout as Paths
+from mayfly.storage.directory.store import DistributionStore
 from tests.bundle.builders import Layout, layers, sha256
 from tests.hostile.harness import Hostile
 from tests.process import Mayfly

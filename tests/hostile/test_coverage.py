@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from registry.lifetime.client import ask
-from registry.lifetime.states import State
-from storage import digest as digests
-from storage.distribution import DistributionStore
-from storage.manifest import OCI_INDEX, parse_stored
+from mayfly.registry.control.client import ask
+from mayfly.registry.coverage.states import State
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.manifest import OCI_INDEX, parse_stored
 from tests.hostile.harness import Hostile
 from tests.storage.builders import descriptor, image_body, push, put
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from registry import remote
-from registry.config import ConfigError
-from storage import digest as digests
-from storage.distribution import DistributionStore
+from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.upstream import remote
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.store import DistributionStore
 from tests.hostile.harness import Hostile
 from tests.storage.builders import put_image
 

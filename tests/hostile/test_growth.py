@@ -11,19 +11,19 @@ from tests.hostile import growth
 from tests.hostile.growth import Subject, function_subjects, grown, pattern_subject
 
 EFFECTS = {
-    "auth.users.hash_password": "bcrypt, slow on purpose; of 72 bytes at most",
-    "auth.generate._hash": "the same",
-    "registry.lifetime.control._bind": "binds a socket",
-    "registry.remote._stored": "reads files of credentials",
-    "registry.trust.addresses.wanted_names": "asks the host for its addresses",
+    "mayfly.auth.users.hash_password": "bcrypt, slow on purpose; of 72 bytes at most",
+    "mayfly.auth.generate._hash": "the same",
+    "mayfly.registry.control.socket._bind": "binds a socket",
+    "mayfly.registry.upstream.remote._stored": "reads files of credentials",
+    "mayfly.registry.pki.addresses.wanted_names": "asks the host for its addresses",
 }
 """Functions of text alone that do more than to read it, and what."""
 
 DYNAMIC = {
-    "auth.globs.parse_glob": "`test_globs` is its test",
-    "registry.upstream.lists._pattern": "the operator's own patterns, in a command of theirs",
-    "registry.upstream.lists._read_oc_mirror": "the same",
-    "registry.upstream.gather.choose_tags": "the same",
+    "mayfly.auth.globs.parse_glob": "`test_globs` is its test",
+    "mayfly.registry.upstream.lists._pattern": "the operator's own patterns",
+    "mayfly.registry.upstream.lists._read_oc_mirror": "the same",
+    "mayfly.registry.upstream.gather.choose_tags": "the same",
 }
 """Functions that make a pattern at run time, and why they may."""
 

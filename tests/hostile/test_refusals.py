@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
-from registry.audit import ADDRESS_BURST, ADDRESS_RATE
+from mayfly.registry.access.audit import ADDRESS_BURST, ADDRESS_RATE
 from tests.hostile.harness import Hostile, Under
 from tests.security.servers import make_auth
 from tests.security.wire import Server, ask, basic

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.digest import parse
-from storage.layout import Layout
+from mayfly.storage.digest import parse
+from mayfly.storage.directory.layout import Layout
 from tests.hostile.harness import Hostile
 from tests.hostile.pushes import (
     LAYER,

@@ -70,7 +70,7 @@ def huge_layout(place: Path) -> Path:
 def end_it(server: Mayfly, how: str) -> None:
     """Ask the server to end."""
     if how == "stop":
-        argv = [sys.executable, "-m", "registry", "stop", "--state-dir", str(server.state_dir)]
+        argv = [sys.executable, "-m", "mayfly", "stop", "--state-dir", str(server.state_dir)]
         subprocess.run(argv, cwd=REPO, check=True, timeout=ENDED, capture_output=True)
     elif how != "deadline":
         server.popen.send_signal(getattr(signal, how))

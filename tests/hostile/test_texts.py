@@ -15,8 +15,8 @@ from pathlib import Path
 import click
 import pytest
 
-from registry.cli import cli
-from registry.text import Terminal, echo, escaped, exact_json, line
+from mayfly.registry.cli import cli
+from mayfly.registry.text import Terminal, echo, escaped, exact_json, line
 from tests.hostile import texts
 from tests.hostile.texts import FORGED, NAME, TEXT
 from tests.process import REPO, Mayfly, remove_tree

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import pytest
 
-from registry.lifetime.states import State
-from storage import digest as digests
-from storage.distribution import DistributionStore
-from storage.manifest import OCI_MANIFEST, parse_stored
+from mayfly.registry.coverage.states import State
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.manifest import OCI_MANIFEST, parse_stored
 from tests.hostile.harness import LONG, Hostile
 from tests.hostile.test_coverage import CONFIG, LAYER, connect, get, matrix
 from tests.process import REPO
@@ -104,7 +104,7 @@ def test_end_after_wide_manifests(hostile: Hostile, wide: Wide, how: str) -> Non
         peak = under.costs.growth / 2**20
         begun = time.monotonic()
         if how == "stop":
-            argv = [sys.executable, "-m", "registry", "stop"]
+            argv = [sys.executable, "-m", "mayfly", "stop"]
             argv += ["--state-dir", str(under.server.state_dir)]
             subprocess.run(argv, cwd=REPO, timeout=ENDED, capture_output=True)
         else:

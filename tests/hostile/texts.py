@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storage import digest as digests
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.layout import Layout as Paths
-from storage.manifest import OCI_INDEX, OCI_MANIFEST, parse
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.layout import Layout as Paths
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST, parse
 from tests.bundle.builders import CONFIG_TYPE, LAYER_TYPE, Layout, document, layers
 from tests.storage.builders import push
 

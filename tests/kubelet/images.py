@@ -39,7 +39,7 @@ def mayfly_layer() -> bytes:
         files |= _tree(REPO / package, set(), f"opt/mayfly/{package}")
     for needed in _libraries([path for path in files.values() if isinstance(path, Path)]):
         files[str(needed).lstrip("/")] = needed
-    start = f"#!{python}\nimport sys\nfrom registry.__main__ import main\nsys.exit(main())\n"
+    start = f"#!{python}\nimport sys\nfrom mayfly.__main__ import main\nsys.exit(main())\n"
     files["usr/local/bin/mayfly"] = start.encode()
     program = find_program("busybox")
     assert program is not None

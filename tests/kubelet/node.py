@@ -74,7 +74,7 @@ class Node:
 
     def mayfly(self, *words: str | Path) -> str:
         """Run ``mayfly`` on the node."""
-        return run(*self.inside(sys.executable, "-m", "registry", *words))
+        return run(*self.inside(sys.executable, "-m", "mayfly", *words))
 
     def trust(self, *words: str | Path) -> str:
         """``mayfly node-config apply`` for its containerd."""

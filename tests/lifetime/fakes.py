@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from registry.lifetime.contents import Contents
-from registry.lifetime.observer import Observer
+from mayfly.registry.coverage.contents import Contents
+from mayfly.registry.coverage.observer import Observer
 
 TURNS = 20
 

@@ -17,19 +17,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from registry import request
-from registry.config import ConfigError
-from registry.lifetime.child import leave
-from registry.lifetime.clock import SystemClock
-from registry.lifetime.contents import Contents
-from registry.lifetime.errors import Draining, LifetimeError
-from registry.lifetime.images import read_nodes
-from registry.lifetime.life import Launch, Life
-from registry.lifetime.listen import Listeners
-from registry.lifetime.plan import Plan
-from registry.lifetime.private import Login
-from registry.lifetime.state import StateDir
-from registry.lifetime.systemd import Notifier, take_sockets
+from mayfly.registry.api import request
+from mayfly.registry.clock import SystemClock
+from mayfly.registry.coverage.contents import Contents
+from mayfly.registry.coverage.images import read_nodes
+from mayfly.registry.http.listen import Listeners
+from mayfly.registry.lifecycle.errors import Draining, LifetimeError
+from mayfly.registry.lifecycle.life import Launch, Life
+from mayfly.registry.lifecycle.plan import Plan
+from mayfly.registry.process.child import leave
+from mayfly.registry.process.systemd import Notifier, take_sockets
+from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.state.directory import StateDir
+from mayfly.registry.state.private import Login
 from tests.lifetime.fakes import FakeContent, digest
 
 REPOSITORIES = ("team/app", "team/web")

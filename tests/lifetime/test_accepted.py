@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from registry.lifetime.accepted import MOST_LAST, AcceptedQueue, asks_ahead, has_left
+from mayfly.registry.http.accepted import MOST_LAST, AcceptedQueue, asks_ahead, has_left
 
 ASK = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
 UPLOAD = b"PUT /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"

@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from storage.distribution import DistributionStore
+from mayfly.storage.directory.store import DistributionStore
 from tests.process import REPO
 from tests.storage.builders import put_image
 
@@ -26,7 +26,7 @@ _SCRIPT = 'exec 3<&{0} {0}<&-; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
 def _start(held: socket.socket, directory: Path) -> subprocess.Popen[bytes]:
     """The server with the socket as descriptor 3, as systemd starts it."""
     descriptor = fcntl.fcntl(held.fileno(), fcntl.F_DUPFD, 20)
-    serve = [sys.executable, "-m", "registry", "serve", "--idle-timeout", f"{IDLE_SECONDS}s"]
+    serve = [sys.executable, "-m", "mayfly", "serve", "--idle-timeout", f"{IDLE_SECONDS}s"]
     where = ["--root", str(directory / "root"), "--state-dir", str(directory / "state")]
     try:
         return subprocess.Popen(

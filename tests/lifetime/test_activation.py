@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pytest
 
-from registry.lifetime.clock import SystemClock
-from registry.lifetime.life import Launch, Life
-from registry.lifetime.listen import Listeners
-from registry.lifetime.plan import Plan
-from registry.lifetime.private import Login
-from registry.lifetime.state import StateDir
+from mayfly.registry.clock import SystemClock
+from mayfly.registry.http.listen import Listeners
+from mayfly.registry.lifecycle.life import Launch, Life
+from mayfly.registry.lifecycle.plan import Plan
+from mayfly.registry.state.directory import StateDir
+from mayfly.registry.state.private import Login
 from tests.lifetime import stub
 from tests.lifetime.conftest import poll, status_of
 from tests.lifetime.stub import content

@@ -16,8 +16,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from registry.lifetime import arrival as arrivals
-from registry.lifetime.arrival import ACK_SLACK, MAX_INTERVALS, MAX_PARTS, Arrival, Intervals
+from mayfly.registry.coverage import arrival as arrivals
+from mayfly.registry.coverage.arrival import ACK_SLACK, MAX_INTERVALS, MAX_PARTS, Arrival, Intervals
 
 SIZE = 60
 

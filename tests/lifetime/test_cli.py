@@ -17,9 +17,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from registry.cli import control, run
-from registry.lifetime.client import TimedOut, ask
-from registry.lifetime.errors import LifetimeError, NotRunning
+from mayfly.registry.cli import control, run
+from mayfly.registry.control.client import TimedOut, ask
+from mayfly.registry.lifecycle.errors import LifetimeError, NotRunning
 from tests.lifetime.conftest import Stub, get_manifest, poll, pull, pulling
 
 Start = Callable[..., Stub]
@@ -169,7 +169,7 @@ def test_wait_usage(arguments: tuple[str, ...], says: str) -> None:
 
 WATCH = """
 import sys
-from registry.cli.control import status
+from mayfly.registry.cli.control import status
 sys.exit(status(["--watch", "--state-dir", sys.argv[1]], standalone_mode=False))
 """
 
@@ -211,7 +211,7 @@ def test_run_takes_its_command_off() -> None:
     with pytest.raises(click.UsageError, match="COMMAND is missing"):
         invoke(run.command, "--")
     help_text = subprocess.run(
-        [sys.executable, "-c", "from registry.cli.run import command; command(['--help'])"],
+        [sys.executable, "-c", "from mayfly.registry.cli.run import command; command(['--help'])"],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -221,7 +221,7 @@ def test_run_takes_its_command_off() -> None:
 
 def test_run_hands_words_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The words arrive as they were, and what the command ended with is what we end with."""
-    import registry.startup
+    import mayfly.registry.startup
 
     given: list[tuple[str, ...]] = []
 
@@ -231,7 +231,7 @@ def test_run_hands_words_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
             given.append(command)
             return 9
 
-    monkeypatch.setattr(registry.startup, "import_server", lambda: Server)
+    monkeypatch.setattr(mayfly.registry.startup, "import_server", lambda: Server)
     options = ("--state-dir", tmp_path, "--listen", "127.0.0.1:0")
     code, _, _ = invoke(run.command, *options, "--", "cmd", "--json", "--", "-x")
     assert code == 9

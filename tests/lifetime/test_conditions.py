@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from registry.lifetime.activity import Activity
-from registry.lifetime.conditions import (
+from mayfly.registry.lifecycle.activity import Activity
+from mayfly.registry.lifecycle.conditions import (
     AllOf,
     AnyOf,
     Condition,

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from registry.lifetime.activity import Activity
-from registry.lifetime.conditions import Kind
-from registry.lifetime.contents import Contained, Contents
-from registry.lifetime.coverage import Coverage, Covered, Gap
-from registry.lifetime.images import Image, Nodes, parse_image
-from registry.lifetime.ledger import Ledger
-from registry.lifetime.observer import Caller, Observer
-from registry.lifetime.pulls import SETTLED, Pulls
-from registry.lifetime.states import EMPTY_CONFIG, State, Target
-from storage.errors import BlobUnknown
+from mayfly.registry.coverage.contents import Contained, Contents
+from mayfly.registry.coverage.coverage import Coverage, Covered, Gap
+from mayfly.registry.coverage.images import Image, Nodes, parse_image
+from mayfly.registry.coverage.ledger import Ledger
+from mayfly.registry.coverage.observer import Caller, Observer
+from mayfly.registry.coverage.pulls import SETTLED, Pulls
+from mayfly.registry.coverage.states import EMPTY_CONFIG, State, Target
+from mayfly.registry.lifecycle.activity import Activity
+from mayfly.registry.lifecycle.conditions import Kind
+from mayfly.storage.errors import BlobUnknown
 from tests.lifetime.fakes import FakeClock, FakeContent, digest, prepare, settle
 
 APP, WEB = "team/app", "library/web"

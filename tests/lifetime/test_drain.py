@@ -6,15 +6,15 @@ import asyncio
 
 import pytest
 
-from registry import request
-from registry.lifetime.activity import Activity
-from registry.lifetime.conditions import Kind, Once, Reason
-from registry.lifetime.contents import Contained, Contents
-from registry.lifetime.drain import Drain, Drained
-from registry.lifetime.errors import Draining
-from registry.lifetime.ledger import Ledger
-from registry.lifetime.observer import Observer
-from registry.lifetime.pulls import SETTLED, Pulls
+from mayfly.registry.api import request
+from mayfly.registry.coverage.contents import Contained, Contents
+from mayfly.registry.coverage.ledger import Ledger
+from mayfly.registry.coverage.observer import Observer
+from mayfly.registry.coverage.pulls import SETTLED, Pulls
+from mayfly.registry.lifecycle.activity import Activity
+from mayfly.registry.lifecycle.conditions import Kind, Once, Reason
+from mayfly.registry.lifecycle.drain import Drain, Drained
+from mayfly.registry.lifecycle.errors import Draining
 from tests.lifetime.fakes import FakeClock, FakeContent, digest, settle
 
 REPO = "team/app"

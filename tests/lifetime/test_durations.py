@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry.lifetime import durations
+from mayfly.registry import durations
 
 
 @pytest.mark.parametrize(

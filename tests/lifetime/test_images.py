@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.config import ConfigError
-from registry.lifetime.images import parse_image, plain, read_images, read_nodes
+from mayfly.registry.coverage.images import parse_image, plain, read_images, read_nodes
+from mayfly.registry.settings.config import ConfigError
 from tests.lifetime.fakes import digest
 
 D = digest("x")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.lifetime import ledger as ledgers
-from registry.lifetime.ledger import MAX_AGE, Ledger
-from registry.lifetime.notices import text
+from mayfly.registry.coverage import ledger as ledgers
+from mayfly.registry.coverage.ledger import MAX_AGE, Ledger
+from mayfly.registry.notices import text
 from tests.lifetime.fakes import FakeClock, digest
 
 A, B, C, D = (digest(name) for name in "abcd")

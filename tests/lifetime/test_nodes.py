@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from registry.lifetime.nodes import NodeIdentity, NodeNames
-from registry.lifetime.notices import REMEDY, text
+from mayfly.registry.coverage.nodes import NodeIdentity, NodeNames
+from mayfly.registry.notices import REMEDY, text
 from tests.process import REPO
 
 AUTO, CREDENTIAL, ADDRESS = NodeIdentity

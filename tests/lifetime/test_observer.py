@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from registry.errors import RangeInvalid
-from registry.lifetime.activity import Activity
-from registry.lifetime.contents import Contained, Contents
-from registry.lifetime.ledger import Ledger
-from registry.lifetime.observer import AGAIN_AFTER, Observer
-from registry.lifetime.pulls import Pulls
+from mayfly.registry.api.errors import RangeInvalid
+from mayfly.registry.coverage.contents import Contained, Contents
+from mayfly.registry.coverage.ledger import Ledger
+from mayfly.registry.coverage.observer import AGAIN_AFTER, Observer
+from mayfly.registry.coverage.pulls import Pulls
+from mayfly.registry.lifecycle.activity import Activity
 from tests.lifetime.fakes import FakeClock, FakeContent, digest
 
 REPO, MANIFEST, LAYER = "team/app", digest("manifest"), digest("layer")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from registry.config import ConfigError
-from registry.lifetime.conditions import Kind, Reason
-from registry.lifetime.drain import Drained
-from registry.lifetime.images import Nodes
-from registry.lifetime.plan import Plan, exit_code
+from mayfly.registry.coverage.images import Nodes
+from mayfly.registry.lifecycle.conditions import Kind, Reason
+from mayfly.registry.lifecycle.drain import Drained
+from mayfly.registry.lifecycle.plan import Plan, exit_code
+from mayfly.registry.settings.config import ConfigError
 
 CUT = Drained(("pull of r by a",))
 

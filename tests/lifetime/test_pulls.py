@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from registry.lifetime import pulls as pulls_module
-from registry.lifetime.activity import Pulse
-from registry.lifetime.contents import NO_CONTENTS, Contained, Contents
-from registry.lifetime.pulls import PATIENCE, SETTLED, Pulls
+from mayfly.registry.coverage import pulls as pulls_module
+from mayfly.registry.coverage.contents import NO_CONTENTS, Contained, Contents
+from mayfly.registry.coverage.pulls import PATIENCE, SETTLED, Pulls
+from mayfly.registry.lifecycle.activity import Pulse
 from tests.lifetime.fakes import FakeClock, digest
 
 REPO, IMAGE, LAYER = "team/app", digest("image"), digest("layer")

@@ -9,14 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.lifetime import table
-from registry.lifetime.activity import Activity
-from registry.lifetime.conditions import Kind
-from registry.lifetime.contents import Contained, Contents
-from registry.lifetime.ledger import Ledger
-from registry.lifetime.observer import Observer
-from registry.lifetime.pulls import SETTLED, Pulls
-from registry.lifetime.report import (
+from mayfly.registry.control import table
+from mayfly.registry.control.report import (
     CorruptRecord,
     CoverageRecord,
     GapRecord,
@@ -32,7 +26,13 @@ from registry.lifetime.report import (
     storage_used,
     write,
 )
-from registry.lifetime.states import State
+from mayfly.registry.coverage.contents import Contained, Contents
+from mayfly.registry.coverage.ledger import Ledger
+from mayfly.registry.coverage.observer import Observer
+from mayfly.registry.coverage.pulls import SETTLED, Pulls
+from mayfly.registry.coverage.states import State
+from mayfly.registry.lifecycle.activity import Activity
+from mayfly.registry.lifecycle.conditions import Kind
 from tests.lifetime.fakes import FakeClock, FakeContent, digest
 
 

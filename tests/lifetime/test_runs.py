@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.lifetime import runs
-from registry.lifetime.runs import MAX_ABSENCE, OF_A_RUN, Run, differences, load, serving
+from mayfly.registry.state import runs
+from mayfly.registry.state.runs import MAX_ABSENCE, OF_A_RUN, Run, differences, load, serving
 
 HOUR = 3600.0
 

@@ -14,20 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from registry.config import ConfigError
-from registry.lifetime import client
-from registry.lifetime import control as control_module
-from registry.lifetime.child import environment
-from registry.lifetime.control import ControlServer, Message, runtime_directory
-from registry.lifetime.errors import LifetimeError, NotRunning
-from registry.lifetime.private import Login, auth_file, guarded
-from registry.lifetime.state import CONTROL_SOCKET, StateDir
+from mayfly.registry.control import client
+from mayfly.registry.control import socket as control_module
+from mayfly.registry.control.socket import ControlServer, Message, runtime_directory
+from mayfly.registry.lifecycle.errors import LifetimeError, NotRunning
+from mayfly.registry.process.child import environment
+from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.state.directory import CONTROL_SOCKET, StateDir
+from mayfly.registry.state.private import Login, auth_file, guarded
 
 HOLD = """
 import sys
 from pathlib import Path
-from registry.lifetime.private import Login, auth_file, guarded
-from registry.lifetime.state import StateDir
+from mayfly.registry.state.private import Login, auth_file, guarded
+from mayfly.registry.state.directory import StateDir
 path = Path(sys.argv[1])
 state = StateDir.claim(path)
 (path / "ready.json").write_text("{}")
@@ -182,7 +182,7 @@ def test_cert_dir(tmp_path: Path) -> None:
 SERVE = """
 import asyncio, sys
 from pathlib import Path
-from registry.lifetime.control import ControlServer
+from mayfly.registry.control.socket import ControlServer
 async def status(request):
     return {"state_dir": sys.argv[1]}
 async def serve():

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from registry.config import ConfigError
-from registry.lifetime import listen
-from registry.lifetime.listen import Listeners
-from registry.lifetime.systemd import Notifier, take_sockets
+from mayfly.registry.http import listen
+from mayfly.registry.http.listen import Listeners
+from mayfly.registry.process.systemd import Notifier, take_sockets
+from mayfly.registry.settings.config import ConfigError
 from tests.lifetime.fakes import FakeClock, settle
 
 _TAKE = """
 import os
-from registry.config import ConfigError
-from registry.lifetime.systemd import take_sockets
+from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.process.systemd import take_sockets
 try:
     for taken in take_sockets(os.environ):
         with taken.socket:

@@ -9,12 +9,12 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.lifetime.activity import Activity
-from registry.lifetime.contents import Contained, Contents
-from registry.lifetime.ledger import Ledger
-from registry.lifetime.observer import Observer
-from registry.lifetime.pulls import Pulls
-from registry.lifetime.states import State
+from mayfly.registry.coverage.contents import Contained, Contents
+from mayfly.registry.coverage.ledger import Ledger
+from mayfly.registry.coverage.observer import Observer
+from mayfly.registry.coverage.pulls import Pulls
+from mayfly.registry.coverage.states import State
+from mayfly.registry.lifecycle.activity import Activity
 from tests.lifetime.fakes import FakeClock, FakeContent, digest, prepare
 
 INDEX, IMAGE, OTHER = digest("index"), digest("image"), digest("other")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from registry.config import ConfigError
-from registry.lifetime import inotify
-from registry.lifetime.conditions import Kind
-from registry.lifetime.signals import Signals
-from registry.lifetime.watches import ParentDeath, StandardInput, StopFile
+from mayfly.registry.lifecycle import inotify
+from mayfly.registry.lifecycle.conditions import Kind
+from mayfly.registry.lifecycle.watches import ParentDeath, StandardInput, StopFile
+from mayfly.registry.process.signals import Signals
+from mayfly.registry.settings.config import ConfigError
 from tests.lifetime.fakes import FakeClock, settle
 
 DEADLINE = 10.0
@@ -71,8 +71,8 @@ sys.stdin.read()
 
 ORPHAN = """
 import asyncio, sys
-from registry.lifetime.clock import SystemClock
-from registry.lifetime.watches import ParentDeath
+from mayfly.registry.clock import SystemClock
+from mayfly.registry.lifecycle.watches import ParentDeath
 async def main():
     condition = ParentDeath(SystemClock())
     waiting = asyncio.create_task(condition.wait())

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.bundle.open import Bundles, open_bundles
-from storage.overlay import OverlayStore
+from mayfly.storage.bundle.open import Bundles, open_bundles
+from mayfly.storage.overlay import OverlayStore
 from tests.fixtures import quick_sync as quick_sync
 from tests.fixtures import root as root
 

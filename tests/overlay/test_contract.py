@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.manifest import OCI_MANIFEST
+from mayfly.storage import digest as digests
+from mayfly.storage.manifest import OCI_MANIFEST
 from tests.bundle.builders import CONFIG_TYPE, Layout
 from tests.overlay.conftest import OpenOverlay
 from tests.storage.builders import image_body

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.errors import ManifestUnknown
-from storage.manifest import OCI_MANIFEST
+from mayfly.storage import digest as digests
+from mayfly.storage.errors import ManifestUnknown
+from mayfly.storage.manifest import OCI_MANIFEST
 from tests.bundle.builders import Layout, layers
 from tests.clients.programs import Distribution, collect_garbage
 from tests.overlay.conftest import OpenOverlay

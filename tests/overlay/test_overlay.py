@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from storage import digest as digests
-from storage import manifest as manifests
-from storage.bundle.errors import BundleConflict
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.errors import (
+from mayfly.storage import digest as digests
+from mayfly.storage import manifest as manifests
+from mayfly.storage.bundle.errors import BundleConflict
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import (
     BlobUnknown,
     ContentCorrupt,
     ManifestBlobUnknown,
@@ -24,9 +24,9 @@ from storage.errors import (
     NameUnknown,
     SizeInvalid,
 )
-from storage.interface import Store
-from storage.overlay import OverlayStore
-from storage.verify import Fault, verify
+from mayfly.storage.interface import Store
+from mayfly.storage.overlay import OverlayStore
+from mayfly.storage.upkeep.verify import Fault, verify
 from tests.bundle.builders import Layout, blob_name, layers, proof_of
 from tests.overlay.conftest import OpenOverlay
 from tests.storage.builders import (

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.errors import ManifestUnknown
-from storage.manifest import OCI_MANIFEST, parse
+from mayfly.storage import digest as digests
+from mayfly.storage.errors import ManifestUnknown
+from mayfly.storage.manifest import OCI_MANIFEST, parse
 from tests.bundle.builders import CONFIG_TYPE, Layout
 from tests.overlay.conftest import OpenOverlay
 from tests.storage.builders import image_body, push, put

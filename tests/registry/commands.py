@@ -21,7 +21,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def command_line(*arguments: str | Path) -> list[str]:
     """`mayfly` with arguments, as the interpreter of the tests runs it."""
-    return [sys.executable, "-m", "registry", *map(str, arguments)]
+    return [sys.executable, "-m", "mayfly", *map(str, arguments)]
 
 
 def mayfly(

@@ -12,14 +12,14 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import BaseTestServer, TestClient
 
-from auth.policy import OPEN
-from registry.app import App
-from registry.audit import Audit
-from registry.guard import Guard
-from registry.protocol import HTTPServer
-from registry.trust.context import ServerTLS
-from storage.distribution import DistributionStore
-from storage.interface import Store
+from mayfly.auth.policy import OPEN
+from mayfly.registry.access.audit import Audit
+from mayfly.registry.access.guard import Guard
+from mayfly.registry.api.app import App
+from mayfly.registry.http.protocol import HTTPServer
+from mayfly.registry.pki.context import ServerTLS
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.interface import Store
 from tests.fixtures import quick_sync as quick_sync
 from tests.fixtures import root as root
 from tests.lifeline import lifeline

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import ClientResponse
 
-from storage.manifest import OCI_MANIFEST
+from mayfly.storage.manifest import OCI_MANIFEST
 from tests.registry.conftest import Client
 from tests.storage.builders import files, image_body
 

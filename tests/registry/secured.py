@@ -12,16 +12,16 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from auth.policy import OPEN
-from registry import tls
-from registry.app import App
-from registry.audit import Audit
-from registry.connections import Connections, Limits
-from registry.guard import Guard
-from registry.protocol import HTTPServer
-from registry.security import certificate_identity
-from registry.sweep import Patience
-from storage.interface import Store
+from mayfly.auth.policy import OPEN
+from mayfly.registry.access.audit import Audit
+from mayfly.registry.access.guard import Guard
+from mayfly.registry.access.security import certificate_identity
+from mayfly.registry.api.app import App
+from mayfly.registry.http import tls
+from mayfly.registry.http.connections import Connections, Limits
+from mayfly.registry.http.protocol import HTTPServer
+from mayfly.registry.http.sweep import Patience
+from mayfly.storage.interface import Store
 from tests.lifeline import lifeline
 from tests.process import POLL_INTERVAL
 from tests.registry.wire import TIMEOUT, message

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from registry import access
-from registry.access import ACTIONS, PUBLIC, Need, needs, optional_needs
-from registry.app import HANDLERS
-from registry.errors import AccessDenied
-from registry.request import METHODS, Endpoint, Request, parse
+from mayfly.registry.access import needs as access
+from mayfly.registry.access.needs import ACTIONS, PUBLIC, Need, needs, optional_needs
+from mayfly.registry.api.app import HANDLERS
+from mayfly.registry.api.errors import AccessDenied
+from mayfly.registry.api.request import METHODS, Endpoint, Request, parse
 
 SHA = "sha256:" + "ab" * 32
 EVERY = [(endpoint, method) for endpoint in Endpoint for method in METHODS[endpoint]]

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from registry import audit as audit_module
-from registry.audit import ADDRESS_BURST, BURST, FOLD_SECONDS, RATE, Audit
-from registry.request import parse
+from mayfly.registry.access import audit as audit_module
+from mayfly.registry.access.audit import ADDRESS_BURST, BURST, FOLD_SECONDS, RATE, Audit
+from mayfly.registry.api.request import parse
 from tests.auth.clock import Clock
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.request import METHODS, Endpoint
-from storage.distribution import DistributionStore
+from mayfly.registry.api.request import METHODS, Endpoint
+from mayfly.storage.directory.store import DistributionStore
 from tests.registry.conftest import Client
 from tests.registry.pushing import content, digest_of, push_blob, push_image
 from tests.registry.wire import Wire

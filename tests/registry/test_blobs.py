@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientConnectionError, ClientPayloadError
 
-from storage import digest as digests
-from storage.distribution import DistributionStore
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.store import DistributionStore
 from tests.registry.conftest import Client
 from tests.registry.pushing import content, digest_of, push_blob, refused
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.config import SETTINGS
-from registry.version import VERSION
+from mayfly.registry.settings.config import SETTINGS
+from mayfly.registry.version import VERSION
 from tests.registry.commands import assert_refused, mayfly
 from tests.storage.builders import files
 

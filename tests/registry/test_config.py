@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.cli.options import with_settings
-from registry.config import SETTINGS, ConfigError, Setting, Settings, load
-from registry.listener import listening
-from registry.readers import Address, read_address, read_path
+from mayfly.registry.cli.options import with_settings
+from mayfly.registry.http.listener import listening
+from mayfly.registry.settings.config import SETTINGS, ConfigError, Setting, Settings, load
+from mayfly.registry.settings.readers import Address, read_address, read_path
 from tests.process import REPO
 
 # For each setting two texts that it takes, and one that it does not.

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 import pytest
 
-from registry.cli import cli
-from registry.config import SETTINGS, ConfigError
-from registry.environment import GIVEN, check
-from registry.lifetime.child import environment
-from registry.lifetime.private import Login
+from mayfly.registry.cli import cli
+from mayfly.registry.process.child import environment
+from mayfly.registry.settings.config import SETTINGS, ConfigError
+from mayfly.registry.settings.environment import GIVEN, check
+from mayfly.registry.state.private import Login
 from tests.registry.commands import assert_refused, mayfly
 
 SERVICES = {
@@ -98,7 +98,7 @@ for name, options in commands.items():
     without = ("bundle", "user", "grant", "credentials", "node-config", "status", "wait", "stop")
     if name not in without:
         options = ["--root", sys.argv[1], *options]
-    done = subprocess.run([sys.executable, "-m", "registry", name, *options],
+    done = subprocess.run([sys.executable, "-m", "mayfly", name, *options],
                           capture_output=True, text=True)
     print(name, done.returncode, done.stderr.splitlines()[-1:])
 """

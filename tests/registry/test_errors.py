@@ -9,13 +9,12 @@ from http import HTTPStatus
 
 import pytest
 
-import auth
-import registry
-import storage as storage_package
-from registry import errors
-from registry.errors import TABLE, body, headers_of, upload_range
-from storage import errors as storage
-from storage.bundle.errors import BundleConflict, BundleInvalid
+from mayfly import auth, registry
+from mayfly import storage as storage_package
+from mayfly.registry.api import errors
+from mayfly.registry.api.errors import TABLE, body, headers_of, upload_range
+from mayfly.storage import errors as storage
+from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 
 OCI_CODES = {
     "BLOB_UNKNOWN", "BLOB_UPLOAD_INVALID", "BLOB_UPLOAD_UNKNOWN", "DIGEST_INVALID",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.exit_codes import MEANINGS, OTHERS, Exit, describe
+from mayfly.registry.exit_codes import MEANINGS, OTHERS, Exit, describe
 from tests.process import REPO, Process
 from tests.registry.commands import command_line, environment, mayfly
 
@@ -202,8 +202,8 @@ def test_errors_as_json(tmp_path: Path, words: list[str], code: str) -> None:
 
 BUG = """
 import sys
-from registry.__main__ import main
-from registry.cli import store
+from mayfly.__main__ import main
+from mayfly.registry.cli import store
 def fail(**_options): raise KeyError("no such thing\\n\\x1b")
 store.ls.callback = fail
 sys.argv[1:] = ["ls", *sys.argv[1:]]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.cli.transfer import _published
-from registry.config import ConfigError
-from storage.errors import StorageFull
+from mayfly.registry.cli.transfer import _published
+from mayfly.registry.settings.config import ConfigError
+from mayfly.storage.errors import StorageFull
 from tests.registry.commands import assert_refused, mayfly
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.framing import (
+from mayfly.registry.http.framing import (
     MAX_HEAD,
     MAX_LINE,
     Chunked,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from registry.heads import HeadBudget
+from mayfly.registry.http.heads import HeadBudget
 
 
 class Kept:

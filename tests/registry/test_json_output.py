@@ -12,8 +12,8 @@ import click
 import pytest
 from jsonschema import Draft202012Validator
 
-from registry.cli import cli
-from registry.config import SETTINGS
+from mayfly.registry.cli import cli
+from mayfly.registry.settings.config import SETTINGS
 from tests.bundle.builders import Layout, sha256
 from tests.process import REPO, Mayfly
 from tests.registry.commands import command_line, environment, mayfly

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from storage import manifest as manifests
-from storage.manifest import MAX_SIZE, OCI_INDEX, OCI_MANIFEST
+from mayfly.storage import manifest as manifests
+from mayfly.storage.manifest import MAX_SIZE, OCI_INDEX, OCI_MANIFEST
 from tests.registry.conftest import Client
 from tests.registry.pushing import (
     CONFIG,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from registry import log
+from mayfly.registry import log
 from tests.process import REPO
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from registry import receive, send
-from registry.body import Body
-from registry.errors import BodyIncomplete
-from registry.lifetime.activity import Activity
+from mayfly.registry.api.errors import BodyIncomplete
+from mayfly.registry.http import receive, send
+from mayfly.registry.http.body import Body
+from mayfly.registry.lifecycle.activity import Activity
 
 
 class _Upload:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from registry.held import Held
-from registry.manifest_refs import refs_of
-from storage import digest as digests
-from storage.distribution import DistributionStore
-from storage.manifest import parse
+from mayfly.registry.coverage.held import Held
+from mayfly.registry.coverage.manifest_refs import refs_of
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.manifest import parse
 from tests.storage.builders import FOREIGN_TYPE, descriptor, image_body, push, put
 
 REPO = "team/app"

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.distribution import DistributionStore
-from storage.manifest import DOCKER_LIST, DOCKER_MANIFEST, MAX_SIZE, OCI_INDEX, OCI_MANIFEST, parse
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.manifest import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    MAX_SIZE,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    parse,
+)
 from tests.registry.conftest import Client
 from tests.registry.pushing import (
     CONFIG,

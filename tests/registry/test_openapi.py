@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from registry.app import HANDLERS
-from registry.context import COMMON_HEADERS
-from registry.errors import TABLE, UNKNOWN
-from registry.request import Endpoint, parse
-from storage import digest as digests
-from storage import names
-from storage.manifest import IMAGE_TYPES, INDEX_TYPES
+from mayfly.registry.api.app import HANDLERS
+from mayfly.registry.api.context import COMMON_HEADERS
+from mayfly.registry.api.errors import TABLE, UNKNOWN
+from mayfly.registry.api.request import Endpoint, parse
+from mayfly.storage import digest as digests
+from mayfly.storage import names
+from mayfly.storage.manifest import IMAGE_TYPES, INDEX_TYPES
 from tests.process import REPO
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((REPO / "docs/openapi.yaml").read_text())

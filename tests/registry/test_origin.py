@@ -9,8 +9,8 @@ import pytest
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict
 
-from registry.origin import Forwarded, Origins
-from registry.readers import read_external_url, read_network
+from mayfly.registry.http.origin import Forwarded, Origins
+from mayfly.registry.settings.readers import read_external_url, read_network
 
 PROXY = (ipaddress.ip_network("10.0.0.0/8"),)
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from registry.lifetime.arrival import ACK_SLACK
-from registry.lifetime.client import ask
-from registry.lifetime.states import State
-from storage.distribution import DistributionStore
+from mayfly.registry.control.client import ask
+from mayfly.registry.coverage.arrival import ACK_SLACK
+from mayfly.registry.coverage.states import State
+from mayfly.storage.directory.store import DistributionStore
 from tests.process import Mayfly
 from tests.storage.builders import image_body, push, put
 

@@ -12,9 +12,9 @@ from aiohttp.web_response import Response, StreamResponse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.body import HTTPRequest
-from registry.framing import MAX_HEAD
-from registry.protocol import HTTPServer, Protocol
+from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.framing import MAX_HEAD
+from mayfly.registry.http.protocol import HTTPServer, Protocol
 from tests.fuzz.budget import EXAMPLES
 from tests.registry.wire import TIMEOUT, chunked, message
 

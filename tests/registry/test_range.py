@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.errors import RangeInvalid
-from registry.send import parse_range
+from mayfly.registry.api.errors import RangeInvalid
+from mayfly.registry.http.send import parse_range
 
 TABLE: tuple[tuple[str | None, int, tuple[int, int] | None], ...] = (
     (None, 10, None),

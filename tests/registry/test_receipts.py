@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from registry.receipts import Receipts
+from mayfly.registry.http.receipts import Receipts
 
 PATIENCE = 30
 SIZE = 1024 * 1024

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from registry import receive as module
-from registry.receive import receive
+from mayfly.registry.http import receive as module
+from mayfly.registry.http.receive import receive
 from tests.registry.test_body import Greedy, body_of
 from tests.registry.wire import TIMEOUT
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from registry.errors import EndpointUnknown, MethodUnsupported, ParameterInvalid
-from registry.request import MAX_PATH_LENGTH, METHODS, Endpoint, Request, parse
-from storage import digest as digests
-from storage.errors import DigestInvalid, NameInvalid, TagInvalid
+from mayfly.registry.api.errors import EndpointUnknown, MethodUnsupported, ParameterInvalid
+from mayfly.registry.api.request import MAX_PATH_LENGTH, METHODS, Endpoint, Request, parse
+from mayfly.storage import digest as digests
+from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid
 
 SHA = "sha256:" + "ab" * 32
 SHA512 = "sha512:" + "cd" * 64

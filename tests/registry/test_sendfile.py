@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp.base_protocol import BaseProtocol
 
-from registry.sendfile import sendfile
+from mayfly.registry.http.sendfile import sendfile
 
 CONTENT = os.urandom(8 * 1024 * 1024)
 PATIENCE = 30
@@ -126,8 +126,8 @@ async def test_others_get_their_turn(
         now += done / 1024**2 * seconds_per_mib
         return done
 
-    monkeypatch.setattr("registry.sendfile.os.sendfile", slowly)
-    monkeypatch.setattr("registry.sendfile.time.perf_counter", lambda: now)
+    monkeypatch.setattr("mayfly.registry.http.sendfile.os.sendfile", slowly)
+    monkeypatch.setattr("mayfly.registry.http.sendfile.time.perf_counter", lambda: now)
     with content.open("rb", buffering=0) as file:
         sending = asyncio.create_task(sendfile(server, transport, file, 0, size))
         await _receive(client, size)

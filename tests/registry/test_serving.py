@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.version import VERSION
+from mayfly.registry.version import VERSION
 from tests.process import Mayfly, Process
 from tests.registry.commands import command_line, environment
 from tests.registry.wire import message

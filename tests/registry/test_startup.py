@@ -12,8 +12,8 @@ import asyncio, sys
 from registry import startup
 {change}
 startup.import_server()
-from registry.protocol import HTTPServer
-from registry.context import answer
+from mayfly.registry.http.protocol import HTTPServer
+from mayfly.registry.api.context import answer
 
 async def handler(http):
     return answer(body=b"served")
@@ -54,7 +54,9 @@ def test_an_aiohttp_that_needs_more_is_imported_whole() -> None:
     assert imported[0] == "whole"
 
 
-@pytest.mark.parametrize("rare", ["tomllib", "jwt", "cryptography", "bcrypt", "storage.images"])
+@pytest.mark.parametrize(
+    "rare", ["tomllib", "jwt", "cryptography", "bcrypt", "mayfly.storage.images"]
+)
 def test_what_an_open_server_does_not_need_waits(rare: str) -> None:
     """Start-up time is a feature: what serves later, or others, is imported then or by them."""
     assert rare not in _imported()

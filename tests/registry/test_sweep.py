@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from registry.sweep import LEAST, SPARED, Counts, Patience, Sweep
+from mayfly.registry.http.sweep import LEAST, SPARED, Counts, Patience, Sweep
 from tests.auth.clock import Clock
 
 HEADER, STALL, VANISHED = 30.0, 300.0, 60.0
@@ -17,7 +17,7 @@ QUIET = Counts(0, 0, unsent=False, unacked=False, probes=0, spoken=0.0, heard=0.
 
 @dataclass(eq=False)
 class Connection:
-    """What a `registry.app.Protocol` says of its client."""
+    """What a `registry.api.app.Protocol` says of its client."""
 
     serving: bool = False
     requests: int = 0

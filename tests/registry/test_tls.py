@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.protocol import Protocol
-from registry.trust.context import ServerTLS
-from storage.distribution import DistributionStore
+from mayfly.registry.http.protocol import Protocol
+from mayfly.registry.pki.context import ServerTLS
+from mayfly.storage.directory.store import DistributionStore
 from tests.process import need
 from tests.registry.secured import (
     NAME,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from registry import tls
-from registry.trust.context import ServerTLS
+from mayfly.registry.http import tls
+from mayfly.registry.pki.context import ServerTLS
 from tests.registry.key_updates import key_updates
 from tests.registry.secured import NAME, drain, until
 from tests.registry.wire import TIMEOUT

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from registry import tls
-from storage.distribution import DistributionStore
+from mayfly.registry.http import tls
+from mayfly.storage.directory.store import DistributionStore
 from tests.process import Mayfly
 from tests.registry.pushing import digest_of
 from tests.registry.secured import Secured, descriptors, read_answer, until

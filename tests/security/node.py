@@ -119,7 +119,7 @@ class NodeMayfly(Mayfly):
         self.state_dir = directory / "state"
         for made in (self.root, self.state_dir):
             made.mkdir(parents=True, exist_ok=True)
-        serve = ("-m", "registry", "serve", "--root", self.root, "--state-dir", self.state_dir)
+        serve = ("-m", "mayfly", "serve", "--root", self.root, "--state-dir", self.state_dir)
         argv = node.inside(sys.executable, *serve, "--listen", f"{ADDRESS}:{port}", *options)
         Process.__init__(self, argv, self.state_dir / "output.log")
         try:

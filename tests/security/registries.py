@@ -16,29 +16,29 @@ from pathlib import Path
 
 from aiohttp import web
 
-from auth import signing
-from auth.globs import parse_glob
-from auth.identity import Identity
-from auth.login import Logins
-from auth.policy import ANYONE, Grant, Kind, Policy, Subject
-from auth.robots import Robots
-from auth.roles import Role
-from auth.scope import parse_scopes
-from auth.throttle import Throttle
-from auth.tokens import TokenIssuer
-from auth.users import Users, hash_password
-from auth.verify import CredentialVerifier
-from registry.app import App
-from registry.audit import Audit
-from registry.context import Names as Resolver
-from registry.context import as_asked
-from registry.guard import REALM, Authentication, Guard
-from registry.protocol import HTTPServer
-from storage import digest as digests
-from storage import manifest as manifests
-from storage.bundle.names import Names
-from storage.digest import Digest
-from storage.distribution import DistributionStore
+from mayfly.auth import signing
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.identity import Identity
+from mayfly.auth.login import Logins
+from mayfly.auth.policy import ANYONE, Grant, Kind, Policy, Subject
+from mayfly.auth.robots import Robots
+from mayfly.auth.roles import Role
+from mayfly.auth.scope import parse_scopes
+from mayfly.auth.throttle import Throttle
+from mayfly.auth.tokens import TokenIssuer
+from mayfly.auth.users import Users, hash_password
+from mayfly.auth.verify import CredentialVerifier
+from mayfly.registry.access.audit import Audit
+from mayfly.registry.access.guard import REALM, Authentication, Guard
+from mayfly.registry.api.app import App
+from mayfly.registry.api.context import Names as Resolver
+from mayfly.registry.api.context import as_asked
+from mayfly.registry.http.protocol import HTTPServer
+from mayfly.storage import digest as digests
+from mayfly.storage import manifest as manifests
+from mayfly.storage.bundle.names import Names
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
 from tests.lifeline import lifeline
 from tests.security.wire import Header, Server, basic, bearer
 

@@ -23,7 +23,7 @@ def run(
     *args: str | Path, stdin: str = "", timeout: float = _TIMEOUT
 ) -> subprocess.CompletedProcess[str]:
     """Run ``mayfly`` to its end, whatever that is."""
-    argv = [sys.executable, "-m", "registry", *map(str, args)]
+    argv = [sys.executable, "-m", "mayfly", *map(str, args)]
     return subprocess.run(
         argv, cwd=REPO, input=stdin, text=True, capture_output=True, timeout=timeout
     )

@@ -15,9 +15,9 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from auth.roles import Role
-from auth.users import hash_password
-from storage import digest as digests
+from mayfly.auth.roles import Role
+from mayfly.auth.users import hash_password
+from mayfly.storage import digest as digests
 from tests.security.registries import ROUNDS, Registry, push_image, registry
 from tests.security.wire import Answer, Header, basic, bearer
 

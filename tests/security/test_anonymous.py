@@ -10,13 +10,13 @@ from urllib.parse import urlencode
 
 import pytest
 
-from auth import signing
-from auth.globs import parse_glob
-from auth.identity import Permission
-from auth.robots import Robots
-from auth.roles import Role
-from auth.tokens import TokenIssuer
-from registry.guard import REALM
+from mayfly.auth import signing
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.identity import Permission
+from mayfly.auth.robots import Robots
+from mayfly.auth.roles import Role
+from mayfly.auth.tokens import TokenIssuer
+from mayfly.registry.access.guard import REALM
 from tests.security.registries import Registry, by_password, push_image
 from tests.security.wire import Header, basic, bearer
 

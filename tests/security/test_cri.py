@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from auth import signing
-from auth.globs import parse_glob
-from auth.identity import Permission
-from auth.robots import MIN_LIFETIME, Robots
-from auth.roles import Role
-from registry.lifetime import runs
+from mayfly.auth import signing
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.identity import Permission
+from mayfly.auth.robots import MIN_LIFETIME, Robots
+from mayfly.auth.roles import Role
+from mayfly.registry.state import runs
 from tests.clients.images import Images
 from tests.clients.programs import Client
 from tests.process import need

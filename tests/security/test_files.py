@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from registry import config
-from registry.config import ConfigError
-from registry.lifetime.runs import Run
-from registry.security import secure
+from mayfly.registry.access.security import secure
+from mayfly.registry.settings import config
+from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.state.runs import Run
 from tests.process import Mayfly, find_program, need
 from tests.security.servers import make_auth, mayfly, refused, run, server_of
 from tests.security.wire import ask, basic

@@ -16,11 +16,11 @@ from urllib.parse import urlencode
 import bcrypt
 import pytest
 
-from auth.identity import Permission
-from auth.login import MAX_WAITING_PER_NETWORK
-from auth.policy import EVERYTHING
-from auth.roles import Role
-from auth.users import cost_of, hash_password
+from mayfly.auth.identity import Permission
+from mayfly.auth.login import MAX_WAITING_PER_NETWORK
+from mayfly.auth.policy import EVERYTHING
+from mayfly.auth.roles import Role
+from mayfly.auth.users import cost_of, hash_password
 from tests.security.registries import (
     NOBODY,
     Registry,

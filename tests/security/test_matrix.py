@@ -14,14 +14,14 @@ from urllib.parse import urlencode
 import jwt
 import pytest
 
-from auth import signing
-from auth.identity import Permission
-from auth.policy import EVERYTHING
-from auth.roles import Role
-from auth.tokens import TokenIssuer
-from registry.guard import REALM
-from registry.request import METHODS
-from storage import digest as digests
+from mayfly.auth import signing
+from mayfly.auth.identity import Permission
+from mayfly.auth.policy import EVERYTHING
+from mayfly.auth.roles import Role
+from mayfly.auth.tokens import TokenIssuer
+from mayfly.registry.access.guard import REALM
+from mayfly.registry.api.request import METHODS
+from mayfly.storage import digest as digests
 from tests.security.registries import (
     NOBODY,
     Registry,

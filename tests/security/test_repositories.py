@@ -10,19 +10,19 @@ from uuid import UUID
 
 import pytest
 
-from auth.errors import InputInvalid
-from auth.globs import parse_glob
-from auth.identity import Permission
-from auth.policy import EVERYTHING
-from auth.roles import Role
-from registry.app import App
-from registry.request import Request
-from storage import digest as digests
-from storage import manifest as manifests
-from storage.bundle.errors import NameAmbiguous
-from storage.digest import CANONICAL, Digest
-from storage.errors import BlobUnknown
-from storage.interface import Extent
+from mayfly.auth.errors import InputInvalid
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.identity import Permission
+from mayfly.auth.policy import EVERYTHING
+from mayfly.auth.roles import Role
+from mayfly.registry.api.app import App
+from mayfly.registry.api.request import Request
+from mayfly.storage import digest as digests
+from mayfly.storage import manifest as manifests
+from mayfly.storage.bundle.errors import NameAmbiguous
+from mayfly.storage.digest import CANONICAL, Digest
+from mayfly.storage.errors import BlobUnknown
+from mayfly.storage.interface import Extent
 from tests.security.registries import (
     NOBODY,
     Registry,

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from registry.guard import REALM
+from mayfly.registry.access.guard import REALM
 from tests.security.registries import Registry, by_password, push_blob, push_image
 from tests.security.wire import Answer, Header, parse
 

@@ -162,7 +162,7 @@ def test_secrets_of_the_run_end_with_it(used: Used) -> None:
 def test_state_directory_is_private(tmp_path: Path) -> None:
     """A state directory that Mayfly makes is nobody else's to look into, whatever the umask."""
     state = tmp_path / "state"
-    argv = [sys.executable, "-m", "registry", "serve", *SECURE, "--listen", "127.0.0.1:0"]
+    argv = [sys.executable, "-m", "mayfly", "serve", *SECURE, "--listen", "127.0.0.1:0"]
     before = os.umask(0)
     try:
         process = Process(

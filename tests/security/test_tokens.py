@@ -12,11 +12,11 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from auth import signing
-from auth.identity import Identity, Permission
-from auth.policy import EVERYTHING
-from auth.roles import Role
-from registry.guard import REALM
+from mayfly.auth import signing
+from mayfly.auth.identity import Identity, Permission
+from mayfly.auth.policy import EVERYTHING
+from mayfly.auth.roles import Role
+from mayfly.registry.access.guard import REALM
 from tests.security.registries import Registry, by_password, password_of, push_image
 from tests.security.wire import Answer, Header, basic, bearer
 

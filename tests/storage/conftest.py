@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.distribution import DistributionStore
+from mayfly.storage.directory.store import DistributionStore
 from tests.fixtures import quick_sync as quick_sync
 from tests.fixtures import root as root
 from tests.storage.contract import OpenStore

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import pytest
 
-from storage.interface import Store
+from mayfly.storage.interface import Store
 from tests.storage.contract_blobs import BlobContract
 from tests.storage.contract_listings import ListingContract
 from tests.storage.contract_manifests import ManifestContract

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from storage import digest as digests
-from storage.digest import HEX_LENGTHS
-from storage.errors import BlobUnknown, ManifestUnknown, NameInvalid
-from storage.interface import Store
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import HEX_LENGTHS
+from mayfly.storage.errors import BlobUnknown, ManifestUnknown, NameInvalid
+from mayfly.storage.interface import Store
 from tests.storage.builders import all_succeed, push, put_image, read
 
 

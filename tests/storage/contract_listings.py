@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from storage import digest as digests
-from storage.errors import NameUnknown
-from storage.interface import Store
-from storage.manifest import OCI_INDEX, OCI_MANIFEST
+from mayfly.storage import digest as digests
+from mayfly.storage.errors import NameUnknown
+from mayfly.storage.interface import Store
+from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.storage.builders import (
     CONFIG_TYPE,
     descriptor,

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from storage import digest as digests
-from storage import manifest as manifests
-from storage.digest import HEX_LENGTHS
-from storage.errors import (
+from mayfly.storage import digest as digests
+from mayfly.storage import manifest as manifests
+from mayfly.storage.digest import HEX_LENGTHS
+from mayfly.storage.errors import (
     DigestInvalid,
     ManifestBlobUnknown,
     ManifestUnknown,
@@ -17,7 +17,7 @@ from storage.errors import (
     SizeInvalid,
     TagInvalid,
 )
-from storage.interface import Store
+from mayfly.storage.interface import Store
 from tests.storage.builders import (
     CONFIG_TYPE,
     FOREIGN_TYPE,

@@ -8,16 +8,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from storage import digest as digests
-from storage.digest import HEX_LENGTHS
-from storage.errors import (
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import HEX_LENGTHS
+from mayfly.storage.errors import (
     BlobUnknown,
     DigestInvalid,
     NameInvalid,
     UploadOffset,
     UploadUnknown,
 )
-from storage.interface import Store, Upload
+from mayfly.storage.interface import Store, Upload
 from tests.storage.builders import all_succeed, push, read, together
 
 NO_UPLOAD_IDS = (

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from storage import beneath
-from storage.beneath import Beneath, Lookup, best_lookup, by_openat2, by_walking
-from storage.errors import PathRefused
+from mayfly.storage import beneath
+from mayfly.storage.beneath import Beneath, Lookup, best_lookup, by_openat2, by_walking
+from mayfly.storage.errors import PathRefused
 
 SECRET = b"a secret of the host"
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage import catalog
-from storage.catalog import Catalog
+from mayfly.storage.directory import catalog
+from mayfly.storage.directory.catalog import Catalog
 
 COMPONENT = st.text("ab0-._", min_size=1, max_size=3).filter(
     lambda t: t[0] in "ab0" and t[-1] in "ab0"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.errors import BlobUnknown
-from storage.manifest import parse
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import BlobUnknown
+from mayfly.storage.manifest import parse
 from tests.storage.builders import all_succeed, image_body, index_body, push, put, put_image, read
 
 REPO = "team/app"

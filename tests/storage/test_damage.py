@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.errors import ManifestUnknown
-from storage.interface import Extent
-from storage.manifest import parse
-from storage.survey import Damaged, tagged, untagged
-from storage.uploads import DirectoryUpload
-from storage.verify import Fault, Finding, repair, verify
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.directory.uploads import DirectoryUpload
+from mayfly.storage.errors import ManifestUnknown
+from mayfly.storage.interface import Extent
+from mayfly.storage.manifest import parse
+from mayfly.storage.survey import Damaged, tagged, untagged
+from mayfly.storage.upkeep.verify import Fault, Finding, repair, verify
 from tests.storage.builders import (
     descriptor,
     image_body,

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import digest as digests
-from storage.digest import HEX_LENGTHS, Digest
-from storage.errors import DigestInvalid, NameInvalid, TagInvalid, UploadUnknown
-from storage.layout import Layout
-from storage.names import check_repository, check_tag
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import HEX_LENGTHS, Digest
+from mayfly.storage.directory.layout import Layout
+from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid, UploadUnknown
+from mayfly.storage.names import check_repository, check_tag
 
 SHA256 = "sha256:" + "0123456789abcdef" * 4
 SHA512 = "sha512:" + "0123456789abcdef" * 8

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.distribution import DistributionStore
-from storage.errors import DigestInvalid, StorageError, UploadUnknown
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import DigestInvalid, StorageError, UploadUnknown
 from tests.storage.builders import image_body, push, put, put_image, read
 from tests.storage.contract import OpenStore, StoreContract
 

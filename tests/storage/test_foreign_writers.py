@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.errors import BlobUnknown, ManifestUnknown, UploadUnknown
-from storage.interface import Store
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import BlobUnknown, ManifestUnknown, UploadUnknown
+from mayfly.storage.interface import Store
 from tests.storage.builders import descriptor, image_body, push, put, put_image, read, subject_of
 from tests.storage.contract import OpenStore
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage import images
-from storage.distribution import DistributionStore
-from storage.errors import ManifestUnknown
-from storage.survey import space
-from storage.verify import Fault, Finding, verify
+from mayfly.storage import digest as digests
+from mayfly.storage import images
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import ManifestUnknown
+from mayfly.storage.survey import space
+from mayfly.storage.upkeep.verify import Fault, Finding, verify
 from tests.storage.builders import descriptor, image_body, index_body, push, put
 
 BASE, ONE, TWO = b"base layer" * 10, b"layer one", b"layer two, longer"

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import digest as digests
-from storage import manifest as manifests
-from storage.errors import DigestInvalid, ManifestInvalid, ManifestTooLarge, StorageError
-from storage.json_object import MAX_DEPTH, MAX_VALUES
-from storage.manifest import (
+from mayfly.storage import digest as digests
+from mayfly.storage import manifest as manifests
+from mayfly.storage.errors import DigestInvalid, ManifestInvalid, ManifestTooLarge, StorageError
+from mayfly.storage.json_object import MAX_DEPTH, MAX_VALUES
+from mayfly.storage.manifest import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     MAX_DESCRIPTORS,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage import manifest as manifests
-from storage.distribution import DistributionStore
+from mayfly.storage import digest as digests
+from mayfly.storage import manifest as manifests
+from mayfly.storage.directory.store import DistributionStore
 from tests.security.registries import image_manifest, push_blob
 
 CONFIG = b"{}"

@@ -15,11 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.distribution import DistributionStore
-from storage.errors import BlobUnknown, ManifestUnknown, StorageError, StorageFull, UploadUnknown
-from storage.interface import Upload
-from storage.publish import Publisher
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.publish import Publisher
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import (
+    BlobUnknown,
+    ManifestUnknown,
+    StorageError,
+    StorageFull,
+    UploadUnknown,
+)
+from mayfly.storage.interface import Upload
 from tests.storage.builders import image_body, push, put, put_image, read
 from tests.storage.disk import FAILURES, Disk
 

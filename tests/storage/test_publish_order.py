@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.distribution import DistributionStore
-from storage.interface import Store
-from storage.publish import Publisher
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.publish import Publisher
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.interface import Store
 from tests.storage.builders import image_body, put, put_image
 from tests.storage.contract import OpenStore
 from tests.storage.disk import Disk, Step

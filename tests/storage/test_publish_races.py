@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.distribution import DistributionStore
-from storage.publish import Publisher
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.publish import Publisher
+from mayfly.storage.directory.store import DistributionStore
 from tests.storage.builders import all_succeed, image_body, push, put, put_image, read
 from tests.storage.disk import Disk, prune_everything
 

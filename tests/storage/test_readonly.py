@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown, ReadOnly
-from storage.interface import Reader, Store
-from storage.readonly import ReadOnlyStore
+from mayfly.storage import digest as digests
+from mayfly.storage.errors import BlobUnknown, ManifestUnknown, NameUnknown, ReadOnly
+from mayfly.storage.interface import Reader, Store
+from mayfly.storage.readonly import ReadOnlyStore
 from tests.storage.builders import files, image_body, push, put, put_image, read, subject_of
 from tests.storage.contract import OpenStore
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, SizeInvalid
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, SizeInvalid
 from tests.storage.builders import descriptor, image_body, push, put, put_image, read
 from tests.storage.disk import Disk
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from storage.distribution import DistributionStore
-from storage.publish import Publisher
+from mayfly.storage.directory.publish import Publisher
+from mayfly.storage.directory.store import DistributionStore
 from tests.process import REPO as SOURCE
 from tests.storage.builders import all_succeed, put_image
 
 HOLDER = """
 import sys
 from pathlib import Path
-from storage.publish import Publisher
+from mayfly.storage.directory.publish import Publisher
 tree = Path(sys.argv[1])
 publisher = Publisher(tree, tree / "_scratch")
 publisher.open()

@@ -7,10 +7,10 @@ import tracemalloc
 
 import pytest
 
-from registry.lifetime.contents import Contained, Contents
-from registry.lifetime.contents import size_of as size_of_contents
-from storage.referrers import size_of as size_of_descriptor
-from storage.sized_cache import ENTRY, SizedCache
+from mayfly.registry.coverage.contents import Contained, Contents
+from mayfly.registry.coverage.contents import size_of as size_of_contents
+from mayfly.storage.referrers import size_of as size_of_descriptor
+from mayfly.storage.sized_cache import ENTRY, SizedCache
 
 
 def test_least_recently_used_goes_first() -> None:

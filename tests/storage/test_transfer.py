@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from registry.cli.sources import opened
-from storage import digest as digests
-from storage import exporting, importing
-from storage.bundle.compressed import expand
-from storage.bundle.errors import BundleInvalid
-from storage.bundle.open import open_bundles
-from storage.digest import Digest
-from storage.distribution import DistributionStore
-from storage.errors import BlobUnknown, ContentCorrupt, DigestInvalid
-from storage.images import images
-from storage.manifest import OCI_ARTIFACT
-from storage.verify import repair, verify
+from mayfly.registry.cli.sources import opened
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.compressed import expand
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.open import open_bundles
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import BlobUnknown, ContentCorrupt, DigestInvalid
+from mayfly.storage.images import images
+from mayfly.storage.manifest import OCI_ARTIFACT
+from mayfly.storage.transfer import exporting, importing
+from mayfly.storage.upkeep.verify import repair, verify
 from tests.bundle.builders import LAYER_TYPE, Layout, blob_name, sha256
 from tests.storage.builders import image_body, index_body, push, put, read
 

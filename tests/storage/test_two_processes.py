@@ -9,10 +9,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from storage import digest as digests
-from storage.distribution import DistributionStore
-from storage.errors import NameUnknown
-from storage.gate import Gate
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.gate import Gate
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import NameUnknown
 from tests.storage.builders import all_succeed, image_body, put, put_image, read
 from tests.storage.disk import Disk
 

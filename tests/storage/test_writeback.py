@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from storage import digest as digests
-from storage.errors import BlobUnknown, DigestInvalid, StorageFull
-from storage.writeback import STEP, Behind, Writeback
+from mayfly.storage import digest as digests
+from mayfly.storage.directory.writeback import STEP, Behind, Writeback
+from mayfly.storage.errors import BlobUnknown, DigestInvalid, StorageFull
 from tests.storage.contract import OpenStore
 from tests.storage.disk import Disk, path_of
 from tests.storage.test_publish_order import REPO, assert_durable
@@ -203,7 +203,9 @@ def test_without_means_for_it(
     before = len(os.listdir("/proc/self/fd"))
     with monkeypatch.context() as patched:
         target = (
-            "os.dup" if lacking == "descriptor" else "storage.writeback.ThreadPoolExecutor.submit"
+            "os.dup"
+            if lacking == "descriptor"
+            else "mayfly.storage.directory.writeback.ThreadPoolExecutor.submit"
         )
         patched.setattr(target, refuse)
         upload.write([CONTENT], 0)

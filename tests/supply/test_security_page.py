@@ -46,9 +46,9 @@ def test_each_is_answered_where_it_says(threat: str) -> None:
 
 def test_numbers_are_those_of_the_code() -> None:
     """Lifetimes and limits that the page states."""
-    from auth.tokens import DEFAULT_LIFETIME, DEFAULT_REFRESH_LIFETIME
-    from registry.token import MAX_FORM
-    from storage.manifest import MAX_SIZE
+    from mayfly.auth.tokens import DEFAULT_LIFETIME, DEFAULT_REFRESH_LIFETIME
+    from mayfly.registry.api.token import MAX_FORM
+    from mayfly.storage.manifest import MAX_SIZE
 
     assert (DEFAULT_LIFETIME, DEFAULT_REFRESH_LIFETIME) == (5 * 60, 12 * 3600)
     assert (MAX_SIZE, MAX_FORM) == (4 * 1024**2, 32 * 1024)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.trust.authority import Identity, ensure
+from mayfly.registry.pki.authority import Identity, ensure
 from tests.fixtures import quick_sync as quick_sync
 
 

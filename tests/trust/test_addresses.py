@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.trust import addresses
-from registry.trust.addresses import canonical, host_names, local_addresses, wanted_names
-from registry.trust.errors import TrustError
+from mayfly.registry.pki import addresses
+from mayfly.registry.pki.addresses import canonical, host_names, local_addresses, wanted_names
+from mayfly.registry.pki.errors import TrustError
 from tests.process import need
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from registry.trust import issue
-from registry.trust.authority import (
+from mayfly.registry.pki import issue
+from mayfly.registry.pki.authority import (
     CA_LEAST_AHEAD,
     CA_LIFETIME,
     CA_MARGIN,
@@ -27,9 +27,9 @@ from registry.trust.authority import (
     ensure,
     renew,
 )
-from registry.trust.certificate import fingerprint, is_constrained, read_authority, read_pair
-from registry.trust.context import ServerTLS
-from registry.trust.errors import TrustError
+from mayfly.registry.pki.certificate import fingerprint, is_constrained, read_authority, read_pair
+from mayfly.registry.pki.context import ServerTLS
+from mayfly.registry.pki.errors import TrustError
 from tests.process import need
 from tests.trust.certificates import self_signed
 
@@ -80,8 +80,8 @@ def test_a_second_start_does_not_load_cryptography(tmp_path: Path) -> None:
     _ensure(tmp_path)
     program = (
         "import sys; from datetime import UTC, datetime; from pathlib import Path\n"
-        "from registry.trust.authority import ensure\n"
-        "from registry.trust.context import ServerTLS\n"
+        "from mayfly.registry.pki.authority import ensure\n"
+        "from mayfly.registry.pki.context import ServerTLS\n"
         f"made = ensure(Path({str(tmp_path)!r}), {NAMES!r}, datetime.now(UTC))\n"
         "ServerTLS(made.certificate, made.key)\n"
         "sys.exit('cryptography' in sys.modules or len(made.made))"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.trust.certificate import (
+from mayfly.registry.pki.certificate import (
     check_key_mode,
     fingerprint,
     load_pair,
@@ -17,7 +17,7 @@ from registry.trust.certificate import (
     read_authority,
     read_pair,
 )
-from registry.trust.errors import TrustError
+from mayfly.registry.pki.errors import TrustError
 from tests.process import need
 from tests.trust.certificates import CLIENT, DAY, self_signed
 

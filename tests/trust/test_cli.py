@@ -14,16 +14,16 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from auth import signing
-from auth.basic import parse_basic
-from auth.errors import CredentialsInvalid
-from auth.robots import Robots
-from registry.cli import node_config
-from registry.config import ConfigError
-from registry.lifetime.errors import NotRunning
-from registry.lifetime.runs import Run
-from registry.trust.authority import Identity
-from registry.trust.node.runtimes import RUNTIMES as KNOWN_RUNTIMES
+from mayfly.auth import signing
+from mayfly.auth.basic import parse_basic
+from mayfly.auth.errors import CredentialsInvalid
+from mayfly.auth.robots import Robots
+from mayfly.registry.cli import node_config
+from mayfly.registry.lifecycle.errors import NotRunning
+from mayfly.registry.nodes.runtimes import RUNTIMES as KNOWN_RUNTIMES
+from mayfly.registry.pki.authority import Identity
+from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.state.runs import Run
 from tests.trust.test_journal import furnish
 from tests.trust.trees import snapshot
 

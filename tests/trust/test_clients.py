@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from registry.trust.authority import Identity
-from registry.trust.context import ServerTLS
-from registry.trust.node.journal import NodeConfig
-from registry.trust.node.runtimes import Runtime
-from registry.trust.node.target import parse
+from mayfly.registry.nodes.journal import NodeConfig
+from mayfly.registry.nodes.runtimes import Runtime
+from mayfly.registry.nodes.target import parse
+from mayfly.registry.pki.authority import Identity
+from mayfly.registry.pki.context import ServerTLS
 from tests.clients.programs import Containerd
 from tests.process import find_program, need, need_root
 from tests.trust.certificates import CLIENT, self_signed

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from registry.trust.certificate import fingerprint
-from registry.trust.node.commands import node_commands
-from registry.trust.node.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
-from registry.trust.node.target import NodeCredential, parse
+from mayfly.registry.nodes.commands import node_commands
+from mayfly.registry.nodes.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
+from mayfly.registry.nodes.target import NodeCredential, parse
+from mayfly.registry.pki.certificate import fingerprint
 
 HOST = "10.0.0.5:5000"
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from registry.trust.authority import Identity, ensure
-from registry.trust.context import ServerTLS, peer_identity
-from registry.trust.errors import TrustError
+from mayfly.registry.pki.authority import Identity, ensure
+from mayfly.registry.pki.context import ServerTLS, peer_identity
+from mayfly.registry.pki.errors import TrustError
 from tests.trust.certificates import CLIENT, DAY, self_signed
 from tests.trust.serving import ask, serving
 

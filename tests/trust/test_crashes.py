@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.trust.node.journal import NodeConfig
-from registry.trust.node.runtimes import RUNTIMES, Runtime
-from registry.trust.node.target import Target, parse
+from mayfly.registry.nodes.journal import NodeConfig
+from mayfly.registry.nodes.runtimes import RUNTIMES, Runtime
+from mayfly.registry.nodes.target import Target, parse
 from tests.process import REPO
 from tests.trust.test_journal import furnish
 from tests.trust.trees import Node, full_after, interfering, killed_after, snapshot
@@ -162,8 +162,8 @@ def test_a_killed_process_is_as_good_as_a_crash(root: Path, point: int) -> None:
     before = snapshot(root)
     program = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from registry.trust.node.journal import NodeConfig\n"
-        "from registry.trust.node.target import parse\n"
+        "from mayfly.registry.nodes.journal import NodeConfig\n"
+        "from mayfly.registry.nodes.target import parse\n"
         "from tests.trust.trees import interfering\n"
         "def kill(seen):\n"
         "    if seen > int(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)\n"

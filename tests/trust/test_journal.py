@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from registry.trust.errors import TrustError
-from registry.trust.node.journal import JOURNALS, NodeConfig
-from registry.trust.node.runtimes import RUNTIMES, Runtime
-from registry.trust.node.target import NodeCredential, Target, parse
+from mayfly.registry.nodes.journal import JOURNALS, NodeConfig
+from mayfly.registry.nodes.runtimes import RUNTIMES, Runtime
+from mayfly.registry.nodes.target import NodeCredential, Target, parse
+from mayfly.registry.pki.errors import TrustError
 from tests.trust.trees import snapshot
 
 HOST = "10.0.0.5:5000"

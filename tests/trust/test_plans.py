@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from registry.trust.errors import TrustError
-from registry.trust.node.plan import Plan
-from registry.trust.node.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
-from registry.trust.node.target import NodeCredential, parse
+from mayfly.registry.nodes.plan import Plan
+from mayfly.registry.nodes.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
+from mayfly.registry.nodes.target import NodeCredential, parse
+from mayfly.registry.pki.errors import TrustError
 
 HOST = "10.0.0.5:5000"
 

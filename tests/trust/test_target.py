@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from registry.trust.errors import TrustError
-from registry.trust.node.target import parse
+from mayfly.registry.nodes.target import parse
+from mayfly.registry.pki.errors import TrustError
 
 
 @pytest.mark.parametrize(

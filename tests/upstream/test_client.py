@@ -12,10 +12,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from registry.upstream.client import Access, Registry
-from registry.upstream.credentials import Credentials, CredentialStore
-from registry.upstream.errors import ContentWrong, LoginRefused, NotThere, UpstreamError
-from storage.digest import of
+from mayfly.registry.upstream.client import Access, Registry
+from mayfly.registry.upstream.credentials import Credentials, CredentialStore
+from mayfly.registry.upstream.errors import ContentWrong, LoginRefused, NotThere, UpstreamError
+from mayfly.storage.digest import of
 
 MANIFEST = json.dumps({"schemaVersion": 2}).encode()
 BLOB = bytes(range(256)) * 40

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from registry.upstream.errors import UpstreamError
-from registry.upstream.gather import choose_tags
-from registry.upstream.lists import TagFilter
-from storage.digest import Digest, of
-from storage.distribution import DistributionStore
+from mayfly.registry.upstream.errors import UpstreamError
+from mayfly.registry.upstream.gather import choose_tags
+from mayfly.registry.upstream.lists import TagFilter
+from mayfly.storage.digest import Digest, of
+from mayfly.storage.directory.store import DistributionStore
 from tests.clients.proxy import FaultyProxy, SlowProxy
 from tests.process import REPO, Mayfly, run_mayfly
 from tests.storage.builders import (
@@ -108,7 +108,7 @@ def upstream(content: Content, start_mayfly: Callable[..., Mayfly]) -> Iterator[
 
 
 def _create(output: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "registry", "bundle", "create", "-o", output, *words]
+    argv = [sys.executable, "-m", "mayfly", "bundle", "create", "-o", output, *words]
     return subprocess.run([*map(str, argv)], cwd=REPO, text=True, capture_output=True, timeout=300)
 
 
@@ -242,7 +242,7 @@ def test_kills_at_any_moment_lose_nothing(
     output = tmp_path / "up.tar"
     with SlowProxy(upstream.host, 2_000_000) as proxy:
         names = [f"{proxy.host}/{name}" for name in content.tags()]
-        argv = [sys.executable, "-m", "registry", "bundle", "create", "-o", str(output), *names]
+        argv = [sys.executable, "-m", "mayfly", "bundle", "create", "-o", str(output), *names]
         for kill in range(30):
             process = subprocess.Popen(
                 argv, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -6,9 +6,9 @@ import textwrap
 
 import pytest
 
-from registry.upstream import lists
-from registry.upstream.errors import ListInvalid
-from registry.upstream.lists import ImageList, TagFilter, read
+from mayfly.registry.upstream import lists
+from mayfly.registry.upstream.errors import ListInvalid
+from mayfly.registry.upstream.lists import ImageList, TagFilter, read
 
 DIGEST = "sha256:" + "a" * 64
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.bundle import writer
-from storage.bundle.errors import BundleInvalid
-from storage.bundle.writer import Draft, Layout, lay_out
-from storage.digest import Digest, of
+from mayfly.storage.bundle import writer
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.writer import Draft, Layout, lay_out
+from mayfly.storage.digest import Digest, of
 
 BLOBS = {of(data): data for data in (b"", b"a", b"b" * 512, b"c" * 100_000)}
 DOCUMENTS = {of(b"{}"): b"{}"}

@@ -1,0 +1,1 @@
+"""The installed package. `registry`, `storage` and `auth` are links to the folders beside it."""

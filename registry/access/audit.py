@@ -1,0 +1,258 @@
+"""What was refused: to whom, from where, and what. Never a password, token or header.
+
+Kept as counts for the report, and as JSON lines in the file of ``--audit``. Whoever can connect can
+be refused as often as they like, so all of it is bounded:
+
+- A refusal like one that was written in the last `FOLD_SECONDS` is counted, and the count written
+  at their end, as ``repeated``.
+- An address may have `ADDRESS_BURST` lines at once and `ADDRESS_RATE` a second, all together
+  `BURST` and `RATE`. What is over is counted, and the count is in the next line, as
+  ``dropped_before``; at the end in a line of its own, ``dropped``. The log's lines have an
+  allowance of the same size.
+- The file is renamed to ``FILE.1`` before it grows beyond `MAX_FILE_BYTES`; one such is kept.
+
+The lines are written by one task of their own, so that a slow disk never holds up a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import stat
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import aiofiles
+from aiohttp.web_request import BaseRequest
+
+from mayfly.auth.identity import MAX_NAME_BYTES
+from mayfly.auth.networks import network_of
+from mayfly.registry import log
+from mayfly.registry.api.request import Request
+from mayfly.registry.coverage.images import plain
+
+logger = logging.getLogger("mayfly")
+
+MAX_FILE_BYTES = 16 * 1024 * 1024
+"""Size at which the file is renamed, in bytes; with the renamed one there is twice that at most."""
+
+FOLD_SECONDS = 60.0
+"""For so long refusals that are alike make one line, and then one with their number."""
+
+ADDRESS_BURST, ADDRESS_RATE = 50, 1.0
+BURST, RATE = 500, 20.0
+"""Lines in a burst, and lines a second: of an address (of IPv6, a /64), and in all."""
+
+_QUEUE = 1_000
+_MAX_COUNTED = 1_000
+_SWEEP_SECONDS = 10.0
+_ALL = ""
+
+Line = dict[str, str]
+
+_RENEWED = "invalid token: expired"
+"""Clients fetch a new token by themselves, so this is no warning."""
+
+
+class Audit:
+    """Counts and records refusals. Belongs to one event loop.
+
+    Args:
+        file: of ``--audit``; None only counts.
+        clock: seconds, monotonic.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, file: Path | None = None, clock: Callable[[], float] = time.monotonic):
+        self.refusals: Counter[tuple[str, str]] = Counter()
+        """(user, address) → refusals; past `_MAX_COUNTED` pairs the rest counts as ``("", "")``."""
+        self._file = file
+        if file is not None:
+            os.close(_private(str(file), os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+        self._clock = clock
+        self._queued_lines: list[str] = []
+        self._added = asyncio.Event()
+        self._allowances = _Allowances(clock)
+        self._log_allowances = _Allowances(clock)
+        self._folded: OrderedDict[tuple[str, ...], _Folded] = OrderedDict()
+        self._dropped = 0
+
+    def refused(self, http: BaseRequest, request: Request, user: str, why: str) -> None:
+        """Record a refusal."""
+        address = plain(http.remote or "")
+        user = user[:MAX_NAME_BYTES]
+        known = (user, address) in self.refusals or len(self.refusals) < _MAX_COUNTED
+        self.refusals[(user, address) if known else ("", "")] += 1
+        text = f"{user or 'a client'} at {address} was refused: {why}"
+        level = logging.DEBUG if why == _RENEWED else logging.WARNING
+        if self._log_allowances.take(network_of(address)):
+            log.tell(level, "refused", text, same=f"{user} {address}", user=user, address=address)
+        if self._file is None:
+            return
+        self._record(
+            {
+                "event": "refused",
+                "user": user,
+                "address": address,
+                "method": request.method,
+                "endpoint": request.endpoint.value,
+                "repository": request.repository,
+                "why": why,
+            }
+        )
+
+    async def write(self) -> None:
+        """Write lines until cancelled; then what is left in the queue.
+
+        A file that can no longer be written ends the record, which is said once; counting goes on.
+        """
+        if self._file is None:
+            return
+        try:
+            await self._write(self._file)
+        except OSError as error:
+            self._file = None
+            logger.error("--audit is no longer written: %s", error)
+
+    async def _write(self, path: Path) -> None:
+        written = _Rotated(path)
+        under_way: asyncio.Future[None] | None = None
+        try:
+            while True:
+                await self._wait_for_lines()
+                under_way = asyncio.ensure_future(written.append(self._queued()))
+                await asyncio.shield(under_way)
+        finally:
+            if under_way is not None:
+                await under_way
+            self._tell_repeats(self._clock())
+            if self._dropped:
+                self._put({"event": "dropped"})
+            await written.append(self._queued())
+
+    async def _wait_for_lines(self) -> None:
+        """Return once lines are queued, due counts of repeats among them."""
+        while not self._queued_lines:
+            self._added.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SWEEP_SECONDS):
+                    await self._added.wait()
+            self._tell_repeats(self._clock() - FOLD_SECONDS)
+
+    def _queued(self) -> str:
+        lines, self._queued_lines = self._queued_lines, []
+        return "".join(lines)
+
+    def _record(self, line: Line) -> None:
+        key = tuple(line.values())
+        like = self._folded.get(key)
+        if like is not None and self._clock() - like.since < FOLD_SECONDS:
+            like.count += 1
+            return
+        self._tell_repeats(self._clock() - FOLD_SECONDS)
+        if not self._allowances.take(network_of(line["address"])):
+            self._dropped += 1
+            return
+        self._folded[key] = _Folded(line, self._clock())
+        if len(self._folded) > _MAX_COUNTED:
+            _, oldest = self._folded.popitem(last=False)
+            self._tell_repeated(oldest)
+        self._put(line)
+
+    def _tell_repeats(self, until: float) -> None:
+        """Write the counts of refusals first seen until a moment."""
+        while self._folded:
+            oldest = next(iter(self._folded.values()))
+            if oldest.since > until:
+                return
+            self._folded.popitem(last=False)
+            self._tell_repeated(oldest)
+
+    def _tell_repeated(self, folded: _Folded) -> None:
+        if folded.count:
+            self._put(folded.line | {"repeated": str(folded.count)})
+
+    def _put(self, line: Line) -> None:
+        if len(self._queued_lines) >= _QUEUE:
+            self._dropped += 1
+            return
+        if self._dropped:
+            line = line | {"dropped_before": str(self._dropped)}
+            self._dropped = 0
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._queued_lines.append(json.dumps({"time": now, **line}) + "\n")
+        self._added.set()
+
+
+class _Folded:
+    """A refusal that was written, and the number of equal ones since."""
+
+    def __init__(self, line: Line, since: float) -> None:
+        self.line = line
+        self.since = since
+        self.count = 0
+
+
+class _Allowances:
+    """Token buckets for lines: one for each network and one for all."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, network: str) -> bool:
+        """Whether there may be one more line; then it is counted."""
+        here = self._now(network, ADDRESS_BURST, ADDRESS_RATE)
+        everywhere = self._now(_ALL, BURST, RATE)
+        if min(here, everywhere) < 1:
+            return False
+        self._set(network, here - 1)
+        self._set(_ALL, everywhere - 1)
+        if len(self._left) > _MAX_COUNTED:
+            self._left.popitem(last=False)
+        return True
+
+    def _now(self, name: str, burst: int, rate: float) -> float:
+        left, when = self._left.get(name, (float(burst), self._clock()))
+        return min(float(burst), left + (self._clock() - when) * rate)
+
+    def _set(self, name: str, left: float) -> None:
+        self._left[name] = left, self._clock()
+        self._left.move_to_end(name)
+
+
+class _Rotated:
+    """A file that is renamed before it grows too large; a pipe or terminal is written as it is."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.resolve()
+        found = self._path.stat()
+        self._size = found.st_size
+        self._may_grow = not stat.S_ISREG(found.st_mode)
+
+    async def append(self, text: str) -> None:
+        """Write some lines.
+
+        Raises:
+            OSError: they are not written.
+        """
+        if not text:
+            return
+        size = len(text.encode())
+        if self._size and self._size + size > MAX_FILE_BYTES and not self._may_grow:
+            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+            self._size = 0
+        async with aiofiles.open(self._path, "a", opener=_private) as file:
+            await file.write(text)
+        self._size += size
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

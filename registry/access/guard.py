@@ -1,0 +1,266 @@
+"""Who sends a request, whether it may pass, and what the refusal says.
+
+The order: an ``Authorization`` header decides alone; without one a verified client certificate
+names the caller; else the caller is anonymous. Whoever it is, every need of the request is asked
+of the policy, also where the policy lets everyone do everything (``--auth none``): there is no
+second way into storage.
+
+Credentials that are wrong, stale or of another registry are an error only where they are needed:
+what anyone may do, their bearer may do too.
+
+Challenges follow distribution's token specification and RFC 6750 section 3. A bearer token that
+grants too little is answered 401 with ``insufficient_scope``, because clients then ask for another
+token; a caller with a password or certificate could only ask the same again and gets 403. Whatever
+is refused names the repository as it was asked for, which may stand for another in a bundle.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from aiohttp.web_request import BaseRequest
+
+from mayfly.auth.basic import parse_basic
+from mayfly.auth.errors import AuthError, CredentialsInvalid, TokenInvalid
+from mayfly.auth.identity import ANONYMOUS, Identity
+from mayfly.auth.policy import Policy
+from mayfly.auth.scope import Scope, render_scopes
+from mayfly.registry.access.audit import Audit
+from mayfly.registry.access.needs import PUBLIC, Need, needs, optional_needs
+from mayfly.registry.api.errors import AccessDenied, Unauthorized
+from mayfly.registry.api.request import Endpoint, Request
+from mayfly.registry.http.origin import AS_ASKED, Origins
+
+if TYPE_CHECKING:
+    from mayfly.auth.login import Logins
+    from mayfly.auth.robots import Robots
+    from mayfly.auth.tokens import TokenIssuer
+    from mayfly.auth.verify import CredentialVerifier
+
+REALM = "mayfly"
+TOKEN_PATH = "/auth/token"
+
+_MAX_HOST = 255
+"""Characters of a host that a challenge repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A caller and the policy of this moment. Made for one request, never changed."""
+
+    identity: Identity
+    policy: Policy
+
+    def allows(self, need: Need) -> bool:
+        """Whether the caller may do this."""
+        return need.action in self.policy.resource_actions(self.identity, need.type, need.name)
+
+    def can_list(self, repository: str) -> bool:
+        """Whether the catalog names this repository to the caller."""
+        return self.policy.can_list(self.identity, repository)
+
+
+@dataclass(frozen=True)
+class Authentication:
+    """How callers prove who they are, where they must."""
+
+    verifier: CredentialVerifier
+    logins: Logins
+    tokens: TokenIssuer
+    robots: Robots
+
+
+class Guard:
+    """Lets requests pass, or refuses them.
+
+    Args:
+        policy: gives the policy of this moment.
+        authentication: None where the policy is open to everyone and no credential is looked at.
+        certificate_identity: the caller a verified client certificate names.
+        audit: told of every refusal.
+        origins: how clients reach this registry.
+    """
+
+    def __init__(
+        self,
+        policy: Callable[[], Policy],
+        authentication: Authentication | None,
+        certificate_identity: Callable[[BaseRequest], Identity | None],
+        audit: Audit,
+        origins: Origins = AS_ASKED,
+    ) -> None:
+        self._policy = policy
+        self.authentication = authentication
+        self._certificate_identity = certificate_identity
+        self.audit = audit
+        self._origins = origins
+
+    async def admit(
+        self, http: BaseRequest, request: Request, asked: Request | None = None
+    ) -> Caller:
+        """The caller of a request that may pass.
+
+        Args:
+            http: the request, for its credentials.
+            request: what it needs rights for: its names are resolved.
+            asked: the same as the client wrote it. A refusal names the repositories of this one:
+                it must not tell that another name exists.
+
+        Raises:
+            Unauthorized: the proof is missing, wrong, or a token that grants too little.
+            AccessDenied: a known caller may not do this, or no rule covers the request.
+        """
+        asked = asked or request
+        wanted = needs(request)
+        if (request.endpoint, request.method) in PUBLIC:
+            return Caller(ANONYMOUS, self._policy())
+        try:
+            caller = Caller(await self._identify(http), self._policy())
+        except AuthError as error:
+            if self.open_to_anyone(wanted):
+                return Caller(ANONYMOUS, self._policy())
+            self.audit.refused(http, request, claimed_name(http), error.message)
+            reason = "invalid_token" if isinstance(error, TokenInvalid) else None
+            raise self._unauthorized(http, asked, error.message, reason) from None
+        missing = [need for need in wanted if not caller.allows(need)] or self._renewable(
+            request, caller
+        )
+        if missing or self._asks_for_proof(request, caller.identity):
+            raise self._refusal(http, request, asked, caller.identity, missing)
+        return caller
+
+    def open_to_anyone(self, wanted: Iterable[Need]) -> bool:
+        """Whether callers without credentials may do all this.
+
+        Then stale ones must not fail it: nodes keep the credentials of other runs and registries.
+        """
+        anyone = Caller(ANONYMOUS, self._policy())
+        allowed = [anyone.allows(need) for need in wanted]
+        return bool(allowed) and all(allowed)
+
+    async def _identify(self, http: BaseRequest) -> Identity:
+        if self.authentication is None:
+            return ANONYMOUS
+        header = http.headers.get("Authorization")
+        if header is None:
+            return self._certificate_identity(http) or ANONYMOUS
+        scheme, _, value = header.partition(" ")
+        if scheme.lower() == "bearer":
+            return self.authentication.tokens.verify(value.strip(" "), time.time())
+        return await self.login(http)
+
+    async def login(self, http: BaseRequest) -> Identity:
+        """The caller named by Basic credentials, a certificate, or nobody.
+
+        Raises:
+            CredentialsInvalid: the credentials are not right, or of another scheme.
+        """
+        assert self.authentication is not None
+        header = http.headers.get("Authorization")
+        if header is None:
+            return self._certificate_identity(http) or ANONYMOUS
+        name, password = parse_basic(header)
+        return await self.check(http, name, password)
+
+    async def check(self, http: BaseRequest, name: str, password: str) -> Identity:
+        """The caller with this name and password.
+
+        Raises:
+            CredentialsInvalid: they are not right.
+        """
+        if self.authentication is None:
+            raise CredentialsInvalid
+        return await self.authentication.logins.authenticate(name, password, http.remote or "")
+
+    def caller(self, identity: Identity) -> Caller:
+        """A caller under the policy of this moment."""
+        return Caller(identity, self._policy())
+
+    def _renewable(self, request: Request, caller: Caller) -> list[Need]:
+        """What a token lacks though its bearer has it: another token serves the request better."""
+        if caller.identity.access is None:
+            return []
+        bearer = Caller(replace(caller.identity, access=None), caller.policy)
+        optional = optional_needs(request)
+        return [need for need in optional if not caller.allows(need) and bearer.allows(need)]
+
+    def _asks_for_proof(self, request: Request, identity: Identity) -> bool:
+        """``GET /v2/`` tells a client how to log in; an anonymous token is proof enough for it."""
+        if self.authentication is None or request.endpoint is not Endpoint.BASE:
+            return False
+        return identity.anonymous and identity.access is None
+
+    def _refusal(
+        self,
+        http: BaseRequest,
+        request: Request,
+        asked: Request,
+        identity: Identity,
+        missing: list[Need],
+    ) -> Unauthorized | AccessDenied:
+        if identity.access is None and identity.anonymous:
+            # Not a denial yet: every client's first request comes without credentials.
+            return self._unauthorized(http, asked, "authentication required", None)
+        without = " without credentials" if identity.anonymous else ""
+        self.audit.refused(http, request, identity.name, f"may not {_listed(missing)}{without}")
+        named_as = dict(zip(_all_needs(request), _all_needs(asked), strict=True))
+        named = [named_as[need] for need in missing]
+        detail = [{"type": n.type, "name": n.name, "action": n.action} for n in named]
+        if identity.access is not None:
+            message = f"the token does not grant {_listed(named)}"
+            return self._unauthorized(http, asked, message, "insufficient_scope", detail)
+        return AccessDenied(f"{identity.name} may not {_listed(named)}", detail)
+
+    def _unauthorized(
+        self,
+        http: BaseRequest,
+        asked: Request,
+        message: str,
+        error: str | None,
+        detail: object = None,
+    ) -> Unauthorized:
+        realm = f"{self._origins.of(http)}{TOKEN_PATH}{_upstream(asked)}"
+        parameters = [("realm", realm), ("service", REALM)]
+        if scopes := render_scopes(_scopes(_all_needs(asked))):
+            parameters.append(("scope", scopes))
+        if error is not None:
+            parameters.append(("error", error))
+        challenge = "Bearer " + ",".join(f'{name}="{value}"' for name, value in parameters)
+        return Unauthorized(message, challenge, detail)
+
+
+def _all_needs(request: Request) -> tuple[Need, ...]:
+    return (*needs(request), *optional_needs(request))
+
+
+def _upstream(asked: Request) -> str:
+    """The query with which the token endpoint resolves names as this request does.
+
+    The scope holds the name as asked for; which repository it means may depend on ``ns``.
+    """
+    ns = asked.parameter("ns") or ""
+    return f"?ns={quote(ns, safe='')}" if 0 < len(ns) <= _MAX_HOST else ""
+
+
+def _listed(missing: Iterable[Need]) -> str:
+    return ", ".join(f"{need.action} on {need.type} {need.name}" for need in missing)
+
+
+def _scopes(wanted: tuple[Need, ...]) -> list[Scope]:
+    """The scopes that would satisfy some needs, one for each resource."""
+    actions: dict[tuple[str, str], set[str]] = {}
+    for need in wanted:
+        actions.setdefault((need.type, need.name), set()).add(need.action)
+    return [Scope(kind, name, frozenset(found)) for (kind, name), found in actions.items()]
+
+
+def claimed_name(http: BaseRequest) -> str:
+    """The name in refused Basic credentials, for the audit; "" where it cannot be told."""
+    try:
+        return parse_basic(http.headers.get("Authorization", ""))[0]
+    except CredentialsInvalid:
+        return ""

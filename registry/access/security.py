@@ -1,0 +1,194 @@
+"""From settings to who may do what and over which transport.
+
+Secure with no setup: off loopback, and unless told otherwise, a registry makes its own CA,
+certificate and one-run users (CONTRACT.md). Whatever is made lies in the state directory, 0600;
+what ends with the run is removed with it (`registry.state.runs`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp.web_request import BaseRequest
+
+from mayfly.auth.errors import AuthError
+from mayfly.auth.identity import ROBOT_PREFIX, Credential, Identity, Permission, from_certificate
+from mayfly.auth.policy import EVERYTHING, OPEN, Policy
+from mayfly.auth.roles import Role
+from mayfly.registry.access.guard import Authentication
+from mayfly.registry.pki.errors import TrustError
+from mayfly.registry.settings.config import ConfigError, Settings
+from mayfly.registry.state.directory import CREDENTIALS, SIGNING_KEY
+from mayfly.registry.state.runs import Run
+
+if TYPE_CHECKING:
+    from mayfly.auth.generate import OneRun
+    from mayfly.registry.pki.authority import Identity as TLSIdentity
+    from mayfly.registry.pki.context import ServerTLS
+
+logger = logging.getLogger("mayfly")
+
+
+@dataclass(frozen=True)
+class Security:
+    """How a running registry is protected.
+
+    Attributes:
+        policy: gives the policy of each moment.
+        authentication: None where no credential is looked at.
+        tls: None for plain HTTP.
+        ca: the CA that nodes must trust, where the registry knows it.
+        users: the one-run users of ``--auth auto``.
+        renew: makes the certificate of ``--tls auto`` anew if that is due, in a thread.
+    """
+
+    policy: Callable[[], Policy]
+    authentication: Authentication | None
+    tls: ServerTLS | None
+    ca: Path | None
+    users: OneRun | None
+    renew: Callable[[], None] | None = None
+
+    def is_shared(self, user: str) -> bool:
+        """Whether several nodes may use this user's credentials, so that it names none of them."""
+        if self.users is not None and user in (self.users.admin.name, self.users.pull.name):
+            return True
+        return user.startswith(ROBOT_PREFIX)
+
+    def credential(self) -> Credential | None:
+        """What the command of `mayfly run` logs in with; None where nobody has to."""
+        if self.authentication is None:
+            return None
+        if self.users is not None:
+            return self.users.admin
+        from mayfly.auth.robots import MAX_LIFETIME
+
+        permission = Permission(Role.MAINTAINER, EVERYTHING)
+        robots = self.authentication.robots
+        return robots.issue("run", [permission], MAX_LIFETIME, time.time())
+
+
+@contextmanager
+def secure(settings: Settings, run: Run) -> Iterator[Security]:
+    """Protection as the settings say; to be entered in the event loop that serves.
+
+    Args:
+        settings: of the server.
+        run: what users and tokens are made for.
+
+    Raises:
+        ConfigError: a certificate, key or policy file cannot be used.
+    """
+    try:
+        tls, ca, renew = _transport(settings, run)
+        policy, authentication, users = _identities(settings, run)
+    except (TrustError, AuthError) as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"--state-dir {settings.state_dir}: {error.strerror}") from None
+    _warn_of_choices(settings, tls, authentication)
+    try:
+        yield Security(policy, authentication, tls, ca, users, renew)
+    finally:
+        if authentication is not None:
+            authentication.logins.close()
+
+
+def _transport(
+    settings: Settings, run: Run
+) -> tuple[ServerTLS | None, Path | None, Callable[[], None] | None]:
+    choice = settings.tls or ("auto" if settings.exposed else "off")
+    if choice == "off":
+        if settings.client_ca is not None:
+            raise ConfigError("--client-ca needs TLS; add --tls auto or --tls CERT,KEY")
+        return None, None, None
+    # Imported by who needs it, like the users below.
+    from mayfly.registry.pki.context import ServerTLS
+
+    if choice == "auto":
+        made = _ensure_certificate(settings, run)
+        tls = ServerTLS(made.certificate, made.key, settings.client_ca, renewed=True)
+        return tls, made.ca, lambda: _renew_certificate(settings)
+    certificate, key = choice
+    return ServerTLS(certificate, key, settings.client_ca), None, None
+
+
+def _names(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names that the certificate must have, and those it should have as well."""
+    from mayfly.registry.pki.addresses import needed_names, wanted_names
+
+    listen = [address.host for address in settings.listen]
+    external = [settings.external_url.hostname] if settings.external_url is not None else []
+    given = [*settings.hostname, *external, *settings.tls_name]
+    return needed_names(listen, given), wanted_names([*given, *listen])
+
+
+def _ensure_certificate(settings: Settings, run: Run) -> TLSIdentity:
+    from mayfly.registry.pki.authority import ensure
+
+    needed, wanted = _names(settings)
+    made = ensure(
+        settings.state_dir,
+        needed,
+        datetime.now(UTC),
+        extra=wanted,
+        deadline=None if run.deadline is None else datetime.fromtimestamp(run.deadline, UTC),
+        continued=run.continued,
+        constrain=settings.tls_constrain,
+    )
+    if made.replaced is not None:
+        logger.warning(
+            "the CA is new, since the old one expires on %s UTC, before this run ends: make every "
+            "node trust it (mayfly node-config show)",
+            made.replaced.strftime("%Y-%m-%d %H:%M"),
+        )
+    return made
+
+
+def _renew_certificate(settings: Settings) -> None:
+    from mayfly.registry.pki.authority import renew
+
+    needed, wanted = _names(settings)
+    try:
+        renew(settings.state_dir, needed, datetime.now(UTC), extra=wanted)
+    except (TrustError, OSError) as error:
+        logger.error("the server's certificate was not renewed: %s", error)
+
+
+def _identities(
+    settings: Settings, run: Run
+) -> tuple[Callable[[], Policy], Authentication | None, OneRun | None]:
+    choice = settings.auth or ("auto" if settings.exposed else "none")
+    if choice != "auto":
+        (settings.state_dir / CREDENTIALS).unlink(missing_ok=True)
+    if choice == "none":
+        (settings.state_dir / SIGNING_KEY).unlink(missing_ok=True)
+        return (lambda: OPEN), None, None
+    from mayfly.registry.access.identities import identities
+
+    return identities(settings, choice, run)
+
+
+def certificate_identity(http: BaseRequest) -> Identity | None:
+    """The caller a client certificate names; the handshake has verified it."""
+    tls = http.get_extra_info("ssl_object")
+    certificate = tls.getpeercert() if tls is not None else None
+    return from_certificate(certificate) if certificate else None
+
+
+def _warn_of_choices(
+    settings: Settings, tls: ServerTLS | None, authentication: Authentication | None
+) -> None:
+    if not settings.exposed:
+        return
+    if authentication is None:
+        logger.warning("anyone who can connect may push and delete: --auth none off loopback")
+    elif tls is None:
+        logger.warning("passwords travel in the clear: --tls off off loopback")

@@ -1,0 +1,34 @@
+"""Handlers of ``/v2/<name>/blobs/<digest>``."""
+
+from __future__ import annotations
+
+from aiohttp.web_response import StreamResponse
+
+from mayfly.registry.api.context import Context, answer
+from mayfly.registry.api.request import Request
+from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.send import send, send_head
+from mayfly.registry.threads import in_thread
+
+OCTET_STREAM = "application/octet-stream"
+
+
+async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """GET and HEAD: the blob, or the range of it asked for."""
+    assert request.digest is not None
+    digest = str(request.digest)
+    headers = {"Content-Type": OCTET_STREAM, "Docker-Content-Digest": digest}
+    if request.method == "HEAD":
+        extent = await in_thread(context.store.hold, request.repository, request.digest)
+        return await send_head(http, extent, headers)
+    await context.observer.prepare(context.peer, request.repository)
+    with context.observer.sending(context.peer, request.repository, digest) as sending:
+        extent = context.store.blob(request.repository, request.digest)
+        return await send(http, extent, headers, sending)
+
+
+async def delete(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """DELETE: unlink the blob from this repository, at once."""
+    assert request.digest is not None
+    await in_thread(context.store.delete_blob, request.repository, request.digest)
+    return answer(202)

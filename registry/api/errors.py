@@ -1,0 +1,147 @@
+"""One table from domain errors to HTTP: status and OCI error code.
+
+Source of the codes: OCI distribution-spec, "Error Codes"; UNSUPPORTED, RANGE_INVALID, TAG_INVALID,
+PAGINATION_NUMBER_INVALID, UNAVAILABLE and UNKNOWN are CNCF distribution's, where the spec has none.
+"""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+
+from mayfly.auth.errors import ScopeInvalid
+from mayfly.registry.lifecycle.errors import Draining
+from mayfly.storage import errors as storage
+from mayfly.storage.bundle.errors import (
+    BundleChanged,
+    BundleConflict,
+    BundleInvalid,
+    Interrupted,
+    NameAmbiguous,
+    NotReady,
+)
+
+
+class RequestError(Exception):
+    """A request that HTTP itself already shows to be wrong; see `storage.errors` for the rest."""
+
+    def __init__(self, message: str, detail: object = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+
+
+class EndpointUnknown(RequestError):
+    """A path that is none of the registry's."""
+
+
+class MethodUnsupported(RequestError):
+    """A known path with a method it does not have; ``allow`` lists those it has."""
+
+    def __init__(self, method: str, allow: tuple[str, ...]) -> None:
+        super().__init__(f"method {method} is not supported here", {"allow": list(allow)})
+        self.allow = allow
+
+
+class ParameterInvalid(RequestError):
+    """A query parameter or header that cannot be read."""
+
+
+class PaginationInvalid(RequestError):
+    """``n`` is not a number of entries."""
+
+
+class RangeInvalid(RequestError):
+    """A range that lies outside the content; ``size`` is the content's, in bytes."""
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.size = size
+
+
+class BodyIncomplete(RequestError):
+    """The request's body ended before its announced end."""
+
+
+class Unauthorized(RequestError):
+    """The caller has to prove who they are, or prove more; ``challenge`` says how."""
+
+    def __init__(self, message: str, challenge: str, detail: object = None) -> None:
+        super().__init__(message, detail)
+        self.challenge = challenge
+
+
+class AccessDenied(RequestError):
+    """A known caller may not do this."""
+
+
+TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
+    EndpointUnknown: (HTTPStatus.NOT_FOUND, "UNSUPPORTED"),
+    MethodUnsupported: (HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"),
+    ParameterInvalid: (HTTPStatus.BAD_REQUEST, "UNSUPPORTED"),
+    PaginationInvalid: (HTTPStatus.BAD_REQUEST, "PAGINATION_NUMBER_INVALID"),
+    RangeInvalid: (HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
+    BodyIncomplete: (HTTPStatus.BAD_REQUEST, "SIZE_INVALID"),
+    Unauthorized: (HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED"),
+    AccessDenied: (HTTPStatus.FORBIDDEN, "DENIED"),
+    Draining: (HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+    ScopeInvalid: (HTTPStatus.BAD_REQUEST, "UNSUPPORTED"),
+    storage.NameInvalid: (HTTPStatus.BAD_REQUEST, "NAME_INVALID"),
+    storage.TagInvalid: (HTTPStatus.BAD_REQUEST, "TAG_INVALID"),
+    storage.DigestInvalid: (HTTPStatus.BAD_REQUEST, "DIGEST_INVALID"),
+    storage.SizeInvalid: (HTTPStatus.BAD_REQUEST, "SIZE_INVALID"),
+    storage.NameUnknown: (HTTPStatus.NOT_FOUND, "NAME_UNKNOWN"),
+    storage.BlobUnknown: (HTTPStatus.NOT_FOUND, "BLOB_UNKNOWN"),
+    storage.ManifestUnknown: (HTTPStatus.NOT_FOUND, "MANIFEST_UNKNOWN"),
+    storage.ManifestInvalid: (HTTPStatus.BAD_REQUEST, "MANIFEST_INVALID"),
+    storage.ManifestBlobUnknown: (HTTPStatus.BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN"),
+    storage.ManifestTooLarge: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "MANIFEST_INVALID"),
+    storage.UploadUnknown: (HTTPStatus.NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
+    storage.UploadOffset: (HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
+    storage.ReadOnly: (HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"),
+    # Not 507: of a 5xx docker and skopeo do not show the message, and docker tries five times. With
+    # this status and code docker, crane and skopeo stop at once and say why.
+    storage.StorageFull: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "DENIED"),
+    storage.StorageFailed: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
+    storage.ContentCorrupt: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
+    storage.PathRefused: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
+    BundleInvalid: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
+    BundleConflict: (HTTPStatus.CONFLICT, "DENIED"),
+    BundleChanged: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
+    NameAmbiguous: (HTTPStatus.BAD_REQUEST, "NAME_INVALID"),
+    Interrupted: (HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+    NotReady: (HTTPStatus.NOT_FOUND, "MANIFEST_UNKNOWN"),
+}
+
+UNKNOWN = (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN")
+"""For every error that is not in the table: the log has the details, the client does not."""
+
+
+def body(code: str, message: str, detail: object = None) -> bytes:
+    """The OCI error document. A list as ``detail`` makes one error for each of its entries."""
+    details = detail if isinstance(detail, list) and detail else [detail]
+    errors = [
+        {"code": code, "message": message} | ({"detail": d} if d is not None else {})
+        for d in details
+    ]
+    return json.dumps({"errors": errors}).encode()
+
+
+def headers_of(error: Exception) -> dict[str, str]:
+    """The headers a refusal must carry beside its body."""
+    match error:
+        case Unauthorized():
+            return {"WWW-Authenticate": error.challenge}
+        case MethodUnsupported():
+            return {"Allow": ", ".join(error.allow)}
+        case RangeInvalid():
+            return {"Content-Range": f"bytes */{error.size}"}
+        case storage.UploadOffset():
+            return {"Range": upload_range(error.offset)}
+        case _:
+            return {}
+
+
+def upload_range(offset: int) -> str:
+    """The ``Range`` of an upload that holds ``offset`` bytes; as distribution, ``0-0`` for none."""
+    return f"0-{max(offset - 1, 0)}"

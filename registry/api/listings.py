@@ -1,0 +1,117 @@
+"""Handlers of what is listed: catalog, tags, referrers; and the pages they come in.
+
+Pages follow the spec's "Listing Tags": ``n`` entries after ``last``, and a ``Link`` to the next
+page when there is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from urllib.parse import quote
+
+from aiohttp.web_response import Response, StreamResponse
+
+from mayfly.registry.api.context import JSON, Context, answer
+from mayfly.registry.api.errors import PaginationInvalid
+from mayfly.registry.api.request import Request
+from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.threads import in_thread
+from mayfly.storage.manifest import MAX_SIZE, OCI_INDEX
+
+CATALOG_PAGE = 1000
+"""Repositories on a page unless the client asks for fewer."""
+
+
+async def catalog(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """GET ``/v2/_catalog``: the repositories that the caller may pull from."""
+    limit = min(_limit(request) or CATALOG_PAGE, CATALOG_PAGE)
+    if _limit(request) == 0:
+        return _page("repositories", [], {}, None)
+    last = request.parameter("last") or ""
+    names = await in_thread(_readable, context, last, limit + 1)
+    link = f"/v2/_catalog?n={limit}&last={quote(names[limit - 1])}" if len(names) > limit else None
+    return _page("repositories", names[:limit], {}, link)
+
+
+def _readable(context: Context, after: str, limit: int) -> list[str]:
+    found: list[str] = []
+    while len(found) < limit:
+        names = context.store.repositories(after, limit)
+        if not names:
+            break
+        found += [name for name in names if context.caller.can_list(name)]
+        after = names[-1]
+    return found[:limit]
+
+
+async def tags(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """GET ``/v2/<name>/tags/list``."""
+    limit = _limit(request)
+    last = request.parameter("last") or ""
+    names = [n for n in await in_thread(context.store.tags, request.repository) if n > last]
+    shown = names if limit is None else names[:limit]
+    link = None
+    if limit and len(names) > limit:
+        link = f"/v2/{request.repository}/tags/list?n={limit}&last={quote(shown[-1])}"
+    return _page("tags", shown, {"name": request.repository}, link)
+
+
+async def referrers(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """GET ``/v2/<name>/referrers/<digest>``: an index of what refers to a manifest."""
+    assert request.digest is not None
+    headers: dict[str, str] = {}
+    wanted = request.parameter("artifactType")
+    if wanted:
+        headers["OCI-Filters-Applied"] = "artifactType"
+    async with _referrer_pages:
+        page, last = await in_thread(_referrers_page, context, request, wanted)
+    if last is not None:
+        path = f"/v2/{request.repository}/referrers/{request.digest}"
+        kept = f"&artifactType={quote(wanted, safe='')}" if wanted else ""
+        headers["Link"] = f'<{path}?last={last}{kept}>; rel="next"'
+    return answer(body=page, content_type=OCI_INDEX, headers=headers)
+
+
+_referrer_pages = asyncio.Semaphore(2)
+"""Each may read thousands of manifests, and all threads must not do that at once."""
+
+
+def _referrers_page(
+    context: Context, request: Request, wanted: str | None
+) -> tuple[bytes, str | None]:
+    """An index within the size of a manifest, and its last digest where more follow."""
+    assert request.digest is not None
+    after = request.parameter("last") or ""
+    page: list[str] = []
+    last = ""
+    room = MAX_SIZE - 1024
+    more = None
+    for descriptor in context.store.referrers(request.repository, request.digest, after):
+        if wanted and descriptor.get("artifactType") != wanted:
+            continue
+        text = json.dumps(descriptor)
+        room -= len(text) + 2
+        if room < 0 and page:
+            more = last
+            break
+        page.append(text)
+        last = str(descriptor["digest"])
+    head = f'{{"schemaVersion": 2, "mediaType": "{OCI_INDEX}", "manifests": ['
+    return f"{head}{', '.join(page)}]}}".encode(), more
+
+
+def _limit(request: Request) -> int | None:
+    text = request.parameter("n")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise PaginationInvalid(f"n is {text[:40]!r}, not a number of entries")
+    return int(text)
+
+
+def _page(key: str, names: list[str], fields: dict[str, str], link: str | None) -> Response:
+    headers = {"Link": f'<{link}>; rel="next"'} if link else {}
+    return answer(
+        body=json.dumps(fields | {key: names}).encode(), content_type=JSON, headers=headers
+    )

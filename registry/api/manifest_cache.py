@@ -1,0 +1,152 @@
+"""Manifests in memory, so that a fleet asking for the same few does not read the disk.
+
+Content never changes under its digest, so an entry cannot be stale; whether a repository holds the
+manifest is asked of the store each time. Bytes are hashed once, when they enter: what does not
+have its digest is not served.
+
+Nearly all manifests are a few KiB, but a client may make them of up to 4 MiB. Large ones are not
+kept, only what they refer to is; they are verified and sent from their file. `ManifestGate` bounds
+how many are in memory at once, pushed or pulled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from mayfly.registry.coverage.contents import size_of as size_of_contents
+from mayfly.registry.coverage.manifest_refs import ManifestRefs, refs_of
+from mayfly.registry.threads import in_thread
+from mayfly.storage import digest as digests
+from mayfly.storage import manifest as manifests
+from mayfly.storage.bundle.verified import BundleExtent
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import ContentCorrupt, ManifestUnknown
+from mayfly.storage.interface import Extent
+from mayfly.storage.sized_cache import SizedCache
+
+MAX_BYTES = 8 * 1024 * 1024
+"""Bytes of bodies held, and half as many again for the references of large manifests."""
+
+SMALL = 32 * 1024
+"""Bytes of a manifest that passes the gate freely and is kept; 127 layers take 20 KiB."""
+
+_LANES = ((SMALL, 0), (512 * 1024, 16), (manifests.MAX_SIZE, 3))
+"""Size in bytes up to which a lane is for, and how many manifests may be in it at once."""
+
+OnRead = Callable[[bytes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A verified manifest.
+
+    Attributes:
+        body: None of a large one, which is to be sent from its file.
+    """
+
+    body: bytes | None
+    media_type: str
+    refs: ManifestRefs
+
+
+class ManifestGate:
+    """Limits the large manifests that are in memory at once, and that are parsed at once.
+
+    Python's JSON decoder takes ten times the memory of its input, and much of the interpreter's
+    time: one at a time leaves the event loop its turns.
+    """
+
+    def __init__(self) -> None:
+        self._lanes = [(size, asyncio.Semaphore(count)) for size, count in _LANES if count]
+        self._parsing = asyncio.Semaphore(1)
+
+    @asynccontextmanager
+    async def admit(self, size: int | None) -> AsyncIterator[None]:
+        """While a manifest of so many bytes is in memory; None where its size is not known yet."""
+        if size is not None and size <= SMALL:
+            yield
+            return
+        wanted = manifests.MAX_SIZE if size is None else min(size, manifests.MAX_SIZE)
+        lane = next(lane for largest, lane in self._lanes if wanted <= largest)
+        async with lane:
+            yield
+
+    async def parse(self, body: bytes, media_type: str | None) -> manifests.Manifest:
+        """See `storage.manifest.parse`."""
+        if len(body) <= SMALL:
+            return await in_thread(manifests.parse, body, media_type)
+        async with self._parsing:
+            return await in_thread(manifests.parse, body, media_type)
+
+    async def verify(self, extent: Extent, digest: Digest, on_read: OnRead) -> Cached:
+        """Read and verify a stored manifest; see `ManifestCache.load`."""
+        if extent.size <= SMALL:
+            return await in_thread(_read, extent, digest, on_read)
+        async with self._parsing:
+            return await in_thread(_read, extent, digest, on_read)
+
+
+class ManifestCache:
+    """Least recently used out first, bounded by ``max_bytes``."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self.gate = ManifestGate()
+        self._small: SizedCache[Digest, Cached] = SizedCache(max_bytes, _size_of)
+        self._large: SizedCache[Digest, Cached] = SizedCache(max_bytes // 2, _size_of)
+
+    async def load(self, digest: Digest, extent: Extent, *, head: bool, on_read: OnRead) -> Cached:
+        """The manifest at ``extent``, from memory where it was read before.
+
+        Args:
+            head: whether the bytes are not sent, so that a large manifest need not be read again.
+            on_read: called in a thread with the verified bytes where they were read.
+
+        Raises:
+            ManifestUnknown: it was deleted a moment ago.
+            ContentCorrupt: the stored bytes do not have this digest.
+        """
+        cached = self._small.get(digest)
+        if cached is not None:
+            return cached
+        if extent.size <= SMALL:
+            cached = await self.gate.verify(extent, digest, on_read)
+            self._small.put(digest, cached)
+            return cached
+        cached = self._large.get(digest)
+        if cached is None:
+            cached = await self.gate.verify(extent, digest, on_read)
+            self._large.put(digest, cached)
+        elif not head:
+            await in_thread(_verified_body, extent, digest)
+        return cached
+
+
+def _size_of(cached: Cached) -> int:
+    return len(cached.body or b"") + size_of_contents(cached.refs.contents)
+
+
+def _read(extent: Extent, digest: Digest, on_read: OnRead) -> Cached:
+    body = _verified_body(extent, digest)
+    on_read(body)
+    manifest = manifests.parse_stored(body)
+    kept = body if len(body) <= SMALL else None
+    return Cached(kept, manifest.media_type, refs_of(manifest))
+
+
+def _verified_body(extent: Extent, digest: Digest) -> bytes:
+    if extent.size > manifests.MAX_SIZE:
+        raise ContentCorrupt(f"stored manifest {digest} is larger than a manifest can be")
+    try:
+        with extent.open() as file:
+            file.seek(extent.offset)
+            body = file.read(extent.size)
+    except FileNotFoundError:
+        raise ManifestUnknown("manifest unknown") from None
+    if digests.of(body, digest.algorithm) != digest:
+        if isinstance(extent, BundleExtent):
+            raise extent.proof.corrupt()
+        raise ContentCorrupt("the stored manifest is damaged: push it again")
+    return body

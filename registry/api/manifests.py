@@ -1,0 +1,165 @@
+"""Handlers of ``/v2/<name>/manifests/<reference>``."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from aiohttp.web_response import StreamResponse
+
+from mayfly.registry.api.context import Context, answer
+from mayfly.registry.api.errors import BodyIncomplete
+from mayfly.registry.api.manifest_cache import Cached
+from mayfly.registry.api.request import Request
+from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.send import send_whole
+from mayfly.registry.threads import in_thread
+from mayfly.storage import digest as digests
+from mayfly.storage import manifest as manifests
+from mayfly.storage.bundle.verified import BundleExtent
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import ContentCorrupt, ManifestTooLarge, ManifestUnknown, StorageError
+from mayfly.storage.interface import Extent
+from mayfly.storage.names import check_tag
+
+_BODY_SECONDS = 60
+"""For the body of a manifest: a slow sender must not keep others from the gate for ever."""
+
+
+async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """GET and HEAD: the exact bytes that were pushed, under their exact media type."""
+    try:
+        digest, extent, cached = await _load(context, request)
+    except StorageError:
+        if request.digest is not None:
+            asked = str(request.digest)
+            await context.observer.prepare(context.peer, request.repository)
+            context.observer.manifest_failed(context.peer, request.repository, asked)
+        raise
+    await _learn(context, request.repository, digest, cached)
+    context.observer.manifest_served(
+        context.peer,
+        request.repository,
+        str(digest),
+        head=request.method == "HEAD",
+        tag=request.tag,
+    )
+    headers = {"Docker-Content-Digest": str(digest)}
+    if cached.body is None:
+        return await send_whole(http, extent, headers | {"Content-Type": cached.media_type})
+    return answer(body=cached.body, content_type=cached.media_type, headers=headers)
+
+
+async def put(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """PUT by tag, or by digest with any number of ``tag`` parameters."""
+    if http.body is not None and (http.body.length or 0) > manifests.MAX_SIZE:
+        raise ManifestTooLarge(f"manifest is larger than {manifests.MAX_SIZE} bytes")
+    tags = (request.tag,) if request.tag else tuple(request.query.get("tag", ()))
+    for tag in tags:
+        check_tag(tag)
+    # Before the first byte is taken: those that wait here keep theirs.
+    async with context.manifests.gate.admit(http.body.length if http.body is not None else 0):
+        body = await _read_body(http)
+        announced = http.headers.get("Content-Type")
+        media_type = announced.partition(";")[0].strip() if announced else None
+        manifest = await context.manifests.gate.parse(body, media_type)
+        digest = request.digest or digests.of(body)
+        await in_thread(context.store.put_manifest, request.repository, manifest, digest, tags)
+    context.observer.manifest_pushed(context.peer, request.repository, str(digest), tags)
+    response = answer(201)
+    response.headers["Location"] = f"/v2/{request.repository}/manifests/{digest}"
+    response.headers["Docker-Content-Digest"] = str(digest)
+    if manifest.subject is not None:
+        response.headers["OCI-Subject"] = str(manifest.subject.digest)
+    if request.digest is not None:
+        for tag in tags:
+            response.headers.add("OCI-Tag", tag)
+    return response
+
+
+async def delete(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """DELETE: by tag the tag alone, by digest the manifest and every tag on it."""
+    if request.tag is not None:
+        await in_thread(context.store.delete_tag, request.repository, request.tag)
+    else:
+        assert request.digest is not None
+        await in_thread(context.store.delete_manifest, request.repository, request.digest)
+    return answer(202)
+
+
+async def _read_body(http: HTTPRequest) -> bytes:
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return await http.read_body(manifests.MAX_SIZE)
+    except TimeoutError:
+        raise BodyIncomplete(
+            f"the manifest did not arrive within {_BODY_SECONDS} seconds"
+        ) from None
+
+
+async def _load(context: Context, request: Request) -> tuple[Digest, Extent, Cached]:
+    """Load the manifest a reference names: its digest, extent and parsed form.
+
+    Raises:
+        ManifestUnknown: there is none.
+    """
+    digest = _resolve(context, request)
+    head = request.method == "HEAD"
+    while True:
+        try:
+            extent, cached = await _read(context, request.repository, digest, head=head)
+            return digest, extent, cached
+        except ManifestUnknown:
+            # A tag may have moved on since it was read, and what it left may be deleted.
+            before, digest = digest, _resolve(context, request)
+            if digest == before:
+                raise
+
+
+async def _read(
+    context: Context, repository: str, digest: Digest, *, head: bool
+) -> tuple[Extent, Cached]:
+    """The manifest of a digest, and where it lies.
+
+    Raises:
+        ManifestUnknown: it is not there, or damaged: so a push brings it again.
+        ContentCorrupt: it is damaged in a bundle.
+    """
+    load = partial(
+        context.manifests.load,
+        head=head,
+        on_read=partial(context.store.compare, repository, digest),
+    )
+    extent = context.store.manifest(repository, digest)
+    try:
+        return extent, await load(digest, extent)
+    except ContentCorrupt:
+        if isinstance(extent, BundleExtent):
+            raise
+        await in_thread(context.store.examine, digest)
+        # A push may have repaired it meanwhile, or a bundle beneath has a good copy.
+        extent = context.store.manifest(repository, digest)
+        try:
+            return extent, await load(digest, extent)
+        except ContentCorrupt as error:
+            if isinstance(extent, BundleExtent):
+                raise
+            raise ManifestUnknown(error.message, {"reference": str(digest)}) from None
+
+
+async def _learn(context: Context, repository: str, digest: Digest, cached: Cached) -> None:
+    """Give coverage the descendants of a manifest, without reading on the event loop."""
+    contained, name = context.observer.contained, str(digest)
+    if contained.knows(repository, name):
+        return
+    contents = cached.refs.contents
+    if cached.refs.excused:
+        contents = await in_thread(cached.refs.within, context.store, repository)
+    await context.observer.learn(repository, name, contents)
+
+
+def _resolve(context: Context, request: Request) -> Digest:
+    if request.digest is not None:
+        return request.digest
+    assert request.tag is not None
+    return context.store.tag(request.repository, request.tag)

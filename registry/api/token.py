@@ -1,0 +1,150 @@
+"""Handlers of ``/auth/token``: credentials in, a token for what the caller may do out.
+
+GET is distribution's token specification (docker, podman, skopeo), POST its OAuth2 variant
+(containerd, docker with a stored identity token). Both answer the intersection of what was asked
+and what the policy allows; less than asked is no error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterable
+
+from aiohttp.web_response import StreamResponse
+
+from mayfly.auth.errors import CredentialsInvalid, TokenInvalid
+from mayfly.auth.identity import ANONYMOUS, Identity
+from mayfly.auth.scope import REPOSITORY, Scope, parse_scopes, render_scopes
+from mayfly.registry.access.guard import REALM, Authentication, claimed_name
+from mayfly.registry.access.needs import Need
+from mayfly.registry.api.context import JSON, Context, answer
+from mayfly.registry.api.errors import EndpointUnknown, ParameterInvalid, Unauthorized
+from mayfly.registry.api.request import Request, read_form
+from mayfly.registry.http.body import HTTPRequest
+from mayfly.storage.bundle.errors import NameAmbiguous
+from mayfly.storage.errors import NameInvalid
+
+MAX_FORM = 32 * 1024
+"""Bytes of a posted form; a refresh token and scopes take a few KiB."""
+
+_BASIC = f'Basic realm="{REALM}"'
+
+
+async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """GET: Basic credentials (or none) for an access token."""
+    authentication = _authentication(context)
+    scopes = request.query.get("scope", [])
+    try:
+        identity = await context.guard.login(http)
+    except CredentialsInvalid as error:
+        identity = _anonymous_instead(context, http, request, claimed_name(http), scopes, error)
+    offline = request.parameter("offline_token") == "true"
+    return _issue(context, request, authentication, identity, scopes, offline)
+
+
+async def post(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """POST: a password or a refresh token for an access token."""
+    authentication = _authentication(context)
+    body = await http.read_body(MAX_FORM)
+    if len(body) > MAX_FORM:
+        raise ParameterInvalid(f"form is larger than {MAX_FORM} bytes")
+    form = read_form(body.decode("utf-8", "replace"))
+
+    def field(name: str) -> str:
+        return form.get(name, [""])[0]
+
+    try:
+        match field("grant_type"):
+            case "password":
+                identity = await context.guard.check(http, field("username"), field("password"))
+            case "refresh_token":
+                claimed = authentication.tokens.verify_refresh(field("refresh_token"), time.time())
+                identity = authentication.verifier.renew(claimed)
+            case other:
+                raise ParameterInvalid(
+                    f"grant_type {other[:40]!r} is not supported (password, refresh_token are)"
+                )
+    except (CredentialsInvalid, TokenInvalid) as error:
+        scopes = form.get("scope", [])
+        identity = _anonymous_instead(context, http, request, field("username"), scopes, error)
+    offline = field("access_type") == "offline"
+    return _issue(context, request, authentication, identity, form.get("scope", []), offline)
+
+
+def _issue(
+    context: Context,
+    request: Request,
+    authentication: Authentication,
+    identity: Identity,
+    asked: list[str],
+    offline: bool,
+) -> StreamResponse:
+    now = time.time()
+    wanted = _resolved(context, request, parse_scopes(asked))
+    scopes = context.guard.caller(identity).policy.grant(identity, wanted)
+    issued = authentication.tokens.issue(identity, scopes, now)
+    document = {
+        "token": issued.token,
+        "access_token": issued.token,
+        "expires_in": issued.expires_in,
+        "issued_at": issued.issued_at_text,
+        "scope": render_scopes(scopes),
+    }
+    if offline and (refresh := authentication.tokens.issue_refresh(identity, now)):
+        document["refresh_token"] = refresh.token
+    headers = {"Cache-Control": "no-store"}
+    return answer(body=json.dumps(document).encode(), content_type=JSON, headers=headers)
+
+
+def _resolved(context: Context, request: Request, scopes: Iterable[Scope]) -> list[Scope]:
+    """The scopes, and those that they mean in the bundles: ``x`` may be ``library/x``.
+
+    Each is granted by what the caller may do in the repository of exactly that name.
+    """
+    found = list(scopes)
+    for scope in found[:]:
+        name = _resource_name(context, request, scope)
+        if name != scope.name:
+            found.append(Scope(scope.type, name, scope.actions))
+    return found
+
+
+def _resource_name(context: Context, request: Request, scope: Scope) -> str:
+    """The name of the resource that a scope means, for the ``ns`` that the challenge gave."""
+    if scope.type == REPOSITORY:
+        with contextlib.suppress(NameAmbiguous, NameInvalid):
+            return context.names(scope.name, request.parameter("ns"))
+    return scope.name
+
+
+def _authentication(context: Context) -> Authentication:
+    if context.guard.authentication is None:
+        raise EndpointUnknown("this registry runs without authentication")
+    return context.guard.authentication
+
+
+def _anonymous_instead(
+    context: Context,
+    http: HTTPRequest,
+    request: Request,
+    name: str,
+    asked: list[str],
+    error: CredentialsInvalid | TokenInvalid,
+) -> Identity:
+    """The anonymous caller in place of one whose credentials are refused.
+
+    Raises:
+        Unauthorized: not all that is asked for is open to anyone. A login, which asks for nothing,
+            must fail too.
+    """
+    wanted = [
+        Need(scope.type, _resource_name(context, request, scope), action)
+        for scope in parse_scopes(asked)
+        for action in scope.actions
+    ]
+    if context.guard.open_to_anyone(wanted):
+        return ANONYMOUS
+    context.guard.audit.refused(http, request, name, error.message)
+    raise Unauthorized(error.message, _BASIC) from None

@@ -1,0 +1,207 @@
+"""Handlers of ``/v2/<name>/blobs/uploads/``: sessions, chunks, monolithic pushes and mounts."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import AsyncIterator
+
+from aiohttp.web_response import Response, StreamResponse
+
+from mayfly.registry.access.needs import Need, mount_source
+from mayfly.registry.api.context import Context, Handler, answer
+from mayfly.registry.api.errors import ParameterInvalid, upload_range
+from mayfly.registry.api.request import Request
+from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.receive import receive
+from mayfly.registry.threads import in_thread
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import CANONICAL, Digest
+from mayfly.storage.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    NameInvalid,
+    SizeInvalid,
+    StorageFull,
+    UploadOffset,
+    UploadUnknown,
+)
+from mayfly.storage.interface import Upload
+
+_PAGE = 1000
+"""Repositories looked up at a time."""
+
+_CONTENT_RANGE = re.compile(r"(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]+|\*))?")
+
+
+def receiving(handler: Handler) -> Handler:
+    """Lets the lifetime know of the push that a request is part of."""
+
+    @functools.wraps(handler)
+    async def observed(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+        with context.observer.receiving(context.peer, request.repository):
+            return await handler(context, http, request)
+
+    return observed
+
+
+@receiving
+async def begin(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """POST: mount a blob, take a whole one, or open a session."""
+    algorithm = CANONICAL
+    # The spec: a mount that cannot be done, for whatever reason, is an upload.
+    with contextlib.suppress(DigestInvalid):
+        digest = digests.parse(request.parameter("mount") or "")
+        algorithm = digest.algorithm
+        if await _mount(context, request, digest):
+            return _created(request, digest)
+    if whole := request.parameter("digest"):
+        return await _monolithic(context, http, request, digests.parse(whole))
+    algorithm = request.parameter("digest-algorithm") or algorithm
+    upload = await in_thread(context.store.begin_upload, request.repository, algorithm)
+    return answer(202, headers=_standing(request, upload, 0))
+
+
+async def status(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """GET: where a session stands, so that a client can go on after a cut or a restart."""
+    upload = context.store.upload(request.repository, request.upload_id)
+    return answer(204, headers=_standing(request, upload, upload.offset))
+
+
+@receiving
+async def patch(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """PATCH: append a chunk, or a stream of unknown length."""
+    upload = context.store.upload(request.repository, request.upload_id)
+    async with _ending_with_the_disk(upload):
+        offset = await _append(context, http, upload)
+    return answer(202, headers=_standing(request, upload, offset))
+
+
+@receiving
+async def finish(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """PUT: append what is left, verify, publish."""
+    upload = context.store.upload(request.repository, request.upload_id)
+    wanted = request.parameter("digest")
+    if wanted is None:
+        raise DigestInvalid("the digest parameter is missing")
+    digest = digests.parse(wanted)
+    async with _ending_with_the_disk(upload):
+        await _append(context, http, upload)
+        await in_thread(upload.commit, digest)
+    return _created(request, digest)
+
+
+async def cancel(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """DELETE: end a session and drop its bytes."""
+    upload = context.store.upload(request.repository, request.upload_id)
+    await in_thread(upload.cancel)
+    return answer(204)
+
+
+async def _monolithic(
+    context: Context, http: HTTPRequest, request: Request, digest: Digest
+) -> StreamResponse:
+    upload = await in_thread(
+        context.store.begin_upload, request.repository, digest.algorithm, resumable=False
+    )
+    async with _ending_with_the_disk(upload):
+        try:
+            context.store.check_room(http.announced_length)
+            await receive(context.observer.activity, http, upload, 0)
+            await in_thread(upload.commit, digest)
+        except BaseException:
+            # The client never learned of the session, so nobody could go on with it.
+            with contextlib.suppress(UploadUnknown):
+                await in_thread(upload.cancel)
+            raise
+    return _created(request, digest)
+
+
+@contextlib.asynccontextmanager
+async def _ending_with_the_disk(upload: Upload) -> AsyncIterator[None]:
+    """End a session that the disk refuses.
+
+    What it holds would keep a full disk full, and clients do not go on with it: they begin a new
+    one. After a failed sync nobody knows what of it is stored, and the next sync may succeed all
+    the same (fsync(2)), so it must not be committed by a second try either.
+    """
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except (StorageFull, OSError):
+        with contextlib.suppress(UploadUnknown):
+            await in_thread(upload.cancel)
+        raise
+
+
+async def _mount(context: Context, request: Request, digest: Digest) -> bool:
+    """Link the blob from a repository that the caller may pull from; False if there is none.
+
+    Nothing is looked up where the caller may not pull: neither the answer nor the time it takes
+    tells whether a blob is there.
+    """
+    source = mount_source(request)
+    if source is None:
+        source = await in_thread(_readable_holder, context, digest)
+    elif not context.caller.allows(Need("repository", source, "pull")):
+        return False
+    if source is None:
+        return False
+    try:
+        await in_thread(context.store.mount, request.repository, digest, source)
+    except (BlobUnknown, NameInvalid):
+        return False
+    return True
+
+
+def _readable_holder(context: Context, digest: Digest) -> str | None:
+    """The first repository with a blob, of those that the caller may pull from."""
+    after = ""
+    while names := context.store.repositories(after, _PAGE):
+        for name in names:
+            if context.caller.allows(Need("repository", name, "pull")):
+                with contextlib.suppress(BlobUnknown):
+                    context.store.blob(name, digest)
+                    return name
+        after = names[-1]
+    return None
+
+
+async def _append(context: Context, http: HTTPRequest, upload: Upload) -> int:
+    """Append the body where ``Content-Range`` says, else where the upload stands."""
+    context.store.check_room(http.announced_length)
+    offset = upload.offset
+    header = http.headers.get("Content-Range")
+    if header is None:
+        return await receive(context.observer.activity, http, upload, offset)
+    found = _CONTENT_RANGE.fullmatch(header.strip())
+    if found is None:
+        raise ParameterInvalid(f"Content-Range {header[:60]!r} is not <first>-<last>")
+    first, last = int(found[1]), int(found[2])
+    if first != offset:
+        raise UploadOffset(f"the upload stands at byte {offset}, not {first}", offset)
+    announced = http.body.length if http.body is not None else 0
+    if announced not in (None, last - first + 1):
+        raise SizeInvalid(f"Content-Range {header[:60]!r} is not {announced} bytes long")
+    end = await receive(context.observer.activity, http, upload, first)
+    if end != last + 1:
+        raise SizeInvalid(f"Content-Range {header[:60]!r} was {end - first} bytes long")
+    return end
+
+
+def _standing(request: Request, upload: Upload, offset: int) -> dict[str, str]:
+    return {
+        "Location": f"/v2/{request.repository}/blobs/uploads/{upload.id}",
+        "Docker-Upload-UUID": upload.id,
+        "Range": upload_range(offset),
+    }
+
+
+def _created(request: Request, digest: Digest) -> Response:
+    headers = {
+        "Location": f"/v2/{request.repository}/blobs/{digest}",
+        "Docker-Content-Digest": str(digest),
+    }
+    return answer(201, headers=headers)

@@ -1,0 +1,292 @@
+"""What a server tells of itself: status while it lives, the report when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mayfly.registry import log
+from mayfly.registry.clock import Clock, first_done
+from mayfly.registry.control import report as reports
+from mayfly.registry.control import table
+from mayfly.registry.control.socket import Command, Message
+from mayfly.registry.coverage.coverage import Coverage, Covered, absent_text
+from mayfly.registry.coverage.milestones import Milestones
+from mayfly.registry.coverage.observer import Observer, Transfer
+from mayfly.registry.durations import exact
+from mayfly.registry.lifecycle.conditions import Kind, Once, Reason
+from mayfly.registry.lifecycle.drain import Drain, Drained
+from mayfly.registry.lifecycle.plan import Plan
+from mayfly.registry.notices import Notice
+from mayfly.registry.state.directory import REPORT
+from mayfly.registry.threads import in_thread
+from mayfly.registry.version import VERSION
+
+logger = logging.getLogger("mayfly")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a server ended.
+
+    Attributes:
+        reason: why.
+        drained: how it drained.
+        covered: whether coverage is complete, None if it was not asked for.
+        exit_code: the process's; minus a signal's number if the command died by it.
+    """
+
+    reason: Reason
+    drained: Drained
+    covered: bool | None
+    exit_code: int
+
+    @property
+    def shown_code(self) -> int:
+        """The exit code as a shell shows it."""
+        return self.exit_code if self.exit_code >= 0 else 128 - self.exit_code
+
+
+class Desk:
+    """Answers the control socket and writes the report.
+
+    Args:
+        plan: of the run.
+        observer: what happens.
+        drain: whether it is draining.
+        coverage: None if it was not asked for.
+        clock: of the run.
+        stop: met by the ``stop`` command.
+        directory: the state directory.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        observer: Observer,
+        drain: Drain,
+        coverage: Coverage | None,
+        clock: Clock,
+        stop: Once,
+        directory: Path,
+    ) -> None:
+        self._plan = plan
+        self._observer = observer
+        self._drain = drain
+        self._coverage = coverage
+        self._clock = clock
+        self._stop = stop
+        self._directory = directory
+        self._report = plan.report or directory / REPORT
+        self._started = clock.now()
+        self._started_wall = clock.wall()
+        self._url: str | None = None
+        self._ready = asyncio.Event()
+        self._over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._storage_before: int | None = None
+        self._denied: Mapping[tuple[str, str], int] = {}
+        self._corrupt: list[reports.CorruptRecord] = []
+        self._ambiguous: Mapping[str, Sequence[str]] = {}
+
+    def ready(
+        self,
+        url: str,
+        denied: Mapping[tuple[str, str], int],
+        ambiguous: Mapping[str, Sequence[str]],
+    ) -> None:
+        """The port answers; for ``denied`` and ``ambiguous`` see `life.Launch`."""
+        self._url = url
+        self._denied = denied
+        self._ambiguous = ambiguous
+        self._ready.set()
+
+    def corrupt(self, found: reports.Corruption) -> None:
+        """Content of a bundle was found wrong."""
+        log.tell(logging.ERROR, "corrupt", table.corruption(found), **found)
+        self._corrupt.append({**found, "found": reports.iso(self._clock.wall())})
+
+    def over(self, outcome: Outcome) -> None:
+        """Everything is done; those who wait for it are told."""
+        self._over.set_result(outcome)
+
+    def milestones(self) -> Milestones | None:
+        """Logs the nodes that are complete; None where coverage was not asked for."""
+        coverage = self._coverage
+        if coverage is None:
+            return None
+        return Milestones(lambda: reports.coverage_record(coverage), coverage.explore)
+
+    def waiting_for(self) -> str:
+        """The conditions, other than its command, under which the server ends by itself."""
+        waiting = []
+        covered = self._coverage is not None and self._coverage.complete()
+        if covered and not self._plan.until_all:
+            return ""
+        if self._coverage is not None and not covered:
+            waiting.append(f"coverage ({table.progress(reports.coverage_record(self._coverage))})")
+        if self._plan.idle_timeout is not None:
+            waiting.append(f"{exact(self._plan.idle_timeout)} without a request")
+        return (" and " if self._plan.until_all else " or ").join(waiting)
+
+    async def measure_before(self, storage: Callable[[], int]) -> None:
+        """Measure the store as it is at the start."""
+        loop = asyncio.get_running_loop()
+        self._storage_before = await loop.run_in_executor(None, storage)
+
+    def commands(self) -> Mapping[str, Command]:
+        """For `control.ControlServer`."""
+        return {"status": self._on_status, "stop": self._on_stop, "wait": self._on_wait}
+
+    def status_line(self) -> str:
+        """For ``systemctl status``."""
+        line = "draining" if self._drain.active else "serving"
+        if self._coverage is not None:
+            covered, wanted = self._coverage.covered_nodes(), self._coverage.wanted_nodes
+            line += f"; {covered} of {wanted} nodes have every image"
+        return line
+
+    async def status(self) -> Message:
+        """All there is to know, for programs."""
+        activity = self._observer.activity
+        state = "draining" if self._drain.active else "serving"
+        return {
+            "state": state if self._ready.is_set() else "starting",
+            "url": self._url,
+            "pid": os.getpid(),
+            "version": VERSION,
+            "started": reports.iso(self._started_wall),
+            "seconds": round(self._clock.now() - self._started, 1),
+            "idle_seconds": round(activity.idle_for(), 1),
+            "requests": activity.requests,
+            "bytes_in": activity.bytes_in,
+            "bytes_out": activity.bytes_out,
+            "transfers": self._transfer_records(self._observer.transfers),
+            "coverage": await self._coverage_record(),
+            "warnings": self._warnings(),
+            "corrupt": self._corrupt,
+            "ambiguous": {path: [*names] for path, names in self._ambiguous.items()},
+            "state_dir": str(self._directory),
+            "report": str(self._report),
+        }
+
+    def _warnings(self) -> list[Notice]:
+        """Reasons why nodes cannot be told apart or the coverage record may be incomplete."""
+        return [*self._observer.nodes.notices.all(), *self._observer.ledger.full.all()]
+
+    async def warn_at_start(self) -> None:
+        """Log images that the registry does not hold yet: coverage waits for them."""
+        record = await self._coverage_record()
+        if record is not None and (absent := record["absent"]):
+            log.tell(logging.WARNING, "images_absent", absent_text(absent), images=absent)
+
+    async def images(self) -> tuple[list[reports.ImageRecord], int]:
+        """See `report.image_records`."""
+        return await reports.image_records(self._observer)
+
+    def report(
+        self,
+        outcome: Outcome,
+        storage_after: int | None,
+        images: tuple[list[reports.ImageRecord], int],
+    ) -> reports.Report:
+        """Make the report."""
+        observer = self._observer
+        record = reports.coverage_record(self._coverage) if self._coverage else None
+        return reports.Report(
+            version=VERSION,
+            pid=os.getpid(),
+            reason=outcome.reason.kind,
+            reason_detail=dict(outcome.reason.detail),
+            exit_code=outcome.shown_code,
+            started=reports.iso(self._started_wall),
+            stopped=reports.iso(self._clock.wall()),
+            seconds=round(self._clock.now() - self._started, 1),
+            peak_memory=reports.peak_memory(),
+            bytes_in=observer.activity.bytes_in,
+            bytes_out=observer.activity.bytes_out,
+            images=images[0],
+            images_left_out=images[1],
+            coverage=record,
+            denied=reports.denied_records(self._denied),
+            corrupt=self._corrupt,
+            storage_before=self._storage_before,
+            storage_after=storage_after,
+            cut=self._transfer_records(outcome.drained.cut),
+            cut_requests=outcome.drained.requests,
+            asked_again=observer.ledger.asked_again(),
+        )
+
+    async def show(self, made: reports.Report) -> None:
+        """Write the report, and print it."""
+        log.flush()
+        written = True
+        try:
+            await in_thread(reports.write, made, self._report)
+        except OSError as error:
+            written = False
+            logger.error("the report could not be written to %s: %s", self._report, error.strerror)
+        if not log.is_json():
+            width = shutil.get_terminal_size((120, 24)).columns
+            text = await in_thread(table.report, made, width)
+            print(text, end="", file=sys.stderr, flush=True)
+        if written:
+            log.tell(logging.INFO, "report", f"report: {self._report}", file=str(self._report))
+        # The very last line: a success that nobody should take for more than it is.
+        if claims := table.claims(made):
+            claimed = made["coverage"]["claimed"] if made["coverage"] else {}
+            log.tell(logging.WARNING, "claims", claims, claimed=claimed)
+
+    async def _on_status(self, request: Message) -> Message:
+        return await self.status()
+
+    async def _on_stop(self, request: Message) -> Message:
+        self._stop.set(Reason(Kind.STOP, "stop was asked for"))
+        outcome = await asyncio.shield(self._over)
+        return {
+            "reason": outcome.reason.kind,
+            "reason_detail": dict(outcome.reason.detail),
+            "cut": self._transfer_records(outcome.drained.cut),
+            "cut_requests": outcome.drained.requests,
+            "covered": outcome.covered,
+            "coverage": await self._coverage_record(),
+            "exit_code": outcome.shown_code,
+            "report": str(self._report),
+        }
+
+    async def _on_wait(self, request: Message) -> Message:
+        match request.get("for"):
+            case "ready":
+                await first_done(self._ready.wait(), self._over)
+                reached = self._ready.is_set()
+            case "covered" if self._coverage is not None:
+                ledger, pulls = self._observer.ledger, self._observer.pulls
+                covered = Covered(self._coverage, ledger, pulls, self._clock)
+                await first_done(covered.wait(), self._over)
+                reached = self._coverage.complete()
+            case "covered":
+                raise ValueError(
+                    "this server was not told what to cover: start it with --until-pulled and "
+                    "--nodes"
+                )
+            case _:
+                raise ValueError("wait for ready or for covered")
+        return {
+            "reached": reached,
+            "ended": self._over.done(),
+            "coverage": await self._coverage_record(),
+        }
+
+    def _transfer_records(self, transfers: Iterable[Transfer]) -> list[reports.TransferRecord]:
+        return reports.transfer_records(transfers, self._clock.now())
+
+    async def _coverage_record(self) -> reports.CoverageRecord | None:
+        if self._coverage is None:
+            return None
+        await self._coverage.explore()
+        return reports.coverage_record(self._coverage)

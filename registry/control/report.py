@@ -1,0 +1,369 @@
+"""What a run did: the report as JSON for programs; as text for people it is `table`'s."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypedDict
+
+from mayfly.registry.coverage.coverage import Coverage
+from mayfly.registry.coverage.images import plain
+from mayfly.registry.coverage.ledger import Key
+from mayfly.registry.coverage.observer import Observer, Transfer
+from mayfly.registry.coverage.states import State, Target
+from mayfly.registry.pki.files import Attributes, publish
+from mayfly.registry.threads import in_thread
+
+_KIB = 1024
+_MAX_NAME = 100
+
+_READ_SECONDS = 3.0
+"""For what images are made of: the end of a server must not wait for it."""
+
+_AT_ONCE = 100
+"""Images between two turns of the event loop."""
+
+
+class Memory(TypedDict):
+    """Peak resident memory in bytes: of this process, and of the largest child that has ended."""
+
+    server: int
+    command: int
+
+
+class PullRecord(TypedDict):
+    """The pulls of one image by one node.
+
+    Attributes:
+        node: its name.
+        state: how far it is.
+        bytes: of blobs below the image that reached the node since it asked for the image.
+        first: when it first asked for the image.
+        last: when it last asked for it, or content of it last moved.
+        retries: how often a blob was asked for again after a transfer of it ended early.
+    """
+
+    node: str
+    state: State
+    bytes: int
+    first: str
+    last: str
+    retries: int
+
+
+class ImageRecord(TypedDict):
+    """One image that was pushed or asked for; ``name`` by its tag where it has one.
+
+    ``pulls`` has one record for each node that asked for it.
+    """
+
+    name: str
+    digest: str
+    pushed_by: list[str]
+    pulls: list[PullRecord]
+
+
+class GapRecord(TypedDict):
+    """An image that a node must have and has not."""
+
+    node: str
+    image: str
+    state: State
+
+
+class CoverageRecord(TypedDict):
+    """How far the upgrade came.
+
+    Attributes:
+        accept: the weakest state that counts as having an image.
+        matrix: image → node → `State`.
+        declared: names of `--nodes`, empty where it is a number.
+        claimed: covered node → how many of its images rest on its runtime's claim alone.
+        absent: images of the list that the registry does not hold.
+        missing: what known nodes lack, those images aside; empty where coverage is complete.
+    """
+
+    complete: bool
+    nodes_wanted: int
+    nodes_covered: int
+    nodes: list[str]
+    accept: State
+    declared: list[str]
+    matrix: dict[str, dict[str, State]]
+    claimed: dict[str, int]
+    absent: list[str]
+    missing: list[GapRecord]
+
+
+class TransferRecord(TypedDict):
+    """Content that flows, or did when it was cut.
+
+    Attributes:
+        direction: ``pull`` or ``push``.
+        digest: of the blob, None for a push.
+        node: as coverage names it.
+        address: of the peer.
+        bytes: that moved so far.
+        seconds: since it began.
+    """
+
+    direction: str
+    repository: str
+    digest: str | None
+    node: str
+    address: str
+    bytes: int
+    seconds: float
+
+
+class DeniedRecord(TypedDict):
+    """How many requests of one user from one address were refused."""
+
+    user: str
+    address: str
+    requests: int
+
+
+class Corruption(TypedDict):
+    """Content of a bundle that was found wrong, and so is not served.
+
+    Attributes:
+        digest: of the content.
+        bundle: it is in, as the operator named that.
+        problem: ``digest_mismatch``, ``file_changed``, ``file_gone`` or ``file_refused``.
+        file: that has the bytes, None where that is not known.
+        first_byte, last_byte: of the file.
+        repositories: it belongs to.
+        images: that need it, at most 100.
+    """
+
+    digest: str
+    bundle: str
+    problem: str
+    file: str | None
+    first_byte: int | None
+    last_byte: int | None
+    repositories: list[str]
+    images: list[str]
+
+
+class CorruptRecord(Corruption):
+    """The same, with the time at which it was found: ISO 8601 in UTC."""
+
+    found: str
+
+
+class Report(TypedDict):
+    """CONTRACT.md, "Report". Times are ISO 8601 in UTC, sizes bytes.
+
+    Attributes:
+        images_left_out: how many more images there were, whose manifests took too long to read.
+    """
+
+    version: str
+    pid: int
+    reason: str
+    reason_detail: dict[str, str | float]
+    exit_code: int
+    started: str
+    stopped: str
+    seconds: float
+    peak_memory: Memory
+    bytes_in: int
+    bytes_out: int
+    images: list[ImageRecord]
+    images_left_out: int
+    coverage: CoverageRecord | None
+    denied: list[DeniedRecord]
+    corrupt: list[CorruptRecord]
+    storage_before: int | None
+    storage_after: int | None
+    cut: list[TransferRecord]
+    cut_requests: int
+    asked_again: dict[str, int]
+
+
+def write(report: Report, path: Path) -> None:
+    """Put a report in place as a file, at once: one JSON object.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    publish(path, (json.dumps(report, indent=2) + "\n").encode(), Attributes(0o644))
+
+
+def read(path: Path, pid: int) -> Report | None:
+    """The report that the server with this process ID left, None if it left none."""
+    try:
+        found: Report = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("pid") == pid else None
+
+
+def iso(unix: float) -> str:
+    """A moment as ISO 8601 in UTC, to the second."""
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def peak_memory() -> Memory:
+    """Of this process, from its birth to now.
+
+    ``ru_maxrss`` of a process that was started by fork begins at its parent's size (Linux), so
+    the kernel's own high-water mark comes first.
+    """
+    own = _high_water() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _KIB
+    return Memory(server=own, command=child)
+
+
+def _high_water() -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * _KIB for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def storage_used(root: Path) -> int:
+    """Bytes that a directory takes on its disk. Walks it: call from a worker thread."""
+    total = 0
+    waiting = [str(root)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    found = entry.stat(follow_symlinks=False)
+                    total += found.st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+        except OSError:
+            continue  # changed under the walk
+    return total
+
+
+async def image_records(observer: Observer) -> tuple[list[ImageRecord], int]:
+    """Every image pushed or asked for; the children of an index are part of it, not images.
+
+    What they are made of may have to be read, in a thread and for a few seconds at most.
+
+    Returns:
+        The images, and how many were left out since that took too long.
+    """
+    ledger = observer.ledger
+    pushed, pulled = ledger.pushers(), ledger.pullers()
+    until = time.monotonic() + _READ_SECONDS
+    children: set[Key] = set()
+    found: list[tuple[Key, ImageRecord]] = []
+    left_out = 0
+    for number, key in enumerate(dict.fromkeys((*pushed, *pulled))):
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+        target = observer.states.known_target(*key)
+        if target is None:
+            reading = in_thread(observer.states.target, *key)
+            await asyncio.wait([reading], timeout=max(until - time.monotonic(), 0))
+            if not reading.done():
+                reading.cancel()
+                left_out += 1
+                continue
+            target = reading.result()
+        repository, digest = key
+        children.update((repository, child) for child in (target.manifests if target else ()))
+        tags = ledger.tags(repository, digest)
+        names = [f"{repository}:{tag}" for tag in tags] or [f"{repository}@{digest}"]
+        pulls = _pull_records(observer, key, target, pulled.get(key, []))
+        by = pushed.get(key, [])
+        found += [
+            (key, ImageRecord(name=name, digest=digest, pushed_by=by, pulls=pulls))
+            for name in names
+        ]
+    records = [one for key, one in found if key not in children or "@" not in one["name"]]
+    return sorted(records, key=lambda record: record["name"]), left_out
+
+
+def _pull_records(
+    observer: Observer, key: Key, target: Target | None, nodes: Iterable[str]
+) -> list[PullRecord]:
+    ledger = observer.ledger
+    found = []
+    for node in nodes:
+        pull = ledger.pulls(node)[key]
+        found.append(
+            PullRecord(
+                node=node,
+                state=observer.states.of(node, target),
+                bytes=pull.bytes,
+                first=iso(ledger.unix(pull.first)),
+                last=iso(ledger.unix(pull.last)),
+                retries=pull.retries,
+            )
+        )
+    return found
+
+
+def coverage_record(coverage: Coverage) -> CoverageRecord:
+    """How far the upgrade is now."""
+    return CoverageRecord(
+        complete=coverage.complete(),
+        nodes_wanted=coverage.wanted_nodes,
+        nodes_covered=coverage.covered_nodes(),
+        nodes=coverage.nodes(),
+        accept=coverage.accept,
+        declared=list(coverage.declared),
+        matrix=coverage.matrix(),
+        claimed=coverage.claimed(),
+        absent=coverage.absent(),
+        missing=[
+            GapRecord(node=gap.node, image=gap.image, state=gap.state)
+            for gap in coverage.missing()
+            if gap.node is not None and gap.image is not None
+        ],
+    )
+
+
+def denied_records(denied: Mapping[tuple[str, str], int]) -> list[DeniedRecord]:
+    """Refused requests, most first, from (user, address) → count.
+
+    A name may be any a client made up: it is cut, and shown without control characters.
+    """
+    found = [
+        DeniedRecord(user=_printable(user), address=plain(address), requests=count)
+        for (user, address), count in denied.items()
+    ]
+    return sorted(found, key=lambda record: -record["requests"])
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name[:_MAX_NAME])
+
+
+def transfer_records(transfers: Iterable[Transfer], now: float) -> list[TransferRecord]:
+    """Transfers as data, those that began first before the others.
+
+    Args:
+        transfers: of the observer.
+        now: of its clock.
+    """
+    records = []
+    for one in sorted(transfers, key=lambda one: one.begun):
+        repository, _, digest = one.what.partition("@")
+        records.append(
+            TransferRecord(
+                direction=one.direction,
+                repository=repository,
+                digest=digest or None,
+                node=one.caller.node,
+                address=one.caller.address,
+                bytes=one.bytes,
+                seconds=round(now - one.begun, 3),
+            )
+        )
+    return records

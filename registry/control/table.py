@@ -1,0 +1,366 @@
+"""Status, reports and coverage as plain text, a row for each node, no wider than the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from mayfly.registry.coverage.coverage import claims_text
+from mayfly.registry.coverage.states import RANKED, State, accepted
+from mayfly.registry.durations import exact, readable
+from mayfly.registry.notices import text as notice_text
+from mayfly.registry.text import escaped, join_names
+from mayfly.storage.directory.space import format_size
+
+if TYPE_CHECKING:
+    from mayfly.registry.control.report import (
+        Corruption,
+        CorruptRecord,
+        CoverageRecord,
+        ImageRecord,
+        Report,
+        TransferRecord,
+    )
+
+MIN_WIDTH = 40
+
+_MOST_ROWS = 200
+_MOST_NAMES = 10
+_MOST_TRANSFERS = 20
+
+
+def grid(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Lines of aligned columns, two blanks apart.
+
+    What is too wide is shortened in its middle, the widest column first: the ends of an image's
+    name say most.
+    """
+    if not rows:
+        return []
+    columns = len(rows[0])
+    widths = [max(len(row[i]) for row in rows) for i in range(columns)]
+    room = max(width - 2 * (columns - 1), columns)
+    while sum(widths) > room and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1
+    return [
+        "  ".join(shorten(cell, widths[i]).ljust(widths[i]) for i, cell in enumerate(row)).rstrip()
+        for row in rows
+    ]
+
+
+def shorten(text: str, width: int) -> str:
+    """A text in at most ``width`` characters, its middle left out if need be."""
+    if len(text) <= width:
+        return text
+    if width < 3:
+        return text[:width]
+    tail = (width - 1) // 2
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """One node of a coverage record.
+
+    Attributes:
+        name: of the node.
+        missing: image → its state there, of those the node does not have.
+        wanted: how many images it must have.
+    """
+
+    name: str
+    missing: Mapping[str, State]
+    wanted: int
+
+    @property
+    def has(self) -> int:
+        """How many images it has."""
+        return self.wanted - len(self.missing)
+
+
+def node_rows(coverage: CoverageRecord) -> list[NodeRow]:
+    """The nodes of a coverage record, incomplete ones first."""
+    matrix, enough = coverage["matrix"], accepted(State(coverage["accept"]))
+    rows = []
+    for node in coverage["nodes"]:
+        states = {image: State(cells[node]) for image, cells in matrix.items()}
+        missing = {image: state for image, state in states.items() if state not in enough}
+        rows.append(NodeRow(node, missing, len(matrix)))
+    return sorted(rows, key=lambda row: not row.missing)
+
+
+def progress(coverage: CoverageRecord) -> str:
+    """How far coverage is, in one line: ``1 of 3 nodes covered; missing: node-ctr``."""
+    line = f"{coverage['nodes_covered']} of {coverage['nodes_wanted']} nodes covered"
+    lacking = [row.name for row in node_rows(coverage) if row.missing]
+    more = coverage["nodes_wanted"] - len(coverage["nodes"])
+    if more > 0:
+        lacking.append(f"{more} that pulled nothing yet")
+    if lacking and not coverage["complete"]:
+        line += f"; missing: {join_names(lacking, _MOST_NAMES)}"
+    return line
+
+
+def coverage_lines(coverage: CoverageRecord, width: int) -> list[str]:
+    """Coverage as a summary line and a row for each node with the images it lacks."""
+    rows, absent = node_rows(coverage), coverage["absent"]
+    lines = [f"coverage: {coverage['nodes_covered']} of {coverage['nodes_wanted']} nodes"]
+    lines += [f"not in the registry: {image}" for image in absent[:_MOST_ROWS]]
+    if rows:
+        lines += _node_grid(rows[:_MOST_ROWS], absent, width)
+    more = coverage["nodes_wanted"] - len(rows)
+    if more > 0:
+        lines.append(f"{more} more node{'s' if more > 1 else ''} pulled nothing yet")
+    return [*lines, *_more(len(rows) - _MOST_ROWS)]
+
+
+def _node_grid(rows: Sequence[NodeRow], absent: Collection[str], width: int) -> list[str]:
+    table = [["node", "images"], *([row.name, f"{row.has} of {row.wanted}"] for row in rows)]
+    left = grid(table, max(width // 2, MIN_WIDTH // 2))
+    start = max(map(len, left)) + 2
+    shown = ["missing", *(_fitting(lacking(row, absent), width - start) for row in rows)]
+    return [f"{a:<{start}}{b}".rstrip() for a, b in zip(left, shown, strict=True)]
+
+
+def lacking(row: NodeRow, absent: Collection[str] = ()) -> list[str]:
+    """The images that a node lacks, without those absent from the registry."""
+    return [
+        image if state is State.MISSING else f"{image} ({state})"
+        for image, state in row.missing.items()
+        if image not in absent
+    ]
+
+
+def _fitting(names: Sequence[str], width: int) -> str:
+    """As many names as fit, and the number of the others."""
+    for most in range(len(names), 1, -1):
+        text = join_names(names, most)
+        if len(text) <= width:
+            return text
+    if not names:
+        return "-"
+    rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return shorten(names[0], max(width - len(rest), 3)) + rest
+
+
+def status(
+    found: Mapping[str, Any], width: int, before: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The state of a running server.
+
+    Args:
+        found: its answer to ``status``.
+        width: columns; at least `MIN_WIDTH` are used.
+        before: an earlier answer, for the rates since.
+    """
+    found = escaped(found)
+    width = max(width, MIN_WIDTH)
+    rows = [
+        ["state", f"{found['state']}, for {readable(found['seconds'])}"],
+        ["at", f"{found['url']}, pid {found['pid']}, version {found['version']}"],
+        ["idle for", readable(found["idle_seconds"])],
+        ["in", _amount(found, before, "bytes_in")],
+        ["out", _amount(found, before, "bytes_out")],
+    ]
+    lines = grid(rows, width)
+    lines += transfers(found["transfers"], width)
+    lines += [f"warning: {notice_text(warning)}" for warning in found["warnings"]]
+    for path, names in found["ambiguous"].items():
+        lines.append(f"ambiguous: {path} is in several upstreams; ask for {' or '.join(names)}")
+    lines += corrupt(found["corrupt"])
+    if found["coverage"] is not None:
+        lines += ["", *coverage_lines(found["coverage"], width)]
+    return lines
+
+
+def _amount(found: Mapping[str, Any], before: Mapping[str, Any] | None, key: str) -> str:
+    text = format_size(found[key])
+    if before is not None and found["seconds"] > before["seconds"]:
+        rate = (found[key] - before[key]) / (found["seconds"] - before["seconds"])
+        text += f", {format_size(round(rate))}/s"
+    return text
+
+
+def transfers(records: Sequence[TransferRecord], width: int) -> list[str]:
+    """Transfers under way, a row each."""
+    if not records:
+        return []
+    rows = [["under way", "content", "bytes", "rate"]]
+    for one in records[:_MOST_TRANSFERS]:
+        rate = one["bytes"] / one["seconds"] if one["seconds"] else 0
+        who = f"{one['direction']} by {peer(one)}"
+        rows.append([who, content(one), format_size(one["bytes"]), f"{format_size(round(rate))}/s"])
+    return ["", *grid(rows, width), *_more(len(records) - _MOST_TRANSFERS)]
+
+
+def peer(transfer: TransferRecord) -> str:
+    """The node and address at the other end."""
+    node, address = transfer["node"], transfer["address"]
+    return f"{node} ({address})" if address and address != node else node
+
+
+def content(transfer: TransferRecord) -> str:
+    """The repository, with the digest of a pull."""
+    digest = transfer["digest"]
+    return f"{transfer['repository']}@{digest}" if digest else transfer["repository"]
+
+
+def cut(transfers: Sequence[TransferRecord], requests: int) -> list[str]:
+    """The transfers that were cut, a line each."""
+    if requests and not transfers:
+        return [f"cut: {requests} requests"]
+    lines = [
+        f"cut: {one['direction']} of {content(one)} by {peer(one)}, at {format_size(one['bytes'])}"
+        for one in transfers[:_MOST_ROWS]
+    ]
+    return [*lines, *_more(len(transfers) - _MOST_ROWS)]
+
+
+def corrupt(records: Sequence[CorruptRecord]) -> list[str]:
+    """Content of bundles that was found wrong, a line each, however long: it is to be copied."""
+    lines = [f"corrupt: {corruption(one)}" for one in records[:_MOST_ROWS]]
+    return [*lines, *_more(len(records) - _MOST_ROWS)]
+
+
+def corruption(found: Corruption) -> str:
+    """What is wrong with content of a bundle, which images that hurts, and what to do."""
+    bundle, digest, file = found["bundle"], found["digest"], found["file"] or found["bundle"]
+    match found["problem"]:
+        case "digest_mismatch":
+            place = f"bytes {found['first_byte']} to {found['last_byte']}"
+            # Of an archive the file is the bundle itself.
+            if PurePath(file).name != PurePath(bundle).name:
+                place += f" of {file}"
+            fact, remedy = f"{digest} is corrupt ({place})", "fetch the bundle again and restart"
+        case "file_changed":
+            fact = f"{digest} is not served, since the file was changed after the start"
+            remedy = "restart to serve the file as it is now"
+        case "file_gone":
+            fact = f"{digest} was there at the start and is gone"
+            remedy = "fetch the bundle again and restart"
+        case _:
+            fact = f"{digest} is not served, since a link or a special file is in its place"
+            remedy = "fetch the bundle again and restart"
+    images = join_names(found["images"] or found["repositories"], _MOST_NAMES)
+    hurt = f"; images that need it: {images}" if images else ""
+    return f"{bundle}: {fact}{hurt}; {remedy}"
+
+
+def _more(left: int) -> list[str]:
+    return [f"… and {left} more"] if left > 0 else []
+
+
+def report(content: Report, width: int) -> str:
+    """A report for people.
+
+    Args:
+        content: the report as its JSON has it.
+        width: columns; at least `MIN_WIDTH` are used.
+    """
+    content = escaped(content)
+    width = max(width, MIN_WIDTH)
+    lines = _summary(content, width)
+    if content["images"]:
+        lines += ["", *_images(content["images"], width)]
+    if content["images_left_out"]:
+        left = content["images_left_out"]
+        lines.append(f"{left} more images are left out: their manifests took too long to read")
+    if content["coverage"]:
+        lines += ["", *coverage_lines(content["coverage"], width)]
+    if content["denied"]:
+        rows = [["denied", "user", "address"]]
+        rows += [[str(d["requests"]), d["user"] or "-", d["address"]] for d in content["denied"]]
+        lines += ["", *grid(rows[:_MOST_ROWS], width)]
+    lines += corrupt(content["corrupt"])
+    lines += cut(content["cut"], content["cut_requests"])
+    lines += _asked_again(content["asked_again"])
+    return "\n".join(lines) + "\n"
+
+
+def claims(content: Report) -> str:
+    """The last line that people read, where exit code 0 rests on claims; else ""."""
+    if not content["coverage"] or content["exit_code"] != 0:
+        return ""
+    text = claims_text(content["coverage"]["claimed"])
+    return f"exit code 0 rests on claims: {text}" if text else ""
+
+
+def _asked_again(nodes: Mapping[str, int]) -> list[str]:
+    if not nodes:
+        return []
+    names = [f"{node} ({count})" for node, count in sorted(nodes.items())]
+    shown = join_names(names, _MOST_NAMES)
+    return [
+        f"warning: asked again for images they had: {shown}. Pods with imagePullPolicy Always, "
+        "and from Kubernetes 1.35 on pods with other credentials, ask at every start and will fail "
+        "without this registry"
+    ]
+
+
+def _ended(reason: str, detail: Mapping[str, Any]) -> str:
+    """Why a server ended, fit to follow "ended because"."""
+    quiet = exact(float(detail["seconds"])) if "seconds" in detail else ""
+    match reason:
+        case "covered":
+            return "every node has every image"
+        case "command":
+            return _command_ended(detail)
+        case "deadline":
+            return f"the maximum lifetime of {quiet} was over"
+        case "idle":
+            return f"no request came for {quiet}"
+        case "unused":
+            return f"no image was pulled and no request came for {quiet}"
+        case "signal":
+            return f"it received {detail['signal']}"
+        case "stop":
+            return "mayfly stop asked for it"
+        case "stop-file":
+            return f"the stop file appeared: {detail['file']}"
+        case "parent":
+            return f"the process that started it ended (pid {detail['pid']})"
+        case "standard-input":
+            return "its standard input was closed"
+        case "failed":
+            return f"content of {detail['bundle']} is corrupt"
+        case _:
+            # A newer server's report, read by an older command.
+            return reason
+
+
+def _command_ended(detail: Mapping[str, Any]) -> str:
+    if not detail:
+        return "a signal came before the command was started"
+    name, code = detail["command"], int(detail["exit_code"])
+    if code >= 0:
+        return f"{name} ended with exit code {code}"
+    # Loaded for this alone.
+    from mayfly.registry.process.child import signal_name
+
+    number = signal_name(-code)
+    return f"{name} was {'interrupted' if number == 'SIGINT' else 'ended'} ({number})"
+
+
+def _summary(content: Report, width: int) -> list[str]:
+    rows = [
+        ["ran", f"{readable(content['seconds'])}, from {content['started']}"],
+        ["in, out", f"{format_size(content['bytes_in'])}, {format_size(content['bytes_out'])}"],
+        ["peak memory", format_size(content["peak_memory"]["server"])],
+    ]
+    before, after = content["storage_before"], content["storage_after"]
+    if before is not None and after is not None:
+        rows.append(["storage", f"{format_size(before)} before, {format_size(after)} after"])
+    # The reason is whole, however long: a path in it is to be copied.
+    ended = f"ended because {_ended(content['reason'], content['reason_detail'])}"
+    return [ended, *grid(rows, width)]
+
+
+def _images(images: list[ImageRecord], width: int) -> list[str]:
+    rows = [["image", "pushed by", "pulled by"]]
+    for image in images[:_MOST_ROWS]:
+        pulled = [pull["node"] for pull in image["pulls"] if pull["state"] in RANKED]
+        by = (", ".join(image["pushed_by"]) or "-", ", ".join(pulled) or "-")
+        rows.append([image["name"], *by])
+    return [*grid(rows, width), *_more(len(images) - _MOST_ROWS)]

@@ -1,0 +1,142 @@
+"""How clients reach this registry, and their addresses, also through a proxy.
+
+The URLs that a client is told (the realm of a challenge, ``Location``, ``Link``) begin with the
+first of these that is known:
+
+    --external-url      set by the operator
+    a trusted proxy     ``Forwarded`` (RFC 7239), else ``X-Forwarded-Proto`` and ``-Host``
+    the request         ``Host``, and whether it came over TLS
+
+Forwarding headers from other peers are ignored: they could name any host and any client.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from aiohttp.web_request import BaseRequest
+
+from mayfly.registry.settings.readers import Address, ExternalURL, Network
+
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
+_HOPS = 32
+"""Proxies of a chain that are looked at, the nearest ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """The facts about a request from trusted proxies; None where they give none.
+
+    Attributes:
+        client: the address of the first host that is no trusted proxy.
+        scheme: that it used.
+        host: with port, that it asked.
+    """
+
+    client: str | None = None
+    scheme: str | None = None
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Finds how clients reach a registry.
+
+    Attributes:
+        external: the operator's answer.
+        trusted: networks of proxies that are believed.
+    """
+
+    external: ExternalURL | None = None
+    trusted: tuple[Network, ...] = ()
+
+    @property
+    def prefix(self) -> str:
+        """The path before ``/v2/``, as clients see it; "" for none."""
+        return self.external.prefix if self.external is not None else ""
+
+    def of(self, http: BaseRequest) -> str:
+        """The URL before ``/v2/``, as this request's client has to write it."""
+        if self.external is not None:
+            return self.external.origin + self.external.prefix
+        said = self.forwarded(http) or Forwarded()
+        over_tls = http.get_extra_info("ssl_object") is not None
+        scheme = said.scheme or ("https" if over_tls else "http")
+        host = http.headers.get("Host", "") if said.host is None else said.host
+        if not _HOST.fullmatch(host):
+            host = str(Address(*http.get_extra_info("sockname", ("localhost", 0))[:2]))
+        return f"{scheme}://{host}"
+
+    def forwarded(self, http: BaseRequest) -> Forwarded | None:
+        """The forwarding headers of this request; None if its peer is no trusted proxy."""
+        peer = http.get_extra_info("peername")
+        if not self.trusted or not peer or not self.trusts(str(peer[0])):
+            return None
+        if (header := http.headers.getall("Forwarded", [])) != []:
+            hops = [_parameters(hop) for hop in _last(header)]
+            clients = [hop.get("for", "") for hop in hops]
+            nearest = hops[-1]
+            scheme, host = nearest.get("proto", ""), nearest.get("host", "")
+        else:
+            clients = _last(http.headers.getall("X-Forwarded-For", []))
+            scheme = "".join(_last(http.headers.getall("X-Forwarded-Proto", []))[-1:])
+            host = "".join(_last(http.headers.getall("X-Forwarded-Host", []))[-1:])
+        scheme = scheme.lower()
+        return Forwarded(
+            self._client(clients),
+            scheme if scheme in ("http", "https") else None,
+            host if _HOST.fullmatch(host) else None,
+        )
+
+    def _client(self, chain: list[str]) -> str | None:
+        """The nearest address of a chain that is no trusted proxy's; earlier ones may be forged."""
+        found = None
+        for text in reversed(chain):
+            address = _address(text)
+            if address is None:
+                return found
+            found = address
+            if not self.trusts(address):
+                break
+        return found
+
+    def trusts(self, address: str) -> bool:
+        """Whether an address is a trusted proxy's."""
+        try:
+            parsed = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return False
+        mapped = getattr(parsed, "ipv4_mapped", None)
+        return any((mapped or parsed) in network for network in self.trusted)
+
+
+AS_ASKED = Origins()
+"""Of a registry without proxies: every client asks it by the address it was given."""
+
+
+def _last(values: Iterable[str]) -> list[str]:
+    """The elements of a list header's last hops."""
+    parts = ",".join(values).rsplit(",", _HOPS)
+    return [part.strip(" \t") for part in parts[-_HOPS:]]
+
+
+def _parameters(hop: str) -> dict[str, str]:
+    """The parameters of one element of ``Forwarded``."""
+    pairs = (part.partition("=") for part in hop.split(";"))
+    return {name.strip().lower(): value.strip().strip('"') for name, _, value in pairs}
+
+
+def _address(text: str) -> str | None:
+    """The address in a hop, which may have a port, and brackets (RFC 7239, 6)."""
+    text = text.strip('"')
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None

@@ -1,0 +1,63 @@
+"""The byte path in: a request's body to an upload session, hashed while it is written.
+
+A batch is received straight into one of two buffers; a worker thread hashes and writes it while
+the event loop receives the next into the other. A batch is smaller the more uploads run: memory is
+bounded whatever the number of clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from mayfly.registry.http.body import HTTPRequest, allocate
+from mayfly.registry.lifecycle.activity import Activity
+from mayfly.registry.threads import in_thread
+from mayfly.storage.interface import Upload
+
+_LARGEST_BATCH = 1024 * 1024
+_SMALLEST_BATCH = 64 * 1024
+_MEMORY = 32 * 1024 * 1024
+"""Bytes that all buffers together may hold before they shrink."""
+
+_active = 0
+
+
+async def receive(activity: Activity, http: HTTPRequest, upload: Upload, at: int) -> int:
+    """Append the whole body to an upload that stands at byte ``at``; where it stands then.
+
+    What arrived before a failure stays in the session: the client can go on from there.
+
+    Raises:
+        BodyIncomplete: the body ended before its announced end.
+        UploadOffset, UploadUnknown, StorageFull: see `storage.interface.Upload.write`.
+    """
+    global _active
+    if http.body is None:
+        return at
+    writing: asyncio.Future[None] | None = None
+    _active += 1
+    try:
+        size = min(_batch_size(), http.body.length or _LARGEST_BATCH)
+        filling, written = allocate(size), allocate(size)
+        while count := await http.body.fill(filling):
+            activity.bytes_in += count
+            if writing is not None:
+                await asyncio.shield(writing)  # a reader that is cancelled waits for it, too
+            writing = in_thread(upload.write, [filling[:count]], at)
+            at += count
+            filling, written = written, filling
+            if len(filling) > _batch_size():
+                filling = allocate(_batch_size())  # more uploads run than when this one began
+    finally:
+        _active -= 1
+        if writing is not None:
+            # Also when the body was cut: what arrived counts, and no write may land later.
+            await asyncio.wait([writing])
+            writing.exception()  # known to asyncio as seen, where another error goes before it
+    if writing is not None:
+        await writing
+    return at
+
+
+def _batch_size() -> int:
+    return max(_SMALLEST_BATCH, min(_LARGEST_BATCH, _MEMORY // 2 // max(_active, 1)))

@@ -1,0 +1,216 @@
+"""The byte path out: part of a file to a socket, by sendfile, without passing through Python.
+
+A blob is never content-encoded: clients check its digest and resume by byte range. Ranges follow
+RFC 9110 section 14; of several ranges in one request none is honoured and the whole is sent, which
+that section allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from aiohttp.web_response import StreamResponse
+
+from mayfly.registry.api.context import COMMON_HEADERS
+from mayfly.registry.api.errors import RangeInvalid
+from mayfly.registry.coverage.observer import Sending
+from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.proving import proven, proving
+from mayfly.registry.http.receipts import Receipts
+from mayfly.registry.http.sendfile import sendfile
+from mayfly.storage.bundle.errors import Interrupted
+from mayfly.storage.bundle.verified import BundleExtent, changed
+from mayfly.storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown
+from mayfly.storage.interface import Extent
+
+logger = logging.getLogger("mayfly")
+
+_RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
+
+
+def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """Read a ``Range`` header against content of ``size`` bytes.
+
+    Returns:
+        The offset and number of bytes to send, or None for the whole content.
+
+    Raises:
+        RangeInvalid: no byte of the content lies in the range.
+    """
+    if header is None or "," in header or not header.startswith("bytes="):
+        return None
+    found = _RANGE.fullmatch(header)
+    if found is None or header == "bytes=-":
+        raise RangeInvalid(f"range {header[:60]!r} cannot be read", size)
+    first, last = found.groups()
+    if not first:
+        length = min(int(last), size)
+        start, end = size - length, size - 1
+    else:
+        start = int(first)
+        end = min(int(last), size - 1) if last else size - 1
+    if start > end or start >= size:
+        raise RangeInvalid(f"range {header[:60]!r} lies outside {size} bytes", size)
+    return start, end - start + 1
+
+
+async def send_head(http: HTTPRequest, extent: Extent, headers: dict[str, str]) -> StreamResponse:
+    """Answer HEAD for content."""
+    response, _, _ = _begin(http, extent, headers)
+    await response.prepare(http)
+    await response.write_eof()
+    return response
+
+
+async def send_whole(http: HTTPRequest, extent: Extent, headers: dict[str, str]) -> StreamResponse:
+    """Answer GET or HEAD with all of a file whose bytes were verified a moment ago.
+
+    Raises:
+        ManifestUnknown: it was deleted meanwhile.
+        ConnectionError: the client is gone, or the file ended early and the connection was cut.
+    """
+    response = StreamResponse(headers=COMMON_HEADERS | headers)
+    response.content_length = extent.size
+    try:
+        file = extent.open()
+    except FileNotFoundError:
+        raise ManifestUnknown("manifest unknown") from None
+    with file:
+        await response.prepare(http)
+        if http.method != "HEAD":
+            await _sendfile(http, file, extent.offset, extent.size)
+    await response.write_eof()
+    return response
+
+
+async def send(
+    http: HTTPRequest, extent: Extent, headers: dict[str, str], sending: Sending
+) -> StreamResponse:
+    """Answer GET with content, or the part of it that ``Range`` asks for.
+
+    Raises:
+        RangeInvalid: see `parse_range`.
+        BlobUnknown: the content was deleted before its first byte was sent.
+        ContentCorrupt: the content of a bundle does not have its digest.
+        ConnectionError: the client is gone, or the content ended early or is not what it should
+            be, and the connection was cut.
+    """
+    response, offset, count = _begin(http, extent, headers)
+    if count == 0:
+        await response.prepare(http)
+        await response.write_eof()
+        return response
+    try:
+        file = extent.open()
+    except FileNotFoundError:
+        raise BlobUnknown("blob unknown to repository") from None
+    receipts = Receipts(http.transport)
+    with (
+        file,
+        sending.part(offset, count, extent.size, receipts),
+        _proving(extent, file) as proof,
+    ):
+        await response.prepare(http)
+        receipts.begin()
+        # The last byte of a bundle's content waits for the proof: no client completes it before.
+        held_back = int(proof is not None)
+        first, counted = extent.offset + offset, (sending.count, receipts.take)
+        await _sendfile(http, file, first, count - held_back, *counted)
+        if proof is not None:
+            await _prove(http, extent, file, proof, sending)
+            receipts.close()
+            await _sendfile(http, file, first + count - 1, 1, *counted)
+    await response.write_eof()
+    return response
+
+
+def _begin(
+    http: HTTPRequest, extent: Extent, headers: dict[str, str]
+) -> tuple[StreamResponse, int, int]:
+    """The response's head, and the offset and number of bytes that follow it."""
+    part = parse_range(http.headers.get("Range"), extent.size)
+    offset, count = part or (0, extent.size)
+    response = StreamResponse(status=206 if part else 200, headers=COMMON_HEADERS)
+    response.headers.update(headers)
+    response.headers["Accept-Ranges"] = "bytes"
+    if part:
+        response.headers["Content-Range"] = f"bytes {offset}-{offset + count - 1}/{extent.size}"
+    response.content_length = count
+    return response, offset, count
+
+
+async def _sendfile(
+    http: HTTPRequest,
+    file: IO[bytes],
+    offset: int,
+    count: int,
+    progress: Callable[[int], None] = lambda sent: None,
+    release: Callable[[int], None] = os.close,
+) -> None:
+    transport = http.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("client is gone")
+    if count == 0:
+        return
+    # What the kernel cannot encrypt is sent by the TLS transport itself (`registry.http.tls`).
+    sealing = getattr(transport, "sendfile", None)
+    if sealing is not None:
+        sent = await sealing(file, offset, count, progress, release)
+    else:
+        part = file, offset, count, progress, release
+        sent = await sendfile(http.protocol, transport, *part)
+    if sent != count:
+        # The length is already promised; only a cut tells the client that it is not met.
+        transport.abort()
+        raise ConnectionResetError(f"file ended after {sent} of {count} bytes")
+
+
+_ATTEMPTS = 3
+"""Proofs taken at the end of one transfer while the file's change time keeps moving."""
+
+
+@contextmanager
+def _proving(extent: Extent, file: IO[bytes]) -> Iterator[asyncio.Future[None] | None]:
+    """For content of a bundle, its proof, taken beside the sending."""
+    if not isinstance(extent, BundleExtent):
+        yield None
+        return
+    with proving(extent.proof.of(file.fileno()), extent.size) as proof:
+        yield proof
+
+
+async def _prove(
+    http: HTTPRequest,
+    extent: Extent,
+    file: IO[bytes],
+    proof: asyncio.Future[None],
+    sending: Sending,
+) -> None:
+    assert isinstance(extent, BundleExtent)
+    try:
+        await proven(http, proof)
+        # Also of what was proven long ago: the file may have been written to while it was sent.
+        # If only its change time moved it is hashed again, a bounded number of times.
+        for _ in range(_ATTEMPTS):
+            now = extent.proof.of(file.fileno())
+            if now.holds:
+                return
+            with proving(now, extent.size) as again:
+                await proven(http, again)
+        raise changed()
+    except (ContentCorrupt, Interrupted) as error:
+        if isinstance(error, ContentCorrupt):
+            sending.corrupt()
+        # Corrupt content is an event of its own, and an end that is asked for cuts what it cuts.
+        known = error.reported or isinstance(error, Interrupted)
+        level = logging.DEBUG if known else logging.ERROR
+        logger.log(level, "a transfer was cut: %s (%s)", error, extent.proof)
+        if http.transport is not None:
+            http.transport.abort()
+        raise ConnectionResetError("content is corrupt") from error

@@ -1,0 +1,34 @@
+"""The errors of a server's lifetime. They import nothing, so that every table may name them."""
+
+from __future__ import annotations
+
+from mayfly.registry.exit_codes import Exit
+
+
+class LifetimeError(Exception):
+    """Something that ends a command of Mayfly's; the text is for its user.
+
+    Args:
+        message: what is wrong, where, and what to do, on one line.
+        exit_code: the process's.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
+
+
+class NotRunning(LifetimeError):
+    """No Mayfly answers there."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Exit.NOT_RUNNING)
+
+
+class Draining(Exception):
+    """A request that begins something new while the registry drains: 503, ``UNAVAILABLE``."""
+
+    def __init__(self) -> None:
+        self.message = "the registry is shutting down and takes no new pulls or pushes"
+        super().__init__(self.message)

@@ -1,0 +1,166 @@
+"""What a run was asked to be, and the conditions and exit code that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mayfly.registry.clock import Clock
+from mayfly.registry.coverage.images import Nodes
+from mayfly.registry.exit_codes import Exit
+from mayfly.registry.lifecycle.activity import Activity
+from mayfly.registry.lifecycle.conditions import (
+    AllOf,
+    Condition,
+    Kind,
+    MaxLifetime,
+    Once,
+    Quiet,
+    Reason,
+    ends_when,
+)
+from mayfly.registry.lifecycle.drain import Drained
+from mayfly.registry.lifecycle.watches import ParentDeath, StandardInput, StopFile
+from mayfly.registry.settings.config import ConfigError
+
+KUBELET_BACKOFF = 300.0
+"""Longest pause, in seconds, between two tries of a kubelet to pull an image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The settings of `serve` and `run` that decide when a server ends; times in seconds.
+
+    Attributes:
+        drain_timeout: `--drain-timeout`.
+        idle_timeout, unused_timeout, max_lifetime: None for never.
+        elapsed: how much of `max_lifetime` earlier starts of the run have used.
+        until_all: `--until all`.
+        until_pulled, nodes: what coverage is, both or neither.
+        accept: the weakest evidence that counts as having an image, a state of `states.RANKED`.
+        node_identity: how nodes are told apart, a `nodes.NodeIdentity`.
+        stop_file: its appearance ends the server.
+        exit_with_parent, exit_on_stdin_eof: as the options.
+        stop_on_corrupt: `--on-corrupt stop`.
+        report: file for the report; None for the state directory's.
+        command: of `run`, empty for `serve`.
+    """
+
+    drain_timeout: float = 60.0
+    idle_timeout: float | None = None
+    unused_timeout: float | None = None
+    max_lifetime: float | None = None
+    elapsed: float = 0.0
+    until_all: bool = False
+    until_pulled: Path | None = None
+    nodes: Nodes | None = None
+    accept: str = "claimed"
+    node_identity: str = "auto"
+    stop_file: Path | None = None
+    exit_with_parent: bool = False
+    exit_on_stdin_eof: bool = False
+    stop_on_corrupt: bool = False
+    report: Path | None = None
+    command: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """See that the settings go together.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        if self.until_pulled is not None and self.nodes is None:
+            raise ConfigError("--until-pulled needs --nodes: how many nodes, or a file of names")
+        if self.nodes is not None and self.until_pulled is None:
+            raise ConfigError("--nodes needs --until-pulled: the file that lists the images")
+        if self.accept == "proven":
+            raise ConfigError(
+                "--accept proven: nodes cannot prove yet that they have an image; use served"
+            )
+        if self.exit_on_stdin_eof and self.command:
+            raise ConfigError("--exit-on-stdin-eof: under run the standard input is the command's")
+
+    def warnings(self) -> list[str]:
+        """What is allowed and may still surprise."""
+        if self.idle_timeout is not None and self.idle_timeout <= KUBELET_BACKOFF:
+            return [
+                "--idle-timeout is not over 5m: a kubelet whose pull failed may try again only "
+                "after that long"
+            ]
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class Triggers:
+    """Conditions that others in the server meet.
+
+    Attributes:
+        signal: the first SIGTERM, SIGINT or SIGHUP.
+        second: the second.
+        stop: asked for over the control socket.
+        failed: the server cannot go on.
+        command: has ended; None without one.
+        covered: coverage is complete; None if none was asked for.
+    """
+
+    signal: Once
+    second: Once
+    stop: Once
+    failed: Once
+    command: Once | None = None
+    covered: Condition | None = None
+
+
+def ending(plan: Plan, triggers: Triggers, activity: Activity, clock: Clock) -> Condition:
+    """The one condition that ends the server.
+
+    Raises:
+        ConfigError: one of those asked for cannot work here.
+    """
+    stopped: Condition = triggers.signal
+    if triggers.command is not None:
+        # A signal is handed on to the command, and it is the command that ends then.
+        stopped = AllOf([triggers.signal, triggers.command])
+    hard: list[Condition] = [triggers.failed, triggers.second, stopped, triggers.stop]
+    if plan.stop_file is not None:
+        hard.append(StopFile(plan.stop_file, clock))
+    if plan.exit_with_parent:
+        hard.append(ParentDeath(clock))
+    if plan.exit_on_stdin_eof:
+        hard.append(StandardInput())
+    if plan.max_lifetime is not None:
+        hard.append(MaxLifetime(clock, plan.max_lifetime, plan.elapsed))
+    # Hard, since it can never be met together with the others. Not under a command, which may have
+    # much to do before the first pull.
+    if plan.unused_timeout is not None and triggers.command is None:
+        hard.append(Quiet(activity, clock, plan.unused_timeout, after_first_pull=False))
+    soft: list[Condition] = []
+    if triggers.covered is not None:
+        soft.append(triggers.covered)
+    if plan.idle_timeout is not None:
+        soft.append(Quiet(activity, clock, plan.idle_timeout, after_first_pull=True))
+    return ends_when(hard, soft, every=plan.until_all, command=triggers.command)
+
+
+def exit_code(
+    reason: Reason, drained: Drained, *, covered: bool | None, command: int | None, ended_it: bool
+) -> int:
+    """The process's exit code (CONTRACT.md, "Exit codes").
+
+    Args:
+        reason: why the server ended.
+        drained: how its drain did.
+        covered: whether coverage is complete, None if it was not asked for.
+        command: its code, minus a signal's number; None without a command.
+        ended_it: the command still ran when the server had to end.
+    """
+    if drained.exit_code is not None:
+        return drained.exit_code
+    if reason.kind is Kind.FAILED:
+        return reason.exit_code
+    deadline = reason.kind is Kind.DEADLINE
+    if command and not (deadline and ended_it):
+        return command
+    if not drained.complete or covered is False or (deadline and ended_it):
+        return Exit.INCOMPLETE
+    return Exit.DONE

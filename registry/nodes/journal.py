@@ -1,0 +1,339 @@
+"""Put a plan in place so that it can be taken back exactly, whenever and however often.
+
+The journal is a directory per runtime, ``/var/lib/mayfly-node-config/RUNTIME``: it survives a
+reboot, and is apart from any store of images. ``journal.json`` names each file with what was there
+before Mayfly's first change and the digests of all that Mayfly meant to write there since; the
+contents that were there lie beside it. States and steps:
+
+    no journal.json    Nothing is applied. Anything else in the directory is litter.
+    apply              Save contents, publish journal.json, and only then make directories and
+                       write files. Files of an earlier plan that the new one lacks are put back,
+                       and dropped from the journal after that.
+    journal.json       Applied, wholly or in part. Apply completes it, revert takes it back.
+    revert             Put every file back, remove the directories that apply made as far as
+                       they are empty, remove journal.json, and only then the rest of it.
+
+Every step changes one name on disk, durably (`registry.pki.files`), and every step can be done
+twice. So a crash between any two of them leaves one of the states above, and the first original
+is never overwritten by a later apply.
+
+A file is *edited* when what is there is neither the original nor anything Mayfly wrote. Both
+commands refuse then, before they change anything, unless told to lose the edit. A file that was
+removed meanwhile is not edited: there is nothing to lose.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from mayfly.registry.nodes.plan import Plan, PlannedFile
+from mayfly.registry.nodes.runtimes import Runtime, make_plan
+from mayfly.registry.nodes.saved import Saved, Vault, look, put_back
+from mayfly.registry.nodes.target import Target
+from mayfly.registry.nodes.tree import Tree
+from mayfly.registry.pki.errors import TrustError
+from mayfly.registry.pki.files import Attributes, fsync_directory, locked, publish, temporary_of
+
+JOURNALS = "/var/lib/mayfly-node-config"
+
+_VERSION = 1
+_MAX_LINKS = 40
+_SAVED = {
+    "absent": "new",
+    "file": "the original is saved",
+    "link": "in place of a link, which is saved",
+}
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing done, or found not to need doing, to ``path``; ``why`` may be empty."""
+
+    verb: Literal["wrote", "kept", "restored", "removed"]
+    path: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file: what it was before, and the SHA-256 of every content meant for it since."""
+
+    original: Saved
+    written: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """All that one runtime's node configuration may have changed, by path as the node sees it."""
+
+    entries: dict[str, Entry]
+    directories: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The form on disk."""
+        entries = {
+            path: {"original": entry.original.to_json(), "written": entry.written}
+            for path, entry in self.entries.items()
+        }
+        return {"version": _VERSION, "entries": entries, "directories": self.directories}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Journal:
+        """From the form on disk.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not that form.
+        """
+        if value["version"] != _VERSION:
+            raise ValueError(f"its version is {value['version']}")
+        entries = {
+            path: Entry(Saved.from_json(entry["original"]), tuple(entry["written"]))
+            for path, entry in dict(value["entries"]).items()
+        }
+        return Journal(entries, tuple(value["directories"]))
+
+
+NOTHING = Journal({}, ())
+
+
+class NodeConfig:
+    """The configuration of one runtime, on the node whose file system begins at ``root``."""
+
+    def __init__(self, root: Path, runtime: Runtime) -> None:
+        self._tree = Tree(root)
+        self._runtime = runtime
+        self._directory = self._tree.real(f"{JOURNALS}/{runtime}")
+        self._file = self._directory / "journal.json"
+        self._vault = Vault(self._directory)
+
+    def plan(self, target: Target) -> Plan:
+        """What `apply` would put in place.
+
+        Raises:
+            TrustError: a file there cannot be understood.
+            OSError: a file there cannot be read.
+        """
+        return self._plan(target, self._load())
+
+    def apply(self, target: Target, *, force: bool = False) -> tuple[Plan, list[Action]]:
+        """Put the plan for ``target`` in place, instead of any applied before.
+
+        Raises:
+            TrustError: a file there cannot be understood, or is edited and not ``force``; nothing
+                was changed.
+            OSError: a change failed; apply again, or revert.
+        """
+        missing = [d for d in self._tree.missing_parents(f"{JOURNALS}/x") if d != JOURNALS]
+        with locked(self._directory):
+            try:
+                before = self._load()
+                plan = self._plan(target, before)
+                journal = self._extended(before, plan.files, missing)
+                self._refuse_edits(journal, force)
+                if journal != before:
+                    self._store(journal)
+                actions = [self._write(file, journal) for file in plan.files]
+                actions += self._drop_all_but({file.path for file in plan.files}, journal)
+            finally:
+                if not self._load().entries:
+                    self._discard()
+        return plan, actions
+
+    def revert(self, *, force: bool = False) -> list[Action]:
+        """Put back all that was there before the first `apply`; empty when nothing is applied.
+
+        Raises:
+            TrustError: a file is edited and not ``force``, or a saved original is gone; nothing
+                was changed.
+            OSError: a change failed; revert again.
+        """
+        if not self._directory.is_dir():
+            self._discard_parent()
+            return []
+        with locked(self._directory):
+            journal = self._load()
+            self._refuse_edits(journal, force)
+            for entry in journal.entries.values():
+                if entry.original.kind == "file":
+                    self._vault.get(entry.original.content)
+            above = [d for d in journal.directories if _is_above(d, JOURNALS)]
+            others = [d for d in journal.directories if d not in above]
+            actions = [*self._put_back(journal.entries), *self._remove(others)]
+            self._discard()
+            actions += self._remove(above)
+        return actions
+
+    def _plan(self, target: Target, journal: Journal) -> Plan:
+        return make_plan(self._runtime, target, _Before(self._tree, journal, self._vault))
+
+    def _load(self) -> Journal:
+        try:
+            return Journal.from_json(json.loads(self._file.read_bytes()))
+        except FileNotFoundError:
+            return NOTHING
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TrustError(
+                f"{self._file}: cannot be understood ({error!r}); another version of Mayfly wrote "
+                "it, or it is damaged: use that version, or mend the files it names by hand"
+            ) from None
+
+    def _store(self, journal: Journal) -> None:
+        text = json.dumps(journal.to_json(), indent=1).encode() + b"\n"
+        publish(self._file, text, Attributes(0o600))
+        # Its directory may be new, and has to outlive a power cut before anything is changed.
+        for directory in (self._directory, *self._directory.parents):
+            fsync_directory(directory)
+            if directory == self._tree.root:
+                break
+
+    def _discard(self) -> None:
+        """Remove the journal: its name first, for that is what says "applied"."""
+        self._file.unlink(missing_ok=True)
+        fsync_directory(self._directory)
+        for litter in self._directory.iterdir():
+            litter.unlink()
+        self._directory.rmdir()
+        self._discard_parent()
+
+    def _discard_parent(self) -> None:
+        # Another runtime's journal may be in it.
+        with suppress(OSError):
+            self._directory.parent.rmdir()
+
+    def _extended(
+        self, before: Journal, files: Iterable[PlannedFile], made: Iterable[str]
+    ) -> Journal:
+        """The journal once it also covers ``files``; what they replace is in the vault by then."""
+        entries = dict(before.entries)
+        directories = dict.fromkeys((*before.directories, *made))
+        for file in files:
+            entry = entries.get(file.path) or Entry(self._save(file.path), ())
+            written = dict.fromkeys((*entry.written, _digest(file)))
+            entries[file.path] = replace(entry, written=tuple(written))
+            directories.update(dict.fromkeys(self._tree.missing_parents(file.path)))
+        return Journal(entries, tuple(directories))
+
+    def _save(self, path: str) -> Saved:
+        real = self._tree.real(path)
+        found = look(real)
+        if found.kind == "file":
+            self._vault.put(real.read_bytes())
+        return found
+
+    def _refuse_edits(self, journal: Journal, force: bool) -> None:
+        edited = [] if force else [p for p, e in journal.entries.items() if self._edited(p, e)]
+        if edited:
+            raise TrustError(
+                f"{', '.join(edited)}: changed by somebody since Mayfly wrote it; save what you "
+                f"want of it and use --force (what was there before is kept in {self._directory})"
+            )
+
+    def _edited(self, path: str, entry: Entry) -> bool:
+        found = look(self._tree.real(path))
+        if found.kind == "absent" or found.matches(entry.original):
+            return False
+        return found.kind == "link" or found.content not in (
+            entry.original.content,
+            *entry.written,
+        )
+
+    def _write(self, file: PlannedFile, journal: Journal) -> Action:
+        real = self._tree.real(file.path)
+        for directory in journal.directories:
+            if _is_above(directory, file.path):
+                self._tree.make_directory(directory)
+        temporary_of(real).unlink(missing_ok=True)
+        found = look(real)
+        if found.kind == "file" and found.content == _digest(file):
+            return Action("kept", file.path, "as it should be already")
+        original = journal.entries[file.path].original
+        attributes = Attributes(file.mode)
+        if original.kind == "file":
+            attributes = replace(original.attributes, mtime_ns=None)
+            if file.private:
+                attributes = _without_others(attributes, file.mode)
+        publish(real, file.content, attributes)
+        return Action("wrote", file.path, _SAVED[original.kind])
+
+    def _drop_all_but(self, planned: set[str], journal: Journal) -> list[Action]:
+        """Take back what an earlier plan had and this one has not."""
+        needed = {path: entry for path, entry in journal.entries.items() if path in planned}
+        if len(needed) == len(journal.entries):
+            return []
+        dropped = {path: entry for path, entry in journal.entries.items() if path not in planned}
+        directories = tuple(
+            d for d in journal.directories if any(_is_above(d, p) for p in (*needed, JOURNALS))
+        )
+        actions = [
+            *self._put_back(dropped),
+            *self._remove(set(journal.directories).difference(directories)),
+        ]
+        self._store(Journal(needed, directories))
+        return actions
+
+    def _put_back(self, entries: dict[str, Entry]) -> Iterator[Action]:
+        # The last written first: what refers to a CA goes before the CA.
+        for path, entry in reversed(entries.items()):
+            real = self._tree.real(path)
+            absent = entry.original.kind == "absent"
+            if not real.parent.is_dir():
+                if absent:
+                    continue
+                for directory in self._tree.missing_parents(path):
+                    self._tree.make_directory(directory)
+            if put_back(real, entry.original, self._vault):
+                yield Action("removed" if absent else "restored", path)
+
+    def _remove(self, directories: Iterable[str]) -> Iterator[Action]:
+        """Remove directories that `apply` made, innermost first."""
+        for path in sorted(directories, key=len, reverse=True):
+            if self._tree.remove_directory(path):
+                yield Action("removed", path)
+            else:
+                yield Action("kept", path, "somebody else's files are in it")
+
+
+class _Before:
+    """The node as it was before Mayfly: originals in place of what was applied."""
+
+    def __init__(self, tree: Tree, journal: Journal, vault: Vault) -> None:
+        self._tree = tree
+        self._journal = journal
+        self._vault = vault
+
+    def read(self, path: str) -> bytes | None:
+        """A file's content, through symlinks as the node would follow them; None without one."""
+        for _ in range(_MAX_LINKS):
+            entry = self._journal.entries.get(path)
+            real = self._tree.real(path)
+            found = look(real) if entry is None else entry.original
+            if found.kind == "absent":
+                return None
+            if found.kind == "file":
+                return real.read_bytes() if entry is None else self._vault.get(found.content)
+            path = str(PurePosixPath(path).parent / found.content)
+        raise TrustError(f"{self._tree.real(path)}: too many symlinks")
+
+    def is_directory(self, path: str) -> bool:
+        """Whether there was a directory."""
+        return path not in self._journal.directories and self._tree.real(path).is_dir()
+
+
+def _digest(file: PlannedFile) -> str:
+    return sha256(file.content).hexdigest()
+
+
+def _without_others(attributes: Attributes, mode: int) -> Attributes:
+    """The attributes without mode bits beyond ``mode`` and without ACLs."""
+    kept = {k: v for k, v in attributes.xattrs.items() if not k.startswith("system.posix_acl")}
+    return replace(attributes, mode=attributes.mode & mode, xattrs=kept)
+
+
+def _is_above(directory: str, path: str) -> bool:
+    return path.startswith(f"{directory}/")

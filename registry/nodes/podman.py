@@ -1,0 +1,66 @@
+"""podman, CRI-O, skopeo, buildah: certs.d and a file in registries.conf.d.
+
+Both are read at every start of such a command. Rules of containers-registries.conf(5) that matter:
+
+- Of all ``[[registry]]`` tables the one with the longest prefix counts. One with the same prefix in
+  a file that sorts later replaces the earlier wholly.
+- A mirror's location replaces the prefix in the image's name, and nothing tells the mirror which
+  upstream was meant. So the location ends in the upstream's name: Mayfly keeps the full names of
+  images, ``docker.io/library/alpine`` among them.
+- ``insecure`` allows plain HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from mayfly.registry.nodes.containerd import HEADER
+from mayfly.registry.nodes.plan import NodeView, Plan, PlannedFile
+from mayfly.registry.nodes.target import Target
+from mayfly.registry.pki.errors import TrustError
+
+CERTS_DIR = "/etc/containers/certs.d"
+REGISTRIES_CONF = "/etc/containers/registries.conf.d/50-mayfly.conf"
+NOTES = (f"CRI-O reads {REGISTRIES_CONF} at start and on SIGHUP: systemctl reload crio",)
+
+
+def plan(target: Target, node: NodeView) -> Plan:
+    """The CA, and one file with a table for the registry and for each mirrored upstream."""
+    if target.credential is not None:
+        raise TrustError(
+            "--node writes files for containerd only; podman logs in, and mayfly node-config show "
+            "--node NAME, without --runtime, prints the command"
+        )
+    if target.certs_dir is not None:
+        raise TrustError(f"--certs-dir is for containerd; podman reads {CERTS_DIR}")
+    files = [PlannedFile(REGISTRIES_CONF, _registries_conf(target))]
+    if target.ca is not None:
+        files.insert(0, PlannedFile(f"{CERTS_DIR}/{target.registry}/ca.crt", target.ca))
+    return Plan(tuple(files), notes=NOTES)
+
+
+def _registries_conf(target: Target) -> bytes:
+    own = {"prefix": target.registry, "location": target.registry}
+    lines = [HEADER.rstrip(), *_table("[[registry]]", own, target)]
+    for upstream in target.mirrors:
+        lines += _table("[[registry]]", {"prefix": upstream, "location": upstream})
+        lines += _table(
+            "[[registry.mirror]]", {"location": mirror_location(target, upstream)}, target
+        )
+    return "\n".join([*lines, ""]).encode()
+
+
+def mirror_location(target: Target, upstream: str) -> str:
+    """Where the upstream's images are found on the target; a repository name holds no port."""
+    return f"{target.registry}/{upstream.partition(':')[0]}"
+
+
+def _table(head: str, values: dict[str, str], target: Target | None = None) -> Iterator[str]:
+    """One TOML table; that of the target itself says whether to do without TLS."""
+    yield ""
+    yield head
+    for key, value in values.items():
+        yield f"{key} = {json.dumps(value)}"
+    if target is not None and not target.tls:
+        yield "insecure = true"

@@ -1,0 +1,1 @@
+"""The process and its neighbours: the command of `mayfly run`, signals, systemd, open files."""

@@ -1,0 +1,1 @@
+"""The format of CNCF distribution (``registry:2``): read, written durably, and its uploads."""

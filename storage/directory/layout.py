@@ -1,0 +1,116 @@
+"""Where things lie: the directory format of CNCF distribution (``registry:2``), as pure paths.
+
+Source: distribution's ``registry/storage/paths.go``, the comment at its top. Entries whose name
+begins with ``_mayfly`` are ours; registry:2 and its garbage collector pass them over.
+Names are validated here again, so that no path is ever built from unchecked text.
+
+Each path is joined in one go, and remembered: a fleet asks for the same few, and joining is much
+of what a small request costs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from uuid import UUID
+
+from mayfly.storage.digest import HEX_LENGTHS, Digest
+from mayfly.storage.errors import DigestInvalid, UploadUnknown
+from mayfly.storage.names import check_repository, check_tag
+
+
+class Layout:
+    """The paths below one root directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.base = root / "docker" / "registry" / "v2"
+        self.blobs = self.base / "blobs"
+        self.repositories = self.base / "repositories"
+        self.scratch = self.base / "_mayfly" / "scratch"
+
+    def data(self, digest: Digest) -> Path:
+        """The bytes of a blob; manifests are blobs too."""
+        return _joined(self.blobs, f"{digest.algorithm}/{_hex(digest)[:2]}/{digest.hex}/data")
+
+    def record(self, digest: Digest, name: str) -> Path:
+        """A file beside a blob's bytes, in which something is recorded of them."""
+        return _joined(self.blobs, f"{digest.algorithm}/{_hex(digest)[:2]}/{digest.hex}/{name}")
+
+    def repository(self, name: str) -> Path:
+        """The directory of one repository."""
+        return self.repositories / check_repository(name)
+
+    def layers(self, name: str) -> Path:
+        """The directory of a repository's blob links."""
+        return self._within(name, "_layers")
+
+    def layer_link(self, name: str, digest: Digest) -> Path:
+        """The file that links a blob into a repository; it holds the digest as text."""
+        return self._within(name, f"_layers/{digest.algorithm}/{_hex(digest)}/link")
+
+    def revisions(self, name: str) -> Path:
+        """The directory of a repository's manifest links."""
+        return self._within(name, "_manifests/revisions")
+
+    def revision_link(self, name: str, digest: Digest) -> Path:
+        """The file that links a manifest into a repository."""
+        return self._within(name, f"_manifests/revisions/{digest.algorithm}/{_hex(digest)}/link")
+
+    def tags(self, name: str) -> Path:
+        """The directory of a repository's tags, one directory each."""
+        return self._within(name, "_manifests/tags")
+
+    def tag(self, name: str, tag: str) -> Path:
+        """The directory of one tag."""
+        return self._within(name, f"_manifests/tags/{check_tag(tag)}")
+
+    def tag_link(self, name: str, tag: str) -> Path:
+        """The file that says which manifest a tag points at."""
+        return self._within(name, f"_manifests/tags/{check_tag(tag)}/current/link")
+
+    def tag_history_link(self, name: str, tag: str, digest: Digest) -> Path:
+        """The file that says a tag once pointed at this manifest."""
+        entry = f"index/{digest.algorithm}/{_hex(digest)}/link"
+        return self._within(name, f"_manifests/tags/{check_tag(tag)}/{entry}")
+
+    def whiteouts(self, name: str) -> Path:
+        """The directory of the marks that hide something of the layers below."""
+        return self._within(name, "_mayfly/whiteouts")
+
+    def whiteout(self, name: str, kind: str, digest: Digest) -> Path:
+        """The mark that hides a blob, a manifest or a tag at a digest, as ``kind`` says."""
+        path = f"_mayfly/whiteouts/{kind}/{digest.algorithm}/{_hex(digest)}"
+        return self._within(name, path)
+
+    def uploads(self, name: str) -> Path:
+        """The directory of a repository's upload sessions."""
+        return self._within(name, "_uploads")
+
+    def upload(self, name: str, upload_id: str) -> Path:
+        """The directory of one upload session.
+
+        Raises:
+            UploadUnknown: the id is not a UUID in its usual form.
+        """
+        try:
+            known = str(UUID(upload_id)) == upload_id
+        except ValueError:
+            known = False
+        if not known:
+            raise UploadUnknown("no such upload session")
+        return self._within(name, f"_uploads/{upload_id}")
+
+    def _within(self, name: str, path: str) -> Path:
+        return _joined(self.repositories, f"{check_repository(name)}/{path}")
+
+
+@lru_cache(maxsize=1024)
+def _joined(directory: Path, rest: str) -> Path:
+    return directory / rest
+
+
+def _hex(digest: Digest) -> str:
+    encoded = digest.hex
+    if len(encoded) != HEX_LENGTHS.get(digest.algorithm) or not encoded.isalnum():
+        raise DigestInvalid("not a digest")
+    return encoded

@@ -1,0 +1,411 @@
+"""Durable changes to a directory tree: the only place that makes bytes visible.
+
+Publishing is: write a temporary file on the same filesystem, fsync it, rename it into place, fsync
+the directory. A crash at any point leaves the old state or the new one. After power loss a
+directory entry exists only once its parent was synced, so directories made on the way are synced
+into their parents too. The order follows what ext4 and XFS promise; see fsync(2), rename(2) and
+Pillai et al., "All File Systems Are Not Created Equal" (OSDI 2014).
+
+What is seen need not be durable: whoever made it may not have synced it yet, or have died before
+that. So nothing is relied on before it was confirmed, nor that something is absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import stat
+import threading
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+
+from mayfly.storage.errors import StorageFull
+
+logger = logging.getLogger("mayfly")
+
+_OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_MAX_KNOWN = 20_000
+"""Paths known to be durable that are held in memory."""
+_MAX_ATTEMPTS = 64
+_PATIENCE = 8
+
+
+@contextlib.contextmanager
+def full_disk_is_domain_error() -> Iterator[None]:
+    """Turn "no space" and "quota exceeded" into `StorageFull`; other errors pass unchanged."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OUT_OF_SPACE:
+            raise StorageFull("no space left in the registry's storage") from error
+        raise
+
+
+def _nothing() -> None:
+    """The default for ``then``."""
+
+
+_DIRECTORY_BITS, _FILE_BITS = 0o2777, 0o666
+"""The bits of the root's mode that a new directory and a new file take."""
+
+
+class Publisher:
+    """Publishes into the tree under ``root``; its temporary files lie below ``scratch``.
+
+    Safe for use from several threads, and by several processes on one tree: each has a directory
+    of its own below ``scratch``, locked while it lives.
+
+    Args:
+        root: the top of the tree.
+        scratch: where temporary files go, below ``root``.
+        kept: directories that stay also when they are empty.
+        store: the directory above ``root`` whose owner, group and mode all new files get; ``root``
+            itself if None.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        scratch: Path,
+        kept: Collection[Path] = (),
+        store: Path | None = None,
+    ) -> None:
+        self._root = root
+        self._store = store or root
+        self._wanted = kept
+        self._scratch_parent = scratch
+        self._scratch = scratch / uuid.uuid4().hex
+        self._kept = {root, *kept, self._scratch}
+        self._alive: int | None = None
+        self._root_status: os.stat_result | None = None
+        self._durable: set[Path] = set()
+        self._lock = threading.RLock()
+
+    @property
+    def scratch(self) -> Path:
+        """A directory for this process alone; it goes with `close`, or once the process is gone."""
+        return self._scratch
+
+    def open(self) -> None:
+        """Make the root, and drop what processes that are gone left half written."""
+        self._make_root(self._store)
+        self._root_status = self._store.stat()
+        self._make_root(self._root)
+        for directory in (*self._wanted, self._scratch_parent):
+            self.make_directory(directory)
+        with self._alone():
+            self._tidy()
+            self._new_directory(self._scratch)
+            self._alive = os.open(self._scratch, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(self._alive, fcntl.LOCK_EX)
+
+    def tidy(self) -> None:
+        """Drop what processes that are gone left half written."""
+        with self._alone():
+            self._tidy()
+
+    def close(self) -> None:
+        """Give up the scratch directory."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._alive is not None:
+            os.close(self._alive)
+            self._alive = None
+
+    def write(self, target: Path, data: bytes, then: Callable[[], None] = _nothing) -> None:
+        """Publish ``data`` as the file ``target``, in place of any there was.
+
+        Args:
+            target: made or replaced.
+            data: its content.
+            then: called once the file has its name; entries made beside it are synced with it.
+
+        Raises:
+            StorageFull: nothing was changed.
+        """
+        with full_disk_is_domain_error():
+            temporary = self._scratch / uuid.uuid4().hex
+            try:
+                with temporary.open("xb") as file:
+                    self._inherit_from_root(file.fileno())
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._rename(temporary, target, then)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def sync(self, source: Path) -> None:
+        """Bring a finished file to the disk; `adopt`, later, has little left to wait for.
+
+        Raises:
+            StorageFull: ``source`` is where it was.
+        """
+        with full_disk_is_domain_error():
+            _fsync(source)
+
+    def adopt(self, source: Path, target: Path, then: Callable[[], None] = _nothing) -> None:
+        """Publish the finished file ``source``, on the same filesystem, as ``target``.
+
+        Args:
+            source: no longer there afterwards.
+            target: made or replaced.
+            then: see `write`.
+
+        Raises:
+            StorageFull: ``source`` is where it was.
+        """
+        with full_disk_is_domain_error():
+            _fsync(source)
+            self._rename(source, target, then)
+
+    def private_directory(self) -> Path:
+        """A new directory among the temporary files, gone for good once this process is.
+
+        Raises:
+            StorageFull: nothing was changed.
+        """
+        with full_disk_is_domain_error():
+            directory = self._scratch / uuid.uuid4().hex
+            self._new_directory(directory)
+            return directory
+
+    def confirm(self, target: Path) -> None:
+        """Make durable a file that is there, whoever published it; nothing where there is none."""
+        with self._lock:
+            if target in self._durable:
+                return
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            _fsync(target)
+            self.make_directory(target.parent)
+            _fsync(target.parent)
+            self._remember(target)
+
+    def confirm_absent(self, target: Path) -> None:
+        """Make durable that a file or tree is gone, whoever removed it, and prune after that."""
+        directory = target.parent
+        while True:
+            try:
+                _fsync(directory)
+                break
+            except (FileNotFoundError, NotADirectoryError):
+                directory = directory.parent
+        self.prune(target.parent)
+
+    def put_directory(self, target: Path, files: Mapping[str, bytes]) -> None:
+        """Make a directory with these files visible at once; nothing of it is synced.
+
+        Raises:
+            StorageFull: nothing was changed.
+        """
+        with full_disk_is_domain_error():
+            draft = self._scratch / uuid.uuid4().hex
+            try:
+                self._new_directory(draft)
+                for name, data in files.items():
+                    with (draft / name).open("xb") as file:
+                        self._inherit_from_root(file.fileno())
+                        file.write(data)
+                self._move(draft, target)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+
+    def remove(self, target: Path) -> bool:
+        """Durably remove a file and the directories that leaves empty; False when it was absent."""
+        with self._lock:
+            self._durable.discard(target)
+        try:
+            target.unlink()
+            removed = True
+        except FileNotFoundError:
+            removed = False
+        self.confirm_absent(target)
+        return removed
+
+    def remove_tree(self, directory: Path) -> bool:
+        """Durably remove a directory at once; False when it was absent.
+
+        It is renamed away first: whoever publishes into it meanwhile makes it anew and loses
+        nothing to the slower removal of the files.
+        """
+        doomed = self._scratch / uuid.uuid4().hex
+        with self._lock:
+            try:
+                directory.rename(doomed)
+            except FileNotFoundError:
+                return False
+            self._durable = {d for d in self._durable if not d.is_relative_to(directory)}
+        try:
+            self.confirm_absent(directory)
+        finally:
+            shutil.rmtree(doomed, ignore_errors=True)
+        return True
+
+    def make_directory(self, directory: Path) -> None:
+        """Make a directory and its parents, each synced into its own parent."""
+        with self._lock:
+            if directory in self._durable and directory.is_dir():
+                return
+        if directory != self._root:
+            self.make_directory(directory.parent)
+        with contextlib.suppress(FileExistsError):
+            self._new_directory(directory)
+        # Also when another thread made it a moment ago and has not synced it yet.
+        if directory != self._root:
+            _fsync(directory.parent)
+        self._remember(directory)
+
+    def prune(self, directory: Path) -> None:
+        """Remove a directory and its parents as far as they are empty."""
+        while directory not in self._kept:
+            with self._lock:
+                try:
+                    directory.rmdir()
+                except OSError:
+                    return
+                self._durable.discard(directory)
+            directory = directory.parent
+
+    def _remember(self, path: Path) -> None:
+        with self._lock:
+            if len(self._durable) >= _MAX_KNOWN:
+                self._durable.clear()
+            self._durable.add(path)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time, or a directory could be taken for a dead one's before its lock."""
+        parent = os.open(self._scratch_parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(parent, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(parent)
+
+    def _tidy(self) -> None:
+        for leftover in self._scratch_parent.iterdir():
+            if not _is_locked(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _make_root(self, directory: Path) -> None:
+        """Make the root and its parents; each is synced into its parent, whoever made it."""
+        if directory == directory.parent or directory.is_mount():
+            return
+        if directory == self._store and self._root_status is not None:
+            return  # made and synced a moment ago
+        self._make_root(directory.parent)
+        if not directory.is_dir():
+            with contextlib.suppress(FileExistsError):
+                if self._root_status is not None:
+                    self._new_directory(directory)
+                else:
+                    # Images are private, unless the operator makes the directory with another mode.
+                    directory.mkdir(0o700 if directory == self._store else 0o777)
+        # A parent may not be ours to read.
+        with contextlib.suppress(PermissionError):
+            _fsync(directory.parent)
+
+    def _new_directory(self, directory: Path) -> None:
+        """Make a directory like the root.
+
+        Raises:
+            FileExistsError: there is something of that name.
+        """
+        directory.mkdir()
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self._inherit_from_root(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _inherit_from_root(self, descriptor: int) -> None:
+        if self._root_status is not None:
+            inherit(descriptor, self._root_status)
+
+    def _rename(self, source: Path, target: Path, then: Callable[[], None]) -> None:
+        self._move(source, target)
+        then()
+        # Whoever took the directory away since then did so after the file was published.
+        with contextlib.suppress(FileNotFoundError):
+            _fsync(target.parent)
+            self._remember(target)
+
+    def _move(self, source: Path, target: Path) -> None:
+        for attempt in range(_MAX_ATTEMPTS):
+            # After some tries with nobody of this process able to prune in between.
+            alone = self._lock if attempt >= _PATIENCE else contextlib.nullcontext()
+            try:
+                with alone:
+                    self.make_directory(target.parent)
+                    source.rename(target)
+                return
+            except FileNotFoundError:
+                # The directory was pruned or removed in between: make it again.
+                if not source.exists():
+                    raise
+            except (IsADirectoryError, NotADirectoryError):
+                self._displace(target)
+        raise OSError(errno.EBUSY, "directory is removed again and again", str(target.parent))
+
+    def _displace(self, target: Path) -> None:
+        """Move away an entry of the wrong kind: a directory for a file, or a file for a directory.
+
+        It is kept, since it may be somebody's data.
+        """
+        between = [path for path in target.parents if path.is_relative_to(self._root)]
+        way = (path for path in reversed(between) if path.is_file() and not path.is_symlink())
+        obstacle = next(way, target)
+        kept = self._scratch_parent.parent / "displaced" / uuid.uuid4().hex
+        self.make_directory(kept.parent)
+        with contextlib.suppress(FileNotFoundError):
+            obstacle.rename(kept)
+            logger.warning("%s stood in the way of %s: moved to %s", obstacle, target, kept)
+
+
+def inherit(descriptor: int, parent: os.stat_result) -> None:
+    """Give a file or directory that we made the owner, group and mode of a directory.
+
+    So a store that belongs to a server's user stays theirs when root imports into it. Without the
+    right to give files away ours stay ours.
+    """
+    made = os.fstat(descriptor)
+    if made.st_uid != os.geteuid():
+        return  # not what we made: whoever owns the tree has put it there
+    if (made.st_uid, made.st_gid) != (parent.st_uid, parent.st_gid):
+        owner = parent.st_uid if made.st_uid == 0 else -1
+        with contextlib.suppress(PermissionError):
+            os.fchown(descriptor, owner, parent.st_gid)
+    mode = parent.st_mode & (_DIRECTORY_BITS if stat.S_ISDIR(made.st_mode) else _FILE_BITS)
+    if stat.S_IMODE(made.st_mode) != mode:
+        with contextlib.suppress(PermissionError):
+            os.fchmod(descriptor, mode)
+
+
+def _fsync(path: Path) -> None:
+    # Without waiting: a pipe in the place of a file or directory would hold its opener for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(directory: Path) -> bool:
+    """Whether a living process holds this scratch directory."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

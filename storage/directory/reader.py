@@ -1,0 +1,280 @@
+"""The directory format of CNCF distribution (``registry:2``), read.
+
+A blob is in a repository when a link file says so and its data file exists; both are looked at on
+every read, so that a delete takes effect at once and so that what registry:2 or its garbage
+collector changed meanwhile is seen. Nothing is written here; `storage.directory.store` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.catalog import Catalog, is_repository
+from mayfly.storage.directory.layout import Layout
+from mayfly.storage.directory.records import Records
+from mayfly.storage.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    ManifestUnknown,
+    NameUnknown,
+    PathRefused,
+)
+from mayfly.storage.files import HostTree, Tree
+from mayfly.storage.interface import Extent
+from mayfly.storage.manifest import MAX_SIZE
+from mayfly.storage.names import check_repository, is_tag
+from mayfly.storage.referrers import Referrers
+
+_PAGE = 1000
+_LONGEST_LINK = 256
+
+
+class DirectoryReader:
+    """See `storage.interface.Reader`.
+
+    Args:
+        root: the directory that registry:2 is given.
+        tree: how its files are read; by default as those of an operator's own root.
+    """
+
+    def __init__(self, root: Path, tree: Tree | None = None) -> None:
+        self._layout = Layout(root)
+        self._tree = tree or HostTree(self._layout.repositories)
+        self._records = Records(self._layout, trusted=tree is None)
+        self._referrers = Referrers(self)
+        self._catalog = Catalog(self._layout.repositories, self._tree)
+
+    def blob(self, repository: str, digest: Digest) -> Extent:
+        if self._tree.is_file(self._layout.layer_link(repository, digest)):
+            found = self._content(digest)
+            if found is not None:
+                return found
+            self._refuse_damaged(digest, BlobUnknown)
+        raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
+
+    def manifest(self, repository: str, digest: Digest) -> Extent:
+        if self.is_linked(repository, digest):
+            found = self._content(digest)
+            if found is not None:
+                return found
+            self._refuse_damaged(digest, ManifestUnknown)
+        raise manifest_unknown(str(digest))
+
+    def tag(self, repository: str, tag: str) -> Digest:
+        digest = self.read_link(self._layout.tag_link(repository, tag))
+        if digest is None:
+            raise manifest_unknown(tag)
+        return digest
+
+    def tags(self, repository: str) -> list[str]:
+        if not is_repository(self._layout.repository(repository), self._tree):
+            raise NameUnknown("repository name not known to registry", {"name": repository})
+        tags = [name for name in self._tree.entries(self._layout.tags(repository)) if is_tag(name)]
+        return sorted(t for t in tags if self._tree.is_file(self._layout.tag_link(repository, t)))
+
+    def repositories(self, after: str, limit: int) -> list[str]:
+        return self._catalog.names_after(after, limit)
+
+    def holders(self, digest: Digest) -> Iterator[str]:
+        if self._content(digest) is None:
+            return
+        for name in self.every_repository():
+            if self._tree.is_file(self._layout.layer_link(name, digest)):
+                yield name
+
+    def _content(self, digest: Digest) -> Extent | None:
+        """Quick. The bytes of content, whoever links it; None when they are gone or damaged."""
+        data = self._layout.data(digest)
+        status = self._tree.status(data)
+        if status is None or not stat.S_ISREG(status.st_mode):
+            return None
+        if not self._records.whole(digest, status):
+            return None
+        return Extent(data, 0, status.st_size)
+
+    def _refuse_damaged(self, digest: Digest, error: type[BlobUnknown | ManifestUnknown]) -> None:
+        if self._tree.is_file(self._layout.data(digest)):
+            self._records.log_damage(digest)
+            raise error("the stored content is damaged: push it again", {"digest": str(digest)})
+
+    def referrers(
+        self, repository: str, subject: Digest, after: str = ""
+    ) -> Iterator[dict[str, object]]:
+        return self._referrers.of(check_repository(repository), subject, after)
+
+    def every_repository(self) -> Iterator[str]:
+        """All repository names in lexical order."""
+        after = ""
+        while page := self.repositories(after, _PAGE):
+            yield from page
+            after = page[-1]
+
+    def stored_blobs(self) -> Iterator[tuple[Digest, Path]]:
+        """Every blob's digest and file, whether or not a repository links it."""
+        for algorithm in digests.HEX_LENGTHS:
+            for fan in self._tree.entries(self._layout.blobs / algorithm):
+                for encoded in self._tree.entries(self._layout.blobs / algorithm / fan):
+                    with contextlib.suppress(DigestInvalid):
+                        digest = digests.parse(f"{algorithm}:{encoded}")
+                        data = self._layout.data(digest)
+                        if self._tree.is_file(data):
+                            yield digest, data
+
+    def revisions(self, repository: str) -> Iterator[Digest]:
+        """All manifests linked in a repository, tagged or not."""
+        for digest in self.revision_entries(repository):
+            if self.is_linked(repository, digest):
+                yield digest
+
+    def blob_links(self, repository: str) -> Iterator[Digest]:
+        """All blobs linked in a repository, whether or not their bytes are there."""
+        for directory in self._layer_directories(repository):
+            for digest in self._digests_in(directory):
+                if self._tree.is_file(self._layout.layer_link(repository, digest)):
+                    yield digest
+
+    def dangling_tags(self, repository: str) -> Iterator[tuple[str, Digest | None]]:
+        """The tags whose manifest is not linked, and what they point at if that can be read.
+
+        Deleting a manifest removes its tags first: such a tag is damaged, or another registry's.
+        """
+        for name in self.tag_names(repository):
+            link = self._layout.tag_link(repository, name)
+            digest = self.read_link(link)
+            if digest is not None and self.is_linked(repository, digest):
+                continue
+            # Looked at again: both may have been deleted since.
+            if self._tree.is_file(link) and self.read_link(link) == digest:
+                yield name, digest
+
+    def tag_names(self, repository: str) -> list[str]:
+        """The names of all tags, including those whose link is lost."""
+        return sorted(filter(is_tag, self._tree.entries(self._layout.tags(repository))))
+
+    def lost_tags(self, repository: str) -> Iterator[tuple[str, list[Digest]]]:
+        """The tags whose link is lost or damaged, and all that they ever pointed at.
+
+        A tag's link is written before its history, so an empty directory is a push that was cut
+        off, and no fault.
+        """
+        for name in self.tag_names(repository):
+            link = self._layout.tag_link(repository, name)
+            if self.read_link(link) is None:
+                history = self.tag_history(repository, name)
+                if history or self._tree.is_file(link) or self._tree.is_file(link.parents[1]):
+                    yield name, history
+
+    def tag_targets(self, repository: str) -> Iterator[Digest]:
+        """The manifests that tags point at; all that a tag ever did where its link is lost."""
+        for name in self.tag_names(repository):
+            digest = self.read_link(self._layout.tag_link(repository, name))
+            if digest is not None:
+                yield digest
+            else:
+                yield from self.tag_history(repository, name)
+
+    def tag_history(self, repository: str, tag: str) -> list[Digest]:
+        """The manifests that a tag points at or once pointed at."""
+        index = self._layout.tag(repository, tag) / "index"
+        return [d for alg in digests.HEX_LENGTHS for d in self._digests_in(index / alg)]
+
+    def content_size(self, digest: Digest) -> int | None:
+        """Quick. The size of content, whoever links it; None when it is gone or damaged."""
+        found = self._content(digest)
+        return None if found is None else found.size
+
+    def is_verified(self, digest: Digest) -> bool:
+        """Quick. Whether content is whole and was hashed before."""
+        size = self.content_size(digest)
+        return size is not None and self._records.is_verified(digest, size)
+
+    def is_link_torn(self, repository: str, digest: Digest, *, is_manifest: bool = False) -> bool:
+        """Whether the link of a blob or manifest exists with wrong content."""
+        link_of = self._layout.revision_link if is_manifest else self._layout.layer_link
+        link = link_of(repository, digest)
+        return self._tree.is_file(link) and self.read_link(link) != digest
+
+    def was_linked(self, repository: str, digest: Digest) -> bool:
+        """Whether content is or was linked in a repository: a lost link leaves its directory."""
+        links = (
+            self._layout.layer_link(repository, digest),
+            self._layout.revision_link(repository, digest),
+        )
+        return any(self._tree.is_directory(link.parent) for link in links)
+
+    def linked_in(self, digest: Digest) -> Iterator[str]:
+        """The repositories that link a blob or a manifest, whether or not its bytes are there."""
+        for name in self.every_repository():
+            links = self._layout.layer_link(name, digest), self._layout.revision_link(name, digest)
+            if any(map(self._tree.is_file, links)):
+                yield name
+
+    def unreadable_directories(self) -> list[tuple[str, str]]:
+        """Directories of repositories that could not be listed, by name, and why."""
+        return self._catalog.unreadable()
+
+    def is_linked(self, repository: str, digest: Digest) -> bool:
+        """Whether a manifest is linked in a repository."""
+        return self._tree.is_file(self._layout.revision_link(repository, digest))
+
+    def revision_directories(self, repository: str) -> list[Path]:
+        """See `storage.referrers.Revisions`."""
+        return [self._layout.revisions(repository) / alg for alg in digests.HEX_LENGTHS]
+
+    def revision_entries(self, repository: str) -> Iterator[Digest]:
+        """See `storage.referrers.Revisions`."""
+        for directory in self.revision_directories(repository):
+            yield from self._digests_in(directory)
+
+    def _layer_directories(self, repository: str) -> list[Path]:
+        return [self._layout.layers(repository) / alg for alg in digests.HEX_LENGTHS]
+
+    def _digests_in(self, directory: Path) -> Iterator[Digest]:
+        """The digests that the entries of an algorithm's directory stand for."""
+        for encoded in self._tree.entries(directory):
+            with contextlib.suppress(DigestInvalid):
+                yield digests.parse(f"{directory.name}:{encoded}")
+
+    def read_manifest(self, repository: str, digest: Digest) -> bytes:
+        """A manifest's bytes as they are stored.
+
+        Raises:
+            ManifestUnknown: it is not in this repository.
+        """
+        extent = self.manifest(repository, digest)
+        try:
+            with extent.open() as file:
+                return os.pread(file.fileno(), min(extent.size, MAX_SIZE), extent.offset)
+        except FileNotFoundError:
+            raise manifest_unknown(str(digest)) from None
+
+    def read_link(self, link: Path) -> Digest | None:
+        """The digest a link file holds; None where there is none that can be read."""
+        try:
+            descriptor = self._tree.open(link)
+            try:
+                text = os.read(descriptor, _LONGEST_LINK)
+            finally:
+                os.close(descriptor)
+            return digests.parse(text.decode("ascii").strip())
+        except (
+            FileNotFoundError,
+            NotADirectoryError,
+            IsADirectoryError,
+            PathRefused,
+            DigestInvalid,
+            UnicodeDecodeError,
+        ):
+            # registry:2 does not sync links: power loss may leave an empty one.
+            return None
+
+
+def manifest_unknown(reference: str) -> ManifestUnknown:
+    """The error for a tag or digest that is not in a repository."""
+    return ManifestUnknown("manifest unknown", {"reference": reference})

@@ -1,0 +1,343 @@
+"""The writable store: a directory in the format of CNCF distribution (``registry:2``).
+
+`storage.directory.reader` reads it. What is written is verified and published durably before a call
+returns (`storage.directory.publish`).
+
+One lock per repository (striped) orders changes of its manifests and tags against each other. It
+guards a few small files; none is held while a body is awaited or a blob is synced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from mayfly.storage import digest as digests
+from mayfly.storage import manifest as manifests
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.ages import Ages
+from mayfly.storage.directory.gate import Gate
+from mayfly.storage.directory.publish import Publisher
+from mayfly.storage.directory.reader import DirectoryReader, manifest_unknown
+from mayfly.storage.directory.space import Space
+from mayfly.storage.directory.uploads import DirectoryUpload, Uploads
+from mayfly.storage.errors import (
+    BlobUnknown,
+    ContentCorrupt,
+    DigestInvalid,
+    ManifestBlobUnknown,
+    ManifestUnknown,
+    SizeInvalid,
+    StorageError,
+    UploadUnknown,
+)
+from mayfly.storage.interface import Extent
+from mayfly.storage.manifest import Descriptor, Manifest
+from mayfly.storage.upkeep.collect import DEFAULT_GRACE, Collected, Collector
+from mayfly.storage.upkeep.examine import Examiner
+
+_LOCK_STRIPES = 64
+
+
+class DistributionStore(DirectoryReader):
+    """See `storage.interface.Store`; ``root`` is the directory that registry:2 is given too.
+
+    Args:
+        root: made when missing.
+        allow_sparse: take manifests that name content the repository does not hold.
+        allow_absent_platforms: take indexes that do; an image must still be whole.
+        reserve: see `storage.directory.space.Space`.
+        ages: tells how old files are.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        allow_sparse: bool = False,
+        allow_absent_platforms: bool = False,
+        reserve: int | None = None,
+        ages: Ages | None = None,
+    ) -> None:
+        super().__init__(root)
+        self._publisher = Publisher(
+            self._layout.base,
+            self._layout.scratch,
+            kept=(self._layout.blobs, self._layout.repositories),
+            store=root,
+        )
+        self._publisher.open()
+        self._may_lack_blobs = allow_sparse
+        self._may_lack_manifests = allow_sparse or allow_absent_platforms
+        self._gate = Gate(self._layout.scratch.parent, self._layout.scratch)
+        ages = ages or Ages()
+        self._space = Space(self._layout.base, reserve)
+        self._examiner = Examiner(self._layout, self._records, self._gate)
+        self._collector = Collector(
+            self, self._layout, self._publisher, self._records, self._gate, ages
+        )
+        self._uploads = Uploads(
+            self._layout, self._publisher, self._publish_blob, self._space.check, ages
+        )
+        self._locks = [threading.Lock() for _ in range(_LOCK_STRIPES)]
+
+    def interrupt(self) -> None:
+        """Stop hashing in other threads; operations waiting for it fail with `Interrupted`."""
+        self._uploads.interrupt()
+
+    def close(self) -> None:
+        """Drop the scratch files; upload sessions stay on disk for the next start."""
+        self._examiner.close()
+        self._uploads.close()
+        self._publisher.close()
+
+    # Blobs
+
+    def begin_upload(
+        self, repository: str, algorithm: str, *, resumable: bool = True
+    ) -> DirectoryUpload:
+        if resumable:
+            return self._uploads.begin(repository, algorithm)
+        return self._uploads.begin_private(repository, algorithm)
+
+    @contextlib.contextmanager
+    def copying(self, repository: str, algorithm: str) -> Iterator[DirectoryUpload]:
+        """An upload session for this process alone: it ends here, committed or not.
+
+        Nothing of it stays when the process is killed: the next to open the store tidies.
+        """
+        upload = self._uploads.begin_private(repository, algorithm)
+        try:
+            yield upload
+        finally:
+            with contextlib.suppress(UploadUnknown):
+                upload.cancel()
+
+    @property
+    def scratch(self) -> Path:
+        """A directory on the same filesystem for this process alone, until `close`."""
+        return self._publisher.scratch
+
+    def upload(self, repository: str, upload_id: str) -> DirectoryUpload:
+        return self._uploads.find(repository, upload_id)
+
+    def check_room(self, size: int) -> None:
+        self._space.check(size)
+
+    def purge_uploads(self, max_age: float) -> int:
+        """End the upload sessions idle for ``max_age`` seconds; how many there were."""
+        return self._uploads.purge(max_age)
+
+    def hold(self, repository: str, digest: Digest) -> Extent:
+        with self._gate.referring():
+            extent = self.blob(repository, digest)
+            self._touch(extent)
+            return extent
+
+    def mount(self, repository: str, digest: Digest, source: str) -> None:
+        self._publisher.confirm(self._layout.data(digest))
+        with self._gate.referring():
+            self._touch(self.blob(source, digest))
+            self._link(self._layout.layer_link(repository, digest), digest)
+
+    def delete_blob(self, repository: str, digest: Digest) -> None:
+        if not self._publisher.remove(self._layout.layer_link(repository, digest)):
+            raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
+
+    def _publish_blob(self, repository: str, digest: Digest, data: Path) -> None:
+        # Also over an equal blob that is there: its age starts anew, and a copy that something
+        # outside damaged is mended.
+        # Gigabytes may take their time: not while others wait at the gate.
+        self._publisher.sync(data)
+        with self._gate.referring():
+            # Its last byte may have come long ago, in a session that was left and found again.
+            os.utime(data)
+            self._adopt(digest, data)
+            self._link(self._layout.layer_link(repository, digest), digest)
+
+    def _adopt(self, digest: Digest, data: Path) -> None:
+        size = data.stat().st_size
+        verified = partial(self._records.verified, digest, size)
+        self._publisher.adopt(data, self._layout.data(digest), verified)
+
+    # Manifests
+
+    def put_manifest(
+        self, repository: str, manifest: Manifest, digest: Digest, tags: tuple[str, ...]
+    ) -> None:
+        actual = digests.of(manifest.body, digest.algorithm)
+        if actual != digest:
+            raise DigestInvalid(
+                f"manifest does not match digest {digest}: received {actual}",
+                {"expected": str(digest), "actual": str(actual)},
+            )
+        self._confirm_references(repository, manifest)
+        with self._lock(repository), self._gate.referring():
+            self._check_references(repository, manifest)
+            verified = partial(self._records.verified, digest, len(manifest.body))
+            self._publisher.write(self._layout.data(digest), manifest.body, verified)
+            self._link(self._layout.revision_link(repository, digest), digest)
+            self._referrers.changed(repository, digest)
+            for tag in tags:
+                # After the manifest: a tag never points at what is not there. Before its history: a
+                # tag with a history and no link has lost it, and was not merely cut off.
+                self._link(self._layout.tag_link(repository, tag), digest)
+                self._link(self._layout.tag_history_link(repository, tag, digest), digest)
+
+    # Deletes pass the gate alone: of a tag that another process pushes meanwhile, either all is
+    # there afterwards or nothing.
+
+    def delete_manifest(self, repository: str, digest: Digest) -> None:
+        with self._lock(repository), self._gate.removing():
+            self._delete_manifest(repository, digest)
+
+    def delete_tag(self, repository: str, tag: str) -> None:
+        with self._lock(repository), self._gate.removing():
+            self._delete_tag(repository, tag)
+
+    def _delete_manifest(self, repository: str, digest: Digest) -> None:
+        link = self._layout.revision_link(repository, digest)
+        if not link.exists():
+            self._publisher.confirm_absent(link)
+            raise manifest_unknown(str(digest))
+        for tag in self.tags(repository):
+            if self.read_link(self._layout.tag_link(repository, tag)) == digest:
+                self._publisher.remove_tree(self._layout.tag(repository, tag))
+        # Also of those that a deletion removed which was cut off: no tag comes back to nothing.
+        self._publisher.confirm_absent(self._layout.tags(repository) / "any")
+        self._publisher.remove(link)
+
+    def _delete_tag(self, repository: str, tag: str) -> None:
+        directory = self._layout.tag(repository, tag)
+        try:
+            self.tag(repository, tag)
+        except ManifestUnknown:
+            # One whose link is damaged can be deleted like any.
+            if not directory.exists():
+                self._publisher.confirm_absent(directory)
+                raise
+        self._publisher.remove_tree(directory)
+
+    def _confirm_references(self, repository: str, manifest: Manifest) -> None:
+        """What a manifest names is durable before the manifest is, whoever pushed it."""
+        for link_of, descriptors in (
+            (self._layout.layer_link, manifest.blobs),
+            (self._layout.revision_link, manifest.manifests),
+        ):
+            for digest in dict.fromkeys(descriptor.digest for descriptor in descriptors):
+                self._publisher.confirm(self._layout.data(digest))
+                self._publisher.confirm(link_of(repository, digest))
+
+    def _check_references(self, repository: str, manifest: Manifest) -> None:
+        missing: list[dict[str, str]] = []
+        wanted = [(self.blob, d, self._may_lack_blobs) for d in manifest.blobs]
+        wanted += [(self.manifest, d, self._may_lack_manifests) for d in manifest.manifests]
+        # One blob may be named ten thousand times.
+        for locate, descriptor, may_lack in dict.fromkeys(wanted):
+            try:
+                extent = locate(repository, descriptor.digest)
+            except StorageError:
+                if descriptor.distributable and not may_lack:
+                    missing.append({"digest": str(descriptor.digest)})
+                continue
+            if descriptor.size not in (None, extent.size):
+                raise self._contradicted(descriptor, extent)
+            self._touch(extent)
+        if missing:
+            raise ManifestBlobUnknown(
+                "manifest references content unknown to the repository", missing
+            )
+
+    def _contradicted(self, descriptor: Descriptor, extent: Extent) -> SizeInvalid:
+        """The error for a wrong size; the blob is hashed if its size was never verified."""
+        message = (
+            f"manifest gives {descriptor.digest} {descriptor.size} bytes, "
+            f"the repository holds {extent.size}"
+        )
+        if self._suspect(descriptor.digest, extent):
+            message += "; the stored bytes are being checked: push again in a moment"
+        return SizeInvalid(message, {"digest": str(descriptor.digest), "size": extent.size})
+
+    # Damage
+
+    def compare(self, repository: str, digest: Digest, body: bytes) -> None:
+        with contextlib.suppress(StorageError, OSError):
+            if self._is_mine(digest, self.manifest(repository, digest)):
+                self._examiner.verified(digest, len(body))
+            blobs = manifests.parse_stored(body).blobs
+            for descriptor in blobs:
+                with contextlib.suppress(BlobUnknown, ContentCorrupt):
+                    extent = self.blob(repository, descriptor.digest)
+                    if descriptor.size not in (None, extent.size):
+                        self._suspect(descriptor.digest, extent)
+
+    def examine(self, digest: Digest) -> bool:
+        return self._examiner.examine(digest, again=True)
+
+    def is_whole(self, digest: Digest) -> bool:
+        """Whether a blob's file is there and has its digest; hashes it unless that was done.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return self._examiner.examine(digest)
+
+    def record_verified(self, digest: Digest, size: int) -> None:
+        """Record the size of a blob that was hashed and had its digest."""
+        self._examiner.verified(digest, size)
+
+    def restore_tag(self, repository: str, tag: str, digest: Digest) -> bool:
+        """Have a tag point at a manifest of the repository again; False where that is not whole."""
+        with self._lock(repository), self._gate.referring():
+            try:
+                self._touch(self.manifest(repository, digest))
+            except ManifestUnknown:
+                return False
+            self._link(self._layout.tag_link(repository, tag), digest)
+            self._link(self._layout.tag_history_link(repository, tag, digest), digest)
+            return True
+
+    def restore_link(self, repository: str, digest: Digest, *, is_manifest: bool) -> None:
+        """Link content that is here in a repository whose image needs it."""
+        link_of = self._layout.revision_link if is_manifest else self._layout.layer_link
+        with self._lock(repository), self._gate.referring():
+            if self.content_size(digest) is not None:
+                self._link(link_of(repository, digest), digest)
+
+    def _is_mine(self, digest: Digest, extent: Extent) -> bool:
+        return extent.path == self._layout.data(digest)
+
+    def _suspect(self, digest: Digest, extent: Extent) -> bool:
+        """Have a blob hashed whose size was contradicted; False where its size is known."""
+        if not self._is_mine(digest, extent) or self._records.is_verified(digest, extent.size):
+            return False
+        self._examiner.suspect(digest)
+        return True
+
+    @staticmethod
+    def _touch(extent: Extent) -> None:
+        """Start a blob's age anew: it was referred to (`storage.upkeep.collect`)."""
+        os.utime(extent.path)
+
+    # Collecting
+
+    def collect(
+        self, grace: float = DEFAULT_GRACE, *, dry_run: bool = False, untagged: bool = False
+    ) -> Collected:
+        """Free the space of blobs that no manifest refers to; see `storage.upkeep.collect`."""
+        return self._collector.collect(grace, dry_run=dry_run, untagged=untagged)
+
+    # Links
+
+    def _link(self, link: Path, digest: Digest) -> None:
+        if self.read_link(link) == digest:
+            self._publisher.confirm(link)
+        else:
+            self._publisher.write(link, str(digest).encode())
+
+    def _lock(self, repository: str) -> threading.Lock:
+        return self._locks[hash(repository) % _LOCK_STRIPES]

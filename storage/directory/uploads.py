@@ -1,0 +1,308 @@
+"""Resumable uploads. A session is a directory with the bytes so far; its offset is their number.
+
+    begin ──► open ──write*──► open ──commit──► a published blob
+                └────────cancel or wrong digest────► nothing
+
+Everything survives a restart because nothing but the partial file counts. The running hash lives
+in memory only: a session found again on disk is hashed anew when it is committed, as is one that
+is committed under another algorithm than it was begun with.
+
+An upload that is no session, as nobody is told its id, lies among the temporary files: whatever
+ends the process, the next start drops its bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.errors import Interrupted
+from mayfly.storage.digest import CANONICAL, Digest
+from mayfly.storage.directory.ages import Ages
+from mayfly.storage.directory.catalog import upload_directories
+from mayfly.storage.directory.layout import Layout
+from mayfly.storage.directory.publish import Publisher, full_disk_is_domain_error
+from mayfly.storage.directory.writeback import Behind, Writeback
+from mayfly.storage.errors import ContentCorrupt, DigestInvalid, UploadOffset, UploadUnknown
+from mayfly.storage.interface import Extent
+from mayfly.storage.names import check_repository
+
+_READ_SIZE = 1024 * 1024
+_COPY_SIZE = 16 * 1024 * 1024
+
+Publish = Callable[[str, Digest, Path], None]
+"""How a verified file becomes a blob linked in a repository."""
+
+Forget = Callable[[Path], None]
+"""Told the directory of a session that has ended."""
+
+Room = Callable[[int], None]
+"""Told how many bytes more are to be written; raises StorageFull where they do not fit."""
+
+
+class DirectoryUpload:
+    """One session; see `storage.interface.Upload`."""
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        algorithm: str,
+        publish: Publish,
+        forget: Forget,
+        room: Room,
+        writeback: Writeback,
+        interrupted: threading.Event,
+    ) -> None:
+        self._repository = name
+        self._directory = directory
+        self._data = directory / "data"
+        self._publish = publish
+        self._forget = forget
+        self._room = room
+        self._behind = Behind(writeback)
+        self._interrupted = interrupted
+        self._lock = threading.Lock()
+        self._hasher = digests.hasher(algorithm)
+        self._hashed = 0
+        self.algorithm = algorithm
+
+    @property
+    def id(self) -> str:
+        return self._directory.name
+
+    @property
+    def offset(self) -> int:
+        try:
+            return self._data.stat().st_size
+        except FileNotFoundError:
+            raise UploadUnknown("no such upload session") from None
+
+    def write(self, data: Sequence[bytes | memoryview], at: int) -> None:
+        with self._lock, full_disk_is_domain_error():
+            self._behind.check()
+            descriptor = self._open(os.O_WRONLY | os.O_APPEND)
+            try:
+                offset = os.fstat(descriptor).st_size
+                if offset != at:
+                    self._behind.settle()  # it ends shorter where bytes were lost
+                    raise UploadOffset(f"the upload stands at byte {offset}, not {at}", offset)
+                self._room(sum(map(len, data)))
+                try:
+                    written = self._append(descriptor, data)
+                    self._behind.grown(descriptor, offset + written)
+                except OSError:
+                    # Half a batch must not count: the client resumes where the last one ended.
+                    os.ftruncate(descriptor, offset)
+                    raise
+            finally:
+                os.close(descriptor)
+            if self._hashed == offset:
+                for piece in data:
+                    self._hasher.update(piece)
+                self._hashed = offset + written
+
+    def copy(self, extent: Extent, progress: Callable[[int], None] = lambda size: None) -> None:
+        """Append the bytes of an extent, shared with their file where the filesystem can do that.
+
+        They are hashed when the session is committed.
+
+        Args:
+            progress: told how many bytes more were copied.
+
+        Raises:
+            UploadUnknown, StorageFull: see `write`.
+            OSError: the source cannot be read.
+        """
+        self._room(extent.size)
+        with self._lock, full_disk_is_domain_error(), extent.open() as file:
+            descriptor = self._open(os.O_WRONLY)
+            try:
+                end = os.lseek(descriptor, 0, os.SEEK_END)
+                _copy(file.fileno(), extent, descriptor, end, progress)
+                self._behind.grown(descriptor, end + extent.size)
+            finally:
+                os.close(descriptor)
+
+    @staticmethod
+    def _append(descriptor: int, data: Sequence[bytes | memoryview]) -> int:
+        total = 0
+        for piece in data:
+            view = memoryview(piece)
+            while view:
+                done = os.write(descriptor, view)
+                total += done
+                view = view[done:]
+        return total
+
+    def commit(self, digest: Digest) -> None:
+        with self._lock, full_disk_is_domain_error():
+            actual = self._digest(digest.algorithm)
+            self._behind.settle()
+            if actual != digest:
+                self._discard()
+                raise DigestInvalid(
+                    f"content does not match digest {digest}: received {actual}",
+                    {"expected": str(digest), "actual": str(actual)},
+                )
+            try:
+                self._publish(self._repository, digest, self._data)
+            finally:
+                # Also after an error past the rename: without its bytes a session is over.
+                if not self._data.exists():
+                    self._discard()
+
+    def cancel(self) -> None:
+        with self._lock:
+            if not self._data.exists():
+                raise UploadUnknown("no such upload session")
+            self._discard()
+
+    def _digest(self, algorithm: str) -> Digest:
+        descriptor = self._open(os.O_RDONLY)
+        with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+            if algorithm == self.algorithm and self._hashed == os.fstat(descriptor).st_size:
+                return Digest(algorithm, self._hasher.hexdigest())
+            anew = digests.hasher(algorithm)
+            while piece := file.read(_READ_SIZE):
+                if self._interrupted.is_set():
+                    raise Interrupted("the server is stopping")
+                anew.update(piece)
+            return Digest(algorithm, anew.hexdigest())
+
+    def _open(self, flags: int) -> int:
+        try:
+            return os.open(self._data, flags | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise UploadUnknown("no such upload session") from None
+
+    def _discard(self) -> None:
+        self._behind.drop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._forget(self._directory)
+
+
+def _copy(
+    source: int, extent: Extent, target: int, at: int, progress: Callable[[int], None]
+) -> None:
+    """Copy inside the kernel (copy_file_range(2) shares blocks on Btrfs and XFS), else by hand."""
+    copied = 0
+    while copied < extent.size:
+        count = min(_COPY_SIZE, extent.size - copied)
+        try:
+            done = os.copy_file_range(source, target, count, extent.offset + copied, at + copied)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            piece = os.pread(source, min(count, _READ_SIZE), extent.offset + copied)
+            done = os.pwrite(target, piece, at + copied)
+        if done == 0:
+            raise ContentCorrupt("the source ended early")
+        copied += done
+        progress(done)
+
+
+class Uploads:
+    """The sessions of one store: those in memory, and those a restart left on disk."""
+
+    def __init__(
+        self, layout: Layout, publisher: Publisher, publish: Publish, room: Room, ages: Ages
+    ) -> None:
+        self._layout = layout
+        self._publisher = publisher
+        self._publish = publish
+        self._room = room
+        self._ages = ages
+        self._writeback = Writeback()
+        self._interrupted = threading.Event()
+        self._open: dict[Path, DirectoryUpload] = {}
+        self._lock = threading.Lock()
+
+    def interrupt(self) -> None:
+        """End the hashing of uploads in other threads; they stay as they are."""
+        self._interrupted.set()
+
+    def close(self) -> None:
+        """Nothing may be written any more; the sessions stay on disk."""
+        self._writeback.close()
+
+    def begin_private(self, name: str, algorithm: str) -> DirectoryUpload:
+        """Begin an upload that can only be gone on with by the caller."""
+        check_repository(name)
+        digests.hasher(algorithm)
+        directory = self._publisher.private_directory()
+        try:
+            (directory / "data").touch()
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        return self._session(name, directory, algorithm)
+
+    def begin(self, name: str, algorithm: str) -> DirectoryUpload:
+        """Begin a session, which its id finds again."""
+        directory = self._layout.upload(name, str(uuid.uuid4()))
+        session = self._session(name, directory, algorithm)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._publisher.put_directory(directory, {"startedat": now.encode(), "data": b""})
+        with self._lock:
+            self._open[directory] = session
+        return session
+
+    def find(self, name: str, upload_id: str) -> DirectoryUpload:
+        directory = self._layout.upload(name, upload_id)
+        with self._lock:
+            session = self._open.get(directory)
+            if session is None:
+                session = self._session(name, directory, CANONICAL)
+            if not (directory / "data").exists():
+                self._open.pop(directory, None)
+                raise UploadUnknown("no such upload session")
+            self._open[directory] = session
+        return session
+
+    def purge(self, max_age: float) -> int:
+        """End the sessions without a write for ``max_age`` seconds; how many there were."""
+        is_old = self._ages.over(max_age)
+        purged = 0
+        for uploads in upload_directories(self._layout.repositories):
+            with contextlib.suppress(OSError):  # what cannot be listed keeps no other from it
+                for directory in list(uploads.iterdir()):
+                    # Something else among the sessions is not ours to remove.
+                    if directory.is_dir() and self._is_older(directory, is_old):
+                        shutil.rmtree(directory, ignore_errors=True)
+                        self._forget(directory)
+                        purged += 1
+        return purged
+
+    @staticmethod
+    def _is_older(directory: Path, is_old: Callable[[float], bool]) -> bool:
+        # A session that registry:2 left may have no data yet; its directory tells its age too.
+        for path in (directory / "data", directory):
+            with contextlib.suppress(OSError):
+                return is_old(path.stat().st_mtime)
+        return False
+
+    def _session(self, name: str, directory: Path, algorithm: str) -> DirectoryUpload:
+        return DirectoryUpload(
+            name,
+            directory,
+            algorithm,
+            self._publish,
+            self._forget,
+            self._room,
+            self._writeback,
+            self._interrupted,
+        )
+
+    def _forget(self, directory: Path) -> None:
+        with self._lock:
+            self._open.pop(directory, None)
+        self._publisher.prune(directory.parent)

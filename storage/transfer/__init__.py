@@ -1,0 +1,1 @@
+"""Images between stores and bundles: import and export."""

@@ -1,0 +1,223 @@
+"""Exporting: images as one OCI archive, all of it or what a target lacks.
+
+The archive is an OCI image layout in a tar (image-spec, image-layout.md): documents first, then the
+blobs in the order of the layers, so that it can be served in place. Every blob is hashed while it
+is written; one that does not have its digest ends the export.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import ContentCorrupt, ManifestUnknown
+from mayfly.storage.images import Image, find_blob
+from mayfly.storage.interface import Extent, Reader
+from mayfly.storage.manifest import OCI_INDEX
+
+FULL_NAME = "io.containerd.image.name"
+TAG = "org.opencontainers.image.ref.name"
+
+_READ_SIZE = 1024 * 1024
+
+Progress = Callable[[int], None]
+"""Told how many bytes more were written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What goes into an archive.
+
+    Attributes:
+        index: the archive's ``index.json``.
+        contents: blob → where its bytes lie, in writing order.
+        left_out: bytes that the target has.
+    """
+
+    index: bytes
+    contents: dict[Digest, Extent]
+    left_out: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of content to write."""
+        return sum(extent.size for extent in self.contents.values())
+
+
+def plan(
+    reader: Reader, chosen: Iterable[tuple[str, Image]], have: Callable[[str, Digest], bool]
+) -> Export:
+    """Choose the contents of an archive.
+
+    Args:
+        reader: the store.
+        chosen: repository and image, as `storage.images` gives them.
+        have: whether the target has a blob, asked with the repository it is for. Manifests are
+            always written: they are small, and the archive names images by them.
+    """
+    entries: list[dict[str, object]] = []
+    contents: dict[Digest, Extent] = {}
+    left_out = 0
+    for repository, image in chosen:
+        manifest = reader.manifest(repository, image.digest)
+        entries.append(
+            {
+                "mediaType": image.media_type,
+                "digest": str(image.digest),
+                "size": manifest.size,
+                "annotations": _annotations(image.name),
+            }
+        )
+        for digest, size in image.blobs.items():
+            if digest in contents:
+                continue
+            extent = find_blob(reader, repository, digest)
+            if extent is None:
+                contents[digest] = reader.manifest(repository, digest)
+            elif have(repository, digest):
+                left_out += size
+            else:
+                contents[digest] = extent
+    index = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": entries,
+    }
+    return Export(json.dumps(index).encode(), contents, left_out)
+
+
+def write(export: Export, output: BinaryIO, progress: Progress = lambda size: None) -> None:
+    """Write the archive to a stream.
+
+    Raises:
+        ContentCorrupt: stored bytes do not have their digest, so the archive is not complete;
+            ``detail`` lists every digest of which that is so.
+    """
+    broken: list[str] = []
+    with tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        _add(archive, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
+        _add(archive, "index.json", export.index)
+        for digest, extent in export.contents.items():
+            try:
+                _write_blob(None if broken else archive, digest, extent, progress)
+            except ContentCorrupt:
+                # The others are still read, so that a second try need not find out one by one.
+                broken.append(str(digest))
+        if broken:
+            raise ContentCorrupt(
+                f"stored content {broken[0]} is corrupt: see mayfly verify", broken
+            )
+
+
+def _write_blob(
+    archive: tarfile.TarFile | None, digest: Digest, extent: Extent, progress: Progress
+) -> None:
+    """Write a blob, or without an archive only read it.
+
+    Raises:
+        ContentCorrupt: it does not have its digest, or cannot be read.
+    """
+    try:
+        opened = extent.open()
+    except OSError as error:
+        raise ContentCorrupt(f"stored content {digest} cannot be read: {error.strerror}") from None
+    with opened as file:
+        section = _Section(file, extent, digest, progress)
+        if archive is None:
+            while section.read(_READ_SIZE):
+                pass
+        else:
+            name = f"blobs/{digest.algorithm}/{digest.hex}"
+            archive.addfile(_member(name, extent.size), section)
+        section.check()
+
+
+class _Section(io.RawIOBase):
+    """The bytes of an extent, hashed as they are read."""
+
+    def __init__(self, file: BinaryIO, extent: Extent, digest: Digest, progress: Progress) -> None:
+        file.seek(extent.offset)
+        self._file = file
+        self._left = extent.size
+        self._digest = digest
+        self._hasher = digests.hasher(digest.algorithm)
+        self._progress = progress
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            piece = self._file.read(self._left if size < 0 else min(size, self._left))
+        except OSError as error:
+            raise ContentCorrupt(f"{self._digest} cannot be read: {error.strerror}") from None
+        if not piece and self._left:
+            raise ContentCorrupt(f"stored content {self._digest} was cut meanwhile")
+        self._left -= len(piece)
+        self._hasher.update(piece)
+        self._progress(len(piece))
+        return piece
+
+    def check(self) -> None:
+        """See that what was read has its digest."""
+        if self._hasher.hexdigest() != self._digest.hex:
+            raise ContentCorrupt(f"stored content {self._digest} is corrupt: see mayfly verify")
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    archive.addfile(_member(name, len(data)), io.BytesIO(data))
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    member.mode = 0o644
+    return member
+
+
+def _annotations(name: str) -> dict[str, str]:
+    """The full name, and the tag alone for tools that read no more."""
+    repository, _, tag = name.rpartition(":")
+    if "@" in name:
+        return {}
+    host = "docker.io/" if repository.startswith("library/") else "localhost/"
+    return {FULL_NAME: f"{host}{repository}:{tag}", TAG: tag}
+
+
+def read_digests(path: Path) -> frozenset[Digest]:
+    """The digests of a text file, one on each line; what follows on a line is passed over.
+
+    Raises:
+        DigestInvalid: a line does not begin with a digest.
+    """
+    lines = path.read_text("utf-8").splitlines()
+    return frozenset(digests.parse(line.split()[0]) for line in lines if line.strip())
+
+
+def left_behind(
+    reader: Reader, chosen: Iterable[tuple[str, Image]], export: Export
+) -> list[tuple[str, Digest]]:
+    """Artifacts that refer to exported images and are not in the archive, by repository and digest.
+
+    These are the referrers of their manifests, and the manifests that cosign keeps under the tags
+    ``sha256-<hex>.sig``, ``.att`` and ``.sbom``.
+    """
+    subjects: dict[str, dict[Digest, None]] = {}
+    for repository, image in chosen:
+        subjects.setdefault(repository, {}).update(dict.fromkeys(image.blobs))
+    found: dict[tuple[str, Digest], None] = {}
+    for repository, digests_of in subjects.items():
+        for digest in digests_of:
+            for descriptor in reader.referrers(repository, digest):
+                found[repository, digests.parse(str(descriptor["digest"]))] = None
+        named = {f"{digest.algorithm}-{digest.hex}" for digest in digests_of}
+        for tag in reader.tags(repository):
+            if tag.partition(".")[0] in named:
+                with contextlib.suppress(ManifestUnknown):
+                    found[repository, reader.tag(repository, tag)] = None
+    return [one for one in found if one[1] not in export.contents]

@@ -1,0 +1,441 @@
+"""Importing: the images of a bundle, or of any layer, into the writable store.
+
+Each blob is copied once and hashed on the way, several at a time; further repositories get a link.
+What a repository of the store has already is not copied, so an import that was stopped goes on
+where it was, and a bundle of differences (`storage.transfer.exporting`) completes what is there.
+What only another repository of the store has is not taken from there: a bundle that names a digest
+has not shown that it has the content. Manifests are held to the rules of a push. One repository
+after the other gets its manifests as soon as all they name is in place, children before parents,
+tags last: who pulls meanwhile sees an image as it was or as it will be, and a collector at work
+beside this finds little that nothing refers to yet. Runs beside a server on the same root.
+
+Of an archive all is imported or nothing: one that lacks content was cut short, or builds on what is
+not here. A registry's directory is a store as any: its damaged images are named, the others
+imported. An index goes with the manifests it names, so that no tag moves to half an image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mayfly.storage.bundle.errors import BundleInvalid, Interrupted
+from mayfly.storage.bundle.layer import Layer
+from mayfly.storage.bundle.verified import BundleExtent
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import (
+    BlobUnknown,
+    ContentCorrupt,
+    DigestInvalid,
+    ManifestBlobUnknown,
+    ManifestInvalid,
+    ManifestTooLarge,
+    ManifestUnknown,
+    SizeInvalid,
+    StorageError,
+)
+from mayfly.storage.images import read_manifest, repositories
+from mayfly.storage.interface import Extent
+from mayfly.storage.manifest import Descriptor, Manifest, parse
+
+WORKERS = 4
+"""Blobs copied and hashed at once."""
+
+_REFUSED = (
+    ManifestInvalid,
+    DigestInvalid,
+    ManifestTooLarge,
+    ManifestUnknown,
+    ContentCorrupt,
+    BundleInvalid,
+)
+"""Errors of a single manifest of the source; the others are imported."""
+
+Progress = Callable[[int], None]
+"""Told how many bytes more were copied."""
+
+
+IsDirectory = Callable[[str], bool]
+"""Whether a repository is one of a registry's directory, whose damaged images are left out."""
+
+
+class LeftOut(NamedTuple):
+    """An image that is not imported.
+
+    Attributes:
+        repository: it is in.
+        digest: of its manifest.
+        reason: for the operator.
+    """
+
+    repository: str
+    digest: Digest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an import has to do.
+
+    Attributes:
+        copies: blob → the first repository that needs it, and where its bytes lie.
+        links: (repository, blob) pairs to link once the bytes are in the store.
+        incomplete: repository and content that neither the bundle nor the store has there;
+            platforms that an index names but the bundle left out are not among them.
+        refused: manifests that no push would be allowed to bring, and damaged images of a
+            registry's directory.
+        is_directory: see `plan`.
+    """
+
+    copies: dict[Digest, tuple[str, Extent]]
+    links: tuple[tuple[str, Digest], ...]
+    incomplete: tuple[tuple[str, Digest], ...]
+    refused: tuple[LeftOut, ...]
+    is_directory: IsDirectory
+
+    @property
+    def size(self) -> int:
+        """Bytes to copy."""
+        return sum(extent.size for _, extent in self.copies.values())
+
+
+class Imported(NamedTuple):
+    """The outcome of an import.
+
+    Attributes:
+        names: of the images that are now in the store.
+        left_out: those that are not, for what the plan refused or was found since.
+    """
+
+    names: list[str]
+    left_out: list[LeftOut]
+
+
+@dataclass(slots=True)
+class _Draft:
+    copies: dict[Digest, tuple[str, Extent]] = field(default_factory=dict)
+    links: dict[tuple[str, Digest], None] = field(default_factory=dict)
+    incomplete: dict[tuple[str, Digest], None] = field(default_factory=dict)
+
+
+def plan(
+    store: DistributionStore, source: Layer, is_directory: IsDirectory = lambda repository: False
+) -> Plan:
+    """Compare what the source has with what the store has; reads manifests only.
+
+    What the store has is spared by collectors for the time of their grace, as if pushed now.
+
+    Args:
+        store: to import into.
+        source: the bundles.
+        is_directory: tells the repositories that may be damaged.
+    """
+    draft = _Draft()
+    refused: list[LeftOut] = []
+    for repository in repositories(source):
+        for digest, manifest in _manifests(source, repository, refused):
+            found: dict[Digest, Extent] = {}
+            try:
+                lacking = _find_blobs(store, source, repository, manifest, found)
+            except (BundleInvalid, OSError) as error:
+                if not is_directory(repository):
+                    raise
+                refused.append(LeftOut(repository, digest, _reason(error)))
+                continue
+            if lacking and is_directory(repository):
+                reason = f"{lacking[0]} is gone or damaged"
+                refused.append(LeftOut(repository, digest, reason))
+                continue
+            draft.incomplete.update(((repository, blob), None) for blob in lacking)
+            for blob, extent in found.items():
+                first, _ = draft.copies.setdefault(blob, (repository, extent))
+                if first != repository:
+                    draft.links[repository, blob] = None
+    return Plan(
+        draft.copies, tuple(draft.links), tuple(draft.incomplete), tuple(refused), is_directory
+    )
+
+
+def _find_blobs(
+    store: DistributionStore,
+    source: Layer,
+    repository: str,
+    manifest: Manifest,
+    found: dict[Digest, Extent],
+) -> list[Digest]:
+    """Add what has to be copied or linked to ``found``; the blobs that are nowhere.
+
+    Raises:
+        BundleInvalid: the source has a blob that is known to be damaged.
+    """
+    lacking = []
+    for blob in dict.fromkeys(manifest.blobs):
+        if blob.digest in found or _has(store, repository, blob):
+            continue
+        try:
+            found[blob.digest] = source.blob(repository, blob.digest)
+        except BlobUnknown:
+            lacking += [blob.digest] if blob.distributable else []
+        except ContentCorrupt as error:
+            raise BundleInvalid(f"blob {blob.digest} of {repository}: {error.message}") from None
+    return lacking
+
+
+def _has(store: DistributionStore, repository: str, blob: Descriptor) -> bool:
+    try:
+        # One of them is wrong about the size: the bytes tell.
+        size = store.hold(repository, blob.digest).size
+    except BlobUnknown:
+        return False
+    if size != blob.size and not store.is_whole(blob.digest):
+        return False
+    if store.is_link_torn(repository, blob.digest):
+        store.restore_link(repository, blob.digest, is_manifest=False)
+    return True
+
+
+def _reason(error: StorageError | OSError) -> str:
+    return error.message if isinstance(error, StorageError) else error.strerror or str(error)
+
+
+def describe(source: Layer, one: LeftOut) -> str:
+    """A line on an image that is not imported, with the first of its tags."""
+    tag = ""
+    for name in source.tags(one.repository):
+        with contextlib.suppress(StorageError):
+            if source.tag(one.repository, name) == one.digest:
+                tag = f":{name}"
+                break
+    return f"{one.repository}{tag}@{one.digest}: {one.reason}"
+
+
+def carry_out(
+    store: DistributionStore,
+    source: Layer,
+    planned: Plan,
+    progress: Progress = lambda size: None,
+    workers: int = WORKERS,
+) -> Imported:
+    """Do what was planned.
+
+    Args:
+        store: opened to take indexes with platforms left out.
+        source: the bundles.
+        planned: by `plan`.
+        progress: called from several threads.
+        workers: blobs copied at once.
+
+    Raises:
+        BundleInvalid: a blob of the source does not have its digest; nothing refers to it.
+        BlobUnknown: a collector took what the import relied on.
+        StorageFull: it does not fit, and nothing was begun; or the disk filled up meanwhile, and
+            what was copied so far is not copied again by the next try.
+    """
+    store.check_room(planned.size)
+    stopping = threading.Event()
+
+    def step(size: int) -> None:
+        if stopping.is_set():
+            raise Interrupted("the import was stopped")
+        progress(size)
+
+    done = Imported([], list(planned.refused))
+    sharing: dict[Digest, list[str]] = {}
+    for repository, digest in planned.links:
+        sharing.setdefault(digest, []).append(repository)
+    with ThreadPoolExecutor(workers, "import") as pool:
+        try:
+            # In the order of the repositories: the first are whole while others are copied.
+            jobs: dict[tuple[str, Digest], Future[None]] = {}
+            for digest, (repository, extent) in planned.copies.items():
+                others = sharing.get(digest, ())
+                job = pool.submit(_copy, store, source, repository, digest, extent, step, others)
+                jobs.update(dict.fromkeys(((name, digest) for name in (repository, *others)), job))
+            bad: dict[str, set[Digest]] = {}
+            for one in planned.refused:
+                bad.setdefault(one.repository, set()).add(one.digest)
+            for repository in repositories(source):
+                is_directory = planned.is_directory(repository)
+                failed = _await_blobs(source, repository, jobs, is_directory)
+                for found in _put_manifests(
+                    store, source, repository, failed, bad.get(repository, set()), is_directory
+                ):
+                    if isinstance(found, LeftOut):
+                        done.left_out.append(found)
+                    else:
+                        done.names.append(found)
+        except BaseException:
+            # Those at work are large; what they have copied so far is of no use to anybody.
+            stopping.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return done
+
+
+def _copy(
+    store: DistributionStore,
+    source: Layer,
+    repository: str,
+    digest: Digest,
+    extent: Extent,
+    progress: Progress,
+    sharing: Iterable[str],
+) -> None:
+    while True:
+        try:
+            with store.copying(repository, digest.algorithm) as upload:
+                upload.copy(extent, progress)
+                upload.commit(digest)
+            break
+        except (ContentCorrupt, DigestInvalid, OSError) as error:
+            other = _good_copy(source, repository, digest, extent)
+            if other == extent:
+                raise  # the fault is the store's
+            if other is None:
+                where = f"{extent.proof.bundle}: " if isinstance(extent, BundleExtent) else ""
+                raise BundleInvalid(
+                    f"{where}blob {digest} cannot be copied: {_reason(error)}; fetch the bundle "
+                    "again and import it (what is in the store already is not copied again)"
+                ) from None
+            extent = other
+    # At once: an import that is stopped and begun again copies it for none of them.
+    for other_repository in sharing:
+        store.mount(other_repository, digest, repository)
+
+
+def _good_copy(source: Layer, repository: str, digest: Digest, extent: Extent) -> Extent | None:
+    """The extent itself if it is good, else one of another bundle; None where there is none."""
+    if isinstance(extent, BundleExtent):
+        try:
+            extent.proof.establish()
+        except OSError:
+            return None
+        except StorageError:
+            with contextlib.suppress(StorageError):
+                # Corrupt content is skipped from now on.
+                found = source.blob(repository, digest)
+                return None if found == extent else found
+            return None
+    return extent
+
+
+def _await_blobs(
+    source: Layer,
+    repository: str,
+    jobs: Mapping[tuple[str, Digest], Future[None]],
+    is_directory: bool,
+) -> dict[Digest, str]:
+    """Wait for the blobs of a repository; those of a directory that are damaged, and why."""
+    failed: dict[Digest, str] = {}
+    for _, manifest in _manifests(source, repository):
+        for descriptor in manifest.blobs:
+            job = jobs.get((repository, descriptor.digest))
+            if job is None:
+                continue
+            try:
+                job.result()
+            except BlobUnknown:
+                raise _went_away(str(descriptor.digest)) from None
+            except BundleInvalid as error:
+                if not is_directory:
+                    raise
+                failed[descriptor.digest] = error.message
+    return failed
+
+
+def _went_away(what: str) -> BlobUnknown:
+    return BlobUnknown(f"{what} went away while it was imported (mayfly gc?): import again")
+
+
+def _put_manifests(
+    store: DistributionStore,
+    source: Layer,
+    repository: str,
+    failed: Mapping[Digest, str],
+    bad: set[Digest],
+    is_directory: bool,
+) -> Iterator[str | LeftOut]:
+    """Put the manifests of a repository that are whole, and tag them; their names.
+
+    Args:
+        store: to put them into.
+        source: the bundles.
+        repository: of the source.
+        failed: blobs that could not be copied, and why.
+        bad: manifests that are left out; those that name one of them are added.
+        is_directory: whether others may be left out.
+    """
+    tags: dict[Digest, list[str]] = {}
+    for tag in source.tags(repository):
+        try:
+            tags.setdefault(source.tag(repository, tag), []).append(tag)
+        except ManifestUnknown:
+            continue  # a tag that leads nowhere in the bundle leads nowhere here
+    for digest in _children_first(source, repository):
+        if digest in bad:
+            continue
+        manifest = _strict(source, repository, digest)
+        needed = [blob.digest for blob in manifest.blobs if blob.digest in failed]
+        below = [child.digest for child in manifest.manifests if child.digest in bad]
+        wanted = tuple(tags.get(digest, ()))
+        try:
+            if needed:
+                raise BundleInvalid(failed[needed[0]])
+            if below:
+                raise BundleInvalid(f"it names {below[0]}, which was not imported")
+            store.put_manifest(repository, manifest, digest, wanted)
+        except ManifestBlobUnknown:
+            raise _went_away(f"a blob of {repository}@{digest}") from None
+        except (BundleInvalid, SizeInvalid) as error:
+            if not below and not is_directory:
+                raise BundleInvalid(f"{repository}@{digest}: {error.message}") from None
+            bad.add(digest)
+            yield LeftOut(repository, digest, error.message)
+        else:
+            yield from (f"{repository}:{tag}" for tag in wanted)
+
+
+def _children_first(source: Layer, repository: str) -> Iterator[Digest]:
+    """The manifests of a repository, each after those it names. Their bytes are not kept."""
+    children = {
+        digest: dict.fromkeys(child.digest for child in manifest.manifests)
+        for digest, manifest in _manifests(source, repository)
+    }
+    parents: dict[Digest, list[Digest]] = {}
+    waits_for = {}
+    for digest, named in children.items():
+        here = [child for child in named if child in children]
+        waits_for[digest] = len(here)
+        for child in here:
+            parents.setdefault(child, []).append(digest)
+    ready = [digest for digest, count in waits_for.items() if count == 0]
+    while ready:
+        digest = ready.pop()
+        yield digest
+        for parent in parents.get(digest, ()):
+            waits_for[parent] -= 1
+            if waits_for[parent] == 0:
+                ready.append(parent)
+
+
+def _manifests(
+    source: Layer, repository: str, refused: list[LeftOut] | None = None
+) -> Iterator[tuple[Digest, Manifest]]:
+    """The manifests that a push would be allowed to bring; the others are told."""
+    for digest in source.revisions(repository):
+        try:
+            manifest = _strict(source, repository, digest)
+        except (*_REFUSED, OSError) as error:
+            if refused is not None:
+                refused.append(LeftOut(repository, digest, _reason(error)))
+        else:
+            yield digest, manifest
+
+
+def _strict(source: Layer, repository: str, digest: Digest) -> Manifest:
+    return parse(read_manifest(source, repository, digest))

@@ -1,0 +1,343 @@
+"""Online garbage collection: blobs that no manifest refers to, in any repository.
+
+Mark and sweep, beside running pushes and pulls:
+
+- *Mark.* Every manifest linked in a repository is kept, tagged or not, and so is what it names. Of
+  one that can be read in two ways, the content of both is kept. Of one that is damaged or gone,
+  nobody knows the content, so the repository keeps all it has; the rest is collected as ever.
+- *Sweep.* A blob is removed when it is not marked and its file was last touched before the
+  mark began, less the grace. Finishing an upload, mounting, and putting a manifest touch the blobs
+  they refer to, so whatever a push has referred to since then is younger than that. The last look
+  at the time and the removal are one step behind the gate (`storage.directory.gate`).
+
+A blob goes together with its links, so that a later push elsewhere cannot bring it back to a
+repository that no longer holds it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.ages import Ages
+from mayfly.storage.directory.gate import Gate
+from mayfly.storage.directory.layout import Layout
+from mayfly.storage.directory.publish import Publisher
+from mayfly.storage.directory.records import Records
+from mayfly.storage.errors import ManifestInvalid, ManifestUnknown
+from mayfly.storage.manifest import mentioned_digests, parse_stored
+
+DEFAULT_GRACE = 3600.0
+"""Seconds for which an unreferenced blob is left alone: a slow push may refer to it last."""
+
+_LONGEST_TICK = 3.0
+"""Seconds. FAT's times are the coarsest, two seconds; usual ones tick every few milliseconds."""
+
+
+class Holdings(Protocol):
+    """What the collector has to know of a store."""
+
+    def every_repository(self) -> Iterable[str]:
+        """All repository names."""
+
+    def stored_blobs(self) -> Iterable[tuple[Digest, Path]]:
+        """Every blob's digest and file, whether or not anything refers to it."""
+
+    def revisions(self, repository: str) -> Iterable[Digest]:
+        """All manifests linked in a repository."""
+
+    def revision_entries(self, repository: str) -> Iterable[Digest]:
+        """All manifests that are or were linked in a repository."""
+
+    def is_linked(self, repository: str, digest: Digest) -> bool:
+        """Whether a manifest is linked."""
+
+    def read_manifest(self, repository: str, digest: Digest) -> bytes:
+        """A manifest's bytes.
+
+        Raises:
+            ManifestUnknown: it was deleted meanwhile, or its bytes are gone.
+        """
+
+    def blob_links(self, repository: str) -> Iterable[Digest]:
+        """All blobs linked in a repository."""
+
+    def tag_targets(self, repository: str) -> Iterable[Digest]:
+        """The manifests that tags point at; all that a tag ever did where its link is lost."""
+
+    def lost_tags(self, repository: str) -> Iterable[tuple[str, list[Digest]]]:
+        """The tags whose link is lost or damaged, and all that they ever pointed at."""
+
+    def dangling_tags(self, repository: str) -> Iterable[tuple[str, Digest | None]]:
+        """The tags whose manifest is not linked, and what they point at if that can be read."""
+
+
+class Unread(NamedTuple):
+    """A manifest whose references are not known, so that more than those was kept.
+
+    Attributes:
+        image: ``repository@digest``, or ``repository:tag`` of a tag that leads nowhere.
+        reason: why, for the operator.
+    """
+
+    image: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.image}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The outcome of a collection.
+
+    Attributes:
+        blobs: that were removed, or would have been.
+        size: of these, in bytes.
+        manifests: without a tag, repository and digest, that were deleted, or would have been.
+        unread: manifests for whose sake more was kept than is known to be needed.
+        spared: how many unreferenced blobs were kept since they were used within the grace.
+        spared_size: of these, in bytes.
+    """
+
+    blobs: tuple[Digest, ...]
+    size: int
+    unread: tuple[Unread, ...] = ()
+    manifests: tuple[tuple[str, Digest], ...] = ()
+    spared: int = 0
+    spared_size: int = 0
+
+
+class Collector:
+    """Collects in one distribution directory."""
+
+    def __init__(
+        self,
+        holdings: Holdings,
+        layout: Layout,
+        publisher: Publisher,
+        records: Records,
+        gate: Gate,
+        ages: Ages,
+    ) -> None:
+        self._holdings = holdings
+        self._layout = layout
+        self._publisher = publisher
+        self._records = records
+        self._gate = gate
+        self._ages = ages
+
+    def collect(
+        self, grace: float = DEFAULT_GRACE, *, dry_run: bool = False, untagged: bool = False
+    ) -> Collected:
+        """Remove unreferenced blobs untouched for ``grace`` seconds.
+
+        Args:
+            grace: seconds.
+            dry_run: remove nothing.
+            untagged: first delete the manifests, as old, that no tag leads to: neither by the
+                indexes it points at, nor as a referrer of something kept.
+        """
+        if not dry_run:
+            self._publisher.tidy()
+        is_old = self._ages.over(grace, self._moment())
+        loose = self._untagged(is_old) if untagged else []
+        if not dry_run:
+            loose = [one for one in loose if self._delete_manifest(*one, is_old)]
+        marked, unread = self._mark(frozenset(loose))
+        unmarked = [d for d, _ in self._holdings.stored_blobs() if d not in marked]
+        garbage = [d for d in unmarked if self._is_older(d, is_old)]
+        spared = {d: self._size(d) for d in set(unmarked).difference(garbage)}
+        links: dict[Digest, list[Path]] = {}
+        if garbage and not dry_run:
+            self._confirm_deletions()
+            links = self._links_of(set(garbage))
+        removed: list[Digest] = []
+        size = 0
+        for digest in garbage:
+            found = self._size(digest)
+            if dry_run or self._remove(digest, is_old, links.get(digest, ())):
+                removed.append(digest)
+                size += found
+        return Collected(
+            tuple(removed),
+            size,
+            tuple(unread),
+            tuple(loose),
+            len(spared),
+            sum(spared.values()),
+        )
+
+    def _untagged(self, is_old: Callable[[float], bool]) -> list[tuple[str, Digest]]:
+        """The manifests that no tag leads to and that nobody touched lately."""
+        found: list[tuple[str, Digest]] = []
+        for repository in self._holdings.every_repository():
+            if not all(history for _, history in self._holdings.lost_tags(repository)):
+                continue  # a tag may point at any of them
+            linked = list(self._holdings.revisions(repository))
+            below: dict[Digest, list[Digest]] = {}
+            try:
+                for digest in linked:
+                    body = self._holdings.read_manifest(repository, digest)
+                    if digests.of(body, digest.algorithm) != digest:
+                        raise ManifestUnknown("damaged")
+                    named = _kept_digests(body)
+                    below.setdefault(digest, []).extend(named)
+                    for subject in _subject(body):
+                        below.setdefault(subject, []).append(digest)
+            except (ManifestUnknown, OSError):
+                continue  # the references of a damaged one are unknown: keep all
+            kept: set[Digest] = set()
+            waiting = list(self._holdings.tag_targets(repository))
+            while waiting:
+                digest = waiting.pop()
+                if digest not in kept:
+                    kept.add(digest)
+                    waiting += below.get(digest, ())
+            found += [
+                (repository, digest)
+                for digest in linked
+                if digest not in kept and self._is_older(digest, is_old)
+            ]
+        return found
+
+    def _delete_manifest(
+        self, repository: str, digest: Digest, is_old: Callable[[float], bool]
+    ) -> bool:
+        """Delete a manifest unless somebody pushed it, or something that names it, meanwhile."""
+        with self._gate.removing():
+            if not self._is_older(digest, is_old):
+                return False
+            return self._publisher.remove(self._layout.revision_link(repository, digest))
+
+    def _moment(self) -> float:
+        """A moment that all earlier changes lie before and no later one does.
+
+        By the clock that stamps files. It ticks up to a hundred times slower than the system's (on
+        NFS it is another machine's): what is touched after this may look older to that one.
+        """
+        before = now = self._tick()
+        end = time.monotonic() + _LONGEST_TICK
+        while now == before and time.monotonic() < end:
+            now = self._tick()
+        return now
+
+    def _tick(self) -> float:
+        directory = self._layout.scratch.parent
+        os.utime(directory)
+        return directory.stat().st_mtime
+
+    def _mark(self, deleted: frozenset[tuple[str, Digest]]) -> tuple[set[Digest], list[Unread]]:
+        marked: set[Digest] = set()
+        unread: list[Unread] = []
+        # Reading a manifest has the same result in every repository that links it.
+        outcomes: dict[Digest, str | None] = {}
+        for repository in self._holdings.every_repository():
+            found = [
+                Unread(f"{repository}@{digest}", reason)
+                for digest in self._holdings.revisions(repository)
+                if (repository, digest) not in deleted
+                if (reason := self._mark_manifest(repository, digest, marked, outcomes))
+            ]
+            for tag, digest in self._holdings.dangling_tags(repository):
+                if digest is not None:
+                    marked.add(digest)
+                found.append(Unread(f"{repository}:{tag}", "the tag leads to no manifest"))
+            if found:
+                marked.update(self._holdings.blob_links(repository))
+                unread += found
+        return marked, unread
+
+    def _mark_manifest(
+        self,
+        repository: str,
+        digest: Digest,
+        marked: set[Digest],
+        outcomes: dict[Digest, str | None],
+    ) -> str | None:
+        """Mark a manifest and its references; return the reason if those are not known."""
+        if digest in outcomes:
+            return outcomes[digest]
+        marked.add(digest)
+        reason = None
+        try:
+            body = self._holdings.read_manifest(repository, digest)
+        except ManifestUnknown:
+            if not self._holdings.is_linked(repository, digest):
+                return None  # deleted meanwhile
+            reason = "the manifest's bytes are gone or damaged"
+        except OSError as error:
+            reason = f"the manifest cannot be read: {error.strerror}"
+        else:
+            # It may be JSON still, and name other content than it did.
+            if digests.of(body, digest.algorithm) != digest:
+                reason = "the manifest is corrupt"
+                marked.update(mentioned_digests(body))
+            else:
+                marked.update(_kept_digests(body))
+        outcomes[digest] = reason
+        return reason
+
+    def _confirm_deletions(self) -> None:
+        """No manifest that was not marked may come back after a power cut, without its blobs.
+
+        One whose removal is not durable yet has still got its directory.
+        """
+        for repository in self._holdings.every_repository():
+            for digest in self._holdings.revision_entries(repository):
+                if not self._holdings.is_linked(repository, digest):
+                    self._publisher.confirm_absent(self._layout.revision_link(repository, digest))
+
+    def _links_of(self, garbage: set[Digest]) -> dict[Digest, list[Path]]:
+        links: dict[Digest, list[Path]] = {}
+        for repository in self._holdings.every_repository():
+            for digest in self._holdings.blob_links(repository):
+                if digest in garbage:
+                    links.setdefault(digest, []).append(self._layout.layer_link(repository, digest))
+        return links
+
+    def _remove(
+        self, digest: Digest, is_old: Callable[[float], bool], links: Iterable[Path]
+    ) -> bool:
+        with self._gate.removing():
+            if not self._is_older(digest, is_old):
+                return False
+            for link in links:
+                self._publisher.remove(link)
+            # Before the bytes: the directory is to be empty after them.
+            self._records.drop(digest)
+            return self._publisher.remove(self._layout.data(digest))
+
+    def _is_older(self, digest: Digest, is_old: Callable[[float], bool]) -> bool:
+        try:
+            return is_old(self._layout.data(digest).stat().st_mtime)
+        except FileNotFoundError:
+            return False
+
+    def _size(self, digest: Digest) -> int:
+        try:
+            return self._layout.data(digest).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
+def _kept_digests(body: bytes) -> frozenset[Digest]:
+    try:
+        return parse_stored(body).kept_digests()
+    except ManifestInvalid:
+        return mentioned_digests(body)
+
+
+def _subject(body: bytes) -> list[Digest]:
+    """The manifest that a manifest refers to, as a signature does."""
+    try:
+        subject = parse_stored(body).subject
+    except ManifestInvalid:
+        return []
+    return [] if subject is None else [subject.digest]
