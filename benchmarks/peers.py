@@ -189,8 +189,9 @@ MISSING_BY_NATURE = {"zot": "its Go module is not served by the proxy that this 
 
 def compile_mayfly() -> None:
     """As pip does where it installs: what runs from a checkout may have no bytecode."""
-    for package in ("registry", "storage", "auth"):
-        compileall.compile_dir(Path(__file__).parent.parent / package, quiet=1)
+    top = Path(__file__).parent.parent / "mayfly"
+    for directory in (top, *(top / link for link in ("registry", "storage", "auth"))):
+        compileall.compile_dir(directory, quiet=1)
 
 
 def free_fsync(directory: Path) -> Path | None:

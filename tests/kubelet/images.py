@@ -35,8 +35,9 @@ def mayfly_layer() -> bytes:
     files: dict[str, bytes | Path] = {str(python).lstrip("/"): python}
     files |= _tree(Path(sysconfig.get_paths()["stdlib"]), {"site-packages", "dist-packages"})
     files |= _tree(Path(sysconfig.get_paths()["purelib"]), set(), "opt/site-packages")
+    files |= _tree(REPO / "mayfly", set(), "opt/mayfly/mayfly")
     for package in ("registry", "storage", "auth"):
-        files |= _tree(REPO / package, set(), f"opt/mayfly/{package}")
+        files |= _tree(REPO / package, set(), f"opt/mayfly/mayfly/{package}")
     for needed in _libraries([path for path in files.values() if isinstance(path, Path)]):
         files[str(needed).lstrip("/")] = needed
     start = f"#!{python}\nimport sys\nfrom mayfly.__main__ import main\nsys.exit(main())\n"

@@ -60,7 +60,7 @@ def _classes() -> dict[str, type]:
     while waiting:
         for error in waiting.pop().__subclasses__():
             waiting.append(error)
-            if error.__module__.partition(".")[0] in ("auth", "registry", "storage"):
+            if error.__module__.startswith("mayfly."):
                 assert found.setdefault(error.__name__, error) is error, "one name, one meaning"
     return found
 

@@ -25,6 +25,10 @@ from tests.storage.builders import image_body, push, put
 
 MIB = 1024 * 1024
 SIZE, PART = 24 * MIB, 4 * MIB
+
+UNACKNOWLEDGED = 2 * 64 * 1024
+"""Bytes that a host may have without having said so: it acknowledges every other segment, of at
+most 64 KiB."""
 PATIENCE = 60
 NODE = "127.0.0.1"
 CONFIG, LAYER = b'{"os": "linux"}', os.urandom(SIZE)
@@ -149,5 +153,6 @@ def test_resumed_where_the_client_stood(registry: Registry) -> None:
     assert head + registry.get(f"/v2/app/blobs/{registry.layer}", len(head)) == LAYER
     registry.wait_for(State.SERVED)
     pull = registry.report()
-    assert SIZE <= pull["bytes"] < SIZE + 12 * MIB
+    # The last acknowledgement is delayed, and lost with a connection that its peer cuts.
+    assert SIZE - UNACKNOWLEDGED <= pull["bytes"] < SIZE + 12 * MIB
     assert pull["retries"] == 1
