@@ -181,7 +181,7 @@ class Hostile:
     ) -> Iterator[Under]:
         """Attack in the body of this context; see `tests.hostile`."""
         server = self._server or self.serve("--drain-timeout", "1s")
-        if LONG:
+        if LONG and not may_end:
             probes *= 5
         prober = Prober(server.url)
         try:
