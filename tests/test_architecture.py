@@ -30,15 +30,12 @@ FLOORS = (
 """The rooms of the registry, top down: each imports rooms of lower floors only."""
 
 OWED = {
-    ("access", "api"),
     ("access", "coverage"),
-    ("coverage", "api"),
     ("coverage", "control"),
     ("coverage", "lifecycle"),
     ("http", "api"),
     ("http", "coverage"),
     ("http", "lifecycle"),
-    ("lifecycle", "api"),
     ("lifecycle", "control"),
     ("process", "lifecycle"),
     ("state", "pki"),

@@ -33,7 +33,7 @@ from aiohttp.web_request import BaseRequest
 from mayfly.auth.identity import MAX_NAME_BYTES
 from mayfly.auth.networks import network_of
 from mayfly.registry import log
-from mayfly.registry.api.request import Request
+from mayfly.registry.access.needs import AccessRequest
 from mayfly.registry.coverage.images import plain
 
 logger = logging.getLogger("mayfly")
@@ -84,7 +84,7 @@ class Audit:
         self._folded: OrderedDict[tuple[str, ...], _Folded] = OrderedDict()
         self._dropped = 0
 
-    def refused(self, http: BaseRequest, request: Request, user: str, why: str) -> None:
+    def refused(self, http: BaseRequest, request: AccessRequest, user: str, why: str) -> None:
         """Record a refusal."""
         address = plain(http.remote or "")
         user = user[:MAX_NAME_BYTES]
@@ -102,7 +102,7 @@ class Audit:
                 "user": user,
                 "address": address,
                 "method": request.method,
-                "endpoint": request.endpoint.value,
+                "endpoint": request.endpoint,
                 "repository": request.repository,
                 "why": why,
             }

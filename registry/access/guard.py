@@ -30,9 +30,8 @@ from mayfly.auth.identity import ANONYMOUS, Identity
 from mayfly.auth.policy import Policy
 from mayfly.auth.scope import Scope, render_scopes
 from mayfly.registry.access.audit import Audit
-from mayfly.registry.access.needs import PUBLIC, Need, needs, optional_needs
-from mayfly.registry.api.errors import AccessDenied, Unauthorized
-from mayfly.registry.api.request import Endpoint, Request
+from mayfly.registry.access.errors import AccessDenied, Unauthorized
+from mayfly.registry.access.needs import AccessRequest, Need
 from mayfly.registry.http.origin import AS_ASKED, Origins
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ class Guard:
         self._origins = origins
 
     async def admit(
-        self, http: BaseRequest, request: Request, asked: Request | None = None
+        self, http: BaseRequest, request: AccessRequest, asked: AccessRequest | None = None
     ) -> Caller:
         """The caller of a request that may pass.
 
@@ -115,8 +114,8 @@ class Guard:
             AccessDenied: a known caller may not do this, or no rule covers the request.
         """
         asked = asked or request
-        wanted = needs(request)
-        if (request.endpoint, request.method) in PUBLIC:
+        wanted = request.needs()
+        if request.public:
             return Caller(ANONYMOUS, self._policy())
         try:
             caller = Caller(await self._identify(http), self._policy())
@@ -180,25 +179,24 @@ class Guard:
         """A caller under the policy of this moment."""
         return Caller(identity, self._policy())
 
-    def _renewable(self, request: Request, caller: Caller) -> list[Need]:
+    def _renewable(self, request: AccessRequest, caller: Caller) -> list[Need]:
         """What a token lacks though its bearer has it: another token serves the request better."""
         if caller.identity.access is None:
             return []
         bearer = Caller(replace(caller.identity, access=None), caller.policy)
-        optional = optional_needs(request)
-        return [need for need in optional if not caller.allows(need) and bearer.allows(need)]
+        return [n for n in request.optional if not caller.allows(n) and bearer.allows(n)]
 
-    def _asks_for_proof(self, request: Request, identity: Identity) -> bool:
-        """``GET /v2/`` tells a client how to log in; an anonymous token is proof enough for it."""
-        if self.authentication is None or request.endpoint is not Endpoint.BASE:
+    def _asks_for_proof(self, request: AccessRequest, identity: Identity) -> bool:
+        """Whether the route asks for a login; an anonymous token is proof enough for it."""
+        if self.authentication is None or request.rule is None or not request.rule.login:
             return False
         return identity.anonymous and identity.access is None
 
     def _refusal(
         self,
         http: BaseRequest,
-        request: Request,
-        asked: Request,
+        request: AccessRequest,
+        asked: AccessRequest,
         identity: Identity,
         missing: list[Need],
     ) -> Unauthorized | AccessDenied:
@@ -218,7 +216,7 @@ class Guard:
     def _unauthorized(
         self,
         http: BaseRequest,
-        asked: Request,
+        asked: AccessRequest,
         message: str,
         error: str | None,
         detail: object = None,
@@ -233,17 +231,16 @@ class Guard:
         return Unauthorized(message, challenge, detail)
 
 
-def _all_needs(request: Request) -> tuple[Need, ...]:
-    return (*needs(request), *optional_needs(request))
+def _all_needs(request: AccessRequest) -> tuple[Need, ...]:
+    return (*request.needs(), *request.optional)
 
 
-def _upstream(asked: Request) -> str:
+def _upstream(asked: AccessRequest) -> str:
     """The query with which the token endpoint resolves names as this request does.
 
     The scope holds the name as asked for; which repository it means may depend on ``ns``.
     """
-    ns = asked.parameter("ns") or ""
-    return f"?ns={quote(ns, safe='')}" if 0 < len(ns) <= _MAX_HOST else ""
+    return f"?ns={quote(asked.ns, safe='')}" if 0 < len(asked.ns) <= _MAX_HOST else ""
 
 
 def _listed(missing: Iterable[Need]) -> str:

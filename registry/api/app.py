@@ -1,7 +1,6 @@
-"""A request's way: parse, check access, handle. Three hops, and one place where errors end.
+"""The request pipeline: parse, check access, call the handler; errors become OCI documents here.
 
-There is one catch-all; `HANDLERS` says which endpoints exist, `registry.access.needs` who may use
-them.
+`registry.api.routes` says which endpoints there are and who may use them.
 """
 
 from __future__ import annotations
@@ -14,11 +13,13 @@ from dataclasses import replace
 from aiohttp.web_response import StreamResponse
 
 from mayfly.registry import log
+from mayfly.registry.access.errors import AccessDenied
 from mayfly.registry.access.guard import Caller, Guard
-from mayfly.registry.api import blobs, errors, health, listings, manifests, request, token, uploads
-from mayfly.registry.api.context import JSON, Context, Handler, Lifeline, Names, answer, as_asked
+from mayfly.registry.api import errors
+from mayfly.registry.api.context import JSON, Context, Lifeline, Names, answer, as_asked
 from mayfly.registry.api.manifest_cache import ManifestCache
-from mayfly.registry.api.request import Endpoint
+from mayfly.registry.api.parse import parse
+from mayfly.registry.api.request import Request
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.storage.bundle.errors import NameAmbiguous
 from mayfly.storage.errors import NameInvalid, StorageFull, of_disk
@@ -28,40 +29,6 @@ logger = logging.getLogger("mayfly")
 
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?]*(?=/)", re.IGNORECASE)
 """What an absolute request target has before its path (RFC 9112, 3.2.2); no host is ours alone."""
-
-PROBES = frozenset({Endpoint.BASE, Endpoint.ROOT, Endpoint.LIVE, Endpoint.READY, Endpoint.TOKEN})
-"""Endpoints that do not count as activity."""
-
-_OF_A_NODE = frozenset({Endpoint.MANIFEST, Endpoint.BLOB})
-"""Endpoints that a credential for an unlisted node may not use: its pulls would never count."""
-
-HANDLERS: dict[tuple[Endpoint, str], Handler] = {
-    (Endpoint.BASE, "GET"): health.base,
-    (Endpoint.BASE, "HEAD"): health.base,
-    (Endpoint.ROOT, "GET"): health.root,
-    (Endpoint.ROOT, "HEAD"): health.root,
-    (Endpoint.LIVE, "GET"): health.alive,
-    (Endpoint.LIVE, "HEAD"): health.alive,
-    (Endpoint.READY, "GET"): health.ready,
-    (Endpoint.READY, "HEAD"): health.ready,
-    (Endpoint.TOKEN, "GET"): token.get,
-    (Endpoint.TOKEN, "POST"): token.post,
-    (Endpoint.CATALOG, "GET"): listings.catalog,
-    (Endpoint.TAGS, "GET"): listings.tags,
-    (Endpoint.REFERRERS, "GET"): listings.referrers,
-    (Endpoint.MANIFEST, "GET"): manifests.get,
-    (Endpoint.MANIFEST, "HEAD"): manifests.get,
-    (Endpoint.MANIFEST, "PUT"): manifests.put,
-    (Endpoint.MANIFEST, "DELETE"): manifests.delete,
-    (Endpoint.BLOB, "GET"): blobs.get,
-    (Endpoint.BLOB, "HEAD"): blobs.get,
-    (Endpoint.BLOB, "DELETE"): blobs.delete,
-    (Endpoint.UPLOADS, "POST"): uploads.begin,
-    (Endpoint.UPLOAD, "GET"): uploads.status,
-    (Endpoint.UPLOAD, "PATCH"): uploads.patch,
-    (Endpoint.UPLOAD, "PUT"): uploads.finish,
-    (Endpoint.UPLOAD, "DELETE"): uploads.cancel,
-}
 
 
 class App:
@@ -96,20 +63,21 @@ class App:
             path, _, query = _ABSOLUTE.sub("", http.raw_path, count=1).partition("?")
             if self._prefix and path.startswith(self._prefix + "/"):
                 path = path[len(self._prefix) :]  # a proxy may strip it, or leave it
-            asked = request.parse(http.method, path, query)
+            asked = parse(http.method, path, query)
             try:
-                understood = self._resolve(asked)
+                request = self._resolve(asked)
             except (NameAmbiguous, NameInvalid):
                 # The names of upstreams are for callers who may pull from them.
-                await self._guard.admit(http, asked)
+                await self._guard.admit(http, asked.access())
                 raise
-            caller = await self._guard.admit(http, understood, asked)
-            if understood.endpoint in PROBES:
-                return await self._handle(http, understood, caller)
+            named = asked.access() if request is not asked else None
+            caller = await self._guard.admit(http, request.access(), named)
+            if not request.route.counts:
+                return await self._handle(http, request, caller)
             activity = self._lifeline.activity
             activity.begin()
             try:
-                return await self._handle(http, understood, caller)
+                return await self._handle(http, request, caller)
             finally:
                 activity.end()
         except ConnectionError:
@@ -124,34 +92,32 @@ class App:
             if value.startswith(start):
                 response.headers[name] = f"{start[:-1]}{self._prefix}{value[len(start) - 1 :]}"
 
-    async def _handle(
-        self, http: HTTPRequest, understood: request.Request, caller: Caller
-    ) -> StreamResponse:
-        observer = self._lifeline.observer
+    async def _handle(self, http: HTTPRequest, request: Request, caller: Caller) -> StreamResponse:
+        observer, route = self._lifeline.observer, request.route
         agent = http.headers.get("User-Agent", "")
-        if understood.endpoint in _OF_A_NODE and observer.nodes.is_unknown(caller.identity.node):
+        if route.listed_nodes_only and observer.nodes.is_unknown(caller.identity.node):
             message = f"this credential is for node {caller.identity.node}, which --nodes lacks"
-            raise errors.AccessDenied(message)
+            raise AccessDenied(message)
         peer = observer.caller(caller.identity.name, caller.identity.node, http.remote, agent)
-        self._lifeline.drain.admit(peer.node, understood)
+        digest = str(request.digest) if request.digest is not None else None
+        self._lifeline.drain.admit(peer.node, route.step, request.repository, digest)
         context = Context(
             self._store, self._manifests, self._guard, self._names, observer, caller, peer
         )
-        handler = HANDLERS[understood.endpoint, understood.method]
-        return await handler(context, http, understood)
+        return await route.handler(context, http, request)
 
-    def _resolve(self, understood: request.Request) -> request.Request:
+    def _resolve(self, asked: Request) -> Request:
         """The same request for the repositories that its names and ``ns`` mean in the bundles."""
-        if self._names is as_asked or not understood.repository:
-            return understood
-        ns = understood.parameter("ns")
-        query = understood.query
-        if source := understood.parameter("from"):
+        if self._names is as_asked or not asked.repository:
+            return asked
+        ns = asked.parameter("ns")
+        query = asked.query
+        if source := asked.parameter("from"):
             # An unknown or ambiguous source is none: the mount becomes an upload.
             with contextlib.suppress(NameAmbiguous, NameInvalid):
                 query = query | {"from": [self._names(source, ns)]}
-        name = self._names(understood.repository, ns)
-        return replace(understood, repository=name, query=query)
+        name = self._names(asked.repository, ns)
+        return replace(asked, repository=name, query=query)
 
 
 def refusal(error: Exception, http: HTTPRequest) -> StreamResponse:

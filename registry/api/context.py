@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from aiohttp.web_response import Response, StreamResponse
+from aiohttp.web_response import Response
 
 from mayfly.registry.access.guard import Caller, Guard
 from mayfly.registry.api.manifest_cache import ManifestCache
-from mayfly.registry.api.request import Request
 from mayfly.registry.coverage.observer import Caller as Peer
 from mayfly.registry.coverage.observer import Observer
-from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.coverage.pulls import Step
 from mayfly.registry.lifecycle.activity import Activity
-from mayfly.registry.lifecycle.drain import Drain
 from mayfly.storage.interface import Store
 
 SERVER = "mayfly"
@@ -32,12 +30,22 @@ def as_asked(repository: str, ns: str | None) -> str:
     return repository
 
 
+class Admission(Protocol):
+    """Refuses new work before the end; `registry.lifecycle.drain.Drain` implements it."""
+
+    def admit(self, node: str, step: Step | None, repository: str, digest: str | None) -> None:
+        """Let a request of a node pass, or raise the error that refuses it."""
+
+
 class Lifeline(Protocol):
     """The part of the lifetime that requests use; `registry.lifecycle.life` implements it."""
 
     activity: Activity
     observer: Observer
-    drain: Drain
+
+    @property
+    def drain(self) -> Admission:
+        """Refuses requests that begin something new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +64,6 @@ class Context:
     observer: Observer
     caller: Caller
     peer: Peer
-
-
-Handler = Callable[[Context, HTTPRequest, Request], Awaitable[StreamResponse]]
 
 
 def answer(

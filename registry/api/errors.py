@@ -10,6 +10,8 @@ import json
 from http import HTTPStatus
 
 from mayfly.auth.errors import ScopeInvalid
+from mayfly.registry.access.errors import AccessDenied, Unauthorized
+from mayfly.registry.http.errors import BodyIncomplete, RangeInvalid, RequestError
 from mayfly.registry.lifecycle.errors import Draining
 from mayfly.storage import errors as storage
 from mayfly.storage.bundle.errors import (
@@ -20,15 +22,6 @@ from mayfly.storage.bundle.errors import (
     NameAmbiguous,
     NotReady,
 )
-
-
-class RequestError(Exception):
-    """A request that HTTP itself already shows to be wrong; see `storage.errors` for the rest."""
-
-    def __init__(self, message: str, detail: object = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.detail = detail
 
 
 class EndpointUnknown(RequestError):
@@ -49,30 +42,6 @@ class ParameterInvalid(RequestError):
 
 class PaginationInvalid(RequestError):
     """``n`` is not a number of entries."""
-
-
-class RangeInvalid(RequestError):
-    """A range that lies outside the content; ``size`` is the content's, in bytes."""
-
-    def __init__(self, message: str, size: int) -> None:
-        super().__init__(message)
-        self.size = size
-
-
-class BodyIncomplete(RequestError):
-    """The request's body ended before its announced end."""
-
-
-class Unauthorized(RequestError):
-    """The caller has to prove who they are, or prove more; ``challenge`` says how."""
-
-    def __init__(self, message: str, challenge: str, detail: object = None) -> None:
-        super().__init__(message, detail)
-        self.challenge = challenge
-
-
-class AccessDenied(RequestError):
-    """A known caller may not do this."""
 
 
 TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {

@@ -8,10 +8,10 @@ from functools import partial
 from aiohttp.web_response import StreamResponse
 
 from mayfly.registry.api.context import Context, answer
-from mayfly.registry.api.errors import BodyIncomplete
 from mayfly.registry.api.manifest_cache import Cached
 from mayfly.registry.api.request import Request
 from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.errors import BodyIncomplete
 from mayfly.registry.http.send import send_whole
 from mayfly.registry.threads import in_thread
 from mayfly.storage import digest as digests

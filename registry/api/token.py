@@ -17,10 +17,11 @@ from aiohttp.web_response import StreamResponse
 from mayfly.auth.errors import CredentialsInvalid, TokenInvalid
 from mayfly.auth.identity import ANONYMOUS, Identity
 from mayfly.auth.scope import REPOSITORY, Scope, parse_scopes, render_scopes
+from mayfly.registry.access.errors import Unauthorized
 from mayfly.registry.access.guard import REALM, Authentication, claimed_name
 from mayfly.registry.access.needs import Need
 from mayfly.registry.api.context import JSON, Context, answer
-from mayfly.registry.api.errors import EndpointUnknown, ParameterInvalid, Unauthorized
+from mayfly.registry.api.errors import EndpointUnknown, ParameterInvalid
 from mayfly.registry.api.request import Request, read_form
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.storage.bundle.errors import NameAmbiguous
@@ -146,5 +147,5 @@ def _anonymous_instead(
     ]
     if context.guard.open_to_anyone(wanted):
         return ANONYMOUS
-    context.guard.audit.refused(http, request, name, error.message)
+    context.guard.audit.refused(http, request.access(), name, error.message)
     raise Unauthorized(error.message, _BASIC) from None

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 
 from aiohttp.web_response import Response, StreamResponse
 
-from mayfly.registry.access.needs import Need, mount_source
-from mayfly.registry.api.context import Context, Handler, answer
+from mayfly.registry.access.needs import Need
+from mayfly.registry.api.context import Context, answer
 from mayfly.registry.api.errors import ParameterInvalid, upload_range
-from mayfly.registry.api.request import Request
+from mayfly.registry.api.request import Handler, Request
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.receive import receive
 from mayfly.registry.threads import in_thread
@@ -28,6 +28,7 @@ from mayfly.storage.errors import (
     UploadUnknown,
 )
 from mayfly.storage.interface import Upload
+from mayfly.storage.names import check_repository
 
 _PAGE = 1000
 """Repositories looked up at a time."""
@@ -44,6 +45,26 @@ def receiving(handler: Handler) -> Handler:
             return await handler(context, http, request)
 
     return observed
+
+
+def mount_needs(request: Request) -> tuple[Need, ...]:
+    """Pull on the source of a mount.
+
+    A mount that cannot be done is an upload, so the request does not require it: the handler asks
+    for it by itself.
+    """
+    source = _mount_source(request)
+    if source is None:
+        return ()
+    try:
+        return (Need("repository", check_repository(source), "pull"),)
+    except NameInvalid:
+        return ()
+
+
+def _mount_source(request: Request) -> str | None:
+    """The repository that a cross-repository mount names as its source."""
+    return (request.parameter("from") or None) if request.parameter("mount") else None
 
 
 @receiving
@@ -142,7 +163,7 @@ async def _mount(context: Context, request: Request, digest: Digest) -> bool:
     Nothing is looked up where the caller may not pull: neither the answer nor the time it takes
     tells whether a blob is there.
     """
-    source = mount_source(request)
+    source = _mount_source(request)
     if source is None:
         source = await in_thread(_readable_holder, context, digest)
     elif not context.caller.allows(Need("repository", source, "pull")):

@@ -14,7 +14,6 @@ from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-from mayfly.registry.api.errors import RangeInvalid
 from mayfly.registry.clock import Clock
 from mayfly.registry.coverage.contents import Contained, Contents
 from mayfly.registry.coverage.images import plain
@@ -24,6 +23,7 @@ from mayfly.registry.coverage.owners import Owners
 from mayfly.registry.coverage.pulls import Pulls
 from mayfly.registry.coverage.runtimes import NONE, claims_image, runtime_of
 from mayfly.registry.coverage.states import EMPTY_CONFIG, RANKED, States
+from mayfly.registry.http.errors import RangeInvalid
 from mayfly.registry.lifecycle.activity import Activity
 from mayfly.registry.threads import in_thread
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from enum import Enum
 from itertools import islice
 
 from mayfly.registry.coverage.contents import Contents
@@ -33,6 +34,19 @@ PATIENCE = 600.0
 
 MAX_NODES = 10_000
 _MAX_EXPECTED = 10_000
+
+
+class Step(Enum):
+    """The part of a request in a pull or a push."""
+
+    PULL = "pull"
+    """It reads a manifest, which begins a pull or continues one."""
+    CONTINUE_PULL = "continue pull"
+    """It reads a blob, which only continues a pull."""
+    PUSH = "push"
+    """It writes, which begins a push or continues one."""
+    NONE = "none"
+    """It is part of neither."""
 
 
 @dataclass(slots=True)

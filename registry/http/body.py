@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from aiohttp.web_request import BaseRequest
 
-from mayfly.registry.api.errors import BodyIncomplete
+from mayfly.registry.http.errors import BodyIncomplete
 from mayfly.registry.http.framing import Chunked, FramingInvalid, Sized
 
 ENDLESS = 2**62

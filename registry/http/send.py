@@ -18,9 +18,9 @@ from typing import IO
 from aiohttp.web_response import StreamResponse
 
 from mayfly.registry.api.context import COMMON_HEADERS
-from mayfly.registry.api.errors import RangeInvalid
 from mayfly.registry.coverage.observer import Sending
 from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.errors import RangeInvalid
 from mayfly.registry.http.proving import proven, proving
 from mayfly.registry.http.receipts import Receipts
 from mayfly.registry.http.sendfile import sendfile

@@ -9,6 +9,7 @@ What is new is decided by the node that asks, since a pull is many requests (`pu
   the drain. Else refused.
 - A blob goes on with a pull, whichever it is. Served.
 - A write goes on with a push if the node took a step of one a moment ago. Else refused.
+- A request that is part of neither is served; one that does not say what it is part of is refused.
 
 Refused is 503 with OCI code UNAVAILABLE, and deliberately so: for a manifest docker and containerd
 take that as final and go to the next mirror or upstream, or leave the retry to the kubelet, which
@@ -23,23 +24,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from mayfly.registry.api.request import Endpoint, Request
 from mayfly.registry.clock import Clock, first_done
 from mayfly.registry.coverage.observer import Transfer
-from mayfly.registry.coverage.pulls import Pulls
+from mayfly.registry.coverage.pulls import Pulls, Step
 from mayfly.registry.lifecycle.activity import Activity
 from mayfly.registry.lifecycle.conditions import Once
 from mayfly.registry.lifecycle.errors import Draining
-
-_OF_A_PUSH = frozenset(
-    {
-        (Endpoint.UPLOADS, "POST"),
-        (Endpoint.UPLOAD, "PATCH"),
-        (Endpoint.UPLOAD, "PUT"),
-        (Endpoint.MANIFEST, "PUT"),
-    }
-)
-_OF_A_PULL = frozenset({(Endpoint.MANIFEST, "GET"), (Endpoint.MANIFEST, "HEAD")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +81,30 @@ class Drain:
         self.active = True
         self._refusing = refuse
 
-    def admit(self, node: str, request: Request) -> None:
+    def admit(self, node: str, step: Step | None, repository: str, digest: str | None) -> None:
         """Let a request pass, unless it begins something new.
+
+        Args:
+            node: that sends it.
+            step: its part in a pull or push; None where its route does not say.
+            repository: that it names, "" without.
+            digest: that it names, None without.
 
         Raises:
             Draining: it does.
         """
-        if not self._refusing:
-            return
-        step = request.endpoint, request.method
-        if step in _OF_A_PUSH:
-            if not self._pulls.pushing(node):
-                raise Draining
-        elif step in _OF_A_PULL:
-            digest = request.digest
-            if digest is None or not self._pulls.knows(node, request.repository, str(digest)):
-                raise Draining
+        if self._refusing and not self._continues(node, step, repository, digest):
+            raise Draining
+
+    def _continues(self, node: str, step: Step | None, repository: str, digest: str | None) -> bool:
+        match step:
+            case Step.PULL:
+                return digest is not None and self._pulls.knows(node, repository, digest)
+            case Step.PUSH:
+                return self._pulls.pushing(node)
+            case Step.CONTINUE_PULL | Step.NONE:
+                return True
+        return False
 
     async def finish(self, limit: float, second: Once) -> Drained:
         """Wait until it is quiet; `begin` was called.

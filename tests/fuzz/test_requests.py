@@ -8,15 +8,17 @@ from urllib.parse import quote, urlencode
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mayfly.registry.access.needs import needs
 from mayfly.registry.api import errors
-from mayfly.registry.api.request import METHODS, Endpoint, Request, parse, read_form
+from mayfly.registry.api.parse import parse
+from mayfly.registry.api.request import Request, read_form
+from mayfly.registry.http.errors import RequestError
 from mayfly.storage.bundle.errors import NameAmbiguous
 from mayfly.storage.bundle.names import Names
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import NameInvalid, StorageError
 from mayfly.storage.names import check_repository
 from tests.fuzz.budget import EXAMPLES
+from tests.registry.endpoints import METHODS, route_of
 
 COMPONENTS = st.from_regex(r"[a-z0-9]{1,5}((\.|_|__|-{1,3})[a-z0-9]{1,5}){0,2}", fullmatch=True)
 WORDS = st.sampled_from(["v2", "blobs", "uploads", "manifests", "tags", "list", "referrers"])
@@ -44,12 +46,12 @@ def test_any_bytes(method: str, path: str, query: str) -> None:
     for sent in (path, "/v2/" + path):
         try:
             found = parse(method, sent, query)
-        except (errors.RequestError, StorageError) as error:
+        except (RequestError, StorageError) as error:
             status, code = errors.TABLE[type(error)]
             assert 400 <= status < 500
             assert json.loads(errors.body(code, error.message, error.detail))
         else:
-            needs(found)
+            found.access().needs()
             json.dumps(found.query, ensure_ascii=False).encode()
 
 
@@ -58,42 +60,43 @@ def _written(found: Request, quoted: str) -> tuple[str, str]:
     name = f"/v2/{found.repository}"
     reference = str(found.digest or found.tag)
     path = {
-        Endpoint.TAGS: f"{name}/tags/list",
-        Endpoint.MANIFEST: f"{name}/manifests/{reference}",
-        Endpoint.BLOB: f"{name}/blobs/{reference}",
-        Endpoint.REFERRERS: f"{name}/referrers/{reference}",
-        Endpoint.UPLOADS: f"{name}/blobs/uploads/",
-        Endpoint.UPLOAD: f"{name}/blobs/uploads/{found.upload_id}",
-    }[found.endpoint]
+        "tags": f"{name}/tags/list",
+        "manifest": f"{name}/manifests/{reference}",
+        "blob": f"{name}/blobs/{reference}",
+        "referrers": f"{name}/referrers/{reference}",
+        "uploads": f"{name}/blobs/uploads/",
+        "upload": f"{name}/blobs/uploads/{found.upload_id}",
+    }[found.route.endpoint]
     head, _, tail = path.rpartition("/")
     written = "".join(f"%{ord(c):02X}" if c in quoted else c for c in tail)
     return f"{head}/{written}", urlencode(found.query, doseq=True)
 
 
 _FIXED = (
-    Endpoint.BASE,
-    Endpoint.CATALOG,
-    Endpoint.TOKEN,
-    Endpoint.ROOT,
-    Endpoint.LIVE,
-    Endpoint.READY,
+    "base",
+    "catalog",
+    "token",
+    "root",
+    "live",
+    "ready",
 )
 
 
 @st.composite
 def _requests(draw: st.DrawFn) -> Request:
-    endpoint = draw(st.sampled_from([e for e in Endpoint if e not in _FIXED]))
-    by_digest = endpoint in (Endpoint.BLOB, Endpoint.REFERRERS)
-    by_digest |= endpoint is Endpoint.MANIFEST and draw(st.booleans())
-    by_tag = endpoint is Endpoint.MANIFEST and not by_digest
+    endpoint = draw(st.sampled_from([e for e in METHODS if e not in _FIXED]))
+    by_digest = endpoint in ("blob", "referrers")
+    by_digest |= endpoint == "manifest" and draw(st.booleans())
+    by_tag = endpoint == "manifest" and not by_digest
     texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+    method = draw(st.sampled_from(METHODS[endpoint]))
     return Request(
-        endpoint,
-        draw(st.sampled_from(METHODS[endpoint])),
+        route_of(endpoint, method),
+        method,
         draw(REPOSITORIES.filter(lambda name: len(name) <= 255)),
         draw(DIGESTS) if by_digest else None,
         draw(TAGS) if by_tag else None,
-        str(draw(st.uuids())) if endpoint is Endpoint.UPLOAD else "",
+        str(draw(st.uuids())) if endpoint == "upload" else "",
         draw(st.dictionaries(texts, st.lists(texts, min_size=1, max_size=3), max_size=4)),
     )
 

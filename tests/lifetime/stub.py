@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mayfly.registry.api import request
+from mayfly.registry.api.parse import parse
 from mayfly.registry.clock import SystemClock
 from mayfly.registry.coverage.contents import Contents
 from mayfly.registry.coverage.images import read_nodes
@@ -80,26 +80,28 @@ class Stub:
         life = self._life
         agent = headers.get("User-Agent", "containerd/1.6")
         caller = life.observer.caller("", headers.get("X-Node"), "127.0.0.1", agent)
-        understood = request.parse(method, path, "")
+        request = parse(method, path, "")
+        step, named = request.route.step, request.digest
+        digest = None if named is None else str(named)
         try:
-            life.drain.admit(caller.node, understood)
+            life.drain.admit(caller.node, step, request.repository, digest)
         except Draining:
             writer.write(b"HTTP/1.1 503 x\r\nContent-Length: 0\r\n\r\n")
             return
         life.activity.begin()
         try:
-            if understood.endpoint is request.Endpoint.MANIFEST:
+            if request.route.endpoint == "manifest":
                 life.observer.manifest_served(
                     caller,
-                    understood.repository,
+                    request.repository,
                     MANIFEST,
                     head=method == "HEAD",
-                    tag=understood.tag,
+                    tag=request.tag,
                 )
                 writer.write(b"HTTP/1.1 200 x\r\nContent-Length: 0\r\n\r\n")
             else:
                 writer.write(b"HTTP/1.1 200 x\r\nContent-Length: %d\r\n\r\n" % BLOB_SIZE)
-                with life.observer.sending(caller, understood.repository, BLOB) as sending:
+                with life.observer.sending(caller, request.repository, BLOB) as sending:
                     await self._send(writer, sending)
             await writer.drain()
         finally:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from mayfly.registry.api import request
+from mayfly.registry.api.parse import parse
 from mayfly.registry.coverage.contents import Contained, Contents
 from mayfly.registry.coverage.ledger import Ledger
 from mayfly.registry.coverage.observer import Observer
@@ -44,8 +44,10 @@ class Server:
         self.observer.manifest_served(caller, REPO, what, head=head, tag=None)
 
     def admits(self, node: str, method: str, path: str) -> bool:
+        request = parse(method, path, "")
+        digest = None if request.digest is None else str(request.digest)
         try:
-            self.drain.admit(node, request.parse(method, path, ""))
+            self.drain.admit(node, request.route.step, request.repository, digest)
         except Draining:
             return False
         return True
@@ -100,6 +102,14 @@ async def test_what_is_no_pull_is_served(server: Server, method: str, path: str)
     """Pings, probes and listings begin nothing."""
     server.drain.begin()
     assert server.admits("a", method, path)
+
+
+async def test_what_has_no_step_is_refused(server: Server) -> None:
+    """A route that does not say what it is to a pull or push is closed while draining."""
+    server.drain.admit("a", None, REPO, None)
+    server.drain.begin()
+    with pytest.raises(Draining):
+        server.drain.admit("a", None, REPO, None)
 
 
 async def test_pushes(server: Server) -> None:

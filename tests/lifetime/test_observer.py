@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from mayfly.registry.api.errors import RangeInvalid
 from mayfly.registry.coverage.contents import Contained, Contents
 from mayfly.registry.coverage.ledger import Ledger
 from mayfly.registry.coverage.observer import AGAIN_AFTER, Observer
 from mayfly.registry.coverage.pulls import Pulls
+from mayfly.registry.http.errors import RangeInvalid
 from mayfly.registry.lifecycle.activity import Activity
 from tests.lifetime.fakes import FakeClock, FakeContent, digest
 

@@ -1,17 +1,19 @@
-"""The access table: what each request needs, and that nothing is open by being forgotten."""
+"""The access rules: what each request needs, and that nothing is open by being forgotten."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
-from mayfly.registry.access import needs as access
-from mayfly.registry.access.needs import ACTIONS, PUBLIC, Need, needs, optional_needs
-from mayfly.registry.api.app import HANDLERS
-from mayfly.registry.api.errors import AccessDenied
-from mayfly.registry.api.request import METHODS, Endpoint, Request, parse
+from mayfly.registry.access.errors import AccessDenied
+from mayfly.registry.access.needs import AccessRequest, Need
+from mayfly.registry.api import health
+from mayfly.registry.api.parse import parse
+from mayfly.registry.api.request import Request, Route
+from mayfly.registry.api.routes import ROUTES
 
 SHA = "sha256:" + "ab" * 32
-EVERY = [(endpoint, method) for endpoint in Endpoint for method in METHODS[endpoint]]
 
 PULL = Need("repository", "a/b", "pull")
 PUSH = Need("repository", "a/b", "push")
@@ -45,7 +47,7 @@ DELETE = Need("repository", "a/b", "delete")
 )
 def test_needs(method: str, path: str, expected: list[Need]) -> None:
     """Each request's needs, as distribution's token scopes have them."""
-    assert sorted(needs(parse(method, path, ""))) == sorted(expected)
+    assert sorted(parse(method, path, "").access().needs()) == sorted(expected)
 
 
 @pytest.mark.parametrize(
@@ -63,61 +65,71 @@ def test_needs(method: str, path: str, expected: list[Need]) -> None:
 )
 def test_mount_is_better_with_its_source(query: str, extra: list[Need]) -> None:
     """Pull on the very repository that is mounted from is asked for, and not needed."""
-    request = parse("POST", "/v2/a/b/blobs/uploads/", query)
-    assert sorted(needs(request)) == sorted([PULL, PUSH])
-    assert list(optional_needs(request)) == extra
+    access = parse("POST", "/v2/a/b/blobs/uploads/", query).access()
+    assert sorted(access.needs()) == sorted([PULL, PUSH])
+    assert list(access.optional) == extra
 
 
-@pytest.mark.parametrize(("endpoint", "method"), EVERY)
-def test_every_request_has_a_handler_and_a_rule(endpoint: Endpoint, method: str) -> None:
-    """What the parser lets through can be handled, and someone has decided who may use it."""
-    assert (endpoint, method) in HANDLERS
-    needs(Request(endpoint, method, "a"))
+@pytest.mark.parametrize("ns", ["", "docker.io", "docker.io&ns=other"])
+def test_facts_of_a_request(ns: str) -> None:
+    """Access is told the route's name, the method, the repository and the first ``ns``."""
+    request = parse("HEAD", "/v2/a/b/manifests/v1", f"ns={ns}")
+    rule = request.route.rule
+    expected = AccessRequest("manifest", "HEAD", rule, "a/b", (), ns.partition("&")[0])
+    assert request.access() == expected
 
 
-def test_no_handler_or_rule_is_left_over() -> None:
-    """Handlers and rules are for requests that the parser lets through, each rule in one place."""
-    assert HANDLERS.keys() == set(EVERY)
-    catalog = (Endpoint.CATALOG, "GET")
-    assert ACTIONS.keys() | PUBLIC | {catalog} == set(EVERY)
-    assert not ACTIONS.keys() & PUBLIC
-    assert catalog not in ACTIONS.keys() | PUBLIC
+def test_every_route_has_a_rule_and_a_step() -> None:
+    """Someone has decided who may use each route, and whether a drain refuses it."""
+    assert [route for route in ROUTES if route.rule is None or route.step is None] == []
 
 
-@pytest.mark.parametrize(("endpoint", "method"), [k for k in EVERY if k[0] is not Endpoint.CATALOG])
-def test_request_without_a_rule_is_denied(
-    endpoint: Endpoint, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_request_has_one_route() -> None:
+    """No route hides behind another one with its path and method."""
+    found = Counter((route.path, method) for route in ROUTES for method in route.methods)
+    assert found.most_common(1)[0][1] == 1
+    paths = {(route.endpoint, route.path) for route in ROUTES}
+    assert len({endpoint for endpoint, _ in paths}) == len(paths)
+
+
+@pytest.mark.parametrize("path", ["/x", "/v2/{name}/x", "/v2/_catalog"])
+def test_route_without_a_rule_is_denied(path: str) -> None:
     """An endpoint added without deciding who may use it is closed to everyone."""
-    key = (endpoint, method)
-    monkeypatch.setattr(access, "PUBLIC", PUBLIC - {key})
-    monkeypatch.setattr(access, "ACTIONS", {k: v for k, v in ACTIONS.items() if k != key})
+    route = Route("x", path, ("GET",), health.root)
+    access = Request(route, "GET", "a").access()
+    assert not access.public
     with pytest.raises(AccessDenied):
-        needs(Request(endpoint, method, "a"))
-
-
-@pytest.mark.parametrize("method", ["HEAD", "POST", "DELETE", "get", ""])
-def test_catalog_with_another_method_is_denied(method: str) -> None:
-    """The catalog's rule is for GET alone."""
-    with pytest.raises(AccessDenied):
-        needs(Request(Endpoint.CATALOG, method))
+        access.needs()
 
 
 def test_only_what_knows_no_content_is_public() -> None:
     """Without a right to anything one learns only that the process lives and how to log in."""
-    assert {endpoint for endpoint, _ in PUBLIC} == {
-        Endpoint.ROOT,
-        Endpoint.LIVE,
-        Endpoint.READY,
-        Endpoint.TOKEN,
+    rules = [(route.endpoint, route.rule) for route in ROUTES if route.rule is not None]
+    assert {endpoint for endpoint, rule in rules if rule.public} == {
+        "root",
+        "live",
+        "ready",
+        "token",
     }
-    assert {e for (e, _), actions in ACTIONS.items() if not actions} == {Endpoint.BASE}
+    without_needs = {e for e, rule in rules if not (rule.public or rule.actions or rule.needs)}
+    assert without_needs == {"base"}
+    assert all(not rule.actions and not rule.needs for _, rule in rules if rule.public)
 
 
 def test_every_change_needs_more_than_pull() -> None:
     """No method that changes something is open to whoever may only read."""
-    for (_, method), actions in ACTIONS.items():
-        if method in ("PUT", "PATCH", "POST", "DELETE"):
-            assert {"push", "delete"} & set(actions)
+    for route in ROUTES:
+        assert route.rule is not None
+        if route.rule.public:
+            continue
+        if {"PUT", "PATCH", "POST", "DELETE"} & {*route.methods}:
+            assert {"push", "delete"} & {*route.rule.actions}, route
         else:
-            assert "delete" not in actions
+            assert "delete" not in route.rule.actions, route
+
+
+def test_repositories_are_in_the_path_of_what_needs_them() -> None:
+    """A rule about the request's own repository is for paths that name one, and vice versa."""
+    for route in ROUTES:
+        assert route.rule is not None
+        assert ("{name}" in route.path) == bool(route.rule.actions), route

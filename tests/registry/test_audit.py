@@ -14,7 +14,7 @@ import pytest
 
 from mayfly.registry.access import audit as audit_module
 from mayfly.registry.access.audit import ADDRESS_BURST, BURST, FOLD_SECONDS, RATE, Audit
-from mayfly.registry.api.request import parse
+from mayfly.registry.access.needs import PULL, AccessRequest
 from tests.auth.clock import Clock
 
 
@@ -29,7 +29,7 @@ class Recorded:
     def refused(self, user: str = "eve", address: str = "192.0.2.1", why: str = "no") -> None:
         """Record a refusal."""
         http: Any = SimpleNamespace(remote=address)
-        self.audit.refused(http, parse("GET", "/v2/team/app/tags/list", ""), user, why)
+        self.audit.refused(http, AccessRequest("tags", "GET", PULL, "team/app"), user, why)
 
     async def lines(self) -> list[dict[str, str]]:
         """All that is written, once it is."""

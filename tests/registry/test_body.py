@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mayfly.registry.api.errors import BodyIncomplete
 from mayfly.registry.http.body import Body, allocate
+from mayfly.registry.http.errors import BodyIncomplete
 from tests.fuzz.budget import EXAMPLES
 from tests.registry.wire import TIMEOUT, chunked
 

@@ -11,8 +11,10 @@ import pytest
 
 from mayfly import auth, registry
 from mayfly import storage as storage_package
+from mayfly.registry.access.errors import AccessDenied, Unauthorized
 from mayfly.registry.api import errors
 from mayfly.registry.api.errors import TABLE, body, headers_of, upload_range
+from mayfly.registry.http.errors import RangeInvalid
 from mayfly.storage import errors as storage
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 
@@ -103,9 +105,9 @@ def test_codes_are_known() -> None:
         (BundleConflict, 409, "DENIED"),
         (errors.EndpointUnknown, 404, "UNSUPPORTED"),
         (errors.MethodUnsupported, 405, "UNSUPPORTED"),
-        (errors.RangeInvalid, 416, "RANGE_INVALID"),
-        (errors.AccessDenied, 403, "DENIED"),
-        (errors.Unauthorized, 401, "UNAUTHORIZED"),
+        (RangeInvalid, 416, "RANGE_INVALID"),
+        (AccessDenied, 403, "DENIED"),
+        (Unauthorized, 401, "UNAUTHORIZED"),
     ],
 )
 def test_status_and_code(error: type[Exception], status: int, code: str) -> None:
@@ -161,9 +163,9 @@ def test_document_takes_any_text() -> None:
 def test_headers() -> None:
     """What a refusal must carry beside its body."""
     assert headers_of(errors.MethodUnsupported("PUT", ("GET", "HEAD"))) == {"Allow": "GET, HEAD"}
-    assert headers_of(errors.RangeInvalid("no", 10)) == {"Content-Range": "bytes */10"}
+    assert headers_of(RangeInvalid("no", 10)) == {"Content-Range": "bytes */10"}
     assert headers_of(storage.UploadOffset("no", 7)) == {"Range": "0-6"}
-    assert headers_of(errors.Unauthorized("no", "Bearer x")) == {"WWW-Authenticate": "Bearer x"}
+    assert headers_of(Unauthorized("no", "Bearer x")) == {"WWW-Authenticate": "Bearer x"}
     assert headers_of(storage.BlobUnknown("no")) == {}
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mayfly.registry.api.errors import BodyIncomplete
 from mayfly.registry.http import receive, send
 from mayfly.registry.http.body import Body
+from mayfly.registry.http.errors import BodyIncomplete
 from mayfly.registry.lifecycle.activity import Activity
 
 

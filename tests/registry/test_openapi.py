@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mayfly.registry.api.app import HANDLERS
 from mayfly.registry.api.context import COMMON_HEADERS
 from mayfly.registry.api.errors import TABLE, UNKNOWN
-from mayfly.registry.api.request import Endpoint, parse
+from mayfly.registry.api.parse import parse
+from mayfly.registry.api.routes import ROUTES
 from mayfly.storage import digest as digests
 from mayfly.storage import names
 from mayfly.storage.manifest import IMAGE_TYPES, INDEX_TYPES
@@ -43,18 +43,24 @@ def _followed(value: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_every_handler_is_described_and_nothing_else() -> None:
-    """Each path of the document is parsed to an endpoint; together they are `HANDLERS`."""
-    found = [parse(m, path.format(**SAMPLES), "") for path, m, _ in _operations()]
-    described = [(request.endpoint, request.method) for request in found]
-    assert sorted(described, key=str) == sorted(HANDLERS, key=str)
+def test_every_route_is_described_and_nothing_else() -> None:
+    """The paths and methods of the document are those of the table of routes."""
+    served = [(route.path, method) for route in ROUTES for method in route.methods]
+    assert sorted((path, method) for path, method, _ in _operations()) == sorted(served)
+
+
+def test_paths_lead_to_their_routes() -> None:
+    """A request for a path of the document takes the route of that path."""
+    for path, method, _ in _operations():
+        route = parse(method, path.format(**SAMPLES), "").route
+        assert (route.path, method in route.methods) == (path, True)
 
 
 def test_operations_are_named_after_what_they_are() -> None:
     """An operation's id is its endpoint and method, so that links between them are plain."""
     for path, method, operation in _operations():
-        endpoint = parse(method, path.format(**SAMPLES), "").endpoint
-        assert operation["operationId"] == f"{endpoint.value}_{method.lower()}"
+        endpoint = parse(method, path.format(**SAMPLES), "").route.endpoint
+        assert operation["operationId"] == f"{endpoint}_{method.lower()}"
         assert operation["tags"][0] in {tag["name"] for tag in DOCUMENT["tags"]}
         assert operation["summary"]
 
@@ -128,8 +134,8 @@ def test_manifests_have_the_types_that_are_served() -> None:
 def test_what_needs_no_proof_is_open() -> None:
     """Health is for everyone; all else goes by the document's own security, or the token's."""
     for path, method, operation in _operations():
-        endpoint = parse(method, path.format(**SAMPLES), "").endpoint
-        health = endpoint in (Endpoint.ROOT, Endpoint.LIVE, Endpoint.READY)
+        endpoint = parse(method, path.format(**SAMPLES), "").route.endpoint
+        health = endpoint in ("root", "live", "ready")
         assert (operation.get("security") == []) == health
         assert health or "401" in operation["responses"]
 

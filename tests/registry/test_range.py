@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mayfly.registry.api.errors import RangeInvalid
+from mayfly.registry.http.errors import RangeInvalid
 from mayfly.registry.http.send import parse_range
 
 TABLE: tuple[tuple[str | None, int, tuple[int, int] | None], ...] = (

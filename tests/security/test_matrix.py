@@ -20,8 +20,8 @@ from mayfly.auth.policy import EVERYTHING
 from mayfly.auth.roles import Role
 from mayfly.auth.tokens import TokenIssuer
 from mayfly.registry.access.guard import REALM
-from mayfly.registry.api.request import METHODS
 from mayfly.storage import digest as digests
+from tests.registry.endpoints import METHODS
 from tests.security.registries import (
     NOBODY,
     Registry,
@@ -208,7 +208,7 @@ def _target(made: Registry, row: str) -> Target:
 
 def test_table_covers_every_endpoint() -> None:
     """Each endpoint and method has a row, each row all columns, and there are no others."""
-    known = {f"{endpoint.value} {m}" for endpoint, methods in METHODS.items() for m in methods}
+    known = {f"{endpoint} {m}" for endpoint, methods in METHODS.items() for m in methods}
     assert known == set(EXPECTED)
     assert {len(statuses) for statuses in EXPECTED.values()} == {len(_COLUMNS)}
 

@@ -1,0 +1,142 @@
+"""From method, path and query to one frozen request, by the table of routes. Pure: no I/O.
+
+Paths are matched from their end, since a repository name may hold any of the fixed words. Each
+part is percent-decoded once, by itself: an encoded slash never becomes a separator, it is a
+character that no name, tag or digest has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from urllib.parse import unquote
+
+from mayfly.registry.api.errors import EndpointUnknown, MethodUnsupported
+from mayfly.registry.api.request import Request, Route, read_form
+from mayfly.registry.api.routes import ROUTES
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import NameInvalid
+from mayfly.storage.names import check_repository, check_tag
+
+MAX_PATH_LENGTH = 2048
+
+_NAMED = "/v2/{name}/"
+_NO_QUERY: dict[str, list[str]] = {}
+
+Methods = dict[str, Route]
+"""The routes of one path by method."""
+
+Reference = tuple[Digest | None, str | None, str]
+"""The digest, tag and upload ID in a path; each has one of them at most."""
+
+
+def _read_reference(text: str) -> Reference:
+    return (digests.parse(text), None, "") if ":" in text else (None, check_tag(text), "")
+
+
+_VARIABLES: dict[str, Callable[[str], Reference]] = {
+    "{reference}": _read_reference,
+    "{digest}": lambda text: (digests.parse(text), None, ""),
+    "{id}": lambda text: (None, None, text),
+}
+
+
+class Paths:
+    """The paths of a table of routes, ready for look-up.
+
+    Args:
+        routes: in the order in which ``Allow`` lists their methods.
+    """
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.fixed: dict[str, Methods] = {}
+        """By the whole path."""
+        self._words: dict[tuple[str, ...], Methods] = {}
+        """By the parts after the repository, where all of them are fixed."""
+        self._variable: dict[tuple[str, ...], tuple[str, Methods]] = {}
+        """By the parts between the repository and a variable, and that variable."""
+        for route in routes:
+            for path in dict.fromkeys((route.path, route.path.rstrip("/") or "/")):
+                known = self._methods_of(path)
+                known.update(dict.fromkeys(route.methods, route))
+        sizes = {*map(len, self._words), *(len(words) + 1 for words in self._variable)}
+        self._sizes = sorted(sizes, reverse=True)
+        self.fewest = min(sizes) + 1
+        """Parts after ``/v2/`` of the shortest path with a repository."""
+
+    def _methods_of(self, path: str) -> Methods:
+        if not path.startswith(_NAMED):
+            return self.fixed.setdefault(path, {})
+        words = tuple(path.removeprefix(_NAMED).split("/"))
+        if words[-1] not in _VARIABLES:
+            return self._words.setdefault(words, {})
+        variable, methods = self._variable.setdefault(words[:-1], (words[-1], {}))
+        assert variable == words[-1], f"two variables in the place of {path}"
+        return methods
+
+    def find(self, parts: list[str]) -> tuple[Methods, list[str], Reference]:
+        """Return the routes of a path, the parts of its repository, and its reference.
+
+        Args:
+            parts: of the path after ``/v2/``, decoded.
+
+        Raises:
+            EndpointUnknown: no route has such a path.
+            TagInvalid, DigestInvalid: the reference is outside its grammar.
+        """
+        for size in self._sizes:
+            words = tuple(parts[-size:])
+            if methods := self._words.get(words):
+                return methods, parts[:-size], (None, None, "")
+            if found := self._variable.get(words[:-1]):
+                variable, methods = found
+                return methods, parts[:-size], _VARIABLES[variable](words[-1])
+        raise EndpointUnknown("no such endpoint")
+
+
+_PATHS = Paths(ROUTES)
+
+
+def parse(method: str, path: str, query: str) -> Request:
+    """Understand a request line.
+
+    Args:
+        method: as sent.
+        path: still percent-encoded, without the query.
+        query: still percent-encoded, without the question mark.
+
+    Raises:
+        EndpointUnknown, MethodUnsupported, ParameterInvalid: not a request of the protocol.
+        NameInvalid, TagInvalid, DigestInvalid: a part is outside its grammar.
+    """
+    if len(path) > MAX_PATH_LENGTH:
+        raise NameInvalid(f"path is longer than {MAX_PATH_LENGTH} characters")
+    parameters = read_form(query) if query else _NO_QUERY
+    fixed = _PATHS.fixed.get(path)
+    if fixed is not None:
+        return Request(_route(fixed, method), method, query=parameters)
+    parts = path.removeprefix("/v2/").split("/")
+    if not path.startswith("/v2/") or len(parts) < _PATHS.fewest:
+        raise EndpointUnknown("no such endpoint")
+    if "%" in path:
+        parts = [_decode(part) for part in parts]
+    methods, name, reference = _PATHS.find(parts)
+    repository = check_repository("/".join(name))
+    return Request(_route(methods, method), method, repository, *reference, parameters)
+
+
+def _route(methods: Methods, method: str) -> Route:
+    route = methods.get(method)
+    if route is None:
+        raise MethodUnsupported(method, tuple(methods))
+    return route
+
+
+def _decode(part: str) -> str:
+    try:
+        decoded = unquote(part, errors="strict")
+    except UnicodeDecodeError:
+        raise NameInvalid("path is not UTF-8") from None
+    if "/" in decoded:
+        raise NameInvalid("path has an encoded slash")
+    return decoded
