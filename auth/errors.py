@@ -1,13 +1,12 @@
 """What auth can refuse, one class for each reason.
 
 Messages of `CredentialsInvalid`, `TokenInvalid` and `ScopeInvalid` may travel to the client: they
-hold no secret and do not tell a wrong password from an unknown user. `PolicyFileInvalid` and
-`InputInvalid` speak to the operator: they may name a file of the host, never what is secret in it.
+hold no secret and do not tell a wrong password from an unknown user. `PolicyInvalid` and
+`InputInvalid` are for the operator; they too hold no secret.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 TokenReason = Literal[
@@ -66,20 +65,18 @@ class InputInvalid(AuthError):
     """A value from the operator that cannot be taken: a name, role, glob, lifetime, password."""
 
 
-class PolicyFileInvalid(AuthError):
-    """A credential, grant or key file that cannot be used as it is.
+class PolicyInvalid(AuthError):
+    """The content of a file of users or grants that cannot be used as it is.
 
     Args:
-        path: the file as the operator named it.
-        what: what is wrong with it.
-        remedy: what to do.
-        line: 1-based line, where one is to blame.
+        what: the fault, as a predicate: "is not UTF-8".
+        remedy: the way to correct it.
+        line: 1-based line of the fault, where it has one.
     """
 
-    def __init__(self, path: Path, what: str, remedy: str, line: int | None = None) -> None:
-        where = str(path) if line is None else f"{path}, line {line}"
-        super().__init__(f"{where}: {what}; {remedy}")
-        self.path = path
+    def __init__(self, what: str, remedy: str, line: int | None = None) -> None:
+        where = "" if line is None else f"line {line}: "
+        super().__init__(f"{where}{what}; {remedy}")
         self.what = what
         self.remedy = remedy
         self.line = line

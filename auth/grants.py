@@ -22,12 +22,10 @@ only the block at the top is kept.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from mayfly.auth import files
-from mayfly.auth.errors import InputInvalid, PolicyFileInvalid
+from mayfly.auth.errors import InputInvalid, PolicyInvalid
 from mayfly.auth.globs import parse_glob
 from mayfly.auth.identity import check_name
 from mayfly.auth.policy import ANYONE, EVERYTHING, Grant, Kind, Policy, Subject
@@ -45,53 +43,57 @@ _ORDER = {Kind.ANONYMOUS: 0, Kind.GROUP: 1, Kind.USER: 2}
 _REMEDY = "correct the file; 'mayfly grant --help' shows its form"
 
 
-def load_grants(path: Path) -> Policy:
-    """Read a file of grants.
+def parse_grants(content: bytes) -> Policy:
+    """Read the content of a file of grants.
 
     Raises:
-        PolicyFileInvalid: see `auth.files.read`; or the content breaks the schema above.
+        PolicyInvalid: it breaks the schema above.
     """
-    return _parse(path, files.read(path, files.NOT_WRITABLE_BY_OTHERS))
+    try:
+        document = tomllib.loads(content.decode())
+    except UnicodeDecodeError:
+        raise PolicyInvalid("is not UTF-8", "write the file in UTF-8") from None
+    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
+        raise PolicyInvalid(f"is not TOML: {error}", _REMEDY) from None
+    try:
+        _known_keys(document, _TOP_KEYS)
+        groups = _groups(document.get("groups", {}))
+        grants = _grants(document.get("grant", []), groups)
+    except InputInvalid as error:
+        raise PolicyInvalid(error.message, _REMEDY) from None
+    return Policy(grants, groups)
 
 
-def add_grant(path: Path, grant: Grant) -> bool:
-    """Add a grant, or change the role of the one with its subject and glob; True when it is new.
+def with_grant(policy: Policy, grant: Grant, source: str) -> Policy:
+    """Return a policy with one more grant, or with another role for its subject and glob.
 
-    A missing file is made.
+    Args:
+        source: the policy's file, for messages.
 
     Raises:
-        InputInvalid: no file can hold the grant: its role does not suit its subject or glob, or
-            its group is not defined.
-        PolicyFileInvalid: the file as it is cannot be read or written.
+        InputInvalid: the grant's group is not defined.
     """
-    check_grant(grant)
-
-    def change(policy: Policy) -> list[Grant]:
-        if grant.subject.kind is Kind.GROUP and grant.subject.name not in policy.groups:
-            raise InputInvalid(
-                f"no group {grant.subject.name!r} in {path}: name its members under [groups] first"
-            )
-        return [*(other for other in policy.grants if _key(other) != _key(grant)), grant]
-
-    before, after = _edit(path, change)
-    return len(after.grants) > len(before.grants)
+    if grant.subject.kind is Kind.GROUP and grant.subject.name not in policy.groups:
+        raise InputInvalid(
+            f"no group {grant.subject.name!r} in {source}: name its members under [groups] first"
+        )
+    others = (other for other in policy.grants if _key(other) != _key(grant))
+    return Policy([*others, grant], policy.groups)
 
 
-def remove_grant(path: Path, subject: Subject, repositories: str) -> None:
-    """Take a grant back.
+def without_grant(policy: Policy, subject: Subject, repositories: str, source: str) -> Policy:
+    """Return a policy without the grant to a subject on a glob.
+
+    Args:
+        source: the policy's file, for messages.
 
     Raises:
         InputInvalid: there is no such grant.
-        PolicyFileInvalid: the file as it is cannot be read or written.
     """
-
-    def change(policy: Policy) -> list[Grant]:
-        left = [grant for grant in policy.grants if _key(grant) != (subject, repositories)]
-        if len(left) == len(policy.grants):
-            raise InputInvalid(f"no grant to {subject} on {repositories[:64]!r} in {path}")
-        return left
-
-    _edit(path, change)
+    left = [grant for grant in policy.grants if _key(grant) != (subject, repositories)]
+    if len(left) == len(policy.grants):
+        raise InputInvalid(f"no grant to {subject} on {repositories[:64]!r} in {source}")
+    return Policy(left, policy.groups)
 
 
 def render(policy: Policy, heading: str = "") -> str:
@@ -137,39 +139,14 @@ def check_grant(grant: Grant) -> None:
         )
 
 
-def _edit(path: Path, change: Callable[[Policy], Iterable[Grant]]) -> tuple[Policy, Policy]:
-    with files.locked(path):
-        data = files.read(path, files.NOT_WRITABLE_BY_OTHERS) if path.exists() else b""
-        before = _parse(path, data)
-        after = Policy(change(before), before.groups)
-        files.write(path, render(after, _heading(data.decode())).encode())
-    return before, after
-
-
-def _heading(text: str) -> str:
-    """The comments a file begins with."""
+def heading_of(text: str) -> str:
+    """Return the comments that a file begins with."""
     kept = []
     for line in text.splitlines():
         if not line.startswith("#"):
             break
         kept.append(line + "\n")
     return "".join(kept)
-
-
-def _parse(path: Path, data: bytes) -> Policy:
-    try:
-        document = tomllib.loads(data.decode())
-    except UnicodeDecodeError:
-        raise PolicyFileInvalid(path, "is not UTF-8", "write the file in UTF-8") from None
-    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
-        raise PolicyFileInvalid(path, f"is not TOML: {error}", _REMEDY) from None
-    try:
-        _known_keys(document, _TOP_KEYS)
-        groups = _groups(document.get("groups", {}))
-        grants = _grants(document.get("grant", []), groups)
-    except InputInvalid as error:
-        raise PolicyFileInvalid(path, error.message, _REMEDY) from None
-    return Policy(grants, groups)
 
 
 def _groups(table: object) -> dict[str, frozenset[str]]:

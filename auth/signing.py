@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from mayfly.auth import files
-from mayfly.auth.errors import PolicyFileInvalid, TokenInvalid, TokenReason
+from mayfly.auth.errors import InputInvalid, TokenInvalid, TokenReason
 
 ALGORITHM = "HS256"
 
@@ -45,22 +43,19 @@ def new_key() -> bytes:
     return secrets.token_urlsafe(48).encode()
 
 
-def load_key(path: Path) -> bytes:
-    """Read a key file: any text or bytes that are hard to guess, white space at the ends dropped.
+def check_key(key: bytes) -> None:
+    """Refuse a key that can be guessed.
 
     Raises:
-        PolicyFileInvalid: other users can read it, it is missing, a PEM key (its kind signs with
-            another algorithm), shorter than `MIN_KEY_BYTES`, or plainly not random.
+        InputInvalid: it is a PEM key (its kind signs with another algorithm), shorter than
+            `MIN_KEY_BYTES`, or plainly not random.
     """
-    key = files.read(path, files.PRIVATE).strip()
-    remedy = f"make one with: (umask 077; openssl rand -base64 48 > {path})"
     if key.startswith(b"-----BEGIN"):
-        raise PolicyFileInvalid(path, "is a PEM file, not an HMAC key", remedy)
+        raise InputInvalid("is a PEM file, not an HMAC key")
     if len(key) < MIN_KEY_BYTES:
-        raise PolicyFileInvalid(path, f"has fewer than {MIN_KEY_BYTES} bytes", remedy)
+        raise InputInvalid(f"has fewer than {MIN_KEY_BYTES} bytes")
     if len(set(key)) < _MIN_DISTINCT_BYTES:
-        raise PolicyFileInvalid(path, "is not random", remedy)
-    return key
+        raise InputInvalid("is not random")
 
 
 def preload() -> None:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 
 from mayfly.auth.identity import MAX_NAME_BYTES
+from mayfly.auth.limits import BoundedDict
 
 FIRST_DELAY = 0.25
 """Seconds an attempt waits after one failure."""
@@ -32,6 +32,10 @@ MAX_PAIRS = 10_000
 _MAX_FAILURES = 6  # more would only make forgiving take longer: 0.25 * 2**5 is past MAX_DELAY
 
 
+Pair = tuple[str, str]
+"""A user's name and an address."""
+
+
 class Throttle:
     """Counts of failed logins. Safe for use from several threads.
 
@@ -42,7 +46,7 @@ class Throttle:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._failures: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
+        self._failures: BoundedDict[Pair, tuple[int, float]] = BoundedDict(MAX_PAIRS)
 
     def delay(self, name: str, address: str) -> float:
         """Seconds the next attempt of this user from this address has to wait."""
@@ -56,20 +60,17 @@ class Throttle:
         with self._lock:
             count = min(self._count(pair) + 1, _MAX_FAILURES)
             self._failures[pair] = (count, self._clock())
-            self._failures.move_to_end(pair)
-            while len(self._failures) > MAX_PAIRS:
-                self._failures.popitem(last=False)
 
     def succeeded(self, name: str, address: str) -> None:
         """Forget the failures of this user at this address."""
         with self._lock:
             self._failures.pop(_pair(name, address), None)
 
-    def _count(self, pair: tuple[str, str]) -> int:
+    def _count(self, pair: Pair) -> int:
         count, last = self._failures.get(pair, (0, 0.0))
         return max(0, count - int((self._clock() - last) / FORGIVEN_EVERY))
 
 
-def _pair(name: str, address: str) -> tuple[str, str]:
+def _pair(name: str, address: str) -> Pair:
     # No user has a longer name; kept whole, made-up ones would fill the memory.
     return name[: MAX_NAME_BYTES + 1], address

@@ -4,8 +4,8 @@ A line is ``name:hash``, a comment beginning with ``#``, or blank; as in Apache,
 another colon is left alone. Only bcrypt is taken (``htpasswd -B``): anything else in the file is an
 error that names the line, because skipping it would lock a user out without a word.
 
-Files written here hold ``$2y$`` hashes, which Apache's crypt knows (it does not know ``$2b$``; the
-two differ in name only). How symlinks and permissions are treated is in `auth.files`.
+New hashes are written as ``$2y$``, which Apache's crypt knows (it does not know ``$2b$``; the two
+differ in name only).
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
-from mayfly.auth import files
-from mayfly.auth.errors import InputInvalid, PolicyFileInvalid
+from mayfly.auth.errors import InputInvalid, PolicyInvalid
 from mayfly.auth.identity import check_name
 
 DEFAULT_ROUNDS = 10
@@ -100,58 +98,58 @@ def password_bytes(password: str) -> bytes | None:
     return encoded
 
 
-def load_users(path: Path) -> Users:
-    """Read an htpasswd file.
+def parse_users(content: bytes) -> Users:
+    """Read the content of an htpasswd file.
 
     Raises:
-        PolicyFileInvalid: see `auth.files.read`; or a line is not ``name:hash``, holds another
-            hash than bcrypt, or repeats a name.
+        PolicyInvalid: a line is not ``name:hash``, holds another hash than bcrypt, or repeats a
+            name.
     """
-    return _parse(path, files.read(path, files.NOT_WRITABLE_BY_OTHERS))
+    hashes: dict[str, bytes] = {}
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            name = _name_of(line)
+            if name is None:
+                continue
+            check_name(name)
+        except UnicodeDecodeError:
+            raise PolicyInvalid(
+                "the user name is not UTF-8", "write the file in UTF-8", number
+            ) from None
+        except InputInvalid as error:
+            raise PolicyInvalid(error.message, "expected lines of name:hash", number) from None
+        if name in hashes:
+            raise PolicyInvalid(
+                f"user {name!r} is there a second time", "keep one of the lines", number
+            )
+        hashes[name] = _check_hash(number, name, line.strip().split(b":")[1:2])
+    return Users(hashes)
 
 
-def set_user(path: Path, name: str, password: str, rounds: int = DEFAULT_ROUNDS) -> bool:
-    """Add a user, or change a user's password; True when the user is new.
+def with_user(content: bytes, name: str, hashed: bytes) -> bytes:
+    """Return a file's content with a user added, or another hash for one that it has.
 
-    Everything else in the file stays as it is. A missing file is made.
+    Everything else stays as it is.
 
-    Raises:
-        InputInvalid: the name or the password cannot be taken.
-        PolicyFileInvalid: the file as it is cannot be read or written.
+    Args:
+        content: that `parse_users` takes.
+        name: that `auth.identity.check_name` takes.
+        hashed: see `hash_password`.
     """
-    entry = check_name(name).encode() + b":" + hash_password(password, rounds) + b"\n"
-    with files.locked(path):
-        before = _lines(path)
-        after = [entry if _name_of(line) == name else line for line in before]
-        new = after == before
-        if new:
-            after.append(entry)
-        files.write(path, b"".join(after))
-    return new
+    entry = name.encode() + b":" + hashed + b"\n"
+    lines = _lines(content)
+    if not any(_name_of(line) == name for line in lines):
+        return b"".join([*lines, entry])
+    return b"".join(entry if _name_of(line) == name else line for line in lines)
 
 
-def remove_user(path: Path, name: str) -> None:
-    """Remove a user; everything else in the file stays as it is.
-
-    Raises:
-        InputInvalid: the file has no such user.
-        PolicyFileInvalid: the file as it is cannot be read or written.
-    """
-    with files.locked(path):
-        before = _lines(path)
-        after = [line for line in before if _name_of(line) != name]
-        if after == before:
-            raise InputInvalid(f"no user {name[:64]!r} in {path}")
-        files.write(path, b"".join(after))
+def without_user(content: bytes, name: str) -> bytes:
+    """Return a file's content without a user; everything else stays as it is."""
+    return b"".join(line for line in _lines(content) if _name_of(line) != name)
 
 
-def _lines(path: Path) -> list[bytes]:
-    """The lines of a file that is checked first: a broken one must not be written back."""
-    if not path.exists():
-        return []
-    data = files.read(path, files.NOT_WRITABLE_BY_OTHERS)
-    _parse(path, data)
-    lines = data.splitlines(keepends=True)
+def _lines(content: bytes) -> list[bytes]:
+    lines = content.splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         lines[-1] += b"\n"
     return lines
@@ -165,31 +163,7 @@ def _name_of(line: bytes) -> str | None:
     return text.partition(b":")[0].decode()
 
 
-def _parse(path: Path, data: bytes) -> Users:
-    hashes: dict[str, bytes] = {}
-    for number, line in enumerate(data.splitlines(), 1):
-        try:
-            name = _name_of(line)
-            if name is None:
-                continue
-            check_name(name)
-        except UnicodeDecodeError:
-            raise PolicyFileInvalid(
-                path, "the user name is not UTF-8", "write the file in UTF-8", number
-            ) from None
-        except InputInvalid as error:
-            raise PolicyFileInvalid(
-                path, error.message, "expected lines of name:hash", number
-            ) from None
-        if name in hashes:
-            raise PolicyFileInvalid(
-                path, f"user {name!r} is there a second time", "keep one of the lines", number
-            )
-        hashes[name] = _check_hash(path, number, name, line.strip().split(b":")[1:2])
-    return Users(hashes)
-
-
-def _check_hash(path: Path, number: int, name: str, field: list[bytes]) -> bytes:
+def _check_hash(number: int, name: str, field: list[bytes]) -> bytes:
     value = field[0].rstrip() if field else b""
     matched = _HASH.fullmatch(value)
     if matched and 4 <= int(matched[1]) <= _MAX_COST:
@@ -203,8 +177,7 @@ def _check_hash(path: Path, number: int, name: str, field: list[bytes]) -> bytes
             (text for prefix, text in _OTHER_HASHES.items() if value.startswith(prefix)),
             "an unknown (crypt or plain text)",
         )
-    raise PolicyFileInvalid(
-        path,
+    raise PolicyInvalid(
         f"user {name!r} has {kind} hash, only bcrypt is taken",
         f"set the password again with 'mayfly user add {name}' or 'htpasswd -B'",
         number,

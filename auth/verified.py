@@ -8,11 +8,11 @@ never changes while a process runs, so nothing else can make a good token bad.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable
 
 from mayfly.auth.errors import TokenInvalid
 from mayfly.auth.identity import Identity
+from mayfly.auth.limits import BoundedDict
 
 MAX_REMEMBERED = 4096
 """Tokens remembered: some 5 MiB at most. The one seen first is forgotten first."""
@@ -27,7 +27,7 @@ class VerifiedTokens:
 
     def __init__(self, verify: Callable[[str, float], Identity]) -> None:
         self._verify = verify
-        self._found: OrderedDict[bytes, Identity] = OrderedDict()
+        self._found: BoundedDict[bytes, Identity] = BoundedDict(MAX_REMEMBERED)
 
     def __call__(self, token: str, now: float) -> Identity:
         """The caller a token speaks for.
@@ -40,8 +40,6 @@ class VerifiedTokens:
         if identity is None:
             identity = self._verify(token, now)
             self._found[digest] = identity
-            if len(self._found) > MAX_REMEMBERED:
-                self._found.popitem(last=False)
         elif identity.expires is None or identity.expires <= now:
             self._found.pop(digest, None)
             raise TokenInvalid("expired")

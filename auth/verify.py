@@ -16,12 +16,12 @@ import hmac
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Literal
 
 from mayfly.auth.errors import CredentialsInvalid, TokenInvalid
 from mayfly.auth.identity import ROBOT_PREFIX, Identity
+from mayfly.auth.limits import BoundedDict
 from mayfly.auth.robots import Robots
 from mayfly.auth.users import DEFAULT_ROUNDS, Users, password_bytes
 
@@ -41,7 +41,7 @@ class CredentialVerifier:
 
     Args:
         users: gives the users of this moment; the same object until they change
-            (an `auth.watch.FileBacked` does).
+            (an `registry.access.watch.FileBacked` does).
         robots: checks short-lived credentials; None where there are none.
         clock: seconds, monotonic.
         wall_clock: Unix seconds.
@@ -61,8 +61,8 @@ class CredentialVerifier:
         self._key = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._known_users = users()
-        self._right: OrderedDict[bytes, tuple[float, Verdict]] = OrderedDict()
-        self._wrong: OrderedDict[bytes, tuple[float, Verdict]] = OrderedDict()
+        self._right: BoundedDict[bytes, tuple[float, Verdict]] = BoundedDict(MAX_REMEMBERED)
+        self._wrong: BoundedDict[bytes, tuple[float, Verdict]] = BoundedDict(MAX_REMEMBERED)
 
     def digest(self, name: str, password: str) -> bytes:
         """A name for these credentials that does not hold them, valid in this process."""
@@ -155,9 +155,6 @@ class CredentialVerifier:
             if users is not self._known_users:
                 return
             table[digest] = (self._clock() + REMEMBERED, verdict)
-            table.move_to_end(digest)
-            while len(table) > MAX_REMEMBERED:
-                table.popitem(last=False)
 
     def _follow(self, users: Users) -> None:
         if users is not self._known_users:

@@ -23,7 +23,7 @@ import logging
 import os
 import stat
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +31,7 @@ import aiofiles
 from aiohttp.web_request import BaseRequest
 
 from mayfly.auth.identity import MAX_NAME_BYTES
+from mayfly.auth.limits import BoundedDict, TokenBucket
 from mayfly.auth.networks import network_of
 from mayfly.registry import log
 from mayfly.registry.access.needs import AccessRequest
@@ -51,7 +52,6 @@ BURST, RATE = 500, 20.0
 _QUEUE = 1_000
 _MAX_COUNTED = 1_000
 _SWEEP_SECONDS = 10.0
-_ALL = ""
 
 Line = dict[str, str]
 
@@ -81,7 +81,9 @@ class Audit:
         self._added = asyncio.Event()
         self._allowances = _Allowances(clock)
         self._log_allowances = _Allowances(clock)
-        self._folded: OrderedDict[tuple[str, ...], _Folded] = OrderedDict()
+        self._folded: BoundedDict[tuple[str, ...], _Folded] = BoundedDict(
+            _MAX_COUNTED, lambda _, oldest: self._tell_repeated(oldest)
+        )
         self._dropped = 0
 
     def refused(self, http: BaseRequest, request: AccessRequest, user: str, why: str) -> None:
@@ -161,9 +163,6 @@ class Audit:
             self._dropped += 1
             return
         self._folded[key] = _Folded(line, self._clock())
-        if len(self._folded) > _MAX_COUNTED:
-            _, oldest = self._folded.popitem(last=False)
-            self._tell_repeated(oldest)
         self._put(line)
 
     def _tell_repeats(self, until: float) -> None:
@@ -205,27 +204,20 @@ class _Allowances:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._all = TokenBucket(BURST, RATE, clock)
+        self._of_network: BoundedDict[str, TokenBucket] = BoundedDict(_MAX_COUNTED)
 
     def take(self, network: str) -> bool:
-        """Whether there may be one more line; then it is counted."""
-        here = self._now(network, ADDRESS_BURST, ADDRESS_RATE)
-        everywhere = self._now(_ALL, BURST, RATE)
-        if min(here, everywhere) < 1:
+        """Count one more line if there may be one; return whether."""
+        own = self._of_network.get(network)
+        if own is None:
+            own = TokenBucket(ADDRESS_BURST, ADDRESS_RATE, self._clock)
+        if not (own.allows() and self._all.allows()):
             return False
-        self._set(network, here - 1)
-        self._set(_ALL, everywhere - 1)
-        if len(self._left) > _MAX_COUNTED:
-            self._left.popitem(last=False)
+        own.take()
+        self._all.take()
+        self._of_network[network] = own
         return True
-
-    def _now(self, name: str, burst: int, rate: float) -> float:
-        left, when = self._left.get(name, (float(burst), self._clock()))
-        return min(float(burst), left + (self._clock() - when) * rate)
-
-    def _set(self, name: str, left: float) -> None:
-        self._left[name] = left, self._clock()
-        self._left.move_to_end(name)
 
 
 class _Rotated:

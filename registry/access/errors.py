@@ -1,7 +1,10 @@
-"""Requests that access refuses."""
+"""Requests that access refuses, and files that it cannot use."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from mayfly.auth.errors import AuthError
 from mayfly.registry.http.errors import RequestError
 
 
@@ -15,3 +18,24 @@ class Unauthorized(RequestError):
 
 class AccessDenied(RequestError):
     """A known caller may not do this."""
+
+
+class PolicyFileInvalid(AuthError):
+    """A credential, grant or key file that cannot be used as it is.
+
+    The message may name a file of the host, never the secret in it.
+
+    Args:
+        path: the file as the operator named it.
+        what: the fault, as a predicate: "is not UTF-8".
+        remedy: the way to correct it.
+        line: 1-based line of the fault, where it has one.
+    """
+
+    def __init__(self, path: Path, what: str, remedy: str, line: int | None = None) -> None:
+        where = str(path) if line is None else f"{path}, line {line}"
+        super().__init__(f"{where}: {what}; {remedy}")
+        self.path = path
+        self.what = what
+        self.remedy = remedy
+        self.line = line

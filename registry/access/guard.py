@@ -35,10 +35,10 @@ from mayfly.registry.access.needs import AccessRequest, Need
 from mayfly.registry.http.origin import AS_ASKED, Origins
 
 if TYPE_CHECKING:
-    from mayfly.auth.login import Logins
     from mayfly.auth.robots import Robots
     from mayfly.auth.tokens import TokenIssuer
     from mayfly.auth.verify import CredentialVerifier
+    from mayfly.registry.access.logins import Logins
 
 REALM = "mayfly"
 TOKEN_PATH = "/auth/token"

@@ -7,19 +7,22 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from mayfly.auth import files, grants, signing
-from mayfly.auth.errors import AuthError, PolicyFileInvalid
+from mayfly.auth import signing
+from mayfly.auth.errors import AuthError
 from mayfly.auth.generate import OneRun, one_run
-from mayfly.auth.login import Logins
 from mayfly.auth.policy import ANYONE, EVERYTHING, Grant, Policy
 from mayfly.auth.robots import Robots
 from mayfly.auth.roles import Role
 from mayfly.auth.throttle import Throttle
 from mayfly.auth.tokens import TokenIssuer
-from mayfly.auth.users import Users, load_users
+from mayfly.auth.users import Users
 from mayfly.auth.verify import CredentialVerifier
-from mayfly.auth.watch import FileBacked
+from mayfly.registry.access import files
+from mayfly.registry.access.errors import PolicyFileInvalid
 from mayfly.registry.access.guard import REALM, Authentication
+from mayfly.registry.access.logins import Logins
+from mayfly.registry.access.policy_files import load_grants, load_key, load_users
+from mayfly.registry.access.watch import FileBacked
 from mayfly.registry.pki.files import Attributes, publish
 from mayfly.registry.settings.config import Settings
 from mayfly.registry.state.directory import CREDENTIALS, SIGNING_KEY
@@ -53,7 +56,7 @@ def identities(
         _publish_users(settings.state_dir, made)
     else:
         users = FileBacked(choice / "htpasswd", load_users, _broken, _reloaded)
-        policy = FileBacked(choice / "grants.toml", grants.load_grants, _broken, _reloaded)
+        policy = FileBacked(choice / "grants.toml", load_grants, _broken, _reloaded)
     if settings.anonymous:
         policy = _with_anonymous_pull(policy)
     return policy, _authentication(settings, users, run), made
@@ -72,9 +75,9 @@ def _signing_key(settings: Settings, run: Run) -> bytes:
     copy = settings.state_dir / SIGNING_KEY
     before = _earlier_key(copy) if run.continued else None
     if settings.signing_key is not None:
-        key = signing.load_key(settings.signing_key)
+        key = load_key(settings.signing_key)
     elif run.continued and not run.earlier_key_file and copy.exists():
-        return signing.load_key(copy)
+        return load_key(copy)
     else:
         key = signing.new_key()
     if before not in (None, key):

@@ -101,11 +101,11 @@ def issue(
         click.ClickException: it runs without authentication.
         InputInvalid: as `Robots.issue`.
     """
-    from mayfly.auth import signing
     from mayfly.auth.globs import parse_glob
     from mayfly.auth.identity import Permission
     from mayfly.auth.robots import Robots
     from mayfly.auth.roles import Role
+    from mayfly.registry.access.policy_files import load_key
     from mayfly.registry.control.announce import read_ready
     from mayfly.registry.settings.config import ConfigError
     from mayfly.registry.state import runs
@@ -123,5 +123,5 @@ def issue(
         )
     role = Role.DEVELOPER if push else Role.LIMITED_GUEST
     permission = Permission(role, parse_glob(repositories))
-    robots = Robots(signing.load_key(key), run.id)
+    robots = Robots(load_key(key), run.id)
     return robots.issue(name, [permission], int(hours * 3600), time.time(), node)

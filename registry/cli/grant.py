@@ -53,9 +53,9 @@ _repositories = click.option(
 def add(auth: Path, role: str, repositories: str, json: bool, **subject: Any) -> None:
     """Add a grant, or change its role."""
     from mayfly.auth.globs import parse_glob
-    from mayfly.auth.grants import add_grant
     from mayfly.auth.policy import Grant
     from mayfly.auth.roles import parse_role
+    from mayfly.registry.access.policy_files import add_grant
 
     grant = Grant(_read_subject(**subject), parse_role(role), parse_glob(repositories))
     auth.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def add(auth: Path, role: str, repositories: str, json: bool, **subject: Any) ->
 @as_json
 def rm(auth: Path, repositories: str, json: bool, **subject: Any) -> None:
     """Take a grant back."""
-    from mayfly.auth.grants import remove_grant
+    from mayfly.registry.access.policy_files import remove_grant
 
     who = _read_subject(**subject)
     remove_grant(auth / "grants.toml", who, repositories)
@@ -89,7 +89,7 @@ def rm(auth: Path, repositories: str, json: bool, **subject: Any) -> None:
 @as_json
 def ls(auth: Path, json: bool) -> None:
     """List the grants."""
-    from mayfly.auth.grants import load_grants
+    from mayfly.registry.access.policy_files import load_grants
 
     policy = load_grants(auth / "grants.toml")
     rows = [(g.subject, g.role, g.repositories.pattern) for g in policy.grants]

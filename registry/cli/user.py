@@ -25,7 +25,7 @@ def command() -> None:
 @as_json
 def add(name: str, password_stdin: bool, auth: Path, json: bool) -> None:
     """Add a user, or change a user's password."""
-    from mayfly.auth.users import set_user
+    from mayfly.registry.access.policy_files import set_user
 
     if password_stdin:
         password = sys.stdin.readline().rstrip("\n")
@@ -51,7 +51,7 @@ def add(name: str, password_stdin: bool, auth: Path, json: bool) -> None:
 @as_json
 def rm(name: str, auth: Path, json: bool) -> None:
     """Remove a user."""
-    from mayfly.auth.users import remove_user
+    from mayfly.registry.access.policy_files import remove_user
 
     remove_user(auth / "htpasswd", name)
     if json:
@@ -65,7 +65,7 @@ def rm(name: str, auth: Path, json: bool) -> None:
 @as_json
 def ls(auth: Path, json: bool) -> None:
     """List the users."""
-    from mayfly.auth.users import load_users
+    from mayfly.registry.access.policy_files import load_users
 
     names = load_users(auth / "htpasswd").names
     if json:

@@ -1,16 +1,14 @@
-"""The file of grants."""
+"""Grants in TOML."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mayfly.auth.errors import InputInvalid, PolicyFileInvalid
+from mayfly.auth.errors import InputInvalid, PolicyInvalid
 from mayfly.auth.globs import parse_glob
-from mayfly.auth.grants import add_grant, load_grants, remove_grant, render
+from mayfly.auth.grants import heading_of, parse_grants, render, with_grant, without_grant
 from mayfly.auth.identity import check_name
 from mayfly.auth.policy import ANYONE, Grant, Kind, Policy, Subject
 from mayfly.auth.roles import Role, parse_role
@@ -40,20 +38,9 @@ repositories = "team/**"
 CI = Subject(Kind.USER, "ci")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "grants.toml"
-
-
-def _write(path: Path, text: str) -> Path:
-    path.write_text(text)
-    path.chmod(0o600)
-    return path
-
-
-def test_load(path: Path) -> None:
+def test_parse() -> None:
     """The example of the module's docstring gives its grants and groups."""
-    policy = load_grants(_write(path, EXAMPLE))
+    policy = parse_grants(EXAMPLE.encode())
     assert policy.groups == {"operators": {"alice", "bob"}}
     assert policy.grants == (
         Grant(ANYONE, Role.LIMITED_GUEST, parse_glob("public/**")),
@@ -62,9 +49,9 @@ def test_load(path: Path) -> None:
     )
 
 
-def test_empty_file_grants_nothing(path: Path) -> None:
-    """An empty file is a policy: nobody does anything."""
-    assert load_grants(_write(path, "")).grants == ()
+def test_empty() -> None:
+    """Empty content is a policy: nobody does anything."""
+    assert parse_grants(b"").grants == ()
 
 
 GRANT = '[[grant]]\nuser = "a"\nrole = "guest"\nrepositories = "b"\n'
@@ -105,82 +92,45 @@ GRANT = '[[grant]]\nuser = "a"\nrole = "guest"\nrepositories = "b"\n'
         (GRANT.replace("guest", "admin"), "role admin is for the whole registry"),
     ],
 )
-def test_refused(path: Path, text: str, message: str) -> None:
-    """Every mistake is named with the file and the place."""
-    with pytest.raises(PolicyFileInvalid, match=message) as caught:
-        load_grants(_write(path, text))
-    assert caught.value.message.startswith(f"{path}: ")
+def test_refused(text: str, message: str) -> None:
+    """Every mistake is named with its place, on one line."""
+    with pytest.raises(PolicyInvalid, match=message) as caught:
+        parse_grants(text.encode())
     assert "\n" not in caught.value.message
 
 
-def test_not_utf8_or_writable_by_others(path: Path) -> None:
-    """The bytes and the permissions are checked too."""
-    path.write_bytes(b"# \xff")
-    path.chmod(0o600)
-    with pytest.raises(PolicyFileInvalid, match="UTF-8"):
-        load_grants(path)
-    path.chmod(0o620)
-    with pytest.raises(PolicyFileInvalid, match="chmod go-w"):
-        load_grants(path)
+def test_not_utf8() -> None:
+    """Content in another encoding is a named error."""
+    with pytest.raises(PolicyInvalid, match="UTF-8"):
+        parse_grants(b"# \xff")
 
 
-def test_add_makes_a_private_file(path: Path) -> None:
-    """The first grant makes the file, for its owner alone, in canonical form."""
-    assert add_grant(path, Grant(CI, Role.DEVELOPER, parse_glob("team/**")))
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert path.read_text() == (
-        '[[grant]]\nuser = "ci"\nrole = "developer"\nrepositories = "team/**"\n'
-    )
+def test_changes_of_a_policy() -> None:
+    """A grant is added, takes the place of its like, and is taken back; groups stay."""
+    policy = parse_grants(EXAMPLE.encode())
+    bob = Grant(Subject(Kind.USER, "bob"), Role.GUEST, parse_glob("x"))
+    more = with_grant(policy, bob, "here")
+    assert more.grants == (*policy.grants, bob)
+    assert without_grant(more, bob.subject, "x", "here").grants == policy.grants
+    other = with_grant(policy, Grant(CI, Role.GUEST, parse_glob("team/**")), "here")
+    assert [(g.subject, g.role) for g in other.grants][-1] == (CI, Role.GUEST)
+    assert len(other.grants) == len(policy.grants)
+    assert other.groups == more.groups == policy.groups
 
 
-def test_add_and_remove_give_the_file_back(path: Path) -> None:
-    """A canonical file, its heading included, is the same after a grant came and went."""
-    _write(path, EXAMPLE)
-    assert add_grant(path, Grant(Subject(Kind.USER, "bob"), Role.GUEST, parse_glob("x")))
-    assert path.read_text() != EXAMPLE
-    remove_grant(path, Subject(Kind.USER, "bob"), "x")
-    assert path.read_text() == EXAMPLE
+def test_changes_that_are_refused() -> None:
+    """A grant to an unknown group, and taking back what was not given."""
+    policy = parse_grants(EXAMPLE.encode())
+    with pytest.raises(InputInvalid, match="no group 'none' in here"):
+        with_grant(policy, Grant(Subject(Kind.GROUP, "none"), Role.GUEST, parse_glob("a")), "here")
+    with pytest.raises(InputInvalid, match="no grant to user ci on 'x' in here"):
+        without_grant(policy, CI, "x", "here")
 
 
-def test_add_changes_the_role(path: Path) -> None:
-    """A grant to the same subject on the same glob takes the old one's place."""
-    _write(path, EXAMPLE)
-    assert not add_grant(path, Grant(CI, Role.GUEST, parse_glob("team/**")))
-    assert path.read_text() == EXAMPLE.replace('"developer"', '"guest"')
-
-
-@pytest.mark.parametrize(
-    ("grant", "message"),
-    [
-        (Grant(ANYONE, Role.DEVELOPER, parse_glob("**")), "anonymous cannot"),
-        (Grant(CI, Role.ADMIN, parse_glob("team/**")), "whole registry"),
-        (Grant(Subject(Kind.GROUP, "none"), Role.GUEST, parse_glob("a")), "no group 'none'"),
-        (Grant(Subject(Kind.USER, 'a"\n'), Role.GUEST, parse_glob("a")), "invalid name"),
-    ],
-)
-def test_add_refused(path: Path, grant: Grant, message: str) -> None:
-    """No command writes a file that would not load."""
-    with pytest.raises(InputInvalid, match=message):
-        add_grant(path, grant)
-    assert not path.exists()
-
-
-def test_remove_unknown(path: Path) -> None:
-    """Taking back what was not given is an error, and changes nothing."""
-    _write(path, EXAMPLE)
-    with pytest.raises(InputInvalid, match=r"no grant to user ci on 'x' in .*grants\.toml"):
-        remove_grant(path, CI, "x")
-    with pytest.raises(InputInvalid, match="no grant to anonymous"):
-        remove_grant(path, ANYONE, "team/**")
-    assert path.read_text() == EXAMPLE
-
-
-def test_broken_file_is_not_written_back(path: Path) -> None:
-    """A change refuses a file it does not understand, and leaves it as it is."""
-    _write(path, "nonsense = 1\n")
-    with pytest.raises(PolicyFileInvalid):
-        add_grant(path, Grant(CI, Role.GUEST, parse_glob("a")))
-    assert path.read_text() == "nonsense = 1\n"
+def test_canonical_text_keeps_its_heading() -> None:
+    """A canonical text, its heading included, is rendered as it was."""
+    policy = parse_grants(EXAMPLE.encode())
+    assert render(policy, heading_of(EXAMPLE)) == EXAMPLE
 
 
 def test_parse_role() -> None:
@@ -205,13 +155,8 @@ NAMES = st.text(max_size=8).filter(_valid)
 @given(st.dictionaries(NAMES, st.frozensets(NAMES, max_size=3), max_size=3), NAMES)
 def test_any_name_survives_the_file(groups: dict[str, frozenset[str]], user: str) -> None:
     """Whatever a name holds, the rendered text loads as the same policy."""
-    import tempfile
-
     subjects = [Subject(Kind.USER, user), *(Subject(Kind.GROUP, name) for name in groups)]
     grants = [Grant(subject, Role.GUEST, parse_glob("a/**")) for subject in subjects]
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "grants.toml")
-        _write(path, render(Policy(grants, groups)))
-        loaded = load_grants(path)
+    loaded = parse_grants(render(Policy(grants, groups)).encode())
     assert set(loaded.grants) == set(grants)
     assert loaded.groups == groups

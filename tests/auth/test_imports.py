@@ -8,9 +8,9 @@ import sys
 
 from mayfly import auth
 
-HEAVY = ("jwt", "bcrypt", "cryptography", "aiohttp", "tomllib", "storage", "registry")
+HEAVY = ("jwt", "bcrypt", "cryptography", "aiohttp", "tomllib", "mayfly.storage", "mayfly.registry")
 LIGHT_MODULES = sorted(
-    f"auth.{module.name}"
+    f"mayfly.auth.{module.name}"
     for module in pkgutil.iter_modules(auth.__path__)
     if module.name != "grants"
 )

@@ -12,10 +12,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mayfly.auth.globs import parse_glob
-from mayfly.auth.grants import add_grant
 from mayfly.auth.policy import Grant, Kind, Subject
 from mayfly.auth.roles import Role
-from mayfly.auth.users import set_user
+from mayfly.registry.access.policy_files import add_grant, set_user
 from tests.bundle.builders import CONFIG_TYPE, LAYER_TYPE, Layout
 from tests.fuzz import seeds
 from tests.fuzz.messages import Message

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mayfly.auth.errors import PolicyFileInvalid
-from mayfly.auth.grants import load_grants, render
-from mayfly.auth.users import load_users
+from mayfly.auth.grants import render
+from mayfly.registry.access.errors import PolicyFileInvalid
+from mayfly.registry.access.policy_files import load_grants, load_users
 from mayfly.registry.settings.config import SETTINGS, ConfigError, Settings, load
 from tests.fuzz.budget import EXAMPLES
 from tests.fuzz.documents import ANY_JSON, TEXTS

@@ -19,7 +19,6 @@ from aiohttp import web
 from mayfly.auth import signing
 from mayfly.auth.globs import parse_glob
 from mayfly.auth.identity import Identity
-from mayfly.auth.login import Logins
 from mayfly.auth.policy import ANYONE, Grant, Kind, Policy, Subject
 from mayfly.auth.robots import Robots
 from mayfly.auth.roles import Role
@@ -30,6 +29,7 @@ from mayfly.auth.users import Users, hash_password
 from mayfly.auth.verify import CredentialVerifier
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import REALM, Authentication, Guard
+from mayfly.registry.access.logins import Logins
 from mayfly.registry.api.app import App
 from mayfly.registry.api.context import Names as Resolver
 from mayfly.registry.api.context import as_asked

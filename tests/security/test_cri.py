@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from mayfly.auth import signing
 from mayfly.auth.globs import parse_glob
 from mayfly.auth.identity import Permission
 from mayfly.auth.robots import MIN_LIFETIME, Robots
 from mayfly.auth.roles import Role
+from mayfly.registry.access.policy_files import load_key
 from mayfly.registry.state import runs
 from tests.clients.images import Images
 from tests.clients.programs import Client
@@ -176,7 +176,7 @@ def test_secret_expires(crictl: Client, secure: NodeMayfly, pushed: str) -> None
     """
     run = runs.load(secure.state_dir)
     assert run is not None
-    robots = Robots(signing.load_key(secure.state_dir / "signing.key"), run.id)
+    robots = Robots(load_key(secure.state_dir / "signing.key"), run.id)
     permission = Permission(Role.LIMITED_GUEST, parse_glob("**"))
     left = 6
     given = time.time() - MIN_LIFETIME + left

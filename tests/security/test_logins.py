@@ -17,10 +17,10 @@ import bcrypt
 import pytest
 
 from mayfly.auth.identity import Permission
-from mayfly.auth.login import MAX_WAITING_PER_NETWORK
 from mayfly.auth.policy import EVERYTHING
 from mayfly.auth.roles import Role
 from mayfly.auth.users import cost_of, hash_password
+from mayfly.registry.access.logins import MAX_WAITING_PER_NETWORK
 from tests.security.registries import (
     NOBODY,
     Registry,

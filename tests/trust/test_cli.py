@@ -14,10 +14,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from mayfly.auth import signing
 from mayfly.auth.basic import parse_basic
 from mayfly.auth.errors import CredentialsInvalid
 from mayfly.auth.robots import Robots
+from mayfly.auth.signing import new_key
+from mayfly.registry.access.policy_files import load_key
 from mayfly.registry.cli import node_config
 from mayfly.registry.lifecycle.errors import NotRunning
 from mayfly.registry.nodes.runtimes import RUNTIMES as KNOWN_RUNTIMES
@@ -224,14 +225,14 @@ def test_node_gets_a_credential_of_the_registry_that_runs_here(root: Path, tmp_p
     assert refused.exit_code != 0
     assert "it needs no credential" in refused.output
     run = Run.begin(tmp_path, None, {})
-    (tmp_path / "signing.key").write_bytes(signing.new_key())
+    (tmp_path / "signing.key").write_bytes(new_key())
     (tmp_path / "signing.key").chmod(0o600)
     _run("apply", *options, "--node", "Node-1", "--hours", "1")
     hosts = root / f"etc/containerd/certs.d/{HOST}/hosts.toml"
     assert hosts.stat().st_mode & 0o777 == 0o600
     authorization = tomllib.loads(hosts.read_text())["header"]["authorization"]
     name, password = parse_basic(authorization)
-    robots = Robots(signing.load_key(tmp_path / "signing.key"), run.id)
+    robots = Robots(load_key(tmp_path / "signing.key"), run.id)
     assert robots.verify(name, password, time.time()).node == "Node-1"
     with pytest.raises(CredentialsInvalid):
         robots.verify(name, password, time.time() + 3601)

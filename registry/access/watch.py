@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from mayfly.auth.errors import AuthError, PolicyFileInvalid
+from mayfly.auth.errors import AuthError
+from mayfly.registry.access.errors import PolicyFileInvalid
 
 T = TypeVar("T")
 

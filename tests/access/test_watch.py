@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.auth.errors import AuthError, PolicyFileInvalid
-from mayfly.auth.watch import INTERVAL, FileBacked
+from mayfly.auth.errors import AuthError
+from mayfly.registry.access.errors import PolicyFileInvalid
+from mayfly.registry.access.watch import INTERVAL, FileBacked
 from tests.auth.clock import Clock
 
 

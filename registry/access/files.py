@@ -20,7 +20,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from mayfly.auth.errors import PolicyFileInvalid
+from mayfly.registry.access.errors import PolicyFileInvalid
 
 MAX_SIZE = 1024 * 1024
 """Largest file read, in bytes: some ten thousand users."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.auth import files
-from mayfly.auth.errors import PolicyFileInvalid
+from mayfly.registry.access import files
+from mayfly.registry.access.errors import PolicyFileInvalid
 
 
 def _mode(path: Path) -> int:

@@ -9,22 +9,20 @@ from collections.abc import AsyncIterator, Iterable
 import bcrypt
 import pytest
 
-from mayfly.auth import login as login_module
 from mayfly.auth.errors import CredentialsInvalid, LoginsBusy
 from mayfly.auth.identity import Identity
-from mayfly.auth.login import (
-    MAX_MISSES,
-    MAX_WAITING,
-    MAX_WAITING_PER_NETWORK,
-    MAX_WAITING_PER_PAIR,
-    MISSES_EVERY,
-    RECENT,
-    Logins,
-)
+from mayfly.auth.login_history import MAX_MISSES, MISSES_EVERY, RECENT
 from mayfly.auth.networks import network_of
 from mayfly.auth.throttle import FIRST_DELAY, MAX_DELAY, Throttle
 from mayfly.auth.users import Users, hash_password
 from mayfly.auth.verify import CredentialVerifier
+from mayfly.registry.access import logins as logins_module
+from mayfly.registry.access.logins import (
+    MAX_WAITING,
+    MAX_WAITING_PER_NETWORK,
+    MAX_WAITING_PER_PAIR,
+    Logins,
+)
 from tests.auth.clock import Clock
 
 SECRET = hash_password("secret", 4)
@@ -293,13 +291,13 @@ async def test_all_that_waits_is_bounded(desk: Desk) -> None:
 
 async def test_nobody_waits_for_ever(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """After `MAX_WAIT` an attempt is told that it is busy; the next of the same is another."""
-    monkeypatch.setattr(login_module, "MAX_WAIT", 0.01)
+    monkeypatch.setattr(logins_module, "MAX_WAIT", 0.01)
     desk.gate.clear()
     with pytest.raises(LoginsBusy):
         await desk.logins.authenticate("bob", "first", "a")
     with pytest.raises(LoginsBusy):
         await desk.logins.authenticate("alice", "secret", "b")
-    monkeypatch.setattr(login_module, "MAX_WAIT", 60)
+    monkeypatch.setattr(logins_module, "MAX_WAIT", 60)
     login = desk.login("alice", "b")
     await _settle()
     desk.gate.set()
