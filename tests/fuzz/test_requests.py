@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mayfly.registry.api import errors
 from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request, read_form
+from mayfly.registry.api.routes import ROUTES
 from mayfly.registry.http.errors import RequestError
 from mayfly.storage.bundle.errors import NameAmbiguous
 from mayfly.storage.bundle.names import Names
@@ -18,7 +19,6 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.errors import NameInvalid, StorageError
 from mayfly.storage.names import check_repository
 from tests.fuzz.budget import EXAMPLES
-from tests.registry.endpoints import METHODS, route_of
 
 COMPONENTS = st.from_regex(r"[a-z0-9]{1,5}((\.|_|__|-{1,3})[a-z0-9]{1,5}){0,2}", fullmatch=True)
 WORDS = st.sampled_from(["v2", "blobs", "uploads", "manifests", "tags", "list", "referrers"])
@@ -57,46 +57,31 @@ def test_any_bytes(method: str, path: str, query: str) -> None:
 
 def _written(found: Request, quoted: str) -> tuple[str, str]:
     """The path and query of a request, with any character encoded that one likes."""
-    name = f"/v2/{found.repository}"
-    reference = str(found.digest or found.tag)
-    path = {
-        "tags": f"{name}/tags/list",
-        "manifest": f"{name}/manifests/{reference}",
-        "blob": f"{name}/blobs/{reference}",
-        "referrers": f"{name}/referrers/{reference}",
-        "uploads": f"{name}/blobs/uploads/",
-        "upload": f"{name}/blobs/uploads/{found.upload_id}",
-    }[found.route.endpoint]
+    path = found.route.path.format(
+        name=found.repository,
+        reference=found.digest or found.tag,
+        digest=found.digest,
+        id=found.upload_id,
+    )
     head, _, tail = path.rpartition("/")
     written = "".join(f"%{ord(c):02X}" if c in quoted else c for c in tail)
     return f"{head}/{written}", urlencode(found.query, doseq=True)
 
 
-_FIXED = (
-    "base",
-    "catalog",
-    "token",
-    "root",
-    "live",
-    "ready",
-)
-
-
 @st.composite
 def _requests(draw: st.DrawFn) -> Request:
-    endpoint = draw(st.sampled_from([e for e in METHODS if e not in _FIXED]))
-    by_digest = endpoint in ("blob", "referrers")
-    by_digest |= endpoint == "manifest" and draw(st.booleans())
-    by_tag = endpoint == "manifest" and not by_digest
+    route = draw(st.sampled_from([route for route in ROUTES if "{name}" in route.path]))
+    last = route.path.rpartition("/")[2]
+    by_digest = last == "{digest}" or (last == "{reference}" and draw(st.booleans()))
+    by_tag = last == "{reference}" and not by_digest
     texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
-    method = draw(st.sampled_from(METHODS[endpoint]))
     return Request(
-        route_of(endpoint, method),
-        method,
+        route,
+        draw(st.sampled_from(route.methods)),
         draw(REPOSITORIES.filter(lambda name: len(name) <= 255)),
         draw(DIGESTS) if by_digest else None,
         draw(TAGS) if by_tag else None,
-        str(draw(st.uuids())) if endpoint == "upload" else "",
+        str(draw(st.uuids())) if last == "{id}" else "",
         draw(st.dictionaries(texts, st.lists(texts, min_size=1, max_size=3), max_size=4)),
     )
 

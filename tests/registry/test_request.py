@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mayfly.registry.api.errors import EndpointUnknown, MethodUnsupported, ParameterInvalid
 from mayfly.registry.api.parse import MAX_PATH_LENGTH, parse
-from mayfly.registry.api.request import Request
+from mayfly.registry.api.request import Request, Route
+from mayfly.registry.api.routes import ROUTES
 from mayfly.storage import digest as digests
 from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid
 from tests.registry.endpoints import METHODS, route_of
@@ -81,9 +82,13 @@ def test_path(path: str) -> None:
         assert parse(method, path, "") == Request(route_of(endpoint, method), method, **fields)
 
 
-def test_every_endpoint_has_a_path_in_the_table() -> None:
-    """The table leaves out none but the token endpoint, which is not the protocol's."""
-    assert {endpoint for endpoint, _ in PATHS.values()} == METHODS.keys() - {"token"}
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.endpoint} {route.methods}")
+def test_path_of_a_route_leads_to_it(route: Route) -> None:
+    """Every route is reached by its own path, with and without a slash at the end."""
+    path = route.path.format(name="a/b", reference="v1", digest=SHA, id="x")
+    for method in route.methods:
+        for written in {path, path.rstrip("/") or "/"}:
+            assert parse(method, written, "").route is route
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -246,7 +251,7 @@ def test_anything(method: str, path: str, query: str) -> None:
         assert error.message
         error.message.encode("utf-8", "surrogatepass")
     else:
-        assert found.method in METHODS[found.endpoint]
+        assert found.method in METHODS[found.route.endpoint]
         assert ".." not in found.repository
         assert len(found.repository) <= 255
 
