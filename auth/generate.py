@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mayfly.auth.errors import InputInvalid
 from mayfly.auth.identity import Credential
-from mayfly.auth.policy import EVERYTHING, Grant, Kind, Policy, Subject
+from mayfly.auth.policy import EVERYTHING, Grant, Policy, Subject, SubjectKind
 from mayfly.auth.roles import Role
 from mayfly.auth.users import Users
 
@@ -29,7 +29,7 @@ _SECRET_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _HOST = re.compile(r"[A-Za-z0-9.-]+(?::[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](?::[0-9]{1,5})?")
 
 
-class OneRun(NamedTuple):
+class EphemeralUsers(NamedTuple):
     """Users that end with the run: what ``--auth auto`` starts with."""
 
     admin: Credential
@@ -43,7 +43,7 @@ def random_password() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
 
 
-def one_run(passwords: Mapping[str, str] | None = None) -> OneRun:
+def ephemeral_users(passwords: Mapping[str, str] | None = None) -> EphemeralUsers:
     """The users ``admin`` (everything) and ``pull`` (pull from every repository).
 
     Args:
@@ -55,11 +55,11 @@ def one_run(passwords: Mapping[str, str] | None = None) -> OneRun:
     users = Users({one.name: _hash(one.password) for one in (admin, pull)})
     policy = Policy(
         [
-            Grant(Subject(Kind.USER, ADMIN_NAME), Role.ADMIN, EVERYTHING),
-            Grant(Subject(Kind.USER, PULL_NAME), Role.LIMITED_GUEST, EVERYTHING),
+            Grant(Subject(SubjectKind.USER, ADMIN_NAME), Role.ADMIN, EVERYTHING),
+            Grant(Subject(SubjectKind.USER, PULL_NAME), Role.LIMITED_GUEST, EVERYTHING),
         ]
     )
-    return OneRun(admin, pull, users, policy)
+    return EphemeralUsers(admin, pull, users, policy)
 
 
 def _hash(password: str) -> bytes:

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from mayfly.auth.errors import InputInvalid, PolicyInvalid
 from mayfly.auth.globs import parse_glob
 from mayfly.auth.identity import check_name
-from mayfly.auth.policy import ANYONE, EVERYTHING, Grant, Kind, Policy, Subject
+from mayfly.auth.policy import ANYONE, EVERYTHING, Grant, Policy, Subject, SubjectKind
 from mayfly.auth.roles import Role, parse_role
 
 A = TypeVar("A")
@@ -38,8 +38,8 @@ ANONYMOUS_ROLES = frozenset({Role.LIMITED_GUEST, Role.GUEST})
 """The roles a file can give to anonymous."""
 
 _TOP_KEYS = frozenset({"groups", "grant"})
-_GRANT_KEYS = frozenset({*Kind, "role", "repositories"})
-_ORDER = {Kind.ANONYMOUS: 0, Kind.GROUP: 1, Kind.USER: 2}
+_GRANT_KEYS = frozenset({*SubjectKind, "role", "repositories"})
+_ORDER = {SubjectKind.ANONYMOUS: 0, SubjectKind.GROUP: 1, SubjectKind.USER: 2}
 _REMEDY = "correct the file; 'mayfly grant --help' shows its form"
 
 
@@ -73,7 +73,7 @@ def with_grant(policy: Policy, grant: Grant, source: str) -> Policy:
     Raises:
         InputInvalid: the grant's group is not defined.
     """
-    if grant.subject.kind is Kind.GROUP and grant.subject.name not in policy.groups:
+    if grant.subject.kind is SubjectKind.GROUP and grant.subject.name not in policy.groups:
         raise InputInvalid(
             f"no group {grant.subject.name!r} in {source}: name its members under [groups] first"
         )
@@ -111,7 +111,7 @@ def render(policy: Policy, heading: str = "") -> str:
         parts.append("[groups]\n" + "".join(lines))
     for grant in sorted(policy.grants, key=_order):
         kind, name = grant.subject
-        subject = "true" if kind is Kind.ANONYMOUS else _quote(name)
+        subject = "true" if kind is SubjectKind.ANONYMOUS else _quote(name)
         parts.append(
             f'[[grant]]\n{kind} = {subject}\nrole = "{grant.role}"\n'
             f'repositories = "{grant.repositories.pattern}"\n'
@@ -170,7 +170,7 @@ def _grants(tables: object, groups: Mapping[str, frozenset[str]]) -> list[Grant]
     for number, table in enumerate(tables, 1):
         where = f"grant {number}"
         grant = _in(where, _grant, table)
-        if grant.subject.kind is Kind.GROUP and grant.subject.name not in groups:
+        if grant.subject.kind is SubjectKind.GROUP and grant.subject.name not in groups:
             raise InputInvalid(f"{where}: group {grant.subject.name!r} is not under [groups]")
         first = seen.setdefault(_key(grant), number)
         if first != number:
@@ -184,11 +184,11 @@ def _grants(tables: object, groups: Mapping[str, frozenset[str]]) -> list[Grant]
 
 def _grant(table: Mapping[str, Any]) -> Grant:
     _known_keys(table, _GRANT_KEYS)
-    kinds = [kind for kind in Kind if kind in table]
+    kinds = [kind for kind in SubjectKind if kind in table]
     if len(kinds) != 1:
         raise InputInvalid("needs exactly one of user, group and anonymous")
     kind = kinds[0]
-    if kind is Kind.ANONYMOUS:
+    if kind is SubjectKind.ANONYMOUS:
         if table[kind] is not True:
             raise InputInvalid("'anonymous' can only be true")
         subject = ANYONE

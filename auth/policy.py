@@ -25,14 +25,14 @@ from typing import NamedTuple
 
 from mayfly.auth.globs import Glob, parse_glob
 from mayfly.auth.identity import Identity, Permission
-from mayfly.auth.roles import LIFETIME, PULL, ROLE_ACTIONS, Role
+from mayfly.auth.roles import PULL, ROLE_ACTIONS, Role
 from mayfly.auth.scope import ANY_ACTION, CATALOG, REGISTRY, REPOSITORY, Scope
 
 NOTHING: frozenset[str] = frozenset()
 EVERYTHING = parse_glob("**")
 
 
-class Kind(StrEnum):
+class SubjectKind(StrEnum):
     """What a grant is to."""
 
     USER = "user"
@@ -43,14 +43,14 @@ class Kind(StrEnum):
 class Subject(NamedTuple):
     """Whom a grant is to; the name is "" for anonymous."""
 
-    kind: Kind
+    kind: SubjectKind
     name: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}".rstrip()
 
 
-ANYONE = Subject(Kind.ANONYMOUS)
+ANYONE = Subject(SubjectKind.ANONYMOUS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Policy:
         groups_of: dict[str, list[Subject]] = {}
         for group, members in self.groups.items():
             for member in members:
-                groups_of.setdefault(member, []).append(Subject(Kind.GROUP, group))
+                groups_of.setdefault(member, []).append(Subject(SubjectKind.GROUP, group))
         self._groups_of = groups_of
 
     def with_grants(self, *grants: Grant) -> Policy:
@@ -106,19 +106,16 @@ class Policy:
         return action in self.actions(identity, repository)
 
     def registry_actions(self, identity: Identity, name: str) -> frozenset[str]:
-        """All a caller may do with a resource of the registry itself: ``*`` or nothing.
+        """Return all a caller may do with a resource of the registry itself: ``*`` or nothing.
 
-        ``catalog`` is for everyone who may do anything (it shows each what `can_list` says),
-        ``lifetime`` for administrators. There are no others.
+        ``catalog`` is for everyone who may do anything (it shows each what `can_list` says). There
+        are no others.
         """
         if identity.access is not None:
             return _token_actions(identity.access, REGISTRY, name)
-        roles = {held.role for one in self._permissions(identity) for held in one}
-        allowed = {
-            CATALOG: bool(roles),
-            LIFETIME: any(LIFETIME in ROLE_ACTIONS[role] for role in roles),
-        }
-        return frozenset({ANY_ACTION}) if allowed.get(name) else NOTHING
+        if name == CATALOG and any(self._permissions(identity)):
+            return frozenset({ANY_ACTION})
+        return NOTHING
 
     def resource_actions(self, identity: Identity, kind: str, name: str) -> frozenset[str]:
         """All a caller may do with a resource named as a scope names it; nothing if unknown."""
@@ -160,9 +157,9 @@ class Policy:
         if identity.permissions is not None:
             return [anyone, _ordered(identity.permissions)]
         subjects = {
-            Subject(Kind.USER, identity.name),
+            Subject(SubjectKind.USER, identity.name),
             *self._groups_of.get(identity.name, ()),
-            *(Subject(Kind.GROUP, group) for group in identity.groups),
+            *(Subject(SubjectKind.GROUP, group) for group in identity.groups),
         }
         return [anyone, *(self._held.get(subject, ()) for subject in subjects)]
 

@@ -68,7 +68,7 @@ class Robots:
 
         Raises:
             InputInvalid: the name is not of that form, the lifetime out of bounds, there are no
-                or too many permissions, or one is a role that changes who may do what.
+                or too many permissions, or one has a role of administrators.
         """
         _check(name, permissions, lifetime)
         full_name = ROBOT_PREFIX + name

@@ -1,8 +1,11 @@
 """Roles and the actions each one carries.
 
-Names and ladder are Harbor's (its ``rbac_role.go``), cut to what a registry does; ``admin`` is its
-system administrator. A guest and a limited guest differ in Harbor by what they see of a project's
-members and logs, which no role below ``projectAdmin`` sees here.
+Names and ladder are Harbor's (its ``rbac_role.go``), so that grants can be taken over from there;
+``admin`` is its system administrator. What tells some roles apart in Harbor is not part of this
+registry: members and logs of a project (``limitedGuest`` and ``guest``), changing its members over
+HTTP (``maintainer`` and ``projectAdmin``), settings of the server (``admin``). Here only the places
+where they can be granted differ: ``admin`` on all repositories at once, and neither ``admin`` nor
+``projectAdmin`` to a short-lived credential.
 """
 
 from __future__ import annotations
@@ -22,12 +25,6 @@ PUSH = "push"
 DELETE = "delete"
 """Delete tags, manifests and blobs."""
 
-GRANTS = "grants"
-"""See and change who may do what in the repository, and see its log."""
-
-LIFETIME = "lifetime"
-"""Watch, extend and end the server's run. Belongs to the registry, not to one repository."""
-
 
 class Role(StrEnum):
     """A named set of actions, as grants.toml and ``--role`` spell it."""
@@ -46,8 +43,8 @@ ROLE_ACTIONS: Mapping[Role, frozenset[str]] = MappingProxyType(
         Role.GUEST: frozenset({PULL}),
         Role.DEVELOPER: frozenset({PULL, PUSH}),
         Role.MAINTAINER: frozenset({PULL, PUSH, DELETE}),
-        Role.PROJECT_ADMIN: frozenset({PULL, PUSH, DELETE, GRANTS}),
-        Role.ADMIN: frozenset({PULL, PUSH, DELETE, GRANTS, LIFETIME}),
+        Role.PROJECT_ADMIN: frozenset({PULL, PUSH, DELETE}),
+        Role.ADMIN: frozenset({PULL, PUSH, DELETE}),
     }
 )
 """The whole table: what is not here is denied."""

@@ -25,7 +25,7 @@ from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import Guard
 from mayfly.registry.access.security import Security, certificate_identity, secure
 from mayfly.registry.api.app import App
-from mayfly.registry.api.context import Names, as_asked
+from mayfly.registry.api.context import NameResolver, identity
 from mayfly.registry.clock import SystemClock
 from mayfly.registry.control.announce import announced, login_to
 from mayfly.registry.control.report import Corruption, storage_used
@@ -341,9 +341,9 @@ def _limits(settings: Settings) -> Limits:
     return Limits(most, patience)
 
 
-def _names(store: DirectoryReader, bundles: Bundles | None) -> Names:
+def _names(store: DirectoryReader, bundles: Bundles | None) -> NameResolver:
     if bundles is None:
-        return as_asked
+        return identity
     from mayfly.storage.overlay import OverlayStore
 
     assert isinstance(store, OverlayStore)

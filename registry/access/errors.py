@@ -5,10 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from mayfly.auth.errors import AuthError
-from mayfly.registry.http.errors import RequestError
 
 
-class Unauthorized(RequestError):
+class AccessError(Exception):
+    """Base of the refusals of requests.
+
+    Attributes:
+        message: for the client, one line.
+        detail: JSON for the client: what was not allowed; None where that is not said.
+    """
+
+    def __init__(self, message: str, detail: object = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+
+
+class Unauthorized(AccessError):
     """The caller has to prove who they are, or prove more; ``challenge`` says how."""
 
     def __init__(self, message: str, challenge: str, detail: object = None) -> None:
@@ -16,7 +29,7 @@ class Unauthorized(RequestError):
         self.challenge = challenge
 
 
-class AccessDenied(RequestError):
+class AccessDenied(AccessError):
     """A known caller may not do this."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mayfly.auth import signing
 from mayfly.auth.errors import AuthError
-from mayfly.auth.generate import OneRun, one_run
+from mayfly.auth.generate import EphemeralUsers, ephemeral_users
 from mayfly.auth.policy import ANYONE, EVERYTHING, Grant, Policy
 from mayfly.auth.robots import Robots
 from mayfly.auth.roles import Role
@@ -35,7 +35,7 @@ _PRIVATE = Attributes(0o600)
 
 def identities(
     settings: Settings, choice: Path | str, run: Run
-) -> tuple[Callable[[], Policy], Authentication, OneRun | None]:
+) -> tuple[Callable[[], Policy], Authentication, EphemeralUsers | None]:
     """The policy of each moment, the authentication, and the users made for this run.
 
     Args:
@@ -48,9 +48,9 @@ def identities(
     """
     users: Callable[[], Users]
     policy: Callable[[], Policy]
-    made: OneRun | None = None
+    made: EphemeralUsers | None = None
     if isinstance(choice, str):
-        made = one_run(_passwords(settings.state_dir) if run.continued else None)
+        made = ephemeral_users(_passwords(settings.state_dir) if run.continued else None)
         fixed_users, fixed_policy = made.users, made.policy
         users, policy = (lambda: fixed_users), (lambda: fixed_policy)
         _publish_users(settings.state_dir, made)
@@ -125,7 +125,7 @@ def _passwords(state_dir: Path) -> dict[str, str]:
         raise PolicyFileInvalid(path, "is damaged", "remove it for new users") from None
 
 
-def _publish_users(state_dir: Path, made: OneRun) -> None:
+def _publish_users(state_dir: Path, made: EphemeralUsers) -> None:
     document = {one.name: one.password for one in (made.admin, made.pull)}
     publish(state_dir / CREDENTIALS, json.dumps(document).encode() + b"\n", _PRIVATE)
 

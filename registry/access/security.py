@@ -29,8 +29,8 @@ from mayfly.registry.state.directory import CREDENTIALS, SIGNING_KEY
 from mayfly.registry.state.runs import Run
 
 if TYPE_CHECKING:
-    from mayfly.auth.generate import OneRun
-    from mayfly.registry.pki.authority import Identity as TLSIdentity
+    from mayfly.auth.generate import EphemeralUsers
+    from mayfly.registry.pki.authority import CertificateFiles
     from mayfly.registry.pki.context import ServerTLS
 
 logger = logging.getLogger("mayfly")
@@ -53,7 +53,7 @@ class Security:
     authentication: Authentication | None
     tls: ServerTLS | None
     ca: Path | None
-    users: OneRun | None
+    users: EphemeralUsers | None
     renew: Callable[[], None] | None = None
 
     def is_shared(self, user: str) -> bool:
@@ -130,7 +130,7 @@ def _names(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return needed_names(listen, given), wanted_names([*given, *listen])
 
 
-def _ensure_certificate(settings: Settings, run: Run) -> TLSIdentity:
+def _ensure_certificate(settings: Settings, run: Run) -> CertificateFiles:
     from mayfly.registry.pki.authority import ensure
 
     needed, wanted = _names(settings)
@@ -164,7 +164,7 @@ def _renew_certificate(settings: Settings) -> None:
 
 def _identities(
     settings: Settings, run: Run
-) -> tuple[Callable[[], Policy], Authentication | None, OneRun | None]:
+) -> tuple[Callable[[], Policy], Authentication | None, EphemeralUsers | None]:
     choice = settings.auth or ("auto" if settings.exposed else "none")
     if choice != "auto":
         (settings.state_dir / CREDENTIALS).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from mayfly.registry import log
 from mayfly.registry.access.errors import AccessDenied
 from mayfly.registry.access.guard import Caller, Guard
 from mayfly.registry.api import errors
-from mayfly.registry.api.context import JSON, Context, Lifeline, Names, answer, as_asked
+from mayfly.registry.api.context import JSON, Context, Lifeline, NameResolver, answer, identity
 from mayfly.registry.api.manifest_cache import ManifestCache
 from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request
@@ -39,7 +39,7 @@ class App:
         store: Store,
         guard: Guard,
         lifeline: Lifeline,
-        names: Names = as_asked,
+        names: NameResolver = identity,
         prefix: str = "",
     ) -> None:
         self._store = store
@@ -108,7 +108,7 @@ class App:
 
     def _resolve(self, asked: Request) -> Request:
         """The same request for the repositories that its names and ``ns`` mean in the bundles."""
-        if self._names is as_asked or not asked.repository:
+        if self._names is identity or not asked.repository:
             return asked
         ns = asked.parameter("ns")
         query = asked.query

@@ -21,12 +21,12 @@ COMMON_HEADERS = {"Server": SERVER, "Docker-Distribution-Api-Version": "registry
 JSON = "application/json"
 
 
-Names = Callable[[str, str | None], str]
+NameResolver = Callable[[str, str | None], str]
 """Maps a requested repository and containerd's ``ns`` to the canonical repository."""
 
 
-def as_asked(repository: str, ns: str | None) -> str:
-    """`Names` where there are no bundles."""
+def identity(repository: str, ns: str | None) -> str:
+    """`NameResolver` where there are no bundles."""
     return repository
 
 
@@ -60,7 +60,7 @@ class Context:
     store: Store
     manifests: ManifestCache
     guard: Guard
-    names: Names
+    names: NameResolver
     observer: Observer
     caller: Caller
     peer: Peer

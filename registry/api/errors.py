@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 from mayfly.auth.errors import ScopeInvalid
 from mayfly.registry.access.errors import AccessDenied, Unauthorized
-from mayfly.registry.http.errors import BodyIncomplete, RangeInvalid, RequestError
+from mayfly.registry.http.errors import BodyIncomplete, RangeInvalid
 from mayfly.registry.lifecycle.errors import Draining
 from mayfly.storage import errors as storage
 from mayfly.storage.bundle.errors import (
@@ -22,6 +22,15 @@ from mayfly.storage.bundle.errors import (
     NameAmbiguous,
     NotReady,
 )
+
+
+class RequestError(Exception):
+    """A request that HTTP itself already shows to be wrong; see `storage.errors` for the rest."""
+
+    def __init__(self, message: str, detail: object = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
 
 
 class EndpointUnknown(RequestError):

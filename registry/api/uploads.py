@@ -36,8 +36,8 @@ _PAGE = 1000
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]+|\*))?")
 
 
-def receiving(handler: Handler) -> Handler:
-    """Lets the lifetime know of the push that a request is part of."""
+def track_push(handler: Handler) -> Handler:
+    """Record the push that a request is part of, from its begin to its end."""
 
     @functools.wraps(handler)
     async def observed(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
@@ -67,7 +67,7 @@ def _mount_source(request: Request) -> str | None:
     return (request.parameter("from") or None) if request.parameter("mount") else None
 
 
-@receiving
+@track_push
 async def begin(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """POST: mount a blob, take a whole one, or open a session."""
     algorithm = CANONICAL
@@ -81,25 +81,25 @@ async def begin(context: Context, http: HTTPRequest, request: Request) -> Stream
         return await _monolithic(context, http, request, digests.parse(whole))
     algorithm = request.parameter("digest-algorithm") or algorithm
     upload = await in_thread(context.store.begin_upload, request.repository, algorithm)
-    return answer(202, headers=_standing(request, upload, 0))
+    return answer(202, headers=_session_headers(request, upload, 0))
 
 
 async def status(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET: where a session stands, so that a client can go on after a cut or a restart."""
     upload = context.store.upload(request.repository, request.upload_id)
-    return answer(204, headers=_standing(request, upload, upload.offset))
+    return answer(204, headers=_session_headers(request, upload, upload.offset))
 
 
-@receiving
+@track_push
 async def patch(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """PATCH: append a chunk, or a stream of unknown length."""
     upload = context.store.upload(request.repository, request.upload_id)
     async with _ending_with_the_disk(upload):
         offset = await _append(context, http, upload)
-    return answer(202, headers=_standing(request, upload, offset))
+    return answer(202, headers=_session_headers(request, upload, offset))
 
 
-@receiving
+@track_push
 async def finish(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """PUT: append what is left, verify, publish."""
     upload = context.store.upload(request.repository, request.upload_id)
@@ -212,7 +212,7 @@ async def _append(context: Context, http: HTTPRequest, upload: Upload) -> int:
     return end
 
 
-def _standing(request: Request, upload: Upload, offset: int) -> dict[str, str]:
+def _session_headers(request: Request, upload: Upload, offset: int) -> dict[str, str]:
     return {
         "Location": f"/v2/{request.repository}/blobs/uploads/{upload.id}",
         "Docker-Upload-UUID": upload.id,

@@ -21,8 +21,8 @@ def command() -> None:
     """Grants: who has which role on which repositories.
 
     \b
-    Roles: limitedGuest, guest (pull), developer (and push), maintainer (and delete),
-    projectAdmin (and grants), admin (everything, on ** only).
+    Roles: limitedGuest, guest (pull), developer (and push), maintainer, projectAdmin
+    (and delete), admin (the same, on ** only).
     """
 
 
@@ -107,10 +107,15 @@ def _record(subject: Subject, repositories: str, **more: str) -> dict[str, str]:
 
 
 def _read_subject(user: str | None, group: str | None, anonymous: bool) -> Subject:
-    from mayfly.auth.policy import ANYONE, Kind, Subject
+    from mayfly.auth.policy import ANYONE, Subject, SubjectKind
 
     given = [
-        s for s in (user and Subject(Kind.USER, user), group and Subject(Kind.GROUP, group)) if s
+        s
+        for s in (
+            user and Subject(SubjectKind.USER, user),
+            group and Subject(SubjectKind.GROUP, group),
+        )
+        if s
     ]
     if anonymous:
         given.append(ANYONE)

@@ -22,7 +22,7 @@ from mayfly.registry.state.private import Login
 from mayfly.registry.version import VERSION
 
 if TYPE_CHECKING:
-    from mayfly.auth.generate import OneRun
+    from mayfly.auth.generate import EphemeralUsers
 
 READY = "ready.json"
 
@@ -127,6 +127,6 @@ def _tell(settings: Settings, security: Security, login: Login) -> None:
             _show_passwords(security.users)
 
 
-def _show_passwords(made: OneRun) -> None:
+def _show_passwords(made: EphemeralUsers) -> None:
     for one in (made.admin, made.pull):
         print(f"    {one.name}  {one.password}", file=sys.stderr, flush=True)

@@ -1,32 +1,31 @@
-"""Requests that cannot be answered with success: the base of these errors, and those of bodies.
-
-`registry.api.errors` has the table that gives each error its status and OCI code.
-"""
+"""Errors of requests' bodies and of ranges; `registry.api.errors` maps them to answers."""
 
 from __future__ import annotations
 
 
-class RequestError(Exception):
-    """A request that is refused whatever the store holds; see `storage.errors` for the rest.
+class WireError(Exception):
+    """Base of the errors that this room raises for a request.
 
-    Args:
-        message: for the client, one line.
-        detail: JSON for the client; a list makes one OCI error of each entry.
+    Attributes:
+        message: for the client.
     """
 
-    def __init__(self, message: str, detail: object = None) -> None:
+    def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
-        self.detail = detail
 
 
-class RangeInvalid(RequestError):
-    """A range that lies outside the content; ``size`` is the content's, in bytes."""
+class RangeInvalid(WireError):
+    """A range that lies outside the content, or cannot be read.
+
+    Attributes:
+        size: of the content, in bytes.
+    """
 
     def __init__(self, message: str, size: int) -> None:
         super().__init__(message)
         self.size = size
 
 
-class BodyIncomplete(RequestError):
-    """The request's body ended before its announced end."""
+class BodyIncomplete(WireError):
+    """A request's body that ended before its announced end, or is not valid HTTP."""

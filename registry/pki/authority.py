@@ -59,7 +59,7 @@ _CERTIFICATE = Attributes(0o644)
 
 
 @dataclass(frozen=True)
-class Identity:
+class CertificateFiles:
     """Where the certificates of `--tls auto` lie.
 
     ``fingerprint`` is the CA's SHA-256, in the form openssl prints. ``made`` says what was made by
@@ -84,7 +84,7 @@ def ensure(
     deadline: datetime | None = None,
     continued: bool = False,
     constrain: bool = False,
-) -> Identity:
+) -> CertificateFiles:
     """See to it that ``directory`` holds a CA and a server certificate for all of ``names``.
 
     Costs milliseconds, and no `cryptography`, when nothing has to be made.
@@ -126,7 +126,7 @@ def ensure(
             made.add("certificate")
         print_of_ca = fingerprint(ca.read_bytes())
     paths = (ca, directory / "tls.crt", directory / "tls.key")
-    return Identity(*paths, print_of_ca, frozenset(made), replaced)
+    return CertificateFiles(*paths, print_of_ca, frozenset(made), replaced)
 
 
 def renew(

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from mayfly.registry.pki.certificate import Certificate, load_authority, load_pair, read_pair
 from mayfly.registry.pki.errors import TrustError
@@ -24,11 +22,6 @@ CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2: forward secrecy and AEAD only (RFC 9325, 4.2). TLS 1.3 has no others."""
 
 ALPN = ("http/1.1",)
-
-MAX_IDENTITY = 255
-"""Characters of a name taken from a client certificate."""
-
-_ALTERNATIVES = ("DNS", "email", "URI", "IP Address")
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,7 +34,6 @@ class ServerTLS:
     Attributes:
         context: for the listener, in whatever way it does TLS.
         certificate: what is shown to clients now.
-        problem: why the files' newest content is not in use, in one line; None when it is.
     """
 
     def __init__(
@@ -69,7 +61,6 @@ class ServerTLS:
         self._renewed = renewed
         self._seen = self._signature()
         self._current, self.certificate = self._load()
-        self.problem: str | None = None
         self.context = self._blank()
         self.context.sni_callback = self._hand_over
 
@@ -88,10 +79,8 @@ class ServerTLS:
         try:
             self._current, self.certificate = self._load()
         except (TrustError, OSError) as error:
-            self.problem = str(error)
             _LOG.error("TLS certificate not reloaded, the old one stays in use: %s", error)
             return False
-        self.problem = None
         _LOG.info(
             "TLS certificate reloaded, valid until %s UTC",
             self.certificate.not_after.strftime("%Y-%m-%d %H:%M"),
@@ -146,26 +135,3 @@ def _stat(file: Path) -> tuple[int, int, int, int] | None:
         return None
     # The change time, not the modification time: it also tells of a chmod that mends a key's mode.
     return found.st_dev, found.st_ino, found.st_ctime_ns, found.st_size
-
-
-def peer_identity(peer_certificate: Mapping[str, object] | None) -> str | None:
-    """Whom a verified client certificate names; None for a client without one.
-
-    ``peer_certificate`` is what ``getpeercert()`` gives. The name is the subject's common name, as
-    in Kubernetes (its last one, when there are several); else the first subjectAltName, DNS before
-    email before URI before address. Names that do not print on one line, or are longer than
-    `MAX_IDENTITY`, are passed over.
-    """
-    return next(filter(_usable, _candidates(peer_certificate or {})), None)
-
-
-def _candidates(peer_certificate: Mapping[str, Any]) -> Iterator[str]:
-    subject = [pair for name in peer_certificate.get("subject", ()) for pair in name]
-    yield from (value for kind, value in reversed(subject) if kind == "commonName")
-    alternatives = peer_certificate.get("subjectAltName", ())
-    for wanted in _ALTERNATIVES:
-        yield from (value for kind, value in alternatives if kind == wanted)
-
-
-def _usable(name: str) -> bool:
-    return name.isprintable() and 0 < len(name.strip()) <= MAX_IDENTITY

@@ -11,7 +11,7 @@ import pytest
 
 from mayfly.auth.errors import InputInvalid
 from mayfly.auth.globs import parse_glob
-from mayfly.auth.policy import ANYONE, Grant, Kind, Subject
+from mayfly.auth.policy import ANYONE, Grant, Subject, SubjectKind
 from mayfly.auth.roles import Role
 from mayfly.auth.signing import new_key
 from mayfly.registry.access.errors import PolicyFileInvalid
@@ -183,9 +183,9 @@ def test_first_grant_makes_a_private_file(grants: Path) -> None:
 def test_add_and_remove_give_the_file_back(grants: Path) -> None:
     """A canonical file, its heading included, is the same after a grant came and went."""
     _write(grants, EXAMPLE)
-    assert add_grant(grants, Grant(Subject(Kind.USER, "bob"), Role.GUEST, parse_glob("x")))
+    assert add_grant(grants, Grant(Subject(SubjectKind.USER, "bob"), Role.GUEST, parse_glob("x")))
     assert grants.read_text() != EXAMPLE
-    remove_grant(grants, Subject(Kind.USER, "bob"), "x")
+    remove_grant(grants, Subject(SubjectKind.USER, "bob"), "x")
     assert grants.read_text() == EXAMPLE
 
 
@@ -201,8 +201,8 @@ def test_add_changes_the_role(grants: Path) -> None:
     [
         (Grant(ANYONE, Role.DEVELOPER, parse_glob("**")), "anonymous cannot"),
         (Grant(CI, Role.ADMIN, parse_glob("team/**")), "whole registry"),
-        (Grant(Subject(Kind.GROUP, "none"), Role.GUEST, parse_glob("a")), "no group 'none'"),
-        (Grant(Subject(Kind.USER, 'a"\n'), Role.GUEST, parse_glob("a")), "invalid name"),
+        (Grant(Subject(SubjectKind.GROUP, "none"), Role.GUEST, parse_glob("a")), "no group 'none'"),
+        (Grant(Subject(SubjectKind.USER, 'a"\n'), Role.GUEST, parse_glob("a")), "invalid name"),
     ],
 )
 def test_add_refused(grants: Path, grant: Grant, message: str) -> None:

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from mayfly.auth.errors import InputInvalid
-from mayfly.auth.generate import docker_config, kubernetes_secret, one_run, random_password
+from mayfly.auth.generate import docker_config, ephemeral_users, kubernetes_secret, random_password
 from mayfly.auth.identity import ANONYMOUS, Credential
 from mayfly.auth.verify import CredentialVerifier
 
@@ -23,9 +23,9 @@ def test_random_passwords() -> None:
     assert all(len(one) == 32 and one.isalnum() and one.isascii() for one in passwords)
 
 
-def test_one_run() -> None:
+def test_ephemeral_users() -> None:
     """The administrator does everything, the other pulls everything, nobody else anything."""
-    made = one_run()
+    made = ephemeral_users()
     verifier = CredentialVerifier(lambda: made.users)
     admin = verifier.check(made.admin.name, made.admin.password)
     pull = verifier.check(made.pull.name, made.pull.password)

@@ -10,7 +10,7 @@ from mayfly.auth.errors import InputInvalid, PolicyInvalid
 from mayfly.auth.globs import parse_glob
 from mayfly.auth.grants import heading_of, parse_grants, render, with_grant, without_grant
 from mayfly.auth.identity import check_name
-from mayfly.auth.policy import ANYONE, Grant, Kind, Policy, Subject
+from mayfly.auth.policy import ANYONE, Grant, Policy, Subject, SubjectKind
 from mayfly.auth.roles import Role, parse_role
 
 EXAMPLE = """\
@@ -35,7 +35,7 @@ user = "ci"
 role = "developer"
 repositories = "team/**"
 """
-CI = Subject(Kind.USER, "ci")
+CI = Subject(SubjectKind.USER, "ci")
 
 
 def test_parse() -> None:
@@ -44,7 +44,7 @@ def test_parse() -> None:
     assert policy.groups == {"operators": {"alice", "bob"}}
     assert policy.grants == (
         Grant(ANYONE, Role.LIMITED_GUEST, parse_glob("public/**")),
-        Grant(Subject(Kind.GROUP, "operators"), Role.MAINTAINER, parse_glob("**")),
+        Grant(Subject(SubjectKind.GROUP, "operators"), Role.MAINTAINER, parse_glob("**")),
         Grant(CI, Role.DEVELOPER, parse_glob("team/**")),
     )
 
@@ -108,7 +108,7 @@ def test_not_utf8() -> None:
 def test_changes_of_a_policy() -> None:
     """A grant is added, takes the place of its like, and is taken back; groups stay."""
     policy = parse_grants(EXAMPLE.encode())
-    bob = Grant(Subject(Kind.USER, "bob"), Role.GUEST, parse_glob("x"))
+    bob = Grant(Subject(SubjectKind.USER, "bob"), Role.GUEST, parse_glob("x"))
     more = with_grant(policy, bob, "here")
     assert more.grants == (*policy.grants, bob)
     assert without_grant(more, bob.subject, "x", "here").grants == policy.grants
@@ -122,7 +122,9 @@ def test_changes_that_are_refused() -> None:
     """A grant to an unknown group, and taking back what was not given."""
     policy = parse_grants(EXAMPLE.encode())
     with pytest.raises(InputInvalid, match="no group 'none' in here"):
-        with_grant(policy, Grant(Subject(Kind.GROUP, "none"), Role.GUEST, parse_glob("a")), "here")
+        with_grant(
+            policy, Grant(Subject(SubjectKind.GROUP, "none"), Role.GUEST, parse_glob("a")), "here"
+        )
     with pytest.raises(InputInvalid, match="no grant to user ci on 'x' in here"):
         without_grant(policy, CI, "x", "here")
 
@@ -155,7 +157,10 @@ NAMES = st.text(max_size=8).filter(_valid)
 @given(st.dictionaries(NAMES, st.frozensets(NAMES, max_size=3), max_size=3), NAMES)
 def test_any_name_survives_the_file(groups: dict[str, frozenset[str]], user: str) -> None:
     """Whatever a name holds, the rendered text loads as the same policy."""
-    subjects = [Subject(Kind.USER, user), *(Subject(Kind.GROUP, name) for name in groups)]
+    subjects = [
+        Subject(SubjectKind.USER, user),
+        *(Subject(SubjectKind.GROUP, name) for name in groups),
+    ]
     grants = [Grant(subject, Role.GUEST, parse_glob("a/**")) for subject in subjects]
     loaded = parse_grants(render(Policy(grants, groups)).encode())
     assert set(loaded.grants) == set(grants)

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mayfly.auth.globs import parse_glob
-from mayfly.auth.policy import Grant, Kind, Subject
+from mayfly.auth.policy import Grant, Subject, SubjectKind
 from mayfly.auth.roles import Role
 from mayfly.registry.access.policy_files import add_grant, set_user
 from tests.bundle.builders import CONFIG_TYPE, LAYER_TYPE, Layout
@@ -124,7 +124,9 @@ def guarded(start: Callable[..., Mayfly], directory: Path) -> Iterator[Fuzzed]:
     auth.mkdir()
     for name, role, glob in (("admin", Role.ADMIN, "**"), ("pull", Role.GUEST, "fuzz/**")):
         set_user(auth / "htpasswd", name, PASSWORD, _ROUNDS)
-        add_grant(auth / "grants.toml", Grant(Subject(Kind.USER, name), role, parse_glob(glob)))
+        add_grant(
+            auth / "grants.toml", Grant(Subject(SubjectKind.USER, name), role, parse_glob(glob))
+        )
     server = Fuzzed(start(*_QUICK_STOP, "--auth", auth), (OPEN[0], CLOSED), writable=False)
     admin = "Authorization", basic("admin", PASSWORD)
     push(server, OPEN[0], admin)

@@ -16,7 +16,6 @@ from mayfly.registry.api import errors, listings, uploads
 from mayfly.registry.api.parse import parse
 from mayfly.registry.coverage.observer import Caller as Peer
 from mayfly.registry.http.body import Body
-from mayfly.registry.http.errors import RequestError
 from mayfly.storage.errors import StorageError
 from tests.fuzz.budget import EXAMPLES
 from tests.lifeline import lifeline
@@ -66,7 +65,7 @@ async def _patched(header: str, body: bytes, announced: int | None) -> tuple[byt
         answer = await uploads.patch(
             context, http, parse("PATCH", f"/v2/a/blobs/uploads/{SESSION}", "")
         )
-    except (RequestError, StorageError) as error:
+    except (errors.RequestError, StorageError) as error:
         return upload.data, error
     return upload.data, answer
 

@@ -12,7 +12,6 @@ from mayfly.registry.api import errors
 from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request, read_form
 from mayfly.registry.api.routes import ROUTES
-from mayfly.registry.http.errors import RequestError
 from mayfly.storage.bundle.errors import NameAmbiguous
 from mayfly.storage.bundle.names import Names
 from mayfly.storage.digest import Digest
@@ -46,7 +45,7 @@ def test_any_bytes(method: str, path: str, query: str) -> None:
     for sent in (path, "/v2/" + path):
         try:
             found = parse(method, sent, query)
-        except (RequestError, StorageError) as error:
+        except (errors.RequestError, StorageError) as error:
             status, code = errors.TABLE[type(error)]
             assert 400 <= status < 500
             assert json.loads(errors.body(code, error.message, error.detail))

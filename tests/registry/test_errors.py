@@ -28,7 +28,16 @@ DISTRIBUTION_CODES = {
 }  # fmt: skip
 
 
-BASES = {"AuthError", "FetchError", "LifetimeError", "RequestError", "StorageError", "TrustError"}
+BASES = {
+    "AccessError",
+    "AuthError",
+    "FetchError",
+    "LifetimeError",
+    "RequestError",
+    "StorageError",
+    "TrustError",
+    "WireError",
+}
 """Never raised themselves where a request is answered."""
 
 NEVER_ANSWERED = {
@@ -37,6 +46,7 @@ NEVER_ANSWERED = {
     "LoginsBusy": "the guard makes an Unauthorized of it",
     "TokenInvalid": "the guard makes an Unauthorized of it",
     "InputInvalid": "in commands that write users and grants",
+    "PolicyInvalid": "becomes a PolicyFileInvalid where the file is known",
     "PolicyFileInvalid": "at the start; a file that turns bad later is logged and not taken",
     "FramingInvalid": "below the handlers: the connection answers 400 itself",
     "NotRunning": "in commands that ask a running server",

@@ -19,7 +19,7 @@ from aiohttp import web
 from mayfly.auth import signing
 from mayfly.auth.globs import parse_glob
 from mayfly.auth.identity import Identity
-from mayfly.auth.policy import ANYONE, Grant, Kind, Policy, Subject
+from mayfly.auth.policy import ANYONE, Grant, Policy, Subject, SubjectKind
 from mayfly.auth.robots import Robots
 from mayfly.auth.roles import Role
 from mayfly.auth.scope import parse_scopes
@@ -32,7 +32,7 @@ from mayfly.registry.access.guard import REALM, Authentication, Guard
 from mayfly.registry.access.logins import Logins
 from mayfly.registry.api.app import App
 from mayfly.registry.api.context import Names as Resolver
-from mayfly.registry.api.context import as_asked
+from mayfly.registry.api.context import identity
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
@@ -113,7 +113,7 @@ async def registry(
         grants: of users.
         known: upstream host and repository of what names are resolved by, as by bundles.
     """
-    made = [Grant(Subject(Kind.USER, n), role, parse_glob(glob)) for n, role, glob in grants]
+    made = [Grant(Subject(SubjectKind.USER, n), role, parse_glob(glob)) for n, role, glob in grants]
     if anonymous:
         made.append(Grant(ANYONE, Role.LIMITED_GUEST, parse_glob("**")))
     policy = Policy(made)
@@ -141,7 +141,7 @@ async def registry(
 
 def _resolver(store: DistributionStore, known: Iterable[tuple[str, str]]) -> Resolver:
     if not known:
-        return as_asked
+        return identity
     return partial(Names(known).resolve, exists=lambda name: name in store.repositories("", 1000))
 
 

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.pki.authority import Identity, ensure
+from mayfly.registry.pki.authority import CertificateFiles, ensure
 from tests.fixtures import quick_sync as quick_sync
 
 
 @pytest.fixture(scope="session")
-def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
+def identity(tmp_path_factory: pytest.TempPathFactory) -> CertificateFiles:
     """A CA and a certificate for loopback, as `--tls auto` makes them."""
     names = ("localhost", "127.0.0.1", "::1")
     return ensure(tmp_path_factory.mktemp("state"), names, datetime.now(UTC))
 
 
 @pytest.fixture(scope="session")
-def constrained(tmp_path_factory: pytest.TempPathFactory) -> Identity:
+def constrained(tmp_path_factory: pytest.TempPathFactory) -> CertificateFiles:
     """The same with `--tls-constrain`."""
     names = ("localhost", "127.0.0.1", "::1")
     directory = tmp_path_factory.mktemp("constrained")
@@ -27,7 +27,7 @@ def constrained(tmp_path_factory: pytest.TempPathFactory) -> Identity:
 
 
 @pytest.fixture(scope="session")
-def ca_pem(identity: Identity) -> bytes:
+def ca_pem(identity: CertificateFiles) -> bytes:
     """The CA's certificate."""
     return identity.ca.read_bytes()
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mayfly.registry.pki.context import peer_identity
+from mayfly.auth.identity import from_certificate
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -109,7 +109,8 @@ def _accept(
             connection.settimeout(10)
             if context is not None:
                 connection = context.wrap_socket(connection, server_side=True)
-                served.callers.append(peer_identity(connection.getpeercert()))
+                shown = connection.getpeercert()
+                served.callers.append(from_certificate(shown).name if shown else None)
             with connection:
                 _answer(connection, answers, served)
 

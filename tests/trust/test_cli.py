@@ -22,7 +22,7 @@ from mayfly.registry.access.policy_files import load_key
 from mayfly.registry.cli import node_config
 from mayfly.registry.lifecycle.errors import NotRunning
 from mayfly.registry.nodes.runtimes import RUNTIMES as KNOWN_RUNTIMES
-from mayfly.registry.pki.authority import Identity
+from mayfly.registry.pki.authority import CertificateFiles
 from mayfly.registry.settings.config import ConfigError
 from mayfly.registry.state.runs import Run
 from tests.trust.test_journal import furnish
@@ -57,7 +57,7 @@ def test_the_runtimes_are_those_of_the_library() -> None:
     assert node_config.RUNTIMES == KNOWN_RUNTIMES
 
 
-def test_show_apply_revert(root: Path, identity: Identity) -> None:
+def test_show_apply_revert(root: Path, identity: CertificateFiles) -> None:
     """show tells what apply does; one line for each file; revert undoes it."""
     furnish(root)
     before = snapshot(root)
@@ -84,7 +84,7 @@ def test_show_apply_revert(root: Path, identity: Identity) -> None:
 
 
 @pytest.mark.parametrize("verb", ["show", "apply", "revert"])
-def test_json(root: Path, identity: Identity, verb: str) -> None:
+def test_json(root: Path, identity: CertificateFiles, verb: str) -> None:
     """Each prints one JSON object."""
     node = ("--runtime", "podman", "--root-dir", root, "--json")
     registry: list[str | Path] = ["--registry", HOST, "--ca", identity.ca]
@@ -117,7 +117,7 @@ def _ready(directory: Path, **values: object) -> tuple[str, Path]:
 
 @pytest.mark.usefixtures("running")
 def test_a_running_mayfly_says_registry_and_ca(
-    root: Path, tmp_path: Path, identity: Identity
+    root: Path, tmp_path: Path, identity: CertificateFiles
 ) -> None:
     """From ready.json, by default."""
     ready = _ready(
@@ -171,7 +171,7 @@ def test_without_a_running_mayfly_the_error_says_what_to_give(root: Path, tmp_pa
     assert snapshot(root) == before
 
 
-def test_commands_for_every_runtime(root: Path, identity: Identity) -> None:
+def test_commands_for_every_runtime(root: Path, identity: CertificateFiles) -> None:
     """Without --runtime, show prints what to paste on nodes of each kind."""
     options = ("--root-dir", root, "--registry", HOST, "--ca", identity.ca)
     shown = _run("show", *options).stdout
@@ -182,7 +182,7 @@ def test_commands_for_every_runtime(root: Path, identity: Identity) -> None:
     assert found["commands"].keys() == {"docker", "containerd", "podman"}
 
 
-def test_commands_with_what_only_containerd_takes(root: Path, identity: Identity) -> None:
+def test_commands_with_what_only_containerd_takes(root: Path, identity: CertificateFiles) -> None:
     """--certs-dir goes to containerd, and the other runtimes are shown all the same."""
     options = ("--root-dir", root, "--registry", HOST, "--ca", identity.ca)
     shown = _run("show", *options, "--certs-dir", "/k3s/certs.d").stdout
@@ -190,7 +190,7 @@ def test_commands_with_what_only_containerd_takes(root: Path, identity: Identity
     assert f"/etc/docker/certs.d/{HOST}/ca.crt" in shown
 
 
-def test_every_option_has_a_variable(root: Path, identity: Identity) -> None:
+def test_every_option_has_a_variable(root: Path, identity: CertificateFiles) -> None:
     """CONTRACT.md: `MAYFLY_<OPTION>`."""
     shown = _run(
         "show",
@@ -241,7 +241,7 @@ def test_node_gets_a_credential_of_the_registry_that_runs_here(root: Path, tmp_p
         assert f"{runtime} login {HOST} --username robot+node-1 --password-stdin" in shown
 
 
-def test_errors_are_one_line_and_name_the_file(root: Path, identity: Identity) -> None:
+def test_errors_are_one_line_and_name_the_file(root: Path, identity: CertificateFiles) -> None:
     """What is wrong, where, what to do."""
     node = ("--runtime", "docker", "--root-dir", root)
     absent = root / "absent.crt"
@@ -264,7 +264,7 @@ def test_nothing_to_write_is_said(root: Path) -> None:
     assert _run("apply", *node).stdout == "docker: nothing to do\n"
 
 
-def test_an_edit_needs_force(root: Path, identity: Identity) -> None:
+def test_an_edit_needs_force(root: Path, identity: CertificateFiles) -> None:
     """And force is enough."""
     node = ("--runtime", "podman", "--root-dir", root)
     before = snapshot(root)

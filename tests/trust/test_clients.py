@@ -18,7 +18,7 @@ import pytest
 from mayfly.registry.nodes.journal import NodeConfig
 from mayfly.registry.nodes.runtimes import Runtime
 from mayfly.registry.nodes.target import parse
-from mayfly.registry.pki.authority import Identity
+from mayfly.registry.pki.authority import CertificateFiles
 from mayfly.registry.pki.context import ServerTLS
 from tests.clients.programs import Containerd
 from tests.process import find_program, need, need_root
@@ -32,13 +32,15 @@ _OVERLAID = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
 
 
 @pytest.fixture(params=[False, True], ids=["any name", "constrained"])
-def identity(request: pytest.FixtureRequest, identity: Identity, constrained: Identity) -> Identity:
+def identity(
+    request: pytest.FixtureRequest, identity: CertificateFiles, constrained: CertificateFiles
+) -> CertificateFiles:
     """Every client is tried with a CA that may sign any name, and with one of `--tls-constrain`."""
     return constrained if request.param else identity
 
 
 @pytest.fixture
-def server(identity: Identity) -> Iterator[Served]:
+def server(identity: CertificateFiles) -> Iterator[Served]:
     """A registry on TLS, with one image by its short and its full name."""
     with serving(
         ServerTLS(identity.certificate, identity.key).context, IMAGE, f"docker.io/{IMAGE}"
@@ -82,7 +84,9 @@ def other_ca(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("options", [[], ["--tls-max", "1.2"]], ids=["1.3", "1.2"])
-def test_curl(server: Served, identity: Identity, other_ca: Path, options: list[str]) -> None:
+def test_curl(
+    server: Served, identity: CertificateFiles, other_ca: Path, options: list[str]
+) -> None:
     """It verifies chain and address, and refuses without our CA."""
     need("curl")
     url = f"https://{server.host}/v2/"
@@ -91,7 +95,7 @@ def test_curl(server: Served, identity: Identity, other_ca: Path, options: list[
     assert (code, "certificate" in output) == (60, True)
 
 
-def test_openssl(server: Served, identity: Identity) -> None:
+def test_openssl(server: Served, identity: CertificateFiles) -> None:
     """With its strict checks of RFC 5280 on."""
     need("openssl")
     code, output = _run(
@@ -103,7 +107,7 @@ def test_openssl(server: Served, identity: Identity) -> None:
     assert "ALPN protocol: http/1.1" in output
 
 
-def test_curl_with_a_client_certificate(identity: Identity, tmp_path: Path) -> None:
+def test_curl_with_a_client_certificate(identity: CertificateFiles, tmp_path: Path) -> None:
     """The handshake says who is calling."""
     need("curl")
     pair = self_signed(tmp_path, common_names=["node-7"], purpose=CLIENT, ca=True)
@@ -116,7 +120,7 @@ def test_curl_with_a_client_certificate(identity: Identity, tmp_path: Path) -> N
     assert server.callers == [None, "node-7"]
 
 
-def test_go_verifies_the_chain(server: Served, identity: Identity) -> None:
+def test_go_verifies_the_chain(server: Served, identity: CertificateFiles) -> None:
     """crane, with our CA as the only one in the system's pool."""
     need("crane")
     trusted = {"SSL_CERT_FILE": str(identity.ca), "SSL_CERT_DIR": "/nonexistent"}
@@ -124,7 +128,9 @@ def test_go_verifies_the_chain(server: Served, identity: Identity) -> None:
     assert code == 0, output
 
 
-def test_skopeo_by_certificate_directory(server: Served, identity: Identity, root: Path) -> None:
+def test_skopeo_by_certificate_directory(
+    server: Served, identity: CertificateFiles, root: Path
+) -> None:
     """What apply puts in certs.d is what it reads there."""
     need("skopeo")
     inspect = ("skopeo", "inspect", "--raw", f"docker://{server.host}/{IMAGE}:1")
@@ -138,7 +144,7 @@ def test_skopeo_by_certificate_directory(server: Served, identity: Identity, roo
 
 
 def test_podman_by_certificate_directory(
-    server: Served, identity: Identity, other_ca: Path, tmp_path: Path
+    server: Served, identity: CertificateFiles, other_ca: Path, tmp_path: Path
 ) -> None:
     """podman pulls the image, and refuses another CA."""
     need_root()
@@ -168,7 +174,7 @@ def containers(root: Path) -> Path:
 
 
 def test_skopeo_on_a_node(
-    server: Served, identity: Identity, other_ca: Path, containers: Path
+    server: Served, identity: CertificateFiles, other_ca: Path, containers: Path
 ) -> None:
     """By the registry's name and, through the mirror, by Docker Hub's; and not after revert."""
     need("skopeo")
@@ -200,7 +206,7 @@ def test_skopeo_on_a_node_without_tls(containers: Path) -> None:
 
 
 def test_containerd_on_a_node(
-    server: Served, identity: Identity, other_ca: Path, root: Path, tmp_path: Path
+    server: Served, identity: CertificateFiles, other_ca: Path, root: Path, tmp_path: Path
 ) -> None:
     """hosts.toml names the CA; the mirror is told which upstream was meant."""
     need_root()
