@@ -1,17 +1,17 @@
-"""What was refused: to whom, from where, and what. Never a password, token or header.
+"""Records refused requests: user, address, request and reason; never a password, token or header.
 
-Kept as counts for the report, and as JSON lines in the file of ``--audit``. Whoever can connect can
-be refused as often as they like, so all of it is bounded:
+Refusals are counted by user and address for the report, and written as JSON lines to the file of
+``--audit``. Any client can cause any number of them, so everything is bounded:
 
-- A refusal like one that was written in the last `FOLD_SECONDS` is counted, and the count written
-  at their end, as ``repeated``.
-- An address may have `ADDRESS_BURST` lines at once and `ADDRESS_RATE` a second, all together
-  `BURST` and `RATE`. What is over is counted, and the count is in the next line, as
-  ``dropped_before``; at the end in a line of its own, ``dropped``. The log's lines have an
+- A refusal equal to one written in the last `FOLD_SECONDS` is only counted. The count is written
+  after that time, as ``repeated``.
+- An address may cause `ADDRESS_BURST` lines at once and `ADDRESS_RATE` a second, all addresses
+  `BURST` and `RATE`. Further lines are dropped. The next line has their number as
+  ``dropped_before``; at the end they get a line of their own, ``dropped``. The log has an
   allowance of the same size.
-- The file is renamed to ``FILE.1`` before it grows beyond `MAX_FILE_BYTES`; one such is kept.
+- The file is renamed to ``FILE.1`` before it grows beyond `MAX_FILE_BYTES`; one such file is kept.
 
-The lines are written by one task of their own, so that a slow disk never holds up a request.
+One task writes the lines, so that a slow disk never delays a request.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ MAX_FILE_BYTES = 16 * 1024 * 1024
 """Size at which the file is renamed, in bytes; with the renamed one there is twice that at most."""
 
 FOLD_SECONDS = 60.0
-"""For so long refusals that are alike make one line, and then one with their number."""
+"""Seconds for which equal refusals are counted after the first one's line."""
 
 ADDRESS_BURST, ADDRESS_RATE = 50, 1.0
 BURST, RATE = 500, 20.0
-"""Lines in a burst, and lines a second: of an address (of IPv6, a /64), and in all."""
+"""Lines at once, and lines a second: for an address (of IPv6, a /64), and for all of them."""
 
 _QUEUE = 1_000
 _MAX_COUNTED = 1_000
@@ -56,7 +56,7 @@ _SWEEP_SECONDS = 10.0
 Line = dict[str, str]
 
 _RENEWED = "invalid token: expired"
-"""Clients fetch a new token by themselves, so this is no warning."""
+"""The reason that is not logged as a warning: clients fetch a new token by themselves."""
 
 
 class Audit:
@@ -82,7 +82,7 @@ class Audit:
         self._allowances = _Allowances(clock)
         self._log_allowances = _Allowances(clock)
         self._folded: BoundedDict[tuple[str, ...], _Folded] = BoundedDict(
-            _MAX_COUNTED, lambda _, oldest: self._tell_repeated(oldest)
+            _MAX_COUNTED, lambda _, oldest: self._put_count(oldest)
         )
         self._dropped = 0
 
@@ -111,9 +111,9 @@ class Audit:
         )
 
     async def write(self) -> None:
-        """Write lines until cancelled; then what is left in the queue.
+        """Write queued lines until cancelled, and the rest of the queue then.
 
-        A file that can no longer be written ends the record, which is said once; counting goes on.
+        When the file can no longer be written, that is logged once, and refusals are only counted.
         """
         if self._file is None:
             return
@@ -134,7 +134,7 @@ class Audit:
         finally:
             if under_way is not None:
                 await under_way
-            self._tell_repeats(self._clock())
+            self._put_counts(self._clock())
             if self._dropped:
                 self._put({"event": "dropped"})
             await written.append(self._queued())
@@ -146,7 +146,7 @@ class Audit:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SWEEP_SECONDS):
                     await self._added.wait()
-            self._tell_repeats(self._clock() - FOLD_SECONDS)
+            self._put_counts(self._clock() - FOLD_SECONDS)
 
     def _queued(self) -> str:
         lines, self._queued_lines = self._queued_lines, []
@@ -158,23 +158,23 @@ class Audit:
         if like is not None and self._clock() - like.since < FOLD_SECONDS:
             like.count += 1
             return
-        self._tell_repeats(self._clock() - FOLD_SECONDS)
+        self._put_counts(self._clock() - FOLD_SECONDS)
         if not self._allowances.take(network_of(line["address"])):
             self._dropped += 1
             return
         self._folded[key] = _Folded(line, self._clock())
         self._put(line)
 
-    def _tell_repeats(self, until: float) -> None:
+    def _put_counts(self, until: float) -> None:
         """Write the counts of refusals first seen until a moment."""
         while self._folded:
             oldest = next(iter(self._folded.values()))
             if oldest.since > until:
                 return
             self._folded.popitem(last=False)
-            self._tell_repeated(oldest)
+            self._put_count(oldest)
 
-    def _tell_repeated(self, folded: _Folded) -> None:
+    def _put_count(self, folded: _Folded) -> None:
         if folded.count:
             self._put(folded.line | {"repeated": str(folded.count)})
 

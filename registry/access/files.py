@@ -1,13 +1,13 @@
-"""Reading and writing the files that decide who may do what.
+"""Reads and writes the files that decide on access.
 
-Reading follows symlinks, because Kubernetes mounts a Secret as a symlink into ``..data``; what
-counts is the file at the end: regular, and with none of the permission bits that the kind of file
-forbids. The check is made on the open file, so it cannot be swapped in between.
+Reading follows symlinks, because Kubernetes mounts a Secret as a symlink into ``..data``. The file
+at the end must be regular and have none of the permission bits that its kind forbids. The open file
+is checked, so that it cannot be replaced between check and read.
 
 Writing refuses a symlink: replacing one would cut a mount off from its source, and following one
 could change a file elsewhere. A write is atomic and durable (temporary file, fsync, rename, fsync
-of the directory). A new file gets mode 0600. An existing one keeps its owner and the reading its
-owner allowed a group, so that ``mayfly user add`` run by root does not lock a server out.
+of the directory). A new file gets mode 0600. An existing one keeps its owner and its group's right
+to read, so that ``mayfly user add`` run by root does not lock a server out.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def _check(path: Path, found: os.stat_result, forbidden: int) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold off other writers of the files in ``path``'s directory, in all processes.
+    """Hold the lock for changes of the files in ``path``'s directory, among all processes.
 
-    The lock is on the directory, so nothing is left behind. Read, change and `write` inside it.
+    The lock is on the directory, so no lock file remains. Read, change and `write` inside it.
 
     Raises:
         PolicyFileInvalid: the directory is missing or cannot be opened.
@@ -103,7 +103,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Replace a file at once, or make it; after a crash there is the old or the new one.
+    """Replace a file atomically, or make it; after a crash there is the old or the new one.
 
     Raises:
         PolicyFileInvalid: ``path`` is a symlink or not a regular file, or writing failed; the

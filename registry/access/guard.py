@@ -1,17 +1,17 @@
-"""Who sends a request, whether it may pass, and what the refusal says.
+"""Authenticates requests, authorizes them, and words the refusals.
 
-The order: an ``Authorization`` header decides alone; without one a verified client certificate
-names the caller; else the caller is anonymous. Whoever it is, every need of the request is asked
-of the policy, also where the policy lets everyone do everything (``--auth none``): there is no
+An ``Authorization`` header alone decides who the caller is; without one a verified client
+certificate names the caller; without both the caller is anonymous. The policy is asked for every
+need of every request, also where it allows everything to everyone (``--auth none``): there is no
 second way into storage.
 
-Credentials that are wrong, stale or of another registry are an error only where they are needed:
-what anyone may do, their bearer may do too.
+Wrong or stale credentials, and those of another registry, are an error only where credentials are
+needed: their bearer may do what anyone may do.
 
 Challenges follow distribution's token specification and RFC 6750 section 3. A bearer token that
 grants too little is answered 401 with ``insufficient_scope``, because clients then ask for another
-token; a caller with a password or certificate could only ask the same again and gets 403. Whatever
-is refused names the repository as it was asked for, which may stand for another in a bundle.
+token; a caller with a password or certificate could only repeat the request and gets 403. A refusal
+names the repository as the client wrote it, which may stand for another one in a bundle.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Authentication:
-    """How callers prove who they are, where they must."""
+    """The parts that check credentials and issue tokens."""
 
     verifier: CredentialVerifier
     logins: Logins
@@ -74,14 +74,14 @@ class Authentication:
 
 
 class Guard:
-    """Lets requests pass, or refuses them.
+    """Admits requests or refuses them.
 
     Args:
-        policy: gives the policy of this moment.
-        authentication: None where the policy is open to everyone and no credential is looked at.
-        certificate_identity: the caller a verified client certificate names.
-        audit: told of every refusal.
-        origins: how clients reach this registry.
+        policy: returns the policy of this moment.
+        authentication: None where the policy is open to everyone and credentials are ignored.
+        certificate_identity: returns the caller that a verified client certificate names.
+        audit: records refusals.
+        origins: the URLs by which clients reach this registry.
     """
 
     def __init__(
@@ -101,17 +101,17 @@ class Guard:
     async def admit(
         self, http: BaseRequest, request: AccessRequest, asked: AccessRequest | None = None
     ) -> Caller:
-        """The caller of a request that may pass.
+        """Return the caller of a request that is allowed.
 
         Args:
             http: the request, for its credentials.
-            request: what it needs rights for: its names are resolved.
-            asked: the same as the client wrote it. A refusal names the repositories of this one:
-                it must not tell that another name exists.
+            request: with names resolved; rights are checked for these.
+            asked: with names as the client wrote them; None where they are the same. A refusal
+                names these: it must not reveal that another name exists.
 
         Raises:
-            Unauthorized: the proof is missing, wrong, or a token that grants too little.
-            AccessDenied: a known caller may not do this, or no rule covers the request.
+            Unauthorized: the credentials are missing or wrong, or a token grants too little.
+            AccessDenied: a known caller may not do this, or the route has no rule.
         """
         asked = asked or request
         wanted = request.needs()
@@ -133,7 +133,7 @@ class Guard:
         return caller
 
     def open_to_anyone(self, wanted: Iterable[Need]) -> bool:
-        """Whether callers without credentials may do all this.
+        """Return whether callers without credentials may do all this.
 
         Then stale ones must not fail it: nodes keep the credentials of other runs and registries.
         """
@@ -153,7 +153,7 @@ class Guard:
         return await self.login(http)
 
     async def login(self, http: BaseRequest) -> Identity:
-        """The caller named by Basic credentials, a certificate, or nobody.
+        """Return the caller that Basic credentials or a certificate name; anonymous without both.
 
         Raises:
             CredentialsInvalid: the credentials are not right, or of another scheme.
@@ -166,28 +166,29 @@ class Guard:
         return await self.check(http, name, password)
 
     async def check(self, http: BaseRequest, name: str, password: str) -> Identity:
-        """The caller with this name and password.
+        """Return the caller with this name and password.
 
         Raises:
-            CredentialsInvalid: they are not right.
+            CredentialsInvalid: they are wrong.
         """
         if self.authentication is None:
             raise CredentialsInvalid
         return await self.authentication.logins.authenticate(name, password, http.remote or "")
 
     def caller(self, identity: Identity) -> Caller:
-        """A caller under the policy of this moment."""
+        """Return a caller under the policy of this moment."""
         return Caller(identity, self._policy())
 
     def _renewable(self, request: AccessRequest, caller: Caller) -> list[Need]:
-        """What a token lacks though its bearer has it: another token serves the request better."""
+        """Return the optional needs that a token lacks and its bearer has, so that it can be
+        replaced by a better one."""
         if caller.identity.access is None:
             return []
         bearer = Caller(replace(caller.identity, access=None), caller.policy)
         return [n for n in request.optional if not caller.allows(n) and bearer.allows(n)]
 
     def _asks_for_proof(self, request: AccessRequest, identity: Identity) -> bool:
-        """Whether the route asks for a login; an anonymous token is proof enough for it."""
+        """Return whether the caller must log in; an anonymous token is enough of a login."""
         if self.authentication is None or request.rule is None or not request.rule.login:
             return False
         return identity.anonymous and identity.access is None
@@ -236,9 +237,9 @@ def _all_needs(request: AccessRequest) -> tuple[Need, ...]:
 
 
 def _upstream(asked: AccessRequest) -> str:
-    """The query with which the token endpoint resolves names as this request does.
+    """Return the query that makes the token endpoint resolve names as this request does.
 
-    The scope holds the name as asked for; which repository it means may depend on ``ns``.
+    The scope holds the name as the client wrote it; the repository it means may depend on ``ns``.
     """
     return f"?ns={quote(asked.ns, safe='')}" if 0 < len(asked.ns) <= _MAX_HOST else ""
 
@@ -248,7 +249,7 @@ def _listed(missing: Iterable[Need]) -> str:
 
 
 def _scopes(wanted: tuple[Need, ...]) -> list[Scope]:
-    """The scopes that would satisfy some needs, one for each resource."""
+    """Return the scopes that satisfy some needs, one for each resource."""
     actions: dict[tuple[str, str], set[str]] = {}
     for need in wanted:
         actions.setdefault((need.type, need.name), set()).add(need.action)
@@ -256,7 +257,7 @@ def _scopes(wanted: tuple[Need, ...]) -> list[Scope]:
 
 
 def claimed_name(http: BaseRequest) -> str:
-    """The name in refused Basic credentials, for the audit; "" where it cannot be told."""
+    """Return the name in refused Basic credentials, for the audit; "" where there is none."""
     try:
         return parse_basic(http.headers.get("Authorization", ""))[0]
     except CredentialsInvalid:

@@ -1,4 +1,4 @@
-"""From settings to the users, their grants, and how they prove who they are."""
+"""Sets up users, grants and authentication from the settings."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _PRIVATE = Attributes(0o600)
 def identities(
     settings: Settings, choice: Path | str, run: Run
 ) -> tuple[Callable[[], Policy], Authentication, EphemeralUsers | None]:
-    """The policy of each moment, the authentication, and the users made for this run.
+    """Return a function that gives the current policy, the authentication, and the run's users.
 
     Args:
         choice: of ``--auth``: ``auto``, or the directory of ``htpasswd`` and ``grants.toml``.
-        run: what users and tokens are made for; one that goes on keeps those it has.
+        run: the run that users and tokens belong to; a continued one keeps those it has.
 
     Raises:
         AuthError: a policy file or the signing key cannot be used.
@@ -71,7 +71,7 @@ def _authentication(settings: Settings, users: Callable[[], Users], run: Run) ->
 
 
 def _signing_key(settings: Settings, run: Run) -> bytes:
-    """The operator's, or the run's own; a copy is where `mayfly credentials` finds it."""
+    """Return the operator's key or the run's own; a copy is left for `mayfly credentials`."""
     copy = settings.state_dir / SIGNING_KEY
     before = _earlier_key(copy) if run.continued else None
     if settings.signing_key is not None:
@@ -90,7 +90,7 @@ def _signing_key(settings: Settings, run: Run) -> bytes:
 
 
 def _earlier_key(copy: Path) -> bytes | None:
-    """The key that the start before this one signed with; None if it signed nothing."""
+    """Return the key of the previous start; None if it had none."""
     try:
         return files.read(copy, files.PRIVATE).strip()
     except PolicyFileInvalid:
@@ -98,7 +98,7 @@ def _earlier_key(copy: Path) -> bytes | None:
 
 
 def _with_anonymous_pull(policy: Callable[[], Policy]) -> Callable[[], Policy]:
-    """The policy of each moment, and pull for everyone; made anew only when the policy is."""
+    """Add pull for everyone to a policy; built again only when the policy changes."""
     grant = Grant(ANYONE, Role.LIMITED_GUEST, EVERYTHING)
     before = policy()
     opened = before.with_grants(grant)

@@ -109,8 +109,11 @@ class _Waiting:
         Args:
             network: whose bound; None for the bound of all.
         """
-        waiting = self._all if network is None else self._of_network.get(network, {})
-        if len(waiting) < (MAX_WAITING if network is None else MAX_WAITING_PER_NETWORK):
+        waiting, most = self._all, MAX_WAITING
+        if network is not None:
+            waiting = self._of_network.get(network, OrderedDict())
+            most = MAX_WAITING_PER_NETWORK
+        if len(waiting) < most:
             return None
         return next((attempt for attempt in waiting if not attempt.running), None)
 

@@ -1,8 +1,8 @@
-"""From settings to who may do what and over which transport.
+"""Sets up TLS, authentication and the policy from the settings.
 
-Secure with no setup: off loopback, and unless told otherwise, a registry makes its own CA,
-certificate and one-run users (CONTRACT.md). Whatever is made lies in the state directory, 0600;
-what ends with the run is removed with it (`registry.state.runs`).
+Off loopback a registry without other settings makes its own CA, its certificate and users for one
+run, so that it is secure with no setup. All of it lies in the state directory with mode 0600; files
+that end with the run are removed with it (`registry.state.runs`).
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ logger = logging.getLogger("mayfly")
 
 @dataclass(frozen=True)
 class Security:
-    """How a running registry is protected.
+    """The protection of a running registry.
 
     Attributes:
-        policy: gives the policy of each moment.
-        authentication: None where no credential is looked at.
+        policy: returns the policy of this moment.
+        authentication: None where credentials are ignored.
         tls: None for plain HTTP.
         ca: the CA that nodes must trust, where the registry knows it.
-        users: the one-run users of ``--auth auto``.
-        renew: makes the certificate of ``--tls auto`` anew if that is due, in a thread.
+        users: the users of ``--auth auto``.
+        renew: renews the certificate of ``--tls auto`` if that is due; to be called in a thread.
     """
 
     policy: Callable[[], Policy]
@@ -57,13 +57,13 @@ class Security:
     renew: Callable[[], None] | None = None
 
     def is_shared(self, user: str) -> bool:
-        """Whether several nodes may use this user's credentials, so that it names none of them."""
+        """Return whether several nodes may use this user's credentials, which then name no node."""
         if self.users is not None and user in (self.users.admin.name, self.users.pull.name):
             return True
         return user.startswith(ROBOT_PREFIX)
 
     def credential(self) -> Credential | None:
-        """What the command of `mayfly run` logs in with; None where nobody has to."""
+        """Return the credential for the command of `mayfly run`; None without authentication."""
         if self.authentication is None:
             return None
         if self.users is not None:
@@ -77,11 +77,11 @@ class Security:
 
 @contextmanager
 def secure(settings: Settings, run: Run) -> Iterator[Security]:
-    """Protection as the settings say; to be entered in the event loop that serves.
+    """Set up protection as the settings say; to be entered in the event loop that serves.
 
     Args:
         settings: of the server.
-        run: what users and tokens are made for.
+        run: the run that users and tokens belong to.
 
     Raises:
         ConfigError: a certificate, key or policy file cannot be used.
@@ -109,7 +109,7 @@ def _transport(
         if settings.client_ca is not None:
             raise ConfigError("--client-ca needs TLS; add --tls auto or --tls CERT,KEY")
         return None, None, None
-    # Imported by who needs it, like the users below.
+    # Imported only where it is used, like the users below.
     from mayfly.registry.pki.context import ServerTLS
 
     if choice == "auto":
@@ -121,7 +121,7 @@ def _transport(
 
 
 def _names(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names that the certificate must have, and those it should have as well."""
+    """Return the names that the certificate must have, and those that it should have too."""
     from mayfly.registry.pki.addresses import needed_names, wanted_names
 
     listen = [address.host for address in settings.listen]
@@ -177,7 +177,7 @@ def _identities(
 
 
 def certificate_identity(http: BaseRequest) -> Identity | None:
-    """The caller a client certificate names; the handshake has verified it."""
+    """Return the caller that a client certificate names; the handshake has verified it."""
     tls = http.get_extra_info("ssl_object")
     certificate = tls.getpeercert() if tls is not None else None
     return from_certificate(certificate) if certificate else None

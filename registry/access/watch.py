@@ -1,12 +1,12 @@
-"""Files that are read again when they change.
+"""Values from files, loaded again when the file changes.
 
-A file is looked at when somebody asks for its value, at most every `INTERVAL`. Looking is one stat
-through all symlinks, so that Kubernetes' way of changing a mounted Secret (a new directory, then
-``..data`` swung over to it) shows as another inode. Taken together, device, inode, size, mtime and
-ctime also tell an edit in place and a rename over the file.
+A file is checked when its value is asked for, at most once per `INTERVAL`: one stat through all
+symlinks, so that a mounted Secret of Kubernetes, which changes by a new directory and a new
+``..data`` link to it, shows as another inode. Device, inode, size, mtime and ctime together also
+reveal edits in place and files renamed over it.
 
-The new content counts only if it loads. A broken or missing file leaves the old value in force and
-is reported once for each change: a typo must not open the registry, nor close it.
+New content counts only if it loads. A broken or missing file leaves the old value in force and is
+reported once for each change: a typo must neither open the registry nor close it.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from mayfly.registry.access.errors import PolicyFileInvalid
 T = TypeVar("T")
 
 INTERVAL = 1.0
-"""Seconds between two looks at a file."""
+"""Least seconds between two checks of a file."""
 
 Signature = tuple[int, int, int, int, int]
 
 
 class FileBacked(Generic[T]):
-    """The current value of a file. Safe for use from several threads.
+    """Returns the current value of a file when called. Safe for use from several threads.
 
     Args:
-        path: the file.
-        loader: makes the value from the path; raises `AuthError` if the content is no good.
-        on_broken: told of a change that could not be taken, once; it should be loud.
-        on_reload: told of a change that was taken.
+        path: of the file.
+        loader: returns the value of a path; raises `AuthError` if the content is invalid.
+        on_broken: called once for each change that cannot be loaded.
+        on_reload: called for each change that is loaded.
         clock: seconds, monotonic.
 
     Raises:
-        AuthError: the first load fails. There is no old value to keep.
+        AuthError: the first load fails, so that there is no old value to keep.
     """
 
     def __init__(
@@ -56,21 +56,21 @@ class FileBacked(Generic[T]):
         self._on_reload = on_reload
         self._clock = clock
         self._lock = threading.Lock()
-        self._looked = clock()
-        # Taken before the load: a change during it is noticed at the next look.
+        self._checked = clock()
+        # Taken before the load: a change during it is noticed at the next check.
         self._seen = self._signature()
         self._value = loader(path)
 
     def __call__(self) -> T:
-        """The value, from the file as it is now or as it last was good."""
+        """Return the value of the file as it is now, or as it last was valid."""
         now = self._clock()
         with self._lock:
-            if now - self._looked >= INTERVAL:
-                self._looked = now
-                self._look()
+            if now - self._checked >= INTERVAL:
+                self._checked = now
+                self._check()
             return self._value
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         signature = self._signature()
         if signature == self._seen:
             return

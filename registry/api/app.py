@@ -28,7 +28,8 @@ from mayfly.storage.interface import Store
 logger = logging.getLogger("mayfly")
 
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?]*(?=/)", re.IGNORECASE)
-"""What an absolute request target has before its path (RFC 9112, 3.2.2); no host is ours alone."""
+"""The part of an absolute request target before its path (RFC 9112, 3.2.2); any authority is
+accepted."""
 
 
 class App:
@@ -50,7 +51,7 @@ class App:
         self._prefix = prefix
 
     async def __call__(self, http: HTTPRequest) -> StreamResponse:
-        """Answer one request; what goes wrong becomes an OCI error document."""
+        """Answer one request; errors become OCI error documents."""
         response = await self._answer(http)
         if self._prefix and not response.prepared:
             self._below_prefix(response)
@@ -107,13 +108,13 @@ class App:
         return await route.handler(context, http, request)
 
     def _resolve(self, asked: Request) -> Request:
-        """The same request for the repositories that its names and ``ns`` mean in the bundles."""
+        """Return the request with its names resolved to the repositories that they mean."""
         if self._names is identity or not asked.repository:
             return asked
         ns = asked.parameter("ns")
         query = asked.query
         if source := asked.parameter("from"):
-            # An unknown or ambiguous source is none: the mount becomes an upload.
+            # Without a known source the mount becomes an upload.
             with contextlib.suppress(NameAmbiguous, NameInvalid):
                 query = query | {"from": [self._names(source, ns)]}
         name = self._names(asked.repository, ns)
@@ -121,10 +122,10 @@ class App:
 
 
 def refusal(error: Exception, http: HTTPRequest) -> StreamResponse:
-    """The response to an error: by the table, or an opaque 500 whose cause only the log has.
+    """Return the response to an error: by the table, or a 500 whose cause only the log has.
 
     Raises:
-        ConnectionResetError: part of a response is already out; only a cut is honest now.
+        ConnectionResetError: part of a response is already sent, so the connection was aborted.
     """
     cause = error
     if isinstance(error, OSError):

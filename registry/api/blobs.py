@@ -14,7 +14,7 @@ OCTET_STREAM = "application/octet-stream"
 
 
 async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """GET and HEAD: the blob, or the range of it asked for."""
+    """GET and HEAD: send the blob, or the requested range of it."""
     assert request.digest is not None
     digest = str(request.digest)
     headers = {"Content-Type": OCTET_STREAM, "Docker-Content-Digest": digest}
@@ -28,7 +28,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
 
 
 async def delete(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """DELETE: unlink the blob from this repository, at once."""
+    """DELETE: unlink the blob from this repository."""
     assert request.digest is not None
     await in_thread(context.store.delete_blob, request.repository, request.digest)
     return answer(202)

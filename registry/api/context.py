@@ -1,4 +1,4 @@
-"""The context of every handler: store, caller and lifetime; and the common parts of responses."""
+"""The arguments of handlers, and the common parts of responses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NameResolver = Callable[[str, str | None], str]
 
 
 def identity(repository: str, ns: str | None) -> str:
-    """`NameResolver` where there are no bundles."""
+    """`NameResolver` where there are no bundles: a name means itself."""
     return repository
 
 
@@ -53,8 +53,9 @@ class Context:
     """The arguments of a handler. All but caller and peer are the same for every request.
 
     Attributes:
-        caller: who asks, and what they may do.
-        peer: the same as coverage and the report know them.
+        names: maps names in requests to repositories.
+        caller: the authenticated caller, with the policy.
+        peer: the caller as coverage and the report identify it.
     """
 
     store: Store
@@ -72,7 +73,7 @@ def answer(
     content_type: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """A whole response with the headers that all of ours carry."""
+    """Return a complete response, with the headers that every response has."""
     response = Response(status=status, body=body, headers=COMMON_HEADERS)
     if headers:
         response.headers.update(headers)

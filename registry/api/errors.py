@@ -1,4 +1,4 @@
-"""One table from domain errors to HTTP: status and OCI error code.
+"""Maps domain errors to HTTP: one table gives each its status and OCI error code.
 
 Source of the codes: OCI distribution-spec, "Error Codes"; UNSUPPORTED, RANGE_INVALID, TAG_INVALID,
 PAGINATION_NUMBER_INVALID, UNAVAILABLE and UNKNOWN are CNCF distribution's, where the spec has none.
@@ -25,7 +25,7 @@ from mayfly.storage.bundle.errors import (
 
 
 class RequestError(Exception):
-    """A request that HTTP itself already shows to be wrong; see `storage.errors` for the rest."""
+    """Base of the errors found without the store; see `storage.errors` for the others."""
 
     def __init__(self, message: str, detail: object = None) -> None:
         super().__init__(message)
@@ -34,11 +34,11 @@ class RequestError(Exception):
 
 
 class EndpointUnknown(RequestError):
-    """A path that is none of the registry's."""
+    """A path that no route has."""
 
 
 class MethodUnsupported(RequestError):
-    """A known path with a method it does not have; ``allow`` lists those it has."""
+    """A known path with a method that it does not have; ``allow`` lists those it has."""
 
     def __init__(self, method: str, allow: tuple[str, ...]) -> None:
         super().__init__(f"method {method} is not supported here", {"allow": list(allow)})
@@ -46,7 +46,7 @@ class MethodUnsupported(RequestError):
 
 
 class ParameterInvalid(RequestError):
-    """A query parameter or header that cannot be read."""
+    """A query parameter, form or header that cannot be parsed."""
 
 
 class PaginationInvalid(RequestError):
@@ -77,8 +77,8 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     storage.UploadUnknown: (HTTPStatus.NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
     storage.UploadOffset: (HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
     storage.ReadOnly: (HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"),
-    # Not 507: of a 5xx docker and skopeo do not show the message, and docker tries five times. With
-    # this status and code docker, crane and skopeo stop at once and say why.
+    # Not 507: docker and skopeo do not show the message of a 5xx, and docker retries it five times.
+    # With this status and code docker, crane and skopeo stop at once and show the reason.
     storage.StorageFull: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "DENIED"),
     storage.StorageFailed: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     storage.ContentCorrupt: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
@@ -96,7 +96,7 @@ UNKNOWN = (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN")
 
 
 def body(code: str, message: str, detail: object = None) -> bytes:
-    """The OCI error document. A list as ``detail`` makes one error for each of its entries."""
+    """Return the OCI error document. A list as ``detail`` makes one error of each entry."""
     details = detail if isinstance(detail, list) and detail else [detail]
     errors = [
         {"code": code, "message": message} | ({"detail": d} if d is not None else {})
@@ -106,7 +106,7 @@ def body(code: str, message: str, detail: object = None) -> bytes:
 
 
 def headers_of(error: Exception) -> dict[str, str]:
-    """The headers a refusal must carry beside its body."""
+    """Return the headers that a refusal must have besides its body."""
     match error:
         case Unauthorized():
             return {"WWW-Authenticate": error.challenge}
@@ -121,5 +121,5 @@ def headers_of(error: Exception) -> dict[str, str]:
 
 
 def upload_range(offset: int) -> str:
-    """The ``Range`` of an upload that holds ``offset`` bytes; as distribution, ``0-0`` for none."""
+    """Return the ``Range`` of an upload of ``offset`` bytes; ``0-0`` for none, as distribution."""
     return f"0-{max(offset - 1, 0)}"

@@ -10,24 +10,24 @@ from mayfly.registry.http.body import HTTPRequest
 
 
 async def root(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """GET ``/``: load balancers and browsers ask here whether somebody answers."""
+    """GET ``/``: answer load balancers and browsers."""
     return answer(body=b"Mayfly, a container registry\n", content_type="text/plain")
 
 
 async def base(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """GET ``/v2/``: this is a registry of the v2 protocol."""
+    """GET ``/v2/``: confirm that this registry speaks the v2 protocol."""
     return answer(body=b"{}", content_type=JSON)
 
 
 async def alive(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """GET ``/livez``: the process answers."""
+    """GET ``/livez``: confirm that the process answers."""
     return answer(body=b"ok\n", content_type="text/plain")
 
 
 async def ready(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """GET ``/readyz``: requests are served.
+    """GET ``/readyz``: confirm that requests are served.
 
-    While the registry drains, too: pulls that are under way go on, and Kubernetes sends their next
-    connections only to where this says yes.
+    A draining registry is ready too: pulls under way continue, and Kubernetes sends their next
+    connections only to a server that is ready.
     """
     return answer(body=b"ok\n", content_type="text/plain")

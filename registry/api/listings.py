@@ -1,7 +1,7 @@
-"""Handlers of what is listed: catalog, tags, referrers; and the pages they come in.
+"""Handlers of lists: catalog, tags and referrers.
 
-Pages follow the spec's "Listing Tags": ``n`` entries after ``last``, and a ``Link`` to the next
-page when there is one.
+Lists are paged as in the spec's "Listing Tags": ``n`` entries after ``last``, and a ``Link`` to the
+next page when there is one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CATALOG_PAGE = 1000
 
 
 async def catalog(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """GET ``/v2/_catalog``: the repositories that the caller may pull from."""
+    """GET ``/v2/_catalog``: list the repositories that the caller may pull from."""
     limit = min(_limit(request) or CATALOG_PAGE, CATALOG_PAGE)
     if _limit(request) == 0:
         return _page("repositories", [], {}, None)
@@ -46,7 +46,7 @@ def _readable(context: Context, after: str, limit: int) -> list[str]:
 
 
 async def tags(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """GET ``/v2/<name>/tags/list``."""
+    """GET ``/v2/<name>/tags/list``: list a repository's tags."""
     limit = _limit(request)
     last = request.parameter("last") or ""
     names = [n for n in await in_thread(context.store.tags, request.repository) if n > last]
@@ -58,7 +58,7 @@ async def tags(context: Context, http: HTTPRequest, request: Request) -> StreamR
 
 
 async def referrers(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """GET ``/v2/<name>/referrers/<digest>``: an index of what refers to a manifest."""
+    """GET ``/v2/<name>/referrers/<digest>``: list the manifests that refer to one, as an index."""
     assert request.digest is not None
     headers: dict[str, str] = {}
     wanted = request.parameter("artifactType")
@@ -74,13 +74,13 @@ async def referrers(context: Context, http: HTTPRequest, request: Request) -> St
 
 
 _referrer_pages = asyncio.Semaphore(2)
-"""Each may read thousands of manifests, and all threads must not do that at once."""
+"""Each may read thousands of manifests; the other threads must stay free for other requests."""
 
 
 def _referrers_page(
     context: Context, request: Request, wanted: str | None
 ) -> tuple[bytes, str | None]:
-    """An index within the size of a manifest, and its last digest where more follow."""
+    """Return an index within the size of a manifest, and its last digest where more follow."""
     assert request.digest is not None
     after = request.parameter("last") or ""
     page: list[str] = []

@@ -1,12 +1,12 @@
-"""Manifests in memory, so that a fleet asking for the same few does not read the disk.
+"""Caches manifests, so that a fleet that pulls the same few images does not read the disk.
 
-Content never changes under its digest, so an entry cannot be stale; whether a repository holds the
-manifest is asked of the store each time. Bytes are hashed once, when they enter: what does not
-have its digest is not served.
+Content never changes under its digest, so an entry cannot be stale; the store is asked each time
+whether the repository holds the manifest. Bytes are hashed once, when they enter the cache: damaged
+content is not served.
 
-Nearly all manifests are a few KiB, but a client may make them of up to 4 MiB. Large ones are not
-kept, only what they refer to is; they are verified and sent from their file. `ManifestGate` bounds
-how many are in memory at once, pushed or pulled.
+Nearly all manifests are a few KiB, but a client may push one of up to 4 MiB. Of large ones only the
+references are cached; they are verified and sent from their file. `ManifestGate` bounds the number
+of manifests in memory, pushed or pulled.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from mayfly.storage.interface import Extent
 from mayfly.storage.sized_cache import SizedCache
 
 MAX_BYTES = 8 * 1024 * 1024
-"""Bytes of bodies held, and half as many again for the references of large manifests."""
+"""Bytes of cached bodies; half as many are added for the references of large manifests."""
 
 SMALL = 32 * 1024
-"""Bytes of a manifest that passes the gate freely and is kept; 127 layers take 20 KiB."""
+"""Most bytes of a manifest that is cached without a place at the gate; 127 layers take 20 KiB."""
 
 _LANES = ((SMALL, 0), (512 * 1024, 16), (manifests.MAX_SIZE, 3))
-"""Size in bytes up to which a lane is for, and how many manifests may be in it at once."""
+"""Most bytes of a manifest in each lane, and most manifests in it at once; 0 is no limit."""
 
 OnRead = Callable[[bytes], None]
 
@@ -44,7 +44,7 @@ class Cached:
     """A verified manifest.
 
     Attributes:
-        body: None of a large one, which is to be sent from its file.
+        body: None for a large one, which is sent from its file.
     """
 
     body: bytes | None
@@ -53,10 +53,10 @@ class Cached:
 
 
 class ManifestGate:
-    """Limits the large manifests that are in memory at once, and that are parsed at once.
+    """Limits the large manifests in memory, and parses one of them at a time.
 
-    Python's JSON decoder takes ten times the memory of its input, and much of the interpreter's
-    time: one at a time leaves the event loop its turns.
+    Python's JSON decoder takes ten times the memory of its input, and holds the interpreter's lock:
+    one at a time leaves the event loop its turns.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class ManifestGate:
 
     @asynccontextmanager
     async def admit(self, size: int | None) -> AsyncIterator[None]:
-        """While a manifest of so many bytes is in memory; None where its size is not known yet."""
+        """Hold a place for a manifest of ``size`` bytes in memory; None for an unknown size."""
         if size is not None and size <= SMALL:
             yield
             return
@@ -90,7 +90,7 @@ class ManifestGate:
 
 
 class ManifestCache:
-    """Least recently used out first, bounded by ``max_bytes``."""
+    """Caches up to ``max_bytes``; the least recently used manifest is dropped first."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.gate = ManifestGate()
@@ -98,14 +98,14 @@ class ManifestCache:
         self._large: SizedCache[Digest, Cached] = SizedCache(max_bytes // 2, _size_of)
 
     async def load(self, digest: Digest, extent: Extent, *, head: bool, on_read: OnRead) -> Cached:
-        """The manifest at ``extent``, from memory where it was read before.
+        """Return the manifest at ``extent``, from memory where it was read before.
 
         Args:
-            head: whether the bytes are not sent, so that a large manifest need not be read again.
-            on_read: called in a thread with the verified bytes where they were read.
+            head: whether the body is not sent, so that a large manifest need not be read again.
+            on_read: called in a thread with the verified bytes, if they are read.
 
         Raises:
-            ManifestUnknown: it was deleted a moment ago.
+            ManifestUnknown: it was deleted meanwhile.
             ContentCorrupt: the stored bytes do not have this digest.
         """
         cached = self._small.get(digest)

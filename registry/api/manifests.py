@@ -23,11 +23,11 @@ from mayfly.storage.interface import Extent
 from mayfly.storage.names import check_tag
 
 _BODY_SECONDS = 60
-"""For the body of a manifest: a slow sender must not keep others from the gate for ever."""
+"""Seconds for the body of a manifest: a slow sender must not keep its place at the gate."""
 
 
 async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """GET and HEAD: the exact bytes that were pushed, under their exact media type."""
+    """GET and HEAD: send the exact bytes that were pushed, with their media type."""
     try:
         digest, extent, cached = await _load(context, request)
     except StorageError:
@@ -51,13 +51,13 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
 
 
 async def put(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """PUT by tag, or by digest with any number of ``tag`` parameters."""
+    """PUT: store a manifest by tag, or by digest with any number of ``tag`` parameters."""
     if http.body is not None and (http.body.length or 0) > manifests.MAX_SIZE:
         raise ManifestTooLarge(f"manifest is larger than {manifests.MAX_SIZE} bytes")
     tags = (request.tag,) if request.tag else tuple(request.query.get("tag", ()))
     for tag in tags:
         check_tag(tag)
-    # Before the first byte is taken: those that wait here keep theirs.
+    # Before the first byte is read: requests that wait here take no memory.
     async with context.manifests.gate.admit(http.body.length if http.body is not None else 0):
         body = await _read_body(http)
         announced = http.headers.get("Content-Type")
@@ -78,7 +78,7 @@ async def put(context: Context, http: HTTPRequest, request: Request) -> StreamRe
 
 
 async def delete(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """DELETE: by tag the tag alone, by digest the manifest and every tag on it."""
+    """DELETE: by tag remove the tag alone, by digest the manifest and every tag on it."""
     if request.tag is not None:
         await in_thread(context.store.delete_tag, request.repository, request.tag)
     else:
@@ -110,7 +110,7 @@ async def _load(context: Context, request: Request) -> tuple[Digest, Extent, Cac
             extent, cached = await _read(context, request.repository, digest, head=head)
             return digest, extent, cached
         except ManifestUnknown:
-            # A tag may have moved on since it was read, and what it left may be deleted.
+            # The tag may have moved since it was read, and its former manifest may be deleted.
             before, digest = digest, _resolve(context, request)
             if digest == before:
                 raise
@@ -119,10 +119,10 @@ async def _load(context: Context, request: Request) -> tuple[Digest, Extent, Cac
 async def _read(
     context: Context, repository: str, digest: Digest, *, head: bool
 ) -> tuple[Extent, Cached]:
-    """The manifest of a digest, and where it lies.
+    """Return the extent and the content of the manifest with a digest.
 
     Raises:
-        ManifestUnknown: it is not there, or damaged: so a push brings it again.
+        ManifestUnknown: it is missing or damaged in the store, so that clients push it again.
         ContentCorrupt: it is damaged in a bundle.
     """
     load = partial(

@@ -41,12 +41,12 @@ class Request:
     query: dict[str, list[str]] = field(default_factory=dict)
 
     def parameter(self, name: str) -> str | None:
-        """The first value of a query parameter."""
+        """Return the first value of a query parameter; None without one."""
         values = self.query.get(name)
         return values[0] if values else None
 
     def access(self) -> AccessRequest:
-        """Return what `registry.access` has to know of the request."""
+        """Return the facts of the request that `registry.access` decides by."""
         route = self.route
         return AccessRequest(
             route.endpoint,
@@ -80,8 +80,8 @@ class Route:
         methods: of HTTP.
         handler: answers it.
         rule: who may use it.
-        step: what it is to a pull or push, for the drain.
-        optional_needs: gives the rights that a request can use although it needs them not.
+        step: its part in a pull or push, for the drain.
+        optional_needs: returns the rights that a request can use but does not require.
         counts: whether it counts as activity, which keeps an idle registry alive.
         listed_nodes_only: whether a credential for a node that ``--nodes`` lacks may not use it:
             the pulls of that node would never count.
@@ -105,7 +105,7 @@ def read_form(text: str) -> dict[str, list[str]]:
         ParameterInvalid: it has too many fields or is not UTF-8.
     """
     try:
-        # Bytes that came unencoded and are not UTF-8 stand in the text as lone surrogates.
+        # Unencoded bytes that are not UTF-8 are lone surrogates in the text.
         text.encode()
         pairs = parse_qsl(
             text, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS

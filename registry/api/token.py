@@ -1,8 +1,8 @@
-"""Handlers of ``/auth/token``: credentials in, a token for what the caller may do out.
+"""Handlers of ``/auth/token``: exchange credentials for a token.
 
 GET is distribution's token specification (docker, podman, skopeo), POST its OAuth2 variant
-(containerd, docker with a stored identity token). Both answer the intersection of what was asked
-and what the policy allows; less than asked is no error.
+(containerd, docker with a stored identity token). Both grant the requested scopes as far as the
+policy allows them; granting less than requested is no error.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from mayfly.storage.bundle.errors import NameAmbiguous
 from mayfly.storage.errors import NameInvalid
 
 MAX_FORM = 32 * 1024
-"""Bytes of a posted form; a refresh token and scopes take a few KiB."""
+"""Most bytes of a posted form; a refresh token and scopes take a few KiB."""
 
 _BASIC = f'Basic realm="{REALM}"'
 
 
 async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """GET: Basic credentials (or none) for an access token."""
+    """GET: issue an access token for Basic credentials, or for none."""
     authentication = _authentication(context)
     scopes = request.query.get("scope", [])
     try:
@@ -46,7 +46,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
 
 
 async def post(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """POST: a password or a refresh token for an access token."""
+    """POST: issue an access token for a password or a refresh token."""
     authentication = _authentication(context)
     body = await http.read_body(MAX_FORM)
     if len(body) > MAX_FORM:
@@ -100,9 +100,9 @@ def _issue(
 
 
 def _resolved(context: Context, request: Request, scopes: Iterable[Scope]) -> list[Scope]:
-    """The scopes, and those that they mean in the bundles: ``x`` may be ``library/x``.
+    """Return the scopes and those that they mean in the bundles: ``x`` may be ``library/x``.
 
-    Each is granted by what the caller may do in the repository of exactly that name.
+    Each is granted by the caller's rights in the repository of exactly that name.
     """
     found = list(scopes)
     for scope in found[:]:
@@ -113,7 +113,7 @@ def _resolved(context: Context, request: Request, scopes: Iterable[Scope]) -> li
 
 
 def _resource_name(context: Context, request: Request, scope: Scope) -> str:
-    """The name of the resource that a scope means, for the ``ns`` that the challenge gave."""
+    """Return the name of the resource that a scope means under the ``ns`` of the challenge."""
     if scope.type == REPOSITORY:
         with contextlib.suppress(NameAmbiguous, NameInvalid):
             return context.names(scope.name, request.parameter("ns"))
@@ -134,11 +134,11 @@ def _anonymous_instead(
     asked: list[str],
     error: CredentialsInvalid | TokenInvalid,
 ) -> Identity:
-    """The anonymous caller in place of one whose credentials are refused.
+    """Return the anonymous caller in place of one whose credentials are refused.
 
     Raises:
-        Unauthorized: not all that is asked for is open to anyone. A login, which asks for nothing,
-            must fail too.
+        Unauthorized: not every requested scope is open to anyone, or none is requested: a login
+            must fail.
     """
     wanted = [
         Need(scope.type, _resource_name(context, request, scope), action)

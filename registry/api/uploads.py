@@ -1,4 +1,4 @@
-"""Handlers of ``/v2/<name>/blobs/uploads/``: sessions, chunks, monolithic pushes and mounts."""
+"""Handlers of ``/v2/<name>/blobs/uploads/``: sessions, chunks, single-request pushes, mounts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mayfly.storage.interface import Upload
 from mayfly.storage.names import check_repository
 
 _PAGE = 1000
-"""Repositories looked up at a time."""
+"""Repositories read at a time."""
 
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]+|\*))?")
 
@@ -48,10 +48,9 @@ def track_push(handler: Handler) -> Handler:
 
 
 def mount_needs(request: Request) -> tuple[Need, ...]:
-    """Pull on the source of a mount.
+    """Return the right to pull from the source of a mount.
 
-    A mount that cannot be done is an upload, so the request does not require it: the handler asks
-    for it by itself.
+    It is optional, since a mount that is not possible becomes an upload; the handler checks it.
     """
     source = _mount_source(request)
     if source is None:
@@ -63,7 +62,7 @@ def mount_needs(request: Request) -> tuple[Need, ...]:
 
 
 def _mount_source(request: Request) -> str | None:
-    """The repository that a cross-repository mount names as its source."""
+    """Return the repository that a cross-repository mount names as its source."""
     return (request.parameter("from") or None) if request.parameter("mount") else None
 
 
@@ -71,7 +70,7 @@ def _mount_source(request: Request) -> str | None:
 async def begin(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """POST: mount a blob, take a whole one, or open a session."""
     algorithm = CANONICAL
-    # The spec: a mount that cannot be done, for whatever reason, is an upload.
+    # The spec: a mount that is not possible, for whatever reason, becomes an upload.
     with contextlib.suppress(DigestInvalid):
         digest = digests.parse(request.parameter("mount") or "")
         algorithm = digest.algorithm
@@ -85,7 +84,7 @@ async def begin(context: Context, http: HTTPRequest, request: Request) -> Stream
 
 
 async def status(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """GET: where a session stands, so that a client can go on after a cut or a restart."""
+    """GET: report a session's offset, so that a client can resume after a cut or a restart."""
     upload = context.store.upload(request.repository, request.upload_id)
     return answer(204, headers=_session_headers(request, upload, upload.offset))
 
@@ -94,20 +93,20 @@ async def status(context: Context, http: HTTPRequest, request: Request) -> Strea
 async def patch(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """PATCH: append a chunk, or a stream of unknown length."""
     upload = context.store.upload(request.repository, request.upload_id)
-    async with _ending_with_the_disk(upload):
+    async with _cancel_on_disk_error(upload):
         offset = await _append(context, http, upload)
     return answer(202, headers=_session_headers(request, upload, offset))
 
 
 @track_push
 async def finish(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-    """PUT: append what is left, verify, publish."""
+    """PUT: append the rest, verify, publish."""
     upload = context.store.upload(request.repository, request.upload_id)
     wanted = request.parameter("digest")
     if wanted is None:
         raise DigestInvalid("the digest parameter is missing")
     digest = digests.parse(wanted)
-    async with _ending_with_the_disk(upload):
+    async with _cancel_on_disk_error(upload):
         await _append(context, http, upload)
         await in_thread(upload.commit, digest)
     return _created(request, digest)
@@ -126,13 +125,13 @@ async def _monolithic(
     upload = await in_thread(
         context.store.begin_upload, request.repository, digest.algorithm, resumable=False
     )
-    async with _ending_with_the_disk(upload):
+    async with _cancel_on_disk_error(upload):
         try:
             context.store.check_room(http.announced_length)
             await receive(context.observer.activity, http, upload, 0)
             await in_thread(upload.commit, digest)
         except BaseException:
-            # The client never learned of the session, so nobody could go on with it.
+            # The client does not know the session, so nobody could resume it.
             with contextlib.suppress(UploadUnknown):
                 await in_thread(upload.cancel)
             raise
@@ -140,12 +139,12 @@ async def _monolithic(
 
 
 @contextlib.asynccontextmanager
-async def _ending_with_the_disk(upload: Upload) -> AsyncIterator[None]:
-    """End a session that the disk refuses.
+async def _cancel_on_disk_error(upload: Upload) -> AsyncIterator[None]:
+    """Cancel the upload when the disk fails.
 
-    What it holds would keep a full disk full, and clients do not go on with it: they begin a new
-    one. After a failed sync nobody knows what of it is stored, and the next sync may succeed all
-    the same (fsync(2)), so it must not be committed by a second try either.
+    Its bytes would keep a full disk full, and clients do not resume it: they begin a new one. After
+    a failed sync it is unknown which bytes are stored, and the next sync may succeed all the same
+    (fsync(2)), so that a second attempt must not commit it.
     """
     try:
         yield
@@ -160,8 +159,8 @@ async def _ending_with_the_disk(upload: Upload) -> AsyncIterator[None]:
 async def _mount(context: Context, request: Request, digest: Digest) -> bool:
     """Link the blob from a repository that the caller may pull from; False if there is none.
 
-    Nothing is looked up where the caller may not pull: neither the answer nor the time it takes
-    tells whether a blob is there.
+    Repositories that the caller may not pull from are not read, so that neither the answer nor its
+    time reveals whether they have the blob.
     """
     source = _mount_source(request)
     if source is None:
@@ -178,7 +177,7 @@ async def _mount(context: Context, request: Request, digest: Digest) -> bool:
 
 
 def _readable_holder(context: Context, digest: Digest) -> str | None:
-    """The first repository with a blob, of those that the caller may pull from."""
+    """Return the first repository with a blob, of those that the caller may pull from."""
     after = ""
     while names := context.store.repositories(after, _PAGE):
         for name in names:
@@ -191,7 +190,7 @@ def _readable_holder(context: Context, digest: Digest) -> str | None:
 
 
 async def _append(context: Context, http: HTTPRequest, upload: Upload) -> int:
-    """Append the body where ``Content-Range`` says, else where the upload stands."""
+    """Append the body where ``Content-Range`` says, else at the end; return the new offset."""
     context.store.check_room(http.announced_length)
     offset = upload.offset
     header = http.headers.get("Content-Range")

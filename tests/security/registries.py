@@ -31,7 +31,7 @@ from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import REALM, Authentication, Guard
 from mayfly.registry.access.logins import Logins
 from mayfly.registry.api.app import App
-from mayfly.registry.api.context import Names as Resolver
+from mayfly.registry.api.context import NameResolver as Resolver
 from mayfly.registry.api.context import identity
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.storage import digest as digests
