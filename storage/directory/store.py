@@ -139,6 +139,8 @@ class DistributionStore(DirectoryReader):
             return extent
 
     def mount(self, repository: str, digest: Digest, source: str) -> None:
+        # Content that only other repositories hold is not looked at: the time would tell of it.
+        self.blob(source, digest)
         self._publisher.confirm(self._layout.data(digest))
         with self._gate.referring():
             self._touch(self.blob(source, digest))
@@ -223,14 +225,19 @@ class DistributionStore(DirectoryReader):
         self._publisher.remove_tree(directory)
 
     def _confirm_references(self, repository: str, manifest: Manifest) -> None:
-        """What a manifest names is durable before the manifest is, whoever pushed it."""
+        """Make durable what the repository holds of a manifest's content, whoever pushed it.
+
+        Content that only other repositories hold is not looked at: the time would tell of it.
+        """
         for link_of, descriptors in (
             (self._layout.layer_link, manifest.blobs),
             (self._layout.revision_link, manifest.manifests),
         ):
             for digest in dict.fromkeys(descriptor.digest for descriptor in descriptors):
-                self._publisher.confirm(self._layout.data(digest))
-                self._publisher.confirm(link_of(repository, digest))
+                link = link_of(repository, digest)
+                if self._tree.is_file(link):
+                    self._publisher.confirm(self._layout.data(digest))
+                    self._publisher.confirm(link)
 
     def _check_references(self, repository: str, manifest: Manifest) -> None:
         missing: list[dict[str, str]] = []
