@@ -9,9 +9,9 @@ What they mean (the slash rules are gitignore(5)'s):
   ``**`` alone is every repository.
 - Everything else stands for itself. ``?`` and ``[...]`` are refused: no repository name holds them.
 
-Of two globs that match, the more specific has more literal characters (slashes counted); if these
-are equal, fewer ``**``; then fewer ``*``. A name without a star is thus more specific than any glob
-that matches it.
+Of two globs that match, the more specific has more literal characters; if these are equal, fewer
+``**``; then fewer ``*``. Slashes count, but for the one after a ``**``, which may stand for none. A
+name without a star is thus more specific than any glob that matches it.
 
 Matching takes time linear in stars times name length: middle pieces are atomic groups, so a
 crafted glob and name cannot make it backtrack.
@@ -68,7 +68,8 @@ def parse_glob(pattern: str) -> Glob:
         raise InputInvalid(f"invalid repository glob {shown}: write ** once, not **/**")
     double = parts.count("**")
     stars = pattern.count("*")
-    specificity = (len(pattern) - stars, -double, -(stars - 2 * double))
+    literals = len(pattern) - stars - pattern.count("**/")
+    specificity = (literals, -double, -(stars - 2 * double))
     return Glob(pattern, specificity, re.compile(_regex_of(parts)))
 
 

@@ -68,7 +68,8 @@ def test_refused(pattern: str) -> None:
 
 def test_specificity() -> None:
     """More literal characters first, then fewer double stars, then fewer stars."""
-    ordered = ["**", "*", "a/**", "a/*", "a*/*b", "team/**", "team/*", "team/a*", "team/app"]
+    ordered = ["**", "*", "a/**", "a/*", "a*/*b", "team/**", "**/cache", "team/*", "team/a*"]
+    ordered += ["team/**/app", "team/app"]
     found = sorted(ordered, key=lambda pattern: parse_glob(pattern).specificity)
     assert found == ordered
 
@@ -123,3 +124,15 @@ NAMES = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=5)
 def test_agrees_with_the_plain_rules(pattern: list[str], name: list[str]) -> None:
     """The fast matcher and the obvious one agree."""
     assert parse_glob("/".join(pattern)).matches("/".join(name)) == _reference(pattern, name)
+
+
+@settings(deadline=None, max_examples=500)
+@given(PATTERNS, NAMES)
+def test_name_is_more_specific_than_any_glob(pattern: list[str], name: list[str]) -> None:
+    """So a grant on one repository holds, be it for less than a glob gives, such as ``**/cache``."""
+    glob, plain = parse_glob("/".join(pattern)), parse_glob("/".join(name))
+    # Half of the globs match by their making.
+    fitting = parse_glob("/".join(["**", *name]))
+    for one in (glob, fitting):
+        if one.matches(plain.pattern) and one != plain:
+            assert one.specificity < plain.specificity
