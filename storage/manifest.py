@@ -170,7 +170,7 @@ def parse_stored(body: bytes) -> Manifest:
     Raises:
         ManifestInvalid: the bytes are no JSON object, or one of another kind.
     """
-    found = json_object.read_leniently(body, lambda key: _folded(key) in _TOP_LEVEL)
+    found = json_object.read_leniently(body, lambda key: folded(key) in _TOP_LEVEL)
     lenient = _Reading(is_strict=False, faults=list(found.faults), is_ambiguous=found.repeats)
     fields = lenient.spelled(found.fields, _TOP_LEVEL, "")
     if not fields.keys() & _TELLING:
@@ -202,7 +202,7 @@ _DESCRIPTOR = _names(
 _PLATFORM = _names("architecture", "os", "os.version", "os.features", "variant", "features")
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     """A field's name as Go's decoder compares it: letters by Unicode's simple folding.
 
     Of the letters outside ASCII only two fold to one inside: the long s and the Kelvin sign.
@@ -228,12 +228,12 @@ class _Reading:
         self, value: dict[str, Any], names: Mapping[str, str], where: str
     ) -> dict[str, Any]:
         """An object's fields under their proper names, where Go's decoder would find them."""
-        odd = [key for key in value if (k := names.get(_folded(key))) is not None and k != key]
+        odd = [key for key in value if (k := names.get(folded(key))) is not None and k != key]
         if not odd:
             return value
         found = dict(value)
         for key in odd:
-            name = names[_folded(key)]
+            name = names[folded(key)]
             if self.is_strict:
                 raise ManifestInvalid(f"manifest field {where}{key[:40]!r} must be spelled {name}")
             self.is_ambiguous = self.is_ambiguous or name in found

@@ -39,6 +39,9 @@ _LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 _SUFFIXES = {b"\x1f\x8b\x08": ".gzip", b"\x28\xb5\x2f\xfd": ".zstd"}
 """First bytes of a compressed layer → the end of its media type."""
 
+_MAX_LAYERS = 300_000
+"""Layers of all images, some 400 bytes each: ten thousand images have thirty each."""
+
 _ATTEMPTS = 3
 """Times that everything is hashed while the archive's change time keeps moving."""
 
@@ -108,9 +111,16 @@ class DockerArchive:
     def _list(self) -> list[Listed]:
         # Each config and layer is read once: thousands of images may name the same large config.
         made: dict[tuple[str, tuple[str, ...]], bytes | None] = {}
+        count = 0
         for image in self._images:
             key = image.config, image.layers
             if key not in made:
+                count += len(image.layers)
+                if count > _MAX_LAYERS:
+                    raise BundleInvalid(
+                        f"its images have more than {_MAX_LAYERS} layers: split it into several "
+                        "bundles"
+                    )
                 made[key] = self._manifest(image)
         known = {body: digests.of(body) for body in made.values() if body is not None}
         self._keep(known)
@@ -157,7 +167,8 @@ class DockerArchive:
         descriptor = os.memfd_create("mayfly-manifests")
         # Kept open until the end, also once newer ones replace it: it may be in the midst of use.
         self._descriptors.append(descriptor)
-        os.write(descriptor, b"".join(bodies))
+        for body in bodies:
+            os.write(descriptor, body)
         stamp, offset = stamp_of(os.fstat(descriptor)), 0
         opener = OpenFile(descriptor)
         for body, digest in bodies.items():

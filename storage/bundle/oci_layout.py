@@ -26,6 +26,14 @@ _VERSION = "1.0.0"
 _FULL_NAME = "io.containerd.image.name"
 _REF_NAME = "org.opencontainers.image.ref.name"
 
+_MARKER_FIELDS = documents.names("imageLayoutVersion")
+_INDEX_FIELDS = documents.names(
+    *("schemaVersion", "mediaType", "artifactType", "manifests", "subject", "annotations")
+)
+_DESCRIPTOR_FIELDS = documents.names(
+    *("mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType")
+)
+
 
 class OciLayout:
     """See `storage.bundle.content.Content`.
@@ -42,11 +50,11 @@ class OciLayout:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        marker = documents.read_object(files, _MARKER)
+        marker = documents.read_object(files, _MARKER, _MARKER_FIELDS)
         version = marker.get("imageLayoutVersion", _VERSION) if marker else _VERSION
         if version != _VERSION:
             raise BundleInvalid(f"{_MARKER} has version {version!r}; {_VERSION} can be served")
-        index = documents.read_object(files, INDEX)
+        index = documents.read_object(files, INDEX, _INDEX_FIELDS)
         if index is None:
             raise BundleInvalid(f"there is no {INDEX}")
         self.listed = tuple(_listed(index))
@@ -67,6 +75,8 @@ def _listed(index: documents.Object) -> Iterator[Listed]:
     if not isinstance(entries, list):
         raise BundleInvalid(f"{INDEX} has no list of manifests")
     for position, entry in enumerate(entries):
+        if isinstance(entry, dict):
+            documents.check_spelling(entry, _DESCRIPTOR_FIELDS, f"{INDEX}, manifests[{position}]")
         text = entry.get("digest") if isinstance(entry, dict) else None
         try:
             digest = digests.parse(text if isinstance(text, str) else "")

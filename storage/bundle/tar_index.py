@@ -6,7 +6,10 @@ end of the archive: a bundle overwritten in the middle would pass for a smaller 
 half the time. Nothing is ever extracted: a name is a key, never a path.
 
 What tools could disagree on is refused, not guessed at: names that lead outside, links that do,
-sparse members, two members of one name that differ (unless the name says what the bytes must be).
+sparse members, two members of one name that differ (unless the name says what the bytes must be),
+and members whose name, size or place depends on which extension header counts. Go's archive/tar,
+Python's tarfile, GNU tar and libarchive differ on each of these, so a member could be hidden from
+one reader and shown to another.
 """
 
 from __future__ import annotations
@@ -44,6 +47,10 @@ _MAX_NAMES = 32 * 1024 * 1024
 _COMPARED = 1024 * 1024
 """Bytes read at once to compare two members of one name."""
 
+_MAX_TRAILING = 1024 * 1024
+"""Bytes after the end of the archive that are looked at; GNU tar fills up to 10 KiB, at most 1 MiB
+with a large blocking factor."""
+
 _MAX_LINKS = 16
 """Links followed from one name before it counts as a loop."""
 
@@ -70,7 +77,10 @@ _KINDS = {
 _HEADER_ONLY = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
 """Types without a body, whatever their size field says (as Go's archive/tar)."""
 
+_LINKS = frozenset({Kind.HARD_LINK, Kind.SYMBOLIC_LINK})
+
 NOT_A_TAR = "not a tar archive"
+_REMEDY = "pack the bundle again with a plain tar"
 
 _REFUSED = {b"S": "is stored as a sparse file", b"M": "continues from another volume"}
 
@@ -99,6 +109,15 @@ class _Extended:
     path: str | None = None
     target: str | None = None
     size: int | None = None
+    has_pax: bool = False
+
+    def set_path(self, path: str, position: int) -> None:
+        """Note a name; "" stands for the one in the member's own header (POSIX, "pax")."""
+        self.path = _only(self.path, path or None, position)
+
+    def set_target(self, target: str, position: int) -> None:
+        """Note a link's target, as `set_path` does a name."""
+        self.target = _only(self.target, target or None, position)
 
 
 @dataclass(slots=True)
@@ -176,32 +195,37 @@ def _are_equal(descriptor: int, one: Member, other: Member) -> bool:
 
 def _members(descriptor: int, index: TarIndex) -> Iterator[tuple[str, Member]]:
     blocks = _Blocks(descriptor)
-    defaults, extended = _Extended(), _Extended()
+    extended = _Extended()
     position = 0
     while block := blocks.header(position):
         kind = block[156:157]
-        size = 0 if kind in _HEADER_ONLY else _number(block[124:136], position)
+        size = _number(block[124:136], position)
         if kind in (b"x", b"g", b"L", b"K"):
             body = blocks.body(position + BLOCK, size, position)
-            _extend(kind, body, extended, defaults, position)
+            _extend(kind, body, extended, position)
             position += BLOCK + _padded(size)
             continue
-        if extended.size is not None and kind not in _HEADER_ONLY:
+        if extended.size is not None:
             size = extended.size
-        name = _first(extended.path, defaults.path) or _name(block)
-        if kind in _REFUSED:
+        name = extended.path or _name(block)
+        known = _KINDS.get(kind)
+        if size and (known in _LINKS or (known is Kind.FILE and name.endswith("/"))):
             raise BundleInvalid(
-                f"member {name!r} {_REFUSED[kind]}: pack the bundle again with a plain tar"
+                f"member {name!r} is a link or directory of {size} bytes, and tools disagree on "
+                f"where the next one begins: {_REMEDY}"
             )
+        if kind in _HEADER_ONLY:
+            size = 0
+        if kind in _REFUSED:
+            raise BundleInvalid(f"member {name!r} {_REFUSED[kind]}: {_REMEDY}")
         start = position + BLOCK
         if start + size > blocks.end:
             raise BundleInvalid(
                 f"member {name!r} needs {size} bytes from byte {start}, "
                 f"but the file ends at byte {blocks.end}: it was cut short, copy it again"
             )
-        known = _KINDS.get(kind)
         if known is not None and not (known is Kind.FILE and name.endswith("/")):
-            target = _first(extended.target, defaults.target) or _text(block[157:257])
+            target = extended.target or _text(block[157:257])
             if len(name) > _LONGEST_NAME or len(target) > _LONGEST_NAME:
                 raise BundleInvalid(f"a member's name at byte {position} is too long")
             target = target if known is not Kind.FILE else ""
@@ -231,6 +255,7 @@ class _Blocks:
             if following not in (_ZEROS, b""):
                 raise BundleInvalid(f"the tar has an empty header at byte {position}")
             self.ended = True
+            self._check_trailing(position + 2 * BLOCK)
             return None
         if len(block) < BLOCK:
             if position == 0:
@@ -238,6 +263,17 @@ class _Blocks:
             raise BundleInvalid(f"the file ends in the middle of the tar header at byte {position}")
         _verify(block, position)
         return block
+
+    def _check_trailing(self, position: int) -> None:
+        """Refuse a second archive after the first one: readers stop at the end of the first."""
+        end = min(self.end, position + _MAX_TRAILING)
+        places = range(position, end - BLOCK + 1, BLOCK)
+        found = next((place for place in places if self._block(place) != _ZEROS), None)
+        if found is not None and _is_header(self._block(found)):
+            raise BundleInvalid(
+                f"another tar follows at byte {found}, and no reader looks beyond the end of the "
+                "first: give each a file of its own"
+            )
 
     def body(self, position: int, size: int, header: int) -> bytes:
         """The body of an extension header."""
@@ -257,14 +293,7 @@ class _Blocks:
 
 
 def _verify(block: bytes, position: int) -> None:
-    stored = _octal(block[_CHECKSUM])
-    # The field counts as spaces while the sum is taken; old tars summed signed bytes.
-    total = sum(block) - sum(block[_CHECKSUM]) + sum(_SPACES)
-    if stored == total:
-        return
-    high = sum(1 for byte in block if byte >= 128)
-    high -= sum(1 for byte in block[_CHECKSUM] if byte >= 128)
-    if stored is None or stored != total - 256 * high:
+    if not _is_header(block):
         if position == 0:
             raise BundleInvalid(NOT_A_TAR)
         raise BundleInvalid(
@@ -272,38 +301,58 @@ def _verify(block: bytes, position: int) -> None:
         )
 
 
-def _extend(
-    kind: bytes, body: bytes, extended: _Extended, defaults: _Extended, position: int
-) -> None:
+def _is_header(block: bytes) -> bool:
+    """Whether the checksum in a block is its own."""
+    stored = _octal(block[_CHECKSUM])
+    # The field counts as spaces while the sum is taken; old tars summed signed bytes.
+    total = sum(block) - sum(block[_CHECKSUM]) + sum(_SPACES)
+    if stored == total:
+        return True
+    high = sum(1 for byte in block if byte >= 128)
+    high -= sum(1 for byte in block[_CHECKSUM] if byte >= 128)
+    return stored is not None and stored == total - 256 * high
+
+
+def _extend(kind: bytes, body: bytes, extended: _Extended, position: int) -> None:
     match kind:
         case b"L":
-            extended.path = _text(body)
+            extended.set_path(_text(body), position)
         case b"K":
-            extended.target = _text(body)
+            extended.set_target(_text(body), position)
         case b"x":
+            # Of two, some readers take both and some the last.
+            if extended.has_pax:
+                raise BundleInvalid(f"two pax headers before byte {position} are for one member")
+            extended.has_pax = True
             _pax(body, extended, position)
         case _:
-            _pax(body, defaults, position)
-            if defaults.size is not None:
+            everyone = _Extended()
+            _pax(body, everyone, position)
+            if everyone != _Extended():
+                # Go's reader passes over them, others do not.
                 raise BundleInvalid(
-                    f"the global tar header at byte {position} sets a size for every member"
+                    f"the global tar header at byte {position} sets a name or size for every "
+                    f"member: {_REMEDY}"
                 )
 
 
 def _pax(body: bytes, into: _Extended, position: int) -> None:
     for key, value in _records(body, position):
-        if key == b"path":
-            into.path = _text(value)
-        elif key == b"linkpath":
-            into.target = _text(value)
+        if key in (b"path", b"linkpath"):
+            if b"\0" in value:
+                raise BundleInvalid(f"the pax header at byte {position} has a NUL in a name")
+            text = _text(value)
+            if key == b"path":
+                into.set_path(text, position)
+            else:
+                into.set_target(text, position)
         elif key == b"size":
             if not value.isdigit() or len(value) > 19:
                 raise BundleInvalid(f"the pax header at byte {position} has no valid size")
             into.size = int(value)
         elif key.startswith(b"GNU.sparse."):
             raise BundleInvalid(
-                f"the member at byte {position} is stored as a sparse file: "
-                "pack the bundle again with a plain tar"
+                f"the member at byte {position} is stored as a sparse file: {_REMEDY}"
             )
 
 
@@ -336,7 +385,10 @@ def _number(data: bytes, position: int) -> int:
 
 
 def _octal(data: bytes) -> int | None:
-    text = data.split(b"\0", 1)[0].strip()
+    text, _, rest = data.partition(b"\0")
+    if rest.strip(b"\0 "):
+        return None  # some readers go on after the first NUL
+    text = text.strip()
     if not text:
         return 0
     # int() would also take signs, underscores and an 0o prefix.
@@ -366,5 +418,10 @@ def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _first(*values: str | None) -> str | None:
-    return next((value for value in values if value is not None), None)
+def _only(before: str | None, now: str | None, position: int) -> str | None:
+    """What extension headers say, which must not contradict each other."""
+    if before is not None and now != before:
+        raise BundleInvalid(
+            f"the extension headers before byte {position} give one member two names: {_REMEDY}"
+        )
+    return now

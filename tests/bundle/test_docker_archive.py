@@ -243,6 +243,20 @@ def test_each_config_and_layer_is_read_once(
     assert names == [entry["Config"], entry["Layers"][0]]
 
 
+@pytest.mark.parametrize("images", [1, 3])
+def test_too_many_layers(
+    tmp_path: Path, open_all: OpenAll, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    """One layer that an image names very often, or many images do, fills no memory."""
+    monkeypatch.setattr(docker_archive_module, "_MAX_LAYERS", 60)
+    files = docker_archive((["a:1"], [ONE]))
+    entry = json.loads(files["manifest.json"])[0]
+    files[entry["Config"]] = document({})
+    many = [entry | {"Layers": entry["Layers"] * (60 // images + n)} for n in range(1, images + 1)]
+    files["manifest.json"] = document(many)
+    invalid(open_all, write(tmp_path / "b.tar", files), "more than 60 layers", "several bundles")
+
+
 def test_layer_whose_name_lies(tmp_path: Path, open_all: OpenAll) -> None:
     """A digest taken from a file's name is proven like any other before it is sent whole."""
     files = docker_archive(
@@ -261,6 +275,9 @@ def test_layer_whose_name_lies(tmp_path: Path, open_all: OpenAll) -> None:
         (lambda f, i: f.pop(i["Layers"][0]), ["manifest.json names", "layer.tar", "not there"]),
         (lambda f, i: f.update({i["Config"]: b'{"rootfs":{"diff_ids":7}}'}), ["not a list"]),
         (lambda f, i: f.update({i["Config"]: b"?"}), ["not JSON"]),
+        (lambda f, i: f.update({i["Config"]: b'{"rootfs":{},"RootFS":{}}'}), ["spelled rootfs"]),
+        (lambda f, i: f.update({i["Config"]: b'{"rootfs":{"Diff_IDs":[]}}'}), ["spelled diff_ids"]),
+        (lambda f, i: f.update({i["Config"]: b'{"rootfs":{},"rootfs":{}}'}), ["field twice"]),
         (
             lambda f, i: f.update({i["Config"]: document({"rootfs": {"diff_ids": ["x", "y"]}})}),
             ["has 2 layers", "gives it 1"],

@@ -230,10 +230,75 @@ def test_devices_and_directories_are_no_files() -> None:
     assert index.members.keys() == {"file"}
 
 
-def test_body_of_a_link_is_not_skipped() -> None:
-    """A link's size field does not hide what follows it, a difference between tar readers."""
-    data = header("link", b"00000001000\0", b"1") + tar({"seen": b"x"})
-    assert content(data, "seen") == b"x"
+def extension(kind: bytes, body: bytes) -> bytes:
+    """An extension header."""
+    return header("ext", b"%011o\0" % len(body), kind) + body + bytes(-len(body) % 512)
+
+
+def record(key: bytes, value: bytes) -> bytes:
+    """A record of a pax header."""
+    length = len(key) + len(value) + 3
+    while len(b"%d" % (length + len(b"%d" % length))) != len(b"%d" % length):
+        length += 1
+    total = length + len(b"%d" % length)
+    return b"%d %s=%s\n" % (total, key, value)
+
+
+END = bytes(1024)
+BODY = b"abc" + bytes(509)
+THREE = b"00000000003\0"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        # libarchive takes a link's size for a body, Go, Python and GNU tar do not.
+        header("link", b"00000001000\0", b"1") + tar({"seen": b"x"}),
+        header("link", b"00000001000\0", b"2") + tar({"seen": b"x"}),
+        extension(b"x", record(b"size", b"512")) + header("l", kind=b"1") + tar({"seen": b"x"}),
+        # A directory for Go and Python if its type is NUL, a file for GNU tar.
+        header("dir/", THREE, b"\0") + BODY + END,
+        header("dir/", THREE) + BODY + END,
+        extension(b"x", record(b"path", b"dir/")) + header("f", THREE, b"\0") + BODY + END,
+        # Go passes over a global header; Python and GNU tar do not.
+        extension(b"g", record(b"path", b"other")) + header("f", THREE) + BODY + END,
+        extension(b"g", record(b"linkpath", b"other")) + header("f", kind=b"2") + END,
+        # In Go the GNU name counts wherever it stands, in Python the first.
+        extension(b"L", b"one\0") + extension(b"x", record(b"path", b"two")) + header() + END,
+        extension(b"x", record(b"path", b"two")) + extension(b"L", b"one\0") + header() + END,
+        extension(b"K", b"a\0") + extension(b"x", record(b"linkpath", b"b"))
+        + header(kind=b"2") + END,
+        # Go takes the last pax header alone, Python both.
+        extension(b"x", record(b"size", b"3")) + extension(b"x", record(b"path", b"p"))
+        + header() + BODY + END,
+        # Python and GNU tar take the last of two records, others the first.
+        extension(b"x", record(b"path", b"a") + record(b"path", b"b")) + header() + END,
+        # Python keeps the NUL, C programs end there.
+        extension(b"x", record(b"path", b"file\0.txt")) + header() + END,
+        extension(b"x", record(b"linkpath", b"file\0.txt")) + header(kind=b"2") + END,
+        # Go trims the NUL in front, Python ends there.
+        header("f", b"\0\0\0\0\0\0\0\0\0\0\0003") + BODY + END,
+        header("f", b"000000\x003\0\0\0\0") + BODY + END,
+    ],
+)  # fmt: skip
+def test_what_readers_disagree_on(data: bytes) -> None:
+    """Refused: a member could be shown to one reader of the bundle and hidden from another."""
+    with pytest.raises(BundleInvalid):
+        scan(data)
+
+
+def test_empty_records_take_nothing_away() -> None:
+    """An empty value stands for the member's own header (POSIX)."""
+    data = extension(b"x", record(b"path", b"") + record(b"linkpath", b""))
+    assert content(data + header("f", THREE) + BODY + END, "f") == b"abc"
+    index = scan(data + tar_of(symlink("a", "b")))
+    assert index.members["a"].target == "b"
+
+
+def test_extensions_that_agree() -> None:
+    """A name that is said twice, alike, is a name."""
+    data = extension(b"L", b"one\0") + extension(b"x", record(b"path", b"one"))
+    assert content(data + header("f", THREE) + BODY + END, "one") == b"abc"
 
 
 @pytest.mark.parametrize("record", [b"22 GNU.sparse.major=1\n", b"22 GNU.sparse.size=99\n"])
@@ -286,10 +351,15 @@ def test_missing_end_mark() -> None:
     assert not scan(b"").ended
 
 
-def test_what_follows_the_end_does_not_count() -> None:
-    """Two zero blocks end it; one alone is damage."""
-    assert scan(bytes(1024) + tar({"hidden": b"x"})).members == {}
-    refused(bytes(512) + tar({"hidden": b"x"}), "empty header", "byte 0")
+def test_what_follows_the_end() -> None:
+    """Two zero blocks end it, one alone is damage; a second archive would be served to nobody."""
+    one, other = tar({"one": b"x"}), tar({"other": b"y"})
+    for between in (b"", bytes(512), bytes(65536)):
+        refused(one + between + other, f"another tar follows at byte {len(one + between)}")
+    refused(bytes(1024) + other, "another tar follows at byte 1024")
+    refused(bytes(512) + other, "empty header", "byte 0")
+    for rest in (b"", bytes(10**6), b"garbage", b"garbage" * 1000, bytes(2 * 1024**2) + other):
+        assert scan(one + rest).members.keys() == {"one"}
 
 
 def test_damage_in_the_middle() -> None:

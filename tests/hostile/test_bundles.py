@@ -47,6 +47,46 @@ def _many_images(path: Path) -> int:
     return 0
 
 
+def _one_layer_often(path: Path) -> int:
+    """One layer of a docker archive, named 480,000 times by its image."""
+    files = docker_archive((["a:1"], [ONE]))
+    entry = json.loads(files["manifest.json"])[0]
+    files["l"] = files.pop(entry["Layers"][0])
+    files[entry["Config"]] = b"{}"
+    files["manifest.json"] = document([entry | {"Layers": ["l"] * 480_000}])
+    write(path, files)
+    return 5
+
+
+def _many_layers(path: Path) -> int:
+    """A docker archive of 45 images with 6,600 layers each, all in the same file."""
+    files = docker_archive((["a:1"], [ONE]))
+    entry = json.loads(files["manifest.json"])[0]
+    files["l"] = files.pop(entry["Layers"][0])
+    digest = json.loads(files.pop(entry["Config"]))["rootfs"]["diff_ids"][0]
+    entries = []
+    for number in range(45):
+        count = 6_600 + number
+        files[f"c{number}"] = document({"rootfs": {"diff_ids": [digest] * count}})
+        tags = [f"a:{number}"]
+        entries.append({"Config": f"c{number}", "RepoTags": tags, "Layers": ["l"] * count})
+    files["manifest.json"] = document(entries)
+    write(path, files)
+    return 0
+
+
+def _names_that_are_none(path: Path) -> int:
+    """A docker archive of 100,000 images, each with a long name that is none."""
+    files = docker_archive((["a:1"], [ONE]))
+    entry = {"Config": "c", "Layers": []}
+    files["c"] = b"{}"
+    files["manifest.json"] = document(
+        [entry | {"RepoTags": [f"{number}" + "\x7f" * 110]} for number in range(90_000)]
+    )
+    write(path, files)
+    return 0
+
+
 def _one_manifest_often(path: Path) -> int:
     """An index.json that names one manifest 100,000 times."""
     layout = Layout()
@@ -148,6 +188,9 @@ def _referrers_in_reverse(path: Path) -> int:
 ATTACKS: list[Callable[[Path], int]] = [
     _one_config_often,
     _many_images,
+    _one_layer_often,
+    _many_layers,
+    _names_that_are_none,
     _one_manifest_often,
     _one_manifest_under_many_names,
     _names_by_config,
