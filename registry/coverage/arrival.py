@@ -20,7 +20,8 @@ asks for settles both:
 - Without either, bytes up to ``acked`` count.
 
 If the server is killed, the end of a transfer is lost. If nothing beyond it was ever asked for, the
-next request that begins later in the blob says how far it came; of several parts nothing counts.
+next request that begins later in the blob says how far it came, but no further than the response
+was to go; of several parts nothing counts.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Part:
 
     Attributes:
         first: offset of its first byte.
+        limit: end of what the response was to have.
         acked: end of what the client's host has acknowledged.
         sent: end of what was handed to the kernel.
         following: the smallest offset after ``first`` at which a request began while this one was
@@ -102,6 +104,7 @@ class Part:
     """
 
     first: int
+    limit: int
     acked: int = 0
     sent: int = 0
     following: int | None = None
@@ -137,10 +140,11 @@ class Arrival:
         self._sure.add(0, prefix)
         self.whole = self._sure.covers(size)
 
-    def begin(self, first: int, *, anew: bool = False) -> Part:
+    def begin(self, first: int, limit: int | None = None, *, anew: bool = False) -> Part:
         """A transfer of the bytes from ``first`` on begins.
 
         Args:
+            limit: end of the bytes asked for; None for the blob's.
             anew: nothing happened for a while, so that a request for the first byte starts over.
                 Of requests that come side by side, the first may well be late.
         """
@@ -159,7 +163,7 @@ class Arrival:
             if part.first != first and not (part.end_lost and part.first > first)
         ]
         after = [part.first for part in self.flowing if part.first > first]
-        begun = Part(first, first, first, min(after, default=None))
+        begun = Part(first, limit or self.size, first, first, min(after, default=None))
         self.flowing.append(begun)
         self._conclude()
         return begun
@@ -178,7 +182,7 @@ class Arrival:
         alone = len(self.flowing) == 1 and self._is_last(self.flowing[0])
         for part in self.flowing:
             # With nothing sent, no other part can show that this one got any further.
-            sent = self.size if alone else part.first
+            sent = part.limit if alone else part.first
             part.acked, part.sent, part.end_lost = part.first, sent, alone
             part.following = None if alone else part.first
             self._keep(part)
@@ -194,10 +198,10 @@ class Arrival:
         """A transfer under way that began at an offset."""
         return next((part for part in self.flowing if part.first == first), None)
 
-    def open_ends(self) -> list[int]:
-        """The first bytes of transfers whose end is not known."""
+    def open_ends(self) -> list[tuple[int, int]]:
+        """The first byte and the limit of transfers whose end is not known."""
         lost = [part for part in self._ended if part.end_lost and part.following is None]
-        return [part.first for part in (*self.flowing, *lost)]
+        return [(part.first, part.limit) for part in (*self.flowing, *lost)]
 
     def is_interrupted(self) -> bool:
         """Whether transfers ended before the blob was whole, and none is under way."""

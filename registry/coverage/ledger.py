@@ -227,6 +227,7 @@ class Ledger:
         first: int,
         size: int,
         images: Collection[str],
+        limit: int | None = None,
     ) -> Flow:
         """A transfer of a blob to a node begins. `blob_ended` follows.
 
@@ -234,12 +235,14 @@ class Ledger:
             first: offset of its first byte.
             size: of the whole blob.
             images: digests of the manifests above the blob.
+            limit: end of the bytes that the node asked for; None for the blob's.
         """
         key = repository, digest
         flow = Flow(node, key, first, [*images])
         if node in self._nodes:
             flow.pulls = _pulls_of(self._nodes[node], repository, images)
-        self._record("begun", node, key, flow, first=first, size=size, of=flow.images)
+        ends = {} if limit is None else {"limit": limit}
+        self._record("begun", node, key, flow, first=first, size=size, of=flow.images, **ends)
         return flow
 
     def blob_ended(self, flow: Flow, acked: int, sent: int) -> None:
@@ -467,7 +470,8 @@ class Ledger:
                 pull.retries += 1
         if want.arrival is None:
             want.arrival = Arrival(size)
-        part = want.arrival.begin(first, anew=time - want.time >= ANEW_AFTER)
+        limit = int(entry.get("limit", size))
+        part = want.arrival.begin(first, limit, anew=time - want.time >= ANEW_AFTER)
         if flow is not None:
             flow.part = part
         for pull in pulls:
@@ -499,9 +503,11 @@ class Ledger:
             return False
         arrival = Arrival(int(entry["size"]))
         for first, end in entry["parts"]:
-            arrival.end(Part(int(first)), int(end), int(end))
-        for first in entry["flowing"]:
-            arrival.begin(int(first))
+            arrival.end(Part(int(first), int(end)), int(end), int(end))
+        for flowing in entry["flowing"]:
+            # A number alone is of an older version.
+            first, limit = flowing if isinstance(flowing, list) else (flowing, arrival.size)
+            arrival.begin(int(first), int(limit))
         time = int(entry["time"])
         state.wanted[key[1]] = _Wanted(key[0], self._order, time, arrival)
         return True

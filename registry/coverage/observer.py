@@ -167,7 +167,8 @@ class Sending:
         observer.pulls.blob_begun(node, self._digest)
         if self._images:
             where = node, self._repository, self._digest
-            self._flow = observer.ledger.blob_begun(*where, first, size, self._images)
+            limit = first + count
+            self._flow = observer.ledger.blob_begun(*where, first, size, self._images, limit)
         complete = False
         try:
             yield

@@ -178,6 +178,17 @@ def test_resumed_after_kills(data: st.DataObject, size: int) -> None:
     assert arrival.whole
 
 
+def test_killed_while_a_range_was_sent() -> None:
+    """What comes after a range was not sent by it, whatever the client asks for after a kill."""
+    size = 100
+    for after, whole in ((9, True), (10, True), (11, False), (99, False)):
+        arrival = Arrival(size)
+        arrival.begin(0, 10)
+        arrival.lose()
+        arrival.end(arrival.begin(after), size, size)
+        assert arrival.whole is whole
+
+
 def test_never_more_than_the_slack() -> None:
     """A gap larger than what acknowledgements may lag behind keeps a blob from being whole."""
     size = 10 * ACK_SLACK

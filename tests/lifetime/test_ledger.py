@@ -144,6 +144,23 @@ def test_killed_in_the_middle_of_transfers(file: Path) -> None:
     before.close()
 
 
+def test_killed_in_the_middle_of_a_range(file: Path) -> None:
+    """A range that was asked for says nothing of the bytes after it, also after two kills."""
+    clock = FakeClock()
+    before = open_ledger(file, clock)
+    before.asked("n", "r", A, got=True)
+    before.blob_begun("n", "r", B, 0, 100, [A], 10)
+    before.blob_begun("n", "r", C, 0, 100, [A], 10)
+    open_ledger(file, clock).close()
+    after = open_ledger(file, clock)
+    transfer(after, "n", B, 10, 100, 100)
+    transfer(after, "n", C, 99, 100, 100)
+    assert after.has_whole("n", B)
+    assert not after.has_whole("n", C)
+    after.close()
+    before.close()
+
+
 def test_asked_for_once_more(file: Path) -> None:
     """A blob that a node had and asks for again is one that it lacks, from that byte on."""
     ledger = open_ledger(file, FakeClock())
