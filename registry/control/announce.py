@@ -17,7 +17,7 @@ from mayfly.registry.lifecycle.errors import NotRunning
 from mayfly.registry.pki.files import Attributes, publish
 from mayfly.registry.settings.config import ConfigError, Settings
 from mayfly.registry.settings.readers import Address
-from mayfly.registry.state.directory import CREDENTIALS
+from mayfly.registry.state.directory import CREDENTIALS, read_small
 from mayfly.registry.state.private import Login
 from mayfly.registry.version import VERSION
 
@@ -94,8 +94,8 @@ def read_ready(state_dir: Path) -> dict[str, Any]:
     # A server that was killed leaves the file; only a living one answers.
     connect(state_dir).close()
     try:
-        found: dict[str, Any] = json.loads((state_dir / READY).read_text())
-    except (OSError, ValueError):
+        found: dict[str, Any] = json.loads(read_small(state_dir / READY))
+    except (OSError, ValueError, RecursionError):
         raise NotRunning(f"the Mayfly with the state directory {state_dir} is not ready") from None
     return found
 

@@ -14,10 +14,12 @@ from mayfly.registry.durations import exact
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.lifecycle.errors import LifetimeError, NotRunning
 from mayfly.registry.settings.config import ConfigError
-from mayfly.registry.state.directory import CONTROL_SOCKET, LOCK, READY
+from mayfly.registry.state.directory import CONTROL_SOCKET, LOCK, READY, read_small
 
 _ANSWER_SECONDS = 10.0
 _LOOK_EVERY = 0.05
+_MAX_ANSWER = 256 * 1024 * 1024
+"""Bytes: of 500 nodes with 1,000 images each some 100 MiB."""
 
 
 class TimedOut(LifetimeError):
@@ -56,16 +58,19 @@ def ask(
         connection.settimeout(timeout)
         try:
             connection.sendall(json.dumps({"command": command, **details}).encode() + b"\n")
-            line = connection.makefile("rb").readline()
+            line = connection.makefile("rb").readline(_MAX_ANSWER)
         except TimeoutError:
             raise TimedOut(timeout or 0.0, f"no answer to {command}") from None
         except OSError:
             raise ServerGone from None
     if not line.endswith(b"\n"):
         raise ServerGone
-    answer: Message = json.loads(line)
-    if not answer.pop("ok"):
-        raise LifetimeError(answer["error"], Exit.USAGE)
+    try:
+        answer: Message = json.loads(line)
+        if not answer.pop("ok"):
+            raise LifetimeError(answer["error"], Exit.USAGE)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ConfigError(f"what answers in the state directory {directory} is no Mayfly") from None
     return answer
 
 
@@ -138,7 +143,7 @@ def _holder(directory: Path) -> int | None:
     """
     try:
         lock = (directory / LOCK).stat()
-        holder = int((directory / LOCK).read_bytes())
+        holder = int(read_small(directory / LOCK))
         files = os.scandir(f"/proc/{holder}/fd")
     except (OSError, ValueError):
         return None

@@ -13,7 +13,9 @@ One JSON object a line goes in, one comes back:
     {"command": "wait", "for": "ready"|"covered"}  {"ok": true} once it is
     anything else                                {"ok": false, "error": "…"}
 
-A connection that ends without an answer means that the server ended first.
+A connection that ends without an answer means that the server ended first. One that asks nothing for
+a while is closed, and there is a bound on how many are open: each takes a descriptor of those that
+nodes pull by.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import errno
 import hashlib
 import json
 import os
+import select
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -35,7 +38,16 @@ from mayfly.registry.state.directory import CONTROL_SOCKET
 MAX_LINE = 64 * 1024
 """Bytes of a request, at most."""
 
+MAX_CLIENTS = 100
+"""Connections at a time; the next ones are refused."""
+
 _LAST_ANSWERS_SECONDS = 1.0
+
+_IDLE_SECONDS = 30.0
+"""Before a request, and for an answer to be taken."""
+
+_LOOK_SECONDS = 1.0
+"""Between two looks whether a client that waits for an answer is still there."""
 
 Message = dict[str, Any]
 Command = Callable[[Message], Awaitable[Message]]
@@ -120,26 +132,47 @@ class ControlServer:
     async def _on_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if len(self._clients) >= MAX_CLIENTS:
+            refusal = {"ok": False, "error": f"{MAX_CLIENTS} others are connected: try again"}
+            writer.write(json.dumps(refusal).encode() + b"\n")
+            writer.close()
+            return
         self._clients.add(task)
         try:
-            while line := await reader.readline():
+            while line := await asyncio.wait_for(reader.readline(), _IDLE_SECONDS):
                 self._answering.add(task)
-                writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
-                await writer.drain()
+                answer = await self._answer_while_there(line, writer)
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await asyncio.wait_for(writer.drain(), _IDLE_SECONDS)
                 self._answering.discard(task)
         except (OSError, ValueError, asyncio.CancelledError):
-            pass  # gone, or a line without end, or we are closing
+            pass  # gone, silent, or a line without end, or we are closing
         finally:
             self._answering.discard(task)
             self._clients.discard(task)
             writer.close()
+
+    async def _answer_while_there(self, line: bytes, writer: asyncio.StreamWriter) -> Message:
+        """Answer a request, which may take hours, unless the client goes away meanwhile.
+
+        Raises:
+            ConnectionError: it is gone.
+        """
+        answer = asyncio.create_task(self._answer(line))
+        try:
+            while not (await asyncio.wait({answer}, timeout=_LOOK_SECONDS))[0]:
+                if _is_gone(writer):
+                    raise ConnectionResetError
+            return answer.result()
+        finally:
+            answer.cancel()
 
     async def _answer(self, line: bytes) -> Message:
         try:
             request = json.loads(line)
             name = request["command"]
             command = self._commands[name]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             known = ", ".join(self._commands)
             return {"ok": False, "error": f"not a request; the commands are {known}"}
         try:
@@ -170,6 +203,13 @@ def _bind(path: str) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def _is_gone(writer: asyncio.StreamWriter) -> bool:
+    """Whether a client has closed its end, and not only ended its requests (poll(2), POLLHUP)."""
+    looking = select.poll()
+    looking.register(writer.get_extra_info("socket").fileno(), 0)
+    return bool(looking.poll(0))
 
 
 @contextlib.contextmanager

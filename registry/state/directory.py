@@ -11,11 +11,13 @@ and the files of a run, which outlive a server that is killed (`runs`). What suc
 ready.json, control.sock and run-* is removed by the next one that gets the lock.
 
 Everything in it is believed, a CA's key included, so the directory must be ours and nobody else's
-to write.
+to write, and so must the way to it: whoever may rename a directory on the way can put another in
+its place. The files in it must be regular files of ours.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -25,6 +27,7 @@ from shlex import quote
 from typing import Self
 
 from mayfly.registry.settings.config import ConfigError
+from mayfly.storage.files import open_regular
 
 LOCK = "lock"
 READY = "ready.json"
@@ -38,6 +41,35 @@ CREDENTIALS = "credentials.json"
 
 _SHORT_LIVED = frozenset({READY, CONTROL_SOCKET})
 _WRITABLE_BY_OTHERS = 0o022
+_MAX_SMALL = 1024 * 1024
+"""Bytes of ``ready.json`` with 10,000 names of nodes, and more."""
+
+_MAX_LINKS = 40
+"""Links on the way to a state directory, as path_resolution(7) has it."""
+
+FILES = (
+    LOCK,
+    READY,
+    LEDGER,
+    REPORT,
+    SIGNING_KEY,
+    CREDENTIALS,
+    "run.json",
+    "verified",
+    "ca.crt",
+    "ca.key",
+    "tls.crt",
+    "tls.key",
+)
+"""Files that a server reads or replaces in a state directory."""
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class StateDir:
@@ -61,8 +93,11 @@ class StateDir:
             ConfigError: a server lives in it, it cannot be used, or others may write it.
         """
         try:
+            check_way(path)
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_way(path)
             check_ours(path)
+            check_files(path)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             lock = os.open(path / LOCK, flags, 0o600)
         except OSError as error:
@@ -129,6 +164,112 @@ def check_ours(path: Path) -> None:
     if mode & _WRITABLE_BY_OTHERS:
         raise ConfigError(
             f"--state-dir {path} can be written by other users (mode {mode:04o}): they could have "
-            f"put a CA key or users in it; name a directory in it that does not exist yet, such as "
-            f"{path / 'mayfly'}, or if all in it is yours run: chmod go-w {path}"
+            f"put a CA key or users in it; {_remedy(path, found)}, or if all in it is yours run: "
+            f"chmod go-w {quote(str(path))}"
         )
+
+
+def _remedy(path: Path, found: os.stat_result) -> str:
+    if _keeps_entries(path, found):
+        inside = quote(str(path / "mayfly"))
+        return f"name a directory in it that does not exist yet, such as {inside}"
+    return "name another directory"
+
+
+def check_way(path: Path) -> None:
+    """See that nobody but us, and root, could put another directory in the place of ``path``.
+
+    Every directory and link on the way must be root's or ours, and a directory that others may
+    write must keep them from renaming what is not theirs: by its sticky bit, or since it is a
+    volume of its own, as a pod's is. Of a directory that is not there yet, the way so far counts.
+
+    Raises:
+        ConfigError: somebody else could.
+        OSError: it cannot be looked at.
+    """
+    here = Path("/")
+    waiting = list(reversed(path.absolute().parts[1:]))
+    links = 0
+    while waiting:
+        name = waiting.pop()
+        if name == "..":
+            here = here.parent
+            continue
+        inside = here / name
+        try:
+            found = inside.lstat()
+        except FileNotFoundError:
+            return
+        is_link = stat.S_ISLNK(found.st_mode)
+        # The directory itself is looked at by `check_ours`, which says more of it.
+        if (waiting or is_link) and found.st_uid not in (0, os.geteuid()):
+            kind = "link" if is_link else "directory"
+            raise ConfigError(
+                f"--state-dir {path}: the {kind} {inside} on the way belongs to user "
+                f"{found.st_uid}, who could put another directory in its place; name one elsewhere"
+            )
+        if is_link:
+            links += 1
+            if links > _MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            target = inside.readlink()
+            waiting += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+            here = Path("/") if target.is_absolute() else here
+            continue
+        if waiting and not _keeps_entries(inside, found):
+            mode = stat.S_IMODE(found.st_mode)
+            raise ConfigError(
+                f"--state-dir {path}: other users may write {inside} (mode {mode:04o}) and could "
+                f"put another directory in its place; name one elsewhere, or run: "
+                f"chmod go-w {quote(str(inside))}"
+            )
+        here = inside
+
+
+def _keeps_entries(directory: Path, found: os.stat_result) -> bool:
+    """Whether nobody but the owner of an entry, of the directory, or root can rename it."""
+    # Where each user has a group of their own, as on Fedora, it may write by default.
+    is_open = found.st_mode & stat.S_IWOTH or (
+        found.st_mode & stat.S_IWGRP and found.st_gid not in (0, os.getegid())
+    )
+    return not is_open or bool(found.st_mode & stat.S_ISVTX) or os.path.ismount(directory)
+
+
+def read_small(file: Path) -> bytes:
+    """The content of a small file of a state directory, which need not be one of our own.
+
+    Raises:
+        OSError: there is none, or it is a pipe, a device or the like, or too large.
+    """
+    descriptor = open_regular(file)
+    try:
+        data = os.read(descriptor, _MAX_SMALL + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > _MAX_SMALL:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
+    return data
+
+
+def check_files(path: Path) -> None:
+    """See that the files of a state directory are regular files of ours or root's.
+
+    Raises:
+        ConfigError: one is not; nothing was opened.
+        OSError: one cannot be looked at.
+    """
+    for name in FILES:
+        file = path / name
+        try:
+            owners = {file.lstat().st_uid}
+            found = file.stat()
+        except FileNotFoundError:
+            continue  # also a link to nothing: it is replaced
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode))
+        if kind is not None:
+            raise ConfigError(f"--state-dir {path}: {name} is {kind}, not a file: remove it")
+        if others := (owners | {found.st_uid}) - {0, os.geteuid()}:
+            raise ConfigError(
+                f"--state-dir {path}: {name} belongs to user {min(others)}, who may have planted "
+                "it: remove it, or make it yours if you know where it is from"
+            )

@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Self
 
 from mayfly.registry.pki.files import Attributes, publish
-from mayfly.registry.state.directory import CREDENTIALS, LEDGER, SIGNING_KEY
+from mayfly.registry.state.directory import CREDENTIALS, LEDGER, SIGNING_KEY, read_small
 
 logger = logging.getLogger("mayfly")
 
@@ -170,7 +170,7 @@ class Run:
 def load(directory: Path) -> Run | None:
     """Load the run of a state directory; None where there is none that can be read."""
     try:
-        found = json.loads((directory / RUN).read_bytes())
+        found = json.loads(read_small(directory / RUN))
         if found["mayfly-run"] != _FORM:
             return None
         deadline = found["deadline"]
@@ -183,7 +183,7 @@ def load(directory: Path) -> Run | None:
             serves,
             str(found["signing_key"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -9,7 +9,8 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from mayfly.registry.control.socket import ControlServer, Message, runtime_direc
 from mayfly.registry.lifecycle.errors import LifetimeError, NotRunning
 from mayfly.registry.process.child import environment
 from mayfly.registry.settings.config import ConfigError
-from mayfly.registry.state.directory import CONTROL_SOCKET, StateDir
+from mayfly.registry.state.directory import CONTROL_SOCKET, FILES, StateDir
 from mayfly.registry.state.private import Login, auth_file, guarded
 
 HOLD = """
@@ -114,7 +115,9 @@ def test_new_directory_is_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777, 0o2777])
-def test_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+def test_directory_that_others_may_write_is_refused(
+    tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Others could have put a CA key there: refused, with what to do, and nothing is touched."""
     state = tmp_path / "state"
     state.mkdir()
@@ -124,7 +127,112 @@ def test_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int) -
         StateDir.claim(state)
     assert os.listdir(state) == ["ready.json"]
     # What the message says works: a directory of one's own in a volume that is open.
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == state)
+    with pytest.raises(ConfigError, match="that does not exist yet, such as .*/state/mayfly"):
+        StateDir.claim(state)
     StateDir.claim(state / "mayfly").release()
+
+
+@pytest.mark.parametrize("mode", [0o707, 0o2777])
+def test_way_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    """Others could rename the directory and put another in its place; a sticky bit keeps them."""
+    way = tmp_path / "way"
+    (way / "a").mkdir(parents=True)
+    for below in (way / "state", way / "a" / "state"):
+        way.chmod(mode)
+        with pytest.raises(ConfigError, match=r"other users may write .*/way \(mode .*in its place"):
+            StateDir.claim(below)
+        assert not below.exists()
+        way.chmod(mode | 0o1000)
+        StateDir.claim(below).release()
+
+
+def test_way_through_links(tmp_path: Path) -> None:
+    """What a link leads through counts too, and so does the directory that the link is in."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "safe").mkdir(mode=0o700)
+    (shared / "open").mkdir()
+    (shared / "open").chmod(0o777)
+    (tmp_path / "link").symlink_to("shared/safe/../safe")
+    StateDir.claim(tmp_path / "link" / "state").release()
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(shared / "open")
+    with pytest.raises(ConfigError, match=r"other users may write .*/shared/open"):
+        StateDir.claim(tmp_path / "link" / "state")
+    (shared / "open" / "link").symlink_to(shared / "safe")
+    with pytest.raises(ConfigError, match=r"other users may write .*/shared/open"):
+        StateDir.claim(shared / "open" / "link")
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(ConfigError, match="cannot be used: Too many levels"):
+        StateDir.claim(tmp_path / "circle")
+    assert sorted(os.listdir(shared / "safe")) == ["state"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make files of other users")
+def test_way_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    """A directory or link of another user on the way, as in /tmp, leads where they like."""
+    shared, ours = tmp_path / "shared", tmp_path / "ours"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "theirs").mkdir()
+    ours.mkdir()
+    (shared / "link").symlink_to(ours)
+    for planted in (shared / "theirs", shared / "link"):
+        os.chown(planted, 65532, -1, follow_symlinks=False)
+    with pytest.raises(ConfigError, match=r"directory .*/theirs on the way belongs to user 65532"):
+        StateDir.claim(shared / "theirs" / "state")
+    for path in (shared / "link", shared / "link" / "state"):
+        with pytest.raises(ConfigError, match=r"link .*/link on the way belongs to user 65532"):
+            StateDir.claim(path)
+    assert os.listdir(ours) == []
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made, control_module.short_path(path.parent, path.name) as at:
+        made.bind(at)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(_fifo, "a named pipe"), (_socket, "a socket"), (Path.mkdir, "a directory")],
+    ids=["fifo", "socket", "directory"],
+)
+@pytest.mark.parametrize("linked", [False, True])
+def test_odd_file_is_refused_unopened(
+    tmp_path: Path, name: str, make: Callable[[Path], None], kind: str, linked: bool
+) -> None:
+    """Whatever stands in the place of a file, by itself or through a link, nobody waits for it."""
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    make(tmp_path / "odd" if linked else state / name)
+    if linked:
+        (state / name).symlink_to(tmp_path / "odd")
+    with pytest.raises(ConfigError, match=f"--state-dir .*/state: {name} is {kind}, not a file"):
+        StateDir.claim(state)
+    assert os.listdir(state) == [name]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make files of other users")
+@pytest.mark.parametrize("name", FILES)
+def test_planted_file_is_refused(tmp_path: Path, name: str) -> None:
+    """A file or link that another user put there while they could is not believed later."""
+    (tmp_path / "state").mkdir(mode=0o700)
+    planted = tmp_path / "state" / name
+    (tmp_path / "ours").write_text("")
+    planted.write_text("")
+    for _ in range(2):
+        os.chown(planted, 65532, -1, follow_symlinks=False)
+        with pytest.raises(ConfigError, match=f"{name} belongs to user 65532, who may have plant"):
+            StateDir.claim(tmp_path / "state")
+        planted.unlink()
+        planted.symlink_to(tmp_path / "ours")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make files of other users")
@@ -334,8 +442,10 @@ async def test_ask_in_vain(control: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"nonsense\n", b"[]\n", b'{"command": []}\n', b'{"command": "x"}\n']
-)
+    "line",
+    [b"nonsense\n", b"[]\n", b'"command"\n', b'{"command": []}\n', b'{"command": "x"}\n',
+     b"[" * 60_000 + b"\n", b'{"command": ' * 5000 + b"\n"],
+)  # fmt: skip
 async def test_broken_requests(control: Path, line: bytes) -> None:
     """What is no request is answered as such, and the connection goes on."""
     descriptor = os.open(control, os.O_PATH)
@@ -353,6 +463,74 @@ async def test_broken_requests(control: Path, line: bytes) -> None:
     writer.write_eof()
     assert await reader.read() == b""
     writer.close()
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def _connect(directory: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    with control_module.short_path(directory) as path:
+        return await asyncio.open_unix_connection(path)
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+async def test_those_who_wait_and_leave(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mayfly wait --timeout` in a loop, for hours: who has gone holds no descriptor."""
+    monkeypatch.setattr(control_module, "_LOOK_SECONDS", 0.02)
+    before = _open_files()
+    for _ in range(50):
+        with pytest.raises(client.TimedOut):
+            await asyncio.to_thread(client.ask, control, "never", timeout=0.001)
+    await _until(lambda: _open_files() <= before)
+    # One that only ends its requests still waits for its answer.
+    reader, writer = await _connect(control)
+    writer.write(b'{"command": "never"}\n')
+    writer.write_eof()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.read(), 0.2)
+    writer.close()
+
+
+async def test_flood_of_connections(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that ask nothing are closed after a while, and meanwhile there is a bound."""
+    monkeypatch.setattr(control_module, "MAX_CLIENTS", 5)
+    before = _open_files()
+    held = [await _connect(control) for _ in range(5)]
+    with pytest.raises(LifetimeError, match="others are connected: try again"):
+        await asyncio.to_thread(client.ask, control, "status")
+    for _, writer in held:
+        writer.close()
+    await _until(lambda: _open_files() <= before)
+    monkeypatch.setattr(control_module, "_IDLE_SECONDS", 0.05)
+    held = [await _connect(control) for _ in range(5)]
+    assert [await reader.read() for reader, _ in held] == [b""] * 5
+    for _, writer in held:
+        writer.close()
+    assert await asyncio.to_thread(client.ask, control, "status")
+
+
+@pytest.mark.parametrize("answer", [b"nonsense\n", b"[]\n", b"{}\n", b'{"ok": false}\n',
+                                    b"[" * 100_000 + b"\n"])  # fmt: skip
+def test_another_program_answers(tmp_path: Path, answer: bytes) -> None:
+    """What somebody else's program says in a state directory is no traceback."""
+    with (
+        control_module.short_path(tmp_path) as path,
+        socket.create_server(path, family=socket.AF_UNIX) as listening,
+        ThreadPoolExecutor() as threads,
+    ):
+        asking = threads.submit(client.ask, tmp_path, "status")
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(answer)
+        with pytest.raises(ConfigError, match="is no Mayfly"):
+            asking.result(10)
 
 
 async def test_server_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
