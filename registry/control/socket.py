@@ -13,9 +13,9 @@ One JSON object a line goes in, one comes back:
     {"command": "wait", "for": "ready"|"covered"}  {"ok": true} once it is
     anything else                                {"ok": false, "error": "…"}
 
-A connection that ends without an answer means that the server ended first. One that asks nothing for
-a while is closed, and there is a bound on how many are open: each takes a descriptor of those that
-nodes pull by.
+A connection that ends without an answer means that the server ended first. One that asks nothing
+for a while is closed, and there is a bound on how many are open: each takes a descriptor of those
+that nodes pull by.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Other readers of bundles are written in Go, whose decoder takes a field's name in any case and lets
 the last of several win. So ``{"manifests": A, "Manifests": B}`` lists A to one reader and B to
-another; as in `storage.manifest`, neither a field that is there twice nor one in another spelling is
-taken.
+another; as in `storage.manifest`, neither a field that is there twice nor one in another spelling
+is taken.
 """
 
 from __future__ import annotations

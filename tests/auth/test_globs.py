@@ -129,7 +129,7 @@ def test_agrees_with_the_plain_rules(pattern: list[str], name: list[str]) -> Non
 @settings(deadline=None, max_examples=500)
 @given(PATTERNS, NAMES)
 def test_name_is_more_specific_than_any_glob(pattern: list[str], name: list[str]) -> None:
-    """So a grant on one repository holds, be it for less than a glob gives, such as ``**/cache``."""
+    """So a grant on one repository holds, also if a glob such as ``**/cache`` gives more."""
     glob, plain = parse_glob("/".join(pattern)), parse_glob("/".join(name))
     # Half of the globs match by their making.
     fitting = parse_glob("/".join(["**", *name]))

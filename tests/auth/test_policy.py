@@ -89,9 +89,11 @@ def test_single_star_is_more_specific_than_double() -> None:
     assert policy.actions(BOB, "a/b/c") == PUSH
 
 
-@pytest.mark.parametrize("wide", ["**", "**/app", "team/**/app", "**/team/**/app", "*/app", "te*/a*"])
+@pytest.mark.parametrize(
+    "wide", ["**", "**/app", "team/**/app", "**/team/**/app", "*/app", "te*/a*"]
+)
 def test_grant_on_one_repository_holds(wide: str) -> None:
-    """A lower role on a name itself is not raised by a glob that matches it, however long that is."""
+    """A lower role on a name itself is not raised by a glob that matches it, however long."""
     policy = Policy([_user("bob", Role.MAINTAINER, wide), _user("bob", Role.GUEST, "team/app")])
     assert policy.actions(BOB, "team/app") == PULL
 
