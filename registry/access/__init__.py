@@ -1,4 +1,5 @@
-"""Who may do it: which actions a request needs, who sends it, and the audit of refusals.
+"""Who may do what: the guard, logins, the files of users and grants, the audit.
 
-The decisions are those of `mayfly.auth`; this room brings requests and files to them.
+May use `auth`, `http` and rooms below. Knows no endpoint: routes and requests reach the guard as
+values.
 """
