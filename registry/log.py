@@ -16,7 +16,7 @@ import sys
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from mayfly.registry.text import exact_json
 from mayfly.registry.text import line as text_line
@@ -42,11 +42,11 @@ def tell(level: int, event: str, text: str, *, same: str | None = None, **data: 
     logger.log(level, "%s", text, extra=extra)
 
 
-def configure(form: Literal["text", "json"], level: str, stream: Any = None) -> None:
+def configure(form: str, level: str, stream: Any = None) -> None:
     """Write the log of this process; others' libraries tell warnings only.
 
     Args:
-        form: of a line.
+        form: of a line, "text" or "json".
         level: the lowest, by its name.
         stream: standard error if None.
     """

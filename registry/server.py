@@ -42,7 +42,9 @@ from mayfly.registry.lifecycle.life import Launch, Life
 from mayfly.registry.lifecycle.plan import Plan
 from mayfly.registry.process import open_files
 from mayfly.registry.process.systemd import Notifier, take_sockets
-from mayfly.registry.settings.config import ConfigError, Settings
+from mayfly.registry.settings.choices import OnCorrupt, Until
+from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state import runs
 from mayfly.registry.state.directory import StateDir
 from mayfly.registry.state.runs import Run
@@ -122,7 +124,7 @@ def _plan(settings: Settings, command: tuple[str, ...]) -> Plan:
         idle_timeout=settings.idle_timeout,
         unused_timeout=settings.unused_timeout,
         max_lifetime=settings.max_lifetime,
-        until_all=settings.until,
+        until_all=settings.until is Until.ALL,
         until_pulled=settings.until_pulled,
         nodes=read_nodes(settings.nodes) if settings.nodes is not None else None,
         accept=settings.accept,
@@ -130,7 +132,7 @@ def _plan(settings: Settings, command: tuple[str, ...]) -> Plan:
         stop_file=settings.stop_file,
         exit_with_parent=settings.exit_with_parent,
         exit_on_stdin_eof=settings.exit_on_stdin_eof,
-        stop_on_corrupt=settings.on_corrupt,
+        stop_on_corrupt=settings.on_corrupt is OnCorrupt.STOP,
         report=settings.report,
         command=command,
     )

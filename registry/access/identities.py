@@ -24,7 +24,8 @@ from mayfly.registry.access.logins import Logins
 from mayfly.registry.access.policy_files import load_grants, load_key, load_users
 from mayfly.registry.access.watch import FileBacked
 from mayfly.registry.pki.files import Attributes, publish
-from mayfly.registry.settings.config import Settings
+from mayfly.registry.settings.choices import Anonymous
+from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state.directory import CREDENTIALS, SIGNING_KEY
 from mayfly.registry.state.runs import Run
 
@@ -57,7 +58,7 @@ def identities(
     else:
         users = FileBacked(choice / "htpasswd", load_users, _broken, _reloaded)
         policy = FileBacked(choice / "grants.toml", load_grants, _broken, _reloaded)
-    if settings.anonymous:
+    if settings.anonymous is Anonymous.PULL:
         policy = _with_anonymous_pull(policy)
     return policy, _authentication(settings, users, run), made
 

@@ -24,7 +24,8 @@ from mayfly.auth.policy import EVERYTHING, OPEN, Policy
 from mayfly.auth.roles import Role
 from mayfly.registry.access.guard import Authentication
 from mayfly.registry.pki.errors import TrustError
-from mayfly.registry.settings.config import ConfigError, Settings
+from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state.directory import CREDENTIALS, SIGNING_KEY
 from mayfly.registry.state.runs import Run
 

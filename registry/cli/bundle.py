@@ -15,7 +15,7 @@ import click
 from mayfly.registry.cli.help import Group
 from mayfly.registry.cli.options import as_json
 from mayfly.registry.cli.progress import print_event, reporting
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo
 from mayfly.storage.directory.space import format_size
 

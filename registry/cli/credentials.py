@@ -107,7 +107,7 @@ def issue(
     from mayfly.auth.roles import Role
     from mayfly.registry.access.policy_files import load_key
     from mayfly.registry.control.announce import read_ready
-    from mayfly.registry.settings.config import ConfigError
+    from mayfly.registry.settings.errors import ConfigError
     from mayfly.registry.state import runs
     from mayfly.registry.state.directory import SIGNING_KEY
 

@@ -13,7 +13,7 @@ from mayfly.auth.errors import AuthError
 from mayfly.registry import log
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.lifecycle.errors import LifetimeError
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo, exact_json
 from mayfly.registry.upstream.errors import FetchError
 from mayfly.storage.errors import ContentCorrupt, StorageError, StorageFailed, StorageFull, of_disk

@@ -13,7 +13,7 @@ import click
 from mayfly.registry.cli.credentials import DEFAULT_HOURS, issue
 from mayfly.registry.cli.help import Group
 from mayfly.registry.cli.options import JSON_HELP, print_json, state_directory
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo
 
 if TYPE_CHECKING:

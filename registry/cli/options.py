@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from mayfly.registry.cli.help import GroupedOption
-from mayfly.registry.settings import config
-from mayfly.registry.settings.config import SETTINGS, Settings
+from mayfly.registry.settings import settings as declared
+from mayfly.registry.settings import sources
+from mayfly.registry.settings.settings import SETTINGS, Settings
 
 
 def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
@@ -21,7 +22,7 @@ def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
         if json:
             given["log_format"] = "json"
         flags = {key: _texts(value) for key, value in given.items() if value not in (None, ())}
-        return command(config.load(flags, os.environ, config_file, bundles))
+        return command(sources.load(flags, os.environ, config_file, bundles))
 
     load.__doc__ = command.__doc__
     wrapped: Callable[..., Any] = click.argument(
@@ -34,13 +35,13 @@ def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path),
         metavar="FILE",
         cls=GroupedOption,
-        heading=config.OUTPUT,
+        heading=declared.OUTPUT,
         help="Read settings from a TOML file.  [default: none]",
     )(wrapped)
     wrapped = click.option(
         "--json",
         cls=GroupedOption,
-        heading=config.OUTPUT,
+        heading=declared.OUTPUT,
         is_flag=True,
         help="The same as --log-format json.",
     )(wrapped)
@@ -49,7 +50,7 @@ def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _option(setting: config.Setting[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _option(setting: declared.Setting[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     switch = setting.metavar is None
     return click.option(
         f"--{setting.name}/--no-{setting.name}" if switch else f"--{setting.name}",

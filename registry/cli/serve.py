@@ -7,7 +7,7 @@ import click
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import with_settings
 from mayfly.registry.log import configure
-from mayfly.registry.settings.config import Settings
+from mayfly.registry.settings.settings import Settings
 
 
 @click.command("serve", cls=Command)

@@ -17,7 +17,7 @@ import click
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import DURATION, as_json, print_json, root_directory
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo, join_names
 from mayfly.storage.directory.space import format_size
 from mayfly.storage.errors import NameInvalid, StorageError, StorageFailed, StorageFull

@@ -17,7 +17,7 @@ from mayfly.registry.cli.options import as_json, root_directory
 from mayfly.registry.cli.progress import print_event, reporting
 from mayfly.registry.cli.store import name_damaged
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo
 from mayfly.storage.directory.space import format_size
 from mayfly.storage.errors import ContentCorrupt

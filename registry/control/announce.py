@@ -15,8 +15,9 @@ from mayfly.registry import log
 from mayfly.registry.access.security import Security
 from mayfly.registry.lifecycle.errors import NotRunning
 from mayfly.registry.pki.files import Attributes, publish
-from mayfly.registry.settings.config import ConfigError, Settings
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.settings.readers import Address
+from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state.directory import CREDENTIALS, read_small
 from mayfly.registry.state.private import Login
 from mayfly.registry.version import VERSION

@@ -13,7 +13,7 @@ from mayfly.registry.control.socket import Message, short_path
 from mayfly.registry.durations import exact
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.lifecycle.errors import LifetimeError, NotRunning
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.directory import CONTROL_SOCKET, LOCK, READY, read_small
 
 _ANSWER_SECONDS = 10.0

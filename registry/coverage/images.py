@@ -15,7 +15,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.storage import digest as digests
 from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid
 from mayfly.storage.names import check_repository, check_tag

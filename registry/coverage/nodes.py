@@ -9,21 +9,13 @@ only credentials of their own tell nodes apart.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from ipaddress import ip_address
 
 from mayfly.registry.notices import Notices
+from mayfly.registry.settings.choices import NodeIdentity
 
 _MAX_ADDRESSES = 10_000
 _MAX_NOTICES = 20
-
-
-class NodeIdentity(StrEnum):
-    """`--node-identity`."""
-
-    AUTO = "auto"
-    CREDENTIAL = "credential"
-    ADDRESS = "address"
 
 
 class NodeNames:

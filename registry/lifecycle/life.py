@@ -30,7 +30,7 @@ from mayfly.registry.coverage.contents import Contained, Contents
 from mayfly.registry.coverage.coverage import Coverage, Covered
 from mayfly.registry.coverage.images import Image, Nodes, read_images
 from mayfly.registry.coverage.ledger import Ledger
-from mayfly.registry.coverage.nodes import NodeIdentity, NodeNames
+from mayfly.registry.coverage.nodes import NodeNames
 from mayfly.registry.coverage.observer import Observer
 from mayfly.registry.coverage.pulls import SETTLED, Pulls
 from mayfly.registry.coverage.states import State
@@ -44,7 +44,8 @@ from mayfly.registry.lifecycle.plan import Plan, Triggers
 from mayfly.registry.process.child import Child, environment
 from mayfly.registry.process.signals import Signals
 from mayfly.registry.process.systemd import Notifier
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.choices import NodeIdentity
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.directory import LEDGER, StateDir
 from mayfly.registry.state.private import Login, auth_file, guarded
 

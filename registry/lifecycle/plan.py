@@ -21,7 +21,7 @@ from mayfly.registry.lifecycle.conditions import (
 )
 from mayfly.registry.lifecycle.drain import Drained
 from mayfly.registry.lifecycle.watches import ParentDeath, StandardInput, StopFile
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 
 KUBELET_BACKOFF = 300.0
 """Longest pause, in seconds, between two tries of a kubelet to pull an image."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mayfly.registry.clock import Clock
 from mayfly.registry.lifecycle.conditions import Kind, Reason
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 
 _POLL_SECONDS = 1.0
 """Between two looks where the kernel cannot tell."""

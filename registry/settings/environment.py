@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from mayfly.registry.settings.config import ENVIRONMENT_PREFIX, SETTINGS, ConfigError
+from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.settings import ALL, ENVIRONMENT_PREFIX
 
 GIVEN = (
     "MAYFLY_URL",
@@ -43,8 +44,8 @@ _OF_SERVICES = (
 
 def known() -> tuple[str, ...]:
     """The variables with a fixed name, other commands' options aside."""
-    settings = (setting.variable for setting in SETTINGS)
-    return tuple(dict.fromkeys((*settings, "MAYFLY_BUNDLES", "MAYFLY_CONFIG", *GIVEN)))
+    settings = (setting.variable for setting in ALL)
+    return tuple(dict.fromkeys((*settings, "MAYFLY_CONFIG", *GIVEN)))
 
 
 def check(environment: Mapping[str, str], options: Callable[[], Iterable[str]]) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Self
 
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.storage.files import open_regular
 
 LOCK = "lock"

@@ -21,7 +21,7 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.uploads import DirectoryUpload

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.upstream import remote
 from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore

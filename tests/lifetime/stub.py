@@ -27,7 +27,7 @@ from mayfly.registry.lifecycle.life import Launch, Life
 from mayfly.registry.lifecycle.plan import Plan
 from mayfly.registry.process.child import leave
 from mayfly.registry.process.systemd import Notifier, take_sockets
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.directory import StateDir
 from mayfly.registry.state.private import Login
 from tests.lifetime.fakes import FakeContent, digest

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.settings.config import SETTINGS
+from mayfly.registry.settings.settings import SETTINGS
 from tests.process import REPO, find_program, need
 
 SYSTEMD = REPO / "deploy" / "systemd"

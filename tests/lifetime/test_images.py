@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.coverage.images import parse_image, plain, read_images, read_nodes
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from tests.lifetime.fakes import digest
 
 D = digest("x")

@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from mayfly.registry.coverage.nodes import NodeIdentity, NodeNames
+from mayfly.registry.coverage.nodes import NodeNames
 from mayfly.registry.notices import REMEDY, text
+from mayfly.registry.settings.choices import NodeIdentity
 from tests.process import REPO
 
 AUTO, CREDENTIAL, ADDRESS = NodeIdentity

@@ -11,7 +11,7 @@ from mayfly.registry.coverage.images import Nodes
 from mayfly.registry.lifecycle.conditions import Kind, Reason
 from mayfly.registry.lifecycle.drain import Drained
 from mayfly.registry.lifecycle.plan import Plan, exit_code
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 
 CUT = Drained(("pull of r by a",))
 

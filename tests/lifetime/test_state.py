@@ -20,7 +20,7 @@ from mayfly.registry.control import socket as control_module
 from mayfly.registry.control.socket import ControlServer, Message, runtime_directory
 from mayfly.registry.lifecycle.errors import LifetimeError, NotRunning
 from mayfly.registry.process.child import environment
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.directory import CONTROL_SOCKET, FILES, StateDir
 from mayfly.registry.state.private import Login, auth_file, guarded
 

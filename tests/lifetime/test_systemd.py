@@ -15,12 +15,12 @@ import pytest
 from mayfly.registry.http import listen
 from mayfly.registry.http.listen import Listeners
 from mayfly.registry.process.systemd import Notifier, take_sockets
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from tests.lifetime.fakes import FakeClock, settle
 
 _TAKE = """
 import os
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.process.systemd import take_sockets
 try:
     for taken in take_sockets(os.environ):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.settings.config import SETTINGS
+from mayfly.registry.settings.settings import SETTINGS
 from mayfly.registry.version import VERSION
 from tests.registry.commands import assert_refused, mayfly
 from tests.storage.builders import files

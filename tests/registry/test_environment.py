@@ -10,8 +10,9 @@ import pytest
 
 from mayfly.registry.cli import cli
 from mayfly.registry.process.child import environment
-from mayfly.registry.settings.config import SETTINGS, ConfigError
 from mayfly.registry.settings.environment import GIVEN, check
+from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.settings import SETTINGS
 from mayfly.registry.state.private import Login
 from tests.registry.commands import assert_refused, mayfly
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.cli.transfer import _published
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.storage.errors import StorageFull
 from tests.registry.commands import assert_refused, mayfly
 

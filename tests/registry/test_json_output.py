@@ -13,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from mayfly.registry.cli import cli
-from mayfly.registry.settings.config import SETTINGS
+from mayfly.registry.settings.settings import SETTINGS
 from tests.bundle.builders import Layout, sha256
 from tests.process import REPO, Mayfly
 from tests.registry.commands import command_line, environment, mayfly

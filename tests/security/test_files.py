@@ -20,7 +20,7 @@ import pytest
 
 from mayfly.registry.access.security import secure
 from mayfly.registry.settings import config
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.runs import Run
 from tests.process import Mayfly, find_program, need
 from tests.security.servers import make_auth, mayfly, refused, run, server_of

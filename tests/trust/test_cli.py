@@ -23,7 +23,7 @@ from mayfly.registry.cli import node_config
 from mayfly.registry.lifecycle.errors import NotRunning
 from mayfly.registry.nodes.runtimes import RUNTIMES as KNOWN_RUNTIMES
 from mayfly.registry.pki.authority import CertificateFiles
-from mayfly.registry.settings.config import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.runs import Run
 from tests.trust.test_journal import furnish
 from tests.trust.trees import snapshot

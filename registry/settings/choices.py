@@ -1,0 +1,77 @@
+"""Settings that are one of a few words, as enumerations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TypeVar
+
+
+class OnCorrupt(StrEnum):
+    """What to do when content of a bundle is found corrupt."""
+
+    REPORT = "report"
+    STOP = "stop"
+
+
+class Anonymous(StrEnum):
+    """What callers without credentials may do."""
+
+    PULL = "pull"
+    NONE = "none"
+
+
+class Accept(StrEnum):
+    """The weakest evidence that a node has an image."""
+
+    CLAIMED = "claimed"
+    SERVED = "served"
+    PROVEN = "proven"
+
+
+class NodeIdentity(StrEnum):
+    """How nodes are told apart."""
+
+    AUTO = "auto"
+    CREDENTIAL = "credential"
+    ADDRESS = "address"
+
+
+class Until(StrEnum):
+    """Whether the first condition that is met ends the server, or all together."""
+
+    FIRST = "first"
+    ALL = "all"
+
+
+class LogFormat(StrEnum):
+    """The form of the log."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The lowest level that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+E = TypeVar("E", bound=StrEnum)
+
+
+def choice(among: type[E]) -> Callable[[str], E]:
+    """Return a reader of one of an enumeration's words."""
+
+    def read(text: str) -> E:
+        try:
+            return among(text)
+        except ValueError:
+            *others, last = among
+            expected = f"{', '.join(others)} or {last}" if others else str(last)
+            raise ValueError(f"expected {expected}") from None
+
+    return read

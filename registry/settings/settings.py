@@ -1,0 +1,510 @@
+"""Every setting, declared once: `Settings` has a field for each.
+
+The flag, the environment variable, the key in ``mayfly.toml``, ``--help`` and the tables of
+docs/configuration.md follow from the field (a test holds the last to it).
+`registry.settings.sources` reads the values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from mayfly.registry.durations import parse as parse_duration
+from mayfly.registry.durations import parse_timeout
+from mayfly.registry.settings.choices import (
+    Accept,
+    Anonymous,
+    LogFormat,
+    LogLevel,
+    NodeIdentity,
+    OnCorrupt,
+    Until,
+    choice,
+)
+from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.readers import (
+    Address,
+    ExternalURL,
+    Network,
+    read_address,
+    read_auth,
+    read_count,
+    read_external_url,
+    read_network,
+    read_path,
+    read_size,
+    read_switch,
+    read_text,
+    read_tls,
+)
+
+T = TypeVar("T")
+
+ENVIRONMENT_PREFIX = "MAYFLY_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting(Generic[T]):
+    """How one setting is given and what it means.
+
+    Attributes:
+        key: the name in Python and in the file.
+        read: from text to the value; raises ValueError with what is expected.
+        default: the value when no source has one, made from the environment.
+        help: one line for ``--help`` and the documentation.
+        group: the heading it stands under.
+        shown: the default in words.
+        metavar: what the value looks like, or None for a switch.
+        repeatable: whether several values make a list.
+        argument: whether the command line has it as arguments, not as an option.
+    """
+
+    key: str = ""
+    read: Callable[[str], T]
+    default: Callable[[Mapping[str, str]], Any]
+    help: str
+    group: str
+    shown: str
+    metavar: str | None
+    repeatable: bool
+    argument: bool
+
+    @property
+    def name(self) -> str:
+        """The flag without its dashes."""
+        return self.key.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return ENVIRONMENT_PREFIX + self.key.upper()
+
+
+def setting(
+    read: Callable[[str], Any],
+    group: str,
+    *,
+    help: str,
+    default: Any = None,
+    default_from: Callable[[Mapping[str, str]], Any] | None = None,
+    shown: str = "off",
+    metavar: str | None = None,
+    repeatable: bool = False,
+    argument: bool = False,
+) -> Any:
+    """Declare a field of `Settings`; see `Setting`.
+
+    Args:
+        default: the value when no source has one.
+        default_from: makes it from the environment instead.
+    """
+    declared = Setting(
+        read=read,
+        default=default_from or (lambda _: default),
+        help=help,
+        group=group,
+        shown=shown,
+        metavar=metavar,
+        repeatable=repeatable,
+        argument=argument,
+    )
+    return field(metadata={_DECLARED: declared})
+
+
+_DECLARED = "setting"
+
+
+def _default_root(environment: Mapping[str, str]) -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/mayfly")
+    return _home(environment, "XDG_DATA_HOME", ".local/share", "--root") / "mayfly"
+
+
+def _default_state_dir(environment: Mapping[str, str]) -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/mayfly/state")
+    return _home(environment, "XDG_STATE_HOME", ".local/state", "--state-dir") / "mayfly"
+
+
+def _home(environment: Mapping[str, str], variable: str, below: str, option: str) -> Path:
+    """A base directory of the user's (XDG Base Directory Specification)."""
+    given = environment.get(variable, "")
+    if given.startswith("/"):  # the specification has relative paths ignored
+        return Path(given)
+    try:
+        return Path.home() / below
+    except RuntimeError:
+        raise ConfigError(f"this user has no home directory: give {option} DIR") from None
+
+
+STORAGE, NETWORK, ACCESS, LIFETIME, UPKEEP, LIMITS, OUTPUT = (
+    "Storage",
+    "Network and TLS",
+    "Access",
+    "When it ends",
+    "Upkeep",
+    "Limits",
+    "State and output",
+)
+"""Headings of the settings in ``--help`` and the documentation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What `serve` and `run` work with. Times are in seconds; None is never."""
+
+    root: Path = setting(
+        read_path,
+        STORAGE,
+        help="Writable store, in the directory format of CNCF distribution (registry:2).",
+        default_from=_default_root,
+        shown="/var/lib/mayfly as root, else $XDG_DATA_HOME/mayfly",
+        metavar="DIR",
+    )
+    ephemeral: bool = setting(
+        read_switch,
+        STORAGE,
+        help="Use a scratch root, removed at exit.",
+        default=False,
+    )
+    read_only: bool = setting(
+        read_switch,
+        STORAGE,
+        help="Refuse every change.",
+        default=False,
+    )
+    allow_sparse: bool = setting(
+        read_switch,
+        STORAGE,
+        help="Accept manifests that name content not in the repository.",
+        default=False,
+    )
+    on_corrupt: OnCorrupt = setting(
+        choice(OnCorrupt),
+        STORAGE,
+        help="When content of a bundle is found corrupt: report it and serve the rest, or stop "
+        "with exit code 4.",
+        default=OnCorrupt.REPORT,
+        shown="report",
+        metavar="report|stop",
+    )
+    listen: tuple[Address, ...] = setting(
+        read_address,
+        NETWORK,
+        help="Address to serve on; :5000 is every address, port 0 picks a free one. Repeatable. "
+        "Sockets passed by systemd take its place.",
+        default=(Address("127.0.0.1", 5000),),
+        shown="127.0.0.1:5000",
+        metavar="HOST:PORT",
+        repeatable=True,
+    )
+    tls: Literal["auto", "off"] | tuple[Path, Path] | None = setting(
+        read_tls,
+        NETWORK,
+        help="auto makes a CA and certificates for every address; or give two PEM files.",
+        default=None,
+        shown="off on loopback, else auto",
+        metavar="auto|off|CERT,KEY",
+    )
+    hostname: tuple[str, ...] = setting(
+        read_text,
+        NETWORK,
+        help="Another name or address for the certificate of --tls auto; the first is the one "
+        "announced. Repeatable.",
+        default=(),
+        shown="none",
+        metavar="NAME",
+        repeatable=True,
+    )
+    tls_name: tuple[str, ...] = setting(
+        read_text,
+        NETWORK,
+        help="Another name or address for the certificate of --tls auto, which is never announced. "
+        "Repeatable.",
+        default=(),
+        shown="none",
+        metavar="NAME",
+        repeatable=True,
+    )
+    tls_constrain: bool = setting(
+        read_switch,
+        NETWORK,
+        help="Make a CA that can sign the names of --listen, --hostname, --external-url and "
+        "--tls-name only.",
+        default=False,
+    )
+    external_url: ExternalURL | None = setting(
+        read_external_url,
+        NETWORK,
+        help="How clients reach the registry, where that is not by an address of its own: behind a "
+        "proxy, a NodePort, a path.",
+        default=None,
+        shown="the address that a client used",
+        metavar="URL",
+    )
+    trusted_proxy: tuple[Network, ...] = setting(
+        read_network,
+        NETWORK,
+        help="Proxies whose Forwarded or X-Forwarded-For, -Proto and -Host count. Repeatable.",
+        default=(),
+        shown="none",
+        metavar="CIDR",
+        repeatable=True,
+    )
+    client_ca: Path | None = setting(
+        read_path,
+        NETWORK,
+        help="Accept client certificates signed by this CA as proof of identity.",
+        default=None,
+        shown="none",
+        metavar="FILE",
+    )
+    auth: Literal["auto", "none"] | Path | None = setting(
+        read_auth,
+        ACCESS,
+        help="auto makes an admin and a pull user for this run; DIR has htpasswd and grants.toml.",
+        default=None,
+        shown="none on loopback, else auto",
+        metavar="auto|none|DIR",
+    )
+    anonymous: Anonymous = setting(
+        choice(Anonymous),
+        ACCESS,
+        help="What callers without credentials may do.",
+        default=Anonymous.NONE,
+        shown="none",
+        metavar="pull|none",
+    )
+    signing_key: Path | None = setting(
+        read_path,
+        ACCESS,
+        help="Sign tokens and credentials with the key in this file.",
+        default=None,
+        shown="a new key for each run",
+        metavar="FILE",
+    )
+    audit: Path | None = setting(
+        read_path,
+        ACCESS,
+        help="Append refused requests to this file, as JSON lines.",
+        default=None,
+        shown="none",
+        metavar="FILE",
+    )
+    until_pulled: Path | None = setting(
+        read_path,
+        LIFETIME,
+        help="End when every node of --nodes has every image listed in this file.",
+        default=None,
+        shown="none",
+        metavar="FILE",
+    )
+    nodes: str | None = setting(
+        read_text,
+        LIFETIME,
+        help="How many nodes, or a file of their names.",
+        default=None,
+        shown="none",
+        metavar="N|FILE",
+    )
+    accept: Accept = setting(
+        choice(Accept),
+        LIFETIME,
+        help="Weakest evidence that a node has an image: its container runtime's claim, bytes that "
+        "reached it, or its own answer.",
+        default=Accept.CLAIMED,
+        shown="claimed",
+        metavar="claimed|served|proven",
+    )
+    node_identity: NodeIdentity = setting(
+        choice(NodeIdentity),
+        LIFETIME,
+        help="How nodes are told apart; auto: by a credential of their own, else by address.",
+        default=NodeIdentity.AUTO,
+        shown="auto",
+        metavar="credential|address|auto",
+    )
+    until: Until = setting(
+        choice(Until),
+        LIFETIME,
+        help="End when the first of --until-pulled and --idle-timeout is met, or when both are.",
+        default=Until.FIRST,
+        shown="first",
+        metavar="first|all",
+    )
+    idle_timeout: float | None = setting(
+        parse_timeout,
+        LIFETIME,
+        help="End after this long without a request or a transfer; counts from the first pull on.",
+        default=None,
+        shown="never",
+        metavar="D",
+    )
+    unused_timeout: float | None = setting(
+        parse_timeout,
+        LIFETIME,
+        help="End after this long without a request or a transfer before the first pull.",
+        default=None,
+        shown="never",
+        metavar="D",
+    )
+    max_lifetime: float | None = setting(
+        parse_timeout,
+        LIFETIME,
+        help="End after this long whatever happens; exit code 3 if coverage is incomplete.",
+        default=None,
+        shown="never",
+        metavar="D",
+    )
+    drain_timeout: float = setting(
+        parse_duration,
+        LIFETIME,
+        help="Time that transfers under way have to finish at the end.",
+        default=60.0,
+        shown="60s",
+        metavar="D",
+    )
+    stop_file: Path | None = setting(
+        read_path,
+        LIFETIME,
+        help="End when this file appears.",
+        default=None,
+        shown="none",
+        metavar="FILE",
+    )
+    exit_with_parent: bool = setting(
+        read_switch,
+        LIFETIME,
+        help="End when the parent process does.",
+        default=False,
+    )
+    exit_on_stdin_eof: bool = setting(
+        read_switch,
+        LIFETIME,
+        help="End when standard input is closed.",
+        default=False,
+    )
+    gc_interval: float | None = setting(
+        parse_timeout,
+        UPKEEP,
+        help="Interval between garbage collections; never switches them off.",
+        default=900.0,
+        shown="15m",
+        metavar="D",
+    )
+    gc_grace: float = setting(
+        parse_duration,
+        UPKEEP,
+        help="Never collect content used within this time.",
+        default=3600.0,
+        shown="1h",
+        metavar="D",
+    )
+    upload_expiry: float | None = setting(
+        parse_timeout,
+        UPKEEP,
+        help="Drop upload sessions that nobody wrote to for this long.",
+        default=7 * 24 * 3600.0,
+        shown="7d",
+        metavar="D",
+    )
+    reserve: int | None = setting(
+        read_size,
+        UPKEEP,
+        help="Disk space that blobs leave free.",
+        default=None,
+        shown="64MiB, or a hundredth of a small disk",
+        metavar="SIZE",
+    )
+    max_connections: int | None = setting(
+        read_count,
+        LIMITS,
+        help="Connections served at once; others wait to be accepted.",
+        default=None,
+        shown="what the limit on open files allows",
+        metavar="N",
+    )
+    header_timeout: float | None = setting(
+        parse_timeout,
+        LIMITS,
+        help="Time limit for a request's header, a connection's first request, or a TLS handshake.",
+        default=30.0,
+        shown="30s",
+        metavar="D",
+    )
+    stall_timeout: float | None = setting(
+        parse_timeout,
+        LIMITS,
+        help="Cut transfers that moved less than 1 KiB in this time.",
+        default=300.0,
+        shown="5m",
+        metavar="D",
+    )
+    vanished_timeout: float | None = setting(
+        parse_timeout,
+        LIMITS,
+        help="Drop connections whose peer is unreachable for this long.",
+        default=60.0,
+        shown="1m",
+        metavar="D",
+    )
+    state_dir: Path = setting(
+        read_path,
+        OUTPUT,
+        help="ready.json, CA, credentials, coverage and the report; survives a reboot.",
+        default_from=_default_state_dir,
+        shown="/var/lib/mayfly/state as root, else $XDG_STATE_HOME/mayfly",
+        metavar="DIR",
+    )
+    report: Path | None = setting(
+        read_path,
+        OUTPUT,
+        help="File for the report, written at exit.",
+        default=None,
+        shown="report.json in --state-dir",
+        metavar="FILE",
+    )
+    log_format: LogFormat = setting(
+        choice(LogFormat),
+        OUTPUT,
+        help="Form of the log on standard error.",
+        default=LogFormat.TEXT,
+        shown="text",
+        metavar="text|json",
+    )
+    log_level: LogLevel = setting(
+        choice(LogLevel),
+        OUTPUT,
+        help="Lowest level that is logged.",
+        default=LogLevel.INFO,
+        shown="info",
+        metavar="debug|info|warning|error",
+    )
+    bundles: tuple[Path, ...] = setting(
+        read_path,
+        STORAGE,
+        help="Bundles to serve where they lie; the arguments BUNDLE... take their place.",
+        default=(),
+        shown="none",
+        metavar="FILE",
+        repeatable=True,
+        argument=True,
+    )
+
+    @property
+    def exposed(self) -> bool:
+        """Whether anyone but this host can connect."""
+        return not all(address.is_loopback for address in self.listen)
+
+
+ALL: tuple[Setting[Any], ...] = tuple(
+    replace(one.metadata[_DECLARED], key=one.name) for one in fields(Settings)
+)
+"""Every setting, the arguments included."""
+
+SETTINGS = tuple(one for one in ALL if not one.argument)
+"""Those that are options of `serve` and `run`."""
