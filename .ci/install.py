@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.programs import BIN, CI, TOP, GoProgram, PythonProgram, manifest
+from tests.support.programs import BIN, CI, TOP, GoProgram, PythonProgram, manifest
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _APPARMOR = Path("/sys/module/apparmor/parameters/enabled")

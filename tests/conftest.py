@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import Mayfly, remove_tree
-from tests.programs import TOP, manifest
+from tests.support.process import Mayfly, remove_tree
+from tests.support.programs import TOP, manifest
 
 REQUIRE_ALL = "MAYFLY_REQUIRE_ALL"
 

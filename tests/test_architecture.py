@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from mayfly.storage import interface
-from tests.process import REPO
+from tests.support.process import REPO
 
 ROOMS = ("registry", "storage", "auth")
 ARROWS = {"registry": {"storage", "auth"}, "storage": set[str](), "auth": set[str]()}

@@ -26,7 +26,7 @@ from mayfly.registry.access.policy_files import (
 )
 from tests.auth.test_grants import CI, EXAMPLE, GRANT
 from tests.auth.test_users import HASH, ROUNDS
-from tests.process import need
+from tests.support.process import need
 
 
 @pytest.fixture

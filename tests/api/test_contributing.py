@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.process import REPO
+from tests.support.process import REPO
 
 
 def test_example_of_an_endpoint_applies() -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.bundle.builders import Layout, layers, sha256, tar
-from tests.process import Mayfly
-from tests.registry.commands import mayfly
+from tests.support.commands import mayfly
+from tests.support.process import Mayfly
 
 StartMayfly = Callable[..., Mayfly]
 

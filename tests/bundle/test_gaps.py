@@ -14,7 +14,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.open import open_bundles
 from tests.bundle.builders import Layout, blob_name, sha256
-from tests.process import REPO, Mayfly
+from tests.support.process import REPO, Mayfly
 
 IMAGE = "quay.io/team/app:1"
 BASE = b"the base layer"

@@ -18,9 +18,9 @@ from mayfly.storage.errors import BlobUnknown
 from mayfly.storage.transfer import importing
 from mayfly.storage.upkeep.verify import verify
 from tests.bundle.builders import Layout, layers
-from tests.process import Mayfly
-from tests.registry.commands import command_line, environment, mayfly
 from tests.registry.test_collecting import Pusher
+from tests.support.commands import command_line, environment, mayfly
+from tests.support.process import Mayfly
 
 IMAGES = 30
 

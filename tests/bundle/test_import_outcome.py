@@ -14,8 +14,8 @@ from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import OCI_ARTIFACT, OCI_MANIFEST
 from mayfly.storage.transfer.importing import _children_first
 from tests.bundle.builders import Layout, document, layers, sha256
-from tests.registry.commands import mayfly
 from tests.storage.builders import image_body, index_body, put, put_image, subject_of
+from tests.support.commands import mayfly
 
 LAYER = layers("one")[0]
 

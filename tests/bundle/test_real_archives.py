@@ -16,7 +16,7 @@ from mayfly.storage.errors import ManifestUnknown
 from tests.bundle.builders import REF_NAME, Layout, blob_name, layers, proof_of, read, sha256
 from tests.bundle.conftest import OpenAll
 from tests.clients.programs import Client, Containerd, Dockerd
-from tests.process import Mayfly, find_program, need, need_root, remove_tree
+from tests.support.process import Mayfly, find_program, need, need_root, remove_tree
 
 NAME = "quay.io/acme/one:1"
 BASE, ONE, TWO = layers("base", "one", "two")

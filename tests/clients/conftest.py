@@ -13,8 +13,8 @@ import pytest
 from tests.clients.images import COMMAND, Images, make_images
 from tests.clients.medium import Medium, make_medium
 from tests.clients.programs import Client, Containerd, Cri, Dockerd
-from tests.process import CACHE, find_program, need, need_root, remove_tree
-from tests.programs import versions
+from tests.support.process import CACHE, find_program, need, need_root, remove_tree
+from tests.support.programs import versions
 
 BASE_IMAGE = "mayfly-test/base:1"
 BUILT_IMAGE = "mayfly-test/debian:1"

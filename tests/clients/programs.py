@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from tests.process import Process, find_program, need
-from tests.programs import versioned
+from tests.support.process import Process, find_program, need
+from tests.support.programs import versioned
 
 OLD_CLIENTS = {"DOCKER_MIN_API_VERSION": "1.24"}
 """Engines from 29 on refuse clients as old as Debian's, unless their environment says this."""
@@ -85,7 +85,7 @@ class Dockerd(Process):
     """A Docker daemon that touches no bridge and no firewall, with its own containerd.
 
     Args:
-        version: of the engine, as `tests.programs` has it; "" is the machine's own.
+        version: of the engine, as `tests.support.programs` has it; "" is the machine's own.
         containerd: of containerd below it; "" is the machine's own.
     """
 
@@ -121,7 +121,7 @@ class Containerd(Process):
     """A containerd without Kubernetes' interface.
 
     Args:
-        version: as `tests.programs` has it; "" is the machine's own.
+        version: as `tests.support.programs` has it; "" is the machine's own.
         settings: more of its configuration, TOML tables.
     """
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from tests.clients.layout import Layout, layer
 from tests.clients.programs import Client, wait_for_answer
-from tests.process import REPO, Process, find_program
 from tests.security.node import ADDRESS, Node, NodeContainerd, NodeDockerd
+from tests.support.process import REPO, Process, find_program
 
 EXAMPLE = REPO / "examples" / "upgrade"
 IMAGES = ("shop/database:2", "shop/web:2", "shop/worker:2")

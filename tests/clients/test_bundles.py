@@ -15,7 +15,7 @@ import pytest
 
 from tests.clients.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Images
 from tests.clients.programs import Client
-from tests.process import Mayfly, run_mayfly
+from tests.support.process import Mayfly, run_mayfly
 
 IMAGES = 60
 CHANGED = 3

@@ -12,7 +12,7 @@ from mayfly.registry.control.client import ask
 from mayfly.registry.coverage.states import State
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd, Cri
-from tests.process import Mayfly
+from tests.support.process import Mayfly
 
 NODE = "127.0.0.1"
 PATIENCE = 60

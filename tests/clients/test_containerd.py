@@ -14,8 +14,8 @@ import pytest
 
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd
-from tests.process import Mayfly, run_mayfly
-from tests.programs import versions
+from tests.support.process import Mayfly, run_mayfly
+from tests.support.programs import versions
 
 PLAIN = "--plain-http"
 SECURE = ("--tls", "auto", "--auth", "auto")

@@ -13,7 +13,7 @@ import pytest
 from tests.clients.conftest import runs_containers
 from tests.clients.images import ARCHITECTURE, Images
 from tests.clients.programs import Client, Dockerd
-from tests.process import Mayfly
+from tests.support.process import Mayfly
 
 DOCKER_MANIFEST_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.clients.images import Images
 from tests.clients.programs import Client
-from tests.process import POLL_INTERVAL, REPO
+from tests.support.process import POLL_INTERVAL, REPO
 
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 PYTHON_IMAGE = "mayfly-test/python:1"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.clients.images import COMMAND, Images
 from tests.clients.programs import Client, Distribution, collect_garbage
-from tests.process import Mayfly
+from tests.support.process import Mayfly
 
 BLOBS = "docker/registry/v2/blobs"
 SBOM = "application/vnd.example.sbom"

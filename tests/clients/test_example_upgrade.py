@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.clients.rehearsal import EXAMPLE, IMAGES, NODES, Rehearsal, Scenario, damage
-from tests.process import need, need_root, remove_tree
 from tests.security.node import Node
+from tests.support.process import need, need_root, remove_tree
 
 EXPECTED = EXAMPLE / "expected"
 UNTIL = ("--until-pulled", "images.txt", "--nodes", "nodes.txt")

@@ -22,8 +22,8 @@ from tests.clients.images import blob_path, sha256
 from tests.clients.medium import Medium
 from tests.clients.programs import Client, Containerd, Cri
 from tests.clients.proxy import FaultyProxy
-from tests.process import Mayfly, remove_tree
-from tests.registry.commands import mayfly
+from tests.support.commands import mayfly
+from tests.support.process import Mayfly, remove_tree
 
 SEEDS = int(os.environ.get("MAYFLY_SOAK_SEEDS", "1"))
 """Networks for each client and direction; `make soak` gives more."""

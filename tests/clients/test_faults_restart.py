@@ -11,8 +11,8 @@ import pytest
 from tests.clients.medium import Medium
 from tests.clients.programs import Client
 from tests.clients.proxy import SlowProxy
-from tests.process import Mayfly
-from tests.registry.commands import mayfly
+from tests.support.commands import mayfly
+from tests.support.process import Mayfly
 
 SLOW = 8_000_000
 """Bytes a second: a layer of 17 million is under way for long enough to be met."""

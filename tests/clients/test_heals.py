@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.clients.programs import Client, Containerd
-from tests.process import Mayfly
-from tests.registry.commands import mayfly
+from tests.support.commands import mayfly
+from tests.support.process import Mayfly
 
 OCI = "application/vnd.oci.image"
 LAYER = os.urandom(200_000)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.clients.images import Images
 from tests.clients.programs import Client
-from tests.process import Mayfly
+from tests.support.process import Mayfly
 
 PLAIN = "--plain-http"
 SBOM = "application/vnd.example.sbom"

@@ -12,7 +12,7 @@ from shlex import quote
 from tests.clients.images import Images
 from tests.clients.layout import Layout, layer
 from tests.clients.programs import Client
-from tests.process import REPO, Mayfly
+from tests.support.process import REPO, Mayfly
 
 TLS = "--tls-verify=false"
 # podman's defaults raise the limits of this process, which takes a capability.

@@ -25,7 +25,7 @@ import pytest
 from mayfly.registry.pki.authority import ensure
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd, Cri
-from tests.process import REPO, Mayfly, Process, find_program, need, run_mayfly
+from tests.support.process import REPO, Mayfly, Process, find_program, need, run_mayfly
 
 SMALL = "docker.io/library/small:1"
 

@@ -11,7 +11,7 @@ import pytest
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd
 from tests.clients.proxy import CuttingProxy
-from tests.process import Mayfly
+from tests.support.process import Mayfly
 
 CUT_AFTER = 8 * 1024 * 1024
 

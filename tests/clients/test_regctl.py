@@ -9,7 +9,7 @@ import pytest
 
 from tests.clients.images import Images, sha256
 from tests.clients.programs import Client
-from tests.process import Mayfly
+from tests.support.process import Mayfly
 
 SBOM = "application/vnd.example.sbom"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import Mayfly
+from tests.support.process import Mayfly
 
 CHUNK = 5_000_000
 HALF = CHUNK // 2

@@ -9,11 +9,11 @@ import sys
 import textwrap
 from pathlib import Path
 
-from tests.process import REPO
+from tests.support.process import REPO
 
 SKIPS = {
     "program": """
-        from tests.process import need
+        from tests.support.process import need
 
         def test_it():
             need("a-program-nobody-has")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.clients.images import REF_NAME, Images, blob_path, sha256
 from tests.clients.programs import Client
-from tests.process import Mayfly
+from tests.support.process import Mayfly
 
 IN = "--dest-tls-verify=false"
 OUT = "--src-tls-verify=false"

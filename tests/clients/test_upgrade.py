@@ -15,7 +15,7 @@ import pytest
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd, Dockerd
 from tests.clients.proxy import SlowProxy
-from tests.process import REPO, Mayfly, Process, find_program
+from tests.support.process import REPO, Mayfly, Process, find_program
 
 APPLICATIONS = tuple(f"app{number}" for number in range(1, 6))
 

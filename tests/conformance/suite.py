@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.process import find_program, need
+from tests.support.process import find_program, need
 
 # Everything the suite may leave out, and why. What is not named here must pass.
 NOT_IN_1_1 = "the suite asks for it from version 1.1+dev on"

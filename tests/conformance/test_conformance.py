@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import suite
-from tests.process import Mayfly
+from tests.support.process import Mayfly
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["whole", "sparse"])

@@ -21,7 +21,7 @@ import pytest
 
 from mayfly.registry.cli import execute
 from tests.damaged.volume import CASES, Repository, build
-from tests.process import Mayfly, need
+from tests.support.process import Mayfly, need
 
 HERE = Path(__file__).parent
 COLUMNS = (

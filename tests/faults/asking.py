@@ -15,7 +15,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.manifest import parse
 from tests.faults.model import BLOB_UNKNOWN, OK
 from tests.faults.subjects import ByMethods, OpenStore
-from tests.registry.conftest import Registry
+from tests.support.registry import Registry
 
 WAYS = 3
 """How a blob may be pushed: at once, by POST and PUT, by a stream of PATCH."""

@@ -20,7 +20,7 @@ from tests.faults.crash_client import (
 )
 from tests.faults.crash_model import Key, Model, Race, digest_of
 from tests.faults.crash_wire import Wire, offset_of
-from tests.process import REPO, Mayfly, Process
+from tests.support.process import REPO, Mayfly, Process
 
 CLIENTS = 4
 GRACE = 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import find_program, need, need_root
+from tests.support.process import find_program, need, need_root
 
 MIB = 1024 * 1024
 

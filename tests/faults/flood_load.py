@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tests.process import Mayfly
+from tests.support.process import Mayfly
 
 LONG = "MAYFLY_SOAK_SECONDS" in os.environ
 """Whether this is `make soak`: the whole flood, not a sample of it."""

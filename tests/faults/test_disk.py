@@ -18,7 +18,7 @@ from tests.faults import disk_mounts
 from tests.faults.disk_mounts import MIB, ext4, fill, free, limit, run, thin, tmpfs, with_quota
 from tests.faults.disk_pushes import Pushes, Refused, digest_of, noise
 from tests.faults.flood_load import LONG
-from tests.process import REPO, Mayfly
+from tests.support.process import REPO, Mayfly
 
 Start = Callable[..., Mayfly]
 

@@ -11,7 +11,7 @@ from tests.bundle.builders import Layout, tar
 from tests.clients.programs import Client, Dockerd
 from tests.faults.disk_mounts import MIB, tmpfs
 from tests.faults.disk_pushes import noise
-from tests.process import Mayfly, need_root, remove_tree
+from tests.support.process import Mayfly, need_root, remove_tree
 
 REASON = "no space left in the registry's storage"
 

@@ -24,7 +24,7 @@ from tests.faults.flood_load import (
     many_files,
     tell,
 )
-from tests.process import REPO, Mayfly, Process, need, need_root
+from tests.support.process import REPO, Mayfly, Process, need, need_root
 
 Start = Callable[..., Mayfly]
 

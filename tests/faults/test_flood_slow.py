@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.disk_pushes import Pushes, digest_of, noise
 from tests.faults.flood_load import MIB, Costs, Crawler, Line, request, until
-from tests.process import Mayfly
+from tests.support.process import Mayfly
 
 UNREAD = [number * MIB // 4 for number in range(1, 21)]
 """Bytes of answers that nobody reads. The kernel takes the smaller ones whole. Of others a part is

@@ -22,7 +22,7 @@ from tests.faults.flood_load import (
     timed,
     until,
 )
-from tests.process import Mayfly
+from tests.support.process import Mayfly
 
 Start = Callable[..., Mayfly]
 

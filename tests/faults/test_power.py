@@ -26,8 +26,8 @@ from tests.faults.power_actor import deleted, pushed
 from tests.faults.power_disk import Disk
 from tests.faults.power_story import Changes, Story, Told, begun_again, check, check_acknowledged
 from tests.faults.power_trace import Step, need_strace, recorded
-from tests.process import Mayfly, Process, remove_tree
 from tests.storage.disk import skip_sync
+from tests.support.process import Mayfly, Process, remove_tree
 
 SOAK = os.environ.get("MAYFLY_SOAK") == "1"
 """The long form: every point to kill a process at, and more ways in which the disk loses."""

@@ -19,8 +19,8 @@ from tests.bundle.builders import CONFIG_TYPE, LAYER_TYPE, Layout
 from tests.fuzz import seeds
 from tests.fuzz.messages import Message
 from tests.fuzz.seeds import Target, basic, sha256
-from tests.process import Mayfly
 from tests.security.wire import Answer, Header, Server, ask
+from tests.support.process import Mayfly
 
 OPEN = ("fuzz/a", "fuzz/b/c")
 CLOSED = "private/app"

@@ -18,7 +18,7 @@ from mayfly.registry.coverage.observer import Caller as Peer
 from mayfly.registry.http.body import Body
 from mayfly.storage.errors import StorageError
 from tests.fuzz.budget import EXAMPLES
-from tests.lifeline import lifeline
+from tests.support.lifeline import lifeline
 
 SESSION = "1b671a64-40d5-491e-99b0-da01ff1f3341"
 WIRE = st.binary(max_size=30).map(lambda data: data.decode("utf-8", "surrogateescape"))

@@ -14,7 +14,7 @@ from tests.fuzz import seeds, servers
 from tests.fuzz.budget import EXAMPLES, SEED
 from tests.fuzz.servers import Fuzzed
 from tests.fuzz.test_wire import unexpected
-from tests.process import REPO, Mayfly, find_program, need
+from tests.support.process import REPO, Mayfly, find_program, need
 
 CHECKS = (
     "not_a_server_error",

@@ -24,9 +24,9 @@ from tests.fuzz.messages import Message
 from tests.fuzz.mutations import Exchange, Mutator
 from tests.fuzz.seeds import manifest
 from tests.fuzz.servers import OPEN, Fuzzed
-from tests.process import Mayfly
-from tests.registry.commands import mayfly
 from tests.storage.builders import files
+from tests.support.commands import mayfly
+from tests.support.process import Mayfly
 
 ROUND = 250
 """Exchanges until upload sessions are opened anew."""

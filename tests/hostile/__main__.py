@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.hostile.harness import results
-from tests.process import REPO
+from tests.support.process import REPO
 
 BEGIN = "<!-- hostile: made by `make soak` and `python -m tests.hostile` -->"
 END = "<!-- /hostile -->"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from tests.faults.flood_load import MIB, Costs, tell
-from tests.process import CACHE, REPO, Mayfly, Process, remove_tree
+from tests.support.process import CACHE, REPO, Mayfly, Process, remove_tree
 
 LONG = os.environ.get("MAYFLY_SOAK") == "1"
 """Whether this is `make soak`."""

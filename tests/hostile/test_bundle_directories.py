@@ -13,8 +13,8 @@ from mayfly.storage.directory.layout import Layout as Paths
 from mayfly.storage.directory.store import DistributionStore
 from tests.bundle.builders import Layout, layers, sha256
 from tests.hostile.harness import Hostile
-from tests.process import Mayfly
 from tests.storage.builders import put_image
+from tests.support.process import Mayfly
 
 SECRET = b"root:secret:of:the:host\n" * 100
 REPO = "team/app"

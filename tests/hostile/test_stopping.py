@@ -17,7 +17,7 @@ import pytest
 from tests.faults.disk_pushes import Pushes
 from tests.hostile.harness import Hostile
 from tests.hostile.test_heads import exchange, lines
-from tests.process import REPO, Mayfly
+from tests.support.process import REPO, Mayfly
 
 HUGE = 1 << 40
 """Bytes of a sparse file: to hash it takes a quarter of an hour at best."""

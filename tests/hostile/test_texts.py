@@ -19,8 +19,8 @@ from mayfly.registry.cli import cli
 from mayfly.registry.text import Terminal, echo, escaped, exact_json, line
 from tests.hostile import texts
 from tests.hostile.texts import FORGED, NAME, TEXT
-from tests.process import REPO, Mayfly, remove_tree
-from tests.registry.commands import mayfly
+from tests.support.commands import mayfly
+from tests.support.process import REPO, Mayfly, remove_tree
 
 
 def _commands(group: click.Group, before: str = "") -> Iterator[str]:

@@ -12,7 +12,7 @@ import pytest
 from tests.kubelet.cluster import Cluster
 from tests.kubelet.namespace import own_network
 from tests.kubelet.node import Node
-from tests.process import need_root, remove_tree
+from tests.support.process import need_root, remove_tree
 
 
 @pytest.fixture(scope="session")

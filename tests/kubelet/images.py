@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.clients.layout import Layout, layer
-from tests.process import REPO, find_program
+from tests.support.process import REPO, find_program
 
 SLEEP = ("/bin/busybox", "sleep", "1000000")
 _SKIPPED = {"test", "tests", "idlelib", "tkinter", "ensurepip", "lib2to3", "pip", "__pycache__"}

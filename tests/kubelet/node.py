@@ -11,8 +11,8 @@ from tests.clients.programs import Client, with_sbin
 from tests.kubelet.api import Api, eventually
 from tests.kubelet.namespace import run
 from tests.kubelet.pki import Pair
-from tests.process import REPO, Process, find_program, need
-from tests.programs import versioned, versions
+from tests.support.process import REPO, Process, find_program, need
+from tests.support.programs import versioned, versions
 
 NETWORK = "10.77.0"
 GATEWAY = f"{NETWORK}.1"

@@ -9,7 +9,7 @@ import pytest
 from tests.kubelet.api import eventually
 from tests.kubelet.cluster import HOST, HUB_IMAGE, Cluster
 from tests.kubelet.node import Node
-from tests.process import Process
+from tests.support.process import Process
 
 
 def test_killed_in_the_middle_of_a_pull(served: Cluster, node: Node) -> None:

@@ -29,7 +29,7 @@ from tests.kubelet.images import add_mayfly
 from tests.kubelet.namespace import output
 from tests.kubelet.node import Node
 from tests.kubelet.pki import Authority
-from tests.process import REPO, run_mayfly
+from tests.support.process import REPO, run_mayfly
 
 IMAGE = "docker.io/library/mayfly:0.1.0"
 PORT = 5000

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from mayfly.storage.directory.store import DistributionStore
-from tests.process import REPO
 from tests.storage.builders import put_image
+from tests.support.process import REPO
 
 ROUNDS = 20
 IDLE_SECONDS = 1

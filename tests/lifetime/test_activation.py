@@ -25,10 +25,10 @@ from mayfly.registry.lifecycle.life import Launch, Life
 from mayfly.registry.lifecycle.plan import Plan
 from mayfly.registry.state.directory import StateDir
 from mayfly.registry.state.private import Login
-from tests.lifetime import stub
-from tests.lifetime.conftest import poll, status_of
-from tests.lifetime.stub import content
-from tests.process import need
+from tests.support import stub
+from tests.support.process import need
+from tests.support.stub import content
+from tests.support.stubs import poll, status_of
 
 ROUNDS = 20
 IDLE = 0.02
@@ -126,7 +126,7 @@ def activate(held: socket.socket, state_dir: Path) -> subprocess.Popen[bytes]:
     script = f'exec 3<&{descriptor} {descriptor}<&-; LISTEN_PID=$$ exec "$@"'
     try:
         return subprocess.Popen(
-            ["bash", "-c", script, "sh", sys.executable, "-m", "tests.lifetime.stub", options],
+            ["bash", "-c", script, "sh", sys.executable, "-m", "tests.support.stub", options],
             env=os.environ | {"LISTEN_FDS": "1"},
             pass_fds=[descriptor],
             stderr=subprocess.DEVNULL,
@@ -154,7 +154,7 @@ def test_systemd_socket_activate(tmp_path: Path) -> None:
     options = f'{{"state_dir": "{tmp_path / "state"}", "idle_timeout": 0.05}}'
     tool = ["systemd-socket-activate", "--listen", f"127.0.0.1:{port}", "--fdname=http"]
     process = subprocess.Popen(
-        [*tool, sys.executable, "-m", "tests.lifetime.stub", options], stderr=subprocess.PIPE
+        [*tool, sys.executable, "-m", "tests.support.stub", options], stderr=subprocess.PIPE
     )
 
     def answers() -> bool:

@@ -22,7 +22,7 @@ from mayfly.registry.lifecycle.conditions import (
     ends_when,
     first_of,
 )
-from tests.lifetime.fakes import FakeClock, settle
+from tests.support.fakes import FakeClock, settle
 
 
 @pytest.fixture

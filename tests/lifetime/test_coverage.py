@@ -17,7 +17,7 @@ from mayfly.registry.coverage.states import EMPTY_CONFIG, State, Target
 from mayfly.registry.lifecycle.activity import Activity
 from mayfly.registry.lifecycle.conditions import Kind
 from mayfly.storage.errors import BlobUnknown
-from tests.lifetime.fakes import FakeClock, FakeContent, digest, prepare, settle
+from tests.support.fakes import FakeClock, FakeContent, digest, prepare, settle
 
 APP, WEB = "team/app", "library/web"
 APP_1, APP_2 = digest("app1"), digest("app2")

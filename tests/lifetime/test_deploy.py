@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.settings.settings import SETTINGS
-from tests.process import REPO, find_program, need
+from tests.support.process import REPO, find_program, need
 
 SYSTEMD = REPO / "deploy" / "systemd"
 KUBERNETES = REPO / "deploy" / "kubernetes"

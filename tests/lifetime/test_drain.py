@@ -15,7 +15,7 @@ from mayfly.registry.lifecycle.activity import Activity
 from mayfly.registry.lifecycle.conditions import Kind, Once, Reason
 from mayfly.registry.lifecycle.drain import Drain, Drained
 from mayfly.registry.lifecycle.errors import Draining
-from tests.lifetime.fakes import FakeClock, FakeContent, digest, settle
+from tests.support.fakes import FakeClock, FakeContent, digest, settle
 
 REPO = "team/app"
 INDEX, CHILD, OTHER, LAYER = digest("index"), digest("child"), digest("other"), digest("layer")

@@ -8,7 +8,7 @@ import pytest
 
 from mayfly.registry.coverage.images import parse_image, plain, read_images, read_nodes
 from mayfly.registry.settings.errors import ConfigError
-from tests.lifetime.fakes import digest
+from tests.support.fakes import digest
 
 D = digest("x")
 OWN = ("127.0.0.1:5000", "mayfly.local")

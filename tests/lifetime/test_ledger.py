@@ -11,7 +11,7 @@ import pytest
 from mayfly.registry.coverage import ledger as ledgers
 from mayfly.registry.coverage.ledger import MAX_AGE, Ledger
 from mayfly.registry.notices import text
-from tests.lifetime.fakes import FakeClock, digest
+from tests.support.fakes import FakeClock, digest
 
 A, B, C, D = (digest(name) for name in "abcd")
 

@@ -10,7 +10,7 @@ import pytest
 from mayfly.registry.coverage.nodes import NodeNames
 from mayfly.registry.notices import REMEDY, text
 from mayfly.registry.settings.choices import NodeIdentity
-from tests.process import REPO
+from tests.support.process import REPO
 
 AUTO, CREDENTIAL, ADDRESS = NodeIdentity
 A, B = "10.0.0.7", "10.0.0.8"

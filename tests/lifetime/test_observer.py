@@ -10,7 +10,7 @@ from mayfly.registry.coverage.observer import AGAIN_AFTER, Observer
 from mayfly.registry.coverage.pulls import Pulls
 from mayfly.registry.http.errors import RangeInvalid
 from mayfly.registry.lifecycle.activity import Activity
-from tests.lifetime.fakes import FakeClock, FakeContent, digest
+from tests.support.fakes import FakeClock, FakeContent, digest
 
 REPO, MANIFEST, LAYER = "team/app", digest("manifest"), digest("layer")
 

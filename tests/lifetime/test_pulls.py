@@ -8,7 +8,7 @@ from mayfly.registry.coverage import pulls as pulls_module
 from mayfly.registry.coverage.contents import NO_CONTENTS, Contained, Contents
 from mayfly.registry.coverage.pulls import PATIENCE, SETTLED, Pulls
 from mayfly.registry.lifecycle.activity import Pulse
-from tests.lifetime.fakes import FakeClock, digest
+from tests.support.fakes import FakeClock, digest
 
 REPO, IMAGE, LAYER = "team/app", digest("image"), digest("layer")
 CONTENTS = Contents(blobs=(LAYER,))

@@ -33,7 +33,7 @@ from mayfly.registry.coverage.pulls import SETTLED, Pulls
 from mayfly.registry.coverage.states import State
 from mayfly.registry.lifecycle.activity import Activity
 from mayfly.registry.lifecycle.conditions import Kind
-from tests.lifetime.fakes import FakeClock, FakeContent, digest
+from tests.support.fakes import FakeClock, FakeContent, digest
 
 
 def _pull(node: str, state: State = State.SERVED) -> PullRecord:

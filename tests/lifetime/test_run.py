@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lifetime.conftest import (
+from tests.support.stub import BLOB, BLOB_SIZE, MANIFEST
+from tests.support.stubs import (
     Stub,
     alive,
     poll,
@@ -22,7 +23,6 @@ from tests.lifetime.conftest import (
     status_of,
     without_private,
 )
-from tests.lifetime.stub import BLOB, BLOB_SIZE, MANIFEST
 
 Start = Callable[..., Stub]
 
@@ -171,7 +171,7 @@ def test_ctrl_c_reaches_the_command_once(start: Start, tmp_path: Path, times: in
         exit 9
     """
     options = json.dumps({"state_dir": str(tmp_path / "state")})
-    argv = [sys.executable, "-m", "tests.lifetime.stub", options, "sh", "-c", script]
+    argv = [sys.executable, "-m", "tests.support.stub", options, "sh", "-c", script]
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(argv[0], argv)
@@ -223,7 +223,7 @@ def test_deadline_ends_the_command(start: Start, tmp_path: Path) -> None:
 def test_standard_input_is_the_commands(start: Start, tmp_path: Path) -> None:
     """The command reads what we were given."""
     options = json.dumps({"state_dir": str(tmp_path / "state")})
-    argv = [sys.executable, "-m", "tests.lifetime.stub", options, "cat"]
+    argv = [sys.executable, "-m", "tests.support.stub", options, "cat"]
     done = subprocess.run(argv, input=b"hello\n", stdout=subprocess.PIPE, check=True, timeout=20)
     assert done.stdout == b"hello\n"
 

@@ -16,7 +16,7 @@ from mayfly.registry.http import listen
 from mayfly.registry.http.listen import Listeners
 from mayfly.registry.process.systemd import Notifier, take_sockets
 from mayfly.registry.settings.errors import ConfigError
-from tests.lifetime.fakes import FakeClock, settle
+from tests.support.fakes import FakeClock, settle
 
 _TAKE = """
 import os

@@ -15,7 +15,7 @@ from mayfly.registry.coverage.observer import Observer
 from mayfly.registry.coverage.pulls import Pulls
 from mayfly.registry.coverage.states import State
 from mayfly.registry.lifecycle.activity import Activity
-from tests.lifetime.fakes import FakeClock, FakeContent, digest, prepare
+from tests.support.fakes import FakeClock, FakeContent, digest, prepare
 
 INDEX, IMAGE, OTHER = digest("index"), digest("image"), digest("other")
 CONFIG, LAYER = digest("config"), digest("layer")

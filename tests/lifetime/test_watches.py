@@ -16,7 +16,7 @@ from mayfly.registry.lifecycle.conditions import Kind
 from mayfly.registry.lifecycle.watches import ParentDeath, StandardInput, StopFile
 from mayfly.registry.process.signals import Signals
 from mayfly.registry.settings.errors import ConfigError
-from tests.lifetime.fakes import FakeClock, settle
+from tests.support.fakes import FakeClock, settle
 
 DEADLINE = 10.0
 

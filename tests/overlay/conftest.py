@@ -9,8 +9,8 @@ import pytest
 
 from mayfly.storage.bundle.open import Bundles, open_bundles
 from mayfly.storage.overlay import OverlayStore
-from tests.fixtures import quick_sync as quick_sync
-from tests.fixtures import root as root
+from tests.support.fixtures import quick_sync as quick_sync
+from tests.support.fixtures import root as root
 
 OpenOverlay = Callable[..., OverlayStore]
 

@@ -1,94 +1,10 @@
-"""The registry behind a real socket, in the test's own event loop, and what it left behind."""
+"""Fixtures of the tests of the registry's modules."""
 
-from __future__ import annotations
-
-import logging
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
-from typing import Any
-
-import pytest
-from aiohttp import web
-from aiohttp.test_utils import BaseTestServer, TestClient
-
-from mayfly.auth.policy import OPEN
-from mayfly.registry.access.audit import Audit
-from mayfly.registry.access.guard import Guard
-from mayfly.registry.api.app import App
-from mayfly.registry.http.protocol import HTTPServer
-from mayfly.registry.pki.context import ServerTLS
-from mayfly.storage.directory.store import DistributionStore
-from mayfly.storage.interface import Store
-from tests.fixtures import quick_sync as quick_sync
-from tests.fixtures import root as root
-from tests.lifeline import lifeline
-from tests.registry.secured import Secured, secured
-from tests.registry.wire import Wire
-from tests.trust.certificates import self_signed
-
-Client = TestClient[Any, Any]
-
-
-class Registry(BaseTestServer):
-    """An `HTTPServer` over a store, open to everyone, on a port of its own."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__()
-        self._store = store
-
-    async def _make_runner(self, **kwargs: Any) -> web.ServerRunner:
-        guard = Guard(lambda: OPEN, None, lambda http: None, Audit())
-        app = App(self._store, guard, lifeline())
-        return web.ServerRunner(HTTPServer(app), shutdown_timeout=1)
-
-
-@pytest.fixture
-def store(root: Path) -> Iterator[DistributionStore]:
-    """The store that the registry serves."""
-    made = DistributionStore(root)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-async def client(
-    store: DistributionStore, aiohttp_client: Callable[..., Awaitable[Client]]
-) -> Client:
-    """A client of a registry that runs for this test."""
-    return await aiohttp_client(Registry(store), auto_decompress=False)
-
-
-@pytest.fixture
-async def wire(client: Client) -> AsyncIterator[Wire]:
-    """The same registry, byte by byte."""
-    assert client.server.port is not None
-    made = Wire(client.server.port)
-    yield made
-    made.hang_up()
-
-
-@pytest.fixture
-def may_log_errors(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """For a test that makes the server fail on purpose: it looks at the log by itself."""
-    return caplog
-
-
-@pytest.fixture(autouse=True)
-def clean_log(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Nothing a client does makes the server log an error or a traceback."""
-    yield
-    if "may_log_errors" in request.fixturenames:
-        return
-    records = [r for when in ("setup", "call") for r in caplog.get_records(when)]
-    loud = [r for r in records if r.levelno >= logging.ERROR or r.exc_info]
-    assert [f"{r.name}: {r.getMessage()} {r.exc_info}" for r in loud] == []
-
-
-@pytest.fixture
-async def server(store: DistributionStore, tmp_path: Path) -> AsyncIterator[Secured]:
-    """The same store behind TLS, in the way of `mayfly serve`."""
-    pair = self_signed(tmp_path)
-    trust = ssl.create_default_context(cafile=pair.certificate)
-    async with secured(store, ServerTLS(pair.certificate, pair.key).context, trust) as made:
-        yield made
+from tests.support.fixtures import quick_sync as quick_sync
+from tests.support.fixtures import root as root
+from tests.support.registry import clean_log as clean_log
+from tests.support.registry import client as client
+from tests.support.registry import may_log_errors as may_log_errors
+from tests.support.registry import server as server
+from tests.support.registry import store as store
+from tests.support.registry import wire as wire

@@ -9,9 +9,9 @@ import socket
 
 import pytest
 
-from tests.process import Mayfly
-from tests.registry.wire import chunked, message
 from tests.storage.builders import files, image_body
+from tests.support.process import Mayfly
+from tests.support.wire import chunked, message
 
 SHA = "sha256:" + hashlib.sha256(b"something else").hexdigest()
 UPLOAD = "1b671a64-40d5-491e-99b0-da01ff1f3341"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from mayfly.storage.directory.store import DistributionStore
-from tests.registry.conftest import Client
-from tests.registry.endpoints import METHODS
-from tests.registry.pushing import content, digest_of, push_blob, push_image
-from tests.registry.wire import Wire
 from tests.storage.builders import image_body
+from tests.support.endpoints import METHODS
+from tests.support.pushing import content, digest_of, push_blob, push_image
+from tests.support.registry import Client
+from tests.support.wire import Wire
 
 REPO = "team/app"
 SHA = digest_of(b"x")

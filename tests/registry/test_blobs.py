@@ -10,8 +10,8 @@ from aiohttp import ClientConnectionError, ClientPayloadError
 
 from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore
-from tests.registry.conftest import Client
-from tests.registry.pushing import content, digest_of, push_blob, refused
+from tests.support.pushing import content, digest_of, push_blob, refused
+from tests.support.registry import Client
 
 DATA = bytes(range(256)) * 400
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import POLL_INTERVAL
-from tests.registry.conftest import Client
-from tests.registry.pushing import CONFIG, begin, content, digest_of, push_blob, refused
-from tests.registry.wire import TIMEOUT, Answer, Wire, chunked, message, read_answer
 from tests.storage.builders import image_body
+from tests.support.process import POLL_INTERVAL
+from tests.support.pushing import CONFIG, begin, content, digest_of, push_blob, refused
+from tests.support.registry import Client
+from tests.support.wire import TIMEOUT, Answer, Wire, chunked, message, read_answer
 
 REPO = "team/app"
 DATA = bytes(range(256)) * 8192  # 2 MiB: more than the server gathers before it writes

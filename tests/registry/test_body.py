@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mayfly.registry.http.body import Body, allocate
 from mayfly.registry.http.errors import BodyIncomplete
 from tests.fuzz.budget import EXAMPLES
-from tests.registry.wire import TIMEOUT, chunked
+from tests.support.wire import TIMEOUT, chunked
 
 
 class Greedy(asyncio.Transport):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.process import Mayfly
+from tests.support.process import Mayfly
 
 SECONDS = float(os.environ.get("MAYFLY_SOAK_SECONDS", "8"))
 """How long clients work; `make soak` gives a minute."""

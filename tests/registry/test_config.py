@@ -18,7 +18,7 @@ from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.settings.readers import Address, read_address, read_path
 from mayfly.registry.settings.settings import SETTINGS, Setting
 from mayfly.registry.settings.sources import load
-from tests.process import REPO
+from tests.support.process import REPO
 
 # For each setting two texts that it takes, and one that it does not.
 TEXTS: dict[str, tuple[str, str, str]] = {

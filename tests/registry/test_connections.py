@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import Mayfly
-from tests.registry.wire import Answer, chunked, message, read_answer
+from tests.support.process import Mayfly
+from tests.support.wire import Answer, chunked, message, read_answer
 
 BATCH = 1024 * 1024
 MIB = 1024 * 1024

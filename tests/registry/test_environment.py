@@ -14,7 +14,7 @@ from mayfly.registry.settings.environment import GIVEN, check
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.settings.settings import SETTINGS
 from mayfly.registry.state.private import Login
-from tests.registry.commands import assert_refused, mayfly
+from tests.support.commands import assert_refused, mayfly
 
 SERVICES = {
     "MAYFLY_PORT": "tcp://10.0.0.1:5000",

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.bundle.builders import Layout
-from tests.process import REPO, Mayfly, Process
-from tests.registry.commands import command_line, environment
+from tests.support.commands import command_line, environment
+from tests.support.process import REPO, Mayfly, Process
 
 IMAGE = "quay.io/team/app:1"
 RUNTIME = {"User-Agent": "containerd/1.6.20"}

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.exit_codes import MEANINGS, OTHERS, Exit, describe
-from tests.process import REPO, Process
-from tests.registry.commands import command_line, environment, mayfly
+from tests.support.commands import command_line, environment, mayfly
+from tests.support.process import REPO, Process
 
 Words = list[str | Path]
 

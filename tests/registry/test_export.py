@@ -12,7 +12,7 @@ import pytest
 from mayfly.registry.cli.transfer import _published
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.storage.errors import StorageFull
-from tests.registry.commands import assert_refused, mayfly
+from tests.support.commands import assert_refused, mayfly
 
 
 def test_special_file_is_not_replaced(root: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mayfly.registry.http.framing import (
     without_body,
 )
 from tests.fuzz.budget import EXAMPLES
-from tests.registry.wire import chunked
+from tests.support.wire import chunked
 
 
 def _head(*fields: bytes, version: bytes = b"1.1") -> bytes:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.registry.conftest import Client
-from tests.registry.pushing import content, digest_of, push_blob, push_image
-from tests.registry.wire import TIMEOUT, Wire, chunked, message, read_answer
+from tests.support.pushing import content, digest_of, push_blob, push_image
+from tests.support.registry import Client
+from tests.support.wire import TIMEOUT, Wire, chunked, message, read_answer
 
 REPO = "team/app"
 DATA = bytes(range(256)) * 40_000  # 10 MiB: more than sockets buffer

@@ -15,8 +15,8 @@ from jsonschema import Draft202012Validator
 from mayfly.registry.cli import cli
 from mayfly.registry.settings.settings import SETTINGS
 from tests.bundle.builders import Layout, sha256
-from tests.process import REPO, Mayfly
-from tests.registry.commands import command_line, environment, mayfly
+from tests.support.commands import command_line, environment, mayfly
+from tests.support.process import REPO, Mayfly
 
 SCHEMA = json.loads((REPO / "docs/commands.schema.json").read_text())
 PAGE = (REPO / "docs/commands.md").read_text()

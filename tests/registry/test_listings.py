@@ -9,8 +9,8 @@ import pytest
 
 from mayfly.storage import manifest as manifests
 from mayfly.storage.manifest import MAX_SIZE, OCI_INDEX, OCI_MANIFEST
-from tests.registry.conftest import Client
-from tests.registry.pushing import (
+from tests.storage.builders import descriptor, image_body
+from tests.support.pushing import (
     CONFIG,
     digest_of,
     push_blob,
@@ -18,7 +18,7 @@ from tests.registry.pushing import (
     push_manifest,
     refused,
 )
-from tests.storage.builders import descriptor, image_body
+from tests.support.registry import Client
 
 REPO = "team/app"
 BAD_NUMBERS = ["-1", "x", "1.5", "", "+1", " 1", "1e3", "\u0661", "9" * 5000, "0x10"]

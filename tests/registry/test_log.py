@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from mayfly.registry import log
-from tests.process import REPO
+from tests.support.process import REPO
 
 
 @pytest.fixture(autouse=True)

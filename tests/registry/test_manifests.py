@@ -18,8 +18,8 @@ from mayfly.storage.manifest import (
     OCI_MANIFEST,
     parse,
 )
-from tests.registry.conftest import Client
-from tests.registry.pushing import (
+from tests.storage.builders import descriptor, image_body, index_body
+from tests.support.pushing import (
     CONFIG,
     content,
     digest_of,
@@ -28,7 +28,7 @@ from tests.registry.pushing import (
     push_manifest,
     refused,
 )
-from tests.storage.builders import descriptor, image_body, index_body
+from tests.support.registry import Client
 
 REPO = "team/app"
 TYPES = {

@@ -16,7 +16,7 @@ from mayfly.registry.api.routes import ROUTES
 from mayfly.storage import digest as digests
 from mayfly.storage import names
 from mayfly.storage.manifest import IMAGE_TYPES, INDEX_TYPES
-from tests.process import REPO
+from tests.support.process import REPO
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((REPO / "docs/openapi.yaml").read_text())
 METHODS = ("get", "head", "post", "put", "patch", "delete")

@@ -20,8 +20,8 @@ from mayfly.registry.control.client import ask
 from mayfly.registry.coverage.arrival import ACK_SLACK
 from mayfly.registry.coverage.states import State
 from mayfly.storage.directory.store import DistributionStore
-from tests.process import Mayfly
 from tests.storage.builders import image_body, push, put
+from tests.support.process import Mayfly
 
 MIB = 1024 * 1024
 SIZE, PART = 24 * MIB, 4 * MIB

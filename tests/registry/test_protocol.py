@@ -16,7 +16,7 @@ from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.framing import MAX_HEAD
 from mayfly.registry.http.protocol import HTTPServer, Protocol
 from tests.fuzz.budget import EXAMPLES
-from tests.registry.wire import TIMEOUT, chunked, message
+from tests.support.wire import TIMEOUT, chunked, message
 
 RECEIVED = 16 * 1024
 H = b"Host: x\r\n"

@@ -12,7 +12,7 @@ import pytest
 from mayfly.registry.http import receive as module
 from mayfly.registry.http.receive import receive
 from tests.registry.test_body import Greedy, body_of
-from tests.registry.wire import TIMEOUT
+from tests.support.wire import TIMEOUT
 
 MIB = 1024 * 1024
 

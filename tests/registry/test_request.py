@@ -15,7 +15,7 @@ from mayfly.registry.api.request import Request, Route
 from mayfly.registry.api.routes import ROUTES
 from mayfly.storage import digest as digests
 from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid
-from tests.registry.endpoints import METHODS, route_of
+from tests.support.endpoints import METHODS, route_of
 
 SHA = "sha256:" + "ab" * 32
 SHA512 = "sha512:" + "cd" * 64

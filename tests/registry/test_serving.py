@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.version import VERSION
-from tests.process import Mayfly, Process
-from tests.registry.commands import command_line, environment
-from tests.registry.wire import message
 from tests.storage.builders import files
+from tests.support.commands import command_line, environment
+from tests.support.process import Mayfly, Process
+from tests.support.wire import message
 
 StartMayfly = Callable[..., Mayfly]
 AT_ONCE = ("--drain-timeout", "0s")

@@ -23,8 +23,9 @@ import pytest
 from mayfly.registry.http.protocol import Protocol
 from mayfly.registry.pki.context import ServerTLS
 from mayfly.storage.directory.store import DistributionStore
-from tests.process import need
-from tests.registry.secured import (
+from tests.support.certificates import CLIENT, self_signed
+from tests.support.process import need
+from tests.support.secured import (
     NAME,
     Secured,
     descriptors,
@@ -34,8 +35,7 @@ from tests.registry.secured import (
     secured,
     until,
 )
-from tests.registry.wire import TIMEOUT, message
-from tests.trust.certificates import CLIENT, self_signed
+from tests.support.wire import TIMEOUT, message
 
 REPO = "team/app"
 DATA = bytes(range(256)) * (5 * 4096)  # 5 MiB

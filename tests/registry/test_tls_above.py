@@ -13,10 +13,10 @@ import pytest
 
 from mayfly.registry.http import tls
 from mayfly.registry.pki.context import ServerTLS
-from tests.registry.key_updates import key_updates
-from tests.registry.secured import NAME, drain, until
-from tests.registry.wire import TIMEOUT
-from tests.trust.certificates import self_signed
+from tests.support.certificates import self_signed
+from tests.support.key_updates import key_updates
+from tests.support.secured import NAME, drain, until
+from tests.support.wire import TIMEOUT
 
 DATA = bytes(range(256)) * (5 * 4096)  # 5 MiB
 MIB = 1024 * 1024

@@ -20,10 +20,10 @@ import pytest
 
 from mayfly.registry.http import tls
 from mayfly.storage.directory.store import DistributionStore
-from tests.process import Mayfly
-from tests.registry.pushing import digest_of
-from tests.registry.secured import Secured, descriptors, read_answer, until
-from tests.registry.wire import message
+from tests.support.process import Mayfly
+from tests.support.pushing import digest_of
+from tests.support.secured import Secured, descriptors, read_answer, until
+from tests.support.wire import message
 
 REPO = "team/app"
 MIB = 1024 * 1024

@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.registry.conftest import Client
-from tests.registry.pushing import begin, content, digest_of, push_blob, refused
+from tests.support.pushing import begin, content, digest_of, push_blob, refused
+from tests.support.registry import Client
 
 REPO = "team/app"
 DATA = bytes(range(256)) * 4096 + b"an odd end"

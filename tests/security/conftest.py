@@ -10,9 +10,9 @@ import pytest
 
 from tests.clients.images import Images, make_images
 from tests.clients.programs import Client
-from tests.process import CACHE, need, need_root, remove_tree
 from tests.security.node import Node, NodeMayfly
 from tests.security.registries import Registry, registry
+from tests.support.process import CACHE, need, need_root, remove_tree
 
 MEMORY = Path("/dev/shm")
 

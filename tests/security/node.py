@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Self
 
 from tests.clients.programs import OLD_CLIENTS, Client, cri_config, with_sbin
-from tests.process import REPO, Mayfly, Process, find_program, need, need_root
-from tests.programs import versioned, versions
 from tests.security.servers import mayfly
+from tests.support.process import REPO, Mayfly, Process, find_program, need, need_root
+from tests.support.programs import versioned, versions
 
 ADDRESS = "198.51.100.7"
 """From a block for documentation (RFC 5737): no other host's."""
@@ -135,7 +135,7 @@ class NodeDockerd(Process):
     """A Docker daemon on a node; its client runs anywhere, by the socket.
 
     Args:
-        version: of the engine, as `tests.programs` has it; "" is the machine's own.
+        version: of the engine, as `tests.support.programs` has it; "" is the machine's own.
     """
 
     def __init__(self, node: Node, home: Path, version: str = "") -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.process import REPO, Mayfly
 from tests.security.wire import Header, Server, basic
+from tests.support.process import REPO, Mayfly
 
 SECURE = ("--tls", "auto", "--auth", "auto")
 """Must be asked for on loopback; elsewhere it is the default."""

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tests.process import Mayfly
 from tests.security.servers import make_auth, server_of
 from tests.security.wire import Answer, ask, basic, bearer
+from tests.support.process import Mayfly
 
 TAGS = "/v2/team/app/tags/list"
 UPLOADS = "/v2/team/app/blobs/uploads/"

@@ -15,10 +15,10 @@ import pytest
 
 from tests.clients.images import Images
 from tests.clients.programs import Client
-from tests.process import Mayfly, find_program, need
 from tests.security.node import Node, NodeMayfly
 from tests.security.servers import SECURE, login, make_auth, one_run_users, server_of
 from tests.security.wire import ask, basic, bearer
+from tests.support.process import Mayfly, find_program, need
 
 UNKNOWN_AUTHORITY = "certificate signed by unknown authority"
 LOCAL = "mayfly-test/small:1"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import suite
-from tests.process import Mayfly
 from tests.security.servers import SECURE, one_run_users
+from tests.support.process import Mayfly
 
 
 @pytest.mark.parametrize("version", ["1.1", "dev"])

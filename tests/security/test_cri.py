@@ -22,10 +22,10 @@ from mayfly.registry.access.policy_files import load_key
 from mayfly.registry.state import runs
 from tests.clients.images import Images
 from tests.clients.programs import Client
-from tests.process import need
 from tests.security.keyring import AuthConfig, lookup
 from tests.security.node import Node, NodeContainerd, NodeMayfly
 from tests.security.servers import credential, mayfly, one_run_users
+from tests.support.process import need
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ import pytest
 
 from tests.clients.conftest import version_id
 from tests.clients.programs import Client, wait_for_answer
-from tests.programs import versions
 from tests.security.node import Node, NodeDockerd, NodeMayfly
 from tests.security.servers import credential, one_run_users
+from tests.support.programs import versions
 
 LOCAL = "mayfly-test/small:1"
 DAEMON_JSON = '{\n\t"log-level": "info",   "debug": false }\n'

@@ -22,10 +22,10 @@ from mayfly.registry.access.security import secure
 from mayfly.registry.settings import config
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.runs import Run
-from tests.process import Mayfly, find_program, need
 from tests.security.servers import make_auth, mayfly, refused, run, server_of
 from tests.security.wire import ask, basic
-from tests.trust.certificates import self_signed
+from tests.support.certificates import self_signed
+from tests.support.process import Mayfly, find_program, need
 
 USERS = {"alice": "the password of alice", "bob": "the password of bob"}
 TAGS = "/v2/team/app/tags/list"

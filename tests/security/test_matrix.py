@@ -21,7 +21,6 @@ from mayfly.auth.roles import Role
 from mayfly.auth.tokens import TokenIssuer
 from mayfly.registry.access.guard import REALM
 from mayfly.storage import digest as digests
-from tests.registry.endpoints import METHODS, route_of
 from tests.security.registries import (
     NOBODY,
     Registry,
@@ -31,6 +30,7 @@ from tests.security.registries import (
     push_image,
 )
 from tests.security.wire import Header, basic, bearer
+from tests.support.endpoints import METHODS, route_of
 
 REPOSITORY = "team/app"
 EVERY_ACTION = f"repository:{REPOSITORY}:delete,pull,push registry:catalog:*"

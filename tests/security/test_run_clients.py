@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.clients.programs import Client, wait_for_answer
-from tests.process import need, remove_tree
 from tests.security.keyring import AuthConfig, lookup
 from tests.security.node import Node, NodeContainerd, NodeDockerd, NodeMayfly
 from tests.security.servers import mayfly, one_run_users
+from tests.support.process import need, remove_tree
 
 LOCAL = "mayfly-test/small:1"
 PORT = 5443

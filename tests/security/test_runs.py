@@ -16,7 +16,6 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.process import Mayfly
 from tests.security.servers import (
     SECURE,
     credential,
@@ -27,6 +26,7 @@ from tests.security.servers import (
     server_of,
 )
 from tests.security.wire import Header, Server, ask, basic, bearer
+from tests.support.process import Mayfly
 
 FORM: Header = ("Content-Type", "application/x-www-form-urlencoded")
 SCOPE = "repository:team/app:pull,push"

@@ -15,7 +15,6 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.process import REPO, Mayfly, Process
 from tests.security.servers import (
     SECURE,
     credential,
@@ -27,6 +26,7 @@ from tests.security.servers import (
     server_of,
 )
 from tests.security.wire import Header, ask, basic, bearer
+from tests.support.process import REPO, Mayfly, Process
 
 WRONG = "this-is-a-wrong-password"
 

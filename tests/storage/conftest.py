@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mayfly.storage.directory.store import DistributionStore
-from tests.fixtures import quick_sync as quick_sync
-from tests.fixtures import root as root
 from tests.storage.contract import OpenStore
 from tests.storage.disk import Disk
+from tests.support.fixtures import quick_sync as quick_sync
+from tests.support.fixtures import root as root
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 
 from mayfly.storage.directory.publish import Publisher
 from mayfly.storage.directory.store import DistributionStore
-from tests.process import REPO as SOURCE
 from tests.storage.builders import all_succeed, put_image
+from tests.support.process import REPO as SOURCE
 
 HOLDER = """
 import sys

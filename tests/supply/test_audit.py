@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.process import REPO
+from tests.support.process import REPO
 
 SOUND = {"name": "a", "version": "1", "vulns": []}
 SKIPPED = {"name": "b", "skip_reason": "Dependency not found on PyPI"}

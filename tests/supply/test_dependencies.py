@@ -8,7 +8,7 @@ from importlib import metadata
 
 import pytest
 
-from tests.process import REPO
+from tests.support.process import REPO
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 ROW = re.compile(r"^\| ([a-z0-9-]+) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import need
-from tests.programs import BIN, CI, TOP, manifest, versioned, versions
+from tests.support.process import need
+from tests.support.programs import BIN, CI, TOP, manifest, versioned, versions
 
 
 def _needed() -> Iterator[tuple[Path, str]]:

@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from tests.process import REPO
+from tests.support.process import REPO
 
 TEXT = (REPO / "SECURITY.md").read_text()
 THREATS = dict(re.findall(r"^### (.+)\n((?:(?!^### ).*\n?)*)", TEXT, re.MULTILINE))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.pki.authority import CertificateFiles, ensure
-from tests.fixtures import quick_sync as quick_sync
+from tests.support.fixtures import quick_sync as quick_sync
 
 
 @pytest.fixture(scope="session")

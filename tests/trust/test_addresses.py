@@ -14,7 +14,7 @@ import pytest
 from mayfly.registry.pki import addresses
 from mayfly.registry.pki.addresses import canonical, host_names, local_addresses, wanted_names
 from mayfly.registry.pki.errors import TrustError
-from tests.process import need
+from tests.support.process import need
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ from mayfly.registry.pki.authority import (
 from mayfly.registry.pki.certificate import fingerprint, is_constrained, read_authority, read_pair
 from mayfly.registry.pki.context import ServerTLS
 from mayfly.registry.pki.errors import TrustError
-from tests.process import need
-from tests.trust.certificates import self_signed
+from tests.support.certificates import self_signed
+from tests.support.process import need
 
 NAMES = ("localhost", "127.0.0.1", "::1", "registry.example.com", "fd00::2")
 NOW = datetime.now(UTC).replace(microsecond=0)

@@ -18,8 +18,8 @@ from mayfly.registry.pki.certificate import (
     read_pair,
 )
 from mayfly.registry.pki.errors import TrustError
-from tests.process import need
-from tests.trust.certificates import CLIENT, DAY, self_signed
+from tests.support.certificates import CLIENT, DAY, self_signed
+from tests.support.process import need
 
 
 def test_a_good_pair_is_read_without_cryptography(tmp_path: Path) -> None:

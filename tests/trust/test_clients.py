@@ -21,9 +21,9 @@ from mayfly.registry.nodes.target import parse
 from mayfly.registry.pki.authority import CertificateFiles
 from mayfly.registry.pki.context import ServerTLS
 from tests.clients.programs import Containerd
-from tests.process import find_program, need, need_root
-from tests.trust.certificates import CLIENT, self_signed
-from tests.trust.serving import Served, serving
+from tests.support.certificates import CLIENT, self_signed
+from tests.support.process import find_program, need, need_root
+from tests.support.serving import Served, serving
 
 IMAGE = "library/small"
 

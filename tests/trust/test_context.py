@@ -15,8 +15,8 @@ from mayfly.auth.identity import from_certificate
 from mayfly.registry.pki.authority import CertificateFiles, ensure
 from mayfly.registry.pki.context import ServerTLS
 from mayfly.registry.pki.errors import TrustError
-from tests.trust.certificates import CLIENT, DAY, self_signed
-from tests.trust.serving import ask, serving
+from tests.support.certificates import CLIENT, DAY, self_signed
+from tests.support.serving import ask, serving
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 from mayfly.registry.nodes.journal import NodeConfig
 from mayfly.registry.nodes.runtimes import RUNTIMES, Runtime
 from mayfly.registry.nodes.target import Target, parse
-from tests.process import REPO
+from tests.support.process import REPO
+from tests.support.trees import Node, full_after, interfering, killed_after, snapshot
 from tests.trust.test_journal import furnish
-from tests.trust.trees import Node, full_after, interfering, killed_after, snapshot
 
 FEWEST_CHANGES = 10
 """Every operation makes more than that; fewer seen would mean that the hook is blind."""
@@ -164,7 +164,7 @@ def test_a_killed_process_is_as_good_as_a_crash(root: Path, point: int) -> None:
         "import os, signal, sys; from pathlib import Path\n"
         "from mayfly.registry.nodes.journal import NodeConfig\n"
         "from mayfly.registry.nodes.target import parse\n"
-        "from tests.trust.trees import interfering\n"
+        "from tests.support.trees import interfering\n"
         "def kill(seen):\n"
         "    if seen > int(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)\n"
         f"node = NodeConfig(Path({str(root)!r}), 'containerd')\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import Mayfly, run_mayfly
+from tests.support.process import Mayfly, run_mayfly
 
 URL = "https://registry.example:8443/hub"
 HOST = "registry.example:8443"

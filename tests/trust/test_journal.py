@@ -13,7 +13,7 @@ from mayfly.registry.nodes.journal import JOURNALS, NodeConfig
 from mayfly.registry.nodes.runtimes import RUNTIMES, Runtime
 from mayfly.registry.nodes.target import NodeCredential, Target, parse
 from mayfly.registry.pki.errors import TrustError
-from tests.trust.trees import snapshot
+from tests.support.trees import snapshot
 
 HOST = "10.0.0.5:5000"
 DAEMON_JSON = "etc/docker/daemon.json"

@@ -20,7 +20,6 @@ from mayfly.registry.upstream.lists import TagFilter
 from mayfly.storage.digest import Digest, of
 from mayfly.storage.directory.store import DistributionStore
 from tests.clients.proxy import FaultyProxy, SlowProxy
-from tests.process import REPO, Mayfly, run_mayfly
 from tests.storage.builders import (
     descriptor,
     image_body,
@@ -29,6 +28,7 @@ from tests.storage.builders import (
     put,
     subject_of,
 )
+from tests.support.process import REPO, Mayfly, run_mayfly
 
 APP, TOOL = "team/app", "tool"
 PLATFORMS = ("amd64", "arm64")

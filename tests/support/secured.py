@@ -22,9 +22,9 @@ from mayfly.registry.http.connections import Connections, Limits
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.http.sweep import Patience
 from mayfly.storage.interface import Store
-from tests.lifeline import lifeline
-from tests.process import POLL_INTERVAL
-from tests.registry.wire import TIMEOUT, message
+from tests.support.lifeline import lifeline
+from tests.support.process import POLL_INTERVAL
+from tests.support.wire import TIMEOUT, message
 
 NAME = "localhost"
 

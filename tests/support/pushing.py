@@ -11,8 +11,8 @@ from typing import Any
 from aiohttp import ClientResponse
 
 from mayfly.storage.manifest import OCI_MANIFEST
-from tests.registry.conftest import Client
 from tests.storage.builders import files, image_body
+from tests.support.registry import Client
 
 CONFIG = b"{}"
 

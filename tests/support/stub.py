@@ -1,6 +1,6 @@
 """A server with nothing but a lifetime: two images in memory, served by a few lines of HTTP.
 
-Run as ``python -m tests.lifetime.stub OPTIONS [COMMAND...]``, OPTIONS a JSON object: ``state_dir``,
+Run as ``python -m tests.support.stub OPTIONS [COMMAND...]``, OPTIONS a JSON object: ``state_dir``,
 the fields of `Plan`, and ``rate`` in blob bytes a second. A node says its name in ``X-Node``.
 """
 
@@ -30,7 +30,7 @@ from mayfly.registry.process.systemd import Notifier, take_sockets
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.directory import StateDir
 from mayfly.registry.state.private import Login
-from tests.lifetime.fakes import FakeContent, digest
+from tests.support.fakes import FakeContent, digest
 
 REPOSITORIES = ("team/app", "team/web")
 MANIFEST, BLOB = digest("manifest"), digest("blob")

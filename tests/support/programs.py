@@ -1,7 +1,7 @@
 """The manifest of the programs that tests run: what each is, and where it lies.
 
 ``.ci/programs.toml`` has them.
-`.ci/install.py` installs from it and `tests.process` tells from it how a missing program is
+`.ci/install.py` installs from it and `tests.support.process` tells from it how a missing program is
 installed. Only the standard library: it is read before anything is installed.
 """
 
@@ -12,7 +12,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-TOP = Path(__file__).resolve().parent.parent
+TOP = Path(__file__).resolve().parents[2]
 MANIFEST = TOP / ".ci" / "programs.toml"
 BIN = TOP / ".cache" / "bin"
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.process import REPO
+from tests.support.process import REPO
 
 TIMEOUT = 30
 

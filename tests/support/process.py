@@ -19,9 +19,9 @@ from typing import Self, TypeVar
 
 import pytest
 
-from tests.programs import BIN, CI, manifest
+from tests.support.programs import BIN, CI, manifest
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 CACHE = REPO / ".cache"
 POLL_INTERVAL = 0.01
 
