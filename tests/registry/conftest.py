@@ -1,10 +1,3 @@
-"""Fixtures of the tests of the registry's modules."""
+"""Fixtures of the tests of the whole registry."""
 
-from tests.support.fixtures import quick_sync as quick_sync
-from tests.support.fixtures import root as root
 from tests.support.registry import clean_log as clean_log
-from tests.support.registry import client as client
-from tests.support.registry import may_log_errors as may_log_errors
-from tests.support.registry import server as server
-from tests.support.registry import store as store
-from tests.support.registry import wire as wire

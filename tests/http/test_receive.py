@@ -11,7 +11,7 @@ import pytest
 
 from mayfly.registry.http import receive as module
 from mayfly.registry.http.receive import receive
-from tests.registry.test_body import Greedy, body_of
+from tests.http.test_body import Greedy, body_of
 from tests.support.wire import TIMEOUT
 
 MIB = 1024 * 1024
