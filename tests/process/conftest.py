@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the lifetime."""
+"""Fixtures of the tests of processes: a command, systemd, signals."""
 
 from tests.support.stubs import own_signals as own_signals
 from tests.support.stubs import start as start
