@@ -14,9 +14,9 @@ import pytest
 from mayfly.registry.nodes.journal import NodeConfig
 from mayfly.registry.nodes.runtimes import RUNTIMES, Runtime
 from mayfly.registry.nodes.target import Target, parse
+from tests.nodes.test_journal import furnish
 from tests.support.process import REPO
 from tests.support.trees import Node, full_after, interfering, killed_after, snapshot
-from tests.trust.test_journal import furnish
 
 FEWEST_CHANGES = 10
 """Every operation makes more than that; fewer seen would mean that the hook is blind."""

@@ -1,14 +1,12 @@
-"""Certificates made once; tests that change files make their own."""
+"""A CA and certificates made once, as fixtures; tests that change files make their own."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
 from mayfly.registry.pki.authority import CertificateFiles, ensure
-from tests.support.fixtures import quick_sync as quick_sync
 
 
 @pytest.fixture(scope="session")
@@ -30,12 +28,3 @@ def constrained(tmp_path_factory: pytest.TempPathFactory) -> CertificateFiles:
 def ca_pem(identity: CertificateFiles) -> bytes:
     """The CA's certificate."""
     return identity.ca.read_bytes()
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The file system of a node that has nothing but what every one has."""
-    root = tmp_path / "node"
-    for directory in ("etc", "var/lib"):
-        (root / directory).mkdir(parents=True)
-    return root

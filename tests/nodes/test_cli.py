@@ -25,8 +25,8 @@ from mayfly.registry.nodes.runtimes import RUNTIMES as KNOWN_RUNTIMES
 from mayfly.registry.pki.authority import CertificateFiles
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.runs import Run
+from tests.nodes.test_journal import furnish
 from tests.support.trees import snapshot
-from tests.trust.test_journal import furnish
 
 HOST = "10.0.0.5:5000"
 
