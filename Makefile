@@ -11,8 +11,9 @@ STAMP := $(VENV)/.installed
 run: $(STAMP)
 	$(BIN)/mayfly serve --root .cache/store --state-dir .cache/state $(ARGS)
 
+# Side by side where they may; python -m tests says which. ARGS are options of pytest.
 test: lint
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/python -m tests $(ARGS)
 
 # Tests left out of `make test`, since what they need takes long to build: .ci/programs.toml has it.
 test-kubelet: $(STAMP)

@@ -1,4 +1,6 @@
-"""Shared fixtures, and the rule for skips: never silent, and none at all in CI."""
+"""Shared fixtures; the rule for skips: never silent, and none at all in CI; and which tests share a
+process when they run side by side (`tests.__main__`).
+"""
 
 from __future__ import annotations
 
@@ -37,6 +39,27 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
+
+
+FIRST = ("clients", "security", "faults", "bundle", "fuzz")
+"""Folders of long tests, which start first: no process is left with one of them at the end."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order and group tests that run side by side.
+
+    The tests of a module run in one process, in their order, and share servers and daemons there.
+    Modules marked ``xdist_group`` share one with others; one marked ``independent`` is split up.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        if not any(item.iter_markers("independent")) and not any(item.iter_markers("xdist_group")):
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(TOP).as_posix()))
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        places = {TOP / "tests" / folder: place for place, folder in enumerate(FIRST)}
+        items.sort(key=lambda item: places.get(item.path.parent, len(FIRST)))
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

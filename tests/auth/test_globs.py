@@ -86,9 +86,9 @@ def test_specificity() -> None:
 def test_no_slow_match(pattern: str, name: str) -> None:
     """No crafted glob and name make the matcher backtrack."""
     glob = parse_glob(pattern)
-    start = time.perf_counter()
+    start = time.process_time()
     assert not glob.matches(name)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def _reference(pattern: list[str], name: list[str]) -> bool:

@@ -114,10 +114,10 @@ def test_bounds() -> None:
 @pytest.mark.parametrize("piece", ["a", "a-", "a.", "a_", "a:", "a/", "A.", "a:1/", "--"])
 def test_no_slow_name(piece: str) -> None:
     """No crafted name takes the matcher long."""
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ScopeInvalid):
         Scope("repository", (piece * 600)[:500] + "!", frozenset({"pull"}))
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 @settings(deadline=None)

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from mayfly.auth.users import hash_password
 from mayfly.registry.http.connections import unsent
 from tests.faults.disk_pushes import Pushes, digest_of, noise
@@ -69,6 +71,7 @@ async def test_fleet_at_once(start_mayfly: Start) -> None:
     assert costs.growth < GROWTH
 
 
+@pytest.mark.alone
 async def test_slow_readers(start_mayfly: Start) -> None:
     """Beside many that read a kibibyte a second, normal clients are about as quick as alone."""
     many_files()

@@ -112,6 +112,7 @@ def test_half_open(
         far.kill()
 
 
+@pytest.mark.alone
 async def test_more_connections_than_files(workspace: Path) -> None:
     """Past the limit on open files clients wait; those served go on, and the server is at rest."""
     need("prlimit")

@@ -9,6 +9,8 @@ import ssl
 import struct
 from collections.abc import Callable
 
+import pytest
+
 from tests.faults.disk_pushes import Pushes, digest_of, noise
 from tests.faults.flood_load import (
     LONG,
@@ -88,6 +90,7 @@ async def hostile(host: str, sent: bytes, drips: bool) -> None:
         await asyncio.gather(sending, return_exceptions=True)
 
 
+@pytest.mark.alone
 async def test_handshakes_that_never_end(start_mayfly: Start) -> None:
     """A thousand of them of every kind are ended; beside them normal clients are served."""
     many_files()

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -145,6 +146,7 @@ def _cost(size: int) -> float:
         os.close(descriptor)
 
 
+@pytest.mark.alone
 def test_pax_records_cost_what_they_are_long() -> None:
     """A header of eight times the records takes some eight times as long, not sixty-four."""
     small, large = 5 * 512 * 48, 5 * 512 * 48 * 8

@@ -1,0 +1,47 @@
+"""Run the suite: `python -m tests [OPTIONS of pytest]`, which is what `make test` does.
+
+Two runs of pytest, one after the other:
+
+1. Tests side by side in several processes (pytest-xdist). Modules stay whole, since their tests
+   share servers and daemons; `tests/conftest.py` says which modules share a process.
+2. Tests marked ``alone``, one at a time with nothing beside them: they measure time, memory or the
+   processor, and neighbours would change what they measure.
+
+Both run to their end, whatever the first one finds. The exit code is pytest's; "no tests were
+collected" (5) only if neither run had any.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from tests.support.process import REPO
+
+NO_TESTS = 5
+
+PER_CPU = 2
+"""Processes for each processor: many tests wait for timeouts and daemons most of their time."""
+
+
+def main(options: Sequence[str]) -> int:
+    """Run both; the exit code."""
+    workers = len(os.sched_getaffinity(0)) * PER_CPU
+    spread = [f"--numprocesses={workers}", "--dist=loadgroup", "--no-loadscope-reorder"]
+    codes = {
+        _pytest("side by side", ["-m", "not alone", *spread, *options]),
+        _pytest("alone", ["-m", "alone", *options]),
+    }
+    failures = codes - {0, NO_TESTS}
+    return max(failures) if failures else min(codes)
+
+
+def _pytest(title: str, options: Sequence[str]) -> int:
+    print(f"tests {title}: pytest {' '.join(options)}", flush=True)
+    return subprocess.run([sys.executable, "-m", "pytest", *options], cwd=REPO).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
