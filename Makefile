@@ -1,15 +1,19 @@
 # Two commands on a fresh machine: `make run` serves, ready for `docker push`; `make test` passes.
-# They need python >= 3.11, make and a package index.
+# They need python >= 3.11 with venv, make and a package index. Everything is installed below this
+# directory; the system's Python is left as it is.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What `make run` needs is no more than what Mayfly needs: no linter, no test tool.
+RUN_VENV := .cache/run
+RUN_STAMP := $(RUN_VENV)/.installed
 
-.PHONY: run test test-kubelet lint format benchmark soak audit clean
+.PHONY: run test test-kubelet lint format benchmark soak audit release clean
 
-run: $(STAMP)
-	$(BIN)/mayfly serve --root .cache/store --state-dir .cache/state $(ARGS)
+run: $(RUN_STAMP)
+	$(RUN_VENV)/bin/mayfly serve --root .cache/store --state-dir .cache/state $(ARGS)
 
 # Side by side where they may; python -m tests says which. ARGS are options of pytest.
 test: lint
@@ -29,11 +33,23 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Where python3-venv is missing (Debian splits it off), virtualenv from the index takes its place.
 $(STAMP): pyproject.toml
-	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --user --break-system-packages virtualenv && $(PYTHON) -m virtualenv $(VENV); }
+	$(call make_venv,$(VENV))
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' --config-settings editable_mode=compat
 	touch $@
+
+$(RUN_STAMP): pyproject.toml
+	$(call make_venv,$(RUN_VENV))
+	$(RUN_VENV)/bin/python -m pip install --quiet --editable . --config-settings editable_mode=compat
+	touch $@
+
+# Debian splits venv off, and `python3 -m venv` then fails halfway.
+define make_venv
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) makes no virtual environments: install its venv module (Debian and Ubuntu:" \
+			"apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(1)
+endef
 
 benchmark: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -48,6 +64,10 @@ soak: $(STAMP)
 # Known vulnerabilities of what is installed; exit code 2 where nobody could be asked.
 audit: $(STAMP)
 	$(BIN)/python -B .ci/audit
+
+# Build and check a release of what is committed; ARGS=--tag also writes the changelog and tags it.
+release:
+	$(PYTHON) -B .ci/release $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
