@@ -297,8 +297,10 @@ class Ledger:
         return state is not None and digest in state.whole
 
     def wanted(self, node: str, digests: Collection[str]) -> int:
-        """The order of the last fact about content among ``digests`` that a node asked for and has
-        not got whole; 0 if there is none."""
+        """The order of a node's last request for content that it has not got whole; 0 without one.
+
+        Only content among ``digests`` counts.
+        """
         state = self._nodes.get(node)
         if state is None or not state.wanted:
             return 0

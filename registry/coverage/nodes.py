@@ -109,8 +109,11 @@ class NodeNames:
             self.notices.add("pull_not_listed", node=node, user=user, address=address)
 
     def _look_for_translation(self, node: str, address: str) -> None:
-        """Nodes with credentials of their own may share an address. One that only its address names
-        is in doubt where another one pulls from there, too."""
+        """Notice several nodes behind one address.
+
+        Nodes with credentials of their own may share an address. A node that only its address names
+        is in doubt where another one pulls from there, too.
+        """
         if node == address:
             if self._is_proxy(address):
                 self.notices.add("proxy_hides_addresses", address=address)

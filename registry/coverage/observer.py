@@ -42,8 +42,10 @@ class Receipts(Protocol):
         """Bytes sent last that were not acknowledged, now."""
 
     def on_received(self, done: Callable[[int], None]) -> None:
-        """Call back once all is acknowledged, with 0, or once the connection is gone, with the
-        number of bytes that were not."""
+        """Call back when all is acknowledged or the connection is gone.
+
+        The argument is the number of bytes that were not acknowledged.
+        """
 
 
 class _AllReceived:

@@ -82,8 +82,10 @@ class Owners:
         return [one for one in visited if (repository, one) in pulls]
 
     def unread(self, node: str, repository: str) -> list[str]:
-        """Quick. Manifests that a node was served, or children of them, that are not remembered:
-        after a restart, and those of an index that the node did not ask for."""
+        """Quick. Manifests that a node was served, or children of them, that are not remembered.
+
+        There are some after a restart, and those of an index that the node did not ask for.
+        """
         pulls = self._ledger.pulls(node)
         if self._walked.get((node, repository)) == len(pulls):
             return []

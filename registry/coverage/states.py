@@ -86,8 +86,7 @@ class States:
         self._contained = contained
 
     def target(self, repository: str, digest: str) -> Target | None:
-        """Slow. An image by the digest of its manifest or index, None if it is not in the
-        registry."""
+        """Slow. An image by the digest of its manifest or index; None if it is not there."""
         if self._contained.find(repository, digest) is None:
             return None
         below = self._contained.below(repository, digest)
