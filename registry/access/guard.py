@@ -181,7 +181,8 @@ class Guard:
 
     def _renewable(self, request: AccessRequest, caller: Caller) -> list[Need]:
         """Return the optional needs that a token lacks and its bearer has, so that it can be
-        replaced by a better one."""
+        replaced by a better one.
+        """
         if caller.identity.access is None:
             return []
         bearer = Caller(replace(caller.identity, access=None), caller.policy)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mayfly.storage.directory.store import DistributionStore
-from tests.storage.builders import image_body
 from tests.support.endpoints import METHODS
-from tests.support.pushing import content, digest_of, push_blob, push_image
+from tests.support.images import digest_of, image_body
+from tests.support.pushing import content, push_blob, push_image
 from tests.support.registry import Client
 from tests.support.wire import Wire
 

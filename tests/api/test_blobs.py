@@ -10,7 +10,8 @@ from aiohttp import ClientConnectionError, ClientPayloadError
 
 from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore
-from tests.support.pushing import content, digest_of, push_blob, refused
+from tests.support.images import digest_of
+from tests.support.pushing import content, push_blob, refused
 from tests.support.registry import Client
 
 DATA = bytes(range(256)) * 400

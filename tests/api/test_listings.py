@@ -9,15 +9,8 @@ import pytest
 
 from mayfly.storage import manifest as manifests
 from mayfly.storage.manifest import MAX_SIZE, OCI_INDEX, OCI_MANIFEST
-from tests.storage.builders import descriptor, image_body
-from tests.support.pushing import (
-    CONFIG,
-    digest_of,
-    push_blob,
-    push_image,
-    push_manifest,
-    refused,
-)
+from tests.support.images import descriptor, digest_of, image_body
+from tests.support.pushing import CONFIG, push_blob, push_image, push_manifest, refused
 from tests.support.registry import Client
 
 REPO = "team/app"

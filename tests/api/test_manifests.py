@@ -18,16 +18,8 @@ from mayfly.storage.manifest import (
     OCI_MANIFEST,
     parse,
 )
-from tests.storage.builders import descriptor, image_body, index_body
-from tests.support.pushing import (
-    CONFIG,
-    content,
-    digest_of,
-    push_blob,
-    push_image,
-    push_manifest,
-    refused,
-)
+from tests.support.images import descriptor, digest_of, image_body, index_body
+from tests.support.pushing import CONFIG, content, push_blob, push_image, push_manifest, refused
 from tests.support.registry import Client
 
 REPO = "team/app"

@@ -8,7 +8,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.support.pushing import begin, content, digest_of, push_blob, refused
+from tests.support.images import digest_of
+from tests.support.pushing import begin, content, push_blob, refused
 from tests.support.registry import Client
 
 REPO = "team/app"

@@ -15,6 +15,7 @@ from mayfly.storage.bundle.verified import Proof
 from mayfly.storage.digest import Digest, parse
 from mayfly.storage.interface import Extent
 from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST
+from tests.support.images import digest_of
 
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
@@ -22,11 +23,6 @@ FULL_NAME = "io.containerd.image.name"
 REF_NAME = "org.opencontainers.image.ref.name"
 
 Object = dict[str, Any]
-
-
-def sha256(data: bytes) -> str:
-    """The digest of ``data`` as text."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def tar(files: Mapping[str, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
@@ -79,7 +75,7 @@ class Layout:
 
     def add(self, data: bytes, media_type: str) -> Object:
         """Store content; its descriptor."""
-        digest = sha256(data)
+        digest = digest_of(data)
         self.files[blob_name(digest)] = data
         return {"mediaType": media_type, "digest": digest, "size": len(data)}
 
@@ -91,7 +87,7 @@ class Layout:
             "architecture": architecture,
             "os": "linux",
             "config": {"Cmd": ["/bin/true"]},
-            "rootfs": {"type": "layers", "diff_ids": [sha256(layer) for layer in layers]},
+            "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]},
         }
         manifest = {
             "schemaVersion": 2,
@@ -144,12 +140,12 @@ def docker_archive(
     files: dict[str, bytes] = {}
     index = []
     for names, layers in images:
-        diff_ids = [sha256(layer) for layer in layers]
+        diff_ids = [digest_of(layer) for layer in layers]
         config = document({"os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}})
         stored = [gzip.compress(layer, mtime=0) if compress else layer for layer in layers]
         members = [name_layer(data) for data in stored]
         files |= dict(zip(members, stored, strict=True))
-        config_name = sha256(config).removeprefix("sha256:") + ".json"
+        config_name = digest_of(config).removeprefix("sha256:") + ".json"
         files[config_name] = config
         index.append({"Config": config_name, "RepoTags": names or None, "Layers": members})
     return files | {"manifest.json": document(index)}

@@ -22,7 +22,6 @@ from tests.bundle.builders import (
     layers,
     proof_of,
     read,
-    sha256,
     symlink,
     tar_info,
     tar_of,
@@ -30,6 +29,7 @@ from tests.bundle.builders import (
 )
 from tests.bundle.conftest import OpenAll
 from tests.bundle.test_layout import invalid
+from tests.support.images import digest_of
 
 PLAIN = "application/vnd.docker.image.rootfs.diff.tar"
 BASE, ONE, TWO = layers("base", "one", "two")
@@ -49,11 +49,11 @@ def test_manifests_are_made(tmp_path: Path, open_all: OpenAll) -> None:
     made = manifest_of(layer, "library/app", "1")
     assert made["mediaType"] == DOCKER_MANIFEST
     assert made["config"]["mediaType"] == "application/vnd.docker.container.image.v1+json"
-    assert [one["digest"] for one in made["layers"]] == [sha256(BASE), sha256(ONE)]
+    assert [one["digest"] for one in made["layers"]] == [digest_of(BASE), digest_of(ONE)]
     assert {one["mediaType"] for one in made["layers"]} == {PLAIN}
     for descriptor in [made["config"], *made["layers"]]:
         extent = layer.blob("library/app", digests.parse(descriptor["digest"]))
-        assert sha256(read(extent)) == descriptor["digest"]
+        assert digest_of(read(extent)) == descriptor["digest"]
         assert extent.size == descriptor["size"]
         proof_of(extent).establish()
     assert layer.tag("team/app", "2") == layer.tag("library/app", "1")
@@ -74,9 +74,9 @@ def test_links_between_layers(tmp_path: Path, open_all: OpenAll) -> None:
     files = docker_archive(
         (["a:1"], [BASE]),
         (["b:1"], [BASE, ONE]),
-        name_layer=lambda data: sha256(data)[7:] + "/l.tar",
+        name_layer=lambda data: digest_of(data)[7:] + "/l.tar",
     )
-    target = sha256(BASE)[7:] + "/l.tar"
+    target = digest_of(BASE)[7:] + "/l.tar"
     index = json.loads(files["manifest.json"])
     index[1]["Layers"][0] = "linked/layer.tar"
     index.append(index[1] | {"RepoTags": ["c:1"], "Layers": ["hard.tar", *index[1]["Layers"][1:]]})
@@ -125,7 +125,7 @@ def test_compressed_layers_named_by_digest(tmp_path: Path, open_all: OpenAll) ->
     files = docker_archive(
         (["a:1"], [BASE, ONE]),
         compress=True,
-        name_layer=lambda data: sha256(data)[7:] + ".tar.gz",
+        name_layer=lambda data: digest_of(data)[7:] + ".tar.gz",
     )
     bundles = open_all(write(tmp_path / "b.tar", files))
     assert bundles.unhashed == 0
@@ -150,7 +150,7 @@ def test_compressed_layers_of_unknown_digest(tmp_path: Path, state: Path) -> Non
     assert layer.tags("library/a") == ["1"]
     with pytest.raises(NotReady, match="try again"):
         layer.tag("library/a", "1")
-    assert manifest_of(layer, "library/c", "1")["layers"][0]["digest"] == sha256(TWO)
+    assert manifest_of(layer, "library/c", "1")["layers"][0]["digest"] == digest_of(TWO)
     before = layer.manifest("library/c", layer.tag("library/c", "1"))
     steps: list[int] = []
     bundles.hash(steps.append)
@@ -158,7 +158,7 @@ def test_compressed_layers_of_unknown_digest(tmp_path: Path, state: Path) -> Non
     assert bundles.unhashed == 0
     made = manifest_of(layer, "library/a", "1")
     assert [one["digest"] for one in made["layers"]] == [
-        sha256(gzip.compress(data, mtime=0)) for data in (BASE, ONE)
+        digest_of(gzip.compress(data, mtime=0)) for data in (BASE, ONE)
     ]
     assert read(before) == read(layer.manifest("library/c", layer.tag("library/c", "1")))
     bundles.close()
@@ -195,7 +195,7 @@ def test_config_without_diff_ids(
         bundles.layer.tag("library/a", "1")
     bundles.hash(lambda count: None)
     made = manifest_of(bundles.layer, "library/a", "1")
-    assert [layer["digest"] for layer in made["layers"]] == [sha256(ONE), sha256(TWO)]
+    assert [layer["digest"] for layer in made["layers"]] == [digest_of(ONE), digest_of(TWO)]
     assert open_bundles([path], state).unhashed == 0
 
 
@@ -212,12 +212,12 @@ def test_image_without_a_list_of_layers(
 
 def test_same_layer_twice(tmp_path: Path, open_all: OpenAll) -> None:
     """Named twice by an image, and stored twice by a tool that does not look: it is one layer."""
-    files = docker_archive((["a:1"], [ONE, TWO, ONE]), name_layer=lambda data: sha256(data)[7:])
+    files = docker_archive((["a:1"], [ONE, TWO, ONE]), name_layer=lambda data: digest_of(data)[7:])
     members = [(tar_info(name, data), data) for name, data in files.items()]
     path = tmp_path / "b.tar"
     path.write_bytes(tar_of(*members, *members))
     made = manifest_of(open_all(path).layer, "library/a", "1")
-    assert [layer["digest"] for layer in made["layers"]] == [*map(sha256, (ONE, TWO, ONE))]
+    assert [layer["digest"] for layer in made["layers"]] == [*map(digest_of, (ONE, TWO, ONE))]
 
 
 def test_each_config_and_layer_is_read_once(

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.bundle.builders import Layout, layers, sha256, tar
+from tests.bundle.builders import Layout, layers, tar
 from tests.support.commands import mayfly
+from tests.support.images import digest_of
 from tests.support.process import Mayfly
 
 StartMayfly = Callable[..., Mayfly]
@@ -36,7 +37,7 @@ def layout() -> Layout:
     made = Layout()
     made.name(made.image(GOOD), f"{NAME}:good")
     made.name(made.image(GOOD, BAD), f"{NAME}:bad")
-    made.files[f"blobs/{sha256(BAD).replace(':', '/')}"] = damaged(BAD)
+    made.files[f"blobs/{digest_of(BAD).replace(':', '/')}"] = damaged(BAD)
     return made
 
 
@@ -73,19 +74,19 @@ def test_reported(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> 
     bundle = layout.write_tar(tmp_path / "upgrade.tar")
     server = start_mayfly(str(bundle))
     assert status(server)["corrupt"] == []
-    code, body = get(server, f"blobs/{sha256(BAD)}")
+    code, body = get(server, f"blobs/{digest_of(BAD)}")
     assert code == 200
     assert len(body) == len(BAD) - 1
-    code, body = get(server, f"blobs/{sha256(BAD)}")
+    code, body = get(server, f"blobs/{digest_of(BAD)}")
     assert code == 500
     assert "is corrupt in the bundle" in body.decode()
-    assert get(server, f"blobs/{sha256(GOOD)}") == (200, GOOD)
+    assert get(server, f"blobs/{digest_of(GOOD)}") == (200, GOOD)
     (found,) = status(server)["corrupt"]
     assert found["found"].endswith("Z")
     first, last = found["first_byte"], found["last_byte"]
     assert last - first == len(BAD) - 1
     assert found == {
-        "digest": sha256(BAD),
+        "digest": digest_of(BAD),
         "bundle": str(bundle),
         "problem": "digest_mismatch",
         "file": str(bundle),
@@ -96,7 +97,7 @@ def test_reported(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> 
         "found": found["found"],
     }
     line = (
-        f"{bundle}: {sha256(BAD)} is corrupt (bytes {first} to {last}); images that need it: "
+        f"{bundle}: {digest_of(BAD)} is corrupt (bytes {first} to {last}); images that need it: "
         f"{', '.join(IMAGES)}; fetch the bundle again and restart\n"
     )
     assert f"corrupt: {line}" in mayfly("status", "--state-dir", server.state_dir).stdout
@@ -104,20 +105,20 @@ def test_reported(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> 
     assert report(server)["corrupt"] == [found]
     assert report(server)["exit_code"] == 0
     # Once when it was found, once in the report: no line for each try of a client.
-    told = [one for one in server.output().splitlines() if sha256(BAD) in one]
+    told = [one for one in server.output().splitlines() if digest_of(BAD) in one]
     assert told == [f"{told[0][:20]} ERROR   {line[:-1]}", f"corrupt: {line[:-1]}"]
 
 
 def test_stop(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> None:
     """With `--on-corrupt stop` it ends the server, with the exit code of a storage failure."""
     server = start_mayfly(str(layout.write_tar(tmp_path / "upgrade.tar")), "--on-corrupt", "stop")
-    assert get(server, f"blobs/{sha256(GOOD)}") == (200, GOOD)
-    get(server, f"blobs/{sha256(BAD)}")
+    assert get(server, f"blobs/{digest_of(GOOD)}") == (200, GOOD)
+    get(server, f"blobs/{digest_of(BAD)}")
     assert server.popen.wait(20) == 4
     made = report(server)
     assert (made["reason"], made["exit_code"]) == ("failed", 4)
-    assert made["reason_detail"]["digest"] == sha256(BAD)
-    assert [one["digest"] for one in made["corrupt"]] == [sha256(BAD)]
+    assert made["reason_detail"]["digest"] == digest_of(BAD)
+    assert [one["digest"] for one in made["corrupt"]] == [digest_of(BAD)]
 
 
 def test_stop_while_draining(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> None:
@@ -128,11 +129,11 @@ def test_stop_while_draining(layout: Layout, start_mayfly: StartMayfly, tmp_path
     connection = http.client.HTTPConnection(server.host, timeout=20)
     with contextlib.closing(connection):
         # Begun and not read on, it holds up the drain.
-        connection.request("GET", f"/v2/team/app/blobs/{sha256(large)}")
+        connection.request("GET", f"/v2/team/app/blobs/{digest_of(large)}")
         with connection.getresponse() as answer:
             server.popen.send_signal(signal.SIGTERM)
             server.wait_for(lambda: status(server)["state"] == "draining" or None)
-            get(server, f"blobs/{sha256(BAD)}")
+            get(server, f"blobs/{digest_of(BAD)}")
             assert len(answer.read()) == len(large)
     assert server.popen.wait(20) == 4
     assert report(server)["reason"] == "failed"
@@ -145,7 +146,7 @@ def test_changed_directory(
     """A file of a bundle that is written to while it is served is found out when asked for."""
     bundle = layout.write_directory(tmp_path / "layout")
     server = start_mayfly(str(bundle))
-    digest = sha256(GOOD) if what == "blob" else layout.entries[0]["digest"]
+    digest = digest_of(GOOD) if what == "blob" else layout.entries[0]["digest"]
     file = bundle / "blobs" / digest.replace(":", "/")
     file.write_bytes(damaged(file.read_bytes()))
     code, body = get(server, f"{what}s/{digest}")
@@ -160,13 +161,13 @@ def test_file_that_went(
     """A file that is taken out of a bundle's directory, or made a link, is missed by name."""
     bundle = layout.write_directory(tmp_path / "layout")
     server = start_mayfly(str(bundle))
-    file = bundle / "blobs" / sha256(GOOD).replace(":", "/")
+    file = bundle / "blobs" / digest_of(GOOD).replace(":", "/")
     file.rename(tmp_path / "elsewhere")
     if how == "linked":
         file.symlink_to(tmp_path / "elsewhere")
-    assert get(server, f"blobs/{sha256(GOOD)}")[0] == code
+    assert get(server, f"blobs/{digest_of(GOOD)}")[0] == code
     (found,) = status(server)["corrupt"]
-    assert (found["digest"], found["repositories"]) == (sha256(GOOD), ["team/app"])
+    assert (found["digest"], found["repositories"]) == (digest_of(GOOD), ["team/app"])
     assert "Traceback" not in server.output()
 
 
@@ -174,16 +175,16 @@ def test_changed_tar(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) 
     """A tar that is written to while it is served is no longer served, also what was right."""
     bundle = layout.write_tar(tmp_path / "upgrade.tar")
     server = start_mayfly(str(bundle), "--on-corrupt", "stop")
-    assert get(server, f"blobs/{sha256(GOOD)}") == (200, GOOD)
+    assert get(server, f"blobs/{digest_of(GOOD)}") == (200, GOOD)
     with bundle.open("r+b") as file:
         file.write(b"x")
         os.utime(file.fileno(), ns=(0, 0))
-    code, body = get(server, f"blobs/{sha256(GOOD)}")
+    code, body = get(server, f"blobs/{digest_of(GOOD)}")
     assert code == 500
     assert "was changed while it is served" in body.decode()
     assert server.popen.wait(20) == 4
     (found,) = report(server)["corrupt"]
-    assert (found["digest"], found["repositories"]) == (sha256(GOOD), ["team/app"])
+    assert (found["digest"], found["repositories"]) == (digest_of(GOOD), ["team/app"])
 
 
 def test_ambiguous(start_mayfly: StartMayfly, tmp_path: Path) -> None:

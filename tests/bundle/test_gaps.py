@@ -13,7 +13,8 @@ import pytest
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.open import open_bundles
-from tests.bundle.builders import Layout, blob_name, sha256
+from tests.bundle.builders import Layout, blob_name
+from tests.support.images import digest_of
 from tests.support.process import REPO, Mayfly
 
 IMAGE = "quay.io/team/app:1"
@@ -25,7 +26,7 @@ def _delta(path: Path) -> Path:
     """A bundle whose image builds on a layer that the bundle leaves out."""
     layout = Layout()
     layout.name(layout.image(BASE), IMAGE)
-    del layout.files[blob_name(sha256(BASE))]
+    del layout.files[blob_name(digest_of(BASE))]
     return layout.write_tar(path)
 
 
@@ -41,7 +42,7 @@ def test_gap_is_told_where_nothing_fills_it(tmp_path: Path) -> None:
     assert bundles.notices == []
     (line,) = bundles.lacking(lambda repository, digest: False)
     assert f"delta.tar: image {IMAGE} cannot be pulled: 1 of its blobs" in line
-    assert sha256(BASE) in line
+    assert digest_of(BASE) in line
     asked = []
     assert bundles.lacking(lambda *key: bool(asked.append(key)) or True) == []
     assert asked == [("team/app", digests.of(BASE))]

@@ -13,9 +13,9 @@ from mayfly.storage.directory.layout import Layout as Paths
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import OCI_ARTIFACT, OCI_MANIFEST
 from mayfly.storage.transfer.importing import _children_first
-from tests.bundle.builders import Layout, document, layers, sha256
-from tests.storage.builders import image_body, index_body, put, put_image, subject_of
+from tests.bundle.builders import Layout, document, layers
 from tests.support.commands import mayfly
+from tests.support.images import digest_of, image_body, index_body, put, put_image, subject_of
 
 LAYER = layers("one")[0]
 
@@ -72,11 +72,11 @@ def test_nothing_listed(tmp_path: Path, kind: str) -> None:
 
 def test_artifact_without_its_subject(layout: Layout, tmp_path: Path) -> None:
     """It has no name of its own, so it has no place."""
-    subject = {"mediaType": OCI_MANIFEST, "digest": sha256(b"elsewhere"), "size": 9}
+    subject = {"mediaType": OCI_MANIFEST, "digest": digest_of(b"elsewhere"), "size": 9}
     layout.entries.append(layout.image(LAYER, subject=subject))
     done = mayfly("import", "--root", tmp_path / "root", layout.write_tar(tmp_path / "b.tar"))
     assert done.returncode == 5
-    assert f"it refers to {sha256(b'elsewhere')}, which is not in the bundle" in done.stderr
+    assert f"it refers to {digest_of(b'elsewhere')}, which is not in the bundle" in done.stderr
 
 
 def test_damaged_manifest_of_a_registry(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_good_copy_in_another_bundle(layout: Layout, tmp_path: Path) -> None:
     """A blob that one bundle has damaged is taken from the next that has it."""
     good = layout.write_directory(tmp_path / "good")
     bad = layout.write_directory(tmp_path / "bad")
-    (bad / "blobs" / sha256(LAYER).replace(":", "/")).write_bytes(bytes(len(LAYER)))
+    (bad / "blobs" / digest_of(LAYER).replace(":", "/")).write_bytes(bytes(len(LAYER)))
     done = mayfly("import", "--root", tmp_path / "root", bad, good)
     assert (done.returncode, done.stdout) == (0, done.stdout), done.stderr
     assert mayfly("verify", "--root", tmp_path / "root").returncode == 0

@@ -21,9 +21,9 @@ import pytest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.transfer.importing import WORKERS
 from tests.bundle.builders import Layout, tar
-from tests.storage.builders import push, put_image
 from tests.storage.disk import skip_sync
 from tests.support.commands import command_line, environment
+from tests.support.images import push, put_image
 
 MORE = int(os.environ.get("MAYFLY_SOAK_SECONDS", "0")) // 4
 """Further interruptions of each command; `make soak` gives some."""

@@ -29,7 +29,6 @@ from tests.bundle.builders import (
     layers,
     proof_of,
     read,
-    sha256,
     symlink,
     tar,
     tar_info,
@@ -37,6 +36,7 @@ from tests.bundle.builders import (
     write,
 )
 from tests.bundle.conftest import OpenAll
+from tests.support.images import digest_of
 
 NOVA = "quay.io/kolla/nova:1"
 BASE, ONE, TWO = layers("base", "one", "two")
@@ -99,7 +99,7 @@ def test_only_indexes_and_manifests_are_read(
     layout: Layout, tmp_path: Path, open_all: OpenAll
 ) -> None:
     """Opening reads no layer: they may be corrupt, and nothing notices until one is sent."""
-    layout.files[blob_name(sha256(BASE))] = bytes(len(BASE))
+    layout.files[blob_name(digest_of(BASE))] = bytes(len(BASE))
     layer = open_all(layout.write_tar(tmp_path / "b.tar")).layer
     assert layer.blob("kolla/nova", digests.of(BASE)).size == len(BASE)
 
@@ -113,7 +113,7 @@ def test_index_with_absent_platforms(tmp_path: Path, open_all: OpenAll) -> None:
     bundles = open_all(layout.write_tar(tmp_path / "b.tar"))
     layer = bundles.layer
     assert layer.tag("kolla/nova", "1") == index
-    assert sha256(read(layer.manifest("kolla/nova", index))) == str(index)
+    assert digest_of(read(layer.manifest("kolla/nova", index))) == str(index)
     assert layer.manifest("kolla/nova", digests.parse(there["digest"])).size == there["size"]
     with pytest.raises(ManifestUnknown):
         layer.manifest("kolla/nova", digests.parse(absent["digest"]))
@@ -133,12 +133,12 @@ def test_nested_and_circular_indexes(tmp_path: Path, open_all: OpenAll) -> None:
 
 def test_missing_blob_is_said_aloud(layout: Layout, tmp_path: Path, open_all: OpenAll) -> None:
     """The image is served, since another bundle may have the blob; the operator is told."""
-    del layout.files[blob_name(sha256(ONE))]
+    del layout.files[blob_name(digest_of(ONE))]
     bundles = open_all(layout.write_tar(tmp_path / "b.tar"))
     assert bundles.notices == []
     (notice,) = bundles.lacking(lambda repository, digest: False)
     assert "b.tar: image quay.io/kolla/nova:1 cannot be pulled: 1 of its blobs" in notice
-    assert sha256(ONE) in notice
+    assert digest_of(ONE) in notice
     with pytest.raises(BlobUnknown):
         bundles.layer.blob("kolla/nova", digests.of(ONE))
     assert list(bundles.layer.holders(digests.of(ONE))) == []
@@ -162,7 +162,7 @@ def test_difference_over_its_base(layout: Layout, tmp_path: Path, open_all: Open
     base.name(base.image(BASE), "quay.io/kolla/nova:0")
     base.name(base.image(ONE), "quay.io/kolla/other:1")
     for left_out in (BASE, ONE):
-        del layout.files[blob_name(sha256(left_out))]
+        del layout.files[blob_name(digest_of(left_out))]
     paths = layout.write_tar(tmp_path / "delta.tar"), base.write_tar(tmp_path / "base.tar")
     layer = open_all(*paths).layer
     assert read(layer.blob("kolla/nova", digests.of(BASE))) == BASE
@@ -226,7 +226,7 @@ def _names(open_all: OpenAll, path: Path) -> dict[str, list[str]]:
         ({}, {"my-file-1-2": ["latest"]}),
         ({REF_NAME: "not a+tag"}, {"my-file-1-2": ["latest"]}),
         ({REF_NAME: "Broken/Name:1"}, {"my-file-1-2": ["latest"]}),
-        ({REF_NAME: f"quay.io/a/b@{sha256(b'x')}"}, {"a/b": []}),
+        ({REF_NAME: f"quay.io/a/b@{digest_of(b'x')}"}, {"a/b": []}),
     ],
 )
 def test_names_without_containerds(
@@ -413,8 +413,8 @@ def test_corrupt_manifest(layout: Layout, tmp_path: Path, open_all: OpenAll) -> 
 
 def test_blob_of_another_size(layout: Layout, tmp_path: Path, open_all: OpenAll) -> None:
     """A blob whose length contradicts its descriptor is seen without reading it."""
-    layout.files[blob_name(sha256(ONE))] = ONE[:-1]
-    invalid(open_all, layout.write_tar(tmp_path / "b.tar"), sha256(ONE), NOVA, "cut short")
+    layout.files[blob_name(digest_of(ONE))] = ONE[:-1]
+    invalid(open_all, layout.write_tar(tmp_path / "b.tar"), digest_of(ONE), NOVA, "cut short")
 
 
 @pytest.mark.parametrize("body", [b"not JSON", document({"schemaVersion": 1}), b"\xff"])
@@ -426,14 +426,14 @@ def test_manifest_of_another_kind(
     bundles = open_all(layout.write_tar(tmp_path / "b.tar"))
     assert bundles.layer.repositories("", 9) == ["kolla/nova", "library/nginx"]
     (notice,) = bundles.notices
-    assert f"manifest {sha256(body)} cannot be served" in notice
+    assert f"manifest {digest_of(body)} cannot be served" in notice
 
 
 def test_huge_manifest(layout: Layout, tmp_path: Path, open_all: OpenAll) -> None:
     """What an index lists may be no manifest at all: over 4 MiB it is not read."""
     data = bytes(5 * 1024 * 1024)
     layout.name(layout.index(layout.add(data, OCI_MANIFEST)), "quay.io/cache:1")
-    layout.files[blob_name(sha256(data))] = data[:-1] + b"x"
+    layout.files[blob_name(digest_of(data))] = data[:-1] + b"x"
     bundles = open_all(layout.write_tar(tmp_path / "b.tar"))
     assert bundles.layer.tags("cache") == ["1"]
     (notice,) = bundles.notices
@@ -499,12 +499,12 @@ def test_links_out_of_a_bundle(layout: Layout, tmp_path: Path, open_all: OpenAll
     secret = tmp_path / "secret"
     secret.write_bytes(b"x" * len(ONE))
     directory = layout.write_directory(tmp_path / "layout")
-    blob = directory / blob_name(sha256(ONE))
+    blob = directory / blob_name(digest_of(ONE))
     blob.unlink()
     blob.symlink_to(secret)
-    invalid(open_all, directory, "symbolic link", sha256(ONE).removeprefix("sha256:"))
+    invalid(open_all, directory, "symbolic link", digest_of(ONE).removeprefix("sha256:"))
     files = layout.all_files()
-    name = blob_name(sha256(ONE))
+    name = blob_name(digest_of(ONE))
     del files[name]
     members = [(tar_info(n, d), d) for n, d in files.items()]
     path = tmp_path / "b.tar"
@@ -563,7 +563,7 @@ def test_directory_changed(layout: Layout, tmp_path: Path, open_all: OpenAll) ->
     """Each file is looked at as it is: corrupt, mended, absent."""
     directory = layout.write_directory(tmp_path / "layout")
     layer = open_all(directory).layer
-    blob = directory / blob_name(sha256(ONE))
+    blob = directory / blob_name(digest_of(ONE))
     blob.write_bytes(ONE + b"x")
     with pytest.raises(ContentCorrupt):
         proof_of(layer.blob("kolla/nova", digests.of(ONE))).establish()

@@ -13,9 +13,10 @@ from mayfly.storage import digest as digests
 from mayfly.storage.bundle.layer import Layer
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ManifestUnknown
-from tests.bundle.builders import REF_NAME, Layout, blob_name, layers, proof_of, read, sha256
+from tests.bundle.builders import REF_NAME, Layout, blob_name, layers, proof_of, read
 from tests.bundle.conftest import OpenAll
 from tests.clients.programs import Client, Containerd, Dockerd
+from tests.support.images import digest_of
 from tests.support.process import Mayfly, find_program, need, need_root, remove_tree
 
 NAME = "quay.io/acme/one:1"
@@ -85,7 +86,7 @@ def check(layer: Layer, repository: str, tag: str, *contents: bytes) -> Digest:
         assert extent.size == descriptor["size"]
         found.append(read(extent))
     config = json.loads(found[0])
-    assert config["rootfs"]["diff_ids"] == [sha256(content) for content in contents]
+    assert config["rootfs"]["diff_ids"] == [digest_of(content) for content in contents]
     if contents and "gzip" not in manifest["layers"][0]["mediaType"]:
         assert found[1:] == list(contents)
     return digest
@@ -125,7 +126,7 @@ def test_skopeo_index(skopeo: Client, layout: Path, place: Path, open_all: OpenA
     digest = layer.tag("acme/one", "1")
     assert digest == stored(layout, "multi")
     for child in json.loads(read(layer.manifest("acme/one", digest)))["manifests"]:
-        assert sha256(read(layer.manifest("acme/one", digests.parse(child["digest"]))))
+        assert digest_of(read(layer.manifest("acme/one", digests.parse(child["digest"]))))
 
 
 def test_skopeo_docker_archive(

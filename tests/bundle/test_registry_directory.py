@@ -13,7 +13,7 @@ from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
 from tests.bundle.builders import Layout, proof_of, read
 from tests.bundle.conftest import OpenAll
-from tests.storage.builders import files, push, put_image, subject_of
+from tests.support.images import files, push, put_image, subject_of
 
 REPO = "team/app"
 CONFIG = digests.of(b"{}")

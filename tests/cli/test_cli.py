@@ -9,8 +9,8 @@ import pytest
 
 from mayfly.registry.settings.settings import SETTINGS
 from mayfly.registry.version import VERSION
-from tests.storage.builders import files
 from tests.support.commands import assert_refused, mayfly
+from tests.support.images import files
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from jsonschema import Draft202012Validator
 
 from mayfly.registry.cli import cli
 from mayfly.registry.settings.settings import SETTINGS
-from tests.bundle.builders import Layout, sha256
+from tests.bundle.builders import Layout
 from tests.support.commands import command_line, environment, mayfly
+from tests.support.images import digest_of
 from tests.support.process import REPO, Mayfly
 
 SCHEMA = json.loads((REPO / "docs/commands.schema.json").read_text())
@@ -114,7 +115,7 @@ def test_import_of_an_incomplete_bundle(tmp_path: Path) -> None:
     """The content that is missing is data, and nothing is printed that is not JSON."""
     layout = Layout()
     layout.name(layout.image(b"layer"), IMAGE)
-    lost = sha256(b"layer")
+    lost = digest_of(b"layer")
     del layout.files[f"blobs/{lost.replace(':', '/')}"]
     bundle = layout.write_tar(tmp_path / "bundle.tar")
     done = mayfly("import", bundle, "--root", tmp_path / "store", "--json")

@@ -7,7 +7,7 @@ from mayfly.registry.coverage.manifest_refs import refs_of
 from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import parse
-from tests.storage.builders import FOREIGN_TYPE, descriptor, image_body, push, put
+from tests.support.images import FOREIGN_TYPE, descriptor, image_body, push, put
 
 REPO = "team/app"
 

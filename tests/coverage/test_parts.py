@@ -20,7 +20,7 @@ from mayfly.registry.control.client import ask
 from mayfly.registry.coverage.arrival import ACK_SLACK
 from mayfly.registry.coverage.states import State
 from mayfly.storage.directory.store import DistributionStore
-from tests.storage.builders import image_body, push, put
+from tests.support.images import image_body, push, put
 from tests.support.process import Mayfly
 
 MIB = 1024 * 1024

@@ -6,7 +6,6 @@ verified sizes are added before anything is damaged.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,17 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support.images import digest_of
+
 OCI = "application/vnd.oci.image"
 MANIFEST, INDEX = f"{OCI}.manifest.v1+json", f"{OCI}.index.v1+json"
 CONFIG, LAYER = f"{OCI}.config.v1+json", f"{OCI}.layer.v1.tar+gzip"
 SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
 Document = dict[str, Any]
-
-
-def digest_of(data: bytes) -> str:
-    """The digest of ``data``."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 class Repository:

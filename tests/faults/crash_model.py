@@ -7,13 +7,14 @@ next look, and from then on holds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from tests.support.images import digest_of
 
 CLOCK_TICK = 0.05
 """Seconds by which the time of a file may lag behind the clock."""
@@ -31,11 +32,6 @@ class Key(NamedTuple):
         """Where it is asked for."""
         kind = "blobs" if self.kind == "blob" else "manifests"
         return f"/v2/{self.repository}/{kind}/{self.name}"
-
-
-def digest_of(data: bytes) -> str:
-    """The digest of ``data``."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 @dataclass

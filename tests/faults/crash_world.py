@@ -18,8 +18,9 @@ from tests.faults.crash_client import (
     Client,
     may_be_collected,
 )
-from tests.faults.crash_model import Key, Model, Race, digest_of
+from tests.faults.crash_model import Key, Model, Race
 from tests.faults.crash_wire import Wire, offset_of
+from tests.support.images import digest_of
 from tests.support.process import REPO, Mayfly, Process
 
 CLIENTS = 4

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import json
 import random
 import ssl
 from dataclasses import dataclass, field
 
-
-def digest_of(data: bytes) -> str:
-    """As clients write it."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+from tests.support.images import digest_of
 
 
 @dataclass

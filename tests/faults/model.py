@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.manifest import Manifest, parse
-from tests.storage.builders import descriptor, image_body, index_body, subject_of
+from tests.support.images import descriptor, image_body, index_body, subject_of
 
 REPOSITORIES = ("team/a", "team/b", "other")
 TAGS = ("one", "two")

@@ -16,9 +16,9 @@ from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown, ManifestUnknown
-from tests.faults.crash_model import Key, digest_of, manifest_of
+from tests.faults.crash_model import Key, manifest_of
 from tests.faults.power_story import Story
-from tests.storage.builders import push
+from tests.support.images import digest_of, push
 
 APP, COPY = "team/app", "team/copy"
 BLOBS = [b"config" * 20, b"layer" * 50]

@@ -14,8 +14,8 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import StorageError
 from mayfly.storage.manifest import Manifest
-from tests.faults.crash_model import Key, blobs_in, digest_of
-from tests.storage.builders import push, put_image, read
+from tests.faults.crash_model import Key, blobs_in
+from tests.support.images import digest_of, push, put_image, read
 
 Changes = dict[Key, str | None]
 

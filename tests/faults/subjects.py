@@ -20,7 +20,7 @@ from mayfly.storage.errors import StorageError
 from mayfly.storage.images import repositories
 from mayfly.storage.manifest import parse
 from tests.faults.model import OK
-from tests.storage.builders import push, read
+from tests.support.images import push, read
 
 OpenStore = Callable[[], DistributionStore]
 T = TypeVar("T")

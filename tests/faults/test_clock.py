@@ -20,8 +20,8 @@ from mayfly.storage.directory.ages import Ages
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown, UploadUnknown
 from tests.auth.clock import Clock
-from tests.faults.disk_pushes import Pushes, digest_of, noise
-from tests.storage.builders import files, image_body, push, put
+from tests.faults.disk_pushes import Pushes, noise
+from tests.support.images import digest_of, files, image_body, push, put
 from tests.support.process import Mayfly, need
 
 YEAR = 365 * 24 * 3600.0

@@ -16,8 +16,9 @@ from mayfly.registry.exit_codes import Exit
 from mayfly.storage.directory.writeback import STEP
 from tests.faults import disk_mounts
 from tests.faults.disk_mounts import MIB, ext4, fill, free, limit, run, thin, tmpfs, with_quota
-from tests.faults.disk_pushes import Pushes, Refused, digest_of, noise
+from tests.faults.disk_pushes import Pushes, Refused, noise
 from tests.faults.flood_load import LONG
+from tests.support.images import digest_of
 from tests.support.process import REPO, Mayfly
 
 Start = Callable[..., Mayfly]

@@ -12,7 +12,7 @@ import pytest
 
 from mayfly.auth.users import hash_password
 from mayfly.registry.http.connections import unsent
-from tests.faults.disk_pushes import Pushes, digest_of, noise
+from tests.faults.disk_pushes import Pushes, noise
 from tests.faults.flood_load import (
     LONG,
     MIB,
@@ -25,6 +25,7 @@ from tests.faults.flood_load import (
     timed,
     until,
 )
+from tests.support.images import digest_of
 from tests.support.process import Mayfly
 
 Start = Callable[..., Mayfly]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.disk_mounts import run
-from tests.faults.disk_pushes import Pushes, digest_of, noise
+from tests.faults.disk_pushes import Pushes, noise
 from tests.faults.flood_load import (
     LONG,
     MIB,
@@ -24,6 +24,7 @@ from tests.faults.flood_load import (
     many_files,
     tell,
 )
+from tests.support.images import digest_of
 from tests.support.process import REPO, Mayfly, Process, need, need_root
 
 Start = Callable[..., Mayfly]

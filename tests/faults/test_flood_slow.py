@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.faults.disk_pushes import Pushes, digest_of, noise
+from tests.faults.disk_pushes import Pushes, noise
 from tests.faults.flood_load import MIB, Costs, Crawler, Line, request, until
+from tests.support.images import digest_of
 from tests.support.process import Mayfly
 
 UNREAD = [number * MIB // 4 for number in range(1, 21)]

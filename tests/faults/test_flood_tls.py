@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.faults.disk_pushes import Pushes, digest_of, noise
+from tests.faults.disk_pushes import Pushes, noise
 from tests.faults.flood_load import (
     LONG,
     MIB,
@@ -24,6 +24,7 @@ from tests.faults.flood_load import (
     timed,
     until,
 )
+from tests.support.images import digest_of
 from tests.support.process import Mayfly
 
 Start = Callable[..., Mayfly]

@@ -21,12 +21,13 @@ import pytest
 
 from tests.bundle.builders import Layout
 from tests.faults import power_disk
-from tests.faults.crash_model import Key, blobs_in, digest_of, manifest_of
+from tests.faults.crash_model import Key, blobs_in, manifest_of
 from tests.faults.power_actor import deleted, pushed
 from tests.faults.power_disk import Disk
 from tests.faults.power_story import Changes, Story, Told, begun_again, check, check_acknowledged
 from tests.faults.power_trace import Step, need_strace, recorded
 from tests.storage.disk import skip_sync
+from tests.support.images import digest_of
 from tests.support.process import Mayfly, Process, remove_tree
 
 SOAK = os.environ.get("MAYFLY_SOAK") == "1"

@@ -18,8 +18,8 @@ from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import Manifest, parse
 from tests.faults.asking import WAYS, Answer, Asking, OverHTTP, running_loop
 from tests.faults.model import OK
-from tests.storage.builders import all_succeed, image_body
 from tests.storage.disk import skip_sync
+from tests.support.images import all_succeed, image_body
 
 CLIENTS = 20
 LAYER = random.Random(20).randbytes(3_000_000)

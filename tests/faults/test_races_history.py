@@ -21,7 +21,7 @@ from mayfly.storage.upkeep.verify import verify
 from tests.faults.asking import WAYS, Asking
 from tests.faults.history import History
 from tests.faults.model import BLOBS, MANIFEST_BLOB_UNKNOWN, MANIFESTS, OK
-from tests.storage.builders import all_succeed
+from tests.support.images import all_succeed
 from tests.support.process import Mayfly
 
 SECONDS = float(os.environ.get("MAYFLY_SOAK_SECONDS", "4"))

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from mayfly.storage import digest as digests
 from tests.fuzz.messages import Message, message
-from tests.storage.builders import image_body
+from tests.support.images import digest_of, image_body
 
 ACCEPT = ", ".join(
     (
@@ -57,16 +56,11 @@ def manifest() -> bytes:
 def artifact(note: str = "signed") -> bytes:
     """What refers to the image."""
     body = manifest()
-    subject = {"mediaType": OCI_MANIFEST, "digest": sha256(body), "size": len(body)}
+    subject = {"mediaType": OCI_MANIFEST, "digest": digest_of(body), "size": len(body)}
     annotations = {"org.example.note": note}
     return image_body(
         CONFIG, [LAYER], subject=subject, artifactType=ARTIFACT, annotations=annotations
     )
-
-
-def sha256(data: bytes) -> str:
-    """The digest of ``data`` as text."""
-    return str(digests.of(data))
 
 
 def basic(name: str, password: str) -> str:
@@ -83,7 +77,7 @@ def requests(target: Target, name: str, source: str) -> Iterator[Message]:
 
 
 def _reading(target: Target, name: str) -> Iterator[Message]:
-    image = sha256(manifest())
+    image = digest_of(manifest())
     for path in ("/v2/", "/v2", "/livez", "/readyz"):
         yield message("GET", path, [("User-Agent", "containerd/2.0")])
         yield message("HEAD", path)
@@ -95,7 +89,7 @@ def _reading(target: Target, name: str) -> Iterator[Message]:
             where = f"/v2/{name}/manifests/{reference}?ns={target.ns[0]}"
             yield message(method, where, [("Accept", ACCEPT)])
     for data in (CONFIG, LAYER, MARKER):
-        where = f"/v2/{name}/blobs/{sha256(data)}"
+        where = f"/v2/{name}/blobs/{digest_of(data)}"
         yield message("HEAD", where)
         yield message("GET", where, [("Accept-Encoding", "gzip")])
         yield message("GET", f"{where}?ns={target.ns[-1]}", [("Range", "bytes=16-47")])
@@ -105,8 +99,8 @@ def _pushing(target: Target, name: str, source: str) -> Iterator[Message]:
     uploads = f"/v2/{name}/blobs/uploads/"
     yield message("POST", uploads, pieces=[])
     yield message("POST", f"{uploads}?digest-algorithm=sha512", pieces=[])
-    yield message("POST", f"{uploads}?digest={sha256(CONFIG)}", [OCTETS], [CONFIG])
-    yield message("POST", f"{uploads}?mount={sha256(LAYER)}&from={source}", pieces=[])
+    yield message("POST", f"{uploads}?digest={digest_of(CONFIG)}", [OCTETS], [CONFIG])
+    yield message("POST", f"{uploads}?mount={digest_of(LAYER)}&from={source}", pieces=[])
     session = f"{uploads}{target.sessions(name)}"
     yield message("GET", session)
     yield message("PATCH", session, [OCTETS], [LAYER[:100], LAYER[100:]], "chunks")
@@ -114,20 +108,20 @@ def _pushing(target: Target, name: str, source: str) -> Iterator[Message]:
     yield message("PUT", session, [("Expect", "100-continue")], [LAYER])
     yield message("DELETE", session)
     session = f"{uploads}{target.sessions(name)}?digest="
-    yield message("PUT", f"{session}{sha256(LAYER)}", [OCTETS], [LAYER])
+    yield message("PUT", f"{session}{digest_of(LAYER)}", [OCTETS], [LAYER])
     session = f"{uploads}{target.sessions(name)}?digest="
-    yield message("PUT", f"{session}{sha256(b'')}", pieces=[])
+    yield message("PUT", f"{session}{digest_of(b'')}", pieces=[])
     where, announced = f"/v2/{name}/manifests/", [("Content-Type", OCI_MANIFEST)]
     yield message("PUT", f"{where}v1.0", announced, [manifest()])
-    yield message("PUT", f"{where}{sha256(artifact())}?tag=a&tag=b", announced, [artifact()])
+    yield message("PUT", f"{where}{digest_of(artifact())}?tag=a&tag=b", announced, [artifact()])
     index = {"schemaVersion": 2, "manifests": [], "subject": None}
     yield message("PUT", f"{where}index", pieces=[json.dumps(index).encode()], framing="chunks")
 
 
 def _deleting(name: str) -> Iterator[Message]:
     yield message("DELETE", f"/v2/{name}/manifests/v1.0")
-    yield message("DELETE", f"/v2/{name}/manifests/{sha256(artifact())}")
-    yield message("DELETE", f"/v2/{name}/blobs/{sha256(b'never pushed')}")
+    yield message("DELETE", f"/v2/{name}/manifests/{digest_of(artifact())}")
+    yield message("DELETE", f"/v2/{name}/blobs/{digest_of(b'never pushed')}")
 
 
 def _tokens(name: str) -> Iterator[Message]:

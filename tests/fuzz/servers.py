@@ -18,8 +18,9 @@ from mayfly.registry.access.policy_files import add_grant, set_user
 from tests.bundle.builders import CONFIG_TYPE, LAYER_TYPE, Layout
 from tests.fuzz import seeds
 from tests.fuzz.messages import Message
-from tests.fuzz.seeds import Target, basic, sha256
+from tests.fuzz.seeds import Target, basic
 from tests.security.wire import Answer, Header, Server, ask
+from tests.support.images import digest_of
 from tests.support.process import Mayfly
 
 OPEN = ("fuzz/a", "fuzz/b/c")
@@ -74,7 +75,7 @@ class Fuzzed:
 def push(server: Fuzzed, repository: str, *headers: Header, extra: bytes = b"") -> None:
     """Push the image that requests are about, and one blob more."""
     for data in (seeds.CONFIG, seeds.LAYER, extra):
-        where = f"/v2/{repository}/blobs/uploads/?digest={quote(sha256(data))}"
+        where = f"/v2/{repository}/blobs/uploads/?digest={quote(digest_of(data))}"
         answer = server.ask("POST", where, *headers, body=data)
         assert answer.status == 201, (answer, repository)
     announced = ("Content-Type", seeds.OCI_MANIFEST)

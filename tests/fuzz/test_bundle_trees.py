@@ -30,7 +30,7 @@ from mayfly.storage.images import repositories
 from mayfly.storage.interface import Extent
 from tests.bundle.builders import Layout, docker_archive, layers, proof_of, write
 from tests.fuzz.budget import EXAMPLES
-from tests.storage.builders import push, put_image, subject_of
+from tests.support.images import push, put_image, subject_of
 
 SECRET = b"nobody outside may be read"
 GIB = 2**30

@@ -16,7 +16,7 @@ from mayfly.storage.errors import StorageError
 from mayfly.storage.manifest import Manifest, parse, parse_stored
 from tests.fuzz.budget import EXAMPLES
 from tests.fuzz.documents import ANY_JSON, NUMBERS, TEXTS, texts_of
-from tests.storage.builders import descriptor, image_body, index_body
+from tests.support.images import descriptor, image_body, index_body
 
 IMAGE = json.loads(image_body(b"{}", [b"layer"], subject=descriptor(b"x"), annotations={"a": "b"}))
 INDEX = json.loads(index_body([parse(image_body())], artifactType="application/x"))

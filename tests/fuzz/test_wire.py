@@ -24,8 +24,8 @@ from tests.fuzz.messages import Message
 from tests.fuzz.mutations import Exchange, Mutator
 from tests.fuzz.seeds import manifest
 from tests.fuzz.servers import OPEN, Fuzzed
-from tests.storage.builders import files
 from tests.support.commands import mayfly
+from tests.support.images import files
 from tests.support.process import Mayfly
 
 ROUND = 250

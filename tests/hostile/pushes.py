@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 from collections.abc import Callable, Mapping
@@ -10,15 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from tests.support.images import digest_of
+
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 CONFIG = "application/vnd.oci.image.config.v1+json"
-
-
-def digest_of(data: bytes) -> str:
-    """The sha256 digest."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def descriptor(data: bytes, media_type: str = LAYER, **fields: object) -> dict[str, object]:

@@ -11,9 +11,9 @@ import pytest
 
 from mayfly.storage.directory.layout import Layout as Paths
 from mayfly.storage.directory.store import DistributionStore
-from tests.bundle.builders import Layout, layers, sha256
+from tests.bundle.builders import Layout, layers
 from tests.hostile.harness import Hostile
-from tests.storage.builders import put_image
+from tests.support.images import digest_of, put_image
 from tests.support.process import Mayfly
 
 SECRET = b"root:secret:of:the:host\n" * 100
@@ -194,7 +194,7 @@ def test_overwritten_with_its_time_set_back(tmp_path: Path) -> None:
     layout = Layout()
     layout.name(layout.image(layer), "quay.io/a:1")
     bundle = layout.write_tar(tmp_path / "bundle.tar")
-    blob = f"/v2/a/blobs/{sha256(layer)}"
+    blob = f"/v2/a/blobs/{digest_of(layer)}"
     state = tmp_path / "kept-state"
     server = Mayfly(tmp_path / "root", state, str(bundle))
     try:

@@ -10,17 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundle.builders import (
-    Layout,
-    docker_archive,
-    document,
-    layers,
-    sha256,
-    tar_info,
-    tar_of,
-    write,
-)
+from tests.bundle.builders import Layout, docker_archive, document, layers, tar_info, tar_of, write
 from tests.hostile.harness import Hostile
+from tests.support.images import digest_of
 
 MIB = 1024 * 1024
 ONE = layers("one")[0]
@@ -101,7 +93,7 @@ def _one_manifest_under_many_names(path: Path) -> int:
     """An image of 5,000 layers in 10,000 repositories: 50 million links."""
     layout = Layout()
     config = layout.add(b"{}", "application/vnd.oci.image.config.v1+json")
-    names = [sha256(str(n).encode()) for n in range(5000)]
+    names = [digest_of(str(n).encode()) for n in range(5000)]
     absent = [config | {"digest": name} for name in names]
     body = {"schemaVersion": 2, "config": config, "layers": absent}
     manifest = layout.add(document(body), "application/vnd.oci.image.manifest.v1+json")

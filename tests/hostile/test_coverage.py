@@ -15,7 +15,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import OCI_INDEX, parse_stored
 from tests.hostile.harness import Hostile
-from tests.storage.builders import descriptor, image_body, push, put
+from tests.support.images import descriptor, image_body, push, put
 
 AGENT = {"User-Agent": "containerd/v2.1.9"}
 CONFIG, LAYER = b'{"os": "linux"}', b"layer" * 1000

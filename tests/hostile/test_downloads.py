@@ -16,7 +16,7 @@ from mayfly.registry.upstream import remote
 from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore
 from tests.hostile.harness import Hostile
-from tests.storage.builders import put_image
+from tests.support.images import put_image
 
 LAYER = b"{}"
 MIB = 1024 * 1024

@@ -19,8 +19,8 @@ from tests.hostile.pushes import (
     Pusher,
     at_once,
     descriptor,
-    digest_of,
 )
+from tests.support.images import digest_of
 
 MIB = 1024 * 1024
 LARGEST = 4 * MIB

@@ -16,14 +16,8 @@ import pytest
 from mayfly.storage.digest import parse
 from mayfly.storage.directory.layout import Layout
 from tests.hostile.harness import Hostile
-from tests.hostile.pushes import (
-    LAYER,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    Pusher,
-    descriptor,
-    digest_of,
-)
+from tests.hostile.pushes import LAYER, OCI_INDEX, OCI_MANIFEST, Pusher, descriptor
+from tests.support.images import digest_of
 
 SECRET = b"a layer that is nobody else's" * 100
 

@@ -20,7 +20,7 @@ from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import OCI_MANIFEST, parse_stored
 from tests.hostile.harness import LONG, Hostile
 from tests.hostile.test_coverage import CONFIG, LAYER, connect, get, matrix
-from tests.storage.builders import descriptor, image_body, push, put
+from tests.support.images import descriptor, image_body, push, put
 from tests.support.process import REPO
 
 WIDE = 60 if LONG else 25

@@ -16,7 +16,7 @@ from mayfly.storage.directory.layout import Layout as Paths
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST, parse
 from tests.bundle.builders import CONFIG_TYPE, LAYER_TYPE, Layout, document, layers
-from tests.storage.builders import push
+from tests.support.images import push
 
 FORGED = "FORGED"
 """Begins a line only if a line break was let through."""

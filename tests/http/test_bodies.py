@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.storage.builders import image_body
+from tests.support.images import digest_of, image_body
 from tests.support.process import POLL_INTERVAL
-from tests.support.pushing import CONFIG, begin, content, digest_of, push_blob, refused
+from tests.support.pushing import CONFIG, begin, content, push_blob, refused
 from tests.support.registry import Client
 from tests.support.wire import TIMEOUT, Answer, Wire, chunked, message, read_answer
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.pushing import content, digest_of, push_blob, push_image
+from tests.support.images import digest_of
+from tests.support.pushing import content, push_blob, push_image
 from tests.support.registry import Client
 from tests.support.wire import TIMEOUT, Wire, chunked, message, read_answer
 

@@ -20,8 +20,8 @@ import pytest
 
 from mayfly.registry.http import tls
 from mayfly.storage.directory.store import DistributionStore
+from tests.support.images import digest_of
 from tests.support.process import Mayfly
-from tests.support.pushing import digest_of
 from tests.support.secured import Secured, descriptors, read_answer, until
 from tests.support.wire import message
 

@@ -11,8 +11,8 @@ from mayfly.storage import digest as digests
 from mayfly.storage.manifest import OCI_MANIFEST
 from tests.bundle.builders import CONFIG_TYPE, Layout
 from tests.overlay.conftest import OpenOverlay
-from tests.storage.builders import image_body
 from tests.storage.contract import OpenStore, StoreContract
+from tests.support.images import image_body
 
 
 class TestOverNothing(StoreContract):

@@ -15,7 +15,7 @@ from mayfly.storage.manifest import OCI_MANIFEST
 from tests.bundle.builders import Layout, layers
 from tests.clients.programs import Distribution, collect_garbage
 from tests.overlay.conftest import OpenOverlay
-from tests.storage.builders import image_body, push, put, put_image, read
+from tests.support.images import image_body, push, put, put_image, read
 
 LAYER, OTHER = layers("layer", "other")
 

@@ -29,7 +29,7 @@ from mayfly.storage.overlay import OverlayStore
 from mayfly.storage.upkeep.verify import Fault, verify
 from tests.bundle.builders import Layout, blob_name, layers, proof_of
 from tests.overlay.conftest import OpenOverlay
-from tests.storage.builders import (
+from tests.support.images import (
     descriptor,
     files,
     image_body,

@@ -13,8 +13,8 @@ from mayfly.storage.errors import ManifestUnknown
 from mayfly.storage.manifest import OCI_MANIFEST, parse
 from tests.bundle.builders import CONFIG_TYPE, Layout
 from tests.overlay.conftest import OpenOverlay
-from tests.storage.builders import image_body, push, put
 from tests.storage.disk import Disk
+from tests.support.images import image_body, push, put
 
 REPO = "team/app"
 BELOW = image_body(annotations={"is": "below"})

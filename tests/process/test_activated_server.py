@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from mayfly.storage.directory.store import DistributionStore
-from tests.storage.builders import put_image
+from tests.support.images import put_image
 from tests.support.process import REPO
 
 ROUNDS = 20

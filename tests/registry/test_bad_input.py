@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from tests.storage.builders import files, image_body
+from tests.support.images import files, image_body
 from tests.support.process import Mayfly
 from tests.support.wire import chunked, message
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import json
 import os
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from tests.support.images import digest_of
 from tests.support.process import Mayfly
 
 SECONDS = float(os.environ.get("MAYFLY_SOAK_SECONDS", "8"))
@@ -21,10 +21,6 @@ SECONDS = float(os.environ.get("MAYFLY_SOAK_SECONDS", "8"))
 
 CLIENTS = 4
 LAYER_BYTES = 64 * 1024
-
-
-def _digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _before(end: float) -> bool:
@@ -68,7 +64,7 @@ class Pusher:
             for target in [f"manifests/{tag}", *(f"blobs/{blob}" for blob in blobs)]:
                 status, body = self.ask("GET", f"/v2/{self.repository}/{target}")
                 assert status == 200, f"seed {self._seed}: {target}: {body!r}"
-                assert _digest(body) in (digest, *blobs)
+                assert digest_of(body) in (digest, *blobs)
 
     def _turn(self, turn: int) -> None:
         shared = b"shared %d " % self._chance.randrange(3) * 4096
@@ -78,7 +74,7 @@ class Pusher:
         for blob in blobs:
             self._push(blob)
         descriptors = [
-            {"mediaType": "application/octet-stream", "digest": _digest(b), "size": len(b)}
+            {"mediaType": "application/octet-stream", "digest": digest_of(b), "size": len(b)}
             for b in blobs
         ]
         manifest = json.dumps(
@@ -89,12 +85,12 @@ class Pusher:
         status, body = self.ask("PUT", f"{target}/{tag}", manifest)
         assert status == 201, body
         before = self.kept.get(tag)
-        self.kept[tag] = (_digest(manifest), [_digest(b) for b in blobs])
+        self.kept[tag] = (digest_of(manifest), [digest_of(b) for b in blobs])
         if before is not None:
             assert self.ask("DELETE", f"{target}/{before[0]}")[0] == 202
 
     def _push(self, blob: bytes) -> None:
-        digest = _digest(blob)
+        digest = digest_of(blob)
         uploads = f"/v2/{self.repository}/blobs/uploads/"
         if self._chance.random() < 0.5:
             # As docker does: is it there, may it be mounted, and only then is it sent.

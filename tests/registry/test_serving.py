@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.version import VERSION
-from tests.storage.builders import files
 from tests.support.commands import command_line, environment
+from tests.support.images import files
 from tests.support.process import Mayfly, Process
 from tests.support.wire import message
 

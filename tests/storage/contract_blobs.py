@@ -10,7 +10,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.digest import HEX_LENGTHS
 from mayfly.storage.errors import BlobUnknown, ManifestUnknown, NameInvalid
 from mayfly.storage.interface import Store
-from tests.storage.builders import all_succeed, push, put_image, read
+from tests.support.images import all_succeed, push, put_image, read
 
 
 class BlobContract:

@@ -10,7 +10,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.errors import NameUnknown
 from mayfly.storage.interface import Store
 from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST
-from tests.storage.builders import (
+from tests.support.images import (
     CONFIG_TYPE,
     descriptor,
     image_body,

@@ -18,7 +18,7 @@ from mayfly.storage.errors import (
     TagInvalid,
 )
 from mayfly.storage.interface import Store
-from tests.storage.builders import (
+from tests.support.images import (
     CONFIG_TYPE,
     FOREIGN_TYPE,
     all_succeed,

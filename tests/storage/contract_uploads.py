@@ -18,7 +18,7 @@ from mayfly.storage.errors import (
     UploadUnknown,
 )
 from mayfly.storage.interface import Store, Upload
-from tests.storage.builders import all_succeed, push, read, together
+from tests.support.images import all_succeed, push, read, together
 
 NO_UPLOAD_IDS = (
     "",

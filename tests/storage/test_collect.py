@@ -16,7 +16,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown
 from mayfly.storage.manifest import parse
-from tests.storage.builders import all_succeed, image_body, index_body, push, put, put_image, read
+from tests.support.images import all_succeed, image_body, index_body, push, put, put_image, read
 
 REPO = "team/app"
 

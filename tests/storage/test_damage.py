@@ -19,7 +19,7 @@ from mayfly.storage.interface import Extent
 from mayfly.storage.manifest import parse
 from mayfly.storage.survey import Damaged, tagged, untagged
 from mayfly.storage.upkeep.verify import Fault, Finding, repair, verify
-from tests.storage.builders import (
+from tests.support.images import (
     descriptor,
     image_body,
     index_body,

@@ -11,8 +11,8 @@ import pytest
 from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import DigestInvalid, StorageError, UploadUnknown
-from tests.storage.builders import image_body, push, put, put_image, read
 from tests.storage.contract import OpenStore, StoreContract
+from tests.support.images import image_body, push, put, put_image, read
 
 REPO = "team/app"
 

@@ -17,8 +17,8 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown, ManifestUnknown, UploadUnknown
 from mayfly.storage.interface import Store
-from tests.storage.builders import descriptor, image_body, push, put, put_image, read, subject_of
 from tests.storage.contract import OpenStore
+from tests.support.images import descriptor, image_body, push, put, put_image, read, subject_of
 
 REPO = "team/app"
 

@@ -13,7 +13,7 @@ from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import ManifestUnknown
 from mayfly.storage.survey import space
 from mayfly.storage.upkeep.verify import Fault, Finding, verify
-from tests.storage.builders import descriptor, image_body, index_body, push, put
+from tests.support.images import descriptor, image_body, index_body, push, put
 
 BASE, ONE, TWO = b"base layer" * 10, b"layer one", b"layer two, longer"
 CONFIG = json.dumps(

@@ -17,7 +17,7 @@ from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import StorageError
 from mayfly.storage.overlay import OverlayStore
 from tests.bundle.builders import Layout as Bundle
-from tests.storage.builders import image_body, index_body, push, put, put_image
+from tests.support.images import image_body, index_body, push, put, put_image
 
 SECRET = b"content of a repository that the caller may not read"
 _SECRET_IMAGE = image_body(SECRET)

@@ -27,7 +27,7 @@ from mayfly.storage.manifest import (
     parse,
     parse_stored,
 )
-from tests.storage.builders import (
+from tests.support.images import (
     CONFIG_TYPE,
     FOREIGN_TYPE,
     LAYER_TYPE,

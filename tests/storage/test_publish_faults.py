@@ -26,8 +26,8 @@ from mayfly.storage.errors import (
     UploadUnknown,
 )
 from mayfly.storage.interface import Upload
-from tests.storage.builders import image_body, push, put, put_image, read
 from tests.storage.disk import FAILURES, Disk
+from tests.support.images import image_body, push, put, put_image, read
 
 REPO = "team/app"
 OLD = image_body()

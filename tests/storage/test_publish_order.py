@@ -10,9 +10,9 @@ from mayfly.storage import digest as digests
 from mayfly.storage.directory.publish import Publisher
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.interface import Store
-from tests.storage.builders import image_body, put, put_image
 from tests.storage.contract import OpenStore
 from tests.storage.disk import Disk, Step
+from tests.support.images import image_body, put, put_image
 
 REPO = "team/app"
 

@@ -19,8 +19,8 @@ import pytest
 from mayfly.storage import digest as digests
 from mayfly.storage.directory.publish import Publisher
 from mayfly.storage.directory.store import DistributionStore
-from tests.storage.builders import all_succeed, image_body, push, put, put_image, read
 from tests.storage.disk import Disk, prune_everything
+from tests.support.images import all_succeed, image_body, push, put, put_image, read
 
 REPO = "team/app"
 

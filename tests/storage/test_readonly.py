@@ -12,8 +12,8 @@ from mayfly.storage import digest as digests
 from mayfly.storage.errors import BlobUnknown, ManifestUnknown, NameUnknown, ReadOnly
 from mayfly.storage.interface import Reader, Store
 from mayfly.storage.readonly import ReadOnlyStore
-from tests.storage.builders import files, image_body, push, put, put_image, read, subject_of
 from tests.storage.contract import OpenStore
+from tests.support.images import files, image_body, push, put, put_image, read, subject_of
 
 REPO = "team/app"
 SESSION = "0b8a5c63-9a5b-4f2b-8a0e-3a1c7f5b9b11"

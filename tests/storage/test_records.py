@@ -13,8 +13,8 @@ from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, SizeInvalid
-from tests.storage.builders import descriptor, image_body, push, put, put_image, read
 from tests.storage.disk import Disk
+from tests.support.images import descriptor, image_body, push, put, put_image, read
 
 REPO = "team/app"
 LAYER = b"layer " * 1000

@@ -14,7 +14,7 @@ import pytest
 
 from mayfly.storage.directory.publish import Publisher
 from mayfly.storage.directory.store import DistributionStore
-from tests.storage.builders import all_succeed, put_image
+from tests.support.images import all_succeed, put_image
 from tests.support.process import REPO as SOURCE
 
 HOLDER = """

@@ -24,8 +24,8 @@ from mayfly.storage.images import images
 from mayfly.storage.manifest import OCI_ARTIFACT
 from mayfly.storage.transfer import exporting, importing
 from mayfly.storage.upkeep.verify import repair, verify
-from tests.bundle.builders import LAYER_TYPE, Layout, blob_name, sha256
-from tests.storage.builders import image_body, index_body, push, put, read
+from tests.bundle.builders import LAYER_TYPE, Layout, blob_name
+from tests.support.images import digest_of, image_body, index_body, push, put, read
 
 CONFIG, BASE, ONE, TWO = b'{"os":"linux"}', b"base layer" * 100, b"layer one", b"layer two"
 NOTHING = frozenset[Digest]()
@@ -237,7 +237,7 @@ def test_what_no_push_may_bring_is_not_imported(tmp_path: Path) -> None:
     """An ambiguous manifest is left out by name; the rest is imported."""
     layout = Layout()
     layer = layout.add(BASE, LAYER_TYPE)
-    odd = layout.image(layers=[layer | {"Digest": sha256(ONE)}])
+    odd = layout.image(layers=[layer | {"Digest": digest_of(ONE)}])
     layout.name(odd, "quay.io/team/odd:1")
     layout.name(layout.image(ONE), "quay.io/team/app:1")
     target, planned = _bundled(layout, tmp_path / "a.tar", tmp_path / "target")

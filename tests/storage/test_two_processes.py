@@ -13,8 +13,8 @@ from mayfly.storage import digest as digests
 from mayfly.storage.directory.gate import Gate
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import NameUnknown
-from tests.storage.builders import all_succeed, image_body, put, put_image, read
 from tests.storage.disk import Disk
+from tests.support.images import all_succeed, image_body, put, put_image, read
 
 REPO = "team/app"
 THREADS = 8

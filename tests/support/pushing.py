@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from io import BytesIO
 from pathlib import Path
@@ -11,15 +10,10 @@ from typing import Any
 from aiohttp import ClientResponse
 
 from mayfly.storage.manifest import OCI_MANIFEST
-from tests.storage.builders import files, image_body
+from tests.support.images import digest_of, files, image_body
 from tests.support.registry import Client
 
 CONFIG = b"{}"
-
-
-def digest_of(data: bytes, algorithm: str = "sha256") -> str:
-    """The digest of data as clients write it."""
-    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
 async def push_blob(client: Client, repository: str, data: bytes, algorithm: str = "sha256") -> str:

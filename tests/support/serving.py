@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import io
 import json
 import socket
@@ -16,16 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mayfly.auth.identity import from_certificate
+from tests.support.images import digest_of
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 Answer = tuple[str, bytes]
-
-
-def _digest(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def _layer() -> tuple[bytes, bytes]:
@@ -44,22 +40,22 @@ def image() -> dict[str, Answer]:
             "architecture": "amd64",
             "os": "linux",
             "config": {},
-            "rootfs": {"type": "layers", "diff_ids": [_digest(plain)]},
+            "rootfs": {"type": "layers", "diff_ids": [digest_of(plain)]},
         }
     ).encode()
     manifest = json.dumps(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
-            "config": {"mediaType": CONFIG, "digest": _digest(config), "size": len(config)},
-            "layers": [{"mediaType": LAYER, "digest": _digest(packed), "size": len(packed)}],
+            "config": {"mediaType": CONFIG, "digest": digest_of(config), "size": len(config)},
+            "layers": [{"mediaType": LAYER, "digest": digest_of(packed), "size": len(packed)}],
         }
     ).encode()
     return {
         "manifests/1": (MANIFEST, manifest),
-        f"manifests/{_digest(manifest)}": (MANIFEST, manifest),
-        f"blobs/{_digest(config)}": ("application/octet-stream", config),
-        f"blobs/{_digest(packed)}": ("application/octet-stream", packed),
+        f"manifests/{digest_of(manifest)}": (MANIFEST, manifest),
+        f"blobs/{digest_of(config)}": ("application/octet-stream", config),
+        f"blobs/{digest_of(packed)}": ("application/octet-stream", packed),
     }
 
 
@@ -130,7 +126,7 @@ def _answer(connection: socket.socket, answers: dict[str, Answer], served: Serve
     status = "200 OK" if body else "404 Not Found"
     head = (
         f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-        f"Docker-Content-Digest: {_digest(body)}\r\nConnection: close\r\n\r\n"
+        f"Docker-Content-Digest: {digest_of(body)}\r\nConnection: close\r\n\r\n"
     )
     connection.sendall(head.encode() + (b"" if method == "HEAD" else body))
 

@@ -20,7 +20,7 @@ from mayfly.registry.upstream.lists import TagFilter
 from mayfly.storage.digest import Digest, of
 from mayfly.storage.directory.store import DistributionStore
 from tests.clients.proxy import FaultyProxy, SlowProxy
-from tests.storage.builders import (
+from tests.support.images import (
     descriptor,
     image_body,
     index_body,

@@ -1,7 +1,8 @@
-"""Content for the storage tests: blobs pushed the way the handlers push them, and manifests."""
+"""Content: digests, descriptors, manifests, and blobs pushed to a store as handlers push them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,11 @@ from mayfly.storage.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
 FOREIGN_TYPE = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+
+
+def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+    """The digest of data as text, as clients write it."""
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
 def read(extent: Extent) -> bytes:
