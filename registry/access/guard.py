@@ -180,8 +180,9 @@ class Guard:
         return Caller(identity, self._policy())
 
     def _renewable(self, request: AccessRequest, caller: Caller) -> list[Need]:
-        """Return the optional needs that a token lacks and its bearer has, so that it can be
-        replaced by a better one.
+        """Return the optional needs that a token lacks and its bearer has.
+
+        With any, the client is told to get a better token.
         """
         if caller.identity.access is None:
             return []

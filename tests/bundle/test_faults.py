@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.bundle.builders import Layout, layers, tar
+from tests.support.client import get_cut
 from tests.support.commands import mayfly
 from tests.support.images import digest_of
 from tests.support.process import Mayfly
@@ -43,16 +44,7 @@ def layout() -> Layout:
 
 def get(server: Mayfly, path: str) -> tuple[int, bytes]:
     """The status and body of a GET; what a cut left of the body, when it was cut."""
-    connection = http.client.HTTPConnection(server.host, timeout=20)
-    try:
-        connection.request("GET", f"/v2/team/app/{path}")
-        with connection.getresponse() as answer:
-            try:
-                return answer.status, answer.read()
-            except http.client.IncompleteRead as error:
-                return answer.status, error.partial
-    finally:
-        connection.close()
+    return get_cut(server.host, f"/v2/team/app/{path}")
 
 
 def status(server: Mayfly) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import pytest
 
 from tests.clients.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Images
 from tests.clients.programs import Client
-from tests.support.process import Mayfly, run_mayfly
+from tests.support.commands import run_mayfly
+from tests.support.process import Mayfly
 
 IMAGES = 60
 CHANGED = 3

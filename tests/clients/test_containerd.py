@@ -14,7 +14,8 @@ import pytest
 
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd
-from tests.support.process import Mayfly, run_mayfly
+from tests.support.commands import run_mayfly
+from tests.support.process import Mayfly
 from tests.support.programs import versions
 
 PLAIN = "--plain-http"
@@ -172,9 +173,8 @@ def test_upstreams_of_one_path_by_login(
     skopeo("copy", f"oci:{images.layout}:debian", f"oci-archive:{second}:{names['quay']}")
     auth = scratch / "auth"
     for user in names:
-        given = scratch / "password"
-        given.write_text(f"password of {user}\n")
-        run_mayfly("user", "add", user, "--password-stdin", "--auth", auth, stdin=given)
+        words = ("user", "add", user, "--password-stdin", "--auth", auth)
+        run_mayfly(*words, stdin=f"password of {user}\n")
         only = ("--role", "guest", "--repositories", f"{user}.io/**")
         run_mayfly("grant", "add", "--user", user, *only, "--auth", auth)
     server = start_mayfly(str(bundle), str(second), "--tls", "auto", "--auth", str(auth))

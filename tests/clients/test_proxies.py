@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import getpass
 import hashlib
@@ -25,7 +24,9 @@ import pytest
 from mayfly.registry.pki.authority import ensure
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd, Cri
-from tests.support.process import REPO, Mayfly, Process, find_program, need, run_mayfly
+from tests.support.client import basic
+from tests.support.commands import run_mayfly
+from tests.support.process import REPO, Mayfly, Process, find_program, need
 
 SMALL = "docker.io/library/small:1"
 
@@ -269,7 +270,7 @@ def push_and_pull(
     digest = f"sha256:{expected}"
 
     def ask(method: str, target: str, body: object = None) -> http.client.HTTPResponse:
-        line.request(method, target, body, basic(there), encode_chunked=True)  # type: ignore[arg-type]
+        line.request(method, target, body, administrator(there), encode_chunked=True)  # type: ignore[arg-type]
         return line.getresponse()
 
     begun = ask("POST", "/v2/team/app/blobs/uploads/")
@@ -277,7 +278,7 @@ def push_and_pull(
     assert begun.status == 202
     location = begun.headers["Location"]
     line.putrequest("PATCH", location)
-    for name, value in {**basic(there), "Transfer-Encoding": "chunked"}.items():
+    for name, value in {**administrator(there), "Transfer-Encoding": "chunked"}.items():
         line.putheader(name, value)
     line.endheaders()
     for _ in range(LARGE >> 20):
@@ -296,10 +297,9 @@ def push_and_pull(
     assert found.hexdigest() == expected
 
 
-def basic(there: Front) -> dict[str, str]:
+def administrator(there: Front) -> dict[str, str]:
     """The administrator's credentials."""
-    pair = base64.b64encode(f"{there.user}:{there.password}".encode()).decode()
-    return {"Authorization": f"Basic {pair}"}
+    return dict([basic(there.user, there.password)])
 
 
 def test_path_prefix(front: Callable[..., Front]) -> None:
@@ -314,9 +314,9 @@ def test_path_prefix(front: Callable[..., Front]) -> None:
         refused.read()
         realm = f'realm="https://{there.host}/hub/auth/token"'
         assert (refused.status, realm in refused.headers["WWW-Authenticate"]) == (401, True)
-        line.request("POST", "/hub/v2/team/app/blobs/uploads/", headers=basic(there))
+        line.request("POST", "/hub/v2/team/app/blobs/uploads/", headers=administrator(there))
         begun = line.getresponse()
         begun.read()
         assert begun.headers["Location"].startswith("/hub/v2/team/app/blobs/uploads/")
-        line.request("DELETE", begun.headers["Location"], headers=basic(there))
+        line.request("DELETE", begun.headers["Location"], headers=administrator(there))
         assert line.getresponse().status == 204

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import random
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.support.client import Answer, ask
 from tests.support.process import Mayfly
 
 CHUNK = 5_000_000
@@ -37,13 +36,10 @@ def start(start_mayfly: Callable[..., Mayfly]) -> Iterator[Callable[..., Mayfly]
 
 def request(
     server: Mayfly, method: str, path: str, body: bytes | None = None, **headers: str
-) -> tuple[http.client.HTTPResponse, bytes]:
-    """One request on a connection of its own: the answer and its body."""
+) -> Answer:
+    """One request on a connection of its own."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    with closing(http.client.HTTPConnection(server.host, timeout=30)) as connection:
-        connection.request(method, path, body, fields)
-        answer = connection.getresponse()
-        return answer, answer.read()
+    return ask(server.host, method, path, body, fields)
 
 
 def address(server: Mayfly) -> tuple[str, int]:
@@ -54,7 +50,7 @@ def address(server: Mayfly) -> tuple[str, int]:
 
 def begin(server: Mayfly) -> str:
     """Begin an upload and send its first chunk; the upload's location."""
-    answer, _ = request(server, "POST", "/v2/resume/blobs/uploads/")
+    answer = request(server, "POST", "/v2/resume/blobs/uploads/")
     assert answer.status == 202
     return send_chunk(server, answer.headers["Location"], 0, CHUNK)
 
@@ -67,11 +63,10 @@ def send_chunk(server: Mayfly, location: str, start: int, end: int) -> str:
     return answer.headers["Location"]
 
 
-def patch(server: Mayfly, location: str, start: int, end: int) -> http.client.HTTPResponse:
+def patch(server: Mayfly, location: str, start: int, end: int) -> Answer:
     """Offer bytes start to end of the blob; the answer."""
     place = f"{start}-{end - 1}"
-    answer, _ = request(server, "PATCH", location, BLOB[start:end], Content_Range=place)
-    return answer
+    return request(server, "PATCH", location, BLOB[start:end], Content_Range=place)
 
 
 def send_half_a_chunk(server: Mayfly, location: str) -> socket.socket:
@@ -94,7 +89,7 @@ def upload_size(root: Path) -> int:
 
 def ask_offset(server: Mayfly, location: str) -> int:
     """The offset at which the server says an upload is."""
-    answer, _ = request(server, "GET", location)
+    answer = request(server, "GET", location)
     assert answer.status == 204
     first, _, last = answer.headers["Range"].partition("-")
     assert first == "0"
@@ -106,7 +101,7 @@ def finish(server: Mayfly, location: str, offset: int) -> None:
     location = send_chunk(server, location, offset, offset + CHUNK)
     separator = "&" if "?" in location else "?"
     closing_chunk = f"{location}{separator}digest={DIGEST}"
-    answer, _ = request(server, "PUT", closing_chunk, BLOB[offset + CHUNK :])
+    answer = request(server, "PUT", closing_chunk, BLOB[offset + CHUNK :])
     assert answer.status == 201
     answer, body = request(server, "GET", answer.headers["Location"])
     assert answer.status == 200

@@ -7,7 +7,6 @@ changed on purpose, ``WRITE_OUTCOMES=1`` writes them anew.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import io
 import json
 import os
@@ -21,6 +20,7 @@ import pytest
 
 from mayfly.registry.cli import execute
 from tests.damaged.volume import CASES, Repository, build
+from tests.support import client
 from tests.support.process import Mayfly, need
 
 HERE = Path(__file__).parent
@@ -52,12 +52,9 @@ class Http:
 
     def ask(self, method: str, path: str) -> tuple[int, bytes]:
         """One request on a connection of its own."""
-        connection = http.client.HTTPConnection(self._host, timeout=60)
-        with contextlib.closing(connection):
-            accept = "application/vnd.oci.image.manifest.v1+json, */*"
-            connection.request(method, path, headers={"Accept": accept})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+        accept = "application/vnd.oci.image.manifest.v1+json, */*"
+        answer = client.ask(self._host, method, path, headers={"Accept": accept})
+        return answer.status, answer.body
 
     def manifest(self, repository: Repository) -> str:
         """The status of its tag, and whether the bytes are the ones that were stored."""

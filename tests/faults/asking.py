@@ -15,6 +15,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.manifest import parse
 from tests.faults.model import BLOB_UNKNOWN, OK
 from tests.faults.subjects import ByMethods, OpenStore
+from tests.support.client import Answer, read
 from tests.support.registry import Registry
 
 WAYS = 3
@@ -34,22 +35,6 @@ def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
         thread.join()
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
-
-
-class Answer:
-    """A response, read."""
-
-    def __init__(self, response: http.client.HTTPResponse) -> None:
-        self.status = response.status
-        self.headers = response.headers
-        self.body = response.read()
-
-    @property
-    def code(self) -> str:
-        """Its OCI error code, `OK` for success."""
-        if self.status < 300:
-            return OK
-        return str(json.loads(self.body)["errors"][0]["code"])
 
 
 class Asking:
@@ -72,7 +57,7 @@ class Asking:
         """One request; a body that is an iterator is streamed in chunks."""
         streamed = not isinstance(body, bytes | None)
         self._connection.request(method, target, body, dict(headers), encode_chunked=streamed)
-        return Answer(self._connection.getresponse())
+        return read(self._connection.getresponse())
 
     def begin(self, repository: str) -> str:
         """Open a session; its location."""

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from tests.faults.crash_model import CLOCK_TICK, Key, Model, Race, Session, manifest_of
-from tests.faults.crash_wire import Answer, Cut, Wire, offset_of, pieces_of
+from tests.faults.crash_wire import Cut, Wire, offset_of, pieces_of
+from tests.support.client import Answer
 from tests.support.images import digest_of
 
 TAGS = ("t0", "t1", "t2")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Callable
-from dataclasses import dataclass
-from email.message import Message
+
+from tests.support.client import Answer, read
 
 PIECE = 32 * 1024
 TIMEOUT = 120
@@ -13,15 +13,6 @@ TIMEOUT = 120
 
 class Cut(Exception):
     """The server was killed while it was asked."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A response, read to its end."""
-
-    status: int
-    headers: Message
-    body: bytes
 
 
 class Wire:
@@ -95,8 +86,7 @@ class Wire:
             self._tick(len(piece), 0)
         if chunked:
             connection.send(b"0\r\n\r\n")
-        response = connection.getresponse()
-        answer = Answer(response.status, response.headers, response.read())
+        answer = read(connection.getresponse())
         self._tick(0, 1)
         return answer
 

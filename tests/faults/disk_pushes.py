@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import random
 import ssl
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from tests.support import client
 from tests.support.images import digest_of
 
 
@@ -35,18 +35,15 @@ class Pushes:
     kept: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def ask(
-        self, method: str, target: str, body: bytes | None = None, **headers: str
-    ) -> tuple[int, dict[str, str], bytes]:
+        self,
+        method: str,
+        target: str,
+        body: bytes | Iterator[bytes] | None = None,
+        **headers: str,
+    ) -> tuple[int, Mapping[str, str], bytes]:
         """One request on a connection of its own."""
-        made = http.client.HTTPConnection(self.host, timeout=60)
-        if self.tls is not None:
-            made = http.client.HTTPSConnection(self.host, timeout=60, context=self.tls)
-        with contextlib.closing(made) as connection:
-            # A server may refuse before it has read the body; its answer is there all the same.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.request(method, target, body, headers)
-            answer = connection.getresponse()
-            return answer.status, dict(answer.getheaders()), answer.read()
+        answer = client.ask(self.host, method, target, body, headers, tls=self.tls)
+        return answer.status, answer.headers, answer.body
 
     def push(self, repository: str, tag: str, *layers: bytes) -> None:
         """Push an image; remembered once all of it was acknowledged.
@@ -88,7 +85,7 @@ class Pushes:
             self._expect(201, "POST", f"{uploads}?digest={digest_of(data)}", data)
             return
         location = self._expect(202, "POST", uploads)["Location"]
-        location = self._expect(202, "PATCH", location, _Chunks(data))["Location"]  # type: ignore[arg-type]
+        location = self._expect(202, "PATCH", location, _chunks(data))["Location"]
         self._expect(201, "PUT", f"{location}?digest={digest_of(data)}")
 
     def delete(self, repository: str, tag: str) -> None:
@@ -108,8 +105,8 @@ class Pushes:
                 assert (status, digest_of(body)) == (200, blob), f"{repository} {blob}"
 
     def _expect(
-        self, wanted: int, method: str, target: str, body: bytes | None = None
-    ) -> dict[str, str]:
+        self, wanted: int, method: str, target: str, body: bytes | Iterator[bytes] | None = None
+    ) -> Mapping[str, str]:
         status, headers, answer = self.ask(method, target, body)
         if status != wanted:
             error = json.loads(answer)["errors"][0]
@@ -117,20 +114,9 @@ class Pushes:
         return headers
 
 
-class _Chunks:
-    """A body that http.client sends in chunks."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = memoryview(data)
-
-    def __iter__(self) -> _Chunks:
-        return self
-
-    def __next__(self) -> bytes:
-        if not self._data:
-            raise StopIteration
-        piece, self._data = self._data[:65536], self._data[65536:]
-        return bytes(piece)
+def _chunks(data: bytes) -> Iterator[bytes]:
+    """A body in pieces, which http.client sends in chunks."""
+    yield from (data[at : at + 65536] for at in range(0, len(data), 65536))
 
 
 def noise(size: int, seed: object) -> bytes:

@@ -14,6 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from multidict import CIMultiDict
+
+from tests.support.client import Answer
 from tests.support.process import Mayfly
 
 LONG = "MAYFLY_SOAK_SECONDS" in os.environ
@@ -30,15 +33,6 @@ def many_files() -> None:
     """Let this process have as many sockets as a flood needs."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A response as it came."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 async def connected(host: str) -> socket.socket:
@@ -151,11 +145,12 @@ class Line:
         size = 0 if method == "HEAD" or status == 204 else int(headers.get("content-length", 0))
         return Answer(status, headers, await self.reader.readexactly(size))
 
-    async def head(self) -> tuple[int, dict[str, str]]:
+    async def head(self) -> tuple[int, CIMultiDict[str]]:
         """A response's status and headers."""
         lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         pairs = (line.partition(": ") for line in lines[1:] if line)
-        return int(lines[0].split()[1]), {name.lower(): value for name, _, value in pairs}
+        headers = CIMultiDict((name, value) for name, _, value in pairs)
+        return int(lines[0].split()[1]), headers
 
     async def ask(
         self,

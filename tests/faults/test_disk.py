@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +16,9 @@ from tests.faults import disk_mounts
 from tests.faults.disk_mounts import MIB, ext4, fill, free, limit, run, thin, tmpfs, with_quota
 from tests.faults.disk_pushes import Pushes, Refused, noise
 from tests.faults.flood_load import LONG
+from tests.support.commands import mayfly
 from tests.support.images import digest_of
-from tests.support.process import REPO, Mayfly
+from tests.support.process import Mayfly
 
 Start = Callable[..., Mayfly]
 
@@ -86,17 +85,6 @@ def sessions(root: Path) -> list[str]:
         if "/_uploads/" in f"{directory}/" or "/scratch/" in f"{directory}/":
             found += [f"{directory}/{name}" for name in files]
     return found
-
-
-def mayfly(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "mayfly", *map(str, arguments)],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
 
 
 def test_push_that_cannot_fit(start_mayfly: Start, place: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from tests.faults.flood_load import (
     timed,
     until,
 )
+from tests.support.client import basic
 from tests.support.images import digest_of
 from tests.support.process import Mayfly
 
@@ -132,10 +132,9 @@ async def test_login_storm(start_mayfly: Start, tmp_path: Path) -> None:
     answers: list[int] = []
 
     async def login(name: str, password: str, source: str) -> int:
-        token = base64.b64encode(f"{name}:{password}".encode()).decode()
         async with Line(server.host, source) as line:
             target = "/auth/token?service=mayfly"
-            return (await line.ask("GET", target, {"Authorization": f"Basic {token}"})).status
+            return (await line.ask("GET", target, dict([basic(name, password)]))).status
 
     async def guess(number: int) -> None:
         turn = 0

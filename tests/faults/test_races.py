@@ -16,9 +16,10 @@ import pytest
 from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import Manifest, parse
-from tests.faults.asking import WAYS, Answer, Asking, OverHTTP, running_loop
+from tests.faults.asking import WAYS, Asking, OverHTTP, running_loop
 from tests.faults.model import OK
 from tests.storage.disk import skip_sync
+from tests.support.client import Answer
 from tests.support.images import all_succeed, image_body
 
 CLIENTS = 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,11 +60,6 @@ def artifact(note: str = "signed") -> bytes:
     return image_body(
         CONFIG, [LAYER], subject=subject, artifactType=ARTIFACT, annotations=annotations
     )
-
-
-def basic(name: str, password: str) -> str:
-    """The value of an Authorization header."""
-    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
 
 
 def requests(target: Target, name: str, source: str) -> Iterator[Message]:

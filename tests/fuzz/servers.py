@@ -18,8 +18,9 @@ from mayfly.registry.access.policy_files import add_grant, set_user
 from tests.bundle.builders import CONFIG_TYPE, LAYER_TYPE, Layout
 from tests.fuzz import seeds
 from tests.fuzz.messages import Message
-from tests.fuzz.seeds import Target, basic
-from tests.security.wire import Answer, Header, Server, ask
+from tests.fuzz.seeds import Target
+from tests.security.wire import Server, ask
+from tests.support.client import Answer, Header, basic, bearer
 from tests.support.images import digest_of
 from tests.support.process import Mayfly
 
@@ -129,7 +130,7 @@ def guarded(start: Callable[..., Mayfly], directory: Path) -> Iterator[Fuzzed]:
             auth / "grants.toml", Grant(Subject(SubjectKind.USER, name), role, parse_glob(glob))
         )
     server = Fuzzed(start(*_QUICK_STOP, "--auth", auth), (OPEN[0], CLOSED), writable=False)
-    admin = "Authorization", basic("admin", PASSWORD)
+    admin = basic("admin", PASSWORD)
     push(server, OPEN[0], admin)
     push(server, CLOSED, admin, extra=seeds.MARKER)
     body, announced = seeds.artifact(seeds.SECRET), ("Content-Type", seeds.OCI_MANIFEST)
@@ -138,9 +139,10 @@ def guarded(start: Callable[..., Mayfly], directory: Path) -> Iterator[Fuzzed]:
         assert server.ask("PUT", where, admin, announced, body=body).status == 201
     pull = basic("pull", PASSWORD)
     scope = quote(f"repository:{OPEN[0]}:pull,push repository:{CLOSED}:pull")
-    token = server.ask("GET", f"/auth/token?scope={scope}", ("Authorization", pull)).json["token"]
-    wrong = (basic("pull", "guess"), basic("admin", ""), f"Bearer {token[:-9]}{token[-9:][::-1]}")
-    server.authorization = ("", pull, f"Bearer {token}", *wrong)
+    token = server.ask("GET", f"/auth/token?scope={scope}", pull).json["token"]
+    tampered = f"{token[:-9]}{token[-9:][::-1]}"
+    shown = (pull, bearer(token), basic("pull", "guess"), basic("admin", ""), bearer(tampered))
+    server.authorization = ("", *(value for _, value in shown))
     yield server
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from tests.support import client
+from tests.support.client import Answer
 from tests.support.images import digest_of
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -23,15 +24,6 @@ def descriptor(data: bytes, media_type: str = LAYER, **fields: object) -> dict[s
     return described | fields
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A response, with its whole body."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
 @dataclass
 class Pusher:
     """Pushes to one server, each request on a connection of its own; `close` is not needed."""
@@ -41,13 +33,7 @@ class Pusher:
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         """One request."""
-        line = http.client.HTTPConnection(self.host, timeout=120)
-        try:
-            line.request(method, path, body, {**(self.headers or {}), **headers})
-            answer = line.getresponse()
-            return Answer(answer.status, dict(answer.headers), answer.read())
-        finally:
-            line.close()
+        return client.ask(self.host, method, path, body, {**(self.headers or {}), **headers})
 
     def blob(self, repository: str, data: bytes) -> str:
         """Push a blob; its digest."""

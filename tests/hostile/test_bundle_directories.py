@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import shutil
 from pathlib import Path
@@ -13,26 +12,12 @@ from mayfly.storage.directory.layout import Layout as Paths
 from mayfly.storage.directory.store import DistributionStore
 from tests.bundle.builders import Layout, layers
 from tests.hostile.harness import Hostile
+from tests.support.client import get_cut
 from tests.support.images import digest_of, put_image
 from tests.support.process import Mayfly
 
 SECRET = b"root:secret:of:the:host\n" * 100
 REPO = "team/app"
-
-
-def get(host: str, path: str) -> tuple[int, bytes]:
-    """The status and body of a GET; what there was of it, if it was cut."""
-    name, _, port = host.rpartition(":")
-    connection = http.client.HTTPConnection(name, int(port), timeout=60)
-    try:
-        connection.request("GET", path)
-        with connection.getresponse() as answer:
-            try:
-                return answer.status, answer.read()
-            except http.client.IncompleteRead as error:
-                return answer.status, error.partial
-    finally:
-        connection.close()
 
 
 @pytest.fixture
@@ -68,7 +53,7 @@ def test_links_to_the_host(hostile: Hostile, registry: Path, secret: Path) -> No
     with hostile.attack("links under a bundle's blobs/", before="any file of the host") as under:
         while under.going():
             for name in names:
-                status, body = get(under.host, f"/v2/{REPO}/blobs/{name}")
+                status, body = get_cut(under.host, f"/v2/{REPO}/blobs/{name}")
                 assert status == 500
                 assert b"secret" not in body
                 assert b"symbolic link" in body
@@ -86,9 +71,9 @@ def test_pipe_as_a_tag(hostile: Hostile, registry: Path) -> None:
     with hostile.attack("a pipe as a tag", before="blocked the loop for ever") as under:
         while under.going():
             for tag in ("pipe", "linked"):
-                assert get(under.host, f"/v2/{REPO}/manifests/{tag}")[0] == 404
-            assert get(under.host, f"/v2/{REPO}/manifests/good")[0] == 200
-            status, body = get(under.host, f"/v2/{REPO}/tags/list")
+                assert get_cut(under.host, f"/v2/{REPO}/manifests/{tag}")[0] == 404
+            assert get_cut(under.host, f"/v2/{REPO}/manifests/good")[0] == 200
+            status, body = get_cut(under.host, f"/v2/{REPO}/tags/list")
             assert (status, b"pipe" in body, b"good" in body) == (200, False, True)
 
 
@@ -116,7 +101,7 @@ def test_ladder_of_links(hostile: Hostile, registry: Path, role: str) -> None:
         hostile.serve(root=registry)
     with hostile.attack(f"a ladder of links, in a {role}", before="2^30 repositories") as under:
         while under.going():
-            status, body = get(under.host, "/v2/_catalog?n=1000")
+            status, body = get_cut(under.host, "/v2/_catalog?n=1000")
             assert (status, body.split()) == (
                 200,
                 b'{"repositories": ["rung30/end", "team/app"]}'.split(),
@@ -136,7 +121,7 @@ def test_deep_tree(hostile: Hostile, registry: Path) -> None:
     hostile.serve(str(registry))
     with hostile.attack("3,000 nested directories", before="a crash") as under:
         while under.going():
-            assert get(under.host, "/v2/_catalog")[0] == 200
+            assert get_cut(under.host, "/v2/_catalog")[0] == 200
 
 
 @pytest.mark.parametrize("top", ["blobs", "blobs/sha256", "repositories"])
@@ -198,20 +183,20 @@ def test_overwritten_with_its_time_set_back(tmp_path: Path) -> None:
     state = tmp_path / "kept-state"
     server = Mayfly(tmp_path / "root", state, str(bundle))
     try:
-        assert get(server.host, blob) == (200, layer)
+        assert get_cut(server.host, blob) == (200, layer)
         before = bundle.stat()
         wrong = bundle.read_bytes().replace(layer, layer[::-1])
         with bundle.open("r+b") as file:
             file.write(wrong)
         os.utime(bundle, ns=(before.st_atime_ns, before.st_mtime_ns))
         assert bundle.stat().st_ctime_ns != before.st_ctime_ns
-        status, body = get(server.host, blob)
+        status, body = get_cut(server.host, blob)
         assert status == 500 or len(body) < len(layer)
     finally:
         server.stop()
     server = Mayfly(tmp_path / "root", state, str(bundle))
     try:
-        status, body = get(server.host, blob)
+        status, body = get_cut(server.host, blob)
         assert status == 500 or len(body) < len(layer)
     finally:
         server.stop()

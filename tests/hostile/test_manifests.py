@@ -9,18 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.hostile.harness import LONG, Hostile
-from tests.hostile.pushes import (
-    CONFIG,
-    LAYER,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    Answer,
-    Pusher,
-    at_once,
-    descriptor,
-)
-from tests.support.images import digest_of
+from tests.hostile.pushes import Pusher, at_once
+from tests.support.client import Answer
+from tests.support.images import descriptor, digest_of
 
 MIB = 1024 * 1024
 LARGEST = 4 * MIB

@@ -12,7 +12,8 @@ from secrets import token_hex
 from mayfly.registry.access.audit import ADDRESS_BURST, ADDRESS_RATE
 from tests.hostile.harness import Hostile, Under
 from tests.security.servers import make_auth
-from tests.security.wire import Server, ask, basic
+from tests.security.wire import Server, ask
+from tests.support.client import basic
 
 PASSWORD = "correct horse battery staple"
 NAMES = 700

@@ -15,9 +15,10 @@ import pytest
 
 from mayfly.storage.digest import parse
 from mayfly.storage.directory.layout import Layout
+from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.hostile.harness import Hostile
-from tests.hostile.pushes import LAYER, OCI_INDEX, OCI_MANIFEST, Pusher, descriptor
-from tests.support.images import digest_of
+from tests.hostile.pushes import Pusher
+from tests.support.images import descriptor, digest_of
 
 SECRET = b"a layer that is nobody else's" * 100
 

@@ -15,9 +15,11 @@ from urllib.parse import quote
 
 import pytest
 
+from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.hostile.harness import Hostile
-from tests.hostile.pushes import CONFIG, LAYER, OCI_INDEX, OCI_MANIFEST, Answer, Pusher, descriptor
-from tests.support.images import digest_of
+from tests.hostile.pushes import Pusher
+from tests.support.client import Answer
+from tests.support.images import descriptor, digest_of
 
 CONFIG_BYTES, LAYERS = b'{"os":"linux"}', (b"first layer" * 1000, b"second layer" * 1000, b"")
 

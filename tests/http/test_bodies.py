@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.client import Answer
 from tests.support.images import digest_of, image_body
 from tests.support.process import POLL_INTERVAL
 from tests.support.pushing import CONFIG, begin, content, push_blob, refused
 from tests.support.registry import Client
-from tests.support.wire import TIMEOUT, Answer, Wire, chunked, message, read_answer
+from tests.support.wire import TIMEOUT, Wire, chunked, message, read_answer
 
 REPO = "team/app"
 DATA = bytes(range(256)) * 8192  # 2 MiB: more than the server gathers before it writes

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.client import Answer
 from tests.support.process import Mayfly
-from tests.support.wire import Answer, chunked, message, read_answer
+from tests.support.wire import chunked, message, read_answer
 
 BATCH = 1024 * 1024
 MIB = 1024 * 1024

@@ -23,7 +23,8 @@ from tests.kubelet.images import SLEEP, busybox, noise
 from tests.kubelet.namespace import run
 from tests.kubelet.node import GATEWAY, KUBERNETES, SANDBOX, Node, end
 from tests.kubelet.pki import Authority, Pair
-from tests.support.process import Mayfly, Process, find_program, need, run_mayfly
+from tests.support.commands import run_mayfly
+from tests.support.process import Mayfly, Process, find_program, need
 
 PORT = 5777
 HOST = f"{GATEWAY}:{PORT}"

@@ -29,7 +29,8 @@ from tests.kubelet.images import add_mayfly
 from tests.kubelet.namespace import output
 from tests.kubelet.node import Node
 from tests.kubelet.pki import Authority
-from tests.support.process import REPO, run_mayfly
+from tests.support.commands import run_mayfly
+from tests.support.process import REPO
 
 IMAGE = "docker.io/library/mayfly:0.1.0"
 PORT = 5000
@@ -234,9 +235,8 @@ def test_keys_from_a_secret_volume(
 
 
 def _add_user(cluster: Cluster, directory: Path, name: str, password: str) -> None:
-    given = directory / "password"
-    given.write_text(f"{password}\n")
-    run_mayfly("user", "add", name, "--password-stdin", "--auth", directory, stdin=given)
+    words = ("user", "add", name, "--password-stdin", "--auth", directory)
+    run_mayfly(*words, stdin=f"{password}\n")
     grants = directory / "grants.toml"
     grants.write_text('[[grant]]\nuser = "alice"\nrole = "admin"\nrepositories = "**"\n')
     _secret_of(cluster, "users", [directory / "htpasswd", grants])

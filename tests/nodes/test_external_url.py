@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.process import Mayfly, run_mayfly
+from tests.support.commands import run_mayfly
+from tests.support.process import Mayfly
 
 URL = "https://registry.example:8443/hub"
 HOST = "registry.example:8443"

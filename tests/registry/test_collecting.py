@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import os
 import random
@@ -13,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from tests.support import client
 from tests.support.images import digest_of
 from tests.support.process import Mayfly
 
@@ -41,11 +40,8 @@ class Pusher:
 
     def ask(self, method: str, target: str, body: bytes | None = None) -> tuple[int, bytes]:
         """One request."""
-        connection = http.client.HTTPConnection(self._host, timeout=30)
-        with contextlib.closing(connection):
-            connection.request(method, target, body)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+        answer = client.ask(self._host, method, target, body)
+        return answer.status, answer.body
 
     def work(self, going: Callable[[], bool]) -> None:
         """Push images as long as that holds; an error is kept for `check`."""

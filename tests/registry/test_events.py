@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import re
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.bundle.builders import Layout
+from tests.support.client import ask, basic
 from tests.support.commands import command_line, environment
 from tests.support.process import REPO, Mayfly, Process
 
@@ -105,14 +105,8 @@ def test_node_that_has_everything_when_the_command_ends(tmp_path: Path, bundle: 
 def _ask(server: Mayfly, ca: Path | None, user: str = "") -> int:
     """One request over TLS, as a node that trusts this CA, or none."""
     context = ssl.create_default_context(cafile=ca)
-    connection = http.client.HTTPSConnection(server.host, timeout=20, context=context)
-    credentials = base64.b64encode(f"{user}:wrong password".encode()).decode()
-    headers = {"Authorization": f"Basic {credentials}"} if user else {}
-    try:
-        connection.request("GET", "/v2/", headers=headers)
-        return connection.getresponse().status
-    finally:
-        connection.close()
+    headers = dict([basic(user, "wrong password")] if user else [])
+    return ask(server.host, "GET", "/v2/", headers=headers, tls=context).status
 
 
 def test_nodes_that_are_not_set_up(start_mayfly: Callable[..., Mayfly]) -> None:
@@ -153,10 +147,8 @@ def test_full_disk(start_mayfly: Callable[..., Mayfly]) -> None:
     """A push that finds no space is refused, and the log says so once."""
     server = start_mayfly("--reserve", "1000TiB", "--log-format", "json")
     for _ in range(3):
-        connection = http.client.HTTPConnection(server.host, timeout=20)
-        connection.request("POST", f"/v2/a/blobs/uploads/?digest=sha256:{'0' * 64}", b"content")
-        assert connection.getresponse().status == 413
-        connection.close()
+        target = f"/v2/a/blobs/uploads/?digest=sha256:{'0' * 64}"
+        assert ask(server.host, "POST", target, b"content").status == 413
     told = [json.loads(line) for line in server.output().splitlines()]
     (full,) = [line for line in told if line["event"] == "disk_full"]
     assert full["level"] == "error"

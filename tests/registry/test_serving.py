@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.version import VERSION
+from tests.support import client
 from tests.support.commands import command_line, environment
 from tests.support.images import files
 from tests.support.process import Mayfly, Process
@@ -30,11 +31,8 @@ UPLOADS = "/v2/team/app/blobs/uploads/"
 
 def ask(host: str, method: str, target: str, body: bytes | None = None) -> tuple[int, bytes]:
     """One request; status and body."""
-    connection = http.client.HTTPConnection(host, timeout=10)
-    with contextlib.closing(connection):
-        connection.request(method, target, body)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
+    answer = client.ask(host, method, target, body)
+    return answer.status, answer.body
 
 
 def read_ready(state_dir: Path) -> dict[str, object] | None:

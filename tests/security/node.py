@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.clients.programs import OLD_CLIENTS, Client, cri_config, with_sbin
-from tests.security.servers import mayfly
+from tests.support.commands import run_mayfly
 from tests.support.process import REPO, Mayfly, Process, find_program, need, need_root
 from tests.support.programs import versioned, versions
 
@@ -80,7 +80,9 @@ class Node(Process):
 
     def configure(self, verb: str, runtime: str, *options: str | Path) -> str:
         """Run ``mayfly node-config`` for this node."""
-        return mayfly("node-config", verb, "--runtime", runtime, "--root-dir", self.root, *options)
+        return run_mayfly(
+            "node-config", verb, "--runtime", runtime, "--root-dir", self.root, *options
+        )
 
     def files(self) -> dict[str, tuple[int, int, int, str]]:
         """Everything the node has: path → mode, uid, gid and content."""

@@ -39,7 +39,8 @@ from mayfly.storage import manifest as manifests
 from mayfly.storage.bundle.names import Names
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
-from tests.security.wire import Header, Server, basic, bearer
+from tests.security.wire import Server
+from tests.support.client import Header, basic, bearer
 from tests.support.lifeline import lifeline
 
 ROUNDS = 4

@@ -4,42 +4,25 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.security.wire import Header, Server, basic
-from tests.support.process import REPO, Mayfly
+from tests.security.wire import Server
+from tests.support.client import Header, basic
+from tests.support.commands import mayfly, run_mayfly
+from tests.support.process import Mayfly
 
 SECURE = ("--tls", "auto", "--auth", "auto")
 """Must be asked for on loopback; elsewhere it is the default."""
 
-_TIMEOUT = 60
 _REFUSAL_TIMEOUT = 15
-
-
-def run(
-    *args: str | Path, stdin: str = "", timeout: float = _TIMEOUT
-) -> subprocess.CompletedProcess[str]:
-    """Run ``mayfly`` to its end, whatever that is."""
-    argv = [sys.executable, "-m", "mayfly", *map(str, args)]
-    return subprocess.run(
-        argv, cwd=REPO, input=stdin, text=True, capture_output=True, timeout=timeout
-    )
-
-
-def mayfly(*args: str | Path, stdin: str = "") -> str:
-    """Run ``mayfly``, expect success and return its standard output."""
-    done = run(*args, stdin=stdin)
-    assert done.returncode == 0, f"mayfly {args} exited {done.returncode}: {done.stderr}"
-    return done.stdout
 
 
 def refused(*args: str | Path) -> str:
     """Run ``mayfly``, expect it to refuse as bad usage, in one line, and return that line."""
     try:
-        done = run(*args, timeout=_REFUSAL_TIMEOUT)
+        done = mayfly(*args, timeout=_REFUSAL_TIMEOUT)
     except subprocess.TimeoutExpired as expired:
         raise AssertionError(f"mayfly {args} was not refused: {expired.stderr}") from None
     assert done.returncode == 2, f"exited {done.returncode}: {done.stdout}{done.stderr}"
@@ -65,7 +48,7 @@ def login(process: Mayfly, name: str = "admin") -> Header:
 
 def credential(process: Mayfly, *options: str) -> dict[str, Any]:
     """What ``mayfly credentials`` prints, read."""
-    text = mayfly("credentials", "--state-dir", process.state_dir, "--format", "json", *options)
+    text = run_mayfly("credentials", "--state-dir", process.state_dir, "--format", "json", *options)
     return dict(json.loads(text))
 
 
@@ -74,8 +57,10 @@ def make_auth(
 ) -> Path:
     """A directory for ``--auth``, made by ``mayfly user`` and ``mayfly grant``."""
     for name, password in users.items():
-        mayfly("user", "add", name, "--password-stdin", "--auth", directory, stdin=password + "\n")
+        run_mayfly(
+            "user", "add", name, "--password-stdin", "--auth", directory, stdin=password + "\n"
+        )
     for name, role, pattern in grants:
         options = ("--user", name, "--role", role, "--repositories", pattern)
-        mayfly("grant", "add", *options, "--auth", directory)
+        run_mayfly("grant", "add", *options, "--auth", directory)
     return directory

@@ -19,7 +19,7 @@ from mayfly.auth.roles import Role
 from mayfly.auth.users import hash_password
 from mayfly.storage import digest as digests
 from tests.security.registries import ROUNDS, Registry, push_image, registry
-from tests.security.wire import Answer, Header, basic, bearer
+from tests.support.client import Answer, Header, basic, bearer
 
 KNOWN = [("docker.io", "library/x"), ("quay.io", "app"), ("ghcr.io", "app"), ("quay.io", "team/y")]
 SERVED = ("library/x", "quay.io/app", "ghcr.io/app", "team/y")

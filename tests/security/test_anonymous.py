@@ -18,7 +18,7 @@ from mayfly.auth.roles import Role
 from mayfly.auth.tokens import TokenIssuer
 from mayfly.registry.access.guard import REALM
 from tests.security.registries import Registry, by_password, push_image
-from tests.security.wire import Header, basic, bearer
+from tests.support.client import Header, basic, bearer
 
 PULL = [Permission(Role.LIMITED_GUEST, parse_glob("**"))]
 SCOPE = "repository:team/app:pull"

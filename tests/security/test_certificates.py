@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.security.servers import make_auth, server_of
-from tests.security.wire import Answer, ask, basic, bearer
+from tests.security.wire import ask
+from tests.support.client import Answer, basic, bearer
 from tests.support.process import Mayfly
 
 TAGS = "/v2/team/app/tags/list"

@@ -17,7 +17,8 @@ from tests.clients.images import Images
 from tests.clients.programs import Client
 from tests.security.node import Node, NodeMayfly
 from tests.security.servers import SECURE, login, make_auth, one_run_users, server_of
-from tests.security.wire import ask, basic, bearer
+from tests.security.wire import ask
+from tests.support.client import basic, bearer
 from tests.support.process import Mayfly, find_program, need
 
 UNKNOWN_AUTHORITY = "certificate signed by unknown authority"

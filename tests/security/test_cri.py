@@ -24,7 +24,8 @@ from tests.clients.images import Images
 from tests.clients.programs import Client
 from tests.security.keyring import AuthConfig, lookup
 from tests.security.node import Node, NodeContainerd, NodeMayfly
-from tests.security.servers import credential, mayfly, one_run_users
+from tests.security.servers import credential, one_run_users
+from tests.support.commands import run_mayfly
 from tests.support.process import need
 
 
@@ -93,7 +94,7 @@ def _certs(secure: NodeMayfly, home: Path) -> Path:
 def secret(secure: NodeMayfly, *options: str) -> dict[str, Any]:
     """The Secret that ``mayfly credentials`` prints."""
     arguments = ("--state-dir", secure.state_dir, "--format", "secret", *options)
-    return dict(json.loads(mayfly("credentials", *arguments)))
+    return dict(json.loads(run_mayfly("credentials", *arguments)))
 
 
 def pull(crictl: Client, image: str, auth: AuthConfig | None) -> tuple[int, str]:

@@ -22,9 +22,11 @@ from mayfly.registry.access.security import secure
 from mayfly.registry.settings import config
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.runs import Run
-from tests.security.servers import make_auth, mayfly, refused, run, server_of
-from tests.security.wire import ask, basic
+from tests.security.servers import make_auth, refused, server_of
+from tests.security.wire import ask
 from tests.support.certificates import self_signed
+from tests.support.client import basic
+from tests.support.commands import mayfly, run_mayfly
 from tests.support.process import Mayfly, find_program, need
 
 USERS = {"alice": "the password of alice", "bob": "the password of bob"}
@@ -89,10 +91,12 @@ def test_symlink_is_read_and_never_written(
     server = start_mayfly("--auth", str(auth))
     assert status(server, "alice") == 404
     if name == "htpasswd":
-        done = run("user", "add", "eve", "--password-stdin", "--auth", auth, stdin="a password\n")
+        done = mayfly(
+            "user", "add", "eve", "--password-stdin", "--auth", auth, stdin="a password\n"
+        )
     else:
         grant = ("--user", "bob", "--role", "admin", "--repositories", "**")
-        done = run("grant", "add", *grant, "--auth", auth)
+        done = mayfly("grant", "add", *grant, "--auth", auth)
     assert done.returncode == 2 and "is a symlink" in done.stderr, done.stderr
     assert (auth / name).is_symlink() and real.read_bytes() == before
 
@@ -189,11 +193,11 @@ def test_grants_are_reloaded(auth: Path, start_mayfly: Callable[..., Mayfly]) ->
     server = start_mayfly("--auth", str(auth))
     assert (status(server, "alice"), status(server, "bob")) == (404, 403)
     grant = ("--user", "bob", "--repositories", "team/**", "--auth", auth)
-    mayfly("grant", "add", *grant, "--role", "guest")
+    run_mayfly("grant", "add", *grant, "--role", "guest")
     wait_for(server, "bob", 404)
-    mayfly("grant", "rm", *grant)
+    run_mayfly("grant", "rm", *grant)
     wait_for(server, "bob", 403)
-    mayfly("user", "rm", "alice", "--auth", auth)
+    run_mayfly("user", "rm", "alice", "--auth", auth)
     wait_for(server, "alice", 401)
 
 
@@ -209,8 +213,8 @@ def test_kubernetes_swap_is_followed(
     server = start_mayfly("--auth", str(volume))
     assert status(server, "alice") == 404
     grant = ("--user", "alice", "--repositories", "team/**", "--auth", auth)
-    mayfly("grant", "rm", *grant)
-    mayfly("grant", "add", "--user", "bob", *grant[2:], "--role", "guest")
+    run_mayfly("grant", "rm", *grant)
+    run_mayfly("grant", "add", "--user", "bob", *grant[2:], "--role", "guest")
     _publish(volume, auth, "..2026_01_02")
     shutil.rmtree(volume / "..2026_01_01")
     wait_for(server, "alice", 403)
@@ -320,6 +324,6 @@ def test_node_without_var_is_left_without(tmp_path: Path) -> None:
     root = tmp_path / "node"
     root.mkdir()
     common = ("--runtime", "containerd", "--root-dir", root)
-    mayfly("node-config", "apply", *common, "--registry", "http://127.0.0.1:5000")
-    mayfly("node-config", "revert", *common)
+    run_mayfly("node-config", "apply", *common, "--registry", "http://127.0.0.1:5000")
+    run_mayfly("node-config", "revert", *common)
     assert sorted(root.rglob("*")) == []

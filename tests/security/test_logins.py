@@ -29,7 +29,7 @@ from tests.security.registries import (
     push_blob,
     registry,
 )
-from tests.security.wire import Answer, basic
+from tests.support.client import Answer, basic
 
 TOKEN = "/auth/token"
 

@@ -29,7 +29,7 @@ from tests.security.registries import (
     push_blob,
     push_image,
 )
-from tests.security.wire import Header, basic, bearer
+from tests.support.client import Header, basic, bearer
 from tests.support.endpoints import METHODS, route_of
 
 REPOSITORY = "team/app"

@@ -31,7 +31,7 @@ from tests.security.registries import (
     push_blob,
     push_image,
 )
-from tests.security.wire import Header, basic, bearer
+from tests.support.client import Header, basic, bearer
 
 UPLOADS = "/v2/team/app/blobs/uploads/"
 CONTENT = b"what is secret in other/app"

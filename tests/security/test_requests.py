@@ -9,7 +9,8 @@ import pytest
 
 from mayfly.registry.access.guard import REALM
 from tests.security.registries import Registry, by_password, push_blob, push_image
-from tests.security.wire import Answer, Header, parse
+from tests.security.wire import parse
+from tests.support.client import Answer, Header
 
 TAGS = "/v2/team/app/tags/list"
 

@@ -15,7 +15,8 @@ import pytest
 from tests.clients.programs import Client, wait_for_answer
 from tests.security.keyring import AuthConfig, lookup
 from tests.security.node import Node, NodeContainerd, NodeDockerd, NodeMayfly
-from tests.security.servers import mayfly, one_run_users
+from tests.security.servers import one_run_users
+from tests.support.commands import run_mayfly
 from tests.support.process import need, remove_tree
 
 LOCAL = "mayfly-test/small:1"
@@ -82,7 +83,7 @@ class Upgrade:
     def credential(self, name: str) -> AuthConfig:
         """What a kubelet makes of the Secret for a node."""
         options = ("--state-dir", self.server.state_dir, "--format", "secret", "--node", name)
-        secret = json.loads(mayfly("credentials", *options))
+        secret = json.loads(run_mayfly("credentials", *options))
         (found,) = lookup([secret], f"{self.server.host}/team/app")
         return found
 

@@ -16,16 +16,10 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.security.servers import (
-    SECURE,
-    credential,
-    login,
-    make_auth,
-    mayfly,
-    one_run_users,
-    server_of,
-)
-from tests.security.wire import Header, Server, ask, basic, bearer
+from tests.security.servers import SECURE, credential, login, make_auth, one_run_users, server_of
+from tests.security.wire import Server, ask
+from tests.support.client import Header, basic, bearer
+from tests.support.commands import run_mayfly
 from tests.support.process import Mayfly
 
 FORM: Header = ("Content-Type", "application/x-www-form-urlencoded")
@@ -203,7 +197,7 @@ def test_refresh_token_of_a_command_ends_with_the_run(start_mayfly: Start, tmp_p
     options = ("--auth", str(auth), "--signing-key", str(key))
     directories = ("--root", tmp_path / "root", "--state-dir", tmp_path / "state")
     command = ("--", sys.executable, "-c", BUY)
-    token = mayfly("run", *directories, "--listen", "127.0.0.1:0", *options, *command).strip()
+    token = run_mayfly("run", *directories, "--listen", "127.0.0.1:0", *options, *command).strip()
     later = start_mayfly(*options)
     form = {"grant_type": "refresh_token", "refresh_token": token, "scope": SCOPE}
     answer = ask(server_of(later), "POST", "/auth/token", [FORM], urlencode(form).encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import stat
@@ -20,12 +19,13 @@ from tests.security.servers import (
     credential,
     login,
     make_auth,
-    mayfly,
     one_run_users,
     refused,
     server_of,
 )
-from tests.security.wire import Header, ask, basic, bearer
+from tests.security.wire import ask
+from tests.support.client import Header, basic, bearer
+from tests.support.commands import run_mayfly
 from tests.support.process import REPO, Mayfly, Process
 
 WRONG = "this-is-a-wrong-password"
@@ -106,7 +106,7 @@ def _use(process: Mayfly) -> dict[str, str]:
         "a refresh token": token["refresh_token"].rpartition(".")[2],
         "a wrong password": WRONG,
         "the signing key": key.strip(),
-        "a Basic value": base64.b64encode(f"admin:{users['admin']}".encode()).decode(),
+        "a Basic value": basic("admin", users["admin"])[1].removeprefix("Basic "),
     }
 
 
@@ -244,7 +244,7 @@ def test_credential_of_a_run_ends_with_it(
     options = ("--auth", str(auth), "--signing-key", str(key))
     directories = ("--root", tmp_path / "root", "--state-dir", tmp_path / "state")
     command = ("--", "sh", "-c", 'echo "$MAYFLY_USERNAME $MAYFLY_PASSWORD"')
-    told = mayfly("run", *directories, "--listen", "127.0.0.1:0", *options, *command)
+    told = run_mayfly("run", *directories, "--listen", "127.0.0.1:0", *options, *command)
     name, password = told.split()
     later = start_mayfly(*options)
     answer = ask(server_of(later), "GET", "/v2/", [basic(name, password)])

@@ -18,7 +18,7 @@ from mayfly.auth.policy import EVERYTHING
 from mayfly.auth.roles import Role
 from mayfly.registry.access.guard import REALM
 from tests.security.registries import Registry, by_password, password_of, push_image
-from tests.security.wire import Answer, Header, basic, bearer
+from tests.support.client import Answer, Header, basic, bearer
 
 REPOSITORY = "team/app"
 SCOPE = f"repository:{REPOSITORY}:pull"

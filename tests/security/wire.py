@@ -6,43 +6,14 @@ A client library would tidy a path, a header or a Host before the server could r
 from __future__ import annotations
 
 import asyncio
-import base64
 import http.client
 import io
-import json
 import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Header = tuple[str, str]
-
-TIMEOUT = 60.0
-"""Seconds a request may take; longer than the longest wait a failed login is given."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a server answered."""
-
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-
-    @property
-    def challenge(self) -> str | None:
-        """How to prove who one is, where the server asks for that."""
-        return self.headers.get("WWW-Authenticate")
-
-    @property
-    def json(self) -> Any:
-        """The body, read as JSON."""
-        return json.loads(self.body)
-
-    @property
-    def code(self) -> str:
-        """The OCI code of the first error."""
-        return str(self.json["errors"][0]["code"])
+from tests.support.client import TIMEOUT, Answer, Header, read
 
 
 @dataclass(frozen=True)
@@ -118,7 +89,7 @@ def parse(data: bytes, method: str = "GET") -> Answer:
     assert data, "the server closed the connection without an answer"
     response = http.client.HTTPResponse(_Received(data), method=method)  # type: ignore[arg-type]
     response.begin()
-    return Answer(response.status, response.headers, response.read())
+    return read(response)
 
 
 class _Received:
@@ -129,14 +100,3 @@ class _Received:
 
     def makefile(self, _mode: str) -> io.BytesIO:
         return io.BytesIO(self._data)
-
-
-def basic(name: str, password: str) -> Header:
-    """An Authorization header with a name and password."""
-    pair = base64.b64encode(f"{name}:{password}".encode()).decode()
-    return "Authorization", f"Basic {pair}"
-
-
-def bearer(token: str) -> Header:
-    """An Authorization header with a token."""
-    return "Authorization", f"Bearer {token}"

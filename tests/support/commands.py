@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.support.process import REPO
 
-TIMEOUT = 30
+TIMEOUT = 120
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -25,17 +25,29 @@ def command_line(*arguments: str | Path) -> list[str]:
 
 
 def mayfly(
-    *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path = REPO
+    *arguments: str | Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = REPO,
+    stdin: str = "",
+    timeout: float = TIMEOUT,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command that ends by itself."""
+    """Run a command that ends by itself, whatever its exit code is."""
     return subprocess.run(
         command_line(*arguments),
         env=environment(**(env or {})),
         cwd=cwd,
+        input=stdin,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT,
+        timeout=timeout,
     )
+
+
+def run_mayfly(*arguments: str | Path, stdin: str = "") -> str:
+    """Run a command that succeeds; its standard output."""
+    done = mayfly(*arguments, stdin=stdin)
+    assert done.returncode == 0, f"mayfly {arguments} exited {done.returncode}: {done.stderr}"
+    return done.stdout
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:

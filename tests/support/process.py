@@ -139,21 +139,6 @@ class Process:
         self.popen.wait()
 
 
-def run_mayfly(*words: str | Path, stdin: Path = Path(os.devnull)) -> str:
-    """A command of Mayfly's that succeeds; its standard output."""
-    with stdin.open() as given:
-        done = subprocess.run(
-            [sys.executable, "-m", "mayfly", *map(str, words)],
-            cwd=REPO,
-            stdin=given,
-            timeout=120,
-            text=True,
-            capture_output=True,
-        )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 class Mayfly(Process):
     """`mayfly serve` as its own process, ready to answer when the constructor returns."""
 

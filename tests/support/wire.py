@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from multidict import CIMultiDict
 
+from tests.support.client import Answer
+
 TIMEOUT = 10
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A response as it came."""
-
-    status: int
-    headers: CIMultiDict[str]
-    body: bytes
-
-    @property
-    def codes(self) -> list[str]:
-        """The OCI error codes of the body, which must be an error document."""
-        assert self.headers["Content-Type"] == "application/json"
-        errors = json.loads(self.body)["errors"]
-        assert errors and all(error["message"] for error in errors)
-        assert b"Traceback" not in self.body
-        return [error["code"] for error in errors]
 
 
 def message(

@@ -20,6 +20,7 @@ from mayfly.registry.upstream.lists import TagFilter
 from mayfly.storage.digest import Digest, of
 from mayfly.storage.directory.store import DistributionStore
 from tests.clients.proxy import FaultyProxy, SlowProxy
+from tests.support.commands import run_mayfly
 from tests.support.images import (
     descriptor,
     image_body,
@@ -28,7 +29,7 @@ from tests.support.images import (
     put,
     subject_of,
 )
-from tests.support.process import REPO, Mayfly, run_mayfly
+from tests.support.process import REPO, Mayfly
 
 APP, TOOL = "team/app", "tool"
 PLATFORMS = ("amd64", "arm64")
