@@ -8,20 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.support import client
 from tests.support.client import Answer
-from tests.support.images import digest_of
-
-OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-OCI_INDEX = "application/vnd.oci.image.index.v1+json"
-LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
-CONFIG = "application/vnd.oci.image.config.v1+json"
-
-
-def descriptor(data: bytes, media_type: str = LAYER, **fields: object) -> dict[str, object]:
-    """A descriptor of ``data``."""
-    described = {"mediaType": media_type, "digest": digest_of(data), "size": len(data)}
-    return described | fields
+from tests.support.images import descriptor, digest_of, image_body
 
 
 @dataclass
@@ -50,13 +40,7 @@ class Pusher:
 
     def image(self, repository: str, tag: str | None = None, **fields: Any) -> bytes:
         """Push an image manifest whose config is ``{}``; its bytes."""
-        content = {
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "config": descriptor(b"{}", CONFIG),
-            "layers": [],
-        }
-        return self._manifest(repository, tag, content | fields, OCI_MANIFEST)
+        return self._manifest(repository, tag, image_body(**fields), OCI_MANIFEST)
 
     def index(
         self, repository: str, tag: str | None, children: list[bytes], **fields: Any
@@ -67,12 +51,9 @@ class Pusher:
             for one in children
         ]
         content = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
-        return self._manifest(repository, tag, content | fields, OCI_INDEX)
+        return self._manifest(repository, tag, json.dumps(content | fields).encode(), OCI_INDEX)
 
-    def _manifest(
-        self, repository: str, tag: str | None, fields: dict[str, Any], media_type: str
-    ) -> bytes:
-        body = json.dumps(fields).encode()
+    def _manifest(self, repository: str, tag: str | None, body: bytes, media_type: str) -> bytes:
         answer = self.put(repository, tag or digest_of(body), body, media_type)
         assert answer.status == 201, (answer.status, answer.body[:300])
         return body

@@ -13,14 +13,14 @@ from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.hostile.harness import LONG, Hostile
 from tests.hostile.pushes import Pusher, at_once
 from tests.support.client import Answer
-from tests.support.images import descriptor, digest_of
+from tests.support.images import CONFIG_TYPE, LAYER_TYPE, descriptor, digest_of
 
 MIB = 1024 * 1024
 LARGEST = 4 * MIB
 
 HEAD = b'{"schemaVersion":2,"mediaType":"%s","layers":[],"config":%s,"x":' % (
     OCI_MANIFEST.encode(),
-    json.dumps(descriptor(b"{}", CONFIG)).encode(),
+    json.dumps(descriptor(b"{}", CONFIG_TYPE)).encode(),
 )
 
 
@@ -147,7 +147,7 @@ def test_contents_of_large_manifests(hostile: Hostile) -> None:
         client.blob("team/app", b"x")
         pushed = []
         for number in range(25):
-            layers = [descriptor(b"x", f"{LAYER}-{n}") for n in range(10_000)]
+            layers = [descriptor(b"x", f"{LAYER_TYPE}-{n}") for n in range(10_000)]
             pushed.append(client.image("team/app", f"v{number}", layers=layers, n=number))
         while under.going():
             paths = [f"/v2/team/app/manifests/{digest_of(body)}" for body in pushed]

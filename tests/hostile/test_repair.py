@@ -18,7 +18,7 @@ from mayfly.storage.directory.layout import Layout
 from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.hostile.harness import Hostile
 from tests.hostile.pushes import Pusher
-from tests.support.images import descriptor, digest_of
+from tests.support.images import LAYER_TYPE, descriptor, digest_of
 
 SECRET = b"a layer that is nobody else's" * 100
 
@@ -47,7 +47,7 @@ def test_named_is_not_owned(
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}
     client.put("evil/app", "index", json.dumps(index).encode(), OCI_INDEX)
     sparse = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor(SECRET)}
-    body = json.dumps(sparse | {"layers": [descriptor(SECRET, LAYER)]}).encode()
+    body = json.dumps(sparse | {"layers": [descriptor(SECRET, LAYER_TYPE)]}).encode()
     assert client.put("evil/app", "x", body, OCI_MANIFEST).status == (201 if options else 400)
 
     paths = Layout(root)

@@ -19,7 +19,7 @@ from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.hostile.harness import Hostile
 from tests.hostile.pushes import Pusher
 from tests.support.client import Answer
-from tests.support.images import descriptor, digest_of
+from tests.support.images import CONFIG_TYPE, LAYER_TYPE, descriptor, digest_of
 
 CONFIG_BYTES, LAYERS = b'{"os":"linux"}', (b"first layer" * 1000, b"second layer" * 1000, b"")
 
@@ -33,7 +33,7 @@ class Victim:
             client.blob("good/app", data)
         layers = [descriptor(data) for data in LAYERS]
         self.child = client.image(
-            "good/app", None, config=descriptor(CONFIG_BYTES, CONFIG), layers=layers
+            "good/app", None, config=descriptor(CONFIG_BYTES, CONFIG_TYPE), layers=layers
         )
         self.index = client.index("good/app", "v1", [self.child])
         subject = descriptor(self.index, OCI_INDEX)
@@ -63,7 +63,7 @@ def _put(client: Pusher, repository: str, body: bytes, media_type: str = OCI_MAN
 
 
 def _manifest(**fields: object) -> dict[str, object]:
-    config = descriptor(b"{}", CONFIG)
+    config = descriptor(b"{}", CONFIG_TYPE)
     content = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": []}
     return content | fields
 
@@ -72,7 +72,7 @@ def wrong_sizes(victim: Victim) -> None:
     """Manifests that give the blobs other sizes, with every excuse for their absence."""
     for repository in ("evil/app", "good/app"):
         for size in (0, 1, 2**62, -1, None, 1.5, True):
-            for extra in ({}, {"urls": ["https://x/"]}, {"mediaType": f"{LAYER}.foreign"}):
+            for extra in ({}, {"urls": ["https://x/"]}, {"mediaType": f"{LAYER_TYPE}.foreign"}):
                 layers = [descriptor(data) | {"size": size} | extra for data in LAYERS]
                 for one in (layers, layers[:1] * 50):
                     body = json.dumps(_manifest(layers=one)).encode()
@@ -129,7 +129,7 @@ def two_readings(victim: Victim) -> None:
     bodies = []
     for names in (("digest", "Digest"), ("Digest", "digest"), ("digest", "dige\u017ft")):
         first, second = names
-        layer = f'{{"mediaType":"{LAYER}","size":11000,"{first}":"{one}","{second}":"{two}"}}'
+        layer = f'{{"mediaType":"{LAYER_TYPE}","size":11000,"{first}":"{one}","{second}":"{two}"}}'
         bodies.append(json.dumps(_manifest())[:-1] + f',"layers":[{layer}]}}')
         bodies.append(json.dumps(_manifest(layers=None))[:-1] + f',"Layers":[{layer}]}}')
     deep = "[" * 5000 + f'"{one}"' + "]" * 5000
@@ -146,7 +146,7 @@ def other_kinds(victim: Victim) -> None:
     everything = [*LAYERS, CONFIG_BYTES, victim.child, victim.index, victim.referrer]
     for repository in ("evil/app", "good/app"):
         for data in everything:
-            for media_type in (OCI_MANIFEST, OCI_INDEX, LAYER, "x/y"):
+            for media_type in (OCI_MANIFEST, OCI_INDEX, LAYER_TYPE, "x/y"):
                 entry = descriptor(data, media_type)
                 index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}
                 _put(client, repository, json.dumps(index).encode(), OCI_INDEX)
