@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
+from tests.storage.contract_uploads import NO_UPLOAD
 from tests.support.images import digest_of
 from tests.support.pushing import begin, content, push_blob, refused
 from tests.support.registry import Client
@@ -253,7 +254,9 @@ async def test_content_range_of_a_stream_that_lies(client: Client, announced: st
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "PUT", "DELETE"])
-@pytest.mark.parametrize("identity", [str(uuid4()), "x", "..", "a" * 300, "%2e%2e", "%00", "data"])
+@pytest.mark.parametrize(
+    "identity", [str(NO_UPLOAD), "x", "..", "a" * 300, "%2e%2e", "%00", "data"]
+)
 async def test_unknown_upload(client: Client, root: Path, method: str, identity: str) -> None:
     """A session that never was: 404, and nothing is made."""
     await push_blob(client, REPO, b"there")

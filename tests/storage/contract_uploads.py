@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
@@ -20,18 +20,21 @@ from mayfly.storage.errors import (
 from mayfly.storage.interface import Store, Upload
 from tests.support.images import all_succeed, push, read, together
 
+NO_UPLOAD = UUID("6f1c9d0e-3b52-4c58-9a57-0d4b7f6e21aa")
+"""An id that no upload has: always the same, since it is part of tests' names."""
+
 NO_UPLOAD_IDS = (
     "",
     ".",
     "..",
     "../../x",
     "data",
-    str(uuid4()),
-    str(uuid4()).upper(),
-    f"{{{uuid4()}}}",
-    uuid4().hex,
-    f"{uuid4()}/data",
-    f"{uuid4()}\0",
+    str(NO_UPLOAD),
+    str(NO_UPLOAD).upper(),
+    f"{{{NO_UPLOAD}}}",
+    NO_UPLOAD.hex,
+    f"{NO_UPLOAD}/data",
+    f"{NO_UPLOAD}\0",
     "a" * 5000,
     "\udcff" * 36,
 )
@@ -96,7 +99,7 @@ class UploadContract:
         with pytest.raises(NameInvalid):
             store.begin_upload(name, "sha256")
         with pytest.raises(NameInvalid):
-            store.upload(name, str(uuid4()))
+            store.upload(name, str(NO_UPLOAD))
 
     @pytest.mark.parametrize("unknown", NO_UPLOAD_IDS)
     def test_unknown_id(self, store: Store, unknown: str) -> None:
