@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.process import Mayfly, remove_tree
-from tests.support.programs import TOP, manifest
+# Before the first import of it: an assertion there is to show its values, too.
+pytest.register_assert_rewrite("tests.support")
+
+from tests.support.process import Mayfly, remove_tree  # noqa: E402
+from tests.support.programs import TOP, manifest  # noqa: E402
 
 REQUIRE_ALL = "MAYFLY_REQUIRE_ALL"
 

@@ -9,7 +9,8 @@ from multidict import CIMultiDict
 
 from tests.support.client import Answer
 
-TIMEOUT = 10
+TIMEOUT = 60
+"""Seconds after which a test gives up; a guard, since machines may be busy, and no measure."""
 
 
 def message(
