@@ -1,4 +1,4 @@
-"""The value of a Basic ``Authorization`` header: RFC 7617, in UTF-8."""
+"""Parses the value of a Basic ``Authorization`` header (RFC 7617, in UTF-8)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_LENGTH = 8192
 def parse_basic(value: str) -> tuple[str, str]:
     """Read ``Basic base64(name:password)``.
 
-    The name ends at the first colon; the password may hold more.
+    The name ends at the first colon; the password may contain more.
 
     Raises:
         CredentialsInvalid: another scheme, not base64, not UTF-8, no colon, or over-long.

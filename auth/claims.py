@@ -1,7 +1,7 @@
-"""How an identity is written in a token's claims, and read back.
+"""Converts identities to the claims of a token and back.
 
-Beside the registered claims and distribution's ``access``: ``node``, ``groups``, ``permissions``
-(``[[role, glob], ...]``) and ``fingerprint``; each only where it holds something.
+Besides the registered claims and distribution's ``access`` there are ``node``, ``groups``,
+``permissions`` (``[[role, glob], ...]``) and ``fingerprint``, each only if it is not empty.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mayfly.auth.scope import MAX_SCOPES, Scope
 
 
 def identity_claims(identity: Identity) -> dict[str, object]:
-    """The claims for everything in an identity but its name, access and times."""
+    """Return the claims for all of an identity except its name, access and times."""
     permissions = identity.permissions
     claims = {
         "node": identity.node,
@@ -29,12 +29,12 @@ def identity_claims(identity: Identity) -> dict[str, object]:
 
 
 def permission_claim(permissions: Iterable[Permission]) -> list[list[str]]:
-    """The value of ``permissions``."""
+    """Return the value of ``permissions``."""
     return [[held.role.value, held.repositories.pattern] for held in permissions]
 
 
 def access_claim(scopes: Iterable[Scope]) -> list[dict[str, object]]:
-    """The value of ``access``, as distribution's token specification has it."""
+    """Return the value of ``access``, in the form of distribution's token specification."""
     return [
         {"type": scope.type, "name": scope.name, "actions": sorted(scope.actions)}
         for scope in scopes
@@ -44,10 +44,10 @@ def access_claim(scopes: Iterable[Scope]) -> list[dict[str, object]]:
 def read_identity(
     claims: Mapping[str, Any], source: Source, access: tuple[Scope, ...] | None = None
 ) -> Identity:
-    """The identity in claims that `auth.signing.Signer.verify` has passed.
+    """Return the identity in claims that `auth.signing.Signer.verify` returned.
 
     Raises:
-        TokenInvalid: a claim is not of the form above (``bad claims``).
+        TokenInvalid: a claim is malformed (``bad claims``).
     """
     permissions = claims.get("permissions")
     return Identity(
@@ -63,10 +63,10 @@ def read_identity(
 
 
 def read_access(claims: Mapping[str, Any]) -> tuple[Scope, ...]:
-    """The scopes in ``access``.
+    """Return the scopes in ``access``.
 
     Raises:
-        TokenInvalid: it is missing or not of its form (``bad claims``).
+        TokenInvalid: it is missing or malformed (``bad claims``).
     """
     entries = claims.get("access")
     if not isinstance(entries, list) or len(entries) > MAX_SCOPES:

@@ -1,8 +1,8 @@
-"""What auth can refuse, one class for each reason.
+"""Errors of authentication and authorization, one class for each reason.
 
-Messages of `CredentialsInvalid`, `TokenInvalid` and `ScopeInvalid` may travel to the client: they
-hold no secret and do not tell a wrong password from an unknown user. `PolicyInvalid` and
-`InputInvalid` are for the operator; they too hold no secret.
+Messages of `CredentialsInvalid`, `TokenInvalid` and `ScopeInvalid` may be sent to clients: they
+contain no secret and do not reveal whether a user exists. `PolicyInvalid` and `InputInvalid` are
+for the operator; they contain no secret either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TokenReason = Literal[
     "revoked",
     "another run",
 ]
-"""Why a token is refused. For the audit; a client needs only `invalid_token` (RFC 6750, 3.1)."""
+"""Reasons to refuse a token, for the audit; clients only need `invalid_token` (RFC 6750, 3.1)."""
 
 
 class AuthError(Exception):
@@ -33,14 +33,14 @@ class AuthError(Exception):
 
 
 class CredentialsInvalid(AuthError):
-    """A name and password that are not accepted: the same words whatever is wrong with them."""
+    """A name and password that are not accepted, with the same message for every reason."""
 
     def __init__(self) -> None:
         super().__init__("invalid user name or password")
 
 
 class LoginsBusy(CredentialsInvalid):
-    """A name and password were not checked, since too many logins are waiting.
+    """A name and password that were not checked, because too many logins are waiting.
 
     Clients get the same 401 as for a wrong password, so that they do not take it for an outage.
     """
@@ -50,7 +50,7 @@ class LoginsBusy(CredentialsInvalid):
 
 
 class TokenInvalid(AuthError):
-    """A token that is not accepted; ``reason`` says why."""
+    """A token that is not accepted, for ``reason``."""
 
     def __init__(self, reason: TokenReason) -> None:
         super().__init__(f"invalid token: {reason}")
@@ -62,7 +62,7 @@ class ScopeInvalid(AuthError):
 
 
 class InputInvalid(AuthError):
-    """A value from the operator that cannot be taken: a name, role, glob, lifetime, password."""
+    """An invalid value from the operator: a name, role, glob, lifetime, password or key."""
 
 
 class PolicyInvalid(AuthError):

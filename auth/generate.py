@@ -1,4 +1,4 @@
-"""Credentials made by the server itself, and the forms in which clients take them."""
+"""Makes credentials, and writes them in the formats that clients read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HOST = re.compile(r"[A-Za-z0-9.-]+(?::[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](?::[0-9]{
 
 
 class EphemeralUsers(NamedTuple):
-    """Users that end with the run: what ``--auth auto`` starts with."""
+    """The users of ``--auth auto``, which end with the run, and their grants."""
 
     admin: Credential
     pull: Credential
@@ -39,15 +39,15 @@ class EphemeralUsers(NamedTuple):
 
 
 def random_password() -> str:
-    """A password that cannot be guessed, of letters and digits."""
+    """Return a password that cannot be guessed, of letters and digits."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
 
 
 def ephemeral_users(passwords: Mapping[str, str] | None = None) -> EphemeralUsers:
-    """The users ``admin`` (everything) and ``pull`` (pull from every repository).
+    """Make the users ``admin`` (everything) and ``pull`` (pull from every repository).
 
     Args:
-        passwords: of the run as it goes on after a crash; new ones are made where it has none.
+        passwords: by user, of a run that continues after a crash; missing ones are made.
     """
     known = passwords or {}
     admin = Credential(ADMIN_NAME, known.get(ADMIN_NAME) or random_password())
@@ -63,10 +63,10 @@ def ephemeral_users(passwords: Mapping[str, str] | None = None) -> EphemeralUser
 
 
 def _hash(password: str) -> bytes:
-    """A bcrypt hash of a random password, the same in every start of a run.
+    """Return a bcrypt hash of a random password, the same in every start of a run.
 
-    So refresh tokens, which end when the hash changes, go on with the run. Salt is against tables
-    of guesses, and 190 random bits are in none.
+    Refresh tokens end when the hash changes, so that they survive a restart. The salt may follow
+    from the password: salt prevents tables of guesses, and none contains 190 random bits.
     """
     import bcrypt
 
@@ -75,14 +75,14 @@ def _hash(password: str) -> bytes:
 
 
 def docker_config(hosts: Sequence[str], credential: Credential) -> dict[str, object]:
-    """The content of ``~/.docker/config.json`` (and podman's ``auth.json``).
+    """Return the content of ``~/.docker/config.json`` (and podman's ``auth.json``).
 
     Args:
-        hosts: each ``host`` or ``host:port``, as image names have it: of this registry, and of
-            those that it stands in for.
+        hosts: each ``host`` or ``host:port``, as in image names: of this registry, and of the
+            registries that it mirrors.
 
     Raises:
-        InputInvalid: a host is of another form; a URL or path would match no image, silently.
+        InputInvalid: a host is of another form; a URL or path would silently match no image.
     """
     for host in hosts:
         if not _HOST.fullmatch(host):
@@ -95,7 +95,7 @@ def docker_config(hosts: Sequence[str], credential: Credential) -> dict[str, obj
 def kubernetes_secret(
     name: str, namespace: str, hosts: Sequence[str], credential: Credential
 ) -> dict[str, object]:
-    """The Secret for ``imagePullSecrets``, of type ``kubernetes.io/dockerconfigjson``.
+    """Return the Secret for ``imagePullSecrets``, of type ``kubernetes.io/dockerconfigjson``.
 
     Raises:
         InputInvalid: the name is not a DNS subdomain, the namespace not a DNS label (Kubernetes'

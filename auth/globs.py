@@ -1,13 +1,13 @@
 """Repository globs: ``team/**``, ``*/cache``.
 
-What they mean (the slash rules are gitignore(5)'s):
+The rules (those about slashes are gitignore(5)'s):
 
-- ``*`` stands for any characters within one part of the name, none included; alone between slashes
-  for exactly one part: ``team/*`` is ``team/api`` and neither ``team`` nor ``team/api/base``.
-- ``**`` stands for whole parts. Last, for one or more: ``team/**`` is everything below ``team``.
-  Elsewhere, for none or more: ``**/cache`` is ``cache``, ``a/cache`` and ``a/b/cache``.
-  ``**`` alone is every repository.
-- Everything else stands for itself. ``?`` and ``[...]`` are refused: no repository name holds them.
+- ``*`` matches any characters within one part of the name, or none; alone between slashes it
+  matches exactly one part: ``team/*`` matches ``team/api``, but not ``team`` or ``team/api/base``.
+- ``**`` matches whole parts. At the end it matches one or more: ``team/**`` is everything below
+  ``team``. Elsewhere it matches any number: ``**/cache`` matches ``cache``, ``a/cache`` and
+  ``a/b/cache``. ``**`` alone matches every repository.
+- Other characters match themselves. ``?`` and ``[...]`` are refused: no repository name has them.
 
 Of two globs that match, the more specific has more literal characters; if these are equal, fewer
 ``**``; then fewer ``*``. Slashes count, but for the one after a ``**``, which may stand for none. A
@@ -37,11 +37,11 @@ class Glob:
 
     pattern: str
     specificity: tuple[int, int, int] = field(compare=False, repr=False)
-    """Sorts more specific globs after less specific ones."""
+    """Sort key: a more specific glob has a greater one."""
     _regex: re.Pattern[str] = field(compare=False, repr=False)
 
     def matches(self, repository: str) -> bool:
-        """Whether the glob covers a repository's full name."""
+        """Return whether the glob matches a repository's full name."""
         return self._regex.fullmatch(repository) is not None
 
 
@@ -74,10 +74,10 @@ def parse_glob(pattern: str) -> Glob:
 
 
 def _regex_of(parts: list[str]) -> str:
-    """The regular expression of a glob, split where a ``**`` stands.
+    """Return the regular expression of a glob, which is split at each ``**``.
 
-    A stretch between two ``**`` may be taken at its first occurrence: if a later one leads to a
-    match, so does the first. So each is an atomic group and is never tried again.
+    A stretch between two ``**`` can be matched at its first occurrence: if a later one leads to a
+    match, so does the first. Each is therefore an atomic group, which is never tried again.
     """
     stretches: list[list[str]] = [[]]
     for is_gap, group in groupby(parts, key=lambda part: part == "**"):
@@ -96,7 +96,7 @@ def _regex_of(parts: list[str]) -> str:
 
 
 def _part_regex(part: str) -> str:
-    """The regular expression of one part; the same first-occurrence argument as `_regex_of`."""
+    """Return the regular expression of one part, by the same argument as `_regex_of`."""
     if part == "*":
         return "[^/]+"
     first, *rest = (re.escape(piece) for piece in part.split("*"))

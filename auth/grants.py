@@ -1,4 +1,4 @@
-"""The file of grants: ``grants.toml``.
+"""The format of ``grants.toml``: reads, changes and writes policies.
 
 ::
 
@@ -10,13 +10,13 @@
     role = "developer"           # see auth.roles
     repositories = "team/**"     # see auth.globs; which grant counts: auth.policy
 
-The schema is strict: an unknown key, a wrong type, a group that is not defined, or the same subject
-and glob twice is an error that names the place. Two rules guard against accidents: anonymous can
-have only ``guest`` and ``limitedGuest``, and ``admin``, which is not about repositories, is given
-on ``**`` only. A group for callers with client certificates alone is defined with no members.
+The schema is strict: an unknown key, a wrong type, an undefined group, or a repeated subject and
+glob is an error that names its place. Two rules prevent accidents: anonymous can have ``guest`` and
+``limitedGuest`` only, and ``admin``, which is for the whole registry, is granted on ``**`` only. A
+group whose members come from client certificates alone is defined with an empty list.
 
-Changes made by command write the whole file anew, in the order above and sorted. Of its comments
-only the block at the top is kept.
+Commands write the whole file anew, sorted and in the order above. Only the comments at its top are
+kept.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 ANONYMOUS_ROLES = frozenset({Role.LIMITED_GUEST, Role.GUEST})
-"""The roles a file can give to anonymous."""
+"""The roles that a file can grant to anonymous."""
 
 _TOP_KEYS = frozenset({"groups", "grant"})
 _GRANT_KEYS = frozenset({*SubjectKind, "role", "repositories"})
@@ -97,7 +97,7 @@ def without_grant(policy: Policy, subject: Subject, repositories: str, source: s
 
 
 def render(policy: Policy, heading: str = "") -> str:
-    """The canonical text of a policy.
+    """Return the canonical text of a policy.
 
     Args:
         heading: comment lines to put on top.
@@ -215,7 +215,7 @@ def _text(table: Mapping[str, Any], key: str) -> str:
 
 
 def _in(where: str, function: Callable[[A], R], argument: A) -> R:
-    """Call, and put the place in front of what is wrong."""
+    """Call a function, and put the place in front of its error."""
     try:
         return function(argument)
     except InputInvalid as error:
@@ -231,6 +231,6 @@ def _order(grant: Grant) -> tuple[int, str, str]:
 
 
 def _quote(text: str) -> str:
-    """A TOML basic string; names are printable, so only two characters need escaping."""
+    """Return a TOML basic string; names are printable, so only two characters need escaping."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

@@ -1,4 +1,4 @@
-"""Who is asking: a frozen value made anew for each request."""
+"""Identities and credentials: frozen values, made for each request."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mayfly.auth.roles import Role
 from mayfly.auth.scope import Scope
 
 Source = Literal["anonymous", "basic", "robot", "token", "refresh", "certificate"]
-"""How the caller proved who they are."""
+"""The ways in which callers prove who they are."""
 
 ROBOT_PREFIX = "robot+"
-"""Begins the name of every short-lived credential (`auth.robots`), and no other name."""
+"""Prefix of the names of short-lived credentials (`auth.robots`), and of no other names."""
 
 MAX_NAME_BYTES = 255
 """Longest user or group name in UTF-8 bytes: the limit of Apache's htpasswd."""
@@ -36,16 +36,15 @@ class Identity:
     """A caller.
 
     Args:
-        name: the user's name; "" is anonymous.
-        source: how they proved it.
-        groups: groups the proof itself names (a certificate's); those of grants.toml are the
-            policy's business.
-        node: the node this caller is, where the proof says so.
-        access: what a token grants, and then nothing else counts; None where the policy decides.
-        permissions: what a short-lived credential carries in place of the policy's grants to
-            its name; None for every other caller.
-        expires: Unix second at which the proof ends; None where it does not.
-        fingerprint: changes when the user's password does; "" where there is none.
+        name: the user's name; "" for anonymous.
+        source: the way the caller proved it.
+        groups: that the proof names (a certificate does); the policy adds those of grants.toml.
+        node: the node that the proof was issued for, if any.
+        access: the scopes of an access token, which alone count; None where the policy decides.
+        permissions: of a short-lived credential, in place of grants to its name; None for every
+            other caller.
+        expires: Unix second at which the proof ends; None if it does not.
+        fingerprint: changes with the user's password; "" without one.
     """
 
     name: str
@@ -59,7 +58,7 @@ class Identity:
 
     @property
     def anonymous(self) -> bool:
-        """Whether the caller gave no name."""
+        """Whether the caller has no name."""
         return not self.name
 
 
@@ -70,21 +69,21 @@ class Credential:
     name: str
     password: str = field(repr=False)
     expires: int | None = None
-    """Unix second at which it ends; None with the run or never."""
+    """Unix second at which it ends; None if it ends with the run or never."""
 
 
 ANONYMOUS = Identity("", "anonymous")
 
 
 def check_name(name: str) -> str:
-    """Give back a valid name of a user or group.
+    """Return a name of a user or group if it is valid.
 
-    At most `MAX_NAME_BYTES`; printable, so that it can be logged as it is; no colon (RFC 7617
-    and htpasswd end the name there), no space at either end, no leading ``#`` (an htpasswd
-    comment), and not of a robot.
+    It has at most `MAX_NAME_BYTES`, only printable characters, so that it can be logged as it is,
+    no colon (RFC 7617 and htpasswd end the name there), no space at either end, no leading ``#``
+    (an htpasswd comment), and not the prefix of short-lived credentials.
 
     Raises:
-        InputInvalid: it is none.
+        InputInvalid: it is not valid.
     """
     if not name or len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         raise InputInvalid(f"a name has 1 to {MAX_NAME_BYTES} bytes")
@@ -102,16 +101,16 @@ def check_name(name: str) -> str:
 
 
 def from_certificate(certificate: Mapping[str, Any]) -> Identity:
-    """The caller a verified client certificate names.
+    """Return the caller that a verified client certificate names.
 
     The common name is the user, each organization a group: Kubernetes' convention for X.509
     clients. ``system:node:NAME`` is the user and node ``NAME``.
 
     Args:
-        certificate: what `ssl.SSLSocket.getpeercert` gives.
+        certificate: as `ssl.SSLSocket.getpeercert` returns it.
 
     Raises:
-        CredentialsInvalid: it has not exactly one common name, or a name is not valid.
+        CredentialsInvalid: it has no common name or several, or a name is not valid.
     """
     subject = [pair for part in certificate.get("subject", ()) for pair in part]
     names = [value for key, value in subject if key == "commonName"]

@@ -1,4 +1,4 @@
-"""Networks: addresses that one attacker can use at no cost are counted as one."""
+"""Networks: groups of addresses that one client can use at no cost, and that count as one."""
 
 from __future__ import annotations
 

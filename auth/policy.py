@@ -1,7 +1,7 @@
-"""Who may do what: grants, and the rule that picks among them.
+"""Policies: grants, and the rule that chooses among them.
 
-A grant gives a subject (a user, a group, or anonymous) a role over the repositories a glob covers.
-What no grant gives is denied. For a caller and a repository:
+A grant gives a subject (a user, a group, or anonymous) a role over the repositories that a glob
+matches. Without a grant everything is denied. For a caller and a repository:
 
 1. *Within one subject the most specific glob wins*, and only its role counts, be it higher or
    lower: with ``developer`` on ``team/**`` and ``guest`` on ``team/prod/**``, a user pushes to
@@ -12,8 +12,8 @@ What no grant gives is denied. For a caller and a repository:
    (``ListRoles`` in its ``src/pkg/project/dao/dao.go``), and logging in never loses what anyone may
    do.
 
-A robot's own permissions take the place of its name's grants and groups', by the same rule. A token
-is another matter: it grants the scopes written in it and nothing else.
+The permissions of a short-lived credential take the place of grants to its name and groups, by the
+same rule. An access token grants its scopes and nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EVERYTHING = parse_glob("**")
 
 
 class SubjectKind(StrEnum):
-    """What a grant is to."""
+    """The kinds of subjects."""
 
     USER = "user"
     GROUP = "group"
@@ -41,7 +41,7 @@ class SubjectKind(StrEnum):
 
 
 class Subject(NamedTuple):
-    """Whom a grant is to; the name is "" for anonymous."""
+    """The receiver of a grant; the name is "" for anonymous."""
 
     kind: SubjectKind
     name: str = ""
@@ -63,7 +63,7 @@ class Grant:
 
 
 class Policy:
-    """All grants and groups at one moment. Immutable; a changed file makes another object.
+    """All grants and groups at one moment. Immutable; a changed file becomes another object.
 
     Args:
         grants: in any order.
@@ -89,11 +89,11 @@ class Policy:
         self._groups_of = groups_of
 
     def with_grants(self, *grants: Grant) -> Policy:
-        """This policy and more grants."""
+        """Return this policy with more grants."""
         return Policy((*self.grants, *grants), self.groups)
 
     def actions(self, identity: Identity, repository: str) -> frozenset[str]:
-        """All a caller may do in a repository."""
+        """Return the actions that a caller may take in a repository."""
         if identity.access is not None:
             return _token_actions(identity.access, REPOSITORY, repository)
         found = NOTHING
@@ -102,14 +102,14 @@ class Policy:
         return found
 
     def allowed(self, identity: Identity, repository: str, action: str) -> bool:
-        """Whether a caller may do something in a repository."""
+        """Return whether a caller may take an action in a repository."""
         return action in self.actions(identity, repository)
 
     def registry_actions(self, identity: Identity, name: str) -> frozenset[str]:
-        """Return all a caller may do with a resource of the registry itself: ``*`` or nothing.
+        """Return the actions on a resource of the registry itself: ``*`` or none.
 
-        ``catalog`` is for everyone who may do anything (it shows each what `can_list` says). There
-        are no others.
+        The only resource is ``catalog``, for everyone with any permission; it shows each caller the
+        repositories that `can_list` allows.
         """
         if identity.access is not None:
             return _token_actions(identity.access, REGISTRY, name)
@@ -118,7 +118,7 @@ class Policy:
         return NOTHING
 
     def resource_actions(self, identity: Identity, kind: str, name: str) -> frozenset[str]:
-        """All a caller may do with a resource named as a scope names it; nothing if unknown."""
+        """Return the actions on a resource that a scope names; none for an unknown type."""
         if kind == REPOSITORY:
             return self.actions(identity, name)
         if kind == REGISTRY:
@@ -126,9 +126,9 @@ class Policy:
         return NOTHING
 
     def can_list(self, identity: Identity, repository: str) -> bool:
-        """Whether a catalog shown to this caller names a repository.
+        """Return whether the catalog names a repository to this caller.
 
-        A token for the catalog shows what the caller it speaks for may pull, as of now.
+        With a token for the catalog it names those that the token's owner may pull from now.
         """
         if identity.access is not None:
             if not self.registry_actions(identity, CATALOG):
@@ -137,9 +137,9 @@ class Policy:
         return self.allowed(identity, repository, PULL)
 
     def grant(self, identity: Identity, asked: Iterable[Scope]) -> tuple[Scope, ...]:
-        """What of the scopes asked for a token may hold: those actions the caller has.
+        """Return the requested scopes as far as a token may hold them: the actions the caller has.
 
-        Scopes of which nothing is left are left out. ``*`` asks for everything.
+        Scopes without an action left are dropped. ``*`` requests every action.
         """
         granted = []
         for scope in asked:
@@ -150,7 +150,7 @@ class Policy:
         return tuple(granted)
 
     def _permissions(self, identity: Identity) -> list[tuple[Permission, ...]]:
-        """The permissions of each subject that a caller without a token is."""
+        """Return the permissions of each subject that a caller without a token belongs to."""
         anyone = self._held.get(ANYONE, ())
         if identity.anonymous:
             return [anyone]
@@ -170,7 +170,7 @@ def _ordered(permissions: Iterable[Permission]) -> tuple[Permission, ...]:
 
 
 def _winning(permissions: tuple[Permission, ...], repository: str) -> frozenset[str]:
-    """The actions of the most specific of one subject's permissions, which come in that order."""
+    """Return the actions of one subject's most specific permissions; they are sorted by that."""
     found = NOTHING
     specificity = None
     for held in permissions:
@@ -191,4 +191,4 @@ def _token_actions(access: tuple[Scope, ...], kind: str, name: str) -> frozenset
 
 
 OPEN = Policy([Grant(ANYONE, Role.ADMIN, EVERYTHING)])
-"""Everyone may do everything: ``--auth none``."""
+"""Everything is allowed to everyone: ``--auth none``."""

@@ -1,13 +1,13 @@
-"""Short-lived credentials: a user name and password that carry their own end.
+"""Short-lived credentials: user names and passwords that expire by themselves.
 
-A kubelet knows only name and password, from a Secret. So the password is a signed token that holds
-what may be done and until when; nothing is stored, and checking it takes microseconds, not a
-bcrypt. The name is ``robot+NAME``, which no htpasswd user may have, so it is plain which way a
-password is checked. (Harbor's robots are named ``robot$NAME``: a trap in every shell.)
+A kubelet takes only a name and a password, from a Secret. The password is therefore a signed token
+with permissions and an end; nothing is stored, and checking it takes microseconds instead of a
+bcrypt. The name is ``robot+NAME``, which no htpasswd user can have, so that it decides how the
+password is checked. (Harbor's ``robot$NAME`` would be expanded by shells.)
 
-A robot may do what its password says, plus what is open to anonymous callers; grants.toml gives it
-nothing else. It ends with its lifetime, with the run, or with the key: a new key revokes all of
-them.
+Such a credential has the permissions in its password and those of anonymous callers; grants.toml
+gives it nothing else. It ends with its lifetime, with the run, or with the signing key: a new key
+revokes all of them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from mayfly.auth.signing import MAX_LENGTH, Signer
 from mayfly.auth.verified import VerifiedTokens
 
 MIN_LIFETIME = 60
-"""Least seconds a credential lives."""
+"""Least lifetime of a credential, in seconds."""
 
 MAX_LIFETIME = 30 * 24 * 3600
-"""Most seconds a credential lives. What should live longer is a user."""
+"""Longest lifetime of a credential, in seconds. Make a user for more."""
 
 MAX_PERMISSIONS = 16
 """Most permissions in one credential."""
@@ -57,14 +57,14 @@ class Robots:
         now: float,
         node: str | None = None,
     ) -> Credential:
-        """A new credential.
+        """Issue a credential.
 
         Args:
             name: a name of lower-case letters, digits and ``. _ -``, without the prefix.
             permissions: roles and the repositories they are for.
-            lifetime: seconds it is good for.
+            lifetime: in seconds.
             now: Unix seconds.
-            node: the node that alone will use it, so that its pulls count as that node's.
+            node: the only node that uses it, so that its pulls count as that node's.
 
         Raises:
             InputInvalid: the name is not of that form, the lifetime out of bounds, there are no
@@ -82,13 +82,13 @@ class Robots:
         return Credential(full_name, password, expires)
 
     def verify(self, name: str, password: str, now: float) -> Identity:
-        """The robot with this name and password.
+        """Return the identity with this name and password.
 
         Args:
             now: Unix seconds.
 
         Raises:
-            CredentialsInvalid: the password is not genuine, expired, or of another name.
+            CredentialsInvalid: the password is not genuine, has expired, or has another name.
         """
         try:
             identity = self._verified(password, now)
@@ -99,7 +99,7 @@ class Robots:
         return identity
 
     def _read(self, password: str, now: float) -> Identity:
-        # Nobody fetches a Secret anew because the registry's clock was set back.
+        # A Secret stays as it is when the registry's clock is set back.
         claims = self._signer.verify(password, now, early=True)
         return read_identity(claims, "robot")
 

@@ -9,11 +9,11 @@ Source: distribution's "Token Scope Documentation" (``docs/content/spec/auth/sco
     hostname      := hostcomponent [ '.' hostcomponent ]* [ ':' port ]
     action        := [a-z]+ | '*'
 
-A name may hold a colon (``registry.local:5000/app``), so the type ends at the first colon and the
-actions begin after the last. Everything is matched against the grammar, so a name can carry no
-comma, space, quote or control character into a challenge or a token. The class in
-``repository(plugin)`` is read and dropped, as distribution's own registry does when it checks a
-token: a plugin is stored as any repository.
+A name may contain a colon (``registry.local:5000/app``), so the type ends at the first colon and
+the actions begin after the last. Everything is matched against the grammar, so that no comma,
+space, quote or control character of a name gets into a challenge or a token. The class in
+``repository(plugin)`` is read and dropped, as in distribution's own registry: a plugin is stored
+like any repository.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CATALOG = "catalog"
 ANY_ACTION = "*"
 
 MAX_SCOPES = 32
-"""Most scopes in one request; a token that grants them all fits in one header line."""
+"""Most scopes in one request; a token with all of them fits in one header line."""
 
 MAX_TEXT = 3072
 """Most characters of scope text in one request, for the same reason."""
@@ -48,7 +48,7 @@ _ACTION = re.compile(r"[a-z]{1,32}|\*")
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A resource and actions on it. Checked when made, so no other one exists.
+    """A resource and actions on it, always within the grammar.
 
     Raises:
         ScopeInvalid: a part is outside the grammar or too long.
@@ -75,8 +75,8 @@ class Scope:
 def parse_scopes(values: Iterable[str]) -> tuple[Scope, ...]:
     """Read the ``scope`` values of one request, each of one or more space-joined scopes.
 
-    Scopes of the same resource are joined into one; the answer keeps the order of first mention.
-    Empty values are passed over: docker sends one when it only logs in.
+    Scopes of the same resource are joined into one, in the order of first mention. Empty values
+    are skipped: docker sends one when it only logs in.
 
     Raises:
         ScopeInvalid: a scope is outside the grammar, or there are too many.
@@ -99,7 +99,7 @@ def parse_scopes(values: Iterable[str]) -> tuple[Scope, ...]:
 
 
 def render_scopes(scopes: Iterable[Scope]) -> str:
-    """Space-joined scopes, actions in alphabetical order: what a challenge or an answer holds."""
+    """Return scopes joined by spaces, actions in alphabetical order, as in challenges."""
     return " ".join(map(str, scopes))
 
 

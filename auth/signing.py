@@ -1,15 +1,15 @@
-"""Signed claims: the one place that makes and checks a JWT.
+"""Makes and checks signed tokens (JWT).
 
-A token is issued for a run of the registry, whose ID it holds, and ends with that run: the key may
-be a file of the operator's that several runs share.
+A token contains the ID of the run of the registry that issued it, and ends with that run: the key
+may be a file that several runs share.
 
-HS256 with a random key of this process (or of a 0600 file), and nothing else: issuer and verifier
-are one program, so there is no public key to hand out, and a verifier that knows one algorithm and
-one kind of key cannot be talked into another (RFC 8725, 3.1 and 3.2). What a token is for is its
-audience, so no kind can pass for another (RFC 8725, 3.12): see `Signer`.
+The only algorithm is HS256, with a random key: issuer and verifier are one program, so no public
+key is needed, and a verifier with one algorithm and one kind of key cannot be made to use another
+(RFC 8725, 3.1 and 3.2). The audience is the purpose of a token, so that no kind passes for another
+(RFC 8725, 3.12): see `Signer`.
 
-The library is imported at the first use. `preload` does it in a thread beforehand: it takes some
-50 ms and 10 MiB, because it brings the `cryptography` package along.
+The library is imported at the first use. `preload` imports it in a thread beforehand, which takes
+some 50 ms and 10 MiB, because it imports the `cryptography` package.
 """
 
 from __future__ import annotations
@@ -31,15 +31,14 @@ MAX_LENGTH = 7168
 """Longest token in characters, so that ``Authorization`` fits in an 8 KiB header line."""
 
 LEEWAY = 5
-"""Seconds a token may seem to come from the future: the clock may be set back while it lives.
-There is none at the end: whoever is late asks for another token."""
+"""Clock-skew leeway for ``nbf`` and ``iat``, in seconds; there is none for ``exp``."""
 
 _MIN_DISTINCT_BYTES = 10
 _CLAIMS = {"iss": str, "sub": str, "aud": str, "exp": int, "nbf": int, "iat": int, "jti": str}
 
 
 def new_key() -> bytes:
-    """A random key."""
+    """Return a random key."""
     return secrets.token_urlsafe(48).encode()
 
 
@@ -68,9 +67,9 @@ class Signer:
 
     Args:
         key: at least `MIN_KEY_BYTES` random bytes.
-        audience: the kind of token; Signers with one key take each other's tokens only if it is
-            the same.
-        run: ID of the run whose tokens these are; None for a run of this object's own.
+        audience: the kind of token; signers with the same key accept each other's tokens only if
+            it is the same.
+        run: ID of the run that the tokens belong to; None for a new one.
 
     Raises:
         ValueError: the key is too short.
@@ -84,13 +83,13 @@ class Signer:
         self._run = run or secrets.token_urlsafe(12)
 
     def sign(self, subject: str, now: int, expires: int, claims: Mapping[str, object]) -> str:
-        """A token.
+        """Return a token.
 
         Args:
             subject: ``sub``.
             now: ``iat`` and ``nbf``, in Unix seconds.
             expires: ``exp``, in Unix seconds.
-            claims: further claims, values for JSON.
+            claims: further claims, with values for JSON.
         """
         import jwt
 
@@ -107,18 +106,16 @@ class Signer:
         return jwt.encode({**claims, **standard}, self._key, ALGORITHM)
 
     def verify(self, token: str, now: float, *, early: bool = False) -> dict[str, Any]:
-        """The claims of a token that is genuine, of this kind, and valid now.
+        """Return the claims of a token that is genuine, of this kind, and valid now.
 
-        Of the claims, those named in RFC 7519 are there and have their types; what others hold
-        is for the caller to check.
+        The claims of RFC 7519 are complete and have their types; the caller checks the others.
 
         Args:
             now: Unix seconds.
-            early: take one that seems to be from the future: it is genuine, so the clock was set
-                back since.
+            early: whether to accept one from the future: it is genuine, so the clock was set back.
 
         Raises:
-            TokenInvalid: it is not.
+            TokenInvalid: it is not genuine, of another kind or run, or not valid now.
         """
         if len(token) > MAX_LENGTH:
             raise TokenInvalid("too large")
@@ -163,5 +160,5 @@ class Signer:
                 },
             )
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
-            # The header is read before the signature is checked, so it may be anything.
+            # The header is parsed before the signature is checked, so that any error may occur.
             raise TokenInvalid(reasons.get(type(error), "malformed")) from None

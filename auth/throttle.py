@@ -1,11 +1,11 @@
-"""How long a login waits because of failed ones before it.
+"""Delays logins after failed ones.
 
-Each pair of user name and address has its own count, so guessing at a user from one address delays
-neither that user elsewhere nor other users there. The wait doubles with each failure up to
-`MAX_DELAY`; each `FORGIVEN_EVERY` without a failure takes one back. Nobody is ever locked out, and
-nobody is answered 429 or 503: docker and containerd would give up on those.
+Each pair of user name and address has its own count, so that guessing at a user from one address
+delays neither that user elsewhere nor other users there. The delay doubles with each failure up to
+`MAX_DELAY`; each `FORGIVEN_EVERY` without a failure reduces the count by one. No user is ever
+locked out, and none is answered 429 or 503: docker and containerd would give up on those.
 
-An unknown user counts as a known one does, so the wait tells nothing.
+Unknown users count like known ones, so that the delay does not reveal whether a user exists.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from mayfly.auth.identity import MAX_NAME_BYTES
 from mayfly.auth.limits import BoundedDict
 
 FIRST_DELAY = 0.25
-"""Seconds an attempt waits after one failure."""
+"""Delay after one failure, in seconds."""
 
 MAX_DELAY = 5.0
-"""Longest wait in seconds: well under the clients' 15 s and 30 s for a header."""
+"""Longest delay in seconds: well under the clients' 15 s and 30 s for a header."""
 
 FORGIVEN_EVERY = 30.0
-"""Seconds without a failure after which one less counts."""
+"""Seconds without a failure that reduce the count by one."""
 
 MAX_PAIRS = 10_000
-"""Pairs remembered. Past that the one that failed longest ago is forgotten."""
+"""Most pairs remembered; the one that failed longest ago is forgotten first."""
 
 _MAX_FAILURES = 6  # more would only make forgiving take longer: 0.25 * 2**5 is past MAX_DELAY
 
@@ -37,7 +37,7 @@ Pair = tuple[str, str]
 
 
 class Throttle:
-    """Counts of failed logins. Safe for use from several threads.
+    """Counts failed logins. Safe for use from several threads.
 
     Args:
         clock: seconds, monotonic.
@@ -49,7 +49,7 @@ class Throttle:
         self._failures: BoundedDict[Pair, tuple[int, float]] = BoundedDict(MAX_PAIRS)
 
     def delay(self, name: str, address: str) -> float:
-        """Seconds the next attempt of this user from this address has to wait."""
+        """Return the seconds that the next attempt of this user from this address has to wait."""
         with self._lock:
             count = self._count(_pair(name, address))
         return min(MAX_DELAY, FIRST_DELAY * 2.0 ** (count - 1)) if count else 0.0
@@ -72,5 +72,5 @@ class Throttle:
 
 
 def _pair(name: str, address: str) -> Pair:
-    # No user has a longer name; kept whole, made-up ones would fill the memory.
+    # No user has a longer name; whole, made-up ones would fill the memory.
     return name[: MAX_NAME_BYTES + 1], address

@@ -1,9 +1,9 @@
 """Access and refresh tokens: issued at ``/auth/token``, checked on every request.
 
-An access token holds what it grants; using it asks the policy nothing more, so its life is short.
-A refresh token holds who the caller is and buys access tokens, each checked against the policy
-again; `auth.verify.CredentialVerifier.renew` checks that the user is still there with the same
-password. The two differ by audience, and neither is taken for the other.
+An access token contains the scopes that it grants; the policy is not asked again when it is used,
+so its lifetime is short. A refresh token names the caller and is exchanged for access tokens, each
+checked against the policy; `auth.verify.CredentialVerifier.renew` checks that the user still exists
+and has the same password. The two differ by audience, and neither is accepted as the other.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from mayfly.auth.signing import MAX_LENGTH, Signer
 from mayfly.auth.verified import VerifiedTokens
 
 MIN_LIFETIME = 60
-"""Least seconds an access token lives: older docker clients take less for this (distribution's
-token specification). One bought just before a short-lived credential ends outlives it by that."""
+"""Least lifetime of an access token, in seconds: older docker clients assume this for less
+(distribution's token specification). One issued just before a short-lived credential ends outlives
+it by that."""
 
 DEFAULT_LIFETIME = 300
-"""Seconds an access token lives."""
+"""Lifetime of an access token, in seconds."""
 
 DEFAULT_REFRESH_LIFETIME = 12 * 3600
-"""Seconds a refresh token lives."""
+"""Lifetime of a refresh token, in seconds."""
 
 REFRESHABLE = frozenset({"basic", "robot", "refresh"})
-"""Proofs that a refresh token is issued for. A certificate is there anew in each connection."""
+"""Proofs that a refresh token is issued for. A certificate is shown in each connection anyway."""
 
 
 @dataclass(frozen=True, slots=True)
 class IssuedToken:
-    """A token and what the answer says of it."""
+    """A token, and its facts in the response."""
 
     token: str = field(repr=False)
     expires_in: int
@@ -50,7 +51,7 @@ class IssuedToken:
 
 
 class TokenIssuer:
-    """Issues tokens and checks its own.
+    """Issues tokens and checks them.
 
     Args:
         key: see `auth.signing.Signer`.
@@ -84,11 +85,11 @@ class TokenIssuer:
         self._verified = VerifiedTokens(self._read_access)
 
     def issue(self, identity: Identity, scopes: Sequence[Scope], now: float) -> IssuedToken:
-        """An access token.
+        """Issue an access token.
 
         Args:
-            identity: whom it is for.
-            scopes: what it grants: what `auth.policy.Policy.grant` gave, never what was asked.
+            identity: of its owner.
+            scopes: that it grants, as `auth.policy.Policy.grant` returned them.
             now: Unix seconds.
 
         Raises:
@@ -98,7 +99,7 @@ class TokenIssuer:
         _refuse_token(identity)
         issued_at = int(now)
         left = _left(identity, self._lifetime, issued_at)
-        # Beyond the proof's own end only here: an access token buys no other, so it ends there.
+        # Only an access token may outlive the proof: no other token is issued for it.
         lifetime = max(MIN_LIFETIME, left)
         claims = {**identity_claims(identity), "access": access_claim(scopes)}
         issued = _issue(self._access, identity.name, issued_at, lifetime, claims)
@@ -107,7 +108,7 @@ class TokenIssuer:
         return issued
 
     def issue_refresh(self, identity: Identity, now: float) -> IssuedToken | None:
-        """A refresh token; None for a caller whose proof none is issued for.
+        """Issue a refresh token; None for a caller whose proof is not in `REFRESHABLE`.
 
         Args:
             now: Unix seconds.
@@ -123,7 +124,7 @@ class TokenIssuer:
         return _issue(self._refresh, identity.name, issued_at, left, identity_claims(identity))
 
     def verify(self, token: str, now: float) -> Identity:
-        """The caller that an access token speaks for; its ``access`` is all it may do.
+        """Return the owner of an access token, whose ``access`` is all that it grants.
 
         Args:
             now: Unix seconds.
@@ -134,7 +135,7 @@ class TokenIssuer:
         return self._verified(token, now)
 
     def verify_refresh(self, token: str, now: float) -> Identity:
-        """The caller that a refresh token speaks for, as it was when issued.
+        """Return the owner of a refresh token, as of its issue.
 
         Args:
             now: Unix seconds.
@@ -150,13 +151,13 @@ class TokenIssuer:
 
 
 def _refuse_token(identity: Identity) -> None:
-    # Otherwise one that leaks would live forever.
+    # Otherwise one that leaks could be renewed forever.
     if identity.access is not None:
-        raise ValueError("an access token buys no token")
+        raise ValueError("no token is issued for an access token")
 
 
 def _left(identity: Identity, lifetime: int, now: int) -> int:
-    """Seconds of a lifetime that the caller's own proof leaves."""
+    """Return a lifetime in seconds, cut to that of the caller's own proof."""
     return lifetime if identity.expires is None else min(lifetime, identity.expires - now)
 
 

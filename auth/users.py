@@ -1,8 +1,8 @@
 """Users and their bcrypt hashes: Apache's htpasswd file.
 
-A line is ``name:hash``, a comment beginning with ``#``, or blank; as in Apache, what follows
-another colon is left alone. Only bcrypt is taken (``htpasswd -B``): anything else in the file is an
-error that names the line, because skipping it would lock a user out without a word.
+A line is ``name:hash``, a comment beginning with ``#``, or blank; as in Apache, the text after a
+second colon is ignored. Only bcrypt is accepted (``htpasswd -B``): any other hash is an error that
+names the line, because skipping it would lock a user out silently.
 
 New hashes are written as ``$2y$``, which Apache's crypt knows (it does not know ``$2b$``; the two
 differ in name only).
@@ -18,12 +18,12 @@ from mayfly.auth.errors import InputInvalid, PolicyInvalid
 from mayfly.auth.identity import check_name
 
 DEFAULT_ROUNDS = 10
-"""bcrypt cost of new hashes, as log2 of the rounds: OWASP's least, some 85 ms of one core. A login
-storm pays it once for each user (`auth.login`)."""
+"""bcrypt cost of new hashes, as log2 of the rounds: OWASP's minimum, some 85 ms of one core. A
+login storm costs it once for each user (`registry.access.logins`)."""
 
 MAX_PASSWORD_BYTES = 72
-"""bcrypt reads no more. A longer password is refused: two that differ only later must not pass for
-each other."""
+"""bcrypt ignores further bytes. A longer password is refused: two that differ only there would be
+equal."""
 
 _MAX_COST = 17  # htpasswd's own limit; beyond it one login takes tens of seconds
 _HASH = re.compile(rb"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
@@ -38,7 +38,7 @@ _OTHER_HASHES = {
 
 
 class Users:
-    """Names and hashes at one moment. Immutable; a changed file makes another object."""
+    """Names and hashes at one moment. Immutable; a changed file becomes another object."""
 
     __slots__ = ("_hashes", "costs")
 
@@ -48,13 +48,13 @@ class Users:
         """Each user's bcrypt cost, in file order."""
 
     def hash_of(self, name: str) -> bytes | None:
-        """A user's bcrypt hash; None for an unknown user."""
+        """Return a user's bcrypt hash; None for an unknown user."""
         return self._hashes.get(name)
 
     def fingerprint(self, name: str) -> str:
-        """A text that changes with the user's password; "" for an unknown user.
+        """Return a text that changes with the user's password; "" for an unknown user.
 
-        It gives nothing away: the hash it is made from holds 16 random bytes of salt.
+        It reveals nothing: the hash that it is made from contains 16 random bytes of salt.
         """
         found = self._hashes.get(name)
         return "" if found is None else hashlib.sha256(found).hexdigest()[:32]
@@ -66,16 +66,16 @@ class Users:
 
 
 def cost_of(value: bytes) -> int:
-    """The cost a bcrypt hash was made with, as log2 of the rounds."""
+    """Return the cost of a bcrypt hash, as log2 of the rounds."""
     return int(value[4:6])
 
 
 def hash_password(password: str, rounds: int = DEFAULT_ROUNDS) -> bytes:
-    """A new bcrypt hash. Slow by design: see `DEFAULT_ROUNDS`.
+    """Return a new bcrypt hash. Slow by design: see `DEFAULT_ROUNDS`.
 
     Raises:
-        InputInvalid: the password is empty, longer than `MAX_PASSWORD_BYTES` in UTF-8, or holds a
-            control character (which a prompt or a file's line end would have put there).
+        InputInvalid: the password is empty, longer than `MAX_PASSWORD_BYTES` in UTF-8, or contains
+            a control character (which a prompt or a file's line end would have added).
     """
     encoded = password_bytes(password)
     if encoded is None or any(character < " " or character == "\x7f" for character in password):
@@ -88,7 +88,7 @@ def hash_password(password: str, rounds: int = DEFAULT_ROUNDS) -> bytes:
 
 
 def password_bytes(password: str) -> bytes | None:
-    """What bcrypt is given for a password; None for one that cannot be any user's."""
+    """Return a password as bcrypt takes it; None for one that no user can have."""
     try:
         encoded = password.encode()
     except UnicodeEncodeError:
@@ -156,7 +156,7 @@ def _lines(content: bytes) -> list[bytes]:
 
 
 def _name_of(line: bytes) -> str | None:
-    """The user of a line; None for a comment or a blank one."""
+    """Return the user of a line; None for a comment or a blank one."""
     text = line.strip()
     if not text or text.startswith(b"#"):
         return None

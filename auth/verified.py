@@ -1,8 +1,8 @@
-"""Tokens that were checked a moment ago.
+"""Remembers tokens that were checked.
 
-Checking a signature and the claims takes some 150 µs; a client shows the same token with each of a
-pull's requests. What was found is kept under the token's SHA-256 until the token expires. A key
-never changes while a process runs, so nothing else can make a good token bad.
+Checking a signature and the claims takes some 150 µs, and a client sends the same token with each
+request of a pull. The identity is kept under the token's SHA-256 until the token expires. A key
+never changes while a process runs, so that nothing else can invalidate a token.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from mayfly.auth.identity import Identity
 from mayfly.auth.limits import BoundedDict
 
 MAX_REMEMBERED = 4096
-"""Tokens remembered: some 5 MiB at most. The one seen first is forgotten first."""
+"""Most tokens remembered, some 5 MiB; the one seen first is forgotten first."""
 
 
 class VerifiedTokens:
-    """Checks tokens, each in full only once. Safe for use from several threads.
+    """Checks tokens, each completely only once. Safe for use from several threads.
 
     Args:
-        verify: the full check of a token at a Unix time; its identities say when they expire.
+        verify: checks a token completely at a Unix time; its identities have an end.
     """
 
     def __init__(self, verify: Callable[[str, float], Identity]) -> None:
@@ -30,10 +30,10 @@ class VerifiedTokens:
         self._found: BoundedDict[bytes, Identity] = BoundedDict(MAX_REMEMBERED)
 
     def __call__(self, token: str, now: float) -> Identity:
-        """The caller a token speaks for.
+        """Return the owner of a token.
 
         Raises:
-            TokenInvalid: as the full check, and when the token has expired since.
+            TokenInvalid: the full check failed, or the token has expired since.
         """
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         identity = self._found.get(digest)

@@ -1,13 +1,13 @@
-"""Checking a name and password.
+"""Checks names and passwords.
 
-bcrypt is slow on purpose, so each verdict is remembered for `REMEMBERED` seconds: two hundred
-nodes with one pull credential, or one node that repeats a stale one, cost one bcrypt. What is
-remembered is an HMAC-SHA256 of name and password under a key that lives and dies with the process.
-All verdicts are forgotten when the users change.
+bcrypt is slow on purpose, so each result is remembered for `REMEMBERED` seconds: two hundred nodes
+with one pull credential, or one node that repeats a stale one, cost one bcrypt. Results are stored
+under an HMAC-SHA256 of name and password, with a key that exists only in this process. All of them
+are forgotten when the users change.
 
-An unknown user takes as long as a known one: bcrypt then runs against a made-up hash. Its cost is
-picked from those in the file by a keyed hash of the name, so that with mixed costs too an unknown
-name is slow or fast in the same proportion as known ones, and always the same.
+An unknown user takes as long as a known one: bcrypt runs against a made-up hash. Its cost is chosen
+from those in the file by a keyed hash of the name, so that, with mixed costs too, unknown names are
+slow or fast in the same proportion as known ones, and the same name always is.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from mayfly.auth.robots import Robots
 from mayfly.auth.users import DEFAULT_ROUNDS, Users, password_bytes
 
 REMEMBERED = 60.0
-"""Seconds a verdict is remembered."""
+"""Seconds for which a result is remembered."""
 
 MAX_REMEMBERED = 1024
-"""Verdicts remembered of each kind; guesses cannot push out successes."""
+"""Most results of each kind; failures cannot displace successes."""
 
-Verdict = Identity | Literal[False]
+Result = Identity | Literal[False]
 
 _MADE_UP_HASH = b"." * 53  # salt and hash of well-formed bcrypt; nothing is known to give it
 
 
 class CredentialVerifier:
-    """Knows whose name and password are right. Safe for use from several threads.
+    """Checks names and passwords. Safe for use from several threads.
 
     Args:
-        users: gives the users of this moment; the same object until they change
+        users: returns the users of this moment; the same object until they change
             (an `registry.access.watch.FileBacked` does).
-        robots: checks short-lived credentials; None where there are none.
+        robots: checks short-lived credentials; None if there are none.
         clock: seconds, monotonic.
         wall_clock: Unix seconds.
     """
@@ -61,19 +61,19 @@ class CredentialVerifier:
         self._key = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._known_users = users()
-        self._right: BoundedDict[bytes, tuple[float, Verdict]] = BoundedDict(MAX_REMEMBERED)
-        self._wrong: BoundedDict[bytes, tuple[float, Verdict]] = BoundedDict(MAX_REMEMBERED)
+        self._right: BoundedDict[bytes, tuple[float, Result]] = BoundedDict(MAX_REMEMBERED)
+        self._wrong: BoundedDict[bytes, tuple[float, Result]] = BoundedDict(MAX_REMEMBERED)
 
     def digest(self, name: str, password: str) -> bytes:
-        """A name for these credentials that does not hold them, valid in this process."""
+        """Return a key for these credentials that does not reveal them, valid in this process."""
         encoded = name.encode("utf-8", "surrogatepass")
         text = len(encoded).to_bytes(8) + encoded + password.encode("utf-8", "surrogatepass")
         return hmac.digest(self._key, text, "sha256")
 
     def recall(self, name: str, password: str) -> Identity | None:
-        """The caller, if that can be told without bcrypt: remembered, or a short-lived credential.
+        """Return the caller if no bcrypt is needed: remembered, or a short-lived credential.
 
-        Takes microseconds. None says nothing about the credentials.
+        Takes microseconds. None means that they have to be checked.
         """
         if name.startswith(ROBOT_PREFIX):
             try:
@@ -83,7 +83,7 @@ class CredentialVerifier:
         return self._remembered(self._users(), self.digest(name, password)) or None
 
     def check(self, name: str, password: str) -> Identity:
-        """The caller. Takes one bcrypt unless the verdict is remembered: call it in a thread.
+        """Return the caller. Takes one bcrypt unless remembered: to be called in a thread.
 
         Raises:
             CredentialsInvalid: unknown user, wrong password, or an expired credential.
@@ -91,26 +91,26 @@ class CredentialVerifier:
         if name.startswith(ROBOT_PREFIX):
             return self._robot(name, password)
         encoded = password_bytes(password)
-        # No user's, whoever asks: answered at once it tells nothing about the name.
+        # No user has such a password, so that a quick answer reveals nothing about the name.
         if encoded is None:
             raise CredentialsInvalid
         users = self._users()
         digest = self.digest(name, password)
-        verdict = self._remembered(users, digest)
-        if verdict is None:
-            verdict = self._bcrypt(users, name, encoded) and _identity(users, name)
-            self._remember(users, digest, verdict)
-        if not verdict:
+        result = self._remembered(users, digest)
+        if result is None:
+            result = self._bcrypt(users, name, encoded) and _identity(users, name)
+            self._remember(users, digest, result)
+        if not result:
             raise CredentialsInvalid
-        return verdict
+        return result
 
     def renew(self, identity: Identity) -> Identity:
-        """The caller a refresh token names, as of now.
+        """Return the owner of a refresh token, as of now.
 
-        A short-lived credential stands as it is: it ends by itself.
+        A short-lived credential is returned unchanged: it expires by itself.
 
         Raises:
-            TokenInvalid: the user is gone or has another password (``revoked``).
+            TokenInvalid: the user was removed or has another password (``revoked``).
         """
         if identity.permissions is not None:
             return identity
@@ -139,22 +139,22 @@ class CredentialVerifier:
         pick = int.from_bytes(self.digest(name, "")[:8])
         return b"$2b$%02d$" % costs[pick % len(costs)] + _MADE_UP_HASH
 
-    def _remembered(self, users: Users, digest: bytes) -> Verdict | None:
+    def _remembered(self, users: Users, digest: bytes) -> Result | None:
         now = self._clock()
         with self._lock:
             self._follow(users)
             for table in (self._right, self._wrong):
-                until, verdict = table.get(digest, (now, False))
+                until, result = table.get(digest, (now, False))
                 if until > now:
-                    return verdict
+                    return result
         return None
 
-    def _remember(self, users: Users, digest: bytes, verdict: Verdict) -> None:
-        table = self._right if verdict else self._wrong
+    def _remember(self, users: Users, digest: bytes, result: Result) -> None:
+        table = self._right if result else self._wrong
         with self._lock:
             if users is not self._known_users:
                 return
-            table[digest] = (self._clock() + REMEMBERED, verdict)
+            table[digest] = (self._clock() + REMEMBERED, result)
 
     def _follow(self, users: Users) -> None:
         if users is not self._known_users:
