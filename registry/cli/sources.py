@@ -71,10 +71,10 @@ def opened(text: str) -> Iterator[Source]:
         BundleInvalid: the bundle cannot be read.
     """
     if text.startswith(("http://", "https://")):
-        from mayfly.registry.upstream.remote import Remote
+        from mayfly.registry.upstream.blocking import BlockingRegistry
 
-        with Remote(text) as remote:
-            yield remote
+        with BlockingRegistry(text) as registry:
+            yield registry
         return
     from mayfly.storage.bundle.open import open_bundles
 

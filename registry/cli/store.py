@@ -338,6 +338,7 @@ def _repair(
 ) -> int:
     """Repair from the sources and return the number of repairs; a failing source is passed over."""
     from mayfly.registry.cli.sources import opened
+    from mayfly.registry.upstream.errors import FetchError
     from mayfly.storage.upkeep.verify import repair
 
     repaired = 0
@@ -349,7 +350,7 @@ def _repair(
                     mended = repair(store, finding, source.fetch, source.resolve, source.holds)
                 except (StorageFull, StorageFailed):
                     raise
-                except (StorageError, ConfigError) as error:
+                except (StorageError, ConfigError, FetchError) as error:
                     echo(f"{name}: {error}", err=True)
                     continue
                 except OSError as error:

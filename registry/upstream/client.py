@@ -8,8 +8,9 @@ insecure; gets tokens by the challenge of the first 401; and retries what may pa
      │ 3xx: follow, without credentials when the host differs
      │ 429, 5xx, broken connection: wait (Retry-After, else 1 s doubling to 30 s), ask again
 
-Nothing here trusts the other side: every body has a limit, digests are computed and compared, a
-realm may only be on HTTPS or on the registry's own host, and credentials never follow a redirect.
+Nothing here trusts the other side: every body has a limit and a slowest rate, digests are computed
+and compared, tokens come by HTTPS or from the registry itself, and credentials never follow a
+redirect to another host.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from mayfly.registry.upstream.credentials import Credentials, CredentialStore
 from mayfly.registry.upstream.errors import ContentWrong, LoginRefused, NotThere, UpstreamError
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
-from mayfly.storage.errors import StorageError
+from mayfly.storage.errors import DigestInvalid, StorageError
 from mayfly.storage.manifest import DOCKER_LIST, DOCKER_MANIFEST, MAX_SIZE, OCI_INDEX, OCI_MANIFEST
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*;q=0.1"))
@@ -53,6 +54,10 @@ _TOKEN_MARGIN = 30.0
 """Seconds before its end in which a token is no longer used."""
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+_START_SECONDS = 120.0
+_SLOWEST = 32 * 1024
+"""Bytes a second of the slowest body that is waited for, after some time to start."""
+
 _CHALLENGE_FIELD = re.compile(r'\b([A-Za-z_]+)="([^"]*)"')
 _NEXT = re.compile(r'<([^<>]{1,4096})>\s*;\s*rel="?next"?')
 
@@ -90,6 +95,7 @@ class Registry:
         reached: see `Access`.
         credentials: where logins are found.
         slept: waits between attempts; replaced in tests.
+        attempts: how often a request is made that fails for a reason that may pass.
     """
 
     def __init__(
@@ -99,12 +105,14 @@ class Registry:
         reached: Access,
         credentials: CredentialStore,
         slept: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        attempts: int = ATTEMPTS,
     ) -> None:
         self.host = host
         self._session = session
         self._access = reached
         self._credentials = credentials
         self._sleep = slept
+        self._attempts = attempts
         self._tokens: dict[str, tuple[str, float]] = {}
         """Repository to the ``Authorization`` value and the monotonic time of its end."""
         self._locks: dict[str, asyncio.Lock] = {}
@@ -137,15 +145,34 @@ class Registry:
         except NotThere:
             return None
 
-    async def has_blob(self, repository: str, digest: Digest) -> bool:
-        """Whether the registry has a blob in a repository."""
+    async def resolve(self, repository: str, tag: str) -> Digest | None:
+        """The digest that a tag points at, by HEAD; None without the tag, or if it is not told."""
+        url = self._url(f"/v2/{repository}/manifests/{tag}")
+        where = f"{self.host}/{repository}:{tag}"
+        try:
+            async with self._asked("HEAD", url, repository, where, {"Accept": ACCEPT}) as response:
+                return digests.parse(response.headers.get("Docker-Content-Digest", ""))
+        except (NotThere, DigestInvalid):
+            return None
+
+    async def blob_size(self, repository: str, digest: Digest) -> int | None:
+        """The size in bytes of a blob, by HEAD; None where the registry does not tell it.
+
+        Raises:
+            NotThere, LoginRefused, UpstreamError.
+        """
         where = f"{self.host}/{repository}@{digest}"
         url = self._url(f"/v2/{repository}/blobs/{digest}")
+        async with self._asked("HEAD", url, repository, where, {}) as response:
+            return response.content_length
+
+    async def has_blob(self, repository: str, digest: Digest) -> bool:
+        """Whether the registry has a blob in a repository."""
         try:
-            async with self._asked("HEAD", url, repository, where, {}):
-                return True
+            await self.blob_size(repository, digest)
         except NotThere:
             return False
+        return True
 
     async def blob(
         self, repository: str, digest: Digest, size: int, start: int = 0
@@ -168,7 +195,8 @@ class Registry:
             try:
                 async with self._asked("GET", url, repository, where, headers) as response:
                     skip = _skipped(response, at, where)
-                    async for piece in response.content.iter_chunked(PIECE):
+                    _check_length(response, size - at + skip, where)
+                    async for piece in _pieces(response, where):
                         if skip:
                             piece, skip = piece[skip:], max(0, skip - len(piece))
                         at += len(piece)
@@ -182,7 +210,7 @@ class Registry:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 problem = _told(error)
             failures = failures + 1 if at == before else 1
-            if failures >= ATTEMPTS:
+            if failures >= self._attempts:
                 raise UpstreamError(f"{where}: {problem}")
             await self._sleep(_wait(failures))
 
@@ -210,6 +238,18 @@ class Registry:
             return None
         except (StorageError, KeyError, TypeError, AttributeError):
             raise UpstreamError(f"{where}: the list is damaged") from None
+        return found
+
+    async def repositories(self) -> list[str]:
+        """Every repository that the registry lists (``_catalog``), in its order."""
+        found: list[str] = []
+        where = f"{self.host}: repositories"
+        # Its scope is no repository's: a token for it is filed under no name.
+        async for page in self._pages(self._url("/v2/_catalog", n="1000"), "", where):
+            names = page.get("repositories") or []
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise UpstreamError(f"{where}: the list is damaged")
+            found += names
         return found
 
     async def _pages(
@@ -259,10 +299,10 @@ class Registry:
         failures = 0
         while True:
             try:
-                response = await self._followed(method, url, headers, authorization)
+                response = await self._followed(method, url, headers, authorization, where)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failures += 1
-                if failures >= ATTEMPTS or isinstance(error, aiohttp.ClientSSLError):
+                if failures >= self._attempts or isinstance(error, aiohttp.ClientSSLError):
                     raise UpstreamError(f"{where}: {_told(error)}") from None
                 await self._sleep(_wait(failures))
                 continue
@@ -284,18 +324,24 @@ class Registry:
                 raise NotThere(f"{where}: {self.host} does not have it")
             elif status == 429 or status >= 500:
                 failures += 1
-                if failures >= ATTEMPTS:
+                if failures >= self._attempts:
                     raise UpstreamError(f"{where}: {self.host} answered {status} {failures} times")
                 await self._sleep(_retry_after(retry_after) or _wait(failures))
             else:
                 raise UpstreamError(f"{where}: {self.host} answered {status}")
 
     async def _followed(
-        self, method: str, url: str, headers: dict[str, str], authorization: str | None
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        authorization: str | None,
+        where: str,
     ) -> aiohttp.ClientResponse:
         first = _origin(url)
         for _ in range(_MAX_REDIRECTS + 1):
-            own = dict(headers)
+            # A compressed answer could expand to any size, and has not the digest of what it is.
+            own = {**headers, "Accept-Encoding": "identity"}
             if authorization and _origin(url) == first:
                 own["Authorization"] = authorization
             response = await self._session.request(
@@ -308,12 +354,13 @@ class Registry:
             )
             if response.status not in (301, 302, 303, 307, 308):
                 return response
-            target = urljoin(url, response.headers.get("Location", ""))
+            url = urljoin(url, response.headers.get("Location", ""))
             response.close()
-            if first[0] == "https" and _origin(target)[0] != "https":
-                raise aiohttp.ClientError("it redirects from HTTPS to plain HTTP")
-            url = target
-        raise aiohttp.ClientError(f"more than {_MAX_REDIRECTS} redirects")
+            if not url.startswith(
+                ("https://",) if first[0] == "https" else ("https://", "http://")
+            ):
+                raise UpstreamError(f"{where}: it redirects to {url[:200]!r}: not followed")
+        raise UpstreamError(f"{where}: it redirects more than {_MAX_REDIRECTS} times")
 
     async def _authorization(self, repository: str) -> str | None:
         value, end = self._tokens.get(repository, ("", 0.0))
@@ -345,13 +392,13 @@ class Registry:
     ) -> tuple[str, float]:
         fields = dict(_CHALLENGE_FIELD.findall(challenge[:16384]))
         realm = fields.get("realm", "")
-        parts = urlsplit(realm)
-        own = urlsplit(self._access.url)
-        if parts.scheme != "https" and (parts.scheme, parts.hostname) != (own.scheme, own.hostname):
+        if not _may_ask(realm, self._access.url):
             raise LoginRefused(
-                f"{where}: {self.host} gives its tokens by plain HTTP from another host"
+                f"{where}: the tokens of {self.host} come from elsewhere and not by HTTPS: "
+                f"{realm[:200]!r}"
             )
-        query = {"service": fields.get("service", ""), "scope": f"repository:{repository}:pull"}
+        scope = f"repository:{repository}:pull" if repository else "registry:catalog:*"
+        query = {"service": fields.get("service", ""), "scope": scope}
         if login is not None and login.identity_token:
             form = {
                 **query,
@@ -390,6 +437,14 @@ class Registry:
         return value, _lifetime(document.get("expires_in"))
 
 
+def _may_ask(realm: str, registry: str) -> bool:
+    """Whether credentials may be sent to a realm: by HTTPS, or to the registry itself."""
+    try:
+        return realm.startswith("https://") or _origin(realm) == _origin(registry)
+    except ValueError:
+        return False
+
+
 def _lifetime(told: object) -> float:
     """Seconds that a token lives; 60 where the answer does not say (distribution's token spec)."""
     if isinstance(told, bool) or not isinstance(told, int | float):
@@ -407,10 +462,41 @@ def _skipped(response: aiohttp.ClientResponse, start: int, where: str) -> int:
     return 0
 
 
+def _check_length(response: aiohttp.ClientResponse, size: int, where: str) -> None:
+    """See that an answer, where it tells its length, has the one that is expected."""
+    if response.content_length not in (None, size):
+        told = response.content_length
+        raise ContentWrong(f"{where}: would be {told} bytes long, expected are {size}: not taken")
+
+
+async def _pieces(response: aiohttp.ClientResponse, where: str) -> AsyncIterator[bytes]:
+    """A body in pieces, as long as it does not arrive too slowly.
+
+    Raises:
+        UpstreamError: it does. Only the time spent waiting for it counts.
+    """
+    received = 0
+    waited = 0.0
+    while True:
+        began = time.monotonic()
+        piece = await response.content.read(PIECE)
+        waited += time.monotonic() - began
+        received += len(piece)
+        if waited > _START_SECONDS + received / _SLOWEST:
+            raise UpstreamError(
+                f"{where}: it arrives too slowly: {received} bytes in {waited:.0f}s"
+            )
+        if not piece:
+            return
+        yield piece
+
+
 async def _limited(response: aiohttp.ClientResponse, limit: int, where: str) -> bytes:
     """A whole body, if it is not longer than it may be."""
     body = bytearray()
-    async for piece in response.content.iter_chunked(PIECE):
+    if (response.content_length or 0) > limit:
+        raise ContentWrong(f"{where}: the answer is longer than {limit} bytes")
+    async for piece in _pieces(response, where):
         body += piece
         if len(body) > limit:
             raise ContentWrong(f"{where}: the answer is longer than {limit} bytes")

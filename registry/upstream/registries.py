@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 
-from mayfly.registry.upstream.client import Access, Registry
+from mayfly.registry.settings.file import ConfigError
+from mayfly.registry.upstream.client import ATTEMPTS, Access, Registry
 from mayfly.registry.upstream.credentials import Credentials, CredentialStore
 from mayfly.registry.version import VERSION
 from mayfly.storage.bundle.names import DOCKER_HUB, canonical_host
@@ -60,8 +61,6 @@ class Registries:
             connector=aiohttp.TCPConnector(limit=0, limit_per_host=_CONNECTIONS_PER_HOST),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": f"mayfly/{VERSION}"},
-            # A blob is stored as it is; a proxy that compresses on its own is not asked to.
-            skip_auto_headers={"Accept-Encoding"},
             auto_decompress=False,
         )
         return self
@@ -84,12 +83,36 @@ class Registries:
             self._known[host] = Registry(self._session, host, reached, self._credentials)
         return self._known[host]
 
+    def at_url(self, url: str, attempts: int = ATTEMPTS) -> Registry:
+        """The registry at a URL, which may hold a user name and password.
+
+        Raises:
+            ConfigError: the URL names no registry.
+        """
+        assert self._session is not None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise ConfigError(f"{_without_login(url)}: expected http(s)://HOST:PORT of a registry")
+        host = parts.netloc.rpartition("@")[2]
+        credentials = self._credentials
+        if parts.username:
+            login = Credentials(unquote(parts.username), unquote(parts.password or ""))
+            credentials = CredentialStore({host: login})
+        access = Access(_without_login(url).rstrip("/"), None, self._trust)
+        return Registry(self._session, host, access, credentials, attempts=attempts)
+
     def _access(self, host: str) -> Access:
         if host in self._reach.mirrors:
             return Access(self._reach.mirrors[host].rstrip("/"), host, self._trust)
         is_plain = host in self._reach.insecure or is_loopback(host)
         address = _HUB_HOST if host == DOCKER_HUB else host
         return Access(f"{'http' if is_plain else 'https'}://{address}", None, self._trust)
+
+
+def _without_login(url: str) -> str:
+    scheme, mark, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def is_loopback(host: str) -> bool:

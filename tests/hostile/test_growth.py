@@ -16,7 +16,6 @@ EFFECTS = {
     "mayfly.auth.users.hash_password": "bcrypt, slow on purpose; of 72 bytes at most",
     "mayfly.auth.generate._hash": "the same",
     "mayfly.registry.control.socket._bind": "binds a socket",
-    "mayfly.registry.upstream.remote._stored": "reads files of credentials",
     "mayfly.registry.pki.addresses.wanted_names": "asks the host for its addresses",
 }
 """Functions of text alone that do more than to read it, and what."""
