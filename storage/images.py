@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ from mayfly.storage.interface import Extent, Reader
 from mayfly.storage.manifest import MAX_SIZE, Manifest, parse_stored
 
 _PAGE = 1000
+_ATTESTED = "vnd.docker.reference.digest"
+"""BuildKit's annotation: the platform manifest that an attestation manifest describes."""
+
 _MAX_CONFIG = 8 * 1024 * 1024
 """Bytes; a config is a few KiB, but an artifact may give any blob as its config."""
 
@@ -42,6 +45,8 @@ class Image:
         missing: content that it names and the repository does not hold.
         faults: manifests that could not be read, wholly or in part; what those name is not known.
         left_out: of ``missing``, what an index names, as other platforms that were not copied.
+        manifests: of ``blobs``, those that are manifests, the image's own first.
+        artifact_type: of the image's own manifest.
     """
 
     name: str
@@ -51,6 +56,8 @@ class Image:
     missing: tuple[Digest, ...] = ()
     faults: tuple[str, ...] = ()
     left_out: tuple[Digest, ...] = ()
+    manifests: tuple[Digest, ...] = ()
+    artifact_type: str | None = None
 
     @property
     def lacking(self) -> tuple[Digest, ...]:
@@ -82,11 +89,19 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One image of a platform: its layers as the union mount would see them, bottom to top."""
+    """One image of a platform: its layers as the union mount would see them, bottom to top.
+
+    Attributes:
+        platform: ``os/architecture``; "" for an artifact.
+        digest: of the manifest.
+        layers: bottom first.
+        attests: the platform's manifest that this one is a BuildKit attestation of.
+    """
 
     platform: str
     digest: Digest
     layers: tuple[Layer, ...]
+    attests: str | None = None
 
 
 def repositories(reader: Reader) -> Iterator[str]:
@@ -115,6 +130,8 @@ def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
         ManifestUnknown: it is not in the repository.
     """
     media_type = ""
+    artifact_type = None
+    read: list[Digest] = []
     blobs: dict[Digest, int] = {}
     missing: dict[Digest, None] = {}
     faults: list[str] = []
@@ -124,6 +141,7 @@ def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
             if not isinstance(manifest, ManifestUnknown):
                 faults.append(f"manifest {found}: {manifest.message}")
                 blobs[found] = reader.manifest(repository, found).size
+                read.append(found)
             elif found == digest:
                 raise manifest
             else:
@@ -132,13 +150,26 @@ def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
                 children.add(found)
             continue
         media_type = media_type or manifest.media_type
+        if found == digest:
+            artifact_type = manifest.artifact_type
+        read.append(found)
         blobs[found] = len(manifest.body)
         faults += [f"manifest {found}: {fault}" for fault in manifest.faults]
         for descriptor in manifest.blobs:
             needed = descriptor.distributable
             _add_blob(reader, repository, descriptor.digest, needed, blobs, missing)
     left_out = tuple(child for child in missing if child in children)
-    return Image(name, digest, media_type, blobs, tuple(missing), tuple(faults), left_out)
+    return Image(
+        name,
+        digest,
+        media_type,
+        blobs,
+        tuple(missing),
+        tuple(faults),
+        left_out,
+        tuple(read),
+        artifact_type,
+    )
 
 
 def walk(
@@ -243,12 +274,14 @@ def stacks(reader: Reader, repository: str, digest: Digest, name: str) -> list[S
     """
     users = _users(reader)
     found: list[Stack] = []
+    attests: dict[str, str] = {}
     for child, manifest in walk(reader, repository, digest):
         if isinstance(manifest, StorageError):
             if child == digest:
                 raise manifest
             continue  # a platform that was left out
         if manifest.manifests:
+            attests |= _attestations(manifest)
             continue
         config = _config(reader, repository, manifest)
         steps = _steps(config)
@@ -261,8 +294,26 @@ def stacks(reader: Reader, repository: str, digest: Digest, name: str) -> list[S
             layers.append(Layer(descriptor.digest, descriptor.media_type, size, step, others))
         names = (config.get("os"), config.get("architecture"))
         platform = "/".join(p for p in names if isinstance(p, str) and p)
-        found.append(Stack(platform, child, tuple(layers)))
+        found.append(Stack(platform, child, tuple(layers), attests.get(str(child))))
     return found
+
+
+def attested(entry: Mapping[str, object]) -> str | None:
+    """The digest that an entry of an index attests to, as text; None for any other entry."""
+    annotations = entry.get("annotations")
+    value = annotations.get(_ATTESTED) if isinstance(annotations, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _attestations(index: Manifest) -> dict[str, str]:
+    """The entries of a stored index that are attestations, and what they attest to."""
+    try:
+        entries = json.loads(index.body).get("manifests")
+    except (ValueError, RecursionError, AttributeError):
+        return {}
+    known = [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+    found = {str(one.get("digest")): attested(one) for one in known}
+    return {digest: target for digest, target in found.items() if target is not None}
 
 
 def _add_blob(

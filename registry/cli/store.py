@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from mayfly.storage.directory.reader import DirectoryReader
     from mayfly.storage.directory.store import DistributionStore
     from mayfly.storage.images import Image, Stack
+    from mayfly.storage.interface import Reader
     from mayfly.storage.survey import Damaged
+    from mayfly.storage.transfer.attached import Attached
     from mayfly.storage.upkeep.verify import Finding
 
 _REPAIR_ROUNDS = 4
@@ -61,18 +63,54 @@ def ls(
     reader = _reader(root)
     found = [*tagged(reader), *(untagged(reader) if everything else ())]
     damaged = [one for one in found if isinstance(one, Damaged)]
-    _print_images([one for one in found if not isinstance(one, Damaged)], damaged, json)
+    _print_images(reader, [one for one in found if not isinstance(one, Damaged)], damaged, json)
     name_damaged(ctx, damaged)
 
 
-def _print_images(images: Sequence[Image], damaged: Sequence[Damaged], json: bool) -> None:
+def _print_images(
+    reader: Reader, images: Sequence[Image], damaged: Sequence[Damaged], json: bool
+) -> None:
+    attached = [_attached(reader, image) for image in images]
     if json:
-        rows = [{"name": i.name, "digest": str(i.digest), "size": i.size} for i in images]
+        rows = [
+            {
+                "name": image.name,
+                "digest": str(image.digest),
+                "size": image.size,
+                "referrers": [_referrer(*one) for one in found],
+            }
+            for image, found in zip(images, attached, strict=True)
+        ]
         print_json({"images": rows, "damaged": [asdict(one) for one in damaged]})
         return
     width = max((len(image.name) for image in images), default=0)
-    for image in images:
-        echo(f"{image.name:<{width}}  {format_size(image.size):>9}  {image.digest}")
+    for image, found in zip(images, attached, strict=True):
+        more = f"  {len(found)} referrers" if found else ""
+        echo(f"{image.name:<{width}}  {format_size(image.size):>9}  {image.digest}{more}")
+
+
+def _attached(reader: Reader, image: Image) -> list[tuple[Attached, Image]]:
+    """What refers to an image; none where its repository cannot be read."""
+    from mayfly.storage.transfer.attached import attached_images
+
+    repository, at, _ = image.name.partition("@")
+    if not at:
+        repository = image.name.rpartition(":")[0]
+    try:
+        return attached_images(reader, repository, image)
+    except OSError:
+        return []
+
+
+def _referrer(link: Attached, image: Image) -> dict[str, object]:
+    """One that refers to an image, as data."""
+    return {
+        "digest": str(link.digest),
+        "subject": str(link.subject),
+        "tag": link.tag,
+        "artifact_type": image.artifact_type,
+        "size": image.size,
+    }
 
 
 def _list_bundles(ctx: click.Context, bundles: tuple[Path, ...], json: bool) -> None:
@@ -87,7 +125,7 @@ def _list_bundles(ctx: click.Context, bundles: tuple[Path, ...], json: bool) -> 
     with contextlib.closing(open_bundles(bundles)) as opened:
         if opened.unhashed:
             opened.hash(lambda size: None)
-        _print_images(list(images(opened.layer)), (), json)
+        _print_images(opened.layer, list(images(opened.layer)), (), json)
         left_out, damaged = opened.left_out, opened.damaged_names()
         for text in (*opened.notices, *left_out, *damaged):
             echo(text, err=True)
@@ -110,7 +148,10 @@ def name_damaged(ctx: click.Context, damaged: Sequence[Damaged]) -> None:
 @as_json
 @click.pass_context
 def inspect(ctx: click.Context, image: str, root: Path, json: bool) -> None:
-    """Show an image's layers, bottom to top, and who shares them; exit 4 if it lacks content."""
+    """Show an image's layers, bottom to top, who shares them, and what refers to the image.
+
+    Exit 4 if it lacks content.
+    """
     from mayfly.storage.images import image as image_of
     from mayfly.storage.images import stacks
     from mayfly.storage.survey import Damaged, find
@@ -120,18 +161,22 @@ def inspect(ctx: click.Context, image: str, root: Path, json: bool) -> None:
     tags = [t for t in reader.tags(repository) if reader.tag(repository, t) == digest]
     name = f"{repository}:{tags[0]}" if tags else f"{repository}@{digest}"
     found = stacks(reader, repository, digest, name)
-    lacking = image_of(reader, repository, digest, name).lacking
+    whole = image_of(reader, repository, digest, name)
+    attached = _attached(reader, whole)
+    lacking = [digest for one in (whole, *(a for _, a in attached)) for digest in one.lacking]
     if json:
         print_json(
             {
                 "name": name,
                 "digest": str(digest),
                 "platforms": [_stack(one) for one in found],
+                "referrers": [_referrer(*one) for one in attached],
                 "missing": [str(one) for one in lacking],
             }
         )
     else:
         _show_stacks(name, digest, found)
+        _show_attached(attached)
     name_damaged(ctx, [Damaged(name, f"{one} is gone or damaged") for one in lacking])
 
 
@@ -139,11 +184,22 @@ def _show_stacks(name: str, digest: Digest, found: Sequence[Stack]) -> None:
     echo(f"{name}  {digest}")
     for stack in found:
         echo("")
-        echo(f"{stack.platform or 'artifact'}  {stack.digest}")
+        what = f"attestation of {stack.attests}" if stack.attests else stack.platform or "artifact"
+        echo(f"{what}  {stack.digest}")
         for number, layer in enumerate(stack.layers, 1):
             size = "?" if layer.size is None else format_size(layer.size)
             echo(f"  {number:>3}  {size:>9}  {str(layer.digest)[:19]}", nl=False)
             echo(f"  {_shared(layer.shared_with)}  {layer.created_by[:60]}".rstrip())
+
+
+def _show_attached(attached: Sequence[tuple[Attached, Image]]) -> None:
+    if attached:
+        echo("")
+        echo("referrers")
+    for link, image in attached:
+        kind = image.artifact_type or "artifact"
+        echo(f"       {format_size(image.size):>9}  {link.digest}  {kind}")
+        echo(f"                  of {link.subject}{f', tag {link.tag}' if link.tag else ''}")
 
 
 @click.command(cls=Command)
@@ -368,7 +424,12 @@ def _repair(
 def _stack(stack: Stack) -> dict[str, object]:
     """A platform's layers as data; `asdict` would take digests apart."""
     layers = [{**asdict(layer), "digest": str(layer.digest)} for layer in stack.layers]
-    return {"platform": stack.platform, "digest": str(stack.digest), "layers": layers}
+    return {
+        "platform": stack.platform,
+        "digest": str(stack.digest),
+        "layers": layers,
+        "attests": stack.attests,
+    }
 
 
 def _shared(names: tuple[str, ...]) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mayfly.storage.directory.store import DistributionStore
     from mayfly.storage.images import Image
     from mayfly.storage.survey import Damaged
+    from mayfly.storage.transfer.exporting import Carried
 
 _LINES = 100
 """Lines about images that were not imported; the others are counted."""
@@ -154,6 +155,7 @@ def _expanded(path: Path, scratch: Path, json: bool) -> Path:
     metavar="DIGESTS|BUNDLE|URL",
     help="Leave out what the target has: a file of digests, a bundle, or a registry. Repeatable.",
 )
+@click.option("--no-referrers", is_flag=True, help="Leave out signatures, SBOMs and attestations.")
 @root_directory
 @as_json
 @click.pass_context
@@ -163,14 +165,17 @@ def export(
     everything: bool,
     output: Path,
     haves: tuple[str, ...],
+    no_referrers: bool,
     root: Path,
     json: bool,
 ) -> None:
     """Write images to an OCI archive; with --have only what the target lacks.
 
-    A FILE ending in .gz or .zst is compressed; it has to be imported, it cannot be served in place.
+    With an image go its signatures, SBOMs and attestations. A FILE ending in .gz or .zst is
+    compressed; it has to be imported, it cannot be served in place.
     """
     from mayfly.storage.directory.reader import DirectoryReader
+    from mayfly.storage.survey import Damaged
     from mayfly.storage.transfer import exporting
 
     if bool(images) == everything:
@@ -179,7 +184,12 @@ def export(
         raise ConfigError(f"--root {root}: there is no such directory")
     reader = DirectoryReader(root)
     damaged: list[Damaged] = []
-    chosen = list(_chosen(reader, images, damaged))
+    found = list(_chosen(reader, images))
+    damaged += [one for one in found if isinstance(one, Damaged)]
+    chosen = exporting.carried(
+        reader, (one for one in found if not isinstance(one, Damaged)), referrers=not no_referrers
+    )
+    damaged += _lacking(chosen)
     with contextlib.ExitStack() as stack:
         have = have_any(haves, stack)
         while True:
@@ -193,75 +203,62 @@ def export(
                 break
             except ContentCorrupt as error:
                 chosen = _without(chosen, error, damaged)
-    behind = exporting.left_behind(reader, chosen, planned)
+    referrers = len({(c.repository, one.digest) for c in chosen for _, one in c.attached})
     if json:
-        referrers = [f"{repository}@{digest}" for repository, digest in behind]
         print_event(
-            "exported", file=str(output), size=planned.size, left_out=planned.left_out,
-            referrers_left=referrers,
+            "exported", file=str(output), images=len(chosen), referrers=referrers,
+            size=planned.size, left_out=planned.left_out,
         )  # fmt: skip
     else:
         echo(
-            f"{output}: {len(chosen)} images, {format_size(planned.size)}, "
-            f"{format_size(planned.left_out)} left out"
+            f"{output}: {len(chosen)} images, {referrers} signatures and attestations, "
+            f"{format_size(planned.size)}, {format_size(planned.left_out)} left out"
         )
-        if behind:
-            repository, digest = behind[0]
-            echo(
-                f"left behind: {len(behind)} signatures or other artifacts that refer to these "
-                f"images, {repository}@{digest} first; export does not carry them yet",
-                err=True,
-            )
     name_damaged(ctx, damaged)
 
 
-def _without(
-    chosen: list[tuple[str, Image]], error: ContentCorrupt, damaged: list[Damaged]
-) -> list[tuple[str, Image]]:
-    """Return the images that do not need the corrupt content, and note the others as damaged.
+def _without(chosen: list[Carried], error: ContentCorrupt, damaged: list[Damaged]) -> list[Carried]:
+    """Return what does not need the corrupt content, and note the rest as damaged.
 
     Raises:
-        ContentCorrupt: that leaves none, or it is not known which.
+        ContentCorrupt: that leaves no image, or it is not known which.
     """
     from mayfly.storage.survey import Damaged
+    from mayfly.storage.transfer.exporting import without
 
     corrupt = error.detail if isinstance(error.detail, list) else []
-    kept = []
-    for repository, one in chosen:
-        needed = [digest for digest in corrupt if digest in map(str, one.blobs)]
-        if needed:
-            damaged.append(Damaged(one.name, f"not exported, {needed[0]} is corrupt"))
-        else:
-            kept.append((repository, one))
-    if not kept or len(kept) == len(chosen):
+    kept, gone = without(chosen, corrupt)
+    if not kept or not gone:
         raise error
+    damaged += [Damaged(name, f"not exported, {corrupt[0]} is corrupt") for name in gone]
     return kept
 
 
+def _lacking(chosen: Sequence[Carried]) -> Iterator[Damaged]:
+    """What is exported without some of its content."""
+    from mayfly.storage.survey import Damaged
+
+    for name, lacking in {one.name: one.lacking for c in chosen for one in c.all}.items():
+        if lacking:
+            yield Damaged(name, f"written without {lacking[0]}, it is not here")
+
+
 def _chosen(
-    reader: DirectoryReader, names: tuple[str, ...], damaged: list[Damaged]
-) -> Iterator[tuple[str, Image]]:
-    """The images to export; those that cannot be read whole are added to ``damaged``."""
+    reader: DirectoryReader, names: tuple[str, ...]
+) -> Iterator[tuple[str, Image] | Damaged]:
+    """The images to export."""
     from mayfly.storage.images import image
     from mayfly.storage.survey import Damaged, find, tagged
 
-    def noted(one: Image) -> Image:
-        if one.lacking:
-            damaged.append(Damaged(one.name, f"written without {one.lacking[0]}, it is not here"))
-        return one
-
     if not names:
         for one in tagged(reader):
-            if isinstance(one, Damaged):
-                damaged.append(one)
-            else:
-                yield one.name.rpartition(":")[0], noted(one)
+            yield one if isinstance(one, Damaged) else (one.name.rpartition(":")[0], one)
     for text in names:
         repository, digest = find(reader, text)
         tags = [t for t in reader.tags(repository) if text.endswith(f":{t}")]
         tag = tags[0] if tags else "latest"
         name = f"{repository}@{digest}" if "@" in text else f"{repository}:{tag}"
-        yield repository, noted(image(reader, repository, digest, name))
+        yield repository, image(reader, repository, digest, name)
 
 
 Have = Callable[[str, "Digest"], bool]

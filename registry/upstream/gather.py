@@ -1,14 +1,8 @@
 """Find out everything that a new bundle will contain, before its first blob is fetched.
 
 For each image: its manifest, the children of an index for the wanted platforms, configs and layers,
-and with it what refers to it: signatures, SBOMs and attestations. Those are found in three ways,
-since registries and tools differ:
-
-    referrers API          OCI 1.1
-    tag sha256-HEX         the index of referrers where there is no such API (OCI 1.1, fallback)
-    tags sha256-HEX.sig    cosign before version 3; .att and .sbom likewise
-
-All of it is looked for again below what is found, for a signature may be signed.
+and with it what refers to it (`storage.transfer.attached`). A registry without a referrers API
+keeps their list as an index under the tag sha256-HEX (OCI 1.1, fallback).
 """
 
 from __future__ import annotations
@@ -23,18 +17,17 @@ from mayfly.registry.upstream.client import Fetched
 from mayfly.registry.upstream.errors import ImagesMissing, UpstreamError
 from mayfly.registry.upstream.lists import TagFilter, Wanted
 from mayfly.registry.upstream.sources import Source
+from mayfly.storage import digest as digests
 from mayfly.storage.bundle.names import Reference
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
+from mayfly.storage.images import attested
 from mayfly.storage.manifest import INDEX_TYPES, OCI_INDEX, Descriptor, Manifest, parse
+from mayfly.storage.transfer.attached import Attached, find_attached, flat_tag
 from mayfly.storage.transfer.exporting import FULL_NAME, TAG
 
 MAX_MANIFESTS = 100_000
 """Manifests of one bundle; an upgrade of a large cluster has some thousands."""
-
-_COSIGN_ENDINGS = (".sig", ".att", ".sbom")
-_ATTESTED = "vnd.docker.reference.digest"
-"""BuildKit's annotation: the platform manifest that an attestation manifest describes."""
 
 _AT_ONCE = 16
 
@@ -202,8 +195,7 @@ class _Image:
         """The source that has the image: what refers to it is asked of that one alone."""
         self._manifests: dict[Digest, tuple[Fetched, Manifest, Source]] = {}
         self._top: Digest | None = None
-        self._attached: list[tuple[Digest, str | None]] = []
-        """Manifests that refer to the image, with the tag that they are found by."""
+        self._attached: list[Attached] = []
 
     async def gather(self, find: Find, platforms: Sequence[str], referrers: bool) -> None:
         """Look up all of it.
@@ -217,7 +209,7 @@ class _Image:
         self._top = await self._walk(reference, self._wanted.platforms or platforms)
         self._owners = [self._manifests[self._top][2]]
         if referrers and self._wanted.referrers:
-            await self._attach()
+            self._attached = await find_attached(list(self._manifests), self)
 
     def add_to(self, gathered: Gathered) -> None:
         """Join it with the images before it."""
@@ -225,9 +217,10 @@ class _Image:
         name = self._wanted.target or self._wanted.source
         gathered.images += 1
         self._list(gathered, self._top, name)
-        for digest, tag in self._attached:
+        for one in self._attached:
             gathered.referrers += 1
-            self._list(gathered, digest, name._replace(tag=tag, digest=None) if tag else None)
+            tagged = name._replace(tag=one.tag, digest=None) if one.tag else None
+            self._list(gathered, one.digest, tagged)
         for digest, (fetched, manifest, source) in self._manifests.items():
             gathered.manifests.setdefault(digest, fetched.body)
             origin = Origin(source, self._host, self._repository)
@@ -282,6 +275,8 @@ class _Image:
         return found
 
     async def _find(self, reference: str, sources: Sequence[Source]) -> Digest | None:
+        if ":" in reference and (known := digests.parse(reference)) in self._manifests:
+            return known
         for source in sources:
             fetched = await source.manifest(self._host, self._repository, reference)
             if fetched is None:
@@ -292,44 +287,30 @@ class _Image:
             return fetched.digest
         return None
 
-    async def _attach(self) -> None:
-        """Find what refers to any manifest of the image, and to what is found."""
-        seen: set[Digest] = set()
-        waiting = list(self._manifests)
-        while waiting:
-            digest = waiting.pop(0)
-            if digest in seen:
-                continue
-            seen.add(digest)
-            before = set(self._manifests)
-            for tag, found in await self._referring(digest):
-                if all(found != one for one, _ in self._attached) and found != self._top:
-                    self._attached.append((found, tag))
-            waiting += [one for one in self._manifests if one not in before]
-
-    async def _referring(self, digest: Digest) -> list[tuple[str | None, Digest]]:
-        found: list[tuple[str | None, Digest]] = []
-        flat = f"{digest.algorithm}-{digest.hex}"
+    async def referrers(self, subject: Digest) -> Iterable[Digest]:
+        """See `storage.transfer.attached.Asked`: what the registry lists, else the fallback tag."""
         for source in self._owners:
-            listed = await source.referrers(self._host, self._repository, digest)
-            if listed is None:
-                fallback = await self._find_tagged(flat)
-                if fallback is not None:
-                    _, index, _ = self._manifests[fallback]
-                    listed = [child.digest for child in index.manifests]
-                    del self._manifests[fallback]  # clients make it anew from what it lists
-            found += [(None, await self._walk(str(one), ())) for one in listed or ()]
+            listed = await source.referrers(self._host, self._repository, subject)
             if listed is not None:
-                break
-        for ending in _COSIGN_ENDINGS:
-            tagged = await self._find_tagged(flat + ending)
-            if tagged is not None:
-                found.append((flat + ending, tagged))
-        return found
+                return listed
+        fallback = await self._find(flat_tag(subject), self._owners)
+        if fallback is None:
+            return []
+        # The index itself is not carried: clients make it anew from what it lists.
+        _, index, _ = self._manifests.pop(fallback)
+        return [child.digest for child in index.manifests]
 
-    async def _find_tagged(self, tag: str) -> Digest | None:
-        found = await self._find(tag, self._owners)
-        return None if found is None else await self._walk(str(found), ())
+    async def take(self, reference: str) -> tuple[Digest, Sequence[Digest]] | None:
+        """See `storage.transfer.attached.Asked`: a digest must be there, a tag need not."""
+        before = set(self._manifests)
+        if ":" not in reference:
+            found = await self._find(reference, self._owners)
+            if found is None:
+                return None
+            before.discard(found)
+            reference = str(found)
+        top = await self._walk(reference, ())
+        return top, [top, *(one for one in self._manifests if one not in before and one != top)]
 
 
 def _wanted_children(manifest: Manifest, platforms: Sequence[str]) -> list[Descriptor]:
@@ -342,18 +323,12 @@ def _wanted_children(manifest: Manifest, platforms: Sequence[str]) -> list[Descr
     entries = json.loads(manifest.body).get("manifests", [])
     chosen: set[str] = set()
     for entry in entries:
-        if _fits(entry.get("platform"), platforms) and not _attests(entry):
+        if _fits(entry.get("platform"), platforms) and not attested(entry):
             chosen.add(entry["digest"])
-    chosen |= {entry["digest"] for entry in entries if _attests(entry) in chosen}
+    chosen |= {entry["digest"] for entry in entries if attested(entry) in chosen}
     if not chosen:
         raise UpstreamError(f"no image for {' or '.join(platforms)}")
     return [child for child in manifest.manifests if str(child.digest) in chosen]
-
-
-def _attests(entry: dict[str, object]) -> str | None:
-    annotations = entry.get("annotations")
-    value = annotations.get(_ATTESTED) if isinstance(annotations, dict) else None
-    return value if isinstance(value, str) else None
 
 
 def _fits(platform: object, wanted: Sequence[str]) -> bool:

@@ -7,21 +7,21 @@ is written; one that does not have its digest ends the export.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
-from mayfly.storage.errors import ContentCorrupt, ManifestUnknown
+from mayfly.storage.errors import ContentCorrupt
 from mayfly.storage.images import Image, find_blob
 from mayfly.storage.interface import Extent, Reader
 from mayfly.storage.manifest import OCI_INDEX
+from mayfly.storage.transfer.attached import Attached, attached_images, is_attached_tag
 
 FULL_NAME = "io.containerd.image.name"
 TAG = "org.opencontainers.image.ref.name"
@@ -30,6 +30,82 @@ _READ_SIZE = 1024 * 1024
 
 Progress = Callable[[int], None]
 """Told how many bytes more were written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """An image to export.
+
+    Attributes:
+        repository: it is in.
+        image: as `storage.images` gives it.
+        attached: what refers to it and goes with it.
+    """
+
+    repository: str
+    image: Image
+    attached: tuple[tuple[Attached, Image], ...] = ()
+
+    @property
+    def all(self) -> tuple[Image, ...]:
+        """The image, then what goes with it."""
+        return (self.image, *(one for _, one in self.attached))
+
+
+def carried(
+    reader: Reader, chosen: Iterable[tuple[str, Image]], *, referrers: bool
+) -> list[Carried]:
+    """Add to images what refers to them; a tag that only leads to such a manifest is no image.
+
+    Args:
+        reader: the store.
+        chosen: repository and image.
+        referrers: whether to carry them; without, such tags are left out.
+    """
+    if not referrers:
+        return [Carried(*one) for one in chosen if not _is_attached(one[1])]
+    found = [
+        Carried(repository, one, tuple(attached_images(reader, repository, one)))
+        for repository, one in chosen
+    ]
+    names = {one.name for each in found for _, one in each.attached}
+    return [each for each in found if each.image.name not in names]
+
+
+def without(chosen: Iterable[Carried], corrupt: Container[str]) -> tuple[list[Carried], list[str]]:
+    """Leave out what needs corrupt content, and what refers to it.
+
+    Args:
+        chosen: to export.
+        corrupt: digests as text.
+
+    Returns:
+        What remains, and the names of what was left out.
+    """
+    kept: list[Carried] = []
+    gone: list[str] = []
+    for one in chosen:
+        if _needs(one.image, corrupt):
+            gone += [each.name for each in one.all]
+            continue
+        lost: set[Digest] = set()
+        attached = []
+        for link, image in one.attached:  # what refers to a referrer comes after it
+            if link.subject in lost or _needs(image, corrupt):
+                lost.update(image.manifests)
+                gone.append(image.name)
+            else:
+                attached.append((link, image))
+        kept.append(replace(one, attached=tuple(attached)))
+    return kept, list(dict.fromkeys(gone))
+
+
+def _needs(image: Image, corrupt: Container[str]) -> bool:
+    return any(str(digest) in corrupt for digest in image.blobs)
+
+
+def _is_attached(image: Image) -> bool:
+    return is_attached_tag(image.name.rpartition(":")[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +128,23 @@ class Export:
         return sum(extent.size for extent in self.contents.values())
 
 
-def plan(
-    reader: Reader, chosen: Iterable[tuple[str, Image]], have: Callable[[str, Digest], bool]
-) -> Export:
+def plan(reader: Reader, chosen: Iterable[Carried], have: Callable[[str, Digest], bool]) -> Export:
     """Choose the contents of an archive.
 
     Args:
         reader: the store.
-        chosen: repository and image, as `storage.images` gives them.
+        chosen: see `carried`.
         have: whether the target has a blob, asked with the repository it is for. Manifests are
             always written: they are small, and the archive names images by them.
     """
     entries: list[dict[str, object]] = []
     contents: dict[Digest, Extent] = {}
     left_out = 0
-    for repository, image in chosen:
+    known: set[tuple[str, Digest]] = set()
+    for repository, image in ((one.repository, image) for one in chosen for image in one.all):
+        if (image.name, image.digest) in known:
+            continue
+        known.add((image.name, image.digest))
         manifest = reader.manifest(repository, image.digest)
         entries.append(
             {
@@ -197,27 +275,3 @@ def read_digests(path: Path) -> frozenset[Digest]:
     """
     lines = path.read_text("utf-8").splitlines()
     return frozenset(digests.parse(line.split()[0]) for line in lines if line.strip())
-
-
-def left_behind(
-    reader: Reader, chosen: Iterable[tuple[str, Image]], export: Export
-) -> list[tuple[str, Digest]]:
-    """Artifacts that refer to exported images and are not in the archive, by repository and digest.
-
-    These are the referrers of their manifests, and the manifests that cosign keeps under the tags
-    ``sha256-<hex>.sig``, ``.att`` and ``.sbom``.
-    """
-    subjects: dict[str, dict[Digest, None]] = {}
-    for repository, image in chosen:
-        subjects.setdefault(repository, {}).update(dict.fromkeys(image.blobs))
-    found: dict[tuple[str, Digest], None] = {}
-    for repository, digests_of in subjects.items():
-        for digest in digests_of:
-            for descriptor in reader.referrers(repository, digest):
-                found[repository, digests.parse(str(descriptor["digest"]))] = None
-        named = {f"{digest.algorithm}-{digest.hex}" for digest in digests_of}
-        for tag in reader.tags(repository):
-            if tag.partition(".")[0] in named:
-                with contextlib.suppress(ManifestUnknown):
-                    found[repository, reader.tag(repository, tag)] = None
-    return [one for one in found if one[1] not in export.contents]

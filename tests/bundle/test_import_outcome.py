@@ -148,22 +148,6 @@ def test_one_platform_of_an_index(layout: Layout, tmp_path: Path) -> None:
         assert (done.returncode, ": 0 faults" in done.stdout) == (0, True), done.stdout
 
 
-def test_export_says_what_it_leaves_behind(tmp_path: Path) -> None:
-    """Signatures are no part of the archive yet; nobody is told that nothing was left out."""
-    store = DistributionStore(tmp_path / "root")
-    image, _ = put_image(store, "app", "1")
-    _, signature = put_image(store, "app", subject=subject_of(image))
-    body = image_body(b"{}", annotations={"a": "b"})
-    _, tagged = put(store, "app", body, f"sha256-{digests.of(image.body).hex}.sig")
-    store.close()
-    root = ("--root", tmp_path / "root", "-o", tmp_path / "out.tar")
-    done = mayfly("export", "app:1", *root)
-    assert done.returncode == 0
-    assert "left behind: 2 signatures or other artifacts" in done.stderr
-    event = json.loads(mayfly("export", "app:1", "--json", *root).stdout.splitlines()[-1])
-    assert set(event["referrers_left"]) == {f"app@{signature}", f"app@{tagged}"}
-
-
 def test_chain_of_indexes(tmp_path: Path) -> None:
     """However long a chain, each manifest comes once, after what it names."""
     layout = Layout()

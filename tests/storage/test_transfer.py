@@ -47,7 +47,8 @@ def source(tmp_path: Path) -> DistributionStore:
 def _export(store: DistributionStore, file: Path, have: frozenset[Digest] = NOTHING) -> int:
     """Export everything; how many bytes were left out."""
     chosen = [(image.name.rpartition(":")[0], image) for image in images(store)]
-    planned = exporting.plan(store, chosen, lambda _repository, digest: digest in have)
+    carried = exporting.carried(store, chosen, referrers=True)
+    planned = exporting.plan(store, carried, lambda _repository, digest: digest in have)
     with file.open("wb") as output:
         exporting.write(planned, output)
     return planned.left_out

@@ -1,0 +1,148 @@
+"""What refers to an image: signatures, SBOMs and attestations. Tools keep them in three ways:
+
+    referrers list         manifests whose subject is the image (OCI 1.1)
+    tags sha256-HEX.sig    cosign before version 3; .att and .sbom likewise
+    entries of an index    BuildKit's attestations, by an annotation of the entry
+
+The first two are looked for here, and again below what is found, for a signature may be signed.
+The third kind travels with its index as any other child.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import ManifestUnknown
+from mayfly.storage.images import Image, image
+from mayfly.storage.interface import Reader
+
+T = TypeVar("T")
+
+COSIGN_ENDINGS = (".sig", ".att", ".sbom")
+_ATTACHED_TAG = re.compile(r"(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})(?:\.(?:sig|att|sbom))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A manifest that refers to another.
+
+    Attributes:
+        digest: its own.
+        subject: what it refers to.
+        tag: that it is found by; None for one of the referrers list.
+    """
+
+    digest: Digest
+    subject: Digest
+    tag: str | None
+
+
+class Asked(Protocol):
+    """Where an image comes from, asked for what refers to it."""
+
+    async def referrers(self, subject: Digest) -> Iterable[Digest]:
+        """The manifests whose subject is this one."""
+
+    async def take(self, reference: str) -> tuple[Digest, Sequence[Digest]] | None:
+        """Take in a manifest and all that it names.
+
+        Args:
+            reference: a tag or a digest.
+
+        Returns:
+            Its digest, and every manifest at and below it; None where it is not there.
+        """
+
+
+async def find_attached(manifests: Iterable[Digest], asked: Asked) -> list[Attached]:
+    """Find what refers to an image's manifests, and to what is found, each once.
+
+    Args:
+        manifests: every manifest of the image.
+        asked: takes in what is found.
+    """
+    found: dict[Digest, Attached] = {}
+    waiting = deque(manifests)
+    seen = set(waiting)
+    while waiting:
+        subject = waiting.popleft()
+        flat = flat_tag(subject)
+        references: list[tuple[str, str | None]] = [
+            (str(one), None) for one in sorted(await asked.referrers(subject))
+        ]
+        references += [(flat + ending, flat + ending) for ending in COSIGN_ENDINGS]
+        for reference, tag in references:
+            taken = await asked.take(reference)
+            if taken is None:
+                continue
+            digest, below = taken
+            if digest not in seen:
+                found.setdefault(digest, Attached(digest, subject, tag))
+            new = [one for one in below if one not in seen]
+            seen.update(new)
+            waiting += new
+    return list(found.values())
+
+
+def flat_tag(subject: Digest) -> str:
+    """The tag for what refers to a manifest, to which cosign adds endings."""
+    return f"{subject.algorithm}-{subject.hex}"
+
+
+def is_attached_tag(tag: str) -> bool:
+    """Whether a tag is one by which what refers to a manifest is found."""
+    return _ATTACHED_TAG.fullmatch(tag) is not None
+
+
+def attached_images(reader: Reader, repository: str, one: Image) -> list[tuple[Attached, Image]]:
+    """What refers to an image of a store or a bundle.
+
+    Raises:
+        OSError: the repository cannot be read.
+    """
+    local = _Local(reader, repository)
+    found = _completed(find_attached(one.manifests, local))
+    return [(each, local.taken[each.digest]) for each in found]
+
+
+class _Local:
+    """See `Asked`; what is damaged is taken in, too, with its faults."""
+
+    def __init__(self, reader: Reader, repository: str) -> None:
+        self._reader = reader
+        self._repository = repository
+        self.taken: dict[Digest, Image] = {}
+
+    async def referrers(self, subject: Digest) -> Iterable[Digest]:
+        listed = self._reader.referrers(self._repository, subject)
+        return [digests.parse(str(descriptor["digest"])) for descriptor in listed]
+
+    async def take(self, reference: str) -> tuple[Digest, Sequence[Digest]] | None:
+        is_tag = ":" not in reference
+        name = f"{self._repository}{':' if is_tag else '@'}{reference}"
+        try:
+            if is_tag:
+                digest = self._reader.tag(self._repository, reference)
+            else:
+                digest = digests.parse(reference)
+            found = image(self._reader, self._repository, digest, name)
+        except ManifestUnknown:
+            return None
+        self.taken.setdefault(digest, found)
+        return digest, found.manifests
+
+
+def _completed(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("it waits")
