@@ -266,13 +266,22 @@ def find_blob(reader: Reader, repository: str, digest: Digest) -> Extent | None:
         return None
 
 
-def stacks(reader: Reader, repository: str, digest: Digest, name: str) -> list[Stack]:
+def stacks(
+    reader: Reader, repository: str, digest: Digest, name: str, *, shared: bool = True
+) -> list[Stack]:
     """The layer stack of each platform of an image.
+
+    Args:
+        reader: that has it.
+        repository: it is in.
+        digest: of its manifest or index.
+        name: its own, which is not among those that share a layer.
+        shared: whether to look at every other image for those that share one.
 
     Raises:
         ManifestUnknown: it is not in the repository.
     """
-    users = _users(reader)
+    users = _users(reader) if shared else {}
     found: list[Stack] = []
     attests: dict[str, str] = {}
     for child, manifest in walk(reader, repository, digest):

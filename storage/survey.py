@@ -5,14 +5,16 @@ One bad entry hides no other: a name whose image cannot be read is a `Damaged` a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mayfly.storage.bundle.names import split_reference
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.reader import DirectoryReader
-from mayfly.storage.errors import ContentCorrupt, ManifestUnknown
-from mayfly.storage.images import Image, image, resolve, walk
+from mayfly.storage.errors import ContentCorrupt, ManifestUnknown, StorageError
+from mayfly.storage.images import Image, image, repositories, resolve, walk
+from mayfly.storage.transfer.inventory import Listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +183,29 @@ def space(reader: DirectoryReader) -> Space:
         if digest not in needed and digest not in only
     )
     return Space(count, logical, stored, loose, sum(only.values()), unused, tuple(damaged))
+
+
+def space_of(reader: Listed) -> Space:
+    """Measure the space of the images of bundles or of a registry; what no manifest needs is not
+    looked for."""
+    count = logical = loose = 0
+    needed: dict[Digest, int] = {}
+    only: dict[Digest, int] = {}
+    for repository in repositories(reader):
+        reached: set[Digest] = set()
+        for tag in reader.tags(repository):
+            with contextlib.suppress(ManifestUnknown):  # a tag that leads nowhere
+                one = image(reader, repository, reader.tag(repository, tag), f"{repository}:{tag}")
+                count += 1
+                logical += one.size
+                needed.update(one.blobs)
+                reached.update(one.manifests)
+        for digest in reader.revisions(repository):
+            if digest not in reached:
+                with contextlib.suppress(StorageError):
+                    found = image(reader, repository, digest, f"{repository}@{digest}")
+                    loose += 1
+                    only.update(found.blobs)
+    only = {digest: size for digest, size in only.items() if digest not in needed}
+    stored = sum(needed.values())
+    return Space(count, logical, stored, loose, sum(only.values()), 0, ())

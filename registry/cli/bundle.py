@@ -69,8 +69,8 @@ def command() -> None:
     "--have",
     "haves",
     multiple=True,
-    metavar="DIGESTS|BUNDLE|URL",
-    help="Leave out what the target has: a file of digests, a bundle, or a registry. Repeatable.",
+    metavar="INVENTORY|BUNDLE|URL",
+    help="Leave out what the target has: an inventory, a bundle, or a registry. Repeatable.",
 )
 @click.option(
     "--no-referrers",
@@ -97,6 +97,11 @@ def command() -> None:
     metavar="N",
     help="Blobs fetched at once.",
 )
+@click.option(
+    "--volume-size",
+    metavar="SIZE",
+    help="Write volumes FILE.001, .002 and so on, each at most so large, such as 4GiB.",
+)
 @click.option("--dry-run", is_flag=True, help="Look everything up, show the sizes, fetch nothing.")
 @as_json
 def create(
@@ -110,6 +115,7 @@ def create(
     ca: Path | None,
     insecure: tuple[str, ...],
     jobs: int,
+    volume_size: str | None,
     dry_run: bool,
     json: bool,
 ) -> None:
@@ -135,8 +141,10 @@ def create(
                 tuple(_check_platform(one) for one in platforms),
                 not no_referrers,
                 _digests_of(haves, stack),
-                None if dry_run else output,
+                output,
+                _size(volume_size),
                 jobs,
+                dry_run,
                 json,
             )
             planned = asyncio.run(_create(request))
@@ -158,13 +166,16 @@ class _Request:
     platforms: Sequence[str]
     referrers: bool
     have: Callable[[str, Digest], bool]
-    output: Path | None
+    output: Path
+    volume_size: int | None
     jobs: int
+    dry_run: bool
     json: bool
 
 
 async def _create(request: _Request) -> Plan:
     """Look up, lay out, and fetch unless it is a dry run."""
+    from mayfly.registry.cli.transfer import check_output
     from mayfly.registry.upstream import create
     from mayfly.registry.upstream.gather import gather
     from mayfly.registry.upstream.registries import Registries
@@ -176,10 +187,12 @@ async def _create(request: _Request) -> Plan:
             return [*request.local, RegistrySource(registries.at(host))]
 
         gathered = await gather(request.wanted, find, request.platforms, request.referrers)
-        planned = create.plan(gathered, request.have)
-        if request.output is not None:
+        planned = create.plan(gathered, request.output, request.have, request.volume_size)
+        if not request.dry_run:
+            for path, _ in planned.archives:
+                check_output(path)
             with reporting("creating", planned.size, request.json) as progress:
-                await create.write(planned, request.output, request.jobs, progress)
+                await create.write(planned, request.jobs, progress)
     return planned
 
 
@@ -204,6 +217,18 @@ def _read_lists(texts: Sequence[str]) -> tuple[list[Wanted], dict[str, Credentia
         for host, (name, password) in found.credentials.items():
             credentials[host] = Credentials(name, password)
     return wanted, credentials
+
+
+def _size(text: str | None) -> int | None:
+    """The bytes of a volume."""
+    from mayfly.registry.settings.readers import read_size
+
+    if text is None:
+        return None
+    try:
+        return read_size(text)
+    except ValueError as error:
+        raise ConfigError(f"--volume-size {text}: {error}") from None
 
 
 def _mirrors(texts: Sequence[str]) -> dict[str, str]:
@@ -245,11 +270,12 @@ def _report(planned: Plan, output: Path, dry_run: bool, json: bool) -> None:
     from mayfly.registry.upstream.create import sizes
 
     figures = sizes(planned)
+    files = [str(path) for path, _ in planned.archives]
     if json:
-        print_event("planned" if dry_run else "created", file=str(output), **figures)
+        print_event("planned" if dry_run else "created", file=str(output), files=files, **figures)
         return
     echo(
-        f"{output}: {'would have ' if dry_run else ''}{figures['images']} images, "
+        f"{' '.join(files)}: {'would have ' if dry_run else ''}{figures['images']} images, "
         f"{figures['referrers']} signatures and attestations, {format_size(figures['size'])}, "
         f"{format_size(figures['left_out'])} left out"
     )

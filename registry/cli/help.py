@@ -16,7 +16,10 @@ ALIASES = {"list": "ls", "remove": "rm"}
 
 COMMAND_GROUPS = {
     "Serve": ("serve", "run", "status", "wait", "stop"),
-    "Images": ("bundle", "import", "export", "ls", "inspect", "du", "rm", "gc", "verify"),
+    "Images": (
+        *("bundle", "import", "export", "inventory"),
+        *("ls", "inspect", "diff", "du", "rm", "gc", "verify"),
+    ),
     "Users and nodes": ("user", "grant", "credentials", "node-config"),
 }
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from mayfly.registry.settings.file import ConfigError
 from mayfly.storage.bundle.layer import Layer
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.uploads import DirectoryUpload
 from mayfly.storage.errors import StorageError
 from mayfly.storage.images import find_blob
+
+if TYPE_CHECKING:
+    from mayfly.storage.bundle.open import Bundles
+    from mayfly.storage.directory.reader import DirectoryReader
+    from mayfly.storage.transfer.inventory import Listed
 
 
 class Source(Protocol):
@@ -70,7 +76,7 @@ def opened(text: str) -> Iterator[Source]:
         ConfigError: the URL names no registry.
         BundleInvalid: the bundle cannot be read.
     """
-    if text.startswith(("http://", "https://")):
+    if _is_url(text):
         from mayfly.registry.upstream.blocking import BlockingRegistry
 
         with BlockingRegistry(text) as registry:
@@ -80,3 +86,58 @@ def opened(text: str) -> Iterator[Source]:
 
     with contextlib.closing(open_bundles([Path(text)])) as bundles:
         yield BundleSource(bundles.layer)
+
+
+class Looked(NamedTuple):
+    """What a command looks at.
+
+    Attributes:
+        reader: its content.
+        bundles: where it is bundles.
+    """
+
+    reader: Listed
+    bundles: Bundles | None = None
+
+
+@contextlib.contextmanager
+def looking_at(texts: Sequence[str], root: Path) -> Iterator[Looked]:
+    """Open what an operator names, to read it: bundles, one registry's URL, or else the store.
+
+    Raises:
+        ConfigError: a URL is not alone or names no registry; the root is no directory.
+        BundleInvalid: a bundle cannot be read.
+    """
+    if any(_is_url(text) for text in texts):
+        if len(texts) > 1:
+            raise ConfigError("name either bundles, or the URL of one registry")
+        from mayfly.registry.upstream.reader import RegistryReader
+
+        with RegistryReader(texts[0]) as reader:
+            yield Looked(reader)
+    elif texts:
+        from mayfly.storage.bundle.open import open_bundles
+
+        with contextlib.closing(open_bundles([Path(text) for text in texts])) as bundles:
+            if bundles.unhashed:
+                bundles.hash(lambda size: None)
+            yield Looked(bundles.layer, bundles)
+    else:
+        yield Looked(store_reader(root))
+
+
+def store_reader(root: Path) -> DirectoryReader:
+    """The store at a root, to read it.
+
+    Raises:
+        ConfigError: there is no such directory.
+    """
+    from mayfly.storage.directory.reader import DirectoryReader
+
+    if not root.is_dir():
+        raise ConfigError(f"--root {root}: there is no such directory")
+    return DirectoryReader(root)
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))

@@ -16,6 +16,7 @@ import click
 
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import DURATION, as_json, print_json, root_directory
+from mayfly.registry.cli.sources import Looked, looking_at, store_reader
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo, join_names
@@ -24,13 +25,13 @@ from mayfly.storage.errors import NameInvalid, StorageError, StorageFailed, Stor
 
 if TYPE_CHECKING:
     from mayfly.storage.digest import Digest
-    from mayfly.storage.directory.reader import DirectoryReader
     from mayfly.storage.directory.store import DistributionStore
     from mayfly.storage.images import Image, Stack
     from mayfly.storage.interface import Reader
     from mayfly.storage.survey import Damaged
     from mayfly.storage.transfer.attached import Attached
-    from mayfly.storage.upkeep.verify import Finding
+    from mayfly.storage.transfer.inventory import Listed
+    from mayfly.storage.upkeep.verify import Finding, Verified
 
 _REPAIR_ROUNDS = 4
 """Repairs until nothing is left to mend: an index, its image, the layers, and a look at the end."""
@@ -40,27 +41,27 @@ _IMAGES_NAMED = 3
 
 
 @click.command(cls=Command)
-@click.argument("bundles", metavar="[BUNDLE]...", nargs=-1, type=Path)
+@click.argument("sources", metavar="[BUNDLE...|URL]", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Also manifests that no tag leads to.")
 @root_directory
 @as_json
 @click.pass_context
 def ls(
-    ctx: click.Context, bundles: tuple[Path, ...], everything: bool, root: Path, json: bool
+    ctx: click.Context, sources: tuple[str, ...], everything: bool, root: Path, json: bool
 ) -> None:
-    """List the images of the store, or of bundles.
+    """List the images of the store, of bundles, or of a registry.
 
     A bundle is listed by the names that nodes ask for. Exit 4 if a name leads to nothing that
     can be read, exit 5 if a bundle lists an image that cannot be served.
     """
     from mayfly.storage.survey import Damaged, tagged, untagged
 
-    if bundles and everything:
-        raise click.UsageError("--all is for the store; a bundle is listed by its tags", ctx)
-    if bundles:
-        _list_bundles(ctx, bundles, json)
+    if sources and everything:
+        raise click.UsageError("--all is for the store; others are listed by their tags", ctx)
+    if sources:
+        _list_sources(ctx, sources, root, json)
         return
-    reader = _reader(root)
+    reader = store_reader(root)
     found = [*tagged(reader), *(untagged(reader) if everything else ())]
     damaged = [one for one in found if isinstance(one, Damaged)]
     _print_images(reader, [one for one in found if not isinstance(one, Damaged)], damaged, json)
@@ -113,22 +114,28 @@ def _referrer(link: Attached, image: Image) -> dict[str, object]:
     }
 
 
-def _list_bundles(ctx: click.Context, bundles: tuple[Path, ...], json: bool) -> None:
-    """Print the images that bundles serve, by the names that nodes ask for; exit as import does.
+def _list_sources(ctx: click.Context, sources: Sequence[str], root: Path, json: bool) -> None:
+    """Print the images that bundles or a registry serve, by the names that nodes ask for.
 
     Raises:
         BundleInvalid: a bundle cannot be read.
     """
-    from mayfly.storage.bundle.open import open_bundles
     from mayfly.storage.images import images
 
-    with contextlib.closing(open_bundles(bundles)) as opened:
-        if opened.unhashed:
-            opened.hash(lambda size: None)
-        _print_images(opened.layer, list(images(opened.layer)), (), json)
-        left_out, damaged = opened.left_out, opened.damaged_names()
-        for text in (*opened.notices, *left_out, *damaged):
-            echo(text, err=True)
+    with looking_at(sources, root) as looked:
+        _print_images(looked.reader, list(images(looked.reader)), (), json)
+        _name_left_out(ctx, looked)
+
+
+def _name_left_out(ctx: click.Context, looked: Looked) -> None:
+    """Say what bundles leave out on standard error; exit as import does."""
+    if looked.bundles is None:
+        return
+    opened = looked.bundles
+    left_out = [*opened.left_out, *opened.lost_volumes(opened.has)]
+    damaged = opened.damaged_names()
+    for text in (*opened.notices, *left_out, *damaged):
+        echo(text, err=True)
     if left_out or damaged:
         ctx.exit(Exit.BUNDLE if left_out else Exit.STORAGE)
 
@@ -144,24 +151,39 @@ def name_damaged(ctx: click.Context, damaged: Sequence[Damaged]) -> None:
 
 @click.command(cls=Command)
 @click.argument("image")
+@click.argument("sources", metavar="[BUNDLE...|URL]", nargs=-1)
+@click.option("--files", is_flag=True, help="Show the merged file tree, and its wasted space.")
 @root_directory
 @as_json
 @click.pass_context
-def inspect(ctx: click.Context, image: str, root: Path, json: bool) -> None:
+def inspect(
+    ctx: click.Context, image: str, sources: tuple[str, ...], files: bool, root: Path, json: bool
+) -> None:
     """Show an image's layers, bottom to top, who shares them, and what refers to the image.
 
     Exit 4 if it lacks content.
     """
+    with looking_at(sources, root) as looked:
+        _inspect(ctx, looked.reader, image, files, json)
+
+
+def _inspect(ctx: click.Context, reader: Listed, image: str, files: bool, json: bool) -> None:
+    from mayfly.storage.directory.reader import DirectoryReader
     from mayfly.storage.images import image as image_of
-    from mayfly.storage.images import stacks
+    from mayfly.storage.images import resolve, stacks
     from mayfly.storage.survey import Damaged, find
 
-    reader = _reader(root)
-    repository, digest = find(reader, image)
+    look_up = find if isinstance(reader, DirectoryReader) else resolve
+    repository, digest = look_up(reader, image)  # type: ignore[arg-type]
     tags = [t for t in reader.tags(repository) if reader.tag(repository, t) == digest]
     name = f"{repository}:{tags[0]}" if tags else f"{repository}@{digest}"
-    found = stacks(reader, repository, digest, name)
     whole = image_of(reader, repository, digest, name)
+    if files:
+        from mayfly.registry.cli.diff import show_files
+
+        show_files(reader, whole, json)
+        return
+    found = stacks(reader, repository, digest, name)
     attached = _attached(reader, whole)
     lacking = [digest for one in (whole, *(a for _, a in attached)) for digest in one.lacking]
     if json:
@@ -203,14 +225,19 @@ def _show_attached(attached: Sequence[tuple[Attached, Image]]) -> None:
 
 
 @click.command(cls=Command)
+@click.argument("sources", metavar="[BUNDLE...|URL]", nargs=-1)
 @root_directory
 @as_json
 @click.pass_context
-def du(ctx: click.Context, root: Path, json: bool) -> None:
+def du(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool) -> None:
     """Show how much space the images take, and how much sharing saves."""
-    from mayfly.storage.survey import space
+    from mayfly.storage.survey import space, space_of
 
-    found = space(_reader(root))
+    if sources:
+        with looking_at(sources, root) as looked:
+            found = space_of(looked.reader)
+    else:
+        found = space(store_reader(root))
     if json:
         print_json({**asdict(found), "saved": found.saved})
     else:
@@ -219,7 +246,7 @@ def du(ctx: click.Context, root: Path, json: bool) -> None:
         if found.untagged:
             echo(
                 f"{format_size(found.untagged_size)} more for {found.untagged} manifests without a "
-                "tag (ls --all lists them, gc --untagged frees them)"
+                + ("tag" if sources else "tag (ls --all lists them, gc --untagged frees them)")
             )
         if found.unused_size:
             echo(f"{format_size(found.unused_size)} more that no manifest needs (gc frees it)")
@@ -332,6 +359,7 @@ def gc(
 
 
 @click.command(cls=Command)
+@click.argument("looked_at", metavar="[BUNDLE...|URL]", nargs=-1)
 @click.option(
     "--repair",
     "sources",
@@ -342,17 +370,20 @@ def gc(
 @root_directory
 @as_json
 @click.pass_context
-def verify(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool) -> None:
+def verify(
+    ctx: click.Context,
+    looked_at: tuple[str, ...],
+    sources: tuple[str, ...],
+    root: Path,
+    json: bool,
+) -> None:
     """Read every byte again and compare it with its digest; exit 4 if something is wrong."""
-    from mayfly.storage.upkeep.verify import verify as scrub
-
-    with _store(root) as store:
-        first = found = scrub(store)
-        for _ in range(_REPAIR_ROUNDS):
-            # A repaired manifest may name more missing content.
-            if not sources or not _repair(store, found.findings, sources):
-                break
-            found = scrub(store, again=False)
+    if looked_at and sources:
+        raise click.UsageError("--repair is for the store; bundles and registries are read", ctx)
+    if looked_at:
+        first = found = _checked(looked_at, root)
+    else:
+        first, found = _scrubbed(root, sources)
     if json:
         print_json(
             {
@@ -379,6 +410,31 @@ def verify(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool)
                 err=True,
             )
         ctx.exit(Exit.STORAGE)
+
+
+def _checked(texts: Sequence[str], root: Path) -> Verified:
+    """Check bundles or a registry; a lost volume is named."""
+    from mayfly.storage.transfer.checking import check
+
+    with looking_at(texts, root) as looked:
+        if looked.bundles is not None:
+            for line in looked.bundles.lost_volumes(looked.bundles.has):
+                echo(line, err=True)
+        return check(looked.reader)
+
+
+def _scrubbed(root: Path, sources: tuple[str, ...]) -> tuple[Verified, Verified]:
+    """Scrub the store, and repair it if there are sources; before the repairs, and after."""
+    from mayfly.storage.upkeep.verify import verify as scrub
+
+    with _store(root) as store:
+        first = found = scrub(store)
+        for _ in range(_REPAIR_ROUNDS):
+            # A repaired manifest may name more missing content.
+            if not sources or not _repair(store, found.findings, sources):
+                break
+            found = scrub(store, again=False)
+    return first, found
 
 
 def _described(finding: Finding) -> str:
@@ -438,19 +494,11 @@ def _shared(names: tuple[str, ...]) -> str:
     return f"shared with {join_names(names, 2)}"
 
 
-def _reader(root: Path) -> DirectoryReader:
-    from mayfly.storage.directory.reader import DirectoryReader
-
-    if not root.is_dir():
-        raise ConfigError(f"--root {root}: there is no such directory")
-    return DirectoryReader(root)
-
-
 @contextlib.contextmanager
 def _store(root: Path) -> Iterator[DistributionStore]:
     from mayfly.storage.directory.store import DistributionStore
 
-    _reader(root)
+    store_reader(root)
     try:
         store = DistributionStore(root)
     except OSError as error:

@@ -47,6 +47,7 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
     not be imported, exit 4 if one of a registry's directory is damaged; the others are imported.
     """
     from mayfly.storage.bundle.open import open_bundles
+    from mayfly.storage.images import find_blob
     from mayfly.storage.transfer import importing
 
     with contextlib.ExitStack() as stack:
@@ -58,16 +59,15 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
         opened = open_bundles([*plain], labels=plain)
         stack.enter_context(contextlib.closing(opened))
         for notice in opened.notices:
-            if json:
-                print_event("notice", text=notice)
-            else:
-                echo(notice, err=True)
+            _notice(notice, json)
         if opened.unhashed:
             with reporting("reading", opened.unhashed, json) as progress:
                 opened.hash(progress)
         store = store or _open_store(root, stack)
         planned = importing.plan(store, opened.layer, opened.is_directory)
         if planned.incomplete:
+            for line in opened.lost_volumes(lambda name, d: find_blob(store, name, d) is not None):
+                _notice(line, json)
             _refuse(planned.incomplete, json)
             ctx.exit(Exit.BUNDLE)
         with reporting("importing", planned.size, json) as progress:
@@ -89,6 +89,13 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
         if len(left_out) > _LINES:
             echo(f"not imported: {len(left_out) - _LINES} more", err=True)
     ctx.exit(code)
+
+
+def _notice(text: str, json: bool) -> None:
+    if json:
+        print_event("notice", text=text)
+    else:
+        echo(text, err=True)
 
 
 def _refuse(incomplete: Sequence[tuple[str, Digest]], json: bool) -> None:
@@ -152,8 +159,8 @@ def _expanded(path: Path, scratch: Path, json: bool) -> Path:
     "--have",
     "haves",
     multiple=True,
-    metavar="DIGESTS|BUNDLE|URL",
-    help="Leave out what the target has: a file of digests, a bundle, or a registry. Repeatable.",
+    metavar="INVENTORY|BUNDLE|URL",
+    help="Leave out what the target has: an inventory, a bundle, or a registry. Repeatable.",
 )
 @click.option("--no-referrers", is_flag=True, help="Leave out signatures, SBOMs and attestations.")
 @root_directory
@@ -189,7 +196,7 @@ def export(
     chosen = exporting.carried(
         reader, (one for one in found if not isinstance(one, Damaged)), referrers=not no_referrers
     )
-    damaged += _lacking(chosen)
+    chosen = _whole(chosen, damaged)
     with contextlib.ExitStack() as stack:
         have = have_any(haves, stack)
         while True:
@@ -227,20 +234,28 @@ def _without(chosen: list[Carried], error: ContentCorrupt, damaged: list[Damaged
     from mayfly.storage.transfer.exporting import without
 
     corrupt = error.detail if isinstance(error.detail, list) else []
-    kept, gone = without(chosen, corrupt)
+    kept, gone = without(chosen, lambda one: any(str(digest) in corrupt for digest in one.blobs))
     if not kept or not gone:
         raise error
     damaged += [Damaged(name, f"not exported, {corrupt[0]} is corrupt") for name in gone]
     return kept
 
 
-def _lacking(chosen: Sequence[Carried]) -> Iterator[Damaged]:
-    """What is exported without some of its content."""
+def _whole(chosen: Sequence[Carried], damaged: list[Damaged]) -> list[Carried]:
+    """Return the images with what refers to them and lacks no content, and note what lacks some."""
     from mayfly.storage.survey import Damaged
+    from mayfly.storage.transfer.exporting import without
 
-    for name, lacking in {one.name: one.lacking for c in chosen for one in c.all}.items():
-        if lacking:
-            yield Damaged(name, f"written without {lacking[0]}, it is not here")
+    for one in chosen:
+        if one.image.lacking:
+            reason = f"written without {one.image.lacking[0]}, it is not here"
+            damaged.append(Damaged(one.image.name, reason))
+    images = {id(one.image) for one in chosen}
+    kept, gone = without(chosen, lambda one: bool(one.lacking) and id(one) not in images)
+    damaged += [
+        Damaged(name, "not exported, it or what it refers to lacks content") for name in gone
+    ]
+    return kept
 
 
 def _chosen(
@@ -277,19 +292,32 @@ def have_any(haves: Sequence[str], stack: contextlib.ExitStack) -> Have:
 def _target(text: str, stack: contextlib.ExitStack) -> Have:
     """What a ``--have`` says the target has."""
     from mayfly.registry.cli.sources import opened
+    from mayfly.storage.transfer import inventory
     from mayfly.storage.transfer.exporting import read_digests
 
     path = Path(text)
-    if path.is_file() and _is_text(path):
+    begin = _begin(path)
+    if begin.startswith((b"sha256:", b"sha512:")):
         digests = read_digests(path)
         return lambda _repository, digest: digest in digests
+    if begin.startswith(inventory.HEADER.encode()):
+        with path.open("rb") as file:
+            data = file.read(inventory.MAX_BYTES + 1)
+        try:
+            found = inventory.read(data)
+        except ValueError as error:
+            raise ConfigError(f"--have {text}: {error}") from None
+        echo(f"{text}: check {found.check}, {found.count} blobs", err=True)
+        return found.has
     return stack.enter_context(opened(text)).has
 
 
-def _is_text(path: Path) -> bool:
-    """Whether a file holds digests: bundles begin with a file name or a compression's mark."""
+def _begin(path: Path) -> bytes:
+    """The first bytes of a file, which tell a list from a bundle; none of anything else."""
+    if not path.is_file():
+        return b""
     with path.open("rb") as file:
-        return file.read(6) in (b"sha256", b"sha512")
+        return file.read(32)
 
 
 def check_output(output: Path) -> None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mayfly.registry.upstream.errors import ContentWrong, ImagesMissing, NotThere, UpstreamError
+from mayfly.registry.upstream.errors import (
+    ContentWrong,
+    ImagesMissing,
+    NotThere,
+    UpstreamError,
+    VolumeTooSmall,
+)
 from mayfly.registry.upstream.gather import Gathered, Origin
 from mayfly.storage import digest as digests
-from mayfly.storage.bundle.writer import Draft, Layout, lay_out
+from mayfly.storage.bundle import volumes
+from mayfly.storage.bundle.writer import RECORD, Draft, Layout, is_written, lay_out, room_for
 from mayfly.storage.digest import Digest
 
 if TYPE_CHECKING:
@@ -31,45 +38,100 @@ class Plan:
 
     Attributes:
         gathered: its content.
-        layout: the archive.
+        archives: the files; one, or the volumes.
         left_out: bytes that the target has already.
     """
 
     gathered: Gathered
-    layout: Layout
+    archives: tuple[tuple[Path, Layout], ...]
     left_out: int
 
     @property
+    def blobs(self) -> int:
+        """How many configs and layers the archives have."""
+        return sum(len(layout.blobs) for _, layout in self.archives)
+
+    @property
     def size(self) -> int:
-        """Bytes of config and layers in the archive."""
-        return sum(place.size for place in self.layout.blobs.values())
+        """Bytes of config and layers in the archives."""
+        return sum(p.size for _, layout in self.archives for p in layout.blobs.values())
 
 
-def plan(gathered: Gathered, have: Callable[[str, Digest], bool]) -> Plan:
+def plan(
+    gathered: Gathered,
+    output: Path,
+    have: Callable[[str, Digest], bool],
+    volume_size: int | None = None,
+) -> Plan:
     """Lay out the archive without the blobs that the target has.
 
     Args:
         gathered: the content.
+        output: the archive's path; those of volumes are made from it.
         have: whether the target has a blob of a repository.
+        volume_size: most bytes of a volume; None for one archive.
+
+    Raises:
+        VolumeTooSmall: a blob alone is larger.
     """
     wanted = []
     left_out = 0
-    for digest, (size, origins) in gathered.blobs.items():
-        if any(have(origin.repository, digest) for origin in origins):
+    for digest, (size, _) in gathered.blobs.items():
+        if all(have(repository, digest) for repository in gathered.targets[digest]):
             left_out += size
         else:
             wanted.append((digest, size))
-    return Plan(gathered, lay_out(gathered.index, gathered.manifests, wanted), left_out)
+    if volume_size is None:
+        layout = lay_out(gathered.index, gathered.manifests, wanted)
+        return Plan(gathered, ((output, layout),), left_out)
+    return Plan(gathered, tuple(_volumes(gathered, output, wanted, volume_size)), left_out)
 
 
-async def write(planned: Plan, output: Path, jobs: int, progress: Progress) -> None:
-    """Fetch every blob into the archive and publish it.
+def _volumes(
+    gathered: Gathered, output: Path, wanted: Sequence[tuple[Digest, int]], limit: int
+) -> Iterator[tuple[Path, Layout]]:
+    limit -= limit % RECORD
+    sizes = dict(wanted)
+    taken = [(digest, room_for(digest, size)) for digest, size in sizes.items()]
+    count = 1
+    while True:
+        # The list of all volumes is in each: how large it is depends on how many there are.
+        paths = [_volume_path(output, number) for number in range(1, count + 1)]
+        names = [path.name for path in paths]
+        padding: list[list[Digest]] = [[] for _ in names[1:]]
+        draft = volumes.make(names, [list(sizes), *padding])[-1]
+        room = limit - lay_out(gathered.index, gathered.manifests, (), draft).size
+        largest, most = max(taken, key=lambda one: one[1], default=(None, 0))
+        if most > room or count > volumes.MAX_VOLUMES:
+            raise VolumeTooSmall(
+                f"--volume-size {limit}: {'blob ' + str(largest) if largest else 'the list'} does "
+                f"not fit; volumes need at least {limit - room + most} bytes, and there may be "
+                f"{volumes.MAX_VOLUMES}"
+            )
+        parts = volumes.split(taken, room)
+        if len(parts) <= count:
+            break
+        count = len(parts)
+    parts += [[] for _ in range(count - len(parts))]
+    named = [[digest for digest, _ in part] for part in parts]
+    made = volumes.make(names, named)
+    for path, part, more in zip(paths, named, made, strict=True):
+        blobs = [(digest, sizes[digest]) for digest in part]
+        yield path, lay_out(gathered.index, gathered.manifests, blobs, more)
+
+
+def _volume_path(output: Path, number: int) -> Path:
+    return output.with_name(f"{output.stem}.{number:03}{output.suffix}")
+
+
+async def write(planned: Plan, jobs: int, progress: Progress) -> None:
+    """Fetch every blob into the archives and publish them, one after the other.
 
     An interrupted or failed run leaves the unfinished archive, and the next one goes on with it.
+    An archive that is there and has these very bytes is kept.
 
     Args:
         planned: see `plan`.
-        output: the archive's path.
         jobs: blobs fetched at once.
         progress: see `Progress`.
 
@@ -78,11 +140,21 @@ async def write(planned: Plan, output: Path, jobs: int, progress: Progress) -> N
         BundleInvalid: another process writes the same archive.
         OSError: the archive cannot be written.
     """
+    for output, layout in planned.archives:
+        if await asyncio.to_thread(is_written, output, layout):
+            progress(sum(place.size for place in layout.blobs.values()))
+        else:
+            await _write(planned.gathered, output, layout, jobs, progress)
+
+
+async def _write(
+    gathered: Gathered, output: Path, layout: Layout, jobs: int, progress: Progress
+) -> None:
     problems: list[str] = []
     loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(jobs, "blob") as threads, Draft(output, planned.layout) as draft:
+    with ThreadPoolExecutor(jobs, "blob") as threads, Draft(output, layout) as draft:
         waiting = []
-        for digest, place in planned.layout.blobs.items():
+        for digest, place in layout.blobs.items():
             progress(draft.have(digest))
             if not draft.is_complete(digest):
                 waiting.append((digest, place.size))
@@ -92,7 +164,7 @@ async def write(planned: Plan, output: Path, jobs: int, progress: Progress) -> N
             for digest, size in queue:
                 blob = _Blob(draft, digest, size, loop, threads, progress)
                 try:
-                    await blob.fetch(planned.gathered.blobs[digest][1])
+                    await blob.fetch(gathered.blobs[digest][1])
                 except UpstreamError as error:
                     problems.append(str(error))
 
@@ -177,7 +249,7 @@ def sizes(planned: Plan) -> Mapping[str, int]:
     return {
         "images": planned.gathered.images,
         "referrers": planned.gathered.referrers,
-        "blobs": len(planned.layout.blobs),
-        "size": planned.layout.size,
+        "blobs": planned.blobs,
+        "size": sum(layout.size for _, layout in planned.archives),
         "left_out": planned.left_out,
     }

@@ -58,3 +58,9 @@ class ImagesMissing(FetchError):
             f"{problems[0]}" if count == 1 else f"{count} of what was asked for cannot be fetched"
         )
         self.problems = tuple(problems)
+
+
+class VolumeTooSmall(FetchError):
+    """Content does not fit volumes of the size asked for; the message says what would do."""
+
+    exit_code = Exit.USAGE

@@ -49,6 +49,7 @@ class Gathered:
         entries: the descriptors of ``index.json``.
         manifests: every manifest's bytes, parents before children.
         blobs: config and layers: their size and where they can be fetched, in order of use.
+        targets: of each blob, the repositories that need it where the bundle goes.
         images: how many images, not counting what refers to them.
         referrers: how many manifests refer to an image.
         foreign: layers with URLs of their own, which a source may rightly lack.
@@ -58,6 +59,7 @@ class Gathered:
     entries: list[dict[str, object]] = field(default_factory=list)
     manifests: dict[Digest, bytes] = field(default_factory=dict)
     blobs: dict[Digest, tuple[int, list[Origin]]] = field(default_factory=dict)
+    targets: dict[Digest, set[str]] = field(default_factory=dict)
     images: int = 0
     referrers: int = 0
     foreign: set[Digest] = field(default_factory=set)
@@ -229,6 +231,7 @@ class _Image:
                 _, origins = gathered.blobs.setdefault(blob.digest, (blob.size, []))
                 if origin not in origins:
                     origins.append(origin)
+                gathered.targets.setdefault(blob.digest, set()).add(name.repository)
                 if not blob.distributable:
                     gathered.foreign.add(blob.digest)
 

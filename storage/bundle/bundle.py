@@ -46,6 +46,7 @@ class Bundle:
         self.images: list[Image]
         self.notices: list[str]
         self.left_out: list[str]
+        self.volume = content.volume
         self._content = content
         self._descriptors: SizedCache[Digest, Referrer] = SizedCache(_MAX_DESCRIPTORS, size_of)
         self._proofs = proofs

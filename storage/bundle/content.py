@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from mayfly.storage.bundle.verified import Piece, Progress
+from mayfly.storage.bundle.volumes import Volume
 from mayfly.storage.digest import Digest
 
 
@@ -37,6 +38,10 @@ class Content(Protocol):
     @property
     def notices(self) -> Sequence[str]:
         """What the operator should know, each a line of text."""
+
+    @property
+    def volume(self) -> Volume | None:
+        """Which volume of a set it is; None where it is whole."""
 
     @property
     def unhashed(self) -> int:

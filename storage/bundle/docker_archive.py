@@ -66,6 +66,7 @@ class DockerArchive:
         BundleInvalid: the index or a config cannot be understood, or a member is absent.
     """
 
+    volume = None
     names_by_config: dict[Digest, tuple[str, ...]] = {}  # noqa: RUF012 - never changed
     notices = (
         "a docker archive keeps no manifests: they are made anew, so an image's digest is not "

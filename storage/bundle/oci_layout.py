@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mayfly.storage import digest as digests
-from mayfly.storage.bundle import documents
+from mayfly.storage.bundle import documents, volumes
 from mayfly.storage.bundle.content import Listed
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.files import BLOBS, Files
@@ -59,6 +59,7 @@ class OciLayout:
             raise BundleInvalid(f"there is no {INDEX}")
         self.listed = tuple(_listed(index))
         self.names_by_config = _names_by_config(files)
+        self.volume = volumes.read(files)
 
     def find(self, digest: Digest) -> Piece | None:
         return self._files.locate(f"{BLOBS}{digest.algorithm}/{digest.hex}")

@@ -20,19 +20,26 @@ from mayfly.storage.bundle.distribution_directory import DistributionDirectory, 
 from mayfly.storage.bundle.docker_archive import DockerArchive
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 from mayfly.storage.bundle.files import Directory, TarFile
+from mayfly.storage.bundle.graph import Gap
 from mayfly.storage.bundle.layer import Layer
 from mayfly.storage.bundle.names import Names
 from mayfly.storage.bundle.oci_layout import OciLayout
 from mayfly.storage.bundle.stack import Stack
 from mayfly.storage.bundle.verified import Fault, Progress, Proofs
+from mayfly.storage.bundle.volumes import Lost, lost
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
-from mayfly.storage.images import repositories, walk
+from mayfly.storage.images import find_blob, repositories, walk
+
+Has = Callable[[str, Digest], bool]
+"""Whether a repository has a blob."""
 
 NO_LABELS: Mapping[Path, str] = {}
 
 _MOST_IMAGES = 100
 """Images that are named of those that a fault hurts."""
+
+_VOLUME_NAME = re.compile(r".+\.[0-9]{3}(?:\.[^.]+)?")
 
 _SUFFIXES = frozenset({"oci", "docker", "tar"})
 
@@ -60,19 +67,46 @@ class Bundles:
         self.proofs = proofs
         self.notices = [f"{b.label}: {notice}" for b in self._archives for notice in b.notices]
 
-    def lacking(self, has: Callable[[str, Digest], bool]) -> list[str]:
+    def lacking(self, has: Has) -> list[str]:
         """Images that cannot be pulled, since blobs are missing everywhere, a line of text each.
+
+        Those that only a lost volume explains are in the line about that volume.
 
         Args:
             has: repository and digest → whether the other bundles or the store have the blob.
         """
-        lines = []
+        gaps = list(self._gaps(has))
+        gone = self._lost()
+        lost_blobs = frozenset().union(*(one.blobs for one in gone))
+        lines = [
+            f"{bundle.label}: {gap.describe(missing)}"
+            for bundle, gap, missing in gaps
+            if lost_blobs.isdisjoint(missing)
+        ]
+        return [*_describe(gone, gaps), *lines]
+
+    def lost_volumes(self, has: Has) -> list[str]:
+        """Volumes of a set that are not among the bundles, a line of text each.
+
+        Args:
+            has: see `lacking`.
+        """
+        gone = self._lost()
+        return _describe(gone, list(self._gaps(has))) if gone else []
+
+    def _lost(self) -> list[Lost]:
+        return lost(bundle.volume for bundle in self._archives if bundle.volume)
+
+    def _gaps(self, has: Has) -> Iterator[tuple[Bundle, Gap, list[Digest]]]:
         for bundle in self._archives:
             for repository, gap in bundle.gaps():
                 missing = [digest for digest in gap.blobs if not has(repository, digest)]
                 if missing:
-                    lines.append(f"{bundle.label}: {gap.describe(missing)}")
-        return lines
+                    yield bundle, gap, missing
+
+    def has(self, repository: str, digest: Digest) -> bool:
+        """Whether the bundles have a blob of a repository."""
+        return find_blob(self.layer, repository, digest) is not None
 
     @property
     def left_out(self) -> list[str]:
@@ -147,6 +181,16 @@ class Bundles:
             bundle.close()
 
 
+def _describe(gone: Sequence[Lost], gaps: Sequence[tuple[Bundle, Gap, list[Digest]]]) -> list[str]:
+    """A line for each lost volume, with the images that lack some of its content."""
+    lines = []
+    for one in gone:
+        hurt = [gap.image for _, gap, missing in gaps if not one.blobs.isdisjoint(missing)]
+        names = dict.fromkeys(str(image.reference or image.digest) for image in hurt)
+        lines.append(one.describe([*names]))
+    return lines
+
+
 def open_bundles(
     paths: Sequence[Path], state_dir: Path | None = None, labels: Mapping[Path, str] = NO_LABELS
 ) -> Bundles:
@@ -165,9 +209,18 @@ def open_bundles(
     proofs = Proofs(state_dir)
     with contextlib.ExitStack() as opened:
         bundles = []
+        failed: dict[Path, BundleInvalid] = {}
         for path in paths:
-            bundles.append(_open(path, labels.get(path, str(path)), proofs))
+            try:
+                bundles.append(_open(path, labels.get(path, str(path)), proofs))
+            except BundleInvalid as error:
+                if not _VOLUME_NAME.fullmatch(path.name):
+                    raise
+                failed[path] = error  # the other volumes tell what it takes along
+                continue
             opened.callback(bundles[-1].close)
+        for path, cause in failed.items():
+            raise BundleInvalid(cause.message + _taken_along(path, bundles, proofs)) from cause
         try:
             together = Bundles(bundles, proofs)
         except BundleConflict:
@@ -176,6 +229,18 @@ def open_bundles(
             raise BundleInvalid(error.message) from error
         opened.pop_all()
         return together
+
+
+def _taken_along(
+    path: Path, others: Sequence[Bundle | DistributionDirectory], proofs: Proofs
+) -> str:
+    """What a damaged volume takes along, as an end of the message about it; "" if none knows."""
+    known = {one.volume.set: one.volume for one in others if isinstance(one, Bundle) and one.volume}
+    if not any(path.name in volume.names for volume in known.values()):
+        return ""
+    together = Bundles(others, proofs)
+    lines = [line for line in together.lost_volumes(together.has) if line.startswith(path.name)]
+    return "".join(f"; {line}" for line in lines)
 
 
 def _open(path: Path, label: str, proofs: Proofs) -> Bundle | DistributionDirectory:

@@ -32,11 +32,12 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.errors import DigestInvalid
 
 _BLOCK = 512
-_RECORD = 20 * _BLOCK
+RECORD = 20 * _BLOCK
 """Tar files end on a multiple of this (POSIX pax, ustar)."""
 
 _PIECE = 1024 * 1024
 _NOTE_EVERY = 8 * 1024 * 1024
+NOTHING_MORE: Mapping[str, bytes] = {}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -72,7 +73,10 @@ class Layout:
 
 
 def lay_out(
-    index: bytes, documents: Mapping[Digest, bytes], blobs: Iterable[tuple[Digest, int]]
+    index: bytes,
+    documents: Mapping[Digest, bytes],
+    blobs: Iterable[tuple[Digest, int]],
+    more: Mapping[str, bytes] = NOTHING_MORE,
 ) -> Layout:
     """Place everything: ``oci-layout``, ``index.json``, manifests, then blobs, as given.
 
@@ -80,6 +84,7 @@ def lay_out(
         index: the content of ``index.json``.
         documents: manifests by digest; they are in memory already.
         blobs: digests and sizes in bytes.
+        more: other files by name.
     """
     fixed: list[tuple[int, bytes]] = []
     places: dict[Digest, Place] = {}
@@ -98,13 +103,45 @@ def lay_out(
     layout = b'{"imageLayoutVersion": "1.0.0"}'
     add("oci-layout", len(layout), layout)
     add("index.json", len(index), index)
+    for name, data in more.items():
+        add(name, len(data), data)
     for digest, body in documents.items():
         add(_name(digest), len(body), body)
     for digest, size in blobs:
         if digest not in documents and digest not in places:
             places[digest] = Place(add(_name(digest), size, None), size)
     end = at + 2 * _BLOCK
-    return Layout(tuple(fixed), places, end + -end % _RECORD)
+    return Layout(tuple(fixed), places, end + -end % RECORD)
+
+
+def room_for(digest: Digest, size: int) -> int:
+    """Bytes that a blob takes in an archive, its header included."""
+    return len(_header(_name(digest), size)) + size + -size % _BLOCK
+
+
+def is_written(output: Path, layout: Layout) -> bool:
+    """Whether an archive with these bytes is there already; reads all of it."""
+    try:
+        file = os.open(output, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        if os.fstat(file).st_size != layout.size:
+            return False
+        if any(os.pread(file, len(data), at) != data for at, data in layout.fixed):
+            return False
+        return all(_has_digest(file, place, digest) for digest, place in layout.blobs.items())
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+
+
+def _has_digest(file: int, place: Place, digest: Digest) -> bool:
+    hasher = digests.hasher(digest.algorithm)
+    for piece in _read(file, place.at, place.size):
+        hasher.update(piece)
+    return hasher.hexdigest() == digest.hex
 
 
 def _name(digest: Digest) -> str:
@@ -268,11 +305,7 @@ class Draft:
         self._old_journal.unlink(missing_ok=True)
 
     def _is_right(self, digest: Digest) -> bool:
-        place = self._layout.blobs[digest]
-        hasher = digests.hasher(digest.algorithm)
-        for piece in _read(self._file, place.at, place.size):
-            hasher.update(piece)
-        return hasher.hexdigest() == digest.hex
+        return _has_digest(self._file, self._layout.blobs[digest], digest)
 
     def _note(self, digest: Digest, have: int) -> None:
         place = self._layout.blobs[digest]

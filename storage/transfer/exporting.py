@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -72,12 +72,14 @@ def carried(
     return [each for each in found if each.image.name not in names]
 
 
-def without(chosen: Iterable[Carried], corrupt: Container[str]) -> tuple[list[Carried], list[str]]:
-    """Leave out what needs corrupt content, and what refers to it.
+def without(
+    chosen: Iterable[Carried], is_bad: Callable[[Image], bool]
+) -> tuple[list[Carried], list[str]]:
+    """Leave out images, with what refers to them, and bad ones of those.
 
     Args:
         chosen: to export.
-        corrupt: digests as text.
+        is_bad: asked of each image, and of each that refers to one.
 
     Returns:
         What remains, and the names of what was left out.
@@ -85,23 +87,19 @@ def without(chosen: Iterable[Carried], corrupt: Container[str]) -> tuple[list[Ca
     kept: list[Carried] = []
     gone: list[str] = []
     for one in chosen:
-        if _needs(one.image, corrupt):
+        if is_bad(one.image):
             gone += [each.name for each in one.all]
             continue
         lost: set[Digest] = set()
         attached = []
         for link, image in one.attached:  # what refers to a referrer comes after it
-            if link.subject in lost or _needs(image, corrupt):
+            if link.subject in lost or is_bad(image):
                 lost.update(image.manifests)
                 gone.append(image.name)
             else:
                 attached.append((link, image))
         kept.append(replace(one, attached=tuple(attached)))
     return kept, list(dict.fromkeys(gone))
-
-
-def _needs(image: Image, corrupt: Container[str]) -> bool:
-    return any(str(digest) in corrupt for digest in image.blobs)
 
 
 def _is_attached(image: Image) -> bool:

@@ -53,7 +53,14 @@ NEVER_ANSWERED = {
     "ServerGone": "in commands that ask a running server",
     "TimedOut": "in commands that ask a running server",
     **dict.fromkeys(
-        ("ListInvalid", "LoginsInvalid", "UpstreamError", "NotThere", "LoginRefused"),
+        (
+            "ListInvalid",
+            "LoginsInvalid",
+            "VolumeTooSmall",
+            "UpstreamError",
+            "NotThere",
+            "LoginRefused",
+        ),
         "in commands that copy from elsewhere",
     ),
     **dict.fromkeys(("ContentWrong", "ImagesMissing"), "in commands that copy from elsewhere"),

@@ -15,7 +15,7 @@ from mayfly.storage.manifest import OCI_ARTIFACT, OCI_MANIFEST
 from mayfly.storage.transfer.importing import _children_first
 from tests.bundle.builders import Layout, document, layers
 from tests.support.commands import mayfly
-from tests.support.images import digest_of, image_body, index_body, put, put_image, subject_of
+from tests.support.images import digest_of, index_body, put, put_image, subject_of
 
 LAYER = layers("one")[0]
 

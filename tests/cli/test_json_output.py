@@ -92,8 +92,13 @@ def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
         check("import", json.loads(line))
     check("ls", output("ls", *root))
     check("inspect", output("inspect", "team/app:1", *root))
+    check("inspect", output("inspect", "team/app:1", bundle))
+    check("diff", output("diff", tmp_path / "store", bundle))
     check("du", output("du", *root))
+    check("inventory", output("inventory", *root))
     check("verify", output("verify", *root))
+    check("verify", output("verify", bundle))
+    check("du", output("du", bundle))
     check("gc", output("gc", *root))
     done = mayfly("export", "--all", "-o", tmp_path / "out.tar", *root, "--json")
     for line in done.stdout.splitlines():

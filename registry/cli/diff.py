@@ -1,0 +1,227 @@
+"""``mayfly diff``, and the file trees of ``mayfly inspect --files``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mayfly.registry.cli.help import Command
+from mayfly.registry.cli.options import as_json, print_json
+from mayfly.registry.cli.sources import looking_at
+from mayfly.registry.text import echo
+from mayfly.storage.directory.space import format_size
+from mayfly.storage.errors import ContentCorrupt, StorageError
+
+if TYPE_CHECKING:
+    from mayfly.storage.digest import Digest
+    from mayfly.storage.filetree.tree import Change, File, Tree
+    from mayfly.storage.images import Image, Stack
+    from mayfly.storage.interface import Reader
+
+_WASTED_SHOWN = 20
+_SIGNS = {"added": "+", "changed": "~", "deleted": "-"}
+
+
+@click.command("diff", cls=Command)
+@click.argument("old", metavar="A")
+@click.argument("new", metavar="B")
+@click.option("--files", is_flag=True, help="Compare the file trees of changed images, too.")
+@click.option("--image", "only", multiple=True, help="Compare this image alone. Repeatable.")
+@as_json
+def command(old: str, new: str, files: bool, only: tuple[str, ...], json: bool) -> None:
+    """Compare the images of two bundles, stores or registries (URL).
+
+    Shown are added (+), changed (~) and removed (-) images, and what a node that has A fetches for
+    B.
+    """
+    with looking_at([old], Path()) as a, looking_at([new], Path()) as b:
+        olds, news = _images(a.reader, only), _images(b.reader, only)
+        known = {digest for one in olds.values() for digest in one.blobs}
+        rows = []
+        for name in sorted(olds.keys() | news.keys()):
+            one, other = olds.get(name), news.get(name)
+            if one and other and one.digest == other.digest:
+                continue
+            row = _row(name, one, other, known)
+            if not json:
+                _show(row)
+            if files and one and other:
+                changes = _compared(a.reader, one, b.reader, other)
+                if json:
+                    row["files"] = [_change(platform, each) for platform, each in changes]
+                else:
+                    for platform, each in changes:
+                        _show_change(platform, each)
+            rows.append(row)
+        fetch = {
+            digest: size
+            for one in news.values()
+            for digest, size in one.blobs.items()
+            if digest not in known
+        }
+    if json:
+        print_json({"images": rows, "fetch": sum(fetch.values())})
+        return
+    echo(f"{len(rows)} images differ, {format_size(sum(fetch.values()))} to fetch for B")
+
+
+def _images(reader: Reader, only: tuple[str, ...]) -> dict[str, Image]:
+    """Images by name; with ``only``, those of these names that are there."""
+    from mayfly.storage.errors import ManifestUnknown
+    from mayfly.storage.images import image, images, resolve
+
+    if not only:
+        return {one.name: one for one in images(reader)}
+    found = {}
+    for text in only:
+        try:
+            repository, digest = resolve(reader, text)
+        except ManifestUnknown:
+            continue
+        found[text] = image(reader, repository, digest, f"{repository}@{digest}")
+    return found
+
+
+def _row(name: str, old: Image | None, new: Image | None, known: set[Digest]) -> dict[str, object]:
+    """What differs in one image, as data."""
+    blobs = new.blobs if new else {}
+    return {
+        "change": "changed" if old and new else "added" if new else "removed",
+        "name": name,
+        "old": str(old.digest) if old else None,
+        "new": str(new.digest) if new else None,
+        "old_size": old.size if old else None,
+        "new_size": new.size if new else None,
+        "fetch": sum(size for digest, size in blobs.items() if digest not in known),
+        "new_blobs": sum(digest not in known for digest in blobs),
+        "files": None,
+    }
+
+
+def _show(row: dict[str, object]) -> None:
+    sign = {"added": "+", "changed": "~", "removed": "-"}[str(row["change"])]
+    sizes = [row[key] for key in ("old_size", "new_size") if isinstance(row[key], int)]
+    size = " -> ".join(format_size(int(str(one))) for one in sizes)
+    more = "" if row["new"] is None else f", {format_size(int(str(row['fetch'])))} to fetch"
+    echo(f"{sign} {row['name']}  {size}{more}")
+
+
+def _compared(
+    old_reader: Reader, old: Image, new_reader: Reader, new: Image
+) -> Iterator[tuple[str, Change]]:
+    """The files that differ, by platform; platforms that only one of them has are left out."""
+    from mayfly.storage.filetree.tree import compare
+
+    olds = {stack.platform: stack for stack in _stacks(old_reader, old)}
+    for stack in _stacks(new_reader, new):
+        if stack.platform in olds:
+            before = tree_of(old_reader, old, olds[stack.platform])
+            for change in compare(before, tree_of(new_reader, new, stack)):
+                yield stack.platform, change
+
+
+def _stacks(reader: Reader, image: Image) -> list[Stack]:
+    """The stacks of layers that are file trees: neither artifacts nor attestations."""
+    from mayfly.storage.images import stacks
+
+    found = stacks(reader, repository_of(image), image.digest, image.name, shared=False)
+    return [one for one in found if one.platform and not one.attests and not _is_unknown(one)]
+
+
+def _is_unknown(stack: Stack) -> bool:
+    return stack.platform == "unknown/unknown"
+
+
+def repository_of(image: Image) -> str:
+    """The repository in an image's name."""
+    repository, at, _ = image.name.partition("@")
+    return repository if at else image.name.rpartition(":")[0]
+
+
+def tree_of(reader: Reader, image: Image, stack: Stack) -> Tree:
+    """The merged tree of one platform.
+
+    Raises:
+        ContentCorrupt: a layer is not there, or cannot be read as one.
+    """
+    from mayfly.storage.filetree.layer import LayerInvalid
+    from mayfly.storage.filetree.tree import merge
+    from mayfly.storage.images import find_blob
+
+    extents = []
+    for layer in stack.layers:
+        extent = find_blob(reader, repository_of(image), layer.digest)
+        if extent is None:
+            raise ContentCorrupt(f"{image.name}: layer {layer.digest} is not there")
+        extents.append(extent)
+    try:
+        return merge(extents)
+    except LayerInvalid as error:
+        raise ContentCorrupt(f"{image.name}: {error.message}") from None
+
+
+def _change(platform: str, change: Change) -> dict[str, object]:
+    return {
+        "platform": platform,
+        "change": change.kind,
+        "path": change.path,
+        "old_size": change.old.size if change.old else None,
+        "new_size": change.new.size if change.new else None,
+    }
+
+
+def _show_change(platform: str, change: Change) -> None:
+    sizes = [one.size for one in (change.old, change.new) if one and one.kind == "file"]
+    size = " -> ".join(format_size(one) for one in sizes)
+    echo(f"    {_SIGNS[change.kind]} {platform} /{change.path}  {size}".rstrip())
+
+
+def show_files(reader: Reader, image: Image, json: bool) -> None:
+    """Print the merged tree of each platform: every path with the layer that it comes from."""
+    documents = []
+    for stack in _stacks(reader, image):
+        tree = tree_of(reader, image, stack)
+        wasted = sorted(tree.wasted.items(), key=lambda one: (-one[1], one[0]))
+        if json:
+            documents.append(
+                {
+                    "platform": stack.platform,
+                    "digest": str(stack.digest),
+                    "layers": [
+                        {"digest": str(layer.digest), "entries": count}
+                        for layer, count in zip(stack.layers, tree.files, strict=True)
+                    ],
+                    "wasted": tree.wasted_size,
+                    "wasted_files": [{"path": path, "size": size} for path, size in wasted],
+                    "files": [_file(one) for one in tree.walk()],
+                }
+            )
+            continue
+        echo(f"{image.name}  {stack.platform}  {stack.digest}")
+        for one in tree.walk():
+            arrow = f" -> {one.facts.target}" if one.facts.kind == "symlink" else ""
+            end = "/" if one.facts.kind == "directory" else ""
+            size = format_size(one.facts.size) if one.facts.kind == "file" else ""
+            echo(f"{one.layer:>4}  {one.facts.mode:04o}  {size:>9}  /{one.path}{end}{arrow}")
+        total = format_size(tree.wasted_size)
+        echo(f"{total} wasted by {len(wasted)} files that upper layers hide")
+        for path, lost in wasted[:_WASTED_SHOWN]:
+            echo(f"{format_size(lost):>21}  /{path}")
+    if json:
+        print_json({"name": image.name, "digest": str(image.digest), "platforms": documents})
+    elif not documents and not list(_stacks(reader, image)):
+        raise StorageError(f"{image.name} has no file tree: it is an artifact")
+
+
+def _file(one: File) -> dict[str, object]:
+    return {
+        "path": one.path,
+        "layer": one.layer,
+        "kind": one.facts.kind,
+        "mode": one.facts.mode,
+        "size": one.facts.size,
+        "target": one.facts.target,
+    }

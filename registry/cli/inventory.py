@@ -1,0 +1,33 @@
+"""``mayfly inventory``: what a target has, for ``--have`` where the next bundle is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mayfly.registry.cli.help import Command
+from mayfly.registry.cli.options import as_json, print_json, root_directory
+from mayfly.registry.cli.sources import looking_at
+from mayfly.registry.text import echo
+
+
+@click.command("inventory", cls=Command)
+@click.argument("sources", metavar="[BUNDLE...|URL]", nargs=-1)
+@root_directory
+@as_json
+def command(sources: tuple[str, ...], root: Path, json: bool) -> None:
+    """Print what the store, bundles or a registry have, for --have where a bundle is made.
+
+    The check, which can be read out over the phone, is printed there again.
+    """
+    from mayfly.storage.transfer import inventory
+
+    with looking_at(sources, root) as looked:
+        found = inventory.of(looked.reader)
+    if json:
+        blobs = {name: sorted(map(str, held)) for name, held in sorted(found.blobs.items())}
+        print_json({"check": found.check, "blobs": blobs})
+        return
+    click.echo(found.text, nl=False)
+    echo(f"check {found.check}: {found.count} blobs in {len(found.blobs)} repositories", err=True)

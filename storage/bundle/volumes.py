@@ -1,0 +1,163 @@
+"""Volumes: a bundle as several files, for media that are too small for one, or for FAT32.
+
+Each volume is an OCI layout of its own with the list of all images and all manifests, and a share
+of the blobs. Served together they are one bundle; a base or a store may supply what they leave out.
+Two documents are added to each:
+
+    mayfly-volumes.json   the same in all: each volume's file name and the digests of its blobs
+    mayfly-volume.json    which of them this one is, and the digest of the first document
+
+So any volume names the content, and with it the images, of one that is lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle import documents
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.files import Files, read_named
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import DigestInvalid
+
+SET = "mayfly-volumes.json"
+VOLUME = "mayfly-volume.json"
+
+MAX_VOLUMES = 999
+
+
+class Volume(NamedTuple):
+    """One volume of a set.
+
+    Attributes:
+        set: digest of the document that all volumes share.
+        number: from 1.
+        names: file names of all volumes.
+        blobs: of all volumes, the content of each.
+    """
+
+    set: Digest
+    number: int
+    names: tuple[str, ...]
+    blobs: tuple[frozenset[Digest], ...]
+
+
+class Lost(NamedTuple):
+    """A volume that is not among the bundles.
+
+    Attributes:
+        name: its file name.
+        number: from 1.
+        total: volumes in the set.
+        blobs: its content.
+    """
+
+    name: str
+    number: int
+    total: int
+    blobs: frozenset[Digest]
+
+    def describe(self, images: Sequence[str]) -> str:
+        """Return a line for the operator that names the images it takes along."""
+        place = f"{self.name} (volume {self.number} of {self.total}) is not among the bundles"
+        if not images:
+            return f"{place}; all its content is elsewhere"
+        shown = ", ".join(images[:_SHOWN])
+        more = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
+        return f"{place}: without it {len(images)} images cannot be pulled: {shown}{more}"
+
+
+_SHOWN = 100
+
+
+def make(names: Sequence[str], parts: Sequence[Iterable[Digest]]) -> list[dict[str, bytes]]:
+    """The documents to add to each volume of a set.
+
+    Args:
+        names: of the files.
+        parts: the blobs of each.
+    """
+    volumes = [
+        {"file": name, "blobs": [str(digest) for digest in part]}
+        for name, part in zip(names, parts, strict=True)
+    ]
+    shared = json.dumps({"volumes": volumes}, separators=(",", ":")).encode()
+    return [
+        {
+            SET: shared,
+            VOLUME: json.dumps({"set": str(digests.of(shared)), "number": number}).encode(),
+        }
+        for number in range(1, len(names) + 1)
+    ]
+
+
+def split(blobs: Iterable[tuple[Digest, int]], room: int) -> list[list[tuple[Digest, int]]]:
+    """Distribute blobs in their order over volumes; at least one, perhaps an empty one.
+
+    Args:
+        blobs: digests, and the bytes that each takes.
+        room: bytes in each volume; no blob may take more.
+    """
+    parts: list[list[tuple[Digest, int]]] = [[]]
+    left = room
+    for digest, size in blobs:
+        assert size <= room
+        if size > left:
+            parts.append([])
+            left = room
+        parts[-1].append((digest, size))
+        left -= size
+    return parts
+
+
+def read(files: Files) -> Volume | None:
+    """Which volume a bundle is; None for one that is whole.
+
+    Raises:
+        BundleInvalid: its documents cannot be understood.
+    """
+    own = documents.read_object(files, VOLUME)
+    if own is None:
+        return None
+    shared = documents.read_object(files, SET)
+    text = read_named(files, SET)
+    number = own.get("number")
+    if shared is None or text is None or own.get("set") != str(digests.of(text)):
+        raise BundleInvalid(f"{SET} is not the one that {VOLUME} names: the volume is damaged")
+    volumes = shared.get("volumes")
+    if not isinstance(volumes, list) or not 0 < len(volumes) <= MAX_VOLUMES:
+        raise BundleInvalid(f"{SET} has no list of 1 to {MAX_VOLUMES} volumes")
+    found = [_entry(entry) for entry in volumes]
+    if type(number) is not int or not 0 < number <= len(found):
+        raise BundleInvalid(f"{VOLUME} has no number of 1 to {len(found)}")
+    names, blobs = zip(*found, strict=True)
+    return Volume(digests.of(text), number, names, blobs)
+
+
+def _entry(entry: object) -> tuple[str, frozenset[Digest]]:
+    name = entry.get("file") if isinstance(entry, dict) else None
+    blobs = entry.get("blobs") if isinstance(entry, dict) else None
+    if not isinstance(name, str) or len(name) > 255 or not isinstance(blobs, list):
+        raise BundleInvalid(f"{SET} has a volume without file or blobs")
+    try:
+        return name, frozenset(digests.parse(str(text)) for text in blobs)
+    except DigestInvalid as error:
+        raise BundleInvalid(f"{SET}: {error.message}") from None
+
+
+def lost(present: Iterable[Volume]) -> list[Lost]:
+    """The volumes of any set that are not present, when another one of it is."""
+    numbers: dict[Digest, set[int]] = {}
+    sets: dict[Digest, Volume] = {}
+    for one in present:
+        sets.setdefault(one.set, one)
+        numbers.setdefault(one.set, set()).add(one.number)
+    return [
+        Lost(name, number, len(one.names), blobs)
+        for key, one in sets.items()
+        for number, (name, blobs) in enumerate(zip(one.names, one.blobs, strict=True), 1)
+        if number not in numbers[key]
+    ]

@@ -1,0 +1,1 @@
+"""The files of an image, as its layers stacked by a union mount show them."""

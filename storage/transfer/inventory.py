@@ -1,0 +1,129 @@
+"""Inventories: the blobs that a target has, by repository, small enough to be carried back by hand.
+
+    mayfly inventory 1
+    check 1a2b-3c4d-5e6f-7081
+    library/app
+    sha256:0123…
+    sha256:4567…
+
+Each repository is followed by its blobs, all in order: the same content gives the same text. The
+check is over all that follows it: whoever reads it out and hears the same has the same list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
+from mayfly.storage.errors import StorageError
+from mayfly.storage.images import find_blob, load, repositories
+from mayfly.storage.interface import Reader
+from mayfly.storage.names import check_repository
+
+HEADER = "mayfly inventory 1"
+_CHECK = "check "
+_CHECK_DIGITS = 16
+
+MAX_BYTES = 256 * 1024 * 1024
+"""Largest inventory: some three million blobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What a target has.
+
+    Attributes:
+        blobs: repository → the blobs that are whole there.
+    """
+
+    blobs: Mapping[str, frozenset[Digest]]
+
+    def has(self, repository: str, digest: Digest) -> bool:
+        """Whether the target has a blob in a repository."""
+        return digest in self.blobs.get(repository, frozenset())
+
+    @property
+    def check(self) -> str:
+        """Sixteen hexadecimal digits in groups of four, to be compared by voice."""
+        return _check_of(self._lines())
+
+    @property
+    def text(self) -> str:
+        """The inventory as a file."""
+        lines = self._lines()
+        return "\n".join([HEADER, _CHECK + _check_of(lines), *lines]) + "\n"
+
+    @property
+    def count(self) -> int:
+        """How many blobs, each counted in every repository that has it."""
+        return sum(map(len, self.blobs.values()))
+
+    def _lines(self) -> list[str]:
+        lines = []
+        for repository in sorted(self.blobs):
+            lines += [repository, *sorted(map(str, self.blobs[repository]))]
+        return lines
+
+
+class Listed(Reader, Protocol):
+    """A reader that lists all manifests of a repository."""
+
+    def revisions(self, repository: str) -> Iterable[Digest]:
+        """All manifests of a repository, tagged or not."""
+
+
+def of(reader: Listed) -> Inventory:
+    """The inventory of a store, of bundles or of a registry: the blobs of every manifest."""
+    blobs: dict[str, frozenset[Digest]] = {}
+    for repository in repositories(reader):
+        held: set[Digest] = set()
+        for revision in reader.revisions(repository):
+            with contextlib.suppress(StorageError):  # it is damaged: none of it is counted on
+                for blob in load(reader, repository, revision).blobs:
+                    if blob.digest not in held and find_blob(reader, repository, blob.digest):
+                        held.add(blob.digest)
+        if held:
+            blobs[repository] = frozenset(held)
+    return Inventory(blobs)
+
+
+def read(data: bytes) -> Inventory:
+    """Read an inventory.
+
+    Raises:
+        ValueError: it is none, was cut or changed; the text says so.
+    """
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
+    try:
+        lines = data.decode("ascii").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError("not plain text") from None
+    if len(lines) < 2 or lines[0] != HEADER or not lines[1].startswith(_CHECK):
+        raise ValueError(f"not an inventory: it does not begin with {HEADER!r} and its check")
+    said, body = lines[1].removeprefix(_CHECK), lines[2:]
+    if said != _check_of(body):
+        raise ValueError(
+            f"it was cut or changed: its check is {said[:40]!r}, not {_check_of(body)}"
+        )
+    blobs: dict[str, set[Digest]] = {}
+    held: set[Digest] = set()
+    for line in body:
+        try:
+            if ":" in line:
+                held.add(digests.parse(line))
+            else:
+                held = blobs.setdefault(check_repository(line), set())
+        except StorageError as error:
+            raise ValueError(error.message) from None
+    return Inventory({name: frozenset(found) for name, found in blobs.items()})
+
+
+def _check_of(lines: Iterable[str]) -> str:
+    digits = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:_CHECK_DIGITS]
+    return "-".join(digits[at : at + 4] for at in range(0, _CHECK_DIGITS, 4))
