@@ -64,6 +64,7 @@ NEVER_ANSWERED = {
         "in commands that copy from elsewhere",
     ),
     **dict.fromkeys(("ContentWrong", "ImagesMissing"), "in commands that copy from elsewhere"),
+    "LayerInvalid": "in commands that read file trees",
 }
 """Errors that no request can end with, and where they end instead."""
 
