@@ -28,6 +28,10 @@ VOLUME = "mayfly-volume.json"
 
 MAX_VOLUMES = 999
 
+_SHOWN = 100
+_OWN_FIELDS = documents.names("set", "number")
+_SET_FIELDS = documents.names("volumes")
+
 
 class Volume(NamedTuple):
     """One volume of a set.
@@ -68,9 +72,6 @@ class Lost(NamedTuple):
         shown = ", ".join(images[:_SHOWN])
         more = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
         return f"{place}: without it {len(images)} images cannot be pulled: {shown}{more}"
-
-
-_SHOWN = 100
 
 
 def make(names: Sequence[str], parts: Sequence[Iterable[Digest]]) -> list[dict[str, bytes]]:
@@ -119,10 +120,10 @@ def read(files: Files) -> Volume | None:
     Raises:
         BundleInvalid: its documents cannot be understood.
     """
-    own = documents.read_object(files, VOLUME)
+    own = documents.read_object(files, VOLUME, _OWN_FIELDS)
     if own is None:
         return None
-    shared = documents.read_object(files, SET)
+    shared = documents.read_object(files, SET, _SET_FIELDS)
     text = read_named(files, SET)
     number = own.get("number")
     if shared is None or text is None or own.get("set") != str(digests.of(text)):
