@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from mayfly.registry.settings.file import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.storage.bundle.layer import Layer
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.uploads import DirectoryUpload

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import aiohttp
 
-from mayfly.registry.settings.file import ConfigError
+from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.upstream.client import ATTEMPTS, Access, Registry
 from mayfly.registry.upstream.credentials import Credentials, CredentialStore
 from mayfly.registry.version import VERSION
