@@ -186,8 +186,10 @@ def space(reader: DirectoryReader) -> Space:
 
 
 def space_of(reader: Listed) -> Space:
-    """Measure the space of the images of bundles or of a registry; what no manifest needs is not
-    looked for."""
+    """Measure the space of the images of bundles or of a registry.
+
+    What no manifest needs is not looked for.
+    """
     count = logical = loose = 0
     needed: dict[Digest, int] = {}
     only: dict[Digest, int] = {}

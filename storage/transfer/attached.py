@@ -1,4 +1,6 @@
-"""What refers to an image: signatures, SBOMs and attestations. Tools keep them in three ways:
+"""What refers to an image: signatures, SBOMs and attestations.
+
+Tools keep them in three ways:
 
     referrers list         manifests whose subject is the image (OCI 1.1)
     tags sha256-HEX.sig    cosign before version 3; .att and .sbom likewise

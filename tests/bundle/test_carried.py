@@ -13,8 +13,8 @@ from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import Manifest
-from tests.registry.commands import mayfly
-from tests.storage.builders import (
+from tests.support.commands import mayfly
+from tests.support.images import (
     FOREIGN_TYPE,
     descriptor,
     image_body,

@@ -19,9 +19,9 @@ from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.files import Directory
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.transfer import inventory
-from tests.process import Mayfly
-from tests.registry.commands import mayfly
-from tests.storage.builders import image_body, push, put
+from tests.support.commands import mayfly
+from tests.support.images import image_body, push, put
+from tests.support.process import Mayfly
 
 LIMIT = 400 * 1024
 LAYERS = [os.urandom(1) * 150_000 + bytes([n]) for n in range(8)]
