@@ -20,14 +20,14 @@ asks for settles both:
 - Without either, bytes up to ``acked`` count.
 
 If the server is killed, the end of a transfer is lost. If nothing beyond it was ever asked for, the
-next request that begins later in the blob says how far it came, but no further than the response
-was to go; of several parts nothing counts.
+next request that begins later in the blob says how far it came, but no further than the server had
+sent (`reach`) and the response was to go; of several parts nothing counts.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 ACK_SLACK = 256 * 1024
@@ -101,6 +101,7 @@ class Part:
         following: the smallest offset after ``first`` at which a request began while this one was
             under way or later.
         end_lost: its end was lost with the server.
+        slot: under which the server that sends it keeps how far it has got; see `reach`.
     """
 
     first: int
@@ -109,6 +110,7 @@ class Part:
     sent: int = 0
     following: int | None = None
     end_lost: bool = False
+    slot: int | None = None
 
     def end(self) -> int:
         """The end of the bytes that count as arrived."""
@@ -163,7 +165,8 @@ class Arrival:
             if part.first != first and not (part.end_lost and part.first > first)
         ]
         after = [part.first for part in self.flowing if part.first > first]
-        begun = Part(first, limit or self.size, first, first, min(after, default=None))
+        end = self.size if limit is None else limit
+        begun = Part(first, end, first, first, min(after, default=None))
         self.flowing.append(begun)
         self._conclude()
         return begun
@@ -176,8 +179,17 @@ class Arrival:
         self._keep(part)
         self._conclude()
 
-    def lose(self) -> None:
-        """The server was killed: no transfer under way has an end."""
+    def lose(self, reached: Sequence[int] = ()) -> None:
+        """The server was killed: no transfer under way has an end.
+
+        Args:
+            reached: how far each slot's transfer may have got.
+        """
+        for part in self.flowing:
+            if part.slot is not None:
+                known = reached[part.slot] if part.slot < len(reached) else 0
+                part.limit = min(part.limit, max(part.first, known))
+                part.slot = None
         # Of a blob fetched by parts the next request says nothing: it may go on with another one.
         alone = len(self.flowing) == 1 and self._is_last(self.flowing[0])
         for part in self.flowing:
@@ -198,10 +210,10 @@ class Arrival:
         """A transfer under way that began at an offset."""
         return next((part for part in self.flowing if part.first == first), None)
 
-    def open_ends(self) -> list[tuple[int, int]]:
-        """The first byte and the limit of transfers whose end is not known."""
+    def open_ends(self) -> list[tuple[int, int, int | None]]:
+        """The first byte, limit and slot of transfers whose end is not known."""
         lost = [part for part in self._ended if part.end_lost and part.following is None]
-        return [(part.first, part.limit) for part in (*self.flowing, *lost)]
+        return [(part.first, part.limit, part.slot) for part in (*self.flowing, *lost)]
 
     def is_interrupted(self) -> bool:
         """Whether transfers ended before the blob was whole, and none is under way."""

@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mayfly.registry.clock import Clock, boot_id
 from mayfly.registry.coverage.arrival import Arrival, Part
 from mayfly.registry.coverage.journal import Entry, Journal
+from mayfly.registry.coverage.reach import Reach
+from mayfly.registry.coverage.reach import read as read_reach
 from mayfly.registry.lifecycle.activity import Pulse
 from mayfly.registry.notices import Notices
 
@@ -49,6 +51,9 @@ ANEW_AFTER = 5
 
 _COMPACT_FACTOR = 4
 _COMPACT_SLACK = 1000
+REACH_SUFFIX = ".reach"
+"""Of the file beside the ledger's, see `reach`."""
+
 _VERSION: Entry = {"mayfly-ledger": 2}
 _OLDER: Entry = {"mayfly-ledger": 1}
 """The older format: that a manifest was served, without the client and the bytes."""
@@ -117,6 +122,7 @@ class Flow:
         images: digests of the manifests above the blob.
         pulls: the node's, of these.
         bytes: that are out so far.
+        reach, slot: where it is kept how far the transfer has got, if it is kept.
     """
 
     node: str
@@ -126,12 +132,20 @@ class Flow:
     pulls: list[Pull] = field(default_factory=list)
     part: Part | None = None
     bytes: int = 0
+    reach: Reach | None = None
+    slot: int | None = None
 
     def count(self, sent: int) -> None:
         """Count more bytes as sent."""
         self.bytes += sent
         for pull in self.pulls:
             pull.bytes += sent
+        self.ahead(0)
+
+    def ahead(self, count: int) -> None:
+        """Note that so many more bytes may be sent before the next call of `count`."""
+        if self.reach is not None and self.slot is not None:
+            self.reach.set(self.slot, self.first + self.bytes + count)
 
 
 class Ledger:
@@ -172,9 +186,13 @@ class Ledger:
         self._journal = Journal(path, _VERSION, _OLDER) if path is not None else None
         self.changed = Pulse()
         self.full = Notices("record_full", _MAX_NOTICES)
-        if self._journal is not None:
-            self._read(self._journal)
+        self._reach: Reach | None = None
+        if self._journal is not None and path is not None:
+            table = path.with_suffix(REACH_SUFFIX)
+            self._read(self._journal, read_reach(table))
             self._journal.replace(self._entries())
+            # After that: the file from before belongs to the journal from before.
+            self._reach = Reach(table)
 
     def unix(self, time: int) -> int:
         """The Unix time of a fact, in whole seconds, as the wall clock has it now."""
@@ -242,6 +260,10 @@ class Ledger:
         if node in self._nodes:
             flow.pulls = _pulls_of(self._nodes[node], repository, images)
         ends = {} if limit is None else {"limit": limit}
+        if self._reach is not None:
+            flow.reach, flow.slot = self._reach, self._reach.take(first)
+            # Without a slot nothing is known of it after a kill.
+            ends |= {"limit": first} if flow.slot is None else {"slot": flow.slot}
         self._record("begun", node, key, flow, first=first, size=size, of=flow.images, **ends)
         return flow
 
@@ -256,6 +278,9 @@ class Ledger:
         of = flow.images
         where = flow.node, flow.key, flow
         self._record("ended", *where, first=flow.first, acked=acked, sent=sent, of=of)
+        if flow.reach is not None and flow.slot is not None:
+            flow.reach.give_back(flow.slot)
+            flow.slot = None
 
     def failed(self, node: str, repository: str, digest: str, *, corrupt: bool = False) -> None:
         """Content that a node asked for was refused, or turned out to be corrupt."""
@@ -343,12 +368,14 @@ class Ledger:
         """The upgrade is over: the next start begins a new one."""
         if self._journal is not None:
             self._journal.remove()
+        if self._reach is not None:
+            self._reach.remove()
 
     def _time(self) -> float:
         """Unix seconds, had nobody set the wall clock since the start."""
         return self._clock.now() + self._zero
 
-    def _read(self, journal: Journal) -> None:
+    def _read(self, journal: Journal, reached: Sequence[int]) -> None:
         oldest = self._time() - MAX_AGE
         was_set = 0.0
         for entry in journal.read():
@@ -363,7 +390,7 @@ class Ledger:
         for state in self._nodes.values():
             for want in state.wanted.values():
                 if want.arrival is not None:
-                    want.arrival.lose()
+                    want.arrival.lose(reached)
         if journal.older:
             logger.warning(
                 "the record of coverage is of an older version of Mayfly: pushes and requests in "
@@ -474,6 +501,7 @@ class Ledger:
             want.arrival = Arrival(size)
         limit = int(entry.get("limit", size))
         part = want.arrival.begin(first, limit, anew=time - want.time >= ANEW_AFTER)
+        part.slot = _slot(entry.get("slot"))
         if flow is not None:
             flow.part = part
         for pull in pulls:
@@ -508,8 +536,9 @@ class Ledger:
             arrival.end(Part(int(first), int(end)), int(end), int(end))
         for flowing in entry["flowing"]:
             # A number alone is of an older version.
-            first, limit = flowing if isinstance(flowing, list) else (flowing, arrival.size)
-            arrival.begin(int(first), int(limit))
+            first, limit, slot = flowing if isinstance(flowing, list) else (flowing, None, None)
+            part = arrival.begin(int(first), None if limit is None else int(limit))
+            part.slot = _slot(slot)
         time = int(entry["time"])
         state.wanted[key[1]] = _Wanted(key[0], self._order, time, arrival)
         return True
@@ -607,6 +636,10 @@ class Ledger:
             for start in range(0, len(digests), _WHOLE_AT_ONCE):
                 some = digests[start : start + _WHOLE_AT_ONCE]
                 yield _entry("whole", last, node, (repository, ""), digests=some)
+
+
+def _slot(value: object) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None
 
 
 def _is_news(state: _Node, pull: Pull, digest: str, got: bool, claims: bool) -> bool:

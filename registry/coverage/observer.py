@@ -148,6 +148,11 @@ class Sending:
         if self._flow is not None:
             self._flow.count(sent)
 
+    def ahead(self, count: int) -> None:
+        """Note that so many more bytes may be sent before the next call of `count`."""
+        if self._flow is not None:
+            self._flow.ahead(count)
+
     def corrupt(self) -> None:
         """Note that the content does not have its digest."""
         self._corrupt = True

@@ -120,7 +120,7 @@ async def send(
         receipts.begin()
         # The last byte of a bundle's content waits for the proof: no client completes it before.
         held_back = int(proof is not None)
-        first, counted = extent.offset + offset, (sending.count, receipts.take)
+        first, counted = extent.offset + offset, (sending.count, receipts.take, sending.ahead)
         await _sendfile(http, file, first, count - held_back, *counted)
         if proof is not None:
             await _prove(http, extent, file, proof, sending)
@@ -152,6 +152,7 @@ async def _sendfile(
     count: int,
     progress: Callable[[int], None] = lambda sent: None,
     release: Callable[[int], None] = os.close,
+    ahead: Callable[[int], None] = lambda count: None,
 ) -> None:
     transport = http.transport
     if transport is None or transport.is_closing():
@@ -161,9 +162,9 @@ async def _sendfile(
     # What the kernel cannot encrypt is sent by the TLS transport itself (`registry.http.tls`).
     sealing = getattr(transport, "sendfile", None)
     if sealing is not None:
-        sent = await sealing(file, offset, count, progress, release)
+        sent = await sealing(file, offset, count, progress, release, ahead)
     else:
-        part = file, offset, count, progress, release
+        part = file, offset, count, progress, release, ahead
         sent = await sendfile(http.protocol, transport, *part)
     if sent != count:
         # The length is already promised; only a cut tells the client that it is not met.

@@ -32,6 +32,7 @@ async def sendfile(
     count: int,
     progress: Callable[[int], None] = lambda sent: None,
     release: Callable[[int], None] = os.close,
+    ahead: Callable[[int], None] = lambda count: None,
 ) -> int:
     """Send part of a file; the number of bytes that there were, ``count`` at most.
 
@@ -40,6 +41,7 @@ async def sendfile(
     Args:
         progress: told of the bytes of each step, also of a transfer that is cut.
         release: given the duplicate of the socket's descriptor that the sending took.
+        ahead: told, before each step, of the bytes that it may send; 0 if it sent none.
 
     Raises:
         ConnectionError: the client is gone.
@@ -53,7 +55,7 @@ async def sendfile(
     descriptor = os.dup(transport.get_extra_info("socket").fileno())
     try:
         await protocol._drain_helper()  # the response's head goes first
-        return await _send(transport, descriptor, file.fileno(), offset, count, progress)
+        return await _send(transport, descriptor, file.fileno(), offset, count, progress, ahead)
     finally:
         release(descriptor)
         if not transport.is_closing():
@@ -69,6 +71,7 @@ async def _send(
     offset: int,
     count: int,
     progress: Callable[[int], None],
+    ahead: Callable[[int], None],
 ) -> int:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
@@ -79,10 +82,12 @@ async def _send(
         try:
             if transport.is_closing():
                 raise ConnectionResetError("client is gone")
+            ahead(min(count - sent, most))
             began = time.perf_counter()
             done = os.sendfile(descriptor, source, offset + sent, min(count - sent, most))
             took = time.perf_counter() - began
         except BlockingIOError:
+            ahead(0)
             return
         except OSError as error:
             loop.remove_writer(descriptor)

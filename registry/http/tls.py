@@ -313,12 +313,14 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         count: int,
         progress: Callable[[int], None] = lambda taken: None,
         release: Callable[[int], None] = os.close,
+        ahead: Callable[[int], None] = lambda count: None,
     ) -> int:
         """Send part of a file; the number of bytes that there were, ``count`` at most.
 
         Args:
             progress: told of the bytes taken from the file, also of a transfer that is cut.
             release: given the duplicate of the socket's descriptor that the sending took.
+            ahead: told, before each step, of the bytes that it may take.
 
         Raises:
             ConnectionError: the client is gone.
@@ -339,6 +341,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             sent = 0
             while sent < count:
                 before = self._taken
+                ahead(min(count - sent, _TURN))
                 try:
                     done = await self._turn(descriptor, file, offset, count, sent)
                 finally:

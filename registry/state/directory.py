@@ -33,6 +33,7 @@ LOCK = "lock"
 READY = "ready.json"
 CONTROL_SOCKET = "control.sock"
 LEDGER = "coverage.jsonl"
+REACH = "coverage.reach"
 REPORT = "report.json"
 PRIVATE_PREFIX = "run-"
 
@@ -51,6 +52,7 @@ FILES = (
     LOCK,
     READY,
     LEDGER,
+    REACH,
     REPORT,
     SIGNING_KEY,
     CREDENTIALS,

@@ -8,6 +8,7 @@ as often as it likes: the next start goes on with the same run. Its ID is in eve
     signing.key       the key of its tokens and of `mayfly credentials`
     credentials.json  the users of ``--auth auto``
     coverage.jsonl    `ledger`
+    coverage.reach    `reach`
 
 A start that finds a run whose deadline has passed, or of which nothing was heard for
 `MAX_ABSENCE`, deletes these files and begins another.
@@ -30,13 +31,13 @@ from types import TracebackType
 from typing import Self
 
 from mayfly.registry.pki.files import Attributes, publish
-from mayfly.registry.state.directory import CREDENTIALS, LEDGER, SIGNING_KEY, read_small
+from mayfly.registry.state.directory import CREDENTIALS, LEDGER, REACH, SIGNING_KEY, read_small
 
 logger = logging.getLogger("mayfly")
 
 RUN = "run.json"
 
-OF_A_RUN = (SIGNING_KEY, CREDENTIALS, LEDGER, RUN)
+OF_A_RUN = (SIGNING_KEY, CREDENTIALS, LEDGER, REACH, RUN)
 """Files that end with a run, in the order of their removal: ``run.json`` last."""
 
 MAX_ABSENCE = 7 * 24 * 3600.0

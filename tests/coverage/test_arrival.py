@@ -189,6 +189,23 @@ def test_killed_while_a_range_was_sent() -> None:
         assert arrival.whole is whole
 
 
+def test_killed_before_much_was_sent() -> None:
+    """A client that goes on beyond what the server had sent has not got that from it."""
+    size = 100
+    for reached, slot, after, whole in (
+        ([0, 50], 1, 50, True),
+        ([0, 50], 1, 51, False),
+        ([0, 50], 0, 1, False),
+        ([0, 50], 2, 1, False),
+        ([0, 50], None, 99, True),
+    ):
+        arrival = Arrival(size)
+        arrival.begin(0).slot = slot
+        arrival.lose(reached)
+        arrival.end(arrival.begin(after), size, size)
+        assert arrival.whole is whole
+
+
 def test_never_more_than_the_slack() -> None:
     """A gap larger than what acknowledgements may lag behind keeps a blob from being whole."""
     size = 10 * ACK_SLACK

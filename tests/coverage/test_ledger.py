@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.coverage import ledger as ledgers
+from mayfly.registry.coverage import reach
 from mayfly.registry.coverage.ledger import MAX_AGE, Ledger
 from mayfly.registry.notices import text
 from tests.support.fakes import FakeClock, digest
@@ -132,8 +133,8 @@ def test_killed_in_the_middle_of_transfers(file: Path) -> None:
     clock = FakeClock()
     before = open_ledger(file, clock)
     before.asked("n", "r", A, got=True)
-    before.blob_begun("n", "r", B, 0, 100, [A])
-    before.blob_begun("n", "r", C, 0, 100, [A])
+    before.blob_begun("n", "r", B, 0, 100, [A]).ahead(50)
+    before.blob_begun("n", "r", C, 0, 100, [A]).count(50)
     # No close: nothing of the dying process runs.
     for after in (open_ledger(file, clock), open_ledger(file, clock)):
         transfer(after, "n", B, 40, 100, 100)
@@ -149,8 +150,8 @@ def test_killed_in_the_middle_of_a_range(file: Path) -> None:
     clock = FakeClock()
     before = open_ledger(file, clock)
     before.asked("n", "r", A, got=True)
-    before.blob_begun("n", "r", B, 0, 100, [A], 10)
-    before.blob_begun("n", "r", C, 0, 100, [A], 10)
+    before.blob_begun("n", "r", B, 0, 100, [A], 10).count(10)
+    before.blob_begun("n", "r", C, 0, 100, [A], 10).count(10)
     open_ledger(file, clock).close()
     after = open_ledger(file, clock)
     transfer(after, "n", B, 10, 100, 100)
@@ -158,6 +159,65 @@ def test_killed_in_the_middle_of_a_range(file: Path) -> None:
     assert after.has_whole("n", B)
     assert not after.has_whole("n", C)
     after.close()
+    before.close()
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_killed_before_much_was_sent(file: Path, kills: int) -> None:
+    """The next request shows no more bytes to have arrived than the dead server had sent."""
+    clock = FakeClock()
+    before = open_ledger(file, clock)
+    before.asked("n", "r", A, got=True)
+    ended = before.blob_begun("n", "r", D, 0, 100, [A])
+    before.blob_ended(ended, 100, 100)
+    before.blob_begun("n", "r", B, 0, 100, [A]).count(40)
+    before.blob_begun("n", "r", C, 0, 100, [A]).count(39)
+    assert before._journal is not None
+    before._journal.replace(before._entries())
+    for _ in range(kills - 1):
+        open_ledger(file, clock).close()
+    after = open_ledger(file, clock)
+    for blob in (B, C):
+        transfer(after, "n", blob, 40, 100, 100)
+    assert [after.has_whole("n", blob) for blob in (B, C, D)] == [True, False, True]
+    after.close()
+    before.close()
+
+
+def test_more_transfers_than_slots(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are recorded like all; a kill loses them whole. Slots are used again."""
+    monkeypatch.setattr(reach, "SLOTS", 1)
+    clock = FakeClock()
+    before = open_ledger(file, clock)
+    before.asked("n", "r", A, got=True)
+    for _ in range(3):
+        transfer(before, "n", D, 0, 100, 100)
+    before.blob_begun("n", "r", B, 0, 100, [A]).count(50)
+    before.blob_begun("n", "r", C, 0, 100, [A]).count(50)
+    after = open_ledger(file, clock)
+    for blob in (B, C):
+        transfer(after, "n", blob, 50, 100, 100)
+    assert [after.has_whole("n", blob) for blob in (B, C, D)] == [True, False, True]
+    after.remove()
+    assert list(file.parent.iterdir()) == []
+    before.close()
+
+
+def test_table_of_reaches_is_gone(file: Path) -> None:
+    """Without it, as after a restore of some files, a transfer that was cut counts for nothing."""
+    clock = FakeClock()
+    before = open_ledger(file, clock)
+    before.asked("n", "r", A, got=True)
+    before.blob_begun("n", "r", B, 0, 100, [A]).count(50)
+    for content in (None, b"", b"1234567"):
+        table = file.with_suffix(".reach")
+        table.unlink()
+        if content is not None:
+            table.write_bytes(content)
+        after = open_ledger(file, clock)
+        transfer(after, "n", B, 50, 100, 100)
+        assert not after.has_whole("n", B)
+        after.close()
     before.close()
 
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import itertools
 import json
+import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mayfly.registry.control.client import ask
+from mayfly.registry.coverage.pulls import SETTLED
 from mayfly.registry.coverage.states import State
 from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import OCI_INDEX, parse_stored
+from tests.faults.flood_load import MIB
 from tests.hostile.harness import Hostile
 from tests.support.images import descriptor, image_body, push, put
+from tests.support.process import Mayfly
 
 AGENT = {"User-Agent": "containerd/v2.1.9"}
 CONFIG, LAYER = b'{"os": "linux"}', b"layer" * 1000
@@ -121,3 +130,73 @@ def test_crumbs_of_a_blob(hostile: Hostile, tmp_path: Path) -> None:
             assert get(line, f"/v2/app/blobs/{digests.of(blob)}") == 200
         line.close()
     assert matrix(state_dir)["app:1"] == {"127.0.0.1": State.SERVED}
+
+
+def _serve(place: Path) -> Mayfly:
+    images, nodes = place / "images", place / "nodes"
+    images.write_text("app:1\n")
+    nodes.write_text("127.0.0.1\n")
+    options = ("--until-pulled", str(images), "--nodes", str(nodes), "--accept", "served")
+    return Mayfly(place / "root", place / "state", *options, "--drain-timeout", "1s")
+
+
+def _begin(server: Mayfly, blob: bytes, count: int, first: int = 0) -> socket.socket:
+    """Ask for a blob from an offset on, and read so many bytes of it, no more."""
+    host, _, port = server.host.rpartition(":")
+    line = socket.socket()
+    # Small: what the server has sent is not much more than what was read.
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    line.settimeout(60)
+    line.connect((host, int(port)))
+    head = f"GET /v2/app/blobs/{digests.of(blob)} HTTP/1.1\r\nHost: x\r\nRange: bytes={first}-\r\n"
+    line.sendall(f"{head}User-Agent: {AGENT['User-Agent']}\r\n\r\n".encode())
+    with line.makefile("rb") as reader:
+        while reader.readline().strip():
+            pass
+        assert len(reader.read(count)) == count
+    return line
+
+
+@pytest.mark.parametrize(
+    ("read", "resumed", "is_served"),
+    [
+        (1, -1, False),
+        (MIB, -1, False),
+        (30 * MIB, 30 * MIB, True),
+        (MIB, MIB, True),
+    ],
+    ids=["one byte, then the last", "a MiB, then the last byte", "goes on late", "goes on early"],
+)
+def test_cut_by_a_kill(tmp_path: Path, read: int, resumed: int, is_served: bool) -> None:
+    """A node that goes on after a kill beyond what it was sent does not have the image by that,
+    whatever it calls itself; one that goes on where it stood does."""
+    layer = os.urandom(40 * MIB)
+    resumed %= len(layer)
+    store = DistributionStore(tmp_path / "root")
+    for blob in (CONFIG, layer):
+        push(store, "app", blob)
+    put(store, "app", image_body(CONFIG, [layer]), "1")
+    store.close()
+    server = _serve(tmp_path)
+    with contextlib.closing(connect(server.host)) as line:
+        assert get(line, "/v2/app/manifests/1") == 200
+        assert get(line, f"/v2/app/blobs/{digests.of(CONFIG)}") == 200
+    held = _begin(server, layer, read)
+    server.kill()
+    held.close()
+    server = _serve(tmp_path)
+    try:
+        for agent in ("containerd/v2.1.9", "docker/28.2", "containers/5.29"):
+            with contextlib.closing(connect(server.host)) as line:
+                line.request("HEAD", "/v2/app/manifests/1", headers={"User-Agent": agent})
+                assert line.getresponse().status == 200
+        _begin(server, layer, len(layer) - resumed, resumed).close()
+        if is_served:
+            assert server.popen.wait(60) == 0
+        else:
+            # Longer than a node counts as busy after its last request.
+            time.sleep(SETTLED + 1)
+            assert matrix(server.state_dir)["app:1"] == {"127.0.0.1": State.FAILED}
+    finally:
+        if server.running:
+            server.kill()
