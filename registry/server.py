@@ -43,7 +43,7 @@ from mayfly.registry.lifecycle.plan import Plan
 from mayfly.registry.process import open_files
 from mayfly.registry.process.systemd import Notifier, take_sockets
 from mayfly.registry.settings.choices import OnCorrupt, Until
-from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state import runs
 from mayfly.registry.state.directory import StateDir
@@ -143,9 +143,7 @@ def _begin_run(settings: Settings) -> Run:
     try:
         return Run.begin(settings.state_dir, settings.max_lifetime, serves, settings.signing_key)
     except OSError as error:
-        raise ConfigError(
-            f"--state-dir {settings.state_dir} cannot be used: {error.strerror}"
-        ) from None
+        raise unusable("--state-dir", settings.state_dir, error) from None
 
 
 @contextlib.contextmanager
@@ -209,7 +207,7 @@ def _open_store(
                 root, allow_sparse=settings.allow_sparse, reserve=settings.reserve
             )
     except OSError as error:
-        raise ConfigError(f"root {root} cannot be used: {error.strerror}") from error
+        raise unusable("root", root, error) from error
     with contextlib.closing(store):
         yield store
 

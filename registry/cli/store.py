@@ -18,7 +18,7 @@ from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import DURATION, as_json, print_json, root_directory
 from mayfly.registry.cli.sources import Looked, looking_at, store_reader
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.text import echo, join_names
 from mayfly.storage.directory.space import format_size
 from mayfly.storage.errors import NameInvalid, StorageError, StorageFailed, StorageFull
@@ -502,6 +502,6 @@ def _store(root: Path) -> Iterator[DistributionStore]:
     try:
         store = DistributionStore(root)
     except OSError as error:
-        raise ConfigError(f"--root {root} cannot be used: {error.strerror}") from None
+        raise unusable("--root", root, error) from None
     with contextlib.closing(store):
         yield store

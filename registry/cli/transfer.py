@@ -17,7 +17,7 @@ from mayfly.registry.cli.options import as_json, root_directory
 from mayfly.registry.cli.progress import print_event, reporting
 from mayfly.registry.cli.store import name_damaged
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.text import echo
 from mayfly.storage.directory.space import format_size
 from mayfly.storage.errors import ContentCorrupt
@@ -121,7 +121,7 @@ def _open_store(root: Path, stack: contextlib.ExitStack) -> DistributionStore:
     try:
         store = DistributionStore(root, allow_absent_platforms=True)
     except OSError as error:
-        raise ConfigError(f"--root {root} cannot be used: {error.strerror}") from None
+        raise unusable("--root", root, error) from None
     return stack.enter_context(contextlib.closing(store))
 
 

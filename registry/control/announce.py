@@ -15,7 +15,7 @@ from mayfly.registry import log
 from mayfly.registry.access.security import Security
 from mayfly.registry.lifecycle.errors import NotRunning
 from mayfly.registry.pki.files import Attributes, publish
-from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.errors import unusable
 from mayfly.registry.settings.readers import Address
 from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state.directory import CREDENTIALS, read_small
@@ -73,9 +73,7 @@ def announced(
         content = json.dumps(state).encode() + b"\n"
         publish(ready, content, Attributes(0o644), durable=False)
     except OSError as error:
-        raise ConfigError(
-            f"--state-dir {settings.state_dir} cannot be used: {error.strerror}"
-        ) from None
+        raise unusable("--state-dir", settings.state_dir, error) from None
     _tell(settings, security, login)
     try:
         yield

@@ -26,7 +26,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Self
 
-from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.storage.files import open_regular
 
 LOCK = "lock"
@@ -103,7 +103,7 @@ class StateDir:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             lock = os.open(path / LOCK, flags, 0o600)
         except OSError as error:
-            raise ConfigError(f"--state-dir {path} cannot be used: {error.strerror}") from None
+            raise unusable("--state-dir", path, error) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(lock, 0)
@@ -119,7 +119,7 @@ class StateDir:
             ) from None
         except OSError as error:
             os.close(lock)
-            raise ConfigError(f"--state-dir {path} cannot be used: {error.strerror}") from None
+            raise unusable("--state-dir", path, error) from None
 
     def __enter__(self) -> Self:
         return self

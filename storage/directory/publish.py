@@ -281,7 +281,7 @@ class Publisher:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One process at a time, or a directory could be taken for a dead one's before its lock."""
-        parent = os.open(self._scratch_parent, os.O_RDONLY | os.O_CLOEXEC)
+        parent = os.open(self._scratch_parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(parent, fcntl.LOCK_EX)
             yield
@@ -399,9 +399,9 @@ def _fsync(path: Path) -> None:
 def _is_locked(directory: Path) -> bool:
     """Whether a living process holds this scratch directory."""
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return True  # gone, or none of ours
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -154,7 +154,8 @@ def _mark(status: os.stat_result) -> str:
 
 def _make(record: Path) -> None:
     """Make an empty file like the blob's directory."""
-    descriptor = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(record, flags, 0o644)
     try:
         inherit(descriptor, record.parent.stat())
     finally:

@@ -180,7 +180,8 @@ class DirectoryUpload:
 
     def _open(self, flags: int) -> int:
         try:
-            return os.open(self._data, flags | os.O_CLOEXEC)
+            # Without waiting: nobody reads a pipe in its place.
+            return os.open(self._data, flags | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             raise UploadUnknown("no such upload session") from None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,3 +136,29 @@ def test_many_open_at_once(tmp_path: Path) -> None:
             store.close()
 
         all_succeed([lambda n=n, work=work: work(n) for n in range(6)])
+
+
+def test_pipes_among_the_scratch_directories(tmp_path: Path) -> None:
+    """Nobody waits for a pipe's writer, whatever it stands for; pushes go on."""
+    store = DistributionStore(tmp_path)
+    upload = store.begin_upload("app", "sha256")
+    data = next(tmp_path.rglob("_uploads/*/data"))
+    store.close()
+    data.unlink()
+    os.mkfifo(data)
+    scratch = next(tmp_path.rglob("_mayfly/scratch"))
+    os.mkfifo(scratch / "pipe")
+    store = DistributionStore(tmp_path)
+    with pytest.raises(OSError, match="No such device"):
+        store.upload("app", upload.id).write([b"x"], 0)
+    _, digest = put_image(store, "app", "1")
+    # What is recorded of a blob when it is pushed again, and in whose place.
+    record = next(tmp_path.rglob(f"{digest.hex}/_mayfly_size_*"))
+    record.unlink()
+    os.mkfifo(record)
+    put_image(store, "app", "1")
+    store.close()
+    shutil.rmtree(scratch)
+    os.mkfifo(scratch)
+    with pytest.raises(NotADirectoryError, match="scratch"):
+        DistributionStore(tmp_path)
