@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from mayfly.registry.upstream import versions
 from mayfly.registry.upstream.client import Fetched
 from mayfly.registry.upstream.errors import ImagesMissing, UpstreamError
 from mayfly.registry.upstream.lists import TagFilter, Wanted
@@ -161,18 +162,10 @@ async def _expanded(wanted: Wanted, find: Find) -> list[Wanted]:
 
 
 def choose_tags(tags: Iterable[str], wanted: TagFilter) -> list[str]:
-    """The tags that a filter lets through, in lexical order.
-
-    Raises:
-        UpstreamError: it asks for ranges of versions.
-    """
+    """The tags that a filter lets through, in lexical order."""
     allow = [re.compile(pattern) for pattern in wanted.allow]
     deny = [re.compile(pattern) for pattern in wanted.deny]
-    if wanted.semver:
-        raise UpstreamError(
-            f"ranges of versions such as {wanted.semver[0]!r} are not supported: list the tags, or "
-            "a pattern of them"
-        )
+    ranges = [versions.in_range(text) for text in wanted.semver]
     found = []
     for tag in sorted(set(tags)):
         if wanted.exact and tag not in wanted.exact:
@@ -181,6 +174,10 @@ def choose_tags(tags: Iterable[str], wanted: TagFilter) -> list[str]:
             continue
         if any(pattern.fullmatch(tag) for pattern in deny):
             continue
+        if ranges:
+            version = versions.parse(tag)
+            if version is None or not any(test(version) for test in ranges):
+                continue
         found.append(tag)
     return found
 

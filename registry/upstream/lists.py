@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mayfly.registry.upstream import versions
 from mayfly.registry.upstream.errors import ListInvalid
 from mayfly.storage.bundle.names import Reference, split_reference
 from mayfly.storage.errors import StorageError
@@ -348,6 +349,16 @@ def _patterns(value: object, place: str, draft: _Draft) -> tuple[str, ...]:
     return tuple(_pattern(text, place) for text in _strings(value, place, draft))
 
 
+def _ranges(value: object, place: str, draft: _Draft) -> tuple[str, ...]:
+    texts = _strings(value, place, draft)
+    for text in texts:
+        try:
+            versions.in_range(text)
+        except ValueError as error:
+            raise ListInvalid(f"{place}: {error}") from None
+    return texts
+
+
 def _pattern(text: str, place: str) -> str:
     try:
         re.compile(text)
@@ -536,7 +547,7 @@ def _read_regsync(document: dict[Any, Any], place: str, draft: _Draft) -> None:
         elif kind == "repository":
             keys = ("allow", "deny", "semverRange")
             allow, deny = (_patterns(tags.get(k), f"{where}.tags.{k}", draft) for k in keys[:2])
-            ranges = _strings(tags.get(keys[2]), f"{where}.tags.{keys[2]}", draft)
+            ranges = _ranges(tags.get(keys[2]), f"{where}.tags.{keys[2]}", draft)
             selection = TagFilter(allow=allow, deny=deny, semver=ranges)
             draft.want(replace(wanted, tags=selection))
         else:
@@ -589,9 +600,9 @@ def _read_skopeo(document: dict[Any, Any], place: str, draft: _Draft) -> None:
             source = _name(f"{host}/{repository}", at)
             draft.want(Wanted(source, tags=TagFilter(allow=allow), origin=at))
         by_semver = _mapping(settings.get("images-by-semver"), f"{where}: images-by-semver")
-        for repository, versions in by_semver.items():
+        for repository, found in by_semver.items():
             at = f"{where}: images-by-semver: {repository}"
-            ranges = _strings(versions, at, draft)
+            ranges = _ranges(found, at, draft)
             source = _name(f"{host}/{repository}", at)
             draft.want(Wanted(source, tags=TagFilter(semver=ranges), origin=at))
 

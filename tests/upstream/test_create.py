@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.upstream.errors import UpstreamError
 from mayfly.registry.upstream.gather import choose_tags
 from mayfly.registry.upstream.lists import TagFilter
 from mayfly.storage.digest import Digest, of
@@ -271,10 +270,10 @@ def test_a_device_is_not_replaced(upstream: Mayfly, tmp_path: Path) -> None:
 
 
 def test_tags_are_chosen_by_patterns() -> None:
-    """Patterns match whole tags; a denied tag is out; ranges of versions are refused in words."""
+    """Patterns match whole tags; a denied tag is out; of ranges, one must have the version."""
     tags = ["1.0", "1.1", "1.1-rc1", "latest"]
     chosen = choose_tags(tags, TagFilter(allow=(r"1\..*",), deny=(".*-rc.*",)))
     assert chosen == ["1.0", "1.1"]
     assert choose_tags(tags, TagFilter()) == sorted(tags)
-    with pytest.raises(UpstreamError, match="list the tags"):
-        choose_tags(tags, TagFilter(semver=(">=1.0",)))
+    assert choose_tags(tags, TagFilter(semver=(">=1.1",))) == ["1.1"]
+    assert choose_tags(tags, TagFilter(semver=("1.0", ">=1.1-0"))) == ["1.0", "1.1", "1.1-rc1"]
