@@ -105,14 +105,15 @@ class HostTree:
     def status(self, path: Path) -> os.stat_result | None:
         try:
             found = os.lstat(path)
+            if stat.S_ISREG(found.st_mode):
+                return found
             if stat.S_ISLNK(found.st_mode):
                 found = path.stat()
-                return found if stat.S_ISDIR(found.st_mode) else None
         except OSError as error:
             if is_absent(error):
                 return None
             raise
-        return found if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) else None
+        return found if stat.S_ISDIR(found.st_mode) else None
 
     def is_file(self, path: Path) -> bool:
         found = self.status(path)

@@ -97,8 +97,12 @@ class ManifestCache:
         self._small: SizedCache[Digest, Cached] = SizedCache(max_bytes, _size_of)
         self._large: SizedCache[Digest, Cached] = SizedCache(max_bytes // 2, _size_of)
 
+    def known(self, digest: Digest) -> Cached | None:
+        """Return a manifest whose body is in memory; None if it has to be read."""
+        return self._small.get(digest)
+
     async def load(self, digest: Digest, extent: Extent, *, head: bool, on_read: OnRead) -> Cached:
-        """Return the manifest at ``extent``, from memory where it was read before.
+        """Return the manifest at ``extent``, which is not `known`.
 
         Args:
             head: whether the body is not sent, so that a large manifest need not be read again.
@@ -108,13 +112,10 @@ class ManifestCache:
             ManifestUnknown: it was deleted meanwhile.
             ContentCorrupt: the stored bytes do not have this digest.
         """
-        cached = self._small.get(digest)
-        if cached is not None:
-            return cached
         if extent.size <= SMALL:
-            cached = await self.gate.verify(extent, digest, on_read)
-            self._small.put(digest, cached)
-            return cached
+            small = await self.gate.verify(extent, digest, on_read)
+            self._small.put(digest, small)
+            return small
         cached = self._large.get(digest)
         if cached is None:
             cached = await self.gate.verify(extent, digest, on_read)

@@ -10,6 +10,7 @@ from aiohttp.web_response import StreamResponse
 from mayfly.registry.api.context import Context, answer
 from mayfly.registry.api.manifest_cache import Cached
 from mayfly.registry.api.request import Request
+from mayfly.registry.coverage.contents import Contents
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.errors import BodyIncomplete
 from mayfly.registry.http.send import send_whole
@@ -36,15 +37,19 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
             await context.observer.prepare(context.peer, request.repository)
             context.observer.manifest_failed(context.peer, request.repository, asked)
         raise
-    await _learn(context, request.repository, digest, cached)
+    name = str(digest)
+    contents = context.observer.contained.known_whole(request.repository, name)
+    if contents is None:
+        contents = await _learn(context, request.repository, digest, cached)
     context.observer.manifest_served(
         context.peer,
         request.repository,
-        str(digest),
+        name,
+        contents,
         head=request.method == "HEAD",
         tag=request.tag,
     )
-    headers = {"Docker-Content-Digest": str(digest)}
+    headers = {"Docker-Content-Digest": name}
     if cached.body is None:
         return await send_whole(http, extent, headers | {"Content-Type": cached.media_type})
     return answer(body=cached.body, content_type=cached.media_type, headers=headers)
@@ -125,12 +130,14 @@ async def _read(
         ManifestUnknown: it is missing or damaged in the store, so that clients push it again.
         ContentCorrupt: it is damaged in a bundle.
     """
+    extent = context.store.manifest(repository, digest)
+    if (cached := context.manifests.known(digest)) is not None:
+        return extent, cached
     load = partial(
         context.manifests.load,
         head=head,
         on_read=partial(context.store.compare, repository, digest),
     )
-    extent = context.store.manifest(repository, digest)
     try:
         return extent, await load(digest, extent)
     except ContentCorrupt:
@@ -147,15 +154,13 @@ async def _read(
             raise ManifestUnknown(error.message, {"reference": str(digest)}) from None
 
 
-async def _learn(context: Context, repository: str, digest: Digest, cached: Cached) -> None:
+async def _learn(context: Context, repository: str, digest: Digest, cached: Cached) -> Contents:
     """Give coverage the descendants of a manifest, without reading on the event loop."""
-    contained, name = context.observer.contained, str(digest)
-    if contained.knows(repository, name):
-        return
     contents = cached.refs.contents
     if cached.refs.excused:
         contents = await in_thread(cached.refs.within, context.store, repository)
-    await context.observer.learn(repository, name, contents)
+    await context.observer.learn(repository, str(digest), contents)
+    return contents
 
 
 def _resolve(context: Context, request: Request) -> Digest:

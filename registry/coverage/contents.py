@@ -116,6 +116,13 @@ class Contained:
         known = self._known.get((repository, digest))
         return known is not None and not known.children
 
+    def known_whole(self, repository: str, digest: str) -> Contents | None:
+        """Quick. What one manifest names, where everything below it is known, too; else None."""
+        known = self._known.get((repository, digest))
+        if known is None or (known.children and self._below.get((repository, digest)) is None):
+            return None
+        return known
+
     def learn(self, repository: str, digest: str, contents: Contents) -> None:
         """Take note of a manifest that was read anyway."""
         self._known.put((repository, digest), contents)

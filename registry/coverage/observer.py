@@ -21,7 +21,7 @@ from mayfly.registry.coverage.ledger import Flow, Ledger
 from mayfly.registry.coverage.nodes import NodeNames
 from mayfly.registry.coverage.owners import Owners
 from mayfly.registry.coverage.pulls import Pulls
-from mayfly.registry.coverage.runtimes import NONE, claims_image, runtime_of
+from mayfly.registry.coverage.runtimes import NONE, runtime_of
 from mayfly.registry.coverage.states import EMPTY_CONFIG, RANKED, States
 from mayfly.registry.http.errors import RangeInvalid
 from mayfly.registry.lifecycle.activity import Activity
@@ -253,21 +253,33 @@ class Observer:
         return Caller(self.nodes.name(user, node, where), user, where, agent)
 
     def manifest_served(
-        self, caller: Caller, repository: str, digest: str, *, head: bool, tag: str | None
+        self,
+        caller: Caller,
+        repository: str,
+        digest: str,
+        contents: Contents,
+        *,
+        head: bool,
+        tag: str | None,
     ) -> None:
-        """A manifest is about to be answered with 200; `learn` was called."""
+        """A manifest is about to be answered with 200; `learn` was called.
+
+        Args:
+            contents: what it names.
+            head: whether it was asked for by HEAD.
+            tag: by which it was asked for, if by one.
+        """
         node = caller.node
         self.activity.pulled()
-        runtime = runtime_of(caller.agent) is not NONE
-        self.nodes.pulled(node, caller.user, caller.address, runtime=runtime)
+        runtime = runtime_of(caller.agent)
+        self.nodes.pulled(node, caller.user, caller.address, runtime=runtime is not NONE)
         known = self.ledger.pull(node, repository, digest)
         if known and not known.again and self.ledger.age(known) >= AGAIN_AFTER:
             target = self.states.known_target(repository, digest)
             if target is not None and self.states.of(node, target) in RANKED:
                 self.ledger.again(node, repository, digest)
-        contents = self.contained.of(repository, digest)
         self.pulls.manifest(node, repository, digest, contents, head=head)
-        claims = claims_image(caller.agent, head=head, index=bool(contents.children))
+        claims = runtime.claims_image(head=head, index=bool(contents.children))
         self.ledger.asked(node, repository, digest, got=not head, claims=claims, tag=tag)
         self.owners.learn(repository, digest, contents)
 

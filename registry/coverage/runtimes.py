@@ -31,6 +31,15 @@ class Runtime:
     get: bool = False
     config: bool = False
 
+    def claims_image(self, *, head: bool, index: bool) -> bool:
+        """Whether a request for a manifest is one that the runtime makes when it has the image.
+
+        Args:
+            head: whether it is a HEAD.
+            index: whether the manifest is an index.
+        """
+        return self.head if head else self.get and not index
+
 
 NONE = Runtime("", re.compile(""))
 """For all other programs."""
@@ -53,15 +62,3 @@ def runtime_of(agent: str) -> Runtime:
 @lru_cache(maxsize=256)
 def _runtime_of(agent: str) -> Runtime:
     return next((one for one in RUNTIMES if one.agent.match(agent)), NONE)
-
-
-def claims_image(agent: str, *, head: bool, index: bool) -> bool:
-    """Whether a request for a manifest is one that a runtime makes when it has the image.
-
-    Args:
-        agent: the request's ``User-Agent``.
-        head: whether it is a HEAD.
-        index: whether the manifest is an index.
-    """
-    runtime = runtime_of(agent)
-    return runtime.head if head else runtime.get and not index

@@ -302,9 +302,9 @@ async def test_images_by_whom() -> None:
     ledger.pushed("admin", "r", child)
     ledger.pushed("admin", "r", index, ["1", "latest"])
     a, b = (observer.caller(node, None, None, "containerd/2") for node in "ab")
-    observer.manifest_served(a, "r", index, head=True, tag="1")
-    observer.manifest_served(a, "r", child, head=False, tag=None)
-    observer.manifest_served(b, "r", single, head=False, tag=None)
+    observer.manifest_served(a, "r", index, content.manifests["r", index], head=True, tag="1")
+    observer.manifest_served(a, "r", child, content.manifests["r", child], head=False, tag=None)
+    observer.manifest_served(b, "r", single, content.manifests["r", single], head=False, tag=None)
     await clock.tick(10)
     for blob, sent in ((config, 9), (layer, 5), (layer, 9)):
         with (

@@ -48,7 +48,9 @@ def test_range_beyond_the_end_is_no_failure(clock: FakeClock) -> None:
     """A client that asks for more than there is finds out that it has everything."""
     observer = make(clock)
     caller = observer.caller("a", None, None)
-    observer.manifest_served(caller, REPO, MANIFEST, head=False, tag=None)
+    observer.manifest_served(
+        caller, REPO, MANIFEST, observer.contained.of(REPO, MANIFEST), head=False, tag=None
+    )
     with pytest.raises(RangeInvalid), observer.sending(caller, REPO, LAYER):
         raise RangeInvalid("", 9)
     assert not observer.ledger.wanted("a", {LAYER})
@@ -58,7 +60,9 @@ def test_empty_blob_arrives(clock: FakeClock) -> None:
     """A blob without bytes mends a failure by being answered."""
     observer = make(clock)
     caller = observer.caller("a", None, None)
-    observer.manifest_served(caller, REPO, MANIFEST, head=False, tag=None)
+    observer.manifest_served(
+        caller, REPO, MANIFEST, observer.contained.of(REPO, MANIFEST), head=False, tag=None
+    )
     observer.ledger.failed("a", REPO, LAYER)
     with observer.sending(caller, REPO, LAYER):
         pass
@@ -72,13 +76,19 @@ async def test_asked_again(clock: FakeClock) -> None:
     observer = make(clock)
     a, b = (observer.caller(name, None, None) for name in "ab")
     for caller in (a, b):
-        observer.manifest_served(caller, REPO, MANIFEST, head=True, tag="1")
-        observer.manifest_served(caller, REPO, MANIFEST, head=False, tag=None)
+        observer.manifest_served(
+            caller, REPO, MANIFEST, observer.contained.of(REPO, MANIFEST), head=True, tag="1"
+        )
+        observer.manifest_served(
+            caller, REPO, MANIFEST, observer.contained.of(REPO, MANIFEST), head=False, tag=None
+        )
         with observer.sending(caller, REPO, LAYER):
             pass
     observer.ledger.failed("b", REPO, LAYER)
     assert observer.ledger.asked_again() == {}
     await clock.tick(AGAIN_AFTER)
     for caller in (a, b):
-        observer.manifest_served(caller, REPO, MANIFEST, head=True, tag="1")
+        observer.manifest_served(
+            caller, REPO, MANIFEST, observer.contained.of(REPO, MANIFEST), head=True, tag="1"
+        )
     assert observer.ledger.asked_again() == {"a": 1}

@@ -41,7 +41,9 @@ class Server:
 
     def serve(self, node: str, what: str, *, head: bool = False) -> None:
         caller = self.observer.caller(node, None, None)
-        self.observer.manifest_served(caller, REPO, what, head=head, tag=None)
+        self.observer.manifest_served(
+            caller, REPO, what, self.observer.contained.of(REPO, what), head=head, tag=None
+        )
 
     def admits(self, node: str, method: str, path: str) -> bool:
         request = parse(method, path, "")

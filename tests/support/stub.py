@@ -95,6 +95,7 @@ class Stub:
                     caller,
                     request.repository,
                     MANIFEST,
+                    life.observer.contained.of(request.repository, MANIFEST),
                     head=method == "HEAD",
                     tag=request.tag,
                 )
