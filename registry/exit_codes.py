@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NoReturn
 
 
 class Exit(IntEnum):
@@ -41,6 +42,20 @@ OTHERS: tuple[tuple[str, str], ...] = (
 )
 
 
+def exit_code_of_signal(number: int) -> int:
+    """Return the exit code that a shell shows for a process that a signal killed."""
+    return 128 + number
+
+
+def exit_by_signal(number: int, _frame: object) -> NoReturn:
+    """End the process, with its cleanup; a signal handler.
+
+    Raises:
+        SystemExit: with the exit code of the signal.
+    """
+    raise SystemExit(exit_code_of_signal(number))
+
+
 def describe() -> list[tuple[str, str]]:
-    """The table: exit code and meaning, one row each."""
+    """Return the table, a row of exit code and meaning each."""
     return [*((str(int(code)), text) for code, text in MEANINGS.items()), *OTHERS]

@@ -3,10 +3,10 @@
     2026-01-31T02:14:07Z INFO    node-ctr: 5 of 5 images; 2 of 3 nodes
     {"time": "2026-01-31T02:14:07Z", "level": "info", "event": "node_complete", "node": …}
 
-`tell` logs an event with a name and data; what any other code of ours logs is an event without.
-Repeats are folded: within `FOLD_SECONDS` the same line is counted, not written, and the count is
-written with its next occurrence, or at the end. Which lines are the same is said by `Event.same`;
-the table of them is bounded.
+`event` logs a line with an event's name and data; other log calls have neither. Repeats are folded:
+within `FOLD_SECONDS` of a line the same line is counted, not written, and the count is written with
+its next occurrence, or at the end. The table of lines is bounded, and keeps text only, never the
+objects of a log call or of a traceback's frames.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ logger = logging.getLogger("mayfly")
 
 FOLD_SECONDS = 60.0
 MAX_FOLDED = 1024
-"""Different lines whose repeats are counted; past that the one unseen for longest is forgotten."""
+"""Different lines whose repeats are counted; beyond that the oldest is dropped."""
 
 
-def tell(level: int, event: str, text: str, *, same: str | None = None, **data: Any) -> None:
+def event(level: int, name: str, text: str, /, *, same: str | None = None, **data: Any) -> None:
     """Log an event.
 
     Args:
         level: of `logging`.
-        event: its name, for programs (docs/lifetime.md, "The log").
+        name: for programs (docs/lifetime.md, "The log").
         text: one sentence for people.
-        same: what repeats have in common, if their texts differ; None for the text itself.
-        data: for programs.
+        same: key of repeats whose texts differ; None for the text itself.
+        data: values for programs, such as JSON has.
     """
-    extra = {"event": event, "data": data, "same": text if same is None else f"{event} {same}"}
+    extra = {"event": name, "data": data, "same": text if same is None else f"{name} {same}"}
     logger.log(level, "%s", text, extra=extra)
 
 
 def configure(form: str, level: str, stream: Any = None) -> None:
-    """Write the log of this process; others' libraries tell warnings only.
+    """Set up the log of this process. Libraries log warnings and above only.
 
     Args:
         form: of a line, "text" or "json".
-        level: the lowest, by its name.
-        stream: standard error if None.
+        level: name of the lowest level.
+        stream: None for standard error.
     """
     handler = FoldingHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(JSONLines() if form == "json" else TextLines())
@@ -59,13 +59,13 @@ def configure(form: str, level: str, stream: Any = None) -> None:
 
 
 def is_json() -> bool:
-    """Whether the log is for programs."""
+    """Whether the log is JSON."""
     handlers = logging.getLogger().handlers
     return any(isinstance(handler.formatter, JSONLines) for handler in handlers)
 
 
 def is_configured() -> bool:
-    """Whether this process has a log."""
+    """Whether `configure` was called."""
     return any(isinstance(handler, FoldingHandler) for handler in logging.getLogger().handlers)
 
 
@@ -89,8 +89,10 @@ class FoldingHandler(logging.StreamHandler[Any]):
         seen = self._seen.get(key)
         if seen is not None and now - seen.written < FOLD_SECONDS:
             seen.folded += 1
-            seen.last = record
+            # Formatting each traceback would make a flood of errors expensive.
+            seen.last = _detached(record, seen.last.exc_text)
             return
+        record = _detached(record, _traceback(record))
         record.repeated = seen.folded if seen is not None else 0
         self._seen[key] = _Seen(now, record)
         self._seen.move_to_end(key)
@@ -100,7 +102,7 @@ class FoldingHandler(logging.StreamHandler[Any]):
         super().emit(record)
 
     def write_counts(self) -> None:
-        """Write one line more for each that was folded since it was last written."""
+        """Write one more line for each that was folded since it was last written."""
         for seen in self._seen.values():
             self._write_count(seen)
 
@@ -112,7 +114,7 @@ class FoldingHandler(logging.StreamHandler[Any]):
 
 
 class _Seen:
-    """A line that was written, and its repeats since."""
+    """A line that was written, the number of repeats since, and the last of them."""
 
     __slots__ = ("folded", "last", "written")
 
@@ -131,14 +133,13 @@ class TextLines(logging.Formatter):
         if repeated:
             text += f" (and {repeated} more like it)"
         line = f"{_time(record)} {record.levelname:<7} {text}"
-        if record.exc_info:
-            lines = self.formatException(record.exc_info).splitlines()
-            line += "".join(f"\n    {text_line(one)}" for one in lines)
+        if traceback := _traceback(record):
+            line += "".join(f"\n    {text_line(one)}" for one in traceback.splitlines())
         return line
 
 
 class JSONLines(logging.Formatter):
-    """For programs: one object a line."""
+    """For programs: one JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -151,9 +152,39 @@ class JSONLines(logging.Formatter):
         repeated = getattr(record, "repeated", 0)
         if repeated:
             line["repeated"] = repeated
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+        if traceback := _traceback(record):
+            line["traceback"] = traceback
         return exact_json(line)
+
+
+def _traceback(record: logging.LogRecord) -> str | None:
+    """Return the traceback of a record as text; None without one."""
+    if record.exc_info and not record.exc_text:
+        record.exc_text = logging.Formatter().formatException(record.exc_info)
+    return record.exc_text
+
+
+def _detached(record: logging.LogRecord, traceback: str | None) -> logging.LogRecord:
+    """Return a copy of a record that keeps its text, but no argument and no exception.
+
+    Args:
+        record: to copy.
+        traceback: of the copy, as text.
+    """
+    copy = logging.makeLogRecord(
+        {
+            "name": record.name,
+            "levelno": record.levelno,
+            "levelname": record.levelname,
+            "created": record.created,
+            "msg": record.getMessage(),
+            "exc_text": traceback if record.exc_info or record.exc_text else None,
+        }
+    )
+    for name in ("event", "data"):
+        if hasattr(record, name):
+            setattr(copy, name, getattr(record, name))
+    return copy
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -1,4 +1,4 @@
-"""Warnings that last: each is found once, logged once, and shown by ``status`` from then on.
+"""Notices: warnings that are logged once and shown by ``status`` from then on.
 
 A notice is data, so that programs read a code and fields; `text` makes the sentence for people.
 """
@@ -21,11 +21,11 @@ _NAMES_SHOWN = 10
 
 
 class Notices:
-    """Notices of one part of the server.
+    """The notices of one part of the server.
 
     Args:
-        event: the name under which they are logged.
-        most: further ones are dropped: what clients do must not fill the memory or the log.
+        event: name under which they are logged.
+        most: further ones are dropped, so that clients cannot fill the memory or the log.
     """
 
     def __init__(self, event: str, most: int) -> None:
@@ -34,20 +34,20 @@ class Notices:
         self._found: dict[tuple[Any, ...], Notice] = {}
 
     def add(self, code: str, **fields: str | int | tuple[str, ...]) -> None:
-        """Log a notice, unless it was added before."""
+        """Add and log a notice, unless it was added before."""
         key = code, *fields.items()
         if key not in self._found and len(self._found) < self._most:
             notice: Notice = {"code": code, **fields}
             self._found[key] = notice
-            log.tell(logging.WARNING, self._event, text(notice), **notice)
+            log.event(logging.WARNING, self._event, text(notice), **notice)
 
     def all(self) -> list[Notice]:
-        """Every notice so far."""
+        """Return all notices so far."""
         return list(self._found.values())
 
 
 def text(notice: Mapping[str, Any]) -> str:
-    """A notice as a sentence for people: the fact, then what to do."""
+    """Return a notice as a sentence for people: the fact, then what to do."""
     match notice["code"]:
         case "address_shared":
             return (
@@ -59,10 +59,10 @@ def text(notice: Mapping[str, Any]) -> str:
             return f"refused: a credential for node {notice['node']}, which --nodes does not list"
         case "pull_not_listed":
             node, user, address = notice["node"], notice["user"], notice["address"]
-            who = f"user {user} at {address}" if user else f"a client at {address}"
+            client = f"user {user} at {address}" if user else f"a client at {address}"
             remedy = "or list its address" if node == address else "or list that user"
             return (
-                f"{who} pulls and counts as node {node}, which --nodes does not list. If it is "
+                f"{client} pulls and counts as node {node}, which --nodes does not list. If it is "
                 "one of the nodes, log it in with a credential of its own (mayfly credentials "
                 f"--node NAME), {remedy}"
             )

@@ -35,7 +35,7 @@ from mayfly.auth.limits import BoundedDict, TokenBucket
 from mayfly.auth.networks import network_of
 from mayfly.registry import log
 from mayfly.registry.access.needs import AccessRequest
-from mayfly.registry.coverage.images import plain
+from mayfly.registry.address import canonical_address
 
 logger = logging.getLogger("mayfly")
 
@@ -88,14 +88,14 @@ class Audit:
 
     def refused(self, http: BaseRequest, request: AccessRequest, user: str, why: str) -> None:
         """Record a refusal."""
-        address = plain(http.remote or "")
+        address = canonical_address(http.remote or "")
         user = user[:MAX_NAME_BYTES]
         known = (user, address) in self.refusals or len(self.refusals) < _MAX_COUNTED
         self.refusals[(user, address) if known else ("", "")] += 1
         text = f"{user or 'a client'} at {address} was refused: {why}"
         level = logging.DEBUG if why == _RENEWED else logging.WARNING
         if self._log_allowances.take(network_of(address)):
-            log.tell(level, "refused", text, same=f"{user} {address}", user=user, address=address)
+            log.event(level, "refused", text, same=f"{user} {address}", user=user, address=address)
         if self._file is None:
             return
         self._record(

@@ -99,7 +99,7 @@ class App:
         if route.listed_nodes_only and observer.nodes.is_unknown(caller.identity.node):
             message = f"this credential is for node {caller.identity.node}, which --nodes lacks"
             raise AccessDenied(message)
-        peer = observer.caller(caller.identity.name, caller.identity.node, http.remote, agent)
+        peer = observer.peer(caller.identity.name, caller.identity.node, http.remote, agent)
         digest = str(request.digest) if request.digest is not None else None
         self._lifeline.drain.admit(peer.node, route.step, request.repository, digest)
         context = Context(
@@ -137,7 +137,7 @@ def refusal(error: Exception, http: HTTPRequest) -> StreamResponse:
         failed = "%s %s failed: %s"
         logger.log(level, failed, http.method, http.raw_path, cause, exc_info=unexpected)
     elif isinstance(error, StorageFull):
-        log.tell(
+        log.event(
             logging.ERROR, "disk_full", "the disk is full: pushes are refused; free some space"
         )
     if http.writer.output_size > 0:

@@ -9,11 +9,10 @@ from typing import Protocol
 from aiohttp.web_response import Response
 
 from mayfly.registry.access.guard import Caller, Guard
+from mayfly.registry.activity import Activity
 from mayfly.registry.api.manifest_cache import ManifestCache
-from mayfly.registry.coverage.observer import Caller as Peer
-from mayfly.registry.coverage.observer import Observer
+from mayfly.registry.coverage.observer import Observer, Peer
 from mayfly.registry.coverage.pulls import Step
-from mayfly.registry.lifecycle.activity import Activity
 from mayfly.storage.interface import Store
 
 SERVER = "mayfly"
@@ -38,7 +37,7 @@ class Admission(Protocol):
 
 
 class Lifeline(Protocol):
-    """The part of the lifetime that requests use; `registry.lifecycle.life` implements it."""
+    """The part of the lifetime that requests use; `registry.serving` implements it."""
 
     activity: Activity
     observer: Observer

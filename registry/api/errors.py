@@ -11,8 +11,8 @@ from http import HTTPStatus
 
 from mayfly.auth.errors import ScopeInvalid
 from mayfly.registry.access.errors import AccessDenied, Unauthorized
+from mayfly.registry.errors import Draining
 from mayfly.registry.http.errors import BodyIncomplete, RangeInvalid
-from mayfly.registry.lifecycle.errors import Draining
 from mayfly.storage import errors as storage
 from mayfly.storage.bundle.errors import (
     BundleChanged,

@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from mayfly.registry.coverage.contents import size_of as size_of_contents
-from mayfly.registry.coverage.manifest_refs import ManifestRefs, refs_of
+from mayfly.registry.coverage.declared_refs import DeclaredRefs, refs_of
+from mayfly.registry.coverage.manifest_graph import size_of as size_of_refs
 from mayfly.registry.threads import in_thread
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
@@ -49,7 +49,7 @@ class Cached:
 
     body: bytes | None
     media_type: str
-    refs: ManifestRefs
+    refs: DeclaredRefs
 
 
 class ManifestGate:
@@ -126,7 +126,7 @@ class ManifestCache:
 
 
 def _size_of(cached: Cached) -> int:
-    return len(cached.body or b"") + size_of_contents(cached.refs.contents)
+    return len(cached.body or b"") + size_of_refs(cached.refs.required)
 
 
 def _read(extent: Extent, digest: Digest, on_read: OnRead) -> Cached:

@@ -10,7 +10,7 @@ from aiohttp.web_response import StreamResponse
 from mayfly.registry.api.context import Context, answer
 from mayfly.registry.api.manifest_cache import Cached
 from mayfly.registry.api.request import Request
-from mayfly.registry.coverage.contents import Contents
+from mayfly.registry.coverage.manifest_graph import ManifestRefs
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.errors import BodyIncomplete
 from mayfly.registry.http.send import send_whole
@@ -38,14 +38,14 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
             context.observer.manifest_failed(context.peer, request.repository, asked)
         raise
     name = str(digest)
-    contents = context.observer.contained.known_whole(request.repository, name)
-    if contents is None:
-        contents = await _learn(context, request.repository, digest, cached)
+    refs = context.observer.graph.cached_complete(request.repository, name)
+    if refs is None:
+        refs = await _learn(context, request.repository, digest, cached)
     context.observer.manifest_served(
         context.peer,
         request.repository,
         name,
-        contents,
+        refs,
         head=request.method == "HEAD",
         tag=request.tag,
     )
@@ -154,13 +154,13 @@ async def _read(
             raise ManifestUnknown(error.message, {"reference": str(digest)}) from None
 
 
-async def _learn(context: Context, repository: str, digest: Digest, cached: Cached) -> Contents:
+async def _learn(context: Context, repository: str, digest: Digest, cached: Cached) -> ManifestRefs:
     """Give coverage the descendants of a manifest, without reading on the event loop."""
-    contents = cached.refs.contents
-    if cached.refs.excused:
-        contents = await in_thread(cached.refs.within, context.store, repository)
-    await context.observer.learn(repository, str(digest), contents)
-    return contents
+    refs = cached.refs.required
+    if cached.refs.optional:
+        refs = await in_thread(cached.refs.within, context.store, repository)
+    await context.observer.learn(repository, str(digest), refs)
+    return refs
 
 
 def _resolve(context: Context, request: Request) -> Digest:

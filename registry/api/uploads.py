@@ -41,7 +41,7 @@ def track_push(handler: Handler) -> Handler:
 
     @functools.wraps(handler)
     async def observed(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
-        with context.observer.receiving(context.peer, request.repository):
+        with context.observer.track_push(context.peer, request.repository):
             return await handler(context, http, request)
 
     return observed

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import click
 
 from mayfly.registry.cli import help
-from mayfly.registry.exit_codes import Exit
+from mayfly.registry.exit_codes import Exit, exit_by_signal, exit_code_of_signal
 from mayfly.registry.version import VERSION
 
 _COMMANDS = {
@@ -108,7 +108,7 @@ def execute() -> str | int | None:
     # being made, `python -m` ends as killed by the signal, whatever exit code was asked for.
     for number, usual in _INTERRUPTS.items():
         if signal.getsignal(number) is usual:
-            signal.signal(number, _leave)
+            signal.signal(number, exit_by_signal)
     try:
         code: int | None = cli.main(prog_name="mayfly", standalone_mode=False)
         sys.stdout.flush()
@@ -118,7 +118,7 @@ def execute() -> str | int | None:
             return _broken_pipe()
         return left.code
     except click.exceptions.Abort:
-        return 128 + signal.SIGINT
+        return exit_code_of_signal(signal.SIGINT)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return Exit.USAGE
@@ -135,7 +135,3 @@ def _broken_pipe() -> int:
     from mayfly.registry.cli.failure import broken_pipe
 
     return broken_pipe()
-
-
-def _leave(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)

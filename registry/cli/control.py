@@ -33,7 +33,7 @@ _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 def status(state_dir: Path, json: bool, watch: bool) -> int:
     """Show what a running registry does, and which node has which image."""
     from mayfly.registry.control.client import ask
-    from mayfly.registry.lifecycle.errors import NotRunning
+    from mayfly.registry.errors import NotRunning
 
     found = ask(state_dir, "status")
     _show_status(found, json)
@@ -66,7 +66,7 @@ def stop(state_dir: Path, json: bool) -> int:
     if json:
         print_json(answer)
     else:
-        for line in table.cut(answer["cut"], answer["cut_requests"]):
+        for line in table.aborted_lines(answer["cut"], answer["cut_requests"]):
             echo(line)
         if answer["coverage"] is not None:
             echo(table.progress(answer["coverage"]))
@@ -135,7 +135,7 @@ def _show_status(found: Message, json: bool, before: Message | None = None) -> N
         print_json(found)
     else:
         width = shutil.get_terminal_size((120, 24)).columns
-        for line in table.status(found, width, before):
+        for line in table.status_lines(found, width, before):
             echo(line)
 
 
@@ -152,7 +152,9 @@ def _show_end(last: Message, json: bool) -> int:
     if json:
         print_json(content)
     else:
-        click.echo(table.report(content, shutil.get_terminal_size((120, 24)).columns), nl=False)
-        if claims := table.claims(content):
+        click.echo(
+            table.report_text(content, shutil.get_terminal_size((120, 24)).columns), nl=False
+        )
+        if claims := table.claims_line(content):
             echo(claims)
     return Exit.DONE

@@ -60,10 +60,10 @@ def command(
 ) -> None:
     """Print a short-lived credential of the registry that runs here."""
     from mayfly.auth.generate import docker_config, kubernetes_secret
-    from mayfly.registry.control.announce import read_ready
+    from mayfly.registry.control.readiness import read_ready
 
     # Image names have no place for the path that a proxy may serve a registry below.
-    hosts = hosts or (urlsplit(read_ready(state_dir)["url"]).netloc,)
+    hosts = hosts or (urlsplit(read_ready(state_dir).url).netloc,)
     made = issue(state_dir, name, hours, node, repositories, push=push)
     match "json" if json else form:
         case "text":
@@ -106,20 +106,19 @@ def issue(
     from mayfly.auth.robots import Robots
     from mayfly.auth.roles import Role
     from mayfly.registry.access.policy_files import load_key
-    from mayfly.registry.control.announce import read_ready
+    from mayfly.registry.control.readiness import read_ready
     from mayfly.registry.settings.errors import ConfigError
     from mayfly.registry.state import runs
     from mayfly.registry.state.directory import SIGNING_KEY
 
     ready = read_ready(state_dir)
-    url = ready["url"]
-    if node is not None and node not in ready.get("nodes", [node]):
+    if node is not None and ready.nodes and node not in ready.nodes:
         raise ConfigError(f"--node {node}: not listed in --nodes of the registry that runs here")
     key = state_dir / SIGNING_KEY
     run = runs.load(state_dir)
     if run is None or not key.exists():
         raise click.ClickException(
-            f"the registry at {url} runs without authentication: it needs no credential"
+            f"the registry at {ready.url} runs without authentication: it needs no credential"
         )
     role = Role.DEVELOPER if push else Role.LIMITED_GUEST
     permission = Permission(role, parse_glob(repositories))

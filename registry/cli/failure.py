@@ -11,8 +11,8 @@ import click
 
 from mayfly.auth.errors import AuthError
 from mayfly.registry import log
-from mayfly.registry.exit_codes import Exit
-from mayfly.registry.lifecycle.errors import LifetimeError
+from mayfly.registry.errors import LifetimeError
+from mayfly.registry.exit_codes import Exit, exit_code_of_signal
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo, exact_json
 from mayfly.registry.upstream.errors import FetchError
@@ -45,7 +45,7 @@ def broken_pipe() -> int:
     # Otherwise the interpreter fails once more when it flushes the buffers.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
-    return 128 + signal.SIGPIPE
+    return exit_code_of_signal(signal.SIGPIPE)
 
 
 def wants_json(words: Sequence[str]) -> bool:

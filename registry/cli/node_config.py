@@ -233,19 +233,16 @@ def _running(state_dir: Path) -> tuple[str, Path | None]:
 
     Raises:
         NotRunning: none does.
-        ConfigError: it may not be asked, or what it announced cannot be understood.
+        ConfigError: it belongs to another user, or its ready.json is invalid.
     """
-    from mayfly.registry.control.announce import read_ready
-    from mayfly.registry.lifecycle.errors import NotRunning
+    from mayfly.registry.control.readiness import read_ready
+    from mayfly.registry.errors import NotRunning
 
     try:
-        state = read_ready(state_dir)
-        url, ca = str(state["url"]), state.get("ca")
+        ready = read_ready(state_dir)
     except NotRunning as error:
         raise NotRunning(f"{error.message}, or give --registry HOST:PORT and --ca FILE") from None
-    except (KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{state_dir}/ready.json cannot be understood") from None
-    return url, None if ca is None else Path(ca)
+    return ready.url, None if ready.ca is None else Path(ready.ca)
 
 
 @contextlib.contextmanager

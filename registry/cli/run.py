@@ -43,7 +43,7 @@ def command(settings: Settings) -> int:
     if not words:
         raise click.UsageError(f"COMMAND is missing: put it after {_SEPARATOR}", context)
     configure(settings.log_format, settings.log_level)
-    from mayfly.registry.process.child import leave
+    from mayfly.registry.process.child import exit_like
     from mayfly.registry.startup import import_server
 
-    return leave(import_server().run(settings, command=words))
+    return exit_like(import_server().run(settings, command=words))

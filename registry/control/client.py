@@ -1,4 +1,4 @@
-"""Asking a running server over its control socket; blocking, for the command line."""
+"""Client of the control socket of a running server; blocking, for the command line."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pathlib import Path
 
 from mayfly.registry.control.socket import Message, short_path
 from mayfly.registry.durations import exact
+from mayfly.registry.errors import LifetimeError, NotRunning
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.lifecycle.errors import LifetimeError, NotRunning
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.directory import CONTROL_SOCKET, LOCK, READY, read_small
 
 _ANSWER_SECONDS = 10.0
-_LOOK_EVERY = 0.05
+_POLL_SECONDS = 0.05
 _MAX_ANSWER = 256 * 1024 * 1024
-"""Bytes: of 500 nodes with 1,000 images each some 100 MiB."""
+"""Bytes; the status of 500 nodes with 1,000 images each takes some 100 MiB."""
 
 
 class TimedOut(LifetimeError):
-    """The answer did not come in time."""
+    """The answer did not come within the timeout."""
 
     def __init__(self, seconds: float, what: str) -> None:
         super().__init__(f"timed out after {exact(seconds)}: {what}", Exit.INCOMPLETE)
 
 
 class ServerGone(NotRunning):
-    """The server ended without an answer."""
+    """The server ended before it answered."""
 
     def __init__(self) -> None:
         super().__init__("the server ended before it answered")
@@ -39,17 +39,17 @@ class ServerGone(NotRunning):
 def ask(
     directory: Path, command: str, *, timeout: float | None = _ANSWER_SECONDS, **details: object
 ) -> Message:
-    """Send one request to the server of a state directory, and give back its answer.
+    """Send one request to the server of a state directory and return its answer.
 
     Args:
         directory: the state directory.
-        command: see `control`.
-        timeout: seconds to wait for the answer, None for as long as it takes.
-        details: of the request.
+        command: see `socket`.
+        timeout: seconds to wait for the answer; None for no limit.
+        details: further fields of the request.
 
     Raises:
         NotRunning: no server runs there.
-        ConfigError: it may not be asked.
+        ConfigError: the server belongs to another user, or its socket was removed.
         TimedOut: the answer did not come in time.
         ServerGone: the server ended first.
         LifetimeError: the server refuses the request.
@@ -75,10 +75,10 @@ def ask(
 
 
 def wait_for_server(directory: Path, timeout: float | None) -> None:
-    """Come back when a server answers in a state directory, which may not even exist yet.
+    """Wait until a server answers in a state directory, which need not exist yet.
 
     Raises:
-        TimedOut: none does in time.
+        TimedOut: no server answers in time.
     """
     end = None if timeout is None else time.monotonic() + timeout
     while True:
@@ -87,16 +87,16 @@ def wait_for_server(directory: Path, timeout: float | None) -> None:
             return
         if end is not None and time.monotonic() >= end:
             raise TimedOut(timeout or 0.0, f"no Mayfly runs with the state directory {directory}")
-        # The directory may come and go, so there is nothing to be told by.
-        time.sleep(_LOOK_EVERY)
+        # The directory may come and go, so there is nothing to watch.
+        time.sleep(_POLL_SECONDS)
 
 
 def connect(directory: Path) -> socket.socket:
-    """A connection to the server of a state directory.
+    """Connect to the server of a state directory.
 
     Raises:
         NotRunning: no server runs there.
-        ConfigError: it may not be asked, or its socket was removed.
+        ConfigError: the server belongs to another user, or its socket was removed.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -104,11 +104,11 @@ def connect(directory: Path) -> socket.socket:
             connection.connect(path)
     except OSError as error:
         connection.close()
-        raise _unanswered(directory, error) from None
+        raise _connection_error(directory, error) from None
     return connection
 
 
-def _unanswered(directory: Path, error: OSError) -> Exception:
+def _connection_error(directory: Path, error: OSError) -> Exception:
     if isinstance(error, PermissionError):
         return ConfigError(
             f"the Mayfly with the state directory {directory} belongs to another user "
@@ -125,7 +125,7 @@ def _unanswered(directory: Path, error: OSError) -> Exception:
             f"since its control socket was removed; end it with: kill {holder}"
         )
     if (directory / READY).exists():
-        # A server removes it when it ends.
+        # An orderly end removes it.
         return NotRunning(
             f"no Mayfly runs with the state directory {directory}; the last one was killed or "
             "crashed: start it again with the same options, and it goes on with its run"
@@ -136,10 +136,10 @@ def _unanswered(directory: Path, error: OSError) -> Exception:
 
 
 def _holder(directory: Path) -> int | None:
-    """The process that holds the state directory's lock, where the kernel lets us see it.
+    """Return the process that holds the state directory's lock; None if the kernel hides it.
 
-    Its lock is looked for among its open files; trying the lock itself could keep a server from
-    starting at that moment.
+    The lock is looked for among the open files of the process: trying the lock itself could keep a
+    server from starting at that moment.
     """
     try:
         lock = (directory / LOCK).stat()

@@ -1,4 +1,4 @@
-"""What a run did: the report as JSON for programs; as text for people it is `table`'s."""
+"""The report of a run, as JSON for programs; `table` makes the text for people."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
+from mayfly.registry.address import canonical_address
 from mayfly.registry.coverage.coverage import Coverage
-from mayfly.registry.coverage.images import plain
-from mayfly.registry.coverage.ledger import Key
+from mayfly.registry.coverage.facts import Key
 from mayfly.registry.coverage.observer import Observer, Transfer
-from mayfly.registry.coverage.states import State, Target
+from mayfly.registry.coverage.states import ResolvedImage, State
 from mayfly.registry.pki.files import Attributes, publish
 from mayfly.registry.threads import in_thread
 
@@ -24,10 +24,10 @@ _KIB = 1024
 _MAX_NAME = 100
 
 _READ_SECONDS = 3.0
-"""For what images are made of: the end of a server must not wait for it."""
+"""Time to read manifests: the end of a server must not wait longer."""
 
-_AT_ONCE = 100
-"""Images between two turns of the event loop."""
+_IMAGES_AT_ONCE = 100
+"""Images that are processed before other tasks of the event loop run."""
 
 
 class Memory(TypedDict):
@@ -42,7 +42,7 @@ class PullRecord(TypedDict):
 
     Attributes:
         node: its name.
-        state: how far it is.
+        state: of the node with the image.
         bytes: of blobs below the image that reached the node since it asked for the image.
         first: when it first asked for the image.
         last: when it last asked for it, or content of it last moved.
@@ -70,7 +70,7 @@ class ImageRecord(TypedDict):
 
 
 class GapRecord(TypedDict):
-    """An image that a node must have and has not."""
+    """An image that a node must have and lacks."""
 
     node: str
     image: str
@@ -78,15 +78,15 @@ class GapRecord(TypedDict):
 
 
 class CoverageRecord(TypedDict):
-    """How far the upgrade came.
+    """The progress of the upgrade.
 
     Attributes:
         accept: the weakest state that counts as having an image.
         matrix: image → node → `State`.
         declared: names of `--nodes`, empty where it is a number.
-        claimed: covered node → how many of its images rest on its runtime's claim alone.
-        absent: images of the list that the registry does not hold.
-        missing: what known nodes lack, those images aside; empty where coverage is complete.
+        claimed: covered node → number of its images that rest on its runtime's claim alone.
+        absent: images of the list that the registry lacks.
+        missing: images that known nodes lack, absent ones aside; empty if coverage is complete.
     """
 
     complete: bool
@@ -102,15 +102,15 @@ class CoverageRecord(TypedDict):
 
 
 class TransferRecord(TypedDict):
-    """Content that flows, or did when it was cut.
+    """A transfer that is under way, or was when it was aborted.
 
     Attributes:
         direction: ``pull`` or ``push``.
-        digest: of the blob, None for a push.
+        digest: of the blob; None for a push.
         node: as coverage names it.
         address: of the peer.
-        bytes: that moved so far.
-        seconds: since it began.
+        bytes: transferred so far.
+        seconds: since its start.
     """
 
     direction: str
@@ -123,7 +123,7 @@ class TransferRecord(TypedDict):
 
 
 class DeniedRecord(TypedDict):
-    """How many requests of one user from one address were refused."""
+    """The number of refused requests of one user from one address."""
 
     user: str
     address: str
@@ -131,15 +131,15 @@ class DeniedRecord(TypedDict):
 
 
 class Corruption(TypedDict):
-    """Content of a bundle that was found wrong, and so is not served.
+    """Corrupt content of a bundle, which is not served.
 
     Attributes:
         digest: of the content.
-        bundle: it is in, as the operator named that.
+        bundle: that contains it, as the operator named the bundle.
         problem: ``digest_mismatch``, ``file_changed``, ``file_gone`` or ``file_refused``.
-        file: that has the bytes, None where that is not known.
-        first_byte, last_byte: of the file.
-        repositories: it belongs to.
+        file: that contains the bytes; None if that is not known.
+        first_byte, last_byte: their range in the file.
+        repositories: that link to it.
         images: that need it, at most 100.
     """
 
@@ -154,7 +154,7 @@ class Corruption(TypedDict):
 
 
 class CorruptRecord(Corruption):
-    """The same, with the time at which it was found: ISO 8601 in UTC."""
+    """Corrupt content and the time at which it was found: ISO 8601 in UTC."""
 
     found: str
 
@@ -163,7 +163,7 @@ class Report(TypedDict):
     """CONTRACT.md, "Report". Times are ISO 8601 in UTC, sizes bytes.
 
     Attributes:
-        images_left_out: how many more images there were, whose manifests took too long to read.
+        images_left_out: number of further images, whose manifests took too long to read.
     """
 
     version: str
@@ -190,17 +190,17 @@ class Report(TypedDict):
 
 
 def write(report: Report, path: Path) -> None:
-    """Put a report in place as a file, at once: one JSON object.
+    """Replace a file by the report, atomically; one JSON object.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     publish(path, (json.dumps(report, indent=2) + "\n").encode(), Attributes(0o644))
 
 
 def read(path: Path, pid: int) -> Report | None:
-    """The report that the server with this process ID left, None if it left none."""
+    """Return the report of the server with this process ID; None if there is none."""
     try:
         found: Report = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -209,15 +209,15 @@ def read(path: Path, pid: int) -> Report | None:
 
 
 def iso(unix: float) -> str:
-    """A moment as ISO 8601 in UTC, to the second."""
+    """Format Unix seconds as ISO 8601 in UTC, to the second."""
     return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def peak_memory() -> Memory:
-    """Of this process, from its birth to now.
+    """Return the peak memory of this process and of its children.
 
-    ``ru_maxrss`` of a process that was started by fork begins at its parent's size (Linux), so
-    the kernel's own high-water mark comes first.
+    ``ru_maxrss`` of a forked process begins at its parent's size (Linux), so ``VmHWM`` comes
+    first.
     """
     own = _high_water() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _KIB
@@ -233,7 +233,7 @@ def _high_water() -> int | None:
 
 
 def storage_used(root: Path) -> int:
-    """Bytes that a directory takes on its disk. Walks it: call from a worker thread."""
+    """Return the disk usage of a directory in bytes. Walks the tree: call it in a worker thread."""
     total = 0
     waiting = [str(root)]
     while waiting:
@@ -245,30 +245,30 @@ def storage_used(root: Path) -> int:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
         except OSError:
-            continue  # changed under the walk
+            continue  # removed during the walk
     return total
 
 
 async def image_records(observer: Observer) -> tuple[list[ImageRecord], int]:
-    """Every image pushed or asked for; the children of an index are part of it, not images.
+    """Return every image pushed or asked for; children of an index are part of it, not images.
 
-    What they are made of may have to be read, in a thread and for a few seconds at most.
+    Manifests may have to be read, in a thread and for `_READ_SECONDS` at most.
 
     Returns:
-        The images, and how many were left out since that took too long.
+        The images, and the number of images left out because reading took too long.
     """
-    ledger = observer.ledger
-    pushed, pulled = ledger.pushers(), ledger.pullers()
+    facts = observer.ledger.facts
+    pushed, pulled = facts.pushers(), facts.pullers()
     until = time.monotonic() + _READ_SECONDS
     children: set[Key] = set()
     found: list[tuple[Key, ImageRecord]] = []
     left_out = 0
     for number, key in enumerate(dict.fromkeys((*pushed, *pulled))):
-        if number % _AT_ONCE == 0:
+        if number % _IMAGES_AT_ONCE == 0:
             await asyncio.sleep(0)
-        target = observer.states.known_target(*key)
+        target = observer.states.resolve_cached(*key)
         if target is None:
-            reading = in_thread(observer.states.target, *key)
+            reading = in_thread(observer.states.resolve, *key)
             await asyncio.wait([reading], timeout=max(until - time.monotonic(), 0))
             if not reading.done():
                 reading.cancel()
@@ -277,7 +277,7 @@ async def image_records(observer: Observer) -> tuple[list[ImageRecord], int]:
             target = reading.result()
         repository, digest = key
         children.update((repository, child) for child in (target.manifests if target else ()))
-        tags = ledger.tags(repository, digest)
+        tags = facts.tags(repository, digest)
         names = [f"{repository}:{tag}" for tag in tags] or [f"{repository}@{digest}"]
         pulls = _pull_records(observer, key, target, pulled.get(key, []))
         by = pushed.get(key, [])
@@ -290,12 +290,12 @@ async def image_records(observer: Observer) -> tuple[list[ImageRecord], int]:
 
 
 def _pull_records(
-    observer: Observer, key: Key, target: Target | None, nodes: Iterable[str]
+    observer: Observer, key: Key, target: ResolvedImage | None, nodes: Iterable[str]
 ) -> list[PullRecord]:
     ledger = observer.ledger
     found = []
     for node in nodes:
-        pull = ledger.pulls(node)[key]
+        pull = ledger.facts.pulls(node)[key]
         found.append(
             PullRecord(
                 node=node,
@@ -310,7 +310,7 @@ def _pull_records(
 
 
 def coverage_record(coverage: Coverage) -> CoverageRecord:
-    """How far the upgrade is now."""
+    """Return the progress of the upgrade."""
     return CoverageRecord(
         complete=coverage.complete(),
         nodes_wanted=coverage.wanted_nodes,
@@ -330,12 +330,12 @@ def coverage_record(coverage: Coverage) -> CoverageRecord:
 
 
 def denied_records(denied: Mapping[tuple[str, str], int]) -> list[DeniedRecord]:
-    """Refused requests, most first, from (user, address) → count.
+    """Return refused requests, most frequent first, from (user, address) → count.
 
-    A name may be any a client made up: it is cut, and shown without control characters.
+    Clients choose the names, so names are shortened and control characters replaced.
     """
     found = [
-        DeniedRecord(user=_printable(user), address=plain(address), requests=count)
+        DeniedRecord(user=_printable(user), address=canonical_address(address), requests=count)
         for (user, address), count in denied.items()
     ]
     return sorted(found, key=lambda record: -record["requests"])
@@ -346,11 +346,11 @@ def _printable(name: str) -> str:
 
 
 def transfer_records(transfers: Iterable[Transfer], now: float) -> list[TransferRecord]:
-    """Transfers as data, those that began first before the others.
+    """Return transfers as data, in the order of their start.
 
     Args:
         transfers: of the observer.
-        now: of its clock.
+        now: of its clock, in seconds.
     """
     records = []
     for one in sorted(transfers, key=lambda one: one.begun):
@@ -360,8 +360,8 @@ def transfer_records(transfers: Iterable[Transfer], now: float) -> list[Transfer
                 direction=one.direction,
                 repository=repository,
                 digest=digest or None,
-                node=one.caller.node,
-                address=one.caller.address,
+                node=one.peer.node,
+                address=one.peer.address,
                 bytes=one.bytes,
                 seconds=round(now - one.begun, 3),
             )

@@ -1,21 +1,21 @@
-"""The control socket: how other processes of the same user ask a running server.
+"""The control socket, by which other processes of the same user query and stop a running server.
 
-A stream socket, mode 0600: who may open it may stop the server. The state directory lies on a disk
-and survives reboots, so the socket lies in the user's runtime directory, by a name of its own for
-each state directory, and the state directory has a link to it. Whoever knows the state directory
-follows that link, whatever their own runtime directory is. Where no runtime directory can be used,
-the socket lies in the state directory itself.
+A stream socket, mode 0600: opening it is enough to stop the server. The state directory lies on a
+disk and survives reboots, so the socket lies in the user's runtime directory, under a name of its
+own for each state directory, and the state directory has a link to it. Clients follow that link,
+whatever their own runtime directory is. If no runtime directory can be used, the socket lies in the
+state directory itself.
 
 One JSON object a line goes in, one comes back:
 
     {"command": "status"}                        {"ok": true, "state": "serving", …}
     {"command": "stop"}                          {"ok": true, "exit_code": 0, …} once it has drained
-    {"command": "wait", "for": "ready"|"covered"}  {"ok": true} once it is
+    {"command": "wait", "for": "ready"|"covered"}  {"ok": true} once that is so
     anything else                                {"ok": false, "error": "…"}
 
-A connection that ends without an answer means that the server ended first. One that asks nothing
-for a while is closed, and there is a bound on how many are open: each takes a descriptor of those
-that nodes pull by.
+A connection that closes without an answer means that the server ended first. Silent connections are
+closed after a while, and their number is bounded: each takes one of the descriptors that nodes need
+for pulls.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ from typing import Any
 from mayfly.registry.state.directory import CONTROL_SOCKET
 
 MAX_LINE = 64 * 1024
-"""Bytes of a request, at most."""
+"""Largest request in bytes."""
 
 MAX_CLIENTS = 100
-"""Connections at a time; the next ones are refused."""
+"""Connections at a time; further ones are refused."""
 
 _LAST_ANSWERS_SECONDS = 1.0
 
 _IDLE_SECONDS = 30.0
-"""Before a request, and for an answer to be taken."""
+"""Time for a client to send a request, and to take an answer."""
 
 _LOOK_SECONDS = 1.0
-"""Between two looks whether a client that waits for an answer is still there."""
+"""Between two checks whether a client that waits for an answer is still connected."""
 
 Message = dict[str, Any]
 Command = Callable[[Message], Awaitable[Message]]
-"""Answers one request; raises ValueError for one it cannot read."""
+"""Answers one request. Raises ValueError for an invalid one."""
 
 
 class ControlServer:
-    """Answers on the control socket of a state directory that this process holds.
+    """Serves the control socket of a state directory that this process has locked.
 
     Args:
         directory: the state directory; a stale socket in it was removed (`state.StateDir.claim`).
         commands: by name.
-        runtime: directory for the socket, made if need be; None for the state directory.
+        runtime: directory for the socket, made if it is missing; None for the state directory.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ControlServer:
         self._answering: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Answer from now on.
+        """Start to answer.
 
         Raises:
             OSError: the socket cannot be made.
@@ -86,7 +86,7 @@ class ControlServer:
         )
 
     async def close(self) -> None:
-        """End, once the answers that are due have gone out."""
+        """Send the answers that are due, then close all connections and remove the socket."""
         if self._server is None:
             return
         self._server.close()
@@ -108,13 +108,13 @@ class ControlServer:
         return self._bind_at(self._directory, CONTROL_SOCKET)
 
     def _bind_in(self, runtime: Path) -> socket.socket:
-        """A socket in the runtime directory, and the link to it."""
+        """Bind a socket in the runtime directory, and make the link to it."""
         runtime.mkdir(mode=0o700, exist_ok=True)
         found = runtime.stat()
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
             raise PermissionError(errno.EPERM, "others may write there", str(runtime))
         self._socket = runtime / socket_name(self._directory)
-        # Left by a server that was killed: the state directory is ours, so this name is, too.
+        # Left by a server that was killed; only the holder of the state directory uses this name.
         self._socket.unlink(missing_ok=True)
         made = self._bind_at(runtime, self._socket.name)
         try:
@@ -126,7 +126,7 @@ class ControlServer:
         return made
 
     def _bind_at(self, directory: Path, name: str) -> socket.socket:
-        # The name it is bound by must lead to it for as long as the event loop knows it.
+        # The event loop may look this path up until it closes the socket.
         return _bind(self._open.enter_context(short_path(directory, name)))
 
     async def _on_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -141,22 +141,22 @@ class ControlServer:
         try:
             while line := await asyncio.wait_for(reader.readline(), _IDLE_SECONDS):
                 self._answering.add(task)
-                answer = await self._answer_while_there(line, writer)
+                answer = await self._answer_while_connected(line, writer)
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await asyncio.wait_for(writer.drain(), _IDLE_SECONDS)
                 self._answering.discard(task)
         except (OSError, ValueError, asyncio.CancelledError):
-            pass  # gone, silent, or a line without end, or we are closing
+            pass  # the client left, is silent or sent an endless line, or the server closes
         finally:
             self._answering.discard(task)
             self._clients.discard(task)
             writer.close()
 
-    async def _answer_while_there(self, line: bytes, writer: asyncio.StreamWriter) -> Message:
-        """Answer a request, which may take hours, unless the client goes away meanwhile.
+    async def _answer_while_connected(self, line: bytes, writer: asyncio.StreamWriter) -> Message:
+        """Answer a request, which may take hours, unless the client leaves meanwhile.
 
         Raises:
-            ConnectionError: it is gone.
+            ConnectionError: the client has left.
         """
         answer = asyncio.create_task(self._answer(line))
         try:
@@ -182,20 +182,20 @@ class ControlServer:
 
 
 def runtime_directory(environment: Mapping[str, str]) -> Path:
-    """Where sockets lie: ``$XDG_RUNTIME_DIR/mayfly``, or ``/run/mayfly`` without."""
+    """Return the directory of sockets: ``$XDG_RUNTIME_DIR/mayfly``, else ``/run/mayfly``."""
     given = environment.get("XDG_RUNTIME_DIR", "")
     return Path(given if given.startswith("/") else "/run") / "mayfly"
 
 
 def socket_name(state_dir: Path) -> str:
-    """The name of a state directory's socket in the runtime directory, unlike any other's."""
+    """Return the name, unique to a state directory, of its socket in the runtime directory."""
     return hashlib.sha256(os.fsencode(os.path.realpath(state_dir))).hexdigest()[:16] + ".sock"
 
 
 def _bind(path: str) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Before it has a name, so that it never is open to others, whatever the umask.
+        # Set before it has a name, so that it is never open to others, whatever the umask.
         os.fchmod(listening.fileno(), 0o600)
         listening.bind(path)
         listening.setblocking(False)
@@ -206,18 +206,18 @@ def _bind(path: str) -> socket.socket:
 
 
 def _is_gone(writer: asyncio.StreamWriter) -> bool:
-    """Whether a client has closed its end, and not only ended its requests (poll(2), POLLHUP)."""
-    looking = select.poll()
-    looking.register(writer.get_extra_info("socket").fileno(), 0)
-    return bool(looking.poll(0))
+    """Whether a client has closed its socket, not only its sending half (poll(2), POLLHUP)."""
+    poller = select.poll()
+    poller.register(writer.get_extra_info("socket").fileno(), 0)
+    return bool(poller.poll(0))
 
 
 @contextlib.contextmanager
 def short_path(directory: Path, name: str = CONTROL_SOCKET) -> Iterator[str]:
-    """A socket's path, by a name that fits into 108 bytes whatever the directory's.
+    """Yield a path to a socket that fits into 108 bytes, however long the directory's path is.
 
     Raises:
-        OSError: there is no such directory.
+        OSError: the directory does not exist.
     """
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -32,10 +32,10 @@ _MOST_TRANSFERS = 20
 
 
 def grid(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Lines of aligned columns, two blanks apart.
+    """Align rows in columns, two blanks apart.
 
-    What is too wide is shortened in its middle, the widest column first: the ends of an image's
-    name say most.
+    Cells that are too wide are shortened in the middle, the widest column first: the ends of an
+    image's name are the most specific.
     """
     if not rows:
         return []
@@ -51,7 +51,7 @@ def grid(rows: Sequence[Sequence[str]], width: int) -> list[str]:
 
 
 def shorten(text: str, width: int) -> str:
-    """A text in at most ``width`` characters, its middle left out if need be."""
+    """Return a text in at most ``width`` characters, without its middle if it is longer."""
     if len(text) <= width:
         return text
     if width < 3:
@@ -66,8 +66,8 @@ class NodeRow:
 
     Attributes:
         name: of the node.
-        missing: image → its state there, of those the node does not have.
-        wanted: how many images it must have.
+        missing: image → its state, of the images that the node lacks.
+        wanted: number of images that the node must have.
     """
 
     name: str
@@ -76,12 +76,12 @@ class NodeRow:
 
     @property
     def has(self) -> int:
-        """How many images it has."""
+        """Number of images that the node has."""
         return self.wanted - len(self.missing)
 
 
 def node_rows(coverage: CoverageRecord) -> list[NodeRow]:
-    """The nodes of a coverage record, incomplete ones first."""
+    """Return the nodes of a coverage record, incomplete ones first."""
     matrix, enough = coverage["matrix"], accepted(State(coverage["accept"]))
     rows = []
     for node in coverage["nodes"]:
@@ -92,19 +92,19 @@ def node_rows(coverage: CoverageRecord) -> list[NodeRow]:
 
 
 def progress(coverage: CoverageRecord) -> str:
-    """How far coverage is, in one line: ``1 of 3 nodes covered; missing: node-ctr``."""
+    """Return the progress of coverage in one line: ``1 of 3 nodes covered; missing: node-ctr``."""
     line = f"{coverage['nodes_covered']} of {coverage['nodes_wanted']} nodes covered"
-    lacking = [row.name for row in node_rows(coverage) if row.missing]
+    incomplete = [row.name for row in node_rows(coverage) if row.missing]
     more = coverage["nodes_wanted"] - len(coverage["nodes"])
     if more > 0:
-        lacking.append(f"{more} that pulled nothing yet")
-    if lacking and not coverage["complete"]:
-        line += f"; missing: {join_names(lacking, _MOST_NAMES)}"
+        incomplete.append(f"{more} that pulled nothing yet")
+    if incomplete and not coverage["complete"]:
+        line += f"; missing: {join_names(incomplete, _MOST_NAMES)}"
     return line
 
 
 def coverage_lines(coverage: CoverageRecord, width: int) -> list[str]:
-    """Coverage as a summary line and a row for each node with the images it lacks."""
+    """Return coverage as a summary line and a row for each node with the images it lacks."""
     rows, absent = node_rows(coverage), coverage["absent"]
     lines = [f"coverage: {coverage['nodes_covered']} of {coverage['nodes_wanted']} nodes"]
     lines += [f"not in the registry: {image}" for image in absent[:_MOST_ROWS]]
@@ -120,12 +120,12 @@ def _node_grid(rows: Sequence[NodeRow], absent: Collection[str], width: int) -> 
     table = [["node", "images"], *([row.name, f"{row.has} of {row.wanted}"] for row in rows)]
     left = grid(table, max(width // 2, MIN_WIDTH // 2))
     start = max(map(len, left)) + 2
-    shown = ["missing", *(_fitting(lacking(row, absent), width - start) for row in rows)]
+    shown = ["missing", *(_fitting(missing_images(row, absent), width - start) for row in rows)]
     return [f"{a:<{start}}{b}".rstrip() for a, b in zip(left, shown, strict=True)]
 
 
-def lacking(row: NodeRow, absent: Collection[str] = ()) -> list[str]:
-    """The images that a node lacks, without those absent from the registry."""
+def missing_images(row: NodeRow, absent: Collection[str] = ()) -> list[str]:
+    """Return the images that a node lacks, without those absent from the registry."""
     return [
         image if state is State.MISSING else f"{image} ({state})"
         for image, state in row.missing.items()
@@ -134,7 +134,7 @@ def lacking(row: NodeRow, absent: Collection[str] = ()) -> list[str]:
 
 
 def _fitting(names: Sequence[str], width: int) -> str:
-    """As many names as fit, and the number of the others."""
+    """Return as many names as fit, and the number of the others."""
     for most in range(len(names), 1, -1):
         text = join_names(names, most)
         if len(text) <= width:
@@ -145,15 +145,15 @@ def _fitting(names: Sequence[str], width: int) -> str:
     return shorten(names[0], max(width - len(rest), 3)) + rest
 
 
-def status(
+def status_lines(
     found: Mapping[str, Any], width: int, before: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """The state of a running server.
+    """Return the status of a running server as text.
 
     Args:
         found: its answer to ``status``.
         width: columns; at least `MIN_WIDTH` are used.
-        before: an earlier answer, for the rates since.
+        before: an earlier answer, to compute rates; None without.
     """
     found = escaped(found)
     width = max(width, MIN_WIDTH)
@@ -165,11 +165,11 @@ def status(
         ["out", _amount(found, before, "bytes_out")],
     ]
     lines = grid(rows, width)
-    lines += transfers(found["transfers"], width)
+    lines += transfer_lines(found["transfers"], width)
     lines += [f"warning: {notice_text(warning)}" for warning in found["warnings"]]
     for path, names in found["ambiguous"].items():
         lines.append(f"ambiguous: {path} is in several upstreams; ask for {' or '.join(names)}")
-    lines += corrupt(found["corrupt"])
+    lines += corrupt_lines(found["corrupt"])
     if found["coverage"] is not None:
         lines += ["", *coverage_lines(found["coverage"], width)]
     return lines
@@ -183,32 +183,33 @@ def _amount(found: Mapping[str, Any], before: Mapping[str, Any] | None, key: str
     return text
 
 
-def transfers(records: Sequence[TransferRecord], width: int) -> list[str]:
-    """Transfers under way, a row each."""
+def transfer_lines(records: Sequence[TransferRecord], width: int) -> list[str]:
+    """Return transfers under way, a row each."""
     if not records:
         return []
     rows = [["under way", "content", "bytes", "rate"]]
     for one in records[:_MOST_TRANSFERS]:
         rate = one["bytes"] / one["seconds"] if one["seconds"] else 0
-        who = f"{one['direction']} by {peer(one)}"
-        rows.append([who, content(one), format_size(one["bytes"]), f"{format_size(round(rate))}/s"])
+        actor = f"{one['direction']} by {peer(one)}"
+        per_second = f"{format_size(round(rate))}/s"
+        rows.append([actor, content(one), format_size(one["bytes"]), per_second])
     return ["", *grid(rows, width), *_more(len(records) - _MOST_TRANSFERS)]
 
 
 def peer(transfer: TransferRecord) -> str:
-    """The node and address at the other end."""
+    """Return the node and address at the other end."""
     node, address = transfer["node"], transfer["address"]
     return f"{node} ({address})" if address and address != node else node
 
 
 def content(transfer: TransferRecord) -> str:
-    """The repository, with the digest of a pull."""
+    """Return the repository, with the digest of a pull."""
     digest = transfer["digest"]
     return f"{transfer['repository']}@{digest}" if digest else transfer["repository"]
 
 
-def cut(transfers: Sequence[TransferRecord], requests: int) -> list[str]:
-    """The transfers that were cut, a line each."""
+def aborted_lines(transfers: Sequence[TransferRecord], requests: int) -> list[str]:
+    """Return the transfers that were aborted, a line each."""
     if requests and not transfers:
         return [f"cut: {requests} requests"]
     lines = [
@@ -218,14 +219,14 @@ def cut(transfers: Sequence[TransferRecord], requests: int) -> list[str]:
     return [*lines, *_more(len(transfers) - _MOST_ROWS)]
 
 
-def corrupt(records: Sequence[CorruptRecord]) -> list[str]:
-    """Content of bundles that was found wrong, a line each, however long: it is to be copied."""
-    lines = [f"corrupt: {corruption(one)}" for one in records[:_MOST_ROWS]]
+def corrupt_lines(records: Sequence[CorruptRecord]) -> list[str]:
+    """Return corrupt content of bundles, a line each, not shortened, so that it can be copied."""
+    lines = [f"corrupt: {corruption_text(one)}" for one in records[:_MOST_ROWS]]
     return [*lines, *_more(len(records) - _MOST_ROWS)]
 
 
-def corruption(found: Corruption) -> str:
-    """What is wrong with content of a bundle, which images that hurts, and what to do."""
+def corruption_text(found: Corruption) -> str:
+    """Describe corrupt content of a bundle, the images that need it, and the remedy."""
     bundle, digest, file = found["bundle"], found["digest"], found["file"] or found["bundle"]
     match found["problem"]:
         case "digest_mismatch":
@@ -244,19 +245,19 @@ def corruption(found: Corruption) -> str:
             fact = f"{digest} is not served, since a link or a special file is in its place"
             remedy = "fetch the bundle again and restart"
     images = join_names(found["images"] or found["repositories"], _MOST_NAMES)
-    hurt = f"; images that need it: {images}" if images else ""
-    return f"{bundle}: {fact}{hurt}; {remedy}"
+    affected = f"; images that need it: {images}" if images else ""
+    return f"{bundle}: {fact}{affected}; {remedy}"
 
 
 def _more(left: int) -> list[str]:
     return [f"… and {left} more"] if left > 0 else []
 
 
-def report(content: Report, width: int) -> str:
-    """A report for people.
+def report_text(content: Report, width: int) -> str:
+    """Return a report as text for people.
 
     Args:
-        content: the report as its JSON has it.
+        content: the report, as its JSON.
         width: columns; at least `MIN_WIDTH` are used.
     """
     content = escaped(content)
@@ -273,14 +274,14 @@ def report(content: Report, width: int) -> str:
         rows = [["denied", "user", "address"]]
         rows += [[str(d["requests"]), d["user"] or "-", d["address"]] for d in content["denied"]]
         lines += ["", *grid(rows[:_MOST_ROWS], width)]
-    lines += corrupt(content["corrupt"])
-    lines += cut(content["cut"], content["cut_requests"])
+    lines += corrupt_lines(content["corrupt"])
+    lines += aborted_lines(content["cut"], content["cut_requests"])
     lines += _asked_again(content["asked_again"])
     return "\n".join(lines) + "\n"
 
 
-def claims(content: Report) -> str:
-    """The last line that people read, where exit code 0 rests on claims; else ""."""
+def claims_line(content: Report) -> str:
+    """Return the warning that exit code 0 rests on claims, "" if it does not."""
     if not content["coverage"] or content["exit_code"] != 0:
         return ""
     text = claims_text(content["coverage"]["claimed"])
@@ -300,19 +301,19 @@ def _asked_again(nodes: Mapping[str, int]) -> list[str]:
 
 
 def _ended(reason: str, detail: Mapping[str, Any]) -> str:
-    """Why a server ended, fit to follow "ended because"."""
-    quiet = exact(float(detail["seconds"])) if "seconds" in detail else ""
+    """Return why a server ended, as text that follows "ended because"."""
+    duration = exact(float(detail["seconds"])) if "seconds" in detail else ""
     match reason:
         case "covered":
             return "every node has every image"
         case "command":
             return _command_ended(detail)
         case "deadline":
-            return f"the maximum lifetime of {quiet} was over"
+            return f"the maximum lifetime of {duration} was over"
         case "idle":
-            return f"no request came for {quiet}"
+            return f"no request came for {duration}"
         case "unused":
-            return f"no image was pulled and no request came for {quiet}"
+            return f"no image was pulled and no request came for {duration}"
         case "signal":
             return f"it received {detail['signal']}"
         case "stop":
@@ -336,7 +337,7 @@ def _command_ended(detail: Mapping[str, Any]) -> str:
     name, code = detail["command"], int(detail["exit_code"])
     if code >= 0:
         return f"{name} ended with exit code {code}"
-    # Loaded for this alone.
+    # Imported only for this case.
     from mayfly.registry.process.child import signal_name
 
     number = signal_name(-code)
@@ -352,7 +353,7 @@ def _summary(content: Report, width: int) -> list[str]:
     before, after = content["storage_before"], content["storage_after"]
     if before is not None and after is not None:
         rows.append(["storage", f"{format_size(before)} before, {format_size(after)} after"])
-    # The reason is whole, however long: a path in it is to be copied.
+    # The reason is not shortened, so that a path in it can be copied.
     ended = f"ended because {_ended(content['reason'], content['reason_detail'])}"
     return [ended, *grid(rows, width)]
 

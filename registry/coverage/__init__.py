@@ -1,4 +1,20 @@
-"""Which node has which image: what requests show, kept across crashes, and what follows from it.
+"""Which node has which image, concluded from requests and kept across crashes.
 
-Imports no endpoint and nothing that ends the server.
+*A node's pull is many requests.* `pulls` follows each node through HEAD, manifest, children and
+blobs, and knows what the node is still expected to ask for. So a pull is under way also while no
+request is in flight; that decides when coverage is final and what a drain still serves.
+
+*Facts, then conclusions.* `ledger` keeps facts only: this node was served this manifest, this blob
+did not arrive there. It survives a kill of the server. `states` and `coverage` conclude from it,
+and from the digests that tags point at now, which node has which image.
+
+    requests ──► observer ──► pulls                  under way; lost at a kill
+                    │    └──► ledger ──► ledger_file  facts; kept
+                    └► owners, manifest_graph         which image a blob is part of
+    ledger, pulls, store_queries ──► states ──► coverage ──► report, condition "covered"
+
+The request path calls `observer` only. Only the event loop's thread may use these objects, except
+for methods that say "may read".
+
+This room must not import endpoints, conditions, the drain or the report.
 """

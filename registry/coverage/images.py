@@ -1,20 +1,19 @@
-"""What an upgrade is: the images that must arrive, and the nodes they must arrive at.
+"""The lists of an upgrade: images that must arrive, and nodes that must have them.
 
 ``IMAGES.txt`` has one image a line, as it is written in a pod or a ``docker pull``; ``#`` begins a
-comment, and blank lines are skipped. A name is made whole by docker's rule (``distribution``'s
-``reference/normalize.go``): without a registry it is ``docker.io``'s, there a single word is
-``library/``'s, and without tag or digest the tag is ``latest``. The host and port of this registry
-say nothing about where the image came from and are taken off.
+comment, and blank lines are skipped. A name is completed by docker's rule (``distribution``'s
+``reference/normalize.go``): without a registry it belongs to ``docker.io``, there a single word to
+``library/``, and without tag or digest the tag is ``latest``. The host and port of this registry
+do not name the image's origin and are removed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import ip_address
 from pathlib import Path
 
+from mayfly.registry.address import canonical_address
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.storage import digest as digests
 from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid
@@ -30,14 +29,14 @@ MAX_ENTRIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class ListedImage:
     """One image that must arrive.
 
     Attributes:
         text: as the file has it.
-        host: the registry it comes from; None where the name does not say, or says this one.
-        paths: repository names it may go by, the likeliest first.
-        tag: None where there is a digest.
+        host: the registry it comes from; None if the name has none or this registry.
+        paths: repository names it may have, the likeliest first.
+        tag: None if there is a digest.
         digest: ``algorithm:hex``, or None.
     """
 
@@ -48,22 +47,22 @@ class Image:
     digest: str | None
 
     def repositories(self) -> Iterator[str]:
-        """The names under which this registry may hold it: with the upstream's and without."""
+        """Yield the repositories that may hold it here: with the upstream's name and without."""
         for path in self.paths:
             if self.host is not None:
                 yield f"{self.host}/{path}"
         yield from self.paths
 
 
-def parse_image(text: str, own_hosts: Collection[str] = ()) -> Image:
-    """Read one image name.
+def parse_image(text: str, own_hosts: Collection[str] = ()) -> ListedImage:
+    """Parse an image name.
 
     Args:
-        text: without blanks around it.
+        text: without surrounding blanks.
         own_hosts: ``host`` or ``host:port`` by which this registry is known.
 
     Raises:
-        ValueError: it is no image name; the text says why.
+        ValueError: the text is not an image name.
     """
     name, at, digest = text.partition("@")
     name, tag = _split_tag(name)
@@ -77,14 +76,14 @@ def parse_image(text: str, own_hosts: Collection[str] = ()) -> Image:
     except (NameInvalid, TagInvalid, DigestInvalid) as error:
         raise ValueError(error.message) from None
     if host in own_hosts:
-        return Image(text, None, (path,), *_reference(tag, digest))
+        return ListedImage(text, None, (path,), *_reference(tag, digest))
     if host in _OLD_DEFAULT_HOSTS:
         host = DEFAULT_HOST
     paths: tuple[str, ...] = (path,)
     if "/" not in path and host in (None, DEFAULT_HOST):
         # Written without a host it may also be a plain name that was pushed here.
         paths = (_OFFICIAL + path, path) if host is None else (_OFFICIAL + path,)
-    return Image(text, host, paths, *_reference(tag, digest))
+    return ListedImage(text, host, paths, *_reference(tag, digest))
 
 
 def _reference(tag: str | None, digest: str) -> tuple[str | None, str | None]:
@@ -103,13 +102,13 @@ def _split_host(name: str) -> tuple[str | None, str]:
     return None, name
 
 
-def read_images(path: Path, own_hosts: Collection[str] = ()) -> tuple[Image, ...]:
+def read_images(path: Path, own_hosts: Collection[str] = ()) -> tuple[ListedImage, ...]:
     """Read ``IMAGES.txt``; an image listed twice counts once.
 
     Raises:
-        ConfigError: it cannot be read, lists nothing, or has a line that is no image name.
+        ConfigError: it cannot be read, lists no image, or has a line that is not an image name.
     """
-    found: dict[str, Image] = {}
+    found: dict[str, ListedImage] = {}
     for number, line in _lines(path, "--until-pulled"):
         try:
             found.setdefault(line, parse_image(line, own_hosts))
@@ -134,26 +133,18 @@ def read_nodes(text: str) -> Nodes:
     """Read ``--nodes N|FILE``; a file has one node a line, a name or an address.
 
     Raises:
-        ConfigError: it is neither a number above 0 nor a file that lists a node.
+        ConfigError: the text is neither a number above 0 nor a file that lists a node.
     """
     if text.isascii() and text.isdigit():
         if not 0 < int(text) <= MAX_ENTRIES:
             raise ConfigError(f"--nodes {text}: expected 1 to {MAX_ENTRIES} nodes")
         return Nodes(int(text))
-    names = tuple(dict.fromkeys(plain(line) for _, line in _lines(Path(text), "--nodes")))
+    names = tuple(
+        dict.fromkeys(canonical_address(line) for _, line in _lines(Path(text), "--nodes"))
+    )
     if not names:
         raise ConfigError(f"--nodes {text}: lists no node")
     return Nodes(len(names), names)
-
-
-@lru_cache(maxsize=4096)
-def plain(address: str) -> str:
-    """An IP address in its one usual form, IPv4 also where a socket shows it inside IPv6."""
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
 def _lines(path: Path, option: str) -> Iterator[tuple[int, str]]:

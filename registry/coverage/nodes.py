@@ -1,9 +1,9 @@
-"""Identifies the node that a request comes from, by its credential or its address.
+"""Identify the node that a request comes from, by its credential or its address.
 
-A credential issued for a node names that node and no other. Any other is usually shared by several
-nodes: one imagePullSecret for all kubelets, one user in all hosts.toml files. Those nodes are told
-apart by address, as long as addresses are their own. Behind a proxy or NAT they are not, and then
-only credentials of their own tell nodes apart.
+A credential issued for a node names that node. Other credentials are usually shared by several
+nodes: one imagePullSecret for all kubelets, one user in all hosts.toml files. Those nodes are
+distinguished by address, as long as each has its own. Behind a proxy or NAT they share one, and
+then only credentials of their own distinguish nodes.
 """
 
 from __future__ import annotations
@@ -22,56 +22,56 @@ class NodeNames:
     """Maps the caller of a request to the name of its node.
 
     Args:
-        how: nodes are told apart.
-        declared: names of nodes that are listed; empty where only their number is known.
-        shared: whether a user's name is one that several nodes use by its kind.
+        identity: how nodes are distinguished.
+        declared: names of `--nodes`; empty if only their number is known.
+        is_shared: whether several nodes use a user's name.
 
     Attributes:
-        notices: why nodes may not be told apart.
+        notices: reasons why nodes may not be distinguished.
     """
 
     def __init__(
         self,
-        how: NodeIdentity = NodeIdentity.AUTO,
+        identity: NodeIdentity = NodeIdentity.AUTO,
         declared: frozenset[str] = frozenset(),
-        shared: Callable[[str], bool] = lambda user: False,
+        is_shared: Callable[[str], bool] = lambda user: False,
     ) -> None:
-        self._how = how
+        self._identity = identity
         self._declared = declared
-        self._shared = shared
+        self._is_shared = is_shared
         self._named_at: dict[str, str] = {}
-        """Address → the first node with a credential of its own that pulled from there."""
+        """Address → first node with a credential of its own that pulled from there."""
         self._is_proxy: Callable[[str], bool] = lambda address: False
         self._unnamed_at: dict[str, None] = {}
-        """Addresses that were taken as the name of a node that pulled."""
+        """Addresses that were used as the name of a node that pulled."""
         self.notices = Notices("nodes", _MAX_NOTICES)
 
     def name(self, user: str, node: str | None, address: str) -> str:
-        """The node that a caller is.
+        """Return the name of a client's node.
 
         Args:
-            user: the name of the credential or certificate, "" without.
-            node: the node that it was issued for, if it was for one.
-            address: of the peer, "" without.
+            user: name of the credential or certificate; "" without.
+            node: that the credential was issued for; None for other credentials.
+            address: of the peer; "" without.
         """
-        if self._how is NodeIdentity.ADDRESS:
+        if self._identity is NodeIdentity.ADDRESS:
             return address or "unknown"
         named = node
-        if named is None and user in self._declared and not self._shared(user):
+        if named is None and user in self._declared and not self._is_shared(user):
             named = user
-        if named is None and self._how is NodeIdentity.CREDENTIAL:
+        if named is None and self._identity is NodeIdentity.CREDENTIAL:
             return user or address or "unknown"
         return named or address or user or "unknown"
 
     def is_unknown(self, node: str | None) -> bool:
-        """Whether a credential is for a node that is not among those listed."""
+        """Whether a credential is for a node that `--nodes` does not list."""
         if node is None or not self._declared or node in self._declared:
             return False
         self.notices.add("node_not_listed", node=node)
         return True
 
     def without_credentials(self) -> None:
-        """Note that the registry has no authentication, so nodes are known by address alone."""
+        """Note that the registry has no authentication, so nodes are known by address only."""
         unreachable = sorted(name for name in self._declared if not _is_address(name))
         if unreachable:
             self.notices.add("names_without_authentication", nodes=tuple(unreachable))
@@ -79,41 +79,36 @@ class NodeNames:
     def behind_proxies(
         self, is_proxy: Callable[[str], bool], external_url: str, *, trusts_any: bool
     ) -> None:
-        """Learn how clients reach the registry, and note where their addresses do not arrive.
+        """Set how clients reach the registry, and note if a proxy hides their addresses.
 
         Args:
             is_proxy: whether an address is a trusted proxy's.
-            external_url: at which clients reach the registry, if not directly; "" if they do.
-            trusts_any: whether any proxy is trusted to say for whom it asks.
+            external_url: by which clients reach the registry; "" if they reach it directly.
+            trusts_any: whether a proxy is trusted to forward the client's address.
         """
         self._is_proxy = is_proxy
         by_address = not self._declared or any(map(_is_address, self._declared))
-        if self._how is NodeIdentity.AUTO and external_url and not trusts_any and by_address:
+        if self._identity is NodeIdentity.AUTO and external_url and not trusts_any and by_address:
             self.notices.add("proxy_not_trusted", url=external_url)
 
     def pulled(self, node: str, user: str, address: str, *, runtime: bool) -> None:
-        """Look for nodes that cannot be told apart, or that do not count, when one pulls.
+        """Note a pull, and look for nodes that cannot be distinguished or do not count.
 
-        Only pulls count: clients try without credentials first, and log in, before they are a
-        node.
+        Other requests do not show a node: clients try without credentials first, and log in.
 
         Args:
-            node: as `name` gave it.
-            user: the name of the credential or certificate, "" without.
-            address: of the peer, "" without.
+            node: as returned by `name`.
+            user: name of the credential or certificate; "" without.
+            address: of the peer; "" without.
             runtime: whether a container runtime pulls.
         """
-        if self._how is NodeIdentity.AUTO and address:
-            self._look_for_translation(node, address)
+        if self._identity is NodeIdentity.AUTO and address:
+            self._check_address(node, address)
         if runtime and self._declared and node not in self._declared:
             self.notices.add("pull_not_listed", node=node, user=user, address=address)
 
-    def _look_for_translation(self, node: str, address: str) -> None:
-        """Notice several nodes behind one address.
-
-        Nodes with credentials of their own may share an address. A node that only its address names
-        is in doubt where another one pulls from there, too.
-        """
+    def _check_address(self, node: str, address: str) -> None:
+        """Note an address from which a node named by it and a node with a credential pull."""
         if node == address:
             if self._is_proxy(address):
                 self.notices.add("proxy_hides_addresses", address=address)

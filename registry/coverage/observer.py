@@ -1,7 +1,7 @@
-"""What handlers tell the lifetime, in as few words as they can.
+"""The observer: what handlers call for coverage, the report and idleness.
 
-One `Observer` is shared by all requests. The byte path and the manifest handlers call it; it keeps
-`Activity`, `Pulls` and the `Ledger` in step, so that no handler knows what those are for.
+One `Observer` is shared by all requests. The byte path and the manifest handlers call it; it
+updates `Activity`, `Pulls` and the `Ledger`, so that handlers need not know these.
 """
 
 from __future__ import annotations
@@ -14,42 +14,43 @@ from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
+from mayfly.registry.activity import Activity
+from mayfly.registry.address import canonical_address
 from mayfly.registry.clock import Clock
-from mayfly.registry.coverage.contents import Contained, Contents
-from mayfly.registry.coverage.images import plain
-from mayfly.registry.coverage.ledger import Flow, Ledger
+from mayfly.registry.coverage.facts import Flow
+from mayfly.registry.coverage.ledger import Ledger
+from mayfly.registry.coverage.manifest_graph import ManifestGraph, ManifestRefs
 from mayfly.registry.coverage.nodes import NodeNames
 from mayfly.registry.coverage.owners import Owners
 from mayfly.registry.coverage.pulls import Pulls
 from mayfly.registry.coverage.runtimes import NONE, runtime_of
-from mayfly.registry.coverage.states import EMPTY_CONFIG, RANKED, States
+from mayfly.registry.coverage.states import EMPTY_CONFIG, RANKED, ImageStates
 from mayfly.registry.http.errors import RangeInvalid
-from mayfly.registry.lifecycle.activity import Activity
 from mayfly.registry.threads import in_thread
 
-AGAIN_AFTER = 60
-"""Seconds after which a manifest asked for once more is another pull, not the same one."""
+NEW_PULL_SECONDS = 60
+"""After which a repeated request for a manifest is another pull, not the same one."""
 
 
-_NO_REFUSALS = (RangeInvalid, ConnectionError, asyncio.CancelledError)
-"""Errors before the first byte that are not refusals by the registry."""
+_NOT_REFUSALS = (RangeInvalid, ConnectionError, asyncio.CancelledError)
+"""Errors before the first byte by which the registry does not refuse content."""
 
 
 class Receipts(Protocol):
-    """Tells how many bytes sent on a connection its peer has not acknowledged."""
+    """Counts the bytes sent on a connection that its peer has not acknowledged."""
 
     def unreceived(self) -> int:
-        """Bytes sent last that were not acknowledged, now."""
+        """Return the number of bytes that are not acknowledged now."""
 
     def on_received(self, done: Callable[[int], None]) -> None:
-        """Call back when all is acknowledged or the connection is gone.
+        """Call back once all bytes are acknowledged or the connection is lost.
 
-        The argument is the number of bytes that were not acknowledged.
+        The argument is the number of unacknowledged bytes.
         """
 
 
 class _AllReceived:
-    """For content that no socket carries."""
+    """For content that is not sent over a socket."""
 
     def unreceived(self) -> int:
         return 0
@@ -61,12 +62,12 @@ class _AllReceived:
 ALL_RECEIVED: Receipts = _AllReceived()
 
 
-class Caller(NamedTuple):
-    """Who makes a request.
+class Peer(NamedTuple):
+    """The client of a request, as coverage and the report name it.
 
     Attributes:
-        node: the name by which coverage knows the machine.
-        user: as authenticated, "" for nobody in particular.
+        node: name of the machine.
+        user: as authenticated; "" without authentication.
         address: of the peer.
         agent: the client's ``User-Agent``.
     """
@@ -79,45 +80,45 @@ class Caller(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Transfer:
-    """Content that flows now.
+    """A transfer that is under way.
 
     Attributes:
         direction: ``pull`` or ``push``.
         what: repository, with the digest of a pull.
-        caller: at the other end.
+        peer: the client.
         begun: seconds, monotonic.
-        bytes: that moved so far; of a pull, those handed to the kernel.
+        bytes: transferred so far; of a pull, those handed to the kernel.
     """
 
     direction: str
     what: str
-    caller: Caller
+    peer: Peer
     begun: float
     bytes: int = 0
 
     def __str__(self) -> str:
-        peer = self.caller.node
-        if self.caller.address and self.caller.address != peer:
-            peer = f"{peer} ({self.caller.address})"
+        peer = self.peer.node
+        if self.peer.address and self.peer.address != peer:
+            peer = f"{peer} ({self.peer.address})"
         return f"{self.direction} of {self.what} by {peer}"
 
 
 @dataclass(slots=True)
 class Sending:
-    """One GET of a blob: `part` around the bytes, the whole as a context around the handler.
+    """One GET of a blob: a context around the handler, with `part` around the sending of bytes.
 
-    An error before the first byte is a refusal, except where the client asked for a range that
-    does not exist: that is how a client finds out that it has everything. A client that drops its
-    connection after that has not failed by it; what counts is what reached it (`arrival`).
+    An error before the first byte is a refusal, except for a range that does not exist: clients use
+    that to find out that they have everything. A connection that drops after the first byte is not
+    a failure by itself; the bytes that arrived count (`arrival`).
     """
 
     _observer: Observer
-    _caller: Caller
+    _peer: Peer
     _repository: str
     _digest: str
     _images: list[str]
     _configured: list[str]
-    """Those of the images whose config it is."""
+    """Those of the images whose config the blob is."""
     _transfer: Transfer | None = field(default=None)
     _flow: Flow | None = field(default=None)
     _corrupt: bool = field(default=False)
@@ -133,11 +134,11 @@ class Sending:
     ) -> None:
         if not self._images:
             return
-        ledger, where = self._observer.ledger, (self._caller.node, self._repository, self._digest)
+        ledger, where = self._observer.ledger, (self._peer.node, self._repository, self._digest)
         if error is None:
             if self._flow is None:  # an empty blob has no bytes to flow
                 ledger.blob_ended(ledger.blob_begun(*where, 0, 0, self._images), 0, 0)
-        elif self._corrupt or (self._flow is None and not isinstance(error, _NO_REFUSALS)):
+        elif self._corrupt or (self._flow is None and not isinstance(error, _NOT_REFUSALS)):
             ledger.failed(*where, corrupt=self._corrupt)
 
     def count(self, sent: int) -> None:
@@ -149,7 +150,7 @@ class Sending:
             self._flow.count(sent)
 
     def ahead(self, count: int) -> None:
-        """Note that so many more bytes may be sent before the next call of `count`."""
+        """Note that up to ``count`` more bytes may be sent before the next call of `count`."""
         if self._flow is not None:
             self._flow.ahead(count)
 
@@ -161,14 +162,14 @@ class Sending:
     def part(
         self, first: int, count: int, size: int, receipts: Receipts = ALL_RECEIVED
     ) -> Iterator[None]:
-        """Around the sending of ``count`` bytes from byte ``first`` on, of a blob of ``size``.
+        """Track the sending of ``count`` bytes from byte ``first`` on, of a blob of ``size``.
 
         Args:
-            receipts: tells how much of what was sent the client's host has acknowledged.
+            receipts: counts the bytes that the client's host has not acknowledged.
         """
-        observer, node = self._observer, self._caller.node
+        observer, node = self._observer, self._peer.node
         what = f"{self._repository}@{self._digest}"
-        transfer = Transfer("pull", what, self._caller, observer.clock.now())
+        transfer = Transfer("pull", what, self._peer, observer.clock.now())
         self._transfer = transfer
         observer.transfers.add(transfer)
         observer.pulls.blob_begun(node, self._digest)
@@ -190,32 +191,32 @@ class Sending:
 
     def _ended(self, first: int, unreceived: int) -> None:
         """Record the end of the transfer; ``unreceived`` bytes were never acknowledged."""
-        observer, node = self._observer, self._caller.node
+        observer, node = self._observer, self._peer.node
         assert self._transfer is not None
         sent = first + self._transfer.bytes
         if self._flow is not None:
             observer.ledger.blob_ended(self._flow, max(first, sent - unreceived), sent)
-        whole = observer.ledger.has_whole(node, self._digest)
-        observer.pulls.blob_ended(node, self._digest, whole=whole)
-        if whole:
-            observer.blob_arrived(self._caller, self._repository, self._digest, self._configured)
+        complete = observer.ledger.facts.has_blob(node, self._digest)
+        observer.pulls.blob_ended(node, self._digest, complete=complete)
+        if complete:
+            observer.blob_arrived(self._peer, self._repository, self._digest, self._configured)
 
 
 class Observer:
-    """Told of what happens, by the event loop's thread only.
+    """Records the requests of all clients; for the event loop's thread only.
 
     Args:
-        activity: counted on.
-        pulls: followed.
-        ledger: written.
-        contained: what manifests refer to.
-        clock: of all of them.
-        nodes: how nodes are told apart.
+        activity: counts requests and bytes.
+        pulls: follows pulls and pushes.
+        ledger: keeps facts.
+        graph: references of manifests.
+        clock: that all of them use.
+        nodes: names the nodes of clients.
 
     Attributes:
-        transfers: that flow now.
-        owners: from blobs to the images they are of.
-        states: how far nodes are with images.
+        transfers: under way.
+        owners: images that a blob is part of.
+        states: of nodes with images.
     """
 
     def __init__(
@@ -223,7 +224,7 @@ class Observer:
         activity: Activity,
         pulls: Pulls,
         ledger: Ledger,
-        contained: Contained,
+        graph: ManifestGraph,
         clock: Clock,
         *,
         nodes: NodeNames | None = None,
@@ -231,116 +232,119 @@ class Observer:
         self.activity = activity
         self.pulls = pulls
         self.ledger = ledger
-        self.contained = contained
+        self.graph = graph
         self.clock = clock
         self.transfers: set[Transfer] = set()
-        self.owners = Owners(ledger, contained)
-        self.states = States(ledger, pulls, contained)
+        self.owners = Owners(ledger.facts, graph)
+        self.states = ImageStates(ledger.facts, pulls, graph)
         self.nodes = nodes or NodeNames()
-        # One at a time: each may take a worker thread for long, and memory for a large manifest.
+        # One at a time: each may occupy a worker thread for long, and memory for a large manifest.
         self._reading = asyncio.Semaphore(1)
 
-    def caller(self, user: str, node: str | None, address: str | None, agent: str = "") -> Caller:
-        """Who makes a request.
+    def peer(self, user: str, node: str | None, address: str | None, agent: str = "") -> Peer:
+        """Return the client of a request.
 
         Args:
-            user: the name of the credential or certificate, "" without.
-            node: the node it says the caller is, if it does.
-            address: of the peer, if there is one.
+            user: name of the credential or certificate; "" without.
+            node: that the credential was issued for; None for other credentials.
+            address: of the client; None without.
             agent: its ``User-Agent``.
         """
-        where = plain(address) if address else ""
-        return Caller(self.nodes.name(user, node, where), user, where, agent)
+        where = canonical_address(address) if address else ""
+        return Peer(self.nodes.name(user, node, where), user, where, agent)
 
     def manifest_served(
         self,
-        caller: Caller,
+        peer: Peer,
         repository: str,
         digest: str,
-        contents: Contents,
+        refs: ManifestRefs,
         *,
         head: bool,
         tag: str | None,
     ) -> None:
-        """A manifest is about to be answered with 200; `learn` was called.
+        """Record that a manifest is about to be answered with 200; call `learn` first.
 
         Args:
-            contents: what it names.
+            peer: that asked for it.
+            repository: of the manifest.
+            digest: of the manifest.
+            refs: its references.
             head: whether it was asked for by HEAD.
-            tag: by which it was asked for, if by one.
+            tag: by which it was asked for; None for a digest.
         """
-        node = caller.node
+        node = peer.node
         self.activity.pulled()
-        runtime = runtime_of(caller.agent)
-        self.nodes.pulled(node, caller.user, caller.address, runtime=runtime is not NONE)
-        known = self.ledger.pull(node, repository, digest)
-        if known and not known.again and self.ledger.age(known) >= AGAIN_AFTER:
-            target = self.states.known_target(repository, digest)
+        runtime = runtime_of(peer.agent)
+        self.nodes.pulled(node, peer.user, peer.address, runtime=runtime is not NONE)
+        known = self.ledger.facts.pull(node, repository, digest)
+        if known and not known.again and self.ledger.age(known) >= NEW_PULL_SECONDS:
+            target = self.states.resolve_cached(repository, digest)
             if target is not None and self.states.of(node, target) in RANKED:
-                self.ledger.again(node, repository, digest)
-        self.pulls.manifest(node, repository, digest, contents, head=head)
-        claims = runtime.claims_image(head=head, index=bool(contents.children))
+                self.ledger.asked_again(node, repository, digest)
+        self.pulls.manifest(node, repository, digest, refs, head=head)
+        claims = runtime.claims_image(head=head, index=bool(refs.children))
         self.ledger.asked(node, repository, digest, got=not head, claims=claims, tag=tag)
-        self.owners.learn(repository, digest, contents)
+        self.owners.learn(repository, digest, refs)
 
-    async def learn(self, repository: str, digest: str, contents: Contents) -> None:
-        """Take note of what a manifest names, and read what lies below it."""
-        self.contained.learn(repository, digest, contents)
-        if contents.children and not self.contained.knows(repository, digest):
+    async def learn(self, repository: str, digest: str, refs: ManifestRefs) -> None:
+        """Remember the references of a manifest, and read the manifests below it."""
+        self.graph.add(repository, digest, refs)
+        if refs.children and not self.graph.has_closure(repository, digest):
             async with self._reading:
-                await in_thread(self.contained.below, repository, digest)
+                await in_thread(self.graph.closure, repository, digest)
 
-    async def prepare(self, caller: Caller, repository: str) -> None:
-        """Before `sending` and `manifest_failed`: read the images of a node that are forgotten."""
-        if not self.owners.unread(caller.node, repository):
+    async def prepare(self, peer: Peer, repository: str) -> None:
+        """Read images of a node that are not remembered; before `sending` and `manifest_failed`."""
+        if not self.owners.unread(peer.node, repository):
             return
         async with self._reading:
-            if unread := self.owners.unread(caller.node, repository):
+            if unread := self.owners.unread(peer.node, repository):
                 found = await in_thread(self.owners.read, repository, unread)
-                for digest, contents in found.items():
-                    self.owners.learn(repository, digest, contents)
-                self.owners.were_read(caller.node, repository)
+                for digest, refs in found.items():
+                    self.owners.learn(repository, digest, refs)
+                self.owners.were_read(peer.node, repository)
 
     def blob_arrived(
-        self, caller: Caller, repository: str, digest: str, images: Collection[str]
+        self, peer: Peer, repository: str, digest: str, images: Collection[str]
     ) -> None:
-        """All of a blob has reached a node, which was served the images whose config it is."""
-        if digest == EMPTY_CONFIG or not runtime_of(caller.agent).config:
+        """Record that a node has all of a blob, and was served the images whose config it is."""
+        if digest == EMPTY_CONFIG or not runtime_of(peer.agent).config:
             return
         for image in images:
-            self.ledger.asked(caller.node, repository, image, got=False, claims=True)
+            self.ledger.asked(peer.node, repository, image, got=False, claims=True)
 
-    def manifest_failed(self, caller: Caller, repository: str, digest: str) -> None:
-        """A manifest that a node asked for, and that is in the repository, cannot be served."""
-        if self.owners.of(caller.node, repository, digest) or self.ledger.pull(
-            caller.node, repository, digest
+    def manifest_failed(self, peer: Peer, repository: str, digest: str) -> None:
+        """Record that a manifest of the repository, asked for by a node, cannot be served."""
+        if self.owners.of(peer.node, repository, digest) or self.ledger.facts.pull(
+            peer.node, repository, digest
         ):
-            self.ledger.failed(caller.node, repository, digest)
+            self.ledger.failed(peer.node, repository, digest)
 
     def manifest_pushed(
-        self, caller: Caller, repository: str, digest: str, tags: tuple[str, ...]
+        self, peer: Peer, repository: str, digest: str, tags: tuple[str, ...]
     ) -> None:
-        """A manifest was stored. With a tag it is the last of its push; children come without."""
+        """Record that a manifest was stored: with tags the last of its push, without a child."""
         if tags:
-            self.pulls.push_over(caller.node)
+            self.pulls.push_ended(peer.node)
         else:
-            self.pulls.push(caller.node)
-        self.ledger.pushed(caller.node, repository, digest, tags)
+            self.pulls.push(peer.node)
+        self.ledger.pushed(peer.node, repository, digest, tags)
 
-    def sending(self, caller: Caller, repository: str, digest: str) -> Sending:
-        """A GET of a blob, from before it is looked up; `prepare` was called."""
-        images = self.owners.of(caller.node, repository, digest)
+    def sending(self, peer: Peer, repository: str, digest: str) -> Sending:
+        """Track a GET of a blob, from before it is looked up; call `prepare` first."""
+        images = self.owners.of(peer.node, repository, digest)
         configured = [one for one in images if self.owners.has_config(repository, one, digest)]
-        return Sending(self, caller, repository, digest, images, configured)
+        return Sending(self, peer, repository, digest, images, configured)
 
     @contextlib.contextmanager
-    def receiving(self, caller: Caller, repository: str) -> Iterator[None]:
-        """Around each request of an upload session, its opening and closing included."""
-        transfer = Transfer("push", repository, caller, self.clock.now())
+    def track_push(self, peer: Peer, repository: str) -> Iterator[None]:
+        """Track a request of an upload session, its opening and closing included."""
+        transfer = Transfer("push", repository, peer, self.clock.now())
         self.transfers.add(transfer)
-        self.pulls.push(caller.node)
+        self.pulls.push(peer.node)
         try:
             yield
         finally:
             self.transfers.discard(transfer)
-            self.pulls.push(caller.node)
+            self.pulls.push(peer.node)

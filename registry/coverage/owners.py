@@ -1,8 +1,7 @@
-"""From a blob to the manifests above it, among those that a node was served.
+"""The manifests above a blob, among those that a node was served.
 
-A request for a blob does not say which image it belongs to. It counts as part of a pull if it lies
-below a manifest that the node was served before, in the same repository; whatever else a client
-asks for is nobody's, and is not recorded.
+A request for a blob does not name the image. It counts as part of a pull if the blob lies below a
+manifest that the node was served before, in the same repository; other requests are not recorded.
 """
 
 from __future__ import annotations
@@ -10,68 +9,66 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
-from mayfly.registry.coverage.contents import NO_CONTENTS, Contained, Contents
-from mayfly.registry.coverage.ledger import Ledger
+from mayfly.registry.coverage.facts import Facts, Key
+from mayfly.registry.coverage.manifest_graph import NO_REFS, ManifestGraph, ManifestRefs
 
 _MAX_LINKS = 100_000
-"""Links from content to the manifests above it that are kept, some 500 bytes each; they are read
-again when needed. A thousand images of sixty layers have as many as 60,000."""
+"""Links from content to the manifests above it that are kept, some 500 bytes each; dropped ones are
+read again when needed. A thousand images of sixty layers have 60,000."""
 
-_MAX_WALKED = 10_000
+_MAX_READ_PULLS = 10_000
 
 _MAX_READS = 200
 """Manifests read for one request."""
 
-_MAX_NAMED = 20_000
-"""Digests in them: one manifest may name 10,000."""
+_MAX_DIGESTS = 20_000
+"""Digests in the manifests that are read for one request: one may name 10,000."""
 
 _MAX_VISITED = 1000
-"""Manifests above one blob that are looked at. A base layer that more images share is credited to
-some of them."""
-
-Key = tuple[str, str]
+"""Manifests above one blob that are visited. A base layer of more images is credited to some of
+them."""
 
 
 class Owners:
     """Finds the manifests above blobs.
 
     Args:
-        ledger: knows which manifests a node was served.
-        contained: what manifests refer to.
+        facts: the manifests that each node was served.
+        graph: references of manifests.
     """
 
-    def __init__(self, ledger: Ledger, contained: Contained) -> None:
-        self._ledger = ledger
-        self._contained = contained
+    def __init__(self, facts: Facts, graph: ManifestGraph) -> None:
+        self._facts = facts
+        self._graph = graph
         self._above: dict[Key, dict[str, None]] = {}
-        self._seen: dict[Key, Contents] = {}
+        self._refs: dict[Key, ManifestRefs] = {}
         self._links = 0
-        self._walked: dict[tuple[str, str], int] = {}
-        """Node and repository → how many pulls the node had when all of them were read."""
+        self._read_pulls: dict[tuple[str, str], int] = {}
+        """Node and repository → number of the node's pulls when all of them had been read."""
 
-    def learn(self, repository: str, digest: str, contents: Contents) -> None:
-        """Quick. Remember the content of a manifest."""
+    def learn(self, repository: str, digest: str, refs: ManifestRefs) -> None:
+        """Remember the references of a manifest. Quick."""
         key = repository, digest
-        if key in self._seen:
+        if key in self._refs:
             return
-        named = dict.fromkeys((*contents.children, *contents.blobs))
+        named = dict.fromkeys((*refs.children, *refs.blobs))
         if self._links + len(named) > _MAX_LINKS:
             self._above.clear()
-            self._seen.clear()
-            self._walked.clear()
+            self._refs.clear()
+            self._read_pulls.clear()
             self._links = 0
         self._links += len(named)
-        self._seen[key] = contents
+        self._refs[key] = refs
         for one in named:
             self._above.setdefault((repository, one), {})[digest] = None
 
     def has_config(self, repository: str, digest: str, blob: str) -> bool:
-        """Quick. Whether a blob is the config of a manifest that is remembered."""
-        return self._seen.get((repository, digest), NO_CONTENTS).blobs[:1] == (blob,)
+        """Whether a blob is the config of a manifest that is remembered. Quick."""
+        return self._refs.get((repository, digest), NO_REFS).blobs[:1] == (blob,)
 
     def of(self, node: str, repository: str, digest: str) -> list[str]:
-        """Quick. Digests of the manifests above a blob that a node was served; nearest first."""
-        pulls = self._ledger.pulls(node)
+        """Return the manifests above a blob that a node was served, nearest first. Quick."""
+        pulls = self._facts.pulls(node)
         visited: dict[str, None] = {}
         waiting = deque([digest])
         while waiting and len(visited) < _MAX_VISITED:
@@ -82,12 +79,12 @@ class Owners:
         return [one for one in visited if (repository, one) in pulls]
 
     def unread(self, node: str, repository: str) -> list[str]:
-        """Quick. Manifests that a node was served, or children of them, that are not remembered.
+        """Return manifests that a node was served, and children of these, that are not remembered.
 
-        There are some after a restart, and those of an index that the node did not ask for.
+        That is so after a restart, and for children that the node did not ask for. Quick.
         """
-        pulls = self._ledger.pulls(node)
-        if self._walked.get((node, repository)) == len(pulls):
+        pulls = self._facts.pulls(node)
+        if self._read_pulls.get((node, repository)) == len(pulls):
             return []
         # Newest first: the node is most likely pulling the manifest it asked for last.
         asked = (digest for where, digest in reversed([*pulls]) if where == repository)
@@ -98,7 +95,7 @@ class Owners:
             if not waiting:
                 break
             manifest = waiting.popleft()
-            known = self._seen.get((repository, manifest))
+            known = self._refs.get((repository, manifest))
             if known is None:
                 found.append(manifest)
                 continue
@@ -110,27 +107,27 @@ class Owners:
         return found
 
     def were_read(self, node: str, repository: str) -> None:
-        """Quick. What was `unread` is remembered now, as far as it can be."""
-        if len(self._walked) >= _MAX_WALKED:
-            self._walked.clear()
-        self._walked[node, repository] = len(self._ledger.pulls(node))
+        """Note that the `unread` manifests are remembered now, as far as they can be. Quick."""
+        if len(self._read_pulls) >= _MAX_READ_PULLS:
+            self._read_pulls.clear()
+        self._read_pulls[node, repository] = len(self._facts.pulls(node))
 
-    def read(self, repository: str, digests: list[str]) -> dict[str, Contents]:
-        """Slow. Manifests and those below them, as far as one request may have them read."""
-        found: dict[str, Contents] = {}
+    def read(self, repository: str, digests: list[str]) -> dict[str, ManifestRefs]:
+        """Return the references of manifests and of those below, up to a bound. May read."""
+        found: dict[str, ManifestRefs] = {}
         named = 0
         waiting = deque(digests)
         seen = set(digests)
         for _ in range(_MAX_READS):
-            if not waiting or named > _MAX_NAMED:
+            if not waiting or named > _MAX_DIGESTS:
                 break
             digest = waiting.popleft()
-            contents = self._contained.find(repository, digest)
-            if contents is None:
+            refs = self._graph.find(repository, digest)
+            if refs is None:
                 continue
-            found[digest] = contents
-            named += len(contents.children) + len(contents.blobs)
-            new = [one for one in islice(contents.children, _MAX_READS) if one not in seen]
+            found[digest] = refs
+            named += len(refs.children) + len(refs.blobs)
+            new = [one for one in islice(refs.children, _MAX_READS) if one not in seen]
             seen.update(new)
             waiting += new
         return found

@@ -1,9 +1,9 @@
 """The requests that container runtimes make for an image they already have.
 
-A node that has an image asks for no blob of it, and so the registry can only conclude that from
-the requests it does make. They were measured with each runtime, by pulling an image a
-second time (docs/lifetime.md has the table). Other programs claim nothing: they may ask for
-manifests only to inspect them.
+A node that has an image asks for no blob of it, so the registry concludes it from the other
+requests. They were measured with each runtime by pulling an image a second time (docs/lifetime.md
+has the table). Requests of other programs claim nothing: they may ask for manifests to inspect
+them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from functools import lru_cache
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """A container runtime, and which requests claim an image where nothing follows them.
+    """A container runtime, and the requests that claim an image if no others follow.
 
     Attributes:
         name: for people.
         agent: matches the beginning of its ``User-Agent``.
-        head: HEAD of the manifest or index that the image's name stands for.
+        head: HEAD of the manifest or index of the image's name.
         get: GET of an image manifest.
         config: GET of an image's config, all of which arrived.
     """
@@ -55,7 +55,7 @@ _MAX_AGENT = 200
 
 
 def runtime_of(agent: str) -> Runtime:
-    """The runtime that a ``User-Agent`` names, `NONE` for all other programs."""
+    """Return the runtime that a ``User-Agent`` names; `NONE` for other programs."""
     return _runtime_of(agent[:_MAX_AGENT])
 
 

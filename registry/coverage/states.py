@@ -1,13 +1,13 @@
-"""How far a node is with an image, concluded from the ledger's facts.
+"""The state of a node with an image, concluded from the facts.
 
     missing     the node never asked for it
-    pulling     it is fetching something of it, or asked for something of it a moment ago
-    incomplete  it asked for the manifest, and too little else to have the image by that
-    failed      something of it that the node asked for did not arrive whole
-    claimed     a container runtime made the request that it makes when it has the image
-    served      the config, a layer, and every blob that the node asked for reached it whole
-    proven      the node itself answered that it has the image
-    absent      the registry does not hold it
+    pulling     it fetches content of the image, or asked for some a moment ago
+    incomplete  it asked for the manifest, and for too little else to have the image
+    failed      content of the image that the node asked for did not arrive completely
+    claimed     its container runtime made the requests of a node that has the image
+    served      the config, a layer, and every blob that it asked for reached it completely
+    proven      it confirmed itself that it has the image
+    absent      the registry lacks the image
 
 docs/lifetime.md defines each exactly.
 """
@@ -18,20 +18,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from mayfly.registry.coverage.contents import Contained, Contents
-from mayfly.registry.coverage.ledger import Ledger
+from mayfly.registry.coverage.facts import Facts
+from mayfly.registry.coverage.manifest_graph import ManifestGraph, ManifestRefs
 from mayfly.registry.coverage.pulls import Pulls
 
 EMPTY_CONFIG = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 """Digest of ``{}``, which all manifests without a config of their own name (image-spec,
-manifest.md, "Guidance for an Empty Descriptor"). That a node has it says nothing."""
+manifest.md, "Guidance for an Empty Descriptor"). That a node has it shows nothing."""
 
 _MAX_LEAVES = 200
-"""Images of one index that are looked at; the largest real indexes name some dozens."""
+"""Images of one index that are visited; the largest real indexes name some dozens."""
 
 
 class State(StrEnum):
-    """How far a node is with an image."""
+    """The state of a node with an image."""
 
     MISSING = "missing"
     PULLING = "pulling"
@@ -44,121 +44,121 @@ class State(StrEnum):
 
 
 RANKED = (State.CLAIMED, State.SERVED, State.PROVEN)
-"""States in which a node counts as having an image, the weakest evidence first."""
+"""ImageStates in which a node counts as having an image, the weakest evidence first."""
 
 
 def accepted(weakest: State) -> frozenset[State]:
-    """The states that are at least as good as one of `RANKED`."""
+    """Return the states that are at least as good as one of `RANKED`."""
     return frozenset(RANKED[RANKED.index(weakest) :])
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ResolvedImage:
     """An image as the registry holds it now.
 
     Attributes:
-        leaves: the blobs of each manifest under it that has some, it itself among them.
-        manifests: every manifest under it but itself.
-        below: its own digest, and that of everything under it.
-        complete: whether all of it was read, so that it stays as it is for good.
+        leaves: the blobs of each manifest of the image that has some.
+        manifests: every manifest under it, without itself.
+        closure: digests of the image and of everything under it.
+        complete: whether all of it was read; then it never changes.
     """
 
     repository: str
     digest: str
     leaves: tuple[tuple[str, ...], ...]
     manifests: tuple[str, ...]
-    below: frozenset[str]
+    closure: frozenset[str]
     complete: bool
 
 
-class States:
-    """Says how far nodes are with images.
+class ImageStates:
+    """Concludes the states of nodes with images.
 
     Args:
-        ledger: of what happened.
-        pulls: that are under way.
-        contained: what manifests refer to.
+        facts: about the nodes.
+        pulls: under way.
+        graph: references of manifests.
     """
 
-    def __init__(self, ledger: Ledger, pulls: Pulls, contained: Contained) -> None:
-        self._ledger = ledger
+    def __init__(self, facts: Facts, pulls: Pulls, graph: ManifestGraph) -> None:
+        self._facts = facts
         self._pulls = pulls
-        self._contained = contained
+        self._graph = graph
 
-    def target(self, repository: str, digest: str) -> Target | None:
-        """Slow. An image by the digest of its manifest or index; None if it is not there."""
-        if self._contained.find(repository, digest) is None:
+    def resolve(self, repository: str, digest: str) -> ResolvedImage | None:
+        """Return an image by its digest; None if the registry lacks it. May read."""
+        if self._graph.find(repository, digest) is None:
             return None
-        below = self._contained.below(repository, digest)
-        found = _target(repository, digest, self._contained.find, below)
-        whole = found.complete and self._contained.known_below(repository, digest) is not None
-        return replace(found, complete=whole)
+        closure = self._graph.closure(repository, digest)
+        found = _resolved(repository, digest, self._graph.find, closure)
+        complete = found.complete and self._graph.cached_closure(repository, digest) is not None
+        return replace(found, complete=complete)
 
-    def known_target(self, repository: str, digest: str) -> Target | None:
-        """Quick. The same, None if some of it is not in memory."""
-        below = self._contained.known_below(repository, digest)
-        if below is None:
+    def resolve_cached(self, repository: str, digest: str) -> ResolvedImage | None:
+        """Return an image by its digest; None if some of it is not in memory. Quick."""
+        closure = self._graph.cached_closure(repository, digest)
+        if closure is None:
             return None
-        found = _target(repository, digest, self._contained.known, below)
+        found = _resolved(repository, digest, self._graph.cached, closure)
         return found if found.complete else None
 
-    def of(self, node: str, target: Target | None) -> State:
-        """How far a node is with an image."""
-        if target is None:
+    def of(self, node: str, image: ResolvedImage | None) -> State:
+        """Return the state of a node with an image."""
+        if image is None:
             return State.ABSENT
-        ledger, repository = self._ledger, target.repository
-        pull = ledger.pull(node, repository, target.digest)
+        facts, repository = self._facts, image.repository
+        pull = facts.pull(node, repository, image.digest)
         if pull is None:
             return State.MISSING
-        if self._pulls.busy(node, target.below):
+        if self._pulls.is_fetching(node, image.closure):
             return State.PULLING
-        if not target.below:
+        if not image.closure:
             return State.INCOMPLETE
-        wanted = ledger.wanted(node, target.below)
-        if not wanted and any(self._is_served(node, blobs) for blobs in target.leaves):
+        pending = facts.last_pending(node, image.closure)
+        if not pending and any(self._is_served(node, blobs) for blobs in image.leaves):
             return State.SERVED
         asked = [pull]
-        for manifest in target.manifests:
-            found = ledger.pull(node, repository, manifest)
+        for manifest in image.manifests:
+            found = facts.pull(node, repository, manifest)
             if found is not None:
                 asked.append(found)
         claim = max(one.claim for one in asked)
-        # A manifest asked for by GET after the claim is one that the node lacked.
-        if claim > wanted and claim >= max(one.got for one in asked):
+        # The node lacked a manifest that it asked for by GET after the claim.
+        if claim > pending and claim >= max(one.got for one in asked):
             return State.CLAIMED
-        return State.FAILED if wanted else State.INCOMPLETE
+        return State.FAILED if pending else State.INCOMPLETE
 
     def _is_served(self, node: str, blobs: tuple[str, ...]) -> bool:
         config, *layers = blobs
-        if not self._ledger.has_whole(node, config):
+        if not self._facts.has_blob(node, config):
             return False
         needed = all if config == EMPTY_CONFIG else any
         # Programs that only inspect an image read the config alone.
-        return not layers or needed(self._ledger.has_whole(node, layer) for layer in layers)
+        return not layers or needed(self._facts.has_blob(node, layer) for layer in layers)
 
 
-def unread(repository: str, digest: str) -> Target:
-    """An image of which nothing was read yet, so that no node is known to have it."""
-    return Target(repository, digest, (), (), frozenset(), complete=False)
+def unread_image(repository: str, digest: str) -> ResolvedImage:
+    """Return an image whose manifests were not read yet, so that no node is known to have it."""
+    return ResolvedImage(repository, digest, (), (), frozenset(), complete=False)
 
 
-def _target(
+def _resolved(
     repository: str,
     digest: str,
-    find: Callable[[str, str], Contents | None],
-    below: frozenset[str],
-) -> Target:
+    find: Callable[[str, str], ManifestRefs | None],
+    closure: frozenset[str],
+) -> ResolvedImage:
     found = {digest: None}
     leaves: list[tuple[str, ...]] = []
     waiting, complete = [digest], True
     while waiting and len(found) <= _MAX_LEAVES:
-        contents = find(repository, waiting.pop())
-        if contents is None:
+        refs = find(repository, waiting.pop())
+        if refs is None:
             complete = False
             continue
-        if contents.blobs:
-            leaves.append(contents.blobs)
-        new = [child for child in contents.children if child not in found]
+        if refs.blobs:
+            leaves.append(refs.blobs)
+        new = [child for child in refs.children if child not in found]
         found.update(dict.fromkeys(new))
         waiting += dict.fromkeys(new)
-    return Target(repository, digest, tuple(leaves), tuple(found)[1:], below, complete)
+    return ResolvedImage(repository, digest, tuple(leaves), tuple(found)[1:], closure, complete)

@@ -43,7 +43,7 @@ class Limits:
 
 
 class Connections:
-    """See `registry.lifecycle.life.Served`."""
+    """See `registry.serving.Served`."""
 
     def __init__(
         self,

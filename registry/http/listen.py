@@ -16,7 +16,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 from mayfly.registry import log
-from mayfly.registry.coverage.images import plain
+from mayfly.registry.address import canonical_address
 from mayfly.registry.http.accepted import AcceptedQueue
 
 logger = logging.getLogger("mayfly")
@@ -180,7 +180,7 @@ class Listeners:
         loop = asyncio.get_running_loop()
         if loop.time() - self._said >= _SAY_EVERY:
             self._said = loop.time()
-            log.tell(logging.WARNING, "crowded", f"clients wait to be accepted: {reason}")
+            log.event(logging.WARNING, "crowded", f"clients wait to be accepted: {reason}")
         self.pause()
         self._recovery = loop.call_later(seconds, self.resume)
 
@@ -191,14 +191,14 @@ def _peer(connection: socket.socket) -> str:
         name = connection.getpeername()
     except OSError:
         return ""
-    return plain(str(name[0])) if isinstance(name, tuple) else ""
+    return canonical_address(str(name[0])) if isinstance(name, tuple) else ""
 
 
 def _tell_failed(address: str, error: OSError) -> None:
     """Log why a connection could not be set up, if an operator can do something about it."""
     reason = getattr(error, "reason", None)  # of an ssl.SSLError
     if reason in _UNTRUSTED:
-        log.tell(
+        log.event(
             logging.WARNING,
             "untrusted",
             f"{address} does not trust this registry's certificate; set the node up as "
@@ -207,7 +207,7 @@ def _tell_failed(address: str, error: OSError) -> None:
             address=address,
         )
     elif reason == "HTTP_REQUEST":
-        log.tell(
+        log.event(
             logging.WARNING,
             "plain_http",
             f"{address} speaks plain HTTP, but TLS is needed here; use https://",
@@ -216,6 +216,6 @@ def _tell_failed(address: str, error: OSError) -> None:
         )
     elif reason is not None:
         text = f"TLS handshake with {address} failed: {reason.lower().replace('_', ' ')}"
-        log.tell(logging.INFO, "handshake_failed", text, same=address, address=address)
+        log.event(logging.INFO, "handshake_failed", text, same=address, address=address)
     else:
         logger.debug("connection from %s was not set up: %s", address, error)

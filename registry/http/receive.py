@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 
+from mayfly.registry.activity import Activity
 from mayfly.registry.http.body import HTTPRequest, allocate
-from mayfly.registry.lifecycle.activity import Activity
 from mayfly.registry.threads import in_thread
 from mayfly.storage.interface import Upload
 

@@ -1,4 +1,4 @@
-"""Changes of a directory's entries, told by the kernel: inotify(7), which Python does not wrap."""
+"""inotify(7), which Python does not wrap: the kernel's events about a directory's entries."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _BUFFER = 16 * 1024
 
 
 class Inotify:
-    """Readable when something was made in, or moved to, a directory.
+    """Becomes readable when an entry is created in a directory or moved there.
 
     Raises:
-        OSError: the directory is missing, or the kernel has no more watches.
+        OSError: the directory is missing, or the kernel allows no more watches.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -33,11 +33,11 @@ class Inotify:
             raise error
 
     def fileno(self) -> int:
-        """The descriptor to wait on."""
+        """Return the descriptor to wait on."""
         return self._descriptor
 
     def discard(self) -> None:
-        """Forget what was told so far."""
+        """Discard all events so far."""
         try:
             while os.read(self._descriptor, _BUFFER):
                 pass
@@ -45,7 +45,7 @@ class Inotify:
             pass
 
     def close(self) -> None:
-        """End the watch."""
+        """Stop watching."""
         os.close(self._descriptor)
 
 

@@ -1,24 +1,16 @@
-"""What a run was asked to be, and the conditions and exit code that follow from it."""
+"""The plan of a run: its settings, the condition that ends it, and its exit code."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from mayfly.registry.activity import Activity
 from mayfly.registry.clock import Clock
 from mayfly.registry.coverage.images import Nodes
+from mayfly.registry.ending import EndKind, EndReason, Latch
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.lifecycle.activity import Activity
-from mayfly.registry.lifecycle.conditions import (
-    AllOf,
-    Condition,
-    Kind,
-    MaxLifetime,
-    Once,
-    Quiet,
-    Reason,
-    ends_when,
-)
+from mayfly.registry.lifecycle.conditions import AllOf, Condition, IdleFor, MaxLifetime, combine
 from mayfly.registry.lifecycle.drain import Drained
 from mayfly.registry.lifecycle.watches import ParentDeath, StandardInput, StopFile
 from mayfly.registry.settings.errors import ConfigError
@@ -28,21 +20,21 @@ KUBELET_BACKOFF = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The settings of `serve` and `run` that decide when a server ends; times in seconds.
+class RunPlan:
+    """The settings of `serve` and `run` that decide when a server ends. Times are seconds.
 
     Attributes:
         drain_timeout: `--drain-timeout`.
         idle_timeout, unused_timeout, max_lifetime: None for never.
-        elapsed: how much of `max_lifetime` earlier starts of the run have used.
+        elapsed: the part of `max_lifetime` that has passed since the first start of the run.
         until_all: `--until all`.
-        until_pulled, nodes: what coverage is, both or neither.
+        until_pulled, nodes: the images and nodes of coverage; both or neither.
         accept: the weakest evidence that counts as having an image, a state of `states.RANKED`.
         node_identity: how nodes are told apart, a `nodes.NodeIdentity`.
-        stop_file: its appearance ends the server.
+        stop_file: ends the server when it appears.
         exit_with_parent, exit_on_stdin_eof: as the options.
         stop_on_corrupt: `--on-corrupt stop`.
-        report: file for the report; None for the state directory's.
+        report: file for the report; None for the one in the state directory.
         command: of `run`, empty for `serve`.
     """
 
@@ -64,10 +56,10 @@ class Plan:
     command: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """See that the settings go together.
+        """Check the settings for contradictions.
 
         Raises:
-            ConfigError: they do not.
+            ConfigError: two settings contradict each other.
         """
         if self.until_pulled is not None and self.nodes is None:
             raise ConfigError("--until-pulled needs --nodes: how many nodes, or a file of names")
@@ -81,7 +73,7 @@ class Plan:
             raise ConfigError("--exit-on-stdin-eof: under run the standard input is the command's")
 
     def warnings(self) -> list[str]:
-        """What is allowed and may still surprise."""
+        """Return warnings about settings that are allowed and may surprise."""
         if self.idle_timeout is not None and self.idle_timeout <= KUBELET_BACKOFF:
             return [
                 "--idle-timeout is not over 5m: a kubelet whose pull failed may try again only "
@@ -92,34 +84,34 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Triggers:
-    """Conditions that others in the server meet.
+    """Conditions that other parts of the server meet.
 
     Attributes:
         signal: the first SIGTERM, SIGINT or SIGHUP.
-        second: the second.
-        stop: asked for over the control socket.
-        failed: the server cannot go on.
-        command: has ended; None without one.
-        covered: coverage is complete; None if none was asked for.
+        second: the second such signal.
+        stop: a request over the control socket.
+        failed: the server cannot continue.
+        command: the command has ended; None without a command.
+        covered: coverage is complete; None if coverage was not asked for.
     """
 
-    signal: Once
-    second: Once
-    stop: Once
-    failed: Once
-    command: Once | None = None
+    signal: Latch
+    second: Latch
+    stop: Latch
+    failed: Latch
+    command: Latch | None = None
     covered: Condition | None = None
 
 
-def ending(plan: Plan, triggers: Triggers, activity: Activity, clock: Clock) -> Condition:
-    """The one condition that ends the server.
+def end_condition(plan: RunPlan, triggers: Triggers, activity: Activity, clock: Clock) -> Condition:
+    """Return the one condition that ends the server.
 
     Raises:
-        ConfigError: one of those asked for cannot work here.
+        ConfigError: a condition of the plan cannot work on this host.
     """
     stopped: Condition = triggers.signal
     if triggers.command is not None:
-        # A signal is handed on to the command, and it is the command that ends then.
+        # The signal is forwarded to the command, and the command decides when to end.
         stopped = AllOf([triggers.signal, triggers.command])
     hard: list[Condition] = [triggers.failed, triggers.second, stopped, triggers.stop]
     if plan.stop_file is not None:
@@ -130,37 +122,42 @@ def ending(plan: Plan, triggers: Triggers, activity: Activity, clock: Clock) -> 
         hard.append(StandardInput())
     if plan.max_lifetime is not None:
         hard.append(MaxLifetime(clock, plan.max_lifetime, plan.elapsed))
-    # Hard, since it can never be met together with the others. Not under a command, which may have
+    # Hard, since it can never be met together with the others. Not with a command, which may have
     # much to do before the first pull.
     if plan.unused_timeout is not None and triggers.command is None:
-        hard.append(Quiet(activity, clock, plan.unused_timeout, after_first_pull=False))
+        hard.append(IdleFor(activity, clock, plan.unused_timeout, after_first_pull=False))
     soft: list[Condition] = []
     if triggers.covered is not None:
         soft.append(triggers.covered)
     if plan.idle_timeout is not None:
-        soft.append(Quiet(activity, clock, plan.idle_timeout, after_first_pull=True))
-    return ends_when(hard, soft, every=plan.until_all, command=triggers.command)
+        soft.append(IdleFor(activity, clock, plan.idle_timeout, after_first_pull=True))
+    return combine(hard, soft, every=plan.until_all, command=triggers.command)
 
 
 def exit_code(
-    reason: Reason, drained: Drained, *, covered: bool | None, command: int | None, ended_it: bool
+    reason: EndReason,
+    drained: Drained,
+    *,
+    covered: bool | None,
+    command: int | None,
+    ended_command: bool,
 ) -> int:
-    """The process's exit code (CONTRACT.md, "Exit codes").
+    """Return the exit code of the process (CONTRACT.md, "Exit codes").
 
     Args:
         reason: why the server ended.
-        drained: how its drain did.
-        covered: whether coverage is complete, None if it was not asked for.
-        command: its code, minus a signal's number; None without a command.
-        ended_it: the command still ran when the server had to end.
+        drained: the result of the drain.
+        covered: whether coverage is complete; None if it was not asked for.
+        command: exit code of the command, or minus a signal's number; None without a command.
+        ended_command: the command still ran when the server had to end.
     """
     if drained.exit_code is not None:
         return drained.exit_code
-    if reason.kind is Kind.FAILED:
+    if reason.kind is EndKind.FAILED:
         return reason.exit_code
-    deadline = reason.kind is Kind.DEADLINE
-    if command and not (deadline and ended_it):
+    deadline = reason.kind is EndKind.DEADLINE
+    if command and not (deadline and ended_command):
         return command
-    if not drained.complete or covered is False or (deadline and ended_it):
+    if not drained.complete or covered is False or (deadline and ended_command):
         return Exit.INCOMPLETE
     return Exit.DONE

@@ -1,4 +1,4 @@
-"""Conditions met by something outside the process: a file, a parent, the standard input."""
+"""Conditions outside the process: a file appears, the parent ends, the standard input closes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import stat
 from pathlib import Path
 
 from mayfly.registry.clock import Clock
-from mayfly.registry.lifecycle.conditions import Kind, Reason
+from mayfly.registry.ending import EndKind, EndReason
 from mayfly.registry.settings.errors import ConfigError
 
 _POLL_SECONDS = 1.0
-"""Between two looks where the kernel cannot tell."""
+"""Between two checks where the kernel sends no event."""
 
 _CHUNK = 65536
 
 
 class StopFile:
-    """A file that exists. One that was there before counts: whoever made it asked first.
+    """A file exists. One from before the start counts, too.
 
     Raises:
         ConfigError: the directory it would appear in does not exist.
@@ -31,14 +31,14 @@ class StopFile:
         self._path = path
         self._clock = clock
 
-    async def wait(self) -> Reason:
+    async def wait(self) -> EndReason:
         # Imported here: a server without a stop file need not load ctypes.
         from mayfly.registry.lifecycle.inotify import Inotify
 
         try:
             watch = Inotify(self._path.parent)
         except OSError:
-            # Too many watches, or a kernel without: rare enough for a look each second.
+            # Too many watches, or a kernel without inotify: rare enough to poll each second.
             while not self.holds():
                 await self._clock.sleep(_POLL_SECONDS)
         else:
@@ -47,49 +47,49 @@ class StopFile:
                     await _readable(watch.fileno())
                     watch.discard()
         text = f"the stop file {self._path} is there"
-        return Reason(Kind.STOP_FILE, text, detail={"file": str(self._path)})
+        return EndReason(EndKind.STOP_FILE, text, detail={"file": str(self._path)})
 
     def holds(self) -> bool:
         return os.path.lexists(self._path)
 
 
 class ParentDeath:
-    """The process that started this one is gone.
+    """The parent process has ended.
 
     A descriptor of the parent is waited on (pidfd_open(2)): ``PR_SET_PDEATHSIG`` would fire when
-    the parent's *thread* ends, and cannot be told from another SIGTERM.
+    the parent's *thread* ends, and its signal looks like any other SIGTERM.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._parent = os.getppid()
         self._clock = clock
 
-    async def wait(self) -> Reason:
+    async def wait(self) -> EndReason:
         try:
             descriptor = os.pidfd_open(self._parent)
         except OSError:
-            # Gone already, or a sandbox that forbids the call.
+            # The parent has ended, or a sandbox forbids the call.
             while not self.holds():
                 await self._clock.sleep(_POLL_SECONDS)
         else:
             try:
-                # Between our birth and the open, the number may have gone to somebody else.
+                # Before the open, the parent may have ended and another process got its number.
                 if not self.holds():
                     await _readable(descriptor)
             finally:
                 os.close(descriptor)
         text = f"the parent process {self._parent} is gone"
-        return Reason(Kind.PARENT, text, detail={"pid": self._parent})
+        return EndReason(EndKind.PARENT, text, detail={"pid": self._parent})
 
     def holds(self) -> bool:
         return os.getppid() != self._parent
 
 
 class StandardInput:
-    """The standard input is at its end; what comes before is read and dropped.
+    """The standard input has ended; input before that is read and discarded.
 
     Raises:
-        ConfigError: it is not something whose end can be waited for.
+        ConfigError: the standard input is not a pipe, a socket or a terminal.
     """
 
     def __init__(self, descriptor: int = 0) -> None:
@@ -104,16 +104,16 @@ class StandardInput:
         self._descriptor = descriptor
         self._ended = False
 
-    async def wait(self) -> Reason:
+    async def wait(self) -> EndReason:
         while not self._ended:
             await _readable(self._descriptor)
-            # Readable, so this does not block; the descriptor itself may be shared with a shell
-            # and is not made non-blocking for that reason.
+            # Readable, so this does not block. The descriptor may be shared with a shell, so it is
+            # not made non-blocking.
             try:
                 self._ended = not os.read(self._descriptor, _CHUNK)
-            except OSError:  # a terminal that is gone
+            except OSError:  # the terminal has closed
                 self._ended = True
-        return Reason(Kind.STANDARD_INPUT, "the standard input was closed")
+        return EndReason(EndKind.STANDARD_INPUT, "the standard input was closed")
 
     def holds(self) -> bool:
         return self._ended

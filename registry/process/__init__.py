@@ -1,1 +1,5 @@
-"""The process and its neighbours: the command of `mayfly run`, signals, systemd, open files."""
+"""The process and its environment: `mayfly run`'s command, signals, systemd, open files.
+
+Reasons to end are passed on as `ending.Latch`. This room must not import conditions, the drain,
+coverage or the HTTP server: `serving` connects it with them.
+"""

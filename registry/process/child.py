@@ -1,17 +1,16 @@
-"""The command of ``mayfly run``: started, told of signals, and its end handed on.
+"""The command of ``mayfly run``: start it, forward signals, propagate the exit status.
 
-*Process group.* The command stays in ours, so that it is a shell's job together with us and may
-read the terminal. Ctrl-C then reaches both from the terminal; handing it on would deliver it twice,
-so SIGINT is not, while our group has the terminal's foreground.
+*Process group.* The command stays in Mayfly's, so that a shell treats both as one job and the
+command may read the terminal. The terminal then sends Ctrl-C to both; forwarding would deliver it
+twice, so SIGINT is not forwarded while the group has the terminal's foreground.
 
-*Its end is ours.* An exit code is passed on. A death by signal is, too: when all is tidy, we die by
-the same signal (`leave`). A shell shows both as 128 + n, but only a real death lets it see that
-Ctrl-C meant the whole script, and lets `subprocess` report -n.
+*Exit status.* Mayfly exits with the command's exit code. If the command died by a signal, Mayfly
+dies by the same signal after its cleanup (`exit_like`). A shell shows both as 128 + n, but only a
+real death lets it see that Ctrl-C meant the whole script, and lets `subprocess` report -n.
 
-*If we are killed* the kernel sends it SIGTERM (``PR_SET_PDEATHSIG``). That is asked for in the new
-process itself, by `launch`, which then becomes the command: a ``preexec_fn`` would run Python
-between fork and exec of a process with threads. A command with a setuid bit, as ``sudo``, is exempt
-by the kernel's rules.
+*If Mayfly is killed* the kernel sends the command SIGTERM (``PR_SET_PDEATHSIG``). `launch` asks for
+that in the new process, which then becomes the command: a ``preexec_fn`` would run Python between
+fork and exec of a process with threads. The kernel exempts commands with a setuid bit, as ``sudo``.
 """
 
 from __future__ import annotations
@@ -26,26 +25,27 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mayfly.registry.lifecycle.conditions import Kind, Once, Reason
-from mayfly.registry.lifecycle.errors import LifetimeError
+from mayfly.registry.ending import EndKind, EndReason, Latch
+from mayfly.registry.errors import LifetimeError
+from mayfly.registry.exit_codes import exit_code_of_signal
 from mayfly.registry.process import open_files
 from mayfly.registry.state.private import AUTH_FILE, CERT_DIR, Login
 
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
-"""Exit codes of a command that could not be started, as of a shell."""
+"""Exit codes of a command that could not be started, as a shell has them."""
 
-_OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+_NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _PREFIX = "LISTEN_"
 
 
 def environment(
     inherited: Mapping[str, str], login: Login, private: Path, state_dir: Path
 ) -> dict[str, str]:
-    """What the command gets (CONTRACT.md, "run").
+    """Return the environment of the command (CONTRACT.md, "run").
 
     Args:
-        inherited: our own environment.
+        inherited: environment of this process.
         login: for the registry.
         private: directory of the auth file.
         state_dir: so that `mayfly status`, `wait` and `stop` in it mean this server.
@@ -53,7 +53,7 @@ def environment(
     made = {
         name: value
         for name, value in inherited.items()
-        if name not in _OURS and not name.startswith(_PREFIX)
+        if name not in _NOT_INHERITED and not name.startswith(_PREFIX)
     }
     given = {
         "MAYFLY_URL": login.url,
@@ -74,17 +74,17 @@ def environment(
 
 
 def find(name: str, environment: Mapping[str, str]) -> str:
-    """The file that a command names.
+    """Return the path of the file that a command names.
 
     Raises:
-        LifetimeError: there is none (exit code 127), or it cannot be executed (126).
+        LifetimeError: the file does not exist (exit code 127) or cannot be executed (126).
     """
     search = environment.get("PATH", os.defpath)
     found = shutil.which(name, path=search)
     if found is not None:
         return found
-    there = [Path(name)] if "/" in name else [Path(d, name) for d in search.split(":")]
-    if any(path.exists() for path in there):
+    candidates = [Path(name)] if "/" in name else [Path(d, name) for d in search.split(":")]
+    if any(path.exists() for path in candidates):
         raise LifetimeError(f"cannot run {name}: it is not an executable file", NOT_EXECUTABLE)
     raise LifetimeError(f"cannot run {name}: command not found", NOT_FOUND)
 
@@ -93,10 +93,10 @@ class Child:
     """A started command.
 
     Attributes:
-        code: its exit code, or minus the number of the signal it died by; None while it runs.
+        code: exit code, or minus the number of the signal that killed it; None while it runs.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, name: str, ended: Once) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, name: str, ended: Latch) -> None:
         self._process = process
         self._name = name
         self._ended = ended
@@ -105,20 +105,20 @@ class Child:
 
     @classmethod
     async def start(
-        cls, command: Sequence[str], environment: Mapping[str, str], ended: Once
+        cls, command: Sequence[str], environment: Mapping[str, str], ended: Latch
     ) -> Child:
-        """Start a command with our standard streams.
+        """Start a command with the standard streams of this process.
 
         Args:
-            command: its words.
-            environment: all of it.
-            ended: met when it has; the reason carries its code.
+            command: program and arguments.
+            environment: the whole environment.
+            ended: set when the command ends; the reason carries its exit code.
 
         Raises:
-            LifetimeError: it cannot be started; see `find`.
+            LifetimeError: the command cannot be started; see `find`.
         """
         path = find(command[0], environment)
-        # Inherited as ignored, it would have the kernel throw the command's exit code away.
+        # If SIGCHLD were inherited as ignored, the kernel would discard the exit code.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         launch = str(Path(__file__).with_name("launch.py"))
         process = await asyncio.create_subprocess_exec(
@@ -136,22 +136,22 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the command."""
+        """Process ID of the command."""
         return self._process.pid
 
-    def hand_on(self, number: signal.Signals) -> None:
-        """Give the command a signal that we were sent."""
+    def forward(self, number: signal.Signals) -> None:
+        """Forward a signal that this process received."""
         if number != signal.SIGINT or not _in_foreground():
             self.send(number)
 
     def send(self, number: signal.Signals) -> None:
-        """Send the command a signal; nothing if it has ended."""
+        """Send the command a signal, if it still runs."""
         if self.code is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
     async def end(self) -> int:
-        """Its code, once it has ended."""
+        """Wait for the end of the command and return `code`."""
         await self._ended.wait()
         assert self.code is not None
         return self.code
@@ -163,11 +163,11 @@ class Child:
         else:
             how = f"ended with exit code {self.code}"
         detail: dict[str, str | float] = {"command": self._name, "exit_code": self.code}
-        self._ended.set(Reason(Kind.COMMAND, f"{self._name} {how}", self.code, detail))
+        self._ended.set(EndReason(EndKind.COMMAND, f"{self._name} {how}", self.code, detail))
 
 
 def signal_name(number: int) -> str:
-    """As in signal(7); by number for those without a name."""
+    """Return a signal's name as in signal(7), or its number if it has none."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -175,7 +175,7 @@ def signal_name(number: int) -> str:
 
 
 def _in_foreground() -> bool:
-    """Whether the terminal sends its signals to our process group."""
+    """Whether the terminal sends its signals to this process group."""
     try:
         with open("/dev/tty", "rb", buffering=0) as terminal:  # noqa: PTH123 - no Path API needed
             return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
@@ -183,11 +183,11 @@ def _in_foreground() -> bool:
         return False
 
 
-def leave(code: int) -> int:
-    """End as a command did: for a negative code die by that signal, here and now.
+def exit_like(code: int) -> int:
+    """Exit as the command did: for a negative code, die by that signal now.
 
     Returns:
-        The exit code to use. For a signal, 128 + n where it does not kill us, which is so for
+        The exit code to use. For a signal, 128 + n if the signal does not kill this process, as for
         process 1 of a container.
     """
     if code >= 0:
@@ -195,10 +195,10 @@ def leave(code: int) -> int:
     number = -code
     sys.stdout.flush()
     sys.stderr.flush()
-    # One core dump, the command's, is enough.
+    # The command has dumped core already, if it did.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if number not in (signal.SIGKILL, signal.SIGSTOP):
         signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
     os.kill(os.getpid(), number)
-    return 128 + number
+    return exit_code_of_signal(number)

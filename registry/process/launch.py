@@ -1,6 +1,6 @@
-"""Runs in the new process, between its birth and the command: see `child`.
+"""Runs in the new process before the command replaces it: see `child`.
 
-Started as a script, with nothing but the standard library, and quick: no site, no environment.
+A script of its own that starts quickly: standard library only, no site, no environment.
 Arguments: the server's pid, the limit on open files, the command's path, then its words.
 """
 
@@ -14,22 +14,22 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(server: int, open_files: int, path: str, words: list[str]) -> None:
-    """Become the command, to be sent SIGTERM when the server's thread that started us ends."""
+    """Ask for SIGTERM when the server's thread that started this process ends; run the command."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of ours for a Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback for a Ctrl-C
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != server:  # it ended before we asked
+    if os.getppid() != server:  # the server ended before the prctl
         sys.exit(128 + signal.SIGTERM)
-    # The server has raised its own; programs that use select(2) break with so many.
+    # The server has raised its limit; programs that use select(2) break with so many.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
-    # What Python ignores for itself, an exec would hand on.
+    # Python ignores these signals, and exec would keep that.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execv(path, words)
     except OSError as error:
-        # This runs without our packages (`registry.text`): a name of the operator's, as one line.
+        # This runs without `registry.text`, which would escape the operator's text.
         name = words[0].encode("unicode_escape").decode("ascii")
         print(f"mayfly: {name}: {error.strerror}", file=sys.stderr)
         sys.exit(126)

@@ -1,9 +1,9 @@
-"""The limit on open files: raised as far as we may, shared out, and given back to the command.
+"""The limit on open files: raised for the server, divided, restored for the command.
 
 Each connection may need three descriptors: its socket, the file it sends, and a duplicate of the
 socket (`sendfile`, then `receipts`). Worker threads, policy files and the control socket need some
-whatever the clients do. So connections are never let take
-all of them: a client that is served goes on while others wait in the kernel's queue.
+whatever the clients do. So connections never take all of them: clients that are served continue
+while others wait in the kernel's queue.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import resource
 
 AT_START = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-"""The soft limit this process was started with. A command we start gets it back: programs that use
+"""The soft limit at the start of this process. The command gets it back: programs that use
 select(2) break with descriptors over 1023."""
 
-KEPT = 128
-"""Descriptors that connections leave to the rest of the server."""
+RESERVED = 128
+"""Descriptors for the rest of the server."""
 
-FEWEST = 16
+MIN_CONNECTIONS = 16
 """Connections that are served under any limit."""
 
 _PER_CONNECTION = 3
@@ -29,7 +29,7 @@ def raise_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def most_connections() -> int:
-    """How many connections the limit leaves room for."""
+def max_connections() -> int:
+    """Return how many connections the limit allows."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(FEWEST, (soft - KEPT) // _PER_CONNECTION)
+    return max(MIN_CONNECTIONS, (soft - RESERVED) // _PER_CONNECTION)

@@ -1,8 +1,8 @@
-"""Signals: the first asks for a stop, the second cuts what is still going on.
+"""Signals: the first asks for a stop, the second aborts the drain.
 
-With a command (`mayfly run`), every signal is handed on to it, and the first one's stop waits for
-the command's end: it is the command's to decide what SIGTERM means to an upgrade. SIGHUP is its
-business alone then; without a command it is a stop like the others.
+With a command (`mayfly run`), every signal is forwarded to it, and the stop waits for the command's
+end: the command decides what SIGTERM means to an upgrade. SIGHUP is only forwarded then; without a
+command it is a stop like the others.
 """
 
 from __future__ import annotations
@@ -11,42 +11,43 @@ import asyncio
 import signal
 from collections.abc import Callable
 
-from mayfly.registry.lifecycle.conditions import Kind, Once, Reason
+from mayfly.registry.ending import EndKind, EndReason, Latch
+from mayfly.registry.exit_codes import exit_code_of_signal
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
-_ALONE = (signal.SIGHUP,)
-_HANDED_ON = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_STOPS_ALONE = (signal.SIGHUP,)
+_FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Signals:
     """The process's signal handlers while the server runs.
 
     Args:
-        hand_on: told of each signal; None without a command.
+        forward: called with each signal; None without a command.
 
     Attributes:
         first: the condition that a stop was asked for.
-        second: the condition that it was asked for again; the reason has the exit code.
+        second: the condition that a stop was asked for again; the reason has the exit code.
     """
 
-    def __init__(self, hand_on: Callable[[signal.Signals], None] | None = None) -> None:
-        self._hand_on = hand_on
+    def __init__(self, forward: Callable[[signal.Signals], None] | None = None) -> None:
+        self._forward = forward
         self._installed: list[signal.Signals] = []
-        self.first = Once()
-        self.second = Once()
+        self.first = Latch()
+        self.second = Latch()
 
     def install(self) -> None:
-        """Take the signals over. One that is ignored stays so: `nohup` means it."""
+        """Install the handlers. A signal that is ignored stays ignored, as `nohup` intends."""
         loop = asyncio.get_running_loop()
-        for number in _STOPS + (_ALONE if self._hand_on is None else _HANDED_ON):
+        for number in _STOPS + (_STOPS_ALONE if self._forward is None else _FORWARDED):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._on_signal, number)
                 self._installed.append(number)
 
     def remove(self) -> None:
-        """Ignore them from now on: the process is about to end, and has things to remove first."""
+        """Ignore the signals from now on: the process cleans up and ends."""
         loop = asyncio.get_running_loop()
-        # Held back meanwhile: the loop gives them back to their default, which is to kill us.
+        # Blocked meanwhile: the loop restores the default, which kills the process.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._installed)
         for number in self._installed:
             loop.remove_signal_handler(number)
@@ -55,12 +56,12 @@ class Signals:
         self._installed.clear()
 
     def _on_signal(self, number: signal.Signals) -> None:
-        if self._hand_on is not None:
-            self._hand_on(number)
+        if self._forward is not None:
+            self._forward(number)
             if number not in _STOPS:
                 return
         if not self.first.holds():
-            self.first.set(Reason(Kind.SIGNAL, number.name, detail={"signal": number.name}))
+            self.first.set(EndReason(EndKind.SIGNAL, number.name, detail={"signal": number.name}))
         else:
             text, detail = f"{number.name} again", {"signal": number.name}
-            self.second.set(Reason(Kind.SIGNAL, text, 128 + number, detail))
+            self.second.set(EndReason(EndKind.SIGNAL, text, exit_code_of_signal(number), detail))

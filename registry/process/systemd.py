@@ -1,15 +1,15 @@
-"""What systemd says and wants to hear: sockets in, notifications out. Both without its library.
+"""systemd: take over its sockets, send it notifications; without its library.
 
 Sources: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 
-Nothing is refused on the way out. The listening socket is systemd's and stays open when we close
-our copy of it, so an idle exit goes like this (`listen.Listeners`, `life.Life`):
+No connection is refused at the end. The listening socket is systemd's and stays open when this
+process closes its copy, so an idle exit takes these steps (`listen.Listeners`, `serving`):
 
-1. Stop accepting, in the same step of the event loop in which "idle" is looked at once more. A
-   client that connects from here on waits in the kernel's queue, which nobody empties.
-2. Look again: a client may have connected, or sent a request on an open connection, between the
-   idle timer and step 1. Then accept again and go on as if nothing had been.
-3. Close what is left (keep-alive connections between requests, as any server does) and exit.
+1. Stop accepting, in the same turn of the event loop in which "idle" is checked once more. A
+   client that connects from here on waits in the kernel's queue.
+2. Check again: a client may have connected, or sent a request on an open connection, between the
+   idle timer and step 1. Then accept again and keep serving.
+3. Close the remaining connections (between requests, as any server does) and exit.
 4. systemd finds the queue not empty and starts the service again, which accepts the client.
 """
 
@@ -30,24 +30,24 @@ _NOTIFY_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 @dataclass(frozen=True)
-class Inherited:
+class InheritedSocket:
     """A listening socket that systemd made; ``name`` is its FileDescriptorName, "" without."""
 
     socket: socket.socket
     name: str
 
 
-def take_sockets(environment: MutableMapping[str, str]) -> list[Inherited]:
-    """Take over the sockets passed to this process, none if there are none.
+def take_sockets(environment: MutableMapping[str, str]) -> list[InheritedSocket]:
+    """Take over the sockets passed to this process; empty if there are none.
 
-    The variables are removed and the descriptors closed on exec: a command we start must not take
-    them for its own.
+    The variables are removed and the descriptors closed on exec, so that the command of
+    `mayfly run` does not take the sockets over.
 
     Args:
         environment: of the process.
 
     Raises:
-        ConfigError: what was passed is not a listening stream socket.
+        ConfigError: a descriptor is not a listening stream socket.
     """
     given = {name: environment.pop(name, "") for name in _SOCKET_VARIABLES}
     if given["LISTEN_PID"] != str(os.getpid()):
@@ -58,7 +58,7 @@ def take_sockets(environment: MutableMapping[str, str]) -> list[Inherited]:
         raise ConfigError(f"LISTEN_FDS={given['LISTEN_FDS'][:20]!r} is not a number") from None
     names = given["LISTEN_FDNAMES"].split(":") if given["LISTEN_FDNAMES"] else []
     names += [""] * (count - len(names))
-    return [Inherited(_listening(_FIRST + i), names[i]) for i in range(count)]
+    return [InheritedSocket(_listening(_FIRST + i), names[i]) for i in range(count)]
 
 
 def _listening(descriptor: int) -> socket.socket:
@@ -81,11 +81,11 @@ def _listening(descriptor: int) -> socket.socket:
 
 
 class Notifier:
-    """Tells the service manager how we are; does nothing where there is none.
+    """Sends notifications to the service manager; does nothing without one.
 
     Args:
         address: of its datagram socket: a path, or an abstract name after ``@``; "" for none.
-        watchdog: seconds within which it wants a sign of life, None if it wants none.
+        watchdog: seconds within which it expects a notification; None without a watchdog.
     """
 
     def __init__(self, address: str = "", watchdog: float | None = None) -> None:
@@ -94,7 +94,7 @@ class Notifier:
 
     @classmethod
     def take(cls, environment: MutableMapping[str, str]) -> Notifier:
-        """Make one from the process's environment, and remove from there what is for us alone."""
+        """Make one from the environment of the process, and remove its variables from there."""
         given = {name: environment.pop(name, "") for name in _NOTIFY_VARIABLES}
         watchdog = None
         if given["WATCHDOG_PID"] in ("", str(os.getpid())):
@@ -104,24 +104,24 @@ class Notifier:
 
     @property
     def active(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there is a service manager."""
         return bool(self._address)
 
     def ready(self, status: str) -> None:
-        """The port answers."""
+        """Report that the port answers."""
         self._send("READY=1", f"STATUS={status}")
 
     def status(self, status: str) -> None:
-        """One line for ``systemctl status``."""
+        """Report one line for ``systemctl status``."""
         self._send(f"STATUS={status}")
 
     def stopping(self, status: str, seconds: float) -> None:
-        """We are on our way out and will be gone in ``seconds`` at most."""
-        # Asked for before the manager's own TimeoutStopSec ends, as sd_notify(3) demands.
+        """Report that the process ends within ``seconds``."""
+        # Sent before the manager's own TimeoutStopSec ends, as sd_notify(3) demands.
         self._send("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     async def watch(self, clock: Clock) -> None:
-        """Send a sign of life at twice the rate wanted, for as long as the event loop turns."""
+        """Notify the watchdog at twice the required rate, as long as the event loop runs."""
         while self._watchdog is not None and self.active:
             self._send("WATCHDOG=1")
             await clock.sleep(self._watchdog / 2)
@@ -129,7 +129,7 @@ class Notifier:
     def _send(self, *lines: str) -> None:
         if not self.active:
             return
-        # A manager that is gone or busy is no reason to stop serving.
+        # Without an answer from the manager the registry serves on.
         with (
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out,

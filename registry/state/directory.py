@@ -1,18 +1,17 @@
-"""The state directory: one server at a time, and nothing of a dead one left to mislead.
+"""The state directory: used by one server at a time, and tidied after a crash.
 
-    lock              flock(2)ed while a server lives; the kernel lets go of it whatever kills it
-    ready.json        the port answers; who reads it need not ask
-    control.sock      `control`: a link to the socket in the runtime directory, or the socket
+    lock              flock(2)ed while a server runs; the kernel releases it at any end
+    ready.json        exists while the port answers (`control.readiness`)
+    control.sock      `control.socket`: a link to the socket in the runtime directory, or the socket
     report.json       of the last run
     run-XXXXXX/       private files of `mayfly run`'s command
     ca.*, tls.*       `registry.pki.authority`
 
-and the files of a run, which outlive a server that is killed (`runs`). What such a server left of
-ready.json, control.sock and run-* is removed by the next one that gets the lock.
+and the files of a run, which outlive a server that is killed (`runs`). ready.json, control.sock and
+run-* of such a server are removed by the next one that gets the lock.
 
-Everything in it is believed, a CA's key included, so the directory must be ours and nobody else's
-to write, and so must the way to it: whoever may rename a directory on the way can put another in
-its place. The files in it must be regular files of ours.
+The server trusts every file in the directory, a CA's key included. So no other user may write the
+directory or rename a directory of its path, and its files must be regular files of the same user.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ CREDENTIALS = "credentials.json"
 _SHORT_LIVED = frozenset({READY, CONTROL_SOCKET})
 _WRITABLE_BY_OTHERS = 0o022
 _MAX_SMALL = 1024 * 1024
-"""Bytes of ``ready.json`` with 10,000 names of nodes, and more."""
+"""Bytes; ``ready.json`` with 10,000 names of nodes takes less."""
 
 _MAX_LINKS = 40
-"""Links on the way to a state directory, as path_resolution(7) has it."""
+"""Links in the path to a state directory, as in path_resolution(7)."""
 
 FILES = (
     LOCK,
@@ -75,11 +74,11 @@ _KINDS = {
 
 
 class StateDir:
-    """A state directory that this process holds. Make it with `claim`.
+    """A state directory that this process has locked. Make it with `claim`.
 
     Attributes:
-        path: of it.
-        repaired: names of what a killed server had left and `claim` removed.
+        path: of the directory.
+        repaired: names of entries of a killed server that `claim` removed.
     """
 
     def __init__(self, path: Path, lock: int) -> None:
@@ -89,16 +88,16 @@ class StateDir:
 
     @classmethod
     def claim(cls, path: Path) -> StateDir:
-        """Take the directory, made if need be, and tidy it.
+        """Lock the directory, made if it is missing, and tidy it.
 
         Raises:
-            ConfigError: a server lives in it, it cannot be used, or others may write it.
+            ConfigError: a server uses it, it cannot be used, or other users may write it.
         """
         try:
-            check_way(path)
+            check_path(path)
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            check_way(path)
-            check_ours(path)
+            check_path(path)
+            check_owner(path)
             check_files(path)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             lock = os.open(path / LOCK, flags, 0o600)
@@ -128,14 +127,14 @@ class StateDir:
         self.release()
 
     def release(self) -> None:
-        """Tidy, and let the next server in. What is already done is not done again."""
+        """Tidy the directory and unlock it. A second call does nothing."""
         if self._lock is not None:
             self._repair()
             os.close(self._lock)
             self._lock = None
 
     def _repair(self) -> tuple[str, ...]:
-        """Remove what only a living server may have; the lock is ours."""
+        """Remove entries that only a running server has; call with the lock held."""
         removed = []
         for entry in self.path.iterdir():
             if entry.name in _SHORT_LIVED:
@@ -148,12 +147,12 @@ class StateDir:
         return tuple(sorted(removed))
 
 
-def check_ours(path: Path) -> None:
-    """See that nobody but us, and root, could have put something in a state directory.
+def check_owner(path: Path) -> None:
+    """Check that no other user, except root, could have put files in a state directory.
 
     Raises:
-        ConfigError: it is somebody else's, or others may write it.
-        OSError: it cannot be looked at.
+        ConfigError: it belongs to another user, or others may write it.
+        OSError: its attributes cannot be read.
     """
     found = path.stat()
     if found.st_uid != os.geteuid():
@@ -178,16 +177,16 @@ def _remedy(path: Path, found: os.stat_result) -> str:
     return "name another directory"
 
 
-def check_way(path: Path) -> None:
-    """See that nobody but us, and root, could put another directory in the place of ``path``.
+def check_path(path: Path) -> None:
+    """Check that no other user, except root, could replace the directory ``path`` by another one.
 
-    Every directory and link on the way must be root's or ours, and a directory that others may
-    write must keep them from renaming what is not theirs: by its sticky bit, or since it is a
-    volume of its own, as a pod's is. Of a directory that is not there yet, the way so far counts.
+    Every directory and link of the path must belong to root or to this user, and a directory that
+    others may write must protect its entries from renaming: by its sticky bit, or as the root of a
+    volume, such as a pod's. Of a directory that does not exist yet, the existing part counts.
 
     Raises:
-        ConfigError: somebody else could.
-        OSError: it cannot be looked at.
+        ConfigError: another user could replace it.
+        OSError: attributes cannot be read.
     """
     here = Path("/")
     waiting = list(reversed(path.absolute().parts[1:]))
@@ -203,7 +202,7 @@ def check_way(path: Path) -> None:
         except FileNotFoundError:
             return
         is_link = stat.S_ISLNK(found.st_mode)
-        # The directory itself is looked at by `check_ours`, which says more of it.
+        # `check_owner` checks the directory itself, with messages of its own.
         if (waiting or is_link) and found.st_uid not in (0, os.geteuid()):
             kind = "link" if is_link else "directory"
             raise ConfigError(
@@ -229,8 +228,8 @@ def check_way(path: Path) -> None:
 
 
 def _keeps_entries(directory: Path, found: os.stat_result) -> bool:
-    """Whether nobody but the owner of an entry, of the directory, or root can rename it."""
-    # Where each user has a group of their own, as on Fedora, it may write by default.
+    """Whether only root and the owners of the directory and of an entry can rename the entry."""
+    # Group write is the default where each user has a group of their own, as on Fedora.
     is_open = found.st_mode & stat.S_IWOTH or (
         found.st_mode & stat.S_IWGRP and found.st_gid not in (0, os.getegid())
     )
@@ -238,10 +237,10 @@ def _keeps_entries(directory: Path, found: os.stat_result) -> bool:
 
 
 def read_small(file: Path) -> bytes:
-    """The content of a small file of a state directory, which need not be one of our own.
+    """Return the content of a small file of a state directory, which may be another user's.
 
     Raises:
-        OSError: there is none, or it is a pipe, a device or the like, or too large.
+        OSError: it is missing, not a regular file, or too large.
     """
     descriptor = open_regular(file)
     try:
@@ -254,11 +253,13 @@ def read_small(file: Path) -> bytes:
 
 
 def check_files(path: Path) -> None:
-    """See that the files of a state directory are regular files of ours or root's.
+    """Check that the files of a state directory are regular files of this user or root.
+
+    No file is opened.
 
     Raises:
-        ConfigError: one is not; nothing was opened.
-        OSError: one cannot be looked at.
+        ConfigError: a file is not.
+        OSError: attributes cannot be read.
     """
     for name in FILES:
         file = path / name
@@ -266,7 +267,7 @@ def check_files(path: Path) -> None:
             owners = {file.lstat().st_uid}
             found = file.stat()
         except FileNotFoundError:
-            continue  # also a link to nothing: it is replaced
+            continue  # also a dangling link, which is replaced
         kind = _KINDS.get(stat.S_IFMT(found.st_mode))
         if kind is not None:
             raise ConfigError(f"--state-dir {path}: {name} is {kind}, not a file: remove it")

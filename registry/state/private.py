@@ -1,10 +1,10 @@
 """Files that must not outlive the server: the command's credentials, the scratch root.
 
-The server removes them itself when it ends. For the end it does not see coming, ``kill -9`` or the
-kernel out of memory, there is a guard: a shell that waits for the end of a pipe whose other end
-only the server holds, and then removes them. It is in a session of its own and ignores the signals
-that end the rest, so a Ctrl-C does not reach it first. Where there is no ``/bin/sh`` or the guard
-is killed too, the next start removes what is in the state directory (`state`).
+The server removes them when it ends. For ``kill -9`` and the kernel's out-of-memory killer there is
+a guard: a shell that waits for the end of a pipe whose other end only the server holds, and then
+removes the files. The guard has a session of its own and ignores the signals that end the server,
+so Ctrl-C does not end it first. Without ``/bin/sh``, or if the guard is killed too, the next start
+removes the files in the state directory (`state.directory`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from mayfly.registry.state.directory import PRIVATE_PREFIX
 logger = logging.getLogger("mayfly")
 
 AUTH_FILE = "config.json"
-"""The name that docker looks for; podman and skopeo are given the path."""
+"""The file name that docker looks for; podman and skopeo get the path."""
 
 _GUARD = """
 trap '' HUP INT TERM
 while read -r _; do :; done
 for path in "$@"; do rm -rf -- "$path"; done
 """
-
 
 CERT_DIR = "certs"
 """Directory with the CA alone: skopeo and podman take every ``*.crt`` of a ``--cert-dir`` as a CA,
@@ -42,12 +41,12 @@ and refuse a key without its certificate."""
 
 @dataclass(frozen=True)
 class Login:
-    """How to reach the registry.
+    """Address of the registry, and a user.
 
     Attributes:
         url: with scheme.
         host: ``host:port`` as written in image names.
-        username, password: None where it asks for none.
+        username, password: None without authentication.
         ca: PEM file of the CA that signed its certificate; None without TLS.
     """
 
@@ -59,8 +58,10 @@ class Login:
 
 
 @contextlib.contextmanager
-def auth_file(state_dir: Path, login: Login) -> Iterator[Path]:
-    """A directory that only we may enter: docker's ``config.json``, and the CA in `CERT_DIR`.
+def client_config(state_dir: Path, login: Login) -> Iterator[Path]:
+    """Make a directory, mode 0700, with docker's ``config.json`` and the CA in `CERT_DIR`.
+
+    It is removed at the end of the block.
 
     Raises:
         OSError: it cannot be made.
@@ -83,8 +84,8 @@ def auth_file(state_dir: Path, login: Login) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def guarded(*paths: Path) -> Iterator[None]:
-    """While inside, a death of this process takes the paths with it."""
+def removed_if_killed(*paths: Path) -> Iterator[None]:
+    """Have paths removed if this process is killed inside the block."""
     try:
         guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "mayfly-guard", *map(str, paths)],

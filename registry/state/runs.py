@@ -1,17 +1,17 @@
 """A run: the lifetime of users, tokens, credentials and coverage, over crashes of the server.
 
-It begins with the first start in a state directory and ends with the server, when that ends by
-itself or is asked to, or with the deadline. Between the two the server may be killed, or its host,
-as often as it likes: the next start goes on with the same run. Its ID is in every token.
+It begins with the first start in a state directory and ends when the server ends in an orderly way,
+or with the deadline. If the server is killed or its host reboots meanwhile, the next start
+continues the same run. Its ID is in every token.
 
     run.json          the run; absent once it has ended
     signing.key       the key of its tokens and of `mayfly credentials`
     credentials.json  the users of ``--auth auto``
-    coverage.jsonl    `ledger`
-    coverage.reach    `reach`
+    coverage.jsonl    `coverage.ledger`
+    coverage.reach    `coverage.reach`
 
-A start that finds a run whose deadline has passed, or of which nothing was heard for
-`MAX_ABSENCE`, deletes these files and begins another.
+A start that finds a run whose deadline has passed, or whose last heartbeat is older than
+`MAX_ABSENCE_SECONDS`, deletes these files and begins another.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ logger = logging.getLogger("mayfly")
 
 RUN = "run.json"
 
-OF_A_RUN = (SIGNING_KEY, CREDENTIALS, LEDGER, REACH, RUN)
+RUN_FILES = (SIGNING_KEY, CREDENTIALS, LEDGER, REACH, RUN)
 """Files that end with a run, in the order of their removal: ``run.json`` last."""
 
-MAX_ABSENCE = 7 * 24 * 3600.0
-"""Seconds after the last sign of life within which a start continues a run."""
+MAX_ABSENCE_SECONDS = 7 * 24 * 3600.0
+"""After the last heartbeat, within which a start continues a run."""
 
-SIGN_OF_LIFE_SECONDS = 3600.0
-"""Between two signs of life of a run."""
+HEARTBEAT_SECONDS = 3600.0
+"""Between two heartbeats of a run."""
 
-_FORM = 1
+_FORMAT = 1
 _SYSTEMD = Path("/run/systemd/system")
-"""There where systemd is the host's init: sd_booted(3)."""
+"""Exists if systemd is the host's init: sd_booted(3)."""
 _SHUTTING_DOWN = "stopping"
 _ANSWER_SECONDS = 2.0
 
@@ -62,7 +62,7 @@ class Run:
         id: hard to guess.
         started: Unix seconds of its first start.
         deadline: Unix seconds of its end by ``--max-lifetime``; None if it has none.
-        serves: what it was asked to serve, see `serving`.
+        inputs: see `inputs_of`.
         continued: whether an earlier start was killed.
         key_file: the operator's signing key; "" for one of the run's own.
         earlier_key_file: the same of the earlier start.
@@ -72,19 +72,19 @@ class Run:
     id: str
     started: float
     deadline: float | None
-    serves: Mapping[str, str]
+    inputs: Mapping[str, str]
     key_file: str = ""
     continued: bool = False
     earlier_key_file: str = ""
     _serving: bool = field(default=False, repr=False)
-    _over: bool = field(default=False, repr=False)
+    _ended: bool = field(default=False, repr=False)
 
     @classmethod
     def begin(
         cls,
         directory: Path,
         max_lifetime: float | None,
-        serves: Mapping[str, str],
+        inputs: Mapping[str, str],
         key_file: Path | None = None,
     ) -> Run:
         """Continue the run that a killed server left, or delete old files and begin a new one.
@@ -92,7 +92,7 @@ class Run:
         Args:
             directory: the state directory.
             max_lifetime: seconds; None for no deadline.
-            serves: what it is asked to serve.
+            inputs: see `inputs_of`.
             key_file: the operator's signing key.
 
         Raises:
@@ -101,24 +101,25 @@ class Run:
         now = time.time()
         before = load(directory)
         key = str(key_file or "")
-        if before is not None and before._lives(now, max_lifetime):
+        if before is not None and before._can_continue(now, max_lifetime):
             deadline = None if max_lifetime is None else before.started + max_lifetime
-            run = cls(directory, before.id, before.started, deadline, serves, key)
+            run = cls(directory, before.id, before.started, deadline, inputs, key)
             run.continued = run._serving = True
             run.earlier_key_file = before.key_file
             _tell(before, run)
         else:
             _wipe(directory)
             deadline = None if max_lifetime is None else now + max_lifetime
-            run = cls(directory, secrets.token_urlsafe(12), now, deadline, serves, key)
+            run = cls(directory, secrets.token_urlsafe(12), now, deadline, inputs, key)
         run._save()
         return run
 
-    def _lives(self, now: float, max_lifetime: float | None) -> bool:
-        """Whether a start may go on with it."""
-        heard = (self.directory / RUN).stat().st_mtime
+    def _can_continue(self, now: float, max_lifetime: float | None) -> bool:
+        """Whether a start may continue the run."""
+        last_heartbeat = (self.directory / RUN).stat().st_mtime
         ends = [self.deadline, None if max_lifetime is None else self.started + max_lifetime]
-        return now - heard < MAX_ABSENCE and all(end is None or now < end for end in ends)
+        is_recent = now - last_heartbeat < MAX_ABSENCE_SECONDS
+        return is_recent and all(end is None or now < end for end in ends)
 
     @property
     def elapsed(self) -> float:
@@ -131,17 +132,17 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, _error: object, _traceback: TracebackType | None
     ) -> None:
-        # A start that failed has issued nothing, unless it was to go on with a run. SystemExit is
-        # a signal's while starting: somebody wants it to end.
-        if self._over or not self._serving or kind is SystemExit:
+        # A start that failed has issued no credentials, unless it continued a run. SystemExit means
+        # a signal while starting, which asks for the end of the run.
+        if self._ended or not self._serving or kind is SystemExit:
             _wipe(self.directory)
 
-    def serving(self) -> None:
-        """From now on only `end` ends it."""
+    def keep(self) -> None:
+        """Note that the server has started: from now on only `end` ends the run."""
         self._serving = True
 
     def end(self) -> None:
-        """The server has ended in an orderly way: everything issued for the run is void now.
+        """End the run after an orderly end of the server: all its credentials become invalid.
 
         While the host shuts down the run does not end: upgrades reboot hosts, and the next start
         continues it.
@@ -149,30 +150,30 @@ class Run:
         if _host_is_shutting_down():
             logger.warning("the host is shutting down: the next start resumes this run")
             return
-        self._over = True
+        self._ended = True
 
-    def give_sign_of_life(self) -> None:
-        """To be called every `SIGN_OF_LIFE_SECONDS`."""
+    def heartbeat(self) -> None:
+        """Record that the run is alive; call it every `HEARTBEAT_SECONDS`."""
         with contextlib.suppress(OSError):
             os.utime(self.directory / RUN)
 
     def _save(self) -> None:
         document = {
-            "mayfly-run": _FORM,
+            "mayfly-run": _FORMAT,
             "id": self.id,
             "started": self.started,
             "deadline": self.deadline,
-            "serves": dict(self.serves),
+            "serves": dict(self.inputs),
             "signing_key": self.key_file,
         }
         publish(self.directory / RUN, json.dumps(document).encode() + b"\n", Attributes(0o600))
 
 
 def load(directory: Path) -> Run | None:
-    """Load the run of a state directory; None where there is none that can be read."""
+    """Load the run of a state directory; None if there is no readable one."""
     try:
         found = json.loads(read_small(directory / RUN))
-        if found["mayfly-run"] != _FORM:
+        if found["mayfly-run"] != _FORMAT:
             return None
         deadline = found["deadline"]
         serves = {str(name): str(mark) for name, mark in found["serves"].items()}
@@ -188,8 +189,8 @@ def load(directory: Path) -> Run | None:
         return None
 
 
-def serving(bundles: tuple[Path, ...], images: Path | None, nodes: str | None) -> dict[str, str]:
-    """The inputs of a run: name → a mark that changes with the content.
+def inputs_of(bundles: tuple[Path, ...], images: Path | None, nodes: str | None) -> dict[str, str]:
+    """Return the inputs of a run: name → a fingerprint that changes with the content.
 
     Args:
         bundles: of the server.
@@ -206,7 +207,7 @@ def serving(bundles: tuple[Path, ...], images: Path | None, nodes: str | None) -
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The inputs that changed since the start before this one, a phrase each."""
+    """Return the inputs that changed since the previous start, a phrase each."""
     return [
         *(f"{name} is gone" for name in before if name not in now),
         *(f"{name} is new" for name in now if name not in before),
@@ -215,14 +216,14 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def _tell(before: Run, run: Run) -> None:
-    begun = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.started))
-    logger.warning("resuming the run of %s: its users and credentials stay valid", begun)
-    for difference in differences(before.serves, run.serves):
+    started = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.started))
+    logger.warning("resuming the run of %s: its users and credentials stay valid", started)
+    for difference in differences(before.inputs, run.inputs):
         logger.warning("changed since the previous start: %s", difference)
 
 
 def _stamp(path: Path) -> str:
-    """Size and modification time; of a directory, its own and its index's."""
+    """Size and modification time of a file, or of a directory and its index."""
     stamps = []
     for one in (path, path / "index.json"):
         with contextlib.suppress(OSError):
@@ -239,7 +240,7 @@ def _content(path: Path) -> str:
 
 
 def _wipe(directory: Path) -> None:
-    for name in OF_A_RUN:
+    for name in RUN_FILES:
         (directory / name).unlink(missing_ok=True)
 
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from mayfly.registry.cli import control, run
 from mayfly.registry.control.client import TimedOut, ask
-from mayfly.registry.lifecycle.errors import LifetimeError, NotRunning
+from mayfly.registry.errors import LifetimeError, NotRunning
 from tests.support.stubs import Stub, get_manifest, poll, pull, pulling
 
 Start = Callable[..., Stub]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.registry.activity import Activity
 from mayfly.registry.control import table
 from mayfly.registry.control.report import (
     CorruptRecord,
@@ -26,14 +27,13 @@ from mayfly.registry.control.report import (
     storage_used,
     write,
 )
-from mayfly.registry.coverage.contents import Contained, Contents
 from mayfly.registry.coverage.ledger import Ledger
+from mayfly.registry.coverage.manifest_graph import ManifestGraph, ManifestRefs
 from mayfly.registry.coverage.observer import Observer
-from mayfly.registry.coverage.pulls import SETTLED, Pulls
+from mayfly.registry.coverage.pulls import SETTLED_SECONDS, Pulls
 from mayfly.registry.coverage.states import State
-from mayfly.registry.lifecycle.activity import Activity
-from mayfly.registry.lifecycle.conditions import Kind
-from tests.support.fakes import FakeClock, FakeContent, digest
+from mayfly.registry.ending import EndKind
+from tests.support.fakes import FakeClock, FakeStore, digest
 
 
 def _pull(node: str, state: State = State.SERVED) -> PullRecord:
@@ -123,7 +123,7 @@ def test_json(tmp_path: Path) -> None:
 
 def test_table() -> None:
     """The text says the same for people."""
-    text = table.report(REPORT, 100)
+    text = table.report_text(REPORT, 100)
     for part in (
         "ended because the maximum lifetime of 1h was over\n",
         "1h 0m 0s",
@@ -150,7 +150,7 @@ def test_table_is_no_wider_than_asked(width: int) -> None:
     many = {f"node-{i:03}": State.SERVED if i else State.MISSING for i in range(100)}
     matrix = {"x" * 90: many, "y" * 90: many}
     coverage: CoverageRecord = {**COVERAGE, "nodes": [*many], "matrix": matrix}
-    lines = table.report({**REPORT, "coverage": coverage}, width).splitlines()
+    lines = table.report_text({**REPORT, "coverage": coverage}, width).splitlines()
     rows = [line for line in lines if not line.startswith(("ended", "corrupt", "cut", "warning"))]
     assert max(map(len, rows)) <= max(width, 40)
     nodes = [line for line in rows if line.startswith("node-")]
@@ -189,7 +189,7 @@ def test_table_without_anything() -> None:
     """A run in which nothing happened has a short report."""
     empty: Report = {**REPORT, "images": [], "coverage": None, "denied": [], "corrupt": []}
     empty |= {"cut": [], "cut_requests": 0, "asked_again": {}, "storage_before": None}
-    assert len(table.report(empty, 80).splitlines()) == 4
+    assert len(table.report_text(empty, 80).splitlines()) == 4
 
 
 def test_progress() -> None:
@@ -217,37 +217,37 @@ def test_denied_names_are_harmless() -> None:
 
 def test_success_that_rests_on_claims() -> None:
     """Exit code 0 with claims among its evidence says so."""
-    assert table.claims({**REPORT, "exit_code": 0}) == (
+    assert table.claims_line({**REPORT, "exit_code": 0}) == (
         "exit code 0 rests on claims: "
         "images claimed by the node's runtime, not served by this registry: node-a (1)"
     )
-    assert table.claims(REPORT) == ""
-    assert table.claims({**REPORT, "exit_code": 0, "coverage": None}) == ""
+    assert table.claims_line(REPORT) == ""
+    assert table.claims_line({**REPORT, "exit_code": 0, "coverage": None}) == ""
 
 
 @pytest.mark.parametrize(
     ("kind", "detail", "why"),
     [
-        (Kind.COVERED, {}, "every node has every image"),
-        (Kind.COMMAND, {"command": "sh", "exit_code": 7}, "sh ended with exit code 7"),
-        (Kind.COMMAND, {"command": "sh", "exit_code": -2}, "sh was interrupted (SIGINT)"),
-        (Kind.COMMAND, {"command": "sh", "exit_code": -9}, "sh was ended (SIGKILL)"),
-        (Kind.COMMAND, {}, "a signal came before the command was started"),
-        (Kind.DEADLINE, {"seconds": 7200.0}, "the maximum lifetime of 2h was over"),
-        (Kind.IDLE, {"seconds": 600.0}, "no request came for 10m"),
-        (Kind.UNUSED, {"seconds": 60.0}, "no image was pulled and no request came for 1m"),
-        (Kind.SIGNAL, {"signal": "SIGTERM"}, "it received SIGTERM"),
-        (Kind.STOP, {}, "mayfly stop asked for it"),
-        (Kind.STOP_FILE, {"file": "/run/stop"}, "the stop file appeared: /run/stop"),
-        (Kind.PARENT, {"pid": 7}, "the process that started it ended (pid 7)"),
-        (Kind.STANDARD_INPUT, {}, "its standard input was closed"),
-        (Kind.FAILED, {"digest": "x", "bundle": "/b.tar"}, "content of /b.tar is corrupt"),
+        (EndKind.COVERED, {}, "every node has every image"),
+        (EndKind.COMMAND, {"command": "sh", "exit_code": 7}, "sh ended with exit code 7"),
+        (EndKind.COMMAND, {"command": "sh", "exit_code": -2}, "sh was interrupted (SIGINT)"),
+        (EndKind.COMMAND, {"command": "sh", "exit_code": -9}, "sh was ended (SIGKILL)"),
+        (EndKind.COMMAND, {}, "a signal came before the command was started"),
+        (EndKind.DEADLINE, {"seconds": 7200.0}, "the maximum lifetime of 2h was over"),
+        (EndKind.IDLE, {"seconds": 600.0}, "no request came for 10m"),
+        (EndKind.UNUSED, {"seconds": 60.0}, "no image was pulled and no request came for 1m"),
+        (EndKind.SIGNAL, {"signal": "SIGTERM"}, "it received SIGTERM"),
+        (EndKind.STOP, {}, "mayfly stop asked for it"),
+        (EndKind.STOP_FILE, {"file": "/run/stop"}, "the stop file appeared: /run/stop"),
+        (EndKind.PARENT, {"pid": 7}, "the process that started it ended (pid 7)"),
+        (EndKind.STANDARD_INPUT, {}, "its standard input was closed"),
+        (EndKind.FAILED, {"digest": "x", "bundle": "/b.tar"}, "content of /b.tar is corrupt"),
     ],
 )
-def test_why_it_ended(kind: Kind, detail: dict[str, str | float], why: str) -> None:
+def test_why_it_ended(kind: EndKind, detail: dict[str, str | float], why: str) -> None:
     """For people each end is a sentence."""
     content: Report = {**REPORT, "reason": kind, "reason_detail": detail}
-    assert table.report(content, 100).splitlines()[0] == f"ended because {why}"
+    assert table.report_text(content, 100).splitlines()[0] == f"ended because {why}"
 
 
 def test_every_end_has_a_sentence() -> None:
@@ -259,10 +259,10 @@ def test_every_end_has_a_sentence() -> None:
         "pid": 7,
         "bundle": "/b",
     }
-    for kind in Kind:
-        detail: dict[str, str | float] = {} if kind is Kind.COMMAND else some
+    for kind in EndKind:
+        detail: dict[str, str | float] = {} if kind is EndKind.COMMAND else some
         content: Report = {**REPORT, "reason": kind, "reason_detail": detail}
-        assert table.report(content, 100).splitlines()[0] != f"ended because {kind}"
+        assert table.report_text(content, 100).splitlines()[0] != f"ended because {kind}"
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_every_end_has_a_sentence() -> None:
 )
 def test_corrupt_content_in_words(problem: str, file: str | None, says: str) -> None:
     """Each problem says what is wrong, whom it hurts and what to do."""
-    found = table.corruption({**REPORT["corrupt"][0], "problem": problem, "file": file})
+    found = table.corruption_text({**REPORT["corrupt"][0], "problem": problem, "file": file})
     assert found.startswith(f"upgrade.tar: {digest('layer')} ")
     assert says in found
     assert "; images that need it: team/app:2; " in found
@@ -287,21 +287,21 @@ async def test_images_by_whom() -> None:
     """Images have the names they were pushed or asked for by, and for each node that asked its
     state, bytes, times and retries; children of an index are part of it, unless somebody named
     them."""
-    content = FakeContent()
+    content = FakeStore()
     index, child, single = digest("index"), digest("child"), digest("single")
     config, layer = digest("config"), digest("layer")
     content.manifests = {
-        ("r", index): Contents(children=(child,)),
-        ("r", child): Contents(blobs=(config, layer)),
-        ("r", single): Contents(blobs=(config,)),
+        ("r", index): ManifestRefs(children=(child,)),
+        ("r", child): ManifestRefs(blobs=(config, layer)),
+        ("r", single): ManifestRefs(blobs=(config,)),
     }
     clock = FakeClock(wall=0)
     ledger = Ledger(None, clock)
-    pulls, contained = Pulls(clock.now, ledger.changed), Contained(content.contents)
-    observer = Observer(Activity(clock.now), pulls, ledger, contained, clock)
+    pulls, graph = Pulls(clock.now, ledger.changed), ManifestGraph(content.refs)
+    observer = Observer(Activity(clock.now), pulls, ledger, graph, clock)
     ledger.pushed("admin", "r", child)
     ledger.pushed("admin", "r", index, ["1", "latest"])
-    a, b = (observer.caller(node, None, None, "containerd/2") for node in "ab")
+    a, b = (observer.peer(node, None, None, "containerd/2") for node in "ab")
     observer.manifest_served(a, "r", index, content.manifests["r", index], head=True, tag="1")
     observer.manifest_served(a, "r", child, content.manifests["r", child], head=False, tag=None)
     observer.manifest_served(b, "r", single, content.manifests["r", single], head=False, tag=None)
@@ -315,7 +315,7 @@ async def test_images_by_whom() -> None:
             sending.count(sent)
             if sent < 9:
                 raise ConnectionResetError
-    await clock.tick(SETTLED)
+    await clock.tick(SETTLED_SECONDS)
     begun, ended = "1970-01-01T00:00:00Z", "1970-01-01T00:00:10Z"
     had = PullRecord(node="a", state=State.SERVED, bytes=23, first=begun, last=ended, retries=1)
     looked = PullRecord(
@@ -332,20 +332,20 @@ async def test_images_by_whom() -> None:
 
 def test_transfers() -> None:
     """What flows, by whom, how much and how fast; more than fit are counted."""
-    lines = table.transfers([CUT] * 30, 200)
+    lines = table.transfer_lines([CUT] * 30, 200)
     assert lines[2].split() == [
         *("pull", "by", "node-b", "(10.0.0.7)"),
         f"r@{digest('layer')}",
         *("2.0", "KiB", "512", "B/s"),
     ]
     assert lines[-1] == "… and 10 more"
-    assert table.transfers([], 80) == []
+    assert table.transfer_lines([], 80) == []
 
 
 def test_requests_that_were_cut() -> None:
     """Requests that move no content are only counted."""
-    assert table.cut([], 2) == ["cut: 2 requests"]
-    assert table.cut([], 0) == []
+    assert table.aborted_lines([], 2) == ["cut: 2 requests"]
+    assert table.aborted_lines([], 0) == []
 
 
 def test_peak_memory() -> None:

@@ -55,9 +55,9 @@ def test_parts_are_bounded() -> None:
     for first in range(0, size, part):
         begun = arrival.begin(first)
         arrival.end(begun, first + part + 1, first + part + 1)
-    assert not arrival.flowing
+    assert not arrival.in_flight
     assert len(arrival._ended) == MAX_PARTS
-    assert arrival.whole
+    assert arrival.complete
 
 
 @dataclass
@@ -137,7 +137,7 @@ class HonestClient(RuleBasedStateMachine):
             read = one.first
             self.has.update(range(one.first, read))
         self.open.clear()
-        self.arrival.lose()
+        self.arrival.lose_ends()
 
     @rule()
     def rest(self) -> None:
@@ -153,7 +153,7 @@ class HonestClient(RuleBasedStateMachine):
     @invariant()
     def says_so_when_all_is_there(self) -> None:
         if hasattr(self, "arrival") and not self.open and len(self.has) == self.size:
-            assert self.arrival.whole, (self.arrival._ended, self.size)
+            assert self.arrival.complete, (self.arrival._ended, self.size)
 
 
 TestHonestClient = HonestClient.TestCase
@@ -169,13 +169,13 @@ def test_resumed_after_kills(data: st.DataObject, size: int) -> None:
     while stood < size:
         arrival.begin(stood)
         at = data.draw(st.integers(stood, size - 1))
-        arrival.lose()
+        arrival.lose_ends()
         if at == stood or data.draw(st.booleans()):
             part = arrival.begin(at)
             arrival.end(part, size, size)
             at = size
         stood = at
-    assert arrival.whole
+    assert arrival.complete
 
 
 def test_killed_while_a_range_was_sent() -> None:
@@ -184,9 +184,9 @@ def test_killed_while_a_range_was_sent() -> None:
     for after, whole in ((9, True), (10, True), (11, False), (99, False)):
         arrival = Arrival(size)
         arrival.begin(0, 10)
-        arrival.lose()
+        arrival.lose_ends()
         arrival.end(arrival.begin(after), size, size)
-        assert arrival.whole is whole
+        assert arrival.complete is whole
 
 
 def test_killed_before_much_was_sent() -> None:
@@ -201,9 +201,9 @@ def test_killed_before_much_was_sent() -> None:
     ):
         arrival = Arrival(size)
         arrival.begin(0).slot = slot
-        arrival.lose(reached)
+        arrival.lose_ends(reached)
         arrival.end(arrival.begin(after), size, size)
-        assert arrival.whole is whole
+        assert arrival.complete is whole
 
 
 def test_never_more_than_the_slack() -> None:
@@ -214,7 +214,7 @@ def test_never_more_than_the_slack() -> None:
         first, second = arrival.begin(0), arrival.begin(5 * ACK_SLACK)
         arrival.end(second, size, size)
         arrival.end(first, 5 * ACK_SLACK - gap, size)
-        assert arrival.whole is whole
+        assert arrival.complete is whole
 
 
 @pytest.mark.parametrize("anew", [True, False])
@@ -223,5 +223,5 @@ def test_from_the_beginning(anew: bool) -> None:
     simply be late."""
     arrival = Arrival(10)
     arrival.end(arrival.begin(5), 10, 10)
-    arrival.end(arrival.begin(0, anew=anew), 5, 5)
-    assert arrival.whole is not anew
+    arrival.end(arrival.begin(0, restart=anew), 5, 5)
+    assert arrival.complete is not anew

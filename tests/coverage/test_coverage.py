@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.coverage.contents import Contained, Contents
+from mayfly.registry.activity import Activity
 from mayfly.registry.coverage.coverage import Coverage, Covered, Gap
-from mayfly.registry.coverage.images import Image, Nodes, parse_image
+from mayfly.registry.coverage.images import ListedImage, Nodes, parse_image
 from mayfly.registry.coverage.ledger import Ledger
-from mayfly.registry.coverage.observer import Caller, Observer
-from mayfly.registry.coverage.pulls import SETTLED, Pulls
-from mayfly.registry.coverage.states import EMPTY_CONFIG, State, Target
-from mayfly.registry.lifecycle.activity import Activity
-from mayfly.registry.lifecycle.conditions import Kind
+from mayfly.registry.coverage.manifest_graph import ManifestGraph, ManifestRefs
+from mayfly.registry.coverage.observer import Observer, Peer
+from mayfly.registry.coverage.pulls import SETTLED_SECONDS, Pulls
+from mayfly.registry.coverage.states import EMPTY_CONFIG, ResolvedImage, State
+from mayfly.registry.ending import EndKind
 from mayfly.storage.errors import BlobUnknown
-from tests.support.fakes import FakeClock, FakeContent, digest, prepare, settle
+from tests.support.fakes import FakeClock, FakeStore, digest, prepare, settle
 
 APP, WEB = "team/app", "library/web"
 APP_1, APP_2 = digest("app1"), digest("app2")
@@ -32,21 +32,21 @@ class Upgrade:
 
     def __init__(self, ledger_file: Path | None, nodes: Nodes, clock: FakeClock) -> None:
         self.clock = clock
-        self.content = FakeContent()
+        self.content = FakeStore()
         self.content.tags = {(APP, "1"): APP_1, (WEB, "1"): WEB_INDEX}
         self.content.manifests = {
-            (APP, APP_1): Contents(blobs=(CONFIG, LAYER_1, LAYER_2)),
-            (APP, APP_2): Contents(blobs=(CONFIG, LAYER_1)),
-            (WEB, WEB_INDEX): Contents(children=(WEB_AMD, WEB_ARM)),
-            (WEB, WEB_AMD): Contents(blobs=(WEB_CONFIG, WEB_LAYER)),
-            (WEB, WEB_ARM): Contents(blobs=(digest("armconfig"), digest("armlayer"))),
+            (APP, APP_1): ManifestRefs(blobs=(CONFIG, LAYER_1, LAYER_2)),
+            (APP, APP_2): ManifestRefs(blobs=(CONFIG, LAYER_1)),
+            (WEB, WEB_INDEX): ManifestRefs(children=(WEB_AMD, WEB_ARM)),
+            (WEB, WEB_AMD): ManifestRefs(blobs=(WEB_CONFIG, WEB_LAYER)),
+            (WEB, WEB_ARM): ManifestRefs(blobs=(digest("armconfig"), digest("armlayer"))),
         }
-        contained = Contained(self.content.contents)
+        graph = ManifestGraph(self.content.refs)
         self.ledger = Ledger(ledger_file, clock)
         self.pulls = Pulls(clock.now, self.ledger.changed)
         images = (parse_image("team/app:1"), parse_image("docker.io/library/web:1"))
         activity = Activity(clock.now)
-        self.observer = Observer(activity, self.pulls, self.ledger, contained, clock)
+        self.observer = Observer(activity, self.pulls, self.ledger, graph, clock)
         self._coverage = self.cover(images, nodes)
 
     @property
@@ -56,15 +56,17 @@ class Upgrade:
         return self._coverage
 
     def cover(
-        self, images: tuple[Image, ...], nodes: Nodes, accept: State = State.CLAIMED
+        self, images: tuple[ListedImage, ...], nodes: Nodes, accept: State = State.CLAIMED
     ) -> Coverage:
         states = self.observer.states
-        made = Coverage(self.ledger, self.pulls, images, nodes, self.content.tag, states, accept)
+        made = Coverage(
+            self.ledger.facts, self.pulls, images, nodes, self.content.tag, states, accept
+        )
         made.read()
         return made
 
-    def caller(self, node: str, agent: str = CONTAINERD) -> Caller:
-        return self.observer.caller("", node, None, agent)
+    def caller(self, node: str, agent: str = CONTAINERD) -> Peer:
+        return self.observer.peer("", node, None, agent)
 
     def manifest(
         self,
@@ -77,7 +79,8 @@ class Upgrade:
         agent: str = CONTAINERD,
     ) -> None:
         caller = self.caller(node, agent)
-        self.observer.manifest_served(caller, repository, what, head=head, tag=tag)
+        refs = self.observer.graph.of(repository, what)
+        self.observer.manifest_served(caller, repository, what, refs, head=head, tag=tag)
 
     def blob(
         self,
@@ -101,8 +104,8 @@ class Upgrade:
             sending.count(count)
             raise ConnectionResetError
 
-    def target(self) -> Target:
-        target = self.observer.states.target(APP, APP_1)
+    def target(self) -> ResolvedImage:
+        target = self.observer.states.resolve(APP, APP_1)
         assert target is not None
         return target
 
@@ -150,7 +153,7 @@ async def test_warm_pull(upgrade: Upgrade) -> None:
     """A runtime's lone HEAD claims the image, once nothing followed it for a while."""
     upgrade.warm("a")
     assert upgrade.state("a") is State.PULLING
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.CLAIMED
     assert upgrade.coverage.covered_nodes() == 1
     assert upgrade.coverage.claimed() == {"a": 2}
@@ -170,7 +173,7 @@ async def test_other_programs_claim_nothing(upgrade: Upgrade, agent: str) -> Non
 async def test_manifest_without_blobs(upgrade: Upgrade) -> None:
     """A GET of the manifest and nothing after it is no pull, after a claim as well."""
     upgrade.warm("a")
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     upgrade.manifest("a", APP, APP_1)
     await upgrade.clock.tick(3600)
     assert upgrade.state("a") is State.INCOMPLETE
@@ -197,7 +200,7 @@ async def test_accept(upgrade: Upgrade, accept: State, covered: int) -> None:
     coverage = upgrade.cover(images, Nodes(2, ("a", "b")), accept)
     upgrade.cold("a")
     upgrade.warm("b")
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert coverage.covered_nodes() == covered
 
 
@@ -207,7 +210,7 @@ async def test_partly_warm_pull(upgrade: Upgrade) -> None:
     upgrade.blob("a", CONFIG)
     upgrade.blob("a", LAYER_2)
     assert upgrade.state("a") is State.PULLING
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.SERVED
 
 
@@ -225,10 +228,10 @@ async def test_config_alone(upgrade: Upgrade, agent: str, state: State) -> None:
     the image is."""
     upgrade.manifest("a", APP, APP_1, agent=agent)
     upgrade.blob("a", CONFIG, agent=agent)
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is state
     upgrade.blob("a", LAYER_1, agent=agent)
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.SERVED
 
 
@@ -238,7 +241,7 @@ async def test_docker_that_loaded_the_image(upgrade: Upgrade) -> None:
         node = agent.partition("/")[0]
         upgrade.manifest(node, APP, APP_1, head=True, tag="1", agent=agent)
         upgrade.manifest(node, APP, APP_1, agent=agent)
-        await upgrade.clock.tick(SETTLED)
+        await upgrade.clock.tick(SETTLED_SECONDS)
         caller = upgrade.caller(node)
         assert upgrade.observer.states.of(caller.node, upgrade.target()) is state
 
@@ -252,7 +255,7 @@ async def test_long_transfer_is_pulling(upgrade: Upgrade) -> None:
         await upgrade.clock.tick(3600)
         assert upgrade.state("a") is State.PULLING
         sending.count(100)
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.SERVED
 
 
@@ -276,7 +279,7 @@ async def test_failed_blob(upgrade: Upgrade) -> None:
     await upgrade.clock.tick(3600)
     assert upgrade.state("a") is State.FAILED
     upgrade.blob("a", LAYER_1, 50, 50)  # resumed by Range
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.SERVED
 
 
@@ -286,10 +289,10 @@ async def test_part_that_never_came(upgrade: Upgrade) -> None:
     upgrade.blob("a", CONFIG)
     upgrade.blob_cut("a", LAYER_1, 0, 30)
     upgrade.blob("a", LAYER_1, 50, 50)
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.FAILED
     upgrade.blob("a", LAYER_1, 30, 20)
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.SERVED
 
 
@@ -300,10 +303,10 @@ async def test_claimed_after_failure(upgrade: Upgrade) -> None:
     upgrade.blob_cut("a", LAYER_1)
     await upgrade.clock.tick(300)
     upgrade.manifest("a", APP, APP_1, head=True)
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.CLAIMED
     upgrade.blob_cut("a", LAYER_2)
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.FAILED
 
 
@@ -313,7 +316,7 @@ async def test_missing_blob_is_a_failure(upgrade: Upgrade) -> None:
     upgrade.blob("a", CONFIG)
     with pytest.raises(BlobUnknown), upgrade.observer.sending(upgrade.caller("a"), APP, LAYER_1):
         raise BlobUnknown("")
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.FAILED
 
 
@@ -327,7 +330,7 @@ async def test_corrupt_blob(upgrade: Upgrade) -> None:
         sending.corrupt()
         raise ConnectionResetError
     upgrade.blob("a", LAYER_1, 99, 1)
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.FAILED
 
 
@@ -335,12 +338,12 @@ async def test_failed_manifest(upgrade: Upgrade) -> None:
     """A manifest that cannot be served withdraws the claim of the HEAD before it."""
     upgrade.manifest("a", APP, APP_1, head=True)
     upgrade.observer.manifest_failed(upgrade.caller("a"), APP, APP_1)
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.FAILED
     upgrade.manifest("a", APP, APP_1)
     upgrade.blob("a", CONFIG)
     upgrade.blob("a", LAYER_1)
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.SERVED
 
 
@@ -350,7 +353,7 @@ async def test_failure_of_another_image(upgrade: Upgrade) -> None:
         upgrade.cold(node)
     upgrade.blob_cut("a", digest("of-something-else"))
     upgrade.blob_cut("b", LAYER_2)
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.SERVED
     assert upgrade.state("b") is State.FAILED
     assert upgrade.state("b", "docker.io/library/web:1") is State.SERVED
@@ -359,8 +362,8 @@ async def test_failure_of_another_image(upgrade: Upgrade) -> None:
 async def test_shared_empty_config(upgrade: Upgrade) -> None:
     """Artifacts share a config, so that it is their content which has to arrive."""
     one, two, content = digest("artifact1"), digest("artifact2"), digest("content")
-    upgrade.content.manifests[APP, one] = Contents(blobs=(EMPTY_CONFIG, LAYER_1))
-    upgrade.content.manifests[APP, two] = Contents(blobs=(EMPTY_CONFIG, content))
+    upgrade.content.manifests[APP, one] = ManifestRefs(blobs=(EMPTY_CONFIG, LAYER_1))
+    upgrade.content.manifests[APP, two] = ManifestRefs(blobs=(EMPTY_CONFIG, content))
     upgrade.content.tags |= {(APP, "one"): one, (APP, "two"): two}
     images = (parse_image(f"{APP}:one"), parse_image(f"{APP}:two"))
     coverage = upgrade.cover(images, Nodes(1, ("a",)))
@@ -368,7 +371,7 @@ async def test_shared_empty_config(upgrade: Upgrade) -> None:
     upgrade.manifest("a", APP, two)
     upgrade.blob("a", EMPTY_CONFIG)
     upgrade.blob("a", LAYER_1)
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     assert coverage.matrix() == {
         f"{APP}:one": {"a": State.SERVED},
         f"{APP}:two": {"a": State.INCOMPLETE},
@@ -397,7 +400,7 @@ async def test_missing_names_image_and_node(upgrade: Upgrade) -> None:
     """The gaps say which node lacks which image."""
     upgrade.cold("a")
     upgrade.manifest("b", APP, APP_1, head=True)
-    await upgrade.clock.tick(SETTLED)
+    await upgrade.clock.tick(SETTLED_SECONDS)
     (gap,) = upgrade.coverage.missing()
     assert (gap.image, gap.node) == ("docker.io/library/web:1", "b")
 
@@ -430,27 +433,27 @@ async def test_image_by_digest(clock: FakeClock) -> None:
     assert not coverage.complete()
     upgrade.manifest("a", APP, APP_2)
     upgrade.blob("a", CONFIG)
-    await clock.tick(SETTLED)
+    await clock.tick(SETTLED_SECONDS)
     assert coverage.complete()
 
 
 async def test_condition(upgrade: Upgrade) -> None:
     """Coverage ends the server when the last node is through, not while it is about to go on."""
-    condition = Covered(upgrade.coverage, upgrade.ledger, upgrade.pulls, upgrade.clock)
+    condition = Covered(upgrade.coverage, upgrade.ledger.changed, upgrade.pulls, upgrade.clock)
     task = asyncio.create_task(condition.wait())
     upgrade.cold("a")
     await upgrade.clock.tick(3600)
     assert not task.done()
     upgrade.warm("b")
-    await upgrade.clock.tick(SETTLED - 1)
+    await upgrade.clock.tick(SETTLED_SECONDS - 1)
     assert not task.done()
     await upgrade.clock.tick(2)
-    assert (await task).kind is Kind.COVERED
+    assert (await task).kind is EndKind.COVERED
 
 
 async def test_condition_waits_for_a_transfer(upgrade: Upgrade) -> None:
     """A transfer in flight at the last node holds coverage back until it ended."""
-    condition = Covered(upgrade.coverage, upgrade.ledger, upgrade.pulls, upgrade.clock)
+    condition = Covered(upgrade.coverage, upgrade.ledger.changed, upgrade.pulls, upgrade.clock)
     task = asyncio.create_task(condition.wait())
     upgrade.cold("a")
     upgrade.warm("b")
@@ -459,7 +462,7 @@ async def test_condition_waits_for_a_transfer(upgrade: Upgrade) -> None:
         await upgrade.clock.tick(3600)
         assert not task.done()
         sending.count(100)
-    await upgrade.clock.tick(SETTLED + 1)
+    await upgrade.clock.tick(SETTLED_SECONDS + 1)
     await settle()
     assert task.done()
     assert (await task).text.endswith("not served by this registry: b (2)")
@@ -474,7 +477,7 @@ async def test_survives_a_restart(tmp_path: Path, clock: FakeClock) -> None:
     before.blob_cut("b", LAYER_1)
     # No close: nothing of the dying process runs.
     after = Upgrade(file, Nodes(2, ("a", "b")), clock)
-    await clock.tick(SETTLED)
+    await clock.tick(SETTLED_SECONDS)
     assert after.state("a") is State.SERVED
     assert after.state("b") is State.FAILED
     after.blob("b", LAYER_1)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.coverage.images import parse_image, plain, read_images, read_nodes
+from mayfly.registry.address import canonical_address
+from mayfly.registry.coverage.images import parse_image, read_images, read_nodes
 from mayfly.registry.settings.errors import ConfigError
 from tests.support.fakes import digest
 
@@ -113,4 +114,4 @@ def test_nodes_refused(text: str) -> None:
 )
 def test_plain(address: str, shown: str) -> None:
     """An address has one form; a name stays."""
-    assert plain(address) == shown
+    assert canonical_address(address) == shown

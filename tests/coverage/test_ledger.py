@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.registry.coverage import fact_limits, reach
 from mayfly.registry.coverage import ledger as ledgers
-from mayfly.registry.coverage import reach
-from mayfly.registry.coverage.ledger import MAX_AGE, Ledger
+from mayfly.registry.coverage.ledger import MAX_AGE_SECONDS, Ledger
 from mayfly.registry.notices import text
 from tests.support.fakes import FakeClock, digest
 
@@ -39,7 +39,7 @@ def test_everything_is_read_again(file: Path) -> None:
     first = open_ledger(file, clock)
     first.asked("n", "r", A, got=True, tag="1")
     first.asked("n", "r", A, got=False, claims=True)
-    first.again("n", "r", A)
+    first.asked_again("n", "r", A)
     transfer(first, "n", B, 0, 60, 100)
     first.failed("n", "r", C)
     transfer(first, "n", D, 0, 100, 100)
@@ -47,18 +47,19 @@ def test_everything_is_read_again(file: Path) -> None:
     first.close()
     for _ in range(2):
         read = open_ledger(file, clock)
-        assert read.nodes() == ["n"]
-        pull = read.pull("n", "r", A)
+        assert read.facts.nodes() == ["n"]
+        pull = read.facts.pull("n", "r", A)
         assert pull is not None
         assert pull.again
         assert pull.bytes == 160
-        assert 0 < pull.got < pull.claim < read.wanted("n", {B}) < read.wanted("n", {C})
-        assert read.has_whole("n", D)
-        assert not read.has_whole("n", B)
-        assert read.pushers() == {("r", A): ["p"]}
-        assert read.pullers() == {("r", A): ["n"]}
-        assert read.tags("r", A) == ["1", "2"]
-        assert read.asked_again() == {"n": 1}
+        b, c = (read.facts.last_pending("n", {blob}) for blob in (B, C))
+        assert 0 < pull.got < pull.claim < b < c
+        assert read.facts.has_blob("n", D)
+        assert not read.facts.has_blob("n", B)
+        assert read.facts.pushers() == {("r", A): ["p"]}
+        assert read.facts.pullers() == {("r", A): ["n"]}
+        assert read.facts.tags("r", A) == ["1", "2"]
+        assert read.facts.asked_again() == {"n": 1}
         read.close()
 
 
@@ -83,17 +84,17 @@ def test_torn_and_foreign_lines(file: Path) -> None:
     )
     file.write_bytes(b"".join([*lines[:3], *foreign, mended, lines[3][:-20]]))
     read = open_ledger(file, clock)
-    assert read.pull("n", "r", A)
-    assert read.pull("n", "r", B) is None
+    assert read.facts.pull("n", "r", A)
+    assert read.facts.pull("n", "r", B) is None
     read.asked("n", "r", B, got=True)
     read.close()
-    assert open_ledger(file, clock).pull("n", "r", B)
+    assert open_ledger(file, clock).facts.pull("n", "r", B)
 
 
 def test_other_version(file: Path) -> None:
     """A file that is not ours in this form is taken for empty."""
     file.write_text('{"mayfly-ledger": 99}\n{"fact": "asked"}\n')
-    assert open_ledger(file, FakeClock()).nodes() == []
+    assert open_ledger(file, FakeClock()).facts.nodes() == []
 
 
 def test_older_version(file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -115,15 +116,15 @@ def test_older_version(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for _ in range(2):
         read = open_ledger(file, clock)
-        a, b = read.pull("n", "r", A), read.pull("n", "r", B)
+        a, b = read.facts.pull("n", "r", A), read.facts.pull("n", "r", B)
         assert a is not None
         assert b is not None
         assert (a.claim, a.got, a.again, b.claim) == (0, 0, True, 0)
         assert b.got
-        assert read.wanted("n", {C})
-        assert not read.wanted("n", {D})
-        assert read.pushers() == {("r", A): ["p"]}
-        assert read.tags("r", A) == ["1"]
+        assert read.facts.last_pending("n", {C})
+        assert not read.facts.last_pending("n", {D})
+        assert read.facts.pushers() == {("r", A): ["p"]}
+        assert read.facts.tags("r", A) == ["1"]
         read.close()
     assert len(caplog.records) == 1  # the second time it is of this version
 
@@ -138,9 +139,9 @@ def test_killed_in_the_middle_of_transfers(file: Path) -> None:
     # No close: nothing of the dying process runs.
     for after in (open_ledger(file, clock), open_ledger(file, clock)):
         transfer(after, "n", B, 40, 100, 100)
-        assert after.has_whole("n", B)
-        assert not after.has_whole("n", C)
-        assert after.wanted("n", {C})
+        assert after.facts.has_blob("n", B)
+        assert not after.facts.has_blob("n", C)
+        assert after.facts.last_pending("n", {C})
         after.close()
     before.close()
 
@@ -156,8 +157,8 @@ def test_killed_in_the_middle_of_a_range(file: Path) -> None:
     after = open_ledger(file, clock)
     transfer(after, "n", B, 10, 100, 100)
     transfer(after, "n", C, 99, 100, 100)
-    assert after.has_whole("n", B)
-    assert not after.has_whole("n", C)
+    assert after.facts.has_blob("n", B)
+    assert not after.facts.has_blob("n", C)
     after.close()
     before.close()
 
@@ -172,14 +173,14 @@ def test_killed_before_much_was_sent(file: Path, kills: int) -> None:
     before.blob_ended(ended, 100, 100)
     before.blob_begun("n", "r", B, 0, 100, [A]).count(40)
     before.blob_begun("n", "r", C, 0, 100, [A]).count(39)
-    assert before._journal is not None
-    before._journal.replace(before._entries())
+    assert before._file is not None
+    before._file.replace(before._entries())
     for _ in range(kills - 1):
         open_ledger(file, clock).close()
     after = open_ledger(file, clock)
     for blob in (B, C):
         transfer(after, "n", blob, 40, 100, 100)
-    assert [after.has_whole("n", blob) for blob in (B, C, D)] == [True, False, True]
+    assert [after.facts.has_blob("n", blob) for blob in (B, C, D)] == [True, False, True]
     after.close()
     before.close()
 
@@ -197,7 +198,7 @@ def test_more_transfers_than_slots(file: Path, monkeypatch: pytest.MonkeyPatch) 
     after = open_ledger(file, clock)
     for blob in (B, C):
         transfer(after, "n", blob, 50, 100, 100)
-    assert [after.has_whole("n", blob) for blob in (B, C, D)] == [True, False, True]
+    assert [after.facts.has_blob("n", blob) for blob in (B, C, D)] == [True, False, True]
     after.remove()
     assert list(file.parent.iterdir()) == []
     before.close()
@@ -216,7 +217,7 @@ def test_table_of_reaches_is_gone(file: Path) -> None:
             table.write_bytes(content)
         after = open_ledger(file, clock)
         transfer(after, "n", B, 50, 100, 100)
-        assert not after.has_whole("n", B)
+        assert not after.facts.has_blob("n", B)
         after.close()
     before.close()
 
@@ -227,12 +228,12 @@ def test_asked_for_once_more(file: Path) -> None:
     ledger.asked("n", "r", A, got=True)
     transfer(ledger, "n", B, 0, 100, 100)
     transfer(ledger, "n", B, 60, 80, 100)
-    assert not ledger.has_whole("n", B)
+    assert not ledger.facts.has_blob("n", B)
     ledger.close()
     ledger = open_ledger(file, FakeClock())
     transfer(ledger, "n", B, 80, 100, 100)
-    assert ledger.has_whole("n", B)
-    pull = ledger.pull("n", "r", A)
+    assert ledger.facts.has_blob("n", B)
+    pull = ledger.facts.pull("n", "r", A)
     assert pull is not None
     assert (pull.bytes, pull.retries) == (140, 1)
     ledger.close()
@@ -242,13 +243,13 @@ async def test_old_facts_are_dropped(file: Path) -> None:
     """A ledger of an upgrade long ago says nothing, and reading it does not make it younger."""
     clock = FakeClock()
     open_ledger(file, clock).asked("n", "r", A, got=True)
-    await clock.tick(MAX_AGE - 1)
-    assert open_ledger(file, clock).nodes() == ["n"]
+    await clock.tick(MAX_AGE_SECONDS - 1)
+    assert open_ledger(file, clock).facts.nodes() == ["n"]
     await clock.tick(2)
-    assert open_ledger(file, clock).nodes() == []
+    assert open_ledger(file, clock).facts.nodes() == []
 
 
-@pytest.mark.parametrize("jump", [3 * MAX_AGE, -3 * MAX_AGE])
+@pytest.mark.parametrize("jump", [3 * MAX_AGE_SECONDS, -3 * MAX_AGE_SECONDS])
 async def test_clock_that_is_set(file: Path, jump: float) -> None:
     """It makes nothing old or young, whether it is set while the server runs or after its end."""
     clock = FakeClock()
@@ -256,7 +257,7 @@ async def test_clock_that_is_set(file: Path, jump: float) -> None:
     first.asked("before", "r", A, got=True)
     clock.set(jump)
     first.asked("after", "r", A, got=True)
-    pull = first.pull("before", "r", A)
+    pull = first.facts.pull("before", "r", A)
     assert pull is not None
     assert first.age(pull) <= 1
     assert abs(first.unix(pull.first) - clock.wall()) <= 1
@@ -264,12 +265,12 @@ async def test_clock_that_is_set(file: Path, jump: float) -> None:
     for _ in range(2):
         clock.set(jump)
         read = open_ledger(file, clock)
-        assert read.nodes() == ["before", "after"]
+        assert read.facts.nodes() == ["before", "after"]
         read.close()
-    await clock.tick(MAX_AGE - 5)
-    assert open_ledger(file, clock).nodes() == ["before", "after"]
+    await clock.tick(MAX_AGE_SECONDS - 5)
+    assert open_ledger(file, clock).facts.nodes() == ["before", "after"]
     await clock.tick(6)
-    assert open_ledger(file, clock).nodes() == []
+    assert open_ledger(file, clock).facts.nodes() == []
 
 
 @pytest.mark.parametrize("tells", [True, False])
@@ -277,10 +278,10 @@ def test_another_boot(file: Path, monkeypatch: pytest.MonkeyPatch, tells: bool) 
     """Where the monotonic clock began anew, or nothing tells, the wall clock is believed."""
     wall = FakeClock().wall()
     nodes = []
-    for boot, later in (("one", 0.0), ("two", MAX_AGE - 5), ("three", MAX_AGE + 5)):
+    for boot, later in (("one", 0.0), ("two", MAX_AGE_SECONDS - 5), ("three", MAX_AGE_SECONDS + 5)):
         monkeypatch.setattr(ledgers, "boot_id", lambda boot=boot: boot if tells else None)
         read = open_ledger(file, FakeClock(wall + later))
-        nodes.append(read.nodes())
+        nodes.append(read.facts.nodes())
         if not later:
             read.asked("n", "r", A, got=True)
         read.close()
@@ -314,33 +315,34 @@ def test_facts_are_bounded(
 ) -> None:
     """One client fills neither memory nor file, nor do many; the list keeps room of its own, and
     each bound that is hit says so once."""
-    monkeypatch.setattr(ledgers, "MAX_OTHER_FACTS", 20)
-    monkeypatch.setattr(ledgers, "MAX_OTHER_FACTS_PER_NODE", 10)
-    monkeypatch.setattr(ledgers, "MAX_LISTED_FACTS", 30)
+    monkeypatch.setattr(fact_limits, "MAX_OTHER_FACTS", 20)
+    monkeypatch.setattr(fact_limits, "MAX_OTHER_FACTS_PER_NODE", 10)
+    monkeypatch.setattr(fact_limits, "MAX_LISTED_FACTS", 30)
     listed = lambda node, repository: (node, repository) == ("worker", "app")  # noqa: E731
     ledger = Ledger(file, FakeClock(), listed)
     for i in range(100):
         ledger.asked("greedy", "r", digest(f"m{i}"), got=True, tag=f"t{i}")
-    assert len(ledger.pulls("greedy")) <= 10
+    assert len(ledger.facts.pulls("greedy")) <= 10
     for i in range(100):
         ledger.asked(f"n{i}", "r", A, got=True)
         ledger.failed(f"n{i}", "r", B)
         ledger.pushed(f"n{i}", "r", digest(f"m{i}"), ["latest"])
-    assert len(ledger.nodes()) <= 20
+    assert len(ledger.facts.nodes()) <= 20
     lines = len(file.read_text().splitlines())
     for i in range(40):
         ledger.asked("worker", "app", digest(f"m{i}"), got=True)
-    assert len(ledger.pulls("worker")) == 30
+    assert len(ledger.facts.pulls("worker")) == 30
     assert len(file.read_text().splitlines()) == lines + 30
-    assert [(n["code"], n["most"]) for n in ledger.full.all()] == [
+    assert [(n["code"], n["most"]) for n in ledger.facts.limits.reached.all()] == [
         ("record_full_node", 10),
         ("record_full_others", 20),
         ("record_full_list", 30),
     ]
-    assert [record.getMessage() for record in caplog.records] == [*map(text, ledger.full.all())]
+    notices = ledger.facts.limits.reached.all()
+    assert [record.getMessage() for record in caplog.records] == [*map(text, notices)]
     ledger.close()
     read = Ledger(file, FakeClock(), listed)
-    assert len(read.pulls("worker")) == 30
+    assert len(read.facts.pulls("worker")) == 30
     read.close()
 
 
@@ -356,7 +358,7 @@ def test_full_disk(
     monkeypatch.setattr(os, "write", full)
     ledger.asked("n", "r", A, got=True)
     ledger.asked("m", "r", A, got=True)
-    assert ledger.nodes() == ["n", "m"]
+    assert ledger.facts.nodes() == ["n", "m"]
     assert len(caplog.records) == 1
 
 
@@ -370,11 +372,11 @@ def test_private_and_removed(file: Path) -> None:
 
 def test_nodes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client with very many addresses fills no more than the room for strangers."""
-    monkeypatch.setattr(ledgers, "MAX_NODES", 10)
+    monkeypatch.setattr(fact_limits, "MAX_NODES", 10)
     ledger = Ledger(None, FakeClock(), lambda node, repository: True, ("worker",))
     for i in range(100):
         ledger.asked(f"n{i}", "r", A, got=True)
     ledger.asked("worker", "r", A, got=True)
-    assert len(ledger.nodes()) <= 12
-    assert "worker" in ledger.nodes()
-    assert [notice["code"] for notice in ledger.full.all()] == ["record_full_nodes"]
+    assert len(ledger.facts.nodes()) <= 12
+    assert "worker" in ledger.facts.nodes()
+    assert [notice["code"] for notice in ledger.facts.limits.reached.all()] == ["record_full_nodes"]

@@ -201,10 +201,10 @@ def test_proxy_that_nobody_trusts(
 
 
 def test_every_notice_has_words_and_a_schema() -> None:
-    """What is added as a notice has a sentence for people and a shape for programs."""
+    """Each notice has a sentence for people and a schema for programs."""
     added = set()
     for path in (REPO / "registry").rglob("*.py"):
-        added |= set(re.findall(r"\.(?:notices|full)\.add\(\s*\"([a-z_]+)\"", path.read_text()))
+        added |= set(re.findall(r"\.(?:notices|reached)\.add\(\s*\"([a-z_]+)\"", path.read_text()))
     schema = json.loads((REPO / "docs/commands.schema.json").read_text())
     known = [one["properties"] for one in schema["$defs"]["warning"]["oneOf"]]
     assert {one["code"]["const"] for one in known} == added

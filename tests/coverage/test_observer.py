@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from mayfly.registry.coverage.contents import Contained, Contents
+from mayfly.registry.activity import Activity
 from mayfly.registry.coverage.ledger import Ledger
-from mayfly.registry.coverage.observer import AGAIN_AFTER, Observer
+from mayfly.registry.coverage.manifest_graph import ManifestGraph, ManifestRefs
+from mayfly.registry.coverage.observer import NEW_PULL_SECONDS, Observer
 from mayfly.registry.coverage.pulls import Pulls
 from mayfly.registry.http.errors import RangeInvalid
-from mayfly.registry.lifecycle.activity import Activity
-from tests.support.fakes import FakeClock, FakeContent, digest
+from tests.support.fakes import FakeClock, FakeStore, digest
 
 REPO, MANIFEST, LAYER = "team/app", digest("manifest"), digest("layer")
 
 
 def make(clock: FakeClock) -> Observer:
-    content = FakeContent()
-    content.manifests[REPO, MANIFEST] = Contents(blobs=(LAYER,))
+    content = FakeStore()
+    content.manifests[REPO, MANIFEST] = ManifestRefs(blobs=(LAYER,))
     ledger = Ledger(None, clock)
     return Observer(
         Activity(clock.now),
         Pulls(clock.now, ledger.changed),
         ledger,
-        Contained(content.contents),
+        ManifestGraph(content.refs),
         clock,
     )
 
@@ -36,10 +36,10 @@ def clock() -> FakeClock:
 def test_transfers_are_shown(clock: FakeClock) -> None:
     """A transfer is in the list exactly while it flows."""
     observer = make(clock)
-    caller = observer.caller("", "a", "10.0.0.7")
+    caller = observer.peer("", "a", "10.0.0.7")
     with observer.sending(caller, REPO, LAYER) as sending, sending.part(0, 9, 9):
         assert [str(t) for t in observer.transfers] == [f"pull of {REPO}@{LAYER} by a (10.0.0.7)"]
-    with observer.receiving(caller, REPO):
+    with observer.track_push(caller, REPO):
         assert [str(t) for t in observer.transfers] == [f"push of {REPO} by a (10.0.0.7)"]
     assert not observer.transfers
 
@@ -47,48 +47,48 @@ def test_transfers_are_shown(clock: FakeClock) -> None:
 def test_range_beyond_the_end_is_no_failure(clock: FakeClock) -> None:
     """A client that asks for more than there is finds out that it has everything."""
     observer = make(clock)
-    caller = observer.caller("a", None, None)
+    caller = observer.peer("a", None, None)
     observer.manifest_served(
-        caller, REPO, MANIFEST, observer.contained.of(REPO, MANIFEST), head=False, tag=None
+        caller, REPO, MANIFEST, observer.graph.of(REPO, MANIFEST), head=False, tag=None
     )
     with pytest.raises(RangeInvalid), observer.sending(caller, REPO, LAYER):
         raise RangeInvalid("", 9)
-    assert not observer.ledger.wanted("a", {LAYER})
+    assert not observer.ledger.facts.last_pending("a", {LAYER})
 
 
 def test_empty_blob_arrives(clock: FakeClock) -> None:
     """A blob without bytes mends a failure by being answered."""
     observer = make(clock)
-    caller = observer.caller("a", None, None)
+    caller = observer.peer("a", None, None)
     observer.manifest_served(
-        caller, REPO, MANIFEST, observer.contained.of(REPO, MANIFEST), head=False, tag=None
+        caller, REPO, MANIFEST, observer.graph.of(REPO, MANIFEST), head=False, tag=None
     )
     observer.ledger.failed("a", REPO, LAYER)
     with observer.sending(caller, REPO, LAYER):
         pass
-    assert not observer.ledger.wanted("a", {LAYER})
-    assert observer.ledger.has_whole("a", LAYER)
+    assert not observer.ledger.facts.last_pending("a", {LAYER})
+    assert observer.ledger.facts.has_blob("a", LAYER)
 
 
 async def test_asked_again(clock: FakeClock) -> None:
     """A pull of what a node has had for a while is told apart from the steps of one pull and from
     a try after a failure."""
     observer = make(clock)
-    a, b = (observer.caller(name, None, None) for name in "ab")
+    a, b = (observer.peer(name, None, None) for name in "ab")
     for caller in (a, b):
         observer.manifest_served(
-            caller, REPO, MANIFEST, observer.contained.of(REPO, MANIFEST), head=True, tag="1"
+            caller, REPO, MANIFEST, observer.graph.of(REPO, MANIFEST), head=True, tag="1"
         )
         observer.manifest_served(
-            caller, REPO, MANIFEST, observer.contained.of(REPO, MANIFEST), head=False, tag=None
+            caller, REPO, MANIFEST, observer.graph.of(REPO, MANIFEST), head=False, tag=None
         )
         with observer.sending(caller, REPO, LAYER):
             pass
     observer.ledger.failed("b", REPO, LAYER)
-    assert observer.ledger.asked_again() == {}
-    await clock.tick(AGAIN_AFTER)
+    assert observer.ledger.facts.asked_again() == {}
+    await clock.tick(NEW_PULL_SECONDS)
     for caller in (a, b):
         observer.manifest_served(
-            caller, REPO, MANIFEST, observer.contained.of(REPO, MANIFEST), head=True, tag="1"
+            caller, REPO, MANIFEST, observer.graph.of(REPO, MANIFEST), head=True, tag="1"
         )
-    assert observer.ledger.asked_again() == {"a": 1}
+    assert observer.ledger.facts.asked_again() == {"a": 1}

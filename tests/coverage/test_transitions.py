@@ -9,13 +9,13 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mayfly.registry.coverage.contents import Contained, Contents
+from mayfly.registry.activity import Activity
 from mayfly.registry.coverage.ledger import Ledger
+from mayfly.registry.coverage.manifest_graph import ManifestGraph, ManifestRefs
 from mayfly.registry.coverage.observer import Observer
 from mayfly.registry.coverage.pulls import Pulls
 from mayfly.registry.coverage.states import State
-from mayfly.registry.lifecycle.activity import Activity
-from tests.support.fakes import FakeClock, FakeContent, digest, prepare
+from tests.support.fakes import FakeClock, FakeStore, digest, prepare
 
 INDEX, IMAGE, OTHER = digest("index"), digest("image"), digest("other")
 CONFIG, LAYER = digest("config"), digest("layer")
@@ -47,32 +47,33 @@ class Node:
     def __init__(self, file: Path | None) -> None:
         self.clock = FakeClock()
         self._file = file
-        self._content = FakeContent()
+        self._content = FakeStore()
         self._content.manifests = {
-            ("r", INDEX): Contents(children=(IMAGE,)),
-            ("r", IMAGE): Contents(blobs=(CONFIG, LAYER)),
-            ("r", OTHER): Contents(blobs=(digest("c2"), LAYER)),
+            ("r", INDEX): ManifestRefs(children=(IMAGE,)),
+            ("r", IMAGE): ManifestRefs(blobs=(CONFIG, LAYER)),
+            ("r", OTHER): ManifestRefs(blobs=(digest("c2"), LAYER)),
         }
         self.start()
 
     def start(self) -> None:
         """Begin, with what is in the file; nothing of the one before runs any more."""
         self.ledger = Ledger(self._file, self.clock)
-        contained = Contained(self._content.contents)
+        graph = ManifestGraph(self._content.refs)
         activity = Activity(self.clock.now)
         pulls = Pulls(self.clock.now, self.ledger.changed)
-        self.observer = Observer(activity, pulls, self.ledger, contained, self.clock)
+        self.observer = Observer(activity, pulls, self.ledger, graph, self.clock)
 
     def happen(self, event: tuple[object, ...]) -> None:
         observer = self.observer
         prepare(observer, "n", "r")
         match event:
             case ("manifest", str(what), bool(head), str(agent)):
-                caller = observer.caller("", "n", None, agent)
-                observer.manifest_served(caller, "r", what, head=head, tag=None)
+                caller = observer.peer("", "n", None, agent)
+                refs = observer.graph.of("r", what)
+                observer.manifest_served(caller, "r", what, refs, head=head, tag=None)
             case ("blob", str(what), int(first), int(count), str(agent)):
                 count = min(count, SIZE - first)
-                caller = observer.caller("", "n", None, agent)
+                caller = observer.peer("", "n", None, agent)
                 sending = observer.sending(caller, "r", what)
                 with (
                     contextlib.suppress(ConnectionError),
@@ -83,7 +84,7 @@ class Node:
                     if first + count < SIZE:
                         raise ConnectionResetError
             case ("refused", str(what)):
-                caller = observer.caller("", "n", None)
+                caller = observer.peer("", "n", None)
                 if what == IMAGE:
                     observer.manifest_failed(caller, "r", what)
                 else:
@@ -93,8 +94,8 @@ class Node:
     def states(self) -> list[State]:
         """After a quiet time, of each image."""
         quiet = Pulls(self.clock.now, self.ledger.changed)
-        states = type(self.observer.states)(self.ledger, quiet, self.observer.contained)
-        return [states.of("n", states.target("r", one)) for one in (INDEX, IMAGE, OTHER)]
+        states = type(self.observer.states)(self.ledger.facts, quiet, self.observer.graph)
+        return [states.of("n", states.resolve("r", one)) for one in (INDEX, IMAGE, OTHER)]
 
 
 @given(st.lists(EVENTS, max_size=25))
@@ -111,8 +112,8 @@ def test_a_kill_changes_nothing(events: list[tuple[object, ...]]) -> None:
                 killed.happen(event)
                 living.happen(event)
             assert killed.states() == living.states()
-            for key, pull in living.ledger.pulls("n").items():
-                other = killed.ledger.pulls("n")[key]
+            for key, pull in living.ledger.facts.pulls("n").items():
+                other = killed.ledger.facts.pulls("n")[key]
                 assert (other.bytes, other.retries) == (pull.bytes, pull.retries)
         killed.ledger.close()
 
@@ -126,7 +127,7 @@ def test_what_states_need(events: list[tuple[object, ...]]) -> None:
     sent: dict[str, set[int]] = {CONFIG: set(), LAYER: set()}
     claims = False
     for event in events:
-        asked = node.ledger.pull("n", "r", IMAGE) or node.ledger.pull("n", "r", INDEX)
+        asked = node.ledger.facts.pull("n", "r", IMAGE) or node.ledger.facts.pull("n", "r", INDEX)
         node.happen(event)
         match event:
             case ("manifest", str(), bool(head), str(agent)):

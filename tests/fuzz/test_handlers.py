@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 
 from mayfly.registry.api import errors, listings, uploads
 from mayfly.registry.api.parse import parse
-from mayfly.registry.coverage.observer import Caller as Peer
+from mayfly.registry.coverage.observer import Peer
 from mayfly.registry.http.body import Body
 from mayfly.storage.errors import StorageError
 from tests.fuzz.budget import EXAMPLES

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from mayfly.registry.activity import Activity
 from mayfly.registry.http import receive, send
 from mayfly.registry.http.body import Body
 from mayfly.registry.http.errors import BodyIncomplete
-from mayfly.registry.lifecycle.activity import Activity
 
 
 class _Upload:

@@ -8,19 +8,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mayfly.registry.lifecycle.activity import Activity
+from mayfly.registry.activity import Activity
+from mayfly.registry.ending import EndKind, EndReason, Latch
 from mayfly.registry.lifecycle.conditions import (
     AllOf,
     AnyOf,
     Condition,
-    Kind,
+    IdleFor,
     MaxLifetime,
-    Once,
-    Quiet,
-    Reason,
-    all_of,
-    ends_when,
-    first_of,
+    combine,
 )
 from tests.support.fakes import FakeClock, settle
 
@@ -36,7 +32,7 @@ def activity(clock: FakeClock) -> Activity:
 
 
 @contextlib.asynccontextmanager
-async def waiting(condition: Condition) -> AsyncIterator[asyncio.Task[Reason]]:
+async def waiting(condition: Condition) -> AsyncIterator[asyncio.Task[EndReason]]:
     """A condition that is waited for while the block runs."""
     task = asyncio.create_task(condition.wait())
     await settle()
@@ -55,7 +51,7 @@ def request(activity: Activity, *, pull: bool = False) -> None:
 
 async def test_idle_is_armed_by_the_first_pull(clock: FakeClock, activity: Activity) -> None:
     """However long nobody pulls, idle does not end the server; after a pull it does."""
-    async with waiting(Quiet(activity, clock, 60, after_first_pull=True)) as idle:
+    async with waiting(IdleFor(activity, clock, 60, after_first_pull=True)) as idle:
         await clock.tick(3600)
         request(activity)
         await clock.tick(3600)
@@ -64,12 +60,12 @@ async def test_idle_is_armed_by_the_first_pull(clock: FakeClock, activity: Activ
         await clock.tick(59)
         assert not idle.done()
         await clock.tick(1)
-        assert (await idle).kind is Kind.IDLE
+        assert (await idle).kind is EndKind.IDLE
 
 
 async def test_idle_never_during_a_transfer(clock: FakeClock, activity: Activity) -> None:
     """A transfer of ten times the timeout is no idleness, and the timeout starts at its end."""
-    async with waiting(Quiet(activity, clock, 60, after_first_pull=True)) as idle:
+    async with waiting(IdleFor(activity, clock, 60, after_first_pull=True)) as idle:
         activity.pulled()
         activity.begin()
         await clock.tick(600)
@@ -87,7 +83,7 @@ async def test_idle_never_during_a_transfer(clock: FakeClock, activity: Activity
 
 async def test_idle_between_retries(clock: FakeClock, activity: Activity) -> None:
     """Retries that come before the timeout is over keep the server alive, as long as they come."""
-    async with waiting(Quiet(activity, clock, 301, after_first_pull=True)) as idle:
+    async with waiting(IdleFor(activity, clock, 301, after_first_pull=True)) as idle:
         request(activity, pull=True)
         for _ in range(10):
             await clock.tick(300)
@@ -99,7 +95,7 @@ async def test_idle_between_retries(clock: FakeClock, activity: Activity) -> Non
 
 async def test_unused_ends_with_the_first_pull(clock: FakeClock, activity: Activity) -> None:
     """The unused timeout counts from the last request, and not at all once somebody pulled."""
-    async with waiting(Quiet(activity, clock, 60, after_first_pull=False)) as unused:
+    async with waiting(IdleFor(activity, clock, 60, after_first_pull=False)) as unused:
         await clock.tick(50)
         request(activity)
         await clock.tick(50)
@@ -111,14 +107,14 @@ async def test_unused_ends_with_the_first_pull(clock: FakeClock, activity: Activ
 
 async def test_unused(clock: FakeClock, activity: Activity) -> None:
     """Nobody ever came."""
-    async with waiting(Quiet(activity, clock, 60, after_first_pull=False)) as unused:
+    async with waiting(IdleFor(activity, clock, 60, after_first_pull=False)) as unused:
         await clock.tick(60)
-        assert (await unused).kind is Kind.UNUSED
+        assert (await unused).kind is EndKind.UNUSED
 
 
 async def test_waiting_for_idle_does_not_poll(clock: FakeClock, activity: Activity) -> None:
     """Not armed or in use, idle waits for an event; armed, for one moment."""
-    async with waiting(Quiet(activity, clock, 60, after_first_pull=True)):
+    async with waiting(IdleFor(activity, clock, 60, after_first_pull=True)):
         assert clock.sleeping == 0
         activity.begin()
         activity.pulled()
@@ -140,55 +136,55 @@ async def test_max_lifetime(clock: FakeClock) -> None:
         assert (await over).text == "the maximum lifetime of 1h is over"
 
 
-async def test_once_keeps_the_first_reason() -> None:
-    """What is met stays met, for the reason it was met first."""
-    once = Once()
-    assert not once.holds()
-    once.set(Reason(Kind.STOP, "first"))
-    once.set(Reason(Kind.STOP, "second"))
-    assert (await once.wait()).text == "first"
-    assert once.holds()
+async def test_latch_keeps_the_first_reason() -> None:
+    """A latch that is set keeps its first reason."""
+    latch = Latch()
+    assert not latch.holds()
+    latch.set(EndReason(EndKind.STOP, "first"))
+    latch.set(EndReason(EndKind.STOP, "second"))
+    assert (await latch.wait()).text == "first"
+    assert latch.holds()
 
 
-async def test_first_of_prefers_the_earlier_in_order() -> None:
+async def test_any_of_prefers_the_earlier_in_order() -> None:
     """Of two that are met at once, the one listed first is the reason."""
-    one, other = Once(), Once()
-    other.set(Reason(Kind.COVERED, ""))
-    one.set(Reason(Kind.SIGNAL, ""))
-    assert (await first_of([one, other])).kind is Kind.SIGNAL
+    one, other = Latch(), Latch()
+    other.set(EndReason(EndKind.COVERED, ""))
+    one.set(EndReason(EndKind.SIGNAL, ""))
+    assert (await AnyOf([one, other]).wait()).kind is EndKind.SIGNAL
 
 
-async def test_first_of_hands_on_a_failure() -> None:
+async def test_any_of_hands_on_a_failure() -> None:
     """A condition that fails is not taken for one that is never met."""
 
-    class Broken(Once):
-        async def wait(self) -> Reason:
+    class Broken(Latch):
+        async def wait(self) -> EndReason:
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        await first_of([Broken(), Once()])
+        await AnyOf([Broken(), Latch()]).wait()
 
 
 async def test_all_of_gives_the_last() -> None:
     """The reason of all is that of the last to be met."""
-    one, other = Once(), Once()
-    both = asyncio.create_task(all_of([one, other]))
-    other.set(Reason(Kind.COVERED, ""))
+    one, other = Latch(), Latch()
+    both = asyncio.create_task(AllOf([one, other]).wait())
+    other.set(EndReason(EndKind.COVERED, ""))
     await settle()
     assert not both.done()
-    one.set(Reason(Kind.COMMAND, ""))
-    assert (await both).kind is Kind.COMMAND
+    one.set(EndReason(EndKind.COMMAND, ""))
+    assert (await both).kind is EndKind.COMMAND
 
 
 async def test_all_of_means_at_the_same_time(clock: FakeClock, activity: Activity) -> None:
     """An idle hour in the middle of the upgrade does not count at its end."""
-    covered = Once()
-    idle = Quiet(activity, clock, 60, after_first_pull=True)
+    covered = Latch()
+    idle = IdleFor(activity, clock, 60, after_first_pull=True)
     async with waiting(AllOf([idle, covered])) as both:
         request(activity, pull=True)
         await clock.tick(3600)
         activity.begin()
-        covered.set(Reason(Kind.COVERED, ""))
+        covered.set(EndReason(EndKind.COVERED, ""))
         await clock.tick(3600)
         assert not both.done()
         activity.end()
@@ -198,67 +194,67 @@ async def test_all_of_means_at_the_same_time(clock: FakeClock, activity: Activit
 
 async def test_until_all_with_a_hard_deadline(clock: FakeClock, activity: Activity) -> None:
     """The deadline ends the server though not all of the others are met."""
-    idle = Quiet(activity, clock, 60, after_first_pull=True)
-    ends = ends_when([MaxLifetime(clock, 100)], [idle, Once()], every=True, command=None)
+    idle = IdleFor(activity, clock, 60, after_first_pull=True)
+    ends = combine([MaxLifetime(clock, 100)], [idle, Latch()], every=True, command=None)
     async with waiting(ends) as over:
         request(activity, pull=True)
         await clock.tick(99)
         assert not over.done()
         await clock.tick(1)
-        assert (await over).kind is Kind.DEADLINE
+        assert (await over).kind is EndKind.DEADLINE
 
 
 async def test_until_first(clock: FakeClock, activity: Activity) -> None:
     """Without `all`, idle ends the server whatever coverage says."""
-    idle = Quiet(activity, clock, 60, after_first_pull=True)
-    async with waiting(ends_when([], [Once(), idle], every=False, command=None)) as over:
+    idle = IdleFor(activity, clock, 60, after_first_pull=True)
+    async with waiting(combine([], [Latch(), idle], every=False, command=None)) as over:
         request(activity, pull=True)
         await clock.tick(60)
-        assert (await over).kind is Kind.IDLE
+        assert (await over).kind is EndKind.IDLE
 
 
 async def test_run_ends_with_its_command() -> None:
     """Alone, the command's end is the end."""
-    command = Once()
-    async with waiting(ends_when([Once()], [], every=False, command=command)) as over:
-        command.set(Reason(Kind.COMMAND, "", 0))
+    command = Latch()
+    async with waiting(combine([Latch()], [], every=False, command=command)) as over:
+        command.set(EndReason(EndKind.COMMAND, "", 0))
         await settle()
-        assert (await over).kind is Kind.COMMAND
+        assert (await over).kind is EndKind.COMMAND
 
 
 async def test_run_waits_for_coverage_after_its_command() -> None:
     """A command that succeeded is not the end while nodes still lack images."""
-    command, covered = Once(), Once()
-    async with waiting(ends_when([], [covered], every=False, command=command)) as over:
-        command.set(Reason(Kind.COMMAND, "", 0))
+    command, covered = Latch(), Latch()
+    async with waiting(combine([], [covered], every=False, command=command)) as over:
+        command.set(EndReason(EndKind.COMMAND, "", 0))
         await settle()
         assert not over.done()
-        covered.set(Reason(Kind.COVERED, ""))
+        covered.set(EndReason(EndKind.COVERED, ""))
         await settle()
-        assert (await over).kind is Kind.COVERED
+        assert (await over).kind is EndKind.COVERED
 
 
 async def test_run_waits_for_its_command_after_coverage() -> None:
     """Coverage does not take the registry away from a command that still works."""
-    command, covered = Once(), Once()
-    async with waiting(ends_when([], [covered], every=False, command=command)) as over:
-        covered.set(Reason(Kind.COVERED, ""))
+    command, covered = Latch(), Latch()
+    async with waiting(combine([], [covered], every=False, command=command)) as over:
+        covered.set(EndReason(EndKind.COVERED, ""))
         await settle()
         assert not over.done()
 
 
 async def test_run_ends_at_once_when_its_command_fails() -> None:
     """After a command that failed there is nothing to wait for."""
-    command, covered = Once(), Once()
-    async with waiting(ends_when([], [covered], every=False, command=command)) as over:
-        command.set(Reason(Kind.COMMAND, "", 7))
+    command, covered = Latch(), Latch()
+    async with waiting(combine([], [covered], every=False, command=command)) as over:
+        command.set(EndReason(EndKind.COMMAND, "", 7))
         await settle()
         assert (await over).exit_code == 7
 
 
 def test_holds_of_several(clock: FakeClock) -> None:
     """Any and all say whether they are met now."""
-    met, unmet = Once(), Once()
-    met.set(Reason(Kind.STOP, ""))
+    met, unmet = Latch(), Latch()
+    met.set(EndReason(EndKind.STOP, ""))
     assert AnyOf([met, unmet]).holds()
     assert not AllOf([met, unmet]).holds()

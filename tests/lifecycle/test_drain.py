@@ -6,16 +6,16 @@ import asyncio
 
 import pytest
 
+from mayfly.registry.activity import Activity
 from mayfly.registry.api.parse import parse
-from mayfly.registry.coverage.contents import Contained, Contents
 from mayfly.registry.coverage.ledger import Ledger
+from mayfly.registry.coverage.manifest_graph import ManifestGraph, ManifestRefs
 from mayfly.registry.coverage.observer import Observer
-from mayfly.registry.coverage.pulls import SETTLED, Pulls
-from mayfly.registry.lifecycle.activity import Activity
-from mayfly.registry.lifecycle.conditions import Kind, Once, Reason
+from mayfly.registry.coverage.pulls import SETTLED_SECONDS, Pulls
+from mayfly.registry.ending import EndKind, EndReason, Latch
+from mayfly.registry.errors import Draining
 from mayfly.registry.lifecycle.drain import Drain, Drained
-from mayfly.registry.lifecycle.errors import Draining
-from tests.support.fakes import FakeClock, FakeContent, digest, settle
+from tests.support.fakes import FakeClock, FakeStore, digest, settle
 
 REPO = "team/app"
 INDEX, CHILD, OTHER, LAYER = digest("index"), digest("child"), digest("other"), digest("layer")
@@ -26,23 +26,23 @@ class Server:
 
     def __init__(self) -> None:
         self.clock = FakeClock()
-        content = FakeContent()
+        content = FakeStore()
         content.manifests = {
-            (REPO, INDEX): Contents(children=(CHILD,)),
-            (REPO, CHILD): Contents(blobs=(LAYER,)),
+            (REPO, INDEX): ManifestRefs(children=(CHILD,)),
+            (REPO, CHILD): ManifestRefs(blobs=(LAYER,)),
         }
         self.activity = Activity(self.clock.now)
         ledger = Ledger(None, self.clock)
         self.pulls = Pulls(self.clock.now, ledger.changed)
-        contained = Contained(content.contents)
-        self.observer = Observer(self.activity, self.pulls, ledger, contained, self.clock)
+        graph = ManifestGraph(content.refs)
+        self.observer = Observer(self.activity, self.pulls, ledger, graph, self.clock)
         self.drain = Drain(self.activity, self.pulls, self.observer.transfers, self.clock)
-        self.second = Once()
+        self.second = Latch()
 
     def serve(self, node: str, what: str, *, head: bool = False) -> None:
-        caller = self.observer.caller(node, None, None)
+        caller = self.observer.peer(node, None, None)
         self.observer.manifest_served(
-            caller, REPO, what, self.observer.contained.of(REPO, what), head=head, tag=None
+            caller, REPO, what, self.observer.graph.of(REPO, what), head=head, tag=None
         )
 
     def admits(self, node: str, method: str, path: str) -> bool:
@@ -117,23 +117,23 @@ async def test_what_has_no_step_is_refused(server: Server) -> None:
 async def test_pushes(server: Server) -> None:
     """A push under way goes on, a new one is refused, and one left alone is not under way."""
     upload = f"/v2/{REPO}/blobs/uploads/"
-    with server.observer.receiving(server.observer.caller("a", None, None), REPO):
+    with server.observer.track_push(server.observer.peer("a", None, None), REPO):
         pass
     server.drain.begin()
     assert server.admits("a", "POST", upload)
     assert server.admits("a", "PUT", f"/v2/{REPO}/manifests/1")
     assert not server.admits("b", "POST", upload)
-    await server.clock.tick(SETTLED)
+    await server.clock.tick(SETTLED_SECONDS)
     assert not server.admits("a", "POST", upload)
 
 
 async def test_push_that_ended(server: Server) -> None:
     """The manifest that gets the tag ends a push; the children of an index do not."""
-    caller = server.observer.caller("a", None, None)
+    caller = server.observer.peer("a", None, None)
     server.observer.manifest_pushed(caller, REPO, CHILD, ())
-    assert server.pulls.pushing("a")
+    assert server.pulls.is_pushing("a")
     server.observer.manifest_pushed(caller, REPO, INDEX, ("1",))
-    assert not server.pulls.pushing("a")
+    assert not server.pulls.is_pushing("a")
     server.drain.begin()
     assert await server.finish() == Drained()
 
@@ -155,7 +155,7 @@ async def test_finished_pull_is_not_waited_for(server: Server) -> None:
     """A node that fetched the last blob it needed a moment ago is done."""
     server.serve("a", INDEX)
     server.serve("a", CHILD)
-    caller = server.observer.caller("a", None, None)
+    caller = server.observer.peer("a", None, None)
     with server.observer.sending(caller, REPO, LAYER) as sending, sending.part(0, 9, 9):
         pass
     assert await server.finish() == Drained()
@@ -177,7 +177,7 @@ async def test_waits_for_the_next_blob(server: Server) -> None:
     server.serve("a", INDEX)
     server.serve("a", CHILD)
     drained = server.finish(60)
-    await server.clock.tick(SETTLED - 1)
+    await server.clock.tick(SETTLED_SECONDS - 1)
     server.activity.begin()
     await server.clock.tick(30)
     server.activity.end()
@@ -185,9 +185,9 @@ async def test_waits_for_the_next_blob(server: Server) -> None:
     assert await drained == Drained()
 
 
-async def test_cuts_at_the_limit(server: Server) -> None:
+async def test_aborts_at_the_limit(server: Server) -> None:
     """What is left when the time is over is named."""
-    caller = server.observer.caller("a", None, "10.0.0.7")
+    caller = server.observer.peer("a", None, "10.0.0.7")
     server.activity.begin()
     with (
         pytest.raises(ConnectionResetError),
@@ -196,14 +196,14 @@ async def test_cuts_at_the_limit(server: Server) -> None:
     ):
         drained = server.finish(60)
         await server.clock.tick(60)
-        (transfer,) = (await drained).cut
+        (transfer,) = (await drained).aborted
         # A user that is not listed as a node counts by its address.
         assert str(transfer) == f"pull of {REPO}@{LAYER} by 10.0.0.7"
         raise ConnectionResetError
 
 
-async def test_cuts_a_request_without_a_transfer(server: Server) -> None:
-    """A request that is no transfer is cut too, and not silently."""
+async def test_aborts_a_request_without_a_transfer(server: Server) -> None:
+    """A request that is not a transfer is aborted too, and counted."""
     server.activity.begin()
     drained = server.finish(0)
     await settle()
@@ -211,7 +211,7 @@ async def test_cuts_a_request_without_a_transfer(server: Server) -> None:
     assert not (await drained).complete
 
 
-async def test_expected_requests_are_not_cut(server: Server) -> None:
+async def test_expected_requests_are_not_aborted(server: Server) -> None:
     """At the limit, a node that was only expected to go on has lost nothing that was begun."""
     server.serve("a", INDEX)
     drained = server.finish(2)
@@ -224,6 +224,6 @@ async def test_second_signal(server: Server) -> None:
     server.activity.begin()
     drained = server.finish(60)
     await server.clock.tick(1)
-    server.second.set(Reason(Kind.SIGNAL, "SIGTERM again", 143))
+    server.second.set(EndReason(EndKind.SIGNAL, "SIGTERM again", 143))
     await settle()
     assert await drained == Drained((), 143, 1)

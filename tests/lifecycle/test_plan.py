@@ -8,62 +8,68 @@ from typing import Any
 import pytest
 
 from mayfly.registry.coverage.images import Nodes
-from mayfly.registry.lifecycle.conditions import Kind, Reason
+from mayfly.registry.ending import EndKind, EndReason
 from mayfly.registry.lifecycle.drain import Drained
-from mayfly.registry.lifecycle.plan import Plan, exit_code
+from mayfly.registry.lifecycle.plan import RunPlan, exit_code
 from mayfly.registry.settings.errors import ConfigError
 
 CUT = Drained(("pull of r by a",))
 
 
 @pytest.mark.parametrize(
-    ("kind", "drained", "covered", "command", "ended_it", "code"),
+    ("kind", "drained", "covered", "command", "ended_command", "code"),
     [
         # serve: asked to stop from outside, or done
-        (Kind.SIGNAL, Drained(), None, None, False, 0),
-        (Kind.SIGNAL, Drained(), True, None, False, 0),
-        (Kind.COVERED, Drained(), True, None, False, 0),
-        (Kind.IDLE, Drained(), None, None, False, 0),
-        (Kind.DEADLINE, Drained(), None, None, False, 0),
-        (Kind.DEADLINE, Drained(), True, None, False, 0),
+        (EndKind.SIGNAL, Drained(), None, None, False, 0),
+        (EndKind.SIGNAL, Drained(), True, None, False, 0),
+        (EndKind.COVERED, Drained(), True, None, False, 0),
+        (EndKind.IDLE, Drained(), None, None, False, 0),
+        (EndKind.DEADLINE, Drained(), None, None, False, 0),
+        (EndKind.DEADLINE, Drained(), True, None, False, 0),
         # before every node had every image, whatever ended it
-        *((kind, Drained(), False, None, False, 3) for kind in Kind if kind is not Kind.FAILED),
-        (Kind.SIGNAL, Drained(), False, 0, False, 3),
-        (Kind.STOP, Drained(), False, 0, True, 3),
-        (Kind.COMMAND, Drained(), False, 0, False, 3),
+        *(
+            (kind, Drained(), False, None, False, 3)
+            for kind in EndKind
+            if kind is not EndKind.FAILED
+        ),
+        (EndKind.SIGNAL, Drained(), False, 0, False, 3),
+        (EndKind.STOP, Drained(), False, 0, True, 3),
+        (EndKind.COMMAND, Drained(), False, 0, False, 3),
         # transfers cut
-        (Kind.SIGNAL, CUT, None, None, False, 3),
-        (Kind.COVERED, CUT, True, None, False, 3),
+        (EndKind.SIGNAL, CUT, None, None, False, 3),
+        (EndKind.COVERED, CUT, True, None, False, 3),
         # a second signal
-        (Kind.SIGNAL, Drained(("x",), 143), None, None, False, 143),
-        (Kind.SIGNAL, Drained((), 130), False, -9, True, 130),
+        (EndKind.SIGNAL, Drained(("x",), 143), None, None, False, 143),
+        (EndKind.SIGNAL, Drained((), 130), False, -9, True, 130),
         # run: the command's own
-        (Kind.COMMAND, Drained(), None, 0, False, 0),
-        (Kind.COMMAND, Drained(), None, 7, False, 7),
-        (Kind.COMMAND, CUT, False, 7, False, 7),
-        (Kind.COMMAND, CUT, None, 0, False, 3),
-        (Kind.SIGNAL, Drained(), None, -15, False, -15),
-        (Kind.STOP, Drained(), None, -15, True, -15),
-        (Kind.STOP, Drained(), None, 0, True, 0),
+        (EndKind.COMMAND, Drained(), None, 0, False, 0),
+        (EndKind.COMMAND, Drained(), None, 7, False, 7),
+        (EndKind.COMMAND, CUT, False, 7, False, 7),
+        (EndKind.COMMAND, CUT, None, 0, False, 3),
+        (EndKind.SIGNAL, Drained(), None, -15, False, -15),
+        (EndKind.STOP, Drained(), None, -15, True, -15),
+        (EndKind.STOP, Drained(), None, 0, True, 0),
         # run: the deadline came first
-        (Kind.DEADLINE, Drained(), None, -15, True, 3),
-        (Kind.DEADLINE, Drained(), None, 0, True, 3),
-        (Kind.DEADLINE, Drained(), False, 0, False, 3),
+        (EndKind.DEADLINE, Drained(), None, -15, True, 3),
+        (EndKind.DEADLINE, Drained(), None, 0, True, 3),
+        (EndKind.DEADLINE, Drained(), False, 0, False, 3),
         # the server could not go on
-        (Kind.FAILED, CUT, False, -15, True, 4),
+        (EndKind.FAILED, CUT, False, -15, True, 4),
     ],
 )
 def test_exit_code(
-    kind: Kind,
+    kind: EndKind,
     drained: Drained,
     covered: bool | None,
     command: int | None,
-    ended_it: bool,
+    ended_command: bool,
     code: int,
 ) -> None:
     """The contract's table."""
-    reason = Reason(kind, "", 4 if kind is Kind.FAILED else 0)
-    found = exit_code(reason, drained, covered=covered, command=command, ended_it=ended_it)
+    reason = EndReason(kind, "", 4 if kind is EndKind.FAILED else 0)
+    found = exit_code(
+        reason, drained, covered=covered, command=command, ended_command=ended_command
+    )
     assert found == code
 
 
@@ -78,10 +84,10 @@ def test_exit_code(
 def test_settings_that_contradict(settings: dict[str, Any], says: str) -> None:
     """Settings that do not go together are refused."""
     with pytest.raises(ConfigError, match=says):
-        Plan(**settings).check()
+        RunPlan(**settings).check()
 
 
 @pytest.mark.parametrize(("seconds", "warned"), [(None, 0), (300.0, 1), (301.0, 0)])
 def test_idle_shorter_than_a_kubelets_pause(seconds: float | None, warned: int) -> None:
     """An idle timeout that a kubelet's back-off outlasts is allowed, with a warning."""
-    assert len(Plan(idle_timeout=seconds).warnings()) == warned
+    assert len(RunPlan(idle_timeout=seconds).warnings()) == warned

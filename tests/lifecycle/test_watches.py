@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.registry.ending import EndKind
 from mayfly.registry.lifecycle import inotify
-from mayfly.registry.lifecycle.conditions import Kind
 from mayfly.registry.lifecycle.watches import ParentDeath, StandardInput, StopFile
 from mayfly.registry.process.signals import Signals
 from mayfly.registry.settings.errors import ConfigError
@@ -31,14 +31,14 @@ async def test_stop_file_appears(tmp_path: Path) -> None:
     assert not waiting.done()
     (tmp_path / "other").rename(tmp_path / "stop")
     reason = await asyncio.wait_for(waiting, DEADLINE)
-    assert reason.kind is Kind.STOP_FILE
+    assert reason.kind is EndKind.STOP_FILE
     assert str(tmp_path / "stop") in reason.text
 
 
 async def test_stop_file_that_was_there(tmp_path: Path) -> None:
     """A stop that was asked for before the start is a stop, a dangling link included."""
     (tmp_path / "stop").symlink_to("nowhere")
-    assert (await StopFile(tmp_path / "stop", FakeClock()).wait()).kind is Kind.STOP_FILE
+    assert (await StopFile(tmp_path / "stop", FakeClock()).wait()).kind is EndKind.STOP_FILE
 
 
 async def test_stop_file_without_inotify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ async def test_standard_input_ends() -> None:
     await settle()
     assert not condition.holds()
     os.close(into)
-    assert (await asyncio.wait_for(waiting, DEADLINE)).kind is Kind.STANDARD_INPUT
+    assert (await asyncio.wait_for(waiting, DEADLINE)).kind is EndKind.STANDARD_INPUT
     os.close(out)
 
 
@@ -131,7 +131,7 @@ async def test_standard_input_of_a_terminal_that_goes() -> None:
     waiting = asyncio.create_task(StandardInput(theirs).wait())
     await settle()
     os.close(ours)
-    assert (await asyncio.wait_for(waiting, DEADLINE)).kind is Kind.STANDARD_INPUT
+    assert (await asyncio.wait_for(waiting, DEADLINE)).kind is EndKind.STANDARD_INPUT
     os.close(theirs)
 
 

@@ -20,7 +20,7 @@ from mayfly.auth.robots import Robots
 from mayfly.auth.signing import new_key
 from mayfly.registry.access.policy_files import load_key
 from mayfly.registry.cli import node_config
-from mayfly.registry.lifecycle.errors import NotRunning
+from mayfly.registry.errors import NotRunning
 from mayfly.registry.nodes.runtimes import RUNTIMES as KNOWN_RUNTIMES
 from mayfly.registry.pki.authority import CertificateFiles
 from mayfly.registry.settings.errors import ConfigError

@@ -21,8 +21,8 @@ import pytest
 
 from mayfly.registry.clock import SystemClock
 from mayfly.registry.http.listen import Listeners
-from mayfly.registry.lifecycle.life import Launch, Life
-from mayfly.registry.lifecycle.plan import Plan
+from mayfly.registry.lifecycle.plan import RunPlan
+from mayfly.registry.serving import Lifecycle, RunningServer
 from mayfly.registry.state.directory import StateDir
 from mayfly.registry.state.private import Login
 from tests.support import stub
@@ -45,11 +45,11 @@ def held() -> Iterator[socket.socket]:
 async def serve_once(held: socket.socket, state_dir: Path, clock: SystemClock) -> str:
     """One life of a server in this process, on a copy of the socket; why it ended."""
     with StateDir.claim(state_dir) as state:
-        plan = Plan(idle_timeout=IDLE, unused_timeout=10.0)
-        life = Life(plan, state, content(), clock)
-        server = stub.Stub(life, [held.dup()], 0.0)
+        plan = RunPlan(idle_timeout=IDLE, unused_timeout=10.0)
+        lifecycle = Lifecycle(plan, state, content(), clock)
+        server = stub.Stub(lifecycle, [held.dup()], 0.0)
         login = Login("http://h:1", "h:1")
-        await life.run(Launch(server, login, contextlib.nullcontext()))
+        await lifecycle.run(RunningServer(server, login, contextlib.nullcontext()))
     return (state_dir / "report.json").read_text()
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import gc
 import io
 import json
 import logging
 import re
+import weakref
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 
@@ -34,7 +37,7 @@ def test_text() -> None:
     """A line has time, level and text."""
     stream = io.StringIO()
     log.configure("text", "info", stream)
-    log.tell(logging.INFO, "node_complete", "node-a: 5 of 5 images; 1 of 3 nodes", node="node-a")
+    log.event(logging.INFO, "node_complete", "node-a: 5 of 5 images; 1 of 3 nodes", node="node-a")
     log.logger.error("a\x1b[2Jb\nc")
     first, second = _lines(stream)
     assert re.fullmatch(
@@ -48,7 +51,7 @@ def test_json() -> None:
     stream = io.StringIO()
     log.configure("json", "info", stream)
     assert log.is_json()
-    log.tell(logging.WARNING, "untrusted", "10.0.0.8 does not trust us", address="10.0.0.8")
+    log.event(logging.WARNING, "untrusted", "10.0.0.8 does not trust us", address="10.0.0.8")
     try:
         raise ValueError("x")
     except ValueError:
@@ -86,11 +89,11 @@ def test_repeats_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     log.configure("text", "info", stream)
 
     def refused(number: int) -> None:
-        log.tell(logging.WARNING, "refused", f"eve was refused: {number}", same="eve")
+        log.event(logging.WARNING, "refused", f"eve was refused: {number}", same="eve")
 
     for number in range(50):
         refused(number)
-    log.tell(logging.WARNING, "refused", "bob was refused", same="bob")
+    log.event(logging.WARNING, "refused", "bob was refused", same="bob")
     assert [line[29:] for line in _lines(stream)] == ["eve was refused: 0", "bob was refused"]
     now[0] += log.FOLD_SECONDS
     refused(50)
@@ -108,26 +111,57 @@ def test_folding_is_bounded() -> None:
     log.configure("text", "info", stream)
     for round_ in range(2):
         for number in range(log.MAX_FOLDED * 2):
-            log.tell(logging.INFO, "x", f"{number}", round=round_)
+            log.event(logging.INFO, "x", f"{number}", round=round_)
     (handler,) = logging.getLogger().handlers
     assert isinstance(handler, log.FoldingHandler)
     assert len(handler._seen) == log.MAX_FOLDED
     assert len(_lines(stream)) == log.MAX_FOLDED * 4
 
 
+class _Held:
+    """An object that a log call refers to."""
+
+    def __str__(self) -> str:
+        return "held"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_folding_keeps_no_objects(form: Literal["text", "json"]) -> None:
+    """The table of lines keeps neither arguments nor the frames of a traceback, but their text."""
+    stream = io.StringIO()
+    log.configure(form, "info", stream)
+
+    def log_once() -> list[weakref.ref[_Held]]:
+        argument, local = _Held(), _Held()
+        log.logger.warning("an argument is %s", argument)
+        try:
+            raise ValueError(str(local))
+        except ValueError:
+            log.logger.exception("an exception")
+        return [weakref.ref(argument), weakref.ref(local)]
+
+    kept = log_once() + log_once()  # written, then folded
+    gc.collect()
+    assert [reference() for reference in kept] == [None] * 4
+    log.flush()
+    text = stream.getvalue()
+    assert text.count("an argument is held") == 2
+    assert text.count("ValueError: held") == 2
+
+
 def test_every_event_is_documented() -> None:
-    """docs/lifetime.md has a row for each event that the code tells of, and for no other."""
-    told = {"message"}
+    """docs/lifetime.md has a row for each event that the code logs, and for no other."""
+    named = {"message"}
     for path in (REPO / "registry").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call):
                 continue
-            if (function := ast.unparse(node.func)) in ("log.tell", "Notices"):
-                event = node.args[1 if function == "log.tell" else 0]
+            if (function := ast.unparse(node.func)) in ("log.event", "Notices"):
+                event = node.args[1 if function == "log.event" else 0]
                 if ast.unparse(event) == "self._event":  # of `Notices`, as it was made with
                     continue
                 assert isinstance(event, ast.Constant), ast.unparse(node)
-                told.add(event.value)
+                named.add(event.value)
     section = (REPO / "docs/lifetime.md").read_text().partition("## The log\n")[2]
     rows = re.findall(r"^\| `([a-z_]+)` \|", section.partition("\n## ")[0], re.MULTILINE)
-    assert sorted(rows) == sorted(told)
+    assert sorted(rows) == sorted(named)

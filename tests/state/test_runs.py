@@ -13,21 +13,28 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.state import runs
-from mayfly.registry.state.runs import MAX_ABSENCE, OF_A_RUN, Run, differences, load, serving
+from mayfly.registry.state.runs import (
+    MAX_ABSENCE_SECONDS,
+    RUN_FILES,
+    Run,
+    differences,
+    inputs_of,
+    load,
+)
 
 HOUR = 3600.0
 
 
 def _issue(run: Run) -> None:
     """Leave what a run issues."""
-    run.serving()
-    for name in OF_A_RUN:
+    run.keep()
+    for name in RUN_FILES:
         if not (run.directory / name).exists():
             (run.directory / name).write_text("{}")
 
 
 def _left(directory: Path) -> set[str]:
-    return set(os.listdir(directory)) & set(OF_A_RUN)
+    return set(os.listdir(directory)) & set(RUN_FILES)
 
 
 def _age(directory: Path, seconds: float, *, last_heard: float = 0.0) -> None:
@@ -51,7 +58,7 @@ def test_killed_run_goes_on(tmp_path: Path) -> None:
     again = Run.begin(tmp_path, 4 * HOUR, {})
     assert again.continued
     assert again.id == killed.id
-    assert _left(tmp_path) == set(OF_A_RUN)
+    assert _left(tmp_path) == set(RUN_FILES)
     assert HOUR <= again.elapsed < 2 * HOUR
     assert again.deadline == pytest.approx(again.started + 4 * HOUR)
 
@@ -95,7 +102,7 @@ def test_start_that_fails(tmp_path: Path) -> None:
         (5 * HOUR, 0.0, 4 * HOUR, 4 * HOUR),
         (5 * HOUR, 0.0, 4 * HOUR, None),
         (5 * HOUR, 0.0, None, 4 * HOUR),
-        (2 * MAX_ABSENCE, MAX_ABSENCE + 1, None, None),
+        (2 * MAX_ABSENCE_SECONDS, MAX_ABSENCE_SECONDS + 1, None, None),
     ],
     ids=["deadline", "deadline taken back", "deadline given later", "long dead"],
 )
@@ -115,8 +122,8 @@ def test_signs_of_life(tmp_path: Path) -> None:
     """A run of weeks that is killed goes on, since it was heard of lately."""
     run = Run.begin(tmp_path, None, {})
     _issue(run)
-    _age(tmp_path, 4 * MAX_ABSENCE, last_heard=4 * MAX_ABSENCE)
-    run.give_sign_of_life()
+    _age(tmp_path, 4 * MAX_ABSENCE_SECONDS, last_heard=4 * MAX_ABSENCE_SECONDS)
+    run.heartbeat()
     assert Run.begin(tmp_path, None, {}).id == run.id
 
 
@@ -137,16 +144,16 @@ def test_differences_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         file.write_text("before")
     state = tmp_path / "state"
     state.mkdir()
-    _issue(Run.begin(state, None, serving((bundle,), images, "3")))
+    _issue(Run.begin(state, None, inputs_of((bundle,), images, "3")))
     images.write_text("after!")
-    Run.begin(state, None, serving((bundle, tmp_path / "b.tar"), images, str(nodes)))
+    Run.begin(state, None, inputs_of((bundle, tmp_path / "b.tar"), images, str(nodes)))
     told = caplog.text
     assert f"bundle {tmp_path / 'b.tar'} is new" in told
     assert f"image list {images} has changed" in told
     assert "nodes 3 is gone" in told and f"node list {nodes} is new" in told
     assert "a.tar" not in told
     caplog.clear()
-    Run.begin(state, None, serving((bundle, tmp_path / "b.tar"), images, str(nodes)))
+    Run.begin(state, None, inputs_of((bundle, tmp_path / "b.tar"), images, str(nodes)))
     assert "changed since the previous start" not in caplog.text
     assert "resuming the run" in caplog.text
 
@@ -157,11 +164,11 @@ def test_bundle_that_was_replaced_differs(tmp_path: Path) -> None:
     file.write_text("a")
     layout.mkdir()
     (layout / "index.json").write_text("a")
-    before = serving((file, layout), None, None)
-    assert differences(before, serving((file, layout), None, None)) == []
+    before = inputs_of((file, layout), None, None)
+    assert differences(before, inputs_of((file, layout), None, None)) == []
     file.write_text("bb")
     (layout / "index.json").write_text("bb")
-    after = serving((file, layout), None, None)
+    after = inputs_of((file, layout), None, None)
     assert differences(before, after) == [f"bundle {p} has changed" for p in (file, layout)]
 
 

@@ -18,21 +18,22 @@ import pytest
 from mayfly.registry.control import client
 from mayfly.registry.control import socket as control_module
 from mayfly.registry.control.socket import ControlServer, Message, runtime_directory
-from mayfly.registry.lifecycle.errors import LifetimeError, NotRunning
+from mayfly.registry.errors import LifetimeError, NotRunning
 from mayfly.registry.process.child import environment
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.directory import CONTROL_SOCKET, FILES, StateDir
-from mayfly.registry.state.private import Login, auth_file, guarded
+from mayfly.registry.state.private import Login, client_config, removed_if_killed
 
 HOLD = """
 import sys
 from pathlib import Path
-from mayfly.registry.state.private import Login, auth_file, guarded
+from mayfly.registry.state.private import Login, client_config, removed_if_killed
 from mayfly.registry.state.directory import StateDir
 path = Path(sys.argv[1])
 state = StateDir.claim(path)
 (path / "ready.json").write_text("{}")
-with auth_file(path, Login("http://h:1", "h:1", "u", "p")) as private, guarded(private):
+login = Login("http://h:1", "h:1", "u", "p")
+with client_config(path, login) as private, removed_if_killed(private):
     print(private, flush=True)
     sys.stdin.read()
 """
@@ -268,13 +269,13 @@ def test_unusable_directory(tmp_path: Path) -> None:
         StateDir.claim(tmp_path / "file" / "x")
 
 
-def test_auth_file(tmp_path: Path) -> None:
+def test_client_config(tmp_path: Path) -> None:
     """Clients find the login under the host as images name it, and nothing without a login."""
     login = Login("https://h:5000", "h:5000", "user", "pass:word")
-    with auth_file(tmp_path, login) as private:
+    with client_config(tmp_path, login) as private:
         content = json.loads((private / "config.json").read_text())
         assert content == {"auths": {"h:5000": {"auth": "dXNlcjpwYXNzOndvcmQ="}}}
-    with auth_file(tmp_path, Login("http://h:1", "h:1")) as private:
+    with client_config(tmp_path, Login("http://h:1", "h:1")) as private:
         assert json.loads((private / "config.json").read_text()) == {"auths": {}}
     assert list(tmp_path.iterdir()) == []
 
@@ -284,7 +285,7 @@ def test_cert_dir(tmp_path: Path) -> None:
     (tmp_path / "ca.crt").write_text("PEM")
     (tmp_path / "ca.key").write_text("secret")
     login = Login("https://h:5000", "h:5000", "user", "p", tmp_path / "ca.crt")
-    with auth_file(tmp_path, login) as private:
+    with client_config(tmp_path, login) as private:
         assert [path.name for path in (private / "certs").iterdir()] == ["ca.crt"]
         assert (private / "certs/ca.crt").read_text() == "PEM"
         given = environment({}, login, private, tmp_path)
@@ -387,10 +388,10 @@ def test_runtime_directory() -> None:
 
 
 def test_guard_spares_what_ends_well(tmp_path: Path) -> None:
-    """The guard ends with the block; what it guarded is gone by then in any case."""
+    """The guard ends with the block; what it removed_if_killed is gone by then in any case."""
     scratch = tmp_path / "a scratch; directory"
     (scratch / "sub").mkdir(parents=True)
-    with guarded(scratch):
+    with removed_if_killed(scratch):
         assert scratch.exists()
     assert not scratch.exists()
 

@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
-from mayfly.registry.coverage.contents import Contained, Contents
-from mayfly.registry.coverage.contents import size_of as size_of_contents
+from mayfly.registry.coverage.manifest_graph import ManifestGraph, ManifestRefs
+from mayfly.registry.coverage.manifest_graph import size_of as size_of_contents
 from mayfly.storage.referrers import size_of as size_of_descriptor
 from mayfly.storage.sized_cache import ENTRY, SizedCache
 
@@ -54,7 +54,7 @@ def test_sizes_are_not_underestimated(count: int) -> None:
         try:
             texts = [f"sha256:{number:064x}" for number in range(count)]
             if kind == "contents":
-                counted = size_of_contents(Contents((), tuple(texts)))
+                counted = size_of_contents(ManifestRefs((), tuple(texts)))
             else:
                 annotations = {text: "x" * 100 + text for text in texts}
                 counted = size_of_descriptor({"annotations": annotations})
@@ -67,15 +67,15 @@ def test_sizes_are_not_underestimated(count: int) -> None:
 def test_contents_of_any_size_take_bounded_memory() -> None:
     """A thousand manifests of 5,000 layers each would take 650 MiB."""
 
-    def read(repository: str, digest: str) -> Contents:
-        return Contents((), tuple(f"{digest}{number:064x}" for number in range(5000)))
+    def read(repository: str, digest: str) -> ManifestRefs:
+        return ManifestRefs((), tuple(f"{digest}{number:064x}" for number in range(5000)))
 
-    contained = Contained(read)
+    graph = ManifestGraph(read)
     tracemalloc.start()
     try:
         for number in range(200):
-            assert len(contained.of("team/app", f"{number:08}").blobs) == 5000
-            assert len(contained.below("team/app", f"{number:08}")) == 5001
+            assert len(graph.of("team/app", f"{number:08}").blobs) == 5000
+            assert len(graph.closure("team/app", f"{number:08}")) == 5001
         assert tracemalloc.get_traced_memory()[0] < 48 * 2**20
     finally:
         tracemalloc.stop()
@@ -86,17 +86,21 @@ def test_below_reads_for_so_long_only(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
     monkeypatch.setattr(time, "monotonic", lambda: len(reads) / 100)
 
-    def read(repository: str, digest: str) -> Contents:
+    def read(repository: str, digest: str) -> ManifestRefs:
         reads.append(digest)
-        return Contents(tuple(map(str, range(1, 1001)))) if digest == "0" else Contents((), ("b",))
+        return (
+            ManifestRefs(tuple(map(str, range(1, 1001))))
+            if digest == "0"
+            else ManifestRefs((), ("b",))
+        )
 
-    contained = Contained(read)
+    graph = ManifestGraph(read)
     for _ in range(10):
         before = len(reads)
-        found = contained.below("team/app", "0")
+        found = graph.closure("team/app", "0")
         assert len(reads) - before <= 201
         assert len(found) in (1001, 1002)
     assert found == {*map(str, range(1001)), "b"}
     assert len(reads) == len(set(reads)) == 1001
-    assert contained.knows("team/app", "0")
-    assert contained.known_below("team/app", "0") == found
+    assert graph.has_closure("team/app", "0")
+    assert graph.cached_closure("team/app", "0") == found

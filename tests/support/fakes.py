@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from mayfly.registry.coverage.contents import Contents
+from mayfly.registry.coverage.manifest_graph import ManifestRefs
 from mayfly.registry.coverage.observer import Observer
 
 TURNS = 20
@@ -59,14 +59,14 @@ class FakeClock:
         return sum(not woken.done() for _, woken in self._sleepers)
 
 
-class FakeContent:
+class FakeStore:
     """Manifests and tags as a test writes them down."""
 
     def __init__(self) -> None:
-        self.manifests: dict[tuple[str, str], Contents] = {}
+        self.manifests: dict[tuple[str, str], ManifestRefs] = {}
         self.tags: dict[tuple[str, str], str] = {}
 
-    def contents(self, repository: str, digest: str) -> Contents | None:
+    def refs(self, repository: str, digest: str) -> ManifestRefs | None:
         return self.manifests.get((repository, digest))
 
     def tag(self, repository: str, tag: str) -> str | None:
@@ -75,10 +75,10 @@ class FakeContent:
 
 def prepare(observer: Observer, node: str, repository: str) -> None:
     """`Observer.prepare` without a thread."""
-    for one, contents in observer.owners.read(
+    for one, refs in observer.owners.read(
         repository, observer.owners.unread(node, repository)
     ).items():
-        observer.owners.learn(repository, one, contents)
+        observer.owners.learn(repository, one, refs)
 
 
 def digest(name: str) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mayfly.registry.activity import Activity
 from mayfly.registry.clock import SystemClock
-from mayfly.registry.coverage.contents import Contained
 from mayfly.registry.coverage.ledger import Ledger
+from mayfly.registry.coverage.manifest_graph import ManifestGraph
 from mayfly.registry.coverage.observer import Observer
 from mayfly.registry.coverage.pulls import Pulls
-from mayfly.registry.lifecycle.activity import Activity
 from mayfly.registry.lifecycle.drain import Drain
 
 
@@ -28,5 +28,7 @@ def lifeline() -> Lifeline:
     activity = Activity(clock.now)
     ledger = Ledger(None, clock)
     pulls = Pulls(clock.now, ledger.changed)
-    observer = Observer(activity, pulls, ledger, Contained(lambda repository, digest: None), clock)
+    observer = Observer(
+        activity, pulls, ledger, ManifestGraph(lambda repository, digest: None), clock
+    )
     return Lifeline(activity, observer, Drain(activity, pulls, observer.transfers, clock))

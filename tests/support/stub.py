@@ -1,7 +1,7 @@
 """A server with nothing but a lifetime: two images in memory, served by a few lines of HTTP.
 
 Run as ``python -m tests.support.stub OPTIONS [COMMAND...]``, OPTIONS a JSON object: ``state_dir``,
-the fields of `Plan`, and ``rate`` in blob bytes a second. A node says its name in ``X-Node``.
+the fields of `RunPlan`, and ``rate`` in blob bytes a second. A node says its name in ``X-Node``.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 
 from mayfly.registry.api.parse import parse
 from mayfly.registry.clock import SystemClock
-from mayfly.registry.coverage.contents import Contents
 from mayfly.registry.coverage.images import read_nodes
+from mayfly.registry.coverage.manifest_graph import ManifestRefs
+from mayfly.registry.errors import Draining, LifetimeError
 from mayfly.registry.http.listen import Listeners
-from mayfly.registry.lifecycle.errors import Draining, LifetimeError
-from mayfly.registry.lifecycle.life import Launch, Life
-from mayfly.registry.lifecycle.plan import Plan
-from mayfly.registry.process.child import leave
+from mayfly.registry.lifecycle.plan import RunPlan
+from mayfly.registry.process.child import exit_like
 from mayfly.registry.process.systemd import Notifier, take_sockets
+from mayfly.registry.serving import Lifecycle, RunningServer
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.directory import StateDir
 from mayfly.registry.state.private import Login
-from tests.support.fakes import FakeContent, digest
+from tests.support.fakes import FakeStore, digest
 
 REPOSITORIES = ("team/app", "team/web")
 MANIFEST, BLOB = digest("manifest"), digest("blob")
@@ -38,20 +38,20 @@ BLOB_SIZE = 100_000
 CHUNK = 10_000
 
 
-def content() -> FakeContent:
+def content() -> FakeStore:
     """Each repository holds one image of one blob, tagged 1."""
-    made = FakeContent()
+    made = FakeStore()
     for repository in REPOSITORIES:
         made.tags[repository, "1"] = MANIFEST
-        made.manifests[repository, MANIFEST] = Contents(blobs=(BLOB,))
+        made.manifests[repository, MANIFEST] = ManifestRefs(blobs=(BLOB,))
     return made
 
 
 class Stub:
     """The HTTP side."""
 
-    def __init__(self, life: Life, bound: list[socket.socket], rate: float) -> None:
-        self._life = life
+    def __init__(self, lifecycle: Lifecycle, bound: list[socket.socket], rate: float) -> None:
+        self._lifecycle = lifecycle
         self._rate = rate
         self._held: list[asyncio.Task[None]] = []
         loop = asyncio.get_running_loop()
@@ -77,36 +77,36 @@ class Stub:
     async def _answer(self, head: str, writer: asyncio.StreamWriter) -> None:
         method, path, _ = head.partition("\r\n")[0].split(" ")
         headers = dict(line.split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
-        life = self._life
+        lifecycle = self._lifecycle
         agent = headers.get("User-Agent", "containerd/1.6")
-        caller = life.observer.caller("", headers.get("X-Node"), "127.0.0.1", agent)
+        caller = lifecycle.observer.peer("", headers.get("X-Node"), "127.0.0.1", agent)
         request = parse(method, path, "")
         step, named = request.route.step, request.digest
         digest = None if named is None else str(named)
         try:
-            life.drain.admit(caller.node, step, request.repository, digest)
+            lifecycle.drain.admit(caller.node, step, request.repository, digest)
         except Draining:
             writer.write(b"HTTP/1.1 503 x\r\nContent-Length: 0\r\n\r\n")
             return
-        life.activity.begin()
+        lifecycle.activity.begin()
         try:
             if request.route.endpoint == "manifest":
-                life.observer.manifest_served(
+                lifecycle.observer.manifest_served(
                     caller,
                     request.repository,
                     MANIFEST,
-                    life.observer.contained.of(request.repository, MANIFEST),
+                    lifecycle.observer.graph.of(request.repository, MANIFEST),
                     head=method == "HEAD",
                     tag=request.tag,
                 )
                 writer.write(b"HTTP/1.1 200 x\r\nContent-Length: 0\r\n\r\n")
             else:
                 writer.write(b"HTTP/1.1 200 x\r\nContent-Length: %d\r\n\r\n" % BLOB_SIZE)
-                with life.observer.sending(caller, request.repository, BLOB) as sending:
+                with lifecycle.observer.sending(caller, request.repository, BLOB) as sending:
                     await self._send(writer, sending)
             await writer.drain()
         finally:
-            life.activity.end()
+            lifecycle.activity.end()
 
     async def _send(self, writer: asyncio.StreamWriter, sending: Any) -> None:
         with sending.part(0, BLOB_SIZE, BLOB_SIZE):
@@ -129,21 +129,23 @@ def announced(state_dir: Path, url: str) -> Iterator[None]:
     ready.unlink()
 
 
-async def serve(plan: Plan, state: StateDir, rate: float) -> int:
-    """The composition that `life.Life` expects of a server."""
+async def serve(plan: RunPlan, state: StateDir, rate: float) -> int:
+    """The composition that `serving.Lifecycle` expects of a server."""
     notifier = Notifier.take(os.environ)
     bound = [taken.socket for taken in take_sockets(os.environ)]
     bound = bound or [socket.create_server(("127.0.0.1", 0))]
     host = f"127.0.0.1:{bound[0].getsockname()[1]}"
-    life = Life(plan, state, content(), SystemClock(), own_hosts=(host,), notifier=notifier)
+    lifecycle = Lifecycle(
+        plan, state, content(), SystemClock(), own_hosts=(host,), notifier=notifier
+    )
     login = Login(f"http://{host}", host, "user", "secret")
-    launch = Launch(
-        Stub(life, bound, rate),
+    running = RunningServer(
+        Stub(lifecycle, bound, rate),
         login,
         announced(state.path, login.url),
-        storage=lambda: 12345,
+        measure_storage=lambda: 12345,
     )
-    return await life.run(launch)
+    return await lifecycle.run(running)
 
 
 def main(arguments: list[str]) -> int:
@@ -156,10 +158,10 @@ def main(arguments: list[str]) -> int:
     try:
         if "nodes" in options:
             options["nodes"] = read_nodes(options["nodes"])
-        plan = Plan(**options, command=tuple(arguments[1:]))
+        plan = RunPlan(**options, command=tuple(arguments[1:]))
         with StateDir.claim(state_dir) as state:
             code = asyncio.run(serve(plan, state, rate))
-        return leave(code)
+        return exit_like(code)
     except ConfigError as error:
         print(f"stub: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""What a server tells of itself: status while it lives, the report when it ends."""
+"""Answers status, wait and stop while the server runs, and makes the report when it ends."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from mayfly.registry import log
 from mayfly.registry.clock import Clock, first_done
 from mayfly.registry.control import report as reports
 from mayfly.registry.control import table
+from mayfly.registry.control.milestones import Milestones
 from mayfly.registry.control.socket import Command, Message
 from mayfly.registry.coverage.coverage import Coverage, Covered, absent_text
-from mayfly.registry.coverage.milestones import Milestones
 from mayfly.registry.coverage.observer import Observer, Transfer
 from mayfly.registry.durations import exact
-from mayfly.registry.lifecycle.conditions import Kind, Once, Reason
+from mayfly.registry.ending import EndKind, EndReason, Latch
+from mayfly.registry.exit_codes import exit_code_of_signal
 from mayfly.registry.lifecycle.drain import Drain, Drained
-from mayfly.registry.lifecycle.plan import Plan
+from mayfly.registry.lifecycle.plan import RunPlan
 from mayfly.registry.notices import Notice
 from mayfly.registry.state.directory import REPORT
 from mayfly.registry.threads import in_thread
@@ -33,16 +34,16 @@ logger = logging.getLogger("mayfly")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a server ended.
+    """The end of a server.
 
     Attributes:
-        reason: why.
-        drained: how it drained.
-        covered: whether coverage is complete, None if it was not asked for.
-        exit_code: the process's; minus a signal's number if the command died by it.
+        reason: why it ended.
+        drained: result of the drain.
+        covered: whether coverage is complete; None if it was not asked for.
+        exit_code: of the process; minus a signal's number if the command died by it.
     """
 
-    reason: Reason
+    reason: EndReason
     drained: Drained
     covered: bool | None
     exit_code: int
@@ -50,16 +51,16 @@ class Outcome:
     @property
     def shown_code(self) -> int:
         """The exit code as a shell shows it."""
-        return self.exit_code if self.exit_code >= 0 else 128 - self.exit_code
+        return self.exit_code if self.exit_code >= 0 else exit_code_of_signal(-self.exit_code)
 
 
-class Desk:
+class StatusService:
     """Answers the control socket and writes the report.
 
     Args:
         plan: of the run.
-        observer: what happens.
-        drain: whether it is draining.
+        observer: of the requests.
+        drain: says whether the server drains.
         coverage: None if it was not asked for.
         clock: of the run.
         stop: met by the ``stop`` command.
@@ -68,12 +69,12 @@ class Desk:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: RunPlan,
         observer: Observer,
         drain: Drain,
         coverage: Coverage | None,
         clock: Clock,
-        stop: Once,
+        stop: Latch,
         directory: Path,
     ) -> None:
         self._plan = plan
@@ -88,7 +89,7 @@ class Desk:
         self._started_wall = clock.wall()
         self._url: str | None = None
         self._ready = asyncio.Event()
-        self._over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._storage_before: int | None = None
         self._denied: Mapping[tuple[str, str], int] = {}
         self._corrupt: list[reports.CorruptRecord] = []
@@ -100,30 +101,30 @@ class Desk:
         denied: Mapping[tuple[str, str], int],
         ambiguous: Mapping[str, Sequence[str]],
     ) -> None:
-        """The port answers; for ``denied`` and ``ambiguous`` see `life.Launch`."""
+        """Note that the port answers; the arguments are those of `serving.RunningServer`."""
         self._url = url
         self._denied = denied
         self._ambiguous = ambiguous
         self._ready.set()
 
-    def corrupt(self, found: reports.Corruption) -> None:
-        """Content of a bundle was found wrong."""
-        log.tell(logging.ERROR, "corrupt", table.corruption(found), **found)
+    def add_corruption(self, found: reports.Corruption) -> None:
+        """Log corrupt content of a bundle, and keep it for status and report."""
+        log.event(logging.ERROR, "corrupt", table.corruption_text(found), **found)
         self._corrupt.append({**found, "found": reports.iso(self._clock.wall())})
 
-    def over(self, outcome: Outcome) -> None:
-        """Everything is done; those who wait for it are told."""
-        self._over.set_result(outcome)
+    def complete(self, outcome: Outcome) -> None:
+        """Answer the requests that wait for the end of the server."""
+        self._outcome.set_result(outcome)
 
     def milestones(self) -> Milestones | None:
-        """Logs the nodes that are complete; None where coverage was not asked for."""
+        """Return the log of complete nodes; None if coverage was not asked for."""
         coverage = self._coverage
         if coverage is None:
             return None
         return Milestones(lambda: reports.coverage_record(coverage), coverage.explore)
 
     def waiting_for(self) -> str:
-        """The conditions, other than its command, under which the server ends by itself."""
+        """Describe the conditions, other than its command's end, that end the server."""
         waiting = []
         covered = self._coverage is not None and self._coverage.complete()
         if covered and not self._plan.until_all:
@@ -135,16 +136,16 @@ class Desk:
         return (" and " if self._plan.until_all else " or ").join(waiting)
 
     async def measure_before(self, storage: Callable[[], int]) -> None:
-        """Measure the store as it is at the start."""
+        """Measure the store at the start."""
         loop = asyncio.get_running_loop()
         self._storage_before = await loop.run_in_executor(None, storage)
 
     def commands(self) -> Mapping[str, Command]:
-        """For `control.ControlServer`."""
+        """Return the commands for `socket.ControlServer`."""
         return {"status": self._on_status, "stop": self._on_stop, "wait": self._on_wait}
 
     def status_line(self) -> str:
-        """For ``systemctl status``."""
+        """Return one line for ``systemctl status``."""
         line = "draining" if self._drain.active else "serving"
         if self._coverage is not None:
             covered, wanted = self._coverage.covered_nodes(), self._coverage.wanted_nodes
@@ -152,7 +153,7 @@ class Desk:
         return line
 
     async def status(self) -> Message:
-        """All there is to know, for programs."""
+        """Return the status for programs."""
         activity = self._observer.activity
         state = "draining" if self._drain.active else "serving"
         return {
@@ -177,13 +178,16 @@ class Desk:
 
     def _warnings(self) -> list[Notice]:
         """Reasons why nodes cannot be told apart or the coverage record may be incomplete."""
-        return [*self._observer.nodes.notices.all(), *self._observer.ledger.full.all()]
+        return [
+            *self._observer.nodes.notices.all(),
+            *self._observer.ledger.facts.limits.reached.all(),
+        ]
 
     async def warn_at_start(self) -> None:
-        """Log images that the registry does not hold yet: coverage waits for them."""
+        """Log images that the registry lacks: coverage waits for them."""
         record = await self._coverage_record()
         if record is not None and (absent := record["absent"]):
-            log.tell(logging.WARNING, "images_absent", absent_text(absent), images=absent)
+            log.event(logging.WARNING, "images_absent", absent_text(absent), images=absent)
 
     async def images(self) -> tuple[list[reports.ImageRecord], int]:
         """See `report.image_records`."""
@@ -217,13 +221,13 @@ class Desk:
             corrupt=self._corrupt,
             storage_before=self._storage_before,
             storage_after=storage_after,
-            cut=self._transfer_records(outcome.drained.cut),
+            cut=self._transfer_records(outcome.drained.aborted),
             cut_requests=outcome.drained.requests,
-            asked_again=observer.ledger.asked_again(),
+            asked_again=observer.ledger.facts.asked_again(),
         )
 
-    async def show(self, made: reports.Report) -> None:
-        """Write the report, and print it."""
+    async def publish(self, made: reports.Report) -> None:
+        """Write the report to its file and, unless the log is JSON, print it."""
         log.flush()
         written = True
         try:
@@ -233,25 +237,25 @@ class Desk:
             logger.error("the report could not be written to %s: %s", self._report, error.strerror)
         if not log.is_json():
             width = shutil.get_terminal_size((120, 24)).columns
-            text = await in_thread(table.report, made, width)
+            text = await in_thread(table.report_text, made, width)
             print(text, end="", file=sys.stderr, flush=True)
         if written:
-            log.tell(logging.INFO, "report", f"report: {self._report}", file=str(self._report))
-        # The very last line: a success that nobody should take for more than it is.
-        if claims := table.claims(made):
+            log.event(logging.INFO, "report", f"report: {self._report}", file=str(self._report))
+        # The last line: the exit code 0 rests on claims, not on bytes served.
+        if claims := table.claims_line(made):
             claimed = made["coverage"]["claimed"] if made["coverage"] else {}
-            log.tell(logging.WARNING, "claims", claims, claimed=claimed)
+            log.event(logging.WARNING, "claims", claims, claimed=claimed)
 
     async def _on_status(self, request: Message) -> Message:
         return await self.status()
 
     async def _on_stop(self, request: Message) -> Message:
-        self._stop.set(Reason(Kind.STOP, "stop was asked for"))
-        outcome = await asyncio.shield(self._over)
+        self._stop.set(EndReason(EndKind.STOP, "stop was asked for"))
+        outcome = await asyncio.shield(self._outcome)
         return {
             "reason": outcome.reason.kind,
             "reason_detail": dict(outcome.reason.detail),
-            "cut": self._transfer_records(outcome.drained.cut),
+            "cut": self._transfer_records(outcome.drained.aborted),
             "cut_requests": outcome.drained.requests,
             "covered": outcome.covered,
             "coverage": await self._coverage_record(),
@@ -262,12 +266,12 @@ class Desk:
     async def _on_wait(self, request: Message) -> Message:
         match request.get("for"):
             case "ready":
-                await first_done(self._ready.wait(), self._over)
+                await first_done(self._ready.wait(), self._outcome)
                 reached = self._ready.is_set()
             case "covered" if self._coverage is not None:
                 ledger, pulls = self._observer.ledger, self._observer.pulls
-                covered = Covered(self._coverage, ledger, pulls, self._clock)
-                await first_done(covered.wait(), self._over)
+                covered = Covered(self._coverage, ledger.changed, pulls, self._clock)
+                await first_done(covered.wait(), self._outcome)
                 reached = self._coverage.complete()
             case "covered":
                 raise ValueError(
@@ -278,7 +282,7 @@ class Desk:
                 raise ValueError("wait for ready or for covered")
         return {
             "reached": reached,
-            "ended": self._over.done(),
+            "ended": self._outcome.done(),
             "coverage": await self._coverage_record(),
         }
 

@@ -1,4 +1,4 @@
-"""Logs the nodes that become complete, and those that no longer are."""
+"""Log nodes that become complete, and those that become incomplete again."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 from mayfly.registry import log
 from mayfly.registry.clock import Clock, first_done
 from mayfly.registry.control import table
+from mayfly.registry.notification import Notification
 
 if TYPE_CHECKING:
     from mayfly.registry.control.report import CoverageRecord
-    from mayfly.registry.coverage.ledger import Ledger
     from mayfly.registry.coverage.pulls import Pulls
 
 
-_LOOK_EVERY = 1.0
-"""Seconds between two looks; a hundred nodes with a hundred images take some 30 ms each."""
+_LOOK_SECONDS = 1.0
+"""Between two looks; a hundred nodes with a hundred images take some 30 ms each."""
 
 
 class Milestones:
-    """Compares coverage with the last time it was looked at.
+    """Compares coverage with the previous look.
 
     Args:
-        read: gives the coverage of this moment.
-        explore: awaited before each look of `follow`, so that it is exact.
+        read: returns the coverage now.
+        explore: awaited before each look of `follow`, so that the coverage is exact.
     """
 
     def __init__(
@@ -34,16 +34,16 @@ class Milestones:
         self._read = read
         self._explore = explore
         self._complete: set[str] = set()
-        self._over = False
+        self._ended = False
 
     def end(self) -> None:
-        """Look for the last time: the report comes next, and has the last word."""
+        """Look for the last time, before the report."""
         self.look()
-        self._over = True
+        self._ended = True
 
     def look(self) -> None:
-        """Log each node that has become complete, or incomplete, since the last look."""
-        if self._over:
+        """Log each node that has become complete, or incomplete again, since the last look."""
+        if self._ended:
             return
         record = self._read()
         total = f"{record['nodes_covered']} of {record['nodes_wanted']} nodes"
@@ -58,20 +58,20 @@ class Milestones:
             images = f"{row.name}: {row.has} of {row.wanted} images"
             if not row.missing and row.name not in self._complete:
                 self._complete.add(row.name)
-                log.tell(logging.INFO, "node_complete", f"{images}; {total}", **counts)
+                log.event(logging.INFO, "node_complete", f"{images}; {total}", **counts)
             elif row.missing and row.name in self._complete:
                 self._complete.discard(row.name)
-                text = f"{images}, no longer all: {', '.join(table.lacking(row))}; {total}"
-                log.tell(logging.WARNING, "node_incomplete", text, **counts)
+                text = f"{images}, no longer all: {', '.join(table.missing_images(row))}; {total}"
+                log.event(logging.WARNING, "node_incomplete", text, **counts)
 
-    async def follow(self, ledger: Ledger, pulls: Pulls, clock: Clock) -> None:
+    async def follow(self, changed: Notification, pulls: Pulls, clock: Clock) -> None:
         """Look whenever a fact or the end of a pull may have changed something, until cancelled."""
         while True:
             await self._explore()
             self.look()
-            changed, settles = ledger.changed.next(), pulls.settles_in()
+            happened, settles = changed.next(), pulls.settles_in()
             if settles is None:
-                await first_done(changed)
+                await first_done(happened)
             else:
-                await first_done(changed, clock.sleep(settles))
-            await clock.sleep(_LOOK_EVERY)
+                await first_done(happened, clock.sleep(settles))
+            await clock.sleep(_LOOK_SECONDS)

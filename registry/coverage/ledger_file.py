@@ -1,9 +1,9 @@
 """A file of JSON lines that outlives a kill of its writer.
 
-Each entry is appended with one ``write``: after ``kill -9`` the bytes are the kernel's and stay.
-They are not synced, so a power cut may take the last ones; nothing runs after one that could still
-count on them. What a torn or foreign line holds is skipped. `Journal.replace` puts a whole new
-file in place at once, so that it does not grow without end.
+Each entry is appended with one ``write``, so that ``kill -9`` does not lose it. Entries are not
+synced: a power cut ends the nodes' pulls, too, and may lose the last entries. Torn and foreign
+lines are skipped. `LedgerFile.replace` replaces the file atomically, so that it does not grow
+without end.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Any
 
 Entry = dict[str, Any]
+"""One line."""
 
 
-class Journal:
+class LedgerFile:
     """One such file.
 
     Args:
         path: of the file.
-        version: its first line; a file with another is taken for empty.
-        older: first lines that are read, too.
+        version: first line of the file; a file with another first line counts as empty.
+        older: first lines of older versions that are read, too.
 
     Attributes:
-        lines: in the file.
-        older: whether what was read has one of the older first lines.
+        lines: number of lines in the file.
+        older: whether the file that was read is of an older version.
     """
 
     def __init__(self, path: Path, version: Entry, *older: Entry) -> None:
@@ -45,10 +46,10 @@ class Journal:
         return self._file is not None
 
     def read(self) -> Iterator[Entry]:
-        """The entries of an earlier run.
+        """Yield the entries of the file; none if it is missing.
 
         Raises:
-            OSError: the file is there and cannot be read.
+            OSError: the file exists and cannot be read.
         """
         try:
             lines = self._path.read_bytes().splitlines()
@@ -62,17 +63,17 @@ class Journal:
             yield from (entry for entry in map(_parse, lines[1:]) if entry is not None)
 
     def append(self, entry: Entry) -> None:
-        """Write one more entry, if there is a file to write to.
+        """Append an entry, if there is a file to write to.
 
         Raises:
-            OSError: it may be torn now; `close` and go on without.
+            OSError: the last line may be torn; call `close` and continue without the file.
         """
         if self._file is not None:
             _write(self._file, [entry])
             self.lines += 1
 
     def replace(self, entries: Iterable[Entry]) -> None:
-        """Put a new file in place, and append to that from here on.
+        """Replace the file atomically, and append to the new one from now on.
 
         Raises:
             OSError: the old file is unchanged.
@@ -94,13 +95,13 @@ class Journal:
         self.lines = len(lines)
 
     def close(self) -> None:
-        """Write no more; the file stays."""
+        """Stop writing; the file stays."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
     def remove(self) -> None:
-        """Write no more, and take the file away."""
+        """Stop writing, and remove the file."""
         self.close()
         with contextlib.suppress(OSError):
             self._path.unlink()

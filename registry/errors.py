@@ -1,4 +1,4 @@
-"""The errors of a server's lifetime. They import nothing, so that every table may name them."""
+"""Errors that several rooms raise or handle. This module imports exit codes only."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from mayfly.registry.exit_codes import Exit
 
 
 class LifetimeError(Exception):
-    """Something that ends a command of Mayfly's; the text is for its user.
+    """Ends a `mayfly` command with a message for its user.
 
     Args:
         message: what is wrong, where, and what to do, on one line.
-        exit_code: the process's.
+        exit_code: of the process.
     """
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
@@ -27,7 +27,7 @@ class NotRunning(LifetimeError):
 
 
 class Draining(Exception):
-    """A request that begins something new while the registry drains: 503, ``UNAVAILABLE``."""
+    """A request would begin something new while the registry drains: 503, ``UNAVAILABLE``."""
 
     def __init__(self) -> None:
         self.message = "the registry is shutting down and takes no new pulls or pushes"

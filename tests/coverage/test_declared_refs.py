@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mayfly.registry.coverage.held import Held
-from mayfly.registry.coverage.manifest_refs import refs_of
+from mayfly.registry.coverage.declared_refs import refs_of
+from mayfly.registry.coverage.store_queries import ReaderQueries
 from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import parse
@@ -25,7 +25,7 @@ def test_urls_excuse_absence_only(store: DistributionStore) -> None:
     ]
     manifest, digest = put(store, REPO, image_body(layers=layers), "v1")
     expected = [str(digests.of(b)) for b in (b"{}", b"plain", b"present", b"of a type")]
-    found = Held(store).contents(REPO, str(digest))
+    found = ReaderQueries(store).refs(REPO, str(digest))
     assert found is not None
     assert list(found.blobs) == expected
     assert refs_of(manifest).within(store, REPO) == found
@@ -35,4 +35,4 @@ def test_urls_excuse_absence_only(store: DistributionStore) -> None:
 def test_each_reference_once(store: DistributionStore) -> None:
     """An index may name a child, and an image a layer, ten thousand times."""
     body = image_body(layers=[descriptor(b"x")] * 10_000)
-    assert len(refs_of(parse(body)).contents.blobs) == 2
+    assert len(refs_of(parse(body)).required.blobs) == 2

@@ -1,0 +1,44 @@
+"""The questions that coverage has for the store: an image's references, and a tag's digest."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mayfly.registry.coverage.manifest_graph import ManifestRefs
+from mayfly.storage import digest as digests
+from mayfly.storage.errors import StorageError
+from mayfly.storage.interface import Reader
+
+
+class StoreQueries(Protocol):
+    """Answers for coverage. `tag` is quick and runs on the event loop; `refs` may read."""
+
+    def refs(self, repository: str, digest: str) -> ManifestRefs | None:
+        """Return the references of a manifest; None if it does not exist."""
+
+    def tag(self, repository: str, tag: str) -> str | None:
+        """Return the digest a tag points at; None if there is no such tag."""
+
+
+class ReaderQueries:
+    """`StoreQueries` of a store's reader."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def refs(self, repository: str, digest: str) -> ManifestRefs | None:
+        # Imported for the first image pulled, not before the first answer.
+        from mayfly.registry.coverage.declared_refs import refs_of
+        from mayfly.storage.images import load
+
+        try:
+            manifest = load(self._reader, repository, digests.parse(digest))
+            return refs_of(manifest).within(self._reader, repository)
+        except (StorageError, OSError):
+            return None
+
+    def tag(self, repository: str, tag: str) -> str | None:
+        try:
+            return str(self._reader.tag(repository, tag))
+        except StorageError:
+            return None
