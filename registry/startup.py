@@ -1,33 +1,53 @@
-"""Starting fast: what is worth doing while the server's modules are imported."""
+"""Imports the server fast: without what aiohttp imports for clients only, and without pauses.
+
+aiohttp's package imports its client, its websockets and its forms, whatever is asked of it. None of
+them is used to serve a registry, and together they take a third of the time of the import. So empty
+modules stand in for them while the server is imported:
+
+    UNUSED     stay empty: parts of aiohttp that a server never calls
+    DEFERRED   become the real module at the first use of a name in it
+    ELSEWHERE  empty during the import only: modules that other code may need later
+"""
 
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
+import threading
 from types import ModuleType
+from typing import Any
 
-CLIENT = (
+UNUSED = (
     "aiohttp.client",
     "aiohttp.client_middleware_digest_auth",
     "aiohttp.client_middlewares",
     "aiohttp.connector",
     "aiohttp.cookiejar",
+    "aiohttp.formdata",
+    "aiohttp.http_websocket",
+    "aiohttp.multipart",
     "aiohttp.resolver",
     "aiohttp.tracing",
 )
-"""aiohttp's client, which its package imports whatever is asked of it."""
+
+DEFERRED = ("attr.validators", "idna")
+"""Imported by attrs and yarl at their start, used for other validators and hosts than ours."""
+
+ELSEWHERE = ("urllib.request",)
+"""aiohttp's helpers take from it what finds the proxies of a client."""
 
 
 def import_server() -> ModuleType:
     """Import `registry.server`, and of aiohttp only what serves.
 
-    A registry is no client: what copies from another registry is a process of its own. Garbage is
-    not collected meanwhile, and never again among what was imported: all of it stays.
+    A registry is no client: what copies from another registry is a process of its own. The garbage
+    collector is off meanwhile, and what was imported is exempt from it for good.
     """
     collecting = gc.isenabled()
     gc.disable()
     try:
-        import_aiohttp(without=CLIENT)
+        import_aiohttp()
         from mayfly.registry import server
     finally:
         gc.freeze()
@@ -36,23 +56,45 @@ def import_server() -> ModuleType:
     return server
 
 
-def import_aiohttp(without: tuple[str, ...]) -> None:
-    """Import aiohttp's server without some of its other modules, a third of its import time.
+def import_aiohttp() -> None:
+    """Import aiohttp's server without the modules above.
 
     Should a future aiohttp not serve without one of them, it is imported whole.
     """
-    sys.modules.update({name: _Absent(name) for name in without if name not in sys.modules})
+    stand_ins: dict[str, ModuleType] = {name: _Unused(name) for name in (*UNUSED, *ELSEWHERE)}
+    stand_ins |= {name: _Deferred(name) for name in DEFERRED}
+    stand_ins = {name: module for name, module in stand_ins.items() if name not in sys.modules}
+    sys.modules.update(stand_ins)
     try:
         import aiohttp.web_server  # noqa: F401 - this is the import that saves
     except Exception:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "aiohttp"]:
-            del sys.modules[name]
+        for name in [*sys.modules]:
+            if name in stand_ins or name.partition(".")[0] == "aiohttp":
+                del sys.modules[name]
+    for name in ELSEWHERE:
+        if name in stand_ins:
+            sys.modules.pop(name, None)
 
 
-class _Absent(ModuleType):
+class _Unused(ModuleType):
     """Stands in for a module that is not imported: every name in it is an empty class."""
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
         return type(name, (), {})
+
+
+class _Deferred(ModuleType):
+    """Stands in for a module until a name in it is used, and passes on to it from then on."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        with _importing:
+            if sys.modules.get(self.__name__) is self:
+                del sys.modules[self.__name__]
+            return getattr(importlib.import_module(self.__name__), name)
+
+
+_importing = threading.RLock()

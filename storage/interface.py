@@ -11,14 +11,49 @@ grammar, and `StorageFull` or `OSError` when the disk refuses.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from mayfly.storage.digest import Digest
+from mayfly.storage.errors import ContentCorrupt
 from mayfly.storage.files import HOST, Opener
 from mayfly.storage.manifest import Manifest
+
+
+class Proof(Protocol):
+    """Proof that content has its digest; see `storage.bundle.verified`. Hashable."""
+
+    @property
+    def bundle(self) -> str:
+        """The bundle that the content is in, as the operator named it."""
+
+    @property
+    def holds(self) -> bool:
+        """Quick. Whether the content is proven."""
+
+    def of(self, descriptor: int) -> Proof:
+        """Quick. The proof for the content's file as it is now, open as a descriptor.
+
+        Raises:
+            BundleChanged: it is not the file in which the content was found.
+        """
+
+    def establish(self, progress: Callable[[int], None] | None = None) -> None:
+        """Hash the content; afterwards the proof holds.
+
+        Args:
+            progress: called with the number of bytes of each step; may raise to stop.
+
+        Raises:
+            ContentCorrupt: the content has another digest.
+            BundleChanged: the file was written to.
+            Interrupted: the server is stopping.
+        """
+
+    def corrupt(self) -> ContentCorrupt:
+        """The error for content that does not have its digest; it is reported as a fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +62,16 @@ class Extent:
 
     A value, not an open file: a HEAD costs no descriptor and nothing can be left open. Whoever
     opens it later and finds it gone treats the content as unknown.
+
+    Attributes:
+        proof: of content in a bundle, whose last byte may be sent only once the proof holds; None
+            for content that was verified when it was stored.
     """
 
     path: Path
     offset: int
     size: int
+    proof: Proof | None = None
     opener: Opener = field(default=HOST, kw_only=True, repr=False)
 
     def open(self) -> io.FileIO:

@@ -27,7 +27,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import aiofiles
 from aiohttp.web_request import BaseRequest
 
 from mayfly.auth.identity import MAX_NAME_BYTES
@@ -241,6 +240,9 @@ class _Rotated:
         if self._size and self._size + size > MAX_FILE_BYTES and not self._may_grow:
             self._path.replace(self._path.with_name(f"{self._path.name}.1"))
             self._size = 0
+        # Imported only where refusals are recorded in a file.
+        import aiofiles
+
         async with aiofiles.open(self._path, "a", opener=_private) as file:
             await file.write(text)
         self._size += size

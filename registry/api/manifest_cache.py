@@ -21,7 +21,6 @@ from mayfly.registry.coverage.manifest_graph import size_of as size_of_refs
 from mayfly.registry.threads import in_thread
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
-from mayfly.storage.bundle.verified import BundleExtent
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ContentCorrupt, ManifestUnknown
 from mayfly.storage.interface import Extent
@@ -147,7 +146,7 @@ def _verified_body(extent: Extent, digest: Digest) -> bytes:
     except FileNotFoundError:
         raise ManifestUnknown("manifest unknown") from None
     if digests.of(body, digest.algorithm) != digest:
-        if isinstance(extent, BundleExtent):
+        if extent.proof is not None:
             raise extent.proof.corrupt()
         raise ContentCorrupt("the stored manifest is damaged: push it again")
     return body

@@ -17,7 +17,6 @@ from mayfly.registry.http.send import send_whole
 from mayfly.registry.threads import in_thread
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
-from mayfly.storage.bundle.verified import BundleExtent
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ContentCorrupt, ManifestTooLarge, ManifestUnknown, StorageError
 from mayfly.storage.interface import Extent
@@ -141,7 +140,7 @@ async def _read(
     try:
         return extent, await load(digest, extent)
     except ContentCorrupt:
-        if isinstance(extent, BundleExtent):
+        if extent.proof is not None:
             raise
         await in_thread(context.store.examine, digest)
         # A push may have repaired it meanwhile, or a bundle beneath has a good copy.
@@ -149,7 +148,7 @@ async def _read(
         try:
             return extent, await load(digest, extent)
         except ContentCorrupt as error:
-            if isinstance(extent, BundleExtent):
+            if extent.proof is not None:
                 raise
             raise ManifestUnknown(error.message, {"reference": str(digest)}) from None
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.storage.bundle.errors import Interrupted
-from mayfly.storage.bundle.verified import Proof
+from mayfly.storage.interface import Proof
 
 GRACE_SECONDS = 5.0
 """How long a proof continues after its last waiter has gone."""

@@ -24,8 +24,7 @@ from mayfly.registry.http.errors import RangeInvalid
 from mayfly.registry.http.proving import proven, proving
 from mayfly.registry.http.receipts import Receipts
 from mayfly.registry.http.sendfile import sendfile
-from mayfly.storage.bundle.errors import Interrupted
-from mayfly.storage.bundle.verified import BundleExtent, changed
+from mayfly.storage.bundle.errors import BundleChanged, Interrupted
 from mayfly.storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown
 from mayfly.storage.interface import Extent
 
@@ -179,7 +178,7 @@ _ATTEMPTS = 3
 @contextmanager
 def _proving(extent: Extent, file: IO[bytes]) -> Iterator[asyncio.Future[None] | None]:
     """For content of a bundle, its proof, taken beside the sending."""
-    if not isinstance(extent, BundleExtent):
+    if extent.proof is None:
         yield None
         return
     with proving(extent.proof.of(file.fileno()), extent.size) as proof:
@@ -193,7 +192,7 @@ async def _prove(
     proof: asyncio.Future[None],
     sending: Sending,
 ) -> None:
-    assert isinstance(extent, BundleExtent)
+    assert extent.proof is not None
     try:
         await proven(http, proof)
         # Also of what was proven long ago: the file may have been written to while it was sent.
@@ -204,7 +203,7 @@ async def _prove(
                 return
             with proving(now, extent.size) as again:
                 await proven(http, again)
-        raise changed()
+        raise BundleChanged("the bundle's file keeps changing while it is served")
     except (ContentCorrupt, Interrupted) as error:
         if isinstance(error, ContentCorrupt):
             sending.corrupt()

@@ -122,7 +122,7 @@ class Proofs:
         self._noted: set[tuple[str, Digest]] = set()
         self.on_fault: Callable[[Fault], None] = lambda fault: None
 
-    def extent(self, piece: Piece, digest: Digest, bundle: str) -> BundleExtent:
+    def extent(self, piece: Piece, digest: Digest, bundle: str) -> Extent:
         """Quick. The extent to serve for content, with its proof.
 
         Args:
@@ -138,7 +138,7 @@ class Proofs:
             measured = digests.of(b"", digest.algorithm)
         if measured is not None and measured != digest:
             raise proof.corrupt()
-        return BundleExtent(piece.path, piece.offset, piece.size, proof, opener=piece.opener)
+        return Extent(piece.path, piece.offset, piece.size, proof, opener=piece.opener)
 
     def measured(self, piece: Piece, algorithm: str = CANONICAL) -> Digest | None:
         """Quick. The digest that a piece had when it was hashed; None when it never was."""
@@ -199,7 +199,7 @@ class Proofs:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a sender asks about content of a bundle. Equal proofs are of the same content."""
+    """See `storage.interface.Proof`. Equal proofs are of the same content."""
 
     proofs: Proofs
     piece: Piece
@@ -266,13 +266,6 @@ class Proof:
         piece = self.piece
         first, last = piece.offset, piece.offset + piece.size - 1
         return Fault(self.digest, self.bundle, problem, str(piece.path.resolve()), first, last)
-
-
-@dataclass(frozen=True, slots=True)
-class BundleExtent(Extent):
-    """An extent whose last byte may be sent only once ``proof`` holds."""
-
-    proof: Proof
 
 
 def changed() -> BundleChanged:

@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 from mayfly.storage.bundle.errors import BundleInvalid, Interrupted
 from mayfly.storage.bundle.layer import Layer
-from mayfly.storage.bundle.verified import BundleExtent
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import (
@@ -297,7 +296,7 @@ def _copy(
             if other == extent:
                 raise  # the fault is the store's
             if other is None:
-                where = f"{extent.proof.bundle}: " if isinstance(extent, BundleExtent) else ""
+                where = f"{extent.proof.bundle}: " if extent.proof is not None else ""
                 raise BundleInvalid(
                     f"{where}blob {digest} cannot be copied: {_reason(error)}; fetch the bundle "
                     "again and import it (what is in the store already is not copied again)"
@@ -310,7 +309,7 @@ def _copy(
 
 def _good_copy(source: Layer, repository: str, digest: Digest, extent: Extent) -> Extent | None:
     """The extent itself if it is good, else one of another bundle; None where there is none."""
-    if isinstance(extent, BundleExtent):
+    if extent.proof is not None:
         try:
             extent.proof.establish()
         except OSError:

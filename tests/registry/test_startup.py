@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
+from tests.process import Mayfly, remove_tree
+
+BACKGROUND = {"jwt", "cryptography", "_cffi_backend"}
+"""Packages that a thread imports after the start, or with it."""
+
 _SERVE = """
 import asyncio, sys
-from registry import startup
+from mayfly.registry import startup
 {change}
 startup.import_server()
 from mayfly.registry.http.protocol import HTTPServer
@@ -50,13 +58,73 @@ def test_a_server_imports_no_client() -> None:
 
 def test_an_aiohttp_that_needs_more_is_imported_whole() -> None:
     """Where what is left out turns out to be needed, nothing is left out, and it serves."""
-    imported = _imported("startup.CLIENT += ('aiohttp.helpers',)")
+    imported = _imported("startup.UNUSED += ('aiohttp.helpers',)")
     assert imported[0] == "whole"
 
 
 @pytest.mark.parametrize(
-    "rare", ["tomllib", "jwt", "cryptography", "bcrypt", "mayfly.storage.images"]
+    "name",
+    [
+        "aiofiles",
+        "bcrypt",
+        "cryptography",
+        "http.client",
+        "jwt",
+        "mayfly.storage.bundle.verified",
+        "mayfly.storage.images",
+        "tomllib",
+        "urllib.request",
+    ],
 )
-def test_what_an_open_server_does_not_need_waits(rare: str) -> None:
+def test_what_an_open_server_does_not_need_waits(name: str) -> None:
     """Start-up time is a feature: what serves later, or others, is imported then or by them."""
-    assert rare not in _imported()
+    assert name not in _imported()
+
+
+def test_deferred_modules_are_whole_at_their_first_use() -> None:
+    """A module whose import waits is the real one as soon as a name in it is used."""
+    use = """
+import attr, idna, attr.validators, urllib.request
+from attr.validators import instance_of
+assert isinstance(idna.encode("münchen"), bytes)
+assert instance_of(int).type is attr.validators.instance_of(int).type is int
+assert callable(urllib.request.urlopen)
+"""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"from mayfly.registry import startup\nstartup.import_server()\n{use}",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+MOST_MODULES = {(): (130, 425), ("--tls", "auto", "--auth", "auto"): (145, 430)}
+"""The most modules, ours and all, that ``serve`` may have imported when ready, by its options.
+
+Each costs a start some 0.2 ms. Raise a number only for a module that every start needs.
+"""
+
+
+@pytest.mark.parametrize("options", MOST_MODULES, ids=" ".join)
+def test_modules_imported_when_ready(workspace: Path, options: tuple[str, ...]) -> None:
+    """A start imports no more modules than it needs."""
+    env = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
+    home = Path(tempfile.mkdtemp(prefix="own-", dir=workspace))
+    server = Mayfly(home / "root", home / "state", *options, env=env)
+    try:
+        lines = [line for line in server.output().splitlines() if line.startswith("import time:")]
+    finally:
+        server.stop()
+        remove_tree(home)
+    names = {line.rpartition("|")[2].strip() for line in lines} - {"imported package"}
+    # Tokens' library is imported in the background, for as long as it takes.
+    names = {name for name in names if name.partition(".")[0] not in BACKGROUND}
+    ours = {name for name in names if name.partition(".")[0] == "mayfly"}
+    most_of_ours, most = MOST_MODULES[options]
+    assert len(ours) <= most_of_ours, sorted(ours)
+    assert len(names) <= most, sorted(names - ours)
