@@ -80,7 +80,8 @@ class Body:
         self._buffer = memoryview(b"")
         self._filled = 0
         self._waiter: asyncio.Future[None] | None = None
-        self._error: BodyIncomplete | None = None
+        self._failure: str | None = None
+        """Why no more comes. Kept as text: an exception would lead back here by its traceback."""
 
     @property
     def over(self) -> bool:
@@ -116,8 +117,8 @@ class Body:
             finally:
                 self._wake()  # where the reader was cancelled
         self._buffer = memoryview(b"")
-        if self._error is not None and not self._filled:
-            raise self._error
+        if self._failure is not None and not self._filled:
+            raise BodyIncomplete(self._failure)
         return self._filled
 
     async def read(self, limit: int) -> bytes:
@@ -140,8 +141,8 @@ class Body:
         """
         if self._expects or self._transport.is_closing():
             return  # It was never asked for, or nobody is left.
-        if self._error is not None or isinstance(self._framing, Chunked):
-            self._framing, self._error, self._held = Sized(ENDLESS), None, b""
+        if self._failure is not None or isinstance(self._framing, Chunked):
+            self._framing, self._failure, self._held = Sized(ENDLESS), None, b""
         with contextlib.suppress(NotImplementedError, OSError):
             self._transport.write_eof()
         try:
@@ -153,7 +154,7 @@ class Body:
 
     def skip_held(self) -> bool:
         """Drop what has arrived; whether that was all of the body."""
-        while self._held and not self.over and self._error is None:
+        while self._held and not self.over and self._failure is None:
             self._buffer, self._filled = _dropped, 0
             self._use_held()
         self._buffer = memoryview(b"")
@@ -193,8 +194,8 @@ class Body:
 
     def broken(self, reason: str = "the request's body ended early") -> None:
         """Nothing more will come."""
-        if self._error is None and not self.over:
-            self._error = BodyIncomplete(reason)
+        if self._failure is None and not self.over:
+            self._failure = reason
             self._wake()
 
     def _use_held(self) -> None:
@@ -212,7 +213,7 @@ class Body:
         return place[: self._framing.room(len(free))]
 
     def _is_satisfied(self) -> bool:
-        return self._is_full() or self.over or self._error is not None
+        return self._is_full() or self.over or self._failure is not None
 
     def _is_full(self) -> bool:
         room = len(self._buffer) - self._filled

@@ -93,7 +93,9 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._body is not None:
             self._body.broken()
-        self._connection = None
+        # Handlers may hold a body for longer, and it leads to this connection.
+        self._body = self._lingering = self._connection = None
+        self._bodies.clear()
         self._heads.keep(self, 0)
         super().connection_lost(exc)
 
@@ -213,7 +215,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         self._body = None
         if self.transport is not None:
             self.transport.resume_reading()
-        self._take(rest)
+            self._take(rest)
 
     def _refuse(self, refusal: FramingInvalid) -> None:
         if self.transport is not None:
@@ -232,6 +234,8 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         self, request: BaseRequest, resp: StreamResponse, start_time: float | None
     ) -> tuple[StreamResponse, bool]:
         """Linger after an answer whose request has not come to its end."""
+        if resp is _CUT:
+            return resp, True
         found = await super().finish_response(request, resp, start_time)
         assert isinstance(request, HTTPRequest)
         if request.body is not None and not request.body.over:
@@ -264,6 +268,9 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         return response
 
 
+_CUT = StreamResponse()
+"""Returned for a connection that is gone or was cut: nothing more is sent on it."""
+
 _head_buffer = received[:_HEADS_AT_ONCE]
 
 
@@ -284,7 +291,8 @@ class HTTPServer(Server):
     """aiohttp's low-level server over an `App`: no router, no middleware, nothing decompressed."""
 
     def __init__(self, app: Any, origins: Origins = AS_ASKED) -> None:
-        super().__init__(app, request_factory=self._make)
+        super().__init__(self._handle, request_factory=self._make)
+        self._app = app
         self._origins = origins
         self._options: dict[str, Any] = {
             "access_log": None,
@@ -304,6 +312,15 @@ class HTTPServer(Server):
     def open_connections(self) -> list[Protocol]:
         """All there are, some of them about to end."""
         return [one for one in self.connections if isinstance(one, Protocol)]
+
+    async def _handle(self, request: BaseRequest) -> StreamResponse:
+        try:
+            response: StreamResponse = await self._app(request)
+        except ConnectionError:
+            # aiohttp would keep it in the task that it is in the traceback of, a cycle with all
+            # that the frames hold: buffers, the transport.
+            return _CUT
+        return response
 
     def __call__(self) -> Protocol:
         return Protocol(self, loop=self._loop, **self._options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from mayfly.registry.activity import Activity
-from mayfly.registry.http.body import HTTPRequest, allocate
+from mayfly.registry.http.body import Body, HTTPRequest, allocate
 from mayfly.registry.threads import in_thread
 from mayfly.storage.interface import Upload
 
@@ -34,29 +34,37 @@ async def receive(activity: Activity, http: HTTPRequest, upload: Upload, at: int
     global _active
     if http.body is None:
         return at
-    writing: asyncio.Future[None] | None = None
     _active += 1
     try:
-        size = min(_batch_size(), http.body.length or _LARGEST_BATCH)
+        return await _receive(activity, http.body, upload, at)
+    finally:
+        _active -= 1
+
+
+async def _receive(activity: Activity, body: Body, upload: Upload, at: int) -> int:
+    writing: asyncio.Future[None] | None = None
+    try:
+        size = min(_batch_size(), body.length or _LARGEST_BATCH)
         filling, written = allocate(size), allocate(size)
-        while count := await http.body.fill(filling):
+        while count := await body.fill(filling):
             activity.bytes_in += count
             if writing is not None:
-                await asyncio.shield(writing)  # a reader that is cancelled waits for it, too
+                await asyncio.shield(writing)  # where the reader is cancelled it goes on
             writing = in_thread(upload.write, [filling[:count]], at)
             at += count
             filling, written = written, filling
             if len(filling) > _batch_size():
                 filling = allocate(_batch_size())  # more uploads run than when this one began
-    finally:
-        _active -= 1
         if writing is not None:
-            # Also when the body was cut: what arrived counts, and no write may land later.
+            await asyncio.shield(writing)
+        return at
+    finally:
+        if writing is not None:
+            # Also where the body was cut: what arrived counts, and no write may land later.
             await asyncio.wait([writing])
-            writing.exception()  # known to asyncio as seen, where another error goes before it
-    if writing is not None:
-        await writing
-    return at
+            writing.exception()  # marks it as retrieved, where another error is raised
+            # Its exception has this frame in the traceback: a cycle with both buffers otherwise.
+            writing = None
 
 
 def _batch_size() -> int:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import socket
 import ssl
@@ -92,25 +91,18 @@ async def accept(
     except BaseException:
         made.abort()
         raise
-
-
-def _collect_soon() -> None:
-    """Collect garbage once connections that were lost have unwound.
-
-    A connection lost while it sends is part of a cycle, with up to a megabyte of buffers. The
-    collector counts objects and not bytes, and would leave it for long.
-    """
-    global _collecting
-    if _collecting is None or _collecting.when() < asyncio.get_running_loop().time():
-        _collecting = asyncio.get_running_loop().call_later(_COLLECT_SECONDS, gc.collect)
-
-
-_COLLECT_SECONDS = 0.2
-_collecting: asyncio.TimerHandle | None = None
+    finally:
+        # Its `established` has the exception, whose traceback has this frame: a cycle otherwise.
+        del made
 
 
 class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
-    """One connection with two faces: to TCP it is the protocol, to HTTP the transport."""
+    """One connection with two faces: to TCP it is the protocol, to HTTP the transport.
+
+    OpenSSL keeps up to a megabyte of buffers for it. Reference counting must free them once the
+    connection is lost: the garbage collector counts objects, not bytes, and would leave them for
+    long. So no exception that passes here may be kept by an object that its traceback leads to.
+    """
 
     def __init__(self, context: ssl.SSLContext, factory: Factory) -> None:
         super().__init__()
@@ -174,10 +166,10 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         global _roomy
         if self._sealed_at_once > _SEALED_AT_ONCE:
             _roomy -= 1
-            _collect_soon()
         self._let_go()
-        if self._above is not None:
-            self._above.connection_lost(exc)
+        above, self._above = self._above, None
+        if above is not None:
+            above.connection_lost(exc)
         else:
             self._fail(exc or ConnectionResetError("the peer ended the handshake"))
 
@@ -246,7 +238,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def _fail(self, error: Exception) -> None:
         if not self.established.done():
-            self.established.set_exception(error)
+            self.established.set_exception(error.with_traceback(None))
             self.established.exception()  # known to asyncio as seen, also where nobody waits
         self._tcp.close()
 
@@ -368,12 +360,12 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         await self._writable.wait()
         if self._tcp.is_closing():
             raise ConnectionResetError("client is gone")
-        turn = asyncio.get_running_loop().run_in_executor(
-            _threads, self._send_some, descriptor, file.fileno(), offset + sent, count - sent
-        )
+        loop, part = asyncio.get_running_loop(), (file.fileno(), offset + sent, count - sent)
         _turns += 1
         try:
-            done, rest = await ended(turn)
+            done, rest = await ended(
+                loop.run_in_executor(_threads, self._send_some, descriptor, *part)
+            )
         finally:
             _turns -= 1
         if rest:

@@ -19,16 +19,20 @@ async def ended(turn: asyncio.Future[_T]) -> _T:
 
     Until then no descriptor may be closed under the thread's hands.
     """
-    cancelled: asyncio.CancelledError | None = None
+    is_cancelled = False
     while not turn.done():
         try:
             await asyncio.wait([turn])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        turn.exception()  # known to asyncio as seen
-        raise cancelled
-    return turn.result()
+        except asyncio.CancelledError:
+            is_cancelled = True
+    try:
+        if is_cancelled:
+            turn.exception()  # marks it as retrieved
+            raise asyncio.CancelledError
+        return turn.result()
+    finally:
+        # Its exception has this frame in the traceback: together they would be a cycle.
+        del turn
 
 
 def send(descriptor: int, pieces: list[bytes], is_awaited: Callable[[], bool]) -> bytes:

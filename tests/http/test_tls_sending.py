@@ -12,17 +12,19 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mayfly.registry.http import tls
+from mayfly.registry.http.protocol import Protocol
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.images import digest_of
 from tests.support.process import Mayfly
-from tests.support.secured import Secured, descriptors, read_answer, until
+from tests.support.secured import Secured, descriptors, drain, read_answer, until
 from tests.support.wire import message
 
 REPO = "team/app"
@@ -146,6 +148,76 @@ async def test_client_gone(server: Secured, reset: bool) -> None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         client.close()
     await server.idle(before)
+
+
+@pytest.fixture
+def alive(monkeypatch: pytest.MonkeyPatch) -> Iterator[weakref.WeakSet[Any]]:
+    """Both halves of the connections made during a test, with the garbage collector off."""
+    found: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def note(kind: type[asyncio.BaseProtocol]) -> None:
+        made = kind.connection_made
+
+        def connection_made(self: asyncio.BaseProtocol, transport: asyncio.BaseTransport) -> None:
+            found.add(self)
+            made(self, transport)
+
+        monkeypatch.setattr(kind, "connection_made", connection_made)
+
+    note(tls.TLSTransport)
+    note(Protocol)
+    gc.collect()
+    gc.disable()
+    yield found
+    gc.enable()
+
+
+async def _lose_sending(server: Secured, target: str) -> socket.socket:
+    client = await server.begin(target, _SMALL_BUFFER)
+    await until(lambda: server.sending == 1, "the transfer began")
+    return client
+
+
+async def _lose_receiving(server: Secured, target: str) -> socket.socket:
+    client = await server.connect()
+    upload = f"/v2/{REPO}/blobs/uploads/?digest={target.rpartition('/')[2]}"
+    head, _, body = message("POST", upload, LARGE).partition(b"\r\n\r\n")
+    await asyncio.to_thread(client.sendall, head + b"\r\n\r\n" + body[: 3 * MIB])
+    await until(lambda: any(one.awaits_body for one in server.server.open_connections()), "awaited")
+    return client
+
+
+async def _lose_idle(server: Secured, target: str) -> socket.socket:
+    client = await server.begin(target)
+    await asyncio.to_thread(read_answer, client)
+    return client
+
+
+async def _lose_handshake(server: Secured, target: str) -> socket.socket:
+    client = server.dial()
+    client.sendall(message("GET", target))
+    await asyncio.to_thread(drain, client)
+    return client
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["reset", "end"])
+@pytest.mark.parametrize(
+    "begin", [_lose_sending, _lose_receiving, _lose_idle, _lose_handshake], ids=lambda f: f.__name__
+)
+async def test_lost_connections_need_no_garbage_collector(
+    server: Secured,
+    alive: weakref.WeakSet[Any],
+    begin: Callable[[Secured, str], Awaitable[socket.socket]],
+    reset: bool,
+) -> None:
+    """Reference counting frees a lost connection, with the buffers that OpenSSL keeps for it."""
+    target = await server.push(REPO, LARGE)
+    client = await begin(server, target)
+    assert alive
+    if reset:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    client.close()
+    await until(lambda: not alive, "every connection is freed")
 
 
 async def test_file_shorter_than_promised(server: Secured, root: Path) -> None:
