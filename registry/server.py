@@ -25,7 +25,7 @@ from mayfly.registry import log
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import Guard
 from mayfly.registry.access.security import Security, certificate_identity, secure
-from mayfly.registry.api.app import App
+from mayfly.registry.api.app import App, malformed_request
 from mayfly.registry.api.context import NameResolver, identity
 from mayfly.registry.clock import SystemClock
 from mayfly.registry.control.readiness import announced, login_to
@@ -320,7 +320,8 @@ def _connections(
         served = store
     app = App(served, guard, lifecycle, _names(store, bundles), origins.prefix)
     tls = security.tls.context if security.tls is not None else None
-    return Connections(HTTPServer(app, origins), sockets, tls, _limits(settings))
+    server = HTTPServer(app, origins, malformed_request)
+    return Connections(server, sockets, tls, _limits(settings))
 
 
 def _limits(settings: Settings) -> Limits:

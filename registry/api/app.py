@@ -121,6 +121,11 @@ class App:
         return replace(asked, repository=name, query=query)
 
 
+def malformed_request(status: int, text: str) -> StreamResponse:
+    """The response to a request that is not valid HTTP."""
+    return answer(status, errors.body("UNSUPPORTED", text), JSON)
+
+
 def refusal(error: Exception, http: HTTPRequest) -> StreamResponse:
     """Return the response to an error: by the table, or a 500 whose cause only the log has.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp.web_response import StreamResponse
 
-from mayfly.registry.api.context import Context, answer
+from mayfly.registry.api.context import COMMON_HEADERS, Context, answer
 from mayfly.registry.api.request import Request
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.send import send, send_head
@@ -17,7 +17,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     """GET and HEAD: send the blob, or the requested range of it."""
     assert request.digest is not None
     digest = str(request.digest)
-    headers = {"Content-Type": OCTET_STREAM, "Docker-Content-Digest": digest}
+    headers = COMMON_HEADERS | {"Content-Type": OCTET_STREAM, "Docker-Content-Digest": digest}
     if request.method == "HEAD":
         extent = await in_thread(context.store.hold, request.repository, request.digest)
         return await send_head(http, extent, headers)

@@ -7,7 +7,7 @@ from functools import partial
 
 from aiohttp.web_response import StreamResponse
 
-from mayfly.registry.api.context import Context, answer
+from mayfly.registry.api.context import COMMON_HEADERS, Context, answer
 from mayfly.registry.api.manifest_cache import Cached
 from mayfly.registry.api.request import Request
 from mayfly.registry.coverage.manifest_graph import ManifestRefs
@@ -50,7 +50,8 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     )
     headers = {"Docker-Content-Digest": name}
     if cached.body is None:
-        return await send_whole(http, extent, headers | {"Content-Type": cached.media_type})
+        headers |= COMMON_HEADERS | {"Content-Type": cached.media_type}
+        return await send_whole(http, extent, headers)
     return answer(body=cached.body, content_type=cached.media_type, headers=headers)
 
 

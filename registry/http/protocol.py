@@ -6,15 +6,14 @@ import asyncio
 import logging
 import socket
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
-from aiohttp.web_response import StreamResponse
+from aiohttp.web_response import Response, StreamResponse
 from aiohttp.web_server import Server
 
-from mayfly.registry.api import errors
-from mayfly.registry.api.context import JSON, answer
 from mayfly.registry.http.body import ENDLESS, Body, HTTPRequest, received
 from mayfly.registry.http.framing import (
     HEAD_END,
@@ -47,14 +46,19 @@ _NO_HTTP = b"unclear\r\n\r\n"
 """What aiohttp's parser refuses in the place of a head that must not be read either way."""
 
 
+Refuse = Callable[[int, str], StreamResponse]
+"""Makes the answer to a request that is not valid HTTP, from its status and a text."""
+
+
 class Protocol(RequestHandler, asyncio.BufferedProtocol):
-    """aiohttp's connection handler, with its own refusals of broken HTTP as OCI errors.
+    """aiohttp's connection handler, with refusals of our own for broken HTTP.
 
     It also says what its client is about (`registry.http.sweep`).
     """
 
-    def __init__(self, *args: Any, heads: HeadBudget, **options: Any) -> None:
+    def __init__(self, *args: Any, heads: HeadBudget, refuse: Refuse, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._refuse_with = refuse
         self._head = bytearray()
         """The beginning of a head, or the heads after those that wait."""
         self._searched = 0
@@ -261,7 +265,7 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
             status, text = self._refusal.status, str(self._refusal)
             message = text
         logger.debug("refused broken HTTP from %s: %s", request.remote, message or exc)
-        response = answer(status, errors.body("UNSUPPORTED", text), JSON)
+        response = self._refuse_with(status, text)
         response.force_close()
         if self.transport is not None and isinstance(request, HTTPRequest):
             request.body = self._endless()
@@ -283,14 +287,29 @@ def _never_a_head(data: bytearray, at: int) -> FramingInvalid | None:
     return None
 
 
+def _refuse_plainly(status: int, text: str) -> StreamResponse:
+    return Response(status=status, text=text)
+
+
 def _no_room() -> FramingInvalid:
     return FramingInvalid("too many long request heads at once; send shorter ones", 431)
 
 
 class HTTPServer(Server):
-    """aiohttp's low-level server over an `App`: no router, no middleware, nothing decompressed."""
+    """aiohttp's low-level server: no router, no middleware, nothing decompressed.
 
-    def __init__(self, app: Any, origins: Origins = AS_ASKED) -> None:
+    Args:
+        app: answers a request. May raise ConnectionError when the client is gone or was cut off.
+        origins: how clients reach the server.
+        refuse: makes the answer, from a status and a text, to a request that is not valid HTTP.
+    """
+
+    def __init__(
+        self,
+        app: Callable[[HTTPRequest], Awaitable[StreamResponse]],
+        origins: Origins = AS_ASKED,
+        refuse: Refuse = _refuse_plainly,
+    ) -> None:
         super().__init__(self._handle, request_factory=self._make)
         self._app = app
         self._origins = origins
@@ -302,6 +321,7 @@ class HTTPServer(Server):
             "max_line_size": MAX_HEAD,
             "max_field_size": MAX_HEAD,
             "heads": HeadBudget(),
+            "refuse": refuse,
         }
 
     @property
@@ -315,12 +335,12 @@ class HTTPServer(Server):
 
     async def _handle(self, request: BaseRequest) -> StreamResponse:
         try:
-            response: StreamResponse = await self._app(request)
+            assert isinstance(request, HTTPRequest)
+            return await self._app(request)
         except ConnectionError:
             # aiohttp would keep it in the task that it is in the traceback of, a cycle with all
             # that the frames hold: buffers, the transport.
             return _CUT
-        return response
 
     def __call__(self) -> Protocol:
         return Protocol(self, loop=self._loop, **self._options)

@@ -8,6 +8,7 @@ bounded whatever the number of clients.
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from mayfly.registry.activity import Activity
 from mayfly.registry.http.body import Body, HTTPRequest, allocate
@@ -22,10 +23,20 @@ _MEMORY = 32 * 1024 * 1024
 _active = 0
 
 
-async def receive(activity: Activity, http: HTTPRequest, upload: Upload, at: int) -> int:
-    """Append the whole body to an upload that stands at byte ``at``; where it stands then.
+class Counter(Protocol):
+    """Counts received bytes, of all requests."""
 
-    What arrived before a failure stays in the session: the client can go on from there.
+    bytes_in: int
+
+
+async def receive(counter: Counter, http: HTTPRequest, upload: Upload, at: int) -> int:
+    """Append the whole body to an upload, and return the upload's new offset.
+
+    What arrived before a failure stays in the session: the client can resume from there.
+
+    Args:
+        counter: its ``bytes_in`` grows as content arrives.
+        at: the upload's offset, in bytes.
 
     Raises:
         BodyIncomplete: the body ended before its announced end.
@@ -36,18 +47,18 @@ async def receive(activity: Activity, http: HTTPRequest, upload: Upload, at: int
         return at
     _active += 1
     try:
-        return await _receive(activity, http.body, upload, at)
+        return await _receive(counter, http.body, upload, at)
     finally:
         _active -= 1
 
 
-async def _receive(activity: Activity, body: Body, upload: Upload, at: int) -> int:
+async def _receive(counter: Counter, body: Body, upload: Upload, at: int) -> int:
     writing: asyncio.Future[None] | None = None
     try:
         size = min(_batch_size(), body.length or _LARGEST_BATCH)
         filling, written = allocate(size), allocate(size)
         while count := await body.fill(filling):
-            activity.bytes_in += count
+            counter.bytes_in += count
             if writing is not None:
                 await asyncio.shield(writing)  # where the reader is cancelled it goes on
             writing = in_thread(upload.write, [filling[:count]], at)

@@ -12,13 +12,11 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO
+from contextlib import AbstractContextManager, contextmanager
+from typing import IO, Protocol
 
 from aiohttp.web_response import StreamResponse
 
-from mayfly.registry.api.context import COMMON_HEADERS
-from mayfly.registry.coverage.observer import Sending
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.errors import RangeInvalid
 from mayfly.registry.http.proving import proven, proving
@@ -31,6 +29,25 @@ from mayfly.storage.interface import Extent
 logger = logging.getLogger("mayfly")
 
 _RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
+
+
+class Sending(Protocol):
+    """Observes one answer with content; `registry.coverage.observer` implements it."""
+
+    def part(
+        self, first: int, count: int, size: int, receipts: Receipts
+    ) -> AbstractContextManager[None]:
+        """Around the sending of ``count`` bytes from byte ``first`` on, of content of ``size``.
+
+        Args:
+            receipts: tells how much of it the client's host has acknowledged.
+        """
+
+    def count(self, sent: int) -> None:
+        """Count more bytes as handed to the kernel."""
+
+    def corrupt(self) -> None:
+        """Note that the content does not have its digest."""
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
@@ -74,7 +91,7 @@ async def send_whole(http: HTTPRequest, extent: Extent, headers: dict[str, str])
         ManifestUnknown: it was deleted meanwhile.
         ConnectionError: the client is gone, or the file ended early and the connection was cut.
     """
-    response = StreamResponse(headers=COMMON_HEADERS | headers)
+    response = StreamResponse(headers=headers)
     response.content_length = extent.size
     try:
         file = extent.open()
@@ -135,8 +152,7 @@ def _begin(
     """The response's head, and the offset and number of bytes that follow it."""
     part = parse_range(http.headers.get("Range"), extent.size)
     offset, count = part or (0, extent.size)
-    response = StreamResponse(status=206 if part else 200, headers=COMMON_HEADERS)
-    response.headers.update(headers)
+    response = StreamResponse(status=206 if part else 200, headers=headers)
     response.headers["Accept-Ranges"] = "bytes"
     if part:
         response.headers["Content-Range"] = f"bytes {offset}-{offset + count - 1}/{extent.size}"

@@ -16,6 +16,7 @@ from mayfly.registry.api import errors, listings, uploads
 from mayfly.registry.api.parse import parse
 from mayfly.registry.coverage.observer import Peer
 from mayfly.registry.http.body import Body
+from mayfly.registry.http.errors import WireError
 from mayfly.storage.errors import StorageError
 from tests.fuzz.budget import EXAMPLES
 from tests.support.lifeline import lifeline
@@ -65,7 +66,7 @@ async def _patched(header: str, body: bytes, announced: int | None) -> tuple[byt
         answer = await uploads.patch(
             context, http, parse("PATCH", f"/v2/a/blobs/uploads/{SESSION}", "")
         )
-    except (errors.RequestError, StorageError) as error:
+    except (errors.RequestError, WireError, StorageError) as error:
         return upload.data, error
     return upload.data, answer
 

@@ -30,7 +30,7 @@ from mayfly.auth.verify import CredentialVerifier
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import REALM, Authentication, Guard
 from mayfly.registry.access.logins import Logins
-from mayfly.registry.api.app import App
+from mayfly.registry.api.app import App, malformed_request
 from mayfly.registry.api.context import NameResolver as Resolver
 from mayfly.registry.api.context import identity
 from mayfly.registry.http.protocol import HTTPServer
@@ -128,7 +128,7 @@ async def registry(
     guard = Guard(lambda: policy, authentication, lambda _: None, Audit())
     with contextlib.closing(DistributionStore(root)) as store:
         app = App(store, guard, lifeline(), _resolver(store, known))
-        runner = web.ServerRunner(HTTPServer(app), shutdown_timeout=0)
+        runner = web.ServerRunner(HTTPServer(app, refuse=malformed_request), shutdown_timeout=0)
         await runner.setup()
         try:
             site = web.TCPSite(runner, "127.0.0.1", 0)

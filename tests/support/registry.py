@@ -15,7 +15,7 @@ from aiohttp.test_utils import BaseTestServer, TestClient
 from mayfly.auth.policy import OPEN
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import Guard
-from mayfly.registry.api.app import App
+from mayfly.registry.api.app import App, malformed_request
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.pki.context import ServerTLS
 from mayfly.storage.directory.store import DistributionStore
@@ -38,7 +38,7 @@ class Registry(BaseTestServer):
     async def _make_runner(self, **kwargs: Any) -> web.ServerRunner:
         guard = Guard(lambda: OPEN, None, lambda http: None, Audit())
         app = App(self._store, guard, lifeline())
-        return web.ServerRunner(HTTPServer(app), shutdown_timeout=1)
+        return web.ServerRunner(HTTPServer(app, refuse=malformed_request), shutdown_timeout=1)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from mayfly.auth.policy import OPEN
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import Guard
 from mayfly.registry.access.security import certificate_identity
-from mayfly.registry.api.app import App
+from mayfly.registry.api.app import App, malformed_request
 from mayfly.registry.http import tls
 from mayfly.registry.http.connections import Connections, Limits
 from mayfly.registry.http.protocol import HTTPServer
@@ -146,7 +146,7 @@ async def secured(
     """Serve a store, open to everyone."""
     line = lifeline()
     guard = Guard(lambda: OPEN, None, certificate_identity, Audit())
-    server = HTTPServer(App(store, guard, line))
+    server = HTTPServer(App(store, guard, line), refuse=malformed_request)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         connections = Connections(server, [listening], context, limits(TIMEOUT))
         connections.listeners.resume()
