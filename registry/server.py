@@ -35,11 +35,11 @@ from mayfly.registry.coverage.store_queries import ReaderQueries
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.exit_codes import exit_by_signal
 from mayfly.registry.housekeeping import housekeeping
+from mayfly.registry.http.bind import address_of, bound_sockets
 from mayfly.registry.http.connections import Connections, Limits
-from mayfly.registry.http.listener import address_of, listening
 from mayfly.registry.http.origin import Origins
 from mayfly.registry.http.protocol import HTTPServer
-from mayfly.registry.http.sweep import Patience
+from mayfly.registry.http.watchdog import Timeouts
 from mayfly.registry.lifecycle.plan import RunPlan
 from mayfly.registry.process import open_files
 from mayfly.registry.process.systemd import Notifier, take_sockets
@@ -219,7 +219,7 @@ async def _serve(
     with contextlib.ExitStack() as stack:
         stack.callback(_abandon, loop, threads)
         sockets = [taken.socket for taken in take_sockets(os.environ)]
-        sockets = sockets or stack.enter_context(listening(settings.listen))
+        sockets = sockets or stack.enter_context(bound_sockets(settings.listen))
         addresses = [address_of(bound) for bound in sockets]
         # The bound addresses count, not the setting: systemd's sockets may listen anywhere.
         settings = replace(settings, listen=tuple(addresses))
@@ -330,8 +330,8 @@ def _limits(settings: Settings) -> Limits:
         if settings.max_connections > most:
             logger.warning("the limit on open files leaves room for %d connections", most)
         most = min(most, settings.max_connections)
-    patience = Patience(settings.header_timeout, settings.stall_timeout, settings.vanished_timeout)
-    return Limits(most, patience)
+    timeouts = Timeouts(settings.header_timeout, settings.stall_timeout, settings.vanished_timeout)
+    return Limits(most, timeouts)
 
 
 def _names(store: DirectoryReader, bundles: Bundles | None) -> NameResolver:

@@ -39,7 +39,7 @@ from mayfly.registry.coverage.states import State
 from mayfly.registry.coverage.store_queries import StoreQueries
 from mayfly.registry.ending import EndKind, EndReason, Latch
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.http.listen import Listeners
+from mayfly.registry.http.listeners import Listeners
 from mayfly.registry.lifecycle import plan as plans
 from mayfly.registry.lifecycle.conditions import Condition
 from mayfly.registry.lifecycle.drain import Drain, Drained

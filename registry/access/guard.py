@@ -32,7 +32,7 @@ from mayfly.auth.scope import Scope, render_scopes
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.errors import AccessDenied, Unauthorized
 from mayfly.registry.access.needs import AccessRequest, Need
-from mayfly.registry.http.origin import AS_ASKED, Origins
+from mayfly.registry.http.origin import DIRECT, Origins
 
 if TYPE_CHECKING:
     from mayfly.auth.robots import Robots
@@ -90,7 +90,7 @@ class Guard:
         authentication: Authentication | None,
         certificate_identity: Callable[[BaseRequest], Identity | None],
         audit: Audit,
-        origins: Origins = AS_ASKED,
+        origins: Origins = DIRECT,
     ) -> None:
         self._policy = policy
         self.authentication = authentication

@@ -55,7 +55,7 @@ class App:
         response = await self._answer(http)
         if self._prefix and not response.prepared:
             self._below_prefix(response)
-        if http.body is not None and not http.body.skip_held():
+        if http.body is not None and not http.body.discard_pending():
             response.force_close()
         return response
 

@@ -1,11 +1,11 @@
-"""A request's body on its way from the socket into the buffer of whoever wants it.
+"""A request's body on its way from the socket into its reader's buffer.
 
-    begun ──fill──► waiting ──full──► begun
-                       │ └──end──► over
-                       └──cut, or no HTTP──► broken
+    idle ──read_into──► reading ──buffer full──► idle
+                           ├──end of the body──► complete
+                           └──connection lost or malformed──► failed
 
-Nothing is received that nobody asked for: a body that is not wanted yet stays with its sender. What
-arrived together with the head is held meanwhile.
+Data is received only while a reader wants it: otherwise reading is paused, and the data stays with
+the sender. Bytes that arrived together with the head are buffered meanwhile.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from collections.abc import Callable
 from aiohttp.web_request import BaseRequest
 
 from mayfly.registry.http.errors import BodyIncomplete
-from mayfly.registry.http.framing import Chunked, FramingInvalid, Sized
+from mayfly.registry.http.framing import ChunkedReader, ContentLengthReader, FramingInvalid
 
-ENDLESS = 2**62
-"""Bytes; the length of what comes when nobody can tell any more where a request ends."""
+UNBOUNDED = 2**62
+"""Length in bytes of a body that is discarded until the end of the connection."""
 
-_LEAST_ROOM = 4096
-"""Bytes; a buffer with less room counts as full."""
+_MIN_FREE = 4096
+"""Bytes; a buffer with less free space counts as full."""
 
 
 class HTTPRequest(BaseRequest):
-    """aiohttp's request, whose body is not aiohttp's."""
+    """aiohttp's request with a body of our own."""
 
     body: Body | None = None
-    """None where there is none."""
+    """None for a request without a body."""
 
     client: str | None = None
-    """The client's address, where a trusted proxy says it."""
+    """The client's address according to a trusted proxy, if there is one."""
 
     @property
     def remote(self) -> str | None:
@@ -46,7 +46,7 @@ class HTTPRequest(BaseRequest):
 
     @property
     def announced_length(self) -> int:
-        """Bytes; 0 where none is announced."""
+        """The body's length in bytes; 0 if none is announced."""
         return (self.body.length or 0) if self.body is not None else 0
 
     async def read_body(self, limit: int) -> bytes:
@@ -55,28 +55,29 @@ class HTTPRequest(BaseRequest):
 
 
 class Body:
-    """Belongs to one event loop and to one reader.
+    """The body of one request, for one reader at a time in one event loop.
 
     Args:
-        transport: of the connection; paused as long as nobody reads.
+        transport: of the connection; its reading is paused while no reader waits.
         length: in bytes; None for a chunked body.
-        expects: whether the client waits to be asked for it (RFC 9110, 10.1.1).
-        ended: called with what arrived after the body.
+        expects_continue: whether the client waits for 100 Continue (RFC 9110, 10.1.1).
+        on_complete: called at the end of the body with the bytes that arrived after it.
     """
 
     def __init__(
         self,
         transport: asyncio.Transport,
         length: int | None,
-        expects: bool,
-        ended: Callable[[bytes], None],
+        expects_continue: bool,
+        on_complete: Callable[[bytes], None],
     ) -> None:
         self.length = length
         self._transport = transport
-        self._framing = Chunked() if length is None else Sized(length)
-        self._expects = expects
-        self._ended = ended
-        self._held = b""
+        self._framing = ChunkedReader() if length is None else ContentLengthReader(length)
+        self._expects_continue = expects_continue
+        self._on_complete = on_complete
+        self._pending = b""
+        """Raw bytes that arrived and are not decoded yet."""
         self._buffer = memoryview(b"")
         self._filled = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -84,34 +85,34 @@ class Body:
         """Why no more comes. Kept as text: an exception would lead back here by its traceback."""
 
     @property
-    def over(self) -> bool:
-        """Whether all of it was read."""
-        return self._framing.over
+    def complete(self) -> bool:
+        """Whether the whole body was read."""
+        return self._framing.complete
 
     @property
     def is_awaited(self) -> bool:
-        """Whether the sender is waited for."""
+        """Whether a reader waits for the client."""
         return self._waiter is not None
 
-    async def fill(self, buffer: memoryview) -> int:
-        """Put the next content into a buffer; comes back when that is full, or the body over.
+    async def read_into(self, buffer: memoryview) -> int:
+        """Fill a buffer; return when it is full or the body is complete.
 
         Returns:
-            The number of bytes; 0 at the end of the body only.
+            The number of bytes; 0 only at the end of the body.
 
         Raises:
-            BodyIncomplete: the body ended before its announced end, or is no HTTP. What arrived
-                before was returned before.
+            BodyIncomplete: the body ended before its announced end, or is malformed. Content that
+                arrived before that is returned first.
         """
         self._buffer, self._filled = buffer, 0
-        self._use_held()
+        self._decode_pending()
         while not self._is_satisfied():
-            if self._held:
+            if self._pending:
                 await asyncio.sleep(0)  # let other tasks run before more is decoded
-                self._use_held()
+                self._decode_pending()
                 continue
             waiter = self._waiter = asyncio.get_running_loop().create_future()
-            self._ask()
+            self._request_more()
             try:
                 await waiter
             finally:
@@ -122,115 +123,116 @@ class Body:
         return self._filled
 
     async def read(self, limit: int) -> bytes:
-        """A whole small body; of one over ``limit`` bytes only so much that it shows.
+        """Return the whole body; of one over ``limit`` bytes, a part that is longer than that.
 
         Raises:
-            BodyIncomplete: see `fill`.
+            BodyIncomplete: see `read_into`.
         """
         content = bytearray()
         buffer = memoryview(bytearray(min(self.length or _SMALL, limit + 1)))
-        while len(content) <= limit and (count := await self.fill(buffer)):
+        while len(content) <= limit and (count := await self.read_into(buffer)):
             content += buffer[:count]
         return bytes(content)
 
-    async def skip(self, seconds: float) -> None:
-        """Receive and discard for a while, so that the client can read its answer.
+    async def discard(self, seconds: float) -> None:
+        """Receive and discard for a while, so that the client can read its response.
 
-        Closed at once, the connection would be reset, and the answer lost on its way. Chunks are
-        not decoded: the connection is to be closed, so nobody needs to know where they end.
+        If the connection were closed at once it would be reset, and the response could be lost.
+        Chunks are not decoded: the connection is to be closed, so their end does not matter.
         """
-        if self._expects or self._transport.is_closing():
-            return  # It was never asked for, or nobody is left.
-        if self._failure is not None or isinstance(self._framing, Chunked):
-            self._framing, self._failure, self._held = Sized(ENDLESS), None, b""
+        if self._expects_continue or self._transport.is_closing():
+            return  # the client sends nothing, or is gone
+        if self._failure is not None or isinstance(self._framing, ChunkedReader):
+            self._framing, self._failure = ContentLengthReader(UNBOUNDED), None
+            self._pending = b""
         with contextlib.suppress(NotImplementedError, OSError):
             self._transport.write_eof()
         try:
             async with asyncio.timeout(seconds):
-                while await self.fill(_dropped):
+                while await self.read_into(_discarded):
                     pass
         except (BodyIncomplete, TimeoutError):
             return
 
-    def skip_held(self) -> bool:
-        """Drop what has arrived; whether that was all of the body."""
-        while self._held and not self.over and self._failure is None:
-            self._buffer, self._filled = _dropped, 0
-            self._use_held()
+    def discard_pending(self) -> bool:
+        """Discard what has arrived; return whether the body is complete by that."""
+        while self._pending and not self.complete and self._failure is None:
+            self._buffer, self._filled = _discarded, 0
+            self._decode_pending()
         self._buffer = memoryview(b"")
-        return self.over
+        return self.complete
 
-    # From the connection
+    # Called by the connection
 
-    def room(self) -> memoryview | None:
-        """Where to receive into; None while nobody reads."""
-        return self._place() if self.is_awaited else None
+    def receive_buffer(self) -> memoryview | None:
+        """Return where to receive data; None while no reader waits."""
+        return self._raw_buffer() if self.is_awaited else None
 
     def received(self, count: int) -> None:
-        """So many bytes were received into `room`."""
-        raw = self._place()[:count]
+        """Take ``count`` bytes that were received into `receive_buffer`."""
+        raw = self._raw_buffer()[:count]
         try:
             content, used = self._framing.decode(raw, self._buffer[self._filled :])
         except FramingInvalid as error:
-            self._held = b""
-            self.broken(str(error))
+            self._pending = b""
+            self.fail(str(error))
             return
         self._filled += content
-        if self.over:
-            rest, self._held = bytes(raw[used:]) + self._held, b""
+        if self.complete:
+            rest, self._pending = bytes(raw[used:]) + self._pending, b""
             self._wake()
-            self._ended(rest)
+            self._on_complete(rest)
         elif used < len(raw):
-            self._held = bytes(raw[used:]) + self._held
+            self._pending = bytes(raw[used:]) + self._pending
             self._wake()
         elif self._is_satisfied():
             self._wake()
 
-    def hold(self, data: bytes) -> None:
-        """Keep bytes that nobody has asked for yet, and let no more come."""
-        self._expects = False
-        self._held += data
+    def buffer(self, data: bytes) -> None:
+        """Keep bytes that arrived before a reader asked for them, and pause reading."""
+        self._expects_continue = False
+        self._pending += data
         self._pause()
 
-    def broken(self, reason: str = "the request's body ended early") -> None:
-        """Nothing more will come."""
-        if self._failure is None and not self.over:
+    def fail(self, reason: str = "the request's body ended early") -> None:
+        """End the body before its end: the connection is lost, or the data is malformed."""
+        if self._failure is None and not self.complete:
             self._failure = reason
             self._wake()
 
-    def _use_held(self) -> None:
-        """Decode held bytes as `received` does, no more than are decoded at once."""
-        if self._held and not self._is_full() and not self.over:
-            place = self._place()
-            piece, self._held = self._held[: len(place)], self._held[len(place) :]
-            place[: len(piece)] = piece
+    def _decode_pending(self) -> None:
+        """Decode pending bytes as `received` does, a bounded number at a time."""
+        if self._pending and not self._is_full() and not self.complete:
+            raw = self._raw_buffer()
+            piece, self._pending = self._pending[: len(raw)], self._pending[len(raw) :]
+            raw[: len(piece)] = piece
             self.received(len(piece))
 
-    def _place(self) -> memoryview:
-        """Where raw bytes go: content that comes in chunks cannot go to its place at once."""
+    def _raw_buffer(self) -> memoryview:
+        """Where raw bytes go: chunked content has to be decoded into its final place."""
         free = self._buffer[self._filled :]
-        place = received if isinstance(self._framing, Chunked) else free
-        return place[: self._framing.room(len(free))]
+        raw = shared_buffer if isinstance(self._framing, ChunkedReader) else free
+        return raw[: self._framing.limit(len(free))]
 
     def _is_satisfied(self) -> bool:
-        return self._is_full() or self.over or self._failure is not None
+        return self._is_full() or self.complete or self._failure is not None
 
     def _is_full(self) -> bool:
-        room = len(self._buffer) - self._filled
-        return room < min(_LEAST_ROOM, len(self._buffer))
+        free = len(self._buffer) - self._filled
+        return free < min(_MIN_FREE, len(self._buffer))
 
-    def _ask(self) -> None:
-        if self._expects:
-            self._expects = False
+    def _request_more(self) -> None:
+        if self._expects_continue:
+            self._expects_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._transport.resume_reading()
 
     def _pause(self) -> None:
-        if not self.over and not self._transport.is_closing():
+        if not self.complete and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def _wake(self) -> None:
-        # At once, not when the reader gets its turn: there is no room for what comes before.
+        # Pause at once, not in the reader's turn: there is no buffer for data that comes before.
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             self._pause()
@@ -242,16 +244,16 @@ _SMALL = 64 * 1024
 
 
 def allocate(size: int) -> memoryview:
-    """A buffer to receive or read into.
+    """Return a buffer that begins on a page and is unmapped when it is released.
 
-    It begins on a page, and is gone from memory when it is let go: copies into a large bytearray,
-    which begins 16 bytes after one, were measured to take three times as long.
+    Copies into a large bytearray, which begins 16 bytes after a page, were measured to take three
+    times as long.
     """
     return memoryview(mmap.mmap(-1, size))
 
 
-received = allocate(256 * 1024)
-"""Shared by all connections of the event loop: what is received is used up before others run."""
+shared_buffer = allocate(256 * 1024)
+"""Shared by all connections of the event loop: its content is consumed before other tasks run."""
 
-_dropped = allocate(_SMALL)
-"""Where all bodies that nobody wants go."""
+_discarded = allocate(_SMALL)
+"""Receives all bodies that are discarded."""

@@ -1,4 +1,4 @@
-"""The HTTP server as the lifetime sees it: sockets that accept, connections that close."""
+"""The HTTP server as the lifecycle sees it: listeners that accept, connections that close."""
 
 from __future__ import annotations
 
@@ -8,42 +8,52 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mayfly.registry.http.listen import Listeners
+from mayfly.registry.http.listeners import Listeners
 from mayfly.registry.http.protocol import HTTPServer
-from mayfly.registry.http.sweep import Patience, Sweep
+from mayfly.registry.http.watchdog import ConnectionWatchdog, Timeouts
 
-_AT_ONCE = 0.01
+_MIN_SHUTDOWN_SECONDS = 0.01
 
-_UNSENT_IN_ALL = 256 * 1024 * 1024
-_LEAST_UNSENT = 256 * 1024
-_MOST_UNSENT = 4 * 1024 * 1024
+_TOTAL_UNSENT = 256 * 1024 * 1024
+_MIN_UNSENT = 256 * 1024
+_MAX_UNSENT = 4 * 1024 * 1024
 
 
-def unsent(connections: int) -> int:
-    """Bytes that may wait in the kernel for the client that comes after so many.
+def unsent_limit(connections: int) -> int:
+    """Return how many bytes may wait in the kernel for a client, by the number of other clients.
 
     Without a limit sendfile queues up to 4 MiB for each slow reader: five hundred of them pin
-    1.6 GiB of the host's TCP memory. The more may wait, the fewer are the wake-ups of a transfer.
+    1.6 GiB of the host's TCP memory. The more may wait, the fewer wake-ups a transfer takes.
     """
-    share = _UNSENT_IN_ALL // (connections + 1)
-    return max(_LEAST_UNSENT, min(_MOST_UNSENT, share))
+    share = _TOTAL_UNSENT // (connections + 1)
+    return max(_MIN_UNSENT, min(_MAX_UNSENT, share))
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What connections may take.
+    """Limits on connections.
 
     Attributes:
-        most: open at once; others wait to be accepted.
-        patience: with those that do not get on.
+        max_connections: open at once; further ones wait to be accepted.
+        timeouts: after which a connection without progress is closed.
     """
 
-    most: int
-    patience: Patience
+    max_connections: int
+    timeouts: Timeouts
 
 
 class Connections:
-    """See `registry.serving.Served`."""
+    """Serves HTTP, or HTTPS, on listening sockets.
+
+    Args:
+        server: handles the connections.
+        sockets: bound and listening.
+        tls: None for plain HTTP.
+        limits: on the connections.
+
+    Attributes:
+        listeners: accept once they are resumed.
+    """
 
     def __init__(
         self,
@@ -56,34 +66,34 @@ class Connections:
         self._tls = tls
         self._limits = limits
         for listening in sockets:
-            limits.patience.watch(listening)
+            limits.timeouts.enable_keepalive(listening)
         self.listeners = Listeners(sockets, self._serve, self._is_full)
         now = asyncio.get_running_loop().time
-        self._sweep = Sweep(server, limits.patience, self._is_full, now)
-        self._sweeping: asyncio.Task[None] | None = None
+        self._watchdog = ConnectionWatchdog(server, limits.timeouts, self._is_full, now)
+        self._watching: asyncio.Task[None] | None = None
 
     def _is_full(self, setting_up: int = 0) -> bool:
-        return self._server.open_count + setting_up >= self._limits.most
+        return self._server.open_count + setting_up >= self._limits.max_connections
 
     async def _serve(self, connection: socket.socket) -> None:
-        limit = unsent(self._server.open_count)
+        limit = unsent_limit(self._server.open_count)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit)
         if self._tls is not None:
-            # Imported by who speaks TLS.
+            # Imported only where TLS is spoken.
             from mayfly.registry.http.tls import accept
 
-            await accept(connection, self._tls, self._server, self._limits.patience.header)
+            await accept(connection, self._tls, self._server, self._limits.timeouts.header)
         else:
             loop = asyncio.get_running_loop()
             await loop.connect_accepted_socket(self._server, connection)
-        # It ends with the last connection: an idle server is woken by nobody.
-        if self._sweeping is None or self._sweeping.done():
-            self._sweeping = asyncio.create_task(self._sweep.run())
+        # It ends with the last connection, so that nothing wakes an idle server.
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watchdog.run())
 
     async def close(self, seconds: float) -> None:
-        """Close all connections; handlers that still run have so many seconds."""
+        """Close all connections; requests that are being handled have so many seconds to end."""
         self._server.pre_shutdown()
-        # To aiohttp no time at all means as long as it takes.
-        await self._server.shutdown(max(seconds, _AT_ONCE))
-        if self._sweeping is not None:
-            self._sweeping.cancel()
+        # aiohttp takes 0 for no limit.
+        await self._server.shutdown(max(seconds, _MIN_SHUTDOWN_SECONDS))
+        if self._watching is not None:
+            self._watching.cancel()

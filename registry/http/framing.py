@@ -1,8 +1,9 @@
-"""Where a request's body begins and ends (RFC 9112, 6 and 7). Pure: bytes in, bytes out.
+"""Framing of request bodies (RFC 9112, sections 6 and 7). Pure: bytes in, bytes out.
 
-aiohttp reads the heads of requests; their bodies take a shorter way (`registry.http.body`), so they
-are framed here. Of the two ways to announce a body a head may have one, once and plainly written.
-All else is refused: whoever reads it differently could take part of a body for a request.
+aiohttp parses the heads of requests. Their bodies take a shorter path (`registry.http.body`), so
+they are framed here. A head may announce its body in one of two ways, once and in plain syntax.
+Everything else is rejected: a proxy that reads it differently could take part of a body for a
+request.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ MAX_HEAD = 80 * 1024
 """Bytes of a request's head. A token that grants many scopes takes some KiB."""
 
 MAX_LINE = 64 * 1024
-"""Bytes of one line in a head, the request line or a header field."""
+"""Bytes of one line in a head: the request line or a header field."""
 
 HEAD_END = b"\r\n\r\n"
 
@@ -21,7 +22,7 @@ _FIELD = re.compile(rb"\r\n(content-length|transfer-encoding):([^\r\n]*)(?=\r\n)
 _MENTION = re.compile(rb"[\r\n][ \t]*(?:content-length|transfer-encoding)[ \t]*:")
 _LENGTH = re.compile(rb"(?<=\r\n)(content-length:)[^\r\n]*", re.IGNORECASE)
 _EXPECTATION = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n")
-_BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}(?: |\Z)")
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}(?: |\Z)")
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 _SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r\n]*)?")
 _NEXT_CHUNK = re.compile(rb"\r\n([0-9a-fA-F]{1,15})\r\n")
@@ -31,17 +32,17 @@ _HTTP_1_1 = b" HTTP/1.1"
 
 _MAX_CHUNK_LINE = 4096
 _MAX_TRAILER = 8192
-_AT_ONCE = 256 * 1024
-"""Bytes of a chunked body that are decoded before others of the event loop get their turn."""
-_LINES_AT_ONCE = 1024
-"""Lines between chunks for the same: a chunk of one byte takes as long as one of many."""
+_MAX_DECODED_AT_ONCE = 256 * 1024
+"""Bytes of a chunked body that are decoded before other tasks of the event loop run."""
+_MAX_LINES_AT_ONCE = 1024
+"""The same for lines between chunks: a chunk of one byte costs as much as a large one."""
 
 
 class FramingInvalid(Exception):
-    """A message is not HTTP/1.1 or HTTP/1.0 with one clear end.
+    """A message that is not HTTP/1.0 or HTTP/1.1 with one unambiguous end.
 
     Attributes:
-        status: of the answer.
+        status: of the response.
     """
 
     def __init__(self, message: str, status: int = 400) -> None:
@@ -50,13 +51,13 @@ class FramingInvalid(Exception):
 
 
 def check_head(head: bytes) -> None:
-    """Check a complete head's lengths and version, before any pattern looks at it.
+    """Check a complete head's lengths and version, before any pattern is applied to it.
 
     Raises:
-        FramingInvalid: it is too long, a line of it is, or its version is not 1.0 or 1.1.
+        FramingInvalid: the head or a line of it is too long, or its version is not 1.0 or 1.1.
     """
     if len(head) > MAX_HEAD:
-        raise too_long()
+        raise head_too_long()
     if len(head) > MAX_LINE and any(len(line) > MAX_LINE for line in head.split(b"\r\n")):
         raise FramingInvalid(f"a line of the request's head is over {MAX_LINE >> 10} KiB", 431)
     line = head[: head.find(b"\r\n")]
@@ -64,13 +65,13 @@ def check_head(head: bytes) -> None:
         raise FramingInvalid("the request is not HTTP/1.1 or HTTP/1.0", _status_of_version(line))
 
 
-def too_long() -> FramingInvalid:
+def head_too_long() -> FramingInvalid:
     """The error for a head, complete or not, of more than `MAX_HEAD` bytes."""
     return FramingInvalid(f"the request's head is over {MAX_HEAD >> 10} KiB", 431)
 
 
 def _status_of_version(line: bytes) -> int:
-    """Return 505 for an unsupported version of HTTP, 400 where none is named."""
+    """Return 505 for an unsupported version of HTTP, 400 for a line without a version."""
     return 505 if line.rpartition(b" ")[2].startswith(b"HTTP/") else 400
 
 
@@ -79,16 +80,16 @@ def _is_http_1_1(head: bytes) -> bool:
 
 
 def body_length(head: bytes) -> int | None:
-    """The number of bytes in the body that a head announces; None for a chunked one.
+    """Return the length in bytes of the body that a head announces; None for a chunked body.
 
     Raises:
-        FramingInvalid: it announces one in another way, or more than once.
+        FramingInvalid: the body is announced in another way, or more than once.
     """
     lowered = head.lower()
     if b"content-length" not in lowered and b"transfer-encoding" not in lowered:
         return 0
-    # Blanks are stripped here: a pattern that looks for those at the end of a value takes time that
-    # grows with the square of those within it.
+    # Blanks are stripped here: a pattern that matches them at the end of a value takes time
+    # quadratic in the number of blanks within it.
     fields = [(name, value.strip(b" \t")) for name, value in _FIELD.findall(lowered)]
     if len(fields) != len(_MENTION.findall(lowered)):
         raise FramingInvalid("a body is announced in an unclear way")
@@ -102,108 +103,109 @@ def body_length(head: bytes) -> int | None:
     raise FramingInvalid("the end of the body is announced in no single, supported way")
 
 
-def waits_to_be_asked(head: bytes) -> bool:
-    """Whether the body comes only after 100 Continue; never in HTTP/1.0 (RFC 9110, 10.1.1)."""
+def expects_continue(head: bytes) -> bool:
+    """Whether the client waits for 100 Continue; never in HTTP/1.0 (RFC 9110, 10.1.1)."""
     return _is_http_1_1(head) and _EXPECTATION.search(head.lower()) is not None
 
 
 def may_be_head(data: bytes | bytearray) -> bool:
-    """Whether what has arrived so far may become a head: it begins with a method."""
-    return _BEGINNING.match(data) is not None
+    """Whether data can be the beginning of a head: it starts with a method."""
+    return _METHOD.match(data) is not None
 
 
 def without_body(head: bytes, length: int | None) -> bytes:
-    """The same request for a parser that is not to see the body."""
+    """Return the same request with an empty body, for a parser that is not given the body."""
     return head + b"0\r\n\r\n" if length is None else _LENGTH.sub(rb"\1 0", head)
 
 
-class Sized:
-    """The content of a body whose length was announced."""
+class ContentLengthReader:
+    """Decodes a body of known length: its content is its bytes."""
 
     def __init__(self, length: int) -> None:
         self._left = length
 
     @property
-    def over(self) -> bool:
-        """Whether all of the body has come."""
+    def complete(self) -> bool:
+        """Whether the whole body was received."""
         return self._left == 0
 
-    def room(self, free: int) -> int:
-        """How many of ``free`` bytes may be received without going beyond the body."""
+    def limit(self, free: int) -> int:
+        """Return how many bytes to receive next, up to ``free``."""
         return min(free, self._left)
 
     def decode(self, raw: memoryview, into: memoryview) -> tuple[int, int]:
-        """See `Chunked.decode`; but it is all content, and received in its place."""
+        """See `ChunkedReader.decode`; here the bytes were received in their final place."""
         count = min(len(raw), self._left)
         self._left -= count
         return count, count
 
 
-class Chunked:
-    """The content of a chunked body.
+class ChunkedReader:
+    """Decodes a chunked body.
 
       ┌──────────────────────────────┐
       ▼                              │
     size ──► content ──► content's line end
       │ 0
       ▼
-    trailer ──empty line──► over
+    trailer ──empty line──► complete
     """
 
     def __init__(self) -> None:
         self._left = 0
         self._line = b""
-        self._ends_content = False
+        self._after_content = False
         self._in_trailer = False
         self._trailer = 0
-        self.over = False
+        self.complete = False
 
-    def room(self, free: int) -> int:
-        """See `Sized.room`: where a chunked body ends only its last bytes tell."""
-        return min(free, _AT_ONCE)
+    def limit(self, free: int) -> int:
+        """See `ContentLengthReader.limit`; may include bytes of the next request."""
+        return min(free, _MAX_DECODED_AT_ONCE)
 
     def decode(self, raw: memoryview, into: memoryview) -> tuple[int, int]:
-        """Copy the content among some raw bytes to a place with room for all of them.
+        """Copy the content of raw bytes into a buffer at least as large.
 
         Returns:
-            The number of bytes of content, and of raw bytes used. Those left when the body is over
-            belong to the next request; otherwise they are to be decoded in another turn.
+            The number of bytes of content, and of raw bytes consumed. The rest of the raw bytes
+            belongs to the next request if the body is complete; else decode it in another turn of
+            the event loop.
 
         Raises:
-            FramingInvalid: the chunks are broken.
+            FramingInvalid: the chunks are malformed.
         """
         content = used = lines = 0
-        while used < len(raw) and not self.over and lines < _LINES_AT_ONCE:
+        while used < len(raw) and not self.complete and lines < _MAX_LINES_AT_ONCE:
             if self._left:
                 count = min(self._left, len(raw) - used)
                 into[content : content + count] = raw[used : used + count]
                 content += count
                 used += count
                 self._left -= count
-                self._ends_content = not self._left
+                self._after_content = not self._left
                 continue
             lines += 1
-            if self._ends_content and (line := self._next_chunk(raw, used)):
+            if self._after_content and (line := self._next_chunk(raw, used)):
                 used += line
             else:
                 used += self._read_line(bytes(raw[used : used + 64]))
         return content, used
 
     def _next_chunk(self, raw: memoryview, at: int) -> int:
-        """A content's line end and a plain size line in one step; their length, or 0."""
+        """Read a content's line end and a plain size line at once; return their length, or 0."""
         found = None if self._line else _NEXT_CHUNK.match(raw, at)
         if found is None:
             return 0
-        self._ends_content = False
-        self._begin(found[1])
+        self._after_content = False
+        self._begin_chunk(found[1])
         return found.end() - at
 
-    def _begin(self, size: bytes) -> None:
+    def _begin_chunk(self, size: bytes) -> None:
         self._left = int(size, 16)
         self._in_trailer = not self._left
 
     def _read_line(self, piece: bytes) -> int:
-        """Take the bytes of a line; how many of ``piece`` they were."""
+        """Read a line, or a part of it; return how many bytes of ``piece`` it took."""
         end = piece.find(b"\n") + 1
         self._line += piece[:end] if end else piece
         if len(self._line) > _MAX_CHUNK_LINE:
@@ -217,17 +219,17 @@ class Chunked:
         return end
 
     def _take_line(self, line: bytes) -> None:
-        if self._ends_content:
+        if self._after_content:
             if line:
                 raise FramingInvalid("a chunk is longer than its size")
-            self._ends_content = False
+            self._after_content = False
         elif self._in_trailer:
             self._trailer += len(line)
             if self._trailer > _MAX_TRAILER:
                 raise FramingInvalid("the trailer is too long")
-            self.over = not line
+            self.complete = not line
         else:
             size = _SIZE_LINE.fullmatch(line)
             if size is None:
                 raise FramingInvalid("the size of a chunk cannot be read")
-            self._begin(size[1])
+            self._begin_chunk(size[1])

@@ -1,7 +1,7 @@
-"""How clients reach this registry, and their addresses, also through a proxy.
+"""The registry's URL as clients see it, and clients' addresses, also behind a proxy.
 
-The URLs that a client is told (the realm of a challenge, ``Location``, ``Link``) begin with the
-first of these that is known:
+The URLs in responses (the realm of a challenge, ``Location``, ``Link``) begin with the first of
+these that is known:
 
     --external-url      set by the operator
     a trusted proxy     ``Forwarded`` (RFC 7239), else ``X-Forwarded-Proto`` and ``-Host``
@@ -22,18 +22,18 @@ from aiohttp.web_request import BaseRequest
 from mayfly.registry.settings.readers import Address, ExternalURL, Network
 
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
-_HOPS = 32
-"""Proxies of a chain that are looked at, the nearest ones."""
+_MAX_HOPS = 32
+"""Of a chain of proxies, the nearest ones are read, this many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """The facts about a request from trusted proxies; None where they give none.
+    """A request as trusted proxies describe it; None for what they do not say.
 
     Attributes:
-        client: the address of the first host that is no trusted proxy.
-        scheme: that it used.
-        host: with port, that it asked.
+        client: the address of the nearest host that is not a trusted proxy.
+        scheme: of the client's request, ``http`` or ``https``.
+        host: with port, to which the client sent the request.
     """
 
     client: str | None = None
@@ -43,11 +43,11 @@ class Forwarded:
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """Finds how clients reach a registry.
+    """Tells how clients reach a registry.
 
     Attributes:
-        external: the operator's answer.
-        trusted: networks of proxies that are believed.
+        external: of ``--external-url``.
+        trusted: networks of proxies whose forwarding headers are believed.
     """
 
     external: ExternalURL | None = None
@@ -59,7 +59,7 @@ class Origins:
         return self.external.prefix if self.external is not None else ""
 
     def of(self, http: BaseRequest) -> str:
-        """The URL before ``/v2/``, as this request's client has to write it."""
+        """The URL before ``/v2/`` under which this request's client reaches the registry."""
         if self.external is not None:
             return self.external.origin + self.external.prefix
         said = self.forwarded(http) or Forwarded()
@@ -92,7 +92,7 @@ class Origins:
         )
 
     def _client(self, chain: list[str]) -> str | None:
-        """The nearest address of a chain that is no trusted proxy's; earlier ones may be forged."""
+        """The nearest address in a chain that is not a trusted proxy's; others may be forged."""
         found = None
         for text in reversed(chain):
             address = _address(text)
@@ -104,7 +104,7 @@ class Origins:
         return found
 
     def trusts(self, address: str) -> bool:
-        """Whether an address is a trusted proxy's."""
+        """Whether an address belongs to a trusted proxy."""
         try:
             parsed = ipaddress.ip_address(address.partition("%")[0])
         except ValueError:
@@ -113,14 +113,14 @@ class Origins:
         return any((mapped or parsed) in network for network in self.trusted)
 
 
-AS_ASKED = Origins()
-"""Of a registry without proxies: every client asks it by the address it was given."""
+DIRECT = Origins()
+"""Of a registry without a proxy: each client reaches it by the host that its request names."""
 
 
 def _last(values: Iterable[str]) -> list[str]:
-    """The elements of a list header's last hops."""
-    parts = ",".join(values).rsplit(",", _HOPS)
-    return [part.strip(" \t") for part in parts[-_HOPS:]]
+    """The last elements of a list header, those of the nearest hops."""
+    parts = ",".join(values).rsplit(",", _MAX_HOPS)
+    return [part.strip(" \t") for part in parts[-_MAX_HOPS:]]
 
 
 def _parameters(hop: str) -> dict[str, str]:

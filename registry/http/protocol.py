@@ -1,4 +1,9 @@
-"""A connection: heads of requests go to aiohttp, bodies to their readers (`registry.http.body`)."""
+"""HTTP connections: aiohttp parses the heads of requests, `registry.http.body` frames the bodies.
+
+received data ──► head ──checked──► aiohttp's parser ──► handler
+     │             └──malformed──► 400, then everything else is discarded
+     └──after a head with a body──► Body ──► handler
+"""
 
 from __future__ import annotations
 
@@ -14,70 +19,70 @@ from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import Response, StreamResponse
 from aiohttp.web_server import Server
 
-from mayfly.registry.http.body import ENDLESS, Body, HTTPRequest, received
+from mayfly.registry.http.body import UNBOUNDED, Body, HTTPRequest, shared_buffer
 from mayfly.registry.http.framing import (
     HEAD_END,
     MAX_HEAD,
     FramingInvalid,
     body_length,
     check_head,
+    expects_continue,
+    head_too_long,
     may_be_head,
-    too_long,
-    waits_to_be_asked,
     without_body,
 )
 from mayfly.registry.http.heads import LARGE_HEAD, HeadBudget
-from mayfly.registry.http.origin import AS_ASKED, Origins
+from mayfly.registry.http.origin import DIRECT, Origins
 
 logger = logging.getLogger("mayfly")
 
-_MOST_WAITING = 1
-"""Requests that may wait for the one before. More would be read in vain for a client that leaves
-without its answers; aiohttp would hold up a connection at 32 by itself."""
+_MAX_WAITING = 1
+"""Requests of a connection that may wait for the one before. More would be parsed in vain for a
+client that leaves without its responses; aiohttp itself would pause a connection at 32."""
 
-_HEADS_AT_ONCE = 16 * 1024
-"""Bytes received at once where heads are expected; so many a connection may keep of what follows
-those that wait."""
+_HEAD_BUFFER = 16 * 1024
+"""Bytes received at once where a head is expected, and kept of what follows waiting requests."""
 
 _LINGER_SECONDS = 10.0
-"""For a client that sends what is not wanted, until it has read why."""
+"""For a client that sends more than is wanted, until it has read the response."""
 
-_NO_HTTP = b"unclear\r\n\r\n"
-"""What aiohttp's parser refuses in the place of a head that must not be read either way."""
-
+_MALFORMED_HEAD = b"malformed\r\n\r\n"
+"""Given to aiohttp's parser, which rejects it, in place of a head that must not be interpreted."""
 
 Refuse = Callable[[int, str], StreamResponse]
-"""Makes the answer to a request that is not valid HTTP, from its status and a text."""
+"""Makes the response to a request that is not valid HTTP, from its status and a text."""
 
 
-class Protocol(RequestHandler, asyncio.BufferedProtocol):
-    """aiohttp's connection handler, with refusals of our own for broken HTTP.
+class HTTPProtocol(RequestHandler, asyncio.BufferedProtocol):
+    """aiohttp's connection handler, with bodies and refusals of malformed HTTP of our own.
 
-    It also says what its client is about (`registry.http.sweep`).
+    Its properties tell `registry.http.watchdog` what the connection waits for.
     """
 
     def __init__(self, *args: Any, heads: HeadBudget, refuse: Refuse, **options: Any) -> None:
         super().__init__(*args, **options)
         self._refuse_with = refuse
         self._head = bytearray()
-        """The beginning of a head, or the heads after those that wait."""
+        """The beginning of a head, or heads that follow the waiting requests."""
         self._searched = 0
         """Bytes of it already searched for the end of a head."""
         self._heads = heads
         self._large_heads = 0
         """Bytes that large heads take: aiohttp keeps a request until the next one comes."""
-        self._noted = 0
+        self._recorded = 0
+        """Bytes recorded in the budget."""
         self._refusal: FramingInvalid | None = None
         self._body: Body | None = None
         self._bodies: deque[Body | None] = deque()
-        """Of the requests that aiohttp has and has not begun to handle."""
-        self._is_held_up = False
+        """Of the requests that aiohttp has parsed and not begun to handle."""
+        self._has_excess_heads = False
+        """Whether reading is paused because `_MAX_WAITING` requests wait."""
         self._lingering: Body | None = None
         self._connection: asyncio.Transport | None = None
-        """As `transport`, which aiohttp forgets as soon as it closes it: what waits to be sent may
-        keep it open after that."""
+        """As `transport`, which aiohttp forgets as soon as it closes it. Unsent data may keep the
+        connection open after that."""
         self.requests = 0
-        """Whose heads were complete."""
+        """Requests whose heads were complete."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -85,27 +90,27 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         super().connection_made(transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        room = self._body.room() if self._body is not None else None
-        return _head_buffer if room is None else room
+        buffer = self._body.receive_buffer() if self._body is not None else None
+        return _head_buffer if buffer is None else buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._body is not None and self._body.is_awaited:
             self._body.received(nbytes)
         else:
-            self._take(_head_buffer[:nbytes])
+            self._take_heads(_head_buffer[:nbytes])
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._body is not None:
-            self._body.broken()
-        # Handlers may hold a body for longer, and it leads to this connection.
+            self._body.fail()
+        # A handler may hold a body for longer, and a body refers to this connection.
         self._body = self._lingering = self._connection = None
         self._bodies.clear()
-        self._heads.keep(self, 0)
+        self._heads.record(self, 0)
         super().connection_lost(exc)
 
     @property
     def socket(self) -> socket.socket | None:
-        """Of the connection, None once it is closed."""
+        """The connection's socket; None once it is closed."""
         if self._connection is None:
             return None
         found: socket.socket | None = self._connection.get_extra_info("socket")
@@ -118,25 +123,26 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
 
     @property
     def awaits_body(self) -> bool:
-        """Whether we wait for more of a request's body."""
+        """Whether a handler waits for more of a request's body."""
         return self._body is not None and self._body.is_awaited
 
     @property
     def is_writing(self) -> bool:
-        """Whether something is still on its way to the kernel."""
+        """Whether data waits to be given to the kernel."""
         return self._connection is not None and self._connection.get_write_buffer_size() > 0
 
     def next_body(self) -> Body | None:
-        """The body of the request that is to be handled next."""
+        """Return the body of the next request to handle, and read on if reading was paused."""
         body = self._bodies.popleft() if self._bodies else None
-        if self._is_held_up and len(self._bodies) < _MOST_WAITING and self.transport is not None:
-            self._is_held_up = False
-            self._take(b"")
-            if not self._is_held_up and self._body is None and self.transport is not None:
+        has_place = len(self._bodies) < _MAX_WAITING and self.transport is not None
+        if self._has_excess_heads and has_place:
+            self._has_excess_heads = False
+            self._take_heads(b"")
+            if not self._has_excess_heads and self._body is None and self.transport is not None:
                 self.transport.resume_reading()
         return body
 
-    def _take(self, data: bytes | memoryview) -> None:
+    def _take_heads(self, data: bytes | memoryview) -> None:
         """Pass heads to aiohttp one by one, and the bytes after a head to its body.
 
         A head that arrives in small pieces is searched once, not again with each piece.
@@ -146,11 +152,11 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         at = 0
         while at < len(heads) and self.transport is not None:
             if self._body is not None:
-                self._body.hold(bytes(heads[at:]))
+                self._body.buffer(bytes(heads[at:]))
                 at = len(heads)
                 break
-            if len(self._bodies) >= _MOST_WAITING:
-                self._is_held_up, searched = True, at
+            if len(self._bodies) >= _MAX_WAITING:
+                self._has_excess_heads, searched = True, at
                 self.transport.pause_reading()
                 break
             if heads[at] in b"\r\n":
@@ -163,94 +169,96 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
                     self._refuse(refusal)
                     at = searched
                 break
-            self._begin(bytes(heads[at:end]))
+            self._begin_request(bytes(heads[at:end]))
             at = end
         del heads[:at]
         self._searched = max(searched - at, 0)
-        if not self._keep_heads():
+        if not self._record_heads():
             heads.clear()
-            self._refuse(_no_room())
+            self._refuse(_heads_exhausted())
 
-    def _keep_heads(self) -> bool:
-        """Record the size of the connection's heads; False if they do not fit the budget."""
+    def _record_heads(self) -> bool:
+        """Record the size of the connection's heads; return whether they fit the budget."""
         size = len(self._head) + self._large_heads
-        if size == self._noted:
+        if size == self._recorded:
             return True
-        self._noted = size
-        return self._heads.keep(self, size)
+        self._recorded = size
+        return self._heads.record(self, size)
 
-    def give_up_heads(self) -> None:
+    def drop_heads(self) -> None:
         """Close the connection to free the memory of its heads."""
         logger.info("cut a connection from %s: others need the memory of its head", self.peername)
         self._head.clear()
-        self._noted = 0
+        self._recorded = 0
         if self._connection is not None:
             self._connection.abort()
 
-    def _begin(self, head: bytes) -> None:
+    def _begin_request(self, head: bytes) -> None:
         assert self.transport is not None
         try:
             check_head(head)
             length = body_length(head)
-            self._count_head(len(head))
+            self._record_large_head(len(head))
         except FramingInvalid as error:
             self._refuse(error)
             return
         body = None
         if length != 0:
-            expects = waits_to_be_asked(head)
-            body = self._body = Body(self.transport, length, expects, self._end)
+            body = self._body = Body(self.transport, length, expects_continue(head), self._end_body)
             self.transport.pause_reading()
             head = without_body(head, length)
         self._bodies.append(body)
         self.requests += 1
         self.data_received(head)
 
-    def _count_head(self, size: int) -> None:
+    def _record_large_head(self, size: int) -> None:
         if not self.serving:
             self._large_heads = 0
         if size > LARGE_HEAD:
             self._large_heads += 2 * size  # aiohttp keeps it as bytes and as text
-            self._noted = self._large_heads
-            if not self._heads.keep(self, self._large_heads):
-                raise _no_room()
+            self._recorded = self._large_heads
+            if not self._heads.record(self, self._large_heads):
+                raise _heads_exhausted()
 
-    def _end(self, rest: bytes) -> None:
+    def _end_body(self, rest: bytes) -> None:
         self._body = None
         if self.transport is not None:
             self.transport.resume_reading()
-            self._take(rest)
+            self._take_heads(rest)
 
     def _refuse(self, refusal: FramingInvalid) -> None:
         if self.transport is not None:
             self._refusal = refusal
-            self._bodies.append(self._endless())
-            self.data_received(_NO_HTTP)
+            self._bodies.append(self._discard_rest())
+            self.data_received(_MALFORMED_HEAD)
 
-    def _endless(self) -> Body:
-        """All that will come: none of it is a request."""
+    def _discard_rest(self) -> Body:
+        """Make everything else that comes one body: none of it can be a request."""
         assert self.transport is not None
         self.transport.pause_reading()
-        self._body = Body(self.transport, ENDLESS, False, self._end)
+        self._body = Body(self.transport, UNBOUNDED, False, self._end_body)
         return self._body
 
     async def finish_response(
         self, request: BaseRequest, resp: StreamResponse, start_time: float | None
     ) -> tuple[StreamResponse, bool]:
-        """Linger after an answer whose request has not come to its end."""
-        if resp is _CUT:
+        """Linger after a response to a request whose body was not read to its end."""
+        if resp is _ABORTED:
             return resp, True
         found = await super().finish_response(request, resp, start_time)
         assert isinstance(request, HTTPRequest)
-        if request.body is not None and not request.body.over:
+        if request.body is not None and not request.body.complete and self.transport is not None:
             self._lingering = request.body
-            await request.body.skip(_LINGER_SECONDS)
+            try:
+                await request.body.discard(_LINGER_SECONDS)
+            finally:
+                self._lingering = None
         return found
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's
-        """End the connection; who lingers has its answer, and is not waited for."""
+        """End the connection; a client that only lingers has its response, and is cut off."""
         if self._lingering is not None:
-            self._lingering.broken()
+            self._lingering.fail()
         await super().shutdown(timeout)
 
     def handle_error(
@@ -268,56 +276,56 @@ class Protocol(RequestHandler, asyncio.BufferedProtocol):
         response = self._refuse_with(status, text)
         response.force_close()
         if self.transport is not None and isinstance(request, HTTPRequest):
-            request.body = self._endless()
+            request.body = self._discard_rest()
         return response
 
 
-_CUT = StreamResponse()
-"""Returned for a connection that is gone or was cut: nothing more is sent on it."""
+_head_buffer = shared_buffer[:_HEAD_BUFFER]
 
-_head_buffer = received[:_HEADS_AT_ONCE]
+_ABORTED = StreamResponse()
+"""The result of a handler whose connection was lost or aborted: nothing more is sent."""
 
 
 def _never_a_head(data: bytearray, at: int) -> FramingInvalid | None:
     """The error if the bytes so far cannot be the beginning of a head; else None."""
     if len(data) - at > MAX_HEAD:
-        return too_long()
+        return head_too_long()
     if not may_be_head(bytes(data[at : at + 64])):
         return FramingInvalid("the request is not valid HTTP")
     return None
 
 
-def _refuse_plainly(status: int, text: str) -> StreamResponse:
-    return Response(status=status, text=text)
-
-
-def _no_room() -> FramingInvalid:
+def _heads_exhausted() -> FramingInvalid:
     return FramingInvalid("too many long request heads at once; send shorter ones", 431)
+
+
+def _refuse_in_plain_text(status: int, text: str) -> StreamResponse:
+    return Response(status=status, text=text)
 
 
 class HTTPServer(Server):
     """aiohttp's low-level server: no router, no middleware, nothing decompressed.
 
     Args:
-        app: answers a request. May raise ConnectionError when the client is gone or was cut off.
+        app: handles a request; raises ConnectionError if the connection was lost or aborted.
         origins: how clients reach the server.
-        refuse: makes the answer, from a status and a text, to a request that is not valid HTTP.
+        refuse: makes the response to a request that is not valid HTTP.
     """
 
     def __init__(
         self,
         app: Callable[[HTTPRequest], Awaitable[StreamResponse]],
-        origins: Origins = AS_ASKED,
-        refuse: Refuse = _refuse_plainly,
+        origins: Origins = DIRECT,
+        refuse: Refuse = _refuse_in_plain_text,
     ) -> None:
-        super().__init__(self._handle, request_factory=self._make)
+        super().__init__(self._handle, request_factory=self._make_request)
         self._app = app
         self._origins = origins
         self._options: dict[str, Any] = {
             "access_log": None,
             "auto_decompress": False,
             "logger": logger,
-            # Lengths are checked before, by `registry.http.framing`.
+            # Lengths were checked before, by `registry.http.framing`.
             "max_line_size": MAX_HEAD,
             "max_field_size": MAX_HEAD,
             "heads": HeadBudget(),
@@ -326,29 +334,29 @@ class HTTPServer(Server):
 
     @property
     def open_count(self) -> int:
-        """How many connections there are."""
+        """How many connections are open."""
         return len(self._connections)
 
-    def open_connections(self) -> list[Protocol]:
-        """All there are, some of them about to end."""
-        return [one for one in self.connections if isinstance(one, Protocol)]
+    def open_connections(self) -> list[HTTPProtocol]:
+        """All connections, some of them about to end."""
+        return [one for one in self.connections if isinstance(one, HTTPProtocol)]
 
     async def _handle(self, request: BaseRequest) -> StreamResponse:
+        assert isinstance(request, HTTPRequest)
         try:
-            assert isinstance(request, HTTPRequest)
             return await self._app(request)
         except ConnectionError:
-            # aiohttp would keep it in the task that it is in the traceback of, a cycle with all
-            # that the frames hold: buffers, the transport.
-            return _CUT
+            # aiohttp would keep the exception in a task that its traceback leads to: a cycle that
+            # keeps every local variable on the way alive, buffers and the transport among them.
+            return _ABORTED
 
-    def __call__(self) -> Protocol:
-        return Protocol(self, loop=self._loop, **self._options)
+    def __call__(self) -> HTTPProtocol:
+        return HTTPProtocol(self, loop=self._loop, **self._options)
 
-    def _make(
+    def _make_request(
         self, message: Any, payload: Any, protocol: RequestHandler, writer: Any, task: Any
     ) -> HTTPRequest:
-        assert isinstance(protocol, Protocol)
+        assert isinstance(protocol, HTTPProtocol)
         request = HTTPRequest(message, payload, protocol, writer, task, self._loop)
         request.body = protocol.next_body()
         if self._origins.trusted and (said := self._origins.forwarded(request)) is not None:

@@ -1,7 +1,7 @@
-"""Proofs of bundles' content: hashed in threads, once for all who wait for the same one.
+"""Proofs of bundles' content, hashed in threads and shared by all requests for the same content.
 
-A proof that nobody waits for is given up after `GRACE_SECONDS`: a client that reconnects at once,
-as most do, joins it, and it does not delay the end of the server.
+A proof that no request waits for is abandoned after `GRACE_SECONDS`. A client that reconnects at
+once, as most do, joins it; and it does not delay the end of the server.
 """
 
 from __future__ import annotations
@@ -18,60 +18,60 @@ from mayfly.storage.bundle.errors import Interrupted
 from mayfly.storage.interface import Proof
 
 GRACE_SECONDS = 5.0
-"""How long a proof continues after its last waiter has gone."""
+"""For which a proof continues after the last request that waited for it has ended."""
 
 _SMALL = 4 * 1024 * 1024
 """Bytes up to which content does not queue behind large layers."""
 
-_LOOK_SECONDS = 1.0
-"""Between two looks whether the client is still there."""
+_POLL_SECONDS = 1.0
+"""Between two checks whether the client is still connected."""
 
-_hashing = ThreadPoolExecutor(2, "hash")
-"""For large layers, two at a time: more would make a disk seek between them."""
+_large = ThreadPoolExecutor(2, "hash")
+"""Hashes large layers, two at a time: more would make a disk seek between them."""
 
 
-class _Taking:
-    """One proof under way; its counts are shared by the event loop and the thread that hashes."""
+class _Job:
+    """One proof in progress; its counts are shared by the event loop and the hashing thread."""
 
     def __init__(self, proof: Proof, size: int) -> None:
         self._proof = proof
         self._lock = threading.Lock()
         self._waiting = 0
-        self._since = time.monotonic()
-        """When the last waiter left."""
-        self._is_given_up = False
-        threads = None if size <= _SMALL else _hashing
+        self._last_left = time.monotonic()
+        """When the last waiting request left."""
+        self._is_abandoned = False
+        threads = None if size <= _SMALL else _large
         loop = asyncio.get_running_loop()
         self.done = loop.run_in_executor(threads, proof.establish, self._step)
         self.done.add_done_callback(self._ended)
 
     def join(self) -> bool:
-        """Wait for it, too; False if it was given up just before."""
+        """Add a waiting request; return False if the proof was abandoned just before."""
         with self._lock:
             self._waiting += 1
-            return not self._is_given_up
+            return not self._is_abandoned
 
     def leave(self) -> None:
-        """Wait for it no more."""
+        """Remove a waiting request."""
         with self._lock:
             self._waiting -= 1
-            self._since = time.monotonic()
+            self._last_left = time.monotonic()
 
     def _step(self, count: int) -> None:
         with self._lock:
-            late = time.monotonic() - self._since > GRACE_SECONDS
-            self._is_given_up = not self._waiting and late
-        if self._is_given_up:
-            raise Interrupted("nobody waits for it")
+            late = time.monotonic() - self._last_left > GRACE_SECONDS
+            self._is_abandoned = not self._waiting and late
+        if self._is_abandoned:
+            raise Interrupted("no request waits for it")
 
     def _ended(self, done: asyncio.Future[None]) -> None:
-        if _under_way.get(self._proof) is self:
-            del _under_way[self._proof]
+        if _jobs.get(self._proof) is self:
+            del _jobs[self._proof]
         if not done.cancelled():
-            done.exception()  # mark it as retrieved, also when every client has gone
+            done.exception()  # marks it as retrieved, also when every client has left
 
 
-_under_way: dict[Proof, _Taking] = {}
+_jobs: dict[Proof, _Job] = {}
 
 
 @contextmanager
@@ -86,25 +86,25 @@ def proving(proof: Proof, size: int) -> Iterator[asyncio.Future[None]]:
         done.set_result(None)
         yield done
         return
-    taking = _under_way.get(proof)
-    if taking is None or not taking.join():
-        taking = _under_way[proof] = _Taking(proof, size)
-        taking.join()
+    job = _jobs.get(proof)
+    if job is None or not job.join():
+        job = _jobs[proof] = _Job(proof, size)
+        job.join()
     try:
-        yield taking.done
+        yield job.done
     finally:
-        taking.leave()
+        job.leave()
 
 
-async def proven(http: HTTPRequest, proof: asyncio.Future[None]) -> None:
-    """Wait for a proof as long as the client does.
+async def wait_for_proof(http: HTTPRequest, proof: asyncio.Future[None]) -> None:
+    """Wait for a proof while the client is connected.
 
     Raises:
         ConnectionResetError: the client is gone.
-        ContentCorrupt, BundleChanged, Interrupted: see `Proof.establish`.
+        ContentCorrupt, BundleChanged, Interrupted: see `storage.interface.Proof.establish`.
     """
     while not proof.done():
         if http.transport is None or http.transport.is_closing():
             raise ConnectionResetError("client is gone")
-        await asyncio.wait([proof], timeout=_LOOK_SECONDS)
+        await asyncio.wait([proof], timeout=_POLL_SECONDS)
     proof.result()

@@ -1,8 +1,8 @@
 """Counts the bytes sent on a connection that its peer has acknowledged.
 
-Bytes that the kernel took have not arrived yet: a socket buffers megabytes, which are lost when a
-connection breaks. TCP knows which arrived, and Linux tells: SIOCOUTQ counts bytes taken and
-not acknowledged, TCP_INFO those acknowledged since the connection began.
+Bytes given to the kernel have not arrived yet: a socket buffers megabytes, which are lost when a
+connection breaks. TCP knows what arrived, and Linux tells: SIOCOUTQ counts the bytes given to it
+and not acknowledged, TCP_INFO those acknowledged since the connection began.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _BYTES_ACKED = struct.Struct("=120xQ")
 _TCP_CLOSE = 7
 """``tcpi_state`` of a connection that has broken or was closed by both ends."""
 
-_FIRST_LOOK, _LONGEST = 0.005, 0.5
-"""Seconds between two looks, doubled each time. Nothing tells of an acknowledgement."""
+_FIRST_POLL_SECONDS, _MAX_POLL_SECONDS = 0.005, 0.5
+"""Between two polls, doubled each time: the kernel reports no acknowledgement by itself."""
 
-_MOST_TRIES = 20
+_MAX_TRIES = 20
 
-_AFTER_CLOSE = 10.0
-"""Seconds for the rest to be acknowledged once the connection is closed at this end."""
+_AFTER_CLOSE_SECONDS = 10.0
+"""For the rest to be acknowledged once the connection is closed at this end."""
 
 
 class Receipts:
     """Acknowledgements of one response's body.
 
-    Make it before, `begin` once the head is written, and let it `take` the descriptor by which the
-    body was sent: it is asked after the connection is closed, too.
+    Create it before the response, call `begin` once the head is written, and have it `take` the
+    descriptor by which the body was sent: that is polled after the connection is closed, too.
 
     Args:
         transport: of the connection, plain or TLS.
@@ -45,85 +45,91 @@ class Receipts:
     def __init__(self, transport: asyncio.Transport | None) -> None:
         self._transport = transport
         self._descriptor = -1
-        self._base = self._sealed = 0
+        self._base = self._encrypted_before = 0
 
     def __del__(self) -> None:
         self.close()
 
     def begin(self) -> None:
-        """The body follows."""
-        self._sealed = self._sealed_now()
-        if self._sealed < 0 or self._transport is None:
+        """Note the counts before the body."""
+        self._encrypted_before = self._encrypted()
+        if self._encrypted_before < 0 or self._transport is None:
             return
-        # Of TLS the kernel counts records; only their sum says how many it has been given.
+        # With TLS the kernel counts records, not content: counts are compared by their growth.
         self._descriptor = self._transport.get_extra_info("socket").fileno()
         self._base = self._written() + self._transport.get_write_buffer_size()
         self._descriptor = -1
 
     def take(self, descriptor: int) -> None:
-        """Own a duplicate of the socket's descriptor."""
+        """Take ownership of a duplicate of the socket's descriptor."""
         self.close()
         self._descriptor = descriptor
 
     def unreceived(self) -> int:
-        """Bytes sent that were not acknowledged by now, at least; nothing is asked after that."""
+        """Return a lower bound of the bytes sent and not acknowledged; ends the counting."""
         try:
             return self._unreceived()
         finally:
             self.close()
 
     def on_received(self, done: Callable[[int], None]) -> None:
-        """Call back when all is acknowledged or the connection is gone.
+        """Call back with 0 once everything is acknowledged.
 
-        The argument is the number of bytes that were not acknowledged.
+        If the connection ends before that, call back with the number of bytes that were not.
         """
         if not self._unreceived():
             self.close()
             done(0)
             return
-        if self._sealed < 0:
+        if self._encrypted_before < 0:
             goal = self._written()
         else:
-            goal = self._base + self._sealed_now() - self._sealed
-        self._look(goal, done, _FIRST_LOOK, None)
+            goal = self._base + self._encrypted() - self._encrypted_before
+        self._poll(goal, done, _FIRST_POLL_SECONDS, None)
 
-    def _look(
+    def _poll(
         self, goal: int, done: Callable[[int], None], pause: float, closed: float | None
     ) -> None:
+        """Poll until ``goal`` bytes are acknowledged, at longer and longer intervals.
+
+        Args:
+            closed: when the connection was found closed; None while it is open.
+        """
         loop = asyncio.get_running_loop()
         left = max(goal - self._acked(), 0)
         if closed is None and (self._transport is None or self._transport.is_closing()):
             closed = loop.time()
-            # Our descriptor keeps the kernel from doing so.
-            self._shut()
-        if not left or self._has_broken() or (closed and loop.time() - closed >= _AFTER_CLOSE):
+            # The kernel does not send FIN by itself while our duplicate is open.
+            self._shut_down()
+        late = closed is not None and loop.time() - closed >= _AFTER_CLOSE_SECONDS
+        if not left or self._has_broken() or late:
             self.close()
             done(left)
             return
-        loop.call_later(pause, self._look, goal, done, min(2 * pause, _LONGEST), closed)
+        loop.call_later(pause, self._poll, goal, done, min(2 * pause, _MAX_POLL_SECONDS), closed)
 
     def _unreceived(self) -> int:
         if self._descriptor < 0:
             return 0
-        if self._sealed < 0:
+        if self._encrypted_before < 0:
             return self._outq()
-        written = self._sealed_now() - self._sealed
+        written = self._encrypted() - self._encrypted_before
         return max(0, written - (self._acked() - self._base))
 
     def _written(self) -> int:
-        """Bytes that the kernel was ever given, by the count that has `_acked` in it."""
-        for _ in range(_MOST_TRIES):
+        """Return the number of bytes ever given to the kernel, by the same count as `_acked`."""
+        for _ in range(_MAX_TRIES):
             before = self._acked()
             written = before + self._outq()
-            # An acknowledgement between the two questions would be missing, and one more byte than
-            # there is would be waited for in vain.
+            # An acknowledgement between the two calls would be missing from the sum, and the goal
+            # would be off.
             if self._acked() == before:
                 break
         return written
 
-    def _sealed_now(self) -> int:
-        """Bytes of TLS records made of files so far; -1 without TLS."""
-        return int(getattr(self._transport, "sealed", -1))
+    def _encrypted(self) -> int:
+        """Return the number of bytes of TLS records made of files so far; -1 without TLS."""
+        return int(getattr(self._transport, "encrypted", -1))
 
     def _outq(self) -> int:
         if self._descriptor < 0:
@@ -143,25 +149,25 @@ class Receipts:
         return not found or found[0] == _TCP_CLOSE
 
     def _info(self) -> bytes:
-        """TCP_INFO; empty for a socket that is not TCP."""
+        """Return TCP_INFO; empty for a socket that is not TCP."""
         if self._descriptor < 0:
             return b""
-        asked = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=self._descriptor)
+        polled = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=self._descriptor)
         try:
-            return asked.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+            return polled.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         except OSError:
             return b""
         finally:
-            asked.detach()
+            polled.detach()
 
-    def _shut(self) -> None:
-        asked = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=self._descriptor)
+    def _shut_down(self) -> None:
+        shut = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=self._descriptor)
         with contextlib.suppress(OSError):
-            asked.shutdown(socket.SHUT_WR)
-        asked.detach()
+            shut.shutdown(socket.SHUT_WR)
+        shut.detach()
 
     def close(self) -> None:
-        """Give the descriptor up; until another is taken nothing counts as not acknowledged."""
+        """Close the descriptor; until another is taken nothing counts as unacknowledged."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

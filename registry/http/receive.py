@@ -1,41 +1,34 @@
 """The byte path in: a request's body to an upload session, hashed while it is written.
 
-A batch is received straight into one of two buffers; a worker thread hashes and writes it while
-the event loop receives the next into the other. A batch is smaller the more uploads run: memory is
-bounded whatever the number of clients.
+A batch is received straight into one of two buffers. A worker thread hashes and writes it while the
+event loop receives the next batch into the other. Batches shrink with the number of uploads, so
+that their memory is bounded whatever the number of clients.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
 
 from mayfly.registry.activity import Activity
 from mayfly.registry.http.body import Body, HTTPRequest, allocate
 from mayfly.registry.threads import in_thread
 from mayfly.storage.interface import Upload
 
-_LARGEST_BATCH = 1024 * 1024
-_SMALLEST_BATCH = 64 * 1024
-_MEMORY = 32 * 1024 * 1024
-"""Bytes that all buffers together may hold before they shrink."""
+_MAX_BATCH = 1024 * 1024
+_MIN_BATCH = 64 * 1024
+_TOTAL_MEMORY = 32 * 1024 * 1024
+"""Bytes that all buffers together may hold before batches shrink."""
 
 _active = 0
 
 
-class Counter(Protocol):
-    """Counts received bytes, of all requests."""
-
-    bytes_in: int
-
-
-async def receive(counter: Counter, http: HTTPRequest, upload: Upload, at: int) -> int:
+async def receive(activity: Activity, http: HTTPRequest, upload: Upload, at: int) -> int:
     """Append the whole body to an upload, and return the upload's new offset.
 
-    What arrived before a failure stays in the session: the client can resume from there.
+    Content that arrived before a failure stays in the session: the client can resume from there.
 
     Args:
-        counter: its ``bytes_in`` grows as content arrives.
+        activity: counts the bytes as they arrive.
         at: the upload's offset, in bytes.
 
     Raises:
@@ -47,18 +40,18 @@ async def receive(counter: Counter, http: HTTPRequest, upload: Upload, at: int) 
         return at
     _active += 1
     try:
-        return await _receive(counter, http.body, upload, at)
+        return await _receive(activity, http.body, upload, at)
     finally:
         _active -= 1
 
 
-async def _receive(counter: Counter, body: Body, upload: Upload, at: int) -> int:
+async def _receive(activity: Activity, body: Body, upload: Upload, at: int) -> int:
     writing: asyncio.Future[None] | None = None
     try:
-        size = min(_batch_size(), body.length or _LARGEST_BATCH)
+        size = min(_batch_size(), body.length or _MAX_BATCH)
         filling, written = allocate(size), allocate(size)
-        while count := await body.fill(filling):
-            counter.bytes_in += count
+        while count := await body.read_into(filling):
+            activity.bytes_in += count
             if writing is not None:
                 await asyncio.shield(writing)  # where the reader is cancelled it goes on
             writing = in_thread(upload.write, [filling[:count]], at)
@@ -79,4 +72,4 @@ async def _receive(counter: Counter, body: Body, upload: Upload, at: int) -> int
 
 
 def _batch_size() -> int:
-    return max(_SMALLEST_BATCH, min(_LARGEST_BATCH, _MEMORY // 2 // max(_active, 1)))
+    return max(_MIN_BATCH, min(_MAX_BATCH, _TOTAL_MEMORY // 2 // max(_active, 1)))

@@ -1,8 +1,8 @@
 """The byte path out: part of a file to a socket, by sendfile, without passing through Python.
 
 A blob is never content-encoded: clients check its digest and resume by byte range. Ranges follow
-RFC 9110 section 14; of several ranges in one request none is honoured and the whole is sent, which
-that section allows.
+RFC 9110, section 14. A request for several ranges is answered with the whole content, which that
+section allows.
 """
 
 from __future__ import annotations
@@ -19,39 +19,45 @@ from aiohttp.web_response import StreamResponse
 
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.errors import RangeInvalid
-from mayfly.registry.http.proving import proven, proving
+from mayfly.registry.http.proving import proving, wait_for_proof
 from mayfly.registry.http.receipts import Receipts
 from mayfly.registry.http.sendfile import sendfile
 from mayfly.storage.bundle.errors import BundleChanged, Interrupted
 from mayfly.storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown
-from mayfly.storage.interface import Extent
+from mayfly.storage.interface import Extent, Proof
 
 logger = logging.getLogger("mayfly")
 
 _RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
 
+_PROOF_ATTEMPTS = 3
+"""Proofs taken at the end of one transfer while the file's change time keeps moving."""
+
 
 class Sending(Protocol):
-    """Observes one answer with content; `registry.coverage.observer` implements it."""
+    """Observes the sending of one blob; `registry.coverage.observer` implements it."""
 
     def part(
         self, first: int, count: int, size: int, receipts: Receipts
     ) -> AbstractContextManager[None]:
-        """Around the sending of ``count`` bytes from byte ``first`` on, of content of ``size``.
+        """Enclose the sending of ``count`` bytes from byte ``first`` on, of a blob of ``size``.
 
         Args:
             receipts: tells how much of it the client's host has acknowledged.
         """
 
     def count(self, sent: int) -> None:
-        """Count more bytes as handed to the kernel."""
+        """Count more bytes as given to the kernel."""
+
+    def ahead(self, count: int) -> None:
+        """Note how many bytes the next step may send, or 0 if it sent none."""
 
     def corrupt(self) -> None:
         """Note that the content does not have its digest."""
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """Read a ``Range`` header against content of ``size`` bytes.
+    """Parse a ``Range`` header for content of ``size`` bytes.
 
     Returns:
         The offset and number of bytes to send, or None for the whole content.
@@ -85,7 +91,7 @@ async def send_head(http: HTTPRequest, extent: Extent, headers: dict[str, str]) 
 
 
 async def send_whole(http: HTTPRequest, extent: Extent, headers: dict[str, str]) -> StreamResponse:
-    """Answer GET or HEAD with all of a file whose bytes were verified a moment ago.
+    """Answer GET or HEAD with a whole file whose bytes were verified a moment ago.
 
     Raises:
         ManifestUnknown: it was deleted meanwhile.
@@ -113,9 +119,9 @@ async def send(
     Raises:
         RangeInvalid: see `parse_range`.
         BlobUnknown: the content was deleted before its first byte was sent.
-        ContentCorrupt: the content of a bundle does not have its digest.
-        ConnectionError: the client is gone, or the content ended early or is not what it should
-            be, and the connection was cut.
+        ContentCorrupt: a bundle's content does not have its digest.
+        ConnectionError: the client is gone, or the content ended early or is corrupt and the
+            connection was cut.
     """
     response, offset, count = _begin(http, extent, headers)
     if count == 0:
@@ -130,18 +136,19 @@ async def send(
     with (
         file,
         sending.part(offset, count, extent.size, receipts),
-        _proving(extent, file) as proof,
+        _proving(extent, file) as done,
     ):
         await response.prepare(http)
         receipts.begin()
-        # The last byte of a bundle's content waits for the proof: no client completes it before.
-        held_back = int(proof is not None)
-        first, counted = extent.offset + offset, (sending.count, receipts.take, sending.ahead)
-        await _sendfile(http, file, first, count - held_back, *counted)
-        if proof is not None:
-            await _prove(http, extent, file, proof, sending)
+        # The last byte of a bundle's content waits for the proof, so that no client has corrupt
+        # content whole.
+        held_back = int(done is not None)
+        first, observers = extent.offset + offset, (sending.count, receipts.take, sending.ahead)
+        await _sendfile(http, file, first, count - held_back, *observers)
+        if done is not None:
+            await _await_proof(http, extent, file, done, sending)
             receipts.close()
-            await _sendfile(http, file, first + count - 1, 1, *counted)
+            await _sendfile(http, file, first + count - 1, 1, *observers)
     await response.write_eof()
     return response
 
@@ -149,7 +156,7 @@ async def send(
 def _begin(
     http: HTTPRequest, extent: Extent, headers: dict[str, str]
 ) -> tuple[StreamResponse, int, int]:
-    """The response's head, and the offset and number of bytes that follow it."""
+    """Return the response, and the offset and number of bytes of its body."""
     part = parse_range(http.headers.get("Range"), extent.size)
     offset, count = part or (0, extent.size)
     response = StreamResponse(status=206 if part else 200, headers=headers)
@@ -174,59 +181,63 @@ async def _sendfile(
         raise ConnectionResetError("client is gone")
     if count == 0:
         return
-    # What the kernel cannot encrypt is sent by the TLS transport itself (`registry.http.tls`).
-    sealing = getattr(transport, "sendfile", None)
-    if sealing is not None:
-        sent = await sealing(file, offset, count, progress, release, ahead)
+    part = file, offset, count, progress, release, ahead
+    # The TLS transport encrypts files itself (`registry.http.tls`).
+    encrypting = getattr(transport, "sendfile", None)
+    if encrypting is not None:
+        sent = await encrypting(*part)
     else:
-        part = file, offset, count, progress, release, ahead
         sent = await sendfile(http.protocol, transport, *part)
     if sent != count:
-        # The length is already promised; only a cut tells the client that it is not met.
+        # The length is promised already; only a cut tells the client that it is not met.
         transport.abort()
         raise ConnectionResetError(f"file ended after {sent} of {count} bytes")
 
 
-_ATTEMPTS = 3
-"""Proofs taken at the end of one transfer while the file's change time keeps moving."""
-
-
 @contextmanager
 def _proving(extent: Extent, file: IO[bytes]) -> Iterator[asyncio.Future[None] | None]:
-    """For content of a bundle, its proof, taken beside the sending."""
+    """Prove a bundle's content while it is sent; None for other content."""
     if extent.proof is None:
         yield None
         return
-    with proving(extent.proof.of(file.fileno()), extent.size) as proof:
-        yield proof
+    with proving(extent.proof.of(file.fileno()), extent.size) as done:
+        yield done
 
 
-async def _prove(
+async def _await_proof(
     http: HTTPRequest,
     extent: Extent,
     file: IO[bytes],
-    proof: asyncio.Future[None],
+    done: asyncio.Future[None],
     sending: Sending,
 ) -> None:
     assert extent.proof is not None
     try:
-        await proven(http, proof)
-        # Also of what was proven long ago: the file may have been written to while it was sent.
-        # If only its change time moved it is hashed again, a bounded number of times.
-        for _ in range(_ATTEMPTS):
-            now = extent.proof.of(file.fileno())
-            if now.holds:
-                return
-            with proving(now, extent.size) as again:
-                await proven(http, again)
-        raise BundleChanged("the bundle's file keeps changing while it is served")
+        await wait_for_proof(http, done)
+        await _prove_unchanged(http, extent, extent.proof, file)
     except (ContentCorrupt, Interrupted) as error:
         if isinstance(error, ContentCorrupt):
             sending.corrupt()
-        # Corrupt content is an event of its own, and an end that is asked for cuts what it cuts.
-        known = error.reported or isinstance(error, Interrupted)
-        level = logging.DEBUG if known else logging.ERROR
+        # Corrupt content is reported as a fault of its own, and a stop that is asked for may cut.
+        expected = error.reported or isinstance(error, Interrupted)
+        level = logging.DEBUG if expected else logging.ERROR
         logger.log(level, "a transfer was cut: %s (%s)", error, extent.proof)
         if http.transport is not None:
             http.transport.abort()
         raise ConnectionResetError("content is corrupt") from error
+
+
+async def _prove_unchanged(
+    http: HTTPRequest, extent: Extent, proof: Proof, file: IO[bytes]
+) -> None:
+    """Check that a file was not written to while it was sent, also one proven long ago.
+
+    If only its change time moved it is hashed again, a bounded number of times.
+    """
+    for _ in range(_PROOF_ATTEMPTS):
+        now = proof.of(file.fileno())
+        if now.holds:
+            return
+        with proving(now, extent.size) as again:
+            await wait_for_proof(http, again)
+    raise BundleChanged("the bundle's file keeps changing while it is served")

@@ -1,9 +1,9 @@
-"""Part of a file to a plain socket, by sendfile(2).
+"""Sends part of a file to a plain socket, by sendfile(2).
 
-The event loop's own asks the kernel anew, for each piece, to be told when there is room for the
-next; here it is asked once for a file. And a call goes on for as long as the client takes what
-comes, be it all of a file that a slow disk has to read: here it gets so much as can be sent in one
-turn of the loop, going by how the last went.
+The event loop's own sendfile registers with the selector anew for each piece; here it does so once
+for a file. And one call of sendfile(2) goes on for as long as the client takes data, even a whole
+file from a slow disk; here a call gets as many bytes as can be sent in one turn of the event loop,
+judging by how long the last call took.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import IO
 
 from aiohttp.base_protocol import BaseProtocol
 
-_TURN = 0.01
-"""Seconds that one call may take, for others wait meanwhile."""
-_FIRST = 1024 * 1024
-_LEAST, _MOST = 256 * 1024, 16 * 1024 * 1024
+_TURN_SECONDS = 0.01
+"""That one call may take, since other connections wait meanwhile."""
+_FIRST_PIECE = 1024 * 1024
+_MIN_PIECE, _MAX_PIECE = 256 * 1024, 16 * 1024 * 1024
 """Bytes of a call, however slow or fast the last one was: the next part may not be in memory."""
 
 
@@ -34,14 +34,15 @@ async def sendfile(
     release: Callable[[int], None] = os.close,
     ahead: Callable[[int], None] = lambda count: None,
 ) -> int:
-    """Send part of a file; the number of bytes that there were, ``count`` at most.
+    """Send part of a file, and return the number of bytes sent: fewer if the file ends early.
 
-    Nothing is received meanwhile: what a client sends is for later.
+    Reading is paused meanwhile.
 
     Args:
-        progress: told of the bytes of each step, also of a transfer that is cut.
-        release: given the duplicate of the socket's descriptor that the sending took.
-        ahead: told, before each step, of the bytes that it may send; 0 if it sent none.
+        progress: called with the number of bytes of each step.
+        release: given a duplicate of the socket's descriptor at the end, which it has to close.
+        ahead: called before each step with the number of bytes that it may send, or with 0 if it
+            sent none.
 
     Raises:
         ConnectionError: the client is gone.
@@ -50,8 +51,8 @@ async def sendfile(
     was_reading = transport.is_reading()
     transport.pause_reading()
     transport.set_write_buffer_limits(high=0)
-    # Closing the connection frees its descriptor for another, and the loop guards it: ours is one
-    # of its own.
+    # The loop allows no writer on its transport's descriptor; and closing the connection frees
+    # that descriptor for another file.
     descriptor = os.dup(transport.get_extra_info("socket").fileno())
     try:
         await protocol._drain_helper()  # the response's head goes first
@@ -74,40 +75,46 @@ async def _send(
     ahead: Callable[[int], None],
 ) -> int:
     loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-    sent, most = 0, _FIRST
+    finished: asyncio.Future[int] = loop.create_future()
+    """Its result is an errno, 0 for success. An exception would be a cycle: future, traceback,
+    frame, future."""
+    sent, piece = 0, _FIRST_PIECE
 
     def send() -> None:
-        nonlocal sent, most
+        nonlocal sent, piece
+        if transport.is_closing():
+            finish(errno.ECONNRESET)
+            return
+        ahead(min(count - sent, piece))
         try:
-            if transport.is_closing():
-                raise ConnectionResetError("client is gone")
-            ahead(min(count - sent, most))
             began = time.perf_counter()
-            done = os.sendfile(descriptor, source, offset + sent, min(count - sent, most))
+            done = os.sendfile(descriptor, source, offset + sent, min(count - sent, piece))
             took = time.perf_counter() - began
         except BlockingIOError:
             ahead(0)
             return
         except OSError as error:
-            loop.remove_writer(descriptor)
-            ended.set_exception(error)
+            finish(error.errno or errno.ECONNRESET)
             return
         sent += done
         progress(done)
-        most = max(_LEAST, min(_MOST, int(done * _TURN / max(took, 1e-9))))
+        piece = max(_MIN_PIECE, min(_MAX_PIECE, int(done * _TURN_SECONDS / max(took, 1e-9))))
         if not done or sent == count:
-            loop.remove_writer(descriptor)
-            ended.set_result(None)
+            finish(0)
+
+    def finish(result: int) -> None:
+        loop.remove_writer(descriptor)
+        if not finished.done():  # the caller may have been cancelled
+            finished.set_result(result)
 
     loop.add_writer(descriptor, send)
     try:
-        await ended
-    except OSError as error:
-        if error.errno == errno.EIO:
-            raise
-        # Also that no route leads to it, or that it never answered.
-        raise ConnectionResetError("client is gone") from error
+        failure = await finished
     finally:
         loop.remove_writer(descriptor)
+    if failure == errno.EIO:
+        raise OSError(failure, os.strerror(failure))
+    if failure:
+        # Other errors are the network's: a reset, no route to the client, or a timeout.
+        raise ConnectionResetError("client is gone")
     return sent

@@ -3,7 +3,7 @@
 Sources: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 
 No connection is refused at the end. The listening socket is systemd's and stays open when this
-process closes its copy, so an idle exit takes these steps (`listen.Listeners`, `serving`):
+process closes its copy, so an idle exit takes these steps (`http.listeners`, `serving`):
 
 1. Stop accepting, in the same turn of the event loop in which "idle" is checked once more. A
    client that connects from here on waits in the kernel's queue.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.auth.users import hash_password
-from mayfly.registry.http.connections import unsent
+from mayfly.registry.http.connections import unsent_limit
 from tests.faults.disk_pushes import Pushes, noise
 from tests.faults.flood_load import (
     LONG,
@@ -115,7 +115,7 @@ async def test_slow_readers(start_mayfly: Start) -> None:
     tell(f"{SLOW} slow readers: calm {calm}, flood {flooded}")
     tell(f"growth {costs.growth / MIB:.1f} MiB, {queued / MIB:.0f} MiB wait in the kernel")
     # What is unsent, and what is on its way to the client.
-    assert queued < sum(map(unsent, range(SLOW))) + SLOW * MIB
+    assert queued < sum(map(unsent_limit, range(SLOW))) + SLOW * MIB
     assert flooded.quantile(0.99) < 5 * max(calm.quantile(0.99), 0.05)
     assert costs.growth < GROWTH
 

@@ -51,7 +51,7 @@ async def _patched(header: str, body: bytes, announced: int | None) -> tuple[byt
     framed = Body(transport, announced, False, lambda rest: None) if announced != 0 else None
     if framed is not None:
         chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-        framed.hold(chunk + b"0\r\n\r\n" if announced is None else body)
+        framed.buffer(chunk + b"0\r\n\r\n" if announced is None else body)
     upload = _Upload()
     context: Any = SimpleNamespace(
         store=SimpleNamespace(

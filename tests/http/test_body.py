@@ -42,8 +42,8 @@ class Greedy(asyncio.Transport):
 
     def hand_over(self) -> None:
         """Receive as a connection does: into the room there is, which must be some."""
-        while self.pieces and not self.is_paused and not self.body.over:
-            room = self.body.room()
+        while self.pieces and not self.is_paused and not self.body.complete:
+            room = self.body.receive_buffer()
             assert room, "asked for, and no room"
             piece = self.pieces.pop(0)
             if len(piece) > len(room):
@@ -66,7 +66,7 @@ async def _read(body: Body, size: int) -> bytes:
     found = b""
     buffer = allocate(size)
     async with asyncio.timeout(TIMEOUT):
-        while count := await body.fill(buffer):
+        while count := await body.read_into(buffer):
             found += buffer[:count]
     return found
 
@@ -115,7 +115,7 @@ def test_any_pieces(
     async def run() -> None:
         transport = Greedy(_cut(raw[held:], cuts))
         body, ended = body_of(transport, None if is_chunked else length)
-        body.hold(raw[:held])
+        body.buffer(raw[:held])
         assert await _read(body, buffer) == data
         assert b"".join([*ended, *transport.pieces]) == b"GET / HTTP/1.1\r\n\r\n"
 
@@ -126,16 +126,16 @@ async def test_nothing_is_asked_for_before_it_is_wanted() -> None:
     """A held body is used first; the sender is read only while somebody waits."""
     transport = Greedy([b"second"])
     body, _ = body_of(transport, 11)
-    body.hold(b"first")
+    body.buffer(b"first")
     buffer = allocate(4096)
-    assert body.room() is None
+    assert body.receive_buffer() is None
     assert transport.resumed == 0
-    assert await body.fill(buffer[:5]) == 5
+    assert await body.read_into(buffer[:5]) == 5
     assert transport.resumed == 0
-    assert await body.fill(buffer) == 6
+    assert await body.read_into(buffer) == 6
     assert transport.resumed == 1
     assert bytes(buffer[:6]) == b"second"
-    assert await body.fill(buffer) == 0
+    assert await body.read_into(buffer) == 0
 
 
 async def test_held_bytes_stop_the_sender() -> None:
@@ -143,7 +143,7 @@ async def test_held_bytes_stop_the_sender() -> None:
     transport = Greedy([])
     body, _ = body_of(transport, 1000)
     transport.resume_reading()
-    body.hold(b"x" * 10)
+    body.buffer(b"x" * 10)
     assert transport.is_paused
 
 
@@ -156,7 +156,7 @@ async def test_the_sender_is_asked_once_if_it_waits() -> None:
     assert transport.written == b"HTTP/1.1 100 Continue\r\n\r\n"
     eager = Greedy([b"b"])
     body, _ = body_of(eager, 2, expects=True)
-    body.hold(b"a")
+    body.buffer(b"a")
     assert await _read(body, 1) == b"ab"
     assert eager.written == b""
 
@@ -167,15 +167,15 @@ async def test_cut_body(length: int | None) -> None:
     transport = Greedy([b"64\r\nabc" if length is None else b"abc"])
     body, _ = body_of(transport, length)
     buffer = allocate(4096)
-    filling = asyncio.ensure_future(body.fill(buffer))
+    filling = asyncio.ensure_future(body.read_into(buffer))
     for _ in range(2):  # the reader begins, the connection hands over
         await asyncio.sleep(0)
     assert not transport.pieces
-    body.broken()
+    body.fail()
     assert await filling == 3
     for _ in range(2):
         with pytest.raises(BodyIncomplete, match="ended early"):
-            await body.fill(buffer)
+            await body.read_into(buffer)
 
 
 async def test_broken_chunks_are_told() -> None:
@@ -196,9 +196,9 @@ async def test_a_reader_that_gives_up() -> None:
     first = allocate(4096)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0):
-            await body.fill(first)
+            await body.read_into(first)
     assert transport.is_paused
-    assert body.room() is None
+    assert body.receive_buffer() is None
     transport.pieces.append(b"abcdef")
     assert await _read(body, 4096) == b"abcdef"
     assert bytes(first[:6]) == bytes(6)
@@ -207,22 +207,22 @@ async def test_a_reader_that_gives_up() -> None:
 async def test_dropping() -> None:
     """What has arrived can be dropped without waiting; else it is waited for, for a while."""
     body, ended = body_of(Greedy([]), None)
-    body.hold(chunked(b"x" * 200_000) + b"NEXT")
-    assert body.skip_held()
+    body.buffer(chunked(b"x" * 200_000) + b"NEXT")
+    assert body.discard_pending()
     assert ended == [b"NEXT"]
     transport = Greedy([b"cd"])
     body, _ = body_of(transport, 4)
-    body.hold(b"ab")
-    assert not body.skip_held()
-    await body.skip(TIMEOUT)
-    assert body.over
+    body.buffer(b"ab")
+    assert not body.discard_pending()
+    await body.discard(TIMEOUT)
+    assert body.complete
     waiting = Greedy([])
     body, _ = body_of(waiting, 4, expects=True)
-    await body.skip(TIMEOUT)
+    await body.discard(TIMEOUT)
     assert (waiting.resumed, waiting.written) == (0, b"")
     body, _ = body_of(Greedy([b"x"]), 4)
-    await body.skip(0)
-    assert not body.over
+    await body.discard(0)
+    assert not body.complete
 
 
 async def test_read_stops_beyond_the_limit() -> None:

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from mayfly.registry.http.framing import (
     MAX_HEAD,
     MAX_LINE,
-    Chunked,
+    ChunkedReader,
+    ContentLengthReader,
     FramingInvalid,
-    Sized,
     body_length,
     check_head,
+    expects_continue,
     may_be_head,
-    waits_to_be_asked,
     without_body,
 )
 from tests.fuzz.budget import EXAMPLES
@@ -80,15 +80,15 @@ def test_chunks_belong_to_http_1_1(version: bytes) -> None:
     with pytest.raises(FramingInvalid):
         body_length(_head(b"Transfer-Encoding: chunked", version=version))
     assert body_length(_head(b"Content-Length: 5", version=version)) == 5
-    assert not waits_to_be_asked(_head(b"Expect: 100-continue", version=version))
+    assert not expects_continue(_head(b"Expect: 100-continue", version=version))
 
 
 def test_expectation() -> None:
     """Only the field Expect, in any case, makes a client one that waits."""
     for field in (b"Expect: 100-continue", b"EXPECT:100-Continue \t"):
-        assert waits_to_be_asked(_head(field))
+        assert expects_continue(_head(field))
     for field in (b"X: Expect: 100-continue", b"X-Expect: 100-continue", b"Expect: 100-continue2"):
-        assert not waits_to_be_asked(_head(field))
+        assert not expects_continue(_head(field))
 
 
 def test_without_body() -> None:
@@ -140,8 +140,8 @@ def test_check_head(head: bytes, status: int | None) -> None:
 def test_crumbs_are_decoded_in_turns() -> None:
     """A body of tiny chunks is decoded a bounded number of them at once, and all of it at last."""
     raw, content, turns, at = chunked(*[b"x"] * 20_000), 0, 0, 0
-    framing = Chunked()
-    while not framing.over:
+    framing = ChunkedReader()
+    while not framing.complete:
         piece = bytearray(raw[at:])
         count, used = framing.decode(memoryview(piece), memoryview(piece))
         assert 0 < used <= 8 * 1024
@@ -151,17 +151,17 @@ def test_crumbs_are_decoded_in_turns() -> None:
 
 
 def _decode(
-    framing: Chunked | Sized, raw: bytes, cuts: list[int], size: int
+    framing: ChunkedReader | ContentLengthReader, raw: bytes, cuts: list[int], size: int
 ) -> tuple[bytes, bytes]:
     """The content, and what is left, when raw bytes come in some pieces into a small buffer."""
     content = b""
     at = turn = 0
-    while at < len(raw) and not framing.over:
-        room = framing.room(size)
+    while at < len(raw) and not framing.complete:
+        room = framing.limit(size)
         assert 0 < room <= size
         piece = bytearray(raw[at : at + min(room, cuts[turn % len(cuts)])])
         filled, used = framing.decode(memoryview(piece), memoryview(piece))
-        assert used == len(piece) or framing.over
+        assert used == len(piece) or framing.complete
         content += piece[:filled]
         at += used
         turn += 1
@@ -198,18 +198,18 @@ def test_chunked(
         for data, extension in chunks
     )
     raw += b"0" + last + b"\r\n" + trailer + b"\r\n" + rest
-    framing = Chunked()
+    framing = ChunkedReader()
     assert _decode(framing, raw, cuts, size) == (b"".join(data for data, _ in chunks), rest)
-    assert framing.over
+    assert framing.complete
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.binary(min_size=1, max_size=3000), rest=st.binary(max_size=9), cuts=CUTS)
 def test_sized(data: bytes, rest: bytes, cuts: list[int]) -> None:
     """A body of a length is so many bytes; not one more is received into its reader's buffer."""
-    framing = Sized(len(data))
+    framing = ContentLengthReader(len(data))
     assert _decode(framing, data + rest, cuts, 1000) == (data, rest)
-    assert framing.over
+    assert framing.complete
 
 
 @pytest.mark.parametrize("raw", [
@@ -226,9 +226,9 @@ def test_broken_chunks(raw: bytes) -> None:
     """Sizes, line ends and trailers that two readers could see in two ways, or without an end."""
     for cut in (1, 2, 3, 64, 100_000):
         with pytest.raises(FramingInvalid):
-            _decode(Chunked(), raw, [cut], 100_000)
+            _decode(ChunkedReader(), raw, [cut], 100_000)
         with pytest.raises(FramingInvalid):
-            _decode(Chunked(), b"5\r\nfirst\r\n" + raw, [cut], 100_000)
+            _decode(ChunkedReader(), b"5\r\nfirst\r\n" + raw, [cut], 100_000)
 
 
 @settings(max_examples=EXAMPLES * 3, deadline=None)
@@ -240,7 +240,7 @@ def test_pieces_change_nothing(raw: list[bytes], cut: list[int]) -> None:
     outcomes = []
     for cuts in ([100_000], [1], cut):
         try:
-            outcomes.append(_decode(Chunked(), b"".join(raw), cuts, 100_000))
+            outcomes.append(_decode(ChunkedReader(), b"".join(raw), cuts, 100_000))
         except FramingInvalid as error:
             outcomes.append((str(error).encode(), b""))
     assert outcomes[0] == outcomes[1] == outcomes[2]

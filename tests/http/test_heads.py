@@ -12,7 +12,7 @@ class Kept:
         self.serving = serving
         self.is_cut = False
 
-    def give_up_heads(self) -> None:
+    def drop_heads(self) -> None:
         self.is_cut = True
 
 
@@ -21,9 +21,9 @@ def test_those_kept_for_longest_make_room() -> None:
     budget = HeadBudget(100)
     busy, old, young, new = Kept(serving=True), Kept(), Kept(), Kept()
     for one in (busy, old, young):
-        assert budget.keep(one, 30)
-    assert budget.keep(old, 35)  # that it grows does not make it younger
-    assert budget.keep(new, 30)
+        assert budget.record(one, 30)
+    assert budget.record(old, 35)  # that it grows does not make it younger
+    assert budget.record(new, 30)
     assert [one.is_cut for one in (busy, old, young, new)] == [False, True, False, False]
     assert budget.used == 90
 
@@ -32,10 +32,10 @@ def test_no_room() -> None:
     """Nobody who is being served is cut; a head that does not fit is refused."""
     budget = HeadBudget(100)
     busy, new = Kept(serving=True), Kept()
-    assert budget.keep(busy, 90)
-    assert not budget.keep(new, 20)
+    assert budget.record(busy, 90)
+    assert not budget.record(new, 20)
     assert (busy.is_cut, budget.used) == (False, 90)
-    assert budget.keep(busy, 0)
-    assert budget.keep(new, 20)
-    assert budget.keep(new, 0)
+    assert budget.record(busy, 0)
+    assert budget.record(new, 20)
+    assert budget.record(new, 0)
     assert budget.used == 0

@@ -29,8 +29,8 @@ def _request(received: bytes) -> Any:
     """A request whose connection was lost after some bytes of its body."""
     transport: Any = SimpleNamespace(is_closing=lambda: True)
     body = Body(transport, 100, False, lambda rest: None)
-    body.hold(received)
-    body.broken()
+    body.buffer(received)
+    body.fail()
     return SimpleNamespace(body=body)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.framing import MAX_HEAD
-from mayfly.registry.http.protocol import HTTPServer, Protocol
+from mayfly.registry.http.protocol import HTTPProtocol, HTTPServer
 from tests.fuzz.budget import EXAMPLES
 from tests.support.wire import TIMEOUT, chunked, message
 
@@ -25,7 +25,7 @@ H = b"Host: x\r\n"
 class Connection(asyncio.Transport):
     """A client's end: what it sends is handed over in the pieces given, while it is read."""
 
-    def __init__(self, protocol: Protocol, pieces: list[bytes]) -> None:
+    def __init__(self, protocol: HTTPProtocol, pieces: list[bytes]) -> None:
         super().__init__()
         self.protocol = protocol
         self.pieces = pieces
@@ -96,7 +96,7 @@ class Echo:
         body = b""
         if http.raw_path != "/unread":
             body = await http.read_body(10**9)
-        elif http.body is not None and not http.body.skip_held():
+        elif http.body is not None and not http.body.discard_pending():
             response = Response()
             response.force_close()
             return response

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.http.protocol import Protocol
+from mayfly.registry.http.protocol import HTTPProtocol
 from mayfly.registry.pki.context import ServerTLS
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.certificates import CLIENT, self_signed
@@ -230,12 +230,12 @@ async def test_failure_above(
 ) -> None:
     """An error in the HTTP protocol ends its connection, is logged, and harms no other."""
 
-    def data_received(self: Protocol, data: bytes) -> None:
+    def data_received(self: HTTPProtocol, data: bytes) -> None:
         raise ZeroDivisionError
 
     before = descriptors()
     with monkeypatch.context() as patch, await server.connect() as client:
-        patch.setattr(Protocol, "data_received", data_received)
+        patch.setattr(HTTPProtocol, "data_received", data_received)
         client.sendall(message("GET", "/v2/"))
         assert await asyncio.to_thread(drain, client) == b""
     await server.idle(before)

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from mayfly.registry.http import tls
-from mayfly.registry.http.protocol import Protocol
+from mayfly.registry.http import tls, tls_sendfile
+from mayfly.registry.http.protocol import HTTPProtocol
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.images import digest_of
 from tests.support.process import Mayfly
@@ -87,11 +87,11 @@ async def test_small_bites(server: Secured) -> None:
 async def test_clients_that_stop_hold_no_thread(server: Secured) -> None:
     """More clients than threads stand still; others are served, and they go on when they like."""
     target = await server.push(REPO, LARGE)
-    stopped = [await server.begin(target, _SMALL_BUFFER) for _ in range(3 * tls._THREADS)]
+    stopped = [await server.begin(target, _SMALL_BUFFER) for _ in range(3 * tls_sendfile._THREADS)]
     try:
         await until(lambda: server.sending == len(stopped), "all transfers began")
         assert await _fetch(server, target) == LARGE
-        await until(lambda: tls._turns == 0, "no turn runs for clients that stand still")
+        await until(lambda: tls_sendfile._turns == 0, "no turn runs for clients that stand still")
         for client in stopped:
             assert await asyncio.to_thread(read_answer, client) == (200, LARGE)
     finally:
@@ -103,13 +103,13 @@ async def test_what_waits_for_clients_is_bounded(
     server: Secured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The more is sealed for clients that stand still, the smaller are the pieces; it is let go."""
-    monkeypatch.setattr(tls, "_MEMORY", 2 * MIB)
+    monkeypatch.setattr(tls_sendfile, "_TOTAL_UNSENT", 2 * MIB)
     target = await server.push(REPO, LARGE)
     before = descriptors()
     stopped = [await server.begin(target, _SMALL_BUFFER) for _ in range(40)]
     await until(lambda: server.sending == len(stopped), "all transfers began")
-    await until(lambda: tls._turns == 0, "no turn runs for clients that stand still")
-    assert 40 * 1024 < tls._unsent < 2 * MIB + len(stopped) * 80 * 1024
+    await until(lambda: tls_sendfile._turns == 0, "no turn runs for clients that stand still")
+    assert 40 * 1024 < tls_sendfile._unsent < 2 * MIB + len(stopped) * 80 * 1024
     for client in stopped:
         client.close()
     await server.idle(before)
@@ -117,7 +117,7 @@ async def test_what_waits_for_clients_is_bounded(
 
 async def test_many_at_once(server: Secured) -> None:
     """Several times as many transfers as threads: none gets another's bytes."""
-    parts = [LARGE[n * 1001 :][: 1_500_000 + n] for n in range(6 * tls._THREADS)]
+    parts = [LARGE[n * 1001 :][: 1_500_000 + n] for n in range(6 * tls_sendfile._THREADS)]
     targets = [await server.push(REPO, part) for part in parts]
     assert await asyncio.gather(*(_fetch(server, target) for target in targets)) == parts
 
@@ -165,7 +165,7 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> Iterator[weakref.WeakSet[Any]]:
         monkeypatch.setattr(kind, "connection_made", connection_made)
 
     note(tls.TLSTransport)
-    note(Protocol)
+    note(HTTPProtocol)
     gc.collect()
     gc.disable()
     yield found
@@ -310,7 +310,7 @@ async def test_cancelled_in_mid_turn(
             for handler in handlers:
                 handler.cancel()
             await asyncio.sleep(0.01)
-        assert tls._turns == 1
+        assert tls_sendfile._turns == 1
         reads.go.set()
         with pytest.raises(OSError, match=r"cut after|EOF occurred"):
             await asyncio.to_thread(read_answer, client)
@@ -369,7 +369,7 @@ async def test_connection_ended_in_mid_turn(
         reads.go.set()
         with pytest.raises(OSError, match=r"cut after|EOF occurred"):
             await asyncio.to_thread(read_answer, client)
-        await until(lambda: tls._turns == 0, "the transfer ended")
+        await until(lambda: tls_sendfile._turns == 0, "the transfer ended")
         with pytest.raises(BlockingIOError):
             os.read(reader, 1)
     for descriptor in (reader, writer, freed):
@@ -433,5 +433,5 @@ def test_memory(start_mayfly: Callable[..., Mayfly]) -> None:
             assert read_answer(client) == (206, LARGE[:2_000_000])
         # Some keep the memory to seal a whole piece, the others an eighth, and their states.
         # The level is the first: what the fifty had may be given back by now, or used again.
-        roomy = tls._ROOMY * tls._LARGEST_PIECE
-        assert _resident(running) - before < roomy + 200 * 3 * tls._SEALED_AT_ONCE
+        large = tls_sendfile._MAX_LARGE_WRITERS * tls_sendfile._MAX_PIECE
+        assert _resident(running) - before < large + 200 * 3 * tls_sendfile.SMALL_WRITE

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.clock import SystemClock
-from mayfly.registry.http.listen import Listeners
+from mayfly.registry.http.listeners import Listeners
 from mayfly.registry.lifecycle.plan import RunPlan
 from mayfly.registry.serving import Lifecycle, RunningServer
 from mayfly.registry.state.directory import StateDir

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.http import listen
-from mayfly.registry.http.listen import Listeners
+from mayfly.registry.http import listeners as module
+from mayfly.registry.http.listeners import Listeners
 from mayfly.registry.process.systemd import Notifier, take_sockets
 from mayfly.registry.settings.errors import ConfigError
 from tests.support.fakes import FakeClock, settle
@@ -161,7 +161,7 @@ async def test_pause_loses_no_connection() -> None:
 
 async def test_out_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     """When accepting fails for want of descriptors, clients wait and are served a moment later."""
-    monkeypatch.setattr(listen, "_RECOVERY_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_RECOVERY_SECONDS", 0.01)
     accepted = asyncio.Event()
 
     async def serve(connection: socket.socket) -> None:

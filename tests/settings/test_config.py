@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mayfly.registry.cli.options import with_settings
-from mayfly.registry.http.listener import listening
+from mayfly.registry.http.bind import bound_sockets
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.settings.readers import Address, read_address, read_path
 from mayfly.registry.settings.settings import SETTINGS, Setting
@@ -186,7 +186,7 @@ def test_bundles_from_every_source(tmp_path: Path) -> None:
 
 def test_every_address(tmp_path: Path) -> None:
     """:PORT is reached by IPv4, and by IPv6 where the host has it."""
-    with listening([Address("", 0)]) as (bound,):
+    with bound_sockets([Address("", 0)]) as (bound,):
         port = bound.getsockname()[1]
         socket.create_connection(("127.0.0.1", port), 10).close()
         if bound.family == socket.AF_INET6:
@@ -197,7 +197,7 @@ def test_port_in_use_is_said_plainly() -> None:
     """Without the address as Python writes it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = Address("127.0.0.1", taken.getsockname()[1])
-        with pytest.raises(ConfigError) as refused, listening([address]):
+        with pytest.raises(ConfigError) as refused, bound_sockets([address]):
             pytest.fail("bound")
     expected = f"cannot listen on {address}: Address already in use; choose another with --listen"
     assert str(refused.value) == expected
@@ -257,7 +257,7 @@ def test_any_address(text: str) -> None:
 def test_address_that_cannot_be_bound(host: str) -> None:
     """An address that is not this host's, or none at all: refused in one line, by its text."""
     addresses = [Address("127.0.0.1", 0), Address(host, 5000)]
-    with pytest.raises(ConfigError, match="--listen") as refused, listening(addresses):
+    with pytest.raises(ConfigError, match="--listen") as refused, bound_sockets(addresses):
         pytest.fail("bound")
     assert "\n" not in str(refused.value)
 

@@ -17,10 +17,10 @@ from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import Guard
 from mayfly.registry.access.security import certificate_identity
 from mayfly.registry.api.app import App, malformed_request
-from mayfly.registry.http import tls
+from mayfly.registry.http import tls_sendfile
 from mayfly.registry.http.connections import Connections, Limits
 from mayfly.registry.http.protocol import HTTPServer
-from mayfly.registry.http.sweep import Patience
+from mayfly.registry.http.watchdog import Timeouts
 from mayfly.storage.interface import Store
 from tests.support.lifeline import lifeline
 from tests.support.process import POLL_INTERVAL
@@ -115,12 +115,12 @@ class Secured:
     def sending(self) -> int:
         """How many transfers of files are under way."""
         open_transports = [one.transport for one in self.server.connections]
-        return sum(one._sending for one in open_transports if one is not None)
+        return sum(one._is_sending for one in open_transports if one is not None)
 
     async def idle(self, before: int) -> None:
         """Wait until every transfer has ended and ``before`` descriptors are open, no more."""
         await until(lambda: descriptors() <= before, f"{descriptors()} descriptors, not {before}")
-        assert (tls._turns, tls._unsent) == (0, 0)
+        assert (tls_sendfile._turns, tls_sendfile._unsent) == (0, 0)
 
 
 def drain(client: socket.socket) -> bytes:
@@ -135,8 +135,8 @@ def drain(client: socket.socket) -> bytes:
 
 
 def limits(handshake: float) -> Limits:
-    """Patience with handshakes for so many seconds; with all else, no end of it."""
-    return Limits(1000, Patience(handshake, None, None))
+    """A timeout of so many seconds for handshakes, and no others."""
+    return Limits(1000, Timeouts(handshake, None, None))
 
 
 @asynccontextmanager

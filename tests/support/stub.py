@@ -22,7 +22,7 @@ from mayfly.registry.clock import SystemClock
 from mayfly.registry.coverage.images import read_nodes
 from mayfly.registry.coverage.manifest_graph import ManifestRefs
 from mayfly.registry.errors import Draining, LifetimeError
-from mayfly.registry.http.listen import Listeners
+from mayfly.registry.http.listeners import Listeners
 from mayfly.registry.lifecycle.plan import RunPlan
 from mayfly.registry.process.child import exit_like
 from mayfly.registry.process.systemd import Notifier, take_sockets

@@ -1,4 +1,4 @@
-"""The sockets that a registry answers on."""
+"""Binding the sockets that a registry listens on."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.settings.readers import Address
 
 BACKLOG = 1024
-"""Connections that may wait to be accepted: a whole fleet may come at once."""
+"""Connections that the kernel queues until they are accepted: a whole fleet may come at once."""
 
 
 @contextmanager
-def listening(addresses: Sequence[Address]) -> Iterator[list[socket.socket]]:
-    """Bound sockets, one for each address, closed at the end.
+def bound_sockets(addresses: Sequence[Address]) -> Iterator[list[socket.socket]]:
+    """Listening sockets, one for each address, which are closed at the end.
 
     Raises:
         ConfigError: an address cannot be bound.
@@ -33,10 +33,10 @@ def listening(addresses: Sequence[Address]) -> Iterator[list[socket.socket]]:
 
 
 def address_of(bound: socket.socket) -> Address:
-    """Where a socket listens; the port is the real one.
+    """Return the address that a socket listens on, with its real port.
 
     Raises:
-        ConfigError: it is no TCP socket.
+        ConfigError: it is not a TCP socket.
     """
     if bound.family not in (socket.AF_INET, socket.AF_INET6):
         raise ConfigError("the socket passed by systemd is not a TCP socket: use ListenStream=PORT")
@@ -47,7 +47,7 @@ def address_of(bound: socket.socket) -> Address:
 def _bind(address: Address) -> socket.socket:
     try:
         if not address.host:
-            return _bind_every(address.port)
+            return _bind_any(address.port)
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         found = socket.getaddrinfo(
             address.host, address.port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -55,12 +55,13 @@ def _bind(address: Address) -> socket.socket:
         return socket.create_server(found[0][4][:2], family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         raise ConfigError(
-            f"cannot listen on {_shown(address)}: {_reason(error)}; choose another with --listen"
+            f"cannot listen on {_printable(address)}: {_reason(error)}; "
+            "choose another with --listen"
         ) from None
 
 
-def _bind_every(port: int) -> socket.socket:
-    """One socket for IPv4 and IPv6; for IPv4 alone on a host without IPv6."""
+def _bind_any(port: int) -> socket.socket:
+    """Bind one socket for IPv4 and IPv6; for IPv4 alone on a host without IPv6."""
     try:
         return socket.create_server(
             ("::", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
@@ -68,7 +69,7 @@ def _bind_every(port: int) -> socket.socket:
     except OSError as error:
         if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             raise
-    except ValueError:  # the kernel was built without
+    except ValueError:  # a kernel built without IPv6
         pass
     return socket.create_server(("0.0.0.0", port), backlog=BACKLOG)
 
@@ -78,10 +79,10 @@ def _reason(error: OSError | UnicodeError) -> str:
         return "not a host name"
     if isinstance(error, socket.gaierror) or error.errno is None:
         return str(error.strerror or error)
-    # create_server adds the address to its text, as Python writes it.
+    # create_server appends the address to its message, in Python's notation.
     return os.strerror(error.errno)
 
 
-def _shown(address: Address) -> str:
-    """An address on one line, whatever it is made of."""
+def _printable(address: Address) -> str:
+    """An address on one line, whatever characters it has."""
     return str(address).encode("unicode_escape").decode("ascii")

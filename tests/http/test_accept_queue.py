@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mayfly.registry.http.accepted import MOST_LAST, AcceptedQueue, asks_ahead, has_left
+from mayfly.registry.http.accept_queue import MAX_LAST, AcceptQueue, has_left, is_pipelining
 
 ASK = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
 UPLOAD = b"PUT /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
@@ -36,7 +36,7 @@ def connect() -> Iterator[Connect]:
 
 def test_each_address_has_its_turn(connect: Connect) -> None:
     """Who comes late from an address of its own waits for one of each other address."""
-    queue = AcceptedQueue()
+    queue = AcceptQueue()
     many = [connect(b"")[1] for _ in range(5)]
     for one in many:
         queue.put("10.0.0.1", one)
@@ -49,7 +49,7 @@ def test_each_address_has_its_turn(connect: Connect) -> None:
 
 def test_who_has_left_is_dropped(connect: Connect) -> None:
     """A client that closed its end costs no set-up; one that waits stays."""
-    queue = AcceptedQueue()
+    queue = AcceptQueue()
     client, gone = connect(ASK)
     client.close()
     assert has_left(gone)
@@ -64,7 +64,7 @@ def test_who_has_left_is_dropped(connect: Connect) -> None:
 
 def test_who_asks_ahead_is_last(connect: Connect) -> None:
     """Requests behind the first one cost a client its place, and only the newest are kept."""
-    queue = AcceptedQueue()
+    queue = AcceptQueue()
     _, ahead = connect(ASK * 2)
     _, waits = connect(ASK)
     queue.put("10.0.0.1", ahead)
@@ -75,12 +75,12 @@ def test_who_asks_ahead_is_last(connect: Connect) -> None:
 
 def test_last_are_bounded(connect: Connect) -> None:
     """The oldest of those that ask ahead is closed when there are too many."""
-    queue = AcceptedQueue()
-    made = [connect(ASK * 2)[1] for _ in range(MOST_LAST + 1)]
+    queue = AcceptQueue()
+    made = [connect(ASK * 2)[1] for _ in range(MAX_LAST + 1)]
     for one in made:
         queue.put("10.0.0.1", one)
     queue.rank(len(made))
-    assert len(queue) == MOST_LAST
+    assert len(queue) == MAX_LAST
     assert made[0].fileno() < 0
     assert made[1].fileno() >= 0
 
@@ -99,4 +99,4 @@ def test_last_are_bounded(connect: Connect) -> None:
 def test_asks_ahead(connect: Connect, data: bytes, expected: bool) -> None:
     """Only bytes behind a complete head of a request without a body are ahead of an answer."""
     _client, server = connect(data)
-    assert asks_ahead(server) is expected
+    assert is_pipelining(server) is expected

@@ -8,41 +8,49 @@ from typing import Any
 
 import pytest
 
-from mayfly.registry.http.sweep import LEAST, SPARED, Counts, Patience, Sweep
+from mayfly.registry.http.watchdog import (
+    IDLE_GRACE_SECONDS,
+    MIN_PROGRESS,
+    ConnectionWatchdog,
+    TCPInfo,
+    Timeouts,
+)
 from tests.auth.clock import Clock
 
 HEADER, STALL, VANISHED = 30.0, 300.0, 60.0
-QUIET = Counts(0, 0, unsent=False, unacked=False, probes=0, spoken=0.0, heard=0.0)
+QUIET = TCPInfo(0, 0, unsent=False, unacked=False, probes=0, last_sent=0.0, last_ack=0.0)
 
 
 @dataclass(eq=False)
 class Connection:
-    """What a `registry.api.app.Protocol` says of its client."""
+    """What a `registry.http.protocol.HTTPProtocol` says of its client."""
 
     serving: bool = False
     requests: int = 0
     awaits_body: bool = False
     is_writing: bool = False
-    counts: Counts = QUIET
+    counts: TCPInfo = QUIET
 
 
 class Judge:
-    """A sweep over one connection, with time that passes when told to."""
+    """A watchdog over one connection, with time that passes when told to."""
 
-    def __init__(self, connection: Connection, **patience: float | None) -> None:
+    def __init__(self, connection: Connection, **timeouts: float | None) -> None:
         self.connection = connection
         self.clock = Clock()
         self.crowded = False
-        limits = {"header": HEADER, "stall": STALL, "vanished": VANISHED, **patience}
+        limits = {"header": HEADER, "stall": STALL, "vanished": VANISHED, **timeouts}
         server: Any = None
-        self._sweep = Sweep(server, Patience(**limits), lambda: self.crowded, self.clock)
+        self._watchdog = ConnectionWatchdog(
+            server, Timeouts(**limits), lambda: self.crowded, self.clock
+        )
 
     def after(self, seconds: float, **counts: Any) -> bool:
         """Whether it is cut so much later, the counts being these by then."""
         self.clock.advance(seconds)
         self.connection.counts = replace(self.connection.counts, **counts)
         one: Any = self.connection
-        return self._sweep._judge(one, self.connection.counts) is not None
+        return self._watchdog._exceeded(one, self.connection.counts) is not None
 
 
 def test_connection_that_never_asks() -> None:
@@ -69,7 +77,7 @@ def test_crowd() -> None:
     judge = Judge(Connection(requests=1))
     judge.crowded = True
     assert not judge.after(0)
-    assert not judge.after(SPARED - 1)
+    assert not judge.after(IDLE_GRACE_SECONDS - 1)
     assert judge.after(1)
     judge = Judge(Connection(serving=True, requests=1, awaits_body=True))
     judge.crowded = True
@@ -78,13 +86,13 @@ def test_crowd() -> None:
 
 @pytest.mark.parametrize("direction", ["received", "acknowledged"])
 def test_transfer(direction: str) -> None:
-    """It is cut when less than `LEAST` has moved in the stall timeout, however long it goes on."""
+    """It is cut when less than `MIN_PROGRESS` has moved in the stall timeout, at any time."""
     judge = Judge(Connection(serving=True, requests=1, awaits_body=True))
     assert not judge.after(0)
     for turn in range(1, 100):
-        assert not judge.after(STALL - 1, **{direction: turn * LEAST})
-    moved = 99 * LEAST
-    assert not judge.after(STALL - 1, **{direction: moved + LEAST - 1})
+        assert not judge.after(STALL - 1, **{direction: turn * MIN_PROGRESS})
+    moved = 99 * MIN_PROGRESS
+    assert not judge.after(STALL - 1, **{direction: moved + MIN_PROGRESS - 1})
     assert judge.after(1)
 
 
@@ -118,11 +126,11 @@ def test_answer_that_is_not_taken(where: str) -> None:
         return {"unsent": is_owed and where == "kernel"}
 
     for turn in range(5):
-        assert not judge.after(STALL - 1, **owed(True), acknowledged=turn * LEAST)
+        assert not judge.after(STALL - 1, **owed(True), acknowledged=turn * MIN_PROGRESS)
     assert not judge.after(10_000, **owed(False))
     assert not judge.after(10_000)
     assert not judge.after(1, **owed(True))
-    assert not judge.after(STALL - 1, acknowledged=5 * LEAST - 1)
+    assert not judge.after(STALL - 1, acknowledged=5 * MIN_PROGRESS - 1)
     assert judge.after(1)
 
 
@@ -130,15 +138,15 @@ def test_answer_that_is_not_taken(where: str) -> None:
     ("counts", "cut"),
     [
         # Sent again after half a minute of silence, and a quarter of a minute for the answer.
-        ({"unacked": True, "heard": 61.0, "spoken": 16.0}, True),
-        ({"unacked": True, "heard": 59.0, "spoken": 16.0}, False),
+        ({"unacked": True, "last_ack": 61.0, "last_sent": 16.0}, True),
+        ({"unacked": True, "last_ack": 59.0, "last_sent": 16.0}, False),
         # Sent again a moment ago: the answer is on its way.
-        ({"unacked": True, "heard": 100.0, "spoken": 0.1}, False),
+        ({"unacked": True, "last_ack": 100.0, "last_sent": 0.1}, False),
         # A crawling reader: sent again ever more rarely, but answered each time.
-        ({"unacked": True, "heard": 100.0, "spoken": 100.0}, False),
-        ({"unacked": False, "heard": 10_000.0, "spoken": 10_000.0}, False),
-        ({"probes": 3, "heard": 61.0, "spoken": 61.0}, True),
-        ({"probes": 2, "heard": 61.0, "spoken": 61.0}, False),
+        ({"unacked": True, "last_ack": 100.0, "last_sent": 100.0}, False),
+        ({"unacked": False, "last_ack": 10_000.0, "last_sent": 10_000.0}, False),
+        ({"probes": 3, "last_ack": 61.0, "last_sent": 61.0}, True),
+        ({"probes": 2, "last_ack": 61.0, "last_sent": 61.0}, False),
     ],
 )
 def test_vanished(counts: dict[str, Any], cut: bool) -> None:
@@ -150,10 +158,10 @@ def test_vanished(counts: dict[str, Any], cut: bool) -> None:
 def test_never() -> None:
     """Each timeout can be off."""
     judge = Judge(Connection(requests=0), header=None, stall=None, vanished=None)
-    assert not judge.after(0) and not judge.after(10**9, probes=9, heard=10.0**9)
+    assert not judge.after(0) and not judge.after(10**9, probes=9, last_ack=10.0**9)
     judge.connection.serving = judge.connection.awaits_body = True
     assert not judge.after(0) and not judge.after(10**9)
-    assert Patience(None, None, None).pause > 0
+    assert Timeouts(None, None, None).interval > 0
 
 
 def test_counts_of_a_socket() -> None:
@@ -166,7 +174,7 @@ def test_counts_of_a_socket() -> None:
             server.sendall(b"y" * 300)
             assert server.recv(2000) == b"x" * 1000
             assert client.recv(300) == b"y" * 300
-            counts = Counts.of(server)
+            counts = TCPInfo.of(server)
             assert (counts.received, counts.acknowledged) == (1000, 300)
             assert not counts.unsent and not counts.unacked and counts.probes == 0
             server.setblocking(False)
@@ -174,4 +182,4 @@ def test_counts_of_a_socket() -> None:
                 while server.send(b"z" * 65536):
                     pass
             except BlockingIOError:
-                assert Counts.of(server).unsent
+                assert TCPInfo.of(server).unsent

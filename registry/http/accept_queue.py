@@ -1,14 +1,14 @@
-"""Accepted connections that wait to be set up, in an order that is fair to clients.
+"""Accepted connections that wait for their setup, in an order that is fair to clients.
 
-Accepting a connection costs a twentieth of setting it up and answering it. Clients that open
-connections, ask and leave without waiting come faster than they can be answered; in the order of
-their arrival everybody else, probes too, would wait behind them. So there are three ranks:
+Accepting a connection costs a twentieth of setting it up and answering it. Clients that connect,
+send requests and leave without waiting come faster than they can be answered. In order of arrival
+everybody else, probes too, would wait behind them. So there are three ranks:
 
-    first    one connection of each client's address in turn
-    last     clients that send more requests before the first is answered (`asks_ahead`)
-    dropped  clients that have left, and of the last rank all but the newest `MOST_LAST`
+    first    one connection of each client address in turn
+    last     clients that pipeline requests before the first is answered (`is_pipelining`)
+    dropped  clients that have left, and all but the newest `MAX_LAST` of the last rank
 
-Connections are ranked only where some have to wait: otherwise each is set up at once.
+Connections are ranked only while some have to wait; otherwise each is set up at once.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import socket
 import struct
 from collections import deque
 
-MOST_LAST = 256
-"""Connections of clients that ask ahead, kept while others are served first."""
+MAX_LAST = 256
+"""Connections of pipelining clients that are kept while others are served first."""
 
-_PEEK = 4096
+_PEEK_BYTES = 4096
 _HEAD_END = b"\r\n\r\n"
-_WITHOUT_BODY = (b"GET ", b"HEAD ")
+_BODILESS_METHODS = (b"GET ", b"HEAD ")
 _CLOSED, _CLOSE_WAIT = 7, 8
-"""States of a connection whose client has closed it (netinet/tcp.h)."""
+"""TCP states of a connection whose client has closed it (netinet/tcp.h)."""
 
 
-class AcceptedQueue:
-    """Belongs to one server."""
+class AcceptQueue:
+    """The waiting connections of one server."""
 
     def __init__(self) -> None:
         self._first: dict[str, deque[socket.socket]] = {}
-        """By address, the one whose turn is next in front."""
+        """By address; the address whose turn is next comes first."""
         self._last: deque[socket.socket] = deque()
         self._count = 0
 
@@ -45,7 +45,7 @@ class AcceptedQueue:
         self._count += 1
 
     def take(self) -> socket.socket:
-        """Remove the connection whose turn it is; there must be one."""
+        """Remove and return the next connection; there must be one."""
         self._count -= 1
         if not self._first:
             return self._last.pop()
@@ -56,12 +56,12 @@ class AcceptedQueue:
             self._first[address] = connections
         return found
 
-    def rank(self, most: int) -> None:
-        """Look at the next connections, ``most`` at most, and move or drop those that can wait.
+    def rank(self, limit: int) -> None:
+        """Inspect up to ``limit`` of the next connections; drop or demote those that can wait.
 
-        Those that stay in the first rank are asked again when it is their turn.
+        Stops at the first connection that keeps its rank. It is inspected again at its turn.
         """
-        for _ in range(most):
+        for _ in range(limit):
             if not self._first:
                 return
             address = next(iter(self._first))
@@ -69,9 +69,9 @@ class AcceptedQueue:
             if has_left(connections[0]):
                 connections.popleft().close()
                 self._count -= 1
-            elif asks_ahead(connections[0]):
+            elif is_pipelining(connections[0]):
                 self._last.append(connections.popleft())
-                if len(self._last) > MOST_LAST:
+                if len(self._last) > MAX_LAST:
                     self._last.popleft().close()
                     self._count -= 1
             else:
@@ -80,7 +80,7 @@ class AcceptedQueue:
                 del self._first[address]
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all waiting connections."""
         while self:
             self.take().close()
 
@@ -96,13 +96,13 @@ def has_left(connection: socket.socket) -> bool:
     return state in (_CLOSED, _CLOSE_WAIT)
 
 
-def asks_ahead(connection: socket.socket) -> bool:
-    """Whether more follows a first request that has no body."""
+def is_pipelining(connection: socket.socket) -> bool:
+    """Whether more data follows a first request that has no body."""
     try:
-        data = connection.recv(_PEEK, socket.MSG_PEEK)
+        data = connection.recv(_PEEK_BYTES, socket.MSG_PEEK)
     except OSError:
         return False
-    if not data.startswith(_WITHOUT_BODY):
+    if not data.startswith(_BODILESS_METHODS):
         return False
     end = data.find(_HEAD_END)
     return 0 <= end < len(data) - len(_HEAD_END)

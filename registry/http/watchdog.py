@@ -1,0 +1,242 @@
+"""Closes connections that take a place and make no progress.
+
+The watchdog looks at all connections every few seconds. The kernel counts what each has moved
+(``TCP_INFO``), so nothing is done for a single read or write, and it is the same with TLS. A
+connection is in one of these states:
+
+    idle       no request is being handled, and the last response is sent
+        quiet       nothing was received since: stays open until others need its place
+        beginning   a head has begun, or the first is due: complete within the header timeout
+    busy       a request is being handled, or its response is not sent to its end
+        working     the client owes nothing, the server is at work: never closed
+        moving      the client owes a part of the body, or has not acknowledged what was sent: at
+                    least `MIN_PROGRESS` bytes must move within the stall timeout, so that a slow
+                    link that makes progress is never closed
+
+A client that vanished without a FIN (power, a cable, a firewall) acknowledges nothing. While data
+is on its way to the client that shows here, otherwise by the kernel's keepalive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mayfly.registry.http.protocol import HTTPProtocol, HTTPServer
+
+logger = logging.getLogger("mayfly")
+
+MIN_PROGRESS = 1024
+"""Bytes that a transfer has to move within the stall timeout."""
+
+IDLE_GRACE_SECONDS = 5.0
+"""For which a quiet connection keeps its place although others wait for one."""
+
+_MAX_INTERVAL_SECONDS = 5.0
+_MIN_INTERVAL_SECONDS = 0.1
+_CHECKED_AT_ONCE = 500
+"""Connections checked before other tasks of the event loop run."""
+
+_UNANSWERED_PROBES = 3
+_TCP_INFO = struct.Struct("=3xB20xI16xI8xI60xQQ8xI")
+"""Of struct tcp_info (linux/tcp.h): probes, unacked, last_data_sent, last_ack_recv, bytes_acked,
+bytes_received, notsent_bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds until a client's connection is closed; None for never.
+
+    Attributes:
+        header: for a request's head, and for the first request of a connection.
+        stall: without progress in a transfer.
+        vanished: without any sign of life from the client's host.
+    """
+
+    header: float | None
+    stall: float | None
+    vanished: float | None
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two checks of a connection."""
+        shortest = min(s or math.inf for s in (self.header, self.stall, self.vanished))
+        return max(_MIN_INTERVAL_SECONDS, min(_MAX_INTERVAL_SECONDS, shortest / 5))
+
+    def enable_keepalive(self, listening: socket.socket) -> None:
+        """Have the kernel probe silent connections; those of a listening socket inherit it."""
+        if self.vanished is None:
+            return
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        idle, interval = max(1, int(self.vanished / 2)), max(1, int(self.vanished / 6))
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _UNANSWERED_PROBES)
+
+
+@dataclass(frozen=True, slots=True)
+class TCPInfo:
+    """The kernel's counts of a connection.
+
+    Attributes:
+        acknowledged: bytes sent and acknowledged by the client's host.
+        received: bytes received.
+        unsent: whether bytes wait for the client to take more.
+        unacked: whether bytes were sent and are not acknowledged.
+        probes: window probes without an answer.
+        last_sent, last_ack: seconds since data was sent, and since an acknowledgement came.
+    """
+
+    acknowledged: int
+    received: int
+    unsent: bool
+    unacked: bool
+    probes: int
+    last_sent: float
+    last_ack: float
+
+    @classmethod
+    def of(cls, connected: socket.socket) -> TCPInfo:
+        """Ask the kernel.
+
+        Raises:
+            OSError: the socket is closed.
+        """
+        found = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        probes, unacked, sent_ms, ack_ms, acked, received, unsent = _TCP_INFO.unpack(found)
+        return cls(acked, received, unsent > 0, unacked > 0, probes, sent_ms / 1000, ack_ms / 1000)
+
+    def is_vanished(self, timeout: float) -> bool:
+        """Whether the client's host has answered nothing for ``timeout`` seconds.
+
+        Silence alone proves nothing: data for which a slow reader has no room is sent again ever
+        more rarely, up to two minutes apart, and answered each time.
+        """
+        if self.last_ack < timeout:
+            return False
+        if self.probes >= _UNANSWERED_PROBES:
+            return True
+        sent_after_ack = self.last_ack - self.last_sent >= timeout / 2
+        return self.unacked and sent_after_ack and self.last_sent >= timeout / 4
+
+
+@dataclass(slots=True)
+class _Checkpoint:
+    """A connection's state, and the time and counts at which it began or last made progress."""
+
+    busy: bool
+    requests: int
+    since: float
+    acknowledged: int
+    received: int
+    head_begun: bool = False
+
+
+class ConnectionWatchdog:
+    """Checks the connections of one server.
+
+    Args:
+        server: whose connections are checked.
+        timeouts: of its clients.
+        is_crowded: whether new connections wait for a place.
+        now: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        server: HTTPServer,
+        timeouts: Timeouts,
+        is_crowded: Callable[[], bool],
+        now: Callable[[], float],
+    ) -> None:
+        self._server = server
+        self._timeouts = timeouts
+        self._is_crowded = is_crowded
+        self._now = now
+        self._checkpoints: dict[HTTPProtocol, _Checkpoint] = {}
+
+    async def run(self) -> None:
+        """Check all connections again and again, until there are none."""
+        while self._server.open_count:
+            await self._check_all(self._server.open_connections())
+            await asyncio.sleep(self._timeouts.interval)
+        self._checkpoints.clear()
+
+    async def _check_all(self, connections: list[HTTPProtocol]) -> None:
+        known = self._checkpoints
+        self._checkpoints = {one: known[one] for one in connections if one in known}
+        for number, connection in enumerate(connections, 1):
+            self.check(connection)
+            if number % _CHECKED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def check(self, connection: HTTPProtocol) -> None:
+        """Check one connection, and close it if it exceeds a timeout."""
+        found = connection.socket
+        if found is None:
+            return
+        try:
+            info = TCPInfo.of(found)
+        except OSError:
+            return
+        reason = self._exceeded(connection, info)
+        if reason is not None:
+            logger.info("cut a connection from %s: %s", connection.peername, reason)
+            # Not transport.abort(): a shutdown also wakes what waits for the socket, sendfile too.
+            with contextlib.suppress(OSError):
+                found.shutdown(socket.SHUT_RDWR)
+
+    def _exceeded(self, connection: HTTPProtocol, info: TCPInfo) -> str | None:
+        """The reason to close a connection, if there is one."""
+        vanished = self._timeouts.vanished
+        if vanished is not None and info.is_vanished(vanished):
+            return "the client does not answer any more"
+        now = self._now()
+        # A response is handled before it is sent: the rest of it waits here or in the kernel, also
+        # when the connection is to be closed.
+        busy = connection.serving or info.unsent or connection.is_writing
+        requests = connection.requests
+        last = self._checkpoints.get(connection)
+        if last is None or (last.busy, last.requests) != (busy, requests):
+            # Everything received before the first request is a part of it.
+            received = info.received if requests else 0
+            last = _Checkpoint(busy, requests, now, info.acknowledged, received)
+            self._checkpoints[connection] = last
+        if busy:
+            return self._exceeded_by_transfer(connection, info, last, now)
+        return self._exceeded_by_idle(info, last, now)
+
+    def _exceeded_by_transfer(
+        self, connection: HTTPProtocol, info: TCPInfo, last: _Checkpoint, now: float
+    ) -> str | None:
+        moved = info.acknowledged - last.acknowledged + info.received - last.received
+        sending = info.unsent or info.unacked or connection.is_writing
+        client_owes = sending or connection.awaits_body
+        if moved >= MIN_PROGRESS or not client_owes:
+            last.since = now
+            last.acknowledged, last.received = info.acknowledged, info.received
+        elif _exceeds(now - last.since, self._timeouts.stall):
+            return f"a transfer has moved {moved} bytes in {now - last.since:.0f} s"
+        return None
+
+    def _exceeded_by_idle(self, info: TCPInfo, last: _Checkpoint, now: float) -> str | None:
+        if info.received > last.received and not last.head_begun:
+            last.head_begun = True
+            if last.requests:
+                last.since = now
+        if last.head_begun or not last.requests:
+            late = _exceeds(now - last.since, self._timeouts.header)
+            return "no request came" if late else None
+        if self._is_crowded() and now - last.since >= IDLE_GRACE_SECONDS:
+            return "others need its place"
+        return None
+
+
+def _exceeds(seconds: float, limit: float | None) -> bool:
+    return limit is not None and seconds >= limit
