@@ -40,6 +40,11 @@ class Glob:
     """Sort key: a more specific glob has a greater one."""
     _regex: re.Pattern[str] = field(compare=False, repr=False)
 
+    @property
+    def prefix(self) -> str:
+        """The text that every name the glob covers begins with."""
+        return self.pattern.partition("*")[0]
+
     def matches(self, repository: str) -> bool:
         """Return whether the glob matches a repository's full name."""
         return self._regex.fullmatch(repository) is not None

@@ -136,6 +136,27 @@ class Policy:
             identity = replace(identity, access=None)
         return self.allowed(identity, repository, PULL)
 
+    def readable_prefixes(self, identity: Identity, *, listing: bool = False) -> list[str]:
+        """What the names of all repositories begin with that a caller may pull from, in order.
+
+        None of them is the beginning of another.
+
+        Args:
+            listing: for a catalog, as `can_list`.
+        """
+        if identity.access is not None and listing:
+            identity = replace(identity, access=None)
+        if identity.access is not None:
+            found = {scope.name for scope in identity.access if scope.type == REPOSITORY}
+        else:
+            held = (one for permissions in self._permissions(identity) for one in permissions)
+            found = {one.repositories.prefix for one in held if PULL in ROLE_ACTIONS[one.role]}
+        shortest: list[str] = []
+        for prefix in sorted(found):
+            if not shortest or not prefix.startswith(shortest[-1]):
+                shortest.append(prefix)
+        return shortest
+
     def grant(self, identity: Identity, asked: Iterable[Scope]) -> tuple[Scope, ...]:
         """Return the requested scopes as far as a token may hold them: the actions the caller has.
 

@@ -6,9 +6,33 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+_AT_A_TIME = 2
+
+
+async def in_turn(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a call that may read thousands of directories or files in a worker thread.
+
+    Few of them run at a time, so that threads are left for everything else. A call goes on when its
+    caller is cancelled, and keeps its place until it returns.
+    """
+    turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_AT_A_TIME))
+    await turns.acquire()
+    running = in_thread(call, *args, **kwargs)
+
+    def release(ended: asyncio.Future[T]) -> None:
+        turns.release()
+        if not ended.cancelled():
+            ended.exception()  # retrieved, also if nobody waits for it any more
+
+    running.add_done_callback(release)
+    return await asyncio.shield(running)
 
 
 def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:

@@ -120,8 +120,13 @@ class Reader(Protocol):
             NameUnknown: no such repository.
         """
 
-    def repositories(self, after: str, limit: int) -> list[str]:
-        """Up to ``limit`` repository names that follow ``after`` in lexical order."""
+    def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
+        """Up to ``limit`` repository names that follow ``after`` in lexical order.
+
+        Args:
+            prefix: what they begin with; no directory of others is looked at, but for those on
+                the way.
+        """
 
     def holders(self, digest: Digest) -> Iterator[str]:
         """The repositories a blob is linked in, found one by one as they are asked for."""

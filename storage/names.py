@@ -7,6 +7,9 @@ no caller can make one from unchecked text.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import takewhile
 
 from mayfly.storage.errors import NameInvalid, TagInvalid
 
@@ -57,3 +60,10 @@ def check_tag(tag: str) -> str:
             "and not beginning with . or -"
         )
     return tag
+
+
+def page_of(names: Sequence[str], after: str, limit: int, prefix: str = "") -> list[str]:
+    """Up to ``limit`` of some sorted names that follow ``after`` and begin with ``prefix``."""
+    start = max(bisect_right(names, after), bisect_left(names, prefix))
+    following = names[start : start + limit]
+    return list(takewhile(lambda name: name.startswith(prefix), following))

@@ -74,9 +74,9 @@ class OverlayStore(DistributionStore):
     def tags(self, repository: str) -> list[str]:
         return merge_tags(repository, [super().tags, self._lower.tags])
 
-    def repositories(self, after: str, limit: int) -> list[str]:
+    def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         sources = (super().repositories, self._lower.repositories)
-        return merge_names([source(after, limit) for source in sources], limit)
+        return merge_names([source(after, limit, prefix) for source in sources], limit)
 
     def holders(self, digest: Digest) -> Iterator[str]:
         return distinct([self._lower.holders(digest), super().holders(digest)])

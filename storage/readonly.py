@@ -28,8 +28,8 @@ class ReadOnlyStore:
     def tags(self, repository: str) -> list[str]:
         return self._reader.tags(repository)
 
-    def repositories(self, after: str, limit: int) -> list[str]:
-        return self._reader.repositories(after, limit)
+    def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
+        return self._reader.repositories(after, limit, prefix)
 
     def holders(self, digest: Digest) -> Iterator[str]:
         return self._reader.holders(digest)

@@ -104,9 +104,9 @@ class Masked:
             raise NameUnknown("repository name not known to registry", {"name": repository})
         return shown
 
-    def repositories(self, after: str, limit: int) -> list[str]:
+    def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         found: list[str] = []
-        while len(found) < limit and (page := self._layer.repositories(after, limit)):
+        while len(found) < limit and (page := self._layer.repositories(after, limit, prefix)):
             found += [name for name in page if self._shows(name)]
             after = page[-1]
         return found[:limit]

@@ -62,6 +62,10 @@ class Caller:
         """Whether the catalog names this repository to the caller."""
         return self.policy.can_list(self.identity, repository)
 
+    def readable_prefixes(self, *, listing: bool = False) -> list[str]:
+        """What the names of the repositories begin with that the caller may pull from."""
+        return self.policy.readable_prefixes(self.identity, listing=listing)
+
 
 @dataclass(frozen=True)
 class Authentication:

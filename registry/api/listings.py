@@ -6,8 +6,8 @@ next page when there is one.
 
 from __future__ import annotations
 
-import asyncio
 import json
+from itertools import islice
 from urllib.parse import quote
 
 from aiohttp.web_response import Response, StreamResponse
@@ -15,8 +15,9 @@ from aiohttp.web_response import Response, StreamResponse
 from mayfly.registry.api.context import JSON, Context, answer
 from mayfly.registry.api.errors import PaginationInvalid
 from mayfly.registry.api.request import Request
+from mayfly.registry.api.visible import visible
 from mayfly.registry.http.body import HTTPRequest
-from mayfly.registry.threads import in_thread
+from mayfly.registry.threads import in_turn
 from mayfly.storage.manifest import MAX_SIZE, OCI_INDEX
 
 CATALOG_PAGE = 1000
@@ -29,27 +30,22 @@ async def catalog(context: Context, http: HTTPRequest, request: Request) -> Stre
     if _limit(request) == 0:
         return _page("repositories", [], {}, None)
     last = request.parameter("last") or ""
-    names = await in_thread(_readable, context, last, limit + 1)
+    names = await in_turn(_readable, context, last, limit + 1)
     link = f"/v2/_catalog?n={limit}&last={quote(names[limit - 1])}" if len(names) > limit else None
     return _page("repositories", names[:limit], {}, link)
 
 
 def _readable(context: Context, after: str, limit: int) -> list[str]:
-    found: list[str] = []
-    while len(found) < limit:
-        names = context.store.repositories(after, limit)
-        if not names:
-            break
-        found += [name for name in names if context.caller.can_list(name)]
-        after = names[-1]
-    return found[:limit]
+    caller = context.caller
+    prefixes = caller.readable_prefixes(listing=True)
+    return list(islice(visible(context.store, prefixes, caller.can_list, after), limit))
 
 
 async def tags(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET ``/v2/<name>/tags/list``: list a repository's tags."""
     limit = _limit(request)
     last = request.parameter("last") or ""
-    names = [n for n in await in_thread(context.store.tags, request.repository) if n > last]
+    names = [n for n in await in_turn(context.store.tags, request.repository) if n > last]
     shown = names if limit is None else names[:limit]
     link = None
     if limit and len(names) > limit:
@@ -64,17 +60,12 @@ async def referrers(context: Context, http: HTTPRequest, request: Request) -> St
     wanted = request.parameter("artifactType")
     if wanted:
         headers["OCI-Filters-Applied"] = "artifactType"
-    async with _referrer_pages:
-        page, last = await in_thread(_referrers_page, context, request, wanted)
+    page, last = await in_turn(_referrers_page, context, request, wanted)
     if last is not None:
         path = f"/v2/{request.repository}/referrers/{request.digest}"
         kept = f"&artifactType={quote(wanted, safe='')}" if wanted else ""
         headers["Link"] = f'<{path}?last={last}{kept}>; rel="next"'
     return answer(body=page, content_type=OCI_INDEX, headers=headers)
-
-
-_referrer_pages = asyncio.Semaphore(2)
-"""Each may read thousands of manifests; the other threads must stay free for other requests."""
 
 
 def _referrers_page(

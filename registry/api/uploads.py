@@ -13,9 +13,10 @@ from mayfly.registry.access.needs import Need
 from mayfly.registry.api.context import Context, answer
 from mayfly.registry.api.errors import ParameterInvalid, upload_range
 from mayfly.registry.api.request import Handler, Request
+from mayfly.registry.api.visible import visible
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.receive import receive
-from mayfly.registry.threads import in_thread
+from mayfly.registry.threads import in_thread, in_turn
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import CANONICAL, Digest
 from mayfly.storage.errors import (
@@ -29,9 +30,6 @@ from mayfly.storage.errors import (
 )
 from mayfly.storage.interface import Upload
 from mayfly.storage.names import check_repository
-
-_PAGE = 1000
-"""Repositories read at a time."""
 
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]+|\*))?")
 
@@ -164,7 +162,7 @@ async def _mount(context: Context, request: Request, digest: Digest) -> bool:
     """
     source = _mount_source(request)
     if source is None:
-        source = await in_thread(_readable_holder, context, digest)
+        source = await in_turn(_readable_holder, context, digest)
     elif not context.caller.allows(Need("repository", source, "pull")):
         return False
     if source is None:
@@ -178,14 +176,14 @@ async def _mount(context: Context, request: Request, digest: Digest) -> bool:
 
 def _readable_holder(context: Context, digest: Digest) -> str | None:
     """Return the first repository with a blob, of those that the caller may pull from."""
-    after = ""
-    while names := context.store.repositories(after, _PAGE):
-        for name in names:
-            if context.caller.allows(Need("repository", name, "pull")):
-                with contextlib.suppress(BlobUnknown):
-                    context.store.blob(name, digest)
-                    return name
-        after = names[-1]
+
+    def may_pull(name: str) -> bool:
+        return context.caller.allows(Need("repository", name, "pull"))
+
+    for name in visible(context.store, context.caller.readable_prefixes(), may_pull):
+        with contextlib.suppress(BlobUnknown):
+            context.store.blob(name, digest)
+            return name
     return None
 
 

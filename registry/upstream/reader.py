@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import tempfile
-from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +23,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
 from mayfly.storage.images import image
 from mayfly.storage.interface import Extent
+from mayfly.storage.names import page_of
 from mayfly.storage.transfer.attached import attached_images, flat_tag
 
 
@@ -59,11 +59,10 @@ class RegistryReader:
     ) -> None:
         self._stack.close()
 
-    def repositories(self, after: str, limit: int) -> list[str]:
+    def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         if self._names is None:
             self._names = sorted(self._blocking.run(self._blocking.registry.repositories()))
-        start = bisect_right(self._names, after)
-        return self._names[start : start + limit]
+        return page_of(self._names, after, limit, prefix)
 
     def tags(self, repository: str) -> list[str]:
         if repository not in self._tags:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
 from mayfly.storage.bundle.content import Content
@@ -16,6 +15,7 @@ from mayfly.storage.directory.reader import manifest_unknown
 from mayfly.storage.errors import BlobUnknown, NameUnknown
 from mayfly.storage.images import load
 from mayfly.storage.interface import Extent
+from mayfly.storage.names import page_of
 from mayfly.storage.referrers import Referrer, size_of
 from mayfly.storage.sized_cache import SizedCache
 
@@ -120,9 +120,8 @@ class Bundle:
             raise NameUnknown("repository name not known to registry", {"name": repository})
         return sorted(held.tags)
 
-    def repositories(self, after: str, limit: int) -> list[str]:
-        start = bisect_right(self._names, after)
-        return self._names[start : start + limit]
+    def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
+        return page_of(self._names, after, limit, prefix)
 
     def holders(self, digest: Digest) -> Iterator[str]:
         if self._content.find(digest) is not None:

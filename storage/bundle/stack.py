@@ -62,8 +62,9 @@ class Stack:
     def tags(self, repository: str) -> list[str]:
         return merge_tags(repository, [layer.tags for layer in self._layers])
 
-    def repositories(self, after: str, limit: int) -> list[str]:
-        return merge_names([layer.repositories(after, limit) for layer in self._layers], limit)
+    def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
+        pages = [layer.repositories(after, limit, prefix) for layer in self._layers]
+        return merge_names(pages, limit)
 
     def holders(self, digest: Digest) -> Iterator[str]:
         return distinct(layer.holders(digest) for layer in self._layers)

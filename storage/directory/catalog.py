@@ -39,25 +39,35 @@ class Catalog:
         self._unreadable: dict[Path, str] = {}
         self._lock = threading.Lock()
 
-    def names_after(self, after: str, limit: int) -> list[str]:
-        """Up to ``limit`` names that follow ``after``; only directories on the way are read."""
-        return list(islice(self._walk(self._repositories, "", after), limit))
+    def names_after(self, after: str, limit: int, prefix: str = "") -> list[str]:
+        """Up to ``limit`` names that follow ``after`` and begin with ``prefix``.
 
-    def _walk(self, directory: Path, prefix: str, after: str) -> Iterator[str]:
+        Only directories on the way are read.
+        """
+        return list(islice(self._walk(self._repositories, "", after, prefix), limit))
+
+    def _walk(self, directory: Path, above: str, after: str, prefix: str) -> Iterator[str]:
         keys = self._keys(directory)
-        rest = after[len(prefix) :] if after.startswith(prefix) else ""
-        first, slash, _ = rest.partition("/")
-        for index in range(bisect_left(keys, first + slash), len(keys)):
+        start = max(_start(keys, above, text) for text in (after, prefix))
+        for index in range(start, len(keys)):
             key = keys[index]
-            full = prefix + key
+            full = above + key
+            if not (full.startswith(prefix) or prefix.startswith(full)):
+                if full > prefix:
+                    return
+                continue
             if key.endswith("/"):
                 # No repository's name is longer, so that the deepest of trees has an end.
                 deeper = len(full) < MAX_NAME_LENGTH
                 if deeper and (full > after or after.startswith(full)):
-                    yield from self._walk(directory / key[:-1], full, after)
+                    yield from self._walk(directory / key[:-1], full, after, prefix)
             elif len(full) > MAX_NAME_LENGTH:
                 continue
-            elif full > after and is_repository(directory / key, self._tree):
+            elif (
+                full > after
+                and full.startswith(prefix)
+                and is_repository(directory / key, self._tree)
+            ):
                 yield full
 
     def _keys(self, directory: Path) -> list[str]:
@@ -100,6 +110,13 @@ class Catalog:
             while len(self._listings) > _LISTINGS or self._held > _ENTRIES:
                 _, (_, oldest) = self._listings.popitem(last=False)
                 self._held -= len(oldest)
+
+
+def _start(keys: list[str], above: str, text: str) -> int:
+    """The index of the first key of a directory at or below which a name follows ``text``."""
+    rest = text[len(above) :] if text.startswith(above) else ""
+    first, slash, _ = rest.partition("/")
+    return bisect_left(keys, first + slash)
 
 
 def upload_directories(repositories: Path) -> Iterator[Path]:

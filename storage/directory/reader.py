@@ -78,8 +78,8 @@ class DirectoryReader:
         tags = [name for name in self._tree.entries(self._layout.tags(repository)) if is_tag(name)]
         return sorted(t for t in tags if self._tree.is_file(self._layout.tag_link(repository, t)))
 
-    def repositories(self, after: str, limit: int) -> list[str]:
-        return self._catalog.names_after(after, limit)
+    def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
+        return self._catalog.names_after(after, limit, prefix)
 
     def holders(self, digest: Digest) -> Iterator[str]:
         if self._content(digest) is None:

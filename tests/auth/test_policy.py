@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from itertools import permutations
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mayfly.auth.errors import InputInvalid
 from mayfly.auth.globs import parse_glob
 from mayfly.auth.identity import ANONYMOUS, Identity, Permission
 from mayfly.auth.policy import ANYONE, OPEN, Grant, Policy, Subject, SubjectKind
@@ -205,6 +210,42 @@ def test_catalog_with_a_token() -> None:
     )
     assert policy.can_list(robot, "x")
     assert not policy.can_list(robot, "team/a")
+
+
+def _is_glob(pattern: str) -> bool:
+    try:
+        parse_glob(pattern)
+    except InputInvalid:
+        return False
+    return True
+
+
+PARTS = st.one_of(st.just("**"), st.text("ab*", min_size=1, max_size=3))
+GLOBS = st.lists(PARTS, min_size=1, max_size=3).map("/".join).filter(_is_glob)
+NAMES = st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3).map("/".join)
+
+
+@given(st.lists(st.tuples(st.sampled_from(Role), GLOBS), max_size=4), NAMES)
+def test_readable_prefixes(granted: list[tuple[Role, str]], name: str) -> None:
+    """No repository that a caller may pull from lies outside; none of them covers another."""
+    policy = Policy([_user("bob", role, glob) for role, glob in granted])
+    tokens = _token(f"repository:{name}:pull", "registry:catalog:*")
+    for identity, listing in ((BOB, False), (BOB, True), (tokens, False), (tokens, True)):
+        prefixes = policy.readable_prefixes(identity, listing=listing)
+        assert prefixes == sorted(prefixes)
+        assert not any(two.startswith(one) for one, two in permutations(prefixes, 2))
+        may = policy.can_list(identity, name) if listing else policy.allowed(identity, name, "pull")
+        assert not may or any(map(name.startswith, prefixes))
+
+
+def test_readable_prefixes_are_narrow() -> None:
+    """As much of a glob as is no star, and nothing where the caller may only do something else."""
+    grants = [("team/**", Role.GUEST), ("team/app", Role.DEVELOPER), ("x*/y", Role.GUEST)]
+    policy = Policy([_user("bob", role, glob) for glob, role in grants])
+    assert policy.readable_prefixes(BOB) == ["team/", "x"]
+    assert policy.readable_prefixes(EVE) == []
+    assert policy.readable_prefixes(_token("repository:a/b:pull")) == ["a/b"]
+    assert OPEN.readable_prefixes(EVE) == [""]
 
 
 def test_the_catalog_is_the_only_resource_of_the_registry() -> None:

@@ -106,11 +106,12 @@ LIMITS = st.integers(1, 14).map(str) | st.sampled_from(["0", "-1", "007", "9" * 
 
 
 def _context(names: list[str], shown: frozenset[str]) -> Any:
-    def repositories(after: str, limit: int) -> list[str]:
-        return [name for name in names if name > after][:limit]
+    def repositories(after: str, limit: int, prefix: str) -> list[str]:
+        return [name for name in names if name > after and name.startswith(prefix)][:limit]
 
     store = SimpleNamespace(tags=lambda repository: names, repositories=repositories)
-    return SimpleNamespace(store=store, caller=SimpleNamespace(can_list=shown.__contains__))
+    caller = SimpleNamespace(can_list=shown.__contains__, readable_prefixes=lambda *, listing: [""])
+    return SimpleNamespace(store=store, caller=caller)
 
 
 async def _pages(handler: Any, context: Any, key: str, target: str) -> list[list[str]]:

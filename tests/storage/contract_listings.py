@@ -95,6 +95,16 @@ class ListingContract:
             assert store.repositories(mark, 100) == expected, mark
             assert store.repositories(mark, 2) == expected[:2], mark
 
+    def test_catalog_below_a_prefix(self, store: Store) -> None:
+        """Only names that begin so, from wherever the page begins."""
+        _make(store, AWKWARD_NAMES)
+        for prefix in ("", "a", "a/", "a-", "a/b", "a/b/", "a-b", "z/deep/", "z/d", "b", "c", "~"):
+            for mark in ("", "a", "a-b", "a/b", "a/b/c", "aa", "z", "zz"):
+                names = (n for n in AWKWARD_NAMES if n > mark and n.startswith(prefix))
+                expected = sorted(names)
+                assert store.repositories(mark, 100, prefix) == expected, (prefix, mark)
+                assert store.repositories(mark, 2, prefix) == expected[:2], (prefix, mark)
+
     def test_referrers_of_nothing(self, store: Store) -> None:
         """No referrers is an empty list, also in a repository that does not exist."""
         _, digest = put_image(store, REPO, "v1")

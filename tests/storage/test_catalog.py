@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,18 +23,20 @@ NAME = st.lists(COMPONENT, min_size=1, max_size=3).map("/".join)
     names=st.sets(NAME, max_size=12),
     after=NAME | st.text("ab0-._/", max_size=4),
     limit=st.integers(0, 13),
+    prefix=st.just("") | NAME | st.text("ab0-._/", max_size=4),
 )
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_walk_is_a_sorted_list(
-    tmp_path_factory: pytest.TempPathFactory, names: set[str], after: str, limit: int
+    tmp_path_factory: pytest.TempPathFactory, names: set[str], after: str, limit: int, prefix: str
 ) -> None:
-    """The names are those of a sorted list, cut at ``after`` and ``limit``."""
+    """The names are those of a sorted list, cut at ``after``, ``prefix`` and ``limit``."""
     root = tmp_path_factory.mktemp("catalog")
     for number, name in enumerate(sorted(names)):
         (root / name / ("_layers", "_manifests")[number % 2]).mkdir(parents=True)
-    assert Catalog(root).names_after(after, limit) == sorted(n for n in names if n > after)[:limit]
+    expected = sorted(name for name in names if name > after and name.startswith(prefix))
+    assert Catalog(root).names_after(after, limit, prefix) == expected[:limit]
 
 
 def test_no_directory_is_an_empty_catalog(tmp_path: Path) -> None:
@@ -54,6 +57,27 @@ def test_only_directories_on_the_way_are_read(
         f"team{n}/app" for n in range(251, 256)
     ]
     assert len(read) < 30
+
+
+@pytest.mark.parametrize("after", ["", "secret", "secret/x5", "team", "team/a", "z"])
+def test_nothing_beside_a_prefix_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """Wherever a client begins, the time tells nothing of names that it is not shown."""
+    for name in ("team/a", "team/b/c", "secret", "secret/x1", "secret/x9", "teams/x", "tea", "z/z"):
+        (tmp_path / name / "_layers").mkdir(parents=True)
+    looked: list[str] = []
+    for call in ("scandir", "lstat", "stat"):
+        real = getattr(os, call)
+
+        def recorded(path: str, *args: object, real: Any = real, **kwargs: object) -> object:
+            looked.append(os.path.relpath(path, tmp_path))
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, call, recorded)
+    names = Catalog(tmp_path).names_after(after, 100, "team/")
+    assert names == [name for name in ("team/a", "team/b/c") if name > after]
+    assert [one for one in looked if one != "." and not f"{one}/".startswith("team/")] == []
 
 
 def test_a_listing_is_remembered_until_it_changes(
