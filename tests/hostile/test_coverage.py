@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mayfly.registry.control.client import ask
-from mayfly.registry.coverage.pulls import SETTLED
+from mayfly.registry.coverage.pulls import SETTLED_SECONDS
 from mayfly.registry.coverage.states import State
 from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore
@@ -195,7 +195,7 @@ def test_cut_by_a_kill(tmp_path: Path, read: int, resumed: int, is_served: bool)
             assert server.popen.wait(60) == 0
         else:
             # Longer than a node counts as busy after its last request.
-            time.sleep(SETTLED + 1)
+            time.sleep(SETTLED_SECONDS + 1)
             assert matrix(server.state_dir)["app:1"] == {"127.0.0.1": State.FAILED}
     finally:
         if server.running:
