@@ -1,4 +1,4 @@
-"""Time, as something a test can stand in for."""
+"""Clocks: the machine's, and the Protocol that tests implement."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any, Protocol
 
 
 class Clock(Protocol):
-    """Tells the time and lets it pass."""
+    """Tells the time and sleeps."""
 
     def now(self) -> float:
-        """Seconds from some moment on; never goes back.
+        """Return monotonic seconds.
 
-        The same to all processes, as long as `boot_id` is.
+        All processes share their zero, as long as `boot_id` stays the same.
         """
 
     def wall(self) -> float:
-        """Unix seconds."""
+        """Return Unix seconds."""
 
     async def sleep(self, seconds: float) -> None:
-        """Come back when so many seconds have passed."""
+        """Return after some seconds."""
 
 
 class SystemClock:
@@ -39,7 +39,7 @@ class SystemClock:
 
 
 def boot_id() -> str | None:
-    """What names the time since the machine was booted; None where nothing tells (proc(5))."""
+    """Return the ID of the machine's boot; None if the kernel has none (proc(5))."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -47,7 +47,7 @@ def boot_id() -> str | None:
 
 
 async def first_done(*waiting: asyncio.Future[Any] | Coroutine[Any, Any, Any]) -> None:
-    """Wait until one of several is done. Coroutines are cancelled then, futures stay as they are.
+    """Wait until one of several is done; then coroutines are cancelled, futures are not.
 
     Raises:
         Exception: of a coroutine that failed.

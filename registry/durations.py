@@ -1,4 +1,4 @@
-"""Durations as the contract writes them: a number and ``s``, ``m``, ``h`` or ``d``."""
+"""Durations as text: a number and ``s``, ``m``, ``h`` or ``d``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ EXPECTED = "expected a number and s, m, h or d, as in 90s, 10m, 4h or 2d"
 
 
 def parse(text: str) -> float:
-    """Read a duration, which may be zero; in seconds.
+    """Parse a duration, which may be zero, into seconds.
 
     Raises:
-        ValueError: it is none; the text says what is expected.
+        ValueError: the text is not a duration.
     """
     found = _DURATION.fullmatch(text)
     if found is None:
@@ -24,10 +24,10 @@ def parse(text: str) -> float:
 
 
 def parse_timeout(text: str) -> float | None:
-    """Read a duration that must pass before something happens, or ``never``; in seconds.
+    """Parse a timeout above zero into seconds; ``never`` is None.
 
     Raises:
-        ValueError: it is neither, or zero.
+        ValueError: the text is neither.
     """
     if text == _NEVER:
         return None
@@ -41,7 +41,7 @@ def parse_timeout(text: str) -> float | None:
 
 
 def exact(seconds: float) -> str:
-    """Write whole seconds so that `parse` reads the same: the largest unit that fits."""
+    """Format whole seconds in the largest unit without a remainder, so that `parse` reads them."""
     whole = round(seconds)
     for unit, size in _UNITS.items():
         if whole and whole % size == 0:
@@ -50,7 +50,7 @@ def exact(seconds: float) -> str:
 
 
 def readable(seconds: float) -> str:
-    """Write a time that passed for people: ``4.2s``, ``12m 5s``, ``3h 0m 12s``, ``2d 4h 0m``."""
+    """Format a duration for people: ``4.2s``, ``12m 5s``, ``3h 0m 12s``, ``2d 4h 0m``."""
     if seconds < 60:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)

@@ -36,5 +36,5 @@ async def in_turn(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-    """Run a blocking call in a worker thread, begun at once whether or not it is awaited yet."""
+    """Run a blocking call in a worker thread; it begins now, before the future is awaited."""
     return asyncio.get_running_loop().run_in_executor(None, partial(call, *args, **kwargs))

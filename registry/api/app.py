@@ -16,7 +16,14 @@ from mayfly.registry import log
 from mayfly.registry.access.errors import AccessDenied
 from mayfly.registry.access.guard import Caller, Guard
 from mayfly.registry.api import errors
-from mayfly.registry.api.context import JSON, Context, Lifeline, NameResolver, answer, identity
+from mayfly.registry.api.context import (
+    JSON,
+    Context,
+    LifecycleHooks,
+    NameResolver,
+    answer,
+    identity,
+)
 from mayfly.registry.api.manifest_cache import ManifestCache
 from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request
@@ -39,14 +46,14 @@ class App:
         self,
         store: Store,
         guard: Guard,
-        lifeline: Lifeline,
+        hooks: LifecycleHooks,
         names: NameResolver = identity,
         prefix: str = "",
     ) -> None:
         self._store = store
         self._manifests = ManifestCache()
         self._guard = guard
-        self._lifeline = lifeline
+        self._hooks = hooks
         self._names = names
         self._prefix = prefix
 
@@ -75,7 +82,7 @@ class App:
             caller = await self._guard.admit(http, request.access(), named)
             if not request.route.counts:
                 return await self._handle(http, request, caller)
-            activity = self._lifeline.activity
+            activity = self._hooks.activity
             activity.begin()
             try:
                 return await self._handle(http, request, caller)
@@ -94,14 +101,14 @@ class App:
                 response.headers[name] = f"{start[:-1]}{self._prefix}{value[len(start) - 1 :]}"
 
     async def _handle(self, http: HTTPRequest, request: Request, caller: Caller) -> StreamResponse:
-        observer, route = self._lifeline.observer, request.route
+        observer, route = self._hooks.observer, request.route
         agent = http.headers.get("User-Agent", "")
         if route.listed_nodes_only and observer.nodes.is_unknown(caller.identity.node):
             message = f"this credential is for node {caller.identity.node}, which --nodes lacks"
             raise AccessDenied(message)
         peer = observer.peer(caller.identity.name, caller.identity.node, http.remote, agent)
         digest = str(request.digest) if request.digest is not None else None
-        self._lifeline.drain.admit(peer.node, route.step, request.repository, digest)
+        self._hooks.drain.admit(peer.node, route.step, request.repository, digest)
         context = Context(
             self._store, self._manifests, self._guard, self._names, observer, caller, peer
         )

@@ -36,7 +36,7 @@ class Admission(Protocol):
         """Let a request of a node pass, or raise the error that refuses it."""
 
 
-class Lifeline(Protocol):
+class LifecycleHooks(Protocol):
     """The part of the lifetime that requests use; `registry.serving` implements it."""
 
     activity: Activity

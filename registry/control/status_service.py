@@ -177,7 +177,7 @@ class StatusService:
         }
 
     def _warnings(self) -> list[Notice]:
-        """Reasons why nodes cannot be told apart or the coverage record may be incomplete."""
+        """Return why nodes may not be distinguished or the coverage record may be incomplete."""
         return [
             *self._observer.nodes.notices.all(),
             *self._observer.ledger.facts.limits.reached.all(),

@@ -21,7 +21,7 @@ requests of the client decide both:
 
 If the server is killed, the end of a transfer is lost. If no bytes beyond it were ever asked for,
 the next request that begins later in the blob shows its end, but not beyond the bytes that the
-server had sent (`reach`) or the range of the response; of several parts none counts.
+server had sent (`sent_offsets`) or the range of the response; of several parts none counts.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Part:
         following: the smallest offset after ``first`` at which a request began while this one was
             under way or later.
         end_lost: its end was lost with the server.
-        slot: in `reach.Reach`, which has the end of the bytes that may have been sent.
+        slot: in `sent_offsets.SentOffsets`, which has the end of the bytes that may be sent.
     """
 
     first: int

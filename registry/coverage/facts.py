@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from mayfly.registry.coverage.arrival import Arrival, Part
 from mayfly.registry.coverage.fact_limits import FactLimits
 from mayfly.registry.coverage.ledger_file import Entry
-from mayfly.registry.coverage.reach import Reach
+from mayfly.registry.coverage.sent_offsets import SentOffsets
 
 RESTART_AFTER = 5
 """Seconds without an event of a blob after which a request for its first byte starts over."""
@@ -93,7 +93,7 @@ class Flow:
         images: digests of the manifests above the blob.
         pulls: the node's pulls of these.
         bytes: sent so far.
-        reach, slot: where the end of the sent bytes is kept for a kill; None if it is not.
+        offsets, slot: keep the end of the sent bytes for a kill; None if nothing does.
     """
 
     node: str
@@ -103,7 +103,7 @@ class Flow:
     pulls: list[Pull] = field(default_factory=list)
     part: Part | None = None
     bytes: int = 0
-    reach: Reach | None = None
+    offsets: SentOffsets | None = None
     slot: int | None = None
 
     def count(self, sent: int) -> None:
@@ -115,8 +115,8 @@ class Flow:
 
     def ahead(self, count: int) -> None:
         """Note that up to ``count`` more bytes may be sent before the next call of `count`."""
-        if self.reach is not None and self.slot is not None:
-            self.reach.set(self.slot, self.first + self.bytes + count)
+        if self.offsets is not None and self.slot is not None:
+            self.offsets.set(self.slot, self.first + self.bytes + count)
 
 
 class Facts:

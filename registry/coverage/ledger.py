@@ -16,8 +16,7 @@ from mayfly.registry.clock import Clock, boot_id
 from mayfly.registry.coverage.fact_entries import entries_of, make_entry
 from mayfly.registry.coverage.facts import Facts, Flow, Key, Pull
 from mayfly.registry.coverage.ledger_file import Entry, LedgerFile
-from mayfly.registry.coverage.reach import Reach
-from mayfly.registry.coverage.reach import read as read_reach
+from mayfly.registry.coverage.sent_offsets import SentOffsets, read_offsets
 from mayfly.registry.notification import Notification
 
 logger = logging.getLogger("mayfly")
@@ -27,8 +26,8 @@ MAX_AGE_SECONDS = 7 * 24 * 3600.0
 
 _COMPACT_FACTOR = 4
 _COMPACT_SLACK = 1000
-REACH_SUFFIX = ".reach"
-"""Of the file beside the ledger's, see `reach`."""
+OFFSETS_SUFFIX = ".reach"
+"""Of the file beside the ledger's, see `sent_offsets`."""
 
 _VERSION: Entry = {"mayfly-ledger": 2}
 _OLDER: Entry = {"mayfly-ledger": 1}
@@ -68,13 +67,13 @@ class Ledger:
         self.facts = Facts(is_listed, declared)
         self.changed = Notification()
         self._file = LedgerFile(path, _VERSION, _OLDER) if path is not None else None
-        self._reach: Reach | None = None
+        self._offsets: SentOffsets | None = None
         if self._file is not None and path is not None:
-            table = path.with_suffix(REACH_SUFFIX)
-            self._read(self._file, read_reach(table))
+            table = path.with_suffix(OFFSETS_SUFFIX)
+            self._read(self._file, read_offsets(table))
             self._file.replace(self._entries())
             # Only now: until the new ledger is in place, the old one needs the old table.
-            self._reach = Reach(table)
+            self._offsets = SentOffsets(table)
 
     def unix(self, time: int) -> int:
         """Return the Unix time of a fact in whole seconds, by the wall clock now."""
@@ -141,8 +140,8 @@ class Ledger:
         if node in self.facts.by_node:
             flow.pulls = self.facts.by_node[node].pulls_of(repository, images)
         end = {} if limit is None else {"limit": limit}
-        if self._reach is not None:
-            flow.reach, flow.slot = self._reach, self._reach.take(first)
+        if self._offsets is not None:
+            flow.offsets, flow.slot = self._offsets, self._offsets.take(first)
             # Without a slot no byte counts after a kill.
             end |= {"limit": first} if flow.slot is None else {"slot": flow.slot}
         self._record("begun", node, key, flow, first=first, size=size, of=flow.images, **end)
@@ -159,8 +158,8 @@ class Ledger:
         of = flow.images
         where = flow.node, flow.key, flow
         self._record("ended", *where, first=flow.first, acked=acked, sent=sent, of=of)
-        if flow.reach is not None and flow.slot is not None:
-            flow.reach.give_back(flow.slot)
+        if flow.offsets is not None and flow.slot is not None:
+            flow.offsets.release(flow.slot)
             flow.slot = None
 
     def failed(self, node: str, repository: str, digest: str, *, corrupt: bool = False) -> None:
@@ -187,8 +186,8 @@ class Ledger:
         """Remove the file: the upgrade is complete, and the next start begins a new one."""
         if self._file is not None:
             self._file.remove()
-        if self._reach is not None:
-            self._reach.remove()
+        if self._offsets is not None:
+            self._offsets.remove()
 
     def _time(self) -> float:
         """Unix seconds, as if the wall clock had not been set since the start."""

@@ -30,7 +30,7 @@ class RunPlan:
         until_all: `--until all`.
         until_pulled, nodes: the images and nodes of coverage; both or neither.
         accept: the weakest evidence that counts as having an image, a state of `states.RANKED`.
-        node_identity: how nodes are told apart, a `nodes.NodeIdentity`.
+        node_identity: how nodes are distinguished, a `NodeIdentity`.
         stop_file: ends the server when it appears.
         exit_with_parent, exit_on_stdin_eof: as the options.
         stop_on_corrupt: `--on-corrupt stop`.

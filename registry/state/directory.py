@@ -32,7 +32,7 @@ LOCK = "lock"
 READY = "ready.json"
 CONTROL_SOCKET = "control.sock"
 LEDGER = "coverage.jsonl"
-REACH = "coverage.reach"
+SENT_OFFSETS = "coverage.reach"
 REPORT = "report.json"
 PRIVATE_PREFIX = "run-"
 
@@ -51,7 +51,7 @@ FILES = (
     LOCK,
     READY,
     LEDGER,
-    REACH,
+    SENT_OFFSETS,
     REPORT,
     SIGNING_KEY,
     CREDENTIALS,

@@ -8,7 +8,7 @@ continues the same run. Its ID is in every token.
     signing.key       the key of its tokens and of `mayfly credentials`
     credentials.json  the users of ``--auth auto``
     coverage.jsonl    `coverage.ledger`
-    coverage.reach    `coverage.reach`
+    coverage.reach    `coverage.sent_offsets`
 
 A start that finds a run whose deadline has passed, or whose last heartbeat is older than
 `MAX_ABSENCE_SECONDS`, deletes these files and begins another.
@@ -31,13 +31,19 @@ from types import TracebackType
 from typing import Self
 
 from mayfly.registry.pki.files import Attributes, publish
-from mayfly.registry.state.directory import CREDENTIALS, LEDGER, REACH, SIGNING_KEY, read_small
+from mayfly.registry.state.directory import (
+    CREDENTIALS,
+    LEDGER,
+    SENT_OFFSETS,
+    SIGNING_KEY,
+    read_small,
+)
 
 logger = logging.getLogger("mayfly")
 
 RUN = "run.json"
 
-RUN_FILES = (SIGNING_KEY, CREDENTIALS, LEDGER, REACH, RUN)
+RUN_FILES = (SIGNING_KEY, CREDENTIALS, LEDGER, SENT_OFFSETS, RUN)
 """Files that end with a run, in the order of their removal: ``run.json`` last."""
 
 MAX_ABSENCE_SECONDS = 7 * 24 * 3600.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.coverage import fact_limits, reach
+from mayfly.registry.coverage import fact_limits, sent_offsets
 from mayfly.registry.coverage import ledger as ledgers
 from mayfly.registry.coverage.ledger import MAX_AGE_SECONDS, Ledger
 from mayfly.registry.notices import text
@@ -187,7 +187,7 @@ def test_killed_before_much_was_sent(file: Path, kills: int) -> None:
 
 def test_more_transfers_than_slots(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are recorded like all; a kill loses them whole. Slots are used again."""
-    monkeypatch.setattr(reach, "SLOTS", 1)
+    monkeypatch.setattr(sent_offsets, "SLOTS", 1)
     clock = FakeClock()
     before = open_ledger(file, clock)
     before.asked("n", "r", A, got=True)
@@ -204,7 +204,7 @@ def test_more_transfers_than_slots(file: Path, monkeypatch: pytest.MonkeyPatch) 
     before.close()
 
 
-def test_table_of_reaches_is_gone(file: Path) -> None:
+def test_table_of_offsets_is_missing(file: Path) -> None:
     """Without it, as after a restore of some files, a transfer that was cut counts for nothing."""
     clock = FakeClock()
     before = open_ledger(file, clock)

@@ -19,7 +19,7 @@ from mayfly.registry.http.body import Body
 from mayfly.registry.http.errors import WireError
 from mayfly.storage.errors import StorageError
 from tests.fuzz.budget import EXAMPLES
-from tests.support.lifeline import lifeline
+from tests.support.lifecycle_hooks import lifecycle_hooks
 
 SESSION = "1b671a64-40d5-491e-99b0-da01ff1f3341"
 WIRE = st.binary(max_size=30).map(lambda data: data.decode("utf-8", "surrogateescape"))
@@ -57,7 +57,7 @@ async def _patched(header: str, body: bytes, announced: int | None) -> tuple[byt
         store=SimpleNamespace(
             upload=lambda repository, upload_id: upload, check_room=lambda size: None
         ),
-        observer=lifeline().observer,
+        observer=lifecycle_hooks().observer,
         peer=Peer("", "127.0.0.1", "127.0.0.1"),
     )
     headers = CIMultiDict({"Content-Range": header})

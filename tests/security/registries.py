@@ -41,7 +41,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from tests.security.wire import Server
 from tests.support.client import Header, basic, bearer
-from tests.support.lifeline import lifeline
+from tests.support.lifecycle_hooks import lifecycle_hooks
 
 ROUNDS = 4
 PASSWORD = "correct horse {}"
@@ -127,7 +127,7 @@ async def registry(
     authentication = Authentication(verifier, logins, issuer, robots)
     guard = Guard(lambda: policy, authentication, lambda _: None, Audit())
     with contextlib.closing(DistributionStore(root)) as store:
-        app = App(store, guard, lifeline(), _resolver(store, known))
+        app = App(store, guard, lifecycle_hooks(), _resolver(store, known))
         runner = web.ServerRunner(HTTPServer(app, refuse=malformed_request), shutdown_timeout=0)
         await runner.setup()
         try:

@@ -21,7 +21,7 @@ from mayfly.registry.pki.context import ServerTLS
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.interface import Store
 from tests.support.certificates import self_signed
-from tests.support.lifeline import lifeline
+from tests.support.lifecycle_hooks import lifecycle_hooks
 from tests.support.secured import Secured, secured
 from tests.support.wire import Wire
 
@@ -37,7 +37,7 @@ class Registry(BaseTestServer):
 
     async def _make_runner(self, **kwargs: Any) -> web.ServerRunner:
         guard = Guard(lambda: OPEN, None, lambda http: None, Audit())
-        app = App(self._store, guard, lifeline())
+        app = App(self._store, guard, lifecycle_hooks())
         return web.ServerRunner(HTTPServer(app, refuse=malformed_request), shutdown_timeout=1)
 
 

@@ -22,7 +22,7 @@ from mayfly.registry.http.connections import Connections, Limits
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.http.watchdog import Timeouts
 from mayfly.storage.interface import Store
-from tests.support.lifeline import lifeline
+from tests.support.lifecycle_hooks import lifecycle_hooks
 from tests.support.process import POLL_INTERVAL
 from tests.support.wire import TIMEOUT, message
 
@@ -144,7 +144,7 @@ async def secured(
     store: Store, context: ssl.SSLContext, trust: ssl.SSLContext
 ) -> AsyncIterator[Secured]:
     """Serve a store, open to everyone."""
-    line = lifeline()
+    line = lifecycle_hooks()
     guard = Guard(lambda: OPEN, None, certificate_identity, Audit())
     server = HTTPServer(App(store, guard, line), refuse=malformed_request)
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -1,4 +1,4 @@
-"""A lifeline for a registry inside a test: it counts and lets everything pass, and never ends."""
+"""Lifecycle hooks for a registry inside a test: they count, admit every request, and never end."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mayfly.registry.lifecycle.drain import Drain
 
 
 @dataclass
-class Lifeline:
-    """See `registry.api.context.Lifeline`."""
+class LifecycleHooks:
+    """See `registry.api.context.LifecycleHooks`."""
 
     activity: Activity
     observer: Observer
     drain: Drain
 
 
-def lifeline() -> Lifeline:
+def lifecycle_hooks() -> LifecycleHooks:
     """The real parts, without an end; to be made in the running event loop."""
     clock = SystemClock()
     activity = Activity(clock.now)
@@ -31,4 +31,4 @@ def lifeline() -> Lifeline:
     observer = Observer(
         activity, pulls, ledger, ManifestGraph(lambda repository, digest: None), clock
     )
-    return Lifeline(activity, observer, Drain(activity, pulls, observer.transfers, clock))
+    return LifecycleHooks(activity, observer, Drain(activity, pulls, observer.transfers, clock))
