@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.access.security import secure
-from mayfly.registry.settings import config
 from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.sources import load
 from mayfly.registry.state.runs import Run
 from tests.security.servers import make_auth, refused, server_of
 from tests.security.wire import ask
@@ -54,7 +54,7 @@ def serve(tmp_path: Path) -> Callable[..., str]:
         flags = {"root": tmp_path / "root", "state_dir": tmp_path / "state", **flags}
         texts = {name: (str(value),) for name, value in flags.items()}
         (tmp_path / "state").mkdir(exist_ok=True)
-        settings = config.load(texts, {}, None)
+        settings = load(texts, {}, None)
         run = Run.begin(settings.state_dir, None, {}, settings.signing_key)
         with pytest.raises(ConfigError) as caught, secure(settings, run):
             pass
@@ -168,7 +168,7 @@ def test_tls_keys_open_to_others(tmp_path: Path, serve: Callable[..., str]) -> N
     pair.key.chmod(0o644)
     assert f"chmod 600 {pair.key}" in serve(tls=f"{pair.certificate},{pair.key}")
     state = tmp_path / "state"
-    settings = config.load({"tls": ("auto",), "state_dir": (str(state),)}, {}, None)
+    settings = load({"tls": ("auto",), "state_dir": (str(state),)}, {}, None)
     run = Run.begin(state, None, {})
     with secure(settings, run):
         pass
