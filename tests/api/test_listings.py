@@ -19,7 +19,8 @@ BAD_NUMBERS = ["-1", "x", "1.5", "", "+1", " 1", "1e3", "\u0661", "9" * 5000, "0
 
 async def _pages(client: Client, url: str, key: str) -> tuple[list[list[Any]], list[str]]:
     """Every page from ``url`` on, following Link; the links."""
-    pages, links = [], []
+    pages: list[list[Any]] = []
+    links: list[str] = []
     while True:
         async with client.get(url) as answer:
             assert answer.status == 200, await answer.text()

@@ -45,7 +45,7 @@ def test_identity_is_frozen_and_keeps_secrets() -> None:
     """An identity cannot be changed; neither it nor a credential prints what is secret."""
     identity = Identity("bob", "basic", fingerprint="do-not-print")
     with pytest.raises(FrozenInstanceError):
-        identity.name = "admin"  # type: ignore[misc]
+        identity.name = "admin"
     assert "do-not-print" not in repr(identity)
     assert "do-not-print" not in repr(Credential("bob", "do-not-print"))
     assert ANONYMOUS.anonymous

@@ -6,6 +6,7 @@ import json
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,8 @@ def signed(tmp_path: Path) -> Signed:
             return manifest
 
         def sign(name: str, subject: Manifest, *tags: str) -> Manifest:
-            fields = {"subject": subject_of(subject), "artifactType": f"example/{name}"}
+            fields: dict[str, Any] = {"subject": subject_of(subject)}
+            fields["artifactType"] = f"example/{name}"
             return add(name, image_body(b"{}", [SIGNATURE], **fields), *tags)
 
         layers = [descriptor(LAYER), descriptor(FOREIGN, FOREIGN_TYPE, urls=["https://x.test/"])]

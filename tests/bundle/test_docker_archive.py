@@ -11,6 +11,7 @@ import pytest
 
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle import docker_archive as docker_archive_module
+from mayfly.storage.bundle import files as files_module
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid, NotReady
 from mayfly.storage.bundle.open import open_bundles
 from mayfly.storage.bundle.verified import Piece
@@ -232,7 +233,7 @@ def test_each_config_and_layer_is_read_once(
     members = [(tar_info(name, data), data) for name, data in files.items()]
     path = tmp_path / "b.tar"
     path.write_bytes(tar_of(*members, *links))
-    real, names = docker_archive_module.read, list[str]()
+    real, names = files_module.read, list[str]()
 
     def count(piece: Piece, name: str, limit: int = 2**24) -> bytes:
         names.append(name)

@@ -14,6 +14,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.open import open_bundles
 from tests.bundle.builders import Layout, blob_name
+from tests.support.commands import run_mayfly
 from tests.support.images import digest_of
 from tests.support.process import REPO, Mayfly
 
@@ -44,7 +45,12 @@ def test_gap_is_told_where_nothing_fills_it(tmp_path: Path) -> None:
     assert f"delta.tar: image {IMAGE} cannot be pulled: 1 of its blobs" in line
     assert digest_of(BASE) in line
     asked = []
-    assert bundles.lacking(lambda *key: bool(asked.append(key)) or True) == []
+
+    def has(*key: object) -> bool:
+        asked.append(key)
+        return True
+
+    assert bundles.lacking(has) == []
     assert asked == [("team/app", digests.of(BASE))]
     bundles.close()
 
@@ -57,8 +63,7 @@ def test_server_warns_of_gaps_only(start_mayfly: StartMayfly, tmp_path: Path) ->
     assert "cannot be pulled" in alone.output()
     beside = start_mayfly(str(delta), str(whole), root=tmp_path / "r2", state_dir=tmp_path / "s2")
     assert "WARNING" not in beside.output()
-    words = [sys.executable, "-m", "mayfly", "import", whole, "--root", tmp_path / "r3"]
-    subprocess.run(words, check=True, cwd=REPO, timeout=60)
+    run_mayfly("import", whole, "--root", tmp_path / "r3")
     over = start_mayfly(str(delta), root=tmp_path / "r3", state_dir=tmp_path / "s3")
     assert "WARNING" not in over.output()
 

@@ -8,7 +8,7 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -132,7 +132,7 @@ def test_name_that_is_not_utf_8() -> None:
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_sizes_beyond_octal(tmp_path: Path, format: int) -> None:
+def test_sizes_beyond_octal(tmp_path: Path, format: Literal[1, 2]) -> None:
     """20 GiB in base 256 and in a pax record; the file is sparse and its body is never read."""
     path = tmp_path / "large.tar"
     with path.open("wb") as file:

@@ -71,7 +71,7 @@ def test_environment_and_file(tmp_path: Path) -> None:
 
 def _serve(tmp_path: Path, *arguments: str | Path) -> list[str | Path]:
     """`serve` with directories of its own; later options win."""
-    directories = ["--root", tmp_path / "root", "--state-dir", tmp_path / "state"]
+    directories: list[str | Path] = ["--root", tmp_path / "root", "--state-dir", tmp_path / "state"]
     return ["serve", *directories, "--listen", "127.0.0.1:0", *arguments]
 
 

@@ -29,7 +29,7 @@ def check(name: str, document: Any) -> None:
     Draft202012Validator({**SCHEMA, "$ref": f"#/$defs/{name}"}).validate(document)
 
 
-def output(*words: str | Path, code: int = 0) -> Any:
+def output(*words: object, code: int = 0) -> Any:
     """The one document that a command prints."""
     done = mayfly(*words, "--json")
     assert done.returncode == code, done.stderr

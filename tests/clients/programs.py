@@ -37,7 +37,7 @@ class Client:
     ) -> None:
         need(name, directory=directory)
         self.name = name
-        self.program = find_program(name, *([directory] if directory else []))
+        self.program = find_program(name, *([directory] if directory else [])) or name
         self.options = options
         self.env = {
             **os.environ,

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,9 +103,9 @@ def logs(docker: Client, container: str) -> str:
     return (done.stdout + done.stderr).decode()
 
 
-def inspect(docker: Client, container: str) -> dict:
+def inspect(docker: Client, container: str) -> dict[str, Any]:
     """What docker knows of the container."""
-    return json.loads(docker("inspect", container))[0]
+    return dict(json.loads(docker("inspect", container))[0])
 
 
 def test_container_serves_a_push(

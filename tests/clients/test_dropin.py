@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,9 @@ BLOBS = "docker/registry/v2/blobs"
 SBOM = "application/vnd.example.sbom"
 Digests = dict[str, str]
 """Reference without the host → the digest of its manifest."""
+
+Copied = Callable[[tuple[Path, Digests]], tuple[Path, Digests]]
+Start = Callable[[Path], Any]
 
 
 class Pusher:
@@ -115,7 +119,7 @@ def written_by_distribution(
 
 
 @pytest.fixture
-def copied(scratch: Path) -> Callable[[tuple[Path, Digests]], tuple[Path, Digests]]:
+def copied(scratch: Path) -> Copied:
     """Copy a directory, so that a test may change it."""
 
     def copy(written: tuple[Path, Digests]) -> tuple[Path, Digests]:
@@ -149,9 +153,9 @@ def distribution_on(scratch: Path) -> Iterator[Callable[[Path], Distribution]]:
 def test_distribution_serves_what_mayfly_wrote(
     pusher: Pusher,
     written_by_mayfly: tuple[Path, Digests],
-    copied,
-    distribution_on,
-    mayfly_on,
+    copied: Copied,
+    distribution_on: Start,
+    mayfly_on: Start,
     scratch: Path,
 ) -> None:
     """distribution serves Mayfly's directory and adds to it; Mayfly then serves all of it."""
@@ -168,9 +172,9 @@ def test_distribution_serves_what_mayfly_wrote(
 def test_mayfly_serves_what_distribution_wrote(
     pusher: Pusher,
     written_by_distribution: tuple[Path, Digests],
-    copied,
-    distribution_on,
-    mayfly_on,
+    copied: Copied,
+    distribution_on: Start,
+    mayfly_on: Start,
     scratch: Path,
 ) -> None:
     """Mayfly serves distribution's directory and adds to it; distribution then serves all."""
@@ -185,7 +189,7 @@ def test_mayfly_serves_what_distribution_wrote(
 
 
 def test_mayfly_finds_referrers_that_distribution_took_in(
-    pusher: Pusher, written_by_distribution: tuple[Path, Digests], copied, mayfly_on
+    pusher: Pusher, written_by_distribution: tuple[Path, Digests], copied: Copied, mayfly_on: Start
 ) -> None:
     """distribution keeps no list of referrers; Mayfly answers from the manifests it finds."""
     root, digests = copied(written_by_distribution)
@@ -200,9 +204,9 @@ def test_mayfly_finds_referrers_that_distribution_took_in(
 def test_garbage_collect_loses_nothing(
     pusher: Pusher,
     written_by_mayfly: tuple[Path, Digests],
-    copied,
-    distribution_on,
-    mayfly_on,
+    copied: Copied,
+    distribution_on: Start,
+    mayfly_on: Start,
     scratch: Path,
 ) -> None:
     """distribution's collector finds nothing to delete, and both registries serve everything."""
@@ -220,8 +224,8 @@ def test_garbage_collect_loses_nothing(
 def test_garbage_collect_removes_only_what_was_deleted(
     pusher: Pusher,
     written_by_mayfly: tuple[Path, Digests],
-    copied,
-    mayfly_on,
+    copied: Copied,
+    mayfly_on: Start,
     scratch: Path,
 ) -> None:
     """After a delete in Mayfly the collector frees that image's layers, and only those."""

@@ -196,13 +196,13 @@ def server(start_mayfly: Callable[..., Mayfly]) -> Iterator[Mayfly]:
 
 def load(program: Program, skopeo: Client, medium: Medium, scratch: Path) -> None:
     """Bring the image to where a push takes it from."""
-    if isinstance(program, Copier):
-        return
     archive = scratch / "medium.tar"
     source = f"oci:{medium.layout}:medium"
     if isinstance(program, Ctr):
         skopeo("copy", source, f"oci-archive:{archive}:medium")
         program.client("images", "import", "--digests", "--base-name=medium", archive)
+        return
+    if not isinstance(program, Engine):
         return
     skopeo("copy", source, f"docker-archive:{archive}:{program.local}")
     program.client("load", "--input", archive)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,10 +32,10 @@ def artifact(oras: Client, mayfly: Mayfly, repository: str, scratch: Path) -> st
     return reference
 
 
-def referrers(oras: Client, reference: str, *options: str) -> list[dict]:
+def referrers(oras: Client, reference: str, *options: str) -> list[dict[str, Any]]:
     """What oras discovers of a reference."""
     found = json.loads(oras("discover", PLAIN, "--format=json", *options, reference))
-    return found.get("referrers", found.get("manifests", []))
+    return list(found.get("referrers", found.get("manifests", [])))
 
 
 def test_pulled_artifact_is_the_pushed_file(oras: Client, artifact: str, scratch: Path) -> None:

@@ -103,9 +103,9 @@ def finish(server: Mayfly, location: str, offset: int) -> None:
     closing_chunk = f"{location}{separator}digest={DIGEST}"
     answer = request(server, "PUT", closing_chunk, BLOB[offset + CHUNK :])
     assert answer.status == 201
-    answer, body = request(server, "GET", answer.headers["Location"])
+    answer = request(server, "GET", answer.headers["Location"])
     assert answer.status == 200
-    assert body == BLOB
+    assert answer.body == BLOB
 
 
 def ask_to_stop(server: Mayfly) -> None:

@@ -276,7 +276,8 @@ def test_every_end_has_a_sentence() -> None:
 )
 def test_corrupt_content_in_words(problem: str, file: str | None, says: str) -> None:
     """Each problem says what is wrong, whom it hurts and what to do."""
-    found = table.corruption_text({**REPORT["corrupt"][0], "problem": problem, "file": file})
+    record: CorruptRecord = {**REPORT["corrupt"][0], "problem": problem, "file": file}
+    found = table.corruption_text(record)
     assert found.startswith(f"upgrade.tar: {digest('layer')} ")
     assert says in found
     assert "; images that need it: team/app:2; " in found

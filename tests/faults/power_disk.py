@@ -73,10 +73,10 @@ class Disk:
             case "remove":
                 self._change({self._name(step.path): None})
             case "rename":
-                inode = self._find(step.path)
-                assert inode is not None, step
-                if inode != self._find(step.target):
-                    self._change({self._name(step.path): None, self._name(step.target): inode})
+                moved = self._find(step.path)
+                assert moved is not None, step
+                if moved != self._find(step.target):
+                    self._change({self._name(step.path): None, self._name(step.target): moved})
             case "write" | "truncate":
                 file = self._files[self._known(step.path)]
                 at = len(file.content) if step.at is None else step.at

@@ -24,6 +24,7 @@ from tests.faults.flood_load import (
     many_files,
     tell,
 )
+from tests.support.commands import command_line
 from tests.support.images import digest_of
 from tests.support.process import REPO, Mayfly, Process, need, need_root
 
@@ -167,7 +168,7 @@ async def test_more_connections_than_files(workspace: Path) -> None:
 def test_limit_on_open_files(tmp_path: Path) -> None:
     """The server raises its limit as far as it may; the command of `mayfly run` keeps its own."""
     need("prlimit")
-    argv = ["prlimit", "--nofile=300:3000", sys.executable, "-m", "mayfly", "run"]
+    argv: list[str | Path] = ["prlimit", "--nofile=300:3000", *command_line("run")]
     argv += ["--root", tmp_path / "root", "--state-dir", tmp_path / "state"]
     argv += ["--listen", "127.0.0.1:0", "--", "sh", "-c"]
     argv += ["ulimit -Sn; ulimit -Hn; grep 'open files' /proc/$PPID/limits"]

@@ -292,7 +292,7 @@ def _served(server: Mayfly, key: Key) -> str | None:
 def _act(home: Path, what: str) -> list[Step]:
     """Record the actor on a store."""
     steps: list[Step] = []
-    argv = [sys.executable, "-m", "tests.faults.power_actor", what, home / "root"]
+    argv = [sys.executable, "-m", "tests.faults.power_actor", what, str(home / "root")]
     with recorded(home, argv, steps) as process:
         assert process.popen.wait(60) == 0, process.describe()
     return steps

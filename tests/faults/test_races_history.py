@@ -50,7 +50,7 @@ class Worker:
         self.digest = next(iter(MANIFESTS))
         self.tag = TAGS[0]
 
-    def work(self, until: float, actions: list[Callable[[], None]]) -> None:
+    def work(self, until: float, actions: list[Callable[[], object]]) -> None:
         """Act until then."""
         while time.monotonic() < until:
             self.repository = self.chance.choice(REPOSITORIES)
@@ -82,7 +82,7 @@ class Client(Worker):
         super().__init__(history, seed)
         self.ask = asking
 
-    def actions(self) -> list[Callable[[], None]]:
+    def actions(self) -> list[Callable[[], object]]:
         """What a client does, the more often the more it stands here."""
         pushes = [lambda: self.push(self.digest)] * 4
         return [*pushes, self.pull, self.pull, self.read, self.remove, self.remove_tag]
@@ -154,7 +154,7 @@ class Command(Worker):
         super().__init__(history, seed)
         self.store = store
 
-    def actions(self) -> list[Callable[[], None]]:
+    def actions(self) -> list[Callable[[], object]]:
         """What an operator does."""
         return [self.remove, self.remove_tag, lambda: self.collect(), lambda: time.sleep(0.05)]
 

@@ -265,7 +265,7 @@ def _run(start: Start, examples: int = EXAMPLES) -> None:
         print_blob=True,
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(lambda: Machine(start), settings=every)
+    run_state_machine_as_test(lambda: Machine(start), settings=every)  # type: ignore[arg-type]
 
 
 def _fresh(directory: Path) -> Path:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.fuzz import seeds, servers
+from tests.fuzz import servers
 from tests.fuzz.budget import EXAMPLES, SEED
 from tests.fuzz.servers import Fuzzed
 from tests.fuzz.test_wire import unexpected
+from tests.support.client import basic
 from tests.support.process import REPO, Mayfly, find_program, need
 
 CHECKS = (
@@ -76,5 +77,5 @@ def test_callers_have_to_prove_who_they_are(
 ) -> None:
     """With the token of one who may only pull: refusals are described, too."""
     with servers.guarded(start_mayfly, tmp_path) as server:
-        pull = seeds.basic("pull", servers.PASSWORD)
+        _, pull = basic("pull", servers.PASSWORD)
         assert _conforms(server, tmp_path, "--header", f"Authorization: {pull}") > OPERATIONS

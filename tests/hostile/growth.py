@@ -31,7 +31,7 @@ from pathlib import Path
 from re import _constants as op  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from mayfly import auth, registry, storage
 
@@ -228,7 +228,7 @@ def _methods(tree: ast.AST) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _is_re(call: ast.AST) -> bool:
+def _is_re(call: ast.AST) -> TypeGuard[ast.Call]:
     return (
         isinstance(call, ast.Call)
         and isinstance(call.func, ast.Attribute)
@@ -243,9 +243,10 @@ def _literals(tree: ast.AST) -> Iterator[tuple[int, re.Pattern[Any], str]]:
         if (
             _is_re(call)
             and isinstance(call.args[0], ast.Constant)
+            and isinstance(call.func, ast.Attribute)
             and call.func.attr != "compile"  # held by the module, and found there
         ):
-            yield call.lineno, re.compile(call.args[0].value), call.func.attr
+            yield call.lineno, re.compile(str(call.args[0].value)), call.func.attr
 
 
 def _pattern_inputs(pattern: re.Pattern[Any]) -> Iterator[tuple[str, str, str]]:

@@ -211,7 +211,7 @@ class Hostile:
     def command(
         self,
         name: str,
-        *argv: str | Path,
+        *argv: object,
         before: str,
         growth: float = GROWTH,
         timeout: float = 120,
@@ -234,7 +234,7 @@ class Hostile:
         remove_tree(self._place)
 
     def _measured(
-        self, *argv: str | Path, timeout: float
+        self, *argv: object, timeout: float
     ) -> tuple[subprocess.CompletedProcess[str], int]:
         env = {name: os.environ[name] for name in os.environ if not name.startswith("MAYFLY_")}
         program = [sys.executable, "-c", _MEASURED, *map(str, argv)]
@@ -242,7 +242,7 @@ class Hostile:
             program, cwd=REPO, env=env, capture_output=True, text=True, timeout=timeout
         )
         errors, _, peak = done.stderr.rpartition("\npeak ")
-        return subprocess.CompletedProcess(argv, done.returncode, done.stdout, errors), int(peak)
+        return subprocess.CompletedProcess(program, done.returncode, done.stdout, errors), int(peak)
 
     def _stop(self) -> None:
         if self._server is not None and self._server.running:

@@ -159,7 +159,8 @@ def _pax_records(path: Path) -> int:
     body = record * (MIB // len(record))
     info = tar_info("pax", body, type=tarfile.XHDTYPE)
     member = (info, body)
-    path.write_bytes(tar_of(*[member, tar_info("x")] * 10, format=tarfile.USTAR_FORMAT))
+    members: list[tuple[tarfile.TarInfo, bytes] | tarfile.TarInfo] = [member, tar_info("x")]
+    path.write_bytes(tar_of(*members * 10, format=tarfile.USTAR_FORMAT))
     return 5
 
 

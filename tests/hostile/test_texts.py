@@ -244,7 +244,7 @@ def test_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     import sys
 
     terminal = Terminal(sys.stdout)
-    print("a\tb\nc\x1b[31m", file=terminal)  # type: ignore[call-overload]
+    print("a\tb\nc\x1b[31m", file=terminal)
     click.echo("d\u202e", file=terminal)  # type: ignore[arg-type]
     echo(f"e\n{FORGED}")
     with pytest.raises(TypeError):

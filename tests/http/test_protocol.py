@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -60,8 +60,8 @@ class Connection(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.answers += data
 
-    def writelines(self, data: object) -> None:
-        self.answers += b"".join(data)  # type: ignore[call-overload]
+    def writelines(self, data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self.answers += b"".join(data)
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         return default

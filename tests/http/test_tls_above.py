@@ -111,7 +111,7 @@ async def test_reader_that_pauses(tmp_path: Path) -> None:
     async with _accepted(tmp_path) as (above, client):
         sending = asyncio.ensure_future(asyncio.to_thread(client.sendall, DATA))
         for pauses in range(1, 6):
-            await until(lambda n=pauses: above.pauses == n, "it paused")  # type: ignore[misc]
+            await until(lambda n=pauses: above.pauses == n, "it paused")
             before = len(above.got)
             assert not above.transport.is_reading()
             assert len(above.got) == before <= pauses * len(above.get_buffer(-1))

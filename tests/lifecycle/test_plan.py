@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from mayfly.registry.coverage.images import Nodes
+from mayfly.registry.coverage.observer import Peer, Transfer
 from mayfly.registry.ending import EndKind, EndReason
 from mayfly.registry.lifecycle.drain import Drained
 from mayfly.registry.lifecycle.plan import RunPlan, exit_code
 from mayfly.registry.settings.errors import ConfigError
 
-CUT = Drained(("pull of r by a",))
+PULL = Transfer("pull", "r", Peer("a", "", "192.0.2.1", ""), 0.0)
+CUT = Drained((PULL,))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ CUT = Drained(("pull of r by a",))
         (EndKind.SIGNAL, CUT, None, None, False, 3),
         (EndKind.COVERED, CUT, True, None, False, 3),
         # a second signal
-        (EndKind.SIGNAL, Drained(("x",), 143), None, None, False, 143),
+        (EndKind.SIGNAL, Drained((PULL,), 143), None, None, False, 143),
         (EndKind.SIGNAL, Drained((), 130), False, -9, True, 130),
         # run: the command's own
         (EndKind.COMMAND, Drained(), None, 0, False, 0),

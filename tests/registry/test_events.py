@@ -26,7 +26,7 @@ LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARNING|ERROR) +
 
 def lines(output: str) -> list[tuple[str, str]]:
     """Level and text of each line of the log; the report's table has none."""
-    return [found.groups() for found in map(LINE.fullmatch, output.splitlines()) if found]
+    return [(found[1], found[2]) for found in map(LINE.fullmatch, output.splitlines()) if found]
 
 
 @pytest.fixture

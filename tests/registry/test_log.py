@@ -84,7 +84,7 @@ def test_level(level: str, shown: int) -> None:
 def test_repeats_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A repeat is counted, and the count is written with the next that is due, or at the end."""
     now = [100.0]
-    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("mayfly.registry.log.time.monotonic", lambda: now[0])
     stream = io.StringIO()
     log.configure("text", "info", stream)
 
@@ -161,7 +161,7 @@ def test_every_event_is_documented() -> None:
                 if ast.unparse(event) == "self._event":  # of `Notices`, as it was made with
                     continue
                 assert isinstance(event, ast.Constant), ast.unparse(node)
-                named.add(event.value)
+                named.add(str(event.value))
     section = (REPO / "docs/lifetime.md").read_text().partition("## The log\n")[2]
     rows = re.findall(r"^\| `([a-z_]+)` \|", section.partition("\n## ")[0], re.MULTILINE)
     assert sorted(rows) == sorted(named)

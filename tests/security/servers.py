@@ -24,7 +24,7 @@ def refused(*args: str | Path) -> str:
     try:
         done = mayfly(*args, timeout=_REFUSAL_TIMEOUT)
     except subprocess.TimeoutExpired as expired:
-        raise AssertionError(f"mayfly {args} was not refused: {expired.stderr}") from None
+        raise AssertionError(f"mayfly {args} was not refused: {expired.stderr!r}") from None
     assert done.returncode == 2, f"exited {done.returncode}: {done.stdout}{done.stderr}"
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
     return done.stderr

@@ -108,7 +108,7 @@ def as_kubelet(crictl: Client, image: str, *secrets: dict[str, Any]) -> tuple[in
     """Pull as kubelet does: with each credential that matches, until one works; else with none."""
     found = lookup(list(secrets), image.rpartition(":")[0])
     outcome = (1, "nothing tried")
-    for auth in found or [None]:
+    for auth in (*found, *([] if found else [None])):
         outcome = pull(crictl, image, auth)
         if outcome[0] == 0:
             break

@@ -125,7 +125,7 @@ def _callers(made: Registry) -> dict[str, Caller]:
         "exp": made.token(EVERY_ACTION, now=now - 3600),
         "oth": made.token("repository:team/application:delete,pull,push", now=now),
         "key": made.token(EVERY_ACTION, now=now, issuer=TokenIssuer(signing.new_key(), REALM)),
-        "non": jwt.encode(claims, None, algorithm="none"),
+        "non": jwt.encode(claims, "", algorithm="none"),
         "ref": _refresh_token(made, now),
     }
     callers |= {column: _token(token) for column, token in tokens.items()}

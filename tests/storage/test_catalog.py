@@ -52,7 +52,12 @@ def test_only_directories_on_the_way_are_read(
         (tmp_path / f"team{number:03}/app/_layers").mkdir(parents=True)
     read: list[object] = []
     real = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: read.append(path) or real(path))
+
+    def noted(path: str) -> object:
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", noted)
     assert Catalog(tmp_path).names_after("team250/app", 5) == [
         f"team{n}/app" for n in range(251, 256)
     ]

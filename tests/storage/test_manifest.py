@@ -24,6 +24,7 @@ from mayfly.storage.manifest import (
     OCI_MANIFEST,
     Descriptor,
     Manifest,
+    folded,
     parse,
     parse_stored,
 )
@@ -413,7 +414,7 @@ def test_deep_nesting_leaves_the_interpreter_whole() -> None:
     assert manifests.parse(image_body()).media_type == OCI_MANIFEST
 
 
-SCHEMA1 = json.dumps(
+OLD_MANIFEST = json.dumps(
     {
         "schemaVersion": 1,
         "name": "old/app",
@@ -426,11 +427,11 @@ SCHEMA1 = json.dumps(
 
 def test_stored_schema1_is_served_and_its_layers_are_known() -> None:
     """An old volume's manifest keeps its type, and its layers from the collector."""
-    found = parse_stored(SCHEMA1)
+    found = parse_stored(OLD_MANIFEST)
     assert found.media_type == "application/vnd.docker.distribution.manifest.v1+prettyjws"
     assert [blob.digest for blob in found.blobs] == [digests.of(b"layer")]
     with pytest.raises(ManifestInvalid):
-        parse(SCHEMA1)
+        parse(OLD_MANIFEST)
 
 
 def test_artifact_manifest() -> None:
@@ -500,8 +501,8 @@ NOT_FOLDED = (
 @pytest.mark.parametrize("name", NOT_FOLDED, ids=ascii)
 def test_spelling_that_go_does_not_fold(name: str) -> None:
     """Unicode's simple folding joins the long s and the Kelvin sign to ASCII, and no other."""
-    assert parse(image_body(layers=[descriptor(b"x", **{name: 1})])).blobs
-    assert manifests._folded(f"{KELVIN}{LONG_S}") == "ks"
+    assert parse(image_body(layers=[descriptor(b"x") | {name: 1}])).blobs
+    assert folded(f"{KELVIN}{LONG_S}") == "ks"
 
 
 def test_spelling_elsewhere_is_free() -> None:

@@ -130,7 +130,7 @@ def test_nothing_that_is_pushed_hides_a_blob(root: Path) -> None:
             _forget(root, digest)
         for size in (0, 1, len(LAYER) + 1, 2**63 - 1):
             for fields in ({}, {"urls": ["https://example.com/layer"]}):
-                wrong = descriptor(LAYER, **(fields | {"size": size}))
+                wrong = descriptor(LAYER) | fields | {"size": size}
                 with pytest.raises(SizeInvalid):
                     put(store, REPO, image_body(b"{}", [], config=wrong), "v1")
                 body = image_body(b"{}", [], config=wrong)

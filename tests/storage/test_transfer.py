@@ -170,7 +170,7 @@ def test_compressed(name: str, source: DistributionStore, tmp_path: Path) -> Non
     """However a bundle is compressed, it expands to what it was; a torn one is named."""
     _export(source, tmp_path / "all.tar")
     plain = (tmp_path / "all.tar").read_bytes()
-    squeeze = {
+    squeeze: dict[str, Callable[[bytes], bytes]] = {
         "a.gz": gzip.compress,
         "a.xz": lzma.compress,
         "a.bz2": bz2.compress,
@@ -256,7 +256,7 @@ def test_index_of_blobs_and_artifact_manifest_travel(tmp_path: Path) -> None:
     artifact = {"mediaType": OCI_ARTIFACT, "artifactType": "x/y", "blobs": [layout.add(TWO, "x/y")]}
     layout.name(layout.add(json.dumps(artifact).encode(), OCI_ARTIFACT), "quay.io/team/art:1")
     target, planned = _bundled(layout, tmp_path / "a.tar", tmp_path / "target")
-    assert planned.refused == planned.incomplete == ()
+    assert (planned.refused, planned.incomplete) == ((), ())
     assert target.collect(0).blobs == ()
     _export(target, tmp_path / "b.tar")
     second, _, names = _import(tmp_path / "b.tar", tmp_path / "second")

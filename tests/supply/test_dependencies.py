@@ -56,7 +56,7 @@ def test_every_extra_is_looked_at() -> None:
 def test_licences_are_those_the_packages_state(package: str) -> None:
     """The installed package says the same of itself, and may be used."""
     stated = metadata.metadata(package)
-    licence = stated.get("License-Expression") or stated.get("License")
-    assert licence is not None
+    field = next(name for name in ("License-Expression", "License") if name in stated)
+    licence = stated[field]
     assert ROWS[package][0] == _SPELLED.get(licence, licence)
     assert set(re.split(r" AND | OR ", ROWS[package][0])) <= ALLOWED

@@ -19,13 +19,13 @@ def environment(**more: str) -> dict[str, str]:
     return inherited | {"PYTHONPATH": str(REPO)} | more
 
 
-def command_line(*arguments: str | Path) -> list[str]:
-    """`mayfly` with arguments, as the interpreter of the tests runs it."""
+def command_line(*arguments: object) -> list[str]:
+    """`mayfly` with arguments, texts and paths, as the interpreter of the tests runs it."""
     return [sys.executable, "-m", "mayfly", *map(str, arguments)]
 
 
 def mayfly(
-    *arguments: str | Path,
+    *arguments: object,
     env: Mapping[str, str] | None = None,
     cwd: Path = REPO,
     stdin: str = "",
@@ -43,7 +43,7 @@ def mayfly(
     )
 
 
-def run_mayfly(*arguments: str | Path, stdin: str = "") -> str:
+def run_mayfly(*arguments: object, stdin: str = "") -> str:
     """Run a command that succeeds; its standard output."""
     done = mayfly(*arguments, stdin=stdin)
     assert done.returncode == 0, f"mayfly {arguments} exited {done.returncode}: {done.stderr}"

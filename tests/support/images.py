@@ -42,7 +42,7 @@ def push(store: Store, repository: str, data: bytes, algorithm: str = "sha256") 
 
 
 def descriptor(
-    data: bytes, media_type: str = LAYER_TYPE, algorithm: str = "sha256", **fields: object
+    data: bytes, media_type: str = LAYER_TYPE, algorithm: str = "sha256", **fields: Any
 ) -> dict[str, object]:
     """A descriptor of ``data``."""
     described = {

@@ -76,7 +76,7 @@ class Process:
 
     def __init__(
         self,
-        argv: Sequence[str | Path],
+        argv: Sequence[object],
         log: Path,
         *,
         env: Mapping[str, str] | None = None,
@@ -155,7 +155,7 @@ class Mayfly(Process):
         state_dir.mkdir(parents=True, exist_ok=True)
         self.root = root
         self.state_dir = state_dir
-        argv = [*prefix, sys.executable, "-m", "mayfly", "serve", "--root", root]
+        argv: list[object] = [*prefix, sys.executable, "-m", "mayfly", "serve", "--root", root]
         argv += ["--state-dir", state_dir, "--listen", listen, *options]
         if env is None:
             # Settings of whoever runs the tests are not the test's.

@@ -17,7 +17,7 @@ from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import Guard
 from mayfly.registry.access.security import certificate_identity
 from mayfly.registry.api.app import App, malformed_request
-from mayfly.registry.http import tls_sendfile
+from mayfly.registry.http import tls, tls_sendfile
 from mayfly.registry.http.connections import Connections, Limits
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.http.watchdog import Timeouts
@@ -115,7 +115,7 @@ class Secured:
     def sending(self) -> int:
         """How many transfers of files are under way."""
         open_transports = [one.transport for one in self.server.connections]
-        return sum(one._is_sending for one in open_transports if one is not None)
+        return sum(one._is_sending for one in open_transports if isinstance(one, tls.TLSTransport))
 
     async def idle(self, before: int) -> None:
         """Wait until every transfer has ended and ``before`` descriptors are open, no more."""
