@@ -1,4 +1,4 @@
-"""Who is asking and what they may do: parse credentials, decide, issue tokens.
+"""Identities and rights: parse credentials, decide, issue tokens.
 
 Pure: knows no HTTP framework and no storage, opens no file and waits for nothing.
 `registry.access` reads the files and runs the logins.

@@ -15,7 +15,7 @@ glob is an error that names its place. Two rules prevent accidents: anonymous ca
 ``limitedGuest`` only, and ``admin``, which is for the whole registry, is granted on ``**`` only. A
 group whose members come from client certificates alone is defined with an empty list.
 
-Commands write the whole file anew, sorted and in the order above. Only the comments at its top are
+Commands rewrite the whole file, sorted and in the order above. Only the comments at its top are
 kept.
 """
 

@@ -1,7 +1,7 @@
 """Roles and the actions each one carries.
 
 Names and ladder are Harbor's (its ``rbac_role.go``), so that grants can be taken over from there;
-``admin`` is its system administrator. What tells some roles apart in Harbor is not part of this
+``admin`` is its system administrator. Some differences between Harbor's roles do not exist in this
 registry: members and logs of a project (``limitedGuest`` and ``guest``), changing its members over
 HTTP (``maintainer`` and ``projectAdmin``), settings of the server (``admin``). Here only the places
 where they can be granted differ: ``admin`` on all repositories at once, and neither ``admin`` nor

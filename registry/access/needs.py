@@ -1,4 +1,4 @@
-"""What a request needs before it may reach storage: every (resource, action) pair.
+"""The rights that a request needs before it may reach storage: (resource, action) pairs.
 
 Each route has a `Rule`. A route without one is denied, so a new endpoint is closed until someone
 decides who may use it. Source of the actions: CNCF distribution's token scope documentation.
@@ -22,7 +22,7 @@ class Need(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Who may use a route.
+    """The rights that a route needs.
 
     Attributes:
         actions: needed on the request's own repository.

@@ -1,7 +1,7 @@
 """Turns for logins: a lock whose newest waiter is next, and the worker slots that all share.
 
-Both are fair to who comes late: an attacker who came first, with many attempts, delays nobody for
-more than one of them.
+Both are fair to latecomers: an attacker with many earlier attempts delays nobody for more than one
+of them.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def no_needs(request: Request) -> tuple[Need, ...]:
 class Route:
     """One endpoint by the methods that one handler serves.
 
-    What is left out is refused: a route without ``rule`` to everyone, one without ``step`` while
+    Defaults refuse: a route without ``rule`` to everyone, one without ``step`` while
     the registry drains.
 
     Attributes:

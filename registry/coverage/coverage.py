@@ -241,7 +241,7 @@ class Coverage:
         return not all(target is not None and target.complete for target in targets)
 
     def _refresh(self) -> None:
-        """Resolve the tags anew."""
+        """Resolve the tags again."""
         targets = tuple(self.resolve(image) for image in self._images)
         if targets != self._targets:
             self._targets = targets

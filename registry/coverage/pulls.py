@@ -2,8 +2,8 @@
 
 A pull is several requests that have only the node in common: HEAD of a tag, GET of an index, GET of
 one of its children, then a GET for each blob the node lacks. Between two of them nothing is in
-flight, and yet the pull is not complete. What the node is still *expected* to ask for follows from
-what it got:
+flight, and yet the pull is not complete. The requests that are still *expected* of the node follow
+from what it got:
 
     HEAD of a manifest         expects a GET of it      (a warm node stops here)
     GET of an index            expects a child of it

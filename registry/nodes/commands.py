@@ -1,4 +1,4 @@
-"""What an operator pastes on a node that has neither Mayfly nor the internet."""
+"""Render commands to paste on a node that has neither Mayfly nor the internet."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """podman, CRI-O, skopeo, buildah: certs.d and a file in registries.conf.d.
 
-Both are read at every start of such a command. Rules of containers-registries.conf(5) that matter:
+These programs read both at every start. Rules of containers-registries.conf(5) that matter:
 
 - Of all ``[[registry]]`` tables the one with the longest prefix counts. One with the same prefix in
   a file that sorts later replaces the earlier wholly.

@@ -50,7 +50,7 @@ def no_path(runtime: Runtime, target: Target) -> str:
 
 
 def notes_after_revert(paths: Iterable[str]) -> tuple[str, ...]:
-    """What the operator has to know once these files were put back, a line each."""
+    """Return notes for the operator after these files were put back, a line each."""
     return tuple(note for path in paths for note in _AFTER_REVERT.get(path, ()))
 
 

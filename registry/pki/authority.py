@@ -4,14 +4,14 @@ Four files in the state directory: ``ca.crt`` and ``tls.crt``, and 0600 ``ca.key
 They are used again by the next start as long as they serve, so nodes that trust the CA keep
 trusting it:
 
-- The CA is made for a run and outlives it by a margin. It is made anew when there is none, and by
-  the start of a run that it would not outlast; never while a run goes on.
+- The CA is made for a run and outlives it by a margin. A new one is made when there is none, and by
+  the start of a run that it would not outlast; never during a run.
 - Made with `constrain`, it may sign the names that it was made for and no others (RFC 5280,
   4.2.1.10). A start that needs another one fails.
-- The server certificate is short-lived. It is made anew, by the same CA and for the same key (which
-  clients may have pinned), when it lacks a wanted name, is within the last third of its life, does
-  not fit its key or the CA. `renew` does that while the server runs. A key that others could read
-  is made anew, too.
+- The server certificate is short-lived. A new one is made, by the same CA and for the same key
+  (which clients may have pinned), when it lacks a wanted name, is within the last third of its
+  life, does not fit its key or the CA. `renew` does that while the server runs. A key that others
+  could read is replaced, too.
 - A CA key that others could read, or a file of another user, is refused: only the operator knows
   what they did.
 
@@ -183,7 +183,7 @@ def _serves(certificate: Path, key: Path, ca: Path, names: Collection[str], now:
     try:
         found = read_pair(certificate, key, ca)
     except TrustError:
-        # Half replaced, or made by a CA that is gone: it is ours to make anew.
+        # Half replaced, or made by a CA that is gone: replace it.
         return False
     return found.names.issuperset(names) and not _in_last_third(found, now)
 

@@ -72,7 +72,7 @@ class Certificate:
             )
 
     def warnings(self, now: datetime) -> tuple[str, ...]:
-        """What will trouble clients though the certificate can be served, a line each."""
+        """Return problems that clients will have with a certificate that can be served."""
         found = []
         if not self.names:
             found.append(
@@ -106,7 +106,7 @@ def load_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
 
     Raises:
         TrustError: a file is missing, unreadable, not PEM, encrypted or open to others, or the
-            key is another certificate's. What the context holds then is undefined.
+            key is another certificate's. The context is then unusable.
     """
     _expect(certificate, b"-----BEGIN CERTIFICATE-----", "PEM certificate")
     _expect(key, b"PRIVATE KEY-----", "PEM private key")

@@ -67,9 +67,9 @@ class ServerTLS:
     def reload_if_changed(self) -> bool:
         """Take over certificates whose files changed; to be called every few seconds.
 
-        What cannot be used is logged as an error, once for each change, and the old certificates
-        stay. Costs a few stat calls when nothing changed, which follow symlinks and so see
-        Kubernetes' swap of a volume's ``..data``. Returns whether new certificates are in use.
+        Files that cannot be used are logged as an error, once for each change, and the old
+        certificates stay. Costs a few stat calls when nothing changed, which follow symlinks and so
+        see Kubernetes' swap of a volume's ``..data``. Returns whether new certificates are in use.
         """
         # Looked at before the files are read: what changes in between is seen the next time.
         signature = self._signature()

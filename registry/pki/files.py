@@ -3,7 +3,7 @@
 The sequence is that of `storage.directory.publish` (temporary file, fsync, rename, fsync of the
 directory), but the temporary file lies beside its target, not in a scratch directory: a node's
 ``/etc`` is seldom on the filesystem of anything of ours. Its name follows from the target's, so
-whoever cleans up after a crash knows what to look for.
+the cleanup after a crash knows what to look for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mayfly.registry.pki.errors import TrustError
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a file has besides its bytes.
+    """Mode and owner of a file.
 
     ``mode`` is the permission bits; ``owner`` is (uid, gid), None for the caller's own;
     ``mtime_ns`` is nanoseconds since the epoch, None for now; ``xattrs`` carries ACLs and the
@@ -36,7 +36,7 @@ class Attributes:
 def temporary_of(target: Path) -> Path:
     """Where a file is written before it takes ``target``'s place.
 
-    The ending keeps it out of every reader of such directories: docker takes ``*.crt``,
+    The ending hides it from the readers of these directories: docker takes ``*.crt``,
     containers/image ``*.conf``, containerd ``hosts.toml``.
     """
     return target.with_name(f".{target.name}.mayfly")

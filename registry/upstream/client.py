@@ -529,7 +529,7 @@ def _retry_after(value: str) -> float | None:
 
 
 def _told(error: BaseException) -> str:
-    """What a broken connection is called in a message."""
+    """Describe a broken connection in a message."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return (
             f"its certificate is not trusted ({error.certificate_error.args[-1]}); "

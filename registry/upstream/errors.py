@@ -42,7 +42,7 @@ class LoginRefused(UpstreamError):
 
 
 class ContentWrong(UpstreamError):
-    """What arrived does not have the digest or the size that was asked for."""
+    """Content arrived with another digest or size than was asked for."""
 
 
 class ImagesMissing(FetchError):

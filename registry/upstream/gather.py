@@ -296,7 +296,7 @@ class _Image:
         fallback = await self._find(flat_tag(subject), self._owners)
         if fallback is None:
             return []
-        # The index itself is not carried: clients make it anew from what it lists.
+        # The index itself is not carried: clients rebuild it from the entries.
         _, index, _ = self._manifests.pop(fallback)
         return [child.digest for child in index.manifests]
 

@@ -1,7 +1,7 @@
 """Where the images of a new bundle come from: registries, and bundles or stores on this host.
 
-Both answer the same questions (`Source`). Everything here runs on one event loop; what reads local
-files does so in worker threads.
+Both answer the same questions (`Source`). Everything here runs on one event loop; local files are
+read in worker threads.
 """
 
 from __future__ import annotations
