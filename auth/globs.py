@@ -42,7 +42,7 @@ class Glob:
 
     @property
     def prefix(self) -> str:
-        """The text that every name the glob covers begins with."""
+        """The text before the first star, with which every matching name begins."""
         return self.pattern.partition("*")[0]
 
     def matches(self, repository: str) -> bool:

@@ -137,12 +137,12 @@ class Policy:
         return self.allowed(identity, repository, PULL)
 
     def readable_prefixes(self, identity: Identity, *, listing: bool = False) -> list[str]:
-        """What the names of all repositories begin with that a caller may pull from, in order.
+        """Return name prefixes, sorted, of all repositories that a caller may pull from.
 
-        None of them is the beginning of another.
+        No prefix begins with another one.
 
         Args:
-            listing: for a catalog, as `can_list`.
+            listing: whether the catalog is asked for, see `can_list`.
         """
         if identity.access is not None and listing:
             identity = replace(identity, access=None)

@@ -63,7 +63,7 @@ class Caller:
         return self.policy.can_list(self.identity, repository)
 
     def readable_prefixes(self, *, listing: bool = False) -> list[str]:
-        """What the names of the repositories begin with that the caller may pull from."""
+        """Return name prefixes of the repositories that the caller may pull from."""
         return self.policy.readable_prefixes(self.identity, listing=listing)
 
 

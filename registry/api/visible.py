@@ -1,7 +1,7 @@
-"""The repositories that a caller may read, found without looking at any others.
+"""Lists the repositories that a caller may read, without reading any others.
 
-The time of an answer would tell how many others there are, and where: a client chooses by ``last``
-what is walked through.
+Otherwise the time of an answer would reveal how many others there are, and where: a client chooses
+by ``last`` where the walk begins.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _FIRST_PAGE, _LARGEST_PAGE = 64, 1024
 def visible(
     store: Store, prefixes: Iterable[str], is_visible: Callable[[str], bool], after: str = ""
 ) -> Iterator[str]:
-    """Give the names of visible repositories that follow ``after``, in lexical order.
+    """Yield the names of visible repositories that follow ``after``, in lexical order.
 
     Args:
-        prefixes: what they begin with, in order, none of them the beginning of another.
-        is_visible: whether one of that beginning is.
+        prefixes: of their names, sorted; none begins with another one.
+        is_visible: decides on a name with one of the prefixes.
     """
     for prefix in prefixes:
         position, size = after, _FIRST_PAGE

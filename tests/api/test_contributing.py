@@ -1,25 +1,66 @@
-"""The example in CONTRIBUTING.md fits the code as it is."""
+"""The example of an endpoint in CONTRIBUTING.md, tried."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from tests.support.process import REPO
 
+COPIED = (".ci", "auth", "docs", "mayfly", "registry", "storage", "tests", "pyproject.toml")
 
-def test_example_of_an_endpoint_applies() -> None:
-    """The lines around each change of the diff are lines of its file, in their order.
 
-    What it adds is not there: the example is an example.
-    """
+def _hunks() -> Iterator[tuple[str, str, str]]:
+    """Each place of the example's diff: its file, and its lines before and after."""
     (diff,) = re.findall(r"```diff\n(.*?)```", (REPO / "CONTRIBUTING.md").read_text(), re.DOTALL)
     files = re.split(r"^--- a/.*\n\+\+\+ b/(.*)\n", diff, flags=re.MULTILINE)[1:]
-    assert len(files) == 2 * 4
     for name, changes in zip(files[::2], files[1::2], strict=True):
-        text = (REPO / name).read_text()
         for hunk in changes.split("@@\n")[1:]:
-            lines = hunk.splitlines()
-            context = "".join(f"{line[1:]}\n" for line in lines if line[:1] != "+")
-            assert context in text, f"{name}: {context}"
-            added = "".join(f"{line[1:]}\n" for line in lines if line[:1] == "+")
-            assert added not in text, f"{name}: {added}"
+            lines = hunk.splitlines(keepends=True)
+            before = "".join(line[1:] or line for line in lines if line[:1] != "+")
+            yield name, before, "".join(line[1:] or line for line in lines)
+
+
+def test_example_is_one_route_handler_row_and_description() -> None:
+    """It changes four files, and is in none of them."""
+    assert {name.partition("/")[0] for name, _, _ in _hunks()} == {"registry", "tests", "docs"}
+    assert len({name for name, _, _ in _hunks()}) == 4
+    for name, before, after in _hunks():
+        text = (REPO / name).read_text()
+        assert text.count(before) == 1, f"{name}: {before}"
+        assert after not in text
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The code with the example's change."""
+    for name in COPIED:
+        if (REPO / name).is_dir():
+            shutil.copytree(
+                REPO / name,
+                tmp_path / name,
+                symlinks=True,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
+        else:
+            shutil.copy(REPO / name, tmp_path / name)
+    for name, before, after in _hunks():
+        path = tmp_path / name
+        path.write_text(path.read_text().replace(before, after))
+    return tmp_path
+
+
+def test_example_works(copy: Path) -> None:
+    """With it, each caller gets the answer of its row, and the description fits."""
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    argv += [f"--basetemp={copy}/tmp", "tests/api/test_openapi.py", "tests/api/test_request.py"]
+    argv += ["tests/security/test_matrix.py", "-k", "layers or covers or openapi or of_a_route"]
+    done = subprocess.run(argv, cwd=copy, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
