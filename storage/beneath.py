@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from mayfly.storage.errors import PathRefused
-from mayfly.storage.files import MOST_ENTRIES, is_absent
+from mayfly.storage.files import is_absent
+from mayfly.storage.trees import MOST_ENTRIES
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPENAT2 = 437
@@ -44,7 +45,7 @@ Lookup = Callable[[int, bytes], int]
 
 
 class Beneath:
-    """See `storage.files.Tree`. Safe for use from several threads until it is closed.
+    """See `storage.trees.Tree`. Safe for use from several threads until it is closed.
 
     Args:
         root: the directory; it may itself be a link, for its operator named it.

@@ -9,6 +9,9 @@ from __future__ import annotations
 import errno
 import os
 
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The numbers of errors that mean "no space left" and "quota exceeded"."""
+
 
 class StorageError(Exception):
     """Base of every domain error that storage raises."""
@@ -100,7 +103,7 @@ def of_disk(error: OSError) -> StorageError | None:
     """What a refusal of the disk means; None for what is not its fault. No path is told."""
     reason = os.strerror(error.errno or 0)
     match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
+        case number if number in DISK_FULL:
             return StorageFull("no space left in the registry's storage")
         case errno.EROFS:
             return ReadOnly(f"the registry's storage takes no changes: {reason}")

@@ -18,8 +18,8 @@ from typing import Protocol
 
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ContentCorrupt
-from mayfly.storage.files import HOST, Opener
 from mayfly.storage.manifest import Manifest
+from mayfly.storage.trees import HOST, Opener
 
 
 class Proof(Protocol):

@@ -5,27 +5,26 @@ at the end must be regular and have none of the permission bits that its kind fo
 is checked, so that it cannot be replaced between check and read.
 
 Writing refuses a symlink: replacing one would cut a mount off from its source, and following one
-could change a file elsewhere. A write is atomic and durable (temporary file, fsync, rename, fsync
-of the directory). A new file gets mode 0600. An existing one keeps its owner and its group's right
+could change a file elsewhere. A write is atomic and durable (`storage.files`). A new file gets mode 0600. An existing one keeps its owner and its group's right
 to read, so that ``mayfly user add`` run by root does not lock a server out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from mayfly.registry.access.errors import PolicyFileInvalid
+from mayfly.storage import files as storage_files
+from mayfly.storage.files import WRITABLE_BY_OTHERS, Attributes, exposed_mode, replace_file
 
 MAX_SIZE = 1024 * 1024
 """Largest file read, in bytes: some ten thousand users."""
 
-NOT_WRITABLE_BY_OTHERS = 0o022
+NOT_WRITABLE_BY_OTHERS = WRITABLE_BY_OTHERS
 """Forbidden bits of a file that others may read and must not change: htpasswd, grants.toml."""
 
 PRIVATE = 0o077
@@ -68,14 +67,14 @@ def _check(path: Path, found: os.stat_result, forbidden: int) -> None:
         raise PolicyFileInvalid(path, "is not a regular file", "name a file")
     if forbidden == PRIVATE and found.st_uid == 0:
         forbidden &= ~stat.S_IRGRP
-    if not found.st_mode & forbidden:
+    mode = exposed_mode(found, forbidden)
+    if mode is None:
         return
-    mode = stat.S_IMODE(found.st_mode)
     if forbidden & stat.S_IROTH:
-        what = f"is open to other users (mode {mode:04o}) and holds a secret"
+        what = f"is open to other users (mode {mode}) and holds a secret"
         remedy = f"run: chmod 600 {path} (in a Kubernetes Secret volume: defaultMode: 0440)"
     else:
-        what = f"can be written by other users (mode {mode:04o})"
+        what = f"can be written by other users (mode {mode})"
         remedy = f"run: chmod go-w {path}"
     raise PolicyFileInvalid(path, what, remedy)
 
@@ -89,17 +88,14 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         PolicyFileInvalid: the directory is missing or cannot be opened.
     """
-    try:
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise PolicyFileInvalid(
-            path.parent, f"cannot be opened ({error.strerror})", "make the directory first"
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(storage_files.locked(path.parent))
+        except OSError as error:
+            raise PolicyFileInvalid(
+                path.parent, f"cannot be opened ({error.strerror})", "make the directory first"
+            ) from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 def write(path: Path, data: bytes) -> None:
@@ -109,23 +105,8 @@ def write(path: Path, data: bytes) -> None:
         PolicyFileInvalid: ``path`` is a symlink or not a regular file, or writing failed; the
             old file is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        before = _writable(path)
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                _inherit(descriptor, before)
-                os.fsync(descriptor)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_directory(path.parent)
+        replace_file(path, data, _attributes(_writable(path)))
     except OSError as error:
         raise PolicyFileInvalid(
             path, f"cannot be written ({error.strerror})", "the old file is unchanged"
@@ -144,18 +125,8 @@ def _writable(path: Path) -> os.stat_result | None:
     return found
 
 
-def _inherit(descriptor: int, before: os.stat_result | None) -> None:
+def _attributes(before: os.stat_result | None) -> Attributes:
     if before is None:
-        return
-    made = os.fstat(descriptor)
-    if (made.st_uid, made.st_gid) != (before.st_uid, before.st_gid):
-        os.fchown(descriptor, before.st_uid, before.st_gid)
-    os.fchmod(descriptor, 0o600 | (before.st_mode & _KEPT_BITS))
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return Attributes(0o600)
+    mode = 0o600 | (before.st_mode & _KEPT_BITS)
+    return Attributes(mode, (before.st_uid, before.st_gid))

@@ -23,11 +23,11 @@ from mayfly.registry.access.guard import REALM, Authentication
 from mayfly.registry.access.logins import Logins
 from mayfly.registry.access.policy_files import load_grants, load_key, load_users
 from mayfly.registry.access.watch import FileBacked
-from mayfly.registry.pki.files import Attributes, publish
 from mayfly.registry.settings.choices import Anonymous
 from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state.directory import CREDENTIALS, SIGNING_KEY
 from mayfly.registry.state.runs import Run
+from mayfly.storage.files import Attributes, replace_file
 
 logger = logging.getLogger("mayfly")
 
@@ -86,7 +86,7 @@ def _signing_key(settings: Settings, run: Run) -> bytes:
             "changed since the previous start: the signing key; tokens and credentials "
             "signed with the earlier one are refused"
         )
-    publish(copy, key, _PRIVATE)
+    replace_file(copy, key, _PRIVATE)
     return key
 
 
@@ -128,7 +128,7 @@ def _passwords(state_dir: Path) -> dict[str, str]:
 
 def _publish_users(state_dir: Path, made: EphemeralUsers) -> None:
     document = {one.name: one.password for one in (made.admin, made.pull)}
-    publish(state_dir / CREDENTIALS, json.dumps(document).encode() + b"\n", _PRIVATE)
+    replace_file(state_dir / CREDENTIALS, json.dumps(document).encode() + b"\n", _PRIVATE)
 
 
 def _broken(error: AuthError) -> None:

@@ -1,9 +1,8 @@
 """Values from files, loaded again when the file changes.
 
 A file is checked when its value is asked for, at most once per `INTERVAL`: one stat through all
-symlinks, so that a mounted Secret of Kubernetes, which changes by a new directory and a new
-``..data`` link to it, shows as another inode. Device, inode, size, mtime and ctime together also
-reveal edits in place and files renamed over it.
+symlinks (`storage.files.stamp_at`), which also shows the change of a mounted Secret of Kubernetes,
+an edit in place and a file that is renamed over it.
 
 New content counts only if it loads. A broken or missing file leaves the old value in force and is
 reported once for each change: a typo must neither open the registry nor close it.
@@ -19,13 +18,12 @@ from typing import Generic, TypeVar
 
 from mayfly.auth.errors import AuthError
 from mayfly.registry.access.errors import PolicyFileInvalid
+from mayfly.storage.files import stamp_at
 
 T = TypeVar("T")
 
 INTERVAL = 1.0
 """Least seconds between two checks of a file."""
-
-Signature = tuple[int, int, int, int, int]
 
 
 class FileBacked(Generic[T]):
@@ -58,7 +56,7 @@ class FileBacked(Generic[T]):
         self._lock = threading.Lock()
         self._checked = clock()
         # Taken before the load: a change during it is noticed at the next check.
-        self._seen = self._signature()
+        self._seen = stamp_at(path)
         self._value = loader(path)
 
     def __call__(self) -> T:
@@ -71,10 +69,10 @@ class FileBacked(Generic[T]):
             return self._value
 
     def _check(self) -> None:
-        signature = self._signature()
-        if signature == self._seen:
+        stamp = stamp_at(self._path)
+        if stamp == self._seen:
             return
-        self._seen = signature
+        self._seen = stamp
         try:
             self._value = self._loader(self._path)
         except AuthError as error:
@@ -85,10 +83,3 @@ class FileBacked(Generic[T]):
             )
         else:
             self._on_reload(self._path)
-
-    def _signature(self) -> Signature | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ from mayfly.registry.exit_codes import Exit
 from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.text import echo
 from mayfly.storage.directory.space import format_size
-from mayfly.storage.errors import ContentCorrupt
+from mayfly.storage.errors import DISK_FULL, ContentCorrupt, StorageFull
 
 if TYPE_CHECKING:
     from mayfly.storage.digest import Digest
@@ -333,28 +331,19 @@ def check_output(output: Path) -> None:
 @contextlib.contextmanager
 def _published(output: Path) -> Iterator[BinaryIO]:
     """The file, under its name only once it is whole and on the disk."""
-    from mayfly.registry.pki.files import fsync_directory
-    from mayfly.storage.errors import StorageFull
+    from mayfly.storage.files import replacing
 
     check_output(output)
     draft = output.with_name(f".{output.name}.partial")
     try:
-        with draft.open("wb") as file:
-            with _compressing(output, file) as stream:
-                yield stream
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(output)
-        fsync_directory(output.parent)
+        with (
+            replacing(output, temporary=draft, mode=0o666) as file,
+            _compressing(output, file) as stream,
+        ):
+            yield stream
     except OSError as error:
-        with contextlib.suppress(OSError):  # where the directory is the fault
-            draft.unlink()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(f"{output} cannot be written: {error.strerror}") from None
-        raise ConfigError(f"{output} cannot be written: {error.strerror}") from None
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+        reason = f"{output} cannot be written: {error.strerror}"
+        raise (StorageFull if error.errno in DISK_FULL else ConfigError)(reason) from None
 
 
 @contextlib.contextmanager

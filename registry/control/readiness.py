@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from mayfly.registry import log
 from mayfly.registry.access.security import Security
 from mayfly.registry.errors import NotRunning
-from mayfly.registry.pki.files import Attributes, publish
 from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.settings.readers import Address
 from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state.directory import CREDENTIALS, READY, read_small
 from mayfly.registry.state.private import Login
 from mayfly.registry.version import VERSION
+from mayfly.storage.files import Attributes, replace_file
 
 if TYPE_CHECKING:
     from mayfly.auth.generate import EphemeralUsers
@@ -111,7 +111,7 @@ def announced(
     path = settings.state_dir / READY
     try:
         # Not synced: the next start removes it in any case, and a sync takes tens of milliseconds.
-        publish(path, ready.to_json(), Attributes(0o644), durable=False)
+        replace_file(path, ready.to_json(), Attributes(0o644), durable=False)
     except OSError as error:
         raise unusable("--state-dir", settings.state_dir, error) from None
     _log_ready(settings, security, login)

@@ -17,8 +17,8 @@ from mayfly.registry.coverage.coverage import Coverage
 from mayfly.registry.coverage.facts import Key
 from mayfly.registry.coverage.observer import Observer, Transfer
 from mayfly.registry.coverage.states import ResolvedImage, State
-from mayfly.registry.pki.files import Attributes, publish
 from mayfly.registry.threads import in_thread
+from mayfly.storage.files import Attributes, replace_file
 
 _KIB = 1024
 _MAX_NAME = 100
@@ -196,7 +196,7 @@ def write(report: Report, path: Path) -> None:
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    publish(path, (json.dumps(report, indent=2) + "\n").encode(), Attributes(0o644))
+    replace_file(path, (json.dumps(report, indent=2) + "\n").encode(), Attributes(0o644))
 
 
 def read(path: Path, pid: int) -> Report | None:

@@ -28,12 +28,12 @@ import json
 import os
 import select
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mayfly.registry.state.directory import CONTROL_SOCKET
+from mayfly.storage.files import WRITABLE_BY_OTHERS, exposed_mode
 
 MAX_LINE = 64 * 1024
 """Largest request in bytes."""
@@ -111,7 +111,7 @@ class ControlServer:
         """Bind a socket in the runtime directory, and make the link to it."""
         runtime.mkdir(mode=0o700, exist_ok=True)
         found = runtime.stat()
-        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+        if found.st_uid != os.geteuid() or exposed_mode(found, WRITABLE_BY_OTHERS):
             raise PermissionError(errno.EPERM, "others may write there", str(runtime))
         self._socket = runtime / socket_name(self._directory)
         # Left by a server that was killed; only the holder of the state directory uses this name.

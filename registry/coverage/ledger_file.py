@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mayfly.storage.files import replacing
+
 Entry = dict[str, Any]
 """One line."""
 
@@ -78,18 +80,13 @@ class LedgerFile:
         Raises:
             OSError: the old file is unchanged.
         """
-        draft = self._path.with_name(f".{self._path.name}.draft")
-        draft.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        descriptor = os.open(draft, flags, 0o600)
         lines = [self._version, *entries]
-        try:
-            _write(descriptor, lines)
-            draft.rename(self._path)
-        except BaseException:
-            os.close(descriptor)
-            draft.unlink(missing_ok=True)
-            raise
+        with contextlib.ExitStack() as undo:
+            with replacing(self._path, flags=os.O_APPEND, durable=False) as file:
+                descriptor = os.dup(file.fileno())
+                undo.callback(os.close, descriptor)
+                _write(descriptor, lines)
+            undo.pop_all()
         self.close()
         self._file = descriptor
         self.lines = len(lines)

@@ -13,7 +13,7 @@ contents that were there lie beside it. States and steps:
     revert             Put every file back, remove the directories that apply made as far as
                        they are empty, remove journal.json, and only then the rest of it.
 
-Every step changes one name on disk, durably (`registry.pki.files`), and every step can be done
+Every step changes one name on disk, durably (`storage.files`), and every step can be done
 twice. So a crash between any two of them leaves one of the states above, and the first original
 is never overwritten by a later apply.
 
@@ -38,7 +38,8 @@ from mayfly.registry.nodes.saved import Saved, Vault, look, put_back
 from mayfly.registry.nodes.target import Target
 from mayfly.registry.nodes.tree import Tree
 from mayfly.registry.pki.errors import TrustError
-from mayfly.registry.pki.files import Attributes, fsync_directory, locked, publish, temporary_of
+from mayfly.registry.pki.files import locked
+from mayfly.storage.files import Attributes, replace_file, sync, temporary_of
 
 JOURNALS = "/var/lib/mayfly-node-config"
 
@@ -185,17 +186,17 @@ class NodeConfig:
 
     def _store(self, journal: Journal) -> None:
         text = json.dumps(journal.to_json(), indent=1).encode() + b"\n"
-        publish(self._file, text, Attributes(0o600))
+        replace_file(self._file, text, Attributes(0o600))
         # Its directory may be new, and has to outlive a power cut before anything is changed.
         for directory in (self._directory, *self._directory.parents):
-            fsync_directory(directory)
+            sync(directory)
             if directory == self._tree.root:
                 break
 
     def _discard(self) -> None:
         """Remove the journal: its name first, for that is what says "applied"."""
         self._file.unlink(missing_ok=True)
-        fsync_directory(self._directory)
+        sync(self._directory)
         for litter in self._directory.iterdir():
             litter.unlink()
         self._directory.rmdir()
@@ -258,7 +259,7 @@ class NodeConfig:
             attributes = replace(original.attributes, mtime_ns=None)
             if file.private:
                 attributes = _without_others(attributes, file.mode)
-        publish(real, file.content, attributes)
+        replace_file(real, file.content, attributes)
         return Action("wrote", file.path, _SAVED[original.kind])
 
     def _drop_all_but(self, planned: set[str], journal: Journal) -> list[Action]:

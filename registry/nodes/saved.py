@@ -15,13 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mayfly.registry.pki.errors import TrustError
-from mayfly.registry.pki.files import (
-    Attributes,
-    fsync_directory,
-    publish,
-    publish_link,
-    temporary_of,
-)
+from mayfly.storage.files import Attributes, replace_by_link, replace_file, sync, temporary_of
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,7 @@ class Vault:
         """Keep bytes; the name to get them back by."""
         name = hashlib.sha256(content).hexdigest()
         if not (self._directory / name).exists():
-            publish(self._directory / name, content, Attributes(0o600))
+            replace_file(self._directory / name, content, Attributes(0o600))
         return name
 
     def get(self, name: str) -> bytes:
@@ -146,12 +140,12 @@ def put_back(path: Path, original: Saved, vault: Vault) -> bool:
         return False
     if original.kind == "absent":
         path.unlink()
-        fsync_directory(path.parent)
+        sync(path.parent)
     elif original.kind == "link":
         assert original.attributes.owner is not None
-        publish_link(path, original.content, original.attributes.owner)
+        replace_by_link(path, original.content, original.attributes.owner)
     else:
-        publish(path, vault.get(original.content), original.attributes)
+        replace_file(path, vault.get(original.content), original.attributes)
     return True
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from mayfly.registry.pki.errors import TrustError
-from mayfly.registry.pki.files import fsync_directory
+from mayfly.storage.files import sync
 
 _DIRECTORY_MODE = 0o755
 
@@ -51,7 +51,7 @@ class Tree:
         # Whatever the umask: users other than root run podman, too.
         if stat.S_IMODE(real.stat().st_mode) != _DIRECTORY_MODE:
             real.chmod(_DIRECTORY_MODE)
-        fsync_directory(real.parent)
+        sync(real.parent)
 
     def remove_directory(self, path: str) -> bool:
         """Durably remove one directory if it is empty; whether it is gone.
@@ -62,7 +62,7 @@ class Tree:
         real = self.real(path)
         try:
             real.rmdir()
-            fsync_directory(real.parent)
+            sync(real.parent)
         except FileNotFoundError:
             return True
         except OSError:

@@ -37,7 +37,8 @@ from mayfly.registry.pki.certificate import (
     read_pair,
 )
 from mayfly.registry.pki.errors import TrustError
-from mayfly.registry.pki.files import Attributes, locked, publish
+from mayfly.registry.pki.files import locked
+from mayfly.storage.files import Attributes, replace_file
 
 CA_LIFETIME = timedelta(days=365)
 """Of the CA of a run without a deadline."""
@@ -199,8 +200,8 @@ def _make_authority(
     from mayfly.registry.pki.issue import new_authority
 
     certificate_pem, key_pem = new_authority(now - BACKDATE, ends, permitted)
-    publish(ca_key, key_pem, _KEY)
-    publish(ca, certificate_pem, _CERTIFICATE)
+    replace_file(ca_key, key_pem, _KEY)
+    replace_file(ca, certificate_pem, _CERTIFICATE)
 
 
 def _make_leaf(
@@ -210,8 +211,8 @@ def _make_leaf(
 
     ends = min(now + LEAF_LIFETIME, read_authority(ca).not_after)
     certificate_pem, key_pem = new_leaf(ca, ca_key, names, now - BACKDATE, ends, _private_key(key))
-    publish(key, key_pem, _KEY)
-    publish(certificate, certificate_pem, _CERTIFICATE)
+    replace_file(key, key_pem, _KEY)
+    replace_file(certificate, certificate_pem, _CERTIFICATE)
 
 
 def _private_key(key: Path) -> bytes | None:

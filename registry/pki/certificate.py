@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import re
 import ssl
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from mayfly.registry.pki.addresses import canonical
 from mayfly.registry.pki.errors import TrustError
+from mayfly.storage.files import exposed_mode
 
 KEY_MODE_FORBIDDEN = 0o027
 """Mode bits a private key may not have: group write, anything for others.
@@ -93,10 +93,10 @@ def check_key_mode(key: Path) -> None:
         TrustError: its mode is too open.
         OSError: it cannot be looked at.
     """
-    mode = stat.S_IMODE(key.stat().st_mode)
-    if mode & KEY_MODE_FORBIDDEN:
+    mode = exposed_mode(key.stat(), KEY_MODE_FORBIDDEN)
+    if mode is not None:
         raise TrustError(
-            f"{key}: private key is open to others (mode {mode:04o}); run: chmod 600 {key} "
+            f"{key}: private key is open to others (mode {mode}); run: chmod 600 {key} "
             "(in a Kubernetes Secret volume: defaultMode: 0400)"
         )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mayfly.registry.pki.certificate import Certificate, load_authority, load_pair, read_pair
 from mayfly.registry.pki.errors import TrustError
+from mayfly.storage.files import Stamp, stamp_at
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2: forward secrecy and AEAD only (RFC 9325, 4.2). TLS 1.3 has no others."""
@@ -25,7 +26,7 @@ ALPN = ("http/1.1",)
 
 _LOG = logging.getLogger(__name__)
 
-_Signature = tuple[tuple[int, int, int, int] | None, ...]
+_Stamps = tuple[Stamp | None, ...]
 
 
 class ServerTLS:
@@ -59,7 +60,7 @@ class ServerTLS:
         self._key_file = key
         self._client_ca_file = client_ca
         self._renewed = renewed
-        self._seen = self._signature()
+        self._seen = self._stamps()
         self._current, self.certificate = self._load()
         self.context = self._blank()
         self.context.sni_callback = self._hand_over
@@ -72,10 +73,10 @@ class ServerTLS:
         see Kubernetes' swap of a volume's ``..data``. Returns whether new certificates are in use.
         """
         # Looked at before the files are read: what changes in between is seen the next time.
-        signature = self._signature()
-        if signature == self._seen:
+        stamps = self._stamps()
+        if stamps == self._seen:
             return False
-        self._seen = signature
+        self._seen = stamps
         try:
             self._current, self.certificate = self._load()
         except (TrustError, OSError) as error:
@@ -123,15 +124,7 @@ class ServerTLS:
     ) -> None:
         connection.context = self._current
 
-    def _signature(self) -> _Signature:
+    def _stamps(self) -> _Stamps:
+        # They have the change time, which also shows a chmod that mends a key's mode.
         files = (self._certificate_file, self._key_file, self._client_ca_file)
-        return tuple(_stat(file) for file in files if file is not None)
-
-
-def _stat(file: Path) -> tuple[int, int, int, int] | None:
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    # The change time, not the modification time: it also tells of a chmod that mends a key's mode.
-    return found.st_dev, found.st_ino, found.st_ctime_ns, found.st_size
+        return tuple(stamp_at(file) for file in files if file is not None)

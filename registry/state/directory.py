@@ -17,7 +17,6 @@ directory or rename a directory of its path, and its files must be regular files
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import stat
@@ -26,7 +25,7 @@ from shlex import quote
 from typing import Self
 
 from mayfly.registry.settings.errors import ConfigError, unusable
-from mayfly.storage.files import open_regular
+from mayfly.storage.files import WRITABLE_BY_OTHERS, exposed_mode, open_regular, try_lock
 
 LOCK = "lock"
 READY = "ready.json"
@@ -40,7 +39,6 @@ SIGNING_KEY = "signing.key"
 CREDENTIALS = "credentials.json"
 
 _SHORT_LIVED = frozenset({READY, CONTROL_SOCKET})
-_WRITABLE_BY_OTHERS = 0o022
 _MAX_SMALL = 1024 * 1024
 """Bytes; ``ready.json`` with 10,000 names of nodes takes less."""
 
@@ -104,18 +102,19 @@ class StateDir:
         except OSError as error:
             raise unusable("--state-dir", path, error) from None
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not try_lock(lock):
+                holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
+                raise ConfigError(
+                    f"a Mayfly (pid {holder}) already runs with the state directory {path}; "
+                    f"end it with: mayfly stop --state-dir {quote(str(path))}, "
+                    "or choose another --state-dir"
+                )
             os.ftruncate(lock, 0)
             os.write(lock, f"{os.getpid()}\n".encode())
             return cls(path, lock)
-        except BlockingIOError:
-            holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
+        except ConfigError:
             os.close(lock)
-            raise ConfigError(
-                f"a Mayfly (pid {holder}) already runs with the state directory {path}; "
-                f"end it with: mayfly stop --state-dir {quote(str(path))}, "
-                "or choose another --state-dir"
-            ) from None
+            raise
         except OSError as error:
             os.close(lock)
             raise unusable("--state-dir", path, error) from None
@@ -161,10 +160,10 @@ def check_owner(path: Path) -> None:
             f"{os.geteuid()}: its owner could have put a CA key or users in it; "
             "name a directory of your own, or one that does not exist yet"
         )
-    mode = stat.S_IMODE(found.st_mode)
-    if mode & _WRITABLE_BY_OTHERS:
+    mode = exposed_mode(found, WRITABLE_BY_OTHERS)
+    if mode is not None:
         raise ConfigError(
-            f"--state-dir {path} can be written by other users (mode {mode:04o}): they could have "
+            f"--state-dir {path} can be written by other users (mode {mode}): they could have "
             f"put a CA key or users in it; {_remedy(path, found)}, or if all in it is yours run: "
             f"chmod go-w {quote(str(path))}"
         )

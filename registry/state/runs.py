@@ -30,7 +30,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mayfly.registry.pki.files import Attributes, publish
 from mayfly.registry.state.directory import (
     CREDENTIALS,
     LEDGER,
@@ -38,6 +37,7 @@ from mayfly.registry.state.directory import (
     SIGNING_KEY,
     read_small,
 )
+from mayfly.storage.files import Attributes, replace_file
 
 logger = logging.getLogger("mayfly")
 
@@ -172,7 +172,7 @@ class Run:
             "serves": dict(self.inputs),
             "signing_key": self.key_file,
         }
-        publish(self.directory / RUN, json.dumps(document).encode() + b"\n", Attributes(0o600))
+        replace_file(self.directory / RUN, json.dumps(document).encode() + b"\n", Attributes(0o600))
 
 
 def load(directory: Path) -> Run | None:

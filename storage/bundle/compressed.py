@@ -17,8 +17,7 @@ from shlex import quote
 from typing import IO, NamedTuple
 
 from mayfly.storage.bundle.errors import BundleInvalid
-from mayfly.storage.directory.publish import full_disk_is_domain_error
-from mayfly.storage.files import open_regular
+from mayfly.storage.files import open_regular, translate_disk_full
 
 MAX_RATIO = 100
 """Largest expansion taken: tars of text reach 20, layers that are compressed already 1."""
@@ -75,7 +74,7 @@ def expand(path: Path, target: Path, progress: Callable[[int], None]) -> None:
                     f"{path}: it expands to more than {MAX_RATIO} times its size and is not "
                     "trusted: expand it by hand if it is right"
                 )
-            with full_disk_is_domain_error():
+            with translate_disk_full():
                 output.write(piece)
             progress(raw.tell() - position)
             position = raw.tell()

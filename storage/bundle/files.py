@@ -70,7 +70,7 @@ class TarFile:
 
 
 class OpenFile:
-    """See `storage.files.Opener`: reopens an open file, also once its name is gone."""
+    """See `storage.trees.Opener`: reopens an open file, also once its name is gone."""
 
     def __init__(self, descriptor: int) -> None:
         self.path = Path(f"/proc/self/fd/{descriptor}")

@@ -36,8 +36,9 @@ from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleChanged, Interrupted
 from mayfly.storage.digest import CANONICAL, Digest
 from mayfly.storage.errors import ContentCorrupt, DigestInvalid, StorageError
-from mayfly.storage.files import HOST, Opener, Stamp, stamp_of
+from mayfly.storage.files import Stamp, stamp_of
 from mayfly.storage.interface import Extent, open_file
+from mayfly.storage.trees import HOST, Opener
 
 FILE_NAME = "verified"
 _MAX_FILE_SIZE = 32 * 1024 * 1024

@@ -15,7 +15,6 @@ is synced before the end.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import DigestInvalid
+from mayfly.storage.files import sync, try_lock
 
 _BLOCK = 512
 RECORD = 20 * _BLOCK
@@ -242,12 +242,8 @@ class Draft:
         """
         assert all(self.is_complete(digest) for digest in self._layout.blobs)
         os.fsync(self._file)
-        self._partial.replace(self._output)
-        directory = os.open(self._output.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        self._partial.rename(self._output)
+        sync(self._output.parent)
         self._journal_path.unlink(missing_ok=True)
         _lock_path(self._output).unlink(missing_ok=True)
 
@@ -354,11 +350,9 @@ def _lock_path(output: Path) -> Path:
 def _locked(output: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(_lock_path(output), flags, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_lock(descriptor):
         os.close(descriptor)
-        raise BundleInvalid(f"{output}: another mayfly is writing it") from None
+        raise BundleInvalid(f"{output}: another mayfly is writing it")
     return descriptor
 
 

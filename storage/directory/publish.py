@@ -14,36 +14,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import shutil
 import stat
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from mayfly.storage.errors import StorageFull
+from mayfly.storage.files import is_locked, lock, locked, sync, translate_disk_full
 
 logger = logging.getLogger("mayfly")
 
-_OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MAX_KNOWN = 20_000
 """Paths known to be durable that are held in memory."""
 _MAX_ATTEMPTS = 64
 _PATIENCE = 8
-
-
-@contextlib.contextmanager
-def full_disk_is_domain_error() -> Iterator[None]:
-    """Turn "no space" and "quota exceeded" into `StorageFull`; other errors pass unchanged."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _OUT_OF_SPACE:
-            raise StorageFull("no space left in the registry's storage") from error
-        raise
 
 
 def _nothing() -> None:
@@ -98,15 +85,16 @@ class Publisher:
         self._make_root(self._root)
         for directory in (*self._wanted, self._scratch_parent):
             self.make_directory(directory)
-        with self._alone():
+        # One process at a time: another could take the new directory for a dead process's.
+        with locked(self._scratch_parent):
             self._tidy()
             self._new_directory(self._scratch)
             self._alive = os.open(self._scratch, os.O_RDONLY | os.O_CLOEXEC)
-            fcntl.flock(self._alive, fcntl.LOCK_EX)
+            lock(self._alive)
 
     def tidy(self) -> None:
         """Drop what processes that are gone left half written."""
-        with self._alone():
+        with locked(self._scratch_parent):
             self._tidy()
 
     def close(self) -> None:
@@ -127,7 +115,7 @@ class Publisher:
         Raises:
             StorageFull: nothing was changed.
         """
-        with full_disk_is_domain_error():
+        with translate_disk_full():
             temporary = self._scratch / uuid.uuid4().hex
             try:
                 with temporary.open("xb") as file:
@@ -146,8 +134,8 @@ class Publisher:
         Raises:
             StorageFull: ``source`` is where it was.
         """
-        with full_disk_is_domain_error():
-            _fsync(source)
+        with translate_disk_full():
+            sync(source)
 
     def adopt(self, source: Path, target: Path, then: Callable[[], None] = _nothing) -> None:
         """Publish the finished file ``source``, on the same filesystem, as ``target``.
@@ -160,8 +148,8 @@ class Publisher:
         Raises:
             StorageFull: ``source`` is where it was.
         """
-        with full_disk_is_domain_error():
-            _fsync(source)
+        with translate_disk_full():
+            sync(source)
             self._rename(source, target, then)
 
     def private_directory(self) -> Path:
@@ -170,7 +158,7 @@ class Publisher:
         Raises:
             StorageFull: nothing was changed.
         """
-        with full_disk_is_domain_error():
+        with translate_disk_full():
             directory = self._scratch / uuid.uuid4().hex
             self._new_directory(directory)
             return directory
@@ -181,9 +169,9 @@ class Publisher:
             if target in self._durable:
                 return
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            _fsync(target)
+            sync(target)
             self.make_directory(target.parent)
-            _fsync(target.parent)
+            sync(target.parent)
             self._remember(target)
 
     def confirm_absent(self, target: Path) -> None:
@@ -191,7 +179,7 @@ class Publisher:
         directory = target.parent
         while True:
             try:
-                _fsync(directory)
+                sync(directory)
                 break
             except (FileNotFoundError, NotADirectoryError):
                 directory = directory.parent
@@ -203,7 +191,7 @@ class Publisher:
         Raises:
             StorageFull: nothing was changed.
         """
-        with full_disk_is_domain_error():
+        with translate_disk_full():
             draft = self._scratch / uuid.uuid4().hex
             try:
                 self._new_directory(draft)
@@ -258,7 +246,7 @@ class Publisher:
             self._new_directory(directory)
         # Also when another thread made it a moment ago and has not synced it yet.
         if directory != self._root:
-            _fsync(directory.parent)
+            sync(directory.parent)
         self._remember(directory)
 
     def prune(self, directory: Path) -> None:
@@ -278,19 +266,9 @@ class Publisher:
                 self._durable.clear()
             self._durable.add(path)
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One process at a time, or a directory could be taken for a dead one's before its lock."""
-        parent = os.open(self._scratch_parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(parent, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(parent)
-
     def _tidy(self) -> None:
         for leftover in self._scratch_parent.iterdir():
-            if not _is_locked(leftover):
+            if not is_locked(leftover):
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def _make_root(self, directory: Path) -> None:
@@ -309,7 +287,7 @@ class Publisher:
                     directory.mkdir(0o700 if directory == self._store else 0o777)
         # A parent may not be ours to read.
         with contextlib.suppress(PermissionError):
-            _fsync(directory.parent)
+            sync(directory.parent)
 
     def _new_directory(self, directory: Path) -> None:
         """Make a directory like the root.
@@ -333,7 +311,7 @@ class Publisher:
         then()
         # Whoever took the directory away since then did so after the file was published.
         with contextlib.suppress(FileNotFoundError):
-            _fsync(target.parent)
+            sync(target.parent)
             self._remember(target)
 
     def _move(self, source: Path, target: Path) -> None:
@@ -385,27 +363,3 @@ def inherit(descriptor: int, parent: os.stat_result) -> None:
     if stat.S_IMODE(made.st_mode) != mode:
         with contextlib.suppress(PermissionError):
             os.fchmod(descriptor, mode)
-
-
-def _fsync(path: Path) -> None:
-    # Without waiting: a pipe in the place of a file or directory would hold its opener for ever.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_locked(directory: Path) -> bool:
-    """Whether a living process holds this scratch directory."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return True  # gone, or none of ours
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

@@ -25,11 +25,11 @@ from mayfly.storage.errors import (
     NameUnknown,
     PathRefused,
 )
-from mayfly.storage.files import HostTree, Tree
 from mayfly.storage.interface import Extent
 from mayfly.storage.manifest import MAX_SIZE
 from mayfly.storage.names import check_repository, is_tag
 from mayfly.storage.referrers import Referrers
+from mayfly.storage.trees import HostTree, Tree
 
 _PAGE = 1000
 _LONGEST_LINK = 256

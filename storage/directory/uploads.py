@@ -29,9 +29,10 @@ from mayfly.storage.digest import CANONICAL, Digest
 from mayfly.storage.directory.ages import Ages
 from mayfly.storage.directory.catalog import upload_directories
 from mayfly.storage.directory.layout import Layout
-from mayfly.storage.directory.publish import Publisher, full_disk_is_domain_error
+from mayfly.storage.directory.publish import Publisher
 from mayfly.storage.directory.writeback import Behind, Writeback
 from mayfly.storage.errors import ContentCorrupt, DigestInvalid, UploadOffset, UploadUnknown
+from mayfly.storage.files import translate_disk_full
 from mayfly.storage.interface import Extent
 from mayfly.storage.names import check_repository
 
@@ -87,7 +88,7 @@ class DirectoryUpload:
             raise UploadUnknown("no such upload session") from None
 
     def write(self, data: Sequence[bytes | memoryview], at: int) -> None:
-        with self._lock, full_disk_is_domain_error():
+        with self._lock, translate_disk_full():
             self._behind.check()
             descriptor = self._open(os.O_WRONLY | os.O_APPEND)
             try:
@@ -123,7 +124,7 @@ class DirectoryUpload:
             OSError: the source cannot be read.
         """
         self._room(extent.size)
-        with self._lock, full_disk_is_domain_error(), extent.open() as file:
+        with self._lock, translate_disk_full(), extent.open() as file:
             descriptor = self._open(os.O_WRONLY)
             try:
                 end = os.lseek(descriptor, 0, os.SEEK_END)
@@ -144,7 +145,7 @@ class DirectoryUpload:
         return total
 
     def commit(self, digest: Digest) -> None:
-        with self._lock, full_disk_is_domain_error():
+        with self._lock, translate_disk_full():
             actual = self._digest(digest.algorithm)
             self._behind.settle()
             if actual != digest:

@@ -22,7 +22,8 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.directory.gate import Gate
 from mayfly.storage.directory.layout import Layout
 from mayfly.storage.directory.records import Records
-from mayfly.storage.files import HostTree, open_regular, stamp_of
+from mayfly.storage.files import open_regular, stamp_of
+from mayfly.storage.trees import HostTree
 
 logger = logging.getLogger("mayfly")
 

@@ -1,0 +1,130 @@
+"""Trees of files, read without waiting and without opening anything but regular files.
+
+Content is read through a `Tree`. The registry's own root is a `HostTree`; a directory from another
+host is a `storage.beneath.Beneath`, which follows no link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+from typing import Protocol
+
+from mayfly.storage.files import is_absent, open_regular
+
+MOST_ENTRIES = 1_000_000
+"""More entries than any directory of a registry has; a listing costs memory for each."""
+
+
+class Opener(Protocol):
+    """Opens the file of an extent."""
+
+    def open(self, path: Path) -> int:
+        """A new descriptor of a regular file, for reading.
+
+        Raises:
+            FileNotFoundError: there is no regular file of that name.
+            OSError: it cannot be opened.
+        """
+
+
+class Tree(Opener, Protocol):
+    """The files below one directory, by their full paths."""
+
+    def status(self, path: Path) -> os.stat_result | None:
+        """Quick. The status of a file or directory; None where there is none.
+
+        Raises:
+            PathRefused: a link leads there, or it is something else than a file or directory.
+        """
+
+    def is_file(self, path: Path) -> bool:
+        """Quick. Whether there is a regular file that may be read."""
+
+    def is_directory(self, path: Path) -> bool:
+        """Quick. Whether there is a directory that may be listed."""
+
+    def entries(self, path: Path) -> list[str]:
+        """The names in a directory, in no order; none where there is no directory."""
+
+    def directories(self, path: Path) -> list[str]:
+        """The names of the directories in a directory, in no order."""
+
+
+class HostTree:
+    """The files of this host, for a root that its operator made.
+
+    Links to directories are followed, as registry:2 does: an operator may keep a part of the root
+    on another disk. A link in the place of a *file* is not: no tool makes one there. While
+    repositories are walked, a link is followed only where it leads out of the tree, and below it
+    no other, so that links that lead in circles end.
+
+    Args:
+        root: the directory that is walked; None where nothing is.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._root = root
+
+    def open(self, path: Path) -> int:
+        return open_regular(path, os.O_NOFOLLOW)
+
+    def status(self, path: Path) -> os.stat_result | None:
+        try:
+            found = os.lstat(path)
+            if stat.S_ISREG(found.st_mode):
+                return found
+            if stat.S_ISLNK(found.st_mode):
+                found = path.stat()
+        except OSError as error:
+            if is_absent(error):
+                return None
+            raise
+        return found if stat.S_ISDIR(found.st_mode) else None
+
+    def is_file(self, path: Path) -> bool:
+        found = self.status(path)
+        return found is not None and stat.S_ISREG(found.st_mode)
+
+    def is_directory(self, path: Path) -> bool:
+        found = self.status(path)
+        return found is not None and stat.S_ISDIR(found.st_mode)
+
+    def entries(self, path: Path) -> list[str]:
+        try:
+            return os.listdir(path)
+        except OSError as error:
+            if is_absent(error):
+                return []
+            raise
+
+    def directories(self, path: Path) -> list[str]:
+        try:
+            with os.scandir(path) as entries:
+                return [
+                    entry.name
+                    for entry in entries
+                    if entry.is_dir(follow_symlinks=False)
+                    or (entry.is_symlink() and self._leads_out(entry))
+                ]
+        except OSError as error:
+            if is_absent(error):
+                return []
+            raise
+
+    def _leads_out(self, entry: os.DirEntry[str]) -> bool:
+        if self._root is None:
+            return False
+        with contextlib.suppress(OSError):
+            here, root = Path(entry.path).parent.resolve(), self._root.resolve()
+            target = Path(entry.path).resolve(strict=True)
+            # Nothing inside is found twice, and nothing outside leads further.
+            inside = target.is_relative_to(root) or root.is_relative_to(target)
+            return here.is_relative_to(root) and not inside and target.is_dir()
+        return False
+
+
+HOST = HostTree()
+"""Opens any file of this host by its path."""
