@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mayfly.storage import digest as digests
-from mayfly.storage.bundle.names import split_reference
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import (
     BlobUnknown,
@@ -24,6 +23,7 @@ from mayfly.storage.errors import (
 )
 from mayfly.storage.interface import Extent, Reader
 from mayfly.storage.manifest import MAX_SIZE, Manifest, parse_stored
+from mayfly.storage.reference import LATEST, parse_reference
 
 _PAGE = 1000
 _ATTESTED = "vnd.docker.reference.digest"
@@ -205,9 +205,9 @@ def resolve(reader: Reader, text: str) -> tuple[str, Digest]:
         NameInvalid, TagInvalid, DigestInvalid: the text is no image name.
         ManifestUnknown: there is no such image.
     """
-    reference = split_reference(text)
-    tag = reference.tag or "latest"
-    for repository in (reference.repository, reference.repository.removeprefix("library/")):
+    reference = parse_reference(text)
+    tag = reference.tag or LATEST
+    for repository in reference.stored_as:
         try:
             digest = reference.digest or reader.tag(repository, tag)
             reader.manifest(repository, digest)

@@ -9,11 +9,11 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mayfly.storage.bundle.names import split_reference
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.errors import ContentCorrupt, ManifestUnknown, StorageError
 from mayfly.storage.images import Image, image, repositories, resolve, walk
+from mayfly.storage.reference import LATEST, parse_reference
 from mayfly.storage.transfer.inventory import Listed
 
 
@@ -105,9 +105,9 @@ def find(reader: DirectoryReader, text: str) -> tuple[str, Digest]:
     try:
         return resolve(reader, text)
     except ManifestUnknown:
-        reference = split_reference(text)
-        for name in (reference.repository, reference.repository.removeprefix("library/")):
-            lost = _why_lost(reader, name, reference.tag or "latest", reference.digest)
+        reference = parse_reference(text)
+        for name in reference.stored_as:
+            lost = _why_lost(reader, name, reference.tag or LATEST, reference.digest)
             if lost is not None:
                 raise ContentCorrupt(
                     f"{text}: {lost}; mend it with mayfly verify --repair, or push it again"

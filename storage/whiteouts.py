@@ -19,7 +19,7 @@ from mayfly.storage.directory.publish import Publisher
 from mayfly.storage.directory.reader import manifest_unknown
 from mayfly.storage.errors import BlobUnknown, ManifestUnknown, NameUnknown
 from mayfly.storage.interface import Extent
-from mayfly.storage.names import check_tag
+from mayfly.storage.reference import check_tag
 
 
 class Whiteouts:

@@ -5,8 +5,9 @@ at the end must be regular and have none of the permission bits that its kind fo
 is checked, so that it cannot be replaced between check and read.
 
 Writing refuses a symlink: replacing one would cut a mount off from its source, and following one
-could change a file elsewhere. A write is atomic and durable (`storage.files`). A new file gets mode 0600. An existing one keeps its owner and its group's right
-to read, so that ``mayfly user add`` run by root does not lock a server out.
+could change a file elsewhere. A write is atomic and durable (`storage.files`). A new file gets mode
+0600. An existing one keeps its owner and its group's right to read, so that ``mayfly user add`` run
+by root does not lock a server out.
 """
 
 from __future__ import annotations

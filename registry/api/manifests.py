@@ -20,7 +20,7 @@ from mayfly.storage import manifest as manifests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ContentCorrupt, ManifestTooLarge, ManifestUnknown, StorageError
 from mayfly.storage.interface import Extent
-from mayfly.storage.names import check_tag
+from mayfly.storage.reference import check_tag
 
 _BODY_SECONDS = 60
 """Seconds for the body of a manifest: a slow sender must not keep its place at the gate."""

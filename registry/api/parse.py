@@ -16,7 +16,7 @@ from mayfly.registry.api.routes import ROUTES
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import NameInvalid
-from mayfly.storage.names import check_repository, check_tag
+from mayfly.storage.reference import check_repository, check_tag
 
 MAX_PATH_LENGTH = 2048
 

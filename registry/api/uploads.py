@@ -29,7 +29,7 @@ from mayfly.storage.errors import (
     UploadUnknown,
 )
 from mayfly.storage.interface import Upload
-from mayfly.storage.names import check_repository
+from mayfly.storage.reference import check_repository
 
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]+|\*))?")
 

@@ -278,16 +278,16 @@ def _remove(store: DistributionStore, text: str) -> str:
     Raises:
         ManifestUnknown: there is none of that name.
     """
-    from mayfly.storage.bundle.names import split_reference
     from mayfly.storage.errors import ManifestUnknown
+    from mayfly.storage.reference import LATEST, parse_reference
 
-    reference = split_reference(text)
-    for repository in (reference.repository, reference.repository.removeprefix("library/")):
+    reference = parse_reference(text)
+    for repository in reference.stored_as:
         try:
             if reference.digest is not None:
                 store.delete_manifest(repository, reference.digest)
                 return f"deleted {text}"
-            tag = reference.tag or "latest"
+            tag = reference.tag or LATEST
             digest = None
             with contextlib.suppress(ManifestUnknown):
                 digest = store.tag(repository, tag)

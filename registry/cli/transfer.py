@@ -261,15 +261,16 @@ def _chosen(
 ) -> Iterator[tuple[str, Image] | Damaged]:
     """The images to export."""
     from mayfly.storage.images import image
+    from mayfly.storage.reference import LATEST, split_stored
     from mayfly.storage.survey import Damaged, find, tagged
 
     if not names:
         for one in tagged(reader):
-            yield one if isinstance(one, Damaged) else (one.name.rpartition(":")[0], one)
+            yield one if isinstance(one, Damaged) else (split_stored(one.name)[0], one)
     for text in names:
         repository, digest = find(reader, text)
         tags = [t for t in reader.tags(repository) if text.endswith(f":{t}")]
-        tag = tags[0] if tags else "latest"
+        tag = tags[0] if tags else LATEST
         name = f"{repository}@{digest}" if "@" in text else f"{repository}:{tag}"
         yield repository, image(reader, repository, digest, name)
 

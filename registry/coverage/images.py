@@ -1,10 +1,9 @@
 """The lists of an upgrade: images that must arrive, and nodes that must have them.
 
 ``IMAGES.txt`` has one image a line, as it is written in a pod or a ``docker pull``; ``#`` begins a
-comment, and blank lines are skipped. A name is completed by docker's rule (``distribution``'s
-``reference/normalize.go``): without a registry it belongs to ``docker.io``, there a single word to
-``library/``, and without tag or digest the tag is ``latest``. The host and port of this registry
-do not name the image's origin and are removed.
+comment, and blank lines are skipped. Short names are read as docker reads them
+(`storage.reference`), and without tag or digest the tag is ``latest``. The host and port of this
+registry do not say where the image came from and are removed.
 """
 
 from __future__ import annotations
@@ -15,14 +14,8 @@ from pathlib import Path
 
 from mayfly.registry.address import canonical_address
 from mayfly.registry.settings.errors import ConfigError
-from mayfly.storage import digest as digests
 from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid
-from mayfly.storage.names import check_repository, check_tag
-
-DEFAULT_HOST = "docker.io"
-_OFFICIAL = "library/"
-_OLD_DEFAULT_HOSTS = ("index.docker.io", "registry-1.docker.io")
-_LATEST = "latest"
+from mayfly.storage.reference import DOCKER_HUB, LATEST, canonical_host, hub_path, split_name
 
 MAX_ENTRIES = 10_000
 """Most images, and most nodes, that a file may list."""
@@ -64,42 +57,22 @@ def parse_image(text: str, own_hosts: Collection[str] = ()) -> ListedImage:
     Raises:
         ValueError: the text is not an image name.
     """
-    name, at, digest = text.partition("@")
-    name, tag = _split_tag(name)
-    host, path = _split_host(name)
     try:
-        check_repository(path)
-        if tag is not None:
-            check_tag(tag)
-        if at:
-            digest = str(digests.parse(digest))
+        written = split_name(text)
     except (NameInvalid, TagInvalid, DigestInvalid) as error:
         raise ValueError(error.message) from None
-    if host in own_hosts:
-        return ListedImage(text, None, (path,), *_reference(tag, digest))
-    if host in _OLD_DEFAULT_HOSTS:
-        host = DEFAULT_HOST
+    digest = None if written.digest is None else str(written.digest)
+    tag = None if digest else written.tag or LATEST
+    path = written.path
+    if written.host in own_hosts:
+        return ListedImage(text, None, (path,), tag, digest)
+    host = None if written.host is None else canonical_host(written.host)
     paths: tuple[str, ...] = (path,)
-    if "/" not in path and host in (None, DEFAULT_HOST):
+    if host in (None, DOCKER_HUB):
         # Written without a host it may also be a plain name that was pushed here.
-        paths = (_OFFICIAL + path, path) if host is None else (_OFFICIAL + path,)
-    return ListedImage(text, host, paths, *_reference(tag, digest))
-
-
-def _reference(tag: str | None, digest: str) -> tuple[str | None, str | None]:
-    return (None, digest) if digest else (tag or _LATEST, None)
-
-
-def _split_tag(name: str) -> tuple[str, str | None]:
-    path, colon, tag = name.rpartition(":")
-    return (path, tag) if colon and "/" not in tag else (name, None)
-
-
-def _split_host(name: str) -> tuple[str | None, str]:
-    first, slash, rest = name.partition("/")
-    if slash and (first == "localhost" or first != first.lower() or set(first) & set(".:")):
-        return first, rest
-    return None, name
+        full = hub_path(path)
+        paths = (full,) if host is not None or full == path else (full, path)
+    return ListedImage(text, host, paths, tag, digest)
 
 
 def read_images(path: Path, own_hosts: Collection[str] = ()) -> tuple[ListedImage, ...]:

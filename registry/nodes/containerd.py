@@ -25,7 +25,8 @@ import tomllib
 from typing import Any
 
 from mayfly.registry.nodes.plan import NodeView, Plan, PlannedFile
-from mayfly.registry.nodes.target import DOCKER_HUB, Target
+from mayfly.registry.nodes.target import Target
+from mayfly.storage.reference import address_of
 
 CERTS_DIR = "/etc/containerd/certs.d"
 CONFIG = "/etc/containerd/config.toml"
@@ -105,7 +106,7 @@ def _header(table: str, target: Target, indent: str = "") -> list[str]:
 
 def upstream_url(upstream: str) -> str:
     """Where an upstream serves: Docker Hub does not under its own name."""
-    return f"https://{'registry-1.docker.io' if upstream == DOCKER_HUB else upstream}"
+    return f"https://{address_of(upstream)}"
 
 
 def _host_directory(certs_dir: str, host: str, node: NodeView) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 
 from mayfly.registry.nodes.containerd import mirror_files
 from mayfly.registry.nodes.plan import NodeView, Plan, PlannedFile
-from mayfly.registry.nodes.target import DOCKER_HUB, Target
+from mayfly.registry.nodes.target import Target
 from mayfly.registry.pki.errors import TrustError
+from mayfly.storage.reference import DOCKER_HUB
 
 CERTS_DIR = "/etc/docker/certs.d"
 DAEMON_JSON = "/etc/docker/daemon.json"

@@ -13,11 +13,7 @@ from typing import NamedTuple
 from mayfly.registry.pki.addresses import canonical, is_address
 from mayfly.registry.pki.certificate import pem_certificates
 from mayfly.registry.pki.errors import TrustError
-
-DOCKER_HUB = "docker.io"
-
-# What else people call Docker Hub. Image names and certs.d know it as docker.io only.
-_ALIASES = {"index.docker.io": DOCKER_HUB, "registry-1.docker.io": DOCKER_HUB}
+from mayfly.storage.reference import canonical_host
 
 _UPSTREAM = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::(?P<port>[0-9]{1,5}))?")
@@ -138,7 +134,7 @@ def _upstream(name: str) -> str:
             f"{name!r} is not the name of an upstream registry; write it as image names do, "
             "without a path: docker.io, quay.io, registry.example.com:5000"
         )
-    return _ALIASES.get(lowered, lowered)
+    return canonical_host(lowered)  # as image names and certs.d have it
 
 
 def _is_loopback(registry: str) -> bool:

@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from mayfly.registry.upstream.errors import LoginsInvalid
-from mayfly.storage.bundle.names import DOCKER_HUB
-from mayfly.storage.names import MAX_NAME_LENGTH
+from mayfly.storage.reference import DOCKER_HUB, HUB_ALIASES, MAX_NAME_LENGTH
 
-_HUB_KEYS = ("docker.io", "https://index.docker.io/v1/", "index.docker.io", "registry-1.docker.io")
+_HUB_KEYS = (DOCKER_HUB, "https://index.docker.io/v1/", *HUB_ALIASES)
 _HELPER_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _HELPER_SECONDS = 30.0
 _MAX_FILE = 4 * 1024 * 1024

@@ -19,11 +19,11 @@ from mayfly.registry.upstream.errors import ImagesMissing, UpstreamError
 from mayfly.registry.upstream.lists import TagFilter, Wanted
 from mayfly.registry.upstream.sources import Source
 from mayfly.storage import digest as digests
-from mayfly.storage.bundle.names import Reference
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
 from mayfly.storage.images import attested
 from mayfly.storage.manifest import INDEX_TYPES, OCI_INDEX, Descriptor, Manifest, parse
+from mayfly.storage.reference import Reference
 from mayfly.storage.transfer.attached import Attached, find_attached, flat_tag
 from mayfly.storage.transfer.exporting import FULL_NAME, TAG
 

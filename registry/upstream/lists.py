@@ -30,8 +30,8 @@ from typing import Any
 
 from mayfly.registry.upstream import versions
 from mayfly.registry.upstream.errors import ListInvalid
-from mayfly.storage.bundle.names import Reference, split_reference
 from mayfly.storage.errors import StorageError
+from mayfly.storage.reference import LATEST, Reference, parse_reference
 
 MAX_BYTES = 64 * 1024 * 1024
 """Largest list. The rendered manifests of a large platform take a few MiB."""
@@ -200,7 +200,7 @@ def _reference(text: object, place: str) -> Reference:
     """A full reference; a name alone means the tag ``latest``, as docker has it."""
     found = _name(text, place)
     if found.tag is None and found.digest is None:
-        return found._replace(tag="latest")
+        return found._replace(tag=LATEST)
     return found
 
 
@@ -216,7 +216,7 @@ def _name(text: object, place: str) -> Reference:
     if not isinstance(text, str):
         raise ListInvalid(f"{place}: expected an image reference, found {_kind(text)}")
     try:
-        return split_reference(text.strip().removeprefix("docker://"))
+        return parse_reference(text.strip().removeprefix("docker://"))
     except StorageError as error:
         raise ListInvalid(f"{place}: {error.message}") from None
 

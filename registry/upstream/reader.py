@@ -23,7 +23,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
 from mayfly.storage.images import image
 from mayfly.storage.interface import Extent
-from mayfly.storage.names import page_of
+from mayfly.storage.reference import page_of
 from mayfly.storage.transfer.attached import attached_images, flat_tag
 
 

@@ -17,9 +17,8 @@ from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.upstream.client import ATTEMPTS, Access, Registry
 from mayfly.registry.upstream.credentials import Credentials, CredentialStore
 from mayfly.registry.version import VERSION
-from mayfly.storage.bundle.names import DOCKER_HUB, canonical_host
+from mayfly.storage.reference import address_of, canonical_host
 
-_HUB_HOST = "registry-1.docker.io"
 _CONNECTIONS_PER_HOST = 32
 
 
@@ -105,8 +104,8 @@ class Registries:
         if host in self._reach.mirrors:
             return Access(self._reach.mirrors[host].rstrip("/"), host, self._trust)
         is_plain = host in self._reach.insecure or is_loopback(host)
-        address = _HUB_HOST if host == DOCKER_HUB else host
-        return Access(f"{'http' if is_plain else 'https'}://{address}", None, self._trust)
+        scheme = "http" if is_plain else "https"
+        return Access(f"{scheme}://{address_of(host)}", None, self._trust)
 
 
 def _without_login(url: str) -> str:

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from mayfly.registry.upstream.client import Fetched, Registry
 from mayfly.registry.upstream.errors import NotThere, UpstreamError
-from mayfly.storage.bundle.names import Names
+from mayfly.storage import digest as digests
+from mayfly.storage.bundle.resolver import NameResolver
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ManifestUnknown, StorageError
 from mayfly.storage.interface import Extent, Reader
@@ -96,7 +97,7 @@ class LocalSource:
         label: its name in messages.
     """
 
-    def __init__(self, reader: Reader, names: Names | None, label: str) -> None:
+    def __init__(self, reader: Reader, names: NameResolver | None, label: str) -> None:
         self._reader = reader
         self._names = names
         self.label = label
@@ -113,7 +114,7 @@ class LocalSource:
     async def referrers(self, host: str, repository: str, digest: Digest) -> list[Digest] | None:
         name = self._name(host, repository)
         found = await asyncio.to_thread(self._reader.referrers, name, digest)
-        return [Digest(*str(one["digest"]).split(":", 1)) for one in found]
+        return [digests.parse(str(one["digest"])) for one in found]
 
     async def has_blob(self, host: str, repository: str, digest: Digest) -> bool:
         try:
@@ -153,7 +154,7 @@ class LocalSource:
         try:
             name = self._name(host, repository)
             if ":" in reference:
-                digest = Digest(*reference.split(":", 1))
+                digest = digests.parse(reference)
             else:
                 digest = self._reader.tag(name, reference)
             extent = self._reader.manifest(name, digest)

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from mayfly.storage.bundle.content import Content
 from mayfly.storage.bundle.errors import BundleChanged, BundleInvalid, NotReady
 from mayfly.storage.bundle.graph import Gap, Graph, Image
-from mayfly.storage.bundle.names import full_name
 from mayfly.storage.bundle.naming import name_images
+from mayfly.storage.bundle.resolver import full_name
 from mayfly.storage.bundle.verified import Fault, Piece, Problem, Progress, Proofs
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.reader import manifest_unknown
 from mayfly.storage.errors import BlobUnknown, NameUnknown
 from mayfly.storage.images import load
 from mayfly.storage.interface import Extent
-from mayfly.storage.names import page_of
+from mayfly.storage.reference import page_of
 from mayfly.storage.referrers import Referrer, size_of
 from mayfly.storage.sized_cache import SizedCache
 

@@ -17,10 +17,10 @@ from mayfly.storage import manifest as manifests
 from mayfly.storage.bundle.content import Content
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 from mayfly.storage.bundle.files import read
-from mayfly.storage.bundle.names import Reference
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
 from mayfly.storage.manifest import Descriptor
+from mayfly.storage.reference import Reference
 
 _MOST_LINKS = 1_500_000
 """Manifests and blobs of all repositories of a bundle: 10,000 images have a third of that."""

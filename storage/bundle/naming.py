@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from mayfly.storage.bundle.content import Content, Listed
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.graph import Graph, Image
-from mayfly.storage.bundle.names import LOCAL, Reference, split_reference
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
-from mayfly.storage.names import check_tag
+from mayfly.storage.reference import LATEST, LOCAL, Reference, is_tag, parse_reference
 
 _MOST_NAMES = 100_000
 """More than any bundle has; each costs memory, and more in the tables that are made of them."""
@@ -68,26 +67,18 @@ def _names_by_config(content: Content, graph: Graph, digest: Digest | None) -> I
 def _references(texts: tuple[str, ...], notices: list[str]) -> Iterator[Reference]:
     for text in texts:
         try:
-            reference = split_reference(text)
+            reference = parse_reference(text)
         except StorageError as error:
             notices.append(f"image name {text[:300]!r} is passed over: {error.message}")
             continue
         if reference.tag is None and reference.digest is None:
             # docker's rule for a name alone.
-            reference = reference._replace(tag="latest")
+            reference = reference._replace(tag=LATEST)
         yield reference
 
 
 def _without_name(listed: Listed, fallback: str, alone: bool, notices: list[str]) -> Image:
-    tag = listed.tag if listed.tag and _is_tag(listed.tag) else "latest" if alone else None
+    tag = listed.tag if listed.tag and is_tag(listed.tag) else LATEST if alone else None
     called = f"{fallback}:{tag}" if tag else f"{fallback}@{listed.digest}"
     notices.append(f"an image has no full name in the bundle: it can be pulled as {called}")
     return Image(Reference(LOCAL, fallback, tag, None if tag else listed.digest), listed.digest)
-
-
-def _is_tag(text: str) -> bool:
-    try:
-        check_tag(text)
-    except StorageError:
-        return False
-    return True

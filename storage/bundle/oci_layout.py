@@ -13,10 +13,10 @@ from mayfly.storage.bundle import documents, volumes
 from mayfly.storage.bundle.content import Listed
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.files import BLOBS, Files
-from mayfly.storage.bundle.names import is_full_name
 from mayfly.storage.bundle.verified import Piece, Progress
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import DigestInvalid
+from mayfly.storage.reference import is_full_name
 
 INDEX = "index.json"
 _MARKER = "oci-layout"

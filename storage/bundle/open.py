@@ -22,8 +22,8 @@ from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 from mayfly.storage.bundle.files import Directory, TarFile
 from mayfly.storage.bundle.graph import Gap
 from mayfly.storage.bundle.layer import Layer
-from mayfly.storage.bundle.names import Names
 from mayfly.storage.bundle.oci_layout import OciLayout
+from mayfly.storage.bundle.resolver import NameResolver
 from mayfly.storage.bundle.stack import Stack
 from mayfly.storage.bundle.verified import Fault, Progress, Proofs
 from mayfly.storage.bundle.volumes import Lost, lost
@@ -59,7 +59,9 @@ class Bundles:
         self._archives = [bundle for bundle in opened if isinstance(bundle, Bundle)]
         self._directories = [one for one in opened if isinstance(one, DistributionDirectory)]
         references = [i.reference for b in self._archives for i in b.images if i.reference]
-        self.names = Names((reference.host, reference.repository) for reference in references)
+        self.names = NameResolver(
+            (reference.host, reference.repository) for reference in references
+        )
         for bundle in self._archives:
             bundle.serve_as(self.names.canonical)
         _check_tags(self._archives)

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from mayfly.storage.errors import PathRefused
-from mayfly.storage.names import MAX_NAME_LENGTH, is_component
+from mayfly.storage.reference import MAX_NAME_LENGTH, is_component
 from mayfly.storage.trees import HostTree, Tree
 
 _MARKS = ("_manifests", "_layers")

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from mayfly.storage.digest import HEX_LENGTHS, Digest
 from mayfly.storage.errors import DigestInvalid, UploadUnknown
-from mayfly.storage.names import check_repository, check_tag
+from mayfly.storage.reference import check_repository, check_tag
 
 
 class Layout:

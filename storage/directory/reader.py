@@ -27,7 +27,7 @@ from mayfly.storage.errors import (
 )
 from mayfly.storage.interface import Extent
 from mayfly.storage.manifest import MAX_SIZE
-from mayfly.storage.names import check_repository, is_tag
+from mayfly.storage.reference import check_repository, is_tag
 from mayfly.storage.referrers import Referrers
 from mayfly.storage.trees import HostTree, Tree
 

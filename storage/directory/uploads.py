@@ -34,7 +34,7 @@ from mayfly.storage.directory.writeback import Behind, Writeback
 from mayfly.storage.errors import ContentCorrupt, DigestInvalid, UploadOffset, UploadUnknown
 from mayfly.storage.files import translate_disk_full
 from mayfly.storage.interface import Extent
-from mayfly.storage.names import check_repository
+from mayfly.storage.reference import check_repository
 
 _READ_SIZE = 1024 * 1024
 _COPY_SIZE = 16 * 1024 * 1024

@@ -21,6 +21,7 @@ from mayfly.storage.errors import ContentCorrupt
 from mayfly.storage.images import Image, find_blob
 from mayfly.storage.interface import Extent, Reader
 from mayfly.storage.manifest import OCI_INDEX
+from mayfly.storage.reference import DOCKER_HUB, LOCAL, short_path, split_stored
 from mayfly.storage.transfer.attached import Attached, attached_images, is_attached_tag
 
 FULL_NAME = "io.containerd.image.name"
@@ -258,11 +259,11 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 def _annotations(name: str) -> dict[str, str]:
     """The full name, and the tag alone for tools that read no more."""
-    repository, _, tag = name.rpartition(":")
+    repository, tag = split_stored(name)
     if "@" in name:
         return {}
-    host = "docker.io/" if repository.startswith("library/") else "localhost/"
-    return {FULL_NAME: f"{host}{repository}:{tag}", TAG: tag}
+    host = LOCAL if short_path(repository) == repository else DOCKER_HUB
+    return {FULL_NAME: f"{host}/{repository}:{tag}", TAG: tag}
 
 
 def read_digests(path: Path) -> frozenset[Digest]:

@@ -23,7 +23,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
 from mayfly.storage.images import find_blob, load, repositories
 from mayfly.storage.interface import Reader
-from mayfly.storage.names import check_repository
+from mayfly.storage.reference import check_repository
 
 HEADER = "mayfly inventory 1"
 _CHECK = "check "

@@ -29,6 +29,7 @@ from mayfly.storage.directory.uploads import DirectoryUpload
 from mayfly.storage.errors import ManifestUnknown, StorageError
 from mayfly.storage.images import find_blob, load, resolve, walk
 from mayfly.storage.manifest import Descriptor, Manifest
+from mayfly.storage.reference import split_stored
 from mayfly.storage.upkeep.examine import hash_file
 
 _WINDOW = 64
@@ -84,16 +85,7 @@ class Finding:
     @property
     def repository(self) -> str:
         """The repository of ``image``."""
-        return split_name(self.image)[0]
-
-
-def split_name(image: str) -> tuple[str, str]:
-    """The repository of ``repository:tag`` or ``repository@digest``, and the rest."""
-    if "@" in image:
-        repository, _, rest = image.partition("@")
-    else:
-        repository, _, rest = image.rpartition(":")
-    return repository or image, rest
+        return split_stored(self.image)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +168,7 @@ class _Findings:
     ) -> None:
         names = dict.fromkeys(images)
         # Bytes are the same in every repository; links, tags and what manifests say are not.
-        place = next((split_name(name)[0] for name in names), "")
+        place = next((split_stored(name)[0] for name in names), "")
         if fault is Fault.TAG or digest is None:
             place = next(iter(names), "")
         elif fault in (Fault.CORRUPT, Fault.UNREADABLE):
@@ -348,7 +340,7 @@ def repair(
     """
     digest = finding.digest
     if finding.fault is Fault.TAG:
-        repository, tag = split_name(finding.image)
+        repository, tag = split_stored(finding.image)
         target = resolve_tag(repository, tag) or digest
         return target is not None and store.restore_tag(repository, tag, target)
     if digest is None or finding.fault is Fault.SIZE:
@@ -366,7 +358,7 @@ def repair(
                 return False
             upload.commit(digest)
     for name in dict.fromkeys((finding.image, *finding.others)):
-        store.restore_link(split_name(name)[0] or repository, digest, is_manifest=is_manifest)
+        store.restore_link(split_stored(name)[0] or repository, digest, is_manifest=is_manifest)
     return True
 
 

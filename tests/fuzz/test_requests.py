@@ -13,10 +13,10 @@ from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request, read_form
 from mayfly.registry.api.routes import ROUTES
 from mayfly.storage.bundle.errors import NameAmbiguous
-from mayfly.storage.bundle.names import Names
+from mayfly.storage.bundle.resolver import NameResolver
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import NameInvalid, StorageError
-from mayfly.storage.names import check_repository
+from mayfly.storage.reference import check_repository
 from tests.fuzz.budget import EXAMPLES
 
 COMPONENTS = st.from_regex(r"[a-z0-9]{1,5}((\.|_|__|-{1,3})[a-z0-9]{1,5}){0,2}", fullmatch=True)
@@ -104,7 +104,7 @@ def test_any_form(text: str) -> None:
     assert read_form(urlencode(found, doseq=True)) == found
 
 
-KNOWN = Names(
+KNOWN = NameResolver(
     [
         ("docker.io", "library/app"),
         ("docker.io", "team/app"),

@@ -16,7 +16,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.digest import HEX_LENGTHS, Digest
 from mayfly.storage.directory.layout import Layout
 from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid, UploadUnknown
-from mayfly.storage.names import check_repository, check_tag
+from mayfly.storage.reference import check_repository, check_tag
 
 SHA256 = "sha256:" + "0123456789abcdef" * 4
 SHA512 = "sha512:" + "0123456789abcdef" * 8

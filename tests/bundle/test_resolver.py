@@ -1,86 +1,12 @@
-"""`names`: references read as docker does, and which repository a request means."""
+"""`resolver`: which repository a request means."""
 
 from __future__ import annotations
 
 import pytest
 
 from mayfly.storage.bundle.errors import BundleConflict, NameAmbiguous
-from mayfly.storage.bundle.names import Names, Reference, is_full_name, split_reference
-from mayfly.storage.digest import Digest
-from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid
-
-DIGEST = "sha256:" + "ab" * 32
-
-# Cases of github.com/distribution/reference, normalize_test.go and reference_test.go, among them.
-READ = {
-    "nginx": ("docker.io", "library/nginx", None),
-    "nginx:1.25": ("docker.io", "library/nginx", "1.25"),
-    "team/app:v1": ("docker.io", "team/app", "v1"),
-    "docker.io/nginx": ("docker.io", "library/nginx", None),
-    "docker.io/library/nginx:x": ("docker.io", "library/nginx", "x"),
-    "index.docker.io/nginx": ("docker.io", "library/nginx", None),
-    "quay.io/openstack.kolla/nova-api:2025.1": ("quay.io", "openstack.kolla/nova-api", "2025.1"),
-    "localhost/app:1": ("localhost", "app", "1"),
-    "localhost:5000/app": ("localhost:5000", "app", None),
-    "host:5000/app:5000": ("host:5000", "app", "5000"),
-    "[::1]:5000/app:1": ("[::1]:5000", "app", "1"),
-    "Registry.Example/app": ("registry.example", "app", None),
-    "UPPER/app": ("upper", "app", None),
-    "a.b/c": ("a.b", "c", None),
-    "a/b.c": ("docker.io", "a/b.c", None),
-    "docker/docker": ("docker.io", "docker/docker", None),
-    "library/debian": ("docker.io", "library/debian", None),
-}
-
-BROKEN = {
-    "": NameInvalid,
-    "Nginx": NameInvalid,
-    "a/B": NameInvalid,
-    "nginx:": TagInvalid,
-    "nginx:v/1": NameInvalid,
-    "nginx:-v": TagInvalid,
-    "/nginx": NameInvalid,
-    "https://quay.io/x": NameInvalid,
-    "a..b/x": NameInvalid,
-    "quay.io/../x": NameInvalid,
-    "quay.io/": NameInvalid,
-    "nginx@sha256:ab": DigestInvalid,
-    "nginx@": DigestInvalid,
-    "a b/x.y": NameInvalid,
-    "-a.b/x": NameInvalid,
-    "quay.io/" + "a" * 256: NameInvalid,
-}
-
-
-@pytest.mark.parametrize("text", READ)
-def test_reading(text: str) -> None:
-    """Host, repository and tag as docker normalises them."""
-    assert split_reference(text) == Reference(*READ[text])
-
-
-@pytest.mark.parametrize("text", BROKEN)
-def test_refusing(text: str) -> None:
-    """What docker refuses is refused."""
-    with pytest.raises(BROKEN[text]):
-        split_reference(text)
-
-
-def test_digest_outweighs_the_tag() -> None:
-    """Of a name with both, the tag may since have moved: as in docker, it is dropped."""
-    digest = Digest("sha256", "ab" * 32)
-    for text in (f"quay.io/x@{DIGEST}", f"quay.io/x:1@{DIGEST}"):
-        assert split_reference(text) == Reference("quay.io", "x", None, digest)
-    assert str(split_reference(f"x:1@{DIGEST}")) == f"docker.io/library/x@{DIGEST}"
-    assert str(split_reference("x:1")) == "docker.io/library/x:1"
-
-
-def test_telling_a_name_from_a_tag() -> None:
-    """An OCI ref name is mostly only a tag."""
-    assert not is_full_name("1.25")
-    assert not is_full_name("latest")
-    assert is_full_name("nginx:1.25")
-    assert is_full_name("library/nginx")
-
+from mayfly.storage.bundle.resolver import NameResolver
+from mayfly.storage.errors import NameInvalid
 
 KNOWN = [
     ("docker.io", "library/nginx"),
@@ -114,12 +40,12 @@ KNOWN = [
 )
 def test_what_a_request_means(asked: str, ns: str | None, meant: str) -> None:
     """By path, short name, full name or upstream; a name in no bundle is itself."""
-    assert Names(KNOWN).resolve(asked, ns) == meant
+    assert NameResolver(KNOWN).resolve(asked, ns) == meant
 
 
 def test_another_upstream_is_another_repository() -> None:
     """Content of docker.io is never given for a name at quay.io."""
-    names = Names(KNOWN)
+    names = NameResolver(KNOWN)
     assert names.resolve("library/nginx", "quay.io") == "quay.io/library/nginx"
     assert names.resolve("openstack/nova", "docker.io") == "docker.io/openstack/nova"
     assert names.resolve("bundle", "docker.io") == "docker.io/bundle"
@@ -134,13 +60,13 @@ def test_upstream_that_is_none() -> None:
     for ns in ("..", "../..", "a/../b", "-", "a" * 300, "\0", "é", "."):
         for asked in ("library/nginx", "nginx"):
             with pytest.raises(NameInvalid):
-                Names(KNOWN).resolve(asked, ns)
-    assert Names(KNOWN).resolve("library/nginx", "") == "library/nginx"
+                NameResolver(KNOWN).resolve(asked, ns)
+    assert NameResolver(KNOWN).resolve("library/nginx", "") == "library/nginx"
 
 
 def test_two_upstreams_of_one_path() -> None:
     """Told apart by ``ns`` or full name; without either it is an error that says what to ask."""
-    names = Names([("docker.io", "library/x"), ("quay.io", "library/x"), ("quay.io", "y")])
+    names = NameResolver([("docker.io", "library/x"), ("quay.io", "library/x"), ("quay.io", "y")])
     assert names.resolve("library/x", "docker.io") == "docker.io/library/x"
     assert names.resolve("library/x", "quay.io") == "quay.io/library/x"
     assert names.resolve("docker.io/library/x") == "docker.io/library/x"
@@ -157,14 +83,14 @@ def test_two_upstreams_of_one_path() -> None:
 
 def test_short_name_means_docker_hub() -> None:
     """``x`` alone is docker.io's by docker's own rule, also when quay.io has a ``library/x``."""
-    names = Names([("docker.io", "library/x"), ("quay.io", "library/x")])
+    names = NameResolver([("docker.io", "library/x"), ("quay.io", "library/x")])
     assert names.resolve("x") == "docker.io/library/x"
-    assert Names([("docker.io", "library/x"), ("quay.io", "x")]).resolve("x") == "x"
+    assert NameResolver([("docker.io", "library/x"), ("quay.io", "x")]).resolve("x") == "x"
 
 
 def test_what_was_pushed_under_the_name_itself() -> None:
     """A repository of the writable store is not hidden by another's short or full name."""
-    names = Names(KNOWN)
+    names = NameResolver(KNOWN)
     for ns in (None, "docker.io", "quay.io"):
         assert names.resolve("nginx", ns, lambda name: name == "nginx") == "nginx"
     assert names.resolve("nginx", exists=lambda name: False) == "library/nginx"
@@ -174,5 +100,5 @@ def test_full_name_that_is_taken() -> None:
     """A path that is another's full name, where that is needed to tell two upstreams apart."""
     known = [("docker.io", "x/y"), ("quay.io", "x/y"), ("ghcr.io", "docker.io/x/y")]
     with pytest.raises(BundleConflict, match=r"docker.io/x/y"):
-        Names(known)
-    assert Names(known[1:]).resolve("docker.io/x/y") == "docker.io/x/y"
+        NameResolver(known)
+    assert NameResolver(known[1:]).resolve("docker.io/x/y") == "docker.io/x/y"

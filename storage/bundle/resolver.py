@@ -1,95 +1,22 @@
-"""Image names: what they mean, and which repository a request means by one.
+"""Which repository a request means, over all bundles that are served.
 
-A full name is ``host/repository:tag``, read as docker does (github.com/distribution/reference,
-``ParseNormalizedNamed``). A bundle's repository is served under its path, without the host: that is
-what a mirror is asked for, by docker, containerd and podman alike. So ``docker.io/library/x`` is
-``library/x``; it is also found as ``x`` and by its full name. When two upstreams share a path, both
-are served under full names and containerd's ``ns`` parameter picks one; without it the path is an
-error, never a guess.
+A bundle's repository is served under its path, without the host: that is what docker, containerd
+and podman ask a mirror for. So ``docker.io/library/x`` is ``library/x``; it is also found as ``x``
+and by its full name. If two upstreams share a path, both are served under full names, and
+containerd's ``ns`` parameter picks one; without it the path is an error, never a guess.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
-from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleConflict, NameAmbiguous
-from mayfly.storage.digest import Digest
-from mayfly.storage.errors import NameInvalid
-from mayfly.storage.names import check_repository, check_tag
-
-DOCKER_HUB = "docker.io"
-LOCAL = "localhost"
-"""The host of images that came from no registry, as podman has it."""
-
-_LONGEST = 1024
-"""Characters of a full name: a repository has 255, a tag 128, a digest 135, a host 255."""
-
-_HUB_NAMES = frozenset({"index.docker.io", "registry-1.docker.io"})
-_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
-_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
-
-
-class Reference(NamedTuple):
-    """A full image name.
-
-    Attributes:
-        host: of the upstream registry, lower case, with its port if it has one.
-        repository: within that registry.
-        tag: None when the name has none, or has a digest too.
-        digest: of a name that ends in ``@digest``.
-    """
-
-    host: str
-    repository: str
-    tag: str | None = None
-    digest: Digest | None = None
-
-    def __str__(self) -> str:
-        end = f":{self.tag}" if self.tag else f"@{self.digest}" if self.digest else ""
-        return f"{self.host}/{self.repository}{end}"
-
-
-def split_reference(text: str) -> Reference:
-    """Read an image name as docker does: ``x`` is ``docker.io/library/x``, without a tag.
-
-    Raises:
-        NameInvalid, TagInvalid, DigestInvalid: a part is outside its grammar.
-    """
-    if len(text) > _LONGEST:
-        raise NameInvalid(f"image name {text[:100]!r}… has {len(text)} characters")
-    name, at, encoded = text.partition("@")
-    digest = digests.parse(encoded) if at else None
-    head, colon, tail = name.rpartition(":")
-    name, tag = (head, check_tag(tail)) if colon and "/" not in tail else (name, None)
-    first, slash, rest = name.partition("/")
-    # docker's rule for telling a host from the first part of a path.
-    is_host = slash and (set(first) & set(".:") or first == LOCAL or first != first.lower())
-    host, path = (first, rest) if is_host else (DOCKER_HUB, name)
-    if not _HOST.fullmatch(host):
-        raise NameInvalid(f"invalid registry host {host[:100]!r} in image name {text[:300]!r}")
-    host = canonical_host(host)
-    if host == DOCKER_HUB and "/" not in path:
-        path = f"library/{path}"
-    # As docker: where there are both, the digest is what counts.
-    return Reference(host, check_repository(path), None if digest else tag, digest)
-
-
-def is_full_name(text: str) -> bool:
-    """Whether an annotation's value can be an image name, rather than a tag alone."""
-    return "/" in text or ":" in text
-
-
-def canonical_host(host: str) -> str:
-    """The host as it is compared: lower case, Docker Hub under one name."""
-    lower = host.lower()
-    return DOCKER_HUB if lower in _HUB_NAMES else lower
+from mayfly.storage.reference import DOCKER_HUB, canonical_host, check_repository, short_path
 
 
 def full_name(host: str, repository: str) -> str:
-    """The repository name that says the upstream too; a port's colon is not in its grammar."""
+    """Return the repository name that has the host too; its grammar has no colon for a port."""
     part = re.sub(r"[^a-z0-9.-]+", "_", host).strip("_")
     return f"{part}/{repository}"
 
@@ -98,7 +25,7 @@ def _nowhere(_repository: str) -> bool:
     return False
 
 
-class Names:
+class NameResolver:
     """Which repository a name means, over all bundles that are served.
 
     Args:
@@ -184,7 +111,7 @@ class Names:
         for repository, hosts in self._hosts.items():
             for host, name in hosts.items():
                 yield full_name(host, repository), (host, name)
-                short = repository.removeprefix("library/")
+                short = short_path(repository)
                 if host == DOCKER_HUB and "/" not in short:
                     yield short, (host, name)
                     yield full_name(host, short), (host, name)
