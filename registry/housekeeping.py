@@ -15,13 +15,13 @@ from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state import runs
 from mayfly.registry.state.runs import Run
 from mayfly.registry.threads import in_thread
-from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.directory.space import format_size
-from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import StorageError
+from mayfly.storage.upkeep.collect import collect
 
 if TYPE_CHECKING:
     from mayfly.storage.bundle.open import Bundles
+    from mayfly.storage.upkeep.maintainable import Maintainable
 
 logger = logging.getLogger("mayfly")
 
@@ -34,7 +34,7 @@ async def housekeeping(
     settings: Settings,
     security: Security,
     this_run: Run,
-    store: DirectoryReader,
+    store: Maintainable | None,
     bundles: Bundles | None,
     audit: Audit,
 ) -> AsyncIterator[None]:
@@ -44,7 +44,7 @@ async def housekeeping(
         settings: of the server.
         security: whose certificates are reloaded and renewed.
         this_run: gets heartbeats.
-        store: whose uploads expire and which is collected, if it is writable.
+        store: whose uploads expire and which is collected; None if it is read-only.
         bundles: whose missing digests are computed; None without bundles.
         audit: whose lines are written.
     """
@@ -61,7 +61,7 @@ async def housekeeping(
         tasks.append(asyncio.ensure_future(_reload_certificates(security)))
     if security.renew is not None:
         tasks.append(asyncio.ensure_future(_renew_certificate(security.renew)))
-    if isinstance(store, DistributionStore) and not settings.read_only:
+    if store is not None:
         if settings.upload_expiry is not None:
             purging = _purge_uploads(store, settings.upload_expiry)
             tasks.append(asyncio.ensure_future(purging))
@@ -87,11 +87,11 @@ async def _send_heartbeats(this_run: Run) -> None:
         await in_thread(this_run.heartbeat)
 
 
-def _interrupt(store: DirectoryReader, bundles: Bundles | None) -> None:
+def _interrupt(store: Maintainable | None, bundles: Bundles | None) -> None:
     """Stop the threads that hash large content: they would delay the end."""
     if bundles is not None:
         bundles.interrupt()
-    if isinstance(store, DistributionStore):
+    if store is not None:
         store.interrupt()
 
 
@@ -108,7 +108,7 @@ async def _reload_certificates(security: Security) -> None:
         await in_thread(security.tls.reload_if_changed)
 
 
-async def _purge_uploads(store: DistributionStore, expiry: float) -> None:
+async def _purge_uploads(store: Maintainable, expiry: float) -> None:
     while True:
         try:
             purged = await in_thread(store.purge_uploads, expiry)
@@ -120,11 +120,11 @@ async def _purge_uploads(store: DistributionStore, expiry: float) -> None:
         await asyncio.sleep(min(_HOUR, expiry / 2))
 
 
-async def _collect(store: DistributionStore, interval: float, grace: float) -> None:
+async def _collect(store: Maintainable, interval: float, grace: float) -> None:
     while True:
         await asyncio.sleep(interval)
         try:
-            found = await in_thread(store.collect, grace)
+            found = await in_thread(collect, store, grace)
         except (OSError, StorageError) as error:
             logger.warning("garbage collection failed: %s", error)
         else:

@@ -17,7 +17,8 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,13 +53,15 @@ from mayfly.registry.state.directory import StateDir
 from mayfly.registry.state.runs import Run
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.directory.store import DistributionStore
-from mayfly.storage.interface import Store
+from mayfly.storage.interface import Reader, Store
 from mayfly.storage.readonly import ReadOnlyStore
 
 if TYPE_CHECKING:
     from mayfly.storage.bundle.open import Bundles
-    from mayfly.storage.bundle.verified import Fault
+    from mayfly.storage.bundle.verified import BundleFault
     from mayfly.storage.digest import Digest
+    from mayfly.storage.overlay import OverlayStore
+    from mayfly.storage.upkeep.maintainable import Maintainable
 
 logger = logging.getLogger("mayfly")
 
@@ -94,11 +97,11 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
         bundles = _open_bundles(settings)
         if bundles is not None:
             stack.enter_context(contextlib.closing(bundles))
-        store = stack.enter_context(_open_store(settings, root, bundles))
+        stores = stack.enter_context(_open_store(settings, root, bundles))
         if bundles is not None:
-            _warn_of_incomplete_images(bundles, store)
+            _warn_of_incomplete_images(bundles, stores.seen)
         runner = stack.enter_context(asyncio.Runner())
-        return runner.run(_serve(settings, plan, state, this_run, root, store, bundles))
+        return runner.run(_serve(settings, plan, state, this_run, root, stores, bundles))
 
 
 def _abandon(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor) -> None:
@@ -164,9 +167,9 @@ def _open_bundles(settings: Settings) -> Bundles | None:
     return bundles
 
 
-def _warn_of_incomplete_images(bundles: Bundles, store: DirectoryReader) -> None:
+def _warn_of_incomplete_images(bundles: Bundles, store: Reader) -> None:
     """Warn of images that neither the bundles nor the store have in full."""
-    from mayfly.storage.images import find_blob
+    from mayfly.storage.reading import find_blob
 
     def has(repository: str, digest: Digest) -> bool:
         return find_blob(store, repository, digest) is not None
@@ -175,33 +178,53 @@ def _warn_of_incomplete_images(bundles: Bundles, store: DirectoryReader) -> None
         log.event(logging.WARNING, "incomplete_image", line)
 
 
+@dataclass(frozen=True)
+class _Stores:
+    """The store of a server, by the interfaces that its parts need.
+
+    Attributes:
+        seen: as clients see it, to read.
+        served: takes requests; read-only if it is served so.
+        maintained: the same, if it takes changes.
+        names: the repository that a request means.
+    """
+
+    seen: Reader
+    served: Store
+    maintained: Maintainable | None
+    names: NameResolver
+
+
 @contextlib.contextmanager
-def _open_store(
-    settings: Settings, root: Path, bundles: Bundles | None
-) -> Iterator[DirectoryReader]:
+def _open_store(settings: Settings, root: Path, bundles: Bundles | None) -> Iterator[_Stores]:
     if settings.read_only and bundles is None:
         if not root.is_dir():
             raise ConfigError(f"root {root}: there is no such directory to serve read-only")
-        yield DirectoryReader(root)
+        reader = DirectoryReader(root)
+        yield _Stores(reader, ReadOnlyStore(reader), None, identity)
         return
     try:
-        if bundles is not None:
-            from mayfly.storage.overlay import OverlayStore
-
-            store: DistributionStore = OverlayStore(
-                root,
-                bundles.layer,
-                allow_sparse=settings.allow_sparse,
-                reserve=settings.reserve,
-            )
-        else:
-            store = DistributionStore(
-                root, allow_sparse=settings.allow_sparse, reserve=settings.reserve
-            )
+        upper = DistributionStore(
+            root, allow_sparse=settings.allow_sparse, reserve=settings.reserve
+        )
     except OSError as error:
         raise unusable("root", root, error) from error
-    with contextlib.closing(store):
-        yield store
+    with contextlib.closing(upper):
+        if bundles is None:
+            yield _stores(settings, upper, identity)
+            return
+        from mayfly.storage.overlay import OverlayStore
+
+        resolve = partial(bundles.names.resolve, exists=upper.has_repository)
+        yield _stores(settings, OverlayStore(upper, bundles.layer), resolve)
+
+
+def _stores(
+    settings: Settings, store: DistributionStore | OverlayStore, names: NameResolver
+) -> _Stores:
+    if settings.read_only:
+        return _Stores(store, ReadOnlyStore(store), None, names)
+    return _Stores(store, store, store, names)
 
 
 async def _serve(
@@ -210,7 +233,7 @@ async def _serve(
     state: StateDir,
     this_run: Run,
     root: Path,
-    store: DirectoryReader,
+    stores: _Stores,
     bundles: Bundles | None,
 ) -> int:
     loop = asyncio.get_running_loop()
@@ -228,7 +251,7 @@ async def _serve(
         lifecycle = Lifecycle(
             plan,
             state,
-            ReaderQueries(store),
+            ReaderQueries(stores.seen),
             SystemClock(),
             own_hosts=(login.host, *map(str, addresses)),
             is_shared=security.is_shared,
@@ -244,9 +267,9 @@ async def _serve(
             audit = Audit(settings.audit)
         except OSError as error:
             raise ConfigError(f"--audit {settings.audit}: {error.strerror}") from None
-        async with housekeeping(settings, security, this_run, store, bundles, audit):
+        async with housekeeping(settings, security, this_run, stores.maintained, bundles, audit):
             server = RunningServer(
-                _connections(settings, security, store, bundles, lifecycle, audit, sockets),
+                _connections(settings, security, stores, lifecycle, audit, sockets),
                 login,
                 announced(settings, security, login, plan.nodes.names if plan.nodes else ()),
                 measure_storage=lambda: storage_used(root),
@@ -274,7 +297,7 @@ def _watch_bundles(bundles: Bundles, lifecycle: Lifecycle) -> None:
     """Report content of bundles that turns out to be corrupt."""
     loop = asyncio.get_running_loop()
 
-    def on_fault(fault: Fault, repositories: list[str], images: list[str]) -> None:
+    def on_fault(fault: BundleFault, repositories: list[str], images: list[str]) -> None:
         # A thread that hashes may outlive the loop by a moment.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(
@@ -307,18 +330,14 @@ def _check_proxies(settings: Settings, lifecycle: Lifecycle) -> None:
 def _connections(
     settings: Settings,
     security: Security,
-    store: DirectoryReader,
-    bundles: Bundles | None,
+    stores: _Stores,
     lifecycle: Lifecycle,
     audit: Audit,
     sockets: list[socket.socket],
 ) -> Connections:
     origins = Origins(settings.external_url, settings.trusted_proxy)
     guard = Guard(security.policy, security.authentication, certificate_identity, audit, origins)
-    served: Store = ReadOnlyStore(store)
-    if isinstance(store, DistributionStore) and not settings.read_only:
-        served = store
-    app = App(served, guard, lifecycle, _names(store, bundles), origins.prefix)
+    app = App(stores.served, guard, lifecycle, stores.names, origins.prefix)
     tls = security.tls.context if security.tls is not None else None
     server = HTTPServer(app, origins, malformed_request)
     return Connections(server, sockets, tls, _limits(settings))
@@ -332,13 +351,3 @@ def _limits(settings: Settings) -> Limits:
         most = min(most, settings.max_connections)
     timeouts = Timeouts(settings.header_timeout, settings.stall_timeout, settings.vanished_timeout)
     return Limits(most, timeouts)
-
-
-def _names(store: DirectoryReader, bundles: Bundles | None) -> NameResolver:
-    if bundles is None:
-        return identity
-    from mayfly.storage.overlay import OverlayStore
-
-    assert isinstance(store, OverlayStore)
-    names, exists = bundles.names, store.has_repository
-    return lambda repository, ns: names.resolve(repository, ns, exists)

@@ -68,6 +68,10 @@ class UploadUnknown(StorageError):
     """No such upload session: never begun, finished, or cancelled."""
 
 
+class Interrupted(StorageError):
+    """Content was not hashed to its end, since the server is stopping."""
+
+
 class UploadOffset(StorageError):
     """Bytes offered at another offset than where the upload stands.
 
@@ -99,8 +103,28 @@ class PathRefused(ContentCorrupt):
     """A link, a pipe or a device in a directory, where its content should be."""
 
 
+def blob_unknown(digest: object) -> BlobUnknown:
+    """Return the error for a blob that a repository does not hold."""
+    return BlobUnknown("blob unknown to repository", {"digest": str(digest)})
+
+
+def manifest_unknown(reference: object) -> ManifestUnknown:
+    """Return the error for a tag or digest that is not in a repository."""
+    return ManifestUnknown("manifest unknown", {"reference": str(reference)})
+
+
+def repository_unknown(name: str) -> NameUnknown:
+    """Return the error for a repository that does not exist."""
+    return NameUnknown("repository name not known to registry", {"name": name})
+
+
+def upload_unknown() -> UploadUnknown:
+    """Return the error for an upload session that does not exist, or not any more."""
+    return UploadUnknown("no such upload session")
+
+
 def of_disk(error: OSError) -> StorageError | None:
-    """What a refusal of the disk means; None for what is not its fault. No path is told."""
+    """Return the domain error for an error of the disk, without its path; None for another."""
     reason = os.strerror(error.errno or 0)
     match error.errno:
         case number if number in DISK_FULL:

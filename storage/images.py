@@ -6,26 +6,17 @@ Reads any `storage.interface.Reader`. Sizes are those of the stored (compressed)
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
-from mayfly.storage.errors import (
-    BlobUnknown,
-    ContentCorrupt,
-    ManifestTooLarge,
-    ManifestUnknown,
-    NameInvalid,
-    StorageError,
-)
-from mayfly.storage.interface import Extent, Reader
-from mayfly.storage.manifest import MAX_SIZE, Manifest, parse_stored
+from mayfly.storage.errors import ManifestUnknown, NameInvalid, StorageError
+from mayfly.storage.interface import Reader
+from mayfly.storage.manifest import Manifest
+from mayfly.storage.reading import find_blob, manifests_below, read, repositories
 from mayfly.storage.reference import LATEST, parse_reference
 
-_PAGE = 1000
 _ATTESTED = "vnd.docker.reference.digest"
 """BuildKit's annotation: the platform manifest that an attestation manifest describes."""
 
@@ -104,14 +95,6 @@ class Stack:
     attests: str | None = None
 
 
-def repositories(reader: Reader) -> Iterator[str]:
-    """Every repository in lexical order."""
-    after = ""
-    while page := reader.repositories(after, _PAGE):
-        yield from page
-        after = page[-1]
-
-
 def images(reader: Reader) -> Iterator[Image]:
     """Every tagged image, by name."""
     for repository in repositories(reader):
@@ -136,7 +119,7 @@ def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
     missing: dict[Digest, None] = {}
     faults: list[str] = []
     children: set[Digest] = set()
-    for found, manifest in walk(reader, repository, digest):
+    for found, manifest in manifests_below(reader, repository, digest):
         if isinstance(manifest, StorageError):
             if not isinstance(manifest, ManifestUnknown):
                 faults.append(f"manifest {found}: {manifest.message}")
@@ -172,30 +155,6 @@ def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
     )
 
 
-def walk(
-    reader: Reader, repository: str, root: Digest
-) -> Iterator[tuple[Digest, Manifest | StorageError]]:
-    """Every manifest below one, itself first, each once; or the error that reading it gave.
-
-    Depth first and children in their order. Neither depth nor the number of paths to a manifest
-    matters: an attacker may build chains of a thousand indexes, and diamonds.
-    """
-    seen = {root}
-    waiting = [root]
-    while waiting:
-        digest = waiting.pop()
-        try:
-            manifest = load(reader, repository, digest)
-        except StorageError as error:
-            yield digest, error
-            continue
-        yield digest, manifest
-        for child in reversed(manifest.manifests):
-            if child.digest not in seen:
-                seen.add(child.digest)
-                waiting.append(child.digest)
-
-
 def resolve(reader: Reader, text: str) -> tuple[str, Digest]:
     """The repository and digest that an operator's image name means.
 
@@ -217,55 +176,6 @@ def resolve(reader: Reader, text: str) -> tuple[str, Digest]:
     raise ManifestUnknown(f"no image {text} here; mayfly ls lists them")
 
 
-def load(reader: Reader, repository: str, digest: Digest) -> Manifest:
-    """Read and parse a stored manifest.
-
-    Raises:
-        ManifestInvalid: it cannot be parsed.
-        ManifestUnknown, ManifestTooLarge, ContentCorrupt: see `read_manifest`.
-    """
-    return parse_stored(read_manifest(reader, repository, digest))
-
-
-def read_manifest(reader: Reader, repository: str, digest: Digest) -> bytes:
-    """The bytes of a manifest, which have its digest.
-
-    Raises:
-        ManifestUnknown: it is not in the repository.
-        ManifestTooLarge: it is over `storage.manifest.MAX_SIZE`, so it was not read.
-        ContentCorrupt: its bytes have another digest.
-    """
-    extent = reader.manifest(repository, digest)
-    if extent.size > MAX_SIZE:
-        raise ManifestTooLarge(f"manifest is larger than {MAX_SIZE} bytes")
-    body = read(extent)
-    if digests.of(body, digest.algorithm) != digest:
-        # It may well be a manifest, but is another one.
-        raise ContentCorrupt(f"manifest {digest} is damaged", {"digest": str(digest)})
-    return body
-
-
-def read(extent: Extent) -> bytes:
-    """All bytes of a small extent.
-
-    Raises:
-        ManifestUnknown: the file went away meanwhile.
-    """
-    try:
-        with extent.open() as file:
-            return os.pread(file.fileno(), extent.size, extent.offset)
-    except FileNotFoundError:
-        raise ManifestUnknown("manifest unknown") from None
-
-
-def find_blob(reader: Reader, repository: str, digest: Digest) -> Extent | None:
-    """Where a blob's bytes lie; None when the repository has none that can be used."""
-    try:
-        return reader.blob(repository, digest)
-    except (BlobUnknown, ContentCorrupt):
-        return None
-
-
 def stacks(
     reader: Reader, repository: str, digest: Digest, name: str, *, shared: bool = True
 ) -> list[Stack]:
@@ -284,7 +194,7 @@ def stacks(
     users = _users(reader) if shared else {}
     found: list[Stack] = []
     attests: dict[str, str] = {}
-    for child, manifest in walk(reader, repository, digest):
+    for child, manifest in manifests_below(reader, repository, digest):
         if isinstance(manifest, StorageError):
             if child == digest:
                 raise manifest

@@ -11,95 +11,197 @@ grammar, and `StorageFull` or `OSError` when the disk refuses.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self
 
 from mayfly.storage.digest import Digest
-from mayfly.storage.errors import ContentCorrupt
+from mayfly.storage.errors import ContentCorrupt, blob_unknown
 from mayfly.storage.manifest import Manifest
 from mayfly.storage.trees import HOST, Opener
 
 
 class Proof(Protocol):
-    """Proof that content has its digest; see `storage.bundle.verified`. Hashable."""
+    """Whether content has its digest, for content that is proven when it is first sent.
+
+    The last byte may be sent only once the proof `holds`. Equal proofs are of the same content.
+    """
 
     @property
     def bundle(self) -> str:
-        """The bundle that the content is in, as the operator named it."""
+        """The bundle with the content, as the operator named it."""
 
     @property
     def holds(self) -> bool:
         """Quick. Whether the content is proven."""
 
-    def of(self, descriptor: int) -> Proof:
-        """Quick. The proof for the content's file as it is now, open as a descriptor.
-
-        Raises:
-            BundleChanged: it is not the file in which the content was found.
-        """
-
     def establish(self, progress: Callable[[int], None] | None = None) -> None:
         """Hash the content; afterwards the proof holds.
 
         Args:
-            progress: called with the number of bytes of each step; may raise to stop.
+            progress: called with the number of bytes that were read since the last call; an error
+                that it raises ends the hashing.
 
         Raises:
-            ContentCorrupt: the content has another digest.
-            BundleChanged: the file was written to.
+            ContentCorrupt: the content has another digest, or changed; it is refused from now on.
             Interrupted: the server is stopping.
         """
 
     def corrupt(self) -> ContentCorrupt:
-        """The error for content that does not have its digest; it is reported as a fault."""
+        """Report the content as corrupt and return the error for it."""
+
+
+class Sink(Protocol):
+    """Where content is sent: the connection to a client."""
+
+    async def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
+        """Send ``count`` bytes of a local file from ``offset``.
+
+        Raises:
+            ConnectionError: the client is gone, or the file ended early and the connection was cut.
+        """
+
+
+class OpenContent(Protocol):
+    """Content that is open for reading; a context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def proof(self) -> Proof | None:
+        """Quick. The proof for the content as it is now; None for content that needs none.
+
+        Raises:
+            ContentCorrupt: the content is not what it was when it was found.
+        """
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Read up to ``count`` bytes from ``offset``; fewer only at the end."""
+
+    async def send(self, sink: Sink, offset: int, count: int) -> None:
+        """Send ``count`` bytes from ``offset``, in the way that suits where the content lies.
+
+        Raises:
+            ConnectionError: see `Sink`.
+        """
+
+
+class Content(Protocol):
+    """Content of a known size, wherever it lies.
+
+    A value, not an open file: a HEAD costs no descriptor and nothing can be left open. A caller
+    that opens it later and finds it gone treats the content as unknown.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def proof(self) -> Proof | None:
+        """The proof that it needs; None for content whose digest was checked when it was stored."""
+
+    def open(self) -> OpenContent:
+        """Open the content.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            PathRefused: something that is not a file took its place.
+        """
+
+
+class FileProof(Proof, Protocol):
+    """The proof of content in a local file."""
+
+    def of(self, descriptor: int) -> Proof:
+        """Quick. The proof for the file as it is now, open as ``descriptor``.
+
+        Raises:
+            ContentCorrupt: that file is not what it was when the content was found.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where content lies: ``size`` bytes from ``offset`` of the file ``path``.
-
-    A value, not an open file: a HEAD costs no descriptor and nothing can be left open. Whoever
-    opens it later and finds it gone treats the content as unknown.
-
-    Attributes:
-        proof: of content in a bundle, whose last byte may be sent only once the proof holds; None
-            for content that was verified when it was stored.
-    """
+    """Content in a local file: ``size`` bytes from ``offset`` of ``path``. See `Content`."""
 
     path: Path
     offset: int
     size: int
-    proof: Proof | None = None
     opener: Opener = field(default=HOST, kw_only=True, repr=False)
+    proof: FileProof | None = field(default=None, kw_only=True)
 
-    def open(self) -> io.FileIO:
-        """Open the file, unbuffered and at its start; ``path`` alone may lead to another file.
+    def open(self) -> OpenExtent:
+        return OpenExtent(self, open_file(self.opener, self.path))
 
-        Raises:
-            FileNotFoundError: it is gone.
-            PathRefused: something that is no file took its place.
-        """
-        return open_file(self.opener, self.path)
+
+class OpenExtent:
+    """An open `Extent`; see `OpenContent`.
+
+    Attributes:
+        extent: that is open.
+        file: the whole file, unbuffered.
+    """
+
+    def __init__(self, extent: Extent, file: io.FileIO) -> None:
+        self.extent = extent
+        self.file = file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.file.close()
+
+    def proof(self) -> Proof | None:
+        proof = self.extent.proof
+        return None if proof is None else proof.of(self.file.fileno())
+
+    def read(self, offset: int, count: int) -> bytes:
+        count = min(count, self.extent.size - offset)
+        pieces = []
+        while count > 0:
+            piece = os.pread(self.file.fileno(), count, self.extent.offset + offset)
+            if not piece:
+                break
+            pieces.append(piece)
+            offset, count = offset + len(piece), count - len(piece)
+        return b"".join(pieces)
+
+    async def send(self, sink: Sink, offset: int, count: int) -> None:
+        await sink.send_file(self.file, self.extent.offset + offset, count)
 
 
 def open_file(opener: Opener, path: Path) -> io.FileIO:
-    """Open a file through its opener, unbuffered."""
+    """Open a file through its opener, unbuffered; ``path`` alone may lead to another file."""
     return io.FileIO(opener.open(path), "rb")
 
 
 class Reader(Protocol):
     """The read side: what any store, bundle or overlay answers."""
 
-    def blob(self, repository: str, digest: Digest) -> Extent:
+    def blob(self, repository: str, digest: Digest) -> Content:
         """Quick. Locate a blob linked in this repository.
 
         Raises:
             BlobUnknown: it is not linked here, or its bytes are gone.
         """
 
-    def manifest(self, repository: str, digest: Digest) -> Extent:
+    def manifest(self, repository: str, digest: Digest) -> Content:
         """Quick. Locate a manifest of this repository.
 
         Raises:
@@ -128,7 +230,7 @@ class Reader(Protocol):
                 the way.
         """
 
-    def holders(self, digest: Digest) -> Iterator[str]:
+    def repositories_with(self, digest: Digest) -> Iterator[str]:
         """The repositories a blob is linked in, found one by one as they are asked for."""
 
     def referrers(
@@ -143,6 +245,49 @@ class Reader(Protocol):
 
         Empty when there are none and also for an unknown repository or subject (spec: never 404).
         """
+
+
+class RevisionReader(Reader, Protocol):
+    """A reader that lists all manifests of a repository."""
+
+    def revisions(self, repository: str) -> Iterable[Digest]:
+        """All manifests of a repository, tagged or not; none for an unknown one."""
+
+
+class LowerStore(RevisionReader, Protocol):
+    """A reader of local files that an overlay can have beneath it.
+
+    It answers apart which repository has a blob and where the blob's bytes are: a repository may
+    name a blob whose bytes lie in another store, as in a bundle of differences. It gets them where
+    that store links the blob in a repository of the same name.
+    """
+
+    def blob(self, repository: str, digest: Digest) -> Extent:
+        """See `Reader.blob`."""
+
+    def manifest(self, repository: str, digest: Digest) -> Extent:
+        """See `Reader.manifest`."""
+
+    def links(self, repository: str, digest: Digest) -> bool:
+        """Quick. Whether a blob belongs to a repository, wherever its bytes are."""
+
+    def content(self, digest: Digest) -> Extent | None:
+        """Quick. The bytes of a blob, whichever repository links it; None if they are not here.
+
+        Raises:
+            ContentCorrupt: they are here but do not have the digest.
+        """
+
+    def revisions(self, repository: str) -> Iterator[Digest]:
+        """All manifests of a repository, tagged or not; none for an unknown one."""
+
+
+def linked_blob(store: LowerStore, repository: str, digest: Digest) -> Extent:
+    """Locate a blob of a store that has both the link and the bytes; see `Reader.blob`."""
+    found = store.content(digest) if store.links(repository, digest) else None
+    if found is None:
+        raise blob_unknown(digest)
+    return found
 
 
 class Upload(Protocol):
@@ -211,11 +356,11 @@ class Store(Reader, Protocol):
             UploadUnknown: there is none of that id in this repository.
         """
 
-    def hold(self, repository: str, digest: Digest) -> Extent:
-        """Locate a blob for someone who may refer to it next, and start its age anew.
+    def touch(self, repository: str, digest: Digest) -> Content:
+        """Locate a blob for a client that may refer to it next, and start its age anew.
 
-        A push skips the blobs that it is told are there; the collector must not take them before
-        the manifest comes.
+        A push skips the blobs that are in the repository; the collector must not remove them before
+        the manifest is pushed.
 
         Raises:
             BlobUnknown: see `Reader.blob`.

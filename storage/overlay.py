@@ -1,13 +1,12 @@
-"""A writable store over read-only layers: the union mount of the container world, for a registry.
+"""A writable store over read-only ones: the union mount of the container world, for a registry.
 
     pushes, links, whiteouts ──► upper: the registry:2 directory
-    reads ◄── upper, and where it has nothing, the layers beneath without what whiteouts hide
+    reads ◄── upper; for content it lacks, the lower stores without what whiteouts hide
 
-Of the upper store this is one itself (a subclass), so that every write is the one that
-`DistributionStore` makes and only reading looks further; a manifest may therefore name, and a
-mount may take, what only a layer has. Nothing is copied up: a mounted blob is a link in the upper
-store whose bytes stay in the layer. Served later without that layer, such a link leads nowhere and
-its blob is unknown. The layers are never written to, nor are their files' times.
+The upper store makes every change. It looks up what a push refers to in the overlay, so a manifest
+may name, and a mount may take, content that only a lower store has. Nothing is copied up: a mounted
+blob is a link in the upper store whose bytes stay below. Without that lower store such a link leads
+nowhere and its blob is unknown. Lower stores are never written to, nor are their files' times.
 """
 
 from __future__ import annotations
@@ -15,117 +14,152 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 
-from mayfly.storage.bundle.layer import Layer
-from mayfly.storage.bundle.stack import distinct, merge_names, merge_referrers, merge_tags
+from mayfly.storage.bundle.union import distinct, merge_names, merge_referrers, merge_tags
 from mayfly.storage.digest import Digest
-from mayfly.storage.directory.catalog import is_repository
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import ManifestUnknown
-from mayfly.storage.interface import Extent
+from mayfly.storage.interface import Extent, LowerStore, Upload
+from mayfly.storage.manifest import Manifest
 from mayfly.storage.whiteouts import Masked, Whiteouts
 
 
-class OverlayStore(DistributionStore):
-    """See `storage.interface.Store`.
+class OverlayStore:
+    """See `storage.interface.Store` and `storage.upkeep.maintainable.Maintainable`.
 
     Args:
-        root: of the upper store; made when missing.
+        upper: takes the changes; closed with this.
         lower: what lies beneath; closed by its owner, after this.
-        allow_sparse: take manifests that name content the repository does not hold.
-        reserve: see `storage.directory.space.Space`.
     """
 
-    def __init__(
-        self, root: Path, lower: Layer, *, allow_sparse: bool = False, reserve: int | None = None
-    ) -> None:
-        super().__init__(root, allow_sparse=allow_sparse, reserve=reserve)
-        self._whiteouts = Whiteouts(self._layout, self._publisher)
+    def __init__(self, upper: DistributionStore, lower: LowerStore) -> None:
+        self._upper = upper
+        self._whiteouts = Whiteouts(upper.parts.layout, upper.parts.publisher)
         self._lower = Masked(lower, self._whiteouts)
 
-    def has_repository(self, repository: str) -> bool:
-        """Quick. Whether something was pushed under exactly this name."""
-        return is_repository(self._layout.repository(repository), self._tree)
+    @property
+    def upper(self) -> DistributionStore:
+        return self._upper
+
+    def close(self) -> None:
+        """See `storage.directory.store.DistributionStore.close`."""
+        self._upper.close()
+
+    def interrupt(self) -> None:
+        self._upper.interrupt()
 
     # Reading
 
     def blob(self, repository: str, digest: Digest) -> Extent:
-        # A layer's manifest may name any digest: that alone gives its repository no content of the
-        # store's other repositories. A link in the store was made by a push or a mount.
-        if self._links(repository, digest):
-            found = self._content(digest) or self._lower.content(digest)
+        # A lower store's manifest may name any digest: that alone gives its repository no content
+        # of the upper store's other repositories. A link there was made by a push or a mount.
+        if self._upper.links(repository, digest):
+            found = self.content(digest)
             if found is not None:
                 return found
         return self._lower.blob(repository, digest)
 
     def manifest(self, repository: str, digest: Digest) -> Extent:
         try:
-            return super().manifest(repository, digest)
+            return self._upper.manifest(repository, digest)
         except ManifestUnknown:
             return self._lower.manifest(repository, digest)
 
     def tag(self, repository: str, tag: str) -> Digest:
         try:
-            return super().tag(repository, tag)
+            return self._upper.tag(repository, tag)
         except ManifestUnknown:
             return self._lower.tag(repository, tag)
 
     def tags(self, repository: str) -> list[str]:
-        return merge_tags(repository, [super().tags, self._lower.tags])
+        return merge_tags(repository, [self._upper.tags, self._lower.tags])
 
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
-        sources = (super().repositories, self._lower.repositories)
+        sources = (self._upper.repositories, self._lower.repositories)
         return merge_names([source(after, limit, prefix) for source in sources], limit)
 
-    def holders(self, digest: Digest) -> Iterator[str]:
-        return distinct([self._lower.holders(digest), super().holders(digest)])
+    def repositories_with(self, digest: Digest) -> Iterator[str]:
+        sources = (self._lower, self._upper)
+        return distinct(source.repositories_with(digest) for source in sources)
 
     def referrers(
         self, repository: str, subject: Digest, after: str = ""
     ) -> Iterator[dict[str, object]]:
-        sources = (super().referrers, self._lower.referrers)
-        return merge_referrers(source(repository, subject, after) for source in sources)
+        sources = (self._upper, self._lower)
+        return merge_referrers(source.referrers(repository, subject, after) for source in sources)
+
+    def links(self, repository: str, digest: Digest) -> bool:
+        """See `storage.interface.LowerStore`."""
+        sources = (self._upper, self._lower)
+        return any(source.links(repository, digest) for source in sources)
+
+    def content(self, digest: Digest) -> Extent | None:
+        """See `storage.interface.LowerStore`."""
+        return self._upper.content(digest) or self._lower.content(digest)
 
     def revisions(self, repository: str) -> Iterator[Digest]:
-        # The collector marks by these: what was pushed to complete or mend a layer is kept too.
-        return chain(super().revisions(repository), self._lower.revisions(repository))
+        """See `storage.interface.LowerStore`; the collector keeps the content of all of them."""
+        return chain(self._upper.revisions(repository), self._lower.revisions(repository))
 
-    # Deleting: the whiteout comes first. A crash in between leaves the deletion undone, never what
-    # it uncovers in the place of what it removed.
+    # Writing
+
+    def check_room(self, size: int) -> None:
+        self._upper.check_room(size)
+
+    def begin_upload(self, repository: str, algorithm: str, *, resumable: bool = True) -> Upload:
+        return self._upper.begin_upload(repository, algorithm, resumable=resumable)
+
+    def upload(self, repository: str, upload_id: str) -> Upload:
+        return self._upper.upload(repository, upload_id)
+
+    def purge_uploads(self, max_age: float) -> int:
+        return self._upper.purge_uploads(max_age)
+
+    def touch(self, repository: str, digest: Digest) -> Extent:
+        return self._upper.touch(repository, digest, self)
+
+    def mount(self, repository: str, digest: Digest, source: str) -> None:
+        self._upper.mount(repository, digest, source, self)
+
+    def put_manifest(
+        self, repository: str, manifest: Manifest, digest: Digest, tags: tuple[str, ...]
+    ) -> None:
+        self._upper.put_manifest(repository, manifest, digest, tags, self)
+
+    def compare(self, repository: str, digest: Digest, body: bytes) -> None:
+        self._upper.compare(repository, digest, body, self)
+
+    def examine(self, digest: Digest) -> bool:
+        return self._upper.examine(digest)
+
+    # Deleting: the whiteout comes first. A crash in between leaves the deletion undone, and never
+    # uncovers lower content in the place of the deleted.
 
     def delete_blob(self, repository: str, digest: Digest) -> None:
-        below, here = self._lower.links(repository, digest), self._links(repository, digest)
-        if below:
+        is_below = self._lower.links(repository, digest)
+        if is_below:
             self._whiteouts.hide_blob(repository, digest)
-        if here or not below:
-            super().delete_blob(repository, digest)
+        if not is_below or self._upper.links(repository, digest):
+            self._upper.delete_blob(repository, digest)
 
-    def _delete_manifest(self, repository: str, digest: Digest) -> None:
-        self.manifest(repository, digest)
-        for tag in self.tags(repository):
-            if self.read_link(self._layout.tag_link(repository, tag)) == digest:
+    def delete_manifest(self, repository: str, digest: Digest) -> None:
+        with self._upper.removing(repository):
+            self.manifest(repository, digest)
+            for tag in self._upper.tags_at(repository, digest):
                 self._hide_below(repository, tag)
-        if digest in self._lower.revisions(repository):
-            self._whiteouts.hide_manifest(repository, digest)
-        if self.is_linked(repository, digest):
-            super()._delete_manifest(repository, digest)
+            if digest in self._lower.revisions(repository):
+                self._whiteouts.hide_manifest(repository, digest)
+            if self._upper.is_linked(repository, digest):
+                self._upper.remove_manifest(repository, digest)
 
-    def _delete_tag(self, repository: str, tag: str) -> None:
-        self.tag(repository, tag)
-        self._hide_below(repository, tag)
-        if self._layout.tag_link(repository, tag).exists():
-            super()._delete_tag(repository, tag)
+    def delete_tag(self, repository: str, tag: str) -> None:
+        with self._upper.removing(repository):
+            self.tag(repository, tag)
+            self._hide_below(repository, tag)
+            if self._upper.has_tag(repository, tag):
+                self._upper.remove_tag(repository, tag)
 
     def _hide_below(self, repository: str, tag: str) -> None:
-        """Hide what a layer has under a tag, whatever that points at."""
+        """Hide the lower stores' tag of this name, wherever it points."""
         with contextlib.suppress(ManifestUnknown):
             self._whiteouts.hide_tag(repository, tag, self._lower.tag(repository, tag))
-
-    def _links(self, repository: str, digest: Digest) -> bool:
-        return self._tree.is_file(self._layout.layer_link(repository, digest))
-
-    def _touch(self, extent: Extent) -> None:  # type: ignore[override]
-        # Only what the collector may remove has an age that matters; a layer's file is its own.
-        if extent.path.is_relative_to(self._layout.blobs):
-            DistributionStore._touch(extent)

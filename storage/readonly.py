@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ReadOnly
-from mayfly.storage.interface import Extent, Reader, Upload
+from mayfly.storage.interface import Content, Reader, Upload
 from mayfly.storage.manifest import Manifest
 
 
@@ -16,10 +16,10 @@ class ReadOnlyStore:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    def blob(self, repository: str, digest: Digest) -> Extent:
+    def blob(self, repository: str, digest: Digest) -> Content:
         return self._reader.blob(repository, digest)
 
-    def manifest(self, repository: str, digest: Digest) -> Extent:
+    def manifest(self, repository: str, digest: Digest) -> Content:
         return self._reader.manifest(repository, digest)
 
     def tag(self, repository: str, tag: str) -> Digest:
@@ -31,8 +31,8 @@ class ReadOnlyStore:
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         return self._reader.repositories(after, limit, prefix)
 
-    def holders(self, digest: Digest) -> Iterator[str]:
-        return self._reader.holders(digest)
+    def repositories_with(self, digest: Digest) -> Iterator[str]:
+        return self._reader.repositories_with(digest)
 
     def referrers(
         self, repository: str, subject: Digest, after: str = ""
@@ -48,7 +48,7 @@ class ReadOnlyStore:
     def upload(self, repository: str, upload_id: str) -> Upload:
         raise _refused()
 
-    def hold(self, repository: str, digest: Digest) -> Extent:
+    def touch(self, repository: str, digest: Digest) -> Content:
         return self._reader.blob(repository, digest)
 
     def mount(self, repository: str, digest: Digest, source: str) -> None:

@@ -24,6 +24,8 @@ from typing import Protocol
 from mayfly.storage import manifest as manifests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import DigestInvalid, ManifestInvalid, StorageError
+from mayfly.storage.interface import Reader
+from mayfly.storage.reading import read_unverified
 from mayfly.storage.sized_cache import SizedCache
 
 _MAX_KNOWN = 16 * 1024 * 1024
@@ -42,7 +44,7 @@ _SETTLE_NS = 50_000_000
 """A directory changed so recently may change again without a new mtime (clock ticks are 4 ms)."""
 
 
-class Revisions(Protocol):
+class Revisions(Reader, Protocol):
     """A store's manifests, as far as referrers need them."""
 
     def revision_directories(self, repository: str) -> Iterable[Path]:
@@ -53,13 +55,6 @@ class Revisions(Protocol):
 
     def is_linked(self, repository: str, digest: Digest) -> bool:
         """Whether a manifest is linked now."""
-
-    def read_manifest(self, repository: str, digest: Digest) -> bytes:
-        """A manifest's bytes.
-
-        Raises:
-            ManifestUnknown: it is not in the repository.
-        """
 
 
 @dataclass(slots=True)
@@ -117,7 +112,7 @@ class Referrers:
             descriptor = self._descriptors.get(digest)
             if descriptor is None:
                 try:
-                    body = self._revisions.read_manifest(repository, digest)
+                    body = read_unverified(self._revisions, repository, digest)
                     descriptor = manifests.parse_stored(body).referrer(digest)
                 except (StorageError, OSError):
                     continue  # deleted meanwhile
@@ -137,7 +132,7 @@ class Referrers:
 
     def _read(self, repository: str, digest: Digest, known: _Known) -> None:
         try:
-            manifest = manifests.parse_stored(self._revisions.read_manifest(repository, digest))
+            manifest = manifests.parse_stored(read_unverified(self._revisions, repository, digest))
         except (ManifestInvalid, DigestInvalid):
             # Foreign or damaged: it can refer to nothing that we could list.
             subject = None

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.errors import ContentCorrupt, ManifestUnknown, StorageError
-from mayfly.storage.images import Image, image, repositories, resolve, walk
+from mayfly.storage.images import Image, image, resolve
+from mayfly.storage.interface import RevisionReader
+from mayfly.storage.reading import manifests_below, repositories
 from mayfly.storage.reference import LATEST, parse_reference
-from mayfly.storage.transfer.inventory import Listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Space:
 
 def tagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:
     """Every tag's image, by repository and tag."""
-    for repository in reader.every_repository():
+    for repository in repositories(reader):
         try:
             for tag in reader.tag_names(repository):
                 found = _tagged(reader, repository, tag)
@@ -90,7 +91,7 @@ def _tagged(reader: DirectoryReader, repository: str, tag: str) -> Image | Damag
         return None  # deleted meanwhile
     if found.faults:
         # Odd manifests were pushed like that; one with another digest is damaged.
-        for _, manifest in walk(reader, repository, digest):
+        for _, manifest in manifests_below(reader, repository, digest):
             if isinstance(manifest, ContentCorrupt):
                 return Damaged(name, manifest.message)
     return found
@@ -128,13 +129,13 @@ def _why_lost(
 
 def untagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:
     """Every manifest that no tag leads to, as ``repository@digest``; parts of others aside."""
-    for repository in reader.every_repository():
+    for repository in repositories(reader):
         try:
             loose = loose_manifests(reader, repository)
             below = {
                 found
                 for digest in loose
-                for found, _ in walk(reader, repository, digest)
+                for found, _ in manifests_below(reader, repository, digest)
                 if found != digest
             }
             for digest in loose:
@@ -155,7 +156,7 @@ def loose_manifests(reader: DirectoryReader, repository: str) -> list[Digest]:
     reached: set[Digest] = set()
     for digest in reader.tag_targets(repository):
         if digest not in reached:
-            reached.update(found for found, _ in walk(reader, repository, digest))
+            reached.update(found for found, _ in manifests_below(reader, repository, digest))
     return sorted(d for d in reader.revisions(repository) if d not in reached)
 
 
@@ -185,7 +186,7 @@ def space(reader: DirectoryReader) -> Space:
     return Space(count, logical, stored, loose, sum(only.values()), unused, tuple(damaged))
 
 
-def space_of(reader: Listed) -> Space:
+def space_of(reader: RevisionReader) -> Space:
     """Measure the space of the images of bundles or of a registry.
 
     What no manifest needs is not looked for.

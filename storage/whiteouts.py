@@ -1,9 +1,9 @@
-"""What was deleted of the read-only layers: marks in the upper store that hide it.
+"""Whiteouts: marks in the upper store that hide deleted content of the lower stores.
 
 A whiteout is an empty file under the repository's ``_mayfly/whiteouts``, which registry:2 and its
-garbage collector pass over. It names what it hides by digest, a tag's by tag and digest, so a
-newer bundle with another image under the same tag is not hidden. Whiteouts hide the layers only:
-what is pushed again lies in the upper store and is seen, so none ever has to be taken away.
+garbage collector ignore. It names hidden content by its digest, a tag by tag and digest, so a newer
+bundle with another image under the same tag is not hidden. Whiteouts hide lower stores only:
+content that is pushed again lies in the upper store and is seen, so none ever has to be removed.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mayfly.storage.bundle.errors import NotReady
-from mayfly.storage.bundle.layer import Layer
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.layout import Layout
 from mayfly.storage.directory.publish import Publisher
-from mayfly.storage.directory.reader import manifest_unknown
-from mayfly.storage.errors import BlobUnknown, ManifestUnknown, NameUnknown
-from mayfly.storage.interface import Extent
+from mayfly.storage.errors import (
+    ManifestUnknown,
+    blob_unknown,
+    manifest_unknown,
+    repository_unknown,
+)
+from mayfly.storage.interface import Extent, LowerStore
 from mayfly.storage.reference import check_tag
 
 
 class Whiteouts:
-    """The marks in one store. The questions are quick; the marks are durable when set."""
+    """The whiteouts of one store. Reading them is quick; they are durable when set."""
 
     def __init__(self, layout: Layout, publisher: Publisher) -> None:
         self._layout = layout
@@ -68,51 +71,51 @@ class Whiteouts:
 
 
 class Masked:
-    """A layer without what whiteouts hide of it; see `storage.bundle.layer.Layer`.
+    """A lower store without its hidden content; see `storage.interface.LowerStore`.
 
-    A repository of which every manifest is hidden is not known any more.
+    A repository all of whose manifests are hidden does not exist.
     """
 
-    def __init__(self, layer: Layer, whiteouts: Whiteouts) -> None:
-        self._layer = layer
+    def __init__(self, lower: LowerStore, whiteouts: Whiteouts) -> None:
+        self._lower = lower
         self._whiteouts = whiteouts
 
     def blob(self, repository: str, digest: Digest) -> Extent:
         if self._whiteouts.hides_blob(repository, digest):
-            raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
-        return self._layer.blob(repository, digest)
+            raise blob_unknown(digest)
+        return self._lower.blob(repository, digest)
 
     def manifest(self, repository: str, digest: Digest) -> Extent:
-        found = self._layer.manifest(repository, digest)
+        found = self._lower.manifest(repository, digest)
         if self._whiteouts.hides_manifest(repository, digest):
-            raise manifest_unknown(str(digest))
+            raise manifest_unknown(digest)
         return found
 
     def tag(self, repository: str, tag: str) -> Digest:
-        digest = self._layer.tag(repository, tag)
+        digest = self._lower.tag(repository, tag)
         hidden = self._whiteouts.hides_tag(repository, tag, digest)
         if hidden or self._whiteouts.hides_manifest(repository, digest):
             raise manifest_unknown(tag)
         return digest
 
     def tags(self, repository: str) -> list[str]:
-        names = self._layer.tags(repository)
+        names = self._lower.tags(repository)
         if not self._whiteouts.any(repository):
             return names
         shown = [name for name in names if self._shows_tag(repository, name)]
         if not shown and not self._shows(repository):
-            raise NameUnknown("repository name not known to registry", {"name": repository})
+            raise repository_unknown(repository)
         return shown
 
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         found: list[str] = []
-        while len(found) < limit and (page := self._layer.repositories(after, limit, prefix)):
+        while len(found) < limit and (page := self._lower.repositories(after, limit, prefix)):
             found += [name for name in page if self._shows(name)]
             after = page[-1]
         return found[:limit]
 
-    def holders(self, digest: Digest) -> Iterator[str]:
-        for name in self._layer.holders(digest):
+    def repositories_with(self, digest: Digest) -> Iterator[str]:
+        for name in self._lower.repositories_with(digest):
             if not self._whiteouts.hides_blob(name, digest):
                 yield name
 
@@ -121,19 +124,19 @@ class Masked:
     ) -> Iterator[dict[str, object]]:
         hidden = self._whiteouts.any(repository)
         shown = {str(digest) for digest in self.revisions(repository)} if hidden else ()
-        for descriptor in self._layer.referrers(repository, subject, after):
+        for descriptor in self._lower.referrers(repository, subject, after):
             if not hidden or descriptor["digest"] in shown:
                 yield descriptor
 
     def links(self, repository: str, digest: Digest) -> bool:
-        linked = self._layer.links(repository, digest)
+        linked = self._lower.links(repository, digest)
         return linked and not self._whiteouts.hides_blob(repository, digest)
 
     def content(self, digest: Digest) -> Extent | None:
-        return self._layer.content(digest)
+        return self._lower.content(digest)
 
     def revisions(self, repository: str) -> Iterator[Digest]:
-        for digest in self._layer.revisions(repository):
+        for digest in self._lower.revisions(repository):
             if not self._whiteouts.hides_manifest(repository, digest):
                 yield digest
 

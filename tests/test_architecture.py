@@ -139,8 +139,8 @@ def test_arrows_inside_the_registry() -> None:
     assert upward == OWED
 
 
-def _rooms_imported(tree: ast.Module) -> set[str]:
-    """Rooms of the registry that a module imports from."""
+def _rooms_imported(tree: ast.Module, top: str = "registry") -> set[str]:
+    """Rooms of the registry, or of another top folder, that a module imports from."""
     found = set()
     for node in ast.walk(tree):
         names = []
@@ -148,7 +148,7 @@ def _rooms_imported(tree: ast.Module) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {n.split(".")[2] for n in names if n.startswith("mayfly.registry.")}
+        found |= {n.split(".")[2] for n in names if n.startswith(f"mayfly.{top}.")}
     return found
 
 
@@ -168,6 +168,38 @@ def test_one_place_for_locks_and_durable_files() -> None:
         if {"errno.ENOSPC", "errno.EDQUOT"} & used and name != "storage/errors.py":
             found.add(name)
     assert found == set()
+
+
+STORAGE_FLOORS = (
+    ("transfer", "upkeep"),
+    ("filetree", "overlay", "survey"),
+    ("whiteouts",),
+    ("bundle",),
+    ("directory",),
+    ("images", "readonly", "referrers"),
+    ("reading",),
+    ("interface",),
+    ("beneath", "manifest"),
+    ("json_object", "reference", "trees"),
+    ("digest", "files", "sized_cache"),
+    ("errors",),
+)
+"""The rooms and modules of storage, top down: each imports those of lower floors only."""
+
+
+def test_arrows_inside_storage() -> None:
+    """Each room imports rooms below its own only; a new one needs its place on a floor."""
+    floors = {room: floor for floor, rooms in enumerate(STORAGE_FLOORS) for room in rooms}
+    upward = set()
+    for name, tree in _modules().items():
+        top, _, inner = name.partition("/")
+        room = inner.partition("/")[0].removesuffix(".py")
+        if top != "storage" or room == "__init__":
+            continue
+        for imported in _rooms_imported(tree, "storage"):
+            if imported != room and floors[imported] <= floors[room]:
+                upward.add((room, imported))
+    assert upward == set()
 
 
 def test_only_registry_imports_the_http_framework() -> None:
@@ -228,6 +260,21 @@ def test_only_the_composition_root_builds_stores() -> None:
             continue
         calls = (ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call))
         found += [f"{name}: {call}" for call in calls if call.rpartition(".")[2] in stores]
+    assert found == []
+
+
+def test_no_module_asks_for_the_class_of_a_store() -> None:
+    """Differences between stores and between their contents are in the interface."""
+    concrete = _stores() | {"Extent", "Bundles"}
+    assert {"Bundle", "OverlayStore", "Union"} <= concrete
+    found = []
+    for name, tree in _modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "type"):
+                asked = {
+                    n.id for a in node.args[1:] for n in ast.walk(a) if isinstance(n, ast.Name)
+                }
+                found += [f"{name}: {one}" for one in sorted(asked & concrete)]
     assert found == []
 
 

@@ -19,12 +19,12 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     digest = str(request.digest)
     headers = COMMON_HEADERS | {"Content-Type": OCTET_STREAM, "Docker-Content-Digest": digest}
     if request.method == "HEAD":
-        extent = await in_thread(context.store.hold, request.repository, request.digest)
-        return await send_head(http, extent, headers)
+        content = await in_thread(context.store.touch, request.repository, request.digest)
+        return await send_head(http, content, headers)
     await context.observer.prepare(context.peer, request.repository)
     with context.observer.sending(context.peer, request.repository, digest) as sending:
-        extent = context.store.blob(request.repository, request.digest)
-        return await send(http, extent, headers, sending)
+        content = context.store.blob(request.repository, request.digest)
+        return await send(http, content, headers, sending)
 
 
 async def delete(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:

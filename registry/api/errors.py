@@ -18,10 +18,10 @@ from mayfly.storage.bundle.errors import (
     BundleChanged,
     BundleConflict,
     BundleInvalid,
-    Interrupted,
     NameAmbiguous,
     NotReady,
 )
+from mayfly.storage.errors import Interrupted
 
 
 class RequestError(Exception):

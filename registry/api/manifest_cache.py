@@ -22,8 +22,9 @@ from mayfly.registry.threads import in_thread
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
 from mayfly.storage.digest import Digest
-from mayfly.storage.errors import ContentCorrupt, ManifestUnknown
-from mayfly.storage.interface import Extent
+from mayfly.storage.errors import ContentCorrupt
+from mayfly.storage.interface import Content
+from mayfly.storage.reading import read
 from mayfly.storage.sized_cache import SizedCache
 
 MAX_BYTES = 8 * 1024 * 1024
@@ -80,12 +81,12 @@ class ManifestGate:
         async with self._parsing:
             return await in_thread(manifests.parse, body, media_type)
 
-    async def verify(self, extent: Extent, digest: Digest, on_read: OnRead) -> Cached:
+    async def verify(self, content: Content, digest: Digest, on_read: OnRead) -> Cached:
         """Read and verify a stored manifest; see `ManifestCache.load`."""
-        if extent.size <= SMALL:
-            return await in_thread(_read, extent, digest, on_read)
+        if content.size <= SMALL:
+            return await in_thread(_read, content, digest, on_read)
         async with self._parsing:
-            return await in_thread(_read, extent, digest, on_read)
+            return await in_thread(_read, content, digest, on_read)
 
 
 class ManifestCache:
@@ -100,8 +101,10 @@ class ManifestCache:
         """Return a manifest whose body is in memory; None if it has to be read."""
         return self._small.get(digest)
 
-    async def load(self, digest: Digest, extent: Extent, *, head: bool, on_read: OnRead) -> Cached:
-        """Return the manifest at ``extent``, which is not `known`.
+    async def load(
+        self, digest: Digest, content: Content, *, head: bool, on_read: OnRead
+    ) -> Cached:
+        """Return the manifest in ``content``, which is not `known`.
 
         Args:
             head: whether the body is not sent, so that a large manifest need not be read again.
@@ -111,16 +114,16 @@ class ManifestCache:
             ManifestUnknown: it was deleted meanwhile.
             ContentCorrupt: the stored bytes do not have this digest.
         """
-        if extent.size <= SMALL:
-            small = await self.gate.verify(extent, digest, on_read)
+        if content.size <= SMALL:
+            small = await self.gate.verify(content, digest, on_read)
             self._small.put(digest, small)
             return small
         cached = self._large.get(digest)
         if cached is None:
-            cached = await self.gate.verify(extent, digest, on_read)
+            cached = await self.gate.verify(content, digest, on_read)
             self._large.put(digest, cached)
         elif not head:
-            await in_thread(_verified_body, extent, digest)
+            await in_thread(_verified_body, content, digest)
         return cached
 
 
@@ -128,25 +131,20 @@ def _size_of(cached: Cached) -> int:
     return len(cached.body or b"") + size_of_refs(cached.refs.required)
 
 
-def _read(extent: Extent, digest: Digest, on_read: OnRead) -> Cached:
-    body = _verified_body(extent, digest)
+def _read(content: Content, digest: Digest, on_read: OnRead) -> Cached:
+    body = _verified_body(content, digest)
     on_read(body)
     manifest = manifests.parse_stored(body)
     kept = body if len(body) <= SMALL else None
     return Cached(kept, manifest.media_type, refs_of(manifest))
 
 
-def _verified_body(extent: Extent, digest: Digest) -> bytes:
-    if extent.size > manifests.MAX_SIZE:
+def _verified_body(content: Content, digest: Digest) -> bytes:
+    if content.size > manifests.MAX_SIZE:
         raise ContentCorrupt(f"stored manifest {digest} is larger than a manifest can be")
-    try:
-        with extent.open() as file:
-            file.seek(extent.offset)
-            body = file.read(extent.size)
-    except FileNotFoundError:
-        raise ManifestUnknown("manifest unknown") from None
+    body = read(content)
     if digests.of(body, digest.algorithm) != digest:
-        if extent.proof is not None:
-            raise extent.proof.corrupt()
+        if content.proof is not None:
+            raise content.proof.corrupt()
         raise ContentCorrupt("the stored manifest is damaged: push it again")
     return body

@@ -19,7 +19,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ContentCorrupt, ManifestTooLarge, ManifestUnknown, StorageError
-from mayfly.storage.interface import Extent
+from mayfly.storage.interface import Content
 from mayfly.storage.reference import check_tag
 
 _BODY_SECONDS = 60
@@ -29,7 +29,7 @@ _BODY_SECONDS = 60
 async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET and HEAD: send the exact bytes that were pushed, with their media type."""
     try:
-        digest, extent, cached = await _load(context, request)
+        digest, content, cached = await _load(context, request)
     except StorageError:
         if request.digest is not None:
             asked = str(request.digest)
@@ -51,7 +51,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     headers = {"Docker-Content-Digest": name}
     if cached.body is None:
         headers |= COMMON_HEADERS | {"Content-Type": cached.media_type}
-        return await send_whole(http, extent, headers)
+        return await send_whole(http, content, headers)
     return answer(body=cached.body, content_type=cached.media_type, headers=headers)
 
 
@@ -102,8 +102,8 @@ async def _read_body(http: HTTPRequest) -> bytes:
         ) from None
 
 
-async def _load(context: Context, request: Request) -> tuple[Digest, Extent, Cached]:
-    """Load the manifest a reference names: its digest, extent and parsed form.
+async def _load(context: Context, request: Request) -> tuple[Digest, Content, Cached]:
+    """Load the manifest a reference names: its digest, content and parsed form.
 
     Raises:
         ManifestUnknown: there is none.
@@ -112,8 +112,8 @@ async def _load(context: Context, request: Request) -> tuple[Digest, Extent, Cac
     head = request.method == "HEAD"
     while True:
         try:
-            extent, cached = await _read(context, request.repository, digest, head=head)
-            return digest, extent, cached
+            content, cached = await _read(context, request.repository, digest, head=head)
+            return digest, content, cached
         except ManifestUnknown:
             # The tag may have moved since it was read, and its former manifest may be deleted.
             before, digest = digest, _resolve(context, request)
@@ -123,33 +123,33 @@ async def _load(context: Context, request: Request) -> tuple[Digest, Extent, Cac
 
 async def _read(
     context: Context, repository: str, digest: Digest, *, head: bool
-) -> tuple[Extent, Cached]:
-    """Return the extent and the content of the manifest with a digest.
+) -> tuple[Content, Cached]:
+    """Return the manifest of a digest, and its content.
 
     Raises:
         ManifestUnknown: it is missing or damaged in the store, so that clients push it again.
         ContentCorrupt: it is damaged in a bundle.
     """
-    extent = context.store.manifest(repository, digest)
+    content = context.store.manifest(repository, digest)
     if (cached := context.manifests.known(digest)) is not None:
-        return extent, cached
+        return content, cached
     load = partial(
         context.manifests.load,
         head=head,
         on_read=partial(context.store.compare, repository, digest),
     )
     try:
-        return extent, await load(digest, extent)
+        return content, await load(digest, content)
     except ContentCorrupt:
-        if extent.proof is not None:
+        if content.proof is not None:
             raise
         await in_thread(context.store.examine, digest)
         # A push may have repaired it meanwhile, or a bundle beneath has a good copy.
-        extent = context.store.manifest(repository, digest)
+        content = context.store.manifest(repository, digest)
         try:
-            return extent, await load(digest, extent)
+            return content, await load(digest, content)
         except ContentCorrupt as error:
-            if extent.proof is not None:
+            if content.proof is not None:
                 raise
             raise ManifestUnknown(error.message, {"reference": str(digest)}) from None
 

@@ -149,16 +149,16 @@ def tree_of(reader: Reader, image: Image, stack: Stack) -> Tree:
     """
     from mayfly.storage.filetree.layer import LayerInvalid
     from mayfly.storage.filetree.tree import merge
-    from mayfly.storage.images import find_blob
+    from mayfly.storage.reading import find_blob
 
-    extents = []
+    contents = []
     for layer in stack.layers:
-        extent = find_blob(reader, repository_of(image), layer.digest)
-        if extent is None:
+        content = find_blob(reader, repository_of(image), layer.digest)
+        if content is None:
             raise ContentCorrupt(f"{image.name}: layer {layer.digest} is not there")
-        extents.append(extent)
+        contents.append(content)
     try:
-        return merge(extents)
+        return merge(contents)
     except LayerInvalid as error:
         raise ContentCorrupt(f"{image.name}: {error.message}") from None
 

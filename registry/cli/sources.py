@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mayfly.registry.settings.errors import ConfigError
-from mayfly.storage.bundle.layer import Layer
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.uploads import DirectoryUpload
 from mayfly.storage.errors import StorageError
-from mayfly.storage.images import find_blob
+from mayfly.storage.interface import LowerStore
+from mayfly.storage.reading import find_blob
 
 if TYPE_CHECKING:
     from mayfly.storage.bundle.open import Bundles
     from mayfly.storage.directory.reader import DirectoryReader
-    from mayfly.storage.transfer.inventory import Listed
+    from mayfly.storage.interface import RevisionReader
 
 
 class Source(Protocol):
@@ -41,7 +41,7 @@ class Source(Protocol):
 class BundleSource:
     """A bundle as a source; `fetch` finds a blob in any of its repositories."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: LowerStore) -> None:
         self._layer = layer
 
     def has(self, repository: str, digest: Digest) -> bool:
@@ -93,11 +93,25 @@ class Looked(NamedTuple):
 
     Attributes:
         reader: its content.
-        bundles: where it is bundles.
+        bundles: if it is bundles.
+        store: if it is a store.
     """
 
-    reader: Listed
+    reader: RevisionReader
     bundles: Bundles | None = None
+    store: DirectoryReader | None = None
+
+    def find(self, image: str) -> tuple[str, Digest]:
+        """Return the repository and digest that an image name means.
+
+        Raises:
+            ManifestUnknown: there is no such image.
+            ContentCorrupt: a store has it, but its tag or manifest is damaged.
+        """
+        from mayfly.storage.images import resolve
+        from mayfly.storage.survey import find
+
+        return resolve(self.reader, image) if self.store is None else find(self.store, image)
 
 
 @contextlib.contextmanager
@@ -123,7 +137,8 @@ def looking_at(texts: Sequence[str], root: Path) -> Iterator[Looked]:
                 bundles.hash(lambda size: None)
             yield Looked(bundles.layer, bundles)
     else:
-        yield Looked(store_reader(root))
+        store = store_reader(root)
+        yield Looked(store, store=store)
 
 
 def store_reader(root: Path) -> DirectoryReader:

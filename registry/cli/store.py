@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from mayfly.storage.interface import Reader
     from mayfly.storage.survey import Damaged
     from mayfly.storage.transfer.attached import Attached
-    from mayfly.storage.transfer.inventory import Listed
     from mayfly.storage.upkeep.verify import Finding, Verified
 
 _REPAIR_ROUNDS = 4
@@ -164,17 +163,16 @@ def inspect(
     Exit 4 if it lacks content.
     """
     with looking_at(sources, root) as looked:
-        _inspect(ctx, looked.reader, image, files, json)
+        _inspect(ctx, looked, image, files, json)
 
 
-def _inspect(ctx: click.Context, reader: Listed, image: str, files: bool, json: bool) -> None:
-    from mayfly.storage.directory.reader import DirectoryReader
+def _inspect(ctx: click.Context, looked: Looked, image: str, files: bool, json: bool) -> None:
     from mayfly.storage.images import image as image_of
-    from mayfly.storage.images import resolve, stacks
-    from mayfly.storage.survey import Damaged, find
+    from mayfly.storage.images import stacks
+    from mayfly.storage.survey import Damaged
 
-    look_up = find if isinstance(reader, DirectoryReader) else resolve
-    repository, digest = look_up(reader, image)  # type: ignore[arg-type]
+    reader = looked.reader
+    repository, digest = looked.find(image)
     tags = [t for t in reader.tags(repository) if reader.tag(repository, t) == digest]
     name = f"{repository}:{tags[0]}" if tags else f"{repository}@{digest}"
     whole = image_of(reader, repository, digest, name)
@@ -326,9 +324,10 @@ def gc(
     Repositories with a damaged manifest keep all their blobs; exit 4 if there are any.
     """
     from mayfly.registry.durations import exact
+    from mayfly.storage.upkeep.collect import collect
 
     with _store(root) as store:
-        found = store.collect(grace, dry_run=dry_run, untagged=untagged)
+        found = collect(store, grace, dry_run=dry_run, untagged=untagged)
     if json:
         unread = [{"image": one.image, "reason": one.reason} for one in found.unread]
         blobs = [str(digest) for digest in found.blobs]

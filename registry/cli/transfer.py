@@ -45,7 +45,7 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
     not be imported, exit 4 if one of a registry's directory is damaged; the others are imported.
     """
     from mayfly.storage.bundle.open import open_bundles
-    from mayfly.storage.images import find_blob
+    from mayfly.storage.reading import find_blob
     from mayfly.storage.transfer import importing
 
     with contextlib.ExitStack() as stack:

@@ -29,7 +29,7 @@ class ReaderQueries:
     def refs(self, repository: str, digest: str) -> ManifestRefs | None:
         # Imported for the first image pulled, not before the first answer.
         from mayfly.registry.coverage.declared_refs import refs_of
-        from mayfly.storage.images import load
+        from mayfly.storage.reading import load
 
         try:
             manifest = load(self._reader, repository, digests.parse(digest))

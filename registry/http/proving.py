@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from mayfly.registry.http.body import HTTPRequest
-from mayfly.storage.bundle.errors import Interrupted
+from mayfly.storage.errors import Interrupted
 from mayfly.storage.interface import Proof
 
 GRACE_SECONDS = 5.0

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import IO, Protocol
+from typing import BinaryIO, Protocol
 
 from aiohttp.web_response import StreamResponse
 
@@ -22,9 +22,8 @@ from mayfly.registry.http.errors import RangeInvalid
 from mayfly.registry.http.proving import proving, wait_for_proof
 from mayfly.registry.http.receipts import Receipts
 from mayfly.registry.http.sendfile import sendfile
-from mayfly.storage.bundle.errors import BundleChanged, Interrupted
-from mayfly.storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown
-from mayfly.storage.interface import Extent, Proof
+from mayfly.storage.errors import BlobUnknown, ContentCorrupt, Interrupted, ManifestUnknown
+from mayfly.storage.interface import Content, OpenContent
 
 logger = logging.getLogger("mayfly")
 
@@ -82,15 +81,17 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end - start + 1
 
 
-async def send_head(http: HTTPRequest, extent: Extent, headers: dict[str, str]) -> StreamResponse:
+async def send_head(http: HTTPRequest, content: Content, headers: dict[str, str]) -> StreamResponse:
     """Answer HEAD for content."""
-    response, _, _ = _begin(http, extent, headers)
+    response, _, _ = _begin(http, content, headers)
     await response.prepare(http)
     await response.write_eof()
     return response
 
 
-async def send_whole(http: HTTPRequest, extent: Extent, headers: dict[str, str]) -> StreamResponse:
+async def send_whole(
+    http: HTTPRequest, content: Content, headers: dict[str, str]
+) -> StreamResponse:
     """Answer GET or HEAD with a whole file whose bytes were verified a moment ago.
 
     Raises:
@@ -98,21 +99,21 @@ async def send_whole(http: HTTPRequest, extent: Extent, headers: dict[str, str])
         ConnectionError: the client is gone, or the file ended early and the connection was cut.
     """
     response = StreamResponse(headers=headers)
-    response.content_length = extent.size
+    response.content_length = content.size
     try:
-        file = extent.open()
+        opened = content.open()
     except FileNotFoundError:
         raise ManifestUnknown("manifest unknown") from None
-    with file:
+    with opened:
         await response.prepare(http)
         if http.method != "HEAD":
-            await _sendfile(http, file, extent.offset, extent.size)
+            await opened.send(_Connection(http), 0, content.size)
     await response.write_eof()
     return response
 
 
 async def send(
-    http: HTTPRequest, extent: Extent, headers: dict[str, str], sending: Sending
+    http: HTTPRequest, content: Content, headers: dict[str, str], sending: Sending
 ) -> StreamResponse:
     """Answer GET with content, or the part of it that ``Range`` asks for.
 
@@ -123,121 +124,129 @@ async def send(
         ConnectionError: the client is gone, or the content ended early or is corrupt and the
             connection was cut.
     """
-    response, offset, count = _begin(http, extent, headers)
+    response, offset, count = _begin(http, content, headers)
     if count == 0:
         await response.prepare(http)
         await response.write_eof()
         return response
     try:
-        file = extent.open()
+        opened = content.open()
     except FileNotFoundError:
         raise BlobUnknown("blob unknown to repository") from None
     receipts = Receipts(http.transport)
     with (
-        file,
-        sending.part(offset, count, extent.size, receipts),
-        _proving(extent, file) as done,
+        opened,
+        sending.part(offset, count, content.size, receipts),
+        _proving(content, opened) as done,
     ):
         await response.prepare(http)
         receipts.begin()
         # The last byte of a bundle's content waits for the proof, so that no client has corrupt
         # content whole.
         held_back = int(done is not None)
-        first, observers = extent.offset + offset, (sending.count, receipts.take, sending.ahead)
-        await _sendfile(http, file, first, count - held_back, *observers)
+        connection = _Connection(http, sending.count, receipts.take, sending.ahead)
+        await opened.send(connection, offset, count - held_back)
         if done is not None:
-            await _await_proof(http, extent, file, done, sending)
+            await _await_proof(http, content, opened, done, sending)
             receipts.close()
-            await _sendfile(http, file, first + count - 1, 1, *observers)
+            await opened.send(connection, offset + count - 1, 1)
     await response.write_eof()
     return response
 
 
 def _begin(
-    http: HTTPRequest, extent: Extent, headers: dict[str, str]
+    http: HTTPRequest, content: Content, headers: dict[str, str]
 ) -> tuple[StreamResponse, int, int]:
     """Return the response, and the offset and number of bytes of its body."""
-    part = parse_range(http.headers.get("Range"), extent.size)
-    offset, count = part or (0, extent.size)
+    part = parse_range(http.headers.get("Range"), content.size)
+    offset, count = part or (0, content.size)
     response = StreamResponse(status=206 if part else 200, headers=headers)
     response.headers["Accept-Ranges"] = "bytes"
     if part:
-        response.headers["Content-Range"] = f"bytes {offset}-{offset + count - 1}/{extent.size}"
+        response.headers["Content-Range"] = f"bytes {offset}-{offset + count - 1}/{content.size}"
     response.content_length = count
     return response, offset, count
 
 
-async def _sendfile(
-    http: HTTPRequest,
-    file: IO[bytes],
-    offset: int,
-    count: int,
-    progress: Callable[[int], None] = lambda sent: None,
-    release: Callable[[int], None] = os.close,
-    ahead: Callable[[int], None] = lambda count: None,
-) -> None:
-    transport = http.transport
-    if transport is None or transport.is_closing():
-        raise ConnectionResetError("client is gone")
-    if count == 0:
-        return
-    part = file, offset, count, progress, release, ahead
-    # The TLS transport encrypts files itself (`registry.http.tls`).
-    encrypting = getattr(transport, "sendfile", None)
-    if encrypting is not None:
-        sent = await encrypting(*part)
-    else:
-        sent = await sendfile(http.protocol, transport, *part)
-    if sent != count:
-        # The length is promised already; only a cut tells the client that it is not met.
-        transport.abort()
-        raise ConnectionResetError(f"file ended after {sent} of {count} bytes")
+class _Connection:
+    """The connection of a request; see `storage.interface.Sink`.
+
+    Args:
+        http: the request.
+        progress, release, ahead: see `registry.http.sendfile.sendfile`.
+    """
+
+    def __init__(
+        self,
+        http: HTTPRequest,
+        progress: Callable[[int], None] = lambda sent: None,
+        release: Callable[[int], None] = os.close,
+        ahead: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._http = http
+        self._callbacks = progress, release, ahead
+
+    async def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
+        transport = self._http.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("client is gone")
+        if count == 0:
+            return
+        part = file, offset, count, *self._callbacks
+        # The TLS transport encrypts files itself (`registry.http.tls`).
+        encrypting = getattr(transport, "sendfile", None)
+        if encrypting is not None:
+            sent = await encrypting(*part)
+        else:
+            sent = await sendfile(self._http.protocol, transport, *part)
+        if sent != count:
+            # The length is promised already; only a cut tells the client that it is not met.
+            transport.abort()
+            raise ConnectionResetError(f"file ended after {sent} of {count} bytes")
 
 
 @contextmanager
-def _proving(extent: Extent, file: IO[bytes]) -> Iterator[asyncio.Future[None] | None]:
+def _proving(content: Content, opened: OpenContent) -> Iterator[asyncio.Future[None] | None]:
     """Prove a bundle's content while it is sent; None for other content."""
-    if extent.proof is None:
+    proof = opened.proof()
+    if proof is None:
         yield None
         return
-    with proving(extent.proof.of(file.fileno()), extent.size) as done:
+    with proving(proof, content.size) as done:
         yield done
 
 
 async def _await_proof(
     http: HTTPRequest,
-    extent: Extent,
-    file: IO[bytes],
+    content: Content,
+    opened: OpenContent,
     done: asyncio.Future[None],
     sending: Sending,
 ) -> None:
-    assert extent.proof is not None
     try:
         await wait_for_proof(http, done)
-        await _prove_unchanged(http, extent, extent.proof, file)
+        await _prove_unchanged(http, content, opened)
     except (ContentCorrupt, Interrupted) as error:
         if isinstance(error, ContentCorrupt):
             sending.corrupt()
         # Corrupt content is reported as a fault of its own, and a stop that is asked for may cut.
         expected = error.reported or isinstance(error, Interrupted)
         level = logging.DEBUG if expected else logging.ERROR
-        logger.log(level, "a transfer was cut: %s (%s)", error, extent.proof)
+        logger.log(level, "a transfer was cut: %s (%s)", error, content.proof)
         if http.transport is not None:
             http.transport.abort()
         raise ConnectionResetError("content is corrupt") from error
 
 
-async def _prove_unchanged(
-    http: HTTPRequest, extent: Extent, proof: Proof, file: IO[bytes]
-) -> None:
-    """Check that a file was not written to while it was sent, also one proven long ago.
+async def _prove_unchanged(http: HTTPRequest, content: Content, opened: OpenContent) -> None:
+    """Check that content was not written to while it was sent, also if it was proven long ago.
 
     If only its change time moved it is hashed again, a bounded number of times.
     """
     for _ in range(_PROOF_ATTEMPTS):
-        now = proof.of(file.fileno())
-        if now.holds:
+        now = opened.proof()
+        if now is None or now.holds:
             return
-        with proving(now, extent.size) as again:
+        with proving(now, content.size) as again:
             await wait_for_proof(http, again)
-    raise BundleChanged("the bundle's file keeps changing while it is served")
+    raise ContentCorrupt("the bundle's file keeps changing while it is served")

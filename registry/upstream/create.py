@@ -20,7 +20,7 @@ from mayfly.registry.upstream.errors import (
 from mayfly.registry.upstream.gather import Gathered, Origin
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle import volumes
-from mayfly.storage.bundle.writer import RECORD, Draft, Layout, is_written, lay_out, room_for
+from mayfly.storage.bundle.writer import RECORD, ArchiveLayout, Draft, is_written, lay_out, room_for
 from mayfly.storage.digest import Digest
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Plan:
     """
 
     gathered: Gathered
-    archives: tuple[tuple[Path, Layout], ...]
+    archives: tuple[tuple[Path, ArchiveLayout], ...]
     left_out: int
 
     @property
@@ -89,7 +89,7 @@ def plan(
 
 def _volumes(
     gathered: Gathered, output: Path, wanted: Sequence[tuple[Digest, int]], limit: int
-) -> Iterator[tuple[Path, Layout]]:
+) -> Iterator[tuple[Path, ArchiveLayout]]:
     limit -= limit % RECORD
     sizes = dict(wanted)
     taken = [(digest, room_for(digest, size)) for digest, size in sizes.items()]
@@ -148,7 +148,7 @@ async def write(planned: Plan, jobs: int, progress: Progress) -> None:
 
 
 async def _write(
-    gathered: Gathered, output: Path, layout: Layout, jobs: int, progress: Progress
+    gathered: Gathered, output: Path, layout: ArchiveLayout, jobs: int, progress: Progress
 ) -> None:
     problems: list[str] = []
     loop = asyncio.get_running_loop()

@@ -20,9 +20,16 @@ from mayfly.registry.upstream.blocking import BlockingRegistry
 from mayfly.registry.upstream.errors import ContentWrong, NotThere, UpstreamError
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
-from mayfly.storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
+from mayfly.storage.errors import (
+    ContentCorrupt,
+    ManifestUnknown,
+    blob_unknown,
+    manifest_unknown,
+    repository_unknown,
+)
 from mayfly.storage.images import image
 from mayfly.storage.interface import Extent
+from mayfly.storage.reading import read
 from mayfly.storage.reference import page_of
 from mayfly.storage.transfer.attached import attached_images, flat_tag
 
@@ -69,9 +76,7 @@ class RegistryReader:
             try:
                 found = self._blocking.run(self._blocking.registry.tags(repository))
             except NotThere:
-                raise NameUnknown(
-                    "repository name not known to registry", {"name": repository}
-                ) from None
+                raise repository_unknown(repository) from None
             self._tags[repository] = sorted(found)
         return self._tags[repository]
 
@@ -81,7 +86,7 @@ class RegistryReader:
             self._targets[key] = self._fetch_manifest(repository, tag)
         target = self._targets[key]
         if target is None:
-            raise ManifestUnknown("manifest unknown", {"name": repository, "tag": tag})
+            raise manifest_unknown(tag)
         return target
 
     def manifest(self, repository: str, digest: Digest) -> Extent:
@@ -91,7 +96,7 @@ class RegistryReader:
             self._fetch_manifest(repository, str(digest))
         place = self._manifests[key]
         if place is None:
-            raise ManifestUnknown("manifest unknown", {"digest": str(digest)})
+            raise manifest_unknown(digest)
         descriptor = self._file.fileno()
         return Extent(Path(f"/proc/self/fd/{descriptor}"), *place, opener=_Copy(descriptor))
 
@@ -105,11 +110,11 @@ class RegistryReader:
             self._sizes[key] = size
         known = self._sizes[key]
         if known is None:
-            raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
+            raise blob_unknown(digest)
         opener = _Fetched(self._blocking, repository, digest, known)
         return Extent(Path(str(digest)), 0, known, opener=opener)
 
-    def holders(self, digest: Digest) -> Iterator[str]:
+    def repositories_with(self, digest: Digest) -> Iterator[str]:
         """Not known without asking each repository."""
         return iter(())
 
@@ -136,11 +141,10 @@ class RegistryReader:
     def _fallback(self, repository: str, subject: Digest) -> list[Digest]:
         """What the index under the fallback tag lists (OCI distribution-spec, "Referrers Tag")."""
         try:
-            extent = self.manifest(repository, self.tag(repository, flat_tag(subject)))
+            found = self.manifest(repository, self.tag(repository, flat_tag(subject)))
         except ManifestUnknown:
             return []
-        with extent.open() as file:
-            document = json.loads(os.pread(file.fileno(), extent.size, extent.offset))
+        document = json.loads(read(found))
         entries = document.get("manifests") if isinstance(document, dict) else None
         known = entries if isinstance(entries, list) else []
         return [digests.parse(str(one.get("digest"))) for one in known if isinstance(one, dict)]
@@ -158,7 +162,7 @@ class RegistryReader:
 
 
 class _Copy:
-    """See `storage.files.Opener`: one more descriptor of an open file."""
+    """See `storage.trees.Opener`: one more descriptor of an open file."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -168,7 +172,7 @@ class _Copy:
 
 
 class _Fetched:
-    """See `storage.files.Opener`: a blob is fetched into a temporary file when it is opened."""
+    """See `storage.trees.Opener`: a blob is fetched into a temporary file when it is opened."""
 
     def __init__(
         self, blocking: BlockingRegistry, repository: str, digest: Digest, size: int

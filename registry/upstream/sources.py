@@ -16,7 +16,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.bundle.resolver import NameResolver
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ManifestUnknown, StorageError
-from mayfly.storage.interface import Extent, Reader
+from mayfly.storage.interface import Content, Reader
 from mayfly.storage.manifest import parse_stored
 
 _PIECE = 1024 * 1024
@@ -127,19 +127,19 @@ class LocalSource:
         self, host: str, repository: str, digest: Digest, size: int, start: int
     ) -> AsyncGenerator[bytes, None]:
         try:
-            extent = await asyncio.to_thread(
+            content = await asyncio.to_thread(
                 self._reader.blob, self._name(host, repository), digest
             )
         except StorageError:
             raise NotThere(f"{self.label}: {repository}@{digest} is not there") from None
-        if extent.size != size:
+        if content.size != size:
             raise UpstreamError(
-                f"{self.label}: {repository}@{digest} has {extent.size} bytes, expected {size}"
+                f"{self.label}: {repository}@{digest} has {content.size} bytes, expected {size}"
             )
         at = start
         try:
             while at < size:
-                piece = await asyncio.to_thread(_read, extent, at)
+                piece = await asyncio.to_thread(_read, content, at)
                 if not piece:
                     raise UpstreamError(f"{self.label}: {digest} is cut short at byte {at}")
                 yield piece
@@ -157,8 +157,7 @@ class LocalSource:
                 digest = digests.parse(reference)
             else:
                 digest = self._reader.tag(name, reference)
-            extent = self._reader.manifest(name, digest)
-            body = _read(extent, 0)
+            body = _read(self._reader.manifest(name, digest), 0)
             return Fetched(body, parse_stored(body).media_type, digest)
         except ManifestUnknown:
             return None
@@ -166,7 +165,6 @@ class LocalSource:
             raise UpstreamError(f"{self.label}: {repository}: {error.message}") from None
 
 
-def _read(extent: Extent, at: int) -> bytes:
-    with extent.open() as file:
-        file.seek(extent.offset + at)
-        return file.read(min(_PIECE * 4, extent.size - at))
+def _read(content: Content, at: int) -> bytes:
+    with content.open() as opened:
+        return opened.read(at, min(_PIECE * 4, content.size - at))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from mayfly.storage.bundle.content import Content
+from mayfly.storage.bundle.archive import ArchiveReader
 from mayfly.storage.bundle.errors import BundleChanged, BundleInvalid, NotReady
-from mayfly.storage.bundle.graph import Gap, Graph, Image
+from mayfly.storage.bundle.graph import Gap, Graph, ListedImage
 from mayfly.storage.bundle.naming import name_images
 from mayfly.storage.bundle.resolver import full_name
-from mayfly.storage.bundle.verified import Fault, Piece, Problem, Progress, Proofs
+from mayfly.storage.bundle.verified import BundleFault, Piece, Problem, Progress, Proofs
 from mayfly.storage.digest import Digest
-from mayfly.storage.directory.reader import manifest_unknown
-from mayfly.storage.errors import BlobUnknown, NameUnknown
-from mayfly.storage.images import load
-from mayfly.storage.interface import Extent
+from mayfly.storage.errors import manifest_unknown, repository_unknown
+from mayfly.storage.interface import Extent, linked_blob
+from mayfly.storage.reading import load
 from mayfly.storage.reference import page_of
 from mayfly.storage.referrers import Referrer, size_of
 from mayfly.storage.sized_cache import SizedCache
@@ -29,11 +28,11 @@ _MAX_DESCRIPTORS = 4 * 1024 * 1024
 
 
 class Bundle:
-    """See `storage.bundle.layer.Layer`. Made by `storage.bundle.open`.
+    """See `storage.interface.LowerStore`. Made by `storage.bundle.open`.
 
     Args:
         label: how the operator named it.
-        content: the opened bundle; closed with this.
+        archive: the opened bundle; closed with this.
         proofs: shared with the server's other bundles.
         fallback: the repository of images without a full name.
 
@@ -41,13 +40,13 @@ class Bundle:
         BundleInvalid, BundleConflict: see `storage.bundle.graph.Graph`.
     """
 
-    def __init__(self, label: str, content: Content, proofs: Proofs, fallback: str) -> None:
+    def __init__(self, label: str, archive: ArchiveReader, proofs: Proofs, fallback: str) -> None:
         self.label = label
-        self.images: list[Image]
+        self.images: list[ListedImage]
         self.notices: list[str]
         self.left_out: list[str]
-        self.volume = content.volume
-        self._content = content
+        self.volume = archive.volume
+        self._archive = archive
         self._descriptors: SizedCache[Digest, Referrer] = SizedCache(_MAX_DESCRIPTORS, size_of)
         self._proofs = proofs
         self._fallback = fallback
@@ -57,7 +56,7 @@ class Bundle:
     @property
     def unhashed(self) -> int:
         """Bytes that `hash` has still to read."""
-        return self._content.unhashed
+        return self._archive.unhashed
 
     def serve_as(self, canonical: Canonical) -> None:
         """Set the names that repositories are served under; until then, their full names."""
@@ -81,19 +80,16 @@ class Bundle:
             BundleChanged: the bundle was written to.
             BundleConflict: two images with one name turned out to differ.
         """
-        self._content.hash(progress)
+        self._archive.hash(progress)
         self._read()
         self.serve_as(self._canonical)
 
     def close(self) -> None:
         """Let go of the bundle; nothing of it may be in use any more."""
-        self._content.close()
+        self._archive.close()
 
     def blob(self, repository: str, digest: Digest) -> Extent:
-        extent = self.content(digest) if self.links(repository, digest) else None
-        if extent is None:
-            raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
-        return extent
+        return linked_blob(self, repository, digest)
 
     def manifest(self, repository: str, digest: Digest) -> Extent:
         held = self._repositories.get(repository)
@@ -101,7 +97,7 @@ class Bundle:
             piece = self._find(digest)
             if piece is not None:
                 return self._proofs.extent(piece, digest, self.label)
-        raise manifest_unknown(str(digest))
+        raise manifest_unknown(digest)
 
     def tag(self, repository: str, tag: str) -> Digest:
         held = self._repositories.get(repository)
@@ -117,14 +113,14 @@ class Bundle:
     def tags(self, repository: str) -> list[str]:
         held = self._repositories.get(repository)
         if held is None:
-            raise NameUnknown("repository name not known to registry", {"name": repository})
+            raise repository_unknown(repository)
         return sorted(held.tags)
 
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         return page_of(self._names, after, limit, prefix)
 
-    def holders(self, digest: Digest) -> Iterator[str]:
-        if self._content.find(digest) is not None:
+    def repositories_with(self, digest: Digest) -> Iterator[str]:
+        if self._archive.find(digest) is not None:
             repositories = self._repositories
             yield from (name for name in self._names if digest in repositories[name].blobs)
 
@@ -152,24 +148,24 @@ class Bundle:
 
     def _find(self, digest: Digest) -> Piece | None:
         try:
-            piece = self._content.find(digest)
+            piece = self._archive.find(digest)
         except (BundleChanged, BundleInvalid) as error:
             is_changed = isinstance(error, BundleChanged)
             problem = Problem.FILE_CHANGED if is_changed else Problem.FILE_REFUSED
-            self._proofs.note(Fault(digest, self.label, problem), error)
+            self._proofs.note(BundleFault(digest, self.label, problem), error)
             raise
         if piece is None and digest in self._present:
-            self._proofs.note(Fault(digest, self.label, Problem.FILE_GONE))
+            self._proofs.note(BundleFault(digest, self.label, Problem.FILE_GONE))
         return piece
 
     def _read(self) -> None:
-        graph = Graph(self._content)
-        self.images, notices = name_images(self._content, graph, self._fallback)
+        graph = Graph(self._archive)
+        self.images, notices = name_images(self._archive, graph, self._fallback)
         self._held = graph.repositories(self.images)
         self._present = graph.present()
         self.left_out = graph.left_out
         # Of a kind there may be a hundred thousand.
-        told = [*self._content.notices, *notices, *graph.notices]
+        told = [*self._archive.notices, *notices, *graph.notices]
         more = len(told) - _MOST_NOTICES
         self.notices = told[:_MOST_NOTICES] + ([f"and {more} more notices"] if more > 0 else [])
         self._gaps = tuple(graph.gaps)

@@ -12,17 +12,18 @@ from pathlib import Path
 
 from mayfly.storage.beneath import Beneath
 from mayfly.storage.bundle.errors import BundleInvalid
-from mayfly.storage.bundle.verified import Fault, Piece, Problem, Proofs
+from mayfly.storage.bundle.verified import BundleFault, Piece, Problem, Proofs
 from mayfly.storage.digest import HEX_LENGTHS, Digest
 from mayfly.storage.directory.catalog import is_repository
-from mayfly.storage.directory.reader import DirectoryReader, manifest_unknown
-from mayfly.storage.errors import BlobUnknown, PathRefused
+from mayfly.storage.directory.reader import DirectoryReader
+from mayfly.storage.errors import PathRefused
 from mayfly.storage.files import stamp_of
 from mayfly.storage.interface import Extent
+from mayfly.storage.reading import repositories
 
 
 class DistributionDirectory(DirectoryReader):
-    """See `storage.bundle.layer.Layer`.
+    """See `storage.interface.LowerStore`.
 
     Args:
         root: the directory that holds ``docker/registry/v2``.
@@ -56,25 +57,13 @@ class DistributionDirectory(DirectoryReader):
         """Let go of the directory."""
         self._beneath.close()
 
-    def blob(self, repository: str, digest: Digest) -> Extent:
-        found = self.content(digest) if self.links(repository, digest) else None
-        if found is None:
-            raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
-        return found
-
-    def manifest(self, repository: str, digest: Digest) -> Extent:
-        found = self.content(digest) if self.is_linked(repository, digest) else None
-        if found is None:
-            raise manifest_unknown(str(digest))
-        return found
-
     def has_repository(self, repository: str) -> bool:
         """Quick. Whether it has a repository of this name."""
         return is_repository(self._layout.repository(repository), self._tree)
 
     def damaged_names(self) -> Iterator[str]:
         """Tags and manifests that lead to no image, a line of text each."""
-        for repository in self.every_repository():
+        for repository in repositories(self):
             try:
                 for tag, _ in self.lost_tags(repository):
                     yield f"{repository}:{tag}: the tag's link is gone or damaged"
@@ -88,15 +77,12 @@ class DistributionDirectory(DirectoryReader):
         for name, reason in self.unreadable_directories():
             yield f"{name}: cannot be listed: {reason}"
 
-    def links(self, repository: str, digest: Digest) -> bool:
-        return self._beneath.is_file(self._layout.layer_link(repository, digest))
-
     def content(self, digest: Digest) -> Extent | None:
         path = self._layout.data(digest)
         try:
             status = self._beneath.status(path)
         except PathRefused as error:
-            self._proofs.note(Fault(digest, self._label, Problem.FILE_REFUSED), error)
+            self._proofs.note(BundleFault(digest, self._label, Problem.FILE_REFUSED), error)
             raise
         if status is None or not stat.S_ISREG(status.st_mode):
             return None

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle import documents
-from mayfly.storage.bundle.content import Listed
+from mayfly.storage.bundle.archive import Listed
 from mayfly.storage.bundle.documents import DockerImage
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.files import Files, OpenFile, read
@@ -56,7 +56,7 @@ class _Config(NamedTuple):
 
 
 class DockerArchive:
-    """See `storage.bundle.content.Content`.
+    """See `storage.bundle.archive.ArchiveReader`.
 
     Args:
         files: the archive's; closed with this.

@@ -21,9 +21,5 @@ class NameAmbiguous(StorageError):
     """A repository name that several upstreams share, asked for without saying which."""
 
 
-class Interrupted(StorageError):
-    """Content was not hashed to its end, since the server is stopping."""
-
-
 class NotReady(StorageError):
     """An image whose layers are still being hashed; it can be asked for again shortly."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
-from mayfly.storage.bundle.content import Content
+from mayfly.storage.bundle.archive import ArchiveReader
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 from mayfly.storage.bundle.files import read
 from mayfly.storage.digest import Digest
@@ -26,7 +26,7 @@ _MOST_LINKS = 1_500_000
 """Manifests and blobs of all repositories of a bundle: 10,000 images have a third of that."""
 
 
-class Image(NamedTuple):
+class ListedImage(NamedTuple):
     """An image or index of a bundle, with its name.
 
     Attributes:
@@ -41,7 +41,7 @@ class Image(NamedTuple):
 class Gap(NamedTuple):
     """Blobs that an image needs and its bundle lacks, as in a delta of another bundle."""
 
-    image: Image
+    image: ListedImage
     blobs: tuple[Digest, ...]
 
     def describe(self, missing: Sequence[Digest]) -> str:
@@ -102,8 +102,8 @@ class Graph:
         BundleInvalid: a listed manifest is absent or corrupt.
     """
 
-    def __init__(self, content: Content) -> None:
-        self._content = content
+    def __init__(self, archive: ArchiveReader) -> None:
+        self._archive = archive
         self._nodes: dict[Digest, Node | None] = {}
         self._sizes: dict[Digest, int | None] = {}
         self._named: dict[Descriptor, Descriptor] = {}
@@ -113,10 +113,10 @@ class Graph:
         self.gaps: list[Gap] = []
         self.left_out: list[str] = []
         self._reasons: dict[Digest, str] = {}
-        if not content.listed:
+        if not archive.listed:
             self.notices.append("it lists no image: there is nothing in it to serve or import")
-        for listed in content.listed:
-            if listed.digest is not None and content.find(listed.digest) is None:
+        for listed in archive.listed:
+            if listed.digest is not None and archive.find(listed.digest) is None:
                 raise BundleInvalid(
                     f"manifest {listed.digest} is listed, but is not there: "
                     "the bundle was cut short or made wrongly"
@@ -132,7 +132,7 @@ class Graph:
             self._nodes[digest] = self._read(digest)
         return self._nodes[digest]
 
-    def repositories(self, images: Iterable[Image]) -> dict[tuple[str, str], Repository]:
+    def repositories(self, images: Iterable[ListedImage]) -> dict[tuple[str, str], Repository]:
         """Upstream host and repository name → what it holds.
 
         Args:
@@ -181,7 +181,7 @@ class Graph:
         return frozenset(blobs).union(d for d, node in self._nodes.items() if node is not None)
 
     def _read(self, digest: Digest) -> Node | None:
-        piece = self._content.find(digest)
+        piece = self._archive.find(digest)
         if piece is None:
             return None
         if piece.size > manifests.MAX_SIZE:
@@ -251,7 +251,7 @@ class Graph:
             for referrer in by_subject.get(waiting.pop(), ()):
                 waiting += self._add(repository, referrer)
 
-    def _look_for_blobs(self, image: Image) -> None:
+    def _look_for_blobs(self, image: ListedImage) -> None:
         assert image.digest is not None
         if image.digest in self._looked_at:
             return
@@ -271,7 +271,7 @@ class Graph:
 
     def _size(self, digest: Digest) -> int | None:
         if digest not in self._sizes:
-            piece = self._content.find(digest)
+            piece = self._archive.find(digest)
             self._sizes[digest] = piece.size if piece else None
         return self._sizes[digest]
 
@@ -291,7 +291,7 @@ class Graph:
             waiting += [child.digest for child in node.children]
 
 
-def _set_tag(repository: Repository, tag: str, image: Image) -> None:
+def _set_tag(repository: Repository, tag: str, image: ListedImage) -> None:
     known = repository.tags.setdefault(tag, image.digest)
     if known != image.digest:
         raise BundleConflict(
@@ -300,5 +300,5 @@ def _set_tag(repository: Repository, tag: str, image: Image) -> None:
         )
 
 
-def _title(image: Image) -> str:
+def _title(image: ListedImage) -> str:
     return f"image {image.reference or image.digest}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mayfly.storage.bundle.content import Content, Listed
+from mayfly.storage.bundle.archive import ArchiveReader, Listed
 from mayfly.storage.bundle.errors import BundleInvalid
-from mayfly.storage.bundle.graph import Graph, Image
+from mayfly.storage.bundle.graph import Graph, ListedImage
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
 from mayfly.storage.reference import LATEST, LOCAL, Reference, is_tag, parse_reference
@@ -15,7 +15,9 @@ _MOST_NAMES = 100_000
 """More than any bundle has; each costs memory, and more in the tables that are made of them."""
 
 
-def name_images(content: Content, graph: Graph, fallback: str) -> tuple[list[Image], list[str]]:
+def name_images(
+    archive: ArchiveReader, graph: Graph, fallback: str
+) -> tuple[list[ListedImage], list[str]]:
     """Name what a bundle lists.
 
     An image without a full name goes into the repository ``fallback``, which came from no
@@ -24,24 +26,24 @@ def name_images(content: Content, graph: Graph, fallback: str) -> tuple[list[Ima
     Returns:
         The images, and what the operator should know about names.
     """
-    images: list[Image] = []
+    images: list[ListedImage] = []
     notices: list[str] = []
     loose: list[Listed] = []
     by_config: dict[Digest | None, tuple[str, ...]] = {}
     # Each entry once: an index may have the same one a hundred thousand times.
-    for listed in dict.fromkeys(content.listed):
+    for listed in dict.fromkeys(archive.listed):
         texts = listed.names
         if not texts:
             if listed.digest not in by_config:
-                names = _names_by_config(content, graph, listed.digest)
+                names = _names_by_config(archive, graph, listed.digest)
                 by_config[listed.digest] = tuple(dict.fromkeys(names))
             texts = by_config[listed.digest]
         if len(images) + len(texts) > _MOST_NAMES:
             raise BundleInvalid(f"it gives its images more than {_MOST_NAMES} names")
         found = [*_references(texts, notices)]
-        images += [Image(reference, listed.digest) for reference in found]
+        images += [ListedImage(reference, listed.digest) for reference in found]
         if not found and _refers(listed, graph):
-            images.append(Image(None, listed.digest))
+            images.append(ListedImage(None, listed.digest))
         elif not found:
             loose.append(listed)
     images += [_without_name(one, fallback, len(loose) == 1, notices) for one in loose]
@@ -54,14 +56,14 @@ def _refers(listed: Listed, graph: Graph) -> bool:
     return listed.tag is None and node is not None and node.subject is not None
 
 
-def _names_by_config(content: Content, graph: Graph, digest: Digest | None) -> Iterator[str]:
-    node = graph.node(digest) if digest and content.names_by_config else None
+def _names_by_config(archive: ArchiveReader, graph: Graph, digest: Digest | None) -> Iterator[str]:
+    node = graph.node(digest) if digest and archive.names_by_config else None
     if node is None:
         return
     children = [graph.node(child.digest) for child in node.children]
     for one in [node, *children]:
         if one is not None and one.config is not None:
-            yield from content.names_by_config.get(one.config, ())
+            yield from archive.names_by_config.get(one.config, ())
 
 
 def _references(texts: tuple[str, ...], notices: list[str]) -> Iterator[Reference]:
@@ -77,8 +79,10 @@ def _references(texts: tuple[str, ...], notices: list[str]) -> Iterator[Referenc
         yield reference
 
 
-def _without_name(listed: Listed, fallback: str, alone: bool, notices: list[str]) -> Image:
+def _without_name(listed: Listed, fallback: str, alone: bool, notices: list[str]) -> ListedImage:
     tag = listed.tag if listed.tag and is_tag(listed.tag) else LATEST if alone else None
     called = f"{fallback}:{tag}" if tag else f"{fallback}@{listed.digest}"
     notices.append(f"an image has no full name in the bundle: it can be pulled as {called}")
-    return Image(Reference(LOCAL, fallback, tag, None if tag else listed.digest), listed.digest)
+    return ListedImage(
+        Reference(LOCAL, fallback, tag, None if tag else listed.digest), listed.digest
+    )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle import documents, volumes
-from mayfly.storage.bundle.content import Listed
+from mayfly.storage.bundle.archive import Listed
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.files import BLOBS, Files
 from mayfly.storage.bundle.verified import Piece, Progress
@@ -36,7 +36,7 @@ _DESCRIPTOR_FIELDS = documents.names(
 
 
 class OciLayout:
-    """See `storage.bundle.content.Content`.
+    """See `storage.bundle.archive.ArchiveReader`.
 
     Args:
         files: the bundle's; closed with this.

@@ -7,29 +7,30 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from shlex import quote
 
 from mayfly.storage.beneath import Beneath
 from mayfly.storage.bundle import docker_archive, oci_layout
+from mayfly.storage.bundle.archive import ArchiveReader
 from mayfly.storage.bundle.bundle import Bundle
 from mayfly.storage.bundle.compressed import compression_of
-from mayfly.storage.bundle.content import Content
 from mayfly.storage.bundle.distribution_directory import DistributionDirectory, is_distribution
 from mayfly.storage.bundle.docker_archive import DockerArchive
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 from mayfly.storage.bundle.files import Directory, TarFile
 from mayfly.storage.bundle.graph import Gap
-from mayfly.storage.bundle.layer import Layer
 from mayfly.storage.bundle.oci_layout import OciLayout
 from mayfly.storage.bundle.resolver import NameResolver
-from mayfly.storage.bundle.stack import Stack
-from mayfly.storage.bundle.verified import Fault, Progress, Proofs
+from mayfly.storage.bundle.union import Union
+from mayfly.storage.bundle.verified import BundleFault, Progress, Proofs
 from mayfly.storage.bundle.volumes import Lost, lost
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
-from mayfly.storage.images import find_blob, repositories, walk
+from mayfly.storage.interface import LowerStore
+from mayfly.storage.reading import find_blob, manifests_below, repositories
 
 Has = Callable[[str, Digest], bool]
 """Whether a repository has a blob."""
@@ -44,8 +45,46 @@ _VOLUME_NAME = re.compile(r".+\.[0-9]{3}(?:\.[^.]+)?")
 _SUFFIXES = frozenset({"oci", "docker", "tar"})
 
 
+@dataclass(slots=True)
+class Opened:
+    """Opened bundles by their kind.
+
+    Attributes:
+        all: in the order of the operator; of equal content, the first bundle's is served.
+        archives: those that list images.
+        directories: those that are directories of another registry.
+    """
+
+    all: list[Bundle | DistributionDirectory] = field(default_factory=list)
+    archives: list[Bundle] = field(default_factory=list)
+    directories: list[DistributionDirectory] = field(default_factory=list)
+
+    def open(self, path: Path, label: str, proofs: Proofs) -> None:
+        """Open a bundle.
+
+        Raises:
+            BundleInvalid, BundleConflict: it cannot be served; the message names it.
+        """
+        with _named(label):
+            if path.is_dir() and is_distribution(path):
+                self.directories.append(DistributionDirectory(path, proofs))
+                self.all.append(self.directories[-1])
+            else:
+                self.archives.append(_open_archive(path, label, proofs))
+                self.all.append(self.archives[-1])
+
+    def close(self) -> None:
+        """Close all of them."""
+        for bundle in self.all:
+            bundle.close()
+
+
 class Bundles:
     """All bundles of one server, opened. Use `open_bundles`.
+
+    Args:
+        opened: the bundles.
+        proofs: shared by all of them.
 
     Attributes:
         layer: their content as one read-only store, under the names that `names` gives.
@@ -54,10 +93,10 @@ class Bundles:
         notices: what the operator should know, each a line of text.
     """
 
-    def __init__(self, opened: Sequence[Bundle | DistributionDirectory], proofs: Proofs) -> None:
-        self._opened = tuple(opened)
-        self._archives = [bundle for bundle in opened if isinstance(bundle, Bundle)]
-        self._directories = [one for one in opened if isinstance(one, DistributionDirectory)]
+    def __init__(self, opened: Opened, proofs: Proofs) -> None:
+        self._opened = tuple(opened.all)
+        self._archives = tuple(opened.archives)
+        self._directories = tuple(opened.directories)
         references = [i.reference for b in self._archives for i in b.images if i.reference]
         self.names = NameResolver(
             (reference.host, reference.repository) for reference in references
@@ -65,7 +104,7 @@ class Bundles:
         for bundle in self._archives:
             bundle.serve_as(self.names.canonical)
         _check_tags(self._archives)
-        self.layer: Layer = Stack(self._opened)
+        self.layer: LowerStore = Union(self._opened)
         self.proofs = proofs
         self.notices = [f"{b.label}: {notice}" for b in self._archives for notice in b.notices]
 
@@ -141,13 +180,13 @@ class Bundles:
                 bundle.hash(progress)
         _check_tags(self._archives)
 
-    def watch(self, told: Callable[[Fault, list[str], list[str]], None]) -> None:
+    def watch(self, told: Callable[[BundleFault, list[str], list[str]], None]) -> None:
         """Have ``told`` called, from any thread, with each fault that is found from now on.
 
         It is given the repositories that the content belongs to, and the images that need it, too.
         """
 
-        def found(fault: Fault) -> None:
+        def found(fault: BundleFault) -> None:
             names = self._repositories(fault.digest)
             told(fault, names, list(islice(self._images(fault.digest, names), _MOST_IMAGES)))
 
@@ -167,7 +206,7 @@ class Bundles:
             for tag in self.layer.tags(repository):
                 with contextlib.suppress(StorageError):
                     root = self.layer.tag(repository, tag)
-                    for manifest, content in walk(self.layer, repository, root):
+                    for manifest, content in manifests_below(self.layer, repository, root):
                         below = [] if isinstance(content, StorageError) else content.blobs
                         if digest == manifest or digest in {one.digest for one in below}:
                             yield f"{repository}:{tag}"
@@ -209,35 +248,32 @@ def open_bundles(
         BundleConflict: they disagree on a tag.
     """
     proofs = Proofs(state_dir)
-    with contextlib.ExitStack() as opened:
-        bundles = []
+    opened = Opened()
+    with contextlib.ExitStack() as undo:
+        undo.callback(opened.close)
         failed: dict[Path, BundleInvalid] = {}
         for path in paths:
             try:
-                bundles.append(_open(path, labels.get(path, str(path)), proofs))
+                opened.open(path, labels.get(path, str(path)), proofs)
             except BundleInvalid as error:
                 if not _VOLUME_NAME.fullmatch(path.name):
                     raise
-                failed[path] = error  # the other volumes tell what it takes along
-                continue
-            opened.callback(bundles[-1].close)
+                failed[path] = error  # the other volumes tell which images it takes along
         for path, cause in failed.items():
-            raise BundleInvalid(cause.message + _taken_along(path, bundles, proofs)) from cause
+            raise BundleInvalid(cause.message + _taken_along(path, opened, proofs)) from cause
         try:
-            together = Bundles(bundles, proofs)
+            together = Bundles(opened, proofs)
         except BundleConflict:
             raise
         except StorageError as error:
             raise BundleInvalid(error.message) from error
-        opened.pop_all()
+        undo.pop_all()
         return together
 
 
-def _taken_along(
-    path: Path, others: Sequence[Bundle | DistributionDirectory], proofs: Proofs
-) -> str:
-    """What a damaged volume takes along, as an end of the message about it; "" if none knows."""
-    known = {one.volume.set: one.volume for one in others if isinstance(one, Bundle) and one.volume}
+def _taken_along(path: Path, others: Opened, proofs: Proofs) -> str:
+    """Return the end of a message about a damaged volume: the images it takes along, if known."""
+    known = {one.volume.set: one.volume for one in others.archives if one.volume}
     if not any(path.name in volume.names for volume in known.values()):
         return ""
     together = Bundles(others, proofs)
@@ -245,19 +281,16 @@ def _taken_along(
     return "".join(f"; {line}" for line in lines)
 
 
-def _open(path: Path, label: str, proofs: Proofs) -> Bundle | DistributionDirectory:
-    with _named(label):
-        if path.is_dir() and is_distribution(path):
-            return DistributionDirectory(path, proofs)
-        content = _open_directory(path) if path.is_dir() else _open_tar(path, proofs)
-        try:
-            return Bundle(label, content, proofs, _repository_for(path))
-        except BaseException:
-            content.close()
-            raise
+def _open_archive(path: Path, label: str, proofs: Proofs) -> Bundle:
+    archive = _open_directory(path) if path.is_dir() else _open_tar(path, proofs)
+    try:
+        return Bundle(label, archive, proofs, _repository_for(path))
+    except BaseException:
+        archive.close()
+        raise
 
 
-def _open_directory(path: Path) -> Content:
+def _open_directory(path: Path) -> ArchiveReader:
     if not (path / oci_layout.INDEX).exists():
         raise BundleInvalid(
             "the directory is no bundle: it has neither index.json (an OCI layout) nor "
@@ -271,7 +304,7 @@ def _open_directory(path: Path) -> Content:
         raise
 
 
-def _open_tar(path: Path, proofs: Proofs) -> Content:
+def _open_tar(path: Path, proofs: Proofs) -> ArchiveReader:
     if path.exists() and not path.is_file():
         raise BundleInvalid("it is neither a file nor a directory")
     if path.stat().st_size == 0:
@@ -279,13 +312,13 @@ def _open_tar(path: Path, proofs: Proofs) -> Content:
     _refuse_compressed(path)
     files = TarFile(path)
     try:
-        return _content_of(files, proofs)
+        return _archive_of(files, proofs)
     except BaseException:
         files.close()
         raise
 
 
-def _content_of(files: TarFile, proofs: Proofs) -> Content:
+def _archive_of(files: TarFile, proofs: Proofs) -> ArchiveReader:
     members = files.index.members
     if oci_layout.INDEX in members:
         return OciLayout(files)

@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mayfly.storage import digest as digests
-from mayfly.storage.bundle.errors import BundleChanged, Interrupted
+from mayfly.storage.bundle.errors import BundleChanged
 from mayfly.storage.digest import CANONICAL, Digest
-from mayfly.storage.errors import ContentCorrupt, DigestInvalid, StorageError
+from mayfly.storage.errors import ContentCorrupt, DigestInvalid, Interrupted, StorageError
 from mayfly.storage.files import Stamp, stamp_of
 from mayfly.storage.interface import Extent, open_file
 from mayfly.storage.trees import HOST, Opener
@@ -77,7 +77,7 @@ class Problem(StrEnum):
     FILE_REFUSED = "file_refused"
 
 
-class Fault(NamedTuple):
+class BundleFault(NamedTuple):
     """Content of a bundle that was found not to be what it should be, and so is not served.
 
     Attributes:
@@ -121,7 +121,7 @@ class Proofs:
         self._interrupted = threading.Event()
         self._passing = threading.local()
         self._noted: set[tuple[str, Digest]] = set()
-        self.on_fault: Callable[[Fault], None] = lambda fault: None
+        self.on_fault: Callable[[BundleFault], None] = lambda fault: None
 
     def extent(self, piece: Piece, digest: Digest, bundle: str) -> Extent:
         """Quick. The extent to serve for content, with its proof.
@@ -132,14 +132,14 @@ class Proofs:
         Raises:
             ContentCorrupt: it is known to have another digest.
         """
-        proof = Proof(self, piece, digest, bundle)
+        proof = PieceProof(self, piece, digest, bundle)
         measured = self.measured(piece, digest.algorithm)
         if piece.size == 0:
             # Of nothing, no last byte can be held back: it is right or wrong at once.
             measured = digests.of(b"", digest.algorithm)
         if measured is not None and measured != digest:
             raise proof.corrupt()
-        return Extent(piece.path, piece.offset, piece.size, proof, opener=piece.opener)
+        return Extent(piece.path, piece.offset, piece.size, opener=piece.opener, proof=proof)
 
     def measured(self, piece: Piece, algorithm: str = CANONICAL) -> Digest | None:
         """Quick. The digest that a piece had when it was hashed; None when it never was."""
@@ -176,7 +176,7 @@ class Proofs:
             _append(self._file, key, digest)
         return digest
 
-    def note(self, fault: Fault, error: StorageError | None = None) -> None:
+    def note(self, fault: BundleFault, error: StorageError | None = None) -> None:
         """Pass a fault on, unless it was before; ``error`` is raised for it."""
         if error is not None:
             error.reported = True
@@ -199,8 +199,8 @@ class Proofs:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
-    """See `storage.interface.Proof`. Equal proofs are of the same content."""
+class PieceProof:
+    """The proof of a piece; see `storage.interface.FileProof`."""
 
     proofs: Proofs
     piece: Piece
@@ -212,7 +212,7 @@ class Proof:
         first, last = self.piece.offset, self.piece.offset + self.piece.size - 1
         return f"{self.digest}, bytes {first} to {last} of {self.piece.path.resolve()}"
 
-    def of(self, descriptor: int) -> Proof:
+    def of(self, descriptor: int) -> PieceProof:
         """Quick. The proof for the file as it is now, open as the sender's own descriptor.
 
         It is this one unless the file's change time moved, by a chmod or behind our back.
@@ -263,10 +263,12 @@ class Proof:
         self.proofs.note(self._fault(Problem.FILE_CHANGED), error)
         return error
 
-    def _fault(self, problem: Problem) -> Fault:
+    def _fault(self, problem: Problem) -> BundleFault:
         piece = self.piece
         first, last = piece.offset, piece.offset + piece.size - 1
-        return Fault(self.digest, self.bundle, problem, str(piece.path.resolve()), first, last)
+        return BundleFault(
+            self.digest, self.bundle, problem, str(piece.path.resolve()), first, last
+        )
 
 
 def changed() -> BundleChanged:

@@ -1,13 +1,13 @@
-"""Write an OCI layout tar whose blobs arrive in any order, and go on after an interruption.
+"""Write an OCI layout tar whose blobs arrive in any order, and resume after an interruption.
 
-Names and sizes are known before the first blob is fetched, so every blob's place in the file is
-too (`Layout`). Blobs are written side by side at their offsets; the same inputs give the same file
-whatever order they arrive in. Beside the unfinished file lies a journal of what has arrived:
+Names and sizes are known before the first blob is fetched, and so is every blob's place in the file
+(`ArchiveLayout`). Blobs are written side by side at their offsets; the same inputs give the same
+file in whatever order they arrive. A journal beside the unfinished file lists finished parts:
 
     .up.tar.partial            the tar, with holes
     .up.tar.partial.journal    {"boot": …, "layout": …} then {"digest", "at", "size", "have"} lines
 
-A later run goes on with it. If the list of images has changed meanwhile, finished blobs are copied
+A later run resumes from it. If the list of images has changed meanwhile, finished blobs are copied
 to their new places. After a restart of the machine finished blobs are hashed again, since nothing
 is synced before the end.
 """
@@ -50,7 +50,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ArchiveLayout:
     """An archive before it is written.
 
     Attributes:
@@ -77,7 +77,7 @@ def lay_out(
     documents: Mapping[Digest, bytes],
     blobs: Iterable[tuple[Digest, int]],
     more: Mapping[str, bytes] = NOTHING_MORE,
-) -> Layout:
+) -> ArchiveLayout:
     """Place everything: ``oci-layout``, ``index.json``, manifests, then blobs, as given.
 
     Args:
@@ -111,7 +111,7 @@ def lay_out(
         if digest not in documents and digest not in places:
             places[digest] = Place(add(_name(digest), size, None), size)
     end = at + 2 * _BLOCK
-    return Layout(tuple(fixed), places, end + -end % RECORD)
+    return ArchiveLayout(tuple(fixed), places, end + -end % RECORD)
 
 
 def room_for(digest: Digest, size: int) -> int:
@@ -119,7 +119,7 @@ def room_for(digest: Digest, size: int) -> int:
     return len(_header(_name(digest), size)) + size + -size % _BLOCK
 
 
-def is_written(output: Path, layout: Layout) -> bool:
+def is_written(output: Path, layout: ArchiveLayout) -> bool:
     """Whether an archive with these bytes is there already; reads all of it."""
     try:
         file = os.open(output, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -169,7 +169,7 @@ class Draft:
         OSError: the file cannot be made.
     """
 
-    def __init__(self, output: Path, layout: Layout) -> None:
+    def __init__(self, output: Path, layout: ArchiveLayout) -> None:
         self._output = output
         self._layout = layout
         self._partial = output.with_name(f".{output.name}.partial")
@@ -270,7 +270,7 @@ class Draft:
             self._append({"boot": _boot(), "layout": self._layout.identity})
             self._salvage()
 
-    def _take(self, known: _Journal) -> None:
+    def _take(self, known: _Progress) -> None:
         """Go on with what an earlier run left of the same archive."""
         for digest, (place, have) in known.have.items():
             if self._layout.blobs.get(digest) != place:
@@ -313,13 +313,13 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class _Journal:
+class _Progress:
     boot: str
     layout: str
     have: dict[Digest, tuple[Place, int]]
 
 
-def _read_journal(path: Path) -> _Journal | None:
+def _read_journal(path: Path) -> _Progress | None:
     """What a journal says; None without one. A line cut by a kill ends it."""
     try:
         lines = path.read_bytes().split(b"\n")
@@ -340,7 +340,7 @@ def _read_journal(path: Path) -> _Journal | None:
             have[digests.parse(entry["digest"])] = (place, int(entry["have"]))
         except (KeyError, TypeError, ValueError, DigestInvalid):
             break
-    return _Journal(str(entries[0].get("boot")), str(entries[0].get("layout")), have)
+    return _Progress(str(entries[0].get("boot")), str(entries[0].get("layout")), have)
 
 
 def _lock_path(output: Path) -> Path:

@@ -43,7 +43,7 @@ class Ages:
         self._even_since = steady()
         self._sets = 0
 
-    def over(self, age: float, moment: float | None = None) -> Callable[[float], bool]:
+    def older_than(self, age: float, moment: float | None = None) -> Callable[[float], bool]:
         """A test whether a modification time is over ``age`` seconds ago, as of this call.
 
         Args:
@@ -58,7 +58,7 @@ class Ages:
         sets = self._sets
         trusted = not sets or even >= age
 
-        def is_over(modified: float) -> bool:
+        def is_older(modified: float) -> bool:
             self._look()
             if not trusted or self._sets != sets:
                 return False
@@ -66,7 +66,7 @@ class Ages:
                 return even >= age
             return modified < now - age
 
-        return is_over
+        return is_older
 
     def _look(self) -> tuple[float, float]:
         with self._lock:

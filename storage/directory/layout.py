@@ -15,7 +15,7 @@ from pathlib import Path
 from uuid import UUID
 
 from mayfly.storage.digest import HEX_LENGTHS, Digest
-from mayfly.storage.errors import DigestInvalid, UploadUnknown
+from mayfly.storage.errors import DigestInvalid, upload_unknown
 from mayfly.storage.reference import check_repository, check_tag
 
 
@@ -97,7 +97,7 @@ class Layout:
         except ValueError:
             known = False
         if not known:
-            raise UploadUnknown("no such upload session")
+            raise upload_unknown()
         return self._within(name, f"_uploads/{upload_id}")
 
     def _within(self, name: str, path: str) -> Path:

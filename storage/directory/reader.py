@@ -22,16 +22,17 @@ from mayfly.storage.errors import (
     BlobUnknown,
     DigestInvalid,
     ManifestUnknown,
-    NameUnknown,
     PathRefused,
+    blob_unknown,
+    manifest_unknown,
+    repository_unknown,
 )
 from mayfly.storage.interface import Extent
-from mayfly.storage.manifest import MAX_SIZE
+from mayfly.storage.reading import repositories
 from mayfly.storage.reference import check_repository, is_tag
 from mayfly.storage.referrers import Referrers
 from mayfly.storage.trees import HostTree, Tree
 
-_PAGE = 1000
 _LONGEST_LINK = 256
 
 
@@ -51,20 +52,20 @@ class DirectoryReader:
         self._catalog = Catalog(self._layout.repositories, self._tree)
 
     def blob(self, repository: str, digest: Digest) -> Extent:
-        if self._tree.is_file(self._layout.layer_link(repository, digest)):
-            found = self._content(digest)
+        if self.links(repository, digest):
+            found = self.content(digest)
             if found is not None:
                 return found
             self._refuse_damaged(digest, BlobUnknown)
-        raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
+        raise blob_unknown(digest)
 
     def manifest(self, repository: str, digest: Digest) -> Extent:
         if self.is_linked(repository, digest):
-            found = self._content(digest)
+            found = self.content(digest)
             if found is not None:
                 return found
             self._refuse_damaged(digest, ManifestUnknown)
-        raise manifest_unknown(str(digest))
+        raise manifest_unknown(digest)
 
     def tag(self, repository: str, tag: str) -> Digest:
         digest = self.read_link(self._layout.tag_link(repository, tag))
@@ -74,29 +75,45 @@ class DirectoryReader:
 
     def tags(self, repository: str) -> list[str]:
         if not is_repository(self._layout.repository(repository), self._tree):
-            raise NameUnknown("repository name not known to registry", {"name": repository})
+            raise repository_unknown(repository)
         tags = [name for name in self._tree.entries(self._layout.tags(repository)) if is_tag(name)]
         return sorted(t for t in tags if self._tree.is_file(self._layout.tag_link(repository, t)))
+
+    def has_tag(self, repository: str, tag: str) -> bool:
+        """Quick. Whether a tag has a link, damaged or not."""
+        return self._layout.tag_link(repository, tag).exists()
+
+    def tags_at(self, repository: str, digest: Digest) -> list[str]:
+        """The tags that point at a manifest."""
+        link = self._layout.tag_link
+        names = self.tag_names(repository)
+        return [name for name in names if self.read_link(link(repository, name)) == digest]
 
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         return self._catalog.names_after(after, limit, prefix)
 
-    def holders(self, digest: Digest) -> Iterator[str]:
-        if self._content(digest) is None:
+    def repositories_with(self, digest: Digest) -> Iterator[str]:
+        if self.content_size(digest) is None:
             return
-        for name in self.every_repository():
-            if self._tree.is_file(self._layout.layer_link(name, digest)):
+        for name in repositories(self):
+            if self.links(name, digest):
                 yield name
 
-    def _content(self, digest: Digest) -> Extent | None:
-        """Quick. The bytes of content, whoever links it; None when they are gone or damaged."""
-        data = self._layout.data(digest)
-        status = self._tree.status(data)
+    def links(self, repository: str, digest: Digest) -> bool:
+        """See `storage.interface.LowerStore`."""
+        return self._tree.is_file(self._layout.layer_link(repository, digest))
+
+    def content(self, digest: Digest) -> Extent | None:
+        """See `storage.interface.LowerStore`; None also for damaged bytes."""
+        size = self.content_size(digest)
+        return None if size is None else Extent(self._layout.data(digest), 0, size)
+
+    def content_size(self, digest: Digest) -> int | None:
+        """Quick. The size of content in bytes; None if it is gone or damaged."""
+        status = self._tree.status(self._layout.data(digest))
         if status is None or not stat.S_ISREG(status.st_mode):
             return None
-        if not self._records.whole(digest, status):
-            return None
-        return Extent(data, 0, status.st_size)
+        return status.st_size if self._records.whole(digest, status) else None
 
     def _refuse_damaged(self, digest: Digest, error: type[BlobUnknown | ManifestUnknown]) -> None:
         if self._tree.is_file(self._layout.data(digest)):
@@ -107,13 +124,6 @@ class DirectoryReader:
         self, repository: str, subject: Digest, after: str = ""
     ) -> Iterator[dict[str, object]]:
         return self._referrers.of(check_repository(repository), subject, after)
-
-    def every_repository(self) -> Iterator[str]:
-        """All repository names in lexical order."""
-        after = ""
-        while page := self.repositories(after, _PAGE):
-            yield from page
-            after = page[-1]
 
     def stored_blobs(self) -> Iterator[tuple[Digest, Path]]:
         """Every blob's digest and file, whether or not a repository links it."""
@@ -184,11 +194,6 @@ class DirectoryReader:
         index = self._layout.tag(repository, tag) / "index"
         return [d for alg in digests.HEX_LENGTHS for d in self._digests_in(index / alg)]
 
-    def content_size(self, digest: Digest) -> int | None:
-        """Quick. The size of content, whoever links it; None when it is gone or damaged."""
-        found = self._content(digest)
-        return None if found is None else found.size
-
     def is_verified(self, digest: Digest) -> bool:
         """Quick. Whether content is whole and was hashed before."""
         size = self.content_size(digest)
@@ -210,7 +215,7 @@ class DirectoryReader:
 
     def linked_in(self, digest: Digest) -> Iterator[str]:
         """The repositories that link a blob or a manifest, whether or not its bytes are there."""
-        for name in self.every_repository():
+        for name in repositories(self):
             links = self._layout.layer_link(name, digest), self._layout.revision_link(name, digest)
             if any(map(self._tree.is_file, links)):
                 yield name
@@ -241,19 +246,6 @@ class DirectoryReader:
             with contextlib.suppress(DigestInvalid):
                 yield digests.parse(f"{directory.name}:{encoded}")
 
-    def read_manifest(self, repository: str, digest: Digest) -> bytes:
-        """A manifest's bytes as they are stored.
-
-        Raises:
-            ManifestUnknown: it is not in this repository.
-        """
-        extent = self.manifest(repository, digest)
-        try:
-            with extent.open() as file:
-                return os.pread(file.fileno(), min(extent.size, MAX_SIZE), extent.offset)
-        except FileNotFoundError:
-            raise manifest_unknown(str(digest)) from None
-
     def read_link(self, link: Path) -> Digest | None:
         """The digest a link file holds; None where there is none that can be read."""
         try:
@@ -273,8 +265,3 @@ class DirectoryReader:
         ):
             # registry:2 does not sync links: power loss may leave an empty one.
             return None
-
-
-def manifest_unknown(reference: str) -> ManifestUnknown:
-    """The error for a tag or digest that is not in a repository."""
-    return ManifestUnknown("manifest unknown", {"reference": reference})

@@ -15,14 +15,19 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.ages import Ages
+from mayfly.storage.directory.catalog import is_repository
+from mayfly.storage.directory.examine import Examiner
 from mayfly.storage.directory.gate import Gate
+from mayfly.storage.directory.layout import Layout
 from mayfly.storage.directory.publish import Publisher
-from mayfly.storage.directory.reader import DirectoryReader, manifest_unknown
+from mayfly.storage.directory.reader import DirectoryReader
+from mayfly.storage.directory.records import Records
 from mayfly.storage.directory.space import Space
 from mayfly.storage.directory.uploads import DirectoryUpload, Uploads
 from mayfly.storage.errors import (
@@ -34,17 +39,38 @@ from mayfly.storage.errors import (
     SizeInvalid,
     StorageError,
     UploadUnknown,
+    blob_unknown,
+    manifest_unknown,
 )
-from mayfly.storage.interface import Extent
+from mayfly.storage.interface import Extent, LowerStore
 from mayfly.storage.manifest import Descriptor, Manifest
-from mayfly.storage.upkeep.collect import DEFAULT_GRACE, Collected, Collector
-from mayfly.storage.upkeep.examine import Examiner
 
 _LOCK_STRIPES = 64
 
 
+class Parts(NamedTuple):
+    """What a store is made of, for the rooms that maintain it.
+
+    Attributes:
+        layout: where things lie.
+        publisher: makes and removes files durably.
+        records: verified sizes and damage of blobs.
+        gate: orders removals against pushes.
+        ages: tells how old files are.
+    """
+
+    layout: Layout
+    publisher: Publisher
+    records: Records
+    gate: Gate
+    ages: Ages
+
+
 class DistributionStore(DirectoryReader):
     """See `storage.interface.Store`; ``root`` is the directory that registry:2 is given too.
+
+    An overlay passes itself as ``seen`` to the methods that have it: what a push refers to is
+    looked up there, and may lie in the stores beneath.
 
     Args:
         root: made when missing.
@@ -77,13 +103,20 @@ class DistributionStore(DirectoryReader):
         ages = ages or Ages()
         self._space = Space(self._layout.base, reserve)
         self._examiner = Examiner(self._layout, self._records, self._gate)
-        self._collector = Collector(
-            self, self._layout, self._publisher, self._records, self._gate, ages
-        )
         self._uploads = Uploads(
             self._layout, self._publisher, self._publish_blob, self._space.check, ages
         )
         self._locks = [threading.Lock() for _ in range(_LOCK_STRIPES)]
+        self.parts = Parts(self._layout, self._publisher, self._records, self._gate, ages)
+
+    @property
+    def upper(self) -> DistributionStore:
+        """The store that takes the changes: this one; see `storage.upkeep.maintainable`."""
+        return self
+
+    def has_repository(self, repository: str) -> bool:
+        """Quick. Whether something was pushed under exactly this name."""
+        return is_repository(self._layout.repository(repository), self._tree)
 
     def interrupt(self) -> None:
         """Stop hashing in other threads; operations waiting for it fail with `Interrupted`."""
@@ -132,23 +165,26 @@ class DistributionStore(DirectoryReader):
         """End the upload sessions idle for ``max_age`` seconds; how many there were."""
         return self._uploads.purge(max_age)
 
-    def hold(self, repository: str, digest: Digest) -> Extent:
+    def touch(self, repository: str, digest: Digest, seen: LowerStore | None = None) -> Extent:
         with self._gate.referring():
-            extent = self.blob(repository, digest)
-            self._touch(extent)
+            extent = (seen or self).blob(repository, digest)
+            self._touch(digest, extent)
             return extent
 
-    def mount(self, repository: str, digest: Digest, source: str) -> None:
+    def mount(
+        self, repository: str, digest: Digest, source: str, seen: LowerStore | None = None
+    ) -> None:
+        seen = seen or self
         # Content that only other repositories hold is not looked at: the time would tell of it.
-        self.blob(source, digest)
+        seen.blob(source, digest)
         self._publisher.confirm(self._layout.data(digest))
         with self._gate.referring():
-            self._touch(self.blob(source, digest))
+            self._touch(digest, seen.blob(source, digest))
             self._link(self._layout.layer_link(repository, digest), digest)
 
     def delete_blob(self, repository: str, digest: Digest) -> None:
         if not self._publisher.remove(self._layout.layer_link(repository, digest)):
-            raise BlobUnknown("blob unknown to repository", {"digest": str(digest)})
+            raise blob_unknown(digest)
 
     def _publish_blob(self, repository: str, digest: Digest, data: Path) -> None:
         # Also over an equal blob that is there: its age starts anew, and a copy that something
@@ -169,7 +205,12 @@ class DistributionStore(DirectoryReader):
     # Manifests
 
     def put_manifest(
-        self, repository: str, manifest: Manifest, digest: Digest, tags: tuple[str, ...]
+        self,
+        repository: str,
+        manifest: Manifest,
+        digest: Digest,
+        tags: tuple[str, ...],
+        seen: LowerStore | None = None,
     ) -> None:
         actual = digests.of(manifest.body, digest.algorithm)
         if actual != digest:
@@ -179,7 +220,7 @@ class DistributionStore(DirectoryReader):
             )
         self._confirm_references(repository, manifest)
         with self._lock(repository), self._gate.referring():
-            self._check_references(repository, manifest)
+            self._check_references(repository, manifest, seen or self)
             verified = partial(self._records.verified, digest, len(manifest.body))
             self._publisher.write(self._layout.data(digest), manifest.body, verified)
             self._link(self._layout.revision_link(repository, digest), digest)
@@ -190,30 +231,46 @@ class DistributionStore(DirectoryReader):
                 self._link(self._layout.tag_link(repository, tag), digest)
                 self._link(self._layout.tag_history_link(repository, tag, digest), digest)
 
-    # Deletes pass the gate alone: of a tag that another process pushes meanwhile, either all is
-    # there afterwards or nothing.
-
     def delete_manifest(self, repository: str, digest: Digest) -> None:
-        with self._lock(repository), self._gate.removing():
-            self._delete_manifest(repository, digest)
+        with self.removing(repository):
+            self.remove_manifest(repository, digest)
 
     def delete_tag(self, repository: str, tag: str) -> None:
-        with self._lock(repository), self._gate.removing():
-            self._delete_tag(repository, tag)
+        with self.removing(repository):
+            self.remove_tag(repository, tag)
 
-    def _delete_manifest(self, repository: str, digest: Digest) -> None:
+    @contextlib.contextmanager
+    def removing(self, repository: str) -> Iterator[None]:
+        """While manifests or tags of a repository are removed.
+
+        Removals pass the gate alone: of a tag that another process pushes meanwhile, either all is
+        there afterwards or nothing.
+        """
+        with self._lock(repository), self._gate.removing():
+            yield
+
+    def remove_manifest(self, repository: str, digest: Digest) -> None:
+        """Remove a manifest and the tags that point at it, inside `removing`.
+
+        Raises:
+            ManifestUnknown: it is not in this repository.
+        """
         link = self._layout.revision_link(repository, digest)
         if not link.exists():
             self._publisher.confirm_absent(link)
-            raise manifest_unknown(str(digest))
-        for tag in self.tags(repository):
-            if self.read_link(self._layout.tag_link(repository, tag)) == digest:
-                self._publisher.remove_tree(self._layout.tag(repository, tag))
+            raise manifest_unknown(digest)
+        for tag in self.tags_at(repository, digest):
+            self._publisher.remove_tree(self._layout.tag(repository, tag))
         # Also of those that a deletion removed which was cut off: no tag comes back to nothing.
         self._publisher.confirm_absent(self._layout.tags(repository) / "any")
         self._publisher.remove(link)
 
-    def _delete_tag(self, repository: str, tag: str) -> None:
+    def remove_tag(self, repository: str, tag: str) -> None:
+        """Remove a tag, inside `removing`.
+
+        Raises:
+            ManifestUnknown: no such tag.
+        """
         directory = self._layout.tag(repository, tag)
         try:
             self.tag(repository, tag)
@@ -239,10 +296,10 @@ class DistributionStore(DirectoryReader):
                     self._publisher.confirm(self._layout.data(digest))
                     self._publisher.confirm(link)
 
-    def _check_references(self, repository: str, manifest: Manifest) -> None:
+    def _check_references(self, repository: str, manifest: Manifest, seen: LowerStore) -> None:
         missing: list[dict[str, str]] = []
-        wanted = [(self.blob, d, self._may_lack_blobs) for d in manifest.blobs]
-        wanted += [(self.manifest, d, self._may_lack_manifests) for d in manifest.manifests]
+        wanted = [(seen.blob, d, self._may_lack_blobs) for d in manifest.blobs]
+        wanted += [(seen.manifest, d, self._may_lack_manifests) for d in manifest.manifests]
         # One blob may be named ten thousand times.
         for locate, descriptor, may_lack in dict.fromkeys(wanted):
             try:
@@ -253,7 +310,7 @@ class DistributionStore(DirectoryReader):
                 continue
             if descriptor.size not in (None, extent.size):
                 raise self._contradicted(descriptor, extent)
-            self._touch(extent)
+            self._touch(descriptor.digest, extent)
         if missing:
             raise ManifestBlobUnknown(
                 "manifest references content unknown to the repository", missing
@@ -271,14 +328,17 @@ class DistributionStore(DirectoryReader):
 
     # Damage
 
-    def compare(self, repository: str, digest: Digest, body: bytes) -> None:
+    def compare(
+        self, repository: str, digest: Digest, body: bytes, seen: LowerStore | None = None
+    ) -> None:
+        seen = seen or self
         with contextlib.suppress(StorageError, OSError):
-            if self._is_mine(digest, self.manifest(repository, digest)):
+            if self._is_mine(digest, seen.manifest(repository, digest)):
                 self._examiner.verified(digest, len(body))
             blobs = manifests.parse_stored(body).blobs
             for descriptor in blobs:
                 with contextlib.suppress(BlobUnknown, ContentCorrupt):
-                    extent = self.blob(repository, descriptor.digest)
+                    extent = seen.blob(repository, descriptor.digest)
                     if descriptor.size not in (None, extent.size):
                         self._suspect(descriptor.digest, extent)
 
@@ -301,7 +361,7 @@ class DistributionStore(DirectoryReader):
         """Have a tag point at a manifest of the repository again; False where that is not whole."""
         with self._lock(repository), self._gate.referring():
             try:
-                self._touch(self.manifest(repository, digest))
+                self._touch(digest, self.manifest(repository, digest))
             except ManifestUnknown:
                 return False
             self._link(self._layout.tag_link(repository, tag), digest)
@@ -325,18 +385,14 @@ class DistributionStore(DirectoryReader):
         self._examiner.suspect(digest)
         return True
 
-    @staticmethod
-    def _touch(extent: Extent) -> None:
-        """Start a blob's age anew: it was referred to (`storage.upkeep.collect`)."""
-        os.utime(extent.path)
+    def _touch(self, digest: Digest, extent: Extent) -> None:
+        """Start the age of referenced content anew (`storage.upkeep.collect`).
 
-    # Collecting
-
-    def collect(
-        self, grace: float = DEFAULT_GRACE, *, dry_run: bool = False, untagged: bool = False
-    ) -> Collected:
-        """Free the space of blobs that no manifest refers to; see `storage.upkeep.collect`."""
-        return self._collector.collect(grace, dry_run=dry_run, untagged=untagged)
+        Only content that the collector may remove has an age; files beneath an overlay stay as they
+        are.
+        """
+        if self._is_mine(digest, extent):
+            os.utime(extent.path)
 
     # Links
 

@@ -24,14 +24,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mayfly.storage import digest as digests
-from mayfly.storage.bundle.errors import Interrupted
 from mayfly.storage.digest import CANONICAL, Digest
 from mayfly.storage.directory.ages import Ages
 from mayfly.storage.directory.catalog import upload_directories
 from mayfly.storage.directory.layout import Layout
 from mayfly.storage.directory.publish import Publisher
-from mayfly.storage.directory.writeback import Behind, Writeback
-from mayfly.storage.errors import ContentCorrupt, DigestInvalid, UploadOffset, UploadUnknown
+from mayfly.storage.directory.writeback import FileSync, Writeback
+from mayfly.storage.errors import (
+    ContentCorrupt,
+    DigestInvalid,
+    Interrupted,
+    UploadOffset,
+    upload_unknown,
+)
 from mayfly.storage.files import translate_disk_full
 from mayfly.storage.interface import Extent
 from mayfly.storage.reference import check_repository
@@ -69,7 +74,7 @@ class DirectoryUpload:
         self._publish = publish
         self._forget = forget
         self._room = room
-        self._behind = Behind(writeback)
+        self._sync = FileSync(writeback)
         self._interrupted = interrupted
         self._lock = threading.Lock()
         self._hasher = digests.hasher(algorithm)
@@ -85,21 +90,21 @@ class DirectoryUpload:
         try:
             return self._data.stat().st_size
         except FileNotFoundError:
-            raise UploadUnknown("no such upload session") from None
+            raise upload_unknown() from None
 
     def write(self, data: Sequence[bytes | memoryview], at: int) -> None:
         with self._lock, translate_disk_full():
-            self._behind.check()
+            self._sync.check()
             descriptor = self._open(os.O_WRONLY | os.O_APPEND)
             try:
                 offset = os.fstat(descriptor).st_size
                 if offset != at:
-                    self._behind.settle()  # it ends shorter where bytes were lost
+                    self._sync.wait()  # it ends shorter where bytes were lost
                     raise UploadOffset(f"the upload stands at byte {offset}, not {at}", offset)
                 self._room(sum(map(len, data)))
                 try:
                     written = self._append(descriptor, data)
-                    self._behind.grown(descriptor, offset + written)
+                    self._sync.written(descriptor, offset + written)
                 except OSError:
                     # Half a batch must not count: the client resumes where the last one ended.
                     os.ftruncate(descriptor, offset)
@@ -124,12 +129,12 @@ class DirectoryUpload:
             OSError: the source cannot be read.
         """
         self._room(extent.size)
-        with self._lock, translate_disk_full(), extent.open() as file:
+        with self._lock, translate_disk_full(), extent.open() as source:
             descriptor = self._open(os.O_WRONLY)
             try:
                 end = os.lseek(descriptor, 0, os.SEEK_END)
-                _copy(file.fileno(), extent, descriptor, end, progress)
-                self._behind.grown(descriptor, end + extent.size)
+                _copy(source.file.fileno(), extent, descriptor, end, progress)
+                self._sync.written(descriptor, end + extent.size)
             finally:
                 os.close(descriptor)
 
@@ -147,7 +152,7 @@ class DirectoryUpload:
     def commit(self, digest: Digest) -> None:
         with self._lock, translate_disk_full():
             actual = self._digest(digest.algorithm)
-            self._behind.settle()
+            self._sync.wait()
             if actual != digest:
                 self._discard()
                 raise DigestInvalid(
@@ -164,7 +169,7 @@ class DirectoryUpload:
     def cancel(self) -> None:
         with self._lock:
             if not self._data.exists():
-                raise UploadUnknown("no such upload session")
+                raise upload_unknown()
             self._discard()
 
     def _digest(self, algorithm: str) -> Digest:
@@ -184,10 +189,10 @@ class DirectoryUpload:
             # Without waiting: nobody reads a pipe in its place.
             return os.open(self._data, flags | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
-            raise UploadUnknown("no such upload session") from None
+            raise upload_unknown() from None
 
     def _discard(self) -> None:
-        self._behind.drop()
+        self._sync.cancel()
         shutil.rmtree(self._directory, ignore_errors=True)
         self._forget(self._directory)
 
@@ -266,13 +271,13 @@ class Uploads:
                 session = self._session(name, directory, CANONICAL)
             if not (directory / "data").exists():
                 self._open.pop(directory, None)
-                raise UploadUnknown("no such upload session")
+                raise upload_unknown()
             self._open[directory] = session
         return session
 
     def purge(self, max_age: float) -> int:
         """End the sessions without a write for ``max_age`` seconds; how many there were."""
-        is_old = self._ages.over(max_age)
+        is_old = self._ages.older_than(max_age)
         purged = 0
         for uploads in upload_directories(self._layout.repositories):
             with contextlib.suppress(OSError):  # what cannot be listed keeps no other from it

@@ -1,7 +1,8 @@
-"""Has growing files brought to the disk behind whoever writes them.
+"""Background fdatasync(2) of files that grow, while their uploads go on.
 
-The sync in the end then has little left to wait for. To tell the kernel to begin is not enough: a
-disk with a cache of its own takes the bytes at once, and does its work when it is told to flush.
+The final sync then has little left to write. Telling the kernel to begin (sync_file_range(2)) is
+not enough: a disk with a cache of its own takes the bytes at once, and only writes them when it is
+told to flush.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
 STEP = 8 * 1024 * 1024
-"""Bytes that are worth a sync of their own."""
+"""Bytes after which a file is synced again."""
 
 
 class Writeback:
-    """One thread for all files of a store, as they share a disk. It starts with the first."""
+    """One thread for all files of a store, as they share a disk. It starts with the first file."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writeback")
@@ -36,12 +37,15 @@ class Writeback:
         return future
 
     def close(self) -> None:
-        """Wait for the sync that runs, and drop the others; none may be begun any more."""
+        """Wait for the running sync and cancel the others; afterwards none can be begun."""
         self._thread.shutdown(cancel_futures=True)
 
 
-class Behind:
-    """One growing file. At most one sync of it waits or runs, so a slow disk gets fewer of them."""
+class FileSync:
+    """The background sync of one file.
+
+    At most one sync of a file waits or runs, so a slow disk gets fewer of them.
+    """
 
     def __init__(self, writeback: Writeback) -> None:
         self._writeback = writeback
@@ -49,37 +53,37 @@ class Behind:
         self._reached = 0
 
     def check(self) -> None:
-        """Nothing is to be added to a file that lost bytes.
+        """Fail if a finished sync lost bytes of the file, to which nothing may be added then.
 
         Raises:
-            OSError: see `settle`.
+            OSError: see `wait`.
         """
         if self._last is not None and self._last.done():
             self._last.result()
 
-    def grown(self, descriptor: int, size: int) -> None:
-        """The file has ``size`` bytes now."""
+    def written(self, descriptor: int, size: int) -> None:
+        """Begin a sync if the file, which has ``size`` bytes now, has grown by `STEP`."""
         if size - self._reached < STEP:
             return
         if self._last is not None and (not self._last.done() or self._last.exception()):
             return
-        with contextlib.suppress(OSError, RuntimeError):  # then the sync in the end has more to do
+        with contextlib.suppress(OSError, RuntimeError):  # then the final sync has more to write
             self._last = self._writeback.begin(descriptor)
             self._reached = size
 
-    def settle(self) -> None:
-        """Wait for the sync that runs; one that has not begun is left to the sync in the end.
+    def wait(self) -> None:
+        """Wait for the running sync; one that has not begun is left to the final sync.
 
         Raises:
-            OSError: bytes could not be written. Linux tells of that once, and drops them: a later
+            OSError: bytes could not be written. Linux reports that once, and drops them: a later
                 sync of the same file may well succeed.
         """
-        self.drop()
+        self.cancel()
         if self._last is not None:
             self._last.result()
 
-    def drop(self) -> None:
-        """Take back a sync that has not begun."""
+    def cancel(self) -> None:
+        """Cancel a sync that has not begun."""
         if self._last is not None and self._last.cancel():
             self._last = None
 
@@ -88,7 +92,7 @@ def _sync(descriptor: int) -> None:
     try:
         os.fdatasync(descriptor)
     except OSError:
-        # Whoever opens the file from now on is not told: nobody may take it for whole.
+        # A process that opens the file from now on gets no error: the file must not look whole.
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
         raise

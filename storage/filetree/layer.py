@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import IO, NamedTuple
 
 from mayfly.storage.errors import StorageError
-from mayfly.storage.interface import Extent
+from mayfly.storage.interface import Content
+from mayfly.storage.reading import ContentStream
 
 MAX_RATIO = 200
 _FLOOR = 1024 * 1024 * 1024
@@ -71,16 +72,16 @@ class Entry(NamedTuple):
     content: bytes
 
 
-def entries(extent: Extent, progress: Progress = lambda size: None) -> Iterator[Entry]:
+def entries(content: Content, progress: Progress = lambda size: None) -> Iterator[Entry]:
     """Read a layer from its begin to its end.
 
     Raises:
         LayerInvalid: it is no tar, is damaged, or is made to exhaust whoever reads it.
         OSError: it cannot be read.
     """
-    limit = max(extent.size * MAX_RATIO, _FLOOR)
-    with extent.open() as file:
-        source = _expanded(_Section(file, extent))
+    limit = max(content.size * MAX_RATIO, _FLOOR)
+    with content.open() as opened:
+        source = _expanded(ContentStream(opened))
         stream = _Forward(source, limit, progress)
         try:
             yield from _entries(stream)
@@ -125,26 +126,8 @@ def _entry(member: tarfile.TarInfo, stream: _Forward) -> Entry:
     return Entry(path, kind, member.mode & 0o7777, owner, size, member.linkname, content)
 
 
-class _Section(io.RawIOBase):
-    """The bytes of an extent as a file."""
-
-    def __init__(self, file: io.FileIO, extent: Extent) -> None:
-        file.seek(extent.offset)
-        self._file = file
-        self._left = extent.size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        view = buffer[: min(len(buffer), self._left)]
-        count = self._file.readinto(view) if len(view) else 0
-        self._left -= count or 0
-        return count or 0
-
-
-def _expanded(section: _Section) -> IO[bytes]:
-    raw = io.BufferedReader(section, _PIECE)
+def _expanded(stream: ContentStream) -> IO[bytes]:
+    raw = io.BufferedReader(stream, _PIECE)
     begin = raw.peek(4)[:4]
     if begin.startswith(_GZIP):
         return gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[return-value]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mayfly.storage.filetree.layer import Entry, LayerInvalid, Progress, entries
-from mayfly.storage.interface import Extent
+from mayfly.storage.interface import Content
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
@@ -207,7 +207,7 @@ class Tree:
             raise LayerInvalid(f"the image has more than {MAX_NODES} files")
 
 
-def merge(layers: Sequence[Extent], progress: Progress = lambda size: None) -> Tree:
+def merge(layers: Sequence[Content], progress: Progress = lambda size: None) -> Tree:
     """The tree of an image.
 
     Args:

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ContentCorrupt, ManifestUnknown, StorageError
-from mayfly.storage.images import load, repositories, walk
-from mayfly.storage.interface import Extent
+from mayfly.storage.interface import Content, RevisionReader
 from mayfly.storage.manifest import Descriptor
-from mayfly.storage.transfer.inventory import Listed
+from mayfly.storage.reading import load, manifests_below, repositories
 from mayfly.storage.upkeep.verify import Fault, Finding, Verified
 
 _READ_SIZE = 1024 * 1024
@@ -22,7 +21,7 @@ Progress = Callable[[int], None]
 """Told how many bytes more were read."""
 
 
-def check(reader: Listed, progress: Progress = lambda size: None) -> Verified:
+def check(reader: RevisionReader, progress: Progress = lambda size: None) -> Verified:
     """Read everything that the manifests of all repositories name, each blob once."""
     checked: dict[Digest, tuple[Fault, str] | int] = {}
     found: dict[tuple[Fault, Digest], tuple[dict[str, None], str]] = {}
@@ -33,7 +32,7 @@ def check(reader: Listed, progress: Progress = lambda size: None) -> Verified:
 
     for repository in repositories(reader):
         for name, top in _names(reader, repository):
-            for digest, manifest in walk(reader, repository, top):
+            for digest, manifest in manifests_below(reader, repository, top):
                 if isinstance(manifest, ManifestUnknown):
                     if digest == top:
                         note(Fault.MISSING, digest, name, "the manifest is not there")
@@ -54,7 +53,7 @@ def check(reader: Listed, progress: Progress = lambda size: None) -> Verified:
     return Verified(len(checked), sum(sizes), tuple(findings), len(left_out))
 
 
-def _names(reader: Listed, repository: str) -> Iterator[tuple[str, Digest]]:
+def _names(reader: RevisionReader, repository: str) -> Iterator[tuple[str, Digest]]:
     """Every tag of a repository, then every manifest that no tag leads to."""
     reached: set[Digest] = set()
     for tag in reader.tags(repository):
@@ -62,7 +61,7 @@ def _names(reader: Listed, repository: str) -> Iterator[tuple[str, Digest]]:
             top = reader.tag(repository, tag)
         except ManifestUnknown:
             continue  # a tag that leads nowhere
-        reached.update(digest for digest, _ in walk(reader, repository, top))
+        reached.update(digest for digest, _ in manifests_below(reader, repository, top))
         yield f"{repository}:{tag}", top
     for digest in sorted(reader.revisions(repository)):
         if digest not in reached:
@@ -70,7 +69,7 @@ def _names(reader: Listed, repository: str) -> Iterator[tuple[str, Digest]]:
 
 
 def _check_blob(
-    reader: Listed,
+    reader: RevisionReader,
     repository: str,
     blob: Descriptor,
     checked: dict[Digest, tuple[Fault, str] | int],
@@ -78,13 +77,13 @@ def _check_blob(
 ) -> tuple[Fault, str] | None:
     """What is wrong with a blob, and why; None if nothing is."""
     try:
-        extent = reader.blob(repository, blob.digest)
+        content = reader.blob(repository, blob.digest)
     except ContentCorrupt as error:
         return Fault.CORRUPT, error.message
     except StorageError:
         return (Fault.MISSING, "it is not there") if blob.distributable else None
     if blob.digest not in checked:
-        checked[blob.digest] = _hash(extent, blob.digest, progress)
+        checked[blob.digest] = _hash(content, blob.digest, progress)
     outcome = checked[blob.digest]
     if isinstance(outcome, tuple):
         return outcome
@@ -93,27 +92,26 @@ def _check_blob(
     return None
 
 
-def _hash(extent: Extent, digest: Digest, progress: Progress) -> tuple[Fault, str] | int:
-    """The size of good content, else what is wrong with it."""
+def _hash(content: Content, digest: Digest, progress: Progress) -> tuple[Fault, str] | int:
+    """Return the size of good content, else the fault and its reason."""
     hasher = digests.hasher(digest.algorithm)
-    left = extent.size
+    position = 0
     try:
-        with extent.open() as file:
-            file.seek(extent.offset)
-            while left and (piece := file.read(min(_READ_SIZE, left))):
+        with content.open() as opened:
+            while piece := opened.read(position, _READ_SIZE):
                 hasher.update(piece)
-                left -= len(piece)
+                position += len(piece)
                 progress(len(piece))
     except ContentCorrupt as error:
         return Fault.CORRUPT, error.message
     except OSError as error:
         return Fault.UNREADABLE, error.strerror or str(error)
-    if left or hasher.hexdigest() != digest.hex:
+    if position != content.size or hasher.hexdigest() != digest.hex:
         return Fault.CORRUPT, "its bytes have another digest"
-    return extent.size
+    return content.size
 
 
-def size_of(reader: Listed) -> int:
+def size_of(reader: RevisionReader) -> int:
     """Bytes that `check` will read, where every blob is there."""
     sizes: dict[Digest, int] = {}
     for repository in repositories(reader):

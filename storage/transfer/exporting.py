@@ -18,9 +18,10 @@ from typing import BinaryIO
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ContentCorrupt
-from mayfly.storage.images import Image, find_blob
-from mayfly.storage.interface import Extent, Reader
+from mayfly.storage.images import Image
+from mayfly.storage.interface import Content, OpenContent, Reader
 from mayfly.storage.manifest import OCI_INDEX
+from mayfly.storage.reading import find_blob
 from mayfly.storage.reference import DOCKER_HUB, LOCAL, short_path, split_stored
 from mayfly.storage.transfer.attached import Attached, attached_images, is_attached_tag
 
@@ -118,13 +119,13 @@ class Export:
     """
 
     index: bytes
-    contents: dict[Digest, Extent]
+    contents: dict[Digest, Content]
     left_out: int
 
     @property
     def size(self) -> int:
         """Bytes of content to write."""
-        return sum(extent.size for extent in self.contents.values())
+        return sum(content.size for content in self.contents.values())
 
 
 def plan(reader: Reader, chosen: Iterable[Carried], have: Callable[[str, Digest], bool]) -> Export:
@@ -137,7 +138,7 @@ def plan(reader: Reader, chosen: Iterable[Carried], have: Callable[[str, Digest]
             always written: they are small, and the archive names images by them.
     """
     entries: list[dict[str, object]] = []
-    contents: dict[Digest, Extent] = {}
+    contents: dict[Digest, Content] = {}
     left_out = 0
     known: set[tuple[str, Digest]] = set()
     for repository, image in ((one.repository, image) for one in chosen for image in one.all):
@@ -156,13 +157,13 @@ def plan(reader: Reader, chosen: Iterable[Carried], have: Callable[[str, Digest]
         for digest, size in image.blobs.items():
             if digest in contents:
                 continue
-            extent = find_blob(reader, repository, digest)
-            if extent is None:
+            blob = find_blob(reader, repository, digest)
+            if blob is None:
                 contents[digest] = reader.manifest(repository, digest)
             elif have(repository, digest):
                 left_out += size
             else:
-                contents[digest] = extent
+                contents[digest] = blob
     index = {
         "schemaVersion": 2,
         "mediaType": OCI_INDEX,
@@ -182,9 +183,9 @@ def write(export: Export, output: BinaryIO, progress: Progress = lambda size: No
     with tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         _add(archive, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
         _add(archive, "index.json", export.index)
-        for digest, extent in export.contents.items():
+        for digest, content in export.contents.items():
             try:
-                _write_blob(None if broken else archive, digest, extent, progress)
+                _write_blob(None if broken else archive, digest, content, progress)
             except ContentCorrupt:
                 # The others are still read, so that a second try need not find out one by one.
                 broken.append(str(digest))
@@ -195,7 +196,7 @@ def write(export: Export, output: BinaryIO, progress: Progress = lambda size: No
 
 
 def _write_blob(
-    archive: tarfile.TarFile | None, digest: Digest, extent: Extent, progress: Progress
+    archive: tarfile.TarFile | None, digest: Digest, content: Content, progress: Progress
 ) -> None:
     """Write a blob, or without an archive only read it.
 
@@ -203,38 +204,40 @@ def _write_blob(
         ContentCorrupt: it does not have its digest, or cannot be read.
     """
     try:
-        opened = extent.open()
+        opened = content.open()
     except OSError as error:
         raise ContentCorrupt(f"stored content {digest} cannot be read: {error.strerror}") from None
-    with opened as file:
-        section = _Section(file, extent, digest, progress)
+    with opened:
+        section = _Section(opened, content.size, digest, progress)
         if archive is None:
             while section.read(_READ_SIZE):
                 pass
         else:
             name = f"blobs/{digest.algorithm}/{digest.hex}"
-            archive.addfile(_member(name, extent.size), section)
+            archive.addfile(_member(name, content.size), section)
         section.check()
 
 
 class _Section(io.RawIOBase):
-    """The bytes of an extent, hashed as they are read."""
+    """Open content as a stream, hashed as it is read."""
 
-    def __init__(self, file: BinaryIO, extent: Extent, digest: Digest, progress: Progress) -> None:
-        file.seek(extent.offset)
-        self._file = file
-        self._left = extent.size
+    def __init__(self, opened: OpenContent, size: int, digest: Digest, progress: Progress) -> None:
+        self._opened = opened
+        self._position = 0
+        self._left = size
         self._digest = digest
         self._hasher = digests.hasher(digest.algorithm)
         self._progress = progress
 
     def read(self, size: int = -1) -> bytes:
         try:
-            piece = self._file.read(self._left if size < 0 else min(size, self._left))
+            count = self._left if size < 0 else min(size, self._left)
+            piece = self._opened.read(self._position, count)
         except OSError as error:
             raise ContentCorrupt(f"{self._digest} cannot be read: {error.strerror}") from None
         if not piece and self._left:
             raise ContentCorrupt(f"stored content {self._digest} was cut meanwhile")
+        self._position += len(piece)
         self._left -= len(piece)
         self._hasher.update(piece)
         self._progress(len(piece))

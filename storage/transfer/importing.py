@@ -23,14 +23,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mayfly.storage.bundle.errors import BundleInvalid, Interrupted
-from mayfly.storage.bundle.layer import Layer
+from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import (
     BlobUnknown,
     ContentCorrupt,
     DigestInvalid,
+    Interrupted,
     ManifestBlobUnknown,
     ManifestInvalid,
     ManifestTooLarge,
@@ -38,9 +38,9 @@ from mayfly.storage.errors import (
     SizeInvalid,
     StorageError,
 )
-from mayfly.storage.images import read_manifest, repositories
-from mayfly.storage.interface import Extent
+from mayfly.storage.interface import Extent, LowerStore
 from mayfly.storage.manifest import Descriptor, Manifest, parse
+from mayfly.storage.reading import read_manifest, repositories
 
 WORKERS = 4
 """Blobs copied and hashed at once."""
@@ -78,7 +78,7 @@ class LeftOut(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ImportPlan:
     """What an import has to do.
 
     Attributes:
@@ -123,8 +123,10 @@ class _Draft:
 
 
 def plan(
-    store: DistributionStore, source: Layer, is_directory: IsDirectory = lambda repository: False
-) -> Plan:
+    store: DistributionStore,
+    source: LowerStore,
+    is_directory: IsDirectory = lambda repository: False,
+) -> ImportPlan:
     """Compare what the source has with what the store has; reads manifests only.
 
     What the store has is spared by collectors for the time of their grace, as if pushed now.
@@ -155,14 +157,14 @@ def plan(
                 first, _ = draft.copies.setdefault(blob, (repository, extent))
                 if first != repository:
                     draft.links[repository, blob] = None
-    return Plan(
+    return ImportPlan(
         draft.copies, tuple(draft.links), tuple(draft.incomplete), tuple(refused), is_directory
     )
 
 
 def _find_blobs(
     store: DistributionStore,
-    source: Layer,
+    source: LowerStore,
     repository: str,
     manifest: Manifest,
     found: dict[Digest, Extent],
@@ -188,7 +190,7 @@ def _find_blobs(
 def _has(store: DistributionStore, repository: str, blob: Descriptor) -> bool:
     try:
         # One of them is wrong about the size: the bytes tell.
-        size = store.hold(repository, blob.digest).size
+        size = store.touch(repository, blob.digest).size
     except BlobUnknown:
         return False
     if size != blob.size and not store.is_whole(blob.digest):
@@ -202,7 +204,7 @@ def _reason(error: StorageError | OSError) -> str:
     return error.message if isinstance(error, StorageError) else error.strerror or str(error)
 
 
-def describe(source: Layer, one: LeftOut) -> str:
+def describe(source: LowerStore, one: LeftOut) -> str:
     """A line on an image that is not imported, with the first of its tags."""
     tag = ""
     for name in source.tags(one.repository):
@@ -215,8 +217,8 @@ def describe(source: Layer, one: LeftOut) -> str:
 
 def carry_out(
     store: DistributionStore,
-    source: Layer,
-    planned: Plan,
+    source: LowerStore,
+    planned: ImportPlan,
     progress: Progress = lambda size: None,
     workers: int = WORKERS,
 ) -> Imported:
@@ -278,7 +280,7 @@ def carry_out(
 
 def _copy(
     store: DistributionStore,
-    source: Layer,
+    source: LowerStore,
     repository: str,
     digest: Digest,
     extent: Extent,
@@ -307,7 +309,9 @@ def _copy(
         store.mount(other_repository, digest, repository)
 
 
-def _good_copy(source: Layer, repository: str, digest: Digest, extent: Extent) -> Extent | None:
+def _good_copy(
+    source: LowerStore, repository: str, digest: Digest, extent: Extent
+) -> Extent | None:
     """The extent itself if it is good, else one of another bundle; None where there is none."""
     if extent.proof is not None:
         try:
@@ -324,7 +328,7 @@ def _good_copy(source: Layer, repository: str, digest: Digest, extent: Extent) -
 
 
 def _await_blobs(
-    source: Layer,
+    source: LowerStore,
     repository: str,
     jobs: Mapping[tuple[str, Digest], Future[None]],
     is_directory: bool,
@@ -353,7 +357,7 @@ def _went_away(what: str) -> BlobUnknown:
 
 def _put_manifests(
     store: DistributionStore,
-    source: Layer,
+    source: LowerStore,
     repository: str,
     failed: Mapping[Digest, str],
     bad: set[Digest],
@@ -399,7 +403,7 @@ def _put_manifests(
             yield from (f"{repository}:{tag}" for tag in wanted)
 
 
-def _children_first(source: Layer, repository: str) -> Iterator[Digest]:
+def _children_first(source: LowerStore, repository: str) -> Iterator[Digest]:
     """The manifests of a repository, each after those it names. Their bytes are not kept."""
     children = {
         digest: dict.fromkeys(child.digest for child in manifest.manifests)
@@ -423,7 +427,7 @@ def _children_first(source: Layer, repository: str) -> Iterator[Digest]:
 
 
 def _manifests(
-    source: Layer, repository: str, refused: list[LeftOut] | None = None
+    source: LowerStore, repository: str, refused: list[LeftOut] | None = None
 ) -> Iterator[tuple[Digest, Manifest]]:
     """The manifests that a push would be allowed to bring; the others are told."""
     for digest in source.revisions(repository):
@@ -436,5 +440,5 @@ def _manifests(
             yield digest, manifest
 
 
-def _strict(source: Layer, repository: str, digest: Digest) -> Manifest:
+def _strict(source: LowerStore, repository: str, digest: Digest) -> Manifest:
     return parse(read_manifest(source, repository, digest))

@@ -16,13 +16,12 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
-from mayfly.storage.images import find_blob, load, repositories
-from mayfly.storage.interface import Reader
+from mayfly.storage.interface import RevisionReader
+from mayfly.storage.reading import find_blob, load, repositories
 from mayfly.storage.reference import check_repository
 
 HEADER = "mayfly inventory 1"
@@ -70,14 +69,7 @@ class Inventory:
         return lines
 
 
-class Listed(Reader, Protocol):
-    """A reader that lists all manifests of a repository."""
-
-    def revisions(self, repository: str) -> Iterable[Digest]:
-        """All manifests of a repository, tagged or not."""
-
-
-def of(reader: Listed) -> Inventory:
+def of(reader: RevisionReader) -> Inventory:
     """The inventory of a store, of bundles or of a registry: the blobs of every manifest."""
     blobs: dict[str, frozenset[Digest]] = {}
     for repository in repositories(reader):

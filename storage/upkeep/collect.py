@@ -21,61 +21,20 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
-from mayfly.storage.directory.ages import Ages
-from mayfly.storage.directory.gate import Gate
-from mayfly.storage.directory.layout import Layout
-from mayfly.storage.directory.publish import Publisher
-from mayfly.storage.directory.records import Records
 from mayfly.storage.errors import ManifestInvalid, ManifestUnknown
 from mayfly.storage.manifest import mentioned_digests, parse_stored
+from mayfly.storage.reading import read_unverified, repositories
+from mayfly.storage.upkeep.maintainable import Maintainable
 
 DEFAULT_GRACE = 3600.0
 """Seconds for which an unreferenced blob is left alone: a slow push may refer to it last."""
 
 _LONGEST_TICK = 3.0
 """Seconds. FAT's times are the coarsest, two seconds; usual ones tick every few milliseconds."""
-
-
-class Holdings(Protocol):
-    """What the collector has to know of a store."""
-
-    def every_repository(self) -> Iterable[str]:
-        """All repository names."""
-
-    def stored_blobs(self) -> Iterable[tuple[Digest, Path]]:
-        """Every blob's digest and file, whether or not anything refers to it."""
-
-    def revisions(self, repository: str) -> Iterable[Digest]:
-        """All manifests linked in a repository."""
-
-    def revision_entries(self, repository: str) -> Iterable[Digest]:
-        """All manifests that are or were linked in a repository."""
-
-    def is_linked(self, repository: str, digest: Digest) -> bool:
-        """Whether a manifest is linked."""
-
-    def read_manifest(self, repository: str, digest: Digest) -> bytes:
-        """A manifest's bytes.
-
-        Raises:
-            ManifestUnknown: it was deleted meanwhile, or its bytes are gone.
-        """
-
-    def blob_links(self, repository: str) -> Iterable[Digest]:
-        """All blobs linked in a repository."""
-
-    def tag_targets(self, repository: str) -> Iterable[Digest]:
-        """The manifests that tags point at; all that a tag ever did where its link is lost."""
-
-    def lost_tags(self, repository: str) -> Iterable[tuple[str, list[Digest]]]:
-        """The tags whose link is lost or damaged, and all that they ever pointed at."""
-
-    def dangling_tags(self, repository: str) -> Iterable[tuple[str, Digest | None]]:
-        """The tags whose manifest is not linked, and what they point at if that can be read."""
 
 
 class Unread(NamedTuple):
@@ -114,44 +73,43 @@ class Collected:
     spared_size: int = 0
 
 
-class Collector:
-    """Collects in one distribution directory."""
+def collect(
+    store: Maintainable,
+    grace: float = DEFAULT_GRACE,
+    *,
+    dry_run: bool = False,
+    untagged: bool = False,
+) -> Collected:
+    """Remove unreferenced blobs untouched for ``grace`` seconds.
 
-    def __init__(
-        self,
-        holdings: Holdings,
-        layout: Layout,
-        publisher: Publisher,
-        records: Records,
-        gate: Gate,
-        ages: Ages,
-    ) -> None:
-        self._holdings = holdings
-        self._layout = layout
-        self._publisher = publisher
-        self._records = records
-        self._gate = gate
-        self._ages = ages
+    Args:
+        store: the store; manifests of the stores beneath it keep blobs too.
+        grace: seconds.
+        dry_run: remove nothing.
+        untagged: first delete the manifests, as old, that no tag leads to: neither by the
+            indexes it points at, nor as a referrer of something kept.
+    """
+    return _Collection(store).run(grace, dry_run=dry_run, untagged=untagged)
 
-    def collect(
-        self, grace: float = DEFAULT_GRACE, *, dry_run: bool = False, untagged: bool = False
-    ) -> Collected:
-        """Remove unreferenced blobs untouched for ``grace`` seconds.
 
-        Args:
-            grace: seconds.
-            dry_run: remove nothing.
-            untagged: first delete the manifests, as old, that no tag leads to: neither by the
-                indexes it points at, nor as a referrer of something kept.
-        """
+class _Collection:
+    """One collection in one store."""
+
+    def __init__(self, store: Maintainable) -> None:
+        self._store = store
+        self._upper = store.upper
+        self._layout, self._publisher, self._records, self._gate, self._ages = store.upper.parts
+
+    def run(self, grace: float, *, dry_run: bool, untagged: bool) -> Collected:
+        """See `collect`."""
         if not dry_run:
             self._publisher.tidy()
-        is_old = self._ages.over(grace, self._moment())
+        is_old = self._ages.older_than(grace, self._moment())
         loose = self._untagged(is_old) if untagged else []
         if not dry_run:
             loose = [one for one in loose if self._delete_manifest(*one, is_old)]
         marked, unread = self._mark(frozenset(loose))
-        unmarked = [d for d, _ in self._holdings.stored_blobs() if d not in marked]
+        unmarked = [d for d, _ in self._upper.stored_blobs() if d not in marked]
         garbage = [d for d in unmarked if self._is_older(d, is_old)]
         spared = {d: self._size(d) for d in set(unmarked).difference(garbage)}
         links: dict[Digest, list[Path]] = {}
@@ -177,14 +135,14 @@ class Collector:
     def _untagged(self, is_old: Callable[[float], bool]) -> list[tuple[str, Digest]]:
         """The manifests that no tag leads to and that nobody touched lately."""
         found: list[tuple[str, Digest]] = []
-        for repository in self._holdings.every_repository():
-            if not all(history for _, history in self._holdings.lost_tags(repository)):
+        for repository in repositories(self._store):
+            if not all(history for _, history in self._upper.lost_tags(repository)):
                 continue  # a tag may point at any of them
-            linked = list(self._holdings.revisions(repository))
+            linked = list(self._store.revisions(repository))
             below: dict[Digest, list[Digest]] = {}
             try:
                 for digest in linked:
-                    body = self._holdings.read_manifest(repository, digest)
+                    body = read_unverified(self._store, repository, digest)
                     if digests.of(body, digest.algorithm) != digest:
                         raise ManifestUnknown("damaged")
                     named = _kept_digests(body)
@@ -194,7 +152,7 @@ class Collector:
             except (ManifestUnknown, OSError):
                 continue  # the references of a damaged one are unknown: keep all
             kept: set[Digest] = set()
-            waiting = list(self._holdings.tag_targets(repository))
+            waiting = list(self._upper.tag_targets(repository))
             while waiting:
                 digest = waiting.pop()
                 if digest not in kept:
@@ -238,19 +196,19 @@ class Collector:
         unread: list[Unread] = []
         # Reading a manifest has the same result in every repository that links it.
         outcomes: dict[Digest, str | None] = {}
-        for repository in self._holdings.every_repository():
+        for repository in repositories(self._store):
             found = [
                 Unread(f"{repository}@{digest}", reason)
-                for digest in self._holdings.revisions(repository)
+                for digest in self._store.revisions(repository)
                 if (repository, digest) not in deleted
                 if (reason := self._mark_manifest(repository, digest, marked, outcomes))
             ]
-            for tag, digest in self._holdings.dangling_tags(repository):
+            for tag, digest in self._upper.dangling_tags(repository):
                 if digest is not None:
                     marked.add(digest)
                 found.append(Unread(f"{repository}:{tag}", "the tag leads to no manifest"))
             if found:
-                marked.update(self._holdings.blob_links(repository))
+                marked.update(self._upper.blob_links(repository))
                 unread += found
         return marked, unread
 
@@ -267,9 +225,9 @@ class Collector:
         marked.add(digest)
         reason = None
         try:
-            body = self._holdings.read_manifest(repository, digest)
+            body = read_unverified(self._store, repository, digest)
         except ManifestUnknown:
-            if not self._holdings.is_linked(repository, digest):
+            if not self._upper.is_linked(repository, digest):
                 return None  # deleted meanwhile
             reason = "the manifest's bytes are gone or damaged"
         except OSError as error:
@@ -289,15 +247,15 @@ class Collector:
 
         One whose removal is not durable yet has still got its directory.
         """
-        for repository in self._holdings.every_repository():
-            for digest in self._holdings.revision_entries(repository):
-                if not self._holdings.is_linked(repository, digest):
+        for repository in repositories(self._store):
+            for digest in self._upper.revision_entries(repository):
+                if not self._upper.is_linked(repository, digest):
                     self._publisher.confirm_absent(self._layout.revision_link(repository, digest))
 
     def _links_of(self, garbage: set[Digest]) -> dict[Digest, list[Path]]:
         links: dict[Digest, list[Path]] = {}
-        for repository in self._holdings.every_repository():
-            for digest in self._holdings.blob_links(repository):
+        for repository in repositories(self._store):
+            for digest in self._upper.blob_links(repository):
                 if digest in garbage:
                     links.setdefault(digest, []).append(self._layout.layer_link(repository, digest))
         return links

@@ -24,13 +24,15 @@ from itertools import islice
 from pathlib import Path
 
 from mayfly.storage.digest import Digest
+from mayfly.storage.directory.examine import hash_file
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.directory.uploads import DirectoryUpload
 from mayfly.storage.errors import ManifestUnknown, StorageError
-from mayfly.storage.images import find_blob, load, resolve, walk
+from mayfly.storage.images import resolve
 from mayfly.storage.manifest import Descriptor, Manifest
+from mayfly.storage.reading import find_blob, manifests_below, repositories, try_load, walk
 from mayfly.storage.reference import split_stored
-from mayfly.storage.upkeep.examine import hash_file
+from mayfly.storage.upkeep.maintainable import Maintainable
 
 _WINDOW = 64
 
@@ -117,7 +119,7 @@ Resolve = Callable[[str, str], Digest | None]
 
 
 def verify(
-    store: DistributionStore,
+    store: Maintainable,
     workers: int = 2,
     progress: Callable[[int], None] = lambda size: None,
     *,
@@ -126,29 +128,30 @@ def verify(
     """Hash every blob, and follow every tag and every manifest kept by its digest.
 
     Args:
-        store: the store.
+        store: the store. Its own blobs are hashed; names are followed into the stores beneath.
         workers: blobs hashed at once.
         progress: told the size in bytes of each blob that was read.
         again: also hash blobs that were found good before.
     """
     broken: dict[Digest, Fault] = {}
     blobs = size = 0
-    stored = (one for one in store.stored_blobs() if again or not store.is_verified(one[0]))
+    upper = store.upper
+    stored = (one for one in upper.stored_blobs() if again or not upper.is_verified(one[0]))
     for digest, found, fault in _hash_all(stored, workers):
         blobs += 1
         size += found
         progress(found)
         if fault is None:
-            store.record_verified(digest, found)
+            upper.record_verified(digest, found)
             continue
         broken[digest] = fault
         if fault is Fault.CORRUPT:
-            store.examine(digest)
+            upper.examine(digest)
     findings = _Findings()
     left_out = 0
-    for repository in store.every_repository():
+    for repository in repositories(store):
         left_out += _Repository(store, repository, broken, findings).check()
-    for path, reason in store.unreadable_directories():
+    for path, reason in upper.unreadable_directories():
         findings.add(Fault.UNREADABLE, None, [path], reason)
     named = {finding.digest for finding in findings.found()}
     for digest, fault in broken.items():
@@ -188,12 +191,13 @@ class _Repository:
 
     def __init__(
         self,
-        store: DistributionStore,
+        store: Maintainable,
         name: str,
         broken: dict[Digest, Fault],
         findings: _Findings,
     ) -> None:
         self._store = store
+        self._upper = store.upper
         self._name = name
         self._broken = broken
         self._findings = findings
@@ -218,7 +222,7 @@ class _Repository:
                 digest = self._store.tag(self._name, tag)
                 tagged.add(digest)
                 self._follow(digest, f"{self._name}:{tag}")
-        for tag, history in self._store.lost_tags(self._name):
+        for tag, history in self._upper.lost_tags(self._name):
             candidate = history[0] if len(history) == 1 else None
             reason = "the tag's link is gone or damaged"
             self._findings.add(Fault.TAG, candidate, [f"{self._name}:{tag}"], reason)
@@ -232,22 +236,12 @@ class _Repository:
 
     def _follow(self, root: Digest, image: str) -> None:
         """Note the image with every manifest below one, itself included."""
-        waiting = [root]
-        seen = {root}
-        while waiting:
-            digest = waiting.pop()
+        for digest, _ in walk(self._manifest, root):
             self._images.setdefault(digest, []).append(image)
-            for child in self._children(digest):
-                if child.digest not in seen:
-                    seen.add(child.digest)
-                    waiting.append(child.digest)
 
     def _manifest(self, digest: Digest) -> Manifest | StorageError:
         if digest not in self._read:
-            try:
-                self._read[digest] = load(self._store, self._name, digest)
-            except StorageError as error:
-                self._read[digest] = error
+            self._read[digest] = try_load(self._store, self._name, digest)
         return self._read[digest]
 
     def _children(self, digest: Digest) -> tuple[Descriptor, ...]:
@@ -264,7 +258,7 @@ class _Repository:
             return self._check_absent(digest, images, tagged)
         if isinstance(manifest, StorageError):
             return False  # odd, but what was pushed: it is served as it is
-        if self._store.is_link_torn(self._name, digest, is_manifest=True):
+        if self._upper.is_link_torn(self._name, digest, is_manifest=True):
             self._findings.add(Fault.UNLINKED, digest, images, _LINK_DAMAGED)
         for descriptor in manifest.blobs:
             self._check_blob(digest, descriptor, images)
@@ -276,9 +270,9 @@ class _Repository:
         return False
 
     def _check_absent(self, digest: Digest, images: list[str], tagged: set[Digest]) -> bool:
-        if self._store.is_linked(self._name, digest):
+        if self._upper.is_linked(self._name, digest):
             self._findings.add(Fault.MISSING, digest, images, _FILE_GONE)
-        elif self._had(digest, tagged) and self._store.content_size(digest) is not None:
+        elif self._had(digest, tagged) and self._upper.content_size(digest) is not None:
             # An index may name blobs as well (BuildKit's cache does).
             if find_blob(self._store, self._name, digest) is None:
                 self._findings.add(Fault.UNLINKED, digest, images, _NOT_LINKED)
@@ -289,13 +283,13 @@ class _Repository:
         return False
 
     def _had(self, digest: Digest, tagged: Collection[Digest] = ()) -> bool:
-        return digest in tagged or self._store.was_linked(self._name, digest)
+        return digest in tagged or self._upper.was_linked(self._name, digest)
 
     def _is_here(self, digest: Digest) -> bool:
         if not isinstance(self._manifest(digest), StorageError):
-            return True  # perhaps in a bundle beneath, which the store's own links do not say
-        return self._store.is_linked(self._name, digest) or (
-            self._had(digest) and self._store.content_size(digest) is not None
+            return True  # perhaps beneath the upper store, whose links do not say so
+        return self._upper.is_linked(self._name, digest) or (
+            self._had(digest) and self._upper.content_size(digest) is not None
         )
 
     def _check_blob(self, manifest: Digest, blob: Descriptor, images: list[str]) -> None:
@@ -306,7 +300,7 @@ class _Repository:
             return
         extent = find_blob(self._store, self._name, digest)
         if extent is None:
-            if had and self._store.content_size(digest) is not None:
+            if had and self._upper.content_size(digest) is not None:
                 reason = "the blob's link in the repository is gone"
                 self._findings.add(Fault.UNLINKED, digest, images, reason)
             elif blob.distributable:
@@ -314,7 +308,7 @@ class _Repository:
                 self._findings.add(Fault.MISSING, digest, images, reason)
             return
         size = extent.size
-        if self._store.is_link_torn(self._name, digest):
+        if self._upper.is_link_torn(self._name, digest):
             reason = "the blob's link in the repository is damaged"
             self._findings.add(Fault.UNLINKED, digest, images, reason)
         if blob.size not in (None, size):
@@ -382,7 +376,7 @@ def _readable_manifests(
     store: DistributionStore, repository: str, top: Digest
 ) -> Iterator[Manifest]:
     """The manifests below one, itself included, that can be read."""
-    for _, manifest in walk(store, repository, top):
+    for _, manifest in manifests_below(store, repository, top):
         if isinstance(manifest, Manifest):
             yield manifest
 

@@ -14,7 +14,7 @@ from mayfly.registry.api.errors import TABLE, UNKNOWN
 from mayfly.registry.api.parse import parse
 from mayfly.registry.api.routes import ROUTES
 from mayfly.storage import digest as digests
-from mayfly.storage import names
+from mayfly.storage import reference
 from mayfly.storage.manifest import IMAGE_TYPES, INDEX_TYPES
 from tests.support.process import REPO
 
@@ -91,13 +91,13 @@ def test_statuses_and_codes_are_those_of_the_error_table() -> None:
 
 @pytest.mark.parametrize(
     ("schema", "pattern"),
-    [("Repository", names._NAME.pattern), ("Tag", names._TAG.pattern)],
+    [("Repository", reference._NAME.pattern), ("Tag", reference._TAG.pattern)],
 )
 def test_names_have_the_grammar_of_storage(schema: str, pattern: str) -> None:
     """The expressions are the very ones that names are checked by."""
     described = DOCUMENT["components"]["schemas"][schema]
     assert described["pattern"] == f"^{pattern}$"
-    assert described.get("maxLength") in (None, names.MAX_NAME_LENGTH)
+    assert described.get("maxLength") in (None, reference.MAX_NAME_LENGTH)
 
 
 def test_digests_have_the_grammar_of_storage() -> None:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mayfly.storage.bundle.verified import Proof
+from mayfly.storage.bundle.verified import PieceProof
 from mayfly.storage.digest import Digest, parse
-from mayfly.storage.interface import Extent
+from mayfly.storage.interface import Content, Extent
 from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.support.images import digest_of
 
@@ -156,11 +156,10 @@ def blob_name(digest: str) -> str:
     return f"blobs/{digest.replace(':', '/')}"
 
 
-def read(extent: Extent) -> bytes:
-    """The bytes an extent stands for."""
-    with extent.open() as file:
-        file.seek(extent.offset)
-        return file.read(extent.size)
+def read(content: Content) -> bytes:
+    """All bytes of content."""
+    with content.open() as opened:
+        return opened.read(0, content.size)
 
 
 def layers(*texts: str) -> list[bytes]:
@@ -174,8 +173,7 @@ def write(path: Path, files: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) 
     return path
 
 
-def proof_of(extent: Extent) -> Proof:
-    """What is still to be shown of an extent; there must be something."""
-    proof = getattr(extent, "proof", None)
-    assert isinstance(proof, Proof)
-    return proof
+def proof_of(extent: Extent) -> PieceProof:
+    """The proof of a bundle's content; there must be one."""
+    assert isinstance(extent.proof, PieceProof)
+    return extent.proof

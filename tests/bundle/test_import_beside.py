@@ -16,6 +16,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown
 from mayfly.storage.transfer import importing
+from mayfly.storage.upkeep.collect import collect
 from mayfly.storage.upkeep.verify import verify
 from tests.bundle.builders import Layout, layers
 from tests.registry.test_collecting import Pusher
@@ -93,13 +94,13 @@ def test_collected_meanwhile(layout: Layout, tmp_path: Path) -> None:
     ):
         freed: list[Digest] = []
 
-        def collect(size: int) -> None:
+        def collect_meanwhile(size: int) -> None:
             # With a grace that spares nothing, as no operator should set it.
-            freed.extend(collecting.collect(-1).blobs)
+            freed.extend(collect(collecting, -1).blobs)
 
         planned = importing.plan(store, bundles.layer)
         with pytest.raises(BlobUnknown, match="import again"):
-            importing.carry_out(store, bundles.layer, planned, collect, workers=1)
+            importing.carry_out(store, bundles.layer, planned, collect_meanwhile, workers=1)
         assert freed
         assert verify(store).findings == ()
         planned = importing.plan(store, bundles.layer)

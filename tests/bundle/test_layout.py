@@ -82,9 +82,9 @@ def test_isolation(bundle: Path, open_all: OpenAll) -> None:
     """A blob is in the repositories whose images use it and in no other."""
     layer = open_all(bundle).layer
     shared, one = digests.of(BASE), digests.of(ONE)
-    assert list(layer.holders(shared)) == ["kolla/nova", "library/nginx"]
-    assert list(layer.holders(one)) == ["kolla/nova"]
-    assert list(layer.holders(digests.of(b"absent"))) == []
+    assert list(layer.repositories_with(shared)) == ["kolla/nova", "library/nginx"]
+    assert list(layer.repositories_with(one)) == ["kolla/nova"]
+    assert list(layer.repositories_with(digests.of(b"absent"))) == []
     with pytest.raises(BlobUnknown):
         layer.blob("library/nginx", one)
     with pytest.raises(ManifestUnknown):
@@ -141,7 +141,7 @@ def test_missing_blob_is_said_aloud(layout: Layout, tmp_path: Path, open_all: Op
     assert digest_of(ONE) in notice
     with pytest.raises(BlobUnknown):
         bundles.layer.blob("kolla/nova", digests.of(ONE))
-    assert list(bundles.layer.holders(digests.of(ONE))) == []
+    assert list(bundles.layer.repositories_with(digests.of(ONE))) == []
 
 
 def test_foreign_layer_is_not_missed(tmp_path: Path, open_all: OpenAll) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mayfly.storage import digest as digests
-from mayfly.storage.bundle.layer import Layer
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ManifestUnknown
+from mayfly.storage.interface import LowerStore
 from tests.bundle.builders import REF_NAME, Layout, blob_name, layers, proof_of, read
 from tests.bundle.conftest import OpenAll
 from tests.clients.programs import Client, Containerd, Dockerd
@@ -73,7 +73,7 @@ def podman(place: Path) -> Iterator[Client]:
     )
 
 
-def check(layer: Layer, repository: str, tag: str, *contents: bytes) -> Digest:
+def check(layer: LowerStore, repository: str, tag: str, *contents: bytes) -> Digest:
     """Everything of an image is served, proven and exact; the digest of its manifest."""
     digest = layer.tag(repository, tag)
     body = read(layer.manifest(repository, digest))
@@ -167,7 +167,7 @@ def test_podman_save_of_several(
     layer = open_all(path).layer
     check(layer, "one", "1", BASE, ONE)
     check(layer, "two", "1", BASE, TWO)
-    assert list(layer.holders(digests.of(BASE))) == ["one", "two"]
+    assert list(layer.repositories_with(digests.of(BASE))) == ["one", "two"]
 
 
 @pytest.mark.parametrize("form", ["oci", "tarball", "legacy"])
@@ -207,7 +207,7 @@ def test_docker_save(skopeo: Client, layout: Path, place: Path, open_all: OpenAl
     assert bundles.unhashed == 0
     check(bundles.layer, "acme/one", "1", BASE, ONE)
     check(bundles.layer, "acme/two", "1", BASE, TWO)
-    assert list(bundles.layer.holders(digests.of(BASE))) == ["acme/one", "acme/two"]
+    assert list(bundles.layer.repositories_with(digests.of(BASE))) == ["acme/one", "acme/two"]
 
 
 def test_containerd(skopeo: Client, layout: Path, place: Path, open_all: OpenAll) -> None:

@@ -42,7 +42,7 @@ def test_everything_is_read(directory: Path, open_all: OpenAll) -> None:
     extent = layer.blob(REPO, CONFIG)
     proof_of(extent).establish()
     assert read(extent) == b"{}"
-    assert list(layer.holders(CONFIG)) == [REPO]
+    assert list(layer.repositories_with(CONFIG)) == [REPO]
     for name, unknown in (("other", CONFIG), (REPO, digests.of(b"other"))):
         with pytest.raises(BlobUnknown):
             layer.blob(name, unknown)

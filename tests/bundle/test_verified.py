@@ -13,11 +13,18 @@ import pytest
 
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle import verified
-from mayfly.storage.bundle.errors import BundleChanged, BundleInvalid, Interrupted
+from mayfly.storage.bundle.errors import BundleChanged, BundleInvalid
 from mayfly.storage.bundle.files import read as read_small
-from mayfly.storage.bundle.verified import FILE_NAME, Fault, Piece, Problem, Proof, Proofs
+from mayfly.storage.bundle.verified import (
+    FILE_NAME,
+    BundleFault,
+    Piece,
+    PieceProof,
+    Problem,
+    Proofs,
+)
 from mayfly.storage.digest import Digest
-from mayfly.storage.errors import ContentCorrupt
+from mayfly.storage.errors import ContentCorrupt, Interrupted
 from mayfly.storage.files import stamp_of
 from tests.bundle.builders import proof_of
 
@@ -54,7 +61,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
     return found
 
 
-def holds(proof: Proof, path: Path) -> bool:
+def holds(proof: PieceProof, path: Path) -> bool:
     """Whether it holds for a sender that opened this file."""
     with path.open("rb") as opened:
         return proof.of(opened.fileno()).holds
@@ -119,7 +126,7 @@ def test_another_algorithm_is_another_proof(piece: Piece, file: Path, state: Pat
 def test_corrupt_content(piece: Piece, file: Path, state: Path, hashed: list[Piece]) -> None:
     """Found out once, refused from then on, told of once; a restart looks again."""
     proofs = Proofs(state)
-    told: list[Fault] = []
+    told: list[BundleFault] = []
     proofs.on_fault = told.append
     wrong = digests.of(b"something else")
     proof = proof_of(proofs.extent(piece, wrong, "b.tar"))
@@ -129,7 +136,9 @@ def test_corrupt_content(piece: Piece, file: Path, state: Path, hashed: list[Pie
     with pytest.raises(ContentCorrupt):
         proofs.extent(piece, wrong, "b.tar")
     end = len(CONTENT) + 5
-    assert told == [Fault(wrong, "b.tar", Problem.DIGEST_MISMATCH, str(file.resolve()), 6, end)]
+    assert told == [
+        BundleFault(wrong, "b.tar", Problem.DIGEST_MISMATCH, str(file.resolve()), 6, end)
+    ]
     assert str(proof) == f"{wrong}, bytes 6 to {len(CONTENT) + 5} of {file}"
     assert len(hashed) == 1
     proof_of(Proofs(state).extent(piece, wrong, "b.tar"))
@@ -142,7 +151,7 @@ def test_file_written_to(piece: Piece, file: Path, state: Path) -> None:
     proof = proof_of(proofs.extent(piece, DIGEST, "b.tar"))
     proof.establish()
     os.utime(file, ns=(0, piece.stamp.mtime_ns + 1))
-    told: list[Fault] = []
+    told: list[BundleFault] = []
     proofs.on_fault = told.append
     with pytest.raises(BundleChanged):
         holds(proof, file)

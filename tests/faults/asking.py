@@ -119,7 +119,7 @@ class OverHTTP(ByMethods):
             return BLOB_UNKNOWN
         return answer.code
 
-    def hold(self, repository: str, digest: Digest) -> str:
+    def touch(self, repository: str, digest: Digest) -> str:
         status = self._ask("HEAD", f"/v2/{repository}/blobs/{digest}").status
         assert status in (200, 404)
         return OK if status == 200 else BLOB_UNKNOWN

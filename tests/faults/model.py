@@ -74,12 +74,12 @@ class Model:
         return OK
 
     def mount(self, repository: str, digest: Digest, source: str) -> str:
-        if self.hold(source, digest) != OK:
+        if self.touch(source, digest) != OK:
             return BLOB_UNKNOWN
         self.links.setdefault((repository, digest), set()).add(UPPER)
         return OK
 
-    def hold(self, repository: str, digest: Digest) -> str:
+    def touch(self, repository: str, digest: Digest) -> str:
         if (repository, digest) not in self.links:
             return BLOB_UNKNOWN
         self._touch(digest)
@@ -89,7 +89,7 @@ class Model:
         manifest = MANIFESTS[digest]
         missing = False
         for blob in manifest.blobs:
-            missing |= self.hold(repository, blob.digest) != OK
+            missing |= self.touch(repository, blob.digest) != OK
         for child in manifest.manifests:
             where = self.revisions.get((repository, child.digest), set())
             missing |= not where

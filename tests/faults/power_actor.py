@@ -16,6 +16,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown, ManifestUnknown
+from mayfly.storage.upkeep.collect import collect
 from tests.faults.crash_model import Key, manifest_of
 from tests.faults.power_story import Story
 from tests.support.images import digest_of, push
@@ -49,7 +50,7 @@ def push_all(store: DistributionStore) -> None:
     """Push an image as docker does, mount it elsewhere, and put an index of it there."""
     for blob in BLOBS:
         try:
-            store.hold(APP, digests.of(blob))
+            store.touch(APP, digests.of(blob))
         except BlobUnknown:
             push(store, APP, blob)
     for blob in BLOBS:
@@ -92,13 +93,13 @@ def delete_all(store: DistributionStore) -> None:
     with contextlib.suppress(ManifestUnknown):
         store.delete_manifest(APP, digests.of(IMAGE))
     _answer()
-    store.collect(0)
+    collect(store, 0)
     _answer()
 
 
 def collect_all(store: DistributionStore) -> None:
     """Collect what nobody refers to any more, though another process deleted it."""
-    store.collect(0)
+    collect(store, 0)
     _answer()
 
 

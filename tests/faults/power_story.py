@@ -14,6 +14,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import StorageError
 from mayfly.storage.manifest import Manifest
+from mayfly.storage.reading import read_unverified, repositories
 from tests.faults.crash_model import Key, blobs_in
 from tests.support.images import digest_of, push, put_image, read
 
@@ -116,7 +117,7 @@ def check(root: Path, told: Told) -> None:
             assert settled <= {str(d["digest"]) for d in listed}
         for digest, path in store.stored_blobs():
             assert digests.of(path.read_bytes(), digest.algorithm) == digest, f"{digest} is wrong"
-        for repository in store.every_repository():
+        for repository in repositories(store):
             _check_images(store, repository)
         (scratch,) = (root / "docker/registry/v2/_mayfly/scratch").iterdir()
         assert list(scratch.iterdir()) == [], "temporary files are left"
@@ -166,4 +167,4 @@ def _check_images(store: DistributionStore, repository: str) -> None:
 
 
 def _manifest(store: DistributionStore, repository: str, digest: Digest) -> Manifest:
-    return manifests.parse(store.read_manifest(repository, digest))
+    return manifests.parse(read_unverified(store, repository, digest))

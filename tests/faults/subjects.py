@@ -17,12 +17,13 @@ from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import StorageError
-from mayfly.storage.images import repositories
 from mayfly.storage.manifest import parse
+from mayfly.storage.overlay import OverlayStore
+from mayfly.storage.reading import repositories
 from tests.faults.model import OK
 from tests.support.images import push, read
 
-OpenStore = Callable[[], DistributionStore]
+OpenStore = Callable[[], DistributionStore | OverlayStore]
 T = TypeVar("T")
 
 
@@ -60,7 +61,7 @@ class ByMethods:
 
     def on_disk(self) -> set[Digest]:
         """What lies in the writable store."""
-        return {digest for digest, _ in self.store.stored_blobs()}
+        return {digest for digest, _ in self.store.upper.stored_blobs()}
 
     def left_over(self) -> list[Path]:
         """What is under way, or was left behind, in the scratch directory."""
@@ -78,8 +79,8 @@ class ByMethods:
     def mount(self, repository: str, digest: Digest, source: str) -> str:
         return _code(lambda: self.store.mount(repository, digest, source))
 
-    def hold(self, repository: str, digest: Digest) -> str:
-        return _code(lambda: self.store.hold(repository, digest))
+    def touch(self, repository: str, digest: Digest) -> str:
+        return _code(lambda: self.store.touch(repository, digest))
 
     def put(self, repository: str, body: bytes, tags: tuple[str, ...]) -> str:
         manifest = parse(body)

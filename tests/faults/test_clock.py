@@ -19,6 +19,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.directory.ages import Ages
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown, UploadUnknown
+from mayfly.storage.upkeep.collect import collect
 from tests.auth.clock import Clock
 from tests.faults.disk_pushes import Pushes, noise
 from tests.support.images import digest_of, files, image_body, push, put
@@ -41,7 +42,7 @@ class Clocks:
         self.steady.advance(seconds)
 
     def is_old(self, modified: float, age: float = HOUR) -> bool:
-        return self.ages.over(age)(modified)
+        return self.ages.older_than(age)(modified)
 
 
 def test_even_clock() -> None:
@@ -101,7 +102,7 @@ def test_set_again_and_again() -> None:
 def test_set_while_collecting() -> None:
     """A test that was made before the clock was set says no from then on."""
     clocks = Clocks()
-    is_old = clocks.ages.over(HOUR)
+    is_old = clocks.ages.older_than(HOUR)
     old = clocks.wall() - 2 * HOUR
     assert is_old(old)
     clocks.wall.advance(-YEAR)
@@ -115,7 +116,7 @@ def test_slewed_clock() -> None:
     for _ in range(500):
         clocks.advance(900)
         clocks.wall.advance(0.9)
-        clocks.ages.over(HOUR)
+        clocks.ages.older_than(HOUR)
     assert clocks.is_old(written)
 
 
@@ -153,7 +154,7 @@ def test_store(store: DistributionStore, clocks: Clocks, tmp_path: Path, jump: f
     session = store.begin_upload("app", "sha256")
     session.write([b"half"], 0)
     clocks.wall.advance(jump)
-    assert store.collect(HOUR).blobs == ()
+    assert collect(store, HOUR).blobs == ()
     assert store.purge_uploads(HOUR) == 0
     session.write([b" and half"], 4)
     session.commit(digests.of(b"half and half"))
@@ -164,7 +165,7 @@ def test_store(store: DistributionStore, clocks: Clocks, tmp_path: Path, jump: f
     left = store.begin_upload("app", "sha256")
     clocks.advance(HOUR + 60)
     assert store.purge_uploads(HOUR) == 1
-    store.collect(HOUR)
+    collect(store, HOUR)
     with pytest.raises(BlobUnknown):
         store.blob("app", digests.of(layer))
     with pytest.raises(UploadUnknown):

@@ -17,6 +17,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import ManifestUnknown
+from mayfly.storage.upkeep.collect import collect
 from mayfly.storage.upkeep.verify import verify
 from tests.faults.asking import WAYS, Asking
 from tests.faults.history import History
@@ -160,7 +161,7 @@ class Command(Worker):
 
     def collect(self) -> None:
         """As `mayfly gc`."""
-        self.store.collect(GRACE)
+        collect(self.store, GRACE)
 
     def remove(self) -> None:
         """As `mayfly rm` by digest."""

@@ -31,6 +31,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import OCI_MANIFEST
 from mayfly.storage.overlay import OverlayStore
+from mayfly.storage.upkeep.collect import collect
 from mayfly.storage.upkeep.verify import Fault, verify
 from tests.bundle.builders import Layout
 from tests.faults.asking import WAYS, OverHTTP, running_loop
@@ -88,8 +89,8 @@ class Machine(RuleBasedStateMachine):
         assert answer == self.model.mount(repository, digest, source)
 
     @rule(repository=repository, digest=blob)
-    def hold(self, repository: str, digest: Digest) -> None:
-        assert self.subject.hold(repository, digest) == self.model.hold(repository, digest)
+    def touch(self, repository: str, digest: Digest) -> None:
+        assert self.subject.touch(repository, digest) == self.model.touch(repository, digest)
 
     @rule(repository=repository, digest=manifest, tags=st.lists(tag, unique=True).map(tuple))
     def put(self, repository: str, digest: Digest, tags: tuple[str, ...]) -> None:
@@ -179,7 +180,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(young_too=st.booleans())
     def collect(self, young_too: bool) -> None:
-        found = self.subject.store.collect(0 if young_too else GRACE)
+        found = collect(self.subject.store, 0 if young_too else GRACE)
         assert set(found.blobs) == self.model.collect(young_too=young_too)
 
     @rule()
@@ -307,4 +308,4 @@ def _start_overlay(directory: Path, ask: Callable[..., ByMethods]) -> tuple[ByMe
     model = _bundle(tar)
     bundles = open_bundles([tar], directory / "state")
     # Its bundle is closed with the test's directory: nothing holds it open between reads.
-    return ask(root, lambda: OverlayStore(root, bundles.layer)), model
+    return ask(root, lambda: OverlayStore(DistributionStore(root), bundles.layer)), model

@@ -50,4 +50,4 @@ async def test_gone_before_content_is_sent() -> None:
     transport = SimpleNamespace(is_closing=lambda: True)
     http: Any = SimpleNamespace(transport=transport)
     with io.FileIO("/dev/null") as file, pytest.raises(ConnectionResetError):
-        await send._sendfile(http, file, 0, 1)
+        await send._Connection(http).send_file(file, 0, 1)

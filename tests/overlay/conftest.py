@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.storage.bundle.open import Bundles, open_bundles
+from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.overlay import OverlayStore
 from tests.support.fixtures import quick_sync as quick_sync
 from tests.support.fixtures import root as root
@@ -22,7 +23,7 @@ def open_overlay(root: Path, tmp_path: Path) -> Iterator[OpenOverlay]:
 
     def open_one(*paths: Path, allow_sparse: bool = False, root: Path = root) -> OverlayStore:
         bundles = open_bundles(paths, tmp_path / "state")
-        store = OverlayStore(root, bundles.layer, allow_sparse=allow_sparse)
+        store = OverlayStore(DistributionStore(root, allow_sparse=allow_sparse), bundles.layer)
         opened.extend([bundles, store])
         return store
 

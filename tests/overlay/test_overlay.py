@@ -26,6 +26,8 @@ from mayfly.storage.errors import (
 )
 from mayfly.storage.interface import Store
 from mayfly.storage.overlay import OverlayStore
+from mayfly.storage.reading import read_unverified
+from mayfly.storage.upkeep.collect import collect
 from mayfly.storage.upkeep.verify import Fault, verify
 from tests.bundle.builders import Layout, blob_name, layers, proof_of
 from tests.overlay.conftest import OpenOverlay
@@ -110,7 +112,7 @@ def test_lower_is_seen(store: OverlayStore, bundle: Made, root: Path) -> None:
     assert read(store.blob(NOVA, digests.of(NEW))) == NEW
     assert digests.of(read(store.manifest(NOVA, bundle.nova))) == bundle.nova
     assert [d["digest"] for d in list(store.referrers(NOVA, bundle.nova))] == [str(bundle.sbom)]
-    assert sorted(store.holders(digests.of(BASE))) == [GLANCE, NOVA]
+    assert sorted(store.repositories_with(digests.of(BASE))) == [GLANCE, NOVA]
     assert stored(root) == set()
     with pytest.raises(BlobUnknown):
         store.blob(GLANCE, digests.of(NEW))
@@ -225,7 +227,7 @@ def test_pushing_mends_a_corrupt_bundle(tmp_path: Path, open_overlay: OpenOverla
     push(store, NOVA, NEW)
     assert read(store.blob(NOVA, digests.of(NEW))) == NEW
     os.utime(store.blob(NOVA, digests.of(NEW)).path, (0, 0))
-    assert store.collect(0).blobs == ()
+    assert collect(store, 0).blobs == ()
     assert read(store.blob(NOVA, digests.of(NEW))) == NEW
 
 
@@ -240,10 +242,10 @@ def test_bundle_of_differences(tmp_path: Path, open_overlay: OpenOverlay, bundle
     with pytest.raises(BlobUnknown):
         store.blob(NOVA, digests.of(BASE))
     push(store, "secret/app", BASE)
-    for call in (store.blob, store.hold):
+    for call in (store.blob, store.touch):
         with pytest.raises(BlobUnknown):
             call(NOVA, digests.of(BASE))
-    assert NOVA not in store.holders(digests.of(BASE))
+    assert NOVA not in store.repositories_with(digests.of(BASE))
     with pytest.raises(BlobUnknown):
         store.mount("elsewhere", digests.of(BASE), NOVA)
     push(store, NOVA, BASE)
@@ -310,7 +312,7 @@ def test_deleted_blob(store: OverlayStore, bundle: Made, open_overlay: OpenOverl
         for call in (seen.blob, seen.delete_blob):
             with pytest.raises(BlobUnknown):
                 call(NOVA, shared)
-        assert list(seen.holders(shared)) == [GLANCE]
+        assert list(seen.repositories_with(shared)) == [GLANCE]
         assert read(seen.blob(GLANCE, shared)) == BASE
 
 
@@ -380,7 +382,7 @@ def test_interrupted_delete(
         "manifest": lambda: store.delete_manifest(NOVA, digest),
     }
     with monkeypatch.context() as patch:
-        for name in ("delete_tag", "delete_manifest"):
+        for name in ("remove_tag", "remove_manifest"):
             patch.setattr(DistributionStore, name, _stop)
         with pytest.raises(KeyboardInterrupt):
             calls[what]()
@@ -405,7 +407,7 @@ def test_collecting(store: OverlayStore, bundle: Made, root: Path) -> None:
     garbage = push(store, "team/app", b"garbage")
     for path in root.rglob("data"):
         os.utime(path, (0, 0))
-    assert store.collect(0).blobs == (garbage,)
+    assert collect(store, 0).blobs == (garbage,)
     assert read(store.blob("team/app", digests.of(BASE))) == BASE
     assert read(store.blob("team/app", digests.of(b"{}"))) == b"{}"
 
@@ -419,7 +421,7 @@ def test_manifest_that_goes_while_it_is_read(
     monkeypatch.setattr(store, "manifest", lambda repository, digest: extent)
     extent.path.unlink()
     with pytest.raises(ManifestUnknown):
-        store.read_manifest(NOVA, digest)
+        read_unverified(store, NOVA, digest)
 
 
 def test_plain_store_on_the_same_root(store: OverlayStore, bundle: Made, root: Path) -> None:
@@ -452,10 +454,10 @@ def test_whiteouts_are_all_that_deleting_leaves(
 def test_has_repository(store: OverlayStore) -> None:
     """Only what was pushed: neither the bundle's nor what holds whiteouts alone."""
     store.delete_tag(NOVA, "1")
-    assert not store.has_repository(NOVA)
+    assert not store.upper.has_repository(NOVA)
     put_image(store, "library/nova", "1")
-    assert store.has_repository("library/nova")
-    assert not store.has_repository("library")
+    assert store.upper.has_repository("library/nova")
+    assert not store.upper.has_repository("library")
 
 
 # Layers of another kind
@@ -480,7 +482,7 @@ def test_registry_directory_beneath(tmp_path: Path, open_overlay: OpenOverlay) -
     assert [d["digest"] for d in list(store.referrers("team/app", digest))] == [str(referrer)]
     store.delete_manifest("team/app", digest)
     assert store.tags("team/app") == ["3"]
-    assert store.collect(0).blobs == ()
+    assert collect(store, 0).blobs == ()
     assert files(other) == before
     assert {p.stat().st_mtime for p in other.rglob("*")} == {0}
 

@@ -22,7 +22,7 @@ from mayfly.storage import manifest as manifests
 from mayfly.storage.bundle.errors import NameAmbiguous
 from mayfly.storage.digest import CANONICAL, Digest
 from mayfly.storage.errors import BlobUnknown
-from mayfly.storage.interface import Extent
+from mayfly.storage.interface import Content
 from tests.security.registries import (
     NOBODY,
     Registry,
@@ -137,12 +137,12 @@ async def test_mount_looks_only_where_the_caller_may_pull(
     looked: list[str] = []
     find = closed.store.blob
 
-    def blob(repository: str, digest: Digest) -> Extent:
+    def blob(repository: str, digest: Digest) -> Content:
         looked.append(repository)
         return find(repository, digest)
 
     monkeypatch.setattr(closed.store, "blob", blob)
-    monkeypatch.setattr(closed.store, "holders", None)
+    monkeypatch.setattr(closed.store, "repositories_with", None)
     seen = []
     for digest in (secret, digests.of(b"nowhere")):
         target = f"{UPLOADS}?mount={digest}{source}"

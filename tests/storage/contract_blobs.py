@@ -1,4 +1,4 @@
-"""Contract, part blobs: isolation of repositories, mounts, deletes, holders."""
+"""Contract, part blobs: isolation of repositories, mounts, deletes."""
 
 from __future__ import annotations
 
@@ -117,32 +117,32 @@ class BlobContract:
         with pytest.raises(BlobUnknown):
             first.blob("team/app", digest)
 
-    def test_holders(self, store: Store) -> None:
+    def test_repositories_with(self, store: Store) -> None:
         """The repositories that link a blob, and no others."""
         digest = push(store, "team/app", b"held")
         store.mount("team/copy", digest, "team/app")
         push(store, "team/other", b"something else")
         put_image(store, "images", "latest")
-        assert sorted(store.holders(digest)) == ["team/app", "team/copy"]
+        assert sorted(store.repositories_with(digest)) == ["team/app", "team/copy"]
         store.delete_blob("team/app", digest)
-        assert list(store.holders(digest)) == ["team/copy"]
+        assert list(store.repositories_with(digest)) == ["team/copy"]
 
     def test_hold(self, store: Store) -> None:
         """To hold a blob is to find it, where it is linked and nowhere else."""
         digest = push(store, "team/app", b"held")
-        assert store.hold("team/app", digest) == store.blob("team/app", digest)
+        assert store.touch("team/app", digest) == store.blob("team/app", digest)
         for name, wanted in (("team/other", digest), ("team/app", digests.of(b"absent"))):
             with pytest.raises(BlobUnknown):
-                store.hold(name, wanted)
+                store.touch(name, wanted)
         with pytest.raises(NameInvalid):
-            store.hold("../x", digest)
+            store.touch("../x", digest)
 
-    def test_no_holders(self, store: Store) -> None:
+    def test_repositories_with_unknown_content(self, store: Store) -> None:
         """A blob that nobody links has none."""
-        assert list(store.holders(digests.of(b"nothing"))) == []
+        assert list(store.repositories_with(digests.of(b"nothing"))) == []
         digest = push(store, "team/app", b"gone")
         store.delete_blob("team/app", digest)
-        assert list(store.holders(digest)) == []
+        assert list(store.repositories_with(digest)) == []
 
     def test_push_while_others_delete(self, store: Store) -> None:
         """A push that ended after the last delete is there, whatever was deleted meanwhile."""

@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown
 from mayfly.storage.manifest import parse
+from mayfly.storage.reading import repositories
+from mayfly.storage.upkeep.collect import collect
 from tests.support.images import all_succeed, image_body, index_body, push, put, put_image, read
 
 REPO = "team/app"
@@ -47,7 +49,7 @@ def test_unreferenced_goes_referenced_stays(store: DistributionStore) -> None:
     _, manifest = put_image(store, REPO, "v1")
     for digest, _ in list(store.stored_blobs()):
         _age(store, digest)
-    found = store.collect(3600)
+    found = collect(store, 3600)
     assert found.blobs == (lonely,)
     assert found.size == len(b"lonely")
     with pytest.raises(BlobUnknown):
@@ -60,9 +62,9 @@ def test_grace_spares_the_young(store: DistributionStore) -> None:
     """What was touched within the grace stays, and a dry run removes nothing."""
     young, old = push(store, REPO, b"young"), push(store, REPO, b"old")
     _age(store, old)
-    assert store.collect(3600, dry_run=True).blobs == (old,)
+    assert collect(store, 3600, dry_run=True).blobs == (old,)
     assert read(store.blob(REPO, old)) == b"old"
-    assert store.collect(3600).blobs == (old,)
+    assert collect(store, 3600).blobs == (old,)
     assert read(store.blob(REPO, young)) == b"young"
 
 
@@ -75,7 +77,7 @@ def test_mount_and_manifest_start_the_age_anew(store: DistributionStore) -> None
     put(store, REPO, image_body(), "v1")
     store.delete_tag(REPO, "v1")
     store.delete_manifest(REPO, digests.of(image_body()))
-    assert store.collect(3600).blobs == ()
+    assert collect(store, 3600).blobs == ()
 
 
 def test_age_begins_when_an_upload_is_finished(store: DistributionStore, root: Path) -> None:
@@ -85,15 +87,15 @@ def test_age_begins_when_an_upload_is_finished(store: DistributionStore, root: P
     (data,) = root.rglob("_uploads/*/data")
     os.utime(data, (0, 0))
     upload.commit(digests.of(b"resumed"))
-    assert store.collect(3600).blobs == ()
+    assert collect(store, 3600).blobs == ()
 
 
 def test_hold_starts_the_age_anew(store: DistributionStore) -> None:
     """A blob that a push was told is there stays until its manifest can come."""
     digest = push(store, REPO, b"asked for")
     _age(store, digest)
-    assert read(store.hold(REPO, digest)) == b"asked for"
-    assert store.collect(3600).blobs == ()
+    assert read(store.touch(REPO, digest)) == b"asked for"
+    assert collect(store, 3600).blobs == ()
 
 
 def test_finished_upload_starts_the_age_anew(store: DistributionStore, root: Path) -> None:
@@ -104,7 +106,7 @@ def test_finished_upload_starts_the_age_anew(store: DistributionStore, root: Pat
     (data,) = root.rglob("_uploads/*/data")
     os.utime(data, (then, then))
     upload.commit(digests.of(b"slow"))
-    assert store.collect(3600).blobs == ()
+    assert collect(store, 3600).blobs == ()
 
 
 def test_hold_in_the_moment_of_a_mark(
@@ -122,17 +124,19 @@ def test_hold_in_the_moment_of_a_mark(
         precise(path, times or (tick, tick))
 
     monkeypatch.setattr(os, "utime", coarse)
-    listing = store.every_repository
+    listing = store.repositories
     digest = push(store, REPO, b"asked for")
 
-    def every_repository() -> Iterator[str]:
-        yield from listing()
-        store.hold(REPO, digest)
+    def page(after: str, limit: int) -> list[str]:
+        found = listing(after, limit)
+        if not found:
+            store.touch(REPO, digest)
+        return found
 
-    monkeypatch.setattr(store, "every_repository", every_repository)
+    monkeypatch.setattr(store, "repositories", page)
     for _ in range(10):
         _age(store, digest)
-        assert store.collect(0).blobs == ()
+        assert collect(store, 0).blobs == ()
 
 
 def test_untagged_and_nested_manifests_stay(store: DistributionStore) -> None:
@@ -141,7 +145,7 @@ def test_untagged_and_nested_manifests_stay(store: DistributionStore) -> None:
     put(store, REPO, index_body([child]), "multi")
     for digest, _ in list(store.stored_blobs()):
         _age(store, digest)
-    assert store.collect(0).blobs == ()
+    assert collect(store, 0).blobs == ()
 
 
 def test_other_repository_keeps_the_blob(store: DistributionStore) -> None:
@@ -152,7 +156,7 @@ def test_other_repository_keeps_the_blob(store: DistributionStore) -> None:
     store.delete_blob(REPO, digests.of(b"{}"))
     for digest, _ in list(store.stored_blobs()):
         _age(store, digest)
-    assert store.collect(0).blobs == ()
+    assert collect(store, 0).blobs == ()
     assert read(store.blob("other", digests.of(b"{}"))) == b"{}"
 
 
@@ -160,7 +164,7 @@ def test_link_goes_with_the_blob(store: DistributionStore) -> None:
     """The same content pushed elsewhere later does not come back where it was collected."""
     digest = push(store, REPO, b"content")
     _age(store, digest)
-    store.collect(0)
+    collect(store, 0)
     push(store, "other", b"content")
     with pytest.raises(BlobUnknown):
         store.blob(REPO, digest)
@@ -195,7 +199,7 @@ def test_damaged_manifest_keeps_its_repository(
     damage(store, root, manifest)
     for digest, _ in list(store.stored_blobs()):
         _age(store, digest)
-    found = store.collect(0)
+    found = collect(store, 0)
     assert found.blobs == (elsewhere,)
     assert read(store.blob(REPO, lonely)) == b"lonely"
     assert read(store.blob(REPO, digests.of(b"layer"))) == b"layer"
@@ -211,7 +215,7 @@ def test_damaged_manifest_in_two_repositories(store: DistributionStore) -> None:
     store.manifest(REPO, digests.of(image_body())).path.write_bytes(b"torn")
     for digest, _ in list(store.stored_blobs()):
         _age(store, digest)
-    found = store.collect(0)
+    found = collect(store, 0)
     assert found.blobs == ()
     assert len(found.unread) == 2
 
@@ -239,7 +243,7 @@ def test_both_readings_of_a_stored_manifest_are_kept(
     _store_as_registry_2(store, root, f'{fields},"layers":[{deep}]}}'.encode())
     for digest, _ in list(store.stored_blobs()):
         _age(store, digest)
-    found = store.collect(0)
+    found = collect(store, 0)
     assert (found.blobs, found.unread) == ((lonely,), ())
 
 
@@ -252,7 +256,7 @@ def test_collect_beside_pushes(store: DistributionStore, root: Path) -> None:
     def collector() -> None:
         other = DistributionStore(root)  # as a command beside the server: only the gate is shared
         while not done.is_set():
-            freed.append(len(other.collect(30).blobs))
+            freed.append(len(collect(other, 30).blobs))
         other.close()
 
     def pusher(number: int) -> None:
@@ -277,7 +281,7 @@ def test_collect_beside_pushes(store: DistributionStore, root: Path) -> None:
 
     all_succeed([collector, work])
     assert freed, f"seed {seed}"
-    for name in store.every_repository():
+    for name in repositories(store):
         for tag in store.tags(name):
             body = read(store.manifest(name, store.tag(name, tag)))
             assert digests.of(body) == store.tag(name, tag), f"seed {seed}"

@@ -18,6 +18,7 @@ from mayfly.storage.errors import ManifestUnknown
 from mayfly.storage.interface import Extent
 from mayfly.storage.manifest import parse
 from mayfly.storage.survey import Damaged, tagged, untagged
+from mayfly.storage.upkeep.collect import collect
 from mayfly.storage.upkeep.verify import Fault, Finding, repair, verify
 from tests.support.images import (
     descriptor,
@@ -281,8 +282,8 @@ def test_verify_records_what_it_found(store: DistributionStore, root: Path) -> N
     _zeros(paths.data(LAYER_DIGEST))
     verify(store)
     assert paths.data(CONFIG_DIGEST).with_name(f"_mayfly_size_{len(CONFIG)}").exists()
-    assert list(store.holders(LAYER_DIGEST)) == []
-    assert list(DistributionStore(root).holders(LAYER_DIGEST)) == []
+    assert list(store.repositories_with(LAYER_DIGEST)) == []
+    assert list(DistributionStore(root).repositories_with(LAYER_DIGEST)) == []
 
 
 def test_deleting_what_is_damaged(store: DistributionStore, root: Path) -> None:
@@ -315,13 +316,13 @@ def test_untagged_manifests_are_freed(root: Path) -> None:
     _, of_sbom = put(store, REPO, image_body(b"{}", subject=subject_of(sbom)))
     _, old = put(store, REPO, image_body(b"{}", [b"old"]), "v1")
     store.delete_tag(REPO, "v1")
-    assert store.collect(60, untagged=True).manifests == ()  # too young
+    assert collect(store, 60, untagged=True).manifests == ()  # too young
     assert [one.name for one in untagged(store)] == sorted(
         f"{REPO}@{d}" for d in (sbom_digest, of_sbom, old)
     )
     _age_all(store)
-    planned = store.collect(0, dry_run=True, untagged=True)
-    found = store.collect(0, untagged=True)
+    planned = collect(store, 0, dry_run=True, untagged=True)
+    found = collect(store, 0, untagged=True)
     assert planned == found
     assert found.manifests == ((REPO, old),)
     assert set(found.blobs) == {old, digests.of(b"old")}
@@ -330,7 +331,7 @@ def test_untagged_manifests_are_freed(root: Path) -> None:
     assert verify(store).findings == ()
     _age_all(store)
     store.delete_tag(REPO, "multi")
-    assert len(store.collect(0, untagged=True).manifests) == 4
+    assert len(collect(store, 0, untagged=True).manifests) == 4
     assert list(store.stored_blobs()) == []
 
 
@@ -348,7 +349,7 @@ def test_untagged_manifests_beside_damage_stay(
             shutil.rmtree(paths.tag.parents[1] / "index")
     before = set(store.revisions(REPO))
     _age_all(store)
-    found = store.collect(0, untagged=True)
+    found = collect(store, 0, untagged=True)
     assert {digest for name, digest in found.manifests if name == REPO} <= before - {MANIFEST}
     assert MANIFEST in set(store.revisions(REPO))
     assert LAYER_DIGEST not in found.blobs

@@ -12,7 +12,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import DigestInvalid, StorageError, UploadUnknown
 from tests.storage.contract import OpenStore, StoreContract
-from tests.support.images import image_body, push, put, put_image, read
+from tests.support.images import file_of, image_body, push, put, put_image, read
 
 REPO = "team/app"
 
@@ -138,7 +138,7 @@ def test_pushing_again_mends_a_damaged_blob(root: Path, open_store: OpenStore) -
     """A blob that something outside damaged is whole again after the next push."""
     store = open_store()
     digest = push(store, REPO, b"whole")
-    data = store.blob(REPO, digest).path
+    data = file_of(store.blob(REPO, digest))
     data.write_bytes(b"dam")
     push(store, REPO, b"whole")
     assert data.read_bytes() == b"whole"
@@ -148,13 +148,13 @@ def test_pushing_again_renews_the_age(open_store: OpenStore) -> None:
     """A blob pushed again is young: a collector that spares the young spares it."""
     store = open_store()
     digest = push(store, REPO, b"aged")
-    path = store.blob(REPO, digest).path
+    path = file_of(store.blob(REPO, digest))
     os.utime(path, (0, 0))
     push(store, REPO, b"aged")
     assert path.stat().st_mtime > 0
     body = image_body(b"aged")
     _, manifest = put(store, REPO, body)
-    path = store.manifest(REPO, manifest).path
+    path = file_of(store.manifest(REPO, manifest))
     os.utime(path, (0, 0))
     put(store, REPO, body)
     assert path.stat().st_mtime > 0

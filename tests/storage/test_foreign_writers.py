@@ -18,7 +18,16 @@ from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown, ManifestUnknown, UploadUnknown
 from mayfly.storage.interface import Store
 from tests.storage.contract import OpenStore
-from tests.support.images import descriptor, image_body, push, put, put_image, read, subject_of
+from tests.support.images import (
+    descriptor,
+    file_of,
+    image_body,
+    push,
+    put,
+    put_image,
+    read,
+    subject_of,
+)
 
 REPO = "team/app"
 
@@ -118,8 +127,8 @@ def test_damaged_referrer_is_passed_over(store: Store, base: Path) -> None:
     image, subject = put_image(store, REPO)
     bodies = [image_body(subject=subject_of(image), annotations={"n": str(n)}) for n in range(3)]
     made = [put(store, REPO, body)[1] for body in bodies]
-    store.manifest(REPO, made[0]).path.write_bytes(b"\xff{not a manifest")
-    store.manifest(REPO, made[1]).path.unlink()
+    file_of(store.manifest(REPO, made[0])).write_bytes(b"\xff{not a manifest")
+    file_of(store.manifest(REPO, made[1])).unlink()
     assert _listed(store, subject) == [str(made[2])]
 
 
@@ -127,15 +136,15 @@ def test_data_removed_by_the_garbage_collector(store: Store) -> None:
     """A link whose data is gone is as good as no link."""
     digest = push(store, REPO, b"collected")
     _, manifest = put_image(store, REPO, "v1")
-    store.blob(REPO, digest).path.unlink()
-    store.manifest(REPO, manifest).path.unlink()
+    file_of(store.blob(REPO, digest)).unlink()
+    file_of(store.manifest(REPO, manifest)).unlink()
     with pytest.raises(BlobUnknown):
         store.blob(REPO, digest)
     with pytest.raises(ManifestUnknown):
         store.manifest(REPO, manifest)
     with pytest.raises(BlobUnknown):
         store.mount("team/copy", digest, REPO)
-    assert list(store.holders(digest)) == []
+    assert list(store.repositories_with(digest)) == []
     assert push(store, REPO, b"collected") == digest
     assert read(store.blob(REPO, digest)) == b"collected"
 
@@ -266,7 +275,7 @@ def test_strange_entries_among_repositories(store: Store, base: Path, name: str)
     digest = push(store, REPO, b"held")
     _write(base / "repositories" / name / "_layers/sha256" / digest.hex / "link", b"x")
     assert store.repositories("", 10) == [REPO]
-    assert list(store.holders(digest)) == [REPO]
+    assert list(store.repositories_with(digest)) == [REPO]
 
 
 def test_blob_linked_by_hand(store: Store, base: Path) -> None:
@@ -274,7 +283,7 @@ def test_blob_linked_by_hand(store: Store, base: Path) -> None:
     digest = push(store, REPO, b"linked")
     _write(base / "repositories/other/_layers/sha256" / digest.hex / "link", str(digest).encode())
     assert read(store.blob("other", digest)) == b"linked"
-    assert sorted(store.holders(digest)) == ["other", REPO]
+    assert sorted(store.repositories_with(digest)) == ["other", REPO]
 
 
 def test_subject_of_another_algorithm(store: Store, base: Path) -> None:

@@ -23,23 +23,24 @@ SECRET = b"content of a repository that the caller may not read"
 _SECRET_IMAGE = image_body(SECRET)
 MINE = "team/app"
 
-Ask = Callable[[DistributionStore, Digest], object]
+Writable = DistributionStore | OverlayStore
+Ask = Callable[[Writable, Digest], object]
 
 
-def _put(store: DistributionStore, body: bytes) -> None:
+def _put(store: Writable, body: bytes) -> None:
     manifest = manifests.parse(body)
     store.put_manifest(MINE, manifest, digests.of(body), ())
 
 
-def _put_sparse(store: DistributionStore, body: bytes) -> None:
-    store._may_lack_blobs = store._may_lack_manifests = True
+def _put_sparse(store: Writable, body: bytes) -> None:
+    store.upper._may_lack_blobs = store.upper._may_lack_manifests = True
     _put(store, body)
 
 
 ASKS: dict[str, Ask] = {
     "mount": lambda store, digest: store.mount("team/new", digest, MINE),
     "blob": lambda store, digest: store.blob(MINE, digest),
-    "hold": lambda store, digest: store.hold(MINE, digest),
+    "touch": lambda store, digest: store.touch(MINE, digest),
     "manifest": lambda store, digest: store.manifest(MINE, digest),
     "referrers": lambda store, digest: list(store.referrers(MINE, digest)),
     "delete blob": lambda store, digest: store.delete_blob(MINE, digest),
@@ -55,7 +56,7 @@ ASKS: dict[str, Ask] = {
 
 
 @pytest.fixture(params=["plain", "overlay"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DistributionStore]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Writable]:
     """A store whose repository ``secret/app`` holds what the caller asks for in another one."""
     root = tmp_path / "root"
     first = DistributionStore(root)
@@ -66,25 +67,25 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Distributi
     # Opened anew: nothing is known to be durable yet.
     with contextlib.ExitStack() as opened:
         if request.param == "plain":
-            made = DistributionStore(root)
+            made: Writable = DistributionStore(root)
         else:
             layout = Bundle()
             layout.name(layout.image(b"lower"), "quay.io/lower/app:1")
             bundles = open_bundles([layout.write_tar(tmp_path / "b.tar")])
             opened.callback(bundles.close)
-            made = OverlayStore(root, bundles.layer)
+            made = OverlayStore(DistributionStore(root), bundles.layer)
         opened.callback(made.close)
         yield made
 
 
 @pytest.mark.parametrize("ask", ASKS)
 def test_foreign_content_is_not_looked_at(
-    store: DistributionStore, ask: str, monkeypatch: pytest.MonkeyPatch
+    store: Writable, ask: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No file or directory of a blob is opened or examined for a repository that lacks it."""
     secrets = [digests.of(SECRET), digests.of(_SECRET_IMAGE)]
     looked: list[str] = []
-    blobs = str(store._layout.blobs)
+    blobs = str(store.upper.parts.layout.blobs)
 
     def record(name: str) -> None:
         real = getattr(os, name)
@@ -103,5 +104,5 @@ def test_foreign_content_is_not_looked_at(
         ASKS[ask](store, secrets[1] if "manifest" in ask or ask == "referrers" else secrets[0])
     assert looked == []
     # The recording works: whoever may read it does look at it.
-    store.hold("secret/app", secrets[0])
+    store.touch("secret/app", secrets[0])
     assert looked

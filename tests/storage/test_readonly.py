@@ -37,7 +37,7 @@ def _methods(protocol: type) -> set[str]:
 
 def test_every_change_is_in_the_table() -> None:
     """The changes tested are all that the interface has; the others only look, here."""
-    assert CHANGES.keys() == _methods(Store) - _methods(Reader) - {"hold", "compare", "examine"}
+    assert CHANGES.keys() == _methods(Store) - _methods(Reader) - {"touch", "compare", "examine"}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -60,13 +60,13 @@ def test_reads_pass(open_store: OpenStore) -> None:
     config = digests.of(b"{}")
     seen: Store = ReadOnlyStore(store)
     assert read(seen.blob(REPO, config)) == b"{}"
-    assert seen.hold(REPO, config) == seen.blob(REPO, config)
+    assert seen.touch(REPO, config) == seen.blob(REPO, config)
     assert read(seen.manifest(REPO, digest)) == image.body
     assert seen.tag(REPO, "v1") == digest
     assert seen.tags(REPO) == ["v1"]
     assert seen.repositories("", 10) == [REPO]
     assert seen.repositories(REPO, 10) == []
-    assert list(seen.holders(config)) == [REPO]
+    assert list(seen.repositories_with(config)) == [REPO]
     assert list(seen.referrers(REPO, digest)) == list(store.referrers(REPO, digest)) != []
 
 

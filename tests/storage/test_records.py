@@ -13,6 +13,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, SizeInvalid
+from mayfly.storage.upkeep.collect import collect
 from tests.storage.disk import Disk
 from tests.support.images import descriptor, image_body, push, put, put_image, read
 
@@ -66,12 +67,12 @@ def test_file_of_another_length_is_unknown(
     os.truncate(_blob(root, digest) / "data", length)
     for call in (
         lambda: store.blob(REPO, digest),
-        lambda: store.hold(REPO, digest),
+        lambda: store.touch(REPO, digest),
         lambda: store.mount("copy", digest, REPO),
     ):
         with pytest.raises(BlobUnknown, match="damaged"):
             call()
-    assert list(store.holders(digest)) == []
+    assert list(store.repositories_with(digest)) == []
     with pytest.raises(ManifestBlobUnknown):
         put(store, REPO, image_body(LAYER), "v1")
     assert push(store, REPO, LAYER) == digest
@@ -206,5 +207,5 @@ def test_collecting_leaves_nothing(store: DistributionStore, root: Path) -> None
     """Records go with their blob."""
     digest = push(store, REPO, LAYER)
     os.utime(_blob(root, digest) / "data", (0, 0))
-    assert store.collect(0).blobs == (digest,)
+    assert collect(store, 0).blobs == (digest,)
     assert not _blob(root, digest).parent.exists()

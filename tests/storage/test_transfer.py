@@ -23,6 +23,7 @@ from mayfly.storage.errors import BlobUnknown, ContentCorrupt, DigestInvalid
 from mayfly.storage.images import images
 from mayfly.storage.manifest import OCI_ARTIFACT
 from mayfly.storage.transfer import exporting, importing
+from mayfly.storage.upkeep.collect import collect
 from mayfly.storage.upkeep.verify import repair, verify
 from tests.bundle.builders import LAYER_TYPE, Layout, blob_name
 from tests.support.images import digest_of, image_body, index_body, push, put, read
@@ -54,7 +55,7 @@ def _export(store: DistributionStore, file: Path, have: frozenset[Digest] = NOTH
     return planned.left_out
 
 
-def _import(file: Path, root: Path) -> tuple[DistributionStore, importing.Plan, list[str]]:
+def _import(file: Path, root: Path) -> tuple[DistributionStore, importing.ImportPlan, list[str]]:
     store = DistributionStore(root, allow_absent_platforms=True)
     bundles = open_bundles([file], root.parent / "state")
     planned = importing.plan(store, bundles.layer)
@@ -195,7 +196,9 @@ def test_bomb(squeeze: Callable[[bytes], bytes], tmp_path: Path) -> None:
     assert (tmp_path / "out").stat().st_size <= 64 * 2**20
 
 
-def _bundled(layout: Layout, file: Path, root: Path) -> tuple[DistributionStore, importing.Plan]:
+def _bundled(
+    layout: Layout, file: Path, root: Path
+) -> tuple[DistributionStore, importing.ImportPlan]:
     target, planned, _ = _import(layout.write_tar(file), root)
     return target, planned
 
@@ -257,7 +260,7 @@ def test_index_of_blobs_and_artifact_manifest_travel(tmp_path: Path) -> None:
     layout.name(layout.add(json.dumps(artifact).encode(), OCI_ARTIFACT), "quay.io/team/art:1")
     target, planned = _bundled(layout, tmp_path / "a.tar", tmp_path / "target")
     assert (planned.refused, planned.incomplete) == ((), ())
-    assert target.collect(0).blobs == ()
+    assert collect(target, 0).blobs == ()
     _export(target, tmp_path / "b.tar")
     second, _, names = _import(tmp_path / "b.tar", tmp_path / "second")
     assert sorted(names) == ["team/art:1", "team/cache:1"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.storage import digest as digests
-from mayfly.storage.directory.writeback import STEP, Behind, Writeback
+from mayfly.storage.directory.writeback import STEP, FileSync, Writeback
 from mayfly.storage.errors import BlobUnknown, DigestInvalid, StorageFull
 from tests.storage.contract import OpenStore
 from tests.storage.disk import Disk, path_of
@@ -218,15 +218,15 @@ def test_one_sync_at_a_time(tmp_path: Path, syncs: Syncs) -> None:
     """A disk that is slower than the upload is asked less often, not more."""
     writeback = Writeback()
     with (tmp_path / "file").open("wb") as file:
-        behind = Behind(writeback)
+        sync = FileSync(writeback)
         for size in (STEP - 1, STEP, 2 * STEP, 3 * STEP):
-            behind.grown(file.fileno(), size)
+            sync.written(file.fileno(), size)
         assert syncs.begun.acquire(timeout=SECONDS)
         syncs.release()
-        behind.settle()
+        sync.wait()
         assert len(syncs.paths) == 1
-        behind.grown(file.fileno(), 2 * STEP - 1)
-        behind.grown(file.fileno(), 3 * STEP)
+        sync.written(file.fileno(), 2 * STEP - 1)
+        sync.written(file.fileno(), 3 * STEP)
         assert syncs.begun.acquire(timeout=SECONDS)
         writeback.close()
         assert len(syncs.paths) == 2

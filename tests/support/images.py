@@ -12,7 +12,7 @@ from typing import Any
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
 from mayfly.storage.digest import Digest
-from mayfly.storage.interface import Extent, Store
+from mayfly.storage.interface import Content, Extent, Store
 from mayfly.storage.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Manifest
 
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -25,11 +25,16 @@ def digest_of(data: bytes, algorithm: str = "sha256") -> str:
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
-def read(extent: Extent) -> bytes:
-    """The bytes an extent stands for."""
-    with extent.open() as file:
-        file.seek(extent.offset)
-        return file.read(extent.size)
+def read(content: Content) -> bytes:
+    """All bytes of content."""
+    with content.open() as opened:
+        return opened.read(0, content.size)
+
+
+def file_of(content: Content) -> Path:
+    """The file that content lies in."""
+    assert isinstance(content, Extent)
+    return content.path
 
 
 def push(store: Store, repository: str, data: bytes, algorithm: str = "sha256") -> Digest:

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from mayfly.storage.bundle import writer
 from mayfly.storage.bundle.errors import BundleInvalid
-from mayfly.storage.bundle.writer import Draft, Layout, lay_out
+from mayfly.storage.bundle.writer import ArchiveLayout, Draft, lay_out
 from mayfly.storage.digest import Digest, of
 
 BLOBS = {of(data): data for data in (b"", b"a", b"b" * 512, b"c" * 100_000)}
 DOCUMENTS = {of(b"{}"): b"{}"}
 
 
-def _layout(blobs: dict[Digest, bytes] | None = None) -> Layout:
+def _layout(blobs: dict[Digest, bytes] | None = None) -> ArchiveLayout:
     chosen = BLOBS if blobs is None else blobs
     return lay_out(b'{"manifests": []}', DOCUMENTS, [(d, len(b)) for d, b in chosen.items()])
 

@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mayfly.storage import digest as digests
-from mayfly.storage.bundle.errors import Interrupted
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.gate import Gate
 from mayfly.storage.directory.layout import Layout
 from mayfly.storage.directory.records import Records
+from mayfly.storage.errors import Interrupted
 from mayfly.storage.files import open_regular, stamp_of
 from mayfly.storage.trees import HostTree
 

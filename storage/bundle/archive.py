@@ -1,4 +1,4 @@
-"""What a kind of bundle must say of itself; the rest is the same for every kind."""
+"""What a kind of archive answers; everything else is the same for each kind of bundle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Listed(NamedTuple):
     Attributes:
         digest: of its manifest; None while its layers have to be hashed first.
         names: its full names, as text.
-        tag: what it has where it has no full name: a tag alone, as text.
+        tag: the tag of an image without a full name, as text.
     """
 
     digest: Digest | None
@@ -24,12 +24,12 @@ class Listed(NamedTuple):
     tag: str | None = None
 
 
-class Content(Protocol):
+class ArchiveReader(Protocol):
     """An opened bundle of some kind."""
 
     @property
     def listed(self) -> Sequence[Listed]:
-        """What the bundle lists, in its order."""
+        """The images that the bundle lists, in its order."""
 
     @property
     def names_by_config(self) -> Mapping[Digest, Sequence[str]]:
@@ -37,7 +37,7 @@ class Content(Protocol):
 
     @property
     def notices(self) -> Sequence[str]:
-        """What the operator should know, each a line of text."""
+        """Facts that the operator should know, each a line of text."""
 
     @property
     def volume(self) -> Volume | None:
@@ -48,7 +48,7 @@ class Content(Protocol):
         """Bytes that have to be hashed before every image has a digest."""
 
     def find(self, digest: Digest) -> Piece | None:
-        """Quick. Where content of this digest lies; None when it is not in the bundle.
+        """Quick. Locate content by its digest; None if it is not in the bundle.
 
         Raises:
             BundleChanged: the bundle was written to since it was opened.
@@ -58,4 +58,4 @@ class Content(Protocol):
         """Read the bytes that `unhashed` counts; afterwards there are none."""
 
     def close(self) -> None:
-        """Let go of what is held open."""
+        """Close the bundle's files."""

@@ -1,6 +1,6 @@
-"""Several read-only layers as one: the content of all, the first that has it answering.
+"""Several read-only stores as one: the content of all; of equal content, the first store's.
 
-A tag that two layers give to different manifests is an error, not a pick.
+A tag that points at different manifests in two stores is an error, not a choice.
 """
 
 from __future__ import annotations
@@ -10,46 +10,56 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 from mayfly.storage.bundle.errors import BundleConflict
-from mayfly.storage.bundle.layer import Layer
 from mayfly.storage.digest import Digest
-from mayfly.storage.directory.reader import manifest_unknown
-from mayfly.storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
-from mayfly.storage.interface import Extent
+from mayfly.storage.errors import (
+    BlobUnknown,
+    ContentCorrupt,
+    ManifestUnknown,
+    NameUnknown,
+    blob_unknown,
+    manifest_unknown,
+    repository_unknown,
+)
+from mayfly.storage.interface import Extent, LowerStore
 from mayfly.storage.referrers import Referrer
 
 
-class Stack:
-    """See `storage.bundle.layer.Layer`; of two layers, the first is asked first."""
+class Union:
+    """See `storage.interface.LowerStore`.
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self._layers = tuple(layers)
+    Args:
+        stores: asked in this order.
+    """
+
+    def __init__(self, stores: Sequence[LowerStore]) -> None:
+        self._stores = tuple(stores)
 
     def blob(self, repository: str, digest: Digest) -> Extent:
-        # The layer with the bytes must itself link them in the repository: a manifest of another
-        # layer that names them gives no right to them.
+        # The store with the bytes must itself link them in the repository: a manifest of another
+        # store that names them gives no right to them.
         refused: ContentCorrupt | None = None
-        for layer in self._layers:
+        for store in self._stores:
             try:
-                return layer.blob(repository, digest)
+                return store.blob(repository, digest)
             except BlobUnknown:
                 continue
             except ContentCorrupt as error:
-                refused = error  # another layer may have a good copy
-        raise refused or BlobUnknown("blob unknown to repository", {"digest": str(digest)})
+                refused = error  # another store may have a good copy
+        raise refused or blob_unknown(digest)
 
     def manifest(self, repository: str, digest: Digest) -> Extent:
-        for layer in self._layers:
+        for store in self._stores:
             try:
-                return layer.manifest(repository, digest)
+                return store.manifest(repository, digest)
             except ManifestUnknown:
                 continue
-        raise manifest_unknown(str(digest))
+        raise manifest_unknown(digest)
 
     def tag(self, repository: str, tag: str) -> Digest:
         found: set[Digest] = set()
-        for layer in self._layers:
+        for store in self._stores:
             try:
-                found.add(layer.tag(repository, tag))
+                found.add(store.tag(repository, tag))
             except ManifestUnknown:
                 continue
         if len(found) > 1:
@@ -60,31 +70,32 @@ class Stack:
         return found.pop()
 
     def tags(self, repository: str) -> list[str]:
-        return merge_tags(repository, [layer.tags for layer in self._layers])
+        return merge_tags(repository, [store.tags for store in self._stores])
 
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
-        pages = [layer.repositories(after, limit, prefix) for layer in self._layers]
+        pages = [store.repositories(after, limit, prefix) for store in self._stores]
         return merge_names(pages, limit)
 
-    def holders(self, digest: Digest) -> Iterator[str]:
-        return distinct(layer.holders(digest) for layer in self._layers)
+    def repositories_with(self, digest: Digest) -> Iterator[str]:
+        return distinct(store.repositories_with(digest) for store in self._stores)
 
     def referrers(self, repository: str, subject: Digest, after: str = "") -> Iterator[Referrer]:
-        return merge_referrers(x.referrers(repository, subject, after) for x in self._layers)
+        asked = (repository, subject, after)
+        return merge_referrers(store.referrers(*asked) for store in self._stores)
 
     def links(self, repository: str, digest: Digest) -> bool:
-        return any(layer.links(repository, digest) for layer in self._layers)
+        return any(store.links(repository, digest) for store in self._stores)
 
     def revisions(self, repository: str) -> Iterator[Digest]:
-        return iter({d for layer in self._layers for d in layer.revisions(repository)})
+        return iter({d for store in self._stores for d in store.revisions(repository)})
 
     def content(self, digest: Digest) -> Extent | None:
         refused: ContentCorrupt | None = None
-        for layer in self._layers:
+        for store in self._stores:
             try:
-                found = layer.content(digest)
+                found = store.content(digest)
             except ContentCorrupt as error:
-                # Another layer may have a good copy.
+                # Another store may have a good copy.
                 refused = error
                 continue
             if found is not None:
@@ -110,7 +121,7 @@ def merge_tags(repository: str, sources: Sequence[Callable[[str], list[str]]]) -
         except NameUnknown as error:
             unknown = error
     if not known:
-        raise unknown or NameUnknown("repository name not known to registry", {"name": repository})
+        raise unknown or repository_unknown(repository)
     return sorted(found)
 
 
