@@ -1,1 +1,13 @@
-"""Content-addressed storage. Knows no HTTP and no users."""
+"""Content-addressed storage: blobs, manifests, tags, and the bundles that images come in.
+
+Nothing here may know HTTP, users or the server's lifetime. The rooms, top down; each imports lower
+ones only (`tests/test_architecture.py`):
+
+    transfer/  upkeep/     import and export; collect, verify and repair
+    overlay    survey      a writable store over bundles; the images of a store
+    bundle/                image archives, served where they lie
+    directory/             the writable store, in the format of registry:2
+    images     referrers   what manifests tell together
+    reading    interface   what every store answers
+    manifest   reference   digest   trees   files   errors
+"""

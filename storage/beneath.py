@@ -1,15 +1,14 @@
-"""A directory from somebody else, read below its own descriptor and nowhere else.
+"""A directory from another host, read below its own descriptor only.
 
 A link in such a directory may name any file of this host, opening a pipe blocks, and opening a
 device may have any effect. So a name is resolved from the directory's descriptor without following
-a link, and the file it leads to is examined (``O_PATH``) before it is opened: only regular files
-are.
+links, and the file is examined (``O_PATH``) before it is opened: only regular files are opened.
 
     name ──► openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS, O_PATH) ──► fstat ──► open by descriptor
-             or, where the kernel has no openat2 or a sandbox forbids it,
+             or, if the kernel has no openat2 or a sandbox forbids it,
              one openat(O_NOFOLLOW | O_PATH) for each component
 
-The last step opens ``/proc/self/fd/N``, that is, the very inode that was looked at.
+The last step opens ``/proc/self/fd/N``, which is the inode that was examined.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from mayfly.storage.trees import MOST_ENTRIES
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPENAT2 = 437
-"""Number of the system call, the same on every architecture (Linux 5.6)."""
+"""Number of the system call, which is the same on every architecture (Linux 5.6)."""
 
 _RESOLVE = 0x02 | 0x04 | 0x08
 """RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH, from linux/openat2.h."""
@@ -41,15 +40,15 @@ _KINDS = {
 }
 
 Lookup = Callable[[int, bytes], int]
-"""Gives an ``O_PATH`` descriptor for a name below a directory's descriptor."""
+"""Returns an ``O_PATH`` descriptor for a name below a directory's descriptor."""
 
 
 class Beneath:
     """See `storage.trees.Tree`. Safe for use from several threads until it is closed.
 
     Args:
-        root: the directory; it may itself be a link, for its operator named it.
-        lookup: how names are resolved; by default the best way that works here.
+        root: the directory; it may itself be a link, since the operator named it.
+        lookup: resolves names; by default the best way that works here.
 
     Raises:
         OSError: it cannot be opened as a directory.
@@ -61,7 +60,7 @@ class Beneath:
         self._lookup = lookup or best_lookup(self._descriptor)
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Close the directory."""
         os.close(self._descriptor)
 
     def status(self, path: Path) -> os.stat_result | None:
@@ -117,7 +116,7 @@ class Beneath:
                         raise PathRefused(
                             f"{self._shown(path)} has more than {MOST_ENTRIES} entries"
                         )
-                    # Looked at now: later the descriptor is another file's.
+                    # Asked now: later the descriptor may be another file's.
                     entry.is_dir(follow_symlinks=False)
                     found.append(entry)
         finally:
@@ -158,7 +157,7 @@ class Beneath:
 
 
 def best_lookup(directory: int) -> Lookup:
-    """`by_openat2` where the kernel has that call and the sandbox allows it, else `by_walking`."""
+    """Return `by_openat2` if the kernel and the sandbox allow that call, else `by_walking`."""
     try:
         found = by_openat2(directory, b".")
     except (OSError, AttributeError):
@@ -172,9 +171,9 @@ def by_openat2(directory: int, name: bytes) -> int:
     """Resolve a name by one call that follows no link.
 
     Raises:
-        OSError: ELOOP where a link is on the way; ENOSYS, EPERM where the call cannot be used.
+        OSError: ELOOP if a link is on the way; ENOSYS, EPERM if the call cannot be used.
     """
-    # Imported only where a directory is served.
+    # Imported only when a directory is served: it takes milliseconds of the start.
     import ctypes
 
     how = (ctypes.c_uint64 * 3)(_LOOK, 0, _RESOLVE)
@@ -192,10 +191,10 @@ def by_openat2(directory: int, name: bytes) -> int:
 
 
 def by_walking(directory: int, name: bytes) -> int:
-    """Resolve a name component by component, looking at each.
+    """Resolve a name component by component, and examine each.
 
     Raises:
-        OSError: ELOOP where a link is on the way, as openat2 has it.
+        OSError: ELOOP if a link is on the way, as with openat2.
     """
     current = os.dup(directory)
     parts = name.split(b"/")

@@ -1,7 +1,7 @@
 """Digests: ``algorithm:hex``, the names of content.
 
 Grammar and registered algorithms: OCI image-spec, descriptor.md, "Digests". Only the two
-registered algorithms are taken; a path is built from a `Digest`, never from text.
+registered algorithms are accepted; a path is built from a `Digest`, never from text.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 HEX_LENGTHS = {"sha256": 64, "sha512": 128}
-"""Registered algorithm → length of its lower-case hexadecimal text."""
+"""The length of the lower-case hexadecimal text of each registered algorithm."""
 
 CANONICAL = "sha256"
-"""The algorithm used where the client does not choose."""
+"""The algorithm used if the client does not choose one."""
 
 _HEX = re.compile(r"[0-9a-f]+")
 
@@ -53,7 +53,7 @@ def parse(text: str) -> Digest:
 
 
 def hasher(algorithm: str = CANONICAL) -> _Hash:
-    """A new hash for a registered algorithm.
+    """Return a new hash for a registered algorithm.
 
     Raises:
         DigestInvalid: the algorithm is not supported.
@@ -65,7 +65,7 @@ def hasher(algorithm: str = CANONICAL) -> _Hash:
 
 
 def of(data: bytes, algorithm: str = CANONICAL) -> Digest:
-    """The digest of ``data``."""
+    """Return the digest of ``data``."""
     made = hasher(algorithm)
     made.update(data)
     return Digest(algorithm, made.hexdigest())

@@ -1,7 +1,7 @@
-"""What storage can refuse, one class for each reason.
+"""The errors of storage, one class for each reason.
 
-A message says what is wrong in the caller's terms and never shows a path of the host: it travels
-to the client. ``detail`` is the machine-readable part (the OCI error's ``detail`` field).
+A message describes the fault in the caller's terms and never shows a path of the host, since it is
+sent to the client. ``detail`` is the machine-readable part (the OCI error's ``detail`` field).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class StorageError(Exception):
         self.message = message
         self.detail = detail
         self.reported = False
-        """Whether the operator was told already, so that a log has it once."""
+        """Whether it was logged already."""
 
 
 class NameInvalid(StorageError):
@@ -33,11 +33,11 @@ class TagInvalid(StorageError):
 
 
 class DigestInvalid(StorageError):
-    """A digest outside the grammar, of an unknown algorithm, or not that of the content."""
+    """A digest outside the grammar, of an unknown algorithm, or of other content."""
 
 
 class SizeInvalid(StorageError):
-    """Content whose length is not the one its descriptor or request announced."""
+    """Content of another length than its descriptor or request announced."""
 
 
 class NameUnknown(StorageError):
@@ -73,9 +73,10 @@ class Interrupted(StorageError):
 
 
 class UploadOffset(StorageError):
-    """Bytes offered at another offset than where the upload stands.
+    """Bytes that do not begin where the upload ends.
 
-    ``offset`` is where it stands: the number of bytes received so far.
+    Attributes:
+        offset: the number of bytes received so far.
     """
 
     def __init__(self, message: str, offset: int) -> None:
@@ -84,15 +85,15 @@ class UploadOffset(StorageError):
 
 
 class ReadOnly(StorageError):
-    """A change asked of a store that takes none."""
+    """A change of a read-only store."""
 
 
 class StorageFull(StorageError):
-    """No space, quota or inode left for the bytes offered."""
+    """No space, quota or inode left."""
 
 
 class StorageFailed(StorageError):
-    """The disk does not do its work: an input or output error."""
+    """The disk failed: an input or output error."""
 
 
 class ContentCorrupt(StorageError):
@@ -100,7 +101,7 @@ class ContentCorrupt(StorageError):
 
 
 class PathRefused(ContentCorrupt):
-    """A link, a pipe or a device in a directory, where its content should be."""
+    """A link, a pipe or a device in the place of a file."""
 
 
 def blob_unknown(digest: object) -> BlobUnknown:

@@ -1,4 +1,4 @@
-"""What a store holds, seen as images: names, sizes, layer stacks, and what they share.
+"""The images of a store: names, sizes, layers, and which layers they share.
 
 Reads any `storage.interface.Reader`. Sizes are those of the stored (compressed) blobs, in bytes.
 """
@@ -26,17 +26,17 @@ _MAX_CONFIG = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A tag and what it leads to.
+    """An image of a store, with everything below it.
 
     Attributes:
         name: ``repository:tag``.
         digest: of the manifest or index the tag points at.
         media_type: of the same.
-        blobs: every blob below it → its size; the manifests themselves are among them.
+        blobs: the size of every blob below it, manifests included.
         missing: content that it names and the repository does not hold.
-        faults: manifests that could not be read, wholly or in part; what those name is not known.
-        left_out: of ``missing``, what an index names, as other platforms that were not copied.
-        manifests: of ``blobs``, those that are manifests, the image's own first.
+        faults: manifests that could not be read, wholly or in part; their content is unknown.
+        left_out: the part of ``missing`` that an index names: other platforms, not copied.
+        manifests: the manifests among ``blobs``, the image's own first.
         artifact_type: of the image's own manifest.
     """
 
@@ -57,7 +57,7 @@ class Image:
 
     @property
     def size(self) -> int:
-        """Bytes that a node without any of it would fetch."""
+        """Bytes that a node without any of its content would fetch."""
         return sum(self.blobs.values())
 
 
@@ -66,9 +66,9 @@ class Layer:
     """One layer of a stack, bottom first.
 
     Attributes:
-        size: of the stored blob, else as the manifest says; None where neither is known.
-        created_by: the build step, from the config's history; "" where it does not say.
-        shared_with: other images that have the same layer.
+        size: of the stored blob, else as the manifest says; None if neither is known.
+        created_by: the build step, from the config's history; "" if it has none.
+        shared_with: other images with the same layer.
     """
 
     digest: Digest
@@ -80,13 +80,13 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One image of a platform: its layers as the union mount would see them, bottom to top.
+    """The image of one platform.
 
     Attributes:
         platform: ``os/architecture``; "" for an artifact.
         digest: of the manifest.
         layers: bottom first.
-        attests: the platform's manifest that this one is a BuildKit attestation of.
+        attests: of a BuildKit attestation, the manifest of the platform that it describes.
     """
 
     platform: str
@@ -96,18 +96,18 @@ class Stack:
 
 
 def images(reader: Reader) -> Iterator[Image]:
-    """Every tagged image, by name."""
+    """Yield every tagged image, in order of name."""
     for repository in repositories(reader):
         for tag in reader.tags(repository):
             try:
                 digest = reader.tag(repository, tag)
                 yield image(reader, repository, digest, f"{repository}:{tag}")
             except ManifestUnknown:
-                continue  # deleted meanwhile, or a tag that leads nowhere
+                continue  # deleted meanwhile, or a tag without manifest
 
 
 def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
-    """What a manifest or index leads to.
+    """Return the image of a manifest or index.
 
     Raises:
         ManifestUnknown: it is not in the repository.
@@ -128,7 +128,7 @@ def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
             elif found == digest:
                 raise manifest
             else:
-                # registry:2 takes an entry that is a blob, whatever type the index gives it.
+                # registry:2 accepts an entry that is a blob, whatever type the index gives it.
                 _add_blob(reader, repository, found, True, blobs, missing)
                 children.add(found)
             continue
@@ -156,12 +156,12 @@ def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
 
 
 def resolve(reader: Reader, text: str) -> tuple[str, Digest]:
-    """The repository and digest that an operator's image name means.
+    """Return the repository and digest that an operator's image name means.
 
-    ``x``, ``library/x`` and ``docker.io/library/x`` are one; a registry's host is passed over.
+    ``x``, ``library/x`` and ``docker.io/library/x`` mean the same; a host is ignored.
 
     Raises:
-        NameInvalid, TagInvalid, DigestInvalid: the text is no image name.
+        NameInvalid, TagInvalid, DigestInvalid: the text is not an image name.
         ManifestUnknown: there is no such image.
     """
     reference = parse_reference(text)
@@ -179,14 +179,14 @@ def resolve(reader: Reader, text: str) -> tuple[str, Digest]:
 def stacks(
     reader: Reader, repository: str, digest: Digest, name: str, *, shared: bool = True
 ) -> list[Stack]:
-    """The layer stack of each platform of an image.
+    """Return the layers of each platform of an image.
 
     Args:
-        reader: that has it.
-        repository: it is in.
+        reader: with the image.
+        repository: of the image.
         digest: of its manifest or index.
-        name: its own, which is not among those that share a layer.
-        shared: whether to look at every other image for those that share one.
+        name: of the image, which is not listed among those that share a layer.
+        shared: whether to look for other images with the same layers; reads all of them.
 
     Raises:
         ManifestUnknown: it is not in the repository.
@@ -274,7 +274,7 @@ def _config(reader: Reader, repository: str, manifest: Manifest) -> dict[str, An
 
 
 def _steps(config: dict[str, Any]) -> list[str]:
-    """The build step of each layer, as far as a config of whatever shape has them."""
+    """Return the build step of each layer, as far as a config of any shape has them."""
     history = config.get("history")
     steps = [s for s in history if isinstance(s, dict)] if isinstance(history, list) else []
     created = [step.get("created_by") for step in steps if not step.get("empty_layer")]

@@ -1,10 +1,10 @@
-"""What a store offers. Every store passes the same contract suite (`tests/storage/contract.py`).
+"""The interface of stores. Every store passes one contract suite (`tests/storage/contract.py`).
 
 Calls are synchronous; the caller chooses the thread. *Quick* methods make a small, fixed number of
-local metadata calls and may run on the event loop; every other one reads content, writes, syncs or
-walks, and belongs in a worker thread.
+local metadata calls and may run on the event loop; all others read content, write, sync or walk,
+and belong in a worker thread.
 
-Beside the errors named, any method may raise `NameInvalid` or `TagInvalid` for text outside the
+Besides the errors named, any method may raise `NameInvalid` or `TagInvalid` for text outside the
 grammar, and `StorageFull` or `OSError` when the disk refuses.
 """
 
@@ -192,7 +192,7 @@ def open_file(opener: Opener, path: Path) -> io.FileIO:
 
 
 class Reader(Protocol):
-    """The read side: what any store, bundle or overlay answers."""
+    """The read side of any store, bundle or overlay."""
 
     def blob(self, repository: str, digest: Digest) -> Content:
         """Quick. Locate a blob linked in this repository.
@@ -209,41 +209,43 @@ class Reader(Protocol):
         """
 
     def tag(self, repository: str, tag: str) -> Digest:
-        """Quick. The digest a tag points at, of the algorithm it was pushed with.
+        """Quick. Return the digest a tag points at, of the algorithm it was pushed with.
 
         Raises:
             ManifestUnknown: no such tag.
         """
 
     def tags(self, repository: str) -> list[str]:
-        """Every tag of a repository in lexical order.
+        """Return every tag of a repository in lexical order.
 
         Raises:
             NameUnknown: no such repository.
         """
 
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
-        """Up to ``limit`` repository names that follow ``after`` in lexical order.
+        """Return up to ``limit`` repository names that follow ``after`` in lexical order.
 
         Args:
-            prefix: what they begin with; no directory of others is looked at, but for those on
-                the way.
+            after: a name, or "".
+            limit: most names.
+            prefix: the start of the names; only directories on the way to such names are read.
         """
 
     def repositories_with(self, digest: Digest) -> Iterator[str]:
-        """The repositories a blob is linked in, found one by one as they are asked for."""
+        """Yield the repositories that link a blob, found one by one."""
 
     def referrers(
         self, repository: str, subject: Digest, after: str = ""
     ) -> Iterator[dict[str, object]]:
-        """Descriptors of the manifests whose subject is ``subject``, in order of digest.
+        """Yield descriptors of the manifests whose subject is ``subject``, in order of digest.
 
-        Made one by one as they are asked for: their annotations may be large.
+        They are made one by one: their annotations may be large. There are none for an unknown
+        repository or subject (spec: never 404).
 
         Args:
-            after: the digest that those wanted follow.
-
-        Empty when there are none and also for an unknown repository or subject (spec: never 404).
+            repository: of the manifests.
+            subject: a digest.
+            after: only digests that follow this one.
         """
 
 
@@ -291,7 +293,7 @@ def linked_blob(store: LowerStore, repository: str, digest: Digest) -> Extent:
 
 
 class Upload(Protocol):
-    """One upload session. Its state is the partial file: offset = size on disk."""
+    """One upload session. Its state is the partial file, whose size is its offset."""
 
     @property
     def id(self) -> str:
@@ -305,10 +307,10 @@ class Upload(Protocol):
         """Append ``data``, which begins at byte ``at`` of the blob.
 
         The session's lock is held for this write only, never while a body is awaited: of two
-        writers the one whose offset fits goes on, the other is told where the upload stands.
+        writers, the one with the right offset continues; the other gets the offset in the error.
 
         Raises:
-            UploadOffset: the upload stands elsewhere.
+            UploadOffset: the upload has another offset.
             UploadUnknown: it was finished or cancelled meanwhile.
         """
 
@@ -329,28 +331,30 @@ class Upload(Protocol):
 
 
 class Store(Reader, Protocol):
-    """A store that also takes content. A read-only one raises `ReadOnly` from each of these."""
+    """A store that also takes changes. A read-only one raises `ReadOnly` from each of these."""
 
     def check_room(self, size: int) -> None:
-        """Quick. Make sure that so many bytes more of blobs fit, before the first is taken.
+        """Quick. Check that ``size`` more bytes of blobs fit, before the first is received.
 
         Raises:
             StorageFull: they do not.
         """
 
     def begin_upload(self, repository: str, algorithm: str, *, resumable: bool = True) -> Upload:
-        """Start an upload session whose bytes are hashed with ``algorithm`` as they come.
+        """Start an upload session whose bytes are hashed with ``algorithm`` as they arrive.
 
         Args:
-            resumable: whether `upload` is to find it, also after a restart. One whose id nobody
-                is told is better dropped by a restart than kept.
+            repository: of the blob.
+            algorithm: of its digest.
+            resumable: whether `upload` finds the session, also after a restart. False for a session
+                whose id no client is given; a restart removes it.
 
         Raises:
             DigestInvalid: the algorithm is not supported.
         """
 
     def upload(self, repository: str, upload_id: str) -> Upload:
-        """Quick. Find a session again, also after a restart.
+        """Quick. Find a session, also after a restart.
 
         Raises:
             UploadUnknown: there is none of that id in this repository.
@@ -370,7 +374,7 @@ class Store(Reader, Protocol):
         """Link a blob of ``source`` in ``repository`` without copying it.
 
         Raises:
-            BlobUnknown: the source does not hold it.
+            BlobUnknown: the source does not have it.
         """
 
     def put_manifest(
@@ -380,23 +384,23 @@ class Store(Reader, Protocol):
 
         Raises:
             DigestInvalid: ``digest`` is not that of the manifest's bytes.
-            ManifestBlobUnknown: it names content this repository does not hold (unless the store
-                was told to take sparse manifests).
+            ManifestBlobUnknown: it names content this repository does not hold, and the store does
+                not accept sparse manifests.
             SizeInvalid: it gives another size for content the repository holds.
         """
 
     def compare(self, repository: str, digest: Digest, body: bytes) -> None:
-        """Compare the sizes that a stored manifest gives with those of the repository's blobs.
+        """Compare the sizes in a stored manifest with those of the repository's blobs.
 
-        A manifest proves nothing, but where the two differ a blob may be cut, and its size may
-        never have been recorded: then its bytes are hashed in the background.
+        If two differ, the blob may have been cut short. A manifest proves nothing, so the blob is
+        hashed in the background unless its size was verified before.
 
         Args:
             body: the manifest's bytes, which were hashed and have this digest.
         """
 
     def examine(self, digest: Digest) -> bool:
-        """Hash content again that did not have its digest; return whether it has.
+        """Hash stored content again and return whether it has its digest.
 
         Damaged content is unknown from then on, until it is pushed or imported again.
         """

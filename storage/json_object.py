@@ -1,10 +1,10 @@
-"""JSON objects from strangers, read within bounds on nesting, on the number of values, and on time.
+"""Untrusted JSON objects, read within bounds on nesting, on the number of values, and on time.
 
 Python's decoder builds every value and recurses once a level, so a few megabytes of ``{"":0}``
 become hundreds, and a thousand brackets end in a RecursionError. The bounds are therefore checked
-on the text, by scans that run in C and take time in proportion to its length, before anything is
-built. `read` refuses what exceeds a bound or repeats a key. `read_leniently` is for content that
-is stored already: it reads the parts that are within the bounds and says which are not.
+on the text before anything is built, by scans that run in C and take time in proportion to its
+length. `read` refuses a text that exceeds a bound or repeats a key. `read_leniently` is for content
+that is stored already: it reads the parts within the bounds and names the others.
 """
 
 from __future__ import annotations

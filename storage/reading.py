@@ -23,7 +23,7 @@ _PAGE = 1000
 
 
 def repositories(reader: Reader) -> Iterator[str]:
-    """Every repository in lexical order."""
+    """Yield every repository in lexical order."""
     after = ""
     while page := reader.repositories(after, _PAGE):
         yield from page
@@ -49,11 +49,11 @@ def try_load(reader: Reader, repository: str, digest: Digest) -> Manifest | Stor
 
 
 def read_manifest(reader: Reader, repository: str, digest: Digest) -> bytes:
-    """The bytes of a manifest, which have its digest.
+    """Return the bytes of a manifest after checking their digest.
 
     Raises:
         ManifestUnknown: it is not in the repository.
-        ManifestTooLarge: it is over `storage.manifest.MAX_SIZE`, so it was not read.
+        ManifestTooLarge: it is larger than `storage.manifest.MAX_SIZE`; it was not read.
         ContentCorrupt: its bytes have another digest.
     """
     content = reader.manifest(repository, digest)
@@ -61,7 +61,7 @@ def read_manifest(reader: Reader, repository: str, digest: Digest) -> bytes:
         raise ManifestTooLarge(f"manifest is larger than {MAX_SIZE} bytes")
     body = read(content)
     if digests.of(body, digest.algorithm) != digest:
-        # It may well be a manifest, but is another one.
+        # It may be a manifest, but it is another one.
         raise ContentCorrupt(f"manifest {digest} is damaged", {"digest": str(digest)})
     return body
 
@@ -110,7 +110,7 @@ class ContentStream(io.RawIOBase):
 
 
 def find_blob(reader: Reader, repository: str, digest: Digest) -> Content | None:
-    """Where a blob's bytes lie; None when the repository has none that can be used."""
+    """Locate a blob; None if the repository has no usable one."""
     try:
         return reader.blob(repository, digest)
     except (BlobUnknown, ContentCorrupt):

@@ -1,4 +1,4 @@
-"""A store that refuses every change, over any store that may take them."""
+"""A read-only view of any store."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ReadOnlyStore:
         raise _refused()
 
     def compare(self, repository: str, digest: Digest, body: bytes) -> None:
-        """Nothing can be recorded, and nobody could mend it."""
+        """Do nothing: a read-only store records nothing."""
 
     def examine(self, digest: Digest) -> bool:
         return False

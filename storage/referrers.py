@@ -1,15 +1,15 @@
-"""The referrers of each subject, derived from the manifests themselves.
+"""The referrers of each subject, derived from the manifests.
 
-The distribution format has no place for such a list. Keeping one beside it would go stale whenever
-registry:2 writes to the same directory, so it is read off the manifests when first asked for and
-then held in memory. What a repository's revisions directory lists is read again once its mtime has
-changed, and then only the new manifests. That alone would miss two things, as registry:2 deletes a
-manifest by its link file and leaves the directory: so whether a manifest is linked is looked at
-whenever it is listed, and those without a link are looked at again each time.
+The distribution format has no list of referrers, and one beside it would become stale whenever
+registry:2 writes to the same directory. So the manifests of a repository are read at the first
+request, and their subjects are kept in memory. The repository's revisions directory is listed again
+when its mtime has changed; then only new manifests are read. registry:2 deletes a manifest by its
+link file and leaves the directory, which the mtime does not show: so each listing checks whether
+the manifests are linked, and reads those again that had no link.
 
-What is held is bounded in bytes: of the repositories asked for last, which manifest refers to
-which. Descriptors carry annotations, up to 4 MiB each, so they are made from the manifest one by
-one as they are listed; small ones are kept.
+The memory is bounded in bytes: subjects are kept for the repositories requested last. Descriptors
+have annotations of up to 4 MiB, so they are made from the manifest one by one as they are listed;
+small ones are cached.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from mayfly.storage.reading import read_unverified
 from mayfly.storage.sized_cache import SizedCache
 
 _MAX_KNOWN = 16 * 1024 * 1024
-"""Bytes for the subjects of manifests, in all repositories: some 40,000 manifests."""
+"""Bytes for the subjects of the manifests of all repositories: some 40,000 manifests."""
 
 _PER_MANIFEST = 400
-"""Bytes that one manifest takes of these: two digests, their places in tables."""
+"""Bytes of these for one manifest: two digests and their places in tables."""
 
 _MAX_DESCRIPTORS = 4 * 1024 * 1024
-"""Bytes for the descriptors listed last."""
+"""Bytes for the descriptors that were listed last."""
 
 Referrer = dict[str, object]
-"""The descriptor of a manifest that refers to another, as the referrers list has it."""
+"""The descriptor of a manifest in the referrers list of its subject."""
 
 _SETTLE_NS = 50_000_000
-"""A directory changed so recently may change again without a new mtime (clock ticks are 4 ms)."""
+"""Nanoseconds within which a directory may change twice with one mtime (clock ticks are 4 ms)."""
 
 
 class Revisions(Reader, Protocol):
-    """A store's manifests, as far as referrers need them."""
+    """The manifests of a store, as referrers need them."""
 
     def revision_directories(self, repository: str) -> Iterable[Path]:
-        """The directories whose mtime tells that a manifest came or went."""
+        """The directories whose mtime changes when a manifest is added or removed."""
 
     def revision_entries(self, repository: str) -> Iterable[Digest]:
         """Every manifest that is or was linked in a repository."""
@@ -70,7 +70,7 @@ class _Known:
 
 
 class Referrers:
-    """Answers "who refers to this" for the repositories of one store."""
+    """The referrers in the repositories of one store."""
 
     def __init__(self, revisions: Revisions) -> None:
         self._revisions = revisions
@@ -79,26 +79,28 @@ class Referrers:
         self._lock = threading.Lock()
 
     def of(self, repository: str, subject: Digest, after: str = "") -> Iterator[Referrer]:
-        """Descriptors of the manifests that name ``subject``, in order of digest.
+        """Yield descriptors of the manifests whose subject is ``subject``, in order of digest.
 
         Args:
-            after: the digest that those wanted follow.
+            repository: of the manifests.
+            subject: a digest.
+            after: only digests that follow this one.
         """
         with self._lock:
             known = self._known.get(repository)
             if known is None:
                 self._known.put(repository, known := _Known())
-        # One repository may have very many manifests; others do not wait for it.
+        # A lock for each repository: one with very many manifests delays no other.
         with known.lock:
             self._refresh(repository, known)
             found = sorted(d for d in known.by_subject.get(subject, ()) if str(d) > after)
         with self._lock:
             if self._known.get(repository) is known:
-                self._known.put(repository, known)  # measured again
+                self._known.put(repository, known)  # its size has changed
         return self._descriptors_of(repository, found)
 
     def changed(self, repository: str, digest: Digest) -> None:
-        """A manifest was pushed: read it again, whatever it was before."""
+        """Read a manifest again that was pushed."""
         known = self._known.get(repository)
         if known is not None:
             with known.lock:
@@ -134,7 +136,7 @@ class Referrers:
         try:
             manifest = manifests.parse_stored(read_unverified(self._revisions, repository, digest))
         except (ManifestInvalid, DigestInvalid):
-            # Foreign or damaged: it can refer to nothing that we could list.
+            # Foreign or damaged: it has no subject that could be listed.
             subject = None
         except (StorageError, OSError):
             return
@@ -153,7 +155,7 @@ class Referrers:
             known.by_subject[subject].discard(digest)
 
     def _stamp(self, repository: str) -> tuple[int, ...]:
-        """The directories' mtimes in nanoseconds; empty while they may still be moving."""
+        """Return the directories' mtimes in nanoseconds; empty if they changed just now."""
         times = []
         for directory in self._revisions.revision_directories(repository):
             try:
@@ -164,7 +166,7 @@ class Referrers:
 
 
 def size_of(descriptor: Referrer) -> int:
-    """The bytes that a descriptor takes, roughly."""
+    """Estimate the bytes that a descriptor takes."""
     annotations = descriptor.get("annotations")
     if not isinstance(annotations, dict):
         return 600

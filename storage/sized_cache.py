@@ -1,4 +1,4 @@
-"""A cache bounded by bytes: strangers choose how large the values are, not only how many."""
+"""A cache bounded by bytes, since clients choose how large the values are, not only how many."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 ENTRY = 200
-"""Bytes that an entry takes beside what `size_of` counts: its key, its place in the table."""
+"""Bytes that an entry takes besides its value: its key and its place in the table."""
 
 
 class SizedCache(Generic[K, V]):
-    """Values that take at most so many bytes together; the least recently used are dropped first.
+    """Values of at most ``max_bytes`` together; the least recently used are dropped first.
 
     A value larger than the whole budget is not kept. Safe for use from several threads.
 
     Args:
         max_bytes: for all values.
-        size_of: the bytes that a value takes, estimated.
+        size_of: estimates the bytes of a value.
     """
 
     def __init__(self, max_bytes: int, size_of: Callable[[V], int]) -> None:
@@ -33,11 +33,11 @@ class SizedCache(Generic[K, V]):
 
     @property
     def size(self) -> int:
-        """Bytes that the values take."""
+        """Bytes of all values."""
         return self._size
 
     def get(self, key: K) -> V | None:
-        """A value, which counts as used now; None where there is none."""
+        """Return a value, which counts as used now; None if there is none."""
         with self._lock:
             found = self._entries.get(key)
             if found is None:
@@ -46,7 +46,7 @@ class SizedCache(Generic[K, V]):
             return found[0]
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value, measured now, in the place of the one that the key had."""
+        """Keep a value, measured now, instead of the key's earlier one."""
         size = self._size_of(value) + ENTRY
         with self._lock:
             self._remove(key)
@@ -58,7 +58,7 @@ class SizedCache(Generic[K, V]):
                 self._remove(next(iter(self._entries)))
 
     def pop(self, key: K) -> None:
-        """Drop a value if there is one."""
+        """Remove a value if there is one."""
         with self._lock:
             self._remove(key)
 

@@ -1,6 +1,6 @@
-"""All images of a store by name, including damaged ones: the base of `ls`, `du` and `export`.
+"""All images of a store by name, damaged ones included, for `ls`, `du` and `export`.
 
-One bad entry hides no other: a name whose image cannot be read is a `Damaged` among the images.
+A damaged entry hides no other: a name whose image cannot be read is a `Damaged` among the images.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mayfly.storage.reference import LATEST, parse_reference
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """A name that should lead to an image and does not.
+    """A name whose image is gone or damaged.
 
     Attributes:
         name: ``repository:tag``, or the repository that cannot be read at all.
-        reason: why, for the operator.
+        reason: for the operator.
     """
 
     name: str
@@ -33,16 +33,16 @@ class Damaged:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Where the bytes of a store are. Of two kinds that share a blob, the first counts it.
+    """How the bytes of a store are used. A blob that two uses share counts for the first.
 
     Attributes:
-        images: how many tags lead to an image.
-        logical: bytes that these would take without sharing.
+        images: number of tags with an image.
+        logical: bytes that the images would take without sharing.
         stored: bytes that they take.
-        untagged: how many manifests no tag leads to.
-        untagged_size: bytes that only they need.
+        untagged: number of manifests that no tag leads to.
+        untagged_size: bytes that only these need.
         unused_size: bytes that nothing needs.
-        damaged: names that lead to no image; what they need counts as unused.
+        damaged: names whose image is gone; the content of these images counts as unused.
     """
 
     images: int
@@ -60,7 +60,7 @@ class Space:
 
 
 def tagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:
-    """Every tag's image, by repository and tag."""
+    """Yield the image of every tag, by repository and tag."""
     for repository in repositories(reader):
         try:
             for tag in reader.tag_names(repository):
@@ -98,10 +98,10 @@ def _tagged(reader: DirectoryReader, repository: str, tag: str) -> Image | Damag
 
 
 def find(reader: DirectoryReader, text: str) -> tuple[str, Digest]:
-    """The repository and digest that an operator's image name means; see `storage.images.resolve`.
+    """Resolve an operator's image name; see `storage.images.resolve`.
 
     Raises:
-        ContentCorrupt: there is such an image, but its tag or manifest is damaged.
+        ContentCorrupt: the image exists, but its tag or manifest is damaged.
     """
     try:
         return resolve(reader, text)
@@ -119,7 +119,7 @@ def find(reader: DirectoryReader, text: str) -> tuple[str, Digest]:
 def _why_lost(
     reader: DirectoryReader, repository: str, tag: str, digest: Digest | None
 ) -> str | None:
-    """The reason why an image is damaged; None if there is no such image."""
+    """Return the reason why an image is damaged; None if there is no such image."""
     if digest is not None:
         is_lost = reader.is_linked(repository, digest)
         return f"manifest {digest} is gone or damaged" if is_lost else None
@@ -128,7 +128,7 @@ def _why_lost(
 
 
 def untagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:
-    """Every manifest that no tag leads to, as ``repository@digest``; parts of others aside."""
+    """Yield every manifest that no tag leads to, as ``repository@digest``, without its parts."""
     for repository in repositories(reader):
         try:
             loose = loose_manifests(reader, repository)
@@ -152,7 +152,7 @@ def untagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:
 
 
 def loose_manifests(reader: DirectoryReader, repository: str) -> list[Digest]:
-    """The manifests of a repository that no tag leads to, in order of digest."""
+    """Return the manifests of a repository that no tag leads to, in order of digest."""
     reached: set[Digest] = set()
     for digest in reader.tag_targets(repository):
         if digest not in reached:

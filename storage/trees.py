@@ -15,14 +15,14 @@ from typing import Protocol
 from mayfly.storage.files import is_absent, open_regular
 
 MOST_ENTRIES = 1_000_000
-"""More entries than any directory of a registry has; a listing costs memory for each."""
+"""Most entries of a directory that are listed; each costs memory."""
 
 
 class Opener(Protocol):
     """Opens the file of an extent."""
 
     def open(self, path: Path) -> int:
-        """A new descriptor of a regular file, for reading.
+        """Open a regular file for reading and return its descriptor.
 
         Raises:
             FileNotFoundError: there is no regular file of that name.
@@ -34,10 +34,10 @@ class Tree(Opener, Protocol):
     """The files below one directory, by their full paths."""
 
     def status(self, path: Path) -> os.stat_result | None:
-        """Quick. The status of a file or directory; None where there is none.
+        """Quick. The status of a file or directory; None if there is none.
 
         Raises:
-            PathRefused: a link leads there, or it is something else than a file or directory.
+            PathRefused: a link leads there, or it is neither a file nor a directory.
         """
 
     def is_file(self, path: Path) -> bool:
@@ -47,10 +47,10 @@ class Tree(Opener, Protocol):
         """Quick. Whether there is a directory that may be listed."""
 
     def entries(self, path: Path) -> list[str]:
-        """The names in a directory, in no order; none where there is no directory."""
+        """The names in a directory, unordered; none if there is no directory."""
 
     def directories(self, path: Path) -> list[str]:
-        """The names of the directories in a directory, in no order."""
+        """The names of the directories in a directory, unordered."""
 
 
 class HostTree:
@@ -58,11 +58,11 @@ class HostTree:
 
     Links to directories are followed, as registry:2 does: an operator may keep a part of the root
     on another disk. A link in the place of a *file* is not: no tool makes one there. While
-    repositories are walked, a link is followed only where it leads out of the tree, and below it
-    no other, so that links that lead in circles end.
+    repositories are walked, a link is followed only if it leads out of the tree, and below it no
+    other link, so that circles of links end.
 
     Args:
-        root: the directory that is walked; None where nothing is.
+        root: the directory that is walked; None if none is.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -120,7 +120,7 @@ class HostTree:
         with contextlib.suppress(OSError):
             here, root = Path(entry.path).parent.resolve(), self._root.resolve()
             target = Path(entry.path).resolve(strict=True)
-            # Nothing inside is found twice, and nothing outside leads further.
+            # No directory inside is found twice, and links outside are not followed.
             inside = target.is_relative_to(root) or root.is_relative_to(target)
             return here.is_relative_to(root) and not inside and target.is_dir()
         return False

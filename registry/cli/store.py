@@ -413,7 +413,7 @@ def verify(
 
 def _checked(texts: Sequence[str], root: Path) -> Verified:
     """Check bundles or a registry; a lost volume is named."""
-    from mayfly.storage.transfer.checking import check
+    from mayfly.storage.upkeep.check import check
 
     with looking_at(texts, root) as looked:
         if looked.bundles is not None:

@@ -1,4 +1,4 @@
-"""A bundle as a store that can be read, of whatever kind it is."""
+"""A bundle of any kind as a read-only store."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from mayfly.storage.referrers import Referrer, size_of
 from mayfly.storage.sized_cache import SizedCache
 
 Canonical = Callable[[str, str], str]
-"""From upstream host and repository to the name it is served under."""
+"""Maps an upstream host and repository to the name that it is served under."""
 
 _MOST_NOTICES = 100
+"""Notices that are passed on; the others are counted."""
 
 _MAX_DESCRIPTORS = 4 * 1024 * 1024
 """Bytes for the descriptors of referrers listed last."""
 
 
 class Bundle:
-    """See `storage.interface.LowerStore`. Made by `storage.bundle.open`.
+    """See `storage.interface.LowerStore`. Use `storage.bundle.open.open_bundles`.
 
     Args:
-        label: how the operator named it.
+        label: the bundle as the operator named it.
         archive: the opened bundle; closed with this.
         proofs: shared with the server's other bundles.
         fallback: the repository of images without a full name.
@@ -55,26 +56,26 @@ class Bundle:
 
     @property
     def unhashed(self) -> int:
-        """Bytes that `hash` has still to read."""
+        """Bytes that `hash` still has to read."""
         return self._archive.unhashed
 
     def serve_as(self, canonical: Canonical) -> None:
-        """Set the names that repositories are served under; until then, their full names."""
+        """Set the names that repositories are served under instead of their full names."""
         self._canonical = canonical
-        served = {canonical(*key): held for key, held in self._held.items()}
+        served = {canonical(*key): one for key, one in self._by_upstream.items()}
         # One assignment each: readers in other threads see the old or the new.
-        self._referrers = {name: held.referrers() for name, held in served.items()}
+        self._referrers = {name: one.referrers() for name, one in served.items()}
         self._repositories, self._names = served, sorted(served)
 
     def gaps(self) -> Iterator[tuple[str, Gap]]:
-        """The gaps of images, each with the repository the image is served in."""
+        """Yield the gaps of images, each with the repository that the image is served in."""
         for gap in self._gaps:
             reference = gap.image.reference
             if reference is not None:
                 yield self._canonical(reference.host, reference.repository), gap
 
     def hash(self, progress: Progress) -> None:
-        """Hash what no image can be served without; readers go on meanwhile.
+        """Hash the layers whose digests are unknown; other images are served meanwhile.
 
         Raises:
             BundleChanged: the bundle was written to.
@@ -85,25 +86,25 @@ class Bundle:
         self.serve_as(self._canonical)
 
     def close(self) -> None:
-        """Let go of the bundle; nothing of it may be in use any more."""
+        """Close the bundle's files; none of its content may be in use any more."""
         self._archive.close()
 
     def blob(self, repository: str, digest: Digest) -> Extent:
         return linked_blob(self, repository, digest)
 
     def manifest(self, repository: str, digest: Digest) -> Extent:
-        held = self._repositories.get(repository)
-        if held is not None and digest in held.manifests:
+        found = self._repositories.get(repository)
+        if found is not None and digest in found.manifests:
             piece = self._find(digest)
             if piece is not None:
                 return self._proofs.extent(piece, digest, self.label)
         raise manifest_unknown(digest)
 
     def tag(self, repository: str, tag: str) -> Digest:
-        held = self._repositories.get(repository)
-        if held is None or tag not in held.tags:
+        found = self._repositories.get(repository)
+        if found is None or tag not in found.tags:
             raise manifest_unknown(tag)
-        digest = held.tags[tag]
+        digest = found.tags[tag]
         if digest is None:
             raise NotReady(
                 f"image {repository}:{tag} is still being read for the first time: try again"
@@ -111,10 +112,10 @@ class Bundle:
         return digest
 
     def tags(self, repository: str) -> list[str]:
-        held = self._repositories.get(repository)
-        if held is None:
+        found = self._repositories.get(repository)
+        if found is None:
             raise repository_unknown(repository)
-        return sorted(held.tags)
+        return sorted(found.tags)
 
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         return page_of(self._names, after, limit, prefix)
@@ -127,7 +128,7 @@ class Bundle:
     def referrers(self, repository: str, subject: Digest, after: str = "") -> Iterator[Referrer]:
         for digest in self._referrers.get(repository, {}).get(subject, ()):
             if str(digest) > after:
-                # Annotations may be large: they are read again where memory for them does not last.
+                # Annotations may be large: those that are not cached are read again.
                 descriptor = self._descriptors.get(digest)
                 if descriptor is None:
                     descriptor = load(self, repository, digest).referrer(digest)
@@ -135,12 +136,12 @@ class Bundle:
                 yield descriptor
 
     def links(self, repository: str, digest: Digest) -> bool:
-        held = self._repositories.get(repository)
-        return held is not None and digest in held.blobs
+        found = self._repositories.get(repository)
+        return found is not None and digest in found.blobs
 
     def revisions(self, repository: str) -> Iterator[Digest]:
-        held = self._repositories.get(repository)
-        return iter(held.manifests if held is not None else ())
+        found = self._repositories.get(repository)
+        return iter(found.manifests if found is not None else ())
 
     def content(self, digest: Digest) -> Extent | None:
         piece = self._find(digest)
@@ -161,11 +162,11 @@ class Bundle:
     def _read(self) -> None:
         graph = Graph(self._archive)
         self.images, notices = name_images(self._archive, graph, self._fallback)
-        self._held = graph.repositories(self.images)
+        self._by_upstream = graph.repositories(self.images)
         self._present = graph.present()
         self.left_out = graph.left_out
-        # Of a kind there may be a hundred thousand.
-        told = [*self._archive.notices, *notices, *graph.notices]
-        more = len(told) - _MOST_NOTICES
-        self.notices = told[:_MOST_NOTICES] + ([f"and {more} more notices"] if more > 0 else [])
+        # There may be a hundred thousand of them.
+        found = [*self._archive.notices, *notices, *graph.notices]
+        more = len(found) - _MOST_NOTICES
+        self.notices = found[:_MOST_NOTICES] + ([f"and {more} more notices"] if more > 0 else [])
         self._gaps = tuple(graph.gaps)

@@ -1,7 +1,7 @@
-"""Compressed bundles: told by their first bytes, and expanded for an import.
+"""Compressed bundles: recognized by their first bytes, expanded for an import.
 
-Served by offset they cannot be, so whoever serves is told what to run. An import expands the file
-beside the store first. An expansion out of all proportion is taken for a bomb and ended.
+They cannot be served by offset; a server names the command that expands them. An import expands the
+file beside the store first. An expansion beyond `MAX_RATIO` is refused as a decompression bomb.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MAX_RATIO = 100
 """Largest expansion taken: tars of text reach 20, layers that are compressed already 1."""
 
 _FLOOR = 64 * 1024 * 1024
-"""Bytes that any file may expand to, so that a tiny one is not suspect."""
+"""Bytes that any file may expand to, however small it is."""
 
 _READ_SIZE = 1024 * 1024
 
 
 class Compression(NamedTuple):
-    """A way a file can be compressed: its name, and the command that undoes it."""
+    """A kind of compression: its name, and the command that expands a file."""
 
     name: str
     command: str
@@ -44,7 +44,7 @@ _MAGIC = {
 
 
 def compression_of(path: Path) -> Compression | None:
-    """How a file is compressed; None if it is not.
+    """Return how a file is compressed; None if it is not.
 
     Raises:
         OSError: it cannot be read.
@@ -55,14 +55,16 @@ def compression_of(path: Path) -> Compression | None:
 
 
 def expand(path: Path, target: Path, progress: Callable[[int], None]) -> None:
-    """Write what a compressed file holds to ``target``.
+    """Expand a compressed file to ``target``.
 
     Args:
-        progress: told how many bytes more of the compressed file were read.
+        path: of the compressed file.
+        target: a new file.
+        progress: called with the bytes of the compressed file read since the last call.
 
     Raises:
-        BundleInvalid: it is damaged, expands out of all proportion, or nothing here can read it.
-        StorageFull: there is no room for it.
+        BundleInvalid: it is damaged, expands too far, or the package that reads it is missing.
+        StorageFull: it does not fit.
     """
     limit = max(path.stat().st_size * MAX_RATIO, _FLOOR)
     written = position = 0
@@ -85,7 +87,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def zstandard_reader(path: Path, raw: IO[bytes]) -> IO[bytes]:
-    """A stream of what a zstd file holds.
+    """Return a stream of the content of a zstd file.
 
     Raises:
         BundleInvalid: the package that reads zstd is not installed.

@@ -1,7 +1,6 @@
-"""Another registry's directory as a bundle: read, never written to, its blobs proven like any.
+"""Another registry's directory as a bundle: never written to, its content proven like any.
 
-Its repositories are served under the names they have in it; which upstream they came from is not
-recorded there.
+Its repositories are served under the names they have in it; it has no record of their upstreams.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class DistributionDirectory(DirectoryReader):
         proofs: shared with the server's bundles.
 
     Raises:
-        BundleInvalid: it does not.
+        BundleInvalid: there is no such directory in it.
     """
 
     def __init__(self, root: Path, proofs: Proofs) -> None:
@@ -54,7 +53,7 @@ class DistributionDirectory(DirectoryReader):
             self._beneath.status(directory)
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Close the directory."""
         self._beneath.close()
 
     def has_repository(self, repository: str) -> bool:
@@ -62,7 +61,7 @@ class DistributionDirectory(DirectoryReader):
         return is_repository(self._layout.repository(repository), self._tree)
 
     def damaged_names(self) -> Iterator[str]:
-        """Tags and manifests that lead to no image, a line of text each."""
+        """Yield the tags and manifests that lead to no image, each as a line of text."""
         for repository in repositories(self):
             try:
                 for tag, _ in self.lost_tags(repository):

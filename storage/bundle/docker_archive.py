@@ -1,15 +1,14 @@
-"""What ``docker save`` wrote before 25, and podman, skopeo and crane still do: ``manifest.json``.
+"""Docker archives: ``manifest.json``, of ``docker save`` before 25, podman, skopeo and crane.
 
 Source: the comment in moby's ``image/spec/v1.2.md``, "Combined Image JSON + Filesystem Changeset
 Format". Such a tar has no manifests, so Docker schema 2 ones are made here, byte for byte as
-containerd makes them on ``ctr images import`` (its ``core/images/archive/importer.go``); the digest
+containerd makes them on ``ctr images import`` (its ``core/images/archive/importer.go``). The digest
 that the image had in a registry is lost.
 
-A layer that is not compressed is named by its ``diff_id`` in the config, so nothing has to be
-read to know its digest; that it has it is proven when it is first sent, as of any blob. A
-compressed layer's digest is what go-containerregistry and Jib name its file after
-(``<hex>.tar.gz``); under another name it has to be hashed, once, and so has a layer of a config
-without diff_ids.
+The digest of an uncompressed layer is its ``diff_id`` in the config, so it need not be read at
+start; like any blob it is proven when it is first sent. go-containerregistry and Jib name the file
+of a compressed layer by its digest (``<hex>.tar.gz``). A compressed layer under another name, and a
+layer of a config without diff_ids, is hashed once.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ INDEX = "manifest.json"
 _CONFIG = "application/vnd.docker.container.image.v1+json"
 _LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 _SUFFIXES = {b"\x1f\x8b\x08": ".gzip", b"\x28\xb5\x2f\xfd": ".zstd"}
-"""First bytes of a compressed layer → the end of its media type."""
+"""The suffix of a compressed layer's media type, by its first bytes."""
 
 _MAX_LAYERS = 300_000
 """Layers of all images, some 400 bytes each: ten thousand images have thirty each."""
 
 _ATTEMPTS = 3
-"""Times that everything is hashed while the archive's change time keeps moving."""
+"""How often layers are hashed while the archive's change time keeps moving."""
 
 _OTHER_COMPRESSION = (b"BZh", b"\xfd7zXZ\0")
 _NAMED_BY_DIGEST = re.compile(r"([0-9a-f]{64})\.tar\.gz")
@@ -60,7 +59,7 @@ class DockerArchive:
 
     Args:
         files: the archive's; closed with this.
-        proofs: where digests of layers are remembered.
+        proofs: keeps the digests of layers.
 
     Raises:
         BundleInvalid: the index or a config cannot be understood, or a member is absent.
@@ -110,7 +109,7 @@ class DockerArchive:
         self._files.close()
 
     def _list(self) -> list[Listed]:
-        # Each config and layer is read once: thousands of images may name the same large config.
+        # Each config and layer is read once: thousands of images may name one large config.
         made: dict[tuple[str, tuple[str, ...]], bytes | None] = {}
         count = 0
         for image in self._images:
@@ -132,7 +131,7 @@ class DockerArchive:
         ]
 
     def _manifest(self, image: DockerImage) -> bytes | None:
-        """The manifest of an image; None while a digest in it is not known."""
+        """Make the manifest of an image; None while one of its digests is unknown."""
         config = self._config(image.config)
         diff_ids: Sequence[str | None] = config.diff_ids
         if not diff_ids:
@@ -164,9 +163,9 @@ class DockerArchive:
         return self._configs[piece]
 
     def _keep(self, bodies: Mapping[bytes, Digest]) -> None:
-        """Put made documents in memory that has a path, as all content has."""
+        """Put the manifests in a file in memory, since all content has a path."""
         descriptor = os.memfd_create("mayfly-manifests")
-        # Kept open until the end, also once newer ones replace it: it may be in the midst of use.
+        # Kept open until the end, even if newer ones replace it: a client may be reading it.
         self._descriptors.append(descriptor)
         for body in bodies:
             os.write(descriptor, body)
@@ -177,7 +176,7 @@ class DockerArchive:
             offset += len(body)
 
     def _layer(self, name: str, diff_id: str | None) -> dict[str, object] | None:
-        """The descriptor of a layer; None while its digest is not known."""
+        """Return the descriptor of a layer; None while its digest is unknown."""
         key = self._locate(name), diff_id
         if self._layers.get(key) is None:
             self._layers[key] = self._describe(key[0], name, diff_id)

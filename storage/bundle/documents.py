@@ -48,13 +48,15 @@ class DockerImage(NamedTuple):
 
 
 def read_object(files: Files, name: str, fields: Names) -> Object | None:
-    """A document that is a JSON object; None when there is no such file.
+    """Return a document that is a JSON object; None if there is no such file.
 
     Args:
+        files: of the bundle.
+        name: of the document.
         fields: those that readers decode.
 
     Raises:
-        BundleInvalid: it is something else, or readers disagree on it.
+        BundleInvalid: it is not a JSON object, or readers read it differently.
     """
     text = read_named(files, name)
     if text is None:
@@ -65,7 +67,7 @@ def read_object(files: Files, name: str, fields: Names) -> Object | None:
 
 
 def check_spelling(value: Object, fields: Names, where: str) -> None:
-    """Refuse a field in a spelling that only some readers take for it.
+    """Refuse a field in another spelling, which only some readers accept.
 
     Raises:
         BundleInvalid: there is one.
@@ -77,10 +79,10 @@ def check_spelling(value: Object, fields: Names, where: str) -> None:
 
 
 def read_docker_index(files: Files, name: str) -> list[DockerImage]:
-    """The images that ``docker save`` lists; empty when there is no such file.
+    """Return the images that ``docker save`` lists; none if there is no such file.
 
     Raises:
-        BundleInvalid: it is not such a list.
+        BundleInvalid: it is no such list.
     """
     text = read_named(files, name)
     images: list[Any] = [] if text is None else _of_type(text, name, list)
@@ -88,7 +90,7 @@ def read_docker_index(files: Files, name: str) -> list[DockerImage]:
 
 
 def read_diff_ids(config: bytes, name: str) -> list[str]:
-    """The digests of an image's uncompressed layers, lowest first; none where it does not say.
+    """Return the digests of an image's uncompressed layers, lowest first; none if absent.
 
     Raises:
         BundleInvalid: it is no image config.

@@ -1,4 +1,4 @@
-"""What a bundle can be refused for. Messages name the bundle as the operator gave it."""
+"""Errors about bundles. Messages name the bundle as the operator gave it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ class BundleInvalid(StorageError):
 
 
 class BundleConflict(StorageError):
-    """Two bundles, or one with itself, disagree on what a tag points at."""
+    """A tag points at different manifests in two bundles, or twice in one."""
 
 
 class BundleChanged(ContentCorrupt):
-    """A bundle's file was written to after it was opened; what it holds now is unknown."""
+    """A bundle's file was written to after it was opened; its content is unknown now."""
 
 
 class NameAmbiguous(StorageError):
-    """A repository name that several upstreams share, asked for without saying which."""
+    """A repository name that several upstreams share, in a request that names none of them."""
 
 
 class NotReady(StorageError):
-    """An image whose layers are still being hashed; it can be asked for again shortly."""
+    """An image whose layers are still being hashed; a later request finds it."""

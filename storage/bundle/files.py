@@ -1,4 +1,4 @@
-"""The files of a bundle by name, in a tar or in a directory: found, never copied or extracted."""
+"""The files of a bundle by name, in a tar or a directory; never copied or extracted."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ MAX_DOCUMENT = 16 * 1024 * 1024
 """Largest JSON document in bytes that is read from a bundle."""
 
 BLOBS = "blobs/"
-"""Below this, a file's name says what its bytes must be (image-spec, image-layout.md)."""
+"""Below this path a file's name is the digest of its bytes (image-spec, image-layout.md)."""
 
 
 class Files(Protocol):
     """Read access to the files of one bundle."""
 
     def locate(self, name: str) -> Piece | None:
-        """Quick. Where a regular file lies; None when there is none of that name.
+        """Quick. Locate a regular file; None if there is none of that name.
 
         Raises:
             BundleChanged: the bundle was written to since it was opened.
-            BundleInvalid: the name is a link that leads nowhere good.
+            BundleInvalid: the name is a link out of the bundle or in circles.
         """
 
     def close(self) -> None:
-        """Let go of what is held open."""
+        """Close the bundle's files."""
 
 
 class TarFile:
-    """The files of a tar. It stays open: what replaces it under its name is not looked at.
+    """The files of a tar. It stays open: a file that replaces it under its name is not read.
 
     Raises:
         BundleInvalid: see `storage.bundle.tar_index.scan`.
@@ -62,7 +62,7 @@ class TarFile:
         place = self.index.locate(name)
         if place is None:
             return None
-        # With the file's present stamp: after a chmod the content is proven again.
+        # With the current stamp: after a chmod the content is proven again.
         return Piece(self._opener.path, *place, stamp, self._opener)
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class TarFile:
 
 
 class OpenFile:
-    """See `storage.trees.Opener`: reopens an open file, also once its name is gone."""
+    """See `storage.trees.Opener`: reopens an open file, also after its name was removed."""
 
     def __init__(self, descriptor: int) -> None:
         self.path = Path(f"/proc/self/fd/{descriptor}")
@@ -100,11 +100,11 @@ class Directory:
 
 
 def read(piece: Piece, name: str, limit: int = MAX_DOCUMENT) -> bytes:
-    """The bytes of a small file.
+    """Return the bytes of a small file.
 
     Raises:
         BundleInvalid: it is larger than ``limit`` bytes.
-        BundleChanged: it was written to meanwhile.
+        BundleChanged: it was written to since it was located.
     """
     if piece.size > limit:
         raise BundleInvalid(f"file {name} is {piece.size} bytes long, at most {limit} are read")
@@ -116,7 +116,7 @@ def read(piece: Piece, name: str, limit: int = MAX_DOCUMENT) -> bytes:
 
 
 def read_named(files: Files, name: str, limit: int = MAX_DOCUMENT) -> bytes | None:
-    """The bytes of the small file ``name``; None when there is none.
+    """Return the bytes of the small file ``name``; None if there is none.
 
     Raises:
         BundleInvalid, BundleChanged: see `Files.locate` and `read`.

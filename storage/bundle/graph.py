@@ -1,9 +1,9 @@
-"""From a bundle's list of images to repositories: what each holds, by following the manifests.
+"""The repositories of a bundle: from its list of images, by following their manifests.
 
-A repository holds what can be reached from the images named in it, and the artifacts that refer to
-those. Manifests are read and verified here, since everything else follows from them; blobs are only
-looked for. Content that is absent is no error by itself: an index often names platforms that were
-not saved, and a bundle of differences leaves out what its target has.
+A repository holds the content that its images lead to, and the artifacts that refer to those.
+Manifests are read and verified here, since everything else depends on them; blobs are only located.
+Absent content is no error by itself: an index often names platforms that were not saved, and a
+bundle of differences lacks the content that its target has.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from mayfly.storage.manifest import Descriptor
 from mayfly.storage.reference import Reference
 
 _MOST_LINKS = 1_500_000
-"""Manifests and blobs of all repositories of a bundle: 10,000 images have a third of that."""
+"""Most manifests and blobs of all repositories of a bundle; 10,000 images have a third."""
 
 
 class ListedImage(NamedTuple):
     """An image or index of a bundle, with its name.
 
     Attributes:
-        reference: None when it has none and belongs to what it refers to.
+        reference: None for an artifact without a name, which belongs to its subject.
         digest: of its manifest; None while its layers have to be hashed first.
     """
 
@@ -39,13 +39,13 @@ class ListedImage(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Blobs that an image needs and its bundle lacks, as in a delta of another bundle."""
+    """Blobs that an image needs and its bundle lacks, as in a bundle of differences."""
 
     image: ListedImage
     blobs: tuple[Digest, ...]
 
     def describe(self, missing: Sequence[Digest]) -> str:
-        """Return a line for the operator about blobs that are found nowhere."""
+        """Return a line for the operator about blobs that no other bundle or store has."""
         return (
             f"{_title(self.image)} cannot be pulled: {len(missing)} of its blobs are in its "
             f"repository neither in the bundles nor in the store, {missing[0]} first"
@@ -69,7 +69,7 @@ class Repository:
     Attributes:
         tags: tag → manifest; None while the manifest is not known yet.
         manifests: those whose bytes are in the bundle.
-        blobs: also those whose bytes are elsewhere.
+        blobs: those that it links, wherever their bytes are.
     """
 
     tags: dict[str, Digest | None] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Repository:
     blobs: set[Digest] = field(default_factory=set)
 
     def referrers(self) -> dict[Digest, list[Digest]]:
-        """Subject → the manifests that refer to it, in order."""
+        """Return the manifests that refer to each subject, in order of digest."""
         found: dict[Digest, list[Digest]] = {}
         for digest in sorted(self.manifests):
             if (subject := self.manifests[digest].subject) is not None:
@@ -86,17 +86,17 @@ class Repository:
 
 
 _MAX_NAMED = 300_000
-"""Different blobs and children that the manifests of a bundle may name, some 300 bytes each. Ten
-thousand images of thirty layers have as many where none is shared."""
+"""Most different blobs and children that the manifests of a bundle may name, some 300 bytes each.
+Ten thousand images of thirty layers have as many if none is shared."""
 
 
 class Graph:
     """The manifests of one bundle, each read once.
 
     Attributes:
-        notices: what the operator should know.
-        left_out: images that are listed and cannot be served, each a line of text; known once
-            `repositories` was asked.
+        notices: facts that the operator should know.
+        left_out: images that are listed and cannot be served, each a line of text; filled by
+            `repositories`.
 
     Raises:
         BundleInvalid: a listed manifest is absent or corrupt.
@@ -108,7 +108,7 @@ class Graph:
         self._sizes: dict[Digest, int | None] = {}
         self._named: dict[Descriptor, Descriptor] = {}
         self._looked_at: set[Digest] = set()
-        self._held = 0
+        self._linked = 0
         self.notices: list[str] = []
         self.gaps: list[Gap] = []
         self.left_out: list[str] = []
@@ -123,7 +123,7 @@ class Graph:
                 )
 
     def node(self, digest: Digest) -> Node | None:
-        """The manifest of this digest; None when the bundle has none that can be served.
+        """Return the manifest of a digest; None if the bundle has none that can be served.
 
         Raises:
             BundleInvalid: its bytes have another digest.
@@ -133,7 +133,7 @@ class Graph:
         return self._nodes[digest]
 
     def repositories(self, images: Iterable[ListedImage]) -> dict[tuple[str, str], Repository]:
-        """Upstream host and repository name → what it holds.
+        """Return the repositories by upstream host and name.
 
         Args:
             images: those listed, named.
@@ -141,7 +141,7 @@ class Graph:
         Raises:
             BundleConflict: a tag is given to two images.
         """
-        self._held = 0
+        self._linked = 0
         found: dict[tuple[str, str], Repository] = {}
         loose: list[Digest] = []
         for image in images:
@@ -166,9 +166,9 @@ class Graph:
                 by_subject.setdefault(node.subject, []).append(digest)
         for repository in found.values():
             self._attach(repository, by_subject)
-        held = {digest for repository in found.values() for digest in repository.manifests}
+        known = {digest for repository in found.values() for digest in repository.manifests}
         for subject, referrers in by_subject.items():
-            if subject not in held:
+            if subject not in known:
                 self.left_out += [
                     f"artifact {digest}: it refers to {subject}, which is not in the bundle"
                     for digest in referrers
@@ -176,7 +176,7 @@ class Graph:
         return found
 
     def present(self) -> frozenset[Digest]:
-        """What was found in the bundle when its images were read."""
+        """Return the content that was found in the bundle when its images were read."""
         blobs = (digest for digest, size in self._sizes.items() if size is not None)
         return frozenset(blobs).union(d for d, node in self._nodes.items() if node is not None)
 
@@ -185,7 +185,7 @@ class Graph:
         if piece is None:
             return None
         if piece.size > manifests.MAX_SIZE:
-            # An index may list content of any kind, layers among it.
+            # An index may list content of any kind, such as layers.
             self._refuse(digest, f"it is {piece.size} bytes long")
             return None
         body = read(piece, f"manifest {digest}")
@@ -209,7 +209,7 @@ class Graph:
         self.notices.append(f"manifest {digest} cannot be served: {reason}")
 
     def _shared(self, descriptors: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
-        """The same descriptors, each in memory once: thousands of images share their base.
+        """Return equal descriptors, each kept in memory once: thousands of images share their base.
 
         Raises:
             BundleInvalid: the bundle names too many.
@@ -233,8 +233,8 @@ class Graph:
             added.append(digest)
             before = len(repository.blobs)
             repository.blobs.update(blob.digest for blob in node.blobs)
-            self._held += len(repository.blobs) - before + 1
-            if self._held > _MOST_LINKS:
+            self._linked += len(repository.blobs) - before + 1
+            if self._linked > _MOST_LINKS:
                 raise BundleInvalid(
                     f"its repositories together hold more than {_MOST_LINKS} manifests and blobs"
                 )
@@ -244,7 +244,7 @@ class Graph:
     def _attach(self, repository: Repository, by_subject: dict[Digest, list[Digest]]) -> None:
         """Add the artifacts that refer to a repository's manifests, and those that refer to them.
 
-        Each manifest is looked at once, in whatever order the bundle lists them.
+        Each manifest is handled once, in whatever order the bundle lists them.
         """
         waiting = list(repository.manifests)
         while waiting:

@@ -1,4 +1,4 @@
-"""Giving every listed image a full name, or saying aloud that it has none."""
+"""Full names for the images that a bundle lists, and notices about those without one."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from mayfly.storage.errors import StorageError
 from mayfly.storage.reference import LATEST, LOCAL, Reference, is_tag, parse_reference
 
 _MOST_NAMES = 100_000
-"""More than any bundle has; each costs memory, and more in the tables that are made of them."""
+"""Most names of a bundle's images; each costs memory here and in the tables made of them."""
 
 
 def name_images(
     archive: ArchiveReader, graph: Graph, fallback: str
 ) -> tuple[list[ListedImage], list[str]]:
-    """Name what a bundle lists.
+    """Return the images that a bundle lists, with names, and notices for the operator.
 
-    An image without a full name goes into the repository ``fallback``, which came from no
-    registry; one that refers to another image goes where that is, without a name.
+    An image without a full name gets the repository ``fallback``, of no registry; an artifact that
+    refers to another image belongs to that image's repository and gets no name.
 
-    Returns:
-        The images, and what the operator should know about names.
+    Raises:
+        BundleInvalid: there are too many names.
     """
     images: list[ListedImage] = []
     notices: list[str] = []
@@ -51,7 +51,7 @@ def name_images(
 
 
 def _refers(listed: Listed, graph: Graph) -> bool:
-    """Whether it has neither name nor tag, but a subject."""
+    """Whether it has a subject, and neither name nor tag."""
     node = graph.node(listed.digest) if listed.digest else None
     return listed.tag is None and node is not None and node.subject is not None
 

@@ -1,7 +1,7 @@
 """Bundles in OCI image layout, a directory or a tar: ``oci-layout``, ``index.json``, ``blobs/``.
 
 Source: OCI image-spec, image-layout.md. ``docker save`` since 25 writes this too, with a
-``manifest.json`` beside it for older readers; its RepoTags are the last place to look for a name.
+``manifest.json`` beside it for older readers; its RepoTags are used if nothing else names an image.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class OciLayout:
         return self._files.locate(f"{BLOBS}{digest.algorithm}/{digest.hex}")
 
     def hash(self, progress: Progress) -> None:
-        """Nothing needs to be: a layout names its content by digest."""
+        """Do nothing: a layout names its content by digest."""
 
     def close(self) -> None:
         self._files.close()

@@ -1,4 +1,4 @@
-"""Opening bundles: which kind a path is, and what several of them are together."""
+"""Open bundles of any kind, and combine several into one read-only store."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Has = Callable[[str, Digest], bool]
 NO_LABELS: Mapping[Path, str] = {}
 
 _MOST_IMAGES = 100
-"""Images that are named of those that a fault hurts."""
+"""Most images that are named of those affected by a fault."""
 
 _VOLUME_NAME = re.compile(r".+\.[0-9]{3}(?:\.[^.]+)?")
 
@@ -89,8 +89,8 @@ class Bundles:
     Attributes:
         layer: their content as one read-only store, under the names that `names` gives.
         names: which repository a request means.
-        proofs: what is proven of their content.
-        notices: what the operator should know, each a line of text.
+        proofs: of their content.
+        notices: facts that the operator should know, each a line of text.
     """
 
     def __init__(self, opened: Opened, proofs: Proofs) -> None:
@@ -109,12 +109,12 @@ class Bundles:
         self.notices = [f"{b.label}: {notice}" for b in self._archives for notice in b.notices]
 
     def lacking(self, has: Has) -> list[str]:
-        """Images that cannot be pulled, since blobs are missing everywhere, a line of text each.
+        """Return the images that cannot be pulled since blobs are missing, each a line of text.
 
-        Those that only a lost volume explains are in the line about that volume.
+        Images that lack only the content of a lost volume are in the line about that volume.
 
         Args:
-            has: repository and digest → whether the other bundles or the store have the blob.
+            has: whether the other bundles or the store have a blob of a repository.
         """
         gaps = list(self._gaps(has))
         gone = self._lost()
@@ -127,7 +127,7 @@ class Bundles:
         return [*_describe(gone, gaps), *lines]
 
     def lost_volumes(self, has: Has) -> list[str]:
-        """Volumes of a set that are not among the bundles, a line of text each.
+        """Return the volumes of a set that are not among the bundles, each a line of text.
 
         Args:
             has: see `lacking`.
@@ -155,11 +155,11 @@ class Bundles:
         return [f"{bundle.label}: {text}" for bundle in self._archives for text in bundle.left_out]
 
     def is_directory(self, repository: str) -> bool:
-        """Whether a repository is one of a registry's directory among the bundles."""
+        """Whether a repository comes from a directory of another registry."""
         return any(directory.has_repository(repository) for directory in self._directories)
 
     def damaged_names(self) -> list[str]:
-        """Names of registries' directories that lead to no image, a line of text each; walks."""
+        """Return the names in registries' directories that lead to no image; reads all of them."""
         return [name for directory in self._directories for name in directory.damaged_names()]
 
     @property
@@ -168,11 +168,11 @@ class Bundles:
         return sum(bundle.unhashed for bundle in self._archives)
 
     def hash(self, progress: Progress) -> None:
-        """Read what `unhashed` counts; slow, while everything else is served.
+        """Hash the bytes that `unhashed` counts; slow. Everything else is served meanwhile.
 
         Raises:
             BundleChanged: a bundle was written to.
-            BundleConflict: bundles turned out to disagree on a tag.
+            BundleConflict: a tag points at different images in two bundles.
             Interrupted: the server is stopping.
         """
         for bundle in self._archives:
@@ -180,20 +180,20 @@ class Bundles:
                 bundle.hash(progress)
         _check_tags(self._archives)
 
-    def watch(self, told: Callable[[BundleFault, list[str], list[str]], None]) -> None:
-        """Have ``told`` called, from any thread, with each fault that is found from now on.
+    def watch(self, on_fault: Callable[[BundleFault, list[str], list[str]], None]) -> None:
+        """Call ``on_fault``, from any thread, with each fault that is found from now on.
 
-        It is given the repositories that the content belongs to, and the images that need it, too.
+        Its other arguments are the repositories that link the content, and the images that need it.
         """
 
-        def found(fault: BundleFault) -> None:
+        def report(fault: BundleFault) -> None:
             names = self._repositories(fault.digest)
-            told(fault, names, list(islice(self._images(fault.digest, names), _MOST_IMAGES)))
+            on_fault(fault, names, list(islice(self._images(fault.digest, names), _MOST_IMAGES)))
 
-        self.proofs.on_fault = found
+        self.proofs.on_fault = report
 
     def _repositories(self, digest: Digest) -> list[str]:
-        """Those that a blob or a manifest belongs to, wherever its bytes are."""
+        """Return the repositories with a blob or manifest, wherever its bytes are."""
         return [
             name
             for name in repositories(self.layer)
@@ -201,7 +201,7 @@ class Bundles:
         ]
 
     def _images(self, digest: Digest, names: Iterable[str]) -> Iterator[str]:
-        """The tags in these repositories that lead to a blob or a manifest."""
+        """Yield the tags in these repositories that lead to a blob or manifest."""
         for repository in names:
             for tag in self.layer.tags(repository):
                 with contextlib.suppress(StorageError):
@@ -213,17 +213,17 @@ class Bundles:
                             break
 
     def interrupt(self) -> None:
-        """End all hashing at once: threads of a server that stops need not be waited for long."""
+        """End all hashing, so that a stopping server does not wait for it."""
         self.proofs.interrupt()
 
     def close(self) -> None:
-        """Let go of every bundle; nothing of them may be in use any more."""
+        """Close every bundle; none of their content may be in use any more."""
         for bundle in self._opened:
             bundle.close()
 
 
 def _describe(gone: Sequence[Lost], gaps: Sequence[tuple[Bundle, Gap, list[Digest]]]) -> list[str]:
-    """A line for each lost volume, with the images that lack some of its content."""
+    """Return a line for each lost volume, with the images that lack some of its content."""
     lines = []
     for one in gone:
         hurt = [gap.image for _, gap, missing in gaps if not one.blobs.isdisjoint(missing)]
@@ -235,17 +235,17 @@ def _describe(gone: Sequence[Lost], gaps: Sequence[tuple[Bundle, Gap, list[Diges
 def open_bundles(
     paths: Sequence[Path], state_dir: Path | None = None, labels: Mapping[Path, str] = NO_LABELS
 ) -> Bundles:
-    """Open bundles where they lie; reads no more than names and manifests.
+    """Open bundles where they lie; only their names and manifests are read.
 
     Args:
-        paths: OCI layouts (directory or tar), docker archives, directories of another registry;
-            where two have the same content the first serves it.
-        state_dir: where the proofs of content are kept; without one they go with the process.
-        labels: what the operator calls a path, where that is another than the path itself.
+        paths: OCI layouts (directory or tar), docker archives, directories of another registry. Of
+            equal content, the first bundle's is served.
+        state_dir: keeps the proofs of content; without one they end with the process.
+        labels: the operator's name of a path that is not the bundle's own.
 
     Raises:
         BundleInvalid: one of them cannot be served; the message names it.
-        BundleConflict: they disagree on a tag.
+        BundleConflict: a tag points at different images in two of them.
     """
     proofs = Proofs(state_dir)
     opened = Opened()
@@ -349,7 +349,7 @@ def _refuse_compressed(path: Path) -> None:
 
 
 def _repository_for(path: Path) -> str:
-    """The repository of images without a full name: after the file's name."""
+    """Return the repository for images without a full name, made from the file's name."""
     parts = path.resolve().name.lower().split(".")
     while parts[1:] and parts[-1] in _SUFFIXES:
         parts.pop()
@@ -358,7 +358,7 @@ def _repository_for(path: Path) -> str:
 
 
 def _check_tags(bundles: Sequence[Bundle]) -> None:
-    """See that no tag means different images in different bundles.
+    """Check that no tag points at different images in two bundles.
 
     Raises:
         BundleConflict: one does.
@@ -378,7 +378,7 @@ def _check_tags(bundles: Sequence[Bundle]) -> None:
 
 @contextlib.contextmanager
 def _named(label: str) -> Iterator[None]:
-    """Put the bundle's name before what is said of it."""
+    """Put the bundle's name before the messages of errors."""
     try:
         yield
     except BundleConflict as error:

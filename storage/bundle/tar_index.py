@@ -1,15 +1,15 @@
-"""Where each member of a tar lies, found by reading its headers only.
+"""An index of a tar: where each member lies, found by reading the headers only.
 
 Formats: POSIX.1-2017 ``pax`` ("ustar Interchange Format", "pax Header Block") and the GNU tar
-manual, "Basic Tar Format". Read here rather than by `tarfile`, which takes a damaged header for the
-end of the archive: a bundle overwritten in the middle would pass for a smaller one. This also takes
-half the time. Nothing is ever extracted: a name is a key, never a path.
+manual, "Basic Tar Format". `tarfile` is not used: it takes a damaged header for the end of the
+archive, so a bundle overwritten in the middle would pass for a smaller one; this also takes half
+the time. Nothing is ever extracted: a name is a key, never a path.
 
-What tools could disagree on is refused, not guessed at: names that lead outside, links that do,
-sparse members, two members of one name that differ (unless the name says what the bytes must be),
-and members whose name, size or place depends on which extension header counts. Go's archive/tar,
-Python's tarfile, GNU tar and libarchive differ on each of these, so a member could be hidden from
-one reader and shown to another.
+Members that tools read differently are refused: names and links that lead outside, sparse members,
+two members of one name that differ (unless the name is the digest of the bytes), and members whose
+name, size or place depends on which extension header counts. Go's archive/tar, Python's tarfile,
+GNU tar and libarchive differ on each of these, so a member could be hidden from one reader and
+shown to another.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ BLOCK = 512
 """Size in bytes of a header, and what each member is padded to."""
 
 _WINDOW = 8192
-"""Bytes read at once: a small member's neighbour is mostly in the same read."""
+"""Bytes read at once: the header after a small member is mostly in the same read."""
 
 _MAX_EXTENSION = 1024 * 1024
 """Largest long name or pax header in bytes (as Go's archive/tar)."""
 
 _MAX_LENGTH_DIGITS = 7
-"""Most digits of a pax record's length: it is within an extension header."""
+"""Most digits of a pax record's length, which is within an extension header."""
 
 _MAX_MEMBERS = 250_000
-"""More files and links than any bundle has; each costs 300 bytes of memory."""
+"""Most files and links of a bundle; each costs 300 bytes of memory."""
 
 _LONGEST_NAME = 16 * 1024
 """Characters of a name or a link's target; Linux takes paths of 4096 bytes."""
@@ -60,7 +60,7 @@ _SPACES = b" " * 8
 
 
 class Kind(Enum):
-    """What a member is, as far as serving it goes."""
+    """The kinds of members that can be served."""
 
     FILE = "file"
     HARD_LINK = "hard link"
@@ -86,7 +86,7 @@ _REFUSED = {b"S": "is stored as a sparse file", b"M": "continues from another vo
 
 
 class Place(NamedTuple):
-    """Where a member's bytes lie in the tar."""
+    """The position of a member's bytes in the tar."""
 
     offset: int
     size: int
@@ -104,7 +104,7 @@ class Member:
 
 @dataclass(slots=True)
 class _Extended:
-    """What extension headers say of the next member."""
+    """Values of extension headers for the next member."""
 
     path: str | None = None
     target: str | None = None
@@ -134,7 +134,7 @@ class TarIndex:
     ended: bool = False
 
     def locate(self, name: str) -> Place | None:
-        """Where the file ``name`` lies, through the archive's own links; None when it is absent.
+        """Locate the file ``name``, through the archive's own links; None if it is absent.
 
         Raises:
             BundleInvalid: a link on the way leads outside the archive or in circles.
@@ -156,7 +156,7 @@ def scan(descriptor: int, repeatable: str = "") -> TarIndex:
 
     Args:
         descriptor: of a regular file; its position is neither used nor moved.
-        repeatable: names that begin so may occur more than once, and the last one counts.
+        repeatable: names with this beginning may occur more than once; the last one counts.
 
     Raises:
         BundleInvalid: not a tar, cut short, damaged, or with members that cannot be served.
@@ -182,7 +182,7 @@ def scan(descriptor: int, repeatable: str = "") -> TarIndex:
 
 
 def _are_equal(descriptor: int, one: Member, other: Member) -> bool:
-    """Whether two members are the same, so that it does not matter which one counts."""
+    """Whether two members are equal, so that it does not matter which one counts."""
     if (one.kind, one.size, one.target) != (other.kind, other.size, other.target):
         return False
     for start in range(0, one.size, _COMPARED):
@@ -236,7 +236,7 @@ def _members(descriptor: int, index: TarIndex) -> Iterator[tuple[str, Member]]:
 
 
 class _Blocks:
-    """The header blocks of a file, a window of it read at a time."""
+    """The header blocks of a file, read in windows."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -246,7 +246,7 @@ class _Blocks:
         self.ended = False
 
     def header(self, position: int) -> bytes | None:
-        """The header at ``position``; None at the end of the archive."""
+        """Return the header at ``position``; None at the end of the archive."""
         block = self._block(position)
         if not block:
             return None
@@ -276,7 +276,7 @@ class _Blocks:
             )
 
     def body(self, position: int, size: int, header: int) -> bytes:
-        """The body of an extension header."""
+        """Return the body of an extension header."""
         if size > _MAX_EXTENSION:
             raise BundleInvalid(f"the tar header at byte {header} is {size} bytes long")
         data = os.pread(self._descriptor, size, position)
@@ -357,7 +357,7 @@ def _pax(body: bytes, into: _Extended, position: int) -> None:
 
 
 def _records(body: bytes, position: int) -> Iterator[tuple[bytes, bytes]]:
-    """The ``length key=value`` records of a pax header, read in place: there may be 250,000."""
+    """Yield the ``length key=value`` records of a pax header, read in place: there may be many."""
     start = 0
     while start < len(body):
         space = body.find(b" ", start, start + _MAX_LENGTH_DIGITS + 1)
@@ -371,7 +371,7 @@ def _records(body: bytes, position: int) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _number(data: bytes, position: int) -> int:
-    """A size: octal text, or binary in GNU's extension for 8 GiB and more."""
+    """Read a size: octal text, or binary in GNU's extension for 8 GiB and more."""
     found: int | None
     if data[0] & 0x80:
         found = int.from_bytes(data, "big") & ~(0x80 << 8 * (len(data) - 1))

@@ -1,22 +1,21 @@
-"""Proof that a bundle's bytes are those of their digests, taken once and remembered.
+"""Proofs that a bundle's bytes have their digests: hashed once and remembered.
 
-Nothing is hashed at start. The first time content is sent, it is hashed beside the sending, once
-for all who ask for it at that time, and the sender holds back the last bytes until the proof is
-there; when it fails they are never sent. What was proven is kept in the state directory, as lines
+Nothing is hashed at start. Content is hashed while it is sent for the first time, once for all
+clients that receive it then. The sender holds back the last byte until the proof is established; if
+that fails, it is never sent. Proofs are kept in the state directory, as lines
 
     device inode size mtime_ns ctime_ns offset length algorithm:hex
 
-for a part of a file as it was. A file that is written to has another change time, which nobody can
-set back, so that its lines no longer speak of it. Where only that time moved, as by a chmod or by
-removing one of its names, the content is proven anew; where another modification time or size says
-that the file was written to, it is refused. Losing lines costs only hashing again, so the file is
-appended to without syncing, and is begun anew when it has grown too large.
+for a part of a file with that stamp. A write gives the file another change time, which cannot be
+set back, so that its lines no longer apply. If only the change time moved, as after a chmod or the
+removal of one of its names, the content is proven again; if the modification time or size changed,
+the file was written to, and it is refused. A lost line only costs hashing again, so the file of
+proofs is appended to without syncing, and is begun anew when it has grown too large.
 
-A write through a mapping of the file moves its times only when a page is first written to since it
-went to the disk, and times move in the steps of the kernel's clock. So pages that were written to
-are submitted to the disk before they are hashed, which makes the next write show, and a file that
-changed this very moment is hashed a moment later. On tmpfs, which has no disk, writes through a
-mapping stay unseen.
+A write through a memory mapping moves the file's times only if the page was written back since its
+last write, and times move in the steps of the kernel's clock. So written pages are submitted to the
+disk before they are hashed, which makes the next write visible, and a file that has just changed is
+hashed a moment later. On tmpfs, which has no disk, writes through a mapping stay unseen.
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ _SYNC_FILE_RANGE_WRITE = 2
 """From linux/fs.h."""
 
 _CLOCK_STEP_NS = 20_000_000
-"""Longer than the time between two changes of a file that get the same time."""
+"""Nanoseconds; longer than a tick of the kernel's clock, within which two changes look alike."""
 
 Progress = Callable[[int], None]
-"""Told how many bytes more were read."""
+"""Called with the number of bytes read since the last call."""
 
 
 class Piece(NamedTuple):
@@ -78,14 +77,14 @@ class Problem(StrEnum):
 
 
 class BundleFault(NamedTuple):
-    """Content of a bundle that was found not to be what it should be, and so is not served.
+    """Content of a bundle that turned out to be wrong, and is not served.
 
     Attributes:
-        digest: by which it was asked for.
+        digest: of the content as it should be.
         bundle: as the operator named it.
-        problem: with it.
-        file: with the bytes, by its own path; None where that is not known.
-        first, last: the bytes of the file that it is.
+        problem: the kind of fault.
+        file: with the bytes, by its real path; None if that is not known.
+        first, last: the range of the bytes in the file.
     """
 
     digest: Digest
@@ -97,14 +96,14 @@ class BundleFault(NamedTuple):
 
 
 _Key = tuple[Stamp, int, int, str]
-"""A part of a file and the algorithm of its digest."""
+"""A part of a file, and the algorithm of its digest."""
 
 
 class Proofs:
-    """What has been measured, shared by all bundles of one server.
+    """The digests that were measured, shared by all bundles of one server.
 
     Args:
-        state_dir: where it is remembered, made when missing; None to forget it with the process.
+        state_dir: keeps them, made when missing; None to keep them in memory only.
 
     Attributes:
         on_fault: called with each fault, once for a digest of a bundle, from any thread.
@@ -124,10 +123,12 @@ class Proofs:
         self.on_fault: Callable[[BundleFault], None] = lambda fault: None
 
     def extent(self, piece: Piece, digest: Digest, bundle: str) -> Extent:
-        """Quick. The extent to serve for content, with its proof.
+        """Quick. Return the extent of content, with its proof.
 
         Args:
-            bundle: it is in, as the operator named that.
+            piece: where the content lies.
+            digest: it should have.
+            bundle: it is in, as the operator named it.
 
         Raises:
             ContentCorrupt: it is known to have another digest.
@@ -135,28 +136,30 @@ class Proofs:
         proof = PieceProof(self, piece, digest, bundle)
         measured = self.measured(piece, digest.algorithm)
         if piece.size == 0:
-            # Of nothing, no last byte can be held back: it is right or wrong at once.
+            # Empty content has no last byte to hold back: it is right or wrong at once.
             measured = digests.of(b"", digest.algorithm)
         if measured is not None and measured != digest:
             raise proof.corrupt()
         return Extent(piece.path, piece.offset, piece.size, opener=piece.opener, proof=proof)
 
     def measured(self, piece: Piece, algorithm: str = CANONICAL) -> Digest | None:
-        """Quick. The digest that a piece had when it was hashed; None when it never was."""
+        """Quick. Return the digest that a piece had when it was hashed; None if it never was."""
         encoded = self._measured.get(_key(piece, algorithm))
         return Digest(algorithm, encoded) if encoded else None
 
     def measure(
         self, piece: Piece, wanted: Digest | None = None, progress: Progress | None = None
     ) -> Digest:
-        """Hash a piece and remember what it gave.
+        """Hash a piece and remember its digest.
 
         Args:
-            wanted: what it ought to give. Another result is remembered for this run only: the
-                fault may be the machine's, and a restart looks again.
+            piece: to be hashed.
+            wanted: the digest it should have. Another result is remembered for this run only: the
+                machine may be at fault, and a restart hashes again.
+            progress: see `Progress`.
 
         Raises:
-            BundleChanged: the file is not what it was when the piece was found.
+            BundleChanged: the file changed since the piece was found.
             Interrupted: `interrupt` was called.
         """
 
@@ -177,11 +180,11 @@ class Proofs:
         return digest
 
     def note(self, fault: BundleFault, error: StorageError | None = None) -> None:
-        """Pass a fault on, unless it was before; ``error`` is raised for it."""
+        """Report a fault once; the caller raises ``error`` for it."""
         if error is not None:
             error.reported = True
         if getattr(self._passing, "on", False):
-            # Found in reading what the fault before it hurts; it is noted when it is asked for.
+            # Found while the images of another fault are read; reported when it is requested.
             return
         with self._lock:
             known = (fault.bundle, fault.digest) in self._noted
@@ -194,7 +197,7 @@ class Proofs:
                 self._passing.on = False
 
     def interrupt(self) -> None:
-        """End what is being hashed in other threads, and refuse to hash any more."""
+        """End all hashing in other threads, and hash no more."""
         self._interrupted.set()
 
 
@@ -208,18 +211,12 @@ class PieceProof:
     bundle: str = field(compare=False)
 
     def __str__(self) -> str:
-        """For the operator: the content and where it lies, the bundle by its own path."""
+        """Return a line for the operator: the content, and where it lies."""
         first, last = self.piece.offset, self.piece.offset + self.piece.size - 1
         return f"{self.digest}, bytes {first} to {last} of {self.piece.path.resolve()}"
 
     def of(self, descriptor: int) -> PieceProof:
-        """Quick. The proof for the file as it is now, open as the sender's own descriptor.
-
-        It is this one unless the file's change time moved, by a chmod or behind our back.
-
-        Raises:
-            BundleChanged: the descriptor's file is not what it was when the content was found.
-        """
+        """See `storage.interface.FileProof`: this proof, or a new one if the change time moved."""
         stamp = stamp_of(os.fstat(descriptor))
         if stamp == self.piece.stamp:
             return self
@@ -229,20 +226,11 @@ class PieceProof:
 
     @property
     def holds(self) -> bool:
-        """Quick. Whether the content is proven."""
+        """See `storage.interface.Proof`."""
         return self.proofs.measured(self.piece, self.digest.algorithm) == self.digest
 
     def establish(self, progress: Progress | None = None) -> None:
-        """Hash the content; afterwards it holds.
-
-        Args:
-            progress: told how many bytes more were read; what it raises ends the hashing.
-
-        Raises:
-            ContentCorrupt: it has another digest; from now on it is refused.
-            BundleChanged: the file was written to.
-            Interrupted: the server is stopping.
-        """
+        """See `storage.interface.Proof`."""
         try:
             measured = self.proofs.measure(self.piece, self.digest, progress)
         except BundleChanged:
@@ -251,7 +239,7 @@ class PieceProof:
             raise self.corrupt()
 
     def corrupt(self) -> ContentCorrupt:
-        """The error for content that does not have its digest; the fault is passed on."""
+        """See `storage.interface.Proof`."""
         error = ContentCorrupt(
             f"content {self.digest} is corrupt in the bundle", {"digest": str(self.digest)}
         )
@@ -272,7 +260,7 @@ class PieceProof:
 
 
 def changed() -> BundleChanged:
-    """The error for a file that was written to while it is served."""
+    """Return the error for a file that was written to while it is served."""
     return BundleChanged("the bundle was changed while it is served: restart to serve what it is")
 
 
@@ -290,18 +278,18 @@ def _hash(piece: Piece, algorithm: str, progress: Progress) -> Digest:
             made.update(buffer[:count])
             position += count
             progress(count)
-        # After the last read: had anything been written before it, the stamp would tell.
+        # After the last read: a write before it would have changed the stamp.
         if stamp_of(os.fstat(descriptor)) != piece.stamp:
             raise changed()
     return Digest(algorithm, made.hexdigest())
 
 
 def _settle(piece: Piece, descriptor: int) -> None:
-    """Have every later write to a piece show in its file's stamp."""
+    """Make every later write to a piece visible in its file's stamp."""
     # Imported by the first hashing, not by every start.
     import ctypes
 
-    # Submitting is enough, and does not wait for the disk; what refuses it has no dirty pages.
+    # Submitting is enough, and does not wait. If it is refused, there are no dirty pages.
     ctypes.CDLL(None).sync_file_range(
         ctypes.c_int(descriptor),
         ctypes.c_int64(piece.offset),
@@ -319,8 +307,8 @@ def _key(piece: Piece, algorithm: str) -> _Key:
 
 def _append(file: Path, key: _Key, digest: Digest) -> None:
     stamp, offset, size, _ = key
-    # A newline first: a line that a full disk cut short then spoils none but itself. One write, so
-    # that lines of several processes do not mix.
+    # A newline first: a line that a full disk cut short then spoils no other. One write, so that
+    # lines of several processes do not mix.
     line = "\n" + " ".join(map(str, (*stamp, offset, size, digest))) + "\n"
     with contextlib.suppress(OSError):
         descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

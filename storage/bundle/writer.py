@@ -43,7 +43,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a blob's content lies in the archive, in bytes from its begin."""
+    """The position of a blob's content in the archive, in bytes."""
 
     at: int
     size: int
@@ -54,8 +54,8 @@ class ArchiveLayout:
     """An archive before it is written.
 
     Attributes:
-        fixed: offset to bytes: headers and documents.
-        blobs: blob to the place of its content.
+        fixed: headers and documents, each with its offset.
+        blobs: the place of each blob's content.
         size: bytes of the whole archive.
     """
 
@@ -65,7 +65,7 @@ class ArchiveLayout:
 
     @property
     def identity(self) -> str:
-        """The same for archives with the same bytes."""
+        """A hash that is equal for archives with the same bytes."""
         hasher = hashlib.sha256()
         for at, data in self.fixed:
             hasher.update(b"%d:%d:" % (at, len(data)) + data)
@@ -78,11 +78,11 @@ def lay_out(
     blobs: Iterable[tuple[Digest, int]],
     more: Mapping[str, bytes] = NOTHING_MORE,
 ) -> ArchiveLayout:
-    """Place everything: ``oci-layout``, ``index.json``, manifests, then blobs, as given.
+    """Lay out ``oci-layout``, ``index.json``, the manifests, then the blobs in their order.
 
     Args:
         index: the content of ``index.json``.
-        documents: manifests by digest; they are in memory already.
+        documents: manifests by digest.
         blobs: digests and sizes in bytes.
         more: other files by name.
     """
@@ -156,13 +156,13 @@ def _header(name: str, size: int) -> bytes:
 
 
 class Draft:
-    """An archive that is being written. A context manager; `publish` gives it its name.
+    """An archive that is being written; a context manager. `publish` gives it its name.
 
-    Leaving the context without `publish` keeps the unfinished file for a later run.
+    Without `publish` the unfinished file is kept for a later run.
 
     Args:
         output: the archive's path.
-        layout: what it will contain.
+        layout: of the whole archive.
 
     Raises:
         BundleInvalid: another process is writing the same archive.
@@ -200,37 +200,37 @@ class Draft:
                 os.close(descriptor)
 
     def have(self, digest: Digest) -> int:
-        """Bytes of a blob, from its begin, that are in the file."""
+        """Return the number of bytes of a blob, from its start, that are in the file."""
         return self._have.get(digest, 0)
 
     def is_complete(self, digest: Digest) -> bool:
-        """Whether a blob is in the file, and its digest was checked."""
+        """Whether a blob is in the file and its digest was checked."""
         return digest in self._complete
 
     def read(self, digest: Digest, count: int) -> Iterator[bytes]:
-        """The first ``count`` bytes of a blob, in pieces, to hash them again."""
+        """Yield the first ``count`` bytes of a blob in pieces, to hash them again."""
         place = self._layout.blobs[digest]
         yield from _read(self._file, place.at, min(count, place.size))
 
     def write(self, digest: Digest, at: int, data: bytes) -> None:
-        """Write a piece of a blob, ``at`` bytes from its begin."""
+        """Write a piece of a blob, ``at`` bytes from its start."""
         place = self._layout.blobs[digest]
         assert at + len(data) <= place.size
         _write(self._file, data, place.at + at)
         have = self._have[digest] = at + len(data)
-        # That all of it is there is noted by `complete` alone, after the digest was checked.
+        # A whole blob is noted by `complete` only, after its digest was checked.
         if have < place.size and have - self._noted.get(digest, 0) >= _NOTE_EVERY:
             self._note(digest, have)
 
     def complete(self, digest: Digest) -> None:
-        """Note that all of a blob is in the file and has its digest."""
+        """Note that a blob is whole and has its digest."""
         size = self._layout.blobs[digest].size
         self._have[digest] = size
         self._complete.add(digest)
         self._note(digest, size)
 
     def restart(self, digest: Digest) -> None:
-        """Forget what there is of a blob: it turned out to be wrong."""
+        """Discard the bytes of a blob that turned out to be wrong."""
         self._have.pop(digest, None)
         self._note(digest, 0)
 
@@ -252,8 +252,8 @@ class Draft:
         is_there = self._partial.exists()
         is_same = is_there and known is not None and known.layout == self._layout.identity
         if is_there and not is_same:
-            # Kept aside as a source; nothing that was fetched is fetched again. The journal goes
-            # first: after a kill in between nothing claims what is not there.
+            # Kept as a source, so that nothing is fetched twice. The journal is renamed first:
+            # after a kill in between no journal names blobs of a missing file.
             if known is not None:
                 self._journal_path.replace(self._old_journal)
             self._partial.replace(self._old)
@@ -271,7 +271,7 @@ class Draft:
             self._salvage()
 
     def _take(self, known: _Progress) -> None:
-        """Go on with what an earlier run left of the same archive."""
+        """Resume from the journal of an earlier run for the same archive."""
         for digest, (place, have) in known.have.items():
             if self._layout.blobs.get(digest) != place:
                 continue
@@ -283,7 +283,7 @@ class Draft:
             self._have[digest] = self._noted[digest] = have
 
     def _salvage(self) -> None:
-        """Copy finished blobs out of the unfinished file of another list of images."""
+        """Copy finished blobs from the unfinished file of another list of images."""
         known = _read_journal(self._old_journal)
         if known is not None and self._old.exists():
             source = os.open(self._old, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -320,7 +320,7 @@ class _Progress:
 
 
 def _read_journal(path: Path) -> _Progress | None:
-    """What a journal says; None without one. A line cut by a kill ends it."""
+    """Read a journal; None without one. A line cut short by a kill ends it."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:

@@ -1,15 +1,15 @@
-"""How old a file is, told from its modification time although the wall clock may jump.
+"""The age of a file, from its modification time, although the wall clock may jump.
 
-The time of a file is the wall clock's of when it was written. If that clock has been set since, the
-difference to now is no age: set forward by a year, everything looks a year old, also what a push
-wrote a second ago; set back, what is written from now on looks a year old as soon as the clock is
-right again, and what was written before lies in the future.
+A file's modification time is the wall clock's when it was written. If the clock was set since, the
+difference to now is not the file's age: after a step forward by a year everything looks a year old,
+a push of a second ago included; after a step back files look a year old as soon as the clock is
+right again, and older files lie in the future.
 
-So beside the wall clock the monotonic one is watched. While the two run alike, a time in the past
-is believed. From the moment they are found apart, nothing counts as older than ``age`` until so
-much time has really passed; what was written before is then at least that old. A time in the
-future, which no file of a clock that ran evenly has, counts as old once this process has watched
-the clock run evenly for ``age``: it was written before that.
+So the monotonic clock is watched beside the wall clock. While the two run alike, a time in the past
+is believed. From the moment they are found apart, nothing counts as older than ``age`` until that
+much time has really passed; earlier files are then at least that old. A time in the future, which
+no file of an even clock has, counts as old once this process has watched the clock run evenly for
+``age``: the file was written before that.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable
 
 TOLERANCE = 5.0
-"""Seconds by which the two clocks may differ before one is taken to have been set: a slewed clock
-drifts by less in the time between two looks."""
+"""Seconds by which the clocks may drift apart between two readings before the wall clock counts as
+set; a slewed clock drifts by less."""
 
 
 class Ages:
@@ -44,15 +44,16 @@ class Ages:
         self._sets = 0
 
     def older_than(self, age: float, moment: float | None = None) -> Callable[[float], bool]:
-        """A test whether a modification time is over ``age`` seconds ago, as of this call.
+        """Return a test whether a modification time is more than ``age`` seconds before this call.
+
+        The test answers False for every file once it finds that the clock was set after this call.
 
         Args:
-            moment: this one by the clock that stamps the files, where that was looked at.
-
-        It says no to everything as soon as it sees that the clock was set after this call.
+            age: seconds.
+            moment: now, by the clock that stamps the files; this host's wall clock by default.
         """
         wall, steady = self._look()
-        # How far the files' clock is behind, told with a clock read last: rather too much.
+        # How far the files' clock is behind; read last, so rather too much than too little.
         now = wall if moment is None else wall - (time.time() - moment)
         even = steady - self._even_since
         sets = self._sets
@@ -74,6 +75,6 @@ class Ages:
             if abs(now - steady - self._difference) > TOLERANCE:
                 self._even_since = steady
                 self._sets += 1
-            # Followed, so that slow corrections do not add up to a jump.
+            # Updated each time, so that slow corrections do not add up to a jump.
             self._difference = now - steady
             return now, steady

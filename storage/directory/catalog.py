@@ -17,30 +17,32 @@ from mayfly.storage.trees import HostTree, Tree
 _MARKS = ("_manifests", "_layers")
 
 _LISTINGS = 256
+"""Most directories whose entries are cached."""
+
 _ENTRIES = 200_000
-"""What is remembered at most: directories, and names in all of them."""
+"""Most entries cached of all directories together."""
 
 _SETTLED_NS = 1_000_000_000
-"""A directory that changed so lately may change again without another modification time."""
+"""Nanoseconds within which a directory may change twice with one modification time."""
 
 
 class Catalog:
     """The names below one directory. Safe for use from several threads.
 
-    The sorted entries of a directory are remembered as long as its modification time stays, so that
-    a page of ten thousand neighbours costs no more than one of ten.
+    The sorted entries of a directory are cached while its modification time stays the same, so that
+    a page among ten thousand neighbours costs no more than one among ten.
     """
 
     def __init__(self, repositories: Path, tree: Tree | None = None) -> None:
         self._repositories = repositories
         self._tree = tree or HostTree(repositories)
         self._listings: OrderedDict[Path, tuple[int, list[str]]] = OrderedDict()
-        self._held = 0
+        self._cached_entries = 0
         self._unreadable: dict[Path, str] = {}
         self._lock = threading.Lock()
 
     def names_after(self, after: str, limit: int, prefix: str = "") -> list[str]:
-        """Up to ``limit`` names that follow ``after`` and begin with ``prefix``.
+        """Return up to ``limit`` names that follow ``after`` and begin with ``prefix``.
 
         Only directories on the way are read.
         """
@@ -57,7 +59,7 @@ class Catalog:
                     return
                 continue
             if key.endswith("/"):
-                # No repository's name is longer, so that the deepest of trees has an end.
+                # No repository has a longer name, so the walk of the deepest tree ends.
                 deeper = len(full) < MAX_NAME_LENGTH
                 if deeper and (full > after or after.startswith(full)):
                     yield from self._walk(directory / key[:-1], full, after, prefix)
@@ -81,12 +83,12 @@ class Catalog:
         known = self._listings.get(directory)
         if known is not None and known[0] == changed:
             return known[1]
-        # "a-b" sorts before "a/b": a directory is two entries, the repository itself and, with a
-        # slash, all that lies below it; every name below begins with that key: keys stay sorted.
+        # "a-b" sorts before "a/b". So a directory is two keys: the repository itself and, with a
+        # slash, everything below it, whose names begin with that key. Keys stay sorted.
         try:
             names = _directories(directory, self._tree)
         except PermissionError as error:
-            # One directory of somebody else's must not hide all repositories.
+            # One unreadable directory must not hide all repositories.
             self._unreadable[directory] = error.strerror or "cannot be read"
             return []
         self._unreadable.pop(directory, None)
@@ -96,7 +98,7 @@ class Catalog:
         return keys
 
     def unreadable(self) -> list[tuple[str, str]]:
-        """The directories that could not be listed when they were last looked at, and why."""
+        """Return the directories that could not be listed at the last attempt, and why."""
         return [
             (str(directory.relative_to(self._repositories)), reason)
             for directory, reason in sorted(self._unreadable.items())
@@ -105,22 +107,22 @@ class Catalog:
     def _remember(self, directory: Path, changed: int, keys: list[str]) -> None:
         with self._lock:
             before = self._listings.pop(directory, None)
-            self._held += len(keys) - (len(before[1]) if before is not None else 0)
+            self._cached_entries += len(keys) - (len(before[1]) if before is not None else 0)
             self._listings[directory] = changed, keys
-            while len(self._listings) > _LISTINGS or self._held > _ENTRIES:
+            while len(self._listings) > _LISTINGS or self._cached_entries > _ENTRIES:
                 _, (_, oldest) = self._listings.popitem(last=False)
-                self._held -= len(oldest)
+                self._cached_entries -= len(oldest)
 
 
 def _start(keys: list[str], above: str, text: str) -> int:
-    """The index of the first key of a directory at or below which a name follows ``text``."""
+    """Return the index of the first key with a name at or below it that follows ``text``."""
     rest = text[len(above) :] if text.startswith(above) else ""
     first, slash, _ = rest.partition("/")
     return bisect_left(keys, first + slash)
 
 
 def upload_directories(repositories: Path) -> Iterator[Path]:
-    """Every directory of upload sessions, also of repositories that hold nothing else yet."""
+    """Yield every directory of upload sessions, also of repositories without other content."""
     tree = HostTree(repositories)
     waiting = [(repositories, 0)]
     while waiting:
@@ -134,7 +136,7 @@ def upload_directories(repositories: Path) -> Iterator[Path]:
             continue
         for name in names:
             below = length + len(name) + 1
-            if below <= MAX_NAME_LENGTH + 1:  # with a slash at its end
+            if below <= MAX_NAME_LENGTH + 1:  # it ends with a slash
                 waiting.append((directory / name, below))
 
 
@@ -143,5 +145,5 @@ def _directories(directory: Path, tree: Tree) -> list[str]:
 
 
 def is_repository(directory: Path, tree: Tree) -> bool:
-    """Whether a directory is a repository: one that only leads to others or to uploads is not."""
+    """Whether a directory is a repository, not only a parent of others or of uploads."""
     return any(tree.is_directory(directory / mark) for mark in _MARKS)

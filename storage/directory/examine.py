@@ -1,8 +1,8 @@
-"""Hashes blobs whose stored length is contradicted, and records the result.
+"""Hash blobs whose size a manifest contradicts, and record the result.
 
-A manifest may give any size, so its word alone hides nothing; but it is a reason to look. Files are
-hashed one after the other by one thread, each at most once for as long as it stays as it is: a good
-one gets the record of its size, which settles every later contradiction; a bad one is marked, and
+A manifest may give any size, so it cannot hide a blob; but a difference is a reason to check. One
+thread hashes the files one after the other, each once while it stays unchanged. A good file gets a
+record of its size, which settles every later contradiction. A bad one gets a record of its damage:
 from then on the blob is unknown until good bytes are pushed, imported or found in a bundle.
 """
 
@@ -29,10 +29,10 @@ logger = logging.getLogger("mayfly")
 
 _READ_SIZE = 1024 * 1024
 _MOST_WAITING = 256
-"""Blobs waiting to be hashed; a contradiction found while so many wait is not followed."""
+"""Most blobs waiting to be hashed; while so many wait, further contradictions are ignored."""
+
 _ATTEMPTS = 3
 """How often a file is hashed that changes meanwhile."""
-
 
 _FILES = HostTree()
 
@@ -50,7 +50,7 @@ class Examiner:
         self._closing = threading.Event()
 
     def suspect(self, digest: Digest) -> None:
-        """Quick. Have a blob hashed soon, in the background."""
+        """Quick. Queue a blob to be hashed in the background."""
         with self._lock:
             if digest in self._waiting or len(self._waiting) >= _MOST_WAITING:
                 return
@@ -61,15 +61,15 @@ class Examiner:
             self._waiting.discard(digest)
 
     def close(self) -> None:
-        """Stop hashing; nothing is recorded of blobs that were not read to the end."""
+        """Stop hashing; no record is made of blobs that were not read to the end."""
         self._closing.set()
         self._thread.shutdown(cancel_futures=True)
 
-    def verified(self, digest: Digest, size: int) -> None:
+    def record_size(self, digest: Digest, size: int) -> None:
         """Record the size of a blob that was hashed and had its digest."""
         if not self._records.is_verified(digest, size):
             with self._gate.referring():
-                self._records.verified(digest, size)
+                self._records.record_size(digest, size)
 
     def _examine_waiting(self, digest: Digest) -> None:
         try:
@@ -81,11 +81,11 @@ class Examiner:
             self._waiting.discard(digest)
 
     def examine(self, digest: Digest, *, again: bool = False) -> bool:
-        """Hash a blob's file now and record the outcome; whether it has its digest.
+        """Hash a blob's file now, record the outcome, and return whether it has its digest.
 
         Args:
             digest: of the blob.
-            again: also one whose size was verified before.
+            again: also hash a blob whose size was verified before.
 
         Raises:
             Interrupted: the store is being closed.
@@ -96,7 +96,7 @@ class Examiner:
             before = _FILES.status(data)
             if before is None or not stat.S_ISREG(before.st_mode):
                 return False
-            if not self._records.whole(digest, before):
+            if not self._records.may_be_whole(digest, before):
                 return False
             if not again and self._records.is_verified(digest, before.st_size):
                 return True
@@ -105,13 +105,13 @@ class Examiner:
             except FileNotFoundError:
                 return False
             if actual == digest:
-                self.verified(digest, size)
+                self.record_size(digest, size)
                 return True
             # Exclusively: a concurrent push of good bytes must keep its record.
             with self._gate.removing():
                 after = _FILES.status(data)
                 if after is not None and stamp_of(after) == stamp_of(before):
-                    self._records.damaged(digest)
+                    self._records.record_damage(digest)
                     self._records.log_damage(digest)
                     return False
         return False
@@ -124,12 +124,12 @@ class Examiner:
 def hash_file(
     path: Path, algorithm: str, progress: Callable[[int], None] = lambda size: None
 ) -> tuple[Digest, int]:
-    """Read a file to its end; the digest and the number of its bytes.
+    """Read a file to its end and return its digest and the number of its bytes.
 
     Args:
         path: of the file.
         algorithm: of the digest.
-        progress: told the size of each piece that was read.
+        progress: called with the size of each piece that was read.
 
     Raises:
         OSError: it cannot be read.

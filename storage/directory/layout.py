@@ -1,11 +1,11 @@
-"""Where things lie: the directory format of CNCF distribution (``registry:2``), as pure paths.
+"""The paths of the directory format of CNCF distribution (``registry:2``).
 
 Source: distribution's ``registry/storage/paths.go``, the comment at its top. Entries whose name
-begins with ``_mayfly`` are ours; registry:2 and its garbage collector pass them over.
+begins with ``_mayfly`` are Mayfly's; registry:2 and its garbage collector ignore them.
 Names are validated here again, so that no path is ever built from unchecked text.
 
-Each path is joined in one go, and remembered: a fleet asks for the same few, and joining is much
-of what a small request costs.
+Each path is joined at once and cached: a fleet asks for the same few, and joining is a large part
+of the cost of a small request.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Layout:
         return _joined(self.blobs, f"{digest.algorithm}/{_hex(digest)[:2]}/{digest.hex}/data")
 
     def record(self, digest: Digest, name: str) -> Path:
-        """A file beside a blob's bytes, in which something is recorded of them."""
+        """A file beside a blob's bytes with a record about them (`storage.directory.records`)."""
         return _joined(self.blobs, f"{digest.algorithm}/{_hex(digest)[:2]}/{digest.hex}/{name}")
 
     def repository(self, name: str) -> Path:
@@ -65,20 +65,20 @@ class Layout:
         return self._within(name, f"_manifests/tags/{check_tag(tag)}")
 
     def tag_link(self, name: str, tag: str) -> Path:
-        """The file that says which manifest a tag points at."""
+        """The file with the digest of the manifest that a tag points at."""
         return self._within(name, f"_manifests/tags/{check_tag(tag)}/current/link")
 
     def tag_history_link(self, name: str, tag: str, digest: Digest) -> Path:
-        """The file that says a tag once pointed at this manifest."""
+        """The file that records that a tag once pointed at this manifest."""
         entry = f"index/{digest.algorithm}/{_hex(digest)}/link"
         return self._within(name, f"_manifests/tags/{check_tag(tag)}/{entry}")
 
     def whiteouts(self, name: str) -> Path:
-        """The directory of the marks that hide something of the layers below."""
+        """The directory of a repository's whiteouts (`storage.whiteouts`)."""
         return self._within(name, "_mayfly/whiteouts")
 
     def whiteout(self, name: str, kind: str, digest: Digest) -> Path:
-        """The mark that hides a blob, a manifest or a tag at a digest, as ``kind`` says."""
+        """The whiteout of a blob, a manifest or a tag at a digest; ``kind`` is its directory."""
         path = f"_mayfly/whiteouts/{kind}/{digest.algorithm}/{_hex(digest)}"
         return self._within(name, path)
 

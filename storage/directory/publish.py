@@ -1,13 +1,13 @@
 """Durable changes to a directory tree: the only place that makes bytes visible.
 
-Publishing is: write a temporary file on the same filesystem, fsync it, rename it into place, fsync
-the directory. A crash at any point leaves the old state or the new one. After power loss a
-directory entry exists only once its parent was synced, so directories made on the way are synced
-into their parents too. The order follows what ext4 and XFS promise; see fsync(2), rename(2) and
-Pillai et al., "All File Systems Are Not Created Equal" (OSDI 2014).
+Publishing writes a temporary file on the same filesystem, syncs it, renames it into place and syncs
+the directory (see `storage.files`). A crash at any point leaves the old state or the new one. After
+power loss a directory entry exists only if its parent was synced, so directories made on the way
+are synced into their parents too.
 
-What is seen need not be durable: whoever made it may not have synced it yet, or have died before
-that. So nothing is relied on before it was confirmed, nor that something is absent.
+A visible file may not be synced yet: its writer may be about to sync it, or have died before that.
+So call `Publisher.confirm` before relying on a file, and `Publisher.confirm_absent` before relying
+on its absence.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ from mayfly.storage.files import is_locked, lock, locked, sync, translate_disk_f
 logger = logging.getLogger("mayfly")
 
 _MAX_KNOWN = 20_000
-"""Paths known to be durable that are held in memory."""
+"""Most paths known to be durable that are kept in memory."""
+
 _MAX_ATTEMPTS = 64
-_PATIENCE = 8
+"""Attempts to rename a file into a directory that others remove meanwhile."""
+
+_SHARED_ATTEMPTS = 8
+"""Attempts after which no other thread of this process may prune directories meanwhile."""
 
 
 def _nothing() -> None:
@@ -38,21 +42,21 @@ def _nothing() -> None:
 
 
 _DIRECTORY_BITS, _FILE_BITS = 0o2777, 0o666
-"""The bits of the root's mode that a new directory and a new file take."""
+"""The bits of the root's mode that a new directory and a new file inherit."""
 
 
 class Publisher:
     """Publishes into the tree under ``root``; its temporary files lie below ``scratch``.
 
-    Safe for use from several threads, and by several processes on one tree: each has a directory
-    of its own below ``scratch``, locked while it lives.
+    Safe for use from several threads, and by several processes on one tree: each process has its
+    own directory below ``scratch``, which it keeps locked.
 
     Args:
         root: the top of the tree.
         scratch: where temporary files go, below ``root``.
-        kept: directories that stay also when they are empty.
-        store: the directory above ``root`` whose owner, group and mode all new files get; ``root``
-            itself if None.
+        kept: directories that stay even when they are empty.
+        store: the directory above ``root`` whose owner, group and mode new files inherit; ``root``
+            by default.
     """
 
     def __init__(
@@ -75,11 +79,11 @@ class Publisher:
 
     @property
     def scratch(self) -> Path:
-        """A directory for this process alone; it goes with `close`, or once the process is gone."""
+        """This process's own directory; removed by `close`, or once the process is gone."""
         return self._scratch
 
     def open(self) -> None:
-        """Make the root, and drop what processes that are gone left half written."""
+        """Make the root, and remove unfinished files of processes that are gone."""
         self._make_root(self._store)
         self._root_status = self._store.stat()
         self._make_root(self._root)
@@ -93,12 +97,12 @@ class Publisher:
             lock(self._alive)
 
     def tidy(self) -> None:
-        """Drop what processes that are gone left half written."""
+        """Remove unfinished files of processes that are gone."""
         with locked(self._scratch_parent):
             self._tidy()
 
     def close(self) -> None:
-        """Give up the scratch directory."""
+        """Remove the scratch directory."""
         shutil.rmtree(self._scratch, ignore_errors=True)
         if self._alive is not None:
             os.close(self._alive)
@@ -129,7 +133,7 @@ class Publisher:
                 raise
 
     def sync(self, source: Path) -> None:
-        """Bring a finished file to the disk; `adopt`, later, has little left to wait for.
+        """Sync a finished file, so that `adopt` has little left to write.
 
         Raises:
             StorageFull: ``source`` is where it was.
@@ -153,7 +157,7 @@ class Publisher:
             self._rename(source, target, then)
 
     def private_directory(self) -> Path:
-        """A new directory among the temporary files, gone for good once this process is.
+        """Make a directory among the temporary files, which is removed once this process is gone.
 
         Raises:
             StorageFull: nothing was changed.
@@ -164,7 +168,7 @@ class Publisher:
             return directory
 
     def confirm(self, target: Path) -> None:
-        """Make durable a file that is there, whoever published it; nothing where there is none."""
+        """Make a file durable that any process has published; do nothing if there is none."""
         with self._lock:
             if target in self._durable:
                 return
@@ -175,7 +179,7 @@ class Publisher:
             self._remember(target)
 
     def confirm_absent(self, target: Path) -> None:
-        """Make durable that a file or tree is gone, whoever removed it, and prune after that."""
+        """Make the absence of a file or tree durable, and prune empty directories after that."""
         directory = target.parent
         while True:
             try:
@@ -186,7 +190,7 @@ class Publisher:
         self.prune(target.parent)
 
     def put_directory(self, target: Path, files: Mapping[str, bytes]) -> None:
-        """Make a directory with these files visible at once; nothing of it is synced.
+        """Make a directory with these files visible in one step; nothing is synced.
 
         Raises:
             StorageFull: nothing was changed.
@@ -205,7 +209,7 @@ class Publisher:
                 raise
 
     def remove(self, target: Path) -> bool:
-        """Durably remove a file and the directories that leaves empty; False when it was absent."""
+        """Durably remove a file and directories that are empty then; return whether it existed."""
         with self._lock:
             self._durable.discard(target)
         try:
@@ -217,10 +221,10 @@ class Publisher:
         return removed
 
     def remove_tree(self, directory: Path) -> bool:
-        """Durably remove a directory at once; False when it was absent.
+        """Durably remove a directory in one step; return whether it existed.
 
-        It is renamed away first: whoever publishes into it meanwhile makes it anew and loses
-        nothing to the slower removal of the files.
+        It is renamed away first: a file that is published into it meanwhile goes to a new directory
+        and is not lost to the slower removal of the old one.
         """
         doomed = self._scratch / uuid.uuid4().hex
         with self._lock:
@@ -244,7 +248,7 @@ class Publisher:
             self.make_directory(directory.parent)
         with contextlib.suppress(FileExistsError):
             self._new_directory(directory)
-        # Also when another thread made it a moment ago and has not synced it yet.
+        # Also if another thread made it a moment ago and has not synced it yet.
         if directory != self._root:
             sync(directory.parent)
         self._remember(directory)
@@ -272,7 +276,7 @@ class Publisher:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def _make_root(self, directory: Path) -> None:
-        """Make the root and its parents; each is synced into its parent, whoever made it."""
+        """Make the root and its parents, and sync each into its parent."""
         if directory == directory.parent or directory.is_mount():
             return
         if directory == self._store and self._root_status is not None:
@@ -309,15 +313,14 @@ class Publisher:
     def _rename(self, source: Path, target: Path, then: Callable[[], None]) -> None:
         self._move(source, target)
         then()
-        # Whoever took the directory away since then did so after the file was published.
+        # If the directory was removed since then, that happened after the publication.
         with contextlib.suppress(FileNotFoundError):
             sync(target.parent)
             self._remember(target)
 
     def _move(self, source: Path, target: Path) -> None:
         for attempt in range(_MAX_ATTEMPTS):
-            # After some tries with nobody of this process able to prune in between.
-            alone = self._lock if attempt >= _PATIENCE else contextlib.nullcontext()
+            alone = self._lock if attempt >= _SHARED_ATTEMPTS else contextlib.nullcontext()
             try:
                 with alone:
                     self.make_directory(target.parent)
@@ -334,7 +337,7 @@ class Publisher:
     def _displace(self, target: Path) -> None:
         """Move away an entry of the wrong kind: a directory for a file, or a file for a directory.
 
-        It is kept, since it may be somebody's data.
+        It is kept, since it may be data of an operator.
         """
         between = [path for path in target.parents if path.is_relative_to(self._root)]
         way = (path for path in reversed(between) if path.is_file() and not path.is_symlink())
@@ -347,14 +350,14 @@ class Publisher:
 
 
 def inherit(descriptor: int, parent: os.stat_result) -> None:
-    """Give a file or directory that we made the owner, group and mode of a directory.
+    """Give a file or directory made by this process the owner, group and mode of a directory.
 
     So a store that belongs to a server's user stays theirs when root imports into it. Without the
-    right to give files away ours stay ours.
+    right to change owners nothing is changed.
     """
     made = os.fstat(descriptor)
     if made.st_uid != os.geteuid():
-        return  # not what we made: whoever owns the tree has put it there
+        return  # made by the owner of the tree, not by this process
     if (made.st_uid, made.st_gid) != (parent.st_uid, parent.st_gid):
         owner = parent.st_uid if made.st_uid == 0 else -1
         with contextlib.suppress(PermissionError):

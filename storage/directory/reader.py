@@ -1,8 +1,8 @@
-"""The directory format of CNCF distribution (``registry:2``), read.
+"""Reading the directory format of CNCF distribution (``registry:2``).
 
-A blob is in a repository when a link file says so and its data file exists; both are looked at on
-every read, so that a delete takes effect at once and so that what registry:2 or its garbage
-collector changed meanwhile is seen. Nothing is written here; `storage.directory.store` does.
+A blob is in a repository if its link file and its data file exist. Both are checked on every read,
+so that a delete takes effect at once and changes by registry:2 or its garbage collector are seen.
+Nothing is written here; `storage.directory.store` writes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DirectoryReader:
 
     Args:
         root: the directory that registry:2 is given.
-        tree: how its files are read; by default as those of an operator's own root.
+        tree: reads the files; by default as those of an operator's own root.
     """
 
     def __init__(self, root: Path, tree: Tree | None = None) -> None:
@@ -113,7 +113,7 @@ class DirectoryReader:
         status = self._tree.status(self._layout.data(digest))
         if status is None or not stat.S_ISREG(status.st_mode):
             return None
-        return status.st_size if self._records.whole(digest, status) else None
+        return status.st_size if self._records.may_be_whole(digest, status) else None
 
     def _refuse_damaged(self, digest: Digest, error: type[BlobUnknown | ManifestUnknown]) -> None:
         if self._tree.is_file(self._layout.data(digest)):
@@ -126,7 +126,7 @@ class DirectoryReader:
         return self._referrers.of(check_repository(repository), subject, after)
 
     def stored_blobs(self) -> Iterator[tuple[Digest, Path]]:
-        """Every blob's digest and file, whether or not a repository links it."""
+        """Yield every blob's digest and file, whether or not a repository links it."""
         for algorithm in digests.HEX_LENGTHS:
             for fan in self._tree.entries(self._layout.blobs / algorithm):
                 for encoded in self._tree.entries(self._layout.blobs / algorithm / fan):
@@ -137,20 +137,20 @@ class DirectoryReader:
                             yield digest, data
 
     def revisions(self, repository: str) -> Iterator[Digest]:
-        """All manifests linked in a repository, tagged or not."""
+        """Yield all manifests linked in a repository, tagged or not."""
         for digest in self.revision_entries(repository):
             if self.is_linked(repository, digest):
                 yield digest
 
     def blob_links(self, repository: str) -> Iterator[Digest]:
-        """All blobs linked in a repository, whether or not their bytes are there."""
+        """Yield all blobs linked in a repository, whether or not their bytes exist."""
         for directory in self._layer_directories(repository):
             for digest in self._digests_in(directory):
                 if self._tree.is_file(self._layout.layer_link(repository, digest)):
                     yield digest
 
     def dangling_tags(self, repository: str) -> Iterator[tuple[str, Digest | None]]:
-        """The tags whose manifest is not linked, and what they point at if that can be read.
+        """Yield the tags whose manifest is not linked, and its digest if that can be read.
 
         Deleting a manifest removes its tags first: such a tag is damaged, or another registry's.
         """
@@ -159,19 +159,19 @@ class DirectoryReader:
             digest = self.read_link(link)
             if digest is not None and self.is_linked(repository, digest):
                 continue
-            # Looked at again: both may have been deleted since.
+            # Read again: both may have been deleted since.
             if self._tree.is_file(link) and self.read_link(link) == digest:
                 yield name, digest
 
     def tag_names(self, repository: str) -> list[str]:
-        """The names of all tags, including those whose link is lost."""
+        """Return the names of all tags, including those whose link is lost."""
         return sorted(filter(is_tag, self._tree.entries(self._layout.tags(repository))))
 
     def lost_tags(self, repository: str) -> Iterator[tuple[str, list[Digest]]]:
-        """The tags whose link is lost or damaged, and all that they ever pointed at.
+        """Yield the tags whose link is lost or damaged, and every manifest they ever pointed at.
 
-        A tag's link is written before its history, so an empty directory is a push that was cut
-        off, and no fault.
+        A tag's link is written before its history, so an empty directory comes from an interrupted
+        push and is no fault.
         """
         for name in self.tag_names(repository):
             link = self._layout.tag_link(repository, name)
@@ -181,7 +181,7 @@ class DirectoryReader:
                     yield name, history
 
     def tag_targets(self, repository: str) -> Iterator[Digest]:
-        """The manifests that tags point at; all that a tag ever did where its link is lost."""
+        """Yield the manifests that tags point at; if a tag's link is lost, all of its history."""
         for name in self.tag_names(repository):
             digest = self.read_link(self._layout.tag_link(repository, name))
             if digest is not None:
@@ -190,12 +190,12 @@ class DirectoryReader:
                 yield from self.tag_history(repository, name)
 
     def tag_history(self, repository: str, tag: str) -> list[Digest]:
-        """The manifests that a tag points at or once pointed at."""
+        """Return the manifests that a tag points at or once pointed at."""
         index = self._layout.tag(repository, tag) / "index"
         return [d for alg in digests.HEX_LENGTHS for d in self._digests_in(index / alg)]
 
     def is_verified(self, digest: Digest) -> bool:
-        """Quick. Whether content is whole and was hashed before."""
+        """Quick. Whether content is whole and its size was verified by hashing."""
         size = self.content_size(digest)
         return size is not None and self._records.is_verified(digest, size)
 
@@ -214,14 +214,14 @@ class DirectoryReader:
         return any(self._tree.is_directory(link.parent) for link in links)
 
     def linked_in(self, digest: Digest) -> Iterator[str]:
-        """The repositories that link a blob or a manifest, whether or not its bytes are there."""
+        """Yield the repositories that link a blob or a manifest, whether or not its bytes exist."""
         for name in repositories(self):
             links = self._layout.layer_link(name, digest), self._layout.revision_link(name, digest)
             if any(map(self._tree.is_file, links)):
                 yield name
 
     def unreadable_directories(self) -> list[tuple[str, str]]:
-        """Directories of repositories that could not be listed, by name, and why."""
+        """Return the directories that could not be listed, by name, with the reason."""
         return self._catalog.unreadable()
 
     def is_linked(self, repository: str, digest: Digest) -> bool:
@@ -241,13 +241,13 @@ class DirectoryReader:
         return [self._layout.layers(repository) / alg for alg in digests.HEX_LENGTHS]
 
     def _digests_in(self, directory: Path) -> Iterator[Digest]:
-        """The digests that the entries of an algorithm's directory stand for."""
+        """Yield the digests that are the names in an algorithm's directory."""
         for encoded in self._tree.entries(directory):
             with contextlib.suppress(DigestInvalid):
                 yield digests.parse(f"{directory.name}:{encoded}")
 
     def read_link(self, link: Path) -> Digest | None:
-        """The digest a link file holds; None where there is none that can be read."""
+        """Return the digest in a link file; None if there is none that can be read."""
         try:
             descriptor = self._tree.open(link)
             try:

@@ -1,19 +1,18 @@
-"""Records about a blob's bytes, kept beside them: the verified size, or damage.
+"""Records of a blob's verified size, or of its damage, beside its bytes.
 
-Both are empty files in the directory of the blob's ``data``, whose names say everything::
+Both are empty files in the directory of the blob's ``data``; the name is the record::
 
     data
-    _mayfly_size_1048576                      the content of this digest has so many bytes
+    _mayfly_size_1048576                      the content of this digest has 1048576 bytes
     _mayfly_damaged_<inode>_<size>_<mtime>_<ctime>    the file with this stamp has another digest
 
-registry:2 asks for ``data`` alone, passes other names over, and deletes the whole directory.
+registry:2 reads ``data`` only, ignores other names, and deletes the whole directory.
 
-A size is recorded after bytes were hashed and had their digest. From then on it is true of the
-digest, whatever becomes of the file, so a record never goes stale and needs no order on the disk:
-without one the file's length is believed, as for files of other writers. An
-empty file with a telling name cannot be torn, survives every way of copying a tree (extended
-attributes do not), and looking at it is a single stat(2), of a name that is made from the length of
-``data``: where that exists, the file has the verified length.
+A size is recorded after the bytes were hashed and had their digest. From then on it is true of the
+digest, whatever happens to the file. So a record never becomes stale and its write needs no order:
+without a record the file's length is believed, as for files of other writers. An empty file cannot
+be torn and survives every way of copying a tree (extended attributes do not). Checking it is one
+stat(2) of the name made from the length of ``data``: if it exists, the file has the verified size.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _SIZE = "_mayfly_size_"
 _DAMAGED = "_mayfly_damaged_"
 
 _MOST_REMEMBERED = 10_000
-"""Files remembered in memory, of each kind: seen as they are, told of, not to be marked."""
+"""Most files kept in memory of each kind: seen whole, logged, with an unwritten record."""
 
 _EMPTY = frozenset(digests.of(b"", algorithm) for algorithm in digests.HEX_LENGTHS)
 """The digests of no bytes: the only ones an empty file can have."""
@@ -46,7 +45,7 @@ class Records:
 
     Args:
         layout: of the store.
-        trusted: whether records beside the blobs count; in somebody else's directory they may be
+        trusted: whether records beside the blobs count; in another host's directory they may be
             forged.
     """
 
@@ -57,11 +56,11 @@ class Records:
         self._unwritten: dict[Digest, Stamp] = {}
         self._logged: set[Digest] = set()
 
-    def whole(self, digest: Digest, status: os.stat_result) -> bool:
-        """Quick. Whether a blob's file can be its content, by the records.
+    def may_be_whole(self, digest: Digest, status: os.stat_result) -> bool:
+        """Quick. Whether no record contradicts that a blob's file is its content.
 
-        A file that is as it was when this was last asked costs no call; else one stat(2), or of
-        another writer's file, a look at the directory.
+        Costs no system call for a file that is unchanged since the last call, else one stat(2), or
+        for another writer's file a listing of its directory.
 
         Args:
             status: of the ``data`` file, a regular one.
@@ -88,26 +87,26 @@ class Records:
         return self._unwritten.get(digest) != stamp_of(status)
 
     def is_verified(self, digest: Digest, size: int) -> bool:
-        """Quick. Whether the content of a digest is known to have this size."""
+        """Quick. Whether the content of a digest was verified to have this size."""
         return self._layout.record(digest, f"{_SIZE}{size}").exists()
 
-    def verified(self, digest: Digest, size: int) -> None:
+    def record_size(self, digest: Digest, size: int) -> None:
         """Record that bytes were hashed and had this digest; older records are deleted.
 
-        Nothing is raised where the disk refuses: the record is a help, the blob is there without.
+        Errors of the disk are ignored: the blob is complete without a record.
         """
         record = self._layout.record(digest, f"{_SIZE}{size}")
         with contextlib.suppress(OSError):
             _make(record)
             self._drop(digest, but=record.name)
 
-    def damaged(self, digest: Digest) -> None:
+    def record_damage(self, digest: Digest) -> None:
         """Record that the file, as it is now, was hashed and has another digest."""
         data = self._layout.data(digest)
         status = data.stat()
         self._seen.pop(digest, None)
         try:
-            # This changes its ctime, which voids what other processes remember of the file.
+            # This changes its ctime, so that other processes check the file again.
             os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
             status = data.stat()
             record = self._layout.record(digest, _mark(status))
@@ -116,11 +115,11 @@ class Records:
             if len(self._unwritten) < _MOST_REMEMBERED:
                 self._unwritten[digest] = stamp_of(status)
             return
-        # After that: a record of the same length would be believed first.
+        # Only now: a record of the same size would be believed first.
         self._drop(digest, but=record.name)
 
     def log_damage(self, digest: Digest) -> None:
-        """Log, once, that a blob is there but damaged."""
+        """Log once that a blob is damaged."""
         if digest not in self._logged and len(self._logged) < _MOST_REMEMBERED:
             self._logged.add(digest)
             logger.warning(
@@ -130,7 +129,7 @@ class Records:
             )
 
     def drop(self, digest: Digest) -> None:
-        """Delete the records of a blob that was removed."""
+        """Delete the records of a removed blob."""
         self._drop(digest, but="")
 
     def _drop(self, digest: Digest, but: str) -> None:
@@ -148,12 +147,12 @@ class Records:
 
 
 def _mark(status: os.stat_result) -> str:
-    # Without the device, whose number a restart may change: the mark lies on the same one.
+    # Without the device, whose number a restart may change: the record is on the same one.
     return _DAMAGED + "_".join(map(str, stamp_of(status)[1:]))
 
 
 def _make(record: Path) -> None:
-    """Make an empty file like the blob's directory."""
+    """Make an empty file with the owner and mode of the blob's directory."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(record, flags, 0o644)
     try:

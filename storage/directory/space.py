@@ -1,9 +1,8 @@
-"""Room on the disk: whether bytes that are announced will fit, known before the first is taken.
+"""Free space: whether an announced blob fits, checked before its first byte is received.
 
-Some room stays free: what a push writes last is small (links, the manifest, a tag), and it should
-find its place after the layers have. So bytes of blobs stop short of the reserve, and nothing else
-does. What the filesystem says is free counts (statvfs(2)); a quota may end earlier, and then the
-write itself is refused.
+Some space stays reserved: a push writes small files last (links, the manifest, a tag), and they
+must fit after the layers. So blobs may not use the reserve, and everything else may. The free space
+is the filesystem's (statvfs(2)); a quota may end earlier, and then the write itself fails.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from pathlib import Path
 from mayfly.storage.errors import StorageFull
 
 LARGEST_RESERVE = 64 * 1024 * 1024
-"""Bytes kept free when nobody said how many, or a hundredth of a filesystem that is small."""
+"""Bytes of the default reserve; on a small filesystem it is a hundredth of its size."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class Space:
-    """The room for blobs where a directory lies.
+    """The space for blobs in a directory's filesystem.
 
     Args:
         directory: of the store.
-        reserve: bytes kept free; None picks some.
+        reserve: bytes kept free; None for the default.
     """
 
     def __init__(self, directory: Path, reserve: int | None = None) -> None:
@@ -32,7 +31,7 @@ class Space:
         self._reserve = reserve
 
     def check(self, size: int) -> None:
-        """Quick. Make sure that so many bytes more fit.
+        """Quick. Check that ``size`` more bytes fit.
 
         Raises:
             StorageFull: they do not; the message names the sizes.
@@ -51,7 +50,7 @@ class Space:
 
 
 def format_size(size: int) -> str:
-    """Bytes for people: ``512 B``, ``1.4 GiB``."""
+    """Return a number of bytes as text: ``512 B``, ``1.4 GiB``."""
     amount = float(size)
     for unit in _UNITS:
         if amount < 1024 or unit == _UNITS[-1]:

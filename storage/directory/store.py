@@ -1,10 +1,10 @@
 """The writable store: a directory in the format of CNCF distribution (``registry:2``).
 
-`storage.directory.reader` reads it. What is written is verified and published durably before a call
-returns (`storage.directory.publish`).
+`storage.directory.reader` reads it. Content is verified and published durably before a call returns
+(`storage.directory.publish`).
 
-One lock per repository (striped) orders changes of its manifests and tags against each other. It
-guards a few small files; none is held while a body is awaited or a blob is synced.
+One lock per repository (striped) orders changes of its manifests and tags. It guards a few small
+files; none is held while a body is awaited or a blob is synced.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class DistributionStore(DirectoryReader):
         self._uploads.interrupt()
 
     def close(self) -> None:
-        """Drop the scratch files; upload sessions stay on disk for the next start."""
+        """Remove the scratch files; upload sessions stay on disk for the next start."""
         self._examiner.close()
         self._uploads.close()
         self._publisher.close()
@@ -139,9 +139,9 @@ class DistributionStore(DirectoryReader):
 
     @contextlib.contextmanager
     def copying(self, repository: str, algorithm: str) -> Iterator[DirectoryUpload]:
-        """An upload session for this process alone: it ends here, committed or not.
+        """An upload session of this process alone, which ends with the context.
 
-        Nothing of it stays when the process is killed: the next to open the store tidies.
+        If the process is killed, the next one that opens the store removes it.
         """
         upload = self._uploads.begin_private(repository, algorithm)
         try:
@@ -152,7 +152,7 @@ class DistributionStore(DirectoryReader):
 
     @property
     def scratch(self) -> Path:
-        """A directory on the same filesystem for this process alone, until `close`."""
+        """This process's own directory on the store's filesystem, until `close`."""
         return self._publisher.scratch
 
     def upload(self, repository: str, upload_id: str) -> DirectoryUpload:
@@ -162,7 +162,7 @@ class DistributionStore(DirectoryReader):
         self._space.check(size)
 
     def purge_uploads(self, max_age: float) -> int:
-        """End the upload sessions idle for ``max_age`` seconds; how many there were."""
+        """End the upload sessions idle for ``max_age`` seconds and return their number."""
         return self._uploads.purge(max_age)
 
     def touch(self, repository: str, digest: Digest, seen: LowerStore | None = None) -> Extent:
@@ -175,7 +175,7 @@ class DistributionStore(DirectoryReader):
         self, repository: str, digest: Digest, source: str, seen: LowerStore | None = None
     ) -> None:
         seen = seen or self
-        # Content that only other repositories hold is not looked at: the time would tell of it.
+        # Content that only other repositories hold is not read: the time would reveal it.
         seen.blob(source, digest)
         self._publisher.confirm(self._layout.data(digest))
         with self._gate.referring():
@@ -187,19 +187,18 @@ class DistributionStore(DirectoryReader):
             raise blob_unknown(digest)
 
     def _publish_blob(self, repository: str, digest: Digest, data: Path) -> None:
-        # Also over an equal blob that is there: its age starts anew, and a copy that something
-        # outside damaged is mended.
-        # Gigabytes may take their time: not while others wait at the gate.
+        # Also over an equal blob: its age starts anew, and a copy that was damaged is replaced.
+        # Synced before the gate: gigabytes take long, and others wait there.
         self._publisher.sync(data)
         with self._gate.referring():
-            # Its last byte may have come long ago, in a session that was left and found again.
+            # Its last byte may have come long ago, in a session that was resumed.
             os.utime(data)
             self._adopt(digest, data)
             self._link(self._layout.layer_link(repository, digest), digest)
 
     def _adopt(self, digest: Digest, data: Path) -> None:
         size = data.stat().st_size
-        verified = partial(self._records.verified, digest, size)
+        verified = partial(self._records.record_size, digest, size)
         self._publisher.adopt(data, self._layout.data(digest), verified)
 
     # Manifests
@@ -221,13 +220,13 @@ class DistributionStore(DirectoryReader):
         self._confirm_references(repository, manifest)
         with self._lock(repository), self._gate.referring():
             self._check_references(repository, manifest, seen or self)
-            verified = partial(self._records.verified, digest, len(manifest.body))
+            verified = partial(self._records.record_size, digest, len(manifest.body))
             self._publisher.write(self._layout.data(digest), manifest.body, verified)
             self._link(self._layout.revision_link(repository, digest), digest)
             self._referrers.changed(repository, digest)
             for tag in tags:
-                # After the manifest: a tag never points at what is not there. Before its history: a
-                # tag with a history and no link has lost it, and was not merely cut off.
+                # After the manifest: a tag never points at a missing one. Before its history: a tag
+                # with a history and no link has lost the link; it is no interrupted push.
                 self._link(self._layout.tag_link(repository, tag), digest)
                 self._link(self._layout.tag_history_link(repository, tag, digest), digest)
 
@@ -261,7 +260,7 @@ class DistributionStore(DirectoryReader):
             raise manifest_unknown(digest)
         for tag in self.tags_at(repository, digest):
             self._publisher.remove_tree(self._layout.tag(repository, tag))
-        # Also of those that a deletion removed which was cut off: no tag comes back to nothing.
+        # Also of tags that an interrupted deletion removed: no tag may come back without manifest.
         self._publisher.confirm_absent(self._layout.tags(repository) / "any")
         self._publisher.remove(link)
 
@@ -275,16 +274,16 @@ class DistributionStore(DirectoryReader):
         try:
             self.tag(repository, tag)
         except ManifestUnknown:
-            # One whose link is damaged can be deleted like any.
+            # A tag with a damaged link can be deleted like any.
             if not directory.exists():
                 self._publisher.confirm_absent(directory)
                 raise
         self._publisher.remove_tree(directory)
 
     def _confirm_references(self, repository: str, manifest: Manifest) -> None:
-        """Make durable what the repository holds of a manifest's content, whoever pushed it.
+        """Make the content of a manifest durable that the repository holds, whoever pushed it.
 
-        Content that only other repositories hold is not looked at: the time would tell of it.
+        Content that only other repositories hold is not read: the time would reveal it.
         """
         for link_of, descriptors in (
             (self._layout.layer_link, manifest.blobs),
@@ -300,7 +299,7 @@ class DistributionStore(DirectoryReader):
         missing: list[dict[str, str]] = []
         wanted = [(seen.blob, d, self._may_lack_blobs) for d in manifest.blobs]
         wanted += [(seen.manifest, d, self._may_lack_manifests) for d in manifest.manifests]
-        # One blob may be named ten thousand times.
+        # A manifest may name one blob ten thousand times.
         for locate, descriptor, may_lack in dict.fromkeys(wanted):
             try:
                 extent = locate(repository, descriptor.digest)
@@ -317,7 +316,7 @@ class DistributionStore(DirectoryReader):
             )
 
     def _contradicted(self, descriptor: Descriptor, extent: Extent) -> SizeInvalid:
-        """The error for a wrong size; the blob is hashed if its size was never verified."""
+        """Return the error for a wrong size; hash the blob if its size was never verified."""
         message = (
             f"manifest gives {descriptor.digest} {descriptor.size} bytes, "
             f"the repository holds {extent.size}"
@@ -334,7 +333,7 @@ class DistributionStore(DirectoryReader):
         seen = seen or self
         with contextlib.suppress(StorageError, OSError):
             if self._is_mine(digest, seen.manifest(repository, digest)):
-                self._examiner.verified(digest, len(body))
+                self._examiner.record_size(digest, len(body))
             blobs = manifests.parse_stored(body).blobs
             for descriptor in blobs:
                 with contextlib.suppress(BlobUnknown, ContentCorrupt):
@@ -346,7 +345,7 @@ class DistributionStore(DirectoryReader):
         return self._examiner.examine(digest, again=True)
 
     def is_whole(self, digest: Digest) -> bool:
-        """Whether a blob's file is there and has its digest; hashes it unless that was done.
+        """Whether a blob's file exists and has its digest; it is hashed unless it was before.
 
         Raises:
             OSError: it cannot be read.
@@ -355,10 +354,10 @@ class DistributionStore(DirectoryReader):
 
     def record_verified(self, digest: Digest, size: int) -> None:
         """Record the size of a blob that was hashed and had its digest."""
-        self._examiner.verified(digest, size)
+        self._examiner.record_size(digest, size)
 
     def restore_tag(self, repository: str, tag: str, digest: Digest) -> bool:
-        """Have a tag point at a manifest of the repository again; False where that is not whole."""
+        """Point a tag at a manifest again; return False if the repository has no such one."""
         with self._lock(repository), self._gate.referring():
             try:
                 self._touch(digest, self.manifest(repository, digest))
@@ -369,7 +368,7 @@ class DistributionStore(DirectoryReader):
             return True
 
     def restore_link(self, repository: str, digest: Digest, *, is_manifest: bool) -> None:
-        """Link content that is here in a repository whose image needs it."""
+        """Link stored content in a repository whose image needs it."""
         link_of = self._layout.revision_link if is_manifest else self._layout.layer_link
         with self._lock(repository), self._gate.referring():
             if self.content_size(digest) is not None:
@@ -379,7 +378,7 @@ class DistributionStore(DirectoryReader):
         return extent.path == self._layout.data(digest)
 
     def _suspect(self, digest: Digest, extent: Extent) -> bool:
-        """Have a blob hashed whose size was contradicted; False where its size is known."""
+        """Queue a blob of doubtful size for hashing; return False if its size was verified."""
         if not self._is_mine(digest, extent) or self._records.is_verified(digest, extent.size):
             return False
         self._examiner.suspect(digest)

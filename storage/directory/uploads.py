@@ -1,14 +1,14 @@
-"""Resumable uploads. A session is a directory with the bytes so far; its offset is their number.
+"""Resumable uploads. A session is a directory with the received bytes; its offset is their number.
 
     begin ──► open ──write*──► open ──commit──► a published blob
                 └────────cancel or wrong digest────► nothing
 
-Everything survives a restart because nothing but the partial file counts. The running hash lives
-in memory only: a session found again on disk is hashed anew when it is committed, as is one that
-is committed under another algorithm than it was begun with.
+A session survives a restart because its state is the partial file. The running hash is in memory
+only: a session that is resumed after a restart is hashed again when it is committed, and so is one
+that is committed under another algorithm than it was begun with.
 
-An upload that is no session, as nobody is told its id, lies among the temporary files: whatever
-ends the process, the next start drops its bytes.
+A private upload, whose id no client is given, is among the temporary files: however the process
+ends, the next start removes it.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ Publish = Callable[[str, Digest, Path], None]
 """How a verified file becomes a blob linked in a repository."""
 
 Forget = Callable[[Path], None]
-"""Told the directory of a session that has ended."""
+"""Called with the directory of a session that has ended."""
 
-Room = Callable[[int], None]
-"""Told how many bytes more are to be written; raises StorageFull where they do not fit."""
+CheckRoom = Callable[[int], None]
+"""Called with the number of bytes to be written; raises StorageFull if they do not fit."""
 
 
 class DirectoryUpload:
@@ -64,7 +64,7 @@ class DirectoryUpload:
         algorithm: str,
         publish: Publish,
         forget: Forget,
-        room: Room,
+        check_room: CheckRoom,
         writeback: Writeback,
         interrupted: threading.Event,
     ) -> None:
@@ -73,7 +73,7 @@ class DirectoryUpload:
         self._data = directory / "data"
         self._publish = publish
         self._forget = forget
-        self._room = room
+        self._check_room = check_room
         self._sync = FileSync(writeback)
         self._interrupted = interrupted
         self._lock = threading.Lock()
@@ -99,14 +99,14 @@ class DirectoryUpload:
             try:
                 offset = os.fstat(descriptor).st_size
                 if offset != at:
-                    self._sync.wait()  # it ends shorter where bytes were lost
+                    self._sync.wait()  # the file is shorter if bytes were lost
                     raise UploadOffset(f"the upload stands at byte {offset}, not {at}", offset)
-                self._room(sum(map(len, data)))
+                self._check_room(sum(map(len, data)))
                 try:
                     written = self._append(descriptor, data)
                     self._sync.written(descriptor, offset + written)
                 except OSError:
-                    # Half a batch must not count: the client resumes where the last one ended.
+                    # A partial batch must not count: the client resumes after the last whole one.
                     os.ftruncate(descriptor, offset)
                     raise
             finally:
@@ -117,18 +117,19 @@ class DirectoryUpload:
                 self._hashed = offset + written
 
     def copy(self, extent: Extent, progress: Callable[[int], None] = lambda size: None) -> None:
-        """Append the bytes of an extent, shared with their file where the filesystem can do that.
+        """Append the bytes of an extent, shared with their file if the filesystem can do that.
 
         They are hashed when the session is committed.
 
         Args:
-            progress: told how many bytes more were copied.
+            extent: to be copied.
+            progress: called with the number of bytes copied since the last call.
 
         Raises:
             UploadUnknown, StorageFull: see `write`.
             OSError: the source cannot be read.
         """
-        self._room(extent.size)
+        self._check_room(extent.size)
         with self._lock, translate_disk_full(), extent.open() as source:
             descriptor = self._open(os.O_WRONLY)
             try:
@@ -162,7 +163,7 @@ class DirectoryUpload:
             try:
                 self._publish(self._repository, digest, self._data)
             finally:
-                # Also after an error past the rename: without its bytes a session is over.
+                # Also after an error past the rename: without its bytes a session has ended.
                 if not self._data.exists():
                     self._discard()
 
@@ -186,7 +187,7 @@ class DirectoryUpload:
 
     def _open(self, flags: int) -> int:
         try:
-            # Without waiting: nobody reads a pipe in its place.
+            # Without waiting: a pipe in its place has no reader.
             return os.open(self._data, flags | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             raise upload_unknown() from None
@@ -200,7 +201,7 @@ class DirectoryUpload:
 def _copy(
     source: int, extent: Extent, target: int, at: int, progress: Callable[[int], None]
 ) -> None:
-    """Copy inside the kernel (copy_file_range(2) shares blocks on Btrfs and XFS), else by hand."""
+    """Copy in the kernel (copy_file_range(2) shares blocks on Btrfs and XFS), or by reading."""
     copied = 0
     while copied < extent.size:
         count = min(_COPY_SIZE, extent.size - copied)
@@ -218,15 +219,20 @@ def _copy(
 
 
 class Uploads:
-    """The sessions of one store: those in memory, and those a restart left on disk."""
+    """The sessions of one store."""
 
     def __init__(
-        self, layout: Layout, publisher: Publisher, publish: Publish, room: Room, ages: Ages
+        self,
+        layout: Layout,
+        publisher: Publisher,
+        publish: Publish,
+        check_room: CheckRoom,
+        ages: Ages,
     ) -> None:
         self._layout = layout
         self._publisher = publisher
         self._publish = publish
-        self._room = room
+        self._check_room = check_room
         self._ages = ages
         self._writeback = Writeback()
         self._interrupted = threading.Event()
@@ -234,15 +240,15 @@ class Uploads:
         self._lock = threading.Lock()
 
     def interrupt(self) -> None:
-        """End the hashing of uploads in other threads; they stay as they are."""
+        """End the hashing of uploads in other threads; the uploads stay."""
         self._interrupted.set()
 
     def close(self) -> None:
-        """Nothing may be written any more; the sessions stay on disk."""
+        """Stop background syncs; the sessions stay on disk."""
         self._writeback.close()
 
     def begin_private(self, name: str, algorithm: str) -> DirectoryUpload:
-        """Begin an upload that can only be gone on with by the caller."""
+        """Begin an upload that only the caller can continue."""
         check_repository(name)
         digests.hasher(algorithm)
         directory = self._publisher.private_directory()
@@ -254,7 +260,7 @@ class Uploads:
         return self._session(name, directory, algorithm)
 
     def begin(self, name: str, algorithm: str) -> DirectoryUpload:
-        """Begin a session, which its id finds again."""
+        """Begin a session that `find` returns by its id."""
         directory = self._layout.upload(name, str(uuid.uuid4()))
         session = self._session(name, directory, algorithm)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -276,13 +282,13 @@ class Uploads:
         return session
 
     def purge(self, max_age: float) -> int:
-        """End the sessions without a write for ``max_age`` seconds; how many there were."""
+        """See `storage.directory.store.DistributionStore.purge_uploads`."""
         is_old = self._ages.older_than(max_age)
         purged = 0
         for uploads in upload_directories(self._layout.repositories):
-            with contextlib.suppress(OSError):  # what cannot be listed keeps no other from it
+            with contextlib.suppress(OSError):  # one unreadable directory does not stop the purge
                 for directory in list(uploads.iterdir()):
-                    # Something else among the sessions is not ours to remove.
+                    # Other files among the sessions are not removed.
                     if directory.is_dir() and self._is_older(directory, is_old):
                         shutil.rmtree(directory, ignore_errors=True)
                         self._forget(directory)
@@ -291,7 +297,7 @@ class Uploads:
 
     @staticmethod
     def _is_older(directory: Path, is_old: Callable[[float], bool]) -> bool:
-        # A session that registry:2 left may have no data yet; its directory tells its age too.
+        # A session of registry:2 may have no data yet; its directory has a time too.
         for path in (directory / "data", directory):
             with contextlib.suppress(OSError):
                 return is_old(path.stat().st_mtime)
@@ -304,7 +310,7 @@ class Uploads:
             algorithm,
             self._publish,
             self._forget,
-            self._room,
+            self._check_room,
             self._writeback,
             self._interrupted,
         )

@@ -1,8 +1,8 @@
-"""Exporting: images as one OCI archive, all of it or what a target lacks.
+"""Export images as one OCI archive: all of their content, or only what a target lacks.
 
 The archive is an OCI image layout in a tar (image-spec, image-layout.md): documents first, then the
 blobs in the order of the layers, so that it can be served in place. Every blob is hashed while it
-is written; one that does not have its digest ends the export.
+is written; a blob without its digest ends the export.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TAG = "org.opencontainers.image.ref.name"
 _READ_SIZE = 1024 * 1024
 
 Progress = Callable[[int], None]
-"""Told how many bytes more were written."""
+"""Called with the number of bytes written since the last call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Carried:
 
     Attributes:
         repository: it is in.
-        image: as `storage.images` gives it.
-        attached: what refers to it and goes with it.
+        image: to export.
+        attached: artifacts that refer to it and are exported with it.
     """
 
     repository: str
@@ -50,19 +50,19 @@ class Carried:
 
     @property
     def all(self) -> tuple[Image, ...]:
-        """The image, then what goes with it."""
+        """The image, then the attached artifacts."""
         return (self.image, *(one for _, one in self.attached))
 
 
 def carried(
     reader: Reader, chosen: Iterable[tuple[str, Image]], *, referrers: bool
 ) -> list[Carried]:
-    """Add to images what refers to them; a tag that only leads to such a manifest is no image.
+    """Add the artifacts that refer to images; a tag of such an artifact is no image of its own.
 
     Args:
         reader: the store.
         chosen: repository and image.
-        referrers: whether to carry them; without, such tags are left out.
+        referrers: whether to carry them; otherwise tags of artifacts are left out.
     """
     if not referrers:
         return [Carried(*one) for one in chosen if not _is_attached(one[1])]
@@ -77,14 +77,14 @@ def carried(
 def without(
     chosen: Iterable[Carried], is_bad: Callable[[Image], bool]
 ) -> tuple[list[Carried], list[str]]:
-    """Leave out images, with what refers to them, and bad ones of those.
+    """Leave out bad images with their artifacts, and bad artifacts of other images.
 
     Args:
         chosen: to export.
-        is_bad: asked of each image, and of each that refers to one.
+        is_bad: called with each image and each artifact.
 
     Returns:
-        What remains, and the names of what was left out.
+        The remaining images, and the names of those left out.
     """
     kept: list[Carried] = []
     gone: list[str] = []
@@ -94,7 +94,7 @@ def without(
             continue
         lost: set[Digest] = set()
         attached = []
-        for link, image in one.attached:  # what refers to a referrer comes after it
+        for link, image in one.attached:  # an artifact of an artifact comes after it
             if link.subject in lost or is_bad(image):
                 lost.update(image.manifests)
                 gone.append(image.name)
@@ -110,11 +110,11 @@ def _is_attached(image: Image) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What goes into an archive.
+    """The contents of an archive.
 
     Attributes:
         index: the archive's ``index.json``.
-        contents: blob → where its bytes lie, in writing order.
+        contents: the blobs in the order of writing.
         left_out: bytes that the target has.
     """
 
@@ -134,8 +134,8 @@ def plan(reader: Reader, chosen: Iterable[Carried], have: Callable[[str, Digest]
     Args:
         reader: the store.
         chosen: see `carried`.
-        have: whether the target has a blob, asked with the repository it is for. Manifests are
-            always written: they are small, and the archive names images by them.
+        have: whether the target has a blob in a repository. Manifests are always written: they are
+            small, and the archive names images by them.
     """
     entries: list[dict[str, object]] = []
     contents: dict[Digest, Content] = {}
@@ -176,8 +176,8 @@ def write(export: Export, output: BinaryIO, progress: Progress = lambda size: No
     """Write the archive to a stream.
 
     Raises:
-        ContentCorrupt: stored bytes do not have their digest, so the archive is not complete;
-            ``detail`` lists every digest of which that is so.
+        ContentCorrupt: stored content does not have its digest, so the archive is not complete;
+            ``detail`` lists every such digest.
     """
     broken: list[str] = []
     with tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT) as archive:
@@ -187,7 +187,7 @@ def write(export: Export, output: BinaryIO, progress: Progress = lambda size: No
             try:
                 _write_blob(None if broken else archive, digest, content, progress)
             except ContentCorrupt:
-                # The others are still read, so that a second try need not find out one by one.
+                # The others are still read, so that one try finds all corrupt content.
                 broken.append(str(digest))
         if broken:
             raise ContentCorrupt(
@@ -198,7 +198,7 @@ def write(export: Export, output: BinaryIO, progress: Progress = lambda size: No
 def _write_blob(
     archive: tarfile.TarFile | None, digest: Digest, content: Content, progress: Progress
 ) -> None:
-    """Write a blob, or without an archive only read it.
+    """Write a blob; without an archive only read it.
 
     Raises:
         ContentCorrupt: it does not have its digest, or cannot be read.
@@ -244,7 +244,11 @@ class _Section(io.RawIOBase):
         return piece
 
     def check(self) -> None:
-        """See that what was read has its digest."""
+        """Check the digest of the bytes that were read.
+
+        Raises:
+            ContentCorrupt: it is another one.
+        """
         if self._hasher.hexdigest() != self._digest.hex:
             raise ContentCorrupt(f"stored content {self._digest} is corrupt: see mayfly verify")
 
@@ -261,7 +265,7 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _annotations(name: str) -> dict[str, str]:
-    """The full name, and the tag alone for tools that read no more."""
+    """Return annotations with the full name, and with the tag for tools that read only that."""
     repository, tag = split_stored(name)
     if "@" in name:
         return {}
@@ -270,7 +274,7 @@ def _annotations(name: str) -> dict[str, str]:
 
 
 def read_digests(path: Path) -> frozenset[Digest]:
-    """The digests of a text file, one on each line; what follows on a line is passed over.
+    """Read the digests of a text file: the first word of each line.
 
     Raises:
         DigestInvalid: a line does not begin with a digest.

@@ -1,17 +1,18 @@
-"""Importing: the images of a bundle, or of any layer, into the writable store.
+"""Import the images of bundles into the writable store.
 
-Each blob is copied once and hashed on the way, several at a time; further repositories get a link.
-What a repository of the store has already is not copied, so an import that was stopped goes on
-where it was, and a bundle of differences (`storage.transfer.exporting`) completes what is there.
-What only another repository of the store has is not taken from there: a bundle that names a digest
-has not shown that it has the content. Manifests are held to the rules of a push. One repository
-after the other gets its manifests as soon as all they name is in place, children before parents,
-tags last: who pulls meanwhile sees an image as it was or as it will be, and a collector at work
-beside this finds little that nothing refers to yet. Runs beside a server on the same root.
+Each blob is copied once and hashed meanwhile, several at a time; further repositories get a link.
+Content that a repository of the store has is not copied. So a stopped import resumes, and a bundle
+of differences (`storage.transfer.exporting`) completes the images of its target. Content that only
+another repository of the store has is not taken from there: a bundle that names a digest has not
+shown that it has the content. Manifests follow the rules of a push. One repository after the other
+gets its manifests as soon as everything they name is in place, children before parents, tags last.
+So a pull meanwhile sees the old image or the new one, and a collector that runs meanwhile finds
+little unreferenced content. The import runs beside a server on the same root.
 
-Of an archive all is imported or nothing: one that lacks content was cut short, or builds on what is
-not here. A registry's directory is a store as any: its damaged images are named, the others
-imported. An index goes with the manifests it names, so that no tag moves to half an image.
+An archive is imported whole or not at all: one that lacks content was cut short, or builds on
+content that is not here. A registry's directory is a store like any: its damaged images are named,
+the others imported. An index is imported with the manifests it names, so that no tag points at half
+an image.
 """
 
 from __future__ import annotations
@@ -53,21 +54,21 @@ _REFUSED = (
     ContentCorrupt,
     BundleInvalid,
 )
-"""Errors of a single manifest of the source; the others are imported."""
+"""Errors of a single manifest of the source; others are imported nevertheless."""
 
 Progress = Callable[[int], None]
-"""Told how many bytes more were copied."""
+"""Called with the number of bytes copied since the last call."""
 
 
 IsDirectory = Callable[[str], bool]
-"""Whether a repository is one of a registry's directory, whose damaged images are left out."""
+"""Whether a repository comes from a registry's directory: its damaged images are left out."""
 
 
 class LeftOut(NamedTuple):
     """An image that is not imported.
 
     Attributes:
-        repository: it is in.
+        repository: of the image.
         digest: of its manifest.
         reason: for the operator.
     """
@@ -79,15 +80,14 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImportPlan:
-    """What an import has to do.
+    """The steps of an import.
 
     Attributes:
-        copies: blob → the first repository that needs it, and where its bytes lie.
+        copies: by blob, the first repository that needs it and where its bytes lie.
         links: (repository, blob) pairs to link once the bytes are in the store.
-        incomplete: repository and content that neither the bundle nor the store has there;
-            platforms that an index names but the bundle left out are not among them.
-        refused: manifests that no push would be allowed to bring, and damaged images of a
-            registry's directory.
+        incomplete: content, by repository, that neither the bundle nor the store has there;
+            platforms that the bundle left out are not counted.
+        refused: manifests that a push would reject, and damaged images of a registry's directory.
         is_directory: see `plan`.
     """
 
@@ -107,8 +107,8 @@ class Imported(NamedTuple):
     """The outcome of an import.
 
     Attributes:
-        names: of the images that are now in the store.
-        left_out: those that are not, for what the plan refused or was found since.
+        names: of the images that are in the store now.
+        left_out: images that are not: refused by the plan, or found damaged since.
     """
 
     names: list[str]
@@ -127,14 +127,14 @@ def plan(
     source: LowerStore,
     is_directory: IsDirectory = lambda repository: False,
 ) -> ImportPlan:
-    """Compare what the source has with what the store has; reads manifests only.
+    """Compare the source with the store; only manifests are read.
 
-    What the store has is spared by collectors for the time of their grace, as if pushed now.
+    Content that the store has gets a new age, so that collectors keep it during their grace.
 
     Args:
         store: to import into.
         source: the bundles.
-        is_directory: tells the repositories that may be damaged.
+        is_directory: see `IsDirectory`.
     """
     draft = _Draft()
     refused: list[LeftOut] = []
@@ -169,10 +169,10 @@ def _find_blobs(
     manifest: Manifest,
     found: dict[Digest, Extent],
 ) -> list[Digest]:
-    """Add what has to be copied or linked to ``found``; the blobs that are nowhere.
+    """Add blobs to copy or link to ``found``, and return the blobs that neither side has.
 
     Raises:
-        BundleInvalid: the source has a blob that is known to be damaged.
+        BundleInvalid: a blob of the source is known to be damaged.
     """
     lacking = []
     for blob in dict.fromkeys(manifest.blobs):
@@ -189,7 +189,7 @@ def _find_blobs(
 
 def _has(store: DistributionStore, repository: str, blob: Descriptor) -> bool:
     try:
-        # One of them is wrong about the size: the bytes tell.
+        # Either the manifest or the file is wrong: hash the file.
         size = store.touch(repository, blob.digest).size
     except BlobUnknown:
         return False
@@ -205,7 +205,7 @@ def _reason(error: StorageError | OSError) -> str:
 
 
 def describe(source: LowerStore, one: LeftOut) -> str:
-    """A line on an image that is not imported, with the first of its tags."""
+    """Return a line about an image that is not imported, with the first of its tags."""
     tag = ""
     for name in source.tags(one.repository):
         with contextlib.suppress(StorageError):
@@ -222,7 +222,7 @@ def carry_out(
     progress: Progress = lambda size: None,
     workers: int = WORKERS,
 ) -> Imported:
-    """Do what was planned.
+    """Carry out a plan.
 
     Args:
         store: opened to take indexes with platforms left out.
@@ -233,9 +233,9 @@ def carry_out(
 
     Raises:
         BundleInvalid: a blob of the source does not have its digest; nothing refers to it.
-        BlobUnknown: a collector took what the import relied on.
+        BlobUnknown: a collector removed content that the import relied on.
         StorageFull: it does not fit, and nothing was begun; or the disk filled up meanwhile, and
-            what was copied so far is not copied again by the next try.
+            the next import does not copy again what is in the store.
     """
     store.check_room(planned.size)
     stopping = threading.Event()
@@ -271,7 +271,7 @@ def carry_out(
                     else:
                         done.names.append(found)
         except BaseException:
-            # Those at work are large; what they have copied so far is of no use to anybody.
+            # Running copies are large, and a part of a blob is of no use.
             stopping.set()
             pool.shutdown(cancel_futures=True)
             raise
@@ -304,7 +304,7 @@ def _copy(
                     "again and import it (what is in the store already is not copied again)"
                 ) from None
             extent = other
-    # At once: an import that is stopped and begun again copies it for none of them.
+    # Now: an import that is stopped and resumed then copies it for none of them.
     for other_repository in sharing:
         store.mount(other_repository, digest, repository)
 
@@ -312,7 +312,7 @@ def _copy(
 def _good_copy(
     source: LowerStore, repository: str, digest: Digest, extent: Extent
 ) -> Extent | None:
-    """The extent itself if it is good, else one of another bundle; None where there is none."""
+    """Return the extent if it is good, else one of another bundle; None if there is none."""
     if extent.proof is not None:
         try:
             extent.proof.establish()
@@ -333,7 +333,7 @@ def _await_blobs(
     jobs: Mapping[tuple[str, Digest], Future[None]],
     is_directory: bool,
 ) -> dict[Digest, str]:
-    """Wait for the blobs of a repository; those of a directory that are damaged, and why."""
+    """Wait for the blobs of a repository; return the damaged ones of a directory, with reasons."""
     failed: dict[Digest, str] = {}
     for _, manifest in _manifests(source, repository):
         for descriptor in manifest.blobs:
@@ -363,13 +363,13 @@ def _put_manifests(
     bad: set[Digest],
     is_directory: bool,
 ) -> Iterator[str | LeftOut]:
-    """Put the manifests of a repository that are whole, and tag them; their names.
+    """Put the whole manifests of a repository, tag them, and yield their names.
 
     Args:
         store: to put them into.
         source: the bundles.
         repository: of the source.
-        failed: blobs that could not be copied, and why.
+        failed: blobs that could not be copied, with reasons.
         bad: manifests that are left out; those that name one of them are added.
         is_directory: whether others may be left out.
     """
@@ -378,7 +378,7 @@ def _put_manifests(
         try:
             tags.setdefault(source.tag(repository, tag), []).append(tag)
         except ManifestUnknown:
-            continue  # a tag that leads nowhere in the bundle leads nowhere here
+            continue  # a tag without manifest in the bundle is not imported
     for digest in _children_first(source, repository):
         if digest in bad:
             continue
@@ -404,7 +404,7 @@ def _put_manifests(
 
 
 def _children_first(source: LowerStore, repository: str) -> Iterator[Digest]:
-    """The manifests of a repository, each after those it names. Their bytes are not kept."""
+    """Yield the manifests of a repository, each after those it names; their bytes are not kept."""
     children = {
         digest: dict.fromkeys(child.digest for child in manifest.manifests)
         for digest, manifest in _manifests(source, repository)
@@ -429,7 +429,7 @@ def _children_first(source: LowerStore, repository: str) -> Iterator[Digest]:
 def _manifests(
     source: LowerStore, repository: str, refused: list[LeftOut] | None = None
 ) -> Iterator[tuple[Digest, Manifest]]:
-    """The manifests that a push would be allowed to bring; the others are told."""
+    """Yield the manifests that a push would accept; add the others to ``refused``."""
     for digest in source.revisions(repository):
         try:
             manifest = _strict(source, repository, digest)

@@ -2,15 +2,15 @@
 
 Mark and sweep, beside running pushes and pulls:
 
-- *Mark.* Every manifest linked in a repository is kept, tagged or not, and so is what it names. Of
-  one that can be read in two ways, the content of both is kept. Of one that is damaged or gone,
-  nobody knows the content, so the repository keeps all it has; the rest is collected as ever.
-- *Sweep.* A blob is removed when it is not marked and its file was last touched before the
-  mark began, less the grace. Finishing an upload, mounting, and putting a manifest touch the blobs
-  they refer to, so whatever a push has referred to since then is younger than that. The last look
-  at the time and the removal are one step behind the gate (`storage.directory.gate`).
+- *Mark.* Every manifest linked in a repository is kept, tagged or not, and so is the content it
+  names. If a manifest can be read in two ways, the content of both is kept. If one is damaged or
+  gone, its content is unknown, so its repository keeps everything; others are collected as usual.
+- *Sweep.* A blob is removed if it is not marked and its file was last touched before the mark
+  began, less the grace. Finishing an upload, mounting, and putting a manifest touch the blobs they
+  refer to, so every blob that a push referred to since then is younger. The last check of the time
+  and the removal are one step behind the gate (`storage.directory.gate`).
 
-A blob goes together with its links, so that a later push elsewhere cannot bring it back to a
+A blob is removed together with its links, so that a later push elsewhere cannot bring it back to a
 repository that no longer holds it.
 """
 
@@ -31,18 +31,18 @@ from mayfly.storage.reading import read_unverified, repositories
 from mayfly.storage.upkeep.maintainable import Maintainable
 
 DEFAULT_GRACE = 3600.0
-"""Seconds for which an unreferenced blob is left alone: a slow push may refer to it last."""
+"""Seconds for which an unreferenced blob is kept: a slow push may refer to it at its end."""
 
 _LONGEST_TICK = 3.0
-"""Seconds. FAT's times are the coarsest, two seconds; usual ones tick every few milliseconds."""
+"""Seconds. FAT's times are the coarsest, with two seconds; usual clocks tick in milliseconds."""
 
 
 class Unread(NamedTuple):
-    """A manifest whose references are not known, so that more than those was kept.
+    """A manifest whose references are unknown, so that all blobs of its repository were kept.
 
     Attributes:
-        image: ``repository@digest``, or ``repository:tag`` of a tag that leads nowhere.
-        reason: why, for the operator.
+        image: ``repository@digest``, or ``repository:tag`` of a tag without manifest.
+        reason: for the operator.
     """
 
     image: str
@@ -57,11 +57,11 @@ class Collected:
     """The outcome of a collection.
 
     Attributes:
-        blobs: that were removed, or would have been.
+        blobs: that were removed; in a dry run, that would be.
         size: of these, in bytes.
-        manifests: without a tag, repository and digest, that were deleted, or would have been.
-        unread: manifests for whose sake more was kept than is known to be needed.
-        spared: how many unreferenced blobs were kept since they were used within the grace.
+        unread: manifests whose references are unknown.
+        manifests: untagged ones that were deleted, or would be, by repository and digest.
+        spared: number of unreferenced blobs that were kept since they were used within the grace.
         spared_size: of these, in bytes.
     """
 
@@ -86,8 +86,8 @@ def collect(
         store: the store; manifests of the stores beneath it keep blobs too.
         grace: seconds.
         dry_run: remove nothing.
-        untagged: first delete the manifests, as old, that no tag leads to: neither by the
-            indexes it points at, nor as a referrer of something kept.
+        untagged: first delete equally old manifests that no tag leads to, neither through an
+            index nor as a referrer of a kept manifest.
     """
     return _Collection(store).run(grace, dry_run=dry_run, untagged=untagged)
 
@@ -133,7 +133,7 @@ class _Collection:
         )
 
     def _untagged(self, is_old: Callable[[float], bool]) -> list[tuple[str, Digest]]:
-        """The manifests that no tag leads to and that nobody touched lately."""
+        """Return the old manifests that no tag leads to."""
         found: list[tuple[str, Digest]] = []
         for repository in repositories(self._store):
             if not all(history for _, history in self._upper.lost_tags(repository)):
@@ -168,17 +168,18 @@ class _Collection:
     def _delete_manifest(
         self, repository: str, digest: Digest, is_old: Callable[[float], bool]
     ) -> bool:
-        """Delete a manifest unless somebody pushed it, or something that names it, meanwhile."""
+        """Delete a manifest unless it, or one that names it, was pushed meanwhile."""
         with self._gate.removing():
             if not self._is_older(digest, is_old):
                 return False
             return self._publisher.remove(self._layout.revision_link(repository, digest))
 
     def _moment(self) -> float:
-        """A moment that all earlier changes lie before and no later one does.
+        """Return the time now, by the clock that stamps files.
 
-        By the clock that stamps files. It ticks up to a hundred times slower than the system's (on
-        NFS it is another machine's): what is touched after this may look older to that one.
+        All earlier changes have an earlier time, and no later one has. That clock ticks up to a
+        hundred times slower than the system's (on NFS it is another machine's): by the system's
+        clock, a file touched after this may look older.
         """
         before = now = self._tick()
         end = time.monotonic() + _LONGEST_TICK
@@ -194,7 +195,7 @@ class _Collection:
     def _mark(self, deleted: frozenset[tuple[str, Digest]]) -> tuple[set[Digest], list[Unread]]:
         marked: set[Digest] = set()
         unread: list[Unread] = []
-        # Reading a manifest has the same result in every repository that links it.
+        # A manifest has the same references in every repository that links it.
         outcomes: dict[Digest, str | None] = {}
         for repository in repositories(self._store):
             found = [
@@ -219,7 +220,7 @@ class _Collection:
         marked: set[Digest],
         outcomes: dict[Digest, str | None],
     ) -> str | None:
-        """Mark a manifest and its references; return the reason if those are not known."""
+        """Mark a manifest and its references; return the reason if those are unknown."""
         if digest in outcomes:
             return outcomes[digest]
         marked.add(digest)
@@ -233,7 +234,7 @@ class _Collection:
         except OSError as error:
             reason = f"the manifest cannot be read: {error.strerror}"
         else:
-            # It may be JSON still, and name other content than it did.
+            # It may still be JSON, and name other content.
             if digests.of(body, digest.algorithm) != digest:
                 reason = "the manifest is corrupt"
                 marked.update(mentioned_digests(body))
@@ -243,9 +244,10 @@ class _Collection:
         return reason
 
     def _confirm_deletions(self) -> None:
-        """No manifest that was not marked may come back after a power cut, without its blobs.
+        """Make deletions of manifests durable before their blobs are removed.
 
-        One whose removal is not durable yet has still got its directory.
+        After a power cut no manifest may come back without its blobs. A manifest whose removal is
+        not durable yet still has its directory.
         """
         for repository in repositories(self._store):
             for digest in self._upper.revision_entries(repository):
@@ -268,7 +270,7 @@ class _Collection:
                 return False
             for link in links:
                 self._publisher.remove(link)
-            # Before the bytes: the directory is to be empty after them.
+            # Before the bytes, so that the directory is empty after them.
             self._records.drop(digest)
             return self._publisher.remove(self._layout.data(digest))
 
@@ -293,7 +295,7 @@ def _kept_digests(body: bytes) -> frozenset[Digest]:
 
 
 def _subject(body: bytes) -> list[Digest]:
-    """The manifest that a manifest refers to, as a signature does."""
+    """Return the subject of a manifest such as a signature."""
     try:
         subject = parse_stored(body).subject
     except ManifestInvalid:

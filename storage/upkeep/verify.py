@@ -1,16 +1,16 @@
-"""Scrubbing: every stored byte is read and hashed again, and each name is followed to its end.
+"""Verify a store: hash every stored byte again, and follow each name to its content.
 
-`verify` reports; `repair` mends what is damaged or missing from any reader that holds it, by the
-ordinary way in: bytes are hashed as they are copied and published only if they match. A good blob
-without a record of its size gets one, a bad one is marked (`storage.directory.records`), so that a
-server on the same root answers 404 for it from then on and clients push it again.
+`verify` reports faults; `repair` mends one from a source that has the content, through an ordinary
+upload: bytes are hashed as they are copied and published only if they match. A good blob without a
+record of its size gets one. A bad one gets a record of its damage (`storage.directory.records`), so
+that a server on the same root answers 404 for it and clients push it again.
 
-What an index names and the repository shows no trace of was left out when the image was copied, as
-other platforms often are. That is no fault, unless nothing of the index is there.
+A manifest that an index names and of which the repository has no trace was left out when the image
+was copied, as other platforms often are. That is no fault, unless no part of the index is here.
 
-A manifest may name any digest, whoever pushed it or packed the bundle it came in. So a link is
-written again only where something of it is left, which says that the repository had the content;
-else the content has to come from a source that has it in that repository.
+A manifest may name any digest, whoever pushed it or made its bundle. So a link is written again
+only if something is left of it, which shows that the repository had the content; otherwise the
+content has to come from a source that has it in that repository.
 """
 
 from __future__ import annotations
@@ -35,47 +35,48 @@ from mayfly.storage.reference import split_stored
 from mayfly.storage.upkeep.maintainable import Maintainable
 
 _WINDOW = 64
+"""Blobs queued at once: a store may have a million."""
 
 _LINK_DAMAGED = "the manifest's link is damaged"
 _FILE_GONE = "the manifest's file is gone"
 _NOT_LINKED = "the manifest is not linked in the repository"
 _TAG_DANGLES = "the tag points at a manifest that is gone"
 _ABOUT_MANIFESTS = frozenset({_LINK_DAMAGED, _FILE_GONE, _NOT_LINKED, _TAG_DANGLES})
-"""Reasons of findings whose digest is a manifest's."""
+"""Reasons of findings about manifests."""
 
 
 class Fault(StrEnum):
-    """What can be wrong."""
+    """The kinds of faults."""
 
     CORRUPT = "corrupt"
     """A blob's bytes have another digest."""
 
     MISSING = "missing"
-    """An image names it and the repository does not hold it."""
+    """An image names content that the repository does not hold."""
 
     UNREADABLE = "unreadable"
-    """The disk gives an error."""
+    """The disk reports an error."""
 
     UNLINKED = "unlinked"
-    """The bytes are there, but the link that says they are in the repository is lost or damaged."""
+    """The bytes exist, but their link in the repository is lost or damaged."""
 
     TAG = "tag lost"
-    """The link that says which manifest a tag points at is lost or damaged."""
+    """The link of a tag is lost or damaged."""
 
     SIZE = "wrong size"
-    """A manifest gives another size than the blob has, whose digest is right."""
+    """A manifest gives another size than that of the blob, whose digest is right."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong.
+    """One fault.
 
     Attributes:
-        fault: of which kind.
-        digest: of what it is about; None where that is not known.
-        image: one that is hurt, ``repository:tag`` or ``repository@digest``; "" where none is.
-        others: further images that are hurt.
-        reason: in more words, where the kind does not say it all.
+        fault: the kind.
+        digest: of the content; None if that is not known.
+        image: an affected image, ``repository:tag`` or ``repository@digest``; "" if there is none.
+        others: further affected images.
+        reason: details that the kind does not say.
     """
 
     fault: Fault
@@ -95,10 +96,10 @@ class Verified:
     """The outcome.
 
     Attributes:
-        blobs: that were read.
+        blobs: number of blobs that were read.
         size: of these, in bytes.
-        findings: what is wrong.
-        left_out: how many manifests indexes name that were never copied here.
+        findings: the faults.
+        left_out: number of manifests that indexes name and that were never copied here.
     """
 
     blobs: int
@@ -108,14 +109,14 @@ class Verified:
 
 
 Fetch = Callable[[str, Digest, DirectoryUpload, int | None], bool]
-"""Puts a blob of a repository into an upload, no more bytes than it is to have where that is known;
-False where the source does not have it."""
+"""Copies a blob of a repository into an upload, at most the given number of bytes; returns False if
+the source does not have it."""
 
 Holds = Callable[[str, Digest], bool]
-"""Whether a source has content in a repository, not only in another."""
+"""Whether a source has content in this repository."""
 
 Resolve = Callable[[str, str], Digest | None]
-"""The manifest that a tag of a repository points at in a source; None where it has no such tag."""
+"""Returns the manifest that a tag points at in a source; None if it has no such tag."""
 
 
 def verify(
@@ -130,7 +131,7 @@ def verify(
     Args:
         store: the store. Its own blobs are hashed; names are followed into the stores beneath.
         workers: blobs hashed at once.
-        progress: told the size in bytes of each blob that was read.
+        progress: called with the size in bytes of each blob that was read.
         again: also hash blobs that were found good before.
     """
     broken: dict[Digest, Fault] = {}
@@ -161,7 +162,7 @@ def verify(
 
 
 class _Findings:
-    """What was found: of one kind and one digest in one repository, once."""
+    """The findings, one for each kind, digest and repository."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[Fault, Digest | None, str], tuple[dict[str, None], str]] = {}
@@ -170,7 +171,7 @@ class _Findings:
         self, fault: Fault, digest: Digest | None, images: Iterable[str], reason: str = ""
     ) -> None:
         names = dict.fromkeys(images)
-        # Bytes are the same in every repository; links, tags and what manifests say are not.
+        # Bytes are the same in every repository; links, tags and sizes in manifests are not.
         place = next((split_stored(name)[0] for name in names), "")
         if fault is Fault.TAG or digest is None:
             place = next(iter(names), "")
@@ -203,10 +204,10 @@ class _Repository:
         self._findings = findings
         self._read: dict[Digest, Manifest | StorageError] = {}
         self._images: dict[Digest, list[str]] = {}
-        """Manifest → the images that it is a part of."""
+        """The images that each manifest is a part of."""
 
     def check(self) -> int:
-        """Add what is wrong to the findings; how many manifests were left out."""
+        """Add the faults to the findings; return the number of manifests that were left out."""
         try:
             return self._check()
         except StorageError as error:
@@ -228,7 +229,7 @@ class _Repository:
             self._findings.add(Fault.TAG, candidate, [f"{self._name}:{tag}"], reason)
         untagged = [d for d in self._store.revisions(self._name) if d not in self._images]
         below = {c.digest for d in untagged for c in self._children(d)}
-        # What is part of something bigger is named after that.
+        # A part of an index is named after the index.
         for digest in sorted(untagged, key=lambda digest: digest in below):
             if digest not in self._images:
                 self._follow(digest, f"{self._name}@{digest}")
@@ -249,7 +250,7 @@ class _Repository:
         return () if isinstance(found, StorageError) else found.manifests
 
     def _check_manifest(self, digest: Digest, images: list[str], tagged: set[Digest]) -> bool:
-        """Add what is wrong with one manifest; whether it is none, as it was left out."""
+        """Add the faults of one manifest; return whether it was left out instead."""
         if digest in self._broken and self._had(digest, tagged):
             self._findings.add(self._broken[digest], digest, images, "a manifest")
             return False
@@ -257,7 +258,7 @@ class _Repository:
         if isinstance(manifest, ManifestUnknown):
             return self._check_absent(digest, images, tagged)
         if isinstance(manifest, StorageError):
-            return False  # odd, but what was pushed: it is served as it is
+            return False  # odd, but it was pushed like that, and is served as it is
         if self._upper.is_link_torn(self._name, digest, is_manifest=True):
             self._findings.add(Fault.UNLINKED, digest, images, _LINK_DAMAGED)
         for descriptor in manifest.blobs:
@@ -323,13 +324,13 @@ def repair(
     resolve_tag: Resolve = lambda repository, tag: None,
     holds: Holds = lambda repository, digest: True,
 ) -> bool:
-    """Mend one finding; whether that could be done.
+    """Mend one finding and return whether that was possible.
 
-    Links are written again from what the store knows. Bytes come from the source. A tag points
-    again where the source says, else where it has always pointed.
+    Links are restored from the store's own records. Bytes come from the source. A tag points at the
+    source's manifest again, else at the only one it ever pointed at.
 
     Raises:
-        DigestInvalid: what the source gave does not have the digest either; nothing was changed.
+        DigestInvalid: the source's content does not have the digest either; nothing was changed.
         StorageFull: nothing was changed.
     """
     digest = finding.digest
@@ -357,7 +358,7 @@ def repair(
 
 
 def _is_manifest(store: DistributionStore, repository: str, finding: Finding) -> bool:
-    """Whether what is damaged is a manifest of the repository, not a blob."""
+    """Whether the damaged content is a manifest of the repository, not a blob."""
     assert finding.digest is not None
     if store.is_linked(repository, finding.digest):
         return True
@@ -368,21 +369,21 @@ def _is_manifest(store: DistributionStore, repository: str, finding: Finding) ->
             for manifest in _readable_manifests(store, repository, top)
             for child in manifest.manifests
         )
-    # The image cannot even be found: its own manifest is what is missing.
+    # The image cannot be found at all: its own manifest is missing.
     return finding.reason in _ABOUT_MANIFESTS
 
 
 def _readable_manifests(
     store: DistributionStore, repository: str, top: Digest
 ) -> Iterator[Manifest]:
-    """The manifests below one, itself included, that can be read."""
+    """Yield the readable manifests below one, itself included."""
     for _, manifest in manifests_below(store, repository, top):
         if isinstance(manifest, Manifest):
             yield manifest
 
 
 def _expected_size(store: DistributionStore, repository: str, finding: Finding) -> int | None:
-    """The size in bytes that the image gives a blob it needs; None where nothing says."""
+    """Return the size in bytes that the image gives its blob; None if it gives none."""
     with contextlib.suppress(StorageError):
         top = resolve(store, finding.image)[1]
         for manifest in _readable_manifests(store, repository, top):
@@ -396,7 +397,6 @@ def _hash_all(
     stored: Iterator[tuple[Digest, Path]], workers: int
 ) -> Iterator[tuple[Digest, int, Fault | None]]:
     with ThreadPoolExecutor(workers, "verify") as pool:
-        # A window at a time: a store may have a million blobs.
         while window := list(islice(stored, _WINDOW)):
             yield from pool.map(_hash, window)
 

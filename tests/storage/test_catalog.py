@@ -118,5 +118,5 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (tmp_path / f"{number:02}/app/_layers").mkdir(parents=True)
     names = Catalog(tmp_path)
     assert len(names.names_after("", 100)) == 20
-    assert names._held <= 10
-    assert sum(len(keys) for _, keys in names._listings.values()) == names._held
+    assert names._cached_entries <= 10
+    assert sum(len(keys) for _, keys in names._listings.values()) == names._cached_entries

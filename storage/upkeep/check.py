@@ -18,7 +18,7 @@ from mayfly.storage.upkeep.verify import Fault, Finding, Verified
 _READ_SIZE = 1024 * 1024
 
 Progress = Callable[[int], None]
-"""Told how many bytes more were read."""
+"""Called with the number of bytes read since the last call."""
 
 
 def check(reader: RevisionReader, progress: Progress = lambda size: None) -> Verified:
