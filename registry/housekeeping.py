@@ -17,7 +17,6 @@ from mayfly.registry.state.runs import Run
 from mayfly.registry.threads import in_thread
 from mayfly.storage.directory.space import format_size
 from mayfly.storage.errors import StorageError
-from mayfly.storage.upkeep.collect import collect
 
 if TYPE_CHECKING:
     from mayfly.storage.bundle.open import Bundles
@@ -123,6 +122,9 @@ async def _purge_uploads(store: Maintainable, expiry: float) -> None:
 async def _collect(store: Maintainable, interval: float, grace: float) -> None:
     while True:
         await asyncio.sleep(interval)
+        # Imported by the first collection, not by the start.
+        from mayfly.storage.upkeep.collect import collect
+
         try:
             found = await in_thread(collect, store, grace)
         except (OSError, StorageError) as error:

@@ -13,7 +13,7 @@ from typing import Protocol
 from mayfly.registry.upstream.client import Fetched, Registry
 from mayfly.registry.upstream.errors import NotThere, UpstreamError
 from mayfly.storage import digest as digests
-from mayfly.storage.bundle.resolver import NameResolver
+from mayfly.storage.bundle.names import BundleNames
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ManifestUnknown, StorageError
 from mayfly.storage.interface import Content, Reader
@@ -97,7 +97,7 @@ class LocalSource:
         label: its name in messages.
     """
 
-    def __init__(self, reader: Reader, names: NameResolver | None, label: str) -> None:
+    def __init__(self, reader: Reader, names: BundleNames | None, label: str) -> None:
         self._reader = reader
         self._names = names
         self.label = label

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 from mayfly.storage.bundle.archive import ArchiveReader
 from mayfly.storage.bundle.errors import BundleChanged, BundleInvalid, NotReady
-from mayfly.storage.bundle.graph import Gap, Graph, ListedImage
+from mayfly.storage.bundle.graph import BundleImage, Gap, Graph
+from mayfly.storage.bundle.names import full_name
 from mayfly.storage.bundle.naming import name_images
-from mayfly.storage.bundle.resolver import full_name
 from mayfly.storage.bundle.verified import BundleFault, Piece, Problem, Progress, Proofs
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import manifest_unknown, repository_unknown
@@ -43,7 +43,7 @@ class Bundle:
 
     def __init__(self, label: str, archive: ArchiveReader, proofs: Proofs, fallback: str) -> None:
         self.label = label
-        self.images: list[ListedImage]
+        self.images: list[BundleImage]
         self.notices: list[str]
         self.left_out: list[str]
         self.volume = archive.volume

@@ -26,7 +26,7 @@ _MOST_LINKS = 1_500_000
 """Most manifests and blobs of all repositories of a bundle; 10,000 images have a third."""
 
 
-class ListedImage(NamedTuple):
+class BundleImage(NamedTuple):
     """An image or index of a bundle, with its name.
 
     Attributes:
@@ -41,7 +41,7 @@ class ListedImage(NamedTuple):
 class Gap(NamedTuple):
     """Blobs that an image needs and its bundle lacks, as in a bundle of differences."""
 
-    image: ListedImage
+    image: BundleImage
     blobs: tuple[Digest, ...]
 
     def describe(self, missing: Sequence[Digest]) -> str:
@@ -132,7 +132,7 @@ class Graph:
             self._nodes[digest] = self._read(digest)
         return self._nodes[digest]
 
-    def repositories(self, images: Iterable[ListedImage]) -> dict[tuple[str, str], Repository]:
+    def repositories(self, images: Iterable[BundleImage]) -> dict[tuple[str, str], Repository]:
         """Return the repositories by upstream host and name.
 
         Args:
@@ -251,7 +251,7 @@ class Graph:
             for referrer in by_subject.get(waiting.pop(), ()):
                 waiting += self._add(repository, referrer)
 
-    def _look_for_blobs(self, image: ListedImage) -> None:
+    def _look_for_blobs(self, image: BundleImage) -> None:
         assert image.digest is not None
         if image.digest in self._looked_at:
             return
@@ -291,7 +291,7 @@ class Graph:
             waiting += [child.digest for child in node.children]
 
 
-def _set_tag(repository: Repository, tag: str, image: ListedImage) -> None:
+def _set_tag(repository: Repository, tag: str, image: BundleImage) -> None:
     known = repository.tags.setdefault(tag, image.digest)
     if known != image.digest:
         raise BundleConflict(
@@ -300,5 +300,5 @@ def _set_tag(repository: Repository, tag: str, image: ListedImage) -> None:
         )
 
 
-def _title(image: ListedImage) -> str:
+def _title(image: BundleImage) -> str:
     return f"image {image.reference or image.digest}"

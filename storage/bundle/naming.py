@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mayfly.storage.bundle.archive import ArchiveReader, Listed
 from mayfly.storage.bundle.errors import BundleInvalid
-from mayfly.storage.bundle.graph import Graph, ListedImage
+from mayfly.storage.bundle.graph import BundleImage, Graph
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
 from mayfly.storage.reference import LATEST, LOCAL, Reference, is_tag, parse_reference
@@ -17,7 +17,7 @@ _MOST_NAMES = 100_000
 
 def name_images(
     archive: ArchiveReader, graph: Graph, fallback: str
-) -> tuple[list[ListedImage], list[str]]:
+) -> tuple[list[BundleImage], list[str]]:
     """Return the images that a bundle lists, with names, and notices for the operator.
 
     An image without a full name gets the repository ``fallback``, of no registry; an artifact that
@@ -26,7 +26,7 @@ def name_images(
     Raises:
         BundleInvalid: there are too many names.
     """
-    images: list[ListedImage] = []
+    images: list[BundleImage] = []
     notices: list[str] = []
     loose: list[Listed] = []
     by_config: dict[Digest | None, tuple[str, ...]] = {}
@@ -41,9 +41,9 @@ def name_images(
         if len(images) + len(texts) > _MOST_NAMES:
             raise BundleInvalid(f"it gives its images more than {_MOST_NAMES} names")
         found = [*_references(texts, notices)]
-        images += [ListedImage(reference, listed.digest) for reference in found]
+        images += [BundleImage(reference, listed.digest) for reference in found]
         if not found and _refers(listed, graph):
-            images.append(ListedImage(None, listed.digest))
+            images.append(BundleImage(None, listed.digest))
         elif not found:
             loose.append(listed)
     images += [_without_name(one, fallback, len(loose) == 1, notices) for one in loose]
@@ -79,10 +79,10 @@ def _references(texts: tuple[str, ...], notices: list[str]) -> Iterator[Referenc
         yield reference
 
 
-def _without_name(listed: Listed, fallback: str, alone: bool, notices: list[str]) -> ListedImage:
+def _without_name(listed: Listed, fallback: str, alone: bool, notices: list[str]) -> BundleImage:
     tag = listed.tag if listed.tag and is_tag(listed.tag) else LATEST if alone else None
     called = f"{fallback}:{tag}" if tag else f"{fallback}@{listed.digest}"
     notices.append(f"an image has no full name in the bundle: it can be pulled as {called}")
-    return ListedImage(
+    return BundleImage(
         Reference(LOCAL, fallback, tag, None if tag else listed.digest), listed.digest
     )

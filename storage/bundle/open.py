@@ -22,8 +22,8 @@ from mayfly.storage.bundle.docker_archive import DockerArchive
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 from mayfly.storage.bundle.files import Directory, TarFile
 from mayfly.storage.bundle.graph import Gap
+from mayfly.storage.bundle.names import BundleNames
 from mayfly.storage.bundle.oci_layout import OciLayout
-from mayfly.storage.bundle.resolver import NameResolver
 from mayfly.storage.bundle.union import Union
 from mayfly.storage.bundle.verified import BundleFault, Progress, Proofs
 from mayfly.storage.bundle.volumes import Lost, lost
@@ -98,9 +98,7 @@ class Bundles:
         self._archives = tuple(opened.archives)
         self._directories = tuple(opened.directories)
         references = [i.reference for b in self._archives for i in b.images if i.reference]
-        self.names = NameResolver(
-            (reference.host, reference.repository) for reference in references
-        )
+        self.names = BundleNames((reference.host, reference.repository) for reference in references)
         for bundle in self._archives:
             bundle.serve_as(self.names.canonical)
         _check_tags(self._archives)

@@ -13,7 +13,7 @@ from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request, read_form
 from mayfly.registry.api.routes import ROUTES
 from mayfly.storage.bundle.errors import NameAmbiguous
-from mayfly.storage.bundle.resolver import NameResolver
+from mayfly.storage.bundle.names import BundleNames
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import NameInvalid, StorageError
 from mayfly.storage.reference import check_repository
@@ -104,7 +104,7 @@ def test_any_form(text: str) -> None:
     assert read_form(urlencode(found, doseq=True)) == found
 
 
-KNOWN = NameResolver(
+KNOWN = BundleNames(
     [
         ("docker.io", "library/app"),
         ("docker.io", "team/app"),

@@ -36,7 +36,7 @@ from mayfly.registry.api.context import identity
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
-from mayfly.storage.bundle.resolver import NameResolver
+from mayfly.storage.bundle.names import BundleNames
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from tests.security.wire import Server
@@ -143,7 +143,7 @@ async def registry(
 def _resolver(store: DistributionStore, known: Iterable[tuple[str, str]]) -> Resolver:
     if not known:
         return identity
-    resolver = NameResolver(known)
+    resolver = BundleNames(known)
     return partial(resolver.resolve, exists=lambda name: name in store.repositories("", 1000))
 
 

@@ -25,7 +25,7 @@ def _nowhere(_repository: str) -> bool:
     return False
 
 
-class NameResolver:
+class BundleNames:
     """Which repository a name means, over all bundles that are served.
 
     Args:
