@@ -37,8 +37,8 @@ from mayfly.registry.nodes.runtimes import Runtime, make_plan
 from mayfly.registry.nodes.saved import Saved, Vault, look, put_back
 from mayfly.registry.nodes.target import Target
 from mayfly.registry.nodes.tree import Tree
+from mayfly.registry.pki.authority import locked
 from mayfly.registry.pki.errors import TrustError
-from mayfly.registry.pki.files import locked
 from mayfly.storage.files import Attributes, replace_file, sync, temporary_of
 
 JOURNALS = "/var/lib/mayfly-node-config"

@@ -21,8 +21,9 @@ absent, expired or does not fit, and each of these is mended by the rules above.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -37,8 +38,7 @@ from mayfly.registry.pki.certificate import (
     read_pair,
 )
 from mayfly.registry.pki.errors import TrustError
-from mayfly.registry.pki.files import locked
-from mayfly.storage.files import Attributes, replace_file
+from mayfly.storage.files import Attributes, locked_at_once, replace_file
 
 CA_LIFETIME = timedelta(days=365)
 """Of the CA of a run without a deadline."""
@@ -142,6 +142,24 @@ def renew(
     """
     with locked(directory):
         return _renew_leaf(directory, names, extra, now)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Make ``directory`` if need be, and keep other processes out of it meanwhile.
+
+    Raises:
+        TrustError: another process holds it.
+        OSError: it cannot be made.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked_at_once(directory))
+        except BlockingIOError:
+            raise TrustError(
+                f"{directory}: another mayfly process is at work here; try again when it is done"
+            ) from None
+        yield
 
 
 def _outlasts(now: datetime, deadline: datetime | None, *, continued: bool) -> datetime:
