@@ -1,8 +1,8 @@
 """Imports the server fast: without what aiohttp imports for clients only, and without pauses.
 
-aiohttp's package imports its client, its websockets and its forms, whatever is asked of it. None of
-them is used to serve a registry, and together they take a third of the time of the import. So empty
-modules stand in for them while the server is imported:
+aiohttp's package imports its client, websockets, forms, cookies and compression, whatever is asked
+of it. None of them is used to serve a registry, and together they take a third of the time of the
+import. So empty modules stand in for them while the server is imported:
 
     UNUSED     stay empty: parts of aiohttp that a server never calls
     DEFERRED   become the real module at the first use of a name in it
@@ -19,16 +19,21 @@ from types import ModuleType
 from typing import Any
 
 UNUSED = (
+    "aiohttp._cookie_helpers",
     "aiohttp.client",
     "aiohttp.client_middleware_digest_auth",
     "aiohttp.client_middlewares",
+    "aiohttp.compression_utils",
     "aiohttp.connector",
     "aiohttp.cookiejar",
     "aiohttp.formdata",
     "aiohttp.http_websocket",
     "aiohttp.multipart",
+    "aiohttp.payload",
+    "aiohttp.payload_streamer",
     "aiohttp.resolver",
     "aiohttp.tracing",
+    "aiohttp.web_exceptions",
 )
 
 DEFERRED = ("attr.validators", "idna")
@@ -77,12 +82,15 @@ def import_aiohttp() -> None:
 
 
 class _Unused(ModuleType):
-    """Stands in for a module that is not imported: every name in it is an empty class."""
+    """Stands in for a module that is not imported: every name in it is an empty exception class.
+
+    A class serves where only its name is needed, an exception also in an ``except``.
+    """
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        return type(name, (Exception,), {})
 
 
 class _Deferred(ModuleType):

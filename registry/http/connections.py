@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mayfly.registry.http.listeners import Listeners
 from mayfly.registry.http.protocol import HTTPServer
@@ -29,8 +29,7 @@ def unsent_limit(connections: int) -> int:
     return max(_MIN_UNSENT, min(_MAX_UNSENT, share))
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """Limits on connections.
 
     Attributes:

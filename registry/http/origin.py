@@ -16,6 +16,7 @@ import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiohttp.web_request import BaseRequest
 
@@ -26,8 +27,7 @@ _MAX_HOPS = 32
 """Of a chain of proxies, the nearest ones are read, this many."""
 
 
-@dataclass(frozen=True, slots=True)
-class Forwarded:
+class Forwarded(NamedTuple):
     """A request as trusted proxies describe it; None for what they do not say.
 
     Attributes:

@@ -27,6 +27,7 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mayfly.registry.http.protocol import HTTPProtocol, HTTPServer
 
@@ -49,8 +50,7 @@ _TCP_INFO = struct.Struct("=3xB20xI16xI8xI60xQQ8xI")
 bytes_received, notsent_bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(NamedTuple):
     """Seconds until a client's connection is closed; None for never.
 
     Attributes:
@@ -80,8 +80,7 @@ class Timeouts:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _UNANSWERED_PROBES)
 
 
-@dataclass(frozen=True, slots=True)
-class TCPInfo:
+class TCPInfo(NamedTuple):
     """The kernel's counts of a connection.
 
     Attributes:

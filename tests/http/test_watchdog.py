@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -48,7 +48,7 @@ class Judge:
     def after(self, seconds: float, **counts: Any) -> bool:
         """Whether it is cut so much later, the counts being these by then."""
         self.clock.advance(seconds)
-        self.connection.counts = replace(self.connection.counts, **counts)
+        self.connection.counts = self.connection.counts._replace(**counts)
         one: Any = self.connection
         return self._watchdog._exceeded(one, self.connection.counts) is not None
 
@@ -64,7 +64,7 @@ def test_connection_that_never_asks() -> None:
 
 def test_kept_connection() -> None:
     """Between requests it may be silent for ever; a header has its time from where it begins."""
-    judge = Judge(Connection(requests=3, counts=replace(QUIET, received=500)))
+    judge = Judge(Connection(requests=3, counts=QUIET._replace(received=500)))
     assert not judge.after(0)
     assert not judge.after(10_000)
     assert not judge.after(10, received=510)
