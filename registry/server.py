@@ -92,7 +92,7 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(StateDir.claim(settings.state_dir))
         this_run = stack.enter_context(_begin_run(settings))
-        plan = replace(plan, elapsed=this_run.elapsed)
+        plan = plan._replace(elapsed=this_run.elapsed)
         root = stack.enter_context(_root(settings))
         bundles = _open_bundles(settings)
         if bundles is not None:

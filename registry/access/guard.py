@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from aiohttp.web_request import BaseRequest
@@ -47,8 +47,7 @@ _MAX_HOST = 255
 """Characters of a host that a challenge repeats."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """A caller and the policy of this moment. Made for one request, never changed."""
 
     identity: Identity

@@ -6,7 +6,6 @@ decides who may use it. Source of the actions: CNCF distribution's token scope d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from mayfly.registry.access.errors import AccessDenied
@@ -20,8 +19,7 @@ class Need(NamedTuple):
     action: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """The rights that a route needs.
 
     Attributes:
@@ -45,8 +43,7 @@ PUSH = Rule(("pull", "push"))
 DELETE = Rule(("delete",))
 
 
-@dataclass(frozen=True, slots=True)
-class AccessRequest:
+class AccessRequest(NamedTuple):
     """The facts of a request that decide on access, or that the audit records.
 
     Attributes:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from aiohttp.web_response import Response
 
@@ -47,8 +46,7 @@ class LifecycleHooks(Protocol):
         """Refuses requests that begin something new."""
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """The arguments of a handler. All but caller and peer are the same for every request.
 
     Attributes:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mayfly.registry.coverage.declared_refs import DeclaredRefs, refs_of
 from mayfly.registry.coverage.manifest_graph import size_of as size_of_refs
@@ -39,8 +39,7 @@ _LANES = ((SMALL, 0), (512 * 1024, 16), (manifests.MAX_SIZE, 3))
 OnRead = Callable[[bytes], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Cached:
+class Cached(NamedTuple):
     """A verified manifest.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from aiohttp.web_response import StreamResponse
@@ -66,8 +67,7 @@ def no_needs(request: Request) -> tuple[Need, ...]:
     return ()
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """One endpoint by the methods that one handler serves.
 
     Defaults refuse: a route without ``rule`` to everyone, one without ``step`` while

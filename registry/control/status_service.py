@@ -8,8 +8,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mayfly.registry import log
 from mayfly.registry.clock import Clock, first_done
@@ -32,8 +32,7 @@ from mayfly.registry.version import VERSION
 logger = logging.getLogger("mayfly")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The end of a server.
 
     Attributes:

@@ -23,6 +23,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mayfly.registry.clock import Clock, first_done
 from mayfly.registry.coverage.facts import Facts
@@ -55,8 +56,7 @@ _NOT_ASKED_FOR = frozenset({State.MISSING, State.ABSENT})
 """ImageStates in which a node has not asked for an image."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(NamedTuple):
     """An image that a node or the registry lacks, or a node that is missing.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mayfly.registry.coverage.manifest_graph import ManifestRefs
 from mayfly.storage.digest import Digest
@@ -11,8 +11,7 @@ from mayfly.storage.interface import Reader
 from mayfly.storage.manifest import Manifest
 
 
-@dataclass(frozen=True, slots=True)
-class DeclaredRefs:
+class DeclaredRefs(NamedTuple):
     """The references of a manifest, independent of the repository.
 
     Attributes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mayfly.registry.address import canonical_address
 from mayfly.registry.settings.errors import ConfigError
@@ -21,8 +22,7 @@ MAX_ENTRIES = 10_000
 """Most images, and most nodes, that a file may list."""
 
 
-@dataclass(frozen=True, slots=True)
-class ListedImage:
+class ListedImage(NamedTuple):
     """One image that must arrive.
 
     Attributes:

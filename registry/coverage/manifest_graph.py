@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mayfly.storage.sized_cache import SizedCache
 
@@ -24,8 +24,7 @@ _CLOSURE_DIGEST_BYTES = 200
 """Memory of a digest in a set."""
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestRefs:
+class ManifestRefs(NamedTuple):
     """The digests that one manifest names, each once."""
 
     children: tuple[str, ...] = ()

@@ -9,12 +9,11 @@ them.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Runtime:
+class Runtime(NamedTuple):
     """A container runtime, and the requests that claim an image if no others follow.
 
     Attributes:

@@ -15,8 +15,8 @@ docs/lifetime.md defines each exactly.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from mayfly.registry.coverage.facts import Facts
 from mayfly.registry.coverage.manifest_graph import ManifestGraph, ManifestRefs
@@ -52,8 +52,7 @@ def accepted(weakest: State) -> frozenset[State]:
     return frozenset(RANKED[RANKED.index(weakest) :])
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedImage:
+class ResolvedImage(NamedTuple):
     """An image as the registry holds it now.
 
     Attributes:
@@ -92,7 +91,7 @@ class ImageStates:
         closure = self._graph.closure(repository, digest)
         found = _resolved(repository, digest, self._graph.find, closure)
         complete = found.complete and self._graph.cached_closure(repository, digest) is not None
-        return replace(found, complete=complete)
+        return found._replace(complete=complete)
 
     def resolve_cached(self, repository: str, digest: str) -> ResolvedImage | None:
         """Return an image by its digest; None if some of it is not in memory. Quick."""

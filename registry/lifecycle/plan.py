@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mayfly.registry.activity import Activity
 from mayfly.registry.clock import Clock
@@ -19,8 +19,7 @@ KUBELET_BACKOFF = 300.0
 """Longest pause, in seconds, between two tries of a kubelet to pull an image."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunPlan:
+class RunPlan(NamedTuple):
     """The settings of `serve` and `run` that decide when a server ends. Times are seconds.
 
     Attributes:
@@ -82,8 +81,7 @@ class RunPlan:
         return []
 
 
-@dataclass(frozen=True, slots=True)
-class Triggers:
+class Triggers(NamedTuple):
     """Conditions that other parts of the server meet.
 
     Attributes:
