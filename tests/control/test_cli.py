@@ -1,4 +1,4 @@
-"""`mayfly status`, `stop` and `wait`, against a server that is a process of its own."""
+"""`mayfly status`, `stop` and `wait` against a server in another process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def invoke(command: click.Command, *arguments: str | Path) -> tuple[Any, str, st
 
 
 def test_status(start: Start, images: Path) -> None:
-    """The state, what flows, and the matrix, for people and for programs."""
+    """Status shows state, transfers and matrix, for people and for programs."""
     stub = start(until_pulled=images, nodes="2", rate=100_000.0).ready()
     with pulling(stub.port) as response:
         code, out, _ = invoke(control.status, "--state-dir", stub.state_dir)
@@ -74,7 +74,7 @@ def test_status_without_coverage(start: Start) -> None:
 
 
 def test_stop(start: Start) -> None:
-    """Stop drains, comes back when all is over, and says how it ended."""
+    """Stop drains, returns after the end, and shows the result."""
     stub = start(rate=200_000.0).ready()
     with pulling(stub.port) as response:
         rest: list[bytes] = []
@@ -89,7 +89,7 @@ def test_stop(start: Start) -> None:
 
 
 def test_stop_under_a_command(start: Start, tmp_path: Path) -> None:
-    """Stop ends the command too, whose code is the server's."""
+    """Stop also ends the command, whose exit code is the server's."""
     script = "trap 'exit 6' TERM; touch $1/trapped; sleep 60 & wait"
     stub = start("sh", "-c", script, "sh", str(tmp_path)).ready()
     poll((tmp_path / "trapped").exists)
@@ -99,7 +99,7 @@ def test_stop_under_a_command(start: Start, tmp_path: Path) -> None:
 
 
 def test_wait_for_ready(start: Start) -> None:
-    """A script may wait before the state directory even exists."""
+    """A script may wait before the state directory exists."""
     stub = start()
     code, out, _ = invoke(
         control.wait, "--ready", "--state-dir", stub.state_dir, "--timeout", "20s"
@@ -124,7 +124,7 @@ def test_wait_for_coverage(start: Start, images: Path) -> None:
 
 
 def test_wait_for_coverage_that_does_not_come(start: Start, images: Path) -> None:
-    """When the server ends first, what is missing is said, and the exit code is 3."""
+    """If the server ends first, the missing images are shown, and the exit code is 3."""
     stub = start(until_pulled=images, nodes="1", unused_timeout=2.0).ready()
     code, out, errors = invoke(control.wait, "--covered", "--state-dir", stub.state_dir)
     assert code == 3
@@ -135,7 +135,7 @@ def test_wait_for_coverage_that_does_not_come(start: Start, images: Path) -> Non
 
 
 def test_wait_without_coverage(start: Start) -> None:
-    """A server that was not told what coverage is says so."""
+    """Waiting for coverage fails if the server has no list of images."""
     stub = start().ready()
     with pytest.raises(LifetimeError, match="--until-pulled and --nodes") as refused:
         invoke(control.wait, "--covered", "--state-dir", stub.state_dir)
@@ -144,7 +144,7 @@ def test_wait_without_coverage(start: Start) -> None:
 
 @pytest.mark.parametrize("command", [control.status, control.stop, control.wait])
 def test_no_server(tmp_path: Path, command: click.Command) -> None:
-    """Where none runs, the exit code is 6, and one line says what to do."""
+    """Without a server the exit code is 6, and one line says what to do."""
     arguments = ["--covered"] if command is control.wait else []
     with pytest.raises(NotRunning, match=r"no Mayfly runs with .*; start one") as refused:
         invoke(command, *arguments, "--state-dir", tmp_path)
@@ -152,7 +152,7 @@ def test_no_server(tmp_path: Path, command: click.Command) -> None:
 
 
 def test_server_that_does_not_come(tmp_path: Path) -> None:
-    """Waiting for a server that nobody starts ends in time, with exit code 3."""
+    """Waiting for a server that does not start times out with exit code 3."""
     with pytest.raises(TimedOut, match=r"timed out after 0s: no Mayfly runs with") as refused:
         invoke(control.wait, "--ready", "--timeout", "0s", "--state-dir", tmp_path)
     assert refused.value.exit_code == 3
@@ -162,7 +162,7 @@ def test_server_that_does_not_come(tmp_path: Path) -> None:
     ("arguments", "says"), [((), "--ready or --covered"), (("--ready", "--timeout", "5"), "90s")]
 )
 def test_wait_usage(arguments: tuple[str, ...], says: str) -> None:
-    """What cannot be waited for, or for how long, is a mistake of use."""
+    """Invalid events and timeouts to wait for are usage errors."""
     with pytest.raises(click.UsageError, match=says):
         invoke(control.wait, *arguments)
 
@@ -179,7 +179,7 @@ sys.exit(status(["--watch", "--state-dir", sys.argv[1]], standalone_mode=False))
     [("stop", 0, "ended because it received SIGTERM"), ("kill", 6, "no report")],
 )
 def test_watch(start: Start, images: Path, end: str, code: int, last: str) -> None:
-    """On a terminal the status is drawn again in place; the last frame is the end as reported."""
+    """On a terminal the status is redrawn in place; the last frame is the report."""
     stub = start(until_pulled=images, nodes="2").ready()
     pid, terminal = pty.fork()
     if pid == 0:
@@ -205,7 +205,7 @@ def test_watch(start: Start, images: Path, end: str, code: int, last: str) -> No
 
 
 def test_run_takes_its_command_off() -> None:
-    """Options after the separator are the command's, and without a command it is a mistake."""
+    """Options after the separator belong to the command; a missing command is a usage error."""
     with pytest.raises(click.UsageError, match="COMMAND is missing"):
         invoke(run.command, "--listen", "127.0.0.1:0")
     with pytest.raises(click.UsageError, match="COMMAND is missing"):
@@ -220,7 +220,7 @@ def test_run_takes_its_command_off() -> None:
 
 
 def test_run_hands_words_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The words arrive as they were, and what the command ended with is what we end with."""
+    """The command gets its arguments unchanged, and its exit code is Mayfly's."""
     import mayfly.registry.startup
 
     given: list[tuple[str, ...]] = []

@@ -114,7 +114,7 @@ REPORT = Report(
 
 
 def test_json(tmp_path: Path) -> None:
-    """The file holds the whole report, put in place at once."""
+    """The file has the whole report and is replaced atomically."""
     target = tmp_path / "reports" / "report.json"
     write(REPORT, target)
     assert json.loads(target.read_text()) == REPORT
@@ -122,7 +122,7 @@ def test_json(tmp_path: Path) -> None:
 
 
 def test_table() -> None:
-    """The text says the same for people."""
+    """The text has the same content for people."""
     text = table.report_text(REPORT, 100)
     for part in (
         "ended because the maximum lifetime of 1h was over\n",
@@ -146,7 +146,7 @@ def test_table() -> None:
 
 @pytest.mark.parametrize("width", [1, 40, 80, 200])
 def test_table_is_no_wider_than_asked(width: int) -> None:
-    """Rows keep to the width, names losing their middle; what is wrong is whole."""
+    """Rows keep to the width by shortening names; problems are not shortened."""
     many = {f"node-{i:03}": State.SERVED if i else State.MISSING for i in range(100)}
     matrix = {"x" * 90: many, "y" * 90: many}
     coverage: CoverageRecord = {**COVERAGE, "nodes": [*many], "matrix": matrix}
@@ -160,7 +160,7 @@ def test_table_is_no_wider_than_asked(width: int) -> None:
 
 
 def test_upgrade_of_many_nodes_is_short() -> None:
-    """One row for each node, whatever the number of images; those that lack some come first."""
+    """Each node has one row, whatever the number of images; incomplete nodes come first."""
     nodes = [f"node-{i:02}" for i in range(24)]
     images = [f"team/app-{i:02}:1" for i in range(12)]
     matrix = {image: dict.fromkeys(nodes, State.SERVED) for image in images}
@@ -193,7 +193,7 @@ def test_table_without_anything() -> None:
 
 
 def test_progress() -> None:
-    """How far it is in one line, with the nodes that lack something and those nobody has seen."""
+    """Progress is one line, with incomplete nodes and those that were not seen yet."""
     assert table.progress(COVERAGE) == "1 of 2 nodes covered; missing: node-b"
     more: CoverageRecord = {**COVERAGE, "nodes_wanted": 5}
     assert table.progress(more).endswith("missing: node-b, 3 that pulled nothing yet")
@@ -204,12 +204,12 @@ def test_progress() -> None:
     [("short", 10, "short"), ("0123456789", 7, "012…789"), ("0123456789", 2, "01")],
 )
 def test_shorten(text: str, width: int, shown: str) -> None:
-    """The ends of a name stay."""
+    """Shortening keeps the ends of a name."""
     assert table.shorten(text, width) == shown
 
 
 def test_denied_names_are_harmless() -> None:
-    """A name that a client made up cannot move the cursor of who reads the report."""
+    """A made-up name cannot move the cursor of a terminal that shows the report."""
     (record,) = denied_records({("\x1b[2J" + "x" * 500, "10.0.0.9"): 1})
     assert record["user"].isprintable()
     assert len(record["user"]) == 100
@@ -275,7 +275,7 @@ def test_every_end_has_a_sentence() -> None:
     ],
 )
 def test_corrupt_content_in_words(problem: str, file: str | None, says: str) -> None:
-    """Each problem says what is wrong, whom it hurts and what to do."""
+    """Each problem names the fault, the affected images and the remedy."""
     record: CorruptRecord = {**REPORT["corrupt"][0], "problem": problem, "file": file}
     found = table.corruption_text(record)
     assert found.startswith(f"upgrade.tar: {digest('layer')} ")
@@ -332,7 +332,7 @@ async def test_images_by_whom() -> None:
 
 
 def test_transfers() -> None:
-    """What flows, by whom, how much and how fast; more than fit are counted."""
+    """Transfers are shown with peer, amount and rate; those beyond the limit are counted."""
     lines = table.transfer_lines([CUT] * 30, 200)
     assert lines[2].split() == [
         *("pull", "by", "node-b", "(10.0.0.7)"),
@@ -350,14 +350,14 @@ def test_requests_that_were_cut() -> None:
 
 
 def test_peak_memory() -> None:
-    """The peak is this process's own: at least its size now, and no petabytes."""
+    """The peak is this process's own: at least its size now, and plausible."""
     peak = peak_memory()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     assert pages * os.sysconf("SC_PAGE_SIZE") <= peak["server"] < 2**40
 
 
 def test_storage_used(tmp_path: Path) -> None:
-    """What a tree takes on disk is counted, links are not followed."""
+    """Disk usage counts a tree without following links."""
     (tmp_path / "deep/er").mkdir(parents=True)
     (tmp_path / "deep/er/file").write_bytes(b"x" * 100_000)
     (tmp_path / "deep/loop").symlink_to(tmp_path)

@@ -24,7 +24,7 @@ SIZE = 60
 
 @given(st.lists(st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)), max_size=40))
 def test_union(added: list[tuple[int, int]]) -> None:
-    """The union holds each byte of its intervals and no other, disjoint, apart and in order."""
+    """The union has exactly the bytes of its intervals, which are disjoint and in order."""
     union, model = Intervals(), set[int]()
     for first, end in added:
         assert union.add(first, end)
@@ -39,7 +39,7 @@ def test_union(added: list[tuple[int, int]]) -> None:
 
 
 def test_intervals_are_bounded() -> None:
-    """Crumbs beyond the bound do not count; what joins those that are there still does."""
+    """Parts beyond the bound do not count, except those that join existing ones."""
     union = Intervals()
     for i in range(MAX_INTERVALS + 100):
         assert union.add(2 * i, 2 * i + 1) == (i < MAX_INTERVALS)
@@ -49,7 +49,7 @@ def test_intervals_are_bounded() -> None:
 
 
 def test_parts_are_bounded() -> None:
-    """More parts than are kept apart make a blob whole all the same."""
+    """A blob of more parts than are kept apart still becomes complete."""
     size, part = 8 * MAX_PARTS, 4
     arrival = Arrival(size)
     for first in range(0, size, part):
@@ -71,7 +71,7 @@ class _Response:
 
 
 class HonestClient(RuleBasedStateMachine):
-    """A client that fetches a blob by parts, drops connections, is cut, and goes on where it stood.
+    """A client that fetches a blob in parts, drops connections, is interrupted, and resumes.
 
     It keeps what it has read. The server learns of each end how far the client's host acknowledged
     (at least what was read, less what was lost on the way; at most what was sent), and never is
@@ -95,7 +95,7 @@ class HonestClient(RuleBasedStateMachine):
             arrivals.ACK_SLACK = self.before
 
     def _wanted(self) -> list[tuple[int, int]]:
-        """What the client has not got and nobody is fetching, as intervals."""
+        """Return the bytes that the client lacks and does not fetch, as intervals."""
         taken = self.has | {b for one in self.open for b in range(one.first, one.end)}
         free = [byte for byte in range(self.size) if byte not in taken]
         found: list[tuple[int, int]] = []
@@ -117,7 +117,7 @@ class HonestClient(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
-        """Read so much of a part, then drop the connection; more was sent than was read."""
+        """Read some bytes of a part, then drop the connection; more bytes were sent than read."""
         one = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
         read = data.draw(st.integers(one.first, one.end))
         sent = data.draw(st.integers(read, self.size))
@@ -132,7 +132,7 @@ class HonestClient(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule()
     def kill(self) -> None:
-        """The server is killed: of what flows the client has a part, and nobody knows which."""
+        """Kill the server: the client has an unknown part of each transfer under way."""
         for one in self.open:
             read = one.first
             self.has.update(range(one.first, read))
@@ -163,8 +163,8 @@ TestHonestClient.settings = settings(max_examples=60, stateful_step_count=15, de
 @given(st.data(), st.integers(2, SIZE))
 @settings(max_examples=100, deadline=None)
 def test_resumed_after_kills(data: st.DataObject, size: int) -> None:
-    """A client that goes on where it stood has all of a blob, however often the server was killed
-    and wherever the client then stood."""
+    """A client that resumes has all of a blob, however often the server was killed, and at any
+    offset."""
     arrival, stood = Arrival(size), 0
     while stood < size:
         arrival.begin(stood)
@@ -179,7 +179,7 @@ def test_resumed_after_kills(data: st.DataObject, size: int) -> None:
 
 
 def test_killed_while_a_range_was_sent() -> None:
-    """What comes after a range was not sent by it, whatever the client asks for after a kill."""
+    """Bytes after a range do not count as sent by it, whatever the client asks for after a kill."""
     size = 100
     for after, whole in ((9, True), (10, True), (11, False), (99, False)):
         arrival = Arrival(size)
@@ -190,7 +190,7 @@ def test_killed_while_a_range_was_sent() -> None:
 
 
 def test_killed_before_much_was_sent() -> None:
-    """A client that goes on beyond what the server had sent has not got that from it."""
+    """Bytes beyond those that the server had sent do not count after a kill."""
     size = 100
     for reached, slot, after, whole in (
         ([0, 50], 1, 50, True),
@@ -207,7 +207,7 @@ def test_killed_before_much_was_sent() -> None:
 
 
 def test_never_more_than_the_slack() -> None:
-    """A gap larger than what acknowledgements may lag behind keeps a blob from being whole."""
+    """A gap larger than the slack of acknowledgements keeps a blob incomplete."""
     size = 10 * ACK_SLACK
     for gap, whole in ((ACK_SLACK, True), (ACK_SLACK + 1, False)):
         arrival = Arrival(size)
@@ -219,8 +219,8 @@ def test_never_more_than_the_slack() -> None:
 
 @pytest.mark.parametrize("anew", [True, False])
 def test_from_the_beginning(anew: bool) -> None:
-    """A client that starts over after a while has kept nothing; side by side, the first part may
-    simply be late."""
+    """A client that starts over after a while has kept nothing; of parallel requests, the first may
+    only be late."""
     arrival = Arrival(10)
     arrival.end(arrival.begin(5), 10, 10)
     arrival.end(arrival.begin(0, restart=anew), 5, 5)

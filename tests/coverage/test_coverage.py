@@ -28,7 +28,7 @@ CONTAINERD, DOCKER, CURL = "containerd/1.6.20", "docker/20.10.24 go/go1.19.8", "
 
 
 class Upgrade:
-    """Two images, and nodes that a test lets do things to them."""
+    """Two images, and nodes that pull and push them."""
 
     def __init__(self, ledger_file: Path | None, nodes: Nodes, clock: FakeClock) -> None:
         self.clock = clock
@@ -51,7 +51,7 @@ class Upgrade:
 
     @property
     def coverage(self) -> Coverage:
-        """As it is once the images of now were read."""
+        """Return the coverage after reading the current images."""
         self._coverage.read()
         return self._coverage
 
@@ -97,7 +97,7 @@ class Upgrade:
             sending.count(count)
 
     def blob_cut(self, node: str, what: str, first: int = 0, count: int = 50) -> None:
-        """So many bytes arrive, and then the connection breaks."""
+        """Some bytes arrive, then the connection breaks."""
         prepare(self.observer, node, APP)
         sending = self.observer.sending(self.caller(node), APP, what)
         with pytest.raises(ConnectionResetError), sending, sending.part(first, 100 - first, 100):
@@ -122,7 +122,7 @@ class Upgrade:
         self.blob(node, WEB_LAYER, repository=WEB)
 
     def warm(self, node: str) -> None:
-        """A node that has everything makes a HEAD for each image, and that is all."""
+        """A node that has every image makes one HEAD for each."""
         self.manifest(node, APP, APP_1, head=True, tag="1")
         self.manifest(node, WEB, WEB_INDEX, head=True, tag="1")
 
@@ -141,7 +141,7 @@ def upgrade(clock: FakeClock) -> Upgrade:
 
 
 async def test_cold_pull(upgrade: Upgrade) -> None:
-    """A node that fetched all there is to fetch has it at that moment."""
+    """A node that fetched every blob has the image at once."""
     upgrade.cold("a")
     assert upgrade.state("a") is State.SERVED
     assert upgrade.state("a", "docker.io/library/web:1") is State.SERVED
@@ -150,7 +150,7 @@ async def test_cold_pull(upgrade: Upgrade) -> None:
 
 
 async def test_warm_pull(upgrade: Upgrade) -> None:
-    """A runtime's lone HEAD claims the image, once nothing followed it for a while."""
+    """A runtime's HEAD claims the image if no other request follows for a while."""
     upgrade.warm("a")
     assert upgrade.state("a") is State.PULLING
     await upgrade.clock.tick(SETTLED_SECONDS)
@@ -163,7 +163,7 @@ async def test_warm_pull(upgrade: Upgrade) -> None:
     "agent", [CURL, "", "skopeo/1.9.3", "go-containerregistry/v0.20", "Renovate/37", "fluxcd/2"]
 )
 async def test_other_programs_claim_nothing(upgrade: Upgrade, agent: str) -> None:
-    """Whoever looks at a manifest does not have the image, however often."""
+    """Requests for a manifest by other programs never show that they have the image."""
     for head in (True, False, True):
         upgrade.manifest("a", APP, APP_1, head=head, tag="1", agent=agent)
     await upgrade.clock.tick(3600)
@@ -171,7 +171,7 @@ async def test_other_programs_claim_nothing(upgrade: Upgrade, agent: str) -> Non
 
 
 async def test_manifest_without_blobs(upgrade: Upgrade) -> None:
-    """A GET of the manifest and nothing after it is no pull, after a claim as well."""
+    """A GET of the manifest without further requests is not a pull, also after a claim."""
     upgrade.warm("a")
     await upgrade.clock.tick(SETTLED_SECONDS)
     upgrade.manifest("a", APP, APP_1)
@@ -180,7 +180,7 @@ async def test_manifest_without_blobs(upgrade: Upgrade) -> None:
 
 
 async def test_child_of_a_claimed_index(upgrade: Upgrade) -> None:
-    """A node that has the index and asks for a child of it lacks that child."""
+    """A node that asks for a child of an index it has lacks that child."""
     image = "docker.io/library/web:1"
     upgrade.manifest("a", WEB, WEB_INDEX, head=True)
     upgrade.manifest("a", WEB, WEB_AMD)
@@ -205,7 +205,7 @@ async def test_accept(upgrade: Upgrade, accept: State, covered: int) -> None:
 
 
 async def test_partly_warm_pull(upgrade: Upgrade) -> None:
-    """Layers that a node has are never asked for; the pull is over when the node is silent."""
+    """A node does not ask for layers it has; its pull is complete when it is silent."""
     upgrade.manifest("a", APP, APP_1)
     upgrade.blob("a", CONFIG)
     upgrade.blob("a", LAYER_2)
@@ -236,7 +236,7 @@ async def test_config_alone(upgrade: Upgrade, agent: str, state: State) -> None:
 
 
 async def test_docker_that_loaded_the_image(upgrade: Upgrade) -> None:
-    """Docker asks for the manifest of an image it has from elsewhere, and then for nothing."""
+    """Docker asks only for the manifest of an image that it has from elsewhere."""
     for agent, state in ((DOCKER, State.CLAIMED), (CONTAINERD, State.INCOMPLETE)):
         node = agent.partition("/")[0]
         upgrade.manifest(node, APP, APP_1, head=True, tag="1", agent=agent)
@@ -260,7 +260,7 @@ async def test_long_transfer_is_pulling(upgrade: Upgrade) -> None:
 
 
 async def test_layer_that_waits_for_another(upgrade: Upgrade) -> None:
-    """A blob not asked for yet is expected while others of the image still flow."""
+    """A blob is still expected while other blobs of the image are in flight."""
     upgrade.manifest("a", APP, APP_1)
     sending = upgrade.observer.sending(upgrade.caller("a"), APP, LAYER_1)
     with sending, sending.part(0, 100, 100):
@@ -273,7 +273,7 @@ async def test_layer_that_waits_for_another(upgrade: Upgrade) -> None:
 
 
 async def test_failed_blob(upgrade: Upgrade) -> None:
-    """A blob that was cut takes the image away again, until all of it has arrived."""
+    """A node lacks the image after an aborted transfer, until the blob is complete."""
     upgrade.cold("a")
     upgrade.blob_cut("a", LAYER_1)
     await upgrade.clock.tick(3600)
@@ -284,7 +284,7 @@ async def test_failed_blob(upgrade: Upgrade) -> None:
 
 
 async def test_part_that_never_came(upgrade: Upgrade) -> None:
-    """Of parts fetched side by side, one that arrived says nothing of one that did not."""
+    """Of parts fetched in parallel, one that arrived does not show that another one did."""
     upgrade.manifest("a", APP, APP_1)
     upgrade.blob("a", CONFIG)
     upgrade.blob_cut("a", LAYER_1, 0, 30)
@@ -311,7 +311,7 @@ async def test_claimed_after_failure(upgrade: Upgrade) -> None:
 
 
 async def test_missing_blob_is_a_failure(upgrade: Upgrade) -> None:
-    """A blob that the registry lacks did not arrive either."""
+    """A blob that the registry lacks counts as failed."""
     upgrade.manifest("a", APP, APP_1)
     upgrade.blob("a", CONFIG)
     with pytest.raises(BlobUnknown), upgrade.observer.sending(upgrade.caller("a"), APP, LAYER_1):
@@ -321,7 +321,7 @@ async def test_missing_blob_is_a_failure(upgrade: Upgrade) -> None:
 
 
 async def test_corrupt_blob(upgrade: Upgrade) -> None:
-    """Of content that is not what its digest says no byte counts."""
+    """No byte of corrupt content counts."""
     upgrade.manifest("a", APP, APP_1)
     upgrade.blob("a", CONFIG)
     sending = upgrade.observer.sending(upgrade.caller("a"), APP, LAYER_1)
@@ -348,7 +348,7 @@ async def test_failed_manifest(upgrade: Upgrade) -> None:
 
 
 async def test_failure_of_another_image(upgrade: Upgrade) -> None:
-    """A failed blob counts for the images that have it, and for the node it failed at."""
+    """A failed blob affects only the images that have it and the node that asked for it."""
     for node in ("a", "b"):
         upgrade.cold(node)
     upgrade.blob_cut("a", digest("of-something-else"))
@@ -360,7 +360,7 @@ async def test_failure_of_another_image(upgrade: Upgrade) -> None:
 
 
 async def test_shared_empty_config(upgrade: Upgrade) -> None:
-    """Artifacts share a config, so that it is their content which has to arrive."""
+    """Artifacts share the empty config, so their content must arrive."""
     one, two, content = digest("artifact1"), digest("artifact2"), digest("content")
     upgrade.content.manifests[APP, one] = ManifestRefs(blobs=(EMPTY_CONFIG, LAYER_1))
     upgrade.content.manifests[APP, two] = ManifestRefs(blobs=(EMPTY_CONFIG, content))
@@ -379,7 +379,7 @@ async def test_shared_empty_config(upgrade: Upgrade) -> None:
 
 
 async def test_moved_tag(upgrade: Upgrade) -> None:
-    """When a tag moves, those who got the old image lack the new; when it moves back, not."""
+    """When a tag moves, nodes with the old image lack the new one, until it moves back."""
     upgrade.cold("a")
     upgrade.content.tags[APP, "1"] = APP_2
     assert upgrade.state("a") is State.MISSING
@@ -388,7 +388,7 @@ async def test_moved_tag(upgrade: Upgrade) -> None:
 
 
 async def test_image_that_was_never_pushed(upgrade: Upgrade) -> None:
-    """What is not in the registry is said to be so, once and not for every node."""
+    """An image that the registry lacks is one gap, not one for every node."""
     del upgrade.content.tags[APP, "1"]
     upgrade.cold("a")
     upgrade.cold("b")
@@ -397,7 +397,7 @@ async def test_image_that_was_never_pushed(upgrade: Upgrade) -> None:
 
 
 async def test_missing_names_image_and_node(upgrade: Upgrade) -> None:
-    """The gaps say which node lacks which image."""
+    """The gaps name the node and the image it lacks."""
     upgrade.cold("a")
     upgrade.manifest("b", APP, APP_1, head=True)
     await upgrade.clock.tick(SETTLED_SECONDS)
@@ -406,7 +406,7 @@ async def test_missing_names_image_and_node(upgrade: Upgrade) -> None:
 
 
 async def test_any_nodes(clock: FakeClock) -> None:
-    """With a number, so many nodes must have everything; more that have some do not matter."""
+    """If a number is given, that many nodes must have every image; others do not count."""
     upgrade = Upgrade(None, Nodes(2), clock)
     assert upgrade.coverage.nodes() == []
     upgrade.manifest("c", APP, APP_1)
@@ -419,14 +419,14 @@ async def test_any_nodes(clock: FakeClock) -> None:
 
 
 async def test_any_nodes_missing(clock: FakeClock) -> None:
-    """Nodes that nobody has heard of are counted among what is missing."""
+    """Nodes that have not been seen yet are gaps."""
     upgrade = Upgrade(None, Nodes(2), clock)
     upgrade.cold("a")
     assert upgrade.coverage.missing() == [Gap(None, None, State.MISSING)]
 
 
 async def test_image_by_digest(clock: FakeClock) -> None:
-    """An image listed by digest is the manifest itself, under whichever name it lies here."""
+    """An image listed by digest is found under any of its repository names."""
     upgrade = Upgrade(None, Nodes(1, ("a",)), clock)
     pinned = parse_image(f"docker.io/team/app@{APP_2}")
     coverage = upgrade.cover((pinned,), Nodes(1, ("a",)))
@@ -438,7 +438,7 @@ async def test_image_by_digest(clock: FakeClock) -> None:
 
 
 async def test_condition(upgrade: Upgrade) -> None:
-    """Coverage ends the server when the last node is through, not while it is about to go on."""
+    """Coverage ends the server when the last node is done, not while more requests are expected."""
     condition = Covered(upgrade.coverage, upgrade.ledger.changed, upgrade.pulls, upgrade.clock)
     task = asyncio.create_task(condition.wait())
     upgrade.cold("a")
@@ -469,7 +469,7 @@ async def test_condition_waits_for_a_transfer(upgrade: Upgrade) -> None:
 
 
 async def test_survives_a_restart(tmp_path: Path, clock: FakeClock) -> None:
-    """What was confirmed before a kill counts after it, and what failed still does."""
+    """Transfers confirmed before a kill count after it, and so do failures."""
     file = tmp_path / "coverage.jsonl"
     before = Upgrade(file, Nodes(2, ("a", "b")), clock)
     before.cold("a")

@@ -1,4 +1,4 @@
-"""What coverage counts of a manifest: the blobs that a registry must have, and those it has."""
+"""References of a manifest: blobs that a registry must have, and those it has."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ OWN = ("127.0.0.1:5000", "mayfly.local")
     ],
 )
 def test_image(text: str, repositories: list[str], reference: str) -> None:
-    """A name is made whole by docker's rules; a digest wins over a tag; our own host goes."""
+    """Names are completed by docker's rules; a digest wins over a tag; the own host is removed."""
     image = parse_image(text, OWN)
     assert list(image.repositories()) == repositories
     assert (image.digest or image.tag) == reference
@@ -47,7 +47,7 @@ def test_image(text: str, repositories: list[str], reference: str) -> None:
     "text", ["", "team/UPPER", "a b", "a:", "a@", "a@sha256:12", "a@md5:00", "/a", "a//b", "-a:1"]
 )
 def test_image_refused(text: str) -> None:
-    """What is no image name is refused with a reason."""
+    """An invalid image name is refused with a reason."""
     with pytest.raises(ValueError, match=r".+"):
         parse_image(text)
 
@@ -68,7 +68,7 @@ def test_images_file(tmp_path: Path) -> None:
     ],
 )
 def test_images_file_refused(tmp_path: Path, content: str, says: str) -> None:
-    """A file that is no good is one line that names the file and where it is wrong."""
+    """An invalid file is reported in one line with the file and line number."""
     path = tmp_path / "IMAGES.txt"
     path.write_text(content)
     with pytest.raises(ConfigError, match=says) as raised:
@@ -78,7 +78,7 @@ def test_images_file_refused(tmp_path: Path, content: str, says: str) -> None:
 
 
 def test_images_file_missing_or_binary(tmp_path: Path) -> None:
-    """A file that is not there, or not text, is named."""
+    """A file that is missing or not text is named."""
     with pytest.raises(ConfigError, match="No such file"):
         read_images(tmp_path / "none")
     (tmp_path / "tar").write_bytes(b"\xff\xfe")
@@ -113,5 +113,5 @@ def test_nodes_refused(text: str) -> None:
     ],
 )
 def test_plain(address: str, shown: str) -> None:
-    """An address has one form; a name stays."""
+    """An address has one canonical form; a name is unchanged."""
     assert canonical_address(address) == shown

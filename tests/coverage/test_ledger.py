@@ -34,7 +34,7 @@ def transfer(ledger: Ledger, node: str, blob: str, first: int, end: int, size: i
 
 
 def test_everything_is_read_again(file: Path) -> None:
-    """Each kind of fact is there after a restart, twice over."""
+    """Each kind of fact survives two restarts."""
     clock = FakeClock()
     first = open_ledger(file, clock)
     first.asked("n", "r", A, got=True, tag="1")
@@ -64,7 +64,7 @@ def test_everything_is_read_again(file: Path) -> None:
 
 
 def test_torn_and_foreign_lines(file: Path) -> None:
-    """A torn last line, and lines that are no facts, are skipped; the rest counts."""
+    """A torn last line and foreign lines are skipped; the others count."""
     clock = FakeClock()
     first = open_ledger(file, clock)
     first.asked("n", "r", A, got=True)
@@ -92,14 +92,14 @@ def test_torn_and_foreign_lines(file: Path) -> None:
 
 
 def test_other_version(file: Path) -> None:
-    """A file that is not ours in this form is taken for empty."""
+    """A file of an unknown format counts as empty."""
     file.write_text('{"mayfly-ledger": 99}\n{"fact": "asked"}\n')
     assert open_ledger(file, FakeClock()).facts.nodes() == []
 
 
 def test_older_version(file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of a file of the first version what happened is kept, and nobody is taken to have an image
-    by it: it did not say which client had asked, nor whether a config arrived."""
+    """Facts of a file of the first version are kept, but no node has an image by them: the file had
+    neither the client nor the arrival of the config."""
     clock = FakeClock()
     base = {"time": int(clock.wall()), "node": "n", "repository": "r"}
     facts = [
@@ -130,7 +130,7 @@ def test_older_version(file: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_killed_in_the_middle_of_transfers(file: Path) -> None:
-    """Where a transfer ended that the kill cut off, the next request of the client says."""
+    """The next request of the client shows the end of a transfer that a kill aborted."""
     clock = FakeClock()
     before = open_ledger(file, clock)
     before.asked("n", "r", A, got=True)
@@ -147,7 +147,7 @@ def test_killed_in_the_middle_of_transfers(file: Path) -> None:
 
 
 def test_killed_in_the_middle_of_a_range(file: Path) -> None:
-    """A range that was asked for says nothing of the bytes after it, also after two kills."""
+    """Bytes after a requested range do not count, also after two kills."""
     clock = FakeClock()
     before = open_ledger(file, clock)
     before.asked("n", "r", A, got=True)
@@ -165,7 +165,7 @@ def test_killed_in_the_middle_of_a_range(file: Path) -> None:
 
 @pytest.mark.parametrize("kills", [1, 2])
 def test_killed_before_much_was_sent(file: Path, kills: int) -> None:
-    """The next request shows no more bytes to have arrived than the dead server had sent."""
+    """The next request never shows more bytes than the killed server had sent."""
     clock = FakeClock()
     before = open_ledger(file, clock)
     before.asked("n", "r", A, got=True)
@@ -186,7 +186,7 @@ def test_killed_before_much_was_sent(file: Path, kills: int) -> None:
 
 
 def test_more_transfers_than_slots(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are recorded like all; a kill loses them whole. Slots are used again."""
+    """Transfers without a slot are recorded, but lost by a kill. Slots are reused."""
     monkeypatch.setattr(sent_offsets, "SLOTS", 1)
     clock = FakeClock()
     before = open_ledger(file, clock)
@@ -205,7 +205,7 @@ def test_more_transfers_than_slots(file: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_table_of_offsets_is_missing(file: Path) -> None:
-    """Without it, as after a restore of some files, a transfer that was cut counts for nothing."""
+    """Without the table, no byte of a transfer that a kill aborted counts."""
     clock = FakeClock()
     before = open_ledger(file, clock)
     before.asked("n", "r", A, got=True)
@@ -223,7 +223,7 @@ def test_table_of_offsets_is_missing(file: Path) -> None:
 
 
 def test_asked_for_once_more(file: Path) -> None:
-    """A blob that a node had and asks for again is one that it lacks, from that byte on."""
+    """A node that asks again for a blob it had lacks it from that byte on."""
     ledger = open_ledger(file, FakeClock())
     ledger.asked("n", "r", A, got=True)
     transfer(ledger, "n", B, 0, 100, 100)
@@ -240,7 +240,7 @@ def test_asked_for_once_more(file: Path) -> None:
 
 
 async def test_old_facts_are_dropped(file: Path) -> None:
-    """A ledger of an upgrade long ago says nothing, and reading it does not make it younger."""
+    """An old ledger does not count, and reading it does not make it younger."""
     clock = FakeClock()
     open_ledger(file, clock).asked("n", "r", A, got=True)
     await clock.tick(MAX_AGE_SECONDS - 1)
@@ -251,7 +251,7 @@ async def test_old_facts_are_dropped(file: Path) -> None:
 
 @pytest.mark.parametrize("jump", [3 * MAX_AGE_SECONDS, -3 * MAX_AGE_SECONDS])
 async def test_clock_that_is_set(file: Path, jump: float) -> None:
-    """It makes nothing old or young, whether it is set while the server runs or after its end."""
+    """Setting the wall clock, while the server runs or after, does not change the age of facts."""
     clock = FakeClock()
     first = open_ledger(file, clock)
     first.asked("before", "r", A, got=True)
@@ -275,7 +275,7 @@ async def test_clock_that_is_set(file: Path, jump: float) -> None:
 
 @pytest.mark.parametrize("tells", [True, False])
 def test_another_boot(file: Path, monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
-    """Where the monotonic clock began anew, or nothing tells, the wall clock is believed."""
+    """After a reboot, or without a boot ID, the wall clock counts."""
     wall = FakeClock().wall()
     nodes = []
     for boot, later in (("one", 0.0), ("two", MAX_AGE_SECONDS - 5), ("three", MAX_AGE_SECONDS + 5)):
@@ -299,7 +299,7 @@ def test_only_news_is_written(file: Path) -> None:
 
 
 def test_file_is_bounded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that fails and mends the same blob for ever does not fill the disk."""
+    """A node that repeatedly fails and completes the same blob does not fill the disk."""
     monkeypatch.setattr(ledgers, "_COMPACT_SLACK", 10)
     ledger = open_ledger(file, FakeClock())
     ledger.asked("n", "r", A, got=True)
@@ -313,8 +313,8 @@ def test_file_is_bounded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_facts_are_bounded(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One client fills neither memory nor file, nor do many; the list keeps room of its own, and
-    each bound that is hit says so once."""
+    """Neither one client nor many fill memory or file; listed images have room of their own, and
+    each bound that is reached is logged once."""
     monkeypatch.setattr(fact_limits, "MAX_OTHER_FACTS", 20)
     monkeypatch.setattr(fact_limits, "MAX_OTHER_FACTS_PER_NODE", 10)
     monkeypatch.setattr(fact_limits, "MAX_LISTED_FACTS", 30)
@@ -349,7 +349,7 @@ def test_facts_are_bounded(
 def test_full_disk(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When the file cannot be written any more, counting goes on and one warning says so."""
+    """When the file cannot be written, facts are still counted, and one warning is logged."""
     ledger = open_ledger(file, FakeClock())
 
     def full(*_args: object) -> int:
@@ -363,7 +363,7 @@ def test_full_disk(
 
 
 def test_private_and_removed(file: Path) -> None:
-    """The file is its owner's alone, and goes when the upgrade is over."""
+    """Only the owner may read the file, and it is removed when the upgrade is complete."""
     ledger = open_ledger(file, FakeClock())
     assert file.stat().st_mode & 0o777 == 0o600
     ledger.remove()
@@ -371,7 +371,7 @@ def test_private_and_removed(file: Path) -> None:
 
 
 def test_nodes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client with very many addresses fills no more than the room for strangers."""
+    """A client with very many addresses fills only the room for nodes that are not listed."""
     monkeypatch.setattr(fact_limits, "MAX_NODES", 10)
     ledger = Ledger(None, FakeClock(), lambda node, repository: True, ("worker",))
     for i in range(100):

@@ -1,4 +1,4 @@
-"""Which node a caller is."""
+"""The node of a client."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def test_name(
     declared: tuple[str, ...],
     expected: str,
 ) -> None:
-    """By the credential, by the address, or by whichever says more."""
+    """Nodes are named by credential, by address, or by either."""
     assert names(how, *declared).name(user, node, address) == expected
 
 
 def test_shared_credential_at_three_addresses() -> None:
-    """One credential for all nodes: as many nodes as addresses, and nothing to warn of."""
+    """With one credential for all nodes, each address is a node, without a warning."""
     found = names(AUTO)
     for address in (A, B, "10.0.0.9"):
         assert found.name("robot+x", None, address) == address
@@ -73,7 +73,7 @@ UNNAMED, ONE, TWO = ("pull", None), ("robot+x", "worker-1"), ("robot+y", "worker
     "callers", [[ONE, UNNAMED], [UNNAMED, ONE], [ONE, UNNAMED, TWO], [UNNAMED, ONE, TWO]]
 )
 def test_node_that_its_address_does_not_tell(callers: list[tuple[str, str | None]]) -> None:
-    """A node that only its address names, and another at that address: said once, as data."""
+    """A node named by its address, and another node at that address, are one notice."""
     found = names(AUTO)
     for _ in range(3):
         for user, node in callers:
@@ -85,8 +85,8 @@ def test_node_that_its_address_does_not_tell(callers: list[tuple[str, str | None
 
 @pytest.mark.parametrize("how", [AUTO, CREDENTIAL])
 def test_nodes_with_credentials_may_share_an_address(how: NodeIdentity) -> None:
-    """Three runtimes of one machine, each with its own: nothing is in doubt, nothing is said, also
-    where a client makes its first request without its credential, as docker does."""
+    """Three runtimes of one machine, each with its own credential, are no notice, also if a client
+    makes its first request without it, as docker does."""
     found = names(how)
     for user, node in (ONE, TWO, ("robot+z", "worker-3")):
         found.name("", None, A)  # is answered 401, and pulls nothing
@@ -95,7 +95,7 @@ def test_nodes_with_credentials_may_share_an_address(how: NodeIdentity) -> None:
 
 
 def test_a_caller_is_named_without_a_notice() -> None:
-    """A node tries without credentials before it logs in: that is no second node."""
+    """A node's first try without credentials does not count as a second node."""
     found = names(AUTO, "worker-1")
     for user, node in (("", None), ("robot+x", "worker-1"), ("", None)):
         found.name(user, node, A)
@@ -115,7 +115,7 @@ def test_a_caller_is_named_without_a_notice() -> None:
 def test_pulls_of_a_node_that_is_not_listed(
     how: NodeIdentity, user: str, node: str, told: str
 ) -> None:
-    """Coverage would wait for ever, and nothing else says that the node does pull."""
+    """A node that is not listed but pulls is a notice, since coverage would never be complete."""
     found = names(how, "worker-1")
     found.pulled(node, user, A, runtime=False)
     assert not found.notices.all()
@@ -130,7 +130,7 @@ def test_pulls_of_a_node_that_is_not_listed(
 
 
 def test_notices_and_addresses_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    """Addresses that a client makes up fill neither memory nor log."""
+    """Made-up addresses fill neither memory nor log."""
     found = names(AUTO, "worker-1")
     for i in range(30_000):
         address = f"10.{i // 65536}.{i // 256 % 256}.{i % 256}"
@@ -143,7 +143,7 @@ def test_notices_and_addresses_are_bounded(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_unknown_node() -> None:
-    """With names listed, a credential for another node is one that nobody waits for."""
+    """If names are listed, a credential for another node is refused with a notice."""
     assert names(AUTO, "worker-1").is_unknown("worker-2")
     assert not names(AUTO, "worker-1").is_unknown("worker-1")
     assert not names(AUTO, "worker-1").is_unknown(None)
@@ -151,7 +151,7 @@ def test_unknown_node() -> None:
 
 
 def test_names_that_no_address_can_be() -> None:
-    """Without credentials a node that is listed by name can never be seen."""
+    """Without authentication, nodes listed by name are a notice."""
     found = names(AUTO, "worker-1", A, "fe80::1")
     found.without_credentials()
     (notice,) = found.notices.all()
@@ -163,7 +163,7 @@ def test_names_that_no_address_can_be() -> None:
 
 
 def test_proxy_that_forwards_no_address() -> None:
-    """A pull that counts as the trusted proxy itself is warned of, once; a named node's is not."""
+    """A pull that counts as the trusted proxy is a notice, once; a named node's is not."""
     found = names(AUTO)
     found.behind_proxies(lambda address: address == A, "https://registry.example", trusts_any=True)
     assert found.notices.all() == []
@@ -194,7 +194,7 @@ def test_proxy_that_forwards_no_address() -> None:
 def test_proxy_that_nobody_trusts(
     how: NodeIdentity, url: str, trusts_any: bool, declared: tuple[str, ...], warned: bool
 ) -> None:
-    """From the start, where nodes may be known by addresses that do not arrive."""
+    """A proxy that is not trusted is a notice from the start if nodes are known by address."""
     found = names(how, *declared)
     found.behind_proxies(lambda address: False, url, trusts_any=trusts_any)
     assert [one["code"] for one in found.notices.all()] == ["proxy_not_trusted"] * warned

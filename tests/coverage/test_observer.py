@@ -1,4 +1,4 @@
-"""What handlers tell: what is in flight, what arrived."""
+"""The observer: transfers in flight, and their arrival."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def clock() -> FakeClock:
 
 
 def test_transfers_are_shown(clock: FakeClock) -> None:
-    """A transfer is in the list exactly while it flows."""
+    """A transfer is listed exactly while it is under way."""
     observer = make(clock)
     caller = observer.peer("", "a", "10.0.0.7")
     with observer.sending(caller, REPO, LAYER) as sending, sending.part(0, 9, 9):
@@ -45,7 +45,7 @@ def test_transfers_are_shown(clock: FakeClock) -> None:
 
 
 def test_range_beyond_the_end_is_no_failure(clock: FakeClock) -> None:
-    """A client that asks for more than there is finds out that it has everything."""
+    """A request for a range beyond the end is not a failure."""
     observer = make(clock)
     caller = observer.peer("a", None, None)
     observer.manifest_served(
@@ -57,7 +57,7 @@ def test_range_beyond_the_end_is_no_failure(clock: FakeClock) -> None:
 
 
 def test_empty_blob_arrives(clock: FakeClock) -> None:
-    """A blob without bytes mends a failure by being answered."""
+    """An empty blob is complete once it is answered."""
     observer = make(clock)
     caller = observer.peer("a", None, None)
     observer.manifest_served(
@@ -71,8 +71,8 @@ def test_empty_blob_arrives(clock: FakeClock) -> None:
 
 
 async def test_asked_again(clock: FakeClock) -> None:
-    """A pull of what a node has had for a while is told apart from the steps of one pull and from
-    a try after a failure."""
+    """A new pull of an image that a node has had for a while is neither a step of the same pull nor
+    a retry after a failure."""
     observer = make(clock)
     a, b = (observer.peer(name, None, None) for name in "ab")
     for caller in (a, b):

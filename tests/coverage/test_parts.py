@@ -1,4 +1,4 @@
-"""A blob that a client fetches by parts, as containerd 2 does: what is counted of it."""
+"""Blobs that a client fetches in parts, as containerd 2 does."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Registry:
                 yield answer
 
     def get(self, path: str, first: int | None = None, count: int | None = None) -> bytes:
-        """So many bytes of an answer; the connection is dropped after them."""
+        """Read some bytes of a response, then drop the connection."""
         with self.asked(path, first) as answer:
             return answer.read(count)
 
@@ -85,14 +85,14 @@ class Registry:
         return ask(self.server.state_dir, "status")
 
     def wait_for(self, state: State) -> None:
-        """Until the node is so far with the image."""
+        """Wait until the node has a state with the image."""
         end = time.monotonic() + PATIENCE
         while (found := self.status()["coverage"]["matrix"]["app:1"].get(NODE)) != state:
             assert time.monotonic() < end, found
             time.sleep(0.1)
 
     def report(self) -> dict[str, Any]:
-        """What the report says of the node."""
+        """Return the report's record of the node."""
         self.server.popen.terminate()
         self.server.popen.wait(PATIENCE)
         found = json.loads((self.server.state_dir / "report.json").read_text())
@@ -130,7 +130,7 @@ def test_parts_side_by_side(registry: Registry) -> None:
 
 
 def test_part_that_never_came(registry: Registry) -> None:
-    """Without one of the parts the image is not served, also when the last part arrived."""
+    """Without one of the parts the image is not served, even if the last part arrived."""
     registry.begin()
     missing = 2 * PART
     firsts = [first for first in range(0, SIZE, PART) if first != missing]
@@ -142,8 +142,8 @@ def test_part_that_never_came(registry: Registry) -> None:
 
 
 def test_resumed_where_the_client_stood(registry: Registry) -> None:
-    """A client that goes on from the byte at which it was cut has all of the blob, wherever that
-    was; what was under way counts in the status, and what was cut in the report."""
+    """A client that resumes at the byte at which it was interrupted has all of the blob; the status
+    has the transfer under way, and the report the aborted one."""
     registry.begin()
     begun = registry.status()["bytes_out"]
     with registry.asked(f"/v2/app/blobs/{registry.layer}") as answer:

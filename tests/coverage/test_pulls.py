@@ -25,7 +25,7 @@ def pulls(clock: FakeClock) -> Pulls:
 
 
 async def test_patience(clock: FakeClock, pulls: Pulls) -> None:
-    """A node that pulls other things all day is not for ever expected to fetch a blob it has."""
+    """A node that pulls other content is no longer expected to fetch a blob after a while."""
     pulls.manifest("a", REPO, IMAGE, CONTENTS, head=False)
     passed = 0.0
     while passed < EXPECTATION_SECONDS:
@@ -37,7 +37,7 @@ async def test_patience(clock: FakeClock, pulls: Pulls) -> None:
 
 
 async def test_settles_in(clock: FakeClock, pulls: Pulls) -> None:
-    """The time until nothing more is expected is that of the node that was active last."""
+    """The most recently active node decides how long requests are expected."""
     assert pulls.settles_in() is None
     pulls.manifest("a", REPO, IMAGE, CONTENTS, head=False)
     await clock.tick(2)
@@ -50,7 +50,7 @@ async def test_settles_in(clock: FakeClock, pulls: Pulls) -> None:
 
 
 def test_two_transfers_of_one_blob(pulls: Pulls) -> None:
-    """The blob flows until the last of them ended."""
+    """A blob is in flight until its last transfer has ended."""
     pulls.blob_begun("a", LAYER)
     pulls.blob_begun("a", LAYER)
     pulls.blob_ended("a", LAYER, complete=True)
@@ -60,7 +60,7 @@ def test_two_transfers_of_one_blob(pulls: Pulls) -> None:
 
 
 def test_nodes_are_bounded(pulls: Pulls, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Addresses that a client makes up do not fill the memory."""
+    """Made-up addresses do not fill the memory."""
     monkeypatch.setattr(pulls_module, "MAX_NODES", 2)
     for i in range(10):
         pulls.manifest(f"n{i}", REPO, IMAGE, CONTENTS, head=False)
@@ -71,7 +71,7 @@ def test_nodes_are_bounded(pulls: Pulls, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_contents_below() -> None:
-    """All that is under an index is found once, loops and deep nests included."""
+    """The closure of an index has each digest once, also with loops and deep nesting."""
     tree = {
         digest("top"): ManifestRefs(children=(digest("mid"), digest("top"))),
         digest("mid"): ManifestRefs(children=(digest("top"), digest("leaf"))),

@@ -42,7 +42,7 @@ EVENTS = st.one_of(
 
 
 class Node:
-    """One node's requests to a server, whose facts go to a file if there is one."""
+    """One node's requests to a server that keeps facts, in a file if there is one."""
 
     def __init__(self, file: Path | None) -> None:
         self.clock = FakeClock()
@@ -56,7 +56,7 @@ class Node:
         self.start()
 
     def start(self) -> None:
-        """Begin, with what is in the file; nothing of the one before runs any more."""
+        """Start a server from the file; nothing of the previous one still runs."""
         self.ledger = Ledger(self._file, self.clock)
         graph = ManifestGraph(self._content.refs)
         activity = Activity(self.clock.now)
@@ -92,7 +92,7 @@ class Node:
                         raise OSError
 
     def states(self) -> list[State]:
-        """After a quiet time, of each image."""
+        """Return the state with each image after a quiet time."""
         quiet = Pulls(self.clock.now, self.ledger.changed)
         states = type(self.observer.states)(self.ledger.facts, quiet, self.observer.graph)
         return [states.of("n", states.resolve("r", one)) for one in (INDEX, IMAGE, OTHER)]
@@ -101,8 +101,8 @@ class Node:
 @given(st.lists(EVENTS, max_size=25))
 @settings(max_examples=150, deadline=None)
 def test_a_kill_changes_nothing(events: list[tuple[object, ...]]) -> None:
-    """A server that is killed between two events concludes what one that lives on does, and counts
-    the same bytes and retries."""
+    """A server that is killed between two events draws the same conclusions as one that is not, and
+    counts the same bytes and retries."""
     with tempfile.TemporaryDirectory() as directory:
         killed, living = Node(Path(directory) / "coverage.jsonl"), Node(None)
         for event in events:

@@ -1,4 +1,4 @@
-"""Conditions, one by one and put together; time is the test's."""
+"""Conditions, alone and combined, with a fake clock."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def request(activity: Activity, *, pull: bool = False) -> None:
 
 
 async def test_idle_is_armed_by_the_first_pull(clock: FakeClock, activity: Activity) -> None:
-    """However long nobody pulls, idle does not end the server; after a pull it does."""
+    """Idle ends the server only after a first pull."""
     async with waiting(IdleFor(activity, clock, 60, after_first_pull=True)) as idle:
         await clock.tick(3600)
         request(activity)
@@ -64,7 +64,7 @@ async def test_idle_is_armed_by_the_first_pull(clock: FakeClock, activity: Activ
 
 
 async def test_idle_never_during_a_transfer(clock: FakeClock, activity: Activity) -> None:
-    """A transfer of ten times the timeout is no idleness, and the timeout starts at its end."""
+    """A transfer of ten times the timeout is not idle; the timeout begins at its end."""
     async with waiting(IdleFor(activity, clock, 60, after_first_pull=True)) as idle:
         activity.pulled()
         activity.begin()
@@ -94,7 +94,7 @@ async def test_idle_between_retries(clock: FakeClock, activity: Activity) -> Non
 
 
 async def test_unused_ends_with_the_first_pull(clock: FakeClock, activity: Activity) -> None:
-    """The unused timeout counts from the last request, and not at all once somebody pulled."""
+    """The unused timeout counts from the last request and ends with the first pull."""
     async with waiting(IdleFor(activity, clock, 60, after_first_pull=False)) as unused:
         await clock.tick(50)
         request(activity)
@@ -106,7 +106,7 @@ async def test_unused_ends_with_the_first_pull(clock: FakeClock, activity: Activ
 
 
 async def test_unused(clock: FakeClock, activity: Activity) -> None:
-    """Nobody ever came."""
+    """Without any request, the unused timeout ends the server."""
     async with waiting(IdleFor(activity, clock, 60, after_first_pull=False)) as unused:
         await clock.tick(60)
         assert (await unused).kind is EndKind.UNUSED
@@ -147,7 +147,7 @@ async def test_latch_keeps_the_first_reason() -> None:
 
 
 async def test_any_of_prefers_the_earlier_in_order() -> None:
-    """Of two that are met at once, the one listed first is the reason."""
+    """Of two conditions met at once, the first in the list gives the reason."""
     one, other = Latch(), Latch()
     other.set(EndReason(EndKind.COVERED, ""))
     one.set(EndReason(EndKind.SIGNAL, ""))
@@ -155,7 +155,7 @@ async def test_any_of_prefers_the_earlier_in_order() -> None:
 
 
 async def test_any_of_hands_on_a_failure() -> None:
-    """A condition that fails is not taken for one that is never met."""
+    """The failure of a condition is raised."""
 
     class Broken(Latch):
         async def wait(self) -> EndReason:
@@ -166,7 +166,7 @@ async def test_any_of_hands_on_a_failure() -> None:
 
 
 async def test_all_of_gives_the_last() -> None:
-    """The reason of all is that of the last to be met."""
+    """`AllOf` gives the reason of the condition met last."""
     one, other = Latch(), Latch()
     both = asyncio.create_task(AllOf([one, other]).wait())
     other.set(EndReason(EndKind.COVERED, ""))
@@ -214,7 +214,7 @@ async def test_until_first(clock: FakeClock, activity: Activity) -> None:
 
 
 async def test_run_ends_with_its_command() -> None:
-    """Alone, the command's end is the end."""
+    """Without soft conditions, the command's end ends the server."""
     command = Latch()
     async with waiting(combine([Latch()], [], every=False, command=command)) as over:
         command.set(EndReason(EndKind.COMMAND, "", 0))
@@ -223,7 +223,7 @@ async def test_run_ends_with_its_command() -> None:
 
 
 async def test_run_waits_for_coverage_after_its_command() -> None:
-    """A command that succeeded is not the end while nodes still lack images."""
+    """After a successful command the server stays while nodes lack images."""
     command, covered = Latch(), Latch()
     async with waiting(combine([], [covered], every=False, command=command)) as over:
         command.set(EndReason(EndKind.COMMAND, "", 0))
@@ -235,7 +235,7 @@ async def test_run_waits_for_coverage_after_its_command() -> None:
 
 
 async def test_run_waits_for_its_command_after_coverage() -> None:
-    """Coverage does not take the registry away from a command that still works."""
+    """Coverage does not end the server while the command runs."""
     command, covered = Latch(), Latch()
     async with waiting(combine([], [covered], every=False, command=command)) as over:
         covered.set(EndReason(EndKind.COVERED, ""))
@@ -244,7 +244,7 @@ async def test_run_waits_for_its_command_after_coverage() -> None:
 
 
 async def test_run_ends_at_once_when_its_command_fails() -> None:
-    """After a command that failed there is nothing to wait for."""
+    """A failed command ends the server at once."""
     command, covered = Latch(), Latch()
     async with waiting(combine([], [covered], every=False, command=command)) as over:
         command.set(EndReason(EndKind.COMMAND, "", 7))
@@ -253,7 +253,7 @@ async def test_run_ends_at_once_when_its_command_fails() -> None:
 
 
 def test_holds_of_several(clock: FakeClock) -> None:
-    """Any and all say whether they are met now."""
+    """`AnyOf` and `AllOf` know whether they are met now."""
     met, unmet = Latch(), Latch()
     met.set(EndReason(EndKind.STOP, ""))
     assert AnyOf([met, unmet]).holds()

@@ -1,4 +1,4 @@
-"""What a draining registry still serves, and when it is done."""
+"""Requests that a draining registry serves, and the end of the drain."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ async def server() -> Server:
 
 
 async def test_before_the_drain(server: Server) -> None:
-    """Everything passes."""
+    """Without a drain every request is admitted."""
     assert server.admits("a", "GET", f"/v2/{REPO}/manifests/1")
     assert server.admits("a", "POST", f"/v2/{REPO}/blobs/uploads/")
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_new_pulls_are_refused(server: Server, method: str) -> None:
-    """A tag begins a pull, and so does a digest that no pull of the node led to."""
+    """A tag begins a pull, and so does a digest that is not part of a pull of the node."""
     server.serve("a", INDEX)
     server.drain.begin()
     assert not server.admits("a", method, f"/v2/{REPO}/manifests/1")
@@ -107,7 +107,7 @@ async def test_what_is_no_pull_is_served(server: Server, method: str, path: str)
 
 
 async def test_what_has_no_step_is_refused(server: Server) -> None:
-    """A route that does not say what it is to a pull or push is closed while draining."""
+    """A route without a step is refused while draining."""
     server.drain.admit("a", None, REPO, None)
     server.drain.begin()
     with pytest.raises(Draining):
@@ -115,7 +115,7 @@ async def test_what_has_no_step_is_refused(server: Server) -> None:
 
 
 async def test_pushes(server: Server) -> None:
-    """A push under way goes on, a new one is refused, and one left alone is not under way."""
+    """A push under way continues; a new or abandoned one is refused."""
     upload = f"/v2/{REPO}/blobs/uploads/"
     with server.observer.track_push(server.observer.peer("a", None, None), REPO):
         pass
@@ -139,14 +139,14 @@ async def test_push_that_ended(server: Server) -> None:
 
 
 async def test_idle_exit_refuses_nobody(server: Server) -> None:
-    """Who comes at the last moment of an idle exit is served."""
+    """A client that comes at the last moment of an idle exit is served."""
     server.drain.begin(refuse=False)
     assert server.drain.active
     assert server.admits("a", "GET", f"/v2/{REPO}/manifests/1")
 
 
 async def test_nothing_to_drain(server: Server) -> None:
-    """With nothing under way it is over at once."""
+    """With nothing under way the drain ends at once."""
     server.drain.begin()
     assert await server.finish() == Drained()
 
@@ -173,7 +173,7 @@ async def test_waits_for_a_transfer(server: Server) -> None:
 
 
 async def test_waits_for_the_next_blob(server: Server) -> None:
-    """Between two blobs of a pull nothing is in flight, and it is not over."""
+    """The drain does not end between two blobs of a pull."""
     server.serve("a", INDEX)
     server.serve("a", CHILD)
     drained = server.finish(60)
@@ -186,7 +186,7 @@ async def test_waits_for_the_next_blob(server: Server) -> None:
 
 
 async def test_aborts_at_the_limit(server: Server) -> None:
-    """What is left when the time is over is named."""
+    """Transfers that remain at the limit are named."""
     caller = server.observer.peer("a", None, "10.0.0.7")
     server.activity.begin()
     with (
@@ -212,7 +212,7 @@ async def test_aborts_a_request_without_a_transfer(server: Server) -> None:
 
 
 async def test_expected_requests_are_not_aborted(server: Server) -> None:
-    """At the limit, a node that was only expected to go on has lost nothing that was begun."""
+    """At the limit, requests that were only expected do not count as aborted."""
     server.serve("a", INDEX)
     drained = server.finish(2)
     await server.clock.tick(2)
@@ -220,7 +220,7 @@ async def test_expected_requests_are_not_aborted(server: Server) -> None:
 
 
 async def test_second_signal(server: Server) -> None:
-    """A second signal ends it there and then."""
+    """A second signal ends the drain at once."""
     server.activity.begin()
     drained = server.finish(60)
     await server.clock.tick(1)

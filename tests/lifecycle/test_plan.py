@@ -1,4 +1,4 @@
-"""Which settings go together, and what the exit code says."""
+"""Contradicting settings, and the exit code."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_exit_code(
     ],
 )
 def test_settings_that_contradict(settings: dict[str, Any], says: str) -> None:
-    """Settings that do not go together are refused."""
+    """Contradicting settings are refused."""
     with pytest.raises(ConfigError, match=says):
         RunPlan(**settings).check()
 

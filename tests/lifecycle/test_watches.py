@@ -1,4 +1,4 @@
-"""Conditions that the kernel tells of: files, a parent, the standard input, signals."""
+"""Conditions from the kernel: files, the parent, the standard input, signals."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_stop_file_that_was_there(tmp_path: Path) -> None:
 
 
 async def test_stop_file_without_inotify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the kernel gives no watch, a look each second does."""
+    """Without an inotify watch the file is polled."""
 
     def none(_directory: Path) -> None:
         raise OSError(24, "Too many open files")
@@ -102,7 +102,7 @@ def test_parent_death() -> None:
 
 
 async def test_parent_that_lives() -> None:
-    """A living parent is no reason, and waiting for it leaves nothing open."""
+    """A running parent does not end the server, and waiting leaves no descriptor open."""
     before = len(os.listdir("/proc/self/fd"))
     waiting = asyncio.create_task(ParentDeath(FakeClock()).wait())
     await settle()
@@ -113,7 +113,7 @@ async def test_parent_that_lives() -> None:
 
 
 async def test_standard_input_ends() -> None:
-    """What is written is dropped; the end counts."""
+    """Input is discarded; its end counts."""
     out, into = os.pipe()
     condition = StandardInput(out)
     waiting = asyncio.create_task(condition.wait())
@@ -136,7 +136,7 @@ async def test_standard_input_of_a_terminal_that_goes() -> None:
 
 
 def test_standard_input_that_never_ends(tmp_path: Path) -> None:
-    """A file's end says nothing, and is refused before it ends the server at once."""
+    """A regular file as standard input is refused."""
     (tmp_path / "file").write_text("")
     with (tmp_path / "file").open() as file, pytest.raises(ConfigError, match="not a pipe"):
         StandardInput(file.fileno())
@@ -145,7 +145,7 @@ def test_standard_input_that_never_ends(tmp_path: Path) -> None:
 
 
 async def test_signals() -> None:
-    """The first asks for a stop, the second for it to be now; ignored ones stay ignored."""
+    """The first signal asks for a stop, the second aborts the drain; ignored ones stay ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signals = Signals()
     signals.install()
@@ -163,7 +163,7 @@ async def test_signals() -> None:
 
 
 async def test_signals_are_handed_on() -> None:
-    """With a command every one reaches it; those for the command alone do not stop us."""
+    """With a command every signal is forwarded; those for the command alone do not stop Mayfly."""
     handed: list[signal.Signals] = []
     signals = Signals(handed.append)
     signals.install()

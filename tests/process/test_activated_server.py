@@ -40,7 +40,7 @@ def _start(held: socket.socket, directory: Path) -> subprocess.Popen[bytes]:
 
 
 def _supervise(held: socket.socket, directory: Path, over: threading.Event) -> list[int]:
-    """Start the server whenever somebody waits at the socket, until it is over; the exit codes."""
+    """Start the server whenever a client waits at the socket; return the exit codes."""
     codes: list[int] = []
     while not over.is_set():
         if select.select([held], [], [], 0.05)[0]:

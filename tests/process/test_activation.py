@@ -1,7 +1,7 @@
 """Socket activation: the first request starts the server, and no exit ever refuses one.
 
-systemd itself is not needed: what it does is to hold the listening socket, to look whether somebody
-waits in its queue, and to pass it to a new process, and so do these tests.
+systemd itself is not needed: like it, these tests hold the listening socket, check whether a client
+waits in its queue, and pass it to a new process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def held() -> Iterator[socket.socket]:
 
 
 async def serve_once(held: socket.socket, state_dir: Path, clock: SystemClock) -> str:
-    """One life of a server in this process, on a copy of the socket; why it ended."""
+    """Run a server in this process on a copy of the socket; return why it ended."""
     with StateDir.claim(state_dir) as state:
         plan = RunPlan(idle_timeout=IDLE, unused_timeout=10.0)
         lifecycle = Lifecycle(plan, state, content(), clock)
@@ -90,7 +90,7 @@ async def test_no_request_is_refused(held: socket.socket, tmp_path: Path) -> Non
 async def test_who_comes_in_the_last_moment(
     held: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that connects after "idle" was found, and before the door is shut, revokes it."""
+    """A client that connects between the idle condition and the end revokes it."""
     port = held.getsockname()[1]
     late: list[asyncio.Task[int]] = []
     pauses: list[bool] = []
@@ -147,7 +147,7 @@ async def test_real_processes(held: socket.socket, tmp_path: Path) -> None:
 
 
 def test_systemd_socket_activate(tmp_path: Path) -> None:
-    """systemd's own tool passes its socket; the request that woke the server is answered."""
+    """With systemd-socket-activate, the request that started the server is answered."""
     need("systemd-socket-activate")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

@@ -42,13 +42,13 @@ def units(tmp_path: Path) -> Path:
 
 
 def test_units(units: Path) -> None:
-    """systemd finds nothing to say about either unit."""
+    """`systemd-analyze verify` accepts both units."""
     done = run("systemd-analyze", "verify", units / "mayfly.socket", units / "mayfly.service")
     assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_units_are_hardened(units: Path) -> None:
-    """What the service may do beside its own work is next to nothing."""
+    """The service has few permissions beyond its work."""
     arguments = ("security", "--offline=true", f"--threshold={MAX_EXPOSURE}", "--no-pager")
     done = run("systemd-analyze", *arguments, units / "mayfly.service")
     assert done.returncode == 0, done.stdout

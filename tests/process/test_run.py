@@ -1,4 +1,4 @@
-"""`run`: a command, its environment, its end, and what is left of it all. Real processes."""
+"""`mayfly run` with real processes: environment, exit status, cleanup."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print(json.dumps({
 
 
 def test_environment(start: Start) -> None:
-    """The command finds the registry, its login, and nothing that was meant for us alone."""
+    """The command gets the registry's login, and no variable meant for Mayfly alone."""
     given = {"NOTIFY_SOCKET": "/nowhere", "LISTEN_FDS": "1", "MAYFLY_CA": "/of/another"}
     # Settings of whoever runs the tests are not the test's.
     own = {name: os.environ[name] for name in os.environ if not name.startswith("MAYFLY_")}
@@ -79,7 +79,7 @@ def test_environment(start: Start) -> None:
     ],
 )
 def test_exit_code(start: Start, command: list[str], code: int) -> None:
-    """The command's end is ours, a death by signal included; what cannot be started is 126, 127."""
+    """Mayfly exits like its command, also by signal; a command that cannot start is 126 or 127."""
     stub = start(*command)
     assert stub.code() == code, stub.describe()
     assert without_private(stub.state_dir)
@@ -91,7 +91,7 @@ def test_exit_code(start: Start, command: list[str], code: int) -> None:
 
 @pytest.mark.parametrize("code", [0, 7])
 def test_exit_code_where_children_are_ignored(start: Start, code: int) -> None:
-    """SIGCHLD ignored by whoever started us would lose the command's exit code."""
+    """The exit code is known even if Mayfly was started with SIGCHLD ignored."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         stub = start("sh", "-c", f"exit {code}")
@@ -101,7 +101,7 @@ def test_exit_code_where_children_are_ignored(start: Start, code: int) -> None:
 
 
 def test_script_without_interpreter(start: Start, tmp_path: Path) -> None:
-    """A file that the kernel will not execute is one line and 126."""
+    """A file that the kernel does not execute is reported in one line, with exit code 126."""
     script = tmp_path / "script"
     script.write_text("echo no interpreter line\n")
     script.chmod(0o755)
@@ -163,7 +163,7 @@ def test_second_signal(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_reaches_the_command_once(start: Start, tmp_path: Path, times: int) -> None:
-    """The terminal sends SIGINT to both of us; handing it on would make it two."""
+    """The terminal sends SIGINT to both processes, so it is not forwarded."""
     script = f"""
         trap 'echo INT >> {tmp_path}/signals' INT
         touch {tmp_path}/trapped
@@ -199,7 +199,7 @@ TOLD = (
 
 
 def test_kill_of_the_server(start: Start, tmp_path: Path) -> None:
-    """After kill -9 the command is told, its private files go, and the next start finds order."""
+    """After kill -9 the command gets SIGTERM, its files are removed, and the next start works."""
     stub = start("sh", "-c", TOLD, "sh", str(tmp_path))
     poll((tmp_path / "pid").exists)
     assert not without_private(stub.state_dir)
@@ -214,14 +214,14 @@ def test_kill_of_the_server(start: Start, tmp_path: Path) -> None:
 
 
 def test_deadline_ends_the_command(start: Start, tmp_path: Path) -> None:
-    """At the deadline a command that still runs is asked to end, and that is exit code 3."""
+    """At the deadline a running command gets SIGTERM, and the exit code is 3."""
     stub = start("sh", "-c", TOLD, "sh", str(tmp_path), max_lifetime=2.0)
     assert stub.code() == 3
     assert (tmp_path / "told").exists()
 
 
 def test_standard_input_is_the_commands(start: Start, tmp_path: Path) -> None:
-    """The command reads what we were given."""
+    """The command inherits the standard input."""
     options = json.dumps({"state_dir": str(tmp_path / "state")})
     argv = [sys.executable, "-m", "tests.support.stub", options, "cat"]
     done = subprocess.run(argv, input=b"hello\n", stdout=subprocess.PIPE, check=True, timeout=20)
@@ -260,7 +260,7 @@ def test_upgrade(start: Start, images: Path) -> None:
 
 
 def test_node_that_never_pulls(start: Start, images: Path, tmp_path: Path) -> None:
-    """A node that does not come makes the deadline fire, with exit code 3 and what is missing."""
+    """If a node does not pull, the deadline ends the server with exit code 3 and the gaps."""
     nodes = tmp_path / "nodes"
     nodes.write_text("node-a\nnode-b\n")
     stub = start("true", until_pulled=images, nodes=str(nodes), max_lifetime=3.0).ready()
@@ -276,7 +276,7 @@ def test_node_that_never_pulls(start: Start, images: Path, tmp_path: Path) -> No
 
 
 def test_coverage_survives_kill(start: Start, images: Path) -> None:
-    """What was confirmed before kill -9 need not be pulled again."""
+    """Images confirmed before kill -9 need not be pulled again."""
     stub = start(until_pulled=images, nodes="1", max_lifetime=60.0).ready()
     pull(stub.port, "node-a", "team/app")
     stub.kill()
@@ -301,7 +301,7 @@ def test_drain(start: Start) -> None:
 
 
 def test_drain_that_takes_too_long(start: Start) -> None:
-    """After the drain timeout the transfer is cut, named, and exit code 3."""
+    """After the drain timeout the transfer is aborted and named, with exit code 3."""
     stub = start(rate=10_000.0, drain_timeout=0.3).ready()
     with pulling(stub.port):
         stub.popen.send_signal(signal.SIGTERM)
@@ -334,7 +334,7 @@ def test_idle_not_during_a_transfer(start: Start) -> None:
 
 
 def test_unused(start: Start) -> None:
-    """A server that nobody pulls from ends too, if told so."""
+    """The unused timeout ends a server without pulls."""
     stub = start(unused_timeout=0.1)
     assert stub.code() == 0, stub.describe()
     assert stub.report()["reason"] == "unused"
@@ -352,7 +352,7 @@ def test_stop_file(start: Start, tmp_path: Path) -> None:
     "options", [{"stop_file": "/nowhere/stop"}, {"nodes": "1"}, {"exit_on_stdin_eof": True}]
 )
 def test_settings_that_cannot_work(start: Start, options: dict[str, object]) -> None:
-    """What cannot work is refused before anybody is told that the server is ready."""
+    """Conditions that cannot work are refused before the server is ready."""
     stub = start(**options)
     assert stub.code() == 2
     assert len(stub.output().splitlines()) == 1

@@ -35,7 +35,7 @@ TAKE = [sys.executable, "-c", _TAKE]
 
 
 def take(*sockets: socket.socket, names: str = "", pid: str = "$$") -> list[str]:
-    """What a process makes of sockets passed to it as systemd does: from descriptor 3 on."""
+    """Run a process with sockets passed as systemd does, from descriptor 3 on."""
     # Far from 3, so that moving one does not close another.
     high = [fcntl.fcntl(s.fileno(), fcntl.F_DUPFD, 20) for s in sockets]
     moves = " ".join(f"{3 + i}<&{descriptor}" for i, descriptor in enumerate(high))
@@ -90,7 +90,7 @@ def test_take_nothing() -> None:
 
 @pytest.mark.parametrize("abstract", [False, True])
 async def test_notifications(tmp_path: Path, abstract: bool) -> None:
-    """The manager hears of ready, status and stopping, at a path or an abstract name."""
+    """The manager receives ready, status and stopping, at a path or an abstract name."""
     address = f"@mayfly-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0" + address[1:] if abstract else address)
@@ -131,7 +131,7 @@ async def test_no_manager(environment: dict[str, str]) -> None:
 
 
 async def test_pause_loses_no_connection() -> None:
-    """Whoever connects during a pause is accepted after it; who came just before is expected."""
+    """Clients that connect during a pause are accepted after it; earlier ones are expected."""
     served: list[bytes] = []
 
     async def serve(connection: socket.socket) -> None:
@@ -160,7 +160,7 @@ async def test_pause_loses_no_connection() -> None:
 
 
 async def test_out_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When accepting fails for want of descriptors, clients wait and are served a moment later."""
+    """When accept fails for lack of descriptors, clients wait and are served later."""
     monkeypatch.setattr(module, "_RECOVERY_SECONDS", 0.01)
     accepted = asyncio.Event()
 

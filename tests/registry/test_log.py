@@ -106,7 +106,7 @@ def test_repeats_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_folding_is_bounded() -> None:
-    """However many different lines come, no more than so many are remembered; none is lost."""
+    """The table of lines is bounded, and no line is lost."""
     stream = io.StringIO()
     log.configure("text", "info", stream)
     for round_ in range(2):

@@ -1,4 +1,4 @@
-"""A run: begun, gone on with after a crash, ended."""
+"""Runs: begun, continued after a crash, ended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOUR = 3600.0
 
 
 def _issue(run: Run) -> None:
-    """Leave what a run issues."""
+    """Write the files that a run issues."""
     run.keep()
     for name in RUN_FILES:
         if not (run.directory / name).exists():
@@ -38,7 +38,7 @@ def _left(directory: Path) -> set[str]:
 
 
 def _age(directory: Path, seconds: float, *, last_heard: float = 0.0) -> None:
-    """Let a run have begun and been heard of so long ago."""
+    """Set the age of a run and of its last heartbeat."""
     file = directory / runs.RUN
     document = json.loads(file.read_text())
     document["started"] -= seconds
@@ -49,7 +49,7 @@ def _age(directory: Path, seconds: float, *, last_heard: float = 0.0) -> None:
 
 
 def test_killed_run_goes_on(tmp_path: Path) -> None:
-    """The next start has the same run, and what it issued is where it was."""
+    """The next start continues the same run with its files."""
     killed = Run.begin(tmp_path, 4 * HOUR, {})
     assert not killed.continued
     assert stat.S_IMODE((tmp_path / runs.RUN).stat().st_mode) == 0o600
@@ -64,7 +64,7 @@ def test_killed_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_ended_run_leaves_nothing(tmp_path: Path) -> None:
-    """An orderly end wipes all that was issued; the next start is another run."""
+    """An orderly end removes all issued files; the next start begins another run."""
     with Run.begin(tmp_path, None, {}) as run:
         _issue(run)
         run.end()
@@ -73,7 +73,7 @@ def test_ended_run_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_failure_while_serving_is_no_end(tmp_path: Path) -> None:
-    """An error of ours is a crash like another: the run goes on."""
+    """An internal error counts as a crash: the run continues."""
     with pytest.raises(RuntimeError), Run.begin(tmp_path, None, {}) as run:
         _issue(run)
         raise RuntimeError
@@ -81,7 +81,7 @@ def test_failure_while_serving_is_no_end(tmp_path: Path) -> None:
 
 
 def test_start_that_fails(tmp_path: Path) -> None:
-    """A first start that fails leaves no run; a later one spoils none that is to go on."""
+    """A first start that fails leaves no run; a later one keeps the run it continues."""
     with pytest.raises(RuntimeError), Run.begin(tmp_path, None, {}):
         raise RuntimeError
     assert _left(tmp_path) == set()
@@ -109,7 +109,7 @@ def test_start_that_fails(tmp_path: Path) -> None:
 def test_dead_run_is_wiped(
     tmp_path: Path, age: float, heard: float, before: float | None, now: float | None
 ) -> None:
-    """What a run left whose time is over opens nothing in the next."""
+    """Files of an expired run are not used by the next one."""
     dead = Run.begin(tmp_path, before, {})
     _issue(dead)
     _age(tmp_path, age, last_heard=heard)
@@ -119,7 +119,7 @@ def test_dead_run_is_wiped(
 
 
 def test_signs_of_life(tmp_path: Path) -> None:
-    """A run of weeks that is killed goes on, since it was heard of lately."""
+    """A long run continues after a kill, since its last heartbeat is recent."""
     run = Run.begin(tmp_path, None, {})
     _issue(run)
     _age(tmp_path, 4 * MAX_ABSENCE_SECONDS, last_heard=4 * MAX_ABSENCE_SECONDS)
@@ -129,7 +129,7 @@ def test_signs_of_life(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"mayfly-run": 2}', "\0" * 100])
 def test_damaged_file_is_no_run(tmp_path: Path, content: str) -> None:
-    """A file that cannot be understood is wiped with the rest."""
+    """An invalid run file is removed with the others."""
     (tmp_path / runs.RUN).write_text(content)
     (tmp_path / "signing.key").write_text("key")
     assert load(tmp_path) is None
@@ -176,7 +176,7 @@ def test_bundle_that_was_replaced_differs(tmp_path: Path) -> None:
 def test_reboot_of_the_host_is_no_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: bytes, goes_on: bool
 ) -> None:
-    """systemd stops Mayfly in an orderly way before a reboot; the upgrade goes on after it."""
+    """An orderly stop while the host shuts down does not end the run."""
     asked: list[Sequence[str]] = []
 
     def systemctl(argv: Sequence[str], **_: object) -> subprocess.CompletedProcess[bytes]:

@@ -72,7 +72,7 @@ def wait_gone(path: Path) -> None:
 
 
 def test_two_servers_cannot_share_it(tmp_path: Path) -> None:
-    """The second is told who holds it and what to do; afterwards it may have it."""
+    """A second server is refused with the holder's pid and a remedy; later it may start."""
     process, _ = hold(tmp_path)
     try:
         with pytest.raises(ConfigError) as raised:
@@ -86,7 +86,7 @@ def test_two_servers_cannot_share_it(tmp_path: Path) -> None:
 
 
 def test_kill_leaves_no_private_files(tmp_path: Path) -> None:
-    """After kill -9 the guard takes the credentials away, though nobody starts again."""
+    """After kill -9 the guard removes the credentials without a new start."""
     process, private = hold(tmp_path)
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
     assert stat.S_IMODE((private / "config.json").stat().st_mode) == 0o600
@@ -95,7 +95,7 @@ def test_kill_leaves_no_private_files(tmp_path: Path) -> None:
 
 
 def test_next_start_repairs(tmp_path: Path) -> None:
-    """What a killed server left is removed by the next; what outlives a server stays."""
+    """Entries of a killed server are removed by the next one; files of the run stay."""
     (tmp_path / "ready.json").write_text("{}")
     (tmp_path / "coverage.jsonl").write_text("")
     (tmp_path / "run-abc").mkdir()
@@ -110,7 +110,7 @@ def test_next_start_repairs(tmp_path: Path) -> None:
 
 
 def test_new_directory_is_private(tmp_path: Path) -> None:
-    """A directory made on the way is ours alone."""
+    """A new state directory is private."""
     with StateDir.claim(tmp_path / "a" / "b"):
         assert stat.S_IMODE((tmp_path / "a/b").stat().st_mode) == 0o700
 
@@ -119,7 +119,7 @@ def test_new_directory_is_private(tmp_path: Path) -> None:
 def test_directory_that_others_may_write_is_refused(
     tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others could have put a CA key there: refused, with what to do, and nothing is touched."""
+    """A directory that others may write is refused with a remedy and left unchanged."""
     state = tmp_path / "state"
     state.mkdir()
     (state / "ready.json").write_text("{}")
@@ -151,7 +151,7 @@ def test_way_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None
 
 
 def test_way_through_links(tmp_path: Path) -> None:
-    """What a link leads through counts too, and so does the directory that the link is in."""
+    """The target of a link counts, and so does the directory of the link."""
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
@@ -175,7 +175,7 @@ def test_way_through_links(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make files of other users")
 def test_way_of_somebody_else_is_refused(tmp_path: Path) -> None:
-    """A directory or link of another user on the way, as in /tmp, leads where they like."""
+    """A directory or link of another user in the path is refused."""
     shared, ours = tmp_path / "shared", tmp_path / "ours"
     shared.mkdir()
     shared.chmod(0o1777)
@@ -214,7 +214,7 @@ def _socket(path: Path) -> None:
 def test_odd_file_is_refused_unopened(
     tmp_path: Path, name: str, make: Callable[[Path], None], kind: str, linked: bool
 ) -> None:
-    """Whatever stands in the place of a file, by itself or through a link, nobody waits for it."""
+    """Pipes, sockets and directories in the place of a file are refused without opening them."""
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     make(tmp_path / "odd" if linked else state / name)
@@ -228,7 +228,7 @@ def test_odd_file_is_refused_unopened(
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make files of other users")
 @pytest.mark.parametrize("name", FILES)
 def test_planted_file_is_refused(tmp_path: Path, name: str) -> None:
-    """A file or link that another user put there while they could is not believed later."""
+    """A file or link of another user is refused."""
     (tmp_path / "state").mkdir(mode=0o700)
     planted = tmp_path / "state" / name
     (tmp_path / "ours").write_text("")
@@ -251,7 +251,7 @@ def test_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_lock_is_not_followed(tmp_path: Path) -> None:
-    """A symlink in the lock's place truncates no other file."""
+    """A symlink in the lock's place does not truncate its target."""
     victim = tmp_path / "victim"
     victim.write_text("kept")
     state = tmp_path / "state"
@@ -310,7 +310,7 @@ asyncio.run(serve())
 
 
 def test_sockets_of_two_servers_do_not_collide(tmp_path: Path) -> None:
-    """Each state directory finds its own server in one runtime directory; a kill leaves no harm."""
+    """Each state directory finds its own server in one runtime directory, also after a kill."""
     runtime = tmp_path / "run"
     directories = [tmp_path / "one", tmp_path / "two"]
     servers = []
@@ -368,7 +368,7 @@ def test_runtime_directory_that_cannot_be_used(tmp_path: Path, kind: str) -> Non
 
 
 def test_socket_that_was_removed(tmp_path: Path) -> None:
-    """The end of a session takes its runtime directory: the message names the process."""
+    """If the session's runtime directory is removed, the message names the process."""
     process, _ = hold(tmp_path)
     try:
         with pytest.raises(NotRunning, match=rf"\(pid {process.pid}\) is still starting"):
@@ -388,7 +388,7 @@ def test_runtime_directory() -> None:
 
 
 def test_guard_spares_what_ends_well(tmp_path: Path) -> None:
-    """The guard ends with the block; what it removed_if_killed is gone by then in any case."""
+    """The guard ends with the block."""
     scratch = tmp_path / "a scratch; directory"
     (scratch / "sub").mkdir(parents=True)
     with removed_if_killed(scratch):
@@ -424,7 +424,7 @@ async def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 
 async def test_control_socket_is_private(control: Path) -> None:
-    """Who may open the socket may stop the server: nobody else."""
+    """Only the owner may open the socket."""
     assert stat.S_IMODE((control / CONTROL_SOCKET).stat().st_mode) == 0o600
 
 
@@ -453,7 +453,7 @@ async def test_ask_in_vain(control: Path) -> None:
      b"[" * 60_000 + b"\n", b'{"command": ' * 5000 + b"\n"],
 )  # fmt: skip
 async def test_broken_requests(control: Path, line: bytes) -> None:
-    """What is no request is answered as such, and the connection goes on."""
+    """An invalid request gets an error, and the connection stays open."""
     descriptor = os.open(control, os.O_PATH)
     path = f"/proc/self/fd/{descriptor}/{CONTROL_SOCKET}"
     reader, writer = await asyncio.open_unix_connection(path)
@@ -481,7 +481,7 @@ async def _connect(directory: Path) -> tuple[asyncio.StreamReader, asyncio.Strea
 
 
 async def _until_closed(before: int) -> None:
-    """Until no more descriptors are open than before."""
+    """Wait until no more descriptors are open than before."""
     for _ in range(1000):
         if _open_files() <= before:
             return
@@ -490,7 +490,7 @@ async def _until_closed(before: int) -> None:
 
 
 async def test_those_who_wait_and_leave(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`mayfly wait --timeout` in a loop, for hours: who has gone holds no descriptor."""
+    """Clients of `mayfly wait --timeout` that left hold no descriptor."""
     monkeypatch.setattr(control_module, "_LOOK_SECONDS", 0.02)
     before = _open_files()
     for _ in range(50):
@@ -507,7 +507,7 @@ async def test_those_who_wait_and_leave(control: Path, monkeypatch: pytest.Monke
 
 
 async def test_flood_of_connections(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that ask nothing are closed after a while, and meanwhile there is a bound."""
+    """Silent connections are bounded, and closed after a while."""
     monkeypatch.setattr(control_module, "MAX_CLIENTS", 5)
     before = _open_files()
     held = [await _connect(control) for _ in range(5)]
@@ -527,7 +527,7 @@ async def test_flood_of_connections(control: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("answer", [b"nonsense\n", b"[]\n", b"{}\n", b'{"ok": false}\n',
                                     b"[" * 100_000 + b"\n"])  # fmt: skip
 def test_another_program_answers(tmp_path: Path, answer: bytes) -> None:
-    """What somebody else's program says in a state directory is no traceback."""
+    """The answer of another program is an error, not a traceback."""
     with (
         control_module.short_path(tmp_path) as path,
         socket.create_server(path, family=socket.AF_UNIX) as listening,
@@ -543,7 +543,7 @@ def test_another_program_answers(tmp_path: Path, answer: bytes) -> None:
 
 
 async def test_server_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever still waits when the server closes is told that it is gone."""
+    """A client that waits when the server closes gets an error."""
     monkeypatch.setattr(control_module, "_LAST_ANSWERS_SECONDS", 0.01)
     asked = asyncio.Event()
 
@@ -561,7 +561,7 @@ async def test_server_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_server(tmp_path: Path) -> None:
-    """Without a server the error says so, also where one has died."""
+    """Without a server, or after a crash of one, the error says so."""
     with pytest.raises(NotRunning, match="no Mayfly runs with the state directory"):
         client.ask(tmp_path, "status")
     stale = socket.socket(socket.AF_UNIX)
