@@ -33,12 +33,14 @@ PATTERNS = {subject.name: subject for subject in growth.patterns()}
 FUNCTIONS = {name: found for name, found in growth.functions() if name not in EFFECTS}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", PATTERNS)
 def test_patterns(name: str) -> None:
     """No pattern takes time that grows with the square of a text, or faster."""
     assert list(islice(grown(PATTERNS[name]), 3)) == []
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name: str) -> None:
     """Nor does any function that reads a text."""
