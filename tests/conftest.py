@@ -7,8 +7,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +46,7 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
 
 
-FIRST = ("clients", "security", "faults", "bundle", "fuzz")
+LONG = ("clients", "hostile", "security", "faults", "bundle", "fuzz")
 """Folders of long tests, which start first: no process is left with one of them at the end."""
 
 
@@ -61,8 +63,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not any(item.iter_markers("independent")) and not any(item.iter_markers("xdist_group")):
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(TOP).as_posix()))
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        places = {TOP / "tests" / folder: place for place, folder in enumerate(FIRST)}
-        items.sort(key=lambda item: places.get(item.path.parent, len(FIRST)))
+        places = _places(dict.fromkeys(item.path for item in items))
+        items.sort(key=lambda item: places[item.path])
+
+
+def _places(modules: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """Where each module stands: one of each long folder, the second of each, ..., then the others.
+
+    In turns, since modules of one folder tend to wait for the same: images that are made once.
+    """
+    found: dict[Path, tuple[int, int]] = {}
+    count = Counter[str]()
+    for module in modules:
+        folder = module.parent.name
+        if folder in LONG:
+            found[module] = (count[folder], LONG.index(folder))
+            count[folder] += 1
+        else:
+            found[module] = (sys.maxsize, 0)
+    return found
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
