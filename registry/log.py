@@ -14,10 +14,10 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import Any
 
+from mayfly.auth.limits import BoundedDict
 from mayfly.registry.text import exact_json
 from mayfly.registry.text import line as text_line
 
@@ -81,7 +81,9 @@ class FoldingHandler(logging.StreamHandler[Any]):
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self._seen: OrderedDict[tuple[int, str], _Seen] = OrderedDict()
+        self._seen: BoundedDict[tuple[int, str], _Seen] = BoundedDict(
+            MAX_FOLDED, lambda _, forgotten: self._write_count(forgotten)
+        )
 
     def emit(self, record: logging.LogRecord) -> None:
         key = record.levelno, str(getattr(record, "same", None) or record.getMessage())
@@ -95,10 +97,6 @@ class FoldingHandler(logging.StreamHandler[Any]):
         record = _detached(record, _traceback(record))
         record.repeated = seen.folded if seen is not None else 0
         self._seen[key] = _Seen(now, record)
-        self._seen.move_to_end(key)
-        if len(self._seen) > MAX_FOLDED:
-            _, forgotten = self._seen.popitem(last=False)
-            self._write_count(forgotten)
         super().emit(record)
 
     def write_counts(self) -> None:

@@ -1,4 +1,4 @@
-"""The audit file: what is folded, how fast it may grow, and how large."""
+"""The audit file: repeats are folded, its growth and its size are bounded."""
 
 from __future__ import annotations
 

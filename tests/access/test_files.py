@@ -118,7 +118,7 @@ def test_existing_file_keeps_its_owner(tmp_path: Path) -> None:
 
 
 def test_writing_refuses_a_symlink(tmp_path: Path) -> None:
-    """Neither the link nor what it points to is touched, dangling or not."""
+    """The link and its target stay unchanged, also if the link is dangling."""
     target = tmp_path / "target"
     link = tmp_path / "link"
     link.symlink_to(target)

@@ -129,7 +129,7 @@ async def test_storm_of_one_wrong_password_runs_one_bcrypt(desk: Desk) -> None:
 
 
 async def test_failures_make_the_next_attempt_wait(desk: Desk) -> None:
-    """Each failure counts, also one whose verdict is remembered."""
+    """Each failure counts, also one whose result is remembered."""
     for password in ("one", "two", "two", "three"):
         await desk.refused("bob", password, "a")
     assert desk.slept == [0, FIRST_DELAY, 2 * FIRST_DELAY, 4 * FIRST_DELAY]
@@ -216,7 +216,7 @@ async def test_addresses_hold_nobody_up(desk: Desk) -> None:
 
 @pytest.mark.parametrize("again", ["2001:db8::2", "2001:db8::ffff:ffff:ffff:1", "2001:db8::1"])
 async def test_network_that_failed_waits_for_others(desk: Desk, again: str) -> None:
-    """Who failed lately comes after who did not, though they come later; a /64 is one."""
+    """A network with recent failures waits for later attempts without; a /64 is one network."""
     await desk.refused("bob", "x", "2001:db8::1")
     desk.checked.clear()
     desk.gate.clear()
@@ -263,7 +263,7 @@ async def test_who_logged_in_lately_has_a_lane(desk: Desk, monkeypatch: pytest.M
     ],
 )
 def test_networks(address: str, network: str) -> None:
-    """What is counted together."""
+    """An address belongs to itself, an IPv6 address to its /64."""
     assert network_of(address) == network
 
 

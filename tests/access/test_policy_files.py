@@ -153,7 +153,7 @@ def test_we_read_apache(path: Path) -> None:
 
 
 def test_apache_default_hash_is_refused(path: Path) -> None:
-    """What htpasswd makes without -B is refused with the remedy."""
+    """A hash that htpasswd makes without -B is refused, with the remedy."""
     need("htpasswd")
     subprocess.run(["htpasswd", "-bc", path, "bob", "pw"], check=True, capture_output=True)
     with pytest.raises(PolicyFileInvalid, match=r"MD5.*htpasswd -B"):

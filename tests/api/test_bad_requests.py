@@ -167,7 +167,7 @@ async def test_bad_digest(client: Client, wire: Wire, root: Path, digest: str) -
     ],
 )  # fmt: skip
 async def test_strange_query(client: Client, wire: Wire, root: Path, query: str) -> None:
-    """Whatever is in the query, listings answer 200 or say what is wrong."""
+    """With any query, lists are answered with 200 or with an error that names the fault."""
     body = await push_image(client, REPO, "v1")
     before = content(root)
     for path in (

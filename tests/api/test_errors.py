@@ -146,7 +146,7 @@ def test_no_status_makes_a_client_give_up() -> None:
 
 
 def test_unknown_error_is_opaque() -> None:
-    """What is not in the table is an internal error of no more detail."""
+    """An error that is not in the table is internal, without details."""
     assert errors.UNKNOWN == (500, "UNKNOWN")
     assert not {OSError, ValueError, KeyError, Exception, RuntimeError} & TABLE.keys()
 
@@ -180,7 +180,7 @@ def test_document_takes_any_text() -> None:
 
 
 def test_headers() -> None:
-    """What a refusal must carry beside its body."""
+    """A refusal has the headers that its error requires."""
     assert headers_of(errors.MethodUnsupported("PUT", ("GET", "HEAD"))) == {"Allow": "GET, HEAD"}
     assert headers_of(RangeInvalid("no", 10)) == {"Content-Range": "bytes */10"}
     assert headers_of(storage.UploadOffset("no", 7)) == {"Range": "0-6"}

@@ -192,7 +192,7 @@ async def test_referrers_of_no_digest(client: Client, subject: str) -> None:
     ],
 )
 async def test_base_and_health(client: Client, path: str, content_type: str, body: bytes) -> None:
-    """What answers without any content: the protocol's base, and whether the process is well."""
+    """The protocol's base and the health endpoints answer without any content in the store."""
     for method in ("GET", "HEAD"):
         async with client.request(method, path) as answer:
             assert answer.status == 200

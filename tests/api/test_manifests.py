@@ -33,7 +33,7 @@ TYPES = {
 
 @pytest.mark.parametrize("media_type", TYPES)
 async def test_exact_bytes_and_type(client: Client, media_type: str) -> None:
-    """What was pushed comes back byte for byte, by tag and digest, GET and HEAD alike."""
+    """A pushed manifest is returned byte for byte, by tag and digest, for GET and HEAD alike."""
     await push_blob(client, REPO, CONFIG)
     body = b"\n " + TYPES[media_type] + b"\n"
     answer = await push_manifest(client, REPO, "v1", body, media_type)
@@ -54,7 +54,7 @@ async def test_exact_bytes_and_type(client: Client, media_type: str) -> None:
 async def test_tag_that_moves_while_it_is_read(
     client: Client, store: DistributionStore, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """What a tag pointed at is deleted before it is sent: the answer is what it points at now."""
+    """If a tag moves and its former manifest is deleted meanwhile, its new one is sent."""
     old = await push_image(client, REPO, "v1")
     new = parse(image_body(CONFIG, annotations={"version": "new"}))
     read = store.tag

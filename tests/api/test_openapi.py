@@ -33,7 +33,7 @@ def _operations() -> Iterator[tuple[str, str, Operation]]:
 
 
 def _followed(value: dict[str, Any]) -> dict[str, Any]:
-    """What a reference means, with what stands beside it."""
+    """Return the target of a reference, with the fields beside it."""
     found = dict(value)
     while reference := found.pop("$ref", None):
         target: Any = DOCUMENT
@@ -141,6 +141,6 @@ def test_what_needs_no_proof_is_open() -> None:
 
 
 def test_the_version_header_is_said() -> None:
-    """What every answer carries is in the introduction."""
+    """The introduction names the header that every answer has."""
     (name, value) = list(COMMON_HEADERS.items())[1]
     assert f"`{name}: {value}`" in DOCUMENT["info"]["description"]

@@ -118,7 +118,7 @@ UNKNOWN_PATHS = (
 
 @pytest.mark.parametrize("path", UNKNOWN_PATHS)
 def test_unknown_path(path: str) -> None:
-    """What is no path of the protocol is unknown, or at least no valid name."""
+    """A path outside the protocol is unknown, or has an invalid name."""
     with pytest.raises((EndpointUnknown, NameInvalid, TagInvalid, DigestInvalid)):
         parse("GET", path, "")
 
@@ -156,7 +156,7 @@ def test_bad_tag(tag: str) -> None:
 )
 @pytest.mark.parametrize("kind", ["manifests", "blobs", "referrers"])
 def test_bad_digest(kind: str, text: str) -> None:
-    """What has a colon must be a digest."""
+    """A reference with a colon must be a digest."""
     with pytest.raises(DigestInvalid):
         parse("GET", f"/v2/a/{kind}/{text}", "")
 
@@ -177,7 +177,7 @@ def test_encoded_slash_is_no_separator() -> None:
 
 
 def test_decoded_once() -> None:
-    """What was encoded twice stays encoded, and so is no name."""
+    """Text that was encoded twice stays encoded, which makes the name invalid."""
     with pytest.raises(NameInvalid):
         parse("GET", "/v2/%2561/tags/list", "")
 

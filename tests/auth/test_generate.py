@@ -51,7 +51,7 @@ def test_hosts(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["", "https://a", "a/b", "a:port", "a b", 'a"', "::1", "a\n"])
 def test_refused_hosts(host: str) -> None:
-    """What no image name could begin with."""
+    """A host that no image name can begin with is refused."""
     with pytest.raises(InputInvalid, match="registry host"):
         docker_config(["r", host], CREDENTIAL)
 

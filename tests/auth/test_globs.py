@@ -61,7 +61,7 @@ def test_meaning(pattern: str, matching: list[str], others: list[str]) -> None:
     ],
 )
 def test_refused(pattern: str) -> None:
-    """What is outside the grammar is an error, not a glob that never matches."""
+    """Text outside the grammar is an error, not a glob that never matches."""
     with pytest.raises(InputInvalid):
         parse_glob(pattern)
 

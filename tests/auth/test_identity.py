@@ -42,7 +42,7 @@ def test_invalid_names(name: str) -> None:
 
 
 def test_identity_is_frozen_and_keeps_secrets() -> None:
-    """An identity cannot be changed; neither it nor a credential prints what is secret."""
+    """An identity cannot be changed; its secrets, and a credential's, are not printed."""
     identity = Identity("bob", "basic", fingerprint="do-not-print")
     with pytest.raises(FrozenInstanceError):
         identity.name = "admin"

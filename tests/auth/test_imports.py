@@ -1,4 +1,4 @@
-"""What importing auth costs and drags in."""
+"""The cost of importing auth."""
 
 from __future__ import annotations
 

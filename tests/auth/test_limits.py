@@ -9,7 +9,7 @@ from tests.auth.clock import Clock
 
 
 def test_oldest_entry_is_dropped() -> None:
-    """What was set last stays, also where it was set before; reading changes nothing."""
+    """The entries set last stay, also one that was set before; reading changes nothing."""
     kept: BoundedDict[str, int] = BoundedDict(2)
     kept["a"], kept["b"] = 1, 2
     kept["a"] = 3
@@ -53,7 +53,7 @@ def test_threads_share_a_bounded_dict() -> None:
 
 
 def test_token_bucket() -> None:
-    """A burst at once, then the rate; what is not used is saved up to a burst."""
+    """A burst at once, then the rate; unused events are saved, up to a burst."""
     clock = Clock()
     bucket = TokenBucket(2, 0.5, clock)
     bucket.take()

@@ -1,4 +1,4 @@
-"""Who may do what."""
+"""Policies: the rule that chooses among grants."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_user_named_as_a_group() -> None:
 
 
 def test_robot_has_its_own_permissions_and_anonymous() -> None:
-    """Grants to its name or groups do not count; what is open to anyone does."""
+    """Grants to its name or groups do not count; grants to anonymous do."""
     policy = Policy(
         [_user("robot+x", Role.MAINTAINER, "**"), _anyone("public/**")],
     )
@@ -160,7 +160,7 @@ def test_robot_has_its_own_permissions_and_anonymous() -> None:
 
 
 def test_token_grants_what_it_says_and_only_that() -> None:
-    """Neither a better grant of its user nor an open repository adds to a token."""
+    """A token gains nothing from a better grant of its user or from an open repository."""
     policy = Policy([_user("bob", Role.ADMIN, "**"), _anyone("public/**")])
     token = _token("repository:a:pull", "repository:b:push")
     assert policy.actions(token, "a") == PULL
@@ -185,7 +185,7 @@ def test_star_in_a_token_is_no_wildcard() -> None:
 
 
 def test_catalog() -> None:
-    """Who may do anything may ask for the catalog, and sees what they may pull."""
+    """A caller with any permission may list the catalog, which shows what they may pull."""
     policy = Policy([_user("bob", Role.GUEST, "team/**"), _user("carol", Role.DEVELOPER, "x")])
     assert policy.registry_actions(BOB, "catalog") == {"*"}
     assert policy.registry_actions(EVE, "catalog") == frozenset()
@@ -257,7 +257,7 @@ def test_the_catalog_is_the_only_resource_of_the_registry() -> None:
 
 
 def test_resource_of_an_unknown_type() -> None:
-    """What the policy does not know is denied, to everyone."""
+    """An unknown type of resource is denied to everyone."""
     assert OPEN.resource_actions(ANONYMOUS, "plugin", "a") == frozenset()
     assert OPEN.resource_actions(ANONYMOUS, "repository", "a") >= DELETE
     assert OPEN.resource_actions(ANONYMOUS, "registry", "catalog") == {"*"}
@@ -279,7 +279,7 @@ def test_resource_of_an_unknown_type() -> None:
     ],
 )
 def test_token_gets_the_intersection(asked: str, granted: str) -> None:
-    """A token holds what was asked and is held, no more; what is left empty is left out."""
+    """A token holds the requested actions that the caller has; empty scopes are dropped."""
     policy = Policy([_user("bob", Role.DEVELOPER, "team/**")])
     assert render_scopes(policy.grant(BOB, parse_scopes([asked]))) == granted
 

@@ -104,7 +104,7 @@ def test_invalid_lifetime(robots: Robots, lifetime: int) -> None:
 
 @pytest.mark.parametrize("role", [Role.ADMIN, Role.PROJECT_ADMIN])
 def test_no_administrators(robots: Robots, role: Role) -> None:
-    """What cannot be revoked by itself cannot change who may do what."""
+    """A credential that cannot be revoked alone cannot have a role of administrators."""
     with pytest.raises(InputInvalid, match="cannot have role"):
         robots.issue("x", [Permission(role, parse_glob("**"))], 60, NOW)
 

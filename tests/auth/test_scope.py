@@ -89,7 +89,7 @@ def test_several_values_of_several_scopes() -> None:
     ],
 )
 def test_outside_the_grammar(text: str) -> None:
-    """Nothing that could be read in two ways, or end a header's quotes, passes."""
+    """Ambiguous text, and text that could end a header's quotes, is refused."""
     with pytest.raises(ScopeInvalid):
         parse_scopes([text])
 
@@ -123,14 +123,14 @@ def test_no_slow_name(piece: str) -> None:
 @settings(deadline=None)
 @given(SCOPES)
 def test_render_and_parse(scope: Scope) -> None:
-    """What is rendered reads back as the same."""
+    """Rendered scopes are parsed as the same scopes."""
     assert parse_scopes([render_scopes([scope])]) == (scope,)
 
 
 @settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text(text: str) -> None:
-    """Any text is either refused, or reads back as the same from what is rendered."""
+    """Any text is refused, or its rendered form is parsed as the same scopes."""
     try:
         scopes = parse_scopes([text])
     except ScopeInvalid:

@@ -21,7 +21,7 @@ def test_doubles_up_to_the_bound() -> None:
 
 
 def test_others_are_not_delayed() -> None:
-    """Neither the user at another address nor another user at that address waits."""
+    """The user at another address does not wait, nor does another user at that address."""
     throttle, _ = _failed(50)
     assert throttle.delay("bob", "10.0.0.2") == 0
     assert throttle.delay("alice", "10.0.0.1") == 0

@@ -1,4 +1,4 @@
-"""Tokens: what is issued, and everything that is refused."""
+"""Tokens that are issued, and tokens that are refused."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_refused_claims(issuer: TokenIssuer, changes: dict[str, Any], reason: st
 
 
 def test_the_forger_of_these_tests_can_sign(issuer: TokenIssuer) -> None:
-    """Unchanged claims pass, so what is refused above is refused for what was changed."""
+    """Unchanged claims pass, so that the tokens above are refused for their changes."""
     assert issuer.verify(_signed({}), NOW).access == parse_scopes(["repository:a:pull"])
 
 
@@ -261,7 +261,7 @@ def _header(header: str) -> str:
     ids=range(19),
 )
 def test_malformed(issuer: TokenIssuer, token: str) -> None:
-    """What is no token is refused as such, without another kind of error."""
+    """Text that is no token is refused as malformed, without another kind of error."""
     assert _reason(issuer, token) in ("malformed", "bad signature")
 
 
@@ -360,7 +360,7 @@ def test_lifetime_bounds() -> None:
 
 
 def test_claims_cannot_replace_standard_ones() -> None:
-    """What a caller adds never changes whom a token is for, or until when."""
+    """Added claims never change the owner or the end of a token."""
     token = Signer(KEY, SERVICE, RUN).sign("bob", NOW, NOW + 60, {"sub": "admin", "exp": 2 * NOW})
     claims = Signer(KEY, SERVICE, RUN).verify(token, NOW)
     assert (claims["sub"], claims["exp"]) == ("bob", NOW + 60)

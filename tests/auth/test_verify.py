@@ -59,7 +59,7 @@ def test_right_password(door: Door) -> None:
 
 
 def test_same_words_for_every_refusal(door: Door) -> None:
-    """Nothing tells a wrong password from an unknown user."""
+    """A wrong password and an unknown user are refused alike."""
     messages = {
         door.refused("bob", "wrong"),
         door.refused("eve", "secret"),
@@ -120,7 +120,7 @@ def test_name_and_password_do_not_run_together(door: Door) -> None:
     assert door.verifier.recall("bo", "bsecret") is None
 
 
-def test_wrong_verdicts_are_remembered_too(door: Door) -> None:
+def test_wrong_results_are_remembered_too(door: Door) -> None:
     """A node that repeats a stale password costs one bcrypt a minute."""
     for _ in range(5):
         door.refused("bob", "stale")
@@ -128,7 +128,7 @@ def test_wrong_verdicts_are_remembered_too(door: Door) -> None:
     assert door.verifier.recall("bob", "stale") is None
 
 
-def test_verdicts_are_forgotten_in_time(door: Door) -> None:
+def test_results_are_forgotten_in_time(door: Door) -> None:
     """After their time, both kinds are found anew."""
     door.verifier.check("bob", "secret")
     door.refused("bob", "wrong")
@@ -139,7 +139,7 @@ def test_verdicts_are_forgotten_in_time(door: Door) -> None:
     assert len(door.costs) == 4
 
 
-def test_verdicts_are_forgotten_when_users_change(door: Door) -> None:
+def test_results_are_forgotten_when_users_change(door: Door) -> None:
     """A removed user is out at once, an added one in at once."""
     door.verifier.check("bob", "secret")
     door.refused("eve", "secret")
@@ -149,8 +149,8 @@ def test_verdicts_are_forgotten_when_users_change(door: Door) -> None:
     assert door.verifier.check("eve", "secret").name == "eve"
 
 
-def test_verdict_of_old_users_is_not_kept(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Users who change while bcrypt runs are not spoken for by its verdict."""
+def test_result_of_old_users_is_not_kept(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result of a bcrypt is dropped if the users change while it runs."""
 
     def change(password: bytes, hashed: bytes) -> bool:
         door.users = Users({})

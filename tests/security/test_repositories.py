@@ -52,7 +52,7 @@ def _holds(made: Registry, repository: str, digest: Digest) -> bool:
 
 
 async def test_named_mount_needs_pull_on_its_source(closed: Registry, secret: Digest) -> None:
-    """Who may push here and not pull there uploads, as if nothing were there; who may both mounts.
+    """Without pull on the source a caller uploads, as if it were empty; with both rights, mounts.
 
     Push on the target itself is needed by either.
     """
@@ -212,7 +212,7 @@ async def test_upload_belongs_to_its_repository(closed: Registry) -> None:
 
 
 async def test_upload_is_checked_at_each_step(closed: Registry) -> None:
-    """Who began a session is not asked at later steps: each needs push in the repository itself."""
+    """Each step of a session needs push in the repository, also by the caller who began it."""
     begun = await closed.server.ask("POST", UPLOADS, [by_password("developer")])
     location = begun.headers["Location"]
     for name in ("guest", "other", NOBODY):
@@ -223,7 +223,7 @@ async def test_upload_is_checked_at_each_step(closed: Registry) -> None:
 
 
 async def test_upload_of_another_is_found_by_its_id_alone(closed: Registry) -> None:
-    """Who may push here may end a session, and has to know its random name; none is listed."""
+    """A caller who may push may end a session, but must know its random name; none is listed."""
     names = set()
     for _ in range(20):
         begun = await closed.server.ask("POST", UPLOADS, [by_password("developer")])
@@ -247,7 +247,7 @@ SEEN = {
 @pytest.mark.parametrize("name", SEEN)
 @pytest.mark.parametrize("how", ["password", "token"])
 async def test_catalog_names_what_may_be_pulled(how: str, name: str, closed: Registry) -> None:
-    """Whole, or page by page with its links: a caller sees exactly what is theirs."""
+    """A caller sees exactly the permitted repositories, in one page or following its links."""
     for repository in REPOSITORIES:
         push_image(closed.store, repository, "1")
     scope = "registry:catalog:*"
