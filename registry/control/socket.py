@@ -110,20 +110,20 @@ class ControlServer:
     def _bind_in(self, runtime: Path) -> socket.socket:
         """Bind a socket in the runtime directory, and make the link to it."""
         runtime.mkdir(mode=0o700, exist_ok=True)
-        found = runtime.stat()
-        if found.st_uid != os.geteuid() or exposed_mode(found, WRITABLE_BY_OTHERS):
+        status = runtime.stat()
+        if status.st_uid != os.geteuid() or exposed_mode(status, WRITABLE_BY_OTHERS):
             raise PermissionError(errno.EPERM, "others may write there", str(runtime))
         self._socket = runtime / socket_name(self._directory)
         # Left by a server that was killed; only the holder of the state directory uses this name.
         self._socket.unlink(missing_ok=True)
-        made = self._bind_at(runtime, self._socket.name)
+        bound = self._bind_at(runtime, self._socket.name)
         try:
             (self._directory / CONTROL_SOCKET).symlink_to(self._socket)
         except BaseException:
-            made.close()
+            bound.close()
             self._socket.unlink()
             raise
-        return made
+        return bound
 
     def _bind_at(self, directory: Path, name: str) -> socket.socket:
         # The event loop may look this path up until it closes the socket.

@@ -225,24 +225,24 @@ class StatusService:
             asked_again=observer.ledger.facts.asked_again(),
         )
 
-    async def publish(self, made: reports.Report) -> None:
+    async def publish(self, report: reports.Report) -> None:
         """Write the report to its file and, unless the log is JSON, print it."""
         log.flush()
         written = True
         try:
-            await in_thread(reports.write, made, self._report)
+            await in_thread(reports.write, report, self._report)
         except OSError as error:
             written = False
             logger.error("the report could not be written to %s: %s", self._report, error.strerror)
         if not log.is_json():
             width = shutil.get_terminal_size((120, 24)).columns
-            text = await in_thread(table.report_text, made, width)
+            text = await in_thread(table.report_text, report, width)
             print(text, end="", file=sys.stderr, flush=True)
         if written:
             log.event(logging.INFO, "report", f"report: {self._report}", file=str(self._report))
         # The last line: the exit code 0 rests on claims, not on bytes served.
-        if claims := table.claims_line(made):
-            claimed = made["coverage"]["claimed"] if made["coverage"] else {}
+        if claims := table.claims_line(report):
+            claimed = report["coverage"]["claimed"] if report["coverage"] else {}
             log.event(logging.WARNING, "claims", claims, claimed=claimed)
 
     async def _on_status(self, request: Message) -> Message:

@@ -13,6 +13,8 @@ import os
 import struct
 from pathlib import Path
 
+from mayfly.storage.files import replacing
+
 SLOTS = 16_384
 """Transfers at a time. Of further ones no byte counts as arrived if the server is killed."""
 
@@ -32,18 +34,12 @@ class SentOffsets:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        draft = path.with_name(f".{path.name}.draft")
-        draft.unlink(missing_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(draft, flags, 0o600)
-        try:
+        with replacing(path, durable=False) as file:
             # A store to a page that a full disk has no room for would kill the process.
-            os.posix_fallocate(descriptor, 0, _SIZE)
+            os.posix_fallocate(file.fileno(), 0, _SIZE)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
             self._table = mmap.mmap(descriptor, _SIZE)
-            draft.rename(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
         finally:
             os.close(descriptor)
         self._free = list(range(SLOTS - 1, -1, -1))

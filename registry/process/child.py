@@ -50,12 +50,12 @@ def environment(
         private: directory of the auth file.
         state_dir: so that `mayfly status`, `wait` and `stop` in it mean this server.
     """
-    made = {
+    variables = {
         name: value
         for name, value in inherited.items()
         if name not in _NOT_INHERITED and not name.startswith(_PREFIX)
     }
-    given = {
+    registry = {
         "MAYFLY_URL": login.url,
         "MAYFLY_HOST": login.host,
         "MAYFLY_USERNAME": login.username,
@@ -63,14 +63,14 @@ def environment(
         "MAYFLY_CA": str(login.ca) if login.ca else None,
         "MAYFLY_CERT_DIR": str(private / CERT_DIR) if login.ca else None,
     }
-    for name, value in given.items():
-        made.pop(name, None)
+    for name, value in registry.items():
+        variables.pop(name, None)
         if value is not None:
-            made[name] = value
-    made["MAYFLY_STATE_DIR"] = str(state_dir)
-    made["DOCKER_CONFIG"] = str(private)
-    made["REGISTRY_AUTH_FILE"] = str(private / AUTH_FILE)
-    return made
+            variables[name] = value
+    variables["MAYFLY_STATE_DIR"] = str(state_dir)
+    variables["DOCKER_CONFIG"] = str(private)
+    variables["REGISTRY_AUTH_FILE"] = str(private / AUTH_FILE)
+    return variables
 
 
 def find(name: str, environment: Mapping[str, str]) -> str:
