@@ -31,7 +31,7 @@ from mayfly.registry.api.context import NameResolver, identity
 from mayfly.registry.clock import SystemClock
 from mayfly.registry.control.readiness import announced, login_to
 from mayfly.registry.control.report import Corruption, storage_used
-from mayfly.registry.coverage.images import read_nodes
+from mayfly.registry.coverage.images import read_images, read_nodes
 from mayfly.registry.coverage.store_queries import ReaderQueries
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.exit_codes import exit_by_signal
@@ -43,6 +43,7 @@ from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.http.watchdog import Timeouts
 from mayfly.registry.lifecycle.plan import RunPlan
 from mayfly.registry.process import open_files
+from mayfly.registry.process.child import find
 from mayfly.registry.process.systemd import Notifier, take_sockets
 from mayfly.registry.serving import Lifecycle, RunningServer
 from mayfly.registry.settings.choices import OnCorrupt, Until
@@ -55,6 +56,7 @@ from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.interface import Reader, Store
 from mayfly.storage.readonly import ReadOnlyStore
+from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
     from mayfly.storage.bundle.open import Bundles
@@ -84,6 +86,7 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
         LifetimeError: the command cannot be started.
     """
     plan = _plan(settings, command)
+    _check(plan)
     open_files.raise_limit()
     for number in (signal.SIGTERM, signal.SIGINT):
         # Until `serving` installs its own handlers: a start that is interrupted cleans up, too.
@@ -131,6 +134,21 @@ def _plan(settings: Settings, command: tuple[str, ...]) -> RunPlan:
         report=settings.report,
         command=command,
     )
+
+
+def _check(plan: RunPlan) -> None:
+    """Find what would make the start fail before the start makes a CA, users or files.
+
+    Raises:
+        ConfigError: settings do not go together, or the list of images cannot be used.
+        LifetimeError: the command is not there.
+    """
+    plan.check()
+    if plan.until_pulled is not None:
+        # Read again by `Lifecycle`, which knows the registry's own names by then.
+        read_images(plan.until_pulled)
+    if plan.command:
+        find(plan.command[0], os.environ)
 
 
 def _begin_run(settings: Settings) -> Run:
@@ -246,6 +264,10 @@ async def _serve(
         addresses = [address_of(bound) for bound in sockets]
         # The bound addresses count, not the setting: systemd's sockets may listen anywhere.
         settings = replace(settings, listen=tuple(addresses))
+        try:
+            audit = Audit(settings.audit)
+        except OSError as error:
+            raise ConfigError(f"--audit {settings.audit}: {error.strerror}") from None
         security = stack.enter_context(secure(settings, this_run))
         login = login_to(settings, security, addresses[0])
         lifecycle = Lifecycle(
@@ -263,10 +285,6 @@ async def _serve(
             _check_proxies(settings, lifecycle)
         if bundles is not None:
             _watch_bundles(bundles, lifecycle)
-        try:
-            audit = Audit(settings.audit)
-        except OSError as error:
-            raise ConfigError(f"--audit {settings.audit}: {error.strerror}") from None
         async with housekeeping(settings, security, this_run, stores.maintained, bundles, audit):
             server = RunningServer(
                 _connections(settings, security, stores, lifecycle, audit, sockets),
@@ -347,7 +365,8 @@ def _limits(settings: Settings) -> Limits:
     most = open_files.max_connections()
     if settings.max_connections is not None:
         if settings.max_connections > most:
-            logger.warning("the limit on open files leaves room for %d connections", most)
+            room = counted(most, "connection")
+            logger.warning("the limit on open files leaves room for %s", room)
         most = min(most, settings.max_connections)
     timeouts = Timeouts(settings.header_timeout, settings.stall_timeout, settings.vanished_timeout)
     return Limits(most, timeouts)

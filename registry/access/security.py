@@ -8,6 +8,7 @@ that end with the run are removed with it (`registry.state.runs`).
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,15 +88,17 @@ def secure(settings: Settings, run: Run) -> Iterator[Security]:
     Raises:
         ConfigError: a certificate, key or policy file cannot be used.
     """
+    authentication = None
     try:
-        tls, ca, renew = _transport(settings, run)
-        policy, authentication, users = _identities(settings, run)
-    except (TrustError, AuthError) as error:
-        raise ConfigError(str(error)) from None
-    except OSError as error:
-        raise ConfigError(f"--state-dir {settings.state_dir}: {error.strerror}") from None
-    _warn_of_choices(settings, tls, authentication)
-    try:
+        try:
+            # What is made for users ends with a start that fails, a CA does not: it comes last.
+            policy, authentication, users = _identities(settings, run)
+            tls, ca, renew = _transport(settings, run)
+        except (TrustError, AuthError) as error:
+            raise ConfigError(str(error)) from None
+        except OSError as error:
+            raise ConfigError(f"--state-dir {settings.state_dir}: {error.strerror}") from None
+        _warn_of_choices(settings, tls, authentication)
         yield Security(policy, authentication, tls, ca, users, renew)
     finally:
         if authentication is not None:
@@ -111,9 +114,12 @@ def _transport(
             raise ConfigError("--client-ca needs TLS; add --tls auto or --tls CERT,KEY")
         return None, None, None
     # Imported only where it is used, like the users below.
+    from mayfly.registry.pki.certificate import load_authority
     from mayfly.registry.pki.context import ServerTLS
 
     if choice == "auto":
+        if settings.client_ca is not None:
+            load_authority(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), settings.client_ca)
         made = _ensure_certificate(settings, run)
         tls = ServerTLS(made.certificate, made.key, settings.client_ca, renewed=True)
         return tls, made.ca, lambda: _renew_certificate(settings)
