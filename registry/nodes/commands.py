@@ -64,10 +64,11 @@ def _setup(runtime: Runtime, target: Target) -> Iterator[str]:
 
 
 def plan_commands(plan: Plan) -> Iterator[str]:
-    """The shell lines that put a plan in place."""
+    """The shell lines that put a plan in place, and its notes as comments."""
     for file in plan.files:
         yield from _described(file) if file.merged else _written(file)
     yield from plan.activate
+    yield from (f"# note: {note}" for note in plan.notes)
 
 
 def _written(file: PlannedFile) -> Iterator[str]:

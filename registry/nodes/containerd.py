@@ -130,8 +130,8 @@ def _configured_certs_dir(node: NodeView) -> tuple[str | None, tuple[str, ...]]:
         # Several are separated by colons; the first that has the host wins.
         return found.partition(":")[0], ()
     return None, (
-        f"{CONFIG} names no directory for host configurations, and before version 2.2 containerd "
-        f"then reads none for kubelet (ctr needs --hosts-dir): {advice}",
+        "before version 2.2 containerd reads host configurations for kubelet only from a directory "
+        f"that {CONFIG} names (ctr needs --hosts-dir); if it names none: {advice}",
     )
 
 

@@ -86,6 +86,16 @@ def test_what_has_to_be_merged_is_only_described() -> None:
     assert "CA SHA-256" not in text
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_notes_of_apply_are_there(ca_pem: bytes, runtime: Runtime) -> None:
+    """What `apply` tells the operator besides its files stands in the text, as comments."""
+    target = parse(HOST, ca_pem, ["quay.io"])
+    notes = make_plan(runtime, target, EmptyNode()).notes
+    assert notes
+    lines = node_commands(target, [runtime]).splitlines()
+    assert all(f"# note: {note}" in lines for note in notes)
+
+
 def test_below_a_path_only_containerd_is_set_up() -> None:
     """containerd gets the whole path and is told not to add to it; others are said not to work."""
     target = parse("https://registry.example/hub", mirrors=["docker.io"])
