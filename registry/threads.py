@@ -1,15 +1,19 @@
-"""Blocking calls in worker threads, so that the event loop never waits for a disk or a hash."""
+"""Work that must not hold up the event loop: in worker threads, or in turns with other tasks."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+TURN_SECONDS = 0.005
+"""Time on the event loop after which others get a turn."""
 
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
@@ -38,3 +42,13 @@ async def in_turn(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
     """Run a blocking call in a worker thread; it begins now, before the future is awaited."""
     return asyncio.get_running_loop().run_in_executor(None, partial(call, *args, **kwargs))
+
+
+async def in_turns(items: Iterable[T]) -> AsyncIterator[T]:
+    """Yield the items; after `TURN_SECONDS` of work on them the event loop serves others first."""
+    began = time.perf_counter()
+    for item in items:
+        yield item
+        if time.perf_counter() - began >= TURN_SECONDS:
+            await asyncio.sleep(0)
+            began = time.perf_counter()

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from mayfly.registry import log
 from mayfly.registry.clock import Clock, first_done
-from mayfly.registry.control import table
+from mayfly.registry.coverage.coverage import Coverage
+from mayfly.registry.coverage.pulls import Pulls
+from mayfly.registry.coverage.states import stated
 from mayfly.registry.notification import Notification
-
-if TYPE_CHECKING:
-    from mayfly.registry.control.report import CoverageRecord
-    from mayfly.registry.coverage.pulls import Pulls
-
+from mayfly.registry.threads import in_turns
+from mayfly.storage.text import counted_of
 
 _LOOK_SECONDS = 1.0
-"""Between two looks; a hundred nodes with a hundred images take some 30 ms each."""
+"""Seconds between two looks."""
 
 
 class Milestones:
-    """Compares coverage with the previous look.
+    """Compares coverage with the previous look."""
 
-    Args:
-        read: returns the coverage now.
-        explore: awaited before each look of `follow`, so that the coverage is exact.
-    """
-
-    def __init__(
-        self, read: Callable[[], CoverageRecord], explore: Callable[[], Awaitable[None]]
-    ) -> None:
-        self._read = read
-        self._explore = explore
+    def __init__(self, coverage: Coverage) -> None:
+        self._coverage = coverage
         self._complete: set[str] = set()
         self._ended = False
 
@@ -42,36 +33,54 @@ class Milestones:
         self._ended = True
 
     def look(self) -> None:
-        """Log each node that has become complete, or incomplete again, since the last look."""
-        if self._ended:
-            return
-        record = self._read()
-        total = f"{record['nodes_covered']} of {record['nodes_wanted']} nodes"
-        for row in table.node_rows(record):
-            counts: dict[str, Any] = {
-                "node": row.name,
-                "images": row.has,
-                "images_wanted": row.wanted,
-                "nodes": record["nodes_covered"],
-                "nodes_wanted": record["nodes_wanted"],
-            }
-            images = f"{row.name}: {row.has} of {row.wanted} images"
-            if not row.missing and row.name not in self._complete:
-                self._complete.add(row.name)
-                log.event(logging.INFO, "node_complete", f"{images}; {total}", **counts)
-            elif row.missing and row.name in self._complete:
-                self._complete.discard(row.name)
-                text = f"{images}, no longer all: {', '.join(table.missing_images(row))}; {total}"
-                log.event(logging.WARNING, "node_incomplete", text, **counts)
+        """Log each node that has become complete, or incomplete, since the last look."""
+        covered = self._coverage.covered_nodes()
+        for node in self._changed():
+            self._log(node, covered)
 
     async def follow(self, changed: Notification, pulls: Pulls, clock: Clock) -> None:
         """Look whenever a fact or the end of a pull may have changed something, until cancelled."""
         while True:
-            await self._explore()
-            self.look()
+            await self._coverage.explore()
+            covered = self._coverage.covered_nodes()
+            async for node in in_turns(self._changed()):
+                self._log(node, covered)
             happened, settles = changed.next(), pulls.settles_in()
             if settles is None:
                 await first_done(happened)
             else:
                 await first_done(happened, clock.sleep(settles))
             await clock.sleep(_LOOK_SECONDS)
+
+    def _changed(self) -> Iterator[str]:
+        """The nodes to log, those that lack something first."""
+        coverage = self._coverage
+        nodes = coverage.nodes()
+        for node in nodes:
+            if node in self._complete and not coverage.is_covered(node) and not self._ended:
+                yield node
+        for node in nodes:
+            if node not in self._complete and coverage.is_covered(node) and not self._ended:
+                yield node
+
+    def _log(self, node: str, covered: int) -> None:
+        coverage = self._coverage
+        lacking, wanted = coverage.lacking(node), coverage.wanted_nodes
+        images_wanted = len(coverage.images)
+        images = images_wanted - len(lacking)
+        facts: dict[str, Any] = {
+            "node": node,
+            "images": images,
+            "images_wanted": images_wanted,
+            "nodes": covered,
+            "nodes_wanted": wanted,
+        }
+        text = f"{node}: {counted_of(images, images_wanted, 'image')}"
+        total = counted_of(covered, wanted, "node")
+        if lacking:
+            self._complete.discard(node)
+            text += f", no longer all: {', '.join(stated(lacking))}; {total}"
+            log.event(logging.WARNING, "node_incomplete", text, **facts)
+        else:
+            self._complete.add(node)
+            log.event(logging.INFO, "node_complete", f"{text}; {total}", **facts)

@@ -9,11 +9,12 @@ import resource
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TypedDict
 
 from mayfly.registry.address import canonical_address
-from mayfly.registry.coverage.coverage import Coverage
+from mayfly.registry.coverage.coverage import Snapshot
 from mayfly.registry.coverage.facts import Key
 from mayfly.registry.coverage.observer import Observer, Transfer
 from mayfly.registry.coverage.states import ResolvedImage, State
@@ -25,6 +26,9 @@ _MAX_NAME = 100
 
 _READ_SECONDS = 3.0
 """Time to read manifests: the end of a server must not wait longer."""
+
+MAX_GAPS = 10_000
+"""Entries of a coverage record's ``missing``; the others are counted."""
 
 _IMAGES_AT_ONCE = 100
 """Images that are processed before other tasks of the event loop run."""
@@ -82,11 +86,12 @@ class CoverageRecord(TypedDict):
 
     Attributes:
         accept: the weakest state that counts as having an image.
-        matrix: image → node → `State`.
+        matrix: image → node → `State`; of more than `coverage.MAX_CELLS` nodes are left out.
         declared: names of `--nodes`, empty where it is a number.
         claimed: covered node → number of its images that rest on its runtime's claim alone.
         absent: images of the list that the registry lacks.
         missing: images that known nodes lack, absent ones aside; empty if coverage is complete.
+        missing_left_out: number of further ones.
     """
 
     complete: bool
@@ -99,6 +104,7 @@ class CoverageRecord(TypedDict):
     claimed: dict[str, int]
     absent: list[str]
     missing: list[GapRecord]
+    missing_left_out: int
 
 
 class TransferRecord(TypedDict):
@@ -309,23 +315,26 @@ def _pull_records(
     return found
 
 
-def coverage_record(coverage: Coverage) -> CoverageRecord:
-    """Return the progress of the upgrade."""
+def coverage_record(found: Snapshot) -> CoverageRecord:
+    """Return the progress of the upgrade. Slow if nodes and images are many."""
+    gaps = (
+        GapRecord(node=gap.node, image=gap.image, state=gap.state)
+        for gap in found.missing()
+        if gap.node is not None and gap.image is not None
+    )
+    missing = list(islice(gaps, MAX_GAPS))
     return CoverageRecord(
-        complete=coverage.complete(),
-        nodes_wanted=coverage.wanted_nodes,
-        nodes_covered=coverage.covered_nodes(),
-        nodes=coverage.nodes(),
-        accept=coverage.accept,
-        declared=list(coverage.declared),
-        matrix=coverage.matrix(),
-        claimed=coverage.claimed(),
-        absent=coverage.absent(),
-        missing=[
-            GapRecord(node=gap.node, image=gap.image, state=gap.state)
-            for gap in coverage.missing()
-            if gap.node is not None and gap.image is not None
-        ],
+        complete=found.complete,
+        nodes_wanted=found.nodes.count,
+        nodes_covered=len(found.covered),
+        nodes=list(found.rows),
+        accept=found.accept,
+        declared=list(found.nodes.names),
+        matrix=found.matrix(),
+        claimed=found.claimed(),
+        absent=list(found.absent),
+        missing=missing,
+        missing_left_out=found.gaps - len(missing),
     )
 
 

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from mayfly.registry.state.directory import CONTROL_SOCKET
+from mayfly.registry.threads import in_thread
 from mayfly.storage.files import WRITABLE_BY_OTHERS, exposed_mode
 
 MAX_LINE = 64 * 1024
@@ -48,6 +49,12 @@ _IDLE_SECONDS = 30.0
 
 _LOOK_SECONDS = 1.0
 """Between two checks whether a client that waits for an answer is still connected."""
+
+_DEPTH = 3
+"""Levels of an answer that are taken apart: as far as the rows of coverage's matrix."""
+
+_PIECE = 1000
+"""Entries of a list that are encoded at once."""
 
 Message = dict[str, Any]
 Command = Callable[[Message], Awaitable[Message]]
@@ -142,7 +149,7 @@ class ControlServer:
             while line := await asyncio.wait_for(reader.readline(), _IDLE_SECONDS):
                 self._answering.add(task)
                 answer = await self._answer_while_connected(line, writer)
-                writer.write(json.dumps(answer).encode() + b"\n")
+                writer.write(await in_thread(encode, answer))
                 await asyncio.wait_for(writer.drain(), _IDLE_SECONDS)
                 self._answering.discard(task)
         except (OSError, ValueError, asyncio.CancelledError):
@@ -179,6 +186,30 @@ class ControlServer:
             return {"ok": True, **await command(request)}
         except ValueError as error:
             return {"ok": False, "error": str(error)}
+
+
+def encode(answer: Message) -> bytes:
+    """Slow where an answer is large: a line of JSON.
+
+    Made of pieces, since the C encoder keeps the interpreter to itself until it is done.
+    """
+    return "".join([*_pieces(answer, _DEPTH), "\n"]).encode()
+
+
+def _pieces(document: Any, depth: int) -> Iterator[str]:
+    if depth and isinstance(document, dict):
+        yield "{"
+        for number, (key, value) in enumerate(document.items()):
+            yield f"{', ' if number else ''}{json.dumps(key)}: "
+            yield from _pieces(value, depth - 1)
+        yield "}"
+    elif isinstance(document, list) and len(document) > _PIECE:
+        yield "["
+        for start in range(0, len(document), _PIECE):
+            yield (", " if start else "") + json.dumps(document[start : start + _PIECE])[1:-1]
+        yield "]"
+    else:
+        yield json.dumps(document)
 
 
 def runtime_directory(environment: Mapping[str, str]) -> Path:

@@ -28,8 +28,12 @@ from mayfly.registry.notices import Notice
 from mayfly.registry.state.directory import REPORT
 from mayfly.registry.threads import in_thread
 from mayfly.registry.version import VERSION
+from mayfly.storage.text import counted_of
 
 logger = logging.getLogger("mayfly")
+
+_CELLS_AT_ONCE = 10_000
+"""States that are made into a record on the event loop; more are in a thread."""
 
 
 class Outcome(NamedTuple):
@@ -120,7 +124,7 @@ class StatusService:
         coverage = self._coverage
         if coverage is None:
             return None
-        return Milestones(lambda: reports.coverage_record(coverage), coverage.explore)
+        return Milestones(coverage)
 
     def waiting_for(self) -> str:
         """Describe the conditions, other than its command's end, that end the server."""
@@ -129,7 +133,7 @@ class StatusService:
         if covered and not self._plan.until_all:
             return ""
         if self._coverage is not None and not covered:
-            waiting.append(f"coverage ({table.progress(reports.coverage_record(self._coverage))})")
+            waiting.append(f"coverage ({_progress(self._coverage)})")
         if self._plan.idle_timeout is not None:
             waiting.append(f"{exact(self._plan.idle_timeout)} without a request")
         return (" and " if self._plan.until_all else " or ").join(waiting)
@@ -148,7 +152,7 @@ class StatusService:
         line = "draining" if self._drain.active else "serving"
         if self._coverage is not None:
             covered, wanted = self._coverage.covered_nodes(), self._coverage.wanted_nodes
-            line += f"; {covered} of {wanted} nodes have every image"
+            line += f"; every image is at {counted_of(covered, wanted, 'node')}"
         return line
 
     async def status(self) -> Message:
@@ -184,9 +188,11 @@ class StatusService:
 
     async def warn_at_start(self) -> None:
         """Log images that the registry lacks: coverage waits for them."""
-        record = await self._coverage_record()
-        if record is not None and (absent := record["absent"]):
-            log.event(logging.WARNING, "images_absent", absent_text(absent), images=absent)
+        if self._coverage is None:
+            return
+        await self._coverage.explore()
+        if absent := self._coverage.snapshot().absent:
+            log.event(logging.WARNING, "images_absent", absent_text(absent), images=list(absent))
 
     async def images(self) -> tuple[list[reports.ImageRecord], int]:
         """See `report.image_records`."""
@@ -200,7 +206,7 @@ class StatusService:
     ) -> reports.Report:
         """Make the report."""
         observer = self._observer
-        record = reports.coverage_record(self._coverage) if self._coverage else None
+        found = self._coverage.snapshot() if self._coverage else None
         return reports.Report(
             version=VERSION,
             pid=os.getpid(),
@@ -215,7 +221,7 @@ class StatusService:
             bytes_out=observer.activity.bytes_out,
             images=images[0],
             images_left_out=images[1],
-            coverage=record,
+            coverage=reports.coverage_record(found) if found else None,
             denied=reports.denied_records(self._denied),
             corrupt=self._corrupt,
             storage_before=self._storage_before,
@@ -292,4 +298,14 @@ class StatusService:
         if self._coverage is None:
             return None
         await self._coverage.explore()
-        return reports.coverage_record(self._coverage)
+        found = self._coverage.snapshot()
+        if len(found.rows) * len(found.images) <= _CELLS_AT_ONCE:
+            return reports.coverage_record(found)
+        return await in_thread(reports.coverage_record, found)
+
+
+def _progress(coverage: Coverage) -> str:
+    """How far coverage is, in one line."""
+    nodes, wanted = coverage.nodes(), coverage.wanted_nodes
+    lacking = [node for node in nodes if not coverage.is_covered(node)]
+    return table.progress_text(coverage.covered_nodes(), wanted, lacking, wanted - len(nodes))

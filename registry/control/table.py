@@ -7,11 +7,12 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mayfly.registry.coverage.coverage import claims_text
-from mayfly.registry.coverage.states import RANKED, State, accepted
+from mayfly.registry.coverage.states import RANKED, State, accepted, stated
 from mayfly.registry.durations import exact, readable
 from mayfly.registry.notices import text as notice_text
 from mayfly.registry.text import escaped, join_names
 from mayfly.storage.directory.space import format_size
+from mayfly.storage.text import counted, counted_of
 
 if TYPE_CHECKING:
     from mayfly.registry.control.report import (
@@ -79,10 +80,10 @@ class NodeRow(NamedTuple):
 
 
 def node_rows(coverage: CoverageRecord) -> list[NodeRow]:
-    """Return the nodes of a coverage record, incomplete ones first."""
+    """Return the nodes of a coverage record's matrix, incomplete ones first."""
     matrix, enough = coverage["matrix"], accepted(State(coverage["accept"]))
     rows = []
-    for node in coverage["nodes"]:
+    for node in next(iter(matrix.values()), {}):
         states = {image: State(cells[node]) for image, cells in matrix.items()}
         missing = {image: state for image, state in states.items() if state not in enough}
         rows.append(NodeRow(node, missing, len(matrix)))
@@ -91,27 +92,38 @@ def node_rows(coverage: CoverageRecord) -> list[NodeRow]:
 
 def progress(coverage: CoverageRecord) -> str:
     """Return the progress of coverage in one line: ``1 of 3 nodes covered; missing: node-ctr``."""
-    line = f"{coverage['nodes_covered']} of {coverage['nodes_wanted']} nodes covered"
-    incomplete = [row.name for row in node_rows(coverage) if row.missing]
-    more = coverage["nodes_wanted"] - len(coverage["nodes"])
-    if more > 0:
-        incomplete.append(f"{more} that pulled nothing yet")
-    if incomplete and not coverage["complete"]:
-        line += f"; missing: {join_names(incomplete, _MOST_NAMES)}"
-    return line
+    lacking = [row.name for row in node_rows(coverage) if row.missing]
+    silent = coverage["nodes_wanted"] - len(coverage["nodes"])
+    if coverage["complete"]:
+        lacking, silent = [], 0
+    return progress_text(coverage["nodes_covered"], coverage["nodes_wanted"], lacking, silent)
+
+
+def progress_text(covered: int, wanted: int, lacking: Sequence[str], silent: int) -> str:
+    """Return the line of `progress`.
+
+    Args:
+        covered, wanted: numbers of nodes.
+        lacking: names of nodes that lack an image.
+        silent: number of nodes that pulled nothing yet, if it is not known which.
+    """
+    names = [*lacking, *([f"{silent} that pulled nothing yet"] if silent > 0 else [])]
+    line = f"{counted_of(covered, wanted, 'node')} covered"
+    return f"{line}; missing: {join_names(names, _MOST_NAMES)}" if names else line
 
 
 def coverage_lines(coverage: CoverageRecord, width: int) -> list[str]:
     """Return coverage as a summary line and a row for each node with the images it lacks."""
     rows, absent = node_rows(coverage), coverage["absent"]
-    lines = [f"coverage: {coverage['nodes_covered']} of {coverage['nodes_wanted']} nodes"]
+    nodes = counted_of(coverage["nodes_covered"], coverage["nodes_wanted"], "node")
+    lines = [f"coverage: {nodes}"]
     lines += [f"not in the registry: {image}" for image in absent[:_MOST_ROWS]]
     if rows:
         lines += _node_grid(rows[:_MOST_ROWS], absent, width)
-    more = coverage["nodes_wanted"] - len(rows)
+    more = coverage["nodes_wanted"] - len(coverage["nodes"])
     if more > 0:
-        lines.append(f"{more} more node{'s' if more > 1 else ''} pulled nothing yet")
-    return [*lines, *_more(len(rows) - _MOST_ROWS)]
+        lines.append(f"{counted(more, 'more node')} pulled nothing yet")
+    return [*lines, *_more(len(coverage["nodes"]) - _MOST_ROWS)]
 
 
 def _node_grid(rows: Sequence[NodeRow], absent: Collection[str], width: int) -> list[str]:
@@ -124,11 +136,7 @@ def _node_grid(rows: Sequence[NodeRow], absent: Collection[str], width: int) -> 
 
 def missing_images(row: NodeRow, absent: Collection[str] = ()) -> list[str]:
     """Return the images that a node lacks, without those absent from the registry."""
-    return [
-        image if state is State.MISSING else f"{image} ({state})"
-        for image, state in row.missing.items()
-        if image not in absent
-    ]
+    return stated({one: state for one, state in row.missing.items() if one not in absent})
 
 
 def _fitting(names: Sequence[str], width: int) -> str:
@@ -209,7 +217,7 @@ def content(transfer: TransferRecord) -> str:
 def aborted_lines(transfers: Sequence[TransferRecord], requests: int) -> list[str]:
     """Return the transfers that were aborted, a line each."""
     if requests and not transfers:
-        return [f"cut: {requests} requests"]
+        return [f"cut: {counted(requests, 'request')}"]
     lines = [
         f"cut: {one['direction']} of {content(one)} by {peer(one)}, at {format_size(one['bytes'])}"
         for one in transfers[:_MOST_ROWS]
@@ -264,8 +272,8 @@ def report_text(content: Report, width: int) -> str:
     if content["images"]:
         lines += ["", *_images(content["images"], width)]
     if content["images_left_out"]:
-        left = content["images_left_out"]
-        lines.append(f"{left} more images are left out: their manifests took too long to read")
+        left = counted(content["images_left_out"], "more image is", "more images are")
+        lines.append(f"{left} left out: reading their manifests took too long")
     if content["coverage"]:
         lines += ["", *coverage_lines(content["coverage"], width)]
     if content["denied"]:
@@ -339,7 +347,7 @@ def _command_ended(detail: Mapping[str, Any]) -> str:
     from mayfly.registry.process.child import signal_name
 
     number = signal_name(-code)
-    return f"{name} was {'interrupted' if number == 'SIGINT' else 'ended'} ({number})"
+    return f"{name} was ended by {number}"
 
 
 def _summary(content: Report, width: int) -> list[str]:

@@ -13,13 +13,15 @@ If nodes are listed by name, each of them must have each image. If a number is g
 nodes must have all images.
 
 A conclusion about a node is kept until a fact about the node is recorded or a tag moves, so a
-query costs time for changes only. `Coverage.explore` reads manifests in a worker thread before a
-query; an image that was not read yet is at no node.
+query costs time for changes only. `Coverage.explore`, awaited before a query, reads manifests in a
+worker thread and derives the states of nodes in turns with other tasks: ten thousand nodes with
+five hundred images take seconds. An image that was not read yet is at no node.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +41,8 @@ from mayfly.registry.coverage.states import (
 from mayfly.registry.ending import EndKind, EndReason
 from mayfly.registry.notification import Notification
 from mayfly.registry.text import join_names
-from mayfly.registry.threads import in_thread
+from mayfly.registry.threads import in_thread, in_turns
+from mayfly.storage.text import counted
 
 _CHECK_SECONDS = 0.25
 """Between two checks of the condition while events come in, at least."""
@@ -51,6 +54,9 @@ _READ_SECONDS = 2.0
 """To read manifests; images that were not read in time are at no node."""
 
 _NAMES_SHOWN = 10
+
+MAX_CELLS = 1_000_000
+"""States in a matrix: some 100 MiB, and 40 MiB of JSON."""
 
 _NOT_ASKED_FOR = frozenset({State.MISSING, State.ABSENT})
 """ImageStates in which a node has not asked for an image."""
@@ -69,24 +75,117 @@ class Gap(NamedTuple):
     state: State
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
-    """The states of one node with each image, and the versions they were derived from."""
+    """The states of one node, image by image, and how long they hold.
 
-    basis: tuple[int, int, int]
+    Attributes:
+        states: in the order of the list.
+        facts, pulls: versions of the node that the states were derived from.
+        until: by the clock; states may change from then on without an event.
+        covered: whether the node has every image.
+        asked: whether it asked for one.
+    """
+
     states: tuple[State, ...]
+    facts: int
+    pulls: int
+    until: float
+    covered: bool
+    asked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Coverage at one moment; belongs to no thread.
+
+    Attributes:
+        images: that must arrive, as listed.
+        nodes: they must arrive at.
+        accept: the weakest state in which a node counts as having an image.
+        absent: images of the list that the registry does not hold.
+        rows: node → its states, image by image; of the nodes named, or without names of those that
+            asked for an image of the list.
+    """
+
+    images: tuple[str, ...]
+    nodes: Nodes
+    accept: State
+    absent: tuple[str, ...]
+    rows: Mapping[str, tuple[State, ...]]
+
+    @property
+    def covered(self) -> list[str]:
+        """The nodes that have every image."""
+        enough = accepted(self.accept)
+        return [node for node, row in self.rows.items() if enough.issuperset(row)]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return len(self.covered) >= self.nodes.count
+
+    def matrix(self, most: int = MAX_CELLS) -> dict[str, dict[str, State]]:
+        """ListedImage → node → how far the node is with it.
+
+        Args:
+            most: cells; past that covered nodes are left out, and then the last ones.
+        """
+        chosen = list(self.rows)
+        room = most // max(len(self.images), 1)
+        if len(chosen) > room:
+            covered = set(self.covered)
+            chosen = sorted(chosen, key=covered.__contains__)[:room]
+        return {
+            image: {node: self.rows[node][i] for node in chosen}
+            for i, image in enumerate(self.images)
+        }
+
+    def claimed(self) -> dict[str, int]:
+        """Covered node → how many of its images rest on a claim alone; nodes without are left out.
+
+        With a number of nodes, only so many count, those with the fewest claims.
+        """
+        counts = {node: self.rows[node].count(State.CLAIMED) for node in self.covered}
+        chosen = set(sorted(counts, key=lambda node: counts[node])[: self.nodes.count])
+        return {node: count for node, count in counts.items() if count and node in chosen}
+
+    @property
+    def gaps(self) -> int:
+        """How many images known nodes lack, those absent aside; 0 if coverage is complete."""
+        if self.complete:
+            return 0
+        short = set(State) - accepted(self.accept) - {State.ABSENT}
+        return sum(row.count(state) for row in self.rows.values() for state in short)
+
+    def missing(self) -> Iterator[Gap]:
+        """Everything that keeps coverage from being complete."""
+        if self.complete:
+            return
+        absent, enough = set(self.absent), accepted(self.accept)
+        for i, image in enumerate(self.images):
+            if image in absent:
+                yield Gap(image, None, State.ABSENT)
+                continue
+            for node, row in self.rows.items():
+                if row[i] not in enough:
+                    yield Gap(image, node, row[i])
+        for _ in range(self.nodes.count - len(self.rows)):
+            yield Gap(None, None, State.MISSING)
 
 
 class Coverage:
-    """Says which nodes have which images, and which are missing.
+    """Says what is covered and what is missing.
+
+    Where the tags point, and what the images are made of, is as `explore` found it last.
 
     Args:
         facts: about the nodes.
-        pulls: under way.
+        pulls: that are under way.
         images: that must arrive.
-        nodes: that must have them.
+        nodes: they must arrive at.
         tag_digest: repository and tag → digest; None if there is no such tag. Quick.
-        states: of nodes with images.
+        states: how far a node is with an image.
         accept: the weakest state, of `states.RANKED`, in which a node counts as having an image.
     """
 
@@ -106,25 +205,24 @@ class Coverage:
         self._nodes = nodes
         self._tag_digest = tag_digest
         self._states = states
-        self.accept = accept
+        self._accept = accept
         self._accepted = accepted(accept)
         self._targets: tuple[ResolvedImage | None, ...] = ()
-        self._targets_version = 0
         self._read: dict[tuple[str, str], ResolvedImage | None] = {}
         """Repository and digest → image, None where it is not there."""
         self._reading: asyncio.Future[None] | None = None
         self._read_until = 0.0
         self._rows: dict[str, _Row] = {}
+        self._silent = self._derive(None)
+        """Of every node of which nothing is known."""
+        self._lagging: str | None = None
+        """A node that lacked something when it was looked at last."""
+        self._take((unread_image("", ""),) * len(images))
 
     @property
     def wanted_nodes(self) -> int:
-        """Number of nodes that must have every image."""
+        """How many nodes must have every image."""
         return self._nodes.count
-
-    @property
-    def declared(self) -> tuple[str, ...]:
-        """Names of the nodes that must have every image; empty if a number is given."""
-        return self._nodes.names
 
     @property
     def images(self) -> tuple[ListedImage, ...]:
@@ -133,69 +231,53 @@ class Coverage:
 
     def complete(self) -> bool:
         """Whether nothing is missing."""
-        return self.covered_nodes() >= self._nodes.count
+        if not all(self._targets):
+            return False
+        if not self._nodes.names:
+            return self.covered_nodes() >= self._nodes.count
+        # The one that lacked something still does, as a rule: the others need no look.
+        first = [self._lagging] if self._lagging is not None else []
+        for node in (*first, *self._nodes.names):
+            if not self._row(node).covered:
+                self._lagging = node
+                return False
+        return True
 
     def covered_nodes(self) -> int:
-        """Return the number of nodes that have every image."""
-        self._refresh()
-        if not all(self._targets):
-            return 0
-        return sum(self._is_covered(node) for node in self._known_nodes())
+        """How many nodes have every image."""
+        return sum(self._row(node).covered for node in self._candidates())
 
     def nodes(self) -> list[str]:
-        """Return the nodes named; without names those that asked for an image of the list."""
-        self._refresh()
-        return self._known_nodes()
+        """The nodes named; without names those that asked for an image of the list."""
+        if self._nodes.names:
+            return list(self._nodes.names)
+        return [node for node in self._facts.nodes() if self._row(node).asked]
 
-    def matrix(self) -> dict[str, dict[str, State]]:
-        """ListedImage → node → how far the node is with it."""
-        self._refresh()
-        rows = {node: self._row(node) for node in self._known_nodes()}
-        return {
-            image.text: {node: states[i] for node, states in rows.items()}
-            for i, image in enumerate(self._images)
-        }
+    def is_covered(self, node: str) -> bool:
+        """Whether a node has every image."""
+        return self._row(node).covered
 
-    def absent(self) -> list[str]:
-        """Return the images of the list that the registry lacks now."""
-        self._refresh()
+    def lacking(self, node: str) -> dict[str, State]:
+        """ListedImage → state, of the images that a node does not have."""
+        pairs = zip(self._images, self._row(node).states, strict=True)
+        return {image.text: state for image, state in pairs if state not in self._accepted}
+
+    def snapshot(self) -> Snapshot:
+        """Coverage as it is now."""
         pairs = zip(self._images, self._targets, strict=True)
-        return [image.text for image, target in pairs if target is None]
-
-    def claimed(self) -> dict[str, int]:
-        """Return covered node → number of its images that rest on a claim alone, if there are any.
-
-        If a number of nodes is given, only that many count, those with the fewest claims.
-        """
-        self._refresh()
-        counts = {
-            node: self._row(node).count(State.CLAIMED)
-            for node in self._known_nodes()
-            if self._is_covered(node)
-        }
-        chosen = sorted(counts, key=lambda node: counts[node])[: self._nodes.count]
-        return {node: counts[node] for node in counts if counts[node] and node in set(chosen)}
-
-    def missing(self) -> list[Gap]:
-        """Return everything that keeps coverage from being complete."""
-        if self.complete():
-            return []
-        nodes = self._known_nodes()
-        gaps = []
-        for i, (image, target) in enumerate(zip(self._images, self._targets, strict=True)):
-            if target is None:
-                gaps.append(Gap(image.text, None, State.ABSENT))
-                continue
-            states = {node: self._row(node)[i] for node in nodes}
-            gaps += [Gap(image.text, n, s) for n, s in states.items() if s not in self._accepted]
-        gaps += [Gap(None, None, State.MISSING)] * max(0, self._nodes.count - len(nodes))
-        return gaps
+        return Snapshot(
+            tuple(image.text for image in self._images),
+            self._nodes,
+            self._accept,
+            tuple(image.text for image, target in pairs if target is None),
+            {node: self._row(node).states for node in self.nodes()},
+        )
 
     def read(self) -> None:
-        """Read the manifests of images that were not read yet. Slow."""
+        """Slow. See what the images are made of, where that is not known yet."""
         known, found = self._read, dict[tuple[str, str], ResolvedImage | None]()
         for image in self._images:
-            for key in self._candidates(image):
+            for key in self._keys(image):
                 target = known.get(key)
                 if target is None or not target.complete:
                     target = self._states.resolve(*key)
@@ -205,30 +287,42 @@ class Coverage:
         self._read = found
 
     async def explore(self) -> None:
-        """Call `read` in a thread before a query; continue without it if it takes too long."""
+        """See where the tags point now, what the images are made of, and how far each node is.
+
+        To be awaited before the questions, which then cost what changed since. Reading is done in a
+        thread, and given up where it takes too long. The event loop is never held up for long.
+        """
         for _ in range(2):
-            if not self._unread():
-                return
-            # A reading that began before a tag moved has read the old image.
+            await self.follow_tags()
+            if all(target is not None and target.complete for target in self._targets):
+                break
+            # One that began before a tag moved does not know of it.
             joins = self._reading is not None and not self._reading.done()
             if self._reading is None or not joins:
                 self._reading = in_thread(self.read)
                 self._read_until = time.monotonic() + _READ_SECONDS
             left = max(self._read_until - time.monotonic(), 0)
             await asyncio.wait([self._reading], timeout=left)
+            await self.follow_tags()
             if not joins:
-                return
+                break
+        async for node in in_turns(self._candidates()):
+            self._row(node)
 
-    def resolve(self, image: ListedImage) -> ResolvedImage | None:
-        """Return an image of the list as the registry holds it now."""
-        for key in self._candidates(image):
+    async def follow_tags(self) -> None:
+        """See where the tags point now, of images that were read."""
+        self._take(tuple([self._target(image) async for image in in_turns(self._images)]))
+
+    def _target(self, image: ListedImage) -> ResolvedImage | None:
+        """An image of the list as the registry holds it now."""
+        for key in self._keys(image):
             target = self._read.get(key, unread_image(*key))
             if target is not None:
                 return target
         return None
 
-    def _candidates(self, image: ListedImage) -> Iterator[tuple[str, str]]:
-        """Yield the repositories and digests under which an image may be stored."""
+    def _keys(self, image: ListedImage) -> Iterator[tuple[str, str]]:
+        """Where an image may be: repository and digest."""
         for repository in image.repositories():
             digest = image.digest
             if image.tag is not None:
@@ -236,35 +330,45 @@ class Coverage:
             if digest:
                 yield repository, digest
 
-    def _unread(self) -> bool:
-        targets = (self.resolve(image) for image in self._images)
-        return not all(target is not None and target.complete for target in targets)
-
-    def _refresh(self) -> None:
-        """Resolve the tags again."""
-        targets = tuple(self.resolve(image) for image in self._images)
+    def _take(self, targets: tuple[ResolvedImage | None, ...]) -> None:
+        """Go on with these images; what was concluded of others is void."""
         if targets != self._targets:
             self._targets = targets
-            self._targets_version += 1
             self._rows.clear()
+            self._silent = self._derive(None)
 
-    def _known_nodes(self) -> list[str]:
-        if self._nodes.names:
-            return list(self._nodes.names)
-        return [
-            node for node in self._facts.nodes() if not _NOT_ASKED_FOR.issuperset(self._row(node))
-        ]
+    def _candidates(self) -> Sequence[str]:
+        """The nodes that may count."""
+        return self._nodes.names or self._facts.nodes()
 
-    def _is_covered(self, node: str) -> bool:
-        return self._accepted.issuperset(self._row(node))
-
-    def _row(self, node: str) -> tuple[State, ...]:
-        basis = self._targets_version, self._facts.version(node), self._pulls.version(node)
+    def _row(self, node: str) -> _Row:
+        version = self._facts.version(node)
+        if not version:
+            return self._silent
         row = self._rows.get(node)
-        if row is None or row.basis != basis or State.PULLING in row.states:
-            found = tuple(self._states.of(node, target) for target in self._targets)
-            row = self._rows[node] = _Row(basis, found)
-        return row.states
+        if (
+            row is None
+            or row.facts != version
+            or row.pulls != self._pulls.version(node)
+            or row.until <= self._pulls.now()
+        ):
+            row = self._rows[node] = self._derive(node)
+        return row
+
+    def _derive(self, node: str | None) -> _Row:
+        """The row of a node as it is now; None for one of which nothing is known."""
+        states: tuple[State, ...]
+        if node is None:
+            states = tuple(
+                State.ABSENT if target is None else State.MISSING for target in self._targets
+            )
+            facts, pulls, until = 0, 0, math.inf
+        else:
+            states = tuple(self._states.of(node, target) for target in self._targets)
+            facts, pulls = self._facts.version(node), self._pulls.version(node)
+            until = self._pulls.steady_until(node)
+        covered = self._accepted.issuperset(states)
+        return _Row(states, facts, pulls, until, covered, not _NOT_ASKED_FOR.issuperset(states))
 
 
 def absent_text(absent: Sequence[str]) -> str:
@@ -277,7 +381,7 @@ def claims_text(claimed: Mapping[str, int]) -> str:
     """Return a sentence that names the nodes whose coverage rests on claims; "" without any.
 
     Args:
-        claimed: see `Coverage.claimed`.
+        claimed: see `Snapshot.claimed`.
     """
     if not claimed:
         return ""
@@ -324,6 +428,6 @@ class Covered:
         return self._coverage.complete()
 
     def _text(self) -> str:
-        text = f"coverage is complete at {self._coverage.wanted_nodes} nodes"
-        claims = claims_text(self._coverage.claimed())
+        text = f"coverage is complete at {counted(self._coverage.wanted_nodes, 'node')}"
+        claims = claims_text(self._coverage.snapshot().claimed())
         return f"{text}; {claims}" if claims else text

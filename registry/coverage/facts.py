@@ -216,8 +216,9 @@ class Facts:
         if facts is None or pull is None or key[1] in facts.pending:
             return True
         if got:
-            # After a claim it shows that the node lacks the image after all.
-            return pull.got < max(pull.claim, 1)
+            # After a claim it shows that the node lacks the image after all; after content that did
+            # not arrive, that another pull begins.
+            return pull.got < max(pull.claim, 1) or bool(facts.pending)
         return claims and (pull.claim <= pull.got or bool(facts.pending))
 
     def apply(self, entry: Entry, flow: Flow | None = None) -> bool:

@@ -312,7 +312,13 @@ class Observer:
         if digest == EMPTY_CONFIG or not runtime_of(peer.agent).config:
             return
         for image in images:
-            self.ledger.asked(peer.node, repository, image, got=False, claims=True)
+            known = self.ledger.facts.pull(peer.node, repository, image)
+            refs = self.graph.cached(repository, image)
+            blobs = refs.blobs if refs is not None else ()
+            # Runtimes ask for config and layers side by side: a layer that was asked for in this
+            # pull and has not arrived is one that the node lacks.
+            if self.ledger.facts.last_pending(peer.node, blobs) <= (known.got if known else 0):
+                self.ledger.asked(peer.node, repository, image, got=False, claims=True)
 
     def manifest_failed(self, peer: Peer, repository: str, digest: str) -> None:
         """Record that a manifest of the repository, asked for by a node, cannot be served."""

@@ -157,6 +157,21 @@ class Pulls:
             return any(begun > since and digest in digests for digest, begun in expected.items())
         return any(expected.get(digest, since) > since for digest in digests)
 
+    def now(self) -> float:
+        """Return the time, as the pulls have it."""
+        return self._now()
+
+    def steady_until(self, node: str) -> float:
+        """Return the time from which on `is_fetching` may change without an event."""
+        state = self._nodes.get(node)
+        if state is None:
+            return math.inf
+        now = self._now()
+        moments = [begun + EXPECTATION_SECONDS for begun in state.expected.values()]
+        if not state.in_flight:
+            moments.append(state.last + SETTLED_SECONDS)
+        return min((moment for moment in moments if moment > now), default=math.inf)
+
     def version(self, node: str) -> int:
         """A number that changes with every event of a node."""
         state = self._nodes.get(node)

@@ -14,7 +14,7 @@ docs/lifetime.md defines each exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -50,6 +50,13 @@ RANKED = (State.CLAIMED, State.SERVED, State.PROVEN)
 def accepted(weakest: State) -> frozenset[State]:
     """Return the states that are at least as good as one of `RANKED`."""
     return frozenset(RANKED[RANKED.index(weakest) :])
+
+
+def stated(images: Mapping[str, State]) -> list[str]:
+    """Images that a node lacks, each with its state unless the node never asked for it."""
+    return [
+        image if state is State.MISSING else f"{image} ({state})" for image, state in images.items()
+    ]
 
 
 class ResolvedImage(NamedTuple):

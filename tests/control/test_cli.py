@@ -113,7 +113,7 @@ def test_wait_for_coverage(start: Start, images: Path) -> None:
     stub = start(until_pulled=images, nodes="1", idle_timeout=60.0, until_all=True).ready()
     arguments = ("--covered", "--state-dir", stub.state_dir, "--timeout")
     code, _, errors = invoke(control.wait, *arguments, "0s")
-    missing = "0 of 1 nodes covered; missing: 1 that pulled nothing yet"
+    missing = "0 of 1 node covered; missing: 1 that pulled nothing yet"
     assert (code, errors) == (3, f"mayfly: timed out after 0s: {missing}\n")
     pull(stub.port, "node-a")
     code, out, _ = invoke(control.wait, *arguments, "20s", "--json")
@@ -129,7 +129,7 @@ def test_wait_for_coverage_that_does_not_come(start: Start, images: Path) -> Non
     code, out, errors = invoke(control.wait, "--covered", "--state-dir", stub.state_dir)
     assert code == 3
     assert out == ""
-    missing = "0 of 1 nodes covered; missing: 1 that pulled nothing yet"
+    missing = "0 of 1 node covered; missing: 1 that pulled nothing yet"
     assert errors == f"mayfly: the server ended: {missing}\n"
     assert stub.code() == 3
 

@@ -59,6 +59,7 @@ COVERAGE = CoverageRecord(
         GapRecord(node="node-b", image="docker.io/library/nginx:1.25", state=State.MISSING),
         GapRecord(node="node-b", image="quay.io/team/app:2", state=State.FAILED),
     ],
+    missing_left_out=0,
 )
 CUT = TransferRecord(
     direction="pull",
@@ -230,8 +231,8 @@ def test_success_that_rests_on_claims() -> None:
     [
         (EndKind.COVERED, {}, "every node has every image"),
         (EndKind.COMMAND, {"command": "sh", "exit_code": 7}, "sh ended with exit code 7"),
-        (EndKind.COMMAND, {"command": "sh", "exit_code": -2}, "sh was interrupted (SIGINT)"),
-        (EndKind.COMMAND, {"command": "sh", "exit_code": -9}, "sh was ended (SIGKILL)"),
+        (EndKind.COMMAND, {"command": "sh", "exit_code": -2}, "sh was ended by SIGINT"),
+        (EndKind.COMMAND, {"command": "sh", "exit_code": -9}, "sh was ended by SIGKILL"),
         (EndKind.COMMAND, {}, "a signal came before the command was started"),
         (EndKind.DEADLINE, {"seconds": 7200.0}, "the maximum lifetime of 2h was over"),
         (EndKind.IDLE, {"seconds": 600.0}, "no request came for 10m"),

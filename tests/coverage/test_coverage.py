@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
 
+from mayfly.registry import threads
 from mayfly.registry.activity import Activity
+from mayfly.registry.control import report
 from mayfly.registry.coverage.coverage import Coverage, Covered, Gap
 from mayfly.registry.coverage.images import ListedImage, Nodes, parse_image
 from mayfly.registry.coverage.ledger import Ledger
@@ -52,8 +55,7 @@ class Upgrade:
     @property
     def coverage(self) -> Coverage:
         """Return the coverage after reading the current images."""
-        self._coverage.read()
-        return self._coverage
+        return explored(self._coverage)
 
     def cover(
         self, images: tuple[ListedImage, ...], nodes: Nodes, accept: State = State.CLAIMED
@@ -62,8 +64,7 @@ class Upgrade:
         made = Coverage(
             self.ledger.facts, self.pulls, images, nodes, self.content.tag, states, accept
         )
-        made.read()
-        return made
+        return explored(made)
 
     def caller(self, node: str, agent: str = CONTAINERD) -> Peer:
         return self.observer.peer("", node, None, agent)
@@ -127,7 +128,17 @@ class Upgrade:
         self.manifest(node, WEB, WEB_INDEX, head=True, tag="1")
 
     def state(self, node: str, image: str = "team/app:1") -> State:
-        return self.coverage.matrix()[image][node]
+        return self.coverage.snapshot().matrix()[image][node]
+
+
+def explored(coverage: Coverage) -> Coverage:
+    """Coverage once the images of now were read."""
+    coverage.read()
+    following = coverage.follow_tags()
+    with contextlib.suppress(StopIteration):
+        while True:
+            following.send(None)
+    return coverage
 
 
 @pytest.fixture
@@ -156,7 +167,7 @@ async def test_warm_pull(upgrade: Upgrade) -> None:
     await upgrade.clock.tick(SETTLED_SECONDS)
     assert upgrade.state("a") is State.CLAIMED
     assert upgrade.coverage.covered_nodes() == 1
-    assert upgrade.coverage.claimed() == {"a": 2}
+    assert upgrade.coverage.snapshot().claimed() == {"a": 2}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +188,20 @@ async def test_manifest_without_blobs(upgrade: Upgrade) -> None:
     upgrade.manifest("a", APP, APP_1)
     await upgrade.clock.tick(3600)
     assert upgrade.state("a") is State.INCOMPLETE
+
+
+async def test_config_after_a_layer_that_failed(upgrade: Upgrade) -> None:
+    """The config is asked for side by side with the layers, so it may arrive after one failed."""
+    upgrade.manifest("a", APP, APP_1)
+    upgrade.blob_cut("a", LAYER_1)
+    upgrade.blob("a", CONFIG)
+    await upgrade.clock.tick(3600)
+    assert upgrade.state("a") is State.FAILED
+    # Asked for once more, with the layer had from elsewhere.
+    upgrade.manifest("a", APP, APP_1)
+    upgrade.blob("a", CONFIG)
+    await upgrade.clock.tick(3600)
+    assert upgrade.state("a") is State.CLAIMED
 
 
 async def test_child_of_a_claimed_index(upgrade: Upgrade) -> None:
@@ -372,7 +397,7 @@ async def test_shared_empty_config(upgrade: Upgrade) -> None:
     upgrade.blob("a", EMPTY_CONFIG)
     upgrade.blob("a", LAYER_1)
     await upgrade.clock.tick(SETTLED_SECONDS)
-    assert coverage.matrix() == {
+    assert explored(coverage).snapshot().matrix() == {
         f"{APP}:one": {"a": State.SERVED},
         f"{APP}:two": {"a": State.INCOMPLETE},
     }
@@ -392,7 +417,7 @@ async def test_image_that_was_never_pushed(upgrade: Upgrade) -> None:
     del upgrade.content.tags[APP, "1"]
     upgrade.cold("a")
     upgrade.cold("b")
-    assert upgrade.coverage.missing() == [Gap("team/app:1", None, State.ABSENT)]
+    assert list(upgrade.coverage.snapshot().missing()) == [Gap("team/app:1", None, State.ABSENT)]
     assert not upgrade.coverage.complete()
 
 
@@ -401,7 +426,7 @@ async def test_missing_names_image_and_node(upgrade: Upgrade) -> None:
     upgrade.cold("a")
     upgrade.manifest("b", APP, APP_1, head=True)
     await upgrade.clock.tick(SETTLED_SECONDS)
-    (gap,) = upgrade.coverage.missing()
+    (gap,) = upgrade.coverage.snapshot().missing()
     assert (gap.image, gap.node) == ("docker.io/library/web:1", "b")
 
 
@@ -415,14 +440,14 @@ async def test_any_nodes(clock: FakeClock) -> None:
     assert upgrade.coverage.nodes() == ["c", "a"]
     upgrade.cold("b")
     assert upgrade.coverage.complete()
-    assert upgrade.coverage.missing() == []
+    assert list(upgrade.coverage.snapshot().missing()) == []
 
 
 async def test_any_nodes_missing(clock: FakeClock) -> None:
     """Nodes that have not been seen yet are gaps."""
     upgrade = Upgrade(None, Nodes(2), clock)
     upgrade.cold("a")
-    assert upgrade.coverage.missing() == [Gap(None, None, State.MISSING)]
+    assert list(upgrade.coverage.snapshot().missing()) == [Gap(None, None, State.MISSING)]
 
 
 async def test_image_by_digest(clock: FakeClock) -> None:
@@ -485,3 +510,64 @@ async def test_survives_a_restart(tmp_path: Path, clock: FakeClock) -> None:
     assert again.coverage.complete()
     for upgrade in (before, after, again):
         upgrade.ledger.close()
+
+
+class _Turns:
+    """Counts the turns that others get, and the states that are derived."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, upgrade: Upgrade) -> None:
+        self.taken = self.derived = 0
+        states = upgrade.observer.states
+        derive = states.of
+
+        def of(node: str, target: ResolvedImage | None) -> State:
+            self.derived += 1
+            return derive(node, target)
+
+        monkeypatch.setattr(states, "of", of)
+
+    async def count(self) -> None:
+        while True:
+            self.taken += 1
+            await asyncio.sleep(0)
+
+
+async def test_others_get_turns(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
+    """A look at many nodes is in turns with the requests; the questions after it derive nothing."""
+    monkeypatch.setattr(threads, "TURN_SECONDS", 0)
+    names = tuple(f"node-{number}" for number in range(200))
+    upgrade = Upgrade(None, Nodes(200, names), clock)
+    coverage = upgrade.coverage
+    for name in names[:100]:
+        upgrade.cold(name)
+    turns = _Turns(monkeypatch, upgrade)
+    counting = asyncio.create_task(turns.count())
+    await coverage.explore()
+    counting.cancel()
+    assert turns.taken >= 200
+    # Silent nodes share a row.
+    assert turns.derived == 2 * 100
+    assert (coverage.covered_nodes(), coverage.complete()) == (100, False)
+    assert len(coverage.snapshot().covered) == 100
+    assert turns.derived == 2 * 100
+    upgrade.cold(names[100])
+    assert coverage.covered_nodes() == 101
+    assert turns.derived == 2 * 101
+
+
+async def test_matrix_has_a_bound(clock: FakeClock) -> None:
+    """Past it covered nodes are left out first."""
+    upgrade = Upgrade(None, Nodes(3, ("a", "b", "c")), clock)
+    upgrade.cold("a")
+    found = upgrade.coverage.snapshot()
+    assert [list(row) for row in found.matrix(most=5).values()] == [["b", "c"]] * 2
+    assert [list(row) for row in found.matrix(most=6).values()] == [["a", "b", "c"]] * 2
+
+
+async def test_record_has_a_bound(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
+    """What is left out of the gaps is counted."""
+    monkeypatch.setattr(report, "MAX_GAPS", 3)
+    upgrade = Upgrade(None, Nodes(3, ("a", "b", "c")), clock)
+    upgrade.cold("a")
+    record = report.coverage_record(upgrade.coverage.snapshot())
+    assert (len(record["missing"]), record["missing_left_out"]) == (3, 1)

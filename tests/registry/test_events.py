@@ -64,8 +64,8 @@ def test_upgrade(tmp_path: Path, bundle: Path) -> None:
     assert texts[0].endswith(f"ready at {url}")
     assert texts[1:4] == [
         "true ended with exit code 0",
-        "waiting for coverage (0 of 1 nodes covered; missing: 127.0.0.1)",
-        "127.0.0.1: 1 of 1 images; 1 of 1 nodes",
+        "waiting for coverage (0 of 1 node covered; missing: 127.0.0.1)",
+        "127.0.0.1: 1 of 1 image; 1 of 1 node",
     ]
     assert texts[4].startswith("stopping: ")
     assert texts[-2] == f"report: {state}/report.json"
@@ -94,7 +94,7 @@ def test_node_that_has_everything_when_the_command_ends(tmp_path: Path, bundle: 
     assert server.popen.wait(60) == 0, server.describe()
     texts = [text for _, text in lines(server.output())]
     assert texts[1].endswith("ended with exit code 0")
-    assert texts[2] == "127.0.0.1: 1 of 1 images; 1 of 1 nodes"
+    assert texts[2] == "127.0.0.1: 1 of 1 image; 1 of 1 node"
     assert [text.partition(":")[0] for text in texts[3:]] == [
         "stopping",
         "report",

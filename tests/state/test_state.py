@@ -17,7 +17,7 @@ import pytest
 
 from mayfly.registry.control import client
 from mayfly.registry.control import socket as control_module
-from mayfly.registry.control.socket import ControlServer, Message, runtime_directory
+from mayfly.registry.control.socket import ControlServer, Message, encode, runtime_directory
 from mayfly.registry.errors import LifetimeError, NotRunning
 from mayfly.registry.process.child import environment
 from mayfly.registry.settings.errors import ConfigError
@@ -574,3 +574,16 @@ def test_no_server(tmp_path: Path) -> None:
     (tmp_path / "ready.json").write_text("{}")
     with pytest.raises(NotRunning, match="killed or crashed: start it again"):
         client.ask(tmp_path, "status")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"ok": True, "n": None, "list": [], "deep": {"a": {"b": {"c": {"d": [1, {"e": "é"}]}}}}},
+        {"long": list(range(2500)), "coverage": {"matrix": {"a": {"n": "served"}, "b": {}}}},
+    ],
+)
+def test_answer_is_encoded_in_pieces(document: dict[str, object]) -> None:
+    """To the same text as at once."""
+    assert encode(document).decode() == json.dumps(document) + "\n"

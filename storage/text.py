@@ -1,0 +1,19 @@
+"""Words for people that storage and registry share."""
+
+from __future__ import annotations
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: ``1 image``, ``3 images``.
+
+    Args:
+        count: how many.
+        noun: for one, with a verb if one follows (``manifest is``).
+        plural: for any other number; ``noun`` with an s if "".
+    """
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def counted_of(count: int, total: int, noun: str) -> str:
+    """Return a part of a number of things: ``0 of 1 node``, ``1 of 3 nodes``."""
+    return f"{count} of {counted(total, noun)}"
