@@ -35,9 +35,8 @@ def mayfly_layer() -> bytes:
     files: dict[str, bytes | Path] = {str(python).lstrip("/"): python}
     files |= _tree(Path(sysconfig.get_paths()["stdlib"]), {"site-packages", "dist-packages"})
     files |= _tree(Path(sysconfig.get_paths()["purelib"]), set(), "opt/site-packages")
-    files |= _tree(REPO / "mayfly", set(), "opt/mayfly/mayfly")
-    for package in ("registry", "storage", "auth"):
-        files |= _tree(REPO / package, set(), f"opt/mayfly/mayfly/{package}")
+    # Of the checkout `mayfly` has links to its parts; the image has files, as an installed one.
+    files |= _tree(REPO / "mayfly", set(), "opt/site-packages/mayfly")
     for needed in _libraries([path for path in files.values() if isinstance(path, Path)]):
         files[str(needed).lstrip("/")] = needed
     start = f"#!{python}\nimport sys\nfrom mayfly.__main__ import main\nsys.exit(main())\n"
@@ -54,7 +53,7 @@ def add_mayfly(layout: Layout, name: str) -> str:
     settings = re.findall(r"MAYFLY_[A-Z_]+=\S+", (REPO / "Dockerfile").read_text())
     environment = [
         "PATH=/usr/local/bin:/bin",
-        "PYTHONPATH=/opt/mayfly:/opt/site-packages",
+        "PYTHONPATH=/opt/site-packages",
         "PYTHONDONTWRITEBYTECODE=1",
         *settings,
     ]
@@ -70,7 +69,7 @@ def add_mayfly(layout: Layout, name: str) -> str:
 
 def _tree(source: Path, skipped: set[str], target: str = "") -> dict[str, bytes | Path]:
     files: dict[str, bytes | Path] = {}
-    for directory, names, found in os.walk(source):
+    for directory, names, found in os.walk(source, followlinks=True):
         names[:] = [n for n in names if n not in _SKIPPED | skipped and not n.startswith("config-")]
         for name in found:
             path = Path(directory, name)
