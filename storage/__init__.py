@@ -5,6 +5,7 @@ ones only (`tests/test_architecture.py`):
 
     transfer/  upkeep/     import and export; collect, verify and repair
     overlay    survey      a writable store over bundles; the images of a store
+    filetree/              the files of an image
     bundle/                image archives, served where they lie
     directory/             the writable store, in the format of registry:2
     images     referrers   what manifests tell together

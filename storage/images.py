@@ -225,7 +225,7 @@ def attested(entry: Mapping[str, object]) -> str | None:
 
 
 def _attestations(index: Manifest) -> dict[str, str]:
-    """The entries of a stored index that are attestations, and what they attest to."""
+    """Return the attestations in a stored index, each with the manifest that it describes."""
     try:
         entries = json.loads(index.body).get("manifests")
     except (ValueError, RecursionError, AttributeError):

@@ -38,8 +38,8 @@ class Lenient:
     """An object as far as it could be read.
 
     Attributes:
-        repeats: whether some object in it has a key twice: decoders differ on which one counts.
-        faults: the parts that were not read, and why.
+        repeats: whether an object in it has a key twice: decoders differ on which one counts.
+        faults: the parts that were not read, with the reason.
     """
 
     fields: Object
@@ -48,7 +48,7 @@ class Lenient:
 
 
 def read(body: bytes) -> Object:
-    """Decode an object that every decoder reads alike.
+    """Decode an object that every decoder reads the same way.
 
     Raises:
         ManifestInvalid: the bytes are not one JSON object (RFC 8259, UTF-8), an object has a key
@@ -67,7 +67,7 @@ def read(body: bytes) -> Object:
 
 
 def read_leniently(body: bytes, is_wanted: Callable[[str], bool]) -> Lenient:
-    """Decode an object of which other registries may have taken more than `read` takes.
+    """Decode an object that another registry may have accepted although `read` does not.
 
     Invalid UTF-8 is replaced, as Go's decoder does. Containers below `MAX_DEPTH` read as null. Of
     an object with too many values only the wanted fields are decoded, each within the bounds.
@@ -109,7 +109,7 @@ def read_leniently(body: bytes, is_wanted: Callable[[str], bool]) -> Lenient:
 
 
 def exceeded(text: str, most_values: int) -> str | None:
-    """Which bound a JSON text exceeds, in words; None for a text that may be decoded."""
+    """Return the bound that a JSON text exceeds, in words; None if it may be decoded."""
     if _has_too_many_values(text, most_values):
         return f"has more than {most_values} JSON values"
     if _is_too_deep(text):
@@ -168,7 +168,7 @@ def _has_too_many_values(text: str, most: int = MAX_VALUES) -> bool:
 
 
 def _count_values(text: str) -> int:
-    """At least the number of values: each but the first follows one of these characters."""
+    """Return at least the number of values: each but the first follows one of these characters."""
     return sum(text.count(mark) for mark in "[{,:")
 
 
@@ -179,7 +179,7 @@ def _is_too_deep(text: str) -> bool:
 
 
 def _brackets(text: str) -> Iterator[tuple[int, int]]:
-    """The position of every bracket outside strings, and the depth on its inner side."""
+    """Yield the position of every bracket outside strings, and the depth on its inner side."""
     depth = 0
     for token in _STRUCTURE.finditer(text):
         mark = text[token.start()]
@@ -192,7 +192,7 @@ def _brackets(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _pruned(text: str) -> str:
-    """The text with ``null`` in the place of each container below `MAX_DEPTH`."""
+    """Return the text with ``null`` instead of each container below `MAX_DEPTH`."""
     kept: list[str] = []
     position = 0
     is_open = False
@@ -210,7 +210,7 @@ def _pruned(text: str) -> str:
 
 
 def _members(text: str) -> Iterator[tuple[str, str]]:
-    """The fields of the outermost object and the text of their values.
+    """Yield the fields of the outermost object with the text of their values.
 
     Raises:
         ManifestInvalid: the text is not an object.

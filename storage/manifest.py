@@ -1,4 +1,4 @@
-"""Manifests, read without touching anything: bytes in, one frozen value out.
+"""Manifests, parsed without side effects: bytes in, one frozen value out.
 
 Kinds and fields: OCI image-spec manifest.md and image-index.md; Docker image manifest v2 schema 2
 and manifest list; the artifact manifest of the OCI 1.1 release candidates. The media type is always
@@ -8,7 +8,7 @@ manifest, as registry:2 does.
 
 There are two ways to read. `parse` is for content on its way in and refuses what two decoders could
 understand differently. `parse_stored` is for content that is in a store or a bundle already: it
-reads whatever another registry may have taken, and says what it could not read.
+reads everything that another registry may have accepted, and names the parts it could not read.
 
 Clients are written in Go, whose decoder takes a field's name in any case and lets the last of
 several win. ``{"digest": A, "Digest": B}`` is A to a decoder that compares names exactly and B to
@@ -32,7 +32,7 @@ MAX_SIZE = 4 * 1024 * 1024
 """Largest manifest in bytes (distribution-spec: registries should take at least 4 MiB)."""
 
 MAX_DESCRIPTORS = 10_000
-"""Most layers or children of a manifest that is pushed; the largest real ones have hundreds."""
+"""Most layers or children of a pushed manifest; the largest real ones have hundreds."""
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -44,7 +44,7 @@ _MAX_INT64 = 2**63 - 1
 """Largest size (image-spec descriptor.md: an int64)."""
 
 _MAX_FAULTS = 20
-"""Faults told of one manifest; a list of layers may have thousands."""
+"""Most faults noted of one manifest; a list of layers may have thousands."""
 
 IMAGE_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
@@ -86,10 +86,10 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An image manifest, index or artifact manifest as a registry needs to know it.
+    """The parts of an image manifest, index or artifact manifest that a registry uses.
 
     Attributes:
-        media_type: what it is, derived from the content.
+        media_type: derived from the content.
         body: the exact bytes; its digest is taken over these.
         config: of an image manifest; None where a stored one has none.
         layers: of an image manifest; the blobs of an artifact manifest; the entries of an index
@@ -98,7 +98,7 @@ class Manifest:
         subject: the manifest this one refers to, for the referrers list.
         artifact_type: its own, else the config's media type (image manifests only).
         annotations: of the manifest itself.
-        faults: what could not be read of a stored manifest.
+        faults: parts of a stored manifest that could not be read.
         ambiguous: whether other decoders may read a stored manifest differently.
     """
 
@@ -115,18 +115,18 @@ class Manifest:
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """All blobs it names, the config first."""
+        """All blobs that it names, the config first."""
         return self.layers if self.config is None else (self.config, *self.layers)
 
     def kept_digests(self) -> frozenset[Digest]:
-        """The content that must not be collected while this manifest is stored."""
+        """Return the content that must not be collected while this manifest is stored."""
         named = frozenset(one.digest for one in (*self.blobs, *self.manifests))
         if self.faults or self.ambiguous:
             return named | mentioned_digests(self.body)
         return named
 
     def referrer(self, digest: Digest) -> dict[str, object]:
-        """The descriptor by which this manifest stands in the referrers list of its subject."""
+        """Return the descriptor of this manifest for the referrers list of its subject."""
         described: dict[str, object] = {
             "mediaType": self.media_type,
             "digest": str(digest),
@@ -168,7 +168,7 @@ def parse_stored(body: bytes) -> Manifest:
     negative, capitalised fields. Parts that cannot be read are in `Manifest.faults`.
 
     Raises:
-        ManifestInvalid: the bytes are no JSON object, or one of another kind.
+        ManifestInvalid: the bytes are not a JSON object, or one of another kind.
     """
     found = json_object.read_leniently(body, lambda key: folded(key) in _TOP_LEVEL)
     lenient = _Reading(is_strict=False, faults=list(found.faults), is_ambiguous=found.repeats)
@@ -181,13 +181,13 @@ def parse_stored(body: bytes) -> Manifest:
 
 
 def mentioned_digests(body: bytes) -> frozenset[Digest]:
-    """Every digest in a text, whatever it is there for: all that damaged JSON may refer to."""
+    """Return every digest in a text: the content that damaged JSON may refer to."""
     text = _ESCAPED.sub(lambda escape: bytes([int(escape[1], 16)]), body)
     return frozenset(digests.parse(found[0].decode()) for found in _DIGEST.finditer(text))
 
 
 def _names(*names: str) -> Mapping[str, str]:
-    """The names of an object's fields by their folded spelling."""
+    """Return the names of an object's fields by their folded spelling."""
     return {name.lower(): name for name in names}
 
 
@@ -203,7 +203,7 @@ _PLATFORM = _names("architecture", "os", "os.version", "os.features", "variant",
 
 
 def folded(name: str) -> str:
-    """A field's name as Go's decoder compares it: letters by Unicode's simple folding.
+    """Return a field's name as Go's decoder compares it, by Unicode's simple folding.
 
     Of the letters outside ASCII only two fold to one inside: the long s and the Kelvin sign.
     """
@@ -212,7 +212,7 @@ def folded(name: str) -> str:
 
 @dataclass(slots=True)
 class _Reading:
-    """One pass over a manifest, by which every fault is either raised or noted."""
+    """One pass over a manifest, which either raises or notes every fault."""
 
     is_strict: bool
     faults: list[str] = field(default_factory=list)
@@ -227,7 +227,7 @@ class _Reading:
     def spelled(
         self, value: dict[str, Any], names: Mapping[str, str], where: str
     ) -> dict[str, Any]:
-        """An object's fields under their proper names, where Go's decoder would find them."""
+        """Return an object's fields under their proper names, as Go's decoder matches them."""
         odd = [key for key in value if (k := names.get(folded(key))) is not None and k != key]
         if not odd:
             return value
@@ -343,7 +343,7 @@ class _Reading:
 
 def _manifest(reading: _Reading, body: bytes, fields: dict[str, Any], media_type: str) -> Manifest:
     def has(key: str, *types: str) -> bool:
-        # A stored manifest may have the fields of several kinds: whatever it names is followed.
+        # A stored manifest may have the fields of several kinds: all of them are followed.
         return media_type in types or (not reading.is_strict and fields.get(key) is not None)
 
     config = None

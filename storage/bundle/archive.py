@@ -41,7 +41,7 @@ class ArchiveReader(Protocol):
 
     @property
     def volume(self) -> Volume | None:
-        """Which volume of a set it is; None where it is whole."""
+        """The volume that the bundle is; None for a whole bundle."""
 
     @property
     def unhashed(self) -> int:

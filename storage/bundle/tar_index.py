@@ -329,7 +329,7 @@ def _extend(kind: bytes, body: bytes, extended: _Extended, position: int) -> Non
             everyone = _Extended()
             _pax(body, everyone, position)
             if everyone != _Extended():
-                # Go's reader passes over them, others do not.
+                # Go's reader ignores them, others do not.
                 raise BundleInvalid(
                     f"the global tar header at byte {position} sets a name or size for every "
                     f"member: {_REMEDY}"

@@ -1,13 +1,13 @@
-"""Volumes: a bundle as several files, for media that are too small for one, or for FAT32.
+"""Volumes: a bundle in several files, for media that are too small for it, or for FAT32.
 
-Each volume is an OCI layout of its own with the list of all images and all manifests, and a share
-of the blobs. Served together they are one bundle; a base or a store may supply what they leave out.
-Two documents are added to each:
+Each volume is an OCI layout with the list of all images, all manifests, and a part of the blobs.
+Served together they are one bundle; a base or a store may have the blobs that they lack. Two
+documents are added to each:
 
     mayfly-volumes.json   the same in all: each volume's file name and the digests of its blobs
-    mayfly-volume.json    which of them this one is, and the digest of the first document
+    mayfly-volume.json    the number of this volume, and the digest of the first document
 
-So any volume names the content, and with it the images, of one that is lost.
+So every volume names the content of a lost one, and with it the images.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Volume(NamedTuple):
         set: digest of the document that all volumes share.
         number: from 1.
         names: file names of all volumes.
-        blobs: of all volumes, the content of each.
+        blobs: the blobs of each volume.
     """
 
     set: Digest
@@ -56,7 +56,7 @@ class Lost(NamedTuple):
         name: its file name.
         number: from 1.
         total: volumes in the set.
-        blobs: its content.
+        blobs: in it.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Lost(NamedTuple):
     blobs: frozenset[Digest]
 
     def describe(self, images: Sequence[str]) -> str:
-        """Return a line for the operator that names the images it takes along."""
+        """Return a line for the operator with the images that cannot be pulled without it."""
         place = f"{self.name} (volume {self.number} of {self.total}) is not among the bundles"
         if not images:
             return f"{place}; all its content is elsewhere"
@@ -75,7 +75,7 @@ class Lost(NamedTuple):
 
 
 def make(names: Sequence[str], parts: Sequence[Iterable[Digest]]) -> list[dict[str, bytes]]:
-    """The documents to add to each volume of a set.
+    """Return the documents to add to each volume of a set.
 
     Args:
         names: of the files.
@@ -96,7 +96,7 @@ def make(names: Sequence[str], parts: Sequence[Iterable[Digest]]) -> list[dict[s
 
 
 def split(blobs: Iterable[tuple[Digest, int]], room: int) -> list[list[tuple[Digest, int]]]:
-    """Distribute blobs in their order over volumes; at least one, perhaps an empty one.
+    """Distribute blobs in their order over volumes; there is at least one, perhaps empty.
 
     Args:
         blobs: digests, and the bytes that each takes.
@@ -115,7 +115,7 @@ def split(blobs: Iterable[tuple[Digest, int]], room: int) -> list[list[tuple[Dig
 
 
 def read(files: Files) -> Volume | None:
-    """Which volume a bundle is; None for one that is whole.
+    """Return the volume that a bundle is; None for a whole bundle.
 
     Raises:
         BundleInvalid: its documents cannot be understood.
@@ -150,7 +150,7 @@ def _entry(entry: object) -> tuple[str, frozenset[Digest]]:
 
 
 def lost(present: Iterable[Volume]) -> list[Lost]:
-    """The volumes of any set that are not present, when another one of it is."""
+    """Return the absent volumes of sets of which a volume is present."""
     numbers: dict[Digest, set[int]] = {}
     sets: dict[Digest, Volume] = {}
     for one in present:

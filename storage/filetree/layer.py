@@ -1,7 +1,8 @@
 """The entries of a layer, read as a stream: a tar, plain or compressed.
 
-`tarfile` parses the headers; what a hostile layer could make it hold in memory is bounded by what
-it may read for one entry. Sources: OCI image-spec, layer.md; POSIX.1-2017 ``pax``.
+`tarfile` parses the headers; the bytes that it may read for one entry are bounded, and with them
+the memory that a hostile layer can make it use. Sources: OCI image-spec, layer.md; POSIX.1-2017
+``pax``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mayfly.storage.reading import ContentStream
 
 MAX_RATIO = 200
 _FLOOR = 1024 * 1024 * 1024
-"""Bytes that any layer may expand to, so that a small one is not suspect."""
+"""Bytes that any layer may expand to, however small it is."""
 
 _HEADERS = 2 * 1024 * 1024
 """Bytes of headers before one entry's content; Go's archive/tar takes 1 MiB of each kind."""
@@ -43,11 +44,11 @@ _KINDS = {
 }
 
 Progress = Callable[[int], None]
-"""Told how many bytes more of the layer were expanded."""
+"""Called with the number of bytes of the layer expanded since the last call."""
 
 
 class LayerInvalid(StorageError):
-    """A layer is no tar that can be read; the message says why."""
+    """A layer that cannot be read as a tar."""
 
 
 class Entry(NamedTuple):
@@ -73,10 +74,10 @@ class Entry(NamedTuple):
 
 
 def entries(content: Content, progress: Progress = lambda size: None) -> Iterator[Entry]:
-    """Read a layer from its begin to its end.
+    """Read a layer from start to end.
 
     Raises:
-        LayerInvalid: it is no tar, is damaged, or is made to exhaust whoever reads it.
+        LayerInvalid: it is not a tar, is damaged, or would exhaust its reader.
         OSError: it cannot be read.
     """
     limit = max(content.size * MAX_RATIO, _FLOOR)
@@ -104,7 +105,7 @@ def _entries(stream: _Forward) -> Iterator[Entry]:
             member = archive.next()
             if member is None:
                 break
-            archive.members = []  # they are not needed again, and would be kept
+            archive.members = []  # tarfile would keep them
             yield _entry(member, stream)
     if stream.ended_in_header:
         raise LayerInvalid("it is damaged: a tar header is invalid")
@@ -146,7 +147,7 @@ def _expanded(stream: ContentStream) -> IO[bytes]:
 
 
 class _Forward:
-    """A stream that `tarfile` takes for a file: it can be read, and sought forward."""
+    """A stream that `tarfile` can use as a file: readable, and seekable forward."""
 
     def __init__(self, source: IO[bytes], limit: int, progress: Progress) -> None:
         self._source = source
@@ -157,7 +158,7 @@ class _Forward:
         self.ended_in_header = False
 
     def allow(self, count: int) -> None:
-        """Let so many bytes be read until this is called again; skipped ones do not count."""
+        """Allow ``count`` bytes to be read until the next call; skipped bytes do not count."""
         self._allowed = count
 
     def tell(self) -> int:
@@ -184,7 +185,7 @@ class _Forward:
         return bytes(found)
 
     def hash(self, count: int) -> bytes:
-        """Read content, and return what tells it from other content."""
+        """Read content and return its hash."""
         hasher = hashlib.blake2b(digest_size=16)
         left = count
         while left:

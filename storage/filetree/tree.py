@@ -1,11 +1,11 @@
-"""Layers merged as OverlayFS does, bottom to top, and two such trees compared.
+"""Merge layers as OverlayFS does, bottom to top, and compare two such trees.
 
     a name in an upper layer          replaces the lower one; two directories merge
     .wh.NAME                          deletes NAME of the layers below
-    .wh..wh..opq                      deletes all that the layers below have in the directory
+    .wh..wh..opq                      deletes everything of the layers below in the directory
 
-A whiteout never deletes what its own layer brings (OCI image-spec, layer.md, "Whiteouts"). What is
-replaced or deleted still lies in its layer: that is the wasted space.
+A whiteout never deletes entries of its own layer (OCI image-spec, layer.md, "Whiteouts"). Replaced
+and deleted content is still in its layer: that is the wasted space.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 
 MAX_NODES = 1_000_000
-"""Files and directories of one image, some 400 bytes of memory each; large ones have 200,000."""
+"""Most files and directories of one image, some 400 bytes each; large ones have 200,000."""
 
 _MAX_DEPTH = 2048
-"""Directories above a file: a path has 4096 bytes."""
+"""Most directories above a file: a path has 4096 bytes."""
 
 
 class Facts(NamedTuple):
-    """What a file or directory is.
+    """The properties of a file or directory.
 
     Attributes:
         kind: as of `storage.filetree.layer.Entry`; a hard link is a file, with its target's facts.
@@ -47,8 +47,8 @@ class File(NamedTuple):
     """A path of a merged tree.
 
     Attributes:
-        path: without a slash at the begin.
-        layer: from 1, bottom first: the one that it comes from.
+        path: without a leading slash.
+        layer: that it comes from, counted from 1, bottom first.
         facts: see `Facts`.
     """
 
@@ -75,8 +75,8 @@ class Tree:
     """The merged tree of an image.
 
     Attributes:
-        wasted: path → bytes of its content that an upper layer replaced or deleted.
-        files: of each layer, how many entries it has.
+        wasted: by path, the bytes that an upper layer replaced or deleted.
+        files: the number of entries of each layer.
     """
 
     wasted: dict[str, int] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class Tree:
         self.files.append(count)
 
     def walk(self) -> Iterator[File]:
-        """Every path, in order; directories before what is in them."""
+        """Yield every path in order; directories before their content."""
         waiting = [("", self._root)]
         while waiting:
             path, node = waiting.pop()
@@ -146,7 +146,7 @@ class Tree:
         parent.children[name] = _Node(facts, layer, stored, children)
 
     def _directory(self, path: str, layer: int) -> _Node:
-        """The directory at a path, made where a layer does not list it."""
+        """Return the directory at a path; make it if no layer lists it."""
         node = self._root
         names = path.split("/") if path else []
         if len(names) > _MAX_DEPTH:
@@ -169,7 +169,7 @@ class Tree:
         return node
 
     def _delete(self, parent: _Node, name: str, path: str, layer: int) -> None:
-        """Delete what lower layers have at a name; what this layer put there stays."""
+        """Delete the entry of lower layers at a name; an entry of this layer stays."""
         assert parent.children is not None
         waiting = [(parent, name, path.strip("/"))]
         emptied: list[tuple[_Node, str]] = []
@@ -191,7 +191,7 @@ class Tree:
                 self._count -= 1
 
     def _forget(self, node: _Node, path: str) -> None:
-        """Count a node, and all below it, as wasted."""
+        """Count a node and everything below it as wasted."""
         waiting = [(node, path)]
         while waiting:
             one, where = waiting.pop()
@@ -208,7 +208,7 @@ class Tree:
 
 
 def merge(layers: Sequence[Content], progress: Progress = lambda size: None) -> Tree:
-    """The tree of an image.
+    """Return the tree of an image.
 
     Args:
         layers: bottom first.
@@ -242,7 +242,7 @@ class Change(NamedTuple):
 
 
 def compare(old: Tree, new: Tree) -> Iterator[Change]:
-    """What differs, by path. A time alone is no difference."""
+    """Yield the differences by path; another modification time alone is none."""
     olds, news = old.walk(), new.walk()
     left, right = next(olds, None), next(news, None)
     while left or right:

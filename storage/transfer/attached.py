@@ -1,4 +1,4 @@
-"""What refers to an image: signatures, SBOMs and attestations.
+"""The artifacts of an image: signatures, SBOMs and attestations.
 
 Tools keep them in three ways:
 
@@ -6,8 +6,8 @@ Tools keep them in three ways:
     tags sha256-HEX.sig    cosign before version 3; .att and .sbom likewise
     entries of an index    BuildKit's attestations, by an annotation of the entry
 
-The first two are looked for here, and again below what is found, for a signature may be signed.
-The third kind travels with its index as any other child.
+The first two are looked up here, also for the artifacts found, since a signature may be signed. The
+third kind is copied with its index like any other child.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Attached:
 
     Attributes:
         digest: its own.
-        subject: what it refers to.
-        tag: that it is found by; None for one of the referrers list.
+        subject: the manifest that it refers to.
+        tag: by which it was found; None if it was in the referrers list.
     """
 
     digest: Digest
@@ -46,28 +46,28 @@ class Attached:
 
 
 class Asked(Protocol):
-    """Where an image comes from, asked for what refers to it."""
+    """The source of an image, which is asked for its artifacts."""
 
     async def referrers(self, subject: Digest) -> Iterable[Digest]:
-        """The manifests whose subject is this one."""
+        """Return the manifests with this subject."""
 
     async def take(self, reference: str) -> tuple[Digest, Sequence[Digest]] | None:
-        """Take in a manifest and all that it names.
+        """Take a manifest with everything it names.
 
         Args:
             reference: a tag or a digest.
 
         Returns:
-            Its digest, and every manifest at and below it; None where it is not there.
+            Its digest, and every manifest at and below it; None if the source does not have it.
         """
 
 
 async def find_attached(manifests: Iterable[Digest], asked: Asked) -> list[Attached]:
-    """Find what refers to an image's manifests, and to what is found, each once.
+    """Find the artifacts of an image's manifests, and of those artifacts, each once.
 
     Args:
         manifests: every manifest of the image.
-        asked: takes in what is found.
+        asked: the source.
     """
     found: dict[Digest, Attached] = {}
     waiting = deque(manifests)
@@ -93,17 +93,17 @@ async def find_attached(manifests: Iterable[Digest], asked: Asked) -> list[Attac
 
 
 def flat_tag(subject: Digest) -> str:
-    """The tag for what refers to a manifest, to which cosign adds endings."""
+    """Return the tag for artifacts of a manifest, to which cosign adds endings."""
     return f"{subject.algorithm}-{subject.hex}"
 
 
 def is_attached_tag(tag: str) -> bool:
-    """Whether a tag is one by which what refers to a manifest is found."""
+    """Whether a tag is one for artifacts of a manifest."""
     return _ATTACHED_TAG.fullmatch(tag) is not None
 
 
 def attached_images(reader: Reader, repository: str, one: Image) -> list[tuple[Attached, Image]]:
-    """What refers to an image of a store or a bundle.
+    """Return the artifacts of an image of a store or a bundle.
 
     Raises:
         OSError: the repository cannot be read.
@@ -114,7 +114,7 @@ def attached_images(reader: Reader, repository: str, one: Image) -> list[tuple[A
 
 
 class _Local:
-    """See `Asked`; what is damaged is taken in, too, with its faults."""
+    """See `Asked`; damaged artifacts are taken too, with their faults."""
 
     def __init__(self, reader: Reader, repository: str) -> None:
         self._reader = reader
@@ -141,7 +141,7 @@ class _Local:
 
 
 def _completed(coroutine: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that never waits."""
+    """Return the result of a coroutine that never waits."""
     try:
         coroutine.send(None)
     except StopIteration as done:

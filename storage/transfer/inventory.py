@@ -1,4 +1,4 @@
-"""Inventories: the blobs that a target has, by repository, small enough to be carried back by hand.
+"""Inventories: the blobs that a target has, by repository, in a file small enough to carry.
 
     mayfly inventory 1
     check 1a2b-3c4d-5e6f-7081
@@ -6,8 +6,8 @@
     sha256:0123…
     sha256:4567…
 
-Each repository is followed by its blobs, all in order: the same content gives the same text. The
-check is over all that follows it: whoever reads it out and hears the same has the same list.
+Each repository is followed by its blobs, in order: the same content gives the same text. The check
+is a hash of everything below it, to be compared by voice.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ MAX_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What a target has.
+    """The content of a target.
 
     Attributes:
-        blobs: repository → the blobs that are whole there.
+        blobs: by repository, the blobs that are whole there.
     """
 
     blobs: Mapping[str, frozenset[Digest]]
@@ -59,7 +59,7 @@ class Inventory:
 
     @property
     def count(self) -> int:
-        """How many blobs, each counted in every repository that has it."""
+        """The number of blobs, each counted in every repository that has it."""
         return sum(map(len, self.blobs.values()))
 
     def _lines(self) -> list[str]:
@@ -70,7 +70,7 @@ class Inventory:
 
 
 def of(reader: RevisionReader) -> Inventory:
-    """The inventory of a store, of bundles or of a registry: the blobs of every manifest."""
+    """Return the inventory of a store, of bundles or of a registry: the blobs of all manifests."""
     blobs: dict[str, frozenset[Digest]] = {}
     for repository in repositories(reader):
         held: set[Digest] = set()
