@@ -1,15 +1,15 @@
-"""Text from outside, as it may reach a terminal or a log.
+"""Escaping of untrusted text for terminals and the log.
 
-Names, annotations, paths and agents are written by strangers. An escape sequence in one moves the
-cursor or retypes what was said, a line break forges a line, and a mark of text direction makes a
-path read as another. So nothing that is not printable is written as it is:
+Clients choose names, annotations, paths and agents. An escape sequence in one can move the cursor
+or overwrite earlier output, a line break forges a line, and a mark of text direction disguises a
+path. So characters that are not printable are escaped:
 
-- `line` makes one line of a text, for a message that holds what somebody else wrote; the log's
-  formatters and the message of a failed command pass through it;
-- `Terminal` stands before standard output and error and escapes whatever else comes by, be it of
-  print, of click or of a traceback; `install` puts it in place.
+- `line` makes one line of a text, for messages that contain untrusted text; the log's formatters
+  and the message of a failed command use it;
+- `Terminal` wraps standard output and error and escapes all other output, such as that of print,
+  click or a traceback; `install` puts it in place.
 
-JSON needs none of it: its own escapes are exact (`exact_json`).
+JSON escapes such characters itself (`exact_json`).
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 _KEPT = frozenset("\n\t")
-"""Line breaks and tabs, which stay as they are."""
+"""Line breaks and tabs, which are not escaped."""
 
 
 def line(text: object) -> str:
-    """Return a text as one line, characters that are not printable as ``\\x1b`` or ``\\u202e``.
+    """Return a text as one line, with unprintable characters as ``\\x1b`` or ``\\u202e``.
 
-    Not printable are control, format, surrogate, private and unassigned characters of Unicode, and
+    Unprintable are control, format, surrogate, private and unassigned characters of Unicode, and
     all separators but the blank.
     """
     return _escaped(str(text), frozenset())
 
 
 def exact_json(document: object, indent: int | None = None) -> str:
-    """A JSON text with every character that a terminal could obey escaped, and none changed."""
-    # All but this one is escaped by ensure_ascii.
+    """Return a JSON text in which every character that a terminal could interpret is escaped."""
+    # ensure_ascii escapes all others.
     return json.dumps(document, indent=indent, default=str).replace("\x7f", "\\u007f")
 
 
 class Terminal:
-    """A text stream that escapes characters that are not printable, but for line breaks and tabs.
+    """A text stream that escapes unprintable characters, except line breaks and tabs.
 
     Attributes:
         raw: the stream itself, for a progress bar or to clear the screen.
@@ -60,12 +60,12 @@ class Terminal:
 
 
 def install() -> None:
-    """Escape everything that this process prints from now on."""
+    """Escape all output of this process from now on."""
     sys.stdout, sys.stderr = Terminal(sys.stdout), Terminal(sys.stderr)
 
 
 def raw(stream: TextIO) -> TextIO:
-    """The stream beneath a `Terminal`, for control sequences of our own."""
+    """Return the stream beneath a `Terminal`, for control sequences of Mayfly itself."""
     return stream.raw if isinstance(stream, Terminal) else stream
 
 
@@ -79,7 +79,7 @@ def _escaped(text: str, kept: frozenset[str]) -> str:
 
 
 def escaped(document: Any) -> Any:
-    """A document as JSON has it, every text in it as one line."""
+    """Return a JSON document with every text in it as one line."""
     if isinstance(document, str):
         return line(document)
     if isinstance(document, Mapping):
@@ -90,7 +90,7 @@ def escaped(document: Any) -> Any:
 
 
 def join_names(names: Sequence[str], most: int, kind: str = "") -> str:
-    """The first names, and the number of the others: ``a, b and 3 more``.
+    """Return the first names, and the number of the others: ``a, b and 3 more``.
 
     Args:
         names: in order.
@@ -102,7 +102,7 @@ def join_names(names: Sequence[str], most: int, kind: str = "") -> str:
 
 
 def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
-    """Print one line, whatever is in it; to standard error if ``err``."""
+    """Print a text as one escaped line; to standard error if ``err``."""
     # A closed pipe is for the caller to answer, as of print.
     stream = sys.stderr if err else sys.stdout
     stream.write(line(text) + ("\n" if nl else ""))

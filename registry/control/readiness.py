@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mayfly.registry import log
 from mayfly.registry.access.security import Security
+from mayfly.registry.control.client import connect
 from mayfly.registry.errors import NotRunning
 from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.settings.readers import Address
@@ -128,8 +129,6 @@ def read_ready(state_dir: Path) -> Ready:
         NotRunning: no registry runs there, or it is not ready.
         ConfigError: the registry belongs to another user, or the file is invalid.
     """
-    from mayfly.registry.control.client import connect
-
     # A server that was killed leaves the file; only a running one answers.
     connect(state_dir).close()
     try:
@@ -141,6 +140,7 @@ def read_ready(state_dir: Path) -> Ready:
 
 
 def _own_address() -> str:
+    # Imported only for an address of all interfaces.
     from mayfly.registry.pki.addresses import local_addresses
 
     outside = [a for a in local_addresses() if not a.is_loopback]
