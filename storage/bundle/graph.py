@@ -22,8 +22,9 @@ from mayfly.storage.errors import StorageError
 from mayfly.storage.manifest import Descriptor
 from mayfly.storage.reference import Reference
 
-_MOST_LINKS = 1_500_000
-"""Most manifests and blobs of all repositories of a bundle; 10,000 images have a third."""
+_MOST_LINKS = 1_000_000
+"""Most manifests and blobs of all repositories of a bundle, some 110 bytes each; 10,000 images have
+half of that."""
 
 
 class BundleImage(NamedTuple):

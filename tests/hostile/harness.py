@@ -266,7 +266,7 @@ class Hostile:
 
 
 _MEASURED = """
-import resource, sys
+import sys
 from mayfly.__main__ import main
 sys.argv = ["mayfly", *sys.argv[1:]]
 code = 0
@@ -274,7 +274,10 @@ try:
     code = main()
 except SystemExit as end:
     code = end.code
-print("\\npeak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
+# Not ru_maxrss: that keeps, over exec, the peak of the process that began this one.
+with open("/proc/self/status") as status:
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+print("\\npeak", peak * 1024, file=sys.stderr)
 sys.exit(code)
 """
 
