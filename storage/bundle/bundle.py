@@ -9,6 +9,7 @@ from mayfly.storage.bundle.errors import BundleChanged, BundleInvalid, NotReady
 from mayfly.storage.bundle.graph import BundleImage, Gap, Graph
 from mayfly.storage.bundle.names import full_name
 from mayfly.storage.bundle.naming import name_images
+from mayfly.storage.bundle.notices import Notices
 from mayfly.storage.bundle.verified import BundleFault, Piece, Problem, Progress, Proofs
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import manifest_unknown, repository_unknown
@@ -20,9 +21,6 @@ from mayfly.storage.sized_cache import SizedCache
 
 Canonical = Callable[[str, str], str]
 """Maps an upstream host and repository to the name that it is served under."""
-
-_MOST_NOTICES = 100
-"""Notices that are passed on; the others are counted."""
 
 _MAX_DESCRIPTORS = 4 * 1024 * 1024
 """Bytes for the descriptors of referrers listed last."""
@@ -160,13 +158,12 @@ class Bundle:
         return piece
 
     def _read(self) -> None:
-        graph = Graph(self._archive)
-        self.images, notices = name_images(self._archive, graph, self._fallback)
+        notices = Notices()
+        notices.extend(self._archive.notices)
+        graph = Graph(self._archive, notices)
+        self.images = name_images(self._archive, graph, self._fallback, notices)
         self._by_upstream = graph.repositories(self.images)
         self._present = graph.present()
         self.left_out = graph.left_out
-        # There may be a hundred thousand of them.
-        found = [*self._archive.notices, *notices, *graph.notices]
-        more = len(found) - _MOST_NOTICES
-        self.notices = found[:_MOST_NOTICES] + ([f"and {more} more notices"] if more > 0 else [])
+        self.notices = notices.lines()
         self._gaps = tuple(graph.gaps)

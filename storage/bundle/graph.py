@@ -17,6 +17,7 @@ from mayfly.storage import manifest as manifests
 from mayfly.storage.bundle.archive import ArchiveReader
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 from mayfly.storage.bundle.files import read
+from mayfly.storage.bundle.notices import Notices
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
 from mayfly.storage.manifest import Descriptor
@@ -94,8 +95,11 @@ Ten thousand images of thirty layers have as many if none is shared."""
 class Graph:
     """The manifests of one bundle, each read once.
 
+    Args:
+        archive: of the bundle.
+        notices: given those about manifests.
+
     Attributes:
-        notices: facts that the operator should know.
         left_out: images that are listed and cannot be served, each a line of text; filled by
             `repositories`.
 
@@ -103,19 +107,19 @@ class Graph:
         BundleInvalid: a listed manifest is absent or corrupt.
     """
 
-    def __init__(self, archive: ArchiveReader) -> None:
+    def __init__(self, archive: ArchiveReader, notices: Notices) -> None:
         self._archive = archive
         self._nodes: dict[Digest, Node | None] = {}
         self._sizes: dict[Digest, int | None] = {}
         self._named: dict[Descriptor, Descriptor] = {}
         self._looked_at: set[Digest] = set()
         self._linked = 0
-        self.notices: list[str] = []
+        self._notices = notices
         self.gaps: list[Gap] = []
         self.left_out: list[str] = []
         self._reasons: dict[Digest, str] = {}
         if not archive.listed:
-            self.notices.append("it lists no image: there is nothing in it to serve or import")
+            self._notices.add("it lists no image: there is nothing in it to serve or import")
         for listed in archive.listed:
             if listed.digest is not None and archive.find(listed.digest) is None:
                 raise BundleInvalid(
@@ -197,7 +201,7 @@ class Graph:
         except StorageError as error:
             self._refuse(digest, error.message)
             return None
-        self.notices += [f"manifest {digest}: {fault}" for fault in parsed.faults]
+        self._notices.extend(f"manifest {digest}: {fault}" for fault in parsed.faults)
         return Node(
             blobs=self._shared(parsed.blobs),
             children=self._shared(parsed.manifests),
@@ -207,7 +211,7 @@ class Graph:
 
     def _refuse(self, digest: Digest, reason: str) -> None:
         self._reasons[digest] = reason
-        self.notices.append(f"manifest {digest} cannot be served: {reason}")
+        self._notices.add(f"manifest {digest} cannot be served: {reason}")
 
     def _shared(self, descriptors: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
         """Return equal descriptors, each kept in memory once: thousands of images share their base.

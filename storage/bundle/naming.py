@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from mayfly.storage.bundle.archive import ArchiveReader, Listed
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.graph import BundleImage, Graph
+from mayfly.storage.bundle.notices import Notices
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
 from mayfly.storage.reference import LATEST, LOCAL, Reference, is_tag, parse_reference
@@ -16,18 +17,20 @@ _MOST_NAMES = 100_000
 
 
 def name_images(
-    archive: ArchiveReader, graph: Graph, fallback: str
-) -> tuple[list[BundleImage], list[str]]:
-    """Return the images that a bundle lists, with names, and notices for the operator.
+    archive: ArchiveReader, graph: Graph, fallback: str, notices: Notices
+) -> list[BundleImage]:
+    """Return the images that a bundle lists, with names.
 
     An image without a full name gets the repository ``fallback``, of no registry; an artifact that
     refers to another image belongs to that image's repository and gets no name.
+
+    Args:
+        notices: given those about names.
 
     Raises:
         BundleInvalid: there are too many names.
     """
     images: list[BundleImage] = []
-    notices: list[str] = []
     loose: list[Listed] = []
     by_config: dict[Digest | None, tuple[str, ...]] = {}
     # Each entry once: an index may have the same one a hundred thousand times.
@@ -47,7 +50,7 @@ def name_images(
         elif not found:
             loose.append(listed)
     images += [_without_name(one, fallback, len(loose) == 1, notices) for one in loose]
-    return images, notices
+    return images
 
 
 def _refers(listed: Listed, graph: Graph) -> bool:
@@ -66,12 +69,12 @@ def _names_by_config(archive: ArchiveReader, graph: Graph, digest: Digest | None
             yield from archive.names_by_config.get(one.config, ())
 
 
-def _references(texts: tuple[str, ...], notices: list[str]) -> Iterator[Reference]:
+def _references(texts: tuple[str, ...], notices: Notices) -> Iterator[Reference]:
     for text in texts:
         try:
             reference = parse_reference(text)
         except StorageError as error:
-            notices.append(f"image name {text[:300]!r} is passed over: {error.message}")
+            notices.add(f"image name {text[:300]!r} is passed over: {error.message}")
             continue
         if reference.tag is None and reference.digest is None:
             # docker's rule for a name alone.
@@ -79,10 +82,10 @@ def _references(texts: tuple[str, ...], notices: list[str]) -> Iterator[Referenc
         yield reference
 
 
-def _without_name(listed: Listed, fallback: str, alone: bool, notices: list[str]) -> BundleImage:
+def _without_name(listed: Listed, fallback: str, alone: bool, notices: Notices) -> BundleImage:
     tag = listed.tag if listed.tag and is_tag(listed.tag) else LATEST if alone else None
     called = f"{fallback}:{tag}" if tag else f"{fallback}@{listed.digest}"
-    notices.append(f"an image has no full name in the bundle: it can be pulled as {called}")
+    notices.add(f"an image has no full name in the bundle: it can be pulled as {called}")
     return BundleImage(
         Reference(LOCAL, fallback, tag, None if tag else listed.digest), listed.digest
     )
