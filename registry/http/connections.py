@@ -90,7 +90,7 @@ class Connections:
             self._watching = asyncio.create_task(self._watchdog.run())
 
     async def close(self, seconds: float) -> None:
-        """Close all connections; requests that are being handled have so many seconds to end."""
+        """Close all connections; requests being handled have ``seconds`` to end."""
         self._server.pre_shutdown()
         # aiohttp takes 0 for no limit.
         await self._server.shutdown(max(seconds, _MIN_SHUTDOWN_SECONDS))

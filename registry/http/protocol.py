@@ -243,8 +243,6 @@ class HTTPProtocol(RequestHandler, asyncio.BufferedProtocol):
         self, request: BaseRequest, resp: StreamResponse, start_time: float | None
     ) -> tuple[StreamResponse, bool]:
         """Linger after a response to a request whose body was not read to its end."""
-        if resp is _ABORTED:
-            return resp, True
         found = await super().finish_response(request, resp, start_time)
         assert isinstance(request, HTTPRequest)
         if request.body is not None and not request.body.complete and self.transport is not None:
@@ -282,9 +280,6 @@ class HTTPProtocol(RequestHandler, asyncio.BufferedProtocol):
 
 _head_buffer = shared_buffer[:_HEAD_BUFFER]
 
-_ABORTED = StreamResponse()
-"""The result of a handler whose connection was lost or aborted: nothing more is sent."""
-
 
 def _never_a_head(data: bytearray, at: int) -> FramingInvalid | None:
     """The error if the bytes so far cannot be the beginning of a head; else None."""
@@ -307,19 +302,18 @@ class HTTPServer(Server):
     """aiohttp's low-level server: no router, no middleware, nothing decompressed.
 
     Args:
-        app: handles a request; raises ConnectionError if the connection was lost or aborted.
+        app: handles an `HTTPRequest`.
         origins: how clients reach the server.
         refuse: makes the response to a request that is not valid HTTP.
     """
 
     def __init__(
         self,
-        app: Callable[[HTTPRequest], Awaitable[StreamResponse]],
+        app: Callable[[Any], Awaitable[StreamResponse]],
         origins: Origins = DIRECT,
         refuse: Refuse = _refuse_in_plain_text,
     ) -> None:
-        super().__init__(self._handle, request_factory=self._make_request)
-        self._app = app
+        super().__init__(app, request_factory=self._make_request)
         self._origins = origins
         self._options: dict[str, Any] = {
             "access_log": None,
@@ -340,15 +334,6 @@ class HTTPServer(Server):
     def open_connections(self) -> list[HTTPProtocol]:
         """All connections, some of them about to end."""
         return [one for one in self.connections if isinstance(one, HTTPProtocol)]
-
-    async def _handle(self, request: BaseRequest) -> StreamResponse:
-        assert isinstance(request, HTTPRequest)
-        try:
-            return await self._app(request)
-        except ConnectionError:
-            # aiohttp would keep the exception in a task that its traceback leads to: a cycle that
-            # keeps every local variable on the way alive, buffers and the transport among them.
-            return _ABORTED
 
     def __call__(self) -> HTTPProtocol:
         return HTTPProtocol(self, loop=self._loop, **self._options)

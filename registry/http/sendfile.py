@@ -1,7 +1,7 @@
 """Sends part of a file to a plain socket, by sendfile(2).
 
 The event loop's own sendfile registers with the selector anew for each piece; here it does so once
-for a file. And one call of sendfile(2) goes on for as long as the client takes data, even a whole
+for a file. And one call of sendfile(2) lasts for as long as the client takes data, even a whole
 file from a slow disk; here a call gets as many bytes as can be sent in one turn of the event loop,
 judging by how long the last call took.
 """
