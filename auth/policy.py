@@ -19,7 +19,7 @@ same rule. An access token grants its scopes and nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -53,8 +53,7 @@ class Subject(NamedTuple):
 ANYONE = Subject(SubjectKind.ANONYMOUS)
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """A role for a subject over some repositories."""
 
     subject: Subject

@@ -13,8 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mayfly.storage.errors import ManifestInvalid
 
@@ -33,8 +32,7 @@ _LONGEST_INT64 = len(str(-(2**63)))
 Object = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Lenient:
+class Lenient(NamedTuple):
     """An object as far as it could be read.
 
     Attributes:

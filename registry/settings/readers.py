@@ -6,7 +6,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
 
@@ -57,8 +57,7 @@ def read_network(text: str) -> Network:
         raise ValueError("expected an address or a network, as in 10.1.0.0/16") from None
 
 
-@dataclass(frozen=True, slots=True)
-class ExternalURL:
+class ExternalURL(NamedTuple):
     """How clients reach a registry.
 
     Attributes:
