@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         if not any(item.iter_markers("independent")) and not any(item.iter_markers("xdist_group")):
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(TOP).as_posix()))
+            item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))
     if os.environ.get("PYTEST_XDIST_WORKER"):
         places = _places(dict.fromkeys(item.path for item in items))
         items.sort(key=lambda item: places[item.path])

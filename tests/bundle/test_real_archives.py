@@ -178,7 +178,13 @@ def test_crane_pull(
     need("crane")
     crane = Client("crane", place)
     reference = f"{mayfly.host}/bundle/crane-{form}:1"
-    skopeo("copy", "--dest-tls-verify=false", f"oci:{layout}:one", f"docker://{reference}")
+    skopeo(
+        "copy",
+        "--preserve-digests",
+        "--dest-tls-verify=false",
+        f"oci:{layout}:one",
+        f"docker://{reference}",
+    )
     path = place / f"crane-{form}"
     crane("pull", f"--format={form}", "--annotate-ref", reference, path)
     bundles = open_all(path)

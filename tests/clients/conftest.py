@@ -164,7 +164,11 @@ def cri(workspace: Path, home: Path) -> Iterator[Cri]:
 
 @pytest.fixture(scope="session")
 def skopeo(home: Path) -> Client:
-    """skopeo, with no signature policy."""
+    """skopeo, with no signature policy.
+
+    Tests push by it with ``--preserve-digests``: without, it may put another compression of a layer
+    in the layer's place, which its cache, one for the machine, knows of a registry at this port.
+    """
     return Client("skopeo", home, "--insecure-policy")
 
 

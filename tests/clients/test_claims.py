@@ -31,7 +31,13 @@ def registries(
     options = ("--until-pulled", str(listed), "--nodes", "2")
     first = start_mayfly(*options, state_dir=scratch / "first")
     target = f"docker://{first.host}/claims/app:1"
-    skopeo("copy", "--dest-tls-verify=false", f"oci:{images.layout}:small", target)
+    skopeo(
+        "copy",
+        "--preserve-digests",
+        "--dest-tls-verify=false",
+        f"oci:{images.layout}:small",
+        target,
+    )
 
     def second() -> Mayfly:
         first.popen.terminate()

@@ -44,7 +44,14 @@ def reference(
     """An image or index of the layout in the registry, named by the test's parameter."""
     target = f"{mayfly.host}/{repository}:{request.param}"
     source = f"oci:{images.layout}:{request.param}"
-    skopeo("copy", "--all", "--dest-tls-verify=false", source, f"docker://{target}")
+    skopeo(
+        "copy",
+        "--all",
+        "--preserve-digests",
+        "--dest-tls-verify=false",
+        source,
+        f"docker://{target}",
+    )
     return target
 
 

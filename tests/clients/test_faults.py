@@ -241,7 +241,13 @@ def until_done(
 def test_pull(program: Puller, skopeo: Client, medium: Medium, server: Mayfly) -> None:
     """What a client says it has pulled is what was pushed."""
     target = f"docker://{server.host}/faults:1"
-    skopeo("copy", "--dest-tls-verify=false", f"oci:{medium.layout}:medium", target)
+    skopeo(
+        "copy",
+        "--preserve-digests",
+        "--dest-tls-verify=false",
+        f"oci:{medium.layout}:medium",
+        target,
+    )
     for _ in range(SEEDS):
         seed = random.randrange(2**32)
         with FaultyProxy(server.host, seed, FAULTS, LARGEST) as proxy:

@@ -61,7 +61,13 @@ def test_killed_during_a_pull(
     """docker's pull ends with the image that was pushed, and goes on where it was."""
     server = start_mayfly()
     target = f"docker://{server.host}/killed:1"
-    skopeo("copy", "--dest-tls-verify=false", f"oci:{medium.layout}:medium", target)
+    skopeo(
+        "copy",
+        "--preserve-digests",
+        "--dest-tls-verify=false",
+        f"oci:{medium.layout}:medium",
+        target,
+    )
     log = scratch / "pull.log"
     with SlowProxy(server.host, SLOW) as proxy:
         pull = ("pull", f"{proxy.host}/killed:1")

@@ -105,7 +105,11 @@ def push(
     client: Client = request.getfixturevalue(name)
     return {
         "skopeo": lambda reference: client(
-            "copy", "--dest-tls-verify=false", f"oci:{layout}:1", f"docker://{reference}"
+            "copy",
+            "--preserve-digests",
+            "--dest-tls-verify=false",
+            f"oci:{layout}:1",
+            f"docker://{reference}",
         ),
         "crane": lambda reference: client("push", "--insecure", layout, reference),
         "oras": lambda reference: client(

@@ -29,7 +29,13 @@ def reference(
 ) -> str:
     """An image in the server, by its name behind the proxy."""
     target = f"docker://{mayfly.host}/{repository}:debian"
-    skopeo("copy", "--dest-tls-verify=false", f"oci:{images.layout}:debian", target)
+    skopeo(
+        "copy",
+        "--preserve-digests",
+        "--dest-tls-verify=false",
+        f"oci:{images.layout}:debian",
+        target,
+    )
     return f"{proxy.host}/{repository}:debian"
 
 

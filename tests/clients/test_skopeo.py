@@ -20,7 +20,9 @@ def pushed(
 ) -> str:
     """Copy an image of the layout into the registry; the reference skopeo knows it by."""
     reference = f"docker://{mayfly.host}/{repository}:{name}"
-    skopeo("copy", *options, IN, f"oci:{images.layout}:{name}", reference)
+    converted = any(option.startswith("--format") for option in options)
+    exact = [] if converted else ["--preserve-digests"]
+    skopeo("copy", *exact, *options, IN, f"oci:{images.layout}:{name}", reference)
     return reference
 
 

@@ -131,7 +131,13 @@ def test_deadline_names_the_node_that_never_came(
         *("--max-lifetime", "12s"),
     )
     target = f"{server.host}/upgrade/app:1"
-    skopeo("copy", "--dest-tls-verify=false", f"oci:{images.layout}:small", f"docker://{target}")
+    skopeo(
+        "copy",
+        "--preserve-digests",
+        "--dest-tls-verify=false",
+        f"oci:{images.layout}:small",
+        f"docker://{target}",
+    )
     docker("pull", "--quiet", target)
     assert server.popen.wait(30) == 3, server.describe()
     report = json.loads((server.state_dir / "report.json").read_text())
@@ -149,7 +155,7 @@ def pull(
 
     def begin(server: Mayfly, line: SlowProxy) -> Process:
         source, target = f"oci:{images.layout}:debian", f"docker://{server.host}/drain/debian:1"
-        skopeo("copy", "--dest-tls-verify=false", source, target)
+        skopeo("copy", "--preserve-digests", "--dest-tls-verify=false", source, target)
         argv = [docker.program or "", *docker.options, "pull", f"{line.host}/drain/debian:1"]
         process = Process(argv, scratch / "pull.log", env=docker.env)
         process.wait_for(lambda: True if line.passed > 4 * 2**20 else None, deadline=60)

@@ -58,7 +58,13 @@ def test_daemonless(small: Mayfly, home: Path, tmp_path: Path, name: str) -> Non
         target = f"{small.host}/app:{tag}"
         if name == "crane":
             return ["push", "--insecure", str(source), target]
-        return ["copy", "--dest-tls-verify=false", f"oci:{source}", f"docker://{target}"]
+        return [
+            "copy",
+            "--preserve-digests",
+            "--dest-tls-verify=false",
+            f"oci:{source}",
+            f"docker://{target}",
+        ]
 
     said = client.fails(*push(big, "big"))
     assert REASON in said and "denied" in said.lower()
