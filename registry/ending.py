@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class EndKind(StrEnum):
-    """What ended the server, as the report names it."""
+    """The reason why the server ended, as the report names it."""
 
     IDLE = "idle"
     UNUSED = "unused"

@@ -237,7 +237,7 @@ def sync(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a file has besides its bytes.
+    """Mode and owner of a file.
 
     Attributes:
         mode: the permission bits.

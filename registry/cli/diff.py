@@ -86,7 +86,7 @@ def _images(reader: Reader, only: tuple[str, ...]) -> dict[str, Image]:
 
 
 def _row(name: str, old: Image | None, new: Image | None, known: set[Digest]) -> dict[str, object]:
-    """What differs in one image, as data."""
+    """Differences of one image, as data."""
     blobs = new.blobs if new else {}
     return {
         "change": "changed" if old and new else "added" if new else "removed",

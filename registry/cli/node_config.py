@@ -199,7 +199,7 @@ def _target(
     hours: float,
     state_dir: Path,
 ) -> Target:
-    """What the options mean; a running Mayfly says the rest.
+    """Read the options; a running Mayfly supplies the rest.
 
     Raises:
         ConfigError: none runs, or the CA's file cannot be read.
@@ -298,7 +298,7 @@ def _print_json(
 
 
 def _print_hints(activate: Sequence[str], notes: Sequence[str]) -> None:
-    """What is left to the operator, on standard error."""
+    """Print the steps left to the operator, on standard error."""
     for line in activate:
         echo(f"now run: {line}", err=True)
     for line in notes:

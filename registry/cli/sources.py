@@ -89,7 +89,7 @@ def opened(text: str) -> Iterator[Source]:
 
 
 class Looked(NamedTuple):
-    """What a command looks at.
+    """The content that a command examines.
 
     Attributes:
         reader: its content.

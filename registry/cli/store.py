@@ -90,7 +90,7 @@ def _print_images(
 
 
 def _attached(reader: Reader, image: Image) -> list[tuple[Attached, Image]]:
-    """What refers to an image; none where its repository cannot be read."""
+    """Return the referrers of an image; none where its repository cannot be read."""
     from mayfly.storage.transfer.attached import attached_images
 
     repository, at, _ = image.name.partition("@")

@@ -289,7 +289,7 @@ def have_any(haves: Sequence[str], stack: contextlib.ExitStack) -> Have:
 
 
 def _target(text: str, stack: contextlib.ExitStack) -> Have:
-    """What a ``--have`` says the target has."""
+    """Read the content that a ``--have`` says the target has."""
     from mayfly.registry.cli.sources import opened
     from mayfly.storage.transfer import inventory
     from mayfly.storage.transfer.exporting import read_digests

@@ -1,4 +1,4 @@
-"""What a node needs to trust a registry and to pull through it, for each container runtime.
+"""The files with which a node trusts a registry and pulls through it, per container runtime.
 
 `target` says which registry; `docker`, `containerd` and `podman` each turn it into files, purely;
 `runtimes` picks among them; `journal` puts a plan in place and takes it back; `commands` prints it

@@ -57,7 +57,7 @@ def plan(target: Target, node: NodeView) -> Plan:
 
 
 def _additions(target: Target) -> dict[str, str]:
-    """What has to be in daemon.json's lists, by key."""
+    """Return the entries for daemon.json's lists, by key."""
     wanted = {}
     if DOCKER_HUB in target.mirrors:
         wanted["registry-mirrors"] = target.url

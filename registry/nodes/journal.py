@@ -114,7 +114,7 @@ class NodeConfig:
         self._vault = Vault(self._directory)
 
     def plan(self, target: Target) -> Plan:
-        """What `apply` would put in place.
+        """Return the files that `apply` would put in place.
 
         Raises:
             TrustError: a file there cannot be understood.

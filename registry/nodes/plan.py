@@ -1,4 +1,4 @@
-"""What is to be written on a node, as a value."""
+"""The files to write on a node, as a value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class NodeView(Protocol):
-    """What a node had before Mayfly came. Paths are absolute, as the node sees them."""
+    """The state of a node before Mayfly changed it. Paths are absolute, as the node sees them."""
 
     def read(self, path: str) -> bytes | None:
         """A file's content; None when there is none."""

@@ -1,4 +1,4 @@
-"""What was there before: one file system entry, kept so that it can be put back exactly.
+"""One file system entry as it was before, kept so that it can be put back exactly.
 
 Kept are the kind (absent, file, symlink), the bytes, mode, owner, modification time and extended
 attributes. Hard links to a file are not: the file put back is a new one.
@@ -108,7 +108,7 @@ class Vault:
 
 
 def look(path: Path) -> Saved:
-    """What is at ``path`` now; a file's bytes are looked at, not kept.
+    """Describe the entry at ``path``; a file's bytes are hashed, not kept.
 
     Raises:
         TrustError: it is neither a file nor a symlink nor absent.

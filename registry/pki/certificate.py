@@ -43,7 +43,7 @@ _PEM_CERTIFICATE = re.compile(
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a server certificate says.
+    """The contents of a server certificate.
 
     ``names`` are its subjectAltNames, canonical; times are UTC.
     """
@@ -123,7 +123,7 @@ def load_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
 
 
 def read_pair(certificate: Path, key: Path, authority: Path | None = None) -> Certificate:
-    """What the server certificate says, once it and its key proved good in a handshake.
+    """Read a server certificate after it and its key proved good in a handshake.
 
     Given an ``authority`` file, the chain must lead there; without one it is trusted as it is.
     Times are not judged: see `Certificate.check_time`.
@@ -162,7 +162,7 @@ def load_authority(context: ssl.SSLContext, path: Path) -> None:
 
 
 def read_authority(path: Path) -> Certificate:
-    """What the one CA certificate in a file says.
+    """Read the one CA certificate in a file.
 
     Raises:
         TrustError: the file is missing, unreadable or holds no CA certificate.

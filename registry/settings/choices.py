@@ -8,14 +8,14 @@ from typing import TypeVar
 
 
 class OnCorrupt(StrEnum):
-    """What to do when content of a bundle is found corrupt."""
+    """The reaction to corrupt content of a bundle."""
 
     REPORT = "report"
     STOP = "stop"
 
 
 class Anonymous(StrEnum):
-    """What callers without credentials may do."""
+    """The rights of callers without credentials."""
 
     PULL = "pull"
     NONE = "none"

@@ -155,7 +155,7 @@ STORAGE, NETWORK, ACCESS, LIFETIME, UPKEEP, LIMITS, OUTPUT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What `serve` and `run` work with. Times are in seconds; None is never."""
+    """The settings of `serve` and `run`. Times are in seconds; None is never."""
 
     root: Path = setting(
         read_path,

@@ -37,7 +37,7 @@ _TOKEN_USER = "<token>"
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What to show a registry: a user name with a password, or an identity (refresh) token."""
+    """Credentials for a registry: a user name with a password, or an identity (refresh) token."""
 
     username: str = ""
     password: str = ""

@@ -82,7 +82,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class ImageList:
-    """What one or more lists ask for.
+    """The images that one or more lists ask for.
 
     Attributes:
         format: the format that was recognised, for messages.

@@ -139,7 +139,7 @@ class RegistryReader:
         return iter(sorted(seen))
 
     def _fallback(self, repository: str, subject: Digest) -> list[Digest]:
-        """What the index under the fallback tag lists (OCI distribution-spec, "Referrers Tag")."""
+        """Return the index under the fallback tag (OCI distribution-spec, "Referrers Tag")."""
         try:
             found = self.manifest(repository, self.tag(repository, flat_tag(subject)))
         except ManifestUnknown:

@@ -44,7 +44,7 @@ class Source(Protocol):
         """The tags of a repository; none for an unknown one."""
 
     async def referrers(self, host: str, repository: str, digest: Digest) -> list[Digest] | None:
-        """What refers to a manifest; None where the source cannot tell."""
+        """Return the referrers of a manifest; None where the source cannot tell."""
 
     async def has_blob(self, host: str, repository: str, digest: Digest) -> bool:
         """Whether the source has a blob in a repository."""

@@ -1,4 +1,4 @@
-"""What a kind of archive answers; everything else is the same for each kind of bundle."""
+"""The interface of a kind of archive; everything else is the same for each kind of bundle."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Node:
 
 @dataclass(slots=True)
 class Repository:
-    """What a bundle holds of one repository.
+    """The content of one repository in a bundle.
 
     Attributes:
         tags: tag → manifest; None while the manifest is not known yet.

@@ -419,7 +419,7 @@ def _padded(size: int) -> int:
 
 
 def _only(before: str | None, now: str | None, position: int) -> str | None:
-    """What extension headers say, which must not contradict each other."""
+    """Merge the fields of extension headers, which must not contradict each other."""
     if before is not None and now != before:
         raise BundleInvalid(
             f"the extension headers before byte {position} give one member two names: {_REMEDY}"

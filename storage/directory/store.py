@@ -49,7 +49,7 @@ _LOCK_STRIPES = 64
 
 
 class Parts(NamedTuple):
-    """What a store is made of, for the rooms that maintain it.
+    """The parts of a store, for the rooms that maintain it.
 
     Attributes:
         layout: where things lie.
@@ -281,7 +281,7 @@ class DistributionStore(DirectoryReader):
         self._publisher.remove_tree(directory)
 
     def _confirm_references(self, repository: str, manifest: Manifest) -> None:
-        """Make the content of a manifest durable that the repository holds, whoever pushed it.
+        """Make durable the content of a manifest that the repository holds, from any pusher.
 
         Content that only other repositories hold is not read: the time would reveal it.
         """

@@ -75,7 +75,7 @@ def _check_blob(
     checked: dict[Digest, tuple[Fault, str] | int],
     progress: Progress,
 ) -> tuple[Fault, str] | None:
-    """What is wrong with a blob, and why; None if nothing is."""
+    """Check a blob: the fault and its reason, or None."""
     try:
         content = reader.blob(repository, blob.digest)
     except ContentCorrupt as error:

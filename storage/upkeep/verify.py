@@ -8,7 +8,7 @@ that a server on the same root answers 404 for it and clients push it again.
 A manifest that an index names and of which the repository has no trace was left out when the image
 was copied, as other platforms often are. That is no fault, unless no part of the index is here.
 
-A manifest may name any digest, whoever pushed it or made its bundle. So a link is written again
+A manifest may name any digest. So a link is written again
 only if something is left of it, which shows that the repository had the content; otherwise the
 content has to come from a source that has it in that repository.
 """

@@ -1,0 +1,74 @@
+"""The prose of the code and the documentation, as far as a pattern can judge it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.process import REPO
+
+FIRST_LINES = re.compile(r"(What|Who|Whoever|Whatever|That which|Whether or not|How often whom)\b")
+"""How no docstring begins: it says what a thing does or is, with a noun or a verb."""
+
+RIDDLES = re.compile(
+    r"\b([Ww]hoever|[Tt]hat which|what (comes|became) of|goes again|no longer line|"
+    r"nobody can tell|has to say of itself)\b"
+)
+"""Words that stand in for a noun which can be named."""
+
+
+def _pages() -> Iterator[tuple[str, str]]:
+    """Every page for people, by its path; records of decisions keep the words of their day."""
+    pages = [*REPO.glob("*.md"), *(REPO / "docs").glob("*.md"), *REPO.glob("*/README.md")]
+    for path in sorted(
+        {*pages, *(REPO / "examples").rglob("*.md"), *(REPO / "changes").glob("*.md")}
+    ):
+        yield path.relative_to(REPO).as_posix(), " ".join(path.read_text().split())
+
+
+def _docstrings() -> Iterator[tuple[str, str]]:
+    """Every docstring, of attributes and constants, too, by its place."""
+    for path in sorted(p for room in ("registry", "storage", "auth") for p in _modules(room)):
+        name = path.relative_to(REPO).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                text = node.value.value
+                if isinstance(text, str):
+                    yield f"{name}:{node.lineno}", " ".join(text.split())
+
+
+def _modules(room: str) -> list[Path]:
+    return [*(REPO / room).rglob("*.py")]
+
+
+def test_docstrings_begin_with_what_a_thing_does() -> None:
+    """None is a riddle whose answer is the thing's name."""
+    found = [f"{where}: {text[:80]}" for where, text in _docstrings() if FIRST_LINES.match(text)]
+    assert found == []
+
+
+def test_prose_names_its_nouns() -> None:
+    """Neither pages nor docstrings use words that have to be read twice."""
+    found = []
+    for where, text in (*_pages(), *_docstrings()):
+        found += [
+            f"{where}: …{text[max(0, m.start() - 30) : m.end() + 30]}…"
+            for m in RIDDLES.finditer(text)
+        ]
+    assert found == []
+
+
+@pytest.mark.parametrize("text", ["What it is.", "Who may do it: the guard.", "Whoever asks."])
+def test_riddles_are_seen(text: str) -> None:
+    """The pattern for first lines finds what it is for."""
+    assert FIRST_LINES.match(text)
+
+
+def test_texts_are_read() -> None:
+    """There are pages and docstrings to look at."""
+    assert len(list(_pages())) > 20
+    assert len(list(_docstrings())) > 1000
