@@ -45,7 +45,8 @@ NONE = Runtime("", re.compile(""))
 
 RUNTIMES = (
     Runtime("containerd", re.compile(r"containerd/v?\d"), head=True, config=True),
-    Runtime("docker", re.compile(r"docker/\d"), head=True, get=True, config=True),
+    # A version, or what a build without one says: docker/library-import go/go1.26.8 …
+    Runtime("docker", re.compile(r"docker/(?:\d|\S+ go/)"), head=True, get=True, config=True),
     # podman's; skopeo, buildah and CRI-O use the same library with names of their own.
     Runtime("podman", re.compile(r"containers/\d"), config=True),
 )

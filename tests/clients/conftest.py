@@ -162,6 +162,18 @@ def cri(workspace: Path, home: Path) -> Iterator[Cri]:
     daemon.stop()
 
 
+@pytest.fixture(scope="session", params=["", *versions("containerd")], ids=version_id)
+def each_cri(request: pytest.FixtureRequest, workspace: Path, home: Path) -> Iterator[Cri]:
+    """A containerd as kubelet uses it: the machine's, and each that the manifest has."""
+    if not request.param:
+        yield request.getfixturevalue("cri")
+        return
+    need_root()
+    daemon = Cri(workspace / f"cri-{request.param}", home, request.param)
+    yield daemon
+    daemon.stop()
+
+
 @pytest.fixture(scope="session")
 def skopeo(home: Path) -> Client:
     """skopeo, with no signature policy.

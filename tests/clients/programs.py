@@ -153,26 +153,32 @@ class Containerd(Process):
 class Cri(Process):
     """A containerd with Kubernetes' interface, by which crictl pulls as kubelet does.
 
+    Args:
+        version: as `tests.programs` has it; "" is the machine's own.
+
     Attributes:
         hosts: the directory of its hosts.toml files.
         ctr: for what is in its store.
     """
 
-    def __init__(self, directory: Path, home: Path) -> None:
-        need("containerd", "crictl", "ctr", "runc")
+    def __init__(self, directory: Path, home: Path, version: str = "") -> None:
+        own = _directory("containerd", version)
+        need("containerd", "ctr", directory=own)
+        need("crictl", "runc")
         self.hosts = directory / "certs.d"
         self.hosts.mkdir(parents=True)
         socket = f"{directory}/containerd.sock"
         config = directory / "config.toml"
         config.write_text(cri_config(directory, socket, self.hosts))
+        first = [own] if own else []
         super().__init__(
-            [find_program("containerd") or "", "--config", config],
+            [find_program("containerd", *first) or "", "--config", config],
             directory / "output.log",
-            env=with_sbin(),
+            env=with_sbin(*first),
         )
         endpoints = [f"--{kind}-endpoint=unix://{socket}" for kind in ("runtime", "image")]
         self.crictl = Client("crictl", home, *endpoints, "--timeout=150s")
-        self.ctr = Client("ctr", home, "--address", socket, "--namespace", "k8s.io")
+        self.ctr = Client("ctr", home, "--address", socket, "--namespace", "k8s.io", directory=own)
         wait_for_answer(self, self.crictl, "images")
 
     def trust(self, host: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from mayfly.registry.control.client import ask
 from mayfly.registry.coverage.states import State
 from tests.clients.images import Images
-from tests.clients.programs import Client, Containerd, Cri
+from tests.clients.programs import Client, Containerd, Cri, Dockerd
 from tests.support.process import Mayfly
 
 NODE = "127.0.0.1"
@@ -74,27 +74,28 @@ def check(pull: Pull, registries: Registries) -> None:
 
 
 @pytest.fixture
-def clean_docker(docker: Client) -> Iterator[Client]:
+def clean_docker(each_dockerd: Dockerd) -> Iterator[Client]:
     """docker, and nothing of these tests in it afterwards: others count on having to fetch it."""
+    docker = each_dockerd.docker
     yield docker
     for found in set(docker("images", "--quiet", "--filter", "reference=*/claims/*").split()):
         docker("image", "rm", "--force", found)
 
 
 @pytest.fixture
-def clean_containerd(containerd: Containerd) -> Iterator[Containerd]:
+def clean_containerd(each_containerd: Containerd) -> Iterator[Containerd]:
     """The same for containerd."""
-    yield containerd
-    for name in containerd.ctr("images", "ls", "--quiet").split():
-        containerd.ctr("images", "rm", "--sync", name)
+    yield each_containerd
+    for name in each_containerd.ctr("images", "ls", "--quiet").split():
+        each_containerd.ctr("images", "rm", "--sync", name)
 
 
 @pytest.fixture
-def clean_cri(cri: Cri) -> Iterator[Cri]:
+def clean_cri(each_cri: Cri) -> Iterator[Cri]:
     """The same for containerd as kubelet uses it."""
-    yield cri
-    for name in cri.ctr("images", "ls", "--quiet").split():
-        cri.ctr("images", "rm", "--sync", name)
+    yield each_cri
+    for name in each_cri.ctr("images", "ls", "--quiet").split():
+        each_cri.ctr("images", "rm", "--sync", name)
 
 
 def test_containerd(clean_containerd: Containerd, registries: Registries) -> None:

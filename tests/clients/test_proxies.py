@@ -23,7 +23,7 @@ import pytest
 
 from mayfly.registry.pki.authority import ensure
 from tests.clients.images import Images
-from tests.clients.programs import Client, Containerd, Cri
+from tests.clients.programs import Client, Cri
 from tests.support.client import basic
 from tests.support.commands import run_mayfly
 from tests.support.process import REPO, Mayfly, Process, find_program, need
@@ -216,14 +216,14 @@ def test_podman_at_the_root(
 
 
 @pytest.mark.parametrize("path", ["", "/hub"])
-def test_containerd(
-    front: Callable[..., Front], containerd: Containerd, cri: Cri, archive: Path, path: str
-) -> None:
+def test_containerd(front: Callable[..., Front], each_cri: Cri, archive: Path, path: str) -> None:
     """ctr pushes and pulls, and crictl pulls as kubelet does, as `node-config show` sets them up.
 
-    Image names have the host alone, whatever path the registry is served below.
+    With the machine's containerd and those of `.ci/programs.toml`. Image names have the host alone,
+    whatever path the registry is served below.
     """
     there = front(path=path)
+    cri, ctr = each_cri, each_cri.ctr
     login = f"{there.user}:{there.password}"
     name = f"{there.host}/team/small:1"
     show = ("node-config", "show", "--runtime", "containerd", "--json", "--ca", there.ca)
@@ -233,7 +233,6 @@ def test_containerd(
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(file["content"])
     hosts = ("--hosts-dir", cri.hosts)
-    ctr = containerd.ctr
     ctr("images", "import", archive)
     ctr("images", "push", *hosts, "--user", login, name, SMALL)
     assert "team/small" in names(there.server)
