@@ -1,4 +1,4 @@
-"""The interface that upkeep needs of a store of a writable one, alone or over others."""
+"""The interface that upkeep needs of a writable store, alone or over others."""
 
 from __future__ import annotations
 
