@@ -85,6 +85,10 @@ class Access:
     namespace: str | None
     ssl: ssl.SSLContext
 
+    def login_host(self, host: str) -> str:
+        """The host whose login is used: of a mirror its own, never that of the host it mirrors."""
+        return host if self.namespace is None else urlsplit(self.url).netloc
+
 
 class Registry:
     """One registry.
@@ -368,11 +372,12 @@ class Registry:
 
     async def _authenticated(self, challenge: str, repository: str, where: str) -> str | None:
         """The ``Authorization`` that answers a challenge; one request for a repository at once."""
-        login = await self._credentials.find(self.host, repository)
+        host = self._access.login_host(self.host)
+        login = await self._credentials.find(host, repository)
         scheme = challenge.partition(" ")[0].lower()
         if scheme == "basic":
             if login is None or login.basic is None:
-                raise LoginRefused(f"{where}: {self.host} asks for a login; use docker login")
+                raise LoginRefused(f"{where}: {host} asks for a login; use docker login {host}")
             self._tokens[repository] = (login.basic, float("inf"))
             return login.basic
         if scheme != "bearer":

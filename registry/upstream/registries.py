@@ -102,7 +102,7 @@ class Registries:
 
     def _access(self, host: str) -> Access:
         if host in self._reach.mirrors:
-            return Access(self._reach.mirrors[host].rstrip("/"), host, self._trust)
+            return Access(_without_login(self._reach.mirrors[host]).rstrip("/"), host, self._trust)
         is_plain = host in self._reach.insecure or is_loopback(host)
         scheme = "http" if is_plain else "https"
         return Access(f"{scheme}://{address_of(host)}", None, self._trust)

@@ -174,6 +174,28 @@ async def test_credentials_do_not_follow_a_redirect(upstream: Upstream) -> None:
     assert other_headers == [None]
 
 
+async def test_a_mirror_gets_its_own_login(upstream: Upstream) -> None:
+    """The login of the host that it mirrors stays at home."""
+
+    async def ask(request: web.Request) -> web.Response:
+        return web.Response(status=401, headers={"WWW-Authenticate": "Basic realm=x"})
+
+    upstream.answer = ask
+    url = str(upstream.server.make_url("")).rstrip("/")
+    mirror = url.removeprefix("http://")
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        access = Access(url, HOST, ssl.create_default_context())
+        logins = {HOST: Credentials("me", "secret")}
+        with pytest.raises(LoginRefused, match=f"docker login {mirror}"):
+            await Registry(session, HOST, access, CredentialStore(logins)).manifest("a/b", "1")
+        assert upstream.headers == [None]
+        logins[mirror] = own = Credentials("mirror", "other")
+        with pytest.raises(LoginRefused, match="access denied"):
+            await Registry(session, HOST, access, CredentialStore(logins)).manifest("a/b", "1")
+    assert upstream.headers == [None, None, own.basic]
+    assert all(request.query["ns"] == HOST for request in upstream.requests)
+
+
 async def test_redirects_end(upstream: Upstream) -> None:
     """A circle of redirects is an error that names the host."""
 
