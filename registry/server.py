@@ -42,6 +42,7 @@ from mayfly.registry.http.origin import Origins
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.http.watchdog import Timeouts
 from mayfly.registry.lifecycle.plan import RunPlan
+from mayfly.registry.pki.files import Attributes, publish
 from mayfly.registry.process import open_files
 from mayfly.registry.process.child import find
 from mayfly.registry.process.systemd import Notifier, take_sockets
@@ -69,6 +70,9 @@ logger = logging.getLogger("mayfly")
 
 WORKER_THREADS = 16
 """Threads for blocking storage calls; each may hold a batch of an upload."""
+
+_LISTED = "images.txt"
+"""In the state directory: the images of ``--until-pulled``, unless a plain list names them."""
 
 
 def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
@@ -100,6 +104,7 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
         bundles = _open_bundles(settings)
         if bundles is not None:
             stack.enter_context(contextlib.closing(bundles))
+        plan = replace(plan, until_pulled=_listed(settings, bundles))
         stores = stack.enter_context(_open_store(settings, root, bundles))
         if bundles is not None:
             _warn_of_incomplete_images(bundles, stores.seen)
@@ -183,6 +188,20 @@ def _open_bundles(settings: Settings) -> Bundles | None:
     for path, names in bundles.names.ambiguous().items():
         logger.warning("%s is in several upstreams; ask for %s", path, " or ".join(names))
     return bundles
+
+
+def _listed(settings: Settings, bundles: Bundles | None) -> Path | None:
+    """The file of the images that nodes must pull: the operator's, or one made of it."""
+    if settings.until_pulled is None:
+        return None
+    from mayfly.registry.upstream.pulled import images_to_pull
+
+    names = images_to_pull(settings.until_pulled, bundles)
+    if names is None:
+        return settings.until_pulled
+    made = settings.state_dir / _LISTED
+    publish(made, "".join(f"{name}\n" for name in names).encode(), Attributes(0o600))
+    return made
 
 
 def _warn_of_incomplete_images(bundles: Bundles, store: Reader) -> None:

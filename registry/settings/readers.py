@@ -125,6 +125,11 @@ _SIZE = re.compile(r"([0-9]{1,15})(KiB|MiB|GiB|TiB)?")
 _SIZE_UNITS = {None: 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
 
 
+def read_images(text: str) -> Path:
+    """Read the path of a list of images; ``all`` stays as it is."""
+    return Path(text) if text == "all" else read_path(text)
+
+
 def read_size(text: str) -> int:
     """Read a number of bytes: ``0``, ``512MiB``, ``2GiB``."""
     found = _SIZE.fullmatch(text)

@@ -34,6 +34,7 @@ from mayfly.registry.settings.readers import (
     read_auth,
     read_count,
     read_external_url,
+    read_images,
     read_network,
     read_path,
     read_size,
@@ -296,12 +297,12 @@ class Settings:
         metavar="FILE",
     )
     until_pulled: Path | None = setting(
-        read_path,
+        read_images,
         LIFETIME,
-        help="End when every node of --nodes has every image listed in this file.",
+        help="End when every node of --nodes has every image of this list, or of the bundles.",
         default=None,
         shown="none",
-        metavar="FILE",
+        metavar="LIST|all",
     )
     nodes: str | None = setting(
         read_text,

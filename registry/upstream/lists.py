@@ -120,6 +120,16 @@ def read(data: bytes, origin: str) -> ImageList:
     return draft.finished()
 
 
+def is_plain(data: bytes, origin: str) -> bool:
+    """Whether a list has one reference a line.
+
+    Raises:
+        ListInvalid: it is no text.
+    """
+    lines = _plain_lines(_decoded(data, origin))
+    return lines is not None and not any("=" in line for _, line in lines)
+
+
 @dataclass(slots=True)
 class _Draft:
     origin: str

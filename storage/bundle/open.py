@@ -31,6 +31,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
 from mayfly.storage.interface import LowerStore
 from mayfly.storage.reading import find_blob, manifests_below, repositories
+from mayfly.storage.transfer.attached import is_attached_tag
 
 Has = Callable[[str, Digest], bool]
 """Whether a repository has a blob."""
@@ -159,6 +160,16 @@ class Bundles:
     def damaged_names(self) -> list[str]:
         """Return the names in registries' directories that lead to no image; reads all of them."""
         return [name for directory in self._directories for name in directory.damaged_names()]
+
+    def tagged_names(self) -> list[str]:
+        """Full names of all tagged images, in order; tags for what refers to an image left out."""
+        found = [i.reference for bundle in self._archives for i in bundle.images if i.reference]
+        names = {str(one) for one in found if one.tag and not is_attached_tag(one.tag)}
+        for directory in self._directories:
+            for repository in repositories(directory):
+                tags = (tag for tag in directory.tags(repository) if not is_attached_tag(tag))
+                names.update(f"{repository}:{tag}" for tag in tags)
+        return sorted(names)
 
     @property
     def unhashed(self) -> int:
