@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 RUN_VENV := .cache/run
 RUN_STAMP := $(RUN_VENV)/.installed
 
-.PHONY: run test test-kubelet lint format benchmark soak audit release clean
+.PHONY: run test test-kubelet test-signatures lint format benchmark soak audit release clean
 
 run: $(RUN_STAMP)
 	$(RUN_VENV)/bin/mayfly serve --root .cache/store --state-dir .cache/state $(ARGS)
@@ -23,6 +23,11 @@ test: lint
 test-kubelet: $(STAMP)
 	bash .ci/install test-kubelet
 	MAYFLY_REQUIRE_ALL=1 $(BIN)/pytest tests/kubelet $(ARGS)
+
+test-signatures: $(STAMP)
+	bash .ci/install
+	bash .ci/install test-signatures
+	MAYFLY_REQUIRE_ALL=1 $(BIN)/pytest tests/signatures $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

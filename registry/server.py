@@ -42,7 +42,6 @@ from mayfly.registry.http.origin import Origins
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.http.watchdog import Timeouts
 from mayfly.registry.lifecycle.plan import RunPlan
-from mayfly.registry.pki.files import Attributes, publish
 from mayfly.registry.process import open_files
 from mayfly.registry.process.child import find
 from mayfly.registry.process.systemd import Notifier, take_sockets
@@ -55,6 +54,7 @@ from mayfly.registry.state.directory import StateDir
 from mayfly.registry.state.runs import Run
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.files import Attributes, replace_file
 from mayfly.storage.interface import Reader, Store
 from mayfly.storage.readonly import ReadOnlyStore
 from mayfly.storage.text import counted
@@ -200,7 +200,7 @@ def _listed(settings: Settings, bundles: Bundles | None) -> Path | None:
     if names is None:
         return settings.until_pulled
     made = settings.state_dir / _LISTED
-    publish(made, "".join(f"{name}\n" for name in names).encode(), Attributes(0o600))
+    replace_file(made, "".join(f"{name}\n" for name in names).encode(), Attributes(0o600))
     return made
 
 
