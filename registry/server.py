@@ -104,7 +104,7 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
         bundles = _open_bundles(settings)
         if bundles is not None:
             stack.enter_context(contextlib.closing(bundles))
-        plan = replace(plan, until_pulled=_listed(settings, bundles))
+        plan = plan._replace(until_pulled=_listed(settings, bundles))
         stores = stack.enter_context(_open_store(settings, root, bundles))
         if bundles is not None:
             _warn_of_incomplete_images(bundles, stores.seen)
