@@ -50,6 +50,9 @@ _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
 
+_ATTACHED_TAG = re.compile(r"(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})(?:\.(?:sig|att|sbom))?")
+"""The OCI fallback tag of referrers, and those of cosign before version 3."""
+
 
 def check_repository(name: str) -> str:
     """Return a valid repository name unchanged.
@@ -75,6 +78,11 @@ def is_component(text: str) -> bool:
 def is_tag(text: str) -> bool:
     """Whether a text is a valid tag."""
     return _TAG.fullmatch(text) is not None
+
+
+def is_attached_tag(tag: str) -> bool:
+    """Whether a tag is one by which what refers to a manifest is found: ``sha256-HEX[.sig]``."""
+    return _ATTACHED_TAG.fullmatch(tag) is not None
 
 
 def check_tag(tag: str) -> str:

@@ -31,7 +31,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
 from mayfly.storage.interface import LowerStore
 from mayfly.storage.reading import find_blob, manifests_below, repositories
-from mayfly.storage.transfer.attached import is_attached_tag
+from mayfly.storage.reference import is_attached_tag
 
 Has = Callable[[str, Digest], bool]
 """Whether a repository has a blob."""

@@ -12,7 +12,6 @@ third kind is copied with its index like any other child.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from mayfly.storage.interface import Reader
 T = TypeVar("T")
 
 COSIGN_ENDINGS = (".sig", ".att", ".sbom")
-_ATTACHED_TAG = re.compile(r"(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})(?:\.(?:sig|att|sbom))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +93,6 @@ async def find_attached(manifests: Iterable[Digest], asked: Asked) -> list[Attac
 def flat_tag(subject: Digest) -> str:
     """Return the tag for artifacts of a manifest, to which cosign adds endings."""
     return f"{subject.algorithm}-{subject.hex}"
-
-
-def is_attached_tag(tag: str) -> bool:
-    """Whether a tag is one for artifacts of a manifest."""
-    return _ATTACHED_TAG.fullmatch(tag) is not None
 
 
 def attached_images(reader: Reader, repository: str, one: Image) -> list[tuple[Attached, Image]]:

@@ -22,8 +22,8 @@ from mayfly.storage.images import Image
 from mayfly.storage.interface import Content, OpenContent, Reader
 from mayfly.storage.manifest import OCI_INDEX
 from mayfly.storage.reading import find_blob
-from mayfly.storage.reference import DOCKER_HUB, LOCAL, short_path, split_stored
-from mayfly.storage.transfer.attached import Attached, attached_images, is_attached_tag
+from mayfly.storage.reference import DOCKER_HUB, LOCAL, is_attached_tag, short_path, split_stored
+from mayfly.storage.transfer.attached import Attached, attached_images
 
 FULL_NAME = "io.containerd.image.name"
 TAG = "org.opencontainers.image.ref.name"
