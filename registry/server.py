@@ -150,8 +150,11 @@ def _check(plan: RunPlan) -> None:
     """
     plan.check()
     if plan.until_pulled is not None:
-        # Read again by `Lifecycle`, which knows the registry's own names by then.
-        read_images(plan.until_pulled)
+        from mayfly.registry.upstream.pulled import ALL, images_to_pull
+
+        # Read again by `Lifecycle`; what `all` means is known once the bundles are open.
+        if plan.until_pulled != ALL and images_to_pull(plan.until_pulled, None) is None:
+            read_images(plan.until_pulled)
     if plan.command:
         find(plan.command[0], os.environ)
 
