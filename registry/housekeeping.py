@@ -17,6 +17,7 @@ from mayfly.registry.state.runs import Run
 from mayfly.registry.threads import in_thread
 from mayfly.storage.directory.space import format_size
 from mayfly.storage.errors import StorageError
+from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
     from mayfly.storage.bundle.open import Bundles
@@ -134,9 +135,9 @@ async def _collect(store: Maintainable, interval: float, grace: float) -> None:
                 logger.info("freed %s that no image refers to", format_size(found.size))
             if found.unread:
                 logger.warning(
-                    "%d manifests cannot be read, their repositories keep all blobs: %s, ... "
+                    "%s cannot be read: %s first; all blobs of their repositories are kept "
                     "(mayfly verify finds the damage)",
-                    len(found.unread),
+                    counted(len(found.unread), "manifest"),
                     found.unread[0],
                 )
 

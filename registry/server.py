@@ -187,7 +187,7 @@ def _open_bundles(settings: Settings) -> Bundles | None:
 
     bundles = open_bundles(settings.bundles, settings.state_dir)
     for notice in bundles.notices:
-        logger.warning("%s", notice)
+        log.event(logging.WARNING, "bundle", str(notice), **notice.to_json())
     for path, names in bundles.names.ambiguous().items():
         logger.warning("%s is in several upstreams; ask for %s", path, " or ".join(names))
     return bundles
@@ -214,8 +214,8 @@ def _warn_of_incomplete_images(bundles: Bundles, store: Reader) -> None:
     def has(repository: str, digest: Digest) -> bool:
         return find_blob(store, repository, digest) is not None
 
-    for line in bundles.lacking(has):
-        log.event(logging.WARNING, "incomplete_image", line)
+    for gap in bundles.lacking(has):
+        log.event(logging.WARNING, "incomplete_image", str(gap), **gap.to_json())
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mayfly.storage.bundle.diagnostics import Code
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.errors import ContentCorrupt, ManifestUnknown, StorageError
@@ -24,10 +25,12 @@ class Damaged:
 
     Attributes:
         name: ``repository:tag``, or the repository that cannot be read at all.
+        code: the kind of damage.
         reason: for the operator.
     """
 
     name: str
+    code: Code
     reason: str
 
 
@@ -68,9 +71,9 @@ def tagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:
                 if found is not None:
                     yield found
         except OSError as error:
-            yield Damaged(repository, f"cannot be read: {error.strerror}")
+            yield Damaged(repository, Code.UNREADABLE, f"cannot be read: {error.strerror}")
     for name, reason in reader.unreadable_directories():
-        yield Damaged(name, f"cannot be listed: {reason}")
+        yield Damaged(name, Code.UNREADABLE, f"cannot be listed: {reason}")
 
 
 def _tagged(reader: DirectoryReader, repository: str, tag: str) -> Image | Damaged | None:
@@ -79,13 +82,15 @@ def _tagged(reader: DirectoryReader, repository: str, tag: str) -> Image | Damag
         digest = reader.tag(repository, tag)
     except ManifestUnknown:
         is_lost = tag in dict(reader.lost_tags(repository))
-        return Damaged(name, "the tag's link is gone or damaged") if is_lost else None
+        reason = "the tag's link is gone or damaged"
+        return Damaged(name, Code.LINK_LOST, reason) if is_lost else None
     try:
         found = image(reader, repository, digest, name)
     except ManifestUnknown:
         try:
             if reader.tag(repository, tag) == digest:
-                return Damaged(name, f"manifest {digest} is gone or damaged")
+                reason = f"manifest {digest} is gone or damaged"
+                return Damaged(name, Code.MANIFEST_MISSING, reason)
         except ManifestUnknown:
             pass
         return None  # deleted meanwhile
@@ -93,7 +98,7 @@ def _tagged(reader: DirectoryReader, repository: str, tag: str) -> Image | Damag
         # Odd manifests were pushed like that; one with another digest is damaged.
         for _, manifest in manifests_below(reader, repository, digest):
             if isinstance(manifest, ContentCorrupt):
-                return Damaged(name, manifest.message)
+                return Damaged(name, Code.CONTENT_DAMAGED, manifest.message)
     return found
 
 
@@ -146,9 +151,10 @@ def untagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:
                     yield image(reader, repository, digest, name)
                 except ManifestUnknown:
                     if reader.is_linked(repository, digest):
-                        yield Damaged(name, "the manifest is gone or damaged")
+                        reason = "the manifest is gone or damaged"
+                        yield Damaged(name, Code.MANIFEST_MISSING, reason)
         except OSError as error:
-            yield Damaged(repository, f"cannot be read: {error.strerror}")
+            yield Damaged(repository, Code.UNREADABLE, f"cannot be read: {error.strerror}")
 
 
 def loose_manifests(reader: DirectoryReader, repository: str) -> list[Digest]:

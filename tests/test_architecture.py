@@ -179,7 +179,7 @@ STORAGE_FLOORS = (
     ("beneath", "manifest"),
     ("json_object", "reference", "trees"),
     ("digest", "files", "sized_cache"),
-    ("errors",),
+    ("errors", "text"),
 )
 """The rooms and modules of storage, top down: each imports those of lower floors only."""
 

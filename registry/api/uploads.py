@@ -30,6 +30,7 @@ from mayfly.storage.errors import (
 )
 from mayfly.storage.interface import Upload
 from mayfly.storage.reference import check_repository
+from mayfly.storage.text import counted
 
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]+|\*))?")
 
@@ -201,11 +202,13 @@ async def _append(context: Context, http: HTTPRequest, upload: Upload) -> int:
     if first != offset:
         raise UploadOffset(f"the upload stands at byte {offset}, not {first}", offset)
     announced = http.body.length if http.body is not None else 0
-    if announced not in (None, last - first + 1):
-        raise SizeInvalid(f"Content-Range {header[:60]!r} is not {announced} bytes long")
+    if announced is not None and announced != last - first + 1:
+        long = counted(announced, "byte")
+        raise SizeInvalid(f"Content-Range {header[:60]!r} is not {long} long")
     end = await receive(context.observer.activity, http, upload, first)
     if end != last + 1:
-        raise SizeInvalid(f"Content-Range {header[:60]!r} was {end - first} bytes long")
+        long = counted(end - first, "byte")
+        raise SizeInvalid(f"Content-Range {header[:60]!r} was {long} long")
     return end
 
 

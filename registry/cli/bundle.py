@@ -18,6 +18,7 @@ from mayfly.registry.cli.progress import print_event, reporting
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo
 from mayfly.storage.directory.space import format_size
+from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
     from mayfly.registry.upstream.create import Plan
@@ -130,7 +131,7 @@ def create(
     from mayfly.registry.upstream.registries import Reach
 
     check_output(output)
-    wanted, credentials = _read_lists(images)
+    wanted, credentials = _read_lists(images, json)
     reach = Reach(_mirrors(mirrors), frozenset(insecure), ca, credentials)
     try:
         with contextlib.ExitStack() as stack:
@@ -151,9 +152,9 @@ def create(
     except ImagesMissing as error:
         for problem in error.problems:
             if json:
-                print_event("missing", problem=problem)
+                print_event("missing", code=problem.code, problem=problem.text)
             elif len(error.problems) > 1:
-                echo(problem, err=True)
+                echo(problem.text, err=True)
         raise
     _report(planned, output, dry_run, json)
 
@@ -196,7 +197,7 @@ async def _create(request: _Request) -> Plan:
     return planned
 
 
-def _read_lists(texts: Sequence[str]) -> tuple[list[Wanted], dict[str, Credentials]]:
+def _read_lists(texts: Sequence[str], json: bool) -> tuple[list[Wanted], dict[str, Credentials]]:
     from mayfly.registry.upstream import lists
     from mayfly.registry.upstream.credentials import Credentials
 
@@ -212,7 +213,10 @@ def _read_lists(texts: Sequence[str]) -> tuple[list[Wanted], dict[str, Credentia
             wanted.append(lists.read_reference(text))
             continue
         for notice in found.notices:
-            echo(notice, err=True)
+            if json:
+                print_event("notice", code="no_effect", text=notice)
+            else:
+                echo(notice, err=True)
         wanted += found.wanted
         for host, (name, password) in found.credentials.items():
             credentials[host] = Credentials(name, password)
@@ -274,8 +278,11 @@ def _report(planned: Plan, output: Path, dry_run: bool, json: bool) -> None:
     if json:
         print_event("planned" if dry_run else "created", file=str(output), files=files, **figures)
         return
+    images = counted(figures["images"], "image")
+    referrers = counted(
+        figures["referrers"], "signature or attestation", "signatures and attestations"
+    )
     echo(
-        f"{' '.join(files)}: {'would have ' if dry_run else ''}{figures['images']} images, "
-        f"{figures['referrers']} signatures and attestations, {format_size(figures['size'])}, "
-        f"{format_size(figures['left_out'])} left out"
+        f"{' '.join(files)}: {'would have ' if dry_run else ''}{images}, {referrers}, "
+        f"{format_size(figures['size'])}, {format_size(figures['left_out'])} left out"
     )

@@ -63,8 +63,8 @@ _registry = _options(
         "--registry",
         envvar="MAYFLY_REGISTRY",
         metavar="HOST:PORT",
-        help="As in image names; prefix https:// or http:// to set the scheme without --ca. "
-        "Default: the Mayfly that runs here.",
+        help="As in image names; prefix https:// or http:// to set the scheme without --ca.  "
+        "[default: the Mayfly that runs here]",
     ),
     click.option(
         "--ca",

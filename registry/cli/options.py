@@ -97,9 +97,10 @@ def _directory_of(name: str, help: str) -> Callable[[Any], Any]:
         envvar=setting.variable,
         type=click.Path(path_type=Path),
         default=lambda: setting.default(os.environ),
-        show_default=setting.shown,
+        # click would put a text of ours in brackets of its own.
+        show_default=False,
         metavar=setting.metavar,
-        help=help,
+        help=f"{help}  [default: {setting.shown}]",
     )
 
 

@@ -22,6 +22,7 @@ from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.text import echo, join_names
 from mayfly.storage.directory.space import format_size
 from mayfly.storage.errors import NameInvalid, StorageError, StorageFailed, StorageFull
+from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
     from mayfly.storage.digest import Digest
@@ -63,13 +64,13 @@ def ls(
     reader = store_reader(root)
     found = [*tagged(reader), *(untagged(reader) if everything else ())]
     damaged = [one for one in found if isinstance(one, Damaged)]
-    _print_images(reader, [one for one in found if not isinstance(one, Damaged)], damaged, json)
-    name_damaged(ctx, damaged)
+    images = [one for one in found if not isinstance(one, Damaged)]
+    _print_images(reader, images, json, damaged=[asdict(one) for one in damaged])
+    name_damaged(ctx, damaged, json)
 
 
-def _print_images(
-    reader: Reader, images: Sequence[Image], damaged: Sequence[Damaged], json: bool
-) -> None:
+def _print_images(reader: Reader, images: Sequence[Image], json: bool, **found: object) -> None:
+    """Print images; in JSON, the other properties of the document, too."""
     attached = [_attached(reader, image) for image in images]
     if json:
         rows = [
@@ -77,15 +78,15 @@ def _print_images(
                 "name": image.name,
                 "digest": str(image.digest),
                 "size": image.size,
-                "referrers": [_referrer(*one) for one in found],
+                "referrers": [_referrer(*one) for one in links],
             }
-            for image, found in zip(images, attached, strict=True)
+            for image, links in zip(images, attached, strict=True)
         ]
-        print_json({"images": rows, "damaged": [asdict(one) for one in damaged]})
+        print_json({"images": rows, **found})
         return
     width = max((len(image.name) for image in images), default=0)
-    for image, found in zip(images, attached, strict=True):
-        more = f"  {len(found)} referrers" if found else ""
+    for image, links in zip(images, attached, strict=True):
+        more = f"  {counted(len(links), 'referrer')}" if links else ""
         echo(f"{image.name:<{width}}  {format_size(image.size):>9}  {image.digest}{more}")
 
 
@@ -122,30 +123,31 @@ def _list_sources(ctx: click.Context, sources: Sequence[str], root: Path, json: 
     from mayfly.storage.images import images
 
     with looking_at(sources, root) as looked:
-        _print_images(looked.reader, list(images(looked.reader)), (), json)
-        _name_left_out(ctx, looked)
-
-
-def _name_left_out(ctx: click.Context, looked: Looked) -> None:
-    """Say what bundles leave out on standard error; exit as import does."""
-    if looked.bundles is None:
-        return
-    opened = looked.bundles
-    left_out = [*opened.left_out, *opened.lost_volumes(opened.has)]
-    damaged = opened.damaged_names()
-    for text in (*opened.notices, *left_out, *damaged):
-        echo(text, err=True)
+        found = list(images(looked.reader))
+        if looked.bundles is None:
+            _print_images(looked.reader, found, json, damaged=[])
+            return
+        opened = looked.bundles
+        left_out = [*opened.left_out, *opened.lost_volumes(opened.has)]
+        damaged = opened.damaged_names()
+        facts = {"notices": opened.notices, "left_out": [*left_out, *damaged]}
+        data = {name: [one.to_json() for one in several] for name, several in facts.items()}
+        _print_images(looked.reader, found, json, damaged=[], **data)
+        for one in () if json else (*opened.notices, *left_out, *damaged):
+            echo(one, err=True)
     if left_out or damaged:
         ctx.exit(Exit.BUNDLE if left_out else Exit.STORAGE)
 
 
-def name_damaged(ctx: click.Context, damaged: Sequence[Damaged]) -> None:
-    """Name the damaged images on standard error and exit with 4."""
-    for one in damaged:
-        echo(f"{one.name}: {one.reason}", err=True)
-    if damaged:
+def name_damaged(ctx: click.Context, damaged: Sequence[Damaged], json: bool) -> None:
+    """Exit with 4 if images are damaged; name them on standard error, unless JSON has them."""
+    if not damaged:
+        return
+    if not json:
+        for one in damaged:
+            echo(f"{one.name}: {one.reason}", err=True)
         echo("mend it with mayfly verify --repair, or push it again", err=True)
-        ctx.exit(Exit.STORAGE)
+    ctx.exit(Exit.STORAGE)
 
 
 @click.command(cls=Command)
@@ -167,6 +169,7 @@ def inspect(
 
 
 def _inspect(ctx: click.Context, looked: Looked, image: str, files: bool, json: bool) -> None:
+    from mayfly.storage.bundle.diagnostics import Code
     from mayfly.storage.images import image as image_of
     from mayfly.storage.images import stacks
     from mayfly.storage.survey import Damaged
@@ -197,7 +200,8 @@ def _inspect(ctx: click.Context, looked: Looked, image: str, files: bool, json: 
     else:
         _show_stacks(name, digest, found)
         _show_attached(attached)
-    name_damaged(ctx, [Damaged(name, f"{one} is gone or damaged") for one in lacking])
+    damaged = [Damaged(name, Code.BLOBS_MISSING, f"{one} is gone or damaged") for one in lacking]
+    name_damaged(ctx, damaged, json)
 
 
 def _show_stacks(name: str, digest: Digest, found: Sequence[Stack]) -> None:
@@ -239,16 +243,18 @@ def du(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool) -> 
     if json:
         print_json({**asdict(found), "saved": found.saved})
     else:
-        echo(f"{found.images} images, {format_size(found.logical)} if each stood alone")
+        images = counted(found.images, "image")
+        echo(f"{images}, {format_size(found.logical)} if each stood alone")
         echo(f"{format_size(found.stored)} stored, {format_size(found.saved)} saved by sharing")
         if found.untagged:
             echo(
-                f"{format_size(found.untagged_size)} more for {found.untagged} manifests without a "
-                + ("tag" if sources else "tag (ls --all lists them, gc --untagged frees them)")
+                f"{format_size(found.untagged_size)} more for "
+                f"{counted(found.untagged, 'manifest')} without a tag"
+                + ("" if sources else " (ls --all lists, gc --untagged frees)")
             )
         if found.unused_size:
             echo(f"{format_size(found.unused_size)} more that no manifest needs (gc frees it)")
-    name_damaged(ctx, found.damaged)
+    name_damaged(ctx, found.damaged, json)
 
 
 @click.command(cls=Command)
@@ -347,11 +353,11 @@ def gc(
         for one in found.unread:
             echo(f"{one}; its repository keeps all blobs: repair or delete it", err=True)
         freed = "would free" if dry_run else "freed"
-        echo(f"{freed} {format_size(found.size)}: {len(found.blobs)} blobs")
+        echo(f"{freed} {format_size(found.size)}: {counted(len(found.blobs), 'blob')}")
         if found.spared:
             echo(
-                f"kept {format_size(found.spared_size)}: {found.spared} blobs that no image refers "
-                f"to, used within the last {exact(grace)} (--grace)"
+                f"kept {format_size(found.spared_size)}: {counted(found.spared, 'blob')} that no "
+                f"image refers to, used within the last {exact(grace)} (--grace)"
             )
     if found.unread:
         ctx.exit(Exit.STORAGE)
@@ -399,10 +405,16 @@ def verify(
         for finding in found.findings:
             echo(_described(finding))
         if found.left_out:
-            echo(f"{found.left_out} manifests that indexes name were never copied here")
-        echo(f"{first.blobs} blobs, {format_size(first.size)}: {len(found.findings)} faults")
+            manifests = counted(
+                found.left_out,
+                "manifest that an index names was",
+                "manifests that indexes name were",
+            )
+            echo(f"{manifests} never copied here")
+        faults = counted(len(found.findings), "fault")
+        echo(f"{counted(first.blobs, 'blob')}, {format_size(first.size)}: {faults}")
     if found.findings:
-        if sources:
+        if sources and not json:
             echo(
                 "what is left could not be mended from the sources given: name another --repair "
                 "BUNDLE or URL that has it, or push the images again",
@@ -417,8 +429,8 @@ def _checked(texts: Sequence[str], root: Path) -> Verified:
 
     with looking_at(texts, root) as looked:
         if looked.bundles is not None:
-            for line in looked.bundles.lost_volumes(looked.bundles.has):
-                echo(line, err=True)
+            for lost in looked.bundles.lost_volumes(looked.bundles.has):
+                echo(lost, err=True)
         return check(looked.reader)
 
 

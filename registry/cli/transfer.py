@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -19,8 +20,10 @@ from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.text import echo
 from mayfly.storage.directory.space import format_size
 from mayfly.storage.errors import DISK_FULL, ContentCorrupt, StorageFull
+from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
+    from mayfly.storage.bundle.diagnostics import Diagnostic
     from mayfly.storage.digest import Digest
     from mayfly.storage.directory.reader import DirectoryReader
     from mayfly.storage.directory.store import DistributionStore
@@ -44,6 +47,7 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
     A stopped import resumes. Exit 5 if an image that a bundle lists could
     not be imported, exit 4 if one of a registry's directory is damaged; the others are imported.
     """
+    from mayfly.storage.bundle.diagnostics import Code, Diagnostic
     from mayfly.storage.bundle.open import open_bundles
     from mayfly.storage.reading import find_blob
     from mayfly.storage.transfer import importing
@@ -71,29 +75,35 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
         with reporting("importing", planned.size, json) as progress:
             done = importing.carry_out(store, opened.layer, planned, progress)
         damaged, left_out = opened.damaged_names(), opened.left_out
-        for one in done.left_out:
-            into = damaged if opened.is_directory(one.repository) else left_out
-            into.append(importing.describe(opened.layer, one))
+        for refused in done.left_out:
+            into = damaged if opened.is_directory(refused.repository) else left_out
+            into.append(importing.diagnostic(opened.layer, refused))
         if not left_out and not opened.layer.repositories("", 1):
-            left_out.append("the bundles list no image")
+            left_out.append(Diagnostic(Code.BUNDLE_EMPTY, "the bundles list no image"))
         code = Exit.BUNDLE if left_out else Exit.STORAGE if damaged else Exit.DONE
         left_out += damaged
     if json:
-        print_event("imported", images=done.names, copied=planned.size, not_imported=left_out)
+        print_event(
+            "imported",
+            images=done.names,
+            copied=planned.size,
+            not_imported=[one.to_json() for one in left_out],
+        )
     else:
-        echo(f"imported {len(done.names)} images, {format_size(planned.size)} copied")
-        for text in left_out[:_LINES]:
-            echo(f"not imported: {text}", err=True)
+        images = counted(len(done.names), "image")
+        echo(f"imported {images}, {format_size(planned.size)} copied")
+        for one in left_out[:_LINES]:
+            echo(f"not imported: {one}", err=True)
         if len(left_out) > _LINES:
             echo(f"not imported: {len(left_out) - _LINES} more", err=True)
     ctx.exit(code)
 
 
-def _notice(text: str, json: bool) -> None:
+def _notice(found: Diagnostic, json: bool) -> None:
     if json:
-        print_event("notice", text=text)
+        print_event("notice", **found.to_json())
     else:
-        echo(text, err=True)
+        echo(found, err=True)
 
 
 def _refuse(incomplete: Sequence[tuple[str, Digest]], json: bool) -> None:
@@ -213,13 +223,15 @@ def export(
         print_event(
             "exported", file=str(output), images=len(chosen), referrers=referrers,
             size=planned.size, left_out=planned.left_out,
+            damaged=[asdict(one) for one in damaged],
         )  # fmt: skip
     else:
+        carried = counted(referrers, "signature or attestation", "signatures and attestations")
         echo(
-            f"{output}: {len(chosen)} images, {referrers} signatures and attestations, "
+            f"{output}: {counted(len(chosen), 'image')}, {carried}, "
             f"{format_size(planned.size)}, {format_size(planned.left_out)} left out"
         )
-    name_damaged(ctx, damaged)
+    name_damaged(ctx, damaged, json)
 
 
 def _without(chosen: list[Carried], error: ContentCorrupt, damaged: list[Damaged]) -> list[Carried]:
@@ -228,6 +240,7 @@ def _without(chosen: list[Carried], error: ContentCorrupt, damaged: list[Damaged
     Raises:
         ContentCorrupt: that leaves no image, or it is not known which.
     """
+    from mayfly.storage.bundle.diagnostics import Code
     from mayfly.storage.survey import Damaged
     from mayfly.storage.transfer.exporting import without
 
@@ -235,24 +248,25 @@ def _without(chosen: list[Carried], error: ContentCorrupt, damaged: list[Damaged
     kept, gone = without(chosen, lambda one: any(str(digest) in corrupt for digest in one.blobs))
     if not kept or not gone:
         raise error
-    damaged += [Damaged(name, f"not exported, {corrupt[0]} is corrupt") for name in gone]
+    reason = f"not exported, {corrupt[0]} is corrupt"
+    damaged += [Damaged(name, Code.CONTENT_DAMAGED, reason) for name in gone]
     return kept
 
 
 def _whole(chosen: Sequence[Carried], damaged: list[Damaged]) -> list[Carried]:
     """Return the images with what refers to them and lacks no content, and note what lacks some."""
+    from mayfly.storage.bundle.diagnostics import Code
     from mayfly.storage.survey import Damaged
     from mayfly.storage.transfer.exporting import without
 
     for one in chosen:
         if one.image.lacking:
             reason = f"written without {one.image.lacking[0]}, it is not here"
-            damaged.append(Damaged(one.image.name, reason))
+            damaged.append(Damaged(one.image.name, Code.BLOBS_MISSING, reason))
     images = {id(one.image) for one in chosen}
     kept, gone = without(chosen, lambda one: bool(one.lacking) and id(one) not in images)
-    damaged += [
-        Damaged(name, "not exported, it or what it refers to lacks content") for name in gone
-    ]
+    reason = "not exported, it or what it refers to lacks content"
+    damaged += [Damaged(name, Code.BLOBS_MISSING, reason) for name in gone]
     return kept
 
 

@@ -24,6 +24,7 @@ from mayfly.registry.http.receipts import Receipts
 from mayfly.registry.http.sendfile import sendfile
 from mayfly.storage.errors import BlobUnknown, ContentCorrupt, Interrupted, ManifestUnknown
 from mayfly.storage.interface import Content, OpenContent
+from mayfly.storage.text import counted, counted_of
 
 logger = logging.getLogger("mayfly")
 
@@ -77,7 +78,7 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
         start = int(first)
         end = min(int(last), size - 1) if last else size - 1
     if start > end or start >= size:
-        raise RangeInvalid(f"range {header[:60]!r} lies outside {size} bytes", size)
+        raise RangeInvalid(f"range {header[:60]!r} lies outside {counted(size, 'byte')}", size)
     return start, end - start + 1
 
 
@@ -202,7 +203,7 @@ class _Connection:
         if sent != count:
             # The length is promised already; only a cut tells the client that it is not met.
             transport.abort()
-            raise ConnectionResetError(f"file ended after {sent} of {count} bytes")
+            raise ConnectionResetError(f"file ended after {counted_of(sent, count, 'byte')}")
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import DigestInvalid, StorageError
 from mayfly.storage.manifest import DOCKER_LIST, DOCKER_MANIFEST, MAX_SIZE, OCI_INDEX, OCI_MANIFEST
+from mayfly.storage.text import counted, counted_of
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*;q=0.1"))
 ATTEMPTS = 6
@@ -205,12 +206,13 @@ class Registry:
                             piece, skip = piece[skip:], max(0, skip - len(piece))
                         at += len(piece)
                         if at > size:
-                            raise ContentWrong(f"{where}: longer than the {size} bytes announced")
+                            announced = counted(size, "byte")
+                            raise ContentWrong(f"{where}: longer than the {announced} announced")
                         if piece:
                             yield piece
                 if at == size:
                     return
-                problem = f"ended after {at} of {size} bytes"
+                problem = f"ended after {counted_of(at, size, 'byte')}"
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 problem = _told(error)
             failures = failures + 1 if at == before else 1
@@ -329,7 +331,9 @@ class Registry:
             elif status == 429 or status >= 500:
                 failures += 1
                 if failures >= self._attempts:
-                    raise UpstreamError(f"{where}: {self.host} answered {status} {failures} times")
+                    raise UpstreamError(
+                        f"{where}: {self.host} answered {status} {counted(failures, 'time')}"
+                    )
                 await self._sleep(_retry_after(retry_after) or _wait(failures))
             else:
                 raise UpstreamError(f"{where}: {self.host} answered {status}")

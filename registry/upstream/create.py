@@ -14,6 +14,7 @@ from mayfly.registry.upstream.errors import (
     ContentWrong,
     ImagesMissing,
     NotThere,
+    Problem,
     UpstreamError,
     VolumeTooSmall,
 )
@@ -150,7 +151,7 @@ async def write(planned: Plan, jobs: int, progress: Progress) -> None:
 async def _write(
     gathered: Gathered, output: Path, layout: ArchiveLayout, jobs: int, progress: Progress
 ) -> None:
-    problems: list[str] = []
+    problems: list[Problem] = []
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(jobs, "blob") as threads, Draft(output, layout) as draft:
         waiting = []
@@ -166,7 +167,7 @@ async def _write(
                 try:
                     await blob.fetch(gathered.blobs[digest][1])
                 except UpstreamError as error:
-                    problems.append(str(error))
+                    problems.append(Problem(str(error), error.code))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(jobs):

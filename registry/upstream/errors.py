@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from mayfly.registry.exit_codes import Exit
 
@@ -30,32 +31,57 @@ class LoginsInvalid(FetchError):
 
 
 class UpstreamError(FetchError):
-    """A registry did not give what was asked for; the message names host and content."""
+    """A registry did not give what was asked for; the message names host and content.
+
+    Attributes:
+        code: the kind of error, for programs.
+    """
+
+    code = "unavailable"
 
 
 class NotThere(UpstreamError):
     """The registry answered that it does not have it (404)."""
 
+    code = "not_there"
+
 
 class LoginRefused(UpstreamError):
     """The registry refuses these credentials (401, 403)."""
 
+    code = "login_refused"
+
 
 class ContentWrong(UpstreamError):
     """Content arrived with another digest or size than was asked for."""
+
+    code = "content_wrong"
+
+
+class Problem(NamedTuple):
+    """Something that cannot be fetched.
+
+    Attributes:
+        text: a line for people.
+        code: of the error behind it, see `UpstreamError`; or ``invalid`` for a manifest that breaks
+            a rule, ``too_many`` for a list of too much.
+    """
+
+    text: str
+    code: str
 
 
 class ImagesMissing(FetchError):
     """Some of what was asked for cannot be fetched.
 
     Attributes:
-        problems: a line for each.
+        problems: each of it.
     """
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[Problem]) -> None:
         count = len(problems)
         super().__init__(
-            f"{problems[0]}" if count == 1 else f"{count} of what was asked for cannot be fetched"
+            problems[0].text if count == 1 else f"{count} of what was asked for cannot be fetched"
         )
         self.problems = tuple(problems)
 

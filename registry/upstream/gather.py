@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from mayfly.registry.upstream import versions
 from mayfly.registry.upstream.client import Fetched
-from mayfly.registry.upstream.errors import ImagesMissing, UpstreamError
+from mayfly.registry.upstream.errors import ImagesMissing, Problem, UpstreamError
 from mayfly.registry.upstream.lists import TagFilter, Wanted
 from mayfly.registry.upstream.sources import Source
 from mayfly.storage import digest as digests
@@ -24,6 +24,7 @@ from mayfly.storage.errors import StorageError
 from mayfly.storage.images import attested
 from mayfly.storage.manifest import INDEX_TYPES, OCI_INDEX, Descriptor, Manifest, parse
 from mayfly.storage.reference import Reference
+from mayfly.storage.text import counted
 from mayfly.storage.transfer.attached import Attached, find_attached, flat_tag
 from mayfly.storage.transfer.exporting import FULL_NAME, TAG
 
@@ -93,7 +94,7 @@ async def gather(
         ImagesMissing: at least one image cannot be had; every one that cannot is named.
     """
     gate = asyncio.Semaphore(_AT_ONCE)
-    problems: list[str] = []
+    problems: list[Problem] = []
 
     async def one(image: Wanted) -> list[_Image]:
         try:
@@ -103,7 +104,8 @@ async def gather(
                     await each.gather(find, platforms, referrers)
                 return found
         except (UpstreamError, StorageError) as error:
-            problems.append(f"{image.origin}: {error}")
+            code = error.code if isinstance(error, UpstreamError) else "invalid"
+            problems.append(Problem(f"{image.origin}: {error}", code))
             return []
 
     images = await asyncio.gather(*(one(image) for image in wanted))
@@ -114,7 +116,8 @@ async def gather(
         for image in found:
             image.add_to(gathered)
     if len(gathered.manifests) > MAX_MANIFESTS:
-        raise ImagesMissing([f"more than {MAX_MANIFESTS} manifests in one bundle"])
+        text = f"more than {MAX_MANIFESTS} manifests in one bundle"
+        raise ImagesMissing([Problem(text, "too_many")])
     await _drop_absent_foreign(gathered)
     return gathered
 
@@ -144,7 +147,7 @@ async def _expanded(wanted: Wanted, find: Find) -> list[Wanted]:
         raise UpstreamError(f"{wanted.source}: no such repository, or it has no tags")
     chosen = choose_tags(tags, wanted.tags)
     if not chosen:
-        raise UpstreamError(f"{wanted.source}: none of its {len(tags)} tags is wanted")
+        raise UpstreamError(f"{wanted.source}: {counted(len(tags), 'tag')}, none is wanted")
     found = []
     for tag in chosen:
         target = wanted.target._replace(tag=tag) if wanted.target else None

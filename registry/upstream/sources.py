@@ -18,6 +18,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ManifestUnknown, StorageError
 from mayfly.storage.interface import Content, Reader
 from mayfly.storage.manifest import parse_stored
+from mayfly.storage.text import counted
 
 _PIECE = 1024 * 1024
 
@@ -133,9 +134,8 @@ class LocalSource:
         except StorageError:
             raise NotThere(f"{self.label}: {repository}@{digest} is not there") from None
         if content.size != size:
-            raise UpstreamError(
-                f"{self.label}: {repository}@{digest} has {content.size} bytes, expected {size}"
-            )
+            found = counted(content.size, "byte")
+            raise UpstreamError(f"{self.label}: {repository}@{digest} has {found}, expected {size}")
         at = start
         try:
             while at < size:

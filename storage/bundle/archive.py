@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from mayfly.storage.bundle.diagnostics import Diagnostic
 from mayfly.storage.bundle.verified import Piece, Progress
 from mayfly.storage.bundle.volumes import Volume
 from mayfly.storage.digest import Digest
@@ -36,8 +37,8 @@ class ArchiveReader(Protocol):
         """Full names given by an image's config instead of its manifest."""
 
     @property
-    def notices(self) -> Sequence[str]:
-        """Facts that the operator should know, each a line of text."""
+    def notices(self) -> Sequence[Diagnostic]:
+        """Facts that the operator should know."""
 
     @property
     def volume(self) -> Volume | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from mayfly.storage.bundle.archive import ArchiveReader
+from mayfly.storage.bundle.diagnostics import Diagnostic
 from mayfly.storage.bundle.errors import BundleChanged, BundleInvalid, NotReady
 from mayfly.storage.bundle.graph import BundleImage, Gap, Graph
 from mayfly.storage.bundle.names import full_name
@@ -42,8 +44,8 @@ class Bundle:
     def __init__(self, label: str, archive: ArchiveReader, proofs: Proofs, fallback: str) -> None:
         self.label = label
         self.images: list[BundleImage]
-        self.notices: list[str]
-        self.left_out: list[str]
+        self.notices: list[Diagnostic]
+        self.left_out: list[Diagnostic]
         self.volume = archive.volume
         self._archive = archive
         self._descriptors: SizedCache[Digest, Referrer] = SizedCache(_MAX_DESCRIPTORS, size_of)
@@ -164,6 +166,6 @@ class Bundle:
         self.images = name_images(self._archive, graph, self._fallback, notices)
         self._by_upstream = graph.repositories(self.images)
         self._present = graph.present()
-        self.left_out = graph.left_out
-        self.notices = notices.lines()
+        self.left_out = [replace(one, bundle=self.label) for one in graph.left_out]
+        self.notices = [replace(one, bundle=self.label) for one in notices.all()]
         self._gaps = tuple(graph.gaps)

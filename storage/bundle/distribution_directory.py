@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mayfly.storage.beneath import Beneath
+from mayfly.storage.bundle.diagnostics import Code, Diagnostic
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.verified import BundleFault, Piece, Problem, Proofs
 from mayfly.storage.digest import HEX_LENGTHS, Digest
@@ -60,21 +61,29 @@ class DistributionDirectory(DirectoryReader):
         """Quick. Whether it has a repository of this name."""
         return is_repository(self._layout.repository(repository), self._tree)
 
-    def damaged_names(self) -> Iterator[str]:
-        """Yield the tags and manifests that lead to no image, each as a line of text."""
+    def damaged_names(self) -> Iterator[Diagnostic]:
+        """Yield the tags and manifests that lead to no image."""
         for repository in repositories(self):
             try:
                 for tag, _ in self.lost_tags(repository):
-                    yield f"{repository}:{tag}: the tag's link is gone or damaged"
+                    name = f"{repository}:{tag}"
+                    text = f"{name}: the tag's link is gone or damaged"
+                    yield Diagnostic(Code.LINK_LOST, text, self._label, name)
                 for tag, digest in self.dangling_tags(repository):
                     if digest is not None:
-                        yield f"{repository}:{tag}: manifest {digest} is not linked"
+                        name = f"{repository}:{tag}"
+                        text = f"{name}: manifest {digest} is not linked"
+                        yield Diagnostic(Code.LINK_LOST, text, self._label, name, digest)
             except OSError as error:
-                yield f"{repository}: cannot be read: {error.strerror}"
+                yield self._unreadable(repository, "cannot be read: ", error.strerror or "")
             except PathRefused as error:
-                yield f"{repository}: {error.message}"
+                yield self._unreadable(repository, "", error.message)
         for name, reason in self.unreadable_directories():
-            yield f"{name}: cannot be listed: {reason}"
+            yield self._unreadable(name, "cannot be listed: ", reason)
+
+    def _unreadable(self, name: str, fact: str, reason: str) -> Diagnostic:
+        text = f"{name}: {fact}{reason}"
+        return Diagnostic(Code.UNREADABLE, text, self._label, name, reason=reason)
 
     def content(self, digest: Digest) -> Extent | None:
         path = self._layout.data(digest)

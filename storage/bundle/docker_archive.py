@@ -23,6 +23,7 @@ from typing import NamedTuple
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle import documents
 from mayfly.storage.bundle.archive import Listed
+from mayfly.storage.bundle.diagnostics import Code, Diagnostic
 from mayfly.storage.bundle.documents import DockerImage
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.files import Files, OpenFile, read
@@ -30,6 +31,7 @@ from mayfly.storage.bundle.verified import Piece, Progress, Proofs, changed
 from mayfly.storage.digest import Digest
 from mayfly.storage.files import stamp_of
 from mayfly.storage.manifest import DOCKER_MANIFEST
+from mayfly.storage.text import counted
 
 INDEX = "manifest.json"
 
@@ -68,8 +70,11 @@ class DockerArchive:
     volume = None
     names_by_config: dict[Digest, tuple[str, ...]] = {}  # noqa: RUF012 - never changed
     notices = (
-        "a docker archive keeps no manifests: they are made anew, so an image's digest is not "
-        "the one it had in its registry (pull by tag, or make the bundle in OCI format)",
+        Diagnostic(
+            Code.DIGESTS_MADE,
+            "a docker archive keeps no manifests: they are made anew, so an image's digest is not "
+            "the one it had in its registry (pull by tag, or make the bundle in OCI format)",
+        ),
     )
 
     def __init__(self, files: Files, proofs: Proofs) -> None:
@@ -138,7 +143,8 @@ class DockerArchive:
             diff_ids = [None] * len(image.layers)
         if len(diff_ids) != len(image.layers):
             raise BundleInvalid(
-                f"{image.config} has {len(diff_ids)} layers, {INDEX} gives it {len(image.layers)}"
+                f"{image.config} has {counted(len(diff_ids), 'layer')}, {INDEX} gives it "
+                f"{len(image.layers)}"
             )
         layers = [self._layer(*both) for both in zip(image.layers, diff_ids, strict=True)]
         if None in layers:

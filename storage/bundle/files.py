@@ -13,6 +13,7 @@ from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.verified import Piece, changed
 from mayfly.storage.errors import PathRefused
 from mayfly.storage.files import open_regular, stamp_of
+from mayfly.storage.text import counted
 
 MAX_DOCUMENT = 16 * 1024 * 1024
 """Largest JSON document in bytes that is read from a bundle."""
@@ -107,7 +108,8 @@ def read(piece: Piece, name: str, limit: int = MAX_DOCUMENT) -> bytes:
         BundleChanged: it was written to since it was located.
     """
     if piece.size > limit:
-        raise BundleInvalid(f"file {name} is {piece.size} bytes long, at most {limit} are read")
+        long = counted(piece.size, "byte")
+        raise BundleInvalid(f"file {name} is {long} long, at most {limit} are read")
     with piece.open() as file:
         data = os.pread(file.fileno(), piece.size, piece.offset)
         if len(data) != piece.size or stamp_of(os.fstat(file.fileno())) != piece.stamp:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
 from mayfly.storage.bundle.archive import ArchiveReader
+from mayfly.storage.bundle.diagnostics import Code, Diagnostic
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 from mayfly.storage.bundle.files import read
 from mayfly.storage.bundle.notices import Notices
@@ -22,6 +23,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
 from mayfly.storage.manifest import Descriptor
 from mayfly.storage.reference import Reference
+from mayfly.storage.text import counted
 
 _MOST_LINKS = 1_000_000
 """Most manifests and blobs of all repositories of a bundle, some 110 bytes each; 10,000 images have
@@ -46,11 +48,17 @@ class Gap(NamedTuple):
     image: BundleImage
     blobs: tuple[Digest, ...]
 
-    def describe(self, missing: Sequence[Digest]) -> str:
-        """Return a line for the operator about blobs that no other bundle or store has."""
-        return (
-            f"{_title(self.image)} cannot be pulled: {len(missing)} of its blobs are in its "
-            f"repository neither in the bundles nor in the store, {missing[0]} first"
+    def diagnostic(self, missing: Sequence[Digest]) -> Diagnostic:
+        """Return what to tell the operator about blobs that no other bundle or store has."""
+        blobs = counted(len(missing), "of its blobs is", "of its blobs are")
+        return Diagnostic(
+            Code.BLOBS_MISSING,
+            f"{_title(self.image)} cannot be pulled: {blobs} in its repository neither in the "
+            f"bundles nor in the store, {missing[0]} first",
+            image=_name(self.image),
+            digest=self.image.digest,
+            needs=missing[0],
+            count=len(missing),
         )
 
 
@@ -100,7 +108,7 @@ class Graph:
         notices: given those about manifests.
 
     Attributes:
-        left_out: images that are listed and cannot be served, each a line of text; filled by
+        left_out: images that are listed and cannot be served; filled by
             `repositories`.
 
     Raises:
@@ -116,10 +124,15 @@ class Graph:
         self._linked = 0
         self._notices = notices
         self.gaps: list[Gap] = []
-        self.left_out: list[str] = []
+        self.left_out: list[Diagnostic] = []
         self._reasons: dict[Digest, str] = {}
         if not archive.listed:
-            self._notices.add("it lists no image: there is nothing in it to serve or import")
+            self._notices.add(
+                Diagnostic(
+                    Code.BUNDLE_EMPTY,
+                    "it lists no image: there is nothing in it to serve or import",
+                )
+            )
         for listed in archive.listed:
             if listed.digest is not None and archive.find(listed.digest) is None:
                 raise BundleInvalid(
@@ -151,8 +164,7 @@ class Graph:
         loose: list[Digest] = []
         for image in images:
             if image.digest is not None and self.node(image.digest) is None:
-                reason = self._reasons.get(image.digest, "its manifest is not there")
-                self.left_out.append(f"{_title(image)}: {reason}")
+                self.left_out.append(self._unreadable(image))
                 continue
             if image.reference is None:
                 loose += [image.digest] if image.digest else []
@@ -175,10 +187,27 @@ class Graph:
         for subject, referrers in by_subject.items():
             if subject not in known:
                 self.left_out += [
-                    f"artifact {digest}: it refers to {subject}, which is not in the bundle"
+                    Diagnostic(
+                        Code.SUBJECT_MISSING,
+                        f"artifact {digest}: it refers to {subject}, which is not in the bundle",
+                        digest=digest,
+                        needs=subject,
+                    )
                     for digest in referrers
                 ]
         return found
+
+    def _unreadable(self, image: BundleImage) -> Diagnostic:
+        """What there is to say of an image without a manifest that can be served."""
+        assert image.digest is not None
+        reason = self._reasons.get(image.digest, "")
+        return Diagnostic(
+            Code.MANIFEST_REFUSED if reason else Code.MANIFEST_MISSING,
+            f"{_title(image)}: {reason or 'its manifest is not there'}",
+            image=_name(image),
+            digest=image.digest,
+            reason=reason,
+        )
 
     def present(self) -> frozenset[Digest]:
         """Return the content that was found in the bundle when its images were read."""
@@ -191,7 +220,7 @@ class Graph:
             return None
         if piece.size > manifests.MAX_SIZE:
             # An index may list content of any kind, such as layers.
-            self._refuse(digest, f"it is {piece.size} bytes long")
+            self._refuse(digest, f"it is {counted(piece.size, 'byte')} long")
             return None
         body = read(piece, f"manifest {digest}")
         if digests.of(body, digest.algorithm) != digest:
@@ -201,7 +230,12 @@ class Graph:
         except StorageError as error:
             self._refuse(digest, error.message)
             return None
-        self._notices.extend(f"manifest {digest}: {fault}" for fault in parsed.faults)
+        self._notices.extend(
+            Diagnostic(
+                Code.MANIFEST_ODD, f"manifest {digest}: {fault}", digest=digest, reason=fault
+            )
+            for fault in parsed.faults
+        )
         return Node(
             blobs=self._shared(parsed.blobs),
             children=self._shared(parsed.manifests),
@@ -211,7 +245,14 @@ class Graph:
 
     def _refuse(self, digest: Digest, reason: str) -> None:
         self._reasons[digest] = reason
-        self._notices.add(f"manifest {digest} cannot be served: {reason}")
+        self._notices.add(
+            Diagnostic(
+                Code.MANIFEST_REFUSED,
+                f"manifest {digest} cannot be served: {reason}",
+                digest=digest,
+                reason=reason,
+            )
+        )
 
     def _shared(self, descriptors: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
         """Return equal descriptors, each kept in memory once: thousands of images share their base.
@@ -268,7 +309,7 @@ class Graph:
                 missing += [blob.digest] if blob.distributable else []
             elif blob.size not in (None, size):
                 raise BundleInvalid(
-                    f"{_title(image)}: {blob.digest} should be {blob.size} bytes, "
+                    f"{_title(image)}: {blob.digest} should be {counted(blob.size, 'byte')}, "
                     f"the bundle has {size}: it was cut short or damaged, copy it again"
                 )
         if missing:
@@ -307,3 +348,7 @@ def _set_tag(repository: Repository, tag: str, image: BundleImage) -> None:
 
 def _title(image: BundleImage) -> str:
     return f"image {image.reference or image.digest}"
+
+
+def _name(image: BundleImage) -> str:
+    return str(image.reference or "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mayfly.storage.bundle.archive import ArchiveReader, Listed
+from mayfly.storage.bundle.diagnostics import Code, Diagnostic
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.graph import BundleImage, Graph
 from mayfly.storage.bundle.notices import Notices
@@ -74,7 +75,14 @@ def _references(texts: tuple[str, ...], notices: Notices) -> Iterator[Reference]
         try:
             reference = parse_reference(text)
         except StorageError as error:
-            notices.add(f"image name {text[:300]!r} is passed over: {error.message}")
+            notices.add(
+                Diagnostic(
+                    Code.NAME_REFUSED,
+                    f"image name {text[:300]!r} is passed over: {error.message}",
+                    image=text[:300],
+                    reason=error.message,
+                )
+            )
             continue
         if reference.tag is None and reference.digest is None:
             # docker's rule for a name alone.
@@ -85,7 +93,14 @@ def _references(texts: tuple[str, ...], notices: Notices) -> Iterator[Reference]
 def _without_name(listed: Listed, fallback: str, alone: bool, notices: Notices) -> BundleImage:
     tag = listed.tag if listed.tag and is_tag(listed.tag) else LATEST if alone else None
     called = f"{fallback}:{tag}" if tag else f"{fallback}@{listed.digest}"
-    notices.add(f"an image has no full name in the bundle: it can be pulled as {called}")
+    notices.add(
+        Diagnostic(
+            Code.NAME_MADE,
+            f"an image has no full name in the bundle: it can be pulled as {called}",
+            image=called,
+            digest=listed.digest,
+        )
+    )
     return BundleImage(
         Reference(LOCAL, fallback, tag, None if tag else listed.digest), listed.digest
     )

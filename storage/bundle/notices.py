@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mayfly.storage.bundle.diagnostics import Code, Diagnostic
+from mayfly.storage.text import counted
+
 MOST = 100
 """Notices that are kept; the others are counted. A bundle may give a hundred thousand."""
 
 
 class Notices:
-    """Lines of text, the first of which are kept."""
+    """Diagnostics, the first of which are kept."""
 
     def __init__(self) -> None:
-        self._first: list[str] = []
+        self._first: list[Diagnostic] = []
         self._count = 0
 
-    def add(self, text: str) -> None:
+    def add(self, one: Diagnostic) -> None:
         """Add one."""
         self._count += 1
         if len(self._first) < MOST:
-            self._first.append(text)
+            self._first.append(one)
 
-    def extend(self, texts: Iterable[str]) -> None:
+    def extend(self, several: Iterable[Diagnostic]) -> None:
         """Add several."""
-        for text in texts:
-            self.add(text)
+        for one in several:
+            self.add(one)
 
-    def lines(self) -> list[str]:
+    def all(self) -> list[Diagnostic]:
         """Return those that are kept, and how many more there are."""
         more = self._count - len(self._first)
-        return [*self._first, f"and {more} more notices"] if more else [*self._first]
+        if not more:
+            return [*self._first]
+        rest = Diagnostic(Code.MORE, f"and {counted(more, 'more notice')}", count=more)
+        return [*self._first, rest]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle import documents, volumes
 from mayfly.storage.bundle.archive import Listed
+from mayfly.storage.bundle.diagnostics import Diagnostic
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.files import BLOBS, Files
 from mayfly.storage.bundle.verified import Piece, Progress
@@ -45,7 +46,7 @@ class OciLayout:
         BundleInvalid: its indexes cannot be understood.
     """
 
-    notices: tuple[str, ...] = ()
+    notices: tuple[Diagnostic, ...] = ()
     unhashed = 0
 
     def __init__(self, files: Files) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from shlex import quote
@@ -17,6 +17,7 @@ from mayfly.storage.bundle import docker_archive, oci_layout
 from mayfly.storage.bundle.archive import ArchiveReader
 from mayfly.storage.bundle.bundle import Bundle
 from mayfly.storage.bundle.compressed import compression_of
+from mayfly.storage.bundle.diagnostics import Diagnostic
 from mayfly.storage.bundle.distribution_directory import DistributionDirectory, is_distribution
 from mayfly.storage.bundle.docker_archive import DockerArchive
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
@@ -91,7 +92,7 @@ class Bundles:
         layer: their content as one read-only store, under the names that `names` gives.
         names: which repository a request means.
         proofs: of their content.
-        notices: facts that the operator should know, each a line of text.
+        notices: facts that the operator should know.
     """
 
     def __init__(self, opened: Opened, proofs: Proofs) -> None:
@@ -105,10 +106,10 @@ class Bundles:
         _check_tags(self._archives)
         self.layer: LowerStore = Union(self._opened)
         self.proofs = proofs
-        self.notices = [f"{b.label}: {notice}" for b in self._archives for notice in b.notices]
+        self.notices = [notice for b in self._archives for notice in b.notices]
 
-    def lacking(self, has: Has) -> list[str]:
-        """Return the images that cannot be pulled since blobs are missing, each a line of text.
+    def lacking(self, has: Has) -> list[Diagnostic]:
+        """Return the images that cannot be pulled since blobs are missing.
 
         Images that lack only the content of a lost volume are in the line about that volume.
 
@@ -118,15 +119,15 @@ class Bundles:
         gaps = list(self._gaps(has))
         gone = self._lost()
         lost_blobs = frozenset().union(*(one.blobs for one in gone))
-        lines = [
-            f"{bundle.label}: {gap.describe(missing)}"
+        found = [
+            replace(gap.diagnostic(missing), bundle=bundle.label)
             for bundle, gap, missing in gaps
             if lost_blobs.isdisjoint(missing)
         ]
-        return [*_describe(gone, gaps), *lines]
+        return [*_describe(gone, gaps), *found]
 
-    def lost_volumes(self, has: Has) -> list[str]:
-        """Return the volumes of a set that are not among the bundles, each a line of text.
+    def lost_volumes(self, has: Has) -> list[Diagnostic]:
+        """Return the volumes of a set that are not among the bundles.
 
         Args:
             has: see `lacking`.
@@ -149,15 +150,15 @@ class Bundles:
         return find_blob(self.layer, repository, digest) is not None
 
     @property
-    def left_out(self) -> list[str]:
-        """Images that the bundles list and that cannot be served, each a line of text."""
-        return [f"{bundle.label}: {text}" for bundle in self._archives for text in bundle.left_out]
+    def left_out(self) -> list[Diagnostic]:
+        """Images that the bundles list and that cannot be served."""
+        return [one for bundle in self._archives for one in bundle.left_out]
 
     def is_directory(self, repository: str) -> bool:
         """Whether a repository comes from a directory of another registry."""
         return any(directory.has_repository(repository) for directory in self._directories)
 
-    def damaged_names(self) -> list[str]:
+    def damaged_names(self) -> list[Diagnostic]:
         """Return the names in registries' directories that lead to no image; reads all of them."""
         return [name for directory in self._directories for name in directory.damaged_names()]
 
@@ -231,14 +232,16 @@ class Bundles:
             bundle.close()
 
 
-def _describe(gone: Sequence[Lost], gaps: Sequence[tuple[Bundle, Gap, list[Digest]]]) -> list[str]:
-    """Return a line for each lost volume, with the images that lack some of its content."""
-    lines = []
+def _describe(
+    gone: Sequence[Lost], gaps: Sequence[tuple[Bundle, Gap, list[Digest]]]
+) -> list[Diagnostic]:
+    """Return each lost volume, with the images that lack some of its content."""
+    found = []
     for one in gone:
         hurt = [gap.image for _, gap, missing in gaps if not one.blobs.isdisjoint(missing)]
         names = dict.fromkeys(str(image.reference or image.digest) for image in hurt)
-        lines.append(one.describe([*names]))
-    return lines
+        found.append(one.diagnostic([*names]))
+    return found
 
 
 def open_bundles(
@@ -286,8 +289,8 @@ def _taken_along(path: Path, others: Opened, proofs: Proofs) -> str:
     if not any(path.name in volume.names for volume in known.values()):
         return ""
     together = Bundles(others, proofs)
-    lines = [line for line in together.lost_volumes(together.has) if line.startswith(path.name)]
-    return "".join(f"; {line}" for line in lines)
+    lost_here = [one for one in together.lost_volumes(together.has) if one.file == path.name]
+    return "".join(f"; {one}" for one in lost_here)
 
 
 def _open_archive(path: Path, label: str, proofs: Proofs) -> Bundle:

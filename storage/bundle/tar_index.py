@@ -22,6 +22,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.text import counted
 
 BLOCK = 512
 """Size in bytes of a header, and what each member is padded to."""
@@ -221,7 +222,7 @@ def _members(descriptor: int, index: TarIndex) -> Iterator[tuple[str, Member]]:
         start = position + BLOCK
         if start + size > blocks.end:
             raise BundleInvalid(
-                f"member {name!r} needs {size} bytes from byte {start}, "
+                f"member {name!r} needs {counted(size, 'byte')} from byte {start}, "
                 f"but the file ends at byte {blocks.end}: it was cut short, copy it again"
             )
         if known is not None and not (known is Kind.FILE and name.endswith("/")):
@@ -278,7 +279,7 @@ class _Blocks:
     def body(self, position: int, size: int, header: int) -> bytes:
         """Return the body of an extension header."""
         if size > _MAX_EXTENSION:
-            raise BundleInvalid(f"the tar header at byte {header} is {size} bytes long")
+            raise BundleInvalid(f"the tar header at byte {header} is {counted(size, 'byte')} long")
         data = os.pread(self._descriptor, size, position)
         if len(data) < size:
             raise BundleInvalid(f"the file ends in the middle of the tar header at byte {header}")

@@ -18,10 +18,12 @@ from typing import NamedTuple
 
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle import documents
+from mayfly.storage.bundle.diagnostics import Code, Diagnostic
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.files import Files, read_named
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import DigestInvalid
+from mayfly.storage.text import counted
 
 SET = "mayfly-volumes.json"
 VOLUME = "mayfly-volume.json"
@@ -64,14 +66,17 @@ class Lost(NamedTuple):
     total: int
     blobs: frozenset[Digest]
 
-    def describe(self, images: Sequence[str]) -> str:
-        """Return a line for the operator with the images that cannot be pulled without it."""
-        place = f"{self.name} (volume {self.number} of {self.total}) is not among the bundles"
-        if not images:
-            return f"{place}; all its content is elsewhere"
-        shown = ", ".join(images[:_SHOWN])
-        more = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
-        return f"{place}: without it {len(images)} images cannot be pulled: {shown}{more}"
+    def diagnostic(self, images: Sequence[str]) -> Diagnostic:
+        """Return what there is to say of it, with the images it takes along."""
+        text = f"{self.name} (volume {self.number} of {self.total}) is not among the bundles"
+        if images:
+            shown = ", ".join(images[:_SHOWN])
+            more = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
+            lost = counted(len(images), "image")
+            text += f": without it {lost} cannot be pulled: {shown}{more}"
+        else:
+            text += "; all its content is elsewhere"
+        return Diagnostic(Code.VOLUME_MISSING, text, file=self.name, count=len(images))
 
 
 def make(names: Sequence[str], parts: Sequence[Iterable[Digest]]) -> list[dict[str, bytes]]:

@@ -44,6 +44,7 @@ from mayfly.storage.errors import (
 )
 from mayfly.storage.interface import Extent, LowerStore
 from mayfly.storage.manifest import Descriptor, Manifest
+from mayfly.storage.text import counted
 
 _LOCK_STRIPES = 64
 
@@ -317,9 +318,10 @@ class DistributionStore(DirectoryReader):
 
     def _contradicted(self, descriptor: Descriptor, extent: Extent) -> SizeInvalid:
         """Return the error for a wrong size; hash the blob if its size was never verified."""
+        held = counted(extent.size, "byte")
         message = (
-            f"manifest gives {descriptor.digest} {descriptor.size} bytes, "
-            f"the repository holds {extent.size}"
+            f"manifest gives {descriptor.digest} the size {descriptor.size}, "
+            f"the repository holds {held}"
         )
         if self._suspect(descriptor.digest, extent):
             message += "; the stored bytes are being checked: push again in a moment"

@@ -24,6 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from mayfly.storage.bundle.diagnostics import Code, Diagnostic
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
@@ -70,12 +71,16 @@ class LeftOut(NamedTuple):
     Attributes:
         repository: of the image.
         digest: of its manifest.
+        code: the kind of fault.
         reason: for the operator.
+        needs: the content that is missing or damaged, if it is known.
     """
 
     repository: str
     digest: Digest
+    code: Code
     reason: str
+    needs: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +151,12 @@ def plan(
             except (BundleInvalid, OSError) as error:
                 if not is_directory(repository):
                     raise
-                refused.append(LeftOut(repository, digest, _reason(error)))
+                refused.append(LeftOut(repository, digest, _code(error), _reason(error)))
                 continue
             if lacking and is_directory(repository):
                 reason = f"{lacking[0]} is gone or damaged"
-                refused.append(LeftOut(repository, digest, reason))
+                code = Code.BLOBS_MISSING
+                refused.append(LeftOut(repository, digest, code, reason, lacking[0]))
                 continue
             draft.incomplete.update(((repository, blob), None) for blob in lacking)
             for blob, extent in found.items():
@@ -204,15 +210,30 @@ def _reason(error: StorageError | OSError) -> str:
     return error.message if isinstance(error, StorageError) else error.strerror or str(error)
 
 
-def describe(source: LowerStore, one: LeftOut) -> str:
-    """Return a line about an image that is not imported, with the first of its tags."""
+def _code(error: StorageError | OSError) -> Code:
+    if isinstance(error, OSError):
+        return Code.UNREADABLE
+    if isinstance(error, ContentCorrupt | BundleInvalid):
+        return Code.CONTENT_DAMAGED
+    return Code.MANIFEST_MISSING if isinstance(error, ManifestUnknown) else Code.MANIFEST_REFUSED
+
+
+def diagnostic(source: LowerStore, one: LeftOut) -> Diagnostic:
+    """Return the facts about an image that is not imported, with the first of its tags."""
     tag = ""
     for name in source.tags(one.repository):
         with contextlib.suppress(StorageError):
             if source.tag(one.repository, name) == one.digest:
                 tag = f":{name}"
                 break
-    return f"{one.repository}{tag}@{one.digest}: {one.reason}"
+    return Diagnostic(
+        one.code,
+        f"{one.repository}{tag}@{one.digest}: {one.reason}",
+        image=f"{one.repository}{tag}",
+        digest=one.digest,
+        needs=one.needs,
+        reason=one.reason,
+    )
 
 
 def carry_out(
@@ -386,6 +407,7 @@ def _put_manifests(
         needed = [blob.digest for blob in manifest.blobs if blob.digest in failed]
         below = [child.digest for child in manifest.manifests if child.digest in bad]
         wanted = tuple(tags.get(digest, ()))
+        code = Code.PART_LEFT_OUT if below and not needed else Code.CONTENT_DAMAGED
         try:
             if needed:
                 raise BundleInvalid(failed[needed[0]])
@@ -398,7 +420,8 @@ def _put_manifests(
             if not below and not is_directory:
                 raise BundleInvalid(f"{repository}@{digest}: {error.message}") from None
             bad.add(digest)
-            yield LeftOut(repository, digest, error.message)
+            culprit = next(iter([*needed, *below]), None)
+            yield LeftOut(repository, digest, code, error.message, culprit)
         else:
             yield from (f"{repository}:{tag}" for tag in wanted)
 
@@ -435,7 +458,7 @@ def _manifests(
             manifest = _strict(source, repository, digest)
         except (*_REFUSED, OSError) as error:
             if refused is not None:
-                refused.append(LeftOut(repository, digest, _reason(error)))
+                refused.append(LeftOut(repository, digest, _code(error), _reason(error)))
         else:
             yield digest, manifest
 

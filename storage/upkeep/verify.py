@@ -32,6 +32,7 @@ from mayfly.storage.images import resolve
 from mayfly.storage.manifest import Descriptor, Manifest
 from mayfly.storage.reading import find_blob, manifests_below, repositories, try_load, walk
 from mayfly.storage.reference import split_stored
+from mayfly.storage.text import counted
 from mayfly.storage.upkeep.maintainable import Maintainable
 
 _WINDOW = 64
@@ -313,7 +314,8 @@ class _Repository:
             reason = "the blob's link in the repository is damaged"
             self._findings.add(Fault.UNLINKED, digest, images, reason)
         if blob.size not in (None, size):
-            reason = f"manifest {manifest} gives {blob.size} bytes, the blob has {size}"
+            given = counted(blob.size, "byte")
+            reason = f"manifest {manifest} gives {given}, the blob has {size}"
             self._findings.add(Fault.SIZE, digest, images, reason)
 
 

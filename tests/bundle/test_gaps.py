@@ -41,9 +41,9 @@ def test_gap_is_told_where_nothing_fills_it(tmp_path: Path) -> None:
     """The line names the bundle, the image and the first blob; who has it hears nothing."""
     bundles = open_bundles([_delta(tmp_path / "delta.tar")])
     assert bundles.notices == []
-    (line,) = bundles.lacking(lambda repository, digest: False)
-    assert f"delta.tar: image {IMAGE} cannot be pulled: 1 of its blobs" in line
-    assert digest_of(BASE) in line
+    (gap,) = bundles.lacking(lambda repository, digest: False)
+    assert f"delta.tar: image {IMAGE} cannot be pulled: 1 of its blobs is" in str(gap)
+    assert (gap.image, str(gap.needs), gap.count) == (IMAGE, digest_of(BASE), 1)
     asked = []
 
     def has(*key: object) -> bool:

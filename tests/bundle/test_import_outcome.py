@@ -35,14 +35,26 @@ def test_unparseable_manifest(layout: Layout, tmp_path: Path) -> None:
     done = mayfly("import", "--root", tmp_path / "root", bundle)
     assert done.returncode == 5
     assert f"not imported: {bundle}: image quay.io/bad:1: manifest is not a JSON" in done.stderr
-    assert "imported 1 images" in done.stdout
+    assert "imported 1 image, " in done.stdout
     listed = mayfly("ls", bundle)
     assert listed.returncode == 5
     assert [line.split()[0] for line in listed.stdout.splitlines()] == ["good:1"]
     assert f"{bundle}: image quay.io/bad:1: manifest is not a JSON" in listed.stderr
     assert mayfly("ls", "--root", tmp_path / "root").stdout.startswith("good:1 ")
     events = mayfly("import", "--json", "--root", tmp_path / "root", bundle).stdout.splitlines()
-    assert len(json.loads(events[-1])["not_imported"]) == 1
+    (one,) = json.loads(events[-1])["not_imported"]
+    reason = one.pop("reason")
+    assert reason.startswith("manifest is not a JSON")
+    assert one == {
+        "code": "manifest_refused",
+        "bundle": str(bundle),
+        "image": "quay.io/bad:1",
+        "digest": digest_of(document([1])),
+        "count": 1,
+    }
+    listed_json = mayfly("ls", "--json", bundle)
+    assert (listed_json.returncode, listed_json.stderr) == (5, "")
+    assert json.loads(listed_json.stdout)["left_out"] == [{**one, "reason": reason}]
 
 
 def test_artifact_manifest(layout: Layout, tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
         for line in lines:
             check("bundle create", line)
         assert lines[-1]["event"] == event
+    nowhere = ("127.0.0.1:1/team/app:1", "-o", tmp_path / "none.tar", "--json")
+    done = mayfly("bundle", "create", *nowhere)
+    assert done.returncode == 3, done.stderr
+    for line in done.stdout.splitlines():
+        check("bundle create", json.loads(line))
+    assert json.loads(done.stdout.splitlines()[-1])["code"] == "unavailable"
     check("rm", output("rm", "team/app:1", *root))
     spared = output("gc", "--untagged", "--grace", "1h", *root)
     check("gc", spared)
@@ -195,6 +201,14 @@ def test_help_is_grouped() -> None:
     for setting in SETTINGS:
         assert f"\n{setting.group}:\n" in shown
     assert shown.count("[default:") == len(SETTINGS) + 1
+
+
+def test_defaults_have_one_pair_of_brackets() -> None:
+    """click puts texts of ours in brackets of its own, unless they are part of the help."""
+    for path in _commands(cli):
+        shown = " ".join(mayfly(*path, "--help").stdout.split())
+        assert "[default: (" not in shown, path
+        assert "Default: " not in shown, path
 
 
 def test_completion() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.storage import digest as digests
+from mayfly.storage.bundle.diagnostics import Code
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.directory.uploads import DirectoryUpload
@@ -269,7 +270,8 @@ def test_unreadable_directory_hides_no_repository(
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert store.repositories("", 10) == [OTHER, REPO]
-    assert Damaged("secret", "cannot be listed: Permission denied") in list(tagged(store))
+    denied = Damaged("secret", Code.UNREADABLE, "cannot be listed: Permission denied")
+    assert denied in list(tagged(store))
     (finding,) = verify(store).findings
     assert (finding.fault, finding.image) == (Fault.UNREADABLE, "secret")
 
