@@ -57,7 +57,10 @@ def ask(
     with contextlib.closing(connect(directory)) as connection:
         connection.settimeout(timeout)
         try:
-            connection.sendall(json.dumps({"command": command, **details}).encode() + b"\n")
+            request = json.dumps({"command": command, **details}).encode() + b"\n"
+            # A server that refuses the connection may have answered and closed it already.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(request)
             line = connection.makefile("rb").readline(_MAX_ANSWER)
         except TimeoutError:
             raise TimedOut(timeout or 0.0, f"no answer to {command}") from None

@@ -36,6 +36,9 @@ from mayfly.storage.reference import LATEST, Reference, parse_reference
 MAX_BYTES = 64 * 1024 * 1024
 """Largest list. The rendered manifests of a large platform take a few MiB."""
 
+_MAX_PATTERN = 1_000
+"""Characters of a pattern for tags."""
+
 MAX_NODES = 2_000_000
 """Values of a structured list, counted where they are used: an alias counts at each use."""
 
@@ -370,6 +373,8 @@ def _ranges(value: object, place: str, draft: _Draft) -> tuple[str, ...]:
 
 
 def _pattern(text: str, place: str) -> str:
+    if len(text) > _MAX_PATTERN:
+        raise ListInvalid(f"{place}: a pattern has more than {_MAX_PATTERN} characters")
     try:
         re.compile(text)
     except re.error as error:

@@ -1,4 +1,4 @@
-"""What an operator should know of a bundle: facts for programs, a sentence for people."""
+"""Diagnostics of a bundle for the operator: facts for programs, a sentence for people."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ class Graph:
         return found
 
     def _unreadable(self, image: BundleImage) -> Diagnostic:
-        """What there is to say of an image without a manifest that can be served."""
+        """Describe an image without a manifest that can be served."""
         assert image.digest is not None
         reason = self._reasons.get(image.digest, "")
         return Diagnostic(
