@@ -27,14 +27,37 @@ def _hunks() -> Iterator[tuple[str, str, str]]:
             yield name, before, "".join(line[1:] or line for line in lines)
 
 
+def _applied(name: str, text: str, before: str, after: str) -> str:
+    """The text of a file with one place of the example."""
+    if after in text:
+        pytest.fail(f"CONTRIBUTING.md's example is in {name} already", pytrace=False)
+    place = re.compile("^" + re.escape(before), re.MULTILINE)
+    if len(place.findall(text)) != 1:
+        pytest.fail(
+            f"CONTRIBUTING.md's example no longer fits {name}; update its context lines:\n{before}",
+            pytrace=False,
+        )
+    return place.sub(lambda _: after, text)
+
+
 def test_example_is_one_route_handler_row_and_description() -> None:
     """It changes four files, and is in none of them."""
     assert {name.partition("/")[0] for name, _, _ in _hunks()} == {"registry", "tests", "docs"}
     assert len({name for name, _, _ in _hunks()}) == 4
     for name, before, after in _hunks():
-        text = (REPO / name).read_text()
-        assert text.count(before) == 1, f"{name}: {before}"
-        assert after not in text
+        _applied(name, (REPO / name).read_text(), before, after)
+
+
+def test_example_depends_on_one_line_for_each_place() -> None:
+    """A change beside the place of the example does not break it."""
+    assert [name for name, before, _ in _hunks() if before.count("\n") != 1] == []
+
+
+@pytest.mark.parametrize("text", ["a\nc\n", "b\nb\n", "ab\n"])
+def test_outdated_example_is_named(text: str) -> None:
+    """The failure says that the example is to be changed, and which file it no longer fits."""
+    with pytest.raises(pytest.fail.Exception, match=r"no longer fits x\.py; update"):
+        _applied("x.py", text, "b\n", "b\nnew\n")
 
 
 @pytest.fixture
@@ -52,7 +75,7 @@ def copy(tmp_path: Path) -> Path:
             shutil.copy(REPO / name, tmp_path / name)
     for name, before, after in _hunks():
         path = tmp_path / name
-        path.write_text(path.read_text().replace(before, after))
+        path.write_text(_applied(name, path.read_text(), before, after))
     return tmp_path
 
 
@@ -62,5 +85,9 @@ def test_example_works(copy: Path) -> None:
     argv += [f"--basetemp={copy}/tmp", "tests/api/test_openapi.py", "tests/api/test_request.py"]
     argv += ["tests/security/test_matrix.py", "-k", "layers or covers or openapi or of_a_route"]
     done = subprocess.run(argv, cwd=copy, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "passed" in done.stdout
+    if done.returncode != 0 or "passed" not in done.stdout:
+        pytest.fail(
+            "CONTRIBUTING.md's example fits but no longer works; with it, the tests say:\n"
+            f"{done.stdout}{done.stderr}",
+            pytrace=False,
+        )

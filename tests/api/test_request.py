@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 from urllib.parse import quote
 
@@ -10,11 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mayfly.registry.api.errors import EndpointUnknown, MethodUnsupported, ParameterInvalid
-from mayfly.registry.api.parse import MAX_PATH_LENGTH, parse
+from mayfly.registry.api.parse import MAX_PATH_LENGTH, Paths, parse
 from mayfly.registry.api.request import Request, Route
 from mayfly.registry.api.routes import ROUTES
 from mayfly.storage import digest as digests
 from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid
+from mayfly.storage.reference import check_repository
 from tests.support.endpoints import METHODS, route_of
 
 SHA = "sha256:" + "ab" * 32
@@ -89,6 +92,60 @@ def test_path_of_a_route_leads_to_it(route: Route) -> None:
     for method in route.methods:
         for written in {path, path.rstrip("/") or "/"}:
             assert parse(method, written, "").route is route
+
+
+def _misread(routes: Sequence[Route]) -> set[str]:
+    """Paths of routes that lead to another route, or to another repository.
+
+    Repositories and tags are called like each word of a path, as far as their grammar allows.
+    """
+    words = {part for route in routes for part in route.path.split("/") if part and part[0] != "{"}
+    parts = ["team", *sorted(filter(_is_repository, words))]
+    names = ["/".join(some) for count in (1, 2) for some in product(parts, repeat=count)]
+    values = {"{reference}": ["v1", SHA, *sorted(words)], "{digest}": [SHA], "{id}": ["x-y"]}
+    paths, found = Paths(routes), set()
+    for route in routes:
+        if not route.path.startswith("/v2/{name}/"):
+            continue
+        last = route.path.rpartition("/")[2]
+        for name, value in product(names, values.get(last, [""])):
+            path = route.path.format(name=name, reference=value, digest=value, id=value)
+            try:
+                methods, repository, _ = paths.find(path.removeprefix("/v2/").split("/"))
+            except NAMED_ERRORS:
+                found.add(path)
+                continue
+            if methods.get(route.methods[0]) is not route or "/".join(repository) != name:
+                found.add(path)
+    return found
+
+
+def _is_repository(word: str) -> bool:
+    try:
+        check_repository(word)
+    except NameInvalid:
+        return False
+    return True
+
+
+def test_path_of_a_route_is_no_other_routes() -> None:
+    """Whatever its repository and tag are called, a path is read as its own route's."""
+    advice = "a path needs two parts after {name}, the first no word of another path"
+    assert sorted(_misread(ROUTES))[:5] == [], advice
+
+
+@pytest.mark.parametrize(
+    ("path", "misread"),
+    [
+        ("/v2/{name}/_new", "/v2/team/manifests/_new"),
+        ("/v2/{name}/uploads/{reference}", "/v2/team/blobs/uploads/v1"),
+        ("/v2/{name}/_new/{reference}", None),
+    ],
+)
+def test_misread_path_is_found(path: str, misread: str | None) -> None:
+    """A path that is also a tag's, or the end of another, is found; one as advised is neither."""
+    found = _misread([*ROUTES, route_of("tags", "GET")._replace(endpoint="new", path=path)])
+    assert misread in found if misread else not found
 
 
 @pytest.mark.parametrize("path", PATHS)
