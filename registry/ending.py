@@ -31,7 +31,7 @@ class EndReason:
     Attributes:
         kind: for programs.
         text: for people, fit to follow "stopping: ".
-        exit_code: the process's, as far as the reason alone decides it (CONTRACT.md).
+        exit_code: the process's, as far as the reason alone decides it (docs/commands.md).
         detail: the same as ``text`` as data, for programs.
     """
 

@@ -20,6 +20,11 @@ RIDDLES = re.compile(
 )
 """Words that stand in for a noun which can be named."""
 
+DOCUMENT = re.compile(r"\b(?:[A-Z][A-Z_]*|docs/(?:adr/)?[\w-]+)\.(?:md|yaml|json)\b")
+"""A document of this project: a page of the repository's root, or a path below docs/."""
+
+ROOMS = ("registry", "storage", "auth", "tests", "benchmarks", "examples", "deploy")
+
 
 def _pages() -> Iterator[tuple[str, str]]:
     """Every page for people, by its path; records of decisions keep the words of their day."""
@@ -60,6 +65,23 @@ def test_prose_names_its_nouns() -> None:
             for m in RIDDLES.finditer(text)
         ]
     assert found == []
+
+
+def _names_of_documents() -> Iterator[tuple[str, str]]:
+    """Every document that a page, a module or a file beside it names, with the place."""
+    files = [path for room in ROOMS for path in (REPO / room).rglob("*") if path.is_file()]
+    pages = [REPO / where for where, _ in _pages()]
+    for path in {*files, *pages, REPO / "pyproject.toml", REPO / "Makefile"}:
+        if path.suffix in (".py", ".md", ".toml", ".yaml", ".sh", ".service", ".socket", ""):
+            for match in DOCUMENT.finditer(path.read_text(errors="replace")):
+                yield path.relative_to(REPO).as_posix(), match[0]
+
+
+def test_documents_that_are_named_exist() -> None:
+    """No text sends its reader to a page that the repository does not have."""
+    named = sorted(set(_names_of_documents()))
+    assert len(named) > 30
+    assert [f"{where}: {name}" for where, name in named if not (REPO / name).exists()] == []
 
 
 @pytest.mark.parametrize("text", ["What it is.", "Who may do it: the guard.", "Whoever asks."])

@@ -102,7 +102,7 @@ def _variables(group: click.Group) -> Iterator[str]:
 
 
 def execute() -> str | int | None:
-    """Run the command line; its exit code. Errors are one line, with the contract's code."""
+    """Run the command line; its exit code. Errors are one line, with a code of docs/commands.md."""
     # Both end every command the same way; a server takes them over. Python's own KeyboardInterrupt
     # would not do: where it meets code that is compiled at run time, such as a dataclass that is
     # being made, `python -m` ends as killed by the signal, whatever exit code was asked for.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ready:
-    """The content of ``ready.json`` (CONTRACT.md, "Ready").
+    """The content of ``ready.json`` (docs/commands.schema.json, "ready").
 
     Attributes:
         url: of the registry.

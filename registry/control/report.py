@@ -166,7 +166,7 @@ class CorruptRecord(Corruption):
 
 
 class Report(TypedDict):
-    """CONTRACT.md, "Report". Times are ISO 8601 in UTC, sizes bytes.
+    """The report (docs/lifetime.md, "The report"). Times are ISO 8601 in UTC, sizes bytes.
 
     Attributes:
         images_left_out: number of further images, whose manifests took too long to read.

@@ -140,7 +140,7 @@ def exit_code(
     command: int | None,
     ended_command: bool,
 ) -> int:
-    """Return the exit code of the process (CONTRACT.md, "Exit codes").
+    """Return the exit code of the process (docs/commands.md, "Exit codes").
 
     Args:
         reason: why the server ended.

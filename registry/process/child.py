@@ -42,7 +42,7 @@ _PREFIX = "LISTEN_"
 def environment(
     inherited: Mapping[str, str], login: Login, private: Path, state_dir: Path
 ) -> dict[str, str]:
-    """Return the environment of the command (CONTRACT.md, "run").
+    """Return the environment of the command (docs/lifetime.md, "The command of `run`").
 
     Args:
         inherited: environment of this process.

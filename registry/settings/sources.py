@@ -1,8 +1,8 @@
 """Read the settings: from flags, the environment and ``mayfly.toml`` to one `Settings`.
 
-Precedence is flag, environment, file, default (CONTRACT). A value is read by the setting's own
-reader whatever its source; a bad one is fatal and the error names the source. So is an unknown key
-of the file; unknown variables are refused by `registry.settings.environment`.
+Precedence is flag, environment, file, default (docs/configuration.md). A value is read by the
+setting's own reader whatever its source; a bad one is fatal and the error names the source. So is
+an unknown key of the file; unknown variables are refused by `registry.settings.environment`.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def test_commands_with_what_only_containerd_takes(root: Path, identity: Certific
 
 
 def test_every_option_has_a_variable(root: Path, identity: CertificateFiles) -> None:
-    """CONTRACT.md: `MAYFLY_<OPTION>`."""
+    """Each option is also read from `MAYFLY_<OPTION>` (docs/configuration.md)."""
     shown = _run(
         "show",
         env={

@@ -1,4 +1,4 @@
-"""Durations of the contract."""
+"""Durations as docs/configuration.md describes them."""
 
 from __future__ import annotations
 

@@ -325,7 +325,7 @@ def test_default_directories(
     state_dir: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where things lie when nobody says so (CONTRACT, serve options)."""
+    """The default directories are those of docs/configuration.md."""
     monkeypatch.setattr(os, "geteuid", lambda: uid)
     monkeypatch.setenv("HOME", "/home/of/test")
     found = load({}, environment, None)
