@@ -197,7 +197,7 @@ class Settings:
         read_address,
         NETWORK,
         help="Address to serve on; :5000 is every address, port 0 picks a free one. Repeatable. "
-        "Sockets passed by systemd take its place.",
+        "Sockets passed by systemd are used instead.",
         default=(Address("127.0.0.1", 5000),),
         shown="127.0.0.1:5000",
         metavar="HOST:PORT",

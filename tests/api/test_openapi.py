@@ -49,6 +49,19 @@ def test_every_route_is_described_and_nothing_else() -> None:
     assert sorted((path, method) for path, method, _ in _operations()) == sorted(served)
 
 
+def test_the_page_of_the_protocol_has_every_route() -> None:
+    """The paths and methods in the table of docs/protocol.md are those of the table of routes."""
+    page = (REPO / "docs/protocol.md").read_text()
+    rows = re.findall(r"^\| `([A-Z, ]+) (/\S*)` \|", page, re.MULTILINE)
+    found = [
+        (re.sub(r"<(\w+)>", r"{\1}", path), method)
+        for methods, path in rows
+        for method in methods.split(", ")
+    ]
+    served = [(route.path, method) for route in ROUTES for method in route.methods]
+    assert sorted(found) == sorted(served)
+
+
 def test_paths_lead_to_their_routes() -> None:
     """A request for a path of the document takes the route of that path."""
     for path, method, _ in _operations():
