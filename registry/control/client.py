@@ -101,13 +101,26 @@ def connect(directory: Path) -> socket.socket:
         NotRunning: no server runs there.
         ConfigError: the server belongs to another user, or its socket was removed.
     """
+    try:
+        return _connected(directory)
+    except OSError as error:
+        if not (directory / CONTROL_SOCKET).is_symlink():
+            raise _connection_error(directory, error) from None
+    # A server that starts may have made its socket since.
+    try:
+        return _connected(directory)
+    except OSError as error:
+        raise _connection_error(directory, error) from None
+
+
+def _connected(directory: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with short_path(directory) as path:
             connection.connect(path)
-    except OSError as error:
+    except OSError:
         connection.close()
-        raise _connection_error(directory, error) from None
+        raise
     return connection
 
 

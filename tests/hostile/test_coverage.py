@@ -129,6 +129,11 @@ def test_crumbs_of_a_blob(hostile: Hostile, tmp_path: Path) -> None:
         for blob in (CONFIG, LAYER):
             assert get(line, f"/v2/app/blobs/{digests.of(blob)}") == 200
         line.close()
+        # Served once the client's host has acknowledged the bytes.
+        for _ in range(100):
+            if matrix(state_dir)["app:1"] == {"127.0.0.1": State.SERVED}:
+                break
+            time.sleep(0.1)
     assert matrix(state_dir)["app:1"] == {"127.0.0.1": State.SERVED}
 
 
