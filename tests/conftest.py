@@ -25,9 +25,11 @@ REQUIRE_ALL = "MAYFLY_REQUIRE_ALL"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """--record: what operators read is to be as it is now."""
+    """--record: write anew what tests compare with the code."""
     parser.addoption(
-        "--record", action="store_true", help="Write the expected output of examples anew."
+        "--record",
+        action="store_true",
+        help="Write the expected output of examples and the tables of settings anew.",
     )
 
 

@@ -83,8 +83,9 @@ class Route(NamedTuple):
         step: its part in a pull or push, for the drain.
         optional_needs: returns the rights that a request can use but does not require.
         counts: whether it counts as activity, which keeps an idle registry alive.
-        listed_nodes_only: whether a credential for a node that ``--nodes`` lacks may not use it:
-            the pulls of that node would never count.
+        listed_nodes_only: whether it refuses credentials for a node that ``--nodes`` lacks. Set it
+            for routes of manifests and blobs, by which nodes pull: a pull of an unlisted node
+            would succeed and never count.
     """
 
     endpoint: str

@@ -1,7 +1,7 @@
 """Every setting, declared once: `Settings` has a field for each.
 
 The flag, the environment variable, the key in ``mayfly.toml``, ``--help`` and the tables of
-docs/configuration.md follow from the field (a test holds the last to it).
+docs/configuration.md follow from the field (CONTRIBUTING.md, "How to add a setting").
 `registry.settings.sources` reads the values.
 """
 

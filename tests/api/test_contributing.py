@@ -1,4 +1,4 @@
-"""The example of an endpoint in CONTRIBUTING.md, tried."""
+"""CONTRIBUTING.md: its example of an endpoint, tried, and its map of the folders."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ import pytest
 
 from tests.support.process import REPO
 
+PAGE = REPO / "CONTRIBUTING.md"
+MADE = {"build", "dist", "__pycache__"}
+"""Folders that are not of the repository."""
+
 COPIED = (".ci", "auth", "docs", "mayfly", "registry", "storage", "tests", "pyproject.toml")
 
 
 def _hunks() -> Iterator[tuple[str, str, str]]:
     """Each place of the example's diff: its file, and its lines before and after."""
-    (diff,) = re.findall(r"```diff\n(.*?)```", (REPO / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    (diff,) = re.findall(r"```diff\n(.*?)```", PAGE.read_text(), re.DOTALL)
     files = re.split(r"^--- a/.*\n\+\+\+ b/(.*)\n", diff, flags=re.MULTILINE)[1:]
     for name, changes in zip(files[::2], files[1::2], strict=True):
         for hunk in changes.split("@@\n")[1:]:
@@ -91,3 +95,40 @@ def test_example_works(copy: Path) -> None:
             f"{done.stdout}{done.stderr}",
             pytrace=False,
         )
+
+
+def _folders(top: Path) -> set[str]:
+    """The folders of a folder, except those that tools make."""
+    names = {path.name for path in top.iterdir() if path.is_dir() and path.suffix != ".egg-info"}
+    return {name for name in names if not name.startswith(".")} - MADE
+
+
+def test_map_has_every_folder() -> None:
+    """Each folder at the top has a line in the map, and below it each room."""
+    (drawn,) = re.findall(r"```\n(registry/.*?)```", PAGE.read_text(), re.DOTALL)
+    lines = re.findall(r"^( *)([.\w]+)/ ", drawn, re.MULTILINE)
+    found: dict[str, set[str]] = {"": set()}
+    for indent, name in lines:
+        if not indent:
+            top = name
+            found[""].add(name)
+        found.setdefault(top, set()).update({name} if indent else ())
+    assert found[""] == _folders(REPO) | {".ci"}
+    for top in ("registry", "storage"):
+        assert found[top] == _folders(REPO / top), f"CONTRIBUTING.md, the rooms of {top}"
+
+
+def test_folders_of_tests_that_are_no_rooms_are_listed() -> None:
+    """The table below the map has each folder of tests whose name is not a room's."""
+    rooms = _folders(REPO / "registry") | {"registry", "storage", "bundle", "overlay", "auth"}
+    listed = re.findall(r"^\| `(\w+)/` \|", PAGE.read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(_folders(REPO / "tests") - rooms)
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/adr/0001-rooms.md"])
+def test_named_paths_exist(page: str) -> None:
+    """Each path that the text names is there."""
+    tops = "|".join(("registry", "storage", "auth", "tests", "docs", r"\.ci"))
+    named = re.findall(rf"[`\s]((?:{tops})/[\w./-]*\w)", (REPO / page).read_text())
+    assert len(named) > 0
+    assert [path for path in named if not (REPO / path).exists()] == []

@@ -164,4 +164,7 @@ def test_every_event_is_documented() -> None:
                 named.add(str(event.value))
     section = (REPO / "docs/lifetime.md").read_text().partition("## The log\n")[2]
     rows = re.findall(r"^\| `([a-z_]+)` \|", section.partition("\n## ")[0], re.MULTILINE)
-    assert sorted(rows) == sorted(named)
+    page = 'the table of docs/lifetime.md, "The log"'
+    assert sorted(named - set(rows)) == [], f"{page}, lacks a row for these events"
+    assert sorted(set(rows) - named) == [], f"{page}, has rows for events that are never logged"
+    assert len(rows) == len(named), f"{page}, has two rows for one event"

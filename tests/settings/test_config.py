@@ -130,7 +130,8 @@ def test_bad_value_behind_a_good_one_is_not_looked_at(tmp_path: Path) -> None:
 
 def test_texts_cover_every_setting() -> None:
     """A setting that is added is tested."""
-    assert TEXTS.keys() == {setting.key for setting in SETTINGS}
+    advice = "give `TEXTS` two valid texts and an invalid one of each setting"
+    assert TEXTS.keys() == {setting.key for setting in SETTINGS}, advice
 
 
 def test_names_follow_from_one() -> None:
@@ -149,18 +150,37 @@ def test_every_setting_is_an_option() -> None:
     assert options == {f"--{setting.name}" for setting in SETTINGS} | {"--config", "--json"}
 
 
-def test_every_setting_is_documented() -> None:
-    """docs/configuration.md has a row for each: flag, variable, key, default, meaning."""
-    lines = (REPO / "docs/configuration.md").read_text().splitlines()
-    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    found = {row[2]: row for row in rows if len(row) == 5}
-    for setting in SETTINGS:
-        value = f" {setting.metavar}" if setting.metavar else ""
-        flag = f"`--{setting.name}{value}`".replace("|", "\\|")
-        expected = [flag, f"`{setting.variable}`", f"`{setting.key}`", setting.shown, setting.help]
-        assert found[f"`{setting.key}`"] == [
-            cell.replace("|", "\\|") if cell == setting.help else cell for cell in expected
-        ]
+PAGE = "docs/configuration.md"
+RECORD = f"write {PAGE} anew by: .venv/bin/pytest tests/settings/test_config.py --record"
+
+
+def _row(setting: Setting[object]) -> str:
+    flag = f"--{setting.name}" + (f" {setting.metavar}" if setting.metavar else "")
+    cells = [f"`{flag}`", f"`{setting.variable}`", f"`{setting.key}`", setting.shown, setting.help]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _with_tables(page: str) -> str:
+    """The page with the tables of `SETTINGS`, each below the heading of its group."""
+    for group in dict.fromkeys(setting.group for setting in SETTINGS):
+        table = "| flag | variable | key | default | meaning |\n|---|---|---|---|---|\n"
+        table += "".join(_row(setting) for setting in SETTINGS if setting.group == group)
+        place = re.compile(rf"(?<=^## {re.escape(group)}\n\n)(\|.*\n)+", re.MULTILINE)
+        assert place.search(page), f"{PAGE} has no heading {group!r} with a table below it"
+        page = place.sub(lambda _, table=table: table, page)
+    return page
+
+
+def test_every_setting_is_documented(request: pytest.FixtureRequest) -> None:
+    """docs/configuration.md has a row for each, made of its field; ``--record`` writes them."""
+    page = (REPO / PAGE).read_text()
+    if request.config.getoption("record"):
+        (REPO / PAGE).write_text(_with_tables(page))
+        return
+    rows = page.splitlines(keepends=True)
+    differing = [setting.key for setting in SETTINGS if _row(setting) not in rows]
+    assert differing == [], f"{PAGE} lacks the rows of these settings as declared; {RECORD}"
+    assert page == _with_tables(page), f"{PAGE} has other rows, or in another order; {RECORD}"
 
 
 def test_help_has_every_default() -> None:
