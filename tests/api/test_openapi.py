@@ -46,20 +46,26 @@ def _followed(value: dict[str, Any]) -> dict[str, Any]:
 def test_every_route_is_described_and_nothing_else() -> None:
     """The paths and methods of the document are those of the table of routes."""
     served = [(route.path, method) for route in ROUTES for method in route.methods]
-    assert sorted((path, method) for path, method, _ in _operations()) == sorted(served)
+    found = [(path, method) for path, method, _ in _operations()]
+    page = "docs/openapi.yaml"
+    assert sorted(set(served) - set(found)) == [], f"{page} lacks these routes"
+    assert sorted(set(found) - set(served)) == [], f"{page} has routes that are not served"
 
 
 def test_the_page_of_the_protocol_has_every_route() -> None:
     """The paths and methods in the table of docs/protocol.md are those of the table of routes."""
-    page = (REPO / "docs/protocol.md").read_text()
-    rows = re.findall(r"^\| `([A-Z, ]+) (/\S*)` \|", page, re.MULTILINE)
+    text = (REPO / "docs/protocol.md").read_text()
+    rows = re.findall(r"^\| `([A-Z, ]+) (/\S*)` \|", text, re.MULTILINE)
     found = [
         (re.sub(r"<(\w+)>", r"{\1}", path), method)
         for methods, path in rows
         for method in methods.split(", ")
     ]
     served = [(route.path, method) for route in ROUTES for method in route.methods]
-    assert sorted(found) == sorted(served)
+    page = "the table of docs/protocol.md"
+    assert sorted(set(served) - set(found)) == [], f"{page} lacks these routes"
+    assert sorted(set(found) - set(served)) == [], f"{page} has routes that are not served"
+    assert len(found) == len(served), f"{page} has a route twice"
 
 
 def test_paths_lead_to_their_routes() -> None:
