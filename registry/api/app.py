@@ -74,12 +74,16 @@ class App:
             asked = parse(http.method, path, query)
             try:
                 request = self._resolve(asked)
-            except (NameAmbiguous, NameInvalid):
-                # The names of upstreams are for callers who may pull from them.
+            except NameAmbiguous as error:
+                caller = await self._guard.admit(http, asked.access())
+                # Upstreams are named only to callers who may pull from them.
+                named = [one for one in error.candidates if caller.can_list(one)]
+                raise NameAmbiguous(error.name, named) from None
+            except NameInvalid:
                 await self._guard.admit(http, asked.access())
                 raise
-            named = asked.access() if request is not asked else None
-            caller = await self._guard.admit(http, request.access(), named)
+            shown = asked.access() if request is not asked else None
+            caller = await self._guard.admit(http, request.access(), shown)
             if not request.route.counts:
                 return await self._handle(http, request, caller)
             activity = self._hooks.activity

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mayfly.storage.errors import ContentCorrupt, StorageError
 
 
@@ -18,7 +20,21 @@ class BundleChanged(ContentCorrupt):
 
 
 class NameAmbiguous(StorageError):
-    """A repository name that several upstreams share, in a request that names none of them."""
+    """A repository name that several upstreams share, in a request that names none of them.
+
+    Attributes:
+        name: that was asked for.
+        candidates: the full names that it may stand for.
+    """
+
+    def __init__(self, name: str, candidates: Sequence[str]) -> None:
+        known = f"ask for {' or '.join(candidates)}, or " if candidates else ""
+        super().__init__(
+            f"repository {name} is in several upstreams: {known}say which by the ns parameter",
+            {"name": name, "candidates": [*candidates]},
+        )
+        self.name = name
+        self.candidates = tuple(candidates)
 
 
 class NotReady(StorageError):

@@ -82,12 +82,7 @@ class BundleNames:
         if host is not None:
             return hosts.get(host) or check_repository(full_name(host, repository))
         if len(hosts) > 1:
-            choice = " or ".join(hosts.values())
-            raise NameAmbiguous(
-                f"repository {repository} is in several upstreams: ask for {choice}, or say which "
-                "by the ns parameter",
-                {"name": repository, "candidates": [*hosts.values()]},
-            )
+            raise NameAmbiguous(repository, [*hosts.values()])
         return next(iter(hosts.values()))
 
     def _by_alias(self, repository: str, host: str | None, exists: Callable[[str], bool]) -> str:

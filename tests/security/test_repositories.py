@@ -320,7 +320,7 @@ async def test_upstreams_are_named_to_those_who_may_pull(
     """A path that several upstreams share is refused like any other to whoever may not read it."""
 
     def resolve(_: App, asked: Request) -> Request:
-        raise NameAmbiguous("it is in docker.io and quay.io", {"candidates": ["docker.io"]})
+        raise NameAmbiguous(asked.repository or "", ["team/hub", "secret/quay"])
 
     monkeypatch.setattr(App, "_resolve", resolve)
     for repository, headers, status in (
@@ -330,4 +330,5 @@ async def test_upstreams_are_named_to_those_who_may_pull(
     ):
         answer = await closed.server.ask("GET", f"/v2/{repository}/tags/list", headers)
         assert answer.status == status
-        assert ("docker.io" in answer.body.decode()) == (status == 400)
+        assert ("team/hub" in answer.body.decode()) == (status == 400)
+        assert "secret/quay" not in answer.body.decode()
