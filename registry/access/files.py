@@ -20,7 +20,13 @@ from pathlib import Path
 
 from mayfly.registry.access.errors import PolicyFileInvalid
 from mayfly.storage import files as storage_files
-from mayfly.storage.files import WRITABLE_BY_OTHERS, Attributes, exposed_mode, replace_file
+from mayfly.storage.files import (
+    WRITABLE_BY_OTHERS,
+    Attributes,
+    exposed_mode,
+    open_regular,
+    replace_file,
+)
 
 MAX_SIZE = 1024 * 1024
 """Largest file read, in bytes: some ten thousand users."""
@@ -48,11 +54,8 @@ def read(path: Path, forbidden: int) -> bytes:
             to others.
     """
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            _check(path, found, forbidden)
+        with os.fdopen(open_regular(path), "rb") as file:
+            _check(path, os.fstat(file.fileno()), forbidden)
             data = file.read(MAX_SIZE + 1)
     except OSError as error:
         raise PolicyFileInvalid(
@@ -64,8 +67,6 @@ def read(path: Path, forbidden: int) -> bytes:
 
 
 def _check(path: Path, found: os.stat_result, forbidden: int) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise PolicyFileInvalid(path, "is not a regular file", "name a file")
     if forbidden == PRIVATE and found.st_uid == 0:
         forbidden &= ~stat.S_IRGRP
     mode = exposed_mode(found, forbidden)
