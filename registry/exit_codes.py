@@ -37,7 +37,11 @@ MEANINGS: dict[Exit, str] = {
 
 OTHERS: tuple[tuple[str, str], ...] = (
     ("126, 127", "run: the command cannot be executed, or was not found"),
-    ("130, 143", "interrupted: by Ctrl-C, by SIGTERM; for a server, by a second signal"),
+    (
+        "130, 143",
+        "130: Ctrl-C, 143: SIGTERM; a server exits with these only at the second signal, "
+        "run also when its command does",
+    ),
     ("other", "run: the exit code of its command"),
 )
 

@@ -1,4 +1,4 @@
-"""Notices: warnings that are logged once and shown by ``status`` from then on.
+"""Warnings about the run's nodes and images, logged once and shown by ``status`` from then on.
 
 A notice is data, so that programs read a code and fields; `text` makes the sentence for people.
 """

@@ -1,4 +1,7 @@
-"""An event of the event loop that repeats; only the loop's thread may use it."""
+"""A signal between tasks of one event loop, which repeats; not a message to the operator.
+
+Only the loop's thread may use it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A directory from another host, read below its own descriptor only.
+"""A tree (`storage.trees`) for a directory from another host: names never lead outside it.
 
 A link in such a directory may name any file of this host, opening a pipe blocks, and opening a
 device may have any effect. So a name is resolved from the directory's descriptor without following

@@ -1,4 +1,4 @@
-"""Trees of files, read without waiting and without opening anything but regular files.
+"""The files of a directory on this host, read without opening anything but regular files.
 
 Content is read through a `Tree`. The registry's own root is a `HostTree`; a directory from another
 host is a `storage.beneath.Beneath`, which follows no link.

@@ -67,6 +67,20 @@ def test_prose_names_its_nouns() -> None:
     assert found == []
 
 
+def test_lines_of_pages_are_wrapped() -> None:
+    """Prose has at most 100 characters a line; tables, code and the changelog may have more."""
+    found = []
+    for where, _ in _pages():
+        if where.startswith(("CHANGE", "changes/")):
+            continue
+        code = False
+        for number, line in enumerate((REPO / where).read_text().splitlines(), 1):
+            code ^= line.lstrip().startswith("```")
+            if len(line) > 100 and not code and line[0] != "|" and " " in line.strip("-* "):
+                found.append(f"{where}:{number}: {len(line)} characters")
+    assert found == []
+
+
 def _names_of_documents() -> Iterator[tuple[str, str]]:
     """Every document that a page, a module or a file beside it names, with the place."""
     files = [path for room in ROOMS for path in (REPO / room).rglob("*") if path.is_file()]

@@ -1,6 +1,6 @@
-"""The files of ``--auth DIR`` and the signing key: read, checked, and changed by commands.
+"""Loads and changes users, grants and the signing key: the content of the files of ``--auth DIR``.
 
-`auth` says what their content means; here they are opened (`registry.access.files`).
+`auth` parses the content; `registry.access.files` reads and writes the bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sets up TLS, authentication and the policy from the settings.
+"""Sets up a server's TLS, authentication and policy when it starts, from the settings.
 
 Off loopback a registry without other settings makes its own CA, its certificate and users for one
 run, so that it is secure with no setup. All of it lies in the state directory with mode 0600; files

@@ -80,7 +80,8 @@ class Route(NamedTuple):
         methods: of HTTP.
         handler: answers it.
         rule: who may use it.
-        step: its part in a pull or push, for the drain.
+        step: its part in a pull or push, for the drain. `Step.NEITHER` is always served; None, the
+            default, is refused while the registry drains.
         optional_needs: returns the rights that a request can use but does not require.
         counts: whether it counts as activity, which keeps an idle registry alive.
         listed_nodes_only: whether it refuses credentials for a node that ``--nodes`` lacks. Set it

@@ -12,37 +12,38 @@ from mayfly.registry.api.request import Route
 from mayfly.registry.coverage.pulls import Step
 
 _GET, _READ = ("GET",), ("GET", "HEAD")
+_REFERRERS = "/v2/{name}/referrers/{digest}"
 _MANIFEST = "/v2/{name}/manifests/{reference}"
 _BLOB = "/v2/{name}/blobs/{digest}"
 _UPLOADS = "/v2/{name}/blobs/uploads/"
 _UPLOAD = "/v2/{name}/blobs/uploads/{id}"
 
 ROUTES: tuple[Route, ...] = (
-    Route("root", "/", _READ, health.root, PUBLIC, Step.NONE, counts=False),
-    Route("live", "/livez", _READ, health.alive, PUBLIC, Step.NONE, counts=False),
-    Route("ready", "/readyz", _READ, health.ready, PUBLIC, Step.NONE, counts=False),
+    Route("root", "/", _READ, health.root, PUBLIC, Step.NEITHER, counts=False),
+    Route("live", "/livez", _READ, health.alive, PUBLIC, Step.NEITHER, counts=False),
+    Route("ready", "/readyz", _READ, health.ready, PUBLIC, Step.NEITHER, counts=False),
     # The token endpoint checks credentials itself.
-    Route("token", TOKEN_PATH, _GET, token.get, PUBLIC, Step.NONE, counts=False),
-    Route("token", TOKEN_PATH, ("POST",), token.post, PUBLIC, Step.NONE, counts=False),
+    Route("token", TOKEN_PATH, _GET, token.get, PUBLIC, Step.NEITHER, counts=False),
+    Route("token", TOKEN_PATH, ("POST",), token.post, PUBLIC, Step.NEITHER, counts=False),
     # No right is needed here, but a login: clients ask it how to log in, and whether they are.
-    Route("base", "/v2/", _READ, health.base, LOGIN, Step.NONE, counts=False),
-    Route("catalog", "/v2/_catalog", _GET, listings.catalog, CATALOG, Step.NONE),
-    Route("tags", "/v2/{name}/tags/list", _GET, listings.tags, PULL, Step.NONE),
-    Route("referrers", "/v2/{name}/referrers/{digest}", _GET, listings.referrers, PULL, Step.NONE),
+    Route("base", "/v2/", _READ, health.base, LOGIN, Step.NEITHER, counts=False),
+    Route("catalog", "/v2/_catalog", _GET, listings.catalog, CATALOG, Step.NEITHER),
+    Route("tags", "/v2/{name}/tags/list", _GET, listings.tags, PULL, Step.NEITHER),
+    Route("referrers", _REFERRERS, _GET, listings.referrers, PULL, Step.NEITHER),
     Route("manifest", _MANIFEST, _READ, manifests.get, PULL, Step.PULL, listed_nodes_only=True),
     Route("manifest", _MANIFEST, ("PUT",), manifests.put, PUSH, Step.PUSH, listed_nodes_only=True),
     Route(
-        "manifest", _MANIFEST, ("DELETE",), manifests.delete, DELETE, Step.NONE,
+        "manifest", _MANIFEST, ("DELETE",), manifests.delete, DELETE, Step.NEITHER,
         listed_nodes_only=True,
     ),
     Route("blob", _BLOB, _READ, blobs.get, PULL, Step.CONTINUE_PULL, listed_nodes_only=True),
-    Route("blob", _BLOB, ("DELETE",), blobs.delete, DELETE, Step.NONE, listed_nodes_only=True),
+    Route("blob", _BLOB, ("DELETE",), blobs.delete, DELETE, Step.NEITHER, listed_nodes_only=True),
     Route(
         "uploads", _UPLOADS, ("POST",), uploads.begin, PUSH, Step.PUSH,
         optional_needs=uploads.mount_needs,
     ),
-    Route("upload", _UPLOAD, _GET, uploads.status, PUSH, Step.NONE),
+    Route("upload", _UPLOAD, _GET, uploads.status, PUSH, Step.NEITHER),
     Route("upload", _UPLOAD, ("PATCH",), uploads.patch, PUSH, Step.PUSH),
     Route("upload", _UPLOAD, ("PUT",), uploads.finish, PUSH, Step.PUSH),
-    Route("upload", _UPLOAD, ("DELETE",), uploads.cancel, PUSH, Step.NONE),
+    Route("upload", _UPLOAD, ("DELETE",), uploads.cancel, PUSH, Step.NEITHER),
 )  # fmt: skip

@@ -45,8 +45,8 @@ class Step(Enum):
     """It reads a blob, which only continues a pull."""
     PUSH = "push"
     """It writes, which begins a push or continues one."""
-    NONE = "none"
-    """It is part of neither."""
+    NEITHER = "neither"
+    """It is part of neither, and is served until the end, also while the registry drains."""
 
 
 @dataclass(slots=True)

@@ -108,7 +108,7 @@ class Drain:
                 return digest is not None and self._pulls.has_begun(node, repository, digest)
             case Step.PUSH:
                 return self._pulls.is_pushing(node)
-            case Step.CONTINUE_PULL | Step.NONE:
+            case Step.CONTINUE_PULL | Step.NEITHER:
                 return True
         return False
 

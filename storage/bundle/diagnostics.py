@@ -1,4 +1,4 @@
-"""Diagnostics of a bundle for the operator: facts for programs, a sentence for people."""
+"""The kinds and fields of a diagnostic of a bundle: facts for programs, a sentence for people."""
 
 from __future__ import annotations
 

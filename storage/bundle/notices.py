@@ -1,4 +1,4 @@
-"""Facts about a bundle that its operator should know."""
+"""Keeps the first diagnostics of a bundle, and counts those beyond the limit."""
 
 from __future__ import annotations
 

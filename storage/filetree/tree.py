@@ -1,4 +1,4 @@
-"""Merge layers as OverlayFS does, bottom to top, and compare two such trees.
+"""The files inside an image: merge its layers as OverlayFS does, and compare two images.
 
     a name in an upper layer          replaces the lower one; two directories merge
     .wh.NAME                          deletes NAME of the layers below

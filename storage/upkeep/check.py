@@ -1,4 +1,4 @@
-"""Check bundles or a registry: every byte is read and hashed, each name is followed to its end.
+"""Check a read-only source, bundles or another registry: hash every byte, follow every name.
 
 The store has `storage.upkeep.verify`, which knows its links and records and can mend it.
 """

@@ -1,4 +1,4 @@
-"""Verify a store: hash every stored byte again, and follow each name to its content.
+"""Verify and repair the writable store: hash every stored byte, follow every name, mend faults.
 
 `verify` reports faults; `repair` mends one from a source that has the content, through an ordinary
 upload: bytes are hashed as they are copied and published only if they match. A good blob without a
