@@ -1,4 +1,4 @@
-"""Reads and writes bytes of the files that decide on access, with checks of mode and owner.
+"""Reads and writes bytes of the files that decide on access, and checks their modes.
 
 Reading follows symlinks, because Kubernetes mounts a Secret as a symlink into ``..data``. The file
 at the end must be regular and have none of the permission bits that its kind forbids. The open file
