@@ -99,7 +99,7 @@ def test_all_of_it_is_carried(signed: Signed, tmp_path: Path) -> None:
     output, target = tmp_path / "out.tar", tmp_path / "target"
     done = mayfly("export", f"{APP}:1", "--root", signed.root, "-o", output)
     assert done.returncode == 0, done.stderr
-    assert "1 images, 5 signatures and attestations" in done.stdout
+    assert "1 image, 5 signatures and attestations" in done.stdout
     done = mayfly("import", output, "--root", target)
     assert done.returncode == 0, done.stderr
     assert _revisions(target) == set(signed.found.values())

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,26 @@ def interrupted(number: signal.Signals, moment: float, *words: str | Path) -> in
         # The interpreter was just leaving; to a shell it is the same.
         return 128 + number
     return process.returncode
+
+
+def interrupted_at(number: signal.Signals, moment: Callable[[], bool], *words: str | Path) -> int:
+    """Run a command and send it a signal at a moment, or after its end; how it ended."""
+    with job(*words) as process:
+        while process.poll() is None and not moment():
+            time.sleep(0.001)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=PATIENCE)
+    assert "Traceback" not in said, said
+    return process.returncode
+
+
+def _written_beside(output: Path) -> int:
+    """The bytes of unfinished files beside an output."""
+    total = 0
+    for path in output.parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += 0 if path == output else path.stat().st_size
+    return total
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -219,14 +240,18 @@ def test_export(number: signal.Signals, rounds: int, imported: Path, scratch: Pa
     output.write_bytes(b"the one before")
     chance = random.Random(f"export {number}")
     words = ("export", "--all", "-o", output, "--root", imported)
-    left = rounds + MORE
+    reference = scratch / "reference.tar"
+    assert run("export", "--all", "-o", reference, "--root", imported).returncode == 0
+    left, size = rounds + MORE, reference.stat().st_size
     for _ in range(TRIES * left):
-        code = interrupted(number, chance.random() * 0.5, *words)
-        if code == 0:  # it was done before the signal reached it
+        wanted = chance.random() * 0.5 * size
+        code = interrupted_at(number, lambda least=wanted: _written_beside(output) > least, *words)
+        assert code in (0, exit_code(number))
+        if output.read_bytes() == reference.read_bytes():  # done before the signal reached it
             output.write_bytes(b"the one before")
             continue
         left -= 1
-        assert code == exit_code(number)
+        assert code
         assert output.read_bytes() == b"the one before"
         if number is not signal.SIGKILL:
             assert [path.name for path in directory.iterdir()] == ["all.tar"]

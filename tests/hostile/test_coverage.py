@@ -108,7 +108,7 @@ def test_blobs_that_do_not_exist(hostile: Hostile, tmp_path: Path) -> None:
         for blob in (CONFIG, LAYER):
             assert get(line, f"/v2/app/blobs/{digests.of(blob)}") == 200
         line.close()
-    assert matrix(state_dir)["app:1"] == {"127.0.0.1": State.SERVED}
+    _wait_until_served(state_dir)
 
 
 def test_crumbs_of_a_blob(hostile: Hostile, tmp_path: Path) -> None:
@@ -129,12 +129,17 @@ def test_crumbs_of_a_blob(hostile: Hostile, tmp_path: Path) -> None:
         for blob in (CONFIG, LAYER):
             assert get(line, f"/v2/app/blobs/{digests.of(blob)}") == 200
         line.close()
-        # Served once the client's host has acknowledged the bytes.
-        for _ in range(100):
-            if matrix(state_dir)["app:1"] == {"127.0.0.1": State.SERVED}:
-                break
-            time.sleep(0.1)
-    assert matrix(state_dir)["app:1"] == {"127.0.0.1": State.SERVED}
+        _wait_until_served(state_dir)
+
+
+def _wait_until_served(state_dir: Path) -> None:
+    """Wait for the client's host to have acknowledged the bytes."""
+    for _ in range(100):
+        found = matrix(state_dir)["app:1"]
+        if found == {"127.0.0.1": State.SERVED}:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"after 10 seconds: {found}")
 
 
 def _serve(place: Path) -> Mayfly:

@@ -67,7 +67,7 @@ def deep() -> Iterator[bytes]:
 
 @pytest.mark.parametrize(
     ("attack", "growth"),
-    [(many_files, 450), (long_header, 48), (large_file, 48), (deep, 64)],
+    [(many_files, 450), (long_header, 48), (large_file, 48), (deep, 128)],
 )
 def test_layer(
     hostile: Hostile, tmp_path: Path, attack: Callable[[], Iterator[bytes]], growth: float

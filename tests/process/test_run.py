@@ -185,7 +185,7 @@ def test_ctrl_c_reaches_the_command_once(start: Start, tmp_path: Path, times: in
                 poll(lambda: not _waits(pid, signal.SIGINT))
         if times == 1:
             (tmp_path / "enough").write_text("")
-        poll(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+        poll(lambda: bool(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)))
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     finally:
         os.close(terminal)

@@ -116,7 +116,7 @@ def test_served_unmerged_and_one_lost(
     beside = start_mayfly(*map(str, paths), root=tmp_path / "r2", state_dir=tmp_path / "s2")
     said = beside.output()
     assert f"{lost.name} (volume 2 of 4) is not among the bundles" in said
-    assert f"1 images cannot be pulled: localhost/{APP}:1" in said
+    assert f"1 image cannot be pulled: localhost/{APP}:1" in said
     done = mayfly("import", *paths, "--root", tmp_path / "imported")
     assert done.returncode == 5
     assert f"{lost.name} (volume 2 of 4)" in done.stderr
@@ -130,7 +130,7 @@ def test_a_cut_volume_is_named_with_its_images(root: Path, tmp_path: Path) -> No
     paths[2].write_bytes(paths[2].read_bytes()[:100_000])
     done = mayfly("ls", *paths)
     assert done.returncode == 5
-    assert "up.003.tar (volume 3 of 4) is not among the bundles: without it 1 images" in done.stderr
+    assert "up.003.tar (volume 3 of 4) is not among the bundles: without it 1 image" in done.stderr
     assert f"localhost/{APP}:2" in done.stderr
 
 
