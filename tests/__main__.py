@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from tests.support.process import REPO
@@ -30,10 +31,13 @@ def main(options: Sequence[str]) -> int:
     """Run both; the exit code."""
     workers = len(os.sched_getaffinity(0)) * PER_CPU
     spread = [f"--numprocesses={workers}", "--dist=loadgroup", "--no-loadscope-reorder"]
-    codes = {
-        _pytest("side by side", ["-m", "not alone", *spread, *options]),
-        _pytest("alone", ["-m", "alone", *options]),
-    }
+    # pytest's own directories are shared and tidied by all of its processes on a machine, and one
+    # that loses such a race warns at its exit, which is an error here.
+    with tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as top:
+        codes = {
+            _pytest("side by side", ["-m", "not alone", f"--basetemp={top}/a", *spread, *options]),
+            _pytest("alone", ["-m", "alone", f"--basetemp={top}/b", *options]),
+        }
     failures = codes - {0, NO_TESTS}
     return max(failures) if failures else min(codes)
 
