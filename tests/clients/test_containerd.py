@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def test_pulled_image_is_exact_and_runs(ctr: Client, images: Images, reference: 
     manifest = images.manifest("debian")
     for descriptor in [{"digest": digest}, manifest["config"], *manifest["layers"]]:
         assert content(ctr, descriptor["digest"]) == descriptor["digest"]
-    output = ctr("run", "--rm", reference, "container-of-a-pull")
+    # runc's directory is one for all containerds of the machine, which run side by side.
+    output = ctr("run", "--rm", reference, f"container-of-a-pull-{secrets.token_hex(4)}")
     assert "ID=debian" in output.splitlines()
 
 
