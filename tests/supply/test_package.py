@@ -132,7 +132,8 @@ def test_foreign_packages_do_not_disturb(installed: Path, tmp_path: Path) -> Non
 def test_a_new_file_needs_no_installation(checkout: Path, tmp_path: Path) -> None:
     """After an editable installation a module that is added is found at once."""
     options = ("--config-settings", "editable_mode=compat", "--prefix", tmp_path / "env")
-    _pip("install", "--quiet", *options, "--editable", checkout)
+    # Else pip would remove the package from the environment that runs this test.
+    _pip("install", "--quiet", "--ignore-installed", *options, "--editable", checkout)
     (place,) = (tmp_path / "env").glob("lib/python*/site-packages")
     added = checkout / "storage" / "added_later.py"
     added.write_text("WORD = 'found'\n")
