@@ -1,7 +1,7 @@
 """The rights that a request needs before it may reach storage: (resource, action) pairs.
 
-Each route has a `Rule`. A route without one is denied, so a new endpoint is closed until someone
-decides who may use it. Source of the actions: CNCF distribution's token scope documentation.
+Each route has a `Rule`. A route without one is denied, so a new endpoint is closed until it
+gets a rule. Source of the actions: CNCF distribution's token scope documentation.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The request pipeline: parse, check access, call the handler; errors become OCI documents here.
 
-`registry.api.routes` says which endpoints there are and who may use them.
+`registry.api.routes` lists the endpoints and their access rules.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class App:
                 request = self._resolve(asked)
             except NameAmbiguous as error:
                 caller = await self._guard.admit(http, asked.access())
-                # Upstreams are named only to callers who may pull from them.
+                # A caller sees only the upstreams that the catalog shows them.
                 named = [one for one in error.candidates if caller.can_list(one)]
                 raise NameAmbiguous(error.name, named) from None
             except NameInvalid:

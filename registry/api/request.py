@@ -79,7 +79,7 @@ class Route(NamedTuple):
             the last part. A slash at the end is optional.
         methods: of HTTP.
         handler: answers it.
-        rule: who may use it.
+        rule: the rights that it needs.
         step: its part in a pull or push, for the drain. `Step.NEITHER` is always served; None, the
             default, is refused while the registry drains.
         optional_needs: returns the rights that a request can use but does not require.

@@ -1,4 +1,4 @@
-"""The table of routes: every endpoint, its handler, who may use it, and how the lifetime sees it.
+"""The table of routes: each endpoint with its handler, its access rule and its step in a pull.
 
 To add an endpoint, add its route here; CONTRIBUTING.md shows a whole example.
 """

@@ -187,7 +187,7 @@ class ConnectionWatchdog:
         reason = self._exceeded(connection, info)
         if reason is not None:
             logger.info("cut a connection from %s: %s", connection.peername, reason)
-            # Not transport.abort(): a shutdown also wakes what waits for the socket, sendfile too.
+            # Not transport.abort(): a shutdown also wakes pending sendfile calls on the socket.
             with contextlib.suppress(OSError):
                 found.shutdown(socket.SHUT_RDWR)
 
