@@ -105,7 +105,9 @@ def test_example_works(copy: Path) -> None:
 
 def _folders(top: Path) -> set[str]:
     """The folders of a folder, except those that tools make."""
-    names = {path.name for path in top.iterdir() if path.is_dir() and path.suffix != ".egg-info"}
+    found = [path for path in top.iterdir() if path.is_dir() and path.suffix != ".egg-info"]
+    # A checkout keeps the bytecode of folders that moved away.
+    names = {path.name for path in found if any(e.name not in MADE for e in path.iterdir())}
     return {name for name in names if not name.startswith(".")} - MADE
 
 
