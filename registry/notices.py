@@ -68,9 +68,9 @@ def text(notice: Mapping[str, Any]) -> str:
             )
         case "proxy_not_trusted":
             return (
-                f"clients come by {notice['url']}, and what stands there may hide their "
-                "addresses, by which nodes without a credential of their own are told apart: "
-                f"give --trusted-proxy CIDR if it forwards them, else {REMEDY}"
+                f"clients connect through {notice['url']}; a proxy there may hide their addresses, "
+                "which identify nodes without a credential of their own: give --trusted-proxy "
+                f"CIDR if the proxy forwards addresses, else {REMEDY}"
             )
         case "proxy_hides_addresses":
             return (

@@ -102,7 +102,6 @@ class RunningServer:
         measure_storage: returns the size of the store in bytes; runs in a worker thread.
         denied: (user, address) → refused requests; updated while the server runs.
         ambiguous: repository path that several upstreams share → names to ask for instead.
-        interrupt: ends the work of worker threads after the drain.
         cleanup_paths: removed, with the command's private files, if the server is killed.
     """
 
@@ -112,7 +111,6 @@ class RunningServer:
     measure_storage: Callable[[], int] | None = None
     denied: Mapping[tuple[str, str], int] = field(default_factory=dict)
     ambiguous: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    interrupt: Callable[[], None] = lambda: None
     cleanup_paths: tuple[Path, ...] = ()
 
 
@@ -249,7 +247,6 @@ class Lifecycle:
         self.drain.begin(refuse=reason.kind not in _IDLE_KINDS)
         drained = await self.drain.finish(self._plan.drain_timeout, self._signals.second)
         await server.http.listeners.close()
-        server.interrupt()
         aborted = not drained.complete or drained.exit_code is not None
         await server.http.close(0.0 if aborted else _TAIL_SECONDS)
         await _run_loop()
@@ -398,6 +395,7 @@ class Lifecycle:
     async def _notify_status(self) -> None:
         while self._notifier.active and not self.drain.active:
             await first_done(self._ledger.changed.next())
+            await self._explore()
             self._notifier.status(self._status.status_line())
             await self._clock.sleep(_STATUS_SECONDS)
 

@@ -192,7 +192,10 @@ def locked_at_once(directory: Path, *, mode: int = 0o700) -> Iterator[None]:
 
 def _lock_by_name(directory: Path) -> int | None:
     """Return the descriptor that holds the lock; None if the directory was removed meanwhile."""
-    descriptor = os.open(directory, _DIRECTORY)
+    try:
+        descriptor = os.open(directory, _DIRECTORY)
+    except FileNotFoundError:
+        return None
     try:
         if not try_lock(descriptor):
             raise BlockingIOError(errno.EWOULDBLOCK, "it is locked", str(directory))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,6 +29,14 @@ def repositories(reader: Reader) -> Iterator[str]:
     while page := reader.repositories(after, _PAGE):
         yield from page
         after = page[-1]
+
+
+def tags_at(reader: Reader, repository: str, digest: Digest) -> Iterator[str]:
+    """Yield the tags that point at a manifest; damaged tags are skipped."""
+    for name in reader.tags(repository):
+        with contextlib.suppress(StorageError):
+            if reader.tag(repository, name) == digest:
+                yield name
 
 
 def load(reader: Reader, repository: str, digest: Digest) -> Manifest:

@@ -61,6 +61,8 @@ class NewestFirstLock:
         except asyncio.CancelledError:
             if _was_woken(mine):
                 _wake(self._waiting)
+            elif mine in self._waiting:
+                self._waiting.remove(mine)
             raise
 
 
@@ -100,16 +102,19 @@ class WorkerSlots:
 
     async def _wait(self, network: str, *, trusted: bool) -> None:
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if trusted:
-            self._trusted.append(mine)
-        else:
-            self._networks.setdefault(network, deque()).append(mine)
+        waiting = self._trusted if trusted else self._networks.setdefault(network, deque())
+        waiting.append(mine)
+        if not trusted:
             self._networks.move_to_end(network)
         try:
             await mine
         except asyncio.CancelledError:
             if _was_woken(mine):
                 self._leave()
+            elif mine in waiting:  # the oldest are given up first, so few are compared
+                waiting.remove(mine)
+                if not waiting and not trusted:
+                    del self._networks[network]
             raise
 
     def _leave(self) -> None:
@@ -121,9 +126,11 @@ class WorkerSlots:
         while self._networks:
             newest = reversed(self._networks)
             network = min(newest, key=lambda one: self._failures.delay("", one))
-            if _wake(self._networks[network]):
+            woken = _wake(self._networks[network])
+            if not self._networks[network]:
+                del self._networks[network]
+            if woken:
                 return
-            del self._networks[network]
         self._free += 1
 
 

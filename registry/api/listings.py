@@ -26,9 +26,10 @@ CATALOG_PAGE = 1000
 
 async def catalog(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET ``/v2/_catalog``: list the repositories that the caller may pull from."""
-    limit = min(_limit(request) or CATALOG_PAGE, CATALOG_PAGE)
-    if _limit(request) == 0:
+    asked = _limit(request)
+    if asked == 0:
         return _page("repositories", [], {}, None)
+    limit = min(asked or CATALOG_PAGE, CATALOG_PAGE)
     last = request.parameter("last") or ""
     names = await in_turn(_readable, context, last, limit + 1)
     link = f"/v2/_catalog?n={limit}&last={quote(names[limit - 1])}" if len(names) > limit else None

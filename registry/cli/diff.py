@@ -13,7 +13,9 @@ from mayfly.registry.cli.options import as_json, print_json
 from mayfly.registry.cli.sources import looking_at
 from mayfly.registry.text import echo
 from mayfly.storage.directory.space import format_size
-from mayfly.storage.errors import ContentCorrupt, StorageError
+from mayfly.storage.errors import ContentCorrupt, ManifestUnknown, StorageError
+from mayfly.storage.reference import split_stored
+from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
     from mayfly.storage.digest import Digest
@@ -39,6 +41,9 @@ def command(old: str, new: str, files: bool, only: tuple[str, ...], json: bool) 
     """
     with looking_at([old], Path()) as a, looking_at([new], Path()) as b:
         olds, news = _images(a.reader, only), _images(b.reader, only)
+        for text in only:
+            if text not in olds and text not in news:
+                raise ManifestUnknown(f"no image {text} in A or B")
         known = {digest for one in olds.values() for digest in one.blobs}
         rows = []
         for name in sorted(olds.keys() | news.keys()):
@@ -65,12 +70,12 @@ def command(old: str, new: str, files: bool, only: tuple[str, ...], json: bool) 
     if json:
         print_json({"images": rows, "fetch": sum(fetch.values())})
         return
-    echo(f"{len(rows)} images differ, {format_size(sum(fetch.values()))} to fetch for B")
+    differ = counted(len(rows), "image differs", "images differ")
+    echo(f"{differ}, {format_size(sum(fetch.values()))} to fetch for B")
 
 
 def _images(reader: Reader, only: tuple[str, ...]) -> dict[str, Image]:
     """Images by name; with ``only``, those of these names that are there."""
-    from mayfly.storage.errors import ManifestUnknown
     from mayfly.storage.images import image, images, resolve
 
     if not only:
@@ -137,8 +142,7 @@ def _is_unknown(stack: Stack) -> bool:
 
 def repository_of(image: Image) -> str:
     """The repository in an image's name."""
-    repository, at, _ = image.name.partition("@")
-    return repository if at else image.name.rpartition(":")[0]
+    return split_stored(image.name)[0]
 
 
 def tree_of(reader: Reader, image: Image, stack: Stack) -> Tree:
@@ -182,7 +186,8 @@ def _show_change(platform: str, change: Change) -> None:
 def show_files(reader: Reader, image: Image, json: bool) -> None:
     """Print the merged tree of each platform: every path with the layer that it comes from."""
     documents = []
-    for stack in _stacks(reader, image):
+    found = _stacks(reader, image)
+    for stack in found:
         tree = tree_of(reader, image, stack)
         wasted = sorted(tree.wasted.items(), key=lambda one: (-one[1], one[0]))
         if json:
@@ -212,7 +217,7 @@ def show_files(reader: Reader, image: Image, json: bool) -> None:
             echo(f"{format_size(lost):>21}  /{path}")
     if json:
         print_json({"name": image.name, "digest": str(image.digest), "platforms": documents})
-    elif not documents and not list(_stacks(reader, image)):
+    elif not found:
         raise StorageError(f"{image.name} has no file tree: it is an artifact")
 
 

@@ -92,11 +92,10 @@ def _print_images(reader: Reader, images: Sequence[Image], json: bool, **found: 
 
 def _attached(reader: Reader, image: Image) -> list[tuple[Attached, Image]]:
     """Return the referrers of an image; none where its repository cannot be read."""
+    from mayfly.storage.reference import split_stored
     from mayfly.storage.transfer.attached import attached_images
 
-    repository, at, _ = image.name.partition("@")
-    if not at:
-        repository = image.name.rpartition(":")[0]
+    repository, _ = split_stored(image.name)
     try:
         return attached_images(reader, repository, image)
     except OSError:
@@ -172,12 +171,13 @@ def _inspect(ctx: click.Context, looked: Looked, image: str, files: bool, json: 
     from mayfly.storage.bundle.diagnostics import Code
     from mayfly.storage.images import image as image_of
     from mayfly.storage.images import stacks
+    from mayfly.storage.reading import tags_at
     from mayfly.storage.survey import Damaged
 
     reader = looked.reader
     repository, digest = looked.find(image)
-    tags = [t for t in reader.tags(repository) if reader.tag(repository, t) == digest]
-    name = f"{repository}:{tags[0]}" if tags else f"{repository}@{digest}"
+    tag = next(tags_at(reader, repository, digest), None)
+    name = f"{repository}:{tag}" if tag else f"{repository}@{digest}"
     whole = image_of(reader, repository, digest, name)
     if files:
         from mayfly.registry.cli.diff import show_files

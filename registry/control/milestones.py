@@ -41,15 +41,18 @@ class Milestones:
     async def follow(self, changed: Notification, pulls: Pulls, clock: Clock) -> None:
         """Look whenever a fact or the end of a pull may have changed something, until cancelled."""
         while True:
-            await self._coverage.explore()
+            # Taken first, so that no fact is missed while other tasks have their turns.
+            happened = [changed.next()]
+            if (late := await self._coverage.explore()) is not None:
+                happened.append(late)
             covered = self._coverage.covered_nodes()
             async for node in in_turns(self._changed()):
                 self._log(node, covered)
-            happened, settles = changed.next(), pulls.settles_in()
+            settles = pulls.settles_in()
             if settles is None:
-                await first_done(happened)
+                await first_done(*happened)
             else:
-                await first_done(happened, clock.sleep(settles))
+                await first_done(*happened, clock.sleep(settles))
             await clock.sleep(_LOOK_SECONDS)
 
     def _changed(self) -> Iterator[str]:

@@ -18,7 +18,7 @@ from mayfly.registry.coverage.coverage import Snapshot
 from mayfly.registry.coverage.facts import Key
 from mayfly.registry.coverage.observer import Observer, Transfer
 from mayfly.registry.coverage.states import ResolvedImage, State
-from mayfly.registry.threads import in_thread
+from mayfly.registry.threads import in_thread, in_turns
 from mayfly.storage.files import Attributes, replace_file
 
 _KIB = 1024
@@ -29,9 +29,6 @@ _READ_SECONDS = 3.0
 
 MAX_GAPS = 10_000
 """Entries of a coverage record's ``missing``; the others are counted."""
-
-_IMAGES_AT_ONCE = 100
-"""Images that are processed before other tasks of the event loop run."""
 
 
 class Memory(TypedDict):
@@ -209,7 +206,7 @@ def read(path: Path, pid: int) -> Report | None:
     """Return the report of the server with this process ID; None if there is none."""
     try:
         found: Report = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.get("pid") == pid else None
 
@@ -269,13 +266,15 @@ async def image_records(observer: Observer) -> tuple[list[ImageRecord], int]:
     children: set[Key] = set()
     found: list[tuple[Key, ImageRecord]] = []
     left_out = 0
-    for number, key in enumerate(dict.fromkeys((*pushed, *pulled))):
-        if number % _IMAGES_AT_ONCE == 0:
-            await asyncio.sleep(0)
+    async for key in in_turns(dict.fromkeys((*pushed, *pulled))):
         target = observer.states.resolve_cached(*key)
         if target is None:
+            left = until - time.monotonic()
+            if left <= 0:
+                left_out += 1
+                continue
             reading = in_thread(observer.states.resolve, *key)
-            await asyncio.wait([reading], timeout=max(until - time.monotonic(), 0))
+            await asyncio.wait([reading], timeout=left)
             if not reading.done():
                 reading.cancel()
                 left_out += 1

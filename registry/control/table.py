@@ -119,7 +119,7 @@ def coverage_lines(coverage: CoverageRecord, width: int) -> list[str]:
     lines = [f"coverage: {nodes}"]
     lines += [f"not in the registry: {image}" for image in absent[:_MOST_ROWS]]
     if rows:
-        lines += _node_grid(rows[:_MOST_ROWS], absent, width)
+        lines += _node_grid(rows[:_MOST_ROWS], frozenset(absent), width)
     more = coverage["nodes_wanted"] - len(coverage["nodes"])
     if more > 0:
         lines.append(f"{counted(more, 'more node')} pulled nothing yet")
@@ -141,7 +141,8 @@ def missing_images(row: NodeRow, absent: Collection[str] = ()) -> list[str]:
 
 def _fitting(names: Sequence[str], width: int) -> str:
     """Return as many names as fit, and the number of the others."""
-    for most in range(len(names), 1, -1):
+    # Each name takes a column at least.
+    for most in range(min(len(names), width), 1, -1):
         text = join_names(names, most)
         if len(text) <= width:
             return text

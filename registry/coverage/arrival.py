@@ -206,9 +206,10 @@ class Arrival:
         self._ended, self._confirmed = [], Intervals()
         self._conclude()
 
-    def in_flight_from(self, first: int) -> Part | None:
-        """Return the transfer under way that began at an offset."""
-        return next((part for part in self.in_flight if part.first == first), None)
+    def in_flight_from(self, first: int, slot: int | None) -> Part | None:
+        """Return the transfer under way that began at an offset and has a slot."""
+        found = (one for one in self.in_flight if (one.first, one.slot) == (first, slot))
+        return next(found, None)
 
     def open_ends(self) -> list[tuple[int, int, int | None]]:
         """Return first byte, limit and slot of transfers whose end is unknown."""

@@ -59,7 +59,7 @@ MAX_CELLS = 1_000_000
 """States in a matrix: some 100 MiB, and 40 MiB of JSON."""
 
 _NOT_ASKED_FOR = frozenset({State.MISSING, State.ABSENT})
-"""ImageStates in which a node has not asked for an image."""
+"""States in which a node has not asked for an image."""
 
 
 class Gap(NamedTuple):
@@ -126,7 +126,7 @@ class Snapshot:
         return len(self.covered) >= self.nodes.count
 
     def matrix(self, most: int = MAX_CELLS) -> dict[str, dict[str, State]]:
-        """ListedImage → node → how far the node is with it.
+        """Return image → node → the node's state with it.
 
         Args:
             most: cells; past that covered nodes are left out, and then the last ones.
@@ -212,6 +212,8 @@ class Coverage:
         """Repository and digest → image, None where it is not there."""
         self._reading: asyncio.Future[None] | None = None
         self._read_until = 0.0
+        self.spent = 0.0
+        """Seconds that the last `explore` took, without those in which it waited for manifests."""
         self._rows: dict[str, _Row] = {}
         self._silent = self._derive(None)
         """Of every node of which nothing is known."""
@@ -258,7 +260,7 @@ class Coverage:
         return self._row(node).covered
 
     def lacking(self, node: str) -> dict[str, State]:
-        """ListedImage → state, of the images that a node does not have."""
+        """Return image → state, of the images that a node lacks."""
         pairs = zip(self._images, self._row(node).states, strict=True)
         return {image.text: state for image, state in pairs if state not in self._accepted}
 
@@ -286,12 +288,17 @@ class Coverage:
                     break
         self._read = found
 
-    async def explore(self) -> None:
+    async def explore(self) -> asyncio.Future[None] | None:
         """See where the tags point now, what the images are made of, and how far each node is.
 
         To be awaited before the questions, which then cost what changed since. Reading is done in a
         thread, and given up where it takes too long. The event loop is never held up for long.
+
+        Returns:
+            The reading that was given up: when it is done, more images are known. Else None.
         """
+        late: asyncio.Future[None] | None = None
+        began, waited = time.perf_counter(), 0.0
         for _ in range(2):
             await self.follow_tags()
             if all(target is not None and target.complete for target in self._targets):
@@ -302,12 +309,17 @@ class Coverage:
                 self._reading = in_thread(self.read)
                 self._read_until = time.monotonic() + _READ_SECONDS
             left = max(self._read_until - time.monotonic(), 0)
+            paused = time.perf_counter()
             await asyncio.wait([self._reading], timeout=left)
+            waited += time.perf_counter() - paused
+            late = None if self._reading.done() else self._reading
             await self.follow_tags()
             if not joins:
                 break
         async for node in in_turns(self._candidates()):
             self._row(node)
+        self.spent = time.perf_counter() - began - waited
+        return late
 
     async def follow_tags(self) -> None:
         """See where the tags point now, of images that were read."""
@@ -410,17 +422,18 @@ class Covered:
 
     async def wait(self) -> EndReason:
         while True:
-            await self._coverage.explore()
+            late = await self._coverage.explore()
             began = time.perf_counter()
             if self.holds():
                 break
-            pause = max(_CHECK_SECONDS, (time.perf_counter() - began) / _CHECK_SHARE)
-            changed = self._changed.next()
+            spent = self._coverage.spent + time.perf_counter() - began
+            pause = max(_CHECK_SECONDS, spent / _CHECK_SHARE)
+            changed = [self._changed.next(), *([] if late is None else [late])]
             settles = self._pulls.settles_in()
             if settles is None:
-                await first_done(changed)
+                await first_done(*changed)
             else:
-                await first_done(changed, self._clock.sleep(settles))
+                await first_done(*changed, self._clock.sleep(settles))
             await self._clock.sleep(pause)
         return EndReason(EndKind.COVERED, self._text())
 

@@ -330,7 +330,8 @@ class Facts:
         pending = facts.pending.get(digest)
         if pending is None or pending.arrival is None:
             return False
-        part = flow.part if flow is not None else pending.arrival.in_flight_from(first)
+        slot = _slot(entry.get("slot"))
+        part = flow.part if flow is not None else pending.arrival.in_flight_from(first, slot)
         if part is None:
             return False
         pending.arrival.end(part, acked, sent)

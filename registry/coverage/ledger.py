@@ -157,8 +157,11 @@ class Ledger:
         flow.count(acked - flow.first - flow.bytes)
         of = flow.images
         where = flow.node, flow.key, flow
-        self._record("ended", *where, first=flow.first, acked=acked, sent=sent, of=of)
-        if flow.offsets is not None and flow.slot is not None:
+        self._record(
+            "ended", *where, first=flow.first, acked=acked, sent=sent, of=of, slot=flow.slot
+        )
+        # Without its end in the file, a later start still reads the slot as this transfer's.
+        if flow.offsets is not None and flow.slot is not None and self._file and self._file.writing:
             flow.offsets.release(flow.slot)
             flow.slot = None
 

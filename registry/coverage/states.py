@@ -44,7 +44,7 @@ class State(StrEnum):
 
 
 RANKED = (State.CLAIMED, State.SERVED, State.PROVEN)
-"""ImageStates in which a node counts as having an image, the weakest evidence first."""
+"""States in which a node counts as having an image, the weakest evidence first."""
 
 
 def accepted(weakest: State) -> frozenset[State]:

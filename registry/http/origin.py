@@ -4,7 +4,8 @@ The URLs in responses (the realm of a challenge, ``Location``, ``Link``) begin w
 these that is known:
 
     --external-url      set by the operator
-    a trusted proxy     ``Forwarded`` (RFC 7239), else ``X-Forwarded-Proto`` and ``-Host``
+    a trusted proxy     ``X-Forwarded-Proto`` and ``-Host``; ``Forwarded`` (RFC 7239) where the
+                        request has no ``X-Forwarded-For``
     the request         ``Host``, and whether it came over TLS
 
 Forwarding headers from other peers are ignored: they could name any host and any client.
@@ -75,7 +76,9 @@ class Origins:
         peer = http.get_extra_info("peername")
         if not self.trusted or not peer or not self.trusts(str(peer[0])):
             return None
-        if (header := http.headers.getall("Forwarded", [])) != []:
+        # Most proxies write X-Forwarded-For, and pass on a Forwarded that the client sent.
+        header = http.headers.getall("Forwarded", [])
+        if header and "X-Forwarded-For" not in http.headers:
             hops = [_parameters(hop) for hop in _last(header)]
             clients = [hop.get("for", "") for hop in hops]
             nearest = hops[-1]
@@ -137,6 +140,7 @@ def _address(text: str) -> str | None:
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        return str(ipaddress.ip_address(text))
+        # A zone may be any text.
+        return str(ipaddress.ip_address(text.partition("%")[0]))
     except ValueError:
         return None

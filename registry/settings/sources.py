@@ -98,7 +98,7 @@ def _read_file(file: Path, known: Mapping[str, bool]) -> dict[str, tuple[str, ..
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value is of the wrong kind.
     """
-    # Imported by who has a file: a hundredth of the start.
+    # Imported only where a file is given: it takes a hundredth of the start.
     import tomllib
 
     try:

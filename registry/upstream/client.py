@@ -47,6 +47,9 @@ _MAX_REDIRECTS = 5
 _MAX_DOCUMENT = 8 * 1024 * 1024
 """Largest list of tags or referrers in one page."""
 
+_MAX_LIST = 64 * 1024 * 1024
+"""Most bytes of all pages of a list."""
+
 _MAX_TOKEN = 256 * 1024
 _MAX_PAGES = 10_000
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
@@ -261,11 +264,13 @@ class Registry:
     async def _pages(
         self, url: str | None, repository: str, where: str
     ) -> AsyncIterator[dict[str, Any]]:
+        left = _MAX_LIST
         for _ in range(_MAX_PAGES):
             if url is None:
                 return
             async with self._asked("GET", url, repository, where, {}) as response:
-                body = await _limited(response, _MAX_DOCUMENT, where)
+                body = await _limited(response, min(_MAX_DOCUMENT, left), where)
+                left -= len(body)
                 link = _NEXT.search(response.headers.get("Link", ""))
                 here = str(response.url)
             try:
@@ -275,7 +280,7 @@ class Registry:
             if not isinstance(page, dict):
                 raise UpstreamError(f"{where}: the answer is not a JSON object")
             yield page
-            url = urljoin(here, link[1]) if link else None
+            url = _joined(here, link[1], where) if link else None
             if url is not None and _origin(url) != _origin(here):
                 raise UpstreamError(f"{where}: its next page is on another host")
         raise UpstreamError(f"{where}: more than {_MAX_PAGES} pages")
@@ -362,8 +367,8 @@ class Registry:
             )
             if response.status not in (301, 302, 303, 307, 308):
                 return response
-            url = urljoin(url, response.headers.get("Location", ""))
             response.close()
+            url = _joined(url, response.headers.get("Location", ""), where)
             if not url.startswith(
                 ("https://",) if first[0] == "https" else ("https://", "http://")
             ):
@@ -458,7 +463,7 @@ def _lifetime(told: object) -> float:
     """Seconds that a token lives; 60 where the answer does not say (distribution's token spec)."""
     if isinstance(told, bool) or not isinstance(told, int | float):
         return 60.0
-    return max(60.0, min(float(told), 86400.0))
+    return float(max(60, min(told, 86400)))
 
 
 def _skipped(response: aiohttp.ClientResponse, start: int, where: str) -> int:
@@ -510,6 +515,20 @@ async def _limited(response: aiohttp.ClientResponse, limit: int, where: str) -> 
         if len(body) > limit:
             raise ContentWrong(f"{where}: the answer is longer than {limit} bytes")
     return bytes(body)
+
+
+def _joined(base: str, target: str, where: str) -> str:
+    """Return an absolute URL that `_origin` can read.
+
+    Raises:
+        UpstreamError: the target is no URL.
+    """
+    try:
+        url = urljoin(base, target)
+        _origin(url)
+    except ValueError:
+        raise UpstreamError(f"{where}: it leads to {target[:200]!r}, which is no URL") from None
+    return url
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

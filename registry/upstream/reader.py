@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import (
     ContentCorrupt,
+    ManifestInvalid,
     ManifestUnknown,
     blob_unknown,
     manifest_unknown,
@@ -29,7 +29,7 @@ from mayfly.storage.errors import (
 )
 from mayfly.storage.images import image
 from mayfly.storage.interface import Extent
-from mayfly.storage.reading import read
+from mayfly.storage.reading import load
 from mayfly.storage.reference import page_of
 from mayfly.storage.transfer.attached import attached_images, flat_tag
 
@@ -92,8 +92,11 @@ class RegistryReader:
     def manifest(self, repository: str, digest: Digest) -> Extent:
         key = repository, digest
         if key not in self._manifests:
-            self._manifests[key] = None
-            self._fetch_manifest(repository, str(digest))
+            try:
+                if self._fetch_manifest(repository, str(digest)) is None:
+                    self._manifests[key] = None
+            except ContentWrong as error:
+                raise ContentCorrupt(str(error), {"digest": str(digest)}) from None
         place = self._manifests[key]
         if place is None:
             raise manifest_unknown(digest)
@@ -141,13 +144,10 @@ class RegistryReader:
     def _fallback(self, repository: str, subject: Digest) -> list[Digest]:
         """Return the index under the fallback tag (OCI distribution-spec, "Referrers Tag")."""
         try:
-            found = self.manifest(repository, self.tag(repository, flat_tag(subject)))
-        except ManifestUnknown:
+            index = load(self, repository, self.tag(repository, flat_tag(subject)))
+        except (ManifestUnknown, ManifestInvalid):
             return []
-        document = json.loads(read(found))
-        entries = document.get("manifests") if isinstance(document, dict) else None
-        known = entries if isinstance(entries, list) else []
-        return [digests.parse(str(one.get("digest"))) for one in known if isinstance(one, dict)]
+        return [one.digest for one in index.manifests]
 
     def _fetch_manifest(self, repository: str, reference: str) -> Digest | None:
         found = self._blocking.run(self._blocking.registry.find_manifest(repository, reference))

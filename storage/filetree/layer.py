@@ -106,6 +106,7 @@ def _entries(stream: _Forward) -> Iterator[Entry]:
             if member is None:
                 break
             archive.members = []  # tarfile would keep them
+            archive.pax_headers.clear()  # and global headers, which Go's reader does not apply
             yield _entry(member, stream)
     if stream.ended_in_header:
         raise LayerInvalid("it is damaged: a tar header is invalid")
@@ -118,6 +119,8 @@ def _entry(member: tarfile.TarInfo, stream: _Forward) -> Entry:
     path = posixpath.normpath("/" + member.name).strip("/")
     if len(path) > _LONGEST_PATH or len(member.linkname) > _LONGEST_PATH:
         raise LayerInvalid("it has a path that is longer than Linux takes")
+    if member.size < 0:  # read(-1) would read all of the layer
+        raise LayerInvalid("its tar headers are invalid: an entry has a negative size")
     content = b""
     size = member.size if kind == "file" else 0
     if kind == "file":

@@ -68,6 +68,8 @@ class _Node:
     """Bytes that it takes in its layer; none for a hard link."""
 
     children: dict[str, _Node] | None = None
+    swept: int = 0
+    """The last layer whose whiteouts deleted all lower entries below it."""
 
 
 @dataclass(slots=True)
@@ -120,6 +122,9 @@ class Tree:
         parent = self._directory(directory, layer)
         assert parent.children is not None
         if name == _OPAQUE:
+            if parent.swept == layer:
+                return
+            parent.swept = layer
             for child in list(parent.children):
                 self._delete(parent, child, f"{directory}/{child}", layer)
         elif name.startswith(_WHITEOUT):
@@ -178,6 +183,9 @@ class Tree:
             assert above.children is not None
             node = above.children[one]
             if node.children:
+                if node.swept == layer:
+                    continue
+                node.swept = layer
                 emptied.append((above, one))
                 waiting += [(node, child, f"{where}/{child}") for child in list(node.children)]
             elif node.layer < layer:

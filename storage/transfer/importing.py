@@ -42,7 +42,7 @@ from mayfly.storage.errors import (
 )
 from mayfly.storage.interface import Extent, LowerStore
 from mayfly.storage.manifest import Descriptor, Manifest, parse
-from mayfly.storage.reading import read_manifest, repositories
+from mayfly.storage.reading import read_manifest, repositories, tags_at
 
 WORKERS = 4
 """Blobs copied and hashed at once."""
@@ -220,12 +220,8 @@ def _code(error: StorageError | OSError) -> Code:
 
 def diagnostic(source: LowerStore, one: LeftOut) -> Diagnostic:
     """Return the facts about an image that is not imported, with the first of its tags."""
-    tag = ""
-    for name in source.tags(one.repository):
-        with contextlib.suppress(StorageError):
-            if source.tag(one.repository, name) == one.digest:
-                tag = f":{name}"
-                break
+    first = next(tags_at(source, one.repository, one.digest), None)
+    tag = f":{first}" if first else ""
     return Diagnostic(
         one.code,
         f"{one.repository}{tag}@{one.digest}: {one.reason}",

@@ -79,7 +79,9 @@ def test_origin(
         ((("X-Forwarded-For", ", ".join(["10.0.0.2"] * 5000)),), "10.0.0.2"),
         ((("Forwarded", 'for="[2001:db8::1]:4711"'),), "2001:db8::1"),
         ((("Forwarded", "for=192.0.2.9:80, for=10.0.0.7"),), "192.0.2.9"),
-        ((("Forwarded", "for=192.0.2.9"), ("X-Forwarded-For", "192.0.2.8")), "192.0.2.9"),
+        ((("Forwarded", "for=192.0.2.9"), ("X-Forwarded-For", "192.0.2.8")), "192.0.2.8"),
+        ((("Forwarded", 'for="[fe80::1%\x1b[2Jx]"'),), "fe80::1"),
+        ((("X-Forwarded-For", "fe80::1%" + "x" * 5000),), "fe80::1"),
     ],
 )
 def test_client(headers: tuple[tuple[str, str], ...], client: str | None) -> None:
