@@ -130,6 +130,9 @@ def test_differences(root: Path, tmp_path: Path) -> None:
     text = mayfly("diff", root, other, "--files", "--image", f"{APP}:1").stdout
     assert "~ linux/amd64 /usr/bin/tool" in text
     assert mayfly("diff", root, root).stdout.startswith("0 images differ")
+    mistyped = mayfly("diff", root, other, "--image", f"{APP}:typo")
+    assert mistyped.returncode
+    assert f"no image {APP}:typo in A or B" in mistyped.stderr
 
 
 def test_a_hostile_layer_is_one_line(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from mayfly.registry import threads
 from mayfly.registry.activity import Activity
 from mayfly.registry.control import report
+from mayfly.registry.coverage import coverage as coverage_module
 from mayfly.registry.coverage.coverage import Coverage, Covered, Gap
 from mayfly.registry.coverage.images import ListedImage, Nodes, parse_image
 from mayfly.registry.coverage.ledger import Ledger
@@ -491,6 +493,44 @@ async def test_condition_waits_for_a_transfer(upgrade: Upgrade) -> None:
     await settle()
     assert task.done()
     assert (await task).text.endswith("not served by this registry: b (2)")
+
+
+async def test_condition_waits_for_a_late_reading(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart, images that take long to read complete it without another fact."""
+    monkeypatch.setattr(coverage_module, "_READ_SECONDS", 0.01)
+    file = tmp_path / "coverage.jsonl"
+    before = Upgrade(file, Nodes(1, ("a",)), clock)
+    before.cold("a")
+    before.ledger.close()
+    await clock.tick(3600)
+    after = Upgrade(file, Nodes(1, ("a",)), clock)
+    store, may_read = FakeStore(), threading.Event()
+    store.tags, store.manifests = after.content.tags, after.content.manifests
+
+    def refs(repository: str, digest: str) -> ManifestRefs | None:
+        may_read.wait(10)
+        return store.refs(repository, digest)
+
+    graph = ManifestGraph(refs)
+    observer = Observer(Activity(clock.now), after.pulls, after.ledger, graph, clock)
+    images = (parse_image("team/app:1"), parse_image("docker.io/library/web:1"))
+    cold = Coverage(
+        after.ledger.facts, after.pulls, images, Nodes(1, ("a",)), store.tag, observer.states
+    )
+    condition = Covered(cold, after.ledger.changed, after.pulls, clock)
+    task = asyncio.create_task(condition.wait())
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    may_read.set()
+    for _ in range(100):
+        await asyncio.sleep(0.01)
+        await clock.tick(1)
+        if task.done():
+            break
+    assert (await task).kind is EndKind.COVERED
+    after.ledger.close()
 
 
 async def test_survives_a_restart(tmp_path: Path, clock: FakeClock) -> None:

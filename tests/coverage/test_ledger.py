@@ -204,6 +204,24 @@ def test_more_transfers_than_slots(file: Path, monkeypatch: pytest.MonkeyPatch) 
     before.close()
 
 
+def test_two_transfers_from_the_same_byte(file: Path) -> None:
+    """After a kill the one that had not ended counts, not the one that had."""
+    clock = FakeClock()
+    before = open_ledger(file, clock)
+    before.asked("n", "r", A, got=True)
+    before.blob_begun("n", "r", B, 0, 100, [A]).count(10)
+    ended = before.blob_begun("n", "r", B, 0, 100, [A])
+    ended.count(20)
+    before.blob_ended(ended, 20, 20)
+    # The slot of the ended one is another transfer's now.
+    before.blob_begun("n", "r", C, 0, 100, [A]).count(90)
+    after = open_ledger(file, clock)
+    transfer(after, "n", B, 90, 100, 100)
+    assert not after.facts.has_blob("n", B)
+    after.close()
+    before.close()
+
+
 def test_table_of_offsets_is_missing(file: Path) -> None:
     """Without the table, no byte of a transfer that a kill aborted counts."""
     clock = FakeClock()

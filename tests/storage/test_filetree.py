@@ -7,6 +7,7 @@ import io
 import tarfile
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,6 +141,10 @@ HOSTILE = {
     "a damaged header": _tar({"a": b"1"})[:1024] + b"\xff" * 512 + bytes(1024),
     "a file that is cut": _tar({"a": b"1" * 5000})[:2048],
     "a negative size": _header(b"n", b"0", 0)[:124] + b"\xff" * 12 + bytes(376),
+    "a negative size before much content": _header(b"n", b"0", 0)[:124]
+    + (-1).to_bytes(12, "big", signed=True)
+    + _header(b"n", b"0", 0)[136:]
+    + bytes(2**20),
     "a name that is too long": _tar({"a/" * 3000: None}),
 }
 
@@ -159,6 +164,37 @@ def test_hostile_layers_are_errors(  # type: ignore[no-untyped-def]
         assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_global_headers_are_not_kept(extent) -> None:  # type: ignore[no-untyped-def]
+    """However many a layer has, each is forgotten before the next."""
+    text = b"".join(b"30 k%06d=0123456789012345678\n" % number for number in range(2000))
+    one = _header(b"g", b"g", len(text)) + text + bytes(-len(text) % 512) + _header(b"f", b"0", 0)
+    made = extent(gzip.compress(one * 100 + bytes(1024)))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in entries(made)) == 100
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_repeated_whiteouts_look_once(extent, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """What a layer's first whiteout of a directory has left is not looked at by the others."""
+    looks = 0
+    delete = Tree._delete
+
+    def counted(self: Tree, *words: Any) -> None:
+        nonlocal looks
+        looks += 1
+        delete(self, *words)
+
+    monkeypatch.setattr(Tree, "_delete", counted)
+    made = b"".join(_header(b"d/%d" % number, b"0", 0) for number in range(200))
+    made += b"".join(_header(b"d/.wh..wh..opq", b"0", 0) for _ in range(200))
+    merged = merge([extent(made + bytes(1024))])
+    assert sum(1 for _ in merged.walk()) == 201
+    assert looks == 200
 
 
 def test_a_bomb_is_ended(extent, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

@@ -12,7 +12,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from mayfly.registry.upstream.client import Access, Registry
+from mayfly.registry.upstream import client
+from mayfly.registry.upstream.client import Access, Registry, _lifetime
 from mayfly.registry.upstream.credentials import Credentials, CredentialStore
 from mayfly.registry.upstream.errors import ContentWrong, LoginRefused, NotThere, UpstreamError
 from mayfly.storage.digest import of
@@ -205,6 +206,44 @@ async def test_redirects_end(upstream: Upstream) -> None:
     upstream.answer = circle
     with pytest.raises(UpstreamError, match="redirects"):
         await upstream.registry.manifest("a/b", "latest")
+
+
+@pytest.mark.parametrize("target", ["https://[", "https://h:99999/", "//[/x"])
+@pytest.mark.parametrize("by_link", [False, True])
+async def test_what_is_no_url_is_named(upstream: Upstream, target: str, by_link: bool) -> None:
+    """A redirect or the next page of a list that no client can read is an error in words."""
+
+    async def odd(request: web.Request) -> web.Response:
+        if by_link:
+            return web.json_response({"tags": []}, headers={"Link": f'<{target}>; rel="next"'})
+        return web.Response(status=307, headers={"Location": target})
+
+    upstream.answer = odd
+    with pytest.raises(UpstreamError, match=r"no URL|another host"):
+        if by_link:
+            await upstream.registry.tags("a/b")
+        else:
+            await upstream.registry.manifest("a/b", "latest")
+
+
+@pytest.mark.parametrize("told", ["9" * 400, "-" + "9" * 400, "1e308", "true", '"x"', "null"])
+def test_any_lifetime_of_a_token(told: str) -> None:
+    """Between a minute and a day, whatever the answer says."""
+    assert 60.0 <= _lifetime(json.loads(told)) <= 86400.0
+
+
+async def test_lists_have_a_bound(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pages together, however many there are."""
+    monkeypatch.setattr(client, "_MAX_LIST", 10_000)
+
+    async def endless(request: web.Request) -> web.Response:
+        link = f'</v2/a/b/tags/list?last={len(upstream.requests)}>; rel="next"'
+        return web.json_response({"tags": ["x" * 100] * 20}, headers={"Link": link})
+
+    upstream.answer = endless
+    with pytest.raises(UpstreamError):
+        await upstream.registry.tags("a/b")
+    assert len(upstream.requests) < 10
 
 
 async def test_rate_limits_are_waited_for(upstream: Upstream) -> None:
