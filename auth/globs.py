@@ -45,6 +45,11 @@ class Glob:
         """The text before the first star, with which every matching name begins."""
         return self.pattern.partition("*")[0]
 
+    @property
+    def is_name(self) -> bool:
+        """Whether it has no star and matches one name only."""
+        return "*" not in self.pattern
+
     def matches(self, repository: str) -> bool:
         """Return whether the glob matches a repository's full name."""
         return self._regex.fullmatch(repository) is not None

@@ -61,6 +61,17 @@ class Grant(NamedTuple):
     repositories: Glob
 
 
+class NameRange(NamedTuple):
+    """One repository name, or all names with one beginning."""
+
+    text: str
+    is_prefix: bool
+
+    def holds(self, other: NameRange) -> bool:
+        """Return whether every name of another range is in this one."""
+        return other == self or (self.is_prefix and other.text.startswith(self.text))
+
+
 class Policy:
     """All grants and groups at one moment. Immutable; a changed file becomes another object.
 
@@ -135,10 +146,10 @@ class Policy:
             identity = replace(identity, access=None)
         return self.allowed(identity, repository, PULL)
 
-    def readable_prefixes(self, identity: Identity, *, listing: bool = False) -> list[str]:
-        """Return name prefixes, sorted, of all repositories that a caller may pull from.
+    def readable(self, identity: Identity, *, listing: bool = False) -> list[NameRange]:
+        """Return ranges, sorted, that hold every repository that a caller may pull from.
 
-        No prefix begins with another one.
+        No range holds another one.
 
         Args:
             listing: whether the catalog is asked for, see `can_list`.
@@ -146,15 +157,18 @@ class Policy:
         if identity.access is not None and listing:
             identity = replace(identity, access=None)
         if identity.access is not None:
-            found = {scope.name for scope in identity.access if scope.type == REPOSITORY}
+            scopes = (scope for scope in identity.access if scope.type == REPOSITORY)
+            found = {NameRange(scope.name, is_prefix=False) for scope in scopes}
         else:
             held = (one for permissions in self._permissions(identity) for one in permissions)
-            found = {one.repositories.prefix for one in held if PULL in ROLE_ACTIONS[one.role]}
-        shortest: list[str] = []
-        for prefix in sorted(found):
-            if not shortest or not prefix.startswith(shortest[-1]):
-                shortest.append(prefix)
-        return shortest
+            globs = [one.repositories for one in held if PULL in ROLE_ACTIONS[one.role]]
+            found = {NameRange(glob.prefix, is_prefix=not glob.is_name) for glob in globs}
+        widest: list[NameRange] = []
+        # A prefix sorts before the name that it equals, and before all that begin with it.
+        for one in sorted(found, key=lambda found: (found.text, not found.is_prefix)):
+            if not (widest and widest[-1].holds(one)):
+                widest.append(one)
+        return widest
 
     def grant(self, identity: Identity, asked: Iterable[Scope]) -> tuple[Scope, ...]:
         """Return the requested scopes as far as a token may hold them: the actions the caller has.

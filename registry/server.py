@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import Guard
 from mayfly.registry.access.security import Security, certificate_identity, secure
 from mayfly.registry.api.app import App, malformed_request
-from mayfly.registry.api.context import NameResolver, identity
+from mayfly.registry.api.context import AS_WRITTEN, NameResolver
 from mayfly.registry.clock import SystemClock
 from mayfly.registry.control.readiness import announced, login_to
 from mayfly.registry.control.report import Corruption, storage_used
@@ -241,7 +240,7 @@ def _open_store(settings: Settings, root: Path, bundles: Bundles | None) -> Iter
         if not root.is_dir():
             raise ConfigError(f"root {root}: there is no such directory to serve read-only")
         reader = DirectoryReader(root)
-        yield _Stores(reader, ReadOnlyStore(reader), None, identity)
+        yield _Stores(reader, ReadOnlyStore(reader), None, AS_WRITTEN)
         return
     try:
         upper = DistributionStore(
@@ -251,12 +250,13 @@ def _open_store(settings: Settings, root: Path, bundles: Bundles | None) -> Iter
         raise unusable("root", root, error) from error
     with contextlib.closing(upper):
         if bundles is None:
-            yield _stores(settings, upper, identity)
+            yield _stores(settings, upper, AS_WRITTEN)
             return
+        from mayfly.storage.bundle.names import ServedNames
         from mayfly.storage.overlay import OverlayStore
 
-        resolve = partial(bundles.names.resolve, exists=upper.has_repository)
-        yield _stores(settings, OverlayStore(upper, bundles.layer), resolve)
+        names = ServedNames(bundles.names, upper.has_repository)
+        yield _stores(settings, OverlayStore(upper, bundles.layer), names)
 
 
 def _stores(

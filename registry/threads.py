@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
@@ -16,22 +18,84 @@ TURN_SECONDS = 0.005
 """Time on the event loop after which others get a turn."""
 
 
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 _AT_A_TIME = 2
+"""Calls of `in_turn` that run at the same time."""
 
 
-async def in_turn(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a call that may read thousands of directories or files in a worker thread.
+class Turns:
+    """Turns for clients: the one whose last turn began longest ago is next.
 
-    Few of them run at a time, so that threads are left for everything else. A call goes on when its
-    caller is cancelled, and keeps its place until it returns.
+    So a client with many requests waiting delays another by at most one of them.
+
+    Args:
+        count: of turns at a time.
     """
-    turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_AT_A_TIME))
-    await turns.acquire()
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
+        """The futures of each waiting client, its oldest first; the client that is next first."""
+
+    async def take(self, client: Hashable) -> None:
+        """Wait for a turn and hold it until `leave`."""
+        if self._free:
+            self._free -= 1
+            return
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(mine)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.done() and not mine.cancelled():
+                self.leave()  # it was given in the same iteration of the event loop
+            else:
+                self._give_up(client, mine)
+            raise
+
+    def leave(self) -> None:
+        """Give the turn to the next waiter."""
+        while self._waiting:
+            client, waiting = self._waiting.popitem(last=False)
+            first = waiting.popleft()
+            if waiting:
+                self._waiting[client] = waiting
+            if not first.done():
+                first.set_result(None)
+                return
+        self._free += 1
+
+    @asynccontextmanager
+    async def turn(self, client: Hashable) -> AsyncIterator[None]:
+        """Hold a turn while this context lasts."""
+        await self.take(client)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def _give_up(self, client: Hashable, mine: asyncio.Future[None]) -> None:
+        waiting = self._waiting.get(client)
+        if waiting is not None and mine in waiting:
+            waiting.remove(mine)
+            if not waiting:
+                del self._waiting[client]
+
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
+
+
+async def in_turn(client: Hashable, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a client's call that may read thousands of directories or files in a worker thread.
+
+    Few of them run at a time, so that threads are left for everything else, and clients take turns.
+    A call goes on when its caller is cancelled, and keeps its place until it returns.
+    """
+    turns = _turns.setdefault(asyncio.get_running_loop(), Turns(_AT_A_TIME))
+    await turns.take(client)
     running = in_thread(call, *args, **kwargs)
 
     def release(ended: asyncio.Future[T]) -> None:
-        turns.release()
+        turns.leave()
         if not ended.cancelled():
             ended.exception()  # retrieved, also if nobody waits for it any more
 

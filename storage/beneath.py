@@ -95,6 +95,9 @@ class Beneath:
     def directories(self, path: Path) -> list[str]:
         return [entry.name for entry in self._scan(path) if entry.is_dir(follow_symlinks=False)]
 
+    def lists_directory(self, path: Path) -> bool:
+        return self.is_directory(path)
+
     def _scan(self, path: Path) -> list[os.DirEntry[str]]:
         try:
             looked = self._look(path)

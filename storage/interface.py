@@ -222,13 +222,16 @@ class Reader(Protocol):
             NameUnknown: no such repository.
         """
 
+    def has_repository(self, repository: str) -> bool:
+        """Quick. Whether it has a repository of exactly this name; no other is looked at."""
+
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         """Return up to ``limit`` repository names that follow ``after`` in lexical order.
 
         Args:
             after: a name, or "".
             limit: most names.
-            prefix: the start of the names; only directories on the way to such names are read.
+            prefix: the start of the names; only directories that may hold such names are read.
         """
 
     def repositories_with(self, digest: Digest) -> Iterator[str]:

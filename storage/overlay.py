@@ -74,6 +74,10 @@ class OverlayStore:
     def tags(self, repository: str) -> list[str]:
         return merge_tags(repository, [self._upper.tags, self._lower.tags])
 
+    def has_repository(self, repository: str) -> bool:
+        sources = (self._upper, self._lower)
+        return any(source.has_repository(repository) for source in sources)
+
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         sources = (self._upper.repositories, self._lower.repositories)
         return merge_names([source(after, limit, prefix) for source in sources], limit)

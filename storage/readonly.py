@@ -28,6 +28,9 @@ class ReadOnlyStore:
     def tags(self, repository: str) -> list[str]:
         return self._reader.tags(repository)
 
+    def has_repository(self, repository: str) -> bool:
+        return self._reader.has_repository(repository)
+
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         return self._reader.repositories(after, limit, prefix)
 

@@ -60,14 +60,19 @@ def check_repository(name: str) -> str:
     Raises:
         NameInvalid: the name is outside the grammar or longer than `MAX_NAME_LENGTH`.
     """
+    if is_repository_name(name):
+        return name
     if len(name) > MAX_NAME_LENGTH:
         raise NameInvalid(f"repository name is longer than {MAX_NAME_LENGTH} characters")
-    if not _NAME.fullmatch(name):
-        raise NameInvalid(
-            f"invalid repository name {name!r}: lower-case letters, digits, "
-            "separators . _ - inside a part, parts joined by /"
-        )
-    return name
+    raise NameInvalid(
+        f"invalid repository name {name!r}: lower-case letters, digits, "
+        "separators . _ - inside a part, parts joined by /"
+    )
+
+
+def is_repository_name(text: str) -> bool:
+    """Whether a text is a valid repository name."""
+    return len(text) <= MAX_NAME_LENGTH and _NAME.fullmatch(text) is not None
 
 
 def is_component(text: str) -> bool:

@@ -52,6 +52,9 @@ class Tree(Opener, Protocol):
     def directories(self, path: Path) -> list[str]:
         """The names of the directories in a directory, unordered."""
 
+    def lists_directory(self, path: Path) -> bool:
+        """Quick. Whether `directories` of its parent names it; its neighbours are not read."""
+
 
 class HostTree:
     """The files of this host, for a root that its operator made.
@@ -107,19 +110,28 @@ class HostTree:
                     entry.name
                     for entry in entries
                     if entry.is_dir(follow_symlinks=False)
-                    or (entry.is_symlink() and self._leads_out(entry))
+                    or (entry.is_symlink() and self._leads_out(entry.path))
                 ]
         except OSError as error:
             if is_absent(error):
                 return []
             raise
 
-    def _leads_out(self, entry: os.DirEntry[str]) -> bool:
+    def lists_directory(self, path: Path) -> bool:
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError as error:
+            if is_absent(error):
+                return False
+            raise
+        return stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and self._leads_out(path))
+
+    def _leads_out(self, link: str | Path) -> bool:
         if self._root is None:
             return False
         with contextlib.suppress(OSError):
-            here, root = Path(entry.path).parent.resolve(), self._root.resolve()
-            target = Path(entry.path).resolve(strict=True)
+            here, root = Path(link).parent.resolve(), self._root.resolve()
+            target = Path(link).resolve(strict=True)
             # No directory inside is found twice, and links outside are not followed.
             inside = target.is_relative_to(root) or root.is_relative_to(target)
             return here.is_relative_to(root) and not inside and target.is_dir()

@@ -107,6 +107,9 @@ class Masked:
             raise repository_unknown(repository)
         return shown
 
+    def has_repository(self, repository: str) -> bool:
+        return self._lower.has_repository(repository) and self._shows(repository)
+
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         found: list[str] = []
         while len(found) < limit and (page := self._lower.repositories(after, limit, prefix)):

@@ -27,7 +27,7 @@ from aiohttp.web_request import BaseRequest
 from mayfly.auth.basic import parse_basic
 from mayfly.auth.errors import AuthError, CredentialsInvalid, TokenInvalid
 from mayfly.auth.identity import ANONYMOUS, Identity
-from mayfly.auth.policy import Policy
+from mayfly.auth.policy import NameRange, Policy
 from mayfly.auth.scope import Scope, render_scopes
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.errors import AccessDenied, Unauthorized
@@ -61,9 +61,9 @@ class Caller(NamedTuple):
         """Whether the catalog names this repository to the caller."""
         return self.policy.can_list(self.identity, repository)
 
-    def readable_prefixes(self, *, listing: bool = False) -> list[str]:
-        """Return name prefixes of the repositories that the caller may pull from."""
-        return self.policy.readable_prefixes(self.identity, listing=listing)
+    def readable(self, *, listing: bool = False) -> list[NameRange]:
+        """Return ranges of names that hold every repository that the caller may pull from."""
+        return self.policy.readable(self.identity, listing=listing)
 
 
 @dataclass(frozen=True)
@@ -101,39 +101,64 @@ class Guard:
         self.audit = audit
         self._origins = origins
 
-    async def admit(
-        self, http: BaseRequest, request: AccessRequest, asked: AccessRequest | None = None
+    async def identify(
+        self, http: BaseRequest, asked: AccessRequest, meant: AccessRequest | None = None
     ) -> Caller:
-        """Return the caller of a request that is allowed.
+        """Return the caller of a request that `authorize` may allow.
 
         Args:
             http: the request, for its credentials.
-            request: with names resolved; rights are checked for these.
-            asked: with names as the client wrote them; None where they are the same. A refusal
-                names these: it must not reveal that another name exists.
+            asked: with names as the client wrote them. A refusal names these: it must not reveal
+                that another name exists.
+            meant: with the names that they may stand for; None where they stand for none. Both are
+                looked at for everyone who is refused, so that the time does not tell them apart.
 
         Raises:
             Unauthorized: the credentials are missing or wrong, or a token grants too little.
-            AccessDenied: a known caller may not do this, or the route has no rule.
+            AccessDenied: a known caller may not do this under either name, or the route has no
+                rule.
         """
-        asked = asked or request
-        wanted = request.needs()
+        request = meant or asked
+        wanted, as_written = request.needs(), asked.needs()
         if request.public:
             return Caller(ANONYMOUS, self._policy())
         try:
             caller = Caller(await self._identify(http), self._policy())
         except AuthError as error:
-            if self.open_to_anyone(wanted):
+            if self.open_to_anyone(wanted) or self.open_to_anyone(as_written):
                 return Caller(ANONYMOUS, self._policy())
             self.audit.refused(http, request, claimed_name(http), error.message)
             reason = "invalid_token" if isinstance(error, TokenInvalid) else None
             raise self._unauthorized(http, asked, error.message, reason) from None
-        missing = [need for need in wanted if not caller.allows(need)] or self._renewable(
-            request, caller
-        )
-        if missing or self._asks_for_proof(request, caller.identity):
+        missing = _missing(caller, wanted)
+        if missing and (meant is None or _missing(caller, as_written)):
             raise self._refusal(http, request, asked, caller.identity, missing)
         return caller
+
+    def authorize(
+        self,
+        http: BaseRequest,
+        caller: Caller,
+        request: AccessRequest,
+        asked: AccessRequest | None = None,
+    ) -> None:
+        """Let a caller's request pass.
+
+        Args:
+            http: the request, for the audit and the challenge.
+            caller: as `identify` returned it.
+            request: with names resolved; rights are checked for these.
+            asked: with names as the client wrote them; None where they are the same.
+
+        Raises:
+            Unauthorized: a login is needed, or a token grants too little.
+            AccessDenied: the caller may not do this, or the route has no rule.
+        """
+        if request.public:
+            return
+        missing = _missing(caller, request.needs()) or self._renewable(request, caller)
+        if missing or self._asks_for_proof(request, caller.identity):
+            raise self._refusal(http, request, asked or request, caller.identity, missing)
 
     def open_to_anyone(self, wanted: Iterable[Need]) -> bool:
         """Return whether callers without credentials may do all this.
@@ -235,6 +260,11 @@ class Guard:
             parameters.append(("error", error))
         challenge = "Bearer " + ",".join(f'{name}="{value}"' for name, value in parameters)
         return Unauthorized(message, challenge, detail)
+
+
+def _missing(caller: Caller, wanted: Iterable[Need]) -> list[Need]:
+    """Return the needs that a caller lacks the right for."""
+    return [need for need in wanted if not caller.allows(need)]
 
 
 def _all_needs(request: AccessRequest) -> tuple[Need, ...]:

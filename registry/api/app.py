@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 from aiohttp.web_response import StreamResponse
@@ -17,12 +18,12 @@ from mayfly.registry.access.errors import AccessDenied
 from mayfly.registry.access.guard import Caller, Guard
 from mayfly.registry.api import errors
 from mayfly.registry.api.context import (
+    AS_WRITTEN,
     JSON,
     Context,
     LifecycleHooks,
     NameResolver,
     answer,
-    identity,
 )
 from mayfly.registry.api.manifest_cache import ManifestCache
 from mayfly.registry.api.parse import parse
@@ -47,7 +48,7 @@ class App:
         store: Store,
         guard: Guard,
         hooks: LifecycleHooks,
-        names: NameResolver = identity,
+        names: NameResolver = AS_WRITTEN,
         prefix: str = "",
     ) -> None:
         self._store = store
@@ -72,18 +73,7 @@ class App:
             if self._prefix and path.startswith(self._prefix + "/"):
                 path = path[len(self._prefix) :]  # a proxy may strip it, or leave it
             asked = parse(http.method, path, query)
-            try:
-                request = self._resolve(asked)
-            except NameAmbiguous as error:
-                caller = await self._guard.admit(http, asked.access())
-                # A caller sees only the upstreams that the catalog shows them.
-                named = [one for one in error.candidates if caller.can_list(one)]
-                raise NameAmbiguous(error.name, named) from None
-            except NameInvalid:
-                await self._guard.admit(http, asked.access())
-                raise
-            shown = asked.access() if request is not asked else None
-            caller = await self._guard.admit(http, request.access(), shown)
+            request, caller = await self._admit(http, asked)
             if not request.route.counts:
                 return await self._handle(http, request, caller)
             activity = self._hooks.activity
@@ -118,18 +108,39 @@ class App:
         )
         return await route.handler(context, http, request)
 
-    def _resolve(self, asked: Request) -> Request:
-        """Return the request with its names resolved to the repositories that they mean."""
-        if self._names is identity or not asked.repository:
-            return asked
-        ns = asked.parameter("ns")
-        query = asked.query
-        if source := asked.parameter("from"):
-            # Without a known source the mount becomes an upload.
-            with contextlib.suppress(NameAmbiguous, NameInvalid):
-                query = query | {"from": [self._names(source, ns)]}
-        name = self._names(asked.repository, ns)
-        return replace(asked, repository=name, query=query)
+    async def _admit(self, http: HTTPRequest, asked: Request) -> tuple[Request, Caller]:
+        """Return an allowed request with its names resolved, and its caller.
+
+        Rights are those in the repository that a name means, which may depend on whether the store
+        has one of exactly that name. It is read only for a caller with rights in either: nobody
+        else learns from the time of a refusal which names the bundles and the store have.
+        """
+        guard, written = self._guard, asked.access()
+        if self._names is AS_WRITTEN or not asked.repository:
+            caller = await guard.identify(http, written)
+            guard.authorize(http, caller, written)
+            return asked, caller
+        meant = _renamed(asked, self._names.meant)
+        caller = await guard.identify(http, written, meant.access())
+        try:
+            request = _renamed(asked, self._names.resolve)
+        except NameAmbiguous as error:
+            # A caller sees only the upstreams that the catalog shows them.
+            named = [one for one in error.candidates if caller.can_list(one)]
+            raise NameAmbiguous(error.name, named) from None
+        guard.authorize(http, caller, request.access(), written)
+        return request, caller
+
+
+def _renamed(asked: Request, resolve: Callable[[str, str | None], str]) -> Request:
+    """Return the request with its names mapped."""
+    ns = asked.parameter("ns")
+    query = asked.query
+    if source := asked.parameter("from"):
+        # Without a known source the mount becomes an upload.
+        with contextlib.suppress(NameAmbiguous, NameInvalid):
+            query = query | {"from": [resolve(source, ns)]}
+    return replace(asked, repository=resolve(asked.repository, ns), query=query)
 
 
 def malformed_request(status: int, text: str) -> StreamResponse:

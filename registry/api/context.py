@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from aiohttp.web_response import Response
 
+from mayfly.auth.networks import network_of
 from mayfly.registry.access.guard import Caller, Guard
 from mayfly.registry.activity import Activity
 from mayfly.registry.api.manifest_cache import ManifestCache
@@ -19,13 +19,35 @@ COMMON_HEADERS = {"Server": SERVER, "Docker-Distribution-Api-Version": "registry
 JSON = "application/json"
 
 
-NameResolver = Callable[[str, str | None], str]
-"""Maps a requested repository and containerd's ``ns`` to the canonical repository."""
+class NameResolver(Protocol):
+    """Maps a requested repository and containerd's ``ns`` to the canonical repository."""
+
+    def meant(self, repository: str, ns: str | None) -> str:
+        """Return the name by tables alone: for a caller whose rights are not known yet.
+
+        It takes the same time whatever the tables hold.
+        """
+
+    def resolve(self, repository: str, ns: str | None) -> str:
+        """Return the canonical name; it may read the store.
+
+        Raises:
+            NameAmbiguous: the name stands for several repositories.
+            NameInvalid: ``ns`` is no host.
+        """
 
 
-def identity(repository: str, ns: str | None) -> str:
+class NamesAsWritten:
     """`NameResolver` where there are no bundles: a name means itself."""
-    return repository
+
+    def meant(self, repository: str, ns: str | None) -> str:
+        return repository
+
+    def resolve(self, repository: str, ns: str | None) -> str:
+        return repository
+
+
+AS_WRITTEN = NamesAsWritten()
 
 
 class Admission(Protocol):
@@ -62,6 +84,11 @@ class Context(NamedTuple):
     observer: Observer
     caller: Caller
     peer: Peer
+
+    @property
+    def client(self) -> tuple[str, str]:
+        """The client as those who share the server's time are told apart: user and network."""
+        return self.peer.user, network_of(self.peer.address)
 
 
 def answer(

@@ -31,22 +31,23 @@ async def catalog(context: Context, http: HTTPRequest, request: Request) -> Stre
         return _page("repositories", [], {}, None)
     limit = min(asked or CATALOG_PAGE, CATALOG_PAGE)
     last = request.parameter("last") or ""
-    names = await in_turn(_readable, context, last, limit + 1)
+    names = await in_turn(context.client, _readable, context, last, limit + 1)
     link = f"/v2/_catalog?n={limit}&last={quote(names[limit - 1])}" if len(names) > limit else None
     return _page("repositories", names[:limit], {}, link)
 
 
 def _readable(context: Context, after: str, limit: int) -> list[str]:
     caller = context.caller
-    prefixes = caller.readable_prefixes(listing=True)
-    return list(islice(visible(context.store, prefixes, caller.can_list, after), limit))
+    ranges = caller.readable(listing=True)
+    return list(islice(visible(context.store, ranges, caller.can_list, after), limit))
 
 
 async def tags(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET ``/v2/<name>/tags/list``: list a repository's tags."""
     limit = _limit(request)
     last = request.parameter("last") or ""
-    names = [n for n in await in_turn(context.store.tags, request.repository) if n > last]
+    known = await in_turn(context.client, context.store.tags, request.repository)
+    names = [name for name in known if name > last]
     shown = names if limit is None else names[:limit]
     link = None
     if limit and len(names) > limit:
@@ -61,7 +62,7 @@ async def referrers(context: Context, http: HTTPRequest, request: Request) -> St
     wanted = request.parameter("artifactType")
     if wanted:
         headers["OCI-Filters-Applied"] = "artifactType"
-    page, last = await in_turn(_referrers_page, context, request, wanted)
+    page, last = await in_turn(context.client, _referrers_page, context, request, wanted)
     if last is not None:
         path = f"/v2/{request.repository}/referrers/{request.digest}"
         kept = f"&artifactType={quote(wanted, safe='')}" if wanted else ""

@@ -11,14 +11,13 @@ of manifests in memory, pushed or pulled.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from mayfly.registry.coverage.declared_refs import DeclaredRefs, refs_of
 from mayfly.registry.coverage.manifest_graph import size_of as size_of_refs
-from mayfly.registry.threads import in_thread
+from mayfly.registry.threads import Turns, in_thread
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
 from mayfly.storage.digest import Digest
@@ -54,37 +53,43 @@ class Cached(NamedTuple):
 class ManifestGate:
     """Limits the large manifests in memory, and parses one of them at a time.
 
+    Clients take turns: however many large manifests one of them sends, others wait for few.
+
     Python's JSON decoder takes ten times the memory of its input, and holds the interpreter's lock:
     one at a time leaves the event loop its turns.
     """
 
     def __init__(self) -> None:
-        self._lanes = [(size, asyncio.Semaphore(count)) for size, count in _LANES if count]
-        self._parsing = asyncio.Semaphore(1)
+        self._lanes = [(size, Turns(count)) for size, count in _LANES if count]
+        self._parsing = Turns(1)
 
     @asynccontextmanager
-    async def admit(self, size: int | None) -> AsyncIterator[None]:
+    async def admit(self, client: Hashable, size: int | None) -> AsyncIterator[None]:
         """Hold a place for a manifest of ``size`` bytes in memory; None for an unknown size."""
         if size is not None and size <= SMALL:
             yield
             return
         wanted = manifests.MAX_SIZE if size is None else min(size, manifests.MAX_SIZE)
         lane = next(lane for largest, lane in self._lanes if wanted <= largest)
-        async with lane:
+        async with lane.turn(client):
             yield
 
-    async def parse(self, body: bytes, media_type: str | None) -> manifests.Manifest:
+    async def parse(
+        self, client: Hashable, body: bytes, media_type: str | None
+    ) -> manifests.Manifest:
         """See `storage.manifest.parse`."""
         if len(body) <= SMALL:
             return await in_thread(manifests.parse, body, media_type)
-        async with self._parsing:
+        async with self._parsing.turn(client):
             return await in_thread(manifests.parse, body, media_type)
 
-    async def verify(self, content: Content, digest: Digest, on_read: OnRead) -> Cached:
+    async def verify(
+        self, client: Hashable, content: Content, digest: Digest, on_read: OnRead
+    ) -> Cached:
         """Read and verify a stored manifest; see `ManifestCache.load`."""
         if content.size <= SMALL:
             return await in_thread(_read, content, digest, on_read)
-        async with self._parsing:
+        async with self._parsing.turn(client):
             return await in_thread(_read, content, digest, on_read)
 
 
@@ -101,11 +106,12 @@ class ManifestCache:
         return self._small.get(digest)
 
     async def load(
-        self, digest: Digest, content: Content, *, head: bool, on_read: OnRead
+        self, client: Hashable, digest: Digest, content: Content, *, head: bool, on_read: OnRead
     ) -> Cached:
         """Return the manifest in ``content``, which is not `known`.
 
         Args:
+            client: that waits for it; see `registry.threads.Turns`.
             head: whether the body is not sent, so that a large manifest need not be read again.
             on_read: called in a thread with the verified bytes, if they are read.
 
@@ -114,12 +120,12 @@ class ManifestCache:
             ContentCorrupt: the stored bytes do not have this digest.
         """
         if content.size <= SMALL:
-            small = await self.gate.verify(content, digest, on_read)
+            small = await self.gate.verify(client, content, digest, on_read)
             self._small.put(digest, small)
             return small
         cached = self._large.get(digest)
         if cached is None:
-            cached = await self.gate.verify(content, digest, on_read)
+            cached = await self.gate.verify(client, content, digest, on_read)
             self._large.put(digest, cached)
         elif not head:
             await in_thread(_verified_body, content, digest)

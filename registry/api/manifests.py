@@ -63,11 +63,12 @@ async def put(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     for tag in tags:
         check_tag(tag)
     # Before the first byte is read: requests that wait here take no memory.
-    async with context.manifests.gate.admit(http.body.length if http.body is not None else 0):
+    gate, client = context.manifests.gate, context.client
+    async with gate.admit(client, http.body.length if http.body is not None else 0):
         body = await _read_body(http)
         announced = http.headers.get("Content-Type")
         media_type = announced.partition(";")[0].strip() if announced else None
-        manifest = await context.manifests.gate.parse(body, media_type)
+        manifest = await gate.parse(client, body, media_type)
         digest = request.digest or digests.of(body)
         await in_thread(context.store.put_manifest, request.repository, manifest, digest, tags)
     context.observer.manifest_pushed(context.peer, request.repository, str(digest), tags)
@@ -135,6 +136,7 @@ async def _read(
         return content, cached
     load = partial(
         context.manifests.load,
+        context.client,
         head=head,
         on_read=partial(context.store.compare, repository, digest),
     )

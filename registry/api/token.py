@@ -7,10 +7,10 @@ policy allows them; granting less than requested is no error.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 from aiohttp.web_response import StreamResponse
 
@@ -24,8 +24,6 @@ from mayfly.registry.api.context import JSON, Context, answer
 from mayfly.registry.api.errors import EndpointUnknown, ParameterInvalid
 from mayfly.registry.api.request import Request, read_form
 from mayfly.registry.http.body import HTTPRequest
-from mayfly.storage.bundle.errors import NameAmbiguous
-from mayfly.storage.errors import NameInvalid
 
 MAX_FORM = 32 * 1024
 """Most bytes of a posted form; a refresh token and scopes take a few KiB."""
@@ -83,8 +81,11 @@ def _issue(
     offline: bool,
 ) -> StreamResponse:
     now = time.time()
-    wanted = _resolved(context, request, parse_scopes(asked))
-    scopes = context.guard.caller(identity).policy.grant(identity, wanted)
+    written = parse_scopes(asked)
+    # Each is granted by the caller's rights in the repository of exactly that name.
+    wanted = [*written, *_meant(context, request, written)]
+    granted = context.guard.caller(identity).policy.grant(identity, wanted)
+    scopes = tuple(dict.fromkeys(granted))
     issued = authentication.tokens.issue(identity, scopes, now)
     document = {
         "token": issued.token,
@@ -99,25 +100,16 @@ def _issue(
     return answer(body=json.dumps(document).encode(), content_type=JSON, headers=headers)
 
 
-def _resolved(context: Context, request: Request, scopes: Iterable[Scope]) -> list[Scope]:
-    """Return the scopes and those that they mean in the bundles: ``x`` may be ``library/x``.
+def _meant(context: Context, request: Request, scopes: Iterable[Scope]) -> list[Scope]:
+    """Return the same scopes for the names that theirs stand for: ``x`` may be ``library/x``.
 
-    Each is granted by the caller's rights in the repository of exactly that name.
+    Tables alone decide it, so that its time tells no caller which names the store has.
     """
-    found = list(scopes)
-    for scope in found[:]:
-        name = _resource_name(context, request, scope)
-        if name != scope.name:
-            found.append(Scope(scope.type, name, scope.actions))
-    return found
-
-
-def _resource_name(context: Context, request: Request, scope: Scope) -> str:
-    """Return the name of the resource that a scope means under the ``ns`` of the challenge."""
-    if scope.type == REPOSITORY:
-        with contextlib.suppress(NameAmbiguous, NameInvalid):
-            return context.names(scope.name, request.parameter("ns"))
-    return scope.name
+    ns = request.parameter("ns")
+    return [
+        replace(one, name=context.names.meant(one.name, ns)) if one.type == REPOSITORY else one
+        for one in scopes
+    ]
 
 
 def _authentication(context: Context) -> Authentication:
@@ -140,12 +132,13 @@ def _anonymous_instead(
         Unauthorized: not every requested scope is open to anyone, or none is requested: a login
             must fail.
     """
-    wanted = [
-        Need(scope.type, _resource_name(context, request, scope), action)
-        for scope in parse_scopes(asked)
-        for action in scope.actions
-    ]
-    if context.guard.open_to_anyone(wanted):
+    written = parse_scopes(asked)
+    either = [_needs(written), _needs(_meant(context, request, written))]
+    if any(context.guard.open_to_anyone(wanted) for wanted in either):
         return ANONYMOUS
     context.guard.audit.refused(http, request.access(), name, error.message)
     raise Unauthorized(error.message, _BASIC) from None
+
+
+def _needs(scopes: Iterable[Scope]) -> list[Need]:
+    return [Need(one.type, one.name, action) for one in scopes for action in one.actions]

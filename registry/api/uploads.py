@@ -163,7 +163,7 @@ async def _mount(context: Context, request: Request, digest: Digest) -> bool:
     """
     source = _mount_source(request)
     if source is None:
-        source = await in_turn(_readable_holder, context, digest)
+        source = await in_turn(context.client, _readable_holder, context, digest)
     elif not context.caller.allows(Need("repository", source, "pull")):
         return False
     if source is None:
@@ -181,7 +181,7 @@ def _readable_holder(context: Context, digest: Digest) -> str | None:
     def may_pull(name: str) -> bool:
         return context.caller.allows(Need("repository", name, "pull"))
 
-    for name in visible(context.store, context.caller.readable_prefixes(), may_pull):
+    for name in visible(context.store, context.caller.readable(), may_pull):
         with contextlib.suppress(BlobUnknown):
             context.store.blob(name, digest)
             return name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,9 @@ class RegistryReader:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    def has_repository(self, repository: str) -> bool:
+        return repository in self.repositories("", sys.maxsize, repository)
 
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         if self._names is None:

@@ -117,6 +117,9 @@ class Bundle:
             raise repository_unknown(repository)
         return sorted(found.tags)
 
+    def has_repository(self, repository: str) -> bool:
+        return repository in self._repositories
+
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         return page_of(self._names, after, limit, prefix)
 

@@ -14,7 +14,6 @@ from mayfly.storage.bundle.diagnostics import Code, Diagnostic
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.verified import BundleFault, Piece, Problem, Proofs
 from mayfly.storage.digest import HEX_LENGTHS, Digest
-from mayfly.storage.directory.catalog import is_repository
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.errors import PathRefused
 from mayfly.storage.files import stamp_of
@@ -56,10 +55,6 @@ class DistributionDirectory(DirectoryReader):
     def close(self) -> None:
         """Close the directory."""
         self._beneath.close()
-
-    def has_repository(self, repository: str) -> bool:
-        """Quick. Whether it has a repository of this name."""
-        return is_repository(self._layout.repository(repository), self._tree)
 
     def damaged_names(self) -> Iterator[Diagnostic]:
         """Yield the tags and manifests that lead to no image."""

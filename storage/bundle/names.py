@@ -12,13 +12,24 @@ import re
 from collections.abc import Callable, Iterable
 
 from mayfly.storage.bundle.errors import BundleConflict, NameAmbiguous
-from mayfly.storage.reference import DOCKER_HUB, canonical_host, check_repository, short_path
+from mayfly.storage.reference import (
+    DOCKER_HUB,
+    canonical_host,
+    check_repository,
+    is_repository_name,
+    short_path,
+)
 
 
 def full_name(host: str, repository: str) -> str:
     """Return the repository name that has the host too; its grammar has no colon for a port."""
     part = re.sub(r"[^a-z0-9.-]+", "_", host).strip("_")
     return f"{part}/{repository}"
+
+
+def _foreign(repository: str, host: str | None) -> str:
+    """The name of another upstream's repository; it may be none that the grammar allows."""
+    return repository if host is None else full_name(host, repository)
 
 
 def _nowhere(_repository: str) -> bool:
@@ -54,6 +65,19 @@ class BundleNames:
         """Each path that several upstreams share → the full names to use instead."""
         return {path: [*hosts.values()] for path, hosts in self._hosts.items() if len(hosts) > 1}
 
+    def meant(self, repository: str, ns: str | None = None) -> str:
+        """The repository that a request means, unless a pushed one has the name as written.
+
+        It reads tables only, and does the same work for a name that no bundle has: before a caller
+        is known to have a right, neither the answer nor its time may tell names apart. A name
+        without a meaning (see `resolve`) is returned as it is.
+        """
+        host = canonical_host(ns) if ns else None
+        foreign = _foreign(repository, host)
+        if not is_repository_name(foreign):
+            foreign = repository
+        return self._name(repository, host, foreign) or repository
+
     def resolve(
         self,
         repository: str,
@@ -76,22 +100,31 @@ class BundleNames:
             NameInvalid: ``ns`` is no host.
         """
         host = canonical_host(ns) if ns else None
-        hosts = self._hosts.get(repository)
-        if hosts is None:
-            return self._by_alias(repository, host, exists)
-        if host is not None:
-            return hosts.get(host) or check_repository(full_name(host, repository))
-        if len(hosts) > 1:
-            raise NameAmbiguous(repository, [*hosts.values()])
-        return next(iter(hosts.values()))
-
-    def _by_alias(self, repository: str, host: str | None, exists: Callable[[str], bool]) -> str:
-        upstream, name = self._aliases.get(repository, (host, repository))
-        if name != repository and exists(repository):
+        name = self._name(repository, host, _foreign(repository, host))
+        if name is None:
+            raise NameAmbiguous(repository, [*self._hosts[repository].values()])
+        if self._is_alias(repository) and exists(repository):
             return repository
-        if host not in (None, upstream):
-            return check_repository(full_name(str(host), repository))
-        return name
+        return name if name == repository else check_repository(name)
+
+    def _name(self, repository: str, host: str | None, foreign: str) -> str | None:
+        """The name by the tables; None where several upstreams share the path.
+
+        Args:
+            foreign: the name if ``host`` is not one of the bundles' for this path.
+        """
+        hosts = self._hosts.get(repository)
+        upstream, name = self._aliases.get(repository, (host, repository))
+        if hosts is None:
+            return name if host in (None, upstream) else foreign
+        if host is not None:
+            return hosts.get(host, foreign)
+        return next(iter(hosts.values())) if len(hosts) == 1 else None
+
+    def _is_alias(self, repository: str) -> bool:
+        """Whether the name stands for another one and is not a bundle's own."""
+        _, name = self._aliases.get(repository, ("", repository))
+        return repository not in self._hosts and name != repository
 
     def _free(self, name: str) -> str:
         if name in self._hosts:
@@ -110,3 +143,24 @@ class BundleNames:
                 if host == DOCKER_HUB and "/" not in short:
                     yield short, (host, name)
                     yield full_name(host, short), (host, name)
+
+
+class ServedNames:
+    """Which repository a request means where bundles are served over a writable store.
+
+    Args:
+        names: over the bundles.
+        exists: whether the writable store has a repository of exactly this name.
+    """
+
+    def __init__(self, names: BundleNames, exists: Callable[[str], bool]) -> None:
+        self._names = names
+        self._exists = exists
+
+    def meant(self, repository: str, ns: str | None) -> str:
+        """See `BundleNames.meant`."""
+        return self._names.meant(repository, ns)
+
+    def resolve(self, repository: str, ns: str | None) -> str:
+        """See `BundleNames.resolve`. Reads the writable store."""
+        return self._names.resolve(repository, ns, self._exists)

@@ -72,6 +72,9 @@ class Union:
     def tags(self, repository: str) -> list[str]:
         return merge_tags(repository, [store.tags for store in self._stores])
 
+    def has_repository(self, repository: str) -> bool:
+        return any(store.has_repository(repository) for store in self._stores)
+
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         pages = [store.repositories(after, limit, prefix) for store in self._stores]
         return merge_names(pages, limit)

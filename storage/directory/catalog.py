@@ -44,9 +44,19 @@ class Catalog:
     def names_after(self, after: str, limit: int, prefix: str = "") -> list[str]:
         """Return up to ``limit`` names that follow ``after`` and begin with ``prefix``.
 
-        Only directories on the way are read.
+        Of the directories on the way to the prefix nothing else is read, so that the time does not
+        depend on what lies beside it.
         """
-        return list(islice(self._walk(self._repositories, "", after, prefix), limit))
+        above = prefix[: prefix.rfind("/") + 1]
+        directory = self._repositories
+        try:
+            for part in above.split("/")[:-1]:
+                directory /= part
+                if not (is_component(part) and self._tree.lists_directory(directory)):
+                    return []
+        except PermissionError:
+            return []
+        return list(islice(self._walk(directory, above, after, prefix), limit))
 
     def _walk(self, directory: Path, above: str, after: str, prefix: str) -> Iterator[str]:
         keys = self._keys(directory)

@@ -89,6 +89,9 @@ class DirectoryReader:
         names = self.tag_names(repository)
         return [name for name in names if self.read_link(link(repository, name)) == digest]
 
+    def has_repository(self, repository: str) -> bool:
+        return is_repository(self._layout.repository(repository), self._tree)
+
     def repositories(self, after: str, limit: int, prefix: str = "") -> list[str]:
         return self._catalog.names_after(after, limit, prefix)
 

@@ -21,7 +21,6 @@ from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.ages import Ages
-from mayfly.storage.directory.catalog import is_repository
 from mayfly.storage.directory.examine import Examiner
 from mayfly.storage.directory.gate import Gate
 from mayfly.storage.directory.layout import Layout
@@ -114,10 +113,6 @@ class DistributionStore(DirectoryReader):
     def upper(self) -> DistributionStore:
         """The store that takes the changes: this one; see `storage.upkeep.maintainable`."""
         return self
-
-    def has_repository(self, repository: str) -> bool:
-        """Quick. Whether something was pushed under exactly this name."""
-        return is_repository(self._layout.repository(repository), self._tree)
 
     def interrupt(self) -> None:
         """Stop hashing in other threads; operations waiting for it fail with `Interrupted`."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mayfly.auth.errors import InputInvalid
 from mayfly.auth.globs import parse_glob
 from mayfly.auth.identity import ANONYMOUS, Identity, Permission
-from mayfly.auth.policy import ANYONE, OPEN, Grant, Policy, Subject, SubjectKind
+from mayfly.auth.policy import ANYONE, OPEN, Grant, NameRange, Policy, Subject, SubjectKind
 from mayfly.auth.roles import ROLE_ACTIONS, Role
 from mayfly.auth.scope import Scope, parse_scopes, render_scopes
 
@@ -226,26 +226,28 @@ NAMES = st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3).
 
 
 @given(st.lists(st.tuples(st.sampled_from(Role), GLOBS), max_size=4), NAMES)
-def test_readable_prefixes(granted: list[tuple[Role, str]], name: str) -> None:
-    """No repository that a caller may pull from lies outside; none of them covers another."""
+def test_readable_ranges(granted: list[tuple[Role, str]], name: str) -> None:
+    """No repository that a caller may pull from lies outside; none of them holds another."""
     policy = Policy([_user("bob", role, glob) for role, glob in granted])
     tokens = _token(f"repository:{name}:pull", "registry:catalog:*")
+    wanted = NameRange(name, is_prefix=False)
     for identity, listing in ((BOB, False), (BOB, True), (tokens, False), (tokens, True)):
-        prefixes = policy.readable_prefixes(identity, listing=listing)
-        assert prefixes == sorted(prefixes)
-        assert not any(two.startswith(one) for one, two in permutations(prefixes, 2))
+        ranges = policy.readable(identity, listing=listing)
+        assert [one.text for one in ranges] == sorted(one.text for one in ranges)
+        assert not any(one.holds(two) for one, two in permutations(ranges, 2))
         may = policy.can_list(identity, name) if listing else policy.allowed(identity, name, "pull")
-        assert not may or any(map(name.startswith, prefixes))
+        assert not may or any(one.holds(wanted) for one in ranges)
 
 
-def test_readable_prefixes_are_narrow() -> None:
+def test_readable_ranges_are_narrow() -> None:
     """As much of a glob as is no star, and nothing where the caller may only do something else."""
     grants = [("team/**", Role.GUEST), ("team/app", Role.DEVELOPER), ("x*/y", Role.GUEST)]
+    grants += [("a", Role.GUEST), ("z", Role.GUEST), ("z*", Role.GUEST)]
     policy = Policy([_user("bob", role, glob) for glob, role in grants])
-    assert policy.readable_prefixes(BOB) == ["team/", "x"]
-    assert policy.readable_prefixes(EVE) == []
-    assert policy.readable_prefixes(_token("repository:a/b:pull")) == ["a/b"]
-    assert OPEN.readable_prefixes(EVE) == [""]
+    assert policy.readable(BOB) == [("a", False), ("team/", True), ("x", True), ("z", True)]
+    assert policy.readable(EVE) == []
+    assert policy.readable(_token("repository:a/b:pull")) == [("a/b", False)]
+    assert OPEN.readable(EVE) == [("", True)]
 
 
 def test_the_catalog_is_the_only_resource_of_the_registry() -> None:

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from mayfly.auth.policy import NameRange
 from mayfly.registry.api import errors, listings, uploads
 from mayfly.registry.api.parse import parse
 from mayfly.registry.coverage.observer import Peer
@@ -110,8 +111,9 @@ def _context(names: list[str], shown: frozenset[str]) -> Any:
         return [name for name in names if name > after and name.startswith(prefix)][:limit]
 
     store = SimpleNamespace(tags=lambda repository: names, repositories=repositories)
-    caller = SimpleNamespace(can_list=shown.__contains__, readable_prefixes=lambda *, listing: [""])
-    return SimpleNamespace(store=store, caller=caller)
+    everything = [NameRange("", is_prefix=True)]
+    caller = SimpleNamespace(can_list=shown.__contains__, readable=lambda *, listing: everything)
+    return SimpleNamespace(store=store, caller=caller, client="client")
 
 
 async def _pages(handler: Any, context: Any, key: str, target: str) -> list[list[str]]:

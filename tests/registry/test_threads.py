@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from mayfly.registry.threads import in_turn
+from mayfly.registry.threads import Turns, in_turn
 
 
 async def test_few_at_a_time() -> None:
@@ -30,7 +30,7 @@ async def test_few_at_a_time() -> None:
             raise ValueError
         return 1
 
-    tasks = [asyncio.create_task(in_turn(work, number % 2 == 1)) for number in range(20)]
+    tasks = [asyncio.create_task(in_turn("client", work, number % 2 == 1)) for number in range(20)]
     assert await asyncio.to_thread(lambda: two.wait(10))
     for task in tasks[:10]:
         task.cancel()
@@ -48,4 +48,39 @@ async def test_few_at_a_time() -> None:
 async def test_errors_pass() -> None:
     """What the call raises is raised."""
     with pytest.raises(ZeroDivisionError):
-        await in_turn(lambda: 1 / 0)
+        await in_turn("client", lambda: 1 / 0)
+
+
+async def test_clients_take_turns() -> None:
+    """Whatever one client has waiting, another waits for one of its calls, not for all."""
+    turns, order = Turns(1), list[str]()
+
+    async def use(client: str) -> None:
+        await turns.take(client)
+        order.append(client)
+        await asyncio.sleep(0)
+        turns.leave()
+
+    await turns.take("busy")
+    tasks = [asyncio.create_task(use("busy")) for _ in range(50)]
+    await asyncio.sleep(0)
+    tasks += [asyncio.create_task(use(client)) for client in ("late", "later", "late")]
+    await asyncio.sleep(0)
+    turns.leave()
+    await asyncio.gather(*tasks)
+    assert order[:7] == ["busy", "late", "later", "busy", "late", "busy", "busy"]
+    assert len(order) == len(tasks)
+
+
+async def test_turns_keep_nothing_of_clients_that_left() -> None:
+    """A waiter that is cancelled is forgotten, and one cancelled as its turn comes passes it on."""
+    turns = Turns(1)
+    await turns.take("first")
+    tasks = [asyncio.create_task(turns.take(f"c{number % 7}")) for number in range(100)]
+    await asyncio.sleep(0)
+    turns.leave()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert not turns._waiting
+    await asyncio.wait_for(turns.take("next"), 10)

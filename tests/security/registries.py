@@ -11,8 +11,8 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -31,12 +31,11 @@ from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import REALM, Authentication, Guard
 from mayfly.registry.access.logins import Logins
 from mayfly.registry.api.app import App, malformed_request
-from mayfly.registry.api.context import NameResolver as Resolver
-from mayfly.registry.api.context import identity
+from mayfly.registry.api.context import AS_WRITTEN
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
-from mayfly.storage.bundle.names import BundleNames
+from mayfly.storage.bundle.names import BundleNames, ServedNames
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from tests.security.wire import Server
@@ -71,6 +70,25 @@ def by_password(name: str) -> Header:
     return basic(name, password_of(name))
 
 
+class Recorder:
+    """Passes everything on to an object and records the names of what is looked up on it.
+
+    Args:
+        target: the object.
+        label: of its records.
+        record: gets ``label.name``.
+    """
+
+    def __init__(self, target: object, label: str, record: list[str]) -> None:
+        self._target = target
+        self._label = label
+        self._record = record
+
+    def __getattr__(self, name: str) -> Any:
+        self._record.append(f"{self._label}.{name}")
+        return getattr(self._target, name)
+
+
 @dataclass(frozen=True)
 class Registry:
     """A running registry, and all that it was made of."""
@@ -83,6 +101,8 @@ class Registry:
     issuer: TokenIssuer
     robots: Robots
     throttle: Throttle
+    record: list[str]
+    """What requests did with the store, the names and the policy, in order; see `Recorder`."""
 
     def token(
         self, scope: str, *, name: str = "developer", now: float, issuer: TokenIssuer | None = None
@@ -125,26 +145,25 @@ async def registry(
     logins = Logins(verifier, throttle, sleep=_at_once)
     issuer = TokenIssuer(key, REALM)
     authentication = Authentication(verifier, logins, issuer, robots)
-    guard = Guard(lambda: policy, authentication, lambda _: None, Audit())
+    record: list[str] = []
+    watched: Any = Recorder(policy, "policy", record)
+    guard = Guard(lambda: watched, authentication, lambda _: None, Audit())
     with contextlib.closing(DistributionStore(root)) as store:
-        app = App(store, guard, lifecycle_hooks(), _resolver(store, known))
+        served: Any = Recorder(store, "store", record)
+        names: Any = AS_WRITTEN
+        if known:
+            names = Recorder(ServedNames(BundleNames(known), store.has_repository), "names", record)
+        app = App(served, guard, lifecycle_hooks(), names)
         runner = web.ServerRunner(HTTPServer(app, refuse=malformed_request), shutdown_timeout=0)
         await runner.setup()
         try:
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             server = Server(f"127.0.0.1:{runner.addresses[0][1]}")
-            yield Registry(server, root, store, guard, key, issuer, robots, throttle)
+            yield Registry(server, root, store, guard, key, issuer, robots, throttle, record)
         finally:
             await runner.cleanup()
             logins.close()
-
-
-def _resolver(store: DistributionStore, known: Iterable[tuple[str, str]]) -> Resolver:
-    if not known:
-        return identity
-    resolver = BundleNames(known)
-    return partial(resolver.resolve, exists=lambda name: name in store.repositories("", 1000))
 
 
 async def _at_once(_seconds: float) -> None:

@@ -105,22 +105,29 @@ def _requests(name: str, ns: str | None) -> Iterator[tuple[str, str]]:
     yield "POST", f"/v2/target/blobs/uploads/?{mount}"
 
 
-@pytest.mark.parametrize("ns", [None, "docker.io", "quay.io", "", " ", "a" * 300, 'a",error="b'])
+def _without_rights(made: Registry) -> dict[str, list[Header]]:
+    """The headers of every kind of caller without a right in `KNOWN`."""
+    now = time.time()
+    return {
+        "no credentials": [],
+        "a wrong password": [basic("nobody", "wrong")],
+        "no grant": [basic("nobody", PASSWORD)],
+        "another token": [made.bearer("repository:elsewhere:pull", now=now)],
+        "a stale token": [made.bearer("repository:elsewhere:pull", now=now - 3600)],
+    }
+
+
+NAMES = {"nothing-here", *(name for name, _ in MEANINGS), "app"} - {"elsewhere"}
+ANY_NS = [None, "docker.io", "quay.io", "", " ", "a" * 300, 'a",error="b']
+
+
+@pytest.mark.parametrize("ns", ANY_NS)
 async def test_refusal_tells_no_alias(ns: str | None, aliased: Registry) -> None:
     """Whoever has no right gets the same answer for a name of a bundle as for one of nothing."""
-    now = time.time()
-    wrong = basic("nobody", "wrong")
-    callers: dict[str, list[Header]] = {
-        "no credentials": [],
-        "a wrong password": [wrong],
-        "no grant": [basic("nobody", PASSWORD)],
-        "another token": [aliased.bearer("repository:elsewhere:pull", now=now)],
-        "a stale token": [aliased.bearer("repository:elsewhere:pull", now=now - 3600)],
-    }
-    names = {"nothing-here", *(name for name, _ in MEANINGS), "app"} - {"elsewhere"}
+    callers = _without_rights(aliased)
     for caller, headers in callers.items():
         told: dict[str, list[tuple[object, ...]]] = {}
-        for name in sorted(names):
+        for name in sorted(NAMES):
             told[name] = []
             named = re.compile(rf"\b{re.escape(name)}\b")
             for method, target in _requests(name, ns):
@@ -131,6 +138,46 @@ async def test_refusal_tells_no_alias(ns: str | None, aliased: Registry) -> None
                 told[name].append((method, answer.status, shown, body))
         for name, answers in told.items():
             assert answers == told["nothing-here"], (caller, name)
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+@pytest.mark.parametrize("ns", ANY_NS)
+async def test_refusal_takes_the_same_steps_for_every_name(
+    ns: str | None, pushed: bool, aliased: Registry
+) -> None:
+    """Without a right nothing is read, and a name costs the same lookups whatever it means.
+
+    So the time of a refusal tells no names either.
+    """
+    if pushed:
+        push_image(aliased.store, "x", "1")
+    for caller, headers in _without_rights(aliased).items():
+        steps: dict[str, list[tuple[str, ...]]] = {}
+        for name in sorted(NAMES):
+            steps[name] = []
+            for method, target in _requests(name, ns):
+                aliased.record.clear()
+                await aliased.server.ask(method, target, headers)
+                steps[name].append(tuple(aliased.record))
+        for name, found in steps.items():
+            assert found == steps["nothing-here"], (caller, name)
+        read = {step for one in steps["nothing-here"] for step in one}
+        assert read <= {"names.meant", "policy.resource_actions"}, caller
+
+
+@pytest.mark.parametrize("ns", ANY_NS)
+async def test_token_takes_the_same_steps_for_every_name(ns: str | None, aliased: Registry) -> None:
+    """A token without rights is issued or refused without a look into the store."""
+    for headers in ([], [basic("nobody", PASSWORD)], [basic("nobody", "wrong")]):
+        steps = {}
+        for name in sorted(NAMES):
+            aliased.record.clear()
+            query = {"scope": f"repository:{name}:pull"} | ({} if ns is None else {"ns": ns})
+            await aliased.server.ask("GET", f"/auth/token?{urlencode(query)}", headers)
+            steps[name] = tuple(aliased.record)
+        assert len(set(steps.values())) == 1, headers
+        read = set(steps["nothing-here"])
+        assert read <= {"names.meant", "policy.resource_actions", "policy.grant"}
 
 
 async def _ask(made: Registry, name: str, ns: str | None, *headers: Header) -> Answer:

@@ -1,7 +1,7 @@
 """Every endpoint and method, asked by every kind of caller: who gets what, as a table.
 
 An endpoint that is added without a row fails here. So does a refusal that says anything but the
-one right challenge, or that changes a byte of the store.
+one right challenge, that changes a byte of the store, or that comes after a look into it.
 """
 
 from __future__ import annotations
@@ -208,9 +208,12 @@ async def _status(made: Registry, row: str, column: str, caller: Caller) -> int:
         headers = [("Content-Type", "application/x-www-form-urlencoded")]
         body = urlencode({"service": REALM, **caller.form}).encode()
     before = _contents(made)
+    made.record.clear()
     answer = await made.server.ask(method, target.path, headers, body)
     if answer.status in (401, 403):
         assert _contents(made) == before, f"{row} {column}: refused, and something was changed"
+        read = [step for step in made.record if step.startswith(("store.", "names.resolve"))]
+        assert not read, f"{row} {column}: refused, and the store was read"
         if method != "HEAD":
             assert answer.code == {401: "UNAUTHORIZED", 403: "DENIED"}[answer.status]
     expected = _challenge(made, row, column) if answer.status == 401 else None

@@ -10,8 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mayfly.auth.policy import NameRange
+from mayfly.registry.api.visible import visible
 from mayfly.storage.directory import catalog
 from mayfly.storage.directory.catalog import Catalog
+from mayfly.storage.directory.reader import DirectoryReader
+from mayfly.storage.readonly import ReadOnlyStore
 
 COMPONENT = st.text("ab0-._", min_size=1, max_size=3).filter(
     lambda t: t[0] in "ab0" and t[-1] in "ab0"
@@ -64,12 +68,13 @@ def test_only_directories_on_the_way_are_read(
     assert len(read) < 30
 
 
-@pytest.mark.parametrize("after", ["", "secret", "secret/x5", "team", "team/a", "z"])
-def test_nothing_beside_a_prefix_is_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
-) -> None:
-    """Wherever a client begins, the time tells nothing of names that it is not shown."""
-    for name in ("team/a", "team/b/c", "secret", "secret/x1", "secret/x9", "teams/x", "tea", "z/z"):
+NEIGHBOURS = ("team/a", "team/b/c", "secret", "secret/x1", "secret/x9", "teams/x", "tea", "z/z")
+
+
+@pytest.fixture
+def looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is looked at in a directory with `NEIGHBOURS`, by the paths of the calls."""
+    for name in NEIGHBOURS:
         (tmp_path / name / "_layers").mkdir(parents=True)
     looked: list[str] = []
     for call in ("scandir", "lstat", "stat"):
@@ -80,9 +85,57 @@ def test_nothing_beside_a_prefix_is_looked_at(
             return real(path, *args, **kwargs)
 
         monkeypatch.setattr(os, call, recorded)
+    return looked
+
+
+@pytest.mark.parametrize("after", ["", "secret", "secret/x5", "team", "team/a", "z"])
+def test_nothing_beside_a_prefix_is_looked_at(
+    after: str, tmp_path: Path, looked: list[str]
+) -> None:
+    """Wherever a client begins, the time tells nothing of names that it is not shown."""
     names = Catalog(tmp_path).names_after(after, 100, "team/")
     assert names == [name for name in ("team/a", "team/b/c") if name > after]
-    assert [one for one in looked if one != "." and not f"{one}/".startswith("team/")] == []
+    # Not even a list of the names beside it, whose length the time would tell.
+    assert [one for one in looked if not f"{one}/".startswith("team/")] == []
+
+
+def test_nothing_beside_a_name_is_looked_at(tmp_path: Path, looked: list[str]) -> None:
+    """Nor is anything for a caller whose grants, or whose token, hold whole names."""
+    reader = DirectoryReader(tmp_path)
+    above = reader._layout.repositories
+    for name in NEIGHBOURS:
+        (above / name / "_layers").mkdir(parents=True)
+    ranges = [NameRange(name, is_prefix=False) for name in ("none", "team", "team/a", "tea/..")]
+    looked.clear()
+    assert [*visible(ReadOnlyStore(reader), ranges, lambda _: True)] == ["team/a"]
+    base = os.path.relpath(above, tmp_path)
+    for one in looked:
+        assert os.path.relpath(one, base).startswith(("none/_", "team/_", "team/a/_")), one
+
+
+BESIDE_THE_GRAMMAR = ["../", "team/../", "/", "//", "team//", "./", "none/x/", "x\0/"]
+
+
+@pytest.mark.parametrize("prefix", BESIDE_THE_GRAMMAR)
+def test_prefix_that_is_no_path(prefix: str, tmp_path: Path, looked: list[str]) -> None:
+    """A prefix is compared with names; it leads to no other directory."""
+    assert Catalog(tmp_path / "team").names_after("", 10, prefix) == []
+    assert not [one for one in looked if not f"{one}/".startswith("team/")]
+
+
+def test_prefix_below_a_link(tmp_path: Path) -> None:
+    """With a prefix the walk finds what it finds without one: links out of the tree only."""
+    (tmp_path / "out/x/_layers").mkdir(parents=True)
+    root = tmp_path / "root"
+    (root / "team/y/_layers").mkdir(parents=True)
+    (root / "outside").symlink_to(tmp_path / "out")
+    (root / "inside").symlink_to(root / "team")
+    names = Catalog(root).names_after("", 10)
+    assert names == ["outside/x", "team/y"]
+    for prefix in ("outside/", "inside/", "team/", "inside/y"):
+        assert Catalog(root).names_after("", 10, prefix) == [
+            name for name in names if name.startswith(prefix)
+        ]
 
 
 def test_a_listing_is_remembered_until_it_changes(
