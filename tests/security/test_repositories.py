@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -15,11 +16,8 @@ from mayfly.auth.globs import parse_glob
 from mayfly.auth.identity import Permission
 from mayfly.auth.policy import EVERYTHING
 from mayfly.auth.roles import Role
-from mayfly.registry.api.app import App
-from mayfly.registry.api.request import Request
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
-from mayfly.storage.bundle.errors import NameAmbiguous
 from mayfly.storage.digest import CANONICAL, Digest
 from mayfly.storage.errors import BlobUnknown
 from mayfly.storage.interface import Content
@@ -30,6 +28,7 @@ from tests.security.registries import (
     image_manifest,
     push_blob,
     push_image,
+    registry,
 )
 from tests.support.client import Header, basic, bearer
 
@@ -314,21 +313,19 @@ async def test_robot_outlives_no_role(closed: Registry) -> None:
             closed.robots.issue("node", [Permission(role, EVERYTHING)], 60, time.time())
 
 
-async def test_upstreams_are_named_to_those_who_may_pull(
-    closed: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_upstreams_are_named_to_those_who_may_pull(memory: Path) -> None:
     """A path that several upstreams share is refused like any other to whoever may not read it."""
-
-    def resolve(_: App, asked: Request) -> Request:
-        raise NameAmbiguous(asked.repository or "", ["team/hub", "secret/quay"])
-
-    monkeypatch.setattr(App, "_resolve", resolve)
-    for repository, headers, status in (
-        ("other/app", [], 401),
-        ("other/app", [by_password("developer")], 403),
-        ("team/app", [by_password("developer")], 400),
-    ):
-        answer = await closed.server.ask("GET", f"/v2/{repository}/tags/list", headers)
-        assert answer.status == status
-        assert ("team/hub" in answer.body.decode()) == (status == 400)
-        assert "secret/quay" not in answer.body.decode()
+    grants = [("developer", Role.DEVELOPER, glob) for glob in ("team/**", "docker.io/**")]
+    known = [
+        (host, name) for host in ("docker.io", "quay.io") for name in ("team/app", "other/app")
+    ]
+    async with registry(memory / "shared", grants=grants, known=known) as made:
+        for repository, headers, status in (
+            ("other/app", [], 401),
+            ("other/app", [by_password("developer")], 403),
+            ("team/app", [by_password("developer")], 400),
+        ):
+            answer = await made.server.ask("GET", f"/v2/{repository}/tags/list", headers)
+            assert answer.status == status
+            assert ("docker.io/team/app" in answer.body.decode()) == (status == 400)
+            assert "quay.io" not in answer.body.decode()
