@@ -25,7 +25,13 @@ TokenReason = Literal[
 
 
 class AuthError(Exception):
-    """Base of every domain error that auth raises."""
+    """Base of every domain error that auth raises.
+
+    Attributes:
+        code: the kind of a refused login, for the audit.
+    """
+
+    code = "invalid"
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -34,6 +40,8 @@ class AuthError(Exception):
 
 class CredentialsInvalid(AuthError):
     """A name and password that are not accepted, with the same message for every reason."""
+
+    code = "credentials_invalid"
 
     def __init__(self) -> None:
         super().__init__("invalid user name or password")
@@ -45,6 +53,8 @@ class LoginsBusy(CredentialsInvalid):
     Clients get the same 401 as for a wrong password, so that they do not take it for an outage.
     """
 
+    code = "logins_busy"
+
     def __init__(self) -> None:
         AuthError.__init__(self, "too many logins are waiting; try again")
 
@@ -55,6 +65,7 @@ class TokenInvalid(AuthError):
     def __init__(self, reason: TokenReason) -> None:
         super().__init__(f"invalid token: {reason}")
         self.reason = reason
+        self.code = f"token_{reason.replace(' ', '_')}"
 
 
 class ScopeInvalid(AuthError):

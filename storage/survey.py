@@ -26,12 +26,12 @@ class Damaged:
     Attributes:
         name: ``repository:tag``, or the repository that cannot be read at all.
         code: the kind of damage.
-        reason: for the operator.
+        detail: a sentence about it, for the operator.
     """
 
     name: str
     code: Code
-    reason: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def _why_lost(
         is_lost = reader.is_linked(repository, digest)
         return f"manifest {digest} is gone or damaged" if is_lost else None
     found = _tagged(reader, repository, tag)
-    return found.reason if isinstance(found, Damaged) else None
+    return found.detail if isinstance(found, Damaged) else None
 
 
 def untagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from aiohttp.web_request import BaseRequest
 
+from mayfly.auth.errors import TokenInvalid
 from mayfly.auth.identity import MAX_NAME_BYTES
 from mayfly.auth.limits import BoundedDict, TokenBucket
 from mayfly.auth.networks import network_of
@@ -54,7 +55,7 @@ _SWEEP_SECONDS = 10.0
 
 Line = dict[str, str]
 
-_RENEWED = "invalid token: expired"
+_RENEWED = TokenInvalid("expired").code
 """The reason that is not logged as a warning: clients fetch a new token by themselves."""
 
 
@@ -85,14 +86,24 @@ class Audit:
         )
         self._dropped = 0
 
-    def refused(self, http: BaseRequest, request: AccessRequest, user: str, why: str) -> None:
-        """Record a refusal."""
+    def refused(
+        self, http: BaseRequest, request: AccessRequest, user: str, code: str, detail: str
+    ) -> None:
+        """Record a refusal.
+
+        Args:
+            http: the request, for its address.
+            request: what was asked for.
+            user: the name that was claimed; "" without one.
+            code: the reason: ``denied`` for a lack of rights, else `auth.errors.AuthError.code`.
+            detail: the reason in words.
+        """
         address = canonical_address(http.remote or "")
         user = user[:MAX_NAME_BYTES]
         known = (user, address) in self.refusals or len(self.refusals) < _MAX_COUNTED
         self.refusals[(user, address) if known else ("", "")] += 1
-        text = f"{user or 'a client'} at {address} was refused: {why}"
-        level = logging.DEBUG if why == _RENEWED else logging.WARNING
+        text = f"{user or 'a client'} at {address} was refused: {detail}"
+        level = logging.DEBUG if code == _RENEWED else logging.WARNING
         if self._log_allowances.take(network_of(address)):
             log.event(level, "refused", text, same=f"{user} {address}", user=user, address=address)
         if self._file is None:
@@ -105,7 +116,8 @@ class Audit:
                 "method": request.method,
                 "endpoint": request.endpoint,
                 "repository": request.repository,
-                "why": why,
+                "code": code,
+                "detail": detail,
             }
         )
 

@@ -127,7 +127,7 @@ class Guard:
         except AuthError as error:
             if self.open_to_anyone(wanted) or self.open_to_anyone(as_written):
                 return Caller(ANONYMOUS, self._policy())
-            self.audit.refused(http, request, claimed_name(http), error.message)
+            self.audit.refused(http, request, claimed_name(http), error.code, error.message)
             reason = "invalid_token" if isinstance(error, TokenInvalid) else None
             raise self._unauthorized(http, asked, error.message, reason) from None
         missing = _missing(caller, wanted)
@@ -235,14 +235,15 @@ class Guard:
             # Not a denial yet: every client's first request comes without credentials.
             return self._unauthorized(http, asked, "authentication required", None)
         without = " without credentials" if identity.anonymous else ""
-        self.audit.refused(http, request, identity.name, f"may not {_listed(missing)}{without}")
+        detail = f"may not {_listed(missing)}{without}"
+        self.audit.refused(http, request, identity.name, "denied", detail)
         named_as = dict(zip(_all_needs(request), _all_needs(asked), strict=True))
         named = [named_as[need] for need in missing]
-        detail = [{"type": n.type, "name": n.name, "action": n.action} for n in named]
+        needs = [{"type": n.type, "name": n.name, "action": n.action} for n in named]
         if identity.access is not None:
             message = f"the token does not grant {_listed(named)}"
-            return self._unauthorized(http, asked, message, "insufficient_scope", detail)
-        return AccessDenied(f"{identity.name} may not {_listed(named)}", detail)
+            return self._unauthorized(http, asked, message, "insufficient_scope", needs)
+        return AccessDenied(f"{identity.name} may not {_listed(named)}", needs)
 
     def _unauthorized(
         self,

@@ -136,7 +136,7 @@ def _anonymous_instead(
     either = [_needs(written), _needs(_meant(context, request, written))]
     if any(context.guard.open_to_anyone(wanted) for wanted in either):
         return ANONYMOUS
-    context.guard.audit.refused(http, request.access(), name, error.message)
+    context.guard.audit.refused(http, request.access(), name, error.code, error.message)
     raise Unauthorized(error.message, _BASIC) from None
 
 

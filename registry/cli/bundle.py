@@ -152,7 +152,7 @@ def create(
     except ImagesMissing as error:
         for problem in error.problems:
             if json:
-                print_event("missing", code=problem.code, problem=problem.text)
+                print_event("missing", code=problem.code, message=problem.text)
             elif len(error.problems) > 1:
                 echo(problem.text, err=True)
         raise
@@ -214,7 +214,7 @@ def _read_lists(texts: Sequence[str], json: bool) -> tuple[list[Wanted], dict[st
             continue
         for notice in found.notices:
             if json:
-                print_event("notice", code="no_effect", text=notice)
+                print_event("notice", code="no_effect", message=notice)
             else:
                 echo(notice, err=True)
         wanted += found.wanted

@@ -18,7 +18,7 @@ from mayfly.registry.text import echo
 
 if TYPE_CHECKING:
     from mayfly.registry.nodes.journal import Action
-    from mayfly.registry.nodes.plan import PlannedFile
+    from mayfly.registry.nodes.plan import Note, PlannedFile
     from mayfly.registry.nodes.runtimes import Runtime
     from mayfly.registry.nodes.target import Target
 
@@ -274,14 +274,14 @@ def _print_actions(
     runtime: Runtime,
     actions: Sequence[Action],
     activate: Sequence[str],
-    notes: Sequence[str],
+    notes: Sequence[Note],
 ) -> None:
     if as_json:
-        done = [{"path": a.path, "action": a.verb, "why": a.why} for a in actions]
+        done = [{"path": a.path, "action": a.verb, "code": a.code} for a in actions]
         _print_json(runtime, done, activate, notes)
         return
     for action in actions:
-        echo(f"{action.verb} {action.path}" + (f" ({action.why})" if action.why else ""))
+        echo(action)
     if not actions:
         echo(f"{runtime}: nothing to do")
     _print_hints(activate, notes)
@@ -291,15 +291,15 @@ def _print_json(
     runtime: Runtime,
     files: Sequence[dict[str, str]],
     activate: Sequence[str],
-    notes: Sequence[str],
+    notes: Sequence[Note],
 ) -> None:
-    value = {"runtime": runtime, "files": files, "run": activate, "notes": notes}
-    print_json(value)
+    found = [note.to_json() for note in notes]
+    print_json({"runtime": runtime, "files": files, "run": activate, "notes": found})
 
 
-def _print_hints(activate: Sequence[str], notes: Sequence[str]) -> None:
+def _print_hints(activate: Sequence[str], notes: Sequence[Note]) -> None:
     """Print the steps left to the operator, on standard error."""
     for line in activate:
         echo(f"now run: {line}", err=True)
-    for line in notes:
-        echo(f"note: {line}", err=True)
+    for note in notes:
+        echo(f"note: {note}", err=True)

@@ -144,7 +144,7 @@ def name_damaged(ctx: click.Context, damaged: Sequence[Damaged], json: bool) -> 
         return
     if not json:
         for one in damaged:
-            echo(f"{one.name}: {one.reason}", err=True)
+            echo(f"{one.name}: {one.detail}", err=True)
         echo("mend it with mayfly verify --repair, or push it again", err=True)
     ctx.exit(Exit.STORAGE)
 
@@ -335,7 +335,7 @@ def gc(
     with _store(root) as store:
         found = collect(store, grace, dry_run=dry_run, untagged=untagged)
     if json:
-        unread = [{"image": one.image, "reason": one.reason} for one in found.unread]
+        unread = [one._asdict() for one in found.unread]
         blobs = [str(digest) for digest in found.blobs]
         manifests = [f"{repository}@{digest}" for repository, digest in found.manifests]
         print_json(
@@ -396,8 +396,14 @@ def verify(
                 "size": first.size,
                 "left_out": found.left_out,
                 "findings": [
-                    {**asdict(f), "digest": str(f.digest) if f.digest else None}
-                    for f in found.findings
+                    {
+                        "code": one.fault,
+                        "digest": str(one.digest) if one.digest else None,
+                        "image": one.image,
+                        "others": one.others,
+                        "detail": one.detail,
+                    }
+                    for one in found.findings
                 ],
             }
         )
@@ -450,10 +456,12 @@ def _scrubbed(root: Path, sources: tuple[str, ...]) -> tuple[Verified, Verified]
 
 def _described(finding: Finding) -> str:
     """Return a line with the fault, its digest, the affected images and the reason."""
-    text = f"{finding.fault}: {finding.digest}" if finding.digest else str(finding.fault)
+    text = finding.fault.text
+    if finding.digest:
+        text += f": {finding.digest}"
     if finding.image:
         text += f"  needed by {join_names((finding.image, *finding.others), _IMAGES_NAMED)}"
-    return f"{text} ({finding.reason})" if finding.reason else text
+    return f"{text} ({finding.detail})" if finding.detail else text
 
 
 def _repair(

@@ -24,7 +24,7 @@ import json
 import tomllib
 from typing import Any
 
-from mayfly.registry.nodes.plan import NodeView, Plan, PlannedFile
+from mayfly.registry.nodes.plan import NodeView, Note, NoteCode, Plan, PlannedFile
 from mayfly.registry.nodes.target import Target
 from mayfly.storage.reference import address_of
 
@@ -115,7 +115,7 @@ def _host_directory(certs_dir: str, host: str, node: NodeView) -> str:
     return preferred if colon and node.is_directory(preferred) else f"{certs_dir}/{host}"
 
 
-def _configured_certs_dir(node: NodeView) -> tuple[str | None, tuple[str, ...]]:
+def _configured_certs_dir(node: NodeView) -> tuple[str | None, tuple[Note, ...]]:
     """Where kubelet's pulls look according to config.toml, and what is to be said about it."""
     advice = (
         f'set config_path = "{CERTS_DIR}" in the registry table of containerd\'s CRI plugin and '
@@ -124,15 +124,17 @@ def _configured_certs_dir(node: NodeView) -> tuple[str | None, tuple[str, ...]]:
     try:
         config = tomllib.loads((node.read(CONFIG) or b"").decode())
     except ValueError as error:
-        return None, (f"{CONFIG} cannot be understood ({error}); if it does not: {advice}",)
+        text = f"{CONFIG} cannot be understood ({error}); if it does not: {advice}"
+        return None, (Note(NoteCode.CONFIG_UNREADABLE, text, CONFIG, CERTS_DIR),)
     found = _config_path(config)
     if found:
         # Several are separated by colons; the first that has the host wins.
         return found.partition(":")[0], ()
-    return None, (
+    text = (
         "before version 2.2 containerd reads host configurations for kubelet only from a directory "
-        f"that {CONFIG} names (ctr needs --hosts-dir); if it names none: {advice}",
+        f"that {CONFIG} names (ctr needs --hosts-dir); if it names none: {advice}"
     )
+    return None, (Note(NoteCode.CONFIG_PATH, text, CONFIG, CERTS_DIR),)
 
 
 def _config_path(config: dict[str, Any]) -> str | None:

@@ -15,7 +15,7 @@ import json
 from typing import Any
 
 from mayfly.registry.nodes.containerd import mirror_files
-from mayfly.registry.nodes.plan import NodeView, Plan, PlannedFile
+from mayfly.registry.nodes.plan import NodeView, Note, NoteCode, Plan, PlannedFile
 from mayfly.registry.nodes.target import Target
 from mayfly.registry.pki.errors import TrustError
 from mayfly.storage.reference import DOCKER_HUB
@@ -26,8 +26,12 @@ RELOAD = 'systemctl reload docker  # or: kill -HUP "$(pidof dockerd)"'
 
 # A reload takes over the keys that the file has, and keeps the others (moby's daemon/reload.go).
 AFTER_REVERT = (
-    f"dockerd forgets what is no longer in {DAEMON_JSON} only when it is restarted; until then it "
-    "asks this registry first, and goes on to docker.io when it is gone",
+    Note(
+        NoteCode.RESTART,
+        f"dockerd forgets what is no longer in {DAEMON_JSON} only when it is restarted; until then "
+        "it asks this registry first, and goes on to docker.io when it is gone",
+        DAEMON_JSON,
+    ),
 )
 
 
@@ -94,11 +98,12 @@ def _parse(existing: bytes | None) -> dict[str, Any]:
     return settings
 
 
-def _notes(target: Target) -> tuple[str, ...]:
+def _notes(target: Target) -> tuple[Note, ...]:
     others = [name for name in target.mirrors if name != DOCKER_HUB]
     if not others:
         return ()
-    return (
+    text = (
         f"docker mirrors {', '.join(others)} only with its containerd image store (the default "
-        f"from 29 on); any other docker has to be told {target.registry}/NAME",
+        f"from 29 on); any other docker has to be told {target.registry}/NAME"
     )
+    return (Note(NoteCode.IMAGE_STORE, text, mirrors=tuple(others)),)

@@ -28,6 +28,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -45,20 +46,44 @@ JOURNALS = "/var/lib/mayfly-node-config"
 
 _VERSION = 1
 _MAX_LINKS = 40
+
+
+class ActionCode(StrEnum):
+    """The circumstances of an action."""
+
+    NEW = "new"
+    ORIGINAL_SAVED = "original_saved"
+    LINK_SAVED = "link_saved"
+    UNCHANGED = "unchanged"
+    NOT_EMPTY = "not_empty"
+    PUT_BACK = "put_back"
+
+
+_TEXTS = {
+    ActionCode.NEW: "new",
+    ActionCode.ORIGINAL_SAVED: "the original is saved",
+    ActionCode.LINK_SAVED: "in place of a link, which is saved",
+    ActionCode.UNCHANGED: "as it should be already",
+    ActionCode.NOT_EMPTY: "somebody else's files are in it",
+}
 _SAVED = {
-    "absent": "new",
-    "file": "the original is saved",
-    "link": "in place of a link, which is saved",
+    "absent": ActionCode.NEW,
+    "file": ActionCode.ORIGINAL_SAVED,
+    "link": ActionCode.LINK_SAVED,
 }
 
 
 @dataclass(frozen=True)
 class Action:
-    """One thing done, or found not to need doing, to ``path``; ``why`` may be empty."""
+    """One thing done, or found not to need doing, to ``path``."""
 
     verb: Literal["wrote", "kept", "restored", "removed"]
     path: str
-    why: str = ""
+    code: ActionCode
+
+    def __str__(self) -> str:
+        text = _TEXTS.get(self.code)
+        return f"{self.verb} {self.path}" + (f" ({text})" if text else "")
 
 
 @dataclass(frozen=True)
@@ -252,7 +277,7 @@ class NodeConfig:
         temporary_of(real).unlink(missing_ok=True)
         found = look(real)
         if found.kind == "file" and found.content == _digest(file):
-            return Action("kept", file.path, "as it should be already")
+            return Action("kept", file.path, ActionCode.UNCHANGED)
         original = journal.entries[file.path].original
         attributes = Attributes(file.mode)
         if original.kind == "file":
@@ -289,15 +314,15 @@ class NodeConfig:
                 for directory in self._tree.missing_parents(path):
                     self._tree.make_directory(directory)
             if put_back(real, entry.original, self._vault):
-                yield Action("removed" if absent else "restored", path)
+                yield Action("removed" if absent else "restored", path, ActionCode.PUT_BACK)
 
     def _remove(self, directories: Iterable[str]) -> Iterator[Action]:
         """Remove directories that `apply` made, innermost first."""
         for path in sorted(directories, key=len, reverse=True):
             if self._tree.remove_directory(path):
-                yield Action("removed", path)
+                yield Action("removed", path, ActionCode.PUT_BACK)
             else:
-                yield Action("kept", path, "somebody else's files are in it")
+                yield Action("kept", path, ActionCode.NOT_EMPTY)
 
 
 class _Before:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from enum import StrEnum
+from typing import Any, Protocol
 
 
 class NodeView(Protocol):
@@ -33,14 +34,61 @@ class PlannedFile:
     merged: bool = False
 
 
+class NoteCode(StrEnum):
+    """The kinds of notes; docs/security.md, "Nodes", has a row for each."""
+
+    RELOAD = "reload"
+    """A program reads the file at start and when it is told to."""
+
+    RESTART = "restart"
+    """A program forgets what was in the file only when it is restarted."""
+
+    IMAGE_STORE = "image_store"
+    """The runtime mirrors these upstreams only with another image store."""
+
+    CONFIG_UNREADABLE = "config_unreadable"
+    """The runtime's own configuration cannot be understood."""
+
+    CONFIG_PATH = "config_path"
+    """The runtime's own configuration may have to name the directory."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A fact that the operator of a node has to know.
+
+    Attributes:
+        code: its kind.
+        text: a sentence for people.
+        file: the file that it is about.
+        directory: that a setting in the file has to name; "" without one.
+        mirrors: the upstreams that it is about.
+    """
+
+    code: NoteCode
+    text: str
+    file: str = ""
+    directory: str = ""
+    mirrors: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts, without those that it lacks."""
+        facts = {"file": self.file, "directory": self.directory, "mirrors": list(self.mirrors)}
+        known = {name: fact for name, fact in facts.items() if fact}
+        return {"code": self.code.value, "message": self.text, **known}
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that one runtime needs, in the order to write it: a file comes after those it names.
 
     ``activate`` are the commands that make a running daemon take notice, none when it does so by
-    itself; ``notes`` is what the operator has to know, a line each.
+    itself; ``notes`` are facts that the operator has to know.
     """
 
     files: tuple[PlannedFile, ...]
     activate: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()

@@ -16,13 +16,19 @@ import json
 from collections.abc import Iterator
 
 from mayfly.registry.nodes.containerd import HEADER
-from mayfly.registry.nodes.plan import NodeView, Plan, PlannedFile
+from mayfly.registry.nodes.plan import NodeView, Note, NoteCode, Plan, PlannedFile
 from mayfly.registry.nodes.target import Target
 from mayfly.registry.pki.errors import TrustError
 
 CERTS_DIR = "/etc/containers/certs.d"
 REGISTRIES_CONF = "/etc/containers/registries.conf.d/50-mayfly.conf"
-NOTES = (f"CRI-O reads {REGISTRIES_CONF} at start and on SIGHUP: systemctl reload crio",)
+NOTES = (
+    Note(
+        NoteCode.RELOAD,
+        f"CRI-O reads {REGISTRIES_CONF} at start and on SIGHUP: systemctl reload crio",
+        REGISTRIES_CONF,
+    ),
+)
 
 
 def plan(target: Target, node: NodeView) -> Plan:

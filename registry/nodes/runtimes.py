@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, get_args
 
 from mayfly.registry.nodes import containerd, docker, podman
-from mayfly.registry.nodes.plan import NodeView, Plan
+from mayfly.registry.nodes.plan import NodeView, Note, Plan
 from mayfly.registry.nodes.target import Target
 from mayfly.registry.pki.errors import TrustError
 
@@ -22,7 +22,7 @@ _PLANNERS: Mapping[Runtime, Callable[[Target, NodeView], Plan]] = {
     "podman": podman.plan,
 }
 
-_AFTER_REVERT: Mapping[str, tuple[str, ...]] = {
+_AFTER_REVERT: Mapping[str, tuple[Note, ...]] = {
     docker.DAEMON_JSON: docker.AFTER_REVERT,
     podman.REGISTRIES_CONF: podman.NOTES,
 }
@@ -49,8 +49,8 @@ def no_path(runtime: Runtime, target: Target) -> str:
     )
 
 
-def notes_after_revert(paths: Iterable[str]) -> tuple[str, ...]:
-    """Return notes for the operator after these files were put back, a line each."""
+def notes_after_revert(paths: Iterable[str]) -> tuple[Note, ...]:
+    """Return notes for the operator after these files were put back."""
     return tuple(note for path in paths for note in _AFTER_REVERT.get(path, ()))
 
 

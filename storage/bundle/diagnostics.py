@@ -40,7 +40,7 @@ class Diagnostic:
         image: the name that it is about; "" without one.
         digest: of the manifest that it is about.
         needs: the content that is missing or damaged.
-        reason: the message of the error behind it; "" if the code says it all.
+        detail: the message of the error behind it; "" if the code says it all.
         count: how many such there are; for a volume, of the images that need it.
         file: the name of a volume that is missing.
     """
@@ -51,7 +51,7 @@ class Diagnostic:
     image: str = ""
     digest: Digest | None = None
     needs: Digest | None = None
-    reason: str = ""
+    detail: str = ""
     count: int = 1
     file: str = ""
 
@@ -65,7 +65,7 @@ class Diagnostic:
             "image": self.image,
             "digest": str(self.digest or ""),
             "needs": str(self.needs or ""),
-            "reason": self.reason,
+            "detail": self.detail,
             "file": self.file,
         }
         known = {name: fact for name, fact in facts.items() if fact}

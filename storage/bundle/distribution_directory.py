@@ -78,7 +78,7 @@ class DistributionDirectory(DirectoryReader):
 
     def _unreadable(self, name: str, fact: str, reason: str) -> Diagnostic:
         text = f"{name}: {fact}{reason}"
-        return Diagnostic(Code.UNREADABLE, text, self._label, name, reason=reason)
+        return Diagnostic(Code.UNREADABLE, text, self._label, name, detail=reason)
 
     def content(self, digest: Digest) -> Extent | None:
         path = self._layout.data(digest)

@@ -206,7 +206,7 @@ class Graph:
             f"{_title(image)}: {reason or 'its manifest is not there'}",
             image=_name(image),
             digest=image.digest,
-            reason=reason,
+            detail=reason,
         )
 
     def present(self) -> frozenset[Digest]:
@@ -232,7 +232,7 @@ class Graph:
             return None
         self._notices.extend(
             Diagnostic(
-                Code.MANIFEST_ODD, f"manifest {digest}: {fault}", digest=digest, reason=fault
+                Code.MANIFEST_ODD, f"manifest {digest}: {fault}", digest=digest, detail=fault
             )
             for fault in parsed.faults
         )
@@ -250,7 +250,7 @@ class Graph:
                 Code.MANIFEST_REFUSED,
                 f"manifest {digest} cannot be served: {reason}",
                 digest=digest,
-                reason=reason,
+                detail=reason,
             )
         )
 

@@ -80,7 +80,7 @@ def _references(texts: tuple[str, ...], notices: Notices) -> Iterator[Reference]
                     Code.NAME_REFUSED,
                     f"image name {text[:300]!r} is passed over: {error.message}",
                     image=text[:300],
-                    reason=error.message,
+                    detail=error.message,
                 )
             )
             continue

@@ -228,7 +228,7 @@ def diagnostic(source: LowerStore, one: LeftOut) -> Diagnostic:
         image=f"{one.repository}{tag}",
         digest=one.digest,
         needs=one.needs,
-        reason=one.reason,
+        detail=one.reason,
     )
 
 

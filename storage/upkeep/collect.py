@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,19 +37,42 @@ _LONGEST_TICK = 3.0
 """Seconds. FAT's times are the coarsest, with two seconds; usual clocks tick in milliseconds."""
 
 
+class UnreadCode(StrEnum):
+    """The reasons for which the references of a manifest are unknown."""
+
+    TAG_DANGLING = "tag_dangling"
+    MANIFEST_MISSING = "manifest_missing"
+    UNREADABLE = "unreadable"
+    MANIFEST_CORRUPT = "manifest_corrupt"
+
+
+_TEXTS = {
+    UnreadCode.TAG_DANGLING: "the tag leads to no manifest",
+    UnreadCode.MANIFEST_MISSING: "the manifest's bytes are gone or damaged",
+    UnreadCode.UNREADABLE: "the manifest cannot be read",
+    UnreadCode.MANIFEST_CORRUPT: "the manifest is corrupt",
+}
+
+
 class Unread(NamedTuple):
     """A manifest whose references are unknown, so that all blobs of its repository were kept.
 
     Attributes:
         image: ``repository@digest``, or ``repository:tag`` of a tag without manifest.
-        reason: for the operator.
+        code: the reason.
+        detail: the message of the error behind it; "" if the code says it all.
     """
 
     image: str
-    reason: str
+    code: UnreadCode
+    detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.image}: {self.reason}"
+        detail = f": {self.detail}" if self.detail else ""
+        return f"{self.image}: {_TEXTS[self.code]}{detail}"
+
+
+_Reason = tuple[UnreadCode, str]
 
 
 class Collected(NamedTuple):
@@ -194,10 +218,10 @@ class _Collection:
         marked: set[Digest] = set()
         unread: list[Unread] = []
         # A manifest has the same references in every repository that links it.
-        outcomes: dict[Digest, str | None] = {}
+        outcomes: dict[Digest, _Reason | None] = {}
         for repository in repositories(self._store):
             found = [
-                Unread(f"{repository}@{digest}", reason)
+                Unread(f"{repository}@{digest}", *reason)
                 for digest in self._store.revisions(repository)
                 if (repository, digest) not in deleted
                 if (reason := self._mark_manifest(repository, digest, marked, outcomes))
@@ -205,7 +229,7 @@ class _Collection:
             for tag, digest in self._upper.dangling_tags(repository):
                 if digest is not None:
                     marked.add(digest)
-                found.append(Unread(f"{repository}:{tag}", "the tag leads to no manifest"))
+                found.append(Unread(f"{repository}:{tag}", UnreadCode.TAG_DANGLING))
             if found:
                 marked.update(self._upper.blob_links(repository))
                 unread += found
@@ -216,25 +240,25 @@ class _Collection:
         repository: str,
         digest: Digest,
         marked: set[Digest],
-        outcomes: dict[Digest, str | None],
-    ) -> str | None:
+        outcomes: dict[Digest, _Reason | None],
+    ) -> _Reason | None:
         """Mark a manifest and its references; return the reason if those are unknown."""
         if digest in outcomes:
             return outcomes[digest]
         marked.add(digest)
-        reason = None
+        reason: _Reason | None = None
         try:
             body = read_unverified(self._store, repository, digest)
         except ManifestUnknown:
             if not self._upper.is_linked(repository, digest):
                 return None  # deleted meanwhile
-            reason = "the manifest's bytes are gone or damaged"
+            reason = UnreadCode.MANIFEST_MISSING, ""
         except OSError as error:
-            reason = f"the manifest cannot be read: {error.strerror}"
+            reason = UnreadCode.UNREADABLE, error.strerror or ""
         else:
             # It may still be JSON, and name other content.
             if digests.of(body, digest.algorithm) != digest:
-                reason = "the manifest is corrupt"
+                reason = UnreadCode.MANIFEST_CORRUPT, ""
                 marked.update(mentioned_digests(body))
             else:
                 marked.update(_kept_digests(body))

@@ -61,11 +61,16 @@ class Fault(StrEnum):
     UNLINKED = "unlinked"
     """The bytes exist, but their link in the repository is lost or damaged."""
 
-    TAG = "tag lost"
+    TAG = "tag_lost"
     """The link of a tag is lost or damaged."""
 
-    SIZE = "wrong size"
+    SIZE = "wrong_size"
     """A manifest gives another size than that of the blob, whose digest is right."""
+
+    @property
+    def text(self) -> str:
+        """The name for people."""
+        return self.value.replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +82,14 @@ class Finding:
         digest: of the content; None if that is not known.
         image: an affected image, ``repository:tag`` or ``repository@digest``; "" if there is none.
         others: further affected images.
-        reason: details that the kind does not say.
+        detail: a sentence with what the kind does not say; "" if there is nothing to add.
     """
 
     fault: Fault
     digest: Digest | None
     image: str = ""
     others: tuple[str, ...] = field(default=(), compare=False)
-    reason: str = field(default="", compare=False)
+    detail: str = field(default="", compare=False)
 
     @property
     def repository(self) -> str:
@@ -372,7 +377,7 @@ def _is_manifest(store: DistributionStore, repository: str, finding: Finding) ->
             for child in manifest.manifests
         )
     # The image cannot be found at all: its own manifest is missing.
-    return finding.reason in _ABOUT_MANIFESTS
+    return finding.detail in _ABOUT_MANIFESTS
 
 
 def _readable_manifests(

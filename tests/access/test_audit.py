@@ -26,10 +26,12 @@ class Recorded:
         self.clock = Clock()
         self.audit = Audit(file, self.clock)
 
-    def refused(self, user: str = "eve", address: str = "192.0.2.1", why: str = "no") -> None:
+    def refused(self, user: str = "eve", address: str = "192.0.2.1", detail: str = "no") -> None:
         """Record a refusal."""
         http: Any = SimpleNamespace(remote=address)
-        self.audit.refused(http, AccessRequest("tags", "GET", PULL, "team/app"), user, why)
+        self.audit.refused(
+            http, AccessRequest("tags", "GET", PULL, "team/app"), user, "denied", detail
+        )
 
     async def lines(self) -> list[dict[str, str]]:
         """All that is written, once it is."""

@@ -43,8 +43,8 @@ def test_unparseable_manifest(layout: Layout, tmp_path: Path) -> None:
     assert mayfly("ls", "--root", tmp_path / "root").stdout.startswith("good:1 ")
     events = mayfly("import", "--json", "--root", tmp_path / "root", bundle).stdout.splitlines()
     (one,) = json.loads(events[-1])["not_imported"]
-    reason = one.pop("reason")
-    assert reason.startswith("manifest is not a JSON")
+    detail = one.pop("detail")
+    assert detail.startswith("manifest is not a JSON")
     assert one == {
         "code": "manifest_refused",
         "bundle": str(bundle),
@@ -54,7 +54,7 @@ def test_unparseable_manifest(layout: Layout, tmp_path: Path) -> None:
     }
     listed_json = mayfly("ls", "--json", bundle)
     assert (listed_json.returncode, listed_json.stderr) == (5, "")
-    assert json.loads(listed_json.stdout)["left_out"] == [{**one, "reason": reason}]
+    assert json.loads(listed_json.stdout)["left_out"] == [{**one, "detail": detail}]
 
 
 def test_artifact_manifest(layout: Layout, tmp_path: Path) -> None:

@@ -437,7 +437,7 @@ def test_huge_manifest(layout: Layout, tmp_path: Path, open_all: OpenAll) -> Non
     bundles = open_all(layout.write_tar(tmp_path / "b.tar"))
     assert bundles.layer.tags("cache") == ["1"]
     (notice,) = bundles.notices
-    assert "5242880 bytes long" in notice.reason
+    assert "5242880 bytes long" in notice.detail
 
 
 def test_no_bundle(tmp_path: Path, open_all: OpenAll) -> None:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
 from jsonschema import Draft202012Validator
 
+from mayfly.auth.errors import CredentialsInvalid, LoginsBusy, TokenInvalid, TokenReason
+from mayfly.auth.roles import Role
 from mayfly.registry.cli import cli
+from mayfly.registry.nodes.journal import ActionCode
+from mayfly.registry.nodes.plan import NoteCode
 from mayfly.registry.settings.settings import SETTINGS
+from mayfly.storage.upkeep.collect import UnreadCode
+from mayfly.storage.upkeep.verify import Fault
 from tests.bundle.builders import Layout
+from tests.support.client import basic
 from tests.support.commands import command_line, environment, mayfly
 from tests.support.images import digest_of
 from tests.support.process import REPO, Mayfly
@@ -42,6 +52,7 @@ def server(tmp_path: Path) -> Iterator[Mayfly]:
     (tmp_path / "images").write_text("team/app:1\n")
     options = ["--auth", "auto", "--log-format", "json", "--nodes", "1"]
     options += ["--until-pulled", str(tmp_path / "images")]
+    options += ["--audit", str(tmp_path / "audit")]
     running = Mayfly(tmp_path / "root", tmp_path / "state", *options, env=environment())
     yield running
     if running.running:
@@ -63,8 +74,94 @@ def test_schema() -> None:
         check("rm", {"deleted": [], "sentence": "all is well"})
 
 
-def test_commands_of_a_server(server: Mayfly) -> None:
-    """status, wait, stop, credentials; ready.json, the report, and every line of the log."""
+DATA = frozenset({
+    "artifact_type", "attests", "commands", "content", "created_by", "image", "media_type",
+    "platform", "pushed_by", "reason_detail", "run", "traceback", "user",
+})  # fmt: skip
+"""Fields with text that is not Mayfly's own: of images, files and requests, or shell commands."""
+
+PATHS = frozenset({
+    "bundle", "ca", "credentials", "directory", "file", "files", "path", "report", "state_dir",
+    "target",
+})  # fmt: skip
+
+
+def _texts(
+    schema: dict[str, Any], name: str = "", beside: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """Yield each text in a schema that is no code, with its property's name and its neighbours.
+
+    The kind is ``name``, ``path``, ``data``, or ``sentence`` for any text.
+    """
+    kind = schema.get("$ref", "").removeprefix("#/$defs/")
+    if kind in ("name", "path", "data"):
+        yield kind, name, beside
+    types = schema.get("type", ())
+    is_text = "string" in ([types] if isinstance(types, str) else types)
+    if is_text and not schema.keys() & {"enum", "const", "pattern"}:
+        yield "sentence", name, beside
+    properties = schema.get("properties", {})
+    for key, value in properties.items():
+        yield from _texts(value, key, frozenset(properties))
+    below = [schema.get("items"), schema.get("additionalProperties")]
+    below += [one for key in ("anyOf", "oneOf", "allOf") for one in schema.get(key, ())]
+    for one in below:
+        if isinstance(one, dict):
+            yield from _texts(one, name, beside)
+
+
+def test_each_text_is_data_or_stands_beside_a_code() -> None:
+    """No document has a sentence that a program would have to read.
+
+    A text is one of the listed codes, a name without white space, a path, a text out of other
+    hands, or a ``message`` or ``detail`` beside the code that says the same.
+    """
+    kinds = {"name", "path", "data"}
+    found = [
+        (document, *text)
+        for document, schema in SCHEMA["$defs"].items()
+        if document not in kinds
+        for text in _texts(schema)
+    ]
+    assert {kind for _, kind, _, _ in found} == {"sentence", *kinds}
+    for document, kind, name, beside in found:
+        match kind:
+            case "sentence":
+                assert name in ("message", "detail"), document
+                assert beside & {"code", "event"}, (document, name)
+            case "path":
+                assert name in PATHS, (document, name)
+            case "data":
+                assert name in DATA, (document, name)
+
+
+def _codes(document: str, *path: str | int) -> set[str]:
+    schema = SCHEMA["$defs"][document]
+    for step in path:
+        schema = schema[step]
+    return set(schema["enum"])
+
+
+def test_codes_are_those_of_the_code() -> None:
+    """Each list of codes in the schema is the one that the program has."""
+    files = ("properties", "files", "items", "properties")
+    assert _codes("node-config", *files, "code") == set(ActionCode)
+    assert _codes("note", "properties", "code") == set(NoteCode)
+    assert _codes("gc", "properties", "unread", "items", "properties", "code") == set(UnreadCode)
+    findings = ("properties", "findings", "items", "properties", "code")
+    assert _codes("verify", *findings) == set(Fault)
+    assert _codes("grant-record", "properties", "role") == set(Role)
+    refused = {CredentialsInvalid().code, LoginsBusy().code, "denied"}
+    refused |= {TokenInvalid(reason).code for reason in get_args(TokenReason)}
+    assert _codes("audit", "properties", "code") == refused
+    text = "".join(path.read_text() for path in (REPO / "registry/cli").glob("*.py"))
+    labels = re.findall(r'\breporting\(\s*"([^"]*)"', text)
+    assert _codes("progress", "properties", "what") == set(labels)
+    assert len(re.findall(r"\breporting\(", text)) == len(labels) + 1
+
+
+def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
+    """status, wait, stop, credentials; ready.json, report, audit, and every line of the log."""
     state = ["--state-dir", server.state_dir]
     check("ready", json.loads((server.state_dir / "ready.json").read_text()))
     check("status", output("status", *state))
@@ -72,6 +169,12 @@ def test_commands_of_a_server(server: Mayfly) -> None:
     check("wait", output("wait", "--covered", "--timeout", "0s", *state, code=3))
     check("credentials", output("credentials", *state))
     check("node-config show", output("node-config", "show", *state))
+    url = json.loads((server.state_dir / "ready.json").read_text())["url"]
+    for user in ("made up", "admin"):
+        request = urllib.request.Request(f"{url}/v2/team/app/tags/list")
+        request.add_header(*basic(user, "wrong"))
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(request, timeout=30)
     check("stop", output("stop", *state, code=3))
     assert server.popen.wait(30) == 3
     check("report", json.loads((server.state_dir / "report.json").read_text()))
@@ -81,6 +184,10 @@ def test_commands_of_a_server(server: Mayfly) -> None:
     events = [line["event"] for line in lines]
     assert {"ready", "users", "stopping", "report"} <= set(events)
     assert events[-1] == "report"
+    refused = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+    for line in refused:
+        check("audit", line)
+    assert {line["code"] for line in refused} == {"credentials_invalid"}
 
 
 def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
@@ -120,6 +227,23 @@ def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
     check("rm", output("rm", "team/app:1", *root))
     spared = output("gc", "--untagged", "--grace", "1h", *root)
     check("gc", spared)
+
+
+def test_commands_of_a_damaged_store(tmp_path: Path, bundle: Path) -> None:
+    """ls, du, verify, gc: each names the damage by a code."""
+    root = ["--root", tmp_path / "store"]
+    assert mayfly("import", bundle, *root).returncode == 0
+    (manifest,) = output("ls", *root)["images"]
+    algorithm, _, text = manifest["digest"].partition(":")
+    blobs = tmp_path / "store/docker/registry/v2/blobs"
+    (blobs / algorithm / text[:2] / text / "data").write_bytes(b"{}")
+    damaged = output("gc", *root, code=4)
+    check("gc", damaged)
+    (unread,) = damaged["unread"]
+    assert (unread["code"], unread["detail"]) == ("manifest_missing", "")
+    check("verify", output("verify", *root, code=4))
+    for command in ("ls", "du"):
+        check(command, output(command, *root, code=4))
 
 
 def test_import_of_an_incomplete_bundle(tmp_path: Path) -> None:
@@ -164,11 +288,16 @@ def test_commands_of_users(tmp_path: Path) -> None:
 
 def test_commands_of_a_node(tmp_path: Path) -> None:
     """node-config, each of its commands."""
-    node = ["--runtime", "podman", "--root-dir", tmp_path]
-    registry = ["--registry", "http://10.0.0.5:5000"]
-    check("node-config show", output("node-config", "show", *node, *registry))
-    check("node-config", output("node-config", "apply", *node, *registry))
-    check("node-config", output("node-config", "revert", *node))
+    registry = ["--registry", "http://10.0.0.5:5000", "--mirror", "quay.io"]
+    codes = set()
+    for runtime in ("podman", "containerd", "docker"):
+        node = ["--runtime", runtime, "--root-dir", tmp_path]
+        check("node-config show", output("node-config", "show", *node, *registry))
+        for words in (["apply", *node, *registry], ["apply", *node, *registry], ["revert", *node]):
+            done = output("node-config", *words)
+            check("node-config", done)
+            codes |= {file["code"] for file in done["files"]}
+    assert codes == {"new", "unchanged", "put_back"}
 
 
 def _commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

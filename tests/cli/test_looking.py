@@ -89,7 +89,7 @@ def test_verify_names_what_is_wrong(root: Path, bundle: Path) -> None:
     data[data.index(NEXT) + len(NEXT) // 2] ^= 1
     bundle.write_bytes(data)
     (finding,) = _json("verify", bundle, code=4)["findings"]
-    assert (finding["fault"], finding["image"]) == ("corrupt", f"{APP}:1")
+    assert (finding["code"], finding["image"]) == ("corrupt", f"{APP}:1")
     done = mayfly("verify", bundle, "--repair", bundle)
     assert done.returncode == 2
 

@@ -105,7 +105,7 @@ def test_outcomes(writer: str, tmp_path: Path) -> None:
     for finding in json.loads(found)["findings"]:
         for image in (finding["image"], *finding["others"]):
             faults.setdefault(image.partition(":")[0].partition("@")[0], set()).add(
-                finding["fault"]
+                finding["code"].replace("_", " ")
             )
     with Mayfly(root, tmp_path / "state") as server:
         client = Http(server.host)

@@ -95,7 +95,7 @@ def test_json(root: Path, identity: CertificateFiles, verb: str) -> None:
     assert value["runtime"] == "podman"
     assert value["run"] == []
     assert value["notes"]
-    keys = {"path", "mode", "content"} if verb == "show" else {"path", "action", "why"}
+    keys = {"path", "mode", "content"} if verb == "show" else {"path", "action", "code"}
     assert all(file.keys() == keys for file in value["files"])
     assert f"/etc/containers/certs.d/{HOST}/ca.crt" in [file["path"] for file in value["files"]]
 

@@ -275,8 +275,8 @@ def test_somebody_else_s_file_keeps_its_directory(root: Path, target: Target) ->
     node.apply(target)
     theirs = _write(root, f"etc/docker/certs.d/{HOST}/client.cert", b"theirs")
     actions = node.revert()
-    kept = [(a.path, a.why) for a in actions if a.verb == "kept"]
-    assert kept[0] == (f"/etc/docker/certs.d/{HOST}", "somebody else's files are in it")
+    kept = [(a.path, a.code) for a in actions if a.verb == "kept"]
+    assert kept[0] == (f"/etc/docker/certs.d/{HOST}", "not_empty")
     assert theirs.read_bytes() == b"theirs"
     assert not theirs.with_name("ca.crt").exists()
     assert node.revert() == []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mayfly.registry.nodes.plan import Plan
+from mayfly.registry.nodes.plan import NoteCode, Plan
 from mayfly.registry.nodes.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
 from mayfly.registry.nodes.target import NodeCredential, parse
 from mayfly.registry.pki.errors import TrustError
@@ -144,7 +144,9 @@ def test_containerd_that_reads_no_directory_is_noted(config: bytes | None) -> No
     node = Node({"/etc/containerd/config.toml": config} if config is not None else {})
     plan = make_plan("containerd", parse("localhost"), node)
     (note,) = plan.notes
-    assert 'set config_path = "/etc/containerd/certs.d"' in note
+    assert note.code in (NoteCode.CONFIG_PATH, NoteCode.CONFIG_UNREADABLE)
+    assert (note.file, note.directory) == ("/etc/containerd/config.toml", "/etc/containerd/certs.d")
+    assert 'set config_path = "/etc/containerd/certs.d"' in note.text
 
 
 def test_containerd_directory_can_be_said() -> None:
@@ -178,7 +180,9 @@ def test_docker_mirrors_in_both_its_ways(ca_pem: bytes) -> None:
         assert hosts["host"][f"https://{HOST}"]["ca"] == f"/etc/docker/certs.d/{HOST}/ca.crt"
     assert _daemon_json(plan) == {"registry-mirrors": [f"https://{HOST}"]}
     assert plan.activate[0].startswith("systemctl reload docker")
-    assert "quay.io" in plan.notes[0]
+    (note,) = plan.notes
+    assert (note.code, note.mirrors) == (NoteCode.IMAGE_STORE, ("quay.io",))
+    assert "quay.io" in note.text
 
 
 def test_docker_keeps_the_rest_of_daemon_json(ca_pem: bytes) -> None:

@@ -146,8 +146,9 @@ def test_audit_holds_no_secret(used: Used) -> None:
     assert stat.S_IMODE(used.audit.stat().st_mode) == 0o600
     users = {line["user"] for line in used.audited}
     assert {"admin", "pull", "nobody"} <= users
-    denied = [line for line in used.audited if line["why"].startswith("may not delete")]
-    assert {line["repository"] for line in denied} == {"team/app"}
+    denied = [line for line in used.audited if line["code"] == "denied"]
+    deleted = [line for line in denied if line["detail"].startswith("may not delete")]
+    assert {line["repository"] for line in deleted} == {"team/app"}
     assert {line["address"] for line in used.audited} == {"127.0.0.1"}
     assert {"time", "event", "method", "endpoint"} <= set(used.audited[0])
 

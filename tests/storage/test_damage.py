@@ -242,7 +242,7 @@ def test_size_in_a_manifest(store: DistributionStore, root: Path) -> None:
     paths.revision(digest).write_text(str(digest))
     (finding,) = verify(store).findings
     assert finding == Finding(Fault.SIZE, LAYER_DIGEST, f"{REPO}@{digest}")
-    assert "gives 7 bytes" in finding.reason
+    assert "gives 7 bytes" in finding.detail
     assert not repair(store, finding, lambda *_: True)
 
 
