@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any, Literal
 
 from mayfly.auth.errors import CredentialsInvalid, InputInvalid
@@ -97,6 +98,19 @@ def check_name(name: str) -> str:
             f"invalid name {name[:64]!r}: {ROBOT_PREFIX} begins the names of "
             "short-lived credentials"
         )
+    return name
+
+
+def check_node(name: str) -> str:
+    """Return the name of a node if it is valid: a user's name, or an IP address.
+
+    Raises:
+        InputInvalid: it is not valid.
+    """
+    try:
+        ip_address(name)
+    except ValueError:
+        return check_name(name)
     return name
 
 

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from mayfly.auth.globs import Glob, parse_glob
 from mayfly.auth.identity import Identity, Permission
 from mayfly.auth.roles import PULL, ROLE_ACTIONS, Role
-from mayfly.auth.scope import ANY_ACTION, CATALOG, REGISTRY, REPOSITORY, Scope
+from mayfly.auth.scope import ANY_ACTION, CATALOG, NODE, PROVE, REGISTRY, REPOSITORY, Scope
 
 NOTHING: frozenset[str] = frozenset()
 EVERYTHING = parse_glob("**")
@@ -127,12 +127,23 @@ class Policy:
             return frozenset({ANY_ACTION})
         return NOTHING
 
+    def node_actions(self, identity: Identity, name: str) -> frozenset[str]:
+        """Return the actions on a node: `PROVE` for a credential issued for that node, else none.
+
+        No grant gives it, an administrator's neither: only the node knows what it has. A token does
+        not hold it.
+        """
+        own = identity.node == name and identity.access is None
+        return frozenset({PROVE}) if own else NOTHING
+
     def resource_actions(self, identity: Identity, kind: str, name: str) -> frozenset[str]:
         """Return the actions on a resource that a scope names; none for an unknown type."""
         if kind == REPOSITORY:
             return self.actions(identity, name)
         if kind == REGISTRY:
             return self.registry_actions(identity, name)
+        if kind == NODE:
+            return self.node_actions(identity, name)
         return NOTHING
 
     def can_list(self, identity: Identity, repository: str) -> bool:
@@ -177,6 +188,8 @@ class Policy:
         """
         granted = []
         for scope in asked:
+            if scope.type == NODE:
+                continue  # only the credential itself speaks for a node
             held = self.resource_actions(identity, scope.type, scope.name)
             actions = held if ANY_ACTION in scope.actions else held & scope.actions
             if actions:

@@ -27,6 +27,9 @@ from mayfly.auth.errors import ScopeInvalid
 REPOSITORY = "repository"
 REGISTRY = "registry"
 CATALOG = "catalog"
+NODE = "node"
+PROVE = "prove"
+"""The only action on a node: to say which images it has."""
 ANY_ACTION = "*"
 
 MAX_SCOPES = 32

@@ -99,6 +99,11 @@ def text(notice: Mapping[str, Any]) -> str:
                 f"the coverage record holds {notice['most']} nodes that --nodes does not name; "
                 "further ones are not recorded"
             )
+        case "record_full_proofs":
+            return (
+                f"the coverage record holds {notice['most']} images that nodes say they have; "
+                "further ones are not recorded"
+            )
         case "record_full_others":
             return (
                 f"the coverage record holds {notice['most']} facts about images and nodes that "

@@ -28,7 +28,7 @@ from mayfly.auth.basic import parse_basic
 from mayfly.auth.errors import AuthError, CredentialsInvalid, TokenInvalid
 from mayfly.auth.identity import ANONYMOUS, Identity
 from mayfly.auth.policy import NameRange, Policy
-from mayfly.auth.scope import Scope, render_scopes
+from mayfly.auth.scope import NODE, Scope, render_scopes
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.errors import AccessDenied, Unauthorized
 from mayfly.registry.access.needs import AccessRequest, Need
@@ -231,6 +231,9 @@ class Guard:
         identity: Identity,
         missing: list[Need],
     ) -> Unauthorized | AccessDenied:
+        if self.authentication is None:
+            # There are no credentials, so nothing that the client could send instead.
+            return AccessDenied(f"without authentication nobody may {_listed(missing)}")
         if identity.access is None and identity.anonymous:
             # Not a denial yet: every client's first request comes without credentials.
             return self._unauthorized(http, asked, "authentication required", None)
@@ -285,10 +288,14 @@ def _listed(missing: Iterable[Need]) -> str:
 
 
 def _scopes(wanted: tuple[Need, ...]) -> list[Scope]:
-    """Return the scopes that satisfy some needs, one for each resource."""
+    """Return the scopes that satisfy some needs, one for each resource.
+
+    A node has none: no token speaks for it, and its name need not fit the grammar.
+    """
     actions: dict[tuple[str, str], set[str]] = {}
     for need in wanted:
-        actions.setdefault((need.type, need.name), set()).add(need.action)
+        if need.type != NODE:
+            actions.setdefault((need.type, need.name), set()).add(need.action)
     return [Scope(kind, name, frozenset(found)) for (kind, name), found in actions.items()]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mayfly.auth.scope import NODE, PROVE
 from mayfly.registry.access.errors import AccessDenied
 
 
@@ -24,6 +25,7 @@ class Rule(NamedTuple):
 
     Attributes:
         actions: needed on the request's own repository.
+        node_actions: needed on the request's own node.
         needs: the same for every request of the route.
         public: whether credentials are not looked at.
         login: whether anonymous callers are asked to log in although nothing is needed.
@@ -33,6 +35,7 @@ class Rule(NamedTuple):
     needs: tuple[Need, ...] = ()
     public: bool = False
     login: bool = False
+    node_actions: tuple[str, ...] = ()
 
 
 PUBLIC = Rule(public=True)
@@ -41,6 +44,8 @@ CATALOG = Rule(needs=(Need("registry", "catalog", "*"),))
 PULL = Rule(("pull",))
 PUSH = Rule(("pull", "push"))
 DELETE = Rule(("delete",))
+OWN_NODE = Rule(node_actions=(PROVE,))
+"""For a credential that was issued for the node that the path names."""
 
 
 class AccessRequest(NamedTuple):
@@ -53,6 +58,7 @@ class AccessRequest(NamedTuple):
         repository: "" where the endpoint has none.
         optional: pairs that the request does not require but can use: challenges ask for them too.
         ns: the registry that containerd asks on behalf of, "" without.
+        node: that the path names, "" without.
     """
 
     endpoint: str
@@ -61,6 +67,7 @@ class AccessRequest(NamedTuple):
     repository: str = ""
     optional: tuple[Need, ...] = ()
     ns: str = ""
+    node: str = ""
 
     @property
     def public(self) -> bool:
@@ -76,4 +83,5 @@ class AccessRequest(NamedTuple):
         if self.rule is None:
             raise AccessDenied("no access rule covers this request")
         own = (Need("repository", self.repository, action) for action in self.rule.actions)
-        return (*self.rule.needs, *own)
+        of_node = (Need(NODE, self.node, action) for action in self.rule.node_actions)
+        return (*self.rule.needs, *own, *of_node)

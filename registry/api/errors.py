@@ -53,11 +53,16 @@ class PaginationInvalid(RequestError):
     """``n`` is not a number of entries."""
 
 
+class NonceInvalid(RequestError):
+    """A proof whose nonce is another node's, spent or too old: recorded, replayed or late."""
+
+
 TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     EndpointUnknown: (HTTPStatus.NOT_FOUND, "UNSUPPORTED"),
     MethodUnsupported: (HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"),
     ParameterInvalid: (HTTPStatus.BAD_REQUEST, "UNSUPPORTED"),
     PaginationInvalid: (HTTPStatus.BAD_REQUEST, "PAGINATION_NUMBER_INVALID"),
+    NonceInvalid: (HTTPStatus.CONFLICT, "DENIED"),
     RangeInvalid: (HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
     BodyIncomplete: (HTTPStatus.BAD_REQUEST, "SIZE_INVALID"),
     Unauthorized: (HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED"),

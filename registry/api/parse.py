@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from urllib.parse import unquote
 
+from mayfly.auth.errors import InputInvalid
+from mayfly.auth.identity import check_node
 from mayfly.registry.api.errors import EndpointUnknown, MethodUnsupported
 from mayfly.registry.api.request import Request, Route, read_form
 from mayfly.registry.api.routes import ROUTES
@@ -21,6 +23,8 @@ from mayfly.storage.reference import check_repository, check_tag
 MAX_PATH_LENGTH = 2048
 
 _NAMED = "/v2/{name}/"
+_NODES = "/mayfly/v1/nodes/"
+_OF_NODE = _NODES + "{node}/"
 _NO_QUERY: dict[str, list[str]] = {}
 
 Methods = dict[str, Route]
@@ -55,6 +59,8 @@ class Paths:
         """By the parts after the repository, where all of them are fixed."""
         self._variable: dict[tuple[str, ...], tuple[str, Methods]] = {}
         """By the parts between the repository and a variable, and that variable."""
+        self.of_node: dict[str, Methods] = {}
+        """By the word after the node's name."""
         for route in routes:
             for path in dict.fromkeys((route.path, route.path.rstrip("/") or "/")):
                 known = self._methods_of(path)
@@ -65,6 +71,8 @@ class Paths:
         """Parts after ``/v2/`` of the shortest path with a repository."""
 
     def _methods_of(self, path: str) -> Methods:
+        if path.startswith(_OF_NODE):
+            return self.of_node.setdefault(path.removeprefix(_OF_NODE), {})
         if not path.startswith(_NAMED):
             return self.fixed.setdefault(path, {})
         words = tuple(path.removeprefix(_NAMED).split("/"))
@@ -115,6 +123,12 @@ def parse(method: str, path: str, query: str) -> Request:
     fixed = _PATHS.fixed.get(path)
     if fixed is not None:
         return Request(_route(fixed, method), method, query=parameters)
+    if path.startswith(_NODES):
+        node, _, word = path.removeprefix(_NODES).partition("/")
+        if word not in _PATHS.of_node or not node:
+            raise EndpointUnknown("no such endpoint")
+        route = _route(_PATHS.of_node[word], method)
+        return Request(route, method, query=parameters, node=_checked_node(_decode(node)))
     parts = path.removeprefix("/v2/").split("/")
     if not path.startswith("/v2/") or len(parts) < _PATHS.fewest:
         raise EndpointUnknown("no such endpoint")
@@ -130,6 +144,13 @@ def _route(methods: Methods, method: str) -> Route:
     if route is None:
         raise MethodUnsupported(method, tuple(methods))
     return route
+
+
+def _checked_node(name: str) -> str:
+    try:
+        return check_node(name)
+    except InputInvalid as error:
+        raise NameInvalid(f"node: {error.message}") from None
 
 
 def _decode(part: str) -> str:

@@ -30,6 +30,7 @@ class Request:
         digest: of a blob, a referrers subject, or a manifest asked for by digest.
         tag: of a manifest asked for by tag.
         upload_id: of an upload session, not yet known to exist.
+        node: a valid node name, or "" where the route has none.
         query: parameter → its values in order, percent-decoded.
     """
 
@@ -40,6 +41,7 @@ class Request:
     tag: str | None = None
     upload_id: str = ""
     query: dict[str, list[str]] = field(default_factory=dict)
+    node: str = ""
 
     def parameter(self, name: str) -> str | None:
         """Return the first value of a query parameter; None without one."""
@@ -56,6 +58,7 @@ class Request:
             self.repository,
             route.optional_needs(self),
             self.parameter("ns") or "",
+            self.node,
         )
 
 
@@ -76,7 +79,8 @@ class Route(NamedTuple):
     Attributes:
         endpoint: its name, in the audit and in docs/openapi.yaml.
         path: with ``{name}`` for the repository, and ``{reference}``, ``{digest}`` or ``{id}`` for
-            the last part. A slash at the end is optional.
+            the last part; or with ``{node}`` for a node and one word after it. A slash at the end
+            is optional.
         methods: of HTTP.
         handler: answers it.
         rule: the rights that it needs.

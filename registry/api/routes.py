@@ -6,8 +6,8 @@ To add an endpoint, add its route here; CONTRIBUTING.md shows a whole example.
 from __future__ import annotations
 
 from mayfly.registry.access.guard import TOKEN_PATH
-from mayfly.registry.access.needs import CATALOG, DELETE, LOGIN, PUBLIC, PULL, PUSH
-from mayfly.registry.api import blobs, health, listings, manifests, token, uploads
+from mayfly.registry.access.needs import CATALOG, DELETE, LOGIN, OWN_NODE, PUBLIC, PULL, PUSH
+from mayfly.registry.api import blobs, health, listings, manifests, nodes, token, uploads
 from mayfly.registry.api.request import Route
 from mayfly.registry.coverage.pulls import Step
 
@@ -17,6 +17,8 @@ _MANIFEST = "/v2/{name}/manifests/{reference}"
 _BLOB = "/v2/{name}/blobs/{digest}"
 _UPLOADS = "/v2/{name}/blobs/uploads/"
 _UPLOAD = "/v2/{name}/blobs/uploads/{id}"
+_NONCE = "/mayfly/v1/nodes/{node}/nonce"
+_PROOF = "/mayfly/v1/nodes/{node}/proof"
 
 ROUTES: tuple[Route, ...] = (
     Route("root", "/", _READ, health.root, PUBLIC, Step.NEITHER, counts=False),
@@ -46,4 +48,6 @@ ROUTES: tuple[Route, ...] = (
     Route("upload", _UPLOAD, ("PATCH",), uploads.patch, PUSH, Step.PUSH),
     Route("upload", _UPLOAD, ("PUT",), uploads.finish, PUSH, Step.PUSH),
     Route("upload", _UPLOAD, ("DELETE",), uploads.cancel, PUSH, Step.NEITHER),
+    Route("nonce", _NONCE, _GET, nodes.nonce, OWN_NODE, Step.NEITHER, listed_nodes_only=True),
+    Route("proof", _PROOF, ("POST",), nodes.prove, OWN_NODE, Step.NEITHER, listed_nodes_only=True),
 )  # fmt: skip

@@ -7,7 +7,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -78,6 +78,22 @@ class GapRecord(TypedDict):
     state: State
 
 
+class ProofRecord(TypedDict):
+    """A node's own answer, as a summary: self-reported, not seen by this server.
+
+    Attributes:
+        time: of its last proof.
+        images: number that it says it has.
+        pinned: number of those that kubelet's garbage collection spares.
+        free: bytes left for images.
+    """
+
+    time: str
+    images: int
+    pinned: int
+    free: int
+
+
 class CoverageRecord(TypedDict):
     """The progress of the upgrade.
 
@@ -86,6 +102,7 @@ class CoverageRecord(TypedDict):
         matrix: image → node → `State`; of more than `coverage.MAX_CELLS` nodes are left out.
         declared: names of `--nodes`, empty where it is a number.
         claimed: covered node → number of its images that rest on its runtime's claim alone.
+        proofs: node → its own answer; of the nodes that gave one.
         absent: images of the list that the registry lacks.
         missing: images that known nodes lack, absent ones aside; empty if coverage is complete.
         missing_left_out: number of further ones.
@@ -99,6 +116,7 @@ class CoverageRecord(TypedDict):
     declared: list[str]
     matrix: dict[str, dict[str, State]]
     claimed: dict[str, int]
+    proofs: dict[str, ProofRecord]
     absent: list[str]
     missing: list[GapRecord]
     missing_left_out: int
@@ -314,8 +332,13 @@ def _pull_records(
     return found
 
 
-def coverage_record(found: Snapshot) -> CoverageRecord:
-    """Return the progress of the upgrade. Slow if nodes and images are many."""
+def coverage_record(found: Snapshot, unix: Callable[[int], int]) -> CoverageRecord:
+    """Return the progress of the upgrade. Slow if nodes and images are many.
+
+    Args:
+        found: coverage as it was.
+        unix: the Unix time of a fact, `Ledger.unix`.
+    """
     gaps = (
         GapRecord(node=gap.node, image=gap.image, state=gap.state)
         for gap in found.missing()
@@ -331,6 +354,15 @@ def coverage_record(found: Snapshot) -> CoverageRecord:
         declared=list(found.nodes.names),
         matrix=found.matrix(),
         claimed=found.claimed(),
+        proofs={
+            node: ProofRecord(
+                time=iso(unix(proof.time)),
+                images=proof.images,
+                pinned=proof.pinned,
+                free=proof.free,
+            )
+            for node, proof in found.proofs.items()
+        },
         absent=list(found.absent),
         missing=missing,
         missing_left_out=found.gaps - len(missing),

@@ -221,7 +221,7 @@ class StatusService:
             bytes_out=observer.activity.bytes_out,
             images=images[0],
             images_left_out=images[1],
-            coverage=reports.coverage_record(found) if found else None,
+            coverage=reports.coverage_record(found, observer.ledger.unix) if found else None,
             denied=reports.denied_records(self._denied),
             corrupt=self._corrupt,
             storage_before=self._storage_before,
@@ -300,8 +300,8 @@ class StatusService:
         await self._coverage.explore()
         found = self._coverage.snapshot()
         if len(found.rows) * len(found.images) <= _CELLS_AT_ONCE:
-            return reports.coverage_record(found)
-        return await in_thread(reports.coverage_record, found)
+            return reports.coverage_record(found, self._observer.ledger.unix)
+        return await in_thread(reports.coverage_record, found, self._observer.ledger.unix)
 
 
 def _progress(coverage: Coverage) -> str:

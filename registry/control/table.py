@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mayfly.registry.coverage.coverage import claims_text
-from mayfly.registry.coverage.states import RANKED, State, accepted, stated
+from mayfly.registry.coverage.states import HAS_IMAGE, State, accepted, stated
 from mayfly.registry.durations import exact, readable
 from mayfly.registry.notices import text as notice_text
 from mayfly.registry.text import escaped, join_names
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         CorruptRecord,
         CoverageRecord,
         ImageRecord,
+        ProofRecord,
         Report,
         TransferRecord,
     )
@@ -66,11 +68,13 @@ class NodeRow(NamedTuple):
     Attributes:
         name: of the node.
         missing: image → its state, of the images that the node lacks.
+        evidence: state → number of images, of those that it has.
         wanted: number of images that the node must have.
     """
 
     name: str
     missing: Mapping[str, State]
+    evidence: Mapping[State, int]
     wanted: int
 
     @property
@@ -86,7 +90,8 @@ def node_rows(coverage: CoverageRecord) -> list[NodeRow]:
     for node in next(iter(matrix.values()), {}):
         states = {image: State(cells[node]) for image, cells in matrix.items()}
         missing = {image: state for image, state in states.items() if state not in enough}
-        rows.append(NodeRow(node, missing, len(matrix)))
+        evidence = Counter(states.values())
+        rows.append(NodeRow(node, missing, evidence, len(matrix)))
     return sorted(rows, key=lambda row: not row.missing)
 
 
@@ -118,16 +123,45 @@ def coverage_lines(coverage: CoverageRecord, width: int) -> list[str]:
     nodes = counted_of(coverage["nodes_covered"], coverage["nodes_wanted"], "node")
     lines = [f"coverage: {nodes}"]
     lines += [f"not in the registry: {image}" for image in absent[:_MOST_ROWS]]
+    proofs = coverage["proofs"]
     if rows:
-        lines += _node_grid(rows[:_MOST_ROWS], frozenset(absent), width)
+        lines += _node_grid(rows[:_MOST_ROWS], frozenset(absent), width, proven=bool(proofs))
+    lines += _proof_lines(proofs)
     more = coverage["nodes_wanted"] - len(coverage["nodes"])
     if more > 0:
         lines.append(f"{counted(more, 'more node')} pulled nothing yet")
     return [*lines, *_more(len(coverage["nodes"]) - _MOST_ROWS)]
 
 
-def _node_grid(rows: Sequence[NodeRow], absent: Collection[str], width: int) -> list[str]:
+def _proof_lines(proofs: Mapping[str, ProofRecord]) -> list[str]:
+    """Return a line about the nodes' own answers; none without any."""
+    if not proofs:
+        return []
+    images = sum(one["images"] for one in proofs.values())
+    pinned = sum(one["pinned"] for one in proofs.values())
+    tightest = min(proofs, key=lambda node: proofs[node]["free"])
+    return [
+        f"self-reported by {counted(len(proofs), 'node')}: {counted(images, 'image')}, {pinned} "
+        f"pinned; least free space {format_size(proofs[tightest]['free'])} at {tightest}"
+    ]
+
+
+_SHOWN_EVIDENCE = (State.PROVEN, State.PRESENT_BEFORE, State.SERVED, State.CLAIMED)
+
+
+def _evidence(row: NodeRow) -> str:
+    """Return by which evidence a node has images: ``2 proven, 1 served``."""
+    shown = [f"{row.evidence[one]} {one}" for one in _SHOWN_EVIDENCE if row.evidence.get(one)]
+    return ", ".join(shown) or "-"
+
+
+def _node_grid(
+    rows: Sequence[NodeRow], absent: Collection[str], width: int, *, proven: bool
+) -> list[str]:
     table = [["node", "images"], *([row.name, f"{row.has} of {row.wanted}"] for row in rows)]
+    if proven:
+        shown_by = ["evidence", *map(_evidence, rows)]
+        table = [[*row, by] for row, by in zip(table, shown_by, strict=True)]
     left = grid(table, max(width // 2, MIN_WIDTH // 2))
     start = max(map(len, left)) + 2
     shown = ["missing", *(_fitting(missing_images(row, absent), width - start) for row in rows)]
@@ -368,7 +402,7 @@ def _summary(content: Report, width: int) -> list[str]:
 def _images(images: list[ImageRecord], width: int) -> list[str]:
     rows = [["image", "pushed by", "pulled by"]]
     for image in images[:_MOST_ROWS]:
-        pulled = [pull["node"] for pull in image["pulls"] if pull["state"] in RANKED]
+        pulled = [pull["node"] for pull in image["pulls"] if pull["state"] in HAS_IMAGE]
         by = (", ".join(image["pushed_by"]) or "-", ", ".join(pulled) or "-")
         rows.append([image["name"], *by])
     return [*grid(rows, width), *_more(len(images) - _MOST_ROWS)]

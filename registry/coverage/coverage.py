@@ -24,11 +24,11 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mayfly.registry.clock import Clock, first_done
-from mayfly.registry.coverage.facts import Facts
+from mayfly.registry.coverage.facts import Facts, ProofSummary
 from mayfly.registry.coverage.images import ListedImage, Nodes
 from mayfly.registry.coverage.pulls import Pulls
 from mayfly.registry.coverage.states import (
@@ -106,6 +106,7 @@ class Snapshot:
         absent: images of the list that the registry does not hold.
         rows: node → its states, image by image; of the nodes named, or without names of those that
             asked for an image of the list.
+        proofs: node → what it said of the images it has; of those nodes that did.
     """
 
     images: tuple[str, ...]
@@ -113,6 +114,7 @@ class Snapshot:
     accept: State
     absent: tuple[str, ...]
     rows: Mapping[str, tuple[State, ...]]
+    proofs: Mapping[str, ProofSummary] = field(default_factory=dict)
 
     @property
     def covered(self) -> list[str]:
@@ -273,6 +275,7 @@ class Coverage:
             self._accept,
             tuple(image.text for image, target in pairs if target is None),
             {node: self._row(node).states for node in self.nodes()},
+            self._facts.proof_summaries(),
         )
 
     def read(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mayfly.registry.coverage.facts import Facts, Key, NodeFacts, Pending, Pull
+from mayfly.registry.coverage.facts import Facts, Key, NodeFacts, Pending, Proven, Pull
 from mayfly.registry.coverage.ledger_file import Entry
 
 _BLOBS_AT_ONCE = 100
@@ -40,6 +40,8 @@ def entries_of(facts: Facts, now: int) -> Iterator[Entry]:
             ordered += _pull_entries(node, key, pull)
         for digest, pending in of_node.pending.items():
             ordered.append((pending.order, _pending_entry(node, digest, pending)))
+        for digest, proven in of_node.proofs.items():
+            ordered.append((proven.order, _proof_entry(node, digest, proven)))
     yield from (entry for _, entry in sorted(ordered, key=lambda pair: pair[0]))
     for of_node in facts.by_node.values():
         yield from _blob_entries(of_node, now)
@@ -84,6 +86,12 @@ def _pending_entry(node: str, digest: str, pending: Pending) -> Entry:
         parts=[*pending.arrival.parts()],
         flowing=pending.arrival.open_ends(),
     )
+
+
+def _proof_entry(node: str, digest: str, proven: Proven) -> Entry:
+    fields = {"runtime": proven.runtime, "checked": proven.checked}
+    state = {"pinned": proven.pinned, "free": proven.free}
+    return make_entry("proved", proven.time, node, ("", digest), **fields, **state)
 
 
 def _blob_entries(facts: NodeFacts, now: int) -> Iterator[Entry]:

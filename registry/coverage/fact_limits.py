@@ -25,6 +25,10 @@ MAX_NODES = 10_000
 MAX_OTHER_FACTS_PER_NODE = 10_000
 """Facts about images outside the list that one node can cause."""
 
+MAX_PROVEN = 1_000_000
+"""Images that all nodes together say they have: some 200 MiB. A node makes as many as one proof
+has, `proofs.MAX_IMAGES`, and needs a credential of its own for it."""
+
 _MAX_NOTICES = 100
 
 
@@ -53,6 +57,7 @@ class FactLimits:
         self._is_listed = is_listed
         self._declared = frozenset(declared)
         self._others = 0
+        self._proven = 0
         self.count = 0
         self.reached = Notices("record_full", _MAX_NOTICES)
 
@@ -67,12 +72,10 @@ class FactLimits:
         Returns:
             Whether there was room; without, nothing is counted.
         """
-        is_known = node.name in nodes or node.name in self._declared
-        if not is_known and len(nodes) >= MAX_NODES + len(self._declared):
-            self.reached.add("record_full_nodes", most=MAX_NODES)
+        if not self._has_room(node, nodes):
             return False
         if self._is_listed(node.name, repository):
-            if self.count - self._others >= MAX_LISTED_FACTS:
+            if self.count - self._others - self._proven >= MAX_LISTED_FACTS:
                 self.reached.add("record_full_list", most=MAX_LISTED_FACTS)
                 return False
         elif node.others >= MAX_OTHER_FACTS_PER_NODE:
@@ -85,6 +88,30 @@ class FactLimits:
             node.others += 1
             self._others += 1
         self.count += 1
+        return True
+
+    def take_proof(self, node: CountedNode, nodes: Collection[str]) -> bool:
+        """Count one more image that a node says it has; see `take`."""
+        if not self._has_room(node, nodes):
+            return False
+        if self._proven >= MAX_PROVEN:
+            self.reached.add("record_full_proofs", most=MAX_PROVEN)
+            return False
+        self._proven += 1
+        self.count += 1
+        return True
+
+    def release_proofs(self, number: int) -> None:
+        """Count some images less that nodes say they have."""
+        self._proven -= number
+        self.count -= number
+
+    def _has_room(self, node: CountedNode, nodes: Collection[str]) -> bool:
+        """Whether there is room for this node."""
+        is_known = node.name in nodes or node.name in self._declared
+        if not is_known and len(nodes) >= MAX_NODES + len(self._declared):
+            self.reached.add("record_full_nodes", most=MAX_NODES)
+            return False
         return True
 
     def release(self, node: CountedNode, repository: str) -> None:

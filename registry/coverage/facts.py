@@ -1,8 +1,9 @@
 """The facts of one upgrade in memory: which node was served which manifest and which bytes.
 
 A fact is an event that only the node itself can cause: it asked for a manifest, bytes of a blob
-reached it, a blob did not, it pushed a manifest. Facts are kept in the order of their last
-occurrence, since a failure counts only after a claim. `states` draws conclusions from them.
+reached it, a blob did not, it pushed a manifest, it said that it has an image. Facts are kept in
+the order of their last occurrence, since a failure counts only after a claim. `states` draws
+conclusions from them.
 
 Facts come as `Entry`, new ones from the `ledger` and old ones from its file, and both take the same
 way: `Facts.apply`. `fact_entries` turns the facts back into entries.
@@ -11,7 +12,8 @@ way: `Facts.apply`. `fact_entries` turns the facts back into entries.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from mayfly.registry.coverage.arrival import Arrival, Part
 from mayfly.registry.coverage.fact_limits import FactLimits
@@ -59,6 +61,47 @@ class Pending:
     arrival: Arrival | None = None
 
 
+class Proven(NamedTuple):
+    """An image that a node said it has.
+
+    Attributes:
+        order: of the proof.
+        time: of the proof; see `Ledger.unix`.
+        runtime, checked, pinned, free: see `proofs.ProvenImage`.
+    """
+
+    order: int
+    time: int
+    runtime: str
+    checked: int
+    pinned: bool
+    free: int
+
+
+@dataclass(slots=True)
+class ProofSummary:
+    """The images that a node said it has.
+
+    Attributes:
+        time: of the last proof; see `Ledger.unix`.
+        images: number of them.
+        pinned: number of those that kubelet's garbage collection spares.
+        free: bytes left for images, as the node said last.
+    """
+
+    time: int = 0
+    images: int = 0
+    pinned: int = 0
+    free: int = 0
+
+    def count(self, proven: Proven, number: int) -> None:
+        """Count an image (1), or count it no longer (-1)."""
+        self.images += number
+        self.pinned += number * proven.pinned
+        if number > 0:
+            self.time, self.free = proven.time, proven.free
+
+
 @dataclass(slots=True)
 class NodeFacts:
     """The facts about one node.
@@ -67,6 +110,8 @@ class NodeFacts:
         pulls: its requests for manifests.
         blobs: complete blob → repository it was asked for in.
         pending: content that did not arrive completely.
+        proofs: digest of an index, manifest or config → what the node said of it last.
+        proof: of all of them, as a summary.
         others: number of facts outside the list.
         version: changes with every fact.
     """
@@ -75,6 +120,8 @@ class NodeFacts:
     pulls: dict[Key, Pull] = field(default_factory=dict)
     blobs: dict[str, str] = field(default_factory=dict)
     pending: dict[str, Pending] = field(default_factory=dict)
+    proofs: dict[str, Proven] = field(default_factory=dict)
+    proof: ProofSummary = field(default_factory=ProofSummary)
     others: int = 0
     version: int = 0
 
@@ -145,8 +192,8 @@ class Facts:
         self._order = 0
 
     def nodes(self) -> list[str]:
-        """Return every node that was served a manifest."""
-        return [node for node, facts in self.by_node.items() if facts.pulls]
+        """Return every node that was served a manifest, or said which images it has."""
+        return [node for node, facts in self.by_node.items() if facts.pulls or facts.proofs]
 
     def version(self, node: str) -> int:
         """Return a number that changes with every fact of a node."""
@@ -162,6 +209,15 @@ class Facts:
         """Return all manifests that a node asked for."""
         facts = self.by_node.get(node)
         return {} if facts is None else facts.pulls
+
+    def proofs(self, node: str) -> Mapping[str, Proven]:
+        """Return what a node said of images, by the digest of an index, manifest or config."""
+        facts = self.by_node.get(node)
+        return {} if facts is None else facts.proofs
+
+    def proof_summaries(self) -> dict[str, ProofSummary]:
+        """Return a copy of the summary of each node that said which images it has."""
+        return {node: replace(facts.proof) for node, facts in self.by_node.items() if facts.proofs}
 
     def has_blob(self, node: str, digest: str) -> bool:
         """Whether every byte of a blob has reached a node, and it has not asked for it since."""
@@ -256,13 +312,18 @@ class Facts:
                 done = self._drop_pending(facts, key[1])
             case "whole":
                 done = all(self._complete(facts, key[0], str(one)) for one in entry["digests"])
+            case "proved":
+                done = self._proved(facts, key[1], entry)
+            case "unproved":
+                done = self._drop_proof(facts, key[1])
+                self.limits.release_proofs(int(done))
             case "pushed":
                 done = self._pushed(facts, key, int(entry["time"]))
             case "named":
                 done = all(self._named(facts, key, str(tag)) for tag in entry["tags"])
             case _:
                 raise ValueError
-        if done and (facts.pulls or facts.pending):
+        if done and (facts.pulls or facts.pending or facts.proofs):
             self.by_node[node] = facts
         facts.version += 1
         return done
@@ -375,6 +436,27 @@ class Facts:
             return False
         facts.blobs[digest] = repository
         return True
+
+    def _proved(self, facts: NodeFacts, digest: str, entry: Entry) -> bool:
+        if digest not in facts.proofs and not self.limits.take_proof(facts, self.by_node):
+            return False
+        self._drop_proof(facts, digest)
+        proven = facts.proofs[digest] = Proven(
+            self._order,
+            int(entry["time"]),
+            str(entry["runtime"]),
+            int(entry["checked"]),
+            bool(entry["pinned"]),
+            int(entry["free"]),
+        )
+        facts.proof.count(proven, 1)
+        return True
+
+    def _drop_proof(self, facts: NodeFacts, digest: str) -> bool:
+        known = facts.proofs.pop(digest, None)
+        if known is not None:
+            facts.proof.count(known, -1)
+        return known is not None
 
     def _pushed(self, facts: NodeFacts, key: Key, time: int) -> bool:
         pushers = self.pushes.get(key, {})

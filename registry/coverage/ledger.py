@@ -16,8 +16,10 @@ from mayfly.registry.clock import Clock, boot_id
 from mayfly.registry.coverage.fact_entries import entries_of, make_entry
 from mayfly.registry.coverage.facts import Facts, Flow, Key, Pull
 from mayfly.registry.coverage.ledger_file import Entry, LedgerFile
+from mayfly.registry.coverage.proofs import ProvenImage
 from mayfly.registry.coverage.sent_offsets import SentOffsets, read_offsets
 from mayfly.registry.notification import Notification
+from mayfly.registry.threads import in_turns
 
 logger = logging.getLogger("mayfly")
 
@@ -179,6 +181,23 @@ class Ledger:
             self._record("named", node, key, tags=list(tags))
         elif tags:
             self.changed.notify()  # a tag may have moved back to an older image
+
+    async def proved(self, node: str, images: Collection[ProvenImage]) -> None:
+        """Record the images that a node says it has, in place of those that it said before."""
+        new = {image.digest for image in images}
+        known = self.facts.proofs(node)
+        for digest in [one for one in known if one not in new]:
+            self._record("unproved", node, ("", digest))
+        async for image in in_turns(images):
+            self._record(
+                "proved",
+                node,
+                ("", image.digest),
+                runtime=image.runtime,
+                checked=image.checked,
+                pinned=image.pinned,
+                free=image.free,
+            )
 
     def close(self) -> None:
         """Stop writing; the file stays for the next start."""

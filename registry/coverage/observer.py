@@ -22,9 +22,10 @@ from mayfly.registry.coverage.ledger import Ledger
 from mayfly.registry.coverage.manifest_graph import ManifestGraph, ManifestRefs
 from mayfly.registry.coverage.nodes import NodeNames
 from mayfly.registry.coverage.owners import Owners
+from mayfly.registry.coverage.proofs import Nonces, ProvenImage
 from mayfly.registry.coverage.pulls import Pulls
 from mayfly.registry.coverage.runtimes import NONE, runtime_of
-from mayfly.registry.coverage.states import EMPTY_CONFIG, RANKED, ImageStates
+from mayfly.registry.coverage.states import EMPTY_CONFIG, HAS_IMAGE, ImageStates
 from mayfly.registry.http.errors import RangeInvalid
 from mayfly.registry.threads import in_thread
 
@@ -217,6 +218,7 @@ class Observer:
         transfers: under way.
         owners: images that a blob is part of.
         states: of nodes with images.
+        nonces: for proofs.
     """
 
     def __init__(
@@ -238,6 +240,8 @@ class Observer:
         self.owners = Owners(ledger.facts, graph)
         self.states = ImageStates(ledger.facts, pulls, graph)
         self.nodes = nodes or NodeNames()
+        self.nonces = Nonces(clock)
+        self._proving = asyncio.Lock()
         # One at a time: each may occupy a worker thread for long, and memory for a large manifest.
         self._reading = asyncio.Semaphore(1)
 
@@ -280,7 +284,7 @@ class Observer:
         known = self.ledger.facts.pull(node, repository, digest)
         if known and not known.again and self.ledger.age(known) >= NEW_PULL_SECONDS:
             target = self.states.resolve_cached(repository, digest)
-            if target is not None and self.states.of(node, target) in RANKED:
+            if target is not None and self.states.of(node, target) in HAS_IMAGE:
                 self.ledger.asked_again(node, repository, digest)
         self.pulls.manifest(node, repository, digest, refs, head=head)
         claims = runtime.claims_image(head=head, index=bool(refs.children))
@@ -336,6 +340,11 @@ class Observer:
         else:
             self.pulls.push(peer.node)
         self.ledger.pushed(peer.node, repository, digest, tags)
+
+    async def proved(self, peer: Peer, images: Collection[ProvenImage]) -> None:
+        """Record the images that a node says it has, in place of those that it said before."""
+        async with self._proving:
+            await self.ledger.proved(peer.node, images)
 
     def sending(self, peer: Peer, repository: str, digest: str) -> Sending:
         """Track a GET of a blob, from before it is looked up; call `prepare` first."""

@@ -6,7 +6,8 @@
     failed      content of the image that the node asked for did not arrive completely
     claimed     its container runtime made the requests of a node that has the image
     served      the config, a layer, and every blob that it asked for reached it completely
-    proven      it confirmed itself that it has the image
+    proven      it was served content of the image, and says that it has all of it
+    present before  it says that it has the image, whose content was not served to it
     absent      the registry lacks the image
 
 docs/lifetime.md defines each exactly.
@@ -40,16 +41,24 @@ class State(StrEnum):
     CLAIMED = "claimed"
     SERVED = "served"
     PROVEN = "proven"
+    PRESENT_BEFORE = "present before"
     ABSENT = "absent"
 
 
 RANKED = (State.CLAIMED, State.SERVED, State.PROVEN)
-"""States in which a node counts as having an image, the weakest evidence first."""
+"""Evidence that a node has an image, the weakest first."""
 
 
 def accepted(weakest: State) -> frozenset[State]:
-    """Return the states that are at least as good as one of `RANKED`."""
-    return frozenset(RANKED[RANKED.index(weakest) :])
+    """Return the states that are at least as good as one of `RANKED`.
+
+    `State.PRESENT_BEFORE` is as good as `State.PROVEN`: the node's own word, too.
+    """
+    return frozenset((*RANKED[RANKED.index(weakest) :], State.PRESENT_BEFORE))
+
+
+HAS_IMAGE = accepted(State.CLAIMED)
+"""States in which a node counts as having an image."""
 
 
 def stated(images: Mapping[str, State]) -> list[str]:
@@ -66,6 +75,7 @@ class ResolvedImage(NamedTuple):
         leaves: the blobs of each manifest of the image that has some.
         manifests: every manifest under it, without itself.
         closure: digests of the image and of everything under it.
+        names: digests by which runtimes know the image: its own, those of manifests and configs.
         complete: whether all of it was read; then it never changes.
     """
 
@@ -74,6 +84,7 @@ class ResolvedImage(NamedTuple):
     leaves: tuple[tuple[str, ...], ...]
     manifests: tuple[str, ...]
     closure: frozenset[str]
+    names: frozenset[str]
     complete: bool
 
 
@@ -114,6 +125,11 @@ class ImageStates:
             return State.ABSENT
         facts, repository = self._facts, image.repository
         pull = facts.pull(node, repository, image.digest)
+        proof = self._last_proof(node, image)
+        # Content that the node asked for after its proof is content that it lacks.
+        if proof > facts.last_pending(node, image.closure):
+            delivered = any(self._is_delivered(node, blobs) for blobs in image.leaves)
+            return State.PROVEN if delivered else State.PRESENT_BEFORE
         if pull is None:
             return State.MISSING
         if self._pulls.is_fetching(node, image.closure):
@@ -134,6 +150,20 @@ class ImageStates:
             return State.CLAIMED
         return State.FAILED if pending else State.INCOMPLETE
 
+    def _last_proof(self, node: str, image: ResolvedImage) -> int:
+        """Return the order of the node's last proof that it has the image; 0 without one."""
+        proofs = self._facts.proofs(node)
+        if not proofs:
+            return 0
+        return max((proofs[name].order for name in image.names if name in proofs), default=0)
+
+    def _is_delivered(self, node: str, blobs: tuple[str, ...]) -> bool:
+        """Whether content reached the node that is this image's and not only shared layers."""
+        config, *layers = blobs
+        if config != EMPTY_CONFIG:
+            return self._facts.has_blob(node, config)
+        return any(self._facts.has_blob(node, layer) for layer in layers)
+
     def _is_served(self, node: str, blobs: tuple[str, ...]) -> bool:
         config, *layers = blobs
         if not self._facts.has_blob(node, config):
@@ -145,7 +175,8 @@ class ImageStates:
 
 def unread_image(repository: str, digest: str) -> ResolvedImage:
     """Return an image whose manifests were not read yet, so that no node is known to have it."""
-    return ResolvedImage(repository, digest, (), (), frozenset(), complete=False)
+    none = frozenset[str]()
+    return ResolvedImage(repository, digest, (), (), none, none, complete=False)
 
 
 def _resolved(
@@ -167,4 +198,13 @@ def _resolved(
         new = [child for child in refs.children if child not in found]
         found.update(dict.fromkeys(new))
         waiting += dict.fromkeys(new)
-    return ResolvedImage(repository, digest, tuple(leaves), tuple(found)[1:], closure, complete)
+    configs = {blobs[0] for blobs in leaves} - {EMPTY_CONFIG}
+    return ResolvedImage(
+        repository,
+        digest,
+        tuple(leaves),
+        tuple(found)[1:],
+        closure,
+        frozenset((*found, *configs)),
+        complete,
+    )

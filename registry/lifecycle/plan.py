@@ -64,10 +64,6 @@ class RunPlan(NamedTuple):
             raise ConfigError("--until-pulled needs --nodes: how many nodes, or a file of names")
         if self.nodes is not None and self.until_pulled is None:
             raise ConfigError("--nodes needs --until-pulled: the file that lists the images")
-        if self.accept == "proven":
-            raise ConfigError(
-                "--accept proven: nodes cannot prove yet that they have an image; use served"
-            )
         if self.exit_on_stdin_eof and self.command:
             raise ConfigError("--exit-on-stdin-eof: under run the standard input is the command's")
 

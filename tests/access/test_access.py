@@ -111,7 +111,11 @@ def test_only_what_knows_no_content_is_public() -> None:
         "ready",
         "token",
     }
-    without_needs = {e for e, rule in rules if not (rule.public or rule.actions or rule.needs)}
+    without_needs = {
+        e
+        for e, rule in rules
+        if not (rule.public or rule.actions or rule.needs or rule.node_actions)
+    }
     assert without_needs == {"base"}
     assert all(not rule.actions and not rule.needs for _, rule in rules if rule.public)
 
@@ -122,7 +126,9 @@ def test_every_change_needs_more_than_pull() -> None:
         assert route.rule is not None
         if route.rule.public:
             continue
-        if {"PUT", "PATCH", "POST", "DELETE"} & {*route.methods}:
+        if route.rule.node_actions:
+            assert route.rule.node_actions == ("prove",), route
+        elif {"PUT", "PATCH", "POST", "DELETE"} & {*route.methods}:
             assert {"push", "delete"} & {*route.rule.actions}, route
         else:
             assert "delete" not in route.rule.actions, route
@@ -133,3 +139,4 @@ def test_repositories_are_in_the_path_of_what_needs_them() -> None:
     for route in ROUTES:
         assert route.rule is not None
         assert ("{name}" in route.path) == bool(route.rule.actions), route
+        assert ("{node}" in route.path) == bool(route.rule.node_actions), route

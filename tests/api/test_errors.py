@@ -46,6 +46,7 @@ NEVER_ANSWERED = {
     "LoginsBusy": "the guard makes an Unauthorized of it",
     "TokenInvalid": "the guard makes an Unauthorized of it",
     "InputInvalid": "in commands that write users and grants",
+    "ProofInvalid": "the handler makes a ParameterInvalid of it",
     "_Repeated": "inside the parser of a bundle's documents",
     "PolicyInvalid": "becomes a PolicyFileInvalid where the file is known",
     "PolicyFileInvalid": "at the start; a file that turns bad later is logged and not taken",

@@ -20,7 +20,13 @@ from tests.support.process import REPO
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((REPO / "docs/openapi.yaml").read_text())
 METHODS = ("get", "head", "post", "put", "patch", "delete")
-SAMPLES = {"name": "a/b", "reference": "latest", "digest": "sha256:" + "ab" * 32, "id": "x"}
+SAMPLES = {
+    "name": "a/b",
+    "reference": "latest",
+    "digest": "sha256:" + "ab" * 32,
+    "id": "x",
+    "node": "worker-1",
+}
 
 Operation = dict[str, Any]
 

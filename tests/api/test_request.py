@@ -49,6 +49,11 @@ PATHS: dict[str, tuple[str, dict[str, Any]]] = {
     "/v2/a/blobs/uploads": ("uploads", {"repository": "a"}),
     "/v2/a/blobs/uploads/x-y": ("upload", {"repository": "a", "upload_id": "x-y"}),
     f"/v2/a/referrers/{SHA}": ("referrers", {"repository": "a", "digest": SHA}),
+    "/mayfly/v1/nodes/worker-1/nonce": ("nonce", {"node": "worker-1"}),
+    "/mayfly/v1/nodes/worker-1/proof": ("proof", {"node": "worker-1"}),
+    "/mayfly/v1/nodes/Worker%20One/proof": ("proof", {"node": "Worker One"}),
+    "/mayfly/v1/nodes/fd00::1/proof": ("proof", {"node": "fd00::1"}),
+    "/mayfly/v1/nodes/proof/proof": ("proof", {"node": "proof"}),
     # Repositories called like the protocol's own words.
     "/v2/tags/list/tags/list": ("tags", {"repository": "tags/list"}),
     "/v2/manifests/tags/list": ("tags", {"repository": "manifests"}),
@@ -88,7 +93,7 @@ def test_path(path: str) -> None:
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.endpoint} {route.methods}")
 def test_path_of_a_route_leads_to_it(route: Route) -> None:
     """Every route is reached by its own path, with and without a slash at the end."""
-    path = route.path.format(name="a/b", reference="v1", digest=SHA, id="x")
+    path = route.path.format(name="a/b", reference="v1", digest=SHA, id="x", node="n")
     for method in route.methods:
         for written in {path, path.rstrip("/") or "/"}:
             assert parse(method, written, "").route is route
@@ -169,6 +174,10 @@ UNKNOWN_PATHS = (
     "/v2/a/tags", "/v2/a/tags/", "/v2/a/tags/lists", "/v2/a/tags/list/", "/v2/a/b/c/d/e/f",
     "/v2/a/blob/x", "/v2/_catalog/", "/v2/a/_catalog", "/livez/", "/readyz/x", "/metrics",
     "/x/v2/a/tags/list", "v2/a/tags/list", "http://host/v2", "/v2/?", "/%762/", "/v2%2f",
+    "/mayfly/v1/nodes/", "/mayfly/v1/nodes/a", "/mayfly/v1/nodes//proof", "/mayfly/v1/nodes/proof",
+    "/mayfly/v1/nodes/a/b/proof", "/mayfly/v1/nodes/a/proof/", "/mayfly/v1/nodes/a%2Fb/nonce",
+    "/mayfly/v1/nodes/a%0A/nonce", "/mayfly/v1/nodes/a:b/nonce", "/mayfly/v1/nodes/%FF/nonce",
+    "/mayfly/v2/nodes/a/proof",
     f"/v2/a/manifests/{SHA}/x", f"/v2/a/blobs/{SHA}/", f"/v2/a/referrers/{SHA}/", "/v2/a/Tags/list",
 )  # fmt: skip
 

@@ -17,6 +17,7 @@ from mayfly.registry.control.report import (
     GapRecord,
     ImageRecord,
     Memory,
+    ProofRecord,
     PullRecord,
     Report,
     TransferRecord,
@@ -53,6 +54,7 @@ COVERAGE = CoverageRecord(
     declared=["node-a", "node-b"],
     matrix=MATRIX,
     claimed={"node-a": 1},
+    proofs={},
     accept=State.CLAIMED,
     absent=[],
     missing=[
@@ -171,6 +173,27 @@ def test_upgrade_of_many_nodes_is_short() -> None:
     lines = table.coverage_lines(coverage, 100)
     assert len(lines) == 1 + 1 + 24
     assert lines[2] == "node-17  10 of 12  team/app-03:1, team/app-04:1"
+
+
+def test_what_nodes_say_of_themselves_is_shown_as_that() -> None:
+    """By which evidence each node has its images, and the nodes' own figures in one line."""
+    matrix = {
+        "a:1": {"n1": State.PROVEN, "n2": State.CLAIMED},
+        "b:1": {"n1": State.PRESENT_BEFORE, "n2": State.SERVED},
+        "c:1": {"n1": State.PROVEN, "n2": State.MISSING},
+    }
+    proof = ProofRecord(time="2026-01-01T00:00:00Z", images=3, pinned=2, free=5 * 1024**3)
+    coverage: CoverageRecord = {
+        **COVERAGE,
+        "nodes": ["n1", "n2"],
+        "matrix": matrix,
+        "accept": State.CLAIMED,
+        "proofs": {"n1": proof},
+    }
+    text = "\n".join(table.coverage_lines(coverage, 120))
+    assert "2 proven, 1 present before" in text
+    assert "1 served, 1 claimed" in text
+    assert "self-reported by 1 node: 3 images, 2 pinned; least free space 5.0 GiB at n1" in text
 
 
 def test_image_that_nobody_can_have_is_named_once() -> None:

@@ -609,5 +609,5 @@ async def test_record_has_a_bound(monkeypatch: pytest.MonkeyPatch, clock: FakeCl
     monkeypatch.setattr(report, "MAX_GAPS", 3)
     upgrade = Upgrade(None, Nodes(3, ("a", "b", "c")), clock)
     upgrade.cold("a")
-    record = report.coverage_record(upgrade.coverage.snapshot())
+    record = report.coverage_record(upgrade.coverage.snapshot(), int)
     assert (len(record["missing"]), record["missing_left_out"]) == (3, 1)

@@ -32,6 +32,7 @@ from mayfly.registry.access.guard import REALM, Authentication, Guard
 from mayfly.registry.access.logins import Logins
 from mayfly.registry.api.app import App, malformed_request
 from mayfly.registry.api.context import AS_WRITTEN
+from mayfly.registry.coverage.observer import Observer
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
@@ -101,6 +102,7 @@ class Registry:
     issuer: TokenIssuer
     robots: Robots
     throttle: Throttle
+    observer: Observer
     record: list[str]
     """What requests did with the store, the names and the policy, in order; see `Recorder`."""
 
@@ -153,14 +155,17 @@ async def registry(
         names: Any = AS_WRITTEN
         if known:
             names = Recorder(ServedNames(BundleNames(known), store.has_repository), "names", record)
-        app = App(served, guard, lifecycle_hooks(), names)
+        hooks = lifecycle_hooks()
+        app = App(served, guard, hooks, names)
         runner = web.ServerRunner(HTTPServer(app, refuse=malformed_request), shutdown_timeout=0)
         await runner.setup()
         try:
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             server = Server(f"127.0.0.1:{runner.addresses[0][1]}")
-            yield Registry(server, root, store, guard, key, issuer, robots, throttle, record)
+            observer = hooks.observer
+            made_of = (store, guard, key, issuer, robots, throttle, observer, record)
+            yield Registry(server, root, *made_of)
         finally:
             await runner.cleanup()
             logins.close()

@@ -7,6 +7,7 @@ one right challenge, that changes a byte of the store, or that comes after a loo
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import time
 from urllib.parse import urlencode
@@ -33,40 +34,44 @@ from tests.support.client import Header, basic, bearer
 from tests.support.endpoints import METHODS, route_of
 
 REPOSITORY = "team/app"
+NODE = "worker-1"
 EVERY_ACTION = f"repository:{REPOSITORY}:delete,pull,push registry:catalog:*"
 
 # Callers, in the order of the columns:
 #   admin projectAdmin maintainer developer guest limitedGuest, a user without grants,
 #   anonymous, anonymous where anyone may pull, wrong password,
 #   a token of all actions, a token to pull, garbage, expired, for another repository, of another
-#   key, alg none, a refresh token as access token, a short-lived credential to pull, one to push
+#   key, alg none, a refresh token as access token, a short-lived credential to pull, one to push,
+#   the credential of the node that the path names
 TABLE = """
-                adm pad mnt dev gst lgs nob | ano anp wpw | tok tpl bad exp oth key non ref rpl rpu
-root GET        200 200 200 200 200 200 200 | 200 200 200 | 200 200 200 200 200 200 200 200 200 200
-root HEAD       200 200 200 200 200 200 200 | 200 200 200 | 200 200 200 200 200 200 200 200 200 200
-base GET        200 200 200 200 200 200 200 | 401 401 401 | 200 200 401 401 200 401 401 401 200 200
-base HEAD       200 200 200 200 200 200 200 | 401 401 401 | 200 200 401 401 200 401 401 401 200 200
-catalog GET     200 200 200 200 200 200 403 | 401 200 401 | 200 401 401 401 401 401 401 401 200 200
-tags GET        200 200 200 200 200 200 403 | 401 200 401 | 200 200 401 401 401 401 401 401 200 200
-manifest GET    200 200 200 200 200 200 403 | 401 200 401 | 200 200 401 401 401 401 401 401 200 200
-manifest HEAD   200 200 200 200 200 200 403 | 401 200 401 | 200 200 401 401 401 401 401 401 200 200
-manifest PUT    201 201 201 201 403 403 403 | 401 401 401 | 201 401 401 401 401 401 401 401 403 201
-manifest DELETE 202 202 202 403 403 403 403 | 401 401 401 | 202 401 401 401 401 401 401 401 403 403
-blob GET        200 200 200 200 200 200 403 | 401 200 401 | 200 200 401 401 401 401 401 401 200 200
-blob HEAD       200 200 200 200 200 200 403 | 401 200 401 | 200 200 401 401 401 401 401 401 200 200
-blob DELETE     202 202 202 403 403 403 403 | 401 401 401 | 202 401 401 401 401 401 401 401 403 403
-uploads POST    202 202 202 202 403 403 403 | 401 401 401 | 202 401 401 401 401 401 401 401 403 202
-upload GET      204 204 204 204 403 403 403 | 401 401 401 | 204 401 401 401 401 401 401 401 403 204
-upload PATCH    202 202 202 202 403 403 403 | 401 401 401 | 202 401 401 401 401 401 401 401 403 202
-upload PUT      201 201 201 201 403 403 403 | 401 401 401 | 201 401 401 401 401 401 401 401 403 201
-upload DELETE   204 204 204 204 403 403 403 | 401 401 401 | 204 401 401 401 401 401 401 401 403 204
-referrers GET   200 200 200 200 200 200 403 | 401 200 401 | 200 200 401 401 401 401 401 401 200 200
-token GET       200 200 200 200 200 200 200 | 200 200 401 | 401 401 401 401 401 401 401 401 200 200
-token POST      200 200 200 200 200 200 200 | 401 401 401 | 401 401 401 401 401 401 401 200 200 200
-live GET        200 200 200 200 200 200 200 | 200 200 200 | 200 200 200 200 200 200 200 200 200 200
-live HEAD       200 200 200 200 200 200 200 | 200 200 200 | 200 200 200 200 200 200 200 200 200 200
-ready GET       200 200 200 200 200 200 200 | 200 200 200 | 200 200 200 200 200 200 200 200 200 200
-ready HEAD      200 200 200 200 200 200 200 | 200 200 200 | 200 200 200 200 200 200 200 200 200 200
+                adm pad mnt dev gst lgs nob ano anp wpw tok tpl bad exp oth key non ref rpl rpu own
+root GET        200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200
+root HEAD       200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200
+base GET        200 200 200 200 200 200 200 401 401 401 200 200 401 401 200 401 401 401 200 200 200
+base HEAD       200 200 200 200 200 200 200 401 401 401 200 200 401 401 200 401 401 401 200 200 200
+catalog GET     200 200 200 200 200 200 403 401 200 401 200 401 401 401 401 401 401 401 200 200 200
+tags GET        200 200 200 200 200 200 403 401 200 401 200 200 401 401 401 401 401 401 200 200 200
+manifest GET    200 200 200 200 200 200 403 401 200 401 200 200 401 401 401 401 401 401 200 200 200
+manifest HEAD   200 200 200 200 200 200 403 401 200 401 200 200 401 401 401 401 401 401 200 200 200
+manifest PUT    201 201 201 201 403 403 403 401 401 401 201 401 401 401 401 401 401 401 403 201 403
+manifest DELETE 202 202 202 403 403 403 403 401 401 401 202 401 401 401 401 401 401 401 403 403 403
+blob GET        200 200 200 200 200 200 403 401 200 401 200 200 401 401 401 401 401 401 200 200 200
+blob HEAD       200 200 200 200 200 200 403 401 200 401 200 200 401 401 401 401 401 401 200 200 200
+blob DELETE     202 202 202 403 403 403 403 401 401 401 202 401 401 401 401 401 401 401 403 403 403
+uploads POST    202 202 202 202 403 403 403 401 401 401 202 401 401 401 401 401 401 401 403 202 403
+upload GET      204 204 204 204 403 403 403 401 401 401 204 401 401 401 401 401 401 401 403 204 403
+upload PATCH    202 202 202 202 403 403 403 401 401 401 202 401 401 401 401 401 401 401 403 202 403
+upload PUT      201 201 201 201 403 403 403 401 401 401 201 401 401 401 401 401 401 401 403 201 403
+upload DELETE   204 204 204 204 403 403 403 401 401 401 204 401 401 401 401 401 401 401 403 204 403
+referrers GET   200 200 200 200 200 200 403 401 200 401 200 200 401 401 401 401 401 401 200 200 200
+nonce GET       403 403 403 403 403 403 403 401 401 401 401 401 401 401 401 401 401 401 403 403 200
+proof POST      403 403 403 403 403 403 403 401 401 401 401 401 401 401 401 401 401 401 403 403 200
+token GET       200 200 200 200 200 200 200 200 200 401 401 401 401 401 401 401 401 401 200 200 200
+token POST      200 200 200 200 200 200 200 401 401 401 401 401 401 401 401 401 401 200 200 200 200
+live GET        200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200
+live HEAD       200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200
+ready GET       200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200
+ready HEAD      200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200
 """
 
 # The scope in the challenge of a refusal, where it is another than pull for a read of a repository,
@@ -132,6 +137,9 @@ def _callers(made: Registry) -> dict[str, Caller]:
     for column, role in (("rpl", Role.LIMITED_GUEST), ("rpu", Role.DEVELOPER)):
         robot = made.robots.issue("node", [Permission(role, EVERYTHING)], 60, now)
         callers[column] = _user(robot.name, robot.password)
+    permissions = [Permission(Role.LIMITED_GUEST, EVERYTHING)]
+    robot = made.robots.issue("node", permissions, 60, now, NODE)
+    callers["own"] = _user(robot.name, robot.password)
     return callers
 
 
@@ -173,9 +181,12 @@ def _target(made: Registry, row: str) -> Target:
             query = f"?digest={digest}" if method == "PUT" else ""
             body = content if method in ("PUT", "PATCH") else b""
             return Target(f"{base}/blobs/uploads/{upload.id}{query}", body)
+        case ["proof", _]:
+            proof = {"version": 1, "nonce": made.observer.nonces.issue(NODE), "images": []}
+            return Target(f"/mayfly/v1/nodes/{NODE}/proof", json.dumps(proof).encode())
     endpoint, method = row.split()
     path = route_of(endpoint, method).path
-    return Target(path.format(name=REPOSITORY, reference="latest", digest=digest))
+    return Target(path.format(name=REPOSITORY, node=NODE, reference="latest", digest=digest))
 
 
 def test_table_covers_every_endpoint() -> None:

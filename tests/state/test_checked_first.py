@@ -19,7 +19,7 @@ SECURE = ("--listen", "127.0.0.1:0", "--tls", "auto", "--auth", "auto")
         (("serve", "--until-pulled", "{0}/empty", "--nodes", "1"), 2),
         (("serve", "--until-pulled", "{0}/good"), 2),
         (("serve", "--until-pulled", "{0}/good", "--nodes", "{0}/none"), 2),
-        (("serve", "--until-pulled", "{0}/good", "--nodes", "1", "--accept", "proven"), 2),
+        (("serve", "--until-pulled", "{0}/good", "--nodes", "1", "--accept", "seen"), 2),
         (("serve", "--audit", "{0}/none/audit"), 2),
         (("serve", "--client-ca", "{0}/none"), 2),
         (("serve", "--client-ca", "{0}/bad"), 2),

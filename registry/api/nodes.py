@@ -1,0 +1,39 @@
+"""Handlers of ``/mayfly/v1/nodes/<name>/``: a node asks for a nonce, and proves what it has."""
+
+from __future__ import annotations
+
+import json
+
+from aiohttp.web_response import StreamResponse
+
+from mayfly.registry.api.context import JSON, Context, answer
+from mayfly.registry.api.errors import NonceInvalid, ParameterInvalid
+from mayfly.registry.api.request import Request
+from mayfly.registry.coverage.proofs import MAX_BODY, NONCE_SECONDS, ProofInvalid, parse_proof
+from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.threads import in_turn
+
+
+async def nonce(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """GET: issue a nonce for the node's next proof."""
+    issued = context.observer.nonces.issue(request.node)
+    document = {"nonce": issued, "expires_in": NONCE_SECONDS}
+    headers = {"Cache-Control": "no-store"}
+    return answer(body=json.dumps(document).encode(), content_type=JSON, headers=headers)
+
+
+async def prove(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """POST: record the images that the node says it has, in place of those that it said before."""
+    body = await http.read_body(MAX_BODY)
+    try:
+        proof = await in_turn(context.client, parse_proof, body)
+    except ProofInvalid as error:
+        raise ParameterInvalid(str(error)) from None
+    if not context.observer.nonces.spend(request.node, proof.nonce):
+        raise NonceInvalid(
+            f"not a nonce of node {request.node}, or spent, or older than {NONCE_SECONDS} seconds; "
+            "ask for another"
+        )
+    await context.observer.proved(context.peer, proof.images)
+    document = {"node": context.peer.node, "images": len(proof.images)}
+    return answer(body=json.dumps(document).encode(), content_type=JSON)
