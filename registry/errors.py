@@ -32,3 +32,15 @@ class Draining(Exception):
     def __init__(self) -> None:
         self.message = "the registry is shutting down and takes no new pulls or pushes"
         super().__init__(self.message)
+
+
+class UpstreamUnavailable(Exception):
+    """A registry that this one mirrors did not give what is asked for: 502, ``UNAVAILABLE``.
+
+    Args:
+        host: of the upstream. The log has the reason, which may name what clients need not know.
+    """
+
+    def __init__(self, host: str) -> None:
+        self.message = f"{host} cannot be asked for it now; the registry's log has the reason"
+        super().__init__(self.message)

@@ -20,8 +20,10 @@ from mayfly.registry.api import errors
 from mayfly.registry.api.context import (
     AS_WRITTEN,
     JSON,
+    NO_MIRROR,
     Context,
     LifecycleHooks,
+    Mirror,
     NameResolver,
     answer,
 )
@@ -50,8 +52,10 @@ class App:
         hooks: LifecycleHooks,
         names: NameResolver = AS_WRITTEN,
         prefix: str = "",
+        mirror: Mirror = NO_MIRROR,
     ) -> None:
         self._store = store
+        self._mirror = mirror
         self._manifests = ManifestCache()
         self._guard = guard
         self._hooks = hooks
@@ -104,7 +108,14 @@ class App:
         digest = str(request.digest) if request.digest is not None else None
         self._hooks.drain.admit(peer.node, route.step, request.repository, digest)
         context = Context(
-            self._store, self._manifests, self._guard, self._names, observer, caller, peer
+            self._store,
+            self._mirror,
+            self._manifests,
+            self._guard,
+            self._names,
+            observer,
+            caller,
+            peer,
         )
         return await route.handler(context, http, request)
 

@@ -19,10 +19,12 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     digest = str(request.digest)
     headers = COMMON_HEADERS | {"Content-Type": OCTET_STREAM, "Docker-Content-Digest": digest}
     if request.method == "HEAD":
+        await context.mirror.bring_blob(request.repository, request.digest, head=True)
         content = await in_thread(context.store.touch, request.repository, request.digest)
         return await send_head(http, content, headers)
     await context.observer.prepare(context.peer, request.repository)
     with context.observer.sending(context.peer, request.repository, digest) as sending:
+        await context.mirror.bring_blob(request.repository, request.digest, head=False)
         content = context.store.blob(request.repository, request.digest)
         return await send(http, content, headers, sending)
 

@@ -12,6 +12,7 @@ from mayfly.registry.activity import Activity
 from mayfly.registry.api.manifest_cache import ManifestCache
 from mayfly.registry.coverage.observer import Observer, Peer
 from mayfly.registry.coverage.pulls import Step
+from mayfly.storage.digest import Digest
 from mayfly.storage.interface import Store
 
 SERVER = "mayfly"
@@ -50,6 +51,45 @@ class NamesAsWritten:
 AS_WRITTEN = NamesAsWritten()
 
 
+class Mirror(Protocol):
+    """Fetches what the store lacks from the upstreams; `registry.upstream.mirror` implements it.
+
+    Handlers call it before they ask the store, which then knows what the upstream has.
+    """
+
+    async def bring_manifest(self, repository: str, reference: Digest | str) -> None:
+        """Have the store know a manifest, by digest or tag.
+
+        Raises:
+            ManifestUnknown: neither has it.
+            UpstreamUnavailable: it cannot be had now.
+        """
+
+    async def bring_blob(self, repository: str, digest: Digest, *, head: bool) -> None:
+        """Have the store serve a blob, or know its size.
+
+        Args:
+            head: whether only the size is wanted.
+
+        Raises:
+            BlobUnknown: neither has it.
+            UpstreamUnavailable: it cannot be had now.
+        """
+
+
+class _NoMirror:
+    """`Mirror` of a registry without upstreams."""
+
+    async def bring_manifest(self, repository: str, reference: Digest | str) -> None:
+        """Do nothing."""
+
+    async def bring_blob(self, repository: str, digest: Digest, *, head: bool) -> None:
+        """Do nothing."""
+
+
+NO_MIRROR: Mirror = _NoMirror()
+
+
 class Admission(Protocol):
     """Refuses new work before the end; `registry.lifecycle.drain.Drain` implements it."""
 
@@ -72,12 +112,14 @@ class Context(NamedTuple):
     """The arguments of a handler. All but caller and peer are the same for every request.
 
     Attributes:
+        mirror: fetches what the store lacks.
         names: maps names in requests to repositories.
         caller: the authenticated caller, with the policy.
         peer: the caller as coverage and the report identify it.
     """
 
     store: Store
+    mirror: Mirror
     manifests: ManifestCache
     guard: Guard
     names: NameResolver

@@ -11,6 +11,7 @@ from mayfly.registry.api.context import COMMON_HEADERS, Context, answer
 from mayfly.registry.api.manifest_cache import Cached
 from mayfly.registry.api.request import Request
 from mayfly.registry.coverage.manifest_graph import ManifestRefs
+from mayfly.registry.errors import UpstreamUnavailable
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.errors import BodyIncomplete
 from mayfly.registry.http.send import send_whole
@@ -29,8 +30,11 @@ _BODY_SECONDS = 60
 async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
     """GET and HEAD: send the exact bytes that were pushed, with their media type."""
     try:
+        reference = request.digest or request.tag
+        assert reference is not None
+        await context.mirror.bring_manifest(request.repository, reference)
         digest, content, cached = await _load(context, request)
-    except StorageError:
+    except (StorageError, UpstreamUnavailable):
         if request.digest is not None:
             asked = str(request.digest)
             await context.observer.prepare(context.peer, request.repository)

@@ -17,6 +17,9 @@ _MAX_BYTES = 8 * 1024 * 1024
 _WALK_SECONDS = 2.0
 """For reading the descendants of one manifest: others wait meanwhile."""
 
+_MAX_ABSENT = 20_000
+"""Manifests that are named and not there, whose arrival is waited for."""
+
 _DIGEST_BYTES = 130
 """Memory of a digest as text."""
 
@@ -53,9 +56,10 @@ class ManifestGraph:
     def __init__(self, read: Callable[[str, str], ManifestRefs | None]) -> None:
         self._read = read
         self._refs: SizedCache[tuple[str, str], ManifestRefs] = SizedCache(_MAX_BYTES, size_of)
-        self._closures: SizedCache[tuple[str, str], frozenset[str]] = SizedCache(
-            _MAX_BYTES, lambda closure: len(closure) * _CLOSURE_DIGEST_BYTES
-        )
+        self._closures = _closures()
+
+        self._absent: dict[tuple[str, str], set[str]] = {}
+        """A manifest that is not there → those whose cached closures lack what it names."""
 
     def cached(self, repository: str, digest: str) -> ManifestRefs | None:
         """Return the references of one manifest; None if they are not in memory. Quick."""
@@ -76,7 +80,7 @@ class ManifestGraph:
     def _read_one(self, repository: str, digest: str) -> ManifestRefs | None:
         found = self._read(repository, digest)
         if found is not None:
-            self._refs.put((repository, digest), found)
+            self.add(repository, digest, found)
         return found
 
     def of(self, repository: str, digest: str) -> ManifestRefs:
@@ -93,6 +97,7 @@ class ManifestGraph:
             return known
         until = time.monotonic() + _WALK_SECONDS
         in_time = True
+        absent: list[str] = []
 
         def refs_of(one: str) -> ManifestRefs:
             nonlocal in_time
@@ -100,13 +105,27 @@ class ManifestGraph:
             if found is None:
                 in_time = time.monotonic() < until
                 found = self._read_one(repository, one) if in_time else None
+                if found is None:
+                    absent.append(one)
             return found or NO_REFS
 
         found = _digests(_walk(digest, refs_of))
         # A manifest that is alone may not be pushed yet.
         if len(found) > 1 and in_time:
             self._closures.put((repository, digest), found)
+            self._await_absent(repository, digest, absent)
         return found
+
+    def _await_absent(self, repository: str, digest: str, absent: list[str]) -> None:
+        """Drop a closure once a manifest arrives that it lacks: it comes from an upstream."""
+        if len(self._absent) + len(absent) > _MAX_ABSENT:
+            self._absent.clear()
+            self._closures = _closures()
+            return
+        for one in absent:
+            self._absent.setdefault((repository, one), set()).add(digest)
+        if any(self._refs.get((repository, one)) is not None for one in absent):
+            self._closures.pop((repository, digest))  # it came meanwhile
 
     def has_closure(self, repository: str, digest: str) -> bool:
         """Whether a manifest and everything under it is in memory. Quick."""
@@ -125,6 +144,12 @@ class ManifestGraph:
     def add(self, repository: str, digest: str, refs: ManifestRefs) -> None:
         """Cache the references of a manifest that the caller has read. Quick."""
         self._refs.put((repository, digest), refs)
+        for above in self._absent.pop((repository, digest), ()):
+            self._closures.pop((repository, above))
+
+
+def _closures() -> SizedCache[tuple[str, str], frozenset[str]]:
+    return SizedCache(_MAX_BYTES, lambda closure: len(closure) * _CLOSURE_DIGEST_BYTES)
 
 
 def _walk(root: str, refs_of: Callable[[str], ManifestRefs]) -> dict[str, ManifestRefs]:

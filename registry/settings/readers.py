@@ -169,3 +169,38 @@ def read_auth(text: str) -> Literal["auto", "none"] | Path:
         case "auto" | "none":
             return text
     return read_path(text)
+
+
+_LONGEST_HOST, _LONGEST_URL = 255, 1024
+_LABELS = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
+_UPSTREAM_HOST = re.compile(rf"(?:{_LABELS}|\[[0-9A-Fa-f:]+\])(?::[0-9]{{1,5}})?")
+
+
+class Upstream(NamedTuple):
+    """A registry that this one mirrors.
+
+    Attributes:
+        host: as it stands in image names.
+        url: where it is asked, without a slash at the end; None for the host itself.
+    """
+
+    host: str
+    url: str | None
+
+    def __str__(self) -> str:
+        return self.host if self.url is None else f"{self.host}={self.url}"
+
+
+def read_upstream(text: str) -> Upstream:
+    """Read ``HOST`` or ``HOST=URL``."""
+    host, equals, url = text.partition("=")
+    if not _UPSTREAM_HOST.fullmatch(host) or len(host) > _LONGEST_HOST:
+        raise ValueError("expected HOST or HOST=URL, as in docker.io or docker.io=https://mirror")
+    if not equals:
+        return Upstream(host.lower(), None)
+    if "@" in url:
+        raise ValueError("a login belongs in the file of --upstream-auth, not in the URL")
+    found = _EXTERNAL_URL.fullmatch(url) if len(url) <= _LONGEST_URL else None
+    if found is None:
+        raise ValueError("expected a URL after =, as in docker.io=https://mirror.example:5000")
+    return Upstream(host.lower(), url.rstrip("/"))

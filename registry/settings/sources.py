@@ -7,12 +7,15 @@ an unknown key of the file; unknown variables are refused by `registry.settings.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.settings.settings import ALL, Setting, Settings
+
+_LOGIN = re.compile(r"//[^/\s]*@")
 
 
 def load(
@@ -83,7 +86,8 @@ def _read(setting: Setting[Any], texts: tuple[str, ...], source: str) -> Any:
         if setting.repeatable and not values:
             raise ValueError(f"expected {setting.metavar}")
     except ValueError as error:
-        shown = ", ".join(repr(t[:200]) for t in texts)
+        # A URL's login is a secret, also where it is a mistake.
+        shown = ", ".join(repr(_LOGIN.sub("//…@", t[:200])) for t in texts)
         raise ConfigError(f"{source}: {shown} is not usable: {error}") from None
     return values if setting.repeatable else values[-1]
 

@@ -1,9 +1,13 @@
-"""Other registries: asking them for images, and making bundles from what they hold.
+"""Other registries: asking them for images, making bundles from what they hold, mirroring them.
 
 `lists` reads lists of images and `versions` their ranges of tags. `client` asks one registry;
 `credentials`, `registries`, `sources`, `blocking` and `reader` find and wrap it. `gather` plans a
 bundle and `create` makes it. `pulled` is for the server: it reads the list of `--until-pulled`.
 
+`mirror` fetches what a server's store lacks: `names` says from where, `health` knows each upstream,
+`download` is a blob under way, and `store` is the store as clients see it then.
+
 Nothing here may import the server (`registry.server`) or its HTTP side: the commands that copy
-images run in a process of their own.
+images run in a process of their own, and content that is under way sends itself to any
+`storage.interface.Sink`.
 """

@@ -27,6 +27,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
+from weakref import WeakValueDictionary
 
 import aiohttp
 
@@ -51,6 +52,7 @@ _MAX_LIST = 64 * 1024 * 1024
 """Most bytes of all pages of a list."""
 
 _MAX_TOKEN = 256 * 1024
+_MOST_TOKENS = 1000
 _MAX_PAGES = 10_000
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 _LONGEST_RETRY_AFTER = 600.0
@@ -123,7 +125,14 @@ class Registry:
         self._attempts = attempts
         self._tokens: dict[str, tuple[str, float]] = {}
         """Repository to the ``Authorization`` value and the monotonic time of its end."""
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._resumes_at = 0.0
+        """Monotonic time until which the registry wants no request (``Retry-After``)."""
+
+    @property
+    def paused_for(self) -> float:
+        """Seconds for which the registry wants no request; 0 mostly."""
+        return max(0.0, self._resumes_at - time.monotonic())
 
     async def manifest(self, repository: str, reference: str) -> Fetched:
         """A manifest by tag or digest.
@@ -155,13 +164,24 @@ class Registry:
 
     async def resolve(self, repository: str, tag: str) -> Digest | None:
         """The digest that a tag points at, by HEAD; None without the tag, or if it is not told."""
+        try:
+            return await self.tag_digest(repository, tag)
+        except NotThere:
+            return None
+
+    async def tag_digest(self, repository: str, tag: str) -> Digest | None:
+        """The digest that a tag points at, by HEAD; None if it is not told.
+
+        Raises:
+            NotThere, LoginRefused, UpstreamError.
+        """
         url = self._url(f"/v2/{repository}/manifests/{tag}")
         where = f"{self.host}/{repository}:{tag}"
-        try:
-            async with self._asked("HEAD", url, repository, where, {"Accept": ACCEPT}) as response:
+        async with self._asked("HEAD", url, repository, where, {"Accept": ACCEPT}) as response:
+            try:
                 return digests.parse(response.headers.get("Docker-Content-Digest", ""))
-        except (NotThere, DigestInvalid):
-            return None
+            except DigestInvalid:
+                return None
 
     async def blob_size(self, repository: str, digest: Digest) -> int | None:
         """The size in bytes of a blob, by HEAD; None where the registry does not tell it.
@@ -309,6 +329,8 @@ class Registry:
         is_renewed = False
         failures = 0
         while True:
+            if paused := self.paused_for:
+                await self._sleep(paused)
             try:
                 response = await self._followed(method, url, headers, authorization, where)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -339,9 +361,20 @@ class Registry:
                     raise UpstreamError(
                         f"{where}: {self.host} answered {status} {counted(failures, 'time')}"
                     )
-                await self._sleep(_retry_after(retry_after) or _wait(failures))
+                if asked := _retry_after(retry_after):
+                    await self._pause(asked)
+                else:
+                    await self._sleep(_wait(failures))
             else:
                 raise UpstreamError(f"{where}: {self.host} answered {status}")
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, and have all requests to this registry wait until then."""
+        until = time.monotonic() + seconds
+        self._resumes_at = max(self._resumes_at, until)
+        await self._sleep(seconds)
+        if self._resumes_at == until:
+            self._resumes_at = 0.0
 
     async def _followed(
         self,
@@ -372,7 +405,7 @@ class Registry:
             if not url.startswith(
                 ("https://",) if first[0] == "https" else ("https://", "http://")
             ):
-                raise UpstreamError(f"{where}: it redirects to {url[:200]!r}: not followed")
+                raise UpstreamError(f"{where}: it redirects to {_shown(url)}: not followed")
         raise UpstreamError(f"{where}: it redirects more than {_MAX_REDIRECTS} times")
 
     async def _authorization(self, repository: str) -> str | None:
@@ -387,7 +420,7 @@ class Registry:
         if scheme == "basic":
             if login is None or login.basic is None:
                 raise LoginRefused(f"{where}: {host} asks for a login; use docker login {host}")
-            self._tokens[repository] = (login.basic, float("inf"))
+            self._remember(repository, login.basic, float("inf"))
             return login.basic
         if scheme != "bearer":
             raise LoginRefused(f"{where}: {self.host} asks for authentication of an unknown kind")
@@ -398,8 +431,14 @@ class Registry:
                 return renewed[0]
             value, seconds = await self._token(challenge, login, repository, where)
             end = time.monotonic() + max(seconds - _TOKEN_MARGIN, seconds / 2)
-            self._tokens[repository] = (f"Bearer {value}", end)
+            self._remember(repository, f"Bearer {value}", end)
             return f"Bearer {value}"
+
+    def _remember(self, repository: str, authorization: str, end: float) -> None:
+        # A server's clients choose the names that it asks for.
+        if len(self._tokens) >= _MOST_TOKENS:
+            self._tokens.clear()
+        self._tokens[repository] = authorization, end
 
     async def _token(
         self, challenge: str, login: Credentials | None, repository: str, where: str
@@ -409,7 +448,7 @@ class Registry:
         if not _may_ask(realm, self._access.url):
             raise LoginRefused(
                 f"{where}: the tokens of {self.host} come from elsewhere and not by HTTPS: "
-                f"{realm[:200]!r}"
+                f"{_shown(realm)}"
             )
         scope = f"repository:{repository}:pull" if repository else "registry:catalog:*"
         query = {"service": fields.get("service", ""), "scope": scope}
@@ -438,16 +477,16 @@ class Registry:
                 if response.status in (401, 403):
                     raise LoginRefused(f"{where}: {self.host} does not accept these credentials")
                 if response.status != 200:
-                    raise UpstreamError(f"{where}: {realm} answered {response.status}")
+                    raise UpstreamError(f"{where}: {_shown(realm)} answered {response.status}")
                 document = json.loads(await _limited(response, _MAX_TOKEN, where))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UpstreamError(f"{where}: {realm}: {_told(error)}") from None
+            raise UpstreamError(f"{where}: {_shown(realm)}: {_told(error)}") from None
         except (ValueError, RecursionError):
             document = None
         document = document if isinstance(document, dict) else {}
         value = document.get("token") or document.get("access_token")
         if not isinstance(value, str) or not value.isprintable():
-            raise UpstreamError(f"{where}: {realm} gave no token")
+            raise UpstreamError(f"{where}: {_shown(realm)} gave no token")
         return value, _lifetime(document.get("expires_in"))
 
 
@@ -527,8 +566,16 @@ def _joined(base: str, target: str, where: str) -> str:
         url = urljoin(base, target)
         _origin(url)
     except ValueError:
-        raise UpstreamError(f"{where}: it leads to {target[:200]!r}, which is no URL") from None
+        raise UpstreamError(f"{where}: it leads to {_shown(target)}, which is no URL") from None
     return url
+
+
+def _shown(url: str) -> str:
+    """A URL for messages, without its query and login, which may be secrets."""
+    bare = url.partition("?")[0].partition("#")[0]
+    scheme, mark, rest = bare.rpartition("://")
+    authority, slash, path = rest.partition("/")
+    return repr(f"{scheme}{mark}{authority.rpartition('@')[2]}{slash}{path}"[:200])
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -568,4 +615,6 @@ def _told(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         reason = error.os_error.strerror or type(error.os_error).__name__
         return f"cannot connect to {error.host}:{error.port}: {reason}"
+    if isinstance(error, aiohttp.InvalidURL):
+        return f"{_shown(str(error.url))} is no URL that can be asked"
     return str(error) or type(error).__name__

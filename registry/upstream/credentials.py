@@ -19,7 +19,7 @@ import binascii
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ _HUB_KEYS = (DOCKER_HUB, "https://index.docker.io/v1/", *HUB_ALIASES)
 _HELPER_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _HELPER_SECONDS = 30.0
 _MAX_FILE = 4 * 1024 * 1024
+_MOST_FOUND = 1000
+"""Repositories whose credentials are remembered."""
+
 _TOKEN_USER = "<token>"
 """The user name with which a helper returns an identity token instead of a password."""
 
@@ -61,13 +64,16 @@ class CredentialStore:
     Args:
         given: registry host to credentials; they win over every file.
         environment: where the files are looked for.
+        files: looked at instead of those of docker and podman.
     """
 
     def __init__(
         self,
         given: Mapping[str, Credentials] | None = None,
         environment: Mapping[str, str] | None = None,
+        files: Sequence[Path] | None = None,
     ) -> None:
+        self._files = files
         self._given = dict(given or {})
         self._environment = os.environ if environment is None else environment
         self._found: dict[tuple[str, str], Credentials | None] = {}
@@ -82,11 +88,13 @@ class CredentialStore:
             return self._given[host]
         key = (host, repository)
         if key not in self._found:
+            if len(self._found) >= _MOST_FOUND:
+                self._found.clear()
             self._found[key] = await self._look_up(host, repository)
         return self._found[key]
 
     async def _look_up(self, host: str, repository: str) -> Credentials | None:
-        for path in _files(self._environment):
+        for path in _files(self._environment) if self._files is None else self._files:
             document = _read(path)
             if document is None:
                 continue

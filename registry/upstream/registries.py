@@ -31,12 +31,14 @@ class Reach:
         insecure: hosts that are asked by plain HTTP; loopback always is.
         ca: PEM file of CAs that are trusted besides the system's.
         credentials: host to credentials that win over stored logins.
+        logins: files of stored logins; None for those of docker and podman.
     """
 
     mirrors: Mapping[str, str] = field(default_factory=dict)
     insecure: frozenset[str] = frozenset()
     ca: Path | None = None
     credentials: Mapping[str, Credentials] = field(default_factory=dict)
+    logins: tuple[Path, ...] | None = None
 
 
 class Registries:
@@ -51,7 +53,7 @@ class Registries:
         self._trust = ssl.create_default_context()
         if reach.ca is not None:
             self._trust.load_verify_locations(reach.ca)
-        self._credentials = CredentialStore(reach.credentials)
+        self._credentials = CredentialStore(reach.credentials, files=reach.logins)
         self._known: dict[str, Registry] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -73,13 +75,20 @@ class Registries:
         assert self._session is not None
         await self._session.close()
 
-    def at(self, host: str) -> Registry:
-        """The registry of an image name's host."""
+    def at(self, host: str, attempts: int = ATTEMPTS) -> Registry:
+        """The registry of an image name's host.
+
+        Args:
+            host: as in image names.
+            attempts: see `Registry`; those of the first call for a host count.
+        """
         assert self._session is not None
         host = canonical_host(host)
         if host not in self._known:
             reached = self._access(host)
-            self._known[host] = Registry(self._session, host, reached, self._credentials)
+            self._known[host] = Registry(
+                self._session, host, reached, self._credentials, attempts=attempts
+            )
         return self._known[host]
 
     def at_url(self, url: str, attempts: int = ATTEMPTS) -> Registry:

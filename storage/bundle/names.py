@@ -56,10 +56,22 @@ class BundleNames:
                 for host in hosts:
                     hosts[host] = self._free(check_repository(full_name(host, repository)))
         self._aliases: dict[str, tuple[str | None, str]] = dict(self._every_alias())
+        self._upstreams = {
+            name: (host, repository)
+            for repository, hosts in self._hosts.items()
+            for host, name in hosts.items()
+        }
 
     def canonical(self, host: str, repository: str) -> str:
         """The name under which a known upstream's repository is served."""
         return self._hosts[repository][host]
+
+    def upstream(self, name: str) -> tuple[str, str] | None:
+        """The upstream host and repository that a served name is of; None for any other name.
+
+        Of a path that several upstreams share, the full names count, not the path.
+        """
+        return self._upstreams.get(name)
 
     def ambiguous(self) -> dict[str, list[str]]:
         """Each path that several upstreams share → the full names to use instead."""

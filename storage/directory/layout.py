@@ -82,6 +82,18 @@ class Layout:
         path = f"_mayfly/whiteouts/{kind}/{digest.algorithm}/{_hex(digest)}"
         return self._within(name, path)
 
+    def cached_tag(self, name: str, tag: str) -> Path:
+        """The mark of a tag that came from an upstream (`storage.directory.cached`)."""
+        return self._within(name, f"_mayfly/cached/tags/{check_tag(tag)}")
+
+    def cached_manifests(self, name: str) -> Path:
+        """The directory of the marks of a repository's manifests that came from an upstream."""
+        return self._within(name, "_mayfly/cached/manifests")
+
+    def cached_manifest(self, name: str, digest: Digest) -> Path:
+        """The mark of a manifest that came from an upstream."""
+        return self._within(name, f"_mayfly/cached/manifests/{digest.algorithm}/{_hex(digest)}")
+
     def uploads(self, name: str) -> Path:
         """The directory of a repository's upload sessions."""
         return self._within(name, "_uploads")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
+from mayfly.storage.directory.cached import CacheMarks
 from mayfly.storage.directory.catalog import Catalog, is_repository
 from mayfly.storage.directory.layout import Layout
 from mayfly.storage.directory.records import Records
@@ -42,12 +43,16 @@ class DirectoryReader:
     Args:
         root: the directory that registry:2 is given.
         tree: reads the files; by default as those of an operator's own root.
+
+    Attributes:
+        cached: marks of what came from an upstream.
     """
 
     def __init__(self, root: Path, tree: Tree | None = None) -> None:
         self._layout = Layout(root)
         self._tree = tree or HostTree(self._layout.repositories)
         self._records = Records(self._layout, trusted=tree is None)
+        self.cached = CacheMarks(self._layout, self._tree)
         self._referrers = Referrers(self)
         self._catalog = Catalog(self._layout.repositories, self._tree)
 

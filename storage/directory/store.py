@@ -21,6 +21,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.ages import Ages
+from mayfly.storage.directory.cached import CacheMarker
 from mayfly.storage.directory.examine import Examiner
 from mayfly.storage.directory.gate import Gate
 from mayfly.storage.directory.layout import Layout
@@ -106,6 +107,7 @@ class DistributionStore(DirectoryReader):
         self._uploads = Uploads(
             self._layout, self._publisher, self._publish_blob, self._space.check, ages
         )
+        self._marker = CacheMarker(self._layout, self._publisher)
         self._locks = [threading.Lock() for _ in range(_LOCK_STRIPES)]
         self.parts = Parts(self._layout, self._publisher, self._records, self._gate, ages)
 
@@ -207,24 +209,26 @@ class DistributionStore(DirectoryReader):
         tags: tuple[str, ...],
         seen: LowerStore | None = None,
     ) -> None:
-        actual = digests.of(manifest.body, digest.algorithm)
-        if actual != digest:
-            raise DigestInvalid(
-                f"manifest does not match digest {digest}: received {actual}",
-                {"expected": str(digest), "actual": str(actual)},
-            )
+        _check_digest(manifest, digest)
         self._confirm_references(repository, manifest)
         with self._lock(repository), self._gate.referring():
             self._check_references(repository, manifest, seen or self)
-            verified = partial(self._records.record_size, digest, len(manifest.body))
-            self._publisher.write(self._layout.data(digest), manifest.body, verified)
-            self._link(self._layout.revision_link(repository, digest), digest)
-            self._referrers.changed(repository, digest)
-            for tag in tags:
-                # After the manifest: a tag never points at a missing one. Before its history: a tag
-                # with a history and no link has lost the link; it is no interrupted push.
-                self._link(self._layout.tag_link(repository, tag), digest)
-                self._link(self._layout.tag_history_link(repository, tag, digest), digest)
+            # Before the push is visible: with a mark it could be evicted.
+            self._marker.remove(repository, digest, tags)
+            self._write_manifest(repository, manifest, digest, tags)
+
+    def _write_manifest(
+        self, repository: str, manifest: Manifest, digest: Digest, tags: tuple[str, ...]
+    ) -> None:
+        verified = partial(self._records.record_size, digest, len(manifest.body))
+        self._publisher.write(self._layout.data(digest), manifest.body, verified)
+        self._link(self._layout.revision_link(repository, digest), digest)
+        self._referrers.changed(repository, digest)
+        for tag in tags:
+            # After the manifest: a tag never points at a missing one. Before its history: a tag
+            # with a history and no link has lost the link; it is no interrupted push.
+            self._link(self._layout.tag_link(repository, tag), digest)
+            self._link(self._layout.tag_history_link(repository, tag, digest), digest)
 
     def delete_manifest(self, repository: str, digest: Digest) -> None:
         with self.removing(repository):
@@ -256,9 +260,11 @@ class DistributionStore(DirectoryReader):
             raise manifest_unknown(digest)
         for tag in self.tags_at(repository, digest):
             self._publisher.remove_tree(self._layout.tag(repository, tag))
+            self._marker.remove(repository, digest, (tag,))
         # Also of tags that an interrupted deletion removed: no tag may come back without manifest.
         self._publisher.confirm_absent(self._layout.tags(repository) / "any")
         self._publisher.remove(link)
+        self._marker.remove(repository, digest, ())
 
     def remove_tag(self, repository: str, tag: str) -> None:
         """Remove a tag, inside `removing`.
@@ -275,6 +281,7 @@ class DistributionStore(DirectoryReader):
                 self._publisher.confirm_absent(directory)
                 raise
         self._publisher.remove_tree(directory)
+        self._marker.remove_tag(repository, tag)
 
     def _confirm_references(self, repository: str, manifest: Manifest) -> None:
         """Make durable the content of a manifest that the repository holds, from any pusher.
@@ -321,6 +328,62 @@ class DistributionStore(DirectoryReader):
         if self._suspect(descriptor.digest, extent):
             message += "; the stored bytes are being checked: push again in a moment"
         return SizeInvalid(message, {"digest": str(descriptor.digest), "size": extent.size})
+
+    # Content of an upstream
+
+    def cache_manifest(
+        self, repository: str, manifest: Manifest, digest: Digest, tag: str | None
+    ) -> None:
+        """Store a manifest that an upstream gave, whose content may come later, and mark it.
+
+        What was pushed stays the pusher's: such a manifest gets no mark, and such a tag stays where
+        it points.
+
+        Args:
+            tag: to point at it; None for none.
+
+        Raises:
+            DigestInvalid: ``digest`` is not that of the manifest's bytes.
+        """
+        _check_digest(manifest, digest)
+        with self._lock(repository), self._gate.referring():
+            if not self.is_linked(repository, digest) or self.cached.has_manifest(
+                repository, digest
+            ):
+                self._marker.set_manifest(repository, digest)
+            is_pushed = tag is not None and (
+                self.has_tag(repository, tag) and self.cached.last_checked(repository, tag) is None
+            )
+            tags = () if tag is None or is_pushed else (tag,)
+            for one in tags:
+                self._marker.set_tag(repository, one)
+            self._write_manifest(repository, manifest, digest, tags)
+
+    def cache_link(self, repository: str, digest: Digest, seen: LowerStore | None = None) -> bool:
+        """Link a blob that any repository holds; return False if none does.
+
+        For a blob that an upstream serves under this repository's name: its word replaces the right
+        to pull from another repository, which `mount` asks for.
+        """
+        seen = seen or self
+        if seen.content(digest) is None:
+            return False
+        self._publisher.confirm(self._layout.data(digest))
+        with self._gate.referring():
+            extent = seen.content(digest)
+            if extent is None:
+                return False
+            self._touch(digest, extent)
+            self._link(self._layout.layer_link(repository, digest), digest)
+            return True
+
+    def record_check(self, repository: str, tag: str) -> None:
+        """Quick. Record that an upstream was asked for a tag now, which points where it did."""
+        self._marker.checked(repository, tag)
+
+    def record_pull(self, repository: str, digest: Digest) -> None:
+        """Quick. Record that a manifest from an upstream is pulled now, coarsely."""
+        self._marker.pulled(repository, digest)
 
     # Damage
 
@@ -400,3 +463,12 @@ class DistributionStore(DirectoryReader):
 
     def _lock(self, repository: str) -> threading.Lock:
         return self._locks[hash(repository) % _LOCK_STRIPES]
+
+
+def _check_digest(manifest: Manifest, digest: Digest) -> None:
+    actual = digests.of(manifest.body, digest.algorithm)
+    if actual != digest:
+        raise DigestInvalid(
+            f"manifest does not match digest {digest}: received {actual}",
+            {"expected": str(digest), "actual": str(actual)},
+        )

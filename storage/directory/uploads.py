@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import shutil
 import threading
@@ -91,6 +92,14 @@ class DirectoryUpload:
             return self._data.stat().st_size
         except FileNotFoundError:
             raise upload_unknown() from None
+
+    def open(self) -> io.FileIO:
+        """Open the bytes for reading, while more arrive and also once they are a blob.
+
+        Raises:
+            UploadUnknown: it was finished or cancelled meanwhile.
+        """
+        return io.FileIO(self._open(os.O_RDONLY), "rb")
 
     def write(self, data: Sequence[bytes | memoryview], at: int) -> None:
         with self._lock, translate_disk_full():

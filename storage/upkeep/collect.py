@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
+from mayfly.storage.directory.cached import CacheMarker
 from mayfly.storage.errors import ManifestInvalid, ManifestUnknown
 from mayfly.storage.manifest import mentioned_digests, parse_stored
 from mayfly.storage.reading import read_unverified, repositories
@@ -194,7 +195,9 @@ class _Collection:
         with self._gate.removing():
             if not self._is_older(digest, is_old):
                 return False
-            return self._publisher.remove(self._layout.revision_link(repository, digest))
+            removed = self._publisher.remove(self._layout.revision_link(repository, digest))
+            CacheMarker(self._layout, self._publisher).remove(repository, digest, ())
+            return removed
 
     def _moment(self) -> float:
         """Return the time now, by the clock that stamps files.

@@ -269,8 +269,10 @@ class _Repository:
             self._findings.add(Fault.UNLINKED, digest, images, _LINK_DAMAGED)
         for descriptor in manifest.blobs:
             self._check_blob(digest, descriptor, images)
-        if manifest.manifests and not any(
-            self._is_here(child.digest) for child in manifest.manifests
+        if (
+            manifest.manifests
+            and not self._is_cached(digest)
+            and not any(self._is_here(child.digest) for child in manifest.manifests)
         ):
             for child in manifest.manifests:
                 self._findings.add(Fault.MISSING, child.digest, images, "no part of it is here")
@@ -299,6 +301,10 @@ class _Repository:
             self._had(digest) and self._upper.content_size(digest) is not None
         )
 
+    def _is_cached(self, manifest: Digest) -> bool:
+        """Whether a manifest came from an upstream: its content is fetched when it is pulled."""
+        return self._upper.cached.has_manifest(self._name, manifest)
+
     def _check_blob(self, manifest: Digest, blob: Descriptor, images: list[str]) -> None:
         digest = blob.digest
         had = self._had(digest)
@@ -310,7 +316,7 @@ class _Repository:
             if had and self._upper.content_size(digest) is not None:
                 reason = "the blob's link in the repository is gone"
                 self._findings.add(Fault.UNLINKED, digest, images, reason)
-            elif blob.distributable:
+            elif blob.distributable and (had or not self._is_cached(manifest)):
                 reason = "the blob's file is gone" if had else "the repository has no such blob"
                 self._findings.add(Fault.MISSING, digest, images, reason)
             return

@@ -16,6 +16,7 @@ from mayfly.auth.policy import OPEN
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import Guard
 from mayfly.registry.api.app import App, malformed_request
+from mayfly.registry.api.context import AS_WRITTEN, NO_MIRROR, Mirror, NameResolver
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.pki.context import ServerTLS
 from mayfly.storage.directory.store import DistributionStore
@@ -31,13 +32,17 @@ Client = TestClient[Any, Any]
 class Registry(BaseTestServer):
     """An `HTTPServer` over a store, open to everyone, on a port of its own."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, names: NameResolver = AS_WRITTEN, mirror: Mirror = NO_MIRROR
+    ) -> None:
         super().__init__()
         self._store = store
+        self._names = names
+        self._mirror = mirror
 
     async def _make_runner(self, **kwargs: Any) -> web.ServerRunner:
         guard = Guard(lambda: OPEN, None, lambda http: None, Audit())
-        app = App(self._store, guard, lifecycle_hooks())
+        app = App(self._store, guard, lifecycle_hooks(), self._names, mirror=self._mirror)
         return web.ServerRunner(HTTPServer(app, refuse=malformed_request), shutdown_timeout=1)
 
 

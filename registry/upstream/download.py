@@ -1,0 +1,221 @@
+"""One blob on its way from an upstream: to a file here, and from that file to every client.
+
+    begun ──► arriving ──► verified, published ──► complete
+                 └── broken off, other bytes than the digest names ──► failed
+
+Clients are sent what has arrived, at their own speed, except the last byte of the blob. That waits
+until all bytes were hashed and the blob is published, so that no client has a wrong blob whole
+(ADR 0011). If the download fails, their connections are cut before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from mayfly.registry.clock import first_done
+from mayfly.registry.errors import UpstreamUnavailable
+from mayfly.registry.notification import Notification
+from mayfly.registry.threads import in_thread
+from mayfly.registry.upstream.health import UpstreamHost
+from mayfly.storage.digest import Digest
+from mayfly.storage.directory.uploads import DirectoryUpload
+from mayfly.storage.interface import Sink
+
+SMALL = 64 * 1024
+"""Bytes of a blob that is sent only once it is complete: its client hardly waits, and gets an error
+instead of a cut connection."""
+
+_BUFFER = 4 * 1024 * 1024
+"""Bytes that may arrive while others are being written."""
+
+
+class Download:
+    """A blob under way. For the event loop's thread, apart from `UnderWay.open`.
+
+    Args:
+        host: of the upstream.
+        digest: of the blob.
+        size: in bytes, as the upstream announced it.
+
+    Attributes:
+        repositories: that get the blob.
+        received: bytes in the file.
+    """
+
+    def __init__(self, host: UpstreamHost, digest: Digest, size: int) -> None:
+        self.host = host
+        self.digest = digest
+        self.size = size
+        self.repositories: dict[str, None] = {}
+        self.received = 0
+        self._file: io.FileIO | None = None
+        self._changed = Notification()
+        self._complete = False
+        self._failed = False
+
+    @property
+    def content(self) -> UnderWay:
+        """The blob, to be sent."""
+        return UnderWay(self)
+
+    async def receive(self, pieces: AsyncGenerator[bytes, None], upload: DirectoryUpload) -> None:
+        """Take all bytes from the upstream into an upload.
+
+        Raises:
+            UpstreamError: they did not arrive.
+            StorageFull, OSError: the disk does not take them.
+        """
+        self._file = await in_thread(upload.open)
+        waiting: list[bytes] = []
+        writing: asyncio.Task[None] | None = None
+
+        async def write() -> None:
+            while waiting:
+                pieces = waiting[:]
+                waiting.clear()
+                await in_thread(upload.write, pieces, self.received)
+                self.received += sum(map(len, pieces))
+                self._changed.notify()
+
+        try:
+            async with contextlib.aclosing(pieces) as stream:
+                async for piece in stream:
+                    self.host.bytes += len(piece)
+                    waiting.append(piece)
+                    if writing is None or writing.done():
+                        if writing is not None:
+                            writing.result()
+                        writing = asyncio.create_task(write())
+                    elif sum(map(len, waiting)) >= _BUFFER:
+                        await writing
+            if writing is not None:
+                await writing
+        finally:
+            if writing is not None and not writing.done():
+                # The upload may be ended only when nothing writes to it.
+                waiting.clear()
+                await asyncio.wait([writing])
+                writing.exception()
+
+    def complete(self) -> None:
+        """Release the last byte: the blob is verified and published."""
+        self._complete = True
+        self._end()
+
+    def fail(self) -> None:
+        """Cut every client off."""
+        self._failed = True
+        self._end()
+
+    def _end(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._changed.notify()
+
+    async def available(self, after: int) -> int:
+        """Wait until more than ``after`` bytes may be sent, and return how many.
+
+        Raises:
+            UpstreamUnavailable: the download failed.
+        """
+        while True:
+            if self._failed:
+                raise UpstreamUnavailable(self.host.name)
+            limit = self.size if self._complete else min(self.received, self.size - 1)
+            if limit > after or self._complete:
+                return limit
+            await first_done(self._changed.next())
+
+    async def begun(self) -> None:
+        """Wait until its first bytes may be sent; of a small blob, until it is complete.
+
+        Raises:
+            UpstreamUnavailable: the download failed.
+        """
+        await self.available(0 if self.size > SMALL else self.size - 1)
+
+    def open_file(self) -> io.FileIO:
+        """Open the file with what has arrived.
+
+        Raises:
+            FileNotFoundError: the download has ended.
+        """
+        try:
+            assert self._file is not None
+            return io.FileIO(os.dup(self._file.fileno()), "rb")
+        except ValueError:  # it is closed
+            raise FileNotFoundError(str(self.digest)) from None
+
+
+class UnderWay(NamedTuple):
+    """The content of a download; see `storage.interface.Content`."""
+
+    download: Download
+
+    @property
+    def size(self) -> int:
+        return self.download.size
+
+    @property
+    def proof(self) -> None:
+        """None: the download itself withholds the last byte."""
+
+    def open(self) -> OpenUnderWay:
+        return OpenUnderWay(self.download, self.download.open_file())
+
+
+class OpenUnderWay:
+    """See `storage.interface.OpenContent`."""
+
+    def __init__(self, download: Download, file: io.FileIO) -> None:
+        self._download = download
+        self._file = file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def proof(self) -> None:
+        """None: the download itself withholds the last byte."""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Read what has arrived."""
+        return os.pread(self._file.fileno(), count, offset)
+
+    async def send(self, sink: Sink, offset: int, count: int) -> None:
+        """See `storage.interface.OpenContent.send`.
+
+        Raises:
+            UpstreamUnavailable: the download failed; not everything was sent.
+        """
+        end = offset + count
+        while offset < end:
+            part = min(await self._download.available(offset), end) - offset
+            await sink.send_file(self._file, offset, part)
+            offset += part
+
+
+class Announced(NamedTuple):
+    """A blob that an upstream has and this registry does not fetch; see `interface.Content`."""
+
+    size: int
+
+    @property
+    def proof(self) -> None:
+        """None: there is nothing to prove."""
+
+    def open(self) -> OpenUnderWay:
+        raise FileNotFoundError
