@@ -21,10 +21,10 @@ kept.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from mayfly.auth import toml
 from mayfly.auth.errors import InputInvalid, PolicyInvalid
 from mayfly.auth.globs import parse_glob
 from mayfly.auth.identity import check_name
@@ -50,10 +50,10 @@ def parse_grants(content: bytes) -> Policy:
         PolicyInvalid: it breaks the schema above.
     """
     try:
-        document = tomllib.loads(content.decode())
+        document = toml.loads(content.decode())
     except UnicodeDecodeError:
         raise PolicyInvalid("is not UTF-8", "write the file in UTF-8") from None
-    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
+    except ValueError as error:  # TOML's own, and that of a number of thousands of digits
         raise PolicyInvalid(f"is not TOML: {error}", _REMEDY) from None
     try:
         _known_keys(document, _TOP_KEYS)

@@ -94,13 +94,22 @@ async def in_turn(client: Hashable, call: Callable[P, T], *args: P.args, **kwarg
     await turns.take(client)
     running = in_thread(call, *args, **kwargs)
 
-    def release(ended: asyncio.Future[T]) -> None:
-        turns.leave()
-        if not ended.cancelled():
-            ended.exception()  # retrieved, also if nobody waits for it any more
+    running.add_done_callback(lambda _: turns.leave())
+    return await uncancelled(running)
 
-    running.add_done_callback(release)
-    return await asyncio.shield(running)
+
+async def uncancelled(future: asyncio.Future[T]) -> T:
+    """Wait for a future that goes on when its waiter is cancelled.
+
+    Its exception counts as retrieved also when nobody waits for it any more: asyncio would log it.
+    """
+    future.add_done_callback(_retrieve)
+    return await asyncio.shield(future)
+
+
+def _retrieve(ended: asyncio.Future[T]) -> None:
+    if not ended.cancelled():
+        ended.exception()
 
 
 def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:

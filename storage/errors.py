@@ -92,6 +92,18 @@ class StorageFull(StorageError):
     """No space, quota or inode left."""
 
 
+class DoesNotFit(StorageFull):
+    """More bytes than the free space holds; the disk itself is not full.
+
+    Attributes:
+        sizes: bytes that are wanted (``size``), ``free``, and kept free (``reserve``).
+    """
+
+    def __init__(self, message: str, sizes: dict[str, int]) -> None:
+        super().__init__(message, sizes)
+        self.sizes = sizes
+
+
 class StorageFailed(StorageError):
     """The disk failed: an input or output error."""
 

@@ -36,6 +36,7 @@ from mayfly.auth.networks import network_of
 from mayfly.registry import log
 from mayfly.registry.access.needs import AccessRequest
 from mayfly.registry.address import canonical_address
+from mayfly.registry.threads import uncancelled
 
 logger = logging.getLogger("mayfly")
 
@@ -141,7 +142,7 @@ class Audit:
             while True:
                 await self._wait_for_lines()
                 under_way = asyncio.ensure_future(written.append(self._queued()))
-                await asyncio.shield(under_way)
+                await uncancelled(under_way)
         finally:
             if under_way is not None:
                 await under_way

@@ -42,6 +42,7 @@ from mayfly.auth.networks import network_of
 from mayfly.auth.throttle import Pair, Throttle
 from mayfly.auth.verify import CredentialVerifier
 from mayfly.registry.access.turns import NewestFirstLock, WorkerSlots
+from mayfly.registry.threads import uncancelled
 
 _NICENESS = 5  # about a third of a transfer's share of a busy core
 
@@ -169,7 +170,7 @@ class Logins:
             raise CredentialsInvalid
         digest = self._verifier.digest(name, password)
         attempt = self._attempts.get((address, digest)) or self._begin(pair, password, digest)
-        return await asyncio.shield(attempt.answer)
+        return await uncancelled(attempt.answer)
 
     def close(self) -> None:
         """Let the threads end; a bcrypt under way is not waited for."""
@@ -221,10 +222,10 @@ class Logins:
         try:
             running = self._checks.get(attempt.digest)
             if running is not None:
-                return await asyncio.shield(running)
+                return await uncancelled(running)
             async with self._workers.slot(attempt.network, trusted=attempt.trusted):
                 attempt.running = True
-                return await asyncio.shield(self._in_thread(attempt))
+                return await uncancelled(self._in_thread(attempt))
         except LoginsBusy:
             raise
         except CredentialsInvalid:

@@ -32,7 +32,7 @@ from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.storage.bundle.errors import NameAmbiguous
-from mayfly.storage.errors import NameInvalid, StorageFull, of_disk
+from mayfly.storage.errors import DoesNotFit, NameInvalid, StorageFull, of_disk
 from mayfly.storage.interface import Store
 
 logger = logging.getLogger("mayfly")
@@ -174,6 +174,9 @@ def refusal(error: Exception, http: HTTPRequest) -> StreamResponse:
         level = logging.DEBUG if getattr(error, "reported", False) else logging.ERROR
         failed = "%s %s failed: %s"
         logger.log(level, failed, http.method, http.raw_path, cause, exc_info=unexpected)
+    elif isinstance(error, DoesNotFit):
+        text = f"a push was refused: {error.message}"
+        log.event(logging.WARNING, "does_not_fit", text, same="", **error.sizes)
     elif isinstance(error, StorageFull):
         log.event(
             logging.ERROR, "disk_full", "the disk is full: pushes are refused; free some space"

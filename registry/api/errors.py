@@ -88,6 +88,7 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     # Not 507: docker and skopeo do not show the message of a 5xx, and docker retries it five times.
     # With this status and code docker, crane and skopeo stop at once and show the reason.
     storage.StorageFull: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "DENIED"),
+    storage.DoesNotFit: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "DENIED"),
     storage.StorageFailed: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     storage.ContentCorrupt: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),
     storage.PathRefused: (HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN"),

@@ -26,7 +26,7 @@ from mayfly.registry.lifecycle.drain import Drain, Drained
 from mayfly.registry.lifecycle.plan import RunPlan
 from mayfly.registry.notices import Notice
 from mayfly.registry.state.directory import REPORT
-from mayfly.registry.threads import in_thread
+from mayfly.registry.threads import in_thread, uncancelled
 from mayfly.registry.version import VERSION
 from mayfly.storage.text import counted_of
 
@@ -256,7 +256,7 @@ class StatusService:
 
     async def _on_stop(self, request: Message) -> Message:
         self._stop.set(EndReason(EndKind.STOP, "stop was asked for"))
-        outcome = await asyncio.shield(self._outcome)
+        outcome = await uncancelled(self._outcome)
         return {
             "reason": outcome.reason.kind,
             "reason_detail": dict(outcome.reason.detail),

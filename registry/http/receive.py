@@ -11,7 +11,7 @@ import asyncio
 
 from mayfly.registry.activity import Activity
 from mayfly.registry.http.body import Body, HTTPRequest, allocate
-from mayfly.registry.threads import in_thread
+from mayfly.registry.threads import in_thread, uncancelled
 from mayfly.storage.interface import Upload
 
 _MAX_BATCH = 1024 * 1024
@@ -53,14 +53,14 @@ async def _receive(activity: Activity, body: Body, upload: Upload, at: int) -> i
         while count := await body.read_into(filling):
             activity.bytes_in += count
             if writing is not None:
-                await asyncio.shield(writing)  # where the reader is cancelled it goes on
+                await uncancelled(writing)  # where the reader is cancelled it goes on
             writing = in_thread(upload.write, [filling[:count]], at)
             at += count
             filling, written = written, filling
             if len(filling) > _batch_size():
                 filling = allocate(_batch_size())  # more uploads run than when this one began
         if writing is not None:
-            await asyncio.shield(writing)
+            await uncancelled(writing)
         return at
     finally:
         if writing is not None:

@@ -21,9 +21,9 @@ core/remotes/docker/config/hosts.go sets, and that the files here obey:
 from __future__ import annotations
 
 import json
-import tomllib
 from typing import Any
 
+from mayfly.auth import toml
 from mayfly.registry.nodes.plan import NodeView, Note, NoteCode, Plan, PlannedFile
 from mayfly.registry.nodes.target import Target
 from mayfly.storage.reference import address_of
@@ -122,7 +122,7 @@ def _configured_certs_dir(node: NodeView) -> tuple[str | None, tuple[Note, ...]]
         "restart containerd, once"
     )
     try:
-        config = tomllib.loads((node.read(CONFIG) or b"").decode())
+        config = toml.loads((node.read(CONFIG) or b"").decode())
     except ValueError as error:
         text = f"{CONFIG} cannot be understood ({error}); if it does not: {advice}"
         return None, (Note(NoteCode.CONFIG_UNREADABLE, text, CONFIG, CERTS_DIR),)

@@ -15,6 +15,9 @@ from typing import Any
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.settings.settings import ALL, Setting, Settings
 
+MAX_FILE_BYTES = 1024 * 1024
+"""Largest file of settings; the longest lists of bundles take some KiB."""
+
 _LOGIN = re.compile(r"//[^/\s]*@")
 
 
@@ -103,14 +106,17 @@ def _read_file(file: Path, known: Mapping[str, bool]) -> dict[str, tuple[str, ..
         ConfigError: the file cannot be read, a key is unknown, or a value is of the wrong kind.
     """
     # Imported only where a file is given: it takes a hundredth of the start.
-    import tomllib
+    from mayfly.auth import toml
 
     try:
         with file.open("rb") as opened:
-            content = tomllib.load(opened)
+            read = opened.read(MAX_FILE_BYTES + 1)
+        if len(read) > MAX_FILE_BYTES:
+            raise ConfigError(f"--config {file}: it is larger than {MAX_FILE_BYTES} bytes")
+        content = toml.loads(read.decode())
     except OSError as error:
         raise ConfigError(f"--config {file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # TOML's own, UTF-8's, and endless numbers
+    except ValueError as error:  # TOML's own, UTF-8's, and endless numbers
         raise ConfigError(f"--config {file}: not TOML: {error}") from None
     for key in content:
         if key not in known:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mayfly.storage.errors import StorageFull
+from mayfly.storage.errors import DoesNotFit, StorageFull
 
 LARGEST_RESERVE = 64 * 1024 * 1024
 """Bytes of the default reserve; on a small filesystem it is a hundredth of its size."""
@@ -34,19 +34,24 @@ class Space:
         """Quick. Check that ``size`` more bytes fit.
 
         Raises:
-            StorageFull: they do not; the message names the sizes.
+            DoesNotFit: they do not; the message names the sizes.
+            StorageFull: nothing does.
         """
         found = os.statvfs(self._directory)
         free = found.f_bavail * found.f_frsize
         reserve = self._reserve
         if reserve is None:
             reserve = min(LARGEST_RESERVE, found.f_blocks * found.f_frsize // 100)
-        if size + reserve > free:
-            raise StorageFull(
-                f"no space left in the registry's storage: {format_size(size)} more do not fit, "
-                f"{format_size(free)} are free, of which {format_size(reserve)} stay reserved",
-                {"size": size, "free": free, "reserve": reserve},
-            )
+        if size + reserve <= free:
+            return
+        sizes = {"size": size, "free": free, "reserve": reserve}
+        text = (
+            f"{format_size(size)} more do not fit, {format_size(free)} are free, of which "
+            f"{format_size(reserve)} stay reserved"
+        )
+        if free <= reserve:
+            raise StorageFull(f"no space left in the registry's storage: {text}", sizes)
+        raise DoesNotFit(f"not enough space left in the registry's storage: {text}", sizes)
 
 
 def format_size(size: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -31,6 +33,26 @@ async def test_begin(client: Client) -> None:
         assert answer.headers["Location"] == f"/v2/{REPO}/blobs/uploads/{identity}"
         assert answer.headers["Range"] == "0-0"
         assert answer.headers["Content-Length"] == "0"
+
+
+@pytest.mark.parametrize("free", [True, False])
+async def test_log_tells_a_full_disk_from_a_large_body(
+    free: bool,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    may_log_errors: pytest.LogCaptureFixture,
+) -> None:
+    """A length that fits nowhere is refused before its first byte, and fills no disk."""
+    location = await begin(client, REPO)
+    if not free:
+        full = SimpleNamespace(f_bavail=1, f_frsize=1, f_blocks=500)
+        monkeypatch.setattr(os, "statvfs", lambda _: full)
+    absurd = {"Content-Length": str(2**62)}
+    async with client.patch(location, data=BytesIO(b""), headers=absurd) as answer:
+        assert answer.status == 413
+        assert "more do not fit" in await answer.text()
+    (event,) = [getattr(record, "event", "") for record in may_log_errors.records]
+    assert event == ("does_not_fit" if free else "disk_full")
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])

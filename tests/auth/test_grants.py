@@ -62,6 +62,7 @@ GRANT = '[[grant]]\nuser = "a"\nrole = "guest"\nrepositories = "b"\n'
     [
         ("[[grant]\n", "not TOML.*line 1"),
         ("a = " + "[" * 5000, "not TOML"),
+        ("a" + ".a" * 40_000 + " = 1", "line 1: a key has more than 32 parts"),
         ("[[grants]]\n", "unknown key 'grants'"),
         ("[grant]\n", r"write \[\[grant\]\]"),
         ('grant = ["a"]\n', r"write \[\[grant\]\]"),

@@ -12,7 +12,7 @@ HEAVY = ("jwt", "bcrypt", "cryptography", "aiohttp", "tomllib", "mayfly.storage"
 LIGHT_MODULES = sorted(
     f"mayfly.auth.{module.name}"
     for module in pkgutil.iter_modules(auth.__path__)
-    if module.name != "grants"
+    if module.name not in ("grants", "toml")
 )
 
 

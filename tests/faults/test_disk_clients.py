@@ -13,7 +13,7 @@ from tests.faults.disk_mounts import MIB, tmpfs
 from tests.faults.disk_pushes import noise
 from tests.support.process import Mayfly, need_root, remove_tree
 
-REASON = "no space left in the registry's storage"
+REASON = "space left in the registry's storage"
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ pytestmark = pytest.mark.independent
 EFFECTS = {
     "mayfly.auth.users.hash_password": "bcrypt, slow on purpose; of 72 bytes at most",
     "mayfly.auth.generate._hash": "the same",
-    "mayfly.auth.grants.parse_grants": "tomllib takes quadratic time for dotted keys",
     "mayfly.registry.control.socket._bind": "binds a socket",
     "mayfly.registry.pki.addresses.wanted_names": "asks the host for its addresses",
 }

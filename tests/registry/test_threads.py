@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import pytest
 
-from mayfly.registry.threads import Turns, in_turn
+from mayfly.registry.threads import Turns, in_turn, uncancelled
 
 
 async def test_few_at_a_time() -> None:
@@ -84,3 +85,32 @@ async def test_turns_keep_nothing_of_clients_that_left() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
     assert not turns._waiting
     await asyncio.wait_for(turns.take("next"), 10)
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_exception_of_an_abandoned_future(turns: int, is_first: bool) -> None:
+    """Whether it comes before or after a cancellation, asyncio has nothing to log."""
+    logged: list[dict[str, object]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: logged.append(context))
+
+    async def abandon() -> None:
+        future: asyncio.Future[None] = loop.create_future()
+        waiting = asyncio.create_task(uncancelled(future))
+        await asyncio.sleep(0)
+        if is_first:
+            future.set_exception(ValueError())
+        # Between the steps by which the exception reaches the waiter.
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        if not is_first:
+            await asyncio.sleep(0)
+            future.set_exception(ValueError())
+        with pytest.raises((asyncio.CancelledError, ValueError)):
+            await waiting
+
+    await abandon()
+    gc.collect()
+    assert logged == []

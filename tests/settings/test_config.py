@@ -17,7 +17,7 @@ from mayfly.registry.http.bind import bound_sockets
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.settings.readers import Address, read_address, read_path
 from mayfly.registry.settings.settings import SETTINGS, Setting
-from mayfly.registry.settings.sources import load
+from mayfly.registry.settings.sources import MAX_FILE_BYTES, load
 from tests.support.process import REPO
 
 # For each setting two texts that it takes, and one that it does not.
@@ -420,6 +420,20 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as refused:
             load({}, {}, path)
         assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("#" * (MAX_FILE_BYTES + 1), f"larger than {MAX_FILE_BYTES} bytes"),
+        ("root" + ".a" * 40_000 + " = 1", "line 1: a key has more than 32 parts"),
+    ],
+    ids=["large", "deep"],
+)
+def test_file_beyond_a_bound(text: str, says: str, tmp_path: Path) -> None:
+    """It is refused at once; the error names the bound."""
+    with pytest.raises(ConfigError, match=says):
+        load({}, {}, _file(tmp_path, text))
 
 
 def test_empty_file_sets_nothing(tmp_path: Path) -> None:
