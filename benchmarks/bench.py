@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from benchmarks import load, peers
 from benchmarks.load import Data, Result
@@ -17,6 +18,15 @@ from benchmarks.server import Server, free_port, running
 
 Figures = dict[str, float]
 """What one measurement found, by its name and unit."""
+
+RATE = "MiB/s"
+DURABLE = "MiB/s durable"
+"""With the time that it takes to sync what was left unsynced."""
+
+CPU = "CPU s/GiB"
+PEAK = "peak MiB"
+
+T = TypeVar("T")
 
 SCOPES = [f"repository:{load.REPOSITORY}:pull,push", "registry:catalog:*"]
 
@@ -47,6 +57,7 @@ class Bench:
         self.ciphers: dict[str, str] = {}
         self._stored: dict[str, Path] = {}
         self._bundle: Path | None = None
+        self._kept: dict[object, Any] = {}
         self.image_digest = ""
 
     @contextlib.contextmanager
@@ -76,6 +87,7 @@ class Bench:
         ca = self.tls[0] if tls else None
         environment = peers.environment(peer, self.library)
         log = self.directory / f"{peer.name}.log"
+        assert peer.command is not None
         command = peer.command(launch)
         try:
             with running(command, launch.port, ca, log, environment, probe) as server:
@@ -127,6 +139,13 @@ class Bench:
             command = [MAYFLY, "export", image, "--root", str(root), "-o", str(self._bundle)]
             subprocess.run(command, check=True, capture_output=True)
         return self._bundle
+
+    def kept(self, key: object, make: Callable[[], T]) -> T:
+        """Something that several rows use, made at the first call."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        found: T = self._kept[key]
+        return found
 
     def login(self, server: Server, peer: Peer) -> str:
         return load.token(server, SCOPES) if peer.authenticates else ""

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks import catalog, rows
-from benchmarks.bench import Figures
+from benchmarks import catalog, making, rows
+from benchmarks.bench import CPU, DURABLE, PEAK, RATE, Figures
 from benchmarks.peers import RIVALS
 
 Results = dict[str, dict[str, list[Figures]]]
@@ -66,27 +66,37 @@ def _beside(row: str, figure: str, limit: float, most: bool = False) -> Goal:
 
 
 GOALS = (
-    _beside("push-patch", rows.RATE, 1.5),
-    _beside("push-patch-4", rows.RATE, 1.3),
-    _beside("push-put", rows.RATE, 1.2),
-    _beside("push-tls", rows.RATE, 1.5),
-    _beside("pull-http", rows.RATE, 1.0),
-    _beside("pull-http", rows.CPU, 1.0, most=True),
-    _beside("pull-tls", rows.RATE, 1.2),
-    _beside("fleet-http", rows.RATE, 1.5),
-    _beside("fleet-tls", rows.RATE, 1.2),
-    Goal("fleet-bundle", rows.RATE, 0.95, against=("fleet-http", "mayfly")),
+    _beside("push-patch", RATE, 1.5),
+    _beside("push-patch-4", RATE, 1.3),
+    _beside("push-put", RATE, 1.2),
+    _beside("push-tls", RATE, 1.5),
+    _beside("pull-http", RATE, 1.0),
+    _beside("pull-http", CPU, 1.0, most=True),
+    _beside("pull-tls", RATE, 1.2),
+    _beside("fleet-http", RATE, 1.5),
+    _beside("fleet-tls", RATE, 1.2),
+    Goal("fleet-bundle", RATE, 0.95, against=("fleet-http", "mayfly")),
     Goal("manifest-get", rows.REQUESTS, 1.0, against=("manifest-get", "olareg")),
     Goal("manifest-head", rows.REQUESTS, 1.0, against=("manifest-head", "olareg")),
     Goal("tokens", rows.REQUESTS, 0.5, against=("manifest-get", "mayfly")),
-    Goal("fleet-http", rows.PEAK, 64, most=True),
-    Goal("fleet-bundle", rows.PEAK, 64, most=True),
-    Goal("fleet-tls", rows.PEAK, 96, most=True),
+    Goal("fleet-http", PEAK, 64, most=True),
+    Goal("fleet-bundle", PEAK, 64, most=True),
+    Goal("fleet-tls", PEAK, 96, most=True),
     Goal("start", rows.START, 300, most=True),
     Goal("catalog", catalog.PAGE + catalog.GROWTH, 3, most=True),
     Goal("catalog", catalog.LAST_PAGE + catalog.GROWTH, 3, most=True),
     Goal("catalog", catalog.TAGS_PAGE + catalog.GROWTH, 1.5, most=True),
     Goal("catalog", catalog.START + catalog.GROWTH, 1.5, most=True),
+    *(
+        goal
+        for row in ("create-http", "create-tls", "create-olareg")
+        for goal in (
+            _beside(row, RATE, 1.0),
+            _beside(row, DURABLE, 1.0),
+            _beside(row, making.UNPACKED, 1.0),
+            Goal(row, PEAK, 96, most=True),
+        )
+    ),
 )
 
 

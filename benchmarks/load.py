@@ -24,6 +24,7 @@ REPOSITORY = "bench/data"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+OCI_GZIP_LAYER = f"{OCI_LAYER}+gzip"
 
 USER, PASSWORD = "bench", "correct horse battery staple"
 BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
@@ -40,7 +41,12 @@ class Blob:
 
 @dataclass(frozen=True)
 class Result:
-    """What the load saw; latencies are of one push, pull or request each."""
+    """What the load saw; latencies are of one push, pull or request each.
+
+    Attributes:
+        cpu_seconds: of the load; of commands that it ran, theirs.
+        peak_kib: of commands, the largest resident memory of one of them.
+    """
 
     seconds: float
     bytes: int
@@ -49,6 +55,7 @@ class Result:
     p99_ms: float
     cpu_seconds: float
     cipher: str
+    peak_kib: int
 
 
 class Data:
@@ -82,15 +89,34 @@ class Data:
 
 
 def run(server: Server, kind: str, authorization: str, **job: Any) -> Result:
-    """Run one job; see ``Job`` in ``benchmarks/load/main.go``.
+    """Run one job against a server; see ``Job`` in ``benchmarks/load/main.go``.
 
     Raises:
         RuntimeError: a request failed, or content was not what it should be.
     """
-    job |= {"kind": kind, "address": server.address, "authorization": authorization}
+    job |= {"address": server.address, "authorization": authorization}
     job |= {"ca": str(server.ca or ""), "repository": REPOSITORY}
     if "blobs" in job:
         job["blobs"] = [asdict(blob) for blob in job["blobs"]]
+    return _run(kind, job)
+
+
+def run_commands(commands: list[list[str]], environment: dict[str, str]) -> Result:
+    """Run programs one after the other and measure them.
+
+    Args:
+        commands: each with its arguments.
+        environment: added to that of this process.
+
+    Raises:
+        RuntimeError: one failed.
+    """
+    added = [f"{name}={value}" for name, value in environment.items()]
+    return _run("commands", {"commands": commands, "environment": added})
+
+
+def _run(kind: str, job: dict[str, Any]) -> Result:
+    job["kind"] = kind
     done = subprocess.run(
         [LOAD], input=json.dumps(job).encode(), capture_output=True, timeout=330, check=False
     )
@@ -121,11 +147,30 @@ def token_path(scope: str) -> str:
     return f"/auth/token?{query}"
 
 
-def put_image(server: Server, authorization: str, tag: str, layers: list[Blob]) -> str:
+def mount(server: Server, repository: str, blobs: list[Blob]) -> None:
+    """Link blobs of `REPOSITORY` into another one.
+
+    Raises:
+        RuntimeError: the registry cannot.
+    """
+    for blob in blobs:
+        path = f"/v2/{repository}/blobs/uploads/?mount={blob.digest}&from={REPOSITORY}"
+        if "uploads" in _request(server, "", "POST", path).get("Location", ""):
+            raise RuntimeError(f"{blob.digest} was not mounted into {repository}")
+
+
+def put_image(
+    server: Server,
+    authorization: str,
+    tag: str,
+    layers: list[Blob],
+    repository: str = REPOSITORY,
+    layer_type: str = OCI_LAYER,
+) -> str:
     """Push config and manifest of an image whose layers are there; the manifest's digest."""
     config = json.dumps({"architecture": "amd64", "os": "linux", "name": tag}).encode()
     config_digest = sha256(config)
-    begun = _request(server, authorization, "POST", f"/v2/{REPOSITORY}/blobs/uploads/")
+    begun = _request(server, authorization, "POST", f"/v2/{repository}/blobs/uploads/")
     location = urllib.parse.urljoin(server.url, begun["Location"])
     location += ("&" if "?" in location else "?") + f"digest={config_digest}"
     _request(server, authorization, "PUT", location, config, "application/octet-stream")
@@ -133,10 +178,10 @@ def put_image(server: Server, authorization: str, tag: str, layers: list[Blob]) 
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": {"mediaType": OCI_CONFIG, "digest": config_digest, "size": len(config)},
-        "layers": [{"mediaType": OCI_LAYER, "digest": b.digest, "size": b.size} for b in layers],
+        "layers": [{"mediaType": layer_type, "digest": b.digest, "size": b.size} for b in layers],
     }
     body = json.dumps(document).encode()
-    path = f"/v2/{REPOSITORY}/manifests/{tag}"
+    path = f"/v2/{repository}/manifests/{tag}"
     _request(server, authorization, "PUT", path, body, OCI_MANIFEST)
     return sha256(body)
 

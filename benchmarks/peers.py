@@ -1,4 +1,4 @@
-"""The registries that are measured: where their program is, and how each is started.
+"""The registries and tools that are measured: where their program is, and how each is started.
 
 Each runs with its defaults but for the address, the directory, TLS, and a log of every request
 where it writes one. Mayfly alone runs with users and access checks; that favours its peers.
@@ -44,11 +44,40 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Order:
+    """A bundle to make: these images, from one registry, as one OCI layout in a tar.
+
+    Attributes:
+        host: ``address:port`` of the registry.
+        names: the images' repositories; the tag of each is `TAG`.
+        together: a repository that has all of the images, for a tool that takes only one.
+        tags: of the images in it.
+        listed: the images as a list.
+        ca: to trust, None for plain HTTP.
+        certificates: a directory with nothing but that file, as ``ca.crt``.
+        layout: for the layout as a directory, by a tool that makes no tar.
+        output: the tar.
+    """
+
+    host: str
+    names: tuple[str, ...]
+    together: str
+    tags: tuple[str, ...]
+    listed: Path
+    ca: Path | None
+    certificates: Path
+    layout: Path
+    output: Path
+
+
+@dataclass(frozen=True)
 class Peer:
-    """One registry.
+    """One registry or tool.
 
     Attributes:
         about: what a reader of the table has to know.
+        command: the registry.
+        make: the commands that make a bundle, or the layout in place of it.
         version: the command that prints it.
         authenticates: whether it asks for a token.
         keeps: what survives its end: ``"all"``, ``"blobs"`` or ``"nothing"``.
@@ -58,12 +87,13 @@ class Peer:
     name: str
     about: str
     program: str
-    command: Callable[[Launch], list[str]]
+    command: Callable[[Launch], list[str]] | None = None
     version: tuple[str, ...] = ()
     tls: bool = True
     authenticates: bool = False
     keeps: str = "all"
     preload: bool = False
+    make: Callable[[Order], list[list[str]]] | None = None
 
     @property
     def path(self) -> str | None:
@@ -133,9 +163,45 @@ def _bare(launch: Launch) -> list[str]:
     return command
 
 
+def _mayfly_make(order: Order) -> list[list[str]]:
+    command = [MAYFLY, "bundle", "create", str(order.listed), "-o", str(order.output)]
+    if order.ca:
+        command += ["--upstream", f"{order.host}=https://{order.host}", "--ca", str(order.ca)]
+    return [command]
+
+
+def _skopeo_make(order: Order) -> list[list[str]]:
+    trust = "--src-tls-verify=false"
+    if order.ca:
+        trust = f"--src-cert-dir={order.certificates}"
+    copy = ["skopeo", "--insecure-policy", "copy", "--quiet", "--preserve-digests", trust]
+    return [
+        [*copy, f"docker://{order.host}/{name}:{TAG}", f"oci:{order.layout}:{name}"]
+        for name in order.names
+    ]
+
+
+def _crane_make(order: Order) -> list[list[str]]:
+    images = [f"{order.host}/{name}:{TAG}" for name in order.names]
+    command = [str(BIN / "crane"), "pull", "--format=oci", "--annotate-ref"]
+    return [[*command, *images, str(order.layout)]]
+
+
+def _oras_make(order: Order) -> list[list[str]]:
+    trust = ["--ca-file", str(order.ca)] if order.ca else ["--plain-http"]
+    command = [str(BIN / "oras"), "backup", "--no-tty", *trust, "--output", str(order.output)]
+    return [[*command, f"{order.host}/{order.together}:{','.join(order.tags)}"]]
+
+
 _ALL = (
     Peer(
-        "mayfly", "users and access checks on, durable", MAYFLY, _mayfly, ("--version",), True, True
+        "mayfly",
+        "users and access checks on, durable",
+        MAYFLY,
+        _mayfly,
+        ("--version",),
+        authenticates=True,
+        make=_mayfly_make,
     ),
     Peer(
         "mayfly-nosync",
@@ -144,6 +210,7 @@ _ALL = (
         _mayfly,
         authenticates=True,
         preload=True,
+        make=_mayfly_make,
     ),
     Peer(
         "docker-registry",
@@ -176,12 +243,38 @@ _ALL = (
         _bare,
         keeps="nothing",
     ),
+    Peer(
+        "skopeo",
+        "Debian's, `skopeo copy` once for each image, syncs each blob, then tar",
+        "skopeo",
+        version=("--version",),
+        make=_skopeo_make,
+    ),
+    Peer(
+        "crane-pull",
+        "`crane pull --format=oci` of all images, never syncs, then tar",
+        "crane",
+        version=("version",),
+        make=_crane_make,
+    ),
+    Peer(
+        "oras",
+        "`oras backup` of one repository that has all images, never syncs",
+        "oras",
+        version=("version",),
+        make=_oras_make,
+    ),
 )
 
 PEERS = {peer.name: peer for peer in _ALL}
 
-RIVALS = ("docker-registry", "distribution", "olareg", "crane")
+REGISTRIES = ("docker-registry", "distribution", "olareg", "crane")
+MAKERS = ("skopeo", "crane-pull", "oras")
+RIVALS = (*REGISTRIES, *MAKERS)
 """Those that Mayfly is compared with."""
+
+TAG = "1"
+"""Of every image in a bundle that is made."""
 
 MISSING_BY_NATURE = {"zot": "its Go module is not served by the proxy that this was built with"}
 """Peers worth measuring that cannot be installed by ``benchmarks/install``, and why."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import limits, rows
+from benchmarks.bench import DURABLE, RATE
 from benchmarks.goals import GOALS, Results, judge, median, ratio
 from benchmarks.peers import PEERS
 from benchmarks.rows import ROWS, Row
@@ -19,6 +20,7 @@ BEGIN, END = "<!-- measured -->\n", "<!-- end of measured -->\n"
 """Between these lines of a document the Markdown is put."""
 
 _PUSHES = ("push-patch", "push-patch-4", "push-put", "push-tls")
+_CREATES = ("create-http", "create-tls", "create-olareg")
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,9 @@ def _push_lines(run: Run) -> list[list[str]]:
             if name in ("mayfly", "mayfly-nosync", "bare"):
                 continue
             times = (
-                ratio(own, rounds, rows.RATE),
-                ratio(free, rounds, rows.RATE),
-                ratio(own, rounds, rows.DURABLE),
+                ratio(own, rounds, RATE),
+                ratio(free, rounds, RATE),
+                ratio(own, rounds, DURABLE),
             )
             lines.append([row, name, *(f"{t:.2f} x" if t else "" for t in times)])
     return lines
@@ -197,10 +199,11 @@ def _limit_lines(run: Run) -> list[list[str]]:
         found = run.results[row.id]
         own = found.get("mayfly", [])
         rate = median(own, row.main)
-        if rate is None or row.main not in (rows.RATE, rows.REQUESTS):
+        if rate is None or row.main not in (RATE, rows.REQUESTS):
             continue
-        bounds = {limits.HASH, limits.DISK} if row.id in _PUSHES else set[str]()
-        if row.main == rows.RATE and not row.tls and row.id not in _PUSHES:
+        is_written = row.id in (*_PUSHES, *_CREATES)
+        bounds = {limits.HASH, limits.DISK} if is_written else set[str]()
+        if row.main == RATE and not row.tls and not is_written:
             bounds = {limits.LOOPBACK}
         shares = [
             _percent(rate / run.limits[limit]) if limit in bounds and limit in run.limits else ""

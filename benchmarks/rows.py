@@ -7,17 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks import catalog, load
-from benchmarks.bench import Bench, Figures, sync_tree
+from benchmarks import catalog, load, making
+from benchmarks.bench import CPU, DURABLE, PEAK, RATE, Bench, Figures, sync_tree
 from benchmarks.load import Blob, Data, Result
-from benchmarks.peers import RIVALS, Peer
+from benchmarks.peers import MAKERS, REGISTRIES, Peer
 from benchmarks.server import Server
 
 GIB = 2**30
 
-RATE = "MiB/s"
-DURABLE = "MiB/s durable"
-CPU = "CPU s/GiB"
 LOAD_CPU = "load CPU s/GiB"
 REQUESTS = "requests/s"
 REQUEST_CPU = "CPU us/request"
@@ -27,7 +24,6 @@ CORES = "server cores"
 
 P50 = "p50 ms"
 P99 = "p99 ms"
-PEAK = "peak MiB"
 START = "start ms"
 START_CPU = "start CPU ms"
 
@@ -198,8 +194,9 @@ def _middle(data: Data) -> list[Blob]:
     return data.middle
 
 
-_PULLERS = ("mayfly", *RIVALS, "bare")
-_PUSHERS = ("mayfly", "mayfly-nosync", *RIVALS, "bare")
+_PULLERS = ("mayfly", *REGISTRIES, "bare")
+_PUSHERS = ("mayfly", "mayfly-nosync", *REGISTRIES, "bare")
+_MAKERS = ("mayfly", "mayfly-nosync", *MAKERS)
 _OWN = ("mayfly",)
 
 _ALL = (
@@ -305,6 +302,27 @@ _ALL = (
         catalog.PAGE,
         catalog.measure,
         ("mayfly", "docker-registry", "distribution"),
+    ),
+    Row(
+        "create-http",
+        making.TITLE,
+        RATE,
+        partial(making.measure, "distribution", False),
+        _MAKERS,
+    ),
+    Row(
+        "create-tls",
+        "the same over TLS",
+        RATE,
+        partial(making.measure, "distribution", True),
+        _MAKERS,
+    ),
+    Row(
+        "create-olareg",
+        "the same from olareg",
+        RATE,
+        partial(making.measure, "olareg", False),
+        _MAKERS,
     ),
 )
 

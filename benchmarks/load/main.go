@@ -26,7 +26,7 @@ type Blob struct {
 
 // A Job says what to do; which fields count depends on Kind.
 type Job struct {
-	Kind          string  `json:"kind"` // push-patch, push-put, pull or requests
+	Kind          string  `json:"kind"` // push-patch, push-put, pull, requests or commands
 	Address       string  `json:"address"`
 	CA            string  `json:"ca"` // a file; plain HTTP if empty
 	Authorization string  `json:"authorization"`
@@ -41,6 +41,9 @@ type Job struct {
 	Method        string  `json:"method"`   // requests
 	Path          string  `json:"path"`
 	Seconds       float64 `json:"seconds"`
+
+	Commands    [][]string `json:"commands"`    // commands: each with its arguments
+	Environment []string   `json:"environment"` // commands: NAME=VALUE besides that of this program
 }
 
 // A Result is what the clients saw.
@@ -50,7 +53,8 @@ type Result struct {
 	Count   int     `json:"count"`
 	P50     float64 `json:"p50_ms"`
 	P99     float64 `json:"p99_ms"`
-	CPU     float64 `json:"cpu_seconds"`
+	CPU     float64 `json:"cpu_seconds"` // of this program; of commands, theirs
+	Peak    int64   `json:"peak_kib"`    // of commands, the largest resident memory of one of them
 	Cipher  string  `json:"cipher"`
 }
 
@@ -63,7 +67,9 @@ func main() {
 	fail(json.NewDecoder(os.Stdin).Decode(&job))
 	result, err := run(job)
 	fail(err)
-	result.CPU = cpuSeconds()
+	if job.Kind != "commands" {
+		result.CPU = cpuSeconds()
+	}
 	fail(json.NewEncoder(os.Stdout).Encode(result))
 }
 
@@ -77,6 +83,8 @@ func run(job Job) (Result, error) {
 		return pull(job)
 	case "requests":
 		return requests(job)
+	case "commands":
+		return commands(job)
 	}
 	return Result{}, fmt.Errorf("no such kind of job: %q", job.Kind)
 }
