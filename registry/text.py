@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 _KEPT = frozenset("\n\t")
@@ -36,6 +36,33 @@ def exact_json(document: object, indent: int | None = None) -> str:
     """Return a JSON text in which every character that a terminal could interpret is escaped."""
     # ensure_ascii escapes all others.
     return json.dumps(document, indent=indent, default=str).replace("\x7f", "\\u007f")
+
+
+def json_pieces(document: object, indent: int, level: int = 0) -> Iterator[str]:
+    """Yield the text of `exact_json` in pieces, so that the whole need not be in memory.
+
+    Args:
+        document: it may contain iterators, which become arrays.
+        indent: blanks for each level.
+        level: of the document in the one around it.
+    """
+    inner, outer = (f"\n{' ' * indent * depth}" for depth in (level + 1, level))
+    if isinstance(document, Mapping):
+        begin = "{"
+        for key, value in document.items():
+            yield f"{begin}{inner}{exact_json(str(key))}: "
+            yield from json_pieces(value, indent, level + 1)
+            begin = ","
+        yield "{}" if begin == "{" else f"{outer}}}"
+    elif isinstance(document, Iterator | list | tuple):
+        begin = "["
+        for value in document:
+            yield f"{begin}{inner}"
+            yield from json_pieces(value, indent, level + 1)
+            begin = ","
+        yield "[]" if begin == "[" else f"{outer}]"
+    else:
+        yield exact_json(document)
 
 
 class Terminal:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -40,59 +41,81 @@ def command(old: str, new: str, files: bool, only: tuple[str, ...], json: bool) 
     B.
     """
     with looking_at([old], Path()) as a, looking_at([new], Path()) as b:
-        olds, news = _images(a.reader, only), _images(b.reader, only)
+        known: set[Digest] = set()
+        fetch: dict[Digest, int] = {}
+        olds, news = {}, {}
+        for name, image in _images(a.reader, only):
+            olds[name] = _side(image, known)
+            known.update(image.blobs)
+        for name, image in _images(b.reader, only):
+            news[name] = _side(image, known)
+            fetch.update((d, size) for d, size in image.blobs.items() if d not in known)
         for text in only:
             if text not in olds and text not in news:
                 raise ManifestUnknown(f"no image {text} in A or B")
-        known = {digest for one in olds.values() for digest in one.blobs}
-        rows = []
-        for name in sorted(olds.keys() | news.keys()):
-            one, other = olds.get(name), news.get(name)
-            if one and other and one.digest == other.digest:
-                continue
-            row = _row(name, one, other, known)
-            if not json:
-                _show(row)
-            if files and one and other:
-                changes = _compared(a.reader, one, b.reader, other)
-                if json:
-                    row["files"] = [_change(platform, each) for platform, each in changes]
-                else:
-                    for platform, each in changes:
-                        _show_change(platform, each)
-            rows.append(row)
-        fetch = {
-            digest: size
-            for one in news.values()
-            for digest, size in one.blobs.items()
-            if digest not in known
-        }
-    if json:
-        print_json({"images": rows, "fetch": sum(fetch.values())})
-        return
-    differ = counted(len(rows), "image differs", "images differ")
+        names = sorted(olds.keys() | news.keys())
+        pairs = [(name, olds.get(name), news.get(name)) for name in names]
+        differing = [
+            (name, one, other)
+            for name, one, other in pairs
+            if not one or not other or one.digest != other.digest
+        ]
+
+        def changes(one: _Side | None, other: _Side | None) -> Iterator[tuple[str, Change]] | None:
+            return _compared(a.reader, one, b.reader, other) if files and one and other else None
+
+        if json:
+            rows = (_row(*each, changes(*each[1:])) for each in differing)
+            print_json({"images": rows, "fetch": sum(fetch.values())})
+            return
+        for name, one, other in differing:
+            _show(_row(name, one, other, None))
+            for platform, change in changes(one, other) or ():
+                _show_change(platform, change)
+    differ = counted(len(differing), "image differs", "images differ")
     echo(f"{differ}, {format_size(sum(fetch.values()))} to fetch for B")
 
 
-def _images(reader: Reader, only: tuple[str, ...]) -> dict[str, Image]:
-    """Images by name; with ``only``, those of these names that are there."""
+class _Side(NamedTuple):
+    """An image in A or B, without its blobs: there may be many images.
+
+    Attributes:
+        name: of the image.
+        digest: of its manifest.
+        size: bytes of all of it.
+        fetch: bytes of the blobs that A does not have.
+        new_blobs: their number.
+    """
+
+    name: str
+    digest: Digest
+    size: int
+    fetch: int
+    new_blobs: int
+
+
+def _side(image: Image, known: set[Digest]) -> _Side:
+    new = [size for digest, size in image.blobs.items() if digest not in known]
+    return _Side(image.name, image.digest, image.size, sum(new), len(new))
+
+
+def _images(reader: Reader, only: tuple[str, ...]) -> Iterator[tuple[str, Image]]:
+    """Yield images with the name to compare them by; with ``only``, those of these names."""
     from mayfly.storage.images import image, images, resolve
 
     if not only:
-        return {one.name: one for one in images(reader)}
-    found = {}
+        for one in images(reader):
+            yield one.name, one
     for text in only:
-        try:
+        with contextlib.suppress(ManifestUnknown):
             repository, digest = resolve(reader, text)
-        except ManifestUnknown:
-            continue
-        found[text] = image(reader, repository, digest, f"{repository}@{digest}")
-    return found
+            yield text, image(reader, repository, digest, f"{repository}@{digest}")
 
 
-def _row(name: str, old: Image | None, new: Image | None, known: set[Digest]) -> dict[str, object]:
+def _row(
+    name: str, old: _Side | None, new: _Side | None, changes: Iterator[tuple[str, Change]] | None
+) -> dict[str, object]:
     """Differences of one image, as data."""
-    blobs = new.blobs if new else {}
     return {
         "change": "changed" if old and new else "added" if new else "removed",
         "name": name,
@@ -100,9 +123,9 @@ def _row(name: str, old: Image | None, new: Image | None, known: set[Digest]) ->
         "new": str(new.digest) if new else None,
         "old_size": old.size if old else None,
         "new_size": new.size if new else None,
-        "fetch": sum(size for digest, size in blobs.items() if digest not in known),
-        "new_blobs": sum(digest not in known for digest in blobs),
-        "files": None,
+        "fetch": new.fetch if new else 0,
+        "new_blobs": new.new_blobs if new else 0,
+        "files": None if changes is None else (_change(*each) for each in changes),
     }
 
 
@@ -115,7 +138,7 @@ def _show(row: dict[str, object]) -> None:
 
 
 def _compared(
-    old_reader: Reader, old: Image, new_reader: Reader, new: Image
+    old_reader: Reader, old: _Side, new_reader: Reader, new: _Side
 ) -> Iterator[tuple[str, Change]]:
     """The files that differ, by platform; platforms that only one of them has are left out."""
     from mayfly.storage.filetree.tree import compare
@@ -128,7 +151,7 @@ def _compared(
                 yield stack.platform, change
 
 
-def _stacks(reader: Reader, image: Image) -> list[Stack]:
+def _stacks(reader: Reader, image: Image | _Side) -> list[Stack]:
     """The stacks of layers that are file trees: neither artifacts nor attestations."""
     from mayfly.storage.images import stacks
 
@@ -140,12 +163,12 @@ def _is_unknown(stack: Stack) -> bool:
     return stack.platform == "unknown/unknown"
 
 
-def repository_of(image: Image) -> str:
+def repository_of(image: Image | _Side) -> str:
     """The repository in an image's name."""
     return split_stored(image.name)[0]
 
 
-def tree_of(reader: Reader, image: Image, stack: Stack) -> Tree:
+def tree_of(reader: Reader, image: Image | _Side, stack: Stack) -> Tree:
     """The merged tree of one platform.
 
     Raises:
@@ -185,26 +208,13 @@ def _show_change(platform: str, change: Change) -> None:
 
 def show_files(reader: Reader, image: Image, json: bool) -> None:
     """Print the merged tree of each platform: every path with the layer that it comes from."""
-    documents = []
     found = _stacks(reader, image)
+    if json:
+        documents = (_document(stack, tree_of(reader, image, stack)) for stack in found)
+        print_json({"name": image.name, "digest": str(image.digest), "platforms": documents})
+        return
     for stack in found:
         tree = tree_of(reader, image, stack)
-        wasted = sorted(tree.wasted.items(), key=lambda one: (-one[1], one[0]))
-        if json:
-            documents.append(
-                {
-                    "platform": stack.platform,
-                    "digest": str(stack.digest),
-                    "layers": [
-                        {"digest": str(layer.digest), "entries": count}
-                        for layer, count in zip(stack.layers, tree.files, strict=True)
-                    ],
-                    "wasted": tree.wasted_size,
-                    "wasted_files": [{"path": path, "size": size} for path, size in wasted],
-                    "files": [_file(one) for one in tree.walk()],
-                }
-            )
-            continue
         echo(f"{image.name}  {stack.platform}  {stack.digest}")
         for one in tree.walk():
             arrow = f" -> {one.facts.target}" if one.facts.kind == "symlink" else ""
@@ -212,13 +222,31 @@ def show_files(reader: Reader, image: Image, json: bool) -> None:
             size = format_size(one.facts.size) if one.facts.kind == "file" else ""
             echo(f"{one.layer:>4}  {one.facts.mode:04o}  {size:>9}  /{one.path}{end}{arrow}")
         total = format_size(tree.wasted_size)
-        echo(f"{total} wasted by {len(wasted)} files that upper layers hide")
-        for path, lost in wasted[:_WASTED_SHOWN]:
+        echo(f"{total} wasted by {len(tree.wasted)} files that upper layers hide")
+        for path, lost in _wasted(tree)[:_WASTED_SHOWN]:
             echo(f"{format_size(lost):>21}  /{path}")
-    if json:
-        print_json({"name": image.name, "digest": str(image.digest), "platforms": documents})
-    elif not found:
+    if not found:
         raise StorageError(f"{image.name} has no file tree: it is an artifact")
+
+
+def _document(stack: Stack, tree: Tree) -> dict[str, object]:
+    """The merged tree of one platform, as data."""
+    return {
+        "platform": stack.platform,
+        "digest": str(stack.digest),
+        "layers": [
+            {"digest": str(layer.digest), "entries": count}
+            for layer, count in zip(stack.layers, tree.files, strict=True)
+        ],
+        "wasted": tree.wasted_size,
+        "wasted_files": ({"path": path, "size": size} for path, size in _wasted(tree)),
+        "files": map(_file, tree.walk()),
+    }
+
+
+def _wasted(tree: Tree) -> list[tuple[str, int]]:
+    """Wasted bytes by path, the most first."""
+    return sorted(tree.wasted.items(), key=lambda one: (-one[1], one[0]))
 
 
 def _file(one: File) -> dict[str, object]:

@@ -69,11 +69,34 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(str(v) for v in value) if isinstance(value, tuple) else (str(value),)
 
 
-def print_json(document: object) -> None:
-    """One JSON document on standard output."""
-    from mayfly.registry.text import exact_json
+_IN_MEMORY = 4 * 1024 * 1024
+_PIECE = 64 * 1024
+_AT_ONCE = 1000
+"""Pieces of text that are put into the file at once; each is a few bytes."""
 
-    click.echo(exact_json(document, indent=2))
+
+def print_json(document: object) -> None:
+    """Print one JSON document on standard output; iterators in it become arrays.
+
+    A document that is larger than some MiB is first written to a temporary file: an error in one of
+    its iterators leaves standard output empty, and memory does not grow with the document.
+    """
+    import tempfile
+
+    from mayfly.registry.text import json_pieces
+
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY, "w+", encoding="ascii") as file:
+        pieces: list[str] = []
+        for piece in json_pieces(document, indent=2):
+            pieces.append(piece)
+            if len(pieces) == _AT_ONCE:
+                file.write("".join(pieces))
+                pieces.clear()
+        file.write("".join(pieces))
+        file.seek(0)
+        while text := file.read(_PIECE):
+            click.echo(text, nl=False)
+    click.echo()
 
 
 JSON_HELP = "Print JSON, errors too (docs/commands.md)."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,32 +63,39 @@ def ls(
         _list_sources(ctx, sources, root, json)
         return
     reader = store_reader(root)
-    found = [*tagged(reader), *(untagged(reader) if everything else ())]
-    damaged = [one for one in found if isinstance(one, Damaged)]
-    images = [one for one in found if not isinstance(one, Damaged)]
-    _print_images(reader, images, json, damaged=[asdict(one) for one in damaged])
+    damaged: list[Damaged] = []
+
+    def images() -> Iterator[Image]:
+        for one in chain(tagged(reader), untagged(reader) if everything else ()):
+            if isinstance(one, Damaged):
+                damaged.append(one)
+            else:
+                yield one
+
+    _print_images(reader, images(), json, damaged=(asdict(one) for one in damaged))
     name_damaged(ctx, damaged, json)
 
 
-def _print_images(reader: Reader, images: Sequence[Image], json: bool, **found: object) -> None:
-    """Print images; in JSON, the other properties of the document, too."""
-    attached = [_attached(reader, image) for image in images]
+def _print_images(reader: Reader, images: Iterator[Image], json: bool, **found: object) -> None:
+    """Print images as they come; in JSON, then the other properties of the document, too."""
     if json:
-        rows = [
+        rows = (
             {
                 "name": image.name,
                 "digest": str(image.digest),
                 "size": image.size,
-                "referrers": [_referrer(*one) for one in links],
+                "referrers": [_referrer(*one) for one in _attached(reader, image)],
             }
-            for image, links in zip(images, attached, strict=True)
-        ]
+            for image in images
+        )
         print_json({"images": rows, **found})
         return
-    width = max((len(image.name) for image in images), default=0)
-    for image, links in zip(images, attached, strict=True):
-        more = f"  {counted(len(links), 'referrer')}" if links else ""
-        echo(f"{image.name:<{width}}  {format_size(image.size):>9}  {image.digest}{more}")
+    # Names first, to know their width; an image has a dictionary of all its blobs.
+    lines = [(one.name, one.size, str(one.digest), len(_attached(reader, one))) for one in images]
+    width = max((len(name) for name, *_ in lines), default=0)
+    for name, size, digest, links in lines:
+        more = f"  {counted(links, 'referrer')}" if links else ""
+        echo(f"{name:<{width}}  {format_size(size):>9}  {digest}{more}")
 
 
 def _attached(reader: Reader, image: Image) -> list[tuple[Attached, Image]]:
@@ -122,7 +130,7 @@ def _list_sources(ctx: click.Context, sources: Sequence[str], root: Path, json: 
     from mayfly.storage.images import images
 
     with looking_at(sources, root) as looked:
-        found = list(images(looked.reader))
+        found = images(looked.reader)
         if looked.bundles is None:
             _print_images(looked.reader, found, json, damaged=[])
             return

@@ -59,3 +59,33 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert len(done.stderr) < 1200
     for word in words:
         assert word in done.stderr
+
+
+_MEASURED = """
+import atexit, re, runpy, sys
+
+def show():
+    with open("/proc/self/status") as status:
+        print(re.search(r"VmHWM:\\s+(\\d+) kB", status.read())[1], file=sys.stderr)
+
+atexit.register(show)
+sys.argv[0] = "mayfly"
+runpy.run_module("mayfly", run_name="__main__")
+"""
+
+
+def peak_of(*arguments: object) -> int:
+    """Run a command that succeeds; the largest resident memory of it, in bytes.
+
+    The figures of wait4(2) would begin with the memory of the tests, which it is forked from.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *map(str, arguments)],
+        env=environment(),
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, f"mayfly {arguments} exited {done.returncode}: {done.stderr}"
+    return int(done.stderr.splitlines()[-1]) * 1024
