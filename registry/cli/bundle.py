@@ -126,6 +126,9 @@ def create(
     standard input; anything else is an image. Credentials are those of docker login and podman
     login. The same command goes on where an interrupted one stopped.
     """
+    from mayfly.registry.startup import import_client
+
+    import_client()
     from mayfly.registry.cli.transfer import check_output
     from mayfly.registry.upstream.errors import ImagesMissing
     from mayfly.registry.upstream.registries import Reach
@@ -188,7 +191,10 @@ async def _create(request: _Request) -> Plan:
             return [*request.local, RegistrySource(registries.at(host))]
 
         gathered = await gather(request.wanted, find, request.platforms, request.referrers)
-        planned = create.plan(gathered, request.output, request.have, request.volume_size)
+        # In a thread: a target that is a registry is asked on an event loop of its own.
+        planned = await asyncio.to_thread(
+            create.plan, gathered, request.output, request.have, request.volume_size
+        )
         if not request.dry_run:
             for path, _ in planned.archives:
                 check_output(path)
