@@ -1,4 +1,4 @@
-"""Imports the server fast: without what aiohttp imports for clients only, and without pauses.
+"""Imports the server, or the client, fast: without what neither needs, and without pauses.
 
 aiohttp's package imports its client, websockets, forms, cookies and compression, whatever is asked
 of it. None of them is used to serve a registry, and together they take a third of the time of the
@@ -7,6 +7,9 @@ import. So empty modules stand in for them while the server is imported:
     UNUSED     stay empty: parts of aiohttp that a server never calls
     DEFERRED   become the real module at the first use of a name in it
     ELSEWHERE  empty during the import only: modules that other code may need later
+
+The client is imported whole, but it does not load the system's CAs, twice, for contexts that
+`registry.upstream` does not use.
 """
 
 from __future__ import annotations
@@ -42,6 +45,9 @@ DEFERRED = ("attr.validators", "idna")
 ELSEWHERE = ("urllib.request",)
 """aiohttp's helpers take from it what finds the proxies of a client."""
 
+_LOADERS = ("load_default_certs", "set_default_verify_paths")
+"""Methods of a TLS context that load CAs of the system; a class above may have them."""
+
 
 def import_server() -> ModuleType:
     """Import `registry.server`, and of aiohttp only what serves.
@@ -59,6 +65,31 @@ def import_server() -> ModuleType:
         if collecting:
             gc.enable()
     return server
+
+
+def import_client() -> None:
+    """Import aiohttp with its client. TLS contexts that it makes for itself trust nobody."""
+    import ssl
+
+    own = {name: vars(ssl.SSLContext).get(name) for name in _LOADERS}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for name in _LOADERS:
+            setattr(ssl.SSLContext, name, _load_nothing)
+        import aiohttp  # noqa: F401 - this is the import that saves
+    finally:
+        for name, method in own.items():
+            delattr(ssl.SSLContext, name)
+            if method is not None:
+                setattr(ssl.SSLContext, name, method)
+        gc.freeze()
+        if collecting:
+            gc.enable()
+
+
+def _load_nothing(context: object, *purpose: object) -> None:
+    """Stands in for the methods that load CAs."""
 
 
 def import_aiohttp() -> None:

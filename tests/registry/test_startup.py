@@ -128,3 +128,28 @@ def test_modules_imported_when_ready(workspace: Path, options: tuple[str, ...]) 
     most_of_ours, most = MOST_MODULES[options]
     assert len(ours) <= most_of_ours, sorted(ours)
     assert len(names) <= most, sorted(names - ours)
+
+
+_CLIENT = """
+import ssl
+from mayfly.registry import startup
+before = ssl.SSLContext.load_default_certs
+startup.import_client()
+import aiohttp.connector
+assert ssl.SSLContext.load_default_certs is before
+assert "set_default_verify_paths" not in vars(ssl.SSLContext)
+verified = aiohttp.connector._SSL_CONTEXT_VERIFIED
+assert verified.verify_mode == ssl.CERT_REQUIRED, verified.verify_mode
+print(len(verified.get_ca_certs()), len(ssl.create_default_context().get_ca_certs()))
+"""
+
+
+def test_a_client_loads_no_trust_of_its_own() -> None:
+    """A context that aiohttp makes while it is imported trusts nobody; later ones are as usual."""
+    done = subprocess.run(
+        [sys.executable, "-c", _CLIENT], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    own, usual = map(int, done.stdout.split())
+    assert own == 0
+    assert usual > 0
