@@ -27,7 +27,7 @@ from mayfly.storage.digest import Digest
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-DEFAULT_JOBS = 4
+_SYNC_EVERY = 32 * 1024 * 1024
 
 Progress = Callable[[int], None]
 """Told how many bytes more are in the archive, from the event loop's thread."""
@@ -160,21 +160,64 @@ async def _write(
             if not draft.is_complete(digest):
                 waiting.append((digest, place.size))
         queue = iter(waiting)
+        syncing = _Syncing(draft)
+
+        def advance(size: int) -> None:
+            progress(size)
+            syncing.written(size)
 
         async def work() -> None:
             for digest, size in queue:
-                blob = _Blob(draft, digest, size, loop, threads, progress)
+                blob = _Blob(draft, digest, size, loop, threads, advance)
                 try:
                     await blob.fetch(gathered.blobs[digest][1])
                 except UpstreamError as error:
                     problems.append(Problem(str(error), error.code))
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(jobs):
-                group.create_task(work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(jobs):
+                    group.create_task(work())
+        finally:
+            await syncing.end()
         if problems:
             raise ImagesMissing(sorted(problems))
         await loop.run_in_executor(threads, draft.publish)
+
+
+class _Syncing:
+    """Syncs an archive while it grows, at most once at a time.
+
+    The final sync, which waits for the disk alone, is short then: a slow stick has taken most.
+    """
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._unsynced = 0
+        self._running: asyncio.Future[None] | None = None
+
+    def written(self, size: int) -> None:
+        """Begin a sync if the archive has grown by some MiB.
+
+        Raises:
+            OSError: an earlier one lost bytes.
+        """
+        self._unsynced += size
+        if self._running is not None and self._running.done():
+            self._running.result()
+            self._running = None
+        if self._unsynced >= _SYNC_EVERY and self._running is None:
+            self._unsynced = 0
+            self._running = asyncio.ensure_future(asyncio.to_thread(self._draft.sync))
+
+    async def end(self) -> None:
+        """Wait for the running sync.
+
+        Raises:
+            OSError: it lost bytes.
+        """
+        if self._running is not None:
+            await self._running
 
 
 class _Blob:
@@ -198,19 +241,39 @@ class _Blob:
 
     async def fetch(self, origins: list[Origin]) -> None:
         """Try each source in turn; the first that has all of it wins."""
+        if self._draft.have(self._digest) == self._size and await self._is_there():
+            return
         problem: UpstreamError | None = None
         for origin in origins:
             try:
-                await self._from(origin)
+                await self._fetch_rest(origin)
                 return
             except ContentWrong as error:
                 problem = error
-                self._start_over()
             except UpstreamError as error:
                 # NotThere by a later source says less than what the first one said.
                 problem = problem if isinstance(error, NotThere) and problem else error
         assert problem is not None
         raise problem
+
+    async def _is_there(self) -> bool:
+        """Whether an earlier run wrote all of it."""
+        is_right = await self._loop.run_in_executor(self._threads, self._draft.check, self._digest)
+        if not is_right:
+            self._progress(-self._size)
+        return is_right
+
+    async def _fetch_rest(self, origin: Origin) -> None:
+        """Fetch the rest from a source; all of it if the begin turns out to be of another blob."""
+        while True:
+            begun = self._draft.have(self._digest)
+            try:
+                await self._from(origin)
+                return
+            except ContentWrong:
+                self._start_over()
+                if not begun:
+                    raise
 
     async def _from(self, origin: Origin) -> None:
         hasher = digests.hasher(self._digest.algorithm)

@@ -5,11 +5,11 @@ Names and sizes are known before the first blob is fetched, and so is every blob
 file in whatever order they arrive. A journal beside the unfinished file lists finished parts:
 
     .up.tar.partial            the tar, with holes
-    .up.tar.partial.journal    {"boot": …, "layout": …} then {"digest", "at", "size", "have"} lines
+    .up.tar.partial.journal    {"layout": …} then {"digest", "at", "size", "have"} lines
 
 A later run resumes from it. If the list of images has changed meanwhile, finished blobs are copied
-to their new places. After a restart of the machine finished blobs are hashed again, since nothing
-is synced before the end.
+to their new places. Nothing is synced before the end, and after a power loss, or where a stick was
+pulled out, the journal may know more than the file: what it claims is hashed again (`Draft.check`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import DigestInvalid
-from mayfly.storage.files import sync, try_lock
+from mayfly.storage.files import stamp_at, stamp_of, sync, try_lock
 
 _BLOCK = 512
 RECORD = 20 * _BLOCK
@@ -38,7 +38,6 @@ RECORD = 20 * _BLOCK
 _PIECE = 1024 * 1024
 _NOTE_EVERY = 8 * 1024 * 1024
 NOTHING_MORE: Mapping[str, bytes] = {}
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +221,14 @@ class Draft:
         if have < place.size and have - self._noted.get(digest, 0) >= _NOTE_EVERY:
             self._note(digest, have)
 
+    def check(self, digest: Digest) -> bool:
+        """Hash a blob that an earlier run wrote, all of it; discard it if it is another."""
+        if not self._is_right(digest):
+            self.restart(digest)
+            return False
+        self._complete.add(digest)
+        return True
+
     def complete(self, digest: Digest) -> None:
         """Note that a blob is whole and has its digest."""
         size = self._layout.blobs[digest].size
@@ -233,6 +240,14 @@ class Draft:
         """Discard the bytes of a blob that turned out to be wrong."""
         self._have.pop(digest, None)
         self._note(digest, 0)
+
+    def sync(self) -> None:
+        """Sync what was written until now, so that `publish` has little left to wait for.
+
+        Raises:
+            OSError: bytes could not be written. Linux reports that once.
+        """
+        os.fdatasync(self._file)
 
     def publish(self) -> None:
         """Sync the archive and give it its name.
@@ -267,20 +282,14 @@ class Draft:
             self._take(known)
         else:
             os.ftruncate(self._journal, 0)
-            self._append({"boot": _boot(), "layout": self._layout.identity})
+            self._append({"layout": self._layout.identity})
             self._salvage()
 
     def _take(self, known: _Progress) -> None:
         """Resume from the journal of an earlier run for the same archive."""
         for digest, (place, have) in known.have.items():
-            if self._layout.blobs.get(digest) != place:
-                continue
-            if have == place.size:
-                if known.boot != _boot() and not self._is_right(digest):
-                    have = 0
-                else:
-                    self._complete.add(digest)
-            self._have[digest] = self._noted[digest] = have
+            if self._layout.blobs.get(digest) == place:
+                self._have[digest] = self._noted[digest] = have
 
     def _salvage(self) -> None:
         """Copy finished blobs from the unfinished file of another list of images."""
@@ -314,7 +323,6 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class _Progress:
-    boot: str
     layout: str
     have: dict[Digest, tuple[Place, int]]
 
@@ -340,7 +348,7 @@ def _read_journal(path: Path) -> _Progress | None:
             have[digests.parse(entry["digest"])] = (place, int(entry["have"]))
         except (KeyError, TypeError, ValueError, DigestInvalid):
             break
-    return _Progress(str(entries[0].get("boot")), str(entries[0].get("layout")), have)
+    return _Progress(str(entries[0].get("layout")), have)
 
 
 def _lock_path(output: Path) -> Path:
@@ -349,18 +357,18 @@ def _lock_path(output: Path) -> Path:
 
 def _locked(output: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(_lock_path(output), flags, 0o644)
-    if not try_lock(descriptor):
+    path = _lock_path(output)
+    while True:
+        descriptor = os.open(path, flags, 0o644)
+        if not try_lock(descriptor):
+            os.close(descriptor)
+            raise BundleInvalid(f"{output}: another mayfly is writing it")
+        # `publish` of another process may have removed it since it was opened.
+        mine = stamp_of(os.fstat(descriptor))
+        now = stamp_at(path)
+        if now is not None and now.is_same_file(mine):
+            return descriptor
         os.close(descriptor)
-        raise BundleInvalid(f"{output}: another mayfly is writing it")
-    return descriptor
-
-
-def _boot() -> str:
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _read(descriptor: int, at: int, count: int) -> Iterator[bytes]:

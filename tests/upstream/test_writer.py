@@ -14,6 +14,7 @@ from mayfly.storage.bundle import writer
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.writer import ArchiveLayout, Draft, lay_out
 from mayfly.storage.digest import Digest, of
+from mayfly.storage.files import try_lock
 
 BLOBS = {of(data): data for data in (b"", b"a", b"b" * 512, b"c" * 100_000)}
 DOCUMENTS = {of(b"{}"): b"{}"}
@@ -71,8 +72,8 @@ def test_an_interrupted_archive_goes_on(tmp_path: Path) -> None:
         draft.write(begun, 0, BLOBS[begun][:5000])
     assert not output.exists()
     with Draft(output, _layout()) as draft:
-        assert draft.is_complete(finished)
-        assert not draft.is_complete(begun)
+        assert draft.check(finished)
+        assert draft.have(begun) < len(BLOBS[begun])
         for digest, data in BLOBS.items():
             if not draft.is_complete(digest):
                 _fill(draft, digest, data)
@@ -115,10 +116,8 @@ def test_another_list_keeps_the_blobs_that_both_need(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["up.tar"]
 
 
-def test_after_a_restart_finished_blobs_are_hashed_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing was synced, so a power loss may have left holes that the journal calls finished."""
+def test_finished_blobs_are_hashed_again(tmp_path: Path) -> None:
+    """Nothing was synced: a stick that was pulled out may have holes the journal calls finished."""
     output = tmp_path / "up.tar"
     good, bad = of(b"c" * 100_000), of(b"b" * 512)
     layout = _layout()
@@ -128,9 +127,11 @@ def test_after_a_restart_finished_blobs_are_hashed_again(
     with (tmp_path / ".up.tar.partial").open("r+b") as file:
         file.seek(layout.blobs[bad].at)
         file.write(bytes(512))
-    monkeypatch.setattr(writer, "_boot", lambda: "another boot")
     with Draft(output, layout) as draft:
+        assert not draft.is_complete(good)
+        assert draft.check(good)
         assert draft.is_complete(good)
+        assert not draft.check(bad)
         assert draft.have(bad) == 0
 
 
@@ -141,6 +142,25 @@ def test_one_process_writes_an_archive(tmp_path: Path) -> None:
         Draft(output, _layout())
     with Draft(output, _layout()):
         pass
+
+
+def test_a_lock_that_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that opened it before another one published takes the new one."""
+    output, lock = tmp_path / "up.tar", tmp_path / ".up.tar.partial.lock"
+    removed: list[int] = []
+
+    def late(descriptor: int) -> bool:
+        if not removed:
+            removed.append(descriptor)
+            lock.unlink()
+        return try_lock(descriptor)
+
+    monkeypatch.setattr(writer, "try_lock", late)
+    with Draft(output, _layout()), pytest.raises(BundleInvalid, match="another mayfly"):
+        Draft(output, _layout())
+    assert removed
 
 
 @settings(max_examples=50, deadline=None)
@@ -159,8 +179,8 @@ def test_a_journal_cut_anywhere_is_read(
     journal.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
     with Draft(output, _layout()) as draft:
         for digest, content in BLOBS.items():
-            if draft.is_complete(digest):
-                assert b"".join(draft.read(digest, len(content))) == content
+            if draft.have(digest) == len(content):
+                assert draft.check(digest)
             else:
                 _fill(draft, digest, content)
         draft.publish()
