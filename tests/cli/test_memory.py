@@ -71,7 +71,7 @@ def test_images_are_streamed(tmp_path: Path) -> None:
     assert peak_of("diff", tmp_path, tmp_path, "--json") < one + 2 * ROOM
 
 
-DOCUMENTS = (
+DOCUMENTS: tuple[object, ...] = (
     {},
     [],
     {"a": []},
