@@ -182,11 +182,13 @@ def _open_bundles(settings: Settings) -> Bundles | None:
     if not settings.bundles:
         return None
     # Imported only for bundles: a tenth of the start.
+    from mayfly.storage.bundle.diagnostics import Code
     from mayfly.storage.bundle.open import open_bundles
 
     bundles = open_bundles(settings.bundles, settings.state_dir)
     for notice in bundles.notices:
-        log.event(logging.WARNING, "bundle", str(notice), **notice.to_json())
+        level = logging.INFO if notice.code is Code.MADE_BY else logging.WARNING
+        log.event(level, "bundle", str(notice), **notice.to_json())
     for path, names in bundles.names.ambiguous().items():
         logger.warning("%s is in several upstreams; ask for %s", path, " or ".join(names))
     return bundles

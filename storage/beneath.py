@@ -22,7 +22,7 @@ from typing import Any
 
 from mayfly.storage.errors import PathRefused
 from mayfly.storage.files import is_absent
-from mayfly.storage.trees import MOST_ENTRIES
+from mayfly.storage.trees import MOST_ENTRIES, read_start
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPENAT2 = 437
@@ -88,6 +88,9 @@ class Beneath:
             return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             os.close(descriptor)
+
+    def read(self, path: Path, count: int) -> bytes:
+        return read_start(self, path, count)
 
     def entries(self, path: Path) -> list[str]:
         return [entry.name for entry in self._scan(path)]

@@ -194,6 +194,7 @@ def _inspect(ctx: click.Context, looked: Looked, image: str, files: bool, json: 
         return
     found = stacks(reader, repository, digest, name)
     attached = _attached(reader, whole)
+    makers = [] if looked.bundles is None else looked.bundles.makers
     lacking = [digest for one in (whole, *(a for _, a in attached)) for digest in one.lacking]
     if json:
         print_json(
@@ -203,11 +204,14 @@ def _inspect(ctx: click.Context, looked: Looked, image: str, files: bool, json: 
                 "platforms": [_stack(one) for one in found],
                 "referrers": [_referrer(*one) for one in attached],
                 "missing": [str(one) for one in lacking],
+                "makers": [one.to_json() for one in makers],
             }
         )
     else:
         _show_stacks(name, digest, found)
         _show_attached(attached)
+        for one in makers:
+            echo(one, err=True)
     damaged = [Damaged(name, Code.BLOBS_MISSING, f"{one} is gone or damaged") for one in lacking]
     name_damaged(ctx, damaged, json)
 

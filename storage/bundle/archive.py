@@ -9,6 +9,13 @@ from mayfly.storage.bundle.diagnostics import Diagnostic
 from mayfly.storage.bundle.verified import Piece, Progress
 from mayfly.storage.bundle.volumes import Volume
 from mayfly.storage.digest import Digest
+from mayfly.storage.reference import is_full_name
+
+FULL_NAME = "io.containerd.image.name"
+REF_NAME = "org.opencontainers.image.ref.name"
+KIND = "kind"
+ANNOTATIONS = (FULL_NAME, REF_NAME, KIND)
+"""The annotations in an ``index.json`` that name an image, or say what it is."""
 
 
 class Listed(NamedTuple):
@@ -25,12 +32,34 @@ class Listed(NamedTuple):
     tag: str | None = None
 
 
+class Entry(NamedTuple):
+    """An entry of an OCI layout's ``index.json``.
+
+    Attributes:
+        digest: of its manifest.
+        annotations: those of `ANNOTATIONS` that it has.
+    """
+
+    digest: Digest
+    annotations: Mapping[str, str]
+
+    def listed(self) -> Listed:
+        """Return the entry with the names that its annotations give."""
+        full, ref = self.annotations.get(FULL_NAME, ""), self.annotations.get(REF_NAME, "")
+        name = full or (ref if is_full_name(ref) else "")
+        return Listed(self.digest, (name,) if name else (), ref or None)
+
+
 class ArchiveReader(Protocol):
     """An opened bundle of some kind."""
 
     @property
     def listed(self) -> Sequence[Listed]:
         """The images that the bundle lists, in its order."""
+
+    @property
+    def maker(self) -> str:
+        """The tool that made the bundle, or the format, if many tools write it."""
 
     @property
     def names_by_config(self) -> Mapping[Digest, Sequence[str]]:

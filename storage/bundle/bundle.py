@@ -46,6 +46,7 @@ class Bundle:
         self.images: list[BundleImage]
         self.notices: list[Diagnostic]
         self.left_out: list[Diagnostic]
+        self.maker = archive.maker
         self.volume = archive.volume
         self._archive = archive
         self._descriptors: SizedCache[Digest, Referrer] = SizedCache(_MAX_DESCRIPTORS, size_of)

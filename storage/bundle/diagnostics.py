@@ -17,6 +17,7 @@ class Code(StrEnum):
     CONTENT_DAMAGED = "content_damaged"
     DIGESTS_MADE = "digests_made"
     LINK_LOST = "link_lost"
+    MADE_BY = "made_by"
     MANIFEST_MISSING = "manifest_missing"
     MANIFEST_ODD = "manifest_odd"
     MANIFEST_REFUSED = "manifest_refused"
@@ -43,6 +44,7 @@ class Diagnostic:
         detail: the message of the error behind it; "" if the code says it all.
         count: how many such there are; for a volume, of the images that need it.
         file: the name of a volume that is missing.
+        maker: the tool that made the bundle.
     """
 
     code: Code
@@ -54,6 +56,7 @@ class Diagnostic:
     detail: str = ""
     count: int = 1
     file: str = ""
+    maker: str = ""
 
     def __str__(self) -> str:
         return f"{self.bundle}: {self.text}" if self.bundle else self.text
@@ -67,6 +70,7 @@ class Diagnostic:
             "needs": str(self.needs or ""),
             "detail": self.detail,
             "file": self.file,
+            "maker": self.maker,
         }
         known = {name: fact for name, fact in facts.items() if fact}
         return {"code": self.code.value, **known, "count": self.count}

@@ -14,10 +14,9 @@ layer of a config without diff_ids, is hashed once.
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mayfly.storage import digest as digests
@@ -26,10 +25,10 @@ from mayfly.storage.bundle.archive import Listed
 from mayfly.storage.bundle.diagnostics import Code, Diagnostic
 from mayfly.storage.bundle.documents import DockerImage
 from mayfly.storage.bundle.errors import BundleInvalid
-from mayfly.storage.bundle.files import Files, OpenFile, read
+from mayfly.storage.bundle.files import Files, read
+from mayfly.storage.bundle.made import MadeContent
 from mayfly.storage.bundle.verified import Piece, Progress, Proofs, changed
 from mayfly.storage.digest import Digest
-from mayfly.storage.files import stamp_of
 from mayfly.storage.manifest import DOCKER_MANIFEST
 from mayfly.storage.text import counted
 
@@ -67,6 +66,7 @@ class DockerArchive:
         BundleInvalid: the index or a config cannot be understood, or a member is absent.
     """
 
+    maker = "docker archive"
     volume = None
     names_by_config: dict[Digest, tuple[str, ...]] = {}  # noqa: RUF012 - never changed
     notices = (
@@ -84,8 +84,7 @@ class DockerArchive:
         self._configs: dict[Piece, _Config] = {}
         self._layers: dict[tuple[Piece, str | None], dict[str, object] | None] = {}
         self._unhashed: dict[Piece, None] = {}
-        self._made: dict[Digest, Piece] = {}
-        self._descriptors: list[int] = []
+        self._made = MadeContent()
         self._images = documents.read_docker_index(files, INDEX)
         self.listed = self._list()
 
@@ -95,7 +94,7 @@ class DockerArchive:
 
     def find(self, digest: Digest) -> Piece | None:
         member = self._members.get(digest)
-        return self._made.get(digest) if member is None else self._files.locate(member)
+        return self._made.find(digest) if member is None else self._files.locate(member)
 
     def hash(self, progress: Progress) -> None:
         for _ in range(_ATTEMPTS):
@@ -109,8 +108,7 @@ class DockerArchive:
         raise changed()
 
     def close(self) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
+        self._made.close()
         self._files.close()
 
     def _list(self) -> list[Listed]:
@@ -128,7 +126,7 @@ class DockerArchive:
                     )
                 made[key] = self._manifest(image)
         known = {body: digests.of(body) for body in made.values() if body is not None}
-        self._keep(known)
+        self._made.keep({digest: body for body, digest in known.items()})
         bodies = [made[image.config, image.layers] for image in self._images]
         return [
             Listed(None if body is None else known[body], image.names)
@@ -167,19 +165,6 @@ class DockerArchive:
             diff_ids = tuple(documents.read_diff_ids(text, name))
             self._configs[piece] = _Config(digests.of(text), len(text), diff_ids)
         return self._configs[piece]
-
-    def _keep(self, bodies: Mapping[bytes, Digest]) -> None:
-        """Put the manifests in a file in memory, since all content has a path."""
-        descriptor = os.memfd_create("mayfly-manifests")
-        # Kept open until the end, even if newer ones replace it: a client may be reading it.
-        self._descriptors.append(descriptor)
-        for body in bodies:
-            os.write(descriptor, body)
-        stamp, offset = stamp_of(os.fstat(descriptor)), 0
-        opener = OpenFile(descriptor)
-        for body, digest in bodies.items():
-            self._made[digest] = Piece(opener.path, offset, len(body), stamp, opener)
-            offset += len(body)
 
     def _layer(self, name: str, diff_id: str | None) -> dict[str, object] | None:
         """Return the descriptor of a layer; None while its digest is unknown."""

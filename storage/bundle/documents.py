@@ -78,15 +78,25 @@ def check_spelling(value: Object, fields: Names, where: str) -> None:
             raise BundleInvalid(f"{where}: field {key[:40]!r} must be spelled {field}")
 
 
+def read_list(files: Files, name: str) -> list[object]:
+    """Return a document that is a JSON list; an empty list if there is no such file.
+
+    Raises:
+        BundleInvalid: it is not a JSON list.
+    """
+    text = read_named(files, name)
+    found: list[object] = [] if text is None else _of_type(text, name, list)
+    return found
+
+
 def read_docker_index(files: Files, name: str) -> list[DockerImage]:
     """Return the images that ``docker save`` lists; none if there is no such file.
 
     Raises:
         BundleInvalid: it is no such list.
     """
-    text = read_named(files, name)
-    images: list[Any] = [] if text is None else _of_type(text, name, list)
-    return [_docker_image(image, f"{name}, image {i}") for i, image in enumerate(images)]
+    images = enumerate(read_list(files, name))
+    return [_docker_image(image, f"{name}, image {number}") for number, image in images]
 
 
 def read_diff_ids(config: bytes, name: str) -> list[str]:

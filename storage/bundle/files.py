@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from bisect import bisect_left
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +35,16 @@ class Files(Protocol):
             BundleInvalid: the name is a link out of the bundle or in circles.
         """
 
+    def entries(self, directory: str) -> list[str]:
+        """Return the names in a directory, unordered and each once; none if there is none.
+
+        Args:
+            directory: its name; "" for the top of the bundle.
+
+        Raises:
+            BundleInvalid: it has too many.
+        """
+
     def close(self) -> None:
         """Close the bundle's files."""
 
@@ -55,6 +67,12 @@ class TarFile:
             os.close(self._descriptor)
             raise
         self._opener = OpenFile(self._descriptor)
+        self._sorted: list[str] = []
+
+    @property
+    def path(self) -> Path:
+        """The open file by a path that stays valid."""
+        return self._opener.path
 
     def locate(self, name: str) -> Piece | None:
         stamp = stamp_of(os.fstat(self._descriptor))
@@ -66,8 +84,30 @@ class TarFile:
         # With the current stamp: after a chmod the content is proven again.
         return Piece(self._opener.path, *place, stamp, self._opener)
 
+    def entries(self, directory: str) -> list[str]:
+        return [*dict.fromkeys(_entries(self._names(), f"{directory}/" if directory else ""))]
+
+    def is_directory(self, name: str) -> bool:
+        """Quick. Whether any member lies in a directory of this name."""
+        return any(True for _ in _entries(self._names(), f"{name}/"))
+
+    def _names(self) -> list[str]:
+        if not self._sorted:
+            self._sorted = sorted(self.index.members)
+        return self._sorted
+
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def _entries(names: list[str], prefix: str) -> Iterator[str]:
+    """Yield the first part after ``prefix`` of sorted names; a directory's members are skipped."""
+    place = bisect_left(names, prefix)
+    while place < len(names) and names[place].startswith(prefix):
+        first, slash, _ = names[place][len(prefix) :].partition("/")
+        yield first
+        # "0" follows "/": the first name beyond the directory.
+        place = bisect_left(names, f"{prefix}{first}0", place) if slash else place + 1
 
 
 class OpenFile:
@@ -81,23 +121,55 @@ class OpenFile:
 
 
 class Directory:
-    """The files of a directory. Links are not followed: a bundle cannot point out of itself."""
+    """The files of a directory. Links are not followed: a bundle cannot point out of itself.
+
+    Args:
+        tree: the directory; closed with this.
+    """
 
     def __init__(self, tree: Beneath) -> None:
-        self._tree = tree
+        self.tree = tree
 
     def locate(self, name: str) -> Piece | None:
-        path = self._tree.root / name
+        path = self.tree.root / name
         try:
-            status = self._tree.status(path)
+            status = self.tree.status(path)
         except PathRefused as error:
             raise BundleInvalid(error.message) from None
         if status is None or not stat.S_ISREG(status.st_mode):
             return None
-        return Piece(path, 0, status.st_size, stamp_of(status), self._tree)
+        return Piece(path, 0, status.st_size, stamp_of(status), self.tree)
+
+    def entries(self, directory: str) -> list[str]:
+        try:
+            return self.tree.entries(self.tree.root / directory)
+        except PathRefused as error:
+            raise BundleInvalid(error.message) from None
 
     def close(self) -> None:
-        self._tree.close()
+        self.tree.close()
+
+
+class Below:
+    """The files below one directory of a bundle.
+
+    Args:
+        files: of the whole bundle; closed with this.
+        directory: its name.
+    """
+
+    def __init__(self, files: Files, directory: str) -> None:
+        self._files = files
+        self._directory = directory
+
+    def locate(self, name: str) -> Piece | None:
+        return self._files.locate(f"{self._directory}/{name}")
+
+    def entries(self, directory: str) -> list[str]:
+        return self._files.entries(f"{self._directory}/{directory}".rstrip("/"))
+
+    def close(self) -> None:
+        self._files.close()
 
 
 def read(piece: Piece, name: str, limit: int = MAX_DOCUMENT) -> bytes:

@@ -2,6 +2,7 @@
 
 Source: OCI image-spec, image-layout.md. ``docker save`` since 25 writes this too, with a
 ``manifest.json`` beside it for older readers; its RepoTags are used if nothing else names an image.
+hauler's store is such a layout whose list says of each entry what it is to which image (`hauler`).
 """
 
 from __future__ import annotations
@@ -9,23 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mayfly.storage import digest as digests
-from mayfly.storage.bundle import documents, volumes
-from mayfly.storage.bundle.archive import Listed
+from mayfly.storage.bundle import documents, hauler, volumes
+from mayfly.storage.bundle.archive import ANNOTATIONS, Entry
 from mayfly.storage.bundle.diagnostics import Diagnostic
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.files import BLOBS, Files
 from mayfly.storage.bundle.verified import Piece, Progress
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import DigestInvalid
-from mayfly.storage.reference import is_full_name
 
 INDEX = "index.json"
 _MARKER = "oci-layout"
 _DOCKER_INDEX = "manifest.json"
 _VERSION = "1.0.0"
-
-_FULL_NAME = "io.containerd.image.name"
-_REF_NAME = "org.opencontainers.image.ref.name"
 
 _MARKER_FIELDS = documents.names("imageLayoutVersion")
 _INDEX_FIELDS = documents.names(
@@ -41,6 +38,7 @@ class OciLayout:
 
     Args:
         files: the bundle's; closed with this.
+        maker: of a bundle that the layout is a part of.
 
     Raises:
         BundleInvalid: its indexes cannot be understood.
@@ -49,7 +47,7 @@ class OciLayout:
     notices: tuple[Diagnostic, ...] = ()
     unhashed = 0
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, maker: str = "") -> None:
         self._files = files
         marker = documents.read_object(files, _MARKER, _MARKER_FIELDS)
         version = marker.get("imageLayoutVersion", _VERSION) if marker else _VERSION
@@ -58,7 +56,10 @@ class OciLayout:
         index = documents.read_object(files, INDEX, _INDEX_FIELDS)
         if index is None:
             raise BundleInvalid(f"there is no {INDEX}")
-        self.listed = tuple(_listed(index))
+        entries = tuple(_entries(index))
+        is_haul = hauler.is_haul(entries)
+        self.maker = maker or ("hauler" if is_haul else "OCI layout")
+        self.listed = tuple(hauler.listed(entries) if is_haul else map(Entry.listed, entries))
         self.names_by_config = _names_by_config(files)
         self.volume = volumes.read(files)
 
@@ -72,7 +73,7 @@ class OciLayout:
         self._files.close()
 
 
-def _listed(index: documents.Object) -> Iterator[Listed]:
+def _entries(index: documents.Object) -> Iterator[Entry]:
     entries = index.get("manifests")
     if not isinstance(entries, list):
         raise BundleInvalid(f"{INDEX} has no list of manifests")
@@ -86,11 +87,7 @@ def _listed(index: documents.Object) -> Iterator[Listed]:
             raise BundleInvalid(f"{INDEX}, manifests[{position}]: {error.message}") from None
         annotations = entry.get("annotations")
         known = annotations if isinstance(annotations, dict) else {}
-        full, ref = (
-            t if isinstance(t := known.get(k), str) else "" for k in (_FULL_NAME, _REF_NAME)
-        )
-        name = full or (ref if is_full_name(ref) else "")
-        yield Listed(digest, (name,) if name else (), ref or None)
+        yield Entry(digest, {k: v for k in ANNOTATIONS if isinstance(v := known.get(k), str)})
 
 
 def _names_by_config(files: Files) -> dict[Digest, tuple[str, ...]]:

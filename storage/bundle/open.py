@@ -11,24 +11,34 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from shlex import quote
+from typing import NamedTuple
 
 from mayfly.storage.beneath import Beneath
-from mayfly.storage.bundle import docker_archive, oci_layout
-from mayfly.storage.bundle.archive import ArchiveReader
+from mayfly.storage.bundle import oci_layout
 from mayfly.storage.bundle.bundle import Bundle
 from mayfly.storage.bundle.compressed import compression_of
-from mayfly.storage.bundle.diagnostics import Diagnostic
-from mayfly.storage.bundle.distribution_directory import DistributionDirectory, is_distribution
-from mayfly.storage.bundle.docker_archive import DockerArchive
+from mayfly.storage.bundle.diagnostics import Code, Diagnostic
+from mayfly.storage.bundle.distribution_directory import (
+    DistributionDirectory,
+    in_directory,
+    in_tars,
+)
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 from mayfly.storage.bundle.files import Directory, TarFile
 from mayfly.storage.bundle.graph import Gap
 from mayfly.storage.bundle.names import BundleNames
-from mayfly.storage.bundle.oci_layout import OciLayout
+from mayfly.storage.bundle.recognise import (
+    OC_MIRROR,
+    WORKING_DIRECTORY,
+    Registry,
+    reader_of,
+    registry_in,
+)
 from mayfly.storage.bundle.union import Union
 from mayfly.storage.bundle.verified import BundleFault, Progress, Proofs
 from mayfly.storage.bundle.volumes import Lost, lost
 from mayfly.storage.digest import Digest
+from mayfly.storage.directory.layout import BASE
 from mayfly.storage.errors import StorageError
 from mayfly.storage.interface import LowerStore
 from mayfly.storage.reading import find_blob, manifests_below, repositories
@@ -44,7 +54,22 @@ _MOST_IMAGES = 100
 
 _VOLUME_NAME = re.compile(r".+\.[0-9]{3}(?:\.[^.]+)?")
 
+_PART_NAME = re.compile(r"mirror_([0-9]{6})\.tar")
+"""oc-mirror's names of its archives; those in one directory belong together."""
+
 _SUFFIXES = frozenset({"oci", "docker", "tar"})
+
+_NEUTRAL = frozenset({"OCI layout", "docker archive", "registry"})
+"""Formats that many tools write, or that keep no record of a maker."""
+
+
+class _Tar(NamedTuple):
+    """An open tar that holds a registry's directory, or a part of one."""
+
+    path: Path
+    label: str
+    files: TarFile
+    registry: Registry
 
 
 @dataclass(slots=True)
@@ -55,11 +80,13 @@ class Opened:
         all: in the order of the operator; of equal content, the first bundle's is served.
         archives: those that list images.
         directories: those that are directories of another registry.
+        tars: those with a part of such a directory, until `join` makes directories of them.
     """
 
     all: list[Bundle | DistributionDirectory] = field(default_factory=list)
     archives: list[Bundle] = field(default_factory=list)
     directories: list[DistributionDirectory] = field(default_factory=list)
+    tars: list[_Tar] = field(default_factory=list)
 
     def open(self, path: Path, label: str, proofs: Proofs) -> None:
         """Open a bundle.
@@ -68,17 +95,72 @@ class Opened:
             BundleInvalid, BundleConflict: it cannot be served; the message names it.
         """
         with _named(label):
-            if path.is_dir() and is_distribution(path):
-                self.directories.append(DistributionDirectory(path, proofs))
-                self.all.append(self.directories[-1])
-            else:
-                self.archives.append(_open_archive(path, label, proofs))
-                self.all.append(self.archives[-1])
+            files = _open_files(path)
+            with contextlib.ExitStack() as undo:
+                undo.callback(files.close)
+                self._sort(files, path, label, proofs, undo)
+                undo.pop_all()
+
+    def _sort(
+        self,
+        files: Directory | TarFile,
+        path: Path,
+        label: str,
+        proofs: Proofs,
+        undo: contextlib.ExitStack,
+    ) -> None:
+        registry = registry_in(files)
+        if isinstance(files, TarFile) and _PART_NAME.fullmatch(path.name):
+            # A later archive of a set may have nothing but blobs, or none of them.
+            base = registry.base if registry else ""
+            if registry or WORKING_DIRECTORY in files.entries(""):
+                _check_end(files)
+                self.tars.append(_Tar(path, label, files, Registry(base, OC_MIRROR)))
+                return
+        if registry is None:
+            archive = reader_of(files, proofs)
+            if archive is None:
+                raise _unknown(files)
+            undo.pop_all()
+            undo.callback(archive.close)
+            self.archives.append(Bundle(label, archive, proofs, _repository_for(path)))
+            self.all.append(self.archives[-1])
+        elif isinstance(files, TarFile):
+            _check_end(files)
+            self.tars.append(_Tar(path, label, files, registry))
+        else:
+            self._add(in_directory(label, files, registry.base, registry.maker, proofs))
+
+    def join(self, proofs: Proofs) -> None:
+        """Make registries' directories of the tars: of an oc-mirror set one, else of each one.
+
+        Tars that only happen to be served together stay apart, since otherwise a stranger's link
+        in one would give access to the blobs of another.
+        """
+        sets: dict[tuple[object, ...], list[_Tar]] = {}
+        for tar in self.tars:
+            is_part = tar.registry.maker == OC_MIRROR and _PART_NAME.fullmatch(tar.path.name)
+            key = (tar.path.absolute().parent,) if is_part else (tar.path, len(sets))
+            sets.setdefault(key, []).append(tar)
+        for tars in sets.values():
+            tars.sort(key=lambda tar: tar.path.name)
+            base = next((tar.registry.base for tar in tars if tar.registry.base), BASE)
+            files = [(tar.label, tar.files) for tar in tars]
+            joined = in_tars(files, base, tars[0].registry.maker, proofs)
+            joined.notices += _absent_parts(tars)
+            self._add(joined)
+        self.tars.clear()
+
+    def _add(self, directory: DistributionDirectory) -> None:
+        self.directories.append(directory)
+        self.all.append(directory)
 
     def close(self) -> None:
         """Close all of them."""
         for bundle in self.all:
             bundle.close()
+        for tar in self.tars:
+            tar.files.close()
 
 
 class Bundles:
@@ -106,7 +188,12 @@ class Bundles:
         _check_tags(self._archives)
         self.layer: LowerStore = Union(self._opened)
         self.proofs = proofs
-        self.notices = [notice for b in self._archives for notice in b.notices]
+        self.notices = [one for bundle in self._opened for one in _introduced(bundle)]
+
+    @property
+    def makers(self) -> list[Diagnostic]:
+        """The notices about the tools that made the bundles, as far as they are known."""
+        return [one for one in self.notices if one.code is Code.MADE_BY]
 
     def lacking(self, has: Has) -> list[Diagnostic]:
         """Return the images that cannot be pulled since blobs are missing.
@@ -250,8 +337,8 @@ def open_bundles(
     """Open bundles where they lie; only their names and manifests are read.
 
     Args:
-        paths: OCI layouts (directory or tar), docker archives, directories of another registry. Of
-            equal content, the first bundle's is served.
+        paths: directories or tars of any kind in `recognise`. Of equal content, the first
+            bundle's is served; those of one oc-mirror set are one bundle.
         state_dir: keeps the proofs of content; without one they end with the process.
         labels: the operator's name of a path that is not the bundle's own.
 
@@ -271,6 +358,7 @@ def open_bundles(
                 if not _VOLUME_NAME.fullmatch(path.name):
                     raise
                 failed[path] = error  # the other volumes tell which images it takes along
+        opened.join(proofs)
         for path, cause in failed.items():
             raise BundleInvalid(cause.message + _taken_along(path, opened, proofs)) from cause
         try:
@@ -293,61 +381,73 @@ def _taken_along(path: Path, others: Opened, proofs: Proofs) -> str:
     return "".join(f"; {one}" for one in lost_here)
 
 
-def _open_archive(path: Path, label: str, proofs: Proofs) -> Bundle:
-    archive = _open_directory(path) if path.is_dir() else _open_tar(path, proofs)
-    try:
-        return Bundle(label, archive, proofs, _repository_for(path))
-    except BaseException:
-        archive.close()
-        raise
-
-
-def _open_directory(path: Path) -> ArchiveReader:
-    if not (path / oci_layout.INDEX).exists():
-        raise BundleInvalid(
-            "the directory is no bundle: it has neither index.json (an OCI layout) nor "
-            "docker/registry/v2 (a registry's)"
-        )
-    files = Directory(Beneath(path))
-    try:
-        return OciLayout(files)
-    except BaseException:
-        files.close()
-        raise
-
-
-def _open_tar(path: Path, proofs: Proofs) -> ArchiveReader:
+def _open_files(path: Path) -> Directory | TarFile:
+    if path.is_dir():
+        return Directory(Beneath(path))
     if path.exists() and not path.is_file():
         raise BundleInvalid("it is neither a file nor a directory")
     if path.stat().st_size == 0:
         raise BundleInvalid("the file is empty")
     _refuse_compressed(path)
-    files = TarFile(path)
-    try:
-        return _archive_of(files, proofs)
-    except BaseException:
-        files.close()
-        raise
+    return TarFile(path)
 
 
-def _archive_of(files: TarFile, proofs: Proofs) -> ArchiveReader:
+def _unknown(files: Directory | TarFile) -> BundleInvalid:
+    """Return the error for files that are of no kind that is known."""
+    if isinstance(files, Directory):
+        # A link in the place of one of these is named.
+        for name in (oci_layout.INDEX, BASE, f"registry/{BASE}", "blobs", "manifests"):
+            files.tree.status(files.tree.root / name)
+        return BundleInvalid(
+            "the directory is no bundle: it has neither index.json (an OCI layout) nor "
+            f"{BASE} (a registry's), nor another maker's files (docs/bundles.md lists them)"
+        )
     members = files.index.members
-    if oci_layout.INDEX in members:
-        return OciLayout(files)
-    if docker_archive.INDEX in members:
-        return DockerArchive(files, proofs)
     if "repositories" in members:
-        raise BundleInvalid("it was saved by docker before 1.10: save it again with a newer one")
-    if not files.index.ended:
-        raise BundleInvalid("the tar has no end and no index of images: it was cut short")
+        return BundleInvalid("it was saved by docker before 1.10: save it again with a newer one")
+    _check_end(files)
     nested = sorted(n for n in members if n.endswith(f"/{oci_layout.INDEX}"))
     if nested:
         directory = nested[0].removesuffix(oci_layout.INDEX)
-        raise BundleInvalid(
+        return BundleInvalid(
             f"the layout lies in {directory} inside the tar: pack it again from within that "
             f"directory (tar -C {quote(directory)} -cf NEW.tar .)"
         )
-    raise BundleInvalid("the tar is no bundle: it has neither index.json nor manifest.json")
+    return BundleInvalid(
+        "the tar is no bundle: it has neither index.json nor manifest.json, nor another maker's "
+        "files (docs/bundles.md lists them)"
+    )
+
+
+def _check_end(files: TarFile) -> None:
+    """Check that a tar without an index of its members was not cut between two of them.
+
+    Raises:
+        BundleInvalid: its end is missing.
+    """
+    if not files.index.ended:
+        raise BundleInvalid("the tar has no end and no index of images: it was cut short")
+
+
+def _absent_parts(tars: Sequence[_Tar]) -> Iterator[Diagnostic]:
+    """Yield a notice for each archive that a set lacks, as far as its numbers show."""
+    found = [_PART_NAME.fullmatch(tar.path.name) for tar in tars]
+    numbers = {int(one[1]) for one in found if one}
+    absent = sorted(set(range(1, max(numbers, default=0))) - numbers)
+    for number in absent[:_MOST_IMAGES]:
+        name = f"mirror_{number:06}.tar"
+        text = f"{name} is not among the bundles: the blobs in it cannot be pulled"
+        yield Diagnostic(Code.VOLUME_MISSING, text, tars[0].label, file=name, count=0)
+
+
+def _introduced(bundle: Bundle | DistributionDirectory) -> list[Diagnostic]:
+    """Return the notices about a bundle, the first of which names its maker."""
+    if bundle.maker in _NEUTRAL:
+        return bundle.notices
+    made = Diagnostic(
+        Code.MADE_BY, f"it was made by {bundle.maker}", bundle.label, maker=bundle.maker
+    )
+    return [made, *bundle.notices]
 
 
 def _refuse_compressed(path: Path) -> None:

@@ -18,12 +18,20 @@ from mayfly.storage.digest import HEX_LENGTHS, Digest
 from mayfly.storage.errors import DigestInvalid, upload_unknown
 from mayfly.storage.reference import check_repository, check_tag
 
+BASE = "docker/registry/v2"
+"""Where registry:2 keeps everything, below the directory that it is given."""
+
 
 class Layout:
-    """The paths below one root directory."""
+    """The paths below one root directory.
 
-    def __init__(self, root: Path) -> None:
-        self.base = root / "docker" / "registry" / "v2"
+    Args:
+        root: the directory.
+        base: the path below it where the format begins; other makers nest it elsewhere.
+    """
+
+    def __init__(self, root: Path, base: str = BASE) -> None:
+        self.base = root / base
         self.blobs = self.base / "blobs"
         self.repositories = self.base / "repositories"
         self.scratch = self.base / "_mayfly" / "scratch"

@@ -8,7 +8,6 @@ Nothing is written here; `storage.directory.store` writes.
 from __future__ import annotations
 
 import contextlib
-import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.cached import CacheMarks
 from mayfly.storage.directory.catalog import Catalog, is_repository
-from mayfly.storage.directory.layout import Layout
+from mayfly.storage.directory.layout import BASE, Layout
 from mayfly.storage.directory.records import Records
 from mayfly.storage.errors import (
     BlobUnknown,
@@ -43,13 +42,14 @@ class DirectoryReader:
     Args:
         root: the directory that registry:2 is given.
         tree: reads the files; by default as those of an operator's own root.
+        base: see `storage.directory.layout.Layout`.
 
     Attributes:
         cached: marks of what came from an upstream.
     """
 
-    def __init__(self, root: Path, tree: Tree | None = None) -> None:
-        self._layout = Layout(root)
+    def __init__(self, root: Path, tree: Tree | None = None, base: str = BASE) -> None:
+        self._layout = Layout(root, base)
         self._tree = tree or HostTree(self._layout.repositories)
         self._records = Records(self._layout, trusted=tree is None)
         self.cached = CacheMarks(self._layout, self._tree)
@@ -238,12 +238,15 @@ class DirectoryReader:
 
     def revision_directories(self, repository: str) -> list[Path]:
         """See `storage.referrers.Revisions`."""
-        return [self._layout.revisions(repository) / alg for alg in digests.HEX_LENGTHS]
+        return self._revision_directories(repository)
 
     def revision_entries(self, repository: str) -> Iterator[Digest]:
         """See `storage.referrers.Revisions`."""
-        for directory in self.revision_directories(repository):
+        for directory in self._revision_directories(repository):
             yield from self._digests_in(directory)
+
+    def _revision_directories(self, repository: str) -> list[Path]:
+        return [self._layout.revisions(repository) / alg for alg in digests.HEX_LENGTHS]
 
     def _layer_directories(self, repository: str) -> list[Path]:
         return [self._layout.layers(repository) / alg for alg in digests.HEX_LENGTHS]
@@ -257,11 +260,7 @@ class DirectoryReader:
     def read_link(self, link: Path) -> Digest | None:
         """Return the digest in a link file; None if there is none that can be read."""
         try:
-            descriptor = self._tree.open(link)
-            try:
-                text = os.read(descriptor, _LONGEST_LINK)
-            finally:
-                os.close(descriptor)
+            text = self._tree.read(link, _LONGEST_LINK)
             return digests.parse(text.decode("ascii").strip())
         except (
             FileNotFoundError,

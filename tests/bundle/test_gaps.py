@@ -90,7 +90,7 @@ def test_bundle_that_may_not_be_read(tmp_path: Path, kind: str) -> None:
         parent.chmod(parent.stat().st_mode | 0o055)
     # What the user may not read of the interpreter is imported before.
     script = """
-import os, shlex, sys
+import ctypes, os, shlex, sys
 from pathlib import Path
 from mayfly.storage.bundle.open import open_bundles
 from mayfly.storage.errors import StorageError
