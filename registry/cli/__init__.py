@@ -25,6 +25,7 @@ _COMMANDS = {
     "credentials": "mayfly.registry.cli.credentials",
     "node-config": "mayfly.registry.cli.node_config",
     "bundle": "mayfly.registry.cli.bundle",
+    "copy": "mayfly.registry.cli.copy:copy",
     "import": "mayfly.registry.cli.transfer:import_",
     "export": "mayfly.registry.cli.transfer:export",
     "inventory": "mayfly.registry.cli.inventory",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mayfly.registry.cli.fetching import (
+    at_once,
+    check_platform,
+    for_platforms,
+    images_from,
+    local_source,
+    mirrored,
+    read_lists,
+    read_mirrors,
+    trusting,
+    without_referrers,
+)
 from mayfly.registry.cli.help import Group
 from mayfly.registry.cli.options import as_json
 from mayfly.registry.cli.progress import print_event, reporting
@@ -22,7 +33,6 @@ from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
     from mayfly.registry.upstream.create import Plan
-    from mayfly.registry.upstream.credentials import Credentials
     from mayfly.registry.upstream.lists import Wanted
     from mayfly.registry.upstream.registries import Reach
     from mayfly.registry.upstream.sources import Source
@@ -44,28 +54,9 @@ def command() -> None:
     metavar="FILE",
     help="The bundle to write.",
 )
-@click.option(
-    "--from",
-    "local",
-    multiple=True,
-    type=click.Path(path_type=Path, exists=True),
-    metavar="BUNDLE|ROOT",
-    help="Take images from this bundle or store first. Repeatable.",
-)
-@click.option(
-    "--upstream",
-    "mirrors",
-    multiple=True,
-    metavar="HOST=URL",
-    help="Ask URL for the images of HOST, such as docker.io=https://mirror:5000. Repeatable.",
-)
-@click.option(
-    "--platform",
-    "platforms",
-    multiple=True,
-    metavar="OS/ARCH",
-    help="Take only these platforms of an image, such as linux/arm64. Repeatable.  [default: all]",
-)
+@images_from
+@mirrored
+@for_platforms
 @click.option(
     "--have",
     "haves",
@@ -73,31 +64,9 @@ def command() -> None:
     metavar="INVENTORY|BUNDLE|URL",
     help="Leave out what the target has: an inventory, a bundle, or a registry. Repeatable.",
 )
-@click.option(
-    "--no-referrers",
-    is_flag=True,
-    help="Leave out signatures, SBOMs and attestations.",
-)
-@click.option(
-    "--ca",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    metavar="FILE",
-    help="Trust the CAs of this PEM file, besides those of the system.",
-)
-@click.option(
-    "--insecure",
-    multiple=True,
-    metavar="HOST",
-    help="Ask this registry by plain HTTP. Loopback always is. Repeatable.",
-)
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, 64),
-    default=4,
-    show_default=True,
-    metavar="N",
-    help="Blobs fetched at once.",
-)
+@without_referrers
+@trusting
+@at_once
 @click.option(
     "--volume-size",
     metavar="SIZE",
@@ -134,15 +103,15 @@ def create(
     from mayfly.registry.upstream.registries import Reach
 
     check_output(output)
-    wanted, credentials = _read_lists(images, json)
-    reach = Reach(_mirrors(mirrors), frozenset(insecure), ca, credentials)
+    wanted, credentials = read_lists(images, json)
+    reach = Reach(read_mirrors(mirrors), frozenset(insecure), ca=ca, credentials=credentials)
     try:
         with contextlib.ExitStack() as stack:
             request = _Request(
                 wanted,
                 reach,
-                tuple(_local_source(path, stack) for path in local),
-                tuple(_check_platform(one) for one in platforms),
+                tuple(local_source(path, stack) for path in local),
+                tuple(check_platform(one) for one in platforms),
                 not no_referrers,
                 _digests_of(haves, stack),
                 output,
@@ -203,32 +172,6 @@ async def _create(request: _Request) -> Plan:
     return planned
 
 
-def _read_lists(texts: Sequence[str], json: bool) -> tuple[list[Wanted], dict[str, Credentials]]:
-    from mayfly.registry.upstream import lists
-    from mayfly.registry.upstream.credentials import Credentials
-
-    wanted: list[Wanted] = []
-    credentials = {}
-    for text in texts:
-        if text == "-":
-            found = lists.read(sys.stdin.buffer.read(lists.MAX_BYTES + 1), "standard input")
-        elif Path(text).is_file():
-            with Path(text).open("rb") as file:
-                found = lists.read(file.read(lists.MAX_BYTES + 1), text)
-        else:
-            wanted.append(lists.read_reference(text))
-            continue
-        for notice in found.notices:
-            if json:
-                print_event("notice", code="no_effect", message=notice)
-            else:
-                echo(notice, err=True)
-        wanted += found.wanted
-        for host, (name, password) in found.credentials.items():
-            credentials[host] = Credentials(name, password)
-    return wanted, credentials
-
-
 def _size(text: str | None) -> int | None:
     """The bytes of a volume."""
     from mayfly.registry.settings.readers import read_size
@@ -239,35 +182,6 @@ def _size(text: str | None) -> int | None:
         return read_size(text)
     except ValueError as error:
         raise ConfigError(f"--volume-size {text}: {error}") from None
-
-
-def _mirrors(texts: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for text in texts:
-        host, equals, url = text.partition("=")
-        if not equals or not host or not url.startswith(("http://", "https://")):
-            raise ConfigError(f"--upstream {text}: expected HOST=URL, with http:// or https://")
-        found[host] = url
-    return found
-
-
-def _check_platform(text: str) -> str:
-    if not 1 <= text.count("/") <= 2 or not all(text.split("/")):
-        raise ConfigError(f"--platform {text}: expected OS/ARCH or OS/ARCH/VARIANT")
-    return text
-
-
-def _local_source(path: Path, stack: contextlib.ExitStack) -> Source:
-    """A store's root or a bundle."""
-    from mayfly.registry.upstream.sources import LocalSource
-    from mayfly.storage.bundle.open import open_bundles
-
-    if (path / "docker/registry/v2").is_dir():
-        from mayfly.storage.directory.reader import DirectoryReader
-
-        return LocalSource(DirectoryReader(path), None, str(path))
-    bundles = stack.enter_context(contextlib.closing(open_bundles([path])))
-    return LocalSource(bundles.layer, bundles.names, str(path))
 
 
 def _digests_of(haves: Sequence[str], stack: contextlib.ExitStack) -> Callable[[str, Digest], bool]:

@@ -56,7 +56,7 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
         plain = {path: str(path) for path in bundles}
         store = None
         if any(_is_compressed(path) for path in bundles):
-            store = _open_store(root, stack)
+            store = open_store(root, stack)
             plain = {_expanded(path, store.scratch, json): str(path) for path in bundles}
         opened = open_bundles([*plain], labels=plain)
         stack.enter_context(contextlib.closing(opened))
@@ -65,7 +65,7 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
         if opened.unhashed:
             with reporting("reading", opened.unhashed, json) as progress:
                 opened.hash(progress)
-        store = store or _open_store(root, stack)
+        store = store or open_store(root, stack)
         planned = importing.plan(store, opened.layer, opened.is_directory)
         if planned.incomplete:
             for line in opened.lost_volumes(lambda name, d: find_blob(store, name, d) is not None):
@@ -123,7 +123,12 @@ def _refuse(incomplete: Sequence[tuple[str, Digest]], json: bool) -> None:
     )
 
 
-def _open_store(root: Path, stack: contextlib.ExitStack) -> DistributionStore:
+def open_store(root: Path, stack: contextlib.ExitStack) -> DistributionStore:
+    """A store to be written to, which takes indexes without some of their platforms.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
     from mayfly.storage.directory.store import DistributionStore
 
     try:

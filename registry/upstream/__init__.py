@@ -2,7 +2,8 @@
 
 `lists` reads lists of images and `versions` their ranges of tags. `client` asks one registry;
 `credentials`, `registries`, `sources`, `blocking` and `reader` find and wrap it. `gather` plans a
-bundle and `create` makes it. `pulled` is for the server: it reads the list of `--until-pulled`.
+bundle and `create` makes it; `copying` copies images through `streams` to `targets`, of which
+registries are reached by `push`. `pulled` is for the server: it reads the list of `--until-pulled`.
 
 `mirror` fetches what a server's store lacks: `names` says from where, `health` knows each upstream,
 `download` is a blob under way, and `store` is the store as clients see it then.

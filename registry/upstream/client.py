@@ -6,7 +6,7 @@ insecure; gets tokens by the challenge of the first 401; and retries what may pa
     ask ──200/206──► answer
      │ 401, once: get a token, ask again
      │ 3xx: follow, without credentials when the host differs
-     │ 429, 5xx, broken connection: wait (Retry-After, else 1 s doubling to 30 s), ask again
+     │ 429, 5xx, broken connection: wait (Retry-After, else 2 s doubling to 30 s), ask again
 
 Nothing here trusts the other side: every body has a limit and a slowest rate, digests are computed
 and compared, tokens come by HTTPS or from the registry itself, and credentials never follow a
@@ -22,7 +22,14 @@ import random
 import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +47,13 @@ from mayfly.storage.manifest import DOCKER_LIST, DOCKER_MANIFEST, MAX_SIZE, OCI_
 from mayfly.storage.text import counted, counted_of
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*;q=0.1"))
-ATTEMPTS = 6
+ATTEMPTS = 5
 PIECE = 1024 * 1024
 """Bytes of a blob handed on at once."""
 
 _MAX_REDIRECTS = 5
+_REDIRECTS_OF_BODIES = (307, 308)
+_REDIRECTS = (301, 302, 303, *_REDIRECTS_OF_BODIES)
 _MAX_DOCUMENT = 8 * 1024 * 1024
 """Largest list of tags or referrers in one page."""
 
@@ -53,8 +62,10 @@ _MAX_LIST = 64 * 1024 * 1024
 
 _MAX_TOKEN = 256 * 1024
 _MOST_TOKENS = 1000
+_MAX_REASON = 16 * 1024
+_REASON_SECONDS = 5.0
 _MAX_PAGES = 10_000
-_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
+_FIRST_WAIT, _LONGEST_WAIT = 2.0, 30.0
 _LONGEST_RETRY_AFTER = 600.0
 _TOKEN_MARGIN = 30.0
 """Seconds before its end in which a token is no longer used."""
@@ -90,6 +101,11 @@ class Access:
     url: str
     namespace: str | None
     ssl: ssl.SSLContext
+
+    @property
+    def own_url(self) -> str | None:
+        """The URL of the registry itself; None of a mirror."""
+        return self.url if self.namespace is None else None
 
     def login_host(self, host: str) -> str:
         """The host whose login is used: of a mirror its own, never that of the host it mirrors."""
@@ -133,6 +149,11 @@ class Registry:
     def paused_for(self) -> float:
         """Seconds for which the registry wants no request; 0 mostly."""
         return max(0.0, self._resumes_at - time.monotonic())
+
+    @property
+    def url(self) -> str | None:
+        """Where it is; None for a mirror, which is not the registry that names say."""
+        return self._access.own_url
 
     async def manifest(self, repository: str, reference: str) -> Fetched:
         """A manifest by tag or digest.
@@ -237,11 +258,11 @@ class Registry:
                     return
                 problem = f"ended after {counted_of(at, size, 'byte')}"
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                problem = _told(error)
+                problem = described(error)
             failures = failures + 1 if at == before else 1
             if failures >= self._attempts:
                 raise UpstreamError(f"{where}: {problem}")
-            await self._sleep(_wait(failures))
+            await self._sleep(pause_after(failures))
 
     async def tags(self, repository: str) -> list[str]:
         """Every tag of a repository, in the registry's order."""
@@ -300,8 +321,8 @@ class Registry:
             if not isinstance(page, dict):
                 raise UpstreamError(f"{where}: the answer is not a JSON object")
             yield page
-            url = _joined(here, link[1], where) if link else None
-            if url is not None and _origin(url) != _origin(here):
+            url = joined(here, link[1], where) if link else None
+            if url is not None and origin_of(url) != origin_of(here):
                 raise UpstreamError(f"{where}: its next page is on another host")
         raise UpstreamError(f"{where}: more than {_MAX_PAGES} pages")
 
@@ -313,17 +334,31 @@ class Registry:
 
     @asynccontextmanager
     async def _asked(
-        self, method: str, url: str, repository: str, where: str, headers: dict[str, str]
+        self,
+        method: str,
+        url: str,
+        repository: str,
+        where: str,
+        headers: dict[str, str],
+        body: bytes = b"",
+        wanted: Collection[int] = (200, 206),
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A successful answer, after as many attempts as it takes."""
-        response = await self._attempted(method, url, repository, where, headers)
+        response = await self._attempted(method, url, repository, where, headers, body, wanted)
         try:
             yield response
         finally:
-            response.close() if not response.content.is_eof() else response.release()
+            let_go(response)
 
     async def _attempted(
-        self, method: str, url: str, repository: str, where: str, headers: dict[str, str]
+        self,
+        method: str,
+        url: str,
+        repository: str,
+        where: str,
+        headers: dict[str, str],
+        body: bytes,
+        wanted: Collection[int],
     ) -> aiohttp.ClientResponse:
         authorization = await self._authorization(repository)
         is_renewed = False
@@ -332,19 +367,20 @@ class Registry:
             if paused := self.paused_for:
                 await self._sleep(paused)
             try:
-                response = await self._followed(method, url, headers, authorization, where)
+                response = await self._followed(method, url, headers, authorization, where, body)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failures += 1
                 if failures >= self._attempts or isinstance(error, aiohttp.ClientSSLError):
-                    raise UpstreamError(f"{where}: {_told(error)}") from None
-                await self._sleep(_wait(failures))
+                    raise UpstreamError(f"{where}: {described(error)}") from None
+                await self._sleep(pause_after(failures))
                 continue
-            if response.status in (200, 206):
+            if response.status in wanted:
                 return response
             challenge = response.headers.get("WWW-Authenticate", "")
-            retry_after = response.headers.get("Retry-After", "")
+            asked_pause = response.headers.get("Retry-After", "")
             status = response.status
-            response.close()
+            reason = await refusal(response)
+            let_go(response)
             if status == 401 and not is_renewed:
                 is_renewed = True
                 authorization = await self._authenticated(challenge, repository, where)
@@ -361,12 +397,12 @@ class Registry:
                     raise UpstreamError(
                         f"{where}: {self.host} answered {status} {counted(failures, 'time')}"
                     )
-                if asked := _retry_after(retry_after):
+                if asked := retry_after(asked_pause):
                     await self._pause(asked)
                 else:
-                    await self._sleep(_wait(failures))
+                    await self._sleep(pause_after(failures))
             else:
-                raise UpstreamError(f"{where}: {self.host} answered {status}")
+                raise UpstreamError(f"{where}: {self.host} answered {status}{reason}")
 
     async def _pause(self, seconds: float) -> None:
         """Wait, and have all requests to this registry wait until then."""
@@ -383,29 +419,34 @@ class Registry:
         headers: dict[str, str],
         authorization: str | None,
         where: str,
+        body: bytes | AsyncIterable[bytes] = b"",
     ) -> aiohttp.ClientResponse:
-        first = _origin(url)
+        # Also a URL that the registry itself gave may be on another host.
+        first = origin_of(self._access.url)
         for _ in range(_MAX_REDIRECTS + 1):
             # A compressed answer could expand to any size, and has not the digest of what it is.
             own = {**headers, "Accept-Encoding": "identity"}
-            if authorization and _origin(url) == first:
+            if authorization and origin_of(url) == first:
                 own["Authorization"] = authorization
             response = await self._session.request(
                 method,
                 url,
                 headers=own,
+                data=body or None,
                 allow_redirects=False,
                 timeout=_TIMEOUT,
                 ssl=self._access.ssl,
             )
-            if response.status not in (301, 302, 303, 307, 308):
+            if response.status not in _REDIRECTS:
                 return response
+            if method not in ("GET", "HEAD") and response.status not in _REDIRECTS_OF_BODIES:
+                return response  # the request would become another one
             response.close()
-            url = _joined(url, response.headers.get("Location", ""), where)
+            url = joined(url, response.headers.get("Location", ""), where)
             if not url.startswith(
                 ("https://",) if first[0] == "https" else ("https://", "http://")
             ):
-                raise UpstreamError(f"{where}: it redirects to {_shown(url)}: not followed")
+                raise UpstreamError(f"{where}: it redirects to {shown(url)}: not followed")
         raise UpstreamError(f"{where}: it redirects more than {_MAX_REDIRECTS} times")
 
     async def _authorization(self, repository: str) -> str | None:
@@ -448,13 +489,14 @@ class Registry:
         if not _may_ask(realm, self._access.url):
             raise LoginRefused(
                 f"{where}: the tokens of {self.host} come from elsewhere and not by HTTPS: "
-                f"{_shown(realm)}"
+                f"{shown(realm)}"
             )
-        scope = f"repository:{repository}:pull" if repository else "registry:catalog:*"
-        query = {"service": fields.get("service", ""), "scope": scope}
+        scopes = self._scopes(repository)
+        service = fields.get("service", "")
         if login is not None and login.identity_token:
             form = {
-                **query,
+                "service": service,
+                "scope": " ".join(scopes),
                 "grant_type": "refresh_token",
                 "refresh_token": login.identity_token,
                 "client_id": "mayfly",
@@ -466,7 +508,7 @@ class Registry:
             headers = {"Authorization": login.basic} if login and login.basic else {}
             request = self._session.get(
                 realm,
-                params=query,
+                params=[("service", service), *(("scope", scope) for scope in scopes)],
                 headers=headers,
                 ssl=self._access.ssl,
                 timeout=_TIMEOUT,
@@ -477,23 +519,27 @@ class Registry:
                 if response.status in (401, 403):
                     raise LoginRefused(f"{where}: {self.host} does not accept these credentials")
                 if response.status != 200:
-                    raise UpstreamError(f"{where}: {_shown(realm)} answered {response.status}")
+                    raise UpstreamError(f"{where}: {shown(realm)} answered {response.status}")
                 document = json.loads(await _limited(response, _MAX_TOKEN, where))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UpstreamError(f"{where}: {_shown(realm)}: {_told(error)}") from None
+            raise UpstreamError(f"{where}: {shown(realm)}: {described(error)}") from None
         except (ValueError, RecursionError):
             document = None
         document = document if isinstance(document, dict) else {}
         value = document.get("token") or document.get("access_token")
         if not isinstance(value, str) or not value.isprintable():
-            raise UpstreamError(f"{where}: {_shown(realm)} gave no token")
+            raise UpstreamError(f"{where}: {shown(realm)} gave no token")
         return value, _lifetime(document.get("expires_in"))
+
+    def _scopes(self, repository: str) -> list[str]:
+        """The scopes that a token is asked for (distribution's token spec, "scope")."""
+        return [f"repository:{repository}:pull" if repository else "registry:catalog:*"]
 
 
 def _may_ask(realm: str, registry: str) -> bool:
     """Whether credentials may be sent to a realm: by HTTPS, or to the registry itself."""
     try:
-        return realm.startswith("https://") or _origin(realm) == _origin(registry)
+        return realm.startswith("https://") or origin_of(realm) == origin_of(registry)
     except ValueError:
         return False
 
@@ -503,6 +549,23 @@ def _lifetime(told: object) -> float:
     if isinstance(told, bool) or not isinstance(told, int | float):
         return 60.0
     return float(max(60, min(told, 86400)))
+
+
+def let_go(response: aiohttp.ClientResponse) -> None:
+    """End an answer; its connection is used again if the body was read to its end."""
+    response.release() if response.content.is_eof() else response.close()
+
+
+async def refusal(response: aiohttp.ClientResponse) -> str:
+    """Return the first error of an OCI error document, to be added to a message; else nothing."""
+    try:
+        async with asyncio.timeout(_REASON_SECONDS):
+            document = json.loads(await response.content.read(_MAX_REASON))
+        first = document["errors"][0]
+        text = f"{first['code']}: {first.get('message', '')}"
+    except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError, RecursionError):
+        return ""
+    return f" ({text[:300]})"
 
 
 def _skipped(response: aiohttp.ClientResponse, start: int, where: str) -> int:
@@ -556,7 +619,7 @@ async def _limited(response: aiohttp.ClientResponse, limit: int, where: str) -> 
     return bytes(body)
 
 
-def _joined(base: str, target: str, where: str) -> str:
+def joined(base: str, target: str, where: str) -> str:
     """Return an absolute URL that `_origin` can read.
 
     Raises:
@@ -564,33 +627,38 @@ def _joined(base: str, target: str, where: str) -> str:
     """
     try:
         url = urljoin(base, target)
-        _origin(url)
+        origin_of(url)
     except ValueError:
-        raise UpstreamError(f"{where}: it leads to {_shown(target)}, which is no URL") from None
+        raise UpstreamError(f"{where}: it leads to {shown(target)}, which is no URL") from None
     return url
 
 
-def _shown(url: str) -> str:
-    """A URL for messages, without its query and login, which may be secrets."""
+def shown(url: str) -> str:
+    """Return a URL for messages, without its query and login, which may be secrets."""
     bare = url.partition("?")[0].partition("#")[0]
     scheme, mark, rest = bare.rpartition("://")
     authority, slash, path = rest.partition("/")
     return repr(f"{scheme}{mark}{authority.rpartition('@')[2]}{slash}{path}"[:200])
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
+def origin_of(url: str) -> tuple[str, str | None, int | None]:
+    """Return scheme, host and port of a URL.
+
+    Raises:
+        ValueError: it is no URL.
+    """
     parts = urlsplit(url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     return parts.scheme, parts.hostname, port
 
 
-def _wait(failures: int) -> float:
+def pause_after(failures: int) -> float:
     """Seconds before the next attempt, with some chance in it so that clients do not march."""
     longest = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (failures - 1))
     return longest * random.uniform(0.5, 1.0)
 
 
-def _retry_after(value: str) -> float | None:
+def retry_after(value: str) -> float | None:
     """Seconds that a ``Retry-After`` asks for (RFC 9110, 10.2.3), at most ten minutes."""
     if value.isascii() and value.isdigit() and len(value) < 10:
         return min(float(value), _LONGEST_RETRY_AFTER)
@@ -603,7 +671,7 @@ def _retry_after(value: str) -> float | None:
     return min(max(date.timestamp() - time.time(), 0.0), _LONGEST_RETRY_AFTER)
 
 
-def _told(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """Describe a broken connection in a message."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return (
@@ -616,5 +684,5 @@ def _told(error: BaseException) -> str:
         reason = error.os_error.strerror or type(error.os_error).__name__
         return f"cannot connect to {error.host}:{error.port}: {reason}"
     if isinstance(error, aiohttp.InvalidURL):
-        return f"{_shown(str(error.url))} is no URL that can be asked"
+        return f"{shown(str(error.url))} is no URL that can be asked"
     return str(error) or type(error).__name__

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mayfly.registry.upstream import versions
@@ -23,7 +23,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
 from mayfly.storage.images import attested
 from mayfly.storage.manifest import INDEX_TYPES, OCI_INDEX, Descriptor, Manifest, parse
-from mayfly.storage.reference import Reference
+from mayfly.storage.reference import Reference, is_attached_tag, is_tag
 from mayfly.storage.text import counted
 from mayfly.storage.transfer.attached import Attached, find_attached, flat_tag
 from mayfly.storage.transfer.exporting import FULL_NAME, TAG
@@ -96,10 +96,10 @@ async def gather(
     gate = asyncio.Semaphore(_AT_ONCE)
     problems: list[Problem] = []
 
-    async def one(image: Wanted) -> list[_Image]:
+    async def one(image: Wanted) -> list[ImageLookup]:
         try:
             async with gate:
-                found = [_Image(single) for single in await _expanded(image, find)]
+                found = [ImageLookup(single) for single in await expanded(image, find)]
                 for each in found:
                     await each.gather(find, platforms, referrers)
                 return found
@@ -134,8 +134,12 @@ async def _drop_absent_foreign(gathered: Gathered) -> None:
             gathered.absent.append(digest)
 
 
-async def _expanded(wanted: Wanted, find: Find) -> list[Wanted]:
-    """One image for each tag that a filter lets through."""
+async def expanded(wanted: Wanted, find: Find) -> list[Wanted]:
+    """One image for each tag that a filter lets through.
+
+    Raises:
+        UpstreamError: there is none, or no source can be asked.
+    """
     if wanted.tags is None:
         return [wanted]
     host, repository = wanted.source.host, wanted.source.repository
@@ -165,12 +169,18 @@ async def _expanded(wanted: Wanted, find: Find) -> list[Wanted]:
 
 
 def choose_tags(tags: Iterable[str], wanted: TagFilter) -> list[str]:
-    """The tags that a filter lets through, in lexical order."""
+    """The tags that a filter lets through, in lexical order.
+
+    Tags by which signatures and other referrers are found are no images. Nor is text that is no
+    tag, whatever the registry says.
+    """
     allow = [re.compile(pattern) for pattern in wanted.allow]
     deny = [re.compile(pattern) for pattern in wanted.deny]
     ranges = [versions.in_range(text) for text in wanted.semver]
     found = []
     for tag in sorted(set(tags)):
+        if not is_tag(tag) or is_attached_tag(tag):
+            continue
         if wanted.exact and tag not in wanted.exact:
             continue
         if allow and not any(pattern.fullmatch(tag) for pattern in allow):
@@ -185,7 +195,7 @@ def choose_tags(tags: Iterable[str], wanted: TagFilter) -> list[str]:
     return found
 
 
-class _Image:
+class ImageLookup:
     """One image while it is looked up."""
 
     def __init__(self, wanted: Wanted) -> None:
@@ -198,6 +208,32 @@ class _Image:
         self._manifests: dict[Digest, tuple[Fetched, Manifest, Source]] = {}
         self._top: Digest | None = None
         self._attached: list[Attached] = []
+
+    @property
+    def wanted(self) -> Wanted:
+        """The image that is looked up."""
+        return self._wanted
+
+    @property
+    def top(self) -> Digest:
+        """The digest of its manifest or index, once `gather` has found it."""
+        assert self._top is not None
+        return self._top
+
+    @property
+    def attached(self) -> Sequence[Attached]:
+        """Manifests that refer to it, each after its subject."""
+        return self._attached
+
+    @property
+    def manifests(self) -> Mapping[Digest, tuple[Fetched, Manifest, Source]]:
+        """Every manifest of it and of what refers to it, with the source that has it."""
+        return self._manifests
+
+    @property
+    def origin(self) -> Origin:
+        """The repository that has the image's own manifest."""
+        return Origin(self._manifests[self.top][2], self._host, self._repository)
 
     async def gather(self, find: Find, platforms: Sequence[str], referrers: bool) -> None:
         """Look up all of it.
@@ -215,10 +251,9 @@ class _Image:
 
     def add_to(self, gathered: Gathered) -> None:
         """Join it with the images before it."""
-        assert self._top is not None
         name = self._wanted.target or self._wanted.source
         gathered.images += 1
-        self._list(gathered, self._top, name)
+        self._list(gathered, self.top, name)
         for one in self._attached:
             gathered.referrers += 1
             tagged = name._replace(tag=one.tag, digest=None) if one.tag else None

@@ -16,6 +16,7 @@ import aiohttp
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.upstream.client import ATTEMPTS, Access, Registry
 from mayfly.registry.upstream.credentials import Credentials, CredentialStore
+from mayfly.registry.upstream.push import PushRegistry
 from mayfly.registry.version import VERSION
 from mayfly.storage.reference import address_of, canonical_host
 
@@ -28,7 +29,8 @@ class Reach:
 
     Attributes:
         mirrors: host, as in image names, to the URL to ask instead.
-        insecure: hosts that are asked by plain HTTP; loopback always is.
+        insecure: hosts that are asked by plain HTTP; loopback is, too.
+        secure: hosts on loopback that are asked by HTTPS.
         ca: PEM file of CAs that are trusted besides the system's.
         credentials: host to credentials that win over stored logins.
         logins: files of stored logins; None for those of docker and podman.
@@ -36,6 +38,7 @@ class Reach:
 
     mirrors: Mapping[str, str] = field(default_factory=dict)
     insecure: frozenset[str] = frozenset()
+    secure: frozenset[str] = frozenset()
     ca: Path | None = None
     credentials: Mapping[str, Credentials] = field(default_factory=dict)
     logins: tuple[Path, ...] | None = None
@@ -55,6 +58,7 @@ class Registries:
             self._trust.load_verify_locations(reach.ca)
         self._credentials = CredentialStore(reach.credentials, files=reach.logins)
         self._known: dict[str, Registry] = {}
+        self._targets: dict[str, PushRegistry] = {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -91,6 +95,16 @@ class Registries:
             )
         return self._known[host]
 
+    def target(self, host: str) -> PushRegistry:
+        """The registry of an image name's host, to push to; never a mirror of it."""
+        assert self._session is not None
+        host = canonical_host(host)
+        if host not in self._targets:
+            self._targets[host] = PushRegistry(
+                self._session, host, self._direct(host), self._credentials
+            )
+        return self._targets[host]
+
     def at_url(self, url: str, attempts: int = ATTEMPTS) -> Registry:
         """The registry at a URL, which may hold a user name and password.
 
@@ -112,7 +126,12 @@ class Registries:
     def _access(self, host: str) -> Access:
         if host in self._reach.mirrors:
             return Access(_without_login(self._reach.mirrors[host]).rstrip("/"), host, self._trust)
-        is_plain = host in self._reach.insecure or is_loopback(host)
+        return self._direct(host)
+
+    def _direct(self, host: str) -> Access:
+        is_plain = host in self._reach.insecure or (
+            is_loopback(host) and host not in self._reach.secure
+        )
         scheme = "http" if is_plain else "https"
         return Access(f"{scheme}://{address_of(host)}", None, self._trust)
 

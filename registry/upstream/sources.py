@@ -28,11 +28,16 @@ class Source(Protocol):
 
     Attributes:
         label: its name in messages.
+        url: of the registry that it is; None for anything else.
     """
 
     @property
     def label(self) -> str:
         """Its name in messages."""
+
+    @property
+    def url(self) -> str | None:
+        """The URL of the registry that it is; None for anything else."""
 
     async def manifest(self, host: str, repository: str, reference: str) -> Fetched | None:
         """A manifest by tag or digest; None where the source does not have it.
@@ -67,6 +72,7 @@ class RegistrySource:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self.label = registry.host
+        self.url = registry.url
 
     async def manifest(self, host: str, repository: str, reference: str) -> Fetched | None:
         return await self._registry.find_manifest(repository, reference)
@@ -102,6 +108,7 @@ class LocalSource:
         self._reader = reader
         self._names = names
         self.label = label
+        self.url = None
 
     async def manifest(self, host: str, repository: str, reference: str) -> Fetched | None:
         return await asyncio.to_thread(self._manifest, host, repository, reference)

@@ -259,6 +259,20 @@ class Bundles:
                 names.update(f"{repository}:{tag}" for tag in tags)
         return sorted(names)
 
+    def stored_names(self) -> list[tuple[str, str]]:
+        """Every image's repository in `layer` with its tag, or its digest if it has no tag.
+
+        Signatures and other referrers are no images.
+        """
+        found = set()
+        for reference in (i.reference for b in self._archives for i in b.images if i.reference):
+            repository = self.names.canonical(reference.host, reference.repository)
+            found.add((repository, reference.tag or str(reference.digest)))
+        for directory in self._directories:
+            for repository in repositories(directory):
+                found.update((repository, tag) for tag in directory.tags(repository))
+        return sorted(one for one in found if not is_attached_tag(one[1]))
+
     @property
     def unhashed(self) -> int:
         """Bytes that `hash` has to read before every image can be served."""

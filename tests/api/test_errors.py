@@ -62,6 +62,7 @@ NEVER_ANSWERED = {
             "UpstreamError",
             "NotThere",
             "LoginRefused",
+            "_Lost",
         ),
         "in commands that copy from elsewhere",
     ),

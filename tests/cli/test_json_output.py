@@ -224,6 +224,17 @@ def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
     for line in done.stdout.splitlines():
         check("bundle create", json.loads(line))
     assert json.loads(done.stdout.splitlines()[-1])["code"] == "unavailable"
+    copy = ["copy", "localhost/team/app:1", "--from", tmp_path / "store", "--json"]
+    for words, event in (("--dry-run", "planned"), ("--jobs=2", "copied")):
+        done = mayfly(*copy, words, tmp_path / "other")
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        for line in lines:
+            check("copy", line)
+        assert lines[-1]["event"] == event
+    done = mayfly("copy", "localhost/none:1", tmp_path / "store", tmp_path / "third", "--json")
+    assert done.returncode == 3, done.stderr
+    for line in done.stdout.splitlines():
+        check("copy", json.loads(line))
     check("rm", output("rm", "team/app:1", *root))
     spared = output("gc", "--untagged", "--grace", "1h", *root)
     check("gc", spared)

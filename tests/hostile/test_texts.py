@@ -91,6 +91,16 @@ CASES: dict[str, list[tuple[str, ...]]] = {
         ("localhost/team/app:v0", "-o", "out.tar", "--from", "broken.tar"),
         ("127.0.0.1:1/x", "-o", "out.tar", "--platform", NAME),
     ],
+    "copy": [
+        (NAME, "copied"),
+        ("root", "copied"),
+        ("bundle", "copied", "--json"),
+        ("broken.tar", "copied"),
+        ("root", NAME),
+        ("root", f"http://{NAME}"),
+        ("localhost/team/app:v0", "copied", "--from", "root", "--platform", NAME),
+        ("root", "127.0.0.1:1", "--upstream", NAME),
+    ],
     "import": [
         ("--root", "imported", "bundle"),
         ("--root", "imported", "--json", "bundle"),

@@ -93,7 +93,7 @@ commands = {
     "user": ["ls", "--auth", "."],
     "grant": ["ls", "--auth", "."], "credentials": [], "inspect": ["none:1"], "rm": ["none:1"],
     "diff": ["one.tar", "other.tar"],
-    "import": ["none.tar"], "serve": ["--listen", "nowhere"],
+    "import": ["none.tar"], "copy": ["none.tar", "store"], "serve": ["--listen", "nowhere"],
     "bundle": ["create", "/dev/null", "-o", "new.tar"],
     "run": ["--listen", "127.0.0.1:0", "--state-dir", "inner", "--", "true"], "stop": ["--help"],
 }

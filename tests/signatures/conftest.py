@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
-import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,10 +16,10 @@ import pytest
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.certificates import Pair, self_signed
 from tests.support.images import descriptor, image_body, index_body, push, put
-from tests.support.process import Process, find_program, need
+from tests.support.others import PASSWORD, USER, distribution, olareg
+from tests.support.process import find_program, need
 from tests.support.programs import versioned
 
-USER, PASSWORD = "mirror", "correct-horse-battery"
 COUNT = 60
 PLATFORMS = ("amd64", "arm64")
 MULTI_PLATFORM = 3
@@ -135,61 +132,17 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory, certificate: Pair) -> Iterator[Upstream]:
     """docker-registry with TLS and users, filled."""
-    need("docker-registry", "htpasswd")
     place = tmp_path_factory.mktemp("secure")
     _fill(place / "root")
-    users = subprocess.run(
-        [find_program("htpasswd") or "", "-Bbn", USER, PASSWORD],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    (place / "htpasswd").write_text(users.stdout)
-    (place / "config.yml").write_text(
-        "version: 0.1\n"
-        f"storage: {{filesystem: {{rootdirectory: {place / 'root'}}}}}\n"
-        f"auth: {{htpasswd: {{realm: x, path: {place / 'htpasswd'}}}}}\n"
-        "http:\n"
-        "  addr: 127.0.0.1:0\n"
-        "  secret: not-a-secret\n"
-        f"  tls: {{certificate: {certificate.certificate}, key: {certificate.key}}}\n"
-    )
-    own = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}
-    program = find_program("docker-registry") or ""
-    process = Process([program, "serve", place / "config.yml"], place / "log", env=own)
-    try:
-        port = process.wait_for(lambda: _port(process, r"listening on 127\.0\.0\.1:(\d+)"))
-        yield Upstream(f"localhost:{port}", "registry.example", certificate.certificate)
-    finally:
-        process.kill()
-
-
-def _port(process: Process, pattern: str) -> str | None:
-    found = re.search(pattern, process.output())
-    return found[1] if found else None
-
-
-def _answers(port: int) -> bool | None:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return None
+    with distribution(place, "docker-registry", certificate) as found:
+        yield Upstream(found.host, "registry.example", certificate.certificate)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstream]:
     """olareg over plain HTTP, with a referrers API; empty."""
-    need("olareg")
-    place = tmp_path_factory.mktemp("plain")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = ["serve", "--dir", place / "root", "--port", port, "--addr", "127.0.0.1"]
-    process = Process([find_program("olareg") or "", *map(str, words)], place / "log")
-    try:
-        process.wait_for(lambda: _answers(port))
-        yield Upstream(f"localhost:{port}", f"localhost:{port}", None)
-    finally:
-        process.kill()
+    with olareg(tmp_path_factory.mktemp("plain")) as found:
+        yield Upstream(found.host, found.host, None)
 
 
 @pytest.fixture(scope="module")

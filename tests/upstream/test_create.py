@@ -7,104 +7,17 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from mayfly.registry.upstream.gather import choose_tags
 from mayfly.registry.upstream.lists import TagFilter
-from mayfly.storage.digest import Digest, of
-from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.digest import of
 from tests.clients.proxy import FaultyProxy, SlowProxy
 from tests.support.commands import run_mayfly
-from tests.support.images import (
-    descriptor,
-    image_body,
-    index_body,
-    push,
-    put,
-    subject_of,
-)
 from tests.support.process import REPO, Mayfly
-
-APP, TOOL = "team/app", "tool"
-PLATFORMS = ("amd64", "arm64")
-LAYERS = {name: name.encode() * 100_000 for name in ("base", *PLATFORMS)}
-
-
-@dataclass
-class Content:
-    """What a registry holds: every digest by a name."""
-
-    root: Path
-    digests: dict[str, Digest]
-
-    def tags(self) -> dict[str, str]:
-        """Images of the list: reference without a host to the name of its digest."""
-        return {f"{APP}:1": "index", f"{TOOL}:1": "tool"}
-
-
-@pytest.fixture(scope="module")
-def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
-    """A multi-platform image with an attestation, a signed signature and a cosign tag; a tool."""
-    root = tmp_path_factory.mktemp("upstream")
-    found: dict[str, Digest] = {}
-    with closing(DistributionStore(root)) as store:
-        children = []
-        for data in (b"{}", *LAYERS.values()):
-            push(store, APP, data)
-        for platform in PLATFORMS:
-            body = image_body(
-                b"{}", [LAYERS["base"], LAYERS[platform]], annotations={"p": platform}
-            )
-            manifest, found[platform] = put(store, APP, body)
-            children.append(
-                descriptor(
-                    manifest.body,
-                    manifest.media_type,
-                    platform={"os": "linux", "architecture": platform},
-                )
-            )
-        attestation, found["attestation"] = put(
-            store, APP, image_body(b"{}", annotations={"a": "b"})
-        )
-        children.append(
-            descriptor(
-                attestation.body,
-                attestation.media_type,
-                platform={"os": "unknown", "architecture": "unknown"},
-                annotations={
-                    "vnd.docker.reference.type": "attestation-manifest",
-                    "vnd.docker.reference.digest": str(found["amd64"]),
-                },
-            )
-        )
-        index, found["index"] = put(store, APP, index_body(manifests=children), "1")
-        signature, found["signature"] = put(
-            store, APP, image_body(b"{}", subject=subject_of(index), artifactType="example/sig")
-        )
-        _, found["countersignature"] = put(
-            store, APP, image_body(b"{}", subject=subject_of(signature), artifactType="example/sig")
-        )
-        _, found["cosign"] = put(
-            store,
-            APP,
-            image_body(b"{}", annotations={"cosign": "old"}),
-            f"sha256-{found['index'].hex}.sig",
-        )
-        push(store, TOOL, b"{}")
-        push(store, TOOL, LAYERS["base"])
-        _, found["tool"] = put(store, TOOL, image_body(b"{}", [LAYERS["base"]]), "1")
-    return Content(root, found)
-
-
-@pytest.fixture
-def upstream(content: Content, start_mayfly: Callable[..., Mayfly]) -> Iterator[Mayfly]:
-    """A registry with that content."""
-    yield start_mayfly("--read-only", root=content.root)
+from tests.upstream.content import APP, LAYERS, TOOL, Content
 
 
 def _create(output: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -112,7 +25,8 @@ def _create(output: Path, *words: str | Path) -> subprocess.CompletedProcess[str
     return subprocess.run([*map(str, argv)], cwd=REPO, text=True, capture_output=True, timeout=300)
 
 
-def _blobs(path: Path) -> set[str]:
+def blobs_of(path: Path) -> set[str]:
+    """The digests of an archive, in hexadecimal."""
     with tarfile.open(path) as archive:
         return {n.rpartition("/")[2] for n in archive.getnames() if n.startswith("blobs/")}
 
@@ -137,7 +51,7 @@ def test_everything_that_belongs_to_an_image_is_carried(
     _check_bytes(output)
     expected = {digest.hex for digest in content.digests.values()}
     expected |= {of(data).hex for data in (b"{}", *LAYERS.values())}
-    assert _blobs(output) == expected
+    assert blobs_of(output) == expected
     state, root = tmp_path / "state", tmp_path / "root"
     with Mayfly(root, state, str(output)) as served:
         listed = run_mayfly(
@@ -180,7 +94,7 @@ def test_platforms_and_referrers_can_be_left_out(
     found = content.digests
     kept = {found[name].hex for name in ("index", "amd64", "attestation")}
     kept |= {of(data).hex for data in (b"{}", LAYERS["base"], LAYERS["amd64"])}
-    assert _blobs(output) == kept
+    assert blobs_of(output) == kept
 
 
 def test_the_target_s_blobs_are_left_out(
@@ -193,10 +107,10 @@ def test_the_target_s_blobs_are_left_out(
     delta = tmp_path / "delta.tar"
     done = _create(delta, "--have", base, name)
     assert done.returncode == 0, done.stderr
-    assert _blobs(delta) - _blobs(base) >= {of(LAYERS["arm64"]).hex}
-    assert of(LAYERS["base"]).hex not in _blobs(delta)
+    assert blobs_of(delta) - blobs_of(base) >= {of(LAYERS["arm64"]).hex}
+    assert of(LAYERS["base"]).hex not in blobs_of(delta)
     manifests = {one.hex for key, one in content.digests.items() if key != "tool"}
-    assert manifests <= _blobs(delta)
+    assert manifests <= blobs_of(delta)
 
 
 def test_every_missing_image_is_named_before_anything_is_fetched(
