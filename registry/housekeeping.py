@@ -46,10 +46,10 @@ async def housekeeping(
         this_run: gets heartbeats.
         store: whose uploads expire and which is collected; None if it is read-only.
         bundles: whose missing digests are computed; None without bundles.
-        audit: whose lines are written.
+        audit: whose repeats are counted.
     """
     tasks: list[asyncio.Future[None]] = [
-        asyncio.ensure_future(audit.write()),
+        asyncio.ensure_future(audit.count_repeats()),
         asyncio.ensure_future(_send_heartbeats(this_run)),
     ]
     if security.authentication is not None:

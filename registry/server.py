@@ -44,7 +44,7 @@ from mayfly.registry.lifecycle.plan import RunPlan
 from mayfly.registry.process import open_files
 from mayfly.registry.process.child import find
 from mayfly.registry.process.systemd import Notifier, take_sockets
-from mayfly.registry.serving import Lifecycle, RunningServer
+from mayfly.registry.serving import Lifecycle, RunningServer, nothing_recorded
 from mayfly.registry.settings.choices import OnCorrupt, Until
 from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.settings.settings import Settings
@@ -59,6 +59,8 @@ from mayfly.storage.readonly import ReadOnlyStore
 from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
+    from mayfly.registry.settings.readers import Address
+    from mayfly.registry.telemetry.recording import Recording
     from mayfly.storage.bundle.open import Bundles
     from mayfly.storage.bundle.verified import BundleFault
     from mayfly.storage.digest import Digest
@@ -288,10 +290,8 @@ async def _serve(
         addresses = [address_of(bound) for bound in sockets]
         # The bound addresses count, not the setting: systemd's sockets may listen anywhere.
         settings = replace(settings, listen=tuple(addresses))
-        try:
-            audit = Audit(settings.audit)
-        except OSError as error:
-            raise ConfigError(f"--audit {settings.audit}: {error.strerror}") from None
+        recording = _recording(settings, this_run, addresses[0])
+        audit = Audit(recording.put if recording is not None else None)
         security = stack.enter_context(secure(settings, this_run))
         login = login_to(settings, security, addresses[0])
         lifecycle = Lifecycle(
@@ -308,18 +308,32 @@ async def _serve(
         if plan.nodes is not None:
             _check_proxies(settings, lifecycle)
         if bundles is not None:
-            _watch_bundles(bundles, lifecycle)
-        async with housekeeping(settings, security, this_run, stores.maintained, bundles, audit):
+            _watch_bundles(bundles, lifecycle, recording)
+        async with (
+            housekeeping(settings, security, this_run, stores.maintained, bundles, audit),
+            recording.running(audit.finish) if recording is not None else contextlib.nullcontext(),
+        ):
             server = RunningServer(
-                _connections(settings, security, stores, lifecycle, audit, sockets),
+                _connections(settings, security, stores, lifecycle, audit, recording, sockets),
                 login,
                 announced(settings, security, login, plan.nodes.names if plan.nodes else ()),
                 measure_storage=lambda: storage_used(root),
                 denied=audit.refusals,
                 ambiguous=bundles.names.ambiguous() if bundles is not None else {},
                 cleanup_paths=(root,) if settings.ephemeral else (),
+                end_recording=recording.end if recording is not None else nothing_recorded,
             )
             return await _run(lifecycle, server, this_run)
+
+
+def _recording(settings: Settings, this_run: Run, address: Address) -> Recording | None:
+    """The recording of the run; None if nothing is to be recorded."""
+    if settings.audit is None and not settings.notify:
+        return None
+    # Imported only where something is recorded.
+    from mayfly.registry.telemetry.recording import Recording
+
+    return Recording(settings, this_run.id, str(address))
 
 
 async def _run(lifecycle: Lifecycle, server: RunningServer, this_run: Run) -> int:
@@ -335,13 +349,15 @@ async def _run(lifecycle: Lifecycle, server: RunningServer, this_run: Run) -> in
     return code
 
 
-def _watch_bundles(bundles: Bundles, lifecycle: Lifecycle) -> None:
-    """Report content of bundles that turns out to be corrupt."""
+def _watch_bundles(bundles: Bundles, lifecycle: Lifecycle, recording: Recording | None) -> None:
+    """Report and record content of bundles that turns out to be corrupt."""
     loop = asyncio.get_running_loop()
 
     def on_fault(fault: BundleFault, repositories: list[str], images: list[str]) -> None:
         # A thread that hashes may outlive the loop by a moment.
         with contextlib.suppress(RuntimeError):
+            if recording is not None:
+                loop.call_soon_threadsafe(recording.corrupt, str(fault.digest), fault.problem)
             loop.call_soon_threadsafe(
                 lifecycle.on_corruption,
                 Corruption(
@@ -375,11 +391,13 @@ def _connections(
     stores: _Stores,
     lifecycle: Lifecycle,
     audit: Audit,
+    recording: Recording | None,
     sockets: list[socket.socket],
 ) -> Connections:
     origins = Origins(settings.external_url, settings.trusted_proxy)
     guard = Guard(security.policy, security.authentication, certificate_identity, audit, origins)
-    app = App(stores.served, guard, lifecycle, stores.names, origins.prefix)
+    put_event = recording.put if recording is not None and recording.takes_requests else None
+    app = App(stores.served, guard, lifecycle, stores.names, origins.prefix, put_event=put_event)
     tls = security.tls.context if security.tls is not None else None
     server = HTTPServer(app, origins, malformed_request)
     return Connections(server, sockets, tls, _limits(settings))

@@ -16,11 +16,11 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mayfly.registry import log
 from mayfly.registry.activity import Activity
@@ -51,6 +51,9 @@ from mayfly.registry.settings.choices import NodeIdentity
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.directory import LEDGER, StateDir
 from mayfly.registry.state.private import Login, client_config, removed_if_killed
+
+if TYPE_CHECKING:
+    from mayfly.registry.telemetry.recording import Kept
 
 _LOOP_TURNS = 10
 """Turns of the event loop within which a request that has arrived gets from its socket to its
@@ -91,6 +94,11 @@ class HTTPService(Protocol):
         """
 
 
+async def nothing_recorded(reason: str, exit_code: int) -> Kept:
+    """`RunningServer.end_recording` where nothing is recorded."""
+    return None, []
+
+
 @dataclass(frozen=True)
 class RunningServer:
     """A server whose sockets are bound.
@@ -103,6 +111,7 @@ class RunningServer:
         denied: (user, address) → refused requests; updated while the server runs.
         ambiguous: repository path that several upstreams share → names to ask for instead.
         cleanup_paths: removed, with the command's private files, if the server is killed.
+        end_recording: records the end, and returns what was recorded for the report.
     """
 
     http: HTTPService
@@ -112,6 +121,7 @@ class RunningServer:
     denied: Mapping[tuple[str, str], int] = field(default_factory=dict)
     ambiguous: Mapping[str, Sequence[str]] = field(default_factory=dict)
     cleanup_paths: tuple[Path, ...] = ()
+    end_recording: Callable[[str, int], Awaitable[Kept]] = nothing_recorded
 
 
 class Lifecycle:
@@ -277,6 +287,9 @@ class Lifecycle:
         )
         outcome = Outcome(reason, drained, covered, code)
         report = self._status.report(outcome, storage_after, images)
+        report["audit"], report["notified"] = await server.end_recording(
+            reason.kind, outcome.shown_code
+        )
         await self._status.publish(report)
         return outcome
 

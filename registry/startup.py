@@ -49,16 +49,19 @@ _LOADERS = ("load_default_certs", "set_default_verify_paths")
 """Methods of a TLS context that load CAs of the system; a class above may have them."""
 
 
-def import_server() -> ModuleType:
+def import_server(*, as_client: bool = False) -> ModuleType:
     """Import `registry.server`, and of aiohttp only what serves.
 
-    A registry is no client: what copies from another registry is a process of its own. The garbage
-    collector is off meanwhile, and what was imported is exempt from it for good.
+    The garbage collector is off meanwhile, and what was imported is exempt from it for good.
+
+    Args:
+        as_client: whether the server will send requests of its own: aiohttp is imported whole.
     """
     collecting = gc.isenabled()
     gc.disable()
     try:
-        import_aiohttp()
+        if not as_client:
+            import_aiohttp()
         from mayfly.registry import server
     finally:
         gc.freeze()

@@ -22,7 +22,7 @@ FLOORS = (
     ("control",),
     ("lifecycle", "api", "nodes", "upstream"),
     ("access", "coverage", "process"),
-    ("http", "state", "pki"),
+    ("http", "state", "pki", "telemetry"),
     ("settings",),
     ("notices",),
     ("activity", "errors", "log"),

@@ -1,31 +1,25 @@
 """Records refused requests: user, address, request and reason; never a password, token or header.
 
-Refusals are counted by user and address for the report, and written as JSON lines to the file of
+Refusals are counted by user and address for the report, logged, and given to the event logs of
 ``--audit``. Any client can cause any number of them, so everything is bounded:
 
-- A refusal equal to one written in the last `FOLD_SECONDS` is only counted. The count is written
-  after that time, as ``repeated``.
-- An address may cause `ADDRESS_BURST` lines at once and `ADDRESS_RATE` a second, all addresses
-  `BURST` and `RATE`. Further lines are dropped. The next line has their number as
-  ``dropped_before``; at the end they get a line of their own, ``dropped``. The log has an
-  allowance of the same size.
-- The file is renamed to ``FILE.1`` before it grows beyond `MAX_FILE_BYTES`; one such file is kept.
-
-One task writes the lines, so that a slow disk never delays a request.
+- A refusal equal to one in the last `FOLD_SECONDS` is only counted. The count is given after that
+  time, as ``repeated``.
+- An address may cause `ADDRESS_BURST` events at once and `ADDRESS_RATE` a second, all addresses
+  `BURST` and `RATE`. Further ones are dropped. The next event has their number as
+  ``dropped_before``; at the end they get an event of their own. The log has an allowance of the
+  same size.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
-import os
-import stat
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from aiohttp.web_request import BaseRequest
 
@@ -36,25 +30,19 @@ from mayfly.auth.networks import network_of
 from mayfly.registry import log
 from mayfly.registry.access.needs import AccessRequest
 from mayfly.registry.address import canonical_address
-from mayfly.registry.threads import uncancelled
 
-logger = logging.getLogger("mayfly")
-
-MAX_FILE_BYTES = 16 * 1024 * 1024
-"""Size at which the file is renamed, in bytes; with the renamed one there is twice that at most."""
+if TYPE_CHECKING:
+    from mayfly.registry.telemetry.events import Event
 
 FOLD_SECONDS = 60.0
-"""Seconds for which equal refusals are counted after the first one's line."""
+"""Seconds for which equal refusals are counted after the first one's event."""
 
 ADDRESS_BURST, ADDRESS_RATE = 50, 1.0
 BURST, RATE = 500, 20.0
-"""Lines at once, and lines a second: for an address (of IPv6, a /64), and for all of them."""
+"""Events at once, and events a second: for an address (of IPv6, a /64), and for all of them."""
 
-_QUEUE = 1_000
 _MAX_COUNTED = 1_000
 _SWEEP_SECONDS = 10.0
-
-Line = dict[str, str]
 
 _RENEWED = TokenInvalid("expired").code
 """The reason that is not logged as a warning: clients fetch a new token by themselves."""
@@ -64,22 +52,19 @@ class Audit:
     """Counts and records refusals. Belongs to one event loop.
 
     Args:
-        file: of ``--audit``; None only counts.
+        put: takes the events; None only counts and logs.
         clock: seconds, monotonic.
-
-    Raises:
-        OSError: the file cannot be written.
     """
 
-    def __init__(self, file: Path | None = None, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        put: Callable[[Event], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.refusals: Counter[tuple[str, str]] = Counter()
         """(user, address) → refusals; past `_MAX_COUNTED` pairs the rest counts as ``("", "")``."""
-        self._file = file
-        if file is not None:
-            os.close(_private(str(file), os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+        self._put_event = put
         self._clock = clock
-        self._queued_lines: list[str] = []
-        self._added = asyncio.Event()
         self._allowances = _Allowances(clock)
         self._log_allowances = _Allowances(clock)
         self._folded: BoundedDict[tuple[str, ...], _Folded] = BoundedDict(
@@ -107,78 +92,57 @@ class Audit:
         level = logging.DEBUG if code == _RENEWED else logging.WARNING
         if self._log_allowances.take(network_of(address)):
             log.event(level, "refused", text, same=f"{user} {address}", user=user, address=address)
-        if self._file is None:
-            return
-        self._record(
-            {
-                "event": "refused",
-                "user": user,
-                "address": address,
-                "method": request.method,
-                "endpoint": request.endpoint,
-                "repository": request.repository,
-                "code": code,
-                "detail": detail,
-            }
-        )
+        if self._put_event is not None:
+            key = (
+                user,
+                address,
+                request.method,
+                request.endpoint,
+                request.repository,
+                code,
+                detail,
+            )
+            self._record(key, http, request)
 
-    async def write(self) -> None:
-        """Write queued lines until cancelled, and the rest of the queue then.
-
-        When the file can no longer be written, that is logged once, and refusals are only counted.
-        """
-        if self._file is None:
-            return
-        try:
-            await self._write(self._file)
-        except OSError as error:
-            self._file = None
-            logger.error("--audit is no longer written: %s", error)
-
-    async def _write(self, path: Path) -> None:
-        written = _Rotated(path)
-        under_way: asyncio.Future[None] | None = None
-        try:
-            while True:
-                await self._wait_for_lines()
-                under_way = asyncio.ensure_future(written.append(self._queued()))
-                await uncancelled(under_way)
-        finally:
-            if under_way is not None:
-                await under_way
-            self._put_counts(self._clock())
-            if self._dropped:
-                self._put({"event": "dropped"})
-            await written.append(self._queued())
-
-    async def _wait_for_lines(self) -> None:
-        """Return once lines are queued, due counts of repeats among them."""
-        while not self._queued_lines:
-            self._added.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SWEEP_SECONDS):
-                    await self._added.wait()
+    async def count_repeats(self) -> None:
+        """Give out the counts of repeats when they are due, until cancelled."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
             self._put_counts(self._clock() - FOLD_SECONDS)
 
-    def _queued(self) -> str:
-        lines, self._queued_lines = self._queued_lines, []
-        return "".join(lines)
+    def finish(self) -> None:
+        """Give out all that is only counted."""
+        self._put_counts(self._clock())
+        if self._dropped:
+            self._put(_events().new("drop"))
 
-    def _record(self, line: Line) -> None:
-        key = tuple(line.values())
+    def _record(self, key: tuple[str, ...], http: BaseRequest, request: AccessRequest) -> None:
         like = self._folded.get(key)
         if like is not None and self._clock() - like.since < FOLD_SECONDS:
             like.count += 1
             return
         self._put_counts(self._clock() - FOLD_SECONDS)
-        if not self._allowances.take(network_of(line["address"])):
+        user, address, *_, code, detail = key
+        if not self._allowances.take(network_of(address)):
             self._dropped += 1
             return
-        self._folded[key] = _Folded(line, self._clock())
-        self._put(line)
+        events = _events()
+        event = events.new(request.action, "denied")
+        event["request"] = {
+            "addr": address,
+            "host": events.short(http.headers.get("Host", "")),
+            "method": request.method,
+            "useragent": events.short(http.headers.get("User-Agent", "")),
+        }
+        event["target"] = {"repository": request.repository}
+        event["actor"] = {"name": user}
+        event["reason"] = code
+        event["detail"] = detail
+        self._folded[key] = _Folded(event, self._clock())
+        self._put(event)
 
     def _put_counts(self, until: float) -> None:
-        """Write the counts of refusals first seen until a moment."""
+        """Give out the counts of refusals first seen until a moment."""
         while self._folded:
             oldest = next(iter(self._folded.values()))
             if oldest.since > until:
@@ -188,31 +152,38 @@ class Audit:
 
     def _put_count(self, folded: _Folded) -> None:
         if folded.count:
-            self._put(folded.line | {"repeated": str(folded.count)})
+            again = folded.event.copy()
+            again.pop("dropped_before", None)
+            again.update(_events().new(again["action"], "denied"))
+            again["repeated"] = folded.count
+            self._put(again)
 
-    def _put(self, line: Line) -> None:
-        if len(self._queued_lines) >= _QUEUE:
-            self._dropped += 1
-            return
+    def _put(self, event: Event) -> None:
+        assert self._put_event is not None
         if self._dropped:
-            line = line | {"dropped_before": str(self._dropped)}
+            event["dropped_before"] = self._dropped
             self._dropped = 0
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._queued_lines.append(json.dumps({"time": now, **line}) + "\n")
-        self._added.set()
+        self._put_event(event)
+
+
+def _events() -> ModuleType:
+    # Imported only where refusals are recorded.
+    from mayfly.registry.telemetry import events
+
+    return events
 
 
 class _Folded:
-    """A refusal that was written, and the number of equal ones since."""
+    """A refusal that has an event, and the number of equal ones since."""
 
-    def __init__(self, line: Line, since: float) -> None:
-        self.line = line
+    def __init__(self, event: Event, since: float) -> None:
+        self.event = event
         self.since = since
         self.count = 0
 
 
 class _Allowances:
-    """Token buckets for lines: one for each network and one for all."""
+    """Token buckets for events: one for each network and one for all."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -220,7 +191,7 @@ class _Allowances:
         self._of_network: BoundedDict[str, TokenBucket] = BoundedDict(_MAX_COUNTED)
 
     def take(self, network: str) -> bool:
-        """Count one more line if there may be one; return whether."""
+        """Count one more event if there may be one; return whether."""
         own = self._of_network.get(network)
         if own is None:
             own = TokenBucket(ADDRESS_BURST, ADDRESS_RATE, self._clock)
@@ -230,36 +201,3 @@ class _Allowances:
         self._all.take()
         self._of_network[network] = own
         return True
-
-
-class _Rotated:
-    """A file that is renamed before it grows too large; a pipe or terminal is written as it is."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path.resolve()
-        found = self._path.stat()
-        self._size = found.st_size
-        self._may_grow = not stat.S_ISREG(found.st_mode)
-
-    async def append(self, text: str) -> None:
-        """Write some lines.
-
-        Raises:
-            OSError: they are not written.
-        """
-        if not text:
-            return
-        size = len(text.encode())
-        if self._size and self._size + size > MAX_FILE_BYTES and not self._may_grow:
-            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-            self._size = 0
-        # Imported only where refusals are recorded in a file.
-        import aiofiles
-
-        async with aiofiles.open(self._path, "a", opener=_private) as file:
-            await file.write(text)
-        self._size += size
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -6,10 +6,13 @@ gets a rule. Source of the actions: CNCF distribution's token scope documentatio
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mayfly.auth.scope import NODE, PROVE
 from mayfly.registry.access.errors import AccessDenied
+
+if TYPE_CHECKING:
+    from mayfly.registry.telemetry.events import Action
 
 
 class Need(NamedTuple):
@@ -47,6 +50,12 @@ DELETE = Rule(("delete",))
 OWN_NODE = Rule(node_actions=(PROVE,))
 """For a credential that was issued for the node that the path names."""
 
+_ACTIONS: dict[tuple[str, ...], Action] = {
+    PULL.actions: "pull",
+    PUSH.actions: "push",
+    DELETE.actions: "delete",
+}
+
 
 class AccessRequest(NamedTuple):
     """The facts of a request that decide on access, or that the audit records.
@@ -73,6 +82,13 @@ class AccessRequest(NamedTuple):
     def public(self) -> bool:
         """Whether it is answered without looking at credentials."""
         return self.rule is not None and self.rule.public
+
+    @property
+    def action(self) -> Action:
+        """Returns the action of its event."""
+        if self.rule is None or not (self.rule.actions or self.rule.needs):
+            return "login"
+        return _ACTIONS.get(self.rule.actions, "list")
 
     def needs(self) -> tuple[Need, ...]:
         """Return every pair that must be allowed.

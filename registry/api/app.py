@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from aiohttp.web_response import StreamResponse
 
@@ -35,6 +36,9 @@ from mayfly.storage.bundle.errors import NameAmbiguous
 from mayfly.storage.errors import DoesNotFit, NameInvalid, StorageFull, of_disk
 from mayfly.storage.interface import Store
 
+if TYPE_CHECKING:
+    from mayfly.registry.telemetry.events import Event
+
 logger = logging.getLogger("mayfly")
 
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?]*(?=/)", re.IGNORECASE)
@@ -53,6 +57,7 @@ class App:
         names: NameResolver = AS_WRITTEN,
         prefix: str = "",
         mirror: Mirror = NO_MIRROR,
+        put_event: Callable[[Event], None] | None = None,
     ) -> None:
         self._store = store
         self._mirror = mirror
@@ -61,6 +66,7 @@ class App:
         self._hooks = hooks
         self._names = names
         self._prefix = prefix
+        self._put_event = put_event
 
     async def __call__(self, http: HTTPRequest) -> StreamResponse:
         """Answer one request; errors become OCI error documents."""
@@ -117,7 +123,12 @@ class App:
             caller,
             peer,
         )
-        return await route.handler(context, http, request)
+        if self._put_event is None:
+            return await route.handler(context, http, request)
+        # Imported only where events are recorded.
+        from mayfly.registry.api import events
+
+        return await events.handle(self._put_event, context, http, request)
 
     async def _admit(self, http: HTTPRequest, asked: Request) -> tuple[Request, Caller]:
         """Return an allowed request with its names resolved, and its caller.

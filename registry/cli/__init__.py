@@ -24,6 +24,7 @@ _COMMANDS = {
     "grant": "mayfly.registry.cli.grant",
     "credentials": "mayfly.registry.cli.credentials",
     "node-config": "mayfly.registry.cli.node_config",
+    "audit": "mayfly.registry.cli.audit",
     "bundle": "mayfly.registry.cli.bundle",
     "copy": "mayfly.registry.cli.copy:copy",
     "import": "mayfly.registry.cli.transfer:import_",

@@ -20,7 +20,7 @@ COMMAND_GROUPS = {
         *("bundle", "copy", "import", "export", "inventory"),
         *("ls", "inspect", "diff", "du", "rm", "gc", "verify"),
     ),
-    "Users and nodes": ("user", "grant", "credentials", "node-config"),
+    "Users and nodes": ("user", "grant", "credentials", "node-config", "audit"),
 }
 
 _OTHERS = "Options"

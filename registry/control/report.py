@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from mayfly.registry.address import canonical_address
 from mayfly.registry.coverage.coverage import Snapshot
@@ -20,6 +20,9 @@ from mayfly.registry.coverage.observer import Observer, Transfer
 from mayfly.registry.coverage.states import ResolvedImage, State
 from mayfly.registry.threads import in_thread, in_turns
 from mayfly.storage.files import Attributes, replace_file
+
+if TYPE_CHECKING:
+    from mayfly.registry.telemetry.recording import AuditRecord, NotifiedRecord
 
 _KIB = 1024
 _MAX_NAME = 100
@@ -185,6 +188,8 @@ class Report(TypedDict):
 
     Attributes:
         images_left_out: number of further images, whose manifests took too long to read.
+        audit: None without ``--audit``.
+        notified: one record for each receiver of ``--notify``.
     """
 
     version: str
@@ -208,6 +213,8 @@ class Report(TypedDict):
     cut: list[TransferRecord]
     cut_requests: int
     asked_again: dict[str, int]
+    audit: AuditRecord | None
+    notified: list[NotifiedRecord]
 
 
 def write(report: Report, path: Path) -> None:

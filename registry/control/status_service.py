@@ -229,6 +229,8 @@ class StatusService:
             cut=self._transfer_records(outcome.drained.aborted),
             cut_requests=outcome.drained.requests,
             asked_again=observer.ledger.facts.asked_again(),
+            audit=None,
+            notified=[],
         )
 
     async def publish(self, report: reports.Report) -> None:

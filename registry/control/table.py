@@ -318,7 +318,22 @@ def report_text(content: Report, width: int) -> str:
     lines += corrupt_lines(content["corrupt"])
     lines += aborted_lines(content["cut"], content["cut_requests"])
     lines += _asked_again(content["asked_again"])
+    lines += _recorded(content)
     return "\n".join(lines) + "\n"
+
+
+def _recorded(content: Report) -> list[str]:
+    lines = []
+    if audit := content["audit"]:
+        lines.append(f"audit: {audit['file']}, event {audit['events']}, head {audit['head']}")
+        if audit["unwritten"]:
+            lines.append(f"audit: {counted(audit['unwritten'], 'event')} could not be written")
+    for one in content["notified"]:
+        if one["waiting_bytes"] or one["dropped"]:
+            waiting = f"{format_size(one['waiting_bytes'])} of events wait for the next start"
+            dropped = f"{counted(one['dropped'], 'event')} dropped"
+            lines.append(f"notify: {one['receiver']} did not take all: {waiting}, {dropped}")
+    return lines
 
 
 def claims_line(content: Report) -> str:

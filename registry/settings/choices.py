@@ -37,6 +37,14 @@ class NodeIdentity(StrEnum):
     ADDRESS = "address"
 
 
+class AuditLevel(StrEnum):
+    """The events that the audit file has."""
+
+    DENIED = "denied"
+    WRITES = "writes"
+    ALL = "all"
+
+
 class Until(StrEnum):
     """Whether the first condition that is met ends the server, or all together."""
 

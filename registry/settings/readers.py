@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
 
@@ -99,6 +100,18 @@ def read_external_url(text: str) -> ExternalURL:
     if port is not None and not 0 < int(port[1:]) <= 65535:
         raise ValueError("a port is a number from 1 to 65535")
     return ExternalURL(scheme, host + (port or ""), prefix)
+
+
+def read_receiver(text: str) -> str:
+    """Read ``http[s]://[USER:PASSWORD@]HOST[:PORT][/PATH][?QUERY]``."""
+    expected = "expected a URL, as in https://events.example/mayfly"
+    if len(text) > 2048 or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError(expected)
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
+        raise ValueError(expected)
+    _ = parts.port  # a bad one is a ValueError, which says so
+    return text
 
 
 def read_switch(text: str) -> bool:

@@ -18,6 +18,7 @@ from mayfly.registry.durations import parse_timeout
 from mayfly.registry.settings.choices import (
     Accept,
     Anonymous,
+    AuditLevel,
     LogFormat,
     LogLevel,
     NodeIdentity,
@@ -37,6 +38,7 @@ from mayfly.registry.settings.readers import (
     read_images,
     read_network,
     read_path,
+    read_receiver,
     read_size,
     read_switch,
     read_text,
@@ -291,10 +293,18 @@ class Settings:
     audit: Path | None = setting(
         read_path,
         ACCESS,
-        help="Append refused requests to this file, as JSON lines.",
+        help="Append events to this file, as JSON lines that are chained by hashes.",
         default=None,
         shown="none",
         metavar="FILE",
+    )
+    audit_level: AuditLevel = setting(
+        choice(AuditLevel),
+        ACCESS,
+        help="Events of --audit: refused requests, these and all changes, or every request.",
+        default=AuditLevel.DENIED,
+        shown="denied",
+        metavar="denied|writes|all",
     )
     until_pulled: Path | None = setting(
         read_images,
@@ -485,6 +495,23 @@ class Settings:
         shown="info",
         metavar="debug|info|warning|error",
     )
+    notify: tuple[str, ...] = setting(
+        read_receiver,
+        OUTPUT,
+        help="Post events of pulls and changes to this URL, as distribution does. Repeatable.",
+        default=(),
+        shown="none",
+        metavar="URL",
+        repeatable=True,
+    )
+    notify_secret: Path | None = setting(
+        read_path,
+        OUTPUT,
+        help="Sign what is posted to --notify with the key in this file.",
+        default=None,
+        shown="none",
+        metavar="FILE",
+    )
     bundles: tuple[Path, ...] = setting(
         read_path,
         STORAGE,
@@ -500,6 +527,11 @@ class Settings:
     def exposed(self) -> bool:
         """Whether anyone but this host can connect."""
         return not all(address.is_loopback for address in self.listen)
+
+    @property
+    def is_client(self) -> bool:
+        """Whether the server sends requests of its own."""
+        return bool(self.notify)
 
 
 ALL: tuple[Setting[Any], ...] = tuple(

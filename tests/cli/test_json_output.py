@@ -75,8 +75,9 @@ def test_schema() -> None:
 
 
 DATA = frozenset({
-    "artifact_type", "attests", "commands", "content", "created_by", "image", "media_type",
-    "platform", "pushed_by", "reason_detail", "run", "traceback", "user",
+    "artifact_type", "attests", "commands", "content", "created_by", "fromRepository", "host",
+    "image", "mediaType", "media_type", "name", "platform", "pushed_by", "reason_detail", "run",
+    "traceback", "user", "useragent",
 })  # fmt: skip
 """Fields with text that is not Mayfly's own: of images, files and requests, or shell commands."""
 
@@ -128,7 +129,7 @@ def test_each_text_is_data_or_stands_beside_a_code() -> None:
         match kind:
             case "sentence":
                 assert name in ("message", "detail"), document
-                assert beside & {"code", "event"}, (document, name)
+                assert beside & {"code", "event", "reason"}, (document, name)
             case "path":
                 assert name in PATHS, (document, name)
             case "data":
@@ -153,7 +154,7 @@ def test_codes_are_those_of_the_code() -> None:
     assert _codes("grant-record", "properties", "role") == set(Role)
     refused = {CredentialsInvalid().code, LoginsBusy().code, "denied"}
     refused |= {TokenInvalid(reason).code for reason in get_args(TokenReason)}
-    assert _codes("audit", "properties", "code") == refused
+    assert _codes("audit", "properties", "reason", "anyOf", 0) == refused
     text = "".join(path.read_text() for path in (REPO / "registry/cli").glob("*.py"))
     labels = re.findall(r'\breporting\(\s*"([^"]*)"', text)
     assert _codes("progress", "properties", "what") == set(labels)
@@ -187,7 +188,8 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
     refused = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
     for line in refused:
         check("audit", line)
-    assert {line["code"] for line in refused} == {"credentials_invalid"}
+    reasons = {line["reason"] for line in refused if line["outcome"] == "denied"}
+    assert reasons == {"credentials_invalid"}
 
 
 def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
@@ -255,6 +257,16 @@ def test_commands_of_a_damaged_store(tmp_path: Path, bundle: Path) -> None:
     check("verify", output("verify", *root, code=4))
     for command in ("ls", "du"):
         check(command, output(command, *root, code=4))
+
+
+def test_audit_verify(tmp_path: Path) -> None:
+    """Of a file that is whole, and of one that is not."""
+    file = tmp_path / "audit.jsonl"
+    file.touch()
+    check("audit verify", output("audit", "verify", file))
+    file.write_text("x\n{}\n")
+    check("audit verify", output("audit", "verify", file, code=3))
+    check("audit verify", output("audit", "verify", file, "--head", "0" * 64, code=3))
 
 
 def test_import_of_an_incomplete_bundle(tmp_path: Path) -> None:

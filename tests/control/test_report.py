@@ -113,6 +113,11 @@ REPORT = Report(
     cut=[CUT],
     cut_requests=1,
     asked_again={"node-a": 1},
+    audit={"file": "/var/log/audit.jsonl", "events": 12, "head": "5c" * 32, "unwritten": 1},
+    notified=[
+        {"receiver": "events:8080", "delivered": 9, "dropped": 2, "waiting_bytes": 2048},
+        {"receiver": "other", "delivered": 11, "dropped": 0, "waiting_bytes": 0},
+    ],
 )
 
 
@@ -147,6 +152,9 @@ def test_table() -> None:
         assert part in text
 
 
+UNSHORTENED = ("ended", "corrupt", "cut", "warning", "audit", "notify")
+
+
 @pytest.mark.parametrize("width", [1, 40, 80, 200])
 def test_table_is_no_wider_than_asked(width: int) -> None:
     """Rows keep to the width by shortening names; problems are not shortened."""
@@ -154,7 +162,7 @@ def test_table_is_no_wider_than_asked(width: int) -> None:
     matrix = {"x" * 90: many, "y" * 90: many}
     coverage: CoverageRecord = {**COVERAGE, "nodes": [*many], "matrix": matrix}
     lines = table.report_text({**REPORT, "coverage": coverage}, width).splitlines()
-    rows = [line for line in lines if not line.startswith(("ended", "corrupt", "cut", "warning"))]
+    rows = [line for line in lines if not line.startswith(UNSHORTENED)]
     assert max(map(len, rows)) <= max(width, 40)
     nodes = [line for line in rows if line.startswith("node-")]
     assert len(nodes) == 100
@@ -209,10 +217,21 @@ def test_image_that_nobody_can_have_is_named_once() -> None:
     assert [line for line in lines if "a:1" in line] == ["not in the registry: a:1"]
 
 
+def test_table_says_what_was_recorded() -> None:
+    """The head of the audit file, and receivers that lack events."""
+    lines = table.report_text(REPORT, 80).splitlines()
+    assert f"audit: /var/log/audit.jsonl, event 12, head {'5c' * 32}" in lines
+    assert "audit: 1 event could not be written" in lines
+    (late,) = [line for line in lines if "did not take" in line]
+    assert late.startswith("notify: events:8080 did not take all: 2.0 KiB of events wait")
+    assert late.endswith("2 events dropped")
+
+
 def test_table_without_anything() -> None:
     """A run in which nothing happened has a short report."""
     empty: Report = {**REPORT, "images": [], "coverage": None, "denied": [], "corrupt": []}
     empty |= {"cut": [], "cut_requests": 0, "asked_again": {}, "storage_before": None}
+    empty |= {"audit": None, "notified": []}
     assert len(table.report_text(empty, 80).splitlines()) == 4
 
 

@@ -116,6 +116,13 @@ CASES: dict[str, list[tuple[str, ...]]] = {
         (*ROOT, "--all", "-o", f"{NAME}/{NAME}.tar"),
         (*ROOT, "--all", "-o", "out.tar", "--have", "broken.tar"),
     ],
+    "audit verify": [
+        ("broken.tar",),
+        ("broken.tar", "--json"),
+        (NAME,),
+        (f"{NAME}/none",),
+        ("broken.tar", "--head", NAME),
+    ],
     "inventory": [
         ROOT,
         (*ROOT, "--json"),

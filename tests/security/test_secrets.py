@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_urlsafe
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -39,7 +40,7 @@ class Used:
     audit: Path
     secrets: dict[str, str]
     output: str
-    audited: list[dict[str, str]]
+    audited: list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +145,13 @@ def test_audit_holds_no_secret(used: Used) -> None:
     for name, secret in used.secrets.items():
         assert secret not in text, name
     assert stat.S_IMODE(used.audit.stat().st_mode) == 0o600
-    users = {line["user"] for line in used.audited}
-    assert {"admin", "pull", "nobody"} <= users
-    denied = [line for line in used.audited if line["code"] == "denied"]
-    deleted = [line for line in denied if line["detail"].startswith("may not delete")]
-    assert {line["repository"] for line in deleted} == {"team/app"}
-    assert {line["address"] for line in used.audited} == {"127.0.0.1"}
-    assert {"time", "event", "method", "endpoint"} <= set(used.audited[0])
+    denied = [line for line in used.audited if line["outcome"] == "denied"]
+    assert {"admin", "pull", "nobody"} <= {line["actor"]["name"] for line in denied}
+    assert {line["request"]["addr"] for line in denied} == {"127.0.0.1"}
+    denied = [line for line in denied if line["detail"].startswith("may not delete")]
+    assert {line["target"]["repository"] for line in denied} == {"team/app"}
+    assert {line["action"] for line in denied} == {"delete"}
+    assert [used.audited[0]["action"], used.audited[-1]["action"]] == ["start", "end"]
 
 
 def test_secrets_of_the_run_end_with_it(used: Used) -> None:

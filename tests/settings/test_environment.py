@@ -92,14 +92,14 @@ commands = {
     "verify": [], "inventory": [], "export": ["--all", "-o", "out.tar"],
     "user": ["ls", "--auth", "."],
     "grant": ["ls", "--auth", "."], "credentials": [], "inspect": ["none:1"], "rm": ["none:1"],
-    "diff": ["one.tar", "other.tar"],
+    "diff": ["one.tar", "other.tar"], "audit": ["verify", "none.jsonl"],
     "import": ["none.tar"], "copy": ["none.tar", "store"], "serve": ["--listen", "nowhere"],
     "bundle": ["create", "/dev/null", "-o", "new.tar"],
     "run": ["--listen", "127.0.0.1:0", "--state-dir", "inner", "--", "true"], "stop": ["--help"],
 }
 for name, options in commands.items():
     without = ("bundle", "user", "grant", "credentials", "node-config", "status", "wait", "stop")
-    if name not in (*without, "diff"):
+    if name not in (*without, "diff", "audit"):
         options = ["--root", sys.argv[1], *options]
     done = subprocess.run([sys.executable, "-m", "mayfly", name, *options],
                           capture_output=True, text=True)

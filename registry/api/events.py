@@ -1,0 +1,124 @@
+"""The event of a request, for the audit file and webhooks (`registry.telemetry`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp.web_response import StreamResponse
+
+from mayfly.registry.access.errors import AccessDenied, Unauthorized
+from mayfly.registry.api import errors
+from mayfly.registry.api.blobs import OCTET_STREAM
+from mayfly.registry.api.context import Context
+from mayfly.registry.api.request import Request
+from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.telemetry import events
+from mayfly.registry.telemetry.events import Action, Event, Outcome, Target
+
+_ACTIONS: dict[tuple[str, str], Action] = {
+    ("manifest", "GET"): "pull",
+    ("manifest", "HEAD"): "check",
+    ("manifest", "PUT"): "push",
+    ("manifest", "DELETE"): "delete",
+    ("blob", "GET"): "pull",
+    ("blob", "HEAD"): "check",
+    ("blob", "DELETE"): "delete",
+    ("uploads", "POST"): "push",
+    ("upload", "PUT"): "push",
+    ("catalog", "GET"): "list",
+    ("tags", "GET"): "list",
+    ("referrers", "GET"): "list",
+    ("token", "GET"): "login",
+    ("token", "POST"): "login",
+    ("base", "GET"): "login",
+}
+"""(endpoint, method) → action. Other requests, such as the chunks of an upload, have no event."""
+
+_REFUSALS = (AccessDenied, Unauthorized)
+
+
+async def handle(
+    put: Callable[[Event], None], context: Context, http: HTTPRequest, request: Request
+) -> StreamResponse:
+    """Call the handler of a request, and record how that ended."""
+    try:
+        response = await request.route.handler(context, http, request)
+    except (ConnectionError, asyncio.CancelledError):
+        _record(put, context, http, request, "cut")
+        raise
+    except _REFUSALS as error:
+        # What the guard refuses never gets here.
+        _record(put, context, http, request, "denied", reason="denied", detail=error.message)
+        raise
+    except Exception as error:
+        _, code = errors.TABLE.get(type(error), errors.UNKNOWN)
+        _record(put, context, http, request, "failed", reason=code)
+        raise
+    _record(put, context, http, request, "done", response=response)
+    return response
+
+
+def _record(
+    put: Callable[[Event], None],
+    context: Context,
+    http: HTTPRequest,
+    request: Request,
+    outcome: Outcome,
+    *,
+    reason: str = "",
+    detail: str = "",
+    response: StreamResponse | None = None,
+) -> None:
+    action = _ACTIONS.get((request.route.endpoint, request.method))
+    if action is None or (response is not None and response.status == 202 and action == "push"):
+        return  # a session was begun; the push ends with another request
+    if action == "push" and request.parameter("mount") and response is not None:
+        action = "mount"
+    peer, identity = context.peer, context.caller.identity
+    event = events.new(action, outcome)
+    event["target"] = _target(http, request, response)
+    event["request"] = {
+        "addr": peer.address,
+        "host": events.short(http.headers.get("Host", "")),
+        "method": request.method,
+        "useragent": events.short(peer.agent),
+    }
+    event["actor"] = {"name": identity.name}
+    event["node"] = peer.node
+    event["credential"] = identity.source
+    event["bytes"] = _transferred(http, request, response)
+    if reason:
+        event["reason"] = reason
+    if detail:
+        event["detail"] = events.short(detail)
+    put(event)
+
+
+def _target(http: HTTPRequest, request: Request, response: StreamResponse | None) -> Target:
+    target: Target = {"repository": request.repository}
+    digest = str(request.digest) if request.digest is not None else ""
+    if not digest and response is not None:
+        digest = response.headers.get("Docker-Content-Digest", "")
+    if digest:
+        target["digest"] = digest
+    if request.tag is not None:
+        target["tag"] = request.tag
+    if request.route.endpoint == "manifest":
+        headers = http.headers if request.method == "PUT" else getattr(response, "headers", {})
+        if media_type := headers.get("Content-Type", "").partition(";")[0].strip():
+            target["mediaType"] = events.short(media_type)
+    elif request.route.endpoint in ("blob", "upload", "uploads"):
+        target["mediaType"] = OCTET_STREAM
+        if request.parameter("mount") and (source := request.parameter("from")):
+            target["fromRepository"] = events.short(source)
+    return target
+
+
+def _transferred(http: HTTPRequest, request: Request, response: StreamResponse | None) -> int:
+    """Bytes of content that went in or out; of a cut response, with its head."""
+    if request.method in ("PUT", "POST", "PATCH"):
+        return http.announced_length or 0
+    if response is not None:
+        return (response.content_length or 0) if request.method == "GET" else 0
+    return http.writer.output_size
