@@ -15,9 +15,8 @@ from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state import runs
 from mayfly.registry.state.runs import Run
 from mayfly.registry.threads import in_thread
-from mayfly.storage.directory.space import format_size
 from mayfly.storage.errors import StorageError
-from mayfly.storage.text import counted
+from mayfly.storage.text import counted, format_size
 
 if TYPE_CHECKING:
     from mayfly.storage.bundle.open import Bundles

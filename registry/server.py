@@ -30,8 +30,8 @@ from mayfly.registry.api.context import AS_WRITTEN, NameResolver
 from mayfly.registry.clock import SystemClock
 from mayfly.registry.control.readiness import announced, login_to
 from mayfly.registry.control.report import Corruption, storage_used
-from mayfly.registry.coverage.images import read_images, read_nodes
 from mayfly.registry.coverage.store_queries import ReaderQueries
+from mayfly.registry.coverage.upgrade_lists import read_images, read_nodes
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.exit_codes import exit_by_signal
 from mayfly.registry.housekeeping import housekeeping

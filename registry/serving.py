@@ -29,7 +29,6 @@ from mayfly.registry.control.report import Corruption
 from mayfly.registry.control.socket import ControlServer, runtime_directory
 from mayfly.registry.control.status_service import Outcome, StatusService
 from mayfly.registry.coverage.coverage import Coverage, Covered
-from mayfly.registry.coverage.images import ListedImage, Nodes, read_images
 from mayfly.registry.coverage.ledger import Ledger
 from mayfly.registry.coverage.manifest_graph import ManifestGraph
 from mayfly.registry.coverage.nodes import NodeNames
@@ -37,6 +36,7 @@ from mayfly.registry.coverage.observer import Observer
 from mayfly.registry.coverage.pulls import SETTLED_SECONDS, Pulls
 from mayfly.registry.coverage.states import State
 from mayfly.registry.coverage.store_queries import StoreQueries
+from mayfly.registry.coverage.upgrade_lists import ListedImage, Nodes, read_images
 from mayfly.registry.ending import EndKind, EndReason, Latch
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.http.listeners import Listeners
@@ -197,7 +197,7 @@ class Lifecycle:
         self._status = StatusService(
             plan, self.observer, self.drain, self.coverage, clock, self._stop, state.path
         )
-        self._milestones = self._status.milestones()
+        self._completion_log = self._status.completion_log()
 
     def on_corruption(self, found: Corruption) -> None:
         """Report corrupt content of a bundle, and end the server if the plan says so."""
@@ -246,9 +246,9 @@ class Lifecycle:
             self._signals.remove()
 
     async def _end(self, reason: EndReason, server: RunningServer) -> Outcome:
-        if self._milestones is not None:
+        if self._completion_log is not None:
             await self._explore()
-            self._milestones.look()  # before the end, which they may have caused
+            self._completion_log.look()  # before the end, which they may have caused
         log.event(logging.INFO, "stopping", f"stopping: {reason.text}", reason=reason.kind)
         ends_command = self._is_command_running()
         grace = self._plan.drain_timeout * (2 if ends_command else 1)
@@ -275,8 +275,8 @@ class Lifecycle:
         await self._explore()
         images = await self._status.images()
         # No await up to the report, so that log, exit code and report describe one moment.
-        if self._milestones is not None:
-            self._milestones.end()
+        if self._completion_log is not None:
+            self._completion_log.end()
         covered = self.coverage.complete() if self.coverage else None
         code = plans.exit_code(
             reason,
@@ -373,8 +373,8 @@ class Lifecycle:
             tasks.append(asyncio.create_task(measuring))
         if self._command_ended is not None:
             tasks.append(asyncio.create_task(self._log_command_end(self._command_ended)))
-        if self._milestones is not None:
-            following = self._milestones.follow(self._ledger.changed, self._pulls, self._clock)
+        if self._completion_log is not None:
+            following = self._completion_log.follow(self._ledger.changed, self._pulls, self._clock)
             tasks.append(asyncio.create_task(following))
         try:
             yield
@@ -399,9 +399,9 @@ class Lifecycle:
             await self._clock.sleep(min(settles, end - self._clock.now()))
         if self.drain.active:
             return
-        if self._milestones is not None:
+        if self._completion_log is not None:
             await self._explore()
-            self._milestones.look()
+            self._completion_log.look()
         if waiting := self._status.waiting_for():
             log.event(logging.INFO, "waiting", f"waiting for {waiting}")
 

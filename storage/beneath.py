@@ -1,4 +1,4 @@
-"""A tree (`storage.trees`) for a directory from another host: names never lead outside it.
+"""A tree (`storage.directory_tree`) for a directory from another host: names never lead outside it.
 
 A link in such a directory may name any file of this host, opening a pipe blocks, and opening a
 device may have any effect. So a name is resolved from the directory's descriptor without following
@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mayfly.storage.directory_tree import MOST_ENTRIES, read_start
 from mayfly.storage.errors import PathRefused
 from mayfly.storage.files import is_absent
-from mayfly.storage.trees import MOST_ENTRIES, read_start
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPENAT2 = 437
@@ -44,7 +44,7 @@ Lookup = Callable[[int, bytes], int]
 
 
 class Beneath:
-    """See `storage.trees.Tree`. Safe for use from several threads until it is closed.
+    """See `storage.directory_tree.Tree`. Safe for use from several threads until it is closed.
 
     Args:
         root: the directory; it may itself be a link, since the operator named it.

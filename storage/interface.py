@@ -15,13 +15,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 
 from mayfly.storage.digest import Digest
+from mayfly.storage.directory_tree import HOST, Opener
 from mayfly.storage.errors import ContentCorrupt, blob_unknown
 from mayfly.storage.manifest import Manifest
-from mayfly.storage.trees import HOST, Opener
 
 
 class Proof(Protocol):
@@ -70,12 +69,7 @@ class OpenContent(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def proof(self) -> Proof | None:
         """Quick. The proof for the content as it is now; None for content that needs none.
@@ -159,12 +153,7 @@ class OpenExtent:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.file.close()
 
     def proof(self) -> Proof | None:

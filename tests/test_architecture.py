@@ -188,7 +188,7 @@ STORAGE_FLOORS = (
     ("reading",),
     ("interface",),
     ("beneath", "manifest"),
-    ("json_object", "reference", "trees"),
+    ("json_object", "reference", "directory_tree"),
     ("digest", "files", "sized_cache"),
     ("errors", "text"),
 )

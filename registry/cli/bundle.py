@@ -24,12 +24,11 @@ from mayfly.registry.cli.fetching import (
     without_referrers,
 )
 from mayfly.registry.cli.help import Group
-from mayfly.registry.cli.options import as_json
+from mayfly.registry.cli.options import as_json, leave_out
 from mayfly.registry.cli.progress import print_event, reporting
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo
-from mayfly.storage.directory.space import format_size
-from mayfly.storage.text import counted
+from mayfly.storage.text import counted, format_size
 
 if TYPE_CHECKING:
     from mayfly.registry.upstream.create import Plan
@@ -57,13 +56,7 @@ def command() -> None:
 @images_from
 @mirrored
 @for_platforms
-@click.option(
-    "--have",
-    "haves",
-    multiple=True,
-    metavar="INVENTORY|BUNDLE|URL",
-    help="Leave out what the target has: an inventory, a bundle, or a registry. Repeatable.",
-)
+@leave_out
 @without_referrers
 @trusting
 @at_once

@@ -58,7 +58,7 @@ def stop(state_dir: Path, json: bool) -> int:
 
     Exit code 3 says that coverage was incomplete, or that transfers were cut.
     """
-    from mayfly.registry.control import table
+    from mayfly.registry.control import status_text
     from mayfly.registry.control.client import ask
 
     answer = ask(state_dir, "stop", timeout=None)
@@ -66,10 +66,10 @@ def stop(state_dir: Path, json: bool) -> int:
     if json:
         print_json(answer)
     else:
-        for line in table.aborted_lines(answer["cut"], answer["cut_requests"]):
+        for line in status_text.aborted_lines(answer["cut"], answer["cut_requests"]):
             echo(line)
         if answer["coverage"] is not None:
-            echo(table.progress(answer["coverage"]))
+            echo(status_text.progress(answer["coverage"]))
         echo(f"stopped with exit code {answer['exit_code']}; report: {answer['report']}")
     return Exit.INCOMPLETE if unfinished else Exit.DONE
 
@@ -120,28 +120,28 @@ def _too_late(state_dir: Path, what: str, timeout: float) -> Message:
 
 
 def _unreached(answer: Message, timeout: float | None) -> str:
-    from mayfly.registry.control import table
+    from mayfly.registry.control import status_text
     from mayfly.registry.durations import exact
 
     when = "the server ended" if answer["ended"] else f"timed out after {exact(timeout or 0)}"
     covered = answer["coverage"]
-    return f"{when}: {table.progress(covered)}" if covered else f"{when} before it was ready"
+    return f"{when}: {status_text.progress(covered)}" if covered else f"{when} before it was ready"
 
 
 def _show_status(found: Message, json: bool, before: Message | None = None) -> None:
-    from mayfly.registry.control import table
+    from mayfly.registry.control import status_text
 
     if json:
         print_json(found)
     else:
         width = shutil.get_terminal_size((120, 24)).columns
-        for line in table.status_lines(found, width, before):
+        for line in status_text.status_lines(found, width, before):
             echo(line)
 
 
 def _show_end(last: Message, json: bool) -> int:
     """Show the report as the last frame, since the server has ended."""
-    from mayfly.registry.control import report, table
+    from mayfly.registry.control import report, status_text
 
     content = report.read(Path(last["report"]), last["pid"])
     if sys.stdout.isatty():
@@ -153,8 +153,8 @@ def _show_end(last: Message, json: bool) -> int:
         print_json(content)
     else:
         click.echo(
-            table.report_text(content, shutil.get_terminal_size((120, 24)).columns), nl=False
+            status_text.report_text(content, shutil.get_terminal_size((120, 24)).columns), nl=False
         )
-        if claims := table.claims_line(content):
+        if claims := status_text.claims_line(content):
             echo(claims)
     return Exit.DONE

@@ -34,8 +34,7 @@ from mayfly.registry.cli.progress import print_event, reporting
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo
-from mayfly.storage.directory.space import format_size
-from mayfly.storage.text import counted
+from mayfly.storage.text import counted, format_size
 
 if TYPE_CHECKING:
     from mayfly.registry.upstream.copying import Copied, Item, Outcome, Place, Plan, Rules

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from mayfly.registry.cli.bundle_or_url import looking_at
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import as_json, print_json
-from mayfly.registry.cli.sources import looking_at
 from mayfly.registry.text import echo
-from mayfly.storage.directory.space import format_size
 from mayfly.storage.errors import ContentCorrupt, ManifestUnknown, StorageError
 from mayfly.storage.reference import split_stored
-from mayfly.storage.text import counted
+from mayfly.storage.text import counted, format_size
 
 if TYPE_CHECKING:
     from mayfly.storage.digest import Digest

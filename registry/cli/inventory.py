@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from mayfly.registry.cli.bundle_or_url import looking_at
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import as_json, print_json, root_directory
-from mayfly.registry.cli.sources import looking_at
 from mayfly.registry.text import echo
 
 

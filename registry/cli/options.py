@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from mayfly.registry.cli.help import GroupedOption
+from mayfly.registry.settings import loading
 from mayfly.registry.settings import settings as declared
-from mayfly.registry.settings import sources
 from mayfly.registry.settings.settings import SETTINGS, Settings
 
 
@@ -22,7 +22,7 @@ def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
         if json:
             given["log_format"] = "json"
         flags = {key: _texts(value) for key, value in given.items() if value not in (None, ())}
-        return command(sources.load(flags, os.environ, config_file, bundles))
+        return command(loading.load(flags, os.environ, config_file, bundles))
 
     load.__doc__ = command.__doc__
     wrapped: Callable[..., Any] = click.argument(
@@ -126,6 +126,14 @@ def _directory_of(name: str, help: str) -> Callable[[Any], Any]:
         help=f"{help}  [default: {setting.shown}]",
     )
 
+
+leave_out = click.option(
+    "--have",
+    "haves",
+    multiple=True,
+    metavar="INVENTORY|BUNDLE|URL",
+    help="Leave out what the target has: an inventory, a bundle, or a registry. Repeatable.",
+)
 
 state_directory = _directory_of("state-dir", "State directory of the Mayfly to ask.")
 root_directory = _directory_of("root", "The store.")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import click
 
 from mayfly.registry.text import echo, exact_json, raw
-from mayfly.storage.directory.space import format_size
+from mayfly.storage.text import format_size
 
 _LINE_EVERY = 5.0
 _EVENT_EVERY = 0.1

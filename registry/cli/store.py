@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mayfly.registry.cli.bundle_or_url import Looked, looking_at, store_reader
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import DURATION, as_json, print_json, root_directory
-from mayfly.registry.cli.sources import Looked, looking_at, store_reader
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.text import echo, join_names
-from mayfly.storage.directory.space import format_size
 from mayfly.storage.errors import NameInvalid, StorageError, StorageFailed, StorageFull
-from mayfly.storage.text import counted
+from mayfly.storage.text import counted, format_size
 
 if TYPE_CHECKING:
     from mayfly.storage.digest import Digest
@@ -480,7 +479,7 @@ def _repair(
     store: DistributionStore, findings: tuple[Finding, ...], sources: tuple[str, ...]
 ) -> int:
     """Repair from the sources and return the number of repairs; a failing source is passed over."""
-    from mayfly.registry.cli.sources import opened
+    from mayfly.registry.cli.bundle_or_url import opened
     from mayfly.registry.upstream.errors import FetchError
     from mayfly.storage.upkeep.verify import repair
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from mayfly.registry.cli.fetching import without_referrers
 from mayfly.registry.cli.help import Command
-from mayfly.registry.cli.options import as_json, root_directory
+from mayfly.registry.cli.options import as_json, leave_out, root_directory
 from mayfly.registry.cli.progress import print_event, reporting
 from mayfly.registry.cli.store import name_damaged
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.text import echo
-from mayfly.storage.directory.space import format_size
 from mayfly.storage.errors import DISK_FULL, ContentCorrupt, StorageFull
-from mayfly.storage.text import counted
+from mayfly.storage.text import counted, format_size
 
 if TYPE_CHECKING:
     from mayfly.storage.bundle.diagnostics import Diagnostic
@@ -168,14 +168,8 @@ def _expanded(path: Path, scratch: Path, json: bool) -> Path:
 @click.argument("images", metavar="IMAGE...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every image of the store.")
 @click.option("-o", "--output", required=True, type=Path, metavar="FILE", help="The archive.")
-@click.option(
-    "--have",
-    "haves",
-    multiple=True,
-    metavar="INVENTORY|BUNDLE|URL",
-    help="Leave out what the target has: an inventory, a bundle, or a registry. Repeatable.",
-)
-@click.option("--no-referrers", is_flag=True, help="Leave out signatures, SBOMs and attestations.")
+@leave_out
+@without_referrers
 @root_directory
 @as_json
 @click.pass_context
@@ -309,7 +303,7 @@ def have_any(haves: Sequence[str], stack: contextlib.ExitStack) -> Have:
 
 def _target(text: str, stack: contextlib.ExitStack) -> Have:
     """Read the content that a ``--have`` says the target has."""
-    from mayfly.registry.cli.sources import opened
+    from mayfly.registry.cli.bundle_or_url import opened
     from mayfly.storage.transfer import inventory
     from mayfly.storage.transfer.exporting import read_digests
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from mayfly.registry import log
 from mayfly.registry.clock import Clock, first_done
 from mayfly.registry.control import report as reports
-from mayfly.registry.control import table
-from mayfly.registry.control.milestones import Milestones
+from mayfly.registry.control import status_text
+from mayfly.registry.control.completion_log import CompletionLog
 from mayfly.registry.control.socket import Command, Message
 from mayfly.registry.coverage.coverage import Coverage, Covered, absent_text
 from mayfly.registry.coverage.observer import Observer, Transfer
@@ -112,19 +112,19 @@ class StatusService:
 
     def add_corruption(self, found: reports.Corruption) -> None:
         """Log corrupt content of a bundle, and keep it for status and report."""
-        log.event(logging.ERROR, "corrupt", table.corruption_text(found), **found)
+        log.event(logging.ERROR, "corrupt", status_text.corruption_text(found), **found)
         self._corrupt.append({**found, "found": reports.iso(self._clock.wall())})
 
     def complete(self, outcome: Outcome) -> None:
         """Answer the requests that wait for the end of the server."""
         self._outcome.set_result(outcome)
 
-    def milestones(self) -> Milestones | None:
+    def completion_log(self) -> CompletionLog | None:
         """Return the log of complete nodes; None if coverage was not asked for."""
         coverage = self._coverage
         if coverage is None:
             return None
-        return Milestones(coverage)
+        return CompletionLog(coverage)
 
     def waiting_for(self) -> str:
         """Describe the conditions, other than its command's end, that end the server."""
@@ -244,12 +244,12 @@ class StatusService:
             logger.error("the report could not be written to %s: %s", self._report, error.strerror)
         if not log.is_json():
             width = shutil.get_terminal_size((120, 24)).columns
-            text = await in_thread(table.report_text, report, width)
+            text = await in_thread(status_text.report_text, report, width)
             print(text, end="", file=sys.stderr, flush=True)
         if written:
             log.event(logging.INFO, "report", f"report: {self._report}", file=str(self._report))
         # The last line: the exit code 0 rests on claims, not on bytes served.
-        if claims := table.claims_line(report):
+        if claims := status_text.claims_line(report):
             claimed = report["coverage"]["claimed"] if report["coverage"] else {}
             log.event(logging.WARNING, "claims", claims, claimed=claimed)
 
@@ -310,4 +310,4 @@ def _progress(coverage: Coverage) -> str:
     """How far coverage is, in one line."""
     nodes, wanted = coverage.nodes(), coverage.wanted_nodes
     lacking = [node for node in nodes if not coverage.is_covered(node)]
-    return table.progress_text(coverage.covered_nodes(), wanted, lacking, wanted - len(nodes))
+    return status_text.progress_text(coverage.covered_nodes(), wanted, lacking, wanted - len(nodes))

@@ -29,7 +29,6 @@ from typing import NamedTuple
 
 from mayfly.registry.clock import Clock, first_done
 from mayfly.registry.coverage.facts import Facts, ProofSummary
-from mayfly.registry.coverage.images import ListedImage, Nodes
 from mayfly.registry.coverage.pulls import Pulls
 from mayfly.registry.coverage.states import (
     ImageStates,
@@ -38,6 +37,7 @@ from mayfly.registry.coverage.states import (
     accepted,
     unread_image,
 )
+from mayfly.registry.coverage.upgrade_lists import ListedImage, Nodes
 from mayfly.registry.ending import EndKind, EndReason
 from mayfly.registry.notification import Notification
 from mayfly.registry.text import join_names

@@ -24,7 +24,7 @@ from mayfly.registry.coverage.nodes import NodeNames
 from mayfly.registry.coverage.owners import Owners
 from mayfly.registry.coverage.proofs import Nonces, ProvenImage
 from mayfly.registry.coverage.pulls import Pulls
-from mayfly.registry.coverage.runtimes import NONE, runtime_of
+from mayfly.registry.coverage.runtime_agents import NONE, runtime_of
 from mayfly.registry.coverage.states import EMPTY_CONFIG, HAS_IMAGE, ImageStates
 from mayfly.registry.http.errors import RangeInvalid
 from mayfly.registry.threads import in_thread

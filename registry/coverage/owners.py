@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
+from mayfly.auth.limits import BoundedDict
 from mayfly.registry.coverage.facts import Facts, Key
 from mayfly.registry.coverage.manifest_graph import NO_REFS, ManifestGraph, ManifestRefs
 
@@ -43,7 +44,7 @@ class Owners:
         self._above: dict[Key, dict[str, None]] = {}
         self._refs: dict[Key, ManifestRefs] = {}
         self._links = 0
-        self._read_pulls: dict[tuple[str, str], int] = {}
+        self._read_pulls: BoundedDict[tuple[str, str], int] = BoundedDict(_MAX_READ_PULLS)
         """Node and repository → number of the node's pulls when all of them had been read."""
 
     def learn(self, repository: str, digest: str, refs: ManifestRefs) -> None:
@@ -108,8 +109,6 @@ class Owners:
 
     def were_read(self, node: str, repository: str) -> None:
         """Note that the `unread` manifests are remembered now, as far as they can be. Quick."""
-        if len(self._read_pulls) >= _MAX_READ_PULLS:
-            self._read_pulls.clear()
         self._read_pulls[node, repository] = len(self._facts.pulls(node))
 
     def read(self, repository: str, digests: list[str]) -> dict[str, ManifestRefs]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mayfly.registry.activity import Activity
 from mayfly.registry.clock import Clock
-from mayfly.registry.coverage.images import Nodes
+from mayfly.registry.coverage.upgrade_lists import Nodes
 from mayfly.registry.ending import EndKind, EndReason, Latch
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.lifecycle.conditions import AllOf, Condition, IdleFor, MaxLifetime, combine

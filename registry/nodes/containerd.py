@@ -26,6 +26,7 @@ from typing import Any
 from mayfly.auth import toml
 from mayfly.registry.nodes.plan import NodeView, Note, NoteCode, Plan, PlannedFile
 from mayfly.registry.nodes.target import Target
+from mayfly.registry.pki.errors import TrustError
 from mayfly.storage.reference import address_of
 
 CERTS_DIR = "/etc/containerd/certs.d"
@@ -51,6 +52,26 @@ def plan(target: Target, node: NodeView) -> Plan:
     if target.ca is not None:
         files.insert(0, PlannedFile(f"{own}/ca.crt", target.ca))
     return Plan(tuple(files), notes=() if target.certs_dir else notes)
+
+
+def refuse_options_of_containerd(runtime: str, target: Target, certs_dir: str) -> None:
+    """Refuse the options that another runtime cannot follow.
+
+    Args:
+        runtime: the other one.
+        target: of the options.
+        certs_dir: the only directory that the runtime reads.
+
+    Raises:
+        TrustError: ``--node`` or ``--certs-dir`` is given.
+    """
+    if target.credential is not None:
+        raise TrustError(
+            f"--node writes files for containerd only; {runtime} logs in, and mayfly node-config "
+            "show --node NAME, without --runtime, prints the command"
+        )
+    if target.certs_dir is not None:
+        raise TrustError(f"--certs-dir is for containerd; {runtime} reads {certs_dir} only")
 
 
 def mirror_files(

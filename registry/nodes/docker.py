@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mayfly.registry.nodes.containerd import mirror_files
+from mayfly.registry.nodes.containerd import mirror_files, refuse_options_of_containerd
 from mayfly.registry.nodes.plan import NodeView, Note, NoteCode, Plan, PlannedFile
 from mayfly.registry.nodes.target import Target
 from mayfly.registry.pki.errors import TrustError
@@ -39,15 +39,10 @@ def plan(target: Target, node: NodeView) -> Plan:
     """The CA, a hosts.toml for each mirrored upstream, and daemon.json where it has to change.
 
     Raises:
-        TrustError: the daemon.json there is not a JSON object, or a key in it is not a list.
+        TrustError: the daemon.json there is not a JSON object, or a key in it is not a list; or an
+            option is for containerd.
     """
-    if target.credential is not None:
-        raise TrustError(
-            "--node writes files for containerd only; docker logs in, and mayfly node-config show "
-            "--node NAME, without --runtime, prints the command"
-        )
-    if target.certs_dir is not None:
-        raise TrustError(f"--certs-dir is for containerd; docker reads {CERTS_DIR} only")
+    refuse_options_of_containerd("docker", target, CERTS_DIR)
     files = []
     ca_path = None
     if target.ca is not None:

@@ -33,11 +33,11 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from mayfly.registry.nodes.node_root import NodeRoot
 from mayfly.registry.nodes.plan import Plan, PlannedFile
 from mayfly.registry.nodes.runtimes import Runtime, make_plan
 from mayfly.registry.nodes.saved import Saved, Vault, look, put_back
 from mayfly.registry.nodes.target import Target
-from mayfly.registry.nodes.tree import Tree
 from mayfly.registry.pki.authority import locked
 from mayfly.registry.pki.errors import TrustError
 from mayfly.storage.files import Attributes, replace_file, sync, temporary_of
@@ -132,9 +132,9 @@ class NodeConfig:
     """The configuration of one runtime, on the node whose file system begins at ``root``."""
 
     def __init__(self, root: Path, runtime: Runtime) -> None:
-        self._tree = Tree(root)
+        self._node_root = NodeRoot(root)
         self._runtime = runtime
-        self._directory = self._tree.real(f"{JOURNALS}/{runtime}")
+        self._directory = self._node_root.real(f"{JOURNALS}/{runtime}")
         self._file = self._directory / "journal.json"
         self._vault = Vault(self._directory)
 
@@ -155,7 +155,7 @@ class NodeConfig:
                 was changed.
             OSError: a change failed; apply again, or revert.
         """
-        missing = [d for d in self._tree.missing_parents(f"{JOURNALS}/x") if d != JOURNALS]
+        missing = [d for d in self._node_root.missing_parents(f"{JOURNALS}/x") if d != JOURNALS]
         with locked(self._directory):
             try:
                 before = self._load()
@@ -196,7 +196,7 @@ class NodeConfig:
         return actions
 
     def _plan(self, target: Target, journal: Journal) -> Plan:
-        return make_plan(self._runtime, target, _Before(self._tree, journal, self._vault))
+        return make_plan(self._runtime, target, _Before(self._node_root, journal, self._vault))
 
     def _load(self) -> Journal:
         try:
@@ -215,7 +215,7 @@ class NodeConfig:
         # Its directory may be new, and has to outlive a power cut before anything is changed.
         for directory in (self._directory, *self._directory.parents):
             sync(directory)
-            if directory == self._tree.root:
+            if directory == self._node_root.root:
                 break
 
     def _discard(self) -> None:
@@ -242,11 +242,11 @@ class NodeConfig:
             entry = entries.get(file.path) or Entry(self._save(file.path), ())
             written = dict.fromkeys((*entry.written, _digest(file)))
             entries[file.path] = replace(entry, written=tuple(written))
-            directories.update(dict.fromkeys(self._tree.missing_parents(file.path)))
+            directories.update(dict.fromkeys(self._node_root.missing_parents(file.path)))
         return Journal(entries, tuple(directories))
 
     def _save(self, path: str) -> Saved:
-        real = self._tree.real(path)
+        real = self._node_root.real(path)
         found = look(real)
         if found.kind == "file":
             self._vault.put(real.read_bytes())
@@ -261,7 +261,7 @@ class NodeConfig:
             )
 
     def _edited(self, path: str, entry: Entry) -> bool:
-        found = look(self._tree.real(path))
+        found = look(self._node_root.real(path))
         if found.kind == "absent" or found.matches(entry.original):
             return False
         return found.kind == "link" or found.content not in (
@@ -270,10 +270,10 @@ class NodeConfig:
         )
 
     def _write(self, file: PlannedFile, journal: Journal) -> Action:
-        real = self._tree.real(file.path)
+        real = self._node_root.real(file.path)
         for directory in journal.directories:
             if _is_above(directory, file.path):
-                self._tree.make_directory(directory)
+                self._node_root.make_directory(directory)
         temporary_of(real).unlink(missing_ok=True)
         found = look(real)
         if found.kind == "file" and found.content == _digest(file):
@@ -306,20 +306,20 @@ class NodeConfig:
     def _put_back(self, entries: dict[str, Entry]) -> Iterator[Action]:
         # The last written first: what refers to a CA goes before the CA.
         for path, entry in reversed(entries.items()):
-            real = self._tree.real(path)
+            real = self._node_root.real(path)
             absent = entry.original.kind == "absent"
             if not real.parent.is_dir():
                 if absent:
                     continue
-                for directory in self._tree.missing_parents(path):
-                    self._tree.make_directory(directory)
+                for directory in self._node_root.missing_parents(path):
+                    self._node_root.make_directory(directory)
             if put_back(real, entry.original, self._vault):
                 yield Action("removed" if absent else "restored", path, ActionCode.PUT_BACK)
 
     def _remove(self, directories: Iterable[str]) -> Iterator[Action]:
         """Remove directories that `apply` made, innermost first."""
         for path in sorted(directories, key=len, reverse=True):
-            if self._tree.remove_directory(path):
+            if self._node_root.remove_directory(path):
                 yield Action("removed", path, ActionCode.PUT_BACK)
             else:
                 yield Action("kept", path, ActionCode.NOT_EMPTY)
@@ -328,8 +328,8 @@ class NodeConfig:
 class _Before:
     """The node as it was before Mayfly: originals in place of what was applied."""
 
-    def __init__(self, tree: Tree, journal: Journal, vault: Vault) -> None:
-        self._tree = tree
+    def __init__(self, node_root: NodeRoot, journal: Journal, vault: Vault) -> None:
+        self._node_root = node_root
         self._journal = journal
         self._vault = vault
 
@@ -337,18 +337,18 @@ class _Before:
         """A file's content, through symlinks as the node would follow them; None without one."""
         for _ in range(_MAX_LINKS):
             entry = self._journal.entries.get(path)
-            real = self._tree.real(path)
+            real = self._node_root.real(path)
             found = look(real) if entry is None else entry.original
             if found.kind == "absent":
                 return None
             if found.kind == "file":
                 return real.read_bytes() if entry is None else self._vault.get(found.content)
             path = str(PurePosixPath(path).parent / found.content)
-        raise TrustError(f"{self._tree.real(path)}: too many symlinks")
+        raise TrustError(f"{self._node_root.real(path)}: too many symlinks")
 
     def is_directory(self, path: str) -> bool:
         """Whether there was a directory."""
-        return path not in self._journal.directories and self._tree.real(path).is_dir()
+        return path not in self._journal.directories and self._node_root.real(path).is_dir()
 
 
 def _digest(file: PlannedFile) -> str:

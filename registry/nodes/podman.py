@@ -15,10 +15,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from mayfly.registry.nodes.containerd import HEADER
+from mayfly.registry.nodes.containerd import HEADER, refuse_options_of_containerd
 from mayfly.registry.nodes.plan import NodeView, Note, NoteCode, Plan, PlannedFile
 from mayfly.registry.nodes.target import Target
-from mayfly.registry.pki.errors import TrustError
 
 CERTS_DIR = "/etc/containers/certs.d"
 REGISTRIES_CONF = "/etc/containers/registries.conf.d/50-mayfly.conf"
@@ -32,14 +31,12 @@ NOTES = (
 
 
 def plan(target: Target, node: NodeView) -> Plan:
-    """The CA, and one file with a table for the registry and for each mirrored upstream."""
-    if target.credential is not None:
-        raise TrustError(
-            "--node writes files for containerd only; podman logs in, and mayfly node-config show "
-            "--node NAME, without --runtime, prints the command"
-        )
-    if target.certs_dir is not None:
-        raise TrustError(f"--certs-dir is for containerd; podman reads {CERTS_DIR}")
+    """The CA, and one file with a table for the registry and for each mirrored upstream.
+
+    Raises:
+        TrustError: an option is for containerd.
+    """
+    refuse_options_of_containerd("podman", target, CERTS_DIR)
     files = [PlannedFile(REGISTRIES_CONF, _registries_conf(target))]
     if target.ca is not None:
         files.insert(0, PlannedFile(f"{CERTS_DIR}/{target.registry}/ca.crt", target.ca))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from mayfly.registry.upstream.client import Registry
@@ -21,7 +20,7 @@ _ATTEMPTS = 2
 
 
 class BlockingRegistry:
-    """See `registry.cli.sources.Source`; a context manager, to be used from one thread.
+    """See `registry.cli.bundle_or_url.Source`; a context manager, to be used from one thread.
 
     Args:
         url: ``http(s)://[USER:PASSWORD@]HOST[:PORT]``.
@@ -45,13 +44,8 @@ class BlockingRegistry:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.run(self._registries.__aexit__(kind, error, trace))
+    def __exit__(self, *error: object) -> None:
+        self.run(self._registries.__aexit__(*error))
         self._runner.close()
 
     @property

@@ -15,7 +15,6 @@ import contextlib
 import io
 import os
 from collections.abc import AsyncGenerator
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from mayfly.registry.clock import first_done
@@ -180,12 +179,7 @@ class OpenUnderWay:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def proof(self) -> None:

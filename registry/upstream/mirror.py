@@ -23,7 +23,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from mayfly.registry import log
@@ -153,12 +152,7 @@ class Mirror:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         running = [*self._lookups.values(), *self._tasks]
         for task in running:
             task.cancel()

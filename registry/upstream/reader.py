@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from mayfly.registry.upstream.blocking import BlockingRegistry
@@ -59,12 +58,7 @@ class RegistryReader:
         self._file = self._stack.enter_context(tempfile.TemporaryFile(buffering=0))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def has_repository(self, repository: str) -> bool:
@@ -166,7 +160,7 @@ class RegistryReader:
 
 
 class _Copy:
-    """See `storage.trees.Opener`: one more descriptor of an open file."""
+    """See `storage.directory_tree.Opener`: one more descriptor of an open file."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -176,7 +170,7 @@ class _Copy:
 
 
 class _Fetched:
-    """See `storage.trees.Opener`: a blob is fetched into a temporary file when it is opened."""
+    """See `storage.directory_tree.Opener`: opening a blob fetches it into a temporary file."""
 
     def __init__(
         self, blocking: BlockingRegistry, repository: str, digest: Digest, size: int

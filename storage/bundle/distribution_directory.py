@@ -16,10 +16,10 @@ from mayfly.storage.bundle.tar_tree import Part, TarTree
 from mayfly.storage.bundle.verified import BundleFault, Problem, Proofs
 from mayfly.storage.digest import HEX_LENGTHS, Digest
 from mayfly.storage.directory.reader import DirectoryReader
+from mayfly.storage.directory_tree import DirectoryTree
 from mayfly.storage.errors import ContentCorrupt, PathRefused, StorageError
 from mayfly.storage.interface import Extent
 from mayfly.storage.reading import repositories
-from mayfly.storage.trees import Tree
 
 
 class DistributionDirectory(DirectoryReader):
@@ -38,7 +38,7 @@ class DistributionDirectory(DirectoryReader):
     def __init__(
         self,
         parts: Sequence[Part],
-        tree: Tree,
+        tree: DirectoryTree,
         root: Path,
         base: str,
         changing: bool,

@@ -111,7 +111,7 @@ def _entries(names: list[str], prefix: str) -> Iterator[str]:
 
 
 class OpenFile:
-    """See `storage.trees.Opener`: reopens an open file, also after its name was removed."""
+    """See `storage.directory_tree.Opener`: reopens an open file, even if its name is gone."""
 
     def __init__(self, descriptor: int) -> None:
         self.path = Path(f"/proc/self/fd/{descriptor}")

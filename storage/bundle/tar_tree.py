@@ -1,4 +1,4 @@
-"""A tree (`storage.trees`) of the members of tars: of one, or of several that belong together."""
+"""The members of tars as a `storage.directory_tree`: of one, or of several that belong together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Part(NamedTuple):
 
 
 class TarTree:
-    """See `storage.trees.Tree`. The paths begin with that of the first tar's open descriptor.
+    """See `storage.directory_tree.DirectoryTree`.
+
+    The paths begin with that of the first tar's open descriptor.
 
     Args:
         tars: with their names; a small file that two of them have must be the same in both.

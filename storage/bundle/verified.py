@@ -34,10 +34,10 @@ from typing import NamedTuple
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleChanged
 from mayfly.storage.digest import CANONICAL, Digest
+from mayfly.storage.directory_tree import HOST, Opener
 from mayfly.storage.errors import ContentCorrupt, DigestInvalid, Interrupted, StorageError
 from mayfly.storage.files import Stamp, stamp_of
 from mayfly.storage.interface import Extent, open_file
-from mayfly.storage.trees import HOST, Opener
 
 FILE_NAME = "verified"
 _MAX_FILE_SIZE = 32 * 1024 * 1024

@@ -22,8 +22,8 @@ from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.layout import Layout
 from mayfly.storage.directory.publish import Publisher
+from mayfly.storage.directory_tree import DirectoryTree
 from mayfly.storage.errors import DigestInvalid
-from mayfly.storage.trees import Tree
 
 COARSE_SECONDS = 600.0
 """Within which a further pull of a manifest is not recorded."""
@@ -32,7 +32,7 @@ COARSE_SECONDS = 600.0
 class CacheMarks:
     """The marks of one store, to read them; every method is quick."""
 
-    def __init__(self, layout: Layout, tree: Tree) -> None:
+    def __init__(self, layout: Layout, tree: DirectoryTree) -> None:
         self._layout = layout
         self._tree = tree
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from mayfly.storage.directory_tree import DirectoryTree, HostDirectory
 from mayfly.storage.errors import PathRefused
 from mayfly.storage.reference import MAX_NAME_LENGTH, is_component
-from mayfly.storage.trees import HostTree, Tree
+from mayfly.storage.sized_cache import SizedCache
 
 _MARKS = ("_manifests", "_layers")
 
-_LISTINGS = 256
-"""Most directories whose entries are cached."""
+_LISTING_BYTES = 16 * 1024 * 1024
+"""Memory for cached entries of all directories together: some 100,000 of them."""
 
-_ENTRIES = 200_000
-"""Most entries cached of all directories together."""
+_KEY_BYTES = 70
+"""Bytes that an entry takes besides its text."""
 
 _SETTLED_NS = 1_000_000_000
 """Nanoseconds within which a directory may change twice with one modification time."""
+
+
+_Listing = tuple[int, list[str]]
+"""A directory's modification time in nanoseconds, and its sorted keys."""
 
 
 class Catalog:
@@ -33,13 +36,11 @@ class Catalog:
     a page among ten thousand neighbours costs no more than one among ten.
     """
 
-    def __init__(self, repositories: Path, tree: Tree | None = None) -> None:
+    def __init__(self, repositories: Path, tree: DirectoryTree | None = None) -> None:
         self._repositories = repositories
-        self._tree = tree or HostTree(repositories)
-        self._listings: OrderedDict[Path, tuple[int, list[str]]] = OrderedDict()
-        self._cached_entries = 0
+        self._tree = tree or HostDirectory(repositories)
+        self._listings: SizedCache[Path, _Listing] = SizedCache(_LISTING_BYTES, _size_of)
         self._unreadable: dict[Path, str] = {}
-        self._lock = threading.Lock()
 
     def names_after(self, after: str, limit: int, prefix: str = "") -> list[str]:
         """Return up to ``limit`` names that follow ``after`` and begin with ``prefix``.
@@ -104,7 +105,7 @@ class Catalog:
         self._unreadable.pop(directory, None)
         keys = sorted(key for name in names for key in (name, name + "/"))
         if time.time_ns() - changed > _SETTLED_NS:
-            self._remember(directory, changed, keys)
+            self._listings.put(directory, (changed, keys))
         return keys
 
     def unreadable(self) -> list[tuple[str, str]]:
@@ -114,14 +115,10 @@ class Catalog:
             for directory, reason in sorted(self._unreadable.items())
         ]
 
-    def _remember(self, directory: Path, changed: int, keys: list[str]) -> None:
-        with self._lock:
-            before = self._listings.pop(directory, None)
-            self._cached_entries += len(keys) - (len(before[1]) if before is not None else 0)
-            self._listings[directory] = changed, keys
-            while len(self._listings) > _LISTINGS or self._cached_entries > _ENTRIES:
-                _, (_, oldest) = self._listings.popitem(last=False)
-                self._cached_entries -= len(oldest)
+
+def _size_of(listing: _Listing) -> int:
+    _, keys = listing
+    return sum(len(key) + _KEY_BYTES for key in keys)
 
 
 def _start(keys: list[str], above: str, text: str) -> int:
@@ -133,7 +130,7 @@ def _start(keys: list[str], above: str, text: str) -> int:
 
 def upload_directories(repositories: Path) -> Iterator[Path]:
     """Yield every directory of upload sessions, also of repositories without other content."""
-    tree = HostTree(repositories)
+    tree = HostDirectory(repositories)
     waiting = [(repositories, 0)]
     while waiting:
         directory, length = waiting.pop()
@@ -150,10 +147,10 @@ def upload_directories(repositories: Path) -> Iterator[Path]:
                 waiting.append((directory / name, below))
 
 
-def _directories(directory: Path, tree: Tree) -> list[str]:
+def _directories(directory: Path, tree: DirectoryTree) -> list[str]:
     return [name for name in tree.directories(directory) if is_component(name)]
 
 
-def is_repository(directory: Path, tree: Tree) -> bool:
+def is_repository(directory: Path, tree: DirectoryTree) -> bool:
     """Whether a directory is a repository, not only a parent of others or of uploads."""
     return any(tree.is_directory(directory / mark) for mark in _MARKS)

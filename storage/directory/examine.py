@@ -21,9 +21,9 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.directory.gate import Gate
 from mayfly.storage.directory.layout import Layout
 from mayfly.storage.directory.records import Records
+from mayfly.storage.directory_tree import HostDirectory
 from mayfly.storage.errors import Interrupted
 from mayfly.storage.files import open_regular, stamp_of
-from mayfly.storage.trees import HostTree
 
 logger = logging.getLogger("mayfly")
 
@@ -34,7 +34,7 @@ _MOST_WAITING = 256
 _ATTEMPTS = 3
 """How often a file is hashed that changes meanwhile."""
 
-_FILES = HostTree()
+_FILES = HostDirectory()
 
 
 class Examiner:

@@ -18,6 +18,7 @@ from mayfly.storage.directory.cached import CacheMarks
 from mayfly.storage.directory.catalog import Catalog, is_repository
 from mayfly.storage.directory.layout import BASE, Layout
 from mayfly.storage.directory.records import Records
+from mayfly.storage.directory_tree import DirectoryTree, HostDirectory
 from mayfly.storage.errors import (
     BlobUnknown,
     DigestInvalid,
@@ -31,7 +32,6 @@ from mayfly.storage.interface import Extent
 from mayfly.storage.reading import repositories
 from mayfly.storage.reference import check_repository, is_tag
 from mayfly.storage.referrers import Referrers
-from mayfly.storage.trees import HostTree, Tree
 
 _LONGEST_LINK = 256
 
@@ -48,9 +48,9 @@ class DirectoryReader:
         cached: marks of what came from an upstream.
     """
 
-    def __init__(self, root: Path, tree: Tree | None = None, base: str = BASE) -> None:
+    def __init__(self, root: Path, tree: DirectoryTree | None = None, base: str = BASE) -> None:
         self._layout = Layout(root, base)
-        self._tree = tree or HostTree(self._layout.repositories)
+        self._tree = tree or HostDirectory(self._layout.repositories)
         self._records = Records(self._layout, trusted=tree is None)
         self.cached = CacheMarks(self._layout, self._tree)
         self._referrers = Referrers(self)

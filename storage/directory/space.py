@@ -11,11 +11,10 @@ import os
 from pathlib import Path
 
 from mayfly.storage.errors import DoesNotFit, StorageFull
+from mayfly.storage.text import format_size
 
 LARGEST_RESERVE = 64 * 1024 * 1024
 """Bytes of the default reserve; on a small filesystem it is a hundredth of its size."""
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class Space:
@@ -52,13 +51,3 @@ class Space:
         if free <= reserve:
             raise StorageFull(f"no space left in the registry's storage: {text}", sizes)
         raise DoesNotFit(f"not enough space left in the registry's storage: {text}", sizes)
-
-
-def format_size(size: int) -> str:
-    """Return a number of bytes as text: ``512 B``, ``1.4 GiB``."""
-    amount = float(size)
-    for unit in _UNITS:
-        if amount < 1024 or unit == _UNITS[-1]:
-            break
-        amount /= 1024
-    return f"{size} B" if unit == "B" else f"{amount:.1f} {unit}"

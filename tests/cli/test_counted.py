@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.control import table
+from mayfly.registry.control import status_text
 from mayfly.storage.text import counted, counted_of
 from tests.bundle.builders import Layout
 from tests.support.commands import environment, mayfly
@@ -125,5 +125,5 @@ def test_one_node_and_one_image(layout: Layout, tmp_path: Path) -> None:
 
 def test_one_request_that_was_cut() -> None:
     """Without transfers only their number is known."""
-    check(*table.aborted_lines([], 1))
-    assert table.aborted_lines([], 2) == ["cut: 2 requests"]
+    check(*status_text.aborted_lines([], 1))
+    assert status_text.aborted_lines([], 2) == ["cut: 2 requests"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.activity import Activity
-from mayfly.registry.control import table
+from mayfly.registry.control import status_text
 from mayfly.registry.control.report import (
     CorruptRecord,
     CoverageRecord,
@@ -131,7 +131,7 @@ def test_json(tmp_path: Path) -> None:
 
 def test_table() -> None:
     """The text has the same content for people."""
-    text = table.report_text(REPORT, 100)
+    text = status_text.report_text(REPORT, 100)
     for part in (
         "ended because the maximum lifetime of 1h was over\n",
         "1h 0m 0s",
@@ -161,7 +161,7 @@ def test_table_is_no_wider_than_asked(width: int) -> None:
     many = {f"node-{i:03}": State.SERVED if i else State.MISSING for i in range(100)}
     matrix = {"x" * 90: many, "y" * 90: many}
     coverage: CoverageRecord = {**COVERAGE, "nodes": [*many], "matrix": matrix}
-    lines = table.report_text({**REPORT, "coverage": coverage}, width).splitlines()
+    lines = status_text.report_text({**REPORT, "coverage": coverage}, width).splitlines()
     rows = [line for line in lines if not line.startswith(UNSHORTENED)]
     assert max(map(len, rows)) <= max(width, 40)
     nodes = [line for line in rows if line.startswith("node-")]
@@ -178,7 +178,7 @@ def test_upgrade_of_many_nodes_is_short() -> None:
     for image in images[3:5]:
         matrix[image]["node-17"] = State.MISSING
     coverage: CoverageRecord = {**COVERAGE, "nodes_wanted": 24, "nodes": nodes, "matrix": matrix}
-    lines = table.coverage_lines(coverage, 100)
+    lines = status_text.coverage_lines(coverage, 100)
     assert len(lines) == 1 + 1 + 24
     assert lines[2] == "node-17  10 of 12  team/app-03:1, team/app-04:1"
 
@@ -198,7 +198,7 @@ def test_what_nodes_say_of_themselves_is_shown_as_that() -> None:
         "accept": State.CLAIMED,
         "proofs": {"n1": proof},
     }
-    text = "\n".join(table.coverage_lines(coverage, 120))
+    text = "\n".join(status_text.coverage_lines(coverage, 120))
     assert "2 proven, 1 present before" in text
     assert "1 served, 1 claimed" in text
     assert "self-reported by 1 node: 3 images, 2 pinned; least free space 5.0 GiB at n1" in text
@@ -213,13 +213,13 @@ def test_image_that_nobody_can_have_is_named_once() -> None:
         "matrix": matrix,
         "absent": ["a:1"],
     }
-    lines = table.coverage_lines(coverage, 80)
+    lines = status_text.coverage_lines(coverage, 80)
     assert [line for line in lines if "a:1" in line] == ["not in the registry: a:1"]
 
 
 def test_table_says_what_was_recorded() -> None:
     """The head of the audit file, and receivers that lack events."""
-    lines = table.report_text(REPORT, 80).splitlines()
+    lines = status_text.report_text(REPORT, 80).splitlines()
     assert f"audit: /var/log/audit.jsonl, event 12, head {'5c' * 32}" in lines
     assert "audit: 1 event could not be written" in lines
     (late,) = [line for line in lines if "did not take" in line]
@@ -232,14 +232,14 @@ def test_table_without_anything() -> None:
     empty: Report = {**REPORT, "images": [], "coverage": None, "denied": [], "corrupt": []}
     empty |= {"cut": [], "cut_requests": 0, "asked_again": {}, "storage_before": None}
     empty |= {"audit": None, "notified": []}
-    assert len(table.report_text(empty, 80).splitlines()) == 4
+    assert len(status_text.report_text(empty, 80).splitlines()) == 4
 
 
 def test_progress() -> None:
     """Progress is one line, with incomplete nodes and those that were not seen yet."""
-    assert table.progress(COVERAGE) == "1 of 2 nodes covered; missing: node-b"
+    assert status_text.progress(COVERAGE) == "1 of 2 nodes covered; missing: node-b"
     more: CoverageRecord = {**COVERAGE, "nodes_wanted": 5}
-    assert table.progress(more).endswith("missing: node-b, 3 that pulled nothing yet")
+    assert status_text.progress(more).endswith("missing: node-b, 3 that pulled nothing yet")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_progress() -> None:
 )
 def test_shorten(text: str, width: int, shown: str) -> None:
     """Shortening keeps the ends of a name."""
-    assert table.shorten(text, width) == shown
+    assert status_text.shorten(text, width) == shown
 
 
 def test_denied_names_are_harmless() -> None:
@@ -260,12 +260,12 @@ def test_denied_names_are_harmless() -> None:
 
 def test_success_that_rests_on_claims() -> None:
     """Exit code 0 with claims among its evidence says so."""
-    assert table.claims_line({**REPORT, "exit_code": 0}) == (
+    assert status_text.claims_line({**REPORT, "exit_code": 0}) == (
         "exit code 0 rests on claims: "
         "images claimed by the node's runtime, not served by this registry: node-a (1)"
     )
-    assert table.claims_line(REPORT) == ""
-    assert table.claims_line({**REPORT, "exit_code": 0, "coverage": None}) == ""
+    assert status_text.claims_line(REPORT) == ""
+    assert status_text.claims_line({**REPORT, "exit_code": 0, "coverage": None}) == ""
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_success_that_rests_on_claims() -> None:
 def test_why_it_ended(kind: EndKind, detail: dict[str, str | float], why: str) -> None:
     """For people each end is a sentence."""
     content: Report = {**REPORT, "reason": kind, "reason_detail": detail}
-    assert table.report_text(content, 100).splitlines()[0] == f"ended because {why}"
+    assert status_text.report_text(content, 100).splitlines()[0] == f"ended because {why}"
 
 
 def test_every_end_has_a_sentence() -> None:
@@ -305,7 +305,7 @@ def test_every_end_has_a_sentence() -> None:
     for kind in EndKind:
         detail: dict[str, str | float] = {} if kind is EndKind.COMMAND else some
         content: Report = {**REPORT, "reason": kind, "reason_detail": detail}
-        assert table.report_text(content, 100).splitlines()[0] != f"ended because {kind}"
+        assert status_text.report_text(content, 100).splitlines()[0] != f"ended because {kind}"
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_every_end_has_a_sentence() -> None:
 def test_corrupt_content_in_words(problem: str, file: str | None, says: str) -> None:
     """Each problem names the fault, the affected images and the remedy."""
     record: CorruptRecord = {**REPORT["corrupt"][0], "problem": problem, "file": file}
-    found = table.corruption_text(record)
+    found = status_text.corruption_text(record)
     assert found.startswith(f"upgrade.tar: {digest('layer')} ")
     assert says in found
     assert "; images that need it: team/app:2; " in found
@@ -376,20 +376,20 @@ async def test_images_by_whom() -> None:
 
 def test_transfers() -> None:
     """Transfers are shown with peer, amount and rate; those beyond the limit are counted."""
-    lines = table.transfer_lines([CUT] * 30, 200)
+    lines = status_text.transfer_lines([CUT] * 30, 200)
     assert lines[2].split() == [
         *("pull", "by", "node-b", "(10.0.0.7)"),
         f"r@{digest('layer')}",
         *("2.0", "KiB", "512", "B/s"),
     ]
     assert lines[-1] == "… and 10 more"
-    assert table.transfer_lines([], 80) == []
+    assert status_text.transfer_lines([], 80) == []
 
 
 def test_requests_that_were_cut() -> None:
     """Requests that move no content are only counted."""
-    assert table.aborted_lines([], 2) == ["cut: 2 requests"]
-    assert table.aborted_lines([], 0) == []
+    assert status_text.aborted_lines([], 2) == ["cut: 2 requests"]
+    assert status_text.aborted_lines([], 0) == []
 
 
 def test_peak_memory() -> None:

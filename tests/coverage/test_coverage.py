@@ -14,12 +14,12 @@ from mayfly.registry.activity import Activity
 from mayfly.registry.control import report
 from mayfly.registry.coverage import coverage as coverage_module
 from mayfly.registry.coverage.coverage import Coverage, Covered, Gap
-from mayfly.registry.coverage.images import ListedImage, Nodes, parse_image
 from mayfly.registry.coverage.ledger import Ledger
 from mayfly.registry.coverage.manifest_graph import ManifestGraph, ManifestRefs
 from mayfly.registry.coverage.observer import Observer, Peer
 from mayfly.registry.coverage.pulls import SETTLED_SECONDS, Pulls
 from mayfly.registry.coverage.states import EMPTY_CONFIG, ResolvedImage, State
+from mayfly.registry.coverage.upgrade_lists import ListedImage, Nodes, parse_image
 from mayfly.registry.ending import EndKind
 from mayfly.storage.errors import BlobUnknown
 from tests.support.fakes import FakeClock, FakeStore, digest, prepare, settle

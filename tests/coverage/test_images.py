@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.address import canonical_address
-from mayfly.registry.coverage.images import parse_image, read_images, read_nodes
+from mayfly.registry.coverage.upgrade_lists import parse_image, read_images, read_nodes
 from mayfly.registry.settings.errors import ConfigError
 from tests.support.fakes import digest
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from mayfly.registry.coverage import fact_limits, proofs
-from mayfly.registry.coverage.images import Nodes
 from mayfly.registry.coverage.ledger import Ledger
 from mayfly.registry.coverage.proofs import (
     MAX_BODY,
@@ -21,6 +20,7 @@ from mayfly.registry.coverage.proofs import (
     parse_proof,
 )
 from mayfly.registry.coverage.states import State
+from mayfly.registry.coverage.upgrade_lists import Nodes
 from tests.coverage.test_coverage import (
     APP,
     APP_1,

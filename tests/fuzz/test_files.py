@@ -13,8 +13,8 @@ from mayfly.auth.grants import render
 from mayfly.registry.access.errors import PolicyFileInvalid
 from mayfly.registry.access.policy_files import load_grants, load_users
 from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.loading import load
 from mayfly.registry.settings.settings import SETTINGS, Settings
-from mayfly.registry.settings.sources import load
 from tests.fuzz.budget import EXAMPLES
 from tests.fuzz.documents import ANY_JSON, TEXTS
 

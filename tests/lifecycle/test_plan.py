@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mayfly.registry.coverage.images import Nodes
 from mayfly.registry.coverage.observer import Peer, Transfer
+from mayfly.registry.coverage.upgrade_lists import Nodes
 from mayfly.registry.ending import EndKind, EndReason
 from mayfly.registry.lifecycle.drain import Drained
 from mayfly.registry.lifecycle.plan import RunPlan, exit_code

@@ -20,7 +20,7 @@ import pytest
 
 from mayfly.registry.access.security import secure
 from mayfly.registry.settings.errors import ConfigError
-from mayfly.registry.settings.sources import load
+from mayfly.registry.settings.loading import load
 from mayfly.registry.state.runs import Run
 from tests.security.servers import make_auth, refused, server_of
 from tests.security.wire import ask

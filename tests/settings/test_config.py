@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from mayfly.registry.cli.options import with_settings
 from mayfly.registry.http.bind import bound_sockets
 from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.loading import MAX_FILE_BYTES, load
 from mayfly.registry.settings.readers import Address, read_address, read_path
 from mayfly.registry.settings.settings import SETTINGS, Setting
-from mayfly.registry.settings.sources import MAX_FILE_BYTES, load
 from tests.support.process import REPO
 
 # For each setting two texts that it takes, and one that it does not.

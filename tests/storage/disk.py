@@ -11,7 +11,6 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
 import pytest
@@ -54,12 +53,7 @@ class Disk:
         self._watching = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._watching = False
 
     def step(self, kind: str, path: Path, target: Path | None = None) -> bool:

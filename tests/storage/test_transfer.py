@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from mayfly.registry.cli.sources import opened
+from mayfly.registry.cli.bundle_or_url import opened
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle.compressed import expand
 from mayfly.storage.bundle.errors import BundleInvalid

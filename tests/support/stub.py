@@ -19,8 +19,8 @@ from typing import Any
 
 from mayfly.registry.api.parse import parse
 from mayfly.registry.clock import SystemClock
-from mayfly.registry.coverage.images import read_nodes
 from mayfly.registry.coverage.manifest_graph import ManifestRefs
+from mayfly.registry.coverage.upgrade_lists import read_nodes
 from mayfly.registry.errors import Draining, LifetimeError
 from mayfly.registry.http.listeners import Listeners
 from mayfly.registry.lifecycle.plan import RunPlan

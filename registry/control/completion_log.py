@@ -19,7 +19,7 @@ _LOOK_SECONDS = 1.0
 """Seconds between two looks."""
 
 
-class Milestones:
+class CompletionLog:
     """Compares coverage with the previous look."""
 
     def __init__(self, coverage: Coverage) -> None:

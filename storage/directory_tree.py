@@ -1,7 +1,7 @@
 """The files of a directory on this host, read without opening anything but regular files.
 
-Content is read through a `Tree`. The registry's own root is a `HostTree`; a directory from another
-host is a `storage.beneath.Beneath`, which follows no link.
+Content is read through a `DirectoryTree`. The registry's own root is a `HostDirectory`; a directory
+from another host is a `storage.beneath.Beneath`, which follows no link.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Opener(Protocol):
         """
 
 
-class Tree(Protocol):
+class DirectoryTree(Protocol):
     """The files below one directory, by their full paths."""
 
     def status(self, path: Path) -> os.stat_result | None:
@@ -65,7 +65,7 @@ class Tree(Protocol):
         """Quick. Whether `directories` of its parent names it; its neighbours are not read."""
 
 
-class HostTree:
+class HostDirectory:
     """The files of this host, for a root that its operator made.
 
     Links to directories are followed, as registry:2 does: an operator may keep a part of the root
@@ -151,7 +151,7 @@ class HostTree:
 
 
 def read_start(opener: Opener, path: Path, count: int) -> bytes:
-    """Open a small file and return its first ``count`` bytes; see `Tree.read`."""
+    """Open a small file and return its first ``count`` bytes; see `DirectoryTree.read`."""
     descriptor = opener.open(path)
     try:
         return os.read(descriptor, count)
@@ -159,5 +159,5 @@ def read_start(opener: Opener, path: Path, count: int) -> bytes:
         os.close(descriptor)
 
 
-HOST = HostTree()
+HOST = HostDirectory()
 """Opens any file of this host by its path."""

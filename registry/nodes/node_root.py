@@ -12,7 +12,7 @@ from mayfly.storage.files import sync
 _DIRECTORY_MODE = 0o755
 
 
-class Tree:
+class NodeRoot:
     """Directories of a node, by their paths as the node sees them."""
 
     def __init__(self, root: Path) -> None:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 
-class Runtime(NamedTuple):
+class RuntimeAgent(NamedTuple):
     """A container runtime, and the requests that claim an image if no others follow.
 
     Attributes:
@@ -40,25 +40,25 @@ class Runtime(NamedTuple):
         return self.head if head else self.get and not index
 
 
-NONE = Runtime("", re.compile(""))
+NONE = RuntimeAgent("", re.compile(""))
 """For all other programs."""
 
 RUNTIMES = (
-    Runtime("containerd", re.compile(r"containerd/v?\d"), head=True, config=True),
+    RuntimeAgent("containerd", re.compile(r"containerd/v?\d"), head=True, config=True),
     # A version, or what a build without one says: docker/library-import go/go1.26.8 …
-    Runtime("docker", re.compile(r"docker/(?:\d|\S+ go/)"), head=True, get=True, config=True),
+    RuntimeAgent("docker", re.compile(r"docker/(?:\d|\S+ go/)"), head=True, get=True, config=True),
     # podman's; skopeo, buildah and CRI-O use the same library with names of their own.
-    Runtime("podman", re.compile(r"containers/\d"), config=True),
+    RuntimeAgent("podman", re.compile(r"containers/\d"), config=True),
 )
 
 _MAX_AGENT = 200
 
 
-def runtime_of(agent: str) -> Runtime:
+def runtime_of(agent: str) -> RuntimeAgent:
     """Return the runtime that a ``User-Agent`` names; `NONE` for other programs."""
     return _runtime_of(agent[:_MAX_AGENT])
 
 
 @lru_cache(maxsize=256)
-def _runtime_of(agent: str) -> Runtime:
+def _runtime_of(agent: str) -> RuntimeAgent:
     return next((one for one in RUNTIMES if one.agent.match(agent)), NONE)

@@ -12,8 +12,7 @@ from mayfly.registry.coverage.states import HAS_IMAGE, State, accepted, stated
 from mayfly.registry.durations import exact, readable
 from mayfly.registry.notices import text as notice_text
 from mayfly.registry.text import escaped, join_names
-from mayfly.storage.directory.space import format_size
-from mayfly.storage.text import counted, counted_of
+from mayfly.storage.text import counted, counted_of, format_size
 
 if TYPE_CHECKING:
     from mayfly.registry.control.report import (
