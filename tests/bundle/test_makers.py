@@ -457,6 +457,26 @@ def test_imgpkg_documents(kind: str, made: Content, tmp_path: Path, open_all: Op
         open_all(path)
 
 
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [("imgpkg", ("library/base:2",)), ("Talos", ("library/base:2", "team/app:1", "tool:3"))],
+)
+def test_real_output(name: str, images: tuple[str, ...], made: Content, open_all: OpenAll) -> None:
+    """What imgpkg and Talos' code made of the images in these tests is served byte for byte."""
+    bundles = open_all(DATA / f"{name.lower()}.tar")
+    assert [one.maker for one in bundles.makers] == [name]
+    for image in images:
+        repository, _, tag = image.partition(":")
+        assert str(bundles.layer.tag(repository, tag)) == _image(made, repository)["digest"]
+        for blob in made.blobs(_image(made, repository)):
+            extent = bundles.layer.blob(repository, digests.parse(blob["digest"]))
+            proof_of(extent).establish()
+            assert read(extent) == made.data(blob["digest"])
+
+
 @pytest.mark.parametrize("compression", ["zst", "gz"])
 def test_compressed(compression: str, made: Content, tmp_path: Path) -> None:
     """A package as its maker compresses it: refused in one line by serve, taken by import."""

@@ -28,13 +28,19 @@ from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import StorageError
 from mayfly.storage.interface import Extent
 from mayfly.storage.reading import repositories
+from tests.bundle import makers
 from tests.bundle.builders import Layout, docker_archive, layers, proof_of, write
 from tests.fuzz.budget import EXAMPLES
 from tests.support.images import push, put_image, subject_of
 
 SECRET = b"nobody outside may be read"
 GIB = 2**30
-BLOBS = [digests.of(data) for data in (*layers("one", "two"), b"{}", b"other")]
+MADE = makers.content()
+BLOBS = [
+    *(digests.of(data) for data in (*layers("one", "two"), b"{}", b"other")),
+    *map(digests.parse, MADE.all_blobs()),
+]
+MAKERS = ("hauler-store", "zarf-directory", "sealos", "talos", "kubekey", "imgpkg")
 
 _watching: list[tuple[str, list[str]]] = []
 
@@ -67,7 +73,15 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     put_image(store, "team/app", subject=subject_of(image))
     push(store, "other", b"other")
     store.close()
+    others = {}
+    for name in MAKERS:
+        (top / name).mkdir()
+        maker = makers.MAKERS[name]
+        (others[name],) = makers.write(maker, maker.make(makers.content()), top / name)
+    parts = {k: v for part in makers.oc_mirror(makers.content()) for k, v in part.items()}
     return {
+        **others,
+        "oc-mirror": write(top / "oc-mirror.tar", parts),
         "layout": layout.write_directory(top / "layout"),
         "tar": layout.write_tar(top / "layout.tar"),
         "docker": write(top / "docker.tar", docker_archive((["a:1"], [one, two]))),
@@ -199,7 +213,7 @@ def _prove(digest: Digest, extent: Extent) -> None:
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(
-    kind=st.sampled_from(["layout", "tar", "docker", "registry"]),
+    kind=st.sampled_from(["layout", "tar", "docker", "registry", "oc-mirror", *MAKERS]),
     mutations=st.lists(st.sampled_from(sorted(MUTATIONS)), min_size=1, max_size=3),
     seed=st.integers(0, 2**32),
 )

@@ -16,6 +16,7 @@ from mayfly.storage.bundle import tar_index
 from mayfly.storage.bundle.open import Bundles, open_bundles
 from mayfly.storage.errors import StorageError
 from mayfly.storage.interface import Extent
+from tests.bundle import makers
 from tests.bundle.builders import Layout, docker_archive, document, layers, tar
 from tests.bundle.test_tar_index import header, sealed
 from tests.fuzz.budget import EXAMPLES
@@ -36,7 +37,15 @@ def _layout() -> dict[str, bytes]:
     return layout.all_files() | {"manifest.json": old["manifest.json"]}
 
 
-EVERY = (*FILES, _layout())
+OTHERS = tuple(
+    {
+        name: data
+        for part in makers.MAKERS[maker].make(makers.content())
+        for name, data in part.items()
+    }
+    for maker in ("hauler-tar", "zarf", "oc-mirror", "sealos-tar", "talos-tar", "imgpkg")
+)
+EVERY = (*FILES, _layout(), *OTHERS, makers.kubekey(makers.content()))
 
 
 def _opened(path: Path, state: Path) -> None:
