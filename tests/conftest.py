@@ -48,17 +48,27 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
 
 
+HUNG_SECONDS = 1200
+"""After which a test has hung. The longest takes three minutes on two cores; with other suites
+beside it, or daemons to start, a multiple of that."""
+
+IS_SOAK = any(name.startswith("MAYFLY_SOAK") for name in os.environ)
+"""The long forms of tests take as long as they are told to."""
+
 LONG = ("clients", "hostile", "security", "faults", "bundle", "fuzz")
 """Folders of long tests, which start first: no process is left with one of them at the end."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order and group tests that run side by side.
+    """Give each test its limit, and order and group tests that run side by side.
 
     The tests of a module run in one process, in their order, and share servers and daemons there.
     Modules marked ``xdist_group`` share one with others; one marked ``independent`` is split up.
     """
+    for item in items:
+        if not IS_SOAK and not any(item.iter_markers("timeout")):
+            item.add_marker(pytest.mark.timeout(HUNG_SECONDS))
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:

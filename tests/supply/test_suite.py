@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests import __main__ as suite
-from tests.conftest import LONG, _places
+from tests.conftest import HUNG_SECONDS, IS_SOAK, LONG, _places
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,42 @@ def test_long_folders_start_first_and_take_turns() -> None:
 def test_long_folders_are_there() -> None:
     """No name of a folder is left in the list after the folder is gone."""
     assert all(Path(__file__).parents[1].joinpath(folder).is_dir() for folder in LONG)
+
+
+HANGING = """
+import asyncio, threading
+import pytest
+
+pytestmark = pytest.mark.timeout(1)
+
+def test_waits():
+    threading.Event().wait()
+
+async def test_awaits():
+    await asyncio.Event().wait()
+
+def test_runs():
+    while True:
+        pass
+
+def test_passes():
+    pass
+"""
+
+
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_hanging_test_ends(processes: str, tmp_path: Path) -> None:
+    """Whatever a test hangs in, it fails after its limit, and the others run."""
+    module = tmp_path / "test_hanging.py"
+    module.write_text(HANGING)
+    argv = [sys.executable, "-m", "pytest", "-n", processes, "-o", "asyncio_mode=auto", "-q"]
+    argv += ["-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(module)]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert "3 failed, 1 passed" in done.stdout, done.stdout
+    assert done.stdout.count("Timeout (>1.0s)") >= 3
+
+
+def test_every_test_has_a_limit(request: pytest.FixtureRequest) -> None:
+    """It is set by tests/conftest.py; only the long forms have none."""
+    marker = request.node.get_closest_marker("timeout")
+    assert (None if marker is None else marker.args) == (None if IS_SOAK else (HUNG_SECONDS,))
