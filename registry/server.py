@@ -15,7 +15,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import Guard
 from mayfly.registry.access.security import Security, certificate_identity, secure
 from mayfly.registry.api.app import App, malformed_request
-from mayfly.registry.api.context import AS_WRITTEN, NameResolver
+from mayfly.registry.api.context import AS_WRITTEN, NO_MIRROR, Mirror, NameResolver
 from mayfly.registry.clock import SystemClock
 from mayfly.registry.control.readiness import announced, login_to
 from mayfly.registry.control.report import Corruption, storage_used
@@ -56,11 +56,13 @@ from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.files import Attributes, replace_file
 from mayfly.storage.interface import Reader, Store
 from mayfly.storage.readonly import ReadOnlyStore
+from mayfly.storage.reference import canonical_host
 from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
     from mayfly.registry.settings.readers import Address
     from mayfly.registry.telemetry.recording import Recording
+    from mayfly.registry.upstream.health import UpstreamRecord
     from mayfly.storage.bundle.open import Bundles
     from mayfly.storage.bundle.verified import BundleFault
     from mayfly.storage.digest import Digest
@@ -91,7 +93,7 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
         LifetimeError: the command cannot be started.
     """
     plan = _plan(settings, command)
-    _check(plan)
+    _check(settings, plan)
     open_files.raise_limit()
     for number in (signal.SIGTERM, signal.SIGINT):
         # Until `serving` installs its own handlers: a start that is interrupted cleans up, too.
@@ -142,7 +144,7 @@ def _plan(settings: Settings, command: tuple[str, ...]) -> RunPlan:
     )
 
 
-def _check(plan: RunPlan) -> None:
+def _check(settings: Settings, plan: RunPlan) -> None:
     """Find what would make the start fail before the start makes a CA, users or files.
 
     Raises:
@@ -150,6 +152,7 @@ def _check(plan: RunPlan) -> None:
         LifetimeError: the command is not there.
     """
     plan.check()
+    _check_upstreams(settings)
     if plan.until_pulled is not None:
         from mayfly.registry.upstream.pulled import ALL, images_to_pull
 
@@ -158,6 +161,31 @@ def _check(plan: RunPlan) -> None:
             read_images(plan.until_pulled)
     if plan.command:
         find(plan.command[0], os.environ)
+
+
+def _check_upstreams(settings: Settings) -> None:
+    """Check that the settings of upstreams go together.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    hosts = [canonical_host(one.host) for one in settings.upstream]
+    default = settings.upstream_default
+    if default is not None and canonical_host(default) not in hosts:
+        raise ConfigError(f"--upstream-default {default}: give --upstream {default} too")
+    if len(set(hosts)) < len(hosts):
+        raise ConfigError("--upstream: each HOST can be given once")
+    for name, given in (("auth", settings.upstream_auth), ("ca", settings.upstream_ca)):
+        if given is None:
+            continue
+        if not hosts:
+            raise ConfigError(f"--upstream-{name} is of no use without --upstream")
+        try:
+            given.open("rb").close()
+        except OSError as error:
+            raise ConfigError(f"--upstream-{name} {given}: {error.strerror}") from None
+    if hosts and settings.read_only:
+        raise ConfigError("--upstream keeps what it fetches in the root: leave --read-only out")
 
 
 def _begin_run(settings: Settings) -> Run:
@@ -228,14 +256,18 @@ class _Stores:
     Attributes:
         seen: as clients see it, to read.
         served: takes requests; read-only if it is served so.
+        mirror: fetches what is not here.
         maintained: the same, if it takes changes.
         names: the repository that a request means.
+        upstreams: returns the use of each upstream.
     """
 
     seen: Reader
     served: Store
     maintained: Maintainable | None
     names: NameResolver
+    mirror: Mirror = NO_MIRROR
+    upstreams: Callable[[], list[UpstreamRecord]] = list
 
 
 @contextlib.contextmanager
@@ -269,6 +301,56 @@ def _stores(
     if settings.read_only:
         return _Stores(store, ReadOnlyStore(store), None, names)
     return _Stores(store, store, store, names)
+
+
+@contextlib.asynccontextmanager
+async def _mirroring(
+    settings: Settings, stores: _Stores, bundles: Bundles | None
+) -> AsyncIterator[_Stores]:
+    """Put the upstreams beneath a store.
+
+    Raises:
+        ConfigError: the CAs cannot be read.
+    """
+    if not settings.upstream:
+        yield stores
+        return
+    assert stores.maintained is not None  # `_check_upstreams`
+    # Imported only for upstreams: a client takes a third of the start.
+    from mayfly.registry.upstream import mirror as mirrors
+    from mayfly.registry.upstream.health import UpstreamHost
+    from mayfly.registry.upstream.names import UpstreamNames
+    from mayfly.registry.upstream.registries import Reach, Registries
+    from mayfly.registry.upstream.store import MirrorStore
+
+    urls = {canonical_host(one.host): one.url for one in settings.upstream}
+    login = settings.upstream_auth
+    reach = Reach(
+        {host: url for host, url in urls.items() if url is not None},
+        ca=settings.upstream_ca,
+        logins=() if login is None else (login,),
+    )
+    try:
+        registries = Registries(reach)
+    except OSError as error:  # ssl.SSLError too
+        raise ConfigError(
+            f"--upstream-ca {settings.upstream_ca}: not a PEM file of certificates: "
+            f"{error.strerror or error}"
+        ) from None
+    default = settings.upstream_default
+    names = UpstreamNames(
+        urls,
+        None if default is None else canonical_host(default),
+        stores.names,
+        bundles.names if bundles is not None else None,
+    )
+    async with registries:
+        hosts = [UpstreamHost(registries.at(host, mirrors.ATTEMPTS)) for host in urls]
+        async with mirrors.Mirror(stores.maintained, names, hosts, settings.upstream_ttl) as mirror:
+            served = MirrorStore(stores.served, mirror)
+            yield replace(
+                stores, served=served, names=names, mirror=mirror, upstreams=mirror.records
+            )
 
 
 async def _serve(
@@ -312,6 +394,7 @@ async def _serve(
         async with (
             housekeeping(settings, security, this_run, stores.maintained, bundles, audit),
             recording.running(audit.finish) if recording is not None else contextlib.nullcontext(),
+            _mirroring(settings, stores, bundles) as stores,
         ):
             server = RunningServer(
                 _connections(settings, security, stores, lifecycle, audit, recording, sockets),
@@ -319,6 +402,7 @@ async def _serve(
                 announced(settings, security, login, plan.nodes.names if plan.nodes else ()),
                 measure_storage=lambda: storage_used(root),
                 denied=audit.refusals,
+                upstreams=stores.upstreams,
                 ambiguous=bundles.names.ambiguous() if bundles is not None else {},
                 cleanup_paths=(root,) if settings.ephemeral else (),
                 end_recording=recording.end if recording is not None else nothing_recorded,
@@ -397,7 +481,15 @@ def _connections(
     origins = Origins(settings.external_url, settings.trusted_proxy)
     guard = Guard(security.policy, security.authentication, certificate_identity, audit, origins)
     put_event = recording.put if recording is not None and recording.takes_requests else None
-    app = App(stores.served, guard, lifecycle, stores.names, origins.prefix, put_event=put_event)
+    app = App(
+        stores.served,
+        guard,
+        lifecycle,
+        stores.names,
+        origins.prefix,
+        stores.mirror,
+        put_event=put_event,
+    )
     tls = security.tls.context if security.tls is not None else None
     server = HTTPServer(app, origins, malformed_request)
     return Connections(server, sockets, tls, _limits(settings))

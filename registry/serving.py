@@ -54,6 +54,7 @@ from mayfly.registry.state.private import Login, client_config, removed_if_kille
 
 if TYPE_CHECKING:
     from mayfly.registry.telemetry.recording import Kept
+    from mayfly.registry.upstream.health import UpstreamRecord
 
 _LOOP_TURNS = 10
 """Turns of the event loop within which a request that has arrived gets from its socket to its
@@ -109,6 +110,7 @@ class RunningServer:
         announced: entered while the port answers: writes ready.json and logs the URL.
         measure_storage: returns the size of the store in bytes; runs in a worker thread.
         denied: (user, address) → refused requests; updated while the server runs.
+        upstreams: returns the use of each mirrored registry.
         ambiguous: repository path that several upstreams share → names to ask for instead.
         cleanup_paths: removed, with the command's private files, if the server is killed.
         end_recording: records the end, and returns what was recorded for the report.
@@ -119,6 +121,7 @@ class RunningServer:
     announced: AbstractContextManager[None]
     measure_storage: Callable[[], int] | None = None
     denied: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    upstreams: Callable[[], list[UpstreamRecord]] = list
     ambiguous: Mapping[str, Sequence[str]] = field(default_factory=dict)
     cleanup_paths: tuple[Path, ...] = ()
     end_recording: Callable[[str, int], Awaitable[Kept]] = nothing_recorded
@@ -229,7 +232,9 @@ class Lifecycle:
             await self._status.warn_at_start()
             async with self._background(server), self._private_files(server) as private:
                 with server.announced:
-                    self._status.ready(server.login.url, server.denied, server.ambiguous)
+                    self._status.ready(
+                        server.login.url, server.denied, server.ambiguous, server.upstreams
+                    )
                     self._notifier.ready(self._status.status_line())
                     await self._start_command(server, private)
                     reason = await _wait_for_end(end_condition, server.http.listeners)

@@ -23,6 +23,7 @@ from mayfly.storage.files import Attributes, replace_file
 
 if TYPE_CHECKING:
     from mayfly.registry.telemetry.recording import AuditRecord, NotifiedRecord
+    from mayfly.registry.upstream.health import UpstreamRecord
 
 _KIB = 1024
 _MAX_NAME = 100
@@ -208,6 +209,7 @@ class Report(TypedDict):
     coverage: CoverageRecord | None
     denied: list[DeniedRecord]
     corrupt: list[CorruptRecord]
+    upstreams: list[UpstreamRecord]
     storage_before: int | None
     storage_after: int | None
     cut: list[TransferRecord]

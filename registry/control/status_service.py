@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mayfly.registry import log
 from mayfly.registry.clock import Clock, first_done
@@ -29,6 +29,9 @@ from mayfly.registry.state.directory import REPORT
 from mayfly.registry.threads import in_thread, uncancelled
 from mayfly.registry.version import VERSION
 from mayfly.storage.text import counted_of
+
+if TYPE_CHECKING:
+    from mayfly.registry.upstream.health import UpstreamRecord
 
 logger = logging.getLogger("mayfly")
 
@@ -97,17 +100,20 @@ class StatusService:
         self._denied: Mapping[tuple[str, str], int] = {}
         self._corrupt: list[reports.CorruptRecord] = []
         self._ambiguous: Mapping[str, Sequence[str]] = {}
+        self._upstreams: Callable[[], list[UpstreamRecord]] = list
 
     def ready(
         self,
         url: str,
         denied: Mapping[tuple[str, str], int],
         ambiguous: Mapping[str, Sequence[str]],
+        upstreams: Callable[[], list[UpstreamRecord]] = list,
     ) -> None:
         """Note that the port answers; the arguments are those of `serving.RunningServer`."""
         self._url = url
         self._denied = denied
         self._ambiguous = ambiguous
+        self._upstreams = upstreams
         self._ready.set()
 
     def add_corruption(self, found: reports.Corruption) -> None:
@@ -175,6 +181,7 @@ class StatusService:
             "warnings": self._warnings(),
             "corrupt": self._corrupt,
             "ambiguous": {path: [*names] for path, names in self._ambiguous.items()},
+            "upstreams": self._upstreams(),
             "state_dir": str(self._directory),
             "report": str(self._report),
         }
@@ -224,6 +231,7 @@ class StatusService:
             coverage=reports.coverage_record(found, observer.ledger.unix) if found else None,
             denied=reports.denied_records(self._denied),
             corrupt=self._corrupt,
+            upstreams=self._upstreams(),
             storage_before=self._storage_before,
             storage_after=storage_after,
             cut=self._transfer_records(outcome.drained.aborted),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Report,
         TransferRecord,
     )
+    from mayfly.registry.upstream.health import UpstreamRecord
 
 MIN_WIDTH = 40
 
@@ -209,10 +210,28 @@ def status_lines(
     lines += [f"warning: {notice_text(warning)}" for warning in found["warnings"]]
     for path, names in found["ambiguous"].items():
         lines.append(f"ambiguous: {path} is in several upstreams; ask for {' or '.join(names)}")
+    lines += upstream_lines(found.get("upstreams", ()), width)
     lines += corrupt_lines(found["corrupt"])
     if found["coverage"] is not None:
         lines += ["", *coverage_lines(found["coverage"], width)]
     return lines
+
+
+def upstream_lines(records: Sequence[UpstreamRecord], width: int) -> list[str]:
+    """Return the use of mirrored registries, a row each.
+
+    Args:
+        records: none from an older server.
+    """
+    if not records:
+        return []
+    rows = [["upstream", "fetched", "blobs", "from here", "asked", "stale"]]
+    for one in records:
+        host = one["host"] if one["reachable"] else f"{one['host']} (unreachable)"
+        counts = (one["downloads"], one["hits"], one["misses"], one["stale"])
+        fetched, *others = format_size(one["bytes"]), *map(str, counts)
+        rows.append([host, fetched, *others])
+    return ["", *grid(rows, width)]
 
 
 def _amount(found: Mapping[str, Any], before: Mapping[str, Any] | None, key: str) -> str:
@@ -314,6 +333,7 @@ def report_text(content: Report, width: int) -> str:
         rows = [["denied", "user", "address"]]
         rows += [[str(d["requests"]), d["user"] or "-", d["address"]] for d in content["denied"]]
         lines += ["", *grid(rows[:_MOST_ROWS], width)]
+    lines += upstream_lines(content.get("upstreams", ()), width)
     lines += corrupt_lines(content["corrupt"])
     lines += aborted_lines(content["cut"], content["cut_requests"])
     lines += _asked_again(content["asked_again"])

@@ -204,16 +204,22 @@ class Upstream(NamedTuple):
         return self.host if self.url is None else f"{self.host}={self.url}"
 
 
+def read_host(text: str) -> str:
+    """Read a registry's ``HOST[:PORT]``, as it stands in image names."""
+    if not _UPSTREAM_HOST.fullmatch(text) or len(text) > _LONGEST_HOST:
+        raise ValueError("expected a registry's HOST or HOST:PORT, as in docker.io")
+    return text.lower()
+
+
 def read_upstream(text: str) -> Upstream:
     """Read ``HOST`` or ``HOST=URL``."""
     host, equals, url = text.partition("=")
-    if not _UPSTREAM_HOST.fullmatch(host) or len(host) > _LONGEST_HOST:
-        raise ValueError("expected HOST or HOST=URL, as in docker.io or docker.io=https://mirror")
+    host = read_host(host)
     if not equals:
-        return Upstream(host.lower(), None)
+        return Upstream(host, None)
     if "@" in url:
         raise ValueError("a login belongs in the file of --upstream-auth, not in the URL")
     found = _EXTERNAL_URL.fullmatch(url) if len(url) <= _LONGEST_URL else None
     if found is None:
         raise ValueError("expected a URL after =, as in docker.io=https://mirror.example:5000")
-    return Upstream(host.lower(), url.rstrip("/"))
+    return Upstream(host, url.rstrip("/"))

@@ -31,10 +31,12 @@ from mayfly.registry.settings.readers import (
     Address,
     ExternalURL,
     Network,
+    Upstream,
     read_address,
     read_auth,
     read_count,
     read_external_url,
+    read_host,
     read_images,
     read_network,
     read_path,
@@ -43,6 +45,7 @@ from mayfly.registry.settings.readers import (
     read_switch,
     read_text,
     read_tls,
+    read_upstream,
 )
 
 T = TypeVar("T")
@@ -144,8 +147,9 @@ def _home(environment: Mapping[str, str], variable: str, below: str, option: str
         raise ConfigError(f"this user has no home directory: give {option} DIR") from None
 
 
-STORAGE, NETWORK, ACCESS, LIFETIME, UPKEEP, LIMITS, OUTPUT = (
+STORAGE, UPSTREAMS, NETWORK, ACCESS, LIFETIME, UPKEEP, LIMITS, OUTPUT = (
     "Storage",
+    "Mirrored registries",
     "Network and TLS",
     "Access",
     "When it ends",
@@ -194,6 +198,49 @@ class Settings:
         default=OnCorrupt.REPORT,
         shown="report",
         metavar="report|stop",
+    )
+    upstream: tuple[Upstream, ...] = setting(
+        read_upstream,
+        UPSTREAMS,
+        help="Fetch what is asked for of this registry and not here, and keep it in the root; at "
+        "URL, if one is given. Repeatable.",
+        default=(),
+        shown="none",
+        metavar="HOST[=URL]",
+        repeatable=True,
+    )
+    upstream_default: str | None = setting(
+        read_host,
+        UPSTREAMS,
+        help="The --upstream that names without a host belong to, as docker's registry-mirrors "
+        "ask.",
+        default=None,
+        shown="none",
+        metavar="HOST",
+    )
+    upstream_ttl: float = setting(
+        parse_duration,
+        UPSTREAMS,
+        help="Time for which a tag is served without asking its upstream where it points now.",
+        default=60.0,
+        shown="60s",
+        metavar="D",
+    )
+    upstream_auth: Path | None = setting(
+        read_path,
+        UPSTREAMS,
+        help="Logins for upstreams, as docker login and podman login write them.",
+        default=None,
+        shown="none: upstreams are asked anonymously",
+        metavar="FILE",
+    )
+    upstream_ca: Path | None = setting(
+        read_path,
+        UPSTREAMS,
+        help="Trust the CAs of this PEM file for upstreams, besides those of the system.",
+        default=None,
+        shown="none",
+        metavar="FILE",
     )
     listen: tuple[Address, ...] = setting(
         read_address,
@@ -531,7 +578,7 @@ class Settings:
     @property
     def is_client(self) -> bool:
         """Whether the server sends requests of its own."""
-        return bool(self.notify)
+        return bool(self.notify or self.upstream)
 
 
 ALL: tuple[Setting[Any], ...] = tuple(

@@ -231,7 +231,7 @@ def test_run_hands_words_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
             given.append(command)
             return 9
 
-    monkeypatch.setattr(mayfly.registry.startup, "import_server", lambda: Server)
+    monkeypatch.setattr(mayfly.registry.startup, "import_server", lambda **_: Server)
     options = ("--state-dir", tmp_path, "--listen", "127.0.0.1:0")
     code, _, _ = invoke(run.command, *options, "--", "cmd", "--json", "--", "-x")
     assert code == 9

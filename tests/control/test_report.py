@@ -34,6 +34,7 @@ from mayfly.registry.coverage.observer import Observer
 from mayfly.registry.coverage.pulls import SETTLED_SECONDS, Pulls
 from mayfly.registry.coverage.states import State
 from mayfly.registry.ending import EndKind
+from mayfly.registry.upstream.health import UpstreamRecord
 from tests.support.fakes import FakeClock, FakeStore, digest
 
 
@@ -108,6 +109,17 @@ REPORT = Report(
             found="2026-01-01T00:10:00Z",
         )
     ],
+    upstreams=[
+        UpstreamRecord(
+            host="docker.io",
+            hits=7,
+            misses=2,
+            stale=1,
+            downloads=3,
+            bytes=3 * 1024**2,
+            reachable=False,
+        )
+    ],
     storage_before=0,
     storage_after=1024,
     cut=[CUT],
@@ -142,6 +154,7 @@ def test_table() -> None:
         "team/app:2  admin      node-a\n",
         "node-b  0 of 2  docker.io/library/nginx:1.25, quay.io/team/app:2 (failed)",
         "node-a  2 of 2  -",
+        "docker.io (unreachable)  3.0 MiB  3      7          2      1\n",
         "3       eve   10.0.0.9",
         "1       -     10.0.0.8",
         f"corrupt: upgrade.tar: {digest('layer')} is corrupt (bytes 512 to 1023); images that need "
@@ -231,7 +244,7 @@ def test_table_without_anything() -> None:
     """A run in which nothing happened has a short report."""
     empty: Report = {**REPORT, "images": [], "coverage": None, "denied": [], "corrupt": []}
     empty |= {"cut": [], "cut_requests": 0, "asked_again": {}, "storage_before": None}
-    empty |= {"audit": None, "notified": []}
+    empty |= {"audit": None, "notified": [], "upstreams": []}
     assert len(status_text.report_text(empty, 80).splitlines()) == 4
 
 

@@ -24,6 +24,11 @@ from tests.support.process import REPO
 TEXTS: dict[str, tuple[str, str, str]] = {
     "root": ("/one", "/two", ""),
     "ephemeral": ("true", "false", "perhaps"),
+    "upstream": ("docker.io", "quay.io:443=https://mirror.test:5000", "docker.io=mirror"),
+    "upstream_default": ("docker.io", "quay.io:443", "no host"),
+    "upstream_ttl": ("0s", "5m", "never"),
+    "upstream_auth": ("/one", "/two", ""),
+    "upstream_ca": ("/one", "/two", ""),
     "listen": ("127.0.0.1:1", "[::1]:2", "nowhere"),
     "read_only": ("yes", "no", "2"),
     "allow_sparse": ("on", "off", ""),
@@ -135,6 +140,16 @@ def test_texts_cover_every_setting() -> None:
     """A setting that is added is tested."""
     advice = "give `TEXTS` two valid texts and an invalid one of each setting"
     assert TEXTS.keys() == {setting.key for setting in SETTINGS}, advice
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:SECRET@mirror.test", "https://me:SECRET@[::1", "//a:SECRET@b"]
+)
+def test_a_login_in_a_url_is_refused_and_not_shown(url: str) -> None:
+    """An error ends up in logs, where no password belongs."""
+    with pytest.raises(ConfigError) as refused:
+        load({"upstream": (f"docker.io={url}",)}, {}, None)
+    assert "SECRET" not in str(refused.value)
 
 
 def test_names_follow_from_one() -> None:
