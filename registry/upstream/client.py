@@ -71,6 +71,9 @@ _TOKEN_MARGIN = 30.0
 """Seconds before its end in which a token is no longer used."""
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+_HEAD_SECONDS = 120.0
+"""For a connection and the head of an answer."""
+
 _START_SECONDS = 120.0
 _SLOWEST = 32 * 1024
 """Bytes a second of the slowest body that is waited for, after some time to start."""
@@ -428,15 +431,17 @@ class Registry:
             own = {**headers, "Accept-Encoding": "identity"}
             if authorization and origin_of(url) == first:
                 own["Authorization"] = authorization
-            response = await self._session.request(
-                method,
-                url,
-                headers=own,
-                data=body or None,
-                allow_redirects=False,
-                timeout=_TIMEOUT,
-                ssl=self._access.ssl,
-            )
+            # Without a limit of its own a head could come a byte a minute.
+            async with asyncio.timeout(_HEAD_SECONDS if method in ("GET", "HEAD") else None):
+                response = await self._session.request(
+                    method,
+                    url,
+                    headers=own,
+                    data=body or None,
+                    allow_redirects=False,
+                    timeout=_TIMEOUT,
+                    ssl=self._access.ssl,
+                )
             if response.status not in _REDIRECTS:
                 return response
             if method not in ("GET", "HEAD") and response.status not in _REDIRECTS_OF_BODIES:

@@ -19,7 +19,8 @@ from mayfly.registry.upstream.push import PushRegistry
 from mayfly.registry.version import VERSION
 from mayfly.storage.reference import address_of, canonical_host
 
-_CONNECTIONS_PER_HOST = 32
+_CONNECTIONS_PER_HOST = 128
+"""More than are asked for at once: waiting for one counts as waiting for the answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -268,6 +270,37 @@ async def test_rate_limits_are_waited_for(upstream: Upstream) -> None:
     with pytest.raises(UpstreamError, match="429"):
         await upstream.registry.manifest("a/b", "latest")
     assert max(upstream.waits) <= 600
+
+
+async def test_a_head_that_never_ends_is_given_up(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However steadily its bytes come, each attempt has an end."""
+    monkeypatch.setattr(client, "_HEAD_SECONDS", 0.3)
+    attempts = 0
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        writer.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(600):
+                writer.write(b"a")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        writer.close()
+
+    async def no_wait(seconds: float) -> None:
+        pass
+
+    server = await asyncio.start_server(trickle, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, aiohttp.ClientSession() as session:
+        reached = Access(f"http://127.0.0.1:{port}", None, ssl.create_default_context())
+        registry = Registry(session, HOST, reached, CredentialStore({}), no_wait, attempts=2)
+        with pytest.raises(UpstreamError, match="no answer in time"):
+            await asyncio.wait_for(registry.manifest("a/b", "latest"), 10)
+    assert attempts == 2
 
 
 async def test_a_cut_blob_goes_on_by_range(upstream: Upstream) -> None:
