@@ -24,6 +24,7 @@ from mayfly.registry.cli.fetching import (
     without_referrers,
 )
 from mayfly.registry.cli.help import Group
+from mayfly.registry.cli.interrupts import run_cancellable
 from mayfly.registry.cli.options import as_json, leave_out
 from mayfly.registry.cli.progress import print_event, reporting
 from mayfly.registry.settings.errors import ConfigError
@@ -113,7 +114,11 @@ def create(
                 dry_run,
                 json,
             )
-            planned = asyncio.run(_create(request))
+            planned = run_cancellable(_create(request))
+    except SystemExit:
+        if not json:
+            echo("interrupted; the same command goes on where it stopped", err=True)
+        raise
     except ImagesMissing as error:
         for problem in error.problems:
             if json:

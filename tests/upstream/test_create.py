@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from mayfly.registry.upstream.gather import choose_tags
 from mayfly.registry.upstream.lists import TagFilter
 from mayfly.storage.digest import of
 from tests.clients.proxy import FaultyProxy, SlowProxy
-from tests.support.commands import run_mayfly
+from tests.support.commands import command_line, environment, run_mayfly
 from tests.support.process import REPO, Mayfly
 from tests.upstream.content import APP, LAYERS, TOOL, Content
 
@@ -172,6 +175,47 @@ def test_kills_at_any_moment_lose_nothing(
         assert process.returncode == 0
         _check_bytes(output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["up.tar"]
+
+
+def _is_writing(pid: int) -> bool:
+    """Whether a process has the unfinished archive open."""
+    with contextlib.suppress(OSError):
+        for one in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if one.readlink().name.endswith(".partial"):
+                    return True
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_one_line(
+    content: Content, upstream: Mayfly, tmp_path: Path, number: signal.Signals
+) -> None:
+    """At whatever moment: its exit code, how to go on, and no traceback; then it goes on."""
+    output = tmp_path / "up.tar"
+    with SlowProxy(upstream.host, 1_000_000) as proxy:
+        argv = command_line(
+            "bundle", "create", "-o", output, *(f"{proxy.host}/{name}" for name in content.tags())
+        )
+        for _ in range(8):
+            process = subprocess.Popen(
+                argv, cwd=REPO, env=environment(), stderr=subprocess.PIPE, text=True,
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            deadline = time.monotonic() + 60
+            while not _is_writing(process.pid) and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+            if process.returncode == 0:
+                break  # it was done before
+            assert process.returncode == 128 + number, said
+            assert "the same command goes on" in said
+            assert "Traceback" not in said
+            assert "never retrieved" not in said
+    assert _create(output, *(f"{upstream.host}/{n}" for n in content.tags())).returncode == 0
+    _check_bytes(output)
 
 
 def test_a_device_is_not_replaced(upstream: Mayfly, tmp_path: Path) -> None:
