@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,8 +22,17 @@ from mayfly.registry.upstream.errors import (
 from mayfly.registry.upstream.gather import Gathered, Origin
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle import volumes
-from mayfly.storage.bundle.writer import RECORD, ArchiveLayout, Draft, is_written, lay_out, room_for
+from mayfly.storage.bundle.writer import (
+    RECORD,
+    ArchiveLayout,
+    Draft,
+    check_space,
+    is_written,
+    lay_out,
+    room_for,
+)
 from mayfly.storage.digest import Digest
+from mayfly.storage.errors import DISK_FULL, StorageFull
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -139,13 +149,31 @@ async def write(planned: Plan, jobs: int, progress: Progress) -> None:
     Raises:
         ImagesMissing: blobs could not be fetched; each is named. All others are kept.
         BundleInvalid: another process writes the same archive.
+        StorageFull: there is not enough space for what is left to write, or it ran out.
         OSError: the archive cannot be written.
     """
+    waiting = []
     for output, layout in planned.archives:
         if await asyncio.to_thread(is_written, output, layout):
             progress(sum(place.size for place in layout.blobs.values()))
         else:
+            waiting.append((output, layout))
+    check_space(waiting)
+    for output, layout in waiting:
+        try:
             await _write(planned.gathered, output, layout, jobs, progress)
+        except OSError as error:
+            raise _unwritten(output, error) from None
+
+
+def _unwritten(output: Path, error: OSError) -> Exception:
+    """Return the error for an archive that cannot be written, with its path and what to do."""
+    text = f"{output} cannot be written: {error.strerror or error}"
+    if error.errno in DISK_FULL:
+        return StorageFull(f"{text}; make room, and the same command goes on where it stopped")
+    if error.errno == errno.EFBIG:
+        return StorageFull(f"{text}; on FAT32, which has files of 4 GiB, use --volume-size 4GiB")
+    return OSError(error.errno, error.strerror or str(error), str(output))
 
 
 async def _write(
@@ -178,6 +206,9 @@ async def _write(
             async with asyncio.TaskGroup() as group:
                 for _ in range(jobs):
                     group.create_task(work())
+        except ExceptionGroup as failed:
+            # The first is the reason; the other tasks were cancelled or met the same.
+            raise failed.exceptions[0] from None
         finally:
             await syncing.end()
         if problems:

@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,8 @@ from typing import Any, Self
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.digest import Digest
-from mayfly.storage.errors import DigestInvalid
+from mayfly.storage.directory.space import format_size
+from mayfly.storage.errors import DigestInvalid, StorageFull
 from mayfly.storage.files import stamp_at, stamp_of, sync, try_lock
 
 _BLOCK = 512
@@ -135,6 +136,30 @@ def is_written(output: Path, layout: ArchiveLayout) -> bool:
         os.close(file)
 
 
+def check_space(archives: Sequence[tuple[Path, ArchiveLayout]]) -> None:
+    """See that there is space for archives of one directory, before they are begun.
+
+    Raises:
+        StorageFull: there is not.
+        OSError: the directory cannot be looked at.
+    """
+    needed = 0
+    for output, layout in archives:
+        needed += layout.size
+        with contextlib.suppress(FileNotFoundError):  # what an earlier run wrote is taken already
+            needed -= _partial_path(output).stat().st_blocks * _BLOCK
+    if needed <= 0:
+        return
+    parent = archives[0][0].parent
+    found = os.statvfs(parent)
+    free = found.f_bavail * found.f_frsize
+    if found.f_blocks and needed > free:  # some network filesystems say 0 of everything
+        raise StorageFull(
+            f"{parent}: {format_size(needed)} are needed, {format_size(free)} are free; "
+            "nothing was fetched"
+        )
+
+
 def _has_digest(file: int, place: Place, digest: Digest) -> bool:
     hasher = digests.hasher(digest.algorithm)
     for piece in _read(file, place.at, place.size):
@@ -170,7 +195,7 @@ class Draft:
     def __init__(self, output: Path, layout: ArchiveLayout) -> None:
         self._output = output
         self._layout = layout
-        self._partial = output.with_name(f".{output.name}.partial")
+        self._partial = _partial_path(output)
         self._journal_path = output.with_name(f".{output.name}.partial.journal")
         self._old = output.with_name(f".{output.name}.partial.old")
         self._old_journal = output.with_name(f".{output.name}.partial.old.journal")
@@ -343,6 +368,10 @@ def _read_journal(path: Path) -> _Progress | None:
         except (KeyError, TypeError, ValueError, DigestInvalid):
             break
     return _Progress(str(entries[0].get("layout")), have)
+
+
+def _partial_path(output: Path) -> Path:
+    return output.with_name(f".{output.name}.partial")
 
 
 def _lock_path(output: Path) -> Path:
