@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from mayfly.registry.cli.fetching import (
     without_referrers,
 )
 from mayfly.registry.cli.help import Command
+from mayfly.registry.cli.interrupts import run_cancellable
 from mayfly.registry.cli.options import as_json
 from mayfly.registry.cli.progress import print_event, reporting
 from mayfly.registry.exit_codes import Exit
@@ -107,7 +107,7 @@ def copy(
         plain, secure = frozenset(insecure) | dest.insecure, dest.secure
         reach = Reach(read_mirrors(mirrors), plain, secure, ca, credentials)
         job = _Job(asked, dest, reach, rules, jobs, dry_run, json)
-        ctx.exit(_done(asyncio.run(_copy(job, stack)), job))
+        ctx.exit(_done(run_cancellable(_copy(job, stack)), job))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from typing import Any, Self
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.digest import Digest
-from mayfly.storage.directory.space import format_size
+from mayfly.storage.text import format_size
 from mayfly.storage.errors import DigestInvalid, StorageFull
 from mayfly.storage.files import stamp_at, stamp_of, sync, try_lock
 
