@@ -27,9 +27,9 @@ from typing import Any, Self
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.digest import Digest
-from mayfly.storage.text import format_size
 from mayfly.storage.errors import DigestInvalid, StorageFull
 from mayfly.storage.files import stamp_at, stamp_of, sync, try_lock
+from mayfly.storage.text import format_size
 
 _BLOCK = 512
 RECORD = 20 * _BLOCK

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -277,18 +276,17 @@ async def test_a_head_that_never_ends_is_given_up(
 ) -> None:
     """However steadily its bytes come, each attempt has an end."""
     monkeypatch.setattr(client, "_HEAD_SECONDS", 0.3)
-    attempts = 0
+    attempts: list[asyncio.Task[object] | None] = []
 
     async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal attempts
-        attempts += 1
+        attempts.append(asyncio.current_task())
         writer.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
-        with contextlib.suppress(ConnectionError):
-            for _ in range(600):
+        try:
+            while True:
                 writer.write(b"a")
-                await writer.drain()
                 await asyncio.sleep(0.02)
-        writer.close()
+        finally:
+            writer.close()
 
     async def no_wait(seconds: float) -> None:
         pass
@@ -300,7 +298,11 @@ async def test_a_head_that_never_ends_is_given_up(
         registry = Registry(session, HOST, reached, CredentialStore({}), no_wait, attempts=2)
         with pytest.raises(UpstreamError, match="no answer in time"):
             await asyncio.wait_for(registry.manifest("a/b", "latest"), 10)
-    assert attempts == 2
+        assert len(attempts) == 2
+        for attempt in attempts:
+            assert attempt is not None
+            attempt.cancel()
+        await asyncio.wait([one for one in attempts if one], timeout=10)
 
 
 async def test_a_cut_blob_goes_on_by_range(upstream: Upstream) -> None:
