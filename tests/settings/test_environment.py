@@ -93,7 +93,8 @@ commands = {
     "user": ["ls", "--auth", "."],
     "grant": ["ls", "--auth", "."], "credentials": [], "inspect": ["none:1"], "rm": ["none:1"],
     "diff": ["one.tar", "other.tar"], "audit": ["verify", "none.jsonl"],
-    "import": ["none.tar"], "copy": ["none.tar", "store"], "serve": ["--listen", "nowhere"],
+    "import": ["none.tar"], "copy": ["none.tar", "store"], "sync": ["/dev/null"],
+    "serve": ["--listen", "nowhere"],
     "bundle": ["create", "/dev/null", "-o", "new.tar"],
     "run": ["--listen", "127.0.0.1:0", "--state-dir", "inner", "--", "true"], "stop": ["--help"],
 }
