@@ -23,6 +23,7 @@ _COMMANDS = {
     "user": "mayfly.registry.cli.user",
     "grant": "mayfly.registry.cli.grant",
     "credentials": "mayfly.registry.cli.credentials",
+    "credential-provider": "mayfly.registry.cli.credential_provider",
     "node-config": "mayfly.registry.cli.node_config",
     "audit": "mayfly.registry.cli.audit",
     "bundle": "mayfly.registry.cli.bundle",

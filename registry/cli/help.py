@@ -20,7 +20,14 @@ COMMAND_GROUPS = {
         *("bundle", "copy", "sync", "import", "export", "inventory"),
         *("ls", "inspect", "diff", "du", "rm", "gc", "verify"),
     ),
-    "Users and nodes": ("user", "grant", "credentials", "node-config", "audit"),
+    "Users and nodes": (
+        "user",
+        "grant",
+        "credentials",
+        "node-config",
+        "credential-provider",
+        "audit",
+    ),
 }
 
 _OTHERS = "Options"

@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from mayfly.auth.errors import CredentialsInvalid, LoginsBusy, TokenInvalid, TokenReason
 from mayfly.auth.roles import Role
 from mayfly.registry.cli import cli
+from mayfly.registry.nodes.credential_provider import API
 from mayfly.registry.nodes.journal import ActionCode
 from mayfly.registry.nodes.plan import NoteCode
 from mayfly.registry.settings.settings import SETTINGS
@@ -25,7 +26,7 @@ from mayfly.storage.upkeep.collect import UnreadCode
 from mayfly.storage.upkeep.verify import Fault
 from tests.bundle.builders import Layout
 from tests.support.client import basic
-from tests.support.commands import command_line, environment, mayfly
+from tests.support.commands import command_line, environment, mayfly, run_mayfly
 from tests.support.images import digest_of
 from tests.support.process import REPO, Mayfly
 
@@ -75,9 +76,9 @@ def test_schema() -> None:
 
 
 DATA = frozenset({
-    "artifact_type", "attests", "commands", "content", "created_by", "fromRepository", "host",
-    "image", "mediaType", "media_type", "name", "platform", "pushed_by", "reason_detail", "run",
-    "traceback", "user", "useragent",
+    "args", "artifact_type", "attests", "commands", "content", "created_by", "fromRepository",
+    "host", "image", "mediaType", "media_type", "name", "platform", "pushed_by", "reason_detail",
+    "run", "traceback", "user", "useragent",
 })  # fmt: skip
 """Fields with text that is not Mayfly's own: of images, files and requests, or shell commands."""
 
@@ -257,6 +258,14 @@ def test_commands_of_a_damaged_store(tmp_path: Path, bundle: Path) -> None:
     check("verify", output("verify", *root, code=4))
     for command in ("ls", "du"):
         check(command, output(command, *root, code=4))
+
+
+def test_credential_provider(tmp_path: Path) -> None:
+    """kubelet's configuration, and the answer to its request."""
+    check("credential-provider", output("credential-provider", "--config", "--host", "h:1"))
+    document = {"kind": "CredentialProviderRequest", "apiVersion": API, "image": "h:1/app"}
+    none = ("credential-provider", "--file", tmp_path / "none")
+    check("credential-provider", json.loads(run_mayfly(*none, stdin=json.dumps(document))))
 
 
 def test_audit_verify(tmp_path: Path) -> None:

@@ -117,6 +117,12 @@ CASES: dict[str, list[tuple[str, ...]]] = {
         (*ROOT, "--all", "-o", f"{NAME}/{NAME}.tar"),
         (*ROOT, "--all", "-o", "out.tar", "--have", "broken.tar"),
     ],
+    "credential-provider": [
+        ("--file", NAME),
+        ("--file", "broken.tar"),
+        ("--config", "--host", NAME),
+        ("--config", "--json", "--file", f"{NAME}/none"),
+    ],
     "audit verify": [
         ("broken.tar",),
         ("broken.tar", "--json"),

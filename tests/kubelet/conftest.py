@@ -55,7 +55,7 @@ def kubelets(served: Cluster) -> Iterator[Cluster]:
     """Both kubelets are as they were, afterwards."""
     yield served
     for node in served.nodes.values():
-        node.shell("rm -f /var/lib/kubelet/config.json /etc/mayfly-credential.json")
+        node.shell("rm -f /var/lib/kubelet/config.json /etc/mayfly/credential.json")
         node.restart_kubelet()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,12 +12,14 @@ from contextlib import contextmanager, suppress
 from tests.kubelet.api import eventually
 from tests.kubelet.cluster import HOST, PORT, Cluster
 from tests.kubelet.node import GATEWAY, Node, end
+from tests.support.commands import run_mayfly
 
-PROVIDER = """#!/bin/sh
-# kubelet's credential provider: the node's own credential, from a file
-cat > /dev/null
-exec cat /etc/mayfly-credential.json
+PROVIDER = f"""#!/bin/sh
+exec {sys.executable} -m mayfly "$@"
 """
+"""The command where kubelet looks for it; on a node it is `mayfly` itself."""
+
+CREDENTIAL = "/etc/mayfly/credential.json"
 
 
 def test_credential_in_hosts_toml_outlives_mayfly(served: Cluster, other_node: Node) -> None:
@@ -67,42 +70,50 @@ def test_credentials_that_kubelet_has(kubelets: Cluster) -> None:
     kubelets.pod(image).runs().gone()
 
 
-def _provider(cluster: Cluster, node: Node) -> tuple[str, str]:
-    """The flags of a kubelet that asks a plugin for the node's credential."""
-    made = json.loads(cluster.credentials("json", "--node", node.name, "--name", node.name))
-    answer = {
-        "kind": "CredentialProviderResponse",
-        "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
-        "cacheKeyType": "Registry",
-        "cacheDuration": "30s",
-        "auth": {HOST: {"username": made["username"], "password": made["password"]}},
-    }
-    node.shell('umask 077; printf %s "$1" > /etc/mayfly-credential.json', json.dumps(answer))
+def test_credential_provider(kubelets: Cluster) -> None:
+    """A new credential counts at once, a file that is gone is no credential, nor an old one."""
+    node = kubelets.nodes[1]
+    images = [f"{HOST}/team/app:{number}" for number in (1, 2, 3)]
+    for image in images:
+        node.remove_image(image)
+    node.restart_kubelet(*_provider(kubelets, node, expires=1))
+    pod = kubelets.pod(images[0])
+    pod.fails("authorization|401")
+    _write_credential(kubelets, node)
+    pod.runs(120).gone()
+    node.shell('rm "$1"', CREDENTIAL)
+    node.restart_kubelet(*_provider_flags(node))  # kubelet keeps a credential for five minutes
+    pod = kubelets.pod(images[1])
+    pod.fails("authorization|401")
+    pod.gone()
+    _write_credential(kubelets, node)
+    kubelets.pod(images[2]).runs(120).gone()
+
+
+def _provider(cluster: Cluster, node: Node, **fields: object) -> tuple[str, str]:
+    """The flags of a kubelet that asks `mayfly credential-provider` for the node's credential."""
     programs = node.directory / "providers"
-    programs.mkdir()
-    plugin = programs / "mayfly-provider"
+    programs.mkdir(exist_ok=True)
+    plugin = programs / "mayfly"
     plugin.write_text(PROVIDER)
     plugin.chmod(0o755)
-    config = node.directory / "providers.json"
-    provider = {
-        "name": plugin.name,
-        "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
-        "matchImages": [HOST],
-        "defaultCacheDuration": "30s",
-    }
-    config.write_text(
-        json.dumps(
-            {
-                "apiVersion": "kubelet.config.k8s.io/v1",
-                "kind": "CredentialProviderConfig",
-                "providers": [provider],
-            }
-        )
-    )
+    _write_credential(cluster, node, **fields)
+    config = run_mayfly("credential-provider", "--config", "--host", HOST, "--file", CREDENTIAL)
+    (node.directory / "providers.json").write_text(config)
+    return _provider_flags(node)
+
+
+def _provider_flags(node: Node) -> tuple[str, str]:
     return (
-        f"--image-credential-provider-config={config}",
-        f"--image-credential-provider-bin-dir={programs}",
+        f"--image-credential-provider-config={node.directory}/providers.json",
+        f"--image-credential-provider-bin-dir={node.directory}/providers",
     )
+
+
+def _write_credential(cluster: Cluster, node: Node, **fields: object) -> None:
+    made = json.loads(cluster.credentials("json", "--node", node.name, "--name", node.name))
+    write = 'mkdir -p "${2%/*}"; umask 077; printf %s "$1" > "$2"'
+    node.shell(write, json.dumps(made | fields), CREDENTIAL)
 
 
 def test_secret_for_a_node_port(cluster: Cluster, other_node: Node) -> None:

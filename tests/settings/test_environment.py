@@ -95,12 +95,13 @@ commands = {
     "diff": ["one.tar", "other.tar"], "audit": ["verify", "none.jsonl"],
     "import": ["none.tar"], "copy": ["none.tar", "store"], "sync": ["/dev/null"],
     "serve": ["--listen", "nowhere"],
+    "credential-provider": ["--config", "--host", "h:1"],
     "bundle": ["create", "/dev/null", "-o", "new.tar"],
     "run": ["--listen", "127.0.0.1:0", "--state-dir", "inner", "--", "true"], "stop": ["--help"],
 }
 for name, options in commands.items():
     without = ("bundle", "user", "grant", "credentials", "node-config", "status", "wait", "stop")
-    if name not in (*without, "diff", "audit"):
+    if name not in (*without, "diff", "audit", "credential-provider"):
         options = ["--root", sys.argv[1], *options]
     done = subprocess.run([sys.executable, "-m", "mayfly", name, *options],
                           capture_output=True, text=True)
