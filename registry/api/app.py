@@ -32,7 +32,6 @@ from mayfly.registry.api.manifest_cache import ManifestCache
 from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request
 from mayfly.registry.http.body import HTTPRequest
-from mayfly.registry.http.send import ContentSender
 from mayfly.storage.bundle.errors import NameAmbiguous
 from mayfly.storage.errors import DoesNotFit, NameInvalid, StorageFull, of_disk
 from mayfly.storage.interface import Store
@@ -55,7 +54,6 @@ class App:
         store: Store,
         guard: Guard,
         hooks: LifecycleHooks,
-        content: ContentSender,
         names: NameResolver = AS_WRITTEN,
         prefix: str = "",
         mirror: Mirror = NO_MIRROR,
@@ -66,7 +64,6 @@ class App:
         self._manifests = ManifestCache()
         self._guard = guard
         self._hooks = hooks
-        self._content = content
         self._names = names
         self._prefix = prefix
         self._put_event = put_event
@@ -121,7 +118,6 @@ class App:
             self._mirror,
             self._manifests,
             self._guard,
-            self._content,
             self._names,
             observer,
             caller,

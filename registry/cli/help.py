@@ -17,13 +17,14 @@ ALIASES = {"list": "ls", "remove": "rm"}
 COMMAND_GROUPS = {
     "Serve": ("serve", "run", "status", "wait", "stop"),
     "Images": (
-        *("bundle", "copy", "sync", "import", "export", "inventory"),
+        *("bundle", "copy", "import", "export", "inventory"),
         *("ls", "inspect", "diff", "du", "rm", "gc", "verify"),
     ),
     "Users and nodes": (
         "user",
         "grant",
         "credentials",
+        "node",
         "node-config",
         "credential-provider",
         "audit",

@@ -58,7 +58,7 @@ _node = _options(
     click.option("--json", "as_json", is_flag=True, help=JSON_HELP),
 )
 
-_registry = _options(
+registry_options = _options(
     click.option(
         "--registry",
         envvar="MAYFLY_REGISTRY",
@@ -122,7 +122,7 @@ def command() -> None:
     help=f"{_RUNTIME_HELP}  [default: shell commands for each]",
 )
 @_node
-@_registry
+@registry_options
 def show(runtime: Runtime | None, root_dir: Path, as_json: bool, **registry: Any) -> None:
     """Print the files that apply would write, or shell commands that write them on a node.
 
@@ -130,12 +130,12 @@ def show(runtime: Runtime | None, root_dir: Path, as_json: bool, **registry: Any
     """
     from mayfly.registry.nodes.journal import NodeConfig
 
-    with _errors():
-        target = _target(**registry)
+    with node_errors():
+        target = read_target(**registry)
     if runtime is None:
         _print_commands(target, as_json)
         return
-    with _errors():
+    with node_errors():
         plan = NodeConfig(root_dir, runtime).plan(target)
     if as_json:
         _print_json(runtime, [_file(file) for file in plan.files], plan.activate, plan.notes)
@@ -164,14 +164,14 @@ def _print_commands(target: Target, as_json: bool) -> None:
 @command.command()
 @_runtime
 @_node
-@_registry
+@registry_options
 @_force
 def apply(runtime: Runtime, root_dir: Path, as_json: bool, force: bool, **registry: Any) -> None:
     """Write the files; what they replace is saved for revert."""
     from mayfly.registry.nodes.journal import NodeConfig
 
-    with _errors():
-        plan, actions = NodeConfig(root_dir, runtime).apply(_target(**registry), force=force)
+    with node_errors():
+        plan, actions = NodeConfig(root_dir, runtime).apply(read_target(**registry), force=force)
     _print_actions(as_json, runtime, actions, plan.activate, plan.notes)
 
 
@@ -184,13 +184,13 @@ def revert(runtime: Runtime, root_dir: Path, as_json: bool, force: bool) -> None
     from mayfly.registry.nodes.journal import NodeConfig
     from mayfly.registry.nodes.runtimes import notes_after_revert
 
-    with _errors():
+    with node_errors():
         actions = NodeConfig(root_dir, runtime).revert(force=force)
     notes = notes_after_revert(action.path for action in actions)
     _print_actions(as_json, runtime, actions, (), notes)
 
 
-def _target(
+def read_target(
     registry: str | None,
     ca: Path | None,
     mirrors: Sequence[str],
@@ -246,7 +246,7 @@ def _running(state_dir: Path) -> tuple[str, Path | None]:
 
 
 @contextlib.contextmanager
-def _errors() -> Iterator[None]:
+def node_errors() -> Iterator[None]:
     """Let the command line show what an operator has to mend.
 
     Raises:

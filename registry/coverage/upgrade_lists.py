@@ -75,22 +75,22 @@ def parse_image(text: str, own_hosts: Collection[str] = ()) -> ListedImage:
     return ListedImage(text, host, paths, tag, digest)
 
 
-def read_images(path: Path, own_hosts: Collection[str] = ()) -> tuple[ListedImage, ...]:
-    """Read ``IMAGES.txt``; an image listed twice counts once.
+def read_images(
+    path: Path, own_hosts: Collection[str] = (), *, option: str = "--until-pulled"
+) -> tuple[ListedImage, ...]:
+    """Read ``IMAGES.txt``; an image listed twice counts once. Errors name the option.
 
     Raises:
         ConfigError: it cannot be read, lists no image, or has a line that is not an image name.
     """
     found: dict[str, ListedImage] = {}
-    for number, line in _lines(path, "--until-pulled"):
+    for number, line in _lines(path, option):
         try:
             found.setdefault(line, parse_image(line, own_hosts))
         except ValueError as error:
-            raise ConfigError(
-                f"--until-pulled {path}, line {number}: {line[:100]!r}: {error}"
-            ) from None
+            raise ConfigError(f"{option} {path}, line {number}: {line[:100]!r}: {error}") from None
     if not found:
-        raise ConfigError(f"--until-pulled {path}: lists no image")
+        raise ConfigError(f"{option} {path}: lists no image")
     return tuple(found.values())
 
 

@@ -78,7 +78,7 @@ def test_schema() -> None:
 DATA = frozenset({
     "args", "artifact_type", "attests", "commands", "content", "created_by", "fromRepository",
     "host", "image", "mediaType", "media_type", "name", "platform", "pushed_by", "reason_detail",
-    "run", "traceback", "user", "useragent",
+    "run", "script", "traceback", "user", "useragent",
 })  # fmt: skip
 """Fields with text that is not Mayfly's own: of images, files and requests, or shell commands."""
 
@@ -171,6 +171,7 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
     check("wait", output("wait", "--covered", "--timeout", "0s", *state, code=3))
     check("credentials", output("credentials", *state))
     check("node-config show", output("node-config", "show", *state))
+    check("node script", output("node", "script", "--node", "n1", *state))
     url = json.loads((server.state_dir / "ready.json").read_text())["url"]
     for user in ("made up", "admin"):
         request = urllib.request.Request(f"{url}/v2/team/app/tags/list")

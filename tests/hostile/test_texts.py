@@ -75,6 +75,11 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "grant rm": [("--user", NAME, "--repositories", NAME, *AUTH)],
     "grant ls": [AUTH, (*AUTH, "--json")],
     "credentials": [STATE, ("--format", NAME, *STATE), ("--name", NAME, *STATE)],
+    "node script": [
+        ("--node", NAME, "--registry", "127.0.0.1:1", *STATE),
+        ("--images", NAME, "--node", "n"),
+        ("--images", "list", "--node", NAME, "--registry", NAME),
+    ],
     "node-config show": [
         ("--runtime", "docker", "--registry", NAME),
         ("--runtime", "docker", "--registry", "http://127.0.0.1:5000", "--mirror", NAME),
@@ -101,7 +106,6 @@ CASES: dict[str, list[tuple[str, ...]]] = {
         ("localhost/team/app:v0", "copied", "--from", "root", "--platform", NAME),
         ("root", "127.0.0.1:1", "--upstream", NAME),
     ],
-    "sync": [(NAME,), ("broken.tar", "copied"), ("broken.tar", NAME), ("-", "copied")],
     "import": [
         ("--root", "imported", "bundle"),
         ("--root", "imported", "--json", "bundle"),

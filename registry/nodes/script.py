@@ -1,0 +1,169 @@
+"""Render the script that a node runs: `script.sh` with the operator's data in its head.
+
+The files are those of `mayfly node-config apply`: one plan, rendered as shell functions that write
+it with the same journal. Whatever comes from outside stands in single quotes (`quote`), so no name
+can end its string; references of images are checked once more, since the script splits them at
+blanks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote as percent_encoded
+
+from mayfly.registry.coverage.upgrade_lists import parse_image
+from mayfly.registry.nodes.plan import PlannedFile
+from mayfly.registry.nodes.runtimes import BELOW_A_PATH, RUNTIMES, EmptyNode, Runtime, make_plan
+from mayfly.registry.nodes.runtimes import no_path as no_path_text
+from mayfly.registry.nodes.target import Target
+from mayfly.registry.pki.errors import TrustError
+from mayfly.storage.reference import DOCKER_HUB
+
+PARALLEL = 4
+"""Images that a node pulls at a time."""
+
+_PLACE = "#@DATA@\n"
+_CERTS = "/@certs@"
+"""Stands for containerd's directory of host configurations, which the node finds out."""
+
+_REFERENCE = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:/@\[\]-]*")
+_PORT = re.compile(r":[0-9]+(?=/)")
+_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]*")
+
+
+class NodeImage(NamedTuple):
+    """An image that a node is to have.
+
+    Attributes:
+        reference: its full name, as kubelet knows it.
+        paths: it may have on this registry, with tag or digest, the likeliest first; for docker,
+            whose mirrors cover docker.io only.
+    """
+
+    reference: str
+    paths: tuple[str, ...]
+
+
+def node_script(
+    target: Target,
+    node: str,
+    images: Sequence[NodeImage],
+    *,
+    runtime: Runtime | None = None,
+    parallel: int = PARALLEL,
+) -> str:
+    """Return the script, which holds the node's credential.
+
+    Args:
+        target: the registry, with the node's credential and the upstreams to mirror.
+        node: its name.
+        images: that it is to have.
+        runtime: of the node; None for the one that the script finds.
+        parallel: images pulled at a time.
+
+    Raises:
+        TrustError: a name cannot stand in the script.
+    """
+    if not _PRINTABLE.fullmatch(node):
+        raise TrustError(f"{node!r} is not the name of a node")
+    names = (word for image in images for word in (image.reference, *image.paths))
+    for name in names:
+        if not _REFERENCE.fullmatch(name):
+            raise TrustError(f"{name!r} is not the name of an image")
+    credential = target.credential
+    login = {} if credential is None else {"auth": credential.authorization.partition(" ")[2]}
+    values = {
+        "tree": "",
+        "registry": target.registry,
+        "url": target.url,
+        "node": node,
+        "node_json": json.dumps(node)[1:-1],
+        "node_path": f"/mayfly/v1/nodes/{percent_encoded(node, safe='')}",
+        "authorization": "" if credential is None else credential.authorization,
+        "docker_config": json.dumps({"auths": {target.registry: login}} if login else {}),
+        "ca": (target.ca or b"").decode(),
+        "runtime": runtime or "auto",
+        "parallel": str(parallel),
+        "containerd_config": "/etc/containerd/config.toml",
+        "images": "\n".join(" ".join((image.reference, *image.paths)) for image in images),
+    }
+    lines = [f"{name}={quote(value)}" for name, value in values.items()]
+    for one in RUNTIMES:
+        lines += ["", f"plan_{one}() {{", *_plan(one, target), "}"]
+    template = Path(__file__).with_name("script.sh").read_text("utf-8")
+    before, _, after = template.partition(_PLACE)
+    return before + "\n".join(lines) + "\n" + after
+
+
+def quote(text: str) -> str:
+    """Return a shell word that stands for exactly this text.
+
+    Raises:
+        TrustError: the text has a NUL, which no shell variable can hold.
+    """
+    if "\0" in text:
+        raise TrustError("a NUL cannot stand in a script")
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _plan(runtime: Runtime, target: Target) -> Iterator[str]:
+    """The body of the function that names one runtime's files."""
+    if target.path and runtime not in BELOW_A_PATH:
+        yield f"    die 2 {quote(no_path_text(runtime, target))}"
+        return
+    if runtime == "containerd":
+        planned = dataclasses.replace(target, certs_dir=target.certs_dir or _CERTS)
+    else:
+        # docker and podman get their credential for each pull, from a file that does not stay.
+        planned = dataclasses.replace(target, certs_dir=None, credential=None)
+    plan = make_plan(runtime, planned, EmptyNode())
+    if runtime == "containerd" and target.certs_dir is None:
+        yield f"    own=$(host_directory {quote(target.registry)})"
+    elif not plan.files:
+        yield "    :"
+    for file in plan.files:
+        yield f"    {_planned(file, target)}"
+
+
+def _planned(file: PlannedFile, target: Target) -> str:
+    """The call that names one file; the node's own directories stand in it as variables."""
+    host, _, name = file.path.removeprefix(f"{_CERTS}/").partition("/")
+    if not file.path.startswith(_CERTS):
+        path = quote(file.path)
+    elif host == target.registry:
+        path = f'"$own"{quote(f"/{name}")}'
+    else:
+        path = f'"$(host_directory {quote(host)})"{quote(f"/{name}")}'
+    pieces = file.content.decode().split(f"{_CERTS}/{target.registry}")
+    content = '"$own"'.join(map(quote, pieces))
+    return f"planned {file.mode:o} {path} {content} {'merged' if file.merged else 'whole'}"
+
+
+def images_of(names: Iterable[str], registry: str) -> list[NodeImage]:
+    """Return the images of a list, as a node has them.
+
+    Args:
+        names: as in a pod or a ``docker pull``.
+        registry: HOST:PORT of this registry.
+
+    Raises:
+        TrustError: one is not an image's name.
+    """
+    found = {}
+    for name in names:
+        try:
+            image = parse_image(name, (registry,))
+        except ValueError as error:
+            raise TrustError(f"{name!r}: {error}") from None
+        end = f"@{image.digest}" if image.digest else f":{image.tag}"
+        host = registry if image.host is None and name.startswith(f"{registry}/") else image.host
+        reference = f"{host or DOCKER_HUB}/{image.paths[0]}{end}"
+        # A repository's name holds no port (see `podman.mirror_location`).
+        paths = dict.fromkeys(_PORT.sub("", path) + end for path in image.repositories())
+        found[reference] = NodeImage(reference, tuple(paths))
+    return list(found.values())

@@ -1,0 +1,938 @@
+#!/bin/sh
+# Mayfly, on one node: trust the registry, pull and pin the images of an upgrade, prove that they
+# are there, and take all of it back. For dash, bash and busybox ash; needs no Mayfly on the node.
+#
+#   apply    trust and mirror files; what they replace is saved
+#   pull     pull and pin every image
+#   verify   look for every image, and tell the registry
+#   unpin    [--keep FILE] [--prune]: unpin what this script pinned, but for the names in FILE
+#   revert   unpin, and put every file back
+#   status   print all that, and change nothing
+#
+# Without a verb: apply, pull, verify. Options: --quiet, --json, --force, --runtime NAME.
+#
+# It may be run again at any time, also after it was killed: each step replaces one name on disk,
+# and the journal (the one of "mayfly node-config") is written before what it is about. Secrets are
+# in files of mode 0600 below $base and in this script, never in the arguments of a program.
+
+set -u
+umask 077
+export LC_ALL=C
+
+# The operator's data begins here.
+#@DATA@
+# The operator's data ends here.
+
+base=$tree/var/lib/mayfly-node-config
+work=$base/work
+quiet=no
+json=no
+force=no
+prune=no
+keep=
+failures=0
+proof_state=none
+tab=$(printf '\t')
+backslash=$(printf '\134')
+
+say() { [ "$quiet" = yes ] || [ "$json" = yes ] || printf '%s\n' "$*"; }
+note() { printf '%s\n' "$*" >>"$work/notes"; [ "$json" = yes ] || printf 'note: %s\n' "$*" >&2; }
+warn() { printf 'mayfly: %s\n' "$*" >&2; }
+die() { warn "$2"; exit "$1"; }
+has() { command -v "$1" >/dev/null 2>&1; }
+sha_of() { sha256sum <"$1" | cut -d ' ' -f 1; }
+flush() { sync "$1" 2>/dev/null || sync; }
+
+# Run a command for so many seconds at most, where the system can do that.
+bounded() {
+    limit=$1
+    shift
+    # busybox's leaves a process behind until the time is over: not with the lock.
+    if has timeout && timeout 1 true 2>/dev/null 9<&-; then
+        timeout "$limit" "$@" 9<&-
+    else
+        "$@" 9<&-
+    fi
+}
+
+# ---- Files: the journal, and one file at a time -------------------------------------------------
+
+journal_of() { printf '%s/%s' "$base" "$runtime"; }
+
+# Print a journal as lines of fields: E path kind content mode uid gid mtime xattrs written, D path.
+journal_lines() {
+    # The layout is that of Python's json.dumps(indent=1); a backslash would be an escape.
+    if grep -qF "$backslash" "$1"; then return 1; fi
+    awk '
+        function text(s) { sub(/^ *"/, "", s); sub(/",?$/, "", s); return s }
+        function value(s) { sub(/^[^:]*: /, "", s); sub(/,$/, "", s); gsub(/"/, "", s); return s }
+        BEGIN { version = "" }
+        /^ "version": / { version = value($0) }
+        /^  "\/.*": \{$/ {
+            path = $0; sub(/^  "/, "", path); sub(/": \{$/, "", path)
+            kind = content = mode = uid = gid = mtime = xattrs = written = "-"
+        }
+        /^    "kind": / { kind = value($0) }
+        /^    "content": / { content = value($0); if (content == "") content = "-" }
+        /^    "mode": / { mode = value($0) }
+        /^    "owner": \[$/ { getline; uid = value("x: " $0); sub(/^ */, "", uid)
+                              getline; gid = value("x: " $0); sub(/^ */, "", gid) }
+        /^    "mtime_ns": [0-9]/ { mtime = value($0) }
+        /^    "xattrs": \{$/ { inside = 1; xattrs = ""; next }
+        inside && /^    \}/ { inside = 0 }
+        inside { one = $0; sub(/^ *"/, "", one); sub(/": "/, "=", one); sub(/",?$/, "", one)
+                 xattrs = xattrs one " " }
+        /^   "written": \[$/ { listing = 1; written = ""; next }
+        listing && /^   \]/ {
+            listing = 0
+            printf "E\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", \
+                path, kind, content, mode, uid, gid, mtime, xattrs, written
+        }
+        listing { written = written text($0) " " }
+        /^ "directories": \[$/ { directories = 1; next }
+        directories && /^ \]/ { directories = 0 }
+        directories { printf "D\t%s\n", text($0) }
+        END { if (version != "1") exit 1 }
+    ' "$1"
+}
+
+# Make the text of a journal from such lines.
+journal_text() {
+    awk -F '\t' '
+        function quoted(list, indent,    parts, n, i, out) {
+            n = split(list, parts, " "); out = ""
+            for (i = 1; i <= n; i++)
+                out = out indent "\"" parts[i] "\"" (i < n ? "," : "") "\n"
+            return out
+        }
+        $1 == "E" { entries[++count] = $0 }
+        $1 == "D" { directories = directories $2 " " }
+        END {
+            printf "{\n \"version\": 1,\n \"entries\": {\n"
+            for (i = 1; i <= count; i++) {
+                split(entries[i], f, "\t")
+                printf "  \"%s\": {\n   \"original\": {\n    \"kind\": \"%s\",\n", f[2], f[3]
+                printf "    \"content\": \"%s\",\n    \"mode\": \"%s\",\n", \
+                    (f[4] == "-" ? "" : f[4]), f[5]
+                if (f[6] == "-") printf "    \"owner\": null,\n"
+                else printf "    \"owner\": [\n     %s,\n     %s\n    ],\n", f[6], f[7]
+                printf "    \"mtime_ns\": %s,\n", (f[8] == "-" ? "null" : f[8])
+                n = split((f[9] == "-" ? "" : f[9]), x, " ")
+                if (n == 0) printf "    \"xattrs\": {}\n"
+                else {
+                    printf "    \"xattrs\": {\n"
+                    for (k = 1; k <= n; k++) {
+                        at = index(x[k], "=")
+                        printf "     \"%s\": \"%s\"%s\n", substr(x[k], 1, at - 1), \
+                            substr(x[k], at + 1), (k < n ? "," : "")
+                    }
+                    printf "    }\n"
+                }
+                printf "   },\n   \"written\": [\n%s   ]\n  }%s\n", \
+                    quoted(f[10], "    "), (i < count ? "," : "")
+            }
+            printf " },\n"
+            if (directories == "") printf " \"directories\": []\n}\n"
+            else printf " \"directories\": [\n%s ]\n}\n", quoted(directories, "  ")
+        }
+    '
+}
+
+# Set kind, content, mode, uid, gid, mtime and xattrs to those of what is at a path now.
+look() {
+    kind=absent content=- mode=0000 uid=- gid=- mtime=- xattrs=-
+    if [ -L "$1" ]; then
+        kind='link'
+        content=$(readlink "$1")
+        case $content in *[!A-Za-z0-9/._:@+-]*) die 2 "$1: move this link away first" ;; esac
+        uid=$(stat -c %u "$1") gid=$(stat -c %g "$1")
+    elif [ -f "$1" ]; then
+        kind='file'
+        content=$(sha_of "$1")
+        mode=$(printf '%04o' "0$(stat -c %a "$1")")
+        uid=$(stat -c %u "$1") gid=$(stat -c %g "$1")
+        mtime=$(mtime_of "$1")
+        if has getfattr; then
+            xattrs=$(getfattr -h -d -m - -e base64 --absolute-names "$1" 2>/dev/null |
+                sed -n 's/^\([A-Za-z0-9._-]*\)=0s\(.*\)$/\1=\2/p' | tr '\n' ' ')
+        fi
+        [ -n "$xattrs" ] || xattrs=-
+    elif [ -e "$1" ]; then
+        die 2 "$1: is neither a file nor a link; move it away first"
+    fi
+}
+
+# Nanoseconds, where stat has them.
+mtime_of() {
+    fraction=$(stat -c %y "$1" | sed -n 's/^.*\.\([0-9]\{9\}\).*$/\1/p')
+    printf '%s%s' "$(stat -c %Y "$1")" "${fraction:-000000000}"
+}
+
+# The entry of a path in the journal; empty without one.
+entry_of() { awk -F '\t' -v path="$1" '$1 == "E" && $2 == path' "$2"; }
+
+# Set the fields of an entry.
+read_entry() {
+    IFS=$tab read -r _ path kind content mode uid gid mtime xattrs _ <<ENTRY
+$1
+ENTRY
+}
+
+# Give a new file its place, by one rename.
+put_file() { # content-file path mode [uid gid] [mtime] [xattrs]
+    directory=${2%/*}
+    temporary=$directory/.${2##*/}.mayfly
+    rm -f "$temporary"
+    cp "$1" "$temporary"
+    if [ "${4:--}" != - ]; then chown "$4:$5" "$temporary"; fi
+    chmod "$3" "$temporary"
+    if [ "${7:--}" != - ]; then
+        for one in $7; do
+            setfattr -n "${one%%=*}" -v "0s${one#*=}" "$temporary" 2>/dev/null ||
+                warn "$2: attribute ${one%%=*} is lost"
+        done
+    elif has restorecon && [ -z "$tree" ]; then
+        restorecon "$temporary" 2>/dev/null
+    fi
+    if [ "${6:--}" != - ]; then
+        whole=${6%?????????}
+        touch -d "@$whole.${6#"$whole"}" "$temporary" 2>/dev/null ||
+            touch -d "@$whole" "$temporary"
+    fi
+    flush "$temporary"
+    mv -f "$temporary" "$2"
+    flush "$directory"
+}
+
+# Directories above a path that are missing, outermost first.
+missing_above() {
+    [ -n "${1%/*}" ] || return 0
+    missing_above "${1%/*}"
+    [ -d "$tree${1%/*}" ] || printf 'D\t%s\n' "${1%/*}"
+}
+
+# Note one file that this node is to have.
+planned() { # mode path content merged
+    number=$((number + 1))
+    case $2 in *[!][A-Za-z0-9/._:@+-]*) die 2 "$2: this script writes plain paths only" ;; esac
+    if [ "$4" = merged ] && [ -e "$tree$2" ] &&
+        [ -z "$(entry_of "$2" "$work/old")" ]; then
+        note "$2 exists; add to it by hand: $(printf '%s' "$3" | tr '\n' ' ')"
+        return
+    fi
+    printf '%s' "$3" >"$work/plan/$number"
+    printf '%s\t%s\t%s\n' "$number" "$1" "$2" >>"$work/planned"
+}
+
+load_journal() {
+    journal=$(journal_of)
+    : >"$work/old"
+    if [ -f "$journal/journal.json" ]; then
+        journal_lines "$journal/journal.json" >"$work/old" ||
+            die 1 "$journal/journal.json: cannot be understood; use: mayfly node-config revert"
+    fi
+    if ! has setfattr && awk -F '\t' '$1 == "E" && $9 != "-" { n++ } END { exit !n }' "$work/old"
+    then
+        die 1 "$journal/journal.json: has extended attributes, and this node has no setfattr; \
+use: mayfly node-config revert"
+    fi
+}
+
+store_journal() { # lines
+    journal_text <"$1" >"$work/journal"
+    if cmp -s "$work/journal" "$journal/journal.json"; then return; fi
+    put_file "$work/journal" "$journal/journal.json" 600
+}
+
+# Refuse, before anything is changed, if somebody edited what Mayfly wrote.
+refuse_edits() { # lines
+    [ "$force" = no ] || return 0
+    edited=
+    while IFS=$tab read -r letter path was content_was mode_was uid_was gid_was _ _ written_was; do
+        [ "$letter" = E ] || continue
+        look "$tree$path"
+        [ "$kind" != absent ] || continue
+        if [ "$kind $content" = "$was $content_was" ] &&
+            { [ "$kind" = link ] || [ "$mode $uid $gid" = "$mode_was $uid_was $gid_was" ]; }; then
+            continue
+        fi
+        case "$kind $content_was $written_was" in
+            file*"$content"*) ;;
+            *) edited="$edited $path" ;;
+        esac
+    done <"$1"
+    [ -z "$edited" ] || die 2 "$edited: changed by somebody since Mayfly wrote it; save what you \
+want of it and use --force (what was there before is kept in $journal)"
+}
+
+do_apply() {
+    load_journal
+    mkdir -p "$journal"
+    rm -rf "$work/plan" "$work/planned"
+    mkdir "$work/plan"
+    : >"$work/planned"
+    number=0
+    "plan_$family"
+    cp "$work/old" "$work/new"
+    while IFS=$tab read -r number filemode path; do
+        digest=$(sha_of "$work/plan/$number")
+        known=$(entry_of "$path" "$work/new")
+        if [ -n "$known" ]; then
+            case $known in
+                *"$digest"*) ;;
+                *)
+                    grep -vF "E$tab$path$tab" "$work/new" >"$work/next"
+                    printf '%s%s \n' "$known" "$digest" >>"$work/next"
+                    mv "$work/next" "$work/new"
+                    ;;
+            esac
+        else
+            look "$tree$path"
+            if [ "$kind" = file ] && [ ! -f "$journal/$content" ]; then
+                put_file "$tree$path" "$journal/$content" 600
+            fi
+            printf 'E\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s \n' "$path" "$kind" "$content" "$mode" \
+                "$uid" "$gid" "$mtime" "$xattrs" "$digest" >>"$work/new"
+        fi
+        missing_above "$path" | while IFS= read -r line; do
+            grep -qxF "$line" "$work/new" || printf '%s\n' "$line"
+        done >"$work/more"
+        cat "$work/more" >>"$work/new"
+    done <"$work/planned"
+    refuse_edits "$work/new"
+    if [ -s "$work/new" ]; then store_journal "$work/new"; fi
+    while IFS=$tab read -r number filemode path; do write_planned; done <"$work/planned"
+    drop_unplanned
+    [ -f "$journal/journal.json" ] || rm -rf "$journal"
+}
+
+write_planned() {
+    while IFS=$tab read -r letter directory; do
+        case $letter$path in D"$directory"/*) ;; *) continue ;; esac
+        [ -d "$tree$directory" ] || mkdir "$tree$directory"
+        chmod 755 "$tree$directory"
+    done <"$work/new"
+    if [ ! -L "$tree$path" ] && cmp -s "$work/plan/$number" "$tree$path"; then
+        rm -f "$tree${path%/*}/.${path##*/}.mayfly"
+        say "kept $path (as it should be already)"
+        return
+    fi
+    read_entry "$(entry_of "$path" "$work/new")"
+    if [ "$kind" = file ]; then
+        # A file that there was keeps its owner and mode, but for what a secret must not have.
+        if [ "$filemode" = 600 ]; then mode=600 xattrs=-; fi
+        put_file "$work/plan/$number" "$tree$path" "$mode" "$uid" "$gid" - "$xattrs"
+    else
+        put_file "$work/plan/$number" "$tree$path" "$filemode"
+    fi
+    say "wrote $path"
+}
+
+# Take back what an earlier plan had and this one has not.
+drop_unplanned() {
+    cut -f 3 "$work/planned" >"$work/paths"
+    : >"$work/kept"
+    : >"$work/dropped"
+    while IFS= read -r line; do
+        one=${line#?"$tab"}
+        one=${one%%"$tab"*}
+        case $line in
+            E*) if grep -qxF "$one" "$work/paths"; then list=kept; else list=dropped; fi ;;
+            *)
+                list=dropped
+                while IFS= read -r path; do
+                    case $path in "$one"/*) list=kept ;; esac
+                done <"$work/paths"
+                ;;
+        esac
+        printf '%s\n' "$line" >>"$work/$list"
+    done <"$work/new"
+    [ -s "$work/dropped" ] || return 0
+    put_back "$work/dropped"
+    if grep -q '^E' "$work/kept"; then
+        store_journal "$work/kept"
+    else
+        rm -f "$journal/journal.json"
+    fi
+}
+
+# Put files back, the last written first, and remove directories, innermost first.
+put_back() { # lines
+    awk '{ line[NR] = $0 } END { for (i = NR; i; i--) print line[i] }' "$1" >"$work/reversed"
+    while IFS= read -r line; do
+        case $line in E*) ;; *) continue ;; esac
+        read_entry "$line"
+        put_back_one
+    done <"$work/reversed"
+    awk -F '\t' '$1 == "D" { print length($2) "\t" $2 }' "$1" | sort -rn | cut -f 2 |
+        while IFS= read -r one; do
+            case $base in "$tree$one"/*) continue ;; esac
+            if [ -d "$tree$one" ]; then
+                rmdir "$tree$one" 2>/dev/null || warn "kept $one: somebody else's files are in it"
+            fi
+        done
+    sync
+}
+
+put_back_one() {
+    wanted="$kind $content $mode $uid $gid" wanted_kind=$kind wanted_content=$content
+    wanted_mode=$mode wanted_uid=$uid wanted_gid=$gid wanted_mtime=$mtime wanted_xattrs=$xattrs
+    rm -f "$tree${path%/*}/.${path##*/}.mayfly"
+    look "$tree$path"
+    if [ "$kind $content $mode $uid $gid" = "$wanted" ]; then return; fi
+    case $wanted_kind in
+        absent)
+            rm -f "$tree$path"
+            say "removed $path"
+            ;;
+        link)
+            mkdir -p "$tree${path%/*}"
+            temporary=$tree${path%/*}/.${path##*/}.mayfly
+            ln -s "$wanted_content" "$temporary"
+            chown -h "$wanted_uid:$wanted_gid" "$temporary"
+            mv -f "$temporary" "$tree$path"
+            say "restored $path"
+            ;;
+        *)
+            mkdir -p "$tree${path%/*}"
+            put_file "$journal/$wanted_content" "$tree$path" "$wanted_mode" "$wanted_uid" \
+                "$wanted_gid" "$wanted_mtime" "$wanted_xattrs"
+            say "restored $path"
+            ;;
+    esac
+}
+
+revert_files() {
+    for directory in "$base"/docker "$base"/containerd "$base"/podman; do
+        [ -d "$directory" ] || continue
+        runtime=${directory##*/}
+        load_journal
+        refuse_edits "$work/old"
+        while IFS=$tab read -r letter path was content _; do
+            [ "$letter $was" = "E file" ] || continue
+            [ "$(sha_of "$journal/$content" 2>/dev/null)" = "$content" ] ||
+                die 1 "$journal/$content: missing or damaged, so $path cannot be put back"
+        done <"$work/old"
+        put_back "$work/old"
+        rm -f "$journal/journal.json"
+        flush "$journal"
+        rm -rf "$journal"
+        awk -F '\t' '$1 == "D" { print length($2) "\t" $2 }' "$work/old" | sort -rn | cut -f 2 \
+            >"$work/above"
+    done
+}
+
+# ---- Runtimes: find one, pull, pin, look ---------------------------------------------------------
+
+find_runtime() {
+    PATH=$PATH:/usr/local/bin:/usr/local/sbin:/var/lib/rancher/rke2/bin:/opt/bin
+    if [ "$runtime" = auto ]; then
+        candidates="docker containerd podman"
+        # kubelet asks its CRI first; docker beside it is for people.
+        if [ -d "$tree/var/lib/kubelet" ] || [ -d "$tree/var/lib/rancher" ]; then
+            candidates="containerd podman docker"
+        fi
+        runtime=
+        for candidate in $candidates; do
+            if "found_$candidate"; then
+                runtime=$candidate
+                break
+            fi
+        done
+        [ -n "$runtime" ] || die 2 "neither docker, containerd nor podman answers on this node"
+    else
+        "found_$runtime" || die 2 "$runtime does not answer on this node"
+    fi
+    family=$runtime
+}
+
+found_docker() { has docker && bounded 20 docker info >/dev/null 2>&1; }
+
+found_podman() { has podman && bounded 20 podman info >/dev/null 2>&1; }
+
+found_containerd() {
+    has ctr || return 1
+    address=${CONTAINERD_ADDRESS:-}
+    for socket in /run/k3s/containerd/containerd.sock /run/containerd/containerd.sock; do
+        if [ -z "$address" ] && [ -S "$socket" ]; then address=$socket; fi
+    done
+    [ -n "$address" ] && bounded 20 ctr -a "$address" version >/dev/null 2>&1 || return 1
+    certs=$(sed -n "s/^ *config_path *= *[\"']\([^\"':]*\).*/\1/p" "$tree$containerd_config" \
+        2>/dev/null | sed '/^$/d' | head -n 1)
+    configured=yes
+    if [ -z "$certs" ]; then
+        certs=/etc/containerd/certs.d
+        server=$(ctr -a "$address" version |
+            sed -n '/^Server/,$s/^ *Version: *v\{0,1\}//p' | head -n 1)
+        case $server in
+            1.* | 2.0* | 2.1*) configured=no ;;
+        esac
+    fi
+    cri=no
+    if has crictl && bounded 20 crictl -r "unix://$address" version >/dev/null 2>&1; then
+        cri=yes
+    fi
+}
+
+ctr_() { ctr -a "$address" -n k8s.io "$@"; }
+crictl_() { crictl -r "unix://$address" -t 30m "$@"; }
+docker_() { docker --config "$work/docker" "$@"; }
+
+# The directory of a host below certs.d; containerd takes HOST_PORT_ before HOST:PORT.
+host_directory() {
+    case $1 in
+        *:*)
+            preferred=${1%:*}_${1##*:}_
+            if [ -d "$tree$certs/$preferred" ]; then
+                printf '%s/%s' "$certs" "$preferred"
+                return
+            fi
+            ;;
+    esac
+    printf '%s/%s' "$certs" "$1"
+}
+
+hint_containerd() {
+    [ "$configured" = no ] || return 0
+    plugin=io.containerd.cri.v1.images
+    case $server in 1.*) plugin=io.containerd.grpc.v1.cri ;; esac
+    note "kubelet's own pulls do not use $certs yet: add to $containerd_config the two lines \
+[plugins.\"$plugin\".registry] and config_path = \"$certs\", and restart containerd, once"
+}
+
+hint_docker() { :; }
+
+hint_podman() {
+    if has crio; then note "CRI-O reads them at start and on SIGHUP: systemctl reload crio"; fi
+}
+
+pull_containerd() { # reference paths...
+    if [ "$cri" = yes ] && [ "$configured" = yes ]; then
+        bounded 1800 crictl -r "unix://$address" -t 30m pull "$1"
+    else
+        bounded 1800 ctr -a "$address" -n k8s.io images pull --hosts-dir "$tree$certs" "$1"
+    fi
+}
+
+pull_docker() {
+    reference=$1
+    shift
+    for one in "$@"; do
+        if bounded 1800 docker --config "$work/docker" pull -q "$registry/$one"; then
+            case $reference in
+                "$registry"/*) return 0 ;;
+                *@*) return 0 ;; # docker keeps a digest under the name that it was pulled by only
+            esac
+            docker_ tag "$registry/$one" "$reference" && docker_ rmi "$registry/$one" >/dev/null
+            return
+        fi
+    done
+    return 1
+}
+
+pull_podman() { bounded 1800 podman pull -q --authfile "$work/docker/config.json" "$1"; }
+
+# Set digest of an image that is there whole: manifest, config, and every layer unpacked.
+present_containerd() {
+    line=$(ctr_ images check "name==$1" 2>/dev/null | sed -n 2p)
+    digest=$(printf '%s\n' "$line" | sed -n 's/^.*\(sha256:[0-9a-f]\{64\}\) .*$/\1/p')
+    case $line in
+        *" true"*) ;;
+        *) return 1 ;;
+    esac
+    case $line in
+        *" complete "*) ;;
+        # Layers may be discarded once they are unpacked; the rest must be there.
+        *) discards_layers || return 1 ;;
+    esac
+    [ -n "$digest" ]
+}
+
+discards_layers() {
+    grep -Eq '^ *discard_unpacked_layers *= *true' "$tree$containerd_config" 2>/dev/null
+}
+
+present_docker() { # reference paths...
+    reference=$1
+    shift
+    case $reference in
+        *@*) for one in "$@"; do set -- "$@" "$registry/$one" && shift; done ;;
+        *) set -- ;;
+    esac
+    for one in "$reference" "$@"; do
+        digest=$(docker_ image inspect -f '{{.Id}}' "$one" 2>/dev/null) || continue
+        layers_of docker_ "$one" && return 0
+    done
+    return 1
+}
+
+present_podman() {
+    digest=$(podman image inspect -f '{{.Id}}' "$1" 2>/dev/null) || return 1
+    digest=sha256:$digest
+    layers_of podman "$1"
+}
+
+# Whether the directories of an image's layers are there, where the storage driver names them.
+layers_of() {
+    "$1" image inspect -f '{{range .GraphDriver.Data}}{{println .}}{{end}}' "$2" 2>/dev/null |
+        tr ':' '\n' >"$work/layers.$index"
+    while IFS= read -r one; do
+        case $one in
+            */merged | */work | "") continue ;;
+            /*) [ -d "$one" ] || return 1 ;;
+        esac
+    done <"$work/layers.$index"
+}
+
+pin_containerd() {
+    if grep -qxF "$1" "$base/pins" 2>/dev/null; then
+        :
+    elif ctr_ images ls "name==$1" | grep -q 'io.cri-containerd.pinned=pinned'; then
+        return # somebody else's pin, which is not ours to remove
+    else
+        printf '%s\n' "$1" >>"$base/pins"
+        flush "$base/pins"
+    fi
+    ctr_ images label "$1" io.cri-containerd.pinned=pinned >/dev/null
+}
+pin_docker() { :; }
+pin_podman() { :; }
+
+pinned_containerd() {
+    [ "$cri" = yes ] || return 1
+    # The CRI learns of a label by an event.
+    for _ in 1 2 3; do
+        crictl_ inspecti -o json "$1" 2>/dev/null | grep -q '"pinned": *true' && return 0
+        [ "$verb" = pull ] || return 1
+        sleep 1
+    done
+    return 1
+}
+pinned_docker() { return 1; }
+pinned_podman() {
+    has crio && has crictl && crictl inspecti -o json "$1" 2>/dev/null | grep -q '"pinned": *true'
+}
+
+unpin_one() { ctr_ images label "$1" io.cri-containerd.pinned= >/dev/null 2>&1; }
+
+in_use_containerd() {
+    ctr_ containers ls 2>/dev/null | awk -v image="$1" '$2 == image { n++ } END { exit !n }'
+}
+in_use_docker() { [ -n "$(docker_ ps -aq --filter "ancestor=$1" 2>/dev/null)" ]; }
+in_use_podman() { [ -n "$(podman ps -aq --filter "ancestor=$1" 2>/dev/null)" ]; }
+remove_containerd() { ctr_ images rm "$1" >/dev/null; }
+remove_docker() { docker_ rmi "$1" >/dev/null; }
+remove_podman() { podman rmi "$1" >/dev/null; }
+
+free_bytes() {
+    case $runtime in
+        docker) where=$(docker_ info -f '{{.DockerRootDir}}' 2>/dev/null) ;;
+        podman) where=$(podman info -f '{{.Store.GraphRoot}}' 2>/dev/null) ;;
+        *) where=/var/lib/containerd ;;
+    esac
+    [ -d "$where" ] || where=/
+    df -Pk "$where" | awk 'NR == 2 { printf "%.0f", $4 * 1024 }'
+}
+
+# ---- Verbs ---------------------------------------------------------------------------------------
+
+# Call a function for each image, a few at a time: each worker takes every so manieth image.
+for_each_image() {
+    rm -rf "$work/result"
+    mkdir "$work/result"
+    worker=0
+    while [ "$worker" -lt "$parallel" ]; do
+        (
+            trap - EXIT
+            index=0
+            while read -r reference paths; do
+                [ -n "$reference" ] || continue
+                index=$((index + 1))
+                [ $((index % parallel)) -eq "$worker" ] || continue
+                # shellcheck disable=SC2086 # paths are several words, without blanks or patterns
+                "$1" "$reference" $paths </dev/null \
+                    >"$work/result/$index" 2>"$work/result/$index.log"
+            done <<IMAGES
+$images
+IMAGES
+        ) &
+        worker=$((worker + 1))
+    done
+    wait
+}
+
+pull_image() {
+    reference=$1
+    shift
+    if "present_$runtime" "$reference" "$@"; then before=yes; else before=no; fi
+    wait_for=1
+    for attempt in 1 2 3 4 5; do
+        if "pull_$runtime" "$reference" "$@" >&2; then
+            [ "$before" = yes ] || printf '%s\n' "$reference" >>"$base/pulled"
+            "pin_$runtime" "$reference"
+            echo pulled
+            return
+        fi
+        [ "$attempt" = 5 ] || sleep "$wait_for"
+        wait_for=$((wait_for * 2))
+    done
+    echo failed
+}
+
+do_pull() {
+    hint_"$runtime"
+    for_each_image pull_image
+    count=0
+    while read -r reference _; do
+        [ -n "$reference" ] || continue
+        count=$((count + 1))
+        read -r outcome <"$work/result/$count" || outcome=failed
+        if [ "$outcome" = pulled ]; then
+            say "pulled $reference"
+        else
+            failures=$((failures + 1))
+            warn "$reference: not pulled: $(tail -n 1 "$work/result/$count.log" | cut -c 1-300)"
+        fi
+    done <<IMAGES
+$images
+IMAGES
+}
+
+look_image() {
+    reference=$1
+    shift
+    if ! "present_$runtime" "$reference" "$@"; then
+        echo "missing - false"
+        return
+    fi
+    if "pinned_$runtime" "$reference"; then pinned=true; else pinned=false; fi
+    echo "present $digest $pinned"
+}
+
+# Set entries to the JSON of the images that are there, and print a line for each.
+look_at_images() {
+    for_each_image look_image
+    entries=
+    rows=
+    count=0
+    here=0
+    free=$(free_bytes)
+    now=$(date +%s)
+    while read -r reference _; do
+        [ -n "$reference" ] || continue
+        count=$((count + 1))
+        read -r outcome digest pinned <"$work/result/$count" || outcome=missing pinned=false
+        if [ "$outcome" = present ]; then is=true; else is=false; fi
+        rows="$rows${rows:+, }{\"image\": \"$reference\", \"present\": $is, \"pinned\": $pinned}"
+        if [ "$outcome" != present ]; then
+            failures=$((failures + 1))
+            say "missing  $reference"
+            continue
+        fi
+        here=$((here + 1))
+        if [ "$pinned" = true ]; then how='pinned,  '; else how=unpinned,; fi
+        say "$how present  $reference"
+        entries="$entries${entries:+, }{\"image\": \"$reference\", \"digest\": \"$digest\", \
+\"runtime\": \"$runtime\", \"time\": $now, \"pinned\": $pinned, \"free\": ${free:-0}}"
+    done <<IMAGES
+$images
+IMAGES
+}
+
+do_verify() {
+    look_at_images
+    send_proof
+    say "$here of $count images are present; proof: $proof_state"
+}
+
+do_status() {
+    say "node $node, runtime $runtime, registry $url"
+    if [ -f "$base/$runtime/journal.json" ]; then say "applied"; else say "not applied"; fi
+    look_at_images
+    failures=0
+    say "$here of $count images are present"
+}
+
+# Ask the registry something, with the credential in a file; print the answer.
+ask() { # path [body-file]
+    if has curl; then
+        {
+            printf 'url = "%s%s"\nheader = "Authorization: %s"\n' "$url" "$1" "$authorization"
+            printf 'silent\nshow-error\nfail\ngloboff\nmax-time = 60\n'
+            [ -z "$ca" ] || printf 'cacert = "%s/ca.pem"\n' "$work"
+            if [ $# -gt 1 ]; then
+                printf 'header = "Content-Type: application/json"\ndata-binary = "@%s"\n' "$2"
+            fi
+        } | curl -q --config -
+    else
+        {
+            printf 'header = Authorization: %s\n' "$authorization"
+            printf 'quiet = on\ntimeout = 60\ntries = 1\n'
+            [ -z "$ca" ] || printf 'ca_certificate = %s/ca.pem\n' "$work"
+            if [ $# -gt 1 ]; then
+                printf 'header = Content-Type: application/json\npost_file = %s\n' "$2"
+            fi
+        } >"$work/wgetrc"
+        WGETRC=$work/wgetrc wget -O - "$url$1"
+    fi
+}
+
+# busybox's wget verifies no certificate and takes headers as arguments only: it gets no secret.
+can_ask() { has curl || { has wget && wget --version 2>/dev/null | grep -q '^GNU'; }; }
+
+send_proof() {
+    proof_state=none
+    if [ -n "$authorization" ] && can_ask; then
+        nonce=$(ask "$node_path/nonce" 2>"$work/asked" |
+            sed -n 's/^.*"nonce": *"\([0-9a-f]*\)".*$/\1/p')
+        if [ -n "$nonce" ]; then
+            printf '{"version": 1, "nonce": "%s", "images": [%s]}' "$nonce" "$entries" \
+                >"$work/proof"
+            if ask "$node_path/proof" "$work/proof" >/dev/null 2>"$work/asked"; then
+                proof_state=sent
+                return
+            fi
+        fi
+        proof_state=refused
+        failures=$((failures + 1))
+        warn "the registry did not take the proof: $(tail -n 1 "$work/asked" | cut -c 1-300)"
+        return
+    fi
+    proof_state=printed
+    [ "$json" = yes ] ||
+        printf '{"version": 1, "nonce": "", "images": [%s]}\n' "$entries"
+}
+
+do_unpin() {
+    : >"$work/keep"
+    if [ -n "$keep" ]; then cp "$keep" "$work/keep" || die 2 "--keep $keep: cannot be read"; fi
+    for list in pins pulled; do
+        [ -f "$base/$list" ] || continue
+        [ "$list" = pins ] || [ "$prune" = yes ] || continue
+        : >"$work/left"
+        sort -u "$base/$list" >"$work/listed"
+        while IFS= read -r reference; do
+            if grep -qxF "$reference" "$work/keep"; then
+                printf '%s\n' "$reference" >>"$work/left"
+            elif [ "$list" = pins ]; then
+                unpin_one "$reference"
+                say "unpinned $reference"
+            elif "in_use_$runtime" "$reference"; then
+                printf '%s\n' "$reference" >>"$work/left"
+                say "kept $reference (in use)"
+            elif "remove_$runtime" "$reference"; then
+                say "removed $reference"
+            fi
+        done <"$work/listed"
+        if [ -s "$work/left" ]; then
+            put_file "$work/left" "$base/$list" 600
+        else
+            rm -f "$base/$list"
+        fi
+    done
+}
+
+do_revert() {
+    : >"$work/keep"
+    if [ -f "$base/pins" ] && [ "$runtime" = none ]; then
+        failures=$((failures + 1))
+        warn "no runtime answers, so pins stay in its images: start it and run revert again"
+    elif [ -f "$base/pins" ]; then
+        sort -u "$base/pins" >"$work/listed"
+        while IFS= read -r reference; do
+            unpin_one "$reference"
+            say "unpinned $reference"
+        done <"$work/listed"
+    fi
+    used=$runtime
+    : >"$work/above"
+    revert_files
+    runtime=$used
+    rm -f "$base/pulled"
+    [ "$runtime" = none ] || rm -f "$base/pins"
+    above=$(cat "$work/above")
+    clean
+    for one in $above; do
+        case $base in "$tree$one"/*) rmdir "$tree$one" 2>/dev/null ;; esac
+    done
+    sync
+}
+
+clean() {
+    rm -rf "$work"
+    rmdir "$base" 2>/dev/null
+}
+
+result() {
+    [ "$json" = yes ] || return 0
+    printf '{"node": "%s", "runtime": "%s", "verbs": [%s], "failures": %s, "proof": "%s", ' \
+        "$node_json" "$runtime" "$verbs_json" "$failures" "$proof_state"
+    printf '"images": [%s], "report": {"version": 1, "nonce": "", "images": [%s]}}\n' \
+        "${rows:-}" "${entries:-}"
+}
+
+main() {
+    verbs=
+    while [ $# -gt 0 ]; do
+        case $1 in
+            apply | pull | verify | unpin | revert | status) verbs="$verbs $1" ;;
+            --quiet) quiet=yes ;;
+            --json) json=yes ;;
+            --force) force=yes ;;
+            --prune) prune=yes ;;
+            --keep | --runtime)
+                [ $# -gt 1 ] || die 2 "$1 needs a value"
+                if [ "$1" = --keep ]; then keep=$2; else runtime=$2; fi
+                shift
+                ;;
+            *) die 2 "$1: not a verb (apply, pull, verify, unpin, revert, status) or option" ;;
+        esac
+        shift
+    done
+    case $runtime in
+        auto | docker | containerd | podman) ;;
+        *) die 2 "--runtime $runtime: not known" ;;
+    esac
+    [ -n "$verbs" ] || verbs=" apply pull verify"
+    verbs_json=$(printf '%s' "${verbs# }" | sed 's/[a-z]*/"&"/g; s/ /, /g')
+    for one in awk sed sort sha256sum stat cmp; do
+        has "$one" || die 2 "this node has no $one"
+    done
+    [ -d "$tree/var/lib" ] || die 2 "this node has no /var/lib"
+    [ -w "$tree/var/lib" ] || die 2 "run this as root"
+    mkdir -p "$base"
+    if has flock; then
+        exec 9<"$base"
+        flock -n 9 || die 1 "another run of this script is at work here; try again when it is done"
+    fi
+    trap clean EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    rm -rf "$work"
+    mkdir "$work" "$work/docker"
+    : >"$work/notes"
+    printf '%s' "$docker_config" >"$work/docker/config.json"
+    printf '%s' "$ca" >"$work/ca.pem"
+    case $verbs in
+        *revert*) find_runtime_if_any ;;
+        *) find_runtime ;;
+    esac
+    for verb in $verbs; do "do_$verb"; done
+    result
+    trap - EXIT
+    clean
+    [ "$failures" -eq 0 ] || exit 3
+}
+
+# A node whose runtime is gone can still be cleaned.
+find_runtime_if_any() {
+    if ! (find_runtime) 2>/dev/null; then
+        runtime=none family=none
+        unpin_one() { :; }
+        return
+    fi
+    find_runtime
+}
+
+main "$@" </dev/null

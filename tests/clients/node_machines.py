@@ -1,0 +1,266 @@
+"""Machines for the node script: network, /etc, /var and /run of their own, sshd, a runtime."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from tests.clients.programs import cri_config, with_sbin
+from tests.kubelet.namespace import run
+from tests.support.process import REPO, Process, find_program, need
+from tests.support.programs import versioned
+from tests.support.trees import Node as Entry
+from tests.support.trees import snapshot
+
+NETWORK = "10.79.0"
+GATEWAY = f"{NETWORK}.1"
+
+_BOUNDED = "1800"  # seconds until a machine ends by itself, should nobody end it
+_OF_RUNTIMES = (
+    "lib/containerd",
+    "lib/docker",
+    "lib/containers",
+    "lib/cni",
+    "log",
+    "docker/key.json",
+    "cni/net.d",
+)
+_HOLDER = """
+set -e
+for name in etc var root; do
+    mkdir -p "$1/$name.u" "$1/$name.w"
+    mount -t overlay overlay -o "lowerdir=/$name,upperdir=$1/$name.u,workdir=$1/$name.w" "/$name"
+done
+mount -t tmpfs tmpfs /run
+mkdir -p /run/sshd /run/containerd /root/.ssh
+chmod 700 /root/.ssh
+cp "$1/key.pub" /root/.ssh/authorized_keys
+chmod 600 /root/.ssh/authorized_keys
+mount --make-rshared /
+: > "$1/made"
+exec sleep "$2"
+"""
+
+
+def bridge() -> None:
+    """Make the network of the machines, in the namespace of this thread."""
+    run("ip", "link", "add", "mbr0", "type", "bridge")
+    run("ip", "addr", "add", f"{GATEWAY}/24", "dev", "mbr0")
+    run("ip", "link", "set", "mbr0", "up")
+
+
+class Machine:
+    """One of them.
+
+    Args:
+        number: of it, 1 to 200.
+        directory: for its files; must not exist.
+        containerd, docker: version of the runtime in `tests.support.programs`, "" for Debian's;
+            None for without.
+        config_path: whether its containerd reads /etc/containerd/certs.d for kubelet.
+
+    Attributes:
+        name, address: of it.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        directory: Path,
+        *,
+        containerd: str | None = None,
+        docker: str | None = None,
+        config_path: bool = True,
+    ) -> None:
+        need("sshd", "ssh", "ssh-keygen")
+        self.name = f"machine-{number}"
+        self.address = f"{NETWORK}.{10 + number}"
+        self.directory = directory
+        self._number = number
+        directory.mkdir()
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / "key")
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / "host")
+        self._first = [
+            versioned(name, version)
+            for name, version in (("containerd", containerd), ("docker", docker))
+            if version
+        ]
+        self._holder = self._hold()
+        self._processes = [self._holder]
+        try:
+            self._connect()
+            if containerd is not None:
+                self._start_containerd(config_path)
+            if docker is not None:
+                self._start_docker()
+            if containerd is None and docker is None:
+                self._configure_podman()
+            self._start_sshd()
+        except BaseException:
+            self.stop()
+            raise
+
+    def inside(self, *words: str | Path) -> list[str]:
+        """The arguments that run a program on the machine, past ssh."""
+        found = find_program(str(words[0]), *self._first) or str(words[0])
+        enter = ["nsenter", f"--target={self._holder.pid}", "--net", "--mount", f"--wd={REPO}"]
+        return [*enter, "--", found, *map(str, words[1:])]
+
+    def shell(self, script: str, *arguments: str) -> str:
+        """Run a POSIX script on the machine, past ssh; what it printed."""
+        done = subprocess.run(
+            self.inside("sh", "-euc", script, "sh", *arguments),
+            env=with_sbin(*self._first),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def ssh(
+        self, command: str, stdin: str, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command over ssh, with a text as its standard input."""
+        options = {
+            "StrictHostKeyChecking": "no",
+            "UserKnownHostsFile": "/dev/null",
+            "LogLevel": "ERROR",
+            "BatchMode": "yes",
+        }
+        flags = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+        return subprocess.run(
+            ["ssh", "-F", "/dev/null", *flags, "-i", self.directory / "key",
+             f"root@{self.address}", command],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )  # fmt: skip
+
+    def tree(self) -> dict[str, Entry]:
+        """Everything in the machine's /etc and /var/lib that is not the system's own."""
+        found = {}
+        for name in ("etc", "var"):
+            for path, entry in snapshot(self.directory / f"{name}.u").items():
+                # A directory of the system's is copied up when something is made in it.
+                copied = entry[0] == "directory" and Path(f"/{name}", path).is_dir()
+                if not copied and not path.startswith(_OF_RUNTIMES):
+                    found[f"{name}/{path}"] = entry
+        return found
+
+    def stop(self) -> None:
+        """End all of it."""
+        for process in reversed(self._processes):
+            if process.running:
+                process.popen.terminate()
+                try:
+                    process.popen.wait(30)
+                except subprocess.TimeoutExpired:
+                    process.popen.kill()
+                    process.popen.wait(10)
+
+    def _hold(self) -> Process:
+        namespaces = ("--net", "--mount", "--propagation", "private")
+        holder = Process(
+            ["unshare", *namespaces, "sh", "-c", _HOLDER, "sh", self.directory, _BOUNDED],
+            self.directory / "holder.log",
+            env=with_sbin(),
+        )
+        holder.wait_for(lambda: (self.directory / "made").exists() or None, deadline=30)
+        return holder
+
+    def _connect(self) -> None:
+        here = f"mv{self._number}"
+        peer = ("peer", "name", "eth0", "netns", str(self._holder.pid))
+        run("ip", "link", "add", here, "type", "veth", *peer)
+        run("ip", "link", "set", here, "master", "mbr0", "up")
+        self.shell(
+            'ip link set lo up; ip addr add "$1/24" dev eth0; ip link set eth0 up; '
+            'ip route add default via "$2"',
+            self.address,
+            GATEWAY,
+        )
+
+    def _run(self, name: str, *words: str | Path) -> Process:
+        made = Process(
+            self.inside(*words), self.directory / f"{name}.log", env=with_sbin(*self._first)
+        )
+        self._processes.append(made)
+        return made
+
+    def _start_sshd(self) -> None:
+        path = ":".join([*map(str, self._first), str(find_program("crictl") or "")])
+        first = path.rpartition("/")[0] if path else ""
+        config = self.directory / "sshd_config"
+        config.write_text(
+            f"ListenAddress {self.address}\nHostKey {self.directory}/host\nUsePAM no\n"
+            "PidFile none\nStrictModes no\nAuthorizedKeysFile /root/.ssh/authorized_keys\n"
+            f"SetEnv PATH={first}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin\n"
+        )
+        daemon = self._run("sshd", "/usr/sbin/sshd", "-D", "-e", "-f", config)
+        daemon.wait_for(lambda: self.ssh("true", "").returncode == 0 or None, deadline=30)
+
+    def _start_containerd(self, config_path: bool) -> None:
+        need("containerd", "ctr", directory=self._first[0] if self._first else None)
+        need("crictl", "runc")
+        directory = self.directory / "containerd"
+        directory.mkdir()
+        text = cri_config(
+            directory, "/run/containerd/containerd.sock", Path("/etc/containerd/certs.d")
+        )
+        if not config_path:
+            text = "".join(line for line in text.splitlines(True) if "config_path" not in line)
+        (self.directory / "config.toml").write_text(text)
+        self.shell(
+            'mkdir -p /etc/containerd; cp "$1" /etc/containerd/config.toml',
+            str(self.directory / "config.toml"),
+        )
+        daemon = self._run("containerd", "containerd", "--config", "/etc/containerd/config.toml")
+        answered = ["crictl", "-r", "unix:///run/containerd/containerd.sock", "images"]
+        daemon.wait_for(lambda: self._succeeds(*answered) or None, deadline=60)
+
+    def _start_docker(self) -> None:
+        need("docker", "runc")
+        need("dockerd", directory=self._first[-1] if self._first else None)
+        daemon = self._run(
+            "docker",
+            "dockerd",
+            "--bridge=none",
+            "--iptables=false",
+            "--ip6tables=false",
+            f"--data-root={self.directory}/docker",
+            "--exec-root=/run/docker-exec",
+        )
+        daemon.wait_for(lambda: self._succeeds("docker", "info") or None, deadline=90)
+
+    def _configure_podman(self) -> None:
+        need("podman")
+        (self.directory / "storage.conf").write_text(
+            # Not in /var, which is an overlay itself.
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{self.directory}/podman"\n'
+            f'runroot = "/run/containers/storage"\n'
+        )
+        self.shell(
+            'mkdir -p /etc/containers; cp "$1" /etc/containers/storage.conf',
+            str(self.directory / "storage.conf"),
+        )
+
+    def _succeeds(self, *words: str) -> bool:
+        done = subprocess.run(
+            self.inside(*words),
+            env=with_sbin(*self._first) | {"DOCKER_API_VERSION": ""},
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode == 0
+
+
+def events(machine: Machine) -> str:
+    """What the machine's daemons said, for the message of a failure."""
+    return json.dumps({p.name: p.read_text()[-2000:] for p in machine.directory.glob("*.log")})

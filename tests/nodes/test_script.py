@@ -1,0 +1,538 @@
+"""The script for a node: `node-config` in shell, with the same journal, killed at every step.
+
+Programs of the node are stubs that keep their state in files; `tests/clients/test_node_script.py`
+has the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mayfly.registry.nodes.journal import NodeConfig
+from mayfly.registry.nodes.runtimes import RUNTIMES, Runtime
+from mayfly.registry.nodes.script import NodeImage, images_of, node_script, quote
+from mayfly.registry.nodes.target import NodeCredential, Target, parse
+from mayfly.registry.pki.errors import TrustError
+from tests.nodes.test_journal import furnish
+from tests.support.process import need
+from tests.support.trees import snapshot
+
+SHELLS = {
+    "dash": ["dash"],
+    "bash": ["bash", "--posix"],
+    "busybox": ["busybox", "sh"],
+}
+REGISTRY = "10.0.0.5:5000"
+PASSWORD = "s3cret-" + "x" * 20
+NAMES = ("docker.io/library/web:1", "quay.io/team/app:2", f"{REGISTRY}/own/tool:3")
+STUBS = Path(__file__).with_name("stub_runtime.sh")
+
+
+@pytest.fixture(params=SHELLS)
+def shell(request: pytest.FixtureRequest) -> list[str]:
+    """Each shell that the script is for."""
+    found: list[str] = SHELLS[request.param]
+    need(found[0])
+    return found
+
+
+@pytest.fixture
+def target(ca_pem: bytes) -> Target:
+    """A registry with a CA of its own, a node's credential, and two upstreams."""
+    credential = NodeCredential("robot+n1", PASSWORD)
+    return parse(REGISTRY, ca_pem, ["docker.io", "quay.io"], credential=credential)
+
+
+class Node:
+    """A node in a directory, with stubs of its programs.
+
+    Attributes:
+        root: of its file system.
+        state: of its runtime: one file for each image, and the log of arguments.
+    """
+
+    def __init__(self, directory: Path, root: Path, shell: list[str]) -> None:
+        self.root = root
+        self.state = directory / "state"
+        self.bin = directory / "bin"
+        self.shell = shell
+        self.state.mkdir()
+        self.bin.mkdir()
+        for name in ("docker", "podman", "ctr", "crictl", "curl"):
+            shutil.copy(STUBS, self.bin / name)
+            (self.bin / name).chmod(0o755)
+
+    def script(
+        self, target: Target, runtime: Runtime | None, images: tuple[str, ...] = NAMES
+    ) -> str:
+        """The script, for this node's directory."""
+        wanted = images_of(images, target.registry)
+        text = node_script(target, "n1", wanted, runtime=runtime)
+        return text.replace("tree=''\n", f"tree='{self.root}'\n", 1)
+
+    def run(
+        self, script: str, *arguments: str, path: str = "", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it as `ssh NODE sh` does, from standard input."""
+        environment = {
+            "PATH": f"{path}{self.bin}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "STUB_STATE": str(self.state),
+            "CONTAINERD_ADDRESS": "/stub.sock",
+            **variables,
+        }
+        return subprocess.run(
+            [*self.shell, "-s", "--", *arguments],
+            input=script,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            start_new_session=True,
+        )
+
+    def look(self) -> dict[str, tuple[object, ...]]:
+        """All that `revert` has to bring back; busybox sets times of whole seconds only."""
+        found = snapshot(self.root)
+        if self.shell[0] == "busybox":
+            for path, one in found.items():
+                if one[0] == "file" and isinstance(one[3], int):
+                    found[path] = (*one[:3], one[3] // 10**9, *one[4:])
+        return found
+
+    def arguments(self) -> str:
+        """All arguments that a program got, as `ps` would have shown them."""
+        log = self.state / "arguments"
+        return log.read_text() if log.exists() else ""
+
+
+@pytest.fixture
+def node(tmp_path: Path, root: Path, shell: list[str]) -> Node:
+    """A node that has nothing of Mayfly."""
+    return Node(tmp_path, root, shell)
+
+
+@pytest.fixture
+def dash(tmp_path: Path, root: Path) -> Node:
+    """The same in one shell, where the others add nothing."""
+    return Node(tmp_path, root, SHELLS["dash"])
+
+
+def test_script_is_clean(target: Target) -> None:
+    """shellcheck has nothing to say about it, with data in it or not."""
+    need("shellcheck")
+    for given_target in (target, parse("127.0.0.1:5000"), parse("https://r.example/below")):
+        text = node_script(given_target, "n1", images_of(NAMES, REGISTRY))
+        done = subprocess.run(
+            ["shellcheck", "-s", "sh", "-"], input=text, capture_output=True, text=True, check=False
+        )
+        assert done.stdout == ""
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck])
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60))
+def test_quoted_text_is_one_word(text: str) -> None:
+    """Whatever it is, each shell takes it for exactly that text."""
+    for shell in SHELLS.values():
+        need(shell[0])
+        script = f"printf '%s\\n' {quote(text)} $#; exit\n$(touch /tmp/never)\n"
+        done = subprocess.run(
+            [*shell, "-s"], input=script.encode(), capture_output=True, check=False
+        )
+        assert done.stdout == text.encode() + b"\n0\n"
+        assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "$(touch x)", "`id`", "a'b", 'a"b', "a b", "a\nb", "a;b", "a|b", "a&b", "a>b", "*", "?", "",
+        "-x", "a\\b", "a$b", "ä", "a\tb", "a\0b", "#a", "~a", "a{b,c}", "!a",
+    ],
+)  # fmt: skip
+def test_hostile_names_of_images_are_refused(target: Target, name: str) -> None:
+    """A name that a shell could take for more than a word is not the name of an image."""
+    for image in (NodeImage(name, ("a:1",)), NodeImage("docker.io/a:1", (name,))):
+        with pytest.raises(TrustError):
+            node_script(target, "n1", [image])
+    with pytest.raises(TrustError):
+        images_of([name], REGISTRY)
+
+
+@pytest.mark.parametrize("name", ["n'; touch x; '", "$(touch x)", "`touch x`", 'n"1', "a\\b", "ä"])
+def test_hostile_name_of_a_node(target: Target, root: Path, tmp_path: Path, name: str) -> None:
+    """It is quoted in the script and in the JSON, and percent-encoded in the path."""
+    made = Node(tmp_path, root, SHELLS["dash"])
+    text = node_script(target, name, images_of(NAMES, REGISTRY), runtime="podman")
+    text = text.replace("tree=''\n", f"tree='{root}'\n", 1)
+    done = made.run(text, "apply", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["node"] == name
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(TrustError):
+        node_script(target, "n\n1", [])
+
+
+def test_names_of_images(target: Target) -> None:
+    """A node knows an image by its full name, docker asks this registry for its path here."""
+    digest = "sha256:" + "a" * 64
+    names = ["web", f"quay.io/a/b@{digest}", f"{REGISTRY}/x:2", "r.example:99/p/q:1", "web:latest"]
+    assert images_of(names, REGISTRY) == [
+        NodeImage("docker.io/library/web:latest", ("library/web:latest", "web:latest")),
+        NodeImage(f"quay.io/a/b@{digest}", (f"quay.io/a/b@{digest}", f"a/b@{digest}")),
+        NodeImage(f"{REGISTRY}/x:2", ("x:2",)),
+        NodeImage("r.example:99/p/q:1", ("r.example/p/q:1", "p/q:1")),
+    ]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_files_are_those_of_node_config(
+    node: Node, target: Target, runtime: Runtime, tmp_path: Path
+) -> None:
+    """One plan, two renderings: the same files with the same modes, and nothing else."""
+    done = node.run(node.script(target, runtime), "apply")
+    assert done.returncode == 0, done.stderr
+    other = tmp_path / "other"
+    for directory in ("etc", "var/lib"):
+        (other / directory).mkdir(parents=True)
+    planned = target if runtime == "containerd" else parse(REGISTRY, target.ca, target.mirrors)
+    NodeConfig(other, runtime).apply(planned)
+    expected = {
+        path: one for path, one in snapshot(other).items() if "mayfly-node-conf" not in path
+    }
+    found = {
+        path: one for path, one in snapshot(node.root).items() if "mayfly-node-conf" not in path
+    }
+    assert {path: (one[:2], one[-1]) for path, one in found.items()} == {
+        path: (one[:2], one[-1]) for path, one in expected.items()
+    }
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("furnished", [False, True], ids=["bare", "furnished"])
+def test_revert_brings_back_every_byte(
+    node: Node, target: Target, runtime: Runtime, furnished: bool
+) -> None:
+    """Content, mode, owner, times and links, with apply run twice; also by `node-config revert`."""
+    if furnished:
+        furnish(node.root)
+    before = node.look()
+    script = node.script(target, runtime)
+    assert node.run(script, "apply").returncode == 0
+    applied = node.look()
+    again = node.run(script, "apply")
+    assert "wrote" not in again.stdout
+    assert node.look() == applied
+    done = node.run(script, "revert")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert node.look() == before
+    assert node.run(script, "revert").returncode == 0
+    assert node.look() == before
+    # The other rendering reads the same journal.
+    assert node.run(script, "apply").returncode == 0
+    NodeConfig(node.root, runtime).revert()
+    assert node.look() == before
+    planned = target if runtime == "containerd" else parse(REGISTRY, target.ca, target.mirrors)
+    NodeConfig(node.root, runtime).apply(planned)
+    done = node.run(script, "revert")
+    if furnished and runtime == "docker" and shutil.which("setfattr") is None:
+        assert (done.returncode, "no setfattr" in done.stderr) == (1, True)
+        NodeConfig(node.root, runtime).revert()
+    else:
+        assert done.returncode == 0, done.stderr
+    assert node.look() == before
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_another_registry_takes_the_place_of_the_first(
+    dash: Node, target: Target, runtime: Runtime, ca_pem: bytes
+) -> None:
+    """What only the first one's plan had is taken back, and the original is still the first."""
+    furnish(dash.root)
+    before = snapshot(dash.root)
+    assert dash.run(dash.script(target, runtime), "apply").returncode == 0
+    second = parse("10.0.0.6:5000", ca_pem, ["ghcr.io"], credential=target.credential)
+    script = dash.script(second, runtime, ("ghcr.io/a/b:1",))
+    done = dash.run(script, "apply")
+    assert done.returncode == 0, done.stderr
+    assert not any(REGISTRY in path for path in snapshot(dash.root))
+    assert dash.run(script, "revert").returncode == 0
+    assert snapshot(dash.root) == before
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_edited_files_are_not_lost(dash: Node, target: Target, runtime: Runtime) -> None:
+    """Neither apply nor revert touches a file that somebody changed, unless told to."""
+    script = dash.script(target, runtime)
+    before = snapshot(dash.root)
+    assert dash.run(script, "apply").returncode == 0
+    edited = next(path for path in sorted(dash.root.joinpath("etc").rglob("*")) if path.is_file())
+    edited.write_text("edited")
+    state = snapshot(dash.root)
+    for verb in ("apply", "revert"):
+        done = dash.run(script, verb)
+        assert done.returncode == 2
+        assert "changed by somebody" in done.stderr
+        assert snapshot(dash.root) == state
+    assert dash.run(script, "revert", "--force").returncode == 0
+    assert snapshot(dash.root) == before
+
+
+def test_secrets_are_private_and_do_not_stay(node: Node, target: Target) -> None:
+    """Only hosts.toml and what the journal saves may hold it, mode 0600; no program's arguments."""
+    script = node.script(target, "containerd")
+    done = node.run(script)
+    assert done.returncode == 0, done.stderr
+    assert target.credential is not None
+    authorization = target.credential.authorization
+    words = (PASSWORD, authorization, authorization.partition(" ")[2])
+    holders = [
+        path
+        for path in node.root.rglob("*")
+        if path.is_file() and any(word in path.read_text() for word in words)
+    ]
+    assert {path.name for path in holders} == {"hosts.toml"}
+    assert {path.stat().st_mode & 0o777 for path in holders} == {0o600}
+    assert node.arguments()
+    for word in words:
+        assert word not in node.arguments()
+        assert word not in done.stdout + done.stderr
+    assert node.run(script, "revert").returncode == 0
+    for path in node.root.rglob("*"):
+        assert not path.is_file() or not any(word in path.read_text() for word in words)
+
+
+KILLER = """#!/bin/sh
+# Kill the script, all of its processes, before or after the change number $KILL_AT.
+count=$(($(cat "$STUB_STATE/count" 2>/dev/null || echo 0) + 1))
+echo $count >"$STUB_STATE/count"
+[ "$count" != "${KILL_AT:-0}" ] || kill -9 0
+/bin/NAME "$@"
+code=$?
+[ "-$count" != "${KILL_AT:-0}" ] || kill -9 0
+exit $code
+"""
+CHANGING = ("mv", "rm", "rmdir", "mkdir", "cp", "chmod", "chown", "ln", "touch", "sync")
+
+
+def _killers(node: Node) -> str:
+    """A directory whose programs kill the script; to be first in PATH."""
+    directory = node.state / "killers"
+    directory.mkdir()
+    for name in CHANGING:
+        real = shutil.which(name, path="/bin:/usr/bin")
+        assert real is not None
+        (directory / name).write_text(KILLER.replace("/bin/NAME", real))
+        (directory / name).chmod(0o755)
+    return f"{directory}:"
+
+
+def _changes(node: Node, script: str, path: str, verb: str) -> int:
+    (node.state / "count").unlink(missing_ok=True)
+    assert node.run(script, verb, path=path).returncode == 0
+    return int((node.state / "count").read_text())
+
+
+@pytest.mark.parametrize("runtime", ["containerd", "podman"])
+def test_killed_at_every_step(dash: Node, target: Target, runtime: Runtime) -> None:
+    """kill -9 before and after each change of apply and of revert: revert brings all back."""
+    furnish(dash.root)
+    before = snapshot(dash.root)
+    path = _killers(dash)
+    script = dash.script(target, runtime)
+    counts = {verb: _changes(dash, script, path, verb) for verb in ("apply", "revert")}
+    assert min(counts.values()) > 10
+    assert snapshot(dash.root) == before
+    for verb, count in counts.items():
+        # A kill after one change is a kill before the next.
+        for at in (*range(1, count + 1), -count):
+            if verb == "revert":
+                assert dash.run(script, "apply").returncode == 0
+            (dash.state / "count").unlink(missing_ok=True)
+            killed = dash.run(script, verb, path=path, KILL_AT=str(at))
+            assert killed.returncode == -9, (verb, at, killed.stderr)
+            done = dash.run(script, "revert")
+            assert done.returncode == 0, (verb, at, done.stderr)
+            assert snapshot(dash.root) == before, (verb, at)
+
+
+def test_killed_while_it_pulls(dash: Node, target: Target) -> None:
+    """Nothing is unpinned that is not ours, nothing of ours stays pinned, and it can go on."""
+    before = snapshot(dash.root)
+    path = _killers(dash)
+    script = dash.script(target, "containerd")
+    count = _changes(dash, script, path, "pull")
+    assert dash.run(script, "revert").returncode == 0
+    for at in range(1, count + 1, 3):
+        (dash.state / "count").unlink(missing_ok=True)
+        dash.run(script, "pull", path=path, KILL_AT=str(at))
+        done = dash.run(script)
+        assert done.returncode == 0, done.stderr
+        assert len(list(dash.state.glob("pin-*"))) == len(NAMES)
+        assert dash.run(script, "revert").returncode == 0
+        assert list(dash.state.glob("pin-*")) == []
+        assert snapshot(dash.root) == before
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_apply_pull_verify(node: Node, target: Target, runtime: Runtime) -> None:
+    """Without a verb: all three; each image is pulled, pinned where that is possible, and there."""
+    done = node.run(node.script(target, runtime))
+    assert done.returncode == 0, done.stderr
+    pins = "pinned,   present" if runtime == "containerd" else "unpinned, present"
+    for name in NAMES:
+        assert f"{pins}  {name}" in done.stdout
+    assert "3 of 3 images are present; proof: sent" in done.stdout
+    proof = json.loads((node.state / "proof").read_text())
+    assert proof["nonce"] == "abc123"
+    assert [one["image"] for one in proof["images"]] == [*NAMES]
+    assert {one["runtime"] for one in proof["images"]} == {runtime}
+    assert {one["pinned"] for one in proof["images"]} == {runtime == "containerd"}
+    assert all(one["free"] > 0 and one["time"] > 0 for one in proof["images"])
+
+
+def test_output_for_programs(node: Node, target: Target) -> None:
+    """--json prints one document, --quiet nothing but problems."""
+    script = node.script(target, "containerd")
+    done = node.run(script, "--json")
+    found = json.loads(done.stdout)
+    assert found["verbs"] == ["apply", "pull", "verify"]
+    assert found["proof"] == "sent"
+    assert found["failures"] == 0
+    assert found["images"] == [{"image": name, "present": True, "pinned": True} for name in NAMES]
+    quiet = node.run(script, "--quiet")
+    assert (quiet.returncode, quiet.stdout) == (0, "")
+
+
+def test_a_pull_that_fails_is_tried_again(dash: Node, target: Target) -> None:
+    """Twice it fails, then it succeeds."""
+    (dash.state / "fail").write_text("2")
+    done = dash.run(dash.script(target, "containerd", NAMES[:1]), path="", STUB_SLEEP="no")
+    assert done.returncode == 0, done.stderr
+    assert "pulled docker.io/library/web:1" in done.stdout
+
+
+def test_an_image_that_cannot_be_pulled(dash: Node, target: Target) -> None:
+    """It is named with the runtime's last word, the others go on, and the code is 3."""
+    (dash.state / "broken").write_text(NAMES[1])
+    fast = dash.bin / "sleep"
+    fast.write_text("#!/bin/sh\n")
+    fast.chmod(0o755)
+    done = dash.run(dash.script(target, "containerd"))
+    assert done.returncode == 3
+    assert f"mayfly: {NAMES[1]}: not pulled: no such image" in done.stderr
+    assert "2 of 3 images are present; proof: sent" in done.stdout
+    assert f"missing  {NAMES[1]}" in done.stdout
+
+
+@pytest.mark.parametrize("lost", ["content", "snapshot"])
+def test_an_image_of_which_something_is_gone_is_missing(
+    dash: Node, target: Target, lost: str
+) -> None:
+    """The record of the image alone is not the image."""
+    script = dash.script(target, "containerd")
+    assert dash.run(script).returncode == 0
+    (dash.state / f"lost-{lost}").write_text(NAMES[0])
+    done = dash.run(script, "verify")
+    assert done.returncode == 3
+    assert f"missing  {NAMES[0]}" in done.stdout
+    proof = json.loads((dash.state / "proof").read_text())
+    assert [one["image"] for one in proof["images"]] == [*NAMES[1:]]
+
+
+def test_where_the_cri_shows_no_pin_it_is_unpinned(dash: Node, target: Target) -> None:
+    """Debian's containerd 1.6.20 takes the label and ignores it."""
+    (dash.state / "no-pins").touch()
+    done = dash.run(dash.script(target, "containerd"))
+    assert done.returncode == 0
+    assert "pinned,   present" not in done.stdout
+    assert done.stdout.count("unpinned, present") == 3
+
+
+def test_unpin(dash: Node, target: Target, tmp_path: Path) -> None:
+    """Pins of others stay; --keep keeps some; --prune removes what was pulled and is not in use."""
+    mine = dash.state / f"pin-{NAMES[2].replace('/', '_')}"
+    mine.touch()
+    dash.run(dash.script(target, "containerd"))
+    keep = tmp_path / "keep"
+    keep.write_text(f"{NAMES[0]}\n")
+    (dash.state / "in-use").write_text(NAMES[2])
+    done = dash.run(dash.script(target, "containerd"), "unpin", "--keep", str(keep), "--prune")
+    assert done.returncode == 0, done.stderr
+    assert f"unpinned {NAMES[1]}" in done.stdout
+    assert f"removed {NAMES[1]}" in done.stdout
+    assert f"kept {NAMES[2]} (in use)" in done.stdout
+    pins = {path.name for path in dash.state.glob("pin-*")}
+    assert pins == {f"pin-{NAMES[0].replace('/', '_')}", mine.name}
+    assert dash.run(dash.script(target, "containerd"), "revert").returncode == 0
+    assert {path.name for path in dash.state.glob("pin-*")} == {mine.name}
+
+
+def test_without_a_client_the_proof_is_printed(dash: Node, target: Target) -> None:
+    """A node that has neither curl nor GNU wget says it to the caller."""
+    (dash.bin / "curl").unlink()
+    tools = dash.state / "tools"
+    tools.mkdir()
+    for name in ("sh", "awk", "sed", "sort", "sha256sum", "stat", "cmp", "cat", "grep", "head"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    for name in ("tail", "cut", "tr", "cp", "mv", "rm", "rmdir", "mkdir", "chmod", "chown", "ln"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    for name in ("touch", "sync", "df", "date", "readlink", "sleep", "timeout", "flock"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    (tools / "wget").symlink_to(str(shutil.which("busybox")))
+    script = dash.script(target, "containerd")
+    environment = {
+        "PATH": f"{dash.bin}:{tools}",
+        "STUB_STATE": str(dash.state),
+        "CONTAINERD_ADDRESS": "/stub.sock",
+    }
+    dash_path = str(shutil.which("dash"))
+    done = subprocess.run(
+        [dash_path, "-s"],
+        input=script,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = (one for one in done.stdout.splitlines() if one.startswith("{"))
+    assert len(json.loads(line)["images"]) == 3
+    assert not (dash.state / "proof").exists()
+
+
+def test_a_part_of_the_script_does_nothing(dash: Node, target: Target) -> None:
+    """A connection that breaks while the script arrives leaves the node as it is."""
+    script = dash.script(target, "containerd")
+    before = snapshot(dash.root)
+    for size in range(0, len(script) - 20, len(script) // 25):
+        dash.run(script[:size])
+        assert snapshot(dash.root) == before
+
+
+def test_usage(dash: Node, target: Target) -> None:
+    """Unknown words, a missing value and a runtime that is not there are errors of usage."""
+    script = dash.script(target, None)
+    before = snapshot(dash.root)
+    for words in (["no"], ["--no"], ["--keep"], ["--runtime", "rkt"]):
+        assert dash.run(script, *words).returncode == 2
+    (dash.state / "dead").touch()
+    done = dash.run(script)
+    assert (done.returncode, snapshot(dash.root)) == (2, before)
+    assert "neither docker, containerd nor podman answers" in done.stderr
+    assert dash.run(script, "revert").returncode == 0
+
+
+def test_runtime_is_found(dash: Node, target: Target) -> None:
+    """Kubelet's own comes first where there is a kubelet; without one docker."""
+    script = dash.script(target, None)
+    assert json.loads(dash.run(script, "status", "--json").stdout)["runtime"] == "docker"
+    (dash.root / "var/lib/kubelet").mkdir()
+    assert json.loads(dash.run(script, "status", "--json").stdout)["runtime"] == "containerd"
