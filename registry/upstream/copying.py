@@ -18,7 +18,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
-from mayfly.registry.upstream.errors import ContentWrong, NotThere, Problem, UpstreamError
+from mayfly.registry.upstream.errors import (
+    ContentWrong,
+    NotThere,
+    Problem,
+    UpstreamError,
+    located,
+)
 from mayfly.registry.upstream.gather import Find, ImageLookup, Origin, expanded
 from mayfly.registry.upstream.lists import Wanted
 from mayfly.registry.upstream.streams import BlobStream
@@ -570,7 +576,7 @@ def _sparse_hint(image: _Image) -> str:
 
 def _problem(error: UpstreamError | StorageError, origin: str = "", hint: str = "") -> Problem:
     code = error.code if isinstance(error, UpstreamError) else "invalid"
-    return Problem(f"{origin}: {error}{hint}" if origin else f"{error}{hint}", code)
+    return Problem(located(origin, error) + hint, code)
 
 
 async def _each(function: Callable[[T], Awaitable[R]], items: Iterable[T]) -> list[R]:

@@ -90,3 +90,14 @@ class VolumeTooSmall(FetchError):
     """Content does not fit volumes of the size asked for; the message says what would do."""
 
     exit_code = Exit.USAGE
+
+
+def located(origin: str, error: Exception) -> str:
+    """Return the message of an error after the entry of the list that it is about.
+
+    Args:
+        origin: the entry; an image on the command line begins its messages itself.
+        error: see above.
+    """
+    text = str(error)
+    return text if not origin or text.startswith(origin) else f"{origin}: {text}"

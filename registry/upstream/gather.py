@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from mayfly.registry.upstream import versions
 from mayfly.registry.upstream.client import Fetched
-from mayfly.registry.upstream.errors import ImagesMissing, Problem, UpstreamError
+from mayfly.registry.upstream.errors import ImagesMissing, Problem, UpstreamError, located
 from mayfly.registry.upstream.lists import TagFilter, Wanted
 from mayfly.registry.upstream.sources import Source
 from mayfly.storage import digest as digests
@@ -105,7 +105,7 @@ async def gather(
                 return found
         except (UpstreamError, StorageError) as error:
             code = error.code if isinstance(error, UpstreamError) else "invalid"
-            problems.append(Problem(f"{image.origin}: {error}", code))
+            problems.append(Problem(located(image.origin, error), code))
             return []
 
     images = await asyncio.gather(*(one(image) for image in wanted))

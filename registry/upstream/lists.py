@@ -42,6 +42,8 @@ _MAX_PATTERN = 1_000
 MAX_NODES = 2_000_000
 """Values of a structured list, counted where they are used: an alias counts at each use."""
 
+_SUFFIXES_OF_FILES = (".txt", ".yaml", ".yml", ".json", ".list", ".csv", ".tar")
+
 _PLAIN_LINE = re.compile(r"[^\s:#=][^\s=]*(?:=[^\s=]+)?")
 
 
@@ -169,8 +171,10 @@ def read_reference(text: str) -> Wanted:
     """The image that a reference names.
 
     Raises:
-        ListInvalid: it is not a reference.
+        ListInvalid: it is not a reference, or looks like a file that is not there.
     """
+    if text.endswith(_SUFFIXES_OF_FILES) and ":" not in text.rpartition("/")[2]:
+        raise ListInvalid(f"{text}: there is no such file; if it is an image, give its tag")
     return _image(text, text)
 
 
