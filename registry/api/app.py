@@ -186,7 +186,7 @@ def refusal(error: Exception, http: HTTPRequest) -> StreamResponse:
         failed = "%s %s failed: %s"
         logger.log(level, failed, http.method, http.raw_path, cause, exc_info=unexpected)
     elif isinstance(error, DoesNotFit):
-        text = f"a push was refused: {error.message}"
+        text = f"a push was refused: {error.message}; free some space"
         log.event(logging.WARNING, "does_not_fit", text, same="", **error.sizes)
     elif isinstance(error, StorageFull):
         log.event(
