@@ -39,6 +39,7 @@ from mayfly.registry.http.bind import address_of, bound_sockets
 from mayfly.registry.http.connections import Connections, Limits
 from mayfly.registry.http.origin import Origins
 from mayfly.registry.http.protocol import HTTPServer
+from mayfly.registry.http.send import ContentSender
 from mayfly.registry.http.watchdog import Timeouts
 from mayfly.registry.lifecycle.plan import RunPlan
 from mayfly.registry.process import open_files
@@ -485,6 +486,7 @@ def _connections(
         stores.served,
         guard,
         lifecycle,
+        ContentSender(),
         stores.names,
         origins.prefix,
         stores.mirror,

@@ -44,7 +44,7 @@ Lookup = Callable[[int, bytes], int]
 
 
 class Beneath:
-    """See `storage.directory_tree.Tree`. Safe for use from several threads until it is closed.
+    """See `storage.directory_tree.DirectoryTree`. Safe in several threads until it is closed.
 
     Args:
         root: the directory; it may itself be a link, since the operator named it.

@@ -23,6 +23,14 @@ RIDDLES = re.compile(
 DOCUMENT = re.compile(r"\b(?:[A-Z][A-Z_]*|docs/(?:adr/)?[\w-]+)\.(?:md|yaml|json)\b")
 """A document of this project: a page of the repository's root, or a path below docs/."""
 
+CODE_NAME = re.compile(r"`((?:registry|storage|auth|tests)(?:\.\w+)+)(?<!\.json)`")
+"""Code that a docstring or comment names, by a dotted name."""
+
+CODE_PATH = re.compile(
+    r"`((?:registry|storage|auth|tests|examples|deploy|\.ci)/[\w./-]+\.(?:py|md|toml|sh))\b"
+)
+"""A file that a page names."""
+
 ROOMS = ("registry", "storage", "auth", "tests", "benchmarks", "examples", "deploy")
 
 
@@ -96,6 +104,84 @@ def test_documents_that_are_named_exist() -> None:
     named = sorted(set(_names_of_documents()))
     assert len(named) > 30
     assert [f"{where}: {name}" for where, name in named if not (REPO / name).exists()] == []
+
+
+def _defined(tree: ast.Module | ast.ClassDef) -> dict[str, ast.AST]:
+    """The names that a module or class defines or imports itself."""
+    found: dict[str, ast.AST] = {}
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                found[node.name] = node
+            case ast.Assign() | ast.AnnAssign():
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = (one for target in targets for one in ast.walk(target))
+                found |= {one.id: node for one in names if isinstance(one, ast.Name)}
+            case ast.Import() | ast.ImportFrom():
+                found |= {(one.asname or one.name).partition(".")[0]: node for one in node.names}
+    return found
+
+
+def _is_defined(name: str) -> bool:
+    """Whether a dotted name leads to a room, a module, or something that is defined in one."""
+    place, *rest = REPO, *name.split(".")
+    while rest and (place / rest[0]).is_dir():
+        place /= rest.pop(0)
+    if not rest:
+        return True
+    module = place / f"{rest[0]}.py"
+    if module.is_file():
+        rest.pop(0)
+    else:
+        module = place / "__init__.py"
+    if not module.is_file():
+        return False
+    inside: ast.Module | ast.ClassDef = ast.parse(module.read_text())
+    for part in rest:
+        found = _defined(inside).get(part)
+        if found is None:
+            # It may come from a base class, or be set on the instance.
+            return isinstance(inside, ast.ClassDef)
+        if not isinstance(found, ast.ClassDef):
+            return True
+        inside = found
+    return True
+
+
+def test_names_of_the_code_exist() -> None:
+    """A text that names a module, or something in one, names one that is there."""
+    lost, count = [], 0
+    for room in ("registry", "storage", "auth", "tests"):
+        for path in (REPO / room).rglob("*.py"):
+            for name in CODE_NAME.findall(path.read_text()):
+                count += 1
+                if not _is_defined(name):
+                    lost.append(f"{path.relative_to(REPO)}: {name}")
+    for where, text in _pages():
+        for name in CODE_PATH.findall(text):
+            count += 1
+            if not (REPO / name).exists():
+                lost.append(f"{where}: {name}")
+    assert count > 300
+    assert lost == []
+
+
+SETTINGS_READERS = re.compile(
+    r"`registry/server.py` passes values, not `Settings`[^;]*; only (.*?) read several settings"
+)
+
+
+def test_modules_that_read_settings_are_those_of_contributing() -> None:
+    """All others get values: they can be built without a command line."""
+    named = SETTINGS_READERS.search(" ".join((REPO / "CONTRIBUTING.md").read_text().split()))
+    assert named is not None
+    found = {
+        path.relative_to(REPO).as_posix()
+        for path in (REPO / "registry").rglob("*.py")
+        if path.parent.name not in ("settings", "cli")
+        if "from mayfly.registry.settings.settings import Settings" in path.read_text()
+    }
+    assert found == {*CODE_PATH.findall(named[1]), "registry/server.py"}
 
 
 @pytest.mark.parametrize("text", ["What it is.", "Who may do it: the guard.", "Whoever asks."])

@@ -32,6 +32,7 @@ from mayfly.registry.api.manifest_cache import ManifestCache
 from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request
 from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.send import ContentSender
 from mayfly.storage.bundle.errors import NameAmbiguous
 from mayfly.storage.errors import DoesNotFit, NameInvalid, StorageFull, of_disk
 from mayfly.storage.interface import Store
@@ -54,6 +55,7 @@ class App:
         store: Store,
         guard: Guard,
         hooks: LifecycleHooks,
+        content: ContentSender,
         names: NameResolver = AS_WRITTEN,
         prefix: str = "",
         mirror: Mirror = NO_MIRROR,
@@ -64,6 +66,7 @@ class App:
         self._manifests = ManifestCache()
         self._guard = guard
         self._hooks = hooks
+        self._content = content
         self._names = names
         self._prefix = prefix
         self._put_event = put_event
@@ -118,6 +121,7 @@ class App:
             self._mirror,
             self._manifests,
             self._guard,
+            self._content,
             self._names,
             observer,
             caller,

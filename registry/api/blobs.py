@@ -7,7 +7,6 @@ from aiohttp.web_response import StreamResponse
 from mayfly.registry.api.context import COMMON_HEADERS, Context, answer
 from mayfly.registry.api.request import Request
 from mayfly.registry.http.body import HTTPRequest
-from mayfly.registry.http.send import send, send_head
 from mayfly.registry.threads import in_thread
 
 OCTET_STREAM = "application/octet-stream"
@@ -21,12 +20,12 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     if request.method == "HEAD":
         await context.mirror.bring_blob(request.repository, request.digest, head=True)
         content = await in_thread(context.store.touch, request.repository, request.digest)
-        return await send_head(http, content, headers)
+        return await context.content.send_head(http, content, headers)
     await context.observer.prepare(context.peer, request.repository)
     with context.observer.sending(context.peer, request.repository, digest) as sending:
         await context.mirror.bring_blob(request.repository, request.digest, head=False)
         content = context.store.blob(request.repository, request.digest)
-        return await send(http, content, headers, sending)
+        return await context.content.send(http, content, headers, sending)
 
 
 async def delete(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:

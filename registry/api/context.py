@@ -12,6 +12,7 @@ from mayfly.registry.activity import Activity
 from mayfly.registry.api.manifest_cache import ManifestCache
 from mayfly.registry.coverage.observer import Observer, Peer
 from mayfly.registry.coverage.pulls import Step
+from mayfly.registry.http.send import ContentSender
 from mayfly.storage.digest import Digest
 from mayfly.storage.interface import Store
 
@@ -113,6 +114,7 @@ class Context(NamedTuple):
 
     Attributes:
         mirror: fetches what the store lacks.
+        content: sends blobs and large manifests.
         names: maps names in requests to repositories.
         caller: the authenticated caller, with the policy.
         peer: the caller as coverage and the report identify it.
@@ -122,6 +124,7 @@ class Context(NamedTuple):
     mirror: Mirror
     manifests: ManifestCache
     guard: Guard
+    content: ContentSender
     names: NameResolver
     observer: Observer
     caller: Caller

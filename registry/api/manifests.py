@@ -14,7 +14,6 @@ from mayfly.registry.coverage.manifest_graph import ManifestRefs
 from mayfly.registry.errors import UpstreamUnavailable
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.errors import BodyIncomplete
-from mayfly.registry.http.send import send_whole
 from mayfly.registry.threads import in_thread
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
@@ -55,7 +54,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     headers = {"Docker-Content-Digest": name}
     if cached.body is None:
         headers |= COMMON_HEADERS | {"Content-Type": cached.media_type}
-        return await send_whole(http, content, headers)
+        return await context.content.send_whole(http, content, headers)
     return answer(body=cached.body, content_type=cached.media_type, headers=headers)
 
 

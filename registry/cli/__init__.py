@@ -29,6 +29,7 @@ _COMMANDS = {
     "audit": "mayfly.registry.cli.audit",
     "bundle": "mayfly.registry.cli.bundle",
     "copy": "mayfly.registry.cli.copy:copy",
+    "sync": "mayfly.registry.cli.copy:sync",
     "import": "mayfly.registry.cli.transfer:import_",
     "export": "mayfly.registry.cli.transfer:export",
     "inventory": "mayfly.registry.cli.inventory",

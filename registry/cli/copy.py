@@ -21,7 +21,9 @@ from mayfly.registry.cli.fetching import (
     is_list,
     is_store,
     local_source,
+    logins_of,
     mirrored,
+    read_list,
     read_lists,
     read_mirrors,
     trusting,
@@ -49,6 +51,14 @@ _LINES = 100
 """Lines about images that are not there; the others are counted."""
 
 
+moving_tags = click.option(
+    "--override", is_flag=True, help="Move tags that point at another digest at the destination."
+)
+dry = click.option(
+    "--dry-run", is_flag=True, help="Look everything up, say what is missing, send nothing."
+)
+
+
 @click.command("copy", cls=Command)
 @click.argument("names", metavar="SOURCE... [DEST]", nargs=-1, required=True)
 @click.option(
@@ -61,12 +71,10 @@ _LINES = 100
 @mirrored
 @for_platforms
 @without_referrers
-@click.option(
-    "--override", is_flag=True, help="Move tags of DEST that point at another digest there."
-)
+@moving_tags
 @trusting
 @at_once
-@click.option("--dry-run", is_flag=True, help="Look everything up, say what is missing, send none.")
+@dry
 @as_json
 @click.pass_context
 def copy(
@@ -103,11 +111,76 @@ def copy(
         dest = _Store(root) if root else _destination(names[-1])
         asked = _Asked([], [local_source(path, stack) for path in local])
         credentials = _add_sources(asked, sources, stack, json)
-        dest.check(asked.wanted)
         plain, secure = frozenset(insecure) | dest.insecure, dest.secure
         reach = Reach(read_mirrors(mirrors), plain, secure, ca, credentials)
-        job = _Job(asked, dest, reach, rules, jobs, dry_run, json)
-        ctx.exit(_done(run_cancellable(_copy(job, stack)), job))
+        ctx.exit(_run(_Job(asked, dest, reach, rules, jobs, dry_run, json), stack))
+
+
+@click.command("sync", cls=Command)
+@click.argument("file", metavar="FILE")
+@click.argument("to", metavar="[DEST]", required=False)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Copy into this store; then there is no DEST.",
+)
+@mirrored
+@for_platforms
+@without_referrers
+@moving_tags
+@trusting
+@at_once
+@dry
+@as_json
+@click.pass_context
+def sync(
+    ctx: click.Context,
+    file: str,
+    to: str | None,
+    root: Path | None,
+    mirrors: tuple[str, ...],
+    platforms: tuple[str, ...],
+    no_referrers: bool,
+    override: bool,
+    ca: Path | None,
+    insecure: tuple[str, ...],
+    jobs: int,
+    dry_run: bool,
+    json: bool,
+) -> None:
+    """Copy the images that a file of regsync or skopeo sync names.
+
+    Unlike copy, it takes logins, certificates and exceptions from TLS from the file. regsync's
+    targets say where the images go; otherwise they go to DEST, as in copy. Nothing is ever
+    deleted. Exit 3 if an image could not be copied; the others are.
+    """
+    from mayfly.registry.upstream.copying import Rules
+    from mayfly.registry.upstream.registries import Reach
+
+    if root and to:
+        raise click.UsageError("name DEST or --root, not both", ctx)
+    listed = read_list(file, json)
+    dest = _Store(root) if root else _destination(to) if to else _Targets()
+    trust = listed.trust.items()
+    reach = Reach(
+        read_mirrors(mirrors),
+        frozenset(insecure) | dest.insecure | {host for host, one in trust if one.plain},
+        dest.secure | {host for host, one in trust if one.directory},
+        ca,
+        logins_of(listed),
+        frozenset(host for host, one in trust if one.unverified),
+        {host: Path(one.directory) for host, one in trust if one.directory},
+    )
+    rules = Rules(tuple(map(check_platform, platforms)), not no_referrers, override)
+    asked = _Asked([(one, None) for one in listed.wanted], ())
+    with contextlib.ExitStack() as stack:
+        ctx.exit(_run(_Job(asked, dest, reach, rules, jobs, dry_run, json), stack))
+
+
+def _run(job: _Job, stack: contextlib.ExitStack) -> int:
+    job.dest.check(job.asked.wanted)
+    return _done(run_cancellable(_copy(job, stack)), job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +275,29 @@ class _Below(_Dest):
             name = one.target or one.source
             path = f"{self._path}/{name.repository}" if self._path else name.repository
             return target, name._replace(host=self._host, repository=check_repository(path))
+
+        return place
+
+
+class _Targets(_Dest):
+    """The targets that a list names, each with its registry."""
+
+    def check(self, wanted: Sequence[tuple[Wanted, Source | None]]) -> None:
+        without = next((one for one, _ in wanted if one.target is None), None)
+        if without is not None:
+            raise ConfigError(f"{without.origin}: names no target; say where to: sync FILE DEST")
+
+    def place(self, registries: Registries, stack: contextlib.ExitStack) -> Place:
+        from mayfly.registry.upstream.targets import RegistryTarget
+
+        known: dict[str, RegistryTarget] = {}
+
+        def place(one: Wanted) -> tuple[Target, Reference]:
+            assert one.target is not None
+            host = one.target.host
+            if host not in known:
+                known[host] = RegistryTarget(registries.target(host))
+            return known[host], one.target
 
         return place
 

@@ -17,7 +17,7 @@ from mayfly.registry.text import echo
 
 if TYPE_CHECKING:
     from mayfly.registry.upstream.credentials import Credentials
-    from mayfly.registry.upstream.lists import Wanted
+    from mayfly.registry.upstream.lists import ImageList, Wanted
     from mayfly.registry.upstream.sources import Source
     from mayfly.storage.interface import Reader
 
@@ -88,28 +88,52 @@ def read_lists(texts: Sequence[str], json: bool) -> tuple[list[Wanted], dict[str
         ListInvalid: a list cannot be read, or a text is no reference.
     """
     from mayfly.registry.upstream import lists
-    from mayfly.registry.upstream.credentials import Credentials
 
     wanted: list[Wanted] = []
-    credentials = {}
+    credentials: dict[str, Credentials] = {}
     for text in texts:
-        if text == "-":
-            found = lists.read(sys.stdin.buffer.read(lists.MAX_BYTES + 1), "standard input")
-        elif Path(text).is_file():
-            with Path(text).open("rb") as file:
-                found = lists.read(file.read(lists.MAX_BYTES + 1), text)
-        else:
+        if text != "-" and not Path(text).is_file():
             wanted.append(lists.read_reference(text))
             continue
-        for notice in found.notices:
-            if json:
-                print_event("notice", code="no_effect", message=notice)
-            else:
-                echo(notice, err=True)
+        found = read_list(text, json)
+        for host, trust in found.trust.items():
+            for notice in trust.notices(host):
+                _note(notice, json)
         wanted += found.wanted
-        for host, (name, password) in found.credentials.items():
-            credentials[host] = Credentials(name, password)
+        credentials |= logins_of(found)
     return wanted, credentials
+
+
+def read_list(text: str, json: bool) -> ImageList:
+    """Read a list, and say which of its instructions have no effect; - for standard input.
+
+    Raises:
+        ListInvalid: it cannot be read.
+    """
+    from mayfly.registry.upstream import lists
+
+    if text == "-":
+        found = lists.read(sys.stdin.buffer.read(lists.MAX_BYTES + 1), "standard input")
+    else:
+        with Path(text).open("rb") as file:
+            found = lists.read(file.read(lists.MAX_BYTES + 1), text)
+    for notice in found.notices:
+        _note(notice, json)
+    return found
+
+
+def logins_of(found: ImageList) -> dict[str, Credentials]:
+    """The logins that a list has."""
+    from mayfly.registry.upstream.credentials import Credentials
+
+    return {host: Credentials(*login) for host, login in found.credentials.items()}
+
+
+def _note(notice: str, json: bool) -> None:
+    if json:
+        print_event("notice", code="no_effect", message=notice)
+    else:
+        echo(notice, err=True)
 
 
 def read_mirrors(texts: Sequence[str]) -> dict[str, str]:

@@ -185,8 +185,8 @@ def export(
 ) -> None:
     """Write images to an OCI archive; with --have only what the target lacks.
 
-    With an image go its signatures, SBOMs and attestations. A FILE ending in .gz or .zst is
-    compressed; it has to be imported, it cannot be served in place.
+    With an image go its signatures, SBOMs and attestations. A FILE ending in .zst is compressed
+    so that it can be served in place; one ending in .gz has to be imported.
     """
     from mayfly.storage.directory.reader import DirectoryReader
     from mayfly.storage.survey import Damaged
@@ -369,14 +369,16 @@ def _compressing(output: Path, file: BinaryIO) -> Iterator[BinaryIO]:
         with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1) as zipped:
             yield zipped  # type: ignore[misc]
     elif output.suffix == ".zst":
+        from mayfly.storage.bundle.seekable import SeekableWriter
+
         try:
-            import zstandard
+            packed = SeekableWriter(file)
         except ImportError:
             raise ConfigError(
                 f"{output}: writing zstd takes the package zstandard "
                 "(pip install 'mayfly-registry[zstd]')"
             ) from None
-        with zstandard.ZstdCompressor().stream_writer(file, closefd=False) as squeezed:
-            yield squeezed
+        yield packed  # type: ignore[misc]
+        packed.finish()
     else:
         yield file

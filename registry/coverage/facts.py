@@ -158,12 +158,11 @@ class Flow:
         self.bytes += sent
         for pull in self.pulls:
             pull.bytes += sent
-        self.ahead(0)
 
-    def ahead(self, count: int) -> None:
-        """Note that up to ``count`` more bytes may be sent before the next call of `count`."""
+    def ahead(self, end: int) -> None:
+        """Note that up to ``end`` bytes may soon have been sent; for any thread, one at a time."""
         if self.offsets is not None and self.slot is not None:
-            self.offsets.set(self.slot, self.first + self.bytes + count)
+            self.offsets.set(self.slot, self.first + end)
 
 
 class Facts:

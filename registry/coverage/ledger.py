@@ -157,6 +157,7 @@ class Ledger:
             sent: end of the bytes handed to the kernel.
         """
         flow.count(acked - flow.first - flow.bytes)
+        flow.ahead(flow.bytes)
         of = flow.images
         where = flow.node, flow.key, flow
         self._record(

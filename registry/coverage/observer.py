@@ -150,10 +150,10 @@ class Sending:
         if self._flow is not None:
             self._flow.count(sent)
 
-    def ahead(self, count: int) -> None:
-        """Note that up to ``count`` more bytes may be sent before the next call of `count`."""
+    def ahead(self, end: int) -> None:
+        """Note that up to ``end`` bytes may soon have been sent; for any thread, one at a time."""
         if self._flow is not None:
-            self._flow.ahead(count)
+            self._flow.ahead(end)
 
     def corrupt(self) -> None:
         """Note that the content does not have its digest."""

@@ -6,11 +6,14 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mayfly.registry.http.listeners import Listeners
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.http.watchdog import ConnectionWatchdog, Timeouts
+
+if TYPE_CHECKING:
+    from mayfly.registry.http.tls import TLSAcceptor
 
 _MIN_SHUTDOWN_SECONDS = 0.01
 
@@ -62,7 +65,12 @@ class Connections:
         limits: Limits,
     ) -> None:
         self._server = server
-        self._tls = tls
+        self._tls: TLSAcceptor | None = None
+        if tls is not None:
+            # Imported only where TLS is spoken.
+            from mayfly.registry.http.tls import TLSAcceptor
+
+            self._tls = TLSAcceptor(tls, server, limits.timeouts.header)
         self._limits = limits
         for listening in sockets:
             limits.timeouts.enable_keepalive(listening)
@@ -78,10 +86,7 @@ class Connections:
         limit = unsent_limit(self._server.open_count)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit)
         if self._tls is not None:
-            # Imported only where TLS is spoken.
-            from mayfly.registry.http.tls import accept
-
-            await accept(connection, self._tls, self._server, self._limits.timeouts.header)
+            await self._tls.accept(connection)
         else:
             loop = asyncio.get_running_loop()
             await loop.connect_accepted_socket(self._server, connection)

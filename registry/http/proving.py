@@ -26,24 +26,21 @@ _SMALL = 4 * 1024 * 1024
 _POLL_SECONDS = 1.0
 """Between two checks whether the client is still connected."""
 
-_large = ThreadPoolExecutor(2, "hash")
-"""Hashes large layers, two at a time: more would make a disk seek between them."""
+_LARGE_AT_ONCE = 2
+"""Large layers hashed at once: more would make a disk seek between them."""
 
 
 class _Job:
     """One proof in progress; its counts are shared by the event loop and the hashing thread."""
 
-    def __init__(self, proof: Proof, size: int) -> None:
-        self._proof = proof
+    def __init__(self, proof: Proof, threads: ThreadPoolExecutor | None) -> None:
         self._lock = threading.Lock()
         self._waiting = 0
         self._last_left = time.monotonic()
         """When the last waiting request left."""
         self._is_abandoned = False
-        threads = None if size <= _SMALL else _large
         loop = asyncio.get_running_loop()
         self.done = loop.run_in_executor(threads, proof.establish, self._step)
-        self.done.add_done_callback(self._ended)
 
     def join(self) -> bool:
         """Add a waiting request; return False if the proof was abandoned just before."""
@@ -64,36 +61,46 @@ class _Job:
         if self._is_abandoned:
             raise Interrupted("no request waits for it")
 
-    def _ended(self, done: asyncio.Future[None]) -> None:
-        if _jobs.get(self._proof) is self:
-            del _jobs[self._proof]
-        if not done.cancelled():
-            done.exception()  # marks it as retrieved, also when every client has left
 
+class Prover:
+    """The proofs in progress of one server."""
 
-_jobs: dict[Proof, _Job] = {}
+    def __init__(self) -> None:
+        self._large = ThreadPoolExecutor(_LARGE_AT_ONCE, "hash")
+        self._jobs: dict[Proof, _Job] = {}
 
+    @contextmanager
+    def proving(self, proof: Proof, size: int) -> Iterator[asyncio.Future[None]]:
+        """Prove content while this context lasts; the future is shared: do not cancel it.
 
-@contextmanager
-def proving(proof: Proof, size: int) -> Iterator[asyncio.Future[None]]:
-    """Prove content while this context lasts; the future is shared and must not be cancelled.
+        Args:
+            size: of the content, in bytes.
+        """
+        if proof.holds:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            yield done
+            return
+        job = self._jobs.get(proof)
+        if job is None or not job.join():
+            job = self._begin(proof, size)
+        try:
+            yield job.done
+        finally:
+            job.leave()
 
-    Args:
-        size: of the content, in bytes.
-    """
-    if proof.holds:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        yield done
-        return
-    job = _jobs.get(proof)
-    if job is None or not job.join():
-        job = _jobs[proof] = _Job(proof, size)
+    def _begin(self, proof: Proof, size: int) -> _Job:
+        job = self._jobs[proof] = _Job(proof, None if size <= _SMALL else self._large)
         job.join()
-    try:
-        yield job.done
-    finally:
-        job.leave()
+
+        def ended(done: asyncio.Future[None]) -> None:
+            if self._jobs.get(proof) is job:
+                del self._jobs[proof]
+            if not done.cancelled():
+                done.exception()  # marks it as retrieved, also when every client has left
+
+        job.done.add_done_callback(ended)
+        return job
 
 
 async def wait_for_proof(http: HTTPRequest, proof: asyncio.Future[None]) -> None:

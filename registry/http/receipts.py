@@ -35,8 +35,8 @@ _AFTER_CLOSE_SECONDS = 10.0
 class Receipts:
     """Acknowledgements of one response's body.
 
-    Create it before the response, call `begin` once the head is written, and have it `take` the
-    descriptor by which the body was sent: that is polled after the connection is closed, too.
+    Create it before the response, and call `begin` once the head is written. It polls a descriptor
+    of its own, also after the connection is closed.
 
     Args:
         transport: of the connection, plain or TLS.
@@ -50,20 +50,22 @@ class Receipts:
     def __del__(self) -> None:
         self.close()
 
-    def begin(self) -> None:
-        """Note the counts before the body."""
-        self._encrypted_before = self._encrypted()
-        if self._encrypted_before < 0 or self._transport is None:
-            return
-        # With TLS the kernel counts records, not content: counts are compared by their growth.
-        self._descriptor = self._transport.get_extra_info("socket").fileno()
-        self._base = self._written() + self._transport.get_write_buffer_size()
-        self._descriptor = -1
+    def begin(self) -> int:
+        """Note the counts before the body; return a duplicate of the socket's descriptor.
 
-    def take(self, descriptor: int) -> None:
-        """Take ownership of a duplicate of the socket's descriptor."""
-        self.close()
-        self._descriptor = descriptor
+        The descriptor is open until the counting ends or this object is closed.
+
+        Raises:
+            ConnectionResetError: the connection is closed.
+        """
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionResetError("client is gone")
+        self._descriptor = os.dup(self._transport.get_extra_info("socket").fileno())
+        self._encrypted_before = self._encrypted()
+        if self._encrypted_before >= 0:
+            # The kernel counts records, not content: counts are compared by their growth.
+            self._base = self._written() + self._transport.get_write_buffer_size()
+        return self._descriptor
 
     def unreceived(self) -> int:
         """Return a lower bound of the bytes sent and not acknowledged; ends the counting."""
@@ -128,8 +130,11 @@ class Receipts:
         return written
 
     def _encrypted(self) -> int:
-        """Return the number of bytes of TLS records made of files so far; -1 without TLS."""
-        return int(getattr(self._transport, "encrypted", -1))
+        """Return the number of bytes of TLS records so far; -1 without TLS."""
+        channel = None
+        if self._transport is not None:
+            channel = self._transport.get_extra_info("tls_channel")
+        return -1 if channel is None else int(channel.encrypted)
 
     def _outq(self) -> int:
         if self._descriptor < 0:
@@ -167,7 +172,7 @@ class Receipts:
         shut.detach()
 
     def close(self) -> None:
-        """Close the descriptor; until another is taken nothing counts as unacknowledged."""
+        """Close the descriptor; nothing counts as unacknowledged from now on."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import BinaryIO, Protocol
 
 from aiohttp.web_response import StreamResponse
 
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.errors import RangeInvalid
-from mayfly.registry.http.proving import proving, wait_for_proof
+from mayfly.registry.http.file_sender import FileSender
+from mayfly.registry.http.proving import Prover, wait_for_proof
 from mayfly.registry.http.receipts import Receipts
-from mayfly.registry.http.sendfile import sendfile
 from mayfly.storage.errors import BlobUnknown, ContentCorrupt, Interrupted, ManifestUnknown
 from mayfly.storage.interface import Content, OpenContent
-from mayfly.storage.text import counted, counted_of
+from mayfly.storage.text import counted
 
 logger = logging.getLogger("mayfly")
 
@@ -49,8 +48,8 @@ class Sending(Protocol):
     def count(self, sent: int) -> None:
         """Count more bytes as given to the kernel."""
 
-    def ahead(self, count: int) -> None:
-        """Note how many bytes the next step may send, or 0 if it sent none."""
+    def ahead(self, end: int) -> None:
+        """Note that up to ``end`` bytes of the part may soon have been sent; for any thread."""
 
     def corrupt(self) -> None:
         """Note that the content does not have its digest."""
@@ -82,77 +81,136 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end - start + 1
 
 
-async def send_head(http: HTTPRequest, content: Content, headers: dict[str, str]) -> StreamResponse:
-    """Answer HEAD for content."""
-    response, _, _ = _begin(http, content, headers)
-    await response.prepare(http)
-    await response.write_eof()
-    return response
+class ContentSender:
+    """Answers requests with content; one for a server.
 
-
-async def send_whole(
-    http: HTTPRequest, content: Content, headers: dict[str, str]
-) -> StreamResponse:
-    """Answer GET or HEAD with a whole file whose bytes were verified a moment ago.
-
-    Raises:
-        ManifestUnknown: it was deleted meanwhile.
-        ConnectionError: the client is gone, or the file ended early and the connection was cut.
+    Attributes:
+        files: the threads that send.
     """
-    response = StreamResponse(headers=headers)
-    response.content_length = content.size
-    try:
-        opened = content.open()
-    except FileNotFoundError:
-        raise ManifestUnknown("manifest unknown") from None
-    with opened:
-        await response.prepare(http)
-        if http.method != "HEAD":
-            await opened.send(_Connection(http), 0, content.size)
-    await response.write_eof()
-    return response
 
+    def __init__(self, files: FileSender | None = None) -> None:
+        self.files = files or FileSender()
+        self._prover = Prover()
 
-async def send(
-    http: HTTPRequest, content: Content, headers: dict[str, str], sending: Sending
-) -> StreamResponse:
-    """Answer GET with content, or the part of it that ``Range`` asks for.
-
-    Raises:
-        RangeInvalid: see `parse_range`.
-        BlobUnknown: the content was deleted before its first byte was sent.
-        ContentCorrupt: a bundle's content does not have its digest.
-        ConnectionError: the client is gone, or the content ended early or is corrupt and the
-            connection was cut.
-    """
-    response, offset, count = _begin(http, content, headers)
-    if count == 0:
+    async def send_head(
+        self, http: HTTPRequest, content: Content, headers: dict[str, str]
+    ) -> StreamResponse:
+        """Answer HEAD for content."""
+        response, _, _ = _begin(http, content, headers)
         await response.prepare(http)
         await response.write_eof()
         return response
-    try:
-        opened = content.open()
-    except FileNotFoundError:
-        raise BlobUnknown("blob unknown to repository") from None
-    receipts = Receipts(http.transport)
-    with (
-        opened,
-        sending.part(offset, count, content.size, receipts),
-        _proving(content, opened) as done,
-    ):
-        await response.prepare(http)
-        receipts.begin()
-        # The last byte of a bundle's content waits for the proof, so that no client has corrupt
-        # content whole.
-        held_back = int(done is not None)
-        connection = _Connection(http, sending.count, receipts.take, sending.ahead)
-        await opened.send(connection, offset, count - held_back)
-        if done is not None:
-            await _await_proof(http, content, opened, done, sending)
-            receipts.close()
-            await opened.send(connection, offset + count - 1, 1)
-    await response.write_eof()
-    return response
+
+    async def send_whole(
+        self, http: HTTPRequest, content: Content, headers: dict[str, str]
+    ) -> StreamResponse:
+        """Answer GET or HEAD with a whole file whose bytes were verified a moment ago.
+
+        Raises:
+            ManifestUnknown: it was deleted meanwhile.
+            ConnectionError: the client is gone, or the file ended early and the connection was cut.
+        """
+        response = StreamResponse(headers=headers)
+        response.content_length = content.size
+        try:
+            opened = content.open()
+        except FileNotFoundError:
+            raise ManifestUnknown("manifest unknown") from None
+        with opened, closing(Receipts(http.transport)) as receipts:
+            await response.prepare(http)
+            if http.method != "HEAD":
+                await opened.send(_Body(self.files, http, receipts.begin()), 0, content.size)
+        await response.write_eof()
+        return response
+
+    async def send(
+        self, http: HTTPRequest, content: Content, headers: dict[str, str], sending: Sending
+    ) -> StreamResponse:
+        """Answer GET with content, or the part of it that ``Range`` asks for.
+
+        Raises:
+            RangeInvalid: see `parse_range`.
+            BlobUnknown: the content was deleted before its first byte was sent.
+            ContentCorrupt: a bundle's content does not have its digest.
+            ConnectionError: the client is gone, or the content ended early or is corrupt and the
+                connection was cut.
+        """
+        response, offset, count = _begin(http, content, headers)
+        if count == 0:
+            await response.prepare(http)
+            await response.write_eof()
+            return response
+        try:
+            opened = content.open()
+        except FileNotFoundError:
+            raise BlobUnknown("blob unknown to repository") from None
+        receipts = Receipts(http.transport)
+        with (
+            opened,
+            sending.part(offset, count, content.size, receipts),
+            self._proving(content, opened) as done,
+        ):
+            await response.prepare(http)
+            # The last byte of a bundle's content waits for the proof, so that no client has corrupt
+            # content whole.
+            held_back = int(done is not None)
+            body = _Body(self.files, http, receipts.begin(), sending)
+            await opened.send(body, offset, count - held_back)
+            if done is not None:
+                await self._await_proof(http, content, opened, done, sending)
+                await opened.send(body, offset + count - 1, 1)
+        await response.write_eof()
+        return response
+
+    @contextmanager
+    def _proving(
+        self, content: Content, opened: OpenContent
+    ) -> Iterator[asyncio.Future[None] | None]:
+        """Prove a bundle's content while it is sent; None for other content."""
+        proof = opened.proof()
+        if proof is None:
+            yield None
+            return
+        with self._prover.proving(proof, content.size) as done:
+            yield done
+
+    async def _await_proof(
+        self,
+        http: HTTPRequest,
+        content: Content,
+        opened: OpenContent,
+        done: asyncio.Future[None],
+        sending: Sending,
+    ) -> None:
+        try:
+            await wait_for_proof(http, done)
+            await self._prove_unchanged(http, content, opened)
+        except (ContentCorrupt, Interrupted) as error:
+            if isinstance(error, ContentCorrupt):
+                sending.corrupt()
+            # Corrupt content is reported as a fault of its own, and a stop that is asked for may
+            # cut.
+            expected = error.reported or isinstance(error, Interrupted)
+            level = logging.DEBUG if expected else logging.ERROR
+            logger.log(level, "a transfer was cut: %s (%s)", error, content.proof)
+            if http.transport is not None:
+                http.transport.abort()
+            raise ConnectionResetError("content is corrupt") from error
+
+    async def _prove_unchanged(
+        self, http: HTTPRequest, content: Content, opened: OpenContent
+    ) -> None:
+        """Check that content was not written to while it was sent, also if it was proven long ago.
+
+        If only its change time moved it is hashed again, a bounded number of times.
+        """
+        for _ in range(_PROOF_ATTEMPTS):
+            now = opened.proof()
+            if now is None or now.holds:
+                return
+            with self._prover.proving(now, content.size) as again:
+                await wait_for_proof(http, again)
+        raise ContentCorrupt("the bundle's file keeps changing while it is served")
 
 
 def _begin(
@@ -169,85 +227,42 @@ def _begin(
     return response, offset, count
 
 
-class _Connection:
-    """The connection of a request; see `storage.interface.Sink`.
+class _Body:
+    """The body of a response; see `storage.interface.Sink` and `file_sender.Watcher`.
 
     Args:
+        files: that send it.
         http: the request.
-        progress, release, ahead: see `registry.http.sendfile.sendfile`.
+        descriptor: a duplicate of the connection's.
+        sending: observes it.
     """
 
     def __init__(
         self,
+        files: FileSender,
         http: HTTPRequest,
-        progress: Callable[[int], None] = lambda sent: None,
-        release: Callable[[int], None] = os.close,
-        ahead: Callable[[int], None] = lambda count: None,
+        descriptor: int,
+        sending: Sending | None = None,
     ) -> None:
-        self._http = http
-        self._callbacks = progress, release, ahead
+        self._files = files
+        self._transport = http.transport
+        self._descriptor = descriptor
+        self._sending = sending
+        self._before = 0
+        """Bytes sent before the file that is being sent now."""
 
     async def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
-        transport = self._http.transport
-        if transport is None or transport.is_closing():
+        if self._transport is None:
             raise ConnectionResetError("client is gone")
-        if count == 0:
-            return
-        part = file, offset, count, *self._callbacks
-        # The TLS transport encrypts files itself (`registry.http.tls`).
-        encrypting = getattr(transport, "sendfile", None)
-        if encrypting is not None:
-            sent = await encrypting(*part)
-        else:
-            sent = await sendfile(self._http.protocol, transport, *part)
-        if sent != count:
-            # The length is promised already; only a cut tells the client that it is not met.
-            transport.abort()
-            raise ConnectionResetError(f"file ended after {counted_of(sent, count, 'byte')}")
+        watcher = self if self._sending is not None else None
+        part = file, offset, count, watcher
+        await self._files.send(self._transport, self._descriptor, *part)
+        self._before += count
 
+    def count(self, sent: int) -> None:
+        if self._sending is not None:
+            self._sending.count(sent)
 
-@contextmanager
-def _proving(content: Content, opened: OpenContent) -> Iterator[asyncio.Future[None] | None]:
-    """Prove a bundle's content while it is sent; None for other content."""
-    proof = opened.proof()
-    if proof is None:
-        yield None
-        return
-    with proving(proof, content.size) as done:
-        yield done
-
-
-async def _await_proof(
-    http: HTTPRequest,
-    content: Content,
-    opened: OpenContent,
-    done: asyncio.Future[None],
-    sending: Sending,
-) -> None:
-    try:
-        await wait_for_proof(http, done)
-        await _prove_unchanged(http, content, opened)
-    except (ContentCorrupt, Interrupted) as error:
-        if isinstance(error, ContentCorrupt):
-            sending.corrupt()
-        # Corrupt content is reported as a fault of its own, and a stop that is asked for may cut.
-        expected = error.reported or isinstance(error, Interrupted)
-        level = logging.DEBUG if expected else logging.ERROR
-        logger.log(level, "a transfer was cut: %s (%s)", error, content.proof)
-        if http.transport is not None:
-            http.transport.abort()
-        raise ConnectionResetError("content is corrupt") from error
-
-
-async def _prove_unchanged(http: HTTPRequest, content: Content, opened: OpenContent) -> None:
-    """Check that content was not written to while it was sent, also if it was proven long ago.
-
-    If only its change time moved it is hashed again, a bounded number of times.
-    """
-    for _ in range(_PROOF_ATTEMPTS):
-        now = opened.proof()
-        if now is None or now.holds:
-            return
-        with proving(now, content.size) as again:
-            await wait_for_proof(http, again)
-    raise ContentCorrupt("the bundle's file keeps changing while it is served")
+    def ahead(self, end: int) -> None:
+        if self._sending is not None:
+            self._sending.ahead(self._before + end)

@@ -1,103 +1,92 @@
-"""TLS between TCP and the HTTP protocol.
+"""TLS between TCP and the HTTP protocol: moves bytes between a socket and a `TLSChannel`.
 
     accepted ─► handshake ──done──► open ──close──► closed
                     └──rejected, or timed out────────┘
 
-asyncio's own TLS copies content more often than it encrypts it, and sends files at a tenth of this
-transport's rate. Two things differ here. Files are encrypted and sent by worker threads
-(`registry.http.tls_sendfile`). And data is received into one buffer that all connections share, and
-decrypted into its final place.
+asyncio's own TLS copies content more often than it encrypts it, and cannot send files. Here data is
+received into one buffer that all connections share, and decrypted into its final place; and while
+a file is sent the channel is lent to the sender's threads (`registry.http.file_sender`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import socket
 import ssl
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 from mayfly.registry.http.body import allocate
-from mayfly.registry.http.tls_sendfile import SMALL_WRITE, FileSender
+from mayfly.registry.http.tls_channel import TLSChannel
 
 _RECEIVE_BYTES = 256 * 1024
-
-_MAX_HELLO = 16 * 1024
-"""Bytes of a client's first message. It takes one or two thousand; OpenSSL would allow 131,396, and
-allocates all of it as soon as that many are announced."""
-
-_HELLO_HEAD = 9
-"""Bytes of the heads of the first record and of the message in it (RFC 8446, 5.1 and 4)."""
-
-_HANDSHAKE_RECORD = 22
-
-_received = allocate(4096 + _RECEIVE_BYTES)[3072:][:_RECEIVE_BYTES]
-"""Shared by all connections of the event loop: empty again when another gets its turn.
-
-It does not begin on a page. OpenSSL copies it to a place 16 bytes after the begin of one; copies
-between places with the same offset in their pages were ten times slower on an AMD EPYC.
-"""
 
 Factory = Callable[[], asyncio.BufferedProtocol]
 """Creates the HTTP protocol once the handshake is done."""
 
 
-async def accept(
-    connection: socket.socket, context: ssl.SSLContext, factory: Factory, seconds: float | None
-) -> None:
-    """Take over an accepted socket, and return when its handshake is done.
+class TLSAcceptor:
+    """Sets up the TLS connections of one server.
 
     Args:
-        seconds: for the handshake; None for no limit.
+        context: with the server's certificates.
+        factory: see `Factory`.
+        seconds: for a handshake; None for no limit.
 
-    Raises:
-        OSError: the handshake failed, the client is gone, or it took too long.
+    Attributes:
+        buffer: receives for all connections; it is empty again when another one gets its turn.
     """
-    loop = asyncio.get_running_loop()
-    _, made = await loop.connect_accepted_socket(lambda: TLSTransport(context, factory), connection)
-    try:
-        async with asyncio.timeout(seconds):
-            await made.established
-    except BaseException:
-        made.abort()
-        raise
-    finally:
-        # Its `established` has the exception, whose traceback has this frame: a cycle otherwise.
-        del made
+
+    def __init__(
+        self, context: ssl.SSLContext, factory: Factory, seconds: float | None = None
+    ) -> None:
+        self.context = context
+        self.factory = factory
+        self._seconds = seconds
+        # It does not begin on a page: OpenSSL copies it to a place 16 bytes after the begin of one,
+        # and copies between places with the same offset in their pages were ten times slower on an
+        # AMD EPYC.
+        self.buffer = allocate(4096 + _RECEIVE_BYTES)[3072:][:_RECEIVE_BYTES]
+
+    async def accept(self, connection: socket.socket) -> None:
+        """Take over an accepted socket, and return when its handshake is done.
+
+        Raises:
+            OSError: the handshake failed, the client is gone, or it took too long.
+        """
+        loop = asyncio.get_running_loop()
+        _, made = await loop.connect_accepted_socket(lambda: TLSTransport(self), connection)
+        try:
+            async with asyncio.timeout(self._seconds):
+                await made.established
+        except BaseException:
+            made.abort()
+            raise
+        finally:
+            # Its `established` has the exception, whose traceback has this frame: a cycle
+            # otherwise.
+            del made
 
 
 class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
     """One connection: a protocol to TCP below, a transport to HTTP above.
 
-    OpenSSL keeps up to a megabyte of buffers for it. Reference counting must free them once the
-    connection is lost: the garbage collector counts objects, not bytes, and would leave them for
-    long. So no exception that passes here may be kept by an object that its traceback leads to.
+    Reference counting must free the channel's memory once the connection is lost: the garbage
+    collector counts objects, not bytes, and would leave it for long. So no exception that passes
+    here may be kept by an object that its traceback leads to.
     """
 
-    def __init__(self, context: ssl.SSLContext, factory: Factory) -> None:
+    def __init__(self, acceptor: TLSAcceptor) -> None:
         super().__init__()
-        self._factory = factory
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._factory = acceptor.factory
+        self._buffer = acceptor.buffer
+        self._channel = TLSChannel(acceptor.context)
         self._tcp: asyncio.Transport
         self._http: asyncio.BufferedProtocol | None = None
-        self._hello = b""
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._files = FileSender(self._tls, self._outgoing, self._writable)
-        self._is_sending = False
-        """Whether `_files` uses the TLS object."""
         self._is_reading = True
+        self._is_writable = True
         self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the handshake has ended; has its error if it failed."""
-
-    @property
-    def encrypted(self) -> int:
-        """Bytes of the records made of files so far."""
-        return self._files.encrypted
 
     # As TCP's protocol
 
@@ -106,26 +95,25 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._tcp = transport
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _received
+        return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if len(self._hello) < _HELLO_HEAD:
-            self._hello += _received[: min(nbytes, _HELLO_HEAD - len(self._hello))]
-            if not _is_acceptable_hello(self._hello):
-                self._fail(ssl.SSLError("the first message is too large, or fragmented"))
-                return
-        self._incoming.write(_received[:nbytes])
+        try:
+            self._channel.feed(self._buffer[:nbytes])
+        except ssl.SSLError as error:
+            self._fail(error)
+            return
         self._advance()
 
     def _advance(self) -> None:
-        """Go on with the handshake, and with what has arrived, as far as possible."""
-        if self._tcp.is_closing() or self._is_sending:
+        """Continue the handshake, then decrypt, as far as what has arrived allows."""
+        if self._tcp.is_closing() or self._channel.is_lent:
             return
         try:
-            if self._http is None:
-                self._do_handshake()
+            if self._http is None and self._channel.advance():
+                self._open()
             self._decrypt_pending()
-            self._flush()  # OpenSSL's own messages, such as answers to key updates
+            self._flush()
         except ssl.SSLError as error:
             self._flush()  # the alert that says why
             self._fail(error)
@@ -137,8 +125,6 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._files.close()
-        self._writable.set()
         http, self._http = self._http, None
         if http is not None:
             http.connection_lost(exc)
@@ -146,24 +132,19 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._fail(exc or ConnectionResetError("the peer ended the handshake"))
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._is_writable = False
         # OpenSSL answers some messages by itself, whether or not the client reads the answers.
         self._tcp.pause_reading()
         if self._http is not None:
             self._http.pause_writing()
 
     def resume_writing(self) -> None:
-        self._files.release_unsent()
-        self._writable.set()
+        self._is_writable = True
         if self._http is not None:
             self._http.resume_writing()
         self._read_on()
 
-    def _do_handshake(self) -> None:
-        try:
-            self._tls.do_handshake()
-        except ssl.SSLWantReadError:
-            return
+    def _open(self) -> None:
         self._flush()
         if not self.established.done():  # it may have timed out in this very turn
             self._http = self._factory()
@@ -172,35 +153,30 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def _decrypt_pending(self) -> None:
         """Decrypt what has arrived and pass it up, while HTTP reads."""
-        if self._http is None:
-            return
-        is_drained = got_close_notify = False
-        while not is_drained and self._is_reading and not self._is_sending:
+        is_drained = False
+        while self._http is not None and not is_drained and self._is_reading:
+            if self._channel.is_lent:
+                return
             buffer = memoryview(self._http.get_buffer(-1))
             if not buffer:
                 raise RuntimeError("the protocol above has no room, and has not paused")
-            filled = 0
-            try:
-                while filled < len(buffer) and not is_drained:
-                    count = self._tls.read(len(buffer) - filled, buffer[filled:])
-                    filled += count  # type: ignore[operator]
-                    is_drained = got_close_notify = not count
-            except ssl.SSLWantReadError:
-                is_drained = True
+            filled = self._channel.read_into(buffer)
+            is_drained = filled < len(buffer)
             if filled:
                 self._http.buffer_updated(filled)
-        if got_close_notify:
+        if self._channel.has_ended:
             self.close()
 
     def _read_on(self) -> None:
         """Resume reading if nothing prevents it, beginning with what has arrived before."""
-        if self._is_reading and not self._is_sending and self._writable.is_set():
+        if self._is_reading and self._is_writable and not self._channel.is_lent:
             self._tcp.resume_reading()
             asyncio.get_running_loop().call_soon(self._advance)
 
     def _flush(self) -> None:
-        if self._outgoing.pending:
-            self._tcp.write(self._outgoing.read())
+        """Send OpenSSL's own messages, except if a handler has just begun to send a file."""
+        if not self._channel.is_lent and (data := self._channel.take()):
+            self._tcp.write(data)
 
     def _fail(self, error: Exception) -> None:
         if not self.established.done():
@@ -211,10 +187,11 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
     # As HTTP's transport
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return TCP's information; beside it ``ssl_object``, and the ``tls_channel`` to lend."""
         if name == "ssl_object":
-            return self._tls
-        if name == "sslcontext":
-            return self._tls.context
+            return self._channel.tls
+        if name == "tls_channel":
+            return self._channel
         return self._tcp.get_extra_info(name, default)
 
     def is_closing(self) -> bool:
@@ -223,23 +200,19 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def close(self) -> None:
         if self._tcp.is_closing():
             return
-        if not self._is_sending:
-            with contextlib.suppress(ssl.SSLError):
-                self._tls.unwrap()  # sends close_notify; the client's is not waited for
-            self._flush()
+        if not self._channel.is_lent:
+            self._channel.close()
+        self._flush()
         self._tcp.close()
 
     def abort(self) -> None:
         self._tcp.abort()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        assert not self._is_sending, "a file is being sent"
-        if self._tcp.is_closing():
-            return
-        left = memoryview(data)
-        while left:
-            left = left[self._tls.write(left[:SMALL_WRITE]) :]
-            self._flush()
+        assert not self._channel.is_lent, "a file is being sent"
+        if not self._tcp.is_closing():
+            for records in self._channel.encrypt(memoryview(data)):
+                self._tcp.write(records)
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
@@ -263,43 +236,3 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         return self._tcp.get_write_buffer_limits()
-
-    async def sendfile(
-        self,
-        file: IO[bytes],
-        offset: int,
-        count: int,
-        progress: Callable[[int], None] = lambda taken: None,
-        release: Callable[[int], None] = os.close,
-        ahead: Callable[[int], None] = lambda count: None,
-    ) -> int:
-        """Send part of a file; see `registry.http.sendfile.sendfile`."""
-        if self._tcp.is_closing():
-            raise ConnectionResetError("client is gone")
-        # A thread uses it: closing the connection frees the socket's own descriptor for another.
-        descriptor = os.dup(self._tcp.get_extra_info("socket").fileno())
-        self._is_sending = True
-        self._tcp.pause_reading()
-        self._tcp.set_write_buffer_limits(high=0)
-        try:
-            part = file, offset, count
-            return await self._files.send(self._tcp, descriptor, *part, progress, ahead)
-        except BaseException:
-            # It may have stopped in the middle of a record, after which nothing can follow.
-            self.abort()
-            raise
-        finally:
-            release(descriptor)
-            self._is_sending = False
-            if not self._tcp.is_closing():
-                self._tcp.set_write_buffer_limits()
-                self._read_on()
-
-
-def _is_acceptable_hello(hello: bytes) -> bool:
-    """Whether a connection may begin with these bytes, `_HELLO_HEAD` or fewer."""
-    if len(hello) < _HELLO_HEAD or hello[0] != _HANDSHAKE_RECORD:
-        return True  # OpenSSL itself rejects other records
-    record, message = int.from_bytes(hello[3:5]), int.from_bytes(hello[6:9])
-    # A head that is fragmented over several records could not be read here; no client sends that.
-    return record >= 4 and message <= _MAX_HELLO

@@ -1,7 +1,7 @@
 """The limit on open files: raised for the server, divided, restored for the command.
 
 Each connection may need three descriptors: its socket, the file it sends, and a duplicate of the
-socket (`sendfile`, then `receipts`). Worker threads, policy files and the control socket need some
+socket (`registry.http.receipts`). Worker threads, policy files and the control socket need some
 whatever the clients do. So connections never take all of them: clients that are served continue
 while others wait in the kernel's queue.
 """

@@ -2,7 +2,7 @@
 
 The flag, the environment variable, the key in ``mayfly.toml``, ``--help`` and the tables of
 docs/configuration.md follow from the field (CONTRIBUTING.md, "How to add a setting").
-`registry.settings.load` reads the values.
+`registry.settings.loading` reads the values.
 """
 
 from __future__ import annotations

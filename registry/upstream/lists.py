@@ -31,7 +31,7 @@ from typing import Any
 from mayfly.registry.upstream import versions
 from mayfly.registry.upstream.errors import ListInvalid
 from mayfly.storage.errors import StorageError
-from mayfly.storage.reference import LATEST, Reference, parse_reference
+from mayfly.storage.reference import LATEST, Reference, canonical_host, parse_reference
 
 MAX_BYTES = 64 * 1024 * 1024
 """Largest list. The rendered manifests of a large platform take a few MiB."""
@@ -86,6 +86,30 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Trust:
+    """How a list says that a registry is reached. Only `mayfly sync` does as it says.
+
+    Attributes:
+        plain: by plain HTTP.
+        unverified: by HTTPS, with any certificate.
+        directory: of certificates, as below /etc/containers/certs.d; "" for none.
+        origin: the place in the list.
+    """
+
+    plain: bool = False
+    unverified: bool = False
+    directory: str = ""
+    origin: str = ""
+
+    def notices(self, host: str) -> Iterator[str]:
+        """Sentences for a command that does not do as it says."""
+        if self.plain or self.unverified:
+            yield f"{self.origin}: not verifying TLS has no effect; use --insecure {host}"
+        if self.directory:
+            yield f"{self.origin}: cert-dir has no effect; use --ca FILE"
+
+
+@dataclass(frozen=True, slots=True)
 class ImageList:
     """The images that one or more lists ask for.
 
@@ -94,12 +118,14 @@ class ImageList:
         wanted: in the order of the list, without repetitions.
         notices: one line for each instruction of the list that has no effect here.
         credentials: registry host to (user name, password), where the list holds some.
+        trust: registry host to how it is reached, where the list says so.
     """
 
     format: str
     wanted: tuple[Wanted, ...]
     notices: tuple[str, ...] = ()
     credentials: dict[str, tuple[str, str]] = field(default_factory=dict)
+    trust: dict[str, Trust] = field(default_factory=dict)
 
 
 def read(data: bytes, origin: str) -> ImageList:
@@ -142,6 +168,7 @@ class _Draft:
     wanted: dict[Wanted, Wanted] = field(default_factory=dict)
     notices: dict[str, None] = field(default_factory=dict)
     credentials: dict[str, tuple[str, str]] = field(default_factory=dict)
+    trust: dict[str, Trust] = field(default_factory=dict)
     nodes_left: int = field(default_factory=lambda: MAX_NODES)
 
     def want(self, one: Wanted) -> None:
@@ -164,6 +191,7 @@ class _Draft:
             tuple(self.wanted.values()),
             tuple(self.notices),
             self.credentials,
+            self.trust,
         )
 
 
@@ -546,9 +574,19 @@ def _read_regsync(document: dict[Any, Any], place: str, draft: _Draft) -> None:
         entry = _mapping(item, where)
         if entry.get("user"):
             _keep_credentials(entry.get("registry"), entry, ("user", "pass"), where, draft)
+        tls = entry.get("tls", "enabled")
+        if tls not in ("enabled", "insecure", "disabled"):
+            raise ListInvalid(f"{where}: tls: expected enabled, insecure or disabled")
+        if tls != "enabled":
+            trust = Trust(tls == "disabled", tls == "insecure", "", where)
+            draft.trust[canonical_host(str(entry.get("registry")))] = trust
+        for key in sorted({"regcert", "clientCert", "clientKey", "mirrors"} & entry.keys()):
+            draft.note(f"{where}: {key} has no effect; use --ca FILE or --upstream HOST=URL")
     defaults = _mapping(document.get("defaults"), f"{place}: defaults")
     for where, item in _items(document.get("sync"), f"{place}: sync", draft):
         entry = {**defaults, **_mapping(item, where)}
+        for key in sorted({"schedule", "interval", "backup"} & entry.keys()):
+            draft.note(f"{place}: {key} has no effect: images are copied once, now")
         if any("{{" in (_text_or_none(entry.get(key)) or "") for key in ("source", "target")):
             raise ListInvalid(f"{where}: templates are not rendered; write the references out")
         kind = entry.get("type")
@@ -558,11 +596,13 @@ def _read_regsync(document: dict[Any, Any], place: str, draft: _Draft) -> None:
             _name(entry.get("source"), where),
             _name(entry["target"], where) if entry.get("target") else None,
             platforms=_platforms(platforms, f"{where}.platforms", draft),
-            referrers=bool(entry.get("referrers", True)),
+            referrers=bool(entry.get("referrers", True) or entry.get("digestTags")),
             origin=where,
         )
         if kind == "image":
-            draft.want(replace(wanted, source=_reference(entry.get("source"), where)))
+            target = _reference(entry["target"], where) if entry.get("target") else None
+            source = _reference(entry.get("source"), where)
+            draft.want(replace(wanted, source=source, target=target))
         elif kind == "repository":
             keys = ("allow", "deny", "semverRange")
             allow, deny = (_patterns(tags.get(k), f"{where}.tags.{k}", draft) for k in keys[:2])
@@ -584,7 +624,7 @@ def _keep_credentials(
         raise ListInvalid(f"{place}: expected the registry, {keys[0]} and {keys[1]} as text")
     if "{{" in f"{user}{password}":
         raise ListInvalid(f"{place}: templates are not rendered; log in with docker login instead")
-    draft.credentials[str(host)] = (str(user), str(password))
+    draft.credentials[canonical_host(str(host))] = (str(user), str(password))
 
 
 def _is_skopeo_host(value: object) -> bool:
@@ -595,10 +635,12 @@ def _is_skopeo_host(value: object) -> bool:
 def _read_skopeo(document: dict[Any, Any], place: str, draft: _Draft) -> None:
     for host, settings in document.items():
         where = f"{place}: {host}"
-        if settings.get("tls-verify") is False:
-            draft.note(f"{where}: tls-verify: false has no effect; use --insecure {host}")
-        if settings.get("cert-dir"):
-            draft.note(f"{where}: cert-dir has no effect; use --ca FILE")
+        directory = settings.get("cert-dir") or ""
+        if not isinstance(directory, str):
+            raise ListInvalid(f"{where}: cert-dir: expected a path, found {_kind(directory)}")
+        trust = Trust(False, settings.get("tls-verify") is False, directory, where)
+        if trust.unverified or trust.directory:
+            draft.trust[canonical_host(str(host))] = trust
         credentials = _mapping(settings.get("credentials"), f"{where}: credentials")
         if credentials.get("username"):
             _keep_credentials(host, credentials, ("username", "password"), where, draft)

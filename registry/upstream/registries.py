@@ -33,6 +33,8 @@ class Reach:
         secure: hosts on loopback that are asked by HTTPS.
         ca: PEM file of CAs that are trusted besides the system's.
         credentials: host to credentials that win over stored logins.
+        unverified: hosts whose certificate is not looked at.
+        certificates: host to the directory of its certificates (containers-certs.d(5)).
         logins: files of stored logins; None for those of docker and podman.
     """
 
@@ -41,6 +43,8 @@ class Reach:
     secure: frozenset[str] = frozenset()
     ca: Path | None = None
     credentials: Mapping[str, Credentials] = field(default_factory=dict)
+    unverified: frozenset[str] = frozenset()
+    certificates: Mapping[str, Path] = field(default_factory=dict)
     logins: tuple[Path, ...] | None = None
 
 
@@ -53,9 +57,7 @@ class Registries:
 
     def __init__(self, reach: Reach) -> None:
         self._reach = reach
-        self._trust = ssl.create_default_context()
-        if reach.ca is not None:
-            self._trust.load_verify_locations(reach.ca)
+        self._trust = _context(reach.ca)
         self._credentials = CredentialStore(reach.credentials, files=reach.logins)
         self._known: dict[str, Registry] = {}
         self._targets: dict[str, PushRegistry] = {}
@@ -120,7 +122,8 @@ class Registries:
 
     def _access(self, host: str) -> Access:
         if host in self._reach.mirrors:
-            return Access(_without_login(self._reach.mirrors[host]).rstrip("/"), host, self._trust)
+            url = _without_login(self._reach.mirrors[host]).rstrip("/")
+            return Access(url, host, self._trust_of(urlsplit(url).netloc))
         return self._direct(host)
 
     def _direct(self, host: str) -> Access:
@@ -128,7 +131,45 @@ class Registries:
             is_loopback(host) and host not in self._reach.secure
         )
         scheme = "http" if is_plain else "https"
-        return Access(f"{scheme}://{address_of(host)}", None, self._trust)
+        return Access(f"{scheme}://{address_of(host)}", None, self._trust_of(host))
+
+    def _trust_of(self, host: str) -> ssl.SSLContext:
+        """The trust for a host of which the operator said more than for all."""
+        directory = self._reach.certificates.get(host)
+        is_unverified = host in self._reach.unverified
+        if directory is None and not is_unverified:
+            return self._trust
+        trust = _context(self._reach.ca)
+        if directory is not None:
+            _load(trust, directory)
+        if is_unverified:
+            trust.check_hostname = False
+            trust.verify_mode = ssl.CERT_NONE
+        return trust
+
+
+def _context(ca: Path | None) -> ssl.SSLContext:
+    trust = ssl.create_default_context()
+    if ca is not None:
+        trust.load_verify_locations(ca)
+    return trust
+
+
+def _load(trust: ssl.SSLContext, directory: Path) -> None:
+    """Load CAs (``.crt``) and client certificates (``.cert`` with ``.key``) of a directory.
+
+    Raises:
+        ConfigError: there is none that can be used.
+    """
+    try:
+        names = sorted(directory.iterdir())
+        for path in names:
+            if path.suffix == ".crt":
+                trust.load_verify_locations(path)
+            elif path.suffix == ".cert":
+                trust.load_cert_chain(path, path.with_suffix(".key"))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"cert-dir {directory}: {error.strerror or error}") from None
 
 
 def _without_login(url: str) -> str:

@@ -1,12 +1,14 @@
 """Compressed bundles: recognized by their first bytes, expanded for an import.
 
-They cannot be served by offset; a server names the command that expands them. An import expands the
+They cannot be served by offset, unless they are zstd with a list of frames (`seekable`); a server
+names the command that expands them. An import expands the
 file beside the store first. An expansion beyond `MAX_RATIO` is refused as a decompression bomb.
 """
 
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import os
@@ -17,6 +19,7 @@ from shlex import quote
 from typing import IO, NamedTuple
 
 from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.seekable import frames_of
 from mayfly.storage.files import open_regular, translate_disk_full
 
 MAX_RATIO = 100
@@ -44,14 +47,29 @@ _MAGIC = {
 
 
 def compression_of(path: Path) -> Compression | None:
-    """Return how a file is compressed; None if it is not.
+    """Return how a file is compressed; None if it is not, or can be served all the same.
 
     Raises:
         OSError: it cannot be read.
     """
     with _opened(path) as file:
+        # With a list of frames that cannot be used it is like any other zstd file.
+        with contextlib.suppress(BundleInvalid):
+            if frames_of(file.fileno()) is not None:
+                return None
         start = file.read(8)
     return next((found for magic, found in _MAGIC.items() if start.startswith(magic)), None)
+
+
+def check_frames(path: Path) -> None:
+    """Check that a seekable zstd file can be served as it is; any other file passes.
+
+    Raises:
+        BundleInvalid: its list of frames cannot be used, or zstd cannot be read here.
+        OSError: it cannot be read.
+    """
+    with _opened(path) as file:
+        frames_of(file.fileno())
 
 
 def expand(path: Path, target: Path, progress: Callable[[int], None]) -> None:
@@ -99,7 +117,8 @@ def zstandard_reader(path: Path, raw: IO[bytes]) -> IO[bytes]:
             f"{path}: reading zstd takes the package zstandard (pip install "
             f"'mayfly-registry[zstd]'); or run: zstd --decompress --keep {quote(str(path))}"
         ) from None
-    reader: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(raw)
+    decompressor = zstandard.ZstdDecompressor()
+    reader: IO[bytes] = decompressor.stream_reader(raw, read_across_frames=True)
     return reader
 
 

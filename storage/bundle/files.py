@@ -12,6 +12,7 @@ from typing import Protocol
 from mayfly.storage.beneath import Beneath
 from mayfly.storage.bundle import tar_index
 from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.seekable import frames_of
 from mayfly.storage.bundle.verified import Piece, changed
 from mayfly.storage.errors import PathRefused
 from mayfly.storage.files import open_regular, stamp_of
@@ -50,7 +51,9 @@ class Files(Protocol):
 
 
 class TarFile:
-    """The files of a tar. It stays open: a file that replaces it under its name is not read.
+    """The files of a tar, plain or in a seekable zstd file.
+
+    It stays open: a file that replaces it under its name is not read.
 
     Raises:
         BundleInvalid: see `storage.bundle.tar_index.scan`.
@@ -62,7 +65,11 @@ class TarFile:
         self._descriptor = open_regular(path)
         try:
             self._stamp = stamp_of(os.fstat(self._descriptor))
-            self.index = tar_index.scan(self._descriptor, repeatable=BLOBS)
+            self._frames = frames_of(self._descriptor)
+            if self._frames is None:
+                self.index = tar_index.scan(self._descriptor, repeatable=BLOBS)
+            else:
+                self.index = tar_index.index_of(self._frames, repeatable=BLOBS)
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -82,7 +89,7 @@ class TarFile:
         if place is None:
             return None
         # With the current stamp: after a chmod the content is proven again.
-        return Piece(self._opener.path, *place, stamp, self._opener)
+        return Piece(self._opener.path, *place, stamp, self._opener, self._frames)
 
     def entries(self, directory: str) -> list[str]:
         return [*dict.fromkeys(_entries(self._names(), f"{directory}/" if directory else ""))]
@@ -183,7 +190,7 @@ def read(piece: Piece, name: str, limit: int = MAX_DOCUMENT) -> bytes:
         long = counted(piece.size, "byte")
         raise BundleInvalid(f"file {name} is {long} long, at most {limit} are read")
     with piece.open() as file:
-        data = os.pread(file.fileno(), piece.size, piece.offset)
+        data = piece.read(file, 0, piece.size)
         if len(data) != piece.size or stamp_of(os.fstat(file.fileno())) != piece.stamp:
             raise changed()
     return data

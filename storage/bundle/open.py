@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mayfly.storage.beneath import Beneath
 from mayfly.storage.bundle import oci_layout
 from mayfly.storage.bundle.bundle import Bundle
-from mayfly.storage.bundle.compressed import compression_of
+from mayfly.storage.bundle.compressed import check_frames, compression_of
 from mayfly.storage.bundle.diagnostics import Code, Diagnostic
 from mayfly.storage.bundle.distribution_directory import (
     DistributionDirectory,
@@ -465,12 +465,14 @@ def _introduced(bundle: Bundle | DistributionDirectory) -> list[Diagnostic]:
 
 
 def _refuse_compressed(path: Path) -> None:
+    check_frames(path)
     found = compression_of(path)
     if found is not None:
+        remedy = ", or compress it in frames (docs/bundles.md)" if found.name == "zstd" else ""
         raise BundleInvalid(
             f"it is compressed with {found.name} and cannot be served where it lies: import it "
             f"(mayfly import {quote(str(path))}) or decompress it "
-            f"({found.command} {quote(str(path))})"
+            f"({found.command} {quote(str(path))}){remedy}"
         )
 
 

@@ -19,7 +19,7 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.text import counted
@@ -152,11 +152,43 @@ class TarIndex:
         raise BundleInvalid(f"member {name!r} is a link that leads in circles")
 
 
+class RandomAccess(Protocol):
+    """Bytes that are read from any place, such as a file's."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return up to ``count`` bytes from ``offset``; fewer only at the end."""
+
+
+class _File:
+    """See `RandomAccess`: those of an open file."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+
+    def read(self, offset: int, count: int) -> bytes:
+        return os.pread(self._descriptor, count, offset)
+
+
 def scan(descriptor: int, repeatable: str = "") -> TarIndex:
-    """Index an open tar by its headers.
+    """Index an open tar by its headers; see `index_of`.
 
     Args:
         descriptor: of a regular file; its position is neither used nor moved.
+        repeatable: see `index_of`.
+    """
+    return index_of(_File(descriptor), repeatable)
+
+
+def index_of(source: RandomAccess, repeatable: str = "") -> TarIndex:
+    """Index a tar by its headers.
+
+    Args:
+        source: its bytes.
         repeatable: names with this beginning may occur more than once; the last one counts.
 
     Raises:
@@ -165,7 +197,7 @@ def scan(descriptor: int, repeatable: str = "") -> TarIndex:
     """
     index = TarIndex()
     names = 0
-    for name, member in _members(descriptor, index):
+    for name, member in _members(source, index):
         known = index.members.get(name)
         names += len(name) + len(member.target)
         if names > _MAX_NAMES or len(index.members) >= _MAX_MEMBERS:
@@ -173,7 +205,7 @@ def scan(descriptor: int, repeatable: str = "") -> TarIndex:
                 f"the tar has more than {_MAX_MEMBERS} members, or {_MAX_NAMES} bytes of names"
             )
         is_free = repeatable and name.startswith(repeatable)
-        if known is not None and not is_free and not _are_equal(descriptor, known, member):
+        if known is not None and not is_free and not _are_equal(source, known, member):
             raise BundleInvalid(
                 f"member {name!r} occurs twice, at bytes {known.offset} and {member.offset}, "
                 "and tools disagree on which one counts: unpack it and pack it again"
@@ -182,20 +214,20 @@ def scan(descriptor: int, repeatable: str = "") -> TarIndex:
     return index
 
 
-def _are_equal(descriptor: int, one: Member, other: Member) -> bool:
+def _are_equal(source: RandomAccess, one: Member, other: Member) -> bool:
     """Whether two members are equal, so that it does not matter which one counts."""
     if (one.kind, one.size, one.target) != (other.kind, other.size, other.target):
         return False
     for start in range(0, one.size, _COMPARED):
         size = min(_COMPARED, one.size - start)
-        pieces = {os.pread(descriptor, size, member.offset + start) for member in (one, other)}
+        pieces = {source.read(member.offset + start, size) for member in (one, other)}
         if len(pieces) != 1:
             return False
     return True
 
 
-def _members(descriptor: int, index: TarIndex) -> Iterator[tuple[str, Member]]:
-    blocks = _Blocks(descriptor)
+def _members(source: RandomAccess, index: TarIndex) -> Iterator[tuple[str, Member]]:
+    blocks = _Blocks(source)
     extended = _Extended()
     position = 0
     while block := blocks.header(position):
@@ -239,11 +271,11 @@ def _members(descriptor: int, index: TarIndex) -> Iterator[tuple[str, Member]]:
 class _Blocks:
     """The header blocks of a file, read in windows."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, source: RandomAccess) -> None:
+        self._source = source
         self._window = b""
         self._start = 0
-        self.end = os.fstat(descriptor).st_size
+        self.end = source.size
         self.ended = False
 
     def header(self, position: int) -> bytes | None:
@@ -280,7 +312,7 @@ class _Blocks:
         """Return the body of an extension header."""
         if size > _MAX_EXTENSION:
             raise BundleInvalid(f"the tar header at byte {header} is {counted(size, 'byte')} long")
-        data = os.pread(self._descriptor, size, position)
+        data = self._source.read(position, size)
         if len(data) < size:
             raise BundleInvalid(f"the file ends in the middle of the tar header at byte {header}")
         return data
@@ -288,7 +320,7 @@ class _Blocks:
     def _block(self, position: int) -> bytes:
         offset = position - self._start
         if not 0 <= offset <= len(self._window) - BLOCK:
-            self._window = os.pread(self._descriptor, _WINDOW, position)
+            self._window = self._source.read(position, _WINDOW)
             self._start, offset = position, 0
         return self._window[offset : offset + BLOCK]
 

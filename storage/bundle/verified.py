@@ -25,7 +25,7 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleChanged
+from mayfly.storage.bundle.seekable import FramedExtent, Frames
 from mayfly.storage.digest import CANONICAL, Digest
 from mayfly.storage.directory_tree import HOST, Opener
 from mayfly.storage.errors import ContentCorrupt, DigestInvalid, Interrupted, StorageError
@@ -54,17 +55,28 @@ Progress = Callable[[int], None]
 
 
 class Piece(NamedTuple):
-    """Bytes of a file: ``size`` from ``offset`` of ``path``, as long as it has this stamp."""
+    """Bytes of a file: ``size`` from ``offset`` of ``path``, as long as it has this stamp.
+
+    If it has ``frames``, the offset is that of decompressed bytes.
+    """
 
     path: Path
     offset: int
     size: int
     stamp: Stamp
     opener: Opener = HOST
+    frames: Frames | None = None
 
     def open(self) -> io.FileIO:
         """Open the file; see `storage.interface.Extent.open`."""
         return open_file(self.opener, self.path)
+
+    def read(self, file: io.FileIO, offset: int, count: int) -> bytes:
+        """Return up to ``count`` bytes of the open file, from ``offset`` of the piece."""
+        count = min(count, self.size - offset)
+        if self.frames is not None:
+            return self.frames.read(self.offset + offset, count)
+        return os.pread(file.fileno(), count, self.offset + offset)
 
 
 class Problem(StrEnum):
@@ -120,6 +132,7 @@ class Proofs:
         self._interrupted = threading.Event()
         self._passing = threading.local()
         self._noted: set[tuple[str, Digest]] = set()
+        self._unreadable: set[_Key] = set()
         self.on_fault: Callable[[BundleFault], None] = lambda fault: None
 
     def extent(self, piece: Piece, digest: Digest, bundle: str) -> Extent:
@@ -138,9 +151,13 @@ class Proofs:
         if piece.size == 0:
             # Empty content has no last byte to hold back: it is right or wrong at once.
             measured = digests.of(b"", digest.algorithm)
-        if measured is not None and measured != digest:
+        is_unreadable = _key(piece, digest.algorithm) in self._unreadable
+        if is_unreadable or (measured is not None and measured != digest):
             raise proof.corrupt()
-        return Extent(piece.path, piece.offset, piece.size, opener=piece.opener, proof=proof)
+        where = piece.path, piece.offset, piece.size
+        if piece.frames is None:
+            return Extent(*where, opener=piece.opener, proof=proof)
+        return FramedExtent(*where, opener=piece.opener, proof=proof, frames=piece.frames)
 
     def measured(self, piece: Piece, algorithm: str = CANONICAL) -> Digest | None:
         """Quick. Return the digest that a piece had when it was hashed; None if it never was."""
@@ -160,6 +177,7 @@ class Proofs:
 
         Raises:
             BundleChanged: the file changed since the piece was found.
+            ContentCorrupt: its bytes cannot be decompressed, which is remembered for this run.
             Interrupted: `interrupt` was called.
         """
 
@@ -170,8 +188,14 @@ class Proofs:
                 progress(count)
 
         algorithm = wanted.algorithm if wanted else CANONICAL
-        digest = _hash(piece, algorithm, step)
         key = _key(piece, algorithm)
+        try:
+            digest = _hash(piece, algorithm, step)
+        except BundleChanged:
+            raise
+        except ContentCorrupt:
+            self._unreadable.add(key)
+            raise
         with self._lock:
             known = self._measured.get(key) == digest.hex
             self._measured[key] = digest.hex
@@ -235,6 +259,8 @@ class PieceProof:
             measured = self.proofs.measure(self.piece, self.digest, progress)
         except BundleChanged:
             raise self._changed() from None
+        except ContentCorrupt:
+            raise self.corrupt() from None
         if measured != self.digest:
             raise self.corrupt()
 
@@ -266,22 +292,32 @@ def changed() -> BundleChanged:
 
 def _hash(piece: Piece, algorithm: str, progress: Progress) -> Digest:
     made = digests.hasher(algorithm)
-    buffer = memoryview(bytearray(min(_READ_SIZE, max(piece.size, 1))))
-    position, end = piece.offset, piece.offset + piece.size
     with piece.open() as file:
         descriptor = file.fileno()
         _settle(piece, descriptor)
-        while position < end:
-            count = os.preadv(descriptor, [buffer[: end - position]], position)
-            if count == 0:
-                break
-            made.update(buffer[:count])
-            position += count
-            progress(count)
+        for part in _parts(piece, descriptor):
+            made.update(part)
+            progress(len(part))
         # After the last read: a write before it would have changed the stamp.
         if stamp_of(os.fstat(descriptor)) != piece.stamp:
             raise changed()
     return Digest(algorithm, made.hexdigest())
+
+
+def _parts(piece: Piece, descriptor: int) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a piece in parts; each is valid until the next."""
+    position, end = piece.offset, piece.offset + piece.size
+    buffer = memoryview(bytearray(min(_READ_SIZE, max(piece.size, 1))))
+    while position < end:
+        if piece.frames is None:
+            count = os.preadv(descriptor, [buffer[: end - position]], position)
+            part: bytes | memoryview = buffer[:count]
+        else:
+            part = piece.frames.read(position, min(_READ_SIZE, end - position))
+        if not part:
+            break
+        yield part
+        position += len(part)
 
 
 def _settle(piece: Piece, descriptor: int) -> None:
@@ -290,10 +326,11 @@ def _settle(piece: Piece, descriptor: int) -> None:
     import ctypes
 
     # Submitting is enough, and does not wait. If it is refused, there are no dirty pages.
+    is_all = piece.frames is not None  # a size of 0 stands for the rest of the file
     ctypes.CDLL(None).sync_file_range(
         ctypes.c_int(descriptor),
-        ctypes.c_int64(piece.offset),
-        ctypes.c_int64(piece.size),
+        ctypes.c_int64(0 if is_all else piece.offset),
+        ctypes.c_int64(0 if is_all else piece.size),
         ctypes.c_uint(_SYNC_FILE_RANGE_WRITE),
     )
     age = time.time_ns() - piece.stamp.ctime_ns

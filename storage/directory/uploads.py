@@ -14,7 +14,6 @@ ends, the next start removes it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import shutil
@@ -32,7 +31,6 @@ from mayfly.storage.directory.layout import Layout
 from mayfly.storage.directory.publish import Publisher
 from mayfly.storage.directory.writeback import FileSync, Writeback
 from mayfly.storage.errors import (
-    ContentCorrupt,
     DigestInvalid,
     Interrupted,
     UploadOffset,
@@ -43,7 +41,6 @@ from mayfly.storage.interface import Extent
 from mayfly.storage.reference import check_repository
 
 _READ_SIZE = 1024 * 1024
-_COPY_SIZE = 16 * 1024 * 1024
 
 Publish = Callable[[str, Digest, Path], None]
 """How a verified file becomes a blob linked in a repository."""
@@ -143,7 +140,7 @@ class DirectoryUpload:
             descriptor = self._open(os.O_WRONLY)
             try:
                 end = os.lseek(descriptor, 0, os.SEEK_END)
-                _copy(source.file.fileno(), extent, descriptor, end, progress)
+                source.copy_to(descriptor, end, progress)
                 self._sync.written(descriptor, end + extent.size)
             finally:
                 os.close(descriptor)
@@ -205,26 +202,6 @@ class DirectoryUpload:
         self._sync.cancel()
         shutil.rmtree(self._directory, ignore_errors=True)
         self._forget(self._directory)
-
-
-def _copy(
-    source: int, extent: Extent, target: int, at: int, progress: Callable[[int], None]
-) -> None:
-    """Copy in the kernel (copy_file_range(2) shares blocks on Btrfs and XFS), or by reading."""
-    copied = 0
-    while copied < extent.size:
-        count = min(_COPY_SIZE, extent.size - copied)
-        try:
-            done = os.copy_file_range(source, target, count, extent.offset + copied, at + copied)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            piece = os.pread(source, min(count, _READ_SIZE), extent.offset + copied)
-            done = os.pwrite(target, piece, at + copied)
-        if done == 0:
-            raise ContentCorrupt("the source ended early")
-        copied += done
-        progress(done)
 
 
 class Uploads:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+import zstandard
 
 from tests.bundle.builders import (
     FULL_NAME,
@@ -282,7 +285,7 @@ class Maker(NamedTuple):
     Attributes:
         name: as `mayfly ls` gives it; None for formats of no single maker.
         make: the files of each archive or directory.
-        form: "tar" or "directory".
+        form: "tar", "directory", or "zst" for a seekable zstd file.
         hosts: whether it records the hosts of names.
     """
 
@@ -316,7 +319,32 @@ MAKERS = {
     "kubekey": Maker("KubeKey", _one(kubekey), "directory"),
     "kubekey-artifact": Maker("KubeKey", _one(_below("kubekey/images", kubekey)), "tar"),
     "imgpkg": Maker("imgpkg", _one(imgpkg), "tar"),
+    "hauler-zst": Maker("hauler", _one(hauler), "zst"),
+    "sealos-zst": Maker("sealos", _one(sealos), "zst", hosts=False),
 }
+
+
+def seekable(data: bytes, frame: int = 3000, checksums: bool = False) -> bytes:
+    """A seekable zstd file with frames of this many bytes."""
+    compressor = zstandard.ZstdCompressor()
+    out, entries = b"", b""
+    for at in range(0, len(data), frame):
+        piece = data[at : at + frame]
+        packed = compressor.compress(piece)
+        out += packed
+        entries += struct.pack("<II", len(packed), len(piece)) + b"sums" * checksums
+    return out + seek_table(entries, -(-len(data) // frame), checksums)
+
+
+def seek_table(entries: bytes, count: int, checksums: bool = False) -> bytes:
+    """The list of frames at the end of a seekable file."""
+    footer = struct.pack("<IBI", count, 0x80 * checksums, 0x8F92EAB1)
+    return struct.pack("<II", 0x184D2A5E, len(entries) + len(footer)) + entries + footer
+
+
+def pack(maker: Maker, archive: bytes) -> bytes:
+    """A tar as the maker's form has it."""
+    return seekable(archive) if maker.form == "zst" else archive
 
 
 def write(maker: Maker, files: tuple[Files, ...], place: Path) -> list[Path]:
@@ -325,8 +353,8 @@ def write(maker: Maker, files: tuple[Files, ...], place: Path) -> list[Path]:
     for number, part in enumerate(files, 1):
         name = f"mirror_{number:06}.tar" if maker.name == "oc-mirror" else f"bundle.{maker.form}"
         path = place / name
-        if maker.form == "tar":
-            path.write_bytes(tar(part))
+        if maker.form != "directory":
+            path.write_bytes(pack(maker, tar(part)))
         else:
             for file, data in part.items():
                 (path / file).parent.mkdir(parents=True, exist_ok=True)

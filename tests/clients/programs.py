@@ -154,7 +154,7 @@ class Cri(Process):
     """A containerd with Kubernetes' interface, by which crictl pulls as kubelet does.
 
     Args:
-        version: as `tests.programs` has it; "" is the machine's own.
+        version: as `tests.support.programs` has it; "" is the machine's own.
 
     Attributes:
         hosts: the directory of its hosts.toml files.

@@ -135,7 +135,7 @@ def test_killed_in_the_middle_of_transfers(file: Path) -> None:
     before = open_ledger(file, clock)
     before.asked("n", "r", A, got=True)
     before.blob_begun("n", "r", B, 0, 100, [A]).ahead(50)
-    before.blob_begun("n", "r", C, 0, 100, [A]).count(50)
+    before.blob_begun("n", "r", C, 0, 100, [A]).ahead(50)
     # No close: nothing of the dying process runs.
     for after in (open_ledger(file, clock), open_ledger(file, clock)):
         transfer(after, "n", B, 40, 100, 100)
@@ -151,8 +151,8 @@ def test_killed_in_the_middle_of_a_range(file: Path) -> None:
     clock = FakeClock()
     before = open_ledger(file, clock)
     before.asked("n", "r", A, got=True)
-    before.blob_begun("n", "r", B, 0, 100, [A], 10).count(10)
-    before.blob_begun("n", "r", C, 0, 100, [A], 10).count(10)
+    before.blob_begun("n", "r", B, 0, 100, [A], 10).ahead(10)
+    before.blob_begun("n", "r", C, 0, 100, [A], 10).ahead(10)
     open_ledger(file, clock).close()
     after = open_ledger(file, clock)
     transfer(after, "n", B, 10, 100, 100)
@@ -171,8 +171,8 @@ def test_killed_before_much_was_sent(file: Path, kills: int) -> None:
     before.asked("n", "r", A, got=True)
     ended = before.blob_begun("n", "r", D, 0, 100, [A])
     before.blob_ended(ended, 100, 100)
-    before.blob_begun("n", "r", B, 0, 100, [A]).count(40)
-    before.blob_begun("n", "r", C, 0, 100, [A]).count(39)
+    before.blob_begun("n", "r", B, 0, 100, [A]).ahead(40)
+    before.blob_begun("n", "r", C, 0, 100, [A]).ahead(39)
     assert before._file is not None
     before._file.replace(before._entries())
     for _ in range(kills - 1):
@@ -193,8 +193,8 @@ def test_more_transfers_than_slots(file: Path, monkeypatch: pytest.MonkeyPatch) 
     before.asked("n", "r", A, got=True)
     for _ in range(3):
         transfer(before, "n", D, 0, 100, 100)
-    before.blob_begun("n", "r", B, 0, 100, [A]).count(50)
-    before.blob_begun("n", "r", C, 0, 100, [A]).count(50)
+    before.blob_begun("n", "r", B, 0, 100, [A]).ahead(50)
+    before.blob_begun("n", "r", C, 0, 100, [A]).ahead(50)
     after = open_ledger(file, clock)
     for blob in (B, C):
         transfer(after, "n", blob, 50, 100, 100)
@@ -209,12 +209,12 @@ def test_two_transfers_from_the_same_byte(file: Path) -> None:
     clock = FakeClock()
     before = open_ledger(file, clock)
     before.asked("n", "r", A, got=True)
-    before.blob_begun("n", "r", B, 0, 100, [A]).count(10)
+    before.blob_begun("n", "r", B, 0, 100, [A]).ahead(10)
     ended = before.blob_begun("n", "r", B, 0, 100, [A])
     ended.count(20)
     before.blob_ended(ended, 20, 20)
     # The slot of the ended one is another transfer's now.
-    before.blob_begun("n", "r", C, 0, 100, [A]).count(90)
+    before.blob_begun("n", "r", C, 0, 100, [A]).ahead(90)
     after = open_ledger(file, clock)
     transfer(after, "n", B, 90, 100, 100)
     assert not after.facts.has_blob("n", B)
@@ -227,7 +227,7 @@ def test_table_of_offsets_is_missing(file: Path) -> None:
     clock = FakeClock()
     before = open_ledger(file, clock)
     before.asked("n", "r", A, got=True)
-    before.blob_begun("n", "r", B, 0, 100, [A]).count(50)
+    before.blob_begun("n", "r", B, 0, 100, [A]).ahead(50)
     for content in (None, b"", b"1234567"):
         table = file.with_suffix(".reach")
         table.unlink()

@@ -106,6 +106,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
         ("localhost/team/app:v0", "copied", "--from", "root", "--platform", NAME),
         ("root", "127.0.0.1:1", "--upstream", NAME),
     ],
+    "sync": [(NAME,), ("broken.tar", "copied"), ("broken.tar", NAME), ("-", "copied")],
     "import": [
         ("--root", "imported", "bundle"),
         ("--root", "imported", "--json", "bundle"),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mayfly.registry.activity import Activity
-from mayfly.registry.http import receive, send
+from mayfly.registry.http import receive
 from mayfly.registry.http.body import Body
 from mayfly.registry.http.errors import BodyIncomplete
+from mayfly.registry.http.receipts import Receipts
 
 
 class _Upload:
@@ -47,7 +47,6 @@ async def test_gone_before_the_body_is_read(received: bytes) -> None:
 
 async def test_gone_before_content_is_sent() -> None:
     """Content for a connection that is closing is a lost connection, like any other."""
-    transport = SimpleNamespace(is_closing=lambda: True)
-    http: Any = SimpleNamespace(transport=transport)
-    with io.FileIO("/dev/null") as file, pytest.raises(ConnectionResetError):
-        await send._Connection(http).send_file(file, 0, 1)
+    transport: Any = SimpleNamespace(is_closing=lambda: True)
+    with pytest.raises(ConnectionResetError):
+        Receipts(transport).begin()

@@ -37,10 +37,7 @@ async def pair() -> AsyncIterator[tuple[asyncio.Transport, socket.socket]]:
 def sent(transport: asyncio.Transport) -> tuple[Receipts, int]:
     """Receipts for what the kernel takes of a body, and how much that is."""
     receipts = Receipts(transport)
-    receipts.begin()
-    descriptor = os.dup(transport.get_extra_info("socket").fileno())
-    count = os.write(descriptor, bytes(SIZE))
-    receipts.take(descriptor)
+    count = os.write(receipts.begin(), bytes(SIZE))
     return receipts, count
 
 

@@ -30,7 +30,6 @@ from tests.support.secured import (
     Secured,
     descriptors,
     drain,
-    limits,
     read_answer,
     secured,
     until,
@@ -81,18 +80,18 @@ def _records(size: int, record: int) -> bytes:
     return b"".join(b"\x16\x03\x01" + len(one).to_bytes(2) + one for one in pieces)
 
 
+@pytest.mark.parametrize("handshake_seconds", [10 * TIMEOUT])
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "byte by byte"])
 @pytest.mark.parametrize(
     ("size", "record"), [(131_396, 306), (16_385, 306), (200, 1), (131_396, 3)]
 )
 async def test_first_message_that_is_too_large(
-    server: Secured, monkeypatch: pytest.MonkeyPatch, size: int, record: int, at_once: bool
+    server: Secured, size: int, record: int, at_once: bool
 ) -> None:
     """Refused as soon as it is announced, before OpenSSL takes memory for it; so is one in crumbs.
 
     Not by the header's time: that is longer here than the client's.
     """
-    monkeypatch.setattr(server.connections, "_limits", limits(10 * TIMEOUT))
     before = descriptors()
     with server.dial() as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -180,10 +179,10 @@ async def test_byte_by_byte(server: Secured, version: ssl.TLSVersion) -> None:
     assert (await asyncio.to_thread(exchange)).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize("handshake_seconds", [0.1])
 @pytest.mark.parametrize("sent", [0, 100])
-async def test_slow_handshake(server: Secured, monkeypatch: pytest.MonkeyPatch, sent: int) -> None:
+async def test_slow_handshake(server: Secured, sent: int) -> None:
     """Who says nothing, or stops in the middle, is sent away."""
-    monkeypatch.setattr(server.connections, "_limits", limits(0.1))
     before = descriptors()
     with server.dial() as client:
         client.sendall(_hello(server.trust)[:sent])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.http import tls
+from mayfly.registry.http.tls import TLSAcceptor, TLSTransport
 from mayfly.registry.pki.context import ServerTLS
 from tests.support.certificates import self_signed
 from tests.support.key_updates import key_updates
@@ -78,9 +78,8 @@ async def _accepted(tmp_path: Path) -> AsyncIterator[tuple[Above, ssl.SSLSocket]
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     theirs.settimeout(TIMEOUT)
-    accepted = asyncio.ensure_future(
-        tls.accept(ours, ServerTLS(pair.certificate, pair.key).context, Above(made), TIMEOUT)
-    )
+    acceptor = TLSAcceptor(ServerTLS(pair.certificate, pair.key).context, Above(made), TIMEOUT)
+    accepted = asyncio.ensure_future(acceptor.accept(ours))
     with await asyncio.to_thread(trust.wrap_socket, theirs, server_hostname=NAME) as client:
         await accepted
         (above,) = made
@@ -92,7 +91,8 @@ async def test_too_late_by_a_moment(tmp_path: Path) -> None:
     pair = self_signed(tmp_path)
     trust = ssl.create_default_context(cafile=pair.certificate)
     made: list[Above] = []
-    transport = tls.TLSTransport(ServerTLS(pair.certificate, pair.key).context, Above(made))
+    context = ServerTLS(pair.certificate, pair.key).context
+    transport = TLSTransport(TLSAcceptor(context, Above(made)))
     ours, theirs = socket.socketpair()
     theirs.settimeout(TIMEOUT)
     await asyncio.get_running_loop().connect_accepted_socket(lambda: transport, ours)
@@ -100,7 +100,10 @@ async def test_too_late_by_a_moment(tmp_path: Path) -> None:
     with await asyncio.to_thread(trust.wrap_socket, theirs, server_hostname=NAME) as client:
         client.sendall(b"request")
         # Its tickets show that the server has seen the end of the handshake.
-        await until(lambda: transport._tls.version() is not None, "the handshake is through")
+        await until(
+            lambda: transport.get_extra_info("ssl_object").version() is not None,
+            "the handshake is through",
+        )
         transport.abort()
         await asyncio.to_thread(drain, client)
     assert made == []
@@ -165,7 +168,7 @@ async def test_client_that_asks_for_keys_and_does_not_read(tmp_path: Path) -> No
             raw.settimeout(TIMEOUT)
             sending = asyncio.ensure_future(asyncio.to_thread(raw.sendall, flood))
             transport = above.transport
-            assert isinstance(transport, tls.TLSTransport)
+            assert isinstance(transport, TLSTransport)
             await until(lambda: sending.done() or not transport._tcp.is_reading(), "it waits")
             assert above.transport.get_write_buffer_size() < waiting + MIB
             # Once it reads, what it sends is received again, and answered.

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from mayfly.registry.http import tls, tls_sendfile
+from mayfly.registry.http import outlets, tls, tls_channel
+from mayfly.registry.http.file_sender import FileSender
 from mayfly.registry.http.protocol import HTTPProtocol
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.images import digest_of
@@ -87,11 +88,11 @@ async def test_small_bites(server: Secured) -> None:
 async def test_clients_that_stop_hold_no_thread(server: Secured) -> None:
     """More clients than threads stand still; others are served, and they go on when they like."""
     target = await server.push(REPO, LARGE)
-    stopped = [await server.begin(target, _SMALL_BUFFER) for _ in range(3 * tls_sendfile._THREADS)]
+    stopped = [await server.begin(target, _SMALL_BUFFER) for _ in range(3 * server.files.threads)]
     try:
-        await until(lambda: server.sending == len(stopped), "all transfers began")
+        await until(lambda: server.files.active == len(stopped), "all transfers began")
         assert await _fetch(server, target) == LARGE
-        await until(lambda: tls_sendfile._turns == 0, "no turn runs for clients that stand still")
+        await until(lambda: server.files.running == 0, "no turn runs for clients that stand still")
         for client in stopped:
             assert await asyncio.to_thread(read_answer, client) == (200, LARGE)
     finally:
@@ -99,17 +100,15 @@ async def test_clients_that_stop_hold_no_thread(server: Secured) -> None:
             client.close()
 
 
-async def test_what_waits_for_clients_is_bounded(
-    server: Secured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("files", [FileSender(total_sealed=2 * MIB)])
+async def test_what_waits_for_clients_is_bounded(server: Secured) -> None:
     """The more is sealed for clients that stand still, the smaller are the pieces; it is let go."""
-    monkeypatch.setattr(tls_sendfile, "_TOTAL_UNSENT", 2 * MIB)
     target = await server.push(REPO, LARGE)
     before = descriptors()
     stopped = [await server.begin(target, _SMALL_BUFFER) for _ in range(40)]
-    await until(lambda: server.sending == len(stopped), "all transfers began")
-    await until(lambda: tls_sendfile._turns == 0, "no turn runs for clients that stand still")
-    assert 40 * 1024 < tls_sendfile._unsent < 2 * MIB + len(stopped) * 80 * 1024
+    await until(lambda: server.files.active == len(stopped), "all transfers began")
+    await until(lambda: server.files.running == 0, "no turn runs for clients that stand still")
+    assert 40 * 1024 < server.files.sealed.unsent < 2 * MIB + len(stopped) * 80 * 1024
     for client in stopped:
         client.close()
     await server.idle(before)
@@ -117,7 +116,7 @@ async def test_what_waits_for_clients_is_bounded(
 
 async def test_many_at_once(server: Secured) -> None:
     """Several times as many transfers as threads: none gets another's bytes."""
-    parts = [LARGE[n * 1001 :][: 1_500_000 + n] for n in range(6 * tls_sendfile._THREADS)]
+    parts = [LARGE[n * 1001 :][: 1_500_000 + n] for n in range(6 * server.files.threads)]
     targets = [await server.push(REPO, part) for part in parts]
     assert await asyncio.gather(*(_fetch(server, target) for target in targets)) == parts
 
@@ -127,7 +126,7 @@ async def test_pipelined_requests(server: Secured) -> None:
     targets = [await server.push(REPO, LARGE[n:]) for n in (0, 4_000_000)]
     client = await server.begin(targets[0])
     with client:
-        await until(lambda: server.sending == 1, "the transfer began")
+        await until(lambda: server.files.active == 1, "the transfer began")
         for target in (targets[1], "/v2/", targets[0]):
             client.sendall(message("GET", target, close=False))
         answers = [await asyncio.to_thread(read_answer, client) for _ in range(4)]
@@ -141,7 +140,7 @@ async def test_client_gone(server: Secured, reset: bool) -> None:
     await server.idle(descriptors())
     before = descriptors()
     clients = [await server.begin(target, _SMALL_BUFFER) for _ in range(8)]
-    await until(lambda: server.sending == len(clients), "all transfers began")
+    await until(lambda: server.files.active == len(clients), "all transfers began")
     for client in clients:
         client.recv(1000)
         if reset:
@@ -174,7 +173,7 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> Iterator[weakref.WeakSet[Any]]:
 
 async def _lose_sending(server: Secured, target: str) -> socket.socket:
     client = await server.begin(target, _SMALL_BUFFER)
-    await until(lambda: server.sending == 1, "the transfer began")
+    await until(lambda: server.files.active == 1, "the transfer began")
     return client
 
 
@@ -225,7 +224,7 @@ async def test_file_shorter_than_promised(server: Secured, root: Path) -> None:
     target = await server.push(REPO, LARGE)
     client = await server.begin(target, _SMALL_BUFFER)
     with client:
-        await until(lambda: server.sending == 1, "the transfer began")
+        await until(lambda: server.files.active == 1, "the transfer began")
         os.truncate(_file(root, LARGE), len(LARGE) - 1)
         with pytest.raises(OSError, match=r"cut after|EOF occurred"):
             await asyncio.to_thread(read_answer, client)
@@ -310,7 +309,7 @@ async def test_cancelled_in_mid_turn(
             for handler in handlers:
                 handler.cancel()
             await asyncio.sleep(0.01)
-        assert tls_sendfile._turns == 1
+        assert server.files.running == 1
         reads.go.set()
         with pytest.raises(OSError, match=r"cut after|EOF occurred"):
             await asyncio.to_thread(read_answer, client)
@@ -333,17 +332,10 @@ async def test_nothing_is_read_meanwhile(server: Secured, monkeypatch: pytest.Mo
         handler.transport.pause_reading()
         handler.transport.resume_reading()
         assert not handler.transport._tcp.is_reading()
-        handler.transport.pause_reading()
-        # Nor does the event loop send what the thread has sealed, as it might have been asked to.
-        handler.transport._outgoing.write(b"sealed")
-        handler.transport._advance()
-        assert handler.transport._outgoing.read() == b"sealed"
+        client.sendall(message("GET", "/v2/", close=False))
         reads.go.set()
         assert await asyncio.to_thread(read_answer, client) == (200, LARGE)
-        await until(lambda: server.sending == 0, "the transfer ended")
-        assert not handler.transport._tcp.is_reading()
-        client.sendall(message("GET", "/v2/", close=False))
-        handler.transport.resume_reading()
+        await until(lambda: server.files.active == 0, "the transfer ended")
         assert await asyncio.to_thread(read_answer, client) == (200, b"{}")
 
 
@@ -369,7 +361,7 @@ async def test_connection_ended_in_mid_turn(
         reads.go.set()
         with pytest.raises(OSError, match=r"cut after|EOF occurred"):
             await asyncio.to_thread(read_answer, client)
-        await until(lambda: tls_sendfile._turns == 0, "the transfer ended")
+        await until(lambda: server.files.active == 0, "the transfer ended")
         with pytest.raises(BlockingIOError):
             os.read(reader, 1)
     for descriptor in (reader, writer, freed):
@@ -384,7 +376,7 @@ async def test_store_is_not_needed_for_what_is_on_its_way(
     target = await server.push(REPO, LARGE)
     client = await server.begin(target, _SMALL_BUFFER)
     with client:
-        await until(lambda: server.sending == 1, "the transfer began")
+        await until(lambda: server.files.active == 1, "the transfer began")
         assert (await server.ask("DELETE", target))[0] == 202
         assert await asyncio.to_thread(read_answer, client) == (200, LARGE)
 
@@ -433,5 +425,5 @@ def test_memory(start_mayfly: Callable[..., Mayfly]) -> None:
             assert read_answer(client) == (206, LARGE[:2_000_000])
         # Some keep the memory to seal a whole piece, the others an eighth, and their states.
         # The level is the first: what the fifty had may be given back by now, or used again.
-        large = tls_sendfile._MAX_LARGE_WRITERS * tls_sendfile._MAX_PIECE
-        assert _resident(running) - before < large + 200 * 3 * tls_sendfile.SMALL_WRITE
+        large = outlets.MAX_LARGE_WRITERS * outlets.MAX_SEALED
+        assert _resident(running) - before < large + 200 * 3 * tls_channel.SMALL_WRITE

@@ -34,6 +34,7 @@ from mayfly.registry.api.app import App, malformed_request
 from mayfly.registry.api.context import AS_WRITTEN
 from mayfly.registry.coverage.observer import Observer
 from mayfly.registry.http.protocol import HTTPServer
+from mayfly.registry.http.send import ContentSender
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
 from mayfly.storage.bundle.names import BundleNames, ServedNames
@@ -156,7 +157,7 @@ async def registry(
         if known:
             names = Recorder(ServedNames(BundleNames(known), store.has_repository), "names", record)
         hooks = lifecycle_hooks()
-        app = App(served, guard, hooks, names)
+        app = App(served, guard, hooks, ContentSender(), names)
         runner = web.ServerRunner(HTTPServer(app, refuse=malformed_request), shutdown_timeout=0)
         await runner.setup()
         try:

@@ -454,6 +454,14 @@ def test_file_beyond_a_bound(text: str, says: str, tmp_path: Path) -> None:
         load({}, {}, _file(tmp_path, text))
 
 
+def test_every_setting_is_used() -> None:
+    """Something outside this room reads it."""
+    sources = [p for p in (REPO / "registry").rglob("*.py") if p.parent.name != "settings"]
+    text = "".join(path.read_text() for path in sources)
+    unused = [one.key for one in SETTINGS if not re.search(rf"\bsettings\.{one.key}\b", text)]
+    assert unused == [], "nothing reads these fields of Settings"
+
+
 def test_empty_file_sets_nothing(tmp_path: Path) -> None:
     """A file may be empty."""
     assert load({}, {}, _file(tmp_path, "# nothing\n")) == load({}, {}, None)

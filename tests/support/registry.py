@@ -17,14 +17,16 @@ from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import Guard
 from mayfly.registry.api.app import App, malformed_request
 from mayfly.registry.api.context import AS_WRITTEN, NO_MIRROR, Mirror, NameResolver
+from mayfly.registry.http.file_sender import FileSender
 from mayfly.registry.http.protocol import HTTPServer
+from mayfly.registry.http.send import ContentSender
 from mayfly.registry.pki.context import ServerTLS
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.interface import Store
 from tests.support.certificates import self_signed
 from tests.support.lifecycle_hooks import lifecycle_hooks
 from tests.support.secured import Secured, secured
-from tests.support.wire import Wire
+from tests.support.wire import TIMEOUT, Wire
 
 Client = TestClient[Any, Any]
 
@@ -42,7 +44,8 @@ class Registry(BaseTestServer):
 
     async def _make_runner(self, **kwargs: Any) -> web.ServerRunner:
         guard = Guard(lambda: OPEN, None, lambda http: None, Audit())
-        app = App(self._store, guard, lifecycle_hooks(), self._names, mirror=self._mirror)
+        content = ContentSender()
+        app = App(self._store, guard, lifecycle_hooks(), content, self._names, mirror=self._mirror)
         return web.ServerRunner(HTTPServer(app, refuse=malformed_request), shutdown_timeout=1)
 
 
@@ -89,9 +92,24 @@ def clean_log(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.fixture
-async def server(store: DistributionStore, tmp_path: Path) -> AsyncIterator[Secured]:
+def handshake_seconds() -> float:
+    """How long a handshake with `server` may take; for tests to override."""
+    return TIMEOUT
+
+
+@pytest.fixture
+def files() -> FileSender:
+    """Sends the files of `server`; for tests to override."""
+    return FileSender()
+
+
+@pytest.fixture
+async def server(
+    store: DistributionStore, tmp_path: Path, handshake_seconds: float, files: FileSender
+) -> AsyncIterator[Secured]:
     """The same store behind TLS, in the way of `mayfly serve`."""
     pair = self_signed(tmp_path)
     trust = ssl.create_default_context(cafile=pair.certificate)
-    async with secured(store, ServerTLS(pair.certificate, pair.key).context, trust) as made:
+    context = ServerTLS(pair.certificate, pair.key).context
+    async with secured(store, context, trust, handshake_seconds, files) as made:
         yield made

@@ -17,9 +17,10 @@ from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import Guard
 from mayfly.registry.access.security import certificate_identity
 from mayfly.registry.api.app import App, malformed_request
-from mayfly.registry.http import tls, tls_sendfile
 from mayfly.registry.http.connections import Connections, Limits
+from mayfly.registry.http.file_sender import FileSender
 from mayfly.registry.http.protocol import HTTPServer
+from mayfly.registry.http.send import ContentSender
 from mayfly.registry.http.watchdog import Timeouts
 from mayfly.storage.interface import Store
 from tests.support.lifecycle_hooks import lifecycle_hooks
@@ -50,12 +51,13 @@ class Secured:
     Attributes:
         trust: for clients.
         server: what answers.
+        files: sends its files.
     """
 
     port: int
     trust: ssl.SSLContext
     server: HTTPServer
-    connections: Connections
+    files: FileSender
 
     def dial(self, receive_buffer: int | None = None) -> socket.socket:
         """A TCP connection, blocking; with a receive buffer of so many bytes."""
@@ -111,16 +113,10 @@ class Secured:
         assert status == 201, answer
         return f"/v2/{repository}/blobs/{digest}"
 
-    @property
-    def sending(self) -> int:
-        """How many transfers of files are under way."""
-        open_transports = [one.transport for one in self.server.connections]
-        return sum(one._is_sending for one in open_transports if isinstance(one, tls.TLSTransport))
-
     async def idle(self, before: int) -> None:
         """Wait until every transfer has ended and ``before`` descriptors are open, no more."""
         await until(lambda: descriptors() <= before, f"{descriptors()} descriptors, not {before}")
-        assert (tls_sendfile._turns, tls_sendfile._unsent) == (0, 0)
+        assert (self.files.active, self.files.sealed.unsent) == (0, 0)
 
 
 def drain(client: socket.socket) -> bytes:
@@ -134,23 +130,25 @@ def drain(client: socket.socket) -> bytes:
     return bytes(got)
 
 
-def limits(handshake: float) -> Limits:
-    """A timeout of so many seconds for handshakes, and no others."""
-    return Limits(1000, Timeouts(handshake, None, None))
-
-
 @asynccontextmanager
 async def secured(
-    store: Store, context: ssl.SSLContext, trust: ssl.SSLContext
+    store: Store,
+    context: ssl.SSLContext,
+    trust: ssl.SSLContext,
+    handshake: float = TIMEOUT,
+    files: FileSender | None = None,
 ) -> AsyncIterator[Secured]:
-    """Serve a store, open to everyone."""
+    """Serve a store, open to everyone; a handshake may take so many seconds."""
     line = lifecycle_hooks()
     guard = Guard(lambda: OPEN, None, certificate_identity, Audit())
-    server = HTTPServer(App(store, guard, line), refuse=malformed_request)
+    files = files or FileSender()
+    app = App(store, guard, line, ContentSender(files))
+    server = HTTPServer(app, refuse=malformed_request)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        connections = Connections(server, [listening], context, limits(TIMEOUT))
+        timeouts = Timeouts(handshake, None, None)
+        connections = Connections(server, [listening], context, Limits(1000, timeouts))
         connections.listeners.resume()
-        yield Secured(listening.getsockname()[1], trust, server, connections)
+        yield Secured(listening.getsockname()[1], trust, server, files)
         await connections.listeners.close()
         await connections.close(0)
 

@@ -1,0 +1,280 @@
+"""Seekable zstd files: frames that are decompressed one by one, wherever content is asked for.
+
+Format: zstd's ``contrib/seekable_format/zstd_seekable_compression_format.md``. The file is a row of
+frames; a last, skippable frame lists the size of each, before and after compression:
+
+    0x184D2A5E  length  { compressed  decompressed  [checksum] } …  frames  flags  0x8F92EAB1
+
+Other readers of zstd skip that list and decompress everything, so both must see the same: the
+frames that are listed have to fill the file, and each has to have the size that is listed. The
+checksums are not needed, since every blob is proven by its digest.
+
+Decompressed frames are cached, at most `_MAX_CACHED` bytes for a file. What is sent passes through
+a file in memory of at most `_SLICE` bytes for each transfer, so that slow clients keep no frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import struct
+import threading
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.errors import ContentCorrupt
+from mayfly.storage.interface import Extent, OpenExtent, Sink, open_file
+from mayfly.storage.text import counted
+
+FRAME_SIZE = 1024 * 1024
+"""Bytes of each frame that Mayfly writes."""
+
+_TABLE_MAGIC = 0x184D2A5E
+_FOOTER_MAGIC = 0x8F92EAB1
+_HEADER = struct.Struct("<II")
+_FOOTER = struct.Struct("<IBI")
+_HAS_CHECKSUMS = 0x80
+_RESERVED = 0x7C
+
+_MAX_FRAMES = 1_000_000
+_MAX_FRAME = 32 * 1024 * 1024
+"""Largest frame in bytes, decompressed: all of it is in memory at once."""
+
+_MAX_CACHED = 64 * 1024 * 1024
+_SLICE = 1024 * 1024
+
+
+class Frames:
+    """The frames of a seekable file as one row of bytes. Safe for use from several threads.
+
+    Args:
+        descriptor: of the file; not closed here, and used by its own position only.
+        compressed: the size of each frame in the file.
+        sizes: the size of each frame, decompressed.
+
+    Attributes:
+        size: bytes of all frames, decompressed.
+    """
+
+    def __init__(self, descriptor: int, compressed: array[int], sizes: array[int]) -> None:
+        self._descriptor = descriptor
+        self._places = array("Q", accumulate(compressed, initial=0))
+        self._starts = array("Q", accumulate(sizes, initial=0))
+        self.size = self._starts[-1]
+        self._cache: OrderedDict[int, bytes] = OrderedDict()
+        self._cached = 0
+        self._lock = threading.Lock()
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return up to ``count`` bytes from ``offset``; fewer only at the end.
+
+        Raises:
+            ContentCorrupt: a frame is damaged, or is not as it is listed.
+        """
+        pieces = []
+        while count > 0 and offset < self.size:
+            number = bisect_right(self._starts, offset) - 1
+            begin = offset - self._starts[number]
+            piece = self._frame(number)[begin : begin + count]
+            pieces.append(piece)
+            offset, count = offset + len(piece), count - len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _frame(self, number: int) -> bytes:
+        with self._lock:
+            known = self._cache.get(number)
+            if known is not None:
+                self._cache.move_to_end(number)
+                return known
+        found = self._decompress(number)
+        with self._lock:
+            if number not in self._cache:
+                self._cache[number] = found
+                self._cached += len(found)
+            while self._cached > _MAX_CACHED:
+                _, oldest = self._cache.popitem(last=False)
+                self._cached -= len(oldest)
+        return found
+
+    def _decompress(self, number: int) -> bytes:
+        zstandard = _library()
+        place, end = self._places[number], self._places[number + 1]
+        size = self._starts[number + 1] - self._starts[number]
+        data = os.pread(self._descriptor, end - place, place)
+        try:
+            stated = zstandard.get_frame_parameters(data).content_size
+            # Without this check a frame could have any size that it states be allocated.
+            if stated not in (size, zstandard.CONTENTSIZE_UNKNOWN):
+                raise ContentCorrupt(f"{self._name(number)} is not of the size that is listed")
+            found: bytes = zstandard.ZstdDecompressor().decompress(
+                data, max_output_size=size, allow_extra_data=False
+            )
+        except zstandard.ZstdError as error:
+            raise ContentCorrupt(f"{self._name(number)} is damaged: {error}") from None
+        if len(found) != size:
+            raise ContentCorrupt(f"{self._name(number)} is not of the size that is listed")
+        return found
+
+    def _name(self, number: int) -> str:
+        return f"the zstd frame at byte {self._places[number]}"
+
+
+def frames_of(descriptor: int) -> Frames | None:
+    """Return the frames of an open file; None if it is not a seekable zstd file.
+
+    Raises:
+        BundleInvalid: its list of frames is damaged or too long, or zstd cannot be read here.
+    """
+    end = os.fstat(descriptor).st_size
+    if os.pread(descriptor, 4, 0) != b"\x28\xb5\x2f\xfd" or end < _HEADER.size + _FOOTER.size:
+        return None
+    count, flags, magic = _FOOTER.unpack(os.pread(descriptor, _FOOTER.size, end - _FOOTER.size))
+    if magic != _FOOTER_MAGIC:
+        return None
+    width = 12 if flags & _HAS_CHECKSUMS else 8
+    length = count * width + _FOOTER.size
+    start = end - length - _HEADER.size
+    if count > _MAX_FRAMES:
+        raise BundleInvalid(f"the zstd file has {counted(count, 'frame')}, at most {_MAX_FRAMES}")
+    if flags & _RESERVED or start < 0 or _read_header(descriptor, start) != (_TABLE_MAGIC, length):
+        raise BundleInvalid("the list of frames at the end of the zstd file is damaged")
+    table = memoryview(os.pread(descriptor, count * width, start + _HEADER.size))
+    compressed, sizes = array("L"), array("L")
+    for entry in struct.iter_unpack("<II4x" if width == 12 else "<II", table):
+        compressed.append(entry[0])
+        sizes.append(entry[1])
+    if sum(compressed) != start:
+        raise BundleInvalid(
+            "the frames that the zstd file lists do not fill it: tools disagree on what is in it; "
+            "compress it again"
+        )
+    if max(sizes, default=0) > _MAX_FRAME or max(compressed, default=0) > 2 * _MAX_FRAME:
+        raise BundleInvalid(
+            f"the zstd file has frames of more than {_MAX_FRAME // 2**20} MiB: import it, or "
+            "compress it again in smaller ones"
+        )
+    _library()
+    return Frames(descriptor, compressed, sizes)
+
+
+def _read_header(descriptor: int, at: int) -> tuple[int, int]:
+    magic, length = _HEADER.unpack(os.pread(descriptor, _HEADER.size, at))
+    return magic, length
+
+
+def _library() -> Any:
+    """Return the package that reads zstd.
+
+    Raises:
+        BundleInvalid: it is not installed.
+    """
+    try:
+        import zstandard
+    except ImportError:
+        raise BundleInvalid(
+            "reading zstd takes the package zstandard (pip install 'mayfly-registry[zstd]')"
+        ) from None
+    return zstandard
+
+
+@dataclass(frozen=True, slots=True)
+class FramedExtent(Extent):
+    """Content in a seekable zstd file; ``offset`` is that of the bytes, decompressed."""
+
+    frames: Frames = field(kw_only=True, repr=False)
+
+    def open(self) -> OpenExtent:
+        return _OpenFramed(self, open_file(self.opener, self.path), self.frames)
+
+
+class _OpenFramed(OpenExtent):
+    """An open `FramedExtent`; its file is the compressed one."""
+
+    def __init__(self, extent: Extent, file: io.FileIO, frames: Frames) -> None:
+        super().__init__(extent, file)
+        self._frames = frames
+
+    def read(self, offset: int, count: int) -> bytes:
+        count = max(min(count, self.extent.size - offset), 0)
+        return self._frames.read(self.extent.offset + offset, count)
+
+    def copy_to(self, target: int, at: int, progress: Callable[[int], None]) -> None:
+        done = 0
+        while done < self.extent.size:
+            piece = memoryview(self.read(done, _SLICE))
+            written = 0
+            while written < len(piece):
+                written += os.pwrite(target, piece[written:], at + done + written)
+            done += len(piece)
+            progress(len(piece))
+
+    async def send(self, sink: Sink, offset: int, count: int) -> None:
+        loop = asyncio.get_running_loop()
+        while count > 0:
+            # In another thread: decompressing a frame takes milliseconds.
+            try:
+                piece = await loop.run_in_executor(None, self.read, offset, min(count, _SLICE))
+            except ContentCorrupt:
+                piece = b""  # the file that ends early has the connection cut
+                if self.extent.proof is not None:
+                    self.extent.proof.corrupt()
+            # A file for each piece: the kernel sends its pages later, which must not change.
+            with io.FileIO(os.memfd_create("mayfly-frames", os.MFD_CLOEXEC), "r+b") as file:
+                os.pwrite(file.fileno(), piece, 0)
+                await sink.send_file(file, 0, len(piece) or count)
+            offset, count = offset + len(piece), count - len(piece)
+
+
+class SeekableWriter:
+    """A stream that writes a seekable zstd file.
+
+    Args:
+        output: takes the compressed bytes; not closed here.
+        level: of compression.
+
+    Raises:
+        ImportError: the package that writes zstd is not installed.
+    """
+
+    def __init__(self, output: Any, level: int = 3) -> None:
+        import zstandard
+
+        self._output = output
+        self._compressor = zstandard.ZstdCompressor(level=level)
+        self._waiting = bytearray()
+        self._entries = bytearray()
+        self._position = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Compress bytes."""
+        self._waiting += data
+        self._position += len(data)
+        while len(self._waiting) >= FRAME_SIZE:
+            self._add(bytes(self._waiting[:FRAME_SIZE]))
+            del self._waiting[:FRAME_SIZE]
+        return len(data)
+
+    def tell(self) -> int:
+        """Return the number of bytes written, before compression."""
+        return self._position
+
+    def finish(self) -> None:
+        """Write the last frame and the list of frames."""
+        if self._waiting:
+            self._add(bytes(self._waiting))
+        count = len(self._entries) // _HEADER.size
+        self._output.write(_HEADER.pack(_TABLE_MAGIC, len(self._entries) + _FOOTER.size))
+        self._output.write(self._entries)
+        self._output.write(_FOOTER.pack(count, 0, _FOOTER_MAGIC))
+
+    def _add(self, data: bytes) -> None:
+        frame = self._compressor.compress(data)
+        self._output.write(frame)
+        self._entries += _HEADER.pack(len(frame), len(data))
