@@ -48,6 +48,9 @@ _MAX_FRAME = 32 * 1024 * 1024
 """Largest frame in bytes, decompressed: all of it is in memory at once."""
 
 _MAX_CACHED = 64 * 1024 * 1024
+_ENTRY = 200
+"""Bytes that a cached frame takes beside its own: a file may have a million of one byte."""
+
 _SLICE = 1024 * 1024
 
 
@@ -78,14 +81,17 @@ class Frames:
         Raises:
             ContentCorrupt: a frame is damaged, or is not as it is listed.
         """
-        pieces = []
-        while count > 0 and offset < self.size:
+        found = bytearray()
+        end = min(offset + count, self.size)
+        while offset < end:
             number = bisect_right(self._starts, offset) - 1
             begin = offset - self._starts[number]
-            piece = self._frame(number)[begin : begin + count]
-            pieces.append(piece)
-            offset, count = offset + len(piece), count - len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            piece = self._frame(number)[begin : begin + end - offset]
+            offset += len(piece)
+            if offset == end and not found:
+                return piece
+            found += piece
+        return bytes(found)
 
     def _frame(self, number: int) -> bytes:
         with self._lock:
@@ -97,10 +103,10 @@ class Frames:
         with self._lock:
             if number not in self._cache:
                 self._cache[number] = found
-                self._cached += len(found)
+                self._cached += len(found) + _ENTRY
             while self._cached > _MAX_CACHED:
                 _, oldest = self._cache.popitem(last=False)
-                self._cached -= len(oldest)
+                self._cached -= len(oldest) + _ENTRY
         return found
 
     def _decompress(self, number: int) -> bytes:

@@ -29,7 +29,7 @@ from mayfly.storage.errors import StorageError
 from mayfly.storage.interface import Extent
 from mayfly.storage.reading import repositories
 from tests.bundle import makers
-from tests.bundle.builders import Layout, docker_archive, layers, proof_of, write
+from tests.bundle.builders import Layout, docker_archive, layers, proof_of, tar, write
 from tests.fuzz.budget import EXAMPLES
 from tests.support.images import push, put_image, subject_of
 
@@ -82,11 +82,18 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         **others,
         "oc-mirror": write(top / "oc-mirror.tar", parts),
+        "seekable": _seekable(top / "seekable.tar.zst"),
         "layout": layout.write_directory(top / "layout"),
         "tar": layout.write_tar(top / "layout.tar"),
         "docker": write(top / "docker.tar", docker_archive((["a:1"], [one, two]))),
         "registry": top / "registry",
     }
+
+
+def _seekable(path: Path) -> Path:
+    """A tar in a seekable zstd file."""
+    path.write_bytes(makers.seekable(tar(makers.hauler(makers.content()))))
+    return path
 
 
 Mutation = Callable[[Path, Path, random.Random], None]
@@ -213,7 +220,7 @@ def _prove(digest: Digest, extent: Extent) -> None:
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(
-    kind=st.sampled_from(["layout", "tar", "docker", "registry", "oc-mirror", *MAKERS]),
+    kind=st.sampled_from(["layout", "tar", "docker", "registry", "oc-mirror", "seekable", *MAKERS]),
     mutations=st.lists(st.sampled_from(sorted(MUTATIONS)), min_size=1, max_size=3),
     seed=st.integers(0, 2**32),
 )

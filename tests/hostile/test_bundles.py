@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from tests.bundle.builders import Layout, docker_archive, document, layers, tar_info, tar_of, write
+from tests.bundle.makers import seek_table
 from tests.hostile.harness import Hostile
 from tests.support.images import digest_of
 
@@ -178,6 +182,95 @@ def _referrers_in_reverse(path: Path) -> int:
     return 0
 
 
+def _fast_tar(path: Path, names: Iterator[bytes], data: bytes = b"") -> None:
+    """A tar of files with the same bytes."""
+    header = bytearray(tar_info("x", data).tobuf(tarfile.USTAR_FORMAT))
+    padded = data + bytes(-len(data) % 512)
+    with path.open("wb") as file:
+        for name in names:
+            header[:100] = name.ljust(100, b"\0")
+            total = sum(header) - sum(header[148:156]) + 8 * 32
+            header[148:156] = b"%06o\0 " % total
+            file.write(header + padded)
+        file.write(bytes(1024))
+
+
+def _talos_repositories(path: Path) -> int:
+    """A Talos cache of 120,000 repositories, each with a tag that is none of its manifests."""
+    names = (b"manifests/a.io/r%06d/reference/1" % number for number in range(120_000))
+    _fast_tar(path, chain([b"blob/x"], names), b"{}")
+    return 5
+
+
+def _talos_depth(path: Path) -> int:
+    """A Talos cache of 20,000 directories that are 40 deep, without an image."""
+    names = (b"manifests/a.io/" + b"a/" * 38 + b"%05d" % number for number in range(20_000))
+    _fast_tar(path, chain([b"blob/x"], names))
+    return 0
+
+
+def _kubekey_tags(path: Path) -> int:
+    """A KubeKey directory with 240,000 tags for one manifest that is not there."""
+    digest = digest_of(b"absent")
+    files = {
+        f"blobs/{digest}": b"absent",
+        "a.io/a/manifests/layout": document({f"t{n}": digest for n in range(240_000)}),
+    }
+    write(path, files)
+    return 5
+
+
+def _imgpkg_images(path: Path) -> int:
+    """An imgpkg tar of 9,000 images with a config of 1 KiB each, the same manifest in all."""
+    config, manifest = "{}" + " " * 1000, '{"schemaVersion":2,"layers":[]}'
+    entry = {
+        "Refs": ["a.io/a@" + digest_of(b"")],
+        "Config": {"Digest": digest_of(config.encode()), "Raw": config},
+        "Manifest": {"Digest": digest_of(manifest.encode()), "Raw": manifest},
+    }
+    write(path, {"manifest.json": document([{"Image": entry}] * 9_000)})
+    return 0
+
+
+def _imgpkg_nesting(path: Path) -> int:
+    """An imgpkg tar whose index nests 60 deep, 8 wide on its first two levels."""
+    nested: dict[str, object] = {"Refs": [], "Raw": "{}", "Digest": digest_of(b"{}")}
+    for level in range(28):
+        nested = {"Refs": [], "Indexes": [nested] * (8 if level > 25 else 1)}
+    write(path, {"manifest.json": document([{"ImageIndex": nested}])})
+    return 5
+
+
+def _links_of_a_registry(path: Path) -> int:
+    """A registry's directory in a tar: 80,000 repositories with a tag each, all to nothing."""
+    base = b"docker/registry/v2/repositories/r%06d/_manifests/tags/1/current/link"
+    link = digest_of(b"absent").encode()
+    _fast_tar(path, (base % number for number in range(80_000)), link)
+    return 0
+
+
+def _zarf_sums(path: Path) -> int:
+    """A zarf package whose list of sums has 200,000 lines, and whose definition is 8 MiB long."""
+    sums = b"".join(b"%064x f%06d\n" % (number, number) for number in range(200_000))
+    layout = Layout()
+    layout.name(layout.image(ONE), "quay.io/a:1")
+    files = {f"images/{name}": data for name, data in layout.all_files().items()}
+    definition = b"  aggregateChecksum: " * (8 * MIB // 22)
+    write(path, files | {"zarf.yaml": definition, "checksums.txt": sums})
+    return 5
+
+
+def _frames(path: Path) -> int:
+    """A zstd file of 900,000 frames of one byte each: a tar whose only file is long."""
+    header = tar_info("x", bytes(899_999 - 512)).tobuf(tarfile.USTAR_FORMAT)
+    frames = {bytes([byte]): zstandard.compress(bytes([byte])) for byte in range(256)}
+    made = [frames[header[at : at + 1]] for at in range(512)]
+    made += [frames[b"x"]] * (900_000 - 512)
+    table = b"".join(struct.pack("<II", len(frame), 1) for frame in made)
+    path.write_bytes(b"".join(made) + seek_table(table, len(made)))
+    return 5
+
+
 ATTACKS: list[Callable[[Path], int]] = [
     _one_config_often,
     _many_images,
@@ -192,6 +285,14 @@ ATTACKS: list[Callable[[Path], int]] = [
     _many_members,
     _pax_records,
     _referrers_in_reverse,
+    _talos_repositories,
+    _talos_depth,
+    _kubekey_tags,
+    _imgpkg_images,
+    _imgpkg_nesting,
+    _links_of_a_registry,
+    _zarf_sums,
+    _frames,
 ]
 
 
