@@ -79,6 +79,7 @@ GOALS = (
     Goal("manifest-get", rows.REQUESTS, 1.0, against=("manifest-get", "olareg")),
     Goal("manifest-head", rows.REQUESTS, 1.0, against=("manifest-head", "olareg")),
     Goal("tokens", rows.REQUESTS, 0.5, against=("manifest-get", "mayfly")),
+    Goal("handshakes", rows.HANDSHAKE_CPU, 500, most=True),
     Goal("fleet-http", PEAK, 64, most=True),
     Goal("fleet-bundle", PEAK, 64, most=True),
     Goal("fleet-tls", PEAK, 96, most=True),

@@ -19,6 +19,9 @@ LOAD_CPU = "load CPU s/GiB"
 REQUESTS = "requests/s"
 REQUEST_CPU = "CPU us/request"
 LOAD_REQUEST_CPU = "load CPU us/request"
+HANDSHAKES = "handshakes/s"
+HANDSHAKE_CPU = "CPU us/handshake"
+LOAD_HANDSHAKE_CPU = "load CPU us/handshake"
 CORES = "server cores"
 """CPU seconds of the server for each second of the clock."""
 
@@ -33,6 +36,8 @@ CONNECTIONS = 3
 
 STORM_CLIENTS = 32
 STORM_SECONDS = 2.0
+
+HANDSHAKE_CLIENTS = 8
 
 Measure = Callable[[Bench, Peer, bool], Figures]
 """Measure a registry; True in the first round, when content is verified, too (untimed)."""
@@ -138,6 +143,26 @@ def _tokens(bench: Bench, peer: Peer, verify: bool) -> Figures:
     with bench.serve_stored(peer) as (server, _):
         path = load.token_path(f"repository:{load.REPOSITORY}:pull")
         return _storm(server, load.BASIC, "GET", path)
+
+
+def _handshakes(bench: Bench, peer: Peer, verify: bool) -> Figures:
+    with bench.serve_stored(peer, tls=True) as (server, _):
+        cpu = server.cpu_seconds()
+        result = load.run(
+            server, "handshakes", "", clients=HANDSHAKE_CLIENTS, seconds=STORM_SECONDS
+        )
+        cpu = server.cpu_seconds() - cpu
+        figures = {
+            HANDSHAKES: result.count / result.seconds,
+            HANDSHAKE_CPU: cpu / result.count * 1e6,
+            LOAD_HANDSHAKE_CPU: result.cpu_seconds / result.count * 1e6,
+            CORES: cpu / result.seconds,
+            P50: result.p50_ms,
+            P99: result.p99_ms,
+            PEAK: server.peak_mib(),
+        }
+    bench.ciphers[peer.name] = result.cipher or bench.ciphers.get(peer.name, "")
+    return figures
 
 
 def _start(auth: bool, tls: bool, probe: str, bench: Bench, peer: Peer, verify: bool) -> Figures:
@@ -281,6 +306,14 @@ _ALL = (
         _PULLERS,
     ),
     Row("tokens", "tokens for known credentials, 32 connections", REQUESTS, _tokens, _OWN),
+    Row(
+        "handshakes",
+        "full TLS handshakes, each on a new connection that ends after it, 8 at once",
+        HANDSHAKES,
+        _handshakes,
+        _PULLERS,
+        tls=True,
+    ),
     Row(
         "start",
         "exec to the first 200 of /v2/, no users",

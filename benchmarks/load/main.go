@@ -26,7 +26,7 @@ type Blob struct {
 
 // A Job says what to do; which fields count depends on Kind.
 type Job struct {
-	Kind          string  `json:"kind"` // push-patch, push-put, pull, requests or commands
+	Kind          string  `json:"kind"` // push-patch, push-put, pull, requests, handshakes or commands
 	Address       string  `json:"address"`
 	CA            string  `json:"ca"` // a file; plain HTTP if empty
 	Authorization string  `json:"authorization"`
@@ -40,7 +40,7 @@ type Job struct {
 	Verify        bool    `json:"verify"`   // pull: check digests
 	Method        string  `json:"method"`   // requests
 	Path          string  `json:"path"`
-	Seconds       float64 `json:"seconds"`
+	Seconds       float64 `json:"seconds"` // requests, handshakes
 
 	Commands    [][]string `json:"commands"`    // commands: each with its arguments
 	Environment []string   `json:"environment"` // commands: NAME=VALUE besides that of this program
@@ -83,6 +83,8 @@ func run(job Job) (Result, error) {
 		return pull(job)
 	case "requests":
 		return requests(job)
+	case "handshakes":
+		return handshakes(job)
 	case "commands":
 		return commands(job)
 	}

@@ -25,9 +25,6 @@ from typing import IO, Protocol
 from mayfly.registry.http.outlets import PIECE, Outlet, PlainOutlet, SealedMemory, TLSOutlet
 from mayfly.storage.text import counted_of
 
-SMALL = 64 * 1024
-"""Bytes up to which the event loop sends by itself: to wake a thread would take longer."""
-
 TURN_SECONDS = 0.01
 """After which a transfer gives its thread to another."""
 
@@ -146,7 +143,6 @@ class FileSender:
 
     Args:
         threads: at most; by default as many as there are processors.
-        small: see `SMALL`.
         total_sealed: see `SealedMemory`.
 
     Attributes:
@@ -156,12 +152,10 @@ class FileSender:
     def __init__(
         self,
         threads: int | None = None,
-        small: int = SMALL,
         total_sealed: int = _TOTAL_SEALED,
     ) -> None:
         self.threads = threads or min(os.cpu_count() or 1, _MAX_THREADS)
         self.sealed = SealedMemory(total_sealed, self.threads)
-        self._small = small
         self._epoll = select.epoll()
         self._lock = threading.Lock()
         """Held for all below, which the event loop and the threads change."""
@@ -215,7 +209,7 @@ class FileSender:
                 channel.is_lent = True
             transfer = _Transfer(outlet, offset, count, watcher, transport.is_closing)
             try:
-                if count > self._small or not transfer.turn():
+                if count > outlet.small or not transfer.turn():
                     await self._send(transport, descriptor, transfer)
             finally:
                 transfer.report()

@@ -37,6 +37,10 @@ class Outlet(Protocol):
     """Sends one file on one connection."""
 
     @property
+    def small(self) -> int:
+        """Bytes that it sends in about the time that it takes to hand them to a thread."""
+
+    @property
     def turn_bytes(self) -> int:
         """Bytes that a socket takes at once after it was reported to have room."""
 
@@ -71,6 +75,7 @@ class PlainOutlet:
         source: descriptor of the file.
     """
 
+    small = 256 * 1024
     turn_bytes = sys.maxsize
     """As many as it takes: the rest stays in the file."""
 
@@ -144,6 +149,8 @@ class TLSOutlet:
         channel: of the connection.
         memory: bounds what waits for all clients.
     """
+
+    small = SMALL_WRITE
 
     def __init__(
         self, descriptor: int, source: int, channel: TLSChannel, memory: SealedMemory

@@ -4,8 +4,11 @@ The context given to the listener never changes. On each ClientHello its server 
 (which OpenSSL calls whether or not a name was sent) hands the connection over to the context that
 holds the newest good certificates. So a reload is one assignment: no handshake sees a certificate
 without its key, as it would while ``load_cert_chain`` works on a live context; a broken new pair
-never comes near a connection; and a new client CA takes effect together with the pair. Session
-tickets are the listener context's and outlive a reload.
+never comes near a connection; and a new client CA takes effect together with the pair.
+
+Sessions of TLS 1.3 are not resumed: the clients of registries keep none (Go's by default), and the
+tickets cost a tenth of a handshake. Sessions of TLS 1.2 are the listener context's and outlive a
+reload.
 """
 
 from __future__ import annotations
@@ -111,12 +114,12 @@ class ServerTLS:
         context.options |= ssl.OP_NO_RENEGOTIATION
         # All that is left is strong: the client knows best which its processor is fast at.
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+        context.num_tickets = 0
         if self._client_ca_file is not None:
             context.verify_mode = ssl.CERT_OPTIONAL
             # A resumed session keeps the identity it began with, even of a CA removed since. TLS
             # 1.2 resumes from a cache, too, which the ssl module has no switch for.
             context.minimum_version = ssl.TLSVersion.TLSv1_3
-            context.num_tickets = 0
         return context
 
     def _hand_over(

@@ -99,7 +99,6 @@ async def test_too_late_by_a_moment(tmp_path: Path) -> None:
     transport.established.cancel()
     with await asyncio.to_thread(trust.wrap_socket, theirs, server_hostname=NAME) as client:
         client.sendall(b"request")
-        # Its tickets show that the server has seen the end of the handshake.
         await until(
             lambda: transport.get_extra_info("ssl_object").version() is not None,
             "the handshake is through",

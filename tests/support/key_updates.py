@@ -23,7 +23,7 @@ def _expand(secret: bytes, label: bytes, length: int) -> bytes:
     return HKDFExpand(SHA384(), length, info).derive(secret)
 
 
-def key_updates(count: int, client: ssl.SSLSocket, keys: Path) -> bytes:
+def key_updates(count: int, client: ssl.SSLSocket | ssl.SSLObject, keys: Path) -> bytes:
     """So many records, each asking for an answer, that follow the client's handshake at once.
 
     Args:
