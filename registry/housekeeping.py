@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.security import Security
 from mayfly.registry.durations import exact
+from mayfly.registry.evictions import Evictions
 from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state import runs
 from mayfly.registry.state.runs import Run
@@ -36,6 +37,7 @@ async def housekeeping(
     store: Maintainable | None,
     bundles: Bundles | None,
     audit: Audit,
+    evictions: Evictions | None,
 ) -> AsyncIterator[None]:
     """Run all tasks beside the requests while the block runs.
 
@@ -46,6 +48,7 @@ async def housekeeping(
         store: whose uploads expire and which is collected; None if it is read-only.
         bundles: whose missing digests are computed; None without bundles.
         audit: whose repeats are counted.
+        evictions: from the store; None for none.
     """
     tasks: list[asyncio.Future[None]] = [
         asyncio.ensure_future(audit.count_repeats()),
@@ -67,6 +70,8 @@ async def housekeeping(
         if settings.gc_interval is not None:
             collecting = _collect(store, settings.gc_interval, settings.gc_grace)
             tasks.append(asyncio.ensure_future(collecting))
+    if evictions is not None:
+        tasks.append(asyncio.ensure_future(evictions.watch()))
     if bundles is not None and bundles.unhashed:
         tasks.append(asyncio.ensure_future(_hash_bundles(bundles)))
     try:

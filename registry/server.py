@@ -33,6 +33,7 @@ from mayfly.registry.control.report import Corruption, storage_used
 from mayfly.registry.coverage.store_queries import ReaderQueries
 from mayfly.registry.coverage.upgrade_lists import read_images, read_nodes
 from mayfly.registry.errors import LifetimeError
+from mayfly.registry.evictions import Evictions, space_rules
 from mayfly.registry.exit_codes import exit_by_signal
 from mayfly.registry.housekeeping import housekeeping
 from mayfly.registry.http.bind import address_of, bound_sockets
@@ -306,7 +307,7 @@ def _stores(
 
 @contextlib.asynccontextmanager
 async def _mirroring(
-    settings: Settings, stores: _Stores, bundles: Bundles | None
+    settings: Settings, stores: _Stores, bundles: Bundles | None, evictions: Evictions | None
 ) -> AsyncIterator[_Stores]:
     """Put the upstreams beneath a store.
 
@@ -347,11 +348,25 @@ async def _mirroring(
     )
     async with registries:
         hosts = [UpstreamHost(registries.at(host, mirrors.ATTEMPTS)) for host in urls]
-        async with mirrors.Mirror(stores.maintained, names, hosts, settings.upstream_ttl) as mirror:
+        async with mirrors.Mirror(
+            stores.maintained,
+            names,
+            hosts,
+            settings.upstream_ttl,
+            evictions.make_room if evictions is not None else None,
+        ) as mirror:
             served = MirrorStore(stores.served, mirror)
             yield replace(
                 stores, served=served, names=names, mirror=mirror, upstreams=mirror.records
             )
+
+
+def _evictions(settings: Settings, stores: _Stores, lifecycle: Lifecycle) -> Evictions | None:
+    rules = space_rules(settings.gc_high, settings.gc_low, settings.protect)
+    if rules is None or stores.maintained is None:
+        return None
+    in_use = lifecycle.observer.pulled_now
+    return Evictions(stores.maintained, rules, settings.gc_grace, in_use)
 
 
 async def _serve(
@@ -392,10 +407,13 @@ async def _serve(
             _check_proxies(settings, lifecycle)
         if bundles is not None:
             _watch_bundles(bundles, lifecycle, recording)
+        evictions = _evictions(settings, stores, lifecycle)
         async with (
-            housekeeping(settings, security, this_run, stores.maintained, bundles, audit),
+            housekeeping(
+                settings, security, this_run, stores.maintained, bundles, audit, evictions
+            ),
             recording.running(audit.finish) if recording is not None else contextlib.nullcontext(),
-            _mirroring(settings, stores, bundles) as stores,
+            _mirroring(settings, stores, bundles, evictions) as stores,
         ):
             server = RunningServer(
                 _connections(settings, security, stores, lifecycle, audit, recording, sockets),

@@ -19,6 +19,7 @@ FLOORS = (
     ("startup",),
     ("server",),
     ("housekeeping", "serving"),
+    ("evictions",),
     ("control",),
     ("lifecycle", "api", "nodes", "upstream"),
     ("access", "coverage", "process"),

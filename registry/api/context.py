@@ -77,6 +77,9 @@ class Mirror(Protocol):
             UpstreamUnavailable: it cannot be had now.
         """
 
+    async def make_room(self, size: int) -> None:
+        """Evict what upstreams have, as far as it makes room for ``size`` more bytes."""
+
 
 class _NoMirror:
     """`Mirror` of a registry without upstreams."""
@@ -86,6 +89,9 @@ class _NoMirror:
 
     async def bring_blob(self, repository: str, digest: Digest, *, head: bool) -> None:
         """Do nothing."""
+
+    async def make_room(self, size: int) -> None:
+        """Evict nothing."""
 
 
 NO_MIRROR: Mirror = _NoMirror()

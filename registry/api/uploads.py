@@ -126,7 +126,7 @@ async def _monolithic(
     )
     async with _cancel_on_disk_error(upload):
         try:
-            context.store.check_room(http.announced_length)
+            await _check_room(context, http.announced_length)
             await receive(context.observer.activity, http, upload, 0)
             await in_thread(upload.commit, digest)
         except BaseException:
@@ -188,9 +188,22 @@ def _readable_holder(context: Context, digest: Digest) -> str | None:
     return None
 
 
+async def _check_room(context: Context, size: int) -> None:
+    """Check that a body fits; on a mirror, make room for it.
+
+    Raises:
+        StorageFull: it does not fit.
+    """
+    try:
+        context.store.check_room(size)
+    except StorageFull:
+        await context.mirror.make_room(size)
+        context.store.check_room(size)
+
+
 async def _append(context: Context, http: HTTPRequest, upload: Upload) -> int:
     """Append the body where ``Content-Range`` says, else at the end; return the new offset."""
-    context.store.check_room(http.announced_length)
+    await _check_room(context, http.announced_length)
     offset = upload.offset
     header = http.headers.get("Content-Range")
     if header is None:

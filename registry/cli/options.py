@@ -152,3 +152,18 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic since cli
 
 
 DURATION = _Duration()
+
+
+class _Percent(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from mayfly.registry.settings.readers import read_percent
+
+        try:
+            return read_percent(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+PERCENT = _Percent()

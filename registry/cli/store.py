@@ -17,7 +17,7 @@ import click
 
 from mayfly.registry.cli.bundle_or_url import Looked, looking_at, store_reader
 from mayfly.registry.cli.help import Command
-from mayfly.registry.cli.options import DURATION, as_json, print_json, root_directory
+from mayfly.registry.cli.options import DURATION, PERCENT, as_json, print_json, root_directory
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.text import echo, join_names
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from mayfly.storage.interface import Reader
     from mayfly.storage.survey import Damaged
     from mayfly.storage.transfer.attached import Attached
+    from mayfly.storage.upkeep.collect import Collected
+    from mayfly.storage.upkeep.evict import Freed
     from mayfly.storage.upkeep.verify import Finding, Verified
 
 _REPAIR_ROUNDS = 4
@@ -330,41 +332,65 @@ def _remove(store: DistributionStore, text: str) -> str:
     is_flag=True,
     help="Also delete manifests that no tag leads to; referrers of kept ones stay.",
 )
+@click.option(
+    "--high",
+    type=PERCENT,
+    metavar="P",
+    help="Usage of the disk at which images of upstreams are evicted, too.  [default: never]",
+)
+@click.option(
+    "--low", type=PERCENT, metavar="P", help="Usage to come down to.  [default: 5 below --high]"
+)
+@click.option(
+    "--protect",
+    type=click.Path(path_type=Path),
+    metavar="LIST",
+    help="Never evict the images of this list.",
+)
 @root_directory
 @as_json
 @click.pass_context
 def gc(
-    ctx: click.Context, grace: float, dry_run: bool, untagged: bool, root: Path, json: bool
+    ctx: click.Context,
+    grace: float,
+    dry_run: bool,
+    untagged: bool,
+    high: float | None,
+    low: float | None,
+    protect: Path | None,
+    root: Path,
+    json: bool,
 ) -> None:
     """Free the space of content that no image refers to.
 
-    Repositories with a damaged manifest keep all their blobs; exit 4 if there are any.
+    Repositories with a damaged manifest keep all their blobs; exit 4 if there are any. With
+    --high, if the disk is that full, images that came from upstreams (serve --upstream) go as
+    well, least recently pulled first; exit 3 if that is not enough.
     """
     from mayfly.registry.durations import exact
     from mayfly.storage.upkeep.collect import collect
 
+    if high is not None and untagged:
+        raise click.UsageError("--untagged and --high are two things to do", ctx)
+    if high is None and (low is not None or protect is not None):
+        raise click.UsageError("--low and --protect need --high", ctx)
+    freed = None
     with _store(root) as store:
-        found = collect(store, grace, dry_run=dry_run, untagged=untagged)
+        if high is None:
+            found = collect(store, grace, dry_run=dry_run, untagged=untagged)
+        else:
+            freed = _evict(store, high, low, grace, protect, dry_run)
+            found = freed.collected
     if json:
-        unread = [one._asdict() for one in found.unread]
-        blobs = [str(digest) for digest in found.blobs]
-        manifests = [f"{repository}@{digest}" for repository, digest in found.manifests]
-        print_json(
-            {
-                "blobs": blobs,
-                "size": found.size,
-                "dry_run": dry_run,
-                "unread": unread,
-                "untagged": manifests,
-                "spared": found.spared,
-                "spared_size": found.spared_size,
-            }
-        )
+        space = {"space": _space(freed)} if freed is not None else {}
+        print_json({**_collected(found), "dry_run": dry_run, **space})
     else:
         for one in found.unread:
             echo(f"{one}; its repository keeps all blobs: repair or delete it", err=True)
-        freed = "would free" if dry_run else "freed"
-        echo(f"{freed} {format_size(found.size)}: {counted(len(found.blobs), 'blob')}")
+        if freed is not None:
+            _show_space(freed, dry_run)
+        gone = "would free" if dry_run else "freed"
+        echo(f"{gone} {format_size(found.size)}: {counted(len(found.blobs), 'blob')}")
         if found.spared:
             echo(
                 f"kept {format_size(found.spared_size)}: {counted(found.spared, 'blob')} that no "
@@ -372,6 +398,77 @@ def gc(
             )
     if found.unread:
         ctx.exit(Exit.STORAGE)
+    if freed is not None and not freed.is_enough:
+        if not json:
+            echo("that is not enough: all else was pushed, protected, or used recently", err=True)
+        ctx.exit(Exit.INCOMPLETE)
+
+
+def _collected(found: Collected) -> dict[str, object]:
+    return {
+        "blobs": [str(digest) for digest in found.blobs],
+        "size": found.size,
+        "unread": [one._asdict() for one in found.unread],
+        "untagged": [f"{repository}@{digest}" for repository, digest in found.manifests],
+        "spared": found.spared,
+        "spared_size": found.spared_size,
+    }
+
+
+def _evict(
+    store: DistributionStore,
+    high: float,
+    low: float | None,
+    grace: float,
+    protect: Path | None,
+    dry_run: bool,
+) -> Freed:
+    """Free space down to a threshold.
+
+    Raises:
+        ConfigError: the thresholds contradict each other, or the list cannot be read.
+    """
+    from mayfly.registry.upstream.protected import Protected
+    from mayfly.storage.upkeep import evict
+
+    try:
+        high, low = evict.thresholds(high, low)
+    except ValueError as error:
+        raise ConfigError(f"--high, --low: {error}") from None
+    is_protected = evict.unprotected if protect is None else Protected(protect)
+    return evict.free(store, high, low, grace, is_protected, dry_run=dry_run)
+
+
+def _space(found: Freed) -> dict[str, object]:
+    """The usage of the disk, and the images that went, as data."""
+    from mayfly.registry.control.report import iso
+
+    evicted = [
+        {
+            "image": one.name,
+            "digest": str(one.digest),
+            "last_pulled": iso(one.last_pulled),
+            "size": one.size,
+        }
+        for one in found.evicted
+    ]
+    return {
+        "used_before": round(found.before.percent, 1),
+        "used_after": round(found.after.percent, 1),
+        "enough": found.is_enough,
+        "evicted": evicted,
+    }
+
+
+def _show_space(found: Freed, dry_run: bool) -> None:
+    from mayfly.registry.control.report import iso
+
+    gone, then = ("would evict", "would be") if dry_run else ("evicted", "are")
+    for one in found.evicted:
+        when = iso(one.last_pulled)
+        echo(f"{gone} {one.name}: last pulled {when}, {format_size(one.size)} only for it")
+    before, after = found.before.percent, found.after.percent
+    echo(f"{before:.1f}% of the disk were used, {after:.1f}% {then} now")
 
 
 @click.command(cls=Command)

@@ -28,6 +28,8 @@ from mayfly.registry.coverage.runtime_agents import NONE, runtime_of
 from mayfly.registry.coverage.states import EMPTY_CONFIG, HAS_IMAGE, ImageStates
 from mayfly.registry.http.errors import RangeInvalid
 from mayfly.registry.threads import in_thread
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
 
 NEW_PULL_SECONDS = 60
 """After which a repeated request for a manifest is another pull, not the same one."""
@@ -351,6 +353,13 @@ class Observer:
         images = self.owners.of(peer.node, repository, digest)
         configured = [one for one in images if self.owners.has_config(repository, one, digest)]
         return Sending(self, peer, repository, digest, images, configured)
+
+    def pulled_now(self) -> list[tuple[str, Digest]]:
+        """Repository and digest of the blobs that are being sent. From any thread."""
+        # Copied in one step: the event loop changes the set.
+        names = [one.what for one in tuple(self.transfers) if one.direction == "pull"]
+        found = [name.partition("@") for name in names]
+        return [(repository, digests.parse(digest)) for repository, _, digest in found]
 
     @contextlib.contextmanager
     def track_push(self, peer: Peer, repository: str) -> Iterator[None]:

@@ -151,6 +151,13 @@ def read_size(text: str) -> int:
     return int(found[1]) << 10 * _SIZE_UNITS[found[2]]
 
 
+def read_percent(text: str) -> float:
+    """Read a percentage above 0 and below 100."""
+    if not re.fullmatch(r"[0-9]{1,2}(?:\.[0-9]{1,3})?%?", text) or not float(text.rstrip("%")):
+        raise ValueError("expected a percentage between 0 and 100, such as 85")
+    return float(text.rstrip("%"))
+
+
 def read_count(text: str) -> int:
     """Read a number of one or more."""
     if not re.fullmatch("[0-9]{1,9}", text) or not int(text):

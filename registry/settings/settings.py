@@ -40,6 +40,7 @@ from mayfly.registry.settings.readers import (
     read_images,
     read_network,
     read_path,
+    read_percent,
     read_receiver,
     read_size,
     read_switch,
@@ -461,6 +462,30 @@ class Settings:
         default=3600.0,
         shown="1h",
         metavar="D",
+    )
+    gc_high: float | None = setting(
+        read_percent,
+        UPKEEP,
+        help="Usage of the root's disk at which images of upstreams are evicted.",
+        default=None,
+        shown="never",
+        metavar="P",
+    )
+    gc_low: float | None = setting(
+        read_percent,
+        UPKEEP,
+        help="Usage to come down to then.",
+        default=None,
+        shown="5 below --gc-high",
+        metavar="P",
+    )
+    protect: Path | None = setting(
+        read_path,
+        UPKEEP,
+        help="Never evict the images of this list.",
+        default=None,
+        shown="none",
+        metavar="LIST",
     )
     upload_expiry: float | None = setting(
         parse_timeout,

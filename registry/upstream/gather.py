@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mayfly.registry.upstream import versions
 from mayfly.registry.upstream.client import Fetched
 from mayfly.registry.upstream.errors import ImagesMissing, Problem, UpstreamError, located
-from mayfly.registry.upstream.lists import TagFilter, Wanted
+from mayfly.registry.upstream.lists import Wanted, choose_tags
 from mayfly.registry.upstream.sources import Source
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import StorageError
 from mayfly.storage.images import attested
 from mayfly.storage.manifest import INDEX_TYPES, OCI_INDEX, Descriptor, Manifest, parse
-from mayfly.storage.reference import Reference, is_attached_tag, is_tag
+from mayfly.storage.reference import Reference
 from mayfly.storage.text import counted
 from mayfly.storage.transfer.attached import Attached, find_attached, flat_tag
 from mayfly.storage.transfer.exporting import FULL_NAME, TAG
@@ -165,33 +163,6 @@ async def expanded(wanted: Wanted, find: Find) -> list[Wanted]:
                 wanted.origin,
             )
         )
-    return found
-
-
-def choose_tags(tags: Iterable[str], wanted: TagFilter) -> list[str]:
-    """The tags that a filter lets through, in lexical order.
-
-    Tags by which signatures and other referrers are found are no images. Nor is text that is no
-    tag, whatever the registry says.
-    """
-    allow = [re.compile(pattern) for pattern in wanted.allow]
-    deny = [re.compile(pattern) for pattern in wanted.deny]
-    ranges = [versions.in_range(text) for text in wanted.semver]
-    found = []
-    for tag in sorted(set(tags)):
-        if not is_tag(tag) or is_attached_tag(tag):
-            continue
-        if wanted.exact and tag not in wanted.exact:
-            continue
-        if allow and not any(pattern.fullmatch(tag) for pattern in allow):
-            continue
-        if any(pattern.fullmatch(tag) for pattern in deny):
-            continue
-        if ranges:
-            version = versions.parse(tag)
-            if version is None or not any(test(version) for test in ranges):
-                continue
-        found.append(tag)
     return found
 
 

@@ -24,14 +24,21 @@ remedy, or a notice where the images are not affected.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mayfly.registry.upstream import versions
 from mayfly.registry.upstream.errors import ListInvalid
 from mayfly.storage.errors import StorageError
-from mayfly.storage.reference import LATEST, Reference, canonical_host, parse_reference
+from mayfly.storage.reference import (
+    LATEST,
+    Reference,
+    canonical_host,
+    is_attached_tag,
+    is_tag,
+    parse_reference,
+)
 
 MAX_BYTES = 64 * 1024 * 1024
 """Largest list. The rendered manifests of a large platform take a few MiB."""
@@ -149,6 +156,33 @@ def read(data: bytes, origin: str) -> ImageList:
             place = origin if number == 1 else f"{origin}, document {number}"
             _read_document(document, place, draft)
     return draft.finished()
+
+
+def choose_tags(tags: Iterable[str], wanted: TagFilter) -> list[str]:
+    """The tags that a filter lets through, in lexical order.
+
+    Tags by which signatures and other referrers are found are no images. Nor is text that is no
+    tag, whatever the registry says.
+    """
+    allow = [re.compile(pattern) for pattern in wanted.allow]
+    deny = [re.compile(pattern) for pattern in wanted.deny]
+    ranges = [versions.in_range(text) for text in wanted.semver]
+    found = []
+    for tag in sorted(set(tags)):
+        if not is_tag(tag) or is_attached_tag(tag):
+            continue
+        if wanted.exact and tag not in wanted.exact:
+            continue
+        if allow and not any(pattern.fullmatch(tag) for pattern in allow):
+            continue
+        if any(pattern.fullmatch(tag) for pattern in deny):
+            continue
+        if ranges:
+            version = versions.parse(tag)
+            if version is None or not any(test(version) for test in ranges):
+                continue
+        found.append(tag)
+    return found
 
 
 def is_plain(data: bytes, origin: str) -> bool:

@@ -45,6 +45,7 @@ from mayfly.storage.errors import (
     Interrupted,
     ManifestInvalid,
     StorageError,
+    StorageFull,
     blob_unknown,
     manifest_unknown,
     of_disk,
@@ -113,6 +114,10 @@ class _Failure(NamedTuple):
     until: float
 
 
+MakeRoom = Callable[[int], Awaitable[None]]
+"""Evicts content as far as that makes room for so many bytes."""
+
+
 class Mirror:
     """Fetches from upstreams into a store; an async context manager.
 
@@ -121,6 +126,7 @@ class Mirror:
         names: maps repositories to upstreams.
         hosts: the upstreams.
         ttl: seconds for which a tag is served without asking the upstream.
+        make_room: see `MakeRoom`; None if nothing is ever evicted.
     """
 
     def __init__(
@@ -129,7 +135,9 @@ class Mirror:
         names: UpstreamNames,
         hosts: Iterable[UpstreamHost],
         ttl: float,
+        make_room: MakeRoom | None = None,
     ) -> None:
+        self._make_room = make_room
         self._cache = cache
         self._upper: DistributionStore = cache.upper
         self._names = names
@@ -339,11 +347,12 @@ class Mirror:
         size = await self._size(host, origin, digest)
         if await in_thread(self._upper.cache_link, repository, digest, self._cache):
             return
+        if (host.name, digest) not in self._downloads:
+            await self._check_room(size)
         download = self._downloads.get((host.name, digest))
         if download is None:
             if len(self._tasks) >= _MOST_WAITING:
                 raise UpstreamError("too many downloads are waiting")
-            self._upper.check_room(size)
             download = Download(host, digest, size)
             self._downloads[host.name, digest] = download
             task = asyncio.create_task(self._download(download, origin, repository))
@@ -351,6 +360,23 @@ class Mirror:
             task.add_done_callback(self._tasks.discard)
         download.repositories[repository] = None
         self._arriving[repository, digest] = download
+
+    async def make_room(self, size: int) -> None:
+        """See `registry.api.context.Mirror`."""
+        if self._make_room is not None:
+            await self._make_room(size)
+
+    async def _check_room(self, size: int) -> None:
+        """Check that a blob fits; where images are evicted, make room for it.
+
+        Raises:
+            StorageFull: it does not fit.
+        """
+        try:
+            self._upper.check_room(size)
+        except StorageFull:
+            await self.make_room(size)
+            self._upper.check_room(size)
 
     async def _download(self, download: Download, origin: Origin, repository: str) -> None:
         host, digest = download.host, download.digest

@@ -23,6 +23,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from mayfly.storage.errors import DISK_FULL
 from mayfly.storage.files import is_locked, lock, locked, sync, translate_disk_full
 
 logger = logging.getLogger("mayfly")
@@ -79,11 +80,22 @@ class Publisher:
 
     @property
     def scratch(self) -> Path:
-        """This process's own directory; removed by `close`, or once the process is gone."""
+        """This process's own directory; removed by `close`, or once the process is gone.
+
+        Raises:
+            StorageFull: it cannot be made.
+        """
+        with self._lock:
+            if self._alive is None:
+                with translate_disk_full(), locked(self._scratch_parent):
+                    self._make_scratch()
         return self._scratch
 
     def open(self) -> None:
-        """Make the root, and remove unfinished files of processes that are gone."""
+        """Make the root, and remove unfinished files of processes that are gone.
+
+        On a disk without a free block it is opened all the same: content can be removed then.
+        """
         self._make_root(self._store)
         self._root_status = self._store.stat()
         self._make_root(self._root)
@@ -92,9 +104,11 @@ class Publisher:
         # One process at a time: another could take the new directory for a dead process's.
         with locked(self._scratch_parent):
             self._tidy()
-            self._new_directory(self._scratch)
-            self._alive = os.open(self._scratch, os.O_RDONLY | os.O_CLOEXEC)
-            lock(self._alive)
+            try:
+                self._make_scratch()
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
 
     def tidy(self) -> None:
         """Remove unfinished files of processes that are gone."""
@@ -120,7 +134,7 @@ class Publisher:
             StorageFull: nothing was changed.
         """
         with translate_disk_full():
-            temporary = self._scratch / uuid.uuid4().hex
+            temporary = self.scratch / uuid.uuid4().hex
             try:
                 with temporary.open("xb") as file:
                     self._inherit_from_root(file.fileno())
@@ -163,7 +177,7 @@ class Publisher:
             StorageFull: nothing was changed.
         """
         with translate_disk_full():
-            directory = self._scratch / uuid.uuid4().hex
+            directory = self.scratch / uuid.uuid4().hex
             self._new_directory(directory)
             return directory
 
@@ -196,7 +210,7 @@ class Publisher:
             StorageFull: nothing was changed.
         """
         with translate_disk_full():
-            draft = self._scratch / uuid.uuid4().hex
+            draft = self.scratch / uuid.uuid4().hex
             try:
                 self._new_directory(draft)
                 for name, data in files.items():
@@ -226,7 +240,9 @@ class Publisher:
         It is renamed away first: a file that is published into it meanwhile goes to a new directory
         and is not lost to the slower removal of the old one.
         """
-        doomed = self._scratch / uuid.uuid4().hex
+        # Without an own directory, beside those of others: any start removes it from there.
+        place = self._scratch_parent if self._alive is None else self._scratch
+        doomed = place / uuid.uuid4().hex
         with self._lock:
             try:
                 directory.rename(doomed)
@@ -269,6 +285,12 @@ class Publisher:
             if len(self._durable) >= _MAX_KNOWN:
                 self._durable.clear()
             self._durable.add(path)
+
+    def _make_scratch(self) -> None:
+        """Make this process's own directory; its parent is locked."""
+        self._new_directory(self._scratch)
+        self._alive = os.open(self._scratch, os.O_RDONLY | os.O_CLOEXEC)
+        lock(self._alive)
 
     def _tidy(self) -> None:
         for leftover in self._scratch_parent.iterdir():

@@ -29,6 +29,16 @@ class Space:
         self._directory = directory
         self._reserve = reserve
 
+    @property
+    def reserved(self) -> int:
+        """Quick. Bytes that blobs leave free."""
+        return self._reserved(os.statvfs(self._directory))
+
+    def _reserved(self, found: os.statvfs_result) -> int:
+        if self._reserve is not None:
+            return self._reserve
+        return min(LARGEST_RESERVE, found.f_blocks * found.f_frsize // 100)
+
     def check(self, size: int) -> None:
         """Quick. Check that ``size`` more bytes fit.
 
@@ -38,9 +48,7 @@ class Space:
         """
         found = os.statvfs(self._directory)
         free = found.f_bavail * found.f_frsize
-        reserve = self._reserve
-        if reserve is None:
-            reserve = min(LARGEST_RESERVE, found.f_blocks * found.f_frsize // 100)
+        reserve = self._reserved(found)
         if size + reserve <= free:
             return
         sizes = {"size": size, "free": free, "reserve": reserve}

@@ -156,6 +156,11 @@ class DistributionStore(DirectoryReader):
     def upload(self, repository: str, upload_id: str) -> DirectoryUpload:
         return self._uploads.find(repository, upload_id)
 
+    @property
+    def reserved(self) -> int:
+        """Quick. Bytes of the disk that blobs leave free."""
+        return self._space.reserved
+
     def check_room(self, size: int) -> None:
         self._space.check(size)
 

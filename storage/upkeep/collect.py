@@ -168,7 +168,7 @@ class _Collection:
                     body = read_unverified(self._store, repository, digest)
                     if digests.of(body, digest.algorithm) != digest:
                         raise ManifestUnknown("damaged")
-                    named = _kept_digests(body)
+                    named = kept_digests(body)
                     below.setdefault(digest, []).extend(named)
                     for subject in _subject(body):
                         below.setdefault(subject, []).append(digest)
@@ -264,7 +264,7 @@ class _Collection:
                 reason = UnreadCode.MANIFEST_CORRUPT, ""
                 marked.update(mentioned_digests(body))
             else:
-                marked.update(_kept_digests(body))
+                marked.update(kept_digests(body))
         outcomes[digest] = reason
         return reason
 
@@ -312,7 +312,8 @@ class _Collection:
             return 0
 
 
-def _kept_digests(body: bytes) -> frozenset[Digest]:
+def kept_digests(body: bytes) -> frozenset[Digest]:
+    """Return the content that a stored manifest keeps, however it can be read."""
     try:
         return parse_stored(body).kept_digests()
     except ManifestInvalid:

@@ -211,6 +211,7 @@ def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
     check("verify", output("verify", bundle))
     check("du", output("du", bundle))
     check("gc", output("gc", *root))
+    check("gc", output("gc", "--high", "0.1", "--dry-run", *root, code=3))
     done = mayfly("export", "--all", "-o", tmp_path / "out.tar", *root, "--json")
     for line in done.stdout.splitlines():
         check("export", json.loads(line))

@@ -24,7 +24,7 @@ DYNAMIC = {
     "mayfly.auth.globs.parse_glob": "`test_globs` is its test",
     "mayfly.registry.upstream.lists._pattern": "the operator's own patterns",
     "mayfly.registry.upstream.lists._read_oc_mirror": "the same",
-    "mayfly.registry.upstream.gather.choose_tags": "the same",
+    "mayfly.registry.upstream.lists.choose_tags": "the same",
 }
 """Functions that make a pattern at run time, and why they may."""
 

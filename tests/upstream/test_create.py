@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.upstream.gather import choose_tags
-from mayfly.registry.upstream.lists import TagFilter
+from mayfly.registry.upstream.lists import TagFilter, choose_tags
 from mayfly.storage.digest import of
 from tests.clients.proxy import FaultyProxy, SlowProxy
 from tests.support.commands import command_line, environment, run_mayfly
