@@ -6,7 +6,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -87,10 +87,16 @@ class Dockerd(Process):
     Args:
         version: of the engine, as `tests.support.programs` has it; "" is the machine's own.
         containerd: of containerd below it; "" is the machine's own.
+        options: of the daemon, besides those for its place.
     """
 
     def __init__(
-        self, directory: Path, home: Path, version: str = "", containerd: str = ""
+        self,
+        directory: Path,
+        home: Path,
+        version: str = "",
+        containerd: str = "",
+        options: Sequence[str] = (),
     ) -> None:
         need("docker", "runc")
         own = [_directory(name, v) for name, v in (("docker", version), ("containerd", containerd))]
@@ -108,6 +114,7 @@ class Dockerd(Process):
                 f"--exec-root={directory}/exec",
                 f"--pidfile={directory}/docker.pid",
                 f"--host={socket}",
+                *options,
             ],
             directory / "output.log",
             env={**with_sbin(*filter(None, own)), **OLD_CLIENTS},
