@@ -333,7 +333,7 @@ async def _mirroring(
         logins=() if login is None else (login,),
     )
     try:
-        registries = Registries(reach)
+        registries = Registries(reach, mirrors.CONNECTIONS)
     except OSError as error:  # ssl.SSLError too
         raise ConfigError(
             f"--upstream-ca {settings.upstream_ca}: not a PEM file of certificates: "

@@ -58,9 +58,9 @@ class UpstreamHost:
         self._reported = False
 
     @property
-    def rests_for(self) -> float:
-        """Seconds for which it is not asked: it failed, or wants no request."""
-        return max(self._rests_until - time.monotonic(), self.registry.paused_for, 0.0)
+    def is_failing(self) -> bool:
+        """Whether it is not asked now, since it failed a moment ago."""
+        return time.monotonic() < self._rests_until
 
     def answered(self) -> None:
         """Note that a lookup succeeded, or found nothing."""

@@ -73,11 +73,14 @@ _LOOKUP_SECONDS = 30.0
 _LOOKUPS, _DOWNLOADS = 16, 32
 """Lookups of one upstream, and downloads of all, at a time; others wait."""
 
+CONNECTIONS = _LOOKUPS + _DOWNLOADS
+"""To one host: downloads must not keep lookups waiting."""
+
 _MOST_WAITING = 1000
 """Lookups and downloads at once, the waiting ones included; more are refused."""
 
-_ABSENT_SECONDS = 5.0
-"""For which an upstream's "not there" is remembered at least; the TTL of tags if that is longer."""
+_LEAST_ABSENT_SECONDS, _MOST_ABSENT_SECONDS = 5.0, 60.0
+"""For which an upstream's "not there" is remembered; within these, the TTL of tags."""
 
 _FAILED_SECONDS = 5.0
 """For which a failure is remembered."""
@@ -456,7 +459,7 @@ class Mirror:
             if failure is not None and time.monotonic() < failure.until:
                 raise _error(failure, host, key, has_stale)
             limit = 0.0 if has_stale else _PATIENCE_SECONDS
-            if host.rests_for > limit or len(self._lookups) >= _MOST_WAITING:
+            if _rests(host, limit) or len(self._lookups) >= _MOST_WAITING:
                 raise UpstreamUnavailable(host.name)
             task = asyncio.create_task(self._run(host, key, look))
             self._lookups[key] = task
@@ -478,10 +481,13 @@ class Mirror:
         where = f"{host.name}: {key.repository} {key.reference}"
         try:
             async with self._places[host.name], asyncio.timeout(_LOOKUP_SECONDS):
+                if _rests(host, _PATIENCE_SECONDS):  # others have failed meanwhile
+                    return _Failure(False, False, now())
                 await look()
         except NotThere:
             host.answered()
-            failure = _Failure(True, False, now() + max(self._ttl, _ABSENT_SECONDS))
+            seconds = min(max(self._ttl, _LEAST_ABSENT_SECONDS), _MOST_ABSENT_SECONDS)
+            failure = _Failure(True, False, now() + seconds)
         except LoginRefused as error:
             # Docker Hub says this of names that do not exist.
             host.answered()
@@ -504,6 +510,11 @@ class Mirror:
             return None
         self._failures.put(key, failure)
         return failure
+
+
+def _rests(host: UpstreamHost, limit: float) -> bool:
+    """Whether an upstream has just failed, or wants no request for longer than ``limit``."""
+    return host.is_failing or host.registry.paused_for > limit
 
 
 def _error(failure: _Failure, host: UpstreamHost, key: _Key, has_stale: bool) -> Exception:

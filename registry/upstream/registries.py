@@ -51,12 +51,17 @@ class Reach:
 class Registries:
     """Registries by host; an async context manager.
 
+    Args:
+        reach: how they are reached.
+        connections: to one host at a time; requests beyond wait for one.
+
     Raises:
         OSError, ssl.SSLError: the CA file cannot be read.
     """
 
-    def __init__(self, reach: Reach) -> None:
+    def __init__(self, reach: Reach, connections: int = _CONNECTIONS_PER_HOST) -> None:
         self._reach = reach
+        self._connections = connections
         self._trust = _context(reach.ca)
         self._credentials = CredentialStore(reach.credentials, files=reach.logins)
         self._known: dict[str, Registry] = {}
@@ -65,7 +70,7 @@ class Registries:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, limit_per_host=_CONNECTIONS_PER_HOST),
+            connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._connections),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": f"mayfly/{VERSION}"},
             auto_decompress=False,

@@ -86,7 +86,7 @@ async def make(
                 {HUB: hub.url, "quay.io": quay.url},
                 credentials={hub.url.removeprefix("http://"): Credentials("me", "SECRET")},
             )
-            registries = await stack.enter_async_context(Registries(reach))
+            registries = await stack.enter_async_context(Registries(reach, module.CONNECTIONS))
             names = UpstreamNames([HUB, "quay.io"], default, AS_WRITTEN)
             hosts = [UpstreamHost(registries.at(one, module.ATTEMPTS)) for one in (HUB, "quay.io")]
             mirror = await stack.enter_async_context(Mirror(store, names, hosts, ttl))
@@ -623,3 +623,41 @@ async def test_what_was_fetched_is_read_as_any_content(make: Make) -> None:
     await world.get(f"{APP}/blobs/{digest_of(LAYER)}")
     assert world.store.tag(APP, "1") == digest
     assert read(world.store.blob(APP, digests.of(LAYER))) == LAYER
+
+
+async def test_downloads_leave_lookups_their_places(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While as many blobs arrive as may, slowly, a tag is found at once; one more blob waits."""
+    monkeypatch.setattr(module, "_DOWNLOADS", 3)
+    monkeypatch.setattr(module, "CONNECTIONS", 5)
+    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 1.0)
+    world = await make()
+    world.hub.gate = asyncio.Event()
+    layers = [bytes([number]) * (2**20) for number in range(4)]
+    digest = world.hub.push("org/app", "1", *layers)
+    paths = [f"{APP}/blobs/{digest_of(layer)}" for layer in layers]
+    slow = [asyncio.create_task(world.get(path)) for path in paths[:3]]
+    await _wait_for(lambda: world.hub.sent >= 3 * 2**19)
+    assert await world.digest(f"{APP}/manifests/1") == digest
+    assert (await world.get(paths[3]))[0] == 502
+    world.hub.gate.set()
+    assert await asyncio.gather(*slow) == [(200, layer) for layer in layers[:3]]
+    assert await world.get(paths[3]) == (200, layers[3])
+
+
+async def test_a_dead_upstream_is_left_alone(make: Make) -> None:
+    """After some failures nothing is asked for a while, however much is wanted."""
+    world = await make()
+
+    async def down(request: web.Request) -> web.StreamResponse | None:
+        return web.Response(status=500)
+
+    world.hub.first = down
+    found = await asyncio.gather(*(world.get(f"{APP}/manifests/{n}") for n in range(200)))
+    assert {status for status, _ in found} == {502}
+    asked = world.hub.asked.total()
+    assert asked <= 2 * module._LOOKUPS * module.ATTEMPTS
+    for number in range(50):
+        assert (await world.get(f"{APP}/manifests/more{number}"))[0] == 502
+    assert world.hub.asked.total() == asked
