@@ -229,7 +229,7 @@ class Lifecycle:
             server.http.listeners.resume()
             for warning in self._plan.warnings():
                 log.event(logging.WARNING, "settings", warning)
-            await self._status.warn_at_start()
+            await self._status.warn_at_start(is_mirror=bool(server.upstreams()))
             async with self._background(server), self._private_files(server) as private:
                 with server.announced:
                     self._status.ready(

@@ -193,13 +193,19 @@ class StatusService:
             *self._observer.ledger.facts.limits.reached.all(),
         ]
 
-    async def warn_at_start(self) -> None:
-        """Log images that the registry lacks: coverage waits for them."""
+    async def warn_at_start(self, *, is_mirror: bool = False) -> None:
+        """Log images that the registry lacks: coverage waits for them.
+
+        Args:
+            is_mirror: whether some may be fetched from an upstream once they are pulled.
+        """
         if self._coverage is None:
             return
         await self._coverage.explore()
         if absent := self._coverage.snapshot().absent:
-            log.event(logging.WARNING, "images_absent", absent_text(absent), images=list(absent))
+            level = logging.INFO if is_mirror else logging.WARNING
+            text = absent_text(absent, is_mirror=is_mirror)
+            log.event(level, "images_absent", text, images=list(absent))
 
     async def images(self) -> tuple[list[reports.ImageRecord], int]:
         """See `report.image_records`."""

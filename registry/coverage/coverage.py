@@ -386,10 +386,17 @@ class Coverage:
         return _Row(states, facts, pulls, until, covered, not _NOT_ASKED_FOR.issuperset(states))
 
 
-def absent_text(absent: Sequence[str]) -> str:
-    """Return a sentence that names the images of the list that the registry lacks."""
+def absent_text(absent: Sequence[str], *, is_mirror: bool = False) -> str:
+    """Return a sentence that names the images of the list that the registry lacks.
+
+    Args:
+        is_mirror: whether some may be fetched from an upstream.
+    """
     shown = join_names(absent, _NAMES_SHOWN)
-    return f"in --until-pulled, but not in the registry: {shown}; push it or correct the list"
+    remedy = "push it or correct the list"
+    if is_mirror:
+        remedy = f"it is fetched when it is pulled, if its upstream is mirrored; else {remedy}"
+    return f"in --until-pulled, but not in the registry: {shown}; {remedy}"
 
 
 def claims_text(claimed: Mapping[str, int]) -> str:

@@ -154,3 +154,27 @@ def test_settings_that_do_not_go_together(options: list[str], problem: str, tmp_
     assert done.returncode == 2, done.stderr
     assert problem in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+async def test_images_that_are_still_to_come(hub: FakeUpstream, tmp_path: Path) -> None:
+    """At the start the log says that they are fetched; the node that pulls one then has it."""
+    listed = tmp_path / "images.txt"
+    listed.write_text("docker.io/org/app:1\n")
+    agent = {"User-Agent": "containerd/v2.1.9"}
+    server = _serve(tmp_path, hub, "--until-pulled", str(listed), "--nodes", "1")
+    async with aiohttp.ClientSession(headers=agent) as session:
+        async with session.head(server.url + MANIFEST) as answer:
+            digest = answer.headers["Docker-Content-Digest"]
+        image = server.url + MANIFEST.removesuffix("1") + digest
+        async with session.get(image) as answer:
+            blobs = json.loads(await answer.read())
+        for blob in (blobs["config"], *blobs["layers"]):
+            url = server.url + BLOB.replace(digest_of(LAYER), blob["digest"])
+            async with session.get(url) as answer:
+                assert digest_of(await answer.read()) == blob["digest"]
+    assert await asyncio.to_thread(server.popen.wait, 60) == 0
+    (line,) = [one for one in server.output().splitlines() if "docker.io/org/app:1;" in one]
+    assert "INFO" in line and "fetched when it is pulled" in line
+    report = json.loads((tmp_path / "state/report.json").read_text())
+    assert report["reason"] == "covered"
+    assert [*report["coverage"]["matrix"]["docker.io/org/app:1"].values()] == ["served"]
