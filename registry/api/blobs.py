@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from aiohttp.web_response import StreamResponse
 
 from mayfly.registry.api.context import COMMON_HEADERS, Context, answer
@@ -17,13 +19,14 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     assert request.digest is not None
     digest = str(request.digest)
     headers = COMMON_HEADERS | {"Content-Type": OCTET_STREAM, "Docker-Content-Digest": digest}
+    bring = partial(context.mirror.bring_blob, request.repository, request.digest, http.is_gone)
     if request.method == "HEAD":
-        await context.mirror.bring_blob(request.repository, request.digest, head=True)
+        await bring(head=True)
         content = await in_thread(context.store.touch, request.repository, request.digest)
         return await context.content.send_head(http, content, headers)
     await context.observer.prepare(context.peer, request.repository)
     with context.observer.sending(context.peer, request.repository, digest) as sending:
-        await context.mirror.bring_blob(request.repository, request.digest, head=False)
+        await bring(head=False)
         content = context.store.blob(request.repository, request.digest)
         return await context.content.send(http, content, headers, sending)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from aiohttp.web_response import Response
@@ -58,23 +59,33 @@ class Mirror(Protocol):
     Handlers call it before they ask the store, which then knows what the upstream has.
     """
 
-    async def bring_manifest(self, repository: str, reference: Digest | str) -> None:
+    async def bring_manifest(
+        self, repository: str, reference: Digest | str, is_gone: Callable[[], bool]
+    ) -> None:
         """Have the store know a manifest, by digest or tag.
+
+        Args:
+            is_gone: whether the client has left, so that nothing is waited for.
 
         Raises:
             ManifestUnknown: neither has it.
             UpstreamUnavailable: it cannot be had now.
+            ConnectionError: the client is gone.
         """
 
-    async def bring_blob(self, repository: str, digest: Digest, *, head: bool) -> None:
+    async def bring_blob(
+        self, repository: str, digest: Digest, is_gone: Callable[[], bool], *, head: bool
+    ) -> None:
         """Have the store serve a blob, or know its size.
 
         Args:
+            is_gone: see `bring_manifest`.
             head: whether only the size is wanted.
 
         Raises:
             BlobUnknown: neither has it.
             UpstreamUnavailable: it cannot be had now.
+            ConnectionError: the client is gone.
         """
 
     async def make_room(self, size: int) -> None:
@@ -84,10 +95,14 @@ class Mirror(Protocol):
 class _NoMirror:
     """`Mirror` of a registry without upstreams."""
 
-    async def bring_manifest(self, repository: str, reference: Digest | str) -> None:
+    async def bring_manifest(
+        self, repository: str, reference: Digest | str, is_gone: Callable[[], bool]
+    ) -> None:
         """Do nothing."""
 
-    async def bring_blob(self, repository: str, digest: Digest, *, head: bool) -> None:
+    async def bring_blob(
+        self, repository: str, digest: Digest, is_gone: Callable[[], bool], *, head: bool
+    ) -> None:
         """Do nothing."""
 
     async def make_room(self, size: int) -> None:

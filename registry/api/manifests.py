@@ -31,7 +31,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     try:
         reference = request.digest or request.tag
         assert reference is not None
-        await context.mirror.bring_manifest(request.repository, reference)
+        await context.mirror.bring_manifest(request.repository, reference, http.is_gone)
         digest, content, cached = await _load(context, request)
     except (StorageError, UpstreamUnavailable):
         if request.digest is not None:

@@ -44,6 +44,10 @@ class HTTPRequest(BaseRequest):
         peer = self.get_extra_info("peername")
         return str(peer[0]) if peer else None
 
+    def is_gone(self) -> bool:
+        """Whether the client has left."""
+        return self.transport is None or self.transport.is_closing()
+
     @property
     def announced_length(self) -> int:
         """The body's length in bytes; 0 if none is announced."""

@@ -111,7 +111,7 @@ async def wait_for_proof(http: HTTPRequest, proof: asyncio.Future[None]) -> None
         ContentCorrupt, BundleChanged, Interrupted: see `storage.interface.Proof.establish`.
     """
     while not proof.done():
-        if http.transport is None or http.transport.is_closing():
+        if http.is_gone():
             raise ConnectionResetError("client is gone")
         await asyncio.wait([proof], timeout=_POLL_SECONDS)
     proof.result()

@@ -34,6 +34,10 @@ _BUFFER = 4 * 1024 * 1024
 """Bytes that may arrive while others are being written."""
 
 
+POLL_SECONDS = 1.0
+"""Between two checks whether a client that waits is still connected."""
+
+
 class Download:
     """A blob under way. For the event loop's thread, apart from `UnderWay.open`.
 
@@ -197,7 +201,11 @@ class OpenUnderWay:
         """
         end = offset + count
         while offset < end:
-            part = min(await self._download.available(offset), end) - offset
+            part = 0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    part = min(await self._download.available(offset), end) - offset
+            # Also without a byte, which finds out whether the client is gone.
             await sink.send_file(self._file, offset, part)
             offset += part
 

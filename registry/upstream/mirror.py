@@ -23,12 +23,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 from mayfly.registry import log
 from mayfly.registry.errors import UpstreamUnavailable
 from mayfly.registry.threads import in_thread
-from mayfly.registry.upstream.download import Announced, Download
+from mayfly.registry.upstream.download import POLL_SECONDS, Announced, Download
 from mayfly.registry.upstream.errors import (
     ContentWrong,
     FetchError,
@@ -93,6 +93,16 @@ _REMEMBERED_BYTES = 2 * 1024 * 1024
 
 _ANNOUNCED_BYTES, _ANNOUNCED_SECONDS = 256 * 1024, 60.0
 """For the sizes that clients asked for by HEAD."""
+
+
+IsGone = Callable[[], bool]
+"""Whether a client has left."""
+
+T = TypeVar("T")
+
+
+def _never() -> bool:
+    return False
 
 
 class _Key(NamedTuple):
@@ -190,24 +200,35 @@ class Mirror:
 
     # Manifests
 
-    async def bring_manifest(self, repository: str, reference: Digest | str) -> None:
+    async def bring_manifest(
+        self, repository: str, reference: Digest | str, is_gone: IsGone = _never
+    ) -> None:
         """Have the store know a manifest that the upstream has, by digest or tag.
+
+        Args:
+            is_gone: whether the client has left, so that nothing is waited for.
 
         Raises:
             ManifestUnknown: neither has it.
             UpstreamUnavailable: it cannot be had now.
+            ConnectionError: the client is gone.
         """
         origin = self._names.origin(repository)
         if origin is None:
             return
         host = self._hosts[origin.host]
         if isinstance(reference, Digest):
-            await self._bring_digest(host, origin, repository, reference)
+            await self._bring_digest(host, origin, repository, reference, is_gone)
         else:
-            await self._bring_tag(host, origin, repository, reference)
+            await self._bring_tag(host, origin, repository, reference, is_gone)
 
     async def _bring_digest(
-        self, host: UpstreamHost, origin: Origin, repository: str, digest: Digest
+        self,
+        host: UpstreamHost,
+        origin: Origin,
+        repository: str,
+        digest: Digest,
+        is_gone: IsGone,
     ) -> None:
         if self._has_manifest(repository, digest):
             host.hits += 1
@@ -215,17 +236,17 @@ class Mirror:
             return
         host.misses += 1
         fetch = partial(self._fetch_manifest, host, origin, repository, str(digest), None)
-        await self._look_up(host, _Key("manifest", repository, str(digest)), fetch)
+        await self._look_up(host, _Key("manifest", repository, str(digest)), fetch, is_gone)
 
     async def _bring_tag(
-        self, host: UpstreamHost, origin: Origin, repository: str, tag: str
+        self, host: UpstreamHost, origin: Origin, repository: str, tag: str, is_gone: IsGone
     ) -> None:
         known = self._tagged(repository, tag)
         key = _Key("manifest", repository, tag)
         if known is None:
             host.misses += 1
             fetch = partial(self._fetch_manifest, host, origin, repository, tag, tag)
-            await self._look_up(host, key, fetch)
+            await self._look_up(host, key, fetch, is_gone)
             return
         checked = self._upper.cached.last_checked(repository, tag)
         if checked is None:
@@ -237,7 +258,7 @@ class Mirror:
             return
         compare = partial(self._compare_tag, host, origin, repository, tag, known)
         try:
-            await self._look_up(host, key, compare, has_stale=True)
+            await self._look_up(host, key, compare, is_gone, has_stale=True)
         except UpstreamUnavailable:
             host.stale += 1
         else:
@@ -287,16 +308,20 @@ class Mirror:
 
     # Blobs
 
-    async def bring_blob(self, repository: str, digest: Digest, *, head: bool) -> None:
+    async def bring_blob(
+        self, repository: str, digest: Digest, is_gone: IsGone = _never, *, head: bool
+    ) -> None:
         """Have the store serve a blob that the upstream has.
 
         Args:
+            is_gone: see `bring_manifest`.
             head: whether only its size is wanted. Of a name that can be pushed to, the upstream is
                 not asked then: that is the question of a client that pushes.
 
         Raises:
             BlobUnknown: neither has it.
             UpstreamUnavailable: it cannot be had now.
+            ConnectionError: the client is gone.
         """
         origin = self._names.origin(repository)
         if origin is None:
@@ -312,16 +337,16 @@ class Mirror:
             host.misses += 1
             kind, make = ("size", self._announce) if head else ("blob", self._begin)
             look = partial(make, host, origin, repository, digest)
-            await self._look_up(host, _Key(kind, repository, str(digest)), look)
+            await self._look_up(host, _Key(kind, repository, str(digest)), look, is_gone)
             download = self._arriving.get((repository, digest))
         else:
             host.hits += 1
         if download is not None and not head:
+            begun = asyncio.ensure_future(download.begun())
             try:
-                async with asyncio.timeout(_PATIENCE_SECONDS):
-                    await download.begun()
-            except TimeoutError:
-                raise UpstreamUnavailable(host.name) from None
+                await _wait(host, begun, _PATIENCE_SECONDS, is_gone)
+            finally:
+                begun.cancel()
 
     def _has_blob(self, repository: str, digest: Digest) -> bool:
         with contextlib.suppress(StorageError):
@@ -445,6 +470,7 @@ class Mirror:
         host: UpstreamHost,
         key: _Key,
         look: Callable[[], Coroutine[None, None, None]],
+        is_gone: IsGone,
         *,
         has_stale: bool = False,
     ) -> None:
@@ -465,12 +491,7 @@ class Mirror:
             self._lookups[key] = task
             task.add_done_callback(lambda _: self._lookups.pop(key))
         patience = _STALE_SECONDS if has_stale else _PATIENCE_SECONDS
-        await asyncio.wait([task], timeout=patience)
-        if not task.done():
-            raise UpstreamUnavailable(host.name)
-        if task.cancelled():
-            raise Interrupted("the server is stopping")
-        if failure := task.result():
+        if failure := await _wait(host, task, patience, is_gone):
             raise _error(failure, host, key, has_stale)
 
     async def _run(
@@ -510,6 +531,28 @@ class Mirror:
             return None
         self._failures.put(key, failure)
         return failure
+
+
+async def _wait(
+    host: UpstreamHost, shared: asyncio.Future[T], seconds: float, is_gone: IsGone
+) -> T:
+    """Wait for what others may wait for too, and return its result.
+
+    Raises:
+        UpstreamUnavailable: it takes longer than some seconds.
+        ConnectionError: the client is gone.
+    """
+    end = time.monotonic() + seconds
+    while not shared.done():
+        left = end - time.monotonic()
+        if left <= 0:
+            raise UpstreamUnavailable(host.name)
+        if is_gone():
+            raise ConnectionResetError("client is gone")
+        await asyncio.wait([shared], timeout=min(left, POLL_SECONDS))
+    if shared.cancelled():
+        raise Interrupted("the server is stopping")
+    return shared.result()
 
 
 def _rests(host: UpstreamHost, limit: float) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -661,3 +662,48 @@ async def test_a_dead_upstream_is_left_alone(make: Make) -> None:
     for number in range(50):
         assert (await world.get(f"{APP}/manifests/more{number}"))[0] == 502
     assert world.hub.asked.total() == asked
+
+
+async def test_clients_that_leave_a_stalled_upstream_hold_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither their handlers nor descriptors stay, whatever they waited for."""
+    monkeypatch.setattr("mayfly.registry.upstream.mirror.POLL_SECONDS", 0.1)
+    monkeypatch.setattr("mayfly.registry.upstream.download.POLL_SECONDS", 0.1)
+    world = await make()
+    world.hub.push("org/app", "1", LAYER)
+    world.hub.gate = asyncio.Event()
+    small = b"small" * 100
+    world.hub.push("org/app", "2", small)
+    ever = asyncio.Event()
+
+    async def hang(request: web.Request) -> web.StreamResponse | None:
+        if request.path.endswith("/manifests/none"):
+            await ever.wait()
+        return None
+
+    world.hub.first = hang
+    first = asyncio.create_task(world.get(f"{APP}/blobs/{digest_of(LAYER)}"))
+    await _wait_for(lambda: world.hub.sent > 0)
+    before, files_before = len(asyncio.all_tasks()), _descriptors()
+    paths = (
+        f"{APP}/blobs/{digest_of(LAYER)}",
+        f"{APP}/blobs/{digest_of(small)}",
+        f"{APP}/manifests/none",
+    )
+    for path in paths:
+        leaving = [asyncio.create_task(world.get(path)) for _ in range(20)]
+        await asyncio.sleep(0.2)
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+    # One lookup and one download stay, with what they need here and in the fake upstream.
+    await _wait_for(lambda: len(asyncio.all_tasks()) <= before + 12)
+    await _wait_for(lambda: _descriptors() <= files_before + 12)
+    ever.set()
+    world.hub.gate.set()
+    assert await first == (200, LAYER)
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
