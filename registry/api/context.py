@@ -73,6 +73,18 @@ class Mirror(Protocol):
             ConnectionError: the client is gone.
         """
 
+    async def bring_referrers(
+        self, repository: str, subject: Digest, is_gone: Callable[[], bool]
+    ) -> None:
+        """Have the store know what refers to a manifest, as far as that can be had now.
+
+        Args:
+            is_gone: see `bring_manifest`.
+
+        Raises:
+            ConnectionError: the client is gone.
+        """
+
     async def bring_blob(
         self, repository: str, digest: Digest, is_gone: Callable[[], bool], *, head: bool
     ) -> None:
@@ -97,6 +109,11 @@ class _NoMirror:
 
     async def bring_manifest(
         self, repository: str, reference: Digest | str, is_gone: Callable[[], bool]
+    ) -> None:
+        """Do nothing."""
+
+    async def bring_referrers(
+        self, repository: str, subject: Digest, is_gone: Callable[[], bool]
     ) -> None:
         """Do nothing."""
 

@@ -38,6 +38,7 @@ from weakref import WeakValueDictionary
 
 import aiohttp
 
+from mayfly.registry.threads import in_thread
 from mayfly.registry.upstream.credentials import Credentials, CredentialStore
 from mayfly.registry.upstream.errors import ContentWrong, LoginRefused, NotThere, UpstreamError
 from mayfly.storage import digest as digests
@@ -318,7 +319,7 @@ class Registry:
                 link = _NEXT.search(response.headers.get("Link", ""))
                 here = str(response.url)
             try:
-                page = json.loads(body)
+                page = await in_thread(json.loads, body)
             except (ValueError, RecursionError):
                 page = None
             if not isinstance(page, dict):

@@ -1,6 +1,6 @@
 """Pull-through: what the store lacks is fetched from the upstream of its name, once, and kept.
 
-    request ──guard──► bring_manifest, bring_blob ──► the store answers as ever
+    request ──guard──► bring_manifest, bring_blob … ──► the store answers as ever
                             │ here, and a tag checked within the TTL: at once
                             │ else one lookup for all who ask ──► stored, marked as cached
                             └ a blob: its download begins, and is sent while it arrives
@@ -95,6 +95,9 @@ _ANNOUNCED_BYTES, _ANNOUNCED_SECONDS = 256 * 1024, 60.0
 """For the sizes that clients asked for by HEAD."""
 
 
+_MOST_REFERRERS = 100
+"""Of one manifest that are fetched."""
+
 IsGone = Callable[[], bool]
 """Whether a client has left."""
 
@@ -106,7 +109,7 @@ def _never() -> bool:
 
 
 class _Key(NamedTuple):
-    """Content that is looked up: a manifest by tag or digest, a blob, or a blob's size."""
+    """Content that is looked up: a manifest by tag or digest, referrers, a blob, or its size."""
 
     kind: str
     repository: str
@@ -162,6 +165,10 @@ class Mirror:
         self._announced: SizedCache[tuple[str, Digest], tuple[int, float]] = SizedCache(
             _ANNOUNCED_BYTES, lambda _: 300
         )
+        self._referred: SizedCache[tuple[str, Digest], float] = SizedCache(
+            _ANNOUNCED_BYTES, lambda _: 300
+        )
+        """Repository and subject → until when the upstream is not asked for referrers again."""
         self._parsing = asyncio.Semaphore(1)
         self._downloads: dict[tuple[str, Digest], Download] = {}
         """By host and digest."""
@@ -305,6 +312,40 @@ class Mirror:
                 await self._fetch_manifest(host, origin, repository, str(now), tag)
                 return
         await self._fetch_manifest(host, origin, repository, tag, tag)
+
+    async def bring_referrers(
+        self, repository: str, subject: Digest, is_gone: IsGone = _never
+    ) -> None:
+        """Have the store know what refers to a manifest upstream, as far as that can be had now.
+
+        Args:
+            is_gone: see `bring_manifest`.
+
+        Raises:
+            ConnectionError: the client is gone.
+        """
+        origin = self._names.origin(repository)
+        if origin is None:
+            return
+        host = self._hosts[origin.host]
+        if time.monotonic() < (self._referred.get((repository, subject)) or 0.0):
+            host.hits += 1
+            return
+        fetch = partial(self._fetch_referrers, host, origin, repository, subject)
+        key = _Key("referrers", repository, str(subject))
+        # An error would tell clients less than the referrers that are here.
+        with contextlib.suppress(UpstreamUnavailable, StorageError):
+            host.misses += 1
+            await self._look_up(host, key, fetch, is_gone, has_stale=True)
+
+    async def _fetch_referrers(
+        self, host: UpstreamHost, origin: Origin, repository: str, subject: Digest
+    ) -> None:
+        found = await host.registry.referrers(origin.repository, subject)
+        for digest in (found or ())[:_MOST_REFERRERS]:
+            if not self._has_manifest(repository, digest):
+                await self._fetch_manifest(host, origin, repository, str(digest), None)
+        self._referred.put((repository, subject), time.monotonic() + self._ttl)
 
     # Blobs
 
@@ -564,9 +605,8 @@ def _error(failure: _Failure, host: UpstreamHost, key: _Key, has_stale: bool) ->
     # A login that is refused now was accepted when the tag was cached.
     if not failure.absent or (failure.refused and has_stale):
         return UpstreamUnavailable(host.name)
-    if key.kind == "manifest":
-        return manifest_unknown(key.reference)
-    return blob_unknown(key.reference)
+    is_blob = key.kind in ("blob", "size")
+    return blob_unknown(key.reference) if is_blob else manifest_unknown(key.reference)
 
 
 def _text(error: Exception) -> str:

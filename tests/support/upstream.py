@@ -26,6 +26,7 @@ class FakeUpstream:
         url: of the server.
         manifests: repository and tag or digest → body.
         blobs: repository and digest → bytes.
+        referrers: repository and digest → descriptors.
         asked: method and path → number of requests.
         headers: of each request, in order.
         first: answers before the registry does, unless it returns None.
@@ -36,6 +37,7 @@ class FakeUpstream:
     url: str = ""
     manifests: dict[tuple[str, str], bytes] = field(default_factory=dict)
     blobs: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    referrers: dict[tuple[str, str], list[dict[str, object]]] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
     headers: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     first: Handler | None = None
@@ -77,6 +79,9 @@ class FakeUpstream:
                 content_type="application/vnd.oci.image.manifest.v1+json",
                 headers={"Docker-Content-Digest": digest_of(body)},
             )
+        repository, _, rest = request.path.removeprefix("/v2/").rpartition("/referrers/")
+        if repository:
+            return web.json_response({"manifests": self.referrers.get((repository, rest), [])})
         repository, _, rest = request.path.removeprefix("/v2/").rpartition("/blobs/")
         blob = self.blobs.get((repository, rest))
         if blob is None:

@@ -27,11 +27,11 @@ from mayfly.registry.upstream.store import MirrorStore
 from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import StorageFull
-from mayfly.storage.manifest import parse
+from mayfly.storage.manifest import OCI_MANIFEST, parse
 from mayfly.storage.upkeep.verify import verify
 from tests.support.fixtures import quick_sync as quick_sync
 from tests.support.fixtures import root as root
-from tests.support.images import digest_of, files, index_body, read
+from tests.support.images import descriptor, digest_of, files, image_body, index_body, read
 from tests.support.pushing import push_blob, push_image, push_manifest, refused
 from tests.support.registry import Client, Registry
 from tests.support.registry import store as store
@@ -707,3 +707,40 @@ async def test_clients_that_leave_a_stalled_upstream_hold_nothing(
 
 def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+async def test_referrers_come_along(make: Make) -> None:
+    """A signature that only the referrers API tells of; once for all, and again after the TTL."""
+    world = await make(ttl=0.5)
+    image = world.hub.push("org/app", "1", LAYER)
+    subject = descriptor(world.hub.manifests["org/app", "1"], OCI_MANIFEST)
+    signature = image_body(b"{}", [b"signature"], subject=subject, artifactType="test/signature")
+    digest = digest_of(signature)
+    world.hub.manifests["org/app", digest] = signature
+    world.hub.blobs["org/app", digest_of(b"signature")] = b"signature"
+    world.hub.referrers["org/app", image] = [descriptor(signature, OCI_MANIFEST)]
+    path = f"{APP}/referrers/{image}"
+
+    async def referrers() -> list[str]:
+        status, body = await world.get(path)
+        assert status == 200
+        return [one["digest"] for one in json.loads(body)["manifests"]]
+
+    assert await asyncio.gather(*(referrers() for _ in range(5))) == [[digest]] * 5
+    assert world.hub.count("GET", f"/referrers/{image}") == 1
+    assert await world.get(f"{APP}/manifests/{digest}") == (200, signature)
+    assert await world.get(f"{APP}/blobs/{digest_of(b'signature')}") == (200, b"signature")
+    await asyncio.sleep(0.6)
+
+    async def down(request: web.Request) -> web.StreamResponse | None:
+        return web.Response(status=500)
+
+    world.hub.first = down
+    assert await referrers() == [digest]
+    assert world.hub.count("GET", f"/referrers/{image}") > 1
+    # Of what nobody refers to, and of names without an upstream.
+    world.hub.first = None
+    assert await world.get(f"quay.io/org/app/referrers/{image}") == (
+        200,
+        (await world.get(f"own/app/referrers/{image}"))[1],
+    )
