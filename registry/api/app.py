@@ -32,6 +32,7 @@ from mayfly.registry.api.manifest_cache import ManifestCache
 from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request
 from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.receive import Receiver
 from mayfly.registry.http.send import ContentSender
 from mayfly.storage.bundle.errors import NameAmbiguous
 from mayfly.storage.errors import DoesNotFit, NameInvalid, StorageFull, of_disk
@@ -67,6 +68,7 @@ class App:
         self._guard = guard
         self._hooks = hooks
         self._content = content
+        self._receiver = Receiver()
         self._names = names
         self._prefix = prefix
         self._put_event = put_event
@@ -122,6 +124,7 @@ class App:
             self._manifests,
             self._guard,
             self._content,
+            self._receiver,
             self._names,
             observer,
             caller,

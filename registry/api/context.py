@@ -13,6 +13,7 @@ from mayfly.registry.activity import Activity
 from mayfly.registry.api.manifest_cache import ManifestCache
 from mayfly.registry.coverage.observer import Observer, Peer
 from mayfly.registry.coverage.pulls import Step
+from mayfly.registry.http.receive import Receiver
 from mayfly.registry.http.send import ContentSender
 from mayfly.storage.digest import Digest
 from mayfly.storage.interface import Store
@@ -153,6 +154,7 @@ class Context(NamedTuple):
     Attributes:
         mirror: fetches what the store lacks.
         content: sends blobs and large manifests.
+        receiver: takes the bodies of uploads.
         names: maps names in requests to repositories.
         caller: the authenticated caller, with the policy.
         peer: the caller as coverage and the report identify it.
@@ -163,6 +165,7 @@ class Context(NamedTuple):
     manifests: ManifestCache
     guard: Guard
     content: ContentSender
+    receiver: Receiver
     names: NameResolver
     observer: Observer
     caller: Caller

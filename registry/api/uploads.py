@@ -15,7 +15,6 @@ from mayfly.registry.api.errors import ParameterInvalid, upload_range
 from mayfly.registry.api.request import Handler, Request
 from mayfly.registry.api.visible import visible
 from mayfly.registry.http.body import HTTPRequest
-from mayfly.registry.http.receive import receive
 from mayfly.registry.threads import in_thread, in_turn
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import CANONICAL, Digest
@@ -127,7 +126,7 @@ async def _monolithic(
     async with _cancel_on_disk_error(upload):
         try:
             await _check_room(context, http.announced_length)
-            await receive(context.observer.activity, http, upload, 0)
+            await context.receiver.receive(context.observer.activity, http, upload, 0)
             await in_thread(upload.commit, digest)
         except BaseException:
             # The client does not know the session, so nobody could resume it.
@@ -207,7 +206,7 @@ async def _append(context: Context, http: HTTPRequest, upload: Upload) -> int:
     offset = upload.offset
     header = http.headers.get("Content-Range")
     if header is None:
-        return await receive(context.observer.activity, http, upload, offset)
+        return await context.receiver.receive(context.observer.activity, http, upload, offset)
     found = _CONTENT_RANGE.fullmatch(header.strip())
     if found is None:
         raise ParameterInvalid(f"Content-Range {header[:60]!r} is not <first>-<last>")
@@ -218,7 +217,7 @@ async def _append(context: Context, http: HTTPRequest, upload: Upload) -> int:
     if announced is not None and announced != last - first + 1:
         long = counted(announced, "byte")
         raise SizeInvalid(f"Content-Range {header[:60]!r} is not {long} long")
-    end = await receive(context.observer.activity, http, upload, first)
+    end = await context.receiver.receive(context.observer.activity, http, upload, first)
     if end != last + 1:
         long = counted(end - first, "byte")
         raise SizeInvalid(f"Content-Range {header[:60]!r} was {long} long")

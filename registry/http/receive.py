@@ -19,57 +19,63 @@ _MIN_BATCH = 64 * 1024
 _TOTAL_MEMORY = 32 * 1024 * 1024
 """Bytes that all buffers together may hold before batches shrink."""
 
-_active = 0
 
+class Receiver:
+    """Receives bodies into upload sessions; one for a server.
 
-async def receive(activity: Activity, http: HTTPRequest, upload: Upload, at: int) -> int:
-    """Append the whole body to an upload, and return the upload's new offset.
-
-    Content that arrived before a failure stays in the session: the client can resume from there.
-
-    Args:
-        activity: counts the bytes as they arrive.
-        at: the upload's offset, in bytes.
-
-    Raises:
-        BodyIncomplete: the body ended before its announced end.
-        UploadOffset, UploadUnknown, StorageFull: see `storage.interface.Upload.write`.
+    Attributes:
+        active: uploads that are being received.
     """
-    global _active
-    if http.body is None:
-        return at
-    _active += 1
-    try:
-        return await _receive(activity, http.body, upload, at)
-    finally:
-        _active -= 1
 
+    def __init__(self) -> None:
+        self.active = 0
 
-async def _receive(activity: Activity, body: Body, upload: Upload, at: int) -> int:
-    writing: asyncio.Future[None] | None = None
-    try:
-        size = min(_batch_size(), body.length or _MAX_BATCH)
-        filling, written = allocate(size), allocate(size)
-        while count := await body.read_into(filling):
-            activity.bytes_in += count
+    async def receive(self, activity: Activity, http: HTTPRequest, upload: Upload, at: int) -> int:
+        """Append the whole body to an upload, and return the upload's new offset.
+
+        Content that arrived before a failure stays in the session: the client can resume from
+        there.
+
+        Args:
+            activity: counts the bytes as they arrive.
+            at: the upload's offset, in bytes.
+
+        Raises:
+            BodyIncomplete: the body ended before its announced end.
+            UploadOffset, UploadUnknown, StorageFull: see `storage.interface.Upload.write`.
+        """
+        if http.body is None:
+            return at
+        self.active += 1
+        try:
+            return await self._receive(activity, http.body, upload, at)
+        finally:
+            self.active -= 1
+
+    async def _receive(self, activity: Activity, body: Body, upload: Upload, at: int) -> int:
+        writing: asyncio.Future[None] | None = None
+        try:
+            size = min(self._batch_size(), body.length or _MAX_BATCH)
+            filling, written = allocate(size), allocate(size)
+            while count := await body.read_into(filling):
+                activity.bytes_in += count
+                if writing is not None:
+                    await uncancelled(writing)  # where the reader is cancelled it goes on
+                writing = in_thread(upload.write, [filling[:count]], at)
+                at += count
+                filling, written = written, filling
+                if len(filling) > (size := self._batch_size()):
+                    filling = allocate(size)  # more uploads run than when this one began
             if writing is not None:
-                await uncancelled(writing)  # where the reader is cancelled it goes on
-            writing = in_thread(upload.write, [filling[:count]], at)
-            at += count
-            filling, written = written, filling
-            if len(filling) > _batch_size():
-                filling = allocate(_batch_size())  # more uploads run than when this one began
-        if writing is not None:
-            await uncancelled(writing)
-        return at
-    finally:
-        if writing is not None:
-            # Also where the body was cut: what arrived counts, and no write may land later.
-            await asyncio.wait([writing])
-            writing.exception()  # marks it as retrieved, where another error is raised
-            # Its exception has this frame in the traceback: a cycle with both buffers otherwise.
-            writing = None
+                await uncancelled(writing)
+            return at
+        finally:
+            if writing is not None:
+                # Also where the body was cut: what arrived counts, and no write may land later.
+                await asyncio.wait([writing])
+                writing.exception()  # marks it as retrieved, where another error is raised
+                # Its exception has this frame in the traceback: a cycle with the buffers otherwise.
+                writing = None
 
-
-def _batch_size() -> int:
-    return max(_MIN_BATCH, min(_MAX_BATCH, _TOTAL_MEMORY // 2 // max(_active, 1)))
+    def _batch_size(self) -> int:
+        return max(_MIN_BATCH, min(_MAX_BATCH, _TOTAL_MEMORY // 2 // max(self.active, 1)))

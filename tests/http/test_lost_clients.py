@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from mayfly.registry.activity import Activity
-from mayfly.registry.http import receive
 from mayfly.registry.http.body import Body
 from mayfly.registry.http.errors import BodyIncomplete
 from mayfly.registry.http.receipts import Receipts
+from mayfly.registry.http.receive import Receiver
 
 
 class _Upload:
@@ -39,7 +39,7 @@ async def test_gone_before_the_body_is_read(received: bytes) -> None:
     """The body is incomplete; what came of it is kept, for the client to go on from."""
     upload: Any = _Upload()
     with pytest.raises(BodyIncomplete):
-        await receive.receive(Activity(lambda: 0.0), _request(received), upload, 0)
+        await Receiver().receive(Activity(lambda: 0.0), _request(received), upload, 0)
     assert upload.data == received
     with pytest.raises(BodyIncomplete):
         await _request(received).body.read(100)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.registry.http import receive as module
-from mayfly.registry.http.receive import receive
+from mayfly.registry.http.receive import Receiver
 from tests.http.test_body import Greedy, body_of
 from tests.support.wire import TIMEOUT
 
@@ -32,20 +31,21 @@ class Upload:
         self.written.append(sum(map(len, pieces)))
 
 
-def _start(length: int, upload: Upload) -> asyncio.Task[int]:
+def _start(length: int, upload: Upload, receiver: Receiver) -> asyncio.Task[int]:
     body, _ = body_of(Greedy([b"x" * length]), length)
     activity: Any = SimpleNamespace(bytes_in=0)
     http: Any = SimpleNamespace(body=body)
     made: Any = upload
-    return asyncio.create_task(receive(activity, http, made, 0))
+    return asyncio.create_task(receiver.receive(activity, http, made, 0))
 
 
-async def test_batches_shrink_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_batches_shrink_under_way() -> None:
     """An upload that began alone holds less as soon as many run."""
     upload = Upload()
-    running = _start(6 * MIB, upload)
+    receiver = Receiver()
+    running = _start(6 * MIB, upload, receiver)
     await asyncio.to_thread(upload.begun.wait, TIMEOUT)
-    monkeypatch.setattr(module, "_active", 64)
+    receiver.active = 64
     upload.gate.set()
     assert await running == 6 * MIB
     assert set(upload.written[:2]) == {MIB}
@@ -55,7 +55,7 @@ async def test_batches_shrink_under_way(monkeypatch: pytest.MonkeyPatch) -> None
 async def test_a_cancelled_reader_leaves_no_write_behind() -> None:
     """A request that is cut off in the middle ends when its last write has."""
     upload = Upload()
-    running = _start(3 * MIB, upload)
+    running = _start(3 * MIB, upload, Receiver())
     await asyncio.to_thread(upload.begun.wait, TIMEOUT)
     for _ in range(10):
         await asyncio.sleep(0)
