@@ -93,6 +93,7 @@ def read_lists(texts: Sequence[str], json: bool) -> tuple[list[Wanted], dict[str
     credentials: dict[str, Credentials] = {}
     for text in texts:
         if text != "-" and not Path(text).is_file():
+            _check_no_url(text)
             wanted.append(lists.read_reference(text))
             continue
         found = read_list(text, json)
@@ -102,6 +103,18 @@ def read_lists(texts: Sequence[str], json: bool) -> tuple[list[Wanted], dict[str
         wanted += found.wanted
         credentials |= logins_of(found)
     return wanted, credentials
+
+
+def _check_no_url(text: str) -> None:
+    """See that an image is named without a scheme; a login in it is not repeated.
+
+    Raises:
+        ConfigError: it is a URL.
+    """
+    scheme, mark, rest = text.partition("://")
+    if mark and scheme != "docker":
+        name = rest.rpartition("@")[2] if "@" in rest.partition("/")[0] else rest
+        raise ConfigError(f"{name[:300]}: name images without {scheme[:20]}://, as HOST/NAME:TAG")
 
 
 def read_list(text: str, json: bool) -> ImageList:
