@@ -20,6 +20,7 @@ def test_every_threat_is_there() -> None:
     assert list(THREATS) == [
         "A hostile client on the network",
         "A stolen node credential",
+        "The script of a node",
         "A leaked token",
         "A hostile user with push rights",
         "A malicious bundle",
