@@ -53,6 +53,7 @@ from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state import runs
 from mayfly.registry.state.directory import StateDir
 from mayfly.registry.state.runs import Run
+from mayfly.registry.state.scripts import Scripts
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.files import Attributes, replace_file
@@ -509,6 +510,7 @@ def _connections(
         origins.prefix,
         stores.mirror,
         put_event=put_event,
+        scripts=Scripts(settings.state_dir),
     )
     tls = security.tls.context if security.tls is not None else None
     server = HTTPServer(app, origins, malformed_request)

@@ -34,6 +34,7 @@ from mayfly.registry.api.request import Request
 from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.receive import Receiver
 from mayfly.registry.http.send import ContentSender
+from mayfly.registry.state.scripts import Scripts
 from mayfly.storage.bundle.errors import NameAmbiguous
 from mayfly.storage.errors import DoesNotFit, NameInvalid, StorageFull, of_disk
 from mayfly.storage.interface import Store
@@ -61,7 +62,9 @@ class App:
         prefix: str = "",
         mirror: Mirror = NO_MIRROR,
         put_event: Callable[[Event], None] | None = None,
+        scripts: Scripts | None = None,
     ) -> None:
+        self._scripts = scripts
         self._store = store
         self._mirror = mirror
         self._manifests = ManifestCache()
@@ -127,6 +130,7 @@ class App:
             self._receiver,
             self._names,
             observer,
+            self._scripts,
             caller,
             peer,
         )

@@ -15,6 +15,7 @@ from mayfly.registry.coverage.observer import Observer, Peer
 from mayfly.registry.coverage.pulls import Step
 from mayfly.registry.http.receive import Receiver
 from mayfly.registry.http.send import ContentSender
+from mayfly.registry.state.scripts import Scripts
 from mayfly.storage.digest import Digest
 from mayfly.storage.interface import Store
 
@@ -156,6 +157,7 @@ class Context(NamedTuple):
         content: sends blobs and large manifests.
         receiver: takes the bodies of uploads.
         names: maps names in requests to repositories.
+        scripts: of nodes, each for one download; None without a state directory.
         caller: the authenticated caller, with the policy.
         peer: the caller as coverage and the report identify it.
     """
@@ -168,6 +170,7 @@ class Context(NamedTuple):
     receiver: Receiver
     names: NameResolver
     observer: Observer
+    scripts: Scripts | None
     caller: Caller
     peer: Peer
 

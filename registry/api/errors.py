@@ -57,11 +57,16 @@ class NonceInvalid(RequestError):
     """A proof whose nonce is another node's, spent or too old: recorded, replayed or late."""
 
 
+class ScriptUnknown(RequestError):
+    """A token of a node's script that is spent, too old, or was never issued."""
+
+
 TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     EndpointUnknown: (HTTPStatus.NOT_FOUND, "UNSUPPORTED"),
     MethodUnsupported: (HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"),
     ParameterInvalid: (HTTPStatus.BAD_REQUEST, "UNSUPPORTED"),
     PaginationInvalid: (HTTPStatus.BAD_REQUEST, "PAGINATION_NUMBER_INVALID"),
+    ScriptUnknown: (HTTPStatus.NOT_FOUND, "UNSUPPORTED"),
     NonceInvalid: (HTTPStatus.CONFLICT, "DENIED"),
     RangeInvalid: (HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
     BodyIncomplete: (HTTPStatus.BAD_REQUEST, "SIZE_INVALID"),

@@ -1,17 +1,40 @@
-"""Handlers of ``/mayfly/v1/nodes/<name>/``: a node asks for a nonce, and proves what it has."""
+"""Handlers of ``/mayfly/v1/``: a node downloads its script, asks for a nonce, and proves."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 from aiohttp.web_response import StreamResponse
 
-from mayfly.registry.api.context import JSON, Context, answer
-from mayfly.registry.api.errors import NonceInvalid, ParameterInvalid
+from mayfly.registry.api.context import COMMON_HEADERS, JSON, Context, answer
+from mayfly.registry.api.errors import NonceInvalid, ParameterInvalid, ScriptUnknown
 from mayfly.registry.api.request import Request
 from mayfly.registry.coverage.proofs import MAX_BODY, NONCE_SECONDS, ProofInvalid, parse_proof
 from mayfly.registry.http.body import HTTPRequest
-from mayfly.registry.threads import in_turn
+from mayfly.registry.threads import in_thread, in_turn
+
+
+async def script(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    """GET: send the script of a token, once."""
+    scripts, token = context.scripts, request.token
+    text = None if scripts is None else await in_turn(context.client, scripts.claim, token)
+    if scripts is None or text is None:
+        raise ScriptUnknown(
+            "no script for this token: it was downloaded already, or is older than ten minutes"
+        )
+    headers = COMMON_HEADERS | {"Cache-Control": "no-store", "Content-Type": "text/x-shellscript"}
+    response = StreamResponse(headers=headers)
+    response.content_length = len(text)
+    try:
+        await response.prepare(http)
+        await response.write(text)
+        await response.write_eof()
+    except BaseException:
+        await asyncio.shield(in_thread(scripts.give_back, token))
+        raise
+    await asyncio.shield(in_thread(scripts.spend, token))
+    return response
 
 
 async def nonce(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:

@@ -15,6 +15,7 @@ from mayfly.auth.identity import check_node
 from mayfly.registry.api.errors import EndpointUnknown, MethodUnsupported
 from mayfly.registry.api.request import Request, Route, read_form
 from mayfly.registry.api.routes import ROUTES
+from mayfly.registry.state.scripts import is_token
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import NameInvalid
@@ -25,6 +26,7 @@ MAX_PATH_LENGTH = 2048
 _NAMED = "/v2/{name}/"
 _NODES = "/mayfly/v1/nodes/"
 _OF_NODE = _NODES + "{node}/"
+_SCRIPTS = "/mayfly/v1/scripts/"
 _NO_QUERY: dict[str, list[str]] = {}
 
 Methods = dict[str, Route]
@@ -61,6 +63,7 @@ class Paths:
         """By the parts between the repository and a variable, and that variable."""
         self.of_node: dict[str, Methods] = {}
         """By the word after the node's name."""
+        self.of_script: Methods = {}
         for route in routes:
             for path in dict.fromkeys((route.path, route.path.rstrip("/") or "/")):
                 known = self._methods_of(path)
@@ -73,6 +76,8 @@ class Paths:
     def _methods_of(self, path: str) -> Methods:
         if path.startswith(_OF_NODE):
             return self.of_node.setdefault(path.removeprefix(_OF_NODE), {})
+        if path.startswith(_SCRIPTS):
+            return self.of_script
         if not path.startswith(_NAMED):
             return self.fixed.setdefault(path, {})
         words = tuple(path.removeprefix(_NAMED).split("/"))
@@ -129,6 +134,8 @@ def parse(method: str, path: str, query: str) -> Request:
             raise EndpointUnknown("no such endpoint")
         route = _route(_PATHS.of_node[word], method)
         return Request(route, method, query=parameters, node=_checked_node(_decode(node)))
+    if path.startswith(_SCRIPTS) and is_token(token := path.removeprefix(_SCRIPTS)):
+        return Request(_route(_PATHS.of_script, method), method, query=parameters, token=token)
     parts = path.removeprefix("/v2/").split("/")
     if not path.startswith("/v2/") or len(parts) < _PATHS.fewest:
         raise EndpointUnknown("no such endpoint")

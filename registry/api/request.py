@@ -31,6 +31,7 @@ class Request:
         tag: of a manifest asked for by tag.
         upload_id: of an upload session, not yet known to exist.
         node: a valid node name, or "" where the route has none.
+        token: of a script, not yet known to exist.
         query: parameter → its values in order, percent-decoded.
     """
 
@@ -42,6 +43,7 @@ class Request:
     upload_id: str = ""
     query: dict[str, list[str]] = field(default_factory=dict)
     node: str = ""
+    token: str = field(default="", repr=False)
 
     def parameter(self, name: str) -> str | None:
         """Return the first value of a query parameter; None without one."""
@@ -79,8 +81,8 @@ class Route(NamedTuple):
     Attributes:
         endpoint: its name, in the audit and in docs/openapi.yaml.
         path: with ``{name}`` for the repository, and ``{reference}``, ``{digest}`` or ``{id}`` for
-            the last part; or with ``{node}`` for a node and one word after it. A slash at the end
-            is optional.
+            the last part; or with ``{node}`` for a node and one word after it; or with ``{token}``
+            at the end. A slash at the end is optional where the path names a repository.
         methods: of HTTP.
         handler: answers it.
         rule: the rights that it needs.

@@ -19,6 +19,7 @@ _UPLOADS = "/v2/{name}/blobs/uploads/"
 _UPLOAD = "/v2/{name}/blobs/uploads/{id}"
 _NONCE = "/mayfly/v1/nodes/{node}/nonce"
 _PROOF = "/mayfly/v1/nodes/{node}/proof"
+_SCRIPT = "/mayfly/v1/scripts/{token}"
 
 ROUTES: tuple[Route, ...] = (
     Route("root", "/", _READ, health.root, PUBLIC, Step.NEITHER, counts=False),
@@ -49,5 +50,7 @@ ROUTES: tuple[Route, ...] = (
     Route("upload", _UPLOAD, ("PUT",), uploads.finish, PUSH, Step.PUSH),
     Route("upload", _UPLOAD, ("DELETE",), uploads.cancel, PUSH, Step.NEITHER),
     Route("nonce", _NONCE, _GET, nodes.nonce, OWN_NODE, Step.NEITHER, listed_nodes_only=True),
+    # Its token is the right to it.
+    Route("script", _SCRIPT, _GET, nodes.script, PUBLIC, Step.NEITHER),
     Route("proof", _PROOF, ("POST",), nodes.prove, OWN_NODE, Step.NEITHER, listed_nodes_only=True),
 )  # fmt: skip

@@ -21,6 +21,7 @@ from mayfly.registry.settings.errors import ConfigError
 
 if TYPE_CHECKING:
     from mayfly.registry.nodes.runtimes import Runtime
+    from mayfly.registry.nodes.target import Target
 
 
 @click.group("node", cls=Group)
@@ -44,9 +45,15 @@ def command() -> None:
     metavar="LIST",
     help="Images for the node, one a line.  [default: --until-pulled of the Mayfly that runs here]",
 )
+@click.option(
+    "--url",
+    is_flag=True,
+    help="Print one line instead, to paste on the node: it downloads the script once, within ten "
+    "minutes, checks its SHA-256, and runs it.",
+)
 @click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
 @registry_options
-def script(runtime: str, images: Path | None, as_json: bool, **registry: Any) -> None:
+def script(runtime: str, images: Path | None, url: bool, as_json: bool, **registry: Any) -> None:
     """Print a shell script that makes one node ready and reports what it has.
 
     Run it with: mayfly node script --node NAME | ssh NAME sh. It holds the node's credential.
@@ -67,13 +74,35 @@ def script(runtime: str, images: Path | None, as_json: bool, **registry: Any) ->
         chosen: Runtime | None = next((one for one in RUNTIME_NAMES if one == runtime), None)
         target = dataclasses.replace(target, mirrors=tuple(mirrors))
         text = node_script(target, node, wanted, runtime=chosen)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if url:
+        text = _download_line(target, text, registry["state_dir"])
     if as_json:
-        digest = hashlib.sha256(text.encode()).hexdigest()
         names = [image.reference for image in wanted]
         print_json({"node": node, "images": names, "sha256": digest, "script": text})
         return
     # Many lines: `echo` would make one of them.
     click.echo(text, nl=False)
+
+
+def _download_line(target: Target, text: str, state_dir: Path) -> str:
+    """Have the Mayfly that runs here keep the script; the line that downloads and runs it.
+
+    Raises:
+        ConfigError: it cannot be kept, or the registry's certificate cannot be read.
+        NotRunning: none runs here.
+    """
+    from mayfly.registry.control.readiness import read_ready
+    from mayfly.registry.nodes.download import download_line, pin_of
+    from mayfly.registry.state.scripts import Scripts
+
+    read_ready(state_dir)
+    try:
+        pin = pin_of(target)
+        token = Scripts(state_dir).add(text.encode())
+    except OSError as error:
+        raise ConfigError(f"--url: {error}") from None
+    return download_line(target, token, text.encode(), pin)
 
 
 def _listed(images: Path | None, state_dir: Path) -> list[str]:

@@ -110,6 +110,7 @@ def test_only_what_knows_no_content_is_public() -> None:
         "live",
         "ready",
         "token",
+        "script",
     }
     without_needs = {
         e

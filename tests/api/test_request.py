@@ -53,6 +53,7 @@ PATHS: dict[str, tuple[str, dict[str, Any]]] = {
     "/mayfly/v1/nodes/worker-1/proof": ("proof", {"node": "worker-1"}),
     "/mayfly/v1/nodes/Worker%20One/proof": ("proof", {"node": "Worker One"}),
     "/mayfly/v1/nodes/fd00::1/proof": ("proof", {"node": "fd00::1"}),
+    f"/mayfly/v1/scripts/{'-' * 43}": ("script", {"token": "-" * 43}),
     "/mayfly/v1/nodes/proof/proof": ("proof", {"node": "proof"}),
     # Repositories called like the protocol's own words.
     "/v2/tags/list/tags/list": ("tags", {"repository": "tags/list"}),
@@ -93,7 +94,9 @@ def test_path(path: str) -> None:
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.endpoint} {route.methods}")
 def test_path_of_a_route_leads_to_it(route: Route) -> None:
     """Every route is reached by its own path, with and without a slash at the end."""
-    path = route.path.format(name="a/b", reference="v1", digest=SHA, id="x", node="n")
+    path = route.path.format(
+        name="a/b", reference="v1", digest=SHA, id="x", node="n", token="t" * 43
+    )
     for method in route.methods:
         for written in {path, path.rstrip("/") or "/"}:
             assert parse(method, written, "").route is route
@@ -177,7 +180,9 @@ UNKNOWN_PATHS = (
     "/mayfly/v1/nodes/", "/mayfly/v1/nodes/a", "/mayfly/v1/nodes//proof", "/mayfly/v1/nodes/proof",
     "/mayfly/v1/nodes/a/b/proof", "/mayfly/v1/nodes/a/proof/", "/mayfly/v1/nodes/a%2Fb/nonce",
     "/mayfly/v1/nodes/a%0A/nonce", "/mayfly/v1/nodes/a:b/nonce", "/mayfly/v1/nodes/%FF/nonce",
-    "/mayfly/v2/nodes/a/proof",
+    "/mayfly/v2/nodes/a/proof", "/mayfly/v1/scripts/", f"/mayfly/v1/scripts/{'x' * 42}",
+    f"/mayfly/v1/scripts/{'x' * 42}%2f", f"/mayfly/v1/scripts/{'x' * 43}/",
+    "/mayfly/v1/scripts/../x",
     f"/v2/a/manifests/{SHA}/x", f"/v2/a/blobs/{SHA}/", f"/v2/a/referrers/{SHA}/", "/v2/a/Tags/list",
 )  # fmt: skip
 

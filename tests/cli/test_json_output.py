@@ -172,6 +172,7 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
     check("credentials", output("credentials", *state))
     check("node-config show", output("node-config", "show", *state))
     check("node script", output("node", "script", "--node", "n1", *state))
+    check("node script", output("node", "script", "--node", "n1", "--url", *state))
     url = json.loads((server.state_dir / "ready.json").read_text())["url"]
     for user in ("made up", "admin"):
         request = urllib.request.Request(f"{url}/v2/team/app/tags/list")

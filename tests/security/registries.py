@@ -35,6 +35,7 @@ from mayfly.registry.api.context import AS_WRITTEN
 from mayfly.registry.coverage.observer import Observer
 from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.http.send import ContentSender
+from mayfly.registry.state.scripts import Scripts
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
 from mayfly.storage.bundle.names import BundleNames, ServedNames
@@ -104,6 +105,7 @@ class Registry:
     robots: Robots
     throttle: Throttle
     observer: Observer
+    scripts: Scripts
     record: list[str]
     """What requests did with the store, the names and the policy, in order; see `Recorder`."""
 
@@ -157,7 +159,8 @@ async def registry(
         if known:
             names = Recorder(ServedNames(BundleNames(known), store.has_repository), "names", record)
         hooks = lifecycle_hooks()
-        app = App(served, guard, hooks, ContentSender(), names)
+        scripts = Scripts(root)
+        app = App(served, guard, hooks, ContentSender(), names, scripts=scripts)
         runner = web.ServerRunner(HTTPServer(app, refuse=malformed_request), shutdown_timeout=0)
         await runner.setup()
         try:
@@ -165,7 +168,7 @@ async def registry(
             await site.start()
             server = Server(f"127.0.0.1:{runner.addresses[0][1]}")
             observer = hooks.observer
-            made_of = (store, guard, key, issuer, robots, throttle, observer, record)
+            made_of = (store, guard, key, issuer, robots, throttle, observer, scripts, record)
             yield Registry(server, root, *made_of)
         finally:
             await runner.cleanup()

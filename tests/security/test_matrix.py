@@ -66,6 +66,7 @@ upload DELETE   204 204 204 204 403 403 403 401 401 401 204 401 401 401 401 401 
 referrers GET   200 200 200 200 200 200 403 401 200 401 200 200 401 401 401 401 401 401 200 200 200
 nonce GET       403 403 403 403 403 403 403 401 401 401 401 401 401 401 401 401 401 401 403 403 200
 proof POST      403 403 403 403 403 403 403 401 401 401 401 401 401 401 401 401 401 401 403 403 200
+script GET      200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200
 token GET       200 200 200 200 200 200 200 200 200 401 401 401 401 401 401 401 401 401 200 200 200
 token POST      200 200 200 200 200 200 200 401 401 401 401 401 401 401 401 401 401 200 200 200 200
 live GET        200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200 200
@@ -181,6 +182,8 @@ def _target(made: Registry, row: str) -> Target:
             query = f"?digest={digest}" if method == "PUT" else ""
             body = content if method in ("PUT", "PATCH") else b""
             return Target(f"{base}/blobs/uploads/{upload.id}{query}", body)
+        case ["script", _]:
+            return Target(f"/mayfly/v1/scripts/{made.scripts.add(b'true')}")
         case ["proof", _]:
             proof = {"version": 1, "nonce": made.observer.nonces.issue(NODE), "images": []}
             return Target(f"/mayfly/v1/nodes/{NODE}/proof", json.dumps(proof).encode())
