@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 from aiohttp.web_response import StreamResponse
@@ -12,7 +11,7 @@ from mayfly.registry.api.errors import NonceInvalid, ParameterInvalid, ScriptUnk
 from mayfly.registry.api.request import Request
 from mayfly.registry.coverage.proofs import MAX_BODY, NONCE_SECONDS, ProofInvalid, parse_proof
 from mayfly.registry.http.body import HTTPRequest
-from mayfly.registry.threads import in_thread, in_turn
+from mayfly.registry.threads import in_thread, in_turn, uncancelled
 
 
 async def script(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
@@ -31,9 +30,9 @@ async def script(context: Context, http: HTTPRequest, request: Request) -> Strea
         await response.write(text)
         await response.write_eof()
     except BaseException:
-        await asyncio.shield(in_thread(scripts.give_back, token))
+        await uncancelled(in_thread(scripts.give_back, token))
         raise
-    await asyncio.shield(in_thread(scripts.spend, token))
+    await uncancelled(in_thread(scripts.spend, token))
     return response
 
 
