@@ -9,8 +9,9 @@ STAMP := $(VENV)/.installed
 # What `make run` needs is no more than what Mayfly needs: no linter, no test tool.
 RUN_VENV := .cache/run
 RUN_STAMP := $(RUN_VENV)/.installed
+OLDEST := .cache/oldest
 
-.PHONY: run test test-kubelet test-signatures lint format benchmark soak audit release clean
+.PHONY: run test test-oldest test-kubelet test-signatures lint format benchmark soak audit release clean
 
 run: $(RUN_STAMP)
 	$(RUN_VENV)/bin/mayfly serve --root .cache/store --state-dir .cache/state $(ARGS)
@@ -28,6 +29,20 @@ test-signatures: $(STAMP)
 	bash .ci/install
 	bash .ci/install test-signatures
 	MAYFLY_REQUIRE_ALL=1 $(BIN)/pytest tests/signatures $(ARGS)
+
+# With the oldest version that pyproject.toml allows of each dependency; `make test` has the newest.
+# CI runs the short form: what meets aiohttp, and one test of each other kind.
+SHORT := tests/http/test_aiohttp_internals.py tests/http/test_framing.py tests/http/test_connection.py \
+	tests/http/test_response.py tests/http/test_http.py tests/api tests/auth
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/pytest $(or $(ARGS),$(SHORT))
+
+$(OLDEST)/.installed: pyproject.toml
+	$(call make_venv,$(OLDEST))
+	$(PYTHON) -B .ci/oldest >$(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt \
+		--editable '.[dev]' --config-settings editable_mode=compat
+	touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

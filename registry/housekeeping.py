@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.security import Security
 from mayfly.registry.durations import exact
-from mayfly.registry.evictions import Evictions
 from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state import runs
 from mayfly.registry.state.runs import Run
@@ -20,6 +19,7 @@ from mayfly.storage.errors import StorageError
 from mayfly.storage.text import counted, format_size
 
 if TYPE_CHECKING:
+    from mayfly.registry.evictions import Evictions
     from mayfly.storage.bundle.open import Bundles
     from mayfly.storage.upkeep.maintainable import Maintainable
 

@@ -33,13 +33,12 @@ from mayfly.registry.control.report import Corruption, storage_used
 from mayfly.registry.coverage.store_queries import ReaderQueries
 from mayfly.registry.coverage.upgrade_lists import read_images, read_nodes
 from mayfly.registry.errors import LifetimeError
-from mayfly.registry.evictions import Evictions, space_rules
 from mayfly.registry.exit_codes import exit_by_signal
 from mayfly.registry.housekeeping import housekeeping
 from mayfly.registry.http.bind import address_of, bound_sockets
+from mayfly.registry.http.connection import HTTPServer
 from mayfly.registry.http.connections import Connections, Limits
 from mayfly.registry.http.origin import Origins
-from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.http.send import ContentSender
 from mayfly.registry.http.watchdog import Timeouts
 from mayfly.registry.lifecycle.plan import RunPlan
@@ -63,6 +62,7 @@ from mayfly.storage.reference import canonical_host
 from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
+    from mayfly.registry.evictions import Evictions
     from mayfly.registry.settings.readers import Address
     from mayfly.registry.telemetry.recording import Recording
     from mayfly.registry.upstream.health import UpstreamRecord
@@ -363,6 +363,11 @@ async def _mirroring(
 
 
 def _evictions(settings: Settings, stores: _Stores, lifecycle: Lifecycle) -> Evictions | None:
+    if settings.gc_high is None and settings.gc_low is None and not settings.protect:
+        return None
+    # Imported only for a mirror whose space is kept.
+    from mayfly.registry.evictions import Evictions, space_rules
+
     rules = space_rules(settings.gc_high, settings.gc_low, settings.protect)
     if rules is None or stores.maintained is None:
         return None

@@ -220,6 +220,16 @@ def test_only_registry_imports_the_http_framework() -> None:
     assert found == []
 
 
+def test_one_module_knows_the_framework_of_the_server() -> None:
+    """aiohttp's parser is used in one place; its client by what talks to other registries."""
+    found = set()
+    for name, tree in _modules().items():
+        if _offenders(name, tree, {"aiohttp"}) and not name.startswith("registry/upstream/"):
+            found.add(name)
+    clients = {"registry/startup.py", "registry/telemetry/webhook.py"}
+    assert found == {"registry/http/aiohttp_internals.py", *clients}
+
+
 def test_auth_is_pure() -> None:
     """auth parses, decides and issues: others open files, keep connections and wait."""
     found = []

@@ -21,8 +21,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from aiohttp.web_request import BaseRequest
-
 from mayfly.auth.errors import TokenInvalid
 from mayfly.auth.identity import MAX_NAME_BYTES
 from mayfly.auth.limits import BoundedDict, TokenBucket
@@ -30,6 +28,7 @@ from mayfly.auth.networks import network_of
 from mayfly.registry import log
 from mayfly.registry.access.needs import AccessRequest
 from mayfly.registry.address import canonical_address
+from mayfly.registry.http.request import HTTPRequest
 
 if TYPE_CHECKING:
     from mayfly.registry.telemetry.events import Event
@@ -73,7 +72,7 @@ class Audit:
         self._dropped = 0
 
     def refused(
-        self, http: BaseRequest, request: AccessRequest, user: str, code: str, detail: str
+        self, http: HTTPRequest, request: AccessRequest, user: str, code: str, detail: str
     ) -> None:
         """Record a refusal.
 
@@ -116,7 +115,7 @@ class Audit:
         if self._dropped:
             self._put(_events().new("drop"))
 
-    def _record(self, key: tuple[str, ...], http: BaseRequest, request: AccessRequest) -> None:
+    def _record(self, key: tuple[str, ...], http: HTTPRequest, request: AccessRequest) -> None:
         like = self._folded.get(key)
         if like is not None and self._clock() - like.since < FOLD_SECONDS:
             like.count += 1

@@ -22,8 +22,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from aiohttp.web_request import BaseRequest
-
 from mayfly.auth.basic import parse_basic
 from mayfly.auth.errors import AuthError, CredentialsInvalid, TokenInvalid
 from mayfly.auth.identity import ANONYMOUS, Identity
@@ -33,6 +31,7 @@ from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.errors import AccessDenied, Unauthorized
 from mayfly.registry.access.needs import AccessRequest, Need
 from mayfly.registry.http.origin import DIRECT, Origins
+from mayfly.registry.http.request import HTTPRequest
 
 if TYPE_CHECKING:
     from mayfly.auth.robots import Robots
@@ -91,7 +90,7 @@ class Guard:
         self,
         policy: Callable[[], Policy],
         authentication: Authentication | None,
-        certificate_identity: Callable[[BaseRequest], Identity | None],
+        certificate_identity: Callable[[HTTPRequest], Identity | None],
         audit: Audit,
         origins: Origins = DIRECT,
     ) -> None:
@@ -102,7 +101,7 @@ class Guard:
         self._origins = origins
 
     async def identify(
-        self, http: BaseRequest, asked: AccessRequest, meant: AccessRequest | None = None
+        self, http: HTTPRequest, asked: AccessRequest, meant: AccessRequest | None = None
     ) -> Caller:
         """Return the caller of a request that `authorize` may allow.
 
@@ -137,7 +136,7 @@ class Guard:
 
     def authorize(
         self,
-        http: BaseRequest,
+        http: HTTPRequest,
         caller: Caller,
         request: AccessRequest,
         asked: AccessRequest | None = None,
@@ -169,7 +168,7 @@ class Guard:
         allowed = [anyone.allows(need) for need in wanted]
         return bool(allowed) and all(allowed)
 
-    async def _identify(self, http: BaseRequest) -> Identity:
+    async def _identify(self, http: HTTPRequest) -> Identity:
         if self.authentication is None:
             return ANONYMOUS
         header = http.headers.get("Authorization")
@@ -180,7 +179,7 @@ class Guard:
             return self.authentication.tokens.verify(value.strip(" "), time.time())
         return await self.login(http)
 
-    async def login(self, http: BaseRequest) -> Identity:
+    async def login(self, http: HTTPRequest) -> Identity:
         """Return the caller that Basic credentials or a certificate name; anonymous without both.
 
         Raises:
@@ -193,7 +192,7 @@ class Guard:
         name, password = parse_basic(header)
         return await self.check(http, name, password)
 
-    async def check(self, http: BaseRequest, name: str, password: str) -> Identity:
+    async def check(self, http: HTTPRequest, name: str, password: str) -> Identity:
         """Return the caller with this name and password.
 
         Raises:
@@ -212,7 +211,7 @@ class Guard:
 
         With any, the client is told to get a better token.
         """
-        if caller.identity.access is None:
+        if caller.identity.access is None or not request.optional:
             return []
         bearer = Caller(replace(caller.identity, access=None), caller.policy)
         return [n for n in request.optional if not caller.allows(n) and bearer.allows(n)]
@@ -225,7 +224,7 @@ class Guard:
 
     def _refusal(
         self,
-        http: BaseRequest,
+        http: HTTPRequest,
         request: AccessRequest,
         asked: AccessRequest,
         identity: Identity,
@@ -250,7 +249,7 @@ class Guard:
 
     def _unauthorized(
         self,
-        http: BaseRequest,
+        http: HTTPRequest,
         asked: AccessRequest,
         message: str,
         error: str | None,
@@ -299,7 +298,7 @@ def _scopes(wanted: tuple[Need, ...]) -> list[Scope]:
     return [Scope(kind, name, frozenset(found)) for (kind, name), found in actions.items()]
 
 
-def claimed_name(http: BaseRequest) -> str:
+def claimed_name(http: HTTPRequest) -> str:
     """Return the name in refused Basic credentials, for the audit; "" where there is none."""
     try:
         return parse_basic(http.headers.get("Authorization", ""))[0]

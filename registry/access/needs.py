@@ -98,6 +98,6 @@ class AccessRequest(NamedTuple):
         """
         if self.rule is None:
             raise AccessDenied("no access rule covers this request")
-        own = (Need("repository", self.repository, action) for action in self.rule.actions)
-        of_node = (Need(NODE, self.node, action) for action in self.rule.node_actions)
+        own = [Need("repository", self.repository, action) for action in self.rule.actions]
+        of_node = [Need(NODE, self.node, action) for action in self.rule.node_actions]
         return (*self.rule.needs, *own, *of_node)

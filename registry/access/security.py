@@ -17,13 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiohttp.web_request import BaseRequest
-
 from mayfly.auth.errors import AuthError
 from mayfly.auth.identity import ROBOT_PREFIX, Credential, Identity, Permission, from_certificate
 from mayfly.auth.policy import EVERYTHING, OPEN, Policy
 from mayfly.auth.roles import Role
 from mayfly.registry.access.guard import Authentication
+from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.pki.errors import TrustError
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.settings.settings import Settings
@@ -183,7 +182,7 @@ def _identities(
     return identities(settings, choice, run)
 
 
-def certificate_identity(http: BaseRequest) -> Identity | None:
+def certificate_identity(http: HTTPRequest) -> Identity | None:
     """Return the caller that a client certificate names; the handshake has verified it."""
     tls = http.get_extra_info("ssl_object")
     certificate = tls.getpeercert() if tls is not None else None

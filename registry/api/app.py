@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from aiohttp.web_response import StreamResponse
-
 from mayfly.registry import log
 from mayfly.registry.access.errors import AccessDenied
 from mayfly.registry.access.guard import Caller, Guard
@@ -31,8 +29,9 @@ from mayfly.registry.api.context import (
 from mayfly.registry.api.manifest_cache import ManifestCache
 from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request
-from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.receive import Receiver
+from mayfly.registry.http.request import HTTPRequest
+from mayfly.registry.http.response import Response
 from mayfly.registry.http.send import ContentSender
 from mayfly.registry.state.scripts import Scripts
 from mayfly.storage.bundle.errors import NameAmbiguous
@@ -76,18 +75,19 @@ class App:
         self._prefix = prefix
         self._put_event = put_event
 
-    async def __call__(self, http: HTTPRequest) -> StreamResponse:
+    async def __call__(self, http: HTTPRequest) -> Response:
         """Answer one request; errors become OCI error documents."""
         response = await self._answer(http)
-        if self._prefix and not response.prepared:
+        if self._prefix and http.response is None:
             self._below_prefix(response)
-        if http.body is not None and not http.body.discard_pending():
-            response.force_close()
         return response
 
-    async def _answer(self, http: HTTPRequest) -> StreamResponse:
+    async def _answer(self, http: HTTPRequest) -> Response:
         try:
-            path, _, query = _ABSOLUTE.sub("", http.raw_path, count=1).partition("?")
+            target = http.raw_path
+            if not target.startswith("/"):
+                target = _ABSOLUTE.sub("", target, count=1)
+            path, _, query = target.partition("?")
             if self._prefix and path.startswith(self._prefix + "/"):
                 path = path[len(self._prefix) :]  # a proxy may strip it, or leave it
             asked = parse(http.method, path, query)
@@ -105,14 +105,14 @@ class App:
         except Exception as error:
             return refusal(error, http)
 
-    def _below_prefix(self, response: StreamResponse) -> None:
+    def _below_prefix(self, response: Response) -> None:
         """Put the prefix of ``--external-url`` before the paths in response headers."""
         for name, start in (("Location", "/"), ("Link", "</")):
             value = response.headers.get(name, "")
             if value.startswith(start):
                 response.headers[name] = f"{start[:-1]}{self._prefix}{value[len(start) - 1 :]}"
 
-    async def _handle(self, http: HTTPRequest, request: Request, caller: Caller) -> StreamResponse:
+    async def _handle(self, http: HTTPRequest, request: Request, caller: Caller) -> Response:
         observer, route = self._hooks.observer, request.route
         agent = http.headers.get("User-Agent", "")
         if route.listed_nodes_only and observer.nodes.is_unknown(caller.identity.node):
@@ -176,12 +176,12 @@ def _renamed(asked: Request, resolve: Callable[[str, str | None], str]) -> Reque
     return replace(asked, repository=resolve(asked.repository, ns), query=query)
 
 
-def malformed_request(status: int, text: str) -> StreamResponse:
+def malformed_request(status: int, text: str) -> Response:
     """The response to a request that is not valid HTTP."""
     return answer(status, errors.body("UNSUPPORTED", text), JSON)
 
 
-def refusal(error: Exception, http: HTTPRequest) -> StreamResponse:
+def refusal(error: Exception, http: HTTPRequest) -> Response:
     """Return the response to an error: by the table, or a 500 whose cause only the log has.
 
     Raises:
@@ -203,7 +203,7 @@ def refusal(error: Exception, http: HTTPRequest) -> StreamResponse:
         log.event(
             logging.ERROR, "disk_full", "the disk is full: pushes are refused; free some space"
         )
-    if http.writer.output_size > 0:
+    if http.response is not None:
         if http.transport is not None:
             http.transport.abort()
         raise ConnectionResetError("response was cut") from error

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from aiohttp.web_response import StreamResponse
-
 from mayfly.registry.api.context import COMMON_HEADERS, Context, answer
 from mayfly.registry.api.request import Request
-from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.request import HTTPRequest
+from mayfly.registry.http.response import Response
 from mayfly.registry.threads import in_thread
 
 OCTET_STREAM = "application/octet-stream"
 
 
-async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def get(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET and HEAD: send the blob, or the requested range of it."""
     assert request.digest is not None
     digest = str(request.digest)
@@ -31,7 +30,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
         return await context.content.send(http, content, headers, sending)
 
 
-async def delete(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def delete(context: Context, http: HTTPRequest, request: Request) -> Response:
     """DELETE: unlink the blob from this repository."""
     assert request.digest is not None
     await in_thread(context.store.delete_blob, request.repository, request.digest)

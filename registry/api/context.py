@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from aiohttp.web_response import Response
-
 from mayfly.auth.networks import network_of
 from mayfly.registry.access.guard import Caller, Guard
 from mayfly.registry.activity import Activity
@@ -14,6 +12,7 @@ from mayfly.registry.api.manifest_cache import ManifestCache
 from mayfly.registry.coverage.observer import Observer, Peer
 from mayfly.registry.coverage.pulls import Step
 from mayfly.registry.http.receive import Receiver
+from mayfly.registry.http.response import Response
 from mayfly.registry.http.send import ContentSender
 from mayfly.registry.state.scripts import Scripts
 from mayfly.storage.digest import Digest
@@ -187,9 +186,7 @@ def answer(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """Return a complete response, with the headers that every response has."""
-    response = Response(status=status, body=body, headers=COMMON_HEADERS)
-    if headers:
-        response.headers.update(headers)
+    found = COMMON_HEADERS | headers if headers else COMMON_HEADERS
     if content_type is not None:
-        response.headers["Content-Type"] = content_type
-    return response
+        found = found | {"Content-Type": content_type}
+    return Response(status, body, found)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from aiohttp.web_response import StreamResponse
-
 from mayfly.registry.access.errors import AccessDenied, Unauthorized
 from mayfly.registry.api import errors
 from mayfly.registry.api.blobs import OCTET_STREAM
 from mayfly.registry.api.context import Context
 from mayfly.registry.api.request import Request
-from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.request import HTTPRequest
+from mayfly.registry.http.response import Response
 from mayfly.registry.telemetry import events
 from mayfly.registry.telemetry.events import Action, Event, Outcome, Target
 
@@ -40,7 +39,7 @@ _REFUSALS = (AccessDenied, Unauthorized)
 
 async def handle(
     put: Callable[[Event], None], context: Context, http: HTTPRequest, request: Request
-) -> StreamResponse:
+) -> Response:
     """Call the handler of a request, and record how that ended."""
     try:
         response = await request.route.handler(context, http, request)
@@ -68,7 +67,7 @@ def _record(
     *,
     reason: str = "",
     detail: str = "",
-    response: StreamResponse | None = None,
+    response: Response | None = None,
 ) -> None:
     action = _ACTIONS.get((request.route.endpoint, request.method))
     if action is None or (response is not None and response.status == 202 and action == "push"):
@@ -95,7 +94,7 @@ def _record(
     put(event)
 
 
-def _target(http: HTTPRequest, request: Request, response: StreamResponse | None) -> Target:
+def _target(http: HTTPRequest, request: Request, response: Response | None) -> Target:
     target: Target = {"repository": request.repository}
     digest = str(request.digest) if request.digest is not None else ""
     if not digest and response is not None:
@@ -115,10 +114,10 @@ def _target(http: HTTPRequest, request: Request, response: StreamResponse | None
     return target
 
 
-def _transferred(http: HTTPRequest, request: Request, response: StreamResponse | None) -> int:
+def _transferred(http: HTTPRequest, request: Request, response: Response | None) -> int:
     """Bytes of content that went in or out; of a cut response, with its head."""
     if request.method in ("PUT", "POST", "PATCH"):
         return http.announced_length or 0
     if response is not None:
-        return (response.content_length or 0) if request.method == "GET" else 0
-    return http.writer.output_size
+        return response.content_length if request.method == "GET" else 0
+    return http.sent

@@ -10,13 +10,12 @@ import json
 from itertools import islice
 from urllib.parse import quote
 
-from aiohttp.web_response import Response, StreamResponse
-
 from mayfly.registry.api.context import JSON, Context, answer
 from mayfly.registry.api.errors import PaginationInvalid
 from mayfly.registry.api.request import Request
 from mayfly.registry.api.visible import visible
-from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.request import HTTPRequest
+from mayfly.registry.http.response import Response
 from mayfly.registry.threads import in_turn
 from mayfly.storage.manifest import MAX_SIZE, OCI_INDEX
 
@@ -24,7 +23,7 @@ CATALOG_PAGE = 1000
 """Repositories on a page unless the client asks for fewer."""
 
 
-async def catalog(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def catalog(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET ``/v2/_catalog``: list the repositories that the caller may pull from."""
     asked = _limit(request)
     if asked == 0:
@@ -42,7 +41,7 @@ def _readable(context: Context, after: str, limit: int) -> list[str]:
     return list(islice(visible(context.store, ranges, caller.can_list, after), limit))
 
 
-async def tags(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def tags(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET ``/v2/<name>/tags/list``: list a repository's tags."""
     limit = _limit(request)
     last = request.parameter("last") or ""
@@ -55,7 +54,7 @@ async def tags(context: Context, http: HTTPRequest, request: Request) -> StreamR
     return _page("tags", shown, {"name": request.repository}, link)
 
 
-async def referrers(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def referrers(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET ``/v2/<name>/referrers/<digest>``: list the manifests that refer to one, as an index."""
     assert request.digest is not None
     headers: dict[str, str] = {}

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from aiohttp.web_response import StreamResponse
-
 from mayfly.registry.api.context import COMMON_HEADERS, Context, answer
 from mayfly.registry.api.manifest_cache import Cached
 from mayfly.registry.api.request import Request
 from mayfly.registry.coverage.manifest_graph import ManifestRefs
 from mayfly.registry.errors import UpstreamUnavailable
-from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.errors import BodyIncomplete
+from mayfly.registry.http.request import HTTPRequest
+from mayfly.registry.http.response import Response
 from mayfly.registry.threads import in_thread
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
@@ -26,7 +25,7 @@ _BODY_SECONDS = 60
 """Seconds for the body of a manifest: a slow sender must not keep its place at the gate."""
 
 
-async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def get(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET and HEAD: send the exact bytes that were pushed, with their media type."""
     try:
         reference = request.digest or request.tag
@@ -58,7 +57,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     return answer(body=cached.body, content_type=cached.media_type, headers=headers)
 
 
-async def put(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def put(context: Context, http: HTTPRequest, request: Request) -> Response:
     """PUT: store a manifest by tag, or by digest with any number of ``tag`` parameters."""
     if http.body is not None and (http.body.length or 0) > manifests.MAX_SIZE:
         raise ManifestTooLarge(f"manifest is larger than {manifests.MAX_SIZE} bytes")
@@ -86,7 +85,7 @@ async def put(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     return response
 
 
-async def delete(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def delete(context: Context, http: HTTPRequest, request: Request) -> Response:
     """DELETE: by tag remove the tag alone, by digest the manifest and every tag on it."""
     if request.tag is not None:
         await in_thread(context.store.delete_tag, request.repository, request.tag)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 
-from aiohttp.web_response import StreamResponse
-
 from mayfly.registry.api.context import COMMON_HEADERS, JSON, Context, answer
 from mayfly.registry.api.errors import NonceInvalid, ParameterInvalid, ScriptUnknown
 from mayfly.registry.api.request import Request
 from mayfly.registry.coverage.proofs import MAX_BODY, NONCE_SECONDS, ProofInvalid, parse_proof
-from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.request import HTTPRequest
+from mayfly.registry.http.response import Response
 from mayfly.registry.threads import in_thread, in_turn, uncancelled
 
 
-async def script(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def script(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET: send the script of a token, once."""
     scripts, token = context.scripts, request.token
     text = None if scripts is None else await in_turn(context.client, scripts.claim, token)
@@ -23,12 +22,10 @@ async def script(context: Context, http: HTTPRequest, request: Request) -> Strea
             "no script for this token: it was downloaded already, or is older than ten minutes"
         )
     headers = COMMON_HEADERS | {"Cache-Control": "no-store", "Content-Type": "text/x-shellscript"}
-    response = StreamResponse(headers=headers)
-    response.content_length = len(text)
+    response = Response(headers=headers, length=len(text))
     try:
-        await response.prepare(http)
-        await response.write(text)
-        await response.write_eof()
+        http.begin(response)
+        await http.send_piece(text)
     except BaseException:
         await uncancelled(in_thread(scripts.give_back, token))
         raise
@@ -36,7 +33,7 @@ async def script(context: Context, http: HTTPRequest, request: Request) -> Strea
     return response
 
 
-async def nonce(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def nonce(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET: issue a nonce for the node's next proof."""
     issued = context.observer.nonces.issue(request.node)
     document = {"nonce": issued, "expires_in": NONCE_SECONDS}
@@ -44,7 +41,7 @@ async def nonce(context: Context, http: HTTPRequest, request: Request) -> Stream
     return answer(body=json.dumps(document).encode(), content_type=JSON, headers=headers)
 
 
-async def prove(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def prove(context: Context, http: HTTPRequest, request: Request) -> Response:
     """POST: record the images that the node says it has, in place of those that it said before."""
     body = await http.read_body(MAX_BODY)
     try:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
-from aiohttp.web_response import StreamResponse
-
 from mayfly.registry.access.needs import AccessRequest, Need, Rule
 from mayfly.registry.api.context import Context
 from mayfly.registry.api.errors import ParameterInvalid
 from mayfly.registry.coverage.pulls import Step
-from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.request import HTTPRequest
+from mayfly.registry.http.response import Response
 from mayfly.storage.digest import Digest
 
 MAX_QUERY_FIELDS = 64
@@ -64,7 +63,7 @@ class Request:
         )
 
 
-Handler = Callable[[Context, HTTPRequest, Request], Awaitable[StreamResponse]]
+Handler = Callable[[Context, HTTPRequest, Request], Awaitable[Response]]
 
 
 def no_needs(request: Request) -> tuple[Need, ...]:

@@ -12,8 +12,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-from aiohttp.web_response import StreamResponse
-
 from mayfly.auth.errors import CredentialsInvalid, TokenInvalid
 from mayfly.auth.identity import ANONYMOUS, Identity
 from mayfly.auth.scope import REPOSITORY, Scope, parse_scopes, render_scopes
@@ -23,7 +21,8 @@ from mayfly.registry.access.needs import Need
 from mayfly.registry.api.context import JSON, Context, answer
 from mayfly.registry.api.errors import EndpointUnknown, ParameterInvalid
 from mayfly.registry.api.request import Request, read_form
-from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.request import HTTPRequest
+from mayfly.registry.http.response import Response
 
 MAX_FORM = 32 * 1024
 """Most bytes of a posted form; a refresh token and scopes take a few KiB."""
@@ -31,7 +30,7 @@ MAX_FORM = 32 * 1024
 _BASIC = f'Basic realm="{REALM}"'
 
 
-async def get(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def get(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET: issue an access token for Basic credentials, or for none."""
     authentication = _authentication(context)
     scopes = request.query.get("scope", [])
@@ -43,7 +42,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> StreamRe
     return _issue(context, request, authentication, identity, scopes, offline)
 
 
-async def post(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def post(context: Context, http: HTTPRequest, request: Request) -> Response:
     """POST: issue an access token for a password or a refresh token."""
     authentication = _authentication(context)
     body = await http.read_body(MAX_FORM)
@@ -79,7 +78,7 @@ def _issue(
     identity: Identity,
     asked: list[str],
     offline: bool,
-) -> StreamResponse:
+) -> Response:
     now = time.time()
     written = parse_scopes(asked)
     # Each is granted by the caller's rights in the repository of exactly that name.

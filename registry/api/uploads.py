@@ -7,14 +7,13 @@ import functools
 import re
 from collections.abc import AsyncIterator
 
-from aiohttp.web_response import Response, StreamResponse
-
 from mayfly.registry.access.needs import Need
 from mayfly.registry.api.context import Context, answer
 from mayfly.registry.api.errors import ParameterInvalid, upload_range
 from mayfly.registry.api.request import Handler, Request
 from mayfly.registry.api.visible import visible
-from mayfly.registry.http.body import HTTPRequest
+from mayfly.registry.http.request import HTTPRequest
+from mayfly.registry.http.response import Response
 from mayfly.registry.threads import in_thread, in_turn
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import CANONICAL, Digest
@@ -38,7 +37,7 @@ def track_push(handler: Handler) -> Handler:
     """Record the push that a request is part of, from its begin to its end."""
 
     @functools.wraps(handler)
-    async def observed(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+    async def observed(context: Context, http: HTTPRequest, request: Request) -> Response:
         with context.observer.track_push(context.peer, request.repository):
             return await handler(context, http, request)
 
@@ -65,7 +64,7 @@ def _mount_source(request: Request) -> str | None:
 
 
 @track_push
-async def begin(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def begin(context: Context, http: HTTPRequest, request: Request) -> Response:
     """POST: mount a blob, take a whole one, or open a session."""
     algorithm = CANONICAL
     # The spec: a mount that is not possible, for whatever reason, becomes an upload.
@@ -81,14 +80,14 @@ async def begin(context: Context, http: HTTPRequest, request: Request) -> Stream
     return answer(202, headers=_session_headers(request, upload, 0))
 
 
-async def status(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def status(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET: report a session's offset, so that a client can resume after a cut or a restart."""
     upload = context.store.upload(request.repository, request.upload_id)
     return answer(204, headers=_session_headers(request, upload, upload.offset))
 
 
 @track_push
-async def patch(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def patch(context: Context, http: HTTPRequest, request: Request) -> Response:
     """PATCH: append a chunk, or a stream of unknown length."""
     upload = context.store.upload(request.repository, request.upload_id)
     async with _cancel_on_disk_error(upload):
@@ -97,7 +96,7 @@ async def patch(context: Context, http: HTTPRequest, request: Request) -> Stream
 
 
 @track_push
-async def finish(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def finish(context: Context, http: HTTPRequest, request: Request) -> Response:
     """PUT: append the rest, verify, publish."""
     upload = context.store.upload(request.repository, request.upload_id)
     wanted = request.parameter("digest")
@@ -110,7 +109,7 @@ async def finish(context: Context, http: HTTPRequest, request: Request) -> Strea
     return _created(request, digest)
 
 
-async def cancel(context: Context, http: HTTPRequest, request: Request) -> StreamResponse:
+async def cancel(context: Context, http: HTTPRequest, request: Request) -> Response:
     """DELETE: end a session and drop its bytes."""
     upload = context.store.upload(request.repository, request.upload_id)
     await in_thread(upload.cancel)
@@ -119,7 +118,7 @@ async def cancel(context: Context, http: HTTPRequest, request: Request) -> Strea
 
 async def _monolithic(
     context: Context, http: HTTPRequest, request: Request, digest: Digest
-) -> StreamResponse:
+) -> Response:
     upload = await in_thread(
         context.store.begin_upload, request.repository, digest.algorithm, resumable=False
     )

@@ -46,4 +46,4 @@ def command(settings: Settings) -> int:
     from mayfly.registry.process.child import exit_like
     from mayfly.registry.startup import import_server
 
-    return exit_like(import_server(as_client=settings.is_client).run(settings, command=words))
+    return exit_like(import_server().run(settings, command=words))

@@ -21,4 +21,4 @@ def command(settings: Settings) -> int:
     # Imported here: `mayfly serve --help` and a wrong option need no HTTP server.
     from mayfly.registry.startup import import_server
 
-    return int(import_server(as_client=settings.is_client).run(settings))
+    return int(import_server().run(settings))

@@ -15,8 +15,6 @@ import contextlib
 import mmap
 from collections.abc import Callable
 
-from aiohttp.web_request import BaseRequest
-
 from mayfly.registry.http.errors import BodyIncomplete
 from mayfly.registry.http.framing import ChunkedReader, ContentLengthReader, FramingInvalid
 
@@ -25,37 +23,6 @@ UNBOUNDED = 2**62
 
 _MIN_FREE = 4096
 """Bytes; a buffer with less free space counts as full."""
-
-
-class HTTPRequest(BaseRequest):
-    """aiohttp's request with a body of our own."""
-
-    body: Body | None = None
-    """None for a request without a body."""
-
-    client: str | None = None
-    """The client's address according to a trusted proxy, if there is one."""
-
-    @property
-    def remote(self) -> str | None:
-        """The client's address: from a trusted proxy's header, else from the connection."""
-        if self.client is not None:
-            return self.client
-        peer = self.get_extra_info("peername")
-        return str(peer[0]) if peer else None
-
-    def is_gone(self) -> bool:
-        """Whether the client has left."""
-        return self.transport is None or self.transport.is_closing()
-
-    @property
-    def announced_length(self) -> int:
-        """The body's length in bytes; 0 if none is announced."""
-        return (self.body.length or 0) if self.body is not None else 0
-
-    async def read_body(self, limit: int) -> bytes:
-        """See `Body.read`."""
-        return await self.body.read(limit) if self.body is not None else b""
 
 
 class Body:

@@ -8,14 +8,12 @@ import ssl
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from mayfly.registry.http.connection import HTTPServer
 from mayfly.registry.http.listeners import Listeners
-from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.http.watchdog import ConnectionWatchdog, Timeouts
 
 if TYPE_CHECKING:
     from mayfly.registry.http.tls import TLSAcceptor
-
-_MIN_SHUTDOWN_SECONDS = 0.01
 
 _TOTAL_UNSENT = 256 * 1024 * 1024
 _MIN_UNSENT = 256 * 1024
@@ -95,9 +93,7 @@ class Connections:
             self._watching = asyncio.create_task(self._watchdog.run())
 
     async def close(self, seconds: float) -> None:
-        """Close all connections; requests being handled have ``seconds`` to end."""
-        self._server.pre_shutdown()
-        # aiohttp takes 0 for no limit.
-        await self._server.shutdown(max(seconds, _MIN_SHUTDOWN_SECONDS))
+        """See `HTTPServer.close`."""
+        await self._server.close(seconds)
         if self._watching is not None:
             self._watching.cancel()

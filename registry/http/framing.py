@@ -1,14 +1,21 @@
-"""Framing of request bodies (RFC 9112, sections 6 and 7). Pure: bytes in, bytes out.
+"""Framing of requests (RFC 9112): where a head ends, and how long the body is that it announces.
 
-aiohttp parses the heads of requests. Their bodies take a shorter path (`registry.http.body`), so
-they are framed here. A head may announce its body in one of two ways, once and in plain syntax.
-Everything else is rejected: a proxy that reads it differently could take part of a body for a
-request.
+Pure: bytes in, bytes out. aiohttp's parser reads each head as it came; what it makes of the head
+says how the body is framed, by one strict table (`body_length`). Everything that the table lacks is
+rejected: a proxy that reads it differently could take part of a body for a request.
 """
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+from multidict import istr
+
+from mayfly.registry.http.aiohttp_internals import HttpProcessingError, parse_head
+
+if TYPE_CHECKING:
+    from mayfly.registry.http.aiohttp_internals import Head
 
 MAX_HEAD = 80 * 1024
 """Bytes of a request's head. A token that grants many scopes takes some KiB."""
@@ -18,17 +25,15 @@ MAX_LINE = 64 * 1024
 
 HEAD_END = b"\r\n\r\n"
 
-_FIELD = re.compile(rb"\r\n(content-length|transfer-encoding):([^\r\n]*)(?=\r\n)")
-_MENTION = re.compile(rb"[\r\n][ \t]*(?:content-length|transfer-encoding)[ \t]*:")
-_LENGTH = re.compile(rb"(?<=\r\n)(content-length:)[^\r\n]*", re.IGNORECASE)
-_EXPECTATION = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n")
-_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}(?: |\Z)")
-_DIGITS = re.compile(rb"[0-9]{1,19}")
+_LONGEST_METHOD = 32
+_TOKEN = b"!#$%&'*+.^_`|~0123456789-ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+"""The characters of a method (RFC 9110, 5.6.2)."""
+
+_CONTENT_LENGTH, _TRANSFER_ENCODING = istr("Content-Length"), istr("Transfer-Encoding")
+_EXPECT, _HOST = istr("Expect"), istr("Host")
+_DIGITS = re.compile(r"[0-9]{1,19}")
 _SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r\n]*)?")
 _NEXT_CHUNK = re.compile(rb"\r\n([0-9a-fA-F]{1,15})\r\n")
-
-_HTTP_1_0 = b" HTTP/1.0"
-_HTTP_1_1 = b" HTTP/1.1"
 
 _MAX_CHUNK_LINE = 4096
 _MAX_TRAILER = 8192
@@ -50,19 +55,30 @@ class FramingInvalid(Exception):
         self.status = status
 
 
-def check_head(head: bytes) -> None:
-    """Check a complete head's lengths and version, before any pattern is applied to it.
+def read_head(head: bytes) -> Head:
+    """Read a complete head.
 
     Raises:
-        FramingInvalid: the head or a line of it is too long, or its version is not 1.0 or 1.1.
+        FramingInvalid: it is too long, malformed, of another version of HTTP, or asks for a tunnel.
     """
     if len(head) > MAX_HEAD:
         raise head_too_long()
     if len(head) > MAX_LINE and any(len(line) > MAX_LINE for line in head.split(b"\r\n")):
         raise FramingInvalid(f"a line of the request's head is over {MAX_LINE >> 10} KiB", 431)
-    line = head[: head.find(b"\r\n")]
-    if not line.endswith((_HTTP_1_1, _HTTP_1_0)):
-        raise FramingInvalid("the request is not HTTP/1.1 or HTTP/1.0", _status_of_version(line))
+    try:
+        message = parse_head(head, MAX_HEAD)
+    except (HttpProcessingError, ValueError):
+        message = None
+    if message is None:
+        raise FramingInvalid("the request is not valid HTTP")
+    if message.version not in ((1, 1), (1, 0)):
+        raise FramingInvalid("the request is not HTTP/1.1 or HTTP/1.0", 505)
+    hosts = message.headers.getall(_HOST, ())
+    if len(hosts) > 1 or (not hosts and message.version == (1, 1)):
+        raise FramingInvalid("the request has no single Host (RFC 9112, 3.2)")
+    if message.method == "CONNECT":
+        raise FramingInvalid("this is not a proxy")
+    return message
 
 
 def head_too_long() -> FramingInvalid:
@@ -70,52 +86,44 @@ def head_too_long() -> FramingInvalid:
     return FramingInvalid(f"the request's head is over {MAX_HEAD >> 10} KiB", 431)
 
 
-def _status_of_version(line: bytes) -> int:
-    """Return 505 for an unsupported version of HTTP, 400 for a line without a version."""
-    return 505 if line.rpartition(b" ")[2].startswith(b"HTTP/") else 400
+def may_be_head(data: bytes) -> bool:
+    """Whether the first bytes of a connection can begin a head: with a method."""
+    method, space, _ = data[: _LONGEST_METHOD + 1].partition(b" ")
+    is_token = bool(method) and not method.translate(None, _TOKEN)
+    return is_token and (bool(space) or len(data) <= _LONGEST_METHOD)
 
 
-def _is_http_1_1(head: bytes) -> bool:
-    return head[: head.find(b"\r\n")].endswith(_HTTP_1_1)
-
-
-def body_length(head: bytes) -> int | None:
+def body_length(head: Head) -> int | None:
     """Return the length in bytes of the body that a head announces; None for a chunked body.
+
+    ==================  =================  ===========================================
+    Content-Length      Transfer-Encoding  the body
+    ==================  =================  ===========================================
+    none                none               has no bytes
+    one, 1 to 19 digits none               has as many bytes
+    none                one, ``chunked``   is chunked, in HTTP/1.1 only (RFC 9112, 6.1)
+    ==================  =================  ===========================================
 
     Raises:
         FramingInvalid: the body is announced in another way, or more than once.
     """
-    lowered = head.lower()
-    if b"content-length" not in lowered and b"transfer-encoding" not in lowered:
+    headers = head.headers
+    if _CONTENT_LENGTH not in headers and _TRANSFER_ENCODING not in headers:
         return 0
-    # Blanks are stripped here: a pattern that matches them at the end of a value takes time
-    # quadratic in the number of blanks within it.
-    fields = [(name, value.strip(b" \t")) for name, value in _FIELD.findall(lowered)]
-    if len(fields) != len(_MENTION.findall(lowered)):
-        raise FramingInvalid("a body is announced in an unclear way")
-    match fields:
-        case []:
-            return 0
-        case [(b"transfer-encoding", b"chunked")] if _is_http_1_1(head):
-            return None  # HTTP/1.0 has no chunks: its framing is faulty (RFC 9112, 6.1)
-        case [(b"content-length", digits)] if _DIGITS.fullmatch(digits):
+    match headers.getall(_CONTENT_LENGTH, []), headers.getall(_TRANSFER_ENCODING, []):
+        case [length], [] if _DIGITS.fullmatch(digits := length.strip(" \t")):
             return int(digits)
+        # Not every text is ASCII whose lower case is: KELVIN SIGN, for one, becomes a "k".
+        case [], [coding] if coding.isascii() and coding.strip(" \t").lower() == "chunked":
+            if head.version == (1, 1):
+                return None
     raise FramingInvalid("the end of the body is announced in no single, supported way")
 
 
-def expects_continue(head: bytes) -> bool:
+def expects_continue(head: Head) -> bool:
     """Whether the client waits for 100 Continue; never in HTTP/1.0 (RFC 9110, 10.1.1)."""
-    return _is_http_1_1(head) and _EXPECTATION.search(head.lower()) is not None
-
-
-def may_be_head(data: bytes | bytearray) -> bool:
-    """Whether data can be the beginning of a head: it starts with a method."""
-    return _METHOD.match(data) is not None
-
-
-def without_body(head: bytes, length: int | None) -> bytes:
-    """Return the same request with an empty body, for a parser that is not given the body."""
-    return head + b"0\r\n\r\n" if length is None else _LENGTH.sub(rb"\1 0", head)
+    expected = head.headers.get(_EXPECT, "").strip(" \t")  # not every version of aiohttp strips it
+    return head.version == (1, 1) and expected.lower() == "100-continue"
 
 
 class ContentLengthReader:

@@ -19,8 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from aiohttp.web_request import BaseRequest
-
+from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.settings.readers import Address, ExternalURL, Network
 
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
@@ -59,7 +58,7 @@ class Origins:
         """The path before ``/v2/``, as clients see it; "" for none."""
         return self.external.prefix if self.external is not None else ""
 
-    def of(self, http: BaseRequest) -> str:
+    def of(self, http: HTTPRequest) -> str:
         """The URL before ``/v2/`` under which this request's client reaches the registry."""
         if self.external is not None:
             return self.external.origin + self.external.prefix
@@ -71,7 +70,7 @@ class Origins:
             host = str(Address(*http.get_extra_info("sockname", ("localhost", 0))[:2]))
         return f"{scheme}://{host}"
 
-    def forwarded(self, http: BaseRequest) -> Forwarded | None:
+    def forwarded(self, http: HTTPRequest) -> Forwarded | None:
         """The forwarding headers of this request; None if its peer is no trusted proxy."""
         peer = http.get_extra_info("peername")
         if not self.trusted or not peer or not self.trusts(str(peer[0])):

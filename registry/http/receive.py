@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 
 from mayfly.registry.activity import Activity
-from mayfly.registry.http.body import Body, HTTPRequest, allocate
+from mayfly.registry.http.body import Body, allocate
+from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.threads import in_thread, uncancelled
 from mayfly.storage.interface import Upload
 

@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import BinaryIO, Protocol
 
-from aiohttp.web_response import StreamResponse
-
-from mayfly.registry.http.body import HTTPRequest
 from mayfly.registry.http.errors import RangeInvalid
 from mayfly.registry.http.file_sender import FileSender
 from mayfly.registry.http.proving import Prover, wait_for_proof
 from mayfly.registry.http.receipts import Receipts
+from mayfly.registry.http.request import HTTPRequest
+from mayfly.registry.http.response import Response
 from mayfly.storage.errors import BlobUnknown, ContentCorrupt, Interrupted, ManifestUnknown
 from mayfly.storage.interface import Content, OpenContent
 from mayfly.storage.text import counted
@@ -94,38 +93,35 @@ class ContentSender:
 
     async def send_head(
         self, http: HTTPRequest, content: Content, headers: dict[str, str]
-    ) -> StreamResponse:
+    ) -> Response:
         """Answer HEAD for content."""
-        response, _, _ = _begin(http, content, headers)
-        await response.prepare(http)
-        await response.write_eof()
+        response, _, _ = _part(http, content, headers)
+        http.begin(response)
         return response
 
     async def send_whole(
         self, http: HTTPRequest, content: Content, headers: dict[str, str]
-    ) -> StreamResponse:
+    ) -> Response:
         """Answer GET or HEAD with a whole file whose bytes were verified a moment ago.
 
         Raises:
             ManifestUnknown: it was deleted meanwhile.
             ConnectionError: the client is gone, or the file ended early and the connection was cut.
         """
-        response = StreamResponse(headers=headers)
-        response.content_length = content.size
+        response = Response(headers=headers, length=content.size)
         try:
             opened = content.open()
         except FileNotFoundError:
             raise ManifestUnknown("manifest unknown") from None
         with opened, closing(Receipts(http.transport)) as receipts:
-            await response.prepare(http)
+            http.begin(response)
             if http.method != "HEAD":
                 await opened.send(_Body(self.files, http, receipts.begin()), 0, content.size)
-        await response.write_eof()
         return response
 
     async def send(
         self, http: HTTPRequest, content: Content, headers: dict[str, str], sending: Sending
-    ) -> StreamResponse:
+    ) -> Response:
         """Answer GET with content, or the part of it that ``Range`` asks for.
 
         Raises:
@@ -135,10 +131,9 @@ class ContentSender:
             ConnectionError: the client is gone, or the content ended early or is corrupt and the
                 connection was cut.
         """
-        response, offset, count = _begin(http, content, headers)
+        response, offset, count = _part(http, content, headers)
         if count == 0:
-            await response.prepare(http)
-            await response.write_eof()
+            http.begin(response)
             return response
         try:
             opened = content.open()
@@ -150,7 +145,7 @@ class ContentSender:
             sending.part(offset, count, content.size, receipts),
             self._proving(content, opened) as done,
         ):
-            await response.prepare(http)
+            http.begin(response)
             # The last byte of a bundle's content waits for the proof, so that no client has corrupt
             # content whole.
             held_back = int(done is not None)
@@ -159,7 +154,6 @@ class ContentSender:
             if done is not None:
                 await self._await_proof(http, content, opened, done, sending)
                 await opened.send(body, offset + count - 1, 1)
-        await response.write_eof()
         return response
 
     @contextmanager
@@ -213,17 +207,16 @@ class ContentSender:
         raise ContentCorrupt("the bundle's file keeps changing while it is served")
 
 
-def _begin(
+def _part(
     http: HTTPRequest, content: Content, headers: dict[str, str]
-) -> tuple[StreamResponse, int, int]:
+) -> tuple[Response, int, int]:
     """Return the response, and the offset and number of bytes of its body."""
     part = parse_range(http.headers.get("Range"), content.size)
     offset, count = part or (0, content.size)
-    response = StreamResponse(status=206 if part else 200, headers=headers)
+    response = Response(206 if part else 200, headers=headers, length=count)
     response.headers["Accept-Ranges"] = "bytes"
     if part:
         response.headers["Content-Range"] = f"bytes {offset}-{offset + count - 1}/{content.size}"
-    response.content_length = count
     return response, offset, count
 
 

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mayfly.registry.http.protocol import HTTPProtocol, HTTPServer
+from mayfly.registry.http.connection import Connection, HTTPServer
 
 logger = logging.getLogger("mayfly")
 
@@ -158,7 +158,7 @@ class ConnectionWatchdog:
         self._timeouts = timeouts
         self._is_crowded = is_crowded
         self._now = now
-        self._checkpoints: dict[HTTPProtocol, _Checkpoint] = {}
+        self._checkpoints: dict[Connection, _Checkpoint] = {}
 
     async def run(self) -> None:
         """Check all connections again and again, until there are none."""
@@ -167,7 +167,7 @@ class ConnectionWatchdog:
             await asyncio.sleep(self._timeouts.interval)
         self._checkpoints.clear()
 
-    async def _check_all(self, connections: list[HTTPProtocol]) -> None:
+    async def _check_all(self, connections: list[Connection]) -> None:
         known = self._checkpoints
         self._checkpoints = {one: known[one] for one in connections if one in known}
         for number, connection in enumerate(connections, 1):
@@ -175,7 +175,7 @@ class ConnectionWatchdog:
             if number % _CHECKED_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
-    def check(self, connection: HTTPProtocol) -> None:
+    def check(self, connection: Connection) -> None:
         """Check one connection, and close it if it exceeds a timeout."""
         found = connection.socket
         if found is None:
@@ -186,12 +186,12 @@ class ConnectionWatchdog:
             return
         reason = self._exceeded(connection, info)
         if reason is not None:
-            logger.info("cut a connection from %s: %s", connection.peername, reason)
+            logger.info("cut a connection from %s: %s", connection.peer, reason)
             # Not transport.abort(): a shutdown also wakes pending sendfile calls on the socket.
             with contextlib.suppress(OSError):
                 found.shutdown(socket.SHUT_RDWR)
 
-    def _exceeded(self, connection: HTTPProtocol, info: TCPInfo) -> str | None:
+    def _exceeded(self, connection: Connection, info: TCPInfo) -> str | None:
         """The reason to close a connection, if there is one."""
         vanished = self._timeouts.vanished
         if vanished is not None and info.is_vanished(vanished):
@@ -212,7 +212,7 @@ class ConnectionWatchdog:
         return self._exceeded_by_idle(info, last, now)
 
     def _exceeded_by_transfer(
-        self, connection: HTTPProtocol, info: TCPInfo, last: _Checkpoint, now: float
+        self, connection: Connection, info: TCPInfo, last: _Checkpoint, now: float
     ) -> str | None:
         moved = info.acknowledged - last.acknowledged + info.received - last.received
         sending = info.unsent or info.unacked or connection.is_writing

@@ -600,11 +600,6 @@ class Settings:
         """Whether anyone but this host can connect."""
         return not all(address.is_loopback for address in self.listen)
 
-    @property
-    def is_client(self) -> bool:
-        """Whether the server sends requests of its own."""
-        return bool(self.notify or self.upstream)
-
 
 ALL: tuple[Setting[Any], ...] = tuple(
     replace(one.metadata[_DECLARED], key=one.name) for one in fields(Settings)

@@ -16,7 +16,8 @@ from mayfly.storage.manifest import parse
 from tests.faults.model import BLOB_UNKNOWN, OK
 from tests.faults.subjects import ByMethods, OpenStore
 from tests.support.client import Answer, read
-from tests.support.registry import Registry
+from tests.support.on_socket import Served
+from tests.support.registry import open_to_everyone
 
 WAYS = 3
 """How a blob may be pushed: at once, by POST and PUT, by a stream of PATCH."""
@@ -89,7 +90,7 @@ class OverHTTP(ByMethods):
         self._start()
 
     def _start(self) -> None:
-        self._server = Registry(self.store)
+        self._server = Served(open_to_everyone(self.store))
         asyncio.run_coroutine_threadsafe(self._server.start_server(), self._loop).result()
         self.host = f"127.0.0.1:{self._server.port}"
         self._ask = Asking(self.host)

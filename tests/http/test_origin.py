@@ -6,10 +6,10 @@ import ipaddress
 from typing import cast
 
 import pytest
-from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict
 
 from mayfly.registry.http.origin import Forwarded, Origins
+from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.settings.readers import read_external_url, read_network
 
 PROXY = (ipaddress.ip_network("10.0.0.0/8"),)
@@ -28,8 +28,8 @@ class Request:
         return self._known.get(name, default)
 
 
-def request(peer: str, *headers: tuple[str, str], tls: bool = False) -> BaseRequest:
-    return cast("BaseRequest", Request(peer, *headers, tls=tls))
+def request(peer: str, *headers: tuple[str, str], tls: bool = False) -> HTTPRequest:
+    return cast("HTTPRequest", Request(peer, *headers, tls=tls))
 
 
 HOST = ("Host", "inner:5000")
@@ -58,7 +58,7 @@ X = (
     ],
 )
 def test_origin(
-    trusted: tuple[ipaddress.IPv4Network, ...], asked: BaseRequest, origin: str
+    trusted: tuple[ipaddress.IPv4Network, ...], asked: HTTPRequest, origin: str
 ) -> None:
     """Forwarding headers count from a trusted proxy only, and only where they are well-formed."""
     assert Origins(None, trusted).of(asked) == origin

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.http.protocol import HTTPProtocol
+from mayfly.registry.http.connection import Connection
 from mayfly.registry.pki.context import ServerTLS
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.certificates import CLIENT, self_signed
@@ -229,12 +229,12 @@ async def test_failure_above(
 ) -> None:
     """An error in the HTTP protocol ends its connection, is logged, and harms no other."""
 
-    def data_received(self: HTTPProtocol, data: bytes) -> None:
+    def buffer_updated(self: Connection, nbytes: int) -> None:
         raise ZeroDivisionError
 
     before = descriptors()
     with monkeypatch.context() as patch, await server.connect() as client:
-        patch.setattr(HTTPProtocol, "data_received", data_received)
+        patch.setattr(Connection, "buffer_updated", buffer_updated)
         client.sendall(message("GET", "/v2/"))
         assert await asyncio.to_thread(drain, client) == b""
     await server.idle(before)

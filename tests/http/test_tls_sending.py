@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from mayfly.registry.http import outlets, tls, tls_channel
+from mayfly.registry.http.connection import Connection
 from mayfly.registry.http.file_sender import FileSender
-from mayfly.registry.http.protocol import HTTPProtocol
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.images import digest_of
 from tests.support.process import Mayfly
@@ -164,7 +164,7 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> Iterator[weakref.WeakSet[Any]]:
         monkeypatch.setattr(kind, "connection_made", connection_made)
 
     note(tls.TLSTransport)
-    note(HTTPProtocol)
+    note(Connection)
     gc.collect()
     gc.disable()
     yield found
@@ -326,7 +326,7 @@ async def test_nothing_is_read_meanwhile(server: Secured, monkeypatch: pytest.Mo
     reads = Reads(monkeypatch, wait=True)
     with await server.begin(target) as client:
         await until(reads.held.is_set, "the thread reads")
-        (handler,) = (h for h in server.server.connections if h._current_request is not None)
+        (handler,) = (h for h in server.server.open_connections() if h.serving)
         assert isinstance(handler.transport, tls.TLSTransport)
         assert not handler.transport._tcp.is_reading()
         handler.transport.pause_reading()
@@ -351,7 +351,7 @@ async def test_connection_ended_in_mid_turn(
     os.set_blocking(reader, False)
     with await server.begin(target) as client:
         await until(reads.held.is_set, "the thread reads")
-        (handler,) = (h for h in server.server.connections if h._current_request is not None)
+        (handler,) = (h for h in server.server.open_connections() if h.serving)
         transport = handler.transport
         assert transport is not None
         freed = transport.get_extra_info("socket").fileno()

@@ -23,7 +23,7 @@ QUIET = TCPInfo(0, 0, unsent=False, unacked=False, probes=0, last_sent=0.0, last
 
 @dataclass(eq=False)
 class Connection:
-    """What a `registry.http.protocol.HTTPProtocol` says of its client."""
+    """What a `registry.http.connection.Connection` says of its client."""
 
     serving: bool = False
     requests: int = 0

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-
 from mayfly.auth import signing
 from mayfly.auth.globs import parse_glob
 from mayfly.auth.identity import Identity
@@ -30,10 +28,9 @@ from mayfly.auth.verify import CredentialVerifier
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import REALM, Authentication, Guard
 from mayfly.registry.access.logins import Logins
-from mayfly.registry.api.app import App, malformed_request
+from mayfly.registry.api.app import App
 from mayfly.registry.api.context import AS_WRITTEN
 from mayfly.registry.coverage.observer import Observer
-from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.http.send import ContentSender
 from mayfly.registry.state.scripts import Scripts
 from mayfly.storage import digest as digests
@@ -44,6 +41,7 @@ from mayfly.storage.directory.store import DistributionStore
 from tests.security.wire import Server
 from tests.support.client import Header, basic, bearer
 from tests.support.lifecycle_hooks import lifecycle_hooks
+from tests.support.on_socket import serving
 
 ROUNDS = 4
 PASSWORD = "correct horse {}"
@@ -161,17 +159,13 @@ async def registry(
         hooks = lifecycle_hooks()
         scripts = Scripts(root)
         app = App(served, guard, hooks, ContentSender(), names, scripts=scripts)
-        runner = web.ServerRunner(HTTPServer(app, refuse=malformed_request), shutdown_timeout=0)
-        await runner.setup()
         try:
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            server = Server(f"127.0.0.1:{runner.addresses[0][1]}")
-            observer = hooks.observer
-            made_of = (store, guard, key, issuer, robots, throttle, observer, scripts, record)
-            yield Registry(server, root, *made_of)
+            async with serving(app) as port:
+                server = Server(f"127.0.0.1:{port}")
+                observer = hooks.observer
+                made_of = (store, guard, key, issuer, robots, throttle, observer, scripts, record)
+                yield Registry(server, root, *made_of)
         finally:
-            await runner.cleanup()
             logins.close()
 
 

@@ -9,44 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import BaseTestServer, TestClient
+from aiohttp.test_utils import TestClient
 
 from mayfly.auth.policy import OPEN
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import Guard
-from mayfly.registry.api.app import App, malformed_request
+from mayfly.registry.api.app import App
 from mayfly.registry.api.context import AS_WRITTEN, NO_MIRROR, Mirror, NameResolver
 from mayfly.registry.http.file_sender import FileSender
-from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.http.send import ContentSender
 from mayfly.registry.pki.context import ServerTLS
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.interface import Store
 from tests.support.certificates import self_signed
 from tests.support.lifecycle_hooks import lifecycle_hooks
+from tests.support.on_socket import Served
 from tests.support.secured import Secured, secured
 from tests.support.wire import TIMEOUT, Wire
 
 Client = TestClient[Any, Any]
 
 
-class Registry(BaseTestServer):
-    """An `HTTPServer` over a store, open to everyone, on a port of its own."""
-
-    def __init__(
-        self, store: Store, names: NameResolver = AS_WRITTEN, mirror: Mirror = NO_MIRROR
-    ) -> None:
-        super().__init__()
-        self._store = store
-        self._names = names
-        self._mirror = mirror
-
-    async def _make_runner(self, **kwargs: Any) -> web.ServerRunner:
-        guard = Guard(lambda: OPEN, None, lambda http: None, Audit())
-        content = ContentSender()
-        app = App(self._store, guard, lifecycle_hooks(), content, self._names, mirror=self._mirror)
-        return web.ServerRunner(HTTPServer(app, refuse=malformed_request), shutdown_timeout=1)
+def open_to_everyone(
+    store: Store, names: NameResolver = AS_WRITTEN, mirror: Mirror = NO_MIRROR
+) -> App:
+    """A registry over a store, without users."""
+    guard = Guard(lambda: OPEN, None, lambda http: None, Audit())
+    return App(store, guard, lifecycle_hooks(), ContentSender(), names, mirror=mirror)
 
 
 @pytest.fixture
@@ -62,7 +51,7 @@ async def client(
     store: DistributionStore, aiohttp_client: Callable[..., Awaitable[Client]]
 ) -> Client:
     """A client of a registry that runs for this test."""
-    return await aiohttp_client(Registry(store), auto_decompress=False)
+    return await aiohttp_client(Served(open_to_everyone(store)), auto_decompress=False)
 
 
 @pytest.fixture

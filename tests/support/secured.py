@@ -17,9 +17,9 @@ from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.guard import Guard
 from mayfly.registry.access.security import certificate_identity
 from mayfly.registry.api.app import App, malformed_request
+from mayfly.registry.http.connection import HTTPServer
 from mayfly.registry.http.connections import Connections, Limits
 from mayfly.registry.http.file_sender import FileSender
-from mayfly.registry.http.protocol import HTTPServer
 from mayfly.registry.http.send import ContentSender
 from mayfly.registry.http.watchdog import Timeouts
 from mayfly.storage.interface import Store

@@ -32,8 +32,9 @@ from mayfly.storage.upkeep.verify import verify
 from tests.support.fixtures import quick_sync as quick_sync
 from tests.support.fixtures import root as root
 from tests.support.images import descriptor, digest_of, files, image_body, index_body, read
+from tests.support.on_socket import Served
 from tests.support.pushing import push_blob, push_image, push_manifest, refused
-from tests.support.registry import Client, Registry
+from tests.support.registry import Client, open_to_everyone
 from tests.support.registry import store as store
 from tests.support.upstream import FakeUpstream, serving_upstream
 
@@ -92,7 +93,9 @@ async def make(
             hosts = [UpstreamHost(registries.at(one, module.ATTEMPTS)) for one in (HUB, "quay.io")]
             mirror = await stack.enter_async_context(Mirror(store, names, hosts, ttl))
             served = MirrorStore(store, mirror)
-            client = await aiohttp_client(Registry(served, names, mirror), auto_decompress=False)
+            client = await aiohttp_client(
+                Served(open_to_everyone(served, names, mirror)), auto_decompress=False
+            )
             return World(client, hub, quay, mirror, store)
 
         yield made
