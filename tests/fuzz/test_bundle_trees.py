@@ -128,10 +128,12 @@ def _device(path: Path, _outside: Path) -> None:
 
 def _bytes(path: Path, _outside: Path, chance: random.Random) -> None:
     if path.is_file() and path.stat().st_size:
-        data = bytearray(path.read_bytes())
-        for _ in range(3):
-            data[chance.randrange(len(data))] ^= chance.randrange(1, 256)
-        path.write_bytes(data)
+        # In place: an earlier mutation may have made it 64 GiB long.
+        with path.open("r+b", buffering=0) as file:
+            for _ in range(3):
+                place = chance.randrange(path.stat().st_size)
+                (byte,) = os.pread(file.fileno(), 1, place)
+                os.pwrite(file.fileno(), bytes([byte ^ chance.randrange(1, 256)]), place)
 
 
 def _cut(path: Path, _outside: Path, chance: random.Random) -> None:
