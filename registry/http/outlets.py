@@ -162,6 +162,8 @@ class TLSOutlet:
         self._channel = channel
         self._memory = memory
         self._unsent: list[memoryview] = []
+        self._is_gone = False
+        """Whether the client went while something was sent that counts as taken."""
         self._held = 0
         """Bytes that `memory` knows of."""
 
@@ -177,9 +179,14 @@ class TLSOutlet:
                 # One object without the part that was sent.
                 self._unsent = [memoryview(b"".join(self._unsent))]
                 self._note_held()
+            except ConnectionResetError:
+                # The piece is encrypted, and so counts in the channel: it must count here, too.
+                self._unsent, self._is_gone = [], True
         return taken
 
     def flush(self) -> None:
+        if self._is_gone:
+            raise ConnectionResetError("client is gone")
         if self._unsent:
             try:
                 self._write()

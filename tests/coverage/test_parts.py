@@ -84,6 +84,12 @@ class Registry:
     def status(self) -> dict[str, Any]:
         return ask(self.server.state_dir, "status")
 
+    def wait_for_bytes(self, count: int) -> None:
+        """Wait until the status has so many bytes sent: threads send, and are asked at times."""
+        end = time.monotonic() + PATIENCE
+        while (found := self.status()["bytes_out"]) < count:
+            assert time.monotonic() < end, found
+
     def wait_for(self, state: State) -> None:
         """Wait until the node has a state with the image."""
         end = time.monotonic() + PATIENCE
@@ -148,7 +154,7 @@ def test_resumed_where_the_client_stood(registry: Registry) -> None:
     begun = registry.status()["bytes_out"]
     with registry.asked(f"/v2/app/blobs/{registry.layer}") as answer:
         head = answer.read(9 * MIB + 123)
-        assert registry.status()["bytes_out"] >= begun + len(head)
+        registry.wait_for_bytes(begun + len(head))
     registry.wait_for(State.FAILED)
     assert head + registry.get(f"/v2/app/blobs/{registry.layer}", len(head)) == LAYER
     registry.wait_for(State.SERVED)

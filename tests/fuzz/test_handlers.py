@@ -18,6 +18,7 @@ from mayfly.registry.api.parse import parse
 from mayfly.registry.coverage.observer import Peer
 from mayfly.registry.http.body import Body
 from mayfly.registry.http.errors import WireError
+from mayfly.registry.http.receive import Receiver
 from mayfly.storage.errors import StorageError
 from tests.fuzz.budget import EXAMPLES
 from tests.support.lifecycle_hooks import lifecycle_hooks
@@ -59,6 +60,7 @@ async def _patched(header: str, body: bytes, announced: int | None) -> tuple[byt
             upload=lambda repository, upload_id: upload, check_room=lambda size: None
         ),
         observer=lifecycle_hooks().observer,
+        receiver=Receiver(),
         peer=Peer("", "127.0.0.1", "127.0.0.1"),
     )
     headers = CIMultiDict({"Content-Range": header})

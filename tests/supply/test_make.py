@@ -34,7 +34,7 @@ def test_nothing_is_installed_outside() -> None:
     """Every pip in the Makefile is that of an environment below this directory."""
     pips = [line for line in (REPO / "Makefile").read_text().splitlines() if "pip install" in line]
     assert pips
-    assert all(line.startswith(("\t$(BIN)/", "\t$(RUN_VENV)/")) for line in pips)
+    assert all(line.startswith(("\t$(BIN)/", "\t$(RUN_VENV)/", "\t$(OLDEST)/")) for line in pips)
     assert "break-system-packages" not in (REPO / "Makefile").read_text()
 
 
