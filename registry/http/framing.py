@@ -23,6 +23,9 @@ MAX_HEAD = 80 * 1024
 MAX_LINE = 64 * 1024
 """Bytes of one line in a head: the request line or a header field."""
 
+MAX_FIELDS = 128
+"""Header fields of a head: the limit that newer versions of aiohttp have of their own."""
+
 HEAD_END = b"\r\n\r\n"
 
 _LONGEST_METHOD = 32
@@ -71,6 +74,8 @@ def read_head(head: bytes) -> Head:
         message = None
     if message is None:
         raise FramingInvalid("the request is not valid HTTP")
+    if len(message.raw_headers) > MAX_FIELDS:
+        raise FramingInvalid(f"the request's head has more than {MAX_FIELDS} fields")
     if message.version not in ((1, 1), (1, 0)):
         raise FramingInvalid("the request is not HTTP/1.1 or HTTP/1.0", 505)
     hosts = message.headers.getall(_HOST, ())
