@@ -41,6 +41,10 @@ def manifest_key(repository: str, digest: Digest) -> tuple[str, ...]:
     return repository, "manifest", str(digest)
 
 
+CHILDREN = {child.digest for manifest in MANIFESTS.values() for child in manifest.manifests}
+"""Manifests that an index names, and that clients delete beneath it."""
+
+
 class Worker:
     """Chooses what to do next; everything goes into the history."""
 
@@ -216,7 +220,9 @@ def test_every_answer_can_be(start_mayfly: Callable[..., Mayfly]) -> None:
     assert history.size > 100
     server.kill()
     with closing(DistributionStore(server.root)) as store:
-        assert verify(store).findings == (), f"seed {seed}"
+        # Children of an index may have been deleted, and collected after that.
+        lost = [one for one in verify(store).findings if one.digest not in CHILDREN]
+        assert lost == [], f"seed {seed}"
     assert list(server.root.rglob("_uploads/*")) == []
 
 
