@@ -34,7 +34,8 @@ _LINE = (
     "else w; e=$?; fi; "
     '[ "$e" = 0 ] && [ "$(sha256sum <"$f" | cut -c 1-64)" = "$s" ] || '
     "{{ echo 'mayfly: the script did not arrive, or was changed on its way; nothing was run. "
-    "If nobody else used this line, somebody took the script: make a new key' >&2; exit 1; }}; "
+    "If this line was not used before, someone else may have downloaded the script: end its "
+    "credential with a new signing key, then print a new line' >&2; exit 1; }}; "
     'exec 3<"$f"; rm -f "$f"; trap - EXIT; sh -s <&3)\n'
 )
 
