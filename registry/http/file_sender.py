@@ -5,10 +5,11 @@
     kernel (epoll)               └─► writable ─┐        arm ◄──┤ socket full, or turn over
     worker threads                             └─► a turn ─────┘
 
-The threads wait together for any socket with room. The one that is woken sends until the socket is
-full or its turn is over, and arms the socket again: behind all others that have room, so that
-everybody gets a turn, and a client that does not read holds no thread. The event loop only begins
-and ends transfers. Threads end by themselves when there is nothing left to send.
+The threads, as many as there are processors but at most eight, wait together for any socket with
+room. The one that is woken sends until the socket is full or its turn is over, and arms the socket
+again: behind all others that have room, so that everybody gets a turn, and a client that does not
+read holds no thread. The event loop only begins and ends transfers. Threads end by themselves when
+there is nothing left to send.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class FileSender:
     """The threads of one server, and what they send.
 
     Args:
-        threads: at most; by default as many as there are processors.
+        threads: at most; by default as many as there are processors, at most eight.
         total_sealed: see `SealedMemory`.
 
     Attributes:
