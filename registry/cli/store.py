@@ -524,7 +524,7 @@ def verify(
                 "manifest that an index names was",
                 "manifests that indexes name were",
             )
-            echo(f"{manifests} never copied here")
+            echo(f"{manifests} left out or deleted")
         faults = counted(len(found.findings), "fault")
         echo(f"{counted(first.blobs, 'blob')}, {format_size(first.size)}: {faults}")
     if found.findings:

@@ -6,11 +6,12 @@ record of its size gets one. A bad one gets a record of its damage (`storage.dir
 that a server on the same root answers 404 for it and clients push it again.
 
 A manifest that an index names and of which the repository has no trace was left out when the image
-was copied, as other platforms often are. That is no fault, unless no part of the index is here.
+was copied, as other platforms often are, or deleted since. That is no fault, unless no part of the
+index is here.
 
-A manifest may name any digest. So a link is written again
-only if something is left of it, which shows that the repository had the content; otherwise the
-content has to come from a source that has it in that repository.
+A manifest may name any digest. So a link is written again only if something is left of it, which
+shows that the repository had the content; otherwise the content has to come from a source that has
+it in that repository.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Verified:
         blobs: number of blobs that were read.
         size: of these, in bytes.
         findings: the faults.
-        left_out: number of manifests that indexes name and that were never copied here.
+        left_out: number of manifests that indexes name and that were left out or deleted.
     """
 
     blobs: int

@@ -178,9 +178,6 @@ class Model:
             if (repository, blob.digest) not in self.links:
                 yield blob.digest
         children = [child.digest for child in manifest.manifests]
-        absent = [digest for digest in children if (repository, digest) not in self.revisions]
-        lost = [digest for digest in absent if digest in self.stored]
-        yield from lost
-        # Of an index some children may have been left out, but not all.
-        if len(absent) == len(children) and not lost:
-            yield from absent
+        # A deleted child leaves no trace: it is like one that was left out, unless all are absent.
+        if not any((repository, digest) in self.revisions for digest in children):
+            yield from children

@@ -29,7 +29,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.bundle.open import open_bundles
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
-from mayfly.storage.manifest import OCI_MANIFEST
+from mayfly.storage.manifest import OCI_MANIFEST, Manifest
 from mayfly.storage.overlay import OverlayStore
 from mayfly.storage.upkeep.collect import collect
 from mayfly.storage.upkeep.verify import Fault, verify
@@ -269,18 +269,37 @@ def _run(start: Start, examples: int = EXAMPLES) -> None:
     run_state_machine_as_test(lambda: Machine(start), settings=every)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", ["store", "overlay"])
+@pytest.mark.parametrize("young_too", [False, True])
+@pytest.mark.parametrize("lost", [(OTHER,), (IMAGE, OTHER)])
+def test_deleted_children_of_an_index(
+    tmp_path: Path, kind: str, lost: tuple[Manifest, ...], young_too: bool
+) -> None:
+    """One is like a platform that was left out, before and after its collection; all are not."""
+    start = _start_store if kind == "store" else _start_overlay
+    machine = Machine(partial(start, tmp_path, ByMethods))
+    index = next(d for d, manifest in MANIFESTS.items() if len(manifest.manifests) == 2)
+    children = {digests.of(manifest.body) for manifest in lost}
+    try:
+        for repository in REPOSITORIES:
+            machine.push_all(repository, index, ())
+            for digest in children:
+                machine.delete_manifest(repository, digest)
+        machine.verify()
+        machine.collect(young_too)
+        machine.verify()
+        assert machine.model.missing() == (children if len(children) == 2 else set())
+    finally:
+        machine.teardown()
+
+
 def _fresh(directory: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=directory))
 
 
 def test_store(tmp_path: Path) -> None:
     """The registry:2 directory."""
-
-    def start() -> tuple[ByMethods, Model]:
-        root = _fresh(tmp_path)
-        return ByMethods(root, lambda: DistributionStore(root)), Model()
-
-    _run(start)
+    _run(partial(_start_store, tmp_path, ByMethods))
 
 
 def test_overlay(tmp_path: Path) -> None:
@@ -290,17 +309,17 @@ def test_overlay(tmp_path: Path) -> None:
 
 def test_http(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> None:
     """The same through requests, over the plain store."""
-
-    def start() -> tuple[ByMethods, Model]:
-        root = _fresh(tmp_path)
-        return OverHTTP(root, lambda: DistributionStore(root), loop), Model()
-
-    _run(start, EXAMPLES // 4)
+    _run(partial(_start_store, tmp_path, partial(OverHTTP, loop=loop)), EXAMPLES // 4)
 
 
 def test_http_over_overlay(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> None:
     """The same through requests, over a bundle."""
     _run(partial(_start_overlay, tmp_path, partial(OverHTTP, loop=loop)), EXAMPLES // 4)
+
+
+def _start_store(directory: Path, ask: Callable[..., ByMethods]) -> tuple[ByMethods, Model]:
+    root = _fresh(directory)
+    return ask(root, lambda: DistributionStore(root)), Model()
 
 
 def _start_overlay(directory: Path, ask: Callable[..., ByMethods]) -> tuple[ByMethods, Model]:
