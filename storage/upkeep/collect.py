@@ -16,9 +16,7 @@ repository that no longer holds it.
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -30,12 +28,10 @@ from mayfly.storage.errors import ManifestInvalid, ManifestUnknown
 from mayfly.storage.manifest import mentioned_digests, parse_stored
 from mayfly.storage.reading import read_unverified, repositories
 from mayfly.storage.upkeep.maintainable import Maintainable
+from mayfly.storage.upkeep.untouched import Untouched
 
 DEFAULT_GRACE = 3600.0
 """Seconds for which an unreferenced blob is kept: a slow push may refer to it at its end."""
-
-_LONGEST_TICK = 3.0
-"""Seconds. FAT's times are the coarsest, with two seconds; usual clocks tick in milliseconds."""
 
 
 class UnreadCode(StrEnum):
@@ -121,19 +117,19 @@ class _Collection:
     def __init__(self, store: Maintainable) -> None:
         self._store = store
         self._upper = store.upper
-        self._layout, self._publisher, self._records, self._gate, self._ages = store.upper.parts
+        self._layout, self._publisher, self._records, self._gate, _ = store.upper.parts
 
     def run(self, grace: float, *, dry_run: bool, untagged: bool) -> Collected:
         """See `collect`."""
         if not dry_run:
             self._publisher.tidy()
-        is_old = self._ages.older_than(grace, self._moment())
-        loose = self._untagged(is_old) if untagged else []
+        untouched = Untouched(self._upper, grace)
+        loose = self._untagged(untouched) if untagged else []
         if not dry_run:
-            loose = [one for one in loose if self._delete_manifest(*one, is_old)]
+            loose = [one for one in loose if self._delete_manifest(*one, untouched)]
         marked, unread = self._mark(frozenset(loose))
         unmarked = [d for d, _ in self._upper.stored_blobs() if d not in marked]
-        garbage = [d for d in unmarked if self._is_older(d, is_old)]
+        garbage = [d for d in unmarked if untouched.content(d)]
         spared = {d: self._size(d) for d in set(unmarked).difference(garbage)}
         links: dict[Digest, list[Path]] = {}
         if garbage and not dry_run:
@@ -143,7 +139,7 @@ class _Collection:
         size = 0
         for digest in garbage:
             found = self._size(digest)
-            if dry_run or self._remove(digest, is_old, links.get(digest, ())):
+            if dry_run or self._remove(digest, untouched, links.get(digest, ())):
                 removed.append(digest)
                 size += found
         return Collected(
@@ -155,7 +151,7 @@ class _Collection:
             sum(spared.values()),
         )
 
-    def _untagged(self, is_old: Callable[[float], bool]) -> list[tuple[str, Digest]]:
+    def _untagged(self, untouched: Untouched) -> list[tuple[str, Digest]]:
         """Return the old manifests that no tag leads to."""
         found: list[tuple[str, Digest]] = []
         for repository in repositories(self._store):
@@ -184,38 +180,18 @@ class _Collection:
             found += [
                 (repository, digest)
                 for digest in linked
-                if digest not in kept and self._is_older(digest, is_old)
+                if digest not in kept and untouched.content(digest)
             ]
         return found
 
-    def _delete_manifest(
-        self, repository: str, digest: Digest, is_old: Callable[[float], bool]
-    ) -> bool:
+    def _delete_manifest(self, repository: str, digest: Digest, untouched: Untouched) -> bool:
         """Delete a manifest unless it, or one that names it, was pushed meanwhile."""
         with self._gate.removing():
-            if not self._is_older(digest, is_old):
+            if not untouched.content(digest):
                 return False
             removed = self._publisher.remove(self._layout.revision_link(repository, digest))
             CacheMarker(self._layout, self._publisher).remove(repository, digest, ())
             return removed
-
-    def _moment(self) -> float:
-        """Return the time now, by the clock that stamps files.
-
-        All earlier changes have an earlier time, and no later one has. That clock ticks up to a
-        hundred times slower than the system's (on NFS it is another machine's): by the system's
-        clock, a file touched after this may look older.
-        """
-        before = now = self._tick()
-        end = time.monotonic() + _LONGEST_TICK
-        while now == before and time.monotonic() < end:
-            now = self._tick()
-        return now
-
-    def _tick(self) -> float:
-        directory = self._layout.scratch.parent
-        os.utime(directory)
-        return directory.stat().st_mtime
 
     def _mark(self, deleted: frozenset[tuple[str, Digest]]) -> tuple[set[Digest], list[Unread]]:
         marked: set[Digest] = set()
@@ -287,23 +263,15 @@ class _Collection:
                     links.setdefault(digest, []).append(self._layout.layer_link(repository, digest))
         return links
 
-    def _remove(
-        self, digest: Digest, is_old: Callable[[float], bool], links: Iterable[Path]
-    ) -> bool:
+    def _remove(self, digest: Digest, untouched: Untouched, links: Iterable[Path]) -> bool:
         with self._gate.removing():
-            if not self._is_older(digest, is_old):
+            if not untouched.content(digest):
                 return False
             for link in links:
                 self._publisher.remove(link)
             # Before the bytes, so that the directory is empty after them.
             self._records.drop(digest)
             return self._publisher.remove(self._layout.data(digest))
-
-    def _is_older(self, digest: Digest, is_old: Callable[[float], bool]) -> bool:
-        try:
-            return is_old(self._layout.data(digest).stat().st_mtime)
-        except FileNotFoundError:
-            return False
 
     def _size(self, digest: Digest) -> int:
         try:

@@ -10,13 +10,17 @@ what was pushed or imported, what the operator protects, and what a pull uses.
 The collector frees the blobs, with its own rules about age and concurrent pushes. So only blobs
 count that are older than the grace; younger ones are freed by a later run. Nothing is written on
 the way: it works on a disk without a free byte.
+
+A push may name a marked manifest, as an index names its platforms: that touches the manifest's
+bytes. So a manifest goes only if its bytes were not touched within the grace, which is looked at
+again behind the gate (`storage.upkeep.untouched`).
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +30,7 @@ from mayfly.storage.manifest import parse_stored
 from mayfly.storage.reading import read_unverified, repositories
 from mayfly.storage.upkeep.collect import DEFAULT_GRACE, Collected, collect, kept_digests
 from mayfly.storage.upkeep.maintainable import Maintainable
+from mayfly.storage.upkeep.untouched import Untouched
 
 IsProtected = Callable[[str, Digest, Collection[str]], bool]
 """Whether an image must stay: by its repository, its digest, and the tags that point at it."""
@@ -173,7 +178,7 @@ def free(
         if dry_run:
             after = _after(after, sum(one.size for one in chosen))
         elif chosen:
-            chosen = [one for one in chosen if eviction.remove(one)]
+            chosen = eviction.remove(chosen)
             swept = collect(store, grace)
             garbage = swept._replace(
                 blobs=garbage.blobs + swept.blobs, size=garbage.size + swept.size
@@ -196,6 +201,10 @@ class _Node(NamedTuple):
     subject: Digest | None
 
 
+_Content = tuple[str, Digest]
+"""Repository and digest."""
+
+
 class _Eviction:
     """One look at a store."""
 
@@ -205,9 +214,11 @@ class _Eviction:
         self._store = store
         self._upper = store.upper
         self._layout = store.upper.parts.layout
-        self._is_old = store.upper.parts.ages.older_than(grace)
+        self._untouched = Untouched(store.upper, grace)
         self._is_protected = is_protected
         self._in_use = in_use
+        self._below: dict[_Content, list[Digest]] = {}
+        """The candidates that stay in the repository if a manifest does: children, referrers."""
 
     def choose(self, wanted: int, gone: frozenset[Digest]) -> list[Evicted]:
         """Choose the manifests to remove.
@@ -240,11 +251,45 @@ class _Eviction:
             chosen.append(Evicted(node.repository, node.digest, tags, last_pulled, size))
         return chosen
 
-    def remove(self, one: Evicted) -> bool:
-        """Remove a manifest, unless it was pulled, pushed or protected by a tag meanwhile."""
+    def remove(self, chosen: Sequence[Evicted]) -> list[Evicted]:
+        """Remove manifests; return those that were removed.
+
+        Each goes after those that name it: if one of these has to stay, what is below it stays.
+        """
+        removed: list[Evicted] = []
+        staying: set[_Content] = set()
+        for one in self._top_down(chosen):
+            key = one.repository, one.digest
+            if key not in staying and self._remove(one):
+                removed.append(one)
+            else:
+                staying.update((one.repository, digest) for digest in self._below.get(key, ()))
+        return removed
+
+    def _top_down(self, chosen: Sequence[Evicted]) -> list[Evicted]:
+        """Order manifests so that each comes after those that it is below of."""
+        known = {(one.repository, one.digest): one for one in chosen}
+        seen: set[_Content] = set()
+        bottom_up: list[Evicted] = []
+        waiting = [(key, False) for key in known]
+        while waiting:
+            key, is_below_done = waiting.pop()
+            if is_below_done:
+                bottom_up.append(known[key])
+            elif key not in seen:
+                seen.add(key)
+                waiting.append((key, True))
+                below = ((key[0], digest) for digest in self._below.get(key, ()))
+                waiting += [(one, False) for one in below if one in known]
+        return bottom_up[::-1]
+
+    def _remove(self, one: Evicted) -> bool:
+        """Remove a manifest, unless it was pulled, pushed, named or tagged meanwhile."""
         with self._upper.removing(one.repository):
             marks = self._upper.cached
             if marks.last_pulled(one.repository, one.digest) != one.last_pulled:
+                return False
+            if not self._untouched.content(one.digest):
                 return False
             if (one.repository, one.digest) in self._used():
                 return False
@@ -277,28 +322,42 @@ class _Eviction:
     ) -> Iterator[tuple[float, tuple[str, ...], _Node]]:
         """Yield the manifests that may go: last pull, tags, node."""
         used = self._used()
+        tagged = self._tagged(repository)
         may_go: dict[Digest, tuple[float, tuple[str, ...], _Node]] = {}
-        staying: list[_Node] = []
+        below: dict[Digest, list[Digest]] = {}
+        staying: list[Digest] = []
         for node in nodes:
+            below.setdefault(node.digest, []).extend(node.children)
+            if node.subject is not None:
+                below.setdefault(node.subject, []).append(node.digest)
             last_pulled = self._upper.cached.last_pulled(repository, node.digest)
-            tags = tuple(self._upper.tags_at(repository, node.digest))
+            tags = tuple(tagged.get(node.digest, ()))
             if (
                 last_pulled is None
-                or not self._is_old(last_pulled)
+                or not self._untouched.at(last_pulled)
+                or not self._untouched.content(node.digest)
                 or not self._are_cached(repository, tags)
                 or self._is_protected(repository, node.digest, tags)
                 or any((repository, digest) in used for digest in node.keeps)
             ):
-                staying.append(node)
+                staying.append(node.digest)
             else:
                 may_go[node.digest] = last_pulled, tags, node
         # What stays needs its children, and keeps its signatures.
         while staying:
-            node = staying.pop()
-            below = [child for child in node.children if child in may_go]
-            below += [one for one, entry in may_go.items() if entry[2].subject == node.digest]
-            staying += [may_go.pop(one)[2] for one in dict.fromkeys(below)]
+            under = dict.fromkeys(below.pop(staying.pop(), ()))
+            staying += [digest for digest in under if may_go.pop(digest, None)]
+        self._below.update(((repository, digest), below[digest]) for digest in may_go)
         yield from may_go.values()
+
+    def _tagged(self, repository: str) -> dict[Digest, list[str]]:
+        """The tags that point at each manifest."""
+        found: dict[Digest, list[str]] = {}
+        for tag in self._upper.tag_names(repository):
+            digest = self._upper.read_link(self._layout.tag_link(repository, tag))
+            if digest is not None:
+                found.setdefault(digest, []).append(tag)
+        return found
 
     def _are_cached(self, repository: str, tags: Collection[str]) -> bool:
         """Whether all of these tags came from the upstream."""
@@ -313,4 +372,4 @@ class _Eviction:
             status = self._layout.data(digest).stat()
         except (OSError, StorageError):
             return 0
-        return status.st_size if self._is_old(status.st_mtime) else 0
+        return status.st_size if self._untouched.at(status.st_mtime) else 0

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -212,6 +215,72 @@ def test_a_change_meanwhile_saves_an_image(
     monkeypatch.setattr(evict._Eviction, "choose", chosen)
     assert free(store, 5, 1, in_use=lambda: used).evicted == ()
     store.manifest(REPO, digest)
+
+
+@pytest.mark.parametrize("grace", [0, 3600])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_index_pushed_meanwhile_keeps_what_it_names(
+    store: DistributionStore, monkeypatch: pytest.MonkeyPatch, grace: float, depth: int
+) -> None:
+    """Between the choice and the removal: a child of it, and what that child names."""
+    digest = _cache(store, "", 9)
+    named = [digest]
+    for _ in range(depth - 1):
+        digest = _cache(store, "", 8, index_body([_manifest(store, digest)]))
+        named.append(digest)
+    other = _cache(store, "other", 7)
+    body = index_body([_manifest(store, digest)])
+    choose = evict._Eviction.choose
+
+    def chosen(self: evict._Eviction, *words: object) -> object:
+        found = choose(self, *words)  # type: ignore[arg-type]
+        put(store, REPO, body, "mine")
+        return found
+
+    monkeypatch.setattr(evict._Eviction, "choose", chosen)
+    assert [one.digest for one in free(store, 5, 1, grace).evicted] == [other]
+    for one in named:
+        for blob in _manifest(store, one).blobs:
+            store.blob(REPO, blob.digest)
+
+
+def test_looking_for_candidates_is_linear(store: DistributionStore) -> None:
+    """Twice as many tags and signatures take twice as long, not four times."""
+
+    def steps(count: int) -> int:
+        repository = f"quay.io/many/{count}"
+        push(store, repository, b"{}")
+        for number in range(count):
+            body = image_body(b"{}", annotations={"n": str(number)})
+            image, _ = put(store, repository, body, f"t{number}")
+            signature = parse(image_body(b"{}", subject=subject_of(image)))
+            store.cache_manifest(repository, signature, digests.of(signature.body), None)
+        eviction = evict._Eviction(store, 0, evict.unprotected, tuple)
+        nodes = eviction._nodes(repository)
+        assert nodes is not None and len(nodes) == 2 * count
+        return _instructions(lambda: list(eviction._candidates(repository, nodes)))
+
+    few, many = steps(20), steps(80)
+    assert many < 6 * few
+
+
+def _instructions(call: Callable[[], object]) -> int:
+    """How many instructions of Python a call takes."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any]:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
 
 
 def _manifest(store: DistributionStore, digest: Digest) -> Manifest:
