@@ -18,8 +18,8 @@ def _without_client() -> Iterator[None]:
     """Import modules of aiohttp without the package's own code.
 
     `aiohttp.http` exports the parser. But importing it runs the package's code, which imports
-    aiohttp's client, connector, cookies and forms: 60 ms and 7 MiB of each start. Here a package
-    without code stands for it. Whatever imports aiohttp later gets the real one.
+    aiohttp's client, connector, cookies and forms: 60 ms and 7 MiB of each start. Here an empty
+    package stands for it, and a later ``import aiohttp`` loads the real package.
     """
     spec = importlib.util.find_spec("aiohttp") if "aiohttp" not in sys.modules else None
     if spec is not None:

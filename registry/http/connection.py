@@ -13,8 +13,9 @@ A connection is in one of four states. In each, one kind of bytes is expected:
               └──────shut down─────────────────────┴──cut, lost──────────────┘
 
 IDLE        Bytes collect until they are a head, which a parser of its own reads
-            (`registry.http.framing`). A request begins when the one before it has been answered:
-            what comes earlier waits, one receive at most, and reading pauses.
+            (`registry.http.framing`). A request begins when the one before it has been answered.
+            Bytes that arrive before that are kept, those of one receive at most, and reading
+            pauses.
 HANDLING    The handler runs. Its body receives straight into the reader's buffer (`Body`), and only
             while it reads. The handler is started at once, inside the call that received the head,
             and becomes a task only if it has to wait: most small requests never do.

@@ -147,7 +147,7 @@ class TLSOutlet:
         descriptor: of the socket.
         source: descriptor of the file.
         channel: of the connection.
-        memory: bounds what waits for all clients.
+        memory: limits the encrypted data that clients have not taken yet.
     """
 
     small = SMALL_WRITE

@@ -80,7 +80,7 @@ class Opened:
         all: in the order of the operator; of equal content, the first bundle's is served.
         archives: those that list images.
         directories: those that are directories of another registry.
-        tars: those with a part of such a directory, until `join` makes directories of them.
+        tars: parts of such a directory; `join` moves them to ``directories``, one for each whole.
     """
 
     all: list[Bundle | DistributionDirectory] = field(default_factory=list)
