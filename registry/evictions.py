@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,9 @@ logger = logging.getLogger("mayfly")
 
 CHECK_SECONDS = 1.0
 """Between two looks at the free space."""
+
+RETRY_SECONDS = 60.0
+"""After an eviction that found nothing to evict: each reads every manifest of the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,8 @@ class Evictions:
         self._in_use = in_use
         self._lock = asyncio.Lock()
         self._is_short = False
+        self._rests_until = 0.0
+        """Monotonic; nothing could be evicted, and is not looked for until then."""
 
     async def watch(self) -> None:
         """Evict as soon as the disk is fuller than it may be, until cancelled."""
@@ -94,6 +100,8 @@ class Evictions:
             await self._free(low, min(low, self._rules.low))
 
     async def _free(self, high: float, low: float) -> None:
+        if time.monotonic() < self._rests_until:
+            return
         from mayfly.storage.upkeep import evict
 
         rules = self._rules
@@ -113,6 +121,8 @@ class Evictions:
                 found.before.percent,
                 found.after.percent,
             )
+        if not found.evicted and found.after.percent >= high:
+            self._rests_until = time.monotonic() + RETRY_SECONDS
         is_short = found.after.percent >= rules.high
         if is_short and not self._is_short:
             logger.warning(

@@ -156,6 +156,13 @@ def _check(settings: Settings, plan: RunPlan) -> None:
     """
     plan.check()
     _check_upstreams(settings)
+    if _keeps_space(settings):
+        from mayfly.registry.evictions import space_rules
+
+        # Read again by `_evictions`.
+        space_rules(settings.gc_high, settings.gc_low, settings.protect)
+        if settings.read_only:
+            raise ConfigError("--gc-high evicts from the root: leave --read-only out")
     if plan.until_pulled is not None:
         from mayfly.registry.upstream.pulled import ALL, images_to_pull
 
@@ -189,6 +196,10 @@ def _check_upstreams(settings: Settings) -> None:
             raise ConfigError(f"--upstream-{name} {given}: {error.strerror}") from None
     if hosts and settings.read_only:
         raise ConfigError("--upstream keeps what it fetches in the root: leave --read-only out")
+
+
+def _keeps_space(settings: Settings) -> bool:
+    return any(one is not None for one in (settings.gc_high, settings.gc_low, settings.protect))
 
 
 def _begin_run(settings: Settings) -> Run:
@@ -363,7 +374,7 @@ async def _mirroring(
 
 
 def _evictions(settings: Settings, stores: _Stores, lifecycle: Lifecycle) -> Evictions | None:
-    if settings.gc_high is None and settings.gc_low is None and not settings.protect:
+    if not _keeps_space(settings):
         return None
     # Imported only for a mirror whose space is kept.
     from mayfly.registry.evictions import Evictions, space_rules
