@@ -246,11 +246,17 @@ class FileSender:
 
     def _start(self, descriptor: int, transfer: _Transfer) -> None:
         with self._lock:
-            self._transfers[descriptor] = transfer
+            if self._workers < min(self.threads, len(self._transfers) + 1):
+                try:
+                    threading.Thread(target=self._work, name="files", daemon=True).start()
+                except RuntimeError:
+                    if not self._workers:
+                        raise
+                    # The host allows no more of them; those that run send this file, too.
+                else:
+                    self._workers += 1
             self._epoll.register(descriptor, _ARMED)
-            if self._workers < min(self.threads, len(self._transfers)):
-                self._workers += 1
-                threading.Thread(target=self._work, name="files", daemon=True).start()
+            self._transfers[descriptor] = transfer
 
     def _stop(self, descriptor: int, transfer: _Transfer) -> None:
         """Let no further turn begin; a turn that runs is not waited for."""

@@ -31,7 +31,7 @@ class HTTPRequest:
         keep_alive: whether another request may follow.
         client: the client's address according to a trusted proxy, if there is one.
         response: the response whose head was sent; None before that.
-        sent: bytes of the response so far, without those of a file.
+        sent: bytes of the response that were given to the kernel or the transport so far.
     """
 
     __slots__ = (

@@ -238,6 +238,7 @@ class _Body:
         sending: Sending | None = None,
     ) -> None:
         self._files = files
+        self._http = http
         self._transport = http.transport
         self._descriptor = descriptor
         self._sending = sending
@@ -247,12 +248,12 @@ class _Body:
     async def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
         if self._transport is None:
             raise ConnectionResetError("client is gone")
-        watcher = self if self._sending is not None else None
-        part = file, offset, count, watcher
+        part = file, offset, count, self
         await self._files.send(self._transport, self._descriptor, *part)
         self._before += count
 
     def count(self, sent: int) -> None:
+        self._http.sent += sent
         if self._sending is not None:
             self._sending.count(sent)
 

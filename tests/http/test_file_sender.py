@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.registry.http.file_sender import FileSender
+from mayfly.registry.http.file_sender import FileSender, _Transfer
 from mayfly.registry.http.outlets import PlainOutlet
 from tests.support.secured import descriptors, until
 from tests.support.wire import TIMEOUT
@@ -276,3 +276,29 @@ async def test_no_thread_is_left(connection: Connection, content: Path) -> None:
         sending = connection.send(file, 0, len(CONTENT))
         assert await connection.receive(len(CONTENT)) == CONTENT
         await sending
+
+
+async def test_no_thread_can_be_started(
+    connection: Connection, content: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the host allows no thread a transfer fails; the next is sent by a thread again."""
+
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with content.open("rb") as file:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refused)
+            with pytest.raises(RuntimeError):
+                await connection.files._send(
+                    connection.transport, connection.descriptor, _transfer(connection, file)
+                )
+        assert connection.files.active == 0
+        sending = connection.send(file, 0, len(CONTENT))
+        assert await connection.receive(len(CONTENT)) == CONTENT
+        await sending
+
+
+def _transfer(connection: Connection, file: Any) -> _Transfer:
+    outlet = PlainOutlet(connection.descriptor, file.fileno())
+    return _Transfer(outlet, 0, len(CONTENT), None, connection.transport.is_closing)
