@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -107,11 +108,12 @@ def check_node(name: str) -> str:
     Raises:
         InputInvalid: it is not valid.
     """
-    try:
-        ip_address(name)
-    except ValueError:
-        return check_name(name)
-    return name
+    # The zone of an IPv6 address may be any text.
+    with contextlib.suppress(ValueError):
+        if "%" not in name:
+            ip_address(name)
+            return name
+    return check_name(name)
 
 
 def from_certificate(certificate: Mapping[str, Any]) -> Identity:

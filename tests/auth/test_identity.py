@@ -7,7 +7,14 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from mayfly.auth.errors import CredentialsInvalid, InputInvalid
-from mayfly.auth.identity import ANONYMOUS, Credential, Identity, check_name, from_certificate
+from mayfly.auth.identity import (
+    ANONYMOUS,
+    Credential,
+    Identity,
+    check_name,
+    check_node,
+    from_certificate,
+)
 
 
 @pytest.mark.parametrize("name", ["a", "alice", "Alice B.", "j\u00f6rg", "x" * 255, "a+robot"])
@@ -91,3 +98,18 @@ def test_certificate_without_a_usable_name(subject: tuple[tuple[str, str], ...])
     """A certificate that does not name exactly one valid user is nobody's."""
     with pytest.raises(CredentialsInvalid):
         from_certificate(_certificate(*subject))
+
+
+@pytest.mark.parametrize("name", ["10.0.0.8", "fe80::1", "node-1", "2001:db8::1"])
+def test_node(name: str) -> None:
+    """A node is named as a user is, or by an address."""
+    assert check_node(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a:b", "fe80::1%eth0", "fe80::1%\x1b[31mHI\n", "fe80::1%" + "x" * 2000]
+)
+def test_name_that_no_node_has(name: str) -> None:
+    """The zone of an address is any text, and no part of a name."""
+    with pytest.raises(InputInvalid):
+        check_node(name)
