@@ -136,7 +136,7 @@ class Audit:
         event["target"] = {"repository": request.repository}
         event["actor"] = {"name": user}
         event["reason"] = code
-        event["detail"] = detail
+        event["detail"] = events.short(detail)
         self._folded[key] = _Folded(event, self._clock())
         self._put(event)
 

@@ -239,8 +239,11 @@ class Guard:
         without = " without credentials" if identity.anonymous else ""
         detail = f"may not {_listed(missing)}{without}"
         self.audit.refused(http, request, identity.name, "denied", detail)
-        named_as = dict(zip(_all_needs(request), _all_needs(asked), strict=True))
-        named = [named_as[need] for need in missing]
+        named_as = dict(zip(request.needs(), asked.needs(), strict=True))
+        # A name may be valid only as it was mapped; then the optional need has no other one.
+        if len(request.optional) == len(asked.optional):
+            named_as |= zip(request.optional, asked.optional, strict=True)
+        named = [named_as[need] for need in missing if need in named_as]
         needs = [{"type": n.type, "name": n.name, "action": n.action} for n in named]
         if identity.access is not None:
             message = f"the token does not grant {_listed(named)}"

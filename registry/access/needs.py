@@ -85,7 +85,9 @@ class AccessRequest(NamedTuple):
 
     @property
     def action(self) -> Action:
-        """Returns the action of its event."""
+        """The action of its event."""
+        if self.rule is not None and self.rule.node_actions:
+            return "prove"
         if self.rule is None or not (self.rule.actions or self.rule.needs):
             return "login"
         return _ACTIONS.get(self.rule.actions, "list")

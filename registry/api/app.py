@@ -117,6 +117,8 @@ class App:
         agent = http.headers.get("User-Agent", "")
         if route.listed_nodes_only and observer.nodes.is_unknown(caller.identity.node):
             message = f"this credential is for node {caller.identity.node}, which --nodes lacks"
+            name = caller.identity.name
+            self._guard.audit.refused(http, request.access(), name, "denied", message)
             raise AccessDenied(message)
         peer = observer.peer(caller.identity.name, caller.identity.node, http.remote, agent)
         digest = str(request.digest) if request.digest is not None else None

@@ -30,11 +30,10 @@ _ACTIONS: dict[tuple[str, str], Action] = {
     ("referrers", "GET"): "list",
     ("token", "GET"): "login",
     ("token", "POST"): "login",
+    ("proof", "POST"): "prove",
     ("base", "GET"): "login",
 }
 """(endpoint, method) → action. Other requests, such as the chunks of an upload, have no event."""
-
-_REFUSALS = (AccessDenied, Unauthorized)
 
 
 async def handle(
@@ -46,10 +45,8 @@ async def handle(
     except (ConnectionError, asyncio.CancelledError):
         _record(put, context, http, request, "cut")
         raise
-    except _REFUSALS as error:
-        # What the guard refuses never gets here.
-        _record(put, context, http, request, "denied", reason="denied", detail=error.message)
-        raise
+    except (AccessDenied, Unauthorized):
+        raise  # the audit has it already, folded and within its bounds
     except Exception as error:
         _, code = errors.TABLE.get(type(error), errors.UNKNOWN)
         _record(put, context, http, request, "failed", reason=code)
@@ -66,7 +63,6 @@ def _record(
     outcome: Outcome,
     *,
     reason: str = "",
-    detail: str = "",
     response: Response | None = None,
 ) -> None:
     action = _ACTIONS.get((request.route.endpoint, request.method))
@@ -89,8 +85,6 @@ def _record(
     event["bytes"] = _transferred(http, request, response)
     if reason:
         event["reason"] = reason
-    if detail:
-        event["detail"] = events.short(detail)
     put(event)
 
 

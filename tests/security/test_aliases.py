@@ -240,3 +240,16 @@ async def test_pushed_name_comes_before_the_alias(aliased: Registry) -> None:
     for user, status in (("short", 200), ("canonical", 401)):
         token = await _buy(aliased, await _ask(aliased, "x", None), user)
         assert (await _ask(aliased, "x", None, token)).status == status
+
+
+async def test_mount_source_that_is_too_long_as_written(memory: Path) -> None:
+    """A source whose name is valid only by what it means is refused like any other."""
+    path = "library/" + "a" * 246
+    users = {"nobody": hash_password(PASSWORD, ROUNDS)}
+    grants = [("nobody", Role.GUEST, "elsewhere")]
+    query = urlencode({"mount": str(digests.of(b"content")), "from": f"docker.io/{path}"})
+    known = [("docker.io", path)]
+    async with registry(memory / "long", users=users, grants=grants, known=known) as made:
+        target = f"/v2/target/blobs/uploads/?{query}"
+        answer = await made.server.ask("POST", target, [basic("nobody", PASSWORD)])
+    assert (answer.status, answer.code) == (403, "DENIED")
