@@ -16,13 +16,14 @@ MEDIA_TYPE = "application/vnd.docker.distribution.events.v2+json"
 
 Action = Literal[
     "pull", "push", "mount", "delete",
-    "check", "list", "login",
+    "check", "list", "login", "prove",
     "start", "end", "corrupt", "resume", "drop",
 ]  # fmt: skip
 """The action of a request or of the run.
 
-The first four are distribution's. ``check`` is a HEAD. The last five are no request's: ``resume``
-follows a crash, ``drop`` has the number of events that found no room.
+The first four are distribution's. ``check`` is a HEAD, ``prove`` a node's proof or nonce. The last
+five are no request's: ``resume`` follows a crash, ``drop`` has the number of events that found no
+room.
 """
 
 Outcome = Literal["done", "denied", "failed", "cut"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypedDict
 from urllib.parse import urlsplit
@@ -17,6 +18,8 @@ from mayfly.registry.telemetry.chained_file import ChainedFile
 from mayfly.registry.telemetry.event_log import EventLog
 from mayfly.registry.telemetry.events import Event, Source
 from mayfly.registry.telemetry.webhook import Webhook
+
+logger = logging.getLogger("mayfly")
 
 _LEVELS = {
     AuditLevel.DENIED: event_log.is_denial,
@@ -79,7 +82,7 @@ class Recording:
         self._level = settings.audit_level
         self._file = _open_audit(settings.audit) if settings.audit is not None else None
         self._webhooks = _webhooks(settings)
-        self._working: asyncio.Future[list[None]] | None = None
+        self._working: list[asyncio.Future[None]] = []
         self._flush: Callable[[], None] = _nothing
         self._logs = [EventLog(hook, hook.name, _is_done) for hook in self._webhooks]
         self._audit_log: EventLog | None = None
@@ -115,9 +118,8 @@ class Recording:
         """
         self._flush = flush
         self.put(events.new("start"))
-        working: list[Awaitable[None]] = [one.write() for one in self._logs]
-        working += [hook.deliver() for hook in self._webhooks]
-        self._working = asyncio.gather(*working)
+        self._working = [asyncio.ensure_future(one.write()) for one in self._logs]
+        self._working += [asyncio.ensure_future(hook.deliver()) for hook in self._webhooks]
         try:
             yield
         finally:
@@ -147,12 +149,16 @@ class Recording:
         ]
 
     async def _finish(self) -> None:
-        if self._working is None:
+        working, self._working = self._working, []
+        if not working:
             return
-        working, self._working = self._working, None
-        working.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await working
+        for task in working:
+            task.cancel()
+        # A writer that failed must neither keep the others from their end nor the report from its
+        # file.
+        for ended in await asyncio.gather(*working, return_exceptions=True):
+            if isinstance(ended, Exception):
+                logger.error("events are no longer recorded", exc_info=ended)
         for one in self._logs:
             await one.finish()
         await asyncio.gather(*(hook.finish() for hook in self._webhooks))

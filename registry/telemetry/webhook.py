@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-"""Size of the waiting events; what comes when the file is full is dropped, counted and said."""
+"""Size of the file of waiting events; an event that does not fit is dropped, counted and logged."""
 
 SIGNATURE = "X-Mayfly-Signature"
 """Header with ``sha256=`` and the HMAC-SHA-256 of the body, as hexadecimal digits."""
@@ -104,6 +104,8 @@ class Webhook:
             OSError: none is in the file.
         """
         lines = [json.dumps(event, separators=(",", ":")).encode() + b"\n" for event in added]
+        if self._size + sum(map(len, lines)) > MAX_FILE_BYTES and self._sent > MAX_FILE_BYTES // 2:
+            await in_thread(self._drop_sent)
         room = MAX_FILE_BYTES - self._size
         kept = []
         for line in lines:
@@ -137,6 +139,17 @@ class Webhook:
                 raise
             self._size += len(data)
 
+    def _drop_sent(self) -> None:
+        """Replace the file by one of the waiting events alone."""
+        with self._lock:
+            with self._file.open("rb") as file:
+                file.seek(self._sent)
+                waiting = file.read(self.waiting)
+            # A crash after this sends everything again, and loses nothing.
+            self._position.unlink(missing_ok=True)
+            replace_file(self._file, waiting, _PRIVATE)
+            self._sent, self._size = 0, len(waiting)
+
     async def deliver(self) -> None:
         """Post waiting events until cancelled."""
         pause = FIRST_PAUSE_SECONDS
@@ -152,7 +165,7 @@ class Webhook:
                     pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
     async def finish(self) -> None:
-        """Post what waits, once and for `LAST_SECONDS` at most; call it after `deliver`."""
+        """Post the waiting events once, for `LAST_SECONDS` at most; call it after `deliver`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_SECONDS), self._session() as session:
                 while self.waiting and await self._post(session):
@@ -165,10 +178,13 @@ class Webhook:
         return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS))
 
     async def _post(self, session: aiohttp.ClientSession) -> bool:
-        """Post the oldest events; whether they were taken."""
+        """Post the oldest events; whether they were taken, and that is noted."""
         import aiohttp
 
-        batch = await in_thread(self._oldest)
+        try:
+            batch = await in_thread(self._oldest)
+        except OSError as error:
+            return self._failed(f"its events cannot be read: {error.strerror}")
         body = b'{"events":[' + b",".join(batch.splitlines()) + b"]}"
         headers = {"Content-Type": MEDIA_TYPE}
         if self._secret is not None:
@@ -182,18 +198,24 @@ class Webhook:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             problem = type(error).__name__
         if problem:
-            log.event(
-                logging.WARNING,
-                "webhook_failed",
-                f"{self.name} does not take events: {problem}",
-                same=self.name,
-                sink=self.name,
-                problem=problem,
-            )
-            return False
+            return self._failed(problem)
+        try:
+            await in_thread(self._advance, len(batch))
+        except OSError as error:
+            return self._failed(f"the delivery cannot be noted: {error.strerror}")
         self.delivered += batch.count(b"\n")
-        await in_thread(self._advance, len(batch))
         return True
+
+    def _failed(self, problem: str) -> bool:
+        log.event(
+            logging.WARNING,
+            "webhook_failed",
+            f"{self.name} does not get events: {problem}",
+            same=self.name,
+            sink=self.name,
+            problem=problem,
+        )
+        return False
 
     def _oldest(self) -> bytes:
         """The oldest waiting lines, at least one."""
@@ -205,9 +227,10 @@ class Webhook:
 
     def _advance(self, size: int) -> None:
         with self._lock:
-            self._sent += size
-            if self._sent < self._size:
-                replace_file(self._position, str(self._sent).encode(), _PRIVATE)
+            sent = self._sent + size
+            if sent < self._size:
+                replace_file(self._position, str(sent).encode(), _PRIVATE)
+                self._sent = sent
                 return
             # The position is removed first: a crash between the two sends again, and loses nothing.
             self._position.unlink(missing_ok=True)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mayfly.registry.exit_codes import Exit
 from mayfly.registry.telemetry.chain import check
 from mayfly.storage.manifest import OCI_MANIFEST
 from tests.faults import disk_mounts
 from tests.faults.disk_mounts import fill, tmpfs
-from tests.support.client import Answer, ask
-from tests.support.commands import assert_refused, mayfly
+from tests.support.client import Answer, ask, basic
+from tests.support.commands import assert_refused, mayfly, run_mayfly
 from tests.support.images import digest_of, image_body
 from tests.support.process import Mayfly
 
@@ -213,6 +216,56 @@ def test_full_disk(start_mayfly: Start, workspace: Path) -> None:
         assert shapes(recorded(audit)) == DONE * 21
         found = check(audit)
         assert (found.broken, found.cuts) == (None, [])
+
+
+def test_refused_logins_are_bounded(start_mayfly: Start, tmp_path: Path) -> None:
+    """At every level: equal refusals are one event and a count, however many requests there are."""
+    audit = tmp_path / "audit.jsonl"
+    server = start_mayfly("--audit", str(audit), "--audit-level", "all", "--auth", "auto")
+    for _ in range(200):
+        refused = ask(server.host, "GET", "/auth/token", headers={"Authorization": "Basic !!!"})
+        assert refused.status == 401
+    assert server.stop() == 0
+    denied = [one for one in recorded(audit) if one["outcome"] == "denied"]
+    assert [one.get("repeated") for one in denied] == [None, 199]
+
+
+def test_cut_pull_has_its_bytes(start_mayfly: Start, tmp_path: Path) -> None:
+    """The event of a pull that a client broke off says how much was sent."""
+    audit = tmp_path / "audit.jsonl"
+    server = start_mayfly("--audit", str(audit), "--audit-level", "all")
+    blob = bytes(32 * disk_mounts.MIB)
+    pushed = f"/v2/a/blobs/uploads/?digest={digest_of(blob)}"
+    assert ask(server.host, "POST", pushed, blob).status == 201
+    with closing(HTTPConnection(server.host, timeout=30)) as connection:
+        connection.request("GET", f"/v2/a/blobs/{digest_of(blob)}")
+        assert len(connection.getresponse().read(4 * disk_mounts.MIB)) == 4 * disk_mounts.MIB
+    server.wait_for(lambda: True if b'"cut"' in audit.read_bytes() else None)
+    (cut,) = [one for one in recorded(audit) if one["outcome"] == "cut"]
+    assert 4 * disk_mounts.MIB <= cut["bytes"] < len(blob)
+
+
+def test_unlisted_node_is_recorded(start_mayfly: Start, tmp_path: Path) -> None:
+    """A credential for a node that --nodes lacks is refused, and the audit and report say so."""
+    audit, images, nodes = (tmp_path / name for name in ("audit", "images", "nodes"))
+    images.write_text("team/app:1\n")
+    nodes.write_text("node-1\n")
+    server = start_mayfly("--auth", "auto")
+    where = ("--state-dir", server.state_dir)
+    made = json.loads(run_mayfly("credentials", *where, "--node", "ghost", "--format", "json"))
+    server.kill()
+    options = ("--audit", str(audit), "--until-pulled", str(images), "--nodes", str(nodes))
+    server = start_mayfly("--auth", "auto", *options)
+    login = dict([basic(made["username"], made["password"])])
+    answer = ask(server.host, "GET", "/v2/team/app/manifests/1", headers=login)
+    assert (answer.status, answer.code) == (403, "DENIED")
+    server.popen.terminate()
+    assert server.popen.wait(30) == Exit.INCOMPLETE
+    (denied,) = [one for one in recorded(audit) if one["outcome"] == "denied"]
+    assert (denied["action"], denied["target"]["repository"]) == ("pull", "team/app")
+    assert "ghost" in denied["detail"]
+    report = json.loads((server.state_dir / "report.json").read_text())
+    assert [one["requests"] for one in report["denied"]] == [1]
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from mayfly.registry.settings.loading import load
 from mayfly.registry.telemetry import events, webhook
 from mayfly.registry.telemetry.events import Event
+from mayfly.registry.telemetry.recording import Recording
 from mayfly.registry.telemetry.webhook import SIGNATURE, Webhook
 
 SECRET = b"a key of some length"
@@ -139,7 +141,7 @@ async def test_receiver_that_is_down(
         await hook.finish()
     assert hook.delivered == 0
     assert "password" not in caplog.text
-    assert f"the webhook at 127.0.0.1:{unused_tcp_port} does not take events" in caplog.text
+    assert f"the webhook at 127.0.0.1:{unused_tcp_port} does not get events" in caplog.text
     os.rename(_file_of(url, tmp_path), _file_of(receiver.url, tmp_path))  # noqa: PTH104
     again = Webhook(receiver.url, tmp_path)
     async with delivering(again):
@@ -227,3 +229,61 @@ async def test_file_is_bounded(
     receiver.statuses = []
     await hook.finish()
     assert ids(receiver.events) == ids(sent[: 100 - hook.dropped])
+
+
+async def test_sent_events_leave_room(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receiver that keeps up gets every event, also if some always wait for it."""
+    monkeypatch.setattr(webhook, "MAX_FILE_BYTES", 2000)
+    monkeypatch.setattr(webhook, "_BATCH_BYTES", 1)
+    hook = Webhook(receiver.url, tmp_path)
+    sent = some(60)
+    await hook.append(sent[:2])
+    for event in sent[2:]:
+        receiver.statuses = [200, 500]  # takes one, while another waits
+        await hook.finish()
+        await hook.append([event])
+    receiver.statuses = []
+    await hook.finish()
+    assert hook.dropped == 0
+    assert ids(receiver.events) == ids(sent)
+
+
+@pytest.mark.parametrize("failing", ["_oldest", "_advance"])
+async def test_disk_that_fails(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """While the file cannot be read or the delivery noted, nothing ends, and nothing is lost."""
+    hook = Webhook(receiver.url, tmp_path)
+    sent = some(3)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with delivering(hook):
+        with monkeypatch.context() as patch:
+            patch.setattr(hook, failing, full)
+            await hook.append(sent)
+            await asyncio.sleep(0.1)
+            assert hook.delivered == 0
+        await delivered(hook)
+    assert ids(receiver.events)[-3:] == ids(sent)
+
+
+async def test_end_after_a_writer_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that ended by an error keeps neither the audit nor the report from their end."""
+    audit = tmp_path / "audit.jsonl"
+    flags = {"audit": (str(audit),), "notify": ("http://127.0.0.1:1/",)}
+    settings = load({**flags, "state_dir": (str(tmp_path),)}, {}, None)
+
+    async def broken(self: Webhook) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Webhook, "deliver", broken)
+    recording = Recording(settings, "run", "127.0.0.1:5000")
+    async with recording.running(lambda: None):
+        await asyncio.sleep(0)
+        kept, _ = await recording.end("stop", 0)
+    assert kept is not None
+    assert (kept["events"], kept["unwritten"]) == (2, 0)
