@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mayfly.storage.directory_tree import MOST_ENTRIES, read_start
+from mayfly.storage.directory_tree import MOST_ENTRIES, is_kind, read_start
 from mayfly.storage.errors import PathRefused
 from mayfly.storage.files import is_absent
 
@@ -73,10 +73,10 @@ class Beneath:
             os.close(descriptor)
 
     def is_file(self, path: Path) -> bool:
-        return self._is(path, stat.S_ISREG)
+        return is_kind(self, path, stat.S_ISREG)
 
     def is_directory(self, path: Path) -> bool:
-        return self._is(path, stat.S_ISDIR)
+        return is_kind(self, path, stat.S_ISDIR)
 
     def open(self, path: Path) -> int:
         descriptor = self._look(path)
@@ -129,15 +129,11 @@ class Beneath:
             os.close(listed)
         return found
 
-    def _is(self, path: Path, kind: Callable[[int], bool]) -> bool:
-        try:
-            found = self.status(path)
-        except PathRefused:
-            return False
-        return found is not None and kind(found.st_mode)
-
     def _look(self, path: Path) -> int | None:
-        name = os.fsencode(path.relative_to(self.root))
+        try:
+            name = os.fsencode(path.relative_to(self.root))
+        except UnicodeEncodeError:  # a lone surrogate, as JSON may hold
+            return None
         if b"\0" in name or b".." in name.split(b"/"):
             return None
         try:
@@ -147,7 +143,7 @@ class Beneath:
                 raise PathRefused(
                     f"a symbolic link leads to {self._shown(path)}: put the files themselves there"
                 ) from None
-            if is_absent(error):
+            if is_absent(error) or error.errno == errno.ENAMETOOLONG:
                 return None
             raise
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from mayfly.storage.errors import PathRefused
 from mayfly.storage.files import is_absent, open_regular
 
 MOST_ENTRIES = 1_000_000
@@ -100,12 +102,10 @@ class HostDirectory:
         return found if stat.S_ISDIR(found.st_mode) else None
 
     def is_file(self, path: Path) -> bool:
-        found = self.status(path)
-        return found is not None and stat.S_ISREG(found.st_mode)
+        return is_kind(self, path, stat.S_ISREG)
 
     def is_directory(self, path: Path) -> bool:
-        found = self.status(path)
-        return found is not None and stat.S_ISDIR(found.st_mode)
+        return is_kind(self, path, stat.S_ISDIR)
 
     def entries(self, path: Path) -> list[str]:
         try:
@@ -148,6 +148,21 @@ class HostDirectory:
             inside = target.is_relative_to(root) or root.is_relative_to(target)
             return here.is_relative_to(root) and not inside and target.is_dir()
         return False
+
+
+def is_kind(tree: DirectoryTree, path: Path, kind: Callable[[int], bool]) -> bool:
+    """Whether a tree has a file or directory of a kind, and does not refuse it.
+
+    Args:
+        tree: the tree.
+        path: of the file or directory.
+        kind: takes a mode, such as `stat.S_ISREG`.
+    """
+    try:
+        found = tree.status(path)
+    except PathRefused:
+        return False
+    return found is not None and kind(found.st_mode)
 
 
 def read_start(opener: Opener, path: Path, count: int) -> bytes:

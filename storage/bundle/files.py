@@ -138,6 +138,9 @@ class Directory:
         self.tree = tree
 
     def locate(self, name: str) -> Piece | None:
+        # Joined to the root, such a name would stand for a path of the host.
+        if name.startswith("/"):
+            return None
         path = self.tree.root / name
         try:
             status = self.tree.status(path)

@@ -1,4 +1,4 @@
-"""The entries of hauler's stores and hauls: OCI layouts whose list says what each entry is.
+"""The entries of hauler's stores and hauls: OCI layouts whose list gives the kind of each entry.
 
 Source: hauler's ``pkg/consts/consts.go`` and ``pkg/store/store.go``. The annotation ``kind`` is
 

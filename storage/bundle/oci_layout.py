@@ -2,7 +2,7 @@
 
 Source: OCI image-spec, image-layout.md. ``docker save`` since 25 writes this too, with a
 ``manifest.json`` beside it for older readers; its RepoTags are used if nothing else names an image.
-hauler's store is such a layout whose list says of each entry what it is to which image (`hauler`).
+hauler's store is such a layout; its list gives the kind of each entry (`hauler`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class OciLayout:
 
     Args:
         files: the bundle's; closed with this.
-        maker: of a bundle that the layout is a part of.
+        maker: the tool that wrote the bundle which contains the layout; "" if nothing contains it.
 
     Raises:
         BundleInvalid: its indexes cannot be understood.

@@ -25,7 +25,7 @@ class Registry(NamedTuple):
 
     Attributes:
         base: where the format of CNCF distribution begins.
-        maker: of what is around it.
+        maker: the tool that wrote the bundle which contains it.
     """
 
     base: str

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 from mayfly.storage.bundle.files import Files, TarFile, read
+from mayfly.storage.directory_tree import is_kind
 from mayfly.storage.errors import PathRefused
 
 
@@ -75,10 +76,10 @@ class TarTree:
         return next(iter(found))
 
     def is_file(self, path: Path) -> bool:
-        return self._is(path, stat.S_ISREG)
+        return is_kind(self, path, stat.S_ISREG)
 
     def is_directory(self, path: Path) -> bool:
-        return self._is(path, stat.S_ISDIR)
+        return is_kind(self, path, stat.S_ISDIR)
 
     def entries(self, path: Path) -> list[str]:
         name = self._name(path)
@@ -89,13 +90,6 @@ class TarTree:
 
     def lists_directory(self, path: Path) -> bool:
         return self.is_directory(path)
-
-    def _is(self, path: Path, kind: Callable[[int], bool]) -> bool:
-        try:
-            found = self.status(path)
-        except PathRefused:
-            return False
-        return found is not None and kind(found.st_mode)
 
     def _name(self, path: Path) -> str:
         name = str(path.relative_to(self.root))

@@ -8,8 +8,8 @@ file in whatever order they arrive. A journal beside the unfinished file lists f
     .up.tar.partial.journal    {"layout": …} then {"digest", "at", "size", "have"} lines
 
 A later run resumes from it. If the list of images has changed meanwhile, finished blobs are copied
-to their new places. Nothing is synced before the end, and after a power loss, or where a stick was
-pulled out, the journal may know more than the file: what it claims is hashed again (`Draft.check`).
+to their new places. The journal is not synced with the file: after a power loss, or where a stick
+was pulled out, it may list blobs that the file lacks, so a later run hashes them (`Draft.check`).
 """
 
 from __future__ import annotations

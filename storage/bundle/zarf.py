@@ -27,10 +27,10 @@ _LINE = re.compile(r"([0-9a-f]{64}) ([^\n]+)")
 
 
 def open_package(files: Files) -> ArchiveReader:
-    """Open a package's images.
+    """Open the reader for a package's images.
 
     Args:
-        files: the package's; closed with what is returned.
+        files: the package's; closed with the reader.
 
     Raises:
         BundleInvalid: the package has no images, or its documents contradict each other.

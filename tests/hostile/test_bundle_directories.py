@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from mayfly.storage.directory.layout import Layout as Paths
 from mayfly.storage.directory.store import DistributionStore
-from tests.bundle.builders import Layout, layers
+from tests.bundle.builders import Layout, docker_archive, document, layers, write
 from tests.hostile.harness import Hostile
 from tests.support.client import get_cut
 from tests.support.images import digest_of, put_image
@@ -160,6 +161,48 @@ def test_odd_documents_of_a_layout(
     assert done.returncode == 5
     assert len(done.stderr.splitlines()) == 1
     assert f"file {name} is a {'named pipe' if kind == 'pipe' else 'symbolic link'}" in done.stderr
+
+
+ODD_NAMES = {
+    "a file of the host": "{secret}",
+    "a file of the host, twice": "/{secret}",
+    "its own file by its whole path": "{bundle}/{member}",
+    "a file beside it": "../secret/data",
+    "a name that cannot be encoded": "\ud800",
+    "a name with a NUL": "a\0b",
+    "a name of 300 characters": "x" * 300,
+    "a path of 6,000 characters": "x/" * 3000 + "x",
+}
+
+
+@pytest.mark.parametrize("form", ["directory", "tar"])
+@pytest.mark.parametrize("field", ["Config", "Layers"])
+@pytest.mark.parametrize("what", ODD_NAMES)
+def test_names_that_lead_elsewhere(
+    hostile: Hostile, tmp_path: Path, secret: Path, what: str, field: str, form: str
+) -> None:
+    """A manifest.json of docker names files that a bundle cannot hold: refused in one line."""
+    bundle = tmp_path / "bundle"
+    files = docker_archive((["a:1"], layers("one")))
+    entry = json.loads(files["manifest.json"])[0]
+    member = entry["Config"] if field == "Config" else entry["Layers"][0]
+    name = ODD_NAMES[what].format(secret=secret, bundle=bundle, member=member)
+    entry[field] = name if field == "Config" else [name]
+    files["manifest.json"] = document([entry])
+    if form == "tar":
+        write(bundle, files)
+    else:
+        for file, data in files.items():
+            (bundle / file).parent.mkdir(parents=True, exist_ok=True)
+            (bundle / file).write_bytes(data)
+    done = hostile.command(
+        f"{field} of a {form} is {what}", "import", "--root", tmp_path / "r", bundle,
+        before="a traceback" if form == "directory" else "refused",
+    )  # fmt: skip
+    assert done.returncode == 5
+    assert len(done.stderr.splitlines()) == 1
+    assert "which is not there" in done.stderr
+    assert "secret of" not in done.stderr
 
 
 def test_bundle_that_is_a_pipe(hostile: Hostile, tmp_path: Path) -> None:
