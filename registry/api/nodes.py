@@ -42,7 +42,7 @@ async def nonce(context: Context, http: HTTPRequest, request: Request) -> Respon
 
 
 async def prove(context: Context, http: HTTPRequest, request: Request) -> Response:
-    """POST: record the images that the node says it has, in place of those that it said before."""
+    """POST: record the node's proof, in place of its last one."""
     body = await http.read_body(MAX_BODY)
     try:
         proof = await in_turn(context.client, parse_proof, body)

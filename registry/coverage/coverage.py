@@ -106,7 +106,7 @@ class Snapshot:
         absent: images of the list that the registry does not hold.
         rows: node → its states, image by image; of the nodes named, or without names of those that
             asked for an image of the list.
-        proofs: node → what it said of the images it has; of those nodes that did.
+        proofs: node → its last proof; nodes without one are left out.
     """
 
     images: tuple[str, ...]

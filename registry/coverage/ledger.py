@@ -184,7 +184,7 @@ class Ledger:
             self.changed.notify()  # a tag may have moved back to an older image
 
     async def proved(self, node: str, images: Collection[ProvenImage]) -> None:
-        """Record the images that a node says it has, in place of those that it said before."""
+        """Record a node's proof, in place of its last one."""
         new = {image.digest for image in images}
         known = self.facts.proofs(node)
         for digest in [one for one in known if one not in new]:

@@ -59,7 +59,7 @@ class ManifestGraph:
         self._closures = _closures()
 
         self._absent: dict[tuple[str, str], set[str]] = {}
-        """A manifest that is not there → those whose cached closures lack what it names."""
+        """An absent manifest → the manifests whose cached closures lack its references."""
 
     def cached(self, repository: str, digest: str) -> ManifestRefs | None:
         """Return the references of one manifest; None if they are not in memory. Quick."""

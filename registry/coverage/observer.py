@@ -344,7 +344,7 @@ class Observer:
         self.ledger.pushed(peer.node, repository, digest, tags)
 
     async def proved(self, peer: Peer, images: Collection[ProvenImage]) -> None:
-        """Record the images that a node says it has, in place of those that it said before."""
+        """Record a node's proof, in place of its last one."""
         async with self._proving:
             await self.ledger.proved(peer.node, images)
 

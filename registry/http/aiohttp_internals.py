@@ -70,7 +70,7 @@ def parse_head(head: bytes, max_line: int) -> Head | None:
     if len(messages) != 1 or rest:
         return None
     message: Head = messages[0][0]
-    # What the parser has read, written down again, is what came: the request line to the byte
+    # The parsed head, written down again, must equal the bytes received: the request line exactly
     # (it also takes RTSP/1.0), then as many lines as there are fields, and the empty one.
     line = f"{message.method} {message.path} HTTP/{message.version[0]}.{message.version[1]}\r\n"
     is_whole = (

@@ -21,7 +21,7 @@ HANDLING    The handler runs. Its body receives straight into the reader's buffe
             and becomes a task only if it has to wait: most small requests never do.
 LINGERING   The response says that the connection closes, and the client still sends: everything is
             discarded for a while. A reset would take the response away from it.
-CLOSED      Nothing is received. What was written is still sent.
+CLOSED      Nothing is received. Responses that were written are still sent.
 
 A shutdown closes what is IDLE or LINGERING, and the others after their response.
 """
@@ -216,7 +216,7 @@ class Connection(asyncio.BufferedProtocol):
         A head that comes in crumbs is searched once, not again with each of them.
 
         Raises:
-            FramingInvalid: what has arrived cannot become a head.
+            FramingInvalid: the bytes received cannot become a head.
         """
         received, begin = self._received, 0
         while begin < len(received) and received[begin] in b"\r\n":
@@ -238,7 +238,7 @@ class Connection(asyncio.BufferedProtocol):
         return b""
 
     def _record_heads(self, head: int) -> None:
-        """Record the memory of what was received, and of the request's head of so many bytes.
+        """Record the memory of the bytes received, and of a request's head of ``head`` bytes.
 
         Raises:
             FramingInvalid: it does not fit the budget.
@@ -404,7 +404,7 @@ class Connection(asyncio.BufferedProtocol):
         if response.close or self._is_out_of_step or self._server.closing:
             request.keep_alive = False
         elif body is not None and not body.discard_pending():
-            request.keep_alive = False  # what is still to come of it would have to be received
+            request.keep_alive = False  # the rest of the body would have to be received first
         if length is None and not request.minor:
             request.keep_alive = False  # only the end of the connection ends the body
         return render_head(response, length, request.minor, keep_alive=request.keep_alive)

@@ -1,7 +1,7 @@
 """Framing of requests (RFC 9112): where a head ends, and how long the body is that it announces.
 
-Pure: bytes in, bytes out. aiohttp's parser reads each head as it came; what it makes of the head
-says how the body is framed, by one strict table (`body_length`). Everything that the table lacks is
+Pure: bytes in, bytes out. aiohttp's parser reads each head as it came; the parsed headers
+say how the body is framed, by one strict table (`body_length`). Everything that the table lacks is
 rejected: a proxy that reads it differently could take part of a body for a request.
 """
 

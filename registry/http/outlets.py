@@ -64,7 +64,7 @@ class Outlet(Protocol):
         """
 
     def close(self) -> None:
-        """Drop what was taken and not sent."""
+        """Drop the bytes that were taken and not sent."""
 
 
 class PlainOutlet:
@@ -95,10 +95,10 @@ class PlainOutlet:
             raise ConnectionResetError("client is gone") from None
 
     def flush(self) -> None:
-        """Nothing: what was taken was sent."""
+        """Do nothing: all bytes taken were sent."""
 
     def close(self) -> None:
-        """Nothing: what was taken was sent."""
+        """Do nothing: all bytes taken were sent."""
 
 
 class SealedMemory:

@@ -79,7 +79,7 @@ class TLSChannel:
         """Decrypt into a buffer; return the number of bytes, fewer than fit once all is decrypted.
 
         Raises:
-            ssl.SSLError: what was fed is not from the client, or violates the protocol.
+            ssl.SSLError: the bytes fed are not from the client, or violate the protocol.
         """
         filled = 0
         with contextlib.suppress(ssl.SSLWantReadError):

@@ -6,7 +6,8 @@ it again.
 
 The file is renamed to ``FILE.1`` before it grows beyond `MAX_FILE_BYTES`, ``FILE.1`` to ``FILE.2``
 and so on; `KEPT_FILES` of those are kept. The chain runs through all of them. After a crash it goes
-on behind the last whole line: what the crash left of a line stays, and the next line names it.
+on behind the last whole line. The rest of a line that the crash cut off stays, and the next line
+has its size and hash.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class ChainedFile:
                     await in_thread(os.fdatasync, file.fileno())
             except OSError:
                 if self._regular:
-                    # What a full disk took of it would be a torn line.
+                    # The part that a full disk took would be a torn line.
                     await in_thread(os.ftruncate, file.fileno(), self._size)
                 raise
         self._size += len(data)

@@ -1,8 +1,8 @@
 """The event log: takes events from requests without delay, and hands them to its sinks.
 
 One task writes. A sink that fails, such as a file on a full disk, gets its events again after
-`RETRY_SECONDS`, as long as the queue has room; what the queue cannot take is counted, and the next
-event says how many.
+`RETRY_SECONDS`, as long as the queue has room; events that do not fit are counted, and the
+next event has their number.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Sink(Protocol):
 
 
 def is_denial(event: Event) -> bool:
-    """Whether a sink for refusals takes this event: refusals, and what the run does."""
+    """Whether a sink for refusals takes this event: a refusal, or an event of the run."""
     return event["outcome"] == "denied" or event["action"] in OF_THE_RUN
 
 

@@ -87,7 +87,7 @@ class Event(TypedDict, total=False):
         exit_code: of the server, at its end.
         repeated: number of equal events since, which have no line of their own.
         dropped_before: number of events before this one that no sink has.
-        torn: what a crash left of a line, which this event follows.
+        torn: size and hash of the rest of a line that a crash cut off before this event.
     """
 
     id: str

@@ -111,10 +111,10 @@ class Recording:
 
     @contextlib.asynccontextmanager
     async def running(self, flush: Callable[[], None]) -> AsyncIterator[None]:
-        """Record the start, then write and post while the block runs; `end` stops that earlier.
+        """Record the start, then write and post events until the block or `end` ends.
 
         Args:
-            flush: called before the end; puts the events that were held back.
+            flush: called before the end; puts the counts of refusals that have no event yet.
         """
         self._flush = flush
         self.put(events.new("start"))
@@ -126,7 +126,7 @@ class Recording:
             await self._finish()
 
     async def end(self, reason: str, exit_code: int) -> Kept:
-        """Record the end of the server, write and post what is left, and return what is kept.
+        """Record the end of the server, write and post all queued events, and return the records.
 
         Args:
             reason: `ending.EndKind`.
