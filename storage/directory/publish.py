@@ -34,6 +34,9 @@ _MAX_KNOWN = 20_000
 _MAX_ATTEMPTS = 64
 """Attempts to rename a file into a directory that others remove meanwhile."""
 
+_REMOVALS = 8
+"""Attempts to remove a tree into which a file may still be published that was on its way."""
+
 _SHARED_ATTEMPTS = 8
 """Attempts after which no other thread of this process may prune directories meanwhile."""
 
@@ -252,7 +255,11 @@ class Publisher:
         try:
             self.confirm_absent(directory)
         finally:
-            shutil.rmtree(doomed, ignore_errors=True)
+            # A rename that found its directory before it was moved away may end in it only now.
+            for _ in range(_REMOVALS):
+                shutil.rmtree(doomed, ignore_errors=True)
+                if not doomed.exists():
+                    break
         return True
 
     def make_directory(self, directory: Path) -> None:

@@ -13,10 +13,11 @@ from tests.support.process import REPO
 
 SKIPS = {
     "program": """
+        from pathlib import Path
         from tests.support.process import need
 
         def test_it():
-            need("a-program-nobody-has")
+            need("curl", directory=Path("a-program-nobody-has"))
     """,
     "fixture": """
         import pytest

@@ -103,6 +103,29 @@ def test_a_missing_program_is_told_with_its_way_in(program: str, told: str, tmp_
         need(program, directory=tmp_path)
 
 
+def test_a_program_of_another_tier_counts_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is installed: CI would skip the test, which is a failure there."""
+    for program in ("etcd", "helm"):
+        (tmp_path / program).touch(0o755)
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "tests/upstream/test_copy.py::test_it (call)")
+    with pytest.raises(pytest.skip.Exception, match="make test-kubelet"):
+        need("etcd", directory=tmp_path)
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "tests/kubelet/test_pods.py::test_it (setup)")
+    need("etcd", directory=tmp_path)
+    with pytest.raises(pytest.skip.Exception, match="make test-signatures"):
+        need("helm", directory=tmp_path)
+
+
+def test_a_program_that_nothing_installs_is_an_error(tmp_path: Path) -> None:
+    """Not a skip: no machine would ever run the test."""
+    name = "frobnicator"
+    (tmp_path / name).touch(0o755)
+    with pytest.raises(LookupError, match=r"frobnicator is not in \.ci/programs\.toml"):
+        need(name, directory=tmp_path)
+
+
 def test_install_refuses_an_unknown_tier() -> None:
     """And names those there are."""
     done = subprocess.run(

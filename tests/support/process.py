@@ -38,20 +38,32 @@ def find_program(name: str, *first: Path) -> str | None:
 def need(*programs: str, directory: Path | None = None) -> None:
     """Skip the calling test when a program it runs is missing, naming it and how to get it.
 
+    One that another tier installs counts as missing, although it may be there: CI lacks it.
+
     Args:
         directory: where they are, if the version matters; otherwise anywhere.
+
+    Raises:
+        LookupError: nothing in the manifest installs one of them.
     """
     for name in programs:
+        provider = manifest().provider(name)
+        if provider is None:
+            raise LookupError(f"{name} is not in .ci/programs.toml: nothing installs it")
+        tier, package = provider
         found = find_program(name) if directory is None else shutil.which(name, path=directory)
-        if found is None:
+        if found is None or tier not in (CI, _running_tier()):
             which = name if directory is None else f"{directory.name}/{name}"
-            pytest.skip(f"needs the program {which} (install: {_how_to_install(name)})")
+            how = ".ci/install" if tier == CI else f"make {tier}"
+            way = f"apt-get install {package}, or {how}" if package else how
+            pytest.skip(f"needs the program {which} (install: {way})")
 
 
-def _how_to_install(program: str) -> str:
-    tier, package = manifest().provider(program) or (CI, "")
-    how = ".ci/install" if tier == CI else f"make {tier}"
-    return f"apt-get install {package}, or {how}" if package else how
+def _running_tier() -> str:
+    """The tier of the test that runs: tests/x has tier "test-x" if there is one, others have CI."""
+    _, _, path = os.environ.get("PYTEST_CURRENT_TEST", "").partition("tests/")
+    tier = f"test-{path.partition('/')[0]}"
+    return tier if tier in manifest().tiers() else CI
 
 
 def need_root() -> None:
