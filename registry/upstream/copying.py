@@ -13,9 +13,17 @@ for each of them: to name a digest is not to have its content.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import TypeVar
 
 from mayfly.registry.upstream.errors import (
@@ -30,7 +38,7 @@ from mayfly.registry.upstream.lists import Wanted
 from mayfly.registry.upstream.streams import BlobStream
 from mayfly.registry.upstream.targets import Target
 from mayfly.storage.digest import Digest
-from mayfly.storage.errors import StorageError, StorageFailed, StorageFull
+from mayfly.storage.errors import DoesNotFit, StorageError, StorageFailed, StorageFull
 from mayfly.storage.manifest import Descriptor, Manifest
 from mayfly.storage.reference import Reference
 
@@ -39,11 +47,11 @@ R = TypeVar("R")
 
 DEFAULT_JOBS = 4
 
+_CONFLICT = "conflict"
+"""Code of a problem: a tag that points, or is to point, at another manifest."""
+
 _AT_ONCE = 16
 """Images looked up, compared or tagged at once."""
-
-_ENDS_ALL = (StorageFull, StorageFailed)
-"""Errors of the store that is copied to: no other image would fare better."""
 
 
 class State(StrEnum):
@@ -123,7 +131,13 @@ class _Put:
 
 @dataclass(slots=True, eq=False)
 class _Image:
-    """An image that was looked up and compared with its target."""
+    """An image that was looked up and compared with its target.
+
+    Attributes:
+        own: its manifests that the target lacks, children first.
+        attached: the same of what refers to it.
+        tags: that lead to it, and to what refers to it, at the target in the end; its own first.
+    """
 
     lookup: ImageLookup
     target: Target
@@ -131,6 +145,7 @@ class _Image:
     own: list[_Put] = field(default_factory=list)
     attached: list[_Put] = field(default_factory=list)
     blobs: list[_Blob] = field(default_factory=list)
+    tags: dict[str, Digest] = field(default_factory=dict)
     state: State = State.PRESENT
     problems: list[Problem] = field(default_factory=list)
 
@@ -138,6 +153,18 @@ class _Image:
     def outcome(self) -> Outcome:
         source = str(self.lookup.wanted.source)
         return Outcome(source, str(self.name), self.lookup.top, self.state, tuple(self.problems))
+
+    def note(self, error: UpstreamError | StorageError) -> None:
+        """Note why something that refers to it is not there."""
+        self.problems.append(_problem(error))
+
+    def fail(self, error: UpstreamError | StorageError, hint: str = "") -> None:
+        """Note why it is not there itself."""
+        problem = _problem(error)
+        self.state = State.FAILED
+        if problem.code == _CONFLICT:
+            self.state, hint = State.SKIPPED, ""
+        self.problems.append(problem._replace(text=problem.text + hint))
 
 
 @dataclass(slots=True, eq=False)
@@ -159,16 +186,22 @@ class _Blob:
     problems: dict[str, Problem] = field(default_factory=dict)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def note(self, repository: str, error: UpstreamError | StorageError) -> None:
+        """Note why it did not arrive."""
+        self.problems[repository] = _problem(error)
+
 
 @dataclass(slots=True)
 class Plan:
     """A plan: images to copy, and those that cannot be.
 
     Attributes:
+        override: see `Rules`.
         images: that were found, in the order of the list.
         outcomes: of those that were not.
     """
 
+    override: bool
     images: list[_Image] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     blobs: dict[tuple[int, Digest], _Blob] = field(default_factory=dict)
@@ -239,34 +272,34 @@ class _Planning:
         self._place = place
         self._rules = rules
         self._gate = asyncio.Semaphore(_AT_ONCE)
-        self._plan = Plan()
+        self._plan = Plan(rules.override)
         self._present: dict[tuple[int, str, Digest], asyncio.Task[bool]] = {}
 
     async def run(self, items: Iterable[Item]) -> Plan:
         singles = [one for found in await _each(self._expand, items) for one in found]
         images = await _each(self._compared, singles)
-        names: dict[tuple[int, Reference], _Image] = {}
+        claims: _Claims = {}
         for image in images:
             if image is None:
                 continue
             self._plan.images.append(image)
-            first = names.setdefault((id(image.target), image.name), image)
-            if first.lookup.top != image.lookup.top:
-                _refuse(image, f"{image.name} is also the target of {first.lookup.wanted.source}")
+            _claim_tags(image, claims)
         await _each(self._add_blobs, self._plan.images)
         return self._plan
 
     async def _expand(self, item: Item) -> list[Item]:
-        try:
+        with _Noting(partial(self._note, item.wanted)):
             async with self._gate:
                 return [Item(one, item.find) for one in await expanded(item.wanted, item.find)]
-        except (UpstreamError, StorageError) as error:
-            self._note(item.wanted, error)
-            return []
+        return []
 
     async def _compared(self, item: Item) -> _Image | None:
         placed = ""
-        try:
+
+        def note(error: UpstreamError | StorageError) -> None:
+            self._note(item.wanted, error, placed)
+
+        with _Noting(note):
             async with self._gate:
                 target, name = self._place(item.wanted)
                 placed = str(name)
@@ -275,11 +308,7 @@ class _Planning:
                 image = _Image(lookup, target, name)
                 await self._compare(image)
                 return image
-        except _ENDS_ALL:
-            raise
-        except (UpstreamError, StorageError) as error:
-            self._note(item.wanted, error, placed)
-            return None
+        return None
 
     def _note(self, wanted: Wanted, error: UpstreamError | StorageError, placed: str = "") -> None:
         source, problem = str(wanted.source), _problem(error, wanted.origin)
@@ -289,8 +318,10 @@ class _Planning:
         top, repository, tag = image.lookup.top, image.name.repository, image.name.tag
         at_tag = await image.target.tag(repository, tag) if tag else None
         if at_tag not in (None, top) and not self._rules.override:
-            _refuse(image, f"{image.name} is {at_tag} there, not {top}: --override moves the tag")
+            _refuse(image, _moved_text(image.name, at_tag, top))
             return
+        if tag:
+            image.tags[tag] = top
         own = _bottom_up(image.lookup, top)
         for digest in await self._lacking(image, own):
             image.own.append(_Put(image.lookup.manifests[digest][1], digest))
@@ -310,9 +341,10 @@ class _Planning:
                 is_there = at_tag == one.digest
                 if at_tag is not None and not is_there and not self._rules.override:
                     name = image.name._replace(tag=one.tag)
-                    text = f"{name} is {at_tag} there, not {one.digest}: --override moves the tag"
-                    image.problems.append(Problem(text, "conflict"))
+                    text = _moved_text(name, at_tag, one.digest)
+                    image.problems.append(Problem(text, _CONFLICT))
                     continue
+                image.tags[one.tag] = one.digest
             else:
                 if one.subject not in listed:
                     listed[one.subject] = await image.target.referrers(repository, one.subject)
@@ -337,15 +369,10 @@ class _Planning:
     async def _add_blobs(self, image: _Image) -> None:
         if image.state is not State.COPIED:
             return
-        try:
+        with _Noting(image.fail):
             async with self._gate:
                 for put in (*image.own, *image.attached):
                     await self._add_blobs_of(image, put)
-        except _ENDS_ALL:
-            raise
-        except (UpstreamError, StorageError) as error:
-            image.state = State.FAILED
-            image.problems.append(_problem(error))
 
     async def _add_blobs_of(self, image: _Image, put: _Put) -> None:
         source = image.lookup.manifests[put.digest][2]
@@ -423,12 +450,8 @@ class _Carrying:
         for repository, origins in blob.wanted.items():
             progress = self._progress if is_first else _ignored
             is_first = False
-            try:
+            with _Noting(partial(blob.note, repository)):
                 await self._carry_to(blob, repository, origins, progress)
-            except _ENDS_ALL:
-                raise
-            except (UpstreamError, StorageError) as error:
-                blob.problems[repository] = _problem(error)
         blob.complete.set()
 
     async def _carry_to(
@@ -496,25 +519,17 @@ class _Carrying:
         if image.attached:
             # What refers to it needs it before it has its name.
             first += [_Put(put.manifest, put.digest) for put in tagged]
-        try:
+        with _Noting(partial(image.fail, hint=_sparse_hint(image))):
             await self._put_all(image, first, lost)
             gone: set[Digest] = set()
             for put in image.attached:
                 if put.manifest.subject is not None and put.manifest.subject.digest in gone:
                     continue
-                try:
+                gone.add(put.digest)
+                with _Noting(image.note):
                     await self._put_all(image, [put], lost)
-                except (UpstreamError, StorageError) as error:
-                    if isinstance(error, _ENDS_ALL):
-                        raise
-                    gone.add(put.digest)
-                    image.problems.append(_problem(error))
+                    gone.discard(put.digest)
             await self._put_all(image, tagged, lost)
-        except _ENDS_ALL:
-            raise
-        except (UpstreamError, StorageError) as error:
-            image.state = State.FAILED
-            image.problems.append(_problem(error, hint=_sparse_hint(image)))
 
     async def _put_all(
         self, image: _Image, puts: Iterable[_Put], lost: Mapping[Digest, Problem]
@@ -522,18 +537,54 @@ class _Carrying:
         for put in puts:
             for blob in put.manifest.blobs:
                 if blob.digest in lost:
-                    raise _Lost(lost[blob.digest])
+                    raise _Problematic(lost[blob.digest])
+            if put.tag is not None and not self._plan.override:
+                await self._check_tag(image, put.tag, put.digest)
             await image.target.put_manifest(
                 image.name.repository, put.manifest, put.digest, put.tag
             )
 
+    async def _check_tag(self, image: _Image, tag: str, digest: Digest) -> None:
+        """Check once more that a tag is not moved: it may have been pushed while blobs were sent.
 
-class _Lost(UpstreamError):
-    """A blob of a manifest did not arrive."""
+        Raises:
+            _Problematic: it points at another manifest.
+        """
+        at_tag = await image.target.tag(image.name.repository, tag)
+        if at_tag not in (None, digest):
+            text = _moved_text(image.name._replace(tag=tag), at_tag, digest)
+            raise _Problematic(Problem(text, _CONFLICT))
+
+
+class _Problematic(UpstreamError):
+    """A manifest cannot be put: a blob of it did not arrive, or its tag points elsewhere."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.text)
         self.code = problem.code
+
+
+_Claims = dict[tuple[int, str, str], tuple[Digest, Reference]]
+"""Target, repository and tag → the manifest that it is to point at, and the image for which."""
+
+
+def _claim_tags(image: _Image, claims: _Claims) -> None:
+    """Refuse the tags of an image that an image before it gives to another manifest.
+
+    A target knows an image by repository and tag alone, whatever host its name has.
+    """
+
+    for tag, digest in image.tags.items():
+        key = id(image.target), image.name.repository, tag
+        first, source = claims.setdefault(key, (digest, image.lookup.wanted.source))
+        if first == digest:
+            continue
+        text = f"{image.name._replace(tag=tag)} is also the target of {source}"
+        if tag == image.name.tag:
+            _refuse(image, text)
+            return
+        image.problems.append(Problem(text, _CONFLICT))
+        image.attached = [put for put in image.attached if put.tag != tag]
 
 
 def _opener(blob: _Blob, origin: Origin) -> Callable[[int], AsyncGenerator[bytes, None]]:
@@ -562,8 +613,12 @@ def _bottom_up(lookup: ImageLookup, top: Digest) -> list[Digest]:
 
 def _refuse(image: _Image, text: str) -> None:
     image.state = State.SKIPPED
-    image.problems = [Problem(text, "conflict")]
+    image.problems = [Problem(text, _CONFLICT)]
     image.own, image.attached = [], []
+
+
+def _moved_text(name: Reference, at_tag: Digest | None, digest: Digest) -> str:
+    return f"{name} is {at_tag} there, not {digest}: --override moves the tag"
 
 
 def _sparse_hint(image: _Image) -> str:
@@ -574,9 +629,36 @@ def _sparse_hint(image: _Image) -> str:
     return "; few registries take an index without some of its platforms" if is_sparse else ""
 
 
-def _problem(error: UpstreamError | StorageError, origin: str = "", hint: str = "") -> Problem:
+def _problem(error: UpstreamError | StorageError, origin: str = "") -> Problem:
     code = error.code if isinstance(error, UpstreamError) else "invalid"
-    return Problem(located(origin, error) + hint, code)
+    if isinstance(error, DoesNotFit):
+        code = "does_not_fit"
+    return Problem(located(origin, error), code)
+
+
+class _Noting:
+    """A context that ends where an error concerns one image, which is noted.
+
+    Raises:
+        StorageFull, StorageFailed: the store that is copied to takes nothing more: no other image
+            would fare better.
+    """
+
+    def __init__(self, note: Callable[[UpstreamError | StorageError], None]) -> None:
+        self._note = note
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
+        # Of what does not fit, others may be smaller.
+        ends_all = isinstance(error, StorageFull | StorageFailed) and not isinstance(
+            error, DoesNotFit
+        )
+        if ends_all or not isinstance(error, UpstreamError | StorageError):
+            return False
+        self._note(error)
+        return True
 
 
 async def _each(function: Callable[[T], Awaitable[R]], items: Iterable[T]) -> list[R]:

@@ -147,7 +147,11 @@ class RegistryTarget:
 
 
 class StoreTarget:
-    """A store on this host; see `Target`."""
+    """A store on this host; see `Target`.
+
+    What the store has of an upstream counts as absent: its content may be missing, and it may be
+    evicted. Once put here, it is the store's own.
+    """
 
     def __init__(self, store: DistributionStore, label: str) -> None:
         self._store = store
@@ -155,22 +159,31 @@ class StoreTarget:
         self.url = None
 
     async def tag(self, repository: str, tag: str) -> Digest | None:
+        def found() -> Digest | None:
+            if self._store.cached.last_checked(repository, tag) is not None:
+                return None
+            return self._store.tag(repository, tag)
+
         try:
-            return await asyncio.to_thread(self._store.tag, repository, tag)
+            return await asyncio.to_thread(found)
         except ManifestUnknown:
             return None
 
     async def has_manifest(self, repository: str, digest: Digest) -> bool:
+        return await asyncio.to_thread(self._has_manifest, repository, digest)
+
+    def _has_manifest(self, repository: str, digest: Digest) -> bool:
         try:
-            await asyncio.to_thread(self._store.manifest, repository, digest)
+            self._store.manifest(repository, digest)
         except ManifestUnknown:
             return False
-        return True
+        return not self._store.cached.has_manifest(repository, digest)
 
     async def referrers(self, repository: str, subject: Digest) -> frozenset[Digest]:
         def listed() -> frozenset[Digest]:
             found = self._store.referrers(repository, subject)
-            return frozenset(digests.parse(str(one["digest"])) for one in found)
+            every = [digests.parse(str(one["digest"])) for one in found]
+            return frozenset(one for one in every if self._has_manifest(repository, one))
 
         return await asyncio.to_thread(listed)
 
