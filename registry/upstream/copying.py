@@ -13,14 +13,7 @@ for each of them: to name a digest is not to have its content.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -523,9 +516,10 @@ class _Carrying:
             await self._put_all(image, first, lost)
             gone: set[Digest] = set()
             for put in image.attached:
-                if put.manifest.subject is not None and put.manifest.subject.digest in gone:
-                    continue
+                subject = put.manifest.subject
                 gone.add(put.digest)
+                if subject is not None and subject.digest in gone:
+                    continue
                 with _Noting(image.note):
                     await self._put_all(image, [put], lost)
                     gone.discard(put.digest)
@@ -573,7 +567,6 @@ def _claim_tags(image: _Image, claims: _Claims) -> None:
 
     A target knows an image by repository and tag alone, whatever host its name has.
     """
-
     for tag, digest in image.tags.items():
         key = id(image.target), image.name.repository, tag
         first, source = claims.setdefault(key, (digest, image.lookup.wanted.source))
