@@ -60,10 +60,11 @@ class DockerArchive:
 
     Args:
         files: the archive's; closed with this.
+        entries: the list in its ``manifest.json``.
         proofs: keeps the digests of layers.
 
     Raises:
-        BundleInvalid: the index or a config cannot be understood, or a member is absent.
+        BundleInvalid: the list or a config cannot be understood, or a member is absent.
     """
 
     maker = "docker archive"
@@ -77,7 +78,7 @@ class DockerArchive:
         ),
     )
 
-    def __init__(self, files: Files, proofs: Proofs) -> None:
+    def __init__(self, files: Files, entries: list[object], proofs: Proofs) -> None:
         self._files = files
         self._proofs = proofs
         self._members: dict[Digest, str] = {}
@@ -85,7 +86,7 @@ class DockerArchive:
         self._layers: dict[tuple[Piece, str | None], dict[str, object] | None] = {}
         self._unhashed: dict[Piece, None] = {}
         self._made = MadeContent()
-        self._images = documents.read_docker_index(files, INDEX)
+        self._images = documents.docker_images(entries, INDEX)
         self.listed = self._list()
 
     @property

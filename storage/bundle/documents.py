@@ -89,13 +89,17 @@ def read_list(files: Files, name: str) -> list[object]:
     return found
 
 
-def read_docker_index(files: Files, name: str) -> list[DockerImage]:
-    """Return the images that ``docker save`` lists; none if there is no such file.
+def docker_images(entries: list[object], name: str) -> list[DockerImage]:
+    """Return the images that ``docker save`` lists.
+
+    Args:
+        entries: the list, as `read_list` returns it.
+        name: of its document.
 
     Raises:
-        BundleInvalid: it is no such list.
+        BundleInvalid: an entry is no image.
     """
-    images = enumerate(read_list(files, name))
+    images = enumerate(entries)
     return [_docker_image(image, f"{name}, image {number}") for number, image in images]
 
 

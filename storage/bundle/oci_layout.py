@@ -92,7 +92,8 @@ def _entries(index: documents.Object) -> Iterator[Entry]:
 
 def _names_by_config(files: Files) -> dict[Digest, tuple[str, ...]]:
     found: dict[Digest, tuple[str, ...]] = {}
-    for image in documents.read_docker_index(files, _DOCKER_INDEX):
+    entries = documents.read_list(files, _DOCKER_INDEX)
+    for image in documents.docker_images(entries, _DOCKER_INDEX):
         directory, _, encoded = image.config.rpartition("/")
         if directory.startswith(BLOBS):
             try:

@@ -74,19 +74,27 @@ class _Tar(NamedTuple):
 
 @dataclass(slots=True)
 class Opened:
-    """Opened bundles by their kind.
+    """Opened bundles of each kind, by their positions in the operator's order."""
 
-    Attributes:
-        all: in the order of the operator; of equal content, the first bundle's is served.
-        archives: those that list images.
-        directories: those that are directories of another registry.
-        tars: parts of such a directory; `join` moves them to ``directories``, one for each whole.
-    """
+    _archives: dict[int, Bundle] = field(default_factory=dict)
+    _directories: dict[int, DistributionDirectory] = field(default_factory=dict)
+    _tars: dict[int, _Tar] = field(default_factory=dict)
 
-    all: list[Bundle | DistributionDirectory] = field(default_factory=list)
-    archives: list[Bundle] = field(default_factory=list)
-    directories: list[DistributionDirectory] = field(default_factory=list)
-    tars: list[_Tar] = field(default_factory=list)
+    @property
+    def all(self) -> list[Bundle | DistributionDirectory]:
+        """Those that can be served; tars with a part of a registry's directory after `join`."""
+        served: dict[int, Bundle | DistributionDirectory] = {**self._archives, **self._directories}
+        return [served[position] for position in sorted(served)]
+
+    @property
+    def archives(self) -> list[Bundle]:
+        """Those that list images."""
+        return [*self._archives.values()]
+
+    @property
+    def directories(self) -> list[DistributionDirectory]:
+        """Those that are directories of another registry."""
+        return [*self._directories.values()]
 
     def open(self, path: Path, label: str, proofs: Proofs) -> None:
         """Open a bundle.
@@ -109,13 +117,14 @@ class Opened:
         proofs: Proofs,
         undo: contextlib.ExitStack,
     ) -> None:
+        position = len(self._archives) + len(self._directories) + len(self._tars)
         registry = registry_in(files)
         if isinstance(files, TarFile) and _PART_NAME.fullmatch(path.name):
             # A later archive of a set may have nothing but blobs, or none of them.
             base = registry.base if registry else ""
             if registry or WORKING_DIRECTORY in files.entries(""):
                 _check_end(files)
-                self.tars.append(_Tar(path, label, files, Registry(base, OC_MIRROR)))
+                self._tars[position] = _Tar(path, label, files, Registry(base, OC_MIRROR))
                 return
         if registry is None:
             archive = reader_of(files, proofs)
@@ -123,51 +132,55 @@ class Opened:
                 raise _unknown(files)
             undo.pop_all()
             undo.callback(archive.close)
-            self.archives.append(Bundle(label, archive, proofs, _repository_for(path)))
-            self.all.append(self.archives[-1])
+            self._archives[position] = Bundle(label, archive, proofs, _repository_for(path))
         elif isinstance(files, TarFile):
             _check_end(files)
-            self.tars.append(_Tar(path, label, files, registry))
+            self._tars[position] = _Tar(path, label, files, registry)
         else:
-            self._add(in_directory(label, files, registry.base, registry.maker, proofs))
+            base, maker = registry
+            self._directories[position] = in_directory(label, files, base, maker, proofs)
 
     def join(self, proofs: Proofs) -> None:
         """Make registries' directories of the tars: of an oc-mirror set one, else of each one.
 
+        The directory of a set has the position of the first of its tars.
+
         Tars that only happen to be served together stay apart, since otherwise a stranger's link
         in one would give access to the blobs of another.
         """
-        sets: dict[tuple[object, ...], list[_Tar]] = {}
-        for tar in self.tars:
+        sets: dict[tuple[object, ...], dict[int, _Tar]] = {}
+        for position, tar in self._tars.items():
             is_part = tar.registry.maker == OC_MIRROR and _PART_NAME.fullmatch(tar.path.name)
-            key = (tar.path.absolute().parent,) if is_part else (tar.path, len(sets))
-            sets.setdefault(key, []).append(tar)
+            key = (tar.path.absolute().parent,) if is_part else (tar.path, position)
+            sets.setdefault(key, {})[position] = tar
         for tars in sets.values():
-            tars.sort(key=lambda tar: tar.path.name)
-            base = next((tar.registry.base for tar in tars if tar.registry.base), BASE)
-            files = [(tar.label, tar.files) for tar in tars]
-            joined = in_tars(files, base, tars[0].registry.maker, proofs)
-            joined.notices += _absent_parts(tars)
-            self._add(joined)
-        self.tars.clear()
-
-    def _add(self, directory: DistributionDirectory) -> None:
-        self.directories.append(directory)
-        self.all.append(directory)
+            self._directories[min(tars)] = _joined([*tars.values()], proofs)
+            for position in tars:  # one by one: what is left after an error is closed as tars
+                del self._tars[position]
 
     def close(self) -> None:
         """Close all of them."""
         for bundle in self.all:
             bundle.close()
-        for tar in self.tars:
+        for tar in self._tars.values():
             tar.files.close()
+
+
+def _joined(tars: list[_Tar], proofs: Proofs) -> DistributionDirectory:
+    """Make one registry's directory of tars."""
+    tars.sort(key=lambda tar: tar.path.name)
+    base = next((tar.registry.base for tar in tars if tar.registry.base), BASE)
+    files = [(tar.label, tar.files) for tar in tars]
+    joined = in_tars(files, base, tars[0].registry.maker, proofs)
+    joined.notices += _absent_parts(tars)
+    return joined
 
 
 class Bundles:
     """All bundles of one server, opened. Use `open_bundles`.
 
     Args:
-        opened: the bundles.
+        opened: the bundles; of equal content, the first one's is served.
         proofs: shared by all of them.
 
     Attributes:

@@ -63,7 +63,7 @@ def reader_of(files: Files, proofs: Proofs) -> ArchiveReader | None:
         entries = documents.read_list(files, docker_archive.INDEX)
         if imgpkg.is_imgpkg(entries):
             return imgpkg.Imgpkg(files, entries)
-        return docker_archive.DockerArchive(files, proofs)
+        return docker_archive.DockerArchive(files, entries, proofs)
     if tops >= {filed.TALOS.blobs, filed.TALOS.manifests}:
         return filed.FiledManifests(files, filed.TALOS)
     for directory in ("", "images", "kubekey/images"):

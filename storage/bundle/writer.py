@@ -143,11 +143,7 @@ def check_space(archives: Sequence[tuple[Path, ArchiveLayout]]) -> None:
         StorageFull: there is not.
         OSError: the directory cannot be looked at.
     """
-    needed = 0
-    for output, layout in archives:
-        needed += layout.size
-        with contextlib.suppress(FileNotFoundError):  # what an earlier run wrote is taken already
-            needed -= _partial_path(output).stat().st_blocks * _BLOCK
+    needed = sum(layout.size - _taken(output, layout) for output, layout in archives)
     if needed <= 0:
         return
     parent = archives[0][0].parent
@@ -158,6 +154,19 @@ def check_space(archives: Sequence[tuple[Path, ArchiveLayout]]) -> None:
             f"{parent}: {format_size(needed)} are needed, {format_size(free)} are free; "
             "nothing was fetched"
         )
+
+
+def _taken(output: Path, layout: ArchiveLayout) -> int:
+    """Return the bytes that an earlier run's file takes, if `Draft` resumes from it.
+
+    The file of another layout is kept beside the new one until its blobs are copied.
+    """
+    known = _read_journal(_journal_path(output))
+    if known is None or known.layout != layout.identity:
+        return 0
+    with contextlib.suppress(FileNotFoundError):
+        return _partial_path(output).stat().st_blocks * _BLOCK
+    return 0
 
 
 def _has_digest(file: int, place: Place, digest: Digest) -> bool:
@@ -196,7 +205,7 @@ class Draft:
         self._output = output
         self._layout = layout
         self._partial = _partial_path(output)
-        self._journal_path = output.with_name(f".{output.name}.partial.journal")
+        self._journal_path = _journal_path(output)
         self._old = output.with_name(f".{output.name}.partial.old")
         self._old_journal = output.with_name(f".{output.name}.partial.old.journal")
         self._have: dict[Digest, int] = {}
@@ -372,6 +381,10 @@ def _read_journal(path: Path) -> _Progress | None:
 
 def _partial_path(output: Path) -> Path:
     return output.with_name(f".{output.name}.partial")
+
+
+def _journal_path(output: Path) -> Path:
+    return output.with_name(f".{output.name}.partial.journal")
 
 
 def _lock_path(output: Path) -> Path:

@@ -13,12 +13,25 @@ import pytest
 import zstandard
 
 from mayfly.storage import digest as digests
+from mayfly.storage.bundle import documents
 from mayfly.storage.bundle.diagnostics import Code
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
+from mayfly.storage.bundle.files import Files as BundleFiles
 from mayfly.storage.bundle.open import Bundles
 from mayfly.storage.errors import BlobUnknown, ContentCorrupt, StorageError
 from mayfly.storage.reading import repositories
-from tests.bundle.builders import LAYER_TYPE, Object, document, proof_of, read, symlink, tar, tar_of
+from tests.bundle.builders import (
+    LAYER_TYPE,
+    Object,
+    docker_archive,
+    document,
+    layers,
+    proof_of,
+    read,
+    symlink,
+    tar,
+    tar_of,
+)
 from tests.bundle.conftest import OpenAll
 from tests.bundle.makers import (
     MAKERS,
@@ -476,6 +489,47 @@ def test_real_output(name: str, images: tuple[str, ...], made: Content, open_all
             extent = bundles.layer.blob(repository, digests.parse(blob["digest"]))
             proof_of(extent).establish()
             assert read(extent) == made.data(blob["digest"])
+
+
+@pytest.mark.parametrize("first", ["sealos-tar", "oc-mirror", "hauler-tar"])
+@pytest.mark.parametrize("second", ["sealos-tar", "oc-mirror", "hauler-tar"])
+def test_order(first: str, second: str, made: Content, tmp_path: Path, open_all: OpenAll) -> None:
+    """Of equal content, the bundle's that the operator named first is served."""
+    paths = []
+    for number, name in enumerate((first, second)):
+        (place := tmp_path / str(number)).mkdir()
+        paths += write(MAKERS[name], MAKERS[name].make(made), place)
+    bundles = open_all(*paths)
+    assert [one.maker for one in bundles.makers] == [MAKERS[first].name, MAKERS[second].name]
+    for blob in made.blobs(_image(made, "team/app")):
+        path = bundles.layer.blob("team/app", digests.parse(blob["digest"])).path
+        assert path.resolve().parent == tmp_path / "0"
+
+
+def test_order_of_a_set(made: Content, tmp_path: Path, open_all: OpenAll) -> None:
+    """A set of oc-mirror has the place of its first archive, wherever the others are named."""
+    haul = write(MAKERS["hauler-tar"], MAKERS["hauler-tar"].make(made), tmp_path)
+    parts = write(MAKERS["oc-mirror"], MAKERS["oc-mirror"].make(made), tmp_path)
+    bundles = open_all(parts[2], *haul, *parts[:2])
+    assert [one.maker for one in bundles.makers] == ["oc-mirror", "hauler"]
+    check_whole(bundles, made)
+
+
+def test_manifest_json_is_parsed_once(
+    tmp_path: Path, open_all: OpenAll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of a docker archive may have many megabytes."""
+    (tmp_path / "b.tar").write_bytes(tar(docker_archive((["a:1"], layers("one")))))
+    parsed: list[str] = []
+    read_list = documents.read_list
+
+    def counted(files: BundleFiles, name: str) -> list[object]:
+        parsed.append(name)
+        return read_list(files, name)
+
+    monkeypatch.setattr(documents, "read_list", counted)
+    assert open_all(tmp_path / "b.tar").tagged_names() == ["docker.io/library/a:1"]
+    assert parsed == ["manifest.json"]
 
 
 @pytest.mark.parametrize("compression", ["zst", "gz"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from mayfly.storage.bundle import writer
 from mayfly.storage.bundle.errors import BundleInvalid
-from mayfly.storage.bundle.writer import ArchiveLayout, Draft, lay_out
+from mayfly.storage.bundle.writer import ArchiveLayout, Draft, check_space, lay_out
 from mayfly.storage.digest import Digest, of
+from mayfly.storage.errors import StorageFull
 from mayfly.storage.files import try_lock
 
 BLOBS = {of(data): data for data in (b"", b"a", b"b" * 512, b"c" * 100_000)}
@@ -53,6 +55,29 @@ def test_any_order_gives_the_same_readable_file(tmp_path: Path) -> None:
             assert member.read() == data
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.tar", "two.tar"]
     assert (tmp_path / "one.tar").stat().st_size % 10240 == 0
+
+
+def test_space_that_an_earlier_run_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts for the same archive only: of another one the file stays until it is copied."""
+    output, digest = tmp_path / "up.tar", of(b"c" * 100_000)
+    with Draft(output, _layout()) as draft:
+        _fill(draft, digest, BLOBS[digest])
+    taken = (tmp_path / ".up.tar.partial").stat().st_blocks * 512
+    assert taken >= 100_000
+    same, other = _layout(), _layout(BLOBS | {of(b"d"): b"d"})
+    for layout, free, is_enough in (
+        (same, same.size - taken, True),
+        (other, other.size - taken, False),
+        (other, other.size, True),
+    ):
+        blocks = SimpleNamespace(f_bavail=free, f_frsize=1, f_blocks=2**40)
+        with monkeypatch.context() as patched:
+            patched.setattr("os.statvfs", lambda _, blocks=blocks: blocks)
+            if is_enough:
+                check_space([(output, layout)])
+            else:
+                with pytest.raises(StorageFull, match="nothing was fetched"):
+                    check_space([(output, layout)])
 
 
 def test_a_blob_larger_than_eight_gibibytes_has_a_place() -> None:
