@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,17 +29,20 @@ class Turns:
 
     Args:
         count: of turns at a time.
+        each: most turns of one client at a time, for turns that may take very long.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, each: int | None = None) -> None:
         self._free = count
+        self._each = count if each is None else each
+        self._held: Counter[Hashable] = Counter()
         self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
         """The futures of each waiting client, its oldest first; the client that is next first."""
 
     async def take(self, client: Hashable) -> None:
         """Wait for a turn and hold it until `leave`."""
-        if self._free:
-            self._free -= 1
+        if self._free and self._held[client] < self._each:
+            self._begin(client)
             return
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append(mine)
@@ -47,22 +50,28 @@ class Turns:
             await mine
         except asyncio.CancelledError:
             if mine.done() and not mine.cancelled():
-                self.leave()  # it was given in the same iteration of the event loop
+                self.leave(client)  # it was given in the same iteration of the event loop
             else:
                 self._give_up(client, mine)
             raise
 
-    def leave(self) -> None:
-        """Give the turn to the next waiter."""
-        while self._waiting:
-            client, waiting = self._waiting.popitem(last=False)
-            first = waiting.popleft()
-            if waiting:
-                self._waiting[client] = waiting
-            if not first.done():
-                first.set_result(None)
-                return
+    def leave(self, client: Hashable) -> None:
+        """Give a client's turn to the next waiter."""
         self._free += 1
+        self._held[client] -= 1
+        if not self._held[client]:
+            del self._held[client]
+        for waiter, futures in self._waiting.items():
+            first = next((one for one in futures if not one.done()), None)
+            if first is None or self._held[waiter] >= self._each:
+                continue
+            futures.remove(first)
+            self._waiting.move_to_end(waiter)
+            if not futures:
+                del self._waiting[waiter]
+            self._begin(waiter)
+            first.set_result(None)
+            return
 
     @asynccontextmanager
     async def turn(self, client: Hashable) -> AsyncIterator[None]:
@@ -71,7 +80,11 @@ class Turns:
         try:
             yield
         finally:
-            self.leave()
+            self.leave(client)
+
+    def _begin(self, client: Hashable) -> None:
+        self._free -= 1
+        self._held[client] += 1
 
     def _give_up(self, client: Hashable, mine: asyncio.Future[None]) -> None:
         waiting = self._waiting.get(client)
@@ -93,8 +106,7 @@ async def in_turn(client: Hashable, call: Callable[P, T], *args: P.args, **kwarg
     turns = _turns.setdefault(asyncio.get_running_loop(), Turns(_AT_A_TIME))
     await turns.take(client)
     running = in_thread(call, *args, **kwargs)
-
-    running.add_done_callback(lambda _: turns.leave())
+    running.add_done_callback(lambda _: turns.leave(client))
     return await uncancelled(running)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple, Protocol
 
 from mayfly.auth.networks import network_of
@@ -61,11 +61,18 @@ class Mirror(Protocol):
     """
 
     async def bring_manifest(
-        self, repository: str, reference: Digest | str, is_gone: Callable[[], bool]
+        self,
+        client: Hashable,
+        repository: str,
+        reference: Digest | str,
+        is_gone: Callable[[], bool],
     ) -> None:
         """Have the store know a manifest, by digest or tag.
 
         Args:
+            client: see `Context.client`; clients share each upstream.
+            repository: its canonical name.
+            reference: a digest or tag.
             is_gone: whether the client has left, so that nothing is waited for.
 
         Raises:
@@ -75,11 +82,14 @@ class Mirror(Protocol):
         """
 
     async def bring_referrers(
-        self, repository: str, subject: Digest, is_gone: Callable[[], bool]
+        self, client: Hashable, repository: str, subject: Digest, is_gone: Callable[[], bool]
     ) -> None:
-        """Have the store know what refers to a manifest, as far as that can be had now.
+        """Have the store know the referrers of a manifest, as far as they can be had now.
 
         Args:
+            client: see `bring_manifest`.
+            repository: its canonical name.
+            subject: the manifest.
             is_gone: see `bring_manifest`.
 
         Raises:
@@ -87,11 +97,20 @@ class Mirror(Protocol):
         """
 
     async def bring_blob(
-        self, repository: str, digest: Digest, is_gone: Callable[[], bool], *, head: bool
+        self,
+        client: Hashable,
+        repository: str,
+        digest: Digest,
+        is_gone: Callable[[], bool],
+        *,
+        head: bool,
     ) -> None:
         """Have the store serve a blob, or know its size.
 
         Args:
+            client: see `bring_manifest`.
+            repository: its canonical name.
+            digest: of the blob.
             is_gone: see `bring_manifest`.
             head: whether only the size is wanted.
 
@@ -109,17 +128,27 @@ class _NoMirror:
     """`Mirror` of a registry without upstreams."""
 
     async def bring_manifest(
-        self, repository: str, reference: Digest | str, is_gone: Callable[[], bool]
+        self,
+        client: Hashable,
+        repository: str,
+        reference: Digest | str,
+        is_gone: Callable[[], bool],
     ) -> None:
         """Do nothing."""
 
     async def bring_referrers(
-        self, repository: str, subject: Digest, is_gone: Callable[[], bool]
+        self, client: Hashable, repository: str, subject: Digest, is_gone: Callable[[], bool]
     ) -> None:
         """Do nothing."""
 
     async def bring_blob(
-        self, repository: str, digest: Digest, is_gone: Callable[[], bool], *, head: bool
+        self,
+        client: Hashable,
+        repository: str,
+        digest: Digest,
+        is_gone: Callable[[], bool],
+        *,
+        head: bool,
     ) -> None:
         """Do nothing."""
 

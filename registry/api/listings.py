@@ -61,7 +61,9 @@ async def referrers(context: Context, http: HTTPRequest, request: Request) -> Re
     wanted = request.parameter("artifactType")
     if wanted:
         headers["OCI-Filters-Applied"] = "artifactType"
-    await context.mirror.bring_referrers(request.repository, request.digest, http.is_gone)
+    await context.mirror.bring_referrers(
+        context.client, request.repository, request.digest, http.is_gone
+    )
     page, last = await in_turn(context.client, _referrers_page, context, request, wanted)
     if last is not None:
         path = f"/v2/{request.repository}/referrers/{request.digest}"

@@ -30,7 +30,9 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> Response
     try:
         reference = request.digest or request.tag
         assert reference is not None
-        await context.mirror.bring_manifest(request.repository, reference, http.is_gone)
+        await context.mirror.bring_manifest(
+            context.client, request.repository, reference, http.is_gone
+        )
         digest, content, cached = await _load(context, request)
     except (StorageError, UpstreamUnavailable):
         if request.digest is not None:

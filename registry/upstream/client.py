@@ -40,7 +40,13 @@ import aiohttp
 
 from mayfly.registry.threads import in_thread
 from mayfly.registry.upstream.credentials import Credentials, CredentialStore
-from mayfly.registry.upstream.errors import ContentWrong, LoginRefused, NotThere, UpstreamError
+from mayfly.registry.upstream.errors import (
+    ContentWrong,
+    LoginRefused,
+    NotThere,
+    RequestRefused,
+    UpstreamError,
+)
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import DigestInvalid, StorageError
@@ -167,10 +173,10 @@ class Registry:
         """
         where = f"{self.host}/{repository}{'@' if ':' in reference else ':'}{reference}"
         url = self._url(f"/v2/{repository}/manifests/{reference}")
-        async with self._asked("GET", url, repository, where, {"Accept": ACCEPT}) as response:
-            body = await _limited(response, MAX_SIZE, where)
-            media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
-            told = response.headers.get("Docker-Content-Digest")
+        headers = {"Accept": ACCEPT}
+        response, body = await self._read(url, repository, where, headers, MAX_SIZE)
+        media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+        told = response.headers.get("Docker-Content-Digest")
         wanted = reference if ":" in reference else told
         try:
             digest = digests.parse(wanted) if wanted else digests.of(body)
@@ -288,7 +294,7 @@ class Registry:
             async for page in self._pages(url, repository, where):
                 entries = page.get("manifests") or []
                 found += [digests.parse(str(entry["digest"])) for entry in entries]
-        except NotThere:
+        except (NotThere, RequestRefused):
             return None
         except (StorageError, KeyError, TypeError, AttributeError):
             raise UpstreamError(f"{where}: the list is damaged") from None
@@ -313,11 +319,11 @@ class Registry:
         for _ in range(_MAX_PAGES):
             if url is None:
                 return
-            async with self._asked("GET", url, repository, where, {}) as response:
-                body = await _limited(response, min(_MAX_DOCUMENT, left), where)
-                left -= len(body)
-                link = _NEXT.search(response.headers.get("Link", ""))
-                here = str(response.url)
+            limit = min(_MAX_DOCUMENT, left)
+            response, body = await self._read(url, repository, where, {}, limit)
+            left -= len(body)
+            link = _NEXT.search(response.headers.get("Link", ""))
+            here = str(response.url)
             try:
                 page = await in_thread(json.loads, body)
             except (ValueError, RecursionError):
@@ -329,6 +335,21 @@ class Registry:
             if url is not None and origin_of(url) != origin_of(here):
                 raise UpstreamError(f"{where}: its next page is on another host")
         raise UpstreamError(f"{where}: more than {_MAX_PAGES} pages")
+
+    async def _read(
+        self, url: str, repository: str, where: str, headers: dict[str, str], limit: int
+    ) -> tuple[aiohttp.ClientResponse, bytes]:
+        """Get a document of at most ``limit`` bytes, anew if the connection breaks in its body."""
+        failures = 0
+        while True:
+            try:
+                async with self._asked("GET", url, repository, where, headers) as response:
+                    return response, await _limited(response, limit, where)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failures += 1
+                if failures >= self._attempts:
+                    raise UpstreamError(f"{where}: {described(error)}") from None
+                await self._sleep(pause_after(failures))
 
     def _url(self, path: str, **query: str) -> str:
         if self._access.namespace:
@@ -406,7 +427,8 @@ class Registry:
                 else:
                     await self._sleep(pause_after(failures))
             else:
-                raise UpstreamError(f"{where}: {self.host} answered {status}{reason}")
+                kind = RequestRefused if 400 <= status < 500 else UpstreamError
+                raise kind(f"{where}: {self.host} answered {status}{reason}")
 
     async def _pause(self, seconds: float) -> None:
         """Wait, and have all requests to this registry wait until then."""

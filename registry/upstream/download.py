@@ -14,13 +14,15 @@ import asyncio
 import contextlib
 import io
 import os
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Hashable
 from typing import NamedTuple, Self
 
 from mayfly.registry.clock import first_done
 from mayfly.registry.errors import UpstreamUnavailable
 from mayfly.registry.notification import Notification
 from mayfly.registry.threads import in_thread
+from mayfly.registry.upstream.errors import UpstreamError
 from mayfly.registry.upstream.health import UpstreamHost
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.uploads import DirectoryUpload
@@ -33,6 +35,9 @@ instead of a cut connection."""
 _BUFFER = 4 * 1024 * 1024
 """Bytes that may arrive while others are being written."""
 
+_START_SECONDS = 600.0
+_SLOWEST = 32 * 1024
+"""Bytes a second of the slowest download, after some time to start, pauses and retries included."""
 
 POLL_SECONDS = 1.0
 """Between two checks whether a client that waits is still connected."""
@@ -42,25 +47,36 @@ class Download:
     """A blob under way. For the event loop's thread, apart from `UnderWay.open`.
 
     Args:
-        host: of the upstream.
+        host: the upstream.
+        source: its repository that the blob is fetched from.
         digest: of the blob.
         size: in bytes, as the upstream announced it.
 
     Attributes:
         repositories: that get the blob.
+        clients: that wait for a turn for it.
+        has_turn: whether it was the turn of one of them.
         received: bytes in the file.
     """
 
-    def __init__(self, host: UpstreamHost, digest: Digest, size: int) -> None:
+    def __init__(self, host: UpstreamHost, source: str, digest: Digest, size: int) -> None:
         self.host = host
+        self.source = source
         self.digest = digest
         self.size = size
         self.repositories: dict[str, None] = {}
+        self.clients: set[Hashable] = set()
+        self.has_turn = False
         self.received = 0
         self._file: io.FileIO | None = None
         self._changed = Notification()
         self._complete = False
         self._failed = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is complete or has failed."""
+        return self._complete or self._failed
 
     @property
     def content(self) -> UnderWay:
@@ -71,7 +87,7 @@ class Download:
         """Take all bytes from the upstream into an upload.
 
         Raises:
-            UpstreamError: they did not arrive.
+            UpstreamError: they did not arrive, or too slowly.
             StorageFull, OSError: the disk does not take them.
         """
         self._file = await in_thread(upload.open)
@@ -87,7 +103,7 @@ class Download:
                 self._changed.notify()
 
         try:
-            async with contextlib.aclosing(pieces) as stream:
+            async with contextlib.aclosing(self._in_time(pieces)) as stream:
                 async for piece in stream:
                     self.host.bytes += len(piece)
                     waiting.append(piece)
@@ -105,6 +121,30 @@ class Download:
                 waiting.clear()
                 await asyncio.wait([writing])
                 writing.exception()
+
+    async def _in_time(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """Yield pieces as long as they arrive fast enough; the time to store them does not count.
+
+        Raises:
+            UpstreamError: they do not.
+        """
+        received, waited = 0, 0.0
+        async with contextlib.aclosing(pieces):
+            while True:
+                began = time.monotonic()
+                try:
+                    async with asyncio.timeout(_START_SECONDS + received / _SLOWEST - waited):
+                        piece = await anext(pieces, None)
+                except TimeoutError:
+                    spent = waited + time.monotonic() - began
+                    raise UpstreamError(
+                        f"it arrives too slowly: {received} bytes in {spent:.0f}s"
+                    ) from None
+                if piece is None:
+                    return
+                waited += time.monotonic() - began
+                received += len(piece)
+                yield piece
 
     def complete(self) -> None:
         """Release the last byte: the blob is verified and published."""

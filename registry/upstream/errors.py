@@ -52,6 +52,10 @@ class LoginRefused(UpstreamError):
     code = "login_refused"
 
 
+class RequestRefused(UpstreamError):
+    """The registry does not take such a request (another 4xx)."""
+
+
 class ContentWrong(UpstreamError):
     """Content arrived with another digest or size than was asked for."""
 

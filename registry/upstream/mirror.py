@@ -1,7 +1,7 @@
-"""Pull-through: what the store lacks is fetched from the upstream of its name, once, and kept.
+"""Pull-through: content that the store lacks is fetched from the upstream of its name and kept.
 
     request ──guard──► bring_manifest, bring_blob … ──► the store answers as ever
-                            │ here, and a tag checked within the TTL: at once
+                            │ here, and a tag compared within the TTL: at once
                             │ else one lookup for all who ask ──► stored, marked as cached
                             └ a blob: its download begins, and is sent while it arrives
 
@@ -9,10 +9,10 @@ The guard has admitted the request before anything here runs. Names are mapped b
 is stored by the root's upper store, whose marks tell it from what was pushed
 (`storage.directory.cached`).
 
-A client cannot make this ask an upstream without bound: lookups are shared, few run at a time, and
-what an upstream does not have or does not give is remembered for a while. A client waits
-`_PATIENCE_SECONDS` at most, since containerd gives up on headers after 30; the lookup or download
-goes on without it, until the server has drained.
+Clients cannot make this ask an upstream without bound: lookups are shared and few run at a time
+(`lookups`), and so are downloads. Each upstream has its own turns, which its clients take one after
+the other; no client has all of them. Lookups and downloads continue without the clients that asked
+for them, until the server has drained.
 """
 
 from __future__ import annotations
@@ -21,39 +21,32 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from functools import partial
-from typing import NamedTuple, Self, TypeVar
+from typing import Self
 
 from mayfly.registry import log
 from mayfly.registry.errors import UpstreamUnavailable
-from mayfly.registry.threads import in_thread
-from mayfly.registry.upstream.download import POLL_SECONDS, Announced, Download
+from mayfly.registry.threads import Turns, in_thread
+from mayfly.registry.upstream import lookups
+from mayfly.registry.upstream.client import Fetched
+from mayfly.registry.upstream.download import Announced, Download
 from mayfly.registry.upstream.errors import (
     ContentWrong,
     FetchError,
-    LoginRefused,
     NotThere,
     UpstreamError,
 )
 from mayfly.registry.upstream.health import UpstreamHost, UpstreamRecord
+from mayfly.registry.upstream.lookups import Asker, IsGone, LookupKey, Lookups, Requests
 from mayfly.registry.upstream.names import Origin, UpstreamNames
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
-from mayfly.storage.errors import (
-    DigestInvalid,
-    Interrupted,
-    ManifestInvalid,
-    StorageError,
-    StorageFull,
-    blob_unknown,
-    manifest_unknown,
-    of_disk,
-)
+from mayfly.storage.errors import DigestInvalid, ManifestInvalid, StorageError, StorageFull
 from mayfly.storage.interface import Content
-from mayfly.storage.manifest import parse_stored
+from mayfly.storage.manifest import Manifest, parse_stored
 from mayfly.storage.sized_cache import SizedCache
-from mayfly.storage.text import counted
+from mayfly.storage.transfer.attached import flat_tag
 from mayfly.storage.upkeep.maintainable import Maintainable
 
 logger = logging.getLogger("mayfly")
@@ -61,77 +54,30 @@ logger = logging.getLogger("mayfly")
 ATTEMPTS = 3
 """Requests for one thing before it counts as failed: a client is waiting."""
 
-_PATIENCE_SECONDS = 25.0
-"""That a client waits for the first byte."""
+_DOWNLOADS = 32
+"""Downloads from one upstream at a time."""
 
-_STALE_SECONDS = 5.0
-"""That a client waits for the upstream while there is a cached tag to serve instead."""
+_DOWNLOADS_OF_ONE = 16
+"""Those of them that one client may have: a download may take hours."""
 
-_LOOKUP_SECONDS = 30.0
-"""That one lookup may take."""
-
-_LOOKUPS, _DOWNLOADS = 16, 32
-"""Lookups of one upstream, and downloads of all, at a time; others wait."""
-
-CONNECTIONS = _LOOKUPS + _DOWNLOADS
+CONNECTIONS = lookups.AT_A_TIME + _DOWNLOADS
 """To one host: downloads must not keep lookups waiting."""
 
-_MOST_WAITING = 1000
-"""Lookups and downloads at once, the waiting ones included; more are refused."""
-
-_LEAST_ABSENT_SECONDS, _MOST_ABSENT_SECONDS = 5.0, 60.0
-"""For which an upstream's "not there" is remembered; within these, the TTL of tags."""
-
-_FAILED_SECONDS = 5.0
-"""For which a failure is remembered."""
-
-_WRONG_SECONDS = 60.0
-"""For which content with another digest, or a refused login, is remembered."""
-
-_REMEMBERED_BYTES = 2 * 1024 * 1024
-"""For all that is remembered of what could not be had."""
+_MAX_WAITING = 1000
+"""Downloads at once, the waiting ones included; more are refused."""
 
 _ANNOUNCED_BYTES, _ANNOUNCED_SECONDS = 256 * 1024, 60.0
-"""For the sizes that clients asked for by HEAD."""
+"""Memory and time for the sizes that clients asked for by HEAD."""
 
+_MAX_REFERRERS = 100
+"""Referrers of one manifest that are fetched."""
 
-_MOST_REFERRERS = 100
-"""Of one manifest that are fetched."""
-
-IsGone = Callable[[], bool]
-"""Whether a client has left."""
-
-T = TypeVar("T")
+MakeRoom = Callable[[int], Awaitable[None]]
+"""Evicts content as far as that makes room for so many bytes."""
 
 
 def _never() -> bool:
     return False
-
-
-class _Key(NamedTuple):
-    """Content that is looked up: a manifest by tag or digest, referrers, a blob, or its size."""
-
-    kind: str
-    repository: str
-    reference: str
-
-
-class _Failure(NamedTuple):
-    """Why a lookup brought nothing.
-
-    Attributes:
-        absent: whether the upstream answered that it does not have it, or not for this login.
-        refused: whether the login was refused.
-        until: monotonic; until then it is not looked up again.
-    """
-
-    absent: bool
-    refused: bool
-    until: float
-
-
-MakeRoom = Callable[[int], Awaitable[None]]
-"""Evicts content as far as that makes room for so many bytes."""
 
 
 class Mirror:
@@ -159,9 +105,7 @@ class Mirror:
         self._names = names
         self._hosts = {host.name: host for host in hosts}
         self._ttl = ttl
-        self._lookups: dict[_Key, asyncio.Task[_Failure | None]] = {}
-        self._places = {name: asyncio.Semaphore(_LOOKUPS) for name in self._hosts}
-        self._failures: SizedCache[_Key, _Failure] = SizedCache(_REMEMBERED_BYTES, lambda _: 600)
+        self._lookups = Lookups(self._hosts, ttl)
         self._announced: SizedCache[tuple[str, Digest], tuple[int, float]] = SizedCache(
             _ANNOUNCED_BYTES, lambda _: 300
         )
@@ -174,14 +118,15 @@ class Mirror:
         """By host and digest."""
         self._arriving: dict[tuple[str, Digest], Download] = {}
         """The same by repository and digest."""
-        self._slots = asyncio.Semaphore(_DOWNLOADS)
+        self._turns = {name: Turns(_DOWNLOADS, _DOWNLOADS_OF_ONE) for name in self._hosts}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        running = [*self._lookups.values(), *self._tasks]
+        await self._lookups.close()
+        running = [*self._tasks]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -208,11 +153,18 @@ class Mirror:
     # Manifests
 
     async def bring_manifest(
-        self, repository: str, reference: Digest | str, is_gone: IsGone = _never
+        self,
+        client: Hashable,
+        repository: str,
+        reference: Digest | str,
+        is_gone: IsGone = _never,
     ) -> None:
         """Have the store know a manifest that the upstream has, by digest or tag.
 
         Args:
+            client: as clients are told apart that share the upstream.
+            repository: as `names` resolves it.
+            reference: a digest or tag.
             is_gone: whether the client has left, so that nothing is waited for.
 
         Raises:
@@ -224,18 +176,14 @@ class Mirror:
         if origin is None:
             return
         host = self._hosts[origin.host]
+        asker = Asker(client, is_gone)
         if isinstance(reference, Digest):
-            await self._bring_digest(host, origin, repository, reference, is_gone)
+            await self._bring_digest(host, origin, repository, reference, asker)
         else:
-            await self._bring_tag(host, origin, repository, reference, is_gone)
+            await self._bring_tag(host, origin, repository, reference, asker)
 
     async def _bring_digest(
-        self,
-        host: UpstreamHost,
-        origin: Origin,
-        repository: str,
-        digest: Digest,
-        is_gone: IsGone,
+        self, host: UpstreamHost, origin: Origin, repository: str, digest: Digest, asker: Asker
     ) -> None:
         if self._has_manifest(repository, digest):
             host.hits += 1
@@ -243,29 +191,30 @@ class Mirror:
             return
         host.misses += 1
         fetch = partial(self._fetch_manifest, host, origin, repository, str(digest), None)
-        await self._look_up(host, _Key("manifest", repository, str(digest)), fetch, is_gone)
+        key = LookupKey("manifest", repository, str(digest))
+        await self._lookups.run(host, key, fetch, asker)
 
     async def _bring_tag(
-        self, host: UpstreamHost, origin: Origin, repository: str, tag: str, is_gone: IsGone
+        self, host: UpstreamHost, origin: Origin, repository: str, tag: str, asker: Asker
     ) -> None:
         known = self._tagged(repository, tag)
-        key = _Key("manifest", repository, tag)
+        key = LookupKey("manifest", repository, tag)
         if known is None:
             host.misses += 1
             fetch = partial(self._fetch_manifest, host, origin, repository, tag, tag)
-            await self._look_up(host, key, fetch, is_gone)
+            await self._lookups.run(host, key, fetch, asker)
             return
         checked = self._upper.cached.last_checked(repository, tag)
         if checked is None:
             return  # pushed here, or a bundle's
         self._upper.record_pull(repository, known)
-        # A time in the future is a clock's that was set back.
+        # The clock may have been set back since then.
         if 0 <= time.time() - checked < self._ttl:
             host.hits += 1
             return
         compare = partial(self._compare_tag, host, origin, repository, tag, known)
         try:
-            await self._look_up(host, key, compare, is_gone, has_stale=True)
+            await self._lookups.run(host, key, compare, asker, has_stale=True)
         except UpstreamUnavailable:
             host.stale += 1
         else:
@@ -286,39 +235,59 @@ class Mirror:
         return None
 
     async def _fetch_manifest(
-        self, host: UpstreamHost, origin: Origin, repository: str, reference: str, tag: str | None
+        self,
+        host: UpstreamHost,
+        origin: Origin,
+        repository: str,
+        reference: str,
+        tag: str | None,
+        requests: Requests,
     ) -> None:
-        fetched = await host.registry.manifest(origin.repository, reference)
+        asked = host.registry.manifest(origin.repository, reference)
+        digest, manifest = await self._parsed(host, origin, await requests.answer(asked))
+        await in_thread(self._upper.cache_manifest, repository, manifest, digest, tag)
+
+    async def _parsed(
+        self, host: UpstreamHost, origin: Origin, fetched: Fetched
+    ) -> tuple[Digest, Manifest]:
         host.bytes += len(fetched.body)
         try:
             async with self._parsing:  # which takes ten times the manifest's memory
-                manifest = await in_thread(parse_stored, fetched.body)
+                return fetched.digest, await in_thread(parse_stored, fetched.body)
         except ManifestInvalid as error:
-            where = f"{host.name}/{origin.repository}:{reference}"
+            where = f"{host.name}/{origin.repository}@{fetched.digest}"
             raise ContentWrong(f"{where}: not a manifest: {error.message}") from None
-        await in_thread(self._upper.cache_manifest, repository, manifest, fetched.digest, tag)
 
     async def _compare_tag(
-        self, host: UpstreamHost, origin: Origin, repository: str, tag: str, known: Digest
+        self,
+        host: UpstreamHost,
+        origin: Origin,
+        repository: str,
+        tag: str,
+        known: Digest,
+        requests: Requests,
     ) -> None:
         """Ask where a tag points now, and follow it."""
-        now = await host.registry.tag_digest(origin.repository, tag)
+        now = await requests.answer(host.registry.tag_digest(origin.repository, tag))
         if now == known:
             self._upper.record_check(repository, tag)
             return
         if now is not None:
             # By digest: the tag may move again, or lead elsewhere on another of its servers.
             with contextlib.suppress(NotThere):
-                await self._fetch_manifest(host, origin, repository, str(now), tag)
+                await self._fetch_manifest(host, origin, repository, str(now), tag, requests)
                 return
-        await self._fetch_manifest(host, origin, repository, tag, tag)
+        await self._fetch_manifest(host, origin, repository, tag, tag, requests)
 
     async def bring_referrers(
-        self, repository: str, subject: Digest, is_gone: IsGone = _never
+        self, client: Hashable, repository: str, subject: Digest, is_gone: IsGone = _never
     ) -> None:
-        """Have the store know what refers to a manifest upstream, as far as that can be had now.
+        """Have the store know the upstream's referrers of a manifest, as far as they can be had.
 
         Args:
+            client: see `bring_manifest`.
+            repository: as `names` resolves it.
+            subject: the manifest.
             is_gone: see `bring_manifest`.
 
         Raises:
@@ -332,32 +301,75 @@ class Mirror:
             host.hits += 1
             return
         fetch = partial(self._fetch_referrers, host, origin, repository, subject)
-        key = _Key("referrers", repository, str(subject))
+        key = LookupKey("referrers", repository, str(subject))
         # An error would tell clients less than the referrers that are here.
         with contextlib.suppress(UpstreamUnavailable, StorageError):
             host.misses += 1
-            await self._look_up(host, key, fetch, is_gone, has_stale=True)
+            asker = Asker(client, is_gone)
+            await self._lookups.run(host, key, fetch, asker, has_stale=True)
 
     async def _fetch_referrers(
-        self, host: UpstreamHost, origin: Origin, repository: str, subject: Digest
+        self,
+        host: UpstreamHost,
+        origin: Origin,
+        repository: str,
+        subject: Digest,
+        requests: Requests,
     ) -> None:
-        found = await host.registry.referrers(origin.repository, subject)
-        for digest in (found or ())[:_MOST_REFERRERS]:
-            if not self._has_manifest(repository, digest):
-                await self._fetch_manifest(host, origin, repository, str(digest), None)
-        self._referred.put((repository, subject), time.monotonic() + self._ttl)
+        listed = await requests.answer(host.registry.referrers(origin.repository, subject))
+        if listed is None:
+            listed = await self._fallback(host, origin, subject, requests)
+        seconds = self._ttl
+        for digest in listed[:_MAX_REFERRERS]:
+            if self._has_manifest(repository, digest):
+                continue
+            # One that cannot be had must not hide the others.
+            try:
+                await self._fetch_manifest(host, origin, repository, str(digest), None, requests)
+            except (UpstreamError, StorageError) as error:
+                where = f"{host.name}/{origin.repository}@{digest}"
+                reason = lookups.reason_of(error)
+                logger.warning("referrer %s was not cached: %s", where, reason)
+                is_certain = isinstance(error, NotThere | ContentWrong)
+                seconds = seconds if is_certain else min(seconds, lookups.FAILED_SECONDS)
+            if requests.are_over:
+                break
+        self._referred.put((repository, subject), time.monotonic() + seconds)
+
+    async def _fallback(
+        self, host: UpstreamHost, origin: Origin, subject: Digest, requests: Requests
+    ) -> list[Digest]:
+        """Return the referrers of a manifest at an upstream without the referrers API.
+
+        They are the entries of an index under a tag (OCI distribution-spec, "Referrers Tag").
+        """
+        try:
+            asked = host.registry.manifest(origin.repository, flat_tag(subject))
+            _, index = await self._parsed(host, origin, await requests.answer(asked))
+        except NotThere:
+            return []
+        return [entry.digest for entry in index.manifests]
 
     # Blobs
 
     async def bring_blob(
-        self, repository: str, digest: Digest, is_gone: IsGone = _never, *, head: bool
+        self,
+        client: Hashable,
+        repository: str,
+        digest: Digest,
+        is_gone: IsGone = _never,
+        *,
+        head: bool,
     ) -> None:
         """Have the store serve a blob that the upstream has.
 
         Args:
+            client: see `bring_manifest`.
+            repository: as `names` resolves it.
+            digest: of the blob.
             is_gone: see `bring_manifest`.
-            head: whether only its size is wanted. Of a name that can be pushed to, the upstream is
-                not asked then: that is the question of a client that pushes.
+            head: whether only its size is wanted. For a name that can be pushed to, the upstream is
+                not asked then: a client that pushes asks so.
 
         Raises:
             BlobUnknown: neither has it.
@@ -376,16 +388,20 @@ class Mirror:
             if head and (not origin.exclusive or self.announced(repository, digest)):
                 return
             host.misses += 1
-            kind, make = ("size", self._announce) if head else ("blob", self._begin)
-            look = partial(make, host, origin, repository, digest)
-            await self._look_up(host, _Key(kind, repository, str(digest)), look, is_gone)
+            kind = "size" if head else "blob"
+            look = partial(self._announce, host, origin, repository, digest)
+            if not head:
+                look = partial(self._begin, host, origin, repository, digest, client)
+            key = LookupKey(kind, repository, str(digest))
+            await self._lookups.run(host, key, look, Asker(client, is_gone))
             download = self._arriving.get((repository, digest))
         else:
             host.hits += 1
         if download is not None and not head:
+            self._join(download, client)
             begun = asyncio.ensure_future(download.begun())
             try:
-                await _wait(host, begun, _PATIENCE_SECONDS, is_gone)
+                await lookups.wait_for(host, begun, lookups.PATIENCE_SECONDS, is_gone)
             finally:
                 begun.cancel()
 
@@ -395,40 +411,75 @@ class Mirror:
             return True
         return False
 
-    async def _size(self, host: UpstreamHost, origin: Origin, digest: Digest) -> int:
-        size = await host.registry.blob_size(origin.repository, digest)
+    async def _size(
+        self, host: UpstreamHost, origin: Origin, digest: Digest, requests: Requests
+    ) -> int:
+        size = await requests.answer(host.registry.blob_size(origin.repository, digest))
         if size is None:
             where = f"{host.name}/{origin.repository}@{digest}"
             raise ContentWrong(f"{where}: {host.name} does not tell its length")
         return size
 
     async def _announce(
-        self, host: UpstreamHost, origin: Origin, repository: str, digest: Digest
+        self,
+        host: UpstreamHost,
+        origin: Origin,
+        repository: str,
+        digest: Digest,
+        requests: Requests,
     ) -> None:
-        size = await self._size(host, origin, digest)
+        size = await self._size(host, origin, digest, requests)
         self._announced.put((repository, digest), (size, time.monotonic() + _ANNOUNCED_SECONDS))
 
     async def _begin(
-        self, host: UpstreamHost, origin: Origin, repository: str, digest: Digest
+        self,
+        host: UpstreamHost,
+        origin: Origin,
+        repository: str,
+        digest: Digest,
+        client: Hashable,
+        requests: Requests,
     ) -> None:
         """Begin to download a blob, unless its bytes are here or under way for another name."""
         # Asked for each repository: that the bytes are here does not show that this one has them.
-        size = await self._size(host, origin, digest)
+        size = await self._size(host, origin, digest, requests)
         if await in_thread(self._upper.cache_link, repository, digest, self._cache):
             return
         if (host.name, digest) not in self._downloads:
             await self._check_room(size)
         download = self._downloads.get((host.name, digest))
         if download is None:
-            if len(self._tasks) >= _MOST_WAITING:
-                raise UpstreamError("too many downloads are waiting")
-            download = Download(host, digest, size)
+            if len(self._tasks) >= _MAX_WAITING:
+                raise UpstreamUnavailable(host.name)
+            download = Download(host, origin.repository, digest, size)
             self._downloads[host.name, digest] = download
-            task = asyncio.create_task(self._download(download, origin, repository))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
         download.repositories[repository] = None
         self._arriving[repository, digest] = download
+        self._join(download, client)
+
+    def _join(self, download: Download, client: Hashable) -> None:
+        """Have a download begin as soon as it is the turn of any of its clients."""
+        if download.has_turn or client in download.clients:
+            return
+        if download.clients and len(self._tasks) >= _MAX_WAITING:
+            return  # it waits for the turns of others
+        download.clients.add(client)
+        task = asyncio.create_task(self._take_turn(download, client))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _take_turn(self, download: Download, client: Hashable) -> None:
+        try:
+            async with self._turns[download.host.name].turn(client):
+                if not download.has_turn:
+                    download.has_turn = True
+                    await self._download(download)
+        except asyncio.CancelledError:
+            # The server ends, and all other tasks of this download with it.
+            if not download.has_ended:
+                self._forget(download)
+                download.fail()
+            raise
 
     async def make_room(self, size: int) -> None:
         """See `registry.api.context.Mirror`."""
@@ -447,46 +498,40 @@ class Mirror:
             await self.make_room(size)
             self._upper.check_room(size)
 
-    async def _download(self, download: Download, origin: Origin, repository: str) -> None:
+    async def _download(self, download: Download) -> None:
         host, digest = download.host, download.digest
-        where = f"{host.name}/{origin.repository}@{digest}"
         try:
-            async with self._slots:
-                await self._receive(download, origin, repository)
+            await self._receive(download)
         except (FetchError, StorageError, OSError) as error:
-            until = time.monotonic() + _FAILED_SECONDS
-            reason = _text(error)
+            seconds = lookups.FAILED_SECONDS
+            reason = lookups.reason_of(error)
             if isinstance(error, DigestInvalid | ContentWrong):
-                until = time.monotonic() + _WRONG_SECONDS
+                seconds = lookups.WRONG_SECONDS
                 reason = f"it is not what its digest names: {reason}"
             log.event(
                 logging.WARNING,
                 "download_failed",
-                f"{where} was not cached: {reason}",
+                f"{host.name}/{download.source}@{digest} was not cached: {reason}",
                 host=host.name,
                 digest=str(digest),
                 reason=reason,
             )
             for name in download.repositories:
-                key = _Key("blob", name, str(digest))
-                self._failures.put(key, _Failure(absent=False, refused=False, until=until))
+                self._lookups.remember_failure(LookupKey("blob", name, str(digest)), seconds)
             self._forget(download)
             download.fail()
-        except asyncio.CancelledError:
-            self._forget(download)
-            download.fail()
-            raise
         else:
             host.downloads += 1
             self._forget(download)
             download.complete()
 
-    async def _receive(self, download: Download, origin: Origin, repository: str) -> None:
+    async def _receive(self, download: Download) -> None:
         digest = download.digest
+        repository = next(iter(download.repositories))
         begin = partial(self._upper.begin_upload, resumable=False)
         upload = await in_thread(begin, repository, digest.algorithm)
         try:
-            pieces = download.host.registry.blob(origin.repository, digest, download.size)
+            pieces = download.host.registry.blob(download.source, digest, download.size)
             await download.receive(pieces, upload)
             await in_thread(upload.commit, digest)
         except BaseException:
@@ -503,114 +548,3 @@ class Mirror:
         del self._downloads[download.host.name, download.digest]
         for name in download.repositories:
             del self._arriving[name, download.digest]
-
-    # Lookups
-
-    async def _look_up(
-        self,
-        host: UpstreamHost,
-        key: _Key,
-        look: Callable[[], Coroutine[None, None, None]],
-        is_gone: IsGone,
-        *,
-        has_stale: bool = False,
-    ) -> None:
-        """Run a lookup, or join the one that runs, and raise what came of it.
-
-        Args:
-            has_stale: whether the client can be served something older instead.
-        """
-        task = self._lookups.get(key)
-        if task is None:
-            failure = self._failures.get(key)
-            if failure is not None and time.monotonic() < failure.until:
-                raise _error(failure, host, key, has_stale)
-            limit = 0.0 if has_stale else _PATIENCE_SECONDS
-            if _rests(host, limit) or len(self._lookups) >= _MOST_WAITING:
-                raise UpstreamUnavailable(host.name)
-            task = asyncio.create_task(self._run(host, key, look))
-            self._lookups[key] = task
-            task.add_done_callback(lambda _: self._lookups.pop(key))
-        patience = _STALE_SECONDS if has_stale else _PATIENCE_SECONDS
-        if failure := await _wait(host, task, patience, is_gone):
-            raise _error(failure, host, key, has_stale)
-
-    async def _run(
-        self, host: UpstreamHost, key: _Key, look: Callable[[], Awaitable[None]]
-    ) -> _Failure | None:
-        """Run one lookup, and remember what it did not bring."""
-        now = time.monotonic
-        where = f"{host.name}: {key.repository} {key.reference}"
-        try:
-            async with self._places[host.name], asyncio.timeout(_LOOKUP_SECONDS):
-                if _rests(host, _PATIENCE_SECONDS):  # others have failed meanwhile
-                    return _Failure(False, False, now())
-                await look()
-        except NotThere:
-            host.answered()
-            seconds = min(max(self._ttl, _LEAST_ABSENT_SECONDS), _MOST_ABSENT_SECONDS)
-            failure = _Failure(True, False, now() + seconds)
-        except LoginRefused as error:
-            # Docker Hub says this of names that do not exist.
-            host.answered()
-            logger.info("%s", error)
-            failure = _Failure(True, True, now() + _WRONG_SECONDS)
-        except ContentWrong as error:
-            host.answered()
-            logger.warning("%s was not cached: %s", where, error)
-            failure = _Failure(False, False, now() + _WRONG_SECONDS)
-        except (FetchError, TimeoutError) as error:
-            limit = counted(int(_LOOKUP_SECONDS), "second")
-            host.failed(str(error) or f"{where}: no answer in {limit}")
-            failure = _Failure(False, False, now() + _FAILED_SECONDS)
-        except (StorageError, OSError) as error:
-            logger.warning("%s was not cached: %s", where, _text(error))
-            failure = _Failure(False, False, now() + _FAILED_SECONDS)
-        else:
-            host.answered()
-            self._failures.pop(key)
-            return None
-        self._failures.put(key, failure)
-        return failure
-
-
-async def _wait(
-    host: UpstreamHost, shared: asyncio.Future[T], seconds: float, is_gone: IsGone
-) -> T:
-    """Wait for what others may wait for too, and return its result.
-
-    Raises:
-        UpstreamUnavailable: it takes longer than some seconds.
-        ConnectionError: the client is gone.
-    """
-    end = time.monotonic() + seconds
-    while not shared.done():
-        left = end - time.monotonic()
-        if left <= 0:
-            raise UpstreamUnavailable(host.name)
-        if is_gone():
-            raise ConnectionResetError("client is gone")
-        await asyncio.wait([shared], timeout=min(left, POLL_SECONDS))
-    if shared.cancelled():
-        raise Interrupted("the server is stopping")
-    return shared.result()
-
-
-def _rests(host: UpstreamHost, limit: float) -> bool:
-    """Whether an upstream has just failed, or wants no request for longer than ``limit``."""
-    return host.is_failing or host.registry.paused_for > limit
-
-
-def _error(failure: _Failure, host: UpstreamHost, key: _Key, has_stale: bool) -> Exception:
-    # A login that is refused now was accepted when the tag was cached.
-    if not failure.absent or (failure.refused and has_stale):
-        return UpstreamUnavailable(host.name)
-    is_blob = key.kind in ("blob", "size")
-    return blob_unknown(key.reference) if is_blob else manifest_unknown(key.reference)
-
-
-def _text(error: Exception) -> str:
-    """An error for the log, without the paths of this host."""
-    if isinstance(error, OSError):
-        error = of_disk(error) or error
-    return getattr(error, "message", "") or str(error)

@@ -91,8 +91,11 @@ async def find_attached(manifests: Iterable[Digest], asked: Asked) -> list[Attac
 
 
 def flat_tag(subject: Digest) -> str:
-    """Return the tag for artifacts of a manifest, to which cosign adds endings."""
-    return f"{subject.algorithm}-{subject.hex}"
+    """Return the tag for artifacts of a manifest, to which cosign adds endings.
+
+    A tag has room for 64 digits of a longer digest (OCI distribution-spec, "Referrers Tag").
+    """
+    return f"{subject.algorithm}-{subject.hex[:64]}"
 
 
 def attached_images(reader: Reader, repository: str, one: Image) -> list[tuple[Attached, Image]]:

@@ -60,14 +60,14 @@ async def test_clients_take_turns() -> None:
         await turns.take(client)
         order.append(client)
         await asyncio.sleep(0)
-        turns.leave()
+        turns.leave(client)
 
     await turns.take("busy")
     tasks = [asyncio.create_task(use("busy")) for _ in range(50)]
     await asyncio.sleep(0)
     tasks += [asyncio.create_task(use(client)) for client in ("late", "later", "late")]
     await asyncio.sleep(0)
-    turns.leave()
+    turns.leave("busy")
     await asyncio.gather(*tasks)
     assert order[:7] == ["busy", "late", "later", "busy", "late", "busy", "busy"]
     assert len(order) == len(tasks)
@@ -79,12 +79,37 @@ async def test_turns_keep_nothing_of_clients_that_left() -> None:
     await turns.take("first")
     tasks = [asyncio.create_task(turns.take(f"c{number % 7}")) for number in range(100)]
     await asyncio.sleep(0)
-    turns.leave()
+    turns.leave("first")
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert not turns._waiting
     await asyncio.wait_for(turns.take("next"), 10)
+    assert [*turns._held] == ["next"]
+
+
+async def test_a_client_never_has_all_turns() -> None:
+    """However many it waits for, and although some are free, another gets one at once."""
+    turns = Turns(4, each=2)
+    busy = [asyncio.create_task(turns.take("busy")) for _ in range(10)]
+    await asyncio.sleep(0)
+    assert sum(task.done() for task in busy) == 2
+    for client in ("late", "later"):
+        await asyncio.wait_for(turns.take(client), 10)
+    last = asyncio.create_task(turns.take("last"))
+    await asyncio.sleep(0)
+    assert not last.done()
+    turns.leave("late")
+    await asyncio.wait_for(last, 10)
+    # Its own turns go to its own calls, one by one.
+    turns.leave("later")
+    turns.leave("busy")
+    await asyncio.sleep(0)
+    assert sum(task.done() for task in busy) == 3
+    for task in busy:
+        task.cancel()
+    await asyncio.gather(*busy, return_exceptions=True)
+    assert not turns._waiting
 
 
 @pytest.mark.parametrize("turns", range(4))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from mayfly.storage.digest import Digest
+from mayfly.storage.digest import HEX_LENGTHS, Digest
 from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid
 from mayfly.storage.reference import (
     Reference,
     address_of,
     canonical_host,
+    is_attached_tag,
     is_full_name,
+    is_tag,
     parse_reference,
     split_name,
     split_stored,
 )
+from mayfly.storage.transfer.attached import COSIGN_ENDINGS, flat_tag
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -127,3 +130,13 @@ def test_names_of_stored_images() -> None:
     assert split_stored("a/b:1") == ("a/b", "1")
     assert split_stored(f"a/b@{DIGEST}") == ("a/b", DIGEST)
     assert split_stored("a/b") == ("a/b", "")
+
+
+@pytest.mark.parametrize(("algorithm", "length"), HEX_LENGTHS.items())
+def test_tags_of_artifacts_are_tags(algorithm: str, length: int) -> None:
+    """For any digest; longer ones are cut."""
+    tag = flat_tag(Digest(algorithm, "ab" * (length // 2)))
+    for ending in ("", *COSIGN_ENDINGS):
+        assert is_tag(tag + ending)
+        assert is_attached_tag(tag + ending)
+    assert not is_attached_tag(tag + ".other")

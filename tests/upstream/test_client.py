@@ -305,6 +305,39 @@ async def test_a_head_that_never_ends_is_given_up(
         await asyncio.wait([one for one in attempts if one], timeout=10)
 
 
+@pytest.mark.parametrize("is_list", [False, True])
+async def test_a_cut_document_is_asked_for_again(upstream: Upstream, is_list: bool) -> None:
+    """A manifest or a list that breaks off in its body; at last it is an error in words."""
+    body = b'{"tags": ["1"]}' if is_list else MANIFEST
+    cuts = 2
+
+    async def cut(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.content_length = len(body)
+        await response.prepare(request)
+        if len(upstream.requests) > cuts:
+            await response.write(body)
+            return response
+        await response.write(body[:5])
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async def ask() -> None:
+        if is_list:
+            assert await upstream.registry.tags("a/b") == ["1"]
+        else:
+            assert (await upstream.registry.manifest("a/b", "latest")).body == MANIFEST
+
+    upstream.answer = cut
+    await ask()
+    assert len(upstream.requests) == 3
+    cuts = 1000
+    with pytest.raises(UpstreamError, match="a/b"):
+        await ask()
+    assert len(upstream.waits) == 2 + 4
+
+
 async def test_a_cut_blob_goes_on_by_range(upstream: Upstream) -> None:
     """Each attempt asks for what is missing; progress renews the attempts."""
 

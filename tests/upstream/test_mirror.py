@@ -11,12 +11,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from mayfly.registry.api.context import AS_WRITTEN
+from mayfly.registry.upstream import lookups
 from mayfly.registry.upstream import mirror as module
 from mayfly.registry.upstream.credentials import Credentials
 from mayfly.registry.upstream.health import UpstreamHost
@@ -56,6 +58,15 @@ class World:
     async def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
         """GET ``/v2/`` and a path."""
         async with self.client.get(f"/v2/{path}", headers=headers) as answer:
+            return answer.status, await answer.read()
+
+    async def get_as(self, address: str, path: str) -> tuple[int, bytes]:
+        """The same as a client of another address."""
+        connector = aiohttp.TCPConnector(local_addr=(address, 0))
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.get(self.client.make_url(f"/v2/{path}")) as answer,
+        ):
             return answer.status, await answer.read()
 
     async def digest(self, path: str) -> str | None:
@@ -225,7 +236,7 @@ async def test_wrong_bytes_are_not_sent_whole_and_not_kept(make: Make, root: Pat
     assert world.hub.count("GET", digest) == 1
     # The right bytes, once they are there and the failure is forgotten.
     world.hub.blobs["org/app", digest] = LAYER
-    world.mirror._failures.pop(module._Key("blob", APP, digest))
+    world.mirror._lookups._failures.pop(lookups.LookupKey("blob", APP, digest))
     assert await world.get(f"{APP}/blobs/{digest}") == (200, LAYER)
 
 
@@ -377,7 +388,7 @@ async def test_a_stale_tag_is_served_while_the_upstream_is_down(
     assert world.record()["reachable"] is False
     for host in world.mirror._hosts.values():
         host._rests_until = 0.0
-    world.mirror._failures.pop(module._Key("manifest", APP, "1"))
+    world.mirror._lookups._failures.pop(lookups.LookupKey("manifest", APP, "1"))
     assert await world.digest(f"{APP}/manifests/1") == digest
     assert world.record()["reachable"] is True
 
@@ -403,13 +414,13 @@ async def test_what_is_remembered_has_a_bound(make: Make) -> None:
     world = await make()
     for number in range(30):
         await world.get(f"{APP}/manifests/none{number}")
-    failures = world.mirror._failures
+    failures = world.mirror._lookups._failures
     assert failures.size == 30 * 800
     for number in range(5000):
-        key = module._Key("manifest", APP, str(number))
-        failures.put(key, module._Failure(True, False, 0.0))
-    assert failures.size <= module._REMEMBERED_BYTES
-    assert not world.mirror._lookups
+        key = lookups.LookupKey("manifest", APP, str(number))
+        failures.put(key, lookups.Failure(True, False, 0.0))
+    assert failures.size <= lookups._REMEMBERED_BYTES
+    assert not world.mirror._lookups._running
 
 
 async def test_a_rate_limit_is_honoured_and_not_passed_on(make: Make) -> None:
@@ -437,7 +448,7 @@ async def test_a_rate_limit_is_honoured_and_not_passed_on(make: Make) -> None:
 
 async def test_a_client_does_not_wait_for_ever(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upstream that does not answer is 502 before the client gives up, for one lookup."""
-    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(lookups, "PATIENCE_SECONDS", 0.3)
     world = await make()
     ever = asyncio.Event()
 
@@ -594,7 +605,7 @@ async def test_a_full_disk(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(world.store, "check_room", full)
         assert (await world.get(f"{APP}/blobs/{digest}"))[0] == 502
-    world.mirror._failures.pop(module._Key("blob", APP, digest))
+    world.mirror._lookups._failures.pop(lookups.LookupKey("blob", APP, digest))
     world.hub.gate = asyncio.Event()
     cut = asyncio.create_task(_cut(world, f"{APP}/blobs/{digest}"))
     await _wait_for(lambda: world.hub.sent > 0)
@@ -635,7 +646,7 @@ async def test_downloads_leave_lookups_their_places(
     """While as many blobs arrive as may, slowly, a tag is found at once; one more blob waits."""
     monkeypatch.setattr(module, "_DOWNLOADS", 3)
     monkeypatch.setattr(module, "CONNECTIONS", 5)
-    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(lookups, "PATIENCE_SECONDS", 1.0)
     world = await make()
     world.hub.gate = asyncio.Event()
     layers = [bytes([number]) * (2**20) for number in range(4)]
@@ -650,6 +661,140 @@ async def test_downloads_leave_lookups_their_places(
     assert await world.get(paths[3]) == (200, layers[3])
 
 
+async def test_a_slow_upstream_delays_no_other(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its own downloads."""
+    monkeypatch.setattr(module, "_DOWNLOADS", 1)
+    world = await make()
+    world.hub.push("org/app", "1", LAYER)
+    world.hub.gate = asyncio.Event()
+    world.quay.push("org/app", "1", LAYER[::-1])
+    slow = asyncio.create_task(world.get(f"{APP}/blobs/{digest_of(LAYER)}"))
+    await _wait_for(lambda: world.hub.sent > 0)
+    path = f"quay.io/org/app/blobs/{digest_of(LAYER[::-1])}"
+    assert await world.get(path) == (200, LAYER[::-1])
+    world.hub.gate.set()
+    assert await slow == (200, LAYER)
+
+
+async def test_no_client_has_all_downloads(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that asks for everything leaves turns to others, also for what it waits for itself."""
+    monkeypatch.setattr(module, "_DOWNLOADS", 4)
+    monkeypatch.setattr(module, "_DOWNLOADS_OF_ONE", 2)
+    world = await make()
+    world.hub.gate = asyncio.Event()
+    layers = [bytes([number]) * (2**20) for number in range(8)]
+    world.hub.push("org/app", "1", *layers)
+    paths = [f"{APP}/blobs/{digest_of(layer)}" for layer in layers]
+    busy = [asyncio.create_task(world.get(path)) for path in paths]
+    await _wait_for(lambda: len(world.mirror._arriving) == len(layers))
+    await _wait_for(lambda: world.hub.sent >= 2 * 2**19)
+    begun = [one for one in world.mirror._downloads.values() if one.has_turn]
+    assert len(begun) == 2
+    other = b"other" * 1000
+    world.hub.push("org/other", "1", other)
+    path = f"docker.io/org/other/blobs/{digest_of(other)}"
+    assert await world.get_as("127.0.0.2", path) == (200, other)
+    waiting = next(one for one in world.mirror._downloads.values() if not one.has_turn)
+    joined = asyncio.create_task(world.get_as("127.0.0.3", f"{APP}/blobs/{waiting.digest}"))
+    await _wait_for(lambda: waiting.has_turn)
+    assert sum(one.has_turn for one in world.mirror._downloads.values()) == 3
+    world.hub.gate.set()
+    assert (await joined)[0] == 200
+    assert await asyncio.gather(*busy) == [(200, layer) for layer in layers]
+    assert not world.mirror._downloads and not world.mirror._arriving
+
+
+async def test_a_download_has_an_end(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upstream that sends a few bytes a connection, and then breaks it, is given up."""
+    monkeypatch.setattr("mayfly.registry.upstream.download._START_SECONDS", 0.5)
+    monkeypatch.setattr("mayfly.registry.upstream.download._SLOWEST", 1e9)
+    world = await make()
+    world.hub.push("org/app", "1", LAYER)
+
+    async def trickle(request: web.Request) -> web.StreamResponse | None:
+        if request.method != "GET":
+            return None
+        start = request.http_range.start or 0
+        response = web.StreamResponse(status=206 if start else 200)
+        if start:
+            response.headers["Content-Range"] = f"bytes {start}-{len(LAYER) - 1}/{len(LAYER)}"
+        response.content_length = len(LAYER) - start
+        await response.prepare(request)
+        await response.write(LAYER[start : start + 1000])
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    world.hub.first = trickle
+    assert await _cut(world, f"{APP}/blobs/{digest_of(LAYER)}") < len(LAYER)
+    await _wait_for(lambda: not world.mirror._tasks)
+    assert world.hub.count("GET", digest_of(LAYER)) > 3
+    assert world.store.content(digests.of(LAYER)) is None
+
+
+@pytest.mark.parametrize("fault", ["slow", "no answer", "full"])
+async def test_a_fault_here_is_not_the_upstream_s(
+    make: Make, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """A disk that is slow, does not answer (as of NFS) or is full: the upstream is asked on."""
+    monkeypatch.setattr(lookups, "_LOOKUP_SECONDS", 0.3)
+    world = await make()
+    store = world.mirror._upper
+    keep = store.cache_manifest
+
+    def failing(*words: Any) -> None:
+        if fault == "full":
+            raise StorageFull("no space left")
+        if fault == "no answer":
+            raise TimeoutError(110, "Connection timed out")
+        time.sleep(0.5)
+        keep(*words)
+
+    monkeypatch.setattr(store, "cache_manifest", failing)
+    for tag in "123":
+        world.hub.push("org/app", tag, LAYER, config=tag.encode())
+        status, _ = await world.get(f"{APP}/manifests/{tag}")
+        assert status == (200 if fault == "slow" else 502)
+    assert world.record()["reachable"] is True
+    monkeypatch.setattr(store, "cache_manifest", keep)
+    world.hub.push("org/app", "4", LAYER)
+    assert (await world.get(f"{APP}/manifests/4"))[0] == 200
+
+
+async def test_a_lookup_has_an_end(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upstream that does not answer is given up, and counts as failing."""
+    monkeypatch.setattr(lookups, "_LOOKUP_SECONDS", 0.3)
+    world = await make()
+    ever = asyncio.Event()
+
+    async def hang(request: web.Request) -> web.StreamResponse | None:
+        await ever.wait()
+        return None
+
+    world.hub.first = hang
+    for tag in "12":
+        assert (await world.get(f"{APP}/manifests/{tag}"))[0] == 502
+    assert world.record()["reachable"] is False
+    assert world.mirror._hosts[HUB].is_failing
+    ever.set()
+
+
+@pytest.mark.parametrize("status", [400, 405, 414])
+async def test_names_that_an_upstream_refuses(make: Make, status: int) -> None:
+    """Clients choose them: they do not make the upstream count as unreachable."""
+    world = await make()
+    world.hub.push("org/app", "1", LAYER)
+
+    async def refuse(request: web.Request) -> web.StreamResponse | None:
+        return web.Response(status=status) if "odd" in request.path else None
+
+    world.hub.first = refuse
+    for number in range(5):
+        assert (await world.get(f"{APP}/manifests/odd{number}"))[0] == 502
+    assert world.record()["reachable"] is True
+    assert await world.digest(f"{APP}/manifests/1")
+
+
 async def test_a_dead_upstream_is_left_alone(make: Make) -> None:
     """After some failures nothing is asked for a while, however much is wanted."""
     world = await make()
@@ -661,7 +806,7 @@ async def test_a_dead_upstream_is_left_alone(make: Make) -> None:
     found = await asyncio.gather(*(world.get(f"{APP}/manifests/{n}") for n in range(200)))
     assert {status for status, _ in found} == {502}
     asked = world.hub.asked.total()
-    assert asked <= 2 * module._LOOKUPS * module.ATTEMPTS
+    assert asked <= 2 * lookups.AT_A_TIME * module.ATTEMPTS
     for number in range(50):
         assert (await world.get(f"{APP}/manifests/more{number}"))[0] == 502
     assert world.hub.asked.total() == asked
@@ -671,7 +816,7 @@ async def test_clients_that_leave_a_stalled_upstream_hold_nothing(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither their handlers nor descriptors stay, whatever they waited for."""
-    monkeypatch.setattr("mayfly.registry.upstream.mirror.POLL_SECONDS", 0.1)
+    monkeypatch.setattr("mayfly.registry.upstream.lookups.POLL_SECONDS", 0.1)
     monkeypatch.setattr("mayfly.registry.upstream.download.POLL_SECONDS", 0.1)
     world = await make()
     world.hub.push("org/app", "1", LAYER)
@@ -747,3 +892,67 @@ async def test_referrers_come_along(make: Make) -> None:
         200,
         (await world.get(f"own/app/referrers/{image}"))[1],
     )
+
+
+def _sign(world: World, image: str, word: str) -> dict[str, object]:
+    """A signature of an image that the upstream has by digest; its descriptor."""
+    subject = descriptor(world.hub.manifests["org/app", image], OCI_MANIFEST)
+    body = image_body(b"{}", subject=subject, annotations={"word": word})
+    world.hub.manifests["org/app", digest_of(body)] = body
+    return descriptor(body, OCI_MANIFEST)
+
+
+async def _referrers(world: World, image: str) -> set[str]:
+    status, body = await world.get(f"{APP}/referrers/{image}")
+    assert status == 200
+    return {one["digest"] for one in json.loads(body)["manifests"]}
+
+
+@pytest.mark.parametrize("fault", ["gone", "wrong", "failing"])
+async def test_one_bad_referrer_hides_no_other(
+    make: Make, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Whatever its place in the list; one that fails for now is asked for again soon."""
+    monkeypatch.setattr(lookups, "FAILED_SECONDS", 0.2)
+    world = await make()
+    image = world.hub.push("org/app", "1", LAYER)
+    signed = [_sign(world, image, word) for word in "abc"]
+    bad = str(signed[1]["digest"])
+    body = world.hub.manifests.pop(("org/app", bad))
+    if fault == "wrong":
+        world.hub.manifests["org/app", bad] = b"{}"
+    is_failing = fault == "failing"
+
+    async def fail(request: web.Request) -> web.StreamResponse | None:
+        return web.Response(status=500) if is_failing and request.path.endswith(bad) else None
+
+    world.hub.first = fail
+    world.hub.referrers["org/app", image] = signed
+    good = {str(signed[0]["digest"]), str(signed[2]["digest"])}
+    assert await _referrers(world, image) == good
+    assert world.record()["reachable"] is True
+    is_failing = False
+    world.hub.manifests["org/app", bad] = body
+    await asyncio.sleep(0.3)
+    assert await _referrers(world, image) == (good | {bad} if fault == "failing" else good)
+
+
+@pytest.mark.parametrize("status", [400, 404, 405])
+async def test_referrers_of_an_upstream_without_the_api(make: Make, status: int) -> None:
+    """They are listed in the index under the fallback tag, if there is one."""
+    world = await make(ttl=0.0)
+    image = world.hub.push("org/app", "1", LAYER)
+
+    async def lacks(request: web.Request) -> web.StreamResponse | None:
+        return web.Response(status=status) if "/referrers/" in request.path else None
+
+    world.hub.first = lacks
+    assert await _referrers(world, image) == set()
+    signed = _sign(world, image, "a")
+    tag = image.replace(":", "-")
+    world.hub.manifests["org/app", tag] = index_body(manifests=[signed])
+    world.mirror._lookups._failures = lookups.Lookups([], 0.0)._failures
+    assert await _referrers(world, image) == {signed["digest"]}
+    assert world.record()["reachable"] is True
+    # The list itself is not kept: the referrers are listed here by their subject.
+    assert not world.store.has_repository(APP) or tag not in world.store.tags(APP)
