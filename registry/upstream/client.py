@@ -446,6 +446,7 @@ class Registry:
         authorization: str | None,
         where: str,
         body: bytes | AsyncIterable[bytes] = b"",
+        limits: aiohttp.ClientTimeout = _TIMEOUT,
     ) -> aiohttp.ClientResponse:
         # Also a URL that the registry itself gave may be on another host.
         first = origin_of(self._access.url)
@@ -462,7 +463,7 @@ class Registry:
                     headers=own,
                     data=body or None,
                     allow_redirects=False,
-                    timeout=_TIMEOUT,
+                    timeout=limits,
                     ssl=self._access.ssl,
                 )
             if response.status not in _REDIRECTS:

@@ -51,6 +51,9 @@ _STALL_SECONDS = 120.0
 _COMMIT_SECONDS = 900.0
 """Most time from the last byte to the answer: some registries copy the blob once more."""
 
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30)
+"""Of a request with a blob, which `_Body` ends."""
+
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 _CREATED, _ACCEPTED, _NO_CONTENT = 201, 202, 204
 _STORED = (_CREATED, _NO_CONTENT)
@@ -198,7 +201,7 @@ class PushRegistry(Registry):
         authorization = await self._authorization(repository)
         async with asyncio.timeout(None) as limit:
             body.watch(limit)
-            return await self._followed(method, url, headers, authorization, where, body)
+            return await self._followed(method, url, headers, authorization, where, body, _TIMEOUT)
 
     async def renew(self, response: aiohttp.ClientResponse, repository: str, where: str) -> None:
         """Log in anew, as a 401 asks for."""

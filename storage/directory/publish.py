@@ -23,7 +23,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from mayfly.storage.errors import DISK_FULL
+from mayfly.storage.errors import DISK_FULL, Interrupted
 from mayfly.storage.files import is_locked, lock, locked, sync, translate_disk_full
 
 logger = logging.getLogger("mayfly")
@@ -77,6 +77,7 @@ class Publisher:
         self._scratch = scratch / uuid.uuid4().hex
         self._kept = {root, *kept, self._scratch}
         self._alive: int | None = None
+        self._is_closed = False
         self._root_status: os.stat_result | None = None
         self._durable: set[Path] = set()
         self._lock = threading.RLock()
@@ -86,9 +87,12 @@ class Publisher:
         """This process's own directory; removed by `close`, or once the process is gone.
 
         Raises:
+            Interrupted: the publisher is closed: nothing would remove it again.
             StorageFull: it cannot be made.
         """
         with self._lock:
+            if self._is_closed:
+                raise Interrupted("the store is closed")
             if self._alive is None:
                 with translate_disk_full(), locked(self._scratch_parent):
                     self._make_scratch()
@@ -119,11 +123,13 @@ class Publisher:
             self._tidy()
 
     def close(self) -> None:
-        """Remove the scratch directory."""
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        if self._alive is not None:
-            os.close(self._alive)
-            self._alive = None
+        """Remove the scratch directory; nothing can be published any more."""
+        with self._lock:
+            self._is_closed = True
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            if self._alive is not None:
+                os.close(self._alive)
+                self._alive = None
 
     def write(self, target: Path, data: bytes, then: Callable[[], None] = _nothing) -> None:
         """Publish ``data`` as the file ``target``, in place of any there was.
@@ -251,7 +257,10 @@ class Publisher:
                 directory.rename(doomed)
             except FileNotFoundError:
                 return False
-            self._durable = {d for d in self._durable if not d.is_relative_to(directory)}
+            self._durable.discard(directory)
+            for parent, directories, files in os.walk(doomed):
+                here = directory / Path(parent).relative_to(doomed)
+                self._durable.difference_update(here / name for name in (*directories, *files))
         try:
             self.confirm_absent(directory)
         finally:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -253,8 +253,15 @@ class DistributionStore(DirectoryReader):
         with self._lock(repository), self._gate.removing():
             yield
 
-    def remove_manifest(self, repository: str, digest: Digest) -> None:
+    def remove_manifest(
+        self, repository: str, digest: Digest, tags: Iterable[str] | None = None
+    ) -> None:
         """Remove a manifest and the tags that point at it, inside `removing`.
+
+        Args:
+            repository: of the manifest.
+            digest: its own.
+            tags: that point at it; None to read where every tag of the repository points.
 
         Raises:
             ManifestUnknown: it is not in this repository.
@@ -263,7 +270,7 @@ class DistributionStore(DirectoryReader):
         if not link.exists():
             self._publisher.confirm_absent(link)
             raise manifest_unknown(digest)
-        for tag in self.tags_at(repository, digest):
+        for tag in self.tags_at(repository, digest) if tags is None else tags:
             self._publisher.remove_tree(self._layout.tag(repository, tag))
             self._marker.remove(repository, digest, (tag,))
         # Also of tags that an interrupted deletion removed: no tag may come back without manifest.

@@ -293,11 +293,12 @@ class _Eviction:
                 return False
             if (one.repository, one.digest) in self._used():
                 return False
-            tags = self._upper.tags_at(one.repository, one.digest)
-            if set(tags) - set(one.tags) or not self._are_cached(one.repository, tags):
+            # No other tag points at it: setting one touches its bytes.
+            tags = [tag for tag in one.tags if self._at_tag(one.repository, tag) == one.digest]
+            if not self._are_cached(one.repository, tags):
                 return False
             try:
-                self._upper.remove_manifest(one.repository, one.digest)
+                self._upper.remove_manifest(one.repository, one.digest, tags)
             except ManifestUnknown:
                 return False
         return True
@@ -354,10 +355,13 @@ class _Eviction:
         """The tags that point at each manifest."""
         found: dict[Digest, list[str]] = {}
         for tag in self._upper.tag_names(repository):
-            digest = self._upper.read_link(self._layout.tag_link(repository, tag))
+            digest = self._at_tag(repository, tag)
             if digest is not None:
                 found.setdefault(digest, []).append(tag)
         return found
+
+    def _at_tag(self, repository: str, tag: str) -> Digest | None:
+        return self._upper.read_link(self._layout.tag_link(repository, tag))
 
     def _are_cached(self, repository: str, tags: Collection[str]) -> bool:
         """Whether all of these tags came from the upstream."""

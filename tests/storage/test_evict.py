@@ -20,6 +20,7 @@ from mayfly.storage.manifest import OCI_MANIFEST, Manifest, parse
 from mayfly.storage.reading import read_unverified
 from mayfly.storage.upkeep import evict
 from mayfly.storage.upkeep.evict import Freed, Usage, free, thresholds, usage_of
+from tests.support.fixtures import quick_sync as quick_sync
 from tests.support.images import descriptor, image_body, index_body, push, put, subject_of
 
 REPO = "quay.io/team/app"
@@ -244,21 +245,28 @@ def test_an_index_pushed_meanwhile_keeps_what_it_names(
             store.blob(REPO, blob.digest)
 
 
-def test_looking_for_candidates_is_linear(store: DistributionStore) -> None:
+@pytest.mark.parametrize("step", ["look", "remove"])
+def test_eviction_is_linear(store: DistributionStore, step: str, quick_sync: None) -> None:
     """Twice as many tags and signatures take twice as long, not four times."""
 
     def steps(count: int) -> int:
         repository = f"quay.io/many/{count}"
         push(store, repository, b"{}")
         for number in range(count):
-            body = image_body(b"{}", annotations={"n": str(number)})
-            image, _ = put(store, repository, body, f"t{number}")
+            image = parse(image_body(b"{}", annotations={"n": str(number)}))
+            store.cache_manifest(repository, image, digests.of(image.body), f"t{number}")
             signature = parse(image_body(b"{}", subject=subject_of(image)))
             store.cache_manifest(repository, signature, digests.of(signature.body), None)
         eviction = evict._Eviction(store, 0, evict.unprotected, tuple)
         nodes = eviction._nodes(repository)
         assert nodes is not None and len(nodes) == 2 * count
-        return _instructions(lambda: list(eviction._candidates(repository, nodes)))
+        if step == "look":
+            return _instructions(lambda: list(eviction._candidates(repository, nodes)))
+        chosen = eviction.choose(DISK, frozenset())
+        assert len(chosen) == 2 * count
+        taken = _instructions(lambda: eviction.remove(chosen))
+        assert not list(store.revisions(repository)) and not store.tag_names(repository)
+        return taken
 
     few, many = steps(20), steps(80)
     assert many < 6 * few

@@ -16,6 +16,7 @@ import pytest
 
 from mayfly.storage.directory.publish import Publisher
 from mayfly.storage.directory.store import DistributionStore
+from mayfly.storage.errors import Interrupted
 from tests.support.images import all_succeed, put_image
 from tests.support.process import REPO as SOURCE
 
@@ -98,6 +99,24 @@ def test_close_removes_the_scratch(tmp_path: Path) -> None:
     opened.close()
     opened.close()
     assert list((tmp_path / "_scratch").iterdir()) == []
+
+
+def test_nothing_is_published_after_the_end(tmp_path: Path) -> None:
+    """A thread that is late makes no scratch directory that nothing would remove."""
+    opened = _open(tmp_path)
+    opened.write(tmp_path / "before", b"content")
+    opened.close()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for late in (
+        lambda: opened.write(tmp_path / "late", b"content"),
+        lambda: opened.put_directory(tmp_path / "late", {"data": b""}),
+        opened.private_directory,
+    ):
+        with pytest.raises(Interrupted):
+            late()
+    assert {path.name for path in tmp_path.iterdir()} == {"_scratch", "before"}
+    assert list((tmp_path / "_scratch").iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_open_between_the_other_s_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

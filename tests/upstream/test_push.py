@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from mayfly.registry.upstream import push, streams
-from mayfly.registry.upstream.client import Access
+from mayfly.registry.upstream import client, push, streams
+from mayfly.registry.upstream.client import Access, Registry
 from mayfly.registry.upstream.credentials import Credentials, CredentialStore
 from mayfly.registry.upstream.errors import ContentWrong, LoginRefused, NotThere, UpstreamError
 from mayfly.registry.upstream.push import PushRegistry
@@ -295,6 +295,24 @@ async def test_a_registry_that_stalls_is_given_up(
     target.disturb = silent
     with pytest.raises(UpstreamError, match="no answer in time"):
         await _push(target, Source(BLOB))
+
+
+async def test_a_slow_commit_is_waited_for(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry may copy a blob once more before it answers, and takes longer than for others."""
+    monkeypatch.setattr(client, "_TIMEOUT", aiohttp.ClientTimeout(sock_read=0.2))
+    monkeypatch.setattr(Registry._followed, "__defaults__", (b"", client._TIMEOUT))
+
+    async def commit(request: web.Request) -> web.StreamResponse | None:
+        if request.method == "PUT":
+            answer = await target._answer(request)
+            await asyncio.sleep(0.6)
+            return answer
+        return None
+
+    target.disturb = commit
+    await _push(target, Source(BLOB))
+    assert target.asked == ["POST", "PUT"]
+    assert target.blobs == {str(DIGEST): BLOB}
 
 
 @pytest.mark.parametrize("answer", ["session", "redirect"])
