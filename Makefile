@@ -30,10 +30,14 @@ test-signatures: $(STAMP)
 	bash .ci/install test-signatures
 	MAYFLY_REQUIRE_ALL=1 $(BIN)/pytest tests/signatures $(ARGS)
 
-# With the oldest version that pyproject.toml allows of each dependency; `make test` has the newest.
-# CI runs the short form: what meets aiohttp, and one test of each other kind.
+# With the oldest version of each dependency that pyproject.toml allows; `make test` has the newest.
+# CI runs the tests in SHORT, which use every dependency: aiohttp (http, api), bcrypt and pyjwt (auth),
+# aiofiles (audit), cryptography (certificate), pyyaml (lists), zstandard (seekable), click (seekable,
+# by the commands it runs). ARGS are other tests.
 SHORT := tests/http/test_aiohttp_internals.py tests/http/test_framing.py tests/http/test_connection.py \
-	tests/http/test_response.py tests/http/test_http.py tests/api tests/auth
+	tests/http/test_response.py tests/http/test_http.py tests/api tests/auth \
+	tests/access/test_audit.py tests/pki/test_certificate.py tests/upstream/test_lists.py \
+	tests/bundle/test_seekable.py
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/pytest $(or $(ARGS),$(SHORT))
 

@@ -1,8 +1,8 @@
 """Compressed bundles: recognized by their first bytes, expanded for an import.
 
 They cannot be served by offset, unless they are zstd with a list of frames (`seekable`); a server
-names the command that expands them. An import expands the
-file beside the store first. An expansion beyond `MAX_RATIO` is refused as a decompression bomb.
+names the command that expands them. An import expands the file beside the store first, at most as
+far as `bombs` allows.
 """
 
 from __future__ import annotations
@@ -18,15 +18,10 @@ from pathlib import Path
 from shlex import quote
 from typing import IO, NamedTuple
 
+from mayfly.storage.bundle.bombs import expands_too_far, most_expanded
 from mayfly.storage.bundle.errors import BundleInvalid
-from mayfly.storage.bundle.seekable import frames_of
+from mayfly.storage.bundle.seekable import read_frame_list
 from mayfly.storage.files import open_regular, translate_disk_full
-
-MAX_RATIO = 100
-"""Largest expansion taken: tars of text reach 20, layers that are compressed already 1."""
-
-_FLOOR = 64 * 1024 * 1024
-"""Bytes that any file may expand to, however small it is."""
 
 _READ_SIZE = 1024 * 1024
 
@@ -47,7 +42,7 @@ _MAGIC = {
 
 
 def compression_of(path: Path) -> Compression | None:
-    """Return how a file is compressed; None if it is not, or can be served all the same.
+    """Return the compression of a file; None for a plain file, and for one that can be served.
 
     Raises:
         OSError: it cannot be read.
@@ -55,21 +50,10 @@ def compression_of(path: Path) -> Compression | None:
     with _opened(path) as file:
         # With a list of frames that cannot be used it is like any other zstd file.
         with contextlib.suppress(BundleInvalid):
-            if frames_of(file.fileno()) is not None:
+            if read_frame_list(file.fileno()) is not None:
                 return None
         start = file.read(8)
     return next((found for magic, found in _MAGIC.items() if start.startswith(magic)), None)
-
-
-def check_frames(path: Path) -> None:
-    """Check that a seekable zstd file can be served as it is; any other file passes.
-
-    Raises:
-        BundleInvalid: its list of frames cannot be used, or zstd cannot be read here.
-        OSError: it cannot be read.
-    """
-    with _opened(path) as file:
-        frames_of(file.fileno())
 
 
 def expand(path: Path, target: Path, progress: Callable[[int], None]) -> None:
@@ -84,16 +68,13 @@ def expand(path: Path, target: Path, progress: Callable[[int], None]) -> None:
         BundleInvalid: it is damaged, expands too far, or the package that reads it is missing.
         StorageFull: it does not fit.
     """
-    limit = max(path.stat().st_size * MAX_RATIO, _FLOOR)
+    limit = most_expanded(path.stat().st_size)
     written = position = 0
     with _opened(path) as raw, _open(path, raw) as source, target.open("xb") as output:
         while piece := _read(path, source):
             written += len(piece)
             if written > limit:
-                raise BundleInvalid(
-                    f"{path}: it expands to more than {MAX_RATIO} times its size and is not "
-                    "trusted: expand it by hand if it is right"
-                )
+                raise BundleInvalid(f"{path}: {expands_too_far().message}")
             with translate_disk_full():
                 output.write(piece)
             progress(raw.tell() - position)

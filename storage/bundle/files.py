@@ -12,6 +12,7 @@ from typing import Protocol
 from mayfly.storage.beneath import Beneath
 from mayfly.storage.bundle import tar_index
 from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.frames import FramePool
 from mayfly.storage.bundle.seekable import frames_of
 from mayfly.storage.bundle.verified import Piece, changed
 from mayfly.storage.errors import PathRefused
@@ -55,17 +56,21 @@ class TarFile:
 
     It stays open: a file that replaces it under its name is not read.
 
+    Args:
+        path: of the tar.
+        pool: that seekable files share.
+
     Raises:
         BundleInvalid: see `storage.bundle.tar_index.scan`.
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pool: FramePool) -> None:
         # The path that the operator gives may be a link.
         self._descriptor = open_regular(path)
         try:
             self._stamp = stamp_of(os.fstat(self._descriptor))
-            self._frames = frames_of(self._descriptor)
+            self._frames = frames_of(self._descriptor, pool)
             if self._frames is None:
                 self.index = tar_index.scan(self._descriptor, repeatable=BLOBS)
             else:

@@ -22,13 +22,13 @@ from mayfly.storage.reference import (
 
 
 def full_name(host: str, repository: str) -> str:
-    """Return the repository name that has the host too; its grammar has no colon for a port."""
+    """Return a repository name that begins with the host; "_" replaces a port's colon."""
     part = re.sub(r"[^a-z0-9.-]+", "_", host).strip("_")
     return f"{part}/{repository}"
 
 
 def _foreign(repository: str, host: str | None) -> str:
-    """The name of another upstream's repository; it may be none that the grammar allows."""
+    """Return the name of another upstream's repository; the grammar may not allow it."""
     return repository if host is None else full_name(host, repository)
 
 
@@ -63,22 +63,22 @@ class BundleNames:
         }
 
     def canonical(self, host: str, repository: str) -> str:
-        """The name under which a known upstream's repository is served."""
+        """Return the name under which a known upstream's repository is served."""
         return self._hosts[repository][host]
 
     def upstream(self, name: str) -> tuple[str, str] | None:
-        """The upstream host and repository that a served name is of; None for any other name.
+        """Return the upstream host and repository of a served name; None for any other name.
 
-        Of a path that several upstreams share, the full names count, not the path.
+        Of a path that several upstreams share, only the full names are served names.
         """
         return self._upstreams.get(name)
 
     def ambiguous(self) -> dict[str, list[str]]:
-        """Each path that several upstreams share → the full names to use instead."""
+        """Return the full names to use instead of each path that several upstreams share."""
         return {path: [*hosts.values()] for path, hosts in self._hosts.items() if len(hosts) > 1}
 
     def meant(self, repository: str, ns: str | None = None) -> str:
-        """The repository that a request means, unless a pushed one has the name as written.
+        """Return the repository that a request means, if no pushed repository has its exact name.
 
         It reads tables only, and does the same work for a name that no bundle has: before a caller
         is known to have a right, neither the answer nor its time may tell names apart. A name
@@ -96,7 +96,7 @@ class BundleNames:
         ns: str | None = None,
         exists: Callable[[str], bool] = _nowhere,
     ) -> str:
-        """The repository that a request means.
+        """Return the repository that a request means.
 
         An upstream that is named and is not the bundles' own for this path gives a name that no
         bundle has: content of one upstream is never served as another's.
@@ -120,7 +120,7 @@ class BundleNames:
         return name if name == repository else check_repository(name)
 
     def _name(self, repository: str, host: str | None, foreign: str) -> str | None:
-        """The name by the tables; None where several upstreams share the path.
+        """Look up the name in the tables; None where several upstreams share the path.
 
         Args:
             foreign: the name if ``host`` is not one of the bundles' for this path.
@@ -147,7 +147,7 @@ class BundleNames:
         return name
 
     def _every_alias(self) -> Iterable[tuple[str, tuple[str, str]]]:
-        """Every other way to ask for a repository → its upstream, and its name here."""
+        """Yield each further name of a repository, with its upstream and its canonical name."""
         for repository, hosts in self._hosts.items():
             for host, name in hosts.items():
                 yield full_name(host, repository), (host, name)

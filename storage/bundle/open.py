@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mayfly.storage.beneath import Beneath
 from mayfly.storage.bundle import oci_layout
 from mayfly.storage.bundle.bundle import Bundle
-from mayfly.storage.bundle.compressed import check_frames, compression_of
+from mayfly.storage.bundle.compressed import compression_of
 from mayfly.storage.bundle.diagnostics import Code, Diagnostic
 from mayfly.storage.bundle.distribution_directory import (
     DistributionDirectory,
@@ -25,6 +25,7 @@ from mayfly.storage.bundle.distribution_directory import (
 )
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 from mayfly.storage.bundle.files import Directory, TarFile
+from mayfly.storage.bundle.frames import FramePool
 from mayfly.storage.bundle.graph import Gap
 from mayfly.storage.bundle.names import BundleNames
 from mayfly.storage.bundle.recognise import (
@@ -34,6 +35,7 @@ from mayfly.storage.bundle.recognise import (
     reader_of,
     registry_in,
 )
+from mayfly.storage.bundle.tar_index import NOT_A_TAR
 from mayfly.storage.bundle.union import Union
 from mayfly.storage.bundle.verified import BundleFault, Progress, Proofs
 from mayfly.storage.bundle.volumes import Lost, lost
@@ -79,10 +81,11 @@ class Opened:
     _archives: dict[int, Bundle] = field(default_factory=dict)
     _directories: dict[int, DistributionDirectory] = field(default_factory=dict)
     _tars: dict[int, _Tar] = field(default_factory=dict)
+    _pool: FramePool = field(default_factory=FramePool)
 
     @property
     def all(self) -> list[Bundle | DistributionDirectory]:
-        """Those that can be served; tars with a part of a registry's directory after `join`."""
+        """Archives and directories in the operator's order; those in tars only after `join`."""
         served: dict[int, Bundle | DistributionDirectory] = {**self._archives, **self._directories}
         return [served[position] for position in sorted(served)]
 
@@ -103,7 +106,7 @@ class Opened:
             BundleInvalid, BundleConflict: it cannot be served; the message names it.
         """
         with _named(label):
-            files = _open_files(path)
+            files = _open_files(path, self._pool)
             with contextlib.ExitStack() as undo:
                 undo.callback(files.close)
                 self._sort(files, path, label, proofs, undo)
@@ -263,7 +266,7 @@ class Bundles:
         return [name for directory in self._directories for name in directory.damaged_names()]
 
     def tagged_names(self) -> list[str]:
-        """Full names of all tagged images, in order; tags for what refers to an image left out."""
+        """Return the full names of all tagged images, sorted; tags of signatures are left out."""
         found = [i.reference for bundle in self._archives for i in bundle.images if i.reference]
         names = {str(one) for one in found if one.tag and not is_attached_tag(one.tag)}
         for directory in self._directories:
@@ -273,7 +276,7 @@ class Bundles:
         return sorted(names)
 
     def stored_names(self) -> list[tuple[str, str]]:
-        """Every image's repository in `layer` with its tag, or its digest if it has no tag.
+        """Return every image's repository in `layer` with its tag, or its digest if it has no tag.
 
         Signatures and other referrers are no images.
         """
@@ -399,7 +402,7 @@ def open_bundles(
 
 
 def _taken_along(path: Path, others: Opened, proofs: Proofs) -> str:
-    """Return the end of a message about a damaged volume: the images it takes along, if known."""
+    """Return the end of a message about a damaged volume: the images that need it, if known."""
     known = {one.volume.set: one.volume for one in others.archives if one.volume}
     if not any(path.name in volume.names for volume in known.values()):
         return ""
@@ -408,15 +411,19 @@ def _taken_along(path: Path, others: Opened, proofs: Proofs) -> str:
     return "".join(f"; {one}" for one in lost_here)
 
 
-def _open_files(path: Path) -> Directory | TarFile:
+def _open_files(path: Path, pool: FramePool) -> Directory | TarFile:
     if path.is_dir():
         return Directory(Beneath(path))
     if path.exists() and not path.is_file():
         raise BundleInvalid("it is neither a file nor a directory")
     if path.stat().st_size == 0:
         raise BundleInvalid("the file is empty")
-    _refuse_compressed(path)
-    return TarFile(path)
+    try:
+        return TarFile(path, pool)
+    except BundleInvalid as error:
+        if error.message == NOT_A_TAR:
+            _refuse_compressed(path)
+        raise
 
 
 def _unknown(files: Directory | TarFile) -> BundleInvalid:
@@ -478,7 +485,6 @@ def _introduced(bundle: Bundle | DistributionDirectory) -> list[Diagnostic]:
 
 
 def _refuse_compressed(path: Path) -> None:
-    check_frames(path)
     found = compression_of(path)
     if found is not None:
         remedy = ", or compress it in frames (docs/bundles.md)" if found.name == "zstd" else ""

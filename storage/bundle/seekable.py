@@ -9,8 +9,8 @@ Other readers of zstd skip that list and decompress everything, so both must see
 frames that are listed have to fill the file, and each has to have the size that is listed. The
 checksums are not needed, since every blob is proven by its digest.
 
-Decompressed frames are cached, at most `_MAX_CACHED` bytes for a file. What is sent passes through
-a file in memory of at most `_SLICE` bytes for each transfer, so that slow clients keep no frames.
+What is sent passes through small files in memory, so that slow clients keep no frames; `frames` has
+the bounds.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import asyncio
 import io
 import os
 import struct
-import threading
 from array import array
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
+from mayfly.storage.bundle.bombs import expands_too_far, most_expanded
 from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.frames import FramePool
 from mayfly.storage.errors import ContentCorrupt
 from mayfly.storage.interface import Extent, OpenExtent, Sink, open_file
 from mayfly.storage.text import counted
@@ -44,14 +45,25 @@ _HAS_CHECKSUMS = 0x80
 _RESERVED = 0x7C
 
 _MAX_FRAMES = 1_000_000
-_MAX_FRAME = 32 * 1024 * 1024
-"""Largest frame in bytes, decompressed: all of it is in memory at once."""
+_MAX_FRAME = 8 * 1024 * 1024
+"""Largest frame in bytes, decompressed: all of it is in memory at once, for each byte of it."""
 
-_MAX_CACHED = 64 * 1024 * 1024
-_ENTRY = 200
-"""Bytes that a cached frame takes beside its own: a file may have a million of one byte."""
+_MAX_COMPRESSED = _MAX_FRAME + 1024 * 1024
+"""Largest frame in the file: what cannot be compressed grows by a few bytes in each block."""
 
-_SLICE = 1024 * 1024
+_COPY_SIZE = 1024 * 1024
+
+
+class FrameList(NamedTuple):
+    """The list at the end of a seekable file.
+
+    Attributes:
+        compressed: the size of each frame in the file.
+        sizes: the size of each frame, decompressed.
+    """
+
+    compressed: array[int]
+    sizes: array[int]
 
 
 class Frames:
@@ -59,21 +71,19 @@ class Frames:
 
     Args:
         descriptor: of the file; not closed here, and used by its own position only.
-        compressed: the size of each frame in the file.
-        sizes: the size of each frame, decompressed.
+        listed: the frames.
+        pool: that all seekable files of a server share.
 
     Attributes:
         size: bytes of all frames, decompressed.
     """
 
-    def __init__(self, descriptor: int, compressed: array[int], sizes: array[int]) -> None:
+    def __init__(self, descriptor: int, listed: FrameList, pool: FramePool) -> None:
         self._descriptor = descriptor
-        self._places = array("Q", accumulate(compressed, initial=0))
-        self._starts = array("Q", accumulate(sizes, initial=0))
+        self._places = array("Q", accumulate(listed.compressed, initial=0))
+        self._starts = array("Q", accumulate(listed.sizes, initial=0))
         self.size = self._starts[-1]
-        self._cache: OrderedDict[int, bytes] = OrderedDict()
-        self._cached = 0
-        self._lock = threading.Lock()
+        self.pool = pool
 
     def read(self, offset: int, count: int) -> bytes:
         """Return up to ``count`` bytes from ``offset``; fewer only at the end.
@@ -86,28 +96,13 @@ class Frames:
         while offset < end:
             number = bisect_right(self._starts, offset) - 1
             begin = offset - self._starts[number]
-            piece = self._frame(number)[begin : begin + end - offset]
+            frame = self.pool.frame((self, number), partial(self._decompress, number))
+            piece = frame[begin : begin + end - offset]
             offset += len(piece)
             if offset == end and not found:
                 return piece
             found += piece
         return bytes(found)
-
-    def _frame(self, number: int) -> bytes:
-        with self._lock:
-            known = self._cache.get(number)
-            if known is not None:
-                self._cache.move_to_end(number)
-                return known
-        found = self._decompress(number)
-        with self._lock:
-            if number not in self._cache:
-                self._cache[number] = found
-                self._cached += len(found) + _ENTRY
-            while self._cached > _MAX_CACHED:
-                _, oldest = self._cache.popitem(last=False)
-                self._cached -= len(oldest) + _ENTRY
-        return found
 
     def _decompress(self, number: int) -> bytes:
         zstandard = _library()
@@ -132,11 +127,26 @@ class Frames:
         return f"the zstd frame at byte {self._places[number]}"
 
 
-def frames_of(descriptor: int) -> Frames | None:
+def frames_of(descriptor: int, pool: FramePool) -> Frames | None:
     """Return the frames of an open file; None if it is not a seekable zstd file.
 
+    Args:
+        descriptor: of the file.
+        pool: that all seekable files of a server share.
+
     Raises:
-        BundleInvalid: its list of frames is damaged or too long, or zstd cannot be read here.
+        BundleInvalid: see `read_frame_list`.
+    """
+    listed = read_frame_list(descriptor)
+    return None if listed is None else Frames(descriptor, listed, pool)
+
+
+def read_frame_list(descriptor: int) -> FrameList | None:
+    """Return the list of frames of an open file; None if it is not a seekable zstd file.
+
+    Raises:
+        BundleInvalid: the list is damaged or too long, the frames are too large, together they
+            expand too far, or zstd cannot be read here.
     """
     end = os.fstat(descriptor).st_size
     if os.pread(descriptor, 4, 0) != b"\x28\xb5\x2f\xfd" or end < _HEADER.size + _FOOTER.size:
@@ -161,13 +171,15 @@ def frames_of(descriptor: int) -> Frames | None:
             "the frames that the zstd file lists do not fill it: tools disagree on what is in it; "
             "compress it again"
         )
-    if max(sizes, default=0) > _MAX_FRAME or max(compressed, default=0) > 2 * _MAX_FRAME:
+    if max(sizes, default=0) > _MAX_FRAME or max(compressed, default=0) > _MAX_COMPRESSED:
         raise BundleInvalid(
             f"the zstd file has frames of more than {_MAX_FRAME // 2**20} MiB: import it, or "
             "compress it again in smaller ones"
         )
+    if sum(sizes) > most_expanded(end):
+        raise expands_too_far()
     _library()
-    return Frames(descriptor, compressed, sizes)
+    return FrameList(compressed, sizes)
 
 
 def _read_header(descriptor: int, at: int) -> tuple[int, int]:
@@ -214,7 +226,7 @@ class _OpenFramed(OpenExtent):
     def copy_to(self, target: int, at: int, progress: Callable[[int], None]) -> None:
         done = 0
         while done < self.extent.size:
-            piece = memoryview(self.read(done, _SLICE))
+            piece = memoryview(self.read(done, _COPY_SIZE))
             written = 0
             while written < len(piece):
                 written += os.pwrite(target, piece[written:], at + done + written)
@@ -222,20 +234,35 @@ class _OpenFramed(OpenExtent):
             progress(len(piece))
 
     async def send(self, sink: Sink, offset: int, count: int) -> None:
-        loop = asyncio.get_running_loop()
         while count > 0:
-            # In another thread: decompressing a frame takes milliseconds.
-            try:
-                piece = await loop.run_in_executor(None, self.read, offset, min(count, _SLICE))
-            except ContentCorrupt:
-                piece = b""  # the file that ends early has the connection cut
-                if self.extent.proof is not None:
-                    self.extent.proof.corrupt()
-            # A file for each piece: the kernel sends its pages later, which must not change.
-            with io.FileIO(os.memfd_create("mayfly-frames", os.MFD_CLOEXEC), "r+b") as file:
-                os.pwrite(file.fileno(), piece, 0)
-                await sink.send_file(file, 0, len(piece) or count)
-            offset, count = offset + len(piece), count - len(piece)
+            # A file for each part: the kernel sends its pages later, which must not change.
+            with (
+                self._frames.pool.unsent(count) as part,
+                await self._in_memory(offset, part) as file,
+            ):
+                await sink.send_file(file, 0, part)
+            offset, count = offset + part, count - part
+
+    async def _in_memory(self, offset: int, count: int) -> io.FileIO:
+        """Return a file with decompressed bytes; an empty one if they are damaged.
+
+        The sink cuts the connection where a file ends early.
+        """
+        # In another thread: decompressing a frame takes milliseconds.
+        loop = asyncio.get_running_loop()
+        try:
+            part = await loop.run_in_executor(self._frames.pool.threads, self.read, offset, count)
+        except ContentCorrupt:
+            part = b""
+            if self.extent.proof is not None:
+                self.extent.proof.corrupt()
+        file = io.FileIO(os.memfd_create("mayfly-frames", os.MFD_CLOEXEC), "r+b")
+        try:
+            os.pwrite(file.fileno(), part, 0)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
 
 class SeekableWriter:

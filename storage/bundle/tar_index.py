@@ -215,7 +215,7 @@ def index_of(source: RandomAccess, repeatable: str = "") -> TarIndex:
 
 
 def _are_equal(source: RandomAccess, one: Member, other: Member) -> bool:
-    """Whether two members are equal, so that it does not matter which one counts."""
+    """Whether two members are equal: then it does not matter which of them a tool uses."""
     if (one.kind, one.size, one.target) != (other.kind, other.size, other.target):
         return False
     for start in range(0, one.size, _COMPARED):
@@ -335,7 +335,7 @@ def _verify(block: bytes, position: int) -> None:
 
 
 def _is_header(block: bytes) -> bool:
-    """Whether the checksum in a block is its own."""
+    """Whether a block has the checksum that it states."""
     stored = _octal(block[_CHECKSUM])
     # The field counts as spaces while the sum is taken; old tars summed signed bytes.
     total = sum(block) - sum(block[_CHECKSUM]) + sum(_SPACES)

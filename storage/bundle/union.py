@@ -109,7 +109,7 @@ class Union:
 
 
 def merge_tags(repository: str, sources: Sequence[Callable[[str], list[str]]]) -> list[str]:
-    """The tags that any source has for a repository, in order.
+    """Return the tags that any source has for a repository, sorted.
 
     Raises:
         NameUnknown: no source knows the repository.
@@ -129,12 +129,12 @@ def merge_tags(repository: str, sources: Sequence[Callable[[str], list[str]]]) -
 
 
 def merge_names(pages: Sequence[list[str]], limit: int) -> list[str]:
-    """The first ``limit`` names of sorted pages that each have their source's first ``limit``."""
+    """Merge sorted pages of names, each the first ``limit`` of its source; keep ``limit``."""
     return list(islice(_unrepeated(heapq.merge(*pages)), limit))
 
 
 def merge_referrers(found: Iterable[Iterator[Referrer]]) -> Iterator[Referrer]:
-    """Descriptors in order of digest, each once, from sources in that order."""
+    """Merge descriptors from sources that are sorted by digest; yield each once."""
     last = None
     for descriptor in heapq.merge(*found, key=lambda descriptor: str(descriptor["digest"])):
         if descriptor["digest"] != last:
@@ -143,7 +143,7 @@ def merge_referrers(found: Iterable[Iterator[Referrer]]) -> Iterator[Referrer]:
 
 
 def distinct(sources: Iterable[Iterator[str]]) -> Iterator[str]:
-    """The names of all sources, each once, asked for one by one."""
+    """Yield the names of all sources, one source after the other, each name once."""
     seen: set[str] = set()
     for name in chain.from_iterable(sources):
         if name not in seen:

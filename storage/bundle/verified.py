@@ -286,7 +286,7 @@ class PieceProof:
 
 
 def changed() -> BundleChanged:
-    """Return the error for a file that was written to while it is served."""
+    """Return the error for a file that was written to after the bundle was opened."""
     return BundleChanged("the bundle was changed while it is served: restart to serve what it is")
 
 

@@ -67,7 +67,7 @@ class Lost(NamedTuple):
     blobs: frozenset[Digest]
 
     def diagnostic(self, images: Sequence[str]) -> Diagnostic:
-        """Return what there is to say of it, with the images it takes along."""
+        """Return the notice about the volume, with the images that need it."""
         text = f"{self.name} (volume {self.number} of {self.total}) is not among the bundles"
         if images:
             shown = ", ".join(images[:_SHOWN])

@@ -137,7 +137,7 @@ def is_written(output: Path, layout: ArchiveLayout) -> bool:
 
 
 def check_space(archives: Sequence[tuple[Path, ArchiveLayout]]) -> None:
-    """See that there is space for archives of one directory, before they are begun.
+    """Check that there is space for archives of one directory, before they are begun.
 
     Raises:
         StorageFull: there is not.
@@ -250,7 +250,7 @@ class Draft:
             self._note(digest, have)
 
     def check(self, digest: Digest) -> bool:
-        """Hash a blob that an earlier run wrote, all of it; discard it if it is another."""
+        """Hash all of a blob that an earlier run wrote; discard it if it has another digest."""
         if not self._is_right(digest):
             self.restart(digest)
             return False

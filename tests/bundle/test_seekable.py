@@ -11,9 +11,10 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -22,9 +23,11 @@ import pytest
 import zstandard
 
 from mayfly.storage import digest as digests
-from mayfly.storage.bundle import seekable as module
+from mayfly.storage.bundle import frames as pool_module
+from mayfly.storage.bundle import seekable as seekable_module
 from mayfly.storage.bundle.errors import BundleInvalid
-from mayfly.storage.bundle.seekable import FRAME_SIZE, SeekableWriter, frames_of
+from mayfly.storage.bundle.frames import FramePool
+from mayfly.storage.bundle.seekable import FRAME_SIZE, Frames, SeekableWriter, frames_of
 from mayfly.storage.errors import ContentCorrupt
 from tests.bundle.builders import Layout, layers, proof_of, read, tar
 from tests.bundle.conftest import OpenAll
@@ -62,7 +65,7 @@ def write(path: Path, data: bytes) -> Path:
 
 
 @pytest.mark.parametrize("checksums", [False, True])
-@pytest.mark.parametrize("frame", [512, 70_000, 2**20, 2**24])
+@pytest.mark.parametrize("frame", [512, 70_000, 2**20, 2**23])
 def test_served(
     frame: int, checksums: bool, layout: Layout, plain: bytes, tmp_path: Path, open_all: OpenAll
 ) -> None:
@@ -171,13 +174,30 @@ def test_bomb(tmp_path: Path) -> None:
     bomb = zstandard.compress(bytes(16 * 2**20))
     packed = bomb + seek_table(struct.pack("<II", len(bomb), 1000), 1)
     with write(tmp_path / "b", packed).open("rb") as file:
-        frames = frames_of(file.fileno())
+        frames = frames_of(file.fileno(), FramePool())
         assert frames is not None
         tracemalloc.start()
         with pytest.raises(ContentCorrupt, match="not of the size"):
             frames.read(0, 10)
         assert tracemalloc.get_traced_memory()[1] < 2**20
         tracemalloc.stop()
+
+
+def test_expands_too_far(tmp_path: Path) -> None:
+    """A file that expands to more than 100 times its size is refused, in place and by import."""
+    data = tar({"blobs/sha256/x": bytes(80 * 2**20)})
+    path = write(tmp_path / "b.tar.zst", seekable(data, 2**23))
+    for words in (["ls", path], ["import", "--root", tmp_path / "root", path]):
+        done = mayfly(*words)
+        assert done.returncode == 5
+        assert f"{path}: it expands to more than 100 times its size" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    # A list alone can say so, too: nothing is decompressed before.
+    frame = zstandard.compress(bytes(2**23))
+    table = struct.pack("<II", len(frame), 2**23) * 100
+    path.write_bytes(frame * 100 + seek_table(table, 100))
+    assert path.stat().st_size < 10**6
+    assert "it expands to more than 100 times" in mayfly("ls", path).stderr
 
 
 def test_frame_without_its_size(tmp_path: Path) -> None:
@@ -187,7 +207,7 @@ def test_frame_without_its_size(tmp_path: Path) -> None:
     for size, good in ((5000, True), (4000, False), (6000, False)):
         packed = frame + seek_table(struct.pack("<II", len(frame), size), 1)
         with write(tmp_path / "b", packed).open("rb") as file:
-            frames = frames_of(file.fileno())
+            frames = frames_of(file.fileno(), FramePool())
             assert frames is not None
             if good:
                 assert frames.read(0, 9000) == b"x" * 5000
@@ -196,18 +216,133 @@ def test_frame_without_its_size(tmp_path: Path) -> None:
                     frames.read(0, 9000)
 
 
-def test_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading everything from several threads keeps no more than the bound."""
-    monkeypatch.setattr(module, "_MAX_CACHED", 300_000)
-    data = random.Random(1).randbytes(3 * 2**20)
-    with write(tmp_path / "b", seekable(data, 50_000)).open("rb") as file:
-        frames = frames_of(file.fileno())
+@contextlib.contextmanager
+def opened(path: Path, pool: FramePool) -> Iterator[Frames]:
+    """The frames of a file."""
+    with path.open("rb") as file:
+        frames = frames_of(file.fileno(), pool)
         assert frames is not None
-        with ThreadPoolExecutor(4) as pool:
-            found = pool.map(lambda at: frames.read(at, 60_000), range(0, len(data), 60_000))
-            assert b"".join(found) == data
-        kept = frames._cache.values()
-        assert sum(map(len, kept)) + module._ENTRY * len(kept) == frames._cached <= 300_000
+        yield frames
+
+
+def test_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading all of two files from several threads keeps no more than the bound for both."""
+    monkeypatch.setattr(pool_module, "_MAX_CACHED", 300_000)
+    pool = FramePool()
+    data = random.Random(1).randbytes(3 * 2**20)
+    path = write(tmp_path / "b", seekable(data, 50_000))
+    with opened(path, pool) as one, opened(path, pool) as other, ThreadPoolExecutor(4) as threads:
+        for frames in (one, other, one):
+            found = threads.map(lambda at, of=frames: of.read(at, 60_000), range(0, 2**21, 60_000))
+            assert b"".join(found)[: 2**21] == data[: 2**21]
+            assert 200_000 < pool._cache.size <= 300_000
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Has decompression take 50 ms; the frames, each with how many were decompressed just then."""
+    found: list[tuple[int, int]] = []
+    decompress, lock, now = Frames._decompress, threading.Lock(), [0]
+
+    def slowly(self: Frames, number: int) -> bytes:
+        with lock:
+            now[0] += 1
+            found.append((number, now[0]))
+        time.sleep(0.05)
+        try:
+            return decompress(self, number)
+        finally:
+            with lock:
+                now[0] -= 1
+
+    monkeypatch.setattr(Frames, "_decompress", slowly)
+    return found
+
+
+def test_a_frame_is_decompressed_once(slow: list[tuple[int, int]], tmp_path: Path) -> None:
+    """For all that read it at the same time, also if its bytes cannot be kept."""
+    data = random.Random(1).randbytes(30_000)
+    with opened(write(tmp_path / "b", seekable(data, 10_000)), FramePool()) as frames:
+        with ThreadPoolExecutor(12) as threads:
+            assert set(threads.map(lambda _: frames.read(5, 9000), range(12))) == {data[5:9005]}
+        assert [number for number, _ in slow] == [0]
+
+
+def test_a_damaged_frame_is_an_error_for_all(slow: list[tuple[int, int]], tmp_path: Path) -> None:
+    """For all that wait for it; the others go on, and nobody is left waiting."""
+
+    def read(at: int) -> bool:
+        with contextlib.suppress(ContentCorrupt):
+            return len(frames.read(at, 100)) == 100
+        return False
+
+    # The second frame: that the first one begins like zstd is how the file is recognised.
+    packed = bytearray(seekable(random.Random(1).randbytes(30_000), 10_000))
+    packed[_sizes(bytes(packed))[0][0]] ^= 1
+    with opened(write(tmp_path / "b", bytes(packed)), FramePool()) as frames:
+        with ThreadPoolExecutor(12) as threads:
+            assert [*threads.map(read, [10_000] * 6 + [0] * 3 + [20_000] * 3)] == [
+                *[False] * 6,
+                *[True] * 6,
+            ]
+        assert not read(10_000)
+
+
+def test_few_frames_are_decompressed_at_a_time(slow: list[tuple[int, int]], tmp_path: Path) -> None:
+    """However many are asked for, of however many files."""
+    data = random.Random(1).randbytes(30_000)
+    path, pool = write(tmp_path / "b", seekable(data, 3000)), FramePool()
+    with opened(path, pool) as one, opened(path, pool) as other, ThreadPoolExecutor(16) as threads:
+        for frames in (one, other):
+            for at in range(0, 30_000, 3000):
+                threads.submit(frames.read, at, 10)
+    assert len(slow) == 20
+    assert max(running for _, running in slow) == 2
+
+
+def test_unsent_memory_is_bounded(tmp_path: Path, plain: bytes, open_all: OpenAll) -> None:
+    """Clients that do not read keep 64 KiB each once 16 MiB wait; others get all the same."""
+    layer = open_all(write(tmp_path / "b.tar.zst", seekable(plain, 2**20))).layer
+    data = tar({"large": LARGE})
+    kept: list[int] = []
+    all_stuck = asyncio.Event()
+
+    class Stuck:
+        """Takes nothing."""
+
+        async def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
+            kept.append(os.fstat(file.fileno()).st_size)
+            if len(kept) == 100:
+                all_stuck.set()
+            await asyncio.Event().wait()
+
+    class Counting:
+        """Takes everything."""
+
+        def __init__(self) -> None:
+            self.found = bytearray()
+
+        async def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
+            self.found += os.pread(file.fileno(), count, offset)
+
+    async def send() -> None:
+        with layer.blob("team/app", digests.of(data)).open() as content:
+            for _ in range(2):
+                kept.clear()
+                stuck = [asyncio.create_task(content.send(Stuck(), 0, 10**6)) for _ in range(100)]
+                await all_stuck.wait()
+                all_stuck.clear()
+                assert sum(kept) <= 2**24 + 100 * 2**16
+                reader = Counting()
+                await content.send(reader, 0, len(data))
+                assert reader.found == data
+                for task in stuck:
+                    task.cancel()
+                await asyncio.gather(*stuck, return_exceptions=True)
+                # What they left is free again: the first ones get large parts.
+                assert max(kept) == 10**6
+
+    asyncio.run(asyncio.wait_for(send(), 30))
 
 
 def test_what_is_sent_stays_as_it_was(tmp_path: Path, plain: bytes, open_all: OpenAll) -> None:
@@ -245,7 +380,7 @@ def test_export(layout: Layout, tmp_path: Path, open_all: OpenAll) -> None:
         reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
         whole = reader.read()
     with packed.open("rb") as file:
-        frames = frames_of(file.fileno())
+        frames = frames_of(file.fileno(), FramePool())
         assert frames is not None
         assert frames.read(0, 2**30) == whole
     # An import reads it in place, too.
@@ -264,7 +399,7 @@ def test_writer(size: int, tmp_path: Path) -> None:
             writer.write(data[at : at + 700_000])
         writer.finish()
     with (tmp_path / "b").open("rb") as file:
-        frames = frames_of(file.fileno())
+        frames = frames_of(file.fileno(), FramePool())
         found = b"" if frames is None else frames.read(0, size + 1)
     assert found == data
 
@@ -284,16 +419,33 @@ def test_ordinary(kind: str, plain: bytes, tmp_path: Path) -> None:
     assert "imported 2 images" in done.stdout
 
 
+def test_list_is_parsed_once(
+    plain: bytes, tmp_path: Path, open_all: OpenAll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have a million entries."""
+    path = write(tmp_path / "b.tar.zst", seekable(plain))
+    parsed: list[int] = []
+    read_header = seekable_module._read_header
+
+    def counted(descriptor: int, at: int) -> tuple[int, int]:
+        parsed.append(at)
+        return read_header(descriptor, at)
+
+    monkeypatch.setattr(seekable_module, "_read_header", counted)
+    assert open_all(path).tagged_names()
+    assert len(parsed) == 1
+
+
 def test_large_frames(plain: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames that are too large to keep in memory are refused by serve and imported."""
-    data = tar({"large": bytes(40 * 2**20)}) + plain
+    data = tar({"large": bytes(9 * 2**20)}) + plain
     layout = Layout()
     layout.name(layout.image(data), "quay.example/team/app:1")
-    packed = seekable(tar(layout.all_files()), 40 * 2**20)
+    packed = seekable(tar(layout.all_files()), 9 * 2**20)
     path = write(tmp_path / "b.tar.zst", packed)
     done = mayfly("ls", path)
     assert done.returncode == 5
-    assert "frames of more than 32 MiB: import it" in done.stderr
+    assert "frames of more than 8 MiB: import it" in done.stderr
     assert mayfly("import", "--root", tmp_path / "root", path).returncode == 0
 
 
