@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +58,7 @@ def script(runtime: str, images: Path | None, url: bool, as_json: bool, **regist
     Run it with: mayfly node script --node NAME | ssh NAME sh. It holds the node's credential.
     """
     from mayfly.registry.nodes.runtimes import RUNTIMES as RUNTIME_NAMES
-    from mayfly.registry.nodes.script import images_of, node_script
+    from mayfly.registry.nodes.script import images_of, node_script, with_mirrors
 
     node = registry["node"]
     if node is None:
@@ -68,11 +67,8 @@ def script(runtime: str, images: Path | None, url: bool, as_json: bool, **regist
     with node_errors():
         target = read_target(**registry)
         wanted = images_of(names, target.registry)
-        hosts = (image.reference.partition("/")[0] for image in wanted)
-        mirrors = dict.fromkeys((*target.mirrors, *hosts))
-        mirrors.pop(target.registry, None)
+        target = with_mirrors(target, wanted)
         chosen: Runtime | None = next((one for one in RUNTIME_NAMES if one == runtime), None)
-        target = dataclasses.replace(target, mirrors=tuple(mirrors))
         text = node_script(target, node, wanted, runtime=chosen)
     digest = hashlib.sha256(text.encode()).hexdigest()
     if url:

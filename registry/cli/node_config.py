@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Spelled here once more so that the help needs no import; a test compares.
 RUNTIMES = ("docker", "containerd", "podman")
+DISTRIBUTIONS = ("talos", "openshift", "k3s", "rke2", "crio")
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -121,15 +122,53 @@ def command() -> None:
     envvar="MAYFLY_RUNTIME",
     help=f"{_RUNTIME_HELP}  [default: shell commands for each]",
 )
+@click.option(
+    "--for",
+    "distribution",
+    type=click.Choice(DISTRIBUTIONS),
+    envvar="MAYFLY_FOR",
+    help="Print settings of a distribution, for its own tools to apply, instead.",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    envvar="MAYFLY_IMAGES",
+    metavar="LIST",
+    help="With --for: images whose upstreams are mirrored, and which are pinned where that is a "
+    "setting, one a line.",
+)
+@click.option(
+    "--merge",
+    type=click.Path(path_type=Path, allow_dash=True),
+    envvar="MAYFLY_MERGE",
+    metavar="FILE",
+    help="With --for k3s or rke2: the node's registries.yaml, to which to add; with --for crio: "
+    "a file that has pinned_images. - for standard input.",
+)
 @_node
 @registry_options
-def show(runtime: Runtime | None, root_dir: Path, as_json: bool, **registry: Any) -> None:
+def show(
+    runtime: Runtime | None,
+    distribution: str | None,
+    images: Path | None,
+    merge: Path | None,
+    root_dir: Path,
+    as_json: bool,
+    **registry: Any,
+) -> None:
     """Print the files that apply would write, or shell commands that write them on a node.
 
     The commands need neither Mayfly nor the internet on the node.
     """
     from mayfly.registry.nodes.journal import NodeConfig
 
+    if distribution is not None:
+        if runtime is not None:
+            raise ConfigError("--for and --runtime: give one of them")
+        _print_distribution(distribution, images, merge, as_json, registry)
+        return
+    if images is not None or merge is not None:
+        raise ConfigError("--images and --merge belong to --for")
     with node_errors():
         target = read_target(**registry)
     if runtime is None:
@@ -159,6 +198,57 @@ def _print_commands(target: Target, as_json: bool) -> None:
         print_json({"registry": target.url, "commands": found})
     else:
         click.echo(node_commands(target), nl=False)
+
+
+def _print_distribution(
+    distribution: str,
+    images: Path | None,
+    merge: Path | None,
+    as_json: bool,
+    registry: dict[str, Any],
+) -> None:
+    """Print the settings of one distribution, and on standard error the steps that are left.
+
+    Raises:
+        ConfigError: an option is malformed, or the settings cannot be made.
+    """
+    from mayfly.registry.coverage.upgrade_lists import read_images
+    from mayfly.registry.nodes.distributions import MAX_EXISTING, render
+    from mayfly.registry.nodes.script import images_of, with_mirrors
+
+    listed = [] if images is None else read_images(images, option="--images")
+    existing = None if merge is None else _read_existing(merge, MAX_EXISTING)
+    with node_errors():
+        target = read_target(**registry)
+        wanted = images_of((image.text for image in listed), target.registry)
+        found = render(
+            distribution,
+            with_mirrors(target, wanted),
+            [image.reference for image in wanted],
+            existing,
+        )
+    if as_json:
+        notes = [note.to_json() for note in found.notes]
+        print_json(
+            {"for": distribution, "content": found.text, "run": found.activate, "notes": notes}
+        )
+        return
+    # Many lines: `echo` would make one of them.
+    click.echo(found.text, nl=False)
+    _print_hints(found.activate, found.notes)
+
+
+def _read_existing(path: Path, most: int) -> bytes:
+    """Read the file of --merge, or one byte more than is accepted of it.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        with click.open_file(str(path), "rb") as file:
+            return bytes(file.read(most + 1))
+    except OSError as error:
+        raise ConfigError(f"--merge {path}: {error.strerror}") from None
 
 
 @command.command()

@@ -52,6 +52,18 @@ class NoteCode(StrEnum):
     CONFIG_PATH = "config_path"
     """The runtime's own configuration may have to name the directory."""
 
+    MERGE = "merge"
+    """A file or setting that the node may have is replaced unless it is merged."""
+
+    REWRITE = "rewrite"
+    """The runtime asks for other names than those of these upstreams."""
+
+    UNPINNED = "unpinned"
+    """Some images cannot be pinned."""
+
+    TAKE_BACK = "take_back"
+    """How to undo what is applied by other tools."""
+
 
 @dataclass(frozen=True)
 class Note:

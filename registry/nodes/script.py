@@ -167,3 +167,11 @@ def images_of(names: Iterable[str], registry: str) -> list[NodeImage]:
         paths = dict.fromkeys(_PORT.sub("", path) + end for path in image.repositories())
         found[reference] = NodeImage(reference, tuple(paths))
     return list(found.values())
+
+
+def with_mirrors(target: Target, images: Iterable[NodeImage]) -> Target:
+    """Return a target that mirrors the upstreams of these images, too."""
+    hosts = (image.reference.partition("/")[0] for image in images)
+    mirrors = dict.fromkeys((*target.mirrors, *hosts))
+    mirrors.pop(target.registry, None)
+    return dataclasses.replace(target, mirrors=tuple(mirrors))

@@ -19,6 +19,7 @@ from mayfly.auth.errors import CredentialsInvalid, LoginsBusy, TokenInvalid, Tok
 from mayfly.auth.roles import Role
 from mayfly.registry.cli import cli
 from mayfly.registry.nodes.credential_provider import API
+from mayfly.registry.nodes.distributions import DISTRIBUTIONS
 from mayfly.registry.nodes.journal import ActionCode
 from mayfly.registry.nodes.plan import NoteCode
 from mayfly.registry.settings.settings import SETTINGS
@@ -324,6 +325,9 @@ def test_commands_of_users(tmp_path: Path) -> None:
 def test_commands_of_a_node(tmp_path: Path) -> None:
     """node-config, each of its commands."""
     registry = ["--registry", "http://10.0.0.5:5000", "--mirror", "quay.io"]
+    for name in DISTRIBUTIONS:
+        shown = ["--for", name, "--registry", "https://10.0.0.5:5000", "--mirror", "quay.io"]
+        check("node-config show", output("node-config", "show", *shown))
     codes = set()
     for runtime in ("podman", "containerd", "docker"):
         node = ["--runtime", runtime, "--root-dir", tmp_path]

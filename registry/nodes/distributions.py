@@ -1,0 +1,390 @@
+"""Settings of distributions that own their nodes' files, for their own tools to apply.
+
+    talos      documents for ``talosctl patch machineconfig``: mirrors, the CA, the node's login
+    openshift  objects for ``oc apply``: mirror sets, the CA's ConfigMap, sets of pinned images
+    k3s, rke2  shell commands that write ``registries.yaml``, merged with the node's own
+    crio       shell commands that write podman's files and a drop-in that pins images
+
+Nothing is applied here, so nothing is saved for a revert: the notes say how to take it back.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mayfly.registry.nodes import podman
+from mayfly.registry.nodes.commands import plan_commands
+from mayfly.registry.nodes.plan import Note, NoteCode, Plan, PlannedFile
+from mayfly.registry.nodes.runtimes import EmptyNode, make_plan
+from mayfly.registry.nodes.target import Target
+from mayfly.registry.pki.errors import TrustError
+
+NAME = "mayfly"
+"""Of every object that is rendered."""
+
+PINS_CONF = "/etc/crio/crio.conf.d/50-mayfly-pins.conf"
+
+MAX_EXISTING = 1024 * 1024
+"""Bytes of a file to merge with."""
+
+_LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_OPENSHIFT_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*(?::[0-9]+)?")
+# PinnedImageSet has room for one namespace, and for so many images.
+_OPENSHIFT_PIN = re.compile(
+    r"(?:[a-zA-Z0-9-]+\.)+[a-zA-Z0-9-]+(?::[0-9]{2,5})?/(?:[a-zA-Z0-9_-]{0,61}/)?[a-zA-Z0-9_.-]+"
+    r"@sha256:[a-f0-9]{64}"
+)
+_OPENSHIFT_PINS = 500
+_OPENSHIFT_POOLS = ("master", "worker")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A text to apply.
+
+    Attributes:
+        text: YAML documents, or shell commands for a node.
+        activate: commands that apply it; FILE stands for a file with the text.
+        notes: facts that the operator has to know.
+    """
+
+    text: str
+    activate: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+
+def render(
+    distribution: str, target: Target, images: Sequence[str] = (), existing: bytes | None = None
+) -> Rendered:
+    """Return the settings of one distribution.
+
+    Args:
+        distribution: a key of `DISTRIBUTIONS`.
+        target: the registry, and the upstreams to mirror.
+        images: full names of the images to pin, where that is a setting.
+        existing: the node's ``registries.yaml`` for k3s and RKE2, a configuration with
+            ``pinned_images`` for CRI-O; None to begin anew.
+
+    Raises:
+        TrustError: the distribution cannot use the target, or ``existing`` cannot be merged.
+    """
+    if target.certs_dir is not None:
+        raise TrustError(f"--certs-dir is for containerd, not for {distribution}")
+    return DISTRIBUTIONS[distribution](target, images, existing)
+
+
+def _talos(target: Target, images: Sequence[str], existing: bytes | None) -> Rendered:
+    _refuse_existing("talos", existing)
+    documents: list[dict[str, Any]] = []
+
+    def add(kind: str, name: str, **fields: object) -> None:
+        documents.append({"apiVersion": "v1alpha1", "kind": kind, "name": name, **fields})
+
+    endpoint: dict[str, object] = {"url": target.url}
+    if target.path:
+        endpoint = {"url": f"{target.url}/v2", "overridePath": True}
+    for upstream in target.mirrors:
+        add("RegistryMirrorConfig", upstream, endpoints=[endpoint])
+    if target.path or not target.tls:
+        add("RegistryMirrorConfig", target.registry, endpoints=[endpoint], skipFallback=True)
+    if target.ca is not None:
+        # Not TrustedRootsConfig: containerd reads those roots at its start only, and would trust
+        # the CA for every registry.
+        add("RegistryTLSConfig", target.registry, ca=target.ca.decode())
+    notes: tuple[Note, ...] = ()
+    if target.credential is not None:
+        username, password = target.credential
+        add("RegistryAuthConfig", target.registry, username=username, password=password)
+        notes += (
+            Note(
+                NoteCode.RESTART,
+                "Talos before 1.14 uses a new RegistryAuthConfig after a reboot only; pods with an "
+                "imagePullSecret need none (mayfly credentials --format secret)",
+            ),
+        )
+    notes += (
+        Note(
+            NoteCode.TAKE_BACK,
+            "to take it back, patch with each document's apiVersion, kind and name, "
+            "and $patch: delete",
+        ),
+    )
+    apply = "talosctl patch machineconfig --nodes NODE --patch @FILE"
+    return Rendered(_yaml(documents), (apply,), notes)
+
+
+def _openshift(target: Target, images: Sequence[str], existing: bytes | None) -> Rendered:
+    _refuse_existing("openshift", existing)
+    for host in (target.registry, *target.mirrors):
+        if not _OPENSHIFT_HOST.fullmatch(host):
+            raise TrustError(f"OpenShift's mirror sets take no name such as {host!r}")
+    if target.path:
+        raise TrustError(f"OpenShift cannot use {target.url}: it has no setting for a path")
+    if not target.tls:
+        raise TrustError(f"OpenShift's mirrors need TLS, which {target.url} does not speak")
+    if target.credential is not None:
+        raise TrustError(
+            "OpenShift has one pull secret for all nodes, so leave --node out; "
+            "mayfly credentials --format docker prints a login to add to it"
+        )
+    mirrors = [
+        {
+            "source": upstream,
+            "mirrors": [podman.mirror_location(target, upstream)],
+            "mirrorSourcePolicy": "AllowContactingSource",
+        }
+        for upstream in target.mirrors
+    ]
+    documents: list[dict[str, Any]] = []
+
+    def add(api: str, kind: str, metadata: dict[str, Any], **fields: object) -> None:
+        documents.append({"apiVersion": api, "kind": kind, "metadata": metadata, **fields})
+
+    if mirrors:
+        config = "config.openshift.io/v1"
+        add(config, "ImageDigestMirrorSet", {"name": NAME}, spec={"imageDigestMirrors": mirrors})
+        add(config, "ImageTagMirrorSet", {"name": NAME}, spec={"imageTagMirrors": mirrors})
+    activate: tuple[str, ...] = ("oc apply -f FILE",)
+    notes: tuple[Note, ...] = ()
+    if target.ca is not None:
+        metadata = {"name": f"{NAME}-ca", "namespace": "openshift-config"}
+        # A ConfigMap's keys hold no colon: two dots stand for that of the port.
+        key = target.registry.replace(":", "..")
+        add("v1", "ConfigMap", metadata, data={key: target.ca.decode()})
+        patch = json.dumps({"spec": {"additionalTrustedCA": {"name": f"{NAME}-ca"}}})
+        image = "image.config.openshift.io/cluster"
+        activate += (f"oc patch {image} --type merge --patch '{patch}'",)
+        notes += (
+            Note(
+                NoteCode.MERGE,
+                f"if {image} names an additionalTrustedCA already, add the key {key} to that "
+                "ConfigMap instead of running oc patch",
+            ),
+        )
+    pinned = [name for name in images if _OPENSHIFT_PIN.fullmatch(name)]
+    for role in _OPENSHIFT_POOLS:
+        for start in range(0, len(pinned), _OPENSHIFT_PINS):
+            number = start // _OPENSHIFT_PINS + 1
+            labels = {"machineconfiguration.openshift.io/role": role}
+            pins = [{"name": name} for name in pinned[start : start + _OPENSHIFT_PINS]]
+            add(
+                "machineconfiguration.openshift.io/v1",
+                "PinnedImageSet",
+                {"name": f"{NAME}-{role}-{number}", "labels": labels},
+                spec={"pinnedImages": pins},
+            )
+    unpinned = [name for name in images if name not in set(pinned)]
+    if unpinned:
+        notes += (
+            Note(
+                NoteCode.UNPINNED,
+                f"{len(unpinned)} of {len(images)} images are not pinned, {unpinned[0]} among "
+                "them: PinnedImageSet takes HOST/NAME@sha256:… or HOST/NAMESPACE/NAME@sha256:…",
+            ),
+        )
+    notes += (
+        Note(
+            NoteCode.RESTART,
+            "the machine-config operator brings changes to one node after another, and may drain "
+            "each; oc get machineconfigpool shows how far it is",
+        ),
+        Note(NoteCode.TAKE_BACK, "to take it back: oc delete -f FILE, and undo oc patch"),
+    )
+    return Rendered(_yaml(documents), activate, notes)
+
+
+def _rancher(product: str, services: str) -> Callable[..., Rendered]:
+    """The renderer of k3s or RKE2, which differ in names only."""
+    directory = f"/etc/rancher/{product}"
+    path = f"{directory}/registries.yaml"
+
+    def rendered(target: Target, images: Sequence[str], existing: bytes | None) -> Rendered:
+        settings = {} if existing is None else _parsed_yaml(existing)
+        url = f"{target.url}/v2" if target.path else target.url
+        own = () if target.tls and not target.path else (target.registry,)
+        names = (*target.mirrors, *own)
+        rewritten = [name for name in names if _add_endpoint(settings, name, url)]
+        _configure(settings, target, f"{directory}/mayfly-ca.crt")
+        files = [
+            PlannedFile(path, _yaml([settings]).encode(), 0o600, private=True),
+        ]
+        if target.ca is not None:
+            files.insert(0, PlannedFile(f"{directory}/mayfly-ca.crt", target.ca))
+        plan = Plan(tuple(files), notes=tuple(_notes(existing, rewritten)))
+        return Rendered("\n".join([*plan_commands(plan), ""]), (), plan.notes)
+
+    def _notes(existing: bytes | None, rewritten: Sequence[str]) -> Iterator[Note]:
+        if existing is None:
+            yield Note(
+                NoteCode.MERGE,
+                f"this replaces a {path} that the node has; give that file with --merge to keep "
+                "its settings",
+                path,
+            )
+        if rewritten:
+            yield Note(
+                NoteCode.REWRITE,
+                f"{product} rewrites names for every endpoint of {', '.join(rewritten)}, so Mayfly "
+                "is asked for the rewritten ones",
+                path,
+                mirrors=tuple(rewritten),
+            )
+        yield Note(
+            NoteCode.RESTART, f"{product} reads {path} at its start: restart {services}", path
+        )
+        yield Note(
+            NoteCode.TAKE_BACK,
+            f"to take it back put the old {path} in its place, or remove it, and restart again",
+            path,
+        )
+
+    return rendered
+
+
+def _add_endpoint(settings: dict[str, Any], name: str, url: str) -> bool:
+    """Put an endpoint first for one upstream; whether names are rewritten for it."""
+    mirrors = _table(settings, "mirrors")
+    if mirrors.get(name) is None and mirrors.get("*") is not None:
+        # A table of its own takes the place of the one for all upstreams.
+        mirrors[name] = copy.deepcopy(_table(mirrors, "*"))
+    mirror = _table(mirrors, name)
+    endpoints = mirror.get("endpoint") or []
+    if not isinstance(endpoints, list):
+        raise TrustError(f"registries.yaml: the endpoint of mirror {name!r} is not a list")
+    mirror["endpoint"] = [url, *(one for one in endpoints if one != url)]
+    return bool(mirror.get("rewrite"))
+
+
+def _configure(settings: dict[str, Any], target: Target, ca_file: str) -> None:
+    """Add the registry's CA and the node's login."""
+    config: dict[str, Any] = {}
+    if target.credential is not None:
+        username, password = target.credential
+        config["auth"] = {"username": username, "password": password}
+    if target.ca is not None:
+        config["tls"] = {"ca_file": ca_file}
+    if config:
+        _table(_table(settings, "configs"), target.registry).update(config)
+
+
+def _crio(target: Target, images: Sequence[str], existing: bytes | None) -> Rendered:
+    if target.credential is not None:
+        raise TrustError(
+            "CRI-O takes a node's login from kubelet: leave --node out, and put the output of "
+            "mayfly credentials --format docker in /var/lib/kubelet/config.json"
+        )
+    plan = make_plan("podman", target, EmptyNode())
+    notes = plan.notes
+    files = plan.files
+    pinned = dict.fromkeys((*_pinned(existing), *images))
+    if pinned:
+        lines = ",\n".join(f"  {_toml_text(name)}" for name in pinned)
+        text = f"[crio.image]\npinned_images = [\n{lines}\n]\n"
+        files += (PlannedFile(PINS_CONF, text.encode()),)
+        if existing is None:
+            notes += (
+                Note(
+                    NoteCode.MERGE,
+                    "CRI-O takes pinned_images from the last file that has it; give such a file "
+                    "of the node's with --merge to keep its images pinned",
+                    PINS_CONF,
+                ),
+            )
+    removed = " ".join(file.path for file in files)
+    notes += (Note(NoteCode.TAKE_BACK, f"to take it back: rm {removed}; systemctl reload crio"),)
+    return Rendered("\n".join([*plan_commands(Plan(files, notes=notes)), ""]), (), notes)
+
+
+def _toml_text(text: str) -> str:
+    # TOML has no pairs of surrogates, and does not take DEL as it is.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _pinned(existing: bytes | None) -> list[str]:
+    """The images that a configuration of CRI-O pins."""
+    if existing is None:
+        return []
+    _refuse_long(existing)
+    try:
+        found = tomllib.loads(existing.decode())
+        pinned = found.get("crio", {}).get("image", {}).get("pinned_images", [])
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise TrustError(f"--merge: not a configuration of CRI-O ({error})") from None
+    if not isinstance(pinned, list) or not all(isinstance(name, str) for name in pinned):
+        raise TrustError("--merge: pinned_images is not a list of strings")
+    return pinned
+
+
+def _refuse_existing(distribution: str, existing: bytes | None) -> None:
+    if existing is not None:
+        raise TrustError(f"--merge: {distribution}'s own tools merge; leave it out")
+
+
+def _refuse_long(existing: bytes) -> None:
+    if len(existing) > MAX_EXISTING:
+        raise TrustError(f"--merge: the file is larger than {MAX_EXISTING} bytes")
+
+
+def _parsed_yaml(existing: bytes) -> dict[str, Any]:
+    # Imported only where a file is merged.
+    import yaml
+
+    _refuse_long(existing)
+    try:
+        text = existing.decode()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            # A few of them can stand for more than fits in memory.
+            raise TrustError("--merge: registries.yaml has aliases (*name); write them out first")
+        found = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise TrustError(f"--merge: registries.yaml is not valid YAML ({error})") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise TrustError("--merge: registries.yaml is not a table")
+    return found
+
+
+def _table(parent: dict[str, Any], key: str) -> dict[str, Any]:
+    """The table at a key, made if it is missing."""
+    found = parent.get(key)
+    if found is None:
+        found = parent[key] = {}
+    if not isinstance(found, dict):
+        raise TrustError(f"--merge: {key!r} in registries.yaml is not a table")
+    return found
+
+
+def _yaml(documents: Sequence[dict[str, Any]]) -> str:
+    # Imported only where something is rendered.
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Writes a text of several lines as a block, and no aliases."""
+
+        def ignore_aliases(self, data: object) -> bool:
+            return True
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+        style = "|" if "\n" in value else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
+
+    Dumper.add_representer(str, text)
+    return yaml.dump_all(
+        documents, Dumper=Dumper, sort_keys=False, explicit_start=len(documents) > 1, width=1000
+    )
+
+
+DISTRIBUTIONS: Mapping[str, Callable[[Target, Sequence[str], bytes | None], Rendered]] = {
+    "talos": _talos,
+    "openshift": _openshift,
+    "k3s": _rancher("k3s", "k3s on servers, k3s-agent on agents"),
+    "rke2": _rancher("rke2", "rke2-server on servers, rke2-agent on agents"),
+    "crio": _crio,
+}
