@@ -13,11 +13,11 @@ from __future__ import annotations
 import copy
 import json
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mayfly.auth import toml
 from mayfly.registry.nodes import podman
 from mayfly.registry.nodes.commands import plan_commands
 from mayfly.registry.nodes.plan import Note, NoteCode, Plan, PlannedFile
@@ -32,6 +32,9 @@ PINS_CONF = "/etc/crio/crio.conf.d/50-mayfly-pins.conf"
 
 MAX_EXISTING = 1024 * 1024
 """Bytes of a file to merge with."""
+
+_MAX_DEPTH = 32
+"""Tables and lists within one another in a file to merge with; k3s has five."""
 
 _LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _OPENSHIFT_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*(?::[0-9]+)?")
@@ -312,7 +315,7 @@ def _pinned(existing: bytes | None) -> list[str]:
         return []
     _refuse_long(existing)
     try:
-        found = tomllib.loads(existing.decode())
+        found = toml.loads(existing.decode())
         pinned = found.get("crio", {}).get("image", {}).get("pinned_images", [])
     except (ValueError, AttributeError, RecursionError) as error:
         raise TrustError(f"--merge: not a configuration of CRI-O ({error})") from None
@@ -336,12 +339,20 @@ def _parsed_yaml(existing: bytes) -> dict[str, Any]:
     import yaml
 
     _refuse_long(existing)
+    # libyaml's takes time that grows with the size alone.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
     try:
         text = existing.decode()
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            # A few of them can stand for more than fits in memory.
-            raise TrustError("--merge: registries.yaml has aliases (*name); write them out first")
-        found = yaml.safe_load(text)
+        for event in yaml.parse(text, loader):
+            if isinstance(event, yaml.AliasEvent):
+                # A few of them can stand for more than fits in memory.
+                raise TrustError("--merge: registries.yaml has aliases (*name); write them out")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                raise TrustError(f"--merge: registries.yaml is nested deeper than {_MAX_DEPTH}")
+        found = yaml.load(text, loader)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise TrustError(f"--merge: registries.yaml is not valid YAML ({error})") from None
     if found is None:

@@ -255,8 +255,10 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
     "existing",
     [b"- a", b"mirrors: 5", b"mirrors: {docker.io: [a]}", b"a: [", b"\xff", b"{" * 9000,
      b"mirrors: {docker.io: {endpoint: x}}", b"configs: []", b"!!python/object:x.y {}",
-     b"a: \x00", b"#" * (MAX_EXISTING + 1), LAUGHS.encode(), b"mirrors: {'*': [a]}"],
-    ids=range(13),
+     b"a: \x00", b"#" * (MAX_EXISTING + 1), LAUGHS.encode(), b"mirrors: {'*': [a]}",
+     b"a: " + b"[" * 40 + b"]" * 40,
+     b"a: 1\n---\nb: 2"],
+    ids=range(15),
 )  # fmt: skip
 def test_a_file_that_cannot_be_merged_is_refused(target: Target, existing: bytes) -> None:
     """Nothing is guessed about it, and the message says which option it came by."""
