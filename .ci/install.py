@@ -145,6 +145,7 @@ def _go(program: GoProgram) -> None:
         _module(program, work)
         for name, package in program.packages.items():
             flags = ["-mod=mod", "-trimpath", f"-ldflags=-s -w {program.ldflags}"]
+            flags.append(f"-tags={program.tags}")
             _run_go(work, "build", *flags, "-o", made / name, package)
         if program.name:
             made.rename(program.directory)
@@ -161,12 +162,14 @@ def _module(program: GoProgram, work: Path) -> None:
     """
     source = f"{program.module}@{program.version}"
     _run_go(work, "mod", "init", "build")
+    directory = Path(json.loads(_run_go(work, "mod", "download", "-json", source))["Dir"])
     if program.staged:
-        directory = Path(json.loads(_run_go(work, "mod", "download", "-json", source))["Dir"])
         theirs = (directory / "go.mod").read_text()
         for module in re.findall(r"(\S+) => \./", theirs):
             _run_go(work, "mod", "edit", f"-replace={module}={module}@{program.staged}")
-        shutil.copy(directory / "go.sum", work / "go.sum")
+    if (directory / "go.sum").exists():
+        # The database of sums, which is asked for those that are not here, does not have all.
+        (work / "go.sum").write_bytes((directory / "go.sum").read_bytes())
     _run_go(work, "get", source)
     _run_go(work, "get", *(f"{package}@{program.version}" for package in program.packages.values()))
 

@@ -16,6 +16,8 @@ from tests.support.trees import snapshot
 NETWORK = "10.79.0"
 GATEWAY = f"{NETWORK}.1"
 
+CRIO_SOCKET = "/var/run/crio/crio.sock"
+
 _BOUNDED = "1800"  # seconds until a machine ends by itself, should nobody end it
 _OF_RUNTIMES = (
     "lib/containerd",
@@ -59,6 +61,7 @@ class Machine:
         containerd, docker: version of the runtime in `tests.support.programs`, "" for Debian's;
             None for without.
         config_path: whether its containerd reads /etc/containerd/certs.d for kubelet.
+        crio: whether it has CRI-O beside podman, with one storage.
 
     Attributes:
         name, address: of it.
@@ -72,6 +75,7 @@ class Machine:
         containerd: str | None = None,
         docker: str | None = None,
         config_path: bool = True,
+        crio: bool = False,
     ) -> None:
         need("sshd", "ssh", "ssh-keygen")
         self.name = f"machine-{number}"
@@ -96,6 +100,8 @@ class Machine:
                 self._start_docker()
             if containerd is None and docker is None:
                 self._configure_podman()
+            if crio:
+                self._start_crio()
             self._start_sshd()
         except BaseException:
             self.stop()
@@ -249,6 +255,24 @@ class Machine:
             'mkdir -p /etc/containers; cp "$1" /etc/containers/storage.conf',
             str(self.directory / "storage.conf"),
         )
+
+    def _start_crio(self) -> None:
+        need("crio", "conmon", "crun", "crictl")
+        (self.directory / "crio.conf").write_text(
+            "[crio]\ninternal_wipe = false\n"
+            f'log_dir = "{self.directory}/pods"\nclean_shutdown_file = "/run/crio/clean"\n'
+            # No containers are made: pinns, which is written in C, is not needed.
+            '[crio.runtime]\npinns_path = "/bin/true"\ncgroup_manager = "cgroupfs"\n'
+            'conmon_cgroup = "pod"\napparmor_profile = "unconfined"\n'
+            "[crio.nri]\nenable_nri = false\n"
+        )
+        self.shell(
+            'mkdir -p /etc/crio/crio.conf.d; cp "$1" /etc/crio/crio.conf.d/10-machine.conf',
+            str(self.directory / "crio.conf"),
+        )
+        self.crio = self._run("crio", "crio")
+        answered = ["crictl", "-r", f"unix://{CRIO_SOCKET}", "version"]
+        self.crio.wait_for(lambda: self._succeeds(*answered) or None, deadline=60)
 
     def _succeeds(self, *words: str) -> bool:
         done = subprocess.run(

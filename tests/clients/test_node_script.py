@@ -27,6 +27,7 @@ MACHINES: dict[str, dict[str, str | bool | None]] = {
     "docker-debian": {"docker": ""},
     "docker-29": {"containerd": None, "docker": "2.0.0-beta.24"},
     "podman": {},
+    "crio": {"crio": True},
 }
 
 

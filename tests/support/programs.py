@@ -48,6 +48,7 @@ class GoProgram:
         staged: the version that is published of the modules which lie in the same repository and
             which its go.mod replaces by that; "" where there are none.
         ldflags: for the linker, where a program does not know its version.
+        tags: build tags, with commas.
     """
 
     name: str
@@ -58,6 +59,7 @@ class GoProgram:
     tier: str
     staged: str
     ldflags: str
+    tags: str
 
     @property
     def directory(self) -> Path:
@@ -141,6 +143,7 @@ def manifest() -> Manifest:
                 one.get("tier", CI),
                 one.get("staged", ""),
                 one.get("ldflags", ""),
+                one.get("tags", ""),
             )
             for one in value["go"]
         ),
