@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -23,6 +24,8 @@ from mayfly.registry.nodes.download import download_line, pin_of
 from mayfly.registry.nodes.target import Target, parse
 from mayfly.registry.pki.authority import CertificateFiles
 from mayfly.registry.state.scripts import LIFETIME_SECONDS, SCRIPTS, Scripts
+from tests.support.client import basic
+from tests.support.commands import run_mayfly
 from tests.support.process import Mayfly, need
 
 SCRIPT = b"echo ran; : secret-credential\n"
@@ -57,9 +60,14 @@ def _url(server: Mayfly, token: str) -> str:
 
 def _status(server: Mayfly, token: str) -> int:
     """The status of a download."""
+    return _answered(server, urllib.request.Request(_url(server, token)))
+
+
+def _answered(server: Mayfly, request: urllib.request.Request) -> int:
+    """The status that answers a request; one with a body if it is a success."""
     context = ssl.create_default_context(cafile=server.state_dir / "ca.crt")
     try:
-        with urllib.request.urlopen(_url(server, token), timeout=30, context=context) as answer:
+        with urllib.request.urlopen(request, timeout=30, context=context) as answer:
             assert answer.read()
             return int(answer.status)
     except urllib.error.HTTPError as error:
@@ -158,6 +166,38 @@ def test_old_and_invented_tokens(server: Mayfly, scripts: Scripts) -> None:
     os.utime(path, (old, old))
     assert _status(server, token) == 404
     assert not path.exists()
+
+
+def test_a_stolen_url_is_noticed(
+    server: Mayfly, scripts: Scripts, target: Target, tmp_path: Path
+) -> None:
+    """Where somebody else was first, the line runs nothing, exits 1 and says so."""
+    place = Place(tmp_path, "curl")
+    token = scripts.add(SCRIPT)
+    assert _status(server, token) == 200
+    done = place.run(["dash"], download_line(target, token, SCRIPT, pin_of(target)))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nothing was run" in done.stderr
+
+
+def test_no_credential_opens_the_script_of_another_node(server: Mayfly, scripts: Scripts) -> None:
+    """Neither a node's own nor an administrator's: nothing lists scripts, only a token reads."""
+    token = scripts.add(SCRIPT)
+    (path,) = (server.state_dir / SCRIPTS).iterdir()
+    made = json.loads(
+        run_mayfly(
+            *("credentials", "--format", "json", "--node", "thief", "--name", "thief"),
+            *("--state-dir", server.state_dir),
+        )
+    )
+    admin = json.loads((server.state_dir / "credentials.json").read_text())["admin"]
+    for name, password in ((made["username"], made["password"]), ("admin", admin)):
+        header = dict([basic(name, password)])
+        for place in ("", "/", f"/{path.name}", f"/{path.stem}", "/victim", f"/{token[:-1]}"):
+            url = f"{server.url}/mayfly/v1/scripts{place}"
+            request = urllib.request.Request(url, headers=header)
+            assert _answered(server, request) in (403, 404), place
+    assert _status(server, token) == 200
 
 
 def test_a_download_that_breaks_spends_nothing(server: Mayfly, scripts: Scripts) -> None:
