@@ -146,7 +146,8 @@ def _go(program: GoProgram) -> None:
         for name, package in program.packages.items():
             flags = ["-mod=mod", "-trimpath", f"-ldflags=-s -w {program.ldflags}"]
             flags.append(f"-tags={program.tags}")
-            _run_go(work, "build", *flags, "-o", made / name, package)
+            built = "." if program.requires else package
+            _run_go(work, "build", *flags, "-o", made / name, built)
         if program.name:
             made.rename(program.directory)
         else:
@@ -155,13 +156,19 @@ def _go(program: GoProgram) -> None:
 
 
 def _module(program: GoProgram, work: Path) -> None:
-    """A module that requires the program's.
+    """A module that requires the program's, or that is the program's.
 
     `go install` refuses a module with replace directives. Those that lead into the repository
     itself are put as the versions that are published of them.
     """
     source = f"{program.module}@{program.version}"
     _run_go(work, "mod", "init", "build")
+    if program.requires:
+        for file in (TOP / program.module).glob("*.go"):
+            shutil.copy(file, work)
+        for required in program.requires:
+            _run_go(work, "get", required)
+        return
     directory = Path(json.loads(_run_go(work, "mod", "download", "-json", source))["Dir"])
     if program.staged:
         theirs = (directory / "go.mod").read_text()

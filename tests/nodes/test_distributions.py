@@ -19,6 +19,8 @@ from mayfly.registry.nodes.plan import NoteCode
 from mayfly.registry.nodes.target import NodeCredential, Target, parse
 from mayfly.registry.pki.errors import TrustError
 from tests.support.commands import mayfly, run_mayfly
+from tests.support.process import need
+from tests.support.programs import versioned, versions
 
 HOST = "10.0.0.5:5000"
 URL = f"https://{HOST}"
@@ -326,6 +328,50 @@ def test_what_others_merge_is_refused(anonymous: Target, distribution: str) -> N
 def test_the_distributions_are_those_of_the_library() -> None:
     """The help spells them once more so as not to import it."""
     assert tuple(DISTRIBUTIONS) == node_config.DISTRIBUTIONS
+
+
+SETTINGS = versioned("node-settings", versions("node-settings")[0])
+
+
+def _read_by(reader: str, text: str) -> str:
+    """What the distribution's own code says of settings; "" if it takes them."""
+    need("node-settings", directory=SETTINGS)
+    done = subprocess.run(
+        [SETTINGS / "node-settings", reader],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == bool(done.stderr), done
+    return done.stderr
+
+
+@pytest.mark.parametrize("url", [URL, "https://r.example/below", "http://10.0.0.5:5000"])
+def test_talos_reads_it(url: str, ca_pem: bytes) -> None:
+    """Its loader knows every document and field, and refuses others."""
+    ca = ca_pem if url == URL else None
+    text = render("talos", parse(url, ca, ["docker.io", "a:5000"], credential=CREDENTIAL)).text
+    assert _read_by("talos", text) == ""
+    assert "unknown keys" in _read_by("talos", text.replace("endpoints:", "endpoint:"))
+
+
+def test_openshift_reads_it(anonymous: Target) -> None:
+    """Its types have every field, and refuse others."""
+    text = render("openshift", anonymous, [f"quay.io/team/two@{DIGEST}"]).text
+    assert _read_by("openshift", text) == ""
+    for field in ("mirrors:", "pinnedImages:", "imageTagMirrors:"):
+        assert "unknown field" in _read_by("openshift", text.replace(field, f"un{field}"))
+
+
+@pytest.mark.parametrize("product", RANCHER)
+def test_rancher_reads_it(target: Target, tmp_path: Path, product: str) -> None:
+    """Its types have every field, and refuse others."""
+    written = files(render(product, target), tmp_path)
+    text = written[f"/etc/rancher/{product}/registries.yaml"][1].decode()
+    assert _read_by("rancher", text) == ""
+    assert "not found" in _read_by("rancher", text.replace("ca_file", "file"))
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

@@ -49,6 +49,8 @@ class GoProgram:
             which its go.mod replaces by that; "" where there are none.
         ldflags: for the linker, where a program does not know its version.
         tags: build tags, with commas.
+        requires: modules of a program of this repository, whose module is its folder; empty for
+            others.
     """
 
     name: str
@@ -60,6 +62,7 @@ class GoProgram:
     staged: str
     ldflags: str
     tags: str
+    requires: tuple[str, ...]
 
     @property
     def directory(self) -> Path:
@@ -144,6 +147,7 @@ def manifest() -> Manifest:
                 one.get("staged", ""),
                 one.get("ldflags", ""),
                 one.get("tags", ""),
+                tuple(one.get("requires", ())),
             )
             for one in value["go"]
         ),
