@@ -26,6 +26,7 @@ _COMMANDS = {
     "credential-provider": "mayfly.registry.cli.credential_provider",
     "node": "mayfly.registry.cli.node",
     "node-config": "mayfly.registry.cli.node_config",
+    "prefetch": "mayfly.registry.cli.prefetch",
     "audit": "mayfly.registry.cli.audit",
     "bundle": "mayfly.registry.cli.bundle",
     "copy": "mayfly.registry.cli.copy:copy",

@@ -26,6 +26,7 @@ COMMAND_GROUPS = {
         "credentials",
         "node",
         "node-config",
+        "prefetch",
         "credential-provider",
         "audit",
     ),

@@ -23,13 +23,7 @@ if TYPE_CHECKING:
     from mayfly.registry.nodes.target import Target
 
 
-@click.group("node", cls=Group)
-def command() -> None:
-    """Scripts by which nodes trust, pull, pin and prove."""
-
-
-@command.command()
-@click.option(
+runtime_option = click.option(
     "--runtime",
     type=click.Choice(["auto", *RUNTIMES]),
     default="auto",
@@ -37,13 +31,24 @@ def command() -> None:
     envvar="MAYFLY_RUNTIME",
     help="What pulls images on the node; auto: the script looks for it.",
 )
-@click.option(
+
+images_option = click.option(
     "--images",
     type=click.Path(path_type=Path),
     envvar="MAYFLY_IMAGES",
     metavar="LIST",
     help="Images for the node, one a line.  [default: --until-pulled of the Mayfly that runs here]",
 )
+
+
+@click.group("node", cls=Group)
+def command() -> None:
+    """Scripts by which nodes trust, pull, pin and prove."""
+
+
+@command.command()
+@runtime_option
+@images_option
 @click.option(
     "--url",
     is_flag=True,
@@ -57,19 +62,17 @@ def script(runtime: str, images: Path | None, url: bool, as_json: bool, **regist
 
     Run it with: mayfly node script --node NAME | ssh NAME sh. It holds the node's credential.
     """
-    from mayfly.registry.nodes.runtimes import RUNTIMES as RUNTIME_NAMES
     from mayfly.registry.nodes.script import images_of, node_script, with_mirrors
 
     node = registry["node"]
     if node is None:
         raise ConfigError("--node NAME: give the name of the node that will run the script")
-    names = _listed(images, registry["state_dir"])
+    names = listed_images(images, registry["state_dir"])
     with node_errors():
         target = read_target(**registry)
         wanted = images_of(names, target.registry)
         target = with_mirrors(target, wanted)
-        chosen: Runtime | None = next((one for one in RUNTIME_NAMES if one == runtime), None)
-        text = node_script(target, node, wanted, runtime=chosen)
+        text = node_script(target, node, wanted, runtime=chosen_runtime(runtime))
     digest = hashlib.sha256(text.encode()).hexdigest()
     if url:
         text = _download_line(target, text, registry["state_dir"])
@@ -101,8 +104,15 @@ def _download_line(target: Target, text: str, state_dir: Path) -> str:
     return download_line(target, token, text.encode(), pin)
 
 
-def _listed(images: Path | None, state_dir: Path) -> list[str]:
-    """Return the images that the node is to have, as the list names them.
+def chosen_runtime(name: str) -> Runtime | None:
+    """Return the runtime that an option names; None for "auto"."""
+    from mayfly.registry.nodes.runtimes import RUNTIMES as RUNTIME_NAMES
+
+    return next((one for one in RUNTIME_NAMES if one == name), None)
+
+
+def listed_images(images: Path | None, state_dir: Path) -> list[str]:
+    """Return the images that nodes are to have, as the list names them.
 
     Raises:
         ConfigError: there is no list.

@@ -59,7 +59,7 @@ _node = _options(
     click.option("--json", "as_json", is_flag=True, help=JSON_HELP),
 )
 
-registry_options = _options(
+_target = _options(
     click.option(
         "--registry",
         envvar="MAYFLY_REGISTRY",
@@ -88,14 +88,9 @@ registry_options = _options(
         metavar="DIR",
         help="containerd's directory of host configurations, when config.toml does not name it.",
     ),
-    click.option(
-        "--node",
-        envvar="MAYFLY_NODE",
-        metavar="NAME",
-        help="Give the node of this name a credential of its own, so that coverage names it: in "
-        "hosts.toml for containerd (pods need no Secret), as a login command of show for docker "
-        "and podman. Made by the Mayfly that runs here.",
-    ),
+)
+
+_lifetime = _options(
     click.option(
         "--hours",
         type=float,
@@ -106,6 +101,23 @@ registry_options = _options(
     ),
     state_directory,
 )
+
+registry_options = _options(
+    _target,
+    click.option(
+        "--node",
+        envvar="MAYFLY_NODE",
+        metavar="NAME",
+        help="Give the node of this name a credential of its own, so that coverage names it: in "
+        "hosts.toml for containerd (pods need no Secret), as a login command of show for docker "
+        "and podman. Made by the Mayfly that runs here.",
+    ),
+    _lifetime,
+)
+"""Options of `read_target`, for a command about one node."""
+
+nodes_options = _options(_target, _lifetime)
+"""The same for a command about many nodes."""
 
 _force = click.option("--force", is_flag=True, help="Lose what was edited since Mayfly wrote it.")
 

@@ -9,7 +9,8 @@
 #   revert   unpin, and put every file back
 #   status   print all that, and change nothing
 #
-# Without a verb: apply, pull, verify. Options: --quiet, --json, --force, --runtime NAME.
+# Without a verb: apply, pull, verify. Options: --quiet, --json, --progress (with --json: a line for
+# each image that was pulled), --force, --runtime NAME.
 #
 # It may be run again at any time, also after it was killed: each step replaces one name on disk,
 # and the journal (the one of "mayfly node-config") is written before what it is about. Secrets are
@@ -27,6 +28,7 @@ base=$tree/var/lib/mayfly-node-config
 work=$base/work
 quiet=no
 json=no
+progress=no
 force=no
 prune=no
 keep=
@@ -679,9 +681,18 @@ pull_image() {
     echo failed
 }
 
+# Pull one image and say so at once; the programs that pull do not get this stream.
+pull_and_tell() {
+    told=$(pull_image "$@" 3>&-)
+    printf '%s\n' "$told"
+    if [ "$json$progress" = yesyes ]; then
+        printf '{"image": "%s", "state": "%s"}\n' "$1" "$told" >&3
+    fi
+}
+
 do_pull() {
     hint_"$runtime"
-    for_each_image pull_image
+    for_each_image pull_and_tell 3>&1
     count=0
     while read -r reference _; do
         [ -n "$reference" ] || continue
@@ -795,7 +806,7 @@ send_proof() {
         fi
         proof_state=refused
         failures=$((failures + 1))
-        warn "the registry did not take the proof: $(tail -n 1 "$work/asked" | cut -c 1-300)"
+        warn "the registry did not take the proof: $(head -n 1 "$work/asked" | cut -c 1-300)"
         return
     fi
     proof_state=printed
@@ -867,6 +878,9 @@ result() {
     [ "$json" = yes ] || return 0
     printf '{"node": "%s", "runtime": "%s", "verbs": [%s], "failures": %s, "proof": "%s", ' \
         "$node_json" "$runtime" "$verbs_json" "$failures" "$proof_state"
+    [ "$runtime" = containerd ] || configured=
+    printf '"time": %s, "free": %s, "config_path": "%s", ' \
+        "${now:-null}" "${free:-null}" "$configured"
     printf '"images": [%s], "report": {"version": 1, "nonce": "", "images": [%s]}}\n' \
         "${rows:-}" "${entries:-}"
 }
@@ -878,6 +892,7 @@ main() {
             apply | pull | verify | unpin | revert | status) verbs="$verbs $1" ;;
             --quiet) quiet=yes ;;
             --json) json=yes ;;
+            --progress) progress=yes ;;
             --force) force=yes ;;
             --prune) prune=yes ;;
             --keep | --runtime)

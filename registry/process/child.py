@@ -89,6 +89,18 @@ def find(name: str, environment: Mapping[str, str]) -> str:
     raise LifetimeError(f"cannot run {name}: command not found", NOT_FOUND)
 
 
+def launch_words(path: str, words: Sequence[str]) -> list[str]:
+    """Return the arguments that start a program which the kernel ends with this process.
+
+    Args:
+        path: of the program.
+        words: its own arguments, from its name on.
+    """
+    launch = str(Path(__file__).with_name("launch.py"))
+    own = (str(os.getpid()), str(open_files.AT_START))
+    return [sys.executable, "-I", "-S", launch, *own, path, *words]
+
+
 class Child:
     """A started command.
 
@@ -120,17 +132,8 @@ class Child:
         path = find(command[0], environment)
         # If SIGCHLD were inherited as ignored, the kernel would discard the exit code.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        launch = str(Path(__file__).with_name("launch.py"))
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-S",
-            launch,
-            str(os.getpid()),
-            str(open_files.AT_START),
-            path,
-            *command,
-            env=environment,
+            *launch_words(path, command), env=environment
         )
         return cls(process, command[0], ended)
 

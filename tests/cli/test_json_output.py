@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import urllib.error
@@ -18,6 +19,7 @@ from jsonschema import Draft202012Validator
 from mayfly.auth.errors import CredentialsInvalid, LoginsBusy, TokenInvalid, TokenReason
 from mayfly.auth.roles import Role
 from mayfly.registry.cli import cli
+from mayfly.registry.nodes.causes import Cause
 from mayfly.registry.nodes.credential_provider import API
 from mayfly.registry.nodes.distributions import DISTRIBUTIONS
 from mayfly.registry.nodes.journal import ActionCode
@@ -150,6 +152,7 @@ def test_codes_are_those_of_the_code() -> None:
     files = ("properties", "files", "items", "properties")
     assert _codes("node-config", *files, "code") == set(ActionCode)
     assert _codes("note", "properties", "code") == set(NoteCode)
+    assert _codes("cause") == set(Cause)
     assert _codes("gc", "properties", "unread", "items", "properties", "code") == set(UnreadCode)
     findings = ("properties", "findings", "items", "properties", "code")
     assert _codes("verify", *findings) == set(Fault)
@@ -174,6 +177,7 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
     check("node-config show", output("node-config", "show", *state))
     check("node script", output("node", "script", "--node", "n1", *state))
     check("node script", output("node", "script", "--node", "n1", "--url", *state))
+    _check_prefetch(server, tmp_path)
     url = json.loads((server.state_dir / "ready.json").read_text())["url"]
     for user in ("made up", "admin"):
         request = urllib.request.Request(f"{url}/v2/team/app/tags/list")
@@ -194,6 +198,21 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
         check("audit", line)
     reasons = {line["reason"] for line in refused if line["outcome"] == "denied"}
     assert reasons == {"credentials_invalid"}
+
+
+def _check_prefetch(server: Mayfly, tmp_path: Path) -> None:
+    """Every event of prefetch, with a program in place of ssh."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ssh").symlink_to(REPO / "tests/nodes/stub_ssh.sh")
+    (tmp_path / "nodes").write_text("good\nfull\npassing\nnopath\n")
+    words = ("--state-dir", server.state_dir, "--nodes", tmp_path / "nodes", "--attempts", "2")
+    path = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "STUB_STATE": str(tmp_path)}
+    done = mayfly("prefetch", *words, "--json", env=path)
+    assert done.returncode == 3, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    for line in lines:
+        check("prefetch", line)
+    assert {line["event"] for line in lines} == {"started", "image", "paused", "ended", "done"}
 
 
 def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.clients.programs import cri_config, with_sbin
@@ -62,6 +64,7 @@ class Machine:
             None for without.
         config_path: whether its containerd reads /etc/containerd/certs.d for kubelet.
         crio: whether it has CRI-O beside podman, with one storage.
+        variables: of what runs over ssh.
 
     Attributes:
         name, address: of it.
@@ -76,12 +79,14 @@ class Machine:
         docker: str | None = None,
         config_path: bool = True,
         crio: bool = False,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         need("sshd", "ssh", "ssh-keygen")
         self.name = f"machine-{number}"
         self.address = f"{NETWORK}.{10 + number}"
         self.directory = directory
         self._number = number
+        self._variables = variables or {}
         directory.mkdir()
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / "key")
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / "host")
@@ -148,6 +153,30 @@ class Machine:
             check=False,
         )  # fmt: skip
 
+    def ssh_config(self) -> str:
+        """Lines of ssh's configuration by which this machine is reached under its name."""
+        key = (self.directory / "host.pub").read_text()
+        known = self.directory / "known_hosts"
+        known.write_text(f"{self.name} {key}")
+        return (
+            f"Host {self.name}\n  HostName {self.address}\n  User root\n"
+            f"  HostKeyAlias {self.name}\n  UserKnownHostsFile {known}\n"
+            f"  IdentityFile {self.directory}/key\n"
+        )
+
+    def processes(self, *words: str) -> list[int]:
+        """The machine's processes whose arguments begin with some words."""
+        network = Path(f"/proc/{self._holder.pid}/ns/net").readlink()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                arguments = (process / "cmdline").read_bytes().split(b"\0")
+                if (process / "ns/net").readlink() == network and arguments[: len(words)] == [
+                    word.encode() for word in words
+                ]:
+                    found.append(int(process.name))
+        return found
+
     def tree(self) -> dict[str, Entry]:
         """Everything in the machine's /etc and /var/lib that is not the system's own."""
         found = {}
@@ -202,11 +231,12 @@ class Machine:
     def _start_sshd(self) -> None:
         path = ":".join([*map(str, self._first), str(find_program("crictl") or "")])
         first = path.rpartition("/")[0] if path else ""
+        more = "".join(f' "{name}={value}"' for name, value in self._variables.items())
         config = self.directory / "sshd_config"
         config.write_text(
             f"ListenAddress {self.address}\nHostKey {self.directory}/host\nUsePAM no\n"
             "PidFile none\nStrictModes no\nAuthorizedKeysFile /root/.ssh/authorized_keys\n"
-            f"SetEnv PATH={first}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin\n"
+            f"SetEnv PATH={first}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin{more}\n"
         )
         daemon = self._run("sshd", "/usr/sbin/sshd", "-D", "-e", "-f", config)
         daemon.wait_for(lambda: self.ssh("true", "").returncode == 0 or None, deadline=30)

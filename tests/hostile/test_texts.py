@@ -80,6 +80,13 @@ CASES: dict[str, list[tuple[str, ...]]] = {
         ("--images", NAME, "--node", "n"),
         ("--images", "list", "--node", NAME, "--registry", NAME),
     ],
+    "prefetch": [
+        STATE,
+        ("--nodes", NAME, *STATE),
+        ("--ssh-config", NAME),
+        ("--registry", NAME, "--nodes", "list", *STATE),
+        ("--via", NAME),
+    ],
     "node-config show": [
         ("--runtime", "docker", "--registry", NAME),
         ("--runtime", "docker", "--registry", "http://127.0.0.1:5000", "--mirror", NAME),

@@ -536,3 +536,16 @@ def test_runtime_is_found(dash: Node, target: Target) -> None:
     assert json.loads(dash.run(script, "status", "--json").stdout)["runtime"] == "docker"
     (dash.root / "var/lib/kubelet").mkdir()
     assert json.loads(dash.run(script, "status", "--json").stdout)["runtime"] == "containerd"
+
+
+def test_progress_is_a_line_for_each_image(dash: Node, target: Target) -> None:
+    """With --json --progress each image has its line as soon as it is pulled or given up."""
+    (dash.state / "broken").write_text(f"{NAMES[1]}\n")
+    done = dash.run(dash.script(target, "podman"), "--json", "--progress")
+    *lines, document = (json.loads(line) for line in done.stdout.splitlines())
+    states = {line["image"]: line["state"] for line in lines}
+    assert states == {NAMES[0]: "pulled", NAMES[1]: "failed", NAMES[2]: "pulled"}
+    assert document["time"] > 0
+    assert document["free"] > 0
+    assert document["config_path"] == ""
+    assert json.loads(dash.run(dash.script(target, "podman"), "--json").stdout)["config_path"] == ""

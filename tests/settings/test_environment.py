@@ -89,7 +89,7 @@ EVERY_COMMAND = """
 import subprocess, sys
 commands = {
     "status": [], "wait": ["--ready"], "node-config": ["show"],
-    "node": ["script"], "ls": [], "du": [], "gc": [],
+    "node": ["script"], "prefetch": [], "ls": [], "du": [], "gc": [],
     "verify": [], "inventory": [], "export": ["--all", "-o", "out.tar"],
     "user": ["ls", "--auth", "."],
     "grant": ["ls", "--auth", "."], "credentials": [], "inspect": ["none:1"], "rm": ["none:1"],
@@ -102,7 +102,7 @@ commands = {
 }
 for name, options in commands.items():
     without = ("bundle", "user", "grant", "credentials", "node-config", "status", "wait", "stop")
-    if name not in (*without, "diff", "audit", "credential-provider", "node"):
+    if name not in (*without, "diff", "audit", "credential-provider", "node", "prefetch"):
         options = ["--root", sys.argv[1], *options]
     done = subprocess.run([sys.executable, "-m", "mayfly", name, *options],
                           capture_output=True, text=True)

@@ -1,0 +1,366 @@
+"""``mayfly prefetch``: run the node script on every node, before the first one is drained."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mayfly.registry.cli.help import Command
+from mayfly.registry.cli.node import chosen_runtime, images_option, listed_images, runtime_option
+from mayfly.registry.cli.node_config import node_errors, nodes_options, read_target
+from mayfly.registry.cli.options import DURATION, JSON_HELP
+from mayfly.registry.cli.progress import print_event
+from mayfly.registry.exit_codes import Exit
+from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.text import echo, join_names
+
+if TYPE_CHECKING:
+    from mayfly.registry.nodes.prefetch import Failure, NodeResult, Prefetch
+
+_PROGRESS_SECONDS = 5.0
+_NODES_SHOWN = 8
+_STATUS_SECONDS = 60.0
+"""For the status of many nodes and images."""
+
+# Spelled here once more so that the help needs no import; a test compares.
+CONCURRENCY = 16
+ATTEMPTS = 4
+TIMEOUT = "2h"
+
+
+@click.command("prefetch", cls=Command)
+@click.option(
+    "--nodes",
+    envvar="MAYFLY_NODES",
+    metavar="FILE",
+    help="Nodes, one a line, by the names that coverage and ssh have for them.  [default: --nodes "
+    "of the Mayfly that runs here]",
+)
+@click.option(
+    "--via",
+    type=click.Choice(["ssh"]),
+    default="ssh",
+    show_default=True,
+    help="How nodes are reached: by the system's ssh, its configuration and agent.",
+)
+@images_option
+@runtime_option
+@click.option(
+    "--ssh-config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar="MAYFLY_SSH_CONFIG",
+    metavar="FILE",
+    help="ssh's configuration.  [default: the user's and the system's]",
+)
+@click.option(
+    "--user",
+    envvar="MAYFLY_USER",
+    metavar="NAME",
+    help="User to log in as.  [default: of ssh's configuration]",
+)
+@click.option("--sudo", is_flag=True, help="Become root on the node by sudo -n.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 256),
+    default=CONCURRENCY,
+    show_default=True,
+    metavar="N",
+    help="Nodes at a time.",
+)
+@click.option(
+    "--attempts",
+    type=click.IntRange(1, 20),
+    default=ATTEMPTS,
+    show_default=True,
+    metavar="N",
+    help="Tries at a node, with growing pauses, if a failure may pass.",
+)
+@click.option(
+    "--timeout",
+    type=DURATION,
+    default=TIMEOUT,
+    show_default=True,
+    metavar="D",
+    help="Longest time for a try at a node.",
+)
+@click.option("--again", is_flag=True, help="Run on nodes too that have proved every image.")
+@click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
+@nodes_options
+def command(
+    nodes: str | None,
+    via: str,
+    images: Path | None,
+    runtime: str,
+    ssh_config: Path | None,
+    user: str | None,
+    sudo: bool,
+    concurrency: int,
+    attempts: int,
+    timeout: float,
+    again: bool,
+    as_json: bool,
+    **registry: Any,
+) -> int:
+    """Have every node pull, pin and prove the images now, before the first one is drained.
+
+    Runs the script of mayfly node script on each node. Nodes that have proved every image are
+    skipped, so a second run does what the first could not.
+    """
+    from mayfly.registry.cli.interrupts import run_cancellable
+    from mayfly.registry.nodes.prefetch import Prefetch
+    from mayfly.registry.nodes.script import images_of, node_script, with_mirrors
+    from mayfly.registry.nodes.ssh import SSH, check_destination, find_ssh
+
+    state_dir: Path = registry["state_dir"]
+    names = node_names(nodes, state_dir)
+    for name in names:
+        check_destination(name)
+    find_ssh()
+    listed = listed_images(images, state_dir)
+    with node_errors():
+        host = read_target(node=None, **registry).registry
+        wanted = images_of(listed, host)
+    references = tuple(image.reference for image in wanted)
+
+    def script(node: str) -> str:
+        with node_errors():
+            target = with_mirrors(read_target(node=node, **registry), wanted)
+            return node_script(target, node, wanted, runtime=chosen_runtime(runtime))
+
+    proven = set() if again else _proven(state_dir, host, references)
+    plan = Prefetch(
+        tuple(node for node in names if node not in proven),
+        references,
+        script,
+        SSH(ssh_config, user, sudo),
+        concurrency,
+        attempts,
+        timeout,
+    )
+    observer = (_Events if as_json else _Lines)(len(names), len(references))
+    skipped = [node for node in names if node in proven]
+    observer.skipped(skipped)
+    results = run_cancellable(_run(plan, observer))
+    if any(result.proven for result in results):
+        results = _checked(results, _lacking(state_dir, host, references), references, observer)
+    observer.done(results, len(skipped))
+    return Exit.DONE if all(result.proven for result in results) else Exit.INCOMPLETE
+
+
+def node_names(nodes: str | None, state_dir: Path) -> tuple[str, ...]:
+    """Return the names of a list of nodes.
+
+    Args:
+        nodes: its file; None for the list of the Mayfly that runs here.
+        state_dir: of that.
+
+    Raises:
+        ConfigError: there is no list, or the Mayfly that runs here waits for other nodes.
+        NotRunning: none runs here.
+    """
+    from mayfly.registry.control.readiness import read_ready
+    from mayfly.registry.coverage.upgrade_lists import read_nodes
+
+    known = read_ready(state_dir).nodes
+    if nodes is None:
+        if not known:
+            raise ConfigError(
+                "--nodes FILE: the Mayfly that runs here has no list of nodes, so name them"
+            )
+        return known
+    names = read_nodes(nodes).names
+    if not names:
+        raise ConfigError(f"--nodes {nodes}: give a file of names, one a line")
+    unknown = [name for name in names if known and name not in known]
+    if unknown:
+        raise ConfigError(
+            f"--nodes {nodes}: the Mayfly that runs here does not wait for "
+            f"{join_names(unknown, _NODES_SHOWN)}; start it with the same list"
+        )
+    return names
+
+
+def _states(state_dir: Path, registry: str, images: Collection[str]) -> Iterator[tuple[str, bool]]:
+    """Yield a node's name and whether it proved an image, for each that the registry knows of.
+
+    Nothing, if it waits for other images: then it does not say which nodes have them.
+    """
+    from mayfly.registry.control.client import ask
+    from mayfly.registry.coverage.states import State, accepted
+    from mayfly.registry.nodes.script import images_of
+
+    coverage = ask(state_dir, "status", timeout=_STATUS_SECONDS)["coverage"]
+    if coverage is None:
+        return
+    matrix = {
+        image.reference: row
+        for text, row in coverage["matrix"].items()
+        for image in images_of([text], registry)
+    }
+    if not matrix.keys() >= set(images):
+        return
+    enough = accepted(State.PROVEN)
+    for image in images:
+        for node, state in matrix[image].items():
+            yield node, state in enough
+
+
+def _proven(state_dir: Path, registry: str, images: Collection[str]) -> set[str]:
+    """The nodes that have proved every image."""
+    states: dict[str, bool] = {}
+    for node, is_proven in _states(state_dir, registry, images):
+        states[node] = states.get(node, True) and is_proven
+    return {node for node, all_proven in states.items() if all_proven}
+
+
+def _lacking(state_dir: Path, registry: str, images: Collection[str]) -> set[str]:
+    """The nodes that have not proved every image, by the registry's own judgement."""
+    from mayfly.registry.errors import NotRunning
+
+    try:
+        return {node for node, is_proven in _states(state_dir, registry, images) if not is_proven}
+    except NotRunning:
+        return set()  # it may have ended because every node has everything
+
+
+def _checked(
+    results: Sequence[NodeResult],
+    lacking: Collection[str],
+    images: tuple[str, ...],
+    observer: _Lines | _Events,
+) -> list[NodeResult]:
+    """Return the results with those failed that proved images other than the registry's."""
+    from mayfly.registry.nodes.causes import Cause
+    from mayfly.registry.nodes.prefetch import Failure
+
+    checked = []
+    for result in results:
+        if result.proven and result.node in lacking:
+            result = dataclasses.replace(result, failures=(Failure(Cause.DIFFERENT, images),))
+            observer.ended(result)
+        checked.append(result)
+    return checked
+
+
+async def _run(plan: Prefetch, observer: _Lines | _Events) -> list[NodeResult]:
+    ticking = asyncio.create_task(observer.tick())
+    try:
+        return await plan.run(observer)
+    finally:
+        ticking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ticking
+
+
+class _Lines:
+    """Prints lines for people: results on standard output, progress on standard error."""
+
+    def __init__(self, nodes: int, images: int) -> None:
+        self._nodes = nodes
+        self._images = images
+        self._done = 0
+        self._running: dict[str, int] = {}
+        """Node → images that it pulled in this try."""
+
+    def skipped(self, nodes: Sequence[str]) -> None:
+        self._done += len(nodes)
+        if nodes:
+            shown = join_names(nodes, _NODES_SHOWN)
+            echo(f"skipped, since every image is proven: {shown}", err=True)
+
+    def started(self, node: str, attempt: int) -> None:
+        self._running[node] = 0
+
+    def image(self, node: str, image: str, state: str) -> None:
+        self._running[node] = min(self._running.get(node, 0) + 1, self._images)
+
+    def paused(self, node: str, failure: Failure, seconds: float) -> None:
+        from mayfly.registry.nodes.prefetch import failure_text
+
+        self._running.pop(node, None)
+        text = failure_text(failure, self._images)
+        echo(f"{node}: {text}; trying again in {seconds:.0f} s", err=True)
+
+    def ended(self, result: NodeResult) -> None:
+        from mayfly.registry.nodes.prefetch import node_lines
+
+        if self._running.pop(result.node, None) is not None:
+            self._done += 1
+        for text in node_lines(result, self._images):
+            echo(text)
+
+    async def tick(self) -> None:
+        """Print a line about the nodes that run, now and then."""
+        while True:
+            await asyncio.sleep(_PROGRESS_SECONDS)
+            running = [f"{node} {count}/{self._images}" for node, count in self._running.items()]
+            shown = join_names(running, _NODES_SHOWN) or "none"
+            echo(f"{self._done} of {self._nodes} nodes done; at work: {shown}", err=True)
+
+    def done(self, results: Sequence[NodeResult], skipped: int) -> None:
+        from mayfly.registry.nodes.causes import TEXTS
+        from mayfly.registry.nodes.prefetch import remedies
+
+        proven = skipped + sum(result.proven for result in results)
+        echo(f"{proven} of {self._nodes} nodes have proved every image")
+        for cause, nodes, remedy in remedies(results):
+            echo(f"{join_names(nodes, _NODES_SHOWN)}: {TEXTS[cause][0]}. To do: {remedy}")
+
+
+class _Events:
+    """Prints a JSON object for each event."""
+
+    def __init__(self, nodes: int, images: int) -> None:
+        self._nodes = nodes
+
+    def skipped(self, nodes: Sequence[str]) -> None:
+        for node in nodes:
+            print_event("skipped", node=node)
+
+    def started(self, node: str, attempt: int) -> None:
+        print_event("started", node=node, attempt=attempt)
+
+    def image(self, node: str, image: str, state: str) -> None:
+        print_event("image", node=node, image=image, state=state)
+
+    def paused(self, node: str, failure: Failure, seconds: float) -> None:
+        print_event("paused", node=node, seconds=seconds, **_failure(failure))
+
+    def ended(self, result: NodeResult) -> None:
+        print_event(
+            "ended",
+            node=result.node,
+            proven=result.proven,
+            attempts=result.attempts,
+            seconds=round(result.seconds, 3),
+            pinned=result.pinned,
+            free=result.free,
+            failures=[_failure(one) for one in result.failures],
+            warnings=[_failure(one) for one in result.warnings],
+        )
+
+    async def tick(self) -> None:
+        """Nothing: each event has its line."""
+
+    def done(self, results: Sequence[NodeResult], skipped: int) -> None:
+        from mayfly.registry.nodes.prefetch import remedies
+
+        print_event(
+            "done",
+            nodes=self._nodes,
+            proven=skipped + sum(result.proven for result in results),
+            remedies=[
+                {"code": cause, "nodes": nodes, "message": remedy}
+                for cause, nodes, remedy in remedies(results)
+            ],
+        )
+
+
+def _failure(failure: Failure) -> dict[str, Any]:
+    return {"code": failure.cause, "images": failure.images, "detail": failure.detail}

@@ -1,0 +1,266 @@
+"""Why a node does not have an image, and what to do about it.
+
+A cause is concluded from the exit code of ssh and from texts that ssh, the node script and the
+programs on the node print. No program gives these as data; where a text says nothing known, the
+cause is a general one and the text itself is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+
+class Cause(StrEnum):
+    """Why a node lacks an image, or what is not in order there."""
+
+    UNRESOLVED = "unresolved"
+    DOWN = "down"
+    HOST_KEY = "host_key"
+    LOGIN = "login"
+    SSH = "ssh"
+    NO_SHELL = "no_shell"
+    NOT_ROOT = "not_root"
+    NO_RUNTIME = "no_runtime"
+    BUSY = "busy"
+    LOST = "lost"
+    KILLED = "killed"
+    TIMED_OUT = "timed_out"
+    UNREADABLE = "unreadable"
+    SCRIPT = "script"
+    DISK_FULL = "disk_full"
+    CLOCK = "clock"
+    TRUST = "trust"
+    NO_REGISTRY = "no_registry"
+    DENIED = "denied"
+    NOT_THERE = "not_there"
+    PULL = "pull"
+    NO_PROOF = "no_proof"
+    PROOF = "proof"
+    DIFFERENT = "different"
+    NO_CONFIG_PATH = "no_config_path"
+
+
+TEXTS: dict[Cause, tuple[str, str]] = {
+    Cause.UNRESOLVED: (
+        "its name has no address",
+        "correct the name in --nodes, or give its HostName in ssh's configuration",
+    ),
+    Cause.DOWN: (
+        "it does not answer ssh",
+        "start the node and its sshd, and open its port for this host; ssh NODE true shows whether "
+        "it answers",
+    ),
+    Cause.HOST_KEY: (
+        "its host key is not the one that is known",
+        "compare the key with the node's own, then put it into known_hosts: ssh-keyscan NODE",
+    ),
+    Cause.LOGIN: (
+        "it refuses the login",
+        "load the key into ssh-agent or name it in ssh's configuration; nothing can be asked here, "
+        "so ssh -o BatchMode=yes NODE true has to work",
+    ),
+    Cause.SSH: (
+        "ssh failed",
+        "see what ssh -o BatchMode=yes NODE true says",
+    ),
+    Cause.NO_SHELL: (
+        "it has no POSIX shell",
+        "the script needs sh on the node; a node without one is prepared with mayfly node-config "
+        "or by its own configuration",
+    ),
+    Cause.NOT_ROOT: (
+        "the script does not run as root",
+        "log in as root (--user root), or use --sudo with a rule that asks for no password",
+    ),
+    Cause.NO_RUNTIME: (
+        "no container runtime answers",
+        "start containerd, docker or podman on the node",
+    ),
+    Cause.BUSY: (
+        "another run of the script is at work there",
+        "wait for it to end, then run this again",
+    ),
+    Cause.LOST: (
+        "the connection ended under way",
+        "run this again when the node is back; it goes on where it was",
+    ),
+    Cause.KILLED: (
+        "the script was killed under way",
+        "look on the node for what killed it (journalctl -k shows out of memory), then run this "
+        "again; it goes on where it was",
+    ),
+    Cause.TIMED_OUT: (
+        "it took too long",
+        "see on the node what hangs, or give a longer --timeout, then run this again",
+    ),
+    Cause.UNREADABLE: (
+        "it did not send the script's answer",
+        "see what mayfly node script --node NODE | ssh NODE sh prints",
+    ),
+    Cause.SCRIPT: (
+        "the script cannot do its work there",
+        "mend what the message says, then run this again",
+    ),
+    Cause.DISK_FULL: (
+        "its disk is full",
+        "free space where its runtime keeps images (crictl rmi --prune removes unused ones), then "
+        "run this again",
+    ),
+    Cause.CLOCK: (
+        "its clock is wrong",
+        "set the node's clock (chronyc makestep, or timedatectl set-ntp true), then run this "
+        "again; until then it takes the registry's certificate for invalid",
+    ),
+    Cause.TRUST: (
+        "it does not trust the registry's certificate",
+        "see that the registry's certificate is valid for the name that nodes use (--hostname, "
+        "--external-url), and that --ca is the CA that signed it",
+    ),
+    Cause.NO_REGISTRY: (
+        "it does not reach the registry",
+        "open the registry's port for the node, and listen on an address that it reaches "
+        "(--listen, --external-url)",
+    ),
+    Cause.DENIED: (
+        "the registry refuses it",
+        "its credential may have ended: run this again; mayfly status shows who was refused",
+    ),
+    Cause.NOT_THERE: (
+        "the registry does not have the image",
+        "serve a bundle that has it, or add it: mayfly import or mayfly copy",
+    ),
+    Cause.PULL: (
+        "its runtime could not pull",
+        "mend what the message says, then run this again",
+    ),
+    Cause.NO_PROOF: (
+        "its images are there, but it cannot tell the registry",
+        "install curl or GNU wget on the node, then run this again",
+    ),
+    Cause.PROOF: (
+        "the registry did not take its proof",
+        "mend what the message says, then run this again",
+    ),
+    Cause.DIFFERENT: (
+        "it has another image under this name",
+        "see that the node pulls this name through the registry (mayfly node script prints what "
+        "is missing), then run this again",
+    ),
+    Cause.NO_CONFIG_PATH: (
+        "kubelet's own pulls do not go through the registry",
+        "set config_path in its containerd's config.toml and restart containerd once; the node "
+        "script prints the two lines",
+    ),
+}
+"""Cause → what it means, after "NODE: ", and what to do."""
+
+RETRIED = frozenset(
+    {
+        Cause.UNRESOLVED,
+        Cause.DOWN,
+        Cause.SSH,
+        Cause.BUSY,
+        Cause.LOST,
+        Cause.KILLED,
+        Cause.UNREADABLE,
+        Cause.NO_REGISTRY,
+        Cause.PULL,
+        Cause.PROOF,
+    }
+)
+"""Causes that may pass by themselves."""
+
+_SSH_FAILED = 255
+_KILLED = frozenset({129, 130, 137, 143})
+_NO_COMMAND = frozenset({126, 127})
+
+_NO_SPACE = ("no space left on device", "disk quota exceeded", "not enough space")
+
+_OF_SSH: Sequence[tuple[Cause, tuple[str, ...]]] = (
+    (Cause.UNRESOLVED, ("could not resolve hostname",)),
+    (Cause.HOST_KEY, ("host key verification failed", "host identification has changed")),
+    (Cause.LOGIN, ("permission denied", "too many authentication failures")),
+    (Cause.LOST, ("closed by remote host", "send disconnect", "not responding")),
+    (
+        Cause.DOWN,
+        ("connect to host", "kex_exchange", "banner exchange", "connection closed", "reset by"),
+    ),
+)
+
+_OF_PULL: Sequence[tuple[Cause, tuple[str, ...]]] = (
+    (Cause.DISK_FULL, _NO_SPACE),
+    (
+        Cause.CLOCK,
+        ("not yet valid", "certificate has expired", "certificate expired", "not yet activated"),
+    ),
+    (Cause.TRUST, ("x509:", "certificate", "tls: ", "http response to https client")),
+    (
+        Cause.NO_REGISTRY,
+        (
+            *("connection refused", "no route to host", "network is unreachable", "i/o timeout"),
+            *("timed out", "no such host", "deadline exceeded", "connection reset", "dial tcp"),
+            *("could not resolve", "failed to connect", "couldn't connect"),
+        ),
+    ),
+    (Cause.NOT_THERE, ("not found", "manifest unknown", "name unknown")),
+    (Cause.DENIED, ("unauthorized", "forbidden", "denied", "401", "403")),
+)
+
+
+def cause_of_end(code: int, from_script: Iterable[str], others: Iterable[str]) -> Cause:
+    """Return why a script gave no answer.
+
+    Args:
+        code: exit code of ssh.
+        from_script: messages of the script, as it printed them.
+        others: lines of ssh, the shell and the programs of the node.
+    """
+    script, other = "\n".join(from_script).lower(), "\n".join(others).lower()
+    if _has(script + other, _NO_SPACE):
+        return Cause.DISK_FULL
+    if code == _SSH_FAILED:
+        found = _first(_OF_SSH, other)
+        return found or (Cause.SSH if other else Cause.KILLED)
+    if code in _KILLED:
+        return Cause.KILLED
+    if "sudo:" in other or "run this as root" in script:
+        return Cause.NOT_ROOT
+    if code in _NO_COMMAND:
+        return Cause.NO_SHELL
+    if "another run of this script" in script:
+        return Cause.BUSY
+    if "on this node" in script and "answer" in script:
+        return Cause.NO_RUNTIME
+    return Cause.SCRIPT if script else Cause.UNREADABLE
+
+
+def cause_of_pull(text: str, skew: float | None) -> Cause:
+    """Return why a pull or a request failed.
+
+    Args:
+        text: of the program that failed.
+        skew: seconds by which the node's clock is ahead; None if unknown.
+    """
+    found = _first(_OF_PULL, text.lower()) or Cause.PULL
+    if found is Cause.CLOCK and skew is not None and not is_wrong(skew):
+        # The clock is right, so the certificate is indeed over.
+        return Cause.TRUST
+    return found
+
+
+MAX_SKEW_SECONDS = 300.0
+"""A clock that is off by more is wrong."""
+
+
+def is_wrong(skew: float) -> bool:
+    """Whether a clock that is off by so many seconds is wrong."""
+    return abs(skew) > MAX_SKEW_SECONDS
+
+
+def _first(rules: Sequence[tuple[Cause, tuple[str, ...]]], text: str) -> Cause | None:
+    return next((cause for cause, signs in rules if _has(text, signs)), None)
+
+
+def _has(text: str, signs: tuple[str, ...]) -> bool:
+    return any(sign in text for sign in signs)

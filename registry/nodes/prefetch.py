@@ -1,0 +1,298 @@
+"""Run the node script on many nodes: a few at a time, each again after a failure that may pass.
+
+    waiting ─► running ─► proven
+                 │  ▲
+                 ▼  └── pause ── a cause of `causes.RETRIED`, and tries are left
+               failed
+
+A pause holds no place: other nodes run meanwhile. Memory grows with the nodes that run and with
+what is missing, not with what nodes print.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from mayfly.registry.nodes.causes import (
+    RETRIED,
+    TEXTS,
+    Cause,
+    cause_of_end,
+    cause_of_pull,
+    is_wrong,
+)
+from mayfly.registry.nodes.node_output import NodeOutput
+from mayfly.registry.nodes.ssh import SSH, TIMED_OUT, run_script
+from mayfly.registry.text import join_names
+
+CONCURRENCY = 16
+"""Nodes at a time."""
+
+ATTEMPTS = 4
+"""Tries at a node."""
+
+TIMEOUT_SECONDS = 7200.0
+"""For one try at a node."""
+
+_PAUSE_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 60.0
+_OF_CLOCKS = frozenset({Cause.CLOCK, Cause.TRUST, Cause.PULL, Cause.PROOF})
+"""Causes that a wrong clock explains."""
+
+_NAMES = 5
+"""Images that a line names."""
+
+
+class Failure(NamedTuple):
+    """Images that a node lacks for one cause.
+
+    Attributes:
+        images: by their full names; empty for a warning about the node.
+        detail: the text of ssh, the script or a program of the node, which may be hostile; "" for
+            none.
+    """
+
+    cause: Cause
+    images: tuple[str, ...]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeResult:
+    """How a node ended.
+
+    Attributes:
+        failures: why images are missing; empty if it has all and proved it.
+        warnings: what else is not in order.
+        attempts: tries that were made.
+        seconds: from the first try to the end of the last.
+        pinned: how many images are.
+        free: bytes left for images; None if unknown.
+    """
+
+    node: str
+    failures: tuple[Failure, ...] = ()
+    warnings: tuple[Failure, ...] = ()
+    attempts: int = 1
+    seconds: float = 0.0
+    pinned: int = 0
+    free: int | None = None
+
+    @property
+    def proven(self) -> bool:
+        """Whether the node has every image, and the registry took its proof."""
+        return not self.failures
+
+
+class Observer(Protocol):
+    """Is told what happens. Texts that come from nodes are not escaped."""
+
+    def started(self, node: str, attempt: int) -> None:
+        """A try at a node begins."""
+
+    def image(self, node: str, image: str, state: str) -> None:
+        """A node pulled an image, or could not: ``pulled`` or ``failed``."""
+
+    def paused(self, node: str, failure: Failure, seconds: float) -> None:
+        """A try failed, and there will be another."""
+
+    def ended(self, result: NodeResult) -> None:
+        """A node ended."""
+
+
+@dataclass(frozen=True)
+class Prefetch:
+    """Runs the script of each node of a list.
+
+    Attributes:
+        nodes: their names, by which ssh reaches them.
+        images: that each is to have, by their full names.
+        script: makes the script of a node. It holds the node's credential, so it is called when the
+            node's turn has come.
+        ssh: how nodes are reached.
+        concurrency: nodes at a time.
+        attempts: tries at each.
+        timeout: seconds for a try.
+        pause: seconds before the second try; each further pause is three times as long.
+    """
+
+    nodes: Sequence[str]
+    images: Sequence[str]
+    script: Callable[[str], str]
+    ssh: SSH = field(default_factory=SSH)
+    concurrency: int = CONCURRENCY
+    attempts: int = ATTEMPTS
+    timeout: float = TIMEOUT_SECONDS
+    pause: float = _PAUSE_SECONDS
+
+    async def run(self, observer: Observer) -> list[NodeResult]:
+        """Run the script on every node; if this is cancelled, every ssh is ended.
+
+        Returns:
+            A result for each node, in their order.
+
+        Raises:
+            Exception: of `script`; then the other nodes are given up.
+        """
+        places = asyncio.Semaphore(self.concurrency)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._run_node(node, places, observer)) for node in self.nodes
+                ]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _run_node(
+        self, node: str, places: asyncio.Semaphore, observer: Observer
+    ) -> NodeResult:
+        attempt, pause, begun = 0, self.pause, 0.0
+        while True:
+            attempt += 1
+            async with places:
+                begun = begun or time.monotonic()
+                observer.started(node, attempt)
+                result = await self._try(node, observer)
+            passing = [one for one in result.failures if one.cause in RETRIED]
+            if not passing or attempt >= self.attempts:
+                break
+            observer.paused(node, passing[0], pause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 3, _LONGEST_PAUSE_SECONDS)
+        result = NodeResult(
+            node,
+            result.failures,
+            result.warnings,
+            attempt,
+            time.monotonic() - begun,
+            result.pinned,
+            result.free,
+        )
+        observer.ended(result)
+        return result
+
+    async def _try(self, node: str, observer: Observer) -> NodeResult:
+        output = NodeOutput(self.images, lambda image, state: observer.image(node, image, state))
+        code = await run_script(
+            self.ssh.words(node, "--json", "--progress"),
+            self.script(node).encode(),
+            on_stdout=output.stdout,
+            on_stderr=output.stderr,
+            most=output.most,
+            seconds=self.timeout,
+        )
+        return judge(node, self.images, code, output, time.time())
+
+
+def judge(
+    node: str, images: Sequence[str], code: int, output: NodeOutput, now: float
+) -> NodeResult:
+    """Return what a run of the script shows.
+
+    Args:
+        images: that the node is to have.
+        code: as `run_script` returns it.
+        output: of the script.
+        now: Unix seconds.
+    """
+    answer = output.answer
+    if answer is None:
+        return NodeResult(node, (_without_answer(images, code, output),))
+    skew = None if answer.time is None else answer.time - now
+    missing = [image for image in images if image not in answer.present]
+    failures = _missing(missing, output.reasons, skew)
+    message = output.messages[-1] if output.messages else ""
+    if not missing and answer.proof == "printed":
+        failures = [Failure(Cause.NO_PROOF, tuple(images))]
+    elif not missing and answer.proof != "sent":
+        cause = cause_of_pull(message, skew)
+        failures = [Failure(Cause.PROOF if cause is Cause.PULL else cause, tuple(images), message)]
+    warnings = []
+    if skew is not None and is_wrong(skew):
+        detail = f"{abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
+        failures = [
+            Failure(Cause.CLOCK, one.images, f"{detail}; {one.detail}")
+            if one.cause in _OF_CLOCKS
+            else one
+            for one in failures
+        ]
+        if not any(one.cause is Cause.CLOCK for one in failures):
+            warnings.append(Failure(Cause.CLOCK, (), detail))
+    if answer.config_path is False:
+        warnings.append(Failure(Cause.NO_CONFIG_PATH, ()))
+    return NodeResult(
+        node,
+        tuple(failures),
+        tuple(warnings),
+        pinned=len(answer.pinned),
+        free=answer.free,
+    )
+
+
+def _without_answer(images: Sequence[str], code: int, output: NodeOutput) -> Failure:
+    if code == TIMED_OUT:
+        return Failure(Cause.TIMED_OUT, tuple(images))
+    cause = cause_of_end(code, output.messages, output.others)
+    lines = output.messages or output.others
+    return Failure(cause, tuple(images), lines[-1] if lines else "")
+
+
+def _missing(
+    images: Sequence[str], reasons: Mapping[str, str], skew: float | None
+) -> list[Failure]:
+    """Return one failure for each cause, with the first of its texts."""
+    found: dict[Cause, tuple[list[str], str]] = {}
+    for image in images:
+        reason = reasons.get(image, "")
+        of_cause, _ = found.setdefault(cause_of_pull(reason, skew), ([], reason))
+        of_cause.append(image)
+    return [Failure(cause, tuple(names), text) for cause, (names, text) in found.items()]
+
+
+def node_lines(result: NodeResult, total: int) -> list[str]:
+    """Return the lines about a node for people; the first says how it ended.
+
+    Args:
+        total: images that it was to have.
+    """
+    after = f", after {result.attempts} tries" if result.attempts > 1 else ""
+    seconds = f"{result.seconds:.0f} s{after}"
+    if result.proven:
+        lines = [
+            f"{result.node}: proven: {total} of {total} images, {result.pinned} pinned, {seconds}"
+        ]
+    else:
+        lines = [f"{result.node}: {failure_text(one, total)}" for one in result.failures]
+        lines[0] += f" ({seconds})"
+    for one in result.warnings:
+        lines.append(f"{result.node}: warning: {failure_text(one, total)}")
+    return lines
+
+
+def failure_text(failure: Failure, total: int) -> str:
+    """Return a failure for people.
+
+    Args:
+        total: images that the node was to have.
+    """
+    text = TEXTS[failure.cause][0]
+    if failure.images:
+        names = (
+            "every image" if len(failure.images) == total else join_names(failure.images, _NAMES)
+        )
+        text = f"{text}; without proof of {names}"
+    return f"{text}: {failure.detail}" if failure.detail else text
+
+
+def remedies(results: Sequence[NodeResult]) -> list[tuple[Cause, list[str], str]]:
+    """Return what to do: each cause with its nodes and its remedy, in the order of `Cause`."""
+    nodes: dict[Cause, list[str]] = {}
+    for result in results:
+        for cause in dict.fromkeys(one.cause for one in (*result.failures, *result.warnings)):
+            nodes.setdefault(cause, []).append(result.node)
+    return [(cause, nodes[cause], TEXTS[cause][1]) for cause in Cause if cause in nodes]

@@ -1,0 +1,57 @@
+#!/bin/sh
+# ssh for tests: what a node does depends on how its name begins. Runs nothing of what it is given,
+# but reads it; what ran when is in $STUB_STATE/log.
+while [ "$1" != -- ]; do shift; done
+node=$2
+command=$3
+printf 'begin %s %s\n' "$node" "$$" >>"$STUB_STATE/log"
+script=$(cat)
+printf '%s\n' "$command" >>"$STUB_STATE/commands"
+tries=$(($(cat "$STUB_STATE/tries-$node" 2>/dev/null || echo 0) + 1))
+echo "$tries" >"$STUB_STATE/tries-$node"
+images=$(printf '%s\n' "$script" | sed -n "/^images='/,/'\$/p" | sed "s/^images='//; s/'\$//; s/ .*//")
+end() { printf 'end %s %s\n' "$node" "$$" >>"$STUB_STATE/log"; exit "$1"; }
+die() { printf '%s\n' "$2" >&2; end "$1"; }
+answer() { # present proof time
+    rows=
+    for one in $images; do
+        [ -z "$2" ] || printf '{"image": "%s", "state": "%s"}\n' "$one" \
+            "$([ "$1" = true ] && echo pulled || echo failed)"
+        rows="$rows${rows:+, }{\"image\": \"$one\", \"present\": $1, \"pinned\": $1}"
+    done
+    printf '{"node": "%s", "proof": "%s", "images": [%s], "time": %s, "free": 5, ' \
+        "$node" "$2" "$rows" "$3"
+    printf '"config_path": "%s", "report": {}}\n' "${4:-yes}"
+}
+not_pulled() {
+    for one in $images; do printf 'mayfly: %s: not pulled: %s\n' "$one" "$1" >&2; done
+    answer false sent "${2:-$(date +%s)}"
+    end 3
+}
+case $node in
+    good*) answer true sent "$(date +%s)"; end 0 ;;
+    slow*) sleep 0.3; answer true sent "$(date +%s)"; end 0 ;;
+    hang*) exec sleep 1000 ;;
+    down*) die 255 "ssh: connect to host $node port 22: Connection refused" ;;
+    passing*)
+        [ "$tries" -ge 3 ] || die 255 "ssh: connect to host $node port 22: No route to host"
+        answer true sent "$(date +%s)"; end 0 ;;
+    killed*) die 255 "mayfly: something before" ;;
+    full*) not_pulled "write /x: no space left on device" ;;
+    clock*) not_pulled "x509: certificate has expired or is not yet valid: now" 1000000 ;;
+    ahead*) answer true sent 9000000000; end 0 ;;
+    nopath*) answer true sent "$(date +%s)" no; end 0 ;;
+    noproof*) answer true printed "$(date +%s)"; end 0 ;;
+    noise*)
+        echo "Welcome!"
+        head -c 300000 /dev/zero | tr '\0' x
+        echo; answer true sent "$(date +%s)"; end 0 ;;
+    flood*)
+        head -c 2000000 /dev/zero | tr '\0' '{'
+        head -c 2000000 /dev/urandom >&2
+        end 0 ;;
+    hostile*)
+        printf '\033[2J\033[31mred\r\n\342\200\256reversed\n' >&2
+        printf '{"image": "\\u001b[2J", "state": "pulled"}\n{"report": {}, "proof": "\\u001b"}\n'
+        die 1 "$(printf 'mayfly: \033[2Jcleared')" ;;
+esac
