@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,8 +73,7 @@ class Bench:
         probe: str = "/v2/",
     ) -> Iterator[Server]:
         """Run a registry on a directory until the block ends."""
-        scratch = self.directory / "scratch"
-        scratch.mkdir()
+        scratch = Path(tempfile.mkdtemp(prefix="scratch-", dir=self.directory))
         launch = Launch(
             free_port(),
             root,
@@ -86,7 +86,7 @@ class Bench:
         )
         ca = self.tls[0] if tls else None
         environment = peers.environment(peer, self.library)
-        log = self.directory / f"{peer.name}.log"
+        log = self.directory / f"{peer.name}-{launch.port}.log"
         assert peer.command is not None
         command = peer.command(launch)
         try:

@@ -98,6 +98,11 @@ GOALS = (
             Goal(row, PEAK, 96, most=True),
         )
     ),
+    *(
+        goal
+        for row in ("copy", "copy-synced")
+        for goal in (_beside(row, RATE, 1.0), Goal(row, PEAK, 96, most=True))
+    ),
 )
 
 

@@ -31,10 +31,8 @@ _BASE = (64, 32, 16, 8)
 _OWN = (8, 4)
 """MiB of an image's own layers."""
 
-TITLE = (
-    f"make a bundle of {IMAGES} images, {sum(_BASE)} MiB shared and {sum(_OWN)} MiB of their own, "
-    "from distribution"
-)
+TITLE_IMAGES = f"{IMAGES} images, {sum(_BASE)} MiB shared and {sum(_OWN)} MiB of their own,"
+TITLE = f"make a bundle of {TITLE_IMAGES} from distribution"
 
 _TOGETHER = "bench/all"
 
@@ -99,7 +97,7 @@ def measure(upstream: str, tls: bool, bench: Bench, peer: Peer, verify: bool) ->
     """Make the bundle once with one tool; see `benchmarks.rows.Measure`."""
     registry = PEERS[upstream]
     images = bench.kept(("images",), lambda: Images(bench.directory, bench.scale))
-    root = bench.kept(("images", upstream), lambda: _fill(bench, registry, images))
+    root = bench.kept(("images", upstream), lambda: fill(bench, registry, images))
     with bench.empty() as place, bench.serve(registry, root, tls=tls) as server:
         layout, made = place / "layout", place / "made"
         made.mkdir()
@@ -129,7 +127,7 @@ def measure(upstream: str, tls: bool, bench: Bench, peer: Peer, verify: bool) ->
     }
 
 
-def _fill(bench: Bench, registry: Peer, images: Images) -> Path:
+def fill(bench: Bench, registry: Peer, images: Images) -> Path:
     """A registry's store with the images, filled by itself."""
     root = bench.directory / f"images-{registry.name}"
     shutil.rmtree(root, ignore_errors=True)  # of an attempt that failed

@@ -71,6 +71,24 @@ class Order:
 
 
 @dataclass(frozen=True)
+class CopyOrder:
+    """Images to copy from one registry to another, under the same names; plain HTTP.
+
+    Attributes:
+        source, target: ``address:port`` of each registry.
+        names: the images' repositories; the tag of each is `TAG`.
+        listed: the images as a list.
+        synced: the same as a file of ``skopeo sync``.
+    """
+
+    source: str
+    target: str
+    names: tuple[str, ...]
+    listed: Path
+    synced: Path
+
+
+@dataclass(frozen=True)
 class Peer:
     """One registry or tool.
 
@@ -78,6 +96,7 @@ class Peer:
         about: what a reader of the table has to know.
         command: the registry.
         make: the commands that make a bundle, or the layout in place of it.
+        copy: the commands that copy images to another registry.
         version: the command that prints it.
         authenticates: whether it asks for a token.
         keeps: what survives its end: ``"all"``, ``"blobs"`` or ``"nothing"``.
@@ -94,6 +113,7 @@ class Peer:
     keeps: str = "all"
     preload: bool = False
     make: Callable[[Order], list[list[str]]] | None = None
+    copy: Callable[[CopyOrder], list[list[str]]] | None = None
 
     @property
     def path(self) -> str | None:
@@ -193,6 +213,26 @@ def _oras_make(order: Order) -> list[list[str]]:
     return [[*command, f"{order.host}/{order.together}:{','.join(order.tags)}"]]
 
 
+def _mayfly_copy(order: CopyOrder) -> list[list[str]]:
+    return [[MAYFLY, "copy", str(order.listed), f"http://{order.target}"]]
+
+
+def _skopeo_sync(order: CopyOrder) -> list[list[str]]:
+    # It keeps the last part of a name alone.
+    (parent,) = {name.rpartition("/")[0] for name in order.names}
+    command = ["skopeo", "--insecure-policy", "sync", "--preserve-digests"]
+    command += ["--src", "yaml", "--dest", "docker", "--dest-tls-verify=false"]
+    return [[*command, str(order.synced), f"{order.target}/{parent}"]]
+
+
+def _crane_copy(order: CopyOrder) -> list[list[str]]:
+    command = [str(BIN / "crane"), "copy"]
+    return [
+        [*command, f"{order.source}/{name}:{TAG}", f"{order.target}/{name}:{TAG}"]
+        for name in order.names
+    ]
+
+
 _ALL = (
     Peer(
         "mayfly",
@@ -202,6 +242,7 @@ _ALL = (
         ("--version",),
         authenticates=True,
         make=_mayfly_make,
+        copy=_mayfly_copy,
     ),
     Peer(
         "mayfly-nosync",
@@ -264,13 +305,28 @@ _ALL = (
         version=("version",),
         make=_oras_make,
     ),
+    Peer(
+        "skopeo-sync",
+        "Debian's, `skopeo sync` of all images in one call",
+        "skopeo",
+        version=("--version",),
+        copy=_skopeo_sync,
+    ),
+    Peer(
+        "crane-copy",
+        "`crane copy` once for each image",
+        "crane",
+        version=("version",),
+        copy=_crane_copy,
+    ),
 )
 
 PEERS = {peer.name: peer for peer in _ALL}
 
 REGISTRIES = ("docker-registry", "distribution", "olareg", "crane")
 MAKERS = ("skopeo", "crane-pull", "oras")
-RIVALS = (*REGISTRIES, *MAKERS)
+COPIERS = ("skopeo-sync", "crane-copy")
+RIVALS = (*REGISTRIES, *MAKERS, *COPIERS)
 """Those that Mayfly is compared with."""
 
 TAG = "1"

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks import catalog, load, making
+from benchmarks import catalog, copying, load, making
 from benchmarks.bench import CPU, DURABLE, PEAK, RATE, Bench, Figures, sync_tree
 from benchmarks.load import Blob, Data, Result
-from benchmarks.peers import MAKERS, REGISTRIES, Peer
+from benchmarks.peers import COPIERS, MAKERS, REGISTRIES, Peer
 from benchmarks.server import Server
 
 GIB = 2**30
@@ -222,6 +222,7 @@ def _middle(data: Data) -> list[Blob]:
 _PULLERS = ("mayfly", *REGISTRIES, "bare")
 _PUSHERS = ("mayfly", "mayfly-nosync", *REGISTRIES, "bare")
 _MAKERS = ("mayfly", "mayfly-nosync", *MAKERS)
+_COPIERS = ("mayfly", *COPIERS)
 _OWN = ("mayfly",)
 
 _ALL = (
@@ -356,6 +357,20 @@ _ALL = (
         RATE,
         partial(making.measure, "olareg", False),
         _MAKERS,
+    ),
+    Row(
+        "copy",
+        f"{copying.TITLE} to olareg",
+        RATE,
+        partial(copying.measure, "olareg"),
+        _COPIERS,
+    ),
+    Row(
+        "copy-synced",
+        "the same to distribution, which syncs each blob",
+        RATE,
+        partial(copying.measure, "distribution"),
+        _COPIERS,
     ),
 )
 
