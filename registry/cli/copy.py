@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -51,46 +51,78 @@ _LINES = 100
 """Lines about images that are not there; the others are counted."""
 
 
-moving_tags = click.option(
-    "--override", is_flag=True, help="Move tags that point at another digest at the destination."
-)
-dry = click.option(
-    "--dry-run", is_flag=True, help="Look everything up, say what is missing, send nothing."
-)
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """The options of both commands."""
+
+    root: Path | None
+    mirrors: tuple[str, ...]
+    platforms: tuple[str, ...]
+    no_referrers: bool
+    override: bool
+    ca: Path | None
+    insecure: tuple[str, ...]
+    jobs: int
+    dry_run: bool
+    json: bool
+
+    @property
+    def rules(self) -> Rules:
+        """The rules for every image.
+
+        Raises:
+            ConfigError: a platform is none.
+        """
+        from mayfly.registry.upstream.copying import Rules
+
+        platforms = tuple(map(check_platform, self.platforms))
+        return Rules(platforms, not self.no_referrers, self.override)
+
+
+def copy_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of copy and sync; the command gets them as `_Options`."""
+
+    @wraps(command)
+    def collected(*args: Any, **given: Any) -> None:
+        options = {one.name: given.pop(one.name) for one in fields(_Options)}
+        command(*args, options=_Options(**options), **given)
+
+    options = (
+        click.option(
+            "--root",
+            type=click.Path(path_type=Path, file_okay=False),
+            metavar="DIR",
+            help="Copy into this store; then there is no DEST.",
+        ),
+        mirrored,
+        for_platforms,
+        without_referrers,
+        click.option(
+            "--override",
+            is_flag=True,
+            help="Move tags that point at another digest at the destination.",
+        ),
+        trusting,
+        at_once,
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Look everything up, say what is missing, send nothing.",
+        ),
+        as_json,
+    )
+    for option in reversed(options):
+        collected = option(collected)
+    return collected
 
 
 @click.command("copy", cls=Command)
 @click.argument("names", metavar="SOURCE... [DEST]", nargs=-1, required=True)
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Copy into this store; then there is no DEST.",
-)
 @images_from
-@mirrored
-@for_platforms
-@without_referrers
-@moving_tags
-@trusting
-@at_once
-@dry
-@as_json
+@copy_options
 @click.pass_context
 def copy(
-    ctx: click.Context,
-    names: tuple[str, ...],
-    root: Path | None,
-    local: tuple[Path, ...],
-    mirrors: tuple[str, ...],
-    platforms: tuple[str, ...],
-    no_referrers: bool,
-    override: bool,
-    ca: Path | None,
-    insecure: tuple[str, ...],
-    jobs: int,
-    dry_run: bool,
-    json: bool,
+    ctx: click.Context, names: tuple[str, ...], local: tuple[Path, ...], options: _Options
 ) -> None:
     """Copy images, with their signatures and attestations, to a registry or a store.
 
@@ -100,82 +132,59 @@ def copy(
     Exit 3 if an image could not be copied; the others are. The same command goes on where an
     interrupted one stopped.
     """
-    from mayfly.registry.upstream.copying import Rules
     from mayfly.registry.upstream.registries import Reach
 
-    sources = names if root else names[:-1]
+    rules = options.rules
+    sources = names if options.root else names[:-1]
     if not sources:
         raise click.UsageError("name what to copy, and then where to: SOURCE... DEST", ctx)
-    rules = Rules(tuple(map(check_platform, platforms)), not no_referrers, override)
     with contextlib.ExitStack() as stack:
-        dest = _Store(root) if root else _destination(names[-1])
+        dest = _Store(options.root) if options.root else _destination(names[-1])
         asked = _Asked([], [local_source(path, stack) for path in local])
-        credentials = _add_sources(asked, sources, stack, json)
-        plain, secure = frozenset(insecure) | dest.insecure, dest.secure
-        reach = Reach(read_mirrors(mirrors), plain, secure, ca, credentials)
-        ctx.exit(_run(_Job(asked, dest, reach, rules, jobs, dry_run, json), stack))
+        credentials = _add_sources(asked, sources, stack, options.json)
+        reach = Reach(
+            read_mirrors(options.mirrors),
+            frozenset(options.insecure) | dest.insecure,
+            dest.secure,
+            options.ca,
+            credentials,
+        )
+        ctx.exit(_run(_Job(asked, dest, reach, rules, options), stack))
 
 
 @click.command("sync", cls=Command)
 @click.argument("file", metavar="FILE")
 @click.argument("to", metavar="[DEST]", required=False)
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Copy into this store; then there is no DEST.",
-)
-@mirrored
-@for_platforms
-@without_referrers
-@moving_tags
-@trusting
-@at_once
-@dry
-@as_json
+@copy_options
 @click.pass_context
-def sync(
-    ctx: click.Context,
-    file: str,
-    to: str | None,
-    root: Path | None,
-    mirrors: tuple[str, ...],
-    platforms: tuple[str, ...],
-    no_referrers: bool,
-    override: bool,
-    ca: Path | None,
-    insecure: tuple[str, ...],
-    jobs: int,
-    dry_run: bool,
-    json: bool,
-) -> None:
+def sync(ctx: click.Context, file: str, to: str | None, options: _Options) -> None:
     """Copy the images that a file of regsync or skopeo sync names.
 
     Unlike copy, it takes logins, certificates and exceptions from TLS from the file. regsync's
     targets say where the images go; otherwise they go to DEST, as in copy. Nothing is ever
     deleted. Exit 3 if an image could not be copied; the others are.
     """
-    from mayfly.registry.upstream.copying import Rules
     from mayfly.registry.upstream.registries import Reach
 
-    if root and to:
+    rules = options.rules
+    if options.root and to:
         raise click.UsageError("name DEST or --root, not both", ctx)
-    listed = read_list(file, json)
-    dest = _Store(root) if root else _destination(to) if to else _Targets()
+    listed = read_list(file, options.json)
+    dest = _Store(options.root) if options.root else _destination(to) if to else _Targets()
     trust = listed.trust.items()
+    plain = {host for host, one in trust if one.plain}
     reach = Reach(
-        read_mirrors(mirrors),
-        frozenset(insecure) | dest.insecure | {host for host, one in trust if one.plain},
+        read_mirrors(options.mirrors),
+        frozenset(options.insecure) | dest.insecure | plain,
         dest.secure | {host for host, one in trust if one.directory},
-        ca,
+        options.ca,
         logins_of(listed),
         frozenset(host for host, one in trust if one.unverified),
         {host: Path(one.directory) for host, one in trust if one.directory},
     )
-    rules = Rules(tuple(map(check_platform, platforms)), not no_referrers, override)
     asked = _Asked([(one, None) for one in listed.wanted], ())
     with contextlib.ExitStack() as stack:
-        ctx.exit(_run(_Job(asked, dest, reach, rules, jobs, dry_run, json), stack))
+        ctx.exit(_run(_Job(asked, dest, reach, rules, options), stack))
 
 
 def _run(job: _Job, stack: contextlib.ExitStack) -> int:
@@ -212,9 +221,7 @@ class _Job:
     dest: _Dest
     reach: Reach
     rules: Rules
-    jobs: int
-    dry_run: bool
-    json: bool
+    options: _Options
 
 
 class _Dest:
@@ -404,11 +411,11 @@ async def _copy(job: _Job, stack: contextlib.ExitStack) -> Plan | Copied:
     async with Registries(job.reach) as registries:
         place = job.dest.place(registries, stack)
         planned = await copying.plan(job.asked.items(registries), place, job.rules)
-        if job.dry_run:
+        if job.options.dry_run:
             return planned
-        with reporting("copying", planned.size, job.json) as progress:
+        with reporting("copying", planned.size, job.options.json) as progress:
             return await copying.carry_out(
-                planned, job.jobs, progress, partial(_tell, json=job.json)
+                planned, job.options.jobs, progress, partial(_tell, json=job.options.json)
             )
 
 
@@ -434,8 +441,8 @@ def _done(found: Plan | Copied, job: _Job) -> int:
     figures = _figures(found)
     if is_plan:
         for outcome in outcomes:
-            _tell(outcome, job.json)
-    if job.json:
+            _tell(outcome, job.options.json)
+    if job.options.json:
         print_event("planned" if is_plan else "copied", **figures)
     else:
         _print(outcomes, figures, is_plan)

@@ -3,10 +3,11 @@
 `lists` reads lists of images and `versions` their ranges of tags. `client` asks one registry;
 `credentials`, `registries`, `sources`, `blocking` and `reader` find and wrap it. `gather` plans a
 bundle and `create` makes it; `copying` copies images through `streams` to `targets`, of which
-registries are reached by `push`. `pulled` is for the server: it reads the list of `--until-pulled`.
+registries are reached by `push`; sources and targets are each an `endpoint`. `pulled` is for the
+server: it reads the list of `--until-pulled`.
 
 `mirror` fetches what a server's store lacks: `names` says from where, `health` knows each upstream,
-`download` is a blob under way, and `store` is the store as clients see it then.
+`lookups` asks it, `download` is a blob under way, and `store` is the store as clients see it then.
 
 Nothing here may import the server (`registry.server`) or its HTTP side: the commands that copy
 images run in a process of their own, and content that is under way sends itself to any

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from mayfly.registry.upstream.client import Fetched, Registry
+from mayfly.registry.upstream.endpoint import Endpoint
 from mayfly.registry.upstream.errors import NotThere, UpstreamError
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle.names import BundleNames
@@ -23,21 +24,8 @@ from mayfly.storage.text import counted
 _PIECE = 1024 * 1024
 
 
-class Source(Protocol):
-    """Somewhere that images can be fetched from.
-
-    Attributes:
-        label: its name in messages.
-        url: of the registry that it is; None for anything else.
-    """
-
-    @property
-    def label(self) -> str:
-        """Its name in messages."""
-
-    @property
-    def url(self) -> str | None:
-        """The URL of the registry that it is; None for anything else."""
+class Source(Endpoint, Protocol):
+    """A registry, bundle or store that images can be fetched from."""
 
     async def manifest(self, host: str, repository: str, reference: str) -> Fetched | None:
         """A manifest by tag or digest; None where the source does not have it.

@@ -10,6 +10,7 @@ import asyncio
 import json
 from typing import Protocol
 
+from mayfly.registry.upstream.endpoint import Endpoint
 from mayfly.registry.upstream.errors import ContentWrong, UpstreamError
 from mayfly.registry.upstream.push import Progress, PushRegistry
 from mayfly.registry.upstream.streams import BlobStream
@@ -24,21 +25,8 @@ Mounted = str | None
 """None for a blob that is there now, else an upload session, or "" without one."""
 
 
-class Target(Protocol):
-    """Somewhere that images can be copied to. Its methods raise `UpstreamError`.
-
-    Attributes:
-        label: its name in messages.
-        url: of the registry that it is; None for anything else.
-    """
-
-    @property
-    def label(self) -> str:
-        """Its name in messages."""
-
-    @property
-    def url(self) -> str | None:
-        """The URL of the registry that it is; None for anything else."""
+class Target(Endpoint, Protocol):
+    """A registry or store that images can be copied to. Its methods raise `UpstreamError`."""
 
     async def tag(self, repository: str, tag: str) -> Digest | None:
         """The digest that a tag points at; None without the tag."""

@@ -26,6 +26,10 @@ class Content:
         """Images of the list: reference without a host to the name of its digest."""
         return {f"{APP}:1": "index", f"{TOOL}:1": "tool"}
 
+    def names(self, host: str) -> list[str]:
+        """The names of these images at a host, which may have a path."""
+        return [f"{host}/{name}" for name in self.tags()]
+
     @property
     def all(self) -> set[str]:
         """Every digest, of manifests and blobs, in hexadecimal."""

@@ -18,11 +18,11 @@ from mayfly.registry.upstream.client import Access, Registry, _lifetime
 from mayfly.registry.upstream.credentials import Credentials, CredentialStore
 from mayfly.registry.upstream.errors import ContentWrong, LoginRefused, NotThere, UpstreamError
 from mayfly.storage.digest import of
+from tests.upstream.answering import HOST, answering
 
 MANIFEST = json.dumps({"schemaVersion": 2}).encode()
 BLOB = bytes(range(256)) * 40
 DIGEST = of(BLOB)
-HOST = "registry.test"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -53,22 +53,9 @@ async def upstream() -> AsyncIterator[Upstream]:
         assert made[0].answer is not None
         return await made[0].answer(request)
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handle)
-    server = TestServer(app)
-    await server.start_server()
-    waits: list[float] = []
-
-    async def slept(seconds: float) -> None:
-        waits.append(seconds)
-
-    async with aiohttp.ClientSession(auto_decompress=False) as session:
-        reached = Access(str(server.make_url("")).rstrip("/"), None, ssl.create_default_context())
-        store = CredentialStore({HOST: Credentials("me", "secret")})
-        registry = Registry(session, HOST, reached, store, slept)
-        made.append(Upstream(registry, server, waits=waits))
+    async with answering(Registry, handle) as found:
+        made.append(Upstream(found.registry, found.server, waits=found.waits))
         yield made[0]
-    await server.close()
 
 
 async def _blob(upstream: Upstream, start: int = 0) -> bytes:

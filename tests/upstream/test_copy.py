@@ -17,8 +17,9 @@ from tests.clients.proxy import FaultyProxy, SlowProxy
 from tests.support.certificates import Pair, self_signed
 from tests.support.commands import command_line, environment, mayfly, run_mayfly
 from tests.support.others import Other, distribution, olareg
-from tests.support.process import REPO, Mayfly, find_program, need
+from tests.support.process import Mayfly, find_program, need
 from tests.upstream.content import APP, TOOL, Content
+from tests.upstream.disturbed import kill_until_done, repeat_until_done
 from tests.upstream.test_create import blobs_of
 
 TARGETS = ("mayfly", "registry", "docker-registry", "secure", "olareg")
@@ -51,13 +52,9 @@ def _copy(other: Other, *words: object, code: int = 0) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def _names(host: str) -> list[str]:
-    return [f"{host}/{APP}:1", f"{host}/{TOOL}:1"]
-
-
-def _content_of(other: Other, prefix: str, output: Path) -> set[str]:
+def _content_of(content: Content, other: Other, prefix: str, output: Path) -> set[str]:
     """Every digest of the images that a registry has, and of what refers to them."""
-    names = _names(f"{other.host}/{prefix}")
+    names = content.names(f"{other.host}/{prefix}")
     words = ("bundle", "create", *names, "-o", output, *other.options)
     done = mayfly(*words, env=other.environment)
     assert done.returncode == 0, done.stderr
@@ -83,24 +80,24 @@ def test_images_arrive_whole(
     The target's login and certificate are those of docker login and --ca.
     """
     with _started(kind, tmp_path / kind, pair) as other:
-        first = _copy(other, *_names(upstream.host), f"{other.url}/in/here")
+        first = _copy(other, *content.names(upstream.host), f"{other.url}/in/here")
         assert [one["state"] for one in first if one["event"] == "image"] == ["copied", "copied"]
         assert (first[-1]["blobs"], first[-1]["mounted"]) == (4, 2)
-        assert _content_of(other, "in/here", tmp_path / "out.tar") == content.all
+        assert _content_of(content, other, "in/here", tmp_path / "out.tar") == content.all
         for name, reference in content.tags().items():
             digest = str(content.digests[reference])
             here = f"{other.host}/in/here/{name}"
             assert _crane(other, "digest", here).decode().strip() == digest
             there = _crane(Other(upstream.host), "manifest", f"{upstream.host}/{name}")
             assert _crane(other, "manifest", here) == there
-        again = _copy(other, *_names(upstream.host), f"{other.url}/in/here")
+        again = _copy(other, *content.names(upstream.host), f"{other.url}/in/here")
         assert [one["state"] for one in again if one["event"] == "image"] == ["present"] * 2
         assert (again[-1]["blobs"], again[-1]["mounted"], again[-1]["size"]) == (0, 0, 0)
-        moved = _copy(other, *_names(f"{other.host}/in/here"), f"{other.url}/moved")
+        moved = _copy(other, *content.names(f"{other.host}/in/here"), f"{other.url}/moved")
         # --upstream makes a mirror of the source, which is not known to be the target.
         mounted = (4, 2) if kind == "secure" else (0, 6)
         assert (moved[-1]["blobs"], moved[-1]["mounted"]) == mounted
-        assert _content_of(other, "moved/in/here", tmp_path / "moved.tar") == content.all
+        assert _content_of(content, other, "moved/in/here", tmp_path / "moved.tar") == content.all
 
 
 def test_the_same_as_skopeo_and_crane(content: Content, upstream: Mayfly, tmp_path: Path) -> None:
@@ -131,14 +128,14 @@ def test_the_same_as_skopeo_and_crane(content: Content, upstream: Mayfly, tmp_pa
 def test_every_direction(content: Content, upstream: Mayfly, tmp_path: Path) -> None:
     """Store and bundle to a registry, registry and store to a store, all with the same content."""
     bundle = tmp_path / "up.tar"
-    run_mayfly("bundle", "create", *_names(upstream.host), "-o", bundle)
+    run_mayfly("bundle", "create", *content.names(upstream.host), "-o", bundle)
     with olareg(tmp_path / "olareg") as other:
         _copy(other, bundle, f"http://{other.host}/bundle/")
         _copy(other, content.root, f"{other.host}/store")
         for prefix in ("bundle", "store"):
-            assert _content_of(other, prefix, tmp_path / f"{prefix}.tar") == content.all
-        _copy(other, *_names(f"{other.host}/store"), tmp_path / "first")
-        _copy(other, *_names(upstream.host), "--root", tmp_path / "second")
+            assert _content_of(content, other, prefix, tmp_path / f"{prefix}.tar") == content.all
+        _copy(other, *content.names(f"{other.host}/store"), tmp_path / "first")
+        _copy(other, *content.names(upstream.host), "--root", tmp_path / "second")
         _copy(other, tmp_path / "second", tmp_path / "third")
     for root, prefix in (("first", "store/"), ("second", ""), ("third", "")):
         run_mayfly("verify", "--root", tmp_path / root)
@@ -158,14 +155,14 @@ def test_lists_say_where_images_go(upstream: Mayfly, tmp_path: Path) -> None:
         assert _crane(other, "ls", f"{other.host}/base/other/name") == b"9\n"
 
 
-def test_a_dry_run_sends_nothing(upstream: Mayfly, tmp_path: Path) -> None:
+def test_a_dry_run_sends_nothing(content: Content, upstream: Mayfly, tmp_path: Path) -> None:
     """It says what it would do."""
     with olareg(tmp_path / "olareg") as other:
-        events = _copy(other, *_names(upstream.host), other.host, "--dry-run")
+        events = _copy(other, *content.names(upstream.host), other.host, "--dry-run")
         assert [one["state"] for one in events if one["event"] == "image"] == ["copied"] * 2
         assert events[-1]["event"] == "planned"
         assert events[-1]["blobs"] == 4
-        again = _copy(other, *_names(upstream.host), other.host, "--dry-run")
+        again = _copy(other, *content.names(upstream.host), other.host, "--dry-run")
         assert again[-1]["blobs"] == 4
 
 
@@ -193,19 +190,21 @@ def test_another_digest_needs_override(content: Content, upstream: Mayfly, tmp_p
     with olareg(tmp_path / "olareg") as other:
         there = f"{other.host}/{APP}:1"
         _copy(other, f"{upstream.host}/{TOOL}:1", there)
-        events = _copy(other, *_names(upstream.host), other.host, code=3)
+        events = _copy(other, *content.names(upstream.host), other.host, code=3)
         states = {one["target"]: one["state"] for one in events if one["event"] == "image"}
         assert states == {there: "skipped", f"{other.host}/{TOOL}:1": "copied"}
         assert (events[-1]["skipped"], events[-1]["copied"]) == (1, 1)
         assert _crane(other, "digest", there).decode().strip() == str(content.digests["tool"])
-        _copy(other, *_names(upstream.host), other.host, "--override")
+        _copy(other, *content.names(upstream.host), other.host, "--override")
         assert _crane(other, "digest", there).decode().strip() == str(content.digests["index"])
 
 
-def test_two_images_of_one_name_are_refused(upstream: Mayfly, tmp_path: Path) -> None:
+def test_two_images_of_one_name_are_refused(
+    content: Content, upstream: Mayfly, tmp_path: Path
+) -> None:
     """The first of the list gets it, also with --override; the other is named."""
     listed = tmp_path / "mapping.txt"
-    lines = [f"{name}=x.example/same:1" for name in _names(upstream.host)]
+    lines = [f"{name}=x.example/same:1" for name in content.names(upstream.host)]
     listed.write_text("\n".join(lines))
     events = _copy(Other(""), listed, tmp_path / "root", "--override", code=3)
     images = {one["source"]: one for one in events if one["event"] == "image"}
@@ -214,10 +213,10 @@ def test_two_images_of_one_name_are_refused(upstream: Mayfly, tmp_path: Path) ->
     assert (second["state"], second["problems"][0]["code"]) == ("skipped", "conflict")
 
 
-def test_one_bad_image_stops_no_other(upstream: Mayfly, tmp_path: Path) -> None:
+def test_one_bad_image_stops_no_other(content: Content, upstream: Mayfly, tmp_path: Path) -> None:
     """Exit code 3; what is not there is named."""
     bad = [f"{upstream.host}/{APP}:none", f"{upstream.host}/nowhere:1"]
-    done = mayfly("copy", *bad, *_names(upstream.host), tmp_path / "root")
+    done = mayfly("copy", *bad, *content.names(upstream.host), tmp_path / "root")
     assert done.returncode == 3
     assert all(f"{name} is not in" in done.stderr for name in bad)
     assert "copied 2 images (0 there already, 2 failed)" in done.stdout
@@ -235,14 +234,10 @@ def test_a_network_that_breaks_changes_nothing(
             source, target = (
                 (proxy.host, other.host) if side == "source" else (upstream.host, proxy.host)
             )
-            for _ in range(10):
-                done = mayfly("copy", *_names(source), f"{target}/x", "--json", timeout=300)
-                if done.returncode == 0:
-                    break
-                assert done.returncode == 3, done.stderr
-            assert done.returncode == 0, done.stdout
+            words = ("copy", *content.names(source), f"{target}/x", "--json")
+            repeat_until_done(lambda: mayfly(*words, timeout=300))
             assert proxy.happened
-        assert _content_of(other, "x", tmp_path / "out.tar") == content.all
+        assert _content_of(content, other, "x", tmp_path / "out.tar") == content.all
 
 
 @pytest.mark.parametrize("kind", ["olareg", "store"])
@@ -251,29 +246,21 @@ def test_kills_at_any_moment_lose_nothing(
 ) -> None:
     """The same command goes on after each kill -9; a store is whole all the time."""
     root = tmp_path / "root"
+
+    def check() -> None:
+        if kind == "store" and root.exists():
+            run_mayfly("verify", "--root", root)
+
     with contextlib.ExitStack() as stack:
         proxy = stack.enter_context(SlowProxy(upstream.host, 2_000_000))
         other = stack.enter_context(olareg(tmp_path / "olareg"))
         target = root if kind == "store" else f"{other.host}/x"
-        argv = command_line("copy", *_names(proxy.host), target)
-        for kill in range(30):
-            process = subprocess.Popen(
-                argv, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            try:
-                process.wait(timeout=0.8 + 0.1 * kill)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            if process.wait() == 0:
-                break
-            if kind == "store" and root.exists():
-                run_mayfly("verify", "--root", root)
-        assert process.returncode == 0
+        kill_until_done(command_line("copy", *content.names(proxy.host), target), 0.8, check)
+        check()
         if kind == "store":
-            run_mayfly("verify", "--root", root)
             assert {path.parent.name for path in root.rglob("data")} >= content.all
         else:
-            assert _content_of(other, "x", tmp_path / "out.tar") == content.all
+            assert _content_of(content, other, "x", tmp_path / "out.tar") == content.all
 
 
 def test_destinations(tmp_path: Path) -> None:
@@ -312,8 +299,8 @@ def test_a_login_in_a_destination_is_not_repeated() -> None:
         assert "hunter2" not in done.stderr
 
 
-def test_the_name_of_one_image_takes_one(upstream: Mayfly) -> None:
+def test_the_name_of_one_image_takes_one(content: Content, upstream: Mayfly) -> None:
     """Two images have two names."""
-    done = mayfly("copy", *_names(upstream.host), "localhost:1/x:1")
+    done = mayfly("copy", *content.names(upstream.host), "localhost:1/x:1")
     assert done.returncode == 2
     assert "name of one image" in done.stderr

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -17,14 +16,14 @@ import pytest
 from mayfly.registry.upstream.lists import TagFilter, choose_tags
 from mayfly.storage.digest import of
 from tests.clients.proxy import FaultyProxy, SlowProxy
-from tests.support.commands import command_line, environment, run_mayfly
+from tests.support.commands import command_line, environment, mayfly, run_mayfly
 from tests.support.process import REPO, Mayfly
 from tests.upstream.content import APP, LAYERS, TOOL, Content
+from tests.upstream.disturbed import kill_until_done, repeat_until_done
 
 
 def _create(output: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "mayfly", "bundle", "create", "-o", output, *words]
-    return subprocess.run([*map(str, argv)], cwd=REPO, text=True, capture_output=True, timeout=300)
+    return mayfly("bundle", "create", "-o", output, *words, timeout=300)
 
 
 def blobs_of(path: Path) -> set[str]:
@@ -73,7 +72,7 @@ def test_everything_that_belongs_to_an_image_is_carried(
 
 def test_sources_give_the_same_file(content: Content, upstream: Mayfly, tmp_path: Path) -> None:
     """From the registry, from its store and from a bundle, with any number of jobs."""
-    names = [f"{upstream.host}/{name}" for name in content.tags()]
+    names = content.names(upstream.host)
     first = tmp_path / "first.tar"
     assert _create(first, *names).returncode == 0
     for number, words in enumerate(
@@ -136,13 +135,8 @@ def test_a_network_that_breaks_changes_nothing(
     """Twenty broken connections, and the file is the same as without them."""
     with FaultyProxy(upstream.host, seed, 20, 300_000) as proxy:
         output = tmp_path / "up.tar"
-        names = [f"{proxy.host}/{name}" for name in content.tags()]
-        for _ in range(10):
-            done = _create(output, *names)
-            if done.returncode == 0:
-                break
-            assert done.returncode == 3, done.stderr
-        assert done.returncode == 0, done.stderr
+        names = content.names(proxy.host)
+        repeat_until_done(lambda: _create(output, *names))
         assert proxy.left == 0 or proxy.happened
         _check_bytes(output)
         again = tmp_path / "again.tar"
@@ -156,22 +150,14 @@ def test_kills_at_any_moment_lose_nothing(
 ) -> None:
     """The same command goes on after each kill -9; nothing unfinished is left at the end."""
     output = tmp_path / "up.tar"
+
+    def check() -> None:
+        if output.exists():  # killed between its last step and its exit
+            _check_bytes(output)
+
     with SlowProxy(upstream.host, 2_000_000) as proxy:
-        names = [f"{proxy.host}/{name}" for name in content.tags()]
-        argv = [sys.executable, "-m", "mayfly", "bundle", "create", "-o", str(output), *names]
-        for kill in range(30):
-            process = subprocess.Popen(
-                argv, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            try:
-                process.wait(timeout=1.0 + 0.1 * kill)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            if process.wait() == 0:
-                break
-            if output.exists():  # killed between its last step and its exit
-                _check_bytes(output)
-        assert process.returncode == 0
+        argv = command_line("bundle", "create", "-o", output, *content.names(proxy.host))
+        kill_until_done(argv, 1.0, check)
         _check_bytes(output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["up.tar"]
 
@@ -193,9 +179,7 @@ def test_an_interrupt_is_one_line(
     """At whatever moment: its exit code, how to go on, and no traceback; then it goes on."""
     output = tmp_path / "up.tar"
     with SlowProxy(upstream.host, 1_000_000) as proxy:
-        argv = command_line(
-            "bundle", "create", "-o", output, *(f"{proxy.host}/{name}" for name in content.tags())
-        )
+        argv = command_line("bundle", "create", "-o", output, *content.names(proxy.host))
         for _ in range(8):
             process = subprocess.Popen(
                 argv, cwd=REPO, env=environment(), stderr=subprocess.PIPE, text=True,
@@ -213,7 +197,7 @@ def test_an_interrupt_is_one_line(
             assert "the same command goes on" in said
             assert "Traceback" not in said
             assert "never retrieved" not in said
-    assert _create(output, *(f"{upstream.host}/{n}" for n in content.tags())).returncode == 0
+    assert _create(output, *content.names(upstream.host)).returncode == 0
     _check_bytes(output)
 
 

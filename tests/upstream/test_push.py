@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -14,8 +13,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from mayfly.registry.upstream import client, push, streams
-from mayfly.registry.upstream.client import Access, Registry
-from mayfly.registry.upstream.credentials import Credentials, CredentialStore
+from mayfly.registry.upstream.client import Registry
+from mayfly.registry.upstream.credentials import Credentials
 from mayfly.registry.upstream.errors import ContentWrong, LoginRefused, NotThere, UpstreamError
 from mayfly.registry.upstream.push import PushRegistry
 from mayfly.registry.upstream.streams import BlobStream
@@ -23,11 +22,11 @@ from mayfly.registry.upstream.targets import RegistryTarget
 from mayfly.storage.digest import Digest, of
 from mayfly.storage.manifest import parse
 from tests.support.images import image_body, subject_of
+from tests.upstream.answering import answering
 
 BLOB = bytes(range(256)) * 4000
 DIGEST = of(BLOB)
 PIECE = 64 * 1024
-HOST = "registry.test"
 START = "/v2/a/b/blobs/uploads/"
 
 Disturb = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
@@ -114,21 +113,9 @@ async def target() -> AsyncIterator[Target]:
     async def handle(request: web.Request) -> web.StreamResponse:
         return await made[0].handle(request)
 
-    app = web.Application(client_max_size=2**30)
-    app.router.add_route("*", "/{path:.*}", handle)
-    server = TestServer(app)
-    await server.start_server()
-    waits: list[float] = []
-
-    async def slept(seconds: float) -> None:
-        waits.append(seconds)
-
-    async with aiohttp.ClientSession(auto_decompress=False) as session:
-        reached = Access(str(server.make_url("")).rstrip("/"), None, ssl.create_default_context())
-        store = CredentialStore({HOST: Credentials("me", "secret")})
-        made.append(Target(PushRegistry(session, HOST, reached, store, slept), server, waits))
+    async with answering(PushRegistry, handle) as found:
+        made.append(Target(*found))
         yield made[0]
-    await server.close()
 
 
 class Source:
