@@ -3,9 +3,9 @@
     begun ──► arriving ──► verified, published ──► complete
                  └── broken off, other bytes than the digest names ──► failed
 
-Clients are sent what has arrived, at their own speed, except the last byte of the blob. That waits
-until all bytes were hashed and the blob is published, so that no client has a wrong blob whole
-(ADR 0011). If the download fails, their connections are cut before it.
+Clients are sent the bytes that have arrived, at their own speed, except the last byte of the blob.
+That waits until all bytes were hashed and the blob is published, so that no client gets a wrong
+blob whole (ADR 0011). If the download fails, their connections are cut before it.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class Download:
         await self.available(0 if self.size > SMALL else self.size - 1)
 
     def open_file(self) -> io.FileIO:
-        """Open the file with what has arrived.
+        """Open the file with the bytes that have arrived.
 
         Raises:
             FileNotFoundError: the download has ended.
@@ -230,7 +230,7 @@ class OpenUnderWay:
         """None: the download itself withholds the last byte."""
 
     def read(self, offset: int, count: int) -> bytes:
-        """Read what has arrived."""
+        """Read bytes that have arrived."""
         return os.pread(self._file.fileno(), count, offset)
 
     async def send(self, sink: Sink, offset: int, count: int) -> None:
@@ -245,7 +245,7 @@ class OpenUnderWay:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     part = min(await self._download.available(offset), end) - offset
-            # Also without a byte, which finds out whether the client is gone.
+            # Also with 0 bytes: that raises if the client is gone.
             await sink.send_file(self._file, offset, part)
             offset += part
 

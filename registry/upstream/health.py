@@ -1,4 +1,4 @@
-"""One upstream: its client, whether it can be asked now, and what it was asked for."""
+"""One upstream: its client, whether it can be asked now, and figures of its use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class UpstreamRecord(TypedDict):
 
     Attributes:
         host: as it stands in image names.
-        hits: requests that were answered from what is cached.
+        hits: requests that were answered from cached content.
         misses: requests that waited for the upstream.
         stale: requests answered by a tag that could not be compared with the upstream's.
         downloads: blobs that were fetched.

@@ -2,7 +2,7 @@
 
     a failure is remembered ──────────► raise it
     the lookup runs already ──────────► wait for it
-    else start it: wait for a turn ──► ask the upstream ──► store what it has, or remember a failure
+    else start it: wait for a turn ──► ask the upstream ──► store its answer, or remember a failure
 
 A client waits `PATIENCE_SECONDS` at most, since containerd gives up on headers after 30; the lookup
 continues without it. The time limit of a lookup covers the upstream's requests alone: a slow disk
@@ -142,7 +142,7 @@ class Requests:
 
 
 Look = Callable[[Requests], Coroutine[None, None, None]]
-"""Asks the upstream and stores what it has."""
+"""Asks the upstream and stores its answer."""
 
 
 class Lookups:

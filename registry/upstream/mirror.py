@@ -2,11 +2,11 @@
 
     request ──guard──► bring_manifest, bring_blob … ──► the store answers as ever
                             │ here, and a tag compared within the TTL: at once
-                            │ else one lookup for all who ask ──► stored, marked as cached
+                            │ else one lookup for all clients ──► stored, marked as cached
                             └ a blob: its download begins, and is sent while it arrives
 
 The guard has admitted the request before anything here runs. Names are mapped by `names`; content
-is stored by the root's upper store, whose marks tell it from what was pushed
+is stored by the root's upper store, whose marks tell it from pushed content
 (`storage.directory.cached`).
 
 Clients cannot make this ask an upstream without bound: lookups are shared and few run at a time
@@ -84,7 +84,7 @@ class Mirror:
     """Fetches from upstreams into a store; an async context manager.
 
     Args:
-        cache: takes what is fetched, and is asked first.
+        cache: stores fetched content, and is asked first.
         names: maps repositories to upstreams.
         hosts: the upstreams.
         ttl: seconds for which a tag is served without asking the upstream.

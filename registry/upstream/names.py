@@ -1,7 +1,7 @@
-"""Which repository a request means where other registries are mirrored, and whose content it is.
+"""Names where registries are mirrored: the repository that a request means, and its upstream.
 
-Content of an upstream is kept under its full name, as in a bundle that several upstreams share
-(``quay.io/org/app``), so that nothing of one upstream is ever served as another's:
+Content of an upstream is kept under its full name, as in a bundle with images of several registries
+(``quay.io/org/app``), so that content of one upstream is never served under another's name:
 
     asked for                               kept as               from
     org/app?ns=quay.io, quay.io/org/app     quay.io/org/app       quay.io org/app
@@ -9,8 +9,8 @@ Content of an upstream is kept under its full name, as in a bundle that several 
     library/nginx, default docker.io        library/nginx         docker.io library/nginx
     org/app?ns=other.io, with a default     other.io/org/app      no upstream
 
-With a default upstream a name without host is shared by that upstream and by those who push here.
-A pushed tag wins, and is never looked up elsewhere.
+With a default upstream, names without host belong to that upstream and to clients that push here.
+A pushed tag wins, and is never looked up at the upstream.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Origin(NamedTuple):
     """The upstream of a repository.
 
     Attributes:
-        host: as it stands in image names.
-        repository: within that registry.
-        exclusive: whether the name is the upstream's alone, so that pushes to it are refused.
+        host: of the upstream, as image names have it.
+        repository: its name at the upstream.
+        exclusive: whether only the upstream has content of this name, so that pushes are refused.
     """
 
     host: str
@@ -50,7 +50,7 @@ class Resolver(Protocol):
     """See `registry.api.context.NameResolver`."""
 
     def meant(self, repository: str, ns: str | None) -> str:
-        """Return the name by tables alone."""
+        """Return the canonical name by tables alone, without reading the store."""
 
     def resolve(self, repository: str, ns: str | None) -> str:
         """Return the canonical name."""
@@ -61,9 +61,9 @@ class UpstreamNames:
 
     Args:
         hosts: of the upstreams.
-        default: the one that names without host belong to; None for none.
-        served: resolves names of what is here already.
-        bundles: names of the bundles that are served; None without bundles.
+        default: the upstream of names without host; None for none.
+        served: resolves names of content that is here.
+        bundles: names in the bundles that are served; None without bundles.
     """
 
     def __init__(
@@ -87,21 +87,23 @@ class UpstreamNames:
         return check_repository(self._map(repository, ns, self._served.resolve(repository, ns)))
 
     def _map(self, repository: str, ns: str | None, served: str) -> str:
-        """The name by the tables, of which it reads the same for every name.
+        """Return the name by tables; every name takes the same look-ups.
 
         Args:
-            served: the name by what is here.
+            repository: as requested.
+            ns: as requested.
+            served: the name by the content that is here.
         """
         host, path = self._split(repository, canonical_host(ns) if ns else None)
         kept = self._kept_as(host, path)
         return served if kept is None or self._bundled(served) is not None else kept
 
     def _kept_as(self, host: str | None, path: str) -> str | None:
-        """The name of what a host has; None if it is not changed."""
+        """Return the name under which a host's repository is kept; None to keep the request's."""
         if host is None:
             return None
         if host not in self._upstreams:
-            # With a default the bare name would be that upstream's.
+            # Without the host it would name a repository of the default upstream.
             return None if self._default is None else full_name(host, path)
         path = _path(host, path)
         taken = self._bundled(path)
@@ -112,7 +114,7 @@ class UpstreamNames:
         return self._bundles.upstream(name) if self._bundles is not None else None
 
     def origin(self, repository: str) -> Origin | None:
-        """The upstream of a repository, as `resolve` returns it; None if it has none here."""
+        """Return the upstream of a canonical repository; None without one."""
         if known := self._bundled(repository):
             host, path = known
             return Origin(host, path, exclusive=False) if host in self._upstreams else None
@@ -125,9 +127,9 @@ class UpstreamNames:
         return Origin(self._default, _path(self._default, repository), exclusive=False)
 
     def _split(self, repository: str, ns: str | None) -> tuple[str | None, str]:
-        """The host that a request names, by ``ns`` or before the path; None without."""
+        """Return the host that a request names, by ``ns`` or before the path, and the path."""
         first, slash, rest = repository.partition("/")
-        # Also with the ``ns`` of this registry itself, by one of its names.
+        # A client may send one of this registry's own names as ``ns``.
         if slash and first in self._hosts and (ns is None or ns not in self._upstreams):
             return self._hosts[first], rest
         return ns, repository

@@ -1,6 +1,6 @@
 """The store of a registry that mirrors others, as its clients see it.
 
-clients ──► MirrorStore ──► what is on its way from an upstream
+clients ──► MirrorStore ──► blobs that are arriving from an upstream
 └────────► the root over bundles
 """
 
@@ -19,8 +19,8 @@ class MirrorStore:
     """See `storage.interface.Store`. Changes to names that are an upstream's alone are refused.
 
     Args:
-        store: has everything that is complete.
-        mirror: knows what is under way.
+        store: has all complete content.
+        mirror: has the blobs that are arriving.
     """
 
     def __init__(self, store: Store, mirror: Mirror) -> None:
