@@ -22,6 +22,7 @@ test: lint
 
 # Tests left out of `make test`, since what they need takes long to build: .ci/programs.toml has it.
 test-kubelet: $(STAMP)
+	bash .ci/install
 	bash .ci/install test-kubelet
 	MAYFLY_REQUIRE_ALL=1 $(BIN)/pytest tests/kubelet $(ARGS)
 

@@ -70,7 +70,7 @@ class Cluster:
         self._key.write_text(secrets.token_urlsafe(48))
         self.mayfly = self._mayfly()
         for number in (1, 2):
-            self.nodes[number] = self._node(number)
+            self.add_node(number)
         for number in range(1, APPS + 1):
             self.push(self.apps, f"app:{number}", f"team/app:{number}")
         self.push(self.apps, "app:1", "secret/app:1")
@@ -274,7 +274,8 @@ class Cluster:
         account = {"name": "default", "namespace": name}
         self.api.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
 
-    def _node(self, number: int) -> Node:
+    def add_node(self, number: int, containerd: str = "", disk: int = 0) -> Node:
+        """Start a node; the arguments are those of `Node`."""
         name = f"node-{number}"
         pair = self._authority.issue(
             f"system:node:{name}", "system:nodes", (name, f"10.77.0.{10 + number}")
@@ -282,7 +283,8 @@ class Cluster:
         kubeconfig = self.directory / f"{name}.kubeconfig"
         kubeconfig.write_text(json.dumps(self._kubeconfig(pair)))
         files = (self._authority.certificate, pair, kubeconfig)
-        node = Node(number, self.directory / name, self.home, self.api, files)
+        node = Node(number, self.directory / name, self.home, self.api, files, containerd, disk)
+        self.nodes[number] = node
         node.import_images(self.sandbox)
         return node
 

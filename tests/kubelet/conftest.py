@@ -13,6 +13,7 @@ from tests.kubelet.cluster import Cluster
 from tests.kubelet.namespace import own_network
 from tests.kubelet.node import Node
 from tests.support.process import need_root, remove_tree
+from tests.support.programs import versions
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +42,19 @@ def other_node(cluster: Cluster) -> Iterator[Node]:
     """The second one."""
     yield cluster.nodes[2]
     cluster.nodes[2].fast()
+
+
+@pytest.fixture
+def pinning_node(cluster: Cluster) -> Iterator[Node]:
+    """A third one, whose images lie on a disk of their own.
+
+    Its containerd knows pins; Debian's 1.6.20 does not.
+    """
+    node = cluster.add_node(3, versions("containerd")[-1], 128 << 20)
+    yield node
+    del cluster.nodes[3]
+    node.stop()
+    remove_tree(node.directory)
 
 
 @pytest.fixture

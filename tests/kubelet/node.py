@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,20 @@ mount --make-rshared /
 exec sleep "$2"
 """
 
+_DISK = """
+truncate --size "$2" "$1/disk.img"
+mkfs.ext4 -q -m 0 "$1/disk.img"
+mkdir -p "$1/containerd/root"
+mount -o loop "$1/disk.img" "$1/containerd/root"
+"""
+
 
 class Node:
     """One of them, called ``node-NUMBER``.
+
+    Args:
+        containerd: version of it, as `tests.support.programs` has it; "" is the machine's own.
+        disk: bytes of a file system for its images alone; 0 for none.
 
     Attributes:
         name: of it.
@@ -45,8 +58,16 @@ class Node:
     """
 
     def __init__(
-        self, number: int, directory: Path, home: Path, api: Api, files: tuple[Path, Pair, Path]
+        self,
+        number: int,
+        directory: Path,
+        home: Path,
+        api: Api,
+        files: tuple[Path, Pair, Path],
+        containerd: str = "",
+        disk: int = 0,
     ) -> None:
+        self._first = [versioned("containerd", containerd)] if containerd else []
         self.number = number
         self.name = f"node-{number}"
         self.address = f"{NETWORK}.{10 + number}"
@@ -57,13 +78,16 @@ class Node:
         directory.mkdir()
         self._holder = self._hold()
         self._connect()
+        if disk:
+            need("mkfs.ext4")
+            self.shell(_DISK, directory, str(disk))
         self.socket = directory / "containerd/containerd.sock"
         self.containerd = self._start_containerd()
         self.kubelet = self.start_kubelet()
 
     def inside(self, program: str | Path, *args: str | Path) -> list[str]:
         """The arguments that run a program in the node's namespaces."""
-        found = program if isinstance(program, Path) else find_program(program)
+        found = program if isinstance(program, Path) else find_program(program, *self._first)
         assert found is not None, program
         enter = ["nsenter", f"--target={self._holder.pid}", "--net", "--mount", f"--wd={REPO}"]
         return [*enter, "--", str(found), *map(str, args)]
@@ -71,6 +95,25 @@ class Node:
     def shell(self, script: str, *args: str | Path) -> str:
         """Run a POSIX script on the node; what it printed."""
         return run(*self.inside("sh", "-euc", script, "sh", *args))
+
+    def run_script(self, script: str, *verbs: str) -> str:
+        """Run the script of `mayfly node script` on the node; what it printed."""
+        tools = find_program("crictl")
+        assert tools is not None
+        path = os.pathsep.join(
+            [*map(str, self._first), str(Path(tools).parent), os.environ["PATH"]]
+        )
+        done = subprocess.run(
+            self.inside("sh", "-s", "--", *verbs),
+            input=script,
+            env={"PATH": path, "CONTAINERD_ADDRESS": str(self.socket)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def mayfly(self, *words: str | Path) -> str:
         """Run ``mayfly`` on the node."""
@@ -169,9 +212,10 @@ class Node:
         )
 
     def _start_containerd(self) -> Process:
-        need("containerd", "ctr", "crictl", "runc")
+        need("containerd", "ctr", directory=self._first[0] if self._first else None)
+        need("crictl", "runc")
         directory = self.directory / "containerd"
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         networks = directory / "networks"
         networks.mkdir()
         loopback = {"cniVersion": "0.4.0", "name": "lo", "plugins": [{"type": "loopback"}]}
@@ -182,7 +226,7 @@ class Node:
         daemon = Process(
             self.inside("containerd", "--config", "/etc/containerd/config.toml"),
             self.directory / "containerd.log",
-            env=with_sbin(),
+            env=with_sbin(*self._first),
         )
         answered = lambda: self.crictl.run("version").returncode == 0 or None  # noqa: E731
         daemon.wait_for(answered, deadline=60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.kubelet.api import eventually
 from tests.kubelet.cluster import HOST, Cluster
 from tests.kubelet.node import Node
+from tests.kubelet.test_pins import THRESHOLDS, pinned_stay
 
 
 def test_collected_image_is_pulled_again(cluster: Cluster, other_node: Node) -> None:
@@ -18,6 +19,11 @@ def test_collected_image_is_pulled_again(cluster: Cluster, other_node: Node) -> 
     other_node.import_images(cluster.sandbox)
     cluster.pod(image, secret, 2).runs().gone()
     other_node.restart_kubelet()
+
+
+def test_pinned_images_stay_above_the_threshold(cluster: Cluster, pinning_node: Node) -> None:
+    """kubelet looks every five minutes whether its disk is fuller than the threshold."""
+    pinned_stay(cluster, pinning_node, THRESHOLDS, 660)
 
 
 def test_kubelet_reads_its_file_again(kubelets: Cluster, node: Node) -> None:
