@@ -26,7 +26,13 @@ from mayfly.registry.upstream.errors import (
     UpstreamError,
     located,
 )
-from mayfly.registry.upstream.gather import Find, ImageLookup, Origin, expanded
+from mayfly.registry.upstream.gather import (
+    Find,
+    ImageLookup,
+    ManifestMemory,
+    Origin,
+    expanded,
+)
 from mayfly.registry.upstream.lists import Wanted
 from mayfly.registry.upstream.streams import BlobStream
 from mayfly.registry.upstream.targets import Target
@@ -265,6 +271,7 @@ class _Planning:
         self._place = place
         self._rules = rules
         self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._memory = ManifestMemory()
         self._plan = Plan(rules.override)
         self._present: dict[tuple[int, str, Digest], asyncio.Task[bool]] = {}
 
@@ -296,10 +303,16 @@ class _Planning:
             async with self._gate:
                 target, name = self._place(item.wanted)
                 placed = str(name)
-                lookup = ImageLookup(item.wanted)
-                await lookup.gather(item.find, self._rules.platforms, self._rules.referrers)
-                image = _Image(lookup, target, name)
-                await self._compare(image)
+                lookup = ImageLookup(item.wanted, self._memory)
+                try:
+                    await lookup.gather(item.find, self._rules.platforms, self._rules.referrers)
+                    image = _Image(lookup, target, name)
+                    await self._compare(image)
+                except BaseException:
+                    lookup.drop_manifests()
+                    raise
+                if image.state is not State.COPIED:
+                    lookup.drop_manifests()
                 return image
         return None
 

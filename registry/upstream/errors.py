@@ -52,6 +52,12 @@ class LoginRefused(UpstreamError):
     code = "login_refused"
 
 
+class TooMuch(UpstreamError):
+    """An image's manifests do not fit the memory for all manifests of a command."""
+
+    code = "too_many"
+
+
 class RequestRefused(UpstreamError):
     """The registry does not take such a request (another 4xx)."""
 
@@ -68,7 +74,8 @@ class Problem(NamedTuple):
     Attributes:
         text: a line for people.
         code: of the error behind it, see `UpstreamError`; or ``invalid`` for a manifest that breaks
-            a rule, ``too_many`` for a list of too much.
+            a rule, ``too_many`` for more manifests than fit, ``does_not_fit`` for a store without
+            the space.
     """
 
     text: str

@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mayfly.registry.upstream.client import Fetched
-from mayfly.registry.upstream.errors import ImagesMissing, Problem, UpstreamError, located
+from mayfly.registry.upstream.errors import (
+    ImagesMissing,
+    Problem,
+    TooMuch,
+    UpstreamError,
+    located,
+)
 from mayfly.registry.upstream.lists import Wanted, choose_tags
 from mayfly.registry.upstream.sources import Source
 from mayfly.storage import digest as digests
@@ -22,12 +28,18 @@ from mayfly.storage.errors import StorageError
 from mayfly.storage.images import attested
 from mayfly.storage.manifest import INDEX_TYPES, OCI_INDEX, Descriptor, Manifest, parse
 from mayfly.storage.reference import Reference
-from mayfly.storage.text import counted
+from mayfly.storage.text import counted, format_size
 from mayfly.storage.transfer.attached import Attached, find_attached, flat_tag
 from mayfly.storage.transfer.exporting import FULL_NAME, TAG
 
 MAX_MANIFESTS = 100_000
 """Manifests of one bundle; an upgrade of a large cluster has some thousands."""
+
+_MAX_MEMORY = 512 * 1024 * 1024
+"""Bytes of memory for the manifests of one command: some 50,000 usual ones, and 60 of 4 MiB."""
+
+_PER_DESCRIPTOR = 500
+"""Bytes that a descriptor takes besides the manifest's own bytes."""
 
 _AT_ONCE = 16
 
@@ -92,12 +104,13 @@ async def gather(
         ImagesMissing: at least one image cannot be had; every one that cannot is named.
     """
     gate = asyncio.Semaphore(_AT_ONCE)
+    memory = ManifestMemory()
     problems: list[Problem] = []
 
     async def one(image: Wanted) -> list[ImageLookup]:
         try:
             async with gate:
-                found = [ImageLookup(single) for single in await expanded(image, find)]
+                found = [ImageLookup(single, memory) for single in await expanded(image, find)]
                 for each in found:
                     await each.gather(find, platforms, referrers)
                 return found
@@ -166,11 +179,43 @@ async def expanded(wanted: Wanted, find: Find) -> list[Wanted]:
     return found
 
 
-class ImageLookup:
-    """One image while it is looked up."""
+class ManifestMemory:
+    """The memory for the manifests of one command, which holds all of them until it has a plan."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self) -> None:
+        self._left = _MAX_MEMORY
+
+    def take(self, manifest: Manifest) -> int:
+        """Take the memory of a manifest; return its bytes, as estimated.
+
+        Raises:
+            TooMuch: it does not fit.
+        """
+        count = len(manifest.blobs) + len(manifest.manifests)
+        size = len(manifest.body) + _PER_DESCRIPTOR * count
+        if size > self._left:
+            limit = format_size(_MAX_MEMORY)
+            raise TooMuch(f"the manifests take more than {limit} of memory: divide the list")
+        self._left -= size
+        return size
+
+    def release(self, size: int) -> None:
+        """Give back the memory of manifests."""
+        self._left += size
+
+
+class ImageLookup:
+    """One image while it is looked up.
+
+    Args:
+        wanted: the image.
+        memory: of all images of the command.
+    """
+
+    def __init__(self, wanted: Wanted, memory: ManifestMemory) -> None:
         self._wanted = wanted
+        self._memory = memory
+        self._held = 0
         self._host = wanted.source.host
         self._repository = wanted.source.repository
         self._sources: Sequence[Source] = ()
@@ -201,11 +246,6 @@ class ImageLookup:
         """Every manifest of it and of what refers to it, with the source that has it."""
         return self._manifests
 
-    @property
-    def origin(self) -> Origin:
-        """The repository that has the image's own manifest."""
-        return Origin(self._manifests[self.top][2], self._host, self._repository)
-
     async def gather(self, find: Find, platforms: Sequence[str], referrers: bool) -> None:
         """Look up all of it.
 
@@ -219,6 +259,13 @@ class ImageLookup:
         self._owners = [self._manifests[self._top][2]]
         if referrers and self._wanted.referrers:
             self._attached = await find_attached(list(self._manifests), self)
+
+    def drop_manifests(self) -> None:
+        """Forget the manifests of an image that nothing is to be done for any more."""
+        self._manifests.clear()
+        self._attached = []
+        self._memory.release(self._held)
+        self._held = 0
 
     def add_to(self, gathered: Gathered) -> None:
         """Join it with the images before it."""
@@ -292,9 +339,16 @@ class ImageLookup:
                 continue
             if fetched.digest not in self._manifests:
                 manifest = parse(fetched.body)
+                self._held += self._take(manifest)
                 self._manifests[fetched.digest] = (fetched, manifest, source)
             return fetched.digest
         return None
+
+    def _take(self, manifest: Manifest) -> int:
+        try:
+            return self._memory.take(manifest)
+        except TooMuch as error:
+            raise TooMuch(f"{self._wanted.source}: {error}") from None
 
     async def referrers(self, subject: Digest) -> Iterable[Digest]:
         """See `storage.transfer.attached.Asked`: what the registry lists, else the fallback tag."""

@@ -63,6 +63,7 @@ NEVER_ANSWERED = {
             "NotThere",
             "LoginRefused",
             "RequestRefused",
+            "TooMuch",
             "_Problematic",
         ),
         "in commands that copy from elsewhere",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.registry.upstream import copying, gather
 from mayfly.registry.upstream.copying import (
     Copied,
     Item,
@@ -19,6 +20,7 @@ from mayfly.registry.upstream.copying import (
     carry_out,
     plan,
 )
+from mayfly.registry.upstream.errors import ImagesMissing
 from mayfly.registry.upstream.lists import Wanted
 from mayfly.registry.upstream.sources import LocalSource
 from mayfly.registry.upstream.targets import StoreTarget
@@ -195,3 +197,46 @@ async def test_an_image_that_does_not_fit_fails_alone(
     monkeypatch.setattr(world.store, "check_room", full)
     with pytest.raises(StorageFull, match="no space left"):
         await world.copy((HERE, "large"))
+
+
+@pytest.mark.parametrize("is_present", [False, True])
+async def test_manifests_in_memory_have_a_bound(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_present: bool
+) -> None:
+    """An image for which there is no room fails alone; one that is there already takes none."""
+    monkeypatch.setattr(gather, "_MAX_MEMORY", 300_000)
+    monkeypatch.setattr(copying, "_AT_ONCE", 1)
+    push(world.sources[HERE], REPO, b"{}")
+    for tag in "abcd":
+        size = 1_000_000 if tag == "d" else 200_000
+        put(world.sources[HERE], REPO, image_body(annotations={"a": tag * size}), tag)
+    if is_present:
+        for tag in "ab":
+            (one,) = await world.copy((HERE, tag))
+            assert one.state is State.COPIED
+    found = await world.copy(*((HERE, tag) for tag in "abcd"))
+    states = [str(one.state) for one in found]
+    if is_present:
+        assert states == ["present", "present", "copied", "failed"]
+    else:
+        assert sorted(states) == ["copied", "failed", "failed", "failed"]
+    for one in found:
+        assert codes(one) == (["too_many"] if one.state is State.FAILED else [])
+
+
+async def test_a_bundle_has_the_same_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image for which there is no room is named."""
+    monkeypatch.setattr(gather, "_MAX_MEMORY", 300_000)
+    push(world.sources[HERE], REPO, b"{}")
+    wanted = []
+    for tag in "ab":
+        put(world.sources[HERE], REPO, image_body(annotations={"a": tag * 200_000}), tag)
+        wanted.append(Wanted(Reference(HERE, REPO, tag)))
+
+    def find(host: str) -> list[LocalSource]:
+        return [LocalSource(world.sources[host], None, host)]
+
+    with pytest.raises(ImagesMissing, match="take more than") as raised:
+        await gather.gather(wanted, find, (), referrers=True)
+    assert [problem.code for problem in raised.value.problems] == ["too_many"]
+    assert (await gather.gather(wanted[:1], find, (), referrers=True)).images == 1
