@@ -7,10 +7,12 @@ on only if all of it has its digest, so that no target is given a whole blob tha
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from mayfly.registry.threads import in_thread
 from mayfly.registry.upstream.errors import ContentWrong, UpstreamError
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
@@ -73,13 +75,20 @@ class BlobStream:
             self._check(hasher)
         if start == end:
             return
+        hashing: asyncio.Future[None] | None = None
         async with aclosing(self._open(at)) as stream:
             async for piece in stream:
-                hasher.update(piece)
+                if hashing is not None:
+                    await hashing
+                # Hashed by another thread while it is sent, and the next one arrives.
+                hashing = in_thread(hasher.update, piece)
                 before, at = at, at + len(piece)
+                is_mark = at - self._marks[-1][0] >= _MARK_EVERY
+                if is_mark or at >= self.size:
+                    await hashing
                 if at >= self.size:
                     self._check(hasher)
-                if at - self._marks[-1][0] >= _MARK_EVERY:
+                if is_mark:
                     self._marks.append((at, hasher.copy()))
                 if at > start:
                     yield piece[max(0, start - before) : end - before]

@@ -630,6 +630,25 @@ async def test_a_manifest_that_is_none_or_too_large(make: Make) -> None:
     assert not world.store.has_repository(APP)
 
 
+@pytest.mark.parametrize("by", ["tag", "digest"])
+async def test_a_manifest_that_is_another(make: Make, by: str) -> None:
+    """Bytes without the digest that was asked for, or that the upstream announces with them."""
+    world = await make()
+    asked = world.hub.push("org/app", "1", LAYER)
+    other = world.hub.manifests["org/app", world.hub.push("org/app", "2", config=b'{"a": 1}')]
+
+    async def lie(request: web.Request) -> web.StreamResponse | None:
+        if request.method != "GET" or "/manifests/" not in request.path:
+            return None
+        return web.Response(body=other, headers={"Docker-Content-Digest": asked})
+
+    world.hub.first = lie
+    reference = "1" if by == "tag" else asked
+    assert (await world.get(f"{APP}/manifests/{reference}"))[0] == 502
+    assert not world.store.has_repository(APP)
+    assert world.record()["reachable"] is True
+
+
 async def test_what_was_fetched_is_read_as_any_content(make: Make) -> None:
     """A store that is opened later has the image."""
     world = await make()
