@@ -21,6 +21,7 @@ class EndKind(StrEnum):
     SIGNAL = "signal"
     PARENT = "parent"
     STANDARD_INPUT = "standard-input"
+    PREFETCH = "prefetch"
     FAILED = "failed"
 
 

@@ -46,7 +46,7 @@ from mayfly.registry.process import open_files
 from mayfly.registry.process.child import find
 from mayfly.registry.process.systemd import Notifier, take_sockets
 from mayfly.registry.serving import Lifecycle, RunningServer, nothing_recorded
-from mayfly.registry.settings.choices import OnCorrupt, Until
+from mayfly.registry.settings.choices import OnCorrupt, PrefetchIncomplete, Until, Via
 from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state import runs
@@ -63,7 +63,9 @@ from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
     from mayfly.registry.evictions import Evictions
+    from mayfly.registry.nodes.prefetch import Prefetch
     from mayfly.registry.settings.readers import Address
+    from mayfly.registry.state.private import Login
     from mayfly.registry.telemetry.recording import Recording
     from mayfly.registry.upstream.health import UpstreamRecord
     from mayfly.storage.bundle.open import Bundles
@@ -142,6 +144,8 @@ def _plan(settings: Settings, command: tuple[str, ...]) -> RunPlan:
         exit_with_parent=settings.exit_with_parent,
         exit_on_stdin_eof=settings.exit_on_stdin_eof,
         stop_on_corrupt=settings.on_corrupt is OnCorrupt.STOP,
+        prefetch=settings.prefetch is Via.SSH,
+        prefetch_must_complete=settings.prefetch_incomplete is PrefetchIncomplete.STOP,
         report=settings.report,
         command=command,
     )
@@ -169,6 +173,12 @@ def _check(settings: Settings, plan: RunPlan) -> None:
         # Read again by `Lifecycle`; what `all` means is known once the bundles are open.
         if plan.until_pulled != ALL and images_to_pull(plan.until_pulled, None) is None:
             read_images(plan.until_pulled)
+    if plan.prefetch and plan.nodes is not None:
+        from mayfly.registry.nodes.ssh import check_destination, find_ssh
+
+        for name in plan.nodes.names:
+            check_destination(name)
+        find_ssh()
     if plan.command:
         find(plan.command[0], os.environ)
 
@@ -442,8 +452,48 @@ async def _serve(
                 ambiguous=bundles.names.ambiguous() if bundles is not None else {},
                 cleanup_paths=(root,) if settings.ephemeral else (),
                 end_recording=recording.end if recording is not None else nothing_recorded,
+                prefetch=_prefetch(settings, plan, security, login) if plan.prefetch else None,
             )
             return await _run(lifecycle, server, this_run)
+
+
+def _prefetch(settings: Settings, plan: RunPlan, security: Security, login: Login) -> Prefetch:
+    """The prefetch of ``run --prefetch``.
+
+    Raises:
+        ConfigError: nodes could not prove anything, or a name cannot stand in their script.
+    """
+    from mayfly.registry.nodes.prefetch import Prefetch
+    from mayfly.registry.nodes.script import images_of, node_script, with_mirrors
+    from mayfly.registry.nodes.ssh import SSH
+    from mayfly.registry.nodes.target import NodeCredential, parse
+    from mayfly.registry.pki.errors import TrustError
+
+    assert plan.until_pulled is not None
+    assert plan.nodes is not None
+    if security.authentication is None:
+        raise ConfigError(
+            "--prefetch needs users, since nodes prove what they have by credentials of their "
+            "own: give --auth auto"
+        )
+    try:
+        ca = login.ca.read_bytes() if login.ca is not None else None
+        target = parse(login.url, ca)
+        listed = read_images(plan.until_pulled)
+        images = images_of([image.text for image in listed], target.registry)
+        target = with_mirrors(target, images)
+    except TrustError as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"{login.ca}: {error.strerror}") from None
+
+    def script(node: str) -> str:
+        made = security.node_credential(node)
+        credential = NodeCredential(made.name, made.password)
+        return node_script(replace(target, credential=credential), node, images)
+
+    references = tuple(image.reference for image in images)
+    return Prefetch(plan.nodes.names, references, script, SSH(settings.ssh_config))
 
 
 def _recording(settings: Settings, this_run: Run, address: Address) -> Recording | None:

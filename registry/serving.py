@@ -44,6 +44,7 @@ from mayfly.registry.lifecycle import plan as plans
 from mayfly.registry.lifecycle.conditions import Condition
 from mayfly.registry.lifecycle.drain import Drain, Drained
 from mayfly.registry.lifecycle.plan import RunPlan, Triggers
+from mayfly.registry.prefetching import run_prefetch
 from mayfly.registry.process.child import Child, environment
 from mayfly.registry.process.signals import Signals
 from mayfly.registry.process.systemd import Notifier
@@ -51,8 +52,10 @@ from mayfly.registry.settings.choices import NodeIdentity
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.directory import LEDGER, StateDir
 from mayfly.registry.state.private import Login, client_config, removed_if_killed
+from mayfly.storage.text import counted_of
 
 if TYPE_CHECKING:
+    from mayfly.registry.nodes.prefetch import Prefetch
     from mayfly.registry.telemetry.recording import Kept
     from mayfly.registry.upstream.health import UpstreamRecord
 
@@ -114,6 +117,7 @@ class RunningServer:
         ambiguous: repository path that several upstreams share → names to ask for instead.
         cleanup_paths: removed, with the command's private files, if the server is killed.
         end_recording: records the end, and returns what was recorded for the report.
+        prefetch: for the nodes, before the command; None without ``--prefetch``.
     """
 
     http: HTTPService
@@ -125,6 +129,7 @@ class RunningServer:
     ambiguous: Mapping[str, Sequence[str]] = field(default_factory=dict)
     cleanup_paths: tuple[Path, ...] = ()
     end_recording: Callable[[str, int], Awaitable[Kept]] = nothing_recorded
+    prefetch: Prefetch | None = None
 
 
 class Lifecycle:
@@ -197,6 +202,7 @@ class Lifecycle:
         self._signals = Signals(self._forward_signal if plan.command else None)
         self._stop = Latch()
         self._failed = Latch()
+        self._unprepared = Latch()
         self._status = StatusService(
             plan, self.observer, self.drain, self.coverage, clock, self._stop, state.path
         )
@@ -236,8 +242,7 @@ class Lifecycle:
                         server.login.url, server.denied, server.ambiguous, server.upstreams
                     )
                     self._notifier.ready(self._status.status_line())
-                    await self._start_command(server, private)
-                    reason = await _wait_for_end(end_condition, server.http.listeners)
+                    reason = await self._work(server, private, end_condition)
                 outcome = await self._end(reason, server)
             self._status.complete(outcome)
             if outcome.covered and not outcome.exit_code:
@@ -304,6 +309,7 @@ class Lifecycle:
             second=self._signals.second,
             stop=self._stop,
             failed=self._failed,
+            unprepared=self._unprepared,
             command=self._command_ended,
             covered=self._covered(),
         )
@@ -333,6 +339,41 @@ class Lifecycle:
                 if self._child is not None:
                     self._child.send(signal.SIGKILL)
                     await self._child.end()
+
+    async def _work(
+        self, server: RunningServer, private: Path | None, end_condition: Condition
+    ) -> EndReason:
+        """Prefetch and start the command, and return the reason to end, which may come first."""
+        if server.prefetch is None:
+            await self._start_command(server, private)
+            return await _wait_for_end(end_condition, server.http.listeners)
+        preparing = asyncio.create_task(self._prepare(server, server.prefetch, private))
+        ending = asyncio.create_task(_wait_for_end(end_condition, server.http.listeners))
+        try:
+            await first_done(preparing, ending)
+            if preparing.done():
+                preparing.result()
+            return await ending
+        finally:
+            preparing.cancel()
+            ending.cancel()
+            await asyncio.gather(preparing, ending, return_exceptions=True)
+
+    async def _prepare(
+        self, server: RunningServer, prefetch: Prefetch, private: Path | None
+    ) -> None:
+        """Prefetch; then start the command, if nodes are as they have to be for it."""
+        found = await run_prefetch(prefetch, self._signals.first, self._status, self._clock)
+        lacking = found["nodes"] - found["proven"]
+        if lacking and self._plan.prefetch_must_complete and not self._signals.first.holds():
+            text = (
+                f"{counted_of(lacking, found['nodes'], 'node')} did not prove every image, so "
+                f"{self._plan.command[0]} was not started"
+            )
+            detail: dict[str, str | float] = {"nodes": lacking}
+            self._unprepared.set(EndReason(EndKind.PREFETCH, text, Exit.INCOMPLETE, detail))
+            return
+        await self._start_command(server, private)
 
     async def _start_command(self, server: RunningServer, private: Path | None) -> None:
         if private is None or self._command_ended is None:

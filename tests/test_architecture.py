@@ -19,7 +19,7 @@ FLOORS = (
     ("startup",),
     ("server",),
     ("housekeeping", "serving"),
-    ("evictions",),
+    ("evictions", "prefetching"),
     ("control",),
     ("lifecycle", "api", "nodes", "upstream"),
     ("access", "coverage", "process"),

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mayfly")
 
+_NODE_SECONDS = 12 * 3600
+"""Lifetime of a node's credential that the server makes itself."""
+
 
 @dataclass(frozen=True)
 class Security:
@@ -74,6 +77,13 @@ class Security:
         permission = Permission(Role.MAINTAINER, EVERYTHING)
         robots = self.authentication.robots
         return robots.issue("run", [permission], MAX_LIFETIME, time.time())
+
+    def node_credential(self, node: str) -> Credential:
+        """Return a credential that may pull, and that names a node in coverage; for 12 hours."""
+        assert self.authentication is not None
+        permission = Permission(Role.LIMITED_GUEST, EVERYTHING)
+        robots = self.authentication.robots
+        return robots.issue(node.lower(), [permission], _NODE_SECONDS, time.time(), node)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from mayfly.registry.threads import in_thread, in_turns
 from mayfly.storage.files import Attributes, replace_file
 
 if TYPE_CHECKING:
+    from mayfly.registry.nodes.prefetch import NodeResult
     from mayfly.registry.telemetry.recording import AuditRecord, NotifiedRecord
     from mayfly.registry.upstream.health import UpstreamRecord
 
@@ -33,6 +34,9 @@ _READ_SECONDS = 3.0
 
 MAX_GAPS = 10_000
 """Entries of a coverage record's ``missing``; the others are counted."""
+
+MAX_UNPREPARED = 1_000
+"""Nodes that a report names after a prefetch; the others are counted."""
 
 
 class Memory(TypedDict):
@@ -184,6 +188,39 @@ class CorruptRecord(Corruption):
     found: str
 
 
+class UnpreparedRecord(TypedDict):
+    """A node that did not prove every image to `--prefetch`.
+
+    Attributes:
+        code: the first cause, a `causes.Cause`.
+        detail: the text of ssh or of a program of the node.
+        images: number of those that it lacks.
+        attempts: tries that were made.
+    """
+
+    node: str
+    code: str
+    detail: str
+    images: int
+    attempts: int
+
+
+class PrefetchRecord(TypedDict):
+    """How `--prefetch` ended.
+
+    Attributes:
+        nodes: number of those that were to have every image.
+        proven: number of those that proved it.
+        seconds: from its begin to its end.
+        unprepared: the others, at most `MAX_UNPREPARED`.
+    """
+
+    nodes: int
+    proven: int
+    seconds: float
+    unprepared: list[UnpreparedRecord]
+
+
 class Report(TypedDict):
     """The report (docs/lifetime.md, "The report"). Times are ISO 8601 in UTC, sizes bytes.
 
@@ -191,6 +228,7 @@ class Report(TypedDict):
         images_left_out: number of further images, whose manifests took too long to read.
         audit: None without ``--audit``.
         notified: one record for each receiver of ``--notify``.
+        prefetch: None without ``--prefetch``.
     """
 
     version: str
@@ -217,6 +255,34 @@ class Report(TypedDict):
     asked_again: dict[str, int]
     audit: AuditRecord | None
     notified: list[NotifiedRecord]
+    prefetch: PrefetchRecord | None
+
+
+def prefetch_record(results: Sequence[NodeResult], nodes: int, seconds: float) -> PrefetchRecord:
+    """Return how a prefetch ended.
+
+    Args:
+        results: of the nodes that ended.
+        nodes: how many were to have every image.
+        seconds: it took.
+    """
+    unprepared = [
+        UnpreparedRecord(
+            node=result.node,
+            code=result.failures[0].cause,
+            detail=result.failures[0].detail,
+            images=sum(len(failure.images) for failure in result.failures),
+            attempts=result.attempts,
+        )
+        for result in results
+        if not result.proven
+    ]
+    return PrefetchRecord(
+        nodes=nodes,
+        proven=sum(result.proven for result in results),
+        seconds=round(seconds, 1),
+        unprepared=unprepared[:MAX_UNPREPARED],
+    )
 
 
 def write(report: Report, path: Path) -> None:

@@ -101,6 +101,7 @@ class StatusService:
         self._corrupt: list[reports.CorruptRecord] = []
         self._ambiguous: Mapping[str, Sequence[str]] = {}
         self._upstreams: Callable[[], list[UpstreamRecord]] = list
+        self._prefetch: reports.PrefetchRecord | None = None
 
     def ready(
         self,
@@ -120,6 +121,10 @@ class StatusService:
         """Log corrupt content of a bundle, and keep it for status and report."""
         log.event(logging.ERROR, "corrupt", status_text.corruption_text(found), **found)
         self._corrupt.append({**found, "found": reports.iso(self._clock.wall())})
+
+    def prefetched(self, found: reports.PrefetchRecord) -> None:
+        """Keep how `--prefetch` ended, for the report."""
+        self._prefetch = found
 
     def complete(self, outcome: Outcome) -> None:
         """Answer the requests that wait for the end of the server."""
@@ -245,6 +250,7 @@ class StatusService:
             asked_again=observer.ledger.facts.asked_again(),
             audit=None,
             notified=[],
+            prefetch=self._prefetch,
         )
 
     async def publish(self, report: reports.Report) -> None:

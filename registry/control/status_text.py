@@ -327,6 +327,7 @@ def report_text(content: Report, width: int) -> str:
     if content["images_left_out"]:
         left = counted(content["images_left_out"], "more image is", "more images are")
         lines.append(f"{left} left out: reading their manifests took too long")
+    lines += _prefetch(content)
     if content["coverage"]:
         lines += ["", *coverage_lines(content["coverage"], width)]
     if content["denied"]:
@@ -339,6 +340,20 @@ def report_text(content: Report, width: int) -> str:
     lines += _asked_again(content["asked_again"])
     lines += _recorded(content)
     return "\n".join(lines) + "\n"
+
+
+def _prefetch(content: Report) -> list[str]:
+    from mayfly.registry.nodes.causes import TEXTS, Cause
+
+    found = content.get("prefetch")  # an older server's report has none
+    if found is None:
+        return []
+    proven = counted_of(found["proven"], found["nodes"], "node")
+    lines = [f"prefetch: {proven} proved every image, in {readable(found['seconds'])}"]
+    for one in found["unprepared"][:_MOST_ROWS]:
+        text = f"{one['node']}: {TEXTS[Cause(one['code'])][0]}"
+        lines.append(f"prefetch: {text}: {one['detail']}" if one["detail"] else f"prefetch: {text}")
+    return [*lines, *_more(found["nodes"] - found["proven"] - _MOST_ROWS)]
 
 
 def _recorded(content: Report) -> list[str]:
@@ -399,6 +414,10 @@ def _ended(reason: str, detail: Mapping[str, Any]) -> str:
             return f"the process that started it ended (pid {detail['pid']})"
         case "standard-input":
             return "its standard input was closed"
+        case "prefetch":
+            return (
+                f"{counted(int(detail['nodes']), 'node')} did not prove every image to --prefetch"
+            )
         case "failed":
             return f"content of {detail['bundle']} is corrupt"
         case _:

@@ -33,6 +33,8 @@ class RunPlan(NamedTuple):
         stop_file: ends the server when it appears.
         exit_with_parent, exit_on_stdin_eof: as the options.
         stop_on_corrupt: `--on-corrupt stop`.
+        prefetch: `--prefetch`: nodes get the images before the command is started.
+        prefetch_must_complete: the command is not started if a node lacks an image then.
         report: file for the report; None for the one in the state directory.
         command: of `run`, empty for `serve`.
     """
@@ -51,6 +53,8 @@ class RunPlan(NamedTuple):
     exit_with_parent: bool = False
     exit_on_stdin_eof: bool = False
     stop_on_corrupt: bool = False
+    prefetch: bool = False
+    prefetch_must_complete: bool = True
     report: Path | None = None
     command: tuple[str, ...] = ()
 
@@ -64,6 +68,10 @@ class RunPlan(NamedTuple):
             raise ConfigError("--until-pulled needs --nodes: how many nodes, or a file of names")
         if self.nodes is not None and self.until_pulled is None:
             raise ConfigError("--nodes needs --until-pulled: the file that lists the images")
+        if self.prefetch and not self.command:
+            raise ConfigError("--prefetch is for run; beside serve use: mayfly prefetch")
+        if self.prefetch and (self.nodes is None or not self.nodes.names):
+            raise ConfigError("--prefetch needs --until-pulled, and --nodes with a file of names")
         if self.exit_on_stdin_eof and self.command:
             raise ConfigError("--exit-on-stdin-eof: under run the standard input is the command's")
 
@@ -85,6 +93,7 @@ class Triggers(NamedTuple):
         second: the second such signal.
         stop: a request over the control socket.
         failed: the server cannot continue.
+        unprepared: nodes lack images after `--prefetch`, so the command is not started.
         command: the command has ended; None without a command.
         covered: coverage is complete; None if coverage was not asked for.
     """
@@ -93,6 +102,7 @@ class Triggers(NamedTuple):
     second: Latch
     stop: Latch
     failed: Latch
+    unprepared: Latch
     command: Latch | None = None
     covered: Condition | None = None
 
@@ -107,7 +117,9 @@ def end_condition(plan: RunPlan, triggers: Triggers, activity: Activity, clock: 
     if triggers.command is not None:
         # The signal is forwarded to the command, and the command decides when to end.
         stopped = AllOf([triggers.signal, triggers.command])
-    hard: list[Condition] = [triggers.failed, triggers.second, stopped, triggers.stop]
+    hard: list[Condition] = [
+        *(triggers.failed, triggers.second, stopped, triggers.stop, triggers.unprepared)
+    ]
     if plan.stop_file is not None:
         hard.append(StopFile(plan.stop_file, clock))
     if plan.exit_with_parent:
@@ -149,6 +161,8 @@ def exit_code(
         return drained.exit_code
     if reason.kind is EndKind.FAILED:
         return reason.exit_code
+    if reason.kind is EndKind.PREFETCH:
+        return Exit.INCOMPLETE
     deadline = reason.kind is EndKind.DEADLINE
     if command and not (deadline and ended_command):
         return command

@@ -3,4 +3,7 @@
 `target` says which registry; `docker`, `containerd` and `podman` each turn it into files, purely;
 `runtimes` picks among them; `journal` puts a plan in place and takes it back; `commands` prints it
 for an operator to paste.
+
+`script` renders all of that, pulls and proofs as a shell script; `prefetch` runs it over `ssh` on
+many nodes, reads what they print (`node_output`), and concludes what is wrong (`causes`).
 """

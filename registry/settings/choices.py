@@ -37,6 +37,20 @@ class NodeIdentity(StrEnum):
     ADDRESS = "address"
 
 
+class Via(StrEnum):
+    """How `run` reaches nodes to prefetch."""
+
+    NONE = "none"
+    SSH = "ssh"
+
+
+class PrefetchIncomplete(StrEnum):
+    """Whether the command of `run` is started although a node lacks an image."""
+
+    STOP = "stop"
+    CONTINUE = "continue"
+
+
 class AuditLevel(StrEnum):
     """The events that the audit file has."""
 

@@ -23,7 +23,9 @@ from mayfly.registry.settings.choices import (
     LogLevel,
     NodeIdentity,
     OnCorrupt,
+    PrefetchIncomplete,
     Until,
+    Via,
     choice,
 )
 from mayfly.registry.settings.errors import ConfigError
@@ -386,6 +388,31 @@ class Settings:
         default=NodeIdentity.AUTO,
         shown="auto",
         metavar="credential|address|auto",
+    )
+    prefetch: Via = setting(
+        choice(Via),
+        LIFETIME,
+        help="run: first have every node of --nodes pull and prove the images, over ssh.",
+        default=Via.NONE,
+        shown="none",
+        metavar="none|ssh",
+    )
+    prefetch_incomplete: PrefetchIncomplete = setting(
+        choice(PrefetchIncomplete),
+        LIFETIME,
+        help="If a node has not proved every image then: stop with exit code 3 and do not start "
+        "COMMAND, or continue with COMMAND.",
+        default=PrefetchIncomplete.STOP,
+        shown="stop",
+        metavar="stop|continue",
+    )
+    ssh_config: Path | None = setting(
+        read_path,
+        LIFETIME,
+        help="ssh's configuration for --prefetch.",
+        default=None,
+        shown="the user's and the system's",
+        metavar="FILE",
     )
     until: Until = setting(
         choice(Until),

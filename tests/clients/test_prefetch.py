@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -194,6 +195,27 @@ def test_what_is_wrong_is_named_and_the_rest_proven(
     assert ended == {
         FULL_DISK: True, KILLED: True, CLOCK: False, DOWN: False, STRANGER: False, REFUSED: False,
     }, done_again.stdout  # fmt: skip
+
+
+def test_run_with_prefetch_is_the_whole_upgrade(
+    machines: dict[str, Machine], bundle: Path, ssh_config: Path, tmp_path: Path
+) -> None:
+    """One line: nodes prove every image, then the command begins, and then it ends with 0."""
+    (tmp_path / "images").write_text("".join(f"{name}\n" for name in IMAGES))
+    (tmp_path / "nodes").write_text("".join(f"{name}\n" for name in GOOD))
+    status = 'mayfly status --json > "$0"/status'
+    options = ["--until-pulled", tmp_path / "images", "--nodes", tmp_path / "nodes"]
+    options += ["--accept", "proven", "--prefetch", "ssh", "--ssh-config", ssh_config]
+    options += ["--listen", f"{GATEWAY}:{PORT + 1}", "--max-lifetime", "5m"]
+    options += ["--root", tmp_path / "root", "--state-dir", tmp_path / "state"]
+    command = ["sh", "-c", status.replace("mayfly", f"{sys.executable} -m mayfly"), tmp_path]
+    done = mayfly("run", bundle, *options, "--", *command, timeout=300)
+    assert done.returncode == 0, done.stderr
+    coverage = json.loads((tmp_path / "status").read_text())["coverage"]
+    assert coverage["complete"]  # when the command began
+    report = json.loads((tmp_path / "state/report.json").read_text())
+    assert report["prefetch"]["proven"] == 2
+    assert report["coverage"]["complete"]
 
 
 def _events(output: str, name: str) -> list[dict[str, Any]]:

@@ -17,10 +17,12 @@ from mayfly.registry.control.report import (
     GapRecord,
     ImageRecord,
     Memory,
+    PrefetchRecord,
     ProofRecord,
     PullRecord,
     Report,
     TransferRecord,
+    UnpreparedRecord,
     denied_records,
     image_records,
     iso,
@@ -130,6 +132,16 @@ REPORT = Report(
         {"receiver": "events:8080", "delivered": 9, "dropped": 2, "waiting_bytes": 2048},
         {"receiver": "other", "delivered": 11, "dropped": 0, "waiting_bytes": 0},
     ],
+    prefetch=PrefetchRecord(
+        nodes=3,
+        proven=2,
+        seconds=61.0,
+        unprepared=[
+            UnpreparedRecord(
+                node="node-b", code="disk_full", detail="no\x1b space", images=2, attempts=1
+            )
+        ],
+    ),
 )
 
 
@@ -165,7 +177,7 @@ def test_table() -> None:
         assert part in text
 
 
-UNSHORTENED = ("ended", "corrupt", "cut", "warning", "audit", "notify")
+UNSHORTENED = ("ended", "corrupt", "cut", "warning", "audit", "notify", "prefetch")
 
 
 @pytest.mark.parametrize("width", [1, 40, 80, 200])
@@ -240,11 +252,18 @@ def test_table_says_what_was_recorded() -> None:
     assert late.endswith("2 events dropped")
 
 
+def test_prefetch_is_in_the_report() -> None:
+    """How many nodes had everything before the command, and why the others had not."""
+    lines = status_text.report_text(REPORT, 80).splitlines()
+    assert "prefetch: 2 of 3 nodes proved every image, in 1m 1s" in lines
+    assert r"prefetch: node-b: its disk is full: no\x1b space" in lines
+
+
 def test_table_without_anything() -> None:
     """A run in which nothing happened has a short report."""
     empty: Report = {**REPORT, "images": [], "coverage": None, "denied": [], "corrupt": []}
     empty |= {"cut": [], "cut_requests": 0, "asked_again": {}, "storage_before": None}
-    empty |= {"audit": None, "notified": [], "upstreams": []}
+    empty |= {"audit": None, "notified": [], "upstreams": [], "prefetch": None}
     assert len(status_text.report_text(empty, 80).splitlines()) == 4
 
 
@@ -314,6 +333,7 @@ def test_every_end_has_a_sentence() -> None:
         "file": "/f",
         "pid": 7,
         "bundle": "/b",
+        "nodes": 2,
     }
     for kind in EndKind:
         detail: dict[str, str | float] = {} if kind is EndKind.COMMAND else some

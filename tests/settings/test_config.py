@@ -53,6 +53,9 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     "nodes": ("3", "/nodes", " "),
     "node_identity": ("auto", "address", "name"),
     "accept": ("served", "claimed", "has"),
+    "prefetch": ("ssh", "none", "telnet"),
+    "prefetch_incomplete": ("stop", "continue", "wait"),
+    "ssh_config": ("/one", "/two", ""),
     "until": ("first", "all", "some"),
     "drain_timeout": ("0s", "60s", "never"),
     "gc_interval": ("10m", "never", "0s"),
@@ -75,7 +78,7 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     "log_format": ("text", "json", "xml"),
     "log_level": ("debug", "error", "loud"),
 }
-TEXTS_OF_CHOICES = {"anonymous"}
+TEXTS_OF_CHOICES = {"anonymous", "prefetch"}
 """Settings for which "none" is a value."""
 
 WITH_TEXTS = [setting for setting in SETTINGS if setting.key in TEXTS]

@@ -1,0 +1,87 @@
+"""The prefetch of ``run --prefetch``: before the command, by the server itself.
+
+`nodes.prefetch` runs the script of each node. This module logs how nodes end and keeps it for the
+report. A signal ends it, and every ssh with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from mayfly.registry import log
+from mayfly.registry.clock import Clock, first_done
+from mayfly.registry.control import report as reports
+from mayfly.registry.control.status_service import StatusService
+from mayfly.registry.ending import Latch
+from mayfly.storage.text import counted, counted_of
+
+if TYPE_CHECKING:
+    from mayfly.registry.nodes.prefetch import Failure, NodeResult, Prefetch
+
+
+async def run_prefetch(
+    prefetch: Prefetch, stop: Latch, status: StatusService, clock: Clock
+) -> reports.PrefetchRecord:
+    """Run a prefetch to its end, or until the latch is met.
+
+    Returns:
+        How it ended; `status` keeps it for the report, also if this is cancelled.
+    """
+    nodes, begin = len(prefetch.nodes), clock.now()
+    observer = _Log(prefetch)
+    text = f"prefetching {counted(len(prefetch.images), 'image')} on {counted(nodes, 'node')}"
+    log.event(logging.INFO, "prefetch", text, nodes=nodes)
+    running = asyncio.create_task(prefetch.run(observer))
+    try:
+        await first_done(running, stop.wait())
+        if running.done():
+            running.result()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        found = reports.prefetch_record(observer.results, nodes, clock.now() - begin)
+        status.prefetched(found)
+    level = logging.INFO if found["proven"] == nodes else logging.WARNING
+    text = f"prefetched: {counted_of(found['proven'], nodes, 'node')} proved every image"
+    log.event(level, "prefetched", text, nodes=found["proven"], nodes_wanted=nodes)
+    return found
+
+
+class _Log:
+    """Logs how nodes end, and collects it."""
+
+    def __init__(self, prefetch: Prefetch) -> None:
+        self._images = len(prefetch.images)
+        self.results: list[NodeResult] = []
+
+    def started(self, node: str, attempt: int) -> None:
+        """Nothing: a line for each end is enough."""
+
+    def image(self, node: str, image: str, state: str) -> None:
+        """Nothing."""
+
+    def paused(self, node: str, failure: Failure, seconds: float) -> None:
+        from mayfly.registry.nodes.prefetch import failure_text
+
+        text = f"{node}: {failure_text(failure, self._images)}; trying again in {seconds:.0f} s"
+        log.event(logging.INFO, "prefetch_pause", text, node=node, code=failure.cause)
+
+    def ended(self, result: NodeResult) -> None:
+        from mayfly.registry.nodes.causes import TEXTS
+        from mayfly.registry.nodes.prefetch import node_lines
+
+        self.results.append(result)
+        level = logging.INFO if result.proven and not result.warnings else logging.WARNING
+        codes = [one.cause for one in (*result.failures, *result.warnings)]
+        text = "; ".join(node_lines(result, self._images))
+        remedies = "; ".join(TEXTS[code][1] for code in dict.fromkeys(codes))
+        log.event(
+            level,
+            "prefetch_node",
+            f"{text}. To do: {remedies}" if remedies else text,
+            node=result.node,
+            proven=result.proven,
+            codes=codes,
+        )

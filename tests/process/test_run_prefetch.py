@@ -1,0 +1,133 @@
+"""`mayfly run --prefetch`: nodes first, then the command, and nothing that outlives the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hostile import texts
+from tests.support.commands import command_line, environment, mayfly
+from tests.support.process import REPO
+
+IMAGES = ("docker.io/library/one:1", "quay.io/team/two:2")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory with a list of images, and a program in place of ssh."""
+    (tmp_path / "images").write_text("".join(f"{name}\n" for name in IMAGES))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ssh").symlink_to(REPO / "tests/nodes/stub_ssh.sh")
+    return tmp_path
+
+
+def _words(place: Path, *nodes: str, command: str, more: tuple[str, ...] = ()) -> list[object]:
+    (place / "nodes").write_text("".join(f"{node}\n" for node in nodes))
+    return [
+        *("run", "--root", place / "root", "--state-dir", place / "state"),
+        *("--listen", "127.0.0.1:0", "--auth", "auto", "--until-pulled", place / "images"),
+        *("--nodes", place / "nodes", "--prefetch", "ssh", *more),
+        *("--", "sh", "-c", command),
+    ]
+
+
+def _environment(place: Path) -> dict[str, str]:
+    return {"PATH": f"{place}/bin:{os.environ['PATH']}", "STUB_STATE": str(place)}
+
+
+def _report(place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place / "state/report.json").read_text())
+    return found
+
+
+def test_command_begins_when_nodes_have_everything(place: Path) -> None:
+    """The command finds every node served before it, and the report says how it went."""
+    command = f"cat {place}/log; exit 7"
+    done = mayfly(*_words(place, "good1", "slow2", command=command), env=_environment(place))
+    assert done.returncode == 7, done.stderr
+    assert sum(line.startswith("end ") for line in done.stdout.splitlines()) == 2
+    report = _report(place)
+    assert report["prefetch"].pop("seconds") > 0
+    assert report["prefetch"] == {"nodes": 2, "proven": 2, "unprepared": []}
+    assert "prefetch: 2 of 2 nodes proved every image" in done.stderr
+
+
+def test_command_does_not_begin_when_a_node_lacks_an_image(place: Path) -> None:
+    """Exit code 3, the node's trouble and remedy in the log, and the reason in the report."""
+    words = _words(place, "good1", "full2", "hostile3", command=f"touch {place}/begun")
+    done = mayfly(*words, env=_environment(place))
+    assert done.returncode == 3, done.stderr
+    assert not (place / "begun").exists()
+    texts.check(done.stderr)
+    assert "full2: its disk is full" in done.stderr
+    assert "To do: free space" in done.stderr
+    assert "2 of 3 nodes did not prove every image, so sh was not started" in done.stderr
+    report = _report(place)
+    assert report["reason"] == "prefetch"
+    assert report["exit_code"] == 3
+    found = [(one["node"], one["code"], one["images"]) for one in report["prefetch"]["unprepared"]]
+    assert sorted(found) == [("full2", "disk_full", 2), ("hostile3", "script", 2)]
+
+
+def test_continue(place: Path) -> None:
+    """With --prefetch-incomplete continue the command begins all the same."""
+    more = ("--prefetch-incomplete", "continue", "--log-format", "json")
+    words = _words(place, "full", command=f"touch {place}/begun; exit 5", more=more)
+    done = mayfly(*words, env=_environment(place))
+    assert done.returncode == 5, done.stderr
+    assert (place / "begun").exists()
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    (node,) = [line for line in lines if line["event"] == "prefetch_node"]
+    assert node["codes"] == ["disk_full"]
+    assert node["node"] == "full"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_before_the_command(place: Path, number: int) -> None:
+    """It ends the prefetch and every ssh, and the command does not begin."""
+    words = _words(place, "hang", command=f"touch {place}/begun")
+    running = subprocess.Popen(
+        command_line(*words),
+        env=environment(**_environment(place)),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    log = place / "log"
+    end = time.monotonic() + 60
+    while not (log.exists() and log.read_text().endswith("\n")) and time.monotonic() < end:
+        time.sleep(0.05)
+    running.send_signal(number)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 3, errors
+    assert not (place / "begun").exists()
+    pid = int(log.read_text().split()[2])
+    assert not Path(f"/proc/{pid}").exists()
+    assert _report(place)["prefetch"]["proven"] == 0
+
+
+def test_settings_that_do_not_fit(place: Path) -> None:
+    """It needs a command, names that ssh takes, and users."""
+    serve = ("serve", "--listen", "127.0.0.1:0", "--prefetch", "ssh", "--root", place / "root")
+    done = mayfly(*serve, "--state-dir", place / "state")
+    assert done.returncode == 2
+    assert "--prefetch is for run" in done.stderr
+    words = _words(place, "-oProxyCommand=x", command="true")
+    done = mayfly(*words, env=_environment(place))
+    assert done.returncode == 2
+    assert "is not a host name" in done.stderr
+    words = [word if word != "auto" else "none" for word in _words(place, "n", command="true")]
+    done = mayfly(*words, env=_environment(place))
+    assert done.returncode == 2
+    assert "--prefetch needs users" in done.stderr
+    words[words.index("--nodes") + 1] = "3"
+    done = mayfly(*words, env=_environment(place))
+    assert done.returncode == 2
+    assert "--prefetch needs --until-pulled" in done.stderr
