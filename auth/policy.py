@@ -26,7 +26,7 @@ from typing import NamedTuple
 from mayfly.auth.globs import Glob, parse_glob
 from mayfly.auth.identity import Identity, Permission
 from mayfly.auth.roles import PULL, ROLE_ACTIONS, Role
-from mayfly.auth.scope import ANY_ACTION, CATALOG, NODE, PROVE, REGISTRY, REPOSITORY, Scope
+from mayfly.auth.scope import ANY_ACTION, CATALOG, NODE, PROVE, REGISTRY, REPOSITORY, STATUS, Scope
 
 NOTHING: frozenset[str] = frozenset()
 EVERYTHING = parse_glob("**")
@@ -118,14 +118,23 @@ class Policy:
     def registry_actions(self, identity: Identity, name: str) -> frozenset[str]:
         """Return the actions on a resource of the registry itself: ``*`` or none.
 
-        The only resource is ``catalog``, for everyone with any permission; it shows each caller the
-        repositories that `can_list` allows.
+        ``catalog`` is for everyone with any permission; it shows each caller the repositories that
+        `can_list` allows. ``status`` shows all nodes and images: it is for callers with a role on
+        every repository, except `Role.LIMITED_GUEST`, which pull secrets have, and except nodes.
         """
         if identity.access is not None:
             return _token_actions(identity.access, REGISTRY, name)
-        if name == CATALOG and any(self._permissions(identity)):
-            return frozenset({ANY_ACTION})
-        return NOTHING
+        if name == CATALOG:
+            holds = any(self._permissions(identity))
+        elif name == STATUS and identity.node is None:
+            held = (one for permissions in self._permissions(identity) for one in permissions)
+            holds = any(
+                one.repositories == EVERYTHING and one.role is not Role.LIMITED_GUEST
+                for one in held
+            )
+        else:
+            holds = False
+        return frozenset({ANY_ACTION}) if holds else NOTHING
 
     def node_actions(self, identity: Identity, name: str) -> frozenset[str]:
         """Return the actions on a node: `PROVE` for a credential issued for that node, else none.

@@ -27,6 +27,8 @@ from mayfly.auth.errors import ScopeInvalid
 REPOSITORY = "repository"
 REGISTRY = "registry"
 CATALOG = "catalog"
+STATUS = "status"
+"""The state of the registry and of its run: of all nodes and all images."""
 NODE = "node"
 PROVE = "prove"
 """The only action on a node: to say which images it has."""

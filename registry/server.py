@@ -48,11 +48,13 @@ from mayfly.registry.process.systemd import Notifier, take_sockets
 from mayfly.registry.serving import Lifecycle, RunningServer, nothing_recorded
 from mayfly.registry.settings.choices import OnCorrupt, PrefetchIncomplete, Until, Via
 from mayfly.registry.settings.errors import ConfigError, unusable
+from mayfly.registry.settings.readers import Address
 from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state import runs
 from mayfly.registry.state.directory import StateDir
 from mayfly.registry.state.runs import Run
 from mayfly.registry.state.scripts import Scripts
+from mayfly.registry.version import VERSION
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.files import Attributes, replace_file
@@ -64,8 +66,8 @@ from mayfly.storage.text import counted
 if TYPE_CHECKING:
     from mayfly.registry.evictions import Evictions
     from mayfly.registry.nodes.prefetch import Prefetch
-    from mayfly.registry.settings.readers import Address
     from mayfly.registry.state.private import Login
+    from mayfly.registry.telemetry.metrics import Metrics
     from mayfly.registry.telemetry.recording import Recording
     from mayfly.registry.upstream.health import UpstreamRecord
     from mayfly.storage.bundle.open import Bundles
@@ -75,6 +77,9 @@ if TYPE_CHECKING:
     from mayfly.storage.upkeep.maintainable import Maintainable
 
 logger = logging.getLogger("mayfly")
+
+_MAX_SCRAPERS = 16
+"""Connections to the address of metrics at a time."""
 
 WORKER_THREADS = 16
 """Threads for blocking storage calls; each may hold a batch of an upload."""
@@ -435,15 +440,19 @@ async def _serve(
         if bundles is not None:
             _watch_bundles(bundles, lifecycle, recording)
         evictions = _evictions(settings, stores, lifecycle)
+        metrics = _metrics(settings, lifecycle, audit)
         async with (
             housekeeping(
                 settings, security, this_run, stores.maintained, bundles, audit, evictions
             ),
             recording.running(audit.finish) if recording is not None else contextlib.nullcontext(),
             _mirroring(settings, stores, bundles, evictions) as stores,
+            _metrics_served(settings, metrics),
         ):
             server = RunningServer(
-                _connections(settings, security, stores, lifecycle, audit, recording, sockets),
+                _connections(
+                    settings, security, stores, lifecycle, audit, recording, metrics, sockets
+                ),
                 login,
                 announced(settings, security, login, plan.nodes.names if plan.nodes else ()),
                 measure_storage=lambda: storage_used(root),
@@ -494,6 +503,50 @@ def _prefetch(settings: Settings, plan: RunPlan, security: Security, login: Logi
 
     references = tuple(image.reference for image in images)
     return Prefetch(plan.nodes.names, references, script, SSH(settings.ssh_config))
+
+
+def _metrics(settings: Settings, lifecycle: Lifecycle, audit: Audit) -> Metrics | None:
+    """The metrics of the server; None if they are off.
+
+    Raises:
+        ConfigError: the package for them is missing.
+    """
+    if settings.metrics is None:
+        return None
+    # Imported only where metrics are on.
+    try:
+        from mayfly.registry.telemetry.metrics import Metrics
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("prometheus_client"):
+            raise
+        raise ConfigError(
+            "--metrics takes the package prometheus-client (pip install 'mayfly-registry[metrics]')"
+        ) from None
+    return Metrics(lambda: lifecycle.reading(audit.reasons), VERSION)
+
+
+@contextlib.asynccontextmanager
+async def _metrics_served(settings: Settings, metrics: Metrics | None) -> AsyncIterator[None]:
+    """Serve metrics on an address of their own, if one is set.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    if metrics is None or not isinstance(settings.metrics, Address):
+        yield
+        return
+    from mayfly.registry.api.metrics import MetricsApp
+
+    with bound_sockets([settings.metrics], "--metrics") as sockets:
+        limits = Limits(_MAX_SCRAPERS, _timeouts(settings))
+        connections = Connections(HTTPServer(MetricsApp(metrics)), sockets, None, limits)
+        connections.listeners.resume()
+        log.event(logging.INFO, "metrics", f"metrics at http://{address_of(sockets[0])}/metrics")
+        try:
+            yield
+        finally:
+            await connections.listeners.close()
+            await connections.close(0.0)
 
 
 def _recording(settings: Settings, this_run: Run, address: Address) -> Recording | None:
@@ -562,6 +615,7 @@ def _connections(
     lifecycle: Lifecycle,
     audit: Audit,
     recording: Recording | None,
+    metrics: Metrics | None,
     sockets: list[socket.socket],
 ) -> Connections:
     origins = Origins(settings.external_url, settings.trusted_proxy)
@@ -577,6 +631,7 @@ def _connections(
         stores.mirror,
         put_event=put_event,
         scripts=Scripts(settings.state_dir),
+        metrics=metrics,
     )
     tls = security.tls.context if security.tls is not None else None
     server = HTTPServer(app, origins, malformed_request)
@@ -590,5 +645,8 @@ def _limits(settings: Settings) -> Limits:
             room = counted(most, "connection")
             logger.warning("the limit on open files leaves room for %s", room)
         most = min(most, settings.max_connections)
-    timeouts = Timeouts(settings.header_timeout, settings.stall_timeout, settings.vanished_timeout)
-    return Limits(most, timeouts)
+    return Limits(most, _timeouts(settings))
+
+
+def _timeouts(settings: Settings) -> Timeouts:
+    return Timeouts(settings.header_timeout, settings.stall_timeout, settings.vanished_timeout)

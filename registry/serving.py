@@ -26,7 +26,7 @@ from mayfly.registry import log
 from mayfly.registry.activity import Activity
 from mayfly.registry.clock import Clock, first_done
 from mayfly.registry.control.report import Corruption
-from mayfly.registry.control.socket import ControlServer, runtime_directory
+from mayfly.registry.control.socket import ControlServer, Message, runtime_directory
 from mayfly.registry.control.status_service import Outcome, StatusService
 from mayfly.registry.coverage.coverage import Coverage, Covered
 from mayfly.registry.coverage.ledger import Ledger
@@ -56,6 +56,7 @@ from mayfly.storage.text import counted_of
 
 if TYPE_CHECKING:
     from mayfly.registry.nodes.prefetch import Prefetch
+    from mayfly.registry.telemetry.reading import Reading
     from mayfly.registry.telemetry.recording import Kept
     from mayfly.registry.upstream.health import UpstreamRecord
 
@@ -207,6 +208,14 @@ class Lifecycle:
             plan, self.observer, self.drain, self.coverage, clock, self._stop, state.path
         )
         self._completion_log = self._status.completion_log()
+
+    async def status(self) -> Message:
+        """Return the state of the server and of its run."""
+        return await self._status.status()
+
+    def reading(self, denied: Mapping[str, int]) -> Reading:
+        """Return the server's own counts; see `StatusService.reading`."""
+        return self._status.reading(denied)
 
     def on_corruption(self, found: Corruption) -> None:
         """Report corrupt content of a bundle, and end the server if the plan says so."""

@@ -62,6 +62,8 @@ class Audit:
     ):
         self.refusals: Counter[tuple[str, str]] = Counter()
         """(user, address) → refusals; past `_MAX_COUNTED` pairs the rest counts as ``("", "")``."""
+        self.reasons: Counter[str] = Counter()
+        """Code of `refused` → refusals."""
         self._put_event = put
         self._clock = clock
         self._allowances = _Allowances(clock)
@@ -87,6 +89,7 @@ class Audit:
         user = user[:MAX_NAME_BYTES]
         known = (user, address) in self.refusals or len(self.refusals) < _MAX_COUNTED
         self.refusals[(user, address) if known else ("", "")] += 1
+        self.reasons[code] += 1
         text = f"{user or 'a client'} at {address} was refused: {detail}"
         level = logging.DEBUG if code == _RENEWED else logging.WARNING
         if self._log_allowances.take(network_of(address)):

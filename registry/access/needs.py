@@ -44,6 +44,7 @@ class Rule(NamedTuple):
 PUBLIC = Rule(public=True)
 LOGIN = Rule(login=True)
 CATALOG = Rule(needs=(Need("registry", "catalog", "*"),))
+STATUS = Rule(needs=(Need("registry", "status", "*"),))
 PULL = Rule(("pull",))
 PUSH = Rule(("pull", "push"))
 DELETE = Rule(("delete",))

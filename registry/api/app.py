@@ -29,6 +29,7 @@ from mayfly.registry.api.context import (
 from mayfly.registry.api.manifest_cache import ManifestCache
 from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request
+from mayfly.registry.api.status import StatusDocument
 from mayfly.registry.http.receive import Receiver
 from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.http.response import Response
@@ -40,6 +41,7 @@ from mayfly.storage.interface import Store
 
 if TYPE_CHECKING:
     from mayfly.registry.telemetry.events import Event
+    from mayfly.registry.telemetry.metrics import Metrics
 
 logger = logging.getLogger("mayfly")
 
@@ -62,7 +64,9 @@ class App:
         mirror: Mirror = NO_MIRROR,
         put_event: Callable[[Event], None] | None = None,
         scripts: Scripts | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics
         self._scripts = scripts
         self._store = store
         self._mirror = mirror
@@ -74,9 +78,15 @@ class App:
         self._names = names
         self._prefix = prefix
         self._put_event = put_event
+        self._status = StatusDocument(hooks.status)
 
     async def __call__(self, http: HTTPRequest) -> Response:
         """Answer one request; errors become OCI error documents."""
+        if self._metrics is None:
+            return await self._respond(http)
+        return await self._metrics.measure(http, lambda: self._respond(http))
+
+    async def _respond(self, http: HTTPRequest) -> Response:
         response = await self._answer(http)
         if self._prefix and http.response is None:
             self._below_prefix(response)
@@ -91,6 +101,7 @@ class App:
             if self._prefix and path.startswith(self._prefix + "/"):
                 path = path[len(self._prefix) :]  # a proxy may strip it, or leave it
             asked = parse(http.method, path, query)
+            http.endpoint = asked.route.endpoint
             request, caller = await self._admit(http, asked)
             if not request.route.counts:
                 return await self._handle(http, request, caller)
@@ -133,6 +144,8 @@ class App:
             self._names,
             observer,
             self._scripts,
+            self._status,
+            self._metrics,
             caller,
             peer,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mayfly.auth.networks import network_of
 from mayfly.registry.access.guard import Caller, Guard
@@ -17,6 +17,10 @@ from mayfly.registry.http.send import ContentSender
 from mayfly.registry.state.scripts import Scripts
 from mayfly.storage.digest import Digest
 from mayfly.storage.interface import Store
+
+if TYPE_CHECKING:
+    from mayfly.registry.api.status import StatusDocument
+    from mayfly.registry.telemetry.metrics import Metrics
 
 SERVER = "mayfly"
 COMMON_HEADERS = {"Server": SERVER, "Docker-Distribution-Api-Version": "registry/2.0"}
@@ -176,6 +180,9 @@ class LifecycleHooks(Protocol):
     def drain(self) -> Admission:
         """Refuses requests that begin something new."""
 
+    async def status(self) -> dict[str, Any]:
+        """Return the state of the server and of its run (docs/commands.schema.json, "status")."""
+
 
 class Context(NamedTuple):
     """The arguments of a handler. All but caller and peer are the same for every request.
@@ -186,6 +193,8 @@ class Context(NamedTuple):
         receiver: takes the bodies of uploads.
         names: maps names in requests to repositories.
         scripts: of nodes, each for one download; None without a state directory.
+        status: the state of the server as JSON.
+        metrics: None where they are off.
         caller: the authenticated caller, with the policy.
         peer: the caller as coverage and the report identify it.
     """
@@ -199,6 +208,8 @@ class Context(NamedTuple):
     names: NameResolver
     observer: Observer
     scripts: Scripts | None
+    status: StatusDocument
+    metrics: Metrics | None
     caller: Caller
     peer: Peer
 

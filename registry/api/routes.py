@@ -6,8 +6,27 @@ To add an endpoint, add its route here; CONTRIBUTING.md shows a whole example.
 from __future__ import annotations
 
 from mayfly.registry.access.guard import TOKEN_PATH
-from mayfly.registry.access.needs import CATALOG, DELETE, LOGIN, OWN_NODE, PUBLIC, PULL, PUSH
-from mayfly.registry.api import blobs, health, listings, manifests, nodes, token, uploads
+from mayfly.registry.access.needs import (
+    CATALOG,
+    DELETE,
+    LOGIN,
+    OWN_NODE,
+    PUBLIC,
+    PULL,
+    PUSH,
+    STATUS,
+)
+from mayfly.registry.api import (
+    blobs,
+    health,
+    listings,
+    manifests,
+    metrics,
+    nodes,
+    status,
+    token,
+    uploads,
+)
 from mayfly.registry.api.request import Route
 from mayfly.registry.coverage.pulls import Step
 
@@ -50,6 +69,9 @@ ROUTES: tuple[Route, ...] = (
     Route("upload", _UPLOAD, ("PUT",), uploads.finish, PUSH, Step.PUSH),
     Route("upload", _UPLOAD, ("DELETE",), uploads.cancel, PUSH, Step.NEITHER),
     Route("nonce", _NONCE, _GET, nodes.nonce, OWN_NODE, Step.NEITHER, listed_nodes_only=True),
+    # Looking on must not keep an unused registry alive.
+    Route("status", "/mayfly/v1/status", _GET, status.get, STATUS, Step.NEITHER, counts=False),
+    Route("metrics", metrics.PATH, _READ, metrics.get, STATUS, Step.NEITHER, counts=False),
     # Its token is the right to it.
     Route("script", _SCRIPT, _GET, nodes.script, PUBLIC, Step.NEITHER),
     Route("proof", _PROOF, ("POST",), nodes.prove, OWN_NODE, Step.NEITHER, listed_nodes_only=True),

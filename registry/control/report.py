@@ -130,6 +130,18 @@ class CoverageRecord(TypedDict):
     missing_left_out: int
 
 
+class EndRecord(TypedDict):
+    """Conditions that end the server when they are met together.
+
+    Attributes:
+        conditions: kinds of `ending.EndKind`.
+        seconds: until then if nothing happens meanwhile; None if that cannot be told.
+    """
+
+    conditions: list[str]
+    seconds: float | None
+
+
 class TransferRecord(TypedDict):
     """A transfer that is under way, or was when it was aborted.
 

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,7 @@ from mayfly.registry.control.completion_log import CompletionLog
 from mayfly.registry.control.socket import Command, Message
 from mayfly.registry.coverage.coverage import Coverage, Covered, absent_text
 from mayfly.registry.coverage.observer import Observer, Transfer
+from mayfly.registry.coverage.states import State
 from mayfly.registry.durations import exact
 from mayfly.registry.ending import EndKind, EndReason, Latch
 from mayfly.registry.exit_codes import exit_code_of_signal
@@ -31,6 +33,7 @@ from mayfly.registry.version import VERSION
 from mayfly.storage.text import counted_of
 
 if TYPE_CHECKING:
+    from mayfly.registry.telemetry.reading import Reading
     from mayfly.registry.upstream.health import UpstreamRecord
 
 logger = logging.getLogger("mayfly")
@@ -178,6 +181,7 @@ class StatusService:
             "started": reports.iso(self._started_wall),
             "seconds": round(self._clock.now() - self._started, 1),
             "idle_seconds": round(activity.idle_for(), 1),
+            "ends": self._ends(),
             "requests": activity.requests,
             "bytes_in": activity.bytes_in,
             "bytes_out": activity.bytes_out,
@@ -190,6 +194,74 @@ class StatusService:
             "state_dir": str(self._directory),
             "report": str(self._report),
         }
+
+    def reading(self, denied: Mapping[str, int]) -> Reading:
+        """Return the server's own counts.
+
+        Args:
+            denied: reason → refused requests.
+        """
+        # Imported only where metrics are on.
+        from mayfly.registry.telemetry.reading import Reading
+
+        observer, coverage = self._observer, self._coverage
+        nodes, images, pairs = None, 0, Counter[str]()
+        if coverage is not None:
+            found = coverage.snapshot()
+            nodes, images = (found.nodes.count, len(found.covered)), len(found.images)
+            pairs.update(dict.fromkeys(State, 0))
+            for row in found.rows.values():
+                pairs.update(row)
+            pairs[State.MISSING] += (found.nodes.count - len(found.rows)) * images
+        ends = [(one["conditions"], one["seconds"]) for one in self._ends()]
+        return Reading(
+            nodes=nodes,
+            images=images,
+            pairs=pairs,
+            node_bytes=observer.node_bytes,
+            transfers=Counter(one.direction for one in observer.transfers),
+            bytes_in=observer.activity.bytes_in,
+            bytes_out=observer.activity.bytes_out,
+            ends={kinds[0]: seconds for kinds, seconds in ends if seconds is not None},
+            corrupt=len(self._corrupt),
+            denied=denied,
+            upstreams=self._upstreams(),
+        )
+
+    def _ends(self) -> list[reports.EndRecord]:
+        """Return what ends the server besides signals, `mayfly stop` and failures."""
+        plan, activity = self._plan, self._observer.activity
+        has_pulled, idle_for = activity.first_pull is not None, activity.idle_for()
+        soft = [[EndKind.COVERED]] if self._coverage is not None else []
+        if plan.idle_timeout is not None:
+            soft.append([EndKind.IDLE])
+        if plan.until_all:
+            soft = [[kind for kinds in soft for kind in kinds]] if soft else []
+        if plan.command:
+            soft = [[EndKind.COMMAND, *kinds] for kinds in soft] or [[EndKind.COMMAND]]
+        left: dict[EndKind, float] = {}
+        if plan.idle_timeout is not None and has_pulled:
+            left[EndKind.IDLE] = plan.idle_timeout - idle_for
+        hard = []
+        if plan.unused_timeout is not None and not has_pulled and not plan.command:
+            hard.append(EndKind.UNUSED)
+            left[EndKind.UNUSED] = plan.unused_timeout - idle_for
+        if plan.max_lifetime is not None:
+            hard.append(EndKind.DEADLINE)
+            over = plan.elapsed + self._clock.now() - self._started
+            left[EndKind.DEADLINE] = plan.max_lifetime - over
+        others = {
+            EndKind.STOP_FILE: plan.stop_file is not None,
+            EndKind.PARENT: plan.exit_with_parent,
+            EndKind.STANDARD_INPUT: plan.exit_on_stdin_eof,
+        }
+        hard += [kind for kind, is_asked in others.items() if is_asked]
+        found: list[reports.EndRecord] = []
+        for kinds in [*soft, *([kind] for kind in hard)]:
+            seconds = left.get(kinds[0]) if len(kinds) == 1 else None
+            shown = None if seconds is None else round(max(seconds, 0.0), 1)
+            found.append({"conditions": [*kinds], "seconds": shown})
+        return found
 
     def _warnings(self) -> list[Notice]:
         """Return why nodes may not be distinguished or the coverage record may be incomplete."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mayfly.registry.coverage.coverage import claims_text
 from mayfly.registry.coverage.states import HAS_IMAGE, State, accepted, stated
 from mayfly.registry.durations import exact, readable
+from mayfly.registry.ending import EndKind
 from mayfly.registry.notices import text as notice_text
 from mayfly.registry.text import escaped, join_names
 from mayfly.storage.text import counted, counted_of, format_size
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         Corruption,
         CorruptRecord,
         CoverageRecord,
+        EndRecord,
         ImageRecord,
         ProofRecord,
         Report,
@@ -202,6 +204,7 @@ def status_lines(
         ["state", f"{found['state']}, for {readable(found['seconds'])}"],
         ["at", f"{found['url']}, pid {found['pid']}, version {found['version']}"],
         ["idle for", readable(found["idle_seconds"])],
+        *ends_rows(found.get("ends", ())),
         ["in", _amount(found, before, "bytes_in")],
         ["out", _amount(found, before, "bytes_out")],
     ]
@@ -215,6 +218,32 @@ def status_lines(
     if found["coverage"] is not None:
         lines += ["", *coverage_lines(found["coverage"], width)]
     return lines
+
+
+_ENDS: Mapping[str, str] = {
+    EndKind.COVERED: "when every node has every image",
+    EndKind.IDLE: "when idle",
+    EndKind.UNUSED: "if nothing is pulled",
+    EndKind.DEADLINE: "at the end of its lifetime",
+    EndKind.COMMAND: "with its command",
+    EndKind.STOP_FILE: "when the stop file appears",
+    EndKind.PARENT: "with its parent process",
+    EndKind.STANDARD_INPUT: "with its standard input",
+}
+
+
+def ends_rows(records: Sequence[EndRecord]) -> list[list[str]]:
+    """Return a row with what ends the server; none if only an operator does.
+
+    Args:
+        records: none from an older server; conditions of a newer one are shown as they are.
+    """
+    found = []
+    for record in records:
+        text = " and ".join(_ENDS.get(kind, kind) for kind in record["conditions"])
+        seconds = record["seconds"]
+        found.append(text if seconds is None else f"{text} (in {readable(seconds)})")
+    return [["ends", ", or ".join(found)]] if found else []
 
 
 def upstream_lines(records: Sequence[UpstreamRecord], width: int) -> list[str]:

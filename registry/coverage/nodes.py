@@ -27,6 +27,7 @@ class NodeNames:
         is_shared: whether several nodes use a user's name.
 
     Attributes:
+        declared: as given.
         notices: reasons why nodes may not be distinguished.
     """
 
@@ -37,7 +38,7 @@ class NodeNames:
         is_shared: Callable[[str], bool] = lambda user: False,
     ) -> None:
         self._identity = identity
-        self._declared = declared
+        self.declared = declared
         self._is_shared = is_shared
         self._named_at: dict[str, str] = {}
         """Address → first node with a credential of its own that pulled from there."""
@@ -57,7 +58,7 @@ class NodeNames:
         if self._identity is NodeIdentity.ADDRESS:
             return address or "unknown"
         named = node
-        if named is None and user in self._declared and not self._is_shared(user):
+        if named is None and user in self.declared and not self._is_shared(user):
             named = user
         if named is None and self._identity is NodeIdentity.CREDENTIAL:
             return user or address or "unknown"
@@ -65,14 +66,14 @@ class NodeNames:
 
     def is_unknown(self, node: str | None) -> bool:
         """Whether a credential is for a node that `--nodes` does not list."""
-        if node is None or not self._declared or node in self._declared:
+        if node is None or not self.declared or node in self.declared:
             return False
         self.notices.add("node_not_listed", node=node)
         return True
 
     def without_credentials(self) -> None:
         """Note that the registry has no authentication, so nodes are known by address only."""
-        unreachable = sorted(name for name in self._declared if not _is_address(name))
+        unreachable = sorted(name for name in self.declared if not _is_address(name))
         if unreachable:
             self.notices.add("names_without_authentication", nodes=tuple(unreachable))
 
@@ -87,7 +88,7 @@ class NodeNames:
             trusts_any: whether a proxy is trusted to forward the client's address.
         """
         self._is_proxy = is_proxy
-        by_address = not self._declared or any(map(_is_address, self._declared))
+        by_address = not self.declared or any(map(_is_address, self.declared))
         if self._identity is NodeIdentity.AUTO and external_url and not trusts_any and by_address:
             self.notices.add("proxy_not_trusted", url=external_url)
 
@@ -104,7 +105,7 @@ class NodeNames:
         """
         if self._identity is NodeIdentity.AUTO and address:
             self._check_address(node, address)
-        if runtime and self._declared and node not in self._declared:
+        if runtime and self.declared and node not in self.declared:
             self.notices.add("pull_not_listed", node=node, user=user, address=address)
 
     def _check_address(self, node: str, address: str) -> None:

@@ -146,7 +146,7 @@ class Sending:
 
     def count(self, sent: int) -> None:
         """Count more bytes as handed to the kernel."""
-        self._observer.activity.bytes_out += sent
+        self._observer.sent(self._peer.node, sent)
         if self._transfer is not None:
             self._transfer.bytes += sent
         if self._flow is not None:
@@ -221,6 +221,7 @@ class Observer:
         owners: images that a blob is part of.
         states: of nodes with images.
         nonces: for proofs.
+        node_bytes: node of ``--nodes`` → bytes of content that were sent to it.
     """
 
     def __init__(
@@ -243,9 +244,16 @@ class Observer:
         self.states = ImageStates(ledger.facts, pulls, graph)
         self.nodes = nodes or NodeNames()
         self.nonces = Nonces(clock)
+        self.node_bytes = dict.fromkeys(sorted(self.nodes.declared), 0)
         self._proving = asyncio.Lock()
         # One at a time: each may occupy a worker thread for long, and memory for a large manifest.
         self._reading = asyncio.Semaphore(1)
+
+    def sent(self, node: str, count: int) -> None:
+        """Count bytes of content that were sent to a node."""
+        self.activity.bytes_out += count
+        if node in self.node_bytes:
+            self.node_bytes[node] += count
 
     def peer(self, user: str, node: str | None, address: str | None, agent: str = "") -> Peer:
         """Return the client of a request.

@@ -16,8 +16,14 @@ BACKLOG = 1024
 
 
 @contextmanager
-def bound_sockets(addresses: Sequence[Address]) -> Iterator[list[socket.socket]]:
+def bound_sockets(
+    addresses: Sequence[Address], option: str = "--listen"
+) -> Iterator[list[socket.socket]]:
     """Listening sockets, one for each address, which are closed at the end.
+
+    Args:
+        addresses: of this host.
+        option: that sets them.
 
     Raises:
         ConfigError: an address cannot be bound.
@@ -25,7 +31,7 @@ def bound_sockets(addresses: Sequence[Address]) -> Iterator[list[socket.socket]]
     sockets: list[socket.socket] = []
     try:
         for address in addresses:
-            sockets.append(_bind(address))  # noqa: PERF401 - those bound are closed if one fails
+            sockets.append(_bind(address, option))  # noqa: PERF401 - those bound are closed if one fails
         yield sockets
     finally:
         for bound in sockets:
@@ -44,7 +50,7 @@ def address_of(bound: socket.socket) -> Address:
     return Address(host, port)
 
 
-def _bind(address: Address) -> socket.socket:
+def _bind(address: Address, option: str) -> socket.socket:
     try:
         if not address.host:
             return _bind_any(address.port)
@@ -56,7 +62,7 @@ def _bind(address: Address) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise ConfigError(
             f"cannot listen on {_printable(address)}: {_reason(error)}; "
-            "choose another with --listen"
+            f"choose another with {option}"
         ) from None
 
 

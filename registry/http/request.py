@@ -26,6 +26,7 @@ class HTTPRequest:
     Attributes:
         method: as sent.
         raw_path: the request target as sent, still percent-encoded, with the query.
+        endpoint: the name of its route, once that is known; "" before, and without one.
         headers: case-insensitive.
         minor: 0 or 1, of the version of HTTP.
         keep_alive: whether another request may follow.
@@ -38,6 +39,7 @@ class HTTPRequest:
         "body",
         "client",
         "connection",
+        "endpoint",
         "headers",
         "keep_alive",
         "method",
@@ -55,6 +57,7 @@ class HTTPRequest:
         self.minor: int = head.version[1]
         self.keep_alive = not head.should_close
         self.body = body
+        self.endpoint = ""
         self.client: str | None = None
         self.response: Response | None = None
         self.sent = 0

@@ -183,6 +183,19 @@ def read_tls(text: str) -> Literal["auto", "off"] | tuple[Path, Path]:
     return read_path(certificate), read_path(key)
 
 
+def read_metrics(text: str) -> Literal["on"] | Address | None:
+    """Read ``off``, which is None, ``on`` or an address."""
+    match text:
+        case "off":
+            return None
+        case "on":
+            return text
+    try:
+        return read_address(text)
+    except ValueError:
+        raise ValueError("expected on, off, or HOST:PORT, as in 127.0.0.1:9090") from None
+
+
 def read_auth(text: str) -> Literal["auto", "none"] | Path:
     """Read ``auto``, ``none`` or a directory."""
     match text:

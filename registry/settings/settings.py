@@ -40,6 +40,7 @@ from mayfly.registry.settings.readers import (
     read_external_url,
     read_host,
     read_images,
+    read_metrics,
     read_network,
     read_path,
     read_percent,
@@ -577,6 +578,15 @@ class Settings:
         default=None,
         shown="report.json in --state-dir",
         metavar="FILE",
+    )
+    metrics: Literal["on"] | Address | None = setting(
+        read_metrics,
+        OUTPUT,
+        help="Metrics for Prometheus: at /metrics for who may see the status, or on an address of "
+        "their own for all who reach it.",
+        default=None,
+        shown="off",
+        metavar="off|on|HOST:PORT",
     )
     log_format: LogFormat = setting(
         choice(LogFormat),

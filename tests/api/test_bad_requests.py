@@ -50,7 +50,7 @@ async def test_bad_name(client: Client, wire: Wire, root: Path, rest: str) -> No
 
 
 UNKNOWN = (
-    "/v1/", "/v2/x", "/v2/a/b", "/v2//", "//v2/", "/v2/_catalog/", "/metrics", "/..",
+    "/v1/", "/v2/x", "/v2/a/b", "/v2//", "//v2/", "/v2/_catalog/", "/metrics/", "/..",
     "/../v2/", "/v2/../livez", "/%2e%2e/", "/v2/a/tags/list/", "/v2/a/manifests", "/auth/token",
     "/v2/%2e%2e/%2e%2e/etc/passwd", "/v2/./", "/v2/a/tags/list%00", "/v2/a/tags%2flist",
     "/favicon.ico", "/index.html",

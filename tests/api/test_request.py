@@ -175,7 +175,7 @@ def test_method(path: str, method: str) -> None:
 UNKNOWN_PATHS = (
     "", "v2/", "/v1/", "/v3/", "/V2/", "//v2/", "/v2//", "/v2/a", "/v2/a/", "/v2/a/b", "*",
     "/v2/a/tags", "/v2/a/tags/", "/v2/a/tags/lists", "/v2/a/tags/list/", "/v2/a/b/c/d/e/f",
-    "/v2/a/blob/x", "/v2/_catalog/", "/v2/a/_catalog", "/livez/", "/readyz/x", "/metrics",
+    "/v2/a/blob/x", "/v2/_catalog/", "/v2/a/_catalog", "/livez/", "/readyz/x", "/metrics/",
     "/x/v2/a/tags/list", "v2/a/tags/list", "http://host/v2", "/v2/?", "/%762/", "/v2%2f",
     "/mayfly/v1/nodes/", "/mayfly/v1/nodes/a", "/mayfly/v1/nodes//proof", "/mayfly/v1/nodes/proof",
     "/mayfly/v1/nodes/a/b/proof", "/mayfly/v1/nodes/a/proof/", "/mayfly/v1/nodes/a%2Fb/nonce",

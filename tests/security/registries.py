@@ -33,6 +33,8 @@ from mayfly.registry.api.context import AS_WRITTEN
 from mayfly.registry.coverage.observer import Observer
 from mayfly.registry.http.send import ContentSender
 from mayfly.registry.state.scripts import Scripts
+from mayfly.registry.telemetry.metrics import Metrics
+from mayfly.registry.telemetry.reading import Reading
 from mayfly.storage import digest as digests
 from mayfly.storage import manifest as manifests
 from mayfly.storage.bundle.names import BundleNames, ServedNames
@@ -158,7 +160,8 @@ async def registry(
             names = Recorder(ServedNames(BundleNames(known), store.has_repository), "names", record)
         hooks = lifecycle_hooks()
         scripts = Scripts(root)
-        app = App(served, guard, hooks, ContentSender(), names, scripts=scripts)
+        metrics = Metrics(Reading, "1")
+        app = App(served, guard, hooks, ContentSender(), names, scripts=scripts, metrics=metrics)
         try:
             async with serving(app) as port:
                 server = Server(f"127.0.0.1:{port}")

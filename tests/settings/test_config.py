@@ -75,6 +75,7 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     "exit_on_stdin_eof": ("true", "false", "perhaps"),
     "report": ("/one", "/two", ""),
     "state_dir": ("/one", "/two", ""),
+    "metrics": ("on", "127.0.0.1:9090", "loud"),
     "log_format": ("text", "json", "xml"),
     "log_level": ("debug", "error", "loud"),
 }

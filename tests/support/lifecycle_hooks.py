@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from mayfly.registry.activity import Activity
 from mayfly.registry.clock import SystemClock
@@ -20,6 +21,10 @@ class LifecycleHooks:
     activity: Activity
     observer: Observer
     drain: Drain
+
+    async def status(self) -> dict[str, Any]:
+        """A small one: the real one is made by `registry.control.status_service`."""
+        return {"state": "serving", "requests": self.activity.requests}
 
 
 def lifecycle_hooks() -> LifecycleHooks:
