@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 
 from mayfly.registry.api.context import COMMON_HEADERS
 from mayfly.registry.api.errors import TABLE, UNKNOWN
@@ -16,9 +15,9 @@ from mayfly.registry.api.routes import ROUTES
 from mayfly.storage import digest as digests
 from mayfly.storage import reference
 from mayfly.storage.manifest import IMAGE_TYPES, INDEX_TYPES
+from tests.support.endpoints import DOCUMENT
 from tests.support.process import REPO
 
-DOCUMENT: dict[str, Any] = yaml.safe_load((REPO / "docs/openapi.yaml").read_text())
 METHODS = ("get", "head", "post", "put", "patch", "delete")
 SAMPLES = {
     "name": "a/b",

@@ -55,7 +55,7 @@ def test_what_ends_a_server(start: Start, tmp_path: Path) -> None:
 def test_what_ends_a_server_in_words() -> None:
     """Every condition has words; one of a newer server is shown as it is."""
     for kind in EndKind:
-        if kind not in (EndKind.STOP, EndKind.SIGNAL, EndKind.FAILED):
+        if kind not in (EndKind.STOP, EndKind.SIGNAL, EndKind.PREFETCH, EndKind.FAILED):
             (row,) = ends_rows([{"conditions": [kind], "seconds": None}])
             assert row[1] != str(kind)
     (row,) = ends_rows(

@@ -1,9 +1,17 @@
-"""The table of routes, as tests of each endpoint and method need it."""
+"""The table of routes and its description, as tests of each endpoint and method need them."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import yaml
+
 from mayfly.registry.api.request import Route
 from mayfly.registry.api.routes import ROUTES
+from tests.support.process import REPO
+
+DOCUMENT: dict[str, Any] = yaml.safe_load((REPO / "docs/openapi.yaml").read_text())
+"""docs/openapi.yaml."""
 
 METHODS: dict[str, tuple[str, ...]] = {}
 """The methods of each endpoint, in the order in which ``Allow`` lists them."""
