@@ -1,4 +1,4 @@
-"""The periodic and one-time work beside the requests: certificates, upload expiry, collection."""
+"""The periodic and one-time work beside the requests: certificates, expiry, collection."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mayfly.registry.durations import exact
 from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state import runs
 from mayfly.registry.state.runs import Run
+from mayfly.registry.state.scripts import Scripts
 from mayfly.registry.threads import in_thread
 from mayfly.storage.errors import StorageError
 from mayfly.storage.text import counted, format_size
@@ -27,6 +28,7 @@ logger = logging.getLogger("mayfly")
 
 _HOUR = 3600.0
 _CERTIFICATE_CHECK_SECONDS = 2.0
+_SCRIPT_CHECK_SECONDS = 60.0
 
 
 @contextlib.asynccontextmanager
@@ -38,6 +40,7 @@ async def housekeeping(
     bundles: Bundles | None,
     audit: Audit,
     evictions: Evictions | None,
+    scripts: Scripts,
 ) -> AsyncIterator[None]:
     """Run all tasks beside the requests while the block runs.
 
@@ -49,10 +52,12 @@ async def housekeeping(
         bundles: whose missing digests are computed; None without bundles.
         audit: whose repeats are counted.
         evictions: from the store; None for none.
+        scripts: of nodes, which expire, and which are removed at the end: they hold credentials.
     """
     tasks: list[asyncio.Future[None]] = [
         asyncio.ensure_future(audit.count_repeats()),
         asyncio.ensure_future(_send_heartbeats(this_run)),
+        asyncio.ensure_future(_drop_scripts(scripts)),
     ]
     if security.authentication is not None:
         # The first login would wait for this import otherwise.
@@ -80,9 +85,16 @@ async def housekeeping(
         _interrupt(store, bundles)
         for task in tasks:
             task.cancel()
+        await in_thread(scripts.drop_all)
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+async def _drop_scripts(scripts: Scripts) -> None:
+    while True:
+        await in_thread(scripts.drop_old)
+        await asyncio.sleep(_SCRIPT_CHECK_SECONDS)
 
 
 async def _send_heartbeats(this_run: Run) -> None:

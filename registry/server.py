@@ -441,9 +441,10 @@ async def _serve(
             _watch_bundles(bundles, lifecycle, recording)
         evictions = _evictions(settings, stores, lifecycle)
         metrics = _metrics(settings, lifecycle, audit)
+        scripts = Scripts(settings.state_dir)
         async with (
             housekeeping(
-                settings, security, this_run, stores.maintained, bundles, audit, evictions
+                settings, security, this_run, stores.maintained, bundles, audit, evictions, scripts
             ),
             recording.running(audit.finish) if recording is not None else contextlib.nullcontext(),
             _mirroring(settings, stores, bundles, evictions) as stores,
@@ -451,7 +452,15 @@ async def _serve(
         ):
             server = RunningServer(
                 _connections(
-                    settings, security, stores, lifecycle, audit, recording, metrics, sockets
+                    settings,
+                    security,
+                    stores,
+                    lifecycle,
+                    audit,
+                    recording,
+                    metrics,
+                    sockets,
+                    scripts,
                 ),
                 login,
                 announced(settings, security, login, plan.nodes.names if plan.nodes else ()),
@@ -617,6 +626,7 @@ def _connections(
     recording: Recording | None,
     metrics: Metrics | None,
     sockets: list[socket.socket],
+    scripts: Scripts,
 ) -> Connections:
     origins = Origins(settings.external_url, settings.trusted_proxy)
     guard = Guard(security.policy, security.authentication, certificate_identity, audit, origins)
@@ -630,7 +640,7 @@ def _connections(
         origins.prefix,
         stores.mirror,
         put_event=put_event,
-        scripts=Scripts(settings.state_dir),
+        scripts=scripts,
         metrics=metrics,
     )
     tls = security.tls.context if security.tls is not None else None

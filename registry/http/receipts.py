@@ -64,7 +64,7 @@ class Receipts:
         self._encrypted_before = self._encrypted()
         if self._encrypted_before >= 0:
             # The kernel counts records, not content: counts are compared by their growth.
-            self._base = self._written() + self._transport.get_write_buffer_size()
+            self._base = self._written()
         return self._descriptor
 
     def unreceived(self) -> int:
@@ -114,12 +114,12 @@ class Receipts:
         if self._descriptor < 0:
             return 0
         if self._encrypted_before < 0:
-            return self._outq()
+            return self._outq() + self._buffered()
         written = self._encrypted() - self._encrypted_before
         return max(0, written - (self._acked() - self._base))
 
     def _written(self) -> int:
-        """Return the number of bytes ever given to the kernel, by the same count as `_acked`."""
+        """Return the number of bytes ever written to the connection, as `_acked` counts them."""
         for _ in range(_MAX_TRIES):
             before = self._acked()
             written = before + self._outq()
@@ -127,7 +127,11 @@ class Receipts:
             # would be off.
             if self._acked() == before:
                 break
-        return written
+        return written + self._buffered()
+
+    def _buffered(self) -> int:
+        """Return the number of bytes that the kernel has not taken yet; a cut discards them."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def _encrypted(self) -> int:
         """Return the number of bytes of TLS records so far; -1 without TLS."""

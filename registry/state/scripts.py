@@ -1,8 +1,9 @@
 """Scripts of nodes that wait for one download each, in the state directory.
 
 A script holds a credential. Its file is named by the SHA-256 of its token, so that the directory
-tells no token, and is 0600. A token is good for `LIFETIME_SECONDS`, and for one complete download:
-while one is under way there is no other, and one that breaks leaves the token as it was.
+tells no token, and is 0600. A token is good for `LIFETIME_SECONDS` while its server runs, and for
+one complete download: while one is under way there is no other, and one that breaks leaves the
+token as it was.
 
     HASH            waits
     HASH.sending    is being sent; after a crash of the server it counts as spent
@@ -12,6 +13,7 @@ while one is under way there is no other, and one that breaks leaves the token a
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
 import time
@@ -22,8 +24,6 @@ from mayfly.storage.files import Attributes, replace_file
 
 SCRIPTS = "scripts"
 LIFETIME_SECONDS = 600
-MAX_SIZE = 8 * 1024 * 1024
-"""Bytes of a script: ten thousand images take some two million."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 _SENDING = ".sending"
@@ -52,20 +52,29 @@ class Scripts:
         return token
 
     def claim(self, token: str) -> bytes | None:
-        """Take a script for a download; None if there is none. Then call `spend` or `give_back`."""
+        """Take a script for a download; None if there is none. Then call `spend` or `give_back`.
+
+        Raises:
+            OSError: it cannot be read; it was given back.
+        """
         self.drop_old()
         path = self._path(token)
         sending = path.with_name(path.name + _SENDING)
         try:
             path.rename(sending)
+        except FileNotFoundError:
+            return None
+        try:
             return sending.read_bytes()
         except OSError:
-            return None
+            self.give_back(token)
+            raise
 
     def spend(self, token: str) -> None:
-        """Remove a script that was downloaded."""
+        """Remove a script that was downloaded; without success it still counts as spent."""
         path = self._path(token)
-        path.with_name(path.name + _SENDING).unlink(missing_ok=True)
+        with suppress(OSError):
+            path.with_name(path.name + _SENDING).unlink()
 
     def give_back(self, token: str) -> None:
         """Let a script whose download broke be downloaded again."""
@@ -75,7 +84,13 @@ class Scripts:
 
     def drop_old(self) -> None:
         """Remove the scripts whose time is over."""
-        oldest = time.time() - LIFETIME_SECONDS
+        self._drop(time.time() - LIFETIME_SECONDS)
+
+    def drop_all(self) -> None:
+        """Remove every script: their server ends."""
+        self._drop(math.inf)
+
+    def _drop(self, oldest: float) -> None:
         with suppress(OSError):
             for path in self._directory.iterdir():
                 with suppress(OSError):

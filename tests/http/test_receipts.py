@@ -57,6 +57,28 @@ async def test_all_is_read(pair: tuple[asyncio.Transport, socket.socket]) -> Non
         assert await received == 0
 
 
+async def test_bytes_that_the_kernel_has_not_taken(
+    pair: tuple[asyncio.Transport, socket.socket],
+) -> None:
+    """What waits in the transport is not received either."""
+    transport, client = pair
+    loop = asyncio.get_running_loop()
+    received: asyncio.Future[int] = loop.create_future()
+    receipts = Receipts(transport)
+    receipts.begin()
+    size = 16 * SIZE
+    transport.write(bytes(size))
+    assert transport.get_write_buffer_size()
+    receipts.on_received(received.set_result)
+    client.setblocking(False)
+    left = size
+    async with asyncio.timeout(PATIENCE):
+        while left:
+            assert not received.done()
+            left -= len(await loop.sock_recv(client, left))
+        assert await received == 0
+
+
 async def test_client_that_is_gone(pair: tuple[asyncio.Transport, socket.socket]) -> None:
     """Of what a client never took in, the number of bytes is told."""
     transport, client = pair

@@ -19,6 +19,7 @@ from mayfly.registry.api.context import AS_WRITTEN, NO_MIRROR, Mirror, NameResol
 from mayfly.registry.http.file_sender import FileSender
 from mayfly.registry.http.send import ContentSender
 from mayfly.registry.pki.context import ServerTLS
+from mayfly.registry.state.scripts import Scripts
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.interface import Store
 from tests.support.certificates import self_signed
@@ -31,11 +32,15 @@ Client = TestClient[Any, Any]
 
 
 def open_to_everyone(
-    store: Store, names: NameResolver = AS_WRITTEN, mirror: Mirror = NO_MIRROR
+    store: Store,
+    names: NameResolver = AS_WRITTEN,
+    mirror: Mirror = NO_MIRROR,
+    scripts: Scripts | None = None,
 ) -> App:
     """A registry over a store, without users."""
     guard = Guard(lambda: OPEN, None, lambda http: None, Audit())
-    return App(store, guard, lifecycle_hooks(), ContentSender(), names, mirror=mirror)
+    hooks = lifecycle_hooks()
+    return App(store, guard, hooks, ContentSender(), names, mirror=mirror, scripts=scripts)
 
 
 @pytest.fixture
