@@ -73,6 +73,6 @@ ROUTES: tuple[Route, ...] = (
     Route("status", "/mayfly/v1/status", _GET, status.get, STATUS, Step.NEITHER, counts=False),
     Route("metrics", metrics.PATH, _READ, metrics.get, STATUS, Step.NEITHER, counts=False),
     # Its token is the right to it.
-    Route("script", _SCRIPT, _GET, nodes.script, PUBLIC, Step.NEITHER),
+    Route("script", _SCRIPT, _GET, nodes.script, PUBLIC, Step.NEITHER, counts=False),
     Route("proof", _PROOF, ("POST",), nodes.prove, OWN_NODE, Step.NEITHER, listed_nodes_only=True),
 )  # fmt: skip

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from mayfly.registry.access.errors import AccessDenied
-from mayfly.registry.access.needs import AccessRequest, Need
+from mayfly.registry.access.needs import AccessRequest, Need, Rule
 from mayfly.registry.api import health
 from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request, Route
@@ -119,6 +119,17 @@ def test_only_what_knows_no_content_is_public() -> None:
     }
     assert without_needs == {"base"}
     assert all(not rule.actions and not rule.needs for _, rule in rules if rule.public)
+
+
+def test_request_that_needs_no_right_is_no_activity() -> None:
+    """Else anybody who reaches the port could keep an idle registry alive."""
+    open_routes = [route for route in ROUTES if route.rule is not None and not _needs(route.rule)]
+    assert len(open_routes) > 5
+    assert [route.endpoint for route in open_routes if route.counts] == []
+
+
+def _needs(rule: Rule) -> bool:
+    return bool(rule.actions or rule.needs or rule.node_actions)
 
 
 def test_every_change_needs_more_than_pull() -> None:
