@@ -47,7 +47,7 @@ def command(file: Path, configure: bool, hosts: tuple[str, ...], json: bool) -> 
     from mayfly.registry.nodes import credential_provider as provider
 
     if not configure:
-        image = provider.read_image(sys.stdin.buffer.read(provider.MAX_BYTES + 1))
+        image = provider.read_image(sys.stdin.buffer.read(provider.MAX_REQUEST))
         print_json(provider.respond(image, provider.read_file(file), time.time()))
         return
     if not hosts:

@@ -12,15 +12,16 @@ Source: Kubernetes, "Configure a kubelet image credential provider", and the typ
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mayfly.registry.access import files
+from mayfly.registry.access.errors import PolicyFileInvalid
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.storage.errors import StorageError
+from mayfly.storage.files import is_absent
 from mayfly.storage.reference import canonical_host, parse_reference
 
 API = "credentialprovider.kubelet.k8s.io/v1"
@@ -31,8 +32,8 @@ PLUGIN = "mayfly"
 MAX_CACHED_SECONDS = 300
 """For which kubelet may keep a credential, and so uses one that was replaced since."""
 
-MAX_BYTES = 64 * 1024
-"""Of a request, and of the node's file."""
+MAX_REQUEST = 64 * 1024
+"""Bytes."""
 
 _PATTERN = re.compile(r"[A-Za-z0-9.*-]+(:[0-9]{1,5})?(/[A-Za-z0-9._/-]+)?|\[[0-9a-fA-F:]+\].*")
 
@@ -75,25 +76,23 @@ def read_file(path: Path) -> Credential | None:
     """Return the node's credential; None without a file: the registry has ended, or not begun.
 
     Raises:
-        ConfigError: it has no credential, or users other than its owner and group may read it.
+        ConfigError: it has no credential.
+        PolicyFileInvalid: it cannot be read, or others may read it.
     """
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    if stat.S_IMODE(mode) & 0o007:
-        raise ConfigError(f"{path}: every user may read it: chmod 600 {path}")
+        content = files.read(path, files.PRIVATE)
+    except PolicyFileInvalid as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and is_absent(cause) and not path.exists():
+            return None
+        raise
     try:
         found = json.loads(content)
         read = Credential(
             tuple(found["hosts"]), found["username"], found["password"], found["expires"]
         )
         texts = (*read.hosts, read.username, read.password)
-        valid = len(content) <= MAX_BYTES and all(isinstance(text, str) for text in texts)
+        valid = all(isinstance(text, str) for text in texts)
         valid = valid and (read.expires is None or type(read.expires) in (int, float))
     except (ValueError, KeyError, TypeError, RecursionError):
         valid = False
