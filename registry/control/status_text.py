@@ -125,7 +125,7 @@ def coverage_lines(coverage: CoverageRecord, width: int) -> list[str]:
     nodes = counted_of(coverage["nodes_covered"], coverage["nodes_wanted"], "node")
     lines = [f"coverage: {nodes}"]
     lines += [f"not in the registry: {image}" for image in absent[:_MOST_ROWS]]
-    proofs = coverage["proofs"]
+    proofs = coverage.get("proofs", {})
     if rows:
         lines += _node_grid(rows[:_MOST_ROWS], frozenset(absent), width, proven=bool(proofs))
     lines += _proof_lines(proofs)
@@ -387,11 +387,11 @@ def _prefetch(content: Report) -> list[str]:
 
 def _recorded(content: Report) -> list[str]:
     lines = []
-    if audit := content["audit"]:
+    if audit := content.get("audit"):
         lines.append(f"audit: {audit['file']}, event {audit['events']}, head {audit['head']}")
         if audit["unwritten"]:
             lines.append(f"audit: {counted(audit['unwritten'], 'event')} could not be written")
-    for one in content["notified"]:
+    for one in content.get("notified", ()):
         if one["waiting_bytes"] or one["dropped"]:
             waiting = f"{format_size(one['waiting_bytes'])} of events wait for the next start"
             dropped = f"{counted(one['dropped'], 'event')} dropped"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -240,6 +242,22 @@ def test_image_that_nobody_can_have_is_named_once() -> None:
     }
     lines = status_text.coverage_lines(coverage, 80)
     assert [line for line in lines if "a:1" in line] == ["not in the registry: a:1"]
+
+
+NEWER = (("upstreams",), ("audit",), ("notified",), ("coverage", "proofs"))
+"""Fields that reports and status did not have from the start."""
+
+
+@pytest.mark.parametrize("path", NEWER, ids=".".join)
+def test_text_without_a_newer_field(path: tuple[str, ...]) -> None:
+    """The command may be newer than the server that it asks, and than a report that it reads."""
+    found: Any = copy.deepcopy(REPORT)
+    *above, key = path
+    part = found
+    for name in above:
+        part = part[name]
+    del part[key]
+    assert "team/app:2" in status_text.report_text(found, 100)
 
 
 def test_table_says_what_was_recorded() -> None:
