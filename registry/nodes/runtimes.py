@@ -22,10 +22,11 @@ _PLANNERS: Mapping[Runtime, Callable[[Target, NodeView], Plan]] = {
     "podman": podman.plan,
 }
 
-_AFTER_REVERT: Mapping[str, tuple[Note, ...]] = {
+AFTER_REVERT: Mapping[str, tuple[Note, ...]] = {
     docker.DAEMON_JSON: docker.AFTER_REVERT,
     podman.REGISTRIES_CONF: podman.NOTES,
 }
+"""File → notes for the operator after it was put back."""
 
 
 def make_plan(runtime: Runtime, target: Target, node: NodeView) -> Plan:
@@ -51,7 +52,7 @@ def no_path(runtime: Runtime, target: Target) -> str:
 
 def notes_after_revert(paths: Iterable[str]) -> tuple[Note, ...]:
     """Return notes for the operator after these files were put back."""
-    return tuple(note for path in paths for note in _AFTER_REVERT.get(path, ()))
+    return tuple(note for path in paths for note in AFTER_REVERT.get(path, ()))
 
 
 class EmptyNode:

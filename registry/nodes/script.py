@@ -11,14 +11,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote as percent_encoded
 
 from mayfly.registry.coverage.upgrade_lists import parse_image
 from mayfly.registry.nodes.plan import PlannedFile
-from mayfly.registry.nodes.runtimes import BELOW_A_PATH, RUNTIMES, EmptyNode, Runtime, make_plan
+from mayfly.registry.nodes.runtimes import (
+    AFTER_REVERT,
+    BELOW_A_PATH,
+    RUNTIMES,
+    EmptyNode,
+    Runtime,
+    make_plan,
+)
 from mayfly.registry.nodes.runtimes import no_path as no_path_text
 from mayfly.registry.nodes.target import Target
 from mayfly.registry.pki.errors import TrustError
@@ -94,7 +101,12 @@ def node_script(
     }
     lines = [f"{name}={quote(value)}" for name, value in values.items()]
     for one in RUNTIMES:
-        lines += ["", f"plan_{one}() {{", *_plan(one, target), "}"]
+        files, notes = _plan(one, target)
+        lines += ["", *_function(f"plan_{one}", files), "", *_function(f"notes_{one}", notes)]
+    put_back = [
+        _note("restored", path, note) for path, given in AFTER_REVERT.items() for note in given
+    ]
+    lines += ["", *_function("notes_after_revert", put_back)]
     template = Path(__file__).with_name("script.sh").read_text("utf-8")
     before, _, after = template.partition(_PLACE)
     return before + "\n".join(lines) + "\n" + after
@@ -111,23 +123,39 @@ def quote(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def _plan(runtime: Runtime, target: Target) -> Iterator[str]:
-    """The body of the function that names one runtime's files."""
+def _function(name: str, body: Sequence[str]) -> list[str]:
+    return [f"{name}() {{", *(f"    {line}" for line in body or (":",)), "}"]
+
+
+def _plan(runtime: Runtime, target: Target) -> tuple[list[str], list[str]]:
+    """Return the calls that name one runtime's files, and those for the notes about them."""
     if target.path and runtime not in BELOW_A_PATH:
-        yield f"    die 2 {quote(no_path_text(runtime, target))}"
-        return
+        return [f"die 2 {quote(no_path_text(runtime, target))}"], []
     if runtime == "containerd":
         planned = dataclasses.replace(target, certs_dir=target.certs_dir or _CERTS)
     else:
         # docker and podman get their credential for each pull, from a file that does not stay.
         planned = dataclasses.replace(target, certs_dir=None, credential=None)
     plan = make_plan(runtime, planned, EmptyNode())
-    if runtime == "containerd" and target.certs_dir is None:
-        yield f"    own=$(host_directory {quote(target.registry)})"
-    elif not plan.files:
-        yield "    :"
-    for file in plan.files:
-        yield f"    {_planned(file, target)}"
+    own = runtime == "containerd" and target.certs_dir is None
+    calls = [f"own=$(host_directory {quote(target.registry)})"] if own else []
+    calls += [_planned(file, target) for file in plan.files]
+    # A daemon that has to be told is told of the file that it shares with others.
+    shared = [file.path for file in plan.files if file.merged]
+    notes = [
+        _note("written", path, f"{runtime} takes notice of {path} after: {command}")
+        for path in shared
+        for command in plan.activate
+    ]
+    notes += [_note("written", note.file, note) for note in plan.notes]
+    return calls, notes
+
+
+def _note(changed: str, path: str, text: object) -> str:
+    """Return the call that gives a note if a file changed; if any did, for an empty path."""
+    call = f'note_of "${changed}" {quote(path)} {quote(str(text))}'
+    # A command in it is printed, not run.
+    return f"# shellcheck disable=SC2016\n    {call}" if "$" in str(text) else call
 
 
 def _planned(file: PlannedFile, target: Target) -> str:

@@ -6,6 +6,7 @@
 #   pull     pull and pin every image
 #   verify   look for every image, and tell the registry
 #   unpin    [--keep FILE] [--prune]: unpin what this script pinned, but for the names in FILE
+#            (full ones, with tag or digest, as this script prints them)
 #   revert   unpin, and put every file back
 #   status   print all that, and change nothing
 #
@@ -32,25 +33,40 @@ progress=no
 force=no
 prune=no
 keep=
+kept_names=
 failures=0
 proof_state=none
+address=
+above=
+written=
+restored=
+workers=
 tab=$(printf '\t')
 backslash=$(printf '\134')
+newline='
+'
 
 say() { [ "$quiet" = yes ] || [ "$json" = yes ] || printf '%s\n' "$*"; }
-note() { printf '%s\n' "$*" >>"$work/notes"; [ "$json" = yes ] || printf 'note: %s\n' "$*" >&2; }
+note() { printf 'note: %s\n' "$*" >&2; }
 warn() { printf 'mayfly: %s\n' "$*" >&2; }
 die() { warn "$2"; exit "$1"; }
+failed() { die 1 "$1: cannot be written or removed; mend that and run this again"; }
+set_text() { printf '%s' "$2" >"$1" || failed "$1"; }
+add_line() { printf '%s\n' "$2" >>"$1" || failed "$1"; }
 has() { command -v "$1" >/dev/null 2>&1; }
+is_gnu() { "$1" --version 2>/dev/null | grep -q GNU; }
 sha_of() { sha256sum <"$1" | cut -d ' ' -f 1; }
-flush() { sync "$1" 2>/dev/null || sync; }
+# Some syncs know no names and write all out.
+flush() { if [ "$syncs_files" = yes ]; then sync "$1"; else sync; fi; }
 
 # Run a command for so many seconds at most, where the system can do that.
 bounded() {
     limit=$1
     shift
     # busybox's leaves a process behind until the time is over: not with the lock.
-    if has timeout && timeout 1 true 2>/dev/null 9<&-; then
+    if has timeout && timeout -k 1 1 true 2>/dev/null 9<&-; then
+        timeout -k 10 "$limit" "$@" 9<&-
+    elif has timeout && timeout 1 true 2>/dev/null 9<&-; then
         timeout "$limit" "$@" 9<&-
     else
         "$@" 9<&-
@@ -146,11 +162,12 @@ look() {
     if [ -L "$1" ]; then
         kind='link'
         content=$(readlink "$1")
-        case $content in *[!A-Za-z0-9/._:@+-]*) die 2 "$1: move this link away first" ;; esac
+        case $content in '' | *[!A-Za-z0-9/._:@+-]*) die 2 "$1: move this link away first" ;; esac
         uid=$(stat -c %u "$1") gid=$(stat -c %g "$1")
     elif [ -f "$1" ]; then
         kind='file'
         content=$(sha_of "$1")
+        [ ${#content} -eq 64 ] || die 1 "$1: cannot be read"
         mode=$(printf '%04o' "0$(stat -c %a "$1")")
         uid=$(stat -c %u "$1") gid=$(stat -c %g "$1")
         mtime=$(mtime_of "$1")
@@ -175,19 +192,31 @@ entry_of() { awk -F '\t' -v path="$1" '$1 == "E" && $2 == path' "$2"; }
 
 # Set the fields of an entry.
 read_entry() {
-    IFS=$tab read -r _ path kind content mode uid gid mtime xattrs _ <<ENTRY
-$1
-ENTRY
+    set -f
+    IFS=$tab
+    # shellcheck disable=SC2086 # no field is empty
+    set -- $1
+    unset IFS
+    set +f
+    path=$2 kind=$3 content=$4 mode=$5 uid=$6 gid=$7 mtime=$8 xattrs=$9
 }
 
-# Give a new file its place, by one rename.
+# Give a new file its place, by one rename; if that fails, end, and what was there is as it was.
 put_file() { # content-file path mode [uid gid] [mtime] [xattrs]
     directory=${2%/*}
     temporary=$directory/.${2##*/}.mayfly
-    rm -f "$temporary"
-    cp "$1" "$temporary"
-    if [ "${4:--}" != - ]; then chown "$4:$5" "$temporary"; fi
-    chmod "$3" "$temporary"
+    if ! make_file "$@" || ! mv -f "$temporary" "$2" || ! flush "$directory"; then
+        rm -f "$temporary"
+        failed "$2"
+    fi
+}
+
+make_file() {
+    { rm -f "$temporary" && cp "$1" "$temporary"; } || return 1
+    # A program that wrote less may not have said so.
+    cmp -s "$1" "$temporary" || return 1
+    if [ "${4:--}" != - ]; then chown "$4:$5" "$temporary" || return 1; fi
+    chmod "$3" "$temporary" || return 1
     if [ "${7:--}" != - ]; then
         for one in $7; do
             setfattr -n "${one%%=*}" -v "0s${one#*=}" "$temporary" 2>/dev/null ||
@@ -198,12 +227,31 @@ put_file() { # content-file path mode [uid gid] [mtime] [xattrs]
     fi
     if [ "${6:--}" != - ]; then
         whole=${6%?????????}
+        # busybox's knows whole seconds only.
         touch -d "@$whole.${6#"$whole"}" "$temporary" 2>/dev/null ||
-            touch -d "@$whole" "$temporary"
+            { ! is_gnu touch && touch -d "@$whole" "$temporary"; } || return 1
     fi
     flush "$temporary"
-    mv -f "$temporary" "$2"
-    flush "$directory"
+}
+
+# Remove one name.
+remove_file() {
+    [ -L "$1" ] || [ -e "$1" ] || return 0
+    { rm -f "$1" && flush "${1%/*}"; } || failed "$1"
+}
+
+# Make one directory for all users, if it is missing.
+make_directory() {
+    if [ ! -d "$1" ]; then mkdir "$1" || failed "$1"; fi
+    chmod 755 "$1" || failed "$1"
+}
+
+# Remove a directory if it is empty; 1 if it stays since something is in it.
+remove_directory() {
+    [ -d "$1" ] || return 0
+    rmdir "$1" 2>/dev/null && return 0
+    [ -n "$(ls -A "$1")" ] || failed "$1"
+    return 1
 }
 
 # Directories above a path that are missing, outermost first.
@@ -220,18 +268,20 @@ planned() { # mode path content merged
     if [ "$4" = merged ] && [ -e "$tree$2" ] &&
         [ -z "$(entry_of "$2" "$work/old")" ]; then
         note "$2 exists; add to it by hand: $(printf '%s' "$3" | tr '\n' ' ')"
+        written="$written $2"
         return
     fi
-    printf '%s' "$3" >"$work/plan/$number"
-    printf '%s\t%s\t%s\n' "$number" "$1" "$2" >>"$work/planned"
+    set_text "$work/plan/$number" "$3"
+    add_line "$work/planned" "$number$tab$1$tab$2"
 }
 
 load_journal() {
     journal=$(journal_of)
-    : >"$work/old"
+    set_text "$work/old" ''
     if [ -f "$journal/journal.json" ]; then
-        journal_lines "$journal/journal.json" >"$work/old" ||
+        lines=$(journal_lines "$journal/journal.json") ||
             die 1 "$journal/journal.json: cannot be understood; use: mayfly node-config revert"
+        [ -z "$lines" ] || add_line "$work/old" "$lines"
     fi
     if ! has setfattr && awk -F '\t' '$1 == "E" && $9 != "-" { n++ } END { exit !n }' "$work/old"
     then
@@ -241,9 +291,12 @@ use: mayfly node-config revert"
 }
 
 store_journal() { # lines
-    journal_text <"$1" >"$work/journal"
+    text=$(journal_text <"$1") || failed "$work"
+    set_text "$work/journal" "$text$newline"
     if cmp -s "$work/journal" "$journal/journal.json"; then return; fi
     put_file "$work/journal" "$journal/journal.json" 600
+    # Its directory may be new, and has to outlive a power cut before anything is changed.
+    { flush "$base" && flush "${base%/*}"; } || failed "$journal"
 }
 
 # Refuse, before anything is changed, if somebody edited what Mayfly wrote.
@@ -269,53 +322,66 @@ want of it and use --force (what was there before is kept in $journal)"
 
 do_apply() {
     load_journal
-    mkdir -p "$journal"
-    rm -rf "$work/plan" "$work/planned"
-    mkdir "$work/plan"
-    : >"$work/planned"
+    mkdir -p "$journal" || failed "$journal"
+    { rm -rf "$work/plan" && mkdir "$work/plan"; } || failed "$work/plan"
+    set_text "$work/planned" ''
+    set_text "$work/new" ''
     number=0
     "plan_$family"
-    cp "$work/old" "$work/new"
+    lines=$(cat "$work/old")
+    [ -z "$lines" ] || add_line "$work/new" "$lines"
     while IFS=$tab read -r number filemode path; do
         digest=$(sha_of "$work/plan/$number")
         known=$(entry_of "$path" "$work/new")
-        if [ -n "$known" ]; then
-            case $known in
-                *"$digest"*) ;;
-                *)
-                    grep -vF "E$tab$path$tab" "$work/new" >"$work/next"
-                    printf '%s%s \n' "$known" "$digest" >>"$work/next"
-                    mv "$work/next" "$work/new"
-                    ;;
-            esac
-        else
-            look "$tree$path"
-            if [ "$kind" = file ] && [ ! -f "$journal/$content" ]; then
-                put_file "$tree$path" "$journal/$content" 600
-            fi
-            printf 'E\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s \n' "$path" "$kind" "$content" "$mode" \
-                "$uid" "$gid" "$mtime" "$xattrs" "$digest" >>"$work/new"
-        fi
-        missing_above "$path" | while IFS= read -r line; do
+        case $known in
+            '')
+                look "$tree$path"
+                if [ "$kind" = file ]; then save_original; fi
+                entry="E$tab$path$tab$kind$tab$content$tab$mode$tab$uid$tab$gid$tab$mtime"
+                add_line "$work/new" "$entry$tab$xattrs$tab$digest "
+                ;;
+            *"$digest"*) ;;
+            *)
+                # An entry keeps its place: what refers to a CA is put back before the CA.
+                lines=$(awk -F '\t' -v path="$path" -v digest="$digest" \
+                    '{ print $0 ($1 == "E" && $2 == path ? digest " " : "") }' "$work/new") ||
+                    failed "$work/new"
+                set_text "$work/new" "$lines$newline"
+                ;;
+        esac
+        lines=$(missing_above "$path" | while IFS= read -r line; do
             grep -qxF "$line" "$work/new" || printf '%s\n' "$line"
-        done >"$work/more"
-        cat "$work/more" >>"$work/new"
+        done)
+        [ -z "$lines" ] || add_line "$work/new" "$lines"
     done <"$work/planned"
     refuse_edits "$work/new"
     if [ -s "$work/new" ]; then store_journal "$work/new"; fi
     while IFS=$tab read -r number filemode path; do write_planned; done <"$work/planned"
     drop_unplanned
-    [ -f "$journal/journal.json" ] || rm -rf "$journal"
+    [ -f "$journal/journal.json" ] || rm -rf "$journal" || failed "$journal"
+    "notes_$family"
+    notes_after_revert
+    written=
+    restored=
+}
+
+# Keep what `look` saw at a path, under its digest.
+save_original() {
+    [ "$(sha_of "$journal/$content" 2>/dev/null)" != "$content" ] || return 0
+    cp "$tree$path" "$work/original" || failed "$work/original"
+    [ "$(sha_of "$work/original")" = "$content" ] ||
+        die 1 "$tree$path: changed while it was read, or its copy is short; run this again"
+    put_file "$work/original" "$journal/$content" 600
+    rm -f "$work/original"
 }
 
 write_planned() {
     while IFS=$tab read -r letter directory; do
         case $letter$path in D"$directory"/*) ;; *) continue ;; esac
-        [ -d "$tree$directory" ] || mkdir "$tree$directory"
-        chmod 755 "$tree$directory"
+        make_directory "$tree$directory"
     done <"$work/new"
     if [ ! -L "$tree$path" ] && cmp -s "$work/plan/$number" "$tree$path"; then
-        rm -f "$tree${path%/*}/.${path##*/}.mayfly"
+        remove_file "$tree${path%/*}/.${path##*/}.mayfly"
         say "kept $path (as it should be already)"
         return
     fi
@@ -327,14 +393,16 @@ write_planned() {
     else
         put_file "$work/plan/$number" "$tree$path" "$filemode"
     fi
+    written="$written $path"
     say "wrote $path"
 }
 
 # Take back what an earlier plan had and this one has not.
 drop_unplanned() {
-    cut -f 3 "$work/planned" >"$work/paths"
-    : >"$work/kept"
-    : >"$work/dropped"
+    lines=$(cut -f 3 "$work/planned")
+    set_text "$work/paths" "$lines$newline"
+    set_text "$work/kept" ''
+    set_text "$work/dropped" ''
     while IFS= read -r line; do
         one=${line#?"$tab"}
         one=${one%%"$tab"*}
@@ -347,61 +415,70 @@ drop_unplanned() {
                 done <"$work/paths"
                 ;;
         esac
-        printf '%s\n' "$line" >>"$work/$list"
+        add_line "$work/$list" "$line"
     done <"$work/new"
     [ -s "$work/dropped" ] || return 0
     put_back "$work/dropped"
     if grep -q '^E' "$work/kept"; then
         store_journal "$work/kept"
     else
-        rm -f "$journal/journal.json"
+        remove_file "$journal/journal.json"
     fi
 }
 
 # Put files back, the last written first, and remove directories, innermost first.
 put_back() { # lines
-    awk '{ line[NR] = $0 } END { for (i = NR; i; i--) print line[i] }' "$1" >"$work/reversed"
+    while IFS=$tab read -r letter path was content _; do
+        [ "$letter $was" = "E file" ] || continue
+        [ "$(sha_of "$journal/$content" 2>/dev/null)" = "$content" ] ||
+            die 1 "$journal/$content: missing or damaged, so $path cannot be put back"
+    done <"$1"
+    lines=$(awk '$1 == "E" { line[++n] = $0 } END { for (i = n; i; i--) print line[i] }' "$1") ||
+        failed "$work"
+    set_text "$work/reversed" "$lines$newline"
     while IFS= read -r line; do
-        case $line in E*) ;; *) continue ;; esac
+        [ -n "$line" ] || continue
         read_entry "$line"
         put_back_one
     done <"$work/reversed"
-    awk -F '\t' '$1 == "D" { print length($2) "\t" $2 }' "$1" | sort -rn | cut -f 2 |
-        while IFS= read -r one; do
-            case $base in "$tree$one"/*) continue ;; esac
-            if [ -d "$tree$one" ]; then
-                rmdir "$tree$one" 2>/dev/null || warn "kept $one: somebody else's files are in it"
-            fi
-        done
+    for one in $(directories_of "$1"); do
+        case $base in "$tree$one"/*) continue ;; esac
+        remove_directory "$tree$one" || warn "kept $one: somebody else's files are in it"
+    done
     sync
+}
+
+# Print the directories of some lines, innermost first.
+directories_of() {
+    awk -F '\t' '$1 == "D" { print length($2) "\t" $2 }' "$1" | sort -rn | cut -f 2
 }
 
 put_back_one() {
     wanted="$kind $content $mode $uid $gid" wanted_kind=$kind wanted_content=$content
     wanted_mode=$mode wanted_uid=$uid wanted_gid=$gid wanted_mtime=$mtime wanted_xattrs=$xattrs
-    rm -f "$tree${path%/*}/.${path##*/}.mayfly"
+    temporary=$tree${path%/*}/.${path##*/}.mayfly
+    remove_file "$temporary"
     look "$tree$path"
     if [ "$kind $content $mode $uid $gid" = "$wanted" ]; then return; fi
+    if [ "$wanted_kind" != absent ]; then
+        for one in $(missing_above "$path" | cut -f 2); do make_directory "$tree$one"; done
+    fi
     case $wanted_kind in
-        absent)
-            rm -f "$tree$path"
-            say "removed $path"
-            ;;
+        absent) remove_file "$tree$path" ;;
         link)
-            mkdir -p "$tree${path%/*}"
-            temporary=$tree${path%/*}/.${path##*/}.mayfly
-            ln -s "$wanted_content" "$temporary"
-            chown -h "$wanted_uid:$wanted_gid" "$temporary"
-            mv -f "$temporary" "$tree$path"
-            say "restored $path"
+            {
+                ln -s "$wanted_content" "$temporary" &&
+                    chown -h "$wanted_uid:$wanted_gid" "$temporary" &&
+                    mv -f "$temporary" "$tree$path" && flush "$tree${path%/*}"
+            } || failed "$tree$path"
             ;;
         *)
-            mkdir -p "$tree${path%/*}"
             put_file "$journal/$wanted_content" "$tree$path" "$wanted_mode" "$wanted_uid" \
                 "$wanted_gid" "$wanted_mtime" "$wanted_xattrs"
-            say "restored $path"
             ;;
     esac
+    restored="$restored $path"
+    if [ "$wanted_kind" = absent ]; then say "removed $path"; else say "restored $path"; fi
 }
 
 revert_files() {
@@ -410,42 +487,34 @@ revert_files() {
         runtime=${directory##*/}
         load_journal
         refuse_edits "$work/old"
-        while IFS=$tab read -r letter path was content _; do
-            [ "$letter $was" = "E file" ] || continue
-            [ "$(sha_of "$journal/$content" 2>/dev/null)" = "$content" ] ||
-                die 1 "$journal/$content: missing or damaged, so $path cannot be put back"
-        done <"$work/old"
         put_back "$work/old"
-        rm -f "$journal/journal.json"
-        flush "$journal"
-        rm -rf "$journal"
-        awk -F '\t' '$1 == "D" { print length($2) "\t" $2 }' "$work/old" | sort -rn | cut -f 2 \
-            >"$work/above"
+        above="$above $(directories_of "$work/old")"
+        remove_file "$journal/journal.json"
+        rm -rf "$journal" || failed "$journal"
     done
 }
 
 # ---- Runtimes: find one, pull, pin, look ---------------------------------------------------------
 
+# Set runtime and family; 1 if none answers.
 find_runtime() {
-    PATH=$PATH:/usr/local/bin:/usr/local/sbin:/var/lib/rancher/rke2/bin:/opt/bin
     if [ "$runtime" = auto ]; then
         candidates="docker containerd podman"
         # kubelet asks its CRI first; docker beside it is for people.
         if [ -d "$tree/var/lib/kubelet" ] || [ -d "$tree/var/lib/rancher" ]; then
             candidates="containerd podman docker"
         fi
-        runtime=
-        for candidate in $candidates; do
-            if "found_$candidate"; then
-                runtime=$candidate
-                break
-            fi
-        done
-        [ -n "$runtime" ] || die 2 "neither docker, containerd nor podman answers on this node"
+        missing="neither docker, containerd nor podman answers on this node"
     else
-        "found_$runtime" || die 2 "$runtime does not answer on this node"
+        candidates=$runtime
+        missing="$runtime does not answer on this node"
     fi
-    family=$runtime
+    for runtime in $candidates; do
+        family=$runtime
+        if "found_$runtime"; then return 0; fi
+    done
+    runtime=none
+    return 1
 }
 
 found_docker() { has docker && bounded 20 docker info >/dev/null 2>&1; }
@@ -503,9 +572,14 @@ hint_containerd() {
 }
 
 hint_docker() { :; }
+hint_podman() { :; }
 
-hint_podman() {
-    if has crio; then note "CRI-O reads them at start and on SIGHUP: systemctl reload crio"; fi
+# Give a note about a path, or about any if it is empty, if it is among those that changed.
+note_of() { # paths path text
+    case "$1 " in
+        ' ') ;;
+        *" ${2:+$2 }"*) note "$3" ;;
+    esac
 }
 
 pull_containerd() { # reference paths...
@@ -516,6 +590,7 @@ pull_containerd() { # reference paths...
     fi
 }
 
+# Of an image by digest docker keeps no other name than the one that it was pulled by.
 pull_docker() {
     reference=$1
     shift
@@ -523,7 +598,10 @@ pull_docker() {
         if bounded 1800 docker --config "$work/docker" pull -q "$registry/$one"; then
             case $reference in
                 "$registry"/*) return 0 ;;
-                *@*) return 0 ;; # docker keeps a digest under the name that it was pulled by only
+                *@*)
+                    pulled_as=$registry/$one
+                    return 0
+                    ;;
             esac
             docker_ tag "$registry/$one" "$reference" && docker_ rmi "$registry/$one" >/dev/null
             return
@@ -577,26 +655,25 @@ present_podman() {
 # Whether the directories of an image's layers are there, where the storage driver names them.
 layers_of() {
     "$1" image inspect -f '{{range .GraphDriver.Data}}{{println .}}{{end}}' "$2" 2>/dev/null |
-        tr ':' '\n' >"$work/layers.$index"
-    while IFS= read -r one; do
+        tr ':' '\n' | while IFS= read -r one; do
         case $one in
             */merged | */work | "") continue ;;
-            /*) [ -d "$one" ] || return 1 ;;
+            /*) [ -d "$one" ] || exit 1 ;;
         esac
-    done <"$work/layers.$index"
+    done
 }
 
 pin_containerd() {
-    if grep -qxF "$1" "$base/pins" 2>/dev/null; then
-        :
-    elif ctr_ images ls "name==$1" | grep -q 'io.cri-containerd.pinned=pinned'; then
-        return # somebody else's pin, which is not ours to remove
-    else
-        printf '%s\n' "$1" >>"$base/pins"
-        flush "$base/pins"
+    listed=$(ctr_ images ls "name==$1") || return 1
+    if ! grep -qxF "$1" "$base/pins" 2>/dev/null; then
+        case $listed in
+            *io.cri-containerd.pinned=pinned*) return 0 ;; # somebody else's, not ours to remove
+        esac
+        { printf '%s\n' "$1" >>"$base/pins" && flush "$base/pins"; } || return 1
     fi
     ctr_ images label "$1" io.cri-containerd.pinned=pinned >/dev/null
 }
+# These cannot pin.
 pin_docker() { :; }
 pin_podman() { :; }
 
@@ -615,7 +692,18 @@ pinned_podman() {
     has crio && has crictl && crictl inspecti -o json "$1" 2>/dev/null | grep -q '"pinned": *true'
 }
 
-unpin_one() { ctr_ images label "$1" io.cri-containerd.pinned= >/dev/null 2>&1; }
+# Only containerd has pins, whichever runtime the script uses.
+unpin_one() {
+    ctr_ images label "$1" io.cri-containerd.pinned= >/dev/null || gone_containerd "$1"
+}
+
+# Whether the runtime says that it does not have an image.
+gone_containerd() { listed=$(ctr_ images ls -q "name==$1") && [ -z "$listed" ]; }
+gone_docker() { listed=$(docker_ images -q "$1") && [ -z "$listed" ]; }
+gone_podman() {
+    podman image exists "$1"
+    [ $? -eq 1 ]
+}
 
 in_use_containerd() {
     ctr_ containers ls 2>/dev/null | awk -v image="$1" '$2 == image { n++ } END { exit !n }'
@@ -640,50 +728,108 @@ free_bytes() {
 
 # Call a function for each image, a few at a time: each worker takes every so manieth image.
 for_each_image() {
-    rm -rf "$work/result"
-    mkdir "$work/result"
+    { rm -rf "$work/result" && mkdir "$work/result"; } || failed "$work/result"
     worker=0
     while [ "$worker" -lt "$parallel" ]; do
         (
             trap - EXIT
+            # To outlive its child, of which nobody else knows: `stop` ends both.
+            trap 'exit 1' HUP INT TERM
             index=0
             while read -r reference paths; do
-                [ -n "$reference" ] || continue
                 index=$((index + 1))
                 [ $((index % parallel)) -eq "$worker" ] || continue
                 # shellcheck disable=SC2086 # paths are several words, without blanks or patterns
                 "$1" "$reference" $paths </dev/null \
                     >"$work/result/$index" 2>"$work/result/$index.log"
-            done <<IMAGES
-$images
-IMAGES
+            done <"$work/images"
         ) &
+        workers="$workers $!"
         worker=$((worker + 1))
     done
     wait
+    workers=
 }
 
+# Print the processes below some: their children, the children of those, and so on.
+processes_below() { # pids...
+    cat /proc/[0-9]*/stat 2>/dev/null | awk -v roots="$*" '
+        { pid = $1; sub(/^.*\) /, ""); if ($1 != "Z") parent[pid] = $2 }
+        END {
+            n = split(roots, known, " ")
+            for (i = 1; i <= n; i++)
+                for (pid in parent)
+                    if (parent[pid] == known[i]) { known[++n] = pid; print pid }
+        }' | sort -n | tr '\n' ' '
+}
+
+# Whether one of some processes runs.
+runs_any() {
+    for one in "$@"; do
+        state=$(sed 's/^.*) //; s/ .*//' "/proc/$one/stat" 2>/dev/null)
+        case $state in '' | Z | X) ;; *) return 0 ;; esac
+    done
+    return 1
+}
+
+# After a signal: end the workers and all that they started, and then the script.
+stop() { # code
+    trap '' HUP INT TERM
+    # The names are numbers.
+    # shellcheck disable=SC2086
+    if [ -n "$workers" ]; then
+        running=
+        # What is stopped starts nothing more.
+        for _ in 1 2 3 4 5; do
+            kill -STOP $workers $running
+            before=$running
+            running=$(processes_below $workers)
+            [ "$running" != "$before" ] || break
+        done
+        if [ -n "$running" ]; then
+            kill -TERM $running
+            kill -CONT $running
+            for _ in 1 2 3 4 5 6 7 8 9 10; do
+                runs_any $running || break
+                sleep 1
+            done
+            ! runs_any $running || kill -KILL $running
+        fi
+        kill -KILL $workers
+        wait $workers
+    fi 2>/dev/null
+    exit "$1"
+}
+
+# Set told to the outcome of pulling and pinning an image.
 pull_image() {
     reference=$1
     shift
+    pulled_as=$reference
     if "present_$runtime" "$reference" "$@"; then before=yes; else before=no; fi
     wait_for=1
     for attempt in 1 2 3 4 5; do
         if "pull_$runtime" "$reference" "$@" >&2; then
-            [ "$before" = yes ] || printf '%s\n' "$reference" >>"$base/pulled"
-            "pin_$runtime" "$reference"
-            echo pulled
+            if [ "$before" = no ] &&
+                ! printf '%s %s\n' "$reference" "$pulled_as" >>"$base/pulled-$runtime"; then
+                told=unrecorded
+            elif "pin_$runtime" "$reference" >&2; then
+                told=pulled
+            else
+                told=unpinned
+            fi
             return
         fi
         [ "$attempt" = 5 ] || sleep "$wait_for"
         wait_for=$((wait_for * 2))
     done
-    echo failed
+    told=failed
 }
 
 # Pull one image and say so at once; the programs that pull do not get this stream.
 pull_and_tell() {
-    told=$(pull_image "$@" 3>&-)
+    # Not in a subshell: a signal would end that, and nobody would know what it started.
+    pull_image "$@" 3>&-
     printf '%s\n' "$told"
     if [ "$json$progress" = yesyes ]; then
         printf '{"image": "%s", "state": "%s"}\n' "$1" "$told" >&3
@@ -695,18 +841,20 @@ do_pull() {
     for_each_image pull_and_tell 3>&1
     count=0
     while read -r reference _; do
-        [ -n "$reference" ] || continue
         count=$((count + 1))
         read -r outcome <"$work/result/$count" || outcome=failed
-        if [ "$outcome" = pulled ]; then
-            say "pulled $reference"
-        else
-            failures=$((failures + 1))
-            warn "$reference: not pulled: $(tail -n 1 "$work/result/$count.log" | cut -c 1-300)"
-        fi
-    done <<IMAGES
-$images
-IMAGES
+        case $outcome in
+            pulled)
+                say "pulled $reference"
+                continue
+                ;;
+            unpinned) what="pulled, but not pinned" ;;
+            unrecorded) what="pulled, but not recorded for --prune" ;;
+            *) what="not pulled" ;;
+        esac
+        failures=$((failures + 1))
+        warn "$reference: $what: $(tail -n 1 "$work/result/$count.log" | cut -c 1-300)"
+    done <"$work/images"
 }
 
 look_image() {
@@ -730,7 +878,6 @@ look_at_images() {
     free=$(free_bytes)
     now=$(date +%s)
     while read -r reference _; do
-        [ -n "$reference" ] || continue
         count=$((count + 1))
         read -r outcome digest pinned <"$work/result/$count" || outcome=missing pinned=false
         if [ "$outcome" = present ]; then is=true; else is=false; fi
@@ -745,9 +892,7 @@ look_at_images() {
         say "$how present  $reference"
         entries="$entries${entries:+, }{\"image\": \"$reference\", \"digest\": \"$digest\", \
 \"runtime\": \"$runtime\", \"time\": $now, \"pinned\": $pinned, \"free\": ${free:-0}}"
-    done <<IMAGES
-$images
-IMAGES
+    done <"$work/images"
 }
 
 do_verify() {
@@ -789,7 +934,7 @@ ask() { # path [body-file]
 }
 
 # busybox's wget verifies no certificate and takes headers as arguments only: it gets no secret.
-can_ask() { has curl || { has wget && wget --version 2>/dev/null | grep -q '^GNU'; }; }
+can_ask() { has curl || { has wget && is_gnu wget; }; }
 
 send_proof() {
     proof_state=none
@@ -797,8 +942,7 @@ send_proof() {
         nonce=$(ask "$node_path/nonce" 2>"$work/asked" |
             sed -n 's/^.*"nonce": *"\([0-9a-f]*\)".*$/\1/p')
         if [ -n "$nonce" ]; then
-            printf '{"version": 1, "nonce": "%s", "images": [%s]}' "$nonce" "$entries" \
-                >"$work/proof"
+            set_text "$work/proof" "{\"version\": 1, \"nonce\": \"$nonce\", \"images\": [$entries]}"
             if ask "$node_path/proof" "$work/proof" >/dev/null 2>"$work/asked"; then
                 proof_state=sent
                 return
@@ -814,64 +958,125 @@ send_proof() {
         printf '{"version": 1, "nonce": "", "images": [%s]}\n' "$entries"
 }
 
-do_unpin() {
-    : >"$work/keep"
-    if [ -n "$keep" ]; then cp "$keep" "$work/keep" || die 2 "--keep $keep: cannot be read"; fi
-    for list in pins pulled; do
-        [ -f "$base/$list" ] || continue
-        [ "$list" = pins ] || [ "$prune" = yes ] || continue
-        : >"$work/left"
-        sort -u "$base/$list" >"$work/listed"
-        while IFS= read -r reference; do
-            if grep -qxF "$reference" "$work/keep"; then
-                printf '%s\n' "$reference" >>"$work/left"
-            elif [ "$list" = pins ]; then
-                unpin_one "$reference"
-                say "unpinned $reference"
-            elif "in_use_$runtime" "$reference"; then
-                printf '%s\n' "$reference" >>"$work/left"
-                say "kept $reference (in use)"
-            elif "remove_$runtime" "$reference"; then
-                say "removed $reference"
-            fi
-        done <"$work/listed"
-        if [ -s "$work/left" ]; then
-            put_file "$work/left" "$base/$list" 600
+# Set kept_names to the names in the file of --keep; they are compared, so they must be whole.
+read_keep() {
+    kept_names=$(awk '
+        { sub(/\r$/, ""); gsub(/^[ \t]+|[ \t]+$/, "") }
+        /^(#|$)/ { next }
+        {
+            host = rest = $0
+            sub(/\/.*$/, "", host)
+            sub(/^[^\/]*\//, "", rest)
+            good = host ~ /^(localhost|[a-z0-9-]+(\.[a-z0-9-]+)+|\[[0-9a-f:.]+\])(:[0-9]+)?$/ ||
+                host ~ /^[a-z0-9-]+:[0-9]+$/
+            good = good && /\// && rest ~ /^[a-z0-9._\/-]+(:[A-Za-z0-9_][A-Za-z0-9._-]*|@sha(256|512):[0-9a-f]+)$/
+            if (rest ~ /@/)
+                good = good && length(rest) - index(rest, ":") == (rest ~ /@sha256/ ? 64 : 128)
+            # The hub by other names, and without its "library".
+            if (host ~ /^(index|registry-1)\.docker\.io$/) good = 0
+            if (host == "docker.io" && rest !~ /\//) good = 0
+            if (good) { print; next }
+            gsub(/[^ -~]/, "?")
+            printf "mayfly: --keep, line %d: \"%s\" is not a whole name: write HOST/NAME:TAG or " \
+                "HOST/NAME@DIGEST, as this script prints it\n", NR, $0 | "cat >&2"
+            exit 1
+        }
+    ' <"$keep") || die 2 "--keep $keep: cannot be used; nothing was changed"
+    [ -n "$kept_names" ] || die 2 "--keep $keep: names no image; nothing was changed"
+}
+
+is_kept() { case "$newline$kept_names$newline" in *"$newline$1$newline"*) ;; *) return 1 ;; esac; }
+
+# Leave in a record the lines that are in $left.
+store_record() { # file
+    if [ -z "$left" ]; then
+        remove_file "$1"
+        return
+    fi
+    set_text "$work/left" "$left"
+    put_file "$work/left" "$1" 600
+}
+
+# Remove the pins in the record, but for those to keep.
+unpin_recorded() {
+    [ -s "$base/pins" ] || return 0
+    left=
+    if [ "$runtime" != containerd ] && ! found_containerd; then
+        failures=$((failures + 1))
+        warn "containerd does not answer, so its images stay pinned: start it and run this again"
+        return
+    fi
+    lines=$(sort -u "$base/pins")
+    set_text "$work/listed" "$lines$newline"
+    while IFS= read -r reference; do
+        if is_kept "$reference"; then
+            left=$left$reference$newline
+        elif reason=$(unpin_one "$reference" 2>&1); then
+            say "unpinned $reference"
         else
-            rm -f "$base/$list"
+            left=$left$reference$newline
+            failures=$((failures + 1))
+            warn "$reference: not unpinned: $(last_of "$reason")"
+        fi
+    done <"$work/listed"
+    store_record "$base/pins"
+}
+
+last_of() { printf '%s\n' "$1" | tail -n 1 | cut -c 1-300; }
+
+# Remove the images that the runtime pulled for this script, but for those to keep or in use.
+prune() {
+    for record in "$base"/pulled-*; do
+        if [ -s "$record" ] && [ "$record" != "$base/pulled-$runtime" ]; then
+            failures=$((failures + 1))
+            warn "images that ${record##*-} pulled stay: run this with --runtime ${record##*-}"
         fi
     done
+    [ -s "$base/pulled-$runtime" ] || return 0
+    left=
+    lines=$(sort -u "$base/pulled-$runtime")
+    set_text "$work/listed" "$lines$newline"
+    while read -r reference name; do
+        if is_kept "$reference" || is_kept "$name"; then
+            left="$left$reference $name$newline"
+        elif "in_use_$runtime" "$name"; then
+            left="$left$reference $name$newline"
+            say "kept $reference (in use)"
+        elif reason=$("remove_$runtime" "$name" 2>&1) || "gone_$runtime" "$name"; then
+            say "removed $reference"
+        else
+            left="$left$reference $name$newline"
+            failures=$((failures + 1))
+            warn "$reference: not removed: $(last_of "$reason")"
+        fi
+    done <"$work/listed"
+    store_record "$base/pulled-$runtime"
+}
+
+do_unpin() {
+    unpin_recorded
+    [ "$prune" = no ] || prune
 }
 
 do_revert() {
-    : >"$work/keep"
-    if [ -f "$base/pins" ] && [ "$runtime" = none ]; then
-        failures=$((failures + 1))
-        warn "no runtime answers, so pins stay in its images: start it and run revert again"
-    elif [ -f "$base/pins" ]; then
-        sort -u "$base/pins" >"$work/listed"
-        while IFS= read -r reference; do
-            unpin_one "$reference"
-            say "unpinned $reference"
-        done <"$work/listed"
-    fi
+    kept_names=
+    unpin_recorded
     used=$runtime
-    : >"$work/above"
     revert_files
     runtime=$used
-    rm -f "$base/pulled"
-    [ "$runtime" = none ] || rm -f "$base/pins"
-    above=$(cat "$work/above")
-    clean
-    for one in $above; do
-        case $base in "$tree$one"/*) rmdir "$tree$one" 2>/dev/null ;; esac
-    done
-    sync
+    rm -f "$base"/pulled-* || failed "$base"
+    notes_after_revert
+    restored=
 }
 
+# Remove what a run needs only while it runs, and the directories that hold nothing any more.
 clean() {
-    rm -rf "$work"
-    rmdir "$base" 2>/dev/null
+    rm -rf "$work" || failed "$work"
+    remove_directory "$base" || return 0
+    for one in $above; do
+        case $base in "$tree$one"/*) remove_directory "$tree$one" || return 0 ;; esac
+    done
+    sync
 }
 
 result() {
@@ -910,44 +1115,36 @@ main() {
     esac
     [ -n "$verbs" ] || verbs=" apply pull verify"
     verbs_json=$(printf '%s' "${verbs# }" | sed 's/[a-z]*/"&"/g; s/ /, /g')
-    for one in awk sed sort sha256sum stat cmp; do
+    for one in awk sed sort sha256sum stat cmp ls; do
         has "$one" || die 2 "this node has no $one"
     done
+    [ -z "$keep" ] || read_keep
+    PATH=$PATH:/usr/local/bin:/usr/local/sbin:/var/lib/rancher/rke2/bin:/opt/bin
     [ -d "$tree/var/lib" ] || die 2 "this node has no /var/lib"
     [ -w "$tree/var/lib" ] || die 2 "run this as root"
-    mkdir -p "$base"
+    mkdir -p "$base" || failed "$base"
     if has flock; then
         exec 9<"$base"
         flock -n 9 || die 1 "another run of this script is at work here; try again when it is done"
     fi
+    if sync "$base" 2>/dev/null; then syncs_files=yes; else syncs_files=no; fi
     trap clean EXIT
-    trap 'exit 129' HUP
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
-    rm -rf "$work"
-    mkdir "$work" "$work/docker"
-    : >"$work/notes"
-    printf '%s' "$docker_config" >"$work/docker/config.json"
-    printf '%s' "$ca" >"$work/ca.pem"
-    case $verbs in
-        *revert*) find_runtime_if_any ;;
-        *) find_runtime ;;
-    esac
+    trap 'stop 129' HUP
+    trap 'stop 130' INT
+    trap 'stop 143' TERM
+    { rm -rf "$work" && mkdir "$work" "$work/docker"; } || failed "$work"
+    set_text "$work/docker/config.json" "$docker_config"
+    set_text "$work/ca.pem" "$ca"
+    set_text "$work/images" "$images${images:+$newline}"
+    if ! find_runtime; then
+        # A node whose runtime is gone can still be cleaned.
+        [ "$verbs" = " revert" ] || die 2 "$missing"
+    fi
     for verb in $verbs; do "do_$verb"; done
     result
     trap - EXIT
     clean
-    [ "$failures" -eq 0 ] || exit 3
-}
-
-# A node whose runtime is gone can still be cleaned.
-find_runtime_if_any() {
-    if ! (find_runtime) 2>/dev/null; then
-        runtime=none family=none
-        unpin_one() { :; }
-        return
-    fi
-    find_runtime
+    if [ "$failures" -gt 0 ]; then exit 3; fi
 }
 
 main "$@" </dev/null

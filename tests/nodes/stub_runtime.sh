@@ -51,16 +51,21 @@ case $name in
                 if is_in lost-content "$reference"; then status='incomplete (1/2)'; fi
                 printf '%s application/x %s %s 1.0 B/1.0 B %s\n' "$reference" \
                     "$(digest "$reference")" "$status" "$unpacked" ;;
+            *" images ls -q "*)
+                [ ! -e "$(file img "${reference#name==}")" ] || echo "${reference#name==}" ;;
             *" images ls "*)
                 [ ! -e "$(file pin "${reference#name==}")" ] || echo io.cri-containerd.pinned=pinned ;;
             *" images label "*)
+                if is_in unlabelled "$7"; then echo "label: no" >&2; exit 1; fi
                 case $reference in
                     *=pinned)
                         shift 6
                         [ -e "$(file img "$1")" ] && : >"$(file pin "$1")" ;;
                     *) shift 6; rm -f "$(file pin "$1")" ;;
                 esac ;;
-            *" images rm "*) rm -f "$(file img "$reference")" ;;
+            *" images rm "*)
+                if is_in unremovable "$reference"; then echo "rm: no" >&2; exit 1; fi
+                rm -f "$(file img "$reference")" ;;
             *" containers ls "*) echo "c1 $(cat "$STUB_STATE/in-use" 2>/dev/null) x" ;;
         esac ;;
     *)
@@ -69,7 +74,12 @@ case $name in
             *" info -f "*) echo / ;;
             *" pull "*) pull "$reference" ;;
             *" tag "*) : >"$(file img "$reference")" ;;
-            *" rmi "*) rm -f "$(file img "$reference")" ;;
+            *" rmi "*)
+                if is_in unremovable "$reference"; then echo "rmi: no" >&2; exit 1; fi
+                if [ ! -e "$(file img "$reference")" ]; then echo "rmi: none" >&2; exit 1; fi
+                rm -f "$(file img "$reference")" ;;
+            *" images -q "*) [ ! -e "$(file img "$reference")" ] || digest "$reference" ;;
+            *" image exists "*) [ -e "$(file img "$reference")" ] ;;
             *" image inspect "*)
                 [ -e "$(file img "$reference")" ] || exit 1
                 case " $* " in

@@ -1,0 +1,468 @@
+"""The script for a node where writes, pins and removals fail, and where it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mayfly.registry.nodes.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
+from mayfly.registry.nodes.target import Target, parse
+from tests.nodes.test_journal import furnish
+from tests.nodes.test_script import CHANGING, NAMES, REGISTRY, Node
+from tests.nodes.test_script import dash as dash
+from tests.nodes.test_script import node as node
+from tests.nodes.test_script import shell as shell
+from tests.nodes.test_script import target as target
+from tests.support.trees import snapshot
+
+FAILER = """#!/bin/sh
+# Fail at the change number $FAIL_AT. With $SHORT only cp does: it writes a part first, and if that
+# is "quiet" says nothing of it.
+[ -z "${SHORT:-}" ] || [ NAME = cp ] || exec /bin/NAME "$@"
+count=$(($(cat "$STUB_STATE/count" 2>/dev/null || echo 0) + 1))
+echo $count >"$STUB_STATE/count"
+[ "$count" = "${FAIL_AT:-0}" ] || exec /bin/NAME "$@"
+if [ -n "${SHORT:-}" ]; then
+    head -c 7 "$1" >"$2"
+    [ "$SHORT" != quiet ] || exit 0
+fi
+echo "NAME: failed for a test" >&2
+exit 1
+"""
+
+
+def failers(node: Node) -> str:
+    """A directory of programs that fail; to be first in PATH."""
+    directory = node.state / "failers"
+    directory.mkdir()
+    for name in CHANGING:
+        real = shutil.which(name, path="/bin:/usr/bin")
+        assert real is not None
+        text = FAILER.replace("/bin/NAME", real).replace("NAME", name)
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o755)
+    return f"{directory}:"
+
+
+def applied(tree: Mapping[str, tuple[object, ...]]) -> dict[str, tuple[object, ...]]:
+    """A tree without the times of the files that `apply` wrote, also without those in journals."""
+    return {
+        path: (*one[:3], *one[4:])
+        for path, one in tree.items()
+        if not path.endswith("journal.json")
+    }
+
+
+@pytest.mark.parametrize("runtime", ["containerd", "podman"])
+@pytest.mark.parametrize("short", ["", "loud", "quiet"])
+def test_every_change_may_fail(dash: Node, target: Target, runtime: Runtime, short: str) -> None:
+    """Either all is as it should be, or the code is not 0; revert brings every byte back."""
+    furnish(dash.root)
+    before = snapshot(dash.root)
+    path = failers(dash)
+    script = dash.script(target, runtime)
+    count = dash.state / "count"
+    counts, wanted = {}, {}
+    for verb in ("apply", "revert"):
+        count.unlink(missing_ok=True)
+        assert dash.run(script, verb, path=path, SHORT=short).returncode == 0
+        counts[verb] = int(count.read_text()) if count.exists() else 0
+        wanted[verb] = applied(snapshot(dash.root))
+    assert snapshot(dash.root) == before
+    for verb in ("apply", "revert"):
+        failed = 0
+        for at in range(1, counts[verb] + 1):
+            if verb == "revert":
+                assert dash.run(script, "apply").returncode == 0
+            count.unlink(missing_ok=True)
+            done = dash.run(script, verb, path=path, FAIL_AT=str(at), SHORT=short)
+            what = (verb, at, done.stdout, done.stderr)
+            if done.returncode == 0:
+                assert applied(snapshot(dash.root)) == wanted[verb], what
+            else:
+                failed += 1
+                assert "mayfly: " in done.stderr, what
+            if verb == "apply" and at % 2:
+                # Another run of the verb goes on from there, too.
+                again = dash.run(script, verb)
+                assert (again.returncode, applied(snapshot(dash.root))) == (0, wanted[verb]), what
+            assert dash.run(script, "revert").returncode == 0, what
+            assert snapshot(dash.root) == before, what
+        assert failed == counts[verb] if short else failed > 5
+
+
+@pytest.mark.parametrize("verb", ["apply", "revert"])
+def test_disk_that_is_full(node: Node, target: Target, verb: str) -> None:
+    """No file can grow beyond some bytes, the shell's own writes included; then it can again."""
+    furnish(node.root)
+    before = node.look()
+    script = node.script(target, "containerd")
+    assert node.run(script, "apply").returncode == 0
+    whole = applied(node.look())
+    failed = 0
+    sizes = [0, 1, 40, 130, 200, 330, 450, 600, 800, 1100, 1500, 2100, 3000, 100_000]
+    for size in sizes:
+        if verb == "apply":
+            assert node.run(script, "revert").returncode == 0
+        done = subprocess.run(
+            [*node.shell, "-s", "--", verb],
+            input=script,
+            env={
+                "PATH": f"{node.bin}:/usr/sbin:/usr/bin:/sbin:/bin",
+                "STUB_STATE": str(node.state),
+                "CONTAINERD_ADDRESS": "/stub.sock",
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            # SIGXFSZ stays ignored, so that a write that is too long fails like one on a full disk.
+            restore_signals=False,
+            preexec_fn=lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+        )
+        what = (size, done.stdout, done.stderr)
+        if done.returncode:
+            failed += 1
+            assert node.run(script, verb).returncode == 0, what
+        assert applied(node.look()) == (whole if verb == "apply" else applied(before)), what
+        if verb == "revert":
+            assert node.run(script, "apply").returncode == 0
+    assert 3 < failed < len(sizes)
+    assert node.run(script, "revert").returncode == 0
+    assert node.look() == before
+
+
+def test_saved_file_that_was_damaged_is_saved_again(dash: Node, target: Target) -> None:
+    """What an interrupted run left beside the journal is not trusted by its name."""
+    furnish(dash.root)
+    before = snapshot(dash.root)
+    script = dash.script(target, "containerd")
+    assert dash.run(script, "apply").returncode == 0
+    journal = dash.root / "var/lib/mayfly-node-config/containerd"
+    saved = [path.name for path in journal.iterdir() if path.name != "journal.json"]
+    assert saved
+    assert dash.run(script, "revert").returncode == 0
+    journal.mkdir(parents=True)
+    for name in saved:
+        (journal / name).write_text("half")
+    assert dash.run(script, "apply").returncode == 0
+    assert dash.run(script, "revert").returncode == 0
+    assert snapshot(dash.root) == before
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_renewed_file_keeps_its_place(dash: Node, target: Target, runtime: Runtime) -> None:
+    """The journal's order is the one in which files are put back: a CA after what names it."""
+    script = dash.script(target, runtime)
+    assert dash.run(script, "apply").returncode == 0
+    file = dash.root / f"var/lib/mayfly-node-config/{runtime}/journal.json"
+    before = list(json.loads(file.read_text())["entries"])
+    renewed = replace(target, ca=b"another\n")
+    assert dash.run(dash.script(renewed, runtime), "apply").returncode == 0
+    entries = json.loads(file.read_text())["entries"]
+    assert list(entries) == before
+    assert {len(one["written"]) for path, one in entries.items() if path.endswith("ca.crt")} == {2}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_notes_about_files_that_were_written(dash: Node, ca_pem: bytes, runtime: Runtime) -> None:
+    """The plan's commands and notes are given once, when the files are written."""
+    plain = parse("http://10.0.0.5:5000", None, ["docker.io", "quay.io"])
+    plan = make_plan(runtime, plain, EmptyNode())
+    paths = {file.path for file in plan.files} | {""}
+    script = dash.script(plain, runtime)
+    done = dash.run(script, "apply")
+    assert done.returncode == 0, done.stderr
+    for note in plan.notes:
+        assert (f"note: {note}\n" in done.stderr) == (note.file in paths)
+    for command in plan.activate:
+        assert f"after: {command}\n" in done.stderr
+    assert runtime != "docker" or plan.activate
+    assert done.stderr.count("crio") == (runtime == "podman")
+    assert dash.run(script, "apply").stderr == ""
+
+
+def test_note_about_a_file_to_edit_by_hand(dash: Node) -> None:
+    """A docker.json that exists is not written; the command is still named, after the text."""
+    (dash.root / "etc/docker").mkdir()
+    (dash.root / "etc/docker/daemon.json").write_text("{}")
+    done = dash.run(dash.script(parse("http://10.0.0.5:5000", None), "docker"), "apply")
+    assert "add to it by hand" in done.stderr
+    assert "systemctl reload docker" in done.stderr
+
+
+def pulled(node: Node, target: Target, runtime: Runtime, *names: str) -> str:
+    """A node that has images by the script, which is returned."""
+    script = node.script(target, runtime, names or NAMES)
+    done = node.run(script, "apply", "pull", "--quiet")
+    assert done.returncode == 0, done.stderr
+    return script
+
+
+def pins(node: Node) -> set[str]:
+    """The pins of the stub's images."""
+    return {path.name for path in node.state.glob("pin-*")}
+
+
+def images(node: Node) -> set[str]:
+    """The stub's images."""
+    return {path.name for path in node.state.glob("img-*")}
+
+
+@pytest.mark.parametrize("verb", ["unpin", "revert"])
+@pytest.mark.parametrize("runtime", ["docker", "podman"])
+def test_pins_are_removed_beside_another_runtime(
+    node: Node, target: Target, verb: str, runtime: Runtime
+) -> None:
+    """Containerd has the pins, whichever runtime the script uses now."""
+    script = pulled(node, target, "containerd")
+    done = node.run(script, verb, "--runtime", runtime)
+    assert (done.returncode, pins(node)) == (0, set()), done.stderr
+
+
+@pytest.mark.parametrize("verb", ["unpin", "revert"])
+@pytest.mark.parametrize("lost", ["program", "daemon"])
+def test_containerd_that_does_not_answer(node: Node, target: Target, verb: str, lost: str) -> None:
+    """Pins stay recorded, files are put back, the code says it, and a later run finishes."""
+    before = node.look()
+    script = pulled(node, target, "containerd")
+    ctr = (node.bin / "ctr").read_text()
+    if lost == "program":
+        (node.bin / "ctr").unlink()
+    else:
+        (node.bin / "ctr").write_text("#!/bin/sh\nexit 1\n")
+    done = node.run(script, verb, "--runtime", "docker")
+    assert done.returncode == 3
+    assert "containerd does not answer" in done.stderr
+    assert (node.root / "var/lib/mayfly-node-config/pins").exists()
+    if verb == "revert":
+        assert {path for path in node.look() if path not in before} == {
+            "var/lib/mayfly-node-config",
+            "var/lib/mayfly-node-config/pins",
+        }
+    (node.bin / "ctr").write_text(ctr)
+    (node.bin / "ctr").chmod(0o755)
+    assert node.run(script, "revert").returncode == 0
+    assert (pins(node), node.look()) == (set(), before)
+
+
+@pytest.mark.parametrize("verb", ["unpin", "revert"])
+def test_unpinning_that_fails(node: Node, target: Target, verb: str) -> None:
+    """It is named with the reason, counted, and stays recorded; the others are unpinned."""
+    script = pulled(node, target, "containerd")
+    (node.state / "unlabelled").write_text(NAMES[1])
+    done = node.run(script, verb)
+    assert done.returncode == 3
+    assert f"mayfly: {NAMES[1]}: not unpinned: label: no" in done.stderr
+    assert f"unpinned {NAMES[1]}" not in done.stdout
+    assert pins(node) == {f"pin-{NAMES[1].replace('/', '_')}"}
+    record = node.root / "var/lib/mayfly-node-config/pins"
+    assert record.read_text() == f"{NAMES[1]}\n"
+    (node.state / "unlabelled").unlink()
+    assert node.run(script, verb).returncode == 0
+    assert (pins(node), record.exists()) == (set(), False)
+
+
+def test_unpinning_an_image_that_is_gone(node: Node, target: Target) -> None:
+    """Its pin went with it."""
+    script = pulled(node, target, "containerd")
+    (node.state / "unlabelled").write_text(NAMES[1])
+    (node.state / f"img-{NAMES[1].replace('/', '_')}").unlink()
+    done = node.run(script, "unpin")
+    assert done.returncode == 0, done.stderr
+    assert not (node.root / "var/lib/mayfly-node-config/pins").exists()
+
+
+@pytest.mark.parametrize("runtime", ["containerd", "docker"])
+def test_removal_that_fails(node: Node, target: Target, runtime: Runtime) -> None:
+    """It is named with the reason, counted, and stays recorded; one that is gone is removed."""
+    script = pulled(node, target, runtime)
+    (node.state / "unremovable").write_text(NAMES[1])
+    (node.state / f"img-{NAMES[0].replace('/', '_')}").unlink()
+    done = node.run(script, "unpin", "--prune")
+    assert done.returncode == 3
+    assert f"mayfly: {NAMES[1]}: not removed: rm" in done.stderr
+    assert f"removed {NAMES[1]}" not in done.stdout
+    assert images(node) == {f"img-{NAMES[1].replace('/', '_')}"}
+    (node.state / "unremovable").unlink()
+    assert node.run(script, "unpin", "--prune").returncode == 0
+    assert images(node) == set()
+    assert not list((node.root / "var/lib/mayfly-node-config").glob("pulled-*"))
+
+
+def test_docker_removes_what_it_pulled_by_digest(node: Node, target: Target) -> None:
+    """Docker has such an image by the registry's name; --keep names it by the image's own."""
+    name = f"quay.io/team/app@sha256:{'a' * 64}"
+    script = pulled(node, target, "docker", name)
+    assert images(node) == {f"img-{REGISTRY}/{name}".replace("/", "_")}
+    keep = node.root / "keep"
+    keep.write_text(f"{name}\n")
+    assert node.run(script, "unpin", "--prune", "--keep", str(keep)).returncode == 0
+    assert len(images(node)) == 1
+    done = node.run(script, "unpin", "--prune")
+    assert (done.returncode, images(node)) == (0, set()), done.stderr
+
+
+def test_another_runtime_does_not_prune(node: Node, target: Target) -> None:
+    """An image of the same name in another runtime is not the one that was pulled."""
+    script = pulled(node, target, "containerd")
+    done = node.run(script, "unpin", "--prune", "--runtime", "docker")
+    assert done.returncode == 3
+    assert "--runtime containerd" in done.stderr
+    assert len(images(node)) == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "web:1", "library/web:1", "docker.io/web:1", "quay.io/team/app", "index.docker.io/a/b:1",
+        "registry-1.docker.io/a/b:1", f"quay.io/a@sha256:{'a' * 63}", "quay.io/a:1 # a comment",
+        f"quay.io/a:1@sha256:{'a' * 64}", "Quay.io/a:1", "quay.io/A:1", "https://quay.io/a:1", "*",
+        "quay.io/a:", "quay.io/a@", "quay.io/", "/a:1", "quay.io/a:1 quay.io/b:2", "\x1b[31m",
+    ],
+)  # fmt: skip
+def test_kept_name_that_is_not_whole(node: Node, target: Target, line: str, tmp_path: Path) -> None:
+    """Its image would be removed, as no record has that name: refused before any change."""
+    script = pulled(node, target, "containerd")
+    keep = tmp_path / "keep"
+    keep.write_text(f"{NAMES[0]}\n{line}\n")
+    before = (images(node), pins(node), node.look())
+    for verbs in (["unpin"], ["apply", "unpin"]):
+        done = node.run(script, *verbs, "--prune", "--keep", str(keep))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "line 2" in done.stderr
+        assert "\x1b" not in done.stderr
+        assert (images(node), pins(node), node.look()) == before
+
+
+@pytest.mark.parametrize("text", ["", "# none\n", None])
+def test_list_of_kept_names_that_has_none(
+    node: Node, target: Target, text: str | None, tmp_path: Path
+) -> None:
+    """A list that is missing or names nothing would keep nothing."""
+    script = pulled(node, target, "containerd")
+    if text is not None:
+        (tmp_path / "keep").write_text(text)
+    done = node.run(script, "unpin", "--prune", "--keep", str(tmp_path / "keep"))
+    assert (done.returncode, len(images(node)), len(pins(node))) == (2, 3, 3)
+
+
+def test_kept_names_are_trimmed(node: Node, target: Target, tmp_path: Path) -> None:
+    """Line ends of Windows, blanks around, comments and empty lines."""
+    names = (*NAMES, f"quay.io/team/app@sha256:{'a' * 64}", "localhost:5000/x:1")
+    script = pulled(node, target, "containerd", *names)
+    keep = tmp_path / "keep"
+    keep.write_bytes(
+        f"# kept\r\n\r\n  # more\n{names[0]}\r\n\t {names[1]} \t\n{names[3]}\n{names[4]}".encode()
+    )
+    done = node.run(script, "unpin", "--prune", "--keep", str(keep))
+    assert done.returncode == 0, done.stderr
+    assert pins(node) == {f"pin-{one.replace('/', '_')}" for one in names if one != names[2]}
+    assert images(node) == {f"img-{one.replace('/', '_')}" for one in names if one != names[2]}
+
+
+def test_a_pin_that_fails(node: Node, target: Target) -> None:
+    """It is no success, and the reason is named; a runtime that has no pins is one."""
+    (node.state / "unlabelled").write_text(NAMES[1])
+    script = node.script(target, "containerd")
+    done = node.run(script, "apply", "pull")
+    assert done.returncode == 3
+    assert f"mayfly: {NAMES[1]}: pulled, but not pinned: label: no" in done.stderr
+    assert f"pulled {NAMES[0]}" in done.stdout
+    assert f"pulled {NAMES[1]}" not in done.stdout
+    assert node.run(script, "revert", "--runtime", "docker").returncode == 3
+
+
+SLOW = """#!/bin/sh
+case " $* " in
+    *" pull "*)
+        echo $$ >>"$STUB_STATE/pulling"
+        [ ! -e "$STUB_STATE/deaf" ] || trap '' TERM
+        sleep 40 & wait
+        sleep 40
+        echo ended >>"$STUB_STATE/ended" ;;
+esac
+"""
+
+
+def _running(node: Node) -> list[str]:
+    """The processes that have the stub's directory in their environment."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (directory / "environ").read_bytes()
+            words = (
+                (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            )
+        except OSError:
+            continue
+        if f"STUB_STATE={node.state}".encode() in environment.split(b"\0"):
+            found.append(f"{directory.name} {words}")
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("group", [True, False], ids=["group", "parent"])
+def test_signal_while_it_pulls(
+    node: Node, target: Target, number: signal.Signals, group: bool
+) -> None:
+    """Nothing that the script started goes on, nothing holds the lock, and it can be reverted."""
+    before = node.look()
+    script = node.script(target, "containerd", tuple(f"quay.io/a/b:{i}" for i in range(6)))
+    whole = (node.bin / "crictl").read_text()
+    (node.bin / "crictl").write_text(SLOW)
+    process = subprocess.Popen(
+        [*node.shell, "-s", "--", "apply", "pull"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            "PATH": f"{node.bin}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "STUB_STATE": str(node.state),
+            "CONTAINERD_ADDRESS": "/stub.sock",
+        },
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    process.stdin.write(script)
+    process.stdin.close()
+    process.stdin = None
+    pulling = node.state / "pulling"
+    deadline = time.monotonic() + 30
+    while not pulling.exists() or len(pulling.read_text().split()) < 4:
+        assert time.monotonic() < deadline, process.poll()
+        time.sleep(0.05)
+    if group:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, errors = process.communicate(timeout=25)
+    assert process.returncode == 128 + number, errors
+    assert "illed" not in errors
+    deadline = time.monotonic() + 5
+    while _running(node) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _running(node) == []
+    assert len(pulling.read_text().split()) == 4
+    (node.bin / "crictl").write_text(whole)
+    assert node.run(script, "revert").returncode == 0
+    assert node.look() == before
+
+
+def test_pull_that_ignores_a_signal_is_killed(dash: Node, target: Target) -> None:
+    """After ten seconds."""
+    (dash.state / "deaf").touch()
+    began = time.monotonic()
+    test_signal_while_it_pulls(dash, target, signal.SIGTERM, group=False)
+    assert 5 < time.monotonic() - began < 25
