@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,19 @@ from mayfly.registry.cli.node_config import (
     node_errors,
     read_target,
     registry_options,
+    server_options,
 )
-from mayfly.registry.cli.options import JSON_HELP, print_json
+from mayfly.registry.cli.options import JSON_HELP, print_json, state_directory
 from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.text import echo
+from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
     from mayfly.registry.nodes.runtimes import Runtime
     from mayfly.registry.nodes.target import Target
+
+_PROOF_HOURS = 0.25
+"""Lifetime of the credential that a proof is sent by."""
 
 
 runtime_option = click.option(
@@ -82,6 +89,47 @@ def script(runtime: str, images: Path | None, url: bool, as_json: bool, **regist
         return
     # Many lines: `echo` would make one of them.
     click.echo(text, nl=False)
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE|-")
+@click.option(
+    "--node",
+    required=True,
+    envvar="MAYFLY_NODE",
+    metavar="NAME",
+    help="The node whose script printed it.",
+)
+@server_options
+@state_directory
+@click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
+def proof(
+    file: Path, node: str, registry: str | None, ca: Path | None, state_dir: Path, as_json: bool
+) -> None:
+    """Send the proof that a node's script printed; for a node without curl and GNU wget.
+
+    Takes the whole output of the script, such as: ssh NAME sh < script | mayfly node proof --node
+    NAME -. Sends it with a credential of the node, made by the Mayfly that runs here.
+    """
+    from mayfly.registry.nodes.proof import MAX_OUTPUT, printed_images, send_proof
+    from mayfly.registry.pki.errors import TrustError
+
+    if file == Path("-"):
+        output = sys.stdin.buffer.read(MAX_OUTPUT + 1)
+    else:
+        with file.open("rb") as opened:
+            output = opened.read(MAX_OUTPUT + 1)
+    try:
+        images = printed_images(output)
+    except TrustError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    with node_errors():
+        target = read_target(registry, ca, (), None, node, _PROOF_HOURS, state_dir)
+    send_proof(target, node, images)
+    if as_json:
+        print_json({"node": node, "images": len(images)})
+        return
+    echo(f"{node}: proof of {counted(len(images), 'image')} sent")
 
 
 def _download_line(target: Target, text: str, state_dir: Path) -> str:

@@ -59,7 +59,7 @@ _node = _options(
     click.option("--json", "as_json", is_flag=True, help=JSON_HELP),
 )
 
-_target = _options(
+server_options = _options(
     click.option(
         "--registry",
         envvar="MAYFLY_REGISTRY",
@@ -74,6 +74,11 @@ _target = _options(
         metavar="FILE",
         help="PEM certificate of the CA that signed the registry's.",
     ),
+)
+"""Of the registry that a node or a command uses."""
+
+_target = _options(
+    server_options,
     click.option(
         "--mirror",
         "mirrors",

@@ -178,6 +178,9 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
     check("node script", output("node", "script", "--node", "n1", *state))
     check("node script", output("node", "script", "--node", "n1", "--url", *state))
     _check_prefetch(server, tmp_path)
+    (tmp_path / "printed").write_text('{"version": 1, "nonce": "", "images": []}\n')
+    proof = ("node", "proof", "--node", "n1", tmp_path / "printed", *state)
+    check("node proof", output(*proof))
     url = json.loads((server.state_dir / "ready.json").read_text())["url"]
     for user in ("made up", "admin"):
         request = urllib.request.Request(f"{url}/v2/team/app/tags/list")

@@ -87,6 +87,11 @@ CASES: dict[str, list[tuple[str, ...]]] = {
         ("--registry", NAME, "--nodes", "list", *STATE),
         ("--via", NAME),
     ],
+    "node proof": [
+        (NAME, "--node", "n", *STATE),
+        ("broken.tar", "--node", NAME, *STATE),
+        ("broken.tar", "--node", "n", "--registry", NAME),
+    ],
     "node-config show": [
         ("--runtime", "docker", "--registry", NAME),
         ("--runtime", "docker", "--registry", "http://127.0.0.1:5000", "--mirror", NAME),

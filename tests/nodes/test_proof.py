@@ -1,0 +1,166 @@
+"""`mayfly node proof`: the proof of a node that cannot send it, out of what its script printed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from mayfly.registry.errors import LifetimeError
+from mayfly.registry.exit_codes import Exit
+from mayfly.registry.nodes.proof import MAX_OUTPUT, printed_images, send_proof
+from mayfly.registry.nodes.target import NodeCredential, Target, parse
+from mayfly.registry.pki.errors import TrustError
+from tests.nodes.test_script import Node, without_clients
+from tests.nodes.test_script import dash as dash
+from tests.support.commands import assert_refused, mayfly, run_mayfly
+from tests.support.process import Mayfly, Process
+
+DIGEST = "sha256:" + "ab" * 32
+ENTRY = {
+    "image": "docker.io/library/web:1",
+    "digest": DIGEST,
+    "runtime": "podman",
+    "time": 1,
+    "pinned": False,
+    "free": 7,
+}
+PROOF = json.dumps({"version": 1, "nonce": "", "images": [ENTRY]})
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mayfly]:
+    """A registry with TLS and users that waits for the proofs of two nodes."""
+    top = tmp_path_factory.mktemp("server")
+    (top / "images").write_text("docker.io/library/web:1\n")
+    (top / "nodes").write_text("n1\nnode-7\n")
+    options = ["--tls", "auto", "--auth", "auto", "--until-pulled", str(top / "images")]
+    options += ["--nodes", str(top / "nodes"), "--accept", "proven"]
+    running = Mayfly(top / "root", top / "state", *options)
+    yield running
+    assert Process.stop(running) == Exit.INCOMPLETE  # the registry has no image
+
+
+def proofs(server: Mayfly) -> dict[str, int]:
+    """Node → number of images that it proved."""
+    found = json.loads(run_mayfly("status", "--json", "--state-dir", server.state_dir))
+    return {node: one["images"] for node, one in found["coverage"]["proofs"].items()}
+
+
+@pytest.mark.parametrize("option", [(), ("--quiet",), ("--json",)], ids=str)
+def test_output_of_a_script(
+    server: Mayfly, dash: Node, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    """Whatever it printed beside the proof; by standard input or from a file."""
+    target = replace(parse("http://10.0.0.5:5000"), credential=NodeCredential("robot", "secret"))
+    script = dash.script(target, "podman", ("docker.io/library/web:1",))
+    done = dash.run(script, *option, PATH=without_clients(dash))
+    assert done.returncode == 0, done.stderr
+    state = ("--state-dir", server.state_dir)
+    told = run_mayfly("node", "proof", "--node", "node-7", *state, "-", stdin=done.stdout)
+    assert told == "node-7: proof of 1 image sent\n"
+    assert proofs(server)["node-7"] == 1
+    (tmp_path / "output").write_text(done.stdout)
+    told = run_mayfly("node", "proof", "--node", "n1", *state, tmp_path / "output", "--json")
+    assert json.loads(told) == {"node": "n1", "images": 1}
+    assert proofs(server) == {"node-7": 1, "n1": 1}
+
+
+def test_last_proof_counts() -> None:
+    """Of several runs in one output; with the document of --json as with the line alone."""
+    empty = json.dumps({"version": 1, "nonce": "", "images": []})
+    report = json.dumps({"node": "n", "report": json.loads(PROOF)})
+    assert printed_images(f"{empty}\nmissing x\n{PROOF}\nnote\n".encode()) == [ENTRY]
+    assert printed_images(f"{PROOF}\n{empty}\n".encode()) == []
+    assert printed_images(f"{empty}\r\n{report}".encode()) == [ENTRY]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        b"", b"web:1 is present\n", b"[]", b"\xff\xfe", b" " + PROOF.encode(), b"{}", b"{",
+        b'{"report": 1}', b'{"report": null}', b'{"version": 1, "nonce": "", "images": [1]}',
+        PROOF[:-1].encode(), b"{" * 100_000, b'{"a":' * 100_000, b"\xff".join([b"{", b"}"]),
+        PROOF.encode() + b" " * MAX_OUTPUT,
+    ],
+)  # fmt: skip
+def test_output_without_a_proof(output: bytes) -> None:
+    """It is refused before a credential is made, in one line."""
+    with pytest.raises(TrustError) as refused:
+        printed_images(output)
+    assert "\n" not in str(refused.value)
+
+
+def test_refusals_in_one_line(server: Mayfly, tmp_path: Path) -> None:
+    """No proof, no file, a node that is not waited for, no Mayfly here, no registry there."""
+    state = ("--state-dir", server.state_dir)
+    proof = ("node", "proof", "--node", "n1")
+    assert_refused(mayfly(*proof, *state, "-", stdin="nothing"), "-: no proof is in it")
+    assert_refused(mayfly(*proof, *state, tmp_path / "none"), "none: No such file")
+    other = mayfly("node", "proof", "--node", "other", *state, "-", stdin=PROOF)
+    assert_refused(other, "--node other: not listed")
+    none = mayfly(*proof, "--state-dir", tmp_path, "-", stdin=PROOF)
+    assert none.returncode == Exit.NOT_RUNNING
+    nobody = mayfly(*proof, *state, "--registry", "http://127.0.0.1:1", "-", stdin=PROOF)
+    assert nobody.returncode == Exit.INCOMPLETE
+    assert nobody.stderr.startswith("mayfly: http://127.0.0.1:1/mayfly/v1/nodes/n1/nonce: ")
+    assert nobody.stderr.count("\n") == 1
+
+
+class _Answering(BaseHTTPRequestHandler):
+    """Answers all requests with a status and a body, and remembers their credentials."""
+
+    status = 200
+    body = b""
+    asked: list[str] = []  # noqa: RUF012  (for the one server of a test)
+
+    def do_GET(self) -> None:
+        self.asked.append(f"{self.path} {self.headers['Authorization']}")
+        self.send_response(self.status)
+        self.send_header("Location", f"http://{self.headers['Host']}/elsewhere")
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (302, b"", "refused (302)"),
+        (403, b'{"errors": [{"code": "DENIED", "message": "no\\u001b[31m"}]}', "refused (403: no"),
+        (500, b"[" * 60_000, "refused (500)"),
+        (500, b'{"errors": []}', "refused (500)"),
+        (200, b"not JSON", ""),
+        (200, b"[]", "is not that of Mayfly"),
+        (200, b"[" * 60_000, ""),
+        (200, b"", ""),
+    ],
+)
+def test_other_answers(status: int, body: bytes, message: str) -> None:
+    """Each is one error; no redirect gets the credential."""
+    handler = type("Handler", (_Answering,), {"status": status, "body": body, "asked": []})
+    with HTTPServer(("127.0.0.1", 0), handler) as answering:
+        running = threading.Thread(target=answering.serve_forever, args=(0.05,))
+        running.start()
+        try:
+            target: Target = replace(
+                parse(f"http://127.0.0.1:{answering.server_port}"),
+                credential=NodeCredential("robot", "secret"),
+            )
+            with pytest.raises(LifetimeError) as failed:
+                send_proof(target, "a b", [ENTRY])
+        finally:
+            answering.shutdown()
+            running.join(30)
+    assert failed.value.exit_code == Exit.INCOMPLETE
+    assert message in str(failed.value)
+    assert len(handler.asked) == 1  # type: ignore[attr-defined]
+    assert handler.asked[0].startswith("/mayfly/v1/nodes/a%20b/nonce Basic ")  # type: ignore[attr-defined]
