@@ -88,6 +88,7 @@ class Dockerd(Process):
         version: of the engine, as `tests.support.programs` has it; "" is the machine's own.
         containerd: of containerd below it; "" is the machine's own.
         options: of the daemon, besides those for its place.
+        etc: a directory that the daemon sees above the machine's /etc; that takes root.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Dockerd(Process):
         version: str = "",
         containerd: str = "",
         options: Sequence[str] = (),
+        etc: Path | None = None,
     ) -> None:
         need("docker", "runc")
         own = [_directory(name, v) for name, v in (("docker", version), ("containerd", containerd))]
@@ -106,6 +108,7 @@ class Dockerd(Process):
         socket = f"unix://{directory}/docker.sock"
         super().__init__(
             [
+                *([] if etc is None else _with_etc(etc)),
                 find_program("dockerd", *filter(None, own)) or "",
                 "--bridge=none",
                 "--iptables=false",
@@ -122,6 +125,12 @@ class Dockerd(Process):
         # The classic builder needs no plugin, which not every docker client brings.
         self.docker = Client("docker", home, "--host", socket, env={"DOCKER_BUILDKIT": "0"})
         wait_for_answer(self, self.docker, "version")
+
+
+def _with_etc(etc: Path) -> list[str]:
+    """The command before a daemon's that gives it another /etc, in a mount namespace of its own."""
+    mount = 'mount -t overlay overlay -o "lowerdir=$0:/etc" /etc && exec "$@"'
+    return ["unshare", "--mount", "--propagation=private", "sh", "-c", mount, str(etc)]
 
 
 class Containerd(Process):

@@ -96,16 +96,20 @@ def world(
             one.stop()
 
 
+def _write_hosts(directory: Path, host: str, mirror: Mayfly) -> None:
+    """Have containerd's resolver ask the mirror for a host's images."""
+    (directory / "hosts.toml").write_text(
+        f'server = "https://{host}"\n[host."{mirror.url}"]\n  capabilities = ["pull", "resolve"]\n'
+    )
+
+
 def test_containerd(each_containerd: Containerd, world: World, scratch: Path) -> None:
     """Every name by `ns`, by every version; then the mirror has nothing left to wait for."""
     ctr = each_containerd.ctr
     for host in world.upstreams:
         directory = scratch / "certs.d" / host
         directory.mkdir(parents=True)
-        (directory / "hosts.toml").write_text(
-            f'server = "https://{host}"\n'
-            f'[host."{world.server.url}"]\n  capabilities = ["pull", "resolve"]\n'
-        )
+        _write_hosts(directory, host, world.server)
     for name in NAMES:
         ctr("images", "pull", "--hosts-dir", scratch / "certs.d", name)
     found = ctr("images", "ls", "--quiet").split()
@@ -157,6 +161,26 @@ def test_docker(
             if not name.startswith("docker.io/"):
                 docker("pull", f"{world.server.host}/{name}")
         docker("image", "inspect", "nginx:1.27")
+    finally:
+        daemon.stop()
+    assert world.server.popen.wait(60) == 0
+
+
+@pytest.mark.parametrize("version", versions("docker"), ids=version_id)
+def test_docker_by_hosts(version: str, world: World, workspace: Path, home: Path) -> None:
+    """Docker 29 with containerd's store: every name as it is, by the files of docs/mirror.md."""
+    need_root()
+    etc = workspace / f"mirrored-etc-{version}"
+    for host in world.upstreams:
+        directory = etc / "docker/certs.d" / host
+        directory.mkdir(parents=True)
+        _write_hosts(directory, host, world.server)
+    containerd = versions("containerd")[-1]
+    place = workspace / f"hosts-dockerd-{version}"
+    daemon = Dockerd(place, home, version, containerd, etc=etc)
+    try:
+        for name in NAMES:
+            daemon.docker("pull", name)
     finally:
         daemon.stop()
     assert world.server.popen.wait(60) == 0
