@@ -1,4 +1,4 @@
-"""Work that must not hold up the event loop: in worker threads, or in turns with other tasks."""
+"""Work that must not hold up the event loop: in worker threads, or on it with pauses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TURN_SECONDS = 0.005
 
 
 _AT_A_TIME = 2
-"""Calls of `in_turn` that run at the same time."""
+"""Calls of `in_turn`, of all clients together, that run at the same time."""
 
 
 class Turns:
@@ -129,8 +129,8 @@ def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asynci
     return asyncio.get_running_loop().run_in_executor(None, partial(call, *args, **kwargs))
 
 
-async def in_turns(items: Iterable[T]) -> AsyncIterator[T]:
-    """Yield the items; after `TURN_SECONDS` of work on them the event loop serves others first."""
+async def with_pauses(items: Iterable[T]) -> AsyncIterator[T]:
+    """Yield the items; after each `TURN_SECONDS` of work on them, others use the event loop."""
     began = time.perf_counter()
     for item in items:
         yield item

@@ -33,6 +33,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+Record = Callable[[Path, str], bool]
+"""See `record`."""
+
+RECORDED = pytest.StashKey[list[Path]]()
+"""Files that ``--record`` has written."""
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Record:
+    """With ``--record``: write a file, name it at the end of the run, and return True."""
+
+    def write(path: Path, text: str) -> bool:
+        if not request.config.getoption("record"):
+            return False
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        request.config.stash.setdefault(RECORDED, []).append(path)
+        return True
+
+    return write
+
+
 def pytest_configure() -> None:
     """Give the tests a runtime directory of their own, and SIGINT.
 
@@ -143,6 +165,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
+    for path in config.stash.get(RECORDED, []):
+        terminalreporter.write_line(f"wrote {path.relative_to(TOP)}")
     if any(Path(word) == TOP / "tests" or word == "tests" for word in config.args):
         for directory, tier in _left_out(config).items():
             name = directory.relative_to(TOP)

@@ -215,7 +215,7 @@ class Context(NamedTuple):
 
     @property
     def client(self) -> tuple[str, str]:
-        """The client as those who share the server's time are told apart: user and network."""
+        """The key by which clients take turns: user and network."""
         return self.peer.user, network_of(self.peer.address)
 
 

@@ -1,7 +1,7 @@
 """Handlers of lists: catalog, tags and referrers.
 
-Lists are paged as in the spec's "Listing Tags": ``n`` entries after ``last``, and a ``Link`` to the
-next page when there is one.
+Catalog and tags are paged as in the spec's "Listing Tags": ``n`` entries after ``last``, and a
+``Link`` to the next page when there is one.
 """
 
 from __future__ import annotations

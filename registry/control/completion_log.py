@@ -12,7 +12,7 @@ from mayfly.registry.coverage.coverage import Coverage
 from mayfly.registry.coverage.pulls import Pulls
 from mayfly.registry.coverage.states import stated
 from mayfly.registry.notification import Notification
-from mayfly.registry.threads import in_turns
+from mayfly.registry.threads import with_pauses
 from mayfly.storage.text import counted_of
 
 _LOOK_SECONDS = 1.0
@@ -46,7 +46,7 @@ class CompletionLog:
             if (late := await self._coverage.explore()) is not None:
                 happened.append(late)
             covered = self._coverage.covered_nodes()
-            async for node in in_turns(self._changed()):
+            async for node in with_pauses(self._changed()):
                 self._log(node, covered)
             settles = pulls.settles_in()
             if settles is None:

@@ -18,7 +18,7 @@ from mayfly.registry.coverage.coverage import Snapshot
 from mayfly.registry.coverage.facts import Key
 from mayfly.registry.coverage.observer import Observer, Transfer
 from mayfly.registry.coverage.states import ResolvedImage, State
-from mayfly.registry.threads import in_thread, in_turns
+from mayfly.registry.threads import in_thread, with_pauses
 from mayfly.storage.files import Attributes, replace_file
 
 if TYPE_CHECKING:
@@ -371,7 +371,7 @@ async def image_records(observer: Observer) -> tuple[list[ImageRecord], int]:
     children: set[Key] = set()
     found: list[tuple[Key, ImageRecord]] = []
     left_out = 0
-    async for key in in_turns(dict.fromkeys((*pushed, *pulled))):
+    async for key in with_pauses(dict.fromkeys((*pushed, *pulled))):
         target = observer.states.resolve_cached(*key)
         if target is None:
             left = until - time.monotonic()

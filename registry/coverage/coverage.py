@@ -41,7 +41,7 @@ from mayfly.registry.coverage.upgrade_lists import ListedImage, Nodes
 from mayfly.registry.ending import EndKind, EndReason
 from mayfly.registry.notification import Notification
 from mayfly.registry.text import join_names
-from mayfly.registry.threads import in_thread, in_turns
+from mayfly.registry.threads import in_thread, with_pauses
 from mayfly.storage.text import counted
 
 _CHECK_SECONDS = 0.25
@@ -319,14 +319,14 @@ class Coverage:
             await self.follow_tags()
             if not joins:
                 break
-        async for node in in_turns(self._candidates()):
+        async for node in with_pauses(self._candidates()):
             self._row(node)
         self.spent = time.perf_counter() - began - waited
         return late
 
     async def follow_tags(self) -> None:
         """See where the tags point now, of images that were read."""
-        self._take(tuple([self._target(image) async for image in in_turns(self._images)]))
+        self._take(tuple([self._target(image) async for image in with_pauses(self._images)]))
 
     def _target(self, image: ListedImage) -> ResolvedImage | None:
         """An image of the list as the registry holds it now."""

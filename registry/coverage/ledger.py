@@ -19,7 +19,7 @@ from mayfly.registry.coverage.ledger_file import Entry, LedgerFile
 from mayfly.registry.coverage.proofs import ProvenImage
 from mayfly.registry.coverage.sent_offsets import SentOffsets, read_offsets
 from mayfly.registry.notification import Notification
-from mayfly.registry.threads import in_turns
+from mayfly.registry.threads import with_pauses
 
 logger = logging.getLogger("mayfly")
 
@@ -189,7 +189,7 @@ class Ledger:
         known = self.facts.proofs(node)
         for digest in [one for one in known if one not in new]:
             self._record("unproved", node, ("", digest))
-        async for image in in_turns(images):
+        async for image in with_pauses(images):
             self._record(
                 "proved",
                 node,

@@ -15,6 +15,7 @@ from mayfly.registry.api.routes import ROUTES
 from mayfly.storage import digest as digests
 from mayfly.storage import reference
 from mayfly.storage.manifest import IMAGE_TYPES, INDEX_TYPES
+from tests.conftest import Record
 from tests.support.endpoints import DOCUMENT
 from tests.support.process import REPO
 
@@ -58,7 +59,7 @@ def test_every_route_is_described_and_nothing_else() -> None:
     assert sorted(set(found) - set(served)) == [], f"{page} has routes that are not served"
 
 
-def test_the_page_of_the_protocol_has_the_summaries(request: pytest.FixtureRequest) -> None:
+def test_the_page_of_the_protocol_has_the_summaries(record: Record) -> None:
     """The table of docs/protocol.md is made of the paths here; ``--record`` writes it."""
     page = REPO / "docs/protocol.md"
     text = page.read_text()
@@ -67,9 +68,7 @@ def test_the_page_of_the_protocol_has_the_summaries(request: pytest.FixtureReque
         f"| `{_methods(item)} {_shown(path)}` | {item['summary']} |\n"
         for path, item in DOCUMENT["paths"].items()
     )
-    if request.config.getoption("record"):
-        page.write_text(f"{head}{_HEADING}{rows}{rest}")
-    else:
+    if not record(page, f"{head}{_HEADING}{rows}{rest}"):
         how = "docs/protocol.md is out of date: pytest tests/api/test_openapi.py --record"
         assert table == f"{_HEADING}{rows}", how
 

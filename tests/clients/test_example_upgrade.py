@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.rehearsal import EXAMPLE, IMAGES, NODES, Rehearsal, Scenario, damage
+from tests.conftest import Record
 from tests.security.node import Node
 from tests.support.process import need, need_root, remove_tree
 
@@ -52,14 +53,12 @@ def cold(rehearsal: Rehearsal) -> Rehearsal:
 
 
 @pytest.fixture
-def keep(request: pytest.FixtureRequest) -> Keep:
+def keep(record: Record) -> Keep:
     """Compare a scenario with its file, or write that."""
 
     def compare(scenario: Scenario, name: str) -> None:
         path, found = EXPECTED / f"{name}.txt", scenario.golden()
-        if request.config.getoption("record"):
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(found)
+        if record(path, found):
             return
         difference = difflib.unified_diff(
             path.read_text().splitlines(), found.splitlines(), str(path), "found", lineterm=""

@@ -18,6 +18,7 @@ from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.settings.loading import MAX_FILE_BYTES, load
 from mayfly.registry.settings.readers import Address, read_address, read_path
 from mayfly.registry.settings.settings import SETTINGS, Setting
+from tests.conftest import Record
 from tests.support.process import REPO
 
 # For each setting two texts that it takes, and one that it does not.
@@ -79,8 +80,8 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     "log_format": ("text", "json", "xml"),
     "log_level": ("debug", "error", "loud"),
 }
-TEXTS_OF_CHOICES = {"anonymous", "prefetch"}
-"""Settings for which "none" is a value."""
+NONE_IS_A_VALUE = {"anonymous", "prefetch"}
+"""Settings whose value can be the word "none"."""
 
 WITH_TEXTS = [setting for setting in SETTINGS if setting.key in TEXTS]
 
@@ -196,11 +197,10 @@ def _with_tables(page: str) -> str:
     return page
 
 
-def test_every_setting_is_documented(request: pytest.FixtureRequest) -> None:
+def test_every_setting_is_documented(record: Record) -> None:
     """docs/configuration.md has a row for each, made of its field; ``--record`` writes them."""
     page = (REPO / PAGE).read_text()
-    if request.config.getoption("record"):
-        (REPO / PAGE).write_text(_with_tables(page))
+    if record(REPO / PAGE, _with_tables(page)):
         return
     rows = page.splitlines(keepends=True)
     differing = [setting.key for setting in SETTINGS if _row(setting) not in rows]
@@ -212,7 +212,7 @@ def test_help_has_every_default() -> None:
     """What --help shows as default is what a setting is without any source."""
     found = load({}, {}, None)
     for setting in SETTINGS:
-        if setting.shown in ("off", "none", "never") and setting.key not in TEXTS_OF_CHOICES:
+        if setting.shown in ("off", "none", "never") and setting.key not in NONE_IS_A_VALUE:
             assert getattr(found, setting.key) in (False, None, ()), setting.name
         elif re.fullmatch("[0-9.:a-z]+", setting.shown):
             read = _value(setting, setting.shown)
