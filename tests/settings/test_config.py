@@ -21,69 +21,39 @@ from mayfly.registry.settings.settings import SETTINGS, Setting
 from tests.conftest import Record
 from tests.support.process import REPO
 
-# For each setting two texts that it takes, and one that it does not.
-TEXTS: dict[str, tuple[str, str, str]] = {
-    "root": ("/one", "/two", ""),
-    "ephemeral": ("true", "false", "perhaps"),
-    "upstream": ("docker.io", "quay.io:443=https://mirror.test:5000", "docker.io=mirror"),
-    "upstream_default": ("docker.io", "quay.io:443", "no host"),
-    "upstream_ttl": ("0s", "5m", "never"),
-    "upstream_auth": ("/one", "/two", ""),
-    "upstream_ca": ("/one", "/two", ""),
-    "listen": ("127.0.0.1:1", "[::1]:2", "nowhere"),
-    "read_only": ("yes", "no", "2"),
-    "allow_sparse": ("on", "off", ""),
-    "tls": ("auto", "/cert,/key", "/cert"),
-    "hostname": ("one", "two", " "),
-    "tls_name": ("one", "10.0.0.1", " "),
-    "tls_constrain": ("true", "false", "perhaps"),
-    "external_url": ("https://a.example", "http://b.example:8080/hub", "a.example"),
-    "trusted_proxy": ("10.0.0.0/8", "192.0.2.1", "10.0.0.1/8"),
-    "client_ca": ("/one", "/two", ""),
-    "auth": ("auto", "/dir", ""),
-    "anonymous": ("pull", "none", "push"),
-    "signing_key": ("/one", "/two", ""),
-    "audit": ("/one", "/two", ""),
-    "audit_level": ("all", "writes", "some"),
-    "notify": ("http://h/", "https://u:p@h:1/x?y", "ftp://h/"),
-    "notify_secret": ("/one", "/two", ""),
-    "idle_timeout": ("90s", "never", "90"),
-    "unused_timeout": ("10m", "4h", "0s"),
-    "max_lifetime": ("4h", "never", "-1h"),
-    "until_pulled": ("/one", "/two", ""),
-    "nodes": ("3", "/nodes", " "),
-    "node_identity": ("auto", "address", "name"),
-    "accept": ("served", "claimed", "has"),
-    "prefetch": ("ssh", "none", "telnet"),
-    "prefetch_incomplete": ("stop", "continue", "wait"),
-    "ssh_config": ("/one", "/two", ""),
-    "until": ("first", "all", "some"),
-    "drain_timeout": ("0s", "60s", "never"),
-    "gc_interval": ("10m", "never", "0s"),
-    "gc_grace": ("0s", "1h", "1"),
-    "gc_high": ("85", "92.5%", "100"),
-    "gc_low": ("80", "75.5", "0"),
-    "protect": ("/one", "/two", ""),
-    "on_corrupt": ("report", "stop", "ignore"),
-    "upload_expiry": ("1h", "never", "0s"),
-    "reserve": ("0", "2GiB", "2GB"),
-    "max_connections": ("1", "5000", "0"),
-    "header_timeout": ("10s", "never", "0s"),
-    "stall_timeout": ("10m", "never", "1"),
-    "vanished_timeout": ("2m", "never", "soon"),
-    "stop_file": ("/one", "/two", ""),
-    "exit_with_parent": ("true", "false", "perhaps"),
-    "exit_on_stdin_eof": ("true", "false", "perhaps"),
-    "report": ("/one", "/two", ""),
-    "state_dir": ("/one", "/two", ""),
-    "metrics": ("on", "127.0.0.1:9090", "loud"),
-    "log_format": ("text", "json", "xml"),
-    "log_level": ("debug", "error", "loud"),
+TEXTS_OF_READERS: dict[str, tuple[str, str, str]] = {
+    "parse": ("0s", "5m", "never"),
+    "parse_timeout": ("90s", "never", "0s"),
+    "read_address": ("127.0.0.1:1", "[::1]:2", "nowhere"),
+    "read_auth": ("auto", "/dir", ""),
+    "read_count": ("1", "5000", "0"),
+    "read_external_url": ("https://a.example", "http://b.example:8080/hub", "a.example"),
+    "read_host": ("docker.io", "quay.io:443", "no host"),
+    "read_images": ("/one", "/two", ""),
+    "read_metrics": ("on", "127.0.0.1:9090", "loud"),
+    "read_network": ("10.0.0.0/8", "192.0.2.1", "10.0.0.1/8"),
+    "read_path": ("/one", "/two", ""),
+    "read_percent": ("85", "92.5%", "100"),
+    "read_receiver": ("http://h/", "https://u:p@h:1/x?y", "ftp://h/"),
+    "read_size": ("0", "2GiB", "2GB"),
+    "read_switch": ("true", "off", "perhaps"),
+    "read_text": ("one", "10.0.0.1", " "),
+    "read_tls": ("auto", "/cert,/key", "/cert"),
+    "read_upstream": ("docker.io", "quay.io:443=https://mirror.test:5000", "docker.io=mirror"),
 }
+"""Reader → two texts that it takes, and one that it does not."""
+
+
+def _texts(setting: Setting[object]) -> tuple[str, str, str]:
+    """Two texts that a setting takes, and one that it does not."""
+    if setting.read.__qualname__.startswith("choice."):
+        first, *_, last = setting.metavar.split("|")
+        return last, first, "perhaps"
+    return TEXTS_OF_READERS[setting.read.__name__]
+
+
 NONE_IS_A_VALUE = {"anonymous", "prefetch"}
 """Settings whose value can be the word "none"."""
-
-WITH_TEXTS = [setting for setting in SETTINGS if setting.key in TEXTS]
 
 
 def _file(directory: Path, text: str) -> Path:
@@ -102,10 +72,10 @@ def _toml(key: str, text: str) -> str:
     return f'{key} = "{text}"\n'
 
 
-@pytest.mark.parametrize("setting", WITH_TEXTS, ids=lambda s: s.key)
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.key)
 def test_precedence(setting: Setting[object], tmp_path: Path) -> None:
     """Flag before environment before file before default, each setting by each source."""
-    one, two, _ = TEXTS[setting.key]
+    one, two, _ = _texts(setting)
     key, variable = setting.key, setting.variable
     file_one, default = _file(tmp_path, _toml(key, one)), getattr(load({}, {}, None), key)
 
@@ -122,10 +92,10 @@ def test_precedence(setting: Setting[object], tmp_path: Path) -> None:
     assert found(None, None, None) == default
 
 
-@pytest.mark.parametrize("setting", WITH_TEXTS, ids=lambda s: s.key)
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.key)
 def test_bad_value_names_its_source(setting: Setting[object], tmp_path: Path) -> None:
     """The error says where the bad value stands: the flag, the variable, or the key and file."""
-    bad = TEXTS[setting.key][2]
+    _, _, bad = _texts(setting)
     file = _file(tmp_path, _toml(setting.key, bad))
     sources = {
         f"--{setting.name}": ({setting.key: (bad,)}, {}, None),
@@ -144,10 +114,11 @@ def test_bad_value_behind_a_good_one_is_not_looked_at(tmp_path: Path) -> None:
     assert load({"listen": ("127.0.0.1:1",)}, {"MAYFLY_LISTEN": "nowhere"}, None).listen
 
 
-def test_texts_cover_every_setting() -> None:
-    """A setting that is added is tested."""
-    advice = "give `TEXTS` two valid texts and an invalid one of each setting"
-    assert TEXTS.keys() == {setting.key for setting in SETTINGS}, advice
+def test_every_reader_has_texts() -> None:
+    """A setting that is read by another one's reader needs none of its own."""
+    readers = {s.read.__name__ for s in SETTINGS if not s.read.__qualname__.startswith("choice.")}
+    advice = "give `TEXTS_OF_READERS` two valid texts and an invalid one of each reader"
+    assert TEXTS_OF_READERS.keys() == readers, advice
 
 
 @pytest.mark.parametrize(
