@@ -636,6 +636,7 @@ def _connections(
         guard,
         lifecycle,
         ContentSender(),
+        settings,
         stores.names,
         origins.prefix,
         stores.mirror,

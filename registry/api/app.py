@@ -34,6 +34,7 @@ from mayfly.registry.http.receive import Receiver
 from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.http.response import Response
 from mayfly.registry.http.send import ContentSender
+from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state.scripts import Scripts
 from mayfly.storage.bundle.errors import NameAmbiguous
 from mayfly.storage.errors import DoesNotFit, NameInvalid, StorageFull, of_disk
@@ -59,6 +60,7 @@ class App:
         guard: Guard,
         hooks: LifecycleHooks,
         content: ContentSender,
+        settings: Settings,
         names: NameResolver = AS_WRITTEN,
         prefix: str = "",
         mirror: Mirror = NO_MIRROR,
@@ -66,6 +68,7 @@ class App:
         scripts: Scripts | None = None,
         metrics: Metrics | None = None,
     ) -> None:
+        self._settings = settings
         self._metrics = metrics
         self._scripts = scripts
         self._store = store
@@ -146,6 +149,7 @@ class App:
             self._scripts,
             self._status,
             self._metrics,
+            self._settings,
             caller,
             peer,
         )

@@ -14,6 +14,7 @@ from mayfly.registry.coverage.pulls import Step
 from mayfly.registry.http.receive import Receiver
 from mayfly.registry.http.response import Response
 from mayfly.registry.http.send import ContentSender
+from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state.scripts import Scripts
 from mayfly.storage.digest import Digest
 from mayfly.storage.interface import Store
@@ -195,6 +196,7 @@ class Context(NamedTuple):
         scripts: of nodes, each for one download; None without a state directory.
         status: the state of the server as JSON.
         metrics: None where they are off.
+        settings: of the server, for handlers that need one.
         caller: the authenticated caller, with the policy.
         peer: the caller as coverage and the report identify it.
     """
@@ -210,6 +212,7 @@ class Context(NamedTuple):
     scripts: Scripts | None
     status: StatusDocument
     metrics: Metrics | None
+    settings: Settings
     caller: Caller
     peer: Peer
 

@@ -44,6 +44,7 @@ from tests.security.wire import Server
 from tests.support.client import Header, basic, bearer
 from tests.support.lifecycle_hooks import lifecycle_hooks
 from tests.support.on_socket import serving
+from tests.support.settings import settings_with
 
 ROUNDS = 4
 PASSWORD = "correct horse {}"
@@ -161,7 +162,16 @@ async def registry(
         hooks = lifecycle_hooks()
         scripts = Scripts(root)
         metrics = Metrics(Reading, "1")
-        app = App(served, guard, hooks, ContentSender(), names, scripts=scripts, metrics=metrics)
+        app = App(
+            served,
+            guard,
+            hooks,
+            ContentSender(),
+            settings_with(),
+            names,
+            scripts=scripts,
+            metrics=metrics,
+        )
         try:
             async with serving(app) as port:
                 server = Server(f"127.0.0.1:{port}")

@@ -47,7 +47,7 @@ TEXTS_OF_READERS: dict[str, tuple[str, str, str]] = {
 def _texts(setting: Setting[object]) -> tuple[str, str, str]:
     """Two texts that a setting takes, and one that it does not."""
     if setting.read.__qualname__.startswith("choice."):
-        first, *_, last = setting.metavar.split("|")
+        first, *_, last = (setting.metavar or "").split("|")
         return last, first, "perhaps"
     return TEXTS_OF_READERS[setting.read.__name__]
 

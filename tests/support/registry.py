@@ -26,6 +26,7 @@ from tests.support.certificates import self_signed
 from tests.support.lifecycle_hooks import lifecycle_hooks
 from tests.support.on_socket import Served
 from tests.support.secured import Secured, secured
+from tests.support.settings import settings_with
 from tests.support.wire import TIMEOUT, Wire
 
 Client = TestClient[Any, Any]
@@ -36,11 +37,12 @@ def open_to_everyone(
     names: NameResolver = AS_WRITTEN,
     mirror: Mirror = NO_MIRROR,
     scripts: Scripts | None = None,
+    **settings: Any,
 ) -> App:
-    """A registry over a store, without users."""
+    """A registry over a store, without users, and with some settings."""
     guard = Guard(lambda: OPEN, None, lambda http: None, Audit())
-    hooks = lifecycle_hooks()
-    return App(store, guard, hooks, ContentSender(), names, mirror=mirror, scripts=scripts)
+    own, hooks = settings_with(**settings), lifecycle_hooks()
+    return App(store, guard, hooks, ContentSender(), own, names, mirror=mirror, scripts=scripts)
 
 
 @pytest.fixture
@@ -51,12 +53,26 @@ def store(root: Path) -> Iterator[DistributionStore]:
     made.close()
 
 
+ClientWith = Callable[..., Awaitable[Client]]
+"""See `client_with`."""
+
+
 @pytest.fixture
-async def client(
+def client_with(
     store: DistributionStore, aiohttp_client: Callable[..., Awaitable[Client]]
-) -> Client:
+) -> ClientWith:
+    """Make a client of a registry with these settings, by their keys; others have their default."""
+
+    def make(**settings: Any) -> Awaitable[Client]:
+        return aiohttp_client(Served(open_to_everyone(store, **settings)), auto_decompress=False)
+
+    return make
+
+
+@pytest.fixture
+async def client(client_with: ClientWith) -> Client:
     """A client of a registry that runs for this test."""
-    return await aiohttp_client(Served(open_to_everyone(store)), auto_decompress=False)
+    return await client_with()
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from mayfly.registry.http.watchdog import Timeouts
 from mayfly.storage.interface import Store
 from tests.support.lifecycle_hooks import lifecycle_hooks
 from tests.support.process import POLL_INTERVAL
+from tests.support.settings import settings_with
 from tests.support.wire import TIMEOUT, message
 
 NAME = "localhost"
@@ -142,7 +143,7 @@ async def secured(
     line = lifecycle_hooks()
     guard = Guard(lambda: OPEN, None, certificate_identity, Audit())
     files = files or FileSender()
-    app = App(store, guard, line, ContentSender(files))
+    app = App(store, guard, line, ContentSender(files), settings_with())
     server = HTTPServer(app, refuse=malformed_request)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         timeouts = Timeouts(handshake, None, None)
