@@ -1,7 +1,7 @@
 """Ask another registry, as docker and containerd do (OCI distribution-spec, "Pull").
 
 One `Registry` is one host. It speaks HTTPS, or HTTP where the host is loopback or was named as
-insecure; gets tokens by the challenge of the first 401; and retries what may pass:
+insecure; gets tokens by the challenge of the first 401; and retries after errors that may pass:
 
     ask ──200/206──► answer
      │ 401, once: get a token, ask again
@@ -118,7 +118,7 @@ class Access:
         return self.url if self.namespace is None else None
 
     def login_host(self, host: str) -> str:
-        """The host whose login is used: of a mirror its own, never that of the host it mirrors."""
+        """The host whose login is used: a mirror's own host, never the one that it mirrors."""
         return host if self.namespace is None else urlsplit(self.url).netloc
 
 
@@ -194,14 +194,14 @@ class Registry:
             return None
 
     async def resolve(self, repository: str, tag: str) -> Digest | None:
-        """The digest that a tag points at, by HEAD; None without the tag, or if it is not told."""
+        """The digest that a tag points at, by HEAD; None without the tag or such a header."""
         try:
             return await self.tag_digest(repository, tag)
         except NotThere:
             return None
 
     async def tag_digest(self, repository: str, tag: str) -> Digest | None:
-        """The digest that a tag points at, by HEAD; None if it is not told.
+        """The digest that a tag points at, by HEAD; None without such a header.
 
         Raises:
             NotThere, LoginRefused, UpstreamError.
@@ -286,7 +286,7 @@ class Registry:
         return found
 
     async def referrers(self, repository: str, digest: Digest) -> list[Digest] | None:
-        """Digests of what refers to a manifest; None if the registry has no referrers API."""
+        """Digests of a manifest's referrers; None if the registry has no referrers API."""
         found: list[Digest] = []
         where = f"{self.host}/{repository}@{digest}: referrers"
         try:
@@ -451,7 +451,7 @@ class Registry:
         # Also a URL that the registry itself gave may be on another host.
         first = origin_of(self._access.url)
         for _ in range(_MAX_REDIRECTS + 1):
-            # A compressed answer could expand to any size, and has not the digest of what it is.
+            # A compressed answer could expand to any size, and would not have the content's digest.
             own = {**headers, "Accept-Encoding": "identity"}
             if authorization and origin_of(url) == first:
                 own["Authorization"] = authorization

@@ -1,13 +1,15 @@
-"""Copy images to other registries and stores: look up, compare, send what is missing, tag last.
+"""Copy images to other registries and stores: look up, compare, send the missing parts, tag last.
 
     look up at the source ─► compare with the target ─► blobs, side by side
                                                           │ all of an image
                                                           ▼
-        tag ◄── what refers to the image, its subject first ◄── manifests, children first
+        tag ◄── the image's artifacts, each after its subject ◄── manifests, children first
 
-An image is at its name as soon as it is whole; others go on whatever happens to one. A blob that
-several repositories of a target need is sent once and mounted in the others, if the source has it
-for each of them: to name a digest is not to have its content.
+An image has its tag as soon as it is whole, and its failure stops no other. A blob that several
+repositories of a target need is sent once and mounted in the others, if the source repository of
+each has it: a manifest may name the digest of a blob that its repository does not have.
+
+Artifacts are signatures, SBOMs and attestations (`storage.transfer.attached`).
 """
 
 from __future__ import annotations
@@ -81,10 +83,10 @@ class Outcome:
 
     Attributes:
         source: its name, or the place in the list where it stands.
-        target: its name where it was to go; "" if that was not found out.
-        digest: of its manifest; None if that was not found out.
+        target: its name at the target; "" if it is not known.
+        digest: of its manifest; None if it is not known.
         state: see `State`.
-        problems: why it is not there, or what refers to it is not.
+        problems: the reasons why it, or some of its artifacts, are not there.
     """
 
     source: str
@@ -95,15 +97,15 @@ class Outcome:
 
     @property
     def is_done(self) -> bool:
-        """Whether the image and what refers to it is there."""
+        """Whether the image is there with all its artifacts."""
         return self.state in (State.COPIED, State.PRESENT) and not self.problems
 
 
 Place = Callable[[Wanted], tuple[Target, Reference]]
-"""Where a single image goes, and its name there."""
+"""Returns the target of a single image, and its name there."""
 
 Progress = Callable[[int], None]
-Told = Callable[[Outcome], None]
+OnDone = Callable[[Outcome], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class Rules:
 
     Attributes:
         platforms: to take from indexes; all without any. An image's own platforms win.
-        referrers: whether what refers to an image goes along.
+        referrers: whether an image's artifacts are copied with it.
         override: whether a tag at the target is moved that points at another digest.
     """
 
@@ -134,8 +136,8 @@ class _Image:
 
     Attributes:
         own: its manifests that the target lacks, children first.
-        attached: the same of what refers to it.
-        tags: that lead to it, and to what refers to it, at the target in the end; its own first.
+        attached: the same of its artifacts.
+        tags: by which it and its artifacts are found at the target in the end; its own first.
     """
 
     lookup: ImageLookup
@@ -154,7 +156,7 @@ class _Image:
         return Outcome(source, str(self.name), self.lookup.top, self.state, tuple(self.problems))
 
     def note(self, error: UpstreamError | StorageError) -> None:
-        """Note why something that refers to it is not there."""
+        """Note why one of its artifacts is not there."""
         self.problems.append(_problem(error))
 
     def fail(self, error: UpstreamError | StorageError, hint: str = "") -> None:
@@ -196,8 +198,8 @@ class Plan:
 
     Attributes:
         override: see `Rules`.
-        images: that were found, in the order of the list.
-        outcomes: of those that were not.
+        images: that can be copied, in the order of the list.
+        outcomes: of the others.
     """
 
     override: bool
@@ -212,7 +214,7 @@ class Plan:
 
     @property
     def missing(self) -> int:
-        """How many blobs those are."""
+        """The number of these blobs."""
         return sum(1 for blob in self.blobs.values() if blob.wanted)
 
     @property
@@ -251,19 +253,19 @@ async def plan(items: Iterable[Item], place: Place, rules: Rules) -> Plan:
     return await _Planning(place, rules).run(items)
 
 
-async def carry_out(planned: Plan, jobs: int, progress: Progress, told: Told) -> Copied:
-    """Send what is missing.
+async def carry_out(planned: Plan, jobs: int, progress: Progress, on_done: OnDone) -> Copied:
+    """Send the missing parts of a plan.
 
     Args:
         planned: see `plan`.
         jobs: blobs sent at once.
-        progress: told how many bytes more are done; fewer than none if some are lost.
-        told: of each image that is done, at once.
+        progress: called with the number of bytes that were sent; negative if some are lost.
+        on_done: called for each image once it is done.
 
     Raises:
         StorageFull, StorageFailed: the store that is copied to takes no more.
     """
-    return await _Carrying(planned, progress, told).run(jobs)
+    return await _Carrying(planned, progress, on_done).run(jobs)
 
 
 class _Planning:
@@ -424,16 +426,16 @@ class _Planning:
 
 
 class _Carrying:
-    def __init__(self, planned: Plan, progress: Progress, told: Told) -> None:
+    def __init__(self, planned: Plan, progress: Progress, on_done: OnDone) -> None:
         self._plan = planned
         self._progress = progress
-        self._told = told
+        self._on_done = on_done
         self._copied = Copied(list(planned.outcomes))
         self._gate = asyncio.Semaphore(_AT_ONCE)
 
     async def run(self, jobs: int) -> Copied:
         for outcome in self._plan.outcomes:
-            self._told(outcome)
+            self._on_done(outcome)
         queue = iter([blob for blob in self._plan.blobs.values() if blob.wanted])
 
         async def work() -> None:
@@ -504,14 +506,14 @@ class _Carrying:
         return None
 
     async def _finish(self, image: _Image) -> None:
-        """Once its blobs are there: the manifests, what refers to it, and its tag."""
+        """Wait for its blobs, then put its manifests, its artifacts, and its tag."""
         for blob in image.blobs:
             await blob.complete.wait()
         if image.state is State.COPIED:
             async with self._gate:
                 await self._put(image)
         self._copied.outcomes.append(image.outcome)
-        self._told(image.outcome)
+        self._on_done(image.outcome)
 
     async def _put(self, image: _Image) -> None:
         repository = image.name.repository
@@ -523,7 +525,7 @@ class _Carrying:
         tagged = [put for put in image.own if put.tag]
         first = [put for put in image.own if not put.tag]
         if image.attached:
-            # What refers to it needs it before it has its name.
+            # Artifacts need the image, which gets its tag after them.
             first += [_Put(put.manifest, put.digest) for put in tagged]
         with _Noting(partial(image.fail, hint=_sparse_hint(image))):
             await self._put_all(image, first, lost)
@@ -578,7 +580,7 @@ _Claims = dict[tuple[int, str, str], tuple[Digest, Reference]]
 def _claim_tags(image: _Image, claims: _Claims) -> None:
     """Refuse the tags of an image that an image before it gives to another manifest.
 
-    A target knows an image by repository and tag alone, whatever host its name has.
+    A target knows an image by repository and tag alone, without the host of its name.
     """
     for tag, digest in image.tags.items():
         key = id(image.target), image.name.repository, tag
@@ -657,7 +659,7 @@ class _Noting:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
-        # Of what does not fit, others may be smaller.
+        # An image that does not fit says nothing of smaller ones.
         ends_all = isinstance(error, StorageFull | StorageFailed) and not isinstance(
             error, DoesNotFit
         )

@@ -31,7 +31,7 @@ class LoginsInvalid(FetchError):
 
 
 class UpstreamError(FetchError):
-    """A registry did not give what was asked for; the message names host and content.
+    """A registry did not give requested content; the message names host and content.
 
     Attributes:
         code: the kind of error, for programs.
@@ -83,7 +83,7 @@ class Problem(NamedTuple):
 
 
 class ImagesMissing(FetchError):
-    """Some of what was asked for cannot be fetched.
+    """Some of the requested content cannot be fetched.
 
     Attributes:
         problems: each of it.
@@ -98,7 +98,7 @@ class ImagesMissing(FetchError):
 
 
 class VolumeTooSmall(FetchError):
-    """Content does not fit volumes of the size asked for; the message says what would do."""
+    """Content does not fit volumes of the requested size; the message says which size would do."""
 
     exit_code = Exit.USAGE
 

@@ -1,7 +1,7 @@
 """Find out everything that a new bundle will contain, before its first blob is fetched.
 
 For each image: its manifest, the children of an index for the wanted platforms, configs and layers,
-and with it what refers to it (`storage.transfer.attached`). A registry without a referrers API
+and its artifacts (`storage.transfer.attached`). A registry without a referrers API
 keeps their list as an index under the tag sha256-HEX (OCI 1.1, fallback).
 """
 
@@ -61,8 +61,8 @@ class Gathered:
         entries: the descriptors of ``index.json``.
         manifests: every manifest's bytes, parents before children.
         blobs: config and layers: their size and where they can be fetched, in order of use.
-        targets: of each blob, the repositories that need it where the bundle goes.
-        images: how many images, not counting what refers to them.
+        targets: of each blob, the repositories that need it where the bundle is used.
+        images: the number of images, without their artifacts.
         referrers: how many manifests refer to an image.
         foreign: layers with URLs of their own, which a source may rightly lack.
         absent: those of them that no source has.
@@ -98,7 +98,7 @@ async def gather(
         find: where to look.
         platforms: ``os/arch[/variant]`` to take from indexes; all without any. An image's own
             platforms win.
-        referrers: whether to carry what refers to an image.
+        referrers: whether to take an image's artifacts.
 
     Raises:
         ImagesMissing: at least one image cannot be had; every one that cannot is named.
@@ -220,7 +220,7 @@ class ImageLookup:
         self._repository = wanted.source.repository
         self._sources: Sequence[Source] = ()
         self._owners: Sequence[Source] = ()
-        """The source that has the image: what refers to it is asked of that one alone."""
+        """The source that has the image: only that one is asked for its artifacts."""
         self._manifests: dict[Digest, tuple[Fetched, Manifest, Source]] = {}
         self._top: Digest | None = None
         self._attached: list[Attached] = []
@@ -243,7 +243,7 @@ class ImageLookup:
 
     @property
     def manifests(self) -> Mapping[Digest, tuple[Fetched, Manifest, Source]]:
-        """Every manifest of it and of what refers to it, with the source that has it."""
+        """Every manifest of it and of its artifacts, with the source that has it."""
         return self._manifests
 
     async def gather(self, find: Find, platforms: Sequence[str], referrers: bool) -> None:
@@ -304,7 +304,7 @@ class ImageLookup:
             gathered.entries.append(entry)
 
     async def _walk(self, reference: str, platforms: Sequence[str]) -> Digest:
-        """Fetch a manifest and what an index names, each once; its digest."""
+        """Fetch a manifest, and of an index its children, each once; return its digest."""
         top = await self._fetch(reference)
         waiting = [top]
         while waiting:
@@ -351,7 +351,7 @@ class ImageLookup:
             raise TooMuch(f"{self._wanted.source}: {error}") from None
 
     async def referrers(self, subject: Digest) -> Iterable[Digest]:
-        """See `storage.transfer.attached.Asked`: what the registry lists, else the fallback tag."""
+        """See `storage.transfer.attached.Asked`: by the referrers API, else by the fallback tag."""
         for source in self._owners:
             listed = await source.referrers(self._host, self._repository, subject)
             if listed is not None:

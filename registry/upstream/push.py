@@ -193,7 +193,7 @@ class PushRegistry(Registry):
         headers: dict[str, str],
         body: _Body,
     ) -> aiohttp.ClientResponse:
-        """Make one request with a long body; whatever its answer is.
+        """Make one request with a long body, and return its answer, good or bad.
 
         Raises:
             aiohttp.ClientError, OSError: the connection broke.
@@ -392,7 +392,7 @@ class _Body:
         self._expect(_COMMIT_SECONDS)
 
     def _expect(self, seconds: float | None) -> None:
-        # Some registries answer before they have everything: nobody waits any more.
+        # Some registries answer before they have the whole body: the timeout has ended by then.
         with contextlib.suppress(RuntimeError):
             if self._limit is not None:
                 loop = asyncio.get_running_loop()

@@ -130,7 +130,7 @@ class RegistryReader:
                 yield {"digest": str(digest)}
 
     def revisions(self, repository: str) -> Iterator[Digest]:
-        """Every manifest that a tag leads to, and what refers to it."""
+        """Every manifest that a tag leads to, and its artifacts."""
         seen: set[Digest] = set()
         for tag in self.tags(repository):
             with contextlib.suppress(ManifestUnknown):

@@ -33,7 +33,7 @@ class Reach:
         secure: hosts on loopback that are asked by HTTPS.
         ca: PEM file of CAs that are trusted besides the system's.
         credentials: host to credentials that win over stored logins.
-        unverified: hosts whose certificate is not looked at.
+        unverified: hosts whose certificate is not verified.
         certificates: host to the directory of its certificates (containers-certs.d(5)).
         logins: files of stored logins; None for those of docker and podman.
     """
