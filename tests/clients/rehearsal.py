@@ -167,6 +167,14 @@ class Scenario:
         """What the script printed."""
         return (self.directory / "upgrade.log").read_text()
 
+    def told(self) -> str:
+        """All that explains a failure: what was shown, what the script printed, and the ledger."""
+        found = [self.text]
+        for name in ("upgrade.log", "state/coverage.jsonl"):
+            path = self.directory / name
+            found.append(f"{name}:\n{path.read_text()}" if path.exists() else f"no {name}\n")
+        return "\n".join(found)
+
     def report(self) -> dict[str, Any]:
         """The report of the last run."""
         return dict(json.loads((self.directory / "state/report.json").read_text()))

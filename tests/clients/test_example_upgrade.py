@@ -105,7 +105,7 @@ def test_interrupted(cold: Rehearsal, keep: Keep) -> None:
     process = scenario.start(*RUN, *WAITING)
     scenario.wait_for_line(process, "waiting")
     process.popen.send_signal(signal.SIGINT)
-    assert scenario.finish(process) == -signal.SIGINT, scenario.text
+    assert scenario.finish(process) == -signal.SIGINT, scenario.told()
     keep(scenario, "interrupted")
 
 
@@ -117,7 +117,7 @@ def test_crash_and_restart(cold: Rehearsal, keep: Keep) -> None:
     process.kill()
     scenario.finish(process)
     script = "./upgrade.sh node-containerd node-podman >upgrade.log 2>&1"
-    assert scenario.run(*RUN, "--", "sh", "-c", script) == 0, scenario.text
+    assert scenario.run(*RUN, "--", "sh", "-c", script) == 0, scenario.told()
     keep(scenario, "crash-and-restart")
 
 
@@ -136,7 +136,7 @@ def test_full_disk(cold: Rehearsal, keep: Keep) -> None:
     )
     (scenario.directory / "push.sh").write_text(f"{script}\n")
     words = ("--root", "store", "--", "sh", "-c", "sh push.sh >upgrade.log 2>&1")
-    assert scenario.run("run", "--max-lifetime", "100s", *words) not in (0, 3), scenario.text
+    assert scenario.run("run", "--max-lifetime", "100s", *words) not in (0, 3), scenario.told()
     assert "space left" in scenario.script_output().lower(), scenario.script_output()
     keep(scenario, "full-disk")
 
@@ -145,7 +145,7 @@ def test_corrupt_bundle(cold: Rehearsal, keep: Keep) -> None:
     """A byte of the bundle is wrong: found when the first node pulls that layer."""
     scenario = cold.scenario("corrupt-bundle")
     damage(scenario.directory / "bundle.tar")
-    assert scenario.run(*RUN, "--on-corrupt", "stop", *SCRIPT) == 4, scenario.text
+    assert scenario.run(*RUN, "--on-corrupt", "stop", *SCRIPT) == 4, scenario.told()
     keep(scenario, "corrupt-bundle")
 
 
