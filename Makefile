@@ -11,7 +11,7 @@ RUN_VENV := .cache/run
 RUN_STAMP := $(RUN_VENV)/.installed
 OLDEST := .cache/oldest
 
-.PHONY: run test test-oldest test-kubelet test-signatures lint format benchmark soak audit release clean
+.PHONY: run test test-oldest test-kubelet test-signatures lint format benchmark soak audit dist release clean
 
 run: $(RUN_STAMP)
 	$(RUN_VENV)/bin/mayfly serve --root .cache/store --state-dir .cache/state $(ARGS)
@@ -89,6 +89,10 @@ soak: $(STAMP)
 # Known vulnerabilities of what is installed; exit code 2 where nobody could be asked.
 audit: $(STAMP)
 	$(BIN)/python -B .ci/audit
+
+# One file that runs without Python: dist/mayfly-VERSION-linux-ARCH (docs/install.md).
+dist: $(RUN_STAMP)
+	$(RUN_VENV)/bin/python deploy/onefile/build.py
 
 # Build and check a release of what is committed; ARGS=--tag also writes the changelog and tags it.
 release:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pkgutil
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote as percent_encoded
 
@@ -107,8 +107,9 @@ def node_script(
         _note("restored", path, note) for path, given in AFTER_REVERT.items() for note in given
     ]
     lines += ["", *_function("notes_after_revert", put_back)]
-    template = Path(__file__).with_name("script.sh").read_text("utf-8")
-    before, _, after = template.partition(_PLACE)
+    template = pkgutil.get_data("mayfly.registry.nodes", "script.sh")
+    assert template is not None  # the package has a file
+    before, _, after = template.decode().partition(_PLACE)
     return before + "\n".join(lines) + "\n" + after
 
 

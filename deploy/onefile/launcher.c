@@ -1,0 +1,132 @@
+/* The start of the one file: runs the interpreter that lies behind it, without unpacking anything.
+
+       mayfly-VERSION-linux-ARCH:  this program │ ld.so, libraries, python │ boot.zip │ modules │ index
+
+   Parts of the file cannot be executed or loaded by their offset. So each of the runtime's ELF files
+   is copied into a file in memory (memfd_create(2)), which the kernel frees with the last
+   process that uses it, also after a kill, and which no mount option makes noexec. Then the file's
+   own ld.so is executed. Its --preload takes the libraries from memory, glibc included; later needs
+   for them are met by their sonames. So nothing but the kernel has to fit, and /proc be mounted.
+
+   build.py writes the table of parts into `header`. */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <unistd.h>
+
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x0010U /* Linux 6.3; needed there if vm.memfd_noexec is 1 */
+#endif
+
+enum { LOADER, PROGRAM, BOOT, INDEX, LIBRARIES, MOST_PARTS = 32 };
+
+struct part {
+    uint64_t offset, size;
+};
+
+/* Volatile: build.py changes it after this was compiled. */
+static volatile struct {
+    char magic[24];
+    uint64_t count;
+    struct part parts[MOST_PARTS];
+} header = {"mayfly one file header", 0, {{0, 0}}};
+
+static const int CANNOT_START = 1;
+
+static void fail(const char *what) {
+    fprintf(stderr, "mayfly: the one file cannot start: %s: %s\n", what, strerror(errno));
+    exit(CANNOT_START);
+}
+
+/* Returns a file in memory with the bytes of a part. */
+static int in_memory(int file, int number) {
+    off_t offset = header.parts[number].offset;
+    off_t end = offset + header.parts[number].size;
+    int memory = memfd_create("mayfly", MFD_EXEC);
+    if (memory < 0 && errno == EINVAL)
+        memory = memfd_create("mayfly", 0);
+    if (memory < 0)
+        fail("memfd_create");
+    while (offset < end) {
+        ssize_t copied = sendfile(memory, file, &offset, end - offset);
+        if (copied == 0)
+            errno = ENODATA; /* the file was cut short */
+        if (copied <= 0)
+            fail("sendfile");
+    }
+    return memory;
+}
+
+/* Returns a new text. */
+__attribute__((format(printf, 1, 2))) static char *text(const char *format, ...) {
+    char *made;
+    va_list values;
+    va_start(values, format);
+    if (vasprintf(&made, format, values) < 0)
+        fail("memory");
+    va_end(values);
+    return made;
+}
+
+/* Sets a variable; boot.py takes it away again. */
+static void set(const char *name, const char *value) {
+    if (setenv(name, value, 1) < 0)
+        fail("setenv");
+}
+
+/* Puts the variables that Python reads aside: the command that Mayfly runs gets them back. */
+static void put_aside(void) {
+    extern char **environ;
+    for (char **entry = environ; *entry; entry++)
+        if (strncmp(*entry, "PYTHON", 6) == 0)
+            *entry = text("_MAYFLY_%s", *entry);
+}
+
+int main(int count, char **words) {
+    char path[4096];
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (length < 0)
+        fail("/proc/self/exe");
+    path[length] = '\0';
+    int file = open("/proc/self/exe", O_RDONLY);
+    if (file < 0)
+        fail(path);
+
+    int loader = in_memory(file, LOADER), program = in_memory(file, PROGRAM);
+    int boot = in_memory(file, BOOT);
+    char *preload = "", *descriptors = text("%d,%d,%d,%d", file, loader, program, boot);
+    for (uint64_t number = LIBRARIES; number < header.count; number++) {
+        int library = in_memory(file, number);
+        preload = text("%s%s/proc/self/fd/%d", preload, *preload ? ":" : "", library);
+        descriptors = text("%s,%d", descriptors, library);
+    }
+
+    put_aside();
+    set("PYTHONHOME", text("/proc/self/fd/%d", boot)); /* no directory: nothing of the host is found */
+    set("PYTHONPATH", text("/proc/self/fd/%d", boot));
+    set("_MAYFLY_ONE_FILE", text("%s %llu %llu %s", descriptors,
+                                 (unsigned long long)header.parts[INDEX].offset,
+                                 (unsigned long long)header.parts[INDEX].size, path));
+
+    char *before[] = {words[0] ? words[0] : path, "--inhibit-cache", "--preload", preload, "--argv0",
+                      words[0] ? words[0] : path, text("/proc/self/fd/%d", program),
+                      /* no directory of the host, neither the working one nor site-packages */
+                      "-P", "-S", "-s", "-B", "-c", "import _mayfly_boot"};
+    size_t fixed = sizeof before / sizeof *before;
+    char **all = calloc(fixed + count + 1, sizeof *all);
+    if (!all)
+        fail("memory");
+    memcpy(all, before, sizeof before);
+    for (int word = 1; word < count; word++)
+        all[fixed + word - 1] = words[word];
+    execv(text("/proc/self/fd/%d", loader), all);
+    fail("execv (is vm.memfd_noexec 2?)");
+}

@@ -1,0 +1,267 @@
+"""The one file of `make dist`: runs on a host with nothing but a kernel, and leaves nothing."""
+
+from __future__ import annotations
+
+import ast
+import http.client
+import json
+import marshal
+import os
+import re
+import shutil
+import ssl
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bundle.builders import Layout, layers, tar
+from tests.bundle.makers import seekable
+from tests.support.images import digest_of
+from tests.support.process import REPO, Process, need, need_root
+
+BUILD = REPO / "deploy/onefile/build.py"
+MAGIC = b"mayfly one file header"
+LAYER = layers("one")[0]
+
+EMPTY_HOST = """
+mount -t proc proc "$0/proc"
+mount --bind "$0/tmp" "$0/tmp"
+mount -o remount,bind,noexec "$0/tmp"
+exec chroot "$0" /mayfly "$@"
+"""
+
+
+def _build(directory: Path, **environment: str) -> Path:
+    need("cc", "strip")
+    done = subprocess.run(
+        [sys.executable, str(BUILD), str(directory)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+@pytest.fixture(scope="module")
+def one_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built once."""
+    return _build(tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def parts(one_file: Path) -> list[bytes]:
+    """The parts that the launcher's table names: ld.so, python, boot.zip, index, libraries."""
+    data = one_file.read_bytes()
+    at = data.index(MAGIC)
+    (count,) = struct.unpack_from("<Q", data, at + 24)
+    table = struct.iter_unpack("<QQ", data[at + 32 : at + 32 + 16 * count])
+    return [data[offset : offset + size] for offset, size in table]
+
+
+@pytest.fixture(scope="module")
+def index(parts: list[bytes]) -> dict[str, Any]:
+    """Where modules are; see `make_index` in build.py."""
+    found: dict[str, Any] = marshal.loads(parts[3])
+    return found
+
+
+def run(one_file: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run it with this environment alone."""
+    return subprocess.run(
+        [one_file, *map(str, words)], env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_host_with_nothing(one_file: Path, tmp_path: Path) -> None:
+    """No libc, no Python, no HOME, /tmp mounted noexec: it serves, and a kill leaves nothing.
+
+    TLS by a certificate of its own and a zstd bundle take the large extension modules.
+    """
+    need_root()
+    need("unshare", "chroot", "mount")
+    for name in ("proc", "tmp", "root", "state"):
+        (tmp_path / name).mkdir()
+    shutil.copy(one_file, tmp_path / "mayfly")
+    layout = Layout()
+    layout.name(layout.image(LAYER), "quay.example/team/app:1")
+    (tmp_path / "b.tar.zst").write_bytes(seekable(tar(layout.all_files())))
+    namespaces = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
+    serve = ("serve", "/b.tar.zst", "--root", "/root", "--state-dir", "/state", "--tls", "auto")
+    words = (*namespaces, "sh", "-ec", EMPTY_HOST, tmp_path, *serve, "--listen", "127.0.0.1:0")
+    path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}  # and no HOME
+    server = Process(words, tmp_path.with_suffix(".log"), env=path)
+    try:
+        ready = json.loads(server.wait_for(lambda: _text(tmp_path / "state/ready.json"), 60))
+        context = ssl.create_default_context(cafile=str(tmp_path / "state/ca.crt"))
+        host = ready["url"].partition("://")[2].rstrip("/")
+        with closing(http.client.HTTPSConnection(host, context=context, timeout=30)) as client:
+            client.request("GET", f"/v2/team/app/blobs/{digest_of(LAYER)}")
+            answer = client.getresponse()
+            assert (answer.status, answer.read()) == (200, LAYER)
+        kept = {path.name for path in tmp_path.iterdir()}
+    finally:
+        server.kill()
+    assert kept == {"proc", "tmp", "root", "state", "mayfly", "b.tar.zst"}
+    assert [*(tmp_path / "tmp").iterdir()] == []
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.exists() else None
+
+
+def test_commands_that_read_more(one_file: Path, tmp_path: Path) -> None:
+    """Each takes modules that others do not, among them bcrypt's and zstandard's in C."""
+    layout = Layout()
+    layout.name(layout.image(LAYER), "quay.example/team/app:1")
+    bundle = tmp_path / "b.tar.zst"
+    bundle.write_bytes(seekable(tar(layout.all_files())))
+    done = run(one_file, "ls", bundle, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "team/app" in done.stdout
+    state, root = ("--state-dir", tmp_path / "state"), ("--root", tmp_path / "root")
+    done = run(one_file, "import", bundle, *root)
+    assert done.returncode == 0, done.stderr
+    add: list[str | Path] = [
+        one_file,
+        "user",
+        "add",
+        "ann",
+        "--password-stdin",
+        "--auth",
+        tmp_path / "auth",
+    ]
+    subprocess.run(add, input=b"secret of ann", env={}, check=True, timeout=60)  # by bcrypt
+    done = run(one_file, "verify", *root)
+    assert done.returncode == 0, done.stderr
+    script = "test -d /proc/self/fd && echo ran"
+    done = run(one_file, "run", *state, *root, "--listen", "127.0.0.1:0", "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert "ran" in done.stdout
+
+
+def test_a_command_gets_back_the_environment(one_file: Path, tmp_path: Path) -> None:
+    """The launcher's variables are its own, and of its files in memory none stays open."""
+    words = ("--root", tmp_path / "root", "--state-dir", tmp_path / "state", "--tls", "auto")
+    script = "env; ls -l /proc/self/fd /proc/$PPID/fd; cat /proc/$PPID/comm"
+    ours = {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere", "PATH": os.environ["PATH"]}
+    done = run(one_file, "run", *words, "--listen", "127.0.0.1:0", "--", "sh", "-c", script, **ours)
+    assert done.returncode == 0, done.stderr
+    found = done.stdout.splitlines()
+    assert {f"{name}={value}" for name, value in ours.items()} <= set(found)
+    assert "_MAYFLY" not in done.stdout
+    assert "memfd" not in done.stdout
+    assert sum(line.endswith(f" -> {one_file}") for line in found) == 1, "the server reads it"
+    assert found[-1] == "mayfly"
+
+
+def test_what_is_behind_it_changes_nothing(one_file: Path, tmp_path: Path) -> None:
+    """Also if it looks like a table of parts: a file that is appended is never searched."""
+    longer = tmp_path / "longer"
+    shutil.copy(one_file, longer)
+    with longer.open("ab") as file:
+        file.write(MAGIC * 1000 + one_file.read_bytes()[:1_000_000])
+    done = run(longer, "--version")
+    assert done.stdout == run(one_file, "--version").stdout != ""
+
+
+def test_a_file_that_was_cut_short(one_file: Path, tmp_path: Path) -> None:
+    """One line, not a crash."""
+    cut = tmp_path / "cut"
+    cut.write_bytes(one_file.read_bytes()[:20_000_000])
+    cut.chmod(0o755)
+    done = run(cut, "--version")
+    assert done.returncode == 1
+    assert done.stderr.startswith("mayfly: the one file cannot start: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.timeout(600)
+def test_the_same_inputs_give_the_same_bytes(one_file: Path, tmp_path: Path) -> None:
+    """In another directory and with other hashes of strings; the lists beside it, too."""
+    again = _build(tmp_path, PYTHONHASHSEED="7")
+    names = sorted(path.name for path in one_file.parent.iterdir())
+    assert names == [one_file.name + end for end in ("", ".cdx.json", ".sha256")]
+    for name in names:
+        assert (again.parent / name).read_bytes() == (one_file.parent / name).read_bytes()
+    sums = ["sha256sum", "--check", f"{one_file.name}.sha256"]
+    need("sha256sum")
+    subprocess.run(sums, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_elf_files_need_only_each_other(
+    one_file: Path, parts: list[bytes], index: dict[str, Any], tmp_path: Path
+) -> None:
+    """All libraries and versions of glibc's symbols are in the file; the launcher is static."""
+    need("readelf")
+    data = one_file.read_bytes()
+    places = [*index["extensions"].values(), *index["libraries"].values()]
+    files = [parts[0], parts[1], *parts[4:], *(data[at : at + size] for at, size in places)]
+    needed: set[str] = set()
+    sonames: set[str] = set()
+    versions: set[str] = set()
+    defined: set[str] = set()
+    for number, elf in enumerate(files):
+        (tmp_path / str(number)).write_bytes(elf)
+        said = _readelf(tmp_path / str(number), "--dynamic", "--version-info")
+        needed |= set(re.findall(r"\(NEEDED\).*\[(.+)\]", said))
+        sonames |= set(re.findall(r"\(SONAME\).*\[(.+)\]", said))
+        before, _, after = said.partition("Version needs section")
+        defined |= set(re.findall(r"Name: (GLIBC_[\d.]+)", before))
+        versions |= set(re.findall(r"Name: (GLIBC_[\d.]+)", after))
+    assert "libc.so.6" in needed <= sonames
+    assert "GLIBC_2.17" in versions <= defined
+    assert "INTERP" not in _readelf(one_file, "--program-headers")
+
+
+def _readelf(path: Path, *words: str) -> str:
+    words = ("readelf", "--wide", *words, str(path))
+    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_every_module_is_in_it(index: dict[str, Any]) -> None:
+    """All of Mayfly, and all that it imports, wherever it does."""
+    known = {*index["code"], *index["extensions"], *sys.builtin_module_names, "__future__"}
+    own = {name for name in known if name.partition(".")[0] == "mayfly"}
+    wanted = dict(_own_modules())
+    assert own == wanted.keys()
+    missing = {
+        f"{name} imports {imported}"
+        for name, path in wanted.items()
+        for imported in _imported(path)
+        if imported not in known and imported.rpartition(".")[0] not in known
+    }
+    assert missing == set()
+    scripts = {f"mayfly/{path.relative_to(REPO)}" for path in REPO.glob("registry/**/*.sh")}
+    assert index["data"].keys() == scripts
+
+
+def test_no_module_reads_files_beside_itself() -> None:
+    """In the one file there are none: `pkgutil.get_data` reads them. Scripts are run by a path."""
+    found = {name for name, path in _own_modules() if "__file__" in path.read_text()}
+    assert found == {"mayfly.registry.process.child"}
+
+
+def _own_modules() -> Iterator[tuple[str, Path]]:
+    for path in (REPO / "mayfly/__init__.py", REPO / "mayfly/__main__.py"):
+        yield f"mayfly.{path.stem}".removesuffix(".__init__"), path
+    for room in ("auth", "registry", "storage"):
+        for path in (REPO / room).rglob("*.py"):
+            name = ".".join(("mayfly", *path.relative_to(REPO).with_suffix("").parts))
+            yield name.removesuffix(".__init__"), path
+
+
+def _imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            yield node.module
