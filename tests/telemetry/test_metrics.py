@@ -163,6 +163,14 @@ def test_page_lists_all_metrics() -> None:
     assert sorted(rows) == sorted(served - {"mayfly"} | {"mayfly_info"})
 
 
+def served_names() -> set[str]:
+    """The names of all series, with those of requests, which none has made yet."""
+    families = read_text(Metrics(lambda: READING, "1").expose("")[0].decode())
+    names = {sample.name for one in families for sample in one.samples}
+    names |= {"registry_http_requests_total", "registry_http_in_flight_requests"}
+    return names | {"registry_http_request_duration_seconds_bucket"}
+
+
 def _page() -> str:
     return (REPO / "docs/metrics.md").read_text()
 
