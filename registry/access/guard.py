@@ -103,14 +103,15 @@ class Guard:
     async def identify(
         self, http: HTTPRequest, asked: AccessRequest, meant: AccessRequest | None = None
     ) -> Caller:
-        """Return the caller of a request that `authorize` may allow.
+        """Return the caller of a request, whose rights `authorize` checks.
 
         Args:
             http: the request, for its credentials.
             asked: with names as the client wrote them. A refusal names these: it must not reveal
                 that another name exists.
-            meant: with the names that they may stand for; None where they stand for none. Both are
-                looked at for everyone who is refused, so that the time does not tell them apart.
+            meant: with the names that they may stand for; None where they stand for none. A caller
+                without rights under either name is refused here. Both are looked at for everyone
+                who is refused, so that the time does not tell them apart.
 
         Raises:
             Unauthorized: the credentials are missing or wrong, or a token grants too little.
@@ -118,20 +119,20 @@ class Guard:
                 rule.
         """
         request = meant or asked
-        wanted, as_written = request.needs(), asked.needs()
         if request.public:
             return Caller(ANONYMOUS, self._policy())
         try:
             caller = Caller(await self._identify(http), self._policy())
         except AuthError as error:
-            if self.open_to_anyone(wanted) or self.open_to_anyone(as_written):
+            if self.open_to_anyone(request.needs()) or self.open_to_anyone(asked.needs()):
                 return Caller(ANONYMOUS, self._policy())
             self.audit.refused(http, request, claimed_name(http), error.code, error.message)
             reason = "invalid_token" if isinstance(error, TokenInvalid) else None
             raise self._unauthorized(http, asked, error.message, reason) from None
-        missing = _missing(caller, wanted)
-        if missing and (meant is None or _missing(caller, as_written)):
-            raise self._refusal(http, request, asked, caller.identity, missing)
+        if meant is not None:
+            missing = _missing(caller, meant.needs())
+            if missing and _missing(caller, asked.needs()):
+                raise self._refusal(http, meant, asked, caller.identity, missing)
         return caller
 
     def authorize(

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mayfly.registry import log
@@ -68,20 +68,27 @@ class App:
         scripts: Scripts | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        self._settings = settings
         self._metrics = metrics
-        self._scripts = scripts
-        self._store = store
-        self._mirror = mirror
-        self._manifests = ManifestCache()
         self._guard = guard
         self._hooks = hooks
-        self._content = content
-        self._receiver = Receiver()
         self._names = names
         self._prefix = prefix
         self._put_event = put_event
-        self._status = StatusDocument(hooks.status)
+        self._context = partial(
+            Context,
+            store,
+            mirror,
+            ManifestCache(),
+            guard,
+            content,
+            Receiver(),
+            names,
+            hooks.observer,
+            scripts,
+            StatusDocument(hooks.status),
+            metrics,
+            settings,
+        )
 
     async def __call__(self, http: HTTPRequest) -> Response:
         """Answer one request; errors become OCI error documents."""
@@ -135,24 +142,8 @@ class App:
             self._guard.audit.refused(http, request.access(), name, "denied", message)
             raise AccessDenied(message)
         peer = observer.peer(caller.identity.name, caller.identity.node, http.remote, agent)
-        digest = str(request.digest) if request.digest is not None else None
-        self._hooks.drain.admit(peer.node, route.step, request.repository, digest)
-        context = Context(
-            self._store,
-            self._mirror,
-            self._manifests,
-            self._guard,
-            self._content,
-            self._receiver,
-            self._names,
-            observer,
-            self._scripts,
-            self._status,
-            self._metrics,
-            self._settings,
-            caller,
-            peer,
-        )
+        self._hooks.drain.admit(peer.node, route.step, request.repository, request.digest)
+        context = self._context(caller, peer)
         if self._put_event is None:
             return await route.handler(context, http, request)
         # Imported only where events are recorded.
@@ -191,8 +182,8 @@ def _renamed(asked: Request, resolve: Callable[[str, str | None], str]) -> Reque
     if source := asked.parameter("from"):
         # Without a known source the mount becomes an upload.
         with contextlib.suppress(NameAmbiguous, NameInvalid):
-            query = query | {"from": [resolve(source, ns)]}
-    return replace(asked, repository=resolve(asked.repository, ns), query=query)
+            query = {**query, "from": [resolve(source, ns)]}
+    return asked._replace(repository=resolve(asked.repository, ns), query=query)
 
 
 def malformed_request(status: int, text: str) -> Response:

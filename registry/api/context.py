@@ -167,7 +167,7 @@ NO_MIRROR: Mirror = _NoMirror()
 class Admission(Protocol):
     """Refuses new work before the end; `registry.lifecycle.drain.Drain` implements it."""
 
-    def admit(self, node: str, step: Step | None, repository: str, digest: str | None) -> None:
+    def admit(self, node: str, step: Step | None, repository: str, digest: Digest | None) -> None:
         """Let a request of a node pass, or raise the error that refuses it."""
 
 

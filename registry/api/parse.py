@@ -7,13 +7,13 @@ character that no name, tag or digest has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import unquote
 
 from mayfly.auth.errors import InputInvalid
 from mayfly.auth.identity import check_node
 from mayfly.registry.api.errors import EndpointUnknown, MethodUnsupported
-from mayfly.registry.api.request import Request, Route, read_form
+from mayfly.registry.api.request import NO_QUERY, Request, Route, read_form
 from mayfly.registry.api.routes import ROUTES
 from mayfly.registry.state.scripts import is_token
 from mayfly.storage import digest as digests
@@ -27,7 +27,6 @@ _NAMED = "/v2/{name}/"
 _NODES = "/mayfly/v1/nodes/"
 _OF_NODE = _NODES + "{node}/"
 _SCRIPTS = "/mayfly/v1/scripts/"
-_NO_QUERY: dict[str, list[str]] = {}
 
 Methods = dict[str, Route]
 """The routes of one path by method."""
@@ -124,26 +123,32 @@ def parse(method: str, path: str, query: str) -> Request:
     """
     if len(path) > MAX_PATH_LENGTH:
         raise NameInvalid(f"path is longer than {MAX_PATH_LENGTH} characters")
-    parameters = read_form(query) if query else _NO_QUERY
+    parameters = read_form(query) if query else NO_QUERY
     fixed = _PATHS.fixed.get(path)
     if fixed is not None:
         return Request(_route(fixed, method), method, query=parameters)
-    if path.startswith(_NODES):
-        node, _, word = path.removeprefix(_NODES).partition("/")
-        if word not in _PATHS.of_node or not node:
-            raise EndpointUnknown("no such endpoint")
-        route = _route(_PATHS.of_node[word], method)
-        return Request(route, method, query=parameters, node=_checked_node(_decode(node)))
-    if path.startswith(_SCRIPTS) and is_token(token := path.removeprefix(_SCRIPTS)):
-        return Request(_route(_PATHS.of_script, method), method, query=parameters, token=token)
-    parts = path.removeprefix("/v2/").split("/")
-    if not path.startswith("/v2/") or len(parts) < _PATHS.fewest:
+    if not path.startswith("/v2/"):
+        return _parse_own(method, path, parameters)
+    parts = path[len("/v2/") :].split("/")
+    if len(parts) < _PATHS.fewest:
         raise EndpointUnknown("no such endpoint")
     if "%" in path:
         parts = [_decode(part) for part in parts]
     methods, name, reference = _PATHS.find(parts)
     repository = check_repository("/".join(name))
     return Request(_route(methods, method), method, repository, *reference, parameters)
+
+
+def _parse_own(method: str, path: str, parameters: Mapping[str, list[str]]) -> Request:
+    """Understand a request for one of Mayfly's own endpoints with a variable in its path."""
+    if path.startswith(_NODES):
+        node, _, word = path.removeprefix(_NODES).partition("/")
+        if word in _PATHS.of_node and node:
+            route = _route(_PATHS.of_node[word], method)
+            return Request(route, method, query=parameters, node=_checked_node(_decode(node)))
+    elif path.startswith(_SCRIPTS) and is_token(token := path.removeprefix(_SCRIPTS)):
+        return Request(_route(_PATHS.of_script, method), method, query=parameters, token=token)
+    raise EndpointUnknown("no such endpoint")
 
 
 def _route(methods: Methods, method: str) -> Route:

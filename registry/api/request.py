@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
@@ -18,8 +18,10 @@ from mayfly.storage.digest import Digest
 MAX_QUERY_FIELDS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+NO_QUERY: Mapping[str, list[str]] = MappingProxyType({})
+
+
+class Request(NamedTuple):
     """One request, understood.
 
     Attributes:
@@ -40,9 +42,12 @@ class Request:
     digest: Digest | None = None
     tag: str | None = None
     upload_id: str = ""
-    query: dict[str, list[str]] = field(default_factory=dict)
+    query: Mapping[str, list[str]] = NO_QUERY
     node: str = ""
-    token: str = field(default="", repr=False)
+    token: str = ""
+
+    def __repr__(self) -> str:
+        return f"Request({self.method} {self.route.path})"  # without the token, which is a secret
 
     def parameter(self, name: str) -> str | None:
         """Return the first value of a query parameter; None without one."""

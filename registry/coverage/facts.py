@@ -130,6 +130,22 @@ class NodeFacts:
         keys = ((repository, image) for image in images)
         return [self.pulls[key] for key in keys if key in self.pulls]
 
+    def is_news(self, key: Key, *, got: bool, claims: bool) -> bool:
+        """Whether a request for a manifest changes what may be concluded.
+
+        Args:
+            got: by GET; else by HEAD.
+            claims: whether the request claims that the node has the image.
+        """
+        pull = self.pulls.get(key)
+        if pull is None or key[1] in self.pending:
+            return True
+        if got:
+            # After a claim it shows that the node lacks the image after all; after content that did
+            # not arrive, that another pull begins.
+            return pull.got < max(pull.claim, 1) or bool(self.pending)
+        return claims and (pull.claim <= pull.got or bool(self.pending))
+
 
 @dataclass(slots=True, eq=False)
 class Flow:
@@ -258,23 +274,6 @@ class Facts:
     def tags(self, repository: str, digest: str) -> list[str]:
         """Return the tags by which a manifest was pushed or asked for."""
         return list(self.tag_names.get((repository, digest), ()))
-
-    def is_news(self, node: str, key: Key, *, got: bool, claims: bool) -> bool:
-        """Whether a further request for a manifest changes what may be concluded.
-
-        Args:
-            got: by GET; else by HEAD.
-            claims: whether the request claims that the node has the image.
-        """
-        facts = self.by_node.get(node)
-        pull = facts.pulls.get(key) if facts is not None else None
-        if facts is None or pull is None or key[1] in facts.pending:
-            return True
-        if got:
-            # After a claim it shows that the node lacks the image after all; after content that did
-            # not arrive, that another pull begins.
-            return pull.got < max(pull.claim, 1) or bool(facts.pending)
-        return claims and (pull.claim <= pull.got or bool(facts.pending))
 
     def apply(self, entry: Entry, flow: Flow | None = None) -> bool:
         """Add a fact.

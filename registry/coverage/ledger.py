@@ -105,11 +105,11 @@ class Ledger:
             tag: by which it was asked for; None for a digest.
         """
         key = repository, digest
-        pull = self.facts.pull(node, repository, digest)
-        if pull is None or self.facts.is_news(node, key, got=got, claims=claims):
+        facts = self.facts.by_node.get(node)
+        if facts is None or facts.is_news(key, got=got, claims=claims):
             self._record("asked", node, key, got=got, claims=claims)
         else:
-            pull.last = int(self._time())
+            facts.pulls[key].last = int(self._time())
         if tag is not None and tag not in self.facts.tag_names.get(key, ()):
             self._record("named", node, key, tags=[tag])
 

@@ -287,10 +287,10 @@ class Observer:
             head: whether it was asked for by HEAD.
             tag: by which it was asked for; None for a digest.
         """
-        node = peer.node
+        node, user, address, agent = peer
         self.activity.pulled()
-        runtime = runtime_of(peer.agent)
-        self.nodes.pulled(node, peer.user, peer.address, runtime=runtime is not NONE)
+        runtime = runtime_of(agent)
+        self.nodes.pulled(node, user, address, runtime=runtime is not NONE)
         known = self.ledger.facts.pull(node, repository, digest)
         if known and not known.again and self.ledger.age(known) >= NEW_PULL_SECONDS:
             target = self.states.resolve_cached(repository, digest)

@@ -20,7 +20,6 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import islice
 
 from mayfly.registry.coverage.manifest_graph import ManifestRefs
 from mayfly.registry.notification import Notification
@@ -63,10 +62,11 @@ class _Node:
     pushed: float | None = None
     version: int = 0
 
-    def expect(self, digest: str) -> None:
-        """Expect a request for a digest; the most recent expectation stands last."""
-        self.expected.pop(digest, None)
-        self.expected[digest] = self.last
+    def expect(self, *digests: str) -> None:
+        """Expect a request for each digest; the most recent expectation stands last."""
+        for digest in digests:
+            self.expected.pop(digest, None)
+        self.expected.update(dict.fromkeys(digests, self.last))
 
 
 class Pulls:
@@ -102,14 +102,12 @@ class Pulls:
             state.expect(digest)
             return
         state.expected.pop(digest, None)
-        # An index may name the same child many times.
-        for child in islice(dict.fromkeys(refs.children), _MAX_EXPECTED):
+        for child in refs.children[:_MAX_EXPECTED]:
             state.known.add((repository, child))
             state.parents.setdefault(child, {})[digest] = None
         if refs.children:
             state.expect(digest)
-        for blob in islice(dict.fromkeys(refs.blobs), _MAX_EXPECTED):
-            state.expect(blob)
+        state.expect(*refs.blobs[:_MAX_EXPECTED])
 
     def blob_begun(self, node: str, digest: str) -> None:
         """Note that a transfer of a blob to a node begins. Call `blob_ended` after it."""

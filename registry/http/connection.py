@@ -97,7 +97,7 @@ class Connection(asyncio.BufferedProtocol):
         self._received = bytearray()
         """The beginning of a head, or what follows the request that is being handled."""
         self._searched = 0
-        """Bytes of it already searched for the end of a head."""
+        """Offset in it from which the end of a head may begin."""
         self._head_size = 0
         """Bytes of the head of the request that is being handled."""
         self._recorded = 0
@@ -218,19 +218,19 @@ class Connection(asyncio.BufferedProtocol):
         Raises:
             FramingInvalid: the bytes received cannot become a head.
         """
-        received, begin = self._received, 0
-        while begin < len(received) and received[begin] in b"\r\n":
-            begin += 1  # a server ought to ignore empty lines here (RFC 9112, 2.2)
-        if begin:
-            del received[:begin]
+        received = self._received
+        if received.startswith((b"\r", b"\n")):
+            # A server ought to ignore empty lines here (RFC 9112, 2.2).
+            self._received = received = received.lstrip(b"\r\n")
             self._searched = 0
-        end = received.find(HEAD_END, max(self._searched - len(HEAD_END) + 1, 0)) + len(HEAD_END)
-        if end >= len(HEAD_END):
+        end = received.find(HEAD_END, self._searched)
+        if end >= 0:
+            end += len(HEAD_END)
             head = bytes(received[:end])
             del received[:end]
             self._searched = 0
             return head
-        self._searched = len(received)
+        self._searched = max(len(received) - len(HEAD_END) + 1, 0)
         if len(received) > MAX_HEAD:
             raise head_too_long()
         if received and not may_be_head(bytes(received[:64])):
@@ -462,7 +462,8 @@ class _Start(Coroutine[Any, Any, None]):
 
     def run(self) -> None:
         """Run the coroutine's first step now."""
-        loop, outer, this = asyncio.get_running_loop(), asyncio.current_task(), cast(Any, self)
+        loop, this = asyncio.get_running_loop(), cast(Any, self)
+        outer = asyncio.current_task(loop)
         if outer is not None:
             _leave_task(loop, outer)
         _enter_task(loop, this)

@@ -74,7 +74,7 @@ def render_head(response: Response, length: int | None, minor: int, *, keep_aliv
     """
     status = response.status
     lines = [f"HTTP/1.{minor} {status} {_REASONS.get(status, '')}"]
-    lines += [f"{name}: {value}" for name, value in response.headers.items()]
+    lines += map(": ".join, response.headers.items())
     if length is None:
         if minor:
             lines.append("Transfer-Encoding: chunked")

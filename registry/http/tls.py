@@ -214,9 +214,6 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             for records in self._channel.encrypt(memoryview(data)):
                 self._tcp.write(records)
 
-    def writelines(self, list_of_data: Any) -> None:
-        self.write(b"".join(list_of_data))
-
     def is_reading(self) -> bool:
         return self._is_reading
 
@@ -228,11 +225,5 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._is_reading = True
         self._read_on()
 
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._tcp.set_write_buffer_limits(high, low)
-
     def get_write_buffer_size(self) -> int:
         return self._tcp.get_write_buffer_size()
-
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._tcp.get_write_buffer_limits()

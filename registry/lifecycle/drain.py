@@ -31,6 +31,7 @@ from mayfly.registry.coverage.observer import Transfer
 from mayfly.registry.coverage.pulls import Pulls, Step
 from mayfly.registry.ending import Latch
 from mayfly.registry.errors import Draining
+from mayfly.storage.digest import Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Drain:
         self.active = True
         self._refusing = refuse
 
-    def admit(self, node: str, step: Step | None, repository: str, digest: str | None) -> None:
+    def admit(self, node: str, step: Step | None, repository: str, digest: Digest | None) -> None:
         """Check whether a request may be served.
 
         Args:
@@ -102,10 +103,12 @@ class Drain:
         if self._refusing and not self._continues(node, step, repository, digest):
             raise Draining
 
-    def _continues(self, node: str, step: Step | None, repository: str, digest: str | None) -> bool:
+    def _continues(
+        self, node: str, step: Step | None, repository: str, digest: Digest | None
+    ) -> bool:
         match step:
             case Step.PULL:
-                return digest is not None and self._pulls.has_begun(node, repository, digest)
+                return digest is not None and self._pulls.has_begun(node, repository, str(digest))
             case Step.PUSH:
                 return self._pulls.is_pushing(node)
             case Step.CONTINUE_PULL | Step.NEITHER:

@@ -4,8 +4,8 @@ Source: distribution's ``registry/storage/paths.go``, the comment at its top. En
 begins with ``_mayfly`` are Mayfly's; registry:2 and its garbage collector ignore them.
 Names are validated here again, so that no path is ever built from unchecked text.
 
-Each path is joined at once and cached: a fleet asks for the same few, and joining is a large part
-of the cost of a small request.
+The paths that requests read are cached after their validation: a fleet asks for the same few, and
+building one took more time than the system call that it is for.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from mayfly.storage.reference import check_repository, check_tag
 
 BASE = "docker/registry/v2"
 """Where registry:2 keeps everything, below the directory that it is given."""
+
+_CACHED = 1024
+"""Paths of each kind."""
 
 
 class Layout:
@@ -38,11 +41,11 @@ class Layout:
 
     def data(self, digest: Digest) -> Path:
         """The bytes of a blob; manifests are blobs too."""
-        return _joined(self.blobs, f"{digest.algorithm}/{_hex(digest)[:2]}/{digest.hex}/data")
+        return _beside_blob(self.blobs, digest, "data")
 
     def record(self, digest: Digest, name: str) -> Path:
         """A file beside a blob's bytes with a record about them (`storage.directory.records`)."""
-        return _joined(self.blobs, f"{digest.algorithm}/{_hex(digest)[:2]}/{digest.hex}/{name}")
+        return _beside_blob(self.blobs, digest, name)
 
     def repository(self, name: str) -> Path:
         """The directory of one repository."""
@@ -54,7 +57,7 @@ class Layout:
 
     def layer_link(self, name: str, digest: Digest) -> Path:
         """The file that links a blob into a repository; it holds the digest as text."""
-        return self._within(name, f"_layers/{digest.algorithm}/{_hex(digest)}/link")
+        return _link(self.repositories, name, "_layers", digest)
 
     def revisions(self, name: str) -> Path:
         """The directory of a repository's manifest links."""
@@ -62,7 +65,7 @@ class Layout:
 
     def revision_link(self, name: str, digest: Digest) -> Path:
         """The file that links a manifest into a repository."""
-        return self._within(name, f"_manifests/revisions/{digest.algorithm}/{_hex(digest)}/link")
+        return _link(self.repositories, name, "_manifests/revisions", digest)
 
     def tags(self, name: str) -> Path:
         """The directory of a repository's tags, one directory each."""
@@ -74,7 +77,7 @@ class Layout:
 
     def tag_link(self, name: str, tag: str) -> Path:
         """The file with the digest of the manifest that a tag points at."""
-        return self._within(name, f"_manifests/tags/{check_tag(tag)}/current/link")
+        return _tag_link(self.repositories, name, tag)
 
     def tag_history_link(self, name: str, tag: str, digest: Digest) -> Path:
         """The file that records that a tag once pointed at this manifest."""
@@ -121,12 +124,24 @@ class Layout:
         return self._within(name, f"_uploads/{upload_id}")
 
     def _within(self, name: str, path: str) -> Path:
-        return _joined(self.repositories, f"{check_repository(name)}/{path}")
+        return self.repositories / check_repository(name) / path
 
 
-@lru_cache(maxsize=1024)
-def _joined(directory: Path, rest: str) -> Path:
-    return directory / rest
+@lru_cache(maxsize=_CACHED)
+def _beside_blob(blobs: Path, digest: Digest, name: str) -> Path:
+    return blobs / f"{digest.algorithm}/{_hex(digest)[:2]}/{digest.hex}/{name}"
+
+
+@lru_cache(maxsize=_CACHED)
+def _link(repositories: Path, name: str, directory: str, digest: Digest) -> Path:
+    path = f"{check_repository(name)}/{directory}/{digest.algorithm}/{_hex(digest)}/link"
+    return repositories / path
+
+
+@lru_cache(maxsize=_CACHED)
+def _tag_link(repositories: Path, name: str, tag: str) -> Path:
+    path = f"{check_repository(name)}/_manifests/tags/{check_tag(tag)}/current/link"
+    return repositories / path
 
 
 def _hex(digest: Digest) -> str:

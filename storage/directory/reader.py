@@ -113,12 +113,16 @@ class DirectoryReader:
 
     def content(self, digest: Digest) -> Extent | None:
         """See `storage.interface.LowerStore`; None also for damaged bytes."""
-        size = self.content_size(digest)
-        return None if size is None else Extent(self._layout.data(digest), 0, size)
+        data = self._layout.data(digest)
+        size = self._whole_size(digest, data)
+        return None if size is None else Extent(data, 0, size)
 
     def content_size(self, digest: Digest) -> int | None:
         """Quick. The size of content in bytes; None if it is gone or damaged."""
-        status = self._tree.status(self._layout.data(digest))
+        return self._whole_size(digest, self._layout.data(digest))
+
+    def _whole_size(self, digest: Digest, data: Path) -> int | None:
+        status = self._tree.status(data)
         if status is None or not stat.S_ISREG(status.st_mode):
             return None
         return status.st_size if self._records.may_be_whole(digest, status) else None

@@ -295,9 +295,17 @@ def test_bad_query(query: str) -> None:
 
 def test_requests_do_not_share_their_query() -> None:
     """No request can change what another sees."""
-    first, second = parse("GET", "/v2/", "a=1"), parse("GET", "/v2/", "")
-    first.query["b"] = ["2"]
-    assert second.query == {}
+    shared = parse("GET", "/v2/", "").query
+    assert shared is parse("GET", "/livez", "").query
+    with pytest.raises(TypeError):
+        shared["b"] = ["2"]  # type: ignore[index]
+
+
+def test_the_text_of_a_request_holds_no_token() -> None:
+    """The path of a script is a secret."""
+    request = parse("GET", f"/mayfly/v1/scripts/{'a' * 43}", "")
+    assert request.token == "a" * 43
+    assert "a" * 43 not in repr(request) + str(request)
 
 
 PIECES = st.sampled_from(

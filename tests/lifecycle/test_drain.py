@@ -47,9 +47,8 @@ class Server:
 
     def admits(self, node: str, method: str, path: str) -> bool:
         request = parse(method, path, "")
-        digest = None if request.digest is None else str(request.digest)
         try:
-            self.drain.admit(node, request.route.step, request.repository, digest)
+            self.drain.admit(node, request.route.step, request.repository, request.digest)
         except Draining:
             return False
         return True

@@ -81,8 +81,7 @@ class Stub:
         agent = headers.get("User-Agent", "containerd/1.6")
         caller = lifecycle.observer.peer("", headers.get("X-Node"), "127.0.0.1", agent)
         request = parse(method, path, "")
-        step, named = request.route.step, request.digest
-        digest = None if named is None else str(named)
+        step, digest = request.route.step, request.digest
         try:
             lifecycle.drain.admit(caller.node, step, request.repository, digest)
         except Draining:
