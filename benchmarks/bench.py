@@ -114,7 +114,7 @@ class Bench:
             if peer.keeps != "nothing":
                 with self.serve(peer, root) as server:
                     authorization = self.login(server, peer)
-                    blobs = [*self.data.large, *self.data.layers]
+                    blobs = [*self.data.large, *self.data.layers, self.data.small]
                     self.push(server, authorization, "push-put", blobs, 1)
                     self.put_images(server, authorization)
                 os.sync()

@@ -75,8 +75,10 @@ class Data:
         self.large = [self._blob(i * large, large) for i in range(2)]
         self.middle = [self._blob(i * large // 4, large // 4) for i in range(8)]
         self.layers = [self._blob(i * layer, layer) for i in range(6)]
+        self.small = self._blob(0, 4096)
         self.index = directory / "blobs.json"
-        known = [asdict(blob) for blob in (*self.large, *self.middle, *self.layers)]
+        pulled = (*self.large, *self.middle, *self.layers, self.small)
+        known = [asdict(blob) for blob in pulled]
         self.index.write_text(json.dumps(known))
 
     def _blob(self, offset: int, size: int) -> Blob:

@@ -128,14 +128,27 @@ def _fleet_on(server: Server, authorization: str, bench: Bench, verify: bool) ->
     return figures
 
 
-def _manifest(method: str, bench: Bench, peer: Peer, verify: bool) -> Figures:
+def _manifest(method: str, tag: str | None, bench: Bench, peer: Peer, verify: bool) -> Figures:
     with bench.serve_stored(peer) as (server, authorization):
-        # As containerd does: HEAD by tag, GET by digest.
-        reference = "image" if method == "HEAD" else bench.image_digest
-        path = f"/v2/{load.REPOSITORY}/manifests/{reference}"
+        path = f"/v2/{load.REPOSITORY}/manifests/{tag or bench.image_digest}"
         figures = _storm(server, authorization, method, path)
         if verify and peer.keeps != "nothing":
             load.check_manifest(server, authorization, bench.image_digest)
+    return figures
+
+
+def _base(bench: Bench, peer: Peer, verify: bool) -> Figures:
+    with bench.serve_stored(peer) as (server, authorization):
+        return _storm(server, authorization, "GET", "/v2/")
+
+
+def _small_blob(bench: Bench, peer: Peer, verify: bool) -> Figures:
+    with bench.serve_stored(peer) as (server, authorization):
+        small = bench.data.small
+        path = f"/v2/{load.REPOSITORY}/blobs/{small.digest}"
+        figures = _storm(server, authorization, "GET", path)
+        if verify:
+            bench.pull(server, authorization, [small], verify=True)
     return figures
 
 
@@ -296,16 +309,31 @@ _ALL = (
         "manifest-get",
         "GET a manifest by digest, 32 connections",
         REQUESTS,
-        partial(_manifest, "GET"),
+        partial(_manifest, "GET", None),
+        _PULLERS,
+    ),
+    Row(
+        "manifest-tag",
+        "GET a manifest by tag, 32 connections",
+        REQUESTS,
+        partial(_manifest, "GET", "image"),
         _PULLERS,
     ),
     Row(
         "manifest-head",
         "HEAD a manifest by tag, 32 connections",
         REQUESTS,
-        partial(_manifest, "HEAD"),
+        partial(_manifest, "HEAD", "image"),
         _PULLERS,
     ),
+    Row(
+        "small-blob",
+        "GET a blob of 4 KiB, 32 connections",
+        REQUESTS,
+        _small_blob,
+        _PULLERS,
+    ),
+    Row("base", "GET /v2/, 32 connections", REQUESTS, _base, _PULLERS),
     Row("tokens", "tokens for known credentials, 32 connections", REQUESTS, _tokens, _OWN),
     Row(
         "handshakes",

@@ -51,7 +51,7 @@ def test_any_bytes(method: str, path: str, query: str) -> None:
             assert json.loads(errors.body(code, error.message, error.detail))
         else:
             found.access().needs()
-            json.dumps(found.query, ensure_ascii=False).encode()
+            json.dumps({**found.query}, ensure_ascii=False).encode()
 
 
 def _written(found: Request, quoted: str) -> tuple[str, str]:
