@@ -480,7 +480,7 @@ def _print(outcomes: Sequence[Outcome], figures: dict[str, int], is_plan: bool) 
         for key, text in (
             ("skipped", "skipped"),
             ("failed", "failed"),
-            ("partly", "without all that refers to them"),
+            ("partly", "without all their artifacts"),
         )
         if figures[key]
     ]

@@ -29,6 +29,7 @@ from mayfly.registry.upstream.errors import (
     UpstreamError,
 )
 from mayfly.registry.upstream.health import UpstreamHost
+from mayfly.registry.upstream.tasks import ClientTasks
 from mayfly.storage.errors import (
     Interrupted,
     StorageError,
@@ -50,11 +51,11 @@ _STALE_SECONDS = 5.0
 _LOOKUP_SECONDS = 30.0
 """Longest wait of one lookup for answers of the upstream, all together."""
 
-AT_A_TIME = 16
-"""Lookups of one upstream at a time."""
+AT_A_TIME, _AT_A_TIME_OF_ONE = 16, 8
+"""Lookups of one upstream at a time, and of them those of one client."""
 
-MAX_WAITING = 1000
-"""Lookups at once, the waiting ones included; more are refused."""
+MAX_WAITING, MAX_WAITING_OF_ONE = 1000, 250
+"""Lookups of all clients, and of one, the waiting ones included; more are refused."""
 
 _MIN_ABSENT_SECONDS, _MAX_ABSENT_SECONDS = 5.0, 60.0
 """Bounds of the time for which an upstream's "not there" is remembered: the TTL of tags."""
@@ -154,8 +155,9 @@ class Lookups:
     """
 
     def __init__(self, hosts: Iterable[str], ttl: float) -> None:
-        self._turns = {host: Turns(AT_A_TIME) for host in hosts}
+        self._turns = {host: Turns(AT_A_TIME, _AT_A_TIME_OF_ONE) for host in hosts}
         self._ttl = ttl
+        self._tasks = ClientTasks(MAX_WAITING, MAX_WAITING_OF_ONE)
         self._running: dict[LookupKey, asyncio.Task[Failure | None]] = {}
         self._failures: SizedCache[LookupKey, Failure] = SizedCache(
             _REMEMBERED_BYTES, lambda _: 600
@@ -163,10 +165,7 @@ class Lookups:
 
     async def close(self) -> None:
         """End all lookups; clients that wait for one get `Interrupted`."""
-        running = [*self._running.values()]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await self._tasks.cancel()
 
     def remember_failure(self, key: LookupKey, seconds: float) -> None:
         """Look something up no more for some seconds."""
@@ -197,9 +196,9 @@ class Lookups:
             if failure is not None and time.monotonic() < failure.until:
                 raise _error(failure, host, key, has_stale)
             limit = 0.0 if has_stale else PATIENCE_SECONDS
-            if _rests(host, limit) or len(self._running) >= MAX_WAITING:
+            if _rests(host, limit) or not self._tasks.has_room(asker.client):
                 raise UpstreamUnavailable(host.name)
-            task = asyncio.create_task(self._run(host, key, look, asker.client))
+            task = self._tasks.start(asker.client, self._run(host, key, look, asker.client))
             self._running[key] = task
             task.add_done_callback(lambda _: self._running.pop(key))
         seconds = _STALE_SECONDS if has_stale else PATIENCE_SECONDS

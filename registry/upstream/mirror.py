@@ -40,6 +40,7 @@ from mayfly.registry.upstream.errors import (
 from mayfly.registry.upstream.health import UpstreamHost, UpstreamRecord
 from mayfly.registry.upstream.lookups import Asker, IsGone, LookupKey, Lookups, Requests
 from mayfly.registry.upstream.names import Origin, UpstreamNames
+from mayfly.registry.upstream.tasks import ClientTasks
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import DigestInvalid, ManifestInvalid, StorageError, StorageFull
@@ -62,9 +63,6 @@ _DOWNLOADS_OF_ONE = 16
 
 CONNECTIONS = lookups.AT_A_TIME + _DOWNLOADS
 """To one host: downloads must not keep lookups waiting."""
-
-_MAX_WAITING = 1000
-"""Downloads at once, the waiting ones included; more are refused."""
 
 _ANNOUNCED_BYTES, _ANNOUNCED_SECONDS = 256 * 1024, 60.0
 """Memory and time for the sizes that clients asked for by HEAD."""
@@ -119,17 +117,15 @@ class Mirror:
         self._arriving: dict[tuple[str, Digest], Download] = {}
         """The same by repository and digest."""
         self._turns = {name: Turns(_DOWNLOADS, _DOWNLOADS_OF_ONE) for name in self._hosts}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = ClientTasks(lookups.MAX_WAITING, lookups.MAX_WAITING_OF_ONE)
+        """Wait for a turn, and then download."""
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._lookups.close()
-        running = [*self._tasks]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await self._tasks.cancel()
 
     def records(self) -> list[UpstreamRecord]:
         """The use of each upstream so far."""
@@ -449,7 +445,7 @@ class Mirror:
             await self._check_room(size)
         download = self._downloads.get((host.name, digest))
         if download is None:
-            if len(self._tasks) >= _MAX_WAITING:
+            if not self._tasks.has_room(client):
                 raise UpstreamUnavailable(host.name)
             download = Download(host, origin.repository, digest, size)
             self._downloads[host.name, digest] = download
@@ -461,12 +457,10 @@ class Mirror:
         """Have a download begin as soon as it is the turn of any of its clients."""
         if download.has_turn or client in download.clients:
             return
-        if download.clients and len(self._tasks) >= _MAX_WAITING:
+        if download.clients and not self._tasks.has_room(client):
             return  # it waits for the turns of others
         download.clients.add(client)
-        task = asyncio.create_task(self._take_turn(download, client))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(client, self._take_turn(download, client))
 
     async def _take_turn(self, download: Download, client: Hashable) -> None:
         try:

@@ -723,6 +723,30 @@ async def test_no_client_has_all_downloads(make: Make, monkeypatch: pytest.Monke
     assert not world.mirror._downloads and not world.mirror._arriving
 
 
+async def test_no_client_has_all_lookups(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names for which the upstream hangs delay their own client alone; it may wait for few."""
+    monkeypatch.setattr(lookups, "MAX_WAITING_OF_ONE", 20)
+    world = await make()
+    world.hub.push("org/app", "1", LAYER)
+    ever = asyncio.Event()
+
+    async def hang(request: web.Request) -> web.StreamResponse | None:
+        if "hang" in request.path:
+            await ever.wait()
+        return None
+
+    world.hub.first = hang
+    paths = [f"{APP}/manifests/hang{number}" for number in range(30)]
+    busy = [asyncio.create_task(world.get(path)) for path in paths]
+    # Those beyond its share are refused at once.
+    done, waiting = await asyncio.wait(busy, timeout=2)
+    assert (len(done), len(waiting)) == (10, 20)
+    assert {(await one)[0] for one in done} == {502}
+    assert (await world.get_as("127.0.0.2", f"{APP}/manifests/1"))[0] == 200
+    ever.set()
+    assert {(await one)[0] for one in waiting} == {404}
+
+
 async def test_a_download_has_an_end(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upstream that sends a few bytes a connection, and then breaks it, is given up."""
     monkeypatch.setattr("mayfly.registry.upstream.download._START_SECONDS", 0.5)
