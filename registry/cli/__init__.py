@@ -27,6 +27,7 @@ _COMMANDS = {
     "node": "mayfly.registry.cli.node",
     "node-config": "mayfly.registry.cli.node_config",
     "prefetch": "mayfly.registry.cli.prefetch",
+    "check": "mayfly.registry.cli.check",
     "audit": "mayfly.registry.cli.audit",
     "bundle": "mayfly.registry.cli.bundle",
     "copy": "mayfly.registry.cli.copy:copy",

@@ -26,6 +26,7 @@ COMMAND_GROUPS = {
         "credentials",
         "node",
         "node-config",
+        "check",
         "prefetch",
         "credential-provider",
         "audit",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import click
 
 from mayfly.registry.cli.credentials import DEFAULT_HOURS, issue
 from mayfly.registry.cli.help import Group
-from mayfly.registry.cli.options import JSON_HELP, print_json, state_directory
+from mayfly.registry.cli.options import JSON_HELP, combined, print_json, state_directory
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo
 
@@ -27,15 +26,6 @@ RUNTIMES = ("docker", "containerd", "podman")
 DISTRIBUTIONS = ("talos", "openshift", "k3s", "rke2", "crio")
 
 
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def add(function: Any) -> Any:
-        return functools.reduce(
-            lambda wrapped, option: option(wrapped), reversed(options), function
-        )
-
-    return add
-
-
 _RUNTIME_HELP = "What pulls images on the node; podman stands for CRI-O, skopeo and buildah, too."
 
 _runtime = click.option(
@@ -46,7 +36,7 @@ _runtime = click.option(
     help=_RUNTIME_HELP,
 )
 
-_node = _options(
+_node = combined(
     click.option(
         "--root-dir",
         type=click.Path(path_type=Path, file_okay=False, exists=True),
@@ -59,7 +49,7 @@ _node = _options(
     click.option("--json", "as_json", is_flag=True, help=JSON_HELP),
 )
 
-server_options = _options(
+server_options = combined(
     click.option(
         "--registry",
         envvar="MAYFLY_REGISTRY",
@@ -77,7 +67,7 @@ server_options = _options(
 )
 """Of the registry that a node or a command uses."""
 
-_target = _options(
+_target = combined(
     server_options,
     click.option(
         "--mirror",
@@ -95,7 +85,7 @@ _target = _options(
     ),
 )
 
-_lifetime = _options(
+_lifetime = combined(
     click.option(
         "--hours",
         type=float,
@@ -107,7 +97,7 @@ _lifetime = _options(
     state_directory,
 )
 
-registry_options = _options(
+registry_options = combined(
     _target,
     click.option(
         "--node",
@@ -121,7 +111,7 @@ registry_options = _options(
 )
 """Options of `read_target`, for a command about one node."""
 
-nodes_options = _options(_target, _lifetime)
+nodes_options = combined(_target, _lifetime)
 """The same for a command about many nodes."""
 
 _force = click.option("--force", is_flag=True, help="Lose what was edited since Mayfly wrote it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,17 @@ def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
     for setting in reversed(SETTINGS):
         wrapped = _option(setting)(wrapped)
     return wrapped
+
+
+def combined(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return one decorator for several options, in their order."""
+
+    def add(function: Any) -> Any:
+        return functools.reduce(
+            lambda wrapped, option: option(wrapped), reversed(options), function
+        )
+
+    return add
 
 
 def _option(setting: declared.Setting[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -14,7 +14,7 @@ import click
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.node import chosen_runtime, images_option, listed_images, runtime_option
 from mayfly.registry.cli.node_config import node_errors, nodes_options, read_target
-from mayfly.registry.cli.options import DURATION, JSON_HELP
+from mayfly.registry.cli.options import DURATION, JSON_HELP, combined
 from mayfly.registry.cli.progress import print_event
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.settings.errors import ConfigError
@@ -25,13 +25,40 @@ if TYPE_CHECKING:
 
 _PROGRESS_SECONDS = 5.0
 _NODES_SHOWN = 8
-_STATUS_SECONDS = 60.0
+STATUS_SECONDS = 60.0
 """For the status of many nodes and images."""
 
 # Spelled here once more so that the help needs no import; a test compares.
 CONCURRENCY = 16
 ATTEMPTS = 4
 TIMEOUT = "2h"
+
+
+ssh_options = combined(
+    click.option(
+        "--ssh-config",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        envvar="MAYFLY_SSH_CONFIG",
+        metavar="FILE",
+        help="ssh's configuration.  [default: the user's and the system's]",
+    ),
+    click.option(
+        "--user",
+        envvar="MAYFLY_USER",
+        metavar="NAME",
+        help="User to log in as.  [default: of ssh's configuration]",
+    ),
+    click.option("--sudo", is_flag=True, help="Become root on the node by sudo -n."),
+    click.option(
+        "--concurrency",
+        type=click.IntRange(1, 256),
+        default=CONCURRENCY,
+        show_default=True,
+        metavar="N",
+        help="Nodes at a time.",
+    ),
+)
+"""Options by which nodes are reached."""
 
 
 @click.command("prefetch", cls=Command)
@@ -51,28 +78,7 @@ TIMEOUT = "2h"
 )
 @images_option
 @runtime_option
-@click.option(
-    "--ssh-config",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    envvar="MAYFLY_SSH_CONFIG",
-    metavar="FILE",
-    help="ssh's configuration.  [default: the user's and the system's]",
-)
-@click.option(
-    "--user",
-    envvar="MAYFLY_USER",
-    metavar="NAME",
-    help="User to log in as.  [default: of ssh's configuration]",
-)
-@click.option("--sudo", is_flag=True, help="Become root on the node by sudo -n.")
-@click.option(
-    "--concurrency",
-    type=click.IntRange(1, 256),
-    default=CONCURRENCY,
-    show_default=True,
-    metavar="N",
-    help="Nodes at a time.",
-)
+@ssh_options
 @click.option(
     "--attempts",
     type=click.IntRange(1, 20),
@@ -195,7 +201,7 @@ def _states(state_dir: Path, registry: str, images: Collection[str]) -> Iterator
     from mayfly.registry.coverage.states import State, accepted
     from mayfly.registry.nodes.script import images_of
 
-    coverage = ask(state_dir, "status", timeout=_STATUS_SECONDS)["coverage"]
+    coverage = ask(state_dir, "status", timeout=STATUS_SECONDS)["coverage"]
     if coverage is None:
         return
     matrix = {

@@ -39,6 +39,9 @@ class Cause(StrEnum):
     PROOF = "proof"
     DIFFERENT = "different"
     NO_CONFIG_PATH = "no_config_path"
+    NO_ROOM = "no_room"
+    NO_SENDER = "no_sender"
+    NO_PLATFORM = "no_platform"
 
 
 TEXTS: dict[Cause, tuple[str, str]] = {
@@ -151,6 +154,19 @@ TEXTS: dict[Cause, tuple[str, str]] = {
         "kubelet's own pulls do not go through the registry",
         "set config_path in its containerd's config.toml and restart containerd once; the node "
         "script prints the two lines",
+    ),
+    Cause.NO_ROOM: (
+        "the images do not fit where kubelet leaves them",
+        "free space on the file system of the node's images, or enlarge it: above 85 % kubelet "
+        "removes images",
+    ),
+    Cause.NO_SENDER: (
+        "it has no program that can send its proof",
+        "install curl or GNU wget on the node",
+    ),
+    Cause.NO_PLATFORM: (
+        "an image has nothing for its platform",
+        "fetch the image for this platform too: mayfly bundle create with --platform",
     ),
 }
 """Cause → what it means, after "NODE: ", and what to do."""

@@ -181,6 +181,11 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
     (tmp_path / "printed").write_text('{"version": 1, "nonce": "", "images": []}\n')
     proof = ("node", "proof", "--node", "n1", tmp_path / "printed", *state)
     check("node proof", output(*proof))
+    words = ("--nodes", tmp_path / "nodes", "--via", "ssh", "--root", tmp_path / "root")
+    path = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "STUB_STATE": str(tmp_path)}
+    done = mayfly("check", *state, *words, "--json", env=path)
+    assert done.returncode == 3, done.stderr
+    check("check", json.loads(done.stdout))
     url = json.loads((server.state_dir / "ready.json").read_text())["url"]
     for user in ("made up", "admin"):
         request = urllib.request.Request(f"{url}/v2/team/app/tags/list")

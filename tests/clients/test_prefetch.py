@@ -22,6 +22,7 @@ from tests.clients.node_machines import GATEWAY, NETWORK, Machine, bridge, event
 from tests.kubelet.namespace import own_network
 from tests.support.commands import command_line, environment, mayfly
 from tests.support.process import Mayfly, need, need_root
+from tests.support.trees import snapshot
 
 PORT = 5781
 IMAGES = ("docker.io/library/one:1", "quay.io/team/two:2")
@@ -195,6 +196,36 @@ def test_what_is_wrong_is_named_and_the_rest_proven(
     assert ended == {
         FULL_DISK: True, KILLED: True, CLOCK: False, DOWN: False, STRANGER: False, REFUSED: False,
     }, done_again.stdout  # fmt: skip
+
+
+def test_check_finds_it_before_and_changes_nothing(
+    machines: dict[str, Machine], bundle: Path, server: Mayfly, ssh_config: Path, tmp_path: Path
+) -> None:
+    """What would go wrong in the prefetch is found, and no file of a machine or of Mayfly's is."""
+
+    def trees() -> list[Any]:
+        directories = [bundle, server.state_dir, server.root]
+        directories += [machine.directory / "root.u" for machine in machines.values()]
+        return [machine.tree() for machine in machines.values()] + [*map(snapshot, directories)]
+
+    before = trees()
+    words = ["--state-dir", server.state_dir, "--root", server.root, "--ssh-config", ssh_config]
+    done = mayfly("check", bundle, *words, "--via", "ssh", "--json", timeout=300)
+    assert trees() == before
+    assert done.returncode == 3, done.stderr
+    found: dict[str, list[str]] = {}
+    for one in json.loads(done.stdout)["findings"]:
+        # The disk of the host may be nearly full.
+        if one["code"] != "no_room" or one["node"] == FULL_DISK:
+            found.setdefault(one["node"], []).append(one["code"])
+    assert found == {
+        NO_PATH: ["no_config_path"],
+        FULL_DISK: ["no_room"],
+        CLOCK: ["clock"],
+        DOWN: ["down"],
+        STRANGER: ["host_key"],
+        REFUSED: ["login"],
+    }, done.stdout
 
 
 def test_run_with_prefetch_is_the_whole_upgrade(

@@ -92,6 +92,13 @@ CASES: dict[str, list[tuple[str, ...]]] = {
         ("broken.tar", "--node", NAME, *STATE),
         ("broken.tar", "--node", "n", "--registry", NAME),
     ],
+    "check": [
+        STATE,
+        ("bundle", "--nodes", NAME, *STATE),
+        (NAME, *STATE),
+        ("--ssh-config", NAME),
+        ("--images", NAME, "--via", "ssh", *STATE),
+    ],
     "node-config show": [
         ("--runtime", "docker", "--registry", NAME),
         ("--runtime", "docker", "--registry", "http://127.0.0.1:5000", "--mirror", NAME),

@@ -89,7 +89,7 @@ EVERY_COMMAND = """
 import subprocess, sys
 commands = {
     "status": [], "wait": ["--ready"], "node-config": ["show"],
-    "node": ["script"], "prefetch": [], "ls": [], "du": [], "gc": [],
+    "node": ["script"], "prefetch": [], "check": [], "ls": [], "du": [], "gc": [],
     "verify": [], "inventory": [], "export": ["--all", "-o", "out.tar"],
     "user": ["ls", "--auth", "."],
     "grant": ["ls", "--auth", "."], "credentials": [], "inspect": ["none:1"], "rm": ["none:1"],

@@ -1,0 +1,303 @@
+"""``mayfly check``: see before an upgrade what would go wrong in it, and change nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import click
+
+from mayfly.registry.cli.help import Command
+from mayfly.registry.cli.node import images_option, listed_images
+from mayfly.registry.cli.node_config import node_errors
+from mayfly.registry.cli.options import JSON_HELP, print_json, root_directory, state_directory
+from mayfly.registry.cli.prefetch import STATUS_SECONDS, node_names, ssh_options
+from mayfly.registry.exit_codes import Exit
+from mayfly.registry.text import echo, join_names
+
+if TYPE_CHECKING:
+    from mayfly.registry.control.readiness import Ready
+    from mayfly.registry.nodes.image_content import ImageContent
+    from mayfly.registry.nodes.probe import NodeFindings
+    from mayfly.registry.nodes.script import NodeImage
+    from mayfly.storage.interface import Reader
+
+_NAMES = 5
+_CONNECT_SECONDS = 10.0
+_RESERVE_SHARE = 100
+_RESERVE = 64 * 1024 * 1024
+"""Bytes of the root's disk that `serve` leaves free, or the hundredth of a small one."""
+
+_SOON_SECONDS = 24 * 3600
+"""A certificate that ends within this time ends in the upgrade."""
+
+
+class Finding(NamedTuple):
+    """Something that is not in order.
+
+    Attributes:
+        code: of `HERE`, or a `Cause`.
+        message: what to do.
+        node: None for one about the registry.
+        images: it is about.
+        detail: further facts; may be text of a node.
+    """
+
+    code: str
+    message: str
+    node: str | None = None
+    images: tuple[str, ...] = ()
+    detail: str = ""
+
+
+HERE = {
+    "absent": (
+        "the registry does not have it",
+        "serve a bundle that has it, or add it: mayfly import or mayfly copy",
+    ),
+    "incomplete": (
+        "content of it is missing or damaged",
+        "fetch the bundle again, or repair the store: mayfly verify --repair",
+    ),
+    "no_users": (
+        "the registry runs without users, so nodes cannot prove what they have",
+        "start it with --auth auto",
+    ),
+    "unreachable": (
+        "the registry does not answer at its own address",
+        "start it with --listen, --hostname or --external-url as nodes reach it",
+    ),
+    "certificate": (
+        "its certificate is not valid there",
+        "start it with --hostname or --external-url for the name that nodes use, or renew the "
+        "certificate",
+    ),
+    "root_full": (
+        "the disk of the root is full",
+        "free space there: mayfly du shows what takes it, mayfly gc removes what is not used",
+    ),
+}
+"""Code of a finding about the registry → what it means, and what to do."""
+
+
+@click.command("check", cls=Command)
+@click.argument("bundles", metavar="[BUNDLE]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--nodes",
+    envvar="MAYFLY_NODES",
+    metavar="FILE",
+    help="Nodes, one a line.  [default: --nodes of the Mayfly that runs here]",
+)
+@click.option(
+    "--via",
+    type=click.Choice(["none", "ssh"]),
+    default="none",
+    show_default=True,
+    help="Look at nodes over ssh, too; they are not changed.",
+)
+@images_option
+@ssh_options
+@root_directory
+@state_directory
+@click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
+def command(
+    bundles: tuple[Path, ...],
+    nodes: str | None,
+    via: str,
+    images: Path | None,
+    ssh_config: Path | None,
+    user: str | None,
+    sudo: bool,
+    concurrency: int,
+    root: Path,
+    state_dir: Path,
+    as_json: bool,
+) -> int:
+    """Look for what would go wrong in an upgrade; nothing is changed anywhere.
+
+    The BUNDLEs and --root are those of the Mayfly that runs here.
+    """
+    from mayfly.registry.control.client import ask
+    from mayfly.registry.control.readiness import read_ready
+    from mayfly.registry.nodes.image_content import contents
+    from mayfly.registry.nodes.script import images_of
+
+    ready = read_ready(state_dir)
+    listed = listed_images(images, state_dir)
+    with node_errors():
+        wanted = images_of(listed, urlsplit(ready.url).netloc)
+    with _readers(bundles, root) as readers:
+        content = contents(readers, wanted)
+    status = ask(state_dir, "status", timeout=STATUS_SECONDS)
+    mirrored = {upstream["host"] for upstream in status["upstreams"]}
+    findings = [*_of_images(content, mirrored), *_of_registry(ready, state_dir, root)]
+    names: tuple[str, ...] = ()
+    if via == "ssh":
+        from mayfly.registry.nodes.ssh import SSH
+
+        names = node_names(nodes, state_dir)
+        seen = _look(names, wanted, content, ready, SSH(ssh_config, user, sudo), concurrency)
+        findings += _of_nodes(seen, content)
+    if as_json:
+        found = [finding._asdict() for finding in findings]
+        print_json({"images": len(wanted), "nodes": len(names), "findings": found})
+    else:
+        _print(findings, len(wanted), len(names))
+    return Exit.INCOMPLETE if findings else Exit.DONE
+
+
+def _print(findings: Sequence[Finding], images: int, nodes: int) -> None:
+    from mayfly.registry.nodes.causes import TEXTS, Cause
+    from mayfly.storage.text import counted
+
+    for one in findings:
+        what = HERE[one.code][0] if one.code in HERE else TEXTS[Cause(one.code)][0]
+        names = join_names(one.images, _NAMES)
+        where = one.node or names or "registry"
+        about = f" ({names})" if one.node and names else ""
+        detail = f": {one.detail}" if one.detail else ""
+        echo(f"{where}: {what}{about}{detail}. To do: {one.message}")
+    echo(
+        f"looked at {counted(images, 'image')} and {counted(nodes, 'node')}: "
+        f"{counted(len(findings), 'finding') if findings else 'nothing found'}"
+    )
+
+
+@contextlib.contextmanager
+def _readers(bundles: Sequence[Path], root: Path) -> Iterator[list[Reader]]:
+    """The bundles and the store, to read them.
+
+    Raises:
+        BundleInvalid: a bundle cannot be read.
+    """
+    from mayfly.storage.directory.reader import DirectoryReader
+
+    with contextlib.ExitStack() as stack:
+        readers: list[Reader] = []
+        if bundles:
+            from mayfly.storage.bundle.open import open_bundles
+
+            opened = stack.enter_context(contextlib.closing(open_bundles(bundles)))
+            if opened.unhashed:
+                opened.hash(lambda size: None)
+            readers.append(opened.layer)
+        if root.is_dir():
+            readers.append(DirectoryReader(root))
+        yield readers
+
+
+def _of_images(
+    content: dict[str, ImageContent | None], mirrored: Collection[str]
+) -> Iterator[Finding]:
+    """Find images that are not here or not whole; those of mirrored registries are fetched."""
+    for name, found in content.items():
+        if name.partition("/")[0] in mirrored:
+            continue
+        if found is None:
+            yield _here("absent", (name,))
+        elif found.lacking or found.damaged:
+            blobs = join_names([str(digest) for digest in found.lacking], _NAMES)
+            yield _here("incomplete", (name,), "; ".join(t for t in (blobs, found.damaged) if t))
+
+
+def _here(code: str, images: tuple[str, ...] = (), detail: str = "") -> Finding:
+    return Finding(code, HERE[code][1], None, images, detail)
+
+
+def _of_registry(ready: Ready, state_dir: Path, root: Path) -> Iterator[Finding]:
+    from mayfly.registry.state import runs
+    from mayfly.registry.state.directory import SIGNING_KEY
+
+    if runs.load(state_dir) is None or not (state_dir / SIGNING_KEY).exists():
+        yield _here("no_users")
+    yield from _of_connection(ready)
+    if root.is_dir():
+        disk = shutil.disk_usage(root)
+        if disk.free < min(_RESERVE, disk.total // _RESERVE_SHARE):
+            yield _here("root_full", detail=str(root))
+
+
+def _of_connection(ready: Ready) -> Iterator[Finding]:
+    """Connect as a node does, without a request."""
+    import socket
+    import ssl
+    import time
+
+    parts = urlsplit(ready.url)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        with socket.create_connection((host, port), _CONNECT_SECONDS) as connection:
+            if parts.scheme != "https":
+                return
+            context = ssl.create_default_context(cafile=ready.ca)
+            with context.wrap_socket(connection, server_hostname=host) as secured:
+                ends = ssl.cert_time_to_seconds(str((secured.getpeercert() or {})["notAfter"]))
+    except ssl.SSLError as error:
+        yield _here("certificate", detail=f"{ready.url}: {error.reason or error}")
+        return
+    except OSError as error:
+        yield _here("unreachable", detail=f"{ready.url}: {error.strerror or error}")
+        return
+    if ends < time.time() + _SOON_SECONDS:
+        yield _here("certificate", detail=f"{ready.url}: it ends within a day")
+
+
+def _look(
+    nodes: Sequence[str],
+    wanted: Sequence[NodeImage],
+    content: dict[str, ImageContent | None],
+    ready: Ready,
+    ssh: Any,
+    concurrency: int,
+) -> list[NodeFindings]:
+    from mayfly.registry.cli.interrupts import run_cancellable
+    from mayfly.registry.nodes.image_content import needed
+    from mayfly.registry.nodes.probe import look_at_nodes, probe_script
+    from mayfly.registry.nodes.ssh import check_destination, find_ssh
+    from mayfly.registry.nodes.target import parse
+
+    for node in nodes:
+        check_destination(node)
+    find_ssh()
+    with node_errors():
+        ca = None if ready.ca is None else Path(ready.ca).read_bytes()
+        script = probe_script(parse(ready.url, ca), wanted)
+    return run_cancellable(
+        look_at_nodes(
+            nodes,
+            [image.reference for image in wanted],
+            script,
+            ssh,
+            lambda architecture, images: needed(content, architecture, images),
+            concurrency,
+        )
+    )
+
+
+def _of_nodes(
+    seen: Sequence[NodeFindings], content: dict[str, ImageContent | None]
+) -> Iterator[Finding]:
+    from mayfly.registry.nodes.causes import TEXTS, Cause
+
+    for one in seen:
+        for failure in one.findings:
+            remedy = TEXTS[failure.cause][1]
+            yield Finding(failure.cause, remedy, one.node, failure.images, failure.detail)
+        if one.architecture is None:
+            continue
+        without = tuple(
+            name
+            for name, found in content.items()
+            if found is not None
+            and not found.damaged
+            and found.layers_for(one.architecture) is None
+        )
+        if without:
+            remedy = TEXTS[Cause.NO_PLATFORM][1]
+            detail = f"linux/{one.architecture}"
+            yield Finding(Cause.NO_PLATFORM, remedy, one.node, without, detail)

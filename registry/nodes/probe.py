@@ -1,0 +1,243 @@
+"""Look at nodes before an upgrade, over ssh, and change nothing on them.
+
+The script is `script.sh` up to its last line, which would begin the work, and then `probe.sh`, so
+that both find a node's runtime in the same way. It holds no credential. What it prints is input
+from another machine, as in `node_output`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mayfly.registry.nodes.causes import Cause, cause_of_end, is_wrong
+from mayfly.registry.nodes.node_output import NodeOutput
+from mayfly.registry.nodes.prefetch import Failure
+from mayfly.registry.nodes.script import NodeImage, node_script
+from mayfly.registry.nodes.ssh import SSH, TIMED_OUT, run_script
+from mayfly.registry.nodes.target import Target
+from mayfly.storage.text import format_size
+
+KUBELET_SHARE = 0.85
+"""Of the file system of images that may be used: above it kubelet collects images
+(imageGCHighThresholdPercent)."""
+
+TIMEOUT_SECONDS = 120.0
+"""For a look at one node."""
+
+_ARCHITECTURES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "armv6l": "arm",
+    "i686": "386",
+    "ppc64le": "ppc64le",
+    "s390x": "s390x",
+    "riscv64": "riscv64",
+}
+"""uname -m → the architecture's name in images."""
+
+_BEGIN = 'main "$@" </dev/null\n'
+_MARK = "mayfly-check "
+_MAX_NUMBER = 2**53
+_KIB = 1024
+_DETAIL = 200
+
+
+def probe_script(target: Target, images: Sequence[NodeImage]) -> str:
+    """Return the script that looks at a node.
+
+    Raises:
+        TrustError: a name cannot stand in the script.
+    """
+    text = node_script(dataclasses.replace(target, credential=None), "", images)
+    before, _, after = text.rpartition(_BEGIN)
+    assert not after
+    return before + Path(__file__).with_name("probe.sh").read_text("utf-8")
+
+
+@dataclass(slots=True)
+class Look:
+    """The facts that a node showed; None where it showed nothing.
+
+    Attributes:
+        time: Unix seconds by its clock.
+        architecture: as images have it; the node's own word for an unknown one.
+        user: number of the user that the script runs as.
+        runtime: "none" if none answers.
+        config_path: whether kubelet's own pulls use the files of `node-config`.
+        total, free: bytes of the file system of its images.
+        sender: whether it has a program that can send a proof.
+        reaches: whether it reaches the registry; None if it cannot be said.
+        detail: why it does not.
+        has: images that its runtime lists.
+        complete: whether it showed all.
+    """
+
+    time: int | None = None
+    architecture: str | None = None
+    user: int | None = None
+    runtime: str | None = None
+    config_path: bool | None = None
+    total: int | None = None
+    free: int | None = None
+    sender: bool | None = None
+    reaches: bool | None = None
+    detail: str = ""
+    has: set[str] = field(default_factory=set)
+    complete: bool = False
+
+    def take(self, line: bytes, images: Collection[str]) -> None:
+        """Take a line of the script's output; any other line is ignored."""
+        text = line.decode(errors="replace")
+        if not text.startswith(_MARK):
+            return
+        key, _, value = text.removeprefix(_MARK).strip().partition(" ")
+        match key:
+            case "time":
+                self.time = _number(value)
+            case "machine":
+                self.architecture = _ARCHITECTURES.get(value, value[:32])
+            case "user":
+                self.user = _number(value)
+            case "runtime":
+                known = ("containerd", "docker", "podman", "none")
+                self.runtime = value if value in known else None
+            case "config_path":
+                self.config_path = {"yes": True, "no": False}.get(value)
+            case "space":
+                total, _, free = value.partition(" ")
+                in_total, left = _number(total), _number(free)
+                if in_total is not None and left is not None:
+                    self.total, self.free = in_total * _KIB, left * _KIB
+            case "sender":
+                self.sender = {"yes": True, "no": False}.get(value)
+            case "reach":
+                word, _, detail = value.partition(" ")
+                self.reaches = {"yes": True, "no": False}.get(word)
+                self.detail = detail[:_DETAIL]
+            case "has" if value in images:
+                self.has.add(value)
+            case "done":
+                self.complete = True
+
+
+def _number(text: str) -> int | None:
+    if not text.isascii() or not text.isdigit() or len(text) > 16:
+        return None
+    number = int(text)
+    return number if number < _MAX_NUMBER else None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFindings:
+    """The findings on one node.
+
+    Attributes:
+        architecture: None if the node did not show it.
+        findings: empty if all is in order.
+    """
+
+    node: str
+    architecture: str | None
+    findings: tuple[Failure, ...]
+
+
+async def look_at_nodes(
+    nodes: Sequence[str],
+    images: Sequence[str],
+    script: str,
+    ssh: SSH,
+    need: Callable[[str, Collection[str]], int],
+    concurrency: int,
+) -> list[NodeFindings]:
+    """Look at every node, a few at a time; if this is cancelled, every ssh is ended.
+
+    Args:
+        nodes: their names.
+        images: that they are to have, by their full names.
+        script: of `probe_script`.
+        ssh: how nodes are reached.
+        need: returns the bytes that a node of an architecture needs for images that it lacks.
+        concurrency: nodes at a time.
+    """
+    places = asyncio.Semaphore(concurrency)
+
+    async def look(node: str) -> NodeFindings:
+        async with places:
+            return await _look(node, images, script, ssh, need)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(look(node)) for node in nodes]
+    return [task.result() for task in tasks]
+
+
+async def _look(
+    node: str,
+    images: Sequence[str],
+    script: str,
+    ssh: SSH,
+    need: Callable[[str, Collection[str]], int],
+) -> NodeFindings:
+    found, output, wanted = Look(), NodeOutput(images), frozenset(images)
+    code = await run_script(
+        ssh.words(node),
+        script.encode(),
+        on_stdout=lambda line: found.take(line, wanted),
+        on_stderr=output.stderr,
+        most=output.most,
+        seconds=TIMEOUT_SECONDS,
+    )
+    if not found.complete:
+        cause = Cause.TIMED_OUT
+        if code != TIMED_OUT:
+            cause = cause_of_end(code, output.messages, output.others)
+        lines = output.messages or output.others
+        failure = Failure(cause, tuple(images), lines[-1] if lines else "")
+        return NodeFindings(node, found.architecture, (failure,))
+    return NodeFindings(node, found.architecture, tuple(judge(found, images, time.time(), need)))
+
+
+def judge(
+    found: Look,
+    images: Sequence[str],
+    now: float,
+    need: Callable[[str, Collection[str]], int],
+) -> list[Failure]:
+    """Return what is not in order on a node.
+
+    Args:
+        found: what it showed.
+        images: that it is to have.
+        now: Unix seconds.
+        need: see `look_at_nodes`.
+    """
+    findings = []
+    if found.user != 0:
+        findings.append(Failure(Cause.NOT_ROOT, ()))
+    if found.runtime in (None, "none"):
+        findings.append(Failure(Cause.NO_RUNTIME, ()))
+    if found.time is not None and is_wrong(skew := found.time - now):
+        detail = f"{abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
+        findings.append(Failure(Cause.CLOCK, (), detail))
+    if found.reaches is False:
+        findings.append(Failure(Cause.NO_REGISTRY, (), found.detail))
+    if found.config_path is False:
+        findings.append(Failure(Cause.NO_CONFIG_PATH, ()))
+    if found.sender is False:
+        findings.append(Failure(Cause.NO_SENDER, ()))
+    lacking = tuple(image for image in images if image not in found.has)
+    if found.total is not None and found.free is not None and found.architecture is not None:
+        needed = need(found.architecture, lacking)
+        room = max(int(found.total * KUBELET_SHARE) - (found.total - found.free), 0)
+        if needed > room:
+            detail = (
+                f"some {format_size(needed)} needed, {format_size(room)} left below "
+                f"{KUBELET_SHARE:.0%} of {format_size(found.total)}"
+            )
+            findings.append(Failure(Cause.NO_ROOM, lacking, detail))
+    return findings
