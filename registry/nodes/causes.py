@@ -139,7 +139,8 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.NO_PROOF: (
         "its images are there, but it cannot tell the registry",
-        "install curl or GNU wget on the node, then run this again",
+        "install curl or GNU wget on the node, then run this again; or send its proof with "
+        "mayfly node proof",
     ),
     Cause.PROOF: (
         "the registry did not take its proof",
@@ -162,7 +163,7 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.NO_SENDER: (
         "it has no program that can send its proof",
-        "install curl or GNU wget on the node",
+        "install curl or GNU wget on the node, or send its proof with mayfly node proof",
     ),
     Cause.NO_PLATFORM: (
         "an image has nothing for its platform",
