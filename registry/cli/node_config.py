@@ -220,7 +220,8 @@ def _print_distribution(
         ConfigError: an option is malformed, or the settings cannot be made.
     """
     from mayfly.registry.coverage.upgrade_lists import read_images
-    from mayfly.registry.nodes.distributions import MAX_EXISTING, render
+    from mayfly.registry.nodes.distributions import render
+    from mayfly.registry.nodes.merging import MAX_EXISTING
     from mayfly.registry.nodes.script import images_of, with_mirrors
 
     listed = [] if images is None else read_images(images, option="--images")

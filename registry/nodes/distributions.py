@@ -10,16 +10,16 @@ Nothing is applied here, so nothing is saved for a revert: the notes say how to 
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mayfly.auth import toml
-from mayfly.registry.nodes import podman
+from mayfly.registry.nodes import podman, rancher
 from mayfly.registry.nodes.commands import plan_commands
+from mayfly.registry.nodes.merging import read_toml, table_at, to_yaml
 from mayfly.registry.nodes.plan import Note, NoteCode, Plan, PlannedFile
 from mayfly.registry.nodes.runtimes import EmptyNode, make_plan
 from mayfly.registry.nodes.target import Target
@@ -29,12 +29,6 @@ NAME = "mayfly"
 """Of every object that is rendered."""
 
 PINS_CONF = "/etc/crio/crio.conf.d/50-mayfly-pins.conf"
-
-MAX_EXISTING = 1024 * 1024
-"""Bytes of a file to merge with."""
-
-_MAX_DEPTH = 32
-"""Tables and lists within one another in a file to merge with; k3s has five."""
 
 _LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _OPENSHIFT_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*(?::[0-9]+)?")
@@ -119,7 +113,7 @@ def _talos(target: Target, images: Sequence[str], existing: bytes | None) -> Ren
         ),
     )
     apply = "talosctl patch machineconfig --nodes NODE --patch @FILE"
-    return Rendered(_yaml(documents), (apply,), notes)
+    return Rendered(to_yaml(documents), (apply,), notes)
 
 
 def _openshift(target: Target, images: Sequence[str], existing: bytes | None) -> Rendered:
@@ -199,81 +193,36 @@ def _openshift(target: Target, images: Sequence[str], existing: bytes | None) ->
         ),
         Note(NoteCode.TAKE_BACK, "to take it back: oc delete -f FILE, and undo oc patch"),
     )
-    return Rendered(_yaml(documents), activate, notes)
+    return Rendered(to_yaml(documents), activate, notes)
 
 
-def _rancher(product: str, services: str) -> Callable[..., Rendered]:
+def _rancher(product: str) -> Callable[[Target, Sequence[str], bytes | None], Rendered]:
     """The renderer of k3s or RKE2, which differ in names only."""
-    directory = f"/etc/rancher/{product}"
-    path = f"{directory}/registries.yaml"
+    path = rancher.registries_yaml(product)
 
     def rendered(target: Target, images: Sequence[str], existing: bytes | None) -> Rendered:
-        settings = {} if existing is None else _parsed_yaml(existing)
-        url = f"{target.url}/v2" if target.path else target.url
-        own = () if target.tls and not target.path else (target.registry,)
-        names = (*target.mirrors, *own)
-        rewritten = [name for name in names if _add_endpoint(settings, name, url)]
-        _configure(settings, target, f"{directory}/mayfly-ca.crt")
-        files = [
-            PlannedFile(path, _yaml([settings]).encode(), 0o600, private=True),
-        ]
-        if target.ca is not None:
-            files.insert(0, PlannedFile(f"{directory}/mayfly-ca.crt", target.ca))
-        plan = Plan(tuple(files), notes=tuple(_notes(existing, rewritten)))
-        return Rendered("\n".join([*plan_commands(plan), ""]), (), plan.notes)
-
-    def _notes(existing: bytes | None, rewritten: Sequence[str]) -> Iterator[Note]:
+        plan = rancher.plan(product, target, existing)
+        notes = plan.notes
         if existing is None:
-            yield Note(
-                NoteCode.MERGE,
-                f"this replaces a {path} that the node has; give that file with --merge to keep "
-                "its settings",
-                path,
+            notes += (
+                Note(
+                    NoteCode.MERGE,
+                    f"this replaces a {path} that the node has; give that file with --merge to "
+                    "keep its settings",
+                    path,
+                ),
             )
-        if rewritten:
-            yield Note(
-                NoteCode.REWRITE,
-                f"{product} rewrites names for every endpoint of {', '.join(rewritten)}, so Mayfly "
-                "is asked for the rewritten ones",
+        notes += (
+            Note(
+                NoteCode.TAKE_BACK,
+                f"to take it back put the old {path} in its place, or remove it, and restart again",
                 path,
-                mirrors=tuple(rewritten),
-            )
-        yield Note(
-            NoteCode.RESTART, f"{product} reads {path} at its start: restart {services}", path
+            ),
         )
-        yield Note(
-            NoteCode.TAKE_BACK,
-            f"to take it back put the old {path} in its place, or remove it, and restart again",
-            path,
-        )
+        commands = plan_commands(dataclasses.replace(plan, notes=notes))
+        return Rendered("\n".join([*commands, ""]), (), notes)
 
     return rendered
-
-
-def _add_endpoint(settings: dict[str, Any], name: str, url: str) -> bool:
-    """Put an endpoint first for one upstream; whether names are rewritten for it."""
-    mirrors = _table(settings, "mirrors")
-    if mirrors.get(name) is None and mirrors.get("*") is not None:
-        # A table of its own takes the place of the one for all upstreams.
-        mirrors[name] = copy.deepcopy(_table(mirrors, "*"))
-    mirror = _table(mirrors, name)
-    endpoints = mirror.get("endpoint") or []
-    if not isinstance(endpoints, list):
-        raise TrustError(f"registries.yaml: the endpoint of mirror {name!r} is not a list")
-    mirror["endpoint"] = [url, *(one for one in endpoints if one != url)]
-    return bool(mirror.get("rewrite"))
-
-
-def _configure(settings: dict[str, Any], target: Target, ca_file: str) -> None:
-    """Add the registry's CA and the node's login."""
-    config: dict[str, Any] = {}
-    if target.credential is not None:
-        username, password = target.credential
-        config["auth"] = {"username": username, "password": password}
-    if target.ca is not None:
-        config["tls"] = {"ca_file": ca_file}
-    if config:
-        _table(_table(settings, "configs"), target.registry).update(config)
 
 
 def _crio(target: Target, images: Sequence[str], existing: bytes | None) -> Rendered:
@@ -311,14 +260,8 @@ def _toml_text(text: str) -> str:
 
 def _pinned(existing: bytes | None) -> list[str]:
     """The images that a configuration of CRI-O pins."""
-    if existing is None:
-        return []
-    _refuse_long(existing)
-    try:
-        found = toml.loads(existing.decode())
-        pinned = found.get("crio", {}).get("image", {}).get("pinned_images", [])
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise TrustError(f"--merge: not a configuration of CRI-O ({error})") from None
+    crio = {} if existing is None else table_at(read_toml(existing), "crio")
+    pinned = table_at(crio, "image").get("pinned_images", [])
     if not isinstance(pinned, list) or not all(isinstance(name, str) for name in pinned):
         raise TrustError("--merge: pinned_images is not a list of strings")
     return pinned
@@ -329,73 +272,10 @@ def _refuse_existing(distribution: str, existing: bytes | None) -> None:
         raise TrustError(f"--merge: {distribution}'s own tools merge; leave it out")
 
 
-def _refuse_long(existing: bytes) -> None:
-    if len(existing) > MAX_EXISTING:
-        raise TrustError(f"--merge: the file is larger than {MAX_EXISTING} bytes")
-
-
-def _parsed_yaml(existing: bytes) -> dict[str, Any]:
-    # Imported only where a file is merged.
-    import yaml
-
-    _refuse_long(existing)
-    # libyaml's takes time that grows with the size alone.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    depth = 0
-    try:
-        text = existing.decode()
-        for event in yaml.parse(text, loader):
-            if isinstance(event, yaml.AliasEvent):
-                # A few of them can stand for more than fits in memory.
-                raise TrustError("--merge: registries.yaml has aliases (*name); write them out")
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MAX_DEPTH:
-                raise TrustError(f"--merge: registries.yaml is nested deeper than {_MAX_DEPTH}")
-        found = yaml.load(text, loader)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise TrustError(f"--merge: registries.yaml is not valid YAML ({error})") from None
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise TrustError("--merge: registries.yaml is not a table")
-    return found
-
-
-def _table(parent: dict[str, Any], key: str) -> dict[str, Any]:
-    """The table at a key, made if it is missing."""
-    found = parent.get(key)
-    if found is None:
-        found = parent[key] = {}
-    if not isinstance(found, dict):
-        raise TrustError(f"--merge: {key!r} in registries.yaml is not a table")
-    return found
-
-
-def _yaml(documents: Sequence[dict[str, Any]]) -> str:
-    # Imported only where something is rendered.
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        """Writes a text of several lines as a block, and no aliases."""
-
-        def ignore_aliases(self, data: object) -> bool:
-            return True
-
-    def text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-        style = "|" if "\n" in value else None
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
-
-    Dumper.add_representer(str, text)
-    return yaml.dump_all(
-        documents, Dumper=Dumper, sort_keys=False, explicit_start=len(documents) > 1, width=1000
-    )
-
-
 DISTRIBUTIONS: Mapping[str, Callable[[Target, Sequence[str], bytes | None], Rendered]] = {
     "talos": _talos,
     "openshift": _openshift,
-    "k3s": _rancher("k3s", "k3s on servers, k3s-agent on agents"),
-    "rke2": _rancher("rke2", "rke2-server on servers, rke2-agent on agents"),
+    "k3s": _rancher("k3s"),
+    "rke2": _rancher("rke2"),
     "crio": _crio,
 }
