@@ -17,18 +17,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mayfly.registry.nodes import podman, rancher
+from mayfly.registry.nodes import crio, podman, rancher
 from mayfly.registry.nodes.commands import plan_commands
-from mayfly.registry.nodes.merging import read_toml, table_at, to_yaml
-from mayfly.registry.nodes.plan import Note, NoteCode, Plan, PlannedFile
+from mayfly.registry.nodes.merging import to_yaml
+from mayfly.registry.nodes.plan import Note, NoteCode, Plan
 from mayfly.registry.nodes.runtimes import EmptyNode, make_plan
 from mayfly.registry.nodes.target import Target
 from mayfly.registry.pki.errors import TrustError
 
 NAME = "mayfly"
 """Of every object that is rendered."""
-
-PINS_CONF = "/etc/crio/crio.conf.d/50-mayfly-pins.conf"
 
 _LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _OPENSHIFT_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*(?::[0-9]+)?")
@@ -234,37 +232,22 @@ def _crio(target: Target, images: Sequence[str], existing: bytes | None) -> Rend
     plan = make_plan("podman", target, EmptyNode())
     notes = plan.notes
     files = plan.files
-    pinned = dict.fromkeys((*_pinned(existing), *images))
+    others = [] if existing is None else crio.pinned_in(existing)
+    pinned = dict.fromkeys((*others, *images))
     if pinned:
-        lines = ",\n".join(f"  {_toml_text(name)}" for name in pinned)
-        text = f"[crio.image]\npinned_images = [\n{lines}\n]\n"
-        files += (PlannedFile(PINS_CONF, text.encode()),)
+        files += (crio.pins_file(pinned),)
         if existing is None:
             notes += (
                 Note(
                     NoteCode.MERGE,
                     "CRI-O takes pinned_images from the last file that has it; give such a file "
                     "of the node's with --merge to keep its images pinned",
-                    PINS_CONF,
+                    crio.PINS_CONF,
                 ),
             )
     removed = " ".join(file.path for file in files)
     notes += (Note(NoteCode.TAKE_BACK, f"to take it back: rm {removed}; systemctl reload crio"),)
     return Rendered("\n".join([*plan_commands(Plan(files, notes=notes)), ""]), (), notes)
-
-
-def _toml_text(text: str) -> str:
-    # TOML has no pairs of surrogates, and does not take DEL as it is.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _pinned(existing: bytes | None) -> list[str]:
-    """The images that a configuration of CRI-O pins."""
-    crio = {} if existing is None else table_at(read_toml(existing), "crio")
-    pinned = table_at(crio, "image").get("pinned_images", [])
-    if not isinstance(pinned, list) or not all(isinstance(name, str) for name in pinned):
-        raise TrustError("--merge: pinned_images is not a list of strings")
-    return pinned
 
 
 def _refuse_existing(distribution: str, existing: bytes | None) -> None:

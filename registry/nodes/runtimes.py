@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, get_args
 
-from mayfly.registry.nodes import containerd, docker, podman
+from mayfly.registry.nodes import containerd, docker, podman, rancher
 from mayfly.registry.nodes.plan import NodeView, Note, Plan
 from mayfly.registry.nodes.target import Target
 from mayfly.registry.pki.errors import TrustError
@@ -25,6 +25,8 @@ _PLANNERS: Mapping[Runtime, Callable[[Target, NodeView], Plan]] = {
 AFTER_REVERT: Mapping[str, tuple[Note, ...]] = {
     docker.DAEMON_JSON: docker.AFTER_REVERT,
     podman.REGISTRIES_CONF: podman.NOTES,
+    # The node's script writes these.
+    **{rancher.registries_yaml(one): (rancher.restart_note(one),) for one in rancher.PRODUCTS},
 }
 """File → notes for the operator after it was put back."""
 

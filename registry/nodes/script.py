@@ -17,6 +17,7 @@ from typing import NamedTuple
 from urllib.parse import quote as percent_encoded
 
 from mayfly.registry.coverage.upgrade_lists import parse_image
+from mayfly.registry.nodes import crio, rancher
 from mayfly.registry.nodes.plan import PlannedFile
 from mayfly.registry.nodes.runtimes import (
     AFTER_REVERT,
@@ -102,7 +103,13 @@ def node_script(
     lines = [f"{name}={quote(value)}" for name, value in values.items()]
     for one in RUNTIMES:
         files, notes = _plan(one, target)
+        if one == "podman" and not target.path:
+            files += _pins(images)
         lines += ["", *_function(f"plan_{one}", files), "", *_function(f"notes_{one}", notes)]
+    for product in rancher.PRODUCTS:
+        files, notes = _rancher_plan(product, target)
+        name = f"plan_{product}"
+        lines += ["", *_function(name, files), "", *_function(f"notes_{product}", notes)]
     put_back = [
         _note("restored", path, note) for path, given in AFTER_REVERT.items() for note in given
     ]
@@ -150,6 +157,30 @@ def _plan(runtime: Runtime, target: Target) -> tuple[list[str], list[str]]:
     ]
     notes += [_note("written", note.file, note) for note in plan.notes]
     return calls, notes
+
+
+def _rancher_plan(product: str, target: Target) -> tuple[list[str], list[str]]:
+    """The same for k3s or RKE2, whose file is written only where the node has none."""
+    plan = rancher.plan(product, target)
+    path = rancher.registries_yaml(product)
+    node = "--node NAME " if target.credential is not None else ""
+    note = (
+        f"{path} exists, and this script cannot merge YAML, so pods do not pull from the registry "
+        f"yet; mayfly node-config show --for {product} {node}--merge FILE, with a copy of it as "
+        "FILE, prints the commands that merge it"
+    )
+    calls = [f"if is_free {quote(path)} {quote(note)}; then"]
+    calls += [f"    {_planned(file, target)}" for file in plan.files]
+    return [*calls, "fi"], [_note("written", one.file, one) for one in plan.notes]
+
+
+def _pins(images: Sequence[NodeImage]) -> list[str]:
+    """The call that names the drop-in by which CRI-O, where there is one, pins images."""
+    if not images:
+        return []
+    file = crio.pins_file(image.reference for image in images)
+    path, content = quote(file.path), quote(file.content.decode())
+    return [f"if crio_pins_are_free {path}; then planned {file.mode:o} {path} {content} whole; fi"]
 
 
 def _note(changed: str, path: str, text: object) -> str:

@@ -37,6 +37,7 @@ kept_names=
 failures=0
 proof_state=none
 address=
+rancher=
 above=
 written=
 restored=
@@ -275,6 +276,27 @@ planned() { # mode path content merged
     add_line "$work/planned" "$number$tab$1$tab$2"
 }
 
+# Whether a file is absent, written by this script, or names the registry; else give a note.
+is_free() { # path note
+    if [ -e "$tree$1" ] && [ -z "$(entry_of "$1" "$work/old")" ]; then
+        grep -qF "$url" "$tree$1" || note "$2"
+        return 1
+    fi
+}
+
+# Whether this node has a CRI-O, and no other file says which images it pins; else give a note.
+crio_pins_are_free() { # path of the drop-in
+    has crio || return 1
+    for file in "$tree/etc/crio/crio.conf" "$tree/etc/crio/crio.conf.d"/*; do
+        if [ "$file" != "$tree$1" ] && grep -q '^ *pinned_images' "$file" 2>/dev/null; then
+            note "$file says which images CRI-O pins, and CRI-O takes one file only, so these are \
+not pinned; mayfly node-config show --for crio --images LIST --merge FILE, with a copy of it as FILE, \
+prints the commands that pin both"
+            return 1
+        fi
+    done
+}
+
 load_journal() {
     journal=$(journal_of)
     set_text "$work/old" ''
@@ -511,7 +533,11 @@ find_runtime() {
     fi
     for runtime in $candidates; do
         family=$runtime
-        if "found_$runtime"; then return 0; fi
+        if "found_$runtime"; then
+            # k3s and RKE2 have a containerd, and files of their own.
+            if [ "$runtime" = containerd ]; then family=${rancher:-containerd}; fi
+            return 0
+        fi
     done
     runtime=none
     return 1
@@ -528,6 +554,12 @@ found_containerd() {
         if [ -z "$address" ] && [ -S "$socket" ]; then address=$socket; fi
     done
     [ -n "$address" ] && bounded 20 ctr -a "$address" version >/dev/null 2>&1 || return 1
+    case $address in
+        */k3s/containerd/containerd.sock)
+            if [ -d "$tree/var/lib/rancher/rke2" ]; then rancher=rke2; else rancher=k3s; fi
+            containerd_config=/var/lib/rancher/$rancher/agent/etc/containerd/config.toml
+            ;;
+    esac
     certs=$(sed -n "s/^ *config_path *= *[\"']\([^\"':]*\).*/\1/p" "$tree$containerd_config" \
         2>/dev/null | sed '/^$/d' | head -n 1)
     configured=yes
@@ -538,6 +570,11 @@ found_containerd() {
         case $server in
             1.* | 2.0* | 2.1*) configured=no ;;
         esac
+    fi
+    if [ -n "$rancher" ]; then
+        # Their containerd's files are made of registries.yaml; for these pulls there are others.
+        certs=${work#"$tree"}/certs.d
+        configured=no
     fi
     cri=no
     if has crictl && bounded 20 crictl -r "unix://$address" version >/dev/null 2>&1; then
@@ -564,7 +601,7 @@ host_directory() {
 }
 
 hint_containerd() {
-    [ "$configured" = no ] || return 0
+    if [ "$configured" = yes ] || [ -n "$rancher" ]; then return 0; fi
     plugin=io.containerd.cri.v1.images
     case $server in 1.*) plugin=io.containerd.grpc.v1.cri ;; esac
     note "kubelet's own pulls do not use $certs yet: add to $containerd_config the two lines \
@@ -573,6 +610,19 @@ hint_containerd() {
 
 hint_docker() { :; }
 hint_podman() { :; }
+
+# For the pulls of k3s' and RKE2's containerd, write the files that a containerd would have.
+write_hosts() {
+    if [ "$family" = "$runtime" ]; then return 0; fi
+    (
+        trap - EXIT
+        planned() { # mode path content
+            mkdir -p "$tree${2%/*}" || failed "$2"
+            set_text "$tree$2" "$3"
+        }
+        plan_containerd
+    ) || exit $?
+}
 
 # Give a note about a path, or about any if it is empty, if it is among those that changed.
 note_of() { # paths path text
@@ -673,7 +723,7 @@ pin_containerd() {
     fi
     ctr_ images label "$1" io.cri-containerd.pinned=pinned >/dev/null
 }
-# These cannot pin.
+# docker and podman cannot pin; CRI-O does by a file.
 pin_docker() { :; }
 pin_podman() { :; }
 
@@ -689,7 +739,9 @@ pinned_containerd() {
 }
 pinned_docker() { return 1; }
 pinned_podman() {
-    has crio && has crictl && crictl inspecti -o json "$1" 2>/dev/null | grep -q '"pinned": *true'
+    has crio && has crictl || return 1
+    crictl -r unix:///var/run/crio/crio.sock inspecti -o json "$1" 2>/dev/null |
+        grep -q '"pinned": *true'
 }
 
 # Only containerd has pins, whichever runtime the script uses.
@@ -838,6 +890,7 @@ pull_and_tell() {
 
 do_pull() {
     hint_"$runtime"
+    write_hosts
     for_each_image pull_and_tell 3>&1
     count=0
     while read -r reference _; do
@@ -1055,6 +1108,9 @@ prune() {
 
 do_unpin() {
     unpin_recorded
+    if [ "$runtime" = podman ] && has crio; then
+        say "what CRI-O pins stays pinned until revert"
+    fi
     [ "$prune" = no ] || prune
 }
 

@@ -18,6 +18,8 @@ from tests.support.trees import snapshot
 NETWORK = "10.79.0"
 GATEWAY = f"{NETWORK}.1"
 
+_SOCKET = "/run/containerd/containerd.sock"
+_K3S_SOCKET = "/run/k3s/containerd/containerd.sock"
 CRIO_SOCKET = "/var/run/crio/crio.sock"
 
 _BOUNDED = "1800"  # seconds until a machine ends by itself, should nobody end it
@@ -65,9 +67,11 @@ class Machine:
         config_path: whether its containerd reads /etc/containerd/certs.d for kubelet.
         crio: whether it has CRI-O beside podman, with one storage.
         variables: of what runs over ssh.
+        k3s: whether its containerd is where k3s has its own.
 
     Attributes:
         name, address: of it.
+        crio: its CRI-O; None without.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Machine:
         config_path: bool = True,
         crio: bool = False,
         variables: Mapping[str, str] | None = None,
+        k3s: bool = False,
     ) -> None:
         need("sshd", "ssh", "ssh-keygen")
         self.name = f"machine-{number}"
@@ -87,6 +92,8 @@ class Machine:
         self.directory = directory
         self._number = number
         self._variables = variables or {}
+        self._socket = _K3S_SOCKET if k3s else _SOCKET
+        self.crio: Process | None = None
         directory.mkdir()
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / "key")
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / "host")
@@ -122,7 +129,7 @@ class Machine:
         """Run a POSIX script on the machine, past ssh; what it printed."""
         done = subprocess.run(
             self.inside("sh", "-euc", script, "sh", *arguments),
-            env=with_sbin(*self._first),
+            env=with_sbin(*self._first) | {"CONTAINERD_ADDRESS": self._socket},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -246,18 +253,19 @@ class Machine:
         need("crictl", "runc")
         directory = self.directory / "containerd"
         directory.mkdir()
-        text = cri_config(
-            directory, "/run/containerd/containerd.sock", Path("/etc/containerd/certs.d")
-        )
+        text = cri_config(directory, self._socket, Path("/etc/containerd/certs.d"))
         if not config_path:
             text = "".join(line for line in text.splitlines(True) if "config_path" not in line)
         (self.directory / "config.toml").write_text(text)
+        place = "/etc/containerd/config.toml"
+        if self._socket == _K3S_SOCKET:
+            place = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml"
         self.shell(
-            'mkdir -p /etc/containerd; cp "$1" /etc/containerd/config.toml',
-            str(self.directory / "config.toml"),
+            'mkdir -p "${2%/*}" "${3%/*}"; cp "$1" "$2"',
+            *(str(self.directory / "config.toml"), place, self._socket),
         )
-        daemon = self._run("containerd", "containerd", "--config", "/etc/containerd/config.toml")
-        answered = ["crictl", "-r", "unix:///run/containerd/containerd.sock", "images"]
+        daemon = self._run("containerd", "containerd", "--config", place)
+        answered = ["crictl", "-r", f"unix://{self._socket}", "images"]
         daemon.wait_for(lambda: self._succeeds(*answered) or None, deadline=60)
 
     def _start_docker(self) -> None:

@@ -58,6 +58,7 @@ def test_crio(machine: Machine, tmp_path: Path) -> None:
         script = run_mayfly("node-config", "show", "--for", "crio", *words, *state)
         machine.shell(script)
         # What `systemctl reload crio` does.
+        assert machine.crio is not None
         os.kill(machine.crio.pid, signal.SIGHUP)
         for name in (PINNED, OTHERS):
             machine.shell(f"for try in 1 2 3 4 5; do {pull} {name} && exit; sleep 1; done; exit 1")

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mayfly.registry.nodes import crio, rancher
 from mayfly.registry.nodes.journal import NodeConfig
 from mayfly.registry.nodes.runtimes import RUNTIMES, Runtime, notes_after_revert
 from mayfly.registry.nodes.script import NodeImage, images_of, node_script, quote
@@ -56,7 +57,10 @@ class Node:
     Attributes:
         root: of its file system.
         state: of its runtime: one file for each image, and the log of arguments.
+        socket: of its containerd.
     """
+
+    socket = "/stub.sock"
 
     def __init__(self, directory: Path, root: Path, shell: list[str]) -> None:
         self.root = root
@@ -84,7 +88,7 @@ class Node:
         environment = {
             "PATH": f"{path}{self.bin}:/usr/sbin:/usr/bin:/sbin:/bin",
             "STUB_STATE": str(self.state),
-            "CONTAINERD_ADDRESS": "/stub.sock",
+            "CONTAINERD_ADDRESS": self.socket,
             **variables,
         }
         return subprocess.run(
@@ -97,6 +101,14 @@ class Node:
             check=False,
             start_new_session=True,
         )
+
+    def become(self, kind: str) -> Runtime:
+        """Be one of RUNTIMES, or a node of k3s or RKE2; the runtime to use."""
+        if kind not in rancher.PRODUCTS:
+            return next(one for one in RUNTIMES if one == kind)
+        self.socket = "/run/k3s/containerd/containerd.sock"
+        (self.root / "var/lib/rancher" / kind).mkdir(parents=True)
+        return "containerd"
 
     def look(self) -> dict[str, tuple[object, ...]]:
         """All that `revert` has to bring back; busybox sets times of whole seconds only."""
@@ -342,10 +354,11 @@ def _changes(node: Node, script: str, path: str, verb: str) -> int:
     return int((node.state / "count").read_text())
 
 
-@pytest.mark.parametrize("runtime", ["containerd", "podman"])
-def test_killed_at_every_step(dash: Node, target: Target, runtime: Runtime) -> None:
+@pytest.mark.parametrize("kind", ["containerd", "podman", "k3s"])
+def test_killed_at_every_step(dash: Node, target: Target, kind: str) -> None:
     """kill -9 before and after each change of apply and of revert: revert brings all back."""
     furnish(dash.root)
+    runtime = dash.become(kind)
     before = snapshot(dash.root)
     path = _killers(dash)
     script = dash.script(target, runtime)
@@ -363,6 +376,73 @@ def test_killed_at_every_step(dash: Node, target: Target, runtime: Runtime) -> N
             done = dash.run(script, "revert")
             assert done.returncode == 0, (verb, at, done.stderr)
             assert snapshot(dash.root) == before, (verb, at)
+
+
+@pytest.mark.parametrize("product", rancher.PRODUCTS)
+def test_rancher(node: Node, target: Target, product: str) -> None:
+    """registries.yaml where there is none, and a restart named; pulls need none; all goes back."""
+    node.become(product)
+    before = node.look()
+    script = node.script(target, None)
+    done = node.run(script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("pinned,   present") == len(NAMES)
+    for file in rancher.plan(product, target).files:
+        written = node.root / file.path.lstrip("/")
+        assert written.read_bytes() == file.content
+        assert written.stat().st_mode & 0o777 == file.mode
+    assert not (node.root / "etc/containerd").exists()
+    note = f"note: {rancher.restart_note(product)}"
+    assert note in done.stderr.splitlines()
+    assert "config_path" not in done.stderr
+    hosts = f"--hosts-dir {node.root}/var/lib/mayfly-node-config/work/certs.d"
+    assert node.arguments().count(hosts) == len(NAMES)
+    holders = [path for path in node.root.rglob("*") if path.is_file() and PASSWORD in
+               path.read_text()]  # fmt: skip
+    assert [path.name for path in holders] == ["registries.yaml"]
+    assert note not in node.run(script).stderr
+    done = node.run(script, "revert")
+    assert note in done.stderr.splitlines()
+    assert node.look() == before
+
+
+def test_registries_yaml_that_exists_is_not_touched(dash: Node, target: Target) -> None:
+    """The command that merges it is named, without the credential; images are pulled."""
+    dash.become("k3s")
+    existing = dash.root / rancher.registries_yaml("k3s").lstrip("/")
+    existing.parent.mkdir(parents=True)
+    existing.write_text("mirrors: {}\n")
+    before = dash.look()
+    done = dash.run(dash.script(target, None))
+    assert done.returncode == 0, done.stderr
+    assert "mayfly node-config show --for k3s --node NAME --merge FILE" in done.stderr
+    assert PASSWORD not in done.stderr
+    assert "3 of 3 images are present" in done.stdout
+    assert dash.run(dash.script(target, None), "revert").returncode == 0
+    assert dash.look() == before
+    existing.write_text(f"mirrors: {{docker.io: {{endpoint: ['https://{REGISTRY}']}}}}\n")
+    assert "--merge" not in dash.run(dash.script(target, None), "apply").stderr
+
+
+def test_crio_pins_by_a_file(dash: Node, target: Target) -> None:
+    """It names the images; where another file has pins, the command that merges them is named."""
+    shutil.copy(dash.bin / "podman", dash.bin / "crio")
+    script = dash.script(target, "podman")
+    before = dash.look()
+    done = dash.run(script)
+    assert done.returncode == 0, done.stderr
+    pins = dash.root / crio.PINS_CONF.lstrip("/")
+    assert crio.pinned_in(pins.read_bytes()) == [*NAMES]
+    assert "note: CRI-O reads" in done.stderr
+    assert "stays pinned until revert" in dash.run(script, "unpin").stdout
+    assert dash.run(script, "revert").returncode == 0
+    assert dash.look() == before
+    other = pins.with_name("10-other.conf")
+    other.parent.mkdir(parents=True)
+    other.write_text('[crio.image]\npinned_images = ["a"]\n')
+    done = dash.run(script, "apply")
+    assert f"{other} says which images CRI-O pins" in done.stderr
+    assert not pins.exists()
 
 
 def test_killed_while_it_pulls(dash: Node, target: Target) -> None:
