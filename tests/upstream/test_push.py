@@ -286,13 +286,13 @@ async def test_a_registry_that_stalls_is_given_up(
 
 async def test_a_slow_commit_is_waited_for(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry may copy a blob once more before it answers, and takes longer than for others."""
-    monkeypatch.setattr(client, "_TIMEOUT", aiohttp.ClientTimeout(sock_read=0.2))
+    monkeypatch.setattr(client, "_TIMEOUT", aiohttp.ClientTimeout(sock_read=1))
     monkeypatch.setattr(Registry._followed, "__defaults__", (b"", client._TIMEOUT))
 
     async def commit(request: web.Request) -> web.StreamResponse | None:
         if request.method == "PUT":
             answer = await target._answer(request)
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(2)
             return answer
         return None
 
