@@ -51,6 +51,7 @@ from mayfly.registry.http.framing import (
 )
 from mayfly.registry.http.heads import LARGE_HEAD, HeadBudget
 from mayfly.registry.http.origin import DIRECT, Origins
+from mayfly.registry.http.receipts import Receipts
 from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.http.response import Response, render_head
 
@@ -89,6 +90,7 @@ class Connection(asyncio.BufferedProtocol):
         transport: None once the connection is lost. Unsent data may keep it open after a close.
         peer: the address at the other end; None for a Unix socket.
         requests: whose heads were complete.
+        receipts: of the content of the last response.
     """
 
     def __init__(self, server: HTTPServer) -> None:
@@ -109,6 +111,7 @@ class Connection(asyncio.BufferedProtocol):
         self._task: asyncio.Task[None] | None = None
         self._is_writable = True
         self._drained: asyncio.Future[None] | None = None
+        self.receipts: Receipts | None = None
         self.transport: asyncio.Transport | None = None
         self.peer: str | None = None
         self.requests = 0
@@ -144,7 +147,7 @@ class Connection(asyncio.BufferedProtocol):
             self._drained.set_result(None)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._state, self.transport = State.CLOSED, None
+        self._state, self.transport, self.receipts = State.CLOSED, None, None
         if self._body is not None:
             self._body.fail()
             self._body = None  # a handler may hold it for longer, and it refers to this connection
@@ -258,6 +261,9 @@ class Connection(asyncio.BufferedProtocol):
         head = read_head(data)
         length = body_length(head)
         self.requests += 1
+        if self.receipts is not None:
+            self.receipts.look()  # the client has read the response before it asks again
+            self.receipts = None
         self._state = State.HANDLING
         if length != 0:
             body = Body(self.transport, length, expects_continue(head), self._end_body)

@@ -20,10 +20,11 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Protocol
 
 from mayfly.registry.http.outlets import PIECE, Outlet, PlainOutlet, SealedMemory, TLSOutlet
+from mayfly.registry.http.tls_channel import TLSChannel
 from mayfly.storage.text import counted_of
 
 TURN_SECONDS = 0.01
@@ -185,7 +186,9 @@ class FileSender:
         count: int,
         watcher: Watcher | None = None,
     ) -> None:
-        """Send part of a file. Nothing is received meanwhile; if it fails the connection is cut.
+        """Send part of a file; if it fails the connection is cut.
+
+        While threads send nothing is received.
 
         Args:
             transport: of the connection, plain or TLS; what was written to it before goes first.
@@ -195,8 +198,6 @@ class FileSender:
             ConnectionError: the client is gone, or the file ended early.
             OSError: the file cannot be read.
         """
-        was_reading = transport.is_reading()
-        transport.pause_reading()
         channel = transport.get_extra_info("tls_channel")
         outlet: Outlet
         if channel is None:
@@ -206,12 +207,11 @@ class FileSender:
             outlet = TLSOutlet(descriptor, file.fileno(), channel, self.sealed)
         try:
             await _sent_before(transport, descriptor)
-            if channel is not None:
-                channel.is_lent = True
             transfer = _Transfer(outlet, offset, count, watcher, transport.is_closing)
             try:
                 if count > outlet.small or not transfer.turn():
-                    await self._send(transport, descriptor, transfer)
+                    with _lent(transport, channel):
+                        await self._send(transport, descriptor, transfer)
             finally:
                 transfer.report()
             transfer.check()
@@ -220,10 +220,6 @@ class FileSender:
             raise
         finally:
             outlet.close()
-            if channel is not None:
-                channel.is_lent = False
-            if was_reading and not transport.is_closing():
-                transport.resume_reading()
 
     async def _send(
         self, transport: asyncio.Transport, descriptor: int, transfer: _Transfer
@@ -310,6 +306,22 @@ class FileSender:
                 loop.call_soon_threadsafe(transfer.ended.set_result, None)
             elif is_first:
                 loop.call_soon_threadsafe(loop.call_later, _COUNT_SECONDS, self._report)
+
+
+@contextlib.contextmanager
+def _lent(transport: asyncio.Transport, channel: TLSChannel | None) -> Iterator[None]:
+    """While threads send: nothing is received, and a TLS channel is theirs."""
+    was_reading = transport.is_reading()
+    transport.pause_reading()
+    if channel is not None:
+        channel.is_lent = True
+    try:
+        yield
+    finally:
+        if channel is not None:
+            channel.is_lent = False
+        if was_reading and not transport.is_closing():
+            transport.resume_reading()
 
 
 async def _sent_before(transport: asyncio.Transport, descriptor: int) -> None:

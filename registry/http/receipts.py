@@ -44,8 +44,13 @@ class Receipts:
 
     def __init__(self, transport: asyncio.Transport | None) -> None:
         self._transport = transport
-        self._descriptor = -1
+        self._socket: socket.socket | None = None
+        """Of a duplicate of the connection's descriptor, while this counts."""
         self._base = self._encrypted_before = 0
+        self._goal = 0
+        """Bytes that are acknowledged once the whole body is."""
+        self._done: Callable[[int], None] | None = None
+        self._next_poll: asyncio.TimerHandle | None = None
 
     def __del__(self) -> None:
         self.close()
@@ -60,12 +65,14 @@ class Receipts:
         """
         if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError("client is gone")
-        self._descriptor = os.dup(self._transport.get_extra_info("socket").fileno())
+        duplicate = os.dup(self._transport.get_extra_info("socket").fileno())
+        # The family does not matter to the calls below.
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=duplicate)
         self._encrypted_before = self._encrypted()
         if self._encrypted_before >= 0:
             # The kernel counts records, not content: counts are compared by their growth.
             self._base = self._written()
-        return self._descriptor
+        return duplicate
 
     def unreceived(self) -> int:
         """Return a lower bound of the bytes sent and not acknowledged; ends the counting."""
@@ -84,34 +91,48 @@ class Receipts:
             done(0)
             return
         if self._encrypted_before < 0:
-            goal = self._written()
+            self._goal = self._written()
         else:
-            goal = self._base + self._encrypted() - self._encrypted_before
-        self._poll(goal, done, _FIRST_POLL_SECONDS, None)
+            self._goal = self._base + self._encrypted() - self._encrypted_before
+        self._done = done
+        self._poll(_FIRST_POLL_SECONDS, None)
 
-    def _poll(
-        self, goal: int, done: Callable[[int], None], pause: float, closed: float | None
-    ) -> None:
-        """Poll until ``goal`` bytes are acknowledged, at longer and longer intervals.
+    def look(self) -> None:
+        """Call back now, not with the next poll, if everything is acknowledged.
+
+        A client that has read a response acknowledges it with its next request.
+        """
+        if self._done is not None and self._acked() >= self._goal:
+            self._finish(self._done, 0)
+
+    def _poll(self, pause: float, closed: float | None) -> None:
+        """Poll until everything is acknowledged, at longer and longer intervals.
 
         Args:
             closed: when the connection was found closed; None while it is open.
         """
+        assert self._done is not None
         loop = asyncio.get_running_loop()
-        left = max(goal - self._acked(), 0)
+        left = max(self._goal - self._acked(), 0)
         if closed is None and (self._transport is None or self._transport.is_closing()):
             closed = loop.time()
             # The kernel does not send FIN by itself while our duplicate is open.
-            self._shut_down()
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_WR)
         late = closed is not None and loop.time() - closed >= _AFTER_CLOSE_SECONDS
         if not left or self._has_broken() or late:
-            self.close()
-            done(left)
+            self._finish(self._done, left)
             return
-        loop.call_later(pause, self._poll, goal, done, min(2 * pause, _MAX_POLL_SECONDS), closed)
+        after = min(2 * pause, _MAX_POLL_SECONDS), closed
+        self._next_poll = loop.call_later(pause, self._poll, *after)
+
+    def _finish(self, done: Callable[[int], None], left: int) -> None:
+        self.close()
+        done(left)
 
     def _unreceived(self) -> int:
-        if self._descriptor < 0:
+        if self._socket is None:
             return 0
         if self._encrypted_before < 0:
             return self._outq() + self._buffered()
@@ -141,10 +162,10 @@ class Receipts:
         return -1 if channel is None else int(channel.encrypted)
 
     def _outq(self) -> int:
-        if self._descriptor < 0:
+        if self._socket is None:
             return 0
         try:
-            found = fcntl.ioctl(self._descriptor, termios.TIOCOUTQ, bytes(4))
+            found = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))
         except OSError:
             return 0
         return int.from_bytes(found, sys.byteorder)
@@ -159,24 +180,19 @@ class Receipts:
 
     def _info(self) -> bytes:
         """Return TCP_INFO; empty for a socket that is not TCP."""
-        if self._descriptor < 0:
+        if self._socket is None:
             return b""
-        polled = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=self._descriptor)
         try:
-            return polled.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+            return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         except OSError:
             return b""
-        finally:
-            polled.detach()
-
-    def _shut_down(self) -> None:
-        shut = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=self._descriptor)
-        with contextlib.suppress(OSError):
-            shut.shutdown(socket.SHUT_WR)
-        shut.detach()
 
     def close(self) -> None:
         """Close the descriptor; nothing counts as unacknowledged from now on."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._done = None
+        if self._next_poll is not None:
+            self._next_poll.cancel()
+            self._next_poll = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None

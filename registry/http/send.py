@@ -139,7 +139,7 @@ class ContentSender:
             opened = content.open()
         except FileNotFoundError:
             raise BlobUnknown("blob unknown to repository") from None
-        receipts = Receipts(http.transport)
+        receipts = http.connection.receipts = Receipts(http.transport)
         with (
             opened,
             sending.part(offset, count, content.size, receipts),

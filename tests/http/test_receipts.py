@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mayfly.registry.http import receipts as receipts_module
+from mayfly.registry.http.connection import HTTPServer
 from mayfly.registry.http.receipts import Receipts
+from mayfly.registry.http.request import HTTPRequest
+from mayfly.registry.http.response import Response
+from mayfly.registry.http.send import ContentSender
+from mayfly.storage.interface import Extent
+from tests.support.wire import message
 
 PATIENCE = 30
 SIZE = 1024 * 1024
@@ -77,6 +87,55 @@ async def test_bytes_that_the_kernel_has_not_taken(
             assert not received.done()
             left -= len(await loop.sock_recv(client, left))
         assert await received == 0
+
+
+async def test_the_next_request_is_an_acknowledgement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests in a row do not look as if they were made side by side: none waits for a poll."""
+    monkeypatch.setattr(receipts_module, "_FIRST_POLL_SECONDS", 10 * PATIENCE)
+    (tmp_path / "data").write_bytes(b"content")
+    content, sender, events = Extent(tmp_path / "data", 0, 7), ContentSender(), list[str]()
+
+    async def handle(http: HTTPRequest) -> Response:
+        events.append("asked")
+        return await sender.send(http, content, {}, Noted(events))
+
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as client:
+        client.connect(listening.getsockname())
+        client.setblocking(False)
+        accepted, _ = listening.accept()
+        transport, _ = await loop.connect_accepted_socket(HTTPServer(handle), accepted)
+        async with asyncio.timeout(PATIENCE):
+            for _ in range(3):
+                await loop.sock_sendall(client, message("GET", "/", close=False))
+                found = b""
+                while not found.endswith(b"content"):
+                    found += await loop.sock_recv(client, SIZE)
+        transport.abort()
+    assert events[:5] == ["asked", "received", "asked", "received", "asked"]
+
+
+class Noted:
+    """A `Sending` that notes when everything is acknowledged."""
+
+    def __init__(self, events: list[str]) -> None:
+        self._events = events
+
+    @contextlib.contextmanager
+    def part(self, first: int, count: int, size: int, receipts: Any) -> Iterator[None]:
+        yield
+        receipts.on_received(lambda left: self._events.append("lost" if left else "received"))
+
+    def count(self, sent: int) -> None:
+        pass
+
+    def ahead(self, end: int) -> None:
+        pass
+
+    def corrupt(self) -> None:
+        raise AssertionError
 
 
 async def test_client_that_is_gone(pair: tuple[asyncio.Transport, socket.socket]) -> None:
