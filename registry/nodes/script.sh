@@ -527,6 +527,10 @@ find_runtime() {
             candidates="containerd podman docker"
         fi
         missing="neither docker, containerd nor podman answers on this node"
+        if has crio; then
+            missing="this node has CRI-O without podman, by which this script pulls: install podman, \
+or use what mayfly node-config show --for crio prints"
+        fi
     else
         candidates=$runtime
         missing="$runtime does not answer on this node"

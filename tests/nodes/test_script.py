@@ -603,6 +603,8 @@ def test_usage(dash: Node, target: Target) -> None:
     done = dash.run(script)
     assert (done.returncode, snapshot(dash.root)) == (2, before)
     assert "neither docker, containerd nor podman answers" in done.stderr
+    shutil.copy(dash.bin / "podman", dash.bin / "crio")
+    assert "CRI-O without podman" in dash.run(script).stderr
     assert dash.run(script, "revert").returncode == 0
 
 
