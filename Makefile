@@ -33,12 +33,12 @@ test-signatures: $(STAMP)
 
 # With the oldest version of each dependency that pyproject.toml allows; `make test` has the newest.
 # CI runs the tests in SHORT, which use every dependency: aiohttp (http, api), bcrypt and pyjwt (auth),
-# aiofiles (audit), cryptography (certificate), pyyaml (lists), zstandard (seekable), click (seekable,
-# by the commands it runs). ARGS are other tests.
+# aiofiles (audit), cryptography (certificate), pyyaml (lists), prometheus-client (metrics), zstandard
+# and click (seekable, by the commands it runs). ARGS are other tests.
 SHORT := tests/http/test_aiohttp_internals.py tests/http/test_framing.py tests/http/test_connection.py \
 	tests/http/test_response.py tests/http/test_http.py tests/api tests/auth \
 	tests/access/test_audit.py tests/pki/test_certificate.py tests/upstream/test_lists.py \
-	tests/bundle/test_seekable.py
+	tests/telemetry/test_metrics.py tests/bundle/test_seekable.py
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/pytest $(or $(ARGS),$(SHORT))
 

@@ -314,7 +314,7 @@ def _shown(value: object) -> str:
 def _documents(text: str, origin: str) -> Iterator[Any]:
     import yaml  # only structured lists need it
 
-    # libyaml limits nesting by itself; the pure-Python loader ends in a RecursionError.
+    # libyaml limits nesting since PyYAML 6.0.4; the pure-Python loader ends in a RecursionError.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         yield from (found for found in yaml.load_all(text, loader) if found is not None)
