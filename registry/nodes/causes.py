@@ -42,6 +42,7 @@ class Cause(StrEnum):
     NO_ROOM = "no_room"
     NO_SENDER = "no_sender"
     NO_PLATFORM = "no_platform"
+    NOT_PINNED = "not_pinned"
 
 
 TEXTS: dict[Cause, tuple[str, str]] = {
@@ -168,6 +169,11 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     Cause.NO_PLATFORM: (
         "an image has nothing for its platform",
         "fetch the image for this platform too: mayfly bundle create with --platform",
+    ),
+    Cause.NOT_PINNED: (
+        "images are there, but could not be pinned",
+        "mend what the message says, then run this with --again; until then kubelet may remove "
+        "them when the disk fills",
     ),
 }
 """Cause → what it means, after "NODE: ", and what to do."""

@@ -26,6 +26,7 @@ _PER_IMAGE = 2 * 1024
 
 _SCRIPT = "mayfly: "
 _NOT_PULLED = ": not pulled: "
+_NOT_PINNED = ": pulled, but not pinned: "
 _PROOFS = frozenset({"none", "printed", "refused", "sent"})
 
 
@@ -60,6 +61,7 @@ class NodeOutput:
     Attributes:
         answer: None as long as the node has not sent a valid one.
         reasons: image → why it was not pulled.
+        unpinned: image → why it was not pinned.
         messages: of the script; the last ones.
         others: all other lines of standard error; the last ones.
     """
@@ -71,6 +73,7 @@ class NodeOutput:
         self._on_image = on_image
         self.answer: NodeAnswer | None = None
         self.reasons: dict[str, str] = {}
+        self.unpinned: dict[str, str] = {}
         self.messages: deque[str] = deque(maxlen=_MESSAGES)
         self.others: deque[str] = deque(maxlen=_MESSAGES)
 
@@ -96,11 +99,12 @@ class NodeOutput:
                 self.others.append(text[:_TEXT])
             return
         text = text.removeprefix(_SCRIPT)
-        image, mark, reason = text.partition(_NOT_PULLED)
-        if mark and image in self._images:
-            self.reasons[image] = reason[:_TEXT]
-        else:
-            self.messages.append(text[:_TEXT])
+        for mark, reasons in ((_NOT_PULLED, self.reasons), (_NOT_PINNED, self.unpinned)):
+            image, found, reason = text.partition(mark)
+            if found and image in self._images:
+                reasons[image] = reason[:_TEXT]
+                return
+        self.messages.append(text[:_TEXT])
 
     def _read_answer(self, found: dict[str, Any]) -> NodeAnswer | None:
         rows, proof = found.get("images"), found.get("proof")

@@ -223,6 +223,8 @@ def judge(
         ]
         if not any(one.cause is Cause.CLOCK for one in failures):
             warnings.append(Failure(Cause.CLOCK, (), detail))
+    if unpinned := tuple(image for image in images if image in output.unpinned):
+        warnings.append(Failure(Cause.NOT_PINNED, unpinned, output.unpinned[unpinned[0]]))
     if answer.config_path is False:
         warnings.append(Failure(Cause.NO_CONFIG_PATH, ()))
     return NodeResult(
@@ -285,7 +287,7 @@ def failure_text(failure: Failure, total: int) -> str:
         names = (
             "every image" if len(failure.images) == total else join_names(failure.images, _NAMES)
         )
-        text = f"{text}; without proof of {names}"
+        text = f"{text} ({names})"
     return f"{text}: {failure.detail}" if failure.detail else text
 
 

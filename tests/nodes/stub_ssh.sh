@@ -41,6 +41,9 @@ case $node in
     clock*) not_pulled "x509: certificate has expired or is not yet valid: now" 1000000 ;;
     ahead*) answer true sent 9000000000; end 0 ;;
     nopath*) answer true sent "$(date +%s)" no; end 0 ;;
+    unpinned*)
+        for one in $images; do printf 'mayfly: %s: pulled, but not pinned: why\n' "$one" >&2; done
+        answer true sent "$(date +%s)"; end 3 ;;
     noproof*) answer true printed "$(date +%s)"; end 0 ;;
     noise*)
         echo "Welcome!"

@@ -90,12 +90,15 @@ def test_each_cause(state: Path) -> None:
         "hostile": [Cause.SCRIPT],
         "ahead": [],
         "nopath": [],
+        "unpinned": [],
     }
     results = {result.node: result for result in _run(*expected, attempts=2)}
     assert {n: [f.cause for f in r.failures] for n, r in results.items()} == expected
     assert all(f.images == IMAGES for r in results.values() for f in r.failures)
     assert [w.cause for w in results["nopath"].warnings] == [Cause.NO_CONFIG_PATH]
     assert [w.cause for w in results["ahead"].warnings] == [Cause.CLOCK]
+    (warning,) = results["unpinned"].warnings
+    assert warning == Failure(Cause.NOT_PINNED, IMAGES, "why")
     assert results["good"].pinned == 2
     assert results["good"].free == 5
     todo = {cause: nodes for cause, nodes, _ in remedies(list(results.values()))}
