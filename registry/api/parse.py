@@ -8,6 +8,7 @@ character that no name, tag or digest has.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from urllib.parse import unquote
 
 from mayfly.auth.errors import InputInvalid
@@ -129,6 +130,16 @@ def parse(method: str, path: str, query: str) -> Request:
         return Request(_route(fixed, method), method, query=parameters)
     if not path.startswith("/v2/"):
         return _parse_own(method, path, parameters)
+    found = _parse_named(method, path)
+    return found._replace(query=parameters) if query else found
+
+
+@lru_cache(maxsize=512)
+def _parse_named(method: str, path: str) -> Request:
+    """Understand a request for an endpoint of a repository.
+
+    Cached, since a fleet asks for the same few: with paths of the greatest length 2 MiB.
+    """
     parts = path[len("/v2/") :].split("/")
     if len(parts) < _PATHS.fewest:
         raise EndpointUnknown("no such endpoint")
@@ -136,7 +147,7 @@ def parse(method: str, path: str, query: str) -> Request:
         parts = [_decode(part) for part in parts]
     methods, name, reference = _PATHS.find(parts)
     repository = check_repository("/".join(name))
-    return Request(_route(methods, method), method, repository, *reference, parameters)
+    return Request(_route(methods, method), method, repository, *reference)
 
 
 def _parse_own(method: str, path: str, parameters: Mapping[str, list[str]]) -> Request:

@@ -301,6 +301,17 @@ def test_requests_do_not_share_their_query() -> None:
         shared["b"] = ["2"]  # type: ignore[index]
 
 
+def test_a_path_is_read_once() -> None:
+    """A fleet's same few paths are not read again; a query is each request's own."""
+    path = "/v2/read-once/manifests/latest"
+    plain, with_ns, again = (parse("GET", path, query) for query in ("", "ns=a.test", ""))
+    assert plain is again
+    assert with_ns == plain._replace(query={"ns": ["a.test"]})
+    assert parse("HEAD", path, "") == plain._replace(method="HEAD")
+    with pytest.raises(MethodUnsupported):
+        parse("PATCH", path, "")
+
+
 def test_the_text_of_a_request_holds_no_token() -> None:
     """The path of a script is a secret."""
     request = parse("GET", f"/mayfly/v1/scripts/{'a' * 43}", "")
