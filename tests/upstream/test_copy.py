@@ -14,7 +14,7 @@ import pytest
 from mayfly.registry.cli.copy import _Below, _destination, _Named, _Store
 from mayfly.registry.settings.errors import ConfigError
 from tests.clients.proxy import FaultyProxy, SlowProxy
-from tests.support.certificates import Pair, self_signed
+from tests.support.certificates import Pair
 from tests.support.commands import command_line, environment, mayfly, run_mayfly
 from tests.support.others import Other, distribution, olareg
 from tests.support.process import Mayfly, find_program, need
@@ -23,12 +23,6 @@ from tests.upstream.disturbed import kill_until_done, repeat_until_done
 from tests.upstream.test_create import blobs_of
 
 TARGETS = ("mayfly", "registry", "docker-registry", "secure", "olareg")
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Of the registry with TLS."""
-    return self_signed(tmp_path_factory.mktemp("tls"), ca=True)
 
 
 @contextlib.contextmanager

@@ -12,19 +12,13 @@ from typing import Any
 import pytest
 
 from mayfly.storage.directory.store import DistributionStore
-from tests.support.certificates import Pair, self_signed
+from tests.support.certificates import Pair
 from tests.support.commands import mayfly, run_mayfly
 from tests.support.images import image_body, push, put
 from tests.support.others import PASSWORD, USER, Other, distribution, olareg
 from tests.upstream.content import APP, Content
 
 TAGS = ("1.0", "1.1", "1.2-rc1", "2.0", "latest")
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Of the registry with TLS."""
-    return self_signed(tmp_path_factory.mktemp("tls"), ca=True)
 
 
 @pytest.fixture(scope="module")
