@@ -56,7 +56,7 @@ set_text() { printf '%s' "$2" >"$1" || failed "$1"; }
 add_line() { printf '%s\n' "$2" >>"$1" || failed "$1"; }
 has() { command -v "$1" >/dev/null 2>&1; }
 is_gnu() { "$1" --version 2>/dev/null | grep -q GNU; }
-sha_of() { sha256sum <"$1" | cut -d ' ' -f 1; }
+sha_of() { sum=$(sha256sum <"$1") && printf '%s' "${sum%% *}"; }
 # Some syncs know no names and write all out.
 flush() { if [ "$syncs_files" = yes ]; then sync "$1"; else sync; fi; }
 
@@ -162,16 +162,14 @@ look() {
     kind=absent content=- mode=0000 uid=- gid=- mtime=- xattrs=-
     if [ -L "$1" ]; then
         kind='link'
-        content=$(readlink "$1")
+        content=$(readlink "$1") || die 1 "$1: cannot be read"
         case $content in '' | *[!A-Za-z0-9/._:@+-]*) die 2 "$1: move this link away first" ;; esac
-        uid=$(stat -c %u "$1") gid=$(stat -c %g "$1")
+        look_closer "$1"
+        mode=0000 mtime=-
     elif [ -f "$1" ]; then
         kind='file'
-        content=$(sha_of "$1")
-        [ ${#content} -eq 64 ] || die 1 "$1: cannot be read"
-        mode=$(printf '%04o' "0$(stat -c %a "$1")")
-        uid=$(stat -c %u "$1") gid=$(stat -c %g "$1")
-        mtime=$(mtime_of "$1")
+        content=$(sha_of "$1") || die 1 "$1: cannot be read"
+        look_closer "$1"
         if has getfattr; then
             xattrs=$(getfattr -h -d -m - -e base64 --absolute-names "$1" 2>/dev/null |
                 sed -n 's/^\([A-Za-z0-9._-]*\)=0s\(.*\)$/\1=\2/p' | tr '\n' ' ')
@@ -182,10 +180,15 @@ look() {
     fi
 }
 
-# Nanoseconds, where stat has them.
-mtime_of() {
-    fraction=$(stat -c %y "$1" | sed -n 's/^.*\.\([0-9]\{9\}\).*$/\1/p')
-    printf '%s%s' "$(stat -c %Y "$1")" "${fraction:-000000000}"
+# Set mode, uid, gid and mtime: in nanoseconds, where stat has them.
+look_closer() {
+    found=$(stat -c '%u %g %a %Y %y' "$1") || die 1 "$1: cannot be read"
+    # shellcheck disable=SC2086 # numbers; the last words are a date, a time with a fraction, a zone
+    set -- $found
+    fraction=${6#*.}
+    case $fraction in *[!0-9]*) fraction=000000000 ;; esac
+    [ ${#fraction} -eq 9 ] || fraction=000000000
+    uid=$1 gid=$2 mode=$(printf '%04o' "0$3") mtime=$4$fraction
 }
 
 # The entry of a path in the journal; empty without one.
@@ -350,11 +353,11 @@ do_apply() {
     set_text "$work/new" ''
     number=0
     "plan_$family"
-    lines=$(cat "$work/old")
+    lines=$(cat "$work/old") || failed "$work/old"
     [ -z "$lines" ] || add_line "$work/new" "$lines"
     while IFS=$tab read -r number filemode path; do
-        digest=$(sha_of "$work/plan/$number")
-        known=$(entry_of "$path" "$work/new")
+        digest=$(sha_of "$work/plan/$number") || failed "$work/plan/$number"
+        known=$(entry_of "$path" "$work/new") || failed "$work/new"
         case $known in
             '')
                 look "$tree$path"
@@ -421,7 +424,7 @@ write_planned() {
 
 # Take back what an earlier plan had and this one has not.
 drop_unplanned() {
-    lines=$(cut -f 3 "$work/planned")
+    lines=$(cut -f 3 "$work/planned") || failed "$work/planned"
     set_text "$work/paths" "$lines$newline"
     set_text "$work/kept" ''
     set_text "$work/dropped" ''
@@ -463,7 +466,8 @@ put_back() { # lines
         read_entry "$line"
         put_back_one
     done <"$work/reversed"
-    for one in $(directories_of "$1"); do
+    directories=$(directories_of "$1") || failed "$work"
+    for one in $directories; do
         case $base in "$tree$one"/*) continue ;; esac
         remove_directory "$tree$one" || warn "kept $one: somebody else's files are in it"
     done
@@ -472,7 +476,12 @@ put_back() { # lines
 
 # Print the directories of some lines, innermost first.
 directories_of() {
-    awk -F '\t' '$1 == "D" { print length($2) "\t" $2 }' "$1" | sort -rn | cut -f 2
+    awk -F '\t' '
+        $1 == "D" { found[++n] = $2; if (length($2) > longest) longest = length($2) }
+        END {
+            for (at = longest; at; at--)
+                for (i = 1; i <= n; i++) if (length(found[i]) == at) print found[i]
+        }' "$1"
 }
 
 put_back_one() {
@@ -510,7 +519,7 @@ revert_files() {
         load_journal
         refuse_edits "$work/old"
         put_back "$work/old"
-        above="$above $(directories_of "$work/old")"
+        above="$above $directories"
         remove_file "$journal/journal.json"
         rm -rf "$journal" || failed "$journal"
     done
@@ -1063,7 +1072,7 @@ unpin_recorded() {
         warn "containerd does not answer, so its images stay pinned: start it and run this again"
         return
     fi
-    lines=$(sort -u "$base/pins")
+    lines=$(sort -u "$base/pins") || failed "$base/pins"
     set_text "$work/listed" "$lines$newline"
     while IFS= read -r reference; do
         if is_kept "$reference"; then
@@ -1091,7 +1100,7 @@ prune() {
     done
     [ -s "$base/pulled-$runtime" ] || return 0
     left=
-    lines=$(sort -u "$base/pulled-$runtime")
+    lines=$(sort -u "$base/pulled-$runtime") || failed "$base/pulled-$runtime"
     set_text "$work/listed" "$lines$newline"
     while read -r reference name; do
         if is_kept "$reference" || is_kept "$name"; then

@@ -1,6 +1,7 @@
 #!/bin/sh
 # A node's docker, podman, ctr, crictl or curl, by the name it is called by, for tests: images are
 # files img-* in $STUB_STATE, pins are files pin-*, and all arguments are in the file `arguments`.
+[ -z "${STUB_PATH:-}" ] || PATH=$STUB_PATH
 name=${0##*/}
 printf '%s %s\n' "$name" "$*" >>"$STUB_STATE/arguments"
 file() { printf '%s/%s-%s' "$STUB_STATE" "$1" "$(printf '%s' "$2" | tr / _)"; }

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,9 @@ FAILER = """#!/bin/sh
 # Fail at the change number $FAIL_AT. With $SHORT only cp does: it writes a part first, and if that
 # is "quiet" says nothing of it.
 [ -z "${SHORT:-}" ] || [ NAME = cp ] || exec /bin/NAME "$@"
-count=$(($(cat "$STUB_STATE/count" 2>/dev/null || echo 0) + 1))
+count=0
+[ ! -e "$STUB_STATE/count" ] || read -r count <"$STUB_STATE/count"
+count=$((count + 1))
 echo $count >"$STUB_STATE/count"
 [ "$count" = "${FAIL_AT:-0}" ] || exec /bin/NAME "$@"
 if [ -n "${SHORT:-}" ]; then
@@ -41,11 +43,11 @@ exit 1
 """
 
 
-def failers(node: Node) -> str:
+def failers(node: Node, names: Iterable[str]) -> str:
     """A directory of programs that fail; to be first in PATH."""
     directory = node.state / "failers"
     directory.mkdir()
-    for name in CHANGING:
+    for name in names:
         real = shutil.which(name, path="/bin:/usr/bin")
         assert real is not None
         text = FAILER.replace("/bin/NAME", real).replace("NAME", name)
@@ -69,7 +71,7 @@ def test_every_change_may_fail(dash: Node, target: Target, runtime: Runtime, sho
     """Either all is as it should be, or the code is not 0; revert brings every byte back."""
     furnish(dash.root)
     before = snapshot(dash.root)
-    path = failers(dash)
+    path = failers(dash, CHANGING)
     script = dash.script(target, runtime)
     count = dash.state / "count"
     counts, wanted = {}, {}
@@ -99,6 +101,40 @@ def test_every_change_may_fail(dash: Node, target: Target, runtime: Runtime, sho
             assert dash.run(script, "revert").returncode == 0, what
             assert snapshot(dash.root) == before, what
         assert failed == counts[verb] if short else failed > 5
+
+
+READING = ("awk", "cat", "cmp", "cut", "readlink", "sed", "sha256sum", "sort", "stat", "tail", "tr")
+
+
+@pytest.mark.parametrize("verb", ["apply", "pull", "unpin", "revert"])
+def test_what_a_program_reads_may_be_missing(dash: Node, target: Target, verb: str) -> None:
+    """A program that cannot read loses nothing, neither files nor what is recorded of pins."""
+    furnish(dash.root)
+    before = snapshot(dash.root)
+    path = failers(dash, READING)
+    script = dash.script(target, "containerd")
+    count = dash.state / "count"
+    verbs = ["apply", "pull", "unpin", "revert"]
+    earlier = verbs[: verbs.index(verb)]
+    failed, at, total = 0, 0, 0
+    # Without a failure first, to count the calls.
+    while at <= total:
+        if earlier:
+            assert dash.run(script, *earlier).returncode == 0
+        count.unlink(missing_ok=True)
+        done = dash.run(script, verb, path=path, FAIL_AT=str(at), STUB_PATH="/usr/bin:/bin")
+        what = (verb, at, done.returncode, done.stdout, done.stderr)
+        total = total or int(count.read_text())
+        failed += done.returncode != 0
+        assert at or not failed, what
+        recorded = (dash.root / "var/lib/mayfly-node-config/pins").exists()
+        assert recorded or not pins(dash), what
+        if verb == "unpin" and done.returncode == 0:
+            assert not pins(dash), what
+        assert dash.run(script, "revert").returncode == 0, what
+        assert (snapshot(dash.root), pins(dash)) == (before, set()), what
+        at += 1
+    assert failed or verb == "pull"
 
 
 @pytest.mark.parametrize("verb", ["apply", "revert"])
