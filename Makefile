@@ -83,7 +83,7 @@ benchmark: $(STAMP)
 # model, networks for each client, servers killed. -s shows what each did.
 soak: $(STAMP)
 	MAYFLY_SOAK=1 MAYFLY_SOAK_SECONDS=60 MAYFLY_SOAK_EXAMPLES=200 MAYFLY_SOAK_SEEDS=5 MAYFLY_SOAK_ROUNDS=1000 \
-		$(BIN)/pytest -s tests/registry/test_collecting.py tests/bundle/test_interrupted.py tests/faults tests/clients/test_faults.py tests/hostile $(ARGS)
+		$(BIN)/pytest -s tests/registry/test_collecting.py tests/bundle/test_interrupted.py tests/faults tests/clients/test_faults.py tests/clients/test_node_script.py tests/hostile $(ARGS)
 	MAYFLY_FUZZ_REQUESTS=10000 MAYFLY_FUZZ_EXAMPLES=2000 $(BIN)/pytest -s tests/fuzz $(ARGS)
 
 # Known vulnerabilities of what is installed; exit code 2 where nobody could be asked.

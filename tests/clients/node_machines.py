@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.clients.programs import cri_config, with_sbin
-from tests.kubelet.namespace import run
+from tests.kubelet.namespace import bridge, connect_machine, hold_machine, run
 from tests.support.process import REPO, Process, find_program, need
 from tests.support.programs import versioned
 from tests.support.trees import Node as Entry
@@ -22,7 +22,7 @@ _SOCKET = "/run/containerd/containerd.sock"
 _K3S_SOCKET = "/run/k3s/containerd/containerd.sock"
 CRIO_SOCKET = "/var/run/crio/crio.sock"
 
-_BOUNDED = "1800"  # seconds until a machine ends by itself, should nobody end it
+_SECONDS = 1800
 _OF_RUNTIMES = (
     "lib/containerd",
     "lib/docker",
@@ -32,28 +32,17 @@ _OF_RUNTIMES = (
     "docker/key.json",
     "cni/net.d",
 )
-_HOLDER = """
-set -e
-for name in etc var root; do
-    mkdir -p "$1/$name.u" "$1/$name.w"
-    mount -t overlay overlay -o "lowerdir=/$name,upperdir=$1/$name.u,workdir=$1/$name.w" "/$name"
-done
-mount -t tmpfs tmpfs /run
+_PREPARE = """
 mkdir -p /run/sshd /run/containerd /root/.ssh
 chmod 700 /root/.ssh
-cp "$1/key.pub" /root/.ssh/authorized_keys
+cp "$directory/key.pub" /root/.ssh/authorized_keys
 chmod 600 /root/.ssh/authorized_keys
-mount --make-rshared /
-: > "$1/made"
-exec sleep "$2"
 """
 
 
-def bridge() -> None:
+def network_of_machines() -> None:
     """Make the network of the machines, in the namespace of this thread."""
-    run("ip", "link", "add", "mbr0", "type", "bridge")
-    run("ip", "addr", "add", f"{GATEWAY}/24", "dev", "mbr0")
-    run("ip", "link", "set", "mbr0", "up")
+    bridge("mbr0", GATEWAY)
 
 
 class Machine:
@@ -90,7 +79,6 @@ class Machine:
         self.name = f"machine-{number}"
         self.address = f"{NETWORK}.{10 + number}"
         self.directory = directory
-        self._number = number
         self._variables = variables or {}
         self._socket = _K3S_SOCKET if k3s else _SOCKET
         self.crio: Process | None = None
@@ -102,10 +90,12 @@ class Machine:
             for name, version in (("containerd", containerd), ("docker", docker))
             if version
         ]
-        self._holder = self._hold()
+        self._holder = hold_machine(
+            directory, "etc", "var", "root", seconds=_SECONDS, more=_PREPARE
+        )
         self._processes = [self._holder]
         try:
-            self._connect()
+            connect_machine(self._holder, f"mv{number}", "mbr0", self.address, GATEWAY)
             if containerd is not None:
                 self._start_containerd(config_path)
             if docker is not None:
@@ -205,28 +195,6 @@ class Machine:
                 except subprocess.TimeoutExpired:
                     process.popen.kill()
                     process.popen.wait(10)
-
-    def _hold(self) -> Process:
-        namespaces = ("--net", "--mount", "--propagation", "private")
-        holder = Process(
-            ["unshare", *namespaces, "sh", "-c", _HOLDER, "sh", self.directory, _BOUNDED],
-            self.directory / "holder.log",
-            env=with_sbin(),
-        )
-        holder.wait_for(lambda: (self.directory / "made").exists() or None, deadline=30)
-        return holder
-
-    def _connect(self) -> None:
-        here = f"mv{self._number}"
-        peer = ("peer", "name", "eth0", "netns", str(self._holder.pid))
-        run("ip", "link", "add", here, "type", "veth", *peer)
-        run("ip", "link", "set", here, "master", "mbr0", "up")
-        self.shell(
-            'ip link set lo up; ip addr add "$1/24" dev eth0; ip link set eth0 up; '
-            'ip route add default via "$2"',
-            self.address,
-            GATEWAY,
-        )
 
     def _run(self, name: str, *words: str | Path) -> Process:
         made = Process(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.clients.layout import Layout, layer
-from tests.clients.node_machines import CRIO_SOCKET, GATEWAY, Machine, bridge, events
+from tests.clients.node_machines import CRIO_SOCKET, GATEWAY, Machine, events, network_of_machines
 from tests.kubelet.namespace import own_network
 from tests.support.commands import run_mayfly
 from tests.support.process import Mayfly, find_program, need_root
@@ -28,7 +28,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     """A machine with CRI-O, in a network of its own."""
     need_root()
     with own_network():
-        bridge()
+        network_of_machines()
         made = Machine(1, tmp_path / "machine", crio=True)
         yield made
         made.stop()

@@ -15,10 +15,32 @@ from pathlib import Path
 import pytest
 
 from tests.clients.layout import Layout
-from tests.clients.node_machines import GATEWAY, Machine, bridge, events
+from tests.clients.node_machines import GATEWAY, Machine, events, network_of_machines
 from tests.kubelet.namespace import own_network
+from tests.nodes.test_script import CHANGING
 from tests.support.commands import mayfly
 from tests.support.process import Mayfly, need_root
+
+KILLER = """#!/bin/sh
+# Run the program of this name; kill all of the session at call number $KILL_AT, before it, or after
+# it if that is negative.
+PATH=${PATH#*:}
+echo >>"$CALLS"
+calls=$(wc -l <"$CALLS")
+end() {
+    own=$(awk '{ sub(/^.*[)] /, ""); print $4 }' /proc/$$/stat)
+    kill -9 $(cat /proc/[0-9]*/stat 2>/dev/null | awk -v own="$own" -v self=$$ '
+        { pid = $1; sub(/^.*[)] /, ""); if ($4 == own && pid != self) print pid }')
+    kill -9 $$
+}
+if [ "$KILL_AT" -gt 0 ] && [ "$calls" -ge "$KILL_AT" ]; then end; fi
+"${0##*/}" "$@"
+code=$?
+if [ "$KILL_AT" -lt 0 ] && [ "$calls" -ge $((-KILL_AT)) ]; then end; fi
+exit $code
+"""
+KILLS = 30 if "MAYFLY_SOAK" in os.environ else 4
+"""Times that each verb is killed, at steps spread over all of it."""
 
 PORT = 5779
 IMAGES = ("docker.io/library/one:1", "quay.io/team/two:2")
@@ -40,7 +62,7 @@ def network() -> Iterator[None]:
     """A network of the module's own."""
     need_root()
     with own_network():
-        bridge()
+        network_of_machines()
         yield
 
 
@@ -137,5 +159,55 @@ def test_from_apply_to_revert(network: None, bundle: Path, tmp_path: Path, kind:
             done = machine.ssh("sh -s -- unpin revert", script)
             assert done.returncode == 0, done.stderr
             assert machine.tree() == before
+    finally:
+        machine.stop()
+
+
+def _killers(machine: Machine) -> Path:
+    """A directory of the programs that change a machine, each of which kills the script."""
+    made = machine.directory / "killers"
+    made.mkdir()
+    for name in (*CHANGING, "ctr", "crictl", "docker", "podman"):
+        if machine.shell(f"command -v {name} || true"):
+            (made / name).write_text(KILLER)
+            (made / name).chmod(0o755)
+    return made
+
+
+@pytest.mark.parametrize("kind", MACHINES)
+def test_killed_at_many_steps(network: None, bundle: Path, tmp_path: Path, kind: str) -> None:
+    """kill -9 of all of the script; another run ends what it began, and revert takes it back."""
+    machine = Machine(1, tmp_path / "machine", **MACHINES[kind])  # type: ignore[arg-type]
+    try:
+        with registry(tmp_path / "registry", bundle) as server:
+            made = mayfly("node", "script", "--node", machine.name, "--state-dir", server.state_dir)
+            script = made.stdout
+            before = machine.tree()
+            calls = tmp_path / "calls"
+            first = f"PATH={_killers(machine)}:$PATH CALLS={calls}"
+
+            def run(verbs: str, at: int = 0) -> int:
+                calls.unlink(missing_ok=True)
+                return machine.ssh(f"{first} KILL_AT={at} sh -s -- {verbs}", script).returncode
+
+            for verbs in ("apply pull", "unpin --prune revert"):
+                assert run("apply pull") == 0
+                if verbs.endswith("revert"):
+                    assert run(verbs) == 0
+                count = len(calls.read_text().splitlines())
+                assert count > 10
+                for number in range(KILLS):
+                    assert verbs == "apply pull" or run("apply pull") == 0
+                    at = 1 + number * (count - 1) // (KILLS - 1)
+                    what = (verbs, at)
+                    assert run(verbs, at if number % 2 else -at) != 0, what
+                    if number % 3 == 0:
+                        done = machine.ssh("sh", script)
+                        assert done.returncode == 0, (what, done.stdout, done.stderr)
+                    done = machine.ssh("sh -s -- unpin --prune revert", script)
+                    assert done.returncode == 0, (what, done.stdout, done.stderr)
+                    assert machine.tree() == before, what
+                    if "containerd" in kind:
+                        assert "pinned=" not in machine.shell("ctr -n k8s.io images ls"), what
     finally:
         machine.stop()

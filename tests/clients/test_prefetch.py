@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.clients.layout import Layout
-from tests.clients.node_machines import GATEWAY, NETWORK, Machine, bridge, events
+from tests.clients.node_machines import GATEWAY, NETWORK, Machine, events, network_of_machines
 from tests.kubelet.namespace import own_network
 from tests.support.commands import command_line, environment, mayfly
 from tests.support.process import Mayfly, need, need_root
@@ -40,7 +40,7 @@ def network() -> Iterator[None]:
     """A network of the module's own."""
     need_root()
     with own_network():
-        bridge()
+        network_of_machines()
         yield
 
 

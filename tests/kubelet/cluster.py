@@ -20,7 +20,7 @@ from tests.clients.layout import Layout
 from tests.clients.programs import Client, with_sbin
 from tests.kubelet.api import Api, Object, Refused, eventually
 from tests.kubelet.images import SLEEP, busybox, noise
-from tests.kubelet.namespace import run
+from tests.kubelet.namespace import bridge
 from tests.kubelet.node import GATEWAY, KUBERNETES, SANDBOX, Node, end
 from tests.kubelet.pki import Authority, Pair
 from tests.support.commands import run_mayfly
@@ -62,7 +62,7 @@ class Cluster:
 
     def _start(self) -> None:
         self._images()
-        self._bridge()
+        bridge("kbr0", GATEWAY)
         self._authority = Authority(self.directory / "pki")
         self._control_plane()
         self._key = self.directory / "signing.key"
@@ -212,11 +212,6 @@ class Cluster:
         sandbox = Layout(self.directory / "sandbox")
         sandbox.add(SANDBOX, busybox("sandbox"), Cmd=list(SLEEP))
         self.sandbox = sandbox.archive()
-
-    def _bridge(self) -> None:
-        run("ip", "link", "add", "kbr0", "type", "bridge")
-        run("ip", "addr", "add", f"{GATEWAY}/24", "dev", "kbr0")
-        run("ip", "link", "set", "kbr0", "up")
 
     def _control_plane(self) -> None:
         peers = "http://127.0.0.1:12380"

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.clients.programs import Client, with_sbin
 from tests.kubelet.api import Api, eventually
-from tests.kubelet.namespace import run
+from tests.kubelet.namespace import connect_machine, hold_machine, run
 from tests.kubelet.pki import Pair
 from tests.support.process import REPO, Process, find_program, need
 from tests.support.programs import versioned, versions
@@ -21,20 +21,8 @@ GATEWAY = f"{NETWORK}.1"
 SANDBOX = "localhost/pause:1"
 KUBERNETES = versioned("kubernetes", versions("kubernetes")[0])
 
-_BOUNDED = "7200"  # seconds until a node ends by itself, should nobody end it
-_HOLDER = """
-set -e
-for name in etc var; do
-    mkdir -p "$1/$name.u" "$1/$name.w"
-    mount -t overlay overlay \
-        -o "lowerdir=/$name,upperdir=$1/$name.u,workdir=$1/$name.w" "/$name"
-done
-mount -t tmpfs tmpfs /run
-mkdir -p /var/lib/kubelet /var/log/pods /etc/containerd/certs.d
-mount --make-rshared /
-: > "$1/made"
-exec sleep "$2"
-"""
+_SECONDS = 7200
+_PREPARE = "mkdir -p /var/lib/kubelet /var/log/pods /etc/containerd/certs.d"
 
 _DISK = """
 truncate --size "$2" "$1/disk.img"
@@ -76,8 +64,8 @@ class Node:
         self._authority, self._pair, self._kubeconfig = files
         self._home = home
         directory.mkdir()
-        self._holder = self._hold()
-        self._connect()
+        self._holder = hold_machine(directory, "etc", "var", seconds=_SECONDS, more=_PREPARE)
+        connect_machine(self._holder, f"kv{number}", "kbr0", self.address, GATEWAY)
         if disk:
             need("mkfs.ext4")
             self.shell(_DISK, directory, str(disk))
@@ -188,28 +176,6 @@ class Node:
             self.crictl.run("rmp", "--force", sandbox, timeout=60)
         for process in (self.containerd, self._holder):
             end(process)
-
-    def _hold(self) -> Process:
-        namespaces = ("--net", "--mount", "--propagation", "private")
-        holder = Process(
-            ["unshare", *namespaces, "sh", "-c", _HOLDER, "sh", self.directory, _BOUNDED],
-            self.directory / "holder.log",
-            env=with_sbin(),
-        )
-        holder.wait_for(lambda: (self.directory / "made").exists() or None, deadline=30)
-        return holder
-
-    def _connect(self) -> None:
-        here = f"kv{self.number}"
-        peer = ("peer", "name", "eth0", "netns", str(self._holder.pid))
-        run("ip", "link", "add", here, "type", "veth", *peer)
-        run("ip", "link", "set", here, "master", "kbr0", "up")
-        self.shell(
-            'ip link set lo up; ip addr add "$1/24" dev eth0; ip link set eth0 up; '
-            'ip route add default via "$2"',
-            self.address,
-            GATEWAY,
-        )
 
     def _start_containerd(self) -> Process:
         need("containerd", "ctr", directory=self._first[0] if self._first else None)
