@@ -13,9 +13,10 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mayfly.registry.process.child import launch_words
 from mayfly.registry.settings.errors import ConfigError
@@ -127,6 +128,7 @@ async def run_script(
 
     Raises:
         ConfigError: there is no ssh.
+        Exception: of `on_stdout` or `on_stderr`; ssh is ended.
     """
     process = await asyncio.create_subprocess_exec(
         *launch_words(find_ssh(), words),
@@ -146,19 +148,43 @@ async def run_script(
         asyncio.create_task(_receive(process.stderr, on_stderr, most)),
     ]
     try:
-        try:
-            async with asyncio.timeout(seconds):
-                code = await process.wait()
-        except TimeoutError:
-            return TIMED_OUT
-        # What ssh started may hold the pipes open.
-        await asyncio.wait(tasks, timeout=_END_SECONDS)
-        return code
+        return await _ended(process, tasks, seconds)
     finally:
         for task in tasks:
             task.cancel()
         await _end(process)
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _ended(
+    process: asyncio.subprocess.Process, tasks: Sequence[asyncio.Task[None]], seconds: float
+) -> int:
+    """Return ssh's exit code, or `TIMED_OUT`.
+
+    Raises:
+        Exception: of a task; without it ssh would wait for someone to read.
+    """
+    ending = asyncio.create_task(process.wait())
+    waiting: set[asyncio.Task[Any]] = {ending, *tasks}
+    end = time.monotonic() + seconds
+    try:
+        while ending in waiting:
+            left = max(end - time.monotonic(), 0)
+            done, waiting = await asyncio.wait(
+                waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()
+            if not done:
+                return TIMED_OUT
+        if waiting:
+            # Programs that ssh started may hold the pipes open.
+            done, _ = await asyncio.wait(waiting, timeout=_END_SECONDS)
+            for task in done:
+                task.result()
+        return ending.result()
+    finally:
+        ending.cancel()
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -140,6 +140,19 @@ def test_a_node_that_hangs(state: Path) -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
+def test_an_observer_that_fails(state: Path) -> None:
+    """An error of its own, such as of a closed pipe, ends every ssh and is raised."""
+
+    class Closed(Recorder):
+        def image(self, node: str, image: str, state: str) -> None:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        _run("good", "hang", recorder=Closed(), concurrency=2)
+    for line in (state / "log").read_text().splitlines():
+        assert not Path(f"/proc/{line.split()[2]}").exists()
+
+
 def test_memory_does_not_grow_with_output(state: Path) -> None:
     """Nodes that print without end are read and forgotten."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

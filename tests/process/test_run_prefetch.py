@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.test_json_output import check
 from tests.hostile import texts
 from tests.support.commands import command_line, environment, mayfly
 from tests.support.process import REPO
@@ -70,6 +71,7 @@ def test_command_does_not_begin_when_a_node_lacks_an_image(place: Path) -> None:
     assert "To do: free space" in done.stderr
     assert "2 of 3 nodes did not prove every image, so sh was not started" in done.stderr
     report = _report(place)
+    check("report", report)
     assert report["reason"] == "prefetch"
     assert report["exit_code"] == 3
     found = [(one["node"], one["code"], one["images"]) for one in report["prefetch"]["unprepared"]]
@@ -84,6 +86,8 @@ def test_continue(place: Path) -> None:
     assert done.returncode == 5, done.stderr
     assert (place / "begun").exists()
     lines = [json.loads(line) for line in done.stderr.splitlines()]
+    for line in lines:
+        check("log", line)
     (node,) = [line for line in lines if line["event"] == "prefetch_node"]
     assert node["codes"] == ["disk_full"]
     assert node["node"] == "full"

@@ -21,6 +21,7 @@ def test_every_threat_is_there() -> None:
         "A hostile client on the network",
         "A stolen node credential",
         "The script of a node",
+        "A hostile node under prefetch or check",
         "A leaked token",
         "A hostile user with push rights",
         "A malicious bundle",
