@@ -53,7 +53,7 @@ DYNLOAD_LEFT_OUT = re.compile(
 )
 """Modules that nothing in Mayfly and its dependencies imports, or whose libraries are large."""
 
-BOOT = ("encodings/__init__.py", "encodings/aliases.py", "encodings/utf_8.py")
+BOOT = ("encodings/__init__.py", "encodings/aliases.py", "encodings/utf_8.py", "linecache.py")
 """Modules of the standard library that the interpreter imports before boot.py."""
 
 DLOPENED = ("libgcc_s.so.1",)
@@ -163,6 +163,8 @@ def main(directory: Path) -> None:
     for file, data in written.items():
         (directory / file).write_bytes(data)
     (directory / name).chmod(0o755)
+    if version not in _run(str(directory / name), "--version"):
+        raise SystemExit(f"{directory / name} does not run")
     sums = (f"{hashlib.sha256(data).hexdigest()}  {file}\n" for file, data in written.items())
     (directory / f"{name}.sha256").write_text("".join(sums))
     print(directory / name)

@@ -12,12 +12,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mayfly.registry.nodes.causes import Cause, cause_of_end, is_wrong
 from mayfly.registry.nodes.node_output import NodeOutput
 from mayfly.registry.nodes.prefetch import Failure
-from mayfly.registry.nodes.script import NodeImage, node_script
+from mayfly.registry.nodes.script import NodeImage, node_script, shell_file
 from mayfly.registry.nodes.ssh import SSH, TIMED_OUT, run_script
 from mayfly.registry.nodes.target import Target
 from mayfly.storage.text import format_size
@@ -57,7 +56,7 @@ def probe_script(target: Target, images: Sequence[NodeImage]) -> str:
     text = node_script(dataclasses.replace(target, credential=None), "", images)
     before, _, after = text.rpartition(_BEGIN)
     assert not after
-    return before + Path(__file__).with_name("probe.sh").read_text("utf-8")
+    return before + shell_file("probe.sh")
 
 
 @dataclass(slots=True)

@@ -114,10 +114,15 @@ def node_script(
         _note("restored", path, note) for path, given in AFTER_REVERT.items() for note in given
     ]
     lines += ["", *_function("notes_after_revert", put_back)]
-    template = pkgutil.get_data("mayfly.registry.nodes", "script.sh")
-    assert template is not None  # the package has a file
-    before, _, after = template.decode().partition(_PLACE)
+    before, _, after = shell_file("script.sh").partition(_PLACE)
     return before + "\n".join(lines) + "\n" + after
+
+
+def shell_file(name: str) -> str:
+    """Return the text of a shell script in this package, which may be in the one file."""
+    data = pkgutil.get_data("mayfly.registry.nodes", name)
+    assert data is not None  # None is for loaders that read no files
+    return data.decode()
 
 
 def quote(text: str) -> str:
