@@ -93,7 +93,13 @@ class Audit:
         text = f"{user or 'a client'} at {address} was refused: {detail}"
         level = logging.DEBUG if code == _RENEWED else logging.WARNING
         if self._log_allowances.take(network_of(address)):
-            log.event(level, "refused", text, same=f"{user} {address}", user=user, address=address)
+            # Imported by the first refusal, not by the start.
+            from mayfly.registry.telemetry.trace import trace_id
+
+            data = {"user": user, "address": address}
+            if trace := trace_id(http.headers):
+                data["trace"] = trace
+            log.event(level, "refused", text, same=f"{user} {address}", **data)
         if self._put_event is not None:
             key = (
                 user,
@@ -130,12 +136,7 @@ class Audit:
             return
         events = _events()
         event = events.new(request.action, "denied")
-        event["request"] = {
-            "addr": address,
-            "host": events.short(http.headers.get("Host", "")),
-            "method": request.method,
-            "useragent": events.short(http.headers.get("User-Agent", "")),
-        }
+        event["request"] = events.asked_by(address, request.method, http.headers)
         event["target"] = {"repository": request.repository}
         event["actor"] = {"name": user}
         event["reason"] = code

@@ -204,7 +204,11 @@ def refusal(error: Exception, http: HTTPRequest) -> Response:
     if (status, code) == errors.UNKNOWN:
         unexpected = None if type(error) in errors.TABLE else error
         level = logging.DEBUG if getattr(error, "reported", False) else logging.ERROR
-        failed = "%s %s failed: %s"
+        # Imported by the first failure, not by the start.
+        from mayfly.registry.telemetry.trace import trace_id
+
+        trace = trace_id(http.headers)
+        failed = "%s %s failed: %s" + (f" (trace {trace})" if trace else "")
         logger.log(level, failed, http.method, http.raw_path, cause, exc_info=unexpected)
     elif isinstance(error, DoesNotFit):
         text = f"a push was refused: {error.message}; free some space"

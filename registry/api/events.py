@@ -73,12 +73,7 @@ def _record(
     peer, identity = context.peer, context.caller.identity
     event = events.new(action, outcome)
     event["target"] = _target(http, request, response)
-    event["request"] = {
-        "addr": peer.address,
-        "host": events.short(http.headers.get("Host", "")),
-        "method": request.method,
-        "useragent": events.short(peer.agent),
-    }
+    event["request"] = events.asked_by(peer.address, request.method, http.headers)
     event["actor"] = {"name": identity.name}
     event["node"] = peer.node
     event["credential"] = identity.source

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
+
+from mayfly.registry.telemetry.trace import traceparent
 
 MEDIA_TYPE = "application/vnd.docker.distribution.events.v2+json"
 """Of an envelope: ``{"events": […]}``."""
@@ -52,13 +55,21 @@ class Target(TypedDict, total=False):
 
 
 class AskedBy(TypedDict, total=False):
-    """A request: its ID, the client's address, the host it asked, the method, the client's name."""
+    """A request.
+
+    Attributes:
+        addr: the client's address.
+        host: that it asked for.
+        useragent: the client's name.
+        traceparent: of the trace that it belongs to; left out without one.
+    """
 
     id: str
     addr: str
     host: str
     method: str
     useragent: str
+    traceparent: str
 
 
 class Actor(TypedDict):
@@ -112,6 +123,25 @@ class Event(TypedDict, total=False):
 def new(action: Action, outcome: Outcome = "done") -> Event:
     """Return an event of this moment."""
     return {"id": os.urandom(16).hex(), "timestamp": now(), "action": action, "outcome": outcome}
+
+
+def asked_by(address: str, method: str, headers: Mapping[str, str]) -> AskedBy:
+    """Return the request of an event.
+
+    Args:
+        address: of the client.
+        method: of HTTP.
+        headers: of the request.
+    """
+    found: AskedBy = {
+        "addr": address,
+        "host": short(headers.get("Host", "")),
+        "method": method,
+        "useragent": short(headers.get("User-Agent", "")),
+    }
+    if trace := traceparent(headers):
+        found["traceparent"] = trace
+    return found
 
 
 def now() -> str:
