@@ -34,6 +34,9 @@ _OTHER = "other"
 CUT = "499"
 """The code of a request whose client left before the response began, as nginx has it."""
 
+FRESH_SECONDS = 1.0
+"""For which metrics are given out again: to read them takes time with many nodes and images."""
+
 _SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0, 1800.0)
 _KIB = 1024.0
 _BYTES = (_KIB, 64 * _KIB, _KIB**2, 16 * _KIB**2, 256 * _KIB**2, _KIB**3)
@@ -74,9 +77,13 @@ class Metrics:
     Args:
         read: returns the server's own counts.
         version: of the server.
+        fresh: seconds for which metrics are given out again.
     """
 
-    def __init__(self, read: Callable[[], Reading], version: str) -> None:
+    def __init__(
+        self, read: Callable[[], Reading], version: str, fresh: float = FRESH_SECONDS
+    ) -> None:
+        self._fresh = fresh
         self._registry = prometheus_client.CollectorRegistry()
         labels = ("handler", "method")
         self._requests = prometheus_client.Counter(
@@ -107,6 +114,7 @@ class Metrics:
             registry=self._registry,
         )
         self._open: dict[int, Exchange] = {}
+        self._exposed: dict[str, tuple[float, bytes]] = {}
         prometheus_client.ProcessCollector(registry=self._registry)
         self._registry.register(_Readings(read, version, self._in_flight))
 
@@ -138,13 +146,18 @@ class Metrics:
             self._response_bytes.labels(*labels).observe(http.sent or body)
 
     def expose(self, accept: str) -> tuple[bytes, str]:
-        """Return all metrics and their content type.
+        """Return all metrics and their content type; they are a second old at most.
 
         Args:
             accept: the formats that the client takes, as in its ``Accept`` header.
         """
         encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        made, body = self._exposed.get(content_type, (-self._fresh, b""))
+        now = time.monotonic()
+        if now - made >= self._fresh:
+            body = encode(self._registry)
+            self._exposed[content_type] = now, body
+        return body, content_type
 
     def _in_flight(self) -> Mapping[str, int]:
         return Counter(_handler(http) for http in self._open.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -12,7 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from mayfly.registry.http.response import Response
-from mayfly.registry.telemetry.metrics import CUT, Metrics
+from mayfly.registry.telemetry.metrics import CUT, FRESH_SECONDS, Metrics
 from mayfly.registry.telemetry.reading import Reading
 from tests.support.process import REPO, Mayfly
 
@@ -89,7 +90,7 @@ def test_without_coverage_and_upstreams() -> None:
 
 async def test_requests() -> None:
     """Counted by endpoint, method and status; in flight until the answer."""
-    metrics = Metrics(Reading, "1")
+    metrics = Metrics(Reading, "1", 0.0)
     during: Samples = {}
 
     async def answer() -> Response:
@@ -108,7 +109,7 @@ async def test_requests() -> None:
 
 async def test_what_clients_choose_is_no_label() -> None:
     """Made-up methods and paths share one value, whatever their number."""
-    metrics = Metrics(Reading, "1")
+    metrics = Metrics(Reading, "1", 0.0)
 
     async def answer() -> Response:
         return Response(405)
@@ -121,7 +122,7 @@ async def test_what_clients_choose_is_no_label() -> None:
 
 async def test_clients_that_leave() -> None:
     """Before the response they have a code of their own, after its head the response's."""
-    metrics = Metrics(Reading, "1")
+    metrics = Metrics(Reading, "1", 0.0)
     early, late = Asked(), Asked(sent=70)
     late.response = Response(200, length=100)
 
@@ -146,6 +147,27 @@ def test_formats() -> None:
     assert list(read_openmetrics(body.decode()))
     _, content_type = metrics.expose("*/*")
     assert content_type.startswith("text/plain")
+
+
+def test_read_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often, and by however many, they are asked for; each format for itself."""
+    now, reads = 100.0, 0
+
+    def read() -> Reading:
+        nonlocal reads
+        reads += 1
+        return Reading()
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    metrics = Metrics(read, "1")
+    for _ in range(10):
+        metrics.expose("")
+    assert reads == 1
+    metrics.expose("application/openmetrics-text; version=1.0.0")
+    assert reads == 2
+    now += FRESH_SECONDS
+    metrics.expose("")
+    assert reads == 3
 
 
 def test_page_lists_all_metrics() -> None:
