@@ -550,7 +550,8 @@ async def _metrics_served(settings: Settings, metrics: Metrics | None) -> AsyncI
         limits = Limits(_MAX_SCRAPERS, _timeouts(settings))
         connections = Connections(HTTPServer(MetricsApp(metrics)), sockets, None, limits)
         connections.listeners.resume()
-        log.event(logging.INFO, "metrics", f"metrics at http://{address_of(sockets[0])}/metrics")
+        url = f"http://{address_of(sockets[0])}/metrics"
+        log.event(logging.INFO, "metrics", f"metrics at {url}", url=url)
         try:
             yield
         finally:

@@ -69,7 +69,9 @@ _DIGEST = re.compile(rb"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A reference to content (image-spec descriptor.md).
+    """A reference to content (image-spec descriptor.md), with what the registry uses of it.
+
+    Other fields, such as platform and annotations, are in the bytes of the manifest.
 
     Attributes:
         media_type: "" where a stored manifest does not say.

@@ -1,4 +1,4 @@
-"""The house: which room may import which, and who may build what."""
+"""Which room may import which, and which module may build what."""
 
 from __future__ import annotations
 

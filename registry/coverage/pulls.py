@@ -25,11 +25,11 @@ from mayfly.registry.coverage.manifest_graph import ManifestRefs
 from mayfly.registry.notification import Notification
 
 SETTLED_SECONDS = 5.0
-"""Without an event of a node, after which nothing more is expected of it. Clients make the requests
-of a pull without pause, except for a login or a slow disk."""
+"""Seconds without an event of a node after which nothing more is expected of it: clients make the
+requests of a pull without pause, except for a login or a slow disk."""
 
 EXPECTATION_SECONDS = 600.0
-"""After which a node that pulls other content is no longer expected to fetch a blob."""
+"""Seconds after which a node that pulls other content is no longer expected to fetch a blob."""
 
 MAX_NODES = 10_000
 _MAX_EXPECTED = 10_000

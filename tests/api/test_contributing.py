@@ -33,16 +33,20 @@ def _hunks() -> Iterator[tuple[str, str, str]]:
 
 
 def _applied(name: str, text: str, before: str, after: str) -> str:
-    """The text of a file with one place of the example; an import may be there already."""
-    if after in text:
+    """The text of a file with one place of the example, where "…" is any text of a line.
+
+    An import may be there already.
+    """
+    leading, _, trailing = after.partition(before)
+    if leading + trailing in text:
         return text
-    place = re.compile("^" + re.escape(before), re.MULTILINE)
+    place = re.compile("^" + re.escape(before).replace("…", ".*"), re.MULTILINE)
     if len(place.findall(text)) != 1:
         pytest.fail(
             f"CONTRIBUTING.md's example no longer fits {name}; update its context lines:\n{before}",
             pytrace=False,
         )
-    return place.sub(lambda _: after, text)
+    return place.sub(lambda found: leading + found[0] + trailing, text)
 
 
 def test_example_is_one_route_handler_test_and_description() -> None:
