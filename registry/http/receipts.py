@@ -95,7 +95,7 @@ class Receipts:
         else:
             self._goal = self._base + self._encrypted() - self._encrypted_before
         self._done = done
-        self._poll(_FIRST_POLL_SECONDS, None)
+        self._poll_later(_FIRST_POLL_SECONDS, None)
 
     def look(self) -> None:
         """Call back now, not with the next poll, if everything is acknowledged.
@@ -109,6 +109,7 @@ class Receipts:
         """Poll until everything is acknowledged, at longer and longer intervals.
 
         Args:
+            pause: seconds since the last poll.
             closed: when the connection was found closed; None while it is open.
         """
         assert self._done is not None
@@ -124,8 +125,11 @@ class Receipts:
         if not left or self._has_broken() or late:
             self._finish(self._done, left)
             return
-        after = min(2 * pause, _MAX_POLL_SECONDS), closed
-        self._next_poll = loop.call_later(pause, self._poll, *after)
+        self._poll_later(min(2 * pause, _MAX_POLL_SECONDS), closed)
+
+    def _poll_later(self, pause: float, closed: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        self._next_poll = loop.call_later(pause, self._poll, pause, closed)
 
     def _finish(self, done: Callable[[int], None], left: int) -> None:
         self.close()
