@@ -114,6 +114,8 @@ class Receipts:
         """
         assert self._done is not None
         loop = asyncio.get_running_loop()
+        # First: an acknowledgement may arrive, and the connection end, between the two calls.
+        has_broken = self._has_broken()
         left = max(self._goal - self._acked(), 0)
         if closed is None and (self._transport is None or self._transport.is_closing()):
             closed = loop.time()
@@ -122,7 +124,7 @@ class Receipts:
                 with contextlib.suppress(OSError):
                     self._socket.shutdown(socket.SHUT_WR)
         late = closed is not None and loop.time() - closed >= _AFTER_CLOSE_SECONDS
-        if not left or self._has_broken() or late:
+        if not left or has_broken or late:
             self._finish(self._done, left)
             return
         self._poll_later(min(2 * pause, _MAX_POLL_SECONDS), closed)

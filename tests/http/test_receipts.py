@@ -149,6 +149,31 @@ async def test_client_that_is_gone(pair: tuple[asyncio.Transport, socket.socket]
         assert 0 < await received < count
 
 
+async def test_end_between_two_looks(
+    pair: tuple[asyncio.Transport, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last acknowledgement arrives with the end of the connection, while a poll is made."""
+    transport, _ = pair
+    received: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    receipts, count = sent(transport)
+    looks = 0
+
+    def info() -> bytes:
+        """An open connection once, then one that has ended, with everything acknowledged."""
+        nonlocal looks
+        looks += 1
+        has_ended = looks > 1
+        found = bytearray(receipts_module._BYTES_ACKED.pack(count if has_ended else 0))
+        found[0] = receipts_module._TCP_CLOSE if has_ended else 1
+        return bytes(found)
+
+    receipts.on_received(received.set_result)
+    monkeypatch.setattr(receipts, "_info", info)
+    async with asyncio.timeout(PATIENCE):
+        assert await received == 0
+    assert looks > 1
+
+
 async def test_closed_at_this_end(pair: tuple[asyncio.Transport, socket.socket]) -> None:
     """A connection that we close is closed for the client as well, after the last byte."""
     transport, client = pair
