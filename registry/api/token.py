@@ -18,7 +18,7 @@ from mayfly.auth.scope import REPOSITORY, Scope, parse_scopes, render_scopes
 from mayfly.registry.access.errors import Unauthorized
 from mayfly.registry.access.guard import REALM, Authentication, claimed_name
 from mayfly.registry.access.needs import Need
-from mayfly.registry.api.context import JSON, Context, answer
+from mayfly.registry.api.context import AS_WRITTEN, JSON, Context, answer
 from mayfly.registry.api.errors import EndpointUnknown, ParameterInvalid
 from mayfly.registry.api.request import Request, read_form
 from mayfly.registry.http.request import HTTPRequest
@@ -102,8 +102,11 @@ def _issue(
 def _meant(context: Context, request: Request, scopes: Iterable[Scope]) -> list[Scope]:
     """Return the same scopes for the names that theirs stand for: ``x`` may be ``library/x``.
 
-    Tables alone decide it, so that its time tells no caller which names the store has.
+    None where all names mean themselves. Tables alone decide it, so that its time tells no caller
+    which names the store has.
     """
+    if context.names is AS_WRITTEN:
+        return []
     ns = request.parameter("ns")
     return [
         replace(one, name=context.names.meant(one.name, ns)) if one.type == REPOSITORY else one
