@@ -148,9 +148,9 @@ TEXTS: dict[Cause, tuple[str, str]] = {
         "mend what the message says, then run this again",
     ),
     Cause.DIFFERENT: (
-        "it has another image under this name",
-        "see that the node pulls this name through the registry (mayfly node script prints what "
-        "is missing), then run this again",
+        "it proved other images than the registry has under these names",
+        "see with mayfly status whether the registry has the images, and that the node pulls them "
+        "through it, then run this again",
     ),
     Cause.NO_CONFIG_PATH: (
         "kubelet's own pulls do not go through the registry",

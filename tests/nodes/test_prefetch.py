@@ -318,7 +318,7 @@ def test_command_shows_nothing_unescaped(server: Mayfly, tmp_path: Path) -> None
     assert "To do: free space" in done.stdout
     assert r"\x1b[2Jcleared" in done.stdout
     # The stub sends no proof, which the registry knows better.
-    assert "good: it has another image" in done.stdout
+    assert "good: it proved other images" in done.stdout
     done = mayfly(*words, "--json")
     texts.check(done.stdout, is_json=True)
     events = [json.loads(line) for line in done.stdout.splitlines()]
