@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mayfly.registry import log
 from mayfly.registry.access.errors import AccessDenied
@@ -90,11 +90,11 @@ class App:
             settings,
         )
 
-    async def __call__(self, http: HTTPRequest) -> Response:
+    def __call__(self, http: HTTPRequest) -> Coroutine[Any, Any, Response]:
         """Answer one request; errors become OCI error documents."""
         if self._metrics is None:
-            return await self._respond(http)
-        return await self._metrics.measure(http, lambda: self._respond(http))
+            return self._respond(http)
+        return self._metrics.measure(http, lambda: self._respond(http))
 
     async def _respond(self, http: HTTPRequest) -> Response:
         response = await self._answer(http)

@@ -25,7 +25,7 @@ from mayfly.registry.durations import exact
 from mayfly.registry.ending import EndKind, EndReason, Latch
 from mayfly.registry.exit_codes import exit_code_of_signal
 from mayfly.registry.lifecycle.drain import Drain, Drained
-from mayfly.registry.lifecycle.plan import RunPlan
+from mayfly.registry.lifecycle.plan import RunPlan, endings
 from mayfly.registry.notices import Notice
 from mayfly.registry.state.directory import REPORT
 from mayfly.registry.threads import in_thread, uncancelled
@@ -230,38 +230,14 @@ class StatusService:
 
     def _ends(self) -> list[reports.EndRecord]:
         """Return what ends the server besides signals, `mayfly stop` and failures."""
-        plan, activity = self._plan, self._observer.activity
-        has_pulled, idle_for = activity.first_pull is not None, activity.idle_for()
-        soft = [[EndKind.COVERED]] if self._coverage is not None else []
-        if plan.idle_timeout is not None:
-            soft.append([EndKind.IDLE])
-        if plan.until_all:
-            soft = [[kind for kinds in soft for kind in kinds]] if soft else []
-        if plan.command:
-            soft = [[EndKind.COMMAND, *kinds] for kinds in soft] or [[EndKind.COMMAND]]
-        left: dict[EndKind, float] = {}
-        if plan.idle_timeout is not None and has_pulled:
-            left[EndKind.IDLE] = plan.idle_timeout - idle_for
-        hard = []
-        if plan.unused_timeout is not None and not has_pulled and not plan.command:
-            hard.append(EndKind.UNUSED)
-            left[EndKind.UNUSED] = plan.unused_timeout - idle_for
-        if plan.max_lifetime is not None:
-            hard.append(EndKind.DEADLINE)
-            over = plan.elapsed + self._clock.now() - self._started
-            left[EndKind.DEADLINE] = plan.max_lifetime - over
-        others = {
-            EndKind.STOP_FILE: plan.stop_file is not None,
-            EndKind.PARENT: plan.exit_with_parent,
-            EndKind.STANDARD_INPUT: plan.exit_on_stdin_eof,
-        }
-        hard += [kind for kind, is_asked in others.items() if is_asked]
-        found: list[reports.EndRecord] = []
-        for kinds in [*soft, *([kind] for kind in hard)]:
-            seconds = left.get(kinds[0]) if len(kinds) == 1 else None
-            shown = None if seconds is None else round(max(seconds, 0.0), 1)
-            found.append({"conditions": [*kinds], "seconds": shown})
-        return found
+        running = self._clock.now() - self._started
+        return [
+            {
+                "conditions": [*one.kinds],
+                "seconds": None if one.seconds is None else round(one.seconds, 1),
+            }
+            for one in endings(self._plan, self._observer.activity, running)
+        ]
 
     def _warnings(self) -> list[Notice]:
         """Return why nodes may not be distinguished or the coverage record may be incomplete."""

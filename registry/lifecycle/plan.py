@@ -140,6 +140,54 @@ def end_condition(plan: RunPlan, triggers: Triggers, activity: Activity, clock: 
     return combine(hard, soft, every=plan.until_all, command=triggers.command)
 
 
+class Ending(NamedTuple):
+    """Conditions that end a server when they are met together.
+
+    Attributes:
+        kinds: of the conditions.
+        seconds: until then if nothing happens meanwhile; None if that cannot be told.
+    """
+
+    kinds: tuple[EndKind, ...]
+    seconds: float | None = None
+
+
+def endings(plan: RunPlan, activity: Activity, running: float) -> list[Ending]:
+    """Return the conditions of `end_condition` for people, except signals, stop and failures.
+
+    Args:
+        plan: of the run.
+        activity: of the server.
+        running: seconds since its start.
+    """
+    has_pulled = activity.first_pull is not None
+
+    def left(timeout: float) -> float:
+        return max(timeout - activity.idle_for(), 0.0)
+
+    soft = [Ending((EndKind.COVERED,))] if plan.nodes is not None else []
+    if plan.idle_timeout is not None:
+        soft.append(Ending((EndKind.IDLE,), left(plan.idle_timeout) if has_pulled else None))
+    if plan.until_all and len(soft) > 1:
+        soft = [Ending(tuple(kind for one in soft for kind in one.kinds))]
+    if plan.command:
+        soft = [Ending((EndKind.COMMAND, *one.kinds)) for one in soft]
+        soft = soft or [Ending((EndKind.COMMAND,))]
+    hard = []
+    if plan.unused_timeout is not None and not has_pulled and not plan.command:
+        hard.append(Ending((EndKind.UNUSED,), left(plan.unused_timeout)))
+    if plan.max_lifetime is not None:
+        over = plan.elapsed + running
+        hard.append(Ending((EndKind.DEADLINE,), max(plan.max_lifetime - over, 0.0)))
+    others = {
+        EndKind.STOP_FILE: plan.stop_file is not None,
+        EndKind.PARENT: plan.exit_with_parent,
+        EndKind.STANDARD_INPUT: plan.exit_on_stdin_eof,
+    }
+    hard += [Ending((kind,)) for kind, is_asked in others.items() if is_asked]
+    return [*soft, *hard]
+
+
 def exit_code(
     reason: EndReason,
     drained: Drained,

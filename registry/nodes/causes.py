@@ -281,6 +281,11 @@ def is_wrong(skew: float) -> bool:
     return abs(skew) > MAX_SKEW_SECONDS
 
 
+def skew_text(skew: float) -> str:
+    """Return by how much a clock is off, for people."""
+    return f"{abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
+
+
 def _first(rules: Sequence[tuple[Cause, tuple[str, ...]]], text: str) -> Cause | None:
     return next((cause for cause, signs in rules if _has(text, signs)), None)
 

@@ -24,6 +24,7 @@ from mayfly.registry.nodes.causes import (
     cause_of_end,
     cause_of_pull,
     is_wrong,
+    skew_text,
 )
 from mayfly.registry.nodes.node_output import NodeOutput
 from mayfly.registry.nodes.ssh import SSH, TIMED_OUT, run_script
@@ -214,7 +215,7 @@ def judge(
         failures = [Failure(Cause.PROOF if cause is Cause.PULL else cause, tuple(images), message)]
     warnings = []
     if skew is not None and is_wrong(skew):
-        detail = f"{abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
+        detail = skew_text(skew)
         failures = [
             Failure(Cause.CLOCK, one.images, f"{detail}; {one.detail}")
             if one.cause in _OF_CLOCKS

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from mayfly.registry.nodes.causes import Cause, cause_of_end, is_wrong
+from mayfly.registry.nodes.causes import Cause, cause_of_end, is_wrong, skew_text
 from mayfly.registry.nodes.node_output import NodeOutput
 from mayfly.registry.nodes.prefetch import Failure
 from mayfly.registry.nodes.script import NodeImage, node_script, shell_file
@@ -221,8 +221,7 @@ def judge(
     if found.runtime in (None, "none"):
         findings.append(Failure(Cause.NO_RUNTIME, ()))
     if found.time is not None and is_wrong(skew := found.time - now):
-        detail = f"{abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
-        findings.append(Failure(Cause.CLOCK, (), detail))
+        findings.append(Failure(Cause.CLOCK, (), skew_text(skew)))
     if found.reaches is False:
         findings.append(Failure(Cause.NO_REGISTRY, (), found.detail))
     if found.config_path is False:

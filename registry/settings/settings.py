@@ -582,8 +582,8 @@ class Settings:
     metrics: Literal["on"] | Address | None = setting(
         read_metrics,
         OUTPUT,
-        help="Metrics for Prometheus: at /metrics for who may see the status, or on an address of "
-        "their own for all who reach it.",
+        help="Metrics for Prometheus: at /metrics, which takes a login with a role on every "
+        "repository, or without login on an address of their own.",
         default=None,
         shown="off",
         metavar="off|on|HOST:PORT",

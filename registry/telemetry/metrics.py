@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 import prometheus_client
+from prometheus_client import Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -86,32 +87,28 @@ class Metrics:
         self._fresh = fresh
         self._registry = prometheus_client.CollectorRegistry()
         labels = ("handler", "method")
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
+
         self._requests = prometheus_client.Counter(
             "registry_http_requests",
             "Requests that were answered, or whose client left.",
             (*labels, "code"),
             registry=self._registry,
         )
-        self._seconds = prometheus_client.Histogram(
+        self._seconds = histogram(
             "registry_http_request_duration_seconds",
             "Time from the head of a request to the end of its response.",
-            labels,
-            buckets=_SECONDS,
-            registry=self._registry,
+            _SECONDS,
         )
-        self._request_bytes = prometheus_client.Histogram(
-            "registry_http_request_size_bytes",
-            "Bodies of requests, as announced.",
-            labels,
-            buckets=_BYTES,
-            registry=self._registry,
+        self._request_bytes = histogram(
+            "registry_http_request_size_bytes", "Bodies of requests, as announced.", _BYTES
         )
-        self._response_bytes = prometheus_client.Histogram(
+        self._response_bytes = histogram(
             "registry_http_response_size_bytes",
             "Bodies of responses, as far as they were sent.",
-            labels,
-            buckets=_BYTES,
-            registry=self._registry,
+            _BYTES,
         )
         self._open: dict[int, Exchange] = {}
         self._exposed: dict[str, tuple[float, bytes]] = {}
@@ -243,14 +240,14 @@ def _upstreams(records: Iterable[UpstreamUse]) -> Iterator[Metric]:
 
 
 def _gauge(name: str, text: str, values: Mapping[str, float], label: str) -> Metric:
-    found = GaugeMetricFamily(name, text, labels=[label])
-    for value, number in values.items():
-        found.add_metric([value], number)
-    return found
+    return _filled(GaugeMetricFamily(name, text, labels=[label]), values)
 
 
 def _counter(name: str, text: str, values: Mapping[str, float], label: str) -> Metric:
-    found = CounterMetricFamily(name, text, labels=[label])
+    return _filled(CounterMetricFamily(name, text, labels=[label]), values)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, float]) -> Metric:
     for value, number in values.items():
-        found.add_metric([value], number)
-    return found
+        family.add_metric([value], number)
+    return family
