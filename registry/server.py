@@ -179,11 +179,12 @@ def _check(settings: Settings, plan: RunPlan) -> None:
         if plan.until_pulled != ALL and images_to_pull(plan.until_pulled, None) is None:
             read_images(plan.until_pulled)
     if plan.prefetch and plan.nodes is not None:
-        from mayfly.registry.nodes.ssh import check_destination, find_ssh
+        from mayfly.registry.nodes.programs import find_program
+        from mayfly.registry.nodes.ssh import check_destination
 
         for name in plan.nodes.names:
             check_destination(name)
-        find_ssh()
+        find_program("ssh")
     if plan.command:
         find(plan.command[0], os.environ)
 

@@ -258,12 +258,13 @@ def _look(
     from mayfly.registry.cli.interrupts import run_cancellable
     from mayfly.registry.nodes.image_content import needed
     from mayfly.registry.nodes.probe import look_at_nodes, probe_script
-    from mayfly.registry.nodes.ssh import check_destination, find_ssh
+    from mayfly.registry.nodes.programs import find_program
+    from mayfly.registry.nodes.ssh import check_destination
     from mayfly.registry.nodes.target import parse
 
     for node in nodes:
         check_destination(node)
-    find_ssh()
+    find_program("ssh")
     with node_errors():
         ca = None if ready.ca is None else Path(ready.ca).read_bytes()
         script = probe_script(parse(ready.url, ca), wanted)

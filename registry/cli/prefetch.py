@@ -120,14 +120,15 @@ def command(
     """
     from mayfly.registry.cli.interrupts import run_cancellable
     from mayfly.registry.nodes.prefetch import Prefetch
+    from mayfly.registry.nodes.programs import find_program
     from mayfly.registry.nodes.script import images_of, node_script, with_mirrors
-    from mayfly.registry.nodes.ssh import SSH, check_destination, find_ssh
+    from mayfly.registry.nodes.ssh import SSH, check_destination
 
     state_dir: Path = registry["state_dir"]
     names = node_names(nodes, state_dir)
     for name in names:
         check_destination(name)
-    find_ssh()
+    find_program("ssh")
     listed = listed_images(images, state_dir)
     with node_errors():
         host = read_target(node=None, **registry).registry

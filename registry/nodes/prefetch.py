@@ -27,7 +27,8 @@ from mayfly.registry.nodes.causes import (
     skew_text,
 )
 from mayfly.registry.nodes.node_output import NodeOutput
-from mayfly.registry.nodes.ssh import SSH, TIMED_OUT, run_script
+from mayfly.registry.nodes.programs import TIMED_OUT, run_program
+from mayfly.registry.nodes.ssh import SSH
 from mayfly.registry.text import join_names
 
 CONCURRENCY = 16
@@ -179,7 +180,7 @@ class Prefetch:
 
     async def _try(self, node: str, observer: Observer) -> NodeResult:
         output = NodeOutput(self.images, lambda image, state: observer.image(node, image, state))
-        code = await run_script(
+        code = await run_program(
             self.ssh.words(node, "--json", "--progress"),
             self.script(node).encode(),
             on_stdout=output.stdout,
@@ -197,7 +198,7 @@ def judge(
 
     Args:
         images: that the node is to have.
-        code: as `run_script` returns it.
+        code: as `run_program` returns it.
         output: of the script.
         now: Unix seconds.
     """

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from mayfly.registry.nodes.causes import Cause, cause_of_end, is_wrong, skew_text
 from mayfly.registry.nodes.node_output import NodeOutput
 from mayfly.registry.nodes.prefetch import Failure
+from mayfly.registry.nodes.programs import TIMED_OUT, run_program
 from mayfly.registry.nodes.script import NodeImage, node_script, shell_file
-from mayfly.registry.nodes.ssh import SSH, TIMED_OUT, run_script
+from mayfly.registry.nodes.ssh import SSH
 from mayfly.registry.nodes.target import Target
 from mayfly.storage.text import format_size
 
@@ -183,7 +184,7 @@ async def _look(
     need: Callable[[str, Collection[str]], int],
 ) -> NodeFindings:
     found, output, wanted = Look(), NodeOutput(images), frozenset(images)
-    code = await run_script(
+    code = await run_program(
         ssh.words(node),
         script.encode(),
         on_stdout=lambda line: found.take(line, wanted),

@@ -1,0 +1,160 @@
+"""Run a program of the system's, such as ssh or kubectl, and read its output line by line.
+
+Nothing is asked on the terminal. No process stays, however this one ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from mayfly.registry.process.child import launch_words
+from mayfly.registry.settings.errors import ConfigError
+
+_READ = 64 * 1024
+_END_SECONDS = 5.0
+"""For a program to end after SIGTERM, and for the last of its output after it ended."""
+
+TIMED_OUT = -1
+"""In place of an exit code: the program took longer than it may."""
+
+_PACKAGES = {"ssh": "OpenSSH's client", "kubectl": "kubectl"}
+
+
+def find_program(name: str) -> str:
+    """Return the path of a program.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    found = shutil.which(name)
+    if found is None:
+        raise ConfigError(f"{name}: command not found; install {_PACKAGES[name]}")
+    return found
+
+
+async def run_program(
+    words: Sequence[str],
+    content: bytes,
+    *,
+    on_stdout: Callable[[bytes], None],
+    on_stderr: Callable[[bytes], None],
+    most: int,
+    seconds: float,
+) -> int:
+    """Run a program to its end; if this is cancelled, it is ended.
+
+    Args:
+        words: its name and arguments, which all users of this machine see.
+        content: for its standard input.
+        on_stdout, on_stderr: called with each line, without its end.
+        most: bytes of a line; the rest of a longer one is discarded.
+        seconds: it may take.
+
+    Returns:
+        Its exit code; `TIMED_OUT` if it took too long.
+
+    Raises:
+        ConfigError: it is not installed.
+        Exception: of `on_stdout` or `on_stderr`; the program is ended.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *launch_words(find_program(words[0]), words),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=dict(os.environ) | {"LC_ALL": "C"},  # messages are read by `causes`
+        # A group of its own, with what the program starts. Ctrl-C reaches it through us.
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    tasks = [
+        asyncio.create_task(_send(process.stdin, content)),
+        asyncio.create_task(_receive(process.stdout, on_stdout, most)),
+        asyncio.create_task(_receive(process.stderr, on_stderr, most)),
+    ]
+    try:
+        return await _ended(process, tasks, seconds)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await _end(process)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _ended(
+    process: asyncio.subprocess.Process, tasks: Sequence[asyncio.Task[None]], seconds: float
+) -> int:
+    """Return the exit code, or `TIMED_OUT`.
+
+    Raises:
+        Exception: of a task; without it the program would wait for someone to read.
+    """
+    ending = asyncio.create_task(process.wait())
+    waiting: set[asyncio.Task[Any]] = {ending, *tasks}
+    end = time.monotonic() + seconds
+    try:
+        while ending in waiting:
+            left = max(end - time.monotonic(), 0)
+            done, waiting = await asyncio.wait(
+                waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()
+            if not done:
+                return TIMED_OUT
+        if waiting:
+            # Programs that it started may hold the pipes open.
+            done, _ = await asyncio.wait(waiting, timeout=_END_SECONDS)
+            for task in done:
+                task.result()
+        return ending.result()
+    finally:
+        ending.cancel()
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End a program and what it started, if it still runs."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_SECONDS):
+                await process.wait()
+
+
+async def _send(stream: asyncio.StreamWriter, content: bytes) -> None:
+    # A program that has ended, or whose node is not reached, reads no more.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        stream.write(content)
+        await stream.drain()
+        stream.close()
+        await stream.wait_closed()
+
+
+async def _receive(stream: asyncio.StreamReader, take: Callable[[bytes], None], most: int) -> None:
+    async for line in _lines(stream, most):
+        take(line)
+
+
+async def _lines(stream: asyncio.StreamReader, most: int) -> AsyncIterator[bytes]:
+    """Yield each line, cut to so many bytes: what a node sends is never in memory as a whole."""
+    line = bytearray()
+    while chunk := await stream.read(_READ):
+        *ended, rest = chunk.split(b"\n")
+        for piece in ended:
+            yield bytes(line + piece[: most - len(line)])
+            line.clear()
+        line += rest[: most - len(line)]
+    if line:
+        yield bytes(line)
