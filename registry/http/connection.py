@@ -21,7 +21,8 @@ HANDLING    The handler runs. Its body receives straight into the reader's buffe
             and becomes a task only if it has to wait: most small requests never do.
 LINGERING   The response says that the connection closes, and the client still sends: everything is
             discarded for a while. A reset would take the response away from it.
-CLOSED      Nothing is received. Responses that were written are still sent.
+CLOSED      Nothing is received any more. Responses that were written are still sent, and the
+            connection stays open until what is counted of them has been acknowledged.
 
 A shutdown closes what is IDLE or LINGERING, and the others after their response.
 """
@@ -193,7 +194,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _advance(self) -> None:
         """Begin the next request if its head is complete, and nothing is being handled."""
-        if self.transport is None or self.transport.is_closing():
+        if self.transport is None or self.transport.is_closing() or self._state is State.CLOSED:
             self._received.clear()
         elif self._state is State.IDLE:
             try:
@@ -437,7 +438,21 @@ class Connection(asyncio.BufferedProtocol):
         self._abort()
 
     def _close(self) -> None:
+        """Close the connection, once the client's host has all of what `receipts` counts.
+
+        A client that has read its response often closes at once. If close_notify has arrived by
+        then, and was not read, its host sends a reset, and the last acknowledgements are lost.
+        """
         self._state = State.CLOSED
+        if self._body is not None:
+            self._body.fail()
+            self._body = None
+        if self.receipts is not None:
+            self.receipts.when_ended(self._close_transport)
+        else:
+            self._close_transport()
+
+    def _close_transport(self) -> None:
         if self.transport is not None:
             self.transport.close()
 

@@ -50,6 +50,7 @@ class Receipts:
         self._goal = 0
         """Bytes that are acknowledged once the whole body is."""
         self._done: Callable[[int], None] | None = None
+        self._then: Callable[[], None] | None = None
         self._next_poll: asyncio.TimerHandle | None = None
 
     def __del__(self) -> None:
@@ -97,6 +98,13 @@ class Receipts:
         self._done = done
         self._poll_later(_FIRST_POLL_SECONDS, None)
 
+    def when_ended(self, then: Callable[[], None]) -> None:
+        """Call once the counting has ended, with or without success; now if nothing is counted."""
+        if self._done is None:
+            then()
+        else:
+            self._then = then
+
     def look(self) -> None:
         """Call back now, not with the next poll, if everything is acknowledged.
 
@@ -134,8 +142,11 @@ class Receipts:
         self._next_poll = loop.call_later(pause, self._poll, pause, closed)
 
     def _finish(self, done: Callable[[int], None], left: int) -> None:
+        then, self._then = self._then, None
         self.close()
         done(left)
+        if then is not None:
+            then()
 
     def _unreceived(self) -> int:
         if self._socket is None:

@@ -117,6 +117,46 @@ async def test_the_next_request_is_an_acknowledgement(
     assert events[:5] == ["asked", "received", "asked", "received", "asked"]
 
 
+async def test_acknowledged_before_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing follows a response until it is acknowledged, also where the connection closes then.
+
+    A client that closes with close_notify unread resets the connection: that hides what it has.
+    """
+    (tmp_path / "data").write_bytes(b"content")
+    content, sender, events = Extent(tmp_path / "data", 0, 7), ContentSender(), list[str]()
+    acknowledged = 0
+
+    def info(_: Receipts) -> bytes:
+        found = bytearray(receipts_module._BYTES_ACKED.pack(acknowledged))
+        found[0] = 1
+        return bytes(found)
+
+    async def handle(http: HTTPRequest) -> Response:
+        return await sender.send(http, content, {}, Noted(events))
+
+    monkeypatch.setattr(Receipts, "_info", info)
+    monkeypatch.setattr(Receipts, "_outq", lambda _: 0 if acknowledged else 7)
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as client:
+        client.connect(listening.getsockname())
+        client.setblocking(False)
+        accepted, _ = listening.accept()
+        transport, _ = await loop.connect_accepted_socket(HTTPServer(handle), accepted)
+        async with asyncio.timeout(PATIENCE):
+            await loop.sock_sendall(client, message("GET", "/", close=True))
+            found = b""
+            while not found.endswith(b"content"):
+                found += await loop.sock_recv(client, SIZE)
+            await loop.sock_sendall(client, b"more that nobody asked for")
+            assert not transport.is_closing()
+            assert events == []
+            acknowledged = 2**40
+            assert await loop.sock_recv(client, SIZE) == b""
+    assert events == ["received"]
+
+
 class Noted:
     """A `Sending` that notes when everything is acknowledged."""
 
