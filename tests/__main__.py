@@ -3,7 +3,7 @@
 Two runs of pytest, one after the other:
 
 1. Tests side by side in several processes (pytest-xdist). Modules stay whole, since their tests
-   share servers and daemons; `tests/conftest.py` says which modules share a process.
+   share servers and daemons; `tests/conftest.py` names the exceptions.
 2. Tests marked ``alone``, one at a time with nothing beside them: they measure time, memory or the
    processor, and neighbours would change what they measure.
 
@@ -23,6 +23,9 @@ from tests.support.process import REPO
 
 NO_TESTS = 5
 
+SIDE_BY_SIDE = ("-m", "not alone", "--dist=loadscope", "--no-loadscope-reorder")
+"""Options of the first run, besides the number of processes."""
+
 PER_CPU = 2
 """Processes for each processor: many tests wait for timeouts and daemons most of their time."""
 
@@ -30,13 +33,13 @@ PER_CPU = 2
 def main(options: Sequence[str]) -> int:
     """Run both; the exit code."""
     workers = len(os.sched_getaffinity(0)) * PER_CPU
-    spread = [f"--numprocesses={workers}", "--dist=loadgroup", "--no-loadscope-reorder"]
+    first = [*SIDE_BY_SIDE, f"--numprocesses={workers}"]
     # pytest's own directories are shared and tidied by all of its processes on a machine, and one
     # that loses such a race warns at its exit, which is an error here.
     top = tempfile.mkdtemp(prefix="tests-")
     try:
         codes = {
-            _pytest("side by side", ["-m", "not alone", f"--basetemp={top}/a", *spread, *options]),
+            _pytest("side by side", [*first, f"--basetemp={top}/a", *options]),
             _pytest("alone", ["-m", "alone", f"--basetemp={top}/b", *options]),
         }
     finally:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Before the first import of it: an assertion there is to show its values, too.
 pytest.register_assert_rewrite("tests.support")
@@ -77,25 +79,37 @@ beside it, or daemons to start, a multiple of that."""
 IS_SOAK = any(name.startswith("MAYFLY_SOAK") for name in os.environ)
 """The long forms of tests take as long as they are told to."""
 
-LONG = ("clients", "hostile", "security", "faults", "bundle", "fuzz")
+LONG = ("clients", "hostile", "security", "faults", "bundle", "nodes", "fuzz")
 """Folders of long tests, which start first: no process is left with one of them at the end."""
+
+INDEPENDENT = ("tests/hostile/test_growth.py",)
+"""Modules whose tests share nothing: each of the tests may run in any process."""
+
+
+class ModuleScheduling(LoadScopeScheduling):
+    """Give whole modules to processes, in the order in which their first tests were collected.
+
+    ``--dist=loadgroup`` cannot be used: it appends the group to the test's ``_nodeid``, which
+    ``nodeid`` does not show from pytest 9 on.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module, _, _ = nodeid.partition("::")
+        return nodeid if module in INDEPENDENT else module
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ModuleScheduling | None:
+    """Schedule by modules where `tests.__main__` asks for it."""
+    return ModuleScheduling(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give each test its limit, and order and group tests that run side by side.
-
-    The tests of a module run in one process, in their order, and share servers and daemons there.
-    Modules marked ``xdist_group`` share one with others; one marked ``independent`` is split up.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test its limit, and order tests that run side by side."""
     for item in items:
         if not IS_SOAK and not any(item.iter_markers("timeout")):
             item.add_marker(pytest.mark.timeout(HUNG_SECONDS))
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        if not any(item.iter_markers("independent")) and not any(item.iter_markers("xdist_group")):
-            item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))
     if os.environ.get("PYTEST_XDIST_WORKER"):
         places = _places(dict.fromkeys(item.path for item in items))
         items.sort(key=lambda item: places[item.path])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from tests.clients.images import COMMAND, Images, make_images
 from tests.clients.medium import Medium, make_medium
 from tests.clients.programs import Client, Containerd, Cri, Dockerd
-from tests.support.process import CACHE, find_program, need, need_root, remove_tree
+from tests.support.process import CACHE, Process, find_program, need, need_root, remove_tree
 from tests.support.programs import versions
 
 BASE_IMAGE = "mayfly-test/base:1"
@@ -64,29 +66,51 @@ def scratch(workspace: Path) -> Iterator[Path]:
     remove_tree(path)
 
 
-@pytest.fixture(scope="session")
-def dockerd(workspace: Path, home: Path) -> Iterator[Dockerd]:
-    """A Docker daemon of this run's own."""
-    need_root()
-    daemon = Dockerd(workspace / "dockerd", home)
-    yield daemon
-    daemon.stop()
+Daemon = TypeVar("Daemon", bound=Process)
 
 
-@pytest.fixture(scope="session", params=["", *versions("docker")], ids=version_id)
-def each_dockerd(request: pytest.FixtureRequest, workspace: Path, home: Path) -> Iterator[Dockerd]:
-    """The machine's Docker daemon, and each engine that the manifest of programs has.
+def _started_once(start: Callable[[str], Daemon]) -> Iterator[Callable[[str], Daemon]]:
+    """Start the daemon of a version when a test asks for it first; stop all of them at the end.
 
-    Those keep images in containerd, of the newest version that the manifest has.
+    A fixture with one version after the other would start each again for the next module.
     """
-    if not request.param:
-        yield request.getfixturevalue("dockerd")
-        return
     need_root()
-    directory = workspace / f"dockerd-{request.param}"
-    daemon = Dockerd(directory, home, request.param, versions("containerd")[-1])
-    yield daemon
-    daemon.stop()
+    started: dict[str, Daemon] = {}
+    with ExitStack() as stops:
+
+        def get(version: str) -> Daemon:
+            if version not in started:
+                started[version] = start(version)
+                stops.callback(started[version].stop)
+            return started[version]
+
+        yield get
+
+
+@pytest.fixture(scope="session")
+def dockerds(workspace: Path, home: Path) -> Iterator[Callable[[str], Dockerd]]:
+    """Docker daemons by version; "" is the machine's own.
+
+    The others keep images in containerd, of the newest version that the manifest has.
+    """
+
+    def start(version: str) -> Dockerd:
+        containerd = versions("containerd")[-1] if version else ""
+        return Dockerd(workspace / f"dockerd-{version_id(version)}", home, version, containerd)
+
+    yield from _started_once(start)
+
+
+@pytest.fixture(scope="session")
+def dockerd(dockerds: Callable[[str], Dockerd]) -> Dockerd:
+    """The machine's Docker daemon, with a directory of this run's own."""
+    return dockerds("")
+
+
+@pytest.fixture(scope="module", params=["", *versions("docker")], ids=version_id)
+def each_dockerd(request: pytest.FixtureRequest, dockerds: Callable[[str], Dockerd]) -> Dockerd:
+    """The machine's Docker daemon, and each engine that the manifest of programs has."""
+    return dockerds(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -131,47 +155,49 @@ def docker_image(docker: Client, docker_base: str, images: Images, workspace: Pa
 
 
 @pytest.fixture(scope="session")
-def containerd(workspace: Path, home: Path) -> Iterator[Containerd]:
-    """A containerd of this run's own."""
-    need_root()
-    daemon = Containerd(workspace / "containerd", home)
-    yield daemon
-    daemon.stop()
+def containerds(workspace: Path, home: Path) -> Iterator[Callable[[str], Containerd]]:
+    """Containerds by version; "" is the machine's own."""
 
+    def start(version: str) -> Containerd:
+        return Containerd(workspace / f"containerd-{version_id(version)}", home, version)
 
-@pytest.fixture(scope="session", params=["", *versions("containerd")], ids=version_id)
-def each_containerd(
-    request: pytest.FixtureRequest, workspace: Path, home: Path
-) -> Iterator[Containerd]:
-    """The machine's containerd, and each version that the manifest of programs has."""
-    if not request.param:
-        yield request.getfixturevalue("containerd")
-        return
-    need_root()
-    daemon = Containerd(workspace / f"containerd-{request.param}", home, request.param)
-    yield daemon
-    daemon.stop()
+    yield from _started_once(start)
 
 
 @pytest.fixture(scope="session")
-def cri(workspace: Path, home: Path) -> Iterator[Cri]:
-    """A containerd of this run's own, as kubelet uses it."""
-    need_root()
-    daemon = Cri(workspace / "cri", home)
-    yield daemon
-    daemon.stop()
+def containerd(containerds: Callable[[str], Containerd]) -> Containerd:
+    """The machine's containerd, with a directory of this run's own."""
+    return containerds("")
 
 
-@pytest.fixture(scope="session", params=["", *versions("containerd")], ids=version_id)
-def each_cri(request: pytest.FixtureRequest, workspace: Path, home: Path) -> Iterator[Cri]:
+@pytest.fixture(scope="module", params=["", *versions("containerd")], ids=version_id)
+def each_containerd(
+    request: pytest.FixtureRequest, containerds: Callable[[str], Containerd]
+) -> Containerd:
+    """The machine's containerd, and each version that the manifest of programs has."""
+    return containerds(request.param)
+
+
+@pytest.fixture(scope="session")
+def cris(workspace: Path, home: Path) -> Iterator[Callable[[str], Cri]]:
+    """Containerds as kubelet uses them, by version; "" is the machine's own."""
+
+    def start(version: str) -> Cri:
+        return Cri(workspace / f"cri-{version_id(version)}", home, version)
+
+    yield from _started_once(start)
+
+
+@pytest.fixture(scope="session")
+def cri(cris: Callable[[str], Cri]) -> Cri:
+    """The machine's containerd as kubelet uses it, with a directory of this run's own."""
+    return cris("")
+
+
+@pytest.fixture(scope="module", params=["", *versions("containerd")], ids=version_id)
+def each_cri(request: pytest.FixtureRequest, cris: Callable[[str], Cri]) -> Cri:
     """A containerd as kubelet uses it: the machine's, and each that the manifest has."""
-    if not request.param:
-        yield request.getfixturevalue("cri")
-        return
-    need_root()
-    daemon = Cri(workspace / f"cri-{request.param}", home, request.param)
-    yield daemon
-    daemon.stop()
+    return cris(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,6 @@ import pytest
 from tests.hostile import growth
 from tests.hostile.growth import Subject, function_subjects, grown, pattern_subject
 
-pytestmark = pytest.mark.independent
-
 EFFECTS = {
     "mayfly.auth.users.hash_password": "bcrypt, slow on purpose; of 72 bytes at most",
     "mayfly.auth.generate._hash": "the same",

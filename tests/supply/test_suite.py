@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests import __main__ as suite
-from tests.conftest import HUNG_SECONDS, IS_SOAK, LONG, _places
+from tests.conftest import HUNG_SECONDS, INDEPENDENT, IS_SOAK, LONG, _places
+from tests.support.process import REPO
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,52 @@ def test_long_folders_start_first_and_take_turns() -> None:
 def test_long_folders_are_there() -> None:
     """No name of a folder is left in the list after the folder is gone."""
     assert all(Path(__file__).parents[1].joinpath(folder).is_dir() for folder in LONG)
+
+
+NUMBERED = """
+import os
+import pytest
+
+def note():
+    module = os.environ["PYTEST_CURRENT_TEST"].partition("::")[0]
+    with open("ran", "a") as file:
+        file.write(f"{module} {os.environ['PYTEST_XDIST_WORKER']}\\n")
+
+@pytest.mark.parametrize("number", range(9))
+class TestClass:
+    def test_in_class(self, number):
+        note()
+
+@pytest.mark.parametrize("number", range(9))
+def test_function(number):
+    note()
+"""
+
+
+def test_modules_stay_in_one_process(tmp_path: Path) -> None:
+    """Classes and functions of a module do; tests of a module that is independent need not."""
+    modules = [f"tests/test_{name}.py" for name in "abc"]
+    for name in (*modules, *INDEPENDENT):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(NUMBERED)
+    argv = [sys.executable, "-m", "pytest", *suite.SIDE_BY_SIDE, "-n2", "-p", "tests.conftest"]
+    argv += ["-p", "no:cacheprovider", f"--basetemp={tmp_path}/tmp", f"--rootdir={tmp_path}"]
+    done = subprocess.run(
+        [*argv, "tests"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ran = [line.split() for line in (tmp_path / "ran").read_text().splitlines()]
+    assert len(ran) == 18 * len([*modules, *INDEPENDENT])
+    processes = {name: {process for module, process in ran if module == name} for name, _ in ran}
+    assert [len(processes[name]) for name in modules] == [1, 1, 1]
+    assert [len(processes[name]) for name in INDEPENDENT] == [2]
 
 
 HANGING = """
