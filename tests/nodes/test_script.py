@@ -58,6 +58,7 @@ class Node:
         root: of its file system.
         state: of its runtime: one file for each image, and the log of arguments.
         socket: of its containerd.
+        calls: a directory with a file for each call of a program that has `NUMBERED` in it.
     """
 
     socket = "/stub.sock"
@@ -65,9 +66,10 @@ class Node:
     def __init__(self, directory: Path, root: Path, shell: list[str]) -> None:
         self.root = root
         self.state = directory / "state"
+        self.calls = self.state / "calls"
         self.bin = directory / "bin"
         self.shell = shell
-        self.state.mkdir()
+        self.calls.mkdir(parents=True)
         self.bin.mkdir()
         for name in ("docker", "podman", "ctr", "crictl", "curl"):
             shutil.copy(STUBS, self.bin / name)
@@ -102,6 +104,11 @@ class Node:
             start_new_session=True,
         )
 
+    def sleep_at_once(self) -> None:
+        """Have `sleep` return at once."""
+        (self.bin / "sleep").write_text("#!/bin/sh\n")
+        (self.bin / "sleep").chmod(0o755)
+
     def become(self, kind: str) -> Runtime:
         """Be one of RUNTIMES, or a node of k3s or RKE2; the runtime to use."""
         if kind not in rancher.PRODUCTS:
@@ -118,6 +125,13 @@ class Node:
                 if one[0] == "file" and isinstance(one[3], int):
                     found[path] = (*one[:3], one[3] // 10**9, *one[4:])
         return found
+
+    def count_calls(self) -> int:
+        """The number of calls since the last time; the next one is number 1."""
+        calls = list(self.calls.iterdir())
+        for call in calls:
+            call.unlink()
+        return len(calls)
 
     def arguments(self) -> str:
         """All arguments that a program got, as `ps` would have shown them."""
@@ -323,14 +337,23 @@ def test_secrets_are_private_and_do_not_stay(node: Node, target: Target) -> None
         assert not path.is_file() or not any(word in path.read_text() for word in words)
 
 
-KILLER = """#!/bin/sh
+NUMBERED = """
+# Take the next number: each is for one call, although programs of a pipeline run at the same time.
+[ -d "$STUB_STATE/calls" ] || exit 99
+count=1
+set -C
+until true >"$STUB_STATE/calls/$count"; do count=$((count + 1)); done 2>/dev/null
+set +C
+"""
+"""The part of a program that sets $count to the number of its call."""
+
+KILLER = f"""#!/bin/sh
 # Kill the script, all of its processes, before or after the change number $KILL_AT.
-count=$(($(cat "$STUB_STATE/count" 2>/dev/null || echo 0) + 1))
-echo $count >"$STUB_STATE/count"
-[ "$count" != "${KILL_AT:-0}" ] || kill -9 0
+{NUMBERED}
+[ "$count" != "${{KILL_AT:-0}}" ] || kill -9 0
 /bin/NAME "$@"
 code=$?
-[ "-$count" != "${KILL_AT:-0}" ] || kill -9 0
+[ "-$count" != "${{KILL_AT:-0}}" ] || kill -9 0
 exit $code
 """
 CHANGING = ("mv", "rm", "rmdir", "mkdir", "cp", "chmod", "chown", "ln", "touch", "sync")
@@ -349,9 +372,9 @@ def _killers(node: Node) -> str:
 
 
 def _changes(node: Node, script: str, path: str, verb: str) -> int:
-    (node.state / "count").unlink(missing_ok=True)
+    node.count_calls()
     assert node.run(script, verb, path=path).returncode == 0
-    return int((node.state / "count").read_text())
+    return node.count_calls()
 
 
 @pytest.mark.parametrize("kind", ["containerd", "podman", "k3s"])
@@ -370,7 +393,7 @@ def test_killed_at_every_step(dash: Node, target: Target, kind: str) -> None:
         for at in (*range(1, count + 1), -count):
             if verb == "revert":
                 assert dash.run(script, "apply").returncode == 0
-            (dash.state / "count").unlink(missing_ok=True)
+            dash.count_calls()
             killed = dash.run(script, verb, path=path, KILL_AT=str(at))
             assert killed.returncode == -9, (verb, at, killed.stderr)
             done = dash.run(script, "revert")
@@ -453,7 +476,7 @@ def test_killed_while_it_pulls(dash: Node, target: Target) -> None:
     count = _changes(dash, script, path, "pull")
     assert dash.run(script, "revert").returncode == 0
     for at in range(1, count + 1, 3):
-        (dash.state / "count").unlink(missing_ok=True)
+        dash.count_calls()
         dash.run(script, "pull", path=path, KILL_AT=str(at))
         done = dash.run(script)
         assert done.returncode == 0, done.stderr
@@ -496,7 +519,8 @@ def test_output_for_programs(node: Node, target: Target) -> None:
 def test_a_pull_that_fails_is_tried_again(dash: Node, target: Target) -> None:
     """Twice it fails, then it succeeds."""
     (dash.state / "fail").write_text("2")
-    done = dash.run(dash.script(target, "containerd", NAMES[:1]), path="", STUB_SLEEP="no")
+    dash.sleep_at_once()
+    done = dash.run(dash.script(target, "containerd", NAMES[:1]))
     assert done.returncode == 0, done.stderr
     assert "pulled docker.io/library/web:1" in done.stdout
 
@@ -504,9 +528,7 @@ def test_a_pull_that_fails_is_tried_again(dash: Node, target: Target) -> None:
 def test_an_image_that_cannot_be_pulled(dash: Node, target: Target) -> None:
     """It is named with the runtime's last word, the others go on, and the code is 3."""
     (dash.state / "broken").write_text(NAMES[1])
-    fast = dash.bin / "sleep"
-    fast.write_text("#!/bin/sh\n")
-    fast.chmod(0o755)
+    dash.sleep_at_once()
     done = dash.run(dash.script(target, "containerd"))
     assert done.returncode == 3
     assert f"mayfly: {NAMES[1]}: not pulled: no such image" in done.stderr

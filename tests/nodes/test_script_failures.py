@@ -18,23 +18,20 @@ import pytest
 from mayfly.registry.nodes.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
 from mayfly.registry.nodes.target import Target, parse
 from tests.nodes.test_journal import furnish
-from tests.nodes.test_script import CHANGING, NAMES, REGISTRY, Node
+from tests.nodes.test_script import CHANGING, NAMES, NUMBERED, REGISTRY, Node
 from tests.nodes.test_script import dash as dash
 from tests.nodes.test_script import node as node
 from tests.nodes.test_script import shell as shell
 from tests.nodes.test_script import target as target
 from tests.support.trees import snapshot
 
-FAILER = """#!/bin/sh
-# Fail at the change number $FAIL_AT. With $SHORT only cp does: it writes a part first, and if that
+FAILER = f"""#!/bin/sh
+# Fail at the call number $FAIL_AT. With $SHORT only cp does: it writes a part first, and if that
 # is "quiet" says nothing of it.
-[ -z "${SHORT:-}" ] || [ NAME = cp ] || exec /bin/NAME "$@"
-count=0
-[ ! -e "$STUB_STATE/count" ] || read -r count <"$STUB_STATE/count"
-count=$((count + 1))
-echo $count >"$STUB_STATE/count"
-[ "$count" = "${FAIL_AT:-0}" ] || exec /bin/NAME "$@"
-if [ -n "${SHORT:-}" ]; then
+[ -z "${{SHORT:-}}" ] || [ NAME = cp ] || exec /bin/NAME "$@"
+{NUMBERED}
+[ "$count" = "${{FAIL_AT:-0}}" ] || exec /bin/NAME "$@"
+if [ -n "${{SHORT:-}}" ]; then
     head -c 7 "$1" >"$2"
     [ "$SHORT" != quiet ] || exit 0
 fi
@@ -73,12 +70,10 @@ def test_every_change_may_fail(dash: Node, target: Target, runtime: Runtime, sho
     before = snapshot(dash.root)
     path = failers(dash, CHANGING)
     script = dash.script(target, runtime)
-    count = dash.state / "count"
     counts, wanted = {}, {}
     for verb in ("apply", "revert"):
-        count.unlink(missing_ok=True)
         assert dash.run(script, verb, path=path, SHORT=short).returncode == 0
-        counts[verb] = int(count.read_text()) if count.exists() else 0
+        counts[verb] = dash.count_calls()
         wanted[verb] = applied(snapshot(dash.root))
     assert snapshot(dash.root) == before
     for verb in ("apply", "revert"):
@@ -86,7 +81,7 @@ def test_every_change_may_fail(dash: Node, target: Target, runtime: Runtime, sho
         for at in range(1, counts[verb] + 1):
             if verb == "revert":
                 assert dash.run(script, "apply").returncode == 0
-            count.unlink(missing_ok=True)
+            dash.count_calls()
             done = dash.run(script, verb, path=path, FAIL_AT=str(at), SHORT=short)
             what = (verb, at, done.stdout, done.stderr)
             if done.returncode == 0:
@@ -113,7 +108,6 @@ def test_what_a_program_reads_may_be_missing(dash: Node, target: Target, verb: s
     before = snapshot(dash.root)
     path = failers(dash, READING)
     script = dash.script(target, "containerd")
-    count = dash.state / "count"
     verbs = ["apply", "pull", "unpin", "revert"]
     earlier = verbs[: verbs.index(verb)]
     failed, at, total = 0, 0, 0
@@ -121,10 +115,10 @@ def test_what_a_program_reads_may_be_missing(dash: Node, target: Target, verb: s
     while at <= total:
         if earlier:
             assert dash.run(script, *earlier).returncode == 0
-        count.unlink(missing_ok=True)
+        dash.count_calls()
         done = dash.run(script, verb, path=path, FAIL_AT=str(at), STUB_PATH="/usr/bin:/bin")
         what = (verb, at, done.returncode, done.stdout, done.stderr)
-        total = total or int(count.read_text())
+        total = total or dash.count_calls()
         failed += done.returncode != 0
         assert at or not failed, what
         recorded = (dash.root / "var/lib/mayfly-node-config/pins").exists()
