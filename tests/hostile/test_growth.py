@@ -69,6 +69,7 @@ def test_effects_are_there() -> None:
     assert set(EFFECTS) <= {name for name, _ in growth.functions()}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("pattern", "method"),
     [
@@ -92,10 +93,11 @@ def _stripped_one_by_one(text: str) -> str:
     return text
 
 
+@pytest.mark.alone
 def test_quadratic_functions_are_found() -> None:
     """Nor does a function hide that copies the rest of a text for each of its characters."""
 
     def read(prefix: str, repeated: str, suffix: str, count: int) -> None:
-        _stripped_one_by_one(prefix + repeated * count * 6 + suffix)
+        _stripped_one_by_one(prefix + repeated * count * 20 + suffix)
 
     assert next(grown(Subject("x", read, (("", " ", ""),))), None) is not None
