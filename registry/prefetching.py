@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from mayfly.registry import log
@@ -38,6 +39,7 @@ async def run_prefetch(
         await first_done(running, stop.wait())
         if running.done():
             running.result()
+            observer.correct(await status.unproven())
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -53,6 +55,7 @@ class _Log:
     """Logs how nodes end, and collects it."""
 
     def __init__(self, prefetch: Prefetch) -> None:
+        self._references = tuple(prefetch.images)
         self._images = len(prefetch.images)
         self.results: list[NodeResult] = []
 
@@ -69,10 +72,22 @@ class _Log:
         log.event(logging.INFO, "prefetch_pause", text, node=node, code=failure.cause)
 
     def ended(self, result: NodeResult) -> None:
+        self.results.append(result)
+        self._log(result)
+
+    def correct(self, lacking: Collection[str]) -> None:
+        """Fail nodes that say proven, and of whose proof the registry has no record."""
+        from mayfly.registry.nodes.prefetch import checked
+
+        before, self.results = self.results, checked(self.results, lacking, self._references)
+        for old, new in zip(before, self.results, strict=True):
+            if new is not old:
+                self._log(new)
+
+    def _log(self, result: NodeResult) -> None:
         from mayfly.registry.nodes.causes import TEXTS
         from mayfly.registry.nodes.prefetch import node_lines
 
-        self.results.append(result)
         level = logging.INFO if result.proven and not result.warnings else logging.WARNING
         codes = [one.cause for one in (*result.failures, *result.warnings)]
         text = "; ".join(node_lines(result, self._images))

@@ -16,7 +16,7 @@ import sys
 from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import ExtensionFileLoader
 
-_ASIDE = "_MAYFLY_PYTHON"
+_ASIDE = ("_MAYFLY_PYTHON", "_MAYFLY_LD_")
 """How the names of variables begin that the launcher put aside."""
 
 _MFD_EXEC = 0x10

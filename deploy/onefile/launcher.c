@@ -82,15 +82,28 @@ static void set(const char *name, const char *value) {
         fail("setenv");
 }
 
-/* Puts the variables that Python reads aside: the command that Mayfly runs gets them back. */
+/* Puts the variables that Python and ld.so read aside: the command that Mayfly runs gets them back.
+   A library of the host (LD_PRELOAD, LD_LIBRARY_PATH) is linked to the host's glibc, not to ours. */
 static void put_aside(void) {
     extern char **environ;
     for (char **entry = environ; *entry; entry++)
-        if (strncmp(*entry, "PYTHON", 6) == 0)
+        if (strncmp(*entry, "PYTHON", 6) == 0 || strncmp(*entry, "LD_", 3) == 0)
             *entry = text("_MAYFLY_%s", *entry);
 }
 
+/* Opens standard input, output and error where they are closed: what is opened next would get their
+   numbers, and be closed or written to in their place. */
+static void open_standard(void) {
+    int opened;
+    do
+        opened = open("/dev/null", O_RDWR);
+    while (opened >= 0 && opened <= STDERR_FILENO);
+    if (opened >= 0)
+        close(opened);
+}
+
 int main(int count, char **words) {
+    open_standard();
     char path[4096];
     ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
     if (length < 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,7 @@ def proof(
         with file.open("rb") as opened:
             output = opened.read(MAX_OUTPUT + 1)
     try:
-        images = printed_images(output)
+        images = printed_images(output, node, time.time())
     except TrustError as error:
         raise ConfigError(f"{file}: {error}") from None
     with node_errors():

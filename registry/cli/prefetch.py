@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,17 +241,14 @@ def _checked(
     images: tuple[str, ...],
     observer: _Lines | _Events,
 ) -> list[NodeResult]:
-    """Return the results with those failed that proved images other than the registry's."""
-    from mayfly.registry.nodes.causes import Cause
-    from mayfly.registry.nodes.prefetch import Failure
+    """Return the results as the registry has them, and show those that it corrects."""
+    from mayfly.registry.nodes.prefetch import checked
 
-    checked = []
-    for result in results:
-        if result.proven and result.node in lacking:
-            result = dataclasses.replace(result, failures=(Failure(Cause.DIFFERENT, images),))
-            observer.ended(result)
-        checked.append(result)
-    return checked
+    found = checked(results, lacking, images)
+    for before, after in zip(results, found, strict=True):
+        if after is not before:
+            observer.ended(after)
+    return found
 
 
 async def _run(plan: Prefetch, observer: _Lines | _Events) -> list[NodeResult]:

@@ -20,7 +20,7 @@ from mayfly.registry.control.completion_log import CompletionLog
 from mayfly.registry.control.socket import Command, Message
 from mayfly.registry.coverage.coverage import Coverage, Covered, absent_text
 from mayfly.registry.coverage.observer import Observer, Transfer
-from mayfly.registry.coverage.states import State
+from mayfly.registry.coverage.states import State, accepted
 from mayfly.registry.durations import exact
 from mayfly.registry.ending import EndKind, EndReason, Latch
 from mayfly.registry.exit_codes import exit_code_of_signal
@@ -124,6 +124,17 @@ class StatusService:
         """Log corrupt content of a bundle, and keep it for status and report."""
         log.event(logging.ERROR, "corrupt", status_text.corruption_text(found), **found)
         self._corrupt.append({**found, "found": reports.iso(self._clock.wall())})
+
+    async def unproven(self) -> set[str]:
+        """Return the nodes that have not proved every image; none if coverage was not asked for."""
+        if self._coverage is None:
+            return set()
+        if (late := await self._coverage.explore()) is not None:
+            await asyncio.wait([late])
+            await self._coverage.explore()
+        enough = accepted(State.PROVEN)
+        rows = self._coverage.snapshot().rows
+        return {node for node, row in rows.items() if not enough.issuperset(row)}
 
     def prefetched(self, found: reports.PrefetchRecord) -> None:
         """Keep how `--prefetch` ended, for the report."""

@@ -92,7 +92,7 @@ def read_file(path: Path) -> Credential | None:
             tuple(found["hosts"]), found["username"], found["password"], found["expires"]
         )
         texts = (*read.hosts, read.username, read.password)
-        valid = all(isinstance(text, str) for text in texts)
+        valid = isinstance(found["hosts"], list) and all(isinstance(text, str) for text in texts)
         valid = valid and (read.expires is None or type(read.expires) in (int, float))
     except (ValueError, KeyError, TypeError, RecursionError):
         valid = False

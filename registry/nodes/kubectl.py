@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.nodes.programs import TIMED_OUT, run_program
+from mayfly.registry.nodes.programs import TIMED_OUT, TOO_MUCH, run_program
 
 ASK_SECONDS = 60.0
 """For one question."""
@@ -66,8 +66,6 @@ class Kubectl(NamedTuple):
         def keep(line: bytes) -> None:
             nonlocal answer
             answer += line + b"\n"
-            if len(answer) > MOST:
-                raise _failed(arguments, f"more than {MOST} bytes")
 
         def note(line: bytes) -> None:
             if text := line.decode(errors="replace").strip():
@@ -79,10 +77,13 @@ class Kubectl(NamedTuple):
             on_stdout=keep,
             on_stderr=note,
             most=MOST,
+            total=MOST,
             seconds=seconds,
         )
         if code == TIMED_OUT:
             raise _failed(arguments, f"no answer in {seconds:.0f} s")
+        if code == TOO_MUCH:
+            raise _failed(arguments, f"more than {MOST} bytes")
         if code != 0:
             raise _failed(arguments, "; ".join(errors) or f"exit code {code}")
         return bytes(answer)

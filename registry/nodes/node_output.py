@@ -24,6 +24,10 @@ _FIXED = 64 * 1024
 _PER_IMAGE = 2 * 1024
 """Bytes of the document: for its names, states and digests."""
 
+_NOISE = 1024 * 1024
+_LINES_PER_IMAGE = 4
+"""Lines that name an image: its progress, why it was not pulled or pinned, and the document."""
+
 _SCRIPT = "mayfly: "
 _NOT_PULLED = ": not pulled: "
 _NOT_PINNED = ": pulled, but not pinned: "
@@ -56,7 +60,7 @@ class NodeOutput:
 
     Args:
         images: asked for, by their full names.
-        on_image: called with an image and its state, ``pulled`` or ``failed``.
+        on_image: called with an image and its state, ``pulled`` or ``failed``; once for each.
 
     Attributes:
         answer: None as long as the node has not sent a valid one.
@@ -71,6 +75,7 @@ class NodeOutput:
     ) -> None:
         self._images = frozenset(images)
         self._on_image = on_image
+        self._told: set[tuple[str, str]] = set()
         self.answer: NodeAnswer | None = None
         self.reasons: dict[str, str] = {}
         self.unpinned: dict[str, str] = {}
@@ -82,12 +87,20 @@ class NodeOutput:
         """Bytes that a line of a valid output takes at most."""
         return _FIXED + _PER_IMAGE * len(self._images)
 
+    @property
+    def total(self) -> int:
+        """Bytes that a valid output takes at most, with what a login shell prints before."""
+        return _NOISE + _LINES_PER_IMAGE * _PER_IMAGE * len(self._images)
+
     def stdout(self, line: bytes) -> None:
         """Take a line of standard output."""
         found = _object(line)
         image, state = found.get("image"), found.get("state")
         if isinstance(image, str) and image in self._images and isinstance(state, str):
-            self._on_image(image, "pulled" if state == "pulled" else "failed")
+            told = image, "pulled" if state == "pulled" else "failed"
+            if told not in self._told:
+                self._told.add(told)
+                self._on_image(*told)
         elif "report" in found:
             self.answer = self._read_answer(found) or self.answer
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from mayfly.registry.nodes.causes import (
@@ -27,7 +27,7 @@ from mayfly.registry.nodes.causes import (
     skew_text,
 )
 from mayfly.registry.nodes.node_output import NodeOutput
-from mayfly.registry.nodes.programs import TIMED_OUT, run_program
+from mayfly.registry.nodes.programs import TIMED_OUT, TOO_MUCH, run_program
 from mayfly.registry.nodes.ssh import SSH
 from mayfly.registry.text import join_names
 
@@ -186,6 +186,7 @@ class Prefetch:
             on_stdout=output.stdout,
             on_stderr=output.stderr,
             most=output.most,
+            total=output.total,
             seconds=self.timeout,
         )
         return judge(node, self.images, code, output, time.time())
@@ -203,8 +204,8 @@ def judge(
         now: Unix seconds.
     """
     answer = output.answer
-    if answer is None:
-        return NodeResult(node, (_without_answer(images, code, output),))
+    if answer is None or code == TOO_MUCH:
+        return NodeResult(node, (without_answer(images, code, output),))
     skew = None if answer.time is None else answer.time - now
     missing = [image for image in images if image not in answer.present]
     failures = _missing(missing, output.reasons, skew)
@@ -238,9 +239,19 @@ def judge(
     )
 
 
-def _without_answer(images: Sequence[str], code: int, output: NodeOutput) -> Failure:
+def without_answer(images: Sequence[str], code: int, output: NodeOutput) -> Failure:
+    """Return why a script gave no answer that can be used.
+
+    Args:
+        images: that the script was to look at.
+        code: as `run_program` returns it.
+        output: of the script.
+    """
     if code == TIMED_OUT:
         return Failure(Cause.TIMED_OUT, tuple(images))
+    if code == TOO_MUCH:
+        detail = f"it sent more than {output.total} bytes"
+        return Failure(Cause.UNREADABLE, tuple(images), detail)
     cause = cause_of_end(code, output.messages, output.others)
     lines = output.messages or output.others
     return Failure(cause, tuple(images), lines[-1] if lines else "")
@@ -256,6 +267,25 @@ def _missing(
         of_cause, _ = found.setdefault(cause_of_pull(reason, skew), ([], reason))
         of_cause.append(image)
     return [Failure(cause, tuple(names), text) for cause, (names, text) in found.items()]
+
+
+def checked(
+    results: Sequence[NodeResult], lacking: Collection[str], images: Sequence[str]
+) -> list[NodeResult]:
+    """Return the results, those failed that say proven of a node that the registry says lacks some.
+
+    A node prints its results itself, so the registry's own record of its proof decides.
+
+    Args:
+        results: as the nodes' output shows them.
+        lacking: nodes that have not proved every image, by the registry's record.
+        images: that each was to prove.
+    """
+    different = (Failure(Cause.DIFFERENT, tuple(images)),)
+    return [
+        replace(one, failures=different) if one.proven and one.node in lacking else one
+        for one in results
+    ]
 
 
 def node_lines(result: NodeResult, total: int) -> list[str]:

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from mayfly.registry.nodes.causes import Cause, cause_of_end, is_wrong, skew_text
+from mayfly.registry.nodes.causes import Cause, is_wrong, skew_text
 from mayfly.registry.nodes.node_output import NodeOutput
-from mayfly.registry.nodes.prefetch import Failure
-from mayfly.registry.nodes.programs import TIMED_OUT, run_program
+from mayfly.registry.nodes.prefetch import Failure, without_answer
+from mayfly.registry.nodes.programs import TOO_MUCH, run_program
 from mayfly.registry.nodes.script import NodeImage, node_script, shell_file
 from mayfly.registry.nodes.ssh import SSH
 from mayfly.registry.nodes.target import Target
@@ -190,14 +190,11 @@ async def _look(
         on_stdout=lambda line: found.take(line, wanted),
         on_stderr=output.stderr,
         most=output.most,
+        total=output.total,
         seconds=TIMEOUT_SECONDS,
     )
-    if not found.complete:
-        cause = Cause.TIMED_OUT
-        if code != TIMED_OUT:
-            cause = cause_of_end(code, output.messages, output.others)
-        lines = output.messages or output.others
-        failure = Failure(cause, tuple(images), lines[-1] if lines else "")
+    if not found.complete or code == TOO_MUCH:
+        failure = without_answer(images, code, output)
         return NodeFindings(node, found.architecture, (failure,))
     return NodeFindings(node, found.architecture, tuple(judge(found, images, time.time(), need)))
 

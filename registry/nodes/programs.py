@@ -17,12 +17,17 @@ from typing import Any
 from mayfly.registry.process.child import launch_words
 from mayfly.registry.settings.errors import ConfigError
 
-_READ = 64 * 1024
+_READ = 16 * 1024
+"""Bytes whose lines are taken at once: a server's event loop does nothing else meanwhile."""
+
 _END_SECONDS = 5.0
 """For a program to end after SIGTERM, and for the last of its output after it ended."""
 
 TIMED_OUT = -1
 """In place of an exit code: the program took longer than it may."""
+
+TOO_MUCH = -2
+"""In place of an exit code: the program printed more than it may."""
 
 _PACKAGES = {"ssh": "OpenSSH's client", "kubectl": "kubectl"}
 
@@ -46,6 +51,7 @@ async def run_program(
     on_stdout: Callable[[bytes], None],
     on_stderr: Callable[[bytes], None],
     most: int,
+    total: int,
     seconds: float,
 ) -> int:
     """Run a program to its end; if this is cancelled, it is ended.
@@ -55,10 +61,11 @@ async def run_program(
         content: for its standard input.
         on_stdout, on_stderr: called with each line, without its end.
         most: bytes of a line; the rest of a longer one is discarded.
+        total: bytes of standard output, and of standard error; with more it is ended.
         seconds: it may take.
 
     Returns:
-        Its exit code; `TIMED_OUT` if it took too long.
+        Its exit code; `TIMED_OUT` if it took too long, `TOO_MUCH` if it printed too much.
 
     Raises:
         ConfigError: it is not installed.
@@ -78,16 +85,20 @@ async def run_program(
     assert process.stderr is not None
     tasks = [
         asyncio.create_task(_send(process.stdin, content)),
-        asyncio.create_task(_receive(process.stdout, on_stdout, most)),
-        asyncio.create_task(_receive(process.stderr, on_stderr, most)),
+        asyncio.create_task(_receive(process.stdout, on_stdout, most, total)),
+        asyncio.create_task(_receive(process.stderr, on_stderr, most, total)),
     ]
     try:
         return await _ended(process, tasks, seconds)
+    except _TooMuchOutput:
+        return TOO_MUCH
     finally:
         for task in tasks:
             task.cancel()
         await _end(process)
         await asyncio.gather(*tasks, return_exceptions=True)
+        # A pipe is closed when its end was read.
+        await asyncio.gather(_discard(process.stdout), _discard(process.stderr))
 
 
 async def _ended(
@@ -142,15 +153,36 @@ async def _send(stream: asyncio.StreamWriter, content: bytes) -> None:
         await stream.wait_closed()
 
 
-async def _receive(stream: asyncio.StreamReader, take: Callable[[bytes], None], most: int) -> None:
-    async for line in _lines(stream, most):
+class _TooMuchOutput(Exception):
+    """A program printed more than it may: it would keep its reader busy as long as it likes."""
+
+
+async def _receive(
+    stream: asyncio.StreamReader, take: Callable[[bytes], None], most: int, total: int
+) -> None:
+    async for line in _lines(stream, most, total):
         take(line)
 
 
-async def _lines(stream: asyncio.StreamReader, most: int) -> AsyncIterator[bytes]:
-    """Yield each line, cut to so many bytes: what a node sends is never in memory as a whole."""
+async def _discard(stream: asyncio.StreamReader) -> None:
+    """Read what is left in the pipe of a program that ended."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            while await stream.read(_READ):
+                pass
+
+
+async def _lines(stream: asyncio.StreamReader, most: int, total: int) -> AsyncIterator[bytes]:
+    """Yield each line, cut to so many bytes: what a node sends is never in memory as a whole.
+
+    Raises:
+        _TooMuchOutput: all lines have more than ``total`` bytes.
+    """
     line = bytearray()
     while chunk := await stream.read(_READ):
+        total -= len(chunk)
+        if total < 0:
+            raise _TooMuchOutput
         *ended, rest = chunk.split(b"\n")
         for piece in ended:
             yield bytes(line + piece[: most - len(line)])

@@ -19,32 +19,45 @@ from mayfly.registry.pki.errors import TrustError
 MAX_OUTPUT = 4 * MAX_BODY
 """Bytes of what a script prints."""
 
+MAX_AGE_SECONDS = 24 * 3600
+"""Of an output, by the node's clock: what a node had before says little about what it has."""
+
 _SECONDS = 60.0
 _MAX_ANSWER = 64 * 1024
 
 
-def printed_images(output: bytes) -> list[Any]:
+def printed_images(output: bytes, node: str, now: float) -> list[Any]:
     """Return the images of the last proof in the output of a node's script.
 
     Args:
         output: with ``--json`` or without.
+        node: whose proof it is to be.
+        now: Unix seconds.
 
     Raises:
-        TrustError: no proof is in it, or one that the registry would refuse.
+        TrustError: no proof is in it, or one that the registry would refuse, of another node, or
+            too old.
     """
     if len(output) > MAX_OUTPUT:
         raise TrustError(f"more than {MAX_OUTPUT} bytes: expected the output of a node's script")
     for line in reversed(output.splitlines()):
         if not line.startswith(b"{"):
             continue
+        printed_by: Any = node
         try:
             document = json.loads(line)
             if "report" in document:
-                document = document["report"]
-            parse_proof(json.dumps(document).encode())
-        except (ValueError, RecursionError) as error:
+                printed_by, document = document.get("node"), document["report"]
+            proof = parse_proof(json.dumps(document).encode())
+        except (ValueError, AttributeError, RecursionError) as error:
             reason = str(error) if isinstance(error, ProofInvalid) else "it is not JSON"
             raise TrustError(f"the proof cannot be used: {reason}") from None
+        if printed_by != node:
+            raise TrustError(f"the script of node {str(printed_by)[:100]!r} printed it, not {node}")
+        if proof.images and max(one.checked for one in proof.images) < now - MAX_AGE_SECONDS:
+            raise TrustError(
+                "the proof is older than a day, by the node's clock: run the script again"
+            )
         images: list[Any] = document["images"]
         return images
     raise TrustError("no proof is in it: expected what a node's script prints for verify")
@@ -78,7 +91,10 @@ def _ask(target: Target, path: str, body: bytes | None = None) -> dict[str, Any]
     url = f"{target.url}{path}"
     context = ssl.create_default_context(cadata=target.ca.decode() if target.ca else None)
     opener = urllib.request.build_opener(
-        urllib.request.HTTPSHandler(context=context), _NoRedirects()
+        # The registry is here: no proxy of the environment gets the credential.
+        urllib.request.ProxyHandler({}),
+        urllib.request.HTTPSHandler(context=context),
+        _NoRedirects(),
     )
     headers = {"Content-Type": "application/json"} if body is not None else {}
     if target.credential is not None:

@@ -1021,7 +1021,8 @@ send_proof() {
     fi
     proof_state=printed
     [ "$json" = yes ] ||
-        printf '{"version": 1, "nonce": "", "images": [%s]}\n' "$entries"
+        printf '{"node": "%s", "report": {"version": 1, "nonce": "", "images": [%s]}}\n' \
+            "$node_json" "$entries"
 }
 
 # Set kept_names to the names in the file of --keep; they are compared, so they must be whole.

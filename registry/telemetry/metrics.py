@@ -38,6 +38,9 @@ CUT = "499"
 FRESH_SECONDS = 1.0
 """For which metrics are given out again: to read them takes time with many nodes and images."""
 
+_OPENMETRICS = "application/openmetrics-text"
+_TEXT = "text/plain"
+
 _SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0, 1800.0)
 _KIB = 1024.0
 _BYTES = (_KIB, 64 * _KIB, _KIB**2, 16 * _KIB**2, 256 * _KIB**2, _KIB**3)
@@ -148,7 +151,10 @@ class Metrics:
         Args:
             accept: the formats that the client takes, as in its ``Accept`` header.
         """
-        encode, content_type = choose_encoder(accept)
+        # The library takes versions out of the header and puts them into the content type, so that
+        # each request could make a text of its own: it is shown the name of a format alone.
+        wanted = _OPENMETRICS if _OPENMETRICS in accept else _TEXT
+        encode, content_type = choose_encoder(wanted)
         made, body = self._exposed.get(content_type, (-self._fresh, b""))
         now = time.monotonic()
         if now - made >= self._fresh:

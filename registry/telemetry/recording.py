@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypedDict
@@ -18,6 +19,7 @@ from mayfly.registry.telemetry.chained_file import ChainedFile
 from mayfly.registry.telemetry.event_log import EventLog
 from mayfly.registry.telemetry.events import Event, Source
 from mayfly.registry.telemetry.webhook import Webhook
+from mayfly.storage.files import exposed_mode, open_regular
 
 logger = logging.getLogger("mayfly")
 
@@ -30,6 +32,9 @@ _DIRECTORY = "notify"
 """In the state directory: events that wait for their receivers."""
 
 _MAX_SECRET_BYTES = 4096
+
+_SECRET_MODE_FORBIDDEN = 0o027
+"""Mode bits that the file of a key may not have, as of private keys: 0600 and 0640 pass."""
 
 
 class AuditRecord(TypedDict):
@@ -209,10 +214,16 @@ def _webhooks(settings: Settings) -> list[Webhook]:
 
 def _read_secret(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
+            mode = exposed_mode(os.fstat(file.fileno()), _SECRET_MODE_FORBIDDEN)
             secret = file.read(_MAX_SECRET_BYTES + 1).strip()
     except OSError as error:
         raise ConfigError(f"--notify-secret {path}: {error.strerror}") from None
+    if mode is not None:
+        raise ConfigError(
+            f"--notify-secret {path}: the key is open to others (mode {mode}); run: chmod 600 "
+            f"{path} (in a Kubernetes Secret volume: defaultMode: 0400)"
+        )
     if not 16 <= len(secret) <= _MAX_SECRET_BYTES:
         raise ConfigError(
             f"--notify-secret {path}: a key has 16 to {_MAX_SECRET_BYTES} bytes, "

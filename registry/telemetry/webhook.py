@@ -175,7 +175,10 @@ class Webhook:
         # Imported only where there is a webhook.
         import aiohttp
 
-        return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS))
+        return aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),  # a receiver could fill another one
+        )
 
     async def _post(self, session: aiohttp.ClientSession) -> bool:
         """Post the oldest events; whether they were taken, and that is noted."""
@@ -194,7 +197,9 @@ class Webhook:
             async with session.post(
                 self._url, data=body, headers=headers, allow_redirects=False
             ) as response:
-                problem = "" if response.status < 400 else f"status {response.status}"
+                problem = "" if response.status < 300 else f"status {response.status}"
+                if 300 <= response.status < 400:
+                    problem += ", and redirects are not followed: give the URL that it leads to"
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             problem = type(error).__name__
         if problem:

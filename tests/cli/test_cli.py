@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from mayfly.registry.settings.settings import SETTINGS
 from mayfly.registry.version import VERSION
-from tests.support.commands import assert_refused, mayfly
+from tests.support.commands import assert_refused, command_line, environment, mayfly
 from tests.support.images import files
 
 
@@ -51,6 +53,22 @@ def test_version_and_help() -> None:
     done = mayfly("serve", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert all(f"--{setting.name}" in done.stdout for setting in SETTINGS)
+
+
+def test_closed_standard_streams(tmp_path: Path) -> None:
+    """As of `nohup` gone wrong: no file or socket of Mayfly's gets their numbers."""
+    show = command_line("--version")
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        script = f'exec "$@" {closed}'
+        done = subprocess.run(["sh", "-c", script, "sh", *show], capture_output=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, b"")
+    where = ("--root", tmp_path / "root", "--state-dir", tmp_path / "state")
+    words = command_line("run", *where, "--listen", "127.0.0.1:0", "--", "sh", "-c", "echo x")
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words], env=environment(), timeout=60
+    )
+    assert done.returncode == 0
+    assert re.fullmatch(r"\d+\n", (tmp_path / "state/lock").read_text())
 
 
 def test_environment_and_file(tmp_path: Path) -> None:

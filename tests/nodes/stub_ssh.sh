@@ -28,7 +28,23 @@ not_pulled() {
     answer false sent "${2:-$(date +%s)}"
     end 3
 }
+of_script() { printf '%s\n' "$script" | sed -n "s/^$1='\(.*\)'\$/\1/p" | head -n 1; }
+ask() { # path arguments...
+    path=$(of_script node_path)/$1
+    shift
+    curl -qsSf -H "Authorization: $(of_script authorization)" "$@" "$(of_script url)$path"
+}
+prove() { # has the images of $STUB_STATE/digests
+    nonce=$(ask nonce | sed 's/.*"nonce": *"\([0-9a-f]*\)".*/\1/')
+    entries=
+    while read -r digest; do
+        entries="$entries${entries:+, }{\"image\": \"x\", \"digest\": \"$digest\", \
+\"runtime\": \"docker\", \"time\": 1, \"pinned\": true, \"free\": 5}"
+    done <"$STUB_STATE/digests"
+    ask proof --data "{\"version\": 1, \"nonce\": \"$nonce\", \"images\": [$entries]}" >/dev/null
+}
 case $node in
+    proves*) prove || end 3; answer true sent "$(date +%s)"; end 0 ;;
     good*) answer true sent "$(date +%s)"; end 0 ;;
     slow*) sleep 0.3; answer true sent "$(date +%s)"; end 0 ;;
     hang*) exec sleep 1000 ;;
@@ -49,6 +65,13 @@ case $node in
         echo "Welcome!"
         head -c 300000 /dev/zero | tr '\0' x
         echo; answer true sent "$(date +%s)"; end 0 ;;
+    endless*)
+        answer true sent "$(date +%s)"
+        while :; do
+            printf '{"image": "%s", "state": "pulled"}\n{"\n\n{"image": "x"}\n' "${images%%
+*}"
+            echo x >&2
+        done ;;
     flood*)
         head -c 2000000 /dev/zero | tr '\0' '{'
         head -c 2000000 /dev/urandom >&2

@@ -135,6 +135,7 @@ def test_link_without_a_file(tmp_path: Path) -> None:
         b"", b"{", b"[]", b"null", b"{}", b"\xff", b"[" * 60_000, b'{"hosts": ["h"]}',
         json.dumps(MADE | {"password": None}).encode(),
         json.dumps(MADE | {"hosts": [1]}).encode(),
+        json.dumps(MADE | {"hosts": "h"}).encode(),
         json.dumps(MADE | {"expires": "soon"}).encode(),
         json.dumps(MADE | {"expires": True}).encode(),
     ],

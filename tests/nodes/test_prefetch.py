@@ -153,6 +153,21 @@ def test_an_observer_that_fails(state: Path) -> None:
         assert not Path(f"/proc/{line.split()[2]}").exists()
 
 
+def test_output_without_end(state: Path) -> None:
+    """Such a node is ended and did not prove anything, whatever it said; it tells nothing twice."""
+    recorder = Recorder()
+    (result,) = _run("endless", recorder=recorder, attempts=1, timeout=300)
+    assert [f.cause for f in result.failures] == [Cause.UNREADABLE]
+    assert "it sent more than" in result.failures[0].detail
+    assert sorted(recorder.events) == [
+        ("endless", "ended"),
+        *(("endless", f"pulled {image}") for image in IMAGES),
+        ("endless", "started 1"),
+    ]
+    pid = int((state / "log").read_text().split()[2])
+    assert not Path(f"/proc/{pid}").exists()
+
+
 def test_memory_does_not_grow_with_output(state: Path) -> None:
     """Nodes that print without end are read and forgotten."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.nodes.proof import MAX_OUTPUT, printed_images, send_proof
+from mayfly.registry.nodes.proof import MAX_AGE_SECONDS, MAX_OUTPUT, printed_images, send_proof
 from mayfly.registry.nodes.target import NodeCredential, Target, parse
 from mayfly.registry.pki.errors import TrustError
 from tests.nodes.test_script import Node, without_clients
@@ -22,11 +24,11 @@ from tests.support.commands import assert_refused, mayfly, run_mayfly
 from tests.support.process import Mayfly, Process
 
 DIGEST = "sha256:" + "ab" * 32
-ENTRY = {
+ENTRY: dict[str, Any] = {
     "image": "docker.io/library/web:1",
     "digest": DIGEST,
     "runtime": "podman",
-    "time": 1,
+    "time": int(time.time()),
     "pinned": False,
     "free": 7,
 }
@@ -62,22 +64,27 @@ def test_output_of_a_script(
     done = dash.run(script, *option, PATH=without_clients(dash))
     assert done.returncode == 0, done.stderr
     state = ("--state-dir", server.state_dir)
-    told = run_mayfly("node", "proof", "--node", "node-7", *state, "-", stdin=done.stdout)
-    assert told == "node-7: proof of 1 image sent\n"
-    assert proofs(server)["node-7"] == 1
+    other = mayfly("node", "proof", "--node", "node-7", *state, "-", stdin=done.stdout)
+    assert_refused(other, "-: the script of node 'n1' printed it, not node-7")
+    told = run_mayfly("node", "proof", "--node", "n1", *state, "-", stdin=done.stdout)
+    assert told == "n1: proof of 1 image sent\n"
     (tmp_path / "output").write_text(done.stdout)
     told = run_mayfly("node", "proof", "--node", "n1", *state, tmp_path / "output", "--json")
     assert json.loads(told) == {"node": "n1", "images": 1}
-    assert proofs(server) == {"node-7": 1, "n1": 1}
+    assert proofs(server) == {"n1": 1}
+
+
+def _printed(output: bytes) -> list[Any]:
+    return printed_images(output, "n1", ENTRY["time"])
 
 
 def test_last_proof_counts() -> None:
     """Of several runs in one output; with the document of --json as with the line alone."""
     empty = json.dumps({"version": 1, "nonce": "", "images": []})
-    report = json.dumps({"node": "n", "report": json.loads(PROOF)})
-    assert printed_images(f"{empty}\nmissing x\n{PROOF}\nnote\n".encode()) == [ENTRY]
-    assert printed_images(f"{PROOF}\n{empty}\n".encode()) == []
-    assert printed_images(f"{empty}\r\n{report}".encode()) == [ENTRY]
+    report = json.dumps({"node": "n1", "report": json.loads(PROOF)})
+    assert _printed(f"{empty}\nmissing x\n{PROOF}\nnote\n".encode()) == [ENTRY]
+    assert _printed(f"{PROOF}\n{empty}\n".encode()) == []
+    assert _printed(f"{empty}\r\n{report}".encode()) == [ENTRY]
 
 
 @pytest.mark.parametrize(
@@ -92,8 +99,21 @@ def test_last_proof_counts() -> None:
 def test_output_without_a_proof(output: bytes) -> None:
     """It is refused before a credential is made, in one line."""
     with pytest.raises(TrustError) as refused:
-        printed_images(output)
+        _printed(output)
     assert "\n" not in str(refused.value)
+
+
+def test_proof_of_another_node_or_time() -> None:
+    """An output that was kept, or belongs to another node, proves nothing."""
+    named = json.dumps({"node": "n2", "report": json.loads(PROOF)}).encode()
+    assert printed_images(named, "n2", ENTRY["time"]) == [ENTRY]
+    with pytest.raises(TrustError, match="node 'n2' printed it, not n1"):
+        printed_images(named, "n1", ENTRY["time"])
+    with pytest.raises(TrustError, match="node 'None' printed it"):
+        printed_images(named.replace(b'"node"', b'"x"'), "n1", ENTRY["time"])
+    later = ENTRY["time"] + MAX_AGE_SECONDS + 1
+    with pytest.raises(TrustError, match="older than a day"):
+        printed_images(PROOF.encode(), "n1", later)
 
 
 def test_refusals_in_one_line(server: Mayfly, tmp_path: Path) -> None:

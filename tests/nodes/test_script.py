@@ -602,7 +602,9 @@ def test_without_a_client_the_proof_is_printed(dash: Node, target: Target) -> No
     done = dash.run(dash.script(target, "containerd"), PATH=without_clients(dash))
     assert done.returncode == 0, done.stderr
     (line,) = (one for one in done.stdout.splitlines() if one.startswith("{"))
-    assert len(json.loads(line)["images"]) == 3
+    printed = json.loads(line)
+    assert printed["node"] == "n1"
+    assert len(printed["report"]["images"]) == 3
     assert not (dash.state / "proof").exists()
 
 

@@ -152,6 +152,7 @@ def test_a_command_gets_back_the_environment(one_file: Path, tmp_path: Path) -> 
     words = ("--root", tmp_path / "root", "--state-dir", tmp_path / "state", "--tls", "auto")
     script = "env; ls -l /proc/self/fd /proc/$PPID/fd; cat /proc/$PPID/comm"
     ours = {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere", "PATH": os.environ["PATH"]}
+    ours["LD_LIBRARY_PATH"] = "/nowhere"
     done = run(one_file, "run", *words, "--listen", "127.0.0.1:0", "--", "sh", "-c", script, **ours)
     assert done.returncode == 0, done.stderr
     found = done.stdout.splitlines()
@@ -160,6 +161,43 @@ def test_a_command_gets_back_the_environment(one_file: Path, tmp_path: Path) -> 
     assert "memfd" not in done.stdout
     assert sum(line.endswith(f" -> {one_file}") for line in found) == 1, "the server reads it"
     assert found[-1] == "mayfly"
+
+
+def test_libraries_and_modules_of_the_host_are_not_loaded(one_file: Path, tmp_path: Path) -> None:
+    """Neither by a variable nor from the working directory; they would need the host's glibc."""
+    for name in ("json.py", "click.py", "sitecustomize.py", "usercustomize.py"):
+        (tmp_path / name).write_text("raise SystemExit('loaded')\n")
+    (tmp_path / "evil.c").write_text(
+        "#include <unistd.h>\n"
+        "__attribute__((constructor)) static void loaded(void) { _exit(99); }\n"
+    )
+    evil = tmp_path / "evil.so"
+    words = ("cc", "-shared", "-fPIC", "-o", evil, tmp_path / "evil.c")
+    subprocess.run(words, check=True, timeout=60)
+    for name in ("libssl.so.3", "libffi.so.8", "libz.so.1", "libnss_files.so.2"):
+        (tmp_path / name).symlink_to(evil)
+    here = {name: str(tmp_path) for name in ("LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")}
+    here |= {"LD_PRELOAD": str(evil), "LD_AUDIT": str(evil), "PYTHONSTARTUP": "json.py"}
+    done = subprocess.run(
+        [one_file, "ls", "--json", "--root", "root"],
+        cwd=tmp_path,
+        env=here,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr == run(one_file, "ls", "--json", "--root", "root").stderr
+
+
+def test_closed_standard_streams(one_file: Path, tmp_path: Path) -> None:
+    """What is printed goes into no file of Mayfly's, which would have their numbers."""
+    where = ("--root", tmp_path / "root", "--state-dir", tmp_path / "state")
+    script = 'exec "$@" <&- >&- 2>&-'
+    words = ("run", *where, "--listen", "127.0.0.1:0", "--", "sh", "-c", "echo x; echo x >&2")
+    done = subprocess.run(["sh", "-c", script, "sh", one_file, *map(str, words)], timeout=60)
+    assert done.returncode == 0
+    assert re.fullmatch(r"\d+\n", (tmp_path / "state/lock").read_text())
 
 
 def test_what_is_behind_it_changes_nothing(one_file: Path, tmp_path: Path) -> None:

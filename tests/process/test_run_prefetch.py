@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.bundle.builders import Layout, layers
 from tests.cli.test_json_output import check
 from tests.hostile import texts
 from tests.support.commands import command_line, environment, mayfly
-from tests.support.process import REPO
+from tests.support.process import REPO, need
 
 IMAGES = ("docker.io/library/one:1", "quay.io/team/two:2")
 
@@ -48,16 +49,43 @@ def _report(place: Path) -> dict[str, Any]:
     return found
 
 
+def _serve_images(place: Path) -> Path:
+    """Write a bundle of the images, and their digests for nodes that prove them."""
+    layout = Layout()
+    images = [layout.image(*layers(name)) for name in IMAGES]
+    digests = [layout.name(*pair) for pair in zip(images, IMAGES, strict=True)]
+    (place / "digests").write_text("".join(f"{digest}\n" for digest in digests))
+    return layout.write_tar(place / "bundle.tar")
+
+
 def test_command_begins_when_nodes_have_everything(place: Path) -> None:
     """The command finds every node served before it, and the report says how it went."""
-    command = f"cat {place}/log; exit 7"
-    done = mayfly(*_words(place, "good1", "slow2", command=command), env=_environment(place))
+    need("curl")
+    words = _words(place, "proves1", "proves2", command=f"cat {place}/log; exit 7")
+    words[1:1] = [_serve_images(place)]
+    done = mayfly(*words, env=_environment(place))
     assert done.returncode == 7, done.stderr
     assert sum(line.startswith("end ") for line in done.stdout.splitlines()) == 2
     report = _report(place)
     assert report["prefetch"].pop("seconds") > 0
     assert report["prefetch"] == {"nodes": 2, "proven": 2, "unprepared": []}
     assert "prefetch: 2 of 2 nodes proved every image" in done.stderr
+
+
+def test_a_node_s_word_is_no_proof(place: Path) -> None:
+    """A node that prints that it sent its proof, and sent none, does not begin the command."""
+    need("curl")
+    words = _words(place, "proves1", "good2", command=f"touch {place}/begun")
+    words[1:1] = [_serve_images(place)]
+    done = mayfly(*words, env=_environment(place))
+    assert done.returncode == 3, done.stderr
+    assert not (place / "begun").exists()
+    assert "1 of 2 nodes did not prove every image, so sh was not started" in done.stderr
+    prefetch = _report(place)["prefetch"]
+    assert prefetch["proven"] == 1
+    assert [(one["node"], one["code"]) for one in prefetch["unprepared"]] == [
+        ("good2", "different")
+    ]
 
 
 def test_command_does_not_begin_when_a_node_lacks_an_image(place: Path) -> None:
@@ -69,13 +97,15 @@ def test_command_does_not_begin_when_a_node_lacks_an_image(place: Path) -> None:
     texts.check(done.stderr)
     assert "full2: its disk is full" in done.stderr
     assert "To do: free space" in done.stderr
-    assert "2 of 3 nodes did not prove every image, so sh was not started" in done.stderr
+    assert "3 of 3 nodes did not prove every image, so sh was not started" in done.stderr
     report = _report(place)
     check("report", report)
     assert report["reason"] == "prefetch"
     assert report["exit_code"] == 3
     found = [(one["node"], one["code"], one["images"]) for one in report["prefetch"]["unprepared"]]
-    assert sorted(found) == [("full2", "disk_full", 2), ("hostile3", "script", 2)]
+    assert sorted(found) == [
+        ("full2", "disk_full", 2), ("good1", "different", 2), ("hostile3", "script", 2)
+    ]  # fmt: skip
 
 
 def test_continue(place: Path) -> None:

@@ -170,6 +170,30 @@ def test_read_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reads == 3
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version={}.0.0",
+        "application/openmetrics-text; version=1.{}; escaping=x",
+        "application/openmetrics-text; version=x{}",
+        "text/plain; version={}; escaping=values",
+        "application/openmetrics-text;version=,text/plain;version={}\t",
+    ],
+)
+def test_what_clients_accept_makes_no_text_of_its_own(accept: str) -> None:
+    """Versions that are made up are answered, and neither kept nor read anew."""
+    reads = 0
+
+    def read() -> Reading:
+        nonlocal reads
+        reads += 1
+        return Reading()
+
+    metrics = Metrics(read, "1", fresh=3600)
+    types = {metrics.expose(accept.format(number))[1] for number in range(50)}
+    assert len(types) == reads == 1
+
+
 def test_page_lists_all_metrics() -> None:
     """docs/metrics.md has every metric, with its labels, and no other."""
     families = read_text(Metrics(lambda: READING, "1").expose("")[0].decode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -115,6 +116,7 @@ def test_every_action(
     url, posted = received
     audit, key = tmp_path / "audit.jsonl", tmp_path / "key"
     key.write_text(SECRET)
+    key.chmod(0o640)
     options = ("--audit", str(audit), "--audit-level", "all", "--notify", url)
     server = start_mayfly(*options, "--notify-secret", str(key))
     act(server.host)
@@ -266,6 +268,23 @@ def test_unlisted_node_is_recorded(start_mayfly: Start, tmp_path: Path) -> None:
     assert "ghost" in denied["detail"]
     report = json.loads((server.state_dir / "report.json").read_text())
     assert [one["requests"] for one in report["denied"]] == [1]
+
+
+@pytest.mark.parametrize("kind", ["open", "pipe", "directory"])
+def test_key_that_is_no_private_file(tmp_path: Path, kind: str) -> None:
+    """A key that others may read, or that nobody writes, is refused at the start."""
+    key = tmp_path / "key"
+    if kind == "open":
+        key.write_text(SECRET)
+        key.chmod(0o644)
+    elif kind == "pipe":
+        os.mkfifo(key)
+    else:
+        key.mkdir()
+    where = ("--root", tmp_path / "root", "--state-dir", tmp_path / "state")
+    options = ("--listen", "127.0.0.1:0", "--notify", "http://h/", "--notify-secret", key)
+    words = "chmod 600" if kind == "open" else "no regular file"
+    assert_refused(mayfly("serve", *where, *options), f"--notify-secret {key}", words)
 
 
 @pytest.mark.parametrize(
