@@ -122,7 +122,7 @@ def _python(tool: PythonProgram) -> None:
 
 def _is_built(program: GoProgram) -> bool:
     if program.name:
-        return program.directory.is_dir()
+        return all((program.directory / name).exists() for name in program.packages)
     (name,) = program.packages
     told = subprocess.run(
         ["go", "version", "-m", BIN / name], capture_output=True, text=True, check=False
@@ -148,11 +148,9 @@ def _go(program: GoProgram) -> None:
             flags.append(f"-tags={program.tags}")
             built = "." if program.requires else package
             _run_go(work, "build", *flags, "-o", made / name, built)
-        if program.name:
-            made.rename(program.directory)
-        else:
-            for built in made.iterdir():
-                built.replace(BIN / built.name)
+        program.directory.mkdir(exist_ok=True)
+        for built in made.iterdir():
+            built.replace(program.directory / built.name)
 
 
 def _module(program: GoProgram, work: Path) -> None:

@@ -17,9 +17,11 @@ Object = dict[str, Any]
 
 _PATHS = {
     "ConfigMap": "/api/v1/namespaces/{namespace}/configmaps",
+    "Job": "/apis/batch/v1/namespaces/{namespace}/jobs",
     "Namespace": "/api/v1/namespaces",
     "Node": "/api/v1/nodes",
     "Pod": "/api/v1/namespaces/{namespace}/pods",
+    "PodDisruptionBudget": "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
     "Secret": "/api/v1/namespaces/{namespace}/secrets",
     "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
 }
@@ -69,8 +71,9 @@ class Api:
         return dict(self.request("GET", f"{_PATHS[kind].format(namespace=namespace)}/{name}"))
 
     def delete(self, kind: str, name: str, namespace: str = "default", grace: int = 0) -> None:
-        """Remove an object; one that is not there is removed."""
-        where = f"{_PATHS[kind].format(namespace=namespace)}/{name}?gracePeriodSeconds={grace}"
+        """Remove an object, as `kubectl delete` does; one that is not there is removed."""
+        path = _PATHS[kind].format(namespace=namespace)
+        where = f"{path}/{name}?gracePeriodSeconds={grace}&propagationPolicy=Background"
         try:
             self.request("DELETE", where)
         except Refused as refused:

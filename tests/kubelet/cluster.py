@@ -1,4 +1,4 @@
-"""A cluster: etcd, a kube-apiserver, two nodes, and Mayfly beside them. No controller manager.
+"""A cluster: etcd, a kube-apiserver, the controller of Jobs, two nodes, and Mayfly beside them.
 
 Pods are bound by `spec.nodeName` and use their node's network, so no scheduler and no network
 plugin are needed.
@@ -48,7 +48,7 @@ class Cluster:
 
     def __init__(self, directory: Path, home: Path) -> None:
         need("etcd", "busybox", "skopeo", "openssl")
-        need("kubelet", "kube-apiserver", directory=KUBERNETES)
+        need("kubelet", "kube-apiserver", "kube-controller-manager", directory=KUBERNETES)
         self.directory = directory
         self.home = home
         self._numbers = itertools.count(1)
@@ -255,6 +255,15 @@ class Cluster:
         process.wait_for(self._ready, deadline=180)
         for namespace in ("default", "team"):
             self._namespace(namespace)
+        kubeconfig = self.directory / "controllers.kubeconfig"
+        kubeconfig.write_text(json.dumps(self._kubeconfig(admin)))
+        self._background(
+            str(KUBERNETES / "kube-controller-manager"),
+            # Others would remove pods of nodes that a test holds up.
+            "--controllers=job-controller,disruption-controller",
+            *(f"--kubeconfig={kubeconfig}", "--leader-elect=false"),
+            *("--bind-address=127.0.0.1", f"--cert-dir={self.directory}/controllers"),
+        )
 
     def _ready(self) -> bool | None:
         try:

@@ -1,13 +1,8 @@
-"""deploy/kubernetes/mayfly.yaml under a real kubelet: its Job's pod, its Secrets, its end.
-
-There is no controller manager: the pod of the Job's template is made directly, bound to a node and
-on that node's network.
-"""
+"""The chart of deploy/helm on two kubelets: its Job, its Secrets, its end, what nodes keep."""
 
 from __future__ import annotations
 
 import base64
-import copy
 import json
 import os
 import signal
@@ -16,55 +11,82 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from mayfly.registry.version import VERSION
 from tests.clients.layout import Layout
-from tests.kubelet.api import Object, eventually
-from tests.kubelet.cluster import Cluster, Pod
+from tests.kubelet.api import Object, Refused, eventually
+from tests.kubelet.cluster import HUB_IMAGE, Cluster, Pod
 from tests.kubelet.images import add_mayfly
 from tests.kubelet.namespace import output
 from tests.kubelet.node import Node
 from tests.kubelet.pki import Authority
+from tests.support.chart import rendered
 from tests.support.commands import run_mayfly
-from tests.support.process import REPO
 
-IMAGE = "docker.io/library/mayfly:0.1.0"
+IMAGE = f"localhost/mayfly:{VERSION}"
 PORT = 5000
 SHELL = ("/bin/busybox", "sh", "-c")
 NGINX = "library/nginx:1.27"
-DEPLOYED = list(yaml.safe_load_all((REPO / "deploy/kubernetes/mayfly.yaml").read_text()))
+BUNDLES = "/var/lib/mayfly-upgrade"
+VALUES: Object = {
+    "node": "node-1",
+    "bundle": {"hostPath": BUNDLES, "files": ["bundle.tar"]},
+    "nodes": ["node-1", "node-2"],
+}
 
 
 @pytest.fixture(scope="module")
 def archive(cluster: Cluster) -> Path:
-    """The image of Mayfly, which both nodes then have."""
+    """The image of Mayfly, which both nodes then have; node 1 has the bundle, too."""
     layout = Layout(cluster.directory / "mayfly-image")
     add_mayfly(layout, IMAGE)
     made = layout.archive()
     for node in cluster.nodes.values():
         node.import_images(made)
+    cluster.nodes[1].shell('mkdir -p "$1" && cp "$2" "$1/bundle.tar"', BUNDLES, cluster.bundle)
     return made
 
 
 class Deployed:
-    """Mayfly in a pod on node 1."""
+    """A release of the chart: Mayfly in a pod on node 1, made by the Job controller."""
 
-    def __init__(self, cluster: Cluster, node: Node) -> None:
+    def __init__(self, cluster: Cluster, node: Node, values: Object) -> None:
         self.node = node
         self.host = f"{node.address}:{PORT}"
         self._cluster = cluster
-        for value in DEPLOYED:
-            if value["kind"] == "ConfigMap":
-                cluster.api.apply(value)
-        cluster.api.apply(pod_of("mayfly", node))
-        self.pod = Pod(cluster.api, "default", "mayfly")
+        self._objects = list(rendered(cluster.directory, values).values())
+        for value in self._objects:
+            cluster.api.apply(value)
+        self.pod = Pod(cluster.api, "default", eventually(self._pod_name, 60, self._job))
         self.wait_until_ready()
         self.ca = cluster.directory / f"job-{time.monotonic_ns()}.crt"
         self.ca.write_text(self.run(*SHELL, 'cat "$MAYFLY_STATE_DIR/ca.crt"'))
+
+    def uninstall(self) -> None:
+        """Remove every object of the release."""
+        for value in self._objects:
+            self._cluster.api.delete(value["kind"], value["metadata"]["name"])
+        self.pod.gone()
+        eventually(lambda: not self._cluster.api.exists("Job", "mayfly"), 60)
+
+    @property
+    def conditions(self) -> set[str]:
+        """Those of the Job that are true."""
+        found = self._job()["status"].get("conditions", [])
+        return {one["type"] for one in found if one["status"] == "True"}
+
+    def _job(self) -> Object:
+        return self._cluster.api.get("Job", "mayfly")
+
+    def _pod_name(self) -> str | None:
+        where = "/api/v1/namespaces/default/pods?labelSelector=batch.kubernetes.io%2Fjob-name%3D"
+        found = self._cluster.api.request("GET", f"{where}mayfly")["items"]
+        return found[0]["metadata"]["name"] if found else None
 
     def wait_until_ready(self) -> None:
         """Its readiness probe answers."""
@@ -76,7 +98,7 @@ class Deployed:
 
     def log(self) -> str:
         """Of all its containers so far."""
-        return self.node.shell("cat /var/log/pods/default_mayfly*/mayfly/*.log")
+        return self.node.shell("cat /var/log/pods/default_$1_*/mayfly/*.log", self.pod.name)
 
     def run(self, *words: str) -> str:
         """Run a command in its container, as `kubectl exec` does."""
@@ -102,58 +124,117 @@ class Deployed:
         os.kill(json.loads(self.node.crictl("inspect", container))["info"]["pid"], signal.SIGKILL)
         eventually(lambda: self._container() not in ("", container), 60, self.describe)
 
+    def evict(self) -> str:
+        """Ask to evict the pod, as `kubectl drain` does; why that is refused."""
+        metadata = {"name": self.pod.name, "namespace": "default"}
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
+        where = f"/api/v1/namespaces/default/pods/{self.pod.name}/eviction"
+        with pytest.raises(Refused) as refused:
+            self._cluster.api.request("POST", where, eviction)
+        return str(refused.value)
+
     def _container(self) -> str:
         return self.node.crictl("ps", "--quiet", "--name", "mayfly").strip()
 
 
-def pod_of(name: str, node: Node, **changes: Any) -> Object:
-    """A pod of the Job's template."""
-    (job,) = (value for value in DEPLOYED if value["kind"] == "Job")
-    template = copy.deepcopy(job["spec"]["template"])
-    spec = {**template["spec"], "nodeName": node.name, "hostNetwork": True, **changes}
-    spec["containers"][0]["imagePullPolicy"] = "IfNotPresent"
+def pod_of(name: str, node: Node, directory: Path, **changes: Any) -> Object:
+    """A pod of the Job's template, on another node."""
+    template = rendered(directory, {})["Job/mayfly"]["spec"]["template"]
+    spec = {**template["spec"], "nodeName": node.name, **changes}
     labels = template["metadata"]["labels"]
     metadata = {"name": name, "namespace": "default", "labels": labels}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
-@pytest.fixture
-def deployed(cluster: Cluster, node: Node, archive: Path) -> Iterator[Deployed]:
-    """The Job's pod; both nodes trust it meanwhile, in place of the other Mayfly."""
-    made = Deployed(cluster, node)
-    for one in cluster.nodes.values():
-        one.trust("--registry", made.host, "--ca", made.ca, "--force")
+@contextmanager
+def released(cluster: Cluster, **values: Any) -> Iterator[Deployed]:
+    """A release meanwhile, with these values beside VALUES."""
+    made = Deployed(cluster, cluster.nodes[1], VALUES | values)
     yield made
-    made.pod.gone()
-    for one in cluster.nodes.values():
-        cluster.trust(one)
+    made.uninstall()
 
 
-def test_job_serves_two_nodes_and_ends(cluster: Cluster, deployed: Deployed) -> None:
-    """Pushed with `credentials --push`, pulled by both nodes, killed in between, Succeeded."""
-    where = {"host": deployed.host, "ca": deployed.ca, "login": deployed.pusher()}
+@pytest.fixture
+def trusted(cluster: Cluster, archive: Path) -> Iterator[Deployed]:
+    """A release for nginx, which is to be pushed. Both nodes trust it, not the other Mayfly."""
+    with released(cluster, images=[NGINX]) as made:
+        for node in cluster.nodes.values():
+            node.trust("--registry", made.host, "--ca", made.ca, "--force")
+        yield made
+    for node in cluster.nodes.values():
+        cluster.trust(node)
+
+
+@pytest.fixture
+def untouched(cluster: Cluster) -> Iterator[dict[str, str]]:
+    """What each node's containerd is told of registries where no Mayfly has been."""
+    for node in cluster.nodes.values():
+        node.mayfly("node-config", "revert", "--runtime", "containerd")
+        node.remove_image(HUB_IMAGE)
+    yield {node.name: _settings(node) for node in cluster.nodes.values()}
+    for node in cluster.nodes.values():
+        cluster.trust(node)
+
+
+def _settings(node: Node) -> str:
+    """Every file of Mayfly's and of containerd's configuration, with its content's hash."""
+    places = "/etc/containerd /etc/mayfly /var/lib/mayfly-node-config"
+    return node.shell(f"find {places} -type f -exec sha256sum {{}} + 2>/dev/null | sort")
+
+
+def test_release_prepares_two_nodes_and_completes(
+    cluster: Cluster, archive: Path, untouched: dict[str, str]
+) -> None:
+    """From a bundle of the node's, by the script of nodes; the container is killed in between."""
+    one, two = cluster.nodes[1], cluster.nodes[2]
+    with released(cluster, accept="proven") as release:
+        scripts = {
+            node.name: release.run("mayfly", "node", "script", "--node", node.name)
+            for node in (one, two)
+        }
+        one.run_script(scripts[one.name])
+        release.kill()
+        release.wait_until_ready()
+        # The run went on: script and trust are still good. A drain would wait.
+        assert "disruption budget" in release.evict()
+        two.run_script(scripts[two.name])
+        eventually(lambda: "Complete" in release.conditions, 120, release.describe)
+        assert "coverage: 2 of 2 nodes" in release.log()
+        (status,) = release.pod.read()["status"]["containerStatuses"]
+        assert status["restartCount"] == 1
+        # Mayfly has ended; kubelet needs no registry, nor a Secret.
+        for number in (1, 2):
+            cluster.pod("hello:1", node=number).runs().gone()
+        for node in (one, two):
+            node.run_script(scripts[node.name], "revert")
+            assert _settings(node) == untouched[node.name]
+            assert node.has_image(HUB_IMAGE)
+
+
+def test_secrets_of_nodes_are_told_apart(cluster: Cluster, trusted: Deployed) -> None:
+    """Pushed with `credentials --push`, pulled by both nodes, killed in between, Complete."""
+    where = {"host": trusted.host, "ca": trusted.ca, "login": trusted.pusher()}
     cluster.push(cluster.apps, "app:1", NGINX, **where)
-    image = f"{deployed.host}/{NGINX}"
+    image = f"{trusted.host}/{NGINX}"
     secrets = [
-        deployed.secret(f"job-{name}", "--node", name, "--name", name)
+        trusted.secret(f"job-{name}", "--node", name, "--name", name)
         for name in ("node-1", "node-2")
     ]
     for node in cluster.nodes.values():
         node.remove_image(image)
     cluster.pod(image, secrets[0]).runs().gone()
-    deployed.kill()
-    deployed.wait_until_ready()
+    trusted.kill()
+    trusted.wait_until_ready()
     # The Secret was given by the container that was killed.
     cluster.pod(image, secrets[1], 2).runs().gone()
-    eventually(lambda: deployed.pod.phase == "Succeeded", 60, deployed.describe)
-    (status,) = deployed.pod.read()["status"]["containerStatuses"]
-    assert status["restartCount"] == 1
+    eventually(lambda: "Complete" in trusted.conditions, 120, trusted.describe)
 
 
-def test_deleted_pod_lets_a_pull_end(
-    cluster: Cluster, deployed: Deployed, other_node: Node
+def test_uninstalled_release_lets_a_pull_end(
+    cluster: Cluster, trusted: Deployed, other_node: Node
 ) -> None:
     """preStop waits for it, within the time that Kubernetes gives."""
+    deployed = trusted
     where = {"host": deployed.host, "ca": deployed.ca, "login": deployed.pusher()}
     image = cluster.push_big("team/big:p", **where)
     secret = deployed.secret("job")
@@ -161,9 +242,10 @@ def test_deleted_pod_lets_a_pull_end(
     pulling = cluster.pod(image, secret, 2)
     received = _received(other_node)
     eventually(lambda: _received(other_node) > received + 8 * 2**20, 60, pulling.describe)
-    cluster.api.delete("Pod", "mayfly", grace=90)
+    cluster.api.delete("Job", "mayfly")
+    cluster.api.delete("Pod", deployed.pod.name, grace=90)
     pulling.runs(90)
-    eventually(lambda: not cluster.api.exists("Pod", "mayfly"), 120, deployed.describe)
+    eventually(lambda: not cluster.api.exists("Pod", deployed.pod.name), 120, pulling.describe)
     pulling.gone()
 
 
@@ -175,7 +257,8 @@ def _received(node: Node) -> int:
 
 @pytest.fixture(scope="module")
 def keys(cluster: Cluster, archive: Path, workspace: Path) -> Iterator[Path]:
-    """Secrets with keys and users, as files from which they were made."""
+    """Secrets with keys and users, as files from which they were made; and the pod's lists."""
+    cluster.api.apply(rendered(cluster.directory, {})["ConfigMap/mayfly"])
     directory = workspace / "keys"
     directory.mkdir()
     (directory / "signing.key").write_text(base64.b64encode(os.urandom(48)).decode())
@@ -206,7 +289,7 @@ def test_keys_from_a_secret_volume(
 ) -> None:
     """defaultMode 0400, which fsGroup makes 0440 for a pod that is not root's."""
     name = f"keys-{port}"
-    made = pod_of(name, other_node, restartPolicy="Never")
+    made = pod_of(name, other_node, cluster.directory, restartPolicy="Never")
     (container,) = made["spec"]["containers"]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe", "ports", "lifecycle"):
         container.pop(probe, None)

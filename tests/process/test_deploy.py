@@ -1,4 +1,4 @@
-"""The units and manifests that are shipped are what systemd and Kubernetes take."""
+"""The units that are shipped are what systemd takes; tests/process/test_chart.py has the chart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from mayfly.registry.settings.settings import SETTINGS
 from tests.support.process import REPO, find_program, need
 
 SYSTEMD = REPO / "deploy" / "systemd"
-KUBERNETES = REPO / "deploy" / "kubernetes"
 
 MAX_EXPOSURE = 15
 """Of `systemd-analyze security`, times ten: 0 is a sealed box, 96 a service without directives."""
@@ -54,20 +53,8 @@ def test_units_are_hardened(units: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_kubernetes() -> None:
-    """Every object is one that the API server takes, down to unknown fields."""
-    need("kubernetes-validate")
-    done = run("kubernetes-validate", "--strict", *KUBERNETES.glob("*.yaml"))
-    assert done.returncode == 0, done.stdout
-    for kind in ("configmap", "service", "job"):
-        assert f"resource {kind}/mayfly" in done.stdout
-
-
-@pytest.mark.parametrize(
-    "file", [SYSTEMD / "mayfly.service", KUBERNETES / "mayfly.yaml"], ids=lambda file: file.name
-)
-def test_variables_are_settings(file: Path) -> None:
-    """Every variable set there is one that Mayfly reads."""
-    used = set(re.findall(r"(MAYFLY_[A-Z_]+)(?:=|, value:|\n)", file.read_text()))
+def test_variables_are_settings() -> None:
+    """Every variable that the service sets is one that Mayfly reads."""
+    used = set(re.findall(r"MAYFLY_[A-Z_]+(?==)", (SYSTEMD / "mayfly.service").read_text()))
     assert used
     assert used <= {setting.variable for setting in SETTINGS}

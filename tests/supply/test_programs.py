@@ -107,7 +107,7 @@ def test_a_program_of_another_tier_counts_as_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it is installed: CI would skip the test, which is a failure there."""
-    for program in ("etcd", "helm"):
+    for program in ("etcd", "cosign"):
         (tmp_path / program).touch(0o755)
     monkeypatch.setenv("PYTEST_CURRENT_TEST", "tests/upstream/test_copy.py::test_it (call)")
     with pytest.raises(pytest.skip.Exception, match="make test-kubelet"):
@@ -115,7 +115,7 @@ def test_a_program_of_another_tier_counts_as_missing(
     monkeypatch.setenv("PYTEST_CURRENT_TEST", "tests/kubelet/test_pods.py::test_it (setup)")
     need("etcd", directory=tmp_path)
     with pytest.raises(pytest.skip.Exception, match="make test-signatures"):
-        need("helm", directory=tmp_path)
+        need("cosign", directory=tmp_path)
 
 
 def test_a_program_that_nothing_installs_is_an_error(tmp_path: Path) -> None:
