@@ -183,7 +183,7 @@ class Scenario:
         """All of it as it is kept: what differs from run to run is in capitals."""
         report = json.dumps(_steady(self.report()), indent=2, ensure_ascii=False)
         shown = self.text.replace(str(self.directory), "DIR") + f"state/report.json:\n{report}\n"
-        return _steady_text(shown)
+        return steady_text(shown)
 
 
 def _without_order(output: str) -> str:
@@ -216,7 +216,7 @@ _VARYING: tuple[tuple[str, str], ...] = (
     (r"\b\d\d:\d\d:\d\d(?:\.\d+)?\b", "TIME"),
     (r"sha256:[0-9a-f]{12,64}", "sha256:DIGEST"),
     (r"\b\d+(?:\.\d+)? ?(?:B|bytes|KiB|MiB|GiB|kB|MB|GB)(?:/s)?(?=\W|$)", "SIZE"),
-    (r"\b\d+(?:\.\d+)? ?(?:ms|s|min|seconds?|minutes?)(?=\W|$)", "DURATION"),
+    (r"\b(?:\d+m )?\d+(?:\.\d+)? ?(?:ms|s|min|seconds?|minutes?)(?=\W|$)", "DURATION"),
     (r"(?m)^(\s+(?:admin|pull)\s+)\S{32}$", r"\1PASSWORD"),
     (r"\b(process|pid) \d+", r"\1 PID"),
     # A long path is shown by its end.
@@ -225,7 +225,8 @@ _VARYING: tuple[tuple[str, str], ...] = (
 )
 
 
-def _steady_text(text: str) -> str:
+def steady_text(text: str) -> str:
+    """A text with all that differs from run to run in capitals."""
     text = _CERTIFICATE.sub("CERTIFICATE", text)
     for pattern, name in _VARYING:
         text = re.sub(pattern, name, text)

@@ -1,0 +1,14 @@
+#!/bin/sh
+# Start the new version on one host after the other. `mayfly run --prefetch ssh` runs this once every
+# host has proved that it has every image, so nothing is pulled here.
+set -eu
+grep -v '^#' nodes.txt | while read -r node; do
+    ssh -n "$node" '
+        docker rm --force web worker >/dev/null 2>&1 || true
+        docker run --detach --name web --network host registry.example/shop/web:2
+        docker run --detach --name worker --network host registry.example/shop/worker:2
+    ' >/dev/null
+    # Take back what Mayfly wrote on the host; the images stay.
+    mayfly node script --node "$node" | ssh "$node" sh -s -- revert --quiet
+    echo "$node: upgraded"
+done
