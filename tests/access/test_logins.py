@@ -24,6 +24,7 @@ from mayfly.registry.access.logins import (
     Logins,
 )
 from tests.auth.clock import Clock
+from tests.support.process import PATIENCE
 
 SECRET = hash_password("secret", 4)
 
@@ -44,7 +45,7 @@ class Desk:
         self.logins = Logins(verifier, self.throttle, threads, self._sleep, self.clock)
 
         def checkpw(password: bytes, hashed: bytes) -> bool:
-            self.gate.wait(10)
+            self.gate.wait(PATIENCE)
             self.checked.append(password)
             self.threads.add(threading.current_thread().name)
             return password == b"secret" and hashed == SECRET

@@ -17,7 +17,7 @@ from tests.bundle.builders import Layout, layers, tar
 from tests.support.client import get_cut
 from tests.support.commands import mayfly
 from tests.support.images import digest_of
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 
 StartMayfly = Callable[..., Mayfly]
 
@@ -106,7 +106,7 @@ def test_stop(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> None
     server = start_mayfly(str(layout.write_tar(tmp_path / "upgrade.tar")), "--on-corrupt", "stop")
     assert get(server, f"blobs/{digest_of(GOOD)}") == (200, GOOD)
     get(server, f"blobs/{digest_of(BAD)}")
-    assert server.popen.wait(20) == 4
+    assert server.popen.wait(PATIENCE) == 4
     made = report(server)
     assert (made["reason"], made["exit_code"]) == ("failed", 4)
     assert made["reason_detail"]["digest"] == digest_of(BAD)
@@ -118,7 +118,7 @@ def test_stop_while_draining(layout: Layout, start_mayfly: StartMayfly, tmp_path
     large = tar({"large": bytes(32 * 2**20)})
     layout.name(layout.image(large), f"{NAME}:large")
     server = start_mayfly(str(layout.write_tar(tmp_path / "upgrade.tar")), "--on-corrupt", "stop")
-    connection = http.client.HTTPConnection(server.host, timeout=20)
+    connection = http.client.HTTPConnection(server.host, timeout=PATIENCE)
     with contextlib.closing(connection):
         # Begun and not read on, it holds up the drain.
         connection.request("GET", f"/v2/team/app/blobs/{digest_of(large)}")
@@ -127,7 +127,7 @@ def test_stop_while_draining(layout: Layout, start_mayfly: StartMayfly, tmp_path
             server.wait_for(lambda: status(server)["state"] == "draining" or None)
             get(server, f"blobs/{digest_of(BAD)}")
             assert len(answer.read()) == len(large)
-    assert server.popen.wait(20) == 4
+    assert server.popen.wait(PATIENCE) == 4
     assert report(server)["reason"] == "failed"
 
 
@@ -174,7 +174,7 @@ def test_changed_tar(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) 
     code, body = get(server, f"blobs/{digest_of(GOOD)}")
     assert code == 500
     assert "was changed while it is served" in body.decode()
-    assert server.popen.wait(20) == 4
+    assert server.popen.wait(PATIENCE) == 4
     (found,) = report(server)["corrupt"]
     assert (found["digest"], found["repositories"]) == (digest_of(GOOD), ["team/app"])
 

@@ -25,6 +25,7 @@ from tests.bundle.builders import Layout, tar
 from tests.storage.disk import skip_sync
 from tests.support.commands import command_line, environment
 from tests.support.images import push, put_image
+from tests.support.process import PATIENCE
 
 MORE = int(os.environ.get("MAYFLY_SOAK_SECONDS", "0")) // 4
 """Further interruptions of each command; `make soak` gives some."""
@@ -36,9 +37,6 @@ LATE = 5
 
 TRIES = 10
 """For each interruption that is wanted: a short command may be done before the signal."""
-
-PATIENCE = 120
-"""Seconds after which a command counts as hanging."""
 
 Event = dict[str, Any]
 

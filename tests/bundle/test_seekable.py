@@ -35,7 +35,7 @@ from tests.bundle.makers import seek_table, seekable
 from tests.support.client import get_cut
 from tests.support.commands import mayfly
 from tests.support.images import digest_of
-from tests.support.process import REPO, Mayfly
+from tests.support.process import PATIENCE, REPO, Mayfly
 
 StartMayfly = Callable[..., Mayfly]
 
@@ -93,7 +93,7 @@ def test_sent(layout: Layout, plain: bytes, start_mayfly: StartMayfly, tmp_path:
         assert list(pool.map(lambda _: get_cut(server.host, path), range(16))) == [(200, data)] * 16
     for first, last in ((0, 0), (99_000, 101_000), (1_500_000, 4_500_000), (len(data) - 1, None)):
         end = len(data) - 1 if last is None else last
-        connection = http.client.HTTPConnection(server.host, timeout=20)
+        connection = http.client.HTTPConnection(server.host, timeout=PATIENCE)
         wanted = f"bytes={first}-{'' if last is None else last}"
         connection.request("GET", path, headers={"Range": wanted})
         answer = connection.getresponse()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.clients.programs import cri_config, with_sbin
 from tests.kubelet.namespace import bridge, connect_machine, hold_machine, run
-from tests.support.process import REPO, Process, find_program, need
+from tests.support.process import PATIENCE, REPO, Process, find_program, need
 from tests.support.programs import versioned
 from tests.support.trees import Node as Entry
 from tests.support.trees import snapshot
@@ -194,7 +194,7 @@ class Machine:
                     process.popen.wait(30)
                 except subprocess.TimeoutExpired:
                     process.popen.kill()
-                    process.popen.wait(10)
+                    process.popen.wait(PATIENCE)
 
     def _run(self, name: str, *words: str | Path) -> Process:
         made = Process(

@@ -308,7 +308,7 @@ def wait_for_answer(daemon: Process, client: Client, *args: str) -> None:
         return client.run(*args, timeout=30).returncode == 0 or None
 
     try:
-        daemon.wait_for(answered, deadline=60)
+        daemon.wait_for(answered)
     except BaseException:
         daemon.kill()
         raise

@@ -12,10 +12,9 @@ from mayfly.registry.control.client import ask
 from mayfly.registry.coverage.states import State
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd, Cri, Dockerd
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 
 NODE = "127.0.0.1"
-PATIENCE = 60
 Pull = Callable[[str], object]
 Start = Callable[..., Mayfly]
 Registries = tuple[Mayfly, Callable[[], Mayfly]]

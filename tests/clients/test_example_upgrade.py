@@ -83,7 +83,7 @@ def test_silent_node(cold: Rehearsal, keep: Keep) -> None:
     """One node is never reached: the deadline ends it, and the exit code is 3."""
     scenario = cold.scenario("silent-node")
     script = "./upgrade.sh node-docker node-containerd >upgrade.log 2>&1"
-    words = ("run", "--max-lifetime", "20s", *UNTIL, "bundle.tar", "--", "sh", "-c", script)
+    words = ("run", "--max-lifetime", "45s", *UNTIL, "bundle.tar", "--", "sh", "-c", script)
     assert scenario.run(*words) == 3, scenario.text + scenario.script_output()
     keep(scenario, "silent-node")
 

@@ -15,7 +15,7 @@ import pytest
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd, Dockerd
 from tests.clients.proxy import SlowProxy
-from tests.support.process import REPO, Mayfly, Process, find_program
+from tests.support.process import PATIENCE, REPO, Mayfly, Process, find_program
 
 APPLICATIONS = tuple(f"app{number}" for number in range(1, 6))
 
@@ -128,7 +128,7 @@ def test_deadline_names_the_node_that_never_came(
     (scratch / "nodes.txt").write_text("127.0.0.1\nsilent-node\n")
     server = start_mayfly(
         *("--until-pulled", str(scratch / "images.txt"), "--nodes", str(scratch / "nodes.txt")),
-        *("--max-lifetime", "12s"),
+        *("--max-lifetime", "30s"),
     )
     target = f"{server.host}/upgrade/app:1"
     skopeo(
@@ -139,7 +139,7 @@ def test_deadline_names_the_node_that_never_came(
         f"docker://{target}",
     )
     docker("pull", "--quiet", target)
-    assert server.popen.wait(30) == 3, server.describe()
+    assert server.popen.wait(PATIENCE) == 3, server.describe()
     report = json.loads((server.state_dir / "report.json").read_text())
     (gap,) = report["coverage"]["missing"]
     assert "silent-node" in str(gap)
@@ -193,6 +193,6 @@ def test_drain_timeout_cuts_a_docker_pull(
     with SlowProxy(server.host, bytes_per_second=4 * 2**20) as line:
         pulling = pull(server, line)
         server.popen.send_signal(signal.SIGTERM)
-        assert server.popen.wait(30) == 3, server.describe()
+        assert server.popen.wait(PATIENCE) == 3, server.describe()
         pulling.kill()
     assert "cut: pull of drain/debian" in server.output()

@@ -125,7 +125,7 @@ def test_wait_for_coverage(start: Start, images: Path) -> None:
 
 def test_wait_for_coverage_that_does_not_come(start: Start, images: Path) -> None:
     """If the server ends first, the missing images are shown, and the exit code is 3."""
-    stub = start(until_pulled=images, nodes="1", unused_timeout=2.0).ready()
+    stub = start(until_pulled=images, nodes="1", unused_timeout=6.0).ready()
     code, out, errors = invoke(control.wait, "--covered", "--state-dir", stub.state_dir)
     assert code == 3
     assert out == ""

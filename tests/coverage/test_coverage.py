@@ -23,6 +23,7 @@ from mayfly.registry.coverage.upgrade_lists import ListedImage, Nodes, parse_ima
 from mayfly.registry.ending import EndKind
 from mayfly.storage.errors import BlobUnknown
 from tests.support.fakes import FakeClock, FakeStore, digest, prepare, settle
+from tests.support.process import PATIENCE
 
 APP, WEB = "team/app", "library/web"
 APP_1, APP_2 = digest("app1"), digest("app2")
@@ -510,7 +511,7 @@ async def test_condition_waits_for_a_late_reading(
     store.tags, store.manifests = after.content.tags, after.content.manifests
 
     def refs(repository: str, digest: str) -> ManifestRefs | None:
-        may_read.wait(10)
+        may_read.wait(PATIENCE)
         return store.refs(repository, digest)
 
     graph = ManifestGraph(refs)

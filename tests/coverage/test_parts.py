@@ -21,7 +21,7 @@ from mayfly.registry.coverage.arrival import ACK_SLACK
 from mayfly.registry.coverage.states import State
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.images import image_body, push, put
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 
 MIB = 1024 * 1024
 SIZE, PART = 24 * MIB, 4 * MIB
@@ -29,7 +29,6 @@ SIZE, PART = 24 * MIB, 4 * MIB
 UNACKNOWLEDGED = 2 * 64 * 1024
 """Bytes that a host may have without having said so: it acknowledges every other segment, of at
 most 64 KiB."""
-PATIENCE = 60
 NODE = "127.0.0.1"
 CONFIG, LAYER = b'{"os": "linux"}', os.urandom(SIZE)
 

@@ -17,16 +17,13 @@ from typing import TypeVar
 from multidict import CIMultiDict
 
 from tests.support.client import Answer
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 
 LONG = "MAYFLY_SOAK_SECONDS" in os.environ
 """Whether this is `make soak`: the whole flood, not a sample of it."""
 
 MIB = 1024 * 1024
 T = TypeVar("T")
-
-PATIENCE = 120
-"""Seconds after which a client that waits is a failure; a guard, no measure."""
 
 
 def many_files() -> None:

@@ -15,7 +15,6 @@ from tests.faults.disk_pushes import Pushes, noise
 from tests.faults.flood_load import (
     LONG,
     MIB,
-    PATIENCE,
     Costs,
     Line,
     connected,
@@ -25,7 +24,7 @@ from tests.faults.flood_load import (
     until,
 )
 from tests.support.images import digest_of
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 
 Start = Callable[..., Mayfly]
 

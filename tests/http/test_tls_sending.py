@@ -24,7 +24,7 @@ from mayfly.registry.http.connection import Connection
 from mayfly.registry.http.file_sender import FileSender
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.images import digest_of
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 from tests.support.secured import Secured, descriptors, drain, read_answer, until
 from tests.support.wire import message
 
@@ -252,7 +252,7 @@ class Reads:
         self._calls += 1
         if self._calls > 1 and self._wait:
             self.held.set()
-            assert self.go.wait(10)
+            assert self.go.wait(PATIENCE)
         with contextlib.suppress(OSError):
             os.fstat(source)
             self.sources.append(True)

@@ -32,7 +32,7 @@ from mayfly.registry.nodes.ssh import SSH, check_destination
 from mayfly.registry.settings.errors import ConfigError
 from tests.hostile import texts
 from tests.support.commands import command_line, environment, mayfly
-from tests.support.process import REPO, Mayfly
+from tests.support.process import PATIENCE, REPO, Mayfly
 
 IMAGES = ("docker.io/library/one:1", "quay.io/team/two:2")
 SCRIPT = "images='{}'\n".format("\n".join(f"{name} x" for name in IMAGES))
@@ -134,7 +134,7 @@ def test_at_most_so_many_at_a_time(state: Path) -> None:
 
 def test_a_node_that_hangs(state: Path) -> None:
     """A try has a bound, and leaves no process."""
-    (result,) = _run("hang", timeout=1.0)
+    (result,) = _run("hang", timeout=5.0)
     assert [f.cause for f in result.failures] == [Cause.TIMED_OUT]
     pid = int((state / "log").read_text().split()[2])
     assert not Path(f"/proc/{pid}").exists()
@@ -363,11 +363,11 @@ def test_signal_ends_every_ssh(server: Mayfly, tmp_path: Path, number: int) -> N
         stderr=subprocess.DEVNULL,
     )
     log = tmp_path / "log"
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while not (log.exists() and log.read_text().endswith("\n")) and time.monotonic() < end:
         time.sleep(0.05)
     running.send_signal(number)
-    assert running.wait(20) == 128 + number
+    assert running.wait(PATIENCE) == 128 + number
     pid = int(log.read_text().split()[2])
     assert not Path(f"/proc/{pid}").exists()
 
@@ -382,11 +382,11 @@ def test_kill_ends_every_ssh(server: Mayfly, tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     log = tmp_path / "log"
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while not (log.exists() and log.read_text().endswith("\n")) and time.monotonic() < end:
         time.sleep(0.05)
     running.kill()
-    running.wait(20)
+    running.wait(PATIENCE)
     pid = int(log.read_text().split()[2])
     while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
         time.sleep(0.05)

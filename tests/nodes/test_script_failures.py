@@ -23,6 +23,7 @@ from tests.nodes.test_script import dash as dash
 from tests.nodes.test_script import node as node
 from tests.nodes.test_script import shell as shell
 from tests.nodes.test_script import target as target
+from tests.support.process import PATIENCE
 from tests.support.trees import snapshot
 
 FAILER = f"""#!/bin/sh
@@ -418,8 +419,8 @@ case " $* " in
     *" pull "*)
         echo $$ >>"$STUB_STATE/pulling"
         [ ! -e "$STUB_STATE/deaf" ] || trap '' TERM
-        sleep 40 & wait
-        sleep 40
+        sleep 400 & wait
+        sleep 400
         echo ended >>"$STUB_STATE/ended" ;;
 esac
 """
@@ -469,7 +470,7 @@ def test_signal_while_it_pulls(
     process.stdin.close()
     process.stdin = None
     pulling = node.state / "pulling"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not pulling.exists() or len(pulling.read_text().split()) < 4:
         assert time.monotonic() < deadline, process.poll()
         time.sleep(0.05)
@@ -477,10 +478,10 @@ def test_signal_while_it_pulls(
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    _, errors = process.communicate(timeout=25)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number, errors
     assert "illed" not in errors
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while _running(node) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert _running(node) == []
@@ -495,4 +496,4 @@ def test_pull_that_ignores_a_signal_is_killed(dash: Node, target: Target) -> Non
     (dash.state / "deaf").touch()
     began = time.monotonic()
     test_signal_while_it_pulls(dash, target, signal.SIGTERM, group=False)
-    assert 5 < time.monotonic() - began < 25
+    assert 5 < time.monotonic() - began < 400

@@ -26,7 +26,7 @@ from mayfly.registry.serving import Lifecycle, RunningServer
 from mayfly.registry.state.directory import StateDir
 from mayfly.registry.state.private import Login
 from tests.support import stub
-from tests.support.process import need
+from tests.support.process import PATIENCE, need
 from tests.support.stub import content
 from tests.support.stubs import poll, status_of
 
@@ -45,7 +45,7 @@ def held() -> Iterator[socket.socket]:
 async def serve_once(held: socket.socket, state_dir: Path, clock: SystemClock) -> str:
     """Run a server in this process on a copy of the socket; return why it ended."""
     with StateDir.claim(state_dir) as state:
-        plan = RunPlan(idle_timeout=IDLE, unused_timeout=10.0)
+        plan = RunPlan(idle_timeout=IDLE, unused_timeout=PATIENCE)
         lifecycle = Lifecycle(plan, state, content(), clock)
         server = stub.Stub(lifecycle, [held.dup()], 0.0)
         login = Login("http://h:1", "h:1")
@@ -164,7 +164,7 @@ def test_systemd_socket_activate(tmp_path: Path) -> None:
 
     try:
         poll(answers)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors
         assert b"ended because no request came for" in errors
     finally:

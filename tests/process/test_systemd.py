@@ -17,6 +17,7 @@ from mayfly.registry.http.listeners import Listeners
 from mayfly.registry.process.systemd import Notifier, take_sockets
 from mayfly.registry.settings.errors import ConfigError
 from tests.support.fakes import FakeClock, settle
+from tests.support.process import PATIENCE
 
 _TAKE = """
 import os
@@ -189,5 +190,5 @@ async def test_out_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
         listeners = Listeners([exhausted], serve)
         listeners.resume()
         with socket.create_connection(bound.getsockname()):
-            await asyncio.wait_for(accepted.wait(), 10)
+            await asyncio.wait_for(accepted.wait(), PATIENCE)
         await listeners.close()

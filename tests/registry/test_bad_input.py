@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from tests.support.images import files, image_body
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 from tests.support.wire import chunked, message
 
 SHA = "sha256:" + hashlib.sha256(b"something else").hexdigest()
@@ -72,7 +72,7 @@ REQUESTS: dict[str, tuple[bytes, int, str]] = {
 def _send(server: Mayfly, data: bytes) -> tuple[bytes, bytes]:
     """Send bytes on a connection of their own; head and body of the answer."""
     host, _, port = server.host.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
         connection.sendall(data)
         received = b""
         while piece := connection.recv(65536):
@@ -107,7 +107,7 @@ def test_truncated_bodies(mayfly: Mayfly) -> None:
         ):
             method = "PUT" if "manifests" in target else "POST"
             host, _, port = mayfly.host.rpartition(":")
-            with socket.create_connection((host, int(port)), timeout=10) as connection:
+            with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
                 connection.sendall(message(method, target, body, headers))
 
     def as_before() -> bool | None:

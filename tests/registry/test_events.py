@@ -17,7 +17,7 @@ import pytest
 from tests.bundle.builders import Layout
 from tests.support.client import ask, basic
 from tests.support.commands import command_line, environment
-from tests.support.process import REPO, Mayfly, Process
+from tests.support.process import PATIENCE, REPO, Mayfly, Process
 
 IMAGE = "quay.io/team/app:1"
 RUNTIME = {"User-Agent": "containerd/1.6.20"}
@@ -49,7 +49,7 @@ def test_upgrade(tmp_path: Path, bundle: Path) -> None:
     try:
         server.wait_for(lambda: "waiting for coverage" in server.output() or None, 60)
         url = json.loads((state / "ready.json").read_text())["url"]
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)
         connection.request("HEAD", "/v2/team/app/manifests/1?ns=quay.io", headers=RUNTIME)
         assert connection.getresponse().status == 200
         connection.close()
@@ -77,7 +77,7 @@ HEAD = """
 import os, urllib.request
 url = os.environ["MAYFLY_URL"] + "/v2/team/app/manifests/1?ns=quay.io"
 agent = {"User-Agent": "containerd/1.6.20"}
-urllib.request.urlopen(urllib.request.Request(url, headers=agent, method="HEAD"), timeout=20)
+urllib.request.urlopen(urllib.request.Request(url, headers=agent, method="HEAD"), timeout=120)
 """
 
 
@@ -117,7 +117,7 @@ def test_nodes_that_are_not_set_up(start_mayfly: Callable[..., Mayfly]) -> None:
         with pytest.raises(ssl.SSLCertVerificationError):
             _ask(server, None)
         assert _ask(server, ca, "eve\x1b[2J") == 401
-    plain = http.client.HTTPConnection(server.host, timeout=20)
+    plain = http.client.HTTPConnection(server.host, timeout=PATIENCE)
     with pytest.raises((http.client.HTTPException, OSError)):
         plain.request("GET", "/v2/")
         plain.getresponse()

@@ -19,7 +19,7 @@ from mayfly.registry.version import VERSION
 from tests.support import client
 from tests.support.commands import command_line, environment
 from tests.support.images import files
-from tests.support.process import Mayfly, Process
+from tests.support.process import PATIENCE, Mayfly, Process
 from tests.support.wire import message
 
 StartMayfly = Callable[..., Mayfly]
@@ -90,11 +90,11 @@ def test_signal_stops_cleanly(start_mayfly: StartMayfly, number: signal.Signals)
     server = start_mayfly(*AT_ONCE)
     digest = f"sha256:{hashlib.sha256(b'x').hexdigest()}"
     assert ask(server.host, "POST", f"{UPLOADS}?digest={digest}", b"x")[0] == 201
-    idle = http.client.HTTPConnection(server.host, timeout=10)
+    idle = http.client.HTTPConnection(server.host, timeout=PATIENCE)
     idle.request("GET", "/livez")
     idle.getresponse().read()
     server.popen.send_signal(number)
-    assert server.popen.wait(10) == 0
+    assert server.popen.wait(PATIENCE) == 0
     idle.close()
     assert number.name in server.output()
     assert "Traceback" not in server.output()
@@ -105,7 +105,7 @@ def test_signal_stops_cleanly(start_mayfly: StartMayfly, number: signal.Signals)
 def test_restart_keeps_content_and_sessions(start_mayfly: StartMayfly) -> None:
     """After a stop and a start the blob is there, and a session goes on where it stood."""
     server = start_mayfly(*AT_ONCE)
-    connection = http.client.HTTPConnection(server.host, timeout=10)
+    connection = http.client.HTTPConnection(server.host, timeout=PATIENCE)
     connection.request("POST", UPLOADS)
     location = connection.getresponse().headers["Location"]
     connection.close()
@@ -122,7 +122,7 @@ def _stalled_upload(host: str, length: int, body: bytes) -> socket.socket:
     """A push that is under way for sure: the server has asked for its body, which stalls."""
     name, _, port = host.rpartition(":")
     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-    stalled = socket.create_connection((name, int(port)), timeout=10)
+    stalled = socket.create_connection((name, int(port)), timeout=PATIENCE)
     headers = {"Content-Length": str(length), "Expect": "100-continue"}
     stalled.sendall(message("POST", f"{UPLOADS}?digest={digest}", b"", headers))
     assert stalled.recv(100).startswith(b"HTTP/1.1 100 ")
@@ -137,14 +137,14 @@ def _stopping(server: Process) -> Callable[[], bool | None]:
 
 def test_transfer_under_way_may_finish(start_mayfly: StartMayfly) -> None:
     """A push begun before the signal ends with 201, and then the server with 0."""
-    server = start_mayfly("--drain-timeout", "3s")
+    server = start_mayfly("--drain-timeout", "60s")
     body = os.urandom(300_000)
     with _stalled_upload(server.host, len(body), body) as stalled:
         server.popen.send_signal(signal.SIGTERM)
         server.wait_for(_stopping(server))
         stalled.sendall(body[len(body) // 2 :])
         assert stalled.recv(1000).startswith(b"HTTP/1.1 201 ")
-    assert server.popen.wait(10) == 0
+    assert server.popen.wait(PATIENCE) == 0
     assert "Traceback" not in server.output()
     names = [Path(n).name for n in files(server.root)]
     assert names == ["_mayfly_size_300000", "data", "link"]
@@ -152,11 +152,11 @@ def test_transfer_under_way_may_finish(start_mayfly: StartMayfly) -> None:
 
 def test_pull_under_way_may_finish(start_mayfly: StartMayfly) -> None:
     """A blob whose reader has paused is sent to its end after the signal."""
-    server = start_mayfly("--drain-timeout", "3s")
+    server = start_mayfly("--drain-timeout", "60s")
     data = os.urandom(1024) * 20_000
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     assert ask(server.host, "POST", f"{UPLOADS}?digest={digest}", data)[0] == 201
-    connection = http.client.HTTPConnection(server.host, timeout=10)
+    connection = http.client.HTTPConnection(server.host, timeout=PATIENCE)
     with contextlib.closing(connection):
         connection.request("GET", f"/v2/team/app/blobs/{digest}")
         answer = connection.getresponse()
@@ -164,7 +164,7 @@ def test_pull_under_way_may_finish(start_mayfly: StartMayfly) -> None:
         server.popen.send_signal(signal.SIGTERM)
         server.wait_for(_stopping(server))
         assert received + answer.read() == data
-    assert server.popen.wait(10) == 0
+    assert server.popen.wait(PATIENCE) == 0
     assert "Traceback" not in server.output()
 
 
@@ -181,7 +181,7 @@ def test_second_signal_leaves_now(
         server.wait_for(_stopping(server))
         assert server.running
         server.popen.send_signal(second)
-        assert server.popen.wait(10) == code, server.output()
+        assert server.popen.wait(PATIENCE) == code, server.output()
     assert "Traceback" not in server.output()
     assert "Exception" not in server.output()
     assert not [p for p in server.root.rglob("*") if p.parent.name == "scratch"]
@@ -198,7 +198,7 @@ def test_second_signal_removes_an_ephemeral_root(
         process.popen.send_signal(signal.SIGINT)
         process.wait_for(_stopping(process))
         process.popen.send_signal(signal.SIGINT)
-        assert process.popen.wait(10) == 130
+        assert process.popen.wait(PATIENCE) == 130
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -223,7 +223,7 @@ def test_signal_during_the_start(tmp_path: Path) -> None:
     process = Process(argv, tmp_path / "output.log", env=environment(TMPDIR=str(tmp_path / "tmp")))
     process.wait_for(lambda: True if any((tmp_path / "tmp").iterdir()) else None)
     process.popen.send_signal(signal.SIGTERM)
-    process.popen.wait(10)
+    process.popen.wait(PATIENCE)
     assert list((tmp_path / "tmp").iterdir()) == []
     assert "Traceback" not in process.output()
 
@@ -338,7 +338,7 @@ def test_one_server_for_a_state_directory(start_mayfly: StartMayfly, tmp_path: P
     first = start_mayfly(state_dir=tmp_path / "state")
     argv = command_line("serve", "--state-dir", first.state_dir, "--root", tmp_path / "other")
     second = Process(argv, tmp_path / "second.log", env=environment())
-    assert second.popen.wait(10) == 2
+    assert second.popen.wait(PATIENCE) == 2
     assert f"mayfly stop --state-dir {first.state_dir}" in second.output()
     ready = read_ready(first.state_dir)
     assert ready is not None

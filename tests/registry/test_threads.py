@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from mayfly.registry.threads import Turns, in_turn, uncancelled
+from tests.support.process import PATIENCE
 
 
 async def test_few_at_a_time() -> None:
@@ -24,7 +25,7 @@ async def test_few_at_a_time() -> None:
             most = max(most, running)
             if running == 2:
                 two.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE)
         with lock:
             running -= 1
         if fails:
@@ -32,7 +33,7 @@ async def test_few_at_a_time() -> None:
         return 1
 
     tasks = [asyncio.create_task(in_turn("client", work, number % 2 == 1)) for number in range(20)]
-    assert await asyncio.to_thread(lambda: two.wait(10))
+    assert await asyncio.to_thread(lambda: two.wait(PATIENCE))
     for task in tasks[:10]:
         task.cancel()
     # Those that were cancelled while they ran still do.
@@ -84,7 +85,7 @@ async def test_turns_keep_nothing_of_clients_that_left() -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert not turns._waiting
-    await asyncio.wait_for(turns.take("next"), 10)
+    await asyncio.wait_for(turns.take("next"), PATIENCE)
     assert [*turns._held] == ["next"]
 
 
@@ -95,12 +96,12 @@ async def test_a_client_never_has_all_turns() -> None:
     await asyncio.sleep(0)
     assert sum(task.done() for task in busy) == 2
     for client in ("late", "later"):
-        await asyncio.wait_for(turns.take(client), 10)
+        await asyncio.wait_for(turns.take(client), PATIENCE)
     last = asyncio.create_task(turns.take("last"))
     await asyncio.sleep(0)
     assert not last.done()
     turns.leave("late")
-    await asyncio.wait_for(last, 10)
+    await asyncio.wait_for(last, PATIENCE)
     # Its own turns go to its own calls, one by one.
     turns.leave("later")
     turns.leave("busy")

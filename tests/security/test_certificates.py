@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from tests.security.servers import make_auth, server_of
 from tests.security.wire import ask
 from tests.support.client import Answer, basic, bearer
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 
 TAGS = "/v2/team/app/tags/list"
 UPLOADS = "/v2/team/app/blobs/uploads/"
@@ -189,7 +189,7 @@ def test_no_plain_http_on_the_port(server: Mayfly) -> None:
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
         try:
-            return await asyncio.wait_for(reader.read(), 10)
+            return await asyncio.wait_for(reader.read(), PATIENCE)
         except ConnectionError:
             return b""
         finally:

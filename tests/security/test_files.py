@@ -185,7 +185,7 @@ def test_tls_keys_open_to_others(tmp_path: Path, serve: Callable[..., str]) -> N
 
 def wait_for(server: Mayfly, name: str, wanted: int) -> None:
     """Wait until a user gets a status: files are looked at once a second."""
-    server.wait_for(lambda: status(server, name) == wanted or None, deadline=20)
+    server.wait_for(lambda: status(server, name) == wanted or None)
 
 
 def test_grants_are_reloaded(auth: Path, start_mayfly: Callable[..., Mayfly]) -> None:
@@ -300,7 +300,7 @@ def _wait_until_said(server: Mayfly, text: str) -> None:
         assert (status(server, "alice"), status(server, "bob")) == (404, 403)
         return text in server.output() or None
 
-    server.wait_for(said, deadline=10)
+    server.wait_for(said)
 
 
 def test_apache_htpasswd_works_both_ways(auth: Path, start_mayfly: Callable[..., Mayfly]) -> None:

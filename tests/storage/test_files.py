@@ -28,6 +28,7 @@ from mayfly.storage.files import (
     try_lock,
 )
 from tests.storage.disk import FAILURES, Disk, Step
+from tests.support.process import PATIENCE
 
 PRIVATE = Attributes(0o600)
 
@@ -141,8 +142,8 @@ def test_lock_is_waited_for(tmp_path: Path) -> None:
         waiting = threading.Thread(target=enter)
         waiting.start()
         assert not entered.wait(0.1)
-    assert entered.wait(10)
-    waiting.join(10)
+    assert entered.wait(PATIENCE)
+    waiting.join(PATIENCE)
 
 
 def test_lock_at_once(tmp_path: Path) -> None:
@@ -208,5 +209,5 @@ def test_sync_waits_for_no_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     syncing = threading.Thread(target=sync, args=[tmp_path / "pipe"], daemon=True)
     syncing.start()
-    syncing.join(10)
+    syncing.join(PATIENCE)
     assert not syncing.is_alive()

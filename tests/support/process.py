@@ -25,6 +25,9 @@ REPO = Path(__file__).resolve().parents[2]
 CACHE = REPO / ".cache"
 POLL_INTERVAL = 0.01
 
+PATIENCE = 120.0
+"""Seconds in which what a test waits for has happened, on a machine with much else to do."""
+
 T = TypeVar("T")
 
 
@@ -120,7 +123,7 @@ class Process:
     def describe(self) -> str:
         return f"{' '.join(self.argv)}\n--- output, its end:\n{self.output()[-8000:]}"
 
-    def wait_for(self, probe: Callable[[], T | None], deadline: float = 30) -> T:
+    def wait_for(self, probe: Callable[[], T | None], deadline: float = PATIENCE) -> T:
         """Poll until probe answers something; the process dying, or the deadline, is a failure."""
         end = time.monotonic() + deadline
         while True:
@@ -133,7 +136,7 @@ class Process:
                 raise AssertionError(f"not ready after {deadline} s: {self.describe()}")
             time.sleep(POLL_INTERVAL)
 
-    def stop(self, timeout: float = 30) -> int:
+    def stop(self, timeout: float = PATIENCE) -> int:
         """SIGTERM, then wait; a process that does not end is killed and is a failure."""
         if self.running:
             self.popen.send_signal(signal.SIGTERM)
@@ -174,7 +177,7 @@ class Mayfly(Process):
             env = {name: os.environ[name] for name in os.environ if not name.startswith("MAYFLY_")}
         super().__init__(argv, state_dir / "output.log", env=env, cwd=REPO)
         try:
-            ready = self.wait_for(self._read_ready, 120)
+            ready = self.wait_for(self._read_ready)
         except BaseException:
             self.kill()
             raise
@@ -189,7 +192,7 @@ class Mayfly(Process):
             return None
         return ready if ready["pid"] == self.pid else None
 
-    def stop(self, timeout: float = 30) -> int:
+    def stop(self, timeout: float = PATIENCE) -> int:
         """SIGTERM; a clean stop is exit code 0."""
         code = super().stop(timeout)
         assert code == 0, f"exit code {code} after SIGTERM: {self.describe()}"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mayfly.auth.identity import from_certificate
 from tests.support.images import digest_of
+from tests.support.process import PATIENCE
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -102,7 +103,7 @@ def _accept(
             return
         # A client that does not trust us ends the handshake.
         with connection, contextlib.suppress(OSError):
-            connection.settimeout(10)
+            connection.settimeout(PATIENCE)
             if context is not None:
                 connection = context.wrap_socket(connection, server_side=True)
                 shown = connection.getpeercert()
@@ -151,7 +152,7 @@ def ask(
         context.load_cert_chain(*client)
     address, _, port = host.rpartition(":")
     with (
-        socket.create_connection((address, int(port)), timeout=10) as connection,
+        socket.create_connection((address, int(port)), timeout=PATIENCE) as connection,
         context.wrap_socket(connection, server_hostname=server_name or address) as secured,
     ):
         secured.sendall(f"GET /v2/ HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.process import Process
+from tests.support.process import PATIENCE, Process
 from tests.support.stub import BLOB, BLOB_SIZE, MANIFEST
 
 
@@ -89,7 +89,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Stub]]:
 @contextlib.contextmanager
 def asked(port: int, node: str, method: str, path: str) -> Iterator[http.client.HTTPResponse]:
     """One request on a connection of its own; the body is not read yet."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     with contextlib.closing(connection):
         connection.request(method, path, headers={"X-Node": node})
         with connection.getresponse() as response:
@@ -126,7 +126,7 @@ def pulling(port: int, node: str = "node-a") -> Iterator[http.client.HTTPRespons
 
 def poll(condition: Callable[[], bool]) -> None:
     """Wait for something that no process of ours will tell us of."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.process import REPO, Mayfly, Process, find_program, need
+from tests.support.process import PATIENCE, REPO, Mayfly, Process, find_program, need
 from tests.telemetry.test_metrics import served_names
 
 MONITORING = REPO / "deploy/monitoring"
@@ -95,7 +95,7 @@ def _free_port() -> int:
 def _query(port: int, text: str) -> list[dict[str, Any]]:
     url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': text})}"
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
             found: list[dict[str, Any]] = json.loads(response.read())["data"]["result"]
     except OSError:
         return []

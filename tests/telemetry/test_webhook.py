@@ -22,6 +22,7 @@ from mayfly.registry.telemetry import events, webhook
 from mayfly.registry.telemetry.events import Event
 from mayfly.registry.telemetry.recording import Recording
 from mayfly.registry.telemetry.webhook import SIGNATURE, Webhook
+from tests.support.process import PATIENCE
 
 SECRET = b"a key of some length"
 
@@ -80,7 +81,7 @@ async def delivering(hook: Webhook) -> AsyncIterator[None]:
 
 async def delivered(hook: Webhook) -> None:
     """Wait until nothing waits any more."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while hook.waiting:  # noqa: ASYNC110 - the file is emptied in a thread
             await asyncio.sleep(0.01)
 

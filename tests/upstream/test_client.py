@@ -18,6 +18,7 @@ from mayfly.registry.upstream.client import Access, Registry, _lifetime
 from mayfly.registry.upstream.credentials import Credentials, CredentialStore
 from mayfly.registry.upstream.errors import ContentWrong, LoginRefused, NotThere, UpstreamError
 from mayfly.storage.digest import of
+from tests.support.process import PATIENCE
 from tests.upstream.answering import HOST, answering
 
 MANIFEST = json.dumps({"schemaVersion": 2}).encode()
@@ -284,12 +285,12 @@ async def test_a_head_that_never_ends_is_given_up(
         reached = Access(f"http://127.0.0.1:{port}", None, ssl.create_default_context())
         registry = Registry(session, HOST, reached, CredentialStore({}), no_wait, attempts=2)
         with pytest.raises(UpstreamError, match="no answer in time"):
-            await asyncio.wait_for(registry.manifest("a/b", "latest"), 10)
+            await asyncio.wait_for(registry.manifest("a/b", "latest"), PATIENCE)
         assert len(attempts) == 2
         for attempt in attempts:
             assert attempt is not None
             attempt.cancel()
-        await asyncio.wait([one for one in attempts if one], timeout=10)
+        await asyncio.wait([one for one in attempts if one], timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("is_list", [False, True])
