@@ -117,6 +117,8 @@ def _problem(checked: Checked, record: dict[str, Any], torn: bytes | None) -> Pr
         named = {"bytes": len(torn), "sha256": hashlib.sha256(torn).hexdigest()}
         if record.get("torn") != named:
             return "not_json"
+    elif "torn" in record:
+        return "missing"
     if not checked.head.number:
         return None if record["number"] > 1 or record["previous"] == FIRST else "changed"
     if record["number"] <= checked.head.number:

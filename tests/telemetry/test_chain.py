@@ -127,15 +127,17 @@ def test_zeros_after_power_loss(path: Path) -> None:
 
 
 def test_cut_that_is_changed(path: Path) -> None:
-    """What a crash left cannot be exchanged either."""
+    """What a crash left can neither be exchanged nor taken away."""
     write(path, 3)
     with path.open("ab") as file:
         file.write(b'{"numb')
     write(path, 1)
-    path.write_bytes(path.read_bytes().replace(b'{"numb\n', b'{"nomb\n'))
-    broken = check(path).broken
-    assert broken is not None
-    assert (broken.line, broken.problem) == (5, "not_json")
+    whole = path.read_bytes()
+    for changed, line, problem in ((b'{"nomb\n', 5, "not_json"), (b"", 4, "missing")):
+        path.write_bytes(whole.replace(b'{"numb\n', changed))
+        broken = check(path).broken
+        assert broken is not None
+        assert (broken.line, broken.problem) == (line, problem)
 
 
 def test_rotation(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
