@@ -13,7 +13,7 @@ from mayfly.auth.globs import Glob
 from mayfly.auth.roles import Role
 from mayfly.auth.scope import Scope
 
-Source = Literal["anonymous", "basic", "robot", "token", "refresh", "certificate"]
+Source = Literal["anonymous", "basic", "robot", "token", "refresh", "session", "certificate"]
 """The ways in which callers prove who they are."""
 
 ROBOT_PREFIX = "robot+"

@@ -26,7 +26,17 @@ from typing import NamedTuple
 from mayfly.auth.globs import Glob, parse_glob
 from mayfly.auth.identity import Identity, Permission
 from mayfly.auth.roles import PULL, ROLE_ACTIONS, Role
-from mayfly.auth.scope import ANY_ACTION, CATALOG, NODE, PROVE, REGISTRY, REPOSITORY, STATUS, Scope
+from mayfly.auth.scope import (
+    ANY_ACTION,
+    CATALOG,
+    NODE,
+    PROVE,
+    REGISTRY,
+    REPOSITORY,
+    STATUS,
+    STOP,
+    Scope,
+)
 
 NOTHING: frozenset[str] = frozenset()
 EVERYTHING = parse_glob("**")
@@ -121,6 +131,8 @@ class Policy:
         ``catalog`` is for everyone with any permission; it shows each caller the repositories that
         `can_list` allows. ``status`` shows all nodes and images: it is for callers with a role on
         every repository, except `Role.LIMITED_GUEST`, which pull secrets have, and except nodes.
+        ``stop`` is for `Role.ADMIN`, and never for anonymous callers: without users anybody could
+        end the run.
         """
         if identity.access is not None:
             return _token_actions(identity.access, REGISTRY, name)
@@ -132,6 +144,9 @@ class Policy:
                 one.repositories == EVERYTHING and one.role is not Role.LIMITED_GUEST
                 for one in held
             )
+        elif name == STOP and not identity.anonymous:
+            held = (one for permissions in self._permissions(identity) for one in permissions)
+            holds = any(one.repositories == EVERYTHING and one.role is Role.ADMIN for one in held)
         else:
             holds = False
         return frozenset({ANY_ACTION}) if holds else NOTHING

@@ -1,9 +1,11 @@
-"""Access and refresh tokens: issued at ``/auth/token``, checked on every request.
+"""Access, refresh and session tokens, each checked on every request that carries it.
 
 An access token contains the scopes that it grants; the policy is not asked again when it is used,
 so its lifetime is short. A refresh token names the caller and is exchanged for access tokens, each
 checked against the policy; `auth.verify.CredentialVerifier.renew` checks that the user still exists
-and has the same password. The two differ by audience, and neither is accepted as the other.
+and has the same password. A session token is the login of a browser. It names the caller as a
+refresh token does, and the policy decides each time. The three differ by audience, and none is
+accepted as another.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ DEFAULT_LIFETIME = 300
 
 DEFAULT_REFRESH_LIFETIME = 12 * 3600
 """Lifetime of a refresh token, in seconds."""
+
+SESSION_LIFETIME = 1800
+"""Lifetime of a session token, in seconds; an open page gets a new one in time."""
 
 REFRESHABLE = frozenset({"basic", "robot", "refresh"})
 """Proofs that a refresh token is issued for. A certificate is shown in each connection anyway."""
@@ -80,6 +85,7 @@ class TokenIssuer:
             raise ValueError("a service name is not empty and holds no space")
         self._access = Signer(key, service, run)
         self._refresh = Signer(key, f"{service} refresh", run)
+        self._session = Signer(key, f"{service} session", run)
         self._lifetime = lifetime
         self._refresh_lifetime = refresh_lifetime
         self._verified = VerifiedTokens(self._read_access)
@@ -144,6 +150,32 @@ class TokenIssuer:
             TokenInvalid: the token is not genuine, not a refresh token, or not valid now.
         """
         return read_identity(self._refresh.verify(token, now), "refresh")
+
+    def issue_session(self, identity: Identity, now: float) -> IssuedToken:
+        """Issue a session token.
+
+        Args:
+            identity: of its owner, who logged in by a password or by a session.
+            now: Unix seconds.
+
+        Raises:
+            ValueError: the identity is itself an access token's.
+        """
+        _refuse_token(identity)
+        issued_at = int(now)
+        left = _left(identity, SESSION_LIFETIME, issued_at)
+        return _issue(self._session, identity.name, issued_at, left, identity_claims(identity))
+
+    def verify_session(self, token: str, now: float) -> Identity:
+        """Return the owner of a session token, as of its issue.
+
+        Args:
+            now: Unix seconds.
+
+        Raises:
+            TokenInvalid: the token is not genuine, not a session token, or not valid now.
+        """
+        return read_identity(self._session.verify(token, now), "session")
 
     def _read_access(self, token: str, now: float) -> Identity:
         claims = self._access.verify(token, now)

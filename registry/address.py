@@ -1,9 +1,10 @@
-"""IP addresses of clients in one form, so that they compare as text."""
+"""IP addresses in one form, so that they compare as text; and whether a host is this machine."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 
 @lru_cache(maxsize=4096)
@@ -17,3 +18,14 @@ def canonical_address(address: str) -> str:
     except ValueError:
         return address
     return str(getattr(parsed, "ipv4_mapped", None) or parsed)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a ``host[:port]`` is this machine."""
+    name = urlsplit(f"//{host}").hostname or ""
+    if name == "localhost":
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -468,6 +468,7 @@ async def _serve(
                 measure_storage=lambda: storage_used(root),
                 denied=audit.refusals,
                 upstreams=stores.upstreams,
+                sources=tuple(path.name for path in settings.bundles),
                 ambiguous=bundles.names.ambiguous() if bundles is not None else {},
                 cleanup_paths=(root,) if settings.ephemeral else (),
                 end_recording=recording.end if recording is not None else nothing_recorded,

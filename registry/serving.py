@@ -56,6 +56,7 @@ from mayfly.storage.text import counted_of
 
 if TYPE_CHECKING:
     from mayfly.registry.nodes.prefetch import Prefetch
+    from mayfly.registry.page.feed import Feed
     from mayfly.registry.telemetry.reading import Reading
     from mayfly.registry.telemetry.recording import Kept
     from mayfly.registry.upstream.health import UpstreamRecord
@@ -115,6 +116,7 @@ class RunningServer:
         measure_storage: returns the size of the store in bytes; runs in a worker thread.
         denied: (user, address) → refused requests; updated while the server runs.
         upstreams: returns the use of each mirrored registry.
+        sources: the bundles that are served, as the operator named them.
         ambiguous: repository path that several upstreams share → names to ask for instead.
         cleanup_paths: removed, with the command's private files, if the server is killed.
         end_recording: records the end, and returns what was recorded for the report.
@@ -127,6 +129,7 @@ class RunningServer:
     measure_storage: Callable[[], int] | None = None
     denied: Mapping[tuple[str, str], int] = field(default_factory=dict)
     upstreams: Callable[[], list[UpstreamRecord]] = list
+    sources: Sequence[str] = ()
     ambiguous: Mapping[str, Sequence[str]] = field(default_factory=dict)
     cleanup_paths: tuple[Path, ...] = ()
     end_recording: Callable[[str, int], Awaitable[Kept]] = nothing_recorded
@@ -165,6 +168,7 @@ class Lifecycle:
     ) -> None:
         plan.check()
         self._plan = plan
+        self._store = store
         self._state = state
         self._clock = clock
         self._notifier = notifier or Notifier()
@@ -208,10 +212,26 @@ class Lifecycle:
             plan, self.observer, self.drain, self.coverage, clock, self._stop, state.path
         )
         self._completion_log = self._status.completion_log()
+        self._feed: Feed | None = None
 
     async def status(self) -> Message:
         """Return the state of the server and of its run."""
         return await self._status.status()
+
+    def feed(self) -> Feed:
+        """Return the state as the rollout page follows it."""
+        if self._feed is None:
+            # Imported once somebody looks.
+            from mayfly.registry.page.feed import Feed
+
+            self._feed = Feed(self._status.page(self._store).look)
+            if self.drain.active:
+                self._feed.drain()
+        return self._feed
+
+    def stop(self, text: str) -> None:
+        """End the server, as `mayfly stop` does."""
+        self._stop.set(EndReason(EndKind.STOP, text))
 
     def reading(self, denied: Mapping[str, int]) -> Reading:
         """Return the server's own counts; see `StatusService.reading`."""
@@ -248,7 +268,11 @@ class Lifecycle:
             async with self._background(server), self._private_files(server) as private:
                 with server.announced:
                     self._status.ready(
-                        server.login.url, server.denied, server.ambiguous, server.upstreams
+                        server.login.url,
+                        server.denied,
+                        server.ambiguous,
+                        server.upstreams,
+                        server.sources,
                     )
                     self._notifier.ready(self._status.status_line())
                     reason = await self._work(server, private, end_condition)
@@ -273,7 +297,10 @@ class Lifecycle:
         grace = self._plan.drain_timeout * (2 if ends_command else 1)
         self._notifier.stopping(f"draining: {reason.text}", grace + _STOP_MARGIN_SECONDS)
         await self._end_command()
+        self._status.ends(reason)
         self.drain.begin(refuse=reason.kind not in _IDLE_KINDS)
+        if self._feed is not None:
+            self._feed.drain()
         drained = await self.drain.finish(self._plan.drain_timeout, self._signals.second)
         await server.http.listeners.close()
         aborted = not drained.complete or drained.exit_code is not None

@@ -22,6 +22,7 @@ FLOORS = (
     ("evictions", "prefetching"),
     ("control",),
     ("lifecycle", "api", "nodes", "upstream"),
+    ("page",),
     ("access", "coverage", "process"),
     ("http", "state", "pki", "telemetry"),
     ("settings",),

@@ -139,6 +139,7 @@ class Inputs:
     def data(self) -> Iterator[tuple[str, Path]]:
         """Yield the files that modules read."""
         yield from _own("*.sh")
+        yield from _own("static/*")
 
 
 def main(directory: Path) -> None:

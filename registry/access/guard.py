@@ -1,7 +1,8 @@
 """Authenticates requests, authorizes them, and words the refusals.
 
-An ``Authorization`` header alone decides who the caller is; without one a verified client
-certificate names the caller; without both the caller is anonymous. The policy is asked for every
+An ``Authorization`` header alone decides who the caller is. Without one the session of a browser
+does, on the routes that have sessions, and else a verified client certificate; without all of them
+the caller is anonymous. The policy is asked for every
 need of every request, also where it allows everything to everyone (``--auth none``): there is no
 second way into storage.
 
@@ -121,8 +122,11 @@ class Guard:
         request = meant or asked
         if request.public:
             return Caller(ANONYMOUS, self._policy())
+        sessions = request.rule is not None and request.rule.session
+        if sessions:
+            self.refuse_other_sites(http, request)
         try:
-            caller = Caller(await self._identify(http), self._policy())
+            caller = Caller(await self._identify(http, sessions=sessions), self._policy())
         except AuthError as error:
             if self.open_to_anyone(request.needs()) or self.open_to_anyone(asked.needs()):
                 return Caller(ANONYMOUS, self._policy())
@@ -169,16 +173,57 @@ class Guard:
         allowed = [anyone.allows(need) for need in wanted]
         return bool(allowed) and all(allowed)
 
-    async def _identify(self, http: HTTPRequest) -> Identity:
+    async def _identify(self, http: HTTPRequest, *, sessions: bool) -> Identity:
         if self.authentication is None:
             return ANONYMOUS
         header = http.headers.get("Authorization")
         if header is None:
-            return self._certificate_identity(http) or ANONYMOUS
+            session = self._session_identity(http) if sessions else None
+            return session or self._certificate_identity(http) or ANONYMOUS
         scheme, _, value = header.partition(" ")
         if scheme.lower() == "bearer":
             return self.authentication.tokens.verify(value.strip(" "), time.time())
         return await self.login(http)
+
+    def _session_identity(self, http: HTTPRequest) -> Identity | None:
+        """Return the caller that a browser's session names; None without a session.
+
+        Raises:
+            TokenInvalid: it has ended, or its user was removed or has another password.
+        """
+        if self.authentication is None or "Cookie" not in http.headers:
+            return None
+        # Imported for browsers only.
+        from mayfly.registry.access.sessions import token_of
+
+        token = token_of(http)
+        if token is None:
+            return None
+        claimed = self.authentication.tokens.verify_session(token, time.time())
+        return self.authentication.verifier.renew(claimed)
+
+    def refuse_other_sites(self, http: HTTPRequest, request: AccessRequest) -> None:
+        """Refuse a change that a page of another site may have caused (`access.sessions`).
+
+        Raises:
+            AccessDenied: it may have.
+        """
+        from mayfly.registry.access.sessions import SAFE_METHODS, is_same_origin, token_of
+
+        if request.method in SAFE_METHODS:
+            return
+        same = is_same_origin(http, self.origin(http))
+        if same is None and not request.public and "Authorization" not in http.headers:
+            # Allowed without proof only, which a browser does not add by itself.
+            same = token_of(http) is None and self._certificate_identity(http) is None
+        if same is False:
+            text = "a page of another site may have asked for this"
+            self.audit.refused(http, request, claimed_name(http), "denied", text)
+            raise AccessDenied(text)
+
+    def origin(self, http: HTTPRequest) -> str:
+        """Return the URL of this registry for the client of a request, without a slash."""
+        return self._origins.of(http)
 
     async def login(self, http: HTTPRequest) -> Identity:
         """Return the caller that Basic credentials or a certificate name; anonymous without both.

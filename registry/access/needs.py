@@ -32,6 +32,7 @@ class Rule(NamedTuple):
         needs: the same for every request of the route.
         public: whether credentials are not looked at.
         login: whether anonymous callers are asked to log in although nothing is needed.
+        session: whether a browser's session counts as proof (`access.sessions`).
     """
 
     actions: tuple[str, ...] = ()
@@ -39,12 +40,14 @@ class Rule(NamedTuple):
     public: bool = False
     login: bool = False
     node_actions: tuple[str, ...] = ()
+    session: bool = False
 
 
 PUBLIC = Rule(public=True)
 LOGIN = Rule(login=True)
 CATALOG = Rule(needs=(Need("registry", "catalog", "*"),))
-STATUS = Rule(needs=(Need("registry", "status", "*"),))
+STATUS = Rule(needs=(Need("registry", "status", "*"),), session=True)
+STOP = Rule(needs=(Need("registry", "stop", "*"),), session=True)
 PULL = Rule(("pull",))
 PUSH = Rule(("pull", "push"))
 DELETE = Rule(("delete",))
@@ -91,6 +94,8 @@ class AccessRequest(NamedTuple):
             return "prove"
         if self.rule is None or not (self.rule.actions or self.rule.needs):
             return "login"
+        if self.rule == STOP:
+            return "stop"
         return _ACTIONS.get(self.rule.actions, "list")
 
     def needs(self) -> tuple[Need, ...]:

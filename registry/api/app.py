@@ -86,6 +86,7 @@ class App:
             hooks.observer,
             scripts,
             StatusDocument(hooks.status),
+            hooks,
             metrics,
             settings,
         )

@@ -21,6 +21,7 @@ from mayfly.storage.interface import Store
 
 if TYPE_CHECKING:
     from mayfly.registry.api.status import StatusDocument
+    from mayfly.registry.page.feed import Feed
     from mayfly.registry.telemetry.metrics import Metrics
 
 SERVER = "mayfly"
@@ -184,6 +185,12 @@ class LifecycleHooks(Protocol):
     async def status(self) -> dict[str, Any]:
         """Return the state of the server and of its run (docs/commands.schema.json, "status")."""
 
+    def feed(self) -> Feed:
+        """Return the state as the rollout page follows it."""
+
+    def stop(self, text: str) -> None:
+        """End the server; ``text`` says why."""
+
 
 class Context(NamedTuple):
     """The arguments of a handler. All but caller and peer are the same for every request.
@@ -195,6 +202,7 @@ class Context(NamedTuple):
         names: maps names in requests to repositories.
         scripts: of nodes, each for one download; None without a state directory.
         status: the state of the server as JSON.
+        lifecycle: of the server.
         metrics: None where they are off.
         settings: of the server, for handlers that need one.
         caller: the authenticated caller, with the policy.
@@ -211,6 +219,7 @@ class Context(NamedTuple):
     observer: Observer
     scripts: Scripts | None
     status: StatusDocument
+    lifecycle: LifecycleHooks
     metrics: Metrics | None
     settings: Settings
     caller: Caller

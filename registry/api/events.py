@@ -32,6 +32,8 @@ _ACTIONS: dict[tuple[str, str], Action] = {
     ("token", "POST"): "login",
     ("proof", "POST"): "prove",
     ("base", "GET"): "login",
+    ("session", "POST"): "login",
+    ("stop", "POST"): "stop",
 }
 """(endpoint, method) → action. Other requests, such as the chunks of an upload, have no event."""
 
@@ -68,6 +70,8 @@ def _record(
     action = _ACTIONS.get((request.route.endpoint, request.method))
     if action is None or (response is not None and response.status == 202 and action == "push"):
         return  # a session was begun; the push ends with another request
+    if request.route.endpoint == "session" and "Set-Cookie" not in getattr(response, "headers", ()):
+        return  # refused by a redirect to the page; the audit has it already
     if action == "push" and request.parameter("mount") and response is not None:
         action = "mount"
     peer, identity = context.peer, context.caller.identity

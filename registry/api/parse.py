@@ -28,6 +28,7 @@ _NAMED = "/v2/{name}/"
 _NODES = "/mayfly/v1/nodes/"
 _OF_NODE = _NODES + "{node}/"
 _SCRIPTS = "/mayfly/v1/scripts/"
+_FILES = "/mayfly/v1/page/"
 
 Methods = dict[str, Route]
 """The routes of one path by method."""
@@ -64,6 +65,7 @@ class Paths:
         self.of_node: dict[str, Methods] = {}
         """By the word after the node's name."""
         self.of_script: Methods = {}
+        self.of_file: Methods = {}
         for route in routes:
             for path in dict.fromkeys((route.path, route.path.rstrip("/") or "/")):
                 known = self._methods_of(path)
@@ -78,6 +80,8 @@ class Paths:
             return self.of_node.setdefault(path.removeprefix(_OF_NODE), {})
         if path.startswith(_SCRIPTS):
             return self.of_script
+        if path.startswith(_FILES):
+            return self.of_file
         if not path.startswith(_NAMED):
             return self.fixed.setdefault(path, {})
         words = tuple(path.removeprefix(_NAMED).split("/"))
@@ -159,6 +163,8 @@ def _parse_own(method: str, path: str, parameters: Mapping[str, list[str]]) -> R
             return Request(route, method, query=parameters, node=_checked_node(_decode(node)))
     elif path.startswith(_SCRIPTS) and is_token(token := path.removeprefix(_SCRIPTS)):
         return Request(_route(_PATHS.of_script, method), method, query=parameters, token=token)
+    elif path.startswith(_FILES) and (file := path.removeprefix(_FILES)):
+        return Request(_route(_PATHS.of_file, method), method, query=parameters, file=file)
     raise EndpointUnknown("no such endpoint")
 
 

@@ -33,6 +33,7 @@ class Request(NamedTuple):
         upload_id: of an upload session, not yet known to exist.
         node: a valid node name, or "" where the route has none.
         token: of a script, not yet known to exist.
+        file: of the rollout page, not yet known to exist.
         query: parameter → its values in order, percent-decoded.
     """
 
@@ -45,6 +46,7 @@ class Request(NamedTuple):
     query: Mapping[str, list[str]] = NO_QUERY
     node: str = ""
     token: str = ""
+    file: str = ""
 
     def __repr__(self) -> str:
         return f"Request({self.method} {self.route.path})"  # without the token, which is a secret
@@ -86,7 +88,8 @@ class Route(NamedTuple):
         endpoint: its name, in the audit and in docs/openapi.yaml.
         path: with ``{name}`` for the repository, and ``{reference}``, ``{digest}`` or ``{id}`` for
             the last part; or with ``{node}`` for a node and one word after it; or with ``{token}``
-            at the end. A slash at the end is optional where the path names a repository.
+            or ``{file}`` at the end. A slash at the end is optional where the path names a
+            repository.
         methods: of HTTP.
         handler: answers it.
         rule: the rights that it needs.

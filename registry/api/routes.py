@@ -15,6 +15,7 @@ from mayfly.registry.access.needs import (
     PULL,
     PUSH,
     STATUS,
+    STOP,
 )
 from mayfly.registry.api import (
     blobs,
@@ -23,6 +24,7 @@ from mayfly.registry.api import (
     manifests,
     metrics,
     nodes,
+    page,
     status,
     token,
     uploads,
@@ -38,10 +40,14 @@ _UPLOADS = "/v2/{name}/blobs/uploads/"
 _UPLOAD = "/v2/{name}/blobs/uploads/{id}"
 _NONCE = "/mayfly/v1/nodes/{node}/nonce"
 _PROOF = "/mayfly/v1/nodes/{node}/proof"
+_FILE = "/mayfly/v1/page/{file}"
+_SESSION = "/mayfly/v1/session"
+_LOGOUT = "/mayfly/v1/logout"
 _SCRIPT = "/mayfly/v1/scripts/{token}"
 
 ROUTES: tuple[Route, ...] = (
-    Route("root", "/", _READ, health.root, PUBLIC, Step.NEITHER, counts=False),
+    # The page asks for the right to the state by itself; without it there is a login.
+    Route("root", "/", _READ, page.root, PUBLIC, Step.NEITHER, counts=False),
     Route("live", "/livez", _READ, health.alive, PUBLIC, Step.NEITHER, counts=False),
     Route("ready", "/readyz", _READ, health.ready, PUBLIC, Step.NEITHER, counts=False),
     # The token endpoint checks credentials itself.
@@ -71,6 +77,12 @@ ROUTES: tuple[Route, ...] = (
     Route("nonce", _NONCE, _GET, nodes.nonce, OWN_NODE, Step.NEITHER, listed_nodes_only=True),
     # Looking on must not keep an unused registry alive.
     Route("status", "/mayfly/v1/status", _GET, status.get, STATUS, Step.NEITHER, counts=False),
+    Route("events", "/mayfly/v1/events", _GET, page.events, STATUS, Step.NEITHER, counts=False),
+    Route("stop", "/mayfly/v1/stop", ("POST",), page.stop, STOP, Step.NEITHER, counts=False),
+    Route("file", _FILE, _GET, page.file, PUBLIC, Step.NEITHER, counts=False),
+    # These check credentials themselves.
+    Route("session", _SESSION, ("POST",), page.log_in, PUBLIC, Step.NEITHER, counts=False),
+    Route("logout", _LOGOUT, ("POST",), page.log_out, PUBLIC, Step.NEITHER, counts=False),
     Route("metrics", metrics.PATH, _READ, metrics.get, STATUS, Step.NEITHER, counts=False),
     # Its token is the right to it.
     Route("script", _SCRIPT, _GET, nodes.script, PUBLIC, Step.NEITHER, counts=False),

@@ -33,6 +33,8 @@ from mayfly.registry.version import VERSION
 from mayfly.storage.text import counted_of
 
 if TYPE_CHECKING:
+    from mayfly.registry.control.page_view import PageView
+    from mayfly.registry.coverage.store_queries import StoreQueries
     from mayfly.registry.telemetry.reading import Reading
     from mayfly.registry.upstream.health import UpstreamRecord
 
@@ -104,6 +106,8 @@ class StatusService:
         self._corrupt: list[reports.CorruptRecord] = []
         self._ambiguous: Mapping[str, Sequence[str]] = {}
         self._upstreams: Callable[[], list[UpstreamRecord]] = list
+        self._sources: Sequence[str] = ()
+        self._ending: str | None = None
         self._prefetch: reports.PrefetchRecord | None = None
 
     def ready(
@@ -112,8 +116,10 @@ class StatusService:
         denied: Mapping[tuple[str, str], int],
         ambiguous: Mapping[str, Sequence[str]],
         upstreams: Callable[[], list[UpstreamRecord]] = list,
+        sources: Sequence[str] = (),
     ) -> None:
         """Note that the port answers; the arguments are those of `serving.RunningServer`."""
+        self._sources = sources
         self._url = url
         self._denied = denied
         self._ambiguous = ambiguous
@@ -139,6 +145,10 @@ class StatusService:
     def prefetched(self, found: reports.PrefetchRecord) -> None:
         """Keep how `--prefetch` ended, for the report."""
         self._prefetch = found
+
+    def ends(self, reason: EndReason) -> None:
+        """Note why the server drains."""
+        self._ending = reason.text
 
     def complete(self, outcome: Outcome) -> None:
         """Answer the requests that wait for the end of the server."""
@@ -182,6 +192,14 @@ class StatusService:
 
     async def status(self) -> Message:
         """Return the status for programs."""
+        return {
+            **self._server_record(),
+            "transfers": self._transfer_records(self._observer.transfers),
+            "coverage": await self._coverage_record(),
+        }
+
+    def _server_record(self) -> Message:
+        """Return the state of the server itself."""
         activity = self._observer.activity
         state = "draining" if self._drain.active else "serving"
         return {
@@ -196,8 +214,6 @@ class StatusService:
             "requests": activity.requests,
             "bytes_in": activity.bytes_in,
             "bytes_out": activity.bytes_out,
-            "transfers": self._transfer_records(self._observer.transfers),
-            "coverage": await self._coverage_record(),
             "warnings": self._warnings(),
             "corrupt": self._corrupt,
             "ambiguous": {path: [*names] for path, names in self._ambiguous.items()},
@@ -205,6 +221,25 @@ class StatusService:
             "state_dir": str(self._directory),
             "report": str(self._report),
         }
+
+    def page(self, store: StoreQueries) -> PageView:
+        """Return what makes the views of the rollout page.
+
+        Args:
+            store: tells what images are made of.
+        """
+        # Imported once somebody looks.
+        from mayfly.registry.control.page_view import PageView
+
+        def server() -> Message:
+            return {
+                **self._server_record(),
+                "started_unix": self._started_wall,
+                "ending": self._ending,
+                "denied": reports.denied_records(self._denied),
+            }
+
+        return PageView(server, self._observer, self._coverage, store, self._clock, self._sources)
 
     def reading(self, denied: Mapping[str, int]) -> Reading:
         """Return the server's own counts.

@@ -240,10 +240,15 @@ def ends_rows(records: Sequence[EndRecord]) -> list[list[str]]:
     """
     found = []
     for record in records:
-        text = " and ".join(_ENDS.get(kind, kind) for kind in record["conditions"])
+        text = end_text(record["conditions"])
         seconds = record["seconds"]
         found.append(text if seconds is None else f"{text} (in {readable(seconds)})")
     return [["ends", ", or ".join(found)]] if found else []
+
+
+def end_text(conditions: Sequence[str]) -> str:
+    """Return conditions that end the server together: ``when idle and with its command``."""
+    return " and ".join(_ENDS.get(kind, kind) for kind in conditions)
 
 
 def upstream_lines(records: Sequence[UpstreamRecord], width: int) -> list[str]:

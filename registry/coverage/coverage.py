@@ -233,6 +233,11 @@ class Coverage:
         """The images that must arrive."""
         return self._images
 
+    @property
+    def targets(self) -> tuple[ResolvedImage | None, ...]:
+        """The images as the registry held them at the last `explore`; None for one it lacks."""
+        return self._targets
+
     def complete(self) -> bool:
         """Whether nothing is missing."""
         if not all(self._targets):

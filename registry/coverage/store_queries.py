@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from itertools import islice
 from typing import Protocol
 
 from mayfly.registry.coverage.manifest_graph import ManifestRefs
@@ -18,6 +20,12 @@ class StoreQueries(Protocol):
 
     def tag(self, repository: str, tag: str) -> str | None:
         """Return the digest a tag points at; None if there is no such tag."""
+
+    def sizes(self, repository: str, digest: str) -> dict[str, int]:
+        """Return the size of each blob that a manifest names, in its order. May read."""
+
+    def tagged(self, most: int) -> list[str]:
+        """Return names of images with their tags, in lexical order. May read."""
 
 
 class ReaderQueries:
@@ -42,3 +50,25 @@ class ReaderQueries:
             return str(self._reader.tag(repository, tag))
         except StorageError:
             return None
+
+    def sizes(self, repository: str, digest: str) -> dict[str, int]:
+        from mayfly.storage.reading import load
+
+        try:
+            manifest = load(self._reader, repository, digests.parse(digest))
+        except (StorageError, OSError):
+            return {}
+        return {str(one.digest): one.size or 0 for one in manifest.blobs}
+
+    def tagged(self, most: int) -> list[str]:
+        from mayfly.storage.reading import repositories
+
+        found: list[str] = []
+        for repository in repositories(self._reader):
+            # It may be removed meanwhile.
+            with contextlib.suppress(StorageError, OSError):
+                tags = islice(self._reader.tags(repository), most - len(found))
+                found += [f"{repository}:{tag}" for tag in tags]
+            if len(found) >= most:
+                break
+        return found

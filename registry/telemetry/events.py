@@ -19,7 +19,7 @@ MEDIA_TYPE = "application/vnd.docker.distribution.events.v2+json"
 
 Action = Literal[
     "pull", "push", "mount", "delete",
-    "check", "list", "login", "prove",
+    "check", "list", "login", "prove", "stop",
     "start", "end", "corrupt", "resume", "drop",
 ]  # fmt: skip
 """The action of a request or of the run.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import aiohttp
 
+from mayfly.registry.address import is_loopback
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.upstream.client import ATTEMPTS, Access, Registry
 from mayfly.registry.upstream.credentials import Credentials, CredentialStore
@@ -181,14 +181,3 @@ def _without_login(url: str) -> str:
     scheme, mark, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}{mark}{authority.rpartition('@')[2]}{slash}{path}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a ``host[:port]`` is this machine, which clients ask by plain HTTP."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from mayfly.registry.access.errors import AccessDenied
-from mayfly.registry.access.needs import AccessRequest, Need, Rule
+from mayfly.registry.access.needs import STOP, AccessRequest, Need, Rule
 from mayfly.registry.api import health
 from mayfly.registry.api.parse import parse
 from mayfly.registry.api.request import Request, Route
@@ -111,6 +111,9 @@ def test_only_what_knows_no_content_is_public() -> None:
         "ready",
         "token",
         "script",
+        "file",
+        "session",
+        "logout",
     }
     without_needs = {
         e
@@ -140,6 +143,8 @@ def test_every_change_needs_more_than_pull() -> None:
             continue
         if route.rule.node_actions:
             assert route.rule.node_actions == ("prove",), route
+        elif route.endpoint == "stop":
+            assert route.rule == STOP
         elif {"PUT", "PATCH", "POST", "DELETE"} & {*route.methods}:
             assert {"push", "delete"} & {*route.rule.actions}, route
         else:

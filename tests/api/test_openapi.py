@@ -27,6 +27,7 @@ SAMPLES = {
     "id": "x",
     "node": "worker-1",
     "token": "t" * 43,
+    "file": "page.css",
 }
 
 Operation = dict[str, Any]
@@ -170,10 +171,10 @@ def test_manifests_have_the_types_that_are_served() -> None:
 
 
 def test_what_needs_no_proof_is_open() -> None:
-    """Health is for everyone; all else goes by the document's own security, or the token's."""
+    """Health, login and files are for everyone; all else goes by the document's own security."""
     for path, method, operation in _operations():
         endpoint = parse(method, path.format(**SAMPLES), "").route.endpoint
-        health = endpoint in ("root", "live", "ready")
+        health = endpoint in ("root", "live", "ready", "file", "session", "logout")
         assert (operation.get("security") == []) == health
         # The token in the path of a script is all the proof there is.
         assert health or endpoint == "script" or "401" in operation["responses"]

@@ -95,7 +95,7 @@ def test_path(path: str) -> None:
 def test_path_of_a_route_leads_to_it(route: Route) -> None:
     """Every route is reached by its own path, with and without a slash at the end."""
     path = route.path.format(
-        name="a/b", reference="v1", digest=SHA, id="x", node="n", token="t" * 43
+        name="a/b", reference="v1", digest=SHA, id="x", node="n", token="t" * 43, file="page.css"
     )
     for method in route.methods:
         for written in {path, path.rstrip("/") or "/"}:

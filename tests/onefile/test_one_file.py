@@ -277,8 +277,8 @@ def test_every_module_is_in_it(index: dict[str, Any]) -> None:
         if imported not in known and imported.rpartition(".")[0] not in known
     }
     assert missing == set()
-    scripts = {f"mayfly/{path.relative_to(REPO)}" for path in REPO.glob("registry/**/*.sh")}
-    assert index["data"].keys() == scripts
+    files = (*REPO.glob("registry/**/*.sh"), *REPO.glob("registry/page/static/*"))
+    assert index["data"].keys() == {f"mayfly/{path.relative_to(REPO)}" for path in files}
 
 
 def test_no_module_reads_files_beside_itself() -> None:

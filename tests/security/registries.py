@@ -42,7 +42,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from tests.security.wire import Server
 from tests.support.client import Header, basic, bearer
-from tests.support.lifecycle_hooks import lifecycle_hooks
+from tests.support.lifecycle_hooks import LifecycleHooks, lifecycle_hooks
 from tests.support.on_socket import serving
 from tests.support.settings import settings_with
 
@@ -107,6 +107,7 @@ class Registry:
     throttle: Throttle
     observer: Observer
     scripts: Scripts
+    hooks: LifecycleHooks
     record: list[str]
     """What requests did with the store, the names and the policy, in order; see `Recorder`."""
 
@@ -176,8 +177,8 @@ async def registry(
             async with serving(app) as port:
                 server = Server(f"127.0.0.1:{port}")
                 observer = hooks.observer
-                made_of = (store, guard, key, issuer, robots, throttle, observer, scripts, record)
-                yield Registry(server, root, *made_of)
+                made_of = (store, guard, key, issuer, robots, throttle)
+                yield Registry(server, root, *made_of, observer, scripts, hooks, record)
         finally:
             logins.close()
 

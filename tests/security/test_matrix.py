@@ -54,9 +54,11 @@ STATUS     yes 403 403 403 403 403 403 401 401 401 401 401 401 401 401 401 401 4
 PULL       yes yes yes yes yes yes 403 401 yes 401 yes yes 401 401 401 401 401 401 yes yes yes
 PUSH       yes yes yes yes 403 403 403 401 401 401 yes 401 401 401 401 401 401 401 403 yes 403
 DELETE     yes yes yes 403 403 403 403 401 401 401 yes 401 401 401 401 401 401 401 403 403 403
+STOP       yes 403 403 403 403 403 403 401 401 401 401 401 401 401 401 401 401 401 403 403 403
 OWN_NODE   403 403 403 403 403 403 403 401 401 401 401 401 401 401 401 401 401 401 403 403 yes
 token/GET  yes yes yes yes yes yes yes yes yes 401 401 401 401 401 401 401 401 401 yes yes yes
 token/POST yes yes yes yes yes yes yes 401 401 401 401 401 401 401 401 401 401 yes yes yes yes
+session/POST yes yes yes yes yes yes yes 401 401 401 401 401 401 401 401 401 401 401 yes yes yes
 """
 """By the rule of the route, or by endpoint and method where the handler checks credentials itself.
 
@@ -66,6 +68,7 @@ token/POST yes yes yes yes yes yes yes 401 401 401 401 401 401 401 401 401 401 y
 SCOPES = {
     "CATALOG": "registry:catalog:*",
     "STATUS": "registry:status:*",
+    "STOP": "registry:stop:*",
     "PULL": f"repository:{REPOSITORY}:pull",
     "PUSH": f"repository:{REPOSITORY}:pull,push",
     "DELETE": f"repository:{REPOSITORY}:delete",
@@ -179,7 +182,8 @@ def _target(made: Registry, asked: str) -> Target:
             return Target(f"/mayfly/v1/nodes/{NODE}/proof", json.dumps(proof).encode())
     endpoint, method = asked.split()
     path = route_of(endpoint, method).path
-    return Target(path.format(name=REPOSITORY, node=NODE, reference="latest", digest=digest))
+    parts = {"name": REPOSITORY, "node": NODE, "reference": "latest", "digest": digest}
+    return Target(path.format(**parts, file="page.css"))
 
 
 def _row(asked: str) -> str:
@@ -218,11 +222,14 @@ async def _status(made: Registry, asked: str, column: str, caller: Caller) -> in
     target = _target(made, asked)
     headers = [*caller.headers, *target.headers]
     body = target.body
-    if asked == "token POST":
+    if asked in ("token POST", "session POST"):
         headers = [("Content-Type", "application/x-www-form-urlencoded")]
         body = urlencode({"service": REALM, **caller.form}).encode()
     before = _contents(made)
     made.record.clear()
+    if asked == "events GET":
+        # It ends with the drain, and so at once.
+        made.hooks.feed().drain()
     answer = await made.server.ask(method, target.path, headers, body)
     if answer.status in (401, 403):
         assert _contents(made) == before, f"{asked} {column}: refused, and something was changed"
@@ -236,7 +243,7 @@ async def _status(made: Registry, asked: str, column: str, caller: Caller) -> in
 
 
 def _challenge(made: Registry, asked: str, column: str) -> str:
-    if asked.startswith("token "):
+    if asked.startswith(("token ", "session ")):
         return f'Basic realm="{REALM}"'
     parts = [f'realm="{made.server.url}/auth/token"', f'service="{REALM}"']
     if scope := SCOPES.get(_row(asked)):

@@ -107,6 +107,15 @@ def test_the_wheel_installs_one_package(installed: Path) -> None:
     assert (installed / "mayfly/py.typed").exists()
 
 
+def test_the_wheel_has_the_files_that_modules_read(installed: Path) -> None:
+    """Scripts for nodes, and the files of the rollout page."""
+    for pattern in ("**/*.sh", "page/static/*"):
+        wanted = {path.relative_to(REPO) for path in (REPO / "registry").glob(pattern)}
+        assert wanted
+        found = (installed / "mayfly/registry").glob(pattern)
+        assert {path.relative_to(installed / "mayfly") for path in found} == wanted
+
+
 @pytest.mark.parametrize("where", ["checkout", "wheel"])
 def test_each_module_has_one_name(installed: Path, where: str, tmp_path: Path) -> None:
     """With everything imported, no file is loaded twice, and checkout and wheel agree."""

@@ -72,6 +72,13 @@ class FakeStore:
     def tag(self, repository: str, tag: str) -> str | None:
         return self.tags.get((repository, tag))
 
+    def sizes(self, repository: str, digest: str) -> dict[str, int]:
+        refs = self.manifests.get((repository, digest))
+        return dict.fromkeys(refs.blobs if refs is not None else (), 100_000)
+
+    def tagged(self, most: int) -> list[str]:
+        return sorted(f"{repository}:{tag}" for repository, tag in self.tags)[:most]
+
 
 def prepare(observer: Observer, node: str, repository: str) -> None:
     """`Observer.prepare` without a thread."""

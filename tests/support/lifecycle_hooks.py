@@ -12,6 +12,9 @@ from mayfly.registry.coverage.manifest_graph import ManifestGraph
 from mayfly.registry.coverage.observer import Observer
 from mayfly.registry.coverage.pulls import Pulls
 from mayfly.registry.lifecycle.drain import Drain
+from mayfly.registry.page.feed import Feed
+from mayfly.registry.page.view import View
+from tests.support.views import view
 
 
 @dataclass
@@ -21,10 +24,18 @@ class LifecycleHooks:
     activity: Activity
     observer: Observer
     drain: Drain
+    page: Feed
+    stopped: list[str]
 
     async def status(self) -> dict[str, Any]:
         """A small one: the real one is made by `registry.control.status_service`."""
         return {"state": "serving", "requests": self.activity.requests}
+
+    def feed(self) -> Feed:
+        return self.page
+
+    def stop(self, text: str) -> None:
+        self.stopped.append(text)
 
 
 def lifecycle_hooks() -> LifecycleHooks:
@@ -36,4 +47,9 @@ def lifecycle_hooks() -> LifecycleHooks:
     observer = Observer(
         activity, pulls, ledger, ManifestGraph(lambda repository, digest: None), clock
     )
-    return LifecycleHooks(activity, observer, Drain(activity, pulls, observer.transfers, clock))
+    drain = Drain(activity, pulls, observer.transfers, clock)
+    return LifecycleHooks(activity, observer, drain, Feed(_look), [])
+
+
+async def _look() -> View:
+    return view()

@@ -1,0 +1,247 @@
+"""Follows the state for all who look, and makes the server-sent events of what changed.
+
+While somebody looks, one task makes a view each second, whatever the number of browsers:
+
+    looks ──► view ──► versions: section or node → version at which it changed last
+                              │
+       stream at version n ◄──┴── all that changed after n, as one event with the new version
+
+So nothing is queued: a slow stream gets what changed since its last event, in one. A browser that
+comes back with ``Last-Event-ID`` goes on in the same way, and one that comes with another server's,
+or too late, gets everything. Events of the same two versions are made once.
+
+When the server drains, each stream gets the last changes and ends. Streams that begin then do so at
+once: browsers come back each second, so that they show the drain, and hold nothing up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+from mayfly.registry.clock import first_done
+from mayfly.registry.errors import TooManyStreams
+from mayfly.registry.notification import Notification
+from mayfly.registry.page.view import NodeView, View
+
+logger = logging.getLogger("mayfly")
+
+MAX_STREAMS = 128
+"""At a time; each takes a connection."""
+
+TICK_SECONDS = 1.0
+"""Between two views."""
+
+STREAM_SECONDS = 300.0
+"""Longest stream: who comes back is asked for proof again, and browsers do so by themselves."""
+
+QUIET_SECONDS = 15.0
+"""After which a comment shows that the stream lives, and a client that left is noticed."""
+
+KEPT_SECONDS = 30.0
+"""For which the state is kept when nobody looks, for browsers that come back."""
+
+_FRESH_SECONDS = 0.2
+"""For which a view is as good as a new one."""
+
+_MAX_GONE = 1_000
+_MAX_SHARED = 16
+"""Events of the current version that are kept."""
+
+_ALL = -1
+"""Before the first version."""
+
+RETRY = b"retry: 1000\n\n"
+"""Milliseconds after which a browser comes back."""
+
+COMMENT = b":\n\n"
+
+
+class Feed:
+    """The events for all who look. Belongs to one event loop.
+
+    Args:
+        look: makes a view.
+    """
+
+    def __init__(self, look: Callable[[], Awaitable[View]]) -> None:
+        self._look = look
+        self._epoch = secrets.token_hex(4)
+        self._version = 0
+        self._view: View | None = None
+        self._run_version = self._served_version = 0
+        self._node_versions: dict[str, int] = {}
+        self._gone: dict[str, int] = {}
+        """Node that is no longer there → version."""
+        self._shared: dict[int, bytes] = {}
+        """Version before → event up to the current one."""
+        self._changed = Notification()
+        self._looking = asyncio.Lock()
+        self._looked = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._forgetting: asyncio.TimerHandle | None = None
+        self.streams = 0
+        self.draining = False
+
+    async def view(self) -> View:
+        """Return the current view, for pages without scripts."""
+        if self._task is None or self._view is None:
+            return await self._look()
+        return self._view
+
+    def drain(self) -> None:
+        """Have all streams end, after their last changes."""
+        self.draining = True
+        self._changed.notify()
+
+    @contextlib.contextmanager
+    def _stream(self) -> Any:
+        if self.streams >= MAX_STREAMS:
+            raise TooManyStreams(MAX_STREAMS)
+        self.streams += 1
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+            self._forgetting = None
+        try:
+            yield
+        finally:
+            self.streams -= 1
+            if not self.streams:
+                self._rest()
+
+    def _rest(self) -> None:
+        """Stop looking, since nobody does, and forget the state a little later."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        with contextlib.suppress(RuntimeError):  # the loop is closing
+            self._forgetting = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget)
+
+    def _forget(self) -> None:
+        self._forgetting = None
+        self._view = None
+        self._node_versions, self._gone, self._shared = {}, {}, {}
+        self._epoch = secrets.token_hex(4)
+
+    async def events(self, last_id: str | None) -> AsyncGenerator[bytes, None]:
+        """Yield events and comments until the server drains or `STREAM_SECONDS` are over.
+
+        Args:
+            last_id: ``Last-Event-ID`` of the request.
+
+        Raises:
+            TooManyStreams: there are `MAX_STREAMS` already.
+        """
+        end = time.monotonic() + STREAM_SECONDS
+        with self._stream():
+            yield RETRY
+            await self._refresh()
+            if self._task is None and not self.draining:
+                self._task = asyncio.create_task(self._follow())
+            at = self._version_of(last_id)
+            while True:
+                is_last = self.draining or time.monotonic() >= end
+                if is_last:
+                    await self._refresh()
+                if at < self._version:
+                    event, at = self._event(at), self._version
+                    yield event
+                if is_last:
+                    return
+                if at == self._version and not self.draining:
+                    changed = self._changed.next()
+                    await first_done(changed, asyncio.sleep(QUIET_SECONDS))
+                    if not changed.done():
+                        yield COMMENT
+
+    def _version_of(self, last_id: str | None) -> int:
+        epoch, _, number = (last_id or "").partition(".")
+        if epoch != self._epoch or not number.isascii() or not number.isdigit():
+            return _ALL
+        known = int(number[:18])
+        return known if known <= self._version else _ALL
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                await self._refresh()
+            except Exception:
+                logger.exception("the rollout page could not be brought up to date")
+
+    async def _refresh(self) -> None:
+        """Look, unless somebody did just now, and note what changed."""
+        async with self._looking:
+            if self._view is None or time.monotonic() - self._looked >= _FRESH_SECONDS:
+                self._take(await self._look())
+                self._looked = time.monotonic()
+
+    def _take(self, view: View) -> None:
+        before, version = self._view, self._version + 1
+        changed = before is None
+        if before is None or view.run != before.run:
+            self._run_version, changed = version, True
+        if before is None or view.served != before.served:
+            self._served_version, changed = version, True
+        known = before.nodes if before is not None else {}
+        for name, node in view.nodes.items():
+            if known.get(name) != node:
+                self._node_versions[name], changed = version, True
+                self._gone.pop(name, None)
+        for name in known.keys() - view.nodes.keys():
+            self._node_versions.pop(name, None)
+            self._gone[name], changed = version, True
+        if len(self._gone) > _MAX_GONE:
+            self._gone.clear()
+            self._epoch = secrets.token_hex(4)  # earlier ones cannot go on
+        self._view = view
+        if changed:
+            self._version = version
+            self._shared.clear()
+            self._changed.notify()
+
+    def _event(self, at: int) -> bytes:
+        found = self._shared.get(at)
+        if found is None:
+            found = self._made_event(at)
+            if len(self._shared) < _MAX_SHARED:
+                self._shared[at] = found
+        return found
+
+    def _made_event(self, at: int) -> bytes:
+        view = self._view
+        assert view is not None
+        document: dict[str, Any] = {"whole": at == _ALL, "now": int(time.time())}
+        if self._run_version > at:
+            document["run"] = view.run
+        if self._served_version > at:
+            document["served"] = view.served
+        nodes = {
+            name: _node_record(node)
+            for name, node in view.nodes.items()
+            if self._node_versions[name] > at
+        }
+        if nodes:
+            document["nodes"] = nodes
+        if at != _ALL and (gone := [name for name, since in self._gone.items() if since > at]):
+            document["gone"] = gone
+        text = json.dumps(document, separators=(",", ":"))
+        return f"id: {self._epoch}.{self._version}\ndata: {text}\n\n".encode()
+
+
+def _node_record(node: NodeView) -> dict[str, Any]:
+    """Return a node as an event has it; empty parts are left out."""
+    record: dict[str, Any] = {"states": node.states}
+    if node.pulling:
+        record["pulling"] = node.pulling
+    if node.failed:
+        record["failed"] = node.failed
+    if node.proof is not None:
+        record["proof"] = node.proof
+    return record

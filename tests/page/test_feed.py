@@ -1,0 +1,228 @@
+"""What browsers are sent: everything, then what changed, whatever they missed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mayfly.registry.errors import TooManyStreams
+from mayfly.registry.page import feed as feeds
+from mayfly.registry.page.feed import COMMENT, MAX_STREAMS, RETRY, Feed
+from mayfly.registry.page.view import Failed, NodeView, Proof, Pulling, View
+from tests.support.views import view
+
+Stream = AsyncGenerator[bytes, None]
+
+
+class World:
+    """A state that a test changes."""
+
+    def __init__(self) -> None:
+        self.view = view()
+        self.looks = 0
+        self.feed = Feed(self.look)
+
+    async def look(self) -> View:
+        self.looks += 1
+        await asyncio.sleep(0)
+        return self.view
+
+    def node(self, name: str, made: NodeView | None) -> None:
+        """Change a node, or remove it."""
+        nodes = {**self.view.nodes}
+        if made is None:
+            del nodes[name]
+        else:
+            nodes[name] = made
+        self.view = replace(self.view, nodes=nodes)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """A state that is looked at often."""
+    monkeypatch.setattr(feeds, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(feeds, "_FRESH_SECONDS", 0.0)
+    return World()
+
+
+def parsed(event: bytes) -> tuple[str, dict[str, Any]]:
+    """The ID and the document of an event."""
+    name, data, *rest = event.decode().split("\n")
+    assert rest == ["", ""]
+    return name.removeprefix("id: "), json.loads(data.removeprefix("data: "))
+
+
+async def next_event(stream: Stream) -> tuple[str, dict[str, Any]]:
+    """The next event that is no comment."""
+    async with asyncio.timeout(60):
+        async for event in stream:
+            if event not in (COMMENT, RETRY):
+                return parsed(event)
+    raise AssertionError("the stream has ended")
+
+
+async def test_everything_and_then_what_changed(world: World) -> None:
+    """The first event is whole; others have only the sections and nodes that changed."""
+    async with aclosing(world.feed.events(None)) as stream:
+        _, first = await next_event(stream)
+        assert first["whole"]
+        assert first["run"]["covered"] == 1
+        assert [one["name"] for one in first["served"]["images"]] == ["team/app:1", "team/web:1"]
+        assert first["nodes"] == {"worker-1": {"states": "ss"}, "worker-2": {"states": "mm"}}
+        proof = Proof(1, 2, 3, 4)
+        world.node("worker-2", NodeView("uf", (Pulling(0, 5, 9),), (Failed(1, "why"),), proof))
+        _, change = await next_event(stream)
+        assert not change["whole"]
+        assert change.keys() == {"whole", "now", "nodes"}
+        assert change["nodes"] == {
+            "worker-2": {
+                "states": "uf",
+                "pulling": [[0, 5, 9]],
+                "failed": [[1, "why"]],
+                "proof": [1, 2, 3, 4],
+            }
+        }
+        world.node("worker-1", None)
+        _, change = await next_event(stream)
+        assert change["gone"] == ["worker-1"]
+
+
+async def test_who_comes_back_gets_what_was_missed(world: World) -> None:
+    """By the last event's ID all changes since then come in one event; without, everything."""
+    async with aclosing(world.feed.events(None)) as watching:
+        async with aclosing(world.feed.events(None)) as stream:
+            seen, _ = await next_event(stream)
+        for states in ("ms", "sm", "ss"):
+            world.node("worker-2", NodeView(states))
+            await next_event(watching)
+        async with aclosing(world.feed.events(seen)) as stream:
+            _, missed = await next_event(stream)
+            assert not missed["whole"]
+            assert missed["nodes"] == {"worker-2": {"states": "ss"}}
+        for unknown in ("", "x", "0.0", f"{seen}9", f"other.{seen.partition('.')[2]}", seen + "²"):
+            async with aclosing(world.feed.events(unknown)) as stream:
+                assert (await next_event(stream))[1]["whole"], unknown
+
+
+async def test_a_slow_reader_gets_one_event_for_many_changes(world: World) -> None:
+    """Nothing queues up for a stream that is not read."""
+    async with (
+        aclosing(world.feed.events(None)) as slow,
+        aclosing(world.feed.events(None)) as quick,
+    ):
+        await next_event(slow)
+        await next_event(quick)
+        for number in range(5):
+            world.view = view(bytes_out=number)
+            await next_event(quick)
+        _, change = await next_event(slow)
+        assert change["run"]["bytes_out"] == 4
+
+
+async def test_one_look_for_all(world: World) -> None:
+    """Fifty streams look as often as one, and a change is made into text once."""
+    streams = [world.feed.events(None) for _ in range(50)]
+    for stream in streams:
+        await next_event(stream)
+    world.node("worker-2", NodeView("ss"))
+    events = []
+    for stream in streams:
+        async with asyncio.timeout(60):
+            events.append(await anext(stream))
+    assert len({id(event) for event in events}) == 1
+    for stream in streams:
+        await stream.aclose()
+    looks = world.looks
+    await asyncio.sleep(0.1)
+    assert world.looks == looks, "somebody looks although nobody reads"
+
+
+async def test_draining_ends_streams_at_once(world: World) -> None:
+    """Each gets the last changes; later ones get the state and their end."""
+    async with aclosing(world.feed.events(None)) as stream:
+        seen, _ = await next_event(stream)
+        world.view = view(state="draining", ending="stop was asked for")
+        world.feed.drain()
+        _, last = await next_event(stream)
+        assert last["run"]["state"] == "draining"
+        assert [event async for event in stream] == []
+    async with aclosing(world.feed.events(seen)) as stream:
+        assert (await next_event(stream))[1]["run"]["state"] == "draining"
+        assert [event async for event in stream] == []
+    assert world.feed.streams == 0
+
+
+async def test_streams_are_bounded(world: World) -> None:
+    """Another one is refused, until one of them ends."""
+    streams = [world.feed.events(None) for _ in range(MAX_STREAMS)]
+    for stream in streams:
+        await anext(stream)
+    with pytest.raises(TooManyStreams):
+        await anext(world.feed.events(None))
+    await streams[0].aclose()
+    async with aclosing(world.feed.events(None)) as stream:
+        assert await anext(stream) == RETRY
+    for stream in streams:
+        await stream.aclose()
+    assert world.feed.streams == 0
+
+
+async def test_a_stream_ends_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its reader has to prove again who it is."""
+    monkeypatch.setattr(feeds, "STREAM_SECONDS", 0.0)
+    async with asyncio.timeout(60):
+        found = [event async for event in world.feed.events(None)]
+    assert found[0] == RETRY
+    assert parsed(found[1])[1]["whole"]
+    assert len(found) == 2
+
+
+async def test_a_quiet_stream_shows_that_it_lives(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A comment comes from time to time, by which a reader that left is noticed, too."""
+    monkeypatch.setattr(feeds, "QUIET_SECONDS", 0.01)
+    async with aclosing(world.feed.events(None)) as stream:
+        await next_event(stream)
+        async with asyncio.timeout(60):
+            assert await anext(stream) == COMMENT
+
+
+async def test_a_failed_look_ends_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the next one brings what changed."""
+    good = world.feed._look
+
+    async def fail() -> View:
+        world.feed._look = good
+        raise OSError("disk")
+
+    async with aclosing(world.feed.events(None)) as stream:
+        await next_event(stream)
+        world.feed._look = fail
+        world.node("worker-2", NodeView("ss"))
+        _, change = await next_event(stream)
+        assert change["nodes"] == {"worker-2": {"states": "ss"}}
+    assert "could not be brought up to date" in caplog.text
+
+
+async def test_state_is_forgotten_when_nobody_looks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A little later, so that browsers which come back go on; then they get everything."""
+    monkeypatch.setattr(feeds, "KEPT_SECONDS", 0.05)
+    async with aclosing(world.feed.events(None)) as stream:
+        seen, _ = await next_event(stream)
+    world.node("worker-2", NodeView("ss"))
+    async with aclosing(world.feed.events(seen)) as stream:
+        assert not (await next_event(stream))[1]["whole"]
+    async with asyncio.timeout(60):
+        while world.feed._view is not None:  # noqa: ASYNC110 - a timer has no event
+            await asyncio.sleep(0.01)
+    async with aclosing(world.feed.events(seen)) as stream:
+        assert (await next_event(stream))[1]["whole"]

@@ -1,0 +1,162 @@
+"""Pages without scripts: complete, and no text of strangers is more than text."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from mayfly.registry.page import files, html
+from mayfly.registry.page.html import Matrix, ReportPage, Section
+from mayfly.registry.page.view import LETTERS, Failed, NodeView
+from mayfly.registry.text import escaped
+from tests.hostile.texts import TEXT
+from tests.support.process import REPO
+from tests.support.views import view
+
+ATTACKS = (
+    "<script>alert(1)</script>",
+    "</noscript><script>alert(1)</script>",
+    "</style><img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)" x="',
+    "' onfocus='alert(1)' autofocus='",
+    "javascript:alert(1)",
+    "{{constructor.constructor('alert(1)')()}}",
+    "<!--",
+    "&lt;script&gt;",
+    TEXT,
+)
+
+
+class Elements(HTMLParser):
+    """The elements of a page, with their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def rollout(text: str) -> str:
+    """A page whose every text is this one."""
+    nodes = {text: NodeView("fs", failed=(Failed(0, text),)), "b": NodeView("ms")}
+    made = view(
+        text,
+        text + "2",
+        nodes=nodes,
+        state=text,
+        ending=text,
+        url=text,
+        version=text,
+        ends=[{"text": text, "at": None}],
+        corrupt=[text],
+        warnings=[text],
+        denied=[{"user": text, "address": text, "requests": 1}],
+    )
+    return html.rollout_page(made, text, may_stop=True)
+
+
+def report(text: str) -> str:
+    """A report whose every text is this one."""
+    return html.report_page(
+        ReportPage(
+            text,
+            text,
+            False,
+            [(text, text)],
+            [Section(text, [text])],
+            Matrix([text], {text: "f"}, frozenset("s")),
+            [(text, text)],
+        )
+    )
+
+
+@pytest.mark.parametrize("page", [rollout, report, html.login_page])
+def test_texts_of_strangers_stay_texts(page: object) -> None:
+    """Whatever a name holds, the page has the same elements and attributes as with a plain one."""
+    assert callable(page)
+    plain = [(tag, set(attributes)) for tag, attributes in Elements(page("plain")).found]
+    for attack in ATTACKS:
+        text = escaped(attack)
+        elements = Elements(page(text))
+        assert [(tag, set(attributes)) for tag, attributes in elements.found] == plain, attack
+        assert text in elements.text, attack
+
+
+@pytest.mark.parametrize("page", [rollout, report, html.login_page])
+def test_pages_load_nothing_from_elsewhere(page: object) -> None:
+    """No foreign host, no style or script within the page, but a report's own style."""
+    assert callable(page)
+    for tag, attributes in Elements(page("plain")).found:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
+        for name in ("src", "href", "action"):
+            assert not re.match(r"[a-z]*:|//", attributes.get(name) or ""), (tag, attributes)
+    if page is report:
+        assert {"script", "link", "img"}.isdisjoint(t for t, _ in Elements(report("x")).found)
+
+
+def test_the_table_has_each_state_as_a_word() -> None:
+    """What colours and shapes say is there as text, too."""
+    letters = "".join(LETTERS.values())
+    names = [f"image:{n}" for n in range(len(letters))]
+    page = html.rollout_page(
+        view(*names, nodes={"worker-1": NodeView(letters)}), "", may_stop=False
+    )
+    table = page.partition("<table")[2].partition("</table>")[0]
+    assert re.findall('class="word">([^<]+)<', table) == list(LETTERS)
+    assert "worker-1" in table
+
+
+def test_a_large_table_has_counts() -> None:
+    """Past some thousand cells a row has numbers, so that the page stays small."""
+    names = [f"image:{n}" for n in range(200)]
+    nodes = {f"worker-{n}": NodeView("s" * 199 + "m") for n in range(500)}
+    page = html.rollout_page(view(*names, nodes=nodes), "", may_stop=False)
+    assert len(page) < 200_000
+    assert "199 served, 1 missing" in page
+
+
+def test_only_those_who_may_are_shown_a_stop() -> None:
+    """The stop is a form of its own behind a confirmation."""
+    assert 'action="mayfly/v1/stop"' in html.rollout_page(view(), "admin", may_stop=True)
+    assert "mayfly/v1/stop" not in html.rollout_page(view(), "guest", may_stop=False)
+    assert "Log out" not in html.rollout_page(view(), "", may_stop=False)
+
+
+def test_files_are_those_that_are_there() -> None:
+    """Each is served with its type, and nothing else is."""
+    static = REPO / "registry/page/static"
+    assert sorted(files.NAMES) == sorted(path.name for path in static.iterdir())
+    for name in files.NAMES:
+        found = files.find(name)
+        assert found is not None
+        assert found.body == (static / name).read_bytes()
+    for name in ("", "page.py", "../html.py", "..%2fhtml.py", "page.css/"):
+        assert files.find(name) is None
+
+
+def test_scripts_make_no_markup_of_texts() -> None:
+    """They write texts as text nodes; the policy of the page would refuse all else."""
+    for name in files.NAMES:
+        if name.endswith(".js"):
+            text = files.text(name)
+            unsafe = r"innerHTML\s*=|insertAdjacentHTML|document\.write|eval\(|new Function|https?://(?!www\.w3)"
+            assert re.findall(unsafe, text) == [], name
+
+
+def test_letters_have_a_shape_and_a_colour() -> None:
+    """Each state is in the style and in the scripts."""
+    style, words, matrix = (files.text(n) for n in ("page.css", "format.js", "matrix.js"))
+    for letter in LETTERS.values():
+        assert f".s-{letter} {{" in style
+        assert f".fill-{letter} {{" in style
+        assert re.search(rf"^  {letter}: ", words, re.M)
+        assert re.search(rf"^  {letter}: ", matrix, re.M)
