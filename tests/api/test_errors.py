@@ -69,6 +69,7 @@ NEVER_ANSWERED = {
         "in commands that copy from elsewhere",
     ),
     **dict.fromkeys(("ContentWrong", "ImagesMissing"), "in commands that copy from elsewhere"),
+    "_TooMuchOutput": "in commands that run programs of a node",
     "LayerInvalid": "in commands that read file trees",
 }
 """Errors that no request can end with, and where they end instead."""
@@ -141,7 +142,7 @@ def test_status_and_code(error: type[Exception], status: int, code: str) -> None
 def test_no_status_makes_a_client_give_up() -> None:
     """docker does not retry a 429, containerd gives up on a 503: neither slows a client down.
 
-    Giving up is what a registry wants that is about to end, and only then. Browsers that look at the
+    Giving up is what a registry wants that is about to end, and only then. Browsers that look at a
     rollout page are no such clients.
     """
     sent = {error.__name__: status for error, (status, _) in TABLE.items()}

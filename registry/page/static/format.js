@@ -27,16 +27,24 @@ export function size(bytes) {
 
 /** Seconds as text: "42 s", "12 min", "3 h 5 min". */
 export function duration(seconds) {
-  const whole = Math.max(Math.round(seconds), 0);
-  if (whole < 60) return `${whole} s`;
-  const minutes = Math.round(whole / 60);
+  const rounded = Math.max(Math.round(seconds), 0);
+  if (rounded < 60) return `${rounded} s`;
+  const minutes = Math.round(rounded / 60);
   if (minutes < 60) return `${minutes} min`;
   const hours = Math.floor(minutes / 60);
   return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
+const WHOLE = new Intl.NumberFormat("en");
+
+/** A whole number as text: "25,959". */
+export function whole(number) {
+  return WHOLE.format(number);
+}
+
+/** A number with its noun: "1 node", "3 nodes". */
 export function counted(count, noun, plural = `${noun}s`) {
-  return `${count} ${count === 1 ? noun : plural}`;
+  return `${whole(count)} ${count === 1 ? noun : plural}`;
 }
 
 export function time(unix) {

@@ -41,7 +41,7 @@ function group([letter, title, entries]) {
     make("li", {}, name ? make("strong", {}, name) : null, name && text ? ": " : "", text),
   );
   if (entries.length > MOST) items.push(make("li", {}, `and ${entries.length - MOST} more`));
-  const heading = make("h3", {}, mark(letter), title, " ", make("span", { class: "count" }, String(entries.length)));
+  const heading = make("h2", {}, mark(letter), title, " ", make("span", { class: "count" }, String(entries.length)));
   return make("div", { class: "list" }, heading, make("ul", {}, ...items));
 }
 
@@ -92,7 +92,7 @@ function pullRow() {
   return make(
     "div",
     { class: "row" },
-    make("span", { class: "name" }),
+    make("span", { class: "name" }, make("strong"), " ", make("span")),
     make("span", { class: "amount" }),
     make("progress", { max: "1000", "aria-label": "bytes of the image" }),
   );
@@ -101,8 +101,10 @@ function pullRow() {
 function fill(row, state, name, pull) {
   const [title, amount, bar] = row.children;
   const [image, has, total] = pull;
-  say(title, `${name}  ${state.served.images[image].name}`);
-  title.title = title.textContent;
+  const [node, what] = title.children;
+  say(node, name);
+  say(what, state.served.images[image].name);
+  title.title = `${name} ${what.textContent}`;
   say(amount, pulled(state, name, pull));
   if (total) bar.value = Math.min((1000 * has) / total, 1000);
   else bar.removeAttribute("value");

@@ -1,9 +1,10 @@
 // Nodes and images on a canvas: only what is in sight is drawn, so that 500 nodes with 100 images
 // scroll as three do. Keys move a cursor, and what is under it is said by a live region.
 
-import { STATES, make, say, size } from "./format.js";
+import { STATES, counted, make, say, size } from "./format.js";
 
 const LABEL = "500 13px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
+const SMALL = "11px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
 const TEXT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
 const LETTER_COLOURS = {
   p: "proven",
@@ -70,14 +71,14 @@ export class Matrix {
   /** Shows these nodes and images: names, and places of images. */
   show(state, rows, columns, nothing) {
     this.state = state;
-    const same = rows.length === this.rows.length && columns.length === this.columns.length;
+    const same = rows.length === this.rows.length && String(columns) === String(this.columns);
     this.rows = rows;
     this.columns = columns;
     const empty = !rows.length || !columns.length;
     this.scroller.hidden = empty;
     this.empty.hidden = !empty;
     if (empty) say(this.empty, nothing);
-    if (same && this.view) this.redraw();
+    if (same && this.view && this.heads.length === columns.length) this.redraw();
     else this.lay();
   }
 
@@ -91,18 +92,21 @@ export class Matrix {
     const width = this.element.clientWidth - 2;
     if (width <= 0 || this.state === null) return;
     const narrow = width < 600;
-    const label = Math.min(narrow ? 132 : 260, this.widest() + 88);
+    const label = Math.min(narrow ? width * 0.36 : 260, this.widest() + (narrow ? 28 : 88));
     const room = width - label;
     const column = Math.max(Math.min(room / Math.max(this.columns.length, 1), 220), narrow ? 18 : 16);
     const worded = column >= 96;
-    const head = worded ? 36 : Math.min(this.tallest() + 16, narrow ? 108 : 148);
+    const dense = column < 24;
+    this.heads = this.columns.map((place) => short(this.state.served.images[place].name, dense));
+    const head = worded ? 36 : Math.min(this.tallest(dense) + 20, narrow ? 120 : 176);
     const row = worded || this.rows.length < 60 ? 28 : 20;
     const height = Math.min(head + this.rows.length * row + 1, Math.max(innerHeight * 0.72, 240));
-    this.view = { width, height, label, column, row, head, worded };
+    this.view = { width, height, label, column, row, head, worded, dense, narrow };
     this.space.style.width = `${Math.max(label + column * this.columns.length, width)}px`;
     this.space.style.height = `${head + row * this.rows.length}px`;
-    const overflowing = label + column * this.columns.length > width + 1;
-    this.scroller.style.height = `${height + 2 + (overflowing ? 14 : 0)}px`;
+    this.scroller.style.height = `${height + 2}px`;
+    const bar = this.scroller.offsetHeight - this.scroller.clientHeight - 2;
+    this.scroller.style.height = `${height + 2 + Math.max(bar, 0)}px`;
     this.canvas.style.width = `${width}px`;
     this.canvas.style.height = `${height}px`;
     this.redraw();
@@ -114,11 +118,10 @@ export class Matrix {
     return Math.max(60, ...this.rows.slice(0, 2000).map((name) => pen.measureText(name).width));
   }
 
-  tallest() {
+  tallest(dense) {
     const pen = this.canvas.getContext("2d");
-    pen.font = TEXT;
-    const names = this.columns.map((place) => short(this.state.served.images[place].name));
-    return Math.max(40, ...names.map((name) => pen.measureText(name).width));
+    pen.font = dense ? SMALL : TEXT;
+    return Math.max(40, ...this.heads.map((name) => pen.measureText(name).width));
   }
 
   redraw() {
@@ -219,15 +222,18 @@ export class Matrix {
       let has = 0;
       for (const letter of states) if (this.state.accepted.has(letter)) has += 1;
       const count = `${has}/${states.length}`;
-      pen.font = TEXT;
-      pen.fillStyle = paint.soft;
-      pen.textAlign = "right";
-      pen.fillText(count, label - 10, y + row / 2);
-      const taken = pen.measureText(count).width;
-      pen.textAlign = "left";
+      let taken = 0;
+      if (!this.view.narrow) {
+        pen.font = TEXT;
+        pen.fillStyle = paint.soft;
+        pen.textAlign = "right";
+        pen.fillText(count, label - 10, y + row / 2);
+        taken = pen.measureText(count).width + 16;
+        pen.textAlign = "left";
+      }
       pen.font = LABEL;
       pen.fillStyle = paint.ink;
-      pen.fillText(fitted(pen, name, label - taken - 34), 12, y + row / 2);
+      pen.fillText(fitted(pen, name, label - taken - 18), 12, y + row / 2);
     }
     pen.restore();
   }
@@ -240,10 +246,10 @@ export class Matrix {
     pen.beginPath();
     pen.rect(label, 0, width - label, head);
     pen.clip();
-    pen.font = TEXT;
+    pen.font = this.view.dense ? SMALL : TEXT;
     pen.textBaseline = "middle";
     for (let at = first; at < last; at += 1) {
-      const name = short(this.state.served.images[this.columns[at]].name);
+      const name = this.heads[at];
       const x = label + at * column - left;
       pen.fillStyle = this.cursor?.[1] === at ? paint.ink : paint.soft;
       if (worded) {
@@ -262,7 +268,7 @@ export class Matrix {
     pen.fillStyle = paint.soft;
     pen.font = TEXT;
     pen.textBaseline = "alphabetic";
-    pen.fillText(`${this.rows.length} nodes`, 12, head - 12);
+    pen.fillText(counted(this.rows.length, "node"), 12, head - 12);
     pen.fillStyle = paint.line;
     pen.fillRect(0, head - 1, width, 1);
     pen.fillRect(label - 1, 0, 1, this.view.height);
@@ -361,9 +367,10 @@ export class Matrix {
   }
 }
 
-/** An image's name without the part that most of them share. */
-function short(name) {
-  return name.slice(name.lastIndexOf("/") + 1);
+/** An image's name without the parts that most of them share; the tag where there is room. */
+function short(name, dense) {
+  const last = name.slice(name.lastIndexOf("/") + 1);
+  return dense ? last.replace(/(@sha256)?:.*$/, "") : last;
 }
 
 function colours() {

@@ -1,7 +1,7 @@
 // Brings the page to life: makes its parts, and gives each new state to them.
 
 import { Feed } from "./feed.js";
-import { STATES, accepted, counted, duration, make, mark, say, size, time } from "./format.js";
+import { STATES, accepted, counted, duration, make, mark, say, size, time, whole } from "./format.js";
 import { Layers } from "./layers.js";
 import { NodeDetail, Problems, UnderWay, described, nodeTable } from "./lists.js";
 import { Matrix } from "./matrix.js";
@@ -14,7 +14,7 @@ const connection = document.querySelector("#connection");
 class Summary {
   constructor() {
     this.title = make("h1", {}, "Rollout");
-    this.lead = make("p", { class: "lead", hidden: true });
+    this.lead = make("p", { class: "lead" });
     this.tools = make(
       "div",
       { class: "bar-tools no-print", hidden: true },
@@ -45,15 +45,17 @@ class Summary {
     const done = run.wanted !== null && run.covered >= run.wanted;
     say(this.title, headline(run));
     this.element.classList.toggle("done", done);
-    this.countStates(state);
+    say(this.lead, this.countStates(state));
     say(this.facts.get("State"), run.ending === null ? run.state : `draining: ${run.ending}`);
     say(this.facts.get("Ends"), run.ending === null ? ends(state) : "when pulls under way have finished");
     say(this.facts.get("Sending"), `${size(state.rates.total)}/s, ${counted(run.transfers, "transfer")}`);
     say(this.facts.get("Sent"), size(run.bytes_out));
     say(this.facts.get("Received"), size(run.bytes_in));
+    this.facts.get("Received").parentElement.hidden = !run.bytes_in;
     this.drawSpark(state.rates.history);
   }
 
+  /** Draws the states as a bar with a legend, and returns what they add up to. */
   countStates(state) {
     const counts = {};
     let total = 0;
@@ -73,14 +75,17 @@ class Summary {
     this.bar.setAttribute("aria-label", there.map((letter) => `${counts[letter]} ${STATES[letter]}`).join(", "));
     this.bar.classList.toggle("empty", !total);
     this.legend.replaceChildren(
-      ...there.map((letter) => make("li", {}, mark(letter), STATES[letter], " ", make("strong", {}, String(counts[letter])))),
+      ...there.map((letter) => make("li", {}, mark(letter), `${STATES[letter]}`, " ", make("strong", {}, whole(counts[letter])))),
     );
+    const placed = there.filter((letter) => state.accepted.has(letter)).reduce((sum, letter) => sum + counts[letter], 0);
+    if (!total) return "No node has asked for an image yet.";
+    return `${Math.floor((100 * placed) / total)} % of the images are where they are to be: ${whole(placed)} of ${whole(total)}.`;
   }
 
   drawSpark(history) {
     const most = Math.max(...history, 1);
     const points = history.map((rate, at) => `${90 - history.length + at},${(23 - (22 * rate) / most).toFixed(1)}`);
-    this.spark.setAttribute("d", points.length > 1 ? `M${points.join("L")}` : "");
+    this.spark.setAttribute("d", points.length > 8 ? `M${points.join("L")}` : "");
   }
 
   over(state) {
@@ -91,7 +96,6 @@ class Summary {
     say(this.facts.get("State"), "ended");
     say(this.facts.get("Ends"), time(state.now));
     say(this.facts.get("Sending"), "nothing");
-    this.lead.hidden = false;
     this.tools.hidden = false;
   }
 }
@@ -99,7 +103,7 @@ class Summary {
 function headline(run) {
   if (run.wanted === null) return "Serving images";
   const have = run.covered === 1 ? "has" : "have";
-  return `${run.covered} of ${counted(run.wanted, "node")} ${have} every image`;
+  return `${whole(run.covered)} of ${counted(run.wanted, "node")} ${have} every image`;
 }
 
 function ends(state) {
