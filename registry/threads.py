@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -127,6 +129,39 @@ def _retrieve(ended: asyncio.Future[T]) -> None:
 def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
     """Run a blocking call in a worker thread; it begins now, before the future is awaited."""
     return asyncio.get_running_loop().run_in_executor(None, partial(call, *args, **kwargs))
+
+
+def in_thread_for_many(executor: Executor | None, call: Callable[[], T]) -> asyncio.Future[T]:
+    """Run a blocking call in a thread for several waiters, each of which may leave before it ends.
+
+    Its exception counts as retrieved from the moment it is set. A callback that retrieves it would
+    not run if the loop ends in between, and asyncio would log the exception with its traceback.
+
+    Args:
+        executor: runs the call; None is the loop's own.
+
+    Returns:
+        A future that is shared: do not cancel it; wait for it by `uncancelled`.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def fail(error: BaseException) -> None:
+        answer.set_exception(error)
+        answer.exception()
+
+    def work() -> None:
+        try:
+            settle = partial(answer.set_result, call())
+        except BaseException as error:
+            # Without this frame, which refers to the future: no cycle for the garbage collector.
+            here = error.__traceback__
+            settle = partial(fail, error.with_traceback(here and here.tb_next))
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle)
+
+    loop.run_in_executor(executor, work)
+    return answer
 
 
 async def with_pauses(items: Iterable[T]) -> AsyncIterator[T]:

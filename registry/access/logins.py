@@ -34,6 +34,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from mayfly.auth.errors import CredentialsInvalid, LoginsBusy
 from mayfly.auth.identity import MAX_NAME_BYTES, ROBOT_PREFIX, Identity
@@ -42,7 +43,7 @@ from mayfly.auth.networks import network_of
 from mayfly.auth.throttle import Pair, Throttle
 from mayfly.auth.verify import CredentialVerifier
 from mayfly.registry.access.turns import NewestFirstLock, WorkerSlots
-from mayfly.registry.threads import uncancelled
+from mayfly.registry.threads import in_thread_for_many, uncancelled
 
 _NICENESS = 5  # about a third of a transfer's share of a busy core
 
@@ -236,9 +237,8 @@ class Logins:
     def _in_thread(self, attempt: _Attempt) -> asyncio.Future[Identity]:
         running = self._checks.get(attempt.digest)
         if running is None:
-            loop = asyncio.get_running_loop()
-            check = self._verifier.check
-            running = loop.run_in_executor(self._threads, check, attempt.pair[0], attempt.password)
+            check = partial(self._verifier.check, attempt.pair[0], attempt.password)
+            running = in_thread_for_many(self._threads, check)
             self._checks[attempt.digest] = running
             running.add_done_callback(lambda _: self._checks.pop(attempt.digest))
         return running

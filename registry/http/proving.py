@@ -12,8 +12,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 from mayfly.registry.http.request import HTTPRequest
+from mayfly.registry.threads import in_thread_for_many
 from mayfly.storage.errors import Interrupted
 from mayfly.storage.interface import Proof
 
@@ -39,8 +41,7 @@ class _Job:
         self._last_left = time.monotonic()
         """When the last waiting request left."""
         self._is_abandoned = False
-        loop = asyncio.get_running_loop()
-        self.done = loop.run_in_executor(threads, proof.establish, self._step)
+        self.done = in_thread_for_many(threads, partial(proof.establish, self._step))
 
     def join(self) -> bool:
         """Add a waiting request; return False if the proof was abandoned just before."""
@@ -93,11 +94,9 @@ class Prover:
         job = self._jobs[proof] = _Job(proof, None if size <= _SMALL else self._large)
         job.join()
 
-        def ended(done: asyncio.Future[None]) -> None:
+        def ended(_: asyncio.Future[None]) -> None:
             if self._jobs.get(proof) is job:
                 del self._jobs[proof]
-            if not done.cancelled():
-                done.exception()  # marks it as retrieved, also when every client has left
 
         job.done.add_done_callback(ended)
         return job

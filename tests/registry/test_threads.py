@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mayfly.registry.threads import Turns, in_turn, uncancelled
+from mayfly.registry.threads import Turns, in_thread_for_many, in_turn, uncancelled
 from tests.support.process import PATIENCE
 
 
@@ -140,3 +142,38 @@ async def test_exception_of_an_abandoned_future(turns: int, is_first: bool) -> N
     await abandon()
     gc.collect()
     assert logged == []
+
+
+def test_exception_that_comes_as_the_loop_ends() -> None:
+    """A call that fails when nobody waits any more is logged by no handler of asyncio."""
+    logged: list[dict[str, object]] = []
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _, context: logged.append(context))
+
+    go_on = threading.Event()
+
+    def fail() -> None:
+        go_on.wait(PATIENCE)
+        raise ValueError
+
+    async def begin(threads: ThreadPoolExecutor) -> asyncio.Future[None]:
+        return in_thread_for_many(threads, fail)
+
+    with ThreadPoolExecutor(1) as threads:
+        running = loop.run_until_complete(begin(threads))
+        go_on.set()
+    # One iteration: the outcome is set, and what is called back by it is not called any more.
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert running.done()
+    loop.close()
+    del running
+    gc.collect()
+    assert logged == []
+    # As long as it is read, the exception is there.
+    with pytest.raises(ValueError):
+        asyncio.run(_waits_for(fail))
+
+
+async def _waits_for(call: Callable[[], None]) -> None:
+    await uncancelled(in_thread_for_many(None, call))
