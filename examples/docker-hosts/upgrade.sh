@@ -1,9 +1,10 @@
 #!/bin/sh
-# Start the new version on one host after the other. `mayfly run --prefetch ssh` runs this once every
-# host has proved that it has every image, so nothing is pulled here.
+# Start the new version on one host after the other. `mayfly run --prefetch ssh` runs this once
+# every host has proved that it has every image, so nothing is pulled here.
 set -eu
-grep -v '^#' nodes.txt | while read -r node; do
-    ssh -n "$node" '
+nodes=$(grep -v '^#' nodes.txt)
+for node in $nodes; do
+    ssh "$node" '
         docker rm --force web worker >/dev/null 2>&1 || true
         docker run --detach --name web --network host registry.example/shop/web:2
         docker run --detach --name worker --network host registry.example/shop/worker:2

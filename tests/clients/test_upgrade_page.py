@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,11 +21,18 @@ from tests.clients.told_page import Shell, run_section
 from tests.conftest import Record
 from tests.kubelet.images import SLEEP, busybox
 from tests.kubelet.namespace import own_network
-from tests.support.process import REPO, Mayfly, need_root
+from tests.support.process import REPO, Mayfly, need, need_root
 
 PAGE = REPO / "docs/upgrade.md"
 SOURCE = "registry.example"
 EXAMPLES = REPO / "examples"
+IMAGES = ("registry.example/shop/web:2", "registry.example/shop/worker:2")
+
+REBOOT = """#!/bin/sh
+# As a power failure: Mayfly and the script end at once, and /run is empty afterwards.
+kill -KILL "$(sed -n 's/.*"pid": *\\([0-9]*\\).*/\\1/p' /var/lib/mayfly/state/ready.json)" "$PPID"
+rm -rf /run/mayfly
+"""
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +65,17 @@ def operator(directory: Path, machine: Machine, nodes: dict[str, Machine]) -> Sh
     """
     programs = directory / "programs"
     programs.mkdir()
-    (programs / "mayfly").write_text(f'#!/bin/sh\nexec {sys.executable} -m mayfly "$@"\n')
-    (programs / "mayfly").chmod(0o755)
+    for name, text in {
+        "mayfly": f'#!/bin/sh\nexec {sys.executable} -m mayfly "$@"\n',
+        "reboot": REBOOT,
+    }.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
     config = "".join(
         node.ssh_config().replace(f"Host {node.name}\n", f"Host {name}\n")
         for name, node in nodes.items()
     )
-    if nodes:
+    if "docker-2" in nodes:
         # A new host, whose key is not known.
         config += f"Host docker-3\n  HostName {list(nodes.values())[-1].address}\n  User root\n"
     (directory / "ssh_config").write_text(f"{config}Host *\n  IdentitiesOnly yes\n")
@@ -82,21 +96,42 @@ def operator(directory: Path, machine: Machine, nodes: dict[str, Machine]) -> Sh
     return Shell(machine.inside("bash"), Path("/root/mayfly"), env)
 
 
-@pytest.mark.parametrize("title", ["Try it", "Docker hosts"])
+@dataclass(frozen=True)
+class Story:
+    """A section of the page.
+
+    Attributes:
+        title: of it.
+        nodes: names by which ssh reaches machines with docker; the operator's own machine has the
+            first of them if it is node-1.
+    """
+
+    title: str
+    nodes: tuple[str, ...] = ()
+
+
+STORIES = (
+    Story("Try it"),
+    Story("Docker hosts", ("docker-1", "docker-2")),
+    Story("A node that reboots itself", ("node-1", "node-2")),
+)
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.title)
 def test_commands_print_what_the_page_says(
-    title: str, network: None, tmp_path: Path, record: Record
+    story: Story, network: None, tmp_path: Path, record: Record
 ) -> None:
     """With docker hosts, and ssh to them."""
-    images = ("registry.example/shop/web:2", "registry.example/shop/worker:2")
     hosts = [Machine(1, tmp_path / "host-1", docker="")]
     registry = shell = None
     try:
-        if title != "Try it":
-            hosts += [Machine(n, tmp_path / f"host-{n}", docker="") for n in (2, 3)]
-            registry = source(tmp_path, *images)
-        nodes = {f"docker-{number}": host for number, host in enumerate(hosts[1:], 1)}
+        others = [name for name in story.nodes if name != "node-1"]
+        hosts += [Machine(n, tmp_path / f"host-{n}", docker="") for n, _ in enumerate(others, 2)]
+        if others:
+            registry = source(tmp_path, *IMAGES)
+        nodes = dict(zip(story.nodes, hosts[-len(story.nodes) :], strict=False))
         shell = operator(tmp_path, hosts[0], nodes)
-        text, difference = run_section(PAGE.read_text(), title, shell)
+        text, difference = run_section(PAGE.read_text(), story.title, shell)
         if not record(PAGE, text):
             assert not difference, f"{difference}\nIf that is as it should be: --record"
     finally:
@@ -106,3 +141,21 @@ def test_commands_print_what_the_page_says(
             registry.stop()
         for host in hosts:
             host.stop()
+
+
+def test_the_unit_runs_the_command_of_the_page(tmp_path: Path) -> None:
+    """It is on the page, starts the same command, and systemd accepts it."""
+    need("systemd-analyze")
+    unit = EXAMPLES / "self-reboot/mayfly-upgrade.service"
+    text = unit.read_text()
+    page = PAGE.read_text().replace(" \\\n>    ", "")
+    shown = "".join(line for line in text.splitlines(True) if not line.startswith("#"))
+    assert f"```ini\n{shown}```" in page
+    (command,) = re.findall(r"(?m)^ExecStart=/usr/local/bin/(.*)$", text)
+    assert f"$ {command}\n" in page
+    copy = tmp_path / unit.name
+    copy.write_text(text.replace("/usr/local/bin/mayfly", "/bin/sh"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", copy], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

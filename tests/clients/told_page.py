@@ -18,6 +18,9 @@ from tests.clients.rehearsal import steady_text
 
 _BLOCK = re.compile(r"(?ms)^```console\n(.*?)^```$")
 _MARK = "--- the command ended:"
+_KILLED = re.compile(r"(?m)^\S*bash: line \d+: .* Killed .*\n")
+"""What bash says of a command that SIGKILL ended."""
+
 _SECONDS = 300
 
 
@@ -61,7 +64,7 @@ class Shell:
                 assert piece, f"the shell ended with {command}: {found.decode()}"
                 found += piece
         printed, _, self._rest = found.partition(mark)
-        return printed.decode()
+        return _KILLED.sub("", printed.decode())
 
     def stop(self) -> None:
         """End it."""
