@@ -26,7 +26,7 @@ FLOORS = (
     ("access", "coverage", "process"),
     ("http", "state", "pki", "telemetry"),
     ("settings",),
-    ("notices",),
+    ("notices", "one_file"),
     ("activity", "errors", "log"),
     (
         "address",

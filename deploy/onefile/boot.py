@@ -176,16 +176,18 @@ def _start() -> OneFile:
     return one_file
 
 
-def _run(one_file: OneFile) -> None:
+def _run(modules: OneFile) -> None:
     """Run Mayfly, or the module that the arguments name."""
     words = sys.argv
-    name = one_file.module_at(words[3]) if words[1:3] == ["-I", "-S"] and words[3:] else None
+    name = modules.module_at(words[3]) if words[1:3] == ["-I", "-S"] and words[3:] else None
     if name is not None:
         sys.argv = words[3:]
-        exec(one_file.get_code(name), sys.modules["__main__"].__dict__)
+        exec(modules.get_code(name), sys.modules["__main__"].__dict__)
         return
     from mayfly.__main__ import main
+    from mayfly.registry import one_file
 
+    one_file.start_as(sys.executable)
     main()
 
 

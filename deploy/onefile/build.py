@@ -30,17 +30,13 @@ from collections.abc import Iterator
 from email.parser import HeaderParser
 from pathlib import Path
 
+from mayfly.storage.bundle.packed import PAGE, PART, TABLE, Table, end_of_elf
+
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parent.parent
 
-HEADER = struct.Struct("<24sQ")
-PART = struct.Struct("<QQ")
-MAGIC = b"mayfly one file header"
 MOST_PARTS = 32
-"""As launcher.c has them."""
-
-PAGE = 4096
-"""What is copied into memory begins at a multiple of it."""
+"""As launcher.c has it."""
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 STDLIB_LEFT_OUT = re.compile(
@@ -173,22 +169,24 @@ def main(directory: Path) -> None:
 
 def make(inputs: Inputs, scratch: Path) -> bytes:
     """Return the one file."""
-    launcher = bytearray(_launcher(scratch))
-    body = Body(len(launcher))
+    launcher = _launcher(scratch)
+    at = end_of_elf(launcher[:PAGE])
+    if at is None or not len(launcher) <= at:
+        raise SystemExit("the launcher does not end where its ELF header says")
+    body = Body(at + TABLE.size + MOST_PARTS * PART.size)
     index = make_index(inputs, body, scratch)
-    table = [
+    parts = [
         body.add(inputs.loader.read_bytes(), PAGE),
         body.add(_stripped(inputs.program, scratch), PAGE),
         body.add(_boot(), PAGE),
         body.add(marshal.dumps(index, 2)),
         *(body.add(_stripped(path, scratch), PAGE) for path in inputs.preloaded.values()),
     ]
-    if len(table) > MOST_PARTS or launcher.count(MAGIC) != 1:
+    if len(parts) > MOST_PARTS:
         raise SystemExit("launcher.c has no room for the table of parts")
-    header = HEADER.pack(MAGIC, len(table)) + b"".join(PART.pack(*place) for place in table)
-    at = launcher.index(MAGIC)
-    launcher[at : at + len(header)] = header
-    return bytes(launcher + body.data)
+    table = Table(at, body.start + len(body.data)).encode() + struct.pack("<Q", len(parts))
+    table += b"".join(PART.pack(*place) for place in parts)
+    return launcher.ljust(at, b"\0") + table.ljust(body.start - at, b"\0") + body.data
 
 
 def make_index(inputs: Inputs, body: Body, scratch: Path) -> dict[str, object]:

@@ -1,6 +1,7 @@
 /* The start of the one file: runs the interpreter that lies behind it, without unpacking anything.
 
-       mayfly-VERSION-linux-ARCH:  this program │ ld.so, libraries, python │ boot.zip │ modules │ index
+       mayfly-VERSION-linux-ARCH:  this program │ table │ modules │ ld.so, python, libraries │ bundle
+                                                └ the first page after this program's end
 
    Parts of the file cannot be executed or loaded by their offset. So each of the runtime's ELF files
    is copied into a file in memory (memfd_create(2)), which the kernel frees with the last
@@ -8,9 +9,12 @@
    own ld.so is executed. Its --preload takes the libraries from memory, glibc included; later needs
    for them are met by their sonames. So nothing but the kernel has to fit, and /proc be mounted.
 
-   build.py writes the table of parts into `header`. */
+   The table of parts is where this program's own ELF header says that it ends. Nothing is searched,
+   so whatever follows the parts, as the bundle of `mayfly pack` does, costs nothing. build.py writes
+   the table, and storage/bundle/packed.py reads and completes it. */
 
 #define _GNU_SOURCE
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -26,18 +30,19 @@
 #define MFD_EXEC 0x0010U /* Linux 6.3; needed there if vm.memfd_noexec is 1 */
 #endif
 
-enum { LOADER, PROGRAM, BOOT, INDEX, LIBRARIES, MOST_PARTS = 32 };
+enum { LOADER, PROGRAM, BOOT, INDEX, LIBRARIES, MOST_PARTS = 32, PAGE = 4096 };
 
 struct part {
     uint64_t offset, size;
 };
 
-/* Volatile: build.py changes it after this was compiled. */
-static volatile struct {
+static struct {
     char magic[24];
+    uint64_t end; /* of all parts */
+    struct part document, bundle; /* what `mayfly pack` put behind them */
     uint64_t count;
     struct part parts[MOST_PARTS];
-} header = {"mayfly one file header", 0, {{0, 0}}};
+} table;
 
 static const int CANNOT_START = 1;
 
@@ -46,10 +51,31 @@ static void fail(const char *what) {
     exit(CANNOT_START);
 }
 
+/* Reads a number of bytes that must be there. */
+static void read_at(int file, void *into, size_t size, off_t offset) {
+    ssize_t found = pread(file, into, size, offset);
+    if (found >= 0 && (size_t)found < size)
+        errno = ENODATA; /* the file was cut short */
+    if (found < 0 || (size_t)found < size)
+        fail("read");
+}
+
+/* Reads the table of parts. */
+static void read_table(int file) {
+    Elf64_Ehdr elf;
+    read_at(file, &elf, sizeof elf, 0);
+    off_t end = elf.e_shoff + (off_t)elf.e_shnum * elf.e_shentsize;
+    read_at(file, &table, sizeof table, (end + PAGE - 1) / PAGE * PAGE);
+    if (strcmp(table.magic, "mayfly one file") != 0 || table.count > MOST_PARTS) {
+        errno = EINVAL;
+        fail("the table of parts");
+    }
+}
+
 /* Returns a file in memory with the bytes of a part. */
 static int in_memory(int file, int number) {
-    off_t offset = header.parts[number].offset;
-    off_t end = offset + header.parts[number].size;
+    off_t offset = table.parts[number].offset;
+    off_t end = offset + table.parts[number].size;
     int memory = memfd_create("mayfly", MFD_EXEC);
     if (memory < 0 && errno == EINVAL)
         memory = memfd_create("mayfly", 0);
@@ -112,11 +138,12 @@ int main(int count, char **words) {
     int file = open("/proc/self/exe", O_RDONLY);
     if (file < 0)
         fail(path);
+    read_table(file);
 
     int loader = in_memory(file, LOADER), program = in_memory(file, PROGRAM);
     int boot = in_memory(file, BOOT);
     char *preload = "", *descriptors = text("%d,%d,%d,%d", file, loader, program, boot);
-    for (uint64_t number = LIBRARIES; number < header.count; number++) {
+    for (uint64_t number = LIBRARIES; number < table.count; number++) {
         int library = in_memory(file, number);
         preload = text("%s%s/proc/self/fd/%d", preload, *preload ? ":" : "", library);
         descriptors = text("%s,%d", descriptors, library);
@@ -126,8 +153,8 @@ int main(int count, char **words) {
     set("PYTHONHOME", text("/proc/self/fd/%d", boot)); /* no directory: nothing of the host is found */
     set("PYTHONPATH", text("/proc/self/fd/%d", boot));
     set("_MAYFLY_ONE_FILE", text("%s %llu %llu %s", descriptors,
-                                 (unsigned long long)header.parts[INDEX].offset,
-                                 (unsigned long long)header.parts[INDEX].size, path));
+                                 (unsigned long long)table.parts[INDEX].offset,
+                                 (unsigned long long)table.parts[INDEX].size, path));
 
     char *before[] = {words[0] ? words[0] : path, "--inhibit-cache", "--preload", preload, "--argv0",
                       words[0] ? words[0] : path, text("/proc/self/fd/%d", program),

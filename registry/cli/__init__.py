@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import click
 
+from mayfly.registry import one_file
 from mayfly.registry.cli import help
 from mayfly.registry.exit_codes import Exit, exit_by_signal, exit_code_of_signal
 from mayfly.registry.version import VERSION
@@ -30,6 +31,7 @@ _COMMANDS = {
     "check": "mayfly.registry.cli.check",
     "audit": "mayfly.registry.cli.audit",
     "bundle": "mayfly.registry.cli.bundle",
+    "pack": "mayfly.registry.cli.pack",
     "copy": "mayfly.registry.cli.copy:copy",
     "sync": "mayfly.registry.cli.copy:sync",
     "import": "mayfly.registry.cli.transfer:import_",
@@ -44,6 +46,9 @@ _COMMANDS = {
     "verify": "mayfly.registry.cli.store:verify",
 }
 """Command → its module and, after a colon, the command's name there if that is not ``command``."""
+
+_ABOUT = ("-h", "--help", "--version")
+"""Options of no command."""
 
 _INTERRUPTS = {
     signal.SIGINT: signal.default_int_handler,
@@ -116,8 +121,10 @@ def execute() -> str | int | None:
     for number, usual in _INTERRUPTS.items():
         if signal.getsignal(number) is usual:
             signal.signal(number, exit_by_signal)
+    words = sys.argv[1:]
     try:
-        code: int | None = cli.main(prog_name="mayfly", standalone_mode=False)
+        words = _with_command(words)
+        code: int | None = cli.main(words, prog_name="mayfly", standalone_mode=False)
         sys.stdout.flush()
         return code
     except SystemExit as left:
@@ -135,7 +142,20 @@ def execute() -> str | int | None:
         # Imported for errors only.
         from mayfly.registry.cli.failure import failed
 
-        return failed(error, sys.argv[1:])
+        return failed(error, words)
+
+
+def _with_command(words: list[str]) -> list[str]:
+    """Return the words of the command line; without a command, a packed bundle serves itself.
+
+    Raises:
+        BundleInvalid: the file was cut short.
+    """
+    if words[:1] and (not words[0].startswith("-") or words[0] in _ABOUT):
+        return words
+    if one_file.bundle() is None:
+        return words
+    return ["serve" if one_file.defaults().script is None else "run", *words]
 
 
 def _broken_pipe() -> int:

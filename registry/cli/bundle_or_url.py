@@ -7,6 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import click
+from click.core import ParameterSource
+
+from mayfly.registry import one_file
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.uploads import DirectoryUpload
@@ -112,6 +116,23 @@ class Looked(NamedTuple):
         from mayfly.storage.survey import find
 
         return resolve(self.reader, image) if self.store is None else find(self.store, image)
+
+
+def meant(given: Sequence[str]) -> tuple[str, ...]:
+    """Return the bundles or the URL that a command reads, none for the store.
+
+    A one file with a bundle means its own, unless others or a store are named.
+
+    Args:
+        given: by the operator.
+    """
+    own = one_file.bundle()
+    if given or own is None:
+        return tuple(given)
+    asked = click.get_current_context().get_parameter_source("root")
+    return (
+        () if asked in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT) else (str(own),)
+    )
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from mayfly.registry import one_file
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.node import images_option, listed_images
 from mayfly.registry.cli.node_config import node_errors
@@ -130,7 +131,8 @@ def command(
     listed = listed_images(images, state_dir)
     with node_errors():
         wanted = images_of(listed, urlsplit(ready.url).netloc)
-    with _readers(bundles, root) as readers:
+    own = one_file.bundle()
+    with _readers((*((own,) if own else ()), *bundles), root) as readers:
         content = contents(readers, wanted)
     status = ask(state_dir, "status", timeout=STATUS_SECONDS)
     mirrored = {upstream["host"] for upstream in status["upstreams"]}

@@ -17,7 +17,7 @@ ALIASES = {"list": "ls", "remove": "rm"}
 COMMAND_GROUPS = {
     "Serve": ("serve", "run", "status", "wait", "stop"),
     "Images": (
-        *("bundle", "copy", "sync", "import", "export", "inventory"),
+        *("bundle", "pack", "copy", "sync", "import", "export", "inventory"),
         *("ls", "inspect", "diff", "du", "rm", "gc", "verify"),
     ),
     "Users and nodes": (

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mayfly.registry import one_file
 from mayfly.registry.cli.help import GroupedOption
 from mayfly.registry.settings import loading
 from mayfly.registry.settings import settings as declared
@@ -22,8 +23,12 @@ def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
     def load(config_file: Path | None, bundles: tuple[Path, ...], json: bool, **given: Any) -> Any:
         if json:
             given["log_format"] = "json"
-        flags = {key: _texts(value) for key, value in given.items() if value not in (None, ())}
-        return command(loading.load(flags, os.environ, config_file, bundles))
+        packed = dict(one_file.defaults().settings)
+        own = one_file.bundle()
+        if own is not None:
+            packed["bundles"] = (str(own),)
+        flags = texts_of(given)
+        return command(loading.load(flags, os.environ, config_file, bundles, packed))
 
     load.__doc__ = command.__doc__
     wrapped: Callable[..., Any] = click.argument(
@@ -46,9 +51,19 @@ def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
         is_flag=True,
         help="The same as --log-format json.",
     )(wrapped)
+    return every_setting(wrapped)
+
+
+def every_setting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command every option of `SETTINGS`."""
     for setting in reversed(SETTINGS):
-        wrapped = _option(setting)(wrapped)
-    return wrapped
+        command = _option(setting)(command)
+    return command
+
+
+def texts_of(given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the texts of those options of `SETTINGS` that were given."""
+    return {key: _texts(value) for key, value in given.items() if value not in (None, ())}
 
 
 def combined(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -127,11 +142,16 @@ auth_directory = click.option(
 def _directory_of(name: str, help: str) -> Callable[[Any], Any]:
     """The option of one directory setting, for a command that needs no other."""
     setting = next(one for one in SETTINGS if one.name == name)
+
+    def default() -> Any:
+        packed = one_file.defaults().settings.get(setting.key)
+        return packed[-1] if packed else setting.default(os.environ)
+
     return click.option(
         f"--{name}",
         envvar=setting.variable,
         type=click.Path(path_type=Path),
-        default=lambda: setting.default(os.environ),
+        default=default,
         # click would put a text of ours in brackets of its own.
         show_default=False,
         metavar=setting.metavar,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from mayfly.registry import one_file
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import with_settings
 from mayfly.registry.log import configure
@@ -39,7 +40,7 @@ def command(settings: Settings) -> int:
     those are met.
     """
     context = click.get_current_context()
-    words: tuple[str, ...] = context.meta[_WORDS]
+    words: tuple[str, ...] = context.meta[_WORDS] or one_file.defaults().command
     if not words:
         raise click.UsageError(f"COMMAND is missing: put it after {_SEPARATOR}", context)
     configure(settings.log_format, settings.log_level)

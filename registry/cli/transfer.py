@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from mayfly.registry import one_file
 from mayfly.registry.cli.fetching import without_referrers
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import as_json, leave_out, root_directory
@@ -36,7 +37,7 @@ _LINES = 100
 
 
 @click.command("import", cls=Command)
-@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=Path)
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, type=Path)
 @root_directory
 @as_json
 @click.pass_context
@@ -52,6 +53,10 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
     from mayfly.storage.reading import find_blob
     from mayfly.storage.transfer import importing
 
+    own = one_file.bundle()
+    bundles = bundles or (() if own is None else (own,))
+    if not bundles:
+        raise click.UsageError("Missing argument 'BUNDLE...'.", ctx)
     with contextlib.ExitStack() as stack:
         plain = {path: str(path) for path in bundles}
         store = None

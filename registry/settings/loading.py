@@ -1,6 +1,7 @@
 """Read the settings: from flags, the environment and ``mayfly.toml`` to one `Settings`.
 
-Precedence is flag, environment, file, default (docs/configuration.md). A value is read by the
+Precedence is flag, environment, file, default (docs/configuration.md); a one file that serves
+itself brings defaults of its own. A value is read by the
 setting's own reader whatever its source; a bad one is fatal and the error names the source. So is
 an unknown key of the file; unknown variables are refused by `registry.settings.environment`.
 """
@@ -18,6 +19,10 @@ from mayfly.registry.settings.settings import ALL, Setting, Settings
 MAX_FILE_BYTES = 1024 * 1024
 """Largest file of settings; the longest lists of bundles take some KiB."""
 
+NOTHING_PACKED: Mapping[str, tuple[str, ...]] = {}
+
+PACKED_SOURCE = "the settings in this file"
+
 _LOGIN = re.compile(r"//[^/\s]*@")
 
 
@@ -26,6 +31,7 @@ def load(
     environment: Mapping[str, str],
     file: Path | None,
     bundles: tuple[Path, ...] = (),
+    packed: Mapping[str, tuple[str, ...]] = NOTHING_PACKED,
 ) -> Settings:
     """Put the sources together.
 
@@ -34,6 +40,7 @@ def load(
         environment: of the process.
         file: of ``--config``.
         bundles: the arguments.
+        packed: the defaults of a one file that serves itself; its bundle comes before others.
 
     Raises:
         ConfigError: a value is bad, or a key is unknown.
@@ -45,11 +52,25 @@ def load(
     values: dict[str, Any] = {}
     for setting in ALL:
         found = _find(setting, flags, environment, from_file, file)
-        if found is None:
+        texts, source = found or (packed.get(setting.key), PACKED_SOURCE)
+        if found is not None and setting.argument:
+            texts = (*packed.get(setting.key, ()), *found[0])
+        if texts is None:
             values[setting.key] = setting.default(environment)
         else:
-            values[setting.key] = _read(setting, *found)
+            values[setting.key] = _read(setting, texts, source)
     return Settings(**values)
+
+
+def check(flags: Mapping[str, tuple[str, ...]]) -> None:
+    """Check the texts of flags.
+
+    Raises:
+        ConfigError: one cannot be used.
+    """
+    for setting in ALL:
+        if setting.key in flags:
+            _read(setting, flags[setting.key], f"--{setting.name}")
 
 
 def _find(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mayfly.storage.beneath import Beneath
-from mayfly.storage.bundle import tar_index
+from mayfly.storage.bundle import packed, tar_index
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.frames import FramePool
 from mayfly.storage.bundle.seekable import frames_of
@@ -52,7 +52,7 @@ class Files(Protocol):
 
 
 class TarFile:
-    """The files of a tar, plain or in a seekable zstd file.
+    """The files of a tar, plain or in a seekable zstd file, by itself or packed in a one file.
 
     It stays open: a file that replaces it under its name is not read.
 
@@ -60,8 +60,11 @@ class TarFile:
         path: of the tar.
         pool: that seekable files share.
 
+    Attributes:
+        packed_as: the file name of the tar before it was packed; None if it is by itself.
+
     Raises:
-        BundleInvalid: see `storage.bundle.tar_index.scan`.
+        BundleInvalid: see `storage.bundle.tar_index.scan` and `storage.bundle.packed.read`.
         OSError: it cannot be read.
     """
 
@@ -70,9 +73,14 @@ class TarFile:
         self._descriptor = open_regular(path)
         try:
             self._stamp = stamp_of(os.fstat(self._descriptor))
-            self._frames = frames_of(self._descriptor, pool)
+            inner = packed.read(self._descriptor)
+            if inner and tar_index.is_header(os.pread(self._descriptor, tar_index.BLOCK, 0)):
+                raise BundleInvalid("it is a tar and a one file: tools disagree on what is in it")
+            self.packed_as = None if inner is None else inner.name
+            self._start = 0 if inner is None else inner.bundle.offset
+            self._frames = frames_of(self._descriptor, pool, self._start)
             if self._frames is None:
-                self.index = tar_index.scan(self._descriptor, repeatable=BLOBS)
+                self.index = tar_index.scan(self._descriptor, BLOBS, self._start)
             else:
                 self.index = tar_index.index_of(self._frames, repeatable=BLOBS)
         except BaseException:
@@ -93,8 +101,9 @@ class TarFile:
         place = self.index.locate(name)
         if place is None:
             return None
+        offset = place.offset if self._frames else self._start + place.offset
         # With the current stamp: after a chmod the content is proven again.
-        return Piece(self._opener.path, *place, stamp, self._opener, self._frames)
+        return Piece(self._opener.path, offset, place.size, stamp, self._opener, self._frames)
 
     def entries(self, directory: str) -> list[str]:
         return [*dict.fromkeys(_entries(self._names(), f"{directory}/" if directory else ""))]

@@ -66,9 +66,15 @@ _NEUTRAL = frozenset({"OCI layout", "docker archive", "registry"})
 
 
 class _Tar(NamedTuple):
-    """An open tar that holds a registry's directory, or a part of one."""
+    """An open tar that holds a registry's directory, or a part of one.
+
+    Attributes:
+        path: by which it was opened.
+        name: of its file; of a packed one, as it was before.
+    """
 
     path: Path
+    name: str
     label: str
     files: TarFile
     registry: Registry
@@ -122,12 +128,14 @@ class Opened:
     ) -> None:
         position = len(self._archives) + len(self._directories) + len(self._tars)
         registry = registry_in(files)
-        if isinstance(files, TarFile) and _PART_NAME.fullmatch(path.name):
+        packed_as = files.packed_as if isinstance(files, TarFile) else None
+        name = packed_as or path.name
+        if isinstance(files, TarFile) and _PART_NAME.fullmatch(name):
             # A later archive of a set may have nothing but blobs, or none of them.
             base = registry.base if registry else ""
             if registry or WORKING_DIRECTORY in files.entries(""):
                 _check_end(files)
-                self._tars[position] = _Tar(path, label, files, Registry(base, OC_MIRROR))
+                self._tars[position] = _Tar(path, name, label, files, Registry(base, OC_MIRROR))
                 return
         if registry is None:
             archive = reader_of(files, proofs)
@@ -135,10 +143,12 @@ class Opened:
                 raise _unknown(files)
             undo.pop_all()
             undo.callback(archive.close)
-            self._archives[position] = Bundle(label, archive, proofs, _repository_for(path))
+            self._archives[position] = Bundle(
+                label, archive, proofs, _repository_for(packed_as or path.resolve().name)
+            )
         elif isinstance(files, TarFile):
             _check_end(files)
-            self._tars[position] = _Tar(path, label, files, registry)
+            self._tars[position] = _Tar(path, name, label, files, registry)
         else:
             base, maker = registry
             self._directories[position] = in_directory(label, files, base, maker, proofs)
@@ -153,7 +163,7 @@ class Opened:
         """
         sets: dict[tuple[object, ...], dict[int, _Tar]] = {}
         for position, tar in self._tars.items():
-            is_part = tar.registry.maker == OC_MIRROR and _PART_NAME.fullmatch(tar.path.name)
+            is_part = tar.registry.maker == OC_MIRROR and _PART_NAME.fullmatch(tar.name)
             key = (tar.path.absolute().parent,) if is_part else (tar.path, position)
             sets.setdefault(key, {})[position] = tar
         for tars in sets.values():
@@ -171,7 +181,7 @@ class Opened:
 
 def _joined(tars: list[_Tar], proofs: Proofs) -> DistributionDirectory:
     """Make one registry's directory of tars."""
-    tars.sort(key=lambda tar: tar.path.name)
+    tars.sort(key=lambda tar: tar.name)
     base = next((tar.registry.base for tar in tars if tar.registry.base), BASE)
     files = [(tar.label, tar.files) for tar in tars]
     joined = in_tars(files, base, tars[0].registry.maker, proofs)
@@ -465,7 +475,7 @@ def _check_end(files: TarFile) -> None:
 
 def _absent_parts(tars: Sequence[_Tar]) -> Iterator[Diagnostic]:
     """Yield a notice for each archive that a set lacks, as far as its numbers show."""
-    found = [_PART_NAME.fullmatch(tar.path.name) for tar in tars]
+    found = [_PART_NAME.fullmatch(tar.name) for tar in tars]
     numbers = {int(one[1]) for one in found if one}
     absent = sorted(set(range(1, max(numbers, default=0))) - numbers)
     for number in absent[:_MOST_IMAGES]:
@@ -495,9 +505,9 @@ def _refuse_compressed(path: Path) -> None:
         )
 
 
-def _repository_for(path: Path) -> str:
-    """Return the repository for images without a full name, made from the file's name."""
-    parts = path.resolve().name.lower().split(".")
+def _repository_for(name: str) -> str:
+    """Return the repository for images without a full name, made from the bundle's file name."""
+    parts = name.lower().split(".")
     while parts[1:] and parts[-1] in _SUFFIXES:
         parts.pop()
     stem = ".".join(parts)

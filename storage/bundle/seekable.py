@@ -73,14 +73,15 @@ class Frames:
         descriptor: of the file; not closed here, and used by its own position only.
         listed: the frames.
         pool: that all seekable files of a server share.
+        start: of the first frame in the file.
 
     Attributes:
         size: bytes of all frames, decompressed.
     """
 
-    def __init__(self, descriptor: int, listed: FrameList, pool: FramePool) -> None:
+    def __init__(self, descriptor: int, listed: FrameList, pool: FramePool, start: int = 0) -> None:
         self._descriptor = descriptor
-        self._places = array("Q", accumulate(listed.compressed, initial=0))
+        self._places = array("Q", accumulate(listed.compressed, initial=start))
         self._starts = array("Q", accumulate(listed.sizes, initial=0))
         self.size = self._starts[-1]
         self.pool = pool
@@ -127,46 +128,53 @@ class Frames:
         return f"the zstd frame at byte {self._places[number]}"
 
 
-def frames_of(descriptor: int, pool: FramePool) -> Frames | None:
+def frames_of(descriptor: int, pool: FramePool, start: int = 0) -> Frames | None:
     """Return the frames of an open file; None if it is not a seekable zstd file.
 
     Args:
         descriptor: of the file.
         pool: that all seekable files of a server share.
+        start: of what is read of the file, to its end.
 
     Raises:
         BundleInvalid: see `read_frame_list`.
     """
-    listed = read_frame_list(descriptor)
-    return None if listed is None else Frames(descriptor, listed, pool)
+    listed = read_frame_list(descriptor, start)
+    return None if listed is None else Frames(descriptor, listed, pool, start)
 
 
-def read_frame_list(descriptor: int) -> FrameList | None:
+def read_frame_list(descriptor: int, start: int = 0) -> FrameList | None:
     """Return the list of frames of an open file; None if it is not a seekable zstd file.
+
+    Args:
+        descriptor: of the file.
+        start: of what is read of the file, to its end.
 
     Raises:
         BundleInvalid: the list is damaged or too long, the frames are too large, together they
             expand too far, or zstd cannot be read here.
     """
     end = os.fstat(descriptor).st_size
-    if os.pread(descriptor, 4, 0) != b"\x28\xb5\x2f\xfd" or end < _HEADER.size + _FOOTER.size:
+    size = end - start
+    if os.pread(descriptor, 4, start) != b"\x28\xb5\x2f\xfd" or size < _HEADER.size + _FOOTER.size:
         return None
     count, flags, magic = _FOOTER.unpack(os.pread(descriptor, _FOOTER.size, end - _FOOTER.size))
     if magic != _FOOTER_MAGIC:
         return None
     width = 12 if flags & _HAS_CHECKSUMS else 8
     length = count * width + _FOOTER.size
-    start = end - length - _HEADER.size
+    table_at = end - length - _HEADER.size
     if count > _MAX_FRAMES:
         raise BundleInvalid(f"the zstd file has {counted(count, 'frame')}, at most {_MAX_FRAMES}")
-    if flags & _RESERVED or start < 0 or _read_header(descriptor, start) != (_TABLE_MAGIC, length):
+    is_whole = table_at >= start and not flags & _RESERVED
+    if not is_whole or _read_header(descriptor, table_at) != (_TABLE_MAGIC, length):
         raise BundleInvalid("the list of frames at the end of the zstd file is damaged")
-    table = memoryview(os.pread(descriptor, count * width, start + _HEADER.size))
+    table = memoryview(os.pread(descriptor, count * width, table_at + _HEADER.size))
     compressed, sizes = array("L"), array("L")
     for entry in struct.iter_unpack("<II4x" if width == 12 else "<II", table):
         compressed.append(entry[0])
         sizes.append(entry[1])
-    if sum(compressed) != start:
+    if sum(compressed) != table_at - start:
         raise BundleInvalid(
             "the frames that the zstd file lists do not fill it: tools disagree on what is in it; "
             "compress it again"
@@ -176,7 +184,7 @@ def read_frame_list(descriptor: int) -> FrameList | None:
             f"the zstd file has frames of more than {_MAX_FRAME // 2**20} MiB: import it, or "
             "compress it again in smaller ones"
         )
-    if sum(sizes) > most_expanded(end):
+    if sum(sizes) > most_expanded(size):
         raise expands_too_far()
     _library()
     return FrameList(compressed, sizes)

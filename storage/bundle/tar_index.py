@@ -164,24 +164,26 @@ class RandomAccess(Protocol):
 
 
 class _File:
-    """See `RandomAccess`: those of an open file."""
+    """See `RandomAccess`: those of an open file, to its end."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, start: int) -> None:
         self._descriptor = descriptor
-        self.size = os.fstat(descriptor).st_size
+        self._start = start
+        self.size = os.fstat(descriptor).st_size - start
 
     def read(self, offset: int, count: int) -> bytes:
-        return os.pread(self._descriptor, count, offset)
+        return os.pread(self._descriptor, count, self._start + offset)
 
 
-def scan(descriptor: int, repeatable: str = "") -> TarIndex:
+def scan(descriptor: int, repeatable: str = "", start: int = 0) -> TarIndex:
     """Index an open tar by its headers; see `index_of`.
 
     Args:
         descriptor: of a regular file; its position is neither used nor moved.
         repeatable: see `index_of`.
+        start: of the tar in the file; places in the index begin there.
     """
-    return index_of(_File(descriptor), repeatable)
+    return index_of(_File(descriptor, start), repeatable)
 
 
 def index_of(source: RandomAccess, repeatable: str = "") -> TarIndex:
@@ -302,7 +304,7 @@ class _Blocks:
         end = min(self.end, position + _MAX_TRAILING)
         places = range(position, end - BLOCK + 1, BLOCK)
         found = next((place for place in places if self._block(place) != _ZEROS), None)
-        if found is not None and _is_header(self._block(found)):
+        if found is not None and is_header(self._block(found)):
             raise BundleInvalid(
                 f"another tar follows at byte {found}, and no reader looks beyond the end of the "
                 "first: give each a file of its own"
@@ -326,7 +328,7 @@ class _Blocks:
 
 
 def _verify(block: bytes, position: int) -> None:
-    if not _is_header(block):
+    if not is_header(block):
         if position == 0:
             raise BundleInvalid(NOT_A_TAR)
         raise BundleInvalid(
@@ -334,7 +336,7 @@ def _verify(block: bytes, position: int) -> None:
         )
 
 
-def _is_header(block: bytes) -> bool:
+def is_header(block: bytes) -> bool:
     """Whether a block has the checksum that it states."""
     stored = _octal(block[_CHECKSUM])
     # The field counts as spaces while the sum is taken; old tars summed signed bytes.

@@ -31,6 +31,7 @@ from tests.bundle.builders import Layout
 from tests.support.client import basic
 from tests.support.commands import command_line, environment, mayfly, run_mayfly
 from tests.support.images import digest_of
+from tests.support.packing import stand_in
 from tests.support.process import REPO, Mayfly
 
 SCHEMA = json.loads((REPO / "docs/commands.schema.json").read_text())
@@ -272,6 +273,22 @@ def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
     check("rm", output("rm", "team/app:1", *root))
     spared = output("gc", "--untagged", "--grace", "1h", *root)
     check("gc", spared)
+
+
+def test_pack(tmp_path: Path, bundle: Path) -> None:
+    """A bundle that is whole, and one that needs another."""
+    layout = Layout()
+    layout.name(layout.image(b"layer"), IMAGE)
+    del layout.files[f"blobs/{digest_of(b'layer').replace(':', '/')}"]
+    for one, notices in ((bundle, 0), (layout.write_tar(tmp_path / "delta.tar"), 1)):
+        words = ("-o", tmp_path / "out.run", "--runtime", stand_in(tmp_path / "one-file"))
+        done = mayfly("pack", one, *words, "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        for event in events:
+            check("pack", event)
+        assert [event["event"] for event in events].count("notice") == notices
+        assert events[-1]["machine"] == "x86_64"
 
 
 def test_commands_of_a_damaged_store(tmp_path: Path, bundle: Path) -> None:

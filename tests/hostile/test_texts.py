@@ -157,6 +157,13 @@ CASES: dict[str, list[tuple[str, ...]]] = {
         (f"{NAME}/none",),
         ("broken.tar", "--head", NAME),
     ],
+    "pack": [
+        (NAME, "-o", "new.run"),
+        ("broken.tar", "-o", "new.run", "--runtime", NAME),
+        ("broken.tar", "-o", NAME, "--runtime", "broken.tar", "--json"),
+        ("broken.tar", "-o", "new.run", "--script", NAME),
+        ("broken.tar", "-o", "new.run", "--listen", NAME),
+    ],
     "inventory": [
         ROOT,
         (*ROOT, "--json"),

@@ -20,13 +20,13 @@ from typing import Any
 
 import pytest
 
+from mayfly.storage.bundle.packed import TABLE, end_of_elf
 from tests.bundle.builders import Layout, layers, tar
 from tests.bundle.makers import seekable
+from tests.onefile.conftest import build
 from tests.support.images import digest_of
 from tests.support.process import REPO, Process, need, need_root
 
-BUILD = REPO / "deploy/onefile/build.py"
-MAGIC = b"mayfly one file header"
 LAYER = layers("one")[0]
 
 EMPTY_HOST = """
@@ -37,32 +37,15 @@ exec chroot "$0" /mayfly "$@"
 """
 
 
-def _build(directory: Path, **environment: str) -> Path:
-    need("cc", "strip")
-    done = subprocess.run(
-        [sys.executable, str(BUILD), str(directory)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
-
-
-@pytest.fixture(scope="module")
-def one_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built once."""
-    return _build(tmp_path_factory.mktemp("dist"))
-
-
 @pytest.fixture(scope="module")
 def parts(one_file: Path) -> list[bytes]:
     """The parts that the launcher's table names: ld.so, python, boot.zip, index, libraries."""
     data = one_file.read_bytes()
-    at = data.index(MAGIC)
-    (count,) = struct.unpack_from("<Q", data, at + 24)
-    table = struct.iter_unpack("<QQ", data[at + 32 : at + 32 + 16 * count])
+    at = end_of_elf(data)
+    assert at is not None
+    at += TABLE.size
+    (count,) = struct.unpack_from("<Q", data, at)
+    table = struct.iter_unpack("<QQ", data[at + 8 : at + 8 + 16 * count])
     return [data[offset : offset + size] for offset, size in table]
 
 
@@ -201,11 +184,11 @@ def test_closed_standard_streams(one_file: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_behind_it_changes_nothing(one_file: Path, tmp_path: Path) -> None:
-    """Also if it looks like a table of parts: a file that is appended is never searched."""
+    """Also if it looks like a one file: what is appended is never searched."""
     longer = tmp_path / "longer"
     shutil.copy(one_file, longer)
     with longer.open("ab") as file:
-        file.write(MAGIC * 1000 + one_file.read_bytes()[:1_000_000])
+        file.write(one_file.read_bytes()[:1_000_000])
     done = run(longer, "--version")
     assert done.stdout == run(one_file, "--version").stdout != ""
 
@@ -224,7 +207,7 @@ def test_a_file_that_was_cut_short(one_file: Path, tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_the_same_inputs_give_the_same_bytes(one_file: Path, tmp_path: Path) -> None:
     """In another directory and with other hashes of strings; the lists beside it, too."""
-    again = _build(tmp_path, PYTHONHASHSEED="7")
+    again = build(tmp_path, PYTHONHASHSEED="7")
     names = sorted(path.name for path in one_file.parent.iterdir())
     assert names == [one_file.name + end for end in ("", ".cdx.json", ".sha256")]
     for name in names:

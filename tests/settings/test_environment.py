@@ -97,7 +97,7 @@ commands = {
     "import": ["none.tar"], "copy": ["none.tar", "store"], "sync": ["/dev/null"],
     "serve": ["--listen", "nowhere"],
     "credential-provider": ["--config", "--host", "h:1"],
-    "bundle": ["create", "/dev/null", "-o", "new.tar"],
+    "bundle": ["create", "/dev/null", "-o", "new.tar"], "pack": ["none.tar", "-o", "new.run"],
     "run": ["--listen", "127.0.0.1:0", "--state-dir", "inner", "--", "true"], "stop": ["--help"],
 }
 for name, options in commands.items():
