@@ -145,23 +145,26 @@ def in_thread_for_many(executor: Executor | None, call: Callable[[], T]) -> asyn
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
-
-    def fail(error: BaseException) -> None:
-        answer.set_exception(error)
-        answer.exception()
+    handed = [answer]
 
     def work() -> None:
+        future = handed.pop()
         try:
-            settle = partial(answer.set_result, call())
+            settle = partial(future.set_result, call())
         except BaseException as error:
-            # Without this frame, which refers to the future: no cycle for the garbage collector.
-            here = error.__traceback__
-            settle = partial(fail, error.with_traceback(here and here.tb_next))
+            settle = partial(_fail, future, error)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle)
+        # The exception's traceback holds this frame: no cycle with the future that will hold it.
+        del future, settle
 
     loop.run_in_executor(executor, work)
     return answer
+
+
+def _fail(future: asyncio.Future[T], error: BaseException) -> None:
+    future.set_exception(error)
+    future.exception()
 
 
 async def with_pauses(items: Iterable[T]) -> AsyncIterator[T]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -177,3 +178,21 @@ def test_exception_that_comes_as_the_loop_ends() -> None:
 
 async def _waits_for(call: Callable[[], None]) -> None:
     await uncancelled(in_thread_for_many(None, call))
+
+
+async def test_exception_that_needs_no_garbage_collector() -> None:
+    """It does not hold the future that holds it."""
+
+    def fail() -> None:
+        raise ValueError
+
+    gc.disable()
+    try:
+        running = in_thread_for_many(None, fail)
+        future = weakref.ref(running)
+        await asyncio.wait([running])
+        del running
+        await asyncio.sleep(0.01)
+        assert future() is None
+    finally:
+        gc.enable()
