@@ -106,11 +106,11 @@ def _escaped(text: str, kept: frozenset[str]) -> str:
 
 
 def escaped(document: Any) -> Any:
-    """Return a JSON document with every text in it as one line."""
+    """Return a JSON document with every text in it, keys too, as one line."""
     if isinstance(document, str):
         return line(document)
     if isinstance(document, Mapping):
-        return {key: escaped(value) for key, value in document.items()}
+        return {escaped(key): escaped(value) for key, value in document.items()}
     if isinstance(document, list | tuple):
         return [escaped(value) for value in document]
     return document

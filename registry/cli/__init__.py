@@ -21,6 +21,7 @@ _COMMANDS = {
     "status": "mayfly.registry.cli.control:status",
     "wait": "mayfly.registry.cli.control:wait",
     "stop": "mayfly.registry.cli.control:stop",
+    "report": "mayfly.registry.cli.report",
     "user": "mayfly.registry.cli.user",
     "grant": "mayfly.registry.cli.grant",
     "credentials": "mayfly.registry.cli.credentials",

@@ -15,7 +15,7 @@ ALIASES = {"list": "ls", "remove": "rm"}
 """Alias → the command's own name; for every group that has the command."""
 
 COMMAND_GROUPS = {
-    "Serve": ("serve", "run", "status", "wait", "stop"),
+    "Serve": ("serve", "run", "status", "wait", "stop", "report"),
     "Images": (
         *("bundle", "pack", "copy", "sync", "import", "export", "inventory"),
         *("ls", "inspect", "diff", "du", "rm", "gc", "verify"),

@@ -316,6 +316,19 @@ def read(path: Path, pid: int) -> Report | None:
     return found if isinstance(found, dict) and found.get("pid") == pid else None
 
 
+def load(path: Path) -> Report:
+    """Return the report in a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON object.
+    """
+    found: Report = json.loads(path.read_bytes())
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return found
+
+
 def iso(unix: float) -> str:
     """Format Unix seconds as ISO 8601 in UTC, to the second."""
     return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

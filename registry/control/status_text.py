@@ -361,7 +361,7 @@ def report_text(content: Report, width: int) -> str:
     if content["images_left_out"]:
         left = counted(content["images_left_out"], "more image is", "more images are")
         lines.append(f"{left} left out: reading their manifests took too long")
-    lines += _prefetch(content)
+    lines += prefetch_lines(content)
     if content["coverage"]:
         lines += ["", *coverage_lines(content["coverage"], width)]
     if content["denied"]:
@@ -371,12 +371,13 @@ def report_text(content: Report, width: int) -> str:
     lines += upstream_lines(content.get("upstreams", ()), width)
     lines += corrupt_lines(content["corrupt"])
     lines += aborted_lines(content["cut"], content["cut_requests"])
-    lines += _asked_again(content["asked_again"])
-    lines += _recorded(content)
+    lines += asked_again_lines(content["asked_again"])
+    lines += recorded_lines(content)
     return "\n".join(lines) + "\n"
 
 
-def _prefetch(content: Report) -> list[str]:
+def prefetch_lines(content: Report) -> list[str]:
+    """Return how `--prefetch` ended, a line for each node that proved too little."""
     from mayfly.registry.nodes.causes import TEXTS, Cause
 
     found = content.get("prefetch")  # an older server's report has none
@@ -390,7 +391,8 @@ def _prefetch(content: Report) -> list[str]:
     return [*lines, *_more(found["nodes"] - found["proven"] - _MOST_ROWS)]
 
 
-def _recorded(content: Report) -> list[str]:
+def recorded_lines(content: Report) -> list[str]:
+    """Return what was recorded of the run, and what could not be."""
     lines = []
     if audit := content.get("audit"):
         lines.append(f"audit: {audit['file']}, event {audit['events']}, head {audit['head']}")
@@ -412,7 +414,8 @@ def claims_line(content: Report) -> str:
     return f"exit code 0 rests on claims: {text}" if text else ""
 
 
-def _asked_again(nodes: Mapping[str, int]) -> list[str]:
+def asked_again_lines(nodes: Mapping[str, int]) -> list[str]:
+    """Return a warning of nodes that asked again for what they had; none without any."""
     if not nodes:
         return []
     names = [f"{node} ({count})" for node, count in sorted(nodes.items())]
@@ -424,7 +427,7 @@ def _asked_again(nodes: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _ended(reason: str, detail: Mapping[str, Any]) -> str:
+def ended_text(reason: str, detail: Mapping[str, Any]) -> str:
     """Return why a server ended, as text that follows "ended because"."""
     duration = exact(float(detail["seconds"])) if "seconds" in detail else ""
     match reason:
@@ -473,6 +476,13 @@ def _command_ended(detail: Mapping[str, Any]) -> str:
 
 
 def _summary(content: Report, width: int) -> list[str]:
+    # The reason is not shortened, so that a path in it can be copied.
+    ended = f"ended because {ended_text(content['reason'], content['reason_detail'])}"
+    return [ended, *grid(summary_rows(content), width)]
+
+
+def summary_rows(content: Report) -> list[list[str]]:
+    """Return names and values of a run as a whole."""
     rows = [
         ["ran", f"{readable(content['seconds'])}, from {content['started']}"],
         ["in, out", f"{format_size(content['bytes_in'])}, {format_size(content['bytes_out'])}"],
@@ -481,9 +491,7 @@ def _summary(content: Report, width: int) -> list[str]:
     before, after = content["storage_before"], content["storage_after"]
     if before is not None and after is not None:
         rows.append(["storage", f"{format_size(before)} before, {format_size(after)} after"])
-    # The reason is not shortened, so that a path in it can be copied.
-    ended = f"ended because {_ended(content['reason'], content['reason_detail'])}"
-    return [ended, *grid(rows, width)]
+    return rows
 
 
 def _images(images: list[ImageRecord], width: int) -> list[str]:

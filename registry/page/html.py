@@ -30,7 +30,7 @@ _MAX_TABLE = 20_000
 _BASE = "mayfly/v1/"
 """Relative, so that a prefix of ``--external-url`` stays."""
 
-REFRESH_SECONDS = 5
+REFRESH_SECONDS = 10
 """Between two loads of the page where scripts are off."""
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from mayfly.registry.cli import cli
 from mayfly.registry.text import Terminal, echo, escaped, exact_json, line
+from tests.control.test_report import REPORT
 from tests.hostile import texts
 from tests.hostile.texts import FORGED, NAME, TEXT
 from tests.support.commands import mayfly
@@ -43,6 +44,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts.bundle(top / "bundle")
     (top / "broken.tar").write_bytes(b"no tar")
     (top / "packed.tar").write_bytes(b"\x1f\x8b")
+    hostile = json.dumps(TEXT)[1:-1]
+    report = json.dumps(REPORT).replace("node-b", hostile).replace("team/app", hostile)
+    (top / "hostile.json").write_text(report)
     (top / "auth").mkdir()
     (top / "auth/htpasswd").write_text(f"{NAME}:x\n", "utf-8", "surrogateescape")
     (top / "auth/grants.toml").write_text(f"[[grant]]\nuser = {json.dumps(NAME)}\n")
@@ -68,6 +72,14 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "status": [STATE, (*STATE, "--json"), ("--state-dir", NAME)],
     "wait": [("--ready", "--timeout", "0.1s", *STATE), ("--ready", "--timeout", NAME)],
     "stop": [STATE, ("--state-dir", NAME, "--json")],
+    "report": [
+        ("hostile.json",),
+        ("hostile.json", "--json"),
+        ("hostile.json", "--html", "-"),
+        ("broken.tar",),
+        (NAME, "--html", NAME),
+        ("--state-dir", NAME),
+    ],
     "user add": [(NAME, "--password-stdin", *AUTH), ("x", "--password-stdin", "--auth", NAME)],
     "user rm": [(NAME, *AUTH)],
     "user ls": [AUTH, (*AUTH, "--json"), ("--auth", NAME)],
@@ -287,7 +299,10 @@ def test_line() -> None:
     assert line("plain text, größer: ✓") == "plain text, größer: ✓"
     assert line("a\nb\tc\x1b[0m\u202e\x9b\x7f\ud800") == r"a\nb\tc\x1b[0m\u202e\x9b\x7f\ud800"
     assert line(Path("a\nb")) == r"a\nb"
-    assert escaped({"a": ["\n", {"b": "\x1b"}], "c": 1}) == {"a": [r"\n", {"b": r"\x1b"}], "c": 1}
+    assert escaped({"a": ["\n", {"b": "\x1b"}], "\r": 1}) == {
+        "a": [r"\n", {"b": r"\x1b"}],
+        r"\r": 1,
+    }
 
 
 def test_json_is_exact() -> None:

@@ -99,10 +99,11 @@ commands = {
     "credential-provider": ["--config", "--host", "h:1"],
     "bundle": ["create", "/dev/null", "-o", "new.tar"], "pack": ["none.tar", "-o", "new.run"],
     "run": ["--listen", "127.0.0.1:0", "--state-dir", "inner", "--", "true"], "stop": ["--help"],
+    "report": ["--help"],
 }
 for name, options in commands.items():
     without = ("bundle", "user", "grant", "credentials", "node-config", "status", "wait", "stop")
-    if name not in (*without, "diff", "audit", "credential-provider", "node", "prefetch"):
+    if name not in (*without, "report", "diff", "audit", "credential-provider", "node", "prefetch"):
         options = ["--root", sys.argv[1], *options]
     done = subprocess.run([sys.executable, "-m", "mayfly", name, *options],
                           capture_output=True, text=True)

@@ -94,7 +94,7 @@ export class Matrix {
     const narrow = width < 600;
     const label = Math.min(narrow ? width * 0.36 : 260, this.widest() + (narrow ? 28 : 88));
     const room = width - label;
-    const column = Math.max(Math.min(room / Math.max(this.columns.length, 1), 220), narrow ? 18 : 16);
+    const column = Math.max(Math.min(room / Math.max(this.columns.length, 1), 340), narrow ? 18 : 16);
     const worded = column >= 96;
     const dense = column < 24;
     this.heads = this.columns.map((place) => short(this.state.served.images[place].name, dense));

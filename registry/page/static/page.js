@@ -79,7 +79,7 @@ class Summary {
     );
     const placed = there.filter((letter) => state.accepted.has(letter)).reduce((sum, letter) => sum + counts[letter], 0);
     if (!total) return "No node has asked for an image yet.";
-    return `${Math.floor((100 * placed) / total)} % of the images are where they are to be: ${whole(placed)} of ${whole(total)}.`;
+    return `${Math.floor((100 * placed) / total)} % in place: ${whole(placed)} of ${whole(total)} images on nodes.`;
   }
 
   drawSpark(history) {
@@ -94,8 +94,10 @@ class Summary {
     this.element.classList.toggle("short", lacking);
     say(this.lead, `The server has ended: ${run.ending ?? "it was stopped"}. This page needs it no longer.`);
     say(this.facts.get("State"), "ended");
-    say(this.facts.get("Ends"), time(state.now));
-    say(this.facts.get("Sending"), "nothing");
+    const end = this.facts.get("Ends");
+    say(end.previousElementSibling, "Ended");
+    say(end, time(state.now));
+    this.facts.get("Sending").parentElement.hidden = true;
     this.tools.hidden = false;
   }
 }
@@ -220,6 +222,7 @@ function connected(how) {
   if (how === "refused") connection.append(" ", make("a", { href: "./" }, "Log in again"));
   if (how === "over" && latest) {
     summary.over(latest);
+    underWay.element.hidden = true;
     document.querySelector(".session")?.remove();
   }
 }
