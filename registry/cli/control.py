@@ -13,13 +13,14 @@ import click
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import DURATION, as_json, print_json, state_directory
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.text import echo, raw
+from mayfly.registry.text import echo
 
 if TYPE_CHECKING:
     from mayfly.registry.control.socket import Message
 
 _WATCH_SECONDS = 1.0
-_HOME_AND_CLEAR = "\x1b[H\x1b[J"
+_LINE_SECONDS = 30.0
+"""Between two lines of --watch without a terminal if nothing changes."""
 
 
 @click.command("status", cls=Command)
@@ -28,25 +29,17 @@ _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 @click.option(
     "--watch",
     is_flag=True,
-    help="Show it again each second until the server ends, and then its report.",
+    help="Show it live until the server ends, and then its report: on a terminal in place, "
+    "elsewhere a line for each change, with --json a document each second.",
 )
 def status(state_dir: Path, json: bool, watch: bool) -> int:
     """Show what a running registry does, and which node has which image."""
     from mayfly.registry.control.client import ask
-    from mayfly.registry.errors import NotRunning
 
     found = ask(state_dir, "status")
+    if watch:
+        return _watch(state_dir, found, json)
     _show_status(found, json)
-    while watch:
-        time.sleep(_WATCH_SECONDS)
-        before = found
-        try:
-            found = ask(state_dir, "status")
-        except NotRunning:
-            return _show_end(found, json)
-        if sys.stdout.isatty():
-            click.echo(_HOME_AND_CLEAR, nl=False, file=raw(sys.stdout))
-        _show_status(found, json, before)
     return Exit.DONE
 
 
@@ -128,24 +121,109 @@ def _unreached(answer: Message, timeout: float | None) -> str:
     return f"{when}: {status_text.progress(covered)}" if covered else f"{when} before it was ready"
 
 
-def _show_status(found: Message, json: bool, before: Message | None = None) -> None:
+def _watch(state_dir: Path, found: Message, json: bool) -> int:
+    """Show the status until the server ends, and then its report.
+
+    Args:
+        found: the first answer.
+    """
+    from mayfly.registry.cli import live_screen
+
+    if json:
+        show = _watch_json
+    elif live_screen.is_able(sys.stdout):
+        show = _watch_live
+    else:
+        show = _watch_lines
+    return _show_end(show(state_dir, found), json)
+
+
+def _watch_json(state_dir: Path, found: Message) -> Message:
+    """Print each answer; return the last one."""
+    from mayfly.registry.control.client import ask
+    from mayfly.registry.errors import NotRunning
+
+    while True:
+        print_json(found)
+        time.sleep(_WATCH_SECONDS)
+        try:
+            found = ask(state_dir, "status")
+        except NotRunning:
+            return found
+
+
+def _watch_lines(state_dir: Path, found: Message) -> Message:
+    """Print the first answer, and a line for each change; return the last answer."""
+    from mayfly.registry.control.client import TimedOut, ask
+    from mayfly.registry.control.live_text import progress_line
+    from mayfly.registry.errors import NotRunning
+
+    _show_status(found, json=False)
+    shown, at = _progress(found), time.monotonic()
+    while True:
+        time.sleep(_WATCH_SECONDS)
+        before = found
+        try:
+            found = ask(state_dir, "status")
+        except NotRunning:
+            return before
+        except TimedOut as error:
+            echo(f"{time.strftime('%H:%M:%S')} {error}")
+            continue
+        if _progress(found) != shown or time.monotonic() - at >= _LINE_SECONDS:
+            shown, at = _progress(found), time.monotonic()
+            echo(f"{time.strftime('%H:%M:%S')} {progress_line(found, before)}")
+
+
+def _progress(found: Message) -> tuple[object, ...]:
+    """Return the part of an answer whose change is worth a line; amounts change all the time."""
+    coverage = found["coverage"]
+    matrix = coverage and coverage["matrix"]
+    return found["state"], matrix, len(found["warnings"]), len(found["corrupt"])
+
+
+def _watch_live(state_dir: Path, found: Message) -> Message:
+    """Show each answer in place on the terminal; return the last one."""
+    from mayfly.registry.cli.live_screen import Screen
+    from mayfly.registry.control.client import TimedOut, ask
+    from mayfly.registry.control.live_text import frame
+    from mayfly.registry.errors import NotRunning
+
+    before: Message | None = None
+    answered, next_at = time.monotonic(), time.monotonic() + _WATCH_SECONDS
+    silent = 0.0
+    with Screen(sys.stdout) as screen:
+        while True:
+            width, height = screen.size
+            screen.draw(frame(found, before, width, height, bar=screen.bar, silent=silent))
+            if screen.wait(max(next_at - time.monotonic(), 0)):
+                continue
+            next_at = time.monotonic() + _WATCH_SECONDS
+            try:
+                before, found = found, ask(state_dir, "status")
+                answered, silent = time.monotonic(), 0.0
+            except NotRunning:
+                return found
+            except TimedOut:
+                silent = time.monotonic() - answered
+
+
+def _show_status(found: Message, json: bool) -> None:
     from mayfly.registry.control import status_text
 
     if json:
         print_json(found)
     else:
         width = shutil.get_terminal_size((120, 24)).columns
-        for line in status_text.status_lines(found, width, before):
+        for line in status_text.status_lines(found, width):
             echo(line)
 
 
 def _show_end(last: Message, json: bool) -> int:
-    """Show the report as the last frame, since the server has ended."""
+    """Show the report, since the server has ended."""
     from mayfly.registry.control import report, status_text
 
     content = report.read(Path(last["report"]), last["pid"])
-    if sys.stdout.isatty():
-        click.echo(_HOME_AND_CLEAR, nl=False, file=raw(sys.stdout))
     if content is None:
         echo("mayfly: the server was killed or crashed: it left no report", err=True)
         return Exit.NOT_RUNNING

@@ -151,7 +151,7 @@ def _proof_lines(proofs: Mapping[str, ProofRecord]) -> list[str]:
 _SHOWN_EVIDENCE = (State.PROVEN, State.PRESENT_BEFORE, State.SERVED, State.CLAIMED)
 
 
-def _evidence(row: NodeRow) -> str:
+def evidence(row: NodeRow) -> str:
     """Return by which evidence a node has images: ``2 proven, 1 served``."""
     shown = [f"{row.evidence[one]} {one}" for one in _SHOWN_EVIDENCE if row.evidence.get(one)]
     return ", ".join(shown) or "-"
@@ -162,7 +162,7 @@ def _node_grid(
 ) -> list[str]:
     table = [["node", "images"], *([row.name, f"{row.has} of {row.wanted}"] for row in rows)]
     if proven:
-        shown_by = ["evidence", *map(_evidence, rows)]
+        shown_by = ["evidence", *map(evidence, rows)]
         table = [[*row, by] for row, by in zip(table, shown_by, strict=True)]
     left = grid(table, max(width // 2, MIN_WIDTH // 2))
     start = max(map(len, left)) + 2
@@ -188,15 +188,12 @@ def _fitting(names: Sequence[str], width: int) -> str:
     return shorten(names[0], max(width - len(rest), 3)) + rest
 
 
-def status_lines(
-    found: Mapping[str, Any], width: int, before: Mapping[str, Any] | None = None
-) -> list[str]:
+def status_lines(found: Mapping[str, Any], width: int) -> list[str]:
     """Return the status of a running server as text.
 
     Args:
         found: its answer to ``status``.
         width: columns; at least `MIN_WIDTH` are used.
-        before: an earlier answer, to compute rates; None without.
     """
     found = escaped(found)
     width = max(width, MIN_WIDTH)
@@ -205,8 +202,8 @@ def status_lines(
         ["at", f"{found['url']}, pid {found['pid']}, version {found['version']}"],
         ["idle for", readable(found["idle_seconds"])],
         *ends_rows(found.get("ends", ())),
-        ["in", _amount(found, before, "bytes_in")],
-        ["out", _amount(found, before, "bytes_out")],
+        ["in", format_size(found["bytes_in"])],
+        ["out", format_size(found["bytes_out"])],
     ]
     lines = grid(rows, width)
     lines += transfer_lines(found["transfers"], width)
@@ -268,7 +265,8 @@ def upstream_lines(records: Sequence[UpstreamRecord], width: int) -> list[str]:
     return ["", *grid(rows, width)]
 
 
-def _amount(found: Mapping[str, Any], before: Mapping[str, Any] | None, key: str) -> str:
+def amount(found: Mapping[str, Any], before: Mapping[str, Any] | None, key: str) -> str:
+    """Return a number of bytes, and their rate since an earlier answer, if there is one."""
     text = format_size(found[key])
     if before is not None and found["seconds"] > before["seconds"]:
         rate = (found[key] - before[key]) / (found["seconds"] - before["seconds"])

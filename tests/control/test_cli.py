@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pty
 import subprocess
 import sys
 import threading
@@ -20,7 +17,7 @@ from click.testing import CliRunner
 from mayfly.registry.cli import control, run
 from mayfly.registry.control.client import TimedOut, ask
 from mayfly.registry.errors import LifetimeError, NotRunning
-from tests.support.stubs import Stub, get_manifest, poll, pull, pulling
+from tests.support.stubs import Stub, poll, pull, pulling
 
 Start = Callable[..., Stub]
 
@@ -165,43 +162,6 @@ def test_wait_usage(arguments: tuple[str, ...], says: str) -> None:
     """Invalid events and timeouts to wait for are usage errors."""
     with pytest.raises(click.UsageError, match=says):
         invoke(control.wait, *arguments)
-
-
-WATCH = """
-import sys
-from mayfly.registry.cli.control import status
-sys.exit(status(["--watch", "--state-dir", sys.argv[1]], standalone_mode=False))
-"""
-
-
-@pytest.mark.parametrize(
-    ("end", "code", "last"),
-    [("stop", 0, "ended because it received SIGTERM"), ("kill", 6, "no report")],
-)
-def test_watch(start: Start, images: Path, end: str, code: int, last: str) -> None:
-    """On a terminal the status is redrawn in place; the last frame is the report."""
-    stub = start(until_pulled=images, nodes="2").ready()
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv(sys.executable, [sys.executable, "-c", WATCH, str(stub.state_dir)])
-    seen = b""
-    try:
-        while b"0 of 2 nodes" not in seen:
-            seen += os.read(terminal, 4096)
-        get_manifest(stub.port, "node-a")
-        while b"\x1b[H\x1b[J" not in seen or b"pulling" not in seen:
-            seen += os.read(terminal, 4096)
-        if end == "kill":
-            stub.kill()
-        else:
-            assert stub.stop() == 3
-        with contextlib.suppress(OSError):  # the end of a terminal
-            while more := os.read(terminal, 4096):
-                seen += more
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
-        assert last.encode() in seen.rpartition(b"\x1b[H\x1b[J")[2]
-    finally:
-        os.close(terminal)
 
 
 def test_run_takes_its_command_off() -> None:
