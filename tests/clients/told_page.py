@@ -125,6 +125,8 @@ _CHANCE = (
         r"coverage is complete at \d+ nodes?|\S+ ended with exit code 0)",
         r"\1 REASON",
     ),
+    (r"(?m)^(LAST DEPLOYED:).*", r"\1"),
+    (r"\b(pod/\w+)-[a-z0-9]{5}\b", r"\1"),
     (r"(least free space SIZE) at \S+", r"\1"),
 )
 

@@ -44,6 +44,7 @@ class Cluster:
         api: its API server.
         nodes: by number, from 1.
         mayfly: the registry beside it; `serve` starts another.
+        admin_kubeconfig: kubectl's configuration, for one who may do anything.
     """
 
     def __init__(self, directory: Path, home: Path) -> None:
@@ -228,6 +229,8 @@ class Cluster:
         names = (GATEWAY, "127.0.0.1", "10.96.0.1", "kubernetes.default.svc")
         server = authority.issue("kube-apiserver", hosts=names)
         admin = authority.issue("admin", "system:masters")
+        self.admin_kubeconfig = self.directory / "admin.kubeconfig"
+        self.admin_kubeconfig.write_text(json.dumps(self._kubeconfig(admin)))
         accounts = authority.service_account_keys()
         process = self._background(
             str(KUBERNETES / "kube-apiserver"),
@@ -255,13 +258,12 @@ class Cluster:
         process.wait_for(self._ready, deadline=180)
         for namespace in ("default", "team"):
             self._namespace(namespace)
-        kubeconfig = self.directory / "controllers.kubeconfig"
-        kubeconfig.write_text(json.dumps(self._kubeconfig(admin)))
         self._background(
             str(KUBERNETES / "kube-controller-manager"),
             # Others would remove pods of nodes that a test holds up.
-            "--controllers=job-controller,disruption-controller",
-            *(f"--kubeconfig={kubeconfig}", "--leader-elect=false"),
+            "--controllers=job-controller,disruption-controller,namespace-controller,"
+            "serviceaccount-controller,garbage-collector-controller",
+            *(f"--kubeconfig={self.admin_kubeconfig}", "--leader-elect=false"),
             *("--bind-address=127.0.0.1", f"--cert-dir={self.directory}/controllers"),
         )
 

@@ -73,6 +73,11 @@ class Node:
         self.containerd = self._start_containerd()
         self.kubelet = self.start_kubelet()
 
+    @property
+    def pid(self) -> int:
+        """A process in its namespaces."""
+        return self._holder.pid
+
     def inside(self, program: str | Path, *args: str | Path) -> list[str]:
         """The arguments that run a program in the node's namespaces."""
         found = program if isinstance(program, Path) else find_program(program, *self._first)
