@@ -23,7 +23,7 @@ from tests.kubelet.api import Object, Refused, eventually
 from tests.kubelet.cluster import HUB_IMAGE, Cluster, Pod
 from tests.kubelet.images import add_mayfly
 from tests.kubelet.namespace import output
-from tests.kubelet.node import Node
+from tests.kubelet.node import Node, end
 from tests.kubelet.pki import Authority
 from tests.support.chart import rendered
 from tests.support.commands import run_mayfly
@@ -124,6 +124,16 @@ class Deployed:
         os.kill(json.loads(self.node.crictl("inspect", container))["info"]["pid"], signal.SIGKILL)
         eventually(lambda: self._container() not in ("", container), 60, self.describe)
 
+    def lose_power(self) -> None:
+        """The node fails and starts again: kubelet finds none of its containers."""
+        end(self.node.kubelet)
+        pid = json.loads(self.node.crictl("inspect", self._container()))["info"]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        for sandbox in self.node.crictl("pods", "--quiet", "--name", self.pod.name).split():
+            self.node.crictl("rmp", "--force", sandbox)
+        self.node.start_kubelet()
+        eventually(self._container, 120, self.describe)
+
     def evict(self) -> str:
         """Ask to evict the pod, as `kubectl drain` does; why that is refused."""
         metadata = {"name": self.pod.name, "namespace": "default"}
@@ -185,7 +195,7 @@ def _settings(node: Node) -> str:
 def test_release_prepares_two_nodes_and_completes(
     cluster: Cluster, archive: Path, untouched: dict[str, str]
 ) -> None:
-    """From a bundle of the node's, by the script of nodes; the container is killed in between."""
+    """From a bundle of the node's, by the script of nodes; its node loses power in between."""
     one, two = cluster.nodes[1], cluster.nodes[2]
     with released(cluster, accept="proven") as release:
         scripts = {
@@ -193,15 +203,14 @@ def test_release_prepares_two_nodes_and_completes(
             for node in (one, two)
         }
         one.run_script(scripts[one.name])
-        release.kill()
+        release.lose_power()
         release.wait_until_ready()
         # The run went on: script and trust are still good. A drain would wait.
         assert "disruption budget" in release.evict()
         two.run_script(scripts[two.name])
         eventually(lambda: "Complete" in release.conditions, 120, release.describe)
         assert "coverage: 2 of 2 nodes" in release.log()
-        (status,) = release.pod.read()["status"]["containerStatuses"]
-        assert status["restartCount"] == 1
+        assert "resuming the run of" in release.log()
         # Mayfly has ended; kubelet needs no registry, nor a Secret.
         for number in (1, 2):
             cluster.pod("hello:1", node=number).runs().gone()
@@ -228,6 +237,8 @@ def test_secrets_of_nodes_are_told_apart(cluster: Cluster, trusted: Deployed) ->
     # The Secret was given by the container that was killed.
     cluster.pod(image, secrets[1], 2).runs().gone()
     eventually(lambda: "Complete" in trusted.conditions, 120, trusted.describe)
+    (status,) = trusted.pod.read()["status"]["containerStatuses"]
+    assert status["restartCount"] == 1
 
 
 def test_uninstalled_release_lets_a_pull_end(

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import socket
+import ssl
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,17 @@ import yaml
 
 from mayfly.registry.settings.settings import ALL
 from mayfly.registry.version import VERSION
+from tests.clients.layout import Layout, layer
 from tests.conftest import Record
 from tests.support.chart import CHART, Object, rendered, template
-from tests.support.process import REPO, find_program, need
+from tests.support.commands import environment, run_mayfly
+from tests.support.process import REPO, Mayfly, find_program, need
 
 PLAIN = REPO / "deploy/kubernetes/mayfly.yaml"
 PLAIN_VALUES = REPO / "deploy/kubernetes/values.yaml"
+
+NODE_ADDRESS = "192.0.2.7"
+"""From a block for documentation (RFC 5737)."""
 
 HEADER = """\
 # Mayfly as a Job for one upgrade, for clusters without Helm: docs/kubernetes.md. Made from the
@@ -128,6 +136,45 @@ def test_settings_are_those_of_the_values(tmp_path: Path) -> None:
     )
     assert hosting["host"] == "registry.example:5443"
     assert "Service/mayfly" not in objects
+
+
+@pytest.mark.parametrize("mode", ["host", "nodePort"])
+def test_mayfly_announces_what_nodes_use(mode: str, tmp_path: Path) -> None:
+    """Started with the container's variables: in its URL, its Secrets and its certificate."""
+    values: Object = {
+        "bundle": {"claim": "upgrade", "files": ["bundle.tar"]},
+        "nodes": ["node-1"],
+        "accept": "proven",
+        "network": {"mode": mode, "nodePort": 31000},
+    }
+    objects = rendered(tmp_path, values)
+    layout = Layout(tmp_path / "bundle")
+    layout.add("docker.io/library/app:1", layer({"etc/app": b"1"}))
+    layout.archive()
+    (tmp_path / "nodes.txt").write_text(objects["ConfigMap/mayfly"]["data"]["nodes.txt"])
+    variables = container_of(objects)["variables"]
+    env = environment()
+    for name, value in variables.items():
+        if value is not None and name not in ("MAYFLY_ROOT", "MAYFLY_STATE_DIR", "MAYFLY_LISTEN"):
+            value = value.replace("$(NODE_ADDRESS)", NODE_ADDRESS)
+            env[name] = re.sub("^(/bundles|/etc/mayfly)", str(tmp_path), value)
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    running = Mayfly(tmp_path / "root", tmp_path / "state", listen=f"0.0.0.0:{port}", env=env)
+    try:
+        announced = port if mode == "host" else 31000
+        assert running.url == f"https://{NODE_ADDRESS}:{announced}"
+        words = ("--state-dir", running.state_dir, "--node", "node-1")
+        secret = json.loads(run_mayfly("credentials", "--format", "secret", *words))
+        config = json.loads(base64.b64decode(secret["data"][".dockerconfigjson"]))
+        assert list(config["auths"]) == [running.host]
+        assert running.host in run_mayfly("node", "script", *words)
+        context = ssl.create_default_context(cafile=str(running.state_dir / "ca.crt"))
+        with socket.create_connection(("127.0.0.1", port)) as plain:
+            # The handshake fails unless the certificate is valid for the node's address.
+            context.wrap_socket(plain, server_hostname=NODE_ADDRESS).close()
+    finally:
+        running.kill()
 
 
 def test_probes_are_not_activity(tmp_path: Path) -> None:
