@@ -99,6 +99,20 @@ def test_plain_manifests_are_valid() -> None:
         assert f"resource {kind}/mayfly" in told
 
 
+def test_the_example_is_valid(tmp_path: Path) -> None:
+    """Its values, as docs/upgrade.md installs them, and the pods of the upgrade."""
+    example = REPO / "examples/kubernetes"
+    objects = rendered(tmp_path, yaml.safe_load((example / "values.yaml").read_text()))
+    validate(tmp_path / "rendered.yaml")
+    validate(example / "shop.yaml")
+    images = set((example / "images.txt").read_text().split())
+    pods = list(yaml.safe_load_all((example / "shop.yaml").read_text()))
+    assert {pod["spec"]["containers"][0]["image"] for pod in pods} == images
+    assert {pod["spec"]["nodeName"] for pod in pods} == set(
+        objects["ConfigMap/mayfly"]["data"]["nodes.txt"].split()
+    )
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_is_valid(name: str, tmp_path: Path) -> None:
     """The API server takes all objects; all variables are settings."""
