@@ -106,6 +106,32 @@ def test_documents_that_are_named_exist() -> None:
     assert [f"{where}: {name}" for where, name in named if not (REPO / name).exists()] == []
 
 
+LINK = re.compile(r"\]\((?!\w+:)([\w./-]*)(?:#([\w-]+))?\)")
+"""A link of a page to another, and to a heading there."""
+
+
+def _headings(page: Path) -> set[str]:
+    """The names by which links find a page's headings."""
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text())
+    found = re.findall(r"(?m)^#+ (.+)$", text)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in found}
+
+
+def test_links_lead_somewhere() -> None:
+    """Each link of a page to another names a file that is there, and a heading in it."""
+    missing, links = [], 0
+    for where, text in _pages():
+        if where.startswith(("CHANGE", "changes/")):
+            continue
+        for target, heading in LINK.findall(text):
+            links += 1
+            path = (REPO / where).parent / target if target else REPO / where
+            if not path.exists() or (heading and heading not in _headings(path)):
+                missing.append(f"{where}: {target}#{heading}")
+    assert links > 100, "the search finds too few"
+    assert missing == []
+
+
 def _defined(tree: ast.Module | ast.ClassDef) -> dict[str, ast.AST]:
     """The names that a module or class defines or imports itself."""
     found: dict[str, ast.AST] = {}
