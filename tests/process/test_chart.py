@@ -92,6 +92,14 @@ def test_plain_manifests_are_the_charts(record: Record) -> None:
         )
 
 
+def test_helm_finds_nothing_to_complain_about() -> None:
+    """Not even a warning."""
+    need("helm")
+    argv = [find_program("helm") or "", "lint", "--strict", "--quiet", str(CHART)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
 def test_plain_manifests_are_valid() -> None:
     """They have every object, and the API server takes each."""
     told = validate(PLAIN)
