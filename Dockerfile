@@ -7,6 +7,11 @@ FROM ${BASE} AS build
 ARG PIP_INDEX_URL
 ARG PIP_CERT
 ARG HTTPS_PROXY
+# Without an index: unpack the wheelhouse of `make packages` here (tar -xf dist/…-wheels-….tar), and
+# build with --network none --build-arg PIP_NO_INDEX=1.
+ARG PIP_NO_INDEX
+COPY README.md wheel[s] /wheels/
+ENV PIP_FIND_LINKS=/wheels
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY registry registry
@@ -14,7 +19,7 @@ COPY storage storage
 COPY auth auth
 COPY mayfly mayfly
 RUN python3 -m venv /opt/mayfly \
- && /opt/mayfly/bin/pip install --no-cache-dir --no-compile . \
+ && /opt/mayfly/bin/pip install --no-cache-dir --no-compile '.[metrics,zstd]' \
  && /opt/mayfly/bin/python -m compileall -q /opt/mayfly/lib
 
 FROM ${BASE}

@@ -11,7 +11,7 @@ RUN_VENV := .cache/run
 RUN_STAMP := $(RUN_VENV)/.installed
 OLDEST := .cache/oldest
 
-.PHONY: run test test-oldest test-kubelet test-signatures lint format benchmark soak audit dist release clean
+.PHONY: run test test-oldest test-kubelet test-signatures test-packages lint format benchmark soak audit dist packages release clean
 
 run: $(RUN_STAMP)
 	$(RUN_VENV)/bin/mayfly serve --root .cache/store --state-dir .cache/state $(ARGS)
@@ -30,6 +30,11 @@ test-signatures: $(STAMP)
 	bash .ci/install
 	bash .ci/install test-signatures
 	MAYFLY_REQUIRE_ALL=1 $(BIN)/pytest tests/signatures $(ARGS)
+
+test-packages: $(STAMP)
+	bash .ci/install
+	bash .ci/install test-packages
+	MAYFLY_REQUIRE_ALL=1 $(BIN)/pytest tests/packages $(ARGS)
 
 # With the oldest version of each dependency that pyproject.toml allows; `make test` has the newest.
 # CI runs the tests in SHORT, which use every dependency: aiohttp (http, api), bcrypt and pyjwt (auth),
@@ -93,6 +98,10 @@ audit: $(STAMP)
 # One file that runs without Python: dist/mayfly-VERSION-linux-ARCH (docs/install.md).
 dist: $(RUN_STAMP)
 	$(RUN_VENV)/bin/python deploy/onefile/build.py
+
+# Packages of it for distributions, for pip and for container runtimes, with checksums.
+packages: dist
+	$(RUN_VENV)/bin/python deploy/packages/build.py
 
 # Build and check a release of what is committed; ARGS=--tag also writes the changelog and tags it.
 release:

@@ -6,8 +6,8 @@ is checked, so that it cannot be replaced between check and read.
 
 Writing refuses a symlink: replacing one would cut a mount off from its source, and following one
 could change a file elsewhere. A write is atomic and durable (`storage.files`). A new file gets mode
-0600. An existing one keeps its owner and its group's right to read, so that ``mayfly user add`` run
-by root does not lock a server out.
+0600, or 0640 in a directory with the setgid bit, whose group it gets. An existing one keeps its
+owner and its group's right to read. So ``mayfly user add`` run by root locks no server out.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def write(path: Path, data: bytes) -> None:
             old file is as it was.
     """
     try:
-        replace_file(path, data, _attributes(_writable(path)))
+        replace_file(path, data, _attributes(path, _writable(path)))
     except OSError as error:
         raise PolicyFileInvalid(
             path, f"cannot be written ({error.strerror})", "the old file is unchanged"
@@ -127,8 +127,8 @@ def _writable(path: Path) -> os.stat_result | None:
     return found
 
 
-def _attributes(before: os.stat_result | None) -> Attributes:
+def _attributes(path: Path, before: os.stat_result | None) -> Attributes:
     if before is None:
-        return Attributes(0o600)
+        return Attributes(0o640 if path.parent.stat().st_mode & stat.S_ISGID else 0o600)
     mode = 0o600 | (before.st_mode & _KEPT_BITS)
     return Attributes(mode, (before.st_uid, before.st_gid))

@@ -97,6 +97,14 @@ def test_new_file_is_private(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["new"]
 
 
+def test_new_file_is_for_the_group_of_a_setgid_directory(tmp_path: Path) -> None:
+    """So a server in that group reads what root makes there, as in /etc/mayfly of the packages."""
+    tmp_path.chmod(0o2750)
+    files.write(tmp_path / "new", b"x")
+    assert _mode(tmp_path / "new") == 0o640
+    assert (tmp_path / "new").stat().st_gid == tmp_path.stat().st_gid
+
+
 @pytest.mark.parametrize(("before", "after"), [(0o640, 0o640), (0o644, 0o640), (0o600, 0o600)])
 def test_existing_file_keeps_its_group_reading(tmp_path: Path, before: int, after: int) -> None:
     """A server that reads the file through its group can still do so; others cannot."""

@@ -1,4 +1,4 @@
-"""The units that are shipped are what systemd takes; tests/process/test_chart.py has the chart."""
+"""The units and the static pod are valid; tests/process/test_chart.py has the chart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.settings.settings import SETTINGS
+from mayfly.registry.settings.settings import ALL
+from tests.support.packing import builder
 from tests.support.process import REPO, find_program, need
 
 SYSTEMD = REPO / "deploy" / "systemd"
@@ -31,12 +32,14 @@ def run(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str
 def units(tmp_path: Path) -> Path:
     """The units, with a program that exists here in the place of Mayfly's."""
     need("systemd-analyze")
-    for unit in SYSTEMD.iterdir():
+    for unit in SYSTEMD.glob("mayfly.s*"):
         shutil.copy(unit, tmp_path)
     service = tmp_path / "mayfly.service"
     text = service.read_text()
-    assert "ExecStart=/usr/local/bin/mayfly serve\n" in text
-    service.write_text(text.replace("/usr/local/bin/mayfly", "/bin/sh"))
+    assert "ExecStart=/usr/bin/mayfly serve\n" in text
+    service.write_text(text.replace("/usr/bin/mayfly", "/bin/sh"))
+    for unit in tmp_path.iterdir():  # its manual is not installed here
+        unit.write_text(unit.read_text().replace("man:mayfly(1)", "man:systemd.unit(5)"))
     return tmp_path
 
 
@@ -54,7 +57,20 @@ def test_units_are_hardened(units: Path) -> None:
 
 
 def test_variables_are_settings() -> None:
-    """Every variable that the service sets is one that Mayfly reads."""
-    used = set(re.findall(r"MAYFLY_[A-Z_]+(?==)", (SYSTEMD / "mayfly.service").read_text()))
+    """Every variable that the service sets, or its file of settings shows, is one Mayfly reads."""
+    texts = [(SYSTEMD / name).read_text() for name in ("mayfly.service", "mayfly.env")]
+    used = {name for text in texts for name in re.findall(r"MAYFLY_[A-Z_]+(?==)", text)}
     assert used
-    assert used <= {setting.variable for setting in SETTINGS}
+    assert used <= {setting.variable for setting in ALL}
+
+
+def test_static_pod() -> None:
+    """The kubelet takes it, every variable is a setting, and its image is that of the packages."""
+    need("kubernetes-validate")
+    file = REPO / "deploy/kubernetes/static-pod.yaml"
+    done = run("kubernetes-validate", "--strict", file)
+    assert done.returncode == 0, done.stdout
+    used = set(re.findall(r"name: (MAYFLY_[A-Z_]+)", file.read_text()))
+    assert used
+    assert used <= {setting.variable for setting in ALL}
+    assert f"image: {builder().IMAGE}\n" in file.read_text()

@@ -1,13 +1,17 @@
-"""A stand-in for the one file of `make dist`, as `mayfly pack` and readers of bundles see it."""
+"""A stand-in for the one file, as `mayfly pack` and readers of bundles see it; deploy/packages."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import struct
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from mayfly.storage.bundle.packed import PAGE, Table
 from tests.support.commands import mayfly
+from tests.support.process import REPO
 
 X86_64 = 62
 PARTS = b"loader, interpreter, modules"
@@ -43,3 +47,14 @@ main()
 def command_line_of(file: Path, *words: object) -> list[str]:
     """The command line that starts Mayfly as ``boot.py`` does from a one file."""
     return [sys.executable, "-c", _STARTED, *map(str, (file, *words))]
+
+
+@functools.cache
+def builder() -> ModuleType:
+    """Import deploy/packages/build.py, which is not part of what is installed."""
+    directory = str(REPO / "deploy/packages")
+    sys.path.insert(0, directory)
+    try:
+        return importlib.import_module("build")
+    finally:
+        sys.path.remove(directory)

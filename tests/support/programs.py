@@ -85,7 +85,7 @@ class Manifest:
 
     Attributes:
         ci_minutes: the most that installing tier "ci" may take.
-        debian_minutes: for all packages of tier "ci".
+        debian_minutes: for all packages of a tier.
     """
 
     ci_minutes: float
@@ -98,7 +98,8 @@ class Manifest:
         """What installing one tier takes on a bare machine."""
         every: list[PythonProgram | GoProgram] = [*self.python, *self.go]
         built = sum(program.minutes for program in every if program.tier == tier)
-        return built + (self.debian_minutes if tier == CI else 0)
+        has_debian = any(package.tier == tier for package in self.debian)
+        return built + (self.debian_minutes if has_debian else 0)
 
     def tiers(self) -> list[str]:
         """All tiers but "ci": targets of the Makefile."""
