@@ -57,7 +57,7 @@ def _operator(directory: Path, cluster: Cluster) -> Shell:
         shutil.copytree(REPO / part, checkout / part)
     layout = Layout(directory / "mayfly-image")
     add_mayfly(layout, f"localhost/mayfly:{VERSION}")
-    shutil.copy(layout.archive(), checkout / "examples/kubernetes")
+    shutil.copy(layout.archive(), checkout / f"examples/kubernetes/mayfly-{VERSION}-oci.tar")
     hosts = directory / "hosts"
     hosts.write_text(f"{Path('/etc/hosts').read_text()}\n{GATEWAY} registry.example\n")
     inside = ["unshare", "--mount", "--propagation", "private", "sh", "-c"]
