@@ -10,8 +10,8 @@
     mayfly-VERSION-wheels-linux-ARCH.tar  for pip without an index (pip's own variables hold)
     SHA256SUMS                            of all files
 
-What is in the one file is in ….cdx.json beside it, and in the packages. The same inputs give the
-same bytes; SOURCE_DATE_EPOCH sets the time of files.
+What is in the one file is in ….cdx.json beside it, and in the packages; the wheelhouse has one of
+its own. The same inputs give the same bytes; SOURCE_DATE_EPOCH sets the time of files.
 """
 
 from __future__ import annotations
@@ -303,11 +303,31 @@ def make_wheelhouse(wheels: Path, directory: Path) -> Path:
         )
     _run(*pip, "wheel", "--no-deps", "--wheel-dir", wheels, TOP)
     output = directory / f"mayfly-{VERSION}-wheels-linux-{machine}.tar"
+    bill = json.dumps(list_wheels(wheels), indent=1).encode() + b"\n"
+    output.with_suffix(".cdx.json").write_bytes(bill)
     with tarfile.open(output, "w") as archive:
         for path in sorted(wheels.iterdir()):
             data = path.read_bytes()
             archive.addfile(_member(f"wheels/{path.name}", len(data)), io.BytesIO(data))
     return output
+
+
+def list_wheels(wheels: Path) -> dict[str, object]:
+    """Return what is in the wheelhouse, as CycloneDX 1.6 has it."""
+    found = []
+    for path in sorted(wheels.iterdir()):
+        name, version = path.name.split("-")[:2]
+        purl = f"pkg:pypi/{name.lower().replace('_', '-')}@{version}?file_name={path.name}"
+        hashes = [{"alg": "SHA-256", "content": _sha256(path.read_bytes())}]
+        one = {"type": "library", "name": name, "version": version, "purl": purl, "hashes": hashes}
+        found.append(one)
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {"component": {"type": "application", "name": "mayfly", "version": VERSION}},
+        "components": found,
+    }
 
 
 def _member(name: str, size: int, mode: int = 0o644) -> tarfile.TarInfo:

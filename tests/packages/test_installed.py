@@ -100,8 +100,8 @@ def test_rpm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         builder().lay_out(tree, one_file)
         rpms.append(builder().make_rpm(tree, tree.parent, "x86_64"))
     assert rpms[0].name == f"mayfly-{VERSION}-1.x86_64.rpm"
-    first, second = (_query(rpm, "--dump").replace("/1/", "/2/") for rpm in rpms)
-    assert first == second
+    assert rpms[0].read_bytes() == rpms[1].read_bytes()
+    first = _query(rpms[0], "--dump")
     digest = builder()._sha256(one_file.read_bytes())
     assert f" {digest} 0100755 root root " in first
     assert _query(rpms[0], "--requires").count("\n") < 10

@@ -102,6 +102,15 @@ def test_image(one_files: dict[str, Path], tmp_path: Path) -> None:
     }
 
 
+def test_wheels_are_listed(tmp_path: Path) -> None:
+    """Each file of the wheelhouse by name, version and digest."""
+    wheel = tmp_path / "typing_extensions-4.15.0-py3-none-any.whl"
+    wheel.write_bytes(b"wheel")
+    (one,) = builder().list_wheels(tmp_path)["components"]
+    assert one["purl"] == f"pkg:pypi/typing-extensions@4.15.0?file_name={wheel.name}"
+    assert one["hashes"][0]["content"] == builder()._sha256(b"wheel")
+
+
 def _commands(group: click.Group, before: str) -> Iterator[str]:
     yield before
     context = click.Context(group)
