@@ -120,6 +120,9 @@ def commands_of(block: str) -> list[tuple[str, str]]:
 _CHANCE = (
     # Which node is the first, and whether what it pulled has settled before the command ends.
     (r"(?m)^TIME INFO +\S+: \d+ of \d+ images; \d+ of \d+ nodes?\n", ""),
+    # Whether a node's proof reached the disk before a crash, so that the next run skips it.
+    (r"(?m)^TIME INFO +\S+: proven: .*\n", ""),
+    (r"; skipped, since every image is proven: \d+", ""),
     (
         r"(stopping:|ended because) (?:every node has every image|"
         r"coverage is complete at \d+ nodes?|\S+ ended with exit code 0)",
