@@ -221,7 +221,12 @@ def test_signal_during_the_start(tmp_path: Path) -> None:
     options = ["--ephemeral", "--state-dir", tmp_path / "state", "--listen", "127.0.0.1:0"]
     argv = command_line("serve", *options)
     process = Process(argv, tmp_path / "output.log", env=environment(TMPDIR=str(tmp_path / "tmp")))
-    process.wait_for(lambda: True if any((tmp_path / "tmp").iterdir()) else None)
+
+    def has_scratch_root() -> bool | None:
+        # Not any file: tempfile tries whether it may write there, with one of its own.
+        return any(one.is_dir() for one in (tmp_path / "tmp").iterdir()) or None
+
+    process.wait_for(has_scratch_root)
     process.popen.send_signal(signal.SIGTERM)
     process.popen.wait(PATIENCE)
     assert list((tmp_path / "tmp").iterdir()) == []
