@@ -35,7 +35,7 @@ class Draining(Exception):
 
 
 class TooManyStreams(Exception):
-    """More browsers would look at the run than the server bears: 503, ``UNAVAILABLE``."""
+    """The most rollout pages that one server follows are open already: 503, ``UNAVAILABLE``."""
 
     def __init__(self, most: int) -> None:
         self.message = f"{most} browsers look at this already; close one of them"

@@ -15,28 +15,6 @@ from mayfly.registry.http.response import Response
 from mayfly.registry.telemetry import events
 from mayfly.registry.telemetry.events import Action, Event, Outcome, Target
 
-_ACTIONS: dict[tuple[str, str], Action] = {
-    ("manifest", "GET"): "pull",
-    ("manifest", "HEAD"): "check",
-    ("manifest", "PUT"): "push",
-    ("manifest", "DELETE"): "delete",
-    ("blob", "GET"): "pull",
-    ("blob", "HEAD"): "check",
-    ("blob", "DELETE"): "delete",
-    ("uploads", "POST"): "push",
-    ("upload", "PUT"): "push",
-    ("catalog", "GET"): "list",
-    ("tags", "GET"): "list",
-    ("referrers", "GET"): "list",
-    ("token", "GET"): "login",
-    ("token", "POST"): "login",
-    ("proof", "POST"): "prove",
-    ("base", "GET"): "login",
-    ("session", "POST"): "login",
-    ("stop", "POST"): "stop",
-}
-"""(endpoint, method) → action. Other requests, such as the chunks of an upload, have no event."""
-
 
 async def handle(
     put: Callable[[Event], None], context: Context, http: HTTPRequest, request: Request
@@ -67,7 +45,7 @@ def _record(
     reason: str = "",
     response: Response | None = None,
 ) -> None:
-    action = _ACTIONS.get((request.route.endpoint, request.method))
+    action = _action(request)
     if action is None or (response is not None and response.status == 202 and action == "push"):
         return  # a session was begun; the push ends with another request
     if request.route.endpoint == "session" and "Set-Cookie" not in getattr(response, "headers", ()):
@@ -85,6 +63,13 @@ def _record(
     if reason:
         event["reason"] = reason
     put(event)
+
+
+def _action(request: Request) -> Action | None:
+    event = request.route.event
+    if request.method != "HEAD":
+        return event
+    return "check" if event == "pull" else None
 
 
 def _target(http: HTTPRequest, request: Request, response: Response | None) -> Target:

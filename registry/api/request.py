@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
 from mayfly.registry.access.needs import AccessRequest, Need, Rule
@@ -14,6 +14,9 @@ from mayfly.registry.coverage.pulls import Step
 from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.http.response import Response
 from mayfly.storage.digest import Digest
+
+if TYPE_CHECKING:
+    from mayfly.registry.telemetry.events import Action
 
 MAX_QUERY_FIELDS = 64
 
@@ -88,14 +91,16 @@ class Route(NamedTuple):
         endpoint: its name, in the audit and in docs/openapi.yaml.
         path: with ``{name}`` for the repository, and ``{reference}``, ``{digest}`` or ``{id}`` for
             the last part; or with ``{node}`` for a node and one word after it; or with ``{token}``
-            or ``{file}`` at the end. A slash at the end is optional where the path names a
-            repository.
+            or ``{file}`` at the end. A slash at the end of a path with ``{name}`` is optional in
+            requests.
         methods: of HTTP.
         handler: answers it.
         rule: the rights that it needs.
         step: its part in a pull or push, for the drain. `Step.NEITHER` is always served; None, the
             default, is refused while the registry drains.
         optional_needs: returns the rights that a request can use but does not require.
+        event: the action of its requests in the audit file and at webhooks; of a HEAD of what is
+            pulled it is ``check``. None, the default, has no event.
         counts: whether it counts as activity, which keeps an idle registry alive.
         listed_nodes_only: whether it refuses credentials for a node that ``--nodes`` lacks. Set it
             for routes of manifests and blobs, by which nodes pull: a pull of an unlisted node
@@ -109,6 +114,7 @@ class Route(NamedTuple):
     rule: Rule | None = None
     step: Step | None = None
     optional_needs: Callable[[Request], tuple[Need, ...]] = no_needs
+    event: Action | None = None
     counts: bool = True
     listed_nodes_only: bool = False
 

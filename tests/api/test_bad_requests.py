@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.registry.api.routes import ROUTES
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.endpoints import METHODS
 from tests.support.images import digest_of, image_body
@@ -22,14 +23,13 @@ BAD_NAMES = (
     "A", "Team/App", "_uploads", "a/_manifests", "_mayfly/scratch", "-", ".", "a//b", "a" * 256,
     "a/" * 130 + "a", "~root", "a%20b", "%25", "%", "a:5000", "%E2%80%AE",
 )  # fmt: skip
+_VALUES = {"reference": "v1", "digest": SHA, "id": "1b671a64-40d5-491e-99b0-da01ff1f3341"}
 RESTS = {
-    f"blobs/{SHA}": "blob",
-    "manifests/v1": "manifest",
-    "tags/list": "tags",
-    "blobs/uploads/": "uploads",
-    "blobs/uploads/1b671a64-40d5-491e-99b0-da01ff1f3341": "upload",
-    f"referrers/{SHA}": "referrers",
+    route.path.removeprefix("/v2/{name}/").format(**_VALUES): route.endpoint
+    for route in ROUTES
+    if route.path.startswith("/v2/{name}/")
 }
+"""What follows the repository in a path → endpoint."""
 
 
 @pytest.mark.parametrize("rest", RESTS)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.registry.api.routes import ROUTES
+from tests.support.endpoints import METHODS
 from tests.support.process import REPO
 from tests.test_architecture import FLOORS
 
@@ -62,6 +64,15 @@ def test_example_is_one_route_handler_test_and_description() -> None:
                 "another example there",
                 pytrace=False,
             )
+
+
+def test_example_adds_a_route_of_its_own() -> None:
+    """Neither its endpoint nor its path is in the table of routes."""
+    added = "".join(after for name, _, after in _hunks() if name == "registry/api/routes.py")
+    (endpoint, path), *_ = re.findall(r'"(\w+)", "(/v2/\{name\}/_[^"]*)"', added)
+    advice = "CONTRIBUTING.md's example is a route of the registry now: show another example there"
+    assert endpoint not in METHODS, advice
+    assert path not in {route.path for route in ROUTES}, advice
 
 
 def test_example_depends_on_one_line_for_each_place() -> None:

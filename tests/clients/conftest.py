@@ -14,7 +14,9 @@ import pytest
 
 from tests.clients.images import COMMAND, Images, make_images
 from tests.clients.medium import Medium, make_medium
+from tests.clients.node_machines import network_of_machines
 from tests.clients.programs import Client, Containerd, Cri, Dockerd
+from tests.kubelet.namespace import own_network
 from tests.support.process import CACHE, Process, find_program, need, need_root, remove_tree
 from tests.support.programs import versions
 
@@ -48,6 +50,15 @@ def home(workspace: Path) -> Path:
     path.mkdir()
     (path / "auth.json").write_text("{}")
     return path
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[None]:
+    """A network of the module's own, for machines of `node_machines`."""
+    need_root()
+    with own_network():
+        network_of_machines()
+        yield
 
 
 @pytest.fixture

@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.clients.layout import Layout
-from tests.clients.node_machines import GATEWAY, Machine, events, network_of_machines
-from tests.kubelet.namespace import own_network
+from tests.clients.node_machines import GATEWAY, Machine, events
 from tests.nodes.test_script import CHANGING
 from tests.support.commands import mayfly
-from tests.support.process import Mayfly, need_root
+from tests.support.process import Mayfly
 
 KILLER = """#!/bin/sh
 # Run the program of this name; kill all of the session at call number $KILL_AT, before it, or after
@@ -55,15 +54,6 @@ MACHINES: dict[str, dict[str, str | bool | None]] = {
     "crio": {"crio": True},
     "containerd-of-k3s": {"containerd": "2.4.2", "k3s": True, "config_path": False},
 }
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[None]:
-    """A network of the module's own."""
-    need_root()
-    with own_network():
-        network_of_machines()
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,9 @@ from typing import Any
 import pytest
 
 from tests.clients.layout import Layout
-from tests.clients.node_machines import GATEWAY, NETWORK, Machine, events, network_of_machines
-from tests.kubelet.namespace import own_network
+from tests.clients.node_machines import GATEWAY, NETWORK, Machine, events
 from tests.support.commands import command_line, environment, mayfly
-from tests.support.process import Mayfly, need, need_root
+from tests.support.process import Mayfly, need
 from tests.support.trees import snapshot
 
 PORT = 5781
@@ -33,15 +32,6 @@ FULL = "6m"
 GOOD = ("machine-1", "machine-2")
 NO_PATH, FULL_DISK, CLOCK, KILLED = (f"machine-{number}" for number in range(3, 7))
 DOWN, STRANGER, REFUSED = "machine-7", "stranger", "refused"
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[None]:
-    """A network of the module's own."""
-    need_root()
-    with own_network():
-        network_of_machines()
-        yield
 
 
 @pytest.fixture

@@ -9,19 +9,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.clients.layout import Layout
-from tests.clients.node_machines import GATEWAY, Machine, network_of_machines
+from tests.clients.node_machines import GATEWAY, Machine
 from tests.clients.told_page import Shell, run_section
 from tests.conftest import Record
 from tests.kubelet.images import SLEEP, busybox
-from tests.kubelet.namespace import own_network
-from tests.support.process import REPO, Mayfly, need, need_root
+from tests.support.process import REPO, Mayfly, need
 
 PAGE = REPO / "docs/upgrade.md"
 SOURCE = "registry.example"
@@ -33,15 +31,6 @@ REBOOT = """#!/bin/sh
 kill -KILL "$(sed -n 's/.*"pid": *\\([0-9]*\\).*/\\1/p' /var/lib/mayfly/state/ready.json)" "$PPID"
 rm -rf /run/mayfly
 """
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[None]:
-    """A network of the module's own."""
-    need_root()
-    with own_network():
-        network_of_machines()
-        yield
 
 
 def source(directory: Path, *images: str) -> Mayfly:

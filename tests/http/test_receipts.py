@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mayfly.registry.http import receipts as receipts_module
-from mayfly.registry.http.connection import HTTPServer
+from mayfly.registry.http.connection import Handler, HTTPServer
 from mayfly.registry.http.receipts import Receipts
 from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.http.response import Response
@@ -89,6 +89,19 @@ async def test_bytes_that_the_kernel_has_not_taken(
         assert await received == 0
 
 
+@contextlib.asynccontextmanager
+async def connected(handle: Handler) -> AsyncIterator[tuple[asyncio.Transport, socket.socket]]:
+    """A connection of a server with this handler, and its client."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as client:
+        client.connect(listening.getsockname())
+        client.setblocking(False)
+        accepted, _ = listening.accept()
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_accepted_socket(HTTPServer(handle), accepted)
+        yield transport, client
+        transport.abort()
+
+
 async def test_the_next_request_is_an_acknowledgement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,18 +115,12 @@ async def test_the_next_request_is_an_acknowledgement(
         return await sender.send(http, content, {}, Noted(events))
 
     loop = asyncio.get_running_loop()
-    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as client:
-        client.connect(listening.getsockname())
-        client.setblocking(False)
-        accepted, _ = listening.accept()
-        transport, _ = await loop.connect_accepted_socket(HTTPServer(handle), accepted)
-        async with asyncio.timeout(PATIENCE):
-            for _ in range(3):
-                await loop.sock_sendall(client, message("GET", "/", close=False))
-                found = b""
-                while not found.endswith(b"content"):
-                    found += await loop.sock_recv(client, SIZE)
-        transport.abort()
+    async with connected(handle) as (_, client), asyncio.timeout(PATIENCE):
+        for _ in range(3):
+            await loop.sock_sendall(client, message("GET", "/", close=False))
+            found = b""
+            while not found.endswith(b"content"):
+                found += await loop.sock_recv(client, SIZE)
     assert events[:5] == ["asked", "received", "asked", "received", "asked"]
 
 
@@ -139,21 +146,16 @@ async def test_acknowledged_before_it_is_closed(
     monkeypatch.setattr(Receipts, "_info", info)
     monkeypatch.setattr(Receipts, "_outq", lambda _: 0 if acknowledged else 7)
     loop = asyncio.get_running_loop()
-    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as client:
-        client.connect(listening.getsockname())
-        client.setblocking(False)
-        accepted, _ = listening.accept()
-        transport, _ = await loop.connect_accepted_socket(HTTPServer(handle), accepted)
-        async with asyncio.timeout(PATIENCE):
-            await loop.sock_sendall(client, message("GET", "/", close=True))
-            found = b""
-            while not found.endswith(b"content"):
-                found += await loop.sock_recv(client, SIZE)
-            await loop.sock_sendall(client, b"more that nobody asked for")
-            assert not transport.is_closing()
-            assert events == []
-            acknowledged = 2**40
-            assert await loop.sock_recv(client, SIZE) == b""
+    async with connected(handle) as (transport, client), asyncio.timeout(PATIENCE):
+        await loop.sock_sendall(client, message("GET", "/", close=True))
+        found = b""
+        while not found.endswith(b"content"):
+            found += await loop.sock_recv(client, SIZE)
+        await loop.sock_sendall(client, b"more that nobody asked for")
+        assert not transport.is_closing()
+        assert events == []
+        acknowledged = 2**40
+        assert await loop.sock_recv(client, SIZE) == b""
     assert events == ["received"]
 
 

@@ -44,7 +44,7 @@ class Cluster:
         api: its API server.
         nodes: by number, from 1.
         mayfly: the registry beside it; `serve` starts another.
-        admin_kubeconfig: kubectl's configuration, for one who may do anything.
+        admin_kubeconfig: configuration of kubectl with the rights of a cluster administrator.
     """
 
     def __init__(self, directory: Path, home: Path) -> None:

@@ -22,5 +22,6 @@ for _route in ROUTES:
 
 def route_of(endpoint: str, method: str) -> Route:
     """The route that a request by a method of an endpoint takes."""
-    (found,) = (one for one in ROUTES if one.endpoint == endpoint and method in one.methods)
-    return found
+    found = [one for one in ROUTES if one.endpoint == endpoint and method in one.methods]
+    assert len(found) == 1, f"{len(found)} routes are called {endpoint!r} and take {method}"
+    return found[0]
