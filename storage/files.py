@@ -27,6 +27,13 @@ from mayfly.storage.errors import DISK_FULL, StorageFull
 WRITABLE_BY_OTHERS = 0o022
 """Mode bits that let another user than the owner write."""
 
+OPEN_TO_OTHERS = 0o027
+"""Mode bits that the file of a secret may not have: group write, anything for others.
+
+So 0600 passes, and 0640 for a key group (Debian's ssl-cert, a Kubernetes fsGroup), as PostgreSQL's
+server keys; 0644 does not.
+"""
+
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY
 _NO_WAIT = os.O_NONBLOCK
 """A pipe without a writer would block its opener forever."""

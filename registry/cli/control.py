@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from mayfly.registry.exit_codes import Exit
 from mayfly.registry.text import echo
 
 if TYPE_CHECKING:
+    from mayfly.registry.control.client import TimedOut
     from mayfly.registry.control.socket import Message
 
 _WATCH_SECONDS = 1.0
@@ -29,8 +31,8 @@ _LINE_SECONDS = 30.0
 @click.option(
     "--watch",
     is_flag=True,
-    help="Show it live until the server ends, and then its report: on a terminal in place, "
-    "elsewhere a line for each change, with --json a document each second.",
+    help="Follow it until the server ends, then print the report. A terminal is redrawn in place; "
+    "other output gets a line for each change; --json prints a document each second.",
 )
 def status(state_dir: Path, json: bool, watch: bool) -> int:
     """Show what a running registry does, and which node has which image."""
@@ -138,41 +140,48 @@ def _watch(state_dir: Path, found: Message, json: bool) -> int:
     return _show_end(show(state_dir, found), json)
 
 
-def _watch_json(state_dir: Path, found: Message) -> Message:
-    """Print each answer; return the last one."""
-    from mayfly.registry.control.client import ask
+def _answers(state_dir: Path) -> Iterator[Message | TimedOut]:
+    """Yield an answer, or that none came in time, each second until the server ends."""
+    from mayfly.registry.control.client import TimedOut, ask
     from mayfly.registry.errors import NotRunning
 
     while True:
-        print_json(found)
         time.sleep(_WATCH_SECONDS)
         try:
-            found = ask(state_dir, "status")
+            yield ask(state_dir, "status")
         except NotRunning:
-            return found
+            return
+        except TimedOut as error:
+            yield error
+
+
+def _watch_json(state_dir: Path, found: Message) -> Message:
+    """Print each answer; return the last one."""
+    print_json(found)
+    for answer in _answers(state_dir):
+        if isinstance(answer, Exception):
+            echo(f"mayfly: {answer}", err=True)
+        else:
+            found = answer
+            print_json(found)
+    return found
 
 
 def _watch_lines(state_dir: Path, found: Message) -> Message:
     """Print the first answer, and a line for each change; return the last answer."""
-    from mayfly.registry.control.client import TimedOut, ask
     from mayfly.registry.control.live_text import progress_line
-    from mayfly.registry.errors import NotRunning
 
     _show_status(found, json=False)
     shown, at = _progress(found), time.monotonic()
-    while True:
-        time.sleep(_WATCH_SECONDS)
-        before = found
-        try:
-            found = ask(state_dir, "status")
-        except NotRunning:
-            return before
-        except TimedOut as error:
-            echo(f"{time.strftime('%H:%M:%S')} {error}")
+    for answer in _answers(state_dir):
+        if isinstance(answer, Exception):
+            echo(f"{time.strftime('%H:%M:%S')} {answer}")
             continue
+        before, found = found, answer
         if _progress(found) != shown or time.monotonic() - at >= _LINE_SECONDS:
             shown, at = _progress(found), time.monotonic()
             echo(f"{time.strftime('%H:%M:%S')} {progress_line(found, before)}")
+    return found
 
 
 def _progress(found: Message) -> tuple[object, ...]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mayfly.registry.control.status_text import (
     NodeRow,
+    actor,
     amount,
     content,
     corruption_text,
@@ -22,7 +23,7 @@ from mayfly.registry.control.status_text import (
     evidence,
     missing_images,
     node_rows,
-    peer,
+    rate,
 )
 from mayfly.registry.coverage.states import State
 from mayfly.registry.durations import readable
@@ -239,7 +240,7 @@ def _coverage(
         more = len(rows) - fits
     rates = Counter[str]()
     for one in transfers:
-        rates[one["node"]] += round(_rate(one))
+        rates[one["node"]] += round(rate(one))
     name = min(max((cells(line(row.name)) for row in rows[:fits]), default=0), _NAME_CELLS)
     absent = frozenset(coverage["absent"])
     lines: list[Line] = [[], whole]
@@ -257,7 +258,7 @@ _URGENT = (State.FAILED, State.PULLING, State.INCOMPLETE)
 """States of missing images that are named first."""
 
 
-def _node(row: NodeRow, rate: int, name: int, bar: Bar, absent: frozenset[str]) -> Line:
+def _node(row: NodeRow, per_second: int, name: int, bar: Bar, absent: frozenset[str]) -> Line:
     style = Style.PLAIN if row.missing else Style.GREEN
     if State.FAILED in row.missing.values():
         style = Style.RED
@@ -265,8 +266,8 @@ def _node(row: NodeRow, rate: int, name: int, bar: Bar, absent: frozenset[str]) 
     urgent = sorted(row.missing.items(), key=lambda pair: ranks.get(pair[1], len(ranks)))
     lacking = missing_images(row._replace(missing=dict(urgent)), absent)
     told = join_names(lacking, 3) if row.missing else evidence(row)
-    if rate:
-        told = f"{format_size(rate)}/s{_GAP}{told}"
+    if per_second:
+        told = f"{format_size(per_second)}/s{_GAP}{told}"
     count = f"{row.has}/{row.wanted}".rjust(2 * len(str(row.wanted)) + 1)
     return [
         Segment(_padded(row.name, name), Style.BOLD if row.missing else Style.PLAIN),
@@ -282,10 +283,6 @@ def _drawn(bar: Bar, done: int, whole: int, width: int) -> str:
     return bar.done * filled + bar.left * (width - filled)
 
 
-def _rate(transfer: TransferRecord) -> float:
-    return transfer["bytes"] / transfer["seconds"] if transfer["seconds"] else 0.0
-
-
 def _transfers(records: Sequence[TransferRecord], room: int) -> list[Line]:
     """An empty line, and one for each transfer, as far as they fit."""
     if not records:
@@ -293,11 +290,9 @@ def _transfers(records: Sequence[TransferRecord], room: int) -> list[Line]:
     shown = records if len(records) < room else records[: max(room - 2, 0)]
     lines: list[Line] = [[]]
     for one in shown:
-        size, rate = format_size(one["bytes"]), format_size(round(_rate(one)))
-        who = _padded(f"{one['direction']} by {peer(one)}", _NAME_CELLS)
-        lines.append(
-            [Segment(f"{who}{_GAP}{size:>9}, {rate}/s{_GAP}"), Segment(content(one), Style.DIM)]
-        )
+        size, per_second = format_size(one["bytes"]), f"{format_size(round(rate(one)))}/s"
+        moved = f"{_padded(actor(one), _NAME_CELLS)}{_GAP}{size:>9}, {per_second}{_GAP}"
+        lines.append([Segment(moved), Segment(content(one), Style.DIM)])
     if more := len(records) - len(shown):
         lines.append([Segment(f"and {counted(more, 'more transfer')}", Style.DIM)])
     return lines

@@ -280,11 +280,19 @@ def transfer_lines(records: Sequence[TransferRecord], width: int) -> list[str]:
         return []
     rows = [["under way", "content", "bytes", "rate"]]
     for one in records[:_MOST_TRANSFERS]:
-        rate = one["bytes"] / one["seconds"] if one["seconds"] else 0
-        actor = f"{one['direction']} by {peer(one)}"
-        per_second = f"{format_size(round(rate))}/s"
-        rows.append([actor, content(one), format_size(one["bytes"]), per_second])
+        per_second = f"{format_size(round(rate(one)))}/s"
+        rows.append([actor(one), content(one), format_size(one["bytes"]), per_second])
     return ["", *grid(rows, width), *_more(len(records) - _MOST_TRANSFERS)]
+
+
+def rate(transfer: TransferRecord) -> float:
+    """Return the bytes per second since the transfer began."""
+    return transfer["bytes"] / transfer["seconds"] if transfer["seconds"] else 0.0
+
+
+def actor(transfer: TransferRecord) -> str:
+    """Return the direction, and the node and address at the other end."""
+    return f"{transfer['direction']} by {peer(transfer)}"
 
 
 def peer(transfer: TransferRecord) -> str:

@@ -447,7 +447,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._body is not None:
             self._body.fail()
             self._body = None
-        if self.receipts is not None:
+        if self.transport is not None and self.receipts is not None and self.receipts.is_counting:
             self.receipts.when_ended(self._close_transport)
         else:
             self._close_transport()

@@ -50,7 +50,7 @@ class Receipts:
         self._goal = 0
         """Bytes that are acknowledged once the whole body is."""
         self._done: Callable[[int], None] | None = None
-        self._then: Callable[[], None] | None = None
+        self._on_ended: Callable[[], None] | None = None
         self._next_poll: asyncio.TimerHandle | None = None
 
     def __del__(self) -> None:
@@ -98,12 +98,14 @@ class Receipts:
         self._done = done
         self._poll_later(_FIRST_POLL_SECONDS, None)
 
-    def when_ended(self, then: Callable[[], None]) -> None:
-        """Call once the counting has ended, with or without success; now if nothing is counted."""
-        if self._done is None:
-            then()
-        else:
-            self._then = then
+    @property
+    def is_counting(self) -> bool:
+        """Whether `on_received` is still to call back."""
+        return self._done is not None
+
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Call once the counting has ended, whatever was received; only while it `is_counting`."""
+        self._on_ended = call
 
     def look(self) -> None:
         """Call back now, not with the next poll, if everything is acknowledged.
@@ -142,11 +144,11 @@ class Receipts:
         self._next_poll = loop.call_later(pause, self._poll, pause, closed)
 
     def _finish(self, done: Callable[[int], None], left: int) -> None:
-        then, self._then = self._then, None
+        on_ended, self._on_ended = self._on_ended, None
         self.close()
         done(left)
-        if then is not None:
-            then()
+        if on_ended is not None:
+            on_ended()
 
     def _unreceived(self) -> int:
         if self._socket is None:

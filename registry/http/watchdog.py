@@ -214,7 +214,9 @@ class ConnectionWatchdog:
     def _exceeded_by_transfer(
         self, connection: Connection, info: TCPInfo, last: _Checkpoint, now: float
     ) -> str | None:
-        moved = info.acknowledged - last.acknowledged + info.received - last.received
+        moved = info.acknowledged - last.acknowledged
+        if connection.awaits_body:  # else what the client sends is not asked for
+            moved += info.received - last.received
         sending = info.unsent or info.unacked or connection.is_writing
         client_owes = sending or connection.awaits_body
         if moved >= MIN_PROGRESS or not client_owes:

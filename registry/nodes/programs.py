@@ -20,6 +20,10 @@ from mayfly.registry.settings.errors import ConfigError
 _READ = 16 * 1024
 """Bytes whose lines are taken at once: a server's event loop does nothing else meanwhile."""
 
+_DISCARD_SECONDS = 0.5
+"""For the rest of a pipe that a program's own children may hold open: asyncio closes it at its
+end only."""
+
 _END_SECONDS = 5.0
 """For a program to end after SIGTERM, and for the last of its output after it ended."""
 
@@ -154,7 +158,7 @@ async def _send(stream: asyncio.StreamWriter, content: bytes) -> None:
 
 
 class _TooMuchOutput(Exception):
-    """A program printed more than it may: it would keep its reader busy as long as it likes."""
+    """A program printed more bytes than it may."""
 
 
 async def _receive(
@@ -167,7 +171,7 @@ async def _receive(
 async def _discard(stream: asyncio.StreamReader) -> None:
     """Read what is left in the pipe of a program that ended."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_END_SECONDS):
+        async with asyncio.timeout(_DISCARD_SECONDS):
             while await stream.read(_READ):
                 pass
 

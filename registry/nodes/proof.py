@@ -43,18 +43,20 @@ def printed_images(output: bytes, node: str, now: float) -> list[Any]:
     for line in reversed(output.splitlines()):
         if not line.startswith(b"{"):
             continue
-        printed_by: Any = node
         try:
-            document = json.loads(line)
-            if "report" in document:
-                printed_by, document = document.get("node"), document["report"]
+            printed = json.loads(line)
+            printed_by, document = printed["node"], printed["report"]
             proof = parse_proof(json.dumps(document).encode())
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (LookupError, TypeError):
+            raise TrustError(
+                "the proof cannot be used: it does not say which node printed it"
+            ) from None
+        except (ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, ProofInvalid) else "it is not JSON"
             raise TrustError(f"the proof cannot be used: {reason}") from None
         if printed_by != node:
             raise TrustError(f"the script of node {str(printed_by)[:100]!r} printed it, not {node}")
-        if proof.images and max(one.checked for one in proof.images) < now - MAX_AGE_SECONDS:
+        if proof.images and min(one.checked for one in proof.images) < now - MAX_AGE_SECONDS:
             raise TrustError(
                 "the proof is older than a day, by the node's clock: run the script again"
             )

@@ -19,14 +19,7 @@ from pathlib import Path
 
 from mayfly.registry.pki.addresses import canonical
 from mayfly.registry.pki.errors import TrustError
-from mayfly.storage.files import exposed_mode
-
-KEY_MODE_FORBIDDEN = 0o027
-"""Mode bits a private key may not have: group write, anything for others.
-
-So 0600 passes, and 0640 for a key group (Debian's ssl-cert, a Kubernetes fsGroup), as PostgreSQL's
-server keys; 0644 does not.
-"""
+from mayfly.storage.files import OPEN_TO_OTHERS, exposed_mode
 
 EXPIRES_SOON = timedelta(days=14)
 """From here on an expiry is worth a warning."""
@@ -87,13 +80,13 @@ class Certificate:
 
 
 def check_key_mode(key: Path) -> None:
-    """Refuse a private key that others on this host can read, see `KEY_MODE_FORBIDDEN`.
+    """Refuse a private key that others on this host can read, see `OPEN_TO_OTHERS`.
 
     Raises:
         TrustError: its mode is too open.
         OSError: it cannot be looked at.
     """
-    mode = exposed_mode(key.stat(), KEY_MODE_FORBIDDEN)
+    mode = exposed_mode(key.stat(), OPEN_TO_OTHERS)
     if mode is not None:
         raise TrustError(
             f"{key}: private key is open to others (mode {mode}); run: chmod 600 {key} "

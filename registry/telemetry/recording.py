@@ -19,7 +19,7 @@ from mayfly.registry.telemetry.chained_file import ChainedFile
 from mayfly.registry.telemetry.event_log import EventLog
 from mayfly.registry.telemetry.events import Event, Source
 from mayfly.registry.telemetry.webhook import Webhook
-from mayfly.storage.files import exposed_mode, open_regular
+from mayfly.storage.files import OPEN_TO_OTHERS, exposed_mode, open_regular
 
 logger = logging.getLogger("mayfly")
 
@@ -32,9 +32,6 @@ _DIRECTORY = "notify"
 """In the state directory: events that wait for their receivers."""
 
 _MAX_SECRET_BYTES = 4096
-
-_SECRET_MODE_FORBIDDEN = 0o027
-"""Mode bits that the file of a key may not have, as of private keys: 0600 and 0640 pass."""
 
 
 class AuditRecord(TypedDict):
@@ -215,7 +212,7 @@ def _webhooks(settings: Settings) -> list[Webhook]:
 def _read_secret(path: Path) -> bytes:
     try:
         with os.fdopen(open_regular(path), "rb") as file:
-            mode = exposed_mode(os.fstat(file.fileno()), _SECRET_MODE_FORBIDDEN)
+            mode = exposed_mode(os.fstat(file.fileno()), OPEN_TO_OTHERS)
             secret = file.read(_MAX_SECRET_BYTES + 1).strip()
     except OSError as error:
         raise ConfigError(f"--notify-secret {path}: {error.strerror}") from None

@@ -179,7 +179,8 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
     check("node script", output("node", "script", "--node", "n1", *state))
     check("node script", output("node", "script", "--node", "n1", "--url", *state))
     _check_prefetch(server, tmp_path)
-    (tmp_path / "printed").write_text('{"version": 1, "nonce": "", "images": []}\n')
+    printed = '{"node": "n1", "report": {"version": 1, "nonce": "", "images": []}}\n'
+    (tmp_path / "printed").write_text(printed)
     proof = ("node", "proof", "--node", "n1", tmp_path / "printed", *state)
     check("node proof", output(*proof))
     words = ("--nodes", tmp_path / "nodes", "--via", "ssh", "--root", tmp_path / "root")

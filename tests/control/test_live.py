@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,12 +16,13 @@ from typing import Any
 
 import pytest
 
+from mayfly.registry.cli.live_screen import Screen
 from mayfly.registry.control.live_text import ASCII_BAR, cells, fit, frame, progress_line
 from mayfly.registry.control.report import TransferRecord
 from tests.control.terminal import Terminal
 from tests.hostile import texts
 from tests.support.commands import command_line, environment
-from tests.support.process import need
+from tests.support.process import PATIENCE, need
 from tests.support.stubs import Stub, get_manifest, pulling
 
 Start = Callable[..., Stub]
@@ -72,7 +72,6 @@ class FakeServer:
 
     def __init__(self, directory: Path) -> None:
         self.document = status()
-        self.delay = 0.0
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(directory / "control.sock"))
         self._listener.listen()
@@ -88,7 +87,6 @@ class FakeServer:
             with connection, connection.makefile("rwb") as stream:
                 if not stream.readline():
                     return
-                time.sleep(self.delay)
                 stream.write(json.dumps({"ok": True, **self.document}).encode() + b"\n")
 
     def end(self) -> None:
@@ -150,15 +148,22 @@ def test_view(server: FakeServer, watching: Open) -> None:
     assert "25" not in terminal.screen.modes, "the cursor is hidden"
 
 
+def test_resize_ends_a_wait() -> None:
+    """A new size is drawn at once, not with the next answer."""
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as stream, Screen(stream) as screen:
+        os.kill(os.getpid(), signal.SIGWINCH)
+        assert screen.wait(PATIENCE)
+        assert not screen.wait(0)
+    os.close(master)
+
+
 def test_resize(server: FakeServer, watching: Open) -> None:
-    """The frame is drawn for the new size at once, without another answer."""
+    """A frame fits the new size."""
     server.document = status(nodes=30)
     terminal = watching(columns=120, rows=40)
     terminal.wait_for(lambda screen: "node-29" in screen.text)
-    server.delay = 8  # what is seen now comes from no other answer
-    time.sleep(1.5)
     terminal.resize(60, 12)
-    server.delay = 0
     terminal.wait_for(lambda screen: "more nodes, " in screen.text)
     assert len([line for line in terminal.screen.lines if line]) <= 12
     assert all(cells(line) <= 60 for line in terminal.screen.lines)

@@ -133,9 +133,14 @@ async def test_acknowledged_before_it_is_closed(
     """
     (tmp_path / "data").write_bytes(b"content")
     content, sender, events = Extent(tmp_path / "data", 0, 7), ContentSender(), list[str]()
-    acknowledged = 0
+    acknowledged = looks = 0
+    looked = asyncio.Event()
 
     def info(_: Receipts) -> bytes:
+        nonlocal looks
+        looks += 1
+        if looks > 12:  # each poll looks several times
+            looked.set()
         found = bytearray(receipts_module._BYTES_ACKED.pack(acknowledged))
         found[0] = 1
         return bytes(found)
@@ -152,6 +157,7 @@ async def test_acknowledged_before_it_is_closed(
         while not found.endswith(b"content"):
             found += await loop.sock_recv(client, SIZE)
         await loop.sock_sendall(client, b"more that nobody asked for")
+        await looked.wait()
         assert not transport.is_closing()
         assert events == []
         acknowledged = 2**40

@@ -72,6 +72,14 @@ def test_kept_connection() -> None:
     assert judge.after(1, received=530)
 
 
+def test_what_is_not_asked_for_is_no_progress() -> None:
+    """A client that takes nothing of its response gains no time by sending something else."""
+    judge = Judge(Connection(serving=True, requests=1, counts=QUIET._replace(unsent=True)))
+    assert not judge.after(0)
+    assert not judge.after(STALL - 1, received=10 * MIN_PROGRESS)
+    assert judge.after(1, received=20 * MIN_PROGRESS)
+
+
 def test_crowd() -> None:
     """A silent connection gives up its place to those that wait; one at work does not."""
     judge = Judge(Connection(requests=1))

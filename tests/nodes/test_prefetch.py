@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mayfly.registry.cli import prefetch as command
 from mayfly.registry.durations import parse as parse_duration
-from mayfly.registry.nodes import prefetch
+from mayfly.registry.nodes import node_output, prefetch
 from mayfly.registry.nodes.causes import (
     RETRIED,
     TEXTS,
@@ -168,8 +168,9 @@ def test_output_without_end(state: Path) -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_memory_does_not_grow_with_output(state: Path) -> None:
-    """Nodes that print without end are read and forgotten."""
+def test_memory_does_not_grow_with_output(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nodes print is read and forgotten, also where all of it is read."""
+    monkeypatch.setattr(node_output, "_NOISE", 64 * 1024 * 1024)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     _run(*(f"flood{number}" for number in range(20)), attempts=1, concurrency=4)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

@@ -32,7 +32,15 @@ ENTRY: dict[str, Any] = {
     "pinned": False,
     "free": 7,
 }
-PROOF = json.dumps({"version": 1, "nonce": "", "images": [ENTRY]})
+
+
+def _line(*entries: dict[str, Any]) -> str:
+    """What the script of n1 prints for a proof."""
+    report = {"version": 1, "nonce": "", "images": entries}
+    return json.dumps({"node": "n1", "report": report})
+
+
+PROOF = _line(ENTRY)
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +88,11 @@ def _printed(output: bytes) -> list[Any]:
 
 def test_last_proof_counts() -> None:
     """Of several runs in one output; with the document of --json as with the line alone."""
-    empty = json.dumps({"version": 1, "nonce": "", "images": []})
-    report = json.dumps({"node": "n1", "report": json.loads(PROOF)})
+    empty = _line()
+    with_more = json.dumps({"runtime": "podman", **json.loads(PROOF)})
     assert _printed(f"{empty}\nmissing x\n{PROOF}\nnote\n".encode()) == [ENTRY]
     assert _printed(f"{PROOF}\n{empty}\n".encode()) == []
-    assert _printed(f"{empty}\r\n{report}".encode()) == [ENTRY]
+    assert _printed(f"{empty}\r\n{with_more}".encode()) == [ENTRY]
 
 
 @pytest.mark.parametrize(
@@ -105,15 +113,20 @@ def test_output_without_a_proof(output: bytes) -> None:
 
 def test_proof_of_another_node_or_time() -> None:
     """An output that was kept, or belongs to another node, proves nothing."""
-    named = json.dumps({"node": "n2", "report": json.loads(PROOF)}).encode()
+    named = PROOF.replace('"n1"', '"n2"').encode()
     assert printed_images(named, "n2", ENTRY["time"]) == [ENTRY]
     with pytest.raises(TrustError, match="node 'n2' printed it, not n1"):
         printed_images(named, "n1", ENTRY["time"])
-    with pytest.raises(TrustError, match="node 'None' printed it"):
-        printed_images(named.replace(b'"node"', b'"x"'), "n1", ENTRY["time"])
+    for unnamed in (named.replace(b'"node"', b'"x"'), json.dumps(json.loads(PROOF)["report"])):
+        text = unnamed if isinstance(unnamed, bytes) else unnamed.encode()
+        with pytest.raises(TrustError, match="does not say which node printed it"):
+            printed_images(text, "n1", ENTRY["time"])
     later = ENTRY["time"] + MAX_AGE_SECONDS + 1
     with pytest.raises(TrustError, match="older than a day"):
         printed_images(PROOF.encode(), "n1", later)
+    mixed = _line(ENTRY, ENTRY | {"time": later})
+    with pytest.raises(TrustError, match="older than a day"):
+        printed_images(mixed.encode(), "n1", later)
 
 
 def test_refusals_in_one_line(server: Mayfly, tmp_path: Path) -> None:
@@ -122,7 +135,8 @@ def test_refusals_in_one_line(server: Mayfly, tmp_path: Path) -> None:
     proof = ("node", "proof", "--node", "n1")
     assert_refused(mayfly(*proof, *state, "-", stdin="nothing"), "-: no proof is in it")
     assert_refused(mayfly(*proof, *state, tmp_path / "none"), "none: No such file")
-    other = mayfly("node", "proof", "--node", "other", *state, "-", stdin=PROOF)
+    named = PROOF.replace('"n1"', '"other"')
+    other = mayfly("node", "proof", "--node", "other", *state, "-", stdin=named)
     assert_refused(other, "--node other: not listed")
     none = mayfly(*proof, "--state-dir", tmp_path, "-", stdin=PROOF)
     assert none.returncode == Exit.NOT_RUNNING

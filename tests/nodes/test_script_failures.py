@@ -496,4 +496,4 @@ def test_pull_that_ignores_a_signal_is_killed(dash: Node, target: Target) -> Non
     (dash.state / "deaf").touch()
     began = time.monotonic()
     test_signal_while_it_pulls(dash, target, signal.SIGTERM, group=False)
-    assert 5 < time.monotonic() - began < 400
+    assert time.monotonic() - began > 5
