@@ -21,7 +21,7 @@ from mayfly.registry.http.response import Response
 from mayfly.registry.threads import in_thread
 
 SEND_SECONDS = 20.0
-"""For a browser to take one event; slower ones are cut."""
+"""For a browser to take one piece of an event (`_PIECE`); slower ones are disconnected."""
 
 _PIECE = 64 * 1024
 """Bytes of an event that may wait for a slow browser."""
@@ -122,7 +122,8 @@ async def events(context: Context, http: HTTPRequest, request: Request) -> Respo
         | _renewed(context, http, context.caller.identity)
     )
     response = Response(headers=headers)
-    async with aclosing(feed.events(http.headers.get("Last-Event-ID"))) as found:
+    last_id = http.headers.get("Last-Event-ID")
+    async with aclosing(feed.events(last_id, http.remote or "")) as found:
         first = await anext(found)  # refuses, if it does, before the response begins
         http.begin(response)
         await _send(http, first)
@@ -138,8 +139,8 @@ async def _send(http: HTTPRequest, event: bytes) -> None:
         ConnectionError: the browser is gone, or too slow.
     """
     try:
-        async with asyncio.timeout(SEND_SECONDS):
-            for start in range(0, len(event), _PIECE):
+        for start in range(0, len(event), _PIECE):
+            async with asyncio.timeout(SEND_SECONDS):
                 await http.send_piece(event[start : start + _PIECE])
     except TimeoutError:
         if http.transport is not None:

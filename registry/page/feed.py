@@ -7,8 +7,8 @@ While somebody looks, one task makes a view each second, whatever the number of 
        stream at version n ◄──┴── all that changed after n, as one event with the new version
 
 So nothing is queued: a slow stream gets what changed since its last event, in one. A browser that
-comes back with ``Last-Event-ID`` goes on in the same way, and one that comes with another server's,
-or too late, gets everything. Events of the same two versions are made once.
+reconnects with ``Last-Event-ID`` continues in the same way; an unknown or expired id gets the whole
+state. Events of the same two versions are made once.
 
 When the server drains, each stream gets the last changes and ends. Streams that begin then do so at
 once: browsers come back each second, so that they show the drain, and hold nothing up.
@@ -20,8 +20,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
@@ -32,14 +34,17 @@ from mayfly.registry.page.view import NodeView, View
 
 logger = logging.getLogger("mayfly")
 
-MAX_STREAMS = 128
-"""At a time; each takes a connection."""
+MAX_STREAMS = 32
+"""At a time. Each takes a connection, and each slow one keeps an event of its own in memory."""
+
+MAX_STREAMS_OF_ONE = 16
+"""Of `MAX_STREAMS`, for one client address."""
 
 TICK_SECONDS = 1.0
 """Between two views."""
 
 STREAM_SECONDS = 300.0
-"""Longest stream: who comes back is asked for proof again, and browsers do so by themselves."""
+"""Longest stream; the browser reconnects and is authenticated again."""
 
 QUIET_SECONDS = 15.0
 """After which a comment shows that the stream lives, and a client that left is noticed."""
@@ -55,7 +60,7 @@ _MAX_SHARED = 16
 """Events of the current version that are kept."""
 
 _ALL = -1
-"""Before the first version."""
+"""Version of a stream that has received nothing."""
 
 RETRY = b"retry: 1000\n\n"
 """Milliseconds after which a browser comes back."""
@@ -79,39 +84,53 @@ class Feed:
         self._node_versions: dict[str, int] = {}
         self._gone: dict[str, int] = {}
         """Node that is no longer there → version."""
+        self._whole_before = 0
+        """Streams at earlier versions get the whole state, since `_gone` lacks nodes of theirs."""
         self._shared: dict[int, bytes] = {}
         """Version before → event up to the current one."""
         self._changed = Notification()
         self._looking = asyncio.Lock()
-        self._looked = 0.0
+        self._looked = -math.inf
+        """Monotonic time of the last look."""
         self._task: asyncio.Task[None] | None = None
         self._forgetting: asyncio.TimerHandle | None = None
-        self.streams = 0
+        self._streams: Counter[str] = Counter()
+        """Client address → its streams."""
         self.draining = False
 
     async def view(self) -> View:
         """Return the current view, for pages without scripts."""
-        if self._task is None or self._view is None:
-            return await self._look()
+        await self._refresh()
+        assert self._view is not None
+        if not self.streams:
+            self._rest()
         return self._view
+
+    @property
+    def streams(self) -> int:
+        """The number of streams."""
+        return self._streams.total()
 
     def drain(self) -> None:
         """Have all streams end, after their last changes."""
+        self._looked = -math.inf  # the view from before the drain is out of date
         self.draining = True
         self._changed.notify()
 
     @contextlib.contextmanager
-    def _stream(self) -> Any:
+    def _stream(self, client: str) -> Any:
         if self.streams >= MAX_STREAMS:
             raise TooManyStreams(MAX_STREAMS)
-        self.streams += 1
-        if self._forgetting is not None:
-            self._forgetting.cancel()
-            self._forgetting = None
+        if self._streams[client] >= MAX_STREAMS_OF_ONE:
+            raise TooManyStreams(MAX_STREAMS_OF_ONE)
+        self._streams[client] += 1
+        self._keep()
         try:
             yield
         finally:
-            self.streams -= 1
+            self._streams[client] -= 1
+            if not self._streams[client]:
+                del self._streams[client]
             if not self.streams:
                 self._rest()
 
@@ -120,8 +139,15 @@ class Feed:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        self._keep()
         with contextlib.suppress(RuntimeError):  # the loop is closing
             self._forgetting = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget)
+
+    def _keep(self) -> None:
+        """Do not forget the state after all."""
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+            self._forgetting = None
 
     def _forget(self) -> None:
         self._forgetting = None
@@ -129,17 +155,18 @@ class Feed:
         self._node_versions, self._gone, self._shared = {}, {}, {}
         self._epoch = secrets.token_hex(4)
 
-    async def events(self, last_id: str | None) -> AsyncGenerator[bytes, None]:
+    async def events(self, last_id: str | None, client: str) -> AsyncGenerator[bytes, None]:
         """Yield events and comments until the server drains or `STREAM_SECONDS` are over.
 
         Args:
             last_id: ``Last-Event-ID`` of the request.
+            client: address of the client.
 
         Raises:
-            TooManyStreams: there are `MAX_STREAMS` already.
+            TooManyStreams: there are `MAX_STREAMS` already, or `MAX_STREAMS_OF_ONE` of this client.
         """
         end = time.monotonic() + STREAM_SECONDS
-        with self._stream():
+        with self._stream(client):
             yield RETRY
             await self._refresh()
             if self._task is None and not self.draining:
@@ -179,8 +206,10 @@ class Feed:
         """Look, unless somebody did just now, and note what changed."""
         async with self._looking:
             if self._view is None or time.monotonic() - self._looked >= _FRESH_SECONDS:
+                was_draining = self.draining
                 self._take(await self._look())
-                self._looked = time.monotonic()
+                if self.draining == was_draining:
+                    self._looked = time.monotonic()
 
     def _take(self, view: View) -> None:
         before, version = self._view, self._version + 1
@@ -199,7 +228,7 @@ class Feed:
             self._gone[name], changed = version, True
         if len(self._gone) > _MAX_GONE:
             self._gone.clear()
-            self._epoch = secrets.token_hex(4)  # earlier ones cannot go on
+            self._whole_before = version
         self._view = view
         if changed:
             self._version = version
@@ -207,6 +236,8 @@ class Feed:
             self._changed.notify()
 
     def _event(self, at: int) -> bytes:
+        if at < self._whole_before:
+            at = _ALL
         found = self._shared.get(at)
         if found is None:
             found = self._made_event(at)

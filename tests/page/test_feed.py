@@ -13,11 +13,13 @@ import pytest
 
 from mayfly.registry.errors import TooManyStreams
 from mayfly.registry.page import feed as feeds
-from mayfly.registry.page.feed import COMMENT, MAX_STREAMS, RETRY, Feed
+from mayfly.registry.page.feed import COMMENT, MAX_STREAMS, MAX_STREAMS_OF_ONE, RETRY, Feed
 from mayfly.registry.page.view import Failed, NodeView, Proof, Pulling, View
 from tests.support.views import view
 
 Stream = AsyncGenerator[bytes, None]
+
+CLIENT = "192.0.2.1"
 
 
 class World:
@@ -69,7 +71,7 @@ async def next_event(stream: Stream) -> tuple[str, dict[str, Any]]:
 
 async def test_everything_and_then_what_changed(world: World) -> None:
     """The first event is whole; others have only the sections and nodes that changed."""
-    async with aclosing(world.feed.events(None)) as stream:
+    async with aclosing(world.feed.events(None, CLIENT)) as stream:
         _, first = await next_event(stream)
         assert first["whole"]
         assert first["run"]["covered"] == 1
@@ -95,26 +97,26 @@ async def test_everything_and_then_what_changed(world: World) -> None:
 
 async def test_who_comes_back_gets_what_was_missed(world: World) -> None:
     """By the last event's ID all changes since then come in one event; without, everything."""
-    async with aclosing(world.feed.events(None)) as watching:
-        async with aclosing(world.feed.events(None)) as stream:
+    async with aclosing(world.feed.events(None, CLIENT)) as watching:
+        async with aclosing(world.feed.events(None, CLIENT)) as stream:
             seen, _ = await next_event(stream)
         for states in ("ms", "sm", "ss"):
             world.node("worker-2", NodeView(states))
             await next_event(watching)
-        async with aclosing(world.feed.events(seen)) as stream:
+        async with aclosing(world.feed.events(seen, CLIENT)) as stream:
             _, missed = await next_event(stream)
             assert not missed["whole"]
             assert missed["nodes"] == {"worker-2": {"states": "ss"}}
         for unknown in ("", "x", "0.0", f"{seen}9", f"other.{seen.partition('.')[2]}", seen + "²"):
-            async with aclosing(world.feed.events(unknown)) as stream:
+            async with aclosing(world.feed.events(unknown, CLIENT)) as stream:
                 assert (await next_event(stream))[1]["whole"], unknown
 
 
 async def test_a_slow_reader_gets_one_event_for_many_changes(world: World) -> None:
     """Nothing queues up for a stream that is not read."""
     async with (
-        aclosing(world.feed.events(None)) as slow,
-        aclosing(world.feed.events(None)) as quick,
+        aclosing(world.feed.events(None, CLIENT)) as slow,
+        aclosing(world.feed.events(None, CLIENT)) as quick,
     ):
         await next_event(slow)
         await next_event(quick)
@@ -126,8 +128,8 @@ async def test_a_slow_reader_gets_one_event_for_many_changes(world: World) -> No
 
 
 async def test_one_look_for_all(world: World) -> None:
-    """Fifty streams look as often as one, and a change is made into text once."""
-    streams = [world.feed.events(None) for _ in range(50)]
+    """All streams look as often as one, and a change is made into text once."""
+    streams = [world.feed.events(None, str(n)) for n in range(MAX_STREAMS)]
     for stream in streams:
         await next_event(stream)
     world.node("worker-2", NodeView("ss"))
@@ -145,14 +147,14 @@ async def test_one_look_for_all(world: World) -> None:
 
 async def test_draining_ends_streams_at_once(world: World) -> None:
     """Each gets the last changes; later ones get the state and their end."""
-    async with aclosing(world.feed.events(None)) as stream:
+    async with aclosing(world.feed.events(None, CLIENT)) as stream:
         seen, _ = await next_event(stream)
         world.view = view(state="draining", ending="stop was asked for")
         world.feed.drain()
         _, last = await next_event(stream)
         assert last["run"]["state"] == "draining"
         assert [event async for event in stream] == []
-    async with aclosing(world.feed.events(seen)) as stream:
+    async with aclosing(world.feed.events(seen, CLIENT)) as stream:
         assert (await next_event(stream))[1]["run"]["state"] == "draining"
         assert [event async for event in stream] == []
     assert world.feed.streams == 0
@@ -160,24 +162,107 @@ async def test_draining_ends_streams_at_once(world: World) -> None:
 
 async def test_streams_are_bounded(world: World) -> None:
     """Another one is refused, until one of them ends."""
-    streams = [world.feed.events(None) for _ in range(MAX_STREAMS)]
+    streams = [world.feed.events(None, str(n)) for n in range(MAX_STREAMS)]
     for stream in streams:
         await anext(stream)
-    with pytest.raises(TooManyStreams):
-        await anext(world.feed.events(None))
+    with pytest.raises(TooManyStreams, match=str(MAX_STREAMS)):
+        await anext(world.feed.events(None, CLIENT))
     await streams[0].aclose()
-    async with aclosing(world.feed.events(None)) as stream:
+    async with aclosing(world.feed.events(None, CLIENT)) as stream:
         assert await anext(stream) == RETRY
     for stream in streams:
         await stream.aclose()
     assert world.feed.streams == 0
 
 
+async def test_streams_of_one_client_are_bounded(world: World) -> None:
+    """Others get in while one has all that it may have."""
+    streams = [world.feed.events(None, CLIENT) for _ in range(MAX_STREAMS_OF_ONE)]
+    for stream in streams:
+        await anext(stream)
+    with pytest.raises(TooManyStreams, match=str(MAX_STREAMS_OF_ONE)):
+        await anext(world.feed.events(None, CLIENT))
+    async with aclosing(world.feed.events(None, "192.0.2.2")) as stream:
+        assert await anext(stream) == RETRY
+    await streams[0].aclose()
+    async with aclosing(world.feed.events(None, CLIENT)) as stream:
+        assert await anext(stream) == RETRY
+    for stream in streams:
+        await stream.aclose()
+    assert world.feed.streams == 0
+
+
+@pytest.mark.parametrize("during_a_look", [False, True])
+async def test_the_drain_is_seen_however_fresh_the_view_is(
+    monkeypatch: pytest.MonkeyPatch, during_a_look: bool
+) -> None:
+    """The last event of a stream says that the server drains."""
+    monkeypatch.setattr(feeds, "_FRESH_SECONDS", 1000.0)
+    world = World()
+
+    async def look() -> View:
+        seen = world.view
+        await asyncio.sleep(0)
+        if during_a_look and not world.feed.draining:
+            drain()
+        return seen
+
+    def drain() -> None:
+        world.view = view(state="draining", ending="stop was asked for")
+        world.feed.drain()
+
+    world.feed = Feed(look)
+    async with aclosing(world.feed.events(None, CLIENT)) as stream, asyncio.timeout(60):
+        last = await next_event(stream)
+        if not during_a_look:
+            drain()
+        async for event in stream:
+            last = parsed(event)
+    assert last[1]["run"]["state"] == "draining"
+
+
+async def test_pages_share_a_look() -> None:
+    """Many loads at once look once, and the state is forgotten after the last of them."""
+    world = World()
+    views = await asyncio.gather(*(world.feed.view() for _ in range(20)))
+    assert world.looks == 1
+    assert {id(one) for one in views} == {id(world.view)}
+    timer = world.feed._forgetting
+    assert timer is not None
+    await world.feed.view()
+    assert timer.cancelled(), "each load leaves a timer behind"
+    async with aclosing(world.feed.events(None, CLIENT)) as stream:
+        await next_event(stream)
+        await world.feed.view()
+        assert world.feed._task is not None
+        assert world.feed._forgetting is None
+
+
+async def test_nodes_that_left_are_shown_to_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that can no longer be told which nodes left gets the whole state."""
+    monkeypatch.setattr(feeds, "_MAX_GONE", 1)
+    async with aclosing(world.feed.events(None, CLIENT)) as stream:
+        seen, _ = await next_event(stream)
+        world.view = view(nodes={})
+        _, change = await next_event(stream)
+        assert change["whole"]
+        assert "nodes" not in change
+        world.node("worker-3", NodeView("ss"))
+        _, change = await next_event(stream)
+        assert not change["whole"], "it is up to date again"
+        async with aclosing(world.feed.events(seen, CLIENT)) as late:
+            _, change = await next_event(late)
+            assert change["whole"]
+            assert change["nodes"].keys() == {"worker-3"}
+
+
 async def test_a_stream_ends_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that its reader has to prove again who it is."""
     monkeypatch.setattr(feeds, "STREAM_SECONDS", 0.0)
     async with asyncio.timeout(60):
-        found = [event async for event in world.feed.events(None)]
+        found = [event async for event in world.feed.events(None, CLIENT)]
     assert found[0] == RETRY
     assert parsed(found[1])[1]["whole"]
     assert len(found) == 2
@@ -188,7 +273,7 @@ async def test_a_quiet_stream_shows_that_it_lives(
 ) -> None:
     """A comment comes from time to time, by which a reader that left is noticed, too."""
     monkeypatch.setattr(feeds, "QUIET_SECONDS", 0.01)
-    async with aclosing(world.feed.events(None)) as stream:
+    async with aclosing(world.feed.events(None, CLIENT)) as stream:
         await next_event(stream)
         async with asyncio.timeout(60):
             assert await anext(stream) == COMMENT
@@ -202,7 +287,7 @@ async def test_a_failed_look_ends_nothing(world: World, caplog: pytest.LogCaptur
         world.feed._look = good
         raise OSError("disk")
 
-    async with aclosing(world.feed.events(None)) as stream:
+    async with aclosing(world.feed.events(None, CLIENT)) as stream:
         await next_event(stream)
         world.feed._look = fail
         world.node("worker-2", NodeView("ss"))
@@ -216,13 +301,13 @@ async def test_state_is_forgotten_when_nobody_looks(
 ) -> None:
     """A little later, so that browsers which come back go on; then they get everything."""
     monkeypatch.setattr(feeds, "KEPT_SECONDS", 0.05)
-    async with aclosing(world.feed.events(None)) as stream:
+    async with aclosing(world.feed.events(None, CLIENT)) as stream:
         seen, _ = await next_event(stream)
     world.node("worker-2", NodeView("ss"))
-    async with aclosing(world.feed.events(seen)) as stream:
+    async with aclosing(world.feed.events(seen, CLIENT)) as stream:
         assert not (await next_event(stream))[1]["whole"]
     async with asyncio.timeout(60):
         while world.feed._view is not None:  # noqa: ASYNC110 - a timer has no event
             await asyncio.sleep(0.01)
-    async with aclosing(world.feed.events(seen)) as stream:
+    async with aclosing(world.feed.events(seen, CLIENT)) as stream:
         assert (await next_event(stream))[1]["whole"]
