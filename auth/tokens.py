@@ -33,7 +33,8 @@ DEFAULT_REFRESH_LIFETIME = 12 * 3600
 """Lifetime of a refresh token, in seconds."""
 
 SESSION_LIFETIME = 1800
-"""Lifetime of a session token, in seconds; an open page gets a new one in time."""
+"""Lifetime of a session token, in seconds. An open page gets a new one in time; only the session of
+a short-lived credential is never longer than the first one."""
 
 REFRESHABLE = frozenset({"basic", "robot", "refresh"})
 """Proofs that a refresh token is issued for. A certificate is shown in each connection anyway."""
@@ -125,9 +126,7 @@ class TokenIssuer:
         _refuse_token(identity)
         if identity.source not in REFRESHABLE:
             return None
-        issued_at = int(now)
-        left = _left(identity, self._refresh_lifetime, issued_at)
-        return _issue(self._refresh, identity.name, issued_at, left, identity_claims(identity))
+        return _issue_login(self._refresh, identity, self._refresh_lifetime, now)
 
     def verify(self, token: str, now: float) -> Identity:
         """Return the owner of an access token, whose ``access`` is all that it grants.
@@ -161,10 +160,7 @@ class TokenIssuer:
         Raises:
             ValueError: the identity is itself an access token's.
         """
-        _refuse_token(identity)
-        issued_at = int(now)
-        left = _left(identity, SESSION_LIFETIME, issued_at)
-        return _issue(self._session, identity.name, issued_at, left, identity_claims(identity))
+        return _issue_login(self._session, identity, SESSION_LIFETIME, now)
 
     def verify_session(self, token: str, now: float) -> Identity:
         """Return the owner of a session token, as of its issue.
@@ -191,6 +187,14 @@ def _refuse_token(identity: Identity) -> None:
 def _left(identity: Identity, lifetime: int, now: int) -> int:
     """Return a lifetime in seconds, cut to that of the caller's own proof."""
     return lifetime if identity.expires is None else min(lifetime, identity.expires - now)
+
+
+def _issue_login(signer: Signer, identity: Identity, lifetime: int, now: float) -> IssuedToken:
+    """Issue a token that names its owner, for whom the policy decides when it is used."""
+    _refuse_token(identity)
+    issued_at = int(now)
+    left = _left(identity, lifetime, issued_at)
+    return _issue(signer, identity.name, issued_at, left, identity_claims(identity))
 
 
 def _issue(

@@ -22,10 +22,8 @@ def canonical_address(address: str) -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether a ``host[:port]`` is this machine."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
     try:
-        return ip_address(name).is_loopback
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ip_address(name).is_loopback
     except ValueError:
         return False

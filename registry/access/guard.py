@@ -2,9 +2,8 @@
 
 An ``Authorization`` header alone decides who the caller is. Without one the session of a browser
 does, on the routes that have sessions, and else a verified client certificate; without all of them
-the caller is anonymous. The policy is asked for every
-need of every request, also where it allows everything to everyone (``--auth none``): there is no
-second way into storage.
+the caller is anonymous. The policy is asked for every need of every request, also where it allows
+everything to everyone (``--auth none``): there is no second way into storage.
 
 Wrong or stale credentials, and those of another registry, are an error only where credentials are
 needed: their bearer may do what anyone may do.
@@ -42,6 +41,9 @@ if TYPE_CHECKING:
 
 REALM = "mayfly"
 TOKEN_PATH = "/auth/token"
+
+SAFE_METHODS = frozenset({"GET", "HEAD"})
+"""Methods that change nothing."""
 
 _MAX_HOST = 255
 """Characters of a host that a challenge repeats."""
@@ -200,7 +202,7 @@ class Guard:
         if token is None:
             return None
         claimed = self.authentication.tokens.verify_session(token, time.time())
-        return self.authentication.verifier.renew(claimed)
+        return replace(self.authentication.verifier.renew(claimed), source="session")
 
     def refuse_other_sites(self, http: HTTPRequest, request: AccessRequest) -> None:
         """Refuse a change that a page of another site may have caused (`access.sessions`).
@@ -208,13 +210,14 @@ class Guard:
         Raises:
             AccessDenied: it may have.
         """
-        from mayfly.registry.access.sessions import SAFE_METHODS, is_same_origin, token_of
-
         if request.method in SAFE_METHODS:
             return
+        from mayfly.registry.access.sessions import is_same_origin, token_of
+
         same = is_same_origin(http, self.origin(http))
         if same is None and not request.public and "Authorization" not in http.headers:
-            # Allowed without proof only, which a browser does not add by itself.
+            # Without these headers it is no browser, or an old one: allow it only if it carries no
+            # cookie and no certificate.
             same = token_of(http) is None and self._certificate_identity(http) is None
         if same is False:
             text = "a page of another site may have asked for this"

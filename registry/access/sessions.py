@@ -13,15 +13,10 @@ something, and has no ``Authorization``, must say that a page of this registry c
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from mayfly.registry.address import is_loopback
 from mayfly.registry.http.request import HTTPRequest
 
 COOKIE = "mayfly-session"
-
-SAFE_METHODS = frozenset({"GET", "HEAD"})
-"""Methods that change nothing."""
 
 _MAX_COOKIES = 64
 
@@ -49,8 +44,8 @@ def set_cookie(token: str, path: str) -> str:
 
 def keeps_cookies(origin: str) -> bool:
     """Return whether a browser keeps a ``Secure`` cookie of a registry with this URL."""
-    parts = urlsplit(origin)
-    return parts.scheme == "https" or is_loopback(parts.netloc)
+    scheme, host = _scheme_and_host(origin)
+    return scheme == "https" or is_loopback(host)
 
 
 def is_same_origin(http: HTTPRequest, origin: str) -> bool | None:
@@ -66,4 +61,16 @@ def is_same_origin(http: HTTPRequest, origin: str) -> bool | None:
     said = http.headers.get("Origin")
     if said is None:
         return None
-    return urlsplit(said).netloc in (urlsplit(origin).netloc, http.headers.get("Host"))
+    # Compared as text: whatever is no origin of this registry is another one.
+    scheme, host = _scheme_and_host(origin)
+    said_scheme, _, said_host = said.partition("://")
+    if said_host not in (host, http.headers.get("Host")):
+        return False
+    # Behind a proxy that is not trusted HTTPS looks like HTTP, never the other way round.
+    return said_scheme in (scheme, "https")
+
+
+def _scheme_and_host(origin: str) -> tuple[str, str]:
+    """Return the scheme of a URL, and its host with the port."""
+    scheme, _, rest = origin.partition("://")
+    return scheme, rest.partition("/")[0]

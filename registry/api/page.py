@@ -200,10 +200,8 @@ def _to_page(location: str, headers: dict[str, str] | None = None) -> Response:
 
 def _renewed(context: Context, http: HTTPRequest, identity: Identity) -> dict[str, str]:
     """Return the header that renews the session by which a caller came; none for other callers."""
-    from mayfly.registry.access.sessions import token_of
-
     authentication = context.guard.authentication
-    if authentication is None or "Authorization" in http.headers or token_of(http) is None:
+    if authentication is None or identity.source != "session":
         return {}
     token = authentication.tokens.issue_session(identity, time.time()).token
     return _cookie(context, http, token)

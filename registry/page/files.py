@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pkgutil
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 TYPES: Mapping[str, str] = {
@@ -41,11 +41,13 @@ class PageFile(NamedTuple):
     etag: str
 
 
-@lru_cache(maxsize=len(NAMES))
 def find(name: str) -> PageFile | None:
     """Return a file; None if the page has none of this name. Reads at the first call."""
-    if name not in NAMES:
-        return None
+    return _read(name) if name in NAMES else None
+
+
+@cache
+def _read(name: str) -> PageFile:
     body = pkgutil.get_data("mayfly.registry.page", f"static/{name}")
     assert body is not None
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
@@ -54,6 +56,4 @@ def find(name: str) -> PageFile | None:
 
 def text(name: str) -> str:
     """Return a file of the page as text."""
-    found = find(name)
-    assert found is not None
-    return found.body.decode()
+    return _read(name).body.decode()

@@ -9,6 +9,10 @@ from urllib.parse import urlencode
 
 import pytest
 
+from mayfly.auth.globs import parse_glob
+from mayfly.auth.identity import Identity
+from mayfly.auth.policy import ANYONE, Grant, Policy
+from mayfly.auth.roles import Role
 from mayfly.auth.tokens import SESSION_LIFETIME
 from mayfly.registry.access.sessions import COOKIE
 from mayfly.registry.api.routes import ROUTES
@@ -148,6 +152,27 @@ async def test_a_session_is_renewed_by_looking(closed: Registry) -> None:
         assert "Set-Cookie" not in other.headers, path
 
 
+async def test_a_refused_session_is_not_renewed(
+    closed: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where anyone may look it is ignored, and no session is made for a caller without a name."""
+    policy = Policy([Grant(ANYONE, Role.GUEST, parse_glob("**"))])
+    monkeypatch.setattr(closed.guard, "_policy", lambda: policy)
+    answer = await page(closed, ("Cookie", f"{COOKIE}=nonsense"))
+    assert b"worker-1" in answer.body
+    assert "Set-Cookie" not in answer.headers
+
+
+async def test_a_session_is_not_better_than_its_credential(closed: Registry) -> None:
+    """Renewed by itself it ends when the first one does, if the credential ends by itself."""
+    now = int(time.time())
+    robot = Identity("robot+x", "robot", permissions=(), expires=now + 10 * SESSION_LIFETIME)
+    first = closed.issuer.issue_session(robot, now)
+    assert first.expires_in == SESSION_LIFETIME
+    seen = closed.issuer.verify_session(first.token, now)
+    assert closed.issuer.issue_session(seen, now + 60).expires_in == SESSION_LIFETIME - 60
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -157,6 +182,12 @@ async def test_a_session_is_renewed_by_looking(closed: Registry) -> None:
         [("Sec-Fetch-Site", "none")],
         [("Origin", "https://evil.example")],
         [("Origin", "null")],
+        [("Origin", "http://[")],
+        [("Origin", "http://]{host}")],
+        [("Origin", "ftp://{host}")],
+        [("Origin", "{host}")],
+        [("Origin", "http://{host}/")],
+        [("Origin", "http://{host}@evil.example")],
         [("Sec-Fetch-Site", "cross-site"), ("Origin", "http://{host}")],
     ],
 )
@@ -170,10 +201,14 @@ async def test_other_sites_stop_nothing(closed: Registry, headers: list[Header])
         own = by_password("admin")
         assert (await closed.server.ask("POST", "/mayfly/v1/stop", [own, *sent])).status == 403
         assert (await log_in(closed, "admin", *sent)).status == 403
+        out = await closed.server.ask("POST", "/mayfly/v1/logout", [own, *sent])
+        assert (out.status, out.code) == (403, "DENIED")
     assert closed.hooks.stopped == []
 
 
-@pytest.mark.parametrize("proof", [SAME_SITE, ("Origin", "http://{host}")])
+@pytest.mark.parametrize(
+    "proof", [SAME_SITE, ("Origin", "http://{host}"), ("Origin", "https://{host}")]
+)
 async def test_the_page_stops_the_registry(closed: Registry, proof: Header) -> None:
     """An administrator's browser is sent back to the page, which shows the drain."""
     cookie = await session_of(closed)
@@ -220,8 +255,10 @@ async def test_files_are_compared_before_they_are_sent_again(closed: Registry) -
         known = ("If-None-Match", answer.headers["ETag"])
         again = await closed.server.ask("GET", f"/mayfly/v1/page/{name}", [known])
         assert (again.status, again.body) == (304, b"")
+    read = files._read.cache_info().currsize
     for name in ("html.py", "..%2fhtml.py", "static", "page.css%00"):
         assert (await closed.server.ask("GET", f"/mayfly/v1/page/{name}")).status in (400, 404)
+    assert files._read.cache_info().currsize == read, "names of clients take the place of files"
 
 
 async def test_events_of_a_session(closed: Registry) -> None:
