@@ -64,7 +64,7 @@ def command() -> None:
 @click.option(
     "--volume-size",
     metavar="SIZE",
-    help="Write volumes FILE.001, .002 and so on, each at most so large, such as 4GiB.",
+    help="Write volumes FILE.001, .002 and so on, each at most so large, such as 3GiB for FAT32.",
 )
 @click.option("--dry-run", is_flag=True, help="Look everything up, show the sizes, fetch nothing.")
 @as_json

@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -19,6 +19,9 @@ from mayfly.registry.cli.progress import print_event, reporting
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo
 from mayfly.storage.text import counted, format_size
+
+if TYPE_CHECKING:
+    from mayfly.storage.bundle.packed import Table
 
 _SHELLS = frozenset({"sh", "ash", "bash", "dash", "ksh", "zsh"})
 """Programs that run the text after ``-c`` as a script."""
@@ -63,22 +66,28 @@ def command(
     """Write one file that is Mayfly and a bundle; started, it serves its own images in place.
 
     The options of serve become its defaults, and paths in them are those of the host that runs it.
-    Every blob of the bundle is hashed before.
+    Every blob of the bundle is hashed first.
     """
+    from mayfly.registry.settings.loading import check
     from mayfly.storage.bundle import packed
+    from mayfly.storage.bundle.errors import BundleInvalid
+    from mayfly.storage.files import stamp_at, stamp_of
 
     settings = texts_of(given)
-    _check_settings(settings)
+    check(settings)
     more = {} if script is None else {"script": _read_script(script)}
     with contextlib.ExitStack() as stack:
-        program = _opened(runtime or _own_runtime(), "--runtime", stack)
-        table = packed.read_table(program)
-        if table is None:
-            raise ConfigError(f"--runtime {runtime}: it is not the one file that make dist builds")
+        runtime = runtime or _own_runtime()
+        program = _opened(runtime, "--runtime", stack)
+        table = _table_of(program, runtime)
         content = _opened(bundle, "BUNDLE", stack)
         for one in (program, content):
             _check_differs(output, one)
+        opened = stamp_of(os.fstat(content))
         images = _check_bundle(bundle, json)
+        # It was checked by its path, and is copied from what is open.
+        if stamp_at(bundle) != opened:
+            raise BundleInvalid(f"{bundle}: it has changed while it was read: pack it again")
         # A bundle that is packed already gets another program, or other settings.
         inner = packed.read(content)
         place = inner.bundle if inner else packed.Place(0, os.fstat(content).st_size)
@@ -91,17 +100,6 @@ def command(
         print_event("packed", file=str(output), size=size, machine=table.machine)
     else:
         echo(f"{output}: {images}, {format_size(place.size)}, runs on {table.machine}")
-
-
-def _check_settings(settings: dict[str, tuple[str, ...]]) -> None:
-    """See that a host can use the settings.
-
-    Raises:
-        ConfigError: one cannot be used.
-    """
-    from mayfly.registry.settings.loading import check
-
-    check(settings)
 
 
 def _read_script(path: Path) -> str:
@@ -145,6 +143,25 @@ def _own_runtime() -> Path:
             "--runtime FILE (make dist builds mayfly-VERSION-linux-ARCH)"
         )
     return found
+
+
+def _table_of(runtime: int, path: Path) -> Table:
+    """Return the table of the one file to put the bundle behind.
+
+    Raises:
+        ConfigError: it is no one file.
+        BundleInvalid: it is not whole.
+    """
+    from mayfly.storage.bundle import packed
+    from mayfly.storage.bundle.errors import BundleInvalid
+
+    try:
+        table = packed.read_table(runtime)
+    except BundleInvalid as error:
+        raise BundleInvalid(f"--runtime {path}: {error.message}") from None
+    if table is None:
+        raise ConfigError(f"--runtime {path}: it is not the one file that make dist builds")
+    return table
 
 
 def _opened(path: Path, what: str, stack: contextlib.ExitStack) -> int:
@@ -233,5 +250,5 @@ def _new(output: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         reason = f"{output} cannot be written: {error.strerror}"
         if error.errno == errno.EFBIG:
-            reason += " (FAT32 takes 4 GiB: write volumes, docs/install.md)"
+            reason += " (FAT32 has files below 4 GiB: bundle create --volume-size 3GiB)"
         raise (StorageFull if error.errno in DISK_FULL else ConfigError)(reason) from None

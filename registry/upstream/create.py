@@ -172,7 +172,7 @@ def _unwritten(output: Path, error: OSError) -> Exception:
     if error.errno in DISK_FULL:
         return StorageFull(f"{text}; make room, and the same command goes on where it stopped")
     if error.errno == errno.EFBIG:
-        return StorageFull(f"{text}; on FAT32, which has files of 4 GiB, use --volume-size 4GiB")
+        return StorageFull(f"{text}; on FAT32, which has files of 4 GiB, use --volume-size 3GiB")
     return OSError(error.errno, error.strerror or str(error), str(output))
 
 

@@ -40,6 +40,9 @@ _ELF_MAGIC, _ELF_64, _ELF_LITTLE_ENDIAN = b"\x7fELF", 2, 1
 _MACHINES = {62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
 MAX_DOCUMENT = 1024 * 1024
+MAX_NAME = 255
+"""Bytes of a file name on Linux."""
+
 _COPIED = 1024 * 1024
 
 
@@ -106,7 +109,11 @@ def end_of_elf(head: bytes) -> int | None:
 
 
 def read_table(descriptor: int) -> Table | None:
-    """Return the table of an open file; None if it is no one file."""
+    """Return the table of an open file; None if it is no one file.
+
+    Raises:
+        BundleInvalid: the file was cut short, or its table is damaged.
+    """
     head = os.pread(descriptor, _ELF.size, 0)
     at = end_of_elf(head)
     size = os.fstat(descriptor).st_size
@@ -115,16 +122,31 @@ def read_table(descriptor: int) -> Table | None:
     magic, end, *places = TABLE.unpack(os.pread(descriptor, TABLE.size, at))
     if magic.rstrip(b"\0") != _MAGIC:
         return None
+    if end > size:
+        raise BundleInvalid(
+            f"the file has {size} bytes, and its runtime ends at {end}: it was cut short, copy it "
+            "again"
+        )
     number = _ELF.unpack(head)[4]
     machine = _MACHINES.get(number, f"machine {number}")
-    return Table(at, end, Place(*places[:2]), Place(*places[2:]), machine)
+    table = Table(at, end, Place(*places[:2]), Place(*places[2:]), machine)
+    if end <= at or (table.bundle.size and not _is_in_order(table)):
+        raise BundleInvalid("the table of the one file is damaged: copy it again")
+    return table
+
+
+def _is_in_order(table: Table) -> bool:
+    """Whether runtime, document and bundle follow one another, and the document can be read."""
+    document, bundle = table.document, table.bundle
+    follows = table.end <= document.offset and document.end <= bundle.offset
+    return follows and document.size <= MAX_DOCUMENT
 
 
 def read(descriptor: int) -> Packed | None:
     """Return the bundle in an open file; None if the file is no one file, or has no bundle.
 
     Raises:
-        BundleInvalid: the file was cut short, or what was packed cannot be read.
+        BundleInvalid: the file was cut short, or its table or what was packed is damaged.
     """
     table = read_table(descriptor)
     if table is None or not table.bundle.size:
@@ -135,13 +157,13 @@ def read(descriptor: int) -> Packed | None:
             f"the file has {size} bytes, and {table.bundle.end} were packed: it was cut short or "
             "appended to, copy it again"
         )
-    data = os.pread(descriptor, min(table.document.size, MAX_DOCUMENT), table.document.offset)
+    data = os.pread(descriptor, table.document.size, table.document.offset)
     try:
         document = json_object.read(data)
     except ManifestInvalid:
         raise BundleInvalid("what was packed with the bundle is damaged: copy it again") from None
     name = document.get("bundle")
-    if not isinstance(name, str) or not name or "/" in name or "\0" in name:
+    if not isinstance(name, str) or not _is_file_name(name):
         raise BundleInvalid("what was packed has no name of a bundle: pack it again")
     return Packed(name, table.bundle, document)
 
@@ -165,12 +187,16 @@ def write(
         progress: called with the bytes copied since the last call.
 
     Raises:
-        BundleInvalid: the runtime is no one file, the document is too large, or the bundle was cut.
+        BundleInvalid: the runtime is no one file, the document is too large or its name of the
+            bundle cannot be read, or a file was cut short.
         OSError: it cannot be written.
     """
     table = read_table(runtime)
     if table is None:
         raise BundleInvalid("it is not the one file that make dist builds")
+    name = document["bundle"]
+    if not isinstance(name, str) or not _is_file_name(name):
+        raise BundleInvalid(f"{name!r} cannot be the name of a packed bundle: rename it")
     text = json.dumps(document, ensure_ascii=True).encode()
     if len(text) > MAX_DOCUMENT:
         raise BundleInvalid(f"settings and script take more than {MAX_DOCUMENT} bytes")
@@ -195,7 +221,7 @@ def _copy(source: int, place: Place, target: int, at: int, progress: Callable[[i
         while offset < end:
             piece = memoryview(os.pread(source, min(_COPIED, end - offset), offset))
             if not piece:
-                raise BundleInvalid("it was cut short while it was copied")
+                raise _cut_short()
             written = 0
             while written < len(piece):
                 written += os.pwrite(target, piece[written:], at + offset - place.offset + written)
@@ -210,7 +236,18 @@ def _data_after(source: int, offset: int, end: int) -> int:
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
+        # Also where the file ends: a file that was cut short is no hole.
+        if os.fstat(source).st_size < end:
+            raise _cut_short() from None
         return end
+
+
+def _cut_short() -> BundleInvalid:
+    return BundleInvalid("it was cut short while it was copied")
+
+
+def _is_file_name(name: str) -> bool:
+    return name.isprintable() and "/" not in name and 1 <= len(name.encode()) <= MAX_NAME
 
 
 def _padded(size: int) -> int:

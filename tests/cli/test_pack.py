@@ -14,9 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mayfly.registry.cli import pack as command_module
+from mayfly.registry.cli.pack import command
 from mayfly.registry.settings.loading import load
-from mayfly.storage.bundle.packed import PAGE, TABLE, Place, Table, read_table, write
+from mayfly.storage.bundle.errors import BundleInvalid
+from mayfly.storage.bundle.packed import PAGE, TABLE, Place, Table, read, read_table, write
 from tests.bundle.builders import REF_NAME, Layout, layers, tar
 from tests.bundle.makers import seekable
 from tests.support.commands import assert_refused, environment, mayfly, run_mayfly
@@ -141,6 +146,8 @@ def test_what_was_packed_is_damaged(tmp_path: Path, bundle: Path) -> None:
     for before, after in (
         (b'{"bundle"', b'["bundle"'),
         (b'"up.tar"', b'"../tar"'),
+        (b'"up.tar"', b'"\\n.tar"'),
+        (b'"up.tar"', b'""      '),
         (b'"bundle"', b'"bungle"'),
     ):
         assert good.count(before) == 1
@@ -148,6 +155,118 @@ def test_what_was_packed_is_damaged(tmp_path: Path, bundle: Path) -> None:
         done = mayfly("ls", packed)
         assert done.returncode == 5, done.stderr
         assert "what was packed" in done.stderr
+
+
+WHOLE = 1 << 20
+"""Bytes of a file that `test_tables` reads; most of them are a hole."""
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.integers(0, 2 * WHOLE),
+            st.integers(0, WHOLE // PAGE).map(lambda number: number * PAGE),
+            st.integers(2**63 - PAGE, 2**64 - 1),
+        ),
+        min_size=5,
+        max_size=5,
+    )
+)
+def test_tables(tmp_path_factory: pytest.TempPathFactory, numbers: list[int]) -> None:
+    """Whatever numbers are in it, a file is a whole one file, or refused in words."""
+    path = tmp_path_factory.getbasetemp() / "table"
+    data = bytearray(stand_in(path).read_bytes())
+    end, *places = numbers
+    data[PAGE : PAGE + TABLE.size] = Table(
+        PAGE, end, Place(*places[:2]), Place(*places[2:])
+    ).encode()
+    path.write_bytes(data)
+    os.truncate(path, WHOLE)
+    with path.open("rb") as file:
+        try:
+            table = read_table(file.fileno())
+            assert table is not None
+            read(file.fileno())
+        except BundleInvalid as error:
+            assert "again" in error.message
+        else:
+            assert PAGE < table.end <= WHOLE
+
+
+@pytest.mark.parametrize(
+    ("document", "bundle"),
+    [
+        (Place(2**63, 9), Place(PAGE * 3, PAGE)),
+        (Place(PAGE * 3, 2**20 + 1), Place(PAGE * 300, PAGE)),
+        (Place(PAGE * 3, 9), Place(PAGE * 2, PAGE * 2)),
+        (Place(PAGE * 3, PAGE + 1), Place(PAGE * 4, PAGE)),
+        (Place(PAGE, 9), Place(PAGE * 4, PAGE)),
+    ],
+)
+def test_table_is_damaged(tmp_path: Path, document: Place, bundle: Place) -> None:
+    """Parts outside the file, too large, or one over the other."""
+    path = stand_in(tmp_path / "out.run")
+    data = bytearray(path.read_bytes().ljust(PAGE * 301, b" "))
+    data[PAGE : PAGE + TABLE.size] = Table(PAGE, PAGE * 3, document, bundle).encode()
+    path.write_bytes(data[: bundle.end])
+    done = mayfly("ls", path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (5, 1), done.stderr
+    assert "the table of the one file is damaged: copy it again" in done.stderr
+
+
+def test_a_runtime_that_was_cut_short(tmp_path: Path, bundle: Path) -> None:
+    """As by an interrupted download: it is refused before anything is written."""
+    runtime = stand_in(tmp_path / "one-file")
+    os.truncate(runtime, runtime.stat().st_size - 1)
+    done = mayfly("pack", bundle, "-o", tmp_path / "out.run", "--runtime", runtime)
+    assert done.returncode == 5, done.stderr
+    assert f"--runtime {runtime}: " in done.stderr
+    assert "it was cut short, copy it again" in done.stderr
+    assert not (tmp_path / "out.run").exists()
+
+
+@pytest.mark.parametrize("size", [PAGE * 256, PAGE, 0])
+def test_cut_short_while_it_is_copied(tmp_path: Path, size: int) -> None:
+    """The end of a file is no hole."""
+    content = tmp_path / "content"
+    content.touch()
+    os.truncate(content, size)
+    with (
+        content.open("rb") as source,
+        stand_in(tmp_path / "one-file").open("rb") as program,
+        (tmp_path / "out").open("xb") as output,
+        pytest.raises(BundleInvalid, match="cut short"),
+    ):
+        place = Place(0, size + 1)
+        write(output, program.fileno(), source.fileno(), place, {"bundle": "b"})
+
+
+@pytest.mark.parametrize("name", ["line\nbreak.tar", "\x1b[2J.tar", "x/y", "", "ä" * 128])
+def test_names_that_cannot_be_packed(tmp_path: Path, name: str) -> None:
+    """The writer refuses each that the reader refuses."""
+    with (
+        stand_in(tmp_path / "one-file").open("rb") as program,
+        (tmp_path / "out").open("xb") as output,
+        pytest.raises(BundleInvalid, match="cannot be the name"),
+    ):
+        write(output, program.fileno(), program.fileno(), Place(0, 1), {"bundle": name})
+
+
+def test_another_file_takes_its_place(tmp_path: Path, bundle: Path) -> None:
+    """What is copied is what was checked."""
+    runtime = stand_in(tmp_path / "one-file")
+    other = layout_of("quay.example/team/other:1").write_tar(tmp_path / "other.tar")
+
+    def replaced(path: Path, json: bool) -> str:
+        other.replace(path)
+        return "1 image"
+
+    words = [str(bundle), "-o", str(tmp_path / "out.run"), "--runtime", str(runtime)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command_module, "_check_bundle", replaced)
+        with pytest.raises(BundleInvalid, match="has changed while it was read"):
+            command.main(words, standalone_mode=False)
+    assert not (tmp_path / "out.run").exists()
 
 
 def test_a_tar_that_is_a_one_file(tmp_path: Path, bundle: Path) -> None:
@@ -209,7 +328,7 @@ def test_bundles_that_are_refused(
     ("options", "says"),
     [
         ((), "name it with --runtime FILE"),
-        (("--runtime", "up.tar"), "it is not the one file that make dist builds"),
+        (("--runtime", "up.tar"), "--runtime up.tar: it is not the one file that make dist builds"),
         (("--runtime", "none"), "--runtime none: No such file"),
         (("--runtime", "one-file", "-o", "up.tar"), "one of the files that are read"),
         (("--runtime", "one-file", "-o", "link"), "one of the files that are read"),
@@ -244,7 +363,7 @@ def test_a_file_system_that_takes_no_such_file(tmp_path: Path, bundle: Path) -> 
     limited = ["sh", "-c", 'ulimit -f 16; exec "$@"', "sh", *argv]
     done = subprocess.run(limited, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
-    assert "FAT32 takes 4 GiB: write volumes" in done.stderr
+    assert "FAT32 has files below 4 GiB: bundle create --volume-size 3GiB" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"one-file", "up.tar"}
 
 
