@@ -4,5 +4,5 @@ if command -v systemd-sysusers >/dev/null; then
     systemd-tmpfiles --create mayfly.conf
 fi
 if [ -d /run/systemd/system ]; then
-    systemctl daemon-reload
+    systemctl daemon-reload || true
 fi

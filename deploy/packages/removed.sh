@@ -1,13 +1,16 @@
-# After the files are removed: Mayfly's own state goes, images and settings that users made stay, and
-# with them the user that owns them.
+# After the files are removed: what Mayfly made goes. Images, settings and other files stay, and with
+# them the user that owns them.
 rm -rf /var/lib/mayfly/state /run/mayfly
-if [ -z "$(find /var/lib/mayfly -path '*/blobs/*/data' -print -quit 2>/dev/null)" ]; then
-    rm -rf /var/lib/mayfly
+store=/var/lib/mayfly/store
+if [ -d "$store" ] && data=$(find "$store" -path '*/blobs/*/data' -print -quit) && [ -z "$data" ]; then
+    rm -rf "$store"
 fi
-rmdir /etc/mayfly 2>/dev/null || true
+for directory in /var/lib/mayfly /etc/mayfly; do
+    rmdir "$directory" 2>/dev/null || true
+done
 if [ ! -e /var/lib/mayfly ] && [ ! -e /etc/mayfly ] && command -v userdel >/dev/null; then
     userdel mayfly 2>/dev/null || true
 fi
 if [ -d /run/systemd/system ]; then
-    systemctl daemon-reload
+    systemctl daemon-reload || true
 fi
