@@ -5,11 +5,13 @@ set -eu
 nodes=$(grep -v '^#' nodes.txt)
 for node in $nodes; do
     ssh "$node" '
+        set -e
         docker rm --force web worker >/dev/null 2>&1 || true
         docker run --detach --name web --network host registry.example/shop/web:2
         docker run --detach --name worker --network host registry.example/shop/worker:2
     ' >/dev/null
     # Take back what Mayfly wrote on the host; the images stay.
-    mayfly node script --node "$node" | ssh "$node" sh -s -- revert --quiet
+    script=$(mayfly node script --node "$node")
+    printf '%s\n' "$script" | ssh "$node" sh -s -- revert --quiet
     echo "$node: upgraded"
 done

@@ -10,6 +10,7 @@ nodes=$(grep -v '^#' nodes.txt)
 for node in $nodes; do
     [ ! -e "upgraded/$node" ] || continue
     ssh "$node" '
+        set -e
         docker rm --force web worker >/dev/null 2>&1 || true
         docker run --detach --restart always --name web --network host registry.example/shop/web:2
         docker run --detach --restart always --name worker --network host \
@@ -28,6 +29,7 @@ done
 
 # Take back what Mayfly wrote on the nodes; the images stay.
 for node in $nodes; do
-    mayfly node script --node "$node" | ssh "$node" sh -s -- revert --quiet
+    script=$(mayfly node script --node "$node")
+    printf '%s\n' "$script" | ssh "$node" sh -s -- revert --quiet
     echo "$node: as it was"
 done
