@@ -10,6 +10,7 @@ ARG HTTPS_PROXY
 # Without an index: unpack the wheelhouse of `make packages` here (tar -xf dist/…-wheels-….tar), and
 # build with --network none --build-arg PIP_NO_INDEX=1.
 ARG PIP_NO_INDEX
+# COPY fails if it finds nothing: README.md is there without wheels too.
 COPY README.md wheel[s] /wheels/
 ENV PIP_FIND_LINKS=/wheels
 WORKDIR /src

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import gzip
 import json
 import shutil
@@ -18,7 +19,7 @@ from mayfly.registry.version import VERSION
 from mayfly.storage.bundle.open import open_bundles
 from tests.support.commands import run_mayfly
 from tests.support.packing import builder, stand_in
-from tests.support.process import need
+from tests.support.process import REPO, need
 
 
 @pytest.fixture
@@ -100,6 +101,82 @@ def test_image(one_files: dict[str, Path], tmp_path: Path) -> None:
         "var/lib/mayfly": (0o755, 65532),
         "usr/bin/mayfly": (0o755, 0),
     }
+
+
+PURGED = (
+    # The files before, those that stay, and whether the user that owns them stays.
+    (("lib/state/ready.json", "lib/store/docker/registry/v2/x"), (), False),
+    (("lib/store/docker/registry/v2/blobs/sha256/aa/data",), None, True),
+    (("lib/store/x", "lib/up.tar", "lib/.docker/config.json"), ("lib/up.tar", "lib/.d"), True),
+    (("lib/.docker/config.json",), None, True),
+    (("lib/up.tar/blobs/sha256/aa/data", "lib/store/x"), ("lib/up.tar",), True),
+    (("lib/state/ready.json", "etc/htpasswd"), ("etc/htpasswd",), True),
+)
+
+
+def purge(tmp_path: Path, files: tuple[str, ...], find: str = 'exec /usr/bin/find "$@"') -> bool:
+    """Run removed.sh on a copy of the directories; return whether the user stays."""
+    for name in files:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in {
+        "find": find,
+        "userdel": f"touch {tmp_path}/user-removed",
+        "systemctl": "exit 1",
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    (tmp_path / "systemd").mkdir()
+    script = (REPO / "deploy/packages/removed.sh").read_text()
+    for directory, stands_for in {
+        "/var/lib/mayfly": "lib",
+        "/run/mayfly": "run",
+        "/etc/mayfly": "etc",
+        "/run/systemd/system": "systemd",
+    }.items():
+        script = script.replace(directory, str(tmp_path / stands_for))
+    env = {"PATH": f"{programs}:/usr/bin:/bin"}
+    subprocess.run(["sh", "-e", "-c", script], check=True, env=env, timeout=60)
+    return not (tmp_path / "user-removed").exists()
+
+
+@pytest.mark.parametrize(("before", "after", "keeps_user"), PURGED)
+def test_purge(
+    before: tuple[str, ...], after: tuple[str, ...] | None, keeps_user: bool, tmp_path: Path
+) -> None:
+    """What Mayfly made goes; images and the operator's own files stay."""
+    assert purge(tmp_path, before) == keeps_user
+    for name in before:
+        stays = after is None or name.startswith(after or "-")
+        assert (tmp_path / name).exists() == stays, name
+
+
+def test_purge_without_a_look(tmp_path: Path) -> None:
+    """A store that cannot be read is not empty."""
+    assert purge(tmp_path, ("lib/store/x", "lib/state/x"), "exit 1")
+    assert (tmp_path / "lib/store/x").exists()
+    assert not (tmp_path / "lib/state").exists()
+
+
+def test_context_of_the_image() -> None:
+    """.dockerignore lets through each path that the Dockerfile copies."""
+    let_through = [
+        line[1:]
+        for line in (REPO / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
+    copied = [
+        source
+        for line in (REPO / "Dockerfile").read_text().splitlines()
+        if line.startswith("COPY ") and "--from=" not in line
+        for source in line.split()[1:-1]
+    ]
+    assert "wheel[s]" in copied
+    for source in copied:
+        assert fnmatch.filter(let_through, source), source
 
 
 def test_wheels_are_listed(tmp_path: Path) -> None:
