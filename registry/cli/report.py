@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mayfly.registry.control.report import Report
 
 
+_STANDARD_OUTPUT = "-"
+
+
 @click.command("report", cls=Command)
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -35,41 +38,53 @@ def command(file: Path | None, page: Path | None, state_dir: Path, json: bool) -
     FILE is a report; without it, it is the last one in the state directory.
     """
     from mayfly.registry.control.report import load
-    from mayfly.registry.control.report_page import render
-    from mayfly.registry.control.status_text import claims_line, report_text
 
+    if json and page is not None and str(page) == _STANDARD_OUTPUT:
+        raise click.UsageError("--html - and --json both print: name a file for the page")
     where = file or state_dir / REPORT
+    shown = rendered = ""
     try:
         content = load(where)
-        text = render(content)
-        width = shutil.get_terminal_size((120, 24)).columns
-        shown = report_text(content, width) + _line(claims_line(content))
+        if page is not None:
+            rendered = _page_of(content)
+        elif not json:
+            shown = _text_of(content)
     except OSError as error:
         raise click.UsageError(f"{where}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise click.UsageError(f"{where}: not a report that this version can read") from None
     if page is not None:
-        _write(text, page, content, json=json)
-    elif json:
+        _write(rendered.encode("utf-8", "replace"), page)
+    if json:
         print_json(content)
-    else:
+    elif page is None:
         click.echo(shown, nl=False)
     return Exit.DONE
 
 
-def _line(text: str) -> str:
-    return f"{text}\n" if text else ""
+def _page_of(content: Report) -> str:
+    from mayfly.registry.control.report_page import render
+
+    return render(content)
 
 
-def _write(text: str, page: Path, content: Report, *, json: bool) -> None:
+def _text_of(content: Report) -> str:
+    from mayfly.registry.control.status_text import claims_line, report_text
+
+    claims = claims_line(content)
+    shown = report_text(content, shutil.get_terminal_size((120, 24)).columns)
+    return f"{shown}{claims}\n" if claims else shown
+
+
+def _write(page: bytes, file: Path) -> None:
     from mayfly.storage.files import Attributes, replace_file
 
-    if str(page) == "-":
-        sys.stdout.write(text)
+    if str(file) == _STANDARD_OUTPUT:
+        # A page says that it is UTF-8, whatever the locale has.
+        sys.stdout.buffer.write(page)
+        sys.stdout.buffer.flush()
         return
     try:
-        replace_file(page, text.encode("utf-8", "replace"), Attributes(0o644))
+        replace_file(file, page, Attributes(0o644))
     except OSError as error:
-        raise click.UsageError(f"{page}: {error.strerror}") from None
-    if json:
-        print_json(content)
+        raise click.UsageError(f"{file}: {error.strerror}") from None

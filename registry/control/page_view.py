@@ -28,7 +28,6 @@ from mayfly.registry.page.view import (
     Refused,
     Run,
     Served,
-    Upstream,
     View,
 )
 from mayfly.registry.text import escaped, line
@@ -83,8 +82,6 @@ class PageView:
         self._listed: list[str] = []
         self._blobs: dict[tuple[str, str], dict[str, int]] = {}
         """Repository and digest of a manifest → its blobs and their sizes."""
-        self._count = 0
-        """Of all blobs that are kept."""
         self._targets: tuple[ResolvedImage | None, ...] = ()
         self._served: Served | None = None
         self._names: dict[str, str] = {}
@@ -97,8 +94,8 @@ class PageView:
         await self._read(coverage.targets)
         found = coverage.snapshot()
         served = self._served_of(found, coverage.targets)
-        nodes, left_out = self._nodes(found, coverage.targets[:MAX_IMAGES])
-        return View(self._run(found, left_out), served, nodes)
+        nodes, left_out = self._nodes(coverage, found)
+        return View(self._run(coverage, found, left_out), served, nodes)
 
     async def _followed(self) -> Coverage:
         """Return the coverage that the page shows."""
@@ -130,20 +127,18 @@ class PageView:
             for digest in (one.digest, *one.manifests)
             if (one.repository, digest) not in self._blobs
         ][:_READ_AT_ONCE]
-        if not unknown or self._count >= _MAX_BLOBS:
+        if not unknown or sum(map(len, self._blobs.values())) >= _MAX_BLOBS:
             return
-        for key, sizes in await in_thread(self._sizes_of, unknown):
-            self._blobs[key] = sizes
-            self._count += len(sizes)
+        self._blobs |= await in_thread(self._sizes_of, unknown)
         self._served = None
 
-    def _sizes_of(
-        self, keys: Sequence[tuple[str, str]]
-    ) -> list[tuple[tuple[str, str], dict[str, int]]]:
-        return [(key, self._store.sizes(*key)) for key in keys]
+    def _sizes_of(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str, int]]:
+        return {key: self._store.sizes(*key) for key in keys}
 
-    def _run(self, found: Snapshot, nodes_left_out: int) -> Run:
-        status = escaped(self._status())
+    def _run(self, coverage: Coverage, found: Snapshot, nodes_left_out: int) -> Run:
+        status = self._status()
+        lists = ("corrupt", "warnings", "denied")
+        status = escaped(status | {name: status[name][:MAX_LISTED] for name in lists})
         asked = self._is_asked_for
         now = self._clock.wall()
         return Run(
@@ -155,22 +150,17 @@ class PageView:
             ends=[_end(one, now) for one in status["ends"]],
             accept=str(found.accept),
             wanted=found.nodes.count if asked else None,
-            covered=len(found.covered) if asked else 0,
-            claimed=len(found.claimed()) if asked else 0,
+            covered=coverage.covered_nodes() if asked else 0,
             bytes_in=status["bytes_in"],
             bytes_out=status["bytes_out"],
             transfers=len(self._observer.transfers),
             nodes_left_out=nodes_left_out,
             images_left_out=max(len(found.images) - MAX_IMAGES, 0),
-            corrupt=[status_text.corruption_text(one) for one in status["corrupt"][:MAX_LISTED]],
-            warnings=[notice_text(one) for one in status["warnings"][:MAX_LISTED]],
+            corrupt=[status_text.corruption_text(one) for one in status["corrupt"]],
+            warnings=[notice_text(one) for one in status["warnings"]],
             denied=[
                 Refused(user=one["user"], address=one["address"], requests=one["requests"])
-                for one in status["denied"][:MAX_LISTED]
-            ],
-            upstreams=[
-                Upstream(host=one["host"], reachable=one["reachable"], bytes=one["bytes"])
-                for one in status["upstreams"]
+                for one in status["denied"]
             ],
         )
 
@@ -207,21 +197,19 @@ class PageView:
             sizes |= self._blobs.get((target.repository, digest), {})
         return sizes
 
-    def _nodes(
-        self, found: Snapshot, targets: Sequence[ResolvedImage | None]
-    ) -> tuple[dict[str, NodeView], int]:
+    def _nodes(self, coverage: Coverage, found: Snapshot) -> tuple[dict[str, NodeView], int]:
         """Return the nodes, and how many are left out."""
+        targets = coverage.targets[:MAX_IMAGES]
         chosen = list(found.rows)
         room = MAX_CELLS // max(len(targets), 1)
         left_out = max(len(chosen) - room, 0)
         if left_out:
-            covered = set(found.covered)
-            chosen = sorted(chosen, key=covered.__contains__)[:room]
-        flying: dict[str, dict[str, int]] = {}
+            chosen = sorted(chosen, key=coverage.is_covered)[:room]
+        in_flight: dict[str, dict[str, int]] = {}
         for one in self._observer.transfers:
             digest = one.what.partition("@")[2]
             if digest:
-                of_node = flying.setdefault(one.peer.node, {})
+                of_node = in_flight.setdefault(one.peer.node, {})
                 of_node[digest] = of_node.get(digest, 0) + one.bytes
         nodes = {}
         for name in chosen:
@@ -229,7 +217,7 @@ class PageView:
             proof = found.proofs.get(name)
             nodes[self._named(name)] = NodeView(
                 "".join(map(LETTERS.__getitem__, row)),
-                self._pulling(name, row, targets, flying.get(name, {})),
+                self._pulling(name, row, targets, in_flight.get(name, {})),
                 self._failed(name, row, targets),
                 None
                 if proof is None
@@ -250,7 +238,7 @@ class PageView:
         node: str,
         row: Sequence[State],
         targets: Sequence[ResolvedImage | None],
-        flying: Mapping[str, int],
+        in_flight: Mapping[str, int],
     ) -> tuple[Pulling, ...]:
         if State.PULLING not in row:
             return ()
@@ -258,12 +246,12 @@ class PageView:
         found = []
         for place, (state, target) in enumerate(zip(row, targets, strict=False)):
             if state is State.PULLING and target is not None:
-                has, total = self._progress(facts, target, flying)
+                has, total = self._progress(facts, target, in_flight)
                 found.append(Pulling(place, has, total))
         return tuple(found)
 
     def _progress(
-        self, facts: NodeFacts | None, target: ResolvedImage, flying: Mapping[str, int]
+        self, facts: NodeFacts | None, target: ResolvedImage, in_flight: Mapping[str, int]
     ) -> tuple[int, int]:
         """Return the bytes of an image that a node has, and all bytes of it.
 
@@ -273,7 +261,7 @@ class PageView:
         best = (0, 0)
         for blobs in target.leaves:
             total = sum(sizes.get(digest, 0) for digest in blobs)
-            has = sum(_arrived(facts, digest, sizes.get(digest, 0), flying) for digest in blobs)
+            has = sum(_arrived(facts, digest, sizes.get(digest, 0), in_flight) for digest in blobs)
             if best == (0, 0) or has > best[0]:
                 best = (has, total)
         return best
@@ -303,14 +291,14 @@ def _end(record: Mapping[str, Any], now: float) -> End:
     return End(text=status_text.end_text(record["conditions"]), at=at)
 
 
-def _arrived(facts: NodeFacts | None, digest: str, size: int, flying: Mapping[str, int]) -> int:
+def _arrived(facts: NodeFacts | None, digest: str, size: int, in_flight: Mapping[str, int]) -> int:
     """Return the bytes of a blob that have reached a node."""
     if facts is not None and digest in facts.blobs:
         return size
     pending = facts.pending.get(digest) if facts is not None else None
     arrival = pending.arrival if pending is not None else None
     arrived = arrival.parts().total() if arrival is not None else 0
-    return min(size, arrived + flying.get(digest, 0))
+    return min(size, arrived + in_flight.get(digest, 0))
 
 
 def _reason(facts: NodeFacts | None, target: ResolvedImage) -> str:

@@ -321,11 +321,11 @@ def load(path: Path) -> Report:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no JSON object.
+        ValueError: it is no JSON object, or lacks a part of a report.
     """
     found: Report = json.loads(path.read_bytes())
-    if not isinstance(found, dict):
-        raise ValueError("not an object")
+    if not isinstance(found, dict) or not found.keys() >= Report.__required_keys__:
+        raise ValueError("not a report")
     return found
 
 

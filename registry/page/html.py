@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from mayfly.registry.durations import readable
 from mayfly.registry.page.files import text as file_text
-from mayfly.registry.page.view import LETTERS, NodeView, Run, Served, View
+from mayfly.registry.page.view import LETTERS, Run, Served, View
 from mayfly.registry.text import line
 from mayfly.storage.text import counted, counted_of, format_size
 
@@ -142,7 +142,7 @@ def rollout_page(view: View, user: str, *, may_stop: bool) -> str:
 <main id="content" tabindex="-1" data-base="{_BASE}">
 <noscript><div class="plain">
 {_summary(run, matrix)}
-{_problems(run, view.nodes, matrix)}
+{_problems(view)}
 {_matrix_table(matrix)}
 {_served_table(view.served)}
 <p class="hint">This page shows the state of {_time(time.time())} and loads itself again every
@@ -248,17 +248,14 @@ def _ends(run: Run) -> str:
     return ", or ".join(shown) or "when it is stopped"
 
 
-def _problems(run: Run, nodes: Mapping[str, NodeView], matrix: Matrix) -> str:
+def _problems(view: View) -> str:
+    run, images = view.run, view.served["images"]
     failed = [
-        f"{name}: {matrix.images[one.image]}: {one.why}"
-        for name, node in nodes.items()
+        f"{name}: {images[one.image]['name']}: {one.why}"
+        for name, node in view.nodes.items()
         for one in node.failed
     ]
-    absent = [
-        name
-        for place, name in enumerate(matrix.images)
-        if any(states[place] == "a" for states in matrix.nodes.values())
-    ]
+    absent = [image["name"] for image in images if image["digest"] is None]
     refused = [
         f"{one['user'] or 'no name'} at {one['address']}: {counted(one['requests'], 'request')}"
         for one in run["denied"]

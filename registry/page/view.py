@@ -49,14 +49,6 @@ class Refused(TypedDict):
     requests: int
 
 
-class Upstream(TypedDict):
-    """The use of one mirrored registry. ``bytes`` were fetched from it."""
-
-    host: str
-    reachable: bool
-    bytes: int
-
-
 class Run(TypedDict):
     """The state of the server.
 
@@ -68,7 +60,6 @@ class Run(TypedDict):
         accept: the weakest state in which a node counts as having an image.
         wanted: number of nodes that must have every image; None if that was not asked for.
         covered: number of nodes that have every image.
-        claimed: number of nodes counted of which some images rest on a claim alone.
         bytes_in, bytes_out: of content.
         transfers: under way.
         nodes_left_out, images_left_out: not in this view.
@@ -84,7 +75,6 @@ class Run(TypedDict):
     accept: str
     wanted: int | None
     covered: int
-    claimed: int
     bytes_in: int
     bytes_out: int
     transfers: int
@@ -93,7 +83,6 @@ class Run(TypedDict):
     corrupt: list[str]
     warnings: list[str]
     denied: list[Refused]
-    upstreams: list[Upstream]
 
 
 class ImageView(TypedDict):

@@ -115,6 +115,17 @@ def test_the_table_has_each_state_as_a_word() -> None:
     assert "worker-1" in table
 
 
+def test_absent_images_are_listed_before_any_node_asks() -> None:
+    """An image that the registry lacks is a problem, whether or not a node is known."""
+    made = view("team/app:1", "team/web:1", nodes={})
+    assert "Not in the registry" not in html.rollout_page(made, "", may_stop=False)
+    made.served["images"][1]["digest"] = None
+    page = html.rollout_page(made, "", may_stop=False)
+    section = page.partition("Not in the registry")[2].partition("</section>")[0]
+    assert "team/web:1" in section
+    assert "team/app:1" not in section
+
+
 def test_a_large_table_has_counts() -> None:
     """Past some thousand cells a row has numbers, so that the page stays small."""
     names = [f"image:{n}" for n in range(200)]

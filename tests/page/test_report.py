@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from mayfly.registry.cli.report import command
 from mayfly.registry.control.report_page import render
 from tests.cli.test_json_output import check
 from tests.control.test_report import REPORT
-from tests.support.commands import mayfly
+from tests.support.commands import assert_refused, command_line, environment, mayfly
 
 
 def test_a_page_has_what_the_report_has() -> None:
@@ -40,6 +45,39 @@ def test_the_command(tmp_path: Path) -> None:
     assert mayfly("report", file, "--html", page).stdout == ""
     assert page.read_text() == render(REPORT)
     assert mayfly("report", file, "--html", "-").stdout == render(REPORT)
+    both = mayfly("report", file, "--html", page, "--json")
+    assert json.loads(both.stdout) == document
+    assert page.read_text() == render(REPORT)
+    assert_refused(mayfly("report", file, "--html", "-", "--json"), "--html -", "--json")
+
+
+def test_a_page_is_utf_8_everywhere(tmp_path: Path) -> None:
+    """Also on the standard output of a locale with another encoding."""
+    file = tmp_path / "report.json"
+    report = copy.deepcopy(REPORT)
+    report["version"] = "Straße"
+    file.write_text(json.dumps(report))
+    env = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        command_line("report", file, "--html", "-"), env=environment(**env), capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == render(report)
+    assert "Straße".encode() in done.stdout
+
+
+def test_only_what_is_printed_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON takes neither the page nor the text."""
+
+    def fail(*_: object) -> str:
+        raise AssertionError("made for nothing")
+
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(REPORT))
+    monkeypatch.setattr("mayfly.registry.control.report_page.render", fail)
+    monkeypatch.setattr("mayfly.registry.control.status_text.report_text", fail)
+    done = CliRunner().invoke(command, [str(file), "--json"], standalone_mode=False)
+    assert json.loads(done.output) == json.loads(json.dumps(REPORT))
 
 
 def test_what_is_no_report(tmp_path: Path) -> None:
@@ -50,6 +88,7 @@ def test_what_is_no_report(tmp_path: Path) -> None:
         done = mayfly("report", file, "--html", tmp_path / "page.html")
         assert done.returncode == 2
         assert f"{file}: not a report" in done.stderr
+        assert_refused(mayfly("report", file, "--json"), f"{file}: not a report")
     done = mayfly("report", tmp_path / "none")
     assert done.returncode == 2
     assert "No such file" in done.stderr

@@ -19,7 +19,6 @@ def run(**changed: Any) -> Run:
         "accept": "claimed",
         "wanted": 2,
         "covered": 1,
-        "claimed": 0,
         "bytes_in": 0,
         "bytes_out": 1_000_000,
         "transfers": 0,
@@ -28,7 +27,6 @@ def run(**changed: Any) -> Run:
         "corrupt": [],
         "warnings": [],
         "denied": [],
-        "upstreams": [],
     }
     return made | changed
 
