@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mayfly.registry.settings.readers import read_external_url
 from mayfly.registry.settings.settings import ALL
 from mayfly.registry.version import VERSION
 from tests.clients.layout import Layout, layer
@@ -57,6 +58,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "data": {"claim": "data"},
         "settings": {"IDLE_TIMEOUT": "30m", "LOG_FORMAT": "json"},
         "localRegistryHosting": True,
+    },
+    "text that YAML reads as something else": {
+        "node": "1",
+        "image": {"name": "0x1f", "pullPolicy": "Always", "pullSecrets": ["1e3"]},
+        "bundle": {"hostPath": "/srv/{a,b}:#", "files": ["}", "x:#"]},
+        "nodes": 2000000,
+        "network": {"mode": "nodePort", "address": "[2001:db8::7]"},
+        "data": {"claim": "012"},
+        "drainSeconds": 3000000,
+        "priorityClassName": "null",
     },
     "nothing optional": {
         "blockDrain": False,
@@ -160,6 +171,22 @@ def test_settings_are_those_of_the_values(tmp_path: Path) -> None:
     assert "Service/mayfly" not in objects
 
 
+def test_values_stay_text(tmp_path: Path) -> None:
+    """They are quoted, and whole numbers are written with all their digits."""
+    objects = rendered(tmp_path, VARIANTS["text that YAML reads as something else"])
+    container, pod = container_of(objects), objects["Job/mayfly"]["spec"]["template"]["spec"]
+    variables = container["variables"]
+    assert (pod["nodeName"], container["image"], pod["priorityClassName"]) == ("1", "0x1f", "null")
+    assert pod["imagePullSecrets"] == [{"name": "1e3"}]
+    volumes = {one["name"]: one for one in pod["volumes"]}
+    assert volumes["bundles"]["hostPath"]["path"] == "/srv/{a,b}:#"
+    assert volumes["data"]["persistentVolumeClaim"]["claimName"] == "012"
+    assert variables["MAYFLY_BUNDLES"] == "/bundles/} /bundles/x:#"
+    assert variables["MAYFLY_EXTERNAL_URL"] == "https://[2001:db8::7]:30500"
+    assert read_external_url(variables["MAYFLY_EXTERNAL_URL"]).host == "[2001:db8::7]:30500"
+    assert (variables["MAYFLY_NODES"], variables["MAYFLY_DRAIN_TIMEOUT"]) == ("2000000", "3000000s")
+
+
 @pytest.mark.parametrize("mode", ["host", "nodePort"])
 def test_mayfly_announces_what_nodes_use(mode: str, tmp_path: Path) -> None:
     """Started with the container's variables: in its URL, its Secrets and its certificate."""
@@ -218,6 +245,8 @@ def test_probes_are_not_activity(tmp_path: Path) -> None:
         ({"bundle": {"hostPath": "/a"}}, "give its name as node"),
         ({"data": {"hostPath": "/a"}}, "give its name as node"),
         ({"localRegistryHosting": True}, "give network.address"),
+        ({"data": {"hostPath": "/a\n- b"}, "node": "n"}, "hostPath"),
+        ({"bundle": {"claim": "b", "files": ["it's.tar"]}}, "files"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(values: Object, told: str, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 {{- define "mayfly.labels" -}}
-{app.kubernetes.io/name: mayfly, app.kubernetes.io/instance: {{ .Release.Name }}}
+{app.kubernetes.io/name: mayfly, app.kubernetes.io/instance: {{ .Release.Name | quote }}}
 {{- end }}
 
 {{- define "mayfly.image" -}}
