@@ -17,7 +17,7 @@ from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import ExtensionFileLoader
 
 _ASIDE = ("_MAYFLY_PYTHON", "_MAYFLY_LD_")
-"""How the names of variables begin that the launcher put aside."""
+"""Prefixes of the variables that the launcher renamed."""
 
 _MFD_EXEC = 0x10
 """From linux/memfd.h; Linux 6.3."""

@@ -48,8 +48,8 @@ _COMMANDS = {
 }
 """Command → its module and, after a colon, the command's name there if that is not ``command``."""
 
-_ABOUT = ("-h", "--help", "--version")
-"""Options of no command."""
+_TOP_LEVEL_OPTIONS = ("-h", "--help", "--version")
+"""Options that mayfly takes without a command."""
 
 _INTERRUPTS = {
     signal.SIGINT: signal.default_int_handler,
@@ -152,7 +152,7 @@ def _with_command(words: list[str]) -> list[str]:
     Raises:
         BundleInvalid: the file was cut short.
     """
-    if words[:1] and (not words[0].startswith("-") or words[0] in _ABOUT):
+    if words[:1] and (not words[0].startswith("-") or words[0] in _TOP_LEVEL_OPTIONS):
         return words
     if one_file.bundle() is None:
         return words

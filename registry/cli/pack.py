@@ -1,4 +1,4 @@
-"""``mayfly pack``: a one file that serves the bundle behind it."""
+"""Write an executable that contains Mayfly and a bundle."""
 
 from __future__ import annotations
 
