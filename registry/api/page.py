@@ -87,8 +87,9 @@ def _is_browser(http: HTTPRequest) -> bool:
     return _HTML in http.headers.get("Accept", "")
 
 
-def _page(body: str, headers: dict[str, str] | None = None) -> Response:
+def _page(body: str, headers: dict[str, str] | None = None, status: int = 200) -> Response:
     return answer(
+        status,
         body=body.encode("utf-8", "replace"),
         content_type=f"{_HTML}; charset=utf-8",
         headers=PAGE_HEADERS | _NEVER_STORED | (headers or {}),
@@ -186,7 +187,10 @@ async def stop(context: Context, http: HTTPRequest, request: Request) -> Respons
     """POST: drain and end the server, as `mayfly stop` does, without waiting for it."""
     context.lifecycle.stop(f"{context.caller.identity.name} asked for it on the page or by its URL")
     if _is_browser(http):
-        return _to_page("/")
+        from mayfly.registry.page import html
+
+        # No redirect: the registry may be gone before the browser has followed it.
+        return _page(html.stopping_page(), status=202)
     return answer(
         202, json.dumps({"state": "draining"}).encode(), JSON, {"Cache-Control": "no-store"}
     )

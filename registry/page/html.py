@@ -158,6 +158,21 @@ def rollout_page(view: View, user: str, *, may_stop: bool) -> str:
     return _document("Rollout · Mayfly", body, head=head)
 
 
+def stopping_page() -> str:
+    """Return the answer to the form that stops the registry, which may be gone a moment later."""
+    body = f"""
+<main class="login">
+<section class="card">
+<p class="brand">{_icon()}Mayfly</p>
+<h1>The registry is stopping</h1>
+<p>Pulls under way may finish, new ones are refused. Until then <a href="../../">the page</a> shows
+the rollout.</p>
+</section>
+</main>"""
+    # Relative to the URL of the form.
+    return _document("The registry is stopping · Mayfly", body, head=_linked("page/"))
+
+
 def report_page(report: ReportPage) -> str:
     """Return a report as one document that needs nothing else: no server, no script, no file."""
     style = file_text("page.css")
@@ -192,10 +207,10 @@ def _document(title: str, body: str, *, head: str) -> str:
     )
 
 
-def _linked() -> str:
+def _linked(files: str = f"{_BASE}page/") -> str:
     return (
-        f'<link rel="icon" href="{_BASE}page/icon.svg" type="image/svg+xml">'
-        f'<link rel="stylesheet" href="{_BASE}page/page.css">'
+        f'<link rel="icon" href="{files}icon.svg" type="image/svg+xml">'
+        f'<link rel="stylesheet" href="{files}page.css">'
     )
 
 

@@ -165,9 +165,12 @@ def test_scripts_make_no_markup_of_texts() -> None:
 
 def test_letters_have_a_shape_and_a_colour() -> None:
     """Each state is in the style and in the scripts."""
-    style, words, matrix = (files.text(n) for n in ("page.css", "format.js", "matrix.js"))
+    style, words = files.text("page.css"), files.text("format.js")
     for letter in LETTERS.values():
         assert f".s-{letter} {{" in style
         assert f".fill-{letter} {{" in style
-        assert re.search(rf"^  {letter}: ", words, re.M)
-        assert re.search(rf"^  {letter}: ", matrix, re.M)
+        assert len(re.findall(rf"^ +--state-{letter}: ", style, re.M)) == 2, "light and dark"
+    assert "".join(re.findall(r"^  ([a-z]): ", words, re.M)) == html._ORDER
+    for name in files.NAMES:
+        for variable in re.findall(r"var\((--[a-z0-9-]+)", files.text(name)):
+            assert f"  {variable}: " in style, name

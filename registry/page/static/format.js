@@ -12,6 +12,9 @@ export const STATES = {
   a: "not in the registry",
 };
 
+/** The letters in the order of bar and legend: what a node has first. */
+export const ORDER = Object.keys(STATES);
+
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 /** Bytes as text: "512 B", "1.4 GiB". */

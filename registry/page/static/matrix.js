@@ -1,23 +1,12 @@
 // Nodes and images on a canvas: only what is in sight is drawn, so that 500 nodes with 100 images
 // scroll as three do. Keys move a cursor, and what is under it is said by a live region.
 
-import { STATES, counted, make, say, size } from "./format.js";
+import { ORDER, STATES, counted, make, say, size } from "./format.js";
 
 const LABEL = "500 13px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
 const SMALL = "11px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
 const TEXT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
-const LETTER_COLOURS = {
-  p: "proven",
-  b: "before",
-  s: "served",
-  c: "claimed",
-  u: "pulling",
-  i: "incomplete",
-  f: "failed",
-  m: "missing",
-  a: "absent",
-};
-const COLOURS = [...Object.values(LETTER_COLOURS), "card", "raised", "line", "ink", "soft", "mark", "focus"];
+const COLOURS = [...ORDER.map((letter) => `state-${letter}`), "card", "raised", "line", "ink", "soft", "mark", "focus"];
 
 export class Matrix {
   /**
@@ -392,7 +381,7 @@ function fitted(pen, text, width) {
 
 /** The mark of a state: the same shapes as the style has. */
 function glyph(pen, paint, letter, x, y, edge, share) {
-  const colour = paint[LETTER_COLOURS[letter]];
+  const colour = paint[`state-${letter}`];
   pen.fillStyle = colour;
   pen.strokeStyle = colour;
   pen.lineWidth = 1.5;

@@ -1,12 +1,10 @@
 // Brings the page to life: makes its parts, and gives each new state to them.
 
 import { Feed } from "./feed.js";
-import { STATES, accepted, counted, duration, make, mark, say, size, time, whole } from "./format.js";
+import { ORDER, STATES, accepted, counted, duration, make, mark, say, size, time, whole } from "./format.js";
 import { Layers } from "./layers.js";
 import { NodeDetail, Problems, UnderWay, described, nodeTable } from "./lists.js";
 import { Matrix } from "./matrix.js";
-
-const ORDER = "pbscuifma";
 
 const main = document.querySelector("main");
 const connection = document.querySelector("#connection");
@@ -63,7 +61,7 @@ class Summary {
       for (const letter of node.states) counts[letter] = (counts[letter] ?? 0) + 1;
       total += node.states.length;
     }
-    const there = [...ORDER].filter((letter) => counts[letter]);
+    const there = ORDER.filter((letter) => counts[letter]);
     let at = 0;
     const parts = there.map((letter) => {
       const width = (1000 * counts[letter]) / total;
@@ -73,7 +71,6 @@ class Summary {
     });
     this.bar.replaceChildren(...parts);
     this.bar.setAttribute("aria-label", there.map((letter) => `${counts[letter]} ${STATES[letter]}`).join(", "));
-    this.bar.classList.toggle("empty", !total);
     this.legend.replaceChildren(
       ...there.map((letter) => make("li", {}, mark(letter), `${STATES[letter]}`, " ", make("strong", {}, whole(counts[letter])))),
     );
@@ -255,5 +252,12 @@ setInterval(() => {
   // What is left of a deadline shrinks without events.
   if (latest && latest.run.ending === null) say(summary.facts.get("Ends"), ends(latest));
 }, 1000);
+
+// The server may be gone before a browser has loaded the page again, so this one stays.
+document.querySelector(".stop form")?.addEventListener("submit", (event) => {
+  event.preventDefault();
+  fetch(event.target.action, { method: "POST" }).catch(() => {});
+  event.target.closest("details").open = false;
+});
 
 new Feed(`${main.dataset.base}events`, update, connected).run();
