@@ -37,9 +37,6 @@ class Defaults(NamedTuple):
         return (*interpreter(self.script), "-c", self.script, "script")
 
 
-NOTHING = Defaults({}, None)
-
-
 def interpreter(script: str) -> tuple[str, ...]:
     """Return the words of the shell that a script names in its first line, or of sh(1)."""
     first = script.partition("\n")[0]
@@ -58,24 +55,24 @@ def path() -> Path | None:
     return _started_as
 
 
-def bundle() -> Path | None:
-    """Return the path of the one file that runs if a bundle is packed in it, else None.
+def bundles() -> tuple[Path, ...]:
+    """Return the path of the one file that runs if a bundle is packed in it, else nothing.
 
     Raises:
         BundleInvalid: the file was cut short.
     """
-    return path() if _packed() else None
+    return () if _started_as is None or _packed() is None else (_started_as,)
 
 
 def defaults() -> Defaults:
     """Return what was packed with the bundle of the one file that runs.
 
     Raises:
-        BundleInvalid: see `bundle`.
+        BundleInvalid: see `bundles`.
     """
     packed = _packed()
     if packed is None:
-        return NOTHING
+        return Defaults({}, None)
     settings, script = packed.document.get("settings"), packed.document.get("script")
     texts = settings if isinstance(settings, dict) else {}
     return Defaults(

@@ -154,7 +154,7 @@ def _with_command(words: list[str]) -> list[str]:
     """
     if words[:1] and (not words[0].startswith("-") or words[0] in _TOP_LEVEL_OPTIONS):
         return words
-    if one_file.bundle() is None:
+    if not one_file.bundles():
         return words
     return ["serve" if one_file.defaults().script is None else "run", *words]
 

@@ -25,7 +25,7 @@ from mayfly.registry.cli.fetching import (
 )
 from mayfly.registry.cli.help import Group
 from mayfly.registry.cli.interrupts import run_cancellable
-from mayfly.registry.cli.options import as_json, leave_out
+from mayfly.registry.cli.options import as_json, leave_out, output_file
 from mayfly.registry.cli.progress import print_event, reporting
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo
@@ -46,14 +46,7 @@ def command() -> None:
 
 @command.command("create")
 @click.argument("images", metavar="LIST|IMAGE...", nargs=-1, required=True)
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="The bundle to write.",
-)
+@output_file("The bundle to write.")
 @images_from
 @mirrored
 @for_platforms
@@ -92,7 +85,7 @@ def create(
     from mayfly.registry.startup import import_client
 
     import_client()
-    from mayfly.registry.cli.transfer import check_output
+    from mayfly.registry.cli.output import check_output
     from mayfly.registry.upstream.errors import ImagesMissing
     from mayfly.registry.upstream.registries import Reach
 
@@ -146,7 +139,7 @@ class _Request:
 
 async def _create(request: _Request) -> Plan:
     """Look up, lay out, and fetch unless it is a dry run."""
-    from mayfly.registry.cli.transfer import check_output
+    from mayfly.registry.cli.output import check_output
     from mayfly.registry.upstream import create
     from mayfly.registry.upstream.gather import gather
     from mayfly.registry.upstream.registries import Registries

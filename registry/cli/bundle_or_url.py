@@ -118,21 +118,12 @@ class Looked(NamedTuple):
         return resolve(self.reader, image) if self.store is None else find(self.store, image)
 
 
-def meant(given: Sequence[str]) -> tuple[str, ...]:
-    """Return the bundles or the URL that a command reads, none for the store.
-
-    A one file with a bundle means its own, unless others or a store are named.
-
-    Args:
-        given: by the operator.
-    """
-    own = one_file.bundle()
-    if given or own is None:
+def or_own_bundle(given: Sequence[str]) -> tuple[str, ...]:
+    """Return the given sources; without any, and without --root, the bundle of this one file."""
+    root = click.get_current_context().get_parameter_source("root")
+    if given or root in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
         return tuple(given)
-    asked = click.get_current_context().get_parameter_source("root")
-    return (
-        () if asked in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT) else (str(own),)
-    )
+    return tuple(map(str, one_file.bundles()))
 
 
 @contextlib.contextmanager

@@ -131,8 +131,7 @@ def command(
     listed = listed_images(images, state_dir)
     with node_errors():
         wanted = images_of(listed, urlsplit(ready.url).netloc)
-    own = one_file.bundle()
-    with _readers((*((own,) if own else ()), *bundles), root) as readers:
+    with _readers((*one_file.bundles(), *bundles), root) as readers:
         content = contents(readers, wanted)
     status = ask(state_dir, "status", timeout=STATUS_SECONDS)
     mirrored = {upstream["host"] for upstream in status["upstreams"]}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mayfly.registry.cli.bundle_or_url import looking_at, meant
+from mayfly.registry.cli.bundle_or_url import looking_at, or_own_bundle
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import as_json, print_json, root_directory
 from mayfly.registry.text import echo
@@ -23,7 +23,7 @@ def command(sources: tuple[str, ...], root: Path, json: bool) -> None:
     """
     from mayfly.storage.transfer import inventory
 
-    with looking_at(meant(sources), root) as looked:
+    with looking_at(or_own_bundle(sources), root) as looked:
         found = inventory.of(looked.reader)
     if json:
         blobs = {name: sorted(map(str, held)) for name, held in sorted(found.blobs.items())}

@@ -24,9 +24,7 @@ def with_settings(command: Callable[[Settings], Any]) -> Callable[..., Any]:
         if json:
             given["log_format"] = "json"
         packed = dict(one_file.defaults().settings)
-        own = one_file.bundle()
-        if own is not None:
-            packed["bundles"] = (str(own),)
+        packed["bundles"] = tuple(map(str, one_file.bundles()))
         flags = texts_of(given)
         return command(loading.load(flags, os.environ, config_file, bundles, packed))
 
@@ -137,6 +135,13 @@ auth_directory = click.option(
     metavar="DIR",
     help="The directory given to serve as --auth.",
 )
+
+
+def output_file(help: str) -> Callable[[Any], Any]:
+    """The option of the file that a command writes; `registry.cli.output` checks and opens it."""
+    return click.option(
+        "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help=help
+    )
 
 
 def _directory_of(name: str, help: str) -> Callable[[Any], Any]:

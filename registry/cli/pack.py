@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mayfly.registry import one_file
 from mayfly.registry.cli.bundle_or_url import looking_at
 from mayfly.registry.cli.help import Command
-from mayfly.registry.cli.options import as_json, every_setting, texts_of
+from mayfly.registry.cli.options import as_json, every_setting, output_file, texts_of
+from mayfly.registry.cli.output import check_output, writing
 from mayfly.registry.cli.progress import print_event, reporting
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo
@@ -32,14 +31,7 @@ _LONGEST_SCRIPT = 128 * 1024 - 1
 
 @click.command("pack", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="The file to write.",
-)
+@output_file("The file to write.")
 @click.option(
     "--runtime",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -75,6 +67,7 @@ def command(
 
     settings = texts_of(given)
     check(settings)
+    check_output(output)
     more = {} if script is None else {"script": _read_script(script)}
     with contextlib.ExitStack() as stack:
         runtime = runtime or _own_runtime()
@@ -93,7 +86,10 @@ def command(
         place = inner.bundle if inner else packed.Place(0, os.fstat(content).st_size)
         name = inner.name if inner else bundle.name
         document = {"bundle": name, "settings": settings, **more}
-        with reporting("packing", table.end + place.size, json) as progress, _new(output) as file:
+        with (
+            reporting("packing", table.end + place.size, json) as progress,
+            writing(output, 0o777) as file,
+        ):
             packed.write(file, program, content, place, document, progress)
     if json:
         size = output.stat().st_size
@@ -229,26 +225,3 @@ def _check_bundle(path: Path, json: bool) -> str:
         for one in looked.bundles.lacking(looked.bundles.has):
             print_event("notice", **one.to_json()) if json else echo(one, err=True)
     return images
-
-
-@contextlib.contextmanager
-def _new(output: Path) -> Iterator[BinaryIO]:
-    """The output, under its name only once it is whole and on the disk.
-
-    Raises:
-        ConfigError, StorageFull: it cannot be written.
-    """
-    from mayfly.registry.cli.transfer import check_output
-    from mayfly.storage.errors import DISK_FULL, StorageFull
-    from mayfly.storage.files import replacing
-
-    check_output(output)
-    draft = output.with_name(f".{output.name}.partial")
-    try:
-        with replacing(output, temporary=draft, mode=0o777) as file:
-            yield file
-    except OSError as error:
-        reason = f"{output} cannot be written: {error.strerror}"
-        if error.errno == errno.EFBIG:
-            reason += " (FAT32 has files below 4 GiB: bundle create --volume-size 3GiB)"
-        raise (StorageFull if error.errno in DISK_FULL else ConfigError)(reason) from None

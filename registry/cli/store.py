@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mayfly.registry.cli.bundle_or_url import Looked, looking_at, meant, store_reader
+from mayfly.registry.cli.bundle_or_url import Looked, looking_at, or_own_bundle, store_reader
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import DURATION, PERCENT, as_json, print_json, root_directory
 from mayfly.registry.exit_codes import Exit
@@ -58,7 +58,7 @@ def ls(
     """
     from mayfly.storage.survey import Damaged, tagged, untagged
 
-    sources = sources if everything else meant(sources)
+    sources = sources if everything else or_own_bundle(sources)
     if sources and everything:
         raise click.UsageError("--all is for the store; others are listed by their tags", ctx)
     if sources:
@@ -173,7 +173,7 @@ def inspect(
 
     Exit 4 if it lacks content.
     """
-    with looking_at(meant(sources), root) as looked:
+    with looking_at(or_own_bundle(sources), root) as looked:
         _inspect(ctx, looked, image, files, json)
 
 
@@ -249,7 +249,7 @@ def du(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool) -> 
     """Show how much space the images take, and how much sharing saves."""
     from mayfly.storage.survey import space, space_of
 
-    sources = meant(sources)
+    sources = or_own_bundle(sources)
     if sources:
         with looking_at(sources, root) as looked:
             found = space_of(looked.reader)
@@ -493,7 +493,7 @@ def verify(
     json: bool,
 ) -> None:
     """Read every byte again and compare it with its digest; exit 4 if something is wrong."""
-    looked_at = looked_at if sources else meant(looked_at)
+    looked_at = looked_at if sources else or_own_bundle(looked_at)
     if looked_at and sources:
         raise click.UsageError("--repair is for the store; bundles and registries are read", ctx)
     if looked_at:

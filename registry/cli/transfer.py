@@ -14,13 +14,14 @@ import click
 from mayfly.registry import one_file
 from mayfly.registry.cli.fetching import without_referrers
 from mayfly.registry.cli.help import Command
-from mayfly.registry.cli.options import as_json, leave_out, root_directory
+from mayfly.registry.cli.options import as_json, leave_out, output_file, root_directory
+from mayfly.registry.cli.output import writing
 from mayfly.registry.cli.progress import print_event, reporting
 from mayfly.registry.cli.store import name_damaged
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.text import echo
-from mayfly.storage.errors import DISK_FULL, ContentCorrupt, StorageFull
+from mayfly.storage.errors import ContentCorrupt
 from mayfly.storage.text import counted, format_size
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ def import_(ctx: click.Context, bundles: tuple[Path, ...], root: Path, json: boo
     from mayfly.storage.reading import find_blob
     from mayfly.storage.transfer import importing
 
-    own = one_file.bundle()
-    bundles = bundles or (() if own is None else (own,))
+    bundles = bundles or one_file.bundles()
     if not bundles:
         raise click.UsageError("Missing argument 'BUNDLE...'.", ctx)
     with contextlib.ExitStack() as stack:
@@ -172,7 +172,7 @@ def _expanded(path: Path, scratch: Path, json: bool) -> Path:
 @click.command(cls=Command)
 @click.argument("images", metavar="IMAGE...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every image of the store.")
-@click.option("-o", "--output", required=True, type=Path, metavar="FILE", help="The archive.")
+@output_file("The archive.")
 @leave_out
 @without_referrers
 @root_directory
@@ -216,7 +216,8 @@ def export(
             try:
                 with (
                     reporting("exporting", planned.size, json) as progress,
-                    _published(output) as file,
+                    writing(output) as written,
+                    _compressing(output, written) as file,
                 ):
                     exporting.write(planned, file, progress)
                 break
@@ -335,34 +336,6 @@ def _begin(path: Path) -> bytes:
         return b""
     with path.open("rb") as file:
         return file.read(32)
-
-
-def check_output(output: Path) -> None:
-    """See that an archive may take this path: a device there would be replaced by it.
-
-    Raises:
-        ConfigError: something that is not a regular file is there.
-    """
-    if output.exists() and not output.is_file():
-        raise ConfigError(f"{output} exists and is not a regular file: name a file to write")
-
-
-@contextlib.contextmanager
-def _published(output: Path) -> Iterator[BinaryIO]:
-    """The file, under its name only once it is whole and on the disk."""
-    from mayfly.storage.files import replacing
-
-    check_output(output)
-    draft = output.with_name(f".{output.name}.partial")
-    try:
-        with (
-            replacing(output, temporary=draft, mode=0o666) as file,
-            _compressing(output, file) as stream,
-        ):
-            yield stream
-    except OSError as error:
-        reason = f"{output} cannot be written: {error.strerror}"
-        raise (StorageFull if error.errno in DISK_FULL else ConfigError)(reason) from None
 
 
 @contextlib.contextmanager

@@ -52,13 +52,16 @@ def load(
     values: dict[str, Any] = {}
     for setting in ALL:
         found = _find(setting, flags, environment, from_file, file)
-        texts, source = found or (packed.get(setting.key), PACKED_SOURCE)
-        if found is not None and setting.argument:
-            texts = (*packed.get(setting.key, ()), *found[0])
-        if texts is None:
-            values[setting.key] = setting.default(environment)
-        else:
+        own = packed.get(setting.key, ())
+        if found is not None:
+            texts, source = found
+            if setting.argument:
+                texts = (*own, *texts)
             values[setting.key] = _read(setting, texts, source)
+        elif own:
+            values[setting.key] = _read(setting, own, PACKED_SOURCE)
+        else:
+            values[setting.key] = setting.default(environment)
     return Settings(**values)
 
 

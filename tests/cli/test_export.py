@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.registry.cli.transfer import _published
+from mayfly.registry.cli.output import writing
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.storage.errors import StorageFull
 from tests.support.commands import assert_refused, mayfly
@@ -39,6 +39,6 @@ def test_special_file_is_not_replaced(root: Path, tmp_path: Path) -> None:
 def test_disk_fails(number: int, error: type[Exception], tmp_path: Path) -> None:
     """A full disk is a storage failure, and nothing of the archive stays."""
     output = tmp_path / "all.tar"
-    with pytest.raises(error, match=str(output)), _published(output):
+    with pytest.raises(error, match=str(output)), writing(output):
         raise OSError(number, os.strerror(number))
     assert list(tmp_path.iterdir()) == []
