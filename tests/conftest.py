@@ -25,6 +25,9 @@ from tests.support.programs import TOP, manifest  # noqa: E402
 
 REQUIRE_ALL = "MAYFLY_REQUIRE_ALL"
 
+# xdist's processes have one, and what Mayfly prints for a file must not depend on that.
+os.environ.pop("COLUMNS", None)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--record: write anew what tests compare with the code."""

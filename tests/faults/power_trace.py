@@ -94,9 +94,17 @@ def read(trace: Path, home: Path) -> Iterator[Step]:
             continue
         if call.startswith("<... "):
             call = begun.pop(thread) + call.partition(" resumed>")[2]
+        if call.endswith(" = ?"):  # the process was killed before the call returned
+            begun[thread] = call
+            continue
         parsed = _CALL.match(call)
         if parsed and not parsed[3].startswith("-"):
             yield from _steps(parsed[1], parsed[2], int(parsed[3]), home)
+    # A client that has its answer may have the server killed before the server's call returned.
+    for call in begun.values():
+        name, _, arguments = call.partition("(")
+        if name in ("sendto", "sendmsg"):
+            yield from _steps(name, arguments, 0, home)
 
 
 def _steps(name: str, arguments: str, result: int, home: Path) -> Iterator[Step]:

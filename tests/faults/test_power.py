@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.bundle.builders import Layout
-from tests.faults import power_disk
+from tests.faults import power_disk, power_trace
 from tests.faults.crash_model import Key, blobs_in, manifest_of
 from tests.faults.power_actor import deleted, pushed
 from tests.faults.power_disk import Disk
@@ -247,6 +247,21 @@ def _look_at_every_state(
             remove_tree(place)
             looked += 1
     return looked
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "1 0.2 +++ killed by SIGKILL +++",
+        "1 0.2 <... sendto resumed>) = ?\n1 0.3 +++ killed by SIGKILL +++",
+    ],
+)
+def test_answer_of_a_server_that_is_killed_at_once(tmp_path: Path, end: str) -> None:
+    """The client may have it before the server's call returns."""
+    text = "".join(f"\\x{byte:02x}" for byte in b"HTTP/1.1 201 Created")
+    trace = tmp_path / "trace"
+    trace.write_text(f'1 0.1 sendto(3<socket>, "{text}", 20 <unfinished ...>\n{end}\n')
+    assert [step.kind for step in power_trace.read(trace, tmp_path)] == ["answer"]
 
 
 def test_power_may_fail_at_any_moment(home: Path, states: Path, quick_sync: None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import environment
 from tests.support.process import Mayfly, remove_tree
 
 BACKGROUND = {"jwt", "cryptography", "_cffi_backend"}
@@ -86,7 +86,7 @@ Each costs a start some 0.2 ms. Raise a number only for a module that every star
 @pytest.mark.parametrize("options", MOST_MODULES, ids=" ".join)
 def test_modules_imported_when_ready(workspace: Path, options: tuple[str, ...]) -> None:
     """A start imports no more modules than it needs."""
-    env = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
+    env = environment(PYTHONPROFILEIMPORTTIME="1")
     home = Path(tempfile.mkdtemp(prefix="own-", dir=workspace))
     server = Mayfly(home / "root", home / "state", *options, env=env)
     try:
