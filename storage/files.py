@@ -77,6 +77,18 @@ def is_absent(error: OSError) -> bool:
     return isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ELOOP
 
 
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of some bytes at an offset of a file.
+
+    Raises:
+        OSError: they cannot be written; some may be.
+    """
+    left = memoryview(data)
+    while left:
+        count = os.pwrite(descriptor, left, offset)
+        left, offset = left[count:], offset + count
+
+
 # Recognizing
 
 

@@ -24,6 +24,7 @@ from typing import BinaryIO, NamedTuple
 from mayfly.storage import json_object
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.errors import ManifestInvalid
+from mayfly.storage.files import write_at
 
 PAGE = 4096
 """Table, document and bundle begin at a multiple of it."""
@@ -204,8 +205,8 @@ def write(
     content = Place(_padded(words.end), place.size)
     target = output.fileno()
     _copy(runtime, Place(0, table.end), target, 0, progress)
-    os.pwrite(target, Table(table.at, table.end, words, content).encode(), table.at)
-    os.pwrite(target, text, words.offset)
+    write_at(target, Table(table.at, table.end, words, content).encode(), table.at)
+    write_at(target, text, words.offset)
     os.truncate(target, content.end)
     _copy(bundle, place, target, content.offset, progress)
 
@@ -219,12 +220,10 @@ def _copy(source: int, place: Place, target: int, at: int, progress: Callable[[i
         offset = start
         end = min(os.lseek(source, start, os.SEEK_HOLE), place.end) if start < place.end else start
         while offset < end:
-            piece = memoryview(os.pread(source, min(_COPIED, end - offset), offset))
+            piece = os.pread(source, min(_COPIED, end - offset), offset)
             if not piece:
                 raise _cut_short()
-            written = 0
-            while written < len(piece):
-                written += os.pwrite(target, piece[written:], at + offset - place.offset + written)
+            write_at(target, piece, at + offset - place.offset)
             offset += len(piece)
             progress(len(piece))
 

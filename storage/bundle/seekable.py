@@ -31,6 +31,7 @@ from mayfly.storage.bundle.bombs import expands_too_far, most_expanded
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.frames import FramePool
 from mayfly.storage.errors import ContentCorrupt
+from mayfly.storage.files import write_at
 from mayfly.storage.interface import Extent, OpenExtent, Sink, open_file
 from mayfly.storage.text import counted
 
@@ -234,10 +235,8 @@ class _OpenFramed(OpenExtent):
     def copy_to(self, target: int, at: int, progress: Callable[[int], None]) -> None:
         done = 0
         while done < self.extent.size:
-            piece = memoryview(self.read(done, _COPY_SIZE))
-            written = 0
-            while written < len(piece):
-                written += os.pwrite(target, piece[written:], at + done + written)
+            piece = self.read(done, _COPY_SIZE)
+            write_at(target, piece, at + done)
             done += len(piece)
             progress(len(piece))
 

@@ -28,7 +28,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import DigestInvalid, StorageFull
-from mayfly.storage.files import stamp_at, stamp_of, sync, try_lock
+from mayfly.storage.files import stamp_at, stamp_of, sync, try_lock, write_at
 from mayfly.storage.text import format_size
 
 _BLOCK = 512
@@ -243,7 +243,7 @@ class Draft:
         """Write a piece of a blob, ``at`` bytes from its start."""
         place = self._layout.blobs[digest]
         assert at + len(data) <= place.size
-        _write(self._file, data, place.at + at)
+        write_at(self._file, data, place.at + at)
         have = self._have[digest] = at + len(data)
         # A whole blob is noted by `complete` only, after its digest was checked.
         if have < place.size and have - self._noted.get(digest, 0) >= _NOTE_EVERY:
@@ -304,7 +304,7 @@ class Draft:
         self._file = os.open(self._partial, flags, 0o644)
         os.ftruncate(self._file, self._layout.size)
         for at, data in self._layout.fixed:
-            _write(self._file, data, at)
+            write_at(self._file, data, at)
         self._journal = os.open(self._journal_path, flags | os.O_APPEND, 0o644)
         if is_same and known is not None:
             self._take(known)
@@ -417,14 +417,7 @@ def _read(descriptor: int, at: int, count: int) -> Iterator[bytes]:
         at += len(piece)
 
 
-def _write(descriptor: int, data: bytes, at: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(descriptor, view, at)
-        view, at = view[count:], at + count
-
-
 def _copy(source: int, begin: int, target: int, at: int, count: int) -> None:
     for piece in _read(source, begin, count):
-        _write(target, piece, at)
+        write_at(target, piece, at)
         at += len(piece)
