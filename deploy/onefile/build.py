@@ -30,6 +30,10 @@ from collections.abc import Iterator
 from email.parser import HeaderParser
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cyclonedx
+
 from mayfly.storage.bundle.packed import PAGE, PART, TABLE, Table, end_of_elf
 
 HERE = Path(__file__).resolve().parent
@@ -231,23 +235,14 @@ def contents(inputs: Inputs, version: str) -> dict[str, object]:
     for path in sorted(inputs.site.glob("*.dist-info/METADATA")):
         fields = HeaderParser().parsestr(path.read_text("utf-8"))
         name, release = fields["Name"], fields["Version"]
-        one: dict[str, object] = {"type": "library", "name": name, "version": release}
-        one["purl"] = f"pkg:pypi/{name.lower().replace('_', '-')}@{release}"
+        one = cyclonedx.distribution(name, release)
         if licence := fields["License-Expression"]:
             one["licenses"] = [{"expression": licence}]
         found.append(one)
     libraries = {"ld.so": inputs.loader, **inputs.preloaded, **inputs.libraries}
     for soname, path in sorted(libraries.items()):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        hashes = [{"alg": "SHA-256", "content": digest}]
-        found.append({"type": "library", "name": soname, "hashes": hashes})
-    return {
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
-        "version": 1,
-        "metadata": {"component": {"type": "application", "name": "mayfly", "version": version}},
-        "components": found,
-    }
+        found.append({"type": "library", "name": soname, "hashes": cyclonedx.hashes(path)})
+    return cyclonedx.bill(found, version)
 
 
 def needed_by(path: Path) -> dict[str, Path]:

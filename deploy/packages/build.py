@@ -8,7 +8,7 @@
     mayfly-VERSION-oci.tar                the container image, of each architecture whose one file
                                           is in the directory
     mayfly-VERSION-wheels-linux-ARCH.tar  for pip without an index (pip's own variables hold)
-    SHA256SUMS                            of all files
+    SHA256SUMS                            of all files of this version
 
 What is in the one file is in ….cdx.json beside it, and in the packages; the wheelhouse has one of
 its own. The same inputs give the same bytes; SOURCE_DATE_EPOCH sets the time of files.
@@ -30,6 +30,9 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cyclonedx
 import texts
 
 from mayfly.registry.version import VERSION
@@ -84,7 +87,7 @@ Serves image bundles to the nodes of a cluster where they lie, proves that
 every node has every image, and ends. Python and all libraries are in it.
 
 %install
-cp -a {tree}/. %{{buildroot}}/
+cp -a "{tree}/." "%{{buildroot}}/"
 
 %post
 {installed}
@@ -95,6 +98,8 @@ cp -a {tree}/. %{{buildroot}}/
 [ "$1" = 0 ] || exit 0
 {removed}
 %files
+%defattr(-,root,root)
+%config(noreplace) "/etc/mayfly/mayfly.env"
 {files}
 """
 
@@ -128,10 +133,16 @@ def main(directory: Path) -> None:
             print(make_rpm(tree, directory, machine))
         print(make_image(one_files, directory))
         print(make_wheelhouse(Path(scratch, "wheels"), directory))
+    print(write_sums(directory))
+
+
+def write_sums(directory: Path) -> Path:
+    """Write the checksums of this version's files; files of other versions may be beside them."""
     sums = directory / "SHA256SUMS"
-    files = sorted(path for path in directory.glob("mayfly*") if path.suffix != ".sha256")
+    found = directory.glob(f"mayfly[-_]{VERSION}[-_]*")
+    files = sorted(path for path in found if path.suffix != ".sha256")
     sums.write_text("".join(f"{_sha256(path.read_bytes())}  {path.name}\n" for path in files))
-    print(sums)
+    return sums
 
 
 def lay_out(tree: Path, one_file: Path) -> None:
@@ -188,14 +199,11 @@ def make_rpm(tree: Path, directory: Path, machine: str) -> Path:
     """Return the package for Fedora, RHEL, SUSE and the like."""
     top = tree.with_name(f"{machine}-rpm")
     top.mkdir()
-    files = ["%config(noreplace) /etc/mayfly/mayfly.env"]
-    files += [f"/{path.relative_to(tree)}" for path in sorted(tree.rglob("*")) if path.is_file()]
-    files.remove("/etc/mayfly/mayfly.env")
+    paths = [f"/{path.relative_to(tree)}" for path in sorted(tree.rglob("*")) if path.is_file()]
+    files = "\n".join(f'"{path}"' for path in paths if path != "/etc/mayfly/mayfly.env")
     scripts = {name: _script(name) for name in ("installed", "removing", "removed")}
-    spec = SPEC.format(
-        version=VERSION, summary=SUMMARY, tree=tree, files="\n".join(files), **scripts
-    )
-    (top / "mayfly.spec").write_text(spec.replace("%files\n", "%files\n%defattr(-,root,root)\n"))
+    spec = SPEC.format(version=VERSION, summary=SUMMARY, tree=tree, files=files, **scripts)
+    (top / "mayfly.spec").write_text(spec)
     macros = {"_topdir": str(top), **RPM_MACROS}
     defines = [word for name, value in macros.items() for word in ("--define", f"{name} {value}")]
     _run("rpmbuild", "-bb", "--quiet", "--target", machine, *defines, top / "mayfly.spec")
@@ -317,17 +325,11 @@ def list_wheels(wheels: Path) -> dict[str, object]:
     found = []
     for path in sorted(wheels.iterdir()):
         name, version = path.name.split("-")[:2]
-        purl = f"pkg:pypi/{name.lower().replace('_', '-')}@{version}?file_name={path.name}"
-        hashes = [{"alg": "SHA-256", "content": _sha256(path.read_bytes())}]
-        one = {"type": "library", "name": name, "version": version, "purl": purl, "hashes": hashes}
+        one = cyclonedx.distribution(name, version)
+        one["purl"] = f"{one['purl']}?file_name={path.name}"
+        one["hashes"] = cyclonedx.hashes(path)
         found.append(one)
-    return {
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
-        "version": 1,
-        "metadata": {"component": {"type": "application", "name": "mayfly", "version": VERSION}},
-        "components": found,
-    }
+    return cyclonedx.bill(found, VERSION)
 
 
 def _member(name: str, size: int, mode: int = 0o644) -> tarfile.TarInfo:

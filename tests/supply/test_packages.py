@@ -188,6 +188,17 @@ def test_wheels_are_listed(tmp_path: Path) -> None:
     assert one["hashes"][0]["content"] == builder()._sha256(b"wheel")
 
 
+def test_sums(tmp_path: Path) -> None:
+    """They are those of this version's files alone."""
+    names = ("mayfly-{}-linux-x86_64", "mayfly-{}-oci.tar", "mayfly_{}_amd64.deb")
+    ours = [name.format(VERSION) for name in names]
+    others = ("mayfly-0.0.9-oci.tar", f"mayfly-{VERSION}.1-oci.tar", f"{ours[0]}.sha256")
+    for name in (*ours, *others):
+        (tmp_path / name).write_text(name)
+    lines = builder().write_sums(tmp_path).read_text().splitlines()
+    assert lines == [f"{builder()._sha256(name.encode())}  {name}" for name in ours]
+
+
 def _commands(group: click.Group, before: str) -> Iterator[str]:
     yield before
     context = click.Context(group)
