@@ -11,7 +11,7 @@ RUN_VENV := .cache/run
 RUN_STAMP := $(RUN_VENV)/.installed
 OLDEST := .cache/oldest
 
-.PHONY: run test test-oldest test-kubelet test-signatures test-packages lint format benchmark soak audit dist packages release clean
+.PHONY: run test test-oldest test-browser test-kubelet test-signatures test-packages lint format benchmark soak audit dist packages release clean
 
 run: $(RUN_STAMP)
 	$(RUN_VENV)/bin/mayfly serve --root .cache/store --state-dir .cache/state $(ARGS)
@@ -25,6 +25,11 @@ test-kubelet: $(STAMP)
 	bash .ci/install
 	bash .ci/install test-kubelet
 	MAYFLY_REQUIRE_ALL=1 $(BIN)/pytest tests/kubelet $(ARGS)
+
+test-browser: $(STAMP)
+	bash .ci/install
+	bash .ci/install test-browser
+	MAYFLY_REQUIRE_ALL=1 $(BIN)/pytest tests/browser $(ARGS)
 
 test-signatures: $(STAMP)
 	bash .ci/install

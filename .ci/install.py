@@ -115,7 +115,7 @@ def _python(tool: PythonProgram) -> None:
     home = TOP / ".cache" / tool.package
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     wanted = f"{tool.package}=={tool.version}"
-    subprocess.run([home / "bin/pip", "install", "--quiet", wanted], check=True)
+    subprocess.run([home / "bin/pip", "install", "--quiet", wanted, *tool.beside], check=True)
     BIN.mkdir(parents=True, exist_ok=True)
     (BIN / tool.package).symlink_to(Path("..", tool.package, "bin", tool.package))
 

@@ -30,12 +30,13 @@ class DebianPackage:
 
 @dataclass(frozen=True)
 class PythonProgram:
-    """A command from the package index."""
+    """A command from the package index; ``beside`` it are other packages, with their versions."""
 
     package: str
     version: str
     minutes: float
     tier: str
+    beside: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,13 @@ def manifest() -> Manifest:
             for name, facts in debian["packages"].items()
         ),
         python=tuple(
-            PythonProgram(one["package"], one["version"], one["minutes"], one.get("tier", CI))
+            PythonProgram(
+                one["package"],
+                one["version"],
+                one["minutes"],
+                one.get("tier", CI),
+                tuple(one.get("beside", ())),
+            )
             for one in value["python"]
         ),
         go=tuple(

@@ -32,6 +32,7 @@ export class Problems {
     if (text === this.shown) return;
     this.shown = text;
     this.element.hidden = !groups.length;
+    this.element.classList.toggle("grave", groups.some(([letter]) => letter === "f"));
     this.element.replaceChildren(...groups.map(group));
   }
 }
