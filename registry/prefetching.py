@@ -1,7 +1,7 @@
 """The prefetch of ``run --prefetch``: before the command, by the server itself.
 
 `nodes.prefetch` runs the script of each node. This module logs how nodes end and keeps it for the
-report. A signal ends it, and every ssh with it.
+report. A signal ends it, and every script with it.
 """
 
 from __future__ import annotations
@@ -70,6 +70,9 @@ class _Log:
 
         text = f"{node}: {failure_text(failure, self._images)}; trying again in {seconds:.0f} s"
         log.event(logging.INFO, "prefetch_pause", text, node=node, code=failure.cause)
+
+    def note(self, text: str) -> None:
+        log.event(logging.WARNING, "prefetch_note", text)
 
     def ended(self, result: NodeResult) -> None:
         self.results.append(result)

@@ -65,6 +65,7 @@ from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
     from mayfly.registry.evictions import Evictions
+    from mayfly.registry.nodes.carrier import Carrier
     from mayfly.registry.nodes.prefetch import Prefetch
     from mayfly.registry.state.private import Login
     from mayfly.registry.telemetry.metrics import Metrics
@@ -149,7 +150,7 @@ def _plan(settings: Settings, command: tuple[str, ...]) -> RunPlan:
         exit_with_parent=settings.exit_with_parent,
         exit_on_stdin_eof=settings.exit_on_stdin_eof,
         stop_on_corrupt=settings.on_corrupt is OnCorrupt.STOP,
-        prefetch=settings.prefetch is Via.SSH,
+        prefetch=settings.prefetch is not Via.NONE,
         prefetch_must_complete=settings.prefetch_incomplete is PrefetchIncomplete.STOP,
         report=settings.report,
         command=command,
@@ -179,12 +180,7 @@ def _check(settings: Settings, plan: RunPlan) -> None:
         if plan.until_pulled != ALL and images_to_pull(plan.until_pulled, None) is None:
             read_images(plan.until_pulled)
     if plan.prefetch and plan.nodes is not None:
-        from mayfly.registry.nodes.programs import find_program
-        from mayfly.registry.nodes.ssh import check_destination
-
-        for name in plan.nodes.names:
-            check_destination(name)
-        find_program("ssh")
+        _carrier(settings).check(plan.nodes.names)
     if plan.command:
         find(plan.command[0], os.environ)
 
@@ -477,6 +473,14 @@ async def _serve(
             return await _run(lifecycle, server, this_run)
 
 
+def _carrier(settings: Settings) -> Carrier:
+    """How ``run --prefetch`` reaches nodes."""
+    from mayfly.registry.nodes.pods import Pods
+    from mayfly.registry.nodes.ssh import SSH
+
+    return SSH(settings.ssh_config) if settings.prefetch is Via.SSH else Pods()
+
+
 def _prefetch(settings: Settings, plan: RunPlan, security: Security, login: Login) -> Prefetch:
     """The prefetch of ``run --prefetch``.
 
@@ -484,9 +488,9 @@ def _prefetch(settings: Settings, plan: RunPlan, security: Security, login: Logi
         ConfigError: nodes could not prove anything, or a name cannot stand in their script.
     """
     from mayfly.registry.nodes.prefetch import Prefetch
+    from mayfly.registry.nodes.proof import send_proof
     from mayfly.registry.nodes.script import images_of, node_script, with_mirrors
-    from mayfly.registry.nodes.ssh import SSH
-    from mayfly.registry.nodes.target import NodeCredential, parse
+    from mayfly.registry.nodes.target import NodeCredential, Target, parse
     from mayfly.registry.pki.errors import TrustError
 
     assert plan.until_pulled is not None
@@ -507,13 +511,17 @@ def _prefetch(settings: Settings, plan: RunPlan, security: Security, login: Logi
     except OSError as error:
         raise ConfigError(f"{login.ca}: {error.strerror}") from None
 
-    def script(node: str) -> str:
+    def of_node(node: str) -> Target:
         made = security.node_credential(node)
-        credential = NodeCredential(made.name, made.password)
-        return node_script(replace(target, credential=credential), node, images)
+        return replace(target, credential=NodeCredential(made.name, made.password))
 
-    references = tuple(image.reference for image in images)
-    return Prefetch(plan.nodes.names, references, script, SSH(settings.ssh_config))
+    return Prefetch(
+        plan.nodes.names,
+        tuple(image.reference for image in images),
+        lambda node: node_script(of_node(node), node, images),
+        _carrier(settings),
+        lambda node, proof: send_proof(of_node(node), node, proof),
+    )
 
 
 def _metrics(settings: Settings, lifecycle: Lifecycle, audit: Audit) -> Metrics | None:

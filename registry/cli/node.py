@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mayfly.registry.nodes.runtimes import Runtime
     from mayfly.registry.nodes.target import Target
 
-_PROOF_HOURS = 0.25
+PROOF_HOURS = 0.25
 """Lifetime of the credential that a proof is sent by."""
 
 
@@ -125,7 +125,7 @@ def proof(
     except TrustError as error:
         raise ConfigError(f"{file}: {error}") from None
     with node_errors():
-        target = read_target(registry, ca, (), None, node, _PROOF_HOURS, state_dir)
+        target = read_target(registry, ca, (), None, node, PROOF_HOURS, state_dir)
     send_proof(target, node, images)
     if as_json:
         print_json({"node": node, "images": len(images)})

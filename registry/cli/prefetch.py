@@ -6,12 +6,18 @@ import asyncio
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from mayfly.registry.cli.help import Command
-from mayfly.registry.cli.node import chosen_runtime, images_option, listed_images, runtime_option
+from mayfly.registry.cli.node import (
+    PROOF_HOURS,
+    chosen_runtime,
+    images_option,
+    listed_images,
+    runtime_option,
+)
 from mayfly.registry.cli.node_config import node_errors, nodes_options, read_target
 from mayfly.registry.cli.options import DURATION, JSON_HELP, combined
 from mayfly.registry.cli.progress import print_event
@@ -20,6 +26,7 @@ from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo, join_names
 
 if TYPE_CHECKING:
+    from mayfly.registry.nodes.carrier import Carrier
     from mayfly.registry.nodes.prefetch import Failure, NodeResult, Prefetch
 
 _PROGRESS_SECONDS = 5.0
@@ -65,19 +72,40 @@ ssh_options = combined(
     "--nodes",
     envvar="MAYFLY_NODES",
     metavar="FILE",
-    help="Nodes, one a line, by the names that coverage and ssh have for them.  [default: --nodes "
-    "of the Mayfly that runs here]",
+    help="Nodes, one a line, by the names that coverage and ssh or the cluster have for them.  "
+    "[default: --nodes of the Mayfly that runs here]",
 )
 @click.option(
     "--via",
-    type=click.Choice(["ssh"]),
+    type=click.Choice(["ssh", "kubernetes"]),
     default="ssh",
     show_default=True,
-    help="How nodes are reached: by the system's ssh, its configuration and agent.",
+    help="How nodes are reached: by the system's ssh, its configuration and agent; or in a pod on "
+    "each node, made and removed by the system's kubectl.",
 )
 @images_option
 @runtime_option
 @ssh_options
+@click.option(
+    "--context",
+    envvar="MAYFLY_CONTEXT",
+    metavar="NAME",
+    help="kubectl's context.  [default: the current one]",
+)
+@click.option(
+    "--image",
+    envvar="MAYFLY_IMAGE",
+    metavar="NAME",
+    help="With --via kubernetes: any image that every node has, for the pods.  [default: one that "
+    "the cluster knows the node to have]",
+)
+@click.option(
+    "--print",
+    "print_only",
+    is_flag=True,
+    help="With --via kubernetes: print the objects that would be made, with the nodes' "
+    "credentials, and make none.",
+)
 @click.option(
     "--attempts",
     type=click.IntRange(1, 20),
@@ -106,6 +134,9 @@ def command(
     user: str | None,
     sudo: bool,
     concurrency: int,
+    context: str | None,
+    image: str | None,
+    print_only: bool,
     attempts: int,
     timeout: float,
     again: bool,
@@ -119,15 +150,15 @@ def command(
     """
     from mayfly.registry.cli.interrupts import run_cancellable
     from mayfly.registry.nodes.prefetch import Prefetch
-    from mayfly.registry.nodes.programs import find_program
+    from mayfly.registry.nodes.proof import send_proof
     from mayfly.registry.nodes.script import images_of, node_script, with_mirrors
-    from mayfly.registry.nodes.ssh import SSH, check_destination
 
     state_dir: Path = registry["state_dir"]
     names = node_names(nodes, state_dir)
-    for name in names:
-        check_destination(name)
-    find_program("ssh")
+    carrier = _carrier(
+        via, SSHOptions(ssh_config, user, sudo), PodOptions(context, image, print_only)
+    )
+    carrier.check(names)
     listed = listed_images(images, state_dir)
     with node_errors():
         host = read_target(node=None, **registry).registry
@@ -139,16 +170,25 @@ def command(
             target = with_mirrors(read_target(node=node, **registry), wanted)
             return node_script(target, node, wanted, runtime=chosen_runtime(runtime))
 
+    def send(node: str, proof: list[Any]) -> None:
+        with node_errors():
+            target = read_target(node=node, **{**registry, "hours": PROOF_HOURS})
+        send_proof(target, node, proof)
+
     proven = set() if again else _proven(state_dir, host, references)
     plan = Prefetch(
         tuple(node for node in names if node not in proven),
         references,
         script,
-        SSH(ssh_config, user, sudo),
+        carrier,
+        send,
         concurrency,
         attempts,
         timeout,
     )
+    if print_only:
+        _print_objects(plan)
+        return Exit.DONE
     observer = (_Events if as_json else _Lines)(len(names), len(references))
     skipped = [node for node in names if node in proven]
     observer.skipped(skipped)
@@ -157,6 +197,54 @@ def command(
         results = _checked(results, _lacking(state_dir, host, references), references, observer)
     observer.done(results, len(skipped))
     return Exit.DONE if all(result.proven for result in results) else Exit.INCOMPLETE
+
+
+class SSHOptions(NamedTuple):
+    """Options of ``--via ssh``."""
+
+    ssh_config: Path | None
+    user: str | None
+    sudo: bool
+
+
+class PodOptions(NamedTuple):
+    """Options of ``--via kubernetes``."""
+
+    context: str | None
+    image: str | None
+    print: bool
+
+
+def _carrier(via: str, of_ssh: SSHOptions, of_pods: PodOptions) -> Carrier:
+    """Return the way to nodes.
+
+    Raises:
+        ConfigError: an option is one of another way.
+    """
+    from mayfly.registry.nodes.kubectl import Kubectl
+    from mayfly.registry.nodes.pods import Pods
+    from mayfly.registry.nodes.ssh import SSH
+
+    others = of_pods if via == "ssh" else of_ssh
+    for name, value in others._asdict().items():
+        if value:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option}: is not for --via {via}; leave it out")
+    if via == "ssh":
+        return SSH(*of_ssh)
+    return Pods(Kubectl(context=of_pods.context), of_pods.image)
+
+
+def _print_objects(plan: Prefetch) -> None:
+    """Print what a prefetch would make in the cluster."""
+    from mayfly.registry.cli.interrupts import run_cancellable
+    from mayfly.registry.nodes.pod_objects import manifest
+    from mayfly.registry.nodes.pods import Pods
+
+    assert isinstance(plan.carrier, Pods)
+    objects = run_cancellable(plan.carrier.objects(plan.nodes, plan.script, plan.timeout))
+    # Many lines: `echo` would make one of them.
+    click.echo(manifest(objects), nl=False)
 
 
 def node_names(nodes: str | None, state_dir: Path) -> tuple[str, ...]:
@@ -298,6 +386,9 @@ class _Lines:
         for text in node_lines(result, self._images):
             echo(text)
 
+    def note(self, text: str) -> None:
+        echo(text, err=True)
+
     async def tick(self) -> None:
         """Print a line about the nodes that run, now and then."""
         while True:
@@ -347,6 +438,9 @@ class _Events:
             failures=[_failure(one) for one in result.failures],
             warnings=[_failure(one) for one in result.warnings],
         )
+
+    def note(self, text: str) -> None:
+        print_event("note", message=text)
 
     async def tick(self) -> None:
         """Nothing: each event has its line."""

@@ -1,8 +1,8 @@
 """Why a node does not have an image, and what to do about it.
 
-A cause is concluded from the exit code of ssh and from texts that ssh, the node script and the
-programs on the node print. No program gives these as data; where a text says nothing known, the
-cause is a general one and the text itself is shown.
+A cause is concluded from the exit code of ssh, from the states of pods, and from texts that ssh,
+kubelet, the node script and the programs on the node print. No program gives these as data; where a
+text says nothing known, the cause is a general one and the text itself is shown.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ class Cause(StrEnum):
     NO_SENDER = "no_sender"
     NO_PLATFORM = "no_platform"
     NOT_PINNED = "not_pinned"
+    NO_NODE = "no_node"
+    NOT_READY = "not_ready"
+    NO_IMAGE = "no_image"
+    POD = "pod"
+    CLUSTER = "cluster"
 
 
 TEXTS: dict[Cause, tuple[str, str]] = {
@@ -175,6 +180,28 @@ TEXTS: dict[Cause, tuple[str, str]] = {
         "mend what the message says, then run this with --again; until then kubelet may remove "
         "them when the disk fills",
     ),
+    Cause.NO_NODE: (
+        "the cluster has no node of this name",
+        "name nodes in --nodes as kubectl get nodes does",
+    ),
+    Cause.NOT_READY: (
+        "its kubelet does not answer",
+        "start the node and its kubelet, then run this again; kubectl describe node NODE shows "
+        "what is wrong",
+    ),
+    Cause.NO_IMAGE: (
+        "no image there can start a pod",
+        "name an image that the node has with --image; crictl images on the node lists them",
+    ),
+    Cause.POD: (
+        "its kubelet did not run the pod",
+        "mend what the message says, then run this again",
+    ),
+    Cause.CLUSTER: (
+        "the cluster refuses, or does not answer",
+        "see that kubectl works here and may create and remove namespaces, service accounts, "
+        "pods and secrets, and read nodes, events and logs",
+    ),
 }
 """Cause → what it means, after "NODE: ", and what to do."""
 
@@ -190,6 +217,10 @@ RETRIED = frozenset(
         Cause.NO_REGISTRY,
         Cause.PULL,
         Cause.PROOF,
+        Cause.NOT_READY,
+        Cause.NO_IMAGE,  # a node tells of its images half a minute after they came
+        Cause.POD,
+        Cause.CLUSTER,
     }
 )
 """Causes that may pass by themselves."""
@@ -228,6 +259,11 @@ _OF_PULL: Sequence[tuple[Cause, tuple[str, ...]]] = (
     ),
     (Cause.NOT_THERE, ("not found", "manifest unknown", "name unknown")),
     (Cause.DENIED, ("unauthorized", "forbidden", "denied", "401", "403")),
+)
+
+_OF_POD: Sequence[tuple[Cause, tuple[str, ...]]] = (
+    (Cause.DISK_FULL, (*_NO_SPACE, "low on resource: ephemeral-storage", "diskpressure")),
+    (Cause.NO_SHELL, ("hostpath type check failed", "/bin/sh")),
 )
 
 
@@ -270,6 +306,15 @@ def cause_of_pull(text: str, skew: float | None) -> Cause:
         # The clock is right, so the certificate is indeed over.
         return Cause.TRUST
     return found
+
+
+def cause_of_pod(text: str) -> Cause:
+    """Return why a pod was not started, or was ended by kubelet.
+
+    Args:
+        text: of kubelet or the container runtime.
+    """
+    return _first(_OF_POD, text.lower()) or Cause.POD
 
 
 MAX_SKEW_SECONDS = 300.0

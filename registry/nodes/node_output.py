@@ -45,6 +45,7 @@ class NodeAnswer(NamedTuple):
         free: bytes left for images; None if unknown.
         config_path: whether kubelet's own pulls use the files of `node-config`; None if they do not
             depend on it.
+        document: all of it, as the node sent it.
     """
 
     present: frozenset[str]
@@ -53,6 +54,7 @@ class NodeAnswer(NamedTuple):
     time: int | None
     free: int | None
     config_path: bool | None
+    document: bytes
 
 
 class NodeOutput:
@@ -102,7 +104,7 @@ class NodeOutput:
                 self._told.add(told)
                 self._on_image(*told)
         elif "report" in found:
-            self.answer = self._read_answer(found) or self.answer
+            self.answer = self._read_answer(found, line) or self.answer
 
     def stderr(self, line: bytes) -> None:
         """Take a line of standard error."""
@@ -119,7 +121,7 @@ class NodeOutput:
                 return
         self.messages.append(text[:_TEXT])
 
-    def _read_answer(self, found: dict[str, Any]) -> NodeAnswer | None:
+    def _read_answer(self, found: dict[str, Any], line: bytes) -> NodeAnswer | None:
         rows, proof = found.get("images"), found.get("proof")
         if not isinstance(rows, list) or not isinstance(proof, str) or proof not in _PROOFS:
             return None
@@ -141,6 +143,7 @@ class NodeOutput:
             _number(found.get("time")),
             _number(found.get("free")),
             {"yes": True, "no": False}.get(str(found.get("config_path"))),
+            line,
         )
 
 

@@ -15,8 +15,10 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from mayfly.registry.errors import LifetimeError
+from mayfly.registry.nodes.carrier import Carrier, ScriptEnd, Session
 from mayfly.registry.nodes.causes import (
     RETRIED,
     TEXTS,
@@ -26,10 +28,13 @@ from mayfly.registry.nodes.causes import (
     is_wrong,
     skew_text,
 )
-from mayfly.registry.nodes.node_output import NodeOutput
-from mayfly.registry.nodes.programs import TIMED_OUT, TOO_MUCH, run_program
+from mayfly.registry.nodes.node_output import NodeAnswer, NodeOutput
+from mayfly.registry.nodes.programs import TIMED_OUT, TOO_MUCH
+from mayfly.registry.nodes.proof import printed_images
 from mayfly.registry.nodes.ssh import SSH
+from mayfly.registry.pki.errors import TrustError
 from mayfly.registry.text import join_names
+from mayfly.registry.threads import in_thread
 
 CONCURRENCY = 16
 """Nodes at a time."""
@@ -54,8 +59,8 @@ class Failure(NamedTuple):
 
     Attributes:
         images: by their full names; empty for a warning about the node.
-        detail: the text of ssh, the script or a program of the node, which may be hostile; "" for
-            none.
+        detail: the text of ssh, kubelet, the script or a program of the node, which may be hostile;
+            "" for none.
     """
 
     cause: Cause
@@ -105,17 +110,22 @@ class Observer(Protocol):
     def ended(self, result: NodeResult) -> None:
         """A node ended."""
 
+    def note(self, text: str) -> None:
+        """Something could not be removed; the text says what, and how to remove it."""
+
 
 @dataclass(frozen=True)
 class Prefetch:
     """Runs the script of each node of a list.
 
     Attributes:
-        nodes: their names, by which ssh reaches them.
+        nodes: their names, by which the carrier reaches them.
         images: that each is to have, by their full names.
         script: makes the script of a node. It holds the node's credential, so it is called when the
             node's turn has come.
-        ssh: how nodes are reached.
+        carrier: how nodes are reached.
+        send: sends a node's proof, given its name and images, where the node itself cannot;
+            blocking. None: such proofs are not sent.
         concurrency: nodes at a time.
         attempts: tries at each.
         timeout: seconds for a try.
@@ -125,33 +135,39 @@ class Prefetch:
     nodes: Sequence[str]
     images: Sequence[str]
     script: Callable[[str], str]
-    ssh: SSH = field(default_factory=SSH)
+    carrier: Carrier = field(default_factory=SSH)
+    send: Callable[[str, list[Any]], None] | None = None
     concurrency: int = CONCURRENCY
     attempts: int = ATTEMPTS
     timeout: float = TIMEOUT_SECONDS
     pause: float = _PAUSE_SECONDS
 
     async def run(self, observer: Observer) -> list[NodeResult]:
-        """Run the script on every node; if this is cancelled, every ssh is ended.
+        """Run the script on every node; if this is cancelled, every script is ended.
 
         Returns:
             A result for each node, in their order.
 
         Raises:
+            LifetimeError: the carrier cannot work.
             Exception: of `script`; then the other nodes are given up.
         """
+        if not self.nodes:
+            return []
         places = asyncio.Semaphore(self.concurrency)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._run_node(node, places, observer)) for node in self.nodes
-                ]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        async with self.carrier.session(observer.note) as session:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(self._run_node(session, node, places, observer))
+                        for node in self.nodes
+                    ]
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
     async def _run_node(
-        self, node: str, places: asyncio.Semaphore, observer: Observer
+        self, session: Session, node: str, places: asyncio.Semaphore, observer: Observer
     ) -> NodeResult:
         attempt, pause, begun = 0, self.pause, 0.0
         while True:
@@ -159,7 +175,7 @@ class Prefetch:
             async with places:
                 begun = begun or time.monotonic()
                 observer.started(node, attempt)
-                result = await self._try(node, observer)
+                result = await self._try(session, node, observer)
             passing = [one for one in result.failures if one.cause in RETRIED]
             if not passing or attempt >= self.attempts:
                 break
@@ -178,34 +194,46 @@ class Prefetch:
         observer.ended(result)
         return result
 
-    async def _try(self, node: str, observer: Observer) -> NodeResult:
+    async def _try(self, session: Session, node: str, observer: Observer) -> NodeResult:
         output = NodeOutput(self.images, lambda image, state: observer.image(node, image, state))
-        code = await run_program(
-            self.ssh.words(node, "--json", "--progress"),
-            self.script(node).encode(),
-            on_stdout=output.stdout,
-            on_stderr=output.stderr,
-            most=output.most,
-            total=output.total,
-            seconds=self.timeout,
-        )
-        return judge(node, self.images, code, output, time.time())
+        end = await session.run(node, self.script(node), output, self.timeout)
+        await self._send_proof(node, output)
+        return judge(node, self.images, end, output, time.time())
+
+    async def _send_proof(self, node: str, output: NodeOutput) -> None:
+        """Send a proof that the node itself cannot send."""
+        answer = output.answer
+        if answer is None or self.send is None or not _is_unsent(answer, output.messages):
+            return
+        try:
+            await in_thread(self.send, node, printed_images(answer.document, node, time.time()))
+            output.answer = answer._replace(proof="sent")
+        except (LifetimeError, TrustError) as error:
+            output.answer = answer._replace(proof="refused")
+            output.messages.append(str(error))
+
+
+def _is_unsent(answer: NodeAnswer, messages: Sequence[str]) -> bool:
+    """Whether a node could not send its proof, rather than the registry did not take it."""
+    if answer.proof != "refused":
+        return answer.proof == "printed"
+    return bool(messages) and cause_of_pull(messages[-1], None) is Cause.NO_REGISTRY
 
 
 def judge(
-    node: str, images: Sequence[str], code: int, output: NodeOutput, now: float
+    node: str, images: Sequence[str], end: ScriptEnd, output: NodeOutput, now: float
 ) -> NodeResult:
     """Return what a run of the script shows.
 
     Args:
         images: that the node is to have.
-        code: as `run_program` returns it.
+        end: of the script.
         output: of the script.
         now: Unix seconds.
     """
     answer = output.answer
-    if answer is None or code == TOO_MUCH:
-        return NodeResult(node, (without_answer(images, code, output),))
+    if answer is None or end.code == TOO_MUCH:
+        return NodeResult(node, (without_answer(images, end, output),))
     skew = None if answer.time is None else answer.time - now
     missing = [image for image in images if image not in answer.present]
     failures = _missing(missing, output.reasons, skew)
@@ -239,20 +267,22 @@ def judge(
     )
 
 
-def without_answer(images: Sequence[str], code: int, output: NodeOutput) -> Failure:
+def without_answer(images: Sequence[str], end: ScriptEnd, output: NodeOutput) -> Failure:
     """Return why a script gave no answer that can be used.
 
     Args:
         images: that the script was to look at.
-        code: as `run_program` returns it.
+        end: of the script.
         output: of the script.
     """
-    if code == TIMED_OUT:
+    if end.code == TIMED_OUT:
         return Failure(Cause.TIMED_OUT, tuple(images))
-    if code == TOO_MUCH:
+    if end.code == TOO_MUCH:
         detail = f"it sent more than {output.total} bytes"
         return Failure(Cause.UNREADABLE, tuple(images), detail)
-    cause = cause_of_end(code, output.messages, output.others)
+    if end.cause is not None:
+        return Failure(end.cause, tuple(images), end.detail)
+    cause = cause_of_end(end.code, output.messages, output.others)
     lines = output.messages or output.others
     return Failure(cause, tuple(images), lines[-1] if lines else "")
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from mayfly.registry.nodes.carrier import ScriptEnd
 from mayfly.registry.nodes.causes import Cause, is_wrong, skew_text
 from mayfly.registry.nodes.node_output import NodeOutput
 from mayfly.registry.nodes.prefetch import Failure, without_answer
@@ -194,7 +195,7 @@ async def _look(
         seconds=TIMEOUT_SECONDS,
     )
     if not found.complete or code == TOO_MUCH:
-        failure = without_answer(images, code, output)
+        failure = without_answer(images, ScriptEnd(code), output)
         return NodeFindings(node, found.architecture, (failure,))
     return NodeFindings(node, found.architecture, tuple(judge(found, images, time.time(), need)))
 

@@ -7,10 +7,15 @@ the operator's configuration says.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from mayfly.registry.nodes.carrier import ARGUMENTS, ScriptEnd
+from mayfly.registry.nodes.node_output import NodeOutput
+from mayfly.registry.nodes.programs import find_program, run_program
 from mayfly.registry.settings.errors import ConfigError
 
 _DESTINATION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
@@ -62,6 +67,34 @@ class SSH(NamedTuple):
             words += ["-o", f"{name}={value}"]
         shell = "sudo -n sh" if self.sudo else "sh"
         return [*words, "--", node, " ".join([shell, "-s", "--", *arguments])]
+
+    def check(self, nodes: Iterable[str]) -> None:
+        """See that ssh is installed, and that it can be given each name.
+
+        Raises:
+            ConfigError: it is not, or it cannot.
+        """
+        for node in nodes:
+            check_destination(node)
+        find_program("ssh")
+
+    @contextlib.asynccontextmanager
+    async def session(self, note: Callable[[str], None]) -> AsyncIterator[SSH]:
+        """Nothing is to be prepared or removed."""
+        yield self
+
+    async def run(self, node: str, script: str, output: NodeOutput, seconds: float) -> ScriptEnd:
+        """Run a script on a node; see `carrier.Session`."""
+        code = await run_program(
+            self.words(node, *ARGUMENTS),
+            script.encode(),
+            on_stdout=output.stdout,
+            on_stderr=output.stderr,
+            most=output.most,
+            total=output.total,
+            seconds=seconds,
+        )
+        return ScriptEnd(code)
 
 
 def check_destination(node: str) -> None:

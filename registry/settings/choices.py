@@ -42,6 +42,7 @@ class Via(StrEnum):
 
     NONE = "none"
     SSH = "ssh"
+    KUBERNETES = "kubernetes"
 
 
 class PrefetchIncomplete(StrEnum):

@@ -393,10 +393,11 @@ class Settings:
     prefetch: Via = setting(
         choice(Via),
         LIFETIME,
-        help="run: first have every node of --nodes pull and prove the images, over ssh.",
+        help="run: first have every node of --nodes pull and prove the images, over ssh or in a "
+        "pod on each.",
         default=Via.NONE,
         shown="none",
-        metavar="none|ssh",
+        metavar="none|ssh|kubernetes",
     )
     prefetch_incomplete: PrefetchIncomplete = setting(
         choice(PrefetchIncomplete),

@@ -56,6 +56,9 @@ class Recorder:
         self.events.append((node, f"paused {failure.cause}"))
         self.pauses.append(seconds)
 
+    def note(self, text: str) -> None:
+        self.events.append(("", text))
+
     def ended(self, result: NodeResult) -> None:
         self.events.append((result.node, "ended"))
 

@@ -1,0 +1,302 @@
+"""The objects by which a cluster runs the script of a node, and what it tells of them.
+
+For each node there is a pod, bound to it by name, and a Secret with its script, which holds the
+node's credential: a kubelet may only read the Secrets of its own pods. Pods bound by name need no
+scheduler, and run on nodes that are cordoned. A DaemonSet would give every node's script to every
+node.
+
+The pod runs an image that the node has, whose content does not matter: the node's own ``/bin``,
+``/lib`` and ``/usr`` are mounted over it, so that its shell and chroot run there. These go to the
+node's root, where the script runs as it does over ssh::
+
+    pod                        node
+    /bin /lib /lib64 /usr  ◄── the same, read only
+    /host                  ◄── /
+    /mayfly/script         ◄── the Secret, in memory
+
+What the API server answers is read with care: types are checked, unknown values ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from mayfly.registry.nodes.carrier import ARGUMENTS, ScriptEnd
+from mayfly.registry.nodes.causes import Cause, cause_of_pod
+
+Object = dict[str, Any]
+
+ACCOUNT = "mayfly-prefetch"
+LABELS = {"app.kubernetes.io/name": "mayfly-prefetch", "app.kubernetes.io/managed-by": "mayfly"}
+
+GRACE_SECONDS = 30
+"""For the script to end its pulls and clean up after SIGTERM."""
+
+MAX_SCRIPT = 1024 * 1024
+"""Bytes of a Secret's content (Kubernetes API, Secret)."""
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_COMMAND = 'exec chroot /host /bin/sh -s -- "$@" </mayfly/script'
+_DIRECTORIES = ("/bin", "/lib", "/usr")
+
+_LIB64 = frozenset({"amd64", "loong64", "ppc64le"})
+"""Architectures on which glibc's dynamic linker lies in ``/lib64``; musl's lies in ``/lib``."""
+
+_MUSL = "Alpine"
+
+_NEVER_STARTS = frozenset(
+    {
+        *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
+        *("ErrImagePull", "ImagePullBackOff", "ImageInspectError", "InvalidImageName"),
+    }
+)
+_NO_IMAGE = "ErrImageNeverPull"
+_MAX_CODE = 255
+_TEXT = 300
+
+
+class NodeFacts(NamedTuple):
+    """What the cluster knows of a node.
+
+    Attributes:
+        ready: whether its kubelet answers and runs pods.
+        problem: why it is not ready.
+        system: such as ``linux``.
+        architecture: as images have it.
+        distribution: such as ``Debian GNU/Linux 12 (bookworm)``.
+        images: that it has, by name, in the order in which to try them: the pause image first,
+            which kubelet never removes, then small ones.
+    """
+
+    ready: bool
+    problem: str
+    system: str
+    architecture: str
+    distribution: str
+    images: tuple[str, ...]
+
+
+class PodState(NamedTuple):
+    """How far a pod is.
+
+    Attributes:
+        running: whether its container was started.
+        end: how it ended; None as long as it may go on.
+    """
+
+    running: bool
+    end: ScriptEnd | None
+
+
+def namespace_objects(namespace: str) -> list[Object]:
+    """Return the namespace of a prefetch, and an account for its pods that may do nothing."""
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {
+                "name": namespace,
+                # Clusters may forbid privileged pods elsewhere.
+                "labels": {**LABELS, "pod-security.kubernetes.io/enforce": "privileged"},
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": ACCOUNT, "namespace": namespace, "labels": LABELS},
+            "automountServiceAccountToken": False,
+        },
+    ]
+
+
+def script_objects(
+    namespace: str,
+    name: str,
+    node: str,
+    facts: NodeFacts,
+    image: str,
+    script: str,
+    seconds: float,
+) -> list[Object]:
+    """Return the Secret and the pod that run a script on a node.
+
+    Args:
+        namespace: of both.
+        name: of both.
+        node: the node's name.
+        facts: about it.
+        image: that it has.
+        script: holds the node's credential.
+        seconds: it may run; then kubelet ends it, though nobody asks for that any more.
+    """
+    metadata = {"name": name, "namespace": namespace, "labels": LABELS}
+    directories = list(_DIRECTORIES)
+    if facts.architecture in _LIB64 and not facts.distribution.startswith(_MUSL):
+        directories.append("/lib64")
+    volumes: list[Object] = [{"name": "root", "hostPath": _directory("/")}]
+    volumes += [{"name": path[1:], "hostPath": _directory(path)} for path in directories]
+    volumes.append({"name": "script", "secret": {"secretName": name, "defaultMode": 0o400}})
+    mounts: list[Object] = [{"name": "root", "mountPath": "/host"}]
+    mounts += [{"name": path[1:], "mountPath": path, "readOnly": True} for path in directories]
+    mounts.append({"name": "script", "mountPath": "/mayfly", "readOnly": True})
+    container = {
+        "name": "script",
+        "image": image,
+        "imagePullPolicy": "Never",
+        "command": ["/bin/sh", "-c", _COMMAND, "sh", *ARGUMENTS],
+        "env": [{"name": "PATH", "value": _PATH}],
+        "securityContext": {"privileged": True, "runAsUser": 0, "runAsGroup": 0},
+        "volumeMounts": mounts,
+    }
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata,
+        "spec": {
+            "nodeName": node,
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": max(int(seconds), 1),
+            "terminationGracePeriodSeconds": GRACE_SECONDS,
+            "hostNetwork": True,
+            # The script looks for its processes in the node's /proc.
+            "hostPID": True,
+            "dnsPolicy": "Default",
+            "enableServiceLinks": False,
+            "serviceAccountName": ACCOUNT,
+            "automountServiceAccountToken": False,
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [container],
+            "volumes": volumes,
+        },
+    }
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata,
+        "immutable": True,
+        "stringData": {"script": script},
+    }
+    return [secret, pod]
+
+
+def manifest(objects: Sequence[Object]) -> bytes:
+    """Return objects as one that kubectl reads."""
+    value = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def read_node(document: object) -> NodeFacts:
+    """Return what a Node object says."""
+    info = _object(_at(document, "status", "nodeInfo"))
+    ready, problem = False, "its kubelet has not told that it is ready"
+    for condition in _objects(_at(document, "status", "conditions")):
+        if condition.get("type") == "Ready":
+            ready = condition.get("status") == "True"
+            problem = _text(condition.get("message")) or _text(condition.get("reason"))
+    return NodeFacts(
+        ready,
+        problem,
+        _text(info.get("operatingSystem")),
+        _text(info.get("architecture")),
+        _text(info.get("osImage")),
+        _images(_objects(_at(document, "status", "images"))),
+    )
+
+
+def read_pod(document: object) -> PodState:
+    """Return what a Pod object says."""
+    status = _object(_at(document, "status"))
+    statuses = _objects(status.get("containerStatuses"))
+    state = _object(statuses[0].get("state")) if statuses else {}
+    terminated = _object(state.get("terminated"))
+    if terminated:
+        return PodState(running=True, end=_script_end(terminated, status))
+    if status.get("phase") in ("Failed", "Succeeded"):
+        text = _words(status)
+        return PodState(running=False, end=ScriptEnd(0, _cause_of_failure(status), text))
+    waiting = _object(state.get("waiting"))
+    if waiting.get("reason") == _NO_IMAGE:
+        return PodState(running=False, end=ScriptEnd(0, Cause.NO_IMAGE, _words(waiting)))
+    if waiting.get("reason") in _NEVER_STARTS:
+        text = _words(waiting)
+        return PodState(running=False, end=ScriptEnd(0, cause_of_pod(text), text))
+    return PodState(running="running" in state, end=None)
+
+
+def last_warning(document: object) -> str:
+    """Return the last warning of a list of events; "" without one."""
+    warnings = [one for one in _objects(_at(document, "items")) if one.get("type") == "Warning"]
+    return _words(warnings[-1]) if warnings else ""
+
+
+def items(document: object) -> Iterable[tuple[str, str, Object]]:
+    """Yield kind, name and object of each in a list."""
+    for one in _objects(_at(document, "items")):
+        yield _text(one.get("kind")), _text(_at(one, "metadata", "name")), one
+
+
+def _script_end(terminated: Object, status: Object) -> ScriptEnd:
+    code = terminated.get("exitCode")
+    code = code if isinstance(code, int) and 0 <= code <= _MAX_CODE else 1
+    reason, text = terminated.get("reason"), _words(terminated)
+    if reason in ("StartError", "ContainerCannotRun"):
+        return ScriptEnd(code, cause_of_pod(text), text)
+    if reason == "OOMKilled":
+        return ScriptEnd(code, Cause.KILLED, text)
+    if status.get("reason"):  # kubelet ended the pod
+        return ScriptEnd(code, _cause_of_failure(status), _words(status))
+    return ScriptEnd(code)
+
+
+def _cause_of_failure(status: Object) -> Cause:
+    return (
+        Cause.TIMED_OUT
+        if status.get("reason") == "DeadlineExceeded"
+        else cause_of_pod(_words(status))
+    )
+
+
+def _images(found: Iterable[Object]) -> tuple[str, ...]:
+    """One name of each image, in the order in which to try them."""
+    named = []
+    for image in found:
+        names = image.get("names")
+        names = [one for one in names if isinstance(one, str)] if isinstance(names, list) else []
+        # A name by tag is the one that people know; <none> is of an image that lost its tag.
+        names = sorted((one for one in names if "<none>" not in one), key=lambda one: "@" in one)
+        size = image.get("sizeBytes")
+        if names:
+            is_pause = "/pause" in names[0]
+            named.append((not is_pause, size if isinstance(size, int) else 0, names[0]))
+    return tuple(name for _, _, name in sorted(named))
+
+
+def _directory(path: str) -> Object:
+    # With this type kubelet never makes a directory that the node lacks.
+    return {"path": path, "type": "Directory"}
+
+
+def _words(found: Object) -> str:
+    """Reason and message of a status or an event."""
+    words = (_text(found.get("reason")), _text(found.get("message")))
+    return ": ".join(word for word in words if word)
+
+
+def _at(document: object, *keys: str) -> object:
+    for key in keys:
+        document = _object(document).get(key)
+    return document
+
+
+def _object(value: object) -> Object:
+    return value if isinstance(value, dict) else {}
+
+
+def _objects(value: object) -> list[Object]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _text(value: object) -> str:
+    return value[:_TEXT] if isinstance(value, str) else ""

@@ -1,0 +1,406 @@
+"""Run scripts of nodes in pods of their cluster, made by the system's kubectl.
+
+    Secret, pod ──► waiting ──► running ──► ended        pod and Secret removed
+                       │           │
+                       │           └── its log is followed, and again where that is cut
+                       └── too long, or never: the last warning about it says why
+
+Everything lies in one namespace, which is removed at the end however that comes, so that one
+command removes what could not be. One poll asks for all pods at work and their nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from mayfly.registry.errors import LifetimeError
+from mayfly.registry.nodes.carrier import ScriptEnd
+from mayfly.registry.nodes.causes import Cause, cause_of_pod
+from mayfly.registry.nodes.kubectl import Kubectl
+from mayfly.registry.nodes.node_output import NodeOutput
+from mayfly.registry.nodes.pod_objects import (
+    GRACE_SECONDS,
+    MAX_SCRIPT,
+    NodeFacts,
+    Object,
+    items,
+    last_warning,
+    manifest,
+    namespace_objects,
+    read_node,
+    read_pod,
+    script_objects,
+)
+from mayfly.registry.nodes.programs import TIMED_OUT, TOO_MUCH, find_program, run_program
+from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.text import join_names
+
+_NODE = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+_NODES_SHOWN = 8
+
+_POLL_SECONDS = 2.0
+_POLL_SECONDS_PER_POD = 0.1
+_LOOK_SECONDS = 15.0
+"""Between two looks for warnings about a pod that does not start."""
+
+_START_SECONDS = 180.0
+"""For kubelet to start a pod."""
+
+_SILENT_SECONDS = 180.0
+"""After which an API server that does not answer is given up."""
+
+_LOG_SECONDS = 10.0
+"""For the end of a log after the end of its pod."""
+
+_REMOVE_SECONDS = GRACE_SECONDS + 30.0
+_IMAGES_TRIED = 3
+
+
+class Pods(NamedTuple):
+    """A cluster whose nodes run scripts in pods.
+
+    Attributes:
+        kubectl: by which it is asked.
+        image: that every node has; None for one of those that the cluster knows the node to have.
+    """
+
+    kubectl: Kubectl = Kubectl()
+    image: str | None = None
+
+    def check(self, nodes: Iterable[str]) -> None:
+        """See that kubectl is installed, and that each name can be one of a cluster's node.
+
+        Raises:
+            ConfigError: it is not, or one cannot.
+        """
+        for node in nodes:
+            if not _NODE.fullmatch(node):
+                raise ConfigError(
+                    f"--nodes: {node[:100]!r} is not the name of a node of a cluster; give the "
+                    "names that kubectl get nodes shows"
+                )
+        find_program("kubectl")
+
+    @contextlib.asynccontextmanager
+    async def session(self, note: Callable[[str], None]) -> AsyncIterator[PodSession]:
+        """Make the namespace, and remove it with all that is in it.
+
+        Args:
+            note: called with a text for people about what could not be removed.
+
+        Raises:
+            LifetimeError: the cluster refuses it, or does not answer.
+        """
+        session = PodSession(self.kubectl, self.image, note)
+        try:
+            await session.open()
+            yield session
+        finally:
+            await session.close()
+
+    async def objects(
+        self, nodes: Iterable[str], script: Callable[[str], str], seconds: float
+    ) -> list[Object]:
+        """Return the objects that would run the scripts, and make none.
+
+        Raises:
+            LifetimeError: the cluster does not tell of a node, or the node cannot run its script.
+        """
+        session = PodSession(self.kubectl, self.image, print)
+        found = namespace_objects(session.namespace)
+        for node in nodes:
+            facts, end = await session.facts(node)
+            if facts is None:
+                raise LifetimeError(f"{node}: {end.detail}", 3)
+            image = session.images(facts)[0]
+            found += session.objects(node, facts, image, script(node), seconds)
+        return found
+
+
+@dataclass
+class _Watch:
+    """A pod at work.
+
+    Attributes:
+        started: set once its container runs, or it ended.
+        ended: how it ended.
+    """
+
+    node: str
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Future[ScriptEnd] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    def end(self, found: ScriptEnd) -> None:
+        """Note how it ended."""
+        if not self.ended.done():
+            self.ended.set_result(found)
+        self.started.set()
+
+
+class PodSession:
+    """One namespace, its pods, and the poll that asks for them.
+
+    Args:
+        kubectl, image: see `Pods`.
+        note: see `Pods.session`.
+
+    Attributes:
+        namespace: its name.
+    """
+
+    def __init__(self, kubectl: Kubectl, image: str | None, note: Callable[[str], None]) -> None:
+        self._kubectl = kubectl
+        self._image = image
+        self._note = note
+        self.namespace = f"mayfly-prefetch-{secrets.token_hex(4)}"
+        self._numbers = itertools.count(1)
+        self._watches: dict[str, _Watch] = {}
+        self._is_watching = asyncio.Event()
+        self._polling: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Make the namespace.
+
+        Raises:
+            LifetimeError: the cluster refuses it, or does not answer.
+        """
+        await self._create(namespace_objects(self.namespace))
+        self._polling = asyncio.create_task(self._poll())
+
+    async def close(self) -> None:
+        """Remove the namespace and what is in it; a note says what could not be."""
+        if self._polling is not None:
+            self._polling.cancel()
+            await asyncio.gather(self._polling, return_exceptions=True)
+        try:
+            await self._remove_all()
+        except LifetimeError as error:
+            self._note(
+                f"{error.message}; namespace {self.namespace} may still be in the cluster, with "
+                "scripts that run and credentials of nodes. Remove it with: "
+                f"{' '.join(self._kubectl.words('delete', 'namespace', self.namespace))}"
+            )
+
+    async def run(self, node: str, script: str, output: NodeOutput, seconds: float) -> ScriptEnd:
+        """Run a script on a node; see `carrier.Session`."""
+        facts, end = await self.facts(node)
+        if facts is None:
+            return end
+        for image in self.images(facts)[:_IMAGES_TRIED]:
+            name = f"script-{next(self._numbers)}"
+            objects = self.objects(node, facts, image, script, seconds, name)
+            try:
+                await self._create(objects)
+                end = await self._follow(name, node, output, seconds)
+            except LifetimeError as error:
+                end = ScriptEnd(0, Cause.CLUSTER, error.message)
+            await self._remove(name, is_there=end.cause not in (Cause.LOST, Cause.CLUSTER))
+            if end.cause is not Cause.NO_IMAGE:
+                break
+        return end
+
+    async def facts(self, node: str) -> tuple[NodeFacts | None, ScriptEnd]:
+        """Return what the cluster knows of a node that can run a script; else None, and why."""
+        words = ("get", "node", node, "--ignore-not-found")
+        try:
+            if not (await self._kubectl.ask(*words, "-o", "name")).strip():
+                return None, ScriptEnd(0, Cause.NO_NODE)
+            facts = read_node(await self._kubectl.read("get", "node", node))
+        except LifetimeError as error:
+            return None, ScriptEnd(0, Cause.CLUSTER, error.message)
+        if facts.system not in ("", "linux"):
+            return None, ScriptEnd(0, Cause.NO_SHELL, f"it runs {facts.system}")
+        if not facts.ready:
+            return None, ScriptEnd(0, Cause.NOT_READY, facts.problem)
+        if not self.images(facts):
+            return None, ScriptEnd(0, Cause.NO_IMAGE, "the cluster knows of none")
+        return facts, ScriptEnd(0)
+
+    def images(self, facts: NodeFacts) -> tuple[str, ...]:
+        """Return the images to run the script by, the best first."""
+        return (self._image,) if self._image is not None else facts.images
+
+    def objects(
+        self,
+        node: str,
+        facts: NodeFacts,
+        image: str,
+        script: str,
+        seconds: float,
+        name: str = "",
+    ) -> list[Object]:
+        """Return the Secret and the pod that run a script; see `script_objects`.
+
+        Raises:
+            LifetimeError: the script is too large.
+        """
+        if len(script.encode()) > MAX_SCRIPT:
+            raise LifetimeError(
+                f"{node}: its script is larger than the {MAX_SCRIPT} bytes that a Secret holds; "
+                "give fewer images with --images, or use --via ssh"
+            )
+        name = name or f"script-{next(self._numbers)}"
+        return script_objects(self.namespace, name, node, facts, image, script, seconds)
+
+    async def _create(self, objects: list[Object]) -> None:
+        await self._kubectl.ask("create", "-f", "-", content=manifest(objects))
+
+    async def _follow(self, name: str, node: str, output: NodeOutput, seconds: float) -> ScriptEnd:
+        """Follow a pod to its end."""
+        watch = self._watches[name] = _Watch(node)
+        self._is_watching.set()
+        try:
+            async with asyncio.timeout(seconds):
+                if (end := await self._start(name, watch)) is None:
+                    end = await self._follow_log(name, watch, output)
+                return end
+        except TimeoutError:
+            return ScriptEnd(TIMED_OUT)
+        finally:
+            del self._watches[name]
+            if not self._watches:
+                self._is_watching.clear()
+
+    async def _start(self, name: str, watch: _Watch) -> ScriptEnd | None:
+        """Wait until a pod is started, or ended; why it is not, if it takes too long."""
+        end = time.monotonic() + _START_SECONDS
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await watch.started.wait()
+                    return None
+            warning = await self._last_warning(name)
+            if (cause := cause_of_pod(warning)) is Cause.NO_SHELL or time.monotonic() > end:
+                return ScriptEnd(0, cause, warning or "it was not started in time")
+
+    async def _follow_log(self, name: str, watch: _Watch, output: NodeOutput) -> ScriptEnd:
+        is_complete = False
+        while not watch.ended.done():
+            reading = asyncio.create_task(self._read_log(name, output, "--follow"))
+            try:
+                waiting: set[asyncio.Future[Any]] = {reading, watch.ended}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({reading}, timeout=_LOG_SECONDS)
+                code = reading.result() if reading.done() else None
+                if code == TOO_MUCH:
+                    return ScriptEnd(TOO_MUCH)
+                is_complete = code == 0
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+            # The log may end some seconds before the cluster knows of the end.
+            await asyncio.wait({watch.ended}, timeout=_LOG_SECONDS)
+        end = watch.ended.result()
+        if not is_complete and end.cause is not Cause.LOST:
+            await self._read_log(name, output)
+        return end
+
+    async def _read_log(self, name: str, output: NodeOutput, *options: str) -> int:
+        """Read the log of a pod; kubectl's exit code.
+
+        Both streams of the script are in it. Lines of its standard output are JSON.
+        """
+
+        def take(line: bytes) -> None:
+            (output.stdout if line.startswith(b"{") else output.stderr)(line)
+
+        return await run_program(
+            self._kubectl.words("logs", name, "-n", self.namespace, *options),
+            b"",
+            on_stdout=take,
+            on_stderr=lambda line: None,
+            most=output.most,
+            total=output.total,
+            seconds=_SILENT_SECONDS if not options else float("inf"),
+        )
+
+    async def _last_warning(self, name: str) -> str:
+        selector = f"--field-selector=involvedObject.name={name}"
+        try:
+            return last_warning(
+                await self._kubectl.read("get", "events", "-n", self.namespace, selector)
+            )
+        except LifetimeError as error:
+            return error.message
+
+    async def _poll(self) -> None:
+        """Ask for the pods at work and their nodes, again and again."""
+        answered = time.monotonic()
+        while True:
+            if not self._is_watching.is_set():
+                await self._is_watching.wait()
+                answered = time.monotonic()
+            asked = dict(self._watches)
+            targets = {f"pod/{name}": None for name in asked}
+            targets |= {f"node/{watch.node}": None for watch in asked.values()}
+            words = ("get", "--ignore-not-found", "-n", self.namespace, *targets)
+            try:
+                self._take(asked, await self._kubectl.read(*words))
+                answered = time.monotonic()
+            except LifetimeError as error:
+                if time.monotonic() - answered > _SILENT_SECONDS:
+                    for watch in asked.values():
+                        watch.end(ScriptEnd(0, Cause.CLUSTER, error.message))
+            await asyncio.sleep(_POLL_SECONDS + _POLL_SECONDS_PER_POD * len(asked))
+
+    def _take(self, asked: dict[str, _Watch], document: object) -> None:
+        found = {(kind, name): one for kind, name, one in items(document)}
+        for name, watch in asked.items():
+            pod, node = found.get(("Pod", name)), found.get(("Node", watch.node))
+            if pod is None:
+                watch.end(ScriptEnd(0, Cause.LOST, "its pod was removed by somebody"))
+                continue
+            state = read_pod(pod)
+            if state.end is not None:
+                watch.end(state.end)
+            elif not (facts := read_node(node)).ready:
+                watch.end(ScriptEnd(0, Cause.LOST, facts.problem))
+            elif state.running:
+                watch.started.set()
+
+    async def _remove(self, name: str, *, is_there: bool) -> None:
+        """Remove a pod and its Secret; what is left is removed at the end.
+
+        Args:
+            name: of both.
+            is_there: whether their node and the cluster answer, so that it is worth to wait.
+        """
+        targets = (f"secret/{name}", f"pod/{name}")
+        words = ("delete", *targets, "-n", self.namespace, "--ignore-not-found")
+        with contextlib.suppress(LifetimeError):
+            await self._kubectl.ask(
+                *words, f"--wait={str(is_there).lower()}", seconds=_REMOVE_SECONDS
+            )
+
+    async def _remove_all(self) -> None:
+        """Remove the namespace, its Secrets and pods first.
+
+        Raises:
+            LifetimeError: the cluster refuses, or does not answer.
+        """
+        ask, inside = self._kubectl.ask, ("-n", self.namespace, "--ignore-not-found")
+        await ask("delete", "secrets", "--all", *inside)
+        try:
+            await ask("delete", "pods", "--all", *inside, seconds=_REMOVE_SECONDS)
+        except LifetimeError:
+            left = await self._kubectl.read("get", "pods", "-n", self.namespace)
+            nodes = [one["spec"]["nodeName"] for _, _, one in items(left)]
+            await ask("delete", "pods", "--all", *inside, "--force", "--grace-period=0")
+            if nodes:
+                self._note(
+                    f"{join_names(nodes, _NODES_SHOWN)}: does not answer, so the script may still "
+                    "run there; kubelet ends it when the node is back"
+                )
+        await ask(
+            *("delete", "namespace", self.namespace, "--ignore-not-found"), seconds=_REMOVE_SECONDS
+        )
