@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mayfly.registry import log
@@ -27,13 +28,21 @@ async def run_prefetch(
 ) -> reports.PrefetchRecord:
     """Run a prefetch to its end, or until the latch is met.
 
+    Nodes that have proved every image to this run before, such as to a server that was killed,
+    are skipped.
+
     Returns:
         How it ended; `status` keeps it for the report, also if this is cancelled.
     """
     nodes, begin = len(prefetch.nodes), clock.now()
+    lacking = await status.unproven()
+    prefetch = replace(prefetch, nodes=[node for node in prefetch.nodes if node in lacking])
+    skipped = nodes - len(prefetch.nodes)
     observer = _Log(prefetch)
     text = f"prefetching {counted(len(prefetch.images), 'image')} on {counted(nodes, 'node')}"
-    log.event(logging.INFO, "prefetch", text, nodes=nodes)
+    if skipped:
+        text += f"; skipped, since every image is proven: {skipped}"
+    log.event(logging.INFO, "prefetch", text, nodes=nodes, skipped=skipped)
     running = asyncio.create_task(prefetch.run(observer))
     try:
         await first_done(running, stop.wait())
@@ -43,7 +52,7 @@ async def run_prefetch(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        found = reports.prefetch_record(observer.results, nodes, clock.now() - begin)
+        found = reports.prefetch_record(observer.results, nodes, skipped, clock.now() - begin)
         status.prefetched(found)
     level = logging.INFO if found["proven"] == nodes else logging.WARNING
     text = f"prefetched: {counted_of(found['proven'], nodes, 'node')} proved every image"

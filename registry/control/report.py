@@ -270,12 +270,15 @@ class Report(TypedDict):
     prefetch: PrefetchRecord | None
 
 
-def prefetch_record(results: Sequence[NodeResult], nodes: int, seconds: float) -> PrefetchRecord:
+def prefetch_record(
+    results: Sequence[NodeResult], nodes: int, skipped: int, seconds: float
+) -> PrefetchRecord:
     """Return how a prefetch ended.
 
     Args:
         results: of the nodes that ended.
         nodes: how many were to have every image.
+        skipped: how many of them had proved that before.
         seconds: it took.
     """
     unprepared = [
@@ -291,7 +294,7 @@ def prefetch_record(results: Sequence[NodeResult], nodes: int, seconds: float) -
     ]
     return PrefetchRecord(
         nodes=nodes,
-        proven=sum(result.proven for result in results),
+        proven=skipped + sum(result.proven for result in results),
         seconds=round(seconds, 1),
         unprepared=unprepared[:MAX_UNPREPARED],
     )

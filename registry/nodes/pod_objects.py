@@ -111,39 +111,44 @@ def namespace_objects(namespace: str) -> list[Object]:
     ]
 
 
-def script_objects(
-    namespace: str,
-    name: str,
-    node: str,
-    facts: NodeFacts,
-    image: str,
-    script: str,
-    seconds: float,
-) -> list[Object]:
+class PodPlace(NamedTuple):
+    """Where a script runs.
+
+    Attributes:
+        namespace: of pod and Secret.
+        name: of both.
+        node: the node's name.
+        image: that the node has.
+    """
+
+    namespace: str
+    name: str
+    node: str
+    image: str
+
+
+def script_objects(place: PodPlace, facts: NodeFacts, script: str, seconds: float) -> list[Object]:
     """Return the Secret and the pod that run a script on a node.
 
     Args:
-        namespace: of both.
-        name: of both.
-        node: the node's name.
-        facts: about it.
-        image: that it has.
+        place: where it runs.
+        facts: about the node.
         script: holds the node's credential.
         seconds: it may run; then kubelet ends it, though nobody asks for that any more.
     """
-    metadata = {"name": name, "namespace": namespace, "labels": LABELS}
+    metadata = {"name": place.name, "namespace": place.namespace, "labels": LABELS}
     directories = list(_DIRECTORIES)
     if facts.architecture in _LIB64 and not facts.distribution.startswith(_MUSL):
         directories.append("/lib64")
     volumes: list[Object] = [{"name": "root", "hostPath": _directory("/")}]
     volumes += [{"name": path[1:], "hostPath": _directory(path)} for path in directories]
-    volumes.append({"name": "script", "secret": {"secretName": name, "defaultMode": 0o400}})
+    volumes.append({"name": "script", "secret": {"secretName": place.name, "defaultMode": 0o400}})
     mounts: list[Object] = [{"name": "root", "mountPath": "/host"}]
     mounts += [{"name": path[1:], "mountPath": path, "readOnly": True} for path in directories]
     mounts.append({"name": "script", "mountPath": "/mayfly", "readOnly": True})
     container = {
         "name": "script",
-        "image": image,
+        "image": place.image,
         "imagePullPolicy": "Never",
         "command": ["/bin/sh", "-c", _COMMAND, "sh", *ARGUMENTS],
         "env": [{"name": "PATH", "value": _PATH}],
@@ -155,7 +160,7 @@ def script_objects(
         "kind": "Pod",
         "metadata": metadata,
         "spec": {
-            "nodeName": node,
+            "nodeName": place.node,
             "restartPolicy": "Never",
             "activeDeadlineSeconds": max(int(seconds), 1),
             "terminationGracePeriodSeconds": GRACE_SECONDS,

@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mayfly.registry.errors import LifetimeError
+from mayfly.registry.exit_codes import Exit
 from mayfly.registry.nodes.carrier import ScriptEnd
-from mayfly.registry.nodes.causes import Cause, cause_of_pod
+from mayfly.registry.nodes.causes import TEXTS, Cause, cause_of_pod
 from mayfly.registry.nodes.kubectl import Kubectl
 from mayfly.registry.nodes.node_output import NodeOutput
 from mayfly.registry.nodes.pod_objects import (
@@ -31,6 +32,7 @@ from mayfly.registry.nodes.pod_objects import (
     MAX_SCRIPT,
     NodeFacts,
     Object,
+    PodPlace,
     items,
     last_warning,
     manifest,
@@ -99,7 +101,7 @@ class Pods(NamedTuple):
         Raises:
             LifetimeError: the cluster refuses it, or does not answer.
         """
-        session = PodSession(self.kubectl, self.image, note)
+        session = PodSession(self, note)
         try:
             await session.open()
             yield session
@@ -112,17 +114,57 @@ class Pods(NamedTuple):
         """Return the objects that would run the scripts, and make none.
 
         Raises:
-            LifetimeError: the cluster does not tell of a node, or the node cannot run its script.
+            LifetimeError: the cluster does not tell of a node, or the node cannot run its script;
+                exit code 3.
         """
-        session = PodSession(self.kubectl, self.image, print)
-        found = namespace_objects(session.namespace)
-        for node in nodes:
-            facts, end = await session.facts(node)
-            if facts is None:
-                raise LifetimeError(f"{node}: {end.detail}", 3)
-            image = session.images(facts)[0]
-            found += session.objects(node, facts, image, script(node), seconds)
+        namespace = _new_namespace()
+        found = namespace_objects(namespace)
+        for number, node in enumerate(nodes, 1):
+            facts = await self.facts(node)
+            if isinstance(facts, ScriptEnd):
+                assert facts.cause is not None
+                texts = [TEXTS[facts.cause][0], facts.detail]
+                raise LifetimeError(f"{node}: {': '.join(filter(None, texts))}", Exit.INCOMPLETE)
+            place = PodPlace(namespace, f"script-{number}", node, facts.images[0])
+            found += script_objects(place, facts, _checked_size(node, script(node)), seconds)
         return found
+
+    async def facts(self, node: str) -> NodeFacts | ScriptEnd:
+        """Return what the cluster knows of a node; why it can run no script, if it cannot."""
+        try:
+            if not (await self.kubectl.ask("get", "node", node, "--ignore-not-found")).strip():
+                return ScriptEnd(0, Cause.NO_NODE)
+            facts = read_node(await self.kubectl.read("get", "node", node))
+        except LifetimeError as error:
+            return ScriptEnd(0, Cause.CLUSTER, error.message)
+        if facts.system not in ("", "linux"):
+            return ScriptEnd(0, Cause.NO_SHELL, f"it runs {facts.system}")
+        if not facts.ready:
+            return ScriptEnd(0, Cause.NOT_READY, facts.problem)
+        if self.image is not None:
+            return facts._replace(images=(self.image,))
+        if not facts.images:
+            return ScriptEnd(0, Cause.NO_IMAGE, "the cluster knows of none")
+        return facts
+
+
+def _new_namespace() -> str:
+    return f"mayfly-prefetch-{secrets.token_hex(4)}"
+
+
+def _checked_size(node: str, script: str) -> str:
+    """Return a script.
+
+    Raises:
+        LifetimeError: it is too large for a Secret.
+    """
+    if len(script.encode()) > MAX_SCRIPT:
+        raise LifetimeError(
+            f"{node}: its script is larger than the {MAX_SCRIPT} bytes that a Secret holds; give "
+            "fewer images with --images, or use --via ssh",
+            Exit.INCOMPLETE,
+        )
+    return script
 
 
 @dataclass
@@ -151,18 +193,18 @@ class PodSession:
     """One namespace, its pods, and the poll that asks for them.
 
     Args:
-        kubectl, image: see `Pods`.
+        pods: the cluster.
         note: see `Pods.session`.
 
     Attributes:
         namespace: its name.
     """
 
-    def __init__(self, kubectl: Kubectl, image: str | None, note: Callable[[str], None]) -> None:
-        self._kubectl = kubectl
-        self._image = image
+    def __init__(self, pods: Pods, note: Callable[[str], None]) -> None:
+        self._pods = pods
+        self._kubectl = pods.kubectl
         self._note = note
-        self.namespace = f"mayfly-prefetch-{secrets.token_hex(4)}"
+        self.namespace = _new_namespace()
         self._numbers = itertools.count(1)
         self._watches: dict[str, _Watch] = {}
         self._is_watching = asyncio.Event()
@@ -193,15 +235,18 @@ class PodSession:
 
     async def run(self, node: str, script: str, output: NodeOutput, seconds: float) -> ScriptEnd:
         """Run a script on a node; see `carrier.Session`."""
-        facts, end = await self.facts(node)
-        if facts is None:
-            return end
-        for image in self.images(facts)[:_IMAGES_TRIED]:
+        facts = await self._pods.facts(node)
+        if isinstance(facts, ScriptEnd):
+            return facts
+        end = ScriptEnd(0, Cause.NO_IMAGE)
+        for image in facts.images[:_IMAGES_TRIED]:
             name = f"script-{next(self._numbers)}"
-            objects = self.objects(node, facts, image, script, seconds, name)
+            place = PodPlace(self.namespace, name, node, image)
             try:
-                await self._create(objects)
-                end = await self._follow(name, node, output, seconds)
+                await self._create(
+                    script_objects(place, facts, _checked_size(node, script), seconds)
+                )
+                end = await self._follow(place, output, seconds)
             except LifetimeError as error:
                 end = ScriptEnd(0, Cause.CLUSTER, error.message)
             await self._remove(name, is_there=end.cause not in (Cause.LOST, Cause.CLUSTER))
@@ -209,55 +254,13 @@ class PodSession:
                 break
         return end
 
-    async def facts(self, node: str) -> tuple[NodeFacts | None, ScriptEnd]:
-        """Return what the cluster knows of a node that can run a script; else None, and why."""
-        words = ("get", "node", node, "--ignore-not-found")
-        try:
-            if not (await self._kubectl.ask(*words, "-o", "name")).strip():
-                return None, ScriptEnd(0, Cause.NO_NODE)
-            facts = read_node(await self._kubectl.read("get", "node", node))
-        except LifetimeError as error:
-            return None, ScriptEnd(0, Cause.CLUSTER, error.message)
-        if facts.system not in ("", "linux"):
-            return None, ScriptEnd(0, Cause.NO_SHELL, f"it runs {facts.system}")
-        if not facts.ready:
-            return None, ScriptEnd(0, Cause.NOT_READY, facts.problem)
-        if not self.images(facts):
-            return None, ScriptEnd(0, Cause.NO_IMAGE, "the cluster knows of none")
-        return facts, ScriptEnd(0)
-
-    def images(self, facts: NodeFacts) -> tuple[str, ...]:
-        """Return the images to run the script by, the best first."""
-        return (self._image,) if self._image is not None else facts.images
-
-    def objects(
-        self,
-        node: str,
-        facts: NodeFacts,
-        image: str,
-        script: str,
-        seconds: float,
-        name: str = "",
-    ) -> list[Object]:
-        """Return the Secret and the pod that run a script; see `script_objects`.
-
-        Raises:
-            LifetimeError: the script is too large.
-        """
-        if len(script.encode()) > MAX_SCRIPT:
-            raise LifetimeError(
-                f"{node}: its script is larger than the {MAX_SCRIPT} bytes that a Secret holds; "
-                "give fewer images with --images, or use --via ssh"
-            )
-        name = name or f"script-{next(self._numbers)}"
-        return script_objects(self.namespace, name, node, facts, image, script, seconds)
-
     async def _create(self, objects: list[Object]) -> None:
         await self._kubectl.ask("create", "-f", "-", content=manifest(objects))
 
-    async def _follow(self, name: str, node: str, output: NodeOutput, seconds: float) -> ScriptEnd:
+    async def _follow(self, place: PodPlace, output: NodeOutput, seconds: float) -> ScriptEnd:
         """Follow a pod to its end."""
-        watch = self._watches[name] = _Watch(node)
+        name = place.name
+        watch = self._watches[name] = _Watch(place.node)
         self._is_watching.set()
         try:
             async with asyncio.timeout(seconds):

@@ -60,6 +60,13 @@ sha_of() { sum=$(sha256sum <"$1") && printf '%s' "${sum%% *}"; }
 # Some syncs know no names and write all out.
 flush() { if [ "$syncs_files" = yes ]; then sync "$1"; else sync; fi; }
 
+# Of a long line print the begin, and the end, where programs name the cause.
+shorten() {
+    awk '{ n = length($0) }
+        n > 300 { print substr($0, 1, 96) " ... " substr($0, n - 198); next }
+        { print }'
+}
+
 # Run a command for so many seconds at most, where the system can do that.
 bounded() {
     limit=$1
@@ -919,7 +926,7 @@ do_pull() {
             *) what="not pulled" ;;
         esac
         failures=$((failures + 1))
-        warn "$reference: $what: $(tail -n 1 "$work/result/$count.log" | cut -c 1-300)"
+        warn "$reference: $what: $(tail -n 1 "$work/result/$count.log" | shorten)"
     done <"$work/images"
 }
 
@@ -1016,7 +1023,7 @@ send_proof() {
         fi
         proof_state=refused
         failures=$((failures + 1))
-        warn "the registry did not take the proof: $(head -n 1 "$work/asked" | cut -c 1-300)"
+        warn "the registry did not take the proof: $(head -n 1 "$work/asked" | shorten)"
         return
     fi
     proof_state=printed
@@ -1089,7 +1096,7 @@ unpin_recorded() {
     store_record "$base/pins"
 }
 
-last_of() { printf '%s\n' "$1" | tail -n 1 | cut -c 1-300; }
+last_of() { printf '%s\n' "$1" | tail -n 1 | shorten; }
 
 # Remove the images that the runtime pulled for this script, but for those to keep or in use.
 prune() {

@@ -98,6 +98,8 @@ CASES: dict[str, list[tuple[str, ...]]] = {
         ("--ssh-config", NAME),
         ("--registry", NAME, "--nodes", "list", *STATE),
         ("--via", NAME),
+        ("--nodes", NAME, "--via", "kubernetes", "--image", NAME, *STATE),
+        ("--nodes", "list", "--context", NAME, *STATE),
     ],
     "node proof": [
         (NAME, "--node", "n", *STATE),

@@ -6,9 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,44 +82,11 @@ def _left(cluster: Cluster) -> list[str]:
 
 @pytest.fixture
 def operator(served: Cluster, tmp_path: Path) -> Iterator[Operator]:
-    """One whose cluster ends namespaces, as its controllers would; nothing is left afterwards."""
-    with _namespaces_end(served):
-        yield Operator(served, tmp_path)
-        assert _left(served) == []
+    """One of whom nothing is left in the cluster afterwards."""
+    yield Operator(served, tmp_path)
+    assert _left(served) == []
     for node in served.nodes.values():
         served.trust(node)
-
-
-@contextmanager
-def _namespaces_end(cluster: Cluster) -> Iterator[None]:
-    """Meanwhile a namespace that is deleted and empty is removed."""
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.wait(0.3):
-            for found in cluster.api.request("GET", NAMESPACES)["items"]:
-                name = found["metadata"]["name"]
-                if "deletionTimestamp" not in found["metadata"] or _content(cluster, name):
-                    continue
-                found["spec"]["finalizers"] = []
-                cluster.api.request("PUT", f"{NAMESPACES}/{name}/finalize", found)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _content(cluster: Cluster, namespace: str) -> list[Object]:
-    """The pods and Secrets in a namespace."""
-    return [
-        one
-        for kind in ("pods", "secrets")
-        for one in cluster.api.request("GET", f"{NAMESPACES}/{namespace}/{kind}")["items"]
-    ]
 
 
 @pytest.fixture
@@ -216,7 +181,7 @@ def test_nodes_in_trouble(
         "node-2": ["not_ready"],
         full: ["disk_full"],
         "node-9": ["no_node"],
-    }
+    }, json.dumps(events["ended"], indent=1)
     silent.start_kubelet()
     ready = lambda: _is_ready(kubelets, silent) or None  # noqa: E731
     eventually(ready, 60, silent.kubelet.describe)

@@ -13,7 +13,10 @@ digest() {
     printf 'sha256:%s' "$(printf '%s' "$1" | sha256sum | cut -c 1-64)"
 }
 pull() {
-    if is_in broken "$1"; then echo "no such image" >&2; exit 1; fi
+    if is_in broken "$1"; then
+        cat "$STUB_STATE/message" >&2 2>/dev/null || echo "no such image" >&2
+        exit 1
+    fi
     left=$(cat "$STUB_STATE/fail" 2>/dev/null || echo 0)
     if [ "$left" -gt 0 ]; then echo $((left - 1)) >"$STUB_STATE/fail"; echo later >&2; exit 1; fi
     : >"$(file img "$1")"

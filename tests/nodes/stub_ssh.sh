@@ -12,7 +12,7 @@ echo "$tries" >"$STUB_STATE/tries-$node"
 images=$(printf '%s\n' "$script" | sed -n "/^images='/,/'\$/p" | sed "s/^images='//; s/'\$//; s/ .*//")
 end() { printf 'end %s %s\n' "$node" "$$" >>"$STUB_STATE/log"; exit "$1"; }
 die() { printf '%s\n' "$2" >&2; end "$1"; }
-answer() { # present proof time
+answer() { # present proof time config_path
     rows=
     for one in $images; do
         [ -z "$2" ] || printf '{"image": "%s", "state": "%s"}\n' "$one" \
@@ -21,7 +21,7 @@ answer() { # present proof time
     done
     printf '{"node": "%s", "proof": "%s", "images": [%s], "time": %s, "free": 5, ' \
         "$node" "$2" "$rows" "$3"
-    printf '"config_path": "%s", "report": {}}\n' "${4:-yes}"
+    printf '"config_path": "%s", "report": {%s}}\n' "${4:-yes}" "${report:-}"
 }
 not_pulled() {
     for one in $images; do printf 'mayfly: %s: not pulled: %s\n' "$one" "$1" >&2; done
@@ -34,16 +34,27 @@ ask() { # path arguments...
     shift
     curl -qsSf -H "Authorization: $(of_script authorization)" "$@" "$(of_script url)$path"
 }
-prove() { # has the images of $STUB_STATE/digests
-    nonce=$(ask nonce | sed 's/.*"nonce": *"\([0-9a-f]*\)".*/\1/')
+list_digests() { # sets entries to the images of $STUB_STATE/digests
     entries=
     while read -r digest; do
         entries="$entries${entries:+, }{\"image\": \"x\", \"digest\": \"$digest\", \
-\"runtime\": \"docker\", \"time\": 1, \"pinned\": true, \"free\": 5}"
+\"runtime\": \"docker\", \"time\": $(date +%s), \"pinned\": true, \"free\": 5}"
     done <"$STUB_STATE/digests"
+}
+prove() {
+    nonce=$(ask nonce | sed 's/.*"nonce": *"\([0-9a-f]*\)".*/\1/')
+    list_digests
     ask proof --data "{\"version\": 1, \"nonce\": \"$nonce\", \"images\": [$entries]}" >/dev/null
 }
 case $node in
+    later*) [ -e "$STUB_STATE/go" ] || exec sleep 1000; prove || end 3; answer true sent "$(date +%s)"; end 0 ;;
+    prints* | cannot*)
+        list_digests
+        report="\"version\": 1, \"nonce\": \"\", \"images\": [$entries]"
+        if [ "${node#cannot}" = "$node" ]; then answer true printed "$(date +%s)"; end 0; fi
+        echo "mayfly: the registry did not take the proof: curl: (7) Failed to connect to r" >&2
+        answer true refused "$(date +%s)"
+        end 3 ;;
     proves*) prove || end 3; answer true sent "$(date +%s)"; end 0 ;;
     good*) answer true sent "$(date +%s)"; end 0 ;;
     slow*) sleep 0.3; answer true sent "$(date +%s)"; end 0 ;;

@@ -525,6 +525,19 @@ def test_a_pull_that_fails_is_tried_again(dash: Node, target: Target) -> None:
     assert "pulled docker.io/library/web:1" in done.stdout
 
 
+def test_the_end_of_a_long_message_is_shown(node: Node, target: Target) -> None:
+    """There programs name the cause."""
+    (node.state / "broken").write_text(NAMES[1])
+    (node.state / "message").write_text(f"failed: write /{'x' * 900}: no space left on device\n")
+    node.sleep_at_once()
+    done = node.run(node.script(target, "containerd"))
+    assert done.returncode == 3
+    (line,) = (line for line in done.stderr.splitlines() if "not pulled" in line)
+    assert ": failed: write /x" in line
+    assert line.endswith("xxx: no space left on device")
+    assert len(line) < 400
+
+
 def test_an_image_that_cannot_be_pulled(dash: Node, target: Target) -> None:
     """It is named with the runtime's last word, the others go on, and the code is 3."""
     (dash.state / "broken").write_text(NAMES[1])

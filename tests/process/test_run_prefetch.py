@@ -72,6 +72,42 @@ def test_command_begins_when_nodes_have_everything(place: Path) -> None:
     assert "prefetch: 2 of 2 nodes proved every image" in done.stderr
 
 
+def test_proofs_that_nodes_cannot_send(place: Path) -> None:
+    """They are sent from here: of a node without curl, and of one that the registry is far from."""
+    words = _words(place, "prints1", "cannot2", command=f"touch {place}/begun")
+    words[1:1] = [_serve_images(place)]
+    done = mayfly(*words, env=_environment(place))
+    assert done.returncode == 0, done.stderr
+    assert (place / "begun").exists()
+    assert _report(place)["prefetch"]["proven"] == 2
+
+
+def test_started_again_it_skips_what_is_proven(place: Path) -> None:
+    """A server that was killed under way asks such nodes no more."""
+    need("curl")
+    words = _words(place, "proves1", "later2", command=f"cat {place}/log")
+    words[1:1] = [_serve_images(place)]
+    running = subprocess.Popen(
+        command_line(*words),
+        env=environment(**_environment(place)),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    log, end = place / "log", time.monotonic() + 60
+    while not (log.exists() and "end proves1" in log.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    running.kill()
+    running.wait(20)
+    (place / "go").touch()
+    done = mayfly(*words, env=_environment(place))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("begin proves1 ") == 1
+    assert done.stdout.count("begin later2 ") == 2
+    assert "on 2 nodes; skipped, since every image is proven: 1" in done.stderr
+    assert _report(place)["prefetch"]["proven"] == 2
+
+
 def test_a_node_s_word_is_no_proof(place: Path) -> None:
     """A node that prints that it sent its proof, and sent none, does not begin the command."""
     need("curl")

@@ -1,0 +1,361 @@
+"""Scripts of nodes in pods: the objects, what a cluster tells of them, and what is removed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mayfly.registry.errors import LifetimeError
+from mayfly.registry.exit_codes import Exit
+from mayfly.registry.nodes import pods
+from mayfly.registry.nodes.causes import Cause
+from mayfly.registry.nodes.kubectl import Kubectl
+from mayfly.registry.nodes.pod_objects import (
+    NodeFacts,
+    PodPlace,
+    last_warning,
+    manifest,
+    namespace_objects,
+    read_node,
+    read_pod,
+    script_objects,
+)
+from mayfly.registry.nodes.pods import Pods
+from mayfly.registry.nodes.prefetch import NodeResult, Prefetch
+from mayfly.registry.settings.errors import ConfigError
+from tests.hostile import texts
+from tests.nodes.test_prefetch import IMAGES, SCRIPT, Recorder
+from tests.process.test_chart import validate
+from tests.support.commands import assert_refused, command_line, environment, mayfly
+from tests.support.process import REPO, Mayfly
+
+STUBS = Path(__file__).parent
+FACTS = NodeFacts(True, "", "linux", "amd64", "Debian GNU/Linux 12", ("a.example/pause:3",))
+PLACE = PodPlace("mayfly-prefetch-1", "script-1", "node-1", "a.example/pause:3")
+SECRET = "authorization='Basic c2VjcmV0'\n"
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stub's directory; the stub is the first kubectl in PATH."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    (directory / "ssh").symlink_to(STUBS / "stub_ssh.sh")
+    (directory / "kubectl").symlink_to(STUBS / "stub_kubectl.sh")
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    monkeypatch.setenv("STUB_STATE", str(tmp_path))
+    for name in ("_POLL_SECONDS", "_LOG_SECONDS"):
+        monkeypatch.setattr(pods, name, 0.2)
+    return tmp_path
+
+
+def _run(*nodes: str, recorder: Recorder | None = None, **more: Any) -> list[NodeResult]:
+    plan = Prefetch(nodes, IMAGES, lambda node: SCRIPT + SECRET, Pods(), pause=0.01, **more)
+    return asyncio.run(plan.run(recorder or Recorder()))
+
+
+def _left(state: Path) -> list[str]:
+    """Pods and namespaces in the stub's cluster."""
+    found = [one.name for one in (state / "pods").glob("*")]
+    return found + ([(state / "namespace").read_text()] if (state / "namespace").exists() else [])
+
+
+def test_each_cause(state: Path) -> None:
+    """The script's own troubles are those of ssh; the others are told of pods and nodes."""
+    expected = {
+        "good": [],
+        "slow": [],
+        "full": [Cause.DISK_FULL],
+        "killed": [Cause.SCRIPT],  # the exit code of a pod's script is its own
+        "noproof": [Cause.NO_PROOF],
+        "flood": [Cause.UNREADABLE],
+        "none": [Cause.NO_NODE],
+        "notready": [Cause.NOT_READY],
+        "lost": [Cause.LOST],
+        "evicted": [Cause.DISK_FULL],
+        "noshell": [Cause.NO_SHELL],
+        "noimage": [Cause.NO_IMAGE],
+        "oom": [Cause.KILLED],
+    }
+    results = {result.node: result for result in _run(*expected, attempts=1)}
+    assert {n: [f.cause for f in r.failures] for n, r in results.items()} == expected
+    assert results["notready"].failures[0].detail == "kubelet is gone"
+    assert results["good"].pinned == 2
+    assert _left(state) == []
+
+
+def test_secrets_are_in_no_argument(state: Path) -> None:
+    """The script goes into a Secret by standard input; of it the pod knows the name alone."""
+    _run("good", "noimage", attempts=1)
+    assert "c2VjcmV0" not in (state / "arguments").read_text()
+    objects = (state / "objects").read_text()
+    made = [json.loads(f"{text}}}") for text in objects.split("\n}\n") if text]
+    found = [one for listed in made for one in listed["items"]]
+    holding = {one["kind"] for one in found if "c2VjcmV0" in json.dumps(one)}
+    assert holding == {"Secret"}
+    assert {"Pod", "Namespace", "ServiceAccount"} < {one["kind"] for one in found}
+    images = [p["spec"]["containers"][0]["image"] for p in found if p["kind"] == "Pod"]
+    assert images == ["a.example/pause:3"] * 2 + ["a.example/small:1"]
+
+
+def test_lost_node(state: Path) -> None:
+    """Its pod is removed by force, since nobody ends it, and that is told."""
+    recorder = Recorder()
+    (result,) = _run("lost", recorder=recorder, attempts=1)
+    assert [one.cause for one in result.failures] == [Cause.LOST]
+    (note,) = [text for node, text in recorder.events if not node]
+    assert note.startswith("lost: does not answer, so the script may still run there")
+    assert _left(state) == []
+
+
+def test_what_cannot_be_removed_is_told(state: Path) -> None:
+    """With the command that removes it."""
+    (state / "undeletable").touch()
+    recorder = Recorder()
+    _run("good", recorder=recorder)
+    (note,) = [text for node, text in recorder.events if not node]
+    (left,) = [name for name in _left(state) if name.startswith("mayfly-")]
+    assert note.endswith(f"Remove it with: kubectl delete namespace {left}")
+    assert "the server is busy" in note
+
+
+def test_cluster_that_refuses(state: Path) -> None:
+    """Nothing is begun, and kubectl's message is the error's."""
+    (state / "forbidden").touch()
+    with pytest.raises(LifetimeError, match="namespaces is forbidden") as caught:
+        _run("good")
+    assert caught.value.exit_code == Exit.INCOMPLETE
+
+
+def test_a_pod_that_takes_too_long(state: Path) -> None:
+    """It is ended and removed."""
+    (result,) = _run("hang", timeout=2.0)
+    assert [one.cause for one in result.failures] == [Cause.TIMED_OUT]
+    assert _left(state) == []
+
+
+def test_objects_are_valid(tmp_path: Path) -> None:
+    """Of each field, by the API's own schema."""
+    objects = namespace_objects(PLACE.namespace)
+    objects += script_objects(PLACE, FACTS, SECRET, 7200.0)
+    path = tmp_path / "objects.yaml"
+    path.write_text("\n---\n".join(json.dumps(one) for one in objects))
+    validate(path)
+    assert json.loads(manifest(objects))["items"] == objects
+
+
+def test_pod() -> None:
+    """It runs wherever the node is bound to it, as root of the node, by an image that is there."""
+    secret, pod = script_objects(PLACE, FACTS, SECRET, 7200.0)
+    spec, metadata = pod["spec"], pod["metadata"]
+    assert spec["nodeName"] == "node-1"
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert spec["restartPolicy"] == "Never"
+    assert spec["activeDeadlineSeconds"] == 7200
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["containers"][0]["imagePullPolicy"] == "Never"
+    assert "c2VjcmV0" not in json.dumps(pod)
+    assert metadata == secret["metadata"]
+    host = {
+        v["hostPath"]["path"]: v["hostPath"]["type"] for v in spec["volumes"] if "hostPath" in v
+    }
+    # "Directory": a path that is missing is an error, and is never made.
+    assert host == dict.fromkeys(("/", "/bin", "/lib", "/lib64", "/usr"), "Directory")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "distribution", "lib64"),
+    [
+        ("amd64", "Fedora CoreOS 40", True),
+        ("amd64", "Alpine Linux v3.20", False),
+        ("arm64", "Ubuntu 24.04", False),
+    ],
+)
+def test_dynamic_linker(architecture: str, distribution: str, lib64: bool) -> None:
+    """Its directory is mounted where a node has one."""
+    facts = FACTS._replace(architecture=architecture, distribution=distribution)
+    _, pod = script_objects(PLACE, facts, SECRET, 60.0)
+    paths = [one["mountPath"] for one in pod["spec"]["containers"][0]["volumeMounts"]]
+    assert ("/lib64" in paths) is lib64
+
+
+def test_images_of_a_node() -> None:
+    """The pause image first, which stays; then small ones; by tag where there is one."""
+    images = [
+        {"names": ["b.example/large@sha256:1", "b.example/large:2"], "sizeBytes": 900},
+        {"names": ["b.example/small@sha256:3"], "sizeBytes": 3},
+        {"names": ["<none>@sha256:4", "<none>:<none>"], "sizeBytes": 1},
+        {"names": ["registry.k8s.io/pause@sha256:5", "registry.k8s.io/pause:3.10"]},
+        {"names": None},
+        {},
+    ]
+    facts = read_node({"status": {"images": images}})
+    expected = ("registry.k8s.io/pause:3.10", "b.example/small@sha256:3", "b.example/large:2")
+    assert facts.images == expected
+    assert not facts.ready
+    assert facts.problem
+
+
+@pytest.mark.parametrize(
+    ("status", "running", "cause", "code"),
+    [
+        ({"phase": "Pending"}, False, None, None),
+        ({"containerStatuses": [{"state": {"running": {}}}]}, True, None, None),
+        (
+            {"phase": "Failed", "reason": "Evicted", "message": "x DiskPressure"},
+            False,
+            "disk_full",
+            0,
+        ),
+        ({"phase": "Failed", "reason": "OutOfpods", "message": "m"}, False, "pod", 0),
+        ({"phase": "Failed", "reason": "DeadlineExceeded"}, False, "timed_out", 0),
+        (
+            {
+                "phase": "Failed",
+                "reason": "DeadlineExceeded",
+                "containerStatuses": [{"state": {"terminated": {"exitCode": 143}}}],
+            },
+            True,
+            "timed_out",
+            143,
+        ),
+        ({"containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]}, True, None, 3),
+        ({"containerStatuses": [{"state": {"terminated": {"exitCode": "x"}}}]}, True, None, 1),
+        (
+            {"containerStatuses": [{"state": {"waiting": {"reason": "CreateContainerError"}}}]},
+            False,
+            "pod",
+            0,
+        ),
+        (
+            {"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]},
+            False,
+            None,
+            None,
+        ),
+    ],
+)
+def test_states_of_pods(
+    status: dict[str, Any], running: bool, cause: str | None, code: int | None
+) -> None:
+    """As kubelet gives them."""
+    found = read_pod({"status": status})
+    assert found.running is running
+    if code is None:
+        assert found.end is None
+    else:
+        assert found.end is not None
+        assert (found.end.cause, found.end.code) == (cause, code)
+
+
+KEYS = ["status", "items", "state", "terminated", "waiting", "images", "names", "reason"]
+KEYS += ["containerStatuses", "conditions", "type", "message", "nodeInfo", "sizeBytes"]
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(
+            st.sampled_from(KEYS),
+            inner,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(_JSON)
+def test_any_document(document: object) -> None:
+    """Of whatever types, it is read without an error."""
+    read_pod(document)
+    read_node(document)
+    read_node({"status": document})
+    read_pod({"status": {"containerStatuses": [document], "conditions": document}})
+    last_warning(document)
+
+
+@pytest.mark.parametrize("name", ["-x", "a b", "A", "a/b", "a,b", ""])
+def test_names_that_are_no_nodes(name: str) -> None:
+    """An option, or another kind of object, is refused before kubectl is run."""
+    with pytest.raises(ConfigError):
+        Pods(Kubectl()).check([name])
+
+
+@pytest.fixture
+def server(tmp_path: Path, state: Path) -> Iterator[Mayfly]:
+    """One that waits for proofs of some nodes."""
+    (tmp_path / "images").write_text("".join(f"{name}\n" for name in IMAGES))
+    (tmp_path / "nodes").write_text("good\nhang\nnotready\n")
+    options = ["--auth", "auto", "--until-pulled", str(tmp_path / "images")]
+    options += ["--nodes", str(tmp_path / "nodes"), "--accept", "proven"]
+    running = Mayfly(tmp_path / "root", tmp_path / "state", *options, env=environment())
+    yield running
+    if running.running:
+        running.kill()
+
+
+def test_print(server: Mayfly, state: Path) -> None:
+    """The objects, with nodes' credentials, and nothing is made."""
+    (state / "some").write_text("good\nhang\n")
+    words = ("prefetch", "--state-dir", server.state_dir, "--nodes", state / "some")
+    done = mayfly(*words, "--via", "kubernetes", "--context", "c", "--print")
+    assert done.returncode == 0, done.stderr
+    kinds = [one["kind"] for one in json.loads(done.stdout)["items"]]
+    assert kinds == ["Namespace", "ServiceAccount", "Secret", "Pod", "Secret", "Pod"]
+    asked = (state / "arguments").read_text().splitlines()
+    assert all(line.startswith("--context c get node ") for line in asked)
+    (state / "some").write_text("notready\n")
+    done = mayfly(*words, "--via", "kubernetes", "--print")
+    assert done.returncode == 3
+    assert "notready: its kubelet does not answer: kubelet is gone" in done.stderr
+
+
+def test_options_of_another_way(server: Mayfly) -> None:
+    """They are refused rather than ignored."""
+    words = ("prefetch", "--state-dir", server.state_dir)
+    assert_refused(mayfly(*words, "--via", "kubernetes", "--sudo"), "--sudo")
+    assert_refused(mayfly(*words, "--print"), "--print")
+    assert_refused(mayfly(*words, "--image", "x"), "--image")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_removes_everything(server: Mayfly, state: Path, number: int) -> None:
+    """Pod and namespace are gone, and no kubectl stays."""
+    (state / "some").write_text("hang\n")
+    words = ("prefetch", "--state-dir", server.state_dir, "--nodes", state / "some")
+    running = subprocess.Popen(
+        command_line(*words, "--via", "kubernetes"),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    arguments = state / "arguments"
+    while "logs " not in (arguments.read_text() if arguments.exists() else ""):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    running.send_signal(number)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 128 + number
+    assert "namespace" not in errors
+    texts.check(errors)
+    assert _left(state) == []
+
+
+def test_page_names_what_kubectl_may_do() -> None:
+    """docs/prefetch.md has each verb and resource."""
+    page = (REPO / "docs/prefetch.md").read_text()
+    for resource in ("namespaces", "serviceaccounts", "secrets", "pods", "pods/log", "events"):
+        assert f"`{resource}`" in page
