@@ -58,7 +58,7 @@ _TEXT = 300
 
 
 class NodeFacts(NamedTuple):
-    """What the cluster knows of a node.
+    """Facts about a node, as the cluster has them.
 
     Attributes:
         ready: whether its kubelet answers and runs pods.
