@@ -48,7 +48,8 @@ export class Layers {
     const less = all > stored ? `, of which ${size(all - stored)} is shared` : "";
     say(this.lead, `${size(all)} in all${less}: ${size(stored)} to store.${from}`);
     this.legend.replaceChildren(
-      ...(shared.length ? [key("shade-0", "shared, by colour"), key("shade-shared", "other shared")] : []),
+      ...(shared.length ? [key("shade-0", "shared, by colour")] : []),
+      ...(shared.length > SHADES ? [key("shade-shared", "other shared")] : []),
       key("shade-own", "of one image only"),
     );
     const sorted = [...images].sort((one, other) => (other.size ?? 0) - (one.size ?? 0));

@@ -1,6 +1,6 @@
 // Lists beside the matrix: problems, pulls under way, one node, and the nodes as they are printed.
 
-import { STATES, counted, duration, make, mark, say, size, time } from "./format.js";
+import { STATES, counted, duration, make, mark, say, size, time, whole } from "./format.js";
 
 const MOST = 12;
 
@@ -14,7 +14,9 @@ export class Problems {
     const { run, served, nodes } = state;
     const failed = [];
     for (const [name, node] of nodes) {
-      for (const [image, why] of node.failed ?? []) failed.push([name, `${served.images[image].name}: ${why}`]);
+      for (const [image, why] of node.failed ?? []) {
+        failed.push([name, `${served.images[image].name}: ${shortened(why)}`]);
+      }
     }
     const absent = served.images.filter((image) => image.digest === null).map((image) => [image.name, ""]);
     const refused = run.denied.map((one) => [
@@ -37,13 +39,18 @@ export class Problems {
   }
 }
 
+/** A text with the first digits of each digest only. */
+function shortened(text) {
+  return text.replace(/(sha\d+:[0-9a-f]{12})[0-9a-f]{20,}/g, "$1…");
+}
+
 function group([letter, title, entries]) {
   const items = entries.slice(0, MOST).map(([name, text]) =>
     make("li", {}, name ? make("strong", {}, name) : null, name && text ? ": " : "", text),
   );
   if (entries.length > MOST) items.push(make("li", {}, `and ${entries.length - MOST} more`));
   const heading = make("h2", {}, mark(letter), title, " ", make("span", { class: "count" }, String(entries.length)));
-  return make("div", { class: "list" }, heading, make("ul", {}, ...items));
+  return make("div", { class: letter === "f" ? "list long" : "list" }, heading, make("ul", {}, ...items));
 }
 
 /** What there is to say of a node with an image, a line each. */
@@ -71,8 +78,9 @@ export class UnderWay {
     this.count = make("span", { class: "count" });
     this.rows = make("div", { class: "rows" });
     this.none = make("p", { class: "hint" }, "Nothing is being pulled.");
+    this.more = make("p", { class: "hint", hidden: true });
     const title = make("h2", {}, "Under way ", this.count);
-    this.element = make("section", { class: "card no-print", "aria-label": "Under way" }, title, this.none, this.rows);
+    this.element = make("section", { class: "card no-print", "aria-label": "Under way" }, title, this.none, this.rows, this.more);
   }
 
   update(state) {
@@ -80,12 +88,15 @@ export class UnderWay {
     for (const [name, node] of state.nodes) {
       for (const pull of node.pulling ?? []) pulls.push([name, pull]);
     }
-    say(this.count, String(pulls.length));
+    say(this.count, whole(pulls.length));
     this.none.hidden = pulls.length > 0;
     const shown = pulls.slice(0, MOST);
     while (this.rows.childElementCount > shown.length) this.rows.lastElementChild.remove();
     while (this.rows.childElementCount < shown.length) this.rows.append(pullRow());
     shown.forEach(([name, pull], at) => fill(this.rows.children[at], state, name, pull));
+    this.rows.hidden = !shown.length;
+    this.more.hidden = pulls.length <= MOST;
+    say(this.more, `and ${whole(pulls.length - MOST)} more`);
   }
 }
 

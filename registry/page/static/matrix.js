@@ -6,6 +6,9 @@ import { ORDER, STATES, counted, make, say, size } from "./format.js";
 const LABEL = "500 13px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
 const SMALL = "11px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
 const TEXT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
+const LEVELS = 12; // of a pull
+const MOST_MARKS = 200;
+const MOST_FITS = 5000;
 const COLOURS = [...ORDER.map((letter) => `state-${letter}`), "card", "raised", "line", "ink", "soft", "mark", "focus"];
 
 export class Matrix {
@@ -21,6 +24,8 @@ export class Matrix {
     this.state = null;
     this.cursor = null; // row and column
     this.chosen = null;
+    this.marks = new Marks();
+    this.fits = new Map(); // text and width → what of it fits
     this.canvas = make("canvas", { "aria-hidden": "true" });
     this.space = make("div", {}, this.canvas);
     this.scroller = make(
@@ -51,6 +56,7 @@ export class Matrix {
     new ResizeObserver(() => this.lay()).observe(this.element);
     const repaint = () => {
       this.colours = null;
+      this.marks.clear();
       this.redraw();
     };
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
@@ -86,6 +92,7 @@ export class Matrix {
     const column = Math.max(Math.min(room / Math.max(this.columns.length, 1), 340), narrow ? 18 : 16);
     const worded = column >= 96;
     const dense = column < 24;
+    this.fits.clear();
     this.heads = this.columns.map((place) => short(this.state.served.images[place].name, dense));
     const head = worded ? 36 : Math.min(this.tallest(dense) + 20, narrow ? 120 : 176);
     const row = worded || this.rows.length < 60 ? 28 : 20;
@@ -155,11 +162,11 @@ export class Matrix {
         pen.fillStyle = paint.raised;
         pen.fillRect(0, y, width, row);
       }
-      if (this.view.worded) {
+      if (this.view.worded && at < this.rows.length - 1) {
         pen.fillStyle = paint.line;
         pen.fillRect(0, y + row - 1, width, 1);
       }
-      this.drawCells(pen, paint, name, node, y, firstColumn, lastColumn, left);
+      this.drawCells(pen, paint, ratio, name, node, y, firstColumn, lastColumn, left);
     }
     pen.restore();
     this.drawLabels(pen, paint, firstRow, lastRow, top);
@@ -167,22 +174,25 @@ export class Matrix {
     this.drawCursor(pen, paint, left, top);
   }
 
-  drawCells(pen, paint, name, node, y, first, last, left) {
+  drawCells(pen, paint, ratio, name, node, y, first, last, left) {
     const { label, column, row, worded } = this.view;
-    const edge = Math.min(14, row - 5, column - 3);
+    const edge = Math.min(14, row - 5, Math.floor(column) - 3);
+    const onPixel = (place) => Math.round(place * ratio) / ratio;
+    const top = onPixel(y + (row - edge) / 2);
     const pulling = new Map((node?.pulling ?? []).map(([image, has, total]) => [image, total ? has / total : 0.5]));
     for (let at = first; at < last; at += 1) {
       const image = this.columns[at];
       const letter = node?.states[image] ?? "m";
       const x = label + at * column - left;
       const px = worded ? x + 12 : x + (column - edge) / 2;
-      glyph(pen, paint, letter, px, y + (row - edge) / 2, edge, pulling.get(image));
+      const found = this.marks.find(paint, letter, edge, pulling.get(image), ratio);
+      pen.drawImage(found, onPixel(px), top, edge, edge);
       if (worded) {
         pen.font = TEXT;
         pen.textBaseline = "middle";
         pen.fillStyle = letter === "m" ? paint.soft : paint.ink;
         const text = this.worded(name, image, letter, pulling.get(image));
-        pen.fillText(fitted(pen, text, column - edge - 28), px + edge + 8, y + row / 2);
+        pen.fillText(this.fitted(pen, text, column - edge - 28), px + edge + 8, y + row / 2);
       }
     }
   }
@@ -206,7 +216,7 @@ export class Matrix {
       const y = head + at * row - top;
       const lit = name === this.chosen || this.cursor?.[0] === at;
       pen.fillStyle = lit ? paint.raised : paint.card;
-      pen.fillRect(0, y, label, this.view.worded ? row - 1 : row);
+      pen.fillRect(0, y, label, this.view.worded && at < this.rows.length - 1 ? row - 1 : row);
       const states = this.state.nodes.get(name)?.states ?? "";
       let has = 0;
       for (const letter of states) if (this.state.accepted.has(letter)) has += 1;
@@ -222,7 +232,7 @@ export class Matrix {
       }
       pen.font = LABEL;
       pen.fillStyle = paint.ink;
-      pen.fillText(fitted(pen, name, label - taken - 18), 12, y + row / 2);
+      pen.fillText(this.fitted(pen, name, label - taken - 18), 12, y + row / 2);
     }
     pen.restore();
   }
@@ -242,12 +252,12 @@ export class Matrix {
       const x = label + at * column - left;
       pen.fillStyle = this.cursor?.[1] === at ? paint.ink : paint.soft;
       if (worded) {
-        pen.fillText(fitted(pen, name, column - 20), x + 12, head / 2);
+        pen.fillText(this.fitted(pen, name, column - 20), x + 12, head / 2);
       } else {
         pen.save();
         pen.translate(x + column / 2, head - 8);
         pen.rotate(-Math.PI / 2);
-        pen.fillText(fitted(pen, name, head - 12), 0, 0);
+        pen.fillText(this.fitted(pen, name, head - 12), 0, 0);
         pen.restore();
       }
     }
@@ -261,6 +271,18 @@ export class Matrix {
     pen.fillStyle = paint.line;
     pen.fillRect(0, head - 1, width, 1);
     pen.fillRect(label - 1, 0, 1, this.view.height);
+  }
+
+  /** As much of a text as fits into a width. */
+  fitted(pen, text, width) {
+    const key = `${Math.round(width)} ${pen.font} ${text}`;
+    let found = this.fits.get(key);
+    if (found === undefined) {
+      if (this.fits.size >= MOST_FITS) this.fits.clear();
+      found = fitted(pen, text, width);
+      this.fits.set(key, found);
+    }
+    return found;
   }
 
   drawCursor(pen, paint, left, top) {
@@ -379,6 +401,34 @@ function fitted(pen, text, width) {
   return low ? `${text.slice(0, low)}…` : "";
 }
 
+/** The marks of the states as pictures: to copy one is much less work than to draw it. */
+class Marks {
+  constructor() {
+    this.made = new Map();
+  }
+
+  /** Forgets all, since the colours are others. */
+  clear() {
+    this.made.clear();
+  }
+
+  find(paint, letter, edge, share, ratio) {
+    const level = letter === "u" ? Math.max(Math.round((share ?? 0.5) * LEVELS), 1) : 0;
+    const key = `${letter} ${level} ${edge} ${ratio}`;
+    let found = this.made.get(key);
+    if (found === undefined) {
+      if (this.made.size >= MOST_MARKS) this.made.clear();
+      found = document.createElement("canvas");
+      found.width = found.height = Math.ceil(edge * ratio);
+      const pen = found.getContext("2d");
+      pen.scale(ratio, ratio);
+      glyph(pen, paint, letter, 0, 0, edge, level / LEVELS);
+      this.made.set(key, found);
+    }
+    return found;
+  }
+}
+
 /** The mark of a state: the same shapes as the style has. */
 function glyph(pen, paint, letter, x, y, edge, share) {
   const colour = paint[`state-${letter}`];
@@ -420,7 +470,7 @@ function glyph(pen, paint, letter, x, y, edge, share) {
   box();
   pen.clip();
   if (letter === "u") {
-    const tall = edge * (share ?? 0.5);
+    const tall = edge * share;
     pen.fillRect(x, y + edge - tall, edge, tall);
   } else if (letter === "i") {
     for (let at = 3; at < edge; at += 4) pen.fillRect(x + at, y, 1.5, edge);

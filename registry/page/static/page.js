@@ -27,9 +27,9 @@ class Summary {
     this.element = make("section", { class: "card summary", "aria-label": "Summary" });
     this.element.append(this.title, this.lead, this.tools, this.bar, this.legend, this.list);
     for (const name of ["State", "Ends", "Sending", "Sent", "Received"]) this.fact(name);
-    const picture = make("svg", { class: "spark no-print", viewBox: "0 0 90 24", preserveAspectRatio: "none", "aria-hidden": "true" });
-    picture.append(this.spark);
-    this.facts.get("Sending").parentElement.append(picture);
+    this.picture = make("svg", { class: "spark no-print", viewBox: "0 0 90 24", preserveAspectRatio: "none", "aria-hidden": "true", hidden: true });
+    this.picture.append(this.spark);
+    this.facts.get("Sending").parentElement.append(this.picture);
   }
 
   fact(name) {
@@ -82,7 +82,9 @@ class Summary {
   drawSpark(history) {
     const most = Math.max(...history, 1);
     const points = history.map((rate, at) => `${90 - history.length + at},${(23 - (22 * rate) / most).toFixed(1)}`);
-    this.spark.setAttribute("d", points.length > 8 ? `M${points.join("L")}` : "");
+    const some = points.length > 2;
+    this.spark.setAttribute("d", some ? `M${points.join("L")}` : "");
+    this.picture.toggleAttribute("hidden", !some);
   }
 
   over(state) {
