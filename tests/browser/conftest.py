@@ -16,9 +16,9 @@ SHOTS = os.environ.get("MAYFLY_SCREENSHOTS")
 """A directory for pictures of the page, to be looked at."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The browser."""
+    """The browser. Playwright has an event loop in this thread until the module ends."""
     need("chromium", "playwright")
     (packages,) = (CACHE / "playwright/lib").glob("python3*/site-packages")
     site.addsitedir(str(packages))
