@@ -142,6 +142,7 @@ def _plan(settings: Settings, command: tuple[str, ...]) -> RunPlan:
         unused_timeout=settings.unused_timeout,
         max_lifetime=settings.max_lifetime,
         until_all=settings.until is Until.ALL,
+        until_stop=settings.until is Until.STOP,
         until_pulled=settings.until_pulled,
         nodes=read_nodes(settings.nodes) if settings.nodes is not None else None,
         accept=settings.accept,

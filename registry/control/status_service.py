@@ -165,7 +165,7 @@ class StatusService:
         """Describe the conditions, other than its command's end, that end the server."""
         waiting = []
         covered = self._coverage is not None and self._coverage.complete()
-        if covered and not self._plan.until_all:
+        if self._plan.until_stop or (covered and not self._plan.until_all):
             return ""
         if self._coverage is not None and not covered:
             waiting.append(f"coverage ({_progress(self._coverage)})")

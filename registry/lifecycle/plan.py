@@ -26,7 +26,7 @@ class RunPlan(NamedTuple):
         drain_timeout: `--drain-timeout`.
         idle_timeout, unused_timeout, max_lifetime: None for never.
         elapsed: the part of `max_lifetime` that has passed since the first start of the run.
-        until_all: `--until all`.
+        until_all, until_stop: `--until all`, `--until stop`.
         until_pulled, nodes: the images and nodes of coverage; both or neither.
         accept: the weakest evidence that counts as having an image, a state of `states.RANKED`.
         node_identity: how nodes are distinguished, a `NodeIdentity`.
@@ -45,6 +45,7 @@ class RunPlan(NamedTuple):
     max_lifetime: float | None = None
     elapsed: float = 0.0
     until_all: bool = False
+    until_stop: bool = False
     until_pulled: Path | None = None
     nodes: Nodes | None = None
     accept: str = "claimed"
@@ -68,6 +69,8 @@ class RunPlan(NamedTuple):
             raise ConfigError("--until-pulled needs --nodes: how many nodes, or a file of names")
         if self.nodes is not None and self.until_pulled is None:
             raise ConfigError("--nodes needs --until-pulled: the file that lists the images")
+        if self.until_stop and self.idle_timeout is not None:
+            raise ConfigError("--until stop: no idle time ends it, so leave out --idle-timeout")
         if self.prefetch and not self.command:
             raise ConfigError("--prefetch is for run; beside serve use: mayfly prefetch")
         if self.prefetch and (self.nodes is None or not self.nodes.names):
@@ -133,7 +136,7 @@ def end_condition(plan: RunPlan, triggers: Triggers, activity: Activity, clock: 
     if plan.unused_timeout is not None and triggers.command is None:
         hard.append(IdleFor(activity, clock, plan.unused_timeout, after_first_pull=False))
     soft: list[Condition] = []
-    if triggers.covered is not None:
+    if triggers.covered is not None and not plan.until_stop:
         soft.append(triggers.covered)
     if plan.idle_timeout is not None:
         soft.append(IdleFor(activity, clock, plan.idle_timeout, after_first_pull=True))
@@ -165,7 +168,8 @@ def endings(plan: RunPlan, activity: Activity, running: float) -> list[Ending]:
     def left(timeout: float) -> float:
         return max(timeout - activity.idle_for(), 0.0)
 
-    soft = [Ending((EndKind.COVERED,))] if plan.nodes is not None else []
+    counts = plan.nodes is not None and not plan.until_stop
+    soft = [Ending((EndKind.COVERED,))] if counts else []
     if plan.idle_timeout is not None:
         soft.append(Ending((EndKind.IDLE,), left(plan.idle_timeout) if has_pulled else None))
     if plan.until_all and len(soft) > 1:

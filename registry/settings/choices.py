@@ -61,10 +61,11 @@ class AuditLevel(StrEnum):
 
 
 class Until(StrEnum):
-    """Whether the first condition that is met ends the server, or all together."""
+    """Whether the first condition that is met ends the server, all together, or none."""
 
     FIRST = "first"
     ALL = "all"
+    STOP = "stop"
 
 
 class LogFormat(StrEnum):

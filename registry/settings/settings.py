@@ -419,10 +419,11 @@ class Settings:
     until: Until = setting(
         choice(Until),
         LIFETIME,
-        help="End when the first of --until-pulled and --idle-timeout is met, or when both are.",
+        help="End when the first of --until-pulled and --idle-timeout is met, when both are, or by "
+        "neither: at mayfly stop, or with the command of run.",
         default=Until.FIRST,
         shown="first",
-        metavar="first|all",
+        metavar="first|all|stop",
     )
     idle_timeout: float | None = setting(
         parse_timeout,

@@ -81,6 +81,7 @@ def test_exit_code(
         ({"until_pulled": Path("i")}, "--until-pulled needs --nodes"),
         ({"nodes": Nodes(1)}, "--nodes needs --until-pulled"),
         ({"exit_on_stdin_eof": True, "command": ("x",)}, "standard input is the command's"),
+        ({"until_stop": True, "idle_timeout": 600.0}, "leave out --idle-timeout"),
     ],
 )
 def test_settings_that_contradict(settings: dict[str, Any], says: str) -> None:
