@@ -29,8 +29,8 @@ MEANINGS: dict[Exit, str] = {
     Exit.INTERNAL: "internal error",
     Exit.USAGE: "wrong usage or configuration",
     Exit.INCOMPLETE: "incomplete: coverage is missing, transfers were cut, the deadline passed "
-    "with the command still running, wait timed out, images could not be fetched or copied, or "
-    "nodes lack images after a prefetch",
+    "with the command still running, wait timed out, stopping is not safe, images could not be "
+    "fetched or copied, or nodes lack images after a prefetch",
     Exit.STORAGE: "storage failed, or stored content is corrupt",
     Exit.BUNDLE: "a bundle is invalid",
     Exit.NOT_RUNNING: "no Mayfly runs there",

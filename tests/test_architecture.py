@@ -21,6 +21,7 @@ FLOORS = (
     ("housekeeping", "serving"),
     ("evictions", "prefetching"),
     ("control",),
+    ("cluster",),
     ("lifecycle", "api", "nodes", "upstream"),
     ("page",),
     ("access", "coverage", "process"),

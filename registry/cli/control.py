@@ -13,6 +13,8 @@ import click
 
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import DURATION, as_json, print_json, state_directory
+from mayfly.registry.cli.prefetch import ssh_options
+from mayfly.registry.cli.safe_to_stop import kubectl_options
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.text import echo
 
@@ -75,19 +77,60 @@ def stop(state_dir: Path, json: bool) -> int:
     "--covered", "what", flag_value="covered", help="Wait until every node has every image."
 )
 @click.option(
+    "--safe-to-stop",
+    "what",
+    flag_value="safe-to-stop",
+    help="Wait until every node has proved every image, then look whether all pods would start "
+    "without the registry. Exit code 3: some would not, or it could not be seen.",
+)
+@click.option(
     "--timeout",
     type=DURATION,
     metavar="D",
     help="Give up after this long, with exit code 3.  [default: never]",
 )
+@click.option(
+    "--via",
+    type=click.Choice(["none", "ssh"]),
+    default="none",
+    show_default=True,
+    help="With --safe-to-stop: read images and kubelet's records on the nodes over ssh.",
+)
+@click.option(
+    "--no-kubernetes",
+    is_flag=True,
+    help="With --safe-to-stop: the nodes are in no cluster, so proofs decide alone.",
+)
+@kubectl_options
+@ssh_options
 @state_directory
 @as_json
-def wait(what: str | None, timeout: float | None, state_dir: Path, json: bool) -> int:
-    """Wait for a registry: to be ready, or to have reached every node."""
+def wait(
+    what: str | None,
+    timeout: float | None,
+    via: str,
+    no_kubernetes: bool,
+    kubeconfig: Path | None,
+    context: str | None,
+    ssh_config: Path | None,
+    user: str | None,
+    sudo: bool,
+    concurrency: int,
+    state_dir: Path,
+    json: bool,
+) -> int:
+    """Wait for a registry: to be ready, to have reached every node, or to be needed no more."""
     from mayfly.registry.control.client import TimedOut, ask, wait_for_server
 
     if what is None:
-        raise click.UsageError("say what to wait for: --ready or --covered")
+        raise click.UsageError("say what to wait for: --ready, --covered or --safe-to-stop")
+    if what == "safe-to-stop":
+        from mayfly.registry.cli.safe_to_stop import Reach, safe_to_stop
+        from mayfly.registry.nodes.ssh import SSH
+
+        ssh = SSH(ssh_config, user, sudo) if via == "ssh" else None
+        reach = Reach(kubeconfig, context, not no_kubernetes, ssh, concurrency)
+        return safe_to_stop(state_dir, timeout, reach, json)
     end = None if timeout is None else time.monotonic() + timeout
     if what == "ready":
         wait_for_server(state_dir, timeout)

@@ -22,6 +22,7 @@ from mayfly.registry.threads import in_thread, with_pauses
 from mayfly.storage.files import Attributes, replace_file
 
 if TYPE_CHECKING:
+    from mayfly.registry.cluster.record import ReportedSafety
     from mayfly.registry.nodes.prefetch import NodeResult
     from mayfly.registry.telemetry.recording import AuditRecord, NotifiedRecord
     from mayfly.registry.upstream.health import UpstreamRecord
@@ -241,6 +242,7 @@ class Report(TypedDict):
         audit: None without ``--audit``.
         notified: one record for each receiver of ``--notify``.
         prefetch: None without ``--prefetch``.
+        safe_to_stop: the last answer to ``mayfly wait --safe-to-stop``; None if nobody asked.
     """
 
     version: str
@@ -268,6 +270,7 @@ class Report(TypedDict):
     audit: AuditRecord | None
     notified: list[NotifiedRecord]
     prefetch: PrefetchRecord | None
+    safe_to_stop: ReportedSafety | None
 
 
 def prefetch_record(

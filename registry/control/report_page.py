@@ -73,6 +73,7 @@ def _sections(content: Report) -> Iterator[Section]:
     yield Section("Corrupt", [status_text.corruption_text(one) for one in content["corrupt"]])
     yield Section("Cut", status_text.aborted_lines(content["cut"], content["cut_requests"]))
     yield Section("Prefetch", status_text.prefetch_lines(content))
+    yield Section("Safe to stop", status_text.safety_lines(content))
     claims = status_text.claims_line(content)
     warnings = [claims, *status_text.asked_again_lines(content["asked_again"])]
     yield Section("Warnings", [text for text in warnings if text])

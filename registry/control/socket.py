@@ -11,6 +11,7 @@ One JSON object a line goes in, one comes back:
     {"command": "status"}                        {"ok": true, "state": "serving", …}
     {"command": "stop"}                          {"ok": true, "exit_code": 0, …} once it has drained
     {"command": "wait", "for": "ready"|"covered"}  {"ok": true} once that is so
+    {"command": "judged", "safe": …}             {"ok": true}; it is kept for the report
     anything else                                {"ok": false, "error": "…"}
 
 A connection that closes without an answer means that the server ended first. Silent connections are

@@ -33,6 +33,7 @@ from mayfly.registry.version import VERSION
 from mayfly.storage.text import counted_of
 
 if TYPE_CHECKING:
+    from mayfly.registry.cluster.record import ReportedSafety
     from mayfly.registry.control.page_view import PageView
     from mayfly.registry.coverage.store_queries import StoreQueries
     from mayfly.registry.telemetry.reading import Reading
@@ -109,6 +110,7 @@ class StatusService:
         self._sources: Sequence[str] = ()
         self._ending: str | None = None
         self._prefetch: reports.PrefetchRecord | None = None
+        self._safety: ReportedSafety | None = None
 
     def ready(
         self,
@@ -180,7 +182,12 @@ class StatusService:
 
     def commands(self) -> Mapping[str, Command]:
         """Return the commands for `socket.ControlServer`."""
-        return {"status": self._on_status, "stop": self._on_stop, "wait": self._on_wait}
+        return {
+            "status": self._on_status,
+            "stop": self._on_stop,
+            "wait": self._on_wait,
+            "judged": self._on_judged,
+        }
 
     def status_line(self) -> str:
         """Return one line for ``systemctl status``."""
@@ -345,6 +352,7 @@ class StatusService:
             audit=None,
             notified=[],
             prefetch=self._prefetch,
+            safe_to_stop=self._safety,
         )
 
     async def publish(self, report: reports.Report) -> None:
@@ -406,6 +414,13 @@ class StatusService:
             "ended": self._outcome.done(),
             "coverage": await self._coverage_record(),
         }
+
+    async def _on_judged(self, request: Message) -> Message:
+        """Keep for the report what `mayfly wait --safe-to-stop` found; the last one counts."""
+        from mayfly.registry.cluster.record import read_reported
+
+        self._safety = read_reported(request, reports.iso(self._clock.wall()))
+        return {}
 
     def _transfer_records(self, transfers: Iterable[Transfer]) -> list[reports.TransferRecord]:
         return reports.transfer_records(transfers, self._clock.now())

@@ -368,6 +368,7 @@ def report_text(content: Report, width: int) -> str:
         left = counted(content["images_left_out"], "more image is", "more images are")
         lines.append(f"{left} left out: reading their manifests took too long")
     lines += prefetch_lines(content)
+    lines += safety_lines(content)
     if content["coverage"]:
         lines += ["", *coverage_lines(content["coverage"], width)]
     if content["denied"]:
@@ -395,6 +396,25 @@ def prefetch_lines(content: Report) -> list[str]:
         text = f"{one['node']}: {TEXTS[Cause(one['code'])][0]}"
         lines.append(f"prefetch: {text}: {one['detail']}" if one["detail"] else f"prefetch: {text}")
     return [*lines, *_more(found["nodes"] - found["proven"] - _MOST_ROWS)]
+
+
+def safety_lines(content: Report) -> list[str]:
+    """Return the last answer to ``mayfly wait --safe-to-stop``; nothing if nobody asked."""
+    found = content.get("safe_to_stop")  # an older server's report has none
+    if found is None:
+        return []
+    from mayfly.registry.cluster.record import finding_text, unseen_text
+
+    if found["safe"]:
+        return [f"safe to stop: yes, at {found['time']}"]
+    troubles = [*map(finding_text, found["findings"]), *map(unseen_text, found["unseen"])]
+    count = len(troubles) + found["left_out"]
+    shown = [f"not safe to stop: {text}" for text in troubles[:_MOST_ROWS]]
+    return [
+        f"safe to stop: no, at {found['time']}: {counted(count, 'trouble')}",
+        *shown,
+        *_more(count - len(shown)),
+    ]
 
 
 def recorded_lines(content: Report) -> list[str]:

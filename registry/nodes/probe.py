@@ -8,7 +8,6 @@ from another machine, as in `node_output`.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from mayfly.registry.nodes.causes import Cause, is_wrong, skew_text
 from mayfly.registry.nodes.node_output import NodeOutput
 from mayfly.registry.nodes.prefetch import Failure, without_answer
 from mayfly.registry.nodes.programs import TOO_MUCH, run_program
-from mayfly.registry.nodes.script import NodeImage, node_script, shell_file
+from mayfly.registry.nodes.script import NodeImage, reading_script
 from mayfly.registry.nodes.ssh import SSH
 from mayfly.registry.nodes.target import Target
 from mayfly.storage.text import format_size
@@ -42,7 +41,6 @@ _ARCHITECTURES = {
 }
 """uname -m → the architecture's name in images."""
 
-_BEGIN = 'main "$@" </dev/null\n'
 _MARK = "mayfly-check "
 _MAX_NUMBER = 2**53
 _KIB = 1024
@@ -55,10 +53,7 @@ def probe_script(target: Target, images: Sequence[NodeImage]) -> str:
     Raises:
         TrustError: a name cannot stand in the script.
     """
-    text = node_script(dataclasses.replace(target, credential=None), "", images)
-    before, _, after = text.rpartition(_BEGIN)
-    assert not after
-    return before + shell_file("probe.sh")
+    return reading_script(target, images, "probe.sh")
 
 
 @dataclass(slots=True)

@@ -36,6 +36,9 @@ PARALLEL = 4
 """Images that a node pulls at a time."""
 
 _PLACE = "#@DATA@\n"
+_BEGIN = 'main "$@" </dev/null\n'
+"""The last line of the script, which begins its work."""
+
 _CERTS = "/@certs@"
 """Stands for containerd's directory of host configurations, which the node finds out."""
 
@@ -116,6 +119,23 @@ def node_script(
     lines += ["", *_function("notes_after_revert", put_back)]
     before, _, after = shell_file("script.sh").partition(_PLACE)
     return before + "\n".join(lines) + "\n" + after
+
+
+def reading_script(target: Target, images: Sequence[NodeImage], end: str) -> str:
+    """Return a script that reads on a node and changes nothing: `script.sh` with another end.
+
+    Args:
+        target: the registry; its credential stays out.
+        images: for the script.
+        end: file of this package that follows the functions of `script.sh`.
+
+    Raises:
+        TrustError: a name cannot stand in the script.
+    """
+    text = node_script(dataclasses.replace(target, credential=None), "", images)
+    before, _, after = text.rpartition(_BEGIN)
+    assert not after
+    return before + shell_file(end)
 
 
 def shell_file(name: str) -> str:

@@ -19,6 +19,9 @@ from jsonschema import Draft202012Validator
 from mayfly.auth.errors import CredentialsInvalid, LoginsBusy, TokenInvalid, TokenReason
 from mayfly.auth.roles import Role
 from mayfly.registry.cli import cli
+from mayfly.registry.cluster.safety import Gap, Trouble
+from mayfly.registry.cluster.workloads import Role as PartRole
+from mayfly.registry.cluster.workloads import When
 from mayfly.registry.nodes.causes import Cause
 from mayfly.registry.nodes.credential_provider import API
 from mayfly.registry.nodes.distributions import DISTRIBUTIONS
@@ -154,6 +157,10 @@ def test_codes_are_those_of_the_code() -> None:
     assert _codes("node-config", *files, "code") == set(ActionCode)
     assert _codes("note", "properties", "code") == set(NoteCode)
     assert _codes("cause") == set(Cause)
+    assert _codes("safety-finding", "properties", "code") == set(Trouble)
+    assert _codes("safety-finding", "properties", "role", "anyOf", 0) == set(PartRole)
+    assert _codes("safety-finding", "properties", "when", "anyOf", 0) == set(When)
+    assert _codes("safety-gap", "properties", "code") == set(Gap)
     assert _codes("gc", "properties", "unread", "items", "properties", "code") == set(UnreadCode)
     findings = ("properties", "findings", "items", "properties", "code")
     assert _codes("verify", *findings) == set(Fault)
@@ -174,6 +181,8 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
     check("status", output("status", *state))
     check("wait", output("wait", "--ready", *state))
     check("wait", output("wait", "--covered", "--timeout", "0s", *state, code=3))
+    judged = ("--safe-to-stop", "--no-kubernetes", "--timeout", "0s")
+    check("wait", output("wait", *judged, *state, code=3))
     check("credentials", output("credentials", *state))
     check("node-config show", output("node-config", "show", *state))
     check("node script", output("node", "script", "--node", "n1", *state))

@@ -26,7 +26,7 @@ from tests.clients.images import Images
 from tests.clients.programs import Client, Cri
 from tests.support.client import basic
 from tests.support.commands import run_mayfly
-from tests.support.process import REPO, Mayfly, Process, find_program, need
+from tests.support.process import REPO, Mayfly, Process, find_program, free_port, need
 
 SMALL = "docker.io/library/small:1"
 
@@ -50,12 +50,6 @@ class Front:
     password: str
     server: Mayfly
     workers: Process
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 def configuration(directory: Path, port: int, upstream: str, *, buffering: str, path: str) -> str:

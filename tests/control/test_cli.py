@@ -156,7 +156,8 @@ def test_server_that_does_not_come(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"), [((), "--ready or --covered"), (("--ready", "--timeout", "5"), "90s")]
+    ("arguments", "says"),
+    [((), "--covered or --safe-to-stop"), (("--ready", "--timeout", "5"), "90s")],
 )
 def test_wait_usage(arguments: tuple[str, ...], says: str) -> None:
     """Invalid events and timeouts to wait for are usage errors."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mayfly.registry.activity import Activity
+from mayfly.registry.cluster.record import FindingRecord, ReportedSafety, UnseenRecord
 from mayfly.registry.control import status_text
 from mayfly.registry.control.report import (
     CorruptRecord,
@@ -144,6 +145,27 @@ REPORT = Report(
             )
         ],
     ),
+    safe_to_stop=ReportedSafety(
+        time="2026-01-01T00:59:00Z",
+        safe=False,
+        images=2,
+        nodes=2,
+        uses=7,
+        findings=[
+            FindingRecord(
+                code="always_pulls",
+                nodes=["node-a"],
+                images=["team/app:2"],
+                workload={"kind": "Pod", "namespace": "team", "name": "web-0"},
+                role="container",
+                part="c",
+                when="restart",
+                detail="",
+            )
+        ],
+        unseen=[UnseenRecord(code="node", node="node-b", detail="no\x1b answer")],
+        left_out=3,
+    ),
 )
 
 
@@ -179,7 +201,7 @@ def test_table() -> None:
         assert part in text
 
 
-UNSHORTENED = ("ended", "corrupt", "cut", "warning", "audit", "notify", "prefetch")
+UNSHORTENED = ("ended", "corrupt", "cut", "warning", "audit", "notify", "prefetch", "safe", "not")
 
 
 @pytest.mark.parametrize("width", [1, 40, 80, 200])
@@ -277,11 +299,28 @@ def test_prefetch_is_in_the_report() -> None:
     assert r"prefetch: node-b: its disk is full: no\x1b space" in lines
 
 
+def test_safety_is_in_the_report() -> None:
+    """Which pod on which node fails when, what was not seen, and when that was judged."""
+    lines = status_text.report_text(REPORT, 80).splitlines()
+    assert "safe to stop: no, at 2026-01-01T00:59:00Z: 5 troubles" in lines
+    assert (
+        "not safe to stop: Pod team/web-0, container c, on node-a: fails when it restarts: "
+        "team/app:2: imagePullPolicy Always asks the registry at every start"
+    ) in lines
+    assert r"not safe to stop: node-b: the node was not seen: no\x1b answer" in lines
+    found = REPORT["safe_to_stop"]
+    assert found is not None
+    safe: Report = {**REPORT, "safe_to_stop": {**found, "safe": True}}
+    lines = status_text.report_text(safe, 80).splitlines()
+    assert "safe to stop: yes, at 2026-01-01T00:59:00Z" in lines
+
+
 def test_table_without_anything() -> None:
     """A run in which nothing happened has a short report."""
     empty: Report = {**REPORT, "images": [], "coverage": None, "denied": [], "corrupt": []}
     empty |= {"cut": [], "cut_requests": 0, "asked_again": {}, "storage_before": None}
     empty |= {"audit": None, "notified": [], "upstreams": [], "prefetch": None}
+    empty |= {"safe_to_stop": None}
     assert len(status_text.report_text(empty, 80).splitlines()) == 4
 
 

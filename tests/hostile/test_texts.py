@@ -70,7 +70,12 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     ],
     "run": [(*SERVE, "broken.tar", "--", "true"), (*SERVE, "--", NAME), (NAME,)],
     "status": [STATE, (*STATE, "--json"), ("--state-dir", NAME)],
-    "wait": [("--ready", "--timeout", "0.1s", *STATE), ("--ready", "--timeout", NAME)],
+    "wait": [
+        ("--ready", "--timeout", "0.1s", *STATE),
+        ("--ready", "--timeout", NAME),
+        ("--safe-to-stop", "--kubeconfig", NAME, *STATE),
+        ("--safe-to-stop", "--context", NAME, *STATE),
+    ],
     "stop": [STATE, ("--state-dir", NAME, "--json")],
     "report": [
         ("hostile.json",),

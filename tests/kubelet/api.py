@@ -16,6 +16,7 @@ T = TypeVar("T")
 Object = dict[str, Any]
 
 _PATHS = {
+    "CronJob": "/apis/batch/v1/namespaces/{namespace}/cronjobs",
     "ConfigMap": "/api/v1/namespaces/{namespace}/configmaps",
     "Job": "/apis/batch/v1/namespaces/{namespace}/jobs",
     "Namespace": "/api/v1/namespaces",

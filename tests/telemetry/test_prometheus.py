@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -16,7 +15,15 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.process import PATIENCE, REPO, Mayfly, Process, find_program, need
+from tests.support.process import (
+    PATIENCE,
+    REPO,
+    Mayfly,
+    Process,
+    find_program,
+    free_port,
+    need,
+)
 from tests.telemetry.test_metrics import served_names
 
 MONITORING = REPO / "deploy/monitoring"
@@ -87,11 +94,6 @@ def test_queries_are_valid(tmp_path: Path) -> None:
     _promtool("check", "rules", tmp_path / "queries.yaml")
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        return int(bound.getsockname()[1])
-
-
 def _query(port: int, text: str) -> list[dict[str, Any]]:
     url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': text})}"
     try:
@@ -129,7 +131,7 @@ def test_prometheus_reads_them(secured: Mayfly, tmp_path: Path) -> None:
         text = text.replace(shown, real)
     (place / "prometheus.yaml").write_text(text)
     _promtool("check", "config", place / "prometheus.yaml")
-    port = _free_port()
+    port = free_port()
     prometheus = Process(
         [
             find_program("prometheus") or "prometheus",

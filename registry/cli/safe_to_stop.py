@@ -1,0 +1,177 @@
+"""``mayfly wait --safe-to-stop``: whether every pod would still start without the registry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import click
+
+from mayfly.registry.cli.options import combined, print_json
+from mayfly.registry.exit_codes import Exit
+from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.text import echo
+
+if TYPE_CHECKING:
+    from mayfly.registry.cluster.record import SafetyRecord
+    from mayfly.registry.cluster.safety import Proofs
+    from mayfly.registry.nodes.ssh import SSH
+
+_STATUS_SECONDS = 60.0
+_LEAST_PAUSE_SECONDS = 2.0
+_PAUSE_SHARE = 10
+"""Times that asking for the status took: to wait before the next time, for large upgrades."""
+
+kubectl_options = combined(
+    click.option(
+        "--kubeconfig",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        envvar="MAYFLY_KUBECONFIG",
+        metavar="FILE",
+        help="kubectl's configuration.  [default: as kubectl finds it]",
+    ),
+    click.option(
+        "--context",
+        envvar="MAYFLY_CONTEXT",
+        metavar="NAME",
+        help="Context of it.  [default: the current one]",
+    ),
+)
+"""Options by which kubectl reaches the cluster."""
+
+
+class Reach(NamedTuple):
+    """How cluster and nodes are reached.
+
+    Attributes:
+        kubeconfig, context: of kubectl.
+        kubernetes: whether there is a cluster.
+        ssh: None to look at no node.
+        concurrency: nodes at a time.
+    """
+
+    kubeconfig: Path | None
+    context: str | None
+    kubernetes: bool
+    ssh: SSH | None
+    concurrency: int
+
+
+def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: bool) -> int:
+    """Wait until every node has proved every image, then judge once, and print it.
+
+    Args:
+        timeout: seconds to wait for proofs; None for no limit. What was not proved then is part of
+            the judgement.
+    """
+    from mayfly.registry.cli.interrupts import run_cancellable
+    from mayfly.registry.cli.node_config import node_errors
+    from mayfly.registry.cluster import record
+    from mayfly.registry.cluster.look import Access, look
+    from mayfly.registry.control.client import ask
+    from mayfly.registry.control.readiness import read_ready
+    from mayfly.registry.nodes.kubectl import Kubectl
+    from mayfly.registry.nodes.programs import find_program
+    from mayfly.registry.nodes.script import images_of, reading_script
+    from mayfly.registry.nodes.target import parse
+
+    if reach.ssh is not None:
+        find_program("ssh")
+    ready = read_ready(state_dir)
+    registry = urlsplit(ready.url).netloc
+    coverage = _proven(state_dir, timeout)
+    with node_errors():
+        names = {
+            text: image.reference
+            for text in coverage["matrix"]
+            for image in images_of([text], registry)
+        }
+        script = reading_script(parse(ready.url, None), (), "kubelet.sh")
+    proofs = _proofs(coverage, names)
+    access = Access(
+        Kubectl(reach.kubeconfig, reach.context) if reach.kubernetes else None,
+        reach.ssh,
+        script,
+        reach.concurrency,
+    )
+    images = frozenset(names.values())
+    safety, uses = run_cancellable(look(access, proofs, images, registry))
+    found = record.record_of(safety, len(images), coverage["nodes_wanted"], uses)
+    ask(state_dir, "judged", timeout=_STATUS_SECONDS, **record.reported(found))
+    if json:
+        print_json(
+            {"reached": found["safe"], "ended": False, "coverage": coverage, "safety": found}
+        )
+    else:
+        _print(found)
+    return Exit.DONE if found["safe"] else Exit.INCOMPLETE
+
+
+def _print(found: SafetyRecord) -> None:
+    from mayfly.registry.cluster import record
+
+    for text in record.lines_of(found):
+        echo(text)
+    for text in record.patch_lines(found):
+        echo(text)
+
+
+def _proven(state_dir: Path, timeout: float | None) -> Mapping[str, Any]:
+    """Wait until every node has proved every image, or until the timeout; the coverage then.
+
+    Raises:
+        ConfigError: the server was not told what to cover.
+        NotRunning: it ended meanwhile.
+    """
+    from mayfly.registry.control.client import ask
+
+    end = None if timeout is None else time.monotonic() + timeout
+    while True:
+        begun = time.monotonic()
+        coverage: Mapping[str, Any] | None = ask(state_dir, "status", timeout=_STATUS_SECONDS)[
+            "coverage"
+        ]
+        if coverage is None:
+            raise ConfigError(
+                "--safe-to-stop: the Mayfly that runs here was not told what to cover: start it "
+                "with --until-pulled and --nodes"
+            )
+        if not any(_lacking(coverage)) and len(coverage["nodes"]) >= coverage["nodes_wanted"]:
+            return coverage
+        now = time.monotonic()
+        pause = max(_LEAST_PAUSE_SECONDS, _PAUSE_SHARE * (now - begun))
+        if end is not None and now + pause > end:
+            if now >= end:
+                return coverage
+            pause = end - now
+        time.sleep(pause)
+
+
+def _lacking(coverage: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each node and image that it has not proved, by the list's name of it."""
+    from mayfly.registry.coverage.states import State, accepted
+
+    enough = accepted(State.PROVEN)
+    for image, row in coverage["matrix"].items():
+        for node in coverage["nodes"]:
+            if row.get(node) not in enough:
+                yield node, image
+
+
+def _proofs(coverage: Mapping[str, Any], names: Mapping[str, str]) -> Proofs:
+    from mayfly.registry.cluster.safety import Proofs
+
+    lacking: dict[str, list[str]] = {node: [] for node in coverage["nodes"]}
+    for node, image in _lacking(coverage):
+        lacking[node].append(names[image])
+    unpinned = {
+        node for node, proof in coverage["proofs"].items() if proof["pinned"] < proof["images"]
+    }
+    return Proofs(
+        {node: tuple(images) for node, images in lacking.items()},
+        frozenset(unpinned),
+        max(coverage["nodes_wanted"] - len(lacking), 0),
+    )

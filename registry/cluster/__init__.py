@@ -1,0 +1,7 @@
+"""Judgement of a Kubernetes cluster: which pods would fail once the registry has ended.
+
+`workloads` reads which pods use which images and what would be made next; `kubelet` and `secrets`
+hold the rules by which a kubelet asks the registry again for an image that its node has; `facts` is
+what a node says about its images, read by `look`; `safety` judges all of it. Only `look` reaches
+the cluster, by kubectl and ssh.
+"""

@@ -1,0 +1,97 @@
+"""Facts that a node shows of its images and its kubelet's records: input from another machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mayfly.registry.cluster.fields import objects, text, texts
+from mayfly.registry.cluster.kubelet import PullRecord, parse_intent, parse_record
+
+MAX_LINE = 32 * 1024 * 1024
+"""Bytes of a line: the list of a node's images, some 500 each."""
+
+_MARK = b"mayfly-kubelet "
+_MAX_RECORDS = 100_000
+
+
+class ImageOnNode(NamedTuple):
+    """An image that a node's runtime lists.
+
+    Attributes:
+        id: in the runtime.
+        pinned: whether kubelet's garbage collection spares it.
+    """
+
+    id: str
+    pinned: bool
+
+
+@dataclass(slots=True)
+class NodeFacts:
+    """The facts that a node showed; None where it showed nothing.
+
+    Attributes:
+        is_root: whether its files could be read.
+        has_kubelet: whether it has a kubelet, which collects images.
+        images: full name, by tag or digest → image.
+        records: image's ID → kubelet's record.
+        intents: images that kubelet began to pull.
+        has_records: whether all of the records could be read.
+        complete: whether it showed all.
+    """
+
+    is_root: bool = False
+    has_kubelet: bool | None = None
+    images: dict[str, ImageOnNode] | None = None
+    records: dict[str, PullRecord] = field(default_factory=dict)
+    intents: set[str] = field(default_factory=set)
+    has_records: bool = False
+    complete: bool = False
+    _unread: bool = False
+
+    def take(self, line: bytes) -> None:
+        """Take a line of the script's output; any other line is ignored."""
+        if not line.startswith(_MARK):
+            return
+        key, _, value = line.removeprefix(_MARK).strip().partition(b" ")
+        match key:
+            case b"user":
+                self.is_root = value == b"0"
+            case b"kubelet":
+                self.has_kubelet = {b"yes": True, b"no": False}.get(value)
+            case b"pulled" if len(self.records) < _MAX_RECORDS:
+                record = parse_record(value)
+                if record is None:
+                    self._unread = True
+                else:
+                    self.records[record.image] = record
+            case b"pulling" if len(self.intents) < _MAX_RECORDS:
+                intent = parse_intent(value)
+                if intent is not None:
+                    self.intents.add(intent)
+            case b"pulled" | b"pulling":
+                self._unread = True
+            case b"records":
+                self.has_records = value == b"yes" and not self._unread
+            case b"images":
+                self.images = parse_images(value)
+            case b"done":
+                self.complete = True
+
+
+def parse_images(document: bytes) -> dict[str, ImageOnNode] | None:
+    """Read ``crictl images --output=json``; None if it is not that."""
+    try:
+        listed = json.loads(document)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(listed, dict):
+        return None
+    found = {}
+    for one in objects(listed, "images"):
+        image = ImageOnNode(text(one, "id"), one.get("pinned") is True)
+        for name in (*texts(one, "repoTags"), *texts(one, "repoDigests")):
+            found[name] = image
+    return found

@@ -1,0 +1,207 @@
+"""Whether a kubelet asks the registry for an image that its node has.
+
+From Kubernetes 1.35 on (KubeletEnsureSecretPulledImages) kubelet keeps a record of each image that
+it pulled, in ``image_manager/pulled`` of its directory: by which credentials of which repository.
+A pod whose credentials are not in the record has kubelet ask the registry, although the image is
+there. Images without a record, such as those pulled through the CRI, count as preloaded; whether
+these are verified, too, is the policy's (imagePullCredentialsVerificationPolicy).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from mayfly.registry.cluster.fields import mapping, objects, text, texts
+
+GATE = "KubeletEnsureSecretPulledImages"
+FIRST_WITH_GATE = (1, 33)
+FIRST_ON_BY_DEFAULT = (1, 35)
+
+_VERSION = re.compile(r"v?(\d{1,4})\.(\d{1,4})\b")
+
+
+class Verification(StrEnum):
+    """Which images a kubelet verifies credentials for; its policies."""
+
+    NEVER = "NeverVerify"
+    PULLED = "NeverVerifyPreloadedImages"
+    NOT_LISTED = "NeverVerifyAllowlistedImages"
+    ALWAYS = "AlwaysVerify"
+
+
+class PullPolicy(NamedTuple):
+    """The policy of one kubelet.
+
+    Attributes:
+        allowlist: repositories with their host, or prefixes of these that end in ``/*``.
+    """
+
+    verification: Verification
+    allowlist: tuple[str, ...] = ()
+
+    def verifies(self, repository: str, pulled: bool) -> bool:
+        """Whether credentials count for an image of a repository.
+
+        Args:
+            repository: with its host.
+            pulled: whether this kubelet pulled it.
+        """
+        match self.verification:
+            case Verification.NEVER:
+                return False
+            case Verification.PULLED:
+                return pulled
+            case Verification.ALWAYS:
+                return True
+        return not any(
+            repository.startswith(one[:-1]) if one.endswith("/*") else repository == one
+            for one in self.allowlist
+        )
+
+
+def policy_of(version: str, configuration: Mapping[str, object] | None) -> PullPolicy | None:
+    """Return a kubelet's policy; None if it cannot be told.
+
+    Args:
+        version: of the kubelet, such as ``v1.35.4``.
+        configuration: what its ``configz`` answered; None if it could not be asked.
+    """
+    found = _VERSION.match(version)
+    number = (int(found[1]), int(found[2])) if found else None
+    if number is not None and number < FIRST_WITH_GATE:
+        return PullPolicy(Verification.NEVER)
+    if configuration is None or number is None:
+        return None
+    config = mapping(configuration, "kubeletconfig")
+    enabled = mapping(config, "featureGates").get(GATE, number >= FIRST_ON_BY_DEFAULT)
+    if enabled is not True:
+        return PullPolicy(Verification.NEVER)
+    try:
+        named = text(config, "imagePullCredentialsVerificationPolicy") or Verification.PULLED
+        verification = Verification(named)
+    except ValueError:
+        return None
+    return PullPolicy(verification, texts(config, "preloadedImagesVerificationAllowlist"))
+
+
+class Credential(NamedTuple):
+    """A pod's credential for a repository, as kubelet compares it.
+
+    Attributes:
+        source: UID, namespace and name of the Secret.
+        hash: of what it holds; "" if unknown.
+    """
+
+    source: tuple[str, str, str]
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The pods that may use an image of one repository, by a record.
+
+    Attributes:
+        everybody: all pods of the node.
+        secrets: that it was pulled with.
+        accounts: UID, namespace and name of ServiceAccounts.
+    """
+
+    everybody: bool
+    secrets: tuple[Credential, ...]
+    accounts: frozenset[tuple[str, str, str]]
+
+    def allows(self, credentials: Iterable[Credential], account: tuple[str, str]) -> bool:
+        """Whether a pod may use it without the registry being asked.
+
+        Args:
+            credentials: of the pod for the repository.
+            account: namespace and name of its ServiceAccount.
+        """
+        if self.everybody:
+            return True
+        hashes = {one.hash for one in self.secrets if one.hash}
+        sources = {one.source for one in self.secrets}
+        if any(one.hash in hashes or one.source in sources for one in credentials):
+            return True
+        return account in {(namespace, name) for _, namespace, name in self.accounts}
+
+
+@dataclass(frozen=True, slots=True)
+class PullRecord:
+    """A record of kubelet's.
+
+    Attributes:
+        image: ID of the image in the runtime.
+        access: repository with its host → who may use it.
+    """
+
+    image: str
+    access: Mapping[str, Access]
+
+
+def parse_record(document: bytes) -> PullRecord | None:
+    """Read a file of ``image_manager/pulled``; None if it is not one. Its API group may change."""
+    try:
+        found = json.loads(document)
+    except (ValueError, RecursionError):
+        return None
+    image = text(found, "imageRef")
+    if text(found, "kind") != "ImagePulledRecord" or not image:
+        return None
+    access = {}
+    for repository, entry in mapping(found, "credentialMapping").items():
+        access[str(repository)] = Access(
+            mapping(entry).get("nodePodsAccessible") is True,
+            tuple(
+                Credential(_coordinates(one), text(one, "credentialHash"))
+                for one in objects(entry, "kubernetesSecrets")
+            ),
+            frozenset(map(_coordinates, objects(entry, "kubernetesServiceAccounts"))),
+        )
+    return PullRecord(image, access)
+
+
+def parse_intent(document: bytes) -> str | None:
+    """Read a file of ``image_manager/pulling``: the image that is pulled; None if it is not one."""
+    try:
+        found = json.loads(document)
+    except (ValueError, RecursionError):
+        return None
+    return text(found, "image") or None if text(found, "kind") == "ImagePullIntent" else None
+
+
+def _coordinates(one: Mapping[str, object]) -> tuple[str, str, str]:
+    return text(one, "uid"), text(one, "namespace"), text(one, "name")
+
+
+class Image(NamedTuple):
+    """An image on a node, as a pod names it.
+
+    Attributes:
+        written: the name in the pod.
+        repository: of it, with its host.
+        id: in the runtime.
+    """
+
+    written: str
+    repository: str
+    id: str
+
+
+def access_of(
+    image: Image,
+    policy: PullPolicy,
+    records: Mapping[str, PullRecord],
+    intents: Collection[str],
+) -> Access:
+    """Return who may use an image that the node has without the registry being asked."""
+    record = records.get(image.id)
+    if not policy.verifies(image.repository, record is not None or image.written in intents):
+        return Access(True, (), frozenset())
+    nobody = Access(False, (), frozenset())
+    return nobody if record is None else record.access.get(image.repository, nobody)

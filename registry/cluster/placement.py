@@ -1,0 +1,136 @@
+"""On which nodes a pod is, or may be put: the rules of the scheduler that name nodes.
+
+Free resources, affinity between pods, cordons and conditions of nodes (taints of
+``node.kubernetes.io/``) are left out: they pass, and a pod may then be put there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mayfly.registry.cluster.fields import Object, mapping, objects, text, texts
+
+_PASSING = "node.kubernetes.io/"
+_KEEPING_AWAY = frozenset({"NoSchedule", "NoExecute"})
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterNode:
+    """A node of the cluster.
+
+    Attributes:
+        addresses: all of them, its host names too.
+        version: of its kubelet.
+        runtime: with its version, such as ``containerd://2.1.9``.
+        taints: as the API server has them.
+    """
+
+    name: str
+    addresses: tuple[str, ...]
+    labels: Mapping[str, str]
+    taints: Sequence[Object]
+    version: str
+    runtime: str
+
+
+def node_of(item: Object) -> ClusterNode:
+    """Read a Node of the API."""
+    labels = mapping(item, "metadata", "labels")
+    addresses = (text(one, "address") for one in objects(item, "status", "addresses"))
+    return ClusterNode(
+        name=text(item, "metadata", "name"),
+        addresses=tuple(address for address in addresses if address),
+        labels={str(key): str(value) for key, value in labels.items()},
+        taints=objects(item, "spec", "taints"),
+        version=text(item, "status", "nodeInfo", "kubeletVersion"),
+        runtime=text(item, "status", "nodeInfo", "containerRuntimeVersion"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a pod is, or may be put.
+
+    Attributes:
+        node: that it is bound to; "" for none yet.
+        selector: labels that a node must have.
+        terms: of its required node affinity, of which one must hold; None without.
+        tolerations: of taints.
+    """
+
+    node: str
+    selector: Mapping[str, str]
+    terms: Sequence[Object] | None
+    tolerations: Sequence[Object]
+
+    def fits(self, node: ClusterNode) -> bool:
+        """Whether the pod is on a node, or may be put there."""
+        if self.node:
+            return self.node == node.name
+        if any(node.labels.get(key) != value for key, value in self.selector.items()):
+            return False
+        if self.terms is not None and not any(_holds(term, node) for term in self.terms):
+            return False
+        return all(
+            any(_tolerates(one, taint) for one in self.tolerations)
+            for taint in node.taints
+            if text(taint, "effect") in _KEEPING_AWAY
+            and not text(taint, "key").startswith(_PASSING)
+        )
+
+
+def placement_of(spec: Object) -> Placement:
+    """Read where a pod is or may be put from its ``spec``."""
+    required = mapping(
+        spec, "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"
+    )
+    return Placement(
+        node=text(spec, "nodeName"),
+        selector={str(k): str(v) for k, v in mapping(spec, "nodeSelector").items()},
+        terms=objects(required, "nodeSelectorTerms") if required else None,
+        tolerations=objects(spec, "tolerations"),
+    )
+
+
+def _holds(term: Object, node: ClusterNode) -> bool:
+    expressions, fields = objects(term, "matchExpressions"), objects(term, "matchFields")
+    named = {"metadata.name": node.name}
+    return bool(expressions or fields) and (
+        all(_matches(one, node.labels) for one in expressions)
+        and all(_matches(one, named) for one in fields)
+    )
+
+
+def _matches(expression: Object, labels: Mapping[str, str]) -> bool:
+    value, values = labels.get(text(expression, "key")), texts(expression, "values")
+    match text(expression, "operator"):
+        case "In":
+            return value in values
+        case "NotIn":
+            return value not in values
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+        case "Gt" | "Lt" as operator:
+            return _compares(operator, value, values)
+        case _:
+            return True  # of a newer Kubernetes: the pod may be put there
+
+
+def _compares(operator: str, value: str | None, values: Sequence[str]) -> bool:
+    try:
+        number, bound = int(value or ""), int(values[0])
+    except (ValueError, IndexError):
+        return False
+    return number > bound if operator == "Gt" else number < bound
+
+
+def _tolerates(toleration: Object, taint: Object) -> bool:
+    key, effect = text(toleration, "key"), text(toleration, "effect")
+    if effect and effect != text(taint, "effect"):
+        return False
+    if text(toleration, "operator") == "Exists":
+        return not key or key == text(taint, "key")
+    return key == text(taint, "key") and text(toleration, "value") == text(taint, "value")

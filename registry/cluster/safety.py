@@ -1,0 +1,399 @@
+"""Judge whether the registry may end: which pod on which node would then fail, and when.
+
+Nothing counts as safe that was not seen: what a judgement needs and nobody showed is an `Unseen`.
+Only images of the upgrade's list, and images named after this registry, are judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from mayfly.registry.cluster.facts import ImageOnNode, NodeFacts
+from mayfly.registry.cluster.fields import Object
+from mayfly.registry.cluster.kubelet import Access, Image, PullPolicy, Verification, access_of
+from mayfly.registry.cluster.placement import ClusterNode
+from mayfly.registry.cluster.secrets import credentials_for
+from mayfly.registry.cluster.workloads import ImageUse, Policy, Role, When, Workload
+
+
+class Trouble(StrEnum):
+    """Why a pod would fail, or an image may go."""
+
+    NOT_PROVEN = "not_proven"
+    NOT_PINNED = "not_pinned"
+    ALWAYS = "always_pulls"
+    ABSENT = "absent"
+    CREDENTIALS = "other_credentials"
+
+
+TROUBLES: Mapping[Trouble, tuple[str, str]] = {
+    Trouble.NOT_PROVEN: (
+        "it has not proved every image",
+        "run mayfly prefetch; mayfly status shows which node lacks which image",
+    ),
+    Trouble.NOT_PINNED: (
+        "images are not pinned, so kubelet removes them once its disk is fuller than "
+        "imageGCHighThresholdPercent, or at their imageMaximumGCAge",
+        "run mayfly prefetch --again; containerd before 1.7 knows no pins",
+    ),
+    Trouble.ALWAYS: (
+        "imagePullPolicy Always asks the registry at every start",
+        "set imagePullPolicy: IfNotPresent (the default with a tag other than latest)",
+    ),
+    Trouble.ABSENT: (
+        "the node does not have the image by this name",
+        "add it to the list of images, or its node to the list of nodes, and run mayfly prefetch",
+    ),
+    Trouble.CREDENTIALS: (
+        "kubelet pulled the image with other credentials, and asks the registry about this pod's",
+        "give the pod a Secret that the image was pulled with, or allow the image on the node by "
+        "the configuration below",
+    ),
+}
+"""Trouble → what it means, and what to do."""
+
+
+class Gap(StrEnum):
+    """A kind of fact that could not be seen."""
+
+    NO_KUBECTL = "no_kubectl"
+    NO_CLUSTER = "no_cluster"
+    FORBIDDEN = "forbidden"
+    FAILED = "failed"
+    UNKNOWN_NODE = "unknown_node"
+    NODE = "node"
+    IMAGES = "images"
+    RECORDS = "records"
+    POLICY = "policy"
+    SECRETS = "secrets"
+
+
+GAPS: Mapping[Gap, tuple[str, str]] = {
+    Gap.NO_KUBECTL: (
+        "pods were not seen: there is no kubectl",
+        "install kubectl here, or say with --no-kubernetes that the nodes are in no cluster",
+    ),
+    Gap.NO_CLUSTER: (
+        "pods were not seen: the cluster was not reached",
+        "name the kubeconfig with --kubeconfig or KUBECONFIG; kubectl get pods has to work",
+    ),
+    Gap.FORBIDDEN: (
+        "it was not seen: the cluster does not allow it",
+        "use a kubeconfig that may read nodes, nodes/proxy, pods, workloads, serviceaccounts and "
+        "secrets",
+    ),
+    Gap.FAILED: ("it was not seen: kubectl failed", "see the message of kubectl"),
+    Gap.UNKNOWN_NODE: (
+        "the cluster has no node of this name or address",
+        "name nodes as the cluster does, or use --no-kubernetes",
+    ),
+    Gap.NODE: ("the node was not seen", "mend what the message says, and run this again"),
+    Gap.IMAGES: (
+        "which images the node has was not seen",
+        "use --via ssh, and install crictl on the node",
+    ),
+    Gap.RECORDS: (
+        "kubelet's records of pulls were not seen",
+        "use --via ssh as root, or set imagePullCredentialsVerificationPolicy: NeverVerify",
+    ),
+    Gap.POLICY: (
+        "kubelet's configuration was not seen",
+        "use a kubeconfig that may read nodes/proxy",
+    ),
+    Gap.SECRETS: (
+        "the Secrets of its pods were not seen",
+        "use a kubeconfig that may read the Secrets that the pods name",
+    ),
+}
+"""Gap → what it means, and what to do."""
+
+
+class Finding(NamedTuple):
+    """Something that would fail.
+
+    Attributes:
+        nodes: on which; none for a template that fits no node now.
+        images: by their full names.
+        workload: the pod or what makes pods; None for a finding about nodes.
+        role, part: of the image in the pod; None without a workload.
+        when: it would fail; None without a workload.
+        detail: further facts.
+    """
+
+    code: Trouble
+    nodes: tuple[str, ...]
+    images: tuple[str, ...]
+    workload: Workload | None = None
+    role: Role | None = None
+    part: str | None = None
+    when: When | None = None
+    detail: str = ""
+
+
+class Unseen(NamedTuple):
+    """Something that was needed and could not be seen.
+
+    Attributes:
+        node: None if it is about the cluster.
+        detail: the message of a program, which may be hostile; a namespace.
+    """
+
+    code: Gap
+    node: str | None = None
+    detail: str = ""
+
+
+class Allowlist(NamedTuple):
+    """The entries that a kubelet's configuration needs for pods with other credentials.
+
+    Attributes:
+        repositories: all of ``preloadedImagesVerificationAllowlist``.
+    """
+
+    node: str
+    repositories: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """The judgement."""
+
+    findings: tuple[Finding, ...]
+    unseen: tuple[Unseen, ...]
+    allowlists: tuple[Allowlist, ...] = ()
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether nothing would fail, and all was seen."""
+        return not self.findings and not self.unseen
+
+
+@dataclass(frozen=True, slots=True)
+class Proofs:
+    """The proofs of nodes, as the registry knows them.
+
+    Attributes:
+        lacking: node → images that it has not proved, by their full names; every node is a key.
+        unpinned: nodes whose proof has images that are not pinned.
+        unknown: number of nodes that are waited for and not known yet.
+    """
+
+    lacking: Mapping[str, tuple[str, ...]]
+    unpinned: frozenset[str]
+    unknown: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """All that is known of one node.
+
+    Attributes:
+        name: in the cluster; for another node, as the registry has it.
+        cluster: None if the cluster does not have it.
+        is_listed: whether it is among the nodes of the upgrade.
+        lacking: images that it has not proved.
+        is_pinned: whether its proof says that all are pinned.
+        facts: None if it was not read.
+        policy: of its kubelet; None if unknown.
+    """
+
+    name: str
+    cluster: ClusterNode | None
+    is_listed: bool
+    lacking: frozenset[str]
+    is_pinned: bool
+    facts: NodeFacts | None
+    policy: PullPolicy | None
+
+    def image(self, name: str) -> ImageOnNode | None:
+        """Return an image as the node's runtime lists it; None also if it was not read."""
+        images = self.facts.images if self.facts else None
+        return images.get(name) if images else None
+
+    def has(self, name: str, listed: Collection[str]) -> bool | None:
+        """Whether the node has an image by a name; None if that was not seen.
+
+        Args:
+            listed: images of the upgrade.
+        """
+        if self.facts is not None and self.facts.images is not None:
+            return name in self.facts.images
+        if self.is_listed and name in listed:
+            return name not in self.lacking
+        return None
+
+    def may_lose(self) -> bool:
+        """Whether a kubelet may collect what is not pinned."""
+        if self.facts is not None and self.facts.has_kubelet is not None:
+            return self.facts.has_kubelet
+        return self.cluster is not None
+
+
+Secrets = Callable[[str, str], Object | None]
+"""Returns a Secret by namespace and name, an empty object for one that does not exist.
+
+None if it could not be seen.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Judges pods on nodes.
+
+    Args:
+        images: of the upgrade, by their full names.
+        registry: HOST:PORT of this registry.
+        nodes: all of them.
+    """
+
+    images: frozenset[str]
+    registry: str
+    nodes: Sequence[NodeView]
+
+    def concerns(self, use: ImageUse) -> bool:
+        """Whether an image comes from this registry."""
+        return use.reference.host == self.registry or str(use.reference) in self.images
+
+    def needed_secrets(self, uses: Iterable[ImageUse]) -> Iterator[tuple[str, str]]:
+        """Yield namespace and name of each Secret that a judgement depends on."""
+        for use in uses:
+            for node in self._nodes_of(use):
+                access = self._access(use, node)
+                if isinstance(access, Access) and access.secrets and not access.everybody:
+                    yield from ((use.workload.namespace, name) for name in use.secrets)
+
+    def judge(self, uses: Sequence[ImageUse], proofs: Proofs, secrets: Secrets) -> Safety:
+        """Judge nodes and pods."""
+        findings: list[Finding] = [*self._of_proofs(proofs), *self._of_pins(uses)]
+        unseen: dict[Unseen, None] = {}
+        for use in uses:
+            found: dict[Trouble, list[str]] = {}
+            if use.policy is Policy.ALWAYS:
+                found[Trouble.ALWAYS] = [node.name for node in self._nodes_of(use)]
+            else:
+                for node in self._nodes_of(use):
+                    trouble = self._of_pod(use, node, secrets)
+                    if isinstance(trouble, Unseen):
+                        unseen[trouble] = None
+                    elif trouble is not None:
+                        found.setdefault(trouble, []).append(node.name)
+            for code, names in found.items():
+                where = (use.workload, use.role, use.part, use.when)
+                findings.append(Finding(code, tuple(names), (str(use.reference),), *where))
+        return Safety(tuple(findings), tuple(unseen), tuple(self._allowlists(findings)))
+
+    def _nodes_of(self, use: ImageUse) -> Iterator[NodeView]:
+        for node in self.nodes:
+            if node.cluster is not None and use.placement.fits(node.cluster):
+                yield node
+
+    def _of_proofs(self, proofs: Proofs) -> Iterator[Finding]:
+        for node, lacking in proofs.lacking.items():
+            if lacking:
+                yield Finding(Trouble.NOT_PROVEN, (node,), lacking)
+        if proofs.unknown:
+            yield Finding(
+                Trouble.NOT_PROVEN,
+                (),
+                tuple(sorted(self.images)),
+                detail=f"{proofs.unknown} of the nodes that are waited for are not known yet",
+            )
+
+    def _of_pins(self, uses: Iterable[ImageUse]) -> Iterator[Finding]:
+        used = {str(use.reference): use for use in uses if use.policy is not Policy.NEVER}
+        for node in self.nodes:
+            if not node.may_lose():
+                continue
+            here = {
+                name
+                for name, use in used.items()
+                if node.cluster is not None and use.placement.fits(node.cluster)
+            }
+            names = sorted(here | self.images if node.is_listed else here)
+            if node.facts is not None and node.facts.images is not None:
+                present = ((name, node.image(name)) for name in names)
+                unpinned = [name for name, found in present if found and not found.pinned]
+            else:
+                unpinned = [] if node.is_pinned or not node.is_listed else sorted(self.images)
+            if unpinned:
+                runtime = node.cluster.runtime if node.cluster else ""
+                yield Finding(Trouble.NOT_PINNED, (node.name,), tuple(unpinned), detail=runtime)
+
+    def _of_pod(self, use: ImageUse, node: NodeView, secrets: Secrets) -> Trouble | Unseen | None:
+        """Return why a pod would fail on a node; None if it would not."""
+        name = str(use.reference)
+        present = node.has(name, self.images)
+        if present is None:
+            return Unseen(Gap.IMAGES, node.name)
+        if not present:
+            return Trouble.ABSENT
+        access = self._access(use, node)
+        if isinstance(access, Unseen):
+            return access
+        if access.everybody:
+            return None
+        namespace = use.workload.namespace
+        if not access.secrets and not access.accounts:
+            return Trouble.CREDENTIALS
+        known = [secrets(namespace, one) for one in use.secrets] if access.secrets else []
+        seen = [one for one in known if one is not None]
+        repository = name_of_repository(use)
+        if access.allows(credentials_for(repository, seen), (namespace, use.account)):
+            return None
+        if len(seen) < len(known):
+            return Unseen(Gap.SECRETS, None, namespace)
+        return Trouble.CREDENTIALS
+
+    def _access(self, use: ImageUse, node: NodeView) -> Access | Unseen:
+        """Return who may use the image on a node without the registry being asked."""
+        everybody = Access(True, (), frozenset())
+        if node.policy is None:
+            return Unseen(Gap.POLICY, node.name)
+        if node.policy.verification is Verification.NEVER:
+            return everybody
+        repository = name_of_repository(use)
+        if not node.policy.verifies(repository, True):
+            return everybody
+        if node.facts is None or not node.facts.has_records:
+            return Unseen(Gap.RECORDS, node.name)
+        found = node.image(str(use.reference))
+        if found is None:
+            return Unseen(Gap.IMAGES, node.name)
+        image = Image(use.written, repository, found.id)
+        return access_of(image, node.policy, node.facts.records, node.facts.intents)
+
+    def _allowlists(self, findings: Iterable[Finding]) -> Iterator[Allowlist]:
+        """Yield the allowlist for each node where pods come with other credentials.
+
+        It has the node's preloaded images, too: under this policy they would be verified.
+        """
+        asked: dict[str, set[str]] = {}
+        for one in findings:
+            if one.code is Trouble.CREDENTIALS:
+                for name in one.nodes:
+                    asked.setdefault(name, set()).update(map(repository_of, one.images))
+        for node in self.nodes:
+            if node.name not in asked or node.facts is None:
+                continue
+            preloaded = {
+                repository_of(name)
+                for name, image in (node.facts.images or {}).items()
+                if image.id not in node.facts.records
+            }
+            allowed = node.policy.allowlist if node.policy else ()
+            yield Allowlist(node.name, tuple(sorted({*asked[node.name], *preloaded, *allowed})))
+
+
+def name_of_repository(use: ImageUse) -> str:
+    """Return the image's name without tag and digest."""
+    return f"{use.reference.host}/{use.reference.repository}"
+
+
+def repository_of(name: str) -> str:
+    """Return a full image name without tag and digest."""
+    name = name.partition("@")[0]
+    head, colon, tail = name.rpartition(":")
+    return head if colon and "/" not in tail else name

@@ -1,0 +1,227 @@
+"""kubelet's rule for credentials of images that its node has, and what it compares."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from mayfly.registry.cluster.kubelet import (
+    Access,
+    Credential,
+    Image,
+    PullPolicy,
+    PullRecord,
+    Verification,
+    access_of,
+    parse_intent,
+    parse_record,
+    policy_of,
+)
+from mayfly.registry.cluster.secrets import credentials_for
+from tests.cluster.conftest import HOST, items, node_facts, recorded
+
+REPOSITORY = f"{HOST}/team/app"
+CONFIGURED = "imagePullCredentialsVerificationPolicy"
+GATE = {"featureGates": {"KubeletEnsureSecretPulledImages": True}}
+
+
+def _config(**fields: Any) -> dict[str, Any]:
+    return {"kubeletconfig": fields}
+
+
+@pytest.mark.parametrize(
+    ("version", "configuration", "expected"),
+    [
+        ("v1.32.4", None, PullPolicy(Verification.NEVER)),
+        ("v1.34.5", _config(), PullPolicy(Verification.NEVER)),
+        ("v1.34.5", _config(**GATE), PullPolicy(Verification.PULLED)),
+        ("v1.35.4", recorded("configz"), PullPolicy(Verification.PULLED)),
+        (
+            "v1.35.4",
+            _config(featureGates={"KubeletEnsureSecretPulledImages": False}),
+            PullPolicy(Verification.NEVER),
+        ),
+        ("v1.36.0+k3s1", _config(**{CONFIGURED: "NeverVerify"}), PullPolicy(Verification.NEVER)),
+        (
+            "v1.36.0",
+            _config(
+                **{
+                    CONFIGURED: "NeverVerifyAllowlistedImages",
+                    "preloadedImagesVerificationAllowlist": ["a/b", "c/*"],
+                }
+            ),
+            PullPolicy(Verification.NOT_LISTED, ("a/b", "c/*")),
+        ),
+        ("v1.36.0", _config(**{CONFIGURED: "SomethingNew"}), None),
+        ("v1.35.4", None, None),
+        ("", recorded("configz"), None),
+    ],
+)
+def test_policy(version: str, configuration: Any, expected: PullPolicy | None) -> None:
+    """By version, feature gate and configuration; unknown if one that matters is."""
+    assert policy_of(version, configuration) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "pulled", "preloaded"),
+    [
+        (PullPolicy(Verification.NEVER), False, False),
+        (PullPolicy(Verification.PULLED), True, False),
+        (PullPolicy(Verification.ALWAYS), True, True),
+        (PullPolicy(Verification.NOT_LISTED), True, True),
+        (PullPolicy(Verification.NOT_LISTED, (REPOSITORY,)), False, False),
+        (PullPolicy(Verification.NOT_LISTED, (f"{HOST}/team/*",)), False, False),
+        (PullPolicy(Verification.NOT_LISTED, (f"{HOST}/te/*", f"{HOST}/team")), True, True),
+    ],
+)
+def test_verified(policy: PullPolicy, pulled: bool, preloaded: bool) -> None:
+    """Images that kubelet pulled, and those that it found."""
+    assert policy.verifies(REPOSITORY, True) is pulled
+    assert policy.verifies(REPOSITORY, False) is preloaded
+
+
+def test_recorded_node() -> None:
+    """Records, images and kubelet of a real node."""
+    facts = node_facts()
+    assert facts.complete and facts.is_root and facts.has_kubelet and facts.has_records
+    assert facts.images is not None
+    pulled = facts.images[f"{HOST}/team/app:1"]
+    assert pulled.id in facts.records and not pulled.pinned
+    assert facts.images[f"{HOST}/team/app:3"].id not in facts.records
+    digests = [name for name in facts.images if "@sha256:" in name]
+    assert len(digests) == len({image.id for image in facts.images.values()}) - 1  # the sandbox
+
+
+def test_hash_is_that_of_kubelet() -> None:
+    """The recorded Secret's credentials have the hash of the real kubelet's record."""
+    facts = node_facts()
+    assert facts.images is not None
+    record = facts.records[facts.images[f"{HOST}/team/app:1"].id]
+    (secret,) = (one for one in items("secrets") if one["metadata"]["name"] == "mayfly")
+    assert tuple(credentials_for(REPOSITORY, [secret])) == record.access[REPOSITORY].secrets
+
+
+def _secret(auths: dict[str, Any], form: str = "kubernetes.io/dockerconfigjson") -> dict[str, Any]:
+    is_json = form.endswith("json")
+    document = {"auths": auths} if is_json else auths
+    data = base64.b64encode(json.dumps(document).encode()).decode()
+    key = ".dockerconfigjson" if is_json else ".dockercfg"
+    metadata = {"uid": "u", "namespace": "n", "name": "s"}
+    return {"metadata": metadata, "type": form, "data": {key: data}}
+
+
+LOGIN = {"username": "a", "password": "b"}
+
+
+@pytest.mark.parametrize(
+    ("location", "repository", "matches"),
+    [
+        ("r.example:5000", "r.example:5000/x", True),
+        ("https://r.example:5000/v1/", "r.example:5000/x", True),
+        ("r.example:5000/team", "r.example:5000/team/x", True),
+        ("r.example:5000/team", "r.example:5000/other/x", False),
+        ("r.example", "r.example:5000/x", False),
+        ("*.example", "r.example/x", True),
+        ("*.example", "r.s.example/x", False),
+        ("https://index.docker.io/v1/", "docker.io/library/x", True),
+        ("docker.io", "docker.io/library/x", True),
+        ("index.docker.io", "quay.io/x", False),
+        ("https://[", "quay.io/x", False),
+    ],
+)
+def test_login_for_a_repository(location: str, repository: str, matches: bool) -> None:
+    """By host, port, path and wildcards; Docker Hub by its old name."""
+    found = credentials_for(repository, [_secret({location: LOGIN})])
+    assert [one.source for one in found] == ([("u", "n", "s")] if matches else [])
+
+
+def test_login_in_other_forms() -> None:
+    """User and password, both in one, the old type of a Secret: one hash."""
+    auth = base64.b64encode(b"a:b").decode()
+    forms = [
+        _secret({"h.x": LOGIN}),
+        _secret({"h.x": {"auth": auth}}),
+        _secret({"h.x": {"auth": auth.rstrip("="), "username": "ignored"}}),
+        _secret({"h.x": LOGIN}, "kubernetes.io/dockercfg"),
+    ]
+    hashes = {one.hash for form in forms for one in credentials_for("h.x/y", [form])}
+    assert len(hashes) == 1
+    assert {one.hash for one in credentials_for("h.x/y", [_secret({"h.x": {}})])} != hashes
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        {},
+        {"type": "Opaque", "data": {"a": "b"}},
+        {"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": "%"}},
+        {"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": "W10="}},
+        _secret({"h.x": 7}),
+        _secret({"h.x": {"auth": "!"}}),
+        _secret({"h.x": {"auth": base64.b64encode(b"none").decode()}}),
+    ],
+)
+def test_secret_without_a_login(secret: dict[str, Any]) -> None:
+    """It has no credential, and nothing raises."""
+    assert credentials_for("h.x/y", [secret]) == []
+
+
+OWN = Credential(("1", "team", "mayfly"), "hash")
+KNOWN = Access(False, (OWN,), frozenset({("2", "team", "puller")}))
+
+
+@pytest.mark.parametrize(
+    ("credentials", "account", "allowed"),
+    [
+        ([OWN], "default", True),
+        ([Credential(("9", "default", "copy"), "hash")], "default", True),
+        ([Credential(OWN.source, "other")], "default", True),
+        ([Credential(("9", "team", "mayfly"), "other")], "default", False),
+        ([Credential(("9", "x", "y"), "")], "default", False),
+        ([], "default", False),
+        ([], "puller", True),
+    ],
+)
+def test_access(credentials: list[Credential], account: str, allowed: bool) -> None:
+    """By content or by the Secret itself, or by the ServiceAccount."""
+    assert KNOWN.allows(credentials, ("team", account)) is allowed
+    assert Access(True, (), frozenset()).allows(credentials, ("team", account))
+
+
+def test_records_decide_for_images() -> None:
+    """With a record, without one, for another repository, and while it is pulled."""
+    policy = PullPolicy(Verification.PULLED)
+    image = Image(f"{REPOSITORY}:1", REPOSITORY, "id")
+    records = {"id": PullRecord("id", {REPOSITORY: KNOWN})}
+    assert access_of(image, policy, records, ()) == KNOWN
+    assert access_of(image, policy, {}, ()).everybody
+    nobody = access_of(image._replace(repository="other/x"), policy, records, ())
+    assert not nobody.allows([OWN], ("team", "puller"))
+    assert not access_of(image, policy, {}, {image.written}).everybody
+
+
+@pytest.mark.parametrize(
+    "document",
+    [b"", b"{", b"[]", b'{"kind": "Other"}', b'{"kind": "ImagePulledRecord"}', b"[" * 9999],
+)
+def test_files_that_are_no_records(document: bytes) -> None:
+    """They are not read, and nothing raises."""
+    assert parse_record(document) is None
+    assert parse_intent(document) is None
+
+
+def test_record_that_cannot_be_read_is_a_gap() -> None:
+    """kubelet asks the registry then; it is not said that all records were seen."""
+    facts = node_facts()
+    facts.take(b"mayfly-kubelet pulled {")
+    facts.take(b"mayfly-kubelet records yes")
+    assert not facts.has_records
+    facts.take(b"mayfly-kubelet images {")
+    assert facts.images is None
+    facts.take(b"other line")
+    intent = b'{"kind": "ImagePullIntent", "image": "a/b:1"}'
+    facts.take(b"mayfly-kubelet pulling " + intent)
+    assert facts.intents == {"a/b:1"}

@@ -1,0 +1,257 @@
+"""Which pod on which node would fail, when, and what was not seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from mayfly.registry.cluster.facts import ImageOnNode, NodeFacts
+from mayfly.registry.cluster.kubelet import PullPolicy, Verification
+from mayfly.registry.cluster.placement import node_of
+from mayfly.registry.cluster.record import (
+    MAX_BYTES,
+    finding_text,
+    lines_of,
+    patch_lines,
+    read_reported,
+    record_of,
+    reported,
+    unseen_text,
+)
+from mayfly.registry.cluster.safety import (
+    GAPS,
+    TROUBLES,
+    Finding,
+    Gap,
+    Judge,
+    NodeView,
+    Proofs,
+    Safety,
+    Trouble,
+    Unseen,
+)
+from mayfly.registry.cluster.workloads import ImageUse, Role, When, Workload, uses_of
+from tests.cluster.conftest import HOST, items, node_facts
+from tests.support.process import REPO
+
+LISTED = frozenset(f"{HOST}/team/app:{n}" for n in (1, 3, 5, 6))
+PULLED = PullPolicy(Verification.PULLED)
+NODES = [node_of(one) for one in items("nodes")]
+SECRETS = {(s["metadata"]["namespace"], s["metadata"]["name"]): s for s in items("secrets")}
+ALL_PROVEN = Proofs({"node-1": (), "node-2": ()}, frozenset(), 0)
+
+
+def pinned(facts: NodeFacts) -> NodeFacts:
+    """The same, with every image pinned."""
+    assert facts.images is not None
+    facts.images = {k: ImageOnNode(v.id, True) for k, v in facts.images.items()}
+    return facts
+
+
+def view(**changes: Any) -> NodeView:
+    """The recorded node, with everything pinned, or changed."""
+    node = NodeView(
+        name="node-1",
+        cluster=NODES[0],
+        is_listed=True,
+        lacking=frozenset(),
+        is_pinned=True,
+        facts=pinned(node_facts()),
+        policy=PULLED,
+    )
+    return dataclasses.replace(node, **changes)
+
+
+def uses(*names: str) -> list[ImageUse]:
+    """Those of recorded objects."""
+    found = [one for one in items("workloads") if one["metadata"]["name"] in names]
+    return [*uses_of(found, {})]
+
+
+def judge(node: NodeView, *names: str, secrets: Any = SECRETS, proofs: Any = ALL_PROVEN) -> Safety:
+    """Judge recorded objects on one node."""
+    made = Judge(LISTED, HOST, [node])
+    return made.judge(uses(*names), proofs, lambda space, name: secrets.get((space, name), {}))
+
+
+def codes(safety: Safety) -> list[tuple[str, str]]:
+    """Findings and gaps, with the workload or the node."""
+    found = [(f.code.value, f.workload.name if f.workload else f.nodes[0]) for f in safety.findings]
+    return found + [(one.code.value, one.node or one.detail) for one in safety.unseen]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pod-1", []),  # the Secret that it was pulled with
+        ("pod-3", []),  # pulled through the CRI
+        ("pod-4", [("always_pulls", "pod-4")]),
+        ("vol", []),
+        ("web", [("other_credentials", "web")]),
+        ("agent", [("always_pulls", "agent")]),
+        ("db", [("always_pulls", "db")]),
+        ("night", [("always_pulls", "night")]),
+        ("pod-2", []),  # on another node
+    ],
+)
+def test_recorded_pods(name: str, expected: list[tuple[str, str]]) -> None:
+    """Each on the recorded node."""
+    assert codes(judge(view(), name)) == expected
+
+
+def test_where_and_when() -> None:
+    """A finding names workload, part, node, image and time."""
+    (found,) = judge(view(), "night").findings
+    assert found == Finding(
+        Trouble.ALWAYS,
+        ("node-1",),
+        (f"{HOST}/team/app:4",),
+        Workload("CronJob", "team", "night"),
+        Role.CONTAINER,
+        "c",
+        When.SCHEDULE,
+    )
+    (record,) = record_of(Safety((found,), ()), 1, 1, 1)["findings"]
+    assert finding_text(record) == (
+        "CronJob team/night, container c, on node-1: fails at its next time: "
+        f"{HOST}/team/app:4: imagePullPolicy Always asks the registry at every start"
+    )
+
+
+def test_node_without_the_image() -> None:
+    """By what the node lists, or by proofs where it was not read."""
+    facts = pinned(node_facts())
+    assert facts.images is not None
+    del facts.images[f"{HOST}/team/app:1"]
+    assert codes(judge(view(facts=facts), "pod-1")) == [("absent", "pod-1")]
+    lacking = frozenset({f"{HOST}/team/app:1"})
+    assert codes(judge(view(facts=None, lacking=lacking), "pod-1")) == [("absent", "pod-1")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "expected"),
+    [
+        ({"facts": None}, "pod-1", [("records", "node-1")]),
+        ({"facts": None, "policy": PullPolicy(Verification.NEVER)}, "pod-1", []),
+        ({"facts": None, "policy": PullPolicy(Verification.NOT_LISTED, (f"{HOST}/*",))}, "web", []),
+        ({"policy": None}, "pod-1", [("policy", "node-1")]),
+        ({"facts": None, "is_listed": False}, "pod-1", [("images", "node-1")]),
+        (
+            {"facts": NodeFacts(has_kubelet=True), "is_pinned": True},
+            "pod-1",
+            [("records", "node-1")],
+        ),
+    ],
+)
+def test_what_was_not_seen(
+    changes: dict[str, Any], name: str, expected: list[tuple[str, str]]
+) -> None:
+    """It is not safe, unless the kubelet's policy makes it irrelevant."""
+    assert codes(judge(view(**changes), name)) == expected
+
+
+def test_secrets_that_were_not_seen() -> None:
+    """Only the pods that depend on one; a Secret that does not exist is seen."""
+    made, none = Judge(LISTED, HOST, [view()]), lambda *_: None
+    assert {*made.needed_secrets(uses("pod-1", "pod-3", "web"))} == {("team", "mayfly")}
+    assert codes(made.judge(uses("pod-1", "pod-3"), ALL_PROVEN, none)) == [("secrets", "team")]
+    assert codes(judge(view(), "pod-1", secrets={})) == [("other_credentials", "pod-1")]
+
+
+def test_pins() -> None:
+    """An unpinned image may go, where a kubelet collects; of other nodes the proofs tell."""
+    unpinned = view(facts=node_facts())
+    (found,) = judge(unpinned).findings
+    assert (found.code, found.nodes) == (Trouble.NOT_PINNED, ("node-1",))
+    assert set(found.images) == LISTED
+    assert found.detail == "containerd://1.6.20"
+    facts = node_facts()
+    facts.has_kubelet = False
+    assert judge(view(facts=facts)).is_safe
+    assert codes(judge(view(facts=None, is_pinned=False))) == [("not_pinned", "node-1")]
+    assert judge(view(facts=None, is_pinned=False, cluster=None)).is_safe
+
+
+def test_proofs() -> None:
+    """Images that a node has not proved, and nodes that are not known yet."""
+    proofs = Proofs({"node-1": (f"{HOST}/team/app:5",)}, frozenset(), 2)
+    safety = judge(view(), proofs=proofs)
+    assert [f.code for f in safety.findings] == [Trouble.NOT_PROVEN, Trouble.NOT_PROVEN]
+    assert safety.findings[0].nodes == ("node-1",) and safety.findings[1].nodes == ()
+    assert not safety.is_safe
+
+
+def test_images_of_others_are_not_judged() -> None:
+    """Those of this registry are, listed or not, and those of the list, whatever their registry."""
+    made = Judge(frozenset({"docker.io/library/x:1"}), HOST, [])
+    (use,) = uses("night")
+    assert made.concerns(use)
+    other = dataclasses.replace(use, reference=use.reference._replace(host="quay.io"))
+    assert not made.concerns(other)
+    hub = use.reference._replace(host="docker.io", repository="library/x", tag="1")
+    assert made.concerns(dataclasses.replace(use, reference=hub))
+
+
+def test_allowlist() -> None:
+    """It has what is asked for, what was allowed before, and what is there without a record."""
+    policy = PullPolicy(Verification.NOT_LISTED, ("kept/x",))
+    safety = judge(view(policy=policy), "web")
+    (allowed,) = safety.allowlists
+    assert allowed.node == "node-1"
+    assert set(allowed.repositories) == {f"{HOST}/team/app", "kept/x", "localhost/pause"}
+    lines = [*patch_lines(record_of(safety, 1, 1, 1))]
+    assert lines[1] == "imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages"
+    assert f"- {HOST}/team/app" in lines
+    assert not judge(view(), "agent").allowlists
+
+
+def test_every_trouble_and_gap_has_a_text() -> None:
+    """Its meaning and a remedy."""
+    assert {*TROUBLES} == {*Trouble}
+    assert {*GAPS} == {*Gap}
+    found = Safety(
+        tuple(Finding(code, ("n",), ("i",)) for code in Trouble),
+        tuple(Unseen(code, "n", "why") for code in Gap),
+    )
+    record = record_of(found, 1, 1, 1)
+    assert len([*lines_of(record)]) == 2 * (len(Trouble) + len(Gap)) + 1
+    assert unseen_text(record["unseen"][0]).endswith(": why")
+
+
+def test_page_has_every_trouble_and_gap() -> None:
+    """With the same words as the command."""
+    page = (REPO / "docs/safe-to-stop.md").read_text()
+    for code, (what, remedy) in [*TROUBLES.items(), *GAPS.items()]:
+        assert f"| `{code}` | {what} | {remedy} |" in page
+
+
+def test_report_is_bounded_and_read_back() -> None:
+    """A large judgement is cut, and says how much was left out."""
+    (one,) = judge(view(), "night").findings
+    many = dataclasses.replace(
+        Safety((one,) * 5000, (Unseen(Gap.NODE, "n", "x" * 300),) * 5000), allowlists=()
+    )
+    document = json.loads(json.dumps(reported(record_of(many, 1, 2, 3))))
+    assert len(json.dumps(document)) <= MAX_BYTES
+    found = read_reported(document, "2026-01-01T00:00:00Z")
+    assert found["left_out"] + len(found["findings"]) + len(found["unseen"]) == 10_000
+    assert found["findings"] and found["unseen"] and not found["safe"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"safe": None, "findings": [7]},
+        {"findings": [{"code": "other"}]},
+        {"unseen": [{"code": "node"}]},
+        {"images": "many"},
+    ],
+)
+def test_report_of_another_form_is_refused(change: dict[str, Any]) -> None:
+    """As of another version of the command."""
+    document = reported(record_of(judge(view()), 1, 1, 1))
+    with pytest.raises(ValueError, match="not a judgement"):
+        read_reported(document | change, "")

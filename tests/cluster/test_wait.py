@@ -1,0 +1,220 @@
+"""`mayfly wait --safe-to-stop` against a real server; a script is kubectl, another one ssh."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bundle.builders import Layout
+from tests.cluster.conftest import HOST, RECORDED
+from tests.support.commands import environment, mayfly, run_mayfly
+from tests.support.process import Mayfly, free_port
+
+KUBECTL = """#!/bin/sh
+# kubectl that answers with recorded documents, as they are after a change; DENIED forbids a word.
+case "$* " in
+    *"$DENIED"*) echo "Error from server (Forbidden): $DENIED is forbidden" >&2; exit 1 ;;
+esac
+case "$*" in
+    *configz*) file=configz ;;
+    *pods,*) file=workloads ;;
+    *serviceaccounts*) file=serviceaccounts ;;
+    *secrets*) file=secrets ;;
+    *) file=nodes ;;
+esac
+sed "$CHANGE" "$RECORDED/$file.json"
+"""
+
+SSH = """#!/bin/sh
+# ssh to a node that shows what was recorded.
+while [ "$1" != -- ]; do shift; done
+cat >/dev/null
+[ "$2" = node-1 ] || { echo "ssh: connect to host $2 port 22: Connection refused" >&2; exit 255; }
+sed 's/"pinned": false/"pinned": true/g' "$RECORDED/node-1.txt"
+"""
+
+ONLY_PODS = 's/"kind": "\\(Deployment\\|DaemonSet\\|StatefulSet\\|CronJob\\)"/"kind": "Other"/'
+NO_ALWAYS = f'{ONLY_PODS}; s/"imagePullPolicy": "Always"/"imagePullPolicy": "IfNotPresent"/'
+NEVER_VERIFIED = "s/NeverVerifyPreloadedImages/NeverVerify/"
+ONE_IMAGE = 's#team/app@sha256:[0-9a-f]*#team/app:1#; s#team/app\\(:[a-z2-9]*\\)*"#team/app:1"#'
+
+
+class Upgrade:
+    """A server with one image and two nodes, and what the cluster shows."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        layout = Layout()
+        image = layout.image(b"layer")
+        self.digest = image["digest"]
+        layout.name(image, "team/app:1")
+        bundle = layout.write_tar(directory / "bundle.tar")
+        (directory / "nodes").write_text("node-1\nnode-2\n")
+        (directory / "images").write_text(f"{HOST}/team/app:1\n")
+        options = ["--auth", "auto", "--accept", "proven", "--until", "stop", str(bundle)]
+        options += ["--nodes", str(directory / "nodes")]
+        options += ["--until-pulled", str(directory / "images"), "--external-url", f"http://{HOST}"]
+        where = f"127.0.0.1:{free_port()}"
+        self.url = f"http://{where}"
+        places = (directory / "root", directory / "state")
+        self.server = Mayfly(*places, *options, listen=where, env=environment())
+        self.programs = directory / "bin"
+        self.programs.mkdir()
+        for name, text in (("kubectl", KUBECTL), ("ssh", SSH)):
+            (self.programs / name).write_text(text)
+            (self.programs / name).chmod(0o755)
+
+    def prove(self, *nodes: str, pinned: bool = True) -> None:
+        """Have nodes prove the image."""
+        image = {"image": "team/app:1", "digest": str(self.digest), "runtime": "containerd"}
+        entry = image | {"time": int(time.time()), "pinned": pinned, "free": 1}
+        report = {"version": 1, "nonce": "", "images": [entry]}
+        for node in nodes:
+            printed = json.dumps({"node": node, "report": report})
+            words = ("node", "proof", "--node", node, "-", "--registry", self.url)
+            run_mayfly(*words, "--state-dir", self.server.state_dir, stdin=printed + "\n")
+
+    def wait(self, *words: str, path: str = "", **shown: str) -> tuple[int, str, str]:
+        """Exit code, output and errors."""
+        env = {"RECORDED": str(RECORDED), "DENIED": "nothing", "CHANGE": ""}
+        env["PATH"] = path or f"{self.programs}:{os.environ['PATH']}"
+        state = ("--state-dir", self.server.state_dir)
+        done = mayfly("wait", "--safe-to-stop", *state, *words, env=env | shown)
+        return done.returncode, done.stdout, done.stderr
+
+    def judged(self, *words: str, path: str = "", **shown: str) -> tuple[int, Any]:
+        """Exit code and judgement."""
+        code, out, err = self.wait(*words, "--json", path=path, **shown)
+        assert out, err
+        return code, json.loads(out)["safety"]
+
+
+@pytest.fixture(scope="module")
+def upgrade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgrade]:
+    """One for all tests; every node has proved and pinned the image."""
+    made = Upgrade(tmp_path_factory.mktemp("upgrade"))
+    try:
+        made.prove("node-1", "node-2")
+        yield made
+    finally:
+        made.server.kill()
+
+
+def _codes(found: Any) -> set[tuple[str, str]]:
+    of_pods = {(one["code"], one["workload"]["name"]) for one in found["findings"]}
+    return of_pods | {(one["code"], one["node"] or "cluster") for one in found["unseen"]}
+
+
+def test_safe(upgrade: Upgrade) -> None:
+    """No pod asks the registry, and everything was seen; a report says so."""
+    code, out, err = upgrade.wait(CHANGE=f"{ONE_IMAGE}; {NO_ALWAYS}; {NEVER_VERIFIED}")
+    assert (code, err) == (0, "")
+    assert out.startswith("safe to stop: 1 image on 2 nodes, ")
+
+
+def test_pods_that_would_fail(upgrade: Upgrade) -> None:
+    """Which, where and when; and what to do."""
+    code, found = upgrade.judged(CHANGE=NEVER_VERIFIED)
+    assert code == 3
+    always = {(one["workload"]["name"], one["when"]) for one in found["findings"] if one["code"]}
+    assert {("pod-4", "now"), ("night", "schedule"), ("agent", "new_pod")} <= always
+    _, out, _ = upgrade.wait(CHANGE=NEVER_VERIFIED)
+    assert (
+        "CronJob team/night, container c, on node-1, node-2: fails at its next time: "
+        f"{HOST}/team/app:4: imagePullPolicy Always"
+    ) in out
+    assert "always_pulls: to do: set imagePullPolicy: IfNotPresent" in out
+    assert "not safe to stop: " in out.splitlines()[-1]
+
+
+def test_records_are_needed(upgrade: Upgrade) -> None:
+    """By default kubelet verifies what it pulled; without a look at the node that is a gap."""
+    code, found = upgrade.judged(CHANGE=f"{ONE_IMAGE}; {NO_ALWAYS}")
+    assert code == 3
+    assert ("records", "node-1") in _codes(found)
+
+
+def test_node_that_shows_its_records(upgrade: Upgrade) -> None:
+    """Over ssh; one that is down is named with the cause, and a patch is printed."""
+    code, found = upgrade.judged("--via", "ssh")
+    assert code == 3
+    assert ("other_credentials", "web") in _codes(found)
+    assert not {one for one in _codes(found) if one[1] in ("pod-1", "pod-3")}
+    (gap,) = (one for one in found["unseen"] if one["code"] == "node")
+    assert gap["node"] == "node-2" and "it does not answer ssh" in gap["detail"]
+    (allowed,) = found["allowlists"]
+    assert f"{HOST}/team/app" in allowed["repositories"]
+    _, out, _ = upgrade.wait("--via", "ssh")
+    assert "preloadedImagesVerificationAllowlist:" in out
+
+
+@pytest.mark.parametrize("denied", ["nodes ", "pods,", "serviceaccounts"])
+def test_what_the_cluster_does_not_allow(upgrade: Upgrade, denied: str) -> None:
+    """It is a gap."""
+    code, found = upgrade.judged(DENIED=denied)
+    assert code == 3
+    assert ("forbidden", "cluster") in _codes(found)
+
+
+def test_secrets_and_configuration_that_are_not_allowed(upgrade: Upgrade) -> None:
+    """Gaps only where a pod depends on them."""
+    code, found = upgrade.judged("--via", "ssh", DENIED="secrets")
+    assert (code, {("secrets", "cluster")} <= _codes(found)) == (3, True)
+    code, found = upgrade.judged(DENIED="configz", CHANGE=f"{ONE_IMAGE}; {NO_ALWAYS}")
+    assert (code, {("policy", "node-1")} <= _codes(found)) == (3, True)
+
+
+def test_no_cluster(upgrade: Upgrade, tmp_path: Path) -> None:
+    """Without kubectl nothing is safe, unless there is no cluster."""
+    for name in ("sh", "cat", "sed"):
+        (tmp_path / name).symlink_to(shutil.which(name) or "")
+    code, found = upgrade.judged(path=str(tmp_path))
+    assert (code, _codes(found)) == (3, {("no_kubectl", "cluster")})
+    code, out, _ = upgrade.wait(path=str(tmp_path))
+    assert "pods were not seen: there is no kubectl" in out
+    assert upgrade.judged("--no-kubernetes", path=str(tmp_path))[0] == 0
+
+
+def test_node_that_the_cluster_does_not_have(upgrade: Upgrade) -> None:
+    """Its name may be wrong, so it is a gap."""
+    _, found = upgrade.judged(CHANGE="s/node-2/other/g")
+    assert ("unknown_node", "node-2") in _codes(found)
+
+
+def test_server_goes_on_and_reports(tmp_path: Path) -> None:
+    """Nodes lack a proof, or pins; with `--until stop` coverage ends nothing."""
+    upgrade = Upgrade(tmp_path)
+    upgrade.prove("node-1", pinned=False)
+    code, found = upgrade.judged("--timeout", "0s", "--no-kubernetes")
+    assert code == 3
+    assert [(one["code"], one["nodes"]) for one in found["findings"]] == [
+        ("not_proven", ["node-2"])
+    ]
+    _, found = upgrade.judged("--timeout", "0s", CHANGE=f"{NO_ALWAYS}; {NEVER_VERIFIED}")
+    by_node = {(one["code"], *one["nodes"]) for one in found["findings"] if not one["workload"]}
+    assert by_node == {("not_proven", "node-2"), ("not_pinned", "node-1")}
+    upgrade.prove("node-1", "node-2")
+    assert upgrade.judged("--no-kubernetes")[0] == 0
+    status = json.loads(run_mayfly("status", "--json", "--state-dir", upgrade.server.state_dir))
+    assert status["coverage"]["complete"] and status["ends"] == []
+    run_mayfly("stop", "--state-dir", upgrade.server.state_dir)
+    assert upgrade.server.popen.wait(60) == 0
+    report = json.loads((upgrade.server.state_dir / "report.json").read_text())
+    assert report["safe_to_stop"]["safe"] is True
+    assert "safe to stop: yes, at " in upgrade.server.output()
+
+
+def test_server_without_coverage(tmp_path: Path) -> None:
+    """It cannot say what nodes have."""
+    server = Mayfly(tmp_path / "root", tmp_path / "state", env=environment())
+    done = mayfly("wait", "--safe-to-stop", "--state-dir", server.state_dir)
+    assert done.returncode == 2
+    assert "--until-pulled and --nodes" in done.stderr
+    server.stop()

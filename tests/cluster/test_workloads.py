@@ -1,0 +1,188 @@
+"""Pods and templates as the API server has them: which images they use, when, and where."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from mayfly.registry.cluster.placement import node_of, placement_of
+from mayfly.registry.cluster.workloads import (
+    ImageUse,
+    Policy,
+    Role,
+    When,
+    accounts_of,
+    uses_of,
+)
+from tests.cluster.conftest import HOST, items
+
+NODES = {one["metadata"]["name"]: node_of(one) for one in items("nodes")}
+
+
+def uses(name: str, **accounts: Any) -> list[ImageUse]:
+    """Those of one recorded object."""
+    found = [one for one in items("workloads") if one["metadata"]["name"] == name]
+    assert len(found) == 1
+    return [*uses_of(found, accounts_of(accounts.get("accounts", items("serviceaccounts"))))]
+
+
+def pod(**changes: Any) -> dict[str, Any]:
+    """A recorded pod that runs, with another spec or status."""
+    (found,) = (one for one in items("workloads") if one["metadata"]["name"] == "vol")
+    made = copy.deepcopy(found)
+    for part, values in changes.items():
+        made[part].update(values)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "policy", "when", "secrets"),
+    [
+        ("pod-1", "team/app:1", Policy.IF_NOT_PRESENT, When.RESTART, ("mayfly",)),
+        ("pod-4", "team/app:1", Policy.ALWAYS, When.NOW, ()),
+        ("web", "team/app:1", Policy.IF_NOT_PRESENT, When.NEW_POD, ()),
+        ("agent", "team/app:latest", Policy.ALWAYS, When.NEW_POD, ()),
+        ("db", "team/app:latest", Policy.ALWAYS, When.NEW_POD, ()),
+        ("night", "team/app:4", Policy.ALWAYS, When.SCHEDULE, ()),
+    ],
+)
+def test_recorded(
+    name: str, image: str, policy: Policy, when: When, secrets: tuple[str, ...]
+) -> None:
+    """Pods, and the templates of a Deployment, DaemonSet, StatefulSet and CronJob."""
+    (use,) = uses(name)
+    assert str(use.reference) == f"{HOST}/{image}"
+    assert (use.role, use.policy, use.when, use.secrets) == (
+        Role.CONTAINER,
+        policy,
+        when,
+        secrets,
+    )
+
+
+def test_image_by_digest() -> None:
+    """It has no tag, whatever tag stands before the digest."""
+    (use,) = uses("pod-2")
+    assert use.reference.tag is None and str(use.reference).startswith(f"{HOST}/team/app@sha256:")
+
+
+def test_every_part_of_a_pod() -> None:
+    """Containers, init and ephemeral containers, and volumes of images that are mounted."""
+    found = {(use.role, use.part): use.when for use in uses("vol")}
+    unmounted = {(Role.CONTAINER, "c"): When.RESTART, (Role.INIT, "i"): When.POD_RESTART}
+    assert found == unmounted
+    mounting = pod()
+    mounting["spec"]["containers"][0]["volumeMounts"] = [{"name": "v", "mountPath": "/v"}]
+    found = {(use.role, use.part): use.when for use in uses_of([mounting], {})}
+    assert found == unmounted | {(Role.VOLUME, "v"): When.RESTART}
+    debug = {"name": "d", "image": "busybox"}
+    changed = pod(spec={"ephemeralContainers": [debug]})
+    (use,) = (one for one in uses_of([changed], {}) if one.role is Role.EPHEMERAL)
+    assert (use.when, use.policy) == (When.NOW, Policy.ALWAYS)
+    states = [{"name": "d", "state": {"running": {}}}]
+    changed["status"]["ephemeralContainerStatuses"] = states
+    assert Role.EPHEMERAL not in {one.role for one in uses_of([changed], {})}
+
+
+def test_what_does_not_start_again() -> None:
+    """Pods that have ended or are deleted, and containers of pods that never restart."""
+    assert not [*uses_of([pod(status={"phase": "Succeeded"})], {})]
+    assert not [*uses_of([pod(metadata={"deletionTimestamp": "2026-11-30T00:00:00Z"})], {})]
+    assert not [*uses_of([pod(spec={"restartPolicy": "Never"})], {})]
+    sidecar = {"name": "i", "image": "x:1", "restartPolicy": "Always"}
+    changed = pod(spec={"restartPolicy": "Never", "initContainers": [sidecar]})
+    changed["status"]["initContainerStatuses"] = [{"name": "i", "state": {"running": {}}}]
+    assert [use.when for use in uses_of([changed], {})] == [When.RESTART]
+
+
+def test_what_is_made_by_another_is_not_counted_twice() -> None:
+    """A ReplicaSet of a Deployment, a Job of a CronJob, a Job that has ended."""
+    (web,) = (one for one in items("workloads") if one["metadata"]["name"] == "web")
+    owned = copy.deepcopy(web) | {"kind": "ReplicaSet"}
+    owned["metadata"]["ownerReferences"] = [{"kind": "Deployment", "controller": True}]
+    ended = copy.deepcopy(web) | {"kind": "Job"}
+    ended["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    assert not [*uses_of([owned, ended], {})]
+    ended["status"] = {"conditions": [{"type": "Complete", "status": "False"}]}
+    assert [use.when for use in uses_of([ended], {})] == [When.NEW_POD]
+
+
+def test_template_has_the_secrets_of_its_account() -> None:
+    """As the API server gives them to its pods; a pod that exists names them itself."""
+    account = {
+        "metadata": {"name": "default", "namespace": "team"},
+        "imagePullSecrets": [{"name": "a"}],
+    }
+    (use,) = uses("web", accounts=[account])
+    assert use.secrets == ("a",)
+    (use,) = uses("pod-3", accounts=[account])
+    assert use.secrets == ()
+
+
+def test_other_types_in_a_document() -> None:
+    """Fields of other types are left out, and nothing raises."""
+    documents: list[dict[str, Any]] = [
+        {"kind": "Pod"},
+        {"kind": "Pod", "metadata": 7, "spec": [], "status": "x"},
+        {"kind": "Deployment", "metadata": {}, "spec": {"template": {"spec": {"containers": 7}}}},
+        {"kind": "Pod", "spec": {"containers": [{"image": "A//b"}, {"image": 5}, 7]}},
+    ]
+    assert not [*uses_of(documents, {})]
+
+
+LABELLED = node_of(
+    {
+        "metadata": {"name": "n", "labels": {"zone": "a", "cores": "8"}},
+        "spec": {"taints": [{"key": "only", "value": "db", "effect": "NoSchedule"}]},
+    }
+)
+TOLERATED = [{"key": "only", "operator": "Exists"}]
+
+
+def _affinity(*expressions: dict[str, Any], fields: Any = ()) -> dict[str, Any]:
+    term = {"matchExpressions": [*expressions], "matchFields": [*fields]}
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+    return {"affinity": {"nodeAffinity": required}, "tolerations": TOLERATED}
+
+
+@pytest.mark.parametrize(
+    ("spec", "fits"),
+    [
+        ({}, False),
+        ({"nodeName": "n"}, True),
+        ({"nodeName": "other"}, False),
+        ({"tolerations": TOLERATED}, True),
+        ({"tolerations": [{"operator": "Exists"}]}, True),
+        ({"tolerations": [{"key": "only", "value": "db"}]}, True),
+        ({"tolerations": [{"key": "only", "value": "web"}]}, False),
+        ({"tolerations": [{"key": "only", "value": "db", "effect": "NoExecute"}]}, False),
+        ({"tolerations": TOLERATED, "nodeSelector": {"zone": "a"}}, True),
+        ({"tolerations": TOLERATED, "nodeSelector": {"zone": "b"}}, False),
+        (_affinity({"key": "zone", "operator": "In", "values": ["a", "b"]}), True),
+        (_affinity({"key": "zone", "operator": "NotIn", "values": ["a"]}), False),
+        (_affinity({"key": "disk", "operator": "Exists"}), False),
+        (_affinity({"key": "disk", "operator": "DoesNotExist"}), True),
+        (_affinity({"key": "cores", "operator": "Gt", "values": ["4"]}), True),
+        (_affinity({"key": "cores", "operator": "Lt", "values": ["4"]}), False),
+        (_affinity({"key": "cores", "operator": "Gt", "values": ["x"]}), False),
+        (_affinity({"key": "zone", "operator": "New"}), True),
+        (
+            _affinity(fields=[{"key": "metadata.name", "operator": "In", "values": ["n"]}]),
+            True,
+        ),
+        (_affinity(), False),
+    ],
+)
+def test_placement(spec: dict[str, Any], fits: bool) -> None:
+    """The scheduler's rules about names, labels and taints of nodes."""
+    assert placement_of(spec).fits(LABELLED) is fits
+
+
+def test_node_that_is_not_ready_counts() -> None:
+    """The recorded nodes have its taint; pods may be put there later."""
+    assert any("not-ready" in str(taint) for taint in NODES["node-1"].taints)
+    (use,) = uses("web")
+    assert all(use.placement.fits(node) for node in NODES.values())
+    assert NODES["node-1"].addresses == ("10.77.0.11", "node-1")
