@@ -1,4 +1,4 @@
-"""The project's Dockerfile: it builds, and its container serves a push."""
+"""The project's Dockerfile: it builds, also without a network, and its container serves a push."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +17,16 @@ from typing import Any
 
 import pytest
 
+from mayfly.registry.version import VERSION
 from tests.clients.images import Images
 from tests.clients.programs import Client
+from tests.support.packing import builder
 from tests.support.process import POLL_INTERVAL, REPO
 
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 PYTHON_IMAGE = "mayfly-test/python:1"
 IMAGE = "mayfly-test/mayfly:1"
+OFFLINE_IMAGE = "mayfly-test/mayfly:offline"
 # Settings by which pip finds its index; the others are this machine's own affair.
 PIP_SETTINGS = {"index-url", "extra-index-url", "proxy", "trusted-host"}
 PROXIES = [f"{name}_PROXY" for name in ("HTTP", "HTTPS", "NO")]
@@ -150,3 +154,24 @@ def test_stopped_container_keeps_its_images(
     told = json.loads(skopeo("inspect", "--tls-verify=false", f"docker://{host}/small:1"))
     assert told["Digest"] == images.digest("small")
     assert "Traceback" not in logs(docker, container)
+
+
+def test_builds_without_a_network(
+    docker: Client, python_image: str, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the wheelhouse, unpacked beside it, as docs/install.md has it."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", builder().EPOCH)
+    monkeypatch.setattr(builder(), "PYTHONS", ("3.11",))  # of Debian 12
+    wheelhouse = builder().make_wheelhouse(scratch / "wheels", scratch)
+    context = scratch / "context"
+    context.mkdir()
+    for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPO / name, context)
+    for name in ("auth", "mayfly", "registry", "storage"):
+        shutil.copytree(REPO / name, context / name, symlinks=True)
+    with tarfile.open(wheelhouse) as archive:
+        archive.extractall(context, filter="data")
+    options = ["--network=none", "--build-arg=PIP_NO_INDEX=1", f"--build-arg=BASE={python_image}"]
+    docker("build", *options, f"--tag={OFFLINE_IMAGE}", context, timeout=900)
+    said = docker("run", "--rm", "--read-only", "--network=none", OFFLINE_IMAGE, "--version")
+    assert VERSION in said
