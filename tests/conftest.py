@@ -17,6 +17,10 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+# Tests start mayfly a thousand times. Without files of bytecode, each start compiles it again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Before the first import of it: an assertion there is to show its values, too.
 pytest.register_assert_rewrite("tests.support")
 
