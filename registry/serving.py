@@ -224,7 +224,8 @@ class Lifecycle:
             # Imported once somebody looks.
             from mayfly.registry.page.feed import Feed
 
-            self._feed = Feed(self._status.page(self._store).look)
+            page = self._status.page(self._store)
+            self._feed = Feed(page.look, page.forget)
             if self.drain.active:
                 self._feed.drain()
         return self._feed

@@ -2,6 +2,9 @@
 
 Where the run has no list of images (``--until-pulled``), the page shows those that are served, and
 the nodes that asked for them.
+
+A view of ten thousand nodes is made in turns with other tasks, so it may mix moments that lie some
+milliseconds apart. What is said of a node is kept until a fact about it is recorded.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mayfly.registry.control import status_text
-from mayfly.registry.coverage.coverage import Coverage, Snapshot
+from mayfly.registry.coverage.coverage import Coverage
 from mayfly.registry.coverage.states import ResolvedImage, State
 from mayfly.registry.coverage.upgrade_lists import ListedImage, Nodes
 from mayfly.registry.notices import text as notice_text
@@ -31,7 +34,7 @@ from mayfly.registry.page.view import (
     View,
 )
 from mayfly.registry.text import escaped, line
-from mayfly.registry.threads import in_thread
+from mayfly.registry.threads import in_thread, with_pauses
 from mayfly.storage.text import format_size
 
 if TYPE_CHECKING:
@@ -80,22 +83,27 @@ class PageView:
         self._sources = [line(source) for source in sources]
         self._listed_at = 0.0
         self._listed: list[str] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Keep nothing in memory until the next look."""
         self._blobs: dict[tuple[str, str], dict[str, int]] = {}
         """Repository and digest of a manifest → its blobs and their sizes."""
         self._targets: tuple[ResolvedImage | None, ...] = ()
         self._served: Served | None = None
         self._names: dict[str, str] = {}
         """Node → its name as one printable line."""
+        self._made: dict[str, tuple[tuple[State, ...], NodeView]] = {}
+        """Node → its states, and what is said of it while they hold."""
 
     async def look(self) -> View:
         """Return the view of this moment."""
         coverage = await self._followed()
         await coverage.explore()
         await self._read(coverage.targets)
-        found = coverage.snapshot()
-        served = self._served_of(found, coverage.targets)
-        nodes, left_out = self._nodes(coverage, found)
-        return View(self._run(coverage, found, left_out), served, nodes)
+        served = await self._served_of(coverage)
+        nodes, covered, left_out = await self._nodes(coverage)
+        return View(self._run(coverage, covered, left_out), served, nodes)
 
     async def _followed(self) -> Coverage:
         """Return the coverage that the page shows."""
@@ -135,7 +143,7 @@ class PageView:
     def _sizes_of(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str, int]]:
         return {key: self._store.sizes(*key) for key in keys}
 
-    def _run(self, coverage: Coverage, found: Snapshot, nodes_left_out: int) -> Run:
+    def _run(self, coverage: Coverage, covered: int, nodes_left_out: int) -> Run:
         status = self._status()
         lists = ("corrupt", "warnings", "denied")
         status = escaped(status | {name: status[name][:MAX_LISTED] for name in lists})
@@ -148,14 +156,14 @@ class PageView:
             version=status["version"],
             started=round(status["started_unix"]),
             ends=[_end(one, now) for one in status["ends"]],
-            accept=str(found.accept),
-            wanted=found.nodes.count if asked else None,
-            covered=coverage.covered_nodes() if asked else 0,
+            accept=str(coverage.accept),
+            wanted=coverage.wanted_nodes if asked else None,
+            covered=covered if asked else 0,
             bytes_in=status["bytes_in"],
             bytes_out=status["bytes_out"],
             transfers=len(self._observer.transfers),
             nodes_left_out=nodes_left_out,
-            images_left_out=max(len(found.images) - MAX_IMAGES, 0),
+            images_left_out=max(len(coverage.images) - MAX_IMAGES, 0),
             corrupt=[status_text.corruption_text(one) for one in status["corrupt"]],
             warnings=[notice_text(one) for one in status["warnings"]],
             denied=[
@@ -164,13 +172,15 @@ class PageView:
             ],
         )
 
-    def _served_of(self, found: Snapshot, targets: tuple[ResolvedImage | None, ...]) -> Served:
+    async def _served_of(self, coverage: Coverage) -> Served:
+        targets = coverage.targets
         if self._served is not None and self._targets == targets:
             return self._served
         places: dict[str, int] = {}
         layers: list[tuple[str, int]] = []
         images = []
-        for name, target in zip(found.images[:MAX_IMAGES], targets, strict=False):
+        pairs = zip(coverage.images[:MAX_IMAGES], targets, strict=False)
+        async for image, target in with_pauses(pairs):
             sizes = self._sizes(target)
             for digest, size in sizes.items():
                 if digest not in places:
@@ -178,7 +188,7 @@ class PageView:
                     layers.append((digest, size))
             images.append(
                 ImageView(
-                    name=line(name),
+                    name=line(image.text),
                     digest=target.digest if target is not None else None,
                     size=sum(sizes.values()) if sizes else None,
                     layers=[places[digest] for digest in sizes],
@@ -197,35 +207,54 @@ class PageView:
             sizes |= self._blobs.get((target.repository, digest), {})
         return sizes
 
-    def _nodes(self, coverage: Coverage, found: Snapshot) -> tuple[dict[str, NodeView], int]:
-        """Return the nodes, and how many are left out."""
+    async def _nodes(self, coverage: Coverage) -> tuple[dict[str, NodeView], int, int]:
+        """Return the nodes, how many have every image, and how many are left out."""
         targets = coverage.targets[:MAX_IMAGES]
-        chosen = list(found.rows)
         room = MAX_CELLS // max(len(targets), 1)
-        left_out = max(len(chosen) - room, 0)
-        if left_out:
-            chosen = sorted(chosen, key=coverage.is_covered)[:room]
+        names, covered, lacking = coverage.nodes(), list[str](), list[str]()
+        async for name in with_pauses(names):
+            (covered if coverage.is_covered(name) else lacking).append(name)
+        left_out = max(len(names) - room, 0)
+        chosen = [*lacking, *covered][:room] if left_out else names
         in_flight: dict[str, dict[str, int]] = {}
         for one in self._observer.transfers:
             digest = one.what.partition("@")[2]
             if digest:
                 of_node = in_flight.setdefault(one.peer.node, {})
                 of_node[digest] = of_node.get(digest, 0) + one.bytes
-        nodes = {}
-        for name in chosen:
-            row = found.rows[name][: len(targets)]
-            proof = found.proofs.get(name)
-            nodes[self._named(name)] = NodeView(
-                "".join(map(LETTERS.__getitem__, row)),
-                self._pulling(name, row, targets, in_flight.get(name, {})),
-                self._failed(name, row, targets),
-                None
-                if proof is None
-                else Proof(
-                    self._observer.ledger.unix(proof.time), proof.images, proof.pinned, proof.free
-                ),
-            )
-        return nodes, left_out
+        nodes, before, self._made = {}, self._made, {}
+        async for name in with_pauses(chosen):
+            states = coverage.states(name)
+            known = before.get(name)
+            if known is None or known[0] is not states:
+                made = self._node(name, states, targets, in_flight.get(name, {}))
+            else:
+                made = known[1]
+            if not made.pulling:  # its bytes change without a fact
+                self._made[name] = states, made
+            nodes[self._named(name)] = made
+        return nodes, len(covered), left_out
+
+    def _node(
+        self,
+        name: str,
+        states: Sequence[State],
+        targets: Sequence[ResolvedImage | None],
+        in_flight: Mapping[str, int],
+    ) -> NodeView:
+        row = states[: len(targets)]
+        facts = self._observer.ledger.facts.by_node.get(name)
+        proof = None
+        if facts is not None and facts.proofs:
+            found = facts.proof
+            time = self._observer.ledger.unix(found.time)
+            proof = Proof(time, found.images, found.pinned, found.free)
+        return NodeView(
+            "".join(map(LETTERS.__getitem__, row)),
+            self._pulling(facts, row, targets, in_flight),
+            self._failed(facts, row, targets),
+            proof,
+        )
 
     def _named(self, node: str) -> str:
         known = self._names.get(node)
@@ -235,14 +264,13 @@ class PageView:
 
     def _pulling(
         self,
-        node: str,
+        facts: NodeFacts | None,
         row: Sequence[State],
         targets: Sequence[ResolvedImage | None],
         in_flight: Mapping[str, int],
     ) -> tuple[Pulling, ...]:
         if State.PULLING not in row:
             return ()
-        facts = self._observer.ledger.facts.by_node.get(node)
         found = []
         for place, (state, target) in enumerate(zip(row, targets, strict=False)):
             if state is State.PULLING and target is not None:
@@ -267,11 +295,13 @@ class PageView:
         return best
 
     def _failed(
-        self, node: str, row: Sequence[State], targets: Sequence[ResolvedImage | None]
+        self,
+        facts: NodeFacts | None,
+        row: Sequence[State],
+        targets: Sequence[ResolvedImage | None],
     ) -> tuple[Failed, ...]:
         if State.FAILED not in row:
             return ()
-        facts = self._observer.ledger.facts.by_node.get(node)
         return tuple(
             Failed(place, _reason(facts, target))
             for place, (state, target) in enumerate(zip(row, targets, strict=False))

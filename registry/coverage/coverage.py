@@ -238,6 +238,11 @@ class Coverage:
         """The images as the registry held them at the last `explore`; None for one it lacks."""
         return self._targets
 
+    @property
+    def accept(self) -> State:
+        """The weakest state in which a node counts as having an image."""
+        return self._accept
+
     def complete(self) -> bool:
         """Whether nothing is missing."""
         if not all(self._targets):
@@ -265,6 +270,10 @@ class Coverage:
     def is_covered(self, node: str) -> bool:
         """Whether a node has every image."""
         return self._row(node).covered
+
+    def states(self, node: str) -> tuple[State, ...]:
+        """Return the states of a node in the order of the list, the same object while they hold."""
+        return self._row(node).states
 
     def lacking(self, node: str) -> dict[str, State]:
         """Return image → state, of the images that a node lacks."""

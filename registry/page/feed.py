@@ -1,6 +1,7 @@
 """Follows the state for all who look, and makes the server-sent events of what changed.
 
-While somebody looks, one task makes a view each second, whatever the number of browsers:
+While somebody looks, one task makes a view each second, whatever the number of browsers, and less
+often where that takes long:
 
     looks ──► view ──► versions: section or node → version at which it changed last
                               │
@@ -8,7 +9,7 @@ While somebody looks, one task makes a view each second, whatever the number of 
 
 So nothing is queued: a slow stream gets what changed since its last event, in one. A browser that
 reconnects with ``Last-Event-ID`` continues in the same way; an unknown or expired id gets the whole
-state. Events of the same two versions are made once.
+state. Events of the same two versions are made once, in turns with other tasks.
 
 When the server drains, each stream gets the last changes and ends. Streams that begin then do so at
 once: browsers come back each second, so that they show the drain, and hold nothing up.
@@ -24,13 +25,14 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mayfly.registry.clock import first_done
 from mayfly.registry.errors import TooManyStreams
 from mayfly.registry.notification import Notification
 from mayfly.registry.page.view import NodeView, View
+from mayfly.registry.threads import with_pauses
 
 logger = logging.getLogger("mayfly")
 
@@ -41,7 +43,15 @@ MAX_STREAMS_OF_ONE = 16
 """Of `MAX_STREAMS`, for one client address."""
 
 TICK_SECONDS = 1.0
-"""Between two views."""
+"""Between two views, at least."""
+
+_MAX_TICK_SECONDS = 5.0
+
+_SHARE = 0.02
+"""Of the time, which making views may take as long as `_MAX_TICK_SECONDS` allow."""
+
+_AT_ONCE = 100
+"""Nodes, images or layers that are made into text before others get a turn."""
 
 STREAM_SECONDS = 300.0
 """Longest stream; the browser reconnects and is authenticated again."""
@@ -73,10 +83,14 @@ class Feed:
 
     Args:
         look: makes a view.
+        forget: is called when nobody has looked for a while.
     """
 
-    def __init__(self, look: Callable[[], Awaitable[View]]) -> None:
+    def __init__(
+        self, look: Callable[[], Awaitable[View]], forget: Callable[[], None] = lambda: None
+    ) -> None:
         self._look = look
+        self._on_forget = forget
         self._epoch = secrets.token_hex(4)
         self._version = 0
         self._view: View | None = None
@@ -89,7 +103,7 @@ class Feed:
         self._shared: dict[int, bytes] = {}
         """Version before → event up to the current one."""
         self._changed = Notification()
-        self._looking = asyncio.Lock()
+        self._looking, self._making = asyncio.Lock(), asyncio.Lock()
         self._looked = -math.inf
         """Monotonic time of the last look."""
         self._task: asyncio.Task[None] | None = None
@@ -153,6 +167,7 @@ class Feed:
         self._forgetting = None
         self._view = None
         self._node_versions, self._gone, self._shared = {}, {}, {}
+        self._on_forget()
         self._epoch = secrets.token_hex(4)
 
     async def events(self, last_id: str | None, client: str) -> AsyncGenerator[bytes, None]:
@@ -177,7 +192,7 @@ class Feed:
                 if is_last:
                     await self._refresh()
                 if at < self._version:
-                    event, at = self._event(at), self._version
+                    event, at = await self._event(at)
                     yield event
                 if is_last:
                     return
@@ -195,10 +210,13 @@ class Feed:
         return known if known <= self._version else _ALL
 
     async def _follow(self) -> None:
+        took = 0.0
         while True:
-            await asyncio.sleep(TICK_SECONDS)
+            await asyncio.sleep(max(TICK_SECONDS, min(took / _SHARE, _MAX_TICK_SECONDS)))
+            began = time.monotonic()
             try:
                 await self._refresh()
+                took = time.monotonic() - began
             except Exception:
                 logger.exception("the rollout page could not be brought up to date")
 
@@ -235,35 +253,60 @@ class Feed:
             self._shared.clear()
             self._changed.notify()
 
-    def _event(self, at: int) -> bytes:
-        if at < self._whole_before:
-            at = _ALL
-        found = self._shared.get(at)
-        if found is None:
-            found = self._made_event(at)
-            if len(self._shared) < _MAX_SHARED:
-                self._shared[at] = found
-        return found
+    async def _event(self, at: int) -> tuple[bytes, int]:
+        """Return the event of what changed since a version, and the version that it leads to."""
+        async with self._making:
+            if at < self._whole_before:
+                at = _ALL
+            found, version = self._shared.get(at), self._version
+            if found is None:
+                found = await self._made_event(at)
+                if version == self._version and len(self._shared) < _MAX_SHARED:
+                    self._shared[at] = found
+            return found, version
 
-    def _made_event(self, at: int) -> bytes:
-        view = self._view
+    async def _made_event(self, at: int) -> bytes:
+        # All of one moment, although views may come while it is made: the next event has the rest.
+        view, version = self._view, self._version
         assert view is not None
-        document: dict[str, Any] = {"whole": at == _ALL, "now": int(time.time())}
+        is_served_new = self._served_version > at
+        gone = [name for name, since in self._gone.items() if since > at and at != _ALL]
+        changed = [name for name in view.nodes if self._node_versions.get(name, _ALL) > at]
+        parts = [f"id: {self._epoch}.{version}\ndata: {{"]
+        parts.append(f'"whole":{_text(at == _ALL)},"now":{int(time.time())}')
         if self._run_version > at:
-            document["run"] = view.run
-        if self._served_version > at:
-            document["served"] = view.served
-        nodes = {
-            name: _node_record(node)
-            for name, node in view.nodes.items()
-            if self._node_versions[name] > at
-        }
-        if nodes:
-            document["nodes"] = nodes
-        if at != _ALL and (gone := [name for name, since in self._gone.items() if since > at]):
-            document["gone"] = gone
-        text = json.dumps(document, separators=(",", ":"))
-        return f"id: {self._epoch}.{self._version}\ndata: {text}\n\n".encode()
+            parts.append(f',"run":{_text(view.run)}')
+        if is_served_new:
+            parts.append(f',"served":{{"sources":{_text(view.served["sources"])},"images":[')
+            parts += [piece async for piece in with_pauses(_items(view.served["images"]))]
+            parts.append('],"layers":[')
+            parts += [piece async for piece in with_pauses(_items(view.served["layers"]))]
+            parts.append("]}")
+        if changed:
+            parts.append(',"nodes":{')
+            parts += [piece async for piece in with_pauses(_nodes(view.nodes, changed))]
+            parts.append("}")
+        if gone:
+            parts.append(f',"gone":{_text(gone)}')
+        parts.append("}\n\n")
+        return "".join(parts).encode()
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _items(found: Sequence[object]) -> Iterator[str]:
+    """Yield the items of a list in JSON, some at a time, without its brackets."""
+    for start in range(0, len(found), _AT_ONCE):
+        yield ("," if start else "") + _text(found[start : start + _AT_ONCE])[1:-1]
+
+
+def _nodes(nodes: Mapping[str, NodeView], names: Sequence[str]) -> Iterator[str]:
+    """Yield nodes by their names in JSON, some at a time, without its braces."""
+    for start in range(0, len(names), _AT_ONCE):
+        records = {name: _node_record(nodes[name]) for name in names[start : start + _AT_ONCE]}
+        yield ("," if start else "") + _text(records)[1:-1]
 
 
 def _node_record(node: NodeView) -> dict[str, Any]:

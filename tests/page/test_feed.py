@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mayfly.registry import threads
 from mayfly.registry.errors import TooManyStreams
 from mayfly.registry.page import feed as feeds
 from mayfly.registry.page.feed import COMMENT, MAX_STREAMS, MAX_STREAMS_OF_ONE, RETRY, Feed
@@ -311,3 +312,86 @@ async def test_state_is_forgotten_when_nobody_looks(
             await asyncio.sleep(0.01)
     async with aclosing(world.feed.events(seen, CLIENT)) as stream:
         assert (await next_event(stream))[1]["whole"]
+
+
+def many(count: int, states: str) -> dict[str, NodeView]:
+    """Nodes with these states."""
+    return {f"worker-{number}": NodeView(states) for number in range(count)}
+
+
+async def test_events_are_made_in_turns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many nodes and images, while others use the event loop; the document is the same."""
+    monkeypatch.setattr(threads, "TURN_SECONDS", 0)
+    monkeypatch.setattr(feeds, "_AT_ONCE", 7)
+    names = [f"team/app-{number}:1" for number in range(100)]
+    world.view = view(*names, nodes=many(200, "m" * 100))
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    async with aclosing(world.feed.events(None, CLIENT)) as stream:
+        _, first = await next_event(stream)
+    counting.cancel()
+    assert turns > (100 + 100 + 200) / 7
+    assert first["served"] == json.loads(json.dumps(world.view.served))
+    assert first["nodes"] == {name: {"states": "m" * 100} for name in world.view.nodes}
+
+
+async def test_changes_while_an_event_is_made(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event has the state from before them, the next one has them: none is lost."""
+    monkeypatch.setattr(threads, "TURN_SECONDS", 0)
+    monkeypatch.setattr(feeds, "_AT_ONCE", 1)
+    world.view = view(nodes=many(50, "mm"))
+    async with aclosing(world.feed.events(None, CLIENT)) as stream:
+        seen, _ = await next_event(stream)
+    world.view = view(nodes=many(50, "sm"))
+    await world.feed._refresh()
+    making = asyncio.create_task(world.feed._event(int(seen.partition(".")[2])))
+    await asyncio.sleep(0)
+    left = many(50, "ss")
+    del left["worker-49"]
+    world.view = view(nodes=left)
+    world.feed._take(world.view)
+    event, version = await making
+    name, change = parsed(event)
+    assert change["nodes"] == {name: {"states": "sm"} for name in many(50, "")}
+    assert name.endswith(f".{version}")
+    async with aclosing(world.feed.events(name, CLIENT)) as stream:
+        _, rest = await next_event(stream)
+    assert rest["nodes"] == {name: {"states": "ss"} for name in left}
+    assert rest["gone"] == ["worker-49"]
+
+
+async def test_slow_looks_come_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that they take a small share of the time."""
+    monkeypatch.setattr(feeds, "TICK_SECONDS", 0.001)
+    monkeypatch.setattr(feeds, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(feeds, "_SHARE", 0.1)
+    world = World()
+
+    async def look() -> View:
+        world.looks += 1
+        await asyncio.sleep(0.02)
+        return world.view
+
+    world.feed = Feed(look)
+    async with aclosing(world.feed.events(None, CLIENT)) as stream:
+        await next_event(stream)
+        await asyncio.sleep(0.8)
+    assert world.looks <= 3 + 0.8 / 0.2
+
+
+async def test_caches_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes the views is told, too, when nobody has looked for a while."""
+    monkeypatch.setattr(feeds, "KEPT_SECONDS", 0.01)
+    forgotten = asyncio.Event()
+    await Feed(World().look, forgotten.set).view()
+    async with asyncio.timeout(60):
+        await forgotten.wait()
