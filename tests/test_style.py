@@ -193,8 +193,8 @@ def test_names_of_the_code_exist() -> None:
 
 
 SETTINGS_READERS = re.compile(
-    r"`registry/server.py` passes values, not `Settings`[^;]*; only "
-    r"(.* read several settings, and handlers by `\S+` and `\S+`)\."
+    r"Other objects get values, not `Settings`: `registry/server.py` passes them[^.]*\. "
+    r"Only these modules get all settings: (.*?)\. "
 )
 
 

@@ -1,4 +1,4 @@
-"""The command line. Each command is a module of its own, loaded when it is called."""
+"""The command line. The module of a command is loaded when it is called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The byte path out: part of a file to a socket, by sendfile, without passing through Python.
+"""The byte path out: content, or a range of it, to a client. A file goes by `file_sender`.
 
 A blob is never content-encoded: clients check its digest and resume by byte range. Ranges follow
 RFC 9110, section 14. A request for several ranges is answered with the whole content, which that
@@ -32,7 +32,7 @@ _PROOF_ATTEMPTS = 3
 """Proofs taken at the end of one transfer while the file's change time keeps moving."""
 
 
-class Sending(Protocol):
+class SendingObserver(Protocol):
     """Observes the sending of one blob; `registry.coverage.observer` implements it."""
 
     def part(
@@ -116,11 +116,11 @@ class ContentSender:
         with opened, closing(Receipts(http.transport)) as receipts:
             http.begin(response)
             if http.method != "HEAD":
-                await opened.send(_Body(self.files, http, receipts.begin()), 0, content.size)
+                await opened.send(_ContentSink(self.files, http, receipts.begin()), 0, content.size)
         return response
 
     async def send(
-        self, http: HTTPRequest, content: Content, headers: dict[str, str], sending: Sending
+        self, http: HTTPRequest, content: Content, headers: dict[str, str], sending: SendingObserver
     ) -> Response:
         """Answer GET with content, or the part of it that ``Range`` asks for.
 
@@ -149,11 +149,11 @@ class ContentSender:
             # The last byte of a bundle's content waits for the proof, so that no client has corrupt
             # content whole.
             held_back = int(done is not None)
-            body = _Body(self.files, http, receipts.begin(), sending)
-            await opened.send(body, offset, count - held_back)
+            sink = _ContentSink(self.files, http, receipts.begin(), sending)
+            await opened.send(sink, offset, count - held_back)
             if done is not None:
                 await self._await_proof(http, content, opened, done, sending)
-                await opened.send(body, offset + count - 1, 1)
+                await opened.send(sink, offset + count - 1, 1)
         return response
 
     @contextmanager
@@ -174,7 +174,7 @@ class ContentSender:
         content: Content,
         opened: OpenContent,
         done: asyncio.Future[None],
-        sending: Sending,
+        sending: SendingObserver,
     ) -> None:
         try:
             await wait_for_proof(http, done)
@@ -220,7 +220,7 @@ def _part(
     return response, offset, count
 
 
-class _Body:
+class _ContentSink:
     """The body of a response; see `storage.interface.Sink` and `file_sender.Watcher`.
 
     Args:
@@ -235,7 +235,7 @@ class _Body:
         files: FileSender,
         http: HTTPRequest,
         descriptor: int,
-        sending: Sending | None = None,
+        sending: SendingObserver | None = None,
     ) -> None:
         self._files = files
         self._http = http

@@ -5,7 +5,9 @@
 
 asyncio's own TLS copies content more often than it encrypts it, and cannot send files. Here data is
 received into one buffer that all connections share, and decrypted into its final place; and while
-a file is sent the channel is lent to the sender's threads (`registry.http.file_sender`).
+a file is sent the channel is lent to the sender's threads (`registry.http.file_sender`). A handler
+starts inside the call that passes its request up, and may lend the channel there; so decrypting
+looks at that after each piece.
 """
 
 from __future__ import annotations
