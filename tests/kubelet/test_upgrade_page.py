@@ -38,7 +38,7 @@ ssh "${2%%:*}" "cat >${2#*:}$1" <"$1"
 
 def _operator(directory: Path, cluster: Cluster) -> Shell:
     """A shell with ssh to the nodes and the right to do anything in the cluster."""
-    need("helm")
+    need("helm", "kubectl")
     programs = directory / "programs"
     programs.mkdir()
     cases = "".join(
