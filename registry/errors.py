@@ -34,14 +34,6 @@ class Draining(Exception):
         super().__init__(self.message)
 
 
-class TooManyStreams(Exception):
-    """The most rollout pages that one server follows are open already: 503, ``UNAVAILABLE``."""
-
-    def __init__(self, most: int) -> None:
-        self.message = f"{most} browsers look at this already; close one of them"
-        super().__init__(self.message)
-
-
 class UpstreamUnavailable(Exception):
     """A registry that this one mirrors did not give what is asked for: 502, ``UNAVAILABLE``.
 

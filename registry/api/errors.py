@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 from mayfly.auth.errors import ScopeInvalid
 from mayfly.registry.access.errors import AccessDenied, Unauthorized
-from mayfly.registry.errors import Draining, TooManyStreams, UpstreamUnavailable
+from mayfly.registry.errors import Draining, UpstreamUnavailable
 from mayfly.registry.http.errors import BodyIncomplete, RangeInvalid
 from mayfly.storage import errors as storage
 from mayfly.storage.bundle.errors import (
@@ -73,7 +73,6 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     Unauthorized: (HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED"),
     AccessDenied: (HTTPStatus.FORBIDDEN, "DENIED"),
     Draining: (HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"),
-    TooManyStreams: (HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"),
     # Not 503, after which containerd waits, nor 429, which docker does not retry: both go on to the
     # next mirror or to the upstream itself.
     UpstreamUnavailable: (HTTPStatus.BAD_GATEWAY, "UNAVAILABLE"),

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from contextlib import aclosing
+from functools import partial
 
 from mayfly.auth.errors import CredentialsInvalid
 from mayfly.auth.identity import Identity
@@ -124,13 +125,16 @@ async def events(context: Context, http: HTTPRequest, request: Request) -> Respo
     )
     response = Response(headers=headers)
     last_id = http.headers.get("Last-Event-ID")
-    async with aclosing(feed.events(last_id, http.remote or "")) as found:
-        first = await anext(found)  # refuses, if it does, before the response begins
-        http.begin(response)
-        await _send(http, first)
+    http.begin(response)
+    async with aclosing(feed.events(last_id, http.remote or "", partial(_cut, http))) as found:
         async for event in found:
             await _send(http, event)
     return response
+
+
+def _cut(http: HTTPRequest) -> None:
+    if http.transport is not None:
+        http.transport.abort()
 
 
 async def _send(http: HTTPRequest, event: bytes) -> None:
@@ -144,8 +148,7 @@ async def _send(http: HTTPRequest, event: bytes) -> None:
             async with asyncio.timeout(SEND_SECONDS):
                 await http.send_piece(event[start : start + _PIECE])
     except TimeoutError:
-        if http.transport is not None:
-            http.transport.abort()
+        _cut(http)
         raise ConnectionResetError("the browser takes no more") from None
 
 

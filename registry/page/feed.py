@@ -11,6 +11,9 @@ So nothing is queued: a slow stream gets what changed since its last event, in o
 reconnects with ``Last-Event-ID`` continues in the same way; an unknown or expired id gets the whole
 state. Events of the same two versions are made once, in turns with other tasks.
 
+Past `MAX_STREAMS` a stream gets what changed and ends, and its browser comes back a little later:
+more people than that see the same, some seconds late.
+
 When the server drains, each stream gets the last changes and ends. Streams that begin then do so at
 once: browsers come back each second, so that they show the drain, and hold nothing up.
 """
@@ -29,18 +32,20 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from typing import Any
 
 from mayfly.registry.clock import first_done
-from mayfly.registry.errors import TooManyStreams
 from mayfly.registry.notification import Notification
 from mayfly.registry.page.view import NodeView, View
 from mayfly.registry.threads import with_pauses
 
 logger = logging.getLogger("mayfly")
 
-MAX_STREAMS = 32
-"""At a time. Each takes a connection, and each slow one keeps an event of its own in memory."""
+MAX_STREAMS = 128
+"""That last, at a time."""
 
-MAX_STREAMS_OF_ONE = 16
-"""Of `MAX_STREAMS`, for one client address."""
+MAX_STREAMS_OF_ONE = 64
+"""Of `MAX_STREAMS`, for one client address, which may be that of a proxy."""
+
+MAX_SENDING = 8 * 2**20
+"""Bytes of different events that are being sent. The readers of the oldest ones are cut."""
 
 TICK_SECONDS = 1.0
 """Between two views, at least."""
@@ -74,6 +79,9 @@ _ALL = -1
 
 RETRY = b"retry: 1000\n\n"
 """Milliseconds after which a browser comes back."""
+
+RETRY_LATER = b"retry: 5000\n\n"
+"""For streams past the bounds."""
 
 COMMENT = b":\n\n"
 
@@ -109,12 +117,13 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._forgetting: asyncio.TimerHandle | None = None
         self._streams: Counter[str] = Counter()
-        """Client address → its streams."""
+        """Client address → its streams that last."""
+        self._sending = _Sending()
         self.draining = False
 
     async def view(self) -> View:
         """Return the current view, for pages without scripts."""
-        await self._refresh()
+        await self._bring_up_to_date()
         assert self._view is not None
         if not self.streams:
             self._rest()
@@ -122,7 +131,7 @@ class Feed:
 
     @property
     def streams(self) -> int:
-        """The number of streams."""
+        """The number of streams that last."""
         return self._streams.total()
 
     def drain(self) -> None:
@@ -132,15 +141,15 @@ class Feed:
         self._changed.notify()
 
     @contextlib.contextmanager
-    def _stream(self, client: str) -> Any:
-        if self.streams >= MAX_STREAMS:
-            raise TooManyStreams(MAX_STREAMS)
-        if self._streams[client] >= MAX_STREAMS_OF_ONE:
-            raise TooManyStreams(MAX_STREAMS_OF_ONE)
+    def _stream(self, client: str) -> Iterator[bool]:
+        """Count a stream while it lasts; False if there are too many for that."""
+        if self.streams >= MAX_STREAMS or self._streams.get(client, 0) >= MAX_STREAMS_OF_ONE:
+            yield False
+            return
         self._streams[client] += 1
         self._keep()
         try:
-            yield
+            yield True
         finally:
             self._streams[client] -= 1
             if not self._streams[client]:
@@ -170,30 +179,33 @@ class Feed:
         self._on_forget()
         self._epoch = secrets.token_hex(4)
 
-    async def events(self, last_id: str | None, client: str) -> AsyncGenerator[bytes, None]:
+    async def events(
+        self, last_id: str | None, client: str, cut: Callable[[], None] = lambda: None
+    ) -> AsyncGenerator[bytes, None]:
         """Yield events and comments until the server drains or `STREAM_SECONDS` are over.
+
+        There is one event if `MAX_STREAMS` last already, or `MAX_STREAMS_OF_ONE` of this client.
 
         Args:
             last_id: ``Last-Event-ID`` of the request.
             client: address of the client.
-
-        Raises:
-            TooManyStreams: there are `MAX_STREAMS` already, or `MAX_STREAMS_OF_ONE` of this client.
+            cut: disconnects the client, which takes an event too slowly.
         """
-        end = time.monotonic() + STREAM_SECONDS
-        with self._stream(client):
-            yield RETRY
-            await self._refresh()
-            if self._task is None and not self.draining:
+        with self._stream(client) as lasts:
+            end = time.monotonic() + (STREAM_SECONDS if lasts else 0)
+            yield RETRY if lasts else RETRY_LATER
+            await self._bring_up_to_date()
+            if self._task is None and lasts and not self.draining:
                 self._task = asyncio.create_task(self._follow())
             at = self._version_of(last_id)
             while True:
                 is_last = self.draining or time.monotonic() >= end
                 if is_last:
-                    await self._refresh()
+                    await self._bring_up_to_date()
                 if at < self._version:
                     event, at = await self._event(at)
-                    yield event
+                    with self._sending.hold(event, cut):
+                        yield event
                 if is_last:
                     return
                 if at == self._version and not self.draining:
@@ -219,6 +231,11 @@ class Feed:
                 took = time.monotonic() - began
             except Exception:
                 logger.exception("the rollout page could not be brought up to date")
+
+    async def _bring_up_to_date(self) -> None:
+        """Look, unless the task does, whose views are recent enough."""
+        if self._task is None or self.draining:
+            await self._refresh()
 
     async def _refresh(self) -> None:
         """Look, unless somebody did just now, and note what changed."""
@@ -290,6 +307,41 @@ class Feed:
             parts.append(f',"gone":{_text(gone)}')
         parts.append("}\n\n")
         return "".join(parts).encode()
+
+
+class _Sending:
+    """The events that are being sent, each counted once, within `MAX_SENDING`."""
+
+    def __init__(self) -> None:
+        self._held: dict[object, tuple[bytes, Callable[[], None]]] = {}
+        """Stream → event and what cuts the stream, in the order in which they began."""
+        self._streams: Counter[int] = Counter()
+        """Identity of an event → number of streams."""
+        self.bytes = 0
+
+    @contextlib.contextmanager
+    def hold(self, event: bytes, cut: Callable[[], None]) -> Iterator[None]:
+        """Count an event while it is sent; where there is no room, cut the oldest streams."""
+        stream = object()
+        self._held[stream] = event, cut
+        self._streams[id(event)] += 1
+        if self._streams[id(event)] == 1:
+            self.bytes += len(event)
+        try:
+            while self.bytes > MAX_SENDING and (first := next(iter(self._held))) is not stream:
+                self._drop(first)()
+            yield
+        finally:
+            if stream in self._held:
+                self._drop(stream)
+
+    def _drop(self, stream: object) -> Callable[[], None]:
+        event, cut = self._held.pop(stream)
+        self._streams[id(event)] -= 1
+        if not self._streams[id(event)]:
+            del self._streams[id(event)]
+            self.bytes -= len(event)
+        return cut
 
 
 def _text(value: object) -> str:

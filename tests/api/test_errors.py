@@ -148,7 +148,7 @@ def test_no_status_makes_a_client_give_up() -> None:
     sent = {error.__name__: status for error, (status, _) in TABLE.items()}
     assert HTTPStatus.TOO_MANY_REQUESTS not in sent.values()
     final = {name for name, status in sent.items() if status == HTTPStatus.SERVICE_UNAVAILABLE}
-    assert final <= {"Draining", "Interrupted", "TooManyStreams"}
+    assert final <= {"Draining", "Interrupted"}
 
 
 def test_unknown_error_is_opaque() -> None:

@@ -7,14 +7,21 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from mayfly.registry import threads
-from mayfly.registry.errors import TooManyStreams
 from mayfly.registry.page import feed as feeds
-from mayfly.registry.page.feed import COMMENT, MAX_STREAMS, MAX_STREAMS_OF_ONE, RETRY, Feed
+from mayfly.registry.page.feed import (
+    COMMENT,
+    MAX_STREAMS,
+    MAX_STREAMS_OF_ONE,
+    RETRY,
+    RETRY_LATER,
+    Feed,
+)
 from mayfly.registry.page.view import Failed, NodeView, Proof, Pulling, View
 from tests.support.views import view
 
@@ -65,7 +72,7 @@ async def next_event(stream: Stream) -> tuple[str, dict[str, Any]]:
     """The next event that is no comment."""
     async with asyncio.timeout(60):
         async for event in stream:
-            if event not in (COMMENT, RETRY):
+            if event not in (COMMENT, RETRY, RETRY_LATER):
                 return parsed(event)
     raise AssertionError("the stream has ended")
 
@@ -161,13 +168,34 @@ async def test_draining_ends_streams_at_once(world: World) -> None:
     assert world.feed.streams == 0
 
 
-async def test_streams_are_bounded(world: World) -> None:
-    """Another one is refused, until one of them ends."""
-    streams = [world.feed.events(None, str(n)) for n in range(MAX_STREAMS)]
+@pytest.mark.parametrize(
+    ("clients", "most"),
+    [([str(n) for n in range(MAX_STREAMS)], MAX_STREAMS), ([CLIENT], MAX_STREAMS_OF_ONE)],
+    ids=["altogether", "of one"],
+)
+async def test_streams_past_the_bounds_have_one_event(
+    world: World, clients: list[str], most: int
+) -> None:
+    """Their browsers come back later and get what they missed; a place that is left is taken."""
+    streams = [world.feed.events(None, clients[n % len(clients)]) for n in range(most)]
     for stream in streams:
-        await anext(stream)
-    with pytest.raises(TooManyStreams, match=str(MAX_STREAMS)):
-        await anext(world.feed.events(None, CLIENT))
+        await next_event(stream)
+    assert world.feed.streams == most
+    found = [event async for event in world.feed.events(None, CLIENT)]
+    assert found[0] == RETRY_LATER
+    seen, first = parsed(found[1])
+    assert (first["whole"], len(found)) == (True, 2)
+    world.node("worker-2", NodeView("ss"))
+    await next_event(streams[0])
+    found = [event async for event in world.feed.events(seen, CLIENT)]
+    assert parsed(found[1])[1]["nodes"] == {"worker-2": {"states": "ss"}}
+    looks = world.looks
+    for _ in range(20):
+        assert len([event async for event in world.feed.events(seen, CLIENT)]) == 2
+    assert world.looks <= looks + 1, "each looks by itself"
+    if len(clients) == 1:
+        async with aclosing(world.feed.events(None, "192.0.2.2")) as stream:
+            assert await anext(stream) == RETRY, "another client has a place"
     await streams[0].aclose()
     async with aclosing(world.feed.events(None, CLIENT)) as stream:
         assert await anext(stream) == RETRY
@@ -176,21 +204,29 @@ async def test_streams_are_bounded(world: World) -> None:
     assert world.feed.streams == 0
 
 
-async def test_streams_of_one_client_are_bounded(world: World) -> None:
-    """Others get in while one has all that it may have."""
-    streams = [world.feed.events(None, CLIENT) for _ in range(MAX_STREAMS_OF_ONE)]
-    for stream in streams:
-        await anext(stream)
-    with pytest.raises(TooManyStreams, match=str(MAX_STREAMS_OF_ONE)):
-        await anext(world.feed.events(None, CLIENT))
-    async with aclosing(world.feed.events(None, "192.0.2.2")) as stream:
-        assert await anext(stream) == RETRY
-    await streams[0].aclose()
-    async with aclosing(world.feed.events(None, CLIENT)) as stream:
-        assert await anext(stream) == RETRY
+async def test_memory_of_events_that_are_being_sent_is_bounded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever takes too long over an old one is cut; many may take long over the same one."""
+    await world.feed._refresh()
+    whole = len((await world.feed._event(feeds._ALL))[0])
+    monkeypatch.setattr(feeds, "MAX_SENDING", int(3.5 * whole))
+    cut: list[int] = []
+    streams = []
+    for number in range(6):
+        world.node("worker-1", NodeView("sm", failed=(Failed(1, f"why {number}"),)))
+        await world.feed._refresh()
+        for copy in range(5):
+            place = 5 * number + copy
+            stream = world.feed.events(None, str(place), partial(cut.append, place))
+            streams.append(stream)
+            await next_event(stream)
+        assert world.feed._sending.bytes <= 3.5 * whole
+    assert cut == list(range(15)), "the oldest ones, of as many events as there is no room for"
     for stream in streams:
         await stream.aclose()
-    assert world.feed.streams == 0
+    assert world.feed._sending.bytes == 0
+    assert not world.feed._sending._streams
 
 
 @pytest.mark.parametrize("during_a_look", [False, True])

@@ -16,6 +16,7 @@ export class Feed {
     this.onConnection = onConnection;
     this.id = null;
     this.state = null;
+    this.retry = 1000; // milliseconds until it comes back; the server says so
     this.rates = new Rates();
   }
 
@@ -39,7 +40,7 @@ export class Feed {
         }
         this.onConnection("waiting");
       }
-      const pause = failures ? Math.min(1000 * 2 ** (failures - 1), LONGEST_PAUSE_MS) : 1000;
+      const pause = failures ? Math.min(1000 * 2 ** (failures - 1), LONGEST_PAUSE_MS) : this.retry;
       await new Promise((resume) => setTimeout(resume, drains ? 1000 : pause));
     }
   }
@@ -81,6 +82,7 @@ export class Feed {
     for (const line of event.split("\n")) {
       if (line.startsWith("id: ")) id = line.slice(4);
       else if (line.startsWith("data: ")) data = line.slice(6);
+      else if (line.startsWith("retry: ")) this.retry = Number(line.slice(7));
     }
     if (data === null) return;
     const change = JSON.parse(data);
