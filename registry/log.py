@@ -5,8 +5,9 @@
 
 `event` logs a line with an event's name and data; other log calls have neither. Repeats are folded:
 within `FOLD_SECONDS` of a line the same line is counted, not written, and the count is written with
-its next occurrence, or at the end. The table of lines is bounded, and keeps text only, never the
-objects of a log call or of a traceback's frames.
+its next occurrence, or at the end, with the time of the last one. So the times of lines never run
+backwards. The table of lines is bounded, and keeps text only, never the objects of a log call or of
+a traceback's frames.
 """
 
 from __future__ import annotations
@@ -106,9 +107,11 @@ class FoldingHandler(logging.StreamHandler[Any]):
 
     def _write_count(self, seen: _Seen) -> None:
         if seen.folded:
-            seen.last.repeated = seen.folded
+            record = seen.last
+            record.repeated = seen.folded
+            record.last_created, record.created = record.created, time.time()
             seen.folded = 0
-            super().emit(seen.last)
+            super().emit(record)
 
 
 class _Seen:
@@ -129,8 +132,10 @@ class TextLines(logging.Formatter):
         text = text_line(record.getMessage())
         repeated = getattr(record, "repeated", 0)
         if repeated:
-            text += f" (and {repeated} more like it)"
-        line = f"{_time(record)} {record.levelname:<7} {text}"
+            last = getattr(record, "last_created", None)
+            since = "" if last is None else f", the last at {_iso(last)}"
+            text += f" (and {repeated} more like it{since})"
+        line = f"{_iso(record.created)} {record.levelname:<7} {text}"
         if traceback := _traceback(record):
             line += "".join(f"\n    {text_line(one)}" for one in traceback.splitlines())
         return line
@@ -141,7 +146,7 @@ class JSONLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": _time(record),
+            "time": _iso(record.created),
             "level": record.levelname.lower(),
             "event": getattr(record, "event", "message"),
             "message": record.getMessage(),
@@ -150,6 +155,9 @@ class JSONLines(logging.Formatter):
         repeated = getattr(record, "repeated", 0)
         if repeated:
             line["repeated"] = repeated
+            last = getattr(record, "last_created", None)
+            if last is not None:
+                line["last"] = _iso(last)
         if traceback := _traceback(record):
             line["traceback"] = traceback
         return exact_json(line)
@@ -185,6 +193,6 @@ def _detached(record: logging.LogRecord, traceback: str | None) -> logging.LogRe
     return copy
 
 
-def _time(record: logging.LogRecord) -> str:
-    moment = datetime.fromtimestamp(record.created, UTC)
+def _iso(created: float) -> str:
+    moment = datetime.fromtimestamp(created, UTC)
     return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

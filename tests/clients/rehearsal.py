@@ -208,7 +208,7 @@ def _shown(words: Sequence[str]) -> str:
 
 
 _ANY_TIME = re.compile(r" (node-\w+: \d+ of \d+ images); \d+ of \d+ nodes$", re.MULTILINE)
-_REPEATS = re.compile(r"\(and \d+ more like it\)$", re.MULTILINE)
+_REPEATS = re.compile(r"\(and \d+ more like it(?:, the last at \S+)?\)$", re.MULTILINE)
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _VARYING: tuple[tuple[str, str], ...] = (
     (r"\b(?:[0-9A-F]{2}:){19,31}[0-9A-F]{2}\b", "FINGERPRINT"),

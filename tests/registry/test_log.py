@@ -85,6 +85,7 @@ def test_repeats_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A repeat is counted, and the count is written with the next that is due, or at the end."""
     now = [100.0]
     monkeypatch.setattr("mayfly.registry.log.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("logging.time.time", lambda: now[0])
     stream = io.StringIO()
     log.configure("text", "info", stream)
 
@@ -99,10 +100,34 @@ def test_repeats_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(50)
     assert _lines(stream)[-1].endswith("eve was refused: 50 (and 49 more like it)")
     refused(51)
+    now[0] += 20
+    log.event(logging.INFO, "stopping", "stopping")
     log.flush()
-    assert _lines(stream)[-1].endswith("eve was refused: 51 (and 1 more like it)")
+    assert _lines(stream)[-1].endswith(
+        "eve was refused: 51 (and 1 more like it, the last at 1970-01-01T00:02:40Z)"
+    )
+    times = [line[:20] for line in _lines(stream)]
+    assert times[-1] == "1970-01-01T00:03:00Z"
+    assert times == sorted(times)
     log.flush()
-    assert len(_lines(stream)) == 4
+    assert len(_lines(stream)) == 5
+
+
+def test_a_count_in_json_has_both_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a line is when it was written; `last` is the time of the last repeat."""
+    now = [100.0]
+    monkeypatch.setattr("logging.time.time", lambda: now[0])
+    stream = io.StringIO()
+    log.configure("json", "info", stream)
+    for _ in range(3):
+        log.event(logging.WARNING, "refused", "eve was refused", user="eve")
+    now[0] += 30
+    log.flush()
+    first, count = map(json.loads, _lines(stream))
+    assert "last" not in first
+    assert (count["time"], count["last"], count["repeated"]) == (
+        "1970-01-01T00:02:10Z", "1970-01-01T00:01:40Z", 2,
+    )  # fmt: skip
 
 
 def test_folding_is_bounded() -> None:
