@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #ifndef MFD_EXEC
@@ -44,32 +45,43 @@ static struct {
     struct part parts[MOST_PARTS];
 } table;
 
-static const int CANNOT_START = 1;
+static const int CANNOT_START = 1, CUT_SHORT = 5; /* as of an invalid bundle: docs/commands.md */
 
 static void fail(const char *what) {
     fprintf(stderr, "mayfly: the one file cannot start: %s: %s\n", what, strerror(errno));
     exit(CANNOT_START);
 }
 
+/* Ends if the file has fewer bytes than were written. */
+static void need(int file, const char *path, off_t size) {
+    struct stat found;
+    if (fstat(file, &found) < 0)
+        fail("fstat");
+    if (found.st_size >= size)
+        return;
+    fprintf(stderr, "mayfly: %s was cut short: it has %lld of %lld bytes; copy it again\n", path,
+            (long long)found.st_size, (long long)size);
+    exit(CUT_SHORT);
+}
+
 /* Reads a number of bytes that must be there. */
-static void read_at(int file, void *into, size_t size, off_t offset) {
-    ssize_t found = pread(file, into, size, offset);
-    if (found >= 0 && (size_t)found < size)
-        errno = ENODATA; /* the file was cut short */
-    if (found < 0 || (size_t)found < size)
+static void read_at(int file, const char *path, void *into, size_t size, off_t offset) {
+    need(file, path, offset + size);
+    if (pread(file, into, size, offset) != (ssize_t)size)
         fail("read");
 }
 
-/* Reads the table of parts. */
-static void read_table(int file) {
+/* Reads the table of parts, and checks that the file has all of them and the bundle. */
+static void read_table(int file, const char *path) {
     Elf64_Ehdr elf;
-    read_at(file, &elf, sizeof elf, 0);
+    read_at(file, path, &elf, sizeof elf, 0);
     off_t end = elf.e_shoff + (off_t)elf.e_shnum * elf.e_shentsize;
-    read_at(file, &table, sizeof table, (end + PAGE - 1) / PAGE * PAGE);
+    read_at(file, path, &table, sizeof table, (end + PAGE - 1) / PAGE * PAGE);
     if (strcmp(table.magic, "mayfly one file") != 0 || table.count > MOST_PARTS) {
         errno = EINVAL;
         fail("the table of parts");
     }
+    need(file, path, table.bundle.size ? table.bundle.offset + table.bundle.size : table.end);
 }
 
 /* Returns a file in memory with the bytes of a part. */
@@ -84,7 +96,7 @@ static int in_memory(int file, int number) {
     while (offset < end) {
         ssize_t copied = sendfile(memory, file, &offset, end - offset);
         if (copied == 0)
-            errno = ENODATA; /* the file was cut short */
+            errno = ENODATA; /* it was cut meanwhile */
         if (copied <= 0)
             fail("sendfile");
     }
@@ -138,7 +150,7 @@ int main(int count, char **words) {
     int file = open("/proc/self/exe", O_RDONLY);
     if (file < 0)
         fail(path);
-    read_table(file);
+    read_table(file, path);
 
     int loader = in_memory(file, LOADER), program = in_memory(file, PROGRAM);
     int boot = in_memory(file, BOOT);
