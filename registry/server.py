@@ -43,7 +43,7 @@ from mayfly.registry.http.send import ContentSender
 from mayfly.registry.http.watchdog import Timeouts
 from mayfly.registry.lifecycle.plan import RunPlan
 from mayfly.registry.process import open_files
-from mayfly.registry.process.child import find
+from mayfly.registry.process.child import check_command
 from mayfly.registry.process.systemd import Notifier, take_sockets
 from mayfly.registry.serving import Lifecycle, RunningServer, nothing_recorded
 from mayfly.registry.settings.choices import OnCorrupt, PrefetchIncomplete, Until, Via
@@ -183,7 +183,7 @@ def _check(settings: Settings, plan: RunPlan) -> None:
     if plan.prefetch and plan.nodes is not None:
         _carrier(settings).check(plan.nodes.names)
     if plan.command:
-        find(plan.command[0], os.environ)
+        check_command(plan.command[0], os.environ)
 
 
 def _check_upstreams(settings: Settings) -> None:

@@ -46,12 +46,13 @@ from mayfly.registry.lifecycle.drain import Drain, Drained
 from mayfly.registry.lifecycle.plan import RunPlan, Triggers
 from mayfly.registry.prefetching import run_prefetch
 from mayfly.registry.process.child import Child, environment
+from mayfly.registry.process.own_command import own_command
 from mayfly.registry.process.signals import Signals
 from mayfly.registry.process.systemd import Notifier
 from mayfly.registry.settings.choices import NodeIdentity
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.state.directory import LEDGER, StateDir
-from mayfly.registry.state.private import Login, client_config, removed_if_killed
+from mayfly.registry.state.private import PROGRAMS, Login, client_config, removed_if_killed
 from mayfly.storage.text import counted_of
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ class Lifecycle:
             )
         self.drain = Drain(self.activity, self._pulls, self.observer.transfers, clock)
         self._child: Child | None = None
+        self._programs: Path | None = None
         self._command_ended = Latch() if plan.command else None
         self._signals = Signals(self._forward_signal if plan.command else None)
         self._stop = Latch()
@@ -369,6 +371,7 @@ class Lifecycle:
         with (
             client_config(self._state.path, server.login) as private,
             removed_if_killed(private, *server.cleanup_paths),
+            own_command(private / PROGRAMS) as self._programs,
         ):
             try:
                 yield private
@@ -419,7 +422,8 @@ class Lifecycle:
             text = "a signal came before the command was started"
             self._command_ended.set(EndReason(EndKind.COMMAND, text))
             return
-        variables = environment(os.environ, server.login, private, self._state.path)
+        place = self._state.path
+        variables = environment(os.environ, server.login, private, place, self._programs)
         self._child = await Child.start(self._plan.command, variables, self._command_ended)
 
     async def _end_command(self) -> None:

@@ -35,7 +35,8 @@ def command(settings: Settings) -> int:
     """Serve while COMMAND runs; its exit code is Mayfly's.
 
     COMMAND gets MAYFLY_URL, MAYFLY_HOST, MAYFLY_USERNAME, MAYFLY_PASSWORD, MAYFLY_CA,
-    MAYFLY_CERT_DIR and MAYFLY_STATE_DIR, and DOCKER_CONFIG and REGISTRY_AUTH_FILE for its clients.
+    MAYFLY_CERT_DIR and MAYFLY_STATE_DIR, and DOCKER_CONFIG and REGISTRY_AUTH_FILE for its clients;
+    mayfly in its PATH is this program.
     With --until-pulled or --idle-timeout the registry stays after a COMMAND that succeeded, until
     those are met.
     """

@@ -28,7 +28,7 @@ from pathlib import Path
 from mayfly.registry.ending import EndKind, EndReason, Latch
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.exit_codes import exit_code_of_signal
-from mayfly.registry.process import open_files
+from mayfly.registry.process import open_files, own_command
 from mayfly.registry.state.private import AUTH_FILE, CERT_DIR, Login
 
 NOT_FOUND = 127
@@ -40,7 +40,11 @@ _PREFIX = "LISTEN_"
 
 
 def environment(
-    inherited: Mapping[str, str], login: Login, private: Path, state_dir: Path
+    inherited: Mapping[str, str],
+    login: Login,
+    private: Path,
+    state_dir: Path,
+    programs: Path | None = None,
 ) -> dict[str, str]:
     """Return the environment of the command (docs/lifetime.md, "The command of `run`").
 
@@ -49,6 +53,7 @@ def environment(
         login: for the registry.
         private: directory of the auth file.
         state_dir: so that `mayfly status`, `wait` and `stop` in it mean this server.
+        programs: directory that comes first in ``PATH``.
     """
     variables = {
         name: value
@@ -70,6 +75,8 @@ def environment(
     variables["MAYFLY_STATE_DIR"] = str(state_dir)
     variables["DOCKER_CONFIG"] = str(private)
     variables["REGISTRY_AUTH_FILE"] = str(private / AUTH_FILE)
+    if programs is not None:
+        variables["PATH"] = f"{programs}{os.pathsep}{inherited.get('PATH') or os.defpath}"
     return variables
 
 
@@ -87,6 +94,20 @@ def find(name: str, environment: Mapping[str, str]) -> str:
     if any(path.exists() for path in candidates):
         raise LifetimeError(f"cannot run {name}: it is not an executable file", NOT_EXECUTABLE)
     raise LifetimeError(f"cannot run {name}: command not found", NOT_FOUND)
+
+
+def check_command(name: str, environment: Mapping[str, str]) -> None:
+    """Check that a command can be found before there is a registry for it.
+
+    Args:
+        name: of the command.
+        environment: of this process; `own_command` adds a program to it later.
+
+    Raises:
+        LifetimeError: see `find`.
+    """
+    if name != own_command.NAME:
+        find(name, environment)
 
 
 def launch_words(path: str, words: Sequence[str]) -> list[str]:

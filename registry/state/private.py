@@ -38,6 +38,9 @@ CERT_DIR = "certs"
 """Directory with the CA alone: skopeo and podman take every ``*.crt`` of a ``--cert-dir`` as a CA,
 and refuse a key without its certificate."""
 
+PROGRAMS = "bin"
+"""Directory for what the command finds first in its ``PATH``."""
+
 
 @dataclass(frozen=True)
 class Login:

@@ -139,7 +139,9 @@ def test_a_command_gets_back_the_environment(one_file: Path, tmp_path: Path) -> 
     done = run(one_file, "run", *words, "--listen", "127.0.0.1:0", "--", "sh", "-c", script, **ours)
     assert done.returncode == 0, done.stderr
     found = done.stdout.splitlines()
+    path = ours.pop("PATH")
     assert {f"{name}={value}" for name, value in ours.items()} <= set(found)
+    assert any(line.startswith("PATH=/") and line.endswith(f"/bin:{path}") for line in found)
     assert "_MAYFLY" not in done.stdout
     assert "memfd" not in done.stdout
     assert sum(line.endswith(f" -> {one_file}") for line in found) == 1, "the server reads it"

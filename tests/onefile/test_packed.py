@@ -27,11 +27,16 @@ def run(file: Path, *words: object, cwd: Path) -> subprocess.CompletedProcess[st
 
 
 def test_packed_by_itself(one_file: Path, tmp_path: Path) -> None:
-    """The one file packs itself; the result serves its bundle and runs its script, without PATH."""
+    """The one file packs itself; the result serves its bundle and runs its script, without PATH.
+
+    `mayfly` in the script is the packed file.
+    """
     layout = Layout()
     layout.name(layout.image(LAYER), NAME)
     layout.write_tar(tmp_path / "up.tar")
-    (tmp_path / "script.sh").write_text('#!/bin/sh -e\necho "at $MAYFLY_URL"\n')
+    (tmp_path / "script.sh").write_text(
+        '#!/bin/sh -e\n{ mayfly wait --ready; mayfly ls; } >out\necho "at $MAYFLY_URL"\n'
+    )
     places = ("--root", tmp_path / "root", "--state-dir", tmp_path / "state")
     options = ("--script", "script.sh", "--listen", "127.0.0.1:0", *places)
     done = run(one_file, "pack", "up.tar", "-o", "up-1.2.run", *options, cwd=tmp_path)
@@ -42,16 +47,21 @@ def test_packed_by_itself(one_file: Path, tmp_path: Path) -> None:
     done = run(packed, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("at http://127.0.0.1:")
+    assert "team/app:1" in (tmp_path / "out").read_text()
     assert "team/app:1" in run(packed, "ls", cwd=tmp_path).stdout
     assert "0 faults" in run(packed, "verify", cwd=tmp_path).stdout
     # By itself again: the bundle in it is not carried twice.
     done = run(packed, "pack", packed, "-o", "again.run", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "again.run").read_bytes() == packed.read_bytes()
-    os.truncate(packed, packed.stat().st_size - 1)
-    done = run(packed, cwd=tmp_path)
-    assert done.returncode == 5
-    assert "copy it again" in done.stderr
+    size = packed.stat().st_size
+    for short in (size - 1, one_file.stat().st_size + 1, 20_000_000):
+        os.truncate(packed, short)
+        for words in ((), ("--version",)):
+            done = run(packed, *words, cwd=tmp_path)
+            assert done.returncode == 5
+            text = f"{packed} was cut short: it has {short} of {size} bytes; copy it again"
+            assert done.stderr == f"mayfly: {text}\n"
 
 
 def test_a_large_bundle_costs_nothing(one_file: Path, tmp_path: Path) -> None:

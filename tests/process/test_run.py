@@ -32,7 +32,7 @@ import json, os, stat
 private = os.environ["DOCKER_CONFIG"]
 print(json.dumps({
     "given": {name: value for name, value in os.environ.items() if name.startswith("MAYFLY_")},
-    "private": os.listdir(private),
+    "private": sorted(os.listdir(private)),
     "modes": [stat.S_IMODE(os.stat(path).st_mode) for path in (private, private + "/config.json")],
     "auth": json.load(open(os.environ["REGISTRY_AUTH_FILE"])),
     "ours": [name for name in os.environ if name.startswith(("LISTEN_", "NOTIFY", "WATCHDOG"))],
@@ -57,7 +57,7 @@ def test_environment(start: Start) -> None:
             "MAYFLY_PASSWORD": "secret",
             "MAYFLY_STATE_DIR": str(stub.state_dir),
         },
-        "private": ["config.json"],
+        "private": ["bin", "config.json"],
         "modes": [0o700, 0o600],
         "auth": {"auths": {host: {"auth": "dXNlcjpzZWNyZXQ="}}},
         "ours": [],
