@@ -32,9 +32,12 @@ from mayfly.registry.state.runs import Run
 if TYPE_CHECKING:
     from mayfly.auth.generate import EphemeralUsers
     from mayfly.registry.pki.authority import CertificateFiles
+    from mayfly.registry.pki.certificate import Certificate
     from mayfly.registry.pki.context import ServerTLS
 
 logger = logging.getLogger("mayfly")
+
+_MINUTES = "%Y-%m-%d %H:%M"
 
 _NODE_SECONDS = 12 * 3600
 """Lifetime of a node's credential that the server makes itself."""
@@ -150,22 +153,39 @@ def _ensure_certificate(settings: Settings, run: Run) -> CertificateFiles:
     from mayfly.registry.pki.authority import ensure
 
     needed, wanted = _names(settings)
+    now = datetime.now(UTC)
     made = ensure(
         settings.state_dir,
         needed,
-        datetime.now(UTC),
+        now,
         extra=wanted,
         deadline=None if run.deadline is None else datetime.fromtimestamp(run.deadline, UTC),
         continued=run.continued,
         constrain=settings.tls_constrain,
     )
     if made.replaced is not None:
+        logger.warning("%s", _new_authority_text(made.replaced, now))
+    elif now < made.authority.not_before:
         logger.warning(
-            "the CA is new, since the old one expires on %s UTC, before this run ends: make every "
-            "node trust it (mayfly node-config show)",
-            made.replaced.strftime("%Y-%m-%d %H:%M"),
+            "the CA is not valid before %s UTC, and this host's clock says %s UTC: set the clock; "
+            "if it is right, stop Mayfly and start it again, for another CA",
+            made.authority.not_before.strftime(_MINUTES),
+            now.strftime(_MINUTES),
         )
     return made
+
+
+def _new_authority_text(replaced: Certificate, now: datetime) -> str:
+    """Say why another CA took the place of one."""
+    if now < replaced.not_before:
+        why = (
+            f"the old one is not valid before {replaced.not_before:{_MINUTES}} UTC, and this "
+            f"host's clock, which says {now:{_MINUTES}} UTC, was ahead when it was made, or is "
+            "behind now (date -u)"
+        )
+    else:
+        why = f"the old one expires on {replaced.not_after:{_MINUTES}} UTC, before this run ends"
+    return f"the CA is new, since {why}: make every node trust it (mayfly node-config show)"
 
 
 def _renew_certificate(settings: Settings) -> None:

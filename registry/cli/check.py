@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -21,6 +21,9 @@ from mayfly.registry.exit_codes import Exit
 from mayfly.registry.text import echo, join_names
 
 if TYPE_CHECKING:
+    import socket
+    import ssl
+
     from mayfly.registry.control.readiness import Ready
     from mayfly.registry.nodes.image_content import ImageContent
     from mayfly.registry.nodes.probe import NodeFindings
@@ -32,6 +35,10 @@ _CONNECT_SECONDS = 10.0
 _RESERVE_SHARE = 100
 _RESERVE = 64 * 1024 * 1024
 """Bytes of the root's disk that `serve` leaves free, or the hundredth of a small one."""
+
+_RECEIVED = 64 * 1024
+_OF_TIME = frozenset({9, 10})
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of <openssl/x509_vfy.h>."""
 
 _SOON_SECONDS = 24 * 3600
 """A certificate that ends within this time ends in the upgrade."""
@@ -74,8 +81,13 @@ HERE = {
     ),
     "certificate": (
         "its certificate is not valid there",
-        "start it with --hostname or --external-url for the name that nodes use, or renew the "
-        "certificate",
+        "start it with --hostname or --external-url for the name that nodes use, or give it a "
+        "certificate that has that name",
+    ),
+    "certificate_time": (
+        "its certificate is not valid by this host's clock, or ends within a day",
+        "compare date -u with the right time; if this host's clock is right, renew the "
+        "certificate: with --tls auto start Mayfly again, with --tls CERT,KEY replace the files",
     ),
     "root_full": (
         "the disk of the root is full",
@@ -161,7 +173,8 @@ def _print(findings: Sequence[Finding], images: int, nodes: int) -> None:
         where = one.node or names or "registry"
         about = f" ({names})" if one.node and names else ""
         detail = f": {one.detail}" if one.detail else ""
-        echo(f"{where}: {what}{about}{detail}. To do: {one.message}")
+        text = f"{where}: {what}{about}{detail}"
+        echo(f"{text.rstrip('.')}. To do: {one.message}")
     echo(
         f"looked at {counted(images, 'image')} and {counted(nodes, 'node')}: "
         f"{counted(len(findings), 'finding') if findings else 'nothing found'}"
@@ -236,16 +249,57 @@ def _of_connection(ready: Ready) -> Iterator[Finding]:
             if parts.scheme != "https":
                 return
             context = ssl.create_default_context(cafile=ready.ca)
-            with context.wrap_socket(connection, server_hostname=host) as secured:
-                ends = ssl.cert_time_to_seconds(str((secured.getpeercert() or {})["notAfter"]))
+            certificate = _handshake(connection, context, host)
+    except ssl.SSLCertVerificationError as error:
+        code = "certificate_time" if error.verify_code in _OF_TIME else "certificate"
+        detail = f"{ready.url}: {error.verify_message}"
+        if code == "certificate_time":
+            detail += time.strftime(
+                ", and this host's clock says %Y-%m-%d %H:%M UTC", time.gmtime()
+            )
+        yield _here(code, detail=detail)
+        return
     except ssl.SSLError as error:
         yield _here("certificate", detail=f"{ready.url}: {error.reason or error}")
         return
     except OSError as error:
         yield _here("unreachable", detail=f"{ready.url}: {error.strerror or error}")
         return
+    ends = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
     if ends < time.time() + _SOON_SECONDS:
-        yield _here("certificate", detail=f"{ready.url}: it ends within a day")
+        detail = time.strftime("it ends on %Y-%m-%d %H:%M UTC", time.gmtime(ends))
+        yield _here("certificate_time", detail=f"{ready.url}: {detail}")
+
+
+def _handshake(
+    connection: socket.socket, context: ssl.SSLContext, host: str
+) -> Mapping[str, object]:
+    """Make a TLS handshake, and return the server's certificate.
+
+    The server is not told that it failed: it would log that this host does not trust it, as if
+    this host were a node.
+
+    Raises:
+        ssl.SSLError: the certificate is not accepted, or the server speaks no TLS.
+        OSError: the connection fails.
+    """
+    import ssl
+
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    secured = context.wrap_bio(incoming, outgoing, server_hostname=host)
+    while True:
+        try:
+            secured.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            connection.sendall(outgoing.read())
+            received = connection.recv(_RECEIVED)
+            if received:
+                incoming.write(received)
+            else:
+                incoming.write_eof()
+    connection.sendall(outgoing.read())
+    return secured.getpeercert() or {}
 
 
 def _look(

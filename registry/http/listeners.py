@@ -41,15 +41,22 @@ _WARN_INTERVAL_SECONDS = 60.0
 _SETUP_SECONDS = 1.0
 """For connections that are accepted but not set up when the server closes."""
 
-_UNTRUSTED_ALERTS = frozenset(
-    {
-        "SSLV3_ALERT_BAD_CERTIFICATE",
-        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
-        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
-        "TLSV1_ALERT_UNKNOWN_CA",
-    }
-)
-"""OpenSSL's names of the alerts of a client that does not accept the server's certificate."""
+_SET_UP = "set the node up as mayfly node-config show says"
+_CLOCKS = "its clock or this host's is wrong (date -u on both)"
+_UNTRUSTED_ALERTS = {
+    **dict.fromkeys(
+        (
+            "SSLV3_ALERT_BAD_CERTIFICATE",  # Go sends it for every reason
+            "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+            "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        ),
+        f"does not trust this registry's certificate; {_SET_UP}, or {_CLOCKS}",
+    ),
+    "TLSV1_ALERT_UNKNOWN_CA": f"does not trust this registry's certificate; {_SET_UP}",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": f"takes this registry's certificate for expired; {_CLOCKS}",
+}
+"""OpenSSL's names of the alerts of a client that does not accept the server's certificate, and what
+is said of the client."""
 
 _FIRST_REQUEST_SECONDS = 1.0
 """Within which a client that has connected is expected to send a request."""
@@ -199,8 +206,7 @@ def _log_failure(address: str, error: OSError) -> None:
         log.event(
             logging.WARNING,
             "untrusted",
-            f"{address} does not trust this registry's certificate; set the node up as "
-            "mayfly node-config show says",
+            f"{address} {_UNTRUSTED_ALERTS[reason]}",
             same=address,
             address=address,
         )

@@ -5,7 +5,9 @@ They are used again by the next start as long as they serve, so nodes that trust
 trusting it:
 
 - The CA is made for a run and outlives it by a margin. A new one is made when there is none, and by
-  the start of a run that it would not outlast; never during a run.
+  the start of a run that it would not outlast or that begins before it is valid; never during a
+  run. A run that is continued keeps a CA from the future: nodes trust it already, and a host that
+  has just booted may not know the time yet.
 - Made with `constrain`, it may sign the names that it was made for and no others (RFC 5280,
   4.2.1.10). A start that needs another one fails.
 - The server certificate is short-lived. A new one is made, by the same CA and for the same key
@@ -64,8 +66,8 @@ class CertificateFiles:
     """Where the certificates of `--tls auto` lie.
 
     ``fingerprint`` is the CA's SHA-256, in the form openssl prints. ``made`` says what was made by
-    this call: both in a fresh state directory, nothing when all could be used again. ``replaced``
-    is the end of the CA whose place another took.
+    this call: both in a fresh state directory, nothing when all could be used again. ``authority``
+    is the CA; ``replaced`` the one whose place it took.
     """
 
     ca: Path
@@ -73,7 +75,8 @@ class CertificateFiles:
     key: Path
     fingerprint: str
     made: frozenset[Literal["ca", "certificate"]]
-    replaced: datetime | None = None
+    authority: Certificate
+    replaced: Certificate | None = None
 
 
 def ensure(
@@ -112,12 +115,12 @@ def ensure(
         _check_owner(ca, ca_key)
         if ca_key.exists():
             check_key_mode(ca_key)
-        end = read_authority(ca).not_after if ca.exists() else None
-        if end is None or end <= _outlasts(now, deadline, continued=continued):
+        found = read_authority(ca) if ca.exists() else None
+        if found is None or not _is_good_for(found, now, deadline, continued=continued):
             ends = now + CA_LIFETIME if deadline is None else deadline + CA_MARGIN
             _make_authority(ca, ca_key, now, ends, names if constrain else None)
             made.add("ca")
-            replaced = end
+            replaced = found
         elif constrain and not is_constrained(ca):
             raise TrustError(
                 f"{ca}: this CA may sign any name, so --tls-constrain cannot be had with it; "
@@ -127,7 +130,7 @@ def ensure(
             made.add("certificate")
         print_of_ca = fingerprint(ca.read_bytes())
     paths = (ca, directory / "tls.crt", directory / "tls.key")
-    return CertificateFiles(*paths, print_of_ca, frozenset(made), replaced)
+    return CertificateFiles(*paths, print_of_ca, frozenset(made), read_authority(ca), replaced)
 
 
 def renew(
@@ -162,11 +165,14 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def _outlasts(now: datetime, deadline: datetime | None, *, continued: bool) -> datetime:
-    """The moment that a CA has to be good beyond."""
+def _is_good_for(
+    ca: Certificate, now: datetime, deadline: datetime | None, *, continued: bool
+) -> bool:
+    """Whether a CA can be used by the run that starts now."""
     if continued:
-        return now
-    return now + CA_LEAST_AHEAD if deadline is None else deadline
+        return now < ca.not_after
+    end = now + CA_LEAST_AHEAD if deadline is None else deadline
+    return ca.not_before <= now and end < ca.not_after
 
 
 def _check_owner(*files: Path) -> None:

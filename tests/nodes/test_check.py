@@ -6,10 +6,14 @@ import gzip
 import json
 import os
 import shutil
+import socket
+import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mayfly.registry.cli import check
+from mayfly.registry.control.readiness import Ready
 from mayfly.registry.nodes.causes import Cause
 from mayfly.registry.nodes.image_content import ESTIMATED_RATIO, LayerSize, contents, needed
 from mayfly.registry.nodes.probe import Look, judge, probe_script
 from mayfly.registry.nodes.script import images_of
 from mayfly.registry.nodes.target import NodeCredential, parse
+from mayfly.registry.pki.authority import ensure
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.directory.store import DistributionStore
 from tests.nodes.test_script import PASSWORD, SHELLS, STUBS
@@ -244,3 +251,62 @@ def test_registry_that_nodes_cannot_use(tmp_path: Path, options: list[str], find
         assert done.returncode == 3
     finally:
         running.kill()
+
+
+class _Shown:
+    """A TLS server that shows a certificate to one client, and keeps the reason of a failure."""
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(certificate, key)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"https://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.failure: str | None = None
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self._socket.accept()
+        connection.settimeout(30)
+        try:
+            with self._context.wrap_socket(connection, server_side=True) as secured:
+                secured.recv(1)
+        except OSError as error:
+            self.failure = getattr(error, "reason", None) or str(error)
+
+    def end(self) -> None:
+        """Wait for the client to end."""
+        self._thread.join(30)
+        self._socket.close()
+
+
+@pytest.mark.parametrize(
+    ("names", "days", "code", "detail"),
+    [
+        (("127.0.0.1",), 0, None, ""),
+        (("127.0.0.1",), -30, "certificate_time", "expired, and this host's clock says 20"),
+        (("127.0.0.1",), 3, "certificate_time", "not yet valid, and this host's clock says 20"),
+        (("127.0.0.1",), -6.5, "certificate_time", "it ends on 20"),
+        (("r.example.com",), 0, "certificate", "certificate is not valid for '127.0.0.1'"),
+    ],
+    ids=["good", "expired", "not yet valid", "ends", "another name"],
+)
+def test_certificate(
+    tmp_path: Path, names: tuple[str, ...], days: float, code: str | None, detail: str
+) -> None:
+    """A wrong time is told from a wrong name, and the server never sees a client without trust."""
+    made = ensure(tmp_path, names, datetime.now(UTC) + timedelta(days=days))
+    server = _Shown(made.certificate, made.key)
+    found = list(check._of_connection(Ready(server.url, 1, ca=str(made.ca))))
+    server.end()
+    assert [one.code for one in found] == ([] if code is None else [code])
+    assert all(detail in one.detail for one in found)
+    assert "ALERT" not in str(server.failure)
+
+
+def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """A detail that ends in a full stop, as ssh's do, gets no second one."""
+    finding = check.Finding("login", "load the key", "n1", detail="Permission denied (publickey).")
+    check._print([finding], 1, 1)
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line == "n1: it refuses the login: Permission denied (publickey). To do: load the key"

@@ -98,7 +98,7 @@ def test_the_certificate_is_renewed_by_the_same_ca(tmp_path: Path, after: timede
     """Nodes that trust the CA notice nothing, nor do clients that pinned the public key."""
     first = _ensure(tmp_path)
     key = first.key.read_bytes()
-    second = _ensure(tmp_path, after=after)
+    second = ensure(tmp_path, NAMES, NOW + after, continued=True)
     assert second.made == {"certificate"}
     assert second.fingerprint == first.fingerprint
     assert second.key.read_bytes() == key
@@ -140,7 +140,8 @@ def test_a_ca_that_the_run_outlasts_is_replaced(tmp_path: Path) -> None:
         shutil.copytree(first.ca.parent, directory, ignore=shutil.ignore_patterns("20*", "None"))
         long = ensure(directory, NAMES, tomorrow, deadline=deadline)
         assert long.made == BOTH
-        assert long.replaced == end
+        assert long.replaced is not None
+        assert long.replaced.not_after == end
 
 
 @pytest.mark.parametrize("left", [timedelta(), CA_LEAST_AHEAD])
@@ -153,6 +154,22 @@ def test_an_expired_ca_is_replaced_with_its_certificate(tmp_path: Path, left: ti
     assert _ensure(tmp_path / "b").fingerprint != first.fingerprint
     third = _ensure(tmp_path / "b", after=CA_LIFETIME - CA_LEAST_AHEAD - HOUR)
     assert third.made == {"certificate"}
+
+
+def test_a_ca_from_the_future_is_replaced(tmp_path: Path) -> None:
+    """A clock that was ahead made it, and no node takes it; a run that goes on keeps its CA."""
+    first = _ensure(tmp_path, after=timedelta(days=3))
+    begins = read_authority(first.ca).not_before
+    assert begins > NOW
+    gone_on = ensure(tmp_path, NAMES, NOW, continued=True)
+    assert (gone_on.fingerprint, gone_on.replaced) == (first.fingerprint, None)
+    assert gone_on.authority.not_before == begins
+    second = _ensure(tmp_path)
+    assert second.made == BOTH
+    assert second.replaced is not None
+    assert second.replaced.not_before == begins
+    assert second.authority.not_before <= NOW
+    assert _ensure(tmp_path).made == set()
 
 
 def test_a_certificate_does_not_outlive_its_ca(tmp_path: Path) -> None:

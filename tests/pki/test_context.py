@@ -30,6 +30,7 @@ def own(tmp_path: Path, identity: CertificateFiles) -> CertificateFiles:
         directory / "tls.key",
         identity.fingerprint,
         frozenset(),
+        identity.authority,
     )
 
 

@@ -9,11 +9,15 @@ import signal
 import ssl
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from mayfly.registry.pki.authority import ensure
+from mayfly.registry.pki.certificate import fingerprint
+from mayfly.registry.state.runs import Run
 from tests.bundle.builders import Layout
 from tests.support.client import ask, basic
 from tests.support.commands import command_line, environment
@@ -109,6 +113,31 @@ def _ask(server: Mayfly, ca: Path | None, user: str = "") -> int:
     return ask(server.host, "GET", "/v2/", headers=headers, tls=context).status
 
 
+def test_a_ca_from_the_future(tmp_path: Path, start_mayfly: Callable[..., Mayfly]) -> None:
+    """A clock that was ahead made it: the start says so, and nodes can use the new one."""
+    state = tmp_path / "ahead"
+    made = ensure(state, ("127.0.0.1",), datetime.now(UTC) + timedelta(days=3))
+    server = start_mayfly("--tls", "auto", "--auth", "auto", state_dir=state)
+    (text,) = (text for _, text in lines(server.output()) if "CA is new" in text)
+    assert f"is not valid before {made.authority.not_before:%Y-%m-%d %H:%M} UTC" in text
+    assert "was ahead when it was made, or is behind now (date -u)" in text
+    assert _ask(server, state / "ca.crt", "eve") == 401
+
+
+def test_a_run_that_goes_on_keeps_a_ca_from_the_future(
+    tmp_path: Path, start_mayfly: Callable[..., Mayfly]
+) -> None:
+    """A host that has just booted may not know the time yet; its log says what to do."""
+    state = tmp_path / "ahead"
+    made = ensure(state, ("127.0.0.1",), datetime.now(UTC) + timedelta(days=3))
+    Run.begin(state, None, {})
+    server = start_mayfly("--tls", "auto", "--auth", "auto", state_dir=state)
+    warnings = [text for level, text in lines(server.output()) if level == "WARNING"]
+    (text,) = (text for text in warnings if text.startswith("the CA is not valid before"))
+    assert "set the clock; if it is right, stop Mayfly and start it again" in text
+    assert fingerprint((state / "ca.crt").read_bytes()) == made.fingerprint
+
+
 def test_nodes_that_are_not_set_up(start_mayfly: Callable[..., Mayfly]) -> None:
     """No trust in the CA, plain HTTP, a wrong password: each is named once, by its address."""
     server = start_mayfly("--tls", "auto", "--auth", "auto")
@@ -124,7 +153,7 @@ def test_nodes_that_are_not_set_up(start_mayfly: Callable[..., Mayfly]) -> None:
     plain.close()
     expected = {
         "127.0.0.1 does not trust this registry's certificate; set the node up as "
-        "mayfly node-config show says",
+        "mayfly node-config show says",  # OpenSSL says that it knows no such CA
         "127.0.0.1 speaks plain HTTP, but TLS is needed here; use https://",
     }
 
