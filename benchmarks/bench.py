@@ -36,6 +36,11 @@ _GRANTS = """\
 user = "bench"
 role = "developer"
 repositories = "bench/**"
+
+[[grant]]
+user = "looker"
+role = "guest"
+repositories = "**"
 """
 
 
@@ -212,8 +217,9 @@ def _certificate(directory: Path) -> tuple[Path, Path]:
 def _users(directory: Path) -> Path:
     auth = directory / "auth"
     auth.mkdir()
-    command = [MAYFLY, "user", "add", load.USER, "--password-stdin", "--auth", str(auth)]
-    subprocess.run(command, input=load.PASSWORD.encode(), check=True, capture_output=True)
+    for user in (load.USER, load.LOOKER):
+        command = [MAYFLY, "user", "add", user, "--password-stdin", "--auth", str(auth)]
+        subprocess.run(command, input=load.PASSWORD.encode(), check=True, capture_output=True)
     (auth / "grants.toml").write_text(_GRANTS)
     (auth / "grants.toml").chmod(0o600)
     return auth

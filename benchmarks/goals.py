@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks import catalog, making, rows
+from benchmarks import catalog, looking, making, rows
 from benchmarks.bench import CPU, DURABLE, PEAK, RATE, Figures
 from benchmarks.peers import RIVALS
 
@@ -81,6 +81,8 @@ GOALS = (
     Goal("manifest-head", rows.REQUESTS, 1.0, against=("manifest-head", "olareg")),
     Goal("tokens", rows.REQUESTS, 0.5, against=("manifest-get", "mayfly")),
     Goal("handshakes", rows.HANDSHAKE_CPU, 500, most=True),
+    Goal("pages", looking.KEPT, 98),
+    Goal("pages", looking.GREW, 20, most=True),
     Goal("fleet-http", PEAK, 64, most=True),
     Goal("fleet-bundle", PEAK, 64, most=True),
     Goal("fleet-tls", PEAK, 96, most=True),

@@ -28,6 +28,9 @@ OCI_GZIP_LAYER = f"{OCI_LAYER}+gzip"
 
 USER, PASSWORD = "bench", "correct horse battery staple"
 BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+LOOKER = "looker"
+LOOKER_BASIC = "Basic " + base64.b64encode(f"{LOOKER}:{PASSWORD}".encode()).decode()
+"""Of a user who may see the rollout page."""
 
 
 @dataclass(frozen=True)

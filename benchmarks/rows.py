@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks import catalog, copying, load, making
+from benchmarks import catalog, copying, load, looking, making
 from benchmarks.bench import CPU, DURABLE, PEAK, RATE, Bench, Figures, sync_tree
 from benchmarks.load import Blob, Data, Result
 from benchmarks.peers import COPIERS, MAKERS, REGISTRIES, Peer
@@ -126,6 +126,13 @@ def _fleet_on(server: Server, authorization: str, bench: Bench, verify: bool) ->
     if verify:
         bench.pull(server, authorization, layers, verify=True)
     return figures
+
+
+def _pages(bench: Bench, peer: Peer, verify: bool) -> Figures:
+    def fleet(server: Server, authorization: str) -> Figures:
+        return _fleet_on(server, authorization, bench, False)
+
+    return looking.measure(fleet, bench, peer, verify)
 
 
 def _manifest(method: str, tag: str | None, bench: Bench, peer: Peer, verify: bool) -> Figures:
@@ -305,6 +312,7 @@ _ALL = (
         partial(_bundle_fleet, True),
         _OWN,
     ),
+    Row("pages", looking.TITLE, looking.KEPT, _pages, _OWN),
     Row(
         "manifest-get",
         "GET a manifest by digest, 32 connections",
