@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -35,7 +36,7 @@ from mayfly.registry.coverage.nodes import NodeNames
 from mayfly.registry.coverage.observer import Observer
 from mayfly.registry.coverage.pulls import SETTLED_SECONDS, Pulls
 from mayfly.registry.coverage.states import State
-from mayfly.registry.coverage.store_queries import StoreQueries
+from mayfly.registry.coverage.store_queries import StoreQueries, has_image
 from mayfly.registry.coverage.upgrade_lists import ListedImage, Nodes, read_images
 from mayfly.registry.ending import EndKind, EndReason, Latch
 from mayfly.registry.exit_codes import Exit
@@ -211,7 +212,14 @@ class Lifecycle:
         self._failed = Latch()
         self._unprepared = Latch()
         self._status = StatusService(
-            plan, self.observer, self.drain, self.coverage, clock, self._stop, state.path
+            plan,
+            self.observer,
+            self.drain,
+            self.coverage,
+            clock,
+            self._stop,
+            state.path,
+            functools.partial(has_image, store, own_hosts=frozenset(own_hosts)),
         )
         self._completion_log = self._status.completion_log()
         self._feed: Feed | None = None

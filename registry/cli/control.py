@@ -13,8 +13,7 @@ import click
 
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import DURATION, as_json, print_json, state_directory
-from mayfly.registry.cli.prefetch import ssh_options
-from mayfly.registry.cli.safe_to_stop import kubectl_options
+from mayfly.registry.cli.prefetch import kubectl_options, ssh_options
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.text import echo
 
@@ -91,10 +90,11 @@ def stop(state_dir: Path, json: bool) -> int:
 )
 @click.option(
     "--via",
-    type=click.Choice(["none", "ssh"]),
+    type=click.Choice(["none", "ssh", "kubernetes"]),
     default="none",
     show_default=True,
-    help="With --safe-to-stop: read images and kubelet's records on the nodes over ssh.",
+    help="With --safe-to-stop: read images and kubelet's records on the nodes, over ssh or in a "
+    "pod on each.",
 )
 @click.option(
     "--no-kubernetes",
@@ -126,10 +126,20 @@ def wait(
         raise click.UsageError("say what to wait for: --ready, --covered or --safe-to-stop")
     if what == "safe-to-stop":
         from mayfly.registry.cli.safe_to_stop import Reach, safe_to_stop
+        from mayfly.registry.nodes.carrier import Carrier
+        from mayfly.registry.nodes.kubectl import Kubectl
+        from mayfly.registry.nodes.pods import Pods
         from mayfly.registry.nodes.ssh import SSH
 
-        ssh = SSH(ssh_config, user, sudo) if via == "ssh" else None
-        reach = Reach(kubeconfig, context, not no_kubernetes, ssh, concurrency)
+        if no_kubernetes and via == "kubernetes":
+            raise click.UsageError("--no-kubernetes is not for --via kubernetes; leave it out")
+        kubectl = Kubectl(kubeconfig, context)
+        carrier: Carrier | None = None
+        if via == "ssh":
+            carrier = SSH(ssh_config, user, sudo)
+        elif via == "kubernetes":
+            carrier = Pods(kubectl)
+        reach = Reach(None if no_kubernetes else kubectl, carrier, via == "kubernetes", concurrency)
         return safe_to_stop(state_dir, timeout, reach, json)
     end = None if timeout is None else time.monotonic() + timeout
     if what == "ready":

@@ -67,6 +67,24 @@ ssh_options = combined(
 """Options by which nodes are reached."""
 
 
+kubectl_options = combined(
+    click.option(
+        "--kubeconfig",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        envvar="MAYFLY_KUBECONFIG",
+        metavar="FILE",
+        help="kubectl's configuration.  [default: as kubectl finds it]",
+    ),
+    click.option(
+        "--context",
+        envvar="MAYFLY_CONTEXT",
+        metavar="NAME",
+        help="Context of it.  [default: the current one]",
+    ),
+)
+"""Options by which kubectl reaches the cluster."""
+
+
 @click.command("prefetch", cls=Command)
 @click.option(
     "--nodes",
@@ -86,12 +104,7 @@ ssh_options = combined(
 @images_option
 @runtime_option
 @ssh_options
-@click.option(
-    "--context",
-    envvar="MAYFLY_CONTEXT",
-    metavar="NAME",
-    help="kubectl's context.  [default: the current one]",
-)
+@kubectl_options
 @click.option(
     "--image",
     envvar="MAYFLY_IMAGE",
@@ -134,6 +147,7 @@ def command(
     user: str | None,
     sudo: bool,
     concurrency: int,
+    kubeconfig: Path | None,
     context: str | None,
     image: str | None,
     print_only: bool,
@@ -156,7 +170,7 @@ def command(
     state_dir: Path = registry["state_dir"]
     names = node_names(nodes, state_dir)
     carrier = _carrier(
-        via, SSHOptions(ssh_config, user, sudo), PodOptions(context, image, print_only)
+        via, SSHOptions(ssh_config, user, sudo), PodOptions(kubeconfig, context, image, print_only)
     )
     carrier.check(names)
     listed = listed_images(images, state_dir)
@@ -210,6 +224,7 @@ class SSHOptions(NamedTuple):
 class PodOptions(NamedTuple):
     """Options of ``--via kubernetes``."""
 
+    kubeconfig: Path | None
     context: str | None
     image: str | None
     print: bool
@@ -232,7 +247,7 @@ def _carrier(via: str, of_ssh: SSHOptions, of_pods: PodOptions) -> Carrier:
             raise ConfigError(f"--{option}: is not for --via {via}; leave it out")
     if via == "ssh":
         return SSH(*of_ssh)
-    return Pods(Kubectl(context=of_pods.context), of_pods.image)
+    return Pods(Kubectl(of_pods.kubeconfig, of_pods.context), of_pods.image)
 
 
 def _print_objects(plan: Prefetch) -> None:

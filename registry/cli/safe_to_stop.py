@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-import click
-
-from mayfly.registry.cli.options import combined, print_json
+from mayfly.registry.cli.options import print_json
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo
@@ -18,45 +17,31 @@ from mayfly.registry.text import echo
 if TYPE_CHECKING:
     from mayfly.registry.cluster.record import SafetyRecord
     from mayfly.registry.cluster.safety import Proofs
-    from mayfly.registry.nodes.ssh import SSH
+    from mayfly.registry.nodes.carrier import Carrier
+    from mayfly.registry.nodes.kubectl import Kubectl
 
 _STATUS_SECONDS = 60.0
 _LEAST_PAUSE_SECONDS = 2.0
 _PAUSE_SHARE = 10
 """Times that asking for the status took: to wait before the next time, for large upgrades."""
 
-kubectl_options = combined(
-    click.option(
-        "--kubeconfig",
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        envvar="MAYFLY_KUBECONFIG",
-        metavar="FILE",
-        help="kubectl's configuration.  [default: as kubectl finds it]",
-    ),
-    click.option(
-        "--context",
-        envvar="MAYFLY_CONTEXT",
-        metavar="NAME",
-        help="Context of it.  [default: the current one]",
-    ),
-)
-"""Options by which kubectl reaches the cluster."""
+_ASK_BYTES = 32 * 1024
+"""Names of images in one request to the server, which takes 64 KiB."""
 
 
 class Reach(NamedTuple):
     """How cluster and nodes are reached.
 
     Attributes:
-        kubeconfig, context: of kubectl.
-        kubernetes: whether there is a cluster.
-        ssh: None to look at no node.
+        kubectl: None where there is no cluster.
+        carrier: None to look at no node.
+        by_cluster_name: whether the carrier knows nodes by the cluster's names.
         concurrency: nodes at a time.
     """
 
-    kubeconfig: Path | None
-    context: str | None
-    kubernetes: bool
-    ssh: SSH | None
+    kubectl: Kubectl | None
+    carrier: Carrier | None
+    by_cluster_name: bool
     concurrency: int
 
 
@@ -73,13 +58,11 @@ def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: boo
     from mayfly.registry.cluster.look import Access, look
     from mayfly.registry.control.client import ask
     from mayfly.registry.control.readiness import read_ready
-    from mayfly.registry.nodes.kubectl import Kubectl
-    from mayfly.registry.nodes.programs import find_program
     from mayfly.registry.nodes.script import images_of, reading_script
     from mayfly.registry.nodes.target import parse
 
-    if reach.ssh is not None:
-        find_program("ssh")
+    if reach.carrier is not None and not reach.by_cluster_name:
+        reach.carrier.check(())
     ready = read_ready(state_dir)
     registry = urlsplit(ready.url).netloc
     coverage = _proven(state_dir, timeout)
@@ -92,10 +75,13 @@ def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: boo
         script = reading_script(parse(ready.url, None), (), "kubelet.sh")
     proofs = _proofs(coverage, names)
     access = Access(
-        Kubectl(reach.kubeconfig, reach.context) if reach.kubernetes else None,
-        reach.ssh,
+        reach.kubectl,
+        reach.carrier,
         script,
         reach.concurrency,
+        functools.partial(_served, state_dir),
+        lambda text: echo(text, err=True),
+        reach.by_cluster_name,
     )
     images = frozenset(names.values())
     safety, uses = run_cancellable(look(access, proofs, images, registry))
@@ -108,6 +94,22 @@ def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: boo
     else:
         _print(found)
     return Exit.DONE if found["safe"] else Exit.INCOMPLETE
+
+
+def _served(state_dir: Path, images: Collection[str]) -> list[str]:
+    """Return those of some images that the server has."""
+    from mayfly.registry.control.client import ask
+
+    pieces: list[list[str]] = []
+    left = 0
+    for image in images:
+        if len(image) > left:
+            pieces.append([])
+            left = _ASK_BYTES
+        pieces[-1].append(image)
+        left -= len(image) + len('"", ')
+    answers = (ask(state_dir, "serves", timeout=_STATUS_SECONDS, images=one) for one in pieces)
+    return [image for answer in answers for image in answer["images"]]
 
 
 def _print(found: SafetyRecord) -> None:

@@ -8,12 +8,18 @@ from typing import NamedTuple
 
 from mayfly.registry.cluster.fields import objects, text, texts
 from mayfly.registry.cluster.kubelet import PullRecord, parse_intent, parse_record
+from mayfly.registry.cluster.workloads import reference_of
+from mayfly.registry.nodes.node_output import NodeOutput
 
 MAX_LINE = 32 * 1024 * 1024
 """Bytes of a line: the list of a node's images, some 500 each."""
 
+_MAX_OUTPUT = 4 * MAX_LINE
+"""Bytes that a node may send."""
+
 _MARK = b"mayfly-kubelet "
 _MAX_RECORDS = 100_000
+_NAME = 100
 
 
 class ImageOnNode(NamedTuple):
@@ -35,15 +41,17 @@ class NodeFacts:
     Attributes:
         is_root: whether its files could be read.
         has_kubelet: whether it has a kubelet, which collects images.
+        runtime: that lists the images, such as ``containerd``.
         images: full name, by tag or digest → image.
         records: image's ID → kubelet's record.
-        intents: images that kubelet began to pull.
+        intents: full names of images that kubelet began to pull.
         has_records: whether all of the records could be read.
         complete: whether it showed all.
     """
 
     is_root: bool = False
     has_kubelet: bool | None = None
+    runtime: str | None = None
     images: dict[str, ImageOnNode] | None = None
     records: dict[str, PullRecord] = field(default_factory=dict)
     intents: set[str] = field(default_factory=set)
@@ -69,16 +77,45 @@ class NodeFacts:
                     self.records[record.image] = record
             case b"pulling" if len(self.intents) < _MAX_RECORDS:
                 intent = parse_intent(value)
-                if intent is not None:
-                    self.intents.add(intent)
+                if intent is None:
+                    self._unread = True
+                elif (reference := reference_of(intent)) is not None:
+                    self.intents.add(str(reference))
             case b"pulled" | b"pulling":
                 self._unread = True
             case b"records":
                 self.has_records = value == b"yes" and not self._unread
+            case b"runtime":
+                self.runtime = value.decode(errors="replace")[:_NAME]
             case b"images":
                 self.images = parse_images(value)
             case b"done":
                 self.complete = True
+
+
+class FactsOutput(NodeOutput):
+    """The output of `kubelet.sh`. In the log of a pod both streams are one."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+        self.facts = NodeFacts()
+
+    @property
+    def most(self) -> int:
+        return MAX_LINE
+
+    @property
+    def total(self) -> int:
+        return _MAX_OUTPUT
+
+    def stdout(self, line: bytes) -> None:
+        self.facts.take(line)
+
+    def stderr(self, line: bytes) -> None:
+        if line.startswith(_MARK):
+            self.facts.take(line)
+        else:
+            super().stderr(line)
 
 
 def parse_images(document: bytes) -> dict[str, ImageOnNode] | None:

@@ -22,6 +22,9 @@ GATE = "KubeletEnsureSecretPulledImages"
 FIRST_WITH_GATE = (1, 33)
 FIRST_ON_BY_DEFAULT = (1, 35)
 
+_MAX_SECRETS = 100
+"""Of a record: in a larger one kubelet looks for the content of Secrets only."""
+
 _VERSION = re.compile(r"v?(\d{1,4})\.(\d{1,4})\b")
 
 
@@ -38,17 +41,18 @@ class PullPolicy(NamedTuple):
     """The policy of one kubelet.
 
     Attributes:
-        allowlist: repositories with their host, or prefixes of these that end in ``/*``.
+        allowlist: repositories with their host, or patterns: prefixes of these and ``/*``.
     """
 
     verification: Verification
     allowlist: tuple[str, ...] = ()
 
-    def verifies(self, repository: str, pulled: bool) -> bool:
-        """Whether credentials count for an image of a repository.
+    def verifies(self, written: str, repository: str, pulled: bool) -> bool:
+        """Whether credentials count for an image.
 
         Args:
-            repository: with its host.
+            written: its name in the pod.
+            repository: of it, with its host.
             pulled: whether this kubelet pulled it.
         """
         match self.verification:
@@ -58,8 +62,12 @@ class PullPolicy(NamedTuple):
                 return pulled
             case Verification.ALWAYS:
                 return True
+        # kubelet 1.35.4 compares the name as it is written, with its tag, so that only patterns
+        # match; later ones compare the repository's full name. What both allow is allowed.
         return not any(
-            repository.startswith(one[:-1]) if one.endswith("/*") else repository == one
+            (written.startswith(one[:-1]) and repository.startswith(one[:-1]))
+            if one.endswith("/*")
+            else written == repository == one
             for one in self.allowlist
         )
 
@@ -78,8 +86,10 @@ def policy_of(version: str, configuration: Mapping[str, object] | None) -> PullP
     if configuration is None or number is None:
         return None
     config = mapping(configuration, "kubeletconfig")
-    enabled = mapping(config, "featureGates").get(GATE, number >= FIRST_ON_BY_DEFAULT)
-    if enabled is not True:
+    gates = mapping(config, "featureGates")
+    is_beta = number >= FIRST_ON_BY_DEFAULT
+    of_its_kind = gates.get("AllBeta" if is_beta else "AllAlpha", is_beta)
+    if gates.get(GATE, of_its_kind) is not True:
         return PullPolicy(Verification.NEVER)
     try:
         named = text(config, "imagePullCredentialsVerificationPolicy") or Verification.PULLED
@@ -115,20 +125,20 @@ class Access:
     secrets: tuple[Credential, ...]
     accounts: frozenset[tuple[str, str, str]]
 
-    def allows(self, credentials: Iterable[Credential], account: tuple[str, str]) -> bool:
+    def allows(self, credentials: Iterable[Credential], account: tuple[str, str, str]) -> bool:
         """Whether a pod may use it without the registry being asked.
 
         Args:
             credentials: of the pod for the repository.
-            account: namespace and name of its ServiceAccount.
+            account: UID, namespace and name of its ServiceAccount.
         """
         if self.everybody:
             return True
         hashes = {one.hash for one in self.secrets if one.hash}
-        sources = {one.source for one in self.secrets}
+        sources = {one.source for one in self.secrets if len(self.secrets) < _MAX_SECRETS}
         if any(one.hash in hashes or one.source in sources for one in credentials):
             return True
-        return account in {(namespace, name) for _, namespace, name in self.accounts}
+        return account in self.accounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +193,14 @@ class Image(NamedTuple):
     """An image on a node, as a pod names it.
 
     Attributes:
-        written: the name in the pod.
+        written: its name in the pod.
+        name: the same in full.
         repository: of it, with its host.
         id: in the runtime.
     """
 
     written: str
+    name: str
     repository: str
     id: str
 
@@ -199,9 +211,16 @@ def access_of(
     records: Mapping[str, PullRecord],
     intents: Collection[str],
 ) -> Access:
-    """Return who may use an image that the node has without the registry being asked."""
+    """Return who may use an image that the node has without the registry being asked.
+
+    Args:
+        records: image's ID → record.
+        intents: full names of images that kubelet began to pull.
+    """
     record = records.get(image.id)
-    if not policy.verifies(image.repository, record is not None or image.written in intents):
+    if not policy.verifies(
+        image.written, image.repository, record is not None or image.name in intents
+    ):
         return Access(True, (), frozenset())
     nobody = Access(False, (), frozenset())
     return nobody if record is None else record.access.get(image.repository, nobody)

@@ -1,37 +1,36 @@
-"""Look at a cluster by kubectl, and at its nodes over ssh; nothing is changed."""
+"""Look at a cluster by kubectl, and at its nodes over ssh or in pods."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from mayfly.registry.cluster.facts import MAX_LINE, NodeFacts
+from mayfly.registry.cluster.facts import FactsOutput, NodeFacts
 from mayfly.registry.cluster.fields import Object, objects, text
 from mayfly.registry.cluster.kubelet import policy_of
-from mayfly.registry.cluster.placement import ClusterNode, node_of
+from mayfly.registry.cluster.placement import ClusterNode, Placement, node_of
 from mayfly.registry.cluster.safety import Gap, Judge, NodeView, Proofs, Safety, Unseen
 from mayfly.registry.cluster.workloads import KINDS, ImageUse, accounts_of, uses_of
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.nodes.carrier import ScriptEnd
+from mayfly.registry.nodes.carrier import Carrier, Session
 from mayfly.registry.nodes.causes import TEXTS, Cause
 from mayfly.registry.nodes.kubectl import Kubectl
-from mayfly.registry.nodes.node_output import NodeOutput
 from mayfly.registry.nodes.prefetch import Failure, without_answer
-from mayfly.registry.nodes.programs import run_program
-from mayfly.registry.nodes.ssh import SSH
 from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.threads import in_thread
 
 T = TypeVar("T")
 
 NODE_SECONDS = 120.0
 """For a look at one node."""
 
-_MAX_OUTPUT = 4 * MAX_LINE
-"""Bytes that a node may send."""
+_LOOKS = 3
+"""At a cluster whose pods change meanwhile."""
 
 _REQUESTS = 8
 """Of kubectl at a time."""
@@ -55,19 +54,27 @@ _SIGNS: Sequence[tuple[Gap, tuple[str, ...]]] = (
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How cluster and nodes are reached.
+    """How cluster, nodes and registry are reached.
 
     Attributes:
         kubectl: None where the nodes are in no cluster.
-        ssh: None to look at no node.
+        carrier: None to look at no node.
         script: for nodes, of `reading_script`.
         concurrency: nodes at a time.
+        serves: returns those of some image names, written as in pods, that the registry has;
+            blocking.
+        note: called with a text for people about what could not be removed from the cluster.
+        by_cluster_name: whether the carrier knows nodes by the cluster's names, rather than by
+            those of the list.
     """
 
     kubectl: Kubectl | None
-    ssh: SSH | None
+    carrier: Carrier | None
     script: str
     concurrency: int
+    serves: Callable[[Collection[str]], Collection[str]]
+    note: Callable[[str], None]
+    by_cluster_name: bool
 
 
 async def look(
@@ -84,12 +91,26 @@ async def look(
     Returns:
         The judgement, and the number of uses of images in pods and templates that were judged.
     """
-    seen = _Seen(access)
-    await seen.read_cluster()
-    judge = Judge(frozenset(images), registry, ())
-    uses = [use for use in seen.uses if judge.concerns(use)]
-    views = await seen.nodes(proofs, uses)
-    judge = Judge(frozenset(images), registry, views)
+    seen = _Seen(access, frozenset(images), registry)
+    async with contextlib.AsyncExitStack() as stack:
+        session = None
+        if access.carrier is not None:
+            entering = stack.enter_async_context(access.carrier.session(access.note))
+            session = await seen.attempt(entering)
+        begun = tuple(seen.unseen)
+        for _ in range(_LOOKS):
+            seen.unseen = [*begun]
+            uses = await seen.read_cluster()
+            views = await seen.nodes(session, proofs, uses)
+            # Pods that came meanwhile may be on nodes that were not read.
+            later = await seen.read_cluster()
+            new = {use.likeness() for use in later}.difference(use.likeness() for use in uses)
+            uses = later
+            if not new:
+                break
+        else:
+            seen.unseen.append(Unseen(Gap.CHANGING))
+    judge = Judge(frozenset(images), views, seen.short_names)
     secrets = await seen.secrets(set(judge.needed_secrets(uses)))
     safety = judge.judge(uses, proofs, lambda namespace, name: secrets.get((namespace, name)))
     unseen = (*dict.fromkeys((*seen.unseen, *safety.unseen)),)
@@ -101,23 +122,34 @@ class _Seen:
     """Collects what was seen, and what was not."""
 
     access: Access
-    cluster: list[ClusterNode] = field(default_factory=list)
-    uses: list[ImageUse] = field(default_factory=list)
+    images: frozenset[str]
+    registry: str
+    cluster: list[ClusterNode] | None = None
+    short_names: list[Placement] = field(default_factory=list)
     unseen: list[Unseen] = field(default_factory=list)
 
-    async def read_cluster(self) -> None:
+    async def read_cluster(self) -> list[ImageUse]:
+        """Read the cluster's nodes and return the uses of images that this registry has."""
         kubectl = self.access.kubectl
         if kubectl is None:
-            return
+            return []
         nodes, workloads, accounts = await asyncio.gather(
-            self._seen(_items(kubectl, "nodes")),
-            self._seen(_items(kubectl, ",".join(KINDS), "--all-namespaces")),
-            self._seen(_items(kubectl, "serviceaccounts", "--all-namespaces")),
+            self.attempt(_items(kubectl, "nodes")),
+            self.attempt(_items(kubectl, ",".join(KINDS), "--all-namespaces")),
+            self.attempt(_items(kubectl, "serviceaccounts", "--all-namespaces")),
         )
-        self.cluster = [node_of(one) for one in nodes or ()]
-        self.uses = [*uses_of(workloads or (), accounts_of(accounts or ()))]
+        self.cluster = None if nodes is None else [node_of(one) for one in nodes]
+        uses = [*uses_of(workloads or (), accounts_of(accounts or ()))]
+        self.short_names = [use.placement for use in uses if use.is_short]
+        others = {use.written for use in uses if not self._is_known(use)}
+        served = frozenset(await in_thread(self.access.serves, others) if others else ())
+        return [use for use in uses if self._is_known(use) or use.written in served]
 
-    async def _seen(self, asking: Awaitable[T]) -> T | None:
+    def _is_known(self, use: ImageUse) -> bool:
+        return use.reference.host == self.registry or str(use.reference) in self.images
+
+    async def attempt(self, asking: Awaitable[T]) -> T | None:
+        """Return what was asked for; None, and a gap, if it could not be had."""
         try:
             return await asking
         except ConfigError as error:
@@ -128,25 +160,28 @@ class _Seen:
             self.unseen.append(unseen)
         return None
 
-    async def nodes(self, proofs: Proofs, uses: Sequence[ImageUse]) -> list[NodeView]:
+    async def nodes(
+        self, session: Session | None, proofs: Proofs, uses: Sequence[ImageUse]
+    ) -> list[NodeView]:
         """Return the nodes of the upgrade, and those that images of it may come to."""
-        of_cluster = {name: one for one in self.cluster for name in (*one.addresses, one.name)}
+        cluster = self.cluster or []
+        of_cluster = {name: one for one in cluster for name in (*one.addresses, one.name)}
         listed = {name: of_cluster.get(name) for name in proofs.lacking}
         by_name = {one.name: name for name, one in listed.items() if one is not None}
-        if self.cluster:
+        if self.cluster is not None:
             for name, one in listed.items():
                 if one is None:
                     self.unseen.append(Unseen(Gap.UNKNOWN_NODE, name))
         others = [
             one
-            for one in self.cluster
+            for one in cluster
             if one.name not in by_name and any(use.placement.fits(one) for use in uses)
         ]
         wanted: list[tuple[str, ClusterNode | None]] = [
             *listed.items(),
             *((one.name, one) for one in others),
         ]
-        facts = await self._facts([name for name, _ in wanted])
+        facts = await self._facts(session, wanted)
         asked = [one.name for _, one in wanted if one is not None]
         configured = dict(zip(asked, await self._configurations(asked), strict=True))
         return [
@@ -199,39 +234,51 @@ class _Seen:
         answers = await asyncio.gather(*map(ask, names))
         return {key: value for answer in answers for key, value in answer.items()}
 
-    async def _facts(self, names: Iterable[str]) -> dict[str, NodeFacts]:
-        ssh, places = self.access.ssh, asyncio.Semaphore(self.access.concurrency)
-        if ssh is None:
+    async def _facts(
+        self, session: Session | None, wanted: Iterable[tuple[str, ClusterNode | None]]
+    ) -> dict[str, NodeFacts]:
+        """Return what nodes showed, by their names in the list."""
+        if session is None:
             return {}
+        places = asyncio.Semaphore(self.access.concurrency)
 
-        async def read(name: str) -> tuple[str, NodeFacts | None]:
+        async def read(name: str, one: ClusterNode | None) -> tuple[str, NodeFacts | None]:
+            target = name
+            if self.access.by_cluster_name:
+                if one is None:
+                    return name, None
+                target = one.name
             async with places:
-                return name, await self._read(name, ssh)
+                facts = await self._read(session, name, target)
+            if facts is not None:
+                self._check(name, one, facts)
+            return name, facts
 
-        found = await asyncio.gather(*map(read, names))
+        found = await asyncio.gather(*(read(*one) for one in wanted))
         return {name: facts for name, facts in found if facts is not None}
 
-    async def _read(self, name: str, ssh: SSH) -> NodeFacts | None:
-        facts, output = NodeFacts(), NodeOutput(())
+    def _check(self, name: str, one: ClusterNode | None, facts: NodeFacts) -> None:
+        """Compare what a node showed with the cluster."""
+        if self.access.kubectl is None and facts.has_kubelet:
+            self.unseen.append(Unseen(Gap.KUBELET, name))
+        if one is not None and facts.runtime != one.runtime.partition("://")[0]:
+            facts.images = None  # of a runtime that this kubelet does not use
+
+    async def _read(self, session: Session, name: str, target: str) -> NodeFacts | None:
+        output = FactsOutput()
+        facts = output.facts
         try:
-            words = ssh.words(name)
+            assert self.access.carrier is not None
+            self.access.carrier.check([target])
+            end = await session.run(target, self.access.script, output, NODE_SECONDS)
         except ConfigError as error:
             self.unseen.append(Unseen(Gap.NODE, name, str(error)))
             return None
-        code = await run_program(
-            words,
-            self.access.script.encode(),
-            on_stdout=facts.take,
-            on_stderr=output.stderr,
-            most=MAX_LINE,
-            total=_MAX_OUTPUT,
-            seconds=NODE_SECONDS,
-        )
-        if facts.complete and facts.is_root and code == 0:
+        if facts.complete and facts.is_root and end.code == 0:
             return facts
         failure = Failure(Cause.NOT_ROOT, ())
-        if not facts.complete or code != 0:
-            failure = without_answer((), ScriptEnd(code), output)
+        if not facts.complete or end.code != 0:
+            failure = without_answer((), end, output)
         meaning = TEXTS[failure.cause][0]
         detail = f"{meaning}: {failure.detail}" if failure.detail else meaning
         self.unseen.append(Unseen(Gap.NODE, name, detail))

@@ -79,6 +79,12 @@ class Placement:
             and not text(taint, "key").startswith(_PASSING)
         )
 
+    def key(self) -> str:
+        """Return a text that is the same for placements on the same nodes."""
+        # Every pod gets tolerations of passing taints.
+        kept = [one for one in self.tolerations if not text(one, "key").startswith(_PASSING)]
+        return repr((self.node, self.selector, self.terms, kept))
+
 
 def placement_of(spec: Object) -> Placement:
     """Read where a pod is or may be put from its ``spec``."""
@@ -131,6 +137,8 @@ def _tolerates(toleration: Object, taint: Object) -> bool:
     key, effect = text(toleration, "key"), text(toleration, "effect")
     if effect and effect != text(taint, "effect"):
         return False
-    if text(toleration, "operator") == "Exists":
-        return not key or key == text(taint, "key")
-    return key == text(taint, "key") and text(toleration, "value") == text(taint, "value")
+    operator = text(toleration, "operator")
+    if key != text(taint, "key"):
+        return not key and operator == "Exists"
+    # By an operator of a newer Kubernetes the pod may be put there.
+    return operator not in ("", "Equal") or text(toleration, "value") == text(taint, "value")

@@ -71,7 +71,8 @@ class AllowlistRecord(TypedDict):
     """See `safety.Allowlist`."""
 
     node: str
-    repositories: list[str]
+    policy: str
+    patterns: list[str]
 
 
 class SafetyRecord(TypedDict):
@@ -141,7 +142,7 @@ def record_of(safety: Safety, images: int, nodes: int, uses: int) -> SafetyRecor
             UnseenRecord(code=one.code, node=one.node, detail=one.detail) for one in safety.unseen
         ],
         allowlists=[
-            AllowlistRecord(node=one.node, repositories=[*one.repositories])
+            AllowlistRecord(node=one.node, policy=one.policy, patterns=[*one.patterns])
             for one in safety.allowlists
         ],
     )
@@ -188,9 +189,10 @@ def patch_lines(found: SafetyRecord) -> Iterator[str]:
     """Yield for each node that needs it the lines of a KubeletConfiguration."""
     for one in found["allowlists"]:
         yield f"# {one['node']}: in kubelet's configuration, then restart kubelet"
-        yield "imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages"
-        yield "preloadedImagesVerificationAllowlist:"
-        yield from (f"- {repository}" for repository in one["repositories"])
+        yield f"imagePullCredentialsVerificationPolicy: {one['policy']}"
+        if one["patterns"]:
+            yield "preloadedImagesVerificationAllowlist:"
+        yield from (f"- {pattern}" for pattern in one["patterns"])
 
 
 def summary(found: SafetyRecord | ReportedSafety) -> str:

@@ -1,7 +1,7 @@
 """Judge whether the registry may end: which pod on which node would then fail, and when.
 
 Nothing counts as safe that was not seen: what a judgement needs and nobody showed is an `Unseen`.
-Only images of the upgrade's list, and images named after this registry, are judged.
+The images that are judged are those of the upgrade's list, and others that this registry has.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from mayfly.registry.cluster.facts import ImageOnNode, NodeFacts
 from mayfly.registry.cluster.fields import Object
 from mayfly.registry.cluster.kubelet import Access, Image, PullPolicy, Verification, access_of
-from mayfly.registry.cluster.placement import ClusterNode
+from mayfly.registry.cluster.placement import ClusterNode, Placement
 from mayfly.registry.cluster.secrets import credentials_for
 from mayfly.registry.cluster.workloads import ImageUse, Policy, Role, When, Workload
 
@@ -65,6 +65,9 @@ class Gap(StrEnum):
     FAILED = "failed"
     UNKNOWN_NODE = "unknown_node"
     NODE = "node"
+    KUBELET = "kubelet"
+    NO_NODE = "no_node"
+    CHANGING = "changing"
     IMAGES = "images"
     RECORDS = "records"
     POLICY = "policy"
@@ -91,13 +94,26 @@ GAPS: Mapping[Gap, tuple[str, str]] = {
         "name nodes as the cluster does, or use --no-kubernetes",
     ),
     Gap.NODE: ("the node was not seen", "mend what the message says, and run this again"),
+    Gap.KUBELET: (
+        "the node has a kubelet, and pods were not looked at",
+        "leave out --no-kubernetes",
+    ),
+    Gap.NO_NODE: (
+        "whether the pod would start was not seen, since it waits for a node that it fits on",
+        "add the node and run mayfly prefetch, or delete the pod",
+    ),
+    Gap.CHANGING: (
+        "pods changed during each of three looks",
+        "run this again once the rollout has ended",
+    ),
     Gap.IMAGES: (
         "which images the node has was not seen",
-        "use --via ssh, and install crictl on the node",
+        "use --via ssh or kubernetes, and install crictl on the node",
     ),
     Gap.RECORDS: (
         "kubelet's records of pulls were not seen",
-        "use --via ssh as root, or set imagePullCredentialsVerificationPolicy: NeverVerify",
+        "use --via ssh as root or --via kubernetes, or set "
+        "imagePullCredentialsVerificationPolicy: NeverVerify",
     ),
     Gap.POLICY: (
         "kubelet's configuration was not seen",
@@ -147,14 +163,17 @@ class Unseen(NamedTuple):
 
 
 class Allowlist(NamedTuple):
-    """The entries that a kubelet's configuration needs for pods with other credentials.
+    """The configuration that a kubelet needs for pods with other credentials.
 
     Attributes:
-        repositories: all of ``preloadedImagesVerificationAllowlist``.
+        policy: `Verification.NOT_LISTED`; or `Verification.NEVER` where pods write images by short
+            names, which no pattern matches in Kubernetes 1.35.
+        patterns: all of ``preloadedImagesVerificationAllowlist``.
     """
 
     node: str
-    repositories: tuple[str, ...]
+    policy: Verification
+    patterns: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +246,7 @@ class NodeView:
 
     def may_lose(self) -> bool:
         """Whether a kubelet may collect what is not pinned."""
-        if self.facts is not None and self.facts.has_kubelet is not None:
-            return self.facts.has_kubelet
-        return self.cluster is not None
+        return self.cluster is not None or bool(self.facts and self.facts.has_kubelet)
 
 
 Secrets = Callable[[str, str], Object | None]
@@ -245,17 +262,13 @@ class Judge:
 
     Args:
         images: of the upgrade, by their full names.
-        registry: HOST:PORT of this registry.
         nodes: all of them.
+        short_names: places of pods that write any image by a short name.
     """
 
     images: frozenset[str]
-    registry: str
     nodes: Sequence[NodeView]
-
-    def concerns(self, use: ImageUse) -> bool:
-        """Whether an image comes from this registry."""
-        return use.reference.host == self.registry or str(use.reference) in self.images
+    short_names: Sequence[Placement] = ()
 
     def needed_secrets(self, uses: Iterable[ImageUse]) -> Iterator[tuple[str, str]]:
         """Yield namespace and name of each Secret that a judgement depends on."""
@@ -270,11 +283,15 @@ class Judge:
         findings: list[Finding] = [*self._of_proofs(proofs), *self._of_pins(uses)]
         unseen: dict[Unseen, None] = {}
         for use in uses:
+            nodes = [*self._nodes_of(use)]
             found: dict[Trouble, list[str]] = {}
             if use.policy is Policy.ALWAYS:
-                found[Trouble.ALWAYS] = [node.name for node in self._nodes_of(use)]
+                found[Trouble.ALWAYS] = [node.name for node in nodes]
+            elif not nodes:
+                if gap := self._without_node(use):
+                    unseen[gap] = None
             else:
-                for node in self._nodes_of(use):
+                for node in nodes:
                     trouble = self._of_pod(use, node, secrets)
                     if isinstance(trouble, Unseen):
                         unseen[trouble] = None
@@ -289,6 +306,15 @@ class Judge:
         for node in self.nodes:
             if node.cluster is not None and use.placement.fits(node.cluster):
                 yield node
+
+    def _without_node(self, use: ImageUse) -> Unseen | None:
+        """Return the gap of a pod that is on no known node; a template may wait for one."""
+        if use.placement.node:
+            return Unseen(Gap.UNKNOWN_NODE, use.placement.node)
+        one = use.workload
+        return (
+            Unseen(Gap.NO_NODE, None, f"{one.namespace}/{one.name}") if one.kind == "Pod" else None
+        )
 
     def _of_proofs(self, proofs: Proofs) -> Iterator[Finding]:
         for node, lacking in proofs.lacking.items():
@@ -340,8 +366,7 @@ class Judge:
             return Trouble.CREDENTIALS
         known = [secrets(namespace, one) for one in use.secrets] if access.secrets else []
         seen = [one for one in known if one is not None]
-        repository = name_of_repository(use)
-        if access.allows(credentials_for(repository, seen), (namespace, use.account)):
+        if access.allows(credentials_for(use.repository, seen), use.account):
             return None
         if len(seen) < len(known):
             return Unseen(Gap.SECRETS, None, namespace)
@@ -354,19 +379,18 @@ class Judge:
             return Unseen(Gap.POLICY, node.name)
         if node.policy.verification is Verification.NEVER:
             return everybody
-        repository = name_of_repository(use)
-        if not node.policy.verifies(repository, True):
+        if not node.policy.verifies(use.written, use.repository, True):
             return everybody
         if node.facts is None or not node.facts.has_records:
             return Unseen(Gap.RECORDS, node.name)
         found = node.image(str(use.reference))
         if found is None:
             return Unseen(Gap.IMAGES, node.name)
-        image = Image(use.written, repository, found.id)
+        image = Image(use.written, str(use.reference), use.repository, found.id)
         return access_of(image, node.policy, node.facts.records, node.facts.intents)
 
     def _allowlists(self, findings: Iterable[Finding]) -> Iterator[Allowlist]:
-        """Yield the allowlist for each node where pods come with other credentials.
+        """Yield the configuration for each node where pods come with other credentials.
 
         It has the node's preloaded images, too: under this policy they would be verified.
         """
@@ -374,26 +398,23 @@ class Judge:
         for one in findings:
             if one.code is Trouble.CREDENTIALS:
                 for name in one.nodes:
-                    asked.setdefault(name, set()).update(map(repository_of, one.images))
+                    asked.setdefault(name, set()).update(map(_pattern, one.images))
         for node in self.nodes:
-            if node.name not in asked or node.facts is None:
+            if node.name not in asked or node.facts is None or node.cluster is None:
+                continue
+            if any(placement.fits(node.cluster) for placement in self.short_names):
+                yield Allowlist(node.name, Verification.NEVER, ())
                 continue
             preloaded = {
-                repository_of(name)
+                _pattern(name)
                 for name, image in (node.facts.images or {}).items()
                 if image.id not in node.facts.records
             }
             allowed = node.policy.allowlist if node.policy else ()
-            yield Allowlist(node.name, tuple(sorted({*asked[node.name], *preloaded, *allowed})))
+            patterns = tuple(sorted({*asked[node.name], *preloaded, *allowed}))
+            yield Allowlist(node.name, Verification.NOT_LISTED, patterns)
 
 
-def name_of_repository(use: ImageUse) -> str:
-    """Return the image's name without tag and digest."""
-    return f"{use.reference.host}/{use.reference.repository}"
-
-
-def repository_of(name: str) -> str:
-    """Return a full image name without tag and digest."""
-    name = name.partition("@")[0]
-    head, colon, tail = name.rpartition(":")
-    return head if colon and "/" not in tail else name
+def _pattern(name: str) -> str:
+    """Return the narrowest pattern that matches a full image name in every kubelet."""
+    return f"{name.rpartition('/')[0]}/*"

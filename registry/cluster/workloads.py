@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,6 +27,10 @@ KINDS = (
 
 _ENDED = frozenset({"Succeeded", "Failed"})
 _JOB_ENDED = frozenset({"Complete", "Failed", "SuccessCriteriaMet", "FailureTarget"})
+
+
+_OF_INIT = ("", "Never", "Always")
+"""restartPolicy of init containers that do not restart once they ended; Always is a sidecar's."""
 
 
 class Policy(StrEnum):
@@ -80,7 +85,7 @@ class ImageUse:
         reference: the same, read as docker reads it.
         policy: imagePullPolicy, explicit or by Kubernetes' rule.
         secrets: names of its imagePullSecrets, those of the ServiceAccount included.
-        account: name of the ServiceAccount.
+        account: UID, namespace and name of the ServiceAccount; the UID is "" if it was not seen.
         when: kubelet will look for it.
         placement: where the pod is or may be.
     """
@@ -92,9 +97,26 @@ class ImageUse:
     reference: Reference
     policy: Policy
     secrets: tuple[str, ...]
-    account: str
+    account: tuple[str, str, str]
     when: When
     placement: Placement
+
+    @property
+    def repository(self) -> str:
+        """The image's name without tag and digest."""
+        return f"{self.reference.host}/{self.reference.repository}"
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the pod leaves out the image's host, or ``library/``."""
+        return not self.written.startswith(self.repository)
+
+    def likeness(self) -> tuple[object, ...]:
+        """Return a key that is the same for uses in one namespace with the same judgement."""
+        return (
+            *(self.workload.namespace, self.role, self.part, self.written, self.policy),
+            *(self.secrets, self.account, self.placement.key()),
+        )
 
 
 class _Owner(NamedTuple):
@@ -102,7 +124,7 @@ class _Owner(NamedTuple):
 
     workload: Workload
     secrets: tuple[str, ...]
-    account: str
+    account: tuple[str, str, str]
     placement: Placement
 
 
@@ -116,14 +138,30 @@ class _Part(NamedTuple):
     is_sidecar: bool
 
 
-Accounts = Mapping[tuple[str, str], tuple[str, ...]]
-"""Namespace and name of a ServiceAccount → names of its imagePullSecrets."""
+class Account(NamedTuple):
+    """A ServiceAccount.
+
+    Attributes:
+        uid: another one for an account that was made anew.
+        secrets: names of its imagePullSecrets.
+    """
+
+    uid: str
+    secrets: tuple[str, ...]
+
+
+_NO_ACCOUNT = Account("", ())
+
+Accounts = Mapping[tuple[str, str], Account]
+"""By namespace and name."""
 
 
 def accounts_of(items: Iterable[Object]) -> Accounts:
-    """Return the imagePullSecrets of ServiceAccounts."""
+    """Read ServiceAccounts."""
     return {
-        (text(one, "metadata", "namespace"), text(one, "metadata", "name")): _names(one)
+        (text(one, "metadata", "namespace"), text(one, "metadata", "name")): Account(
+            text(one, "metadata", "uid"), _names(one)
+        )
         for one in items
     }
 
@@ -133,46 +171,110 @@ def uses_of(items: Iterable[Object], accounts: Accounts) -> Iterator[ImageUse]:
 
     Args:
         items: objects of `KINDS`, as the API server has them.
-        accounts: for templates; a pod that exists names all of its Secrets itself.
+        accounts: of all namespaces. Templates get their Secrets; a pod that exists names all of
+            its Secrets itself.
     """
+    pods, made = [], []
+    known: set[tuple[object, ...]] = set()
     for one in items:
-        kind, metadata = text(one, "kind"), mapping(one, "metadata")
-        workload = Workload(kind, text(metadata, "namespace"), text(metadata, "name"))
-        if kind == "Pod":
-            yield from _of_pod(workload, one)
-        # What another object makes is made from that one's template next time.
-        elif not _is_controlled(metadata) and not _has_ended(one):
-            yield from _of_template(workload, one, accounts)
+        if text(one, "kind") == "Pod":
+            pods.append(one)
+        elif _owner_kind(one):
+            made.append(one)
+        else:
+            for use in _of_template(one, accounts):
+                known.add(use.likeness())
+                yield use
+    # What another object makes counts where it differs: the owner may not be among the kinds that
+    # are read, or be on its way from one revision to the next.
+    for use in itertools.chain.from_iterable(_of_template(one, accounts) for one in made):
+        if use.likeness() not in known:
+            known.add(use.likeness())
+            yield use
+    for pod in pods:
+        yield from _of_pod(pod, accounts)
+        for use in _of_successor(pod, accounts):
+            if use.likeness() not in known:
+                known.add(use.likeness())
+                yield use
 
 
-def _of_template(workload: Workload, one: Object, accounts: Accounts) -> Iterator[ImageUse]:
-    when, owner_spec = When.NEW_POD, mapping(one, "spec")
+def _makes_nothing(one: Object) -> bool:
+    """Whether no pod is made from an object's template: it has ended, or is an old revision."""
+    kind = text(one, "kind")
+    if kind == "ReplicaSet":
+        return _owner_kind(one) == "Deployment" and mapping(one, "spec").get("replicas") == 0
+    return kind == "Job" and any(
+        text(condition, "type") in _JOB_ENDED and text(condition, "status") == "True"
+        for condition in objects(one, "status", "conditions")
+    )
+
+
+def _of_template(one: Object, accounts: Accounts) -> Iterator[ImageUse]:
+    if _makes_nothing(one):
+        return
+    workload, when, owner_spec = _workload(one), When.NEW_POD, mapping(one, "spec")
     if workload.kind == "CronJob":
         when, owner_spec = When.SCHEDULE, mapping(owner_spec, "jobTemplate", "spec")
     spec = mapping(owner_spec, "template", "spec")
-    account = text(spec, "serviceAccountName") or "default"
-    secrets = _names(spec) or accounts.get((workload.namespace, account), ())
-    owner = _Owner(workload, secrets, account, placement_of(spec))
+    name = text(spec, "serviceAccountName") or "default"
+    found = accounts.get((workload.namespace, name), _NO_ACCOUNT)
+    account = (found.uid, workload.namespace, name)
+    owner = _Owner(workload, _names(spec) or found.secrets, account, placement_of(spec))
     for part in _parts(spec):
         yield from _use(owner, part, when)
 
 
-def _of_pod(workload: Workload, pod: Object) -> Iterator[ImageUse]:
-    phase = text(pod, "status", "phase")
-    if phase in _ENDED or "deletionTimestamp" in mapping(pod, "metadata"):
+def _of_pod(pod: Object, accounts: Accounts) -> Iterator[ImageUse]:
+    if _has_ended(pod):
         return
     spec, states = mapping(pod, "spec"), _states(mapping(pod, "status"))
-    restarts = text(spec, "restartPolicy") != "Never"
-    account = text(spec, "serviceAccountName")
-    owner = _Owner(workload, _names(spec), account, placement_of(spec))
+    restarts = _restarts(spec)
+    owner = _owner_of_pod(pod, accounts, placement_of(spec))
     for part in _parts(spec):
         state = states.get((part.role, part.name))
         if part.role is Role.VOLUME:
             # It is looked for whenever a container starts.
-            state = "waiting" if phase == "Pending" else "running"
+            state = "waiting" if text(pod, "status", "phase") == "Pending" else "running"
         when = _when(part, state, restarts)
         if when is not None:
             yield from _use(owner, part, when)
+
+
+def _of_successor(pod: Object, accounts: Accounts) -> Iterator[ImageUse]:
+    """Yield the images of the pod that a pod's owner would make in its place, on any node."""
+    # The pod of a Node is static; that of a DaemonSet is made anew on the same node.
+    if _owner_kind(pod) in ("", "Node", "DaemonSet") or _has_ended(pod):
+        return
+    spec = mapping(pod, "spec")
+    owner = _owner_of_pod(pod, accounts, placement_of({**spec, "nodeName": ""}))
+    for part in _parts(spec):
+        if part.role is not Role.EPHEMERAL:
+            yield from _use(owner, part, When.NEW_POD)
+
+
+def _owner_of_pod(pod: Object, accounts: Accounts, placement: Placement) -> _Owner:
+    workload, spec = _workload(pod), mapping(pod, "spec")
+    name = text(spec, "serviceAccountName")
+    found = accounts.get((workload.namespace, name), _NO_ACCOUNT)
+    return _Owner(workload, _names(spec), (found.uid, workload.namespace, name), placement)
+
+
+def _workload(one: Object) -> Workload:
+    metadata = mapping(one, "metadata")
+    return Workload(text(one, "kind"), text(metadata, "namespace"), text(metadata, "name"))
+
+
+def _restarts(spec: Object) -> bool:
+    """Whether a container of a pod that ended may restart, sidecars left out."""
+    if text(spec, "restartPolicy") != "Never":
+        return True
+    # By its own policy or rules (Kubernetes 1.34), which may restart all containers of the pod.
+    return any(
+        text(one, "restartPolicy") not in without or one.get("restartPolicyRules")
+        for key, without in (("containers", ("", "Never")), ("initContainers", _OF_INIT))
+        for one in objects(spec, key)
+    )
 
 
 def _when(part: _Part, state: str | None, restarts: bool) -> When | None:
@@ -193,13 +295,19 @@ def _when(part: _Part, state: str | None, restarts: bool) -> When | None:
     return When.POD_RESTART if once and state == "terminated" else When.RESTART
 
 
-def _use(owner: _Owner, part: _Part, when: When) -> Iterator[ImageUse]:
+def reference_of(image: str) -> Reference | None:
+    """Return an image's full name as kubelet reads it; None if nobody can pull it."""
     try:
-        reference = parse_reference(part.image)
+        found = parse_reference(image)
     except (NameInvalid, TagInvalid, DigestInvalid):
-        return  # no kubelet can pull it from anywhere
-    if reference.tag is None and reference.digest is None:
-        reference = reference._replace(tag=LATEST)
+        return None
+    return found if found.tag or found.digest else found._replace(tag=LATEST)
+
+
+def _use(owner: _Owner, part: _Part, when: When) -> Iterator[ImageUse]:
+    reference = reference_of(part.image)
+    if reference is None:
+        return
     try:
         policy = Policy(part.policy)
     except ValueError:
@@ -263,12 +371,11 @@ def _names(spec: Object) -> tuple[str, ...]:
     return tuple(text(one, "name") for one in objects(spec, "imagePullSecrets"))
 
 
-def _is_controlled(metadata: Object) -> bool:
-    return any(one.get("controller") is True for one in objects(metadata, "ownerReferences"))
+def _owner_kind(one: Object) -> str:
+    """Return the kind of the object that controls one; "" if none does."""
+    owners = objects(one, "metadata", "ownerReferences")
+    return next((text(owner, "kind") for owner in owners if owner.get("controller") is True), "")
 
 
-def _has_ended(one: Object) -> bool:
-    return text(one, "kind") == "Job" and any(
-        text(condition, "type") in _JOB_ENDED and text(condition, "status") == "True"
-        for condition in objects(one, "status", "conditions")
-    )
+def _has_ended(pod: Object) -> bool:
+    return text(pod, "status", "phase") in _ENDED or "deletionTimestamp" in mapping(pod, "metadata")

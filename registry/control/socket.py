@@ -11,6 +11,7 @@ One JSON object a line goes in, one comes back:
     {"command": "status"}                        {"ok": true, "state": "serving", …}
     {"command": "stop"}                          {"ok": true, "exit_code": 0, …} once it has drained
     {"command": "wait", "for": "ready"|"covered"}  {"ok": true} once that is so
+    {"command": "serves", "images": […]}         {"ok": true, "images": […]}: those from here
     {"command": "judged", "safe": …}             {"ok": true}; it is kept for the report
     anything else                                {"ok": false, "error": "…"}
 

@@ -77,6 +77,7 @@ class StatusService:
         clock: of the run.
         stop: met by the ``stop`` command.
         directory: the state directory.
+        has_image: whether an image, written as in a pod, comes from this registry; may read.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class StatusService:
         clock: Clock,
         stop: Latch,
         directory: Path,
+        has_image: Callable[[str], bool],
     ) -> None:
         self._plan = plan
+        self._has_image = has_image
         self._observer = observer
         self._drain = drain
         self._coverage = coverage
@@ -186,6 +189,7 @@ class StatusService:
             "status": self._on_status,
             "stop": self._on_stop,
             "wait": self._on_wait,
+            "serves": self._on_serves,
             "judged": self._on_judged,
         }
 
@@ -414,6 +418,13 @@ class StatusService:
             "ended": self._outcome.done(),
             "coverage": await self._coverage_record(),
         }
+
+    async def _on_serves(self, request: Message) -> Message:
+        """Answer which of some images come from this registry, as they are written in pods."""
+        images = request.get("images")
+        if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
+            raise ValueError("images: expected a list of names")
+        return {"images": await in_thread(lambda: [*filter(self._has_image, images)])}
 
     async def _on_judged(self, request: Message) -> Message:
         """Keep for the report what `mayfly wait --safe-to-stop` found; the last one counts."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from itertools import islice
 from typing import Protocol
 
 from mayfly.registry.coverage.manifest_graph import ManifestRefs
+from mayfly.registry.coverage.upgrade_lists import parse_image
 from mayfly.storage import digest as digests
 from mayfly.storage.errors import StorageError
 from mayfly.storage.interface import Reader
+from mayfly.storage.reference import split_name
 
 
 class StoreQueries(Protocol):
@@ -26,6 +29,25 @@ class StoreQueries(Protocol):
 
     def tagged(self, most: int) -> list[str]:
         """Return names of images with their tags, in lexical order. May read."""
+
+
+def has_image(store: StoreQueries, text: str, own_hosts: Collection[str]) -> bool:
+    """Whether an image comes from this registry: it has it, or is named as its host. May read.
+
+    Args:
+        text: the image's name as it is written in a pod.
+        own_hosts: ``host`` or ``host:port`` by which this registry is known.
+    """
+    try:
+        image = parse_image(text, own_hosts)
+        if split_name(text).host in own_hosts:
+            return True
+    except (ValueError, StorageError):
+        return False
+    if image.digest is not None:
+        return any(store.refs(one, image.digest) for one in image.repositories())
+    assert image.tag is not None
+    return any(store.tag(one, image.tag) for one in image.repositories())
 
 
 class ReaderQueries:

@@ -38,12 +38,15 @@ tell_records() {
 
 tell_images() {
     has crictl || return
+    endpoint=$(flag_of_kubelet --container-runtime-endpoint)
     found_containerd || address=
-    for socket in "${CONTAINERD_ADDRESS:-}" "$address" /var/run/crio/crio.sock /run/cri-dockerd.sock
+    for socket in "${endpoint#unix://}" "${CONTAINERD_ADDRESS:-}" "$address" \
+        /var/run/crio/crio.sock /run/cri-dockerd.sock
     do
         [ -n "$socket" ] && [ -S "$socket" ] || continue
         listed=$(bounded 60 crictl -r "unix://$socket" -i "unix://$socket" images -o json \
             2>/dev/null) || continue
+        tell runtime "$(bounded 20 crictl -r "unix://$socket" version | sed -n 's/^RuntimeName: *//p')"
         tell images "$(printf '%s' "$listed" | tr -s ' \n\r\t' ' ')"
         return
     done

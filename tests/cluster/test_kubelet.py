@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from typing import Any
 
 import pytest
 
+from mayfly.registry.cluster.facts import NodeFacts
 from mayfly.registry.cluster.kubelet import (
     Access,
     Credential,
@@ -38,7 +40,14 @@ def _config(**fields: Any) -> dict[str, Any]:
         ("v1.32.4", None, PullPolicy(Verification.NEVER)),
         ("v1.34.5", _config(), PullPolicy(Verification.NEVER)),
         ("v1.34.5", _config(**GATE), PullPolicy(Verification.PULLED)),
+        ("v1.34.5", _config(featureGates={"AllAlpha": True}), PullPolicy(Verification.PULLED)),
         ("v1.35.4", recorded("configz"), PullPolicy(Verification.PULLED)),
+        ("v1.35.4", _config(featureGates={"AllBeta": False}), PullPolicy(Verification.NEVER)),
+        (
+            "v1.35.4",
+            _config(featureGates={"AllBeta": False} | GATE["featureGates"]),
+            PullPolicy(Verification.PULLED),
+        ),
         (
             "v1.35.4",
             _config(featureGates={"KubeletEnsureSecretPulledImages": False}),
@@ -72,15 +81,32 @@ def test_policy(version: str, configuration: Any, expected: PullPolicy | None) -
         (PullPolicy(Verification.PULLED), True, False),
         (PullPolicy(Verification.ALWAYS), True, True),
         (PullPolicy(Verification.NOT_LISTED), True, True),
-        (PullPolicy(Verification.NOT_LISTED, (REPOSITORY,)), False, False),
+        # 1.35.4 compares an entry with the name in the pod, tag included.
+        (PullPolicy(Verification.NOT_LISTED, (REPOSITORY,)), True, True),
         (PullPolicy(Verification.NOT_LISTED, (f"{HOST}/team/*",)), False, False),
         (PullPolicy(Verification.NOT_LISTED, (f"{HOST}/te/*", f"{HOST}/team")), True, True),
     ],
 )
 def test_verified(policy: PullPolicy, pulled: bool, preloaded: bool) -> None:
     """Images that kubelet pulled, and those that it found."""
-    assert policy.verifies(REPOSITORY, True) is pulled
-    assert policy.verifies(REPOSITORY, False) is preloaded
+    assert policy.verifies(f"{REPOSITORY}:1", REPOSITORY, True) is pulled
+    assert policy.verifies(f"{REPOSITORY}:1", REPOSITORY, False) is preloaded
+
+
+@pytest.mark.parametrize(
+    ("written", "repository", "entry", "verified"),
+    [
+        (REPOSITORY, REPOSITORY, REPOSITORY, False),
+        ("hello:1", "docker.io/library/hello", "docker.io/library/*", True),
+        ("hello", "docker.io/library/hello", "docker.io/library/hello", True),
+        ("docker.io/library/hello:1", "docker.io/library/hello", "docker.io/library/*", False),
+        ("library/hello:1", "docker.io/library/hello", "library/*", True),
+    ],
+)
+def test_names_of_an_allowlist(written: str, repository: str, entry: str, verified: bool) -> None:
+    """An image is allowed if the name in the pod and the full name are."""
+    policy = PullPolicy(Verification.NOT_LISTED, (entry,))
+    assert policy.verifies(written, repository, False) is verified
 
 
 def test_recorded_node() -> None:
@@ -176,31 +202,44 @@ KNOWN = Access(False, (OWN,), frozenset({("2", "team", "puller")}))
 @pytest.mark.parametrize(
     ("credentials", "account", "allowed"),
     [
-        ([OWN], "default", True),
-        ([Credential(("9", "default", "copy"), "hash")], "default", True),
-        ([Credential(OWN.source, "other")], "default", True),
-        ([Credential(("9", "team", "mayfly"), "other")], "default", False),
-        ([Credential(("9", "x", "y"), "")], "default", False),
-        ([], "default", False),
-        ([], "puller", True),
+        ([OWN], ("", "team", "default"), True),
+        ([Credential(("9", "default", "copy"), "hash")], ("", "team", "default"), True),
+        ([Credential(OWN.source, "other")], ("", "team", "default"), True),
+        ([Credential(("9", "team", "mayfly"), "other")], ("", "team", "default"), False),
+        ([Credential(("9", "x", "y"), "")], ("", "team", "default"), False),
+        ([], ("", "team", "default"), False),
+        ([], ("2", "team", "puller"), True),
+        # Made anew, or not seen.
+        ([], ("3", "team", "puller"), False),
+        ([], ("", "team", "puller"), False),
     ],
 )
-def test_access(credentials: list[Credential], account: str, allowed: bool) -> None:
+def test_access(
+    credentials: list[Credential], account: tuple[str, str, str], allowed: bool
+) -> None:
     """By content or by the Secret itself, or by the ServiceAccount."""
-    assert KNOWN.allows(credentials, ("team", account)) is allowed
-    assert Access(True, (), frozenset()).allows(credentials, ("team", account))
+    assert KNOWN.allows(credentials, account) is allowed
+    assert Access(True, (), frozenset()).allows(credentials, account)
+
+
+def test_access_by_a_record_of_many_secrets() -> None:
+    """Of such a record kubelet takes Secrets by their content only (1.35.4)."""
+    others = tuple(Credential((str(n), "n", "s"), str(n)) for n in range(99))
+    changed = Credential(OWN.source, "other")
+    many = dataclasses.replace(KNOWN, secrets=(OWN, *others))
+    assert many.allows([OWN], ("", "", "")) and not many.allows([changed], ("", "", ""))
 
 
 def test_records_decide_for_images() -> None:
     """With a record, without one, for another repository, and while it is pulled."""
     policy = PullPolicy(Verification.PULLED)
-    image = Image(f"{REPOSITORY}:1", REPOSITORY, "id")
+    image = Image(f"{REPOSITORY}:1", f"{REPOSITORY}:1", REPOSITORY, "id")
     records = {"id": PullRecord("id", {REPOSITORY: KNOWN})}
     assert access_of(image, policy, records, ()) == KNOWN
     assert access_of(image, policy, {}, ()).everybody
     nobody = access_of(image._replace(repository="other/x"), policy, records, ())
-    assert not nobody.allows([OWN], ("team", "puller"))
-    assert not access_of(image, policy, {}, {image.written}).everybody
+    assert not nobody.allows([OWN], ("2", "team", "puller"))
+    assert not access_of(image, policy, {}, {image.name}).everybody
 
 
 @pytest.mark.parametrize(
@@ -222,6 +261,16 @@ def test_record_that_cannot_be_read_is_a_gap() -> None:
     facts.take(b"mayfly-kubelet images {")
     assert facts.images is None
     facts.take(b"other line")
-    intent = b'{"kind": "ImagePullIntent", "image": "a/b:1"}'
-    facts.take(b"mayfly-kubelet pulling " + intent)
-    assert facts.intents == {"a/b:1"}
+
+
+def test_image_that_kubelet_began_to_pull() -> None:
+    """It is known by its full name, however its pod writes it."""
+    facts = NodeFacts()
+    for name in (b"a/b:1", b"quay.io/x", b"A//b"):
+        intent = b'{"kind": "ImagePullIntent", "image": "' + name + b'"}'
+        facts.take(b"mayfly-kubelet pulling " + intent)
+    facts.take(b"mayfly-kubelet records yes")
+    assert facts.intents == {"docker.io/a/b:1", "quay.io/x:latest"} and facts.has_records
+    facts.take(b"mayfly-kubelet pulling {")
+    facts.take(b"mayfly-kubelet records yes")
+    assert not facts.has_records

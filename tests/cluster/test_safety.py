@@ -73,7 +73,7 @@ def uses(*names: str) -> list[ImageUse]:
 
 def judge(node: NodeView, *names: str, secrets: Any = SECRETS, proofs: Any = ALL_PROVEN) -> Safety:
     """Judge recorded objects on one node."""
-    made = Judge(LISTED, HOST, [node])
+    made = Judge(LISTED, [node])
     return made.judge(uses(*names), proofs, lambda space, name: secrets.get((space, name), {}))
 
 
@@ -94,7 +94,7 @@ def codes(safety: Safety) -> list[tuple[str, str]]:
         ("agent", [("always_pulls", "agent")]),
         ("db", [("always_pulls", "db")]),
         ("night", [("always_pulls", "night")]),
-        ("pod-2", []),  # on another node
+        ("pod-2", [("unknown_node", "node-2")]),
     ],
 )
 def test_recorded_pods(name: str, expected: list[tuple[str, str]]) -> None:
@@ -155,7 +155,7 @@ def test_what_was_not_seen(
 
 def test_secrets_that_were_not_seen() -> None:
     """Only the pods that depend on one; a Secret that does not exist is seen."""
-    made, none = Judge(LISTED, HOST, [view()]), lambda *_: None
+    made, none = Judge(LISTED, [view()]), lambda *_: None
     assert {*made.needed_secrets(uses("pod-1", "pod-3", "web"))} == {("team", "mayfly")}
     assert codes(made.judge(uses("pod-1", "pod-3"), ALL_PROVEN, none)) == [("secrets", "team")]
     assert codes(judge(view(), "pod-1", secrets={})) == [("other_credentials", "pod-1")]
@@ -170,7 +170,9 @@ def test_pins() -> None:
     assert found.detail == "containerd://1.6.20"
     facts = node_facts()
     facts.has_kubelet = False
-    assert judge(view(facts=facts)).is_safe
+    # A node of the cluster has one, wherever its files are.
+    assert not judge(view(facts=facts)).is_safe
+    assert judge(view(facts=facts, cluster=None)).is_safe
     assert codes(judge(view(facts=None, is_pinned=False))) == [("not_pinned", "node-1")]
     assert judge(view(facts=None, is_pinned=False, cluster=None)).is_safe
 
@@ -184,28 +186,49 @@ def test_proofs() -> None:
     assert not safety.is_safe
 
 
-def test_images_of_others_are_not_judged() -> None:
-    """Those of this registry are, listed or not, and those of the list, whatever their registry."""
-    made = Judge(frozenset({"docker.io/library/x:1"}), HOST, [])
-    (use,) = uses("night")
-    assert made.concerns(use)
-    other = dataclasses.replace(use, reference=use.reference._replace(host="quay.io"))
-    assert not made.concerns(other)
-    hub = use.reference._replace(host="docker.io", repository="library/x", tag="1")
-    assert made.concerns(dataclasses.replace(use, reference=hub))
-
-
 def test_allowlist() -> None:
     """It has what is asked for, what was allowed before, and what is there without a record."""
     policy = PullPolicy(Verification.NOT_LISTED, ("kept/x",))
     safety = judge(view(policy=policy), "web")
     (allowed,) = safety.allowlists
-    assert allowed.node == "node-1"
-    assert set(allowed.repositories) == {f"{HOST}/team/app", "kept/x", "localhost/pause"}
+    assert (allowed.node, allowed.policy) == ("node-1", Verification.NOT_LISTED)
+    # Patterns, since kubelet 1.35 compares an entry with the name in the pod, tag included.
+    assert set(allowed.patterns) == {f"{HOST}/team/*", "kept/x", "localhost/*"}
     lines = [*patch_lines(record_of(safety, 1, 1, 1))]
     assert lines[1] == "imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages"
-    assert f"- {HOST}/team/app" in lines
+    assert f"- {HOST}/team/*" in lines
+    allowing = view(policy=PullPolicy(Verification.NOT_LISTED, allowed.patterns))
+    assert judge(allowing, "web").is_safe
     assert not judge(view(), "agent").allowlists
+
+
+def test_short_names_cannot_be_allowed() -> None:
+    """No pattern matches them in 1.35, and preloaded images of other pods would be verified."""
+    (use,) = uses("web")
+    made = Judge(LISTED, [view()], [use.placement])
+    safety = made.judge([use], ALL_PROVEN, lambda *_: {})
+    (allowed,) = safety.allowlists
+    assert (allowed.policy, allowed.patterns) == (Verification.NEVER, ())
+    lines = [*patch_lines(record_of(safety, 1, 1, 1))]
+    assert lines[1:] == ["imagePullCredentialsVerificationPolicy: NeverVerify"]
+    elsewhere = dataclasses.replace(use.placement, node="node-2")
+    made = Judge(LISTED, [view()], [elsewhere])
+    (allowed,) = made.judge([use], ALL_PROVEN, lambda *_: {}).allowlists
+    assert allowed.policy is Verification.NOT_LISTED
+
+
+def test_pod_on_no_known_node() -> None:
+    """On a node that joined meanwhile, or waiting for one: it was not seen; a template may wait."""
+    (use,) = uses("pod-1")
+    away = dataclasses.replace(use, placement=dataclasses.replace(use.placement, node="node-9"))
+    waiting = dataclasses.replace(
+        use, placement=dataclasses.replace(use.placement, node="", selector={"zone": "moon"})
+    )
+    (template,) = uses("web")
+    template = dataclasses.replace(template, placement=waiting.placement)
+    made = Judge(LISTED, [view()])
+    safety = made.judge([away, waiting, template], ALL_PROVEN, lambda *_: {})
+    assert codes(safety) == [("unknown_node", "node-9"), ("no_node", "team/pod-1")]
 
 
 def test_every_trouble_and_gap_has_a_text() -> None:

@@ -9,18 +9,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.bundle.builders import Layout
 from tests.cluster.conftest import HOST, RECORDED
 from tests.support.commands import environment, mayfly, run_mayfly
-from tests.support.process import Mayfly, free_port
+from tests.support.process import REPO, Mayfly, free_port
 
-KUBECTL = """#!/bin/sh
+KUBECTL = r"""#!/bin/sh
 # kubectl that answers with recorded documents, as they are after a change; DENIED forbids a word.
+# What is about pods that run a script goes to the stub of prefetch.
 case "$* " in
     *"$DENIED"*) echo "Error from server (Forbidden): $DENIED is forbidden" >&2; exit 1 ;;
+esac
+case "$* " in
+    create\ * | logs\ * | delete\ * | *-n\ mayfly-* | get\ node\ *) exec "${0%/*}/pods" "$@" ;;
 esac
 case "$*" in
     *configz*) file=configz ;;
@@ -33,11 +38,11 @@ sed "$CHANGE" "$RECORDED/$file.json"
 """
 
 SSH = """#!/bin/sh
-# ssh to a node that shows what was recorded.
+# ssh to a node that shows what was recorded, as it is after a change.
 while [ "$1" != -- ]; do shift; done
 cat >/dev/null
 [ "$2" = node-1 ] || { echo "ssh: connect to host $2 port 22: Connection refused" >&2; exit 255; }
-sed 's/"pinned": false/"pinned": true/g' "$RECORDED/node-1.txt"
+sed 's/"pinned": false/"pinned": true/g; '"$SHOWN" "$RECORDED/node-1.txt"
 """
 
 ONLY_PODS = 's/"kind": "\\(Deployment\\|DaemonSet\\|StatefulSet\\|CronJob\\)"/"kind": "Other"/'
@@ -67,7 +72,8 @@ class Upgrade:
         self.server = Mayfly(*places, *options, listen=where, env=environment())
         self.programs = directory / "bin"
         self.programs.mkdir()
-        for name, text in (("kubectl", KUBECTL), ("ssh", SSH)):
+        pods = (REPO / "tests/nodes/stub_kubectl.sh").read_text()
+        for name, text in (("kubectl", KUBECTL), ("ssh", SSH), ("pods", pods)):
             (self.programs / name).write_text(text)
             (self.programs / name).chmod(0o755)
 
@@ -83,7 +89,8 @@ class Upgrade:
 
     def wait(self, *words: str, path: str = "", **shown: str) -> tuple[int, str, str]:
         """Exit code, output and errors."""
-        env = {"RECORDED": str(RECORDED), "DENIED": "nothing", "CHANGE": ""}
+        env = {"RECORDED": str(RECORDED), "DENIED": "nothing", "CHANGE": "", "SHOWN": ""}
+        env["STUB_STATE"] = str(self.programs)
         env["PATH"] = path or f"{self.programs}:{os.environ['PATH']}"
         state = ("--state-dir", self.server.state_dir)
         done = mayfly("wait", "--safe-to-stop", *state, *words, env=env | shown)
@@ -150,7 +157,7 @@ def test_node_that_shows_its_records(upgrade: Upgrade) -> None:
     (gap,) = (one for one in found["unseen"] if one["code"] == "node")
     assert gap["node"] == "node-2" and "it does not answer ssh" in gap["detail"]
     (allowed,) = found["allowlists"]
-    assert f"{HOST}/team/app" in allowed["repositories"]
+    assert f"{HOST}/team/*" in allowed["patterns"]
     _, out, _ = upgrade.wait("--via", "ssh")
     assert "preloadedImagesVerificationAllowlist:" in out
 
@@ -186,6 +193,153 @@ def test_node_that_the_cluster_does_not_have(upgrade: Upgrade) -> None:
     """Its name may be wrong, so it is a gap."""
     _, found = upgrade.judged(CHANGE="s/node-2/other/g")
     assert ("unknown_node", "node-2") in _codes(found)
+
+
+def test_look_by_pods(upgrade: Upgrade, tmp_path: Path) -> None:
+    """As over ssh, in a pod on each node, of which nothing is left."""
+    _, by_ssh = upgrade.judged("--via", "ssh")
+    code, found = upgrade.judged("--via", "kubernetes", STUB_STATE=str(tmp_path))
+    assert (code, found["findings"]) == (3, by_ssh["findings"])
+    assert {one["node"] for one in found["unseen"]} == {"node-2"}
+    words = (tmp_path / "arguments").read_text()
+    assert "delete namespace mayfly-prefetch-" in words
+    code, _, err = upgrade.wait("--via", "kubernetes", "--no-kubernetes")
+    assert (code, "leave it out" in err) == (2, True)
+
+
+def test_pods_that_may_not_be_made(upgrade: Upgrade) -> None:
+    """It is a gap."""
+    code, found = upgrade.judged("--via", "kubernetes", DENIED="create ")
+    assert (code, {("forbidden", "cluster"), ("records", "node-1")} <= _codes(found)) == (3, True)
+
+
+def test_kubelet_without_a_cluster(upgrade: Upgrade) -> None:
+    """Where a node shows a kubelet, --no-kubernetes would leave out pods."""
+    _, found = upgrade.judged("--via", "ssh", "--no-kubernetes")
+    assert ("kubelet", "node-1") in _codes(found)
+    no_kubelet = "s/kubelet yes/kubelet no/"
+    _, found = upgrade.judged("--via", "ssh", "--no-kubernetes", SHOWN=no_kubelet)
+    assert {one["node"] for one in found["unseen"]} == {"node-2"}
+
+
+def test_images_of_another_runtime(upgrade: Upgrade) -> None:
+    """What a runtime lists that this kubelet does not use counts for nothing."""
+    _, found = upgrade.judged("--via", "ssh", SHOWN="s/runtime containerd/runtime cri-o/")
+    assert ("images", "node-1") in _codes(found)
+
+
+def _cluster_of(upgrade: Upgrade, directory: Path, pods: list[dict[str, Any]]) -> dict[str, str]:
+    """The environment for a cluster of the recorded nodes and these pods."""
+    for one in RECORDED.iterdir():
+        shutil.copy(one, directory)
+    document = {"kind": "List", "items": pods}
+    (directory / "workloads.json").write_text(json.dumps(document, indent=4))
+    return {"RECORDED": str(directory), "CHANGE": NEVER_VERIFIED}
+
+
+def _pod(name: str, image: str, **spec: Any) -> dict[str, Any]:
+    container = {"name": "c", "image": image, "imagePullPolicy": "IfNotPresent"}
+    made = {"nodeName": "node-1", "containers": [container | spec.pop("container", {})], **spec}
+    metadata = {"name": name, "namespace": "team"}
+    return {"kind": "Pod", "metadata": metadata, "spec": made, "status": {"phase": "Pending"}}
+
+
+def test_images_by_other_names(upgrade: Upgrade, tmp_path: Path) -> None:
+    """By digest, as a mirror has them, by a name that the registry has; those of others pass."""
+    digest, always = upgrade.digest, {"container": {"imagePullPolicy": "Always"}}
+    names = {
+        "listed": f"{HOST}/team/app:1",
+        "by-digest": f"{HOST}/team/app@{digest}",
+        "tag-and-digest": f"{HOST}/team/app:1@{digest}",
+        "not-listed": f"{HOST}/team/app:2",
+        "bound-address": f"{urlsplit(upgrade.url).netloc}/team/app:1",
+        "mirrored": "team/app:1",
+        "mirrored-by-digest": f"docker.io/team/app@{digest}",
+        "other-tag": "docker.io/team/app:7",
+        "other-port": "10.77.0.1:5778/team/other:1",
+        "invalid": "Team//app",
+    }
+    pods = [_pod(name, image, **always) for name, image in names.items()]
+    _, found = upgrade.judged(**_cluster_of(upgrade, tmp_path, pods))
+    always_pulled = {
+        one["workload"]["name"] for one in found["findings"] if one["code"] == "always_pulls"
+    }
+    assert always_pulled == {*names} - {"other-tag", "other-port", "invalid"}
+
+
+def test_thousands_of_pods(upgrade: Upgrade, tmp_path: Path) -> None:
+    """They are judged in seconds, and one that would fail is found."""
+    pods = [_pod(f"pod-{n}", f"{HOST}/team/app:1") for n in range(5000)]
+    pods.append(_pod("last", f"{HOST}/team/app:1", container={"imagePullPolicy": "Always"}))
+    begun = time.monotonic()
+    code, found = upgrade.judged(**_cluster_of(upgrade, tmp_path, pods))
+    assert time.monotonic() - begun < 60
+    assert (code, found["uses"]) == (3, 5001)
+    assert [one["workload"]["name"] for one in found["findings"]] == ["last"]
+
+
+def test_lists_that_break_off(upgrade: Upgrade, tmp_path: Path) -> None:
+    """kubectl fails for a part of the cluster, whatever it has printed: it is a gap."""
+    shown = _cluster_of(upgrade, tmp_path, [_pod("pod", f"{HOST}/team/app:1")])
+    (tmp_path / "kubectl").write_text(
+        KUBECTL + '\ncase "$*" in *pods,*) echo "Error from server (Forbidden): pods is forbidden: '
+        'cannot list in the namespace \\"secret\\"" >&2; exit 1 ;; esac\n'
+    )
+    (tmp_path / "kubectl").chmod(0o755)
+    code, found = upgrade.judged(path=f"{tmp_path}:{os.environ['PATH']}", **shown)
+    assert (code, _codes(found)) == (3, {("forbidden", "cluster")})
+    assert "secret" in found["unseen"][0]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ({"kind": "List", "items": []}, "unknown_node"),
+        ({"kind": "List", "items": None}, "unknown_node"),
+        ({"kind": "List", "items": [7, {"metadata": []}]}, "unknown_node"),
+        ([], "failed"),
+    ],
+)
+def test_cluster_without_these_nodes(
+    upgrade: Upgrade, tmp_path: Path, nodes: Any, expected: str
+) -> None:
+    """It may be another one."""
+    shown = _cluster_of(upgrade, tmp_path, [])
+    (tmp_path / "nodes.json").write_text(json.dumps(nodes))
+    code, found = upgrade.judged(**shown)
+    assert (code, {one["code"] for one in found["unseen"]}) == (3, {expected})
+
+
+REPLACED = """#!/bin/sh
+# kubectl of a cluster whose pods are others in the LAST answers than in the first.
+case "$*" in
+    *pods,*)
+        echo >>"$STUB_STATE/asked"
+        count=$(wc -l <"$STUB_STATE/asked")
+        [ "$count" -le "$LAST" ] || count=$LAST
+        sed "s/NUMBER/$count/" "$RECORDED/workloads.json"
+        exit ;;
+esac
+exec "${0%/*}/recorded" "$@"
+"""
+
+
+@pytest.mark.parametrize(("last", "expected"), [(2, set()), (99, {("changing", "cluster")})])
+def test_pods_that_change_meanwhile(
+    upgrade: Upgrade, tmp_path: Path, last: int, expected: set[tuple[str, str]]
+) -> None:
+    """The last ones count; if they change all the time, it is a gap."""
+    pod = _pod("pod", f"{HOST}/team/app:NUMBER", container={"imagePullPolicy": "Always"})
+    shown = _cluster_of(upgrade, tmp_path, [pod])
+    for name, text in (("kubectl", REPLACED), ("recorded", KUBECTL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    shown |= {"STUB_STATE": str(tmp_path), "LAST": str(last)}
+    code, found = upgrade.judged(path=f"{tmp_path}:{os.environ['PATH']}", **shown)
+    (finding,) = found["findings"]
+    count = min(last, 6)
+    assert (code, finding["images"]) == (3, [f"{HOST}/team/app:{count}"])
+    assert {one for one in _codes(found) if one[0] != "always_pulls"} == expected
 
 
 def test_server_goes_on_and_reports(tmp_path: Path) -> None:

@@ -97,16 +97,100 @@ def test_what_does_not_start_again() -> None:
     assert [use.when for use in uses_of([changed], {})] == [When.RESTART]
 
 
-def test_what_is_made_by_another_is_not_counted_twice() -> None:
-    """A ReplicaSet of a Deployment, a Job of a CronJob, a Job that has ended."""
+def _object(kind: str, name: str, **changes: Any) -> dict[str, Any]:
+    """The recorded Deployment as another kind, with another owner, image or spec."""
     (web,) = (one for one in items("workloads") if one["metadata"]["name"] == "web")
-    owned = copy.deepcopy(web) | {"kind": "ReplicaSet"}
-    owned["metadata"]["ownerReferences"] = [{"kind": "Deployment", "controller": True}]
-    ended = copy.deepcopy(web) | {"kind": "Job"}
-    ended["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
-    assert not [*uses_of([owned, ended], {})]
-    ended["status"] = {"conditions": [{"type": "Complete", "status": "False"}]}
-    assert [use.when for use in uses_of([ended], {})] == [When.NEW_POD]
+    made = copy.deepcopy(web) | {"kind": kind}
+    made["metadata"]["name"] = name
+    if owner := changes.pop("owner", None):
+        made["metadata"]["ownerReferences"] = [{"kind": owner, "controller": True}]
+    if image := changes.pop("image", None):
+        made["spec"]["template"]["spec"]["containers"][0]["image"] = image
+    made["spec"].update(changes.pop("spec", {}))
+    return made | changes
+
+
+def _owned_pod(owner: str, **changes: Any) -> dict[str, Any]:
+    made = pod(**changes)
+    made["metadata"]["ownerReferences"] = [{"kind": owner, "controller": True}]
+    made["spec"]["containers"][0]["image"] = "x:1"
+    made["spec"] |= {"initContainers": [], "nodeName": "node-1"}
+    return made
+
+
+def test_what_is_made_by_another_is_not_counted_twice() -> None:
+    """A ReplicaSet of a Deployment, and its pod."""
+    web, owned = _object("Deployment", "web"), _object("ReplicaSet", "web-1", owner="Deployment")
+    replica = pod()
+    replica["metadata"]["ownerReferences"] = [{"kind": "ReplicaSet", "controller": True}]
+    replica["spec"] = {"nodeName": "node-1", **copy.deepcopy(web["spec"]["template"]["spec"])}
+    replica["spec"] |= {"serviceAccountName": "default"}
+    replica["spec"]["tolerations"] = [{"key": "node.kubernetes.io/not-ready", "operator": "Exists"}]
+    found = [(use.workload.kind, use.when) for use in uses_of([replica, owned, web], {})]
+    assert found == [("Deployment", When.NEW_POD), ("Pod", When.RESTART)]
+
+
+def test_job_that_has_ended() -> None:
+    """It makes no more pods."""
+    for status, whens in (("True", []), ("False", [When.NEW_POD])):
+        conditions = {"conditions": [{"type": "Complete", "status": status}]}
+        job = _object("Job", "web", status=conditions)
+        assert [use.when for use in uses_of([job], {})] == whens
+
+
+def test_old_revisions() -> None:
+    """They make pods as long as they have replicas; an active Job goes on with its own template."""
+    web = _object("Deployment", "web")
+    for replicas, count in ((0, 0), (2, 1)):
+        old = _object("ReplicaSet", "old", owner="Deployment", image="x:0")
+        old["spec"]["replicas"] = replicas
+        found = [use for use in uses_of([web, old], {}) if use.workload.name == "old"]
+        assert len(found) == count
+    job = _object("Job", "night-1", owner="CronJob", image="x:0")
+    assert [use.workload.name for use in uses_of([web, job], {})] == ["web", "night-1"]
+
+
+def test_owner_of_a_kind_that_is_not_read() -> None:
+    """What a custom resource makes is judged: its Deployment, and pods that it would make anew."""
+    owned = _object("StatefulSet", "db", owner="Database", image="x:1")
+    assert [use.when for use in uses_of([owned], {})] == [When.NEW_POD]
+    found = [*uses_of([_owned_pod("Database")], {})]
+    assert [use.when for use in found] == [When.RESTART, When.NEW_POD]
+    assert [use.placement.node for use in found] == ["node-1", ""]
+    for owner in ("Node", "DaemonSet"):  # made anew on the same node
+        assert [use.when for use in uses_of([_owned_pod(owner)], {})] == [When.RESTART]
+    ended = _owned_pod("Database", status={"phase": "Failed"})
+    assert not [*uses_of([ended], {})]
+
+
+def test_scaled_to_zero_or_suspended() -> None:
+    """Its next pod counts, whenever somebody scales it up or resumes it."""
+    idle = _object("Deployment", "web", spec={"replicas": 0})
+    assert [use.when for use in uses_of([idle], {})] == [When.NEW_POD]
+    (night,) = (one for one in items("workloads") if one["metadata"]["name"] == "night")
+    suspended = copy.deepcopy(night)
+    suspended["spec"]["suspend"] = True
+    assert [use.when for use in uses_of([suspended], {})] == [When.SCHEDULE]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "restarts"),
+    [
+        ("containers", {}, False),
+        ("containers", {"restartPolicy": "Never"}, False),
+        ("containers", {"restartPolicy": "OnFailure"}, True),
+        ("containers", {"restartPolicy": "Always"}, True),
+        ("containers", {"restartPolicyRules": [{"action": "Restart"}]}, True),
+        ("containers", {"restartPolicy": "OfTomorrow"}, True),
+        ("initContainers", {"restartPolicy": "OnFailure"}, True),
+        ("initContainers", {"restartPolicyRules": [{"action": "RestartAllContainers"}]}, True),
+    ],
+)
+def test_containers_with_a_restart_policy(part: str, change: Any, restarts: bool) -> None:
+    """One that may restart in a pod that does not; its rules may restart the others, too."""
+    changed = pod(spec={"restartPolicy": "Never"})
+    changed["spec"][part][0].update(change)
+    assert bool([*uses_of([changed], {})]) is restarts
 
 
 def test_template_has_the_secrets_of_its_account() -> None:
@@ -157,6 +241,8 @@ def _affinity(*expressions: dict[str, Any], fields: Any = ()) -> dict[str, Any]:
         ({"tolerations": [{"operator": "Exists"}]}, True),
         ({"tolerations": [{"key": "only", "value": "db"}]}, True),
         ({"tolerations": [{"key": "only", "value": "web"}]}, False),
+        ({"tolerations": [{"key": "only", "operator": "Gt", "value": "1"}]}, True),
+        ({"tolerations": [{"key": "other", "operator": "Gt", "value": "1"}]}, False),
         ({"tolerations": [{"key": "only", "value": "db", "effect": "NoExecute"}]}, False),
         ({"tolerations": TOLERATED, "nodeSelector": {"zone": "a"}}, True),
         ({"tolerations": TOLERATED, "nodeSelector": {"zone": "b"}}, False),
