@@ -21,6 +21,9 @@ from mayfly.registry.http.framing import ChunkedReader, ContentLengthReader, Fra
 UNBOUNDED = 2**62
 """Length in bytes of a body that is discarded until the end of the connection."""
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""Interim response. A client that did not ask for it ignores it (RFC 9110, 15.2.1)."""
+
 _MIN_FREE = 4096
 """Bytes; a buffer with less free space counts as full."""
 
@@ -195,7 +198,7 @@ class Body:
     def _request_more(self) -> None:
         if self._expects_continue:
             self._expects_continue = False
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._transport.write(CONTINUE)
         self._transport.resume_reading()
 
     def _pause(self) -> None:

@@ -24,7 +24,10 @@ LINGERING   The response says that the connection closes, and the client still s
 CLOSED      Nothing is received any more. Responses that were written are still sent, and the
             connection stays open until what is counted of them has been acknowledged.
 
-A shutdown closes what is IDLE or LINGERING, and the others after their response.
+A shutdown closes what is IDLE or LINGERING, and the others after their response. So does the end of
+what a client sends: it may send its last request, shut down its side, and read on. A client that
+has left looks alike until something is sent to it, which its host answers with a reset. So that no
+handler waits in vain for long, that is an interim response if there is no other by then.
 """
 
 from __future__ import annotations
@@ -33,13 +36,14 @@ import asyncio
 import contextlib
 import enum
 import logging
+import math
 import socket
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, cast
 
 from mayfly.registry.http.aiohttp_internals import Head
-from mayfly.registry.http.body import UNBOUNDED, Body, shared_buffer
+from mayfly.registry.http.body import CONTINUE, UNBOUNDED, Body, shared_buffer
 from mayfly.registry.http.framing import (
     HEAD_END,
     MAX_HEAD,
@@ -55,11 +59,15 @@ from mayfly.registry.http.origin import DIRECT, Origins
 from mayfly.registry.http.receipts import Receipts
 from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.http.response import Response, render_head
+from mayfly.registry.http.tcp_info import TCPInfo
 
 logger = logging.getLogger("mayfly")
 
 _HEAD_BUFFER = 16 * 1024
 """Bytes received at once where a head is expected, and kept of what follows a request."""
+
+_PROBE_SECONDS = 1.0
+"""After the end of what a client sends, until an interim response tells whether it has left."""
 
 _LINGER_SECONDS = 10.0
 """For a client that sends more than is wanted, until it has read the response."""
@@ -107,6 +115,10 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes recorded in the budget."""
         self._is_out_of_step = False
         """Whether bytes were dropped, so that no more requests can be read."""
+        self._has_ended = False
+        """Whether the client sends no more."""
+        self._request: HTTPRequest | None = None
+        """The one that is being handled."""
         self._body: Body | None = None
         """Of the request that is being handled, until it is complete."""
         self._task: asyncio.Task[None] | None = None
@@ -147,8 +159,22 @@ class Connection(asyncio.BufferedProtocol):
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 
+    def eof_received(self) -> bool:
+        """Note that the client sends no more; return whether a response is still due.
+
+        Every request that came whole before has been begun, since nothing, this end included, is
+        received while one waits. It is called again when reading resumes.
+        """
+        if not self._has_ended:
+            self._has_ended = True
+            asyncio.get_running_loop().call_later(_PROBE_SECONDS, self._probe)
+        if self._body is not None:
+            self._body.fail()
+        return self._state is State.HANDLING
+
     def connection_lost(self, exc: BaseException | None) -> None:
         self._state, self.transport, self.receipts = State.CLOSED, None, None
+        self._request = None  # it refers to this connection
         if self._body is not None:
             self._body.fail()
             self._body = None  # a handler may hold it for longer, and it refers to this connection
@@ -167,6 +193,25 @@ class Connection(asyncio.BufferedProtocol):
         found: socket.socket | None = self.transport.get_extra_info("socket")
         return found
 
+    def is_gone(self, idle: float = math.inf) -> bool:
+        """Whether the client has left.
+
+        Args:
+            idle: seconds after which a client that sends no more, and was sent nothing, counts as
+                gone.
+        """
+        if self.transport is None or self.transport.is_closing():
+            return True
+        connected = self.socket
+        if not self._has_ended or connected is None:
+            return False
+        # Nothing is read any more, so that the event loop learns of a reset only where it writes.
+        try:
+            info = TCPInfo.of(connected)
+        except OSError:  # it is not TCP
+            return False
+        return info.broken or info.last_sent >= idle
+
     @property
     def serving(self) -> bool:
         """Whether a request is being handled, or a refused one discarded."""
@@ -181,6 +226,15 @@ class Connection(asyncio.BufferedProtocol):
     def is_writing(self) -> bool:
         """Whether data waits to be given to the kernel."""
         return self.transport is not None and self.transport.get_write_buffer_size() > 0
+
+    def drop(self) -> None:
+        """Close the connection at once; a handler is not cancelled, but can send no more."""
+        if (connected := self.socket) is not None:
+            # Aborting alone would not wake the thread that waits to send a file.
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+        if self.transport is not None:
+            self.transport.abort()
 
     def drop_heads(self) -> None:
         """Close the connection to free the memory of its heads."""
@@ -273,7 +327,8 @@ class Connection(asyncio.BufferedProtocol):
             if self._received:
                 body.buffer(bytes(self._received))
                 self._received.clear()
-        self._run(self._handle(self._server.request(self, head, self._body)))
+        self._request = request = self._server.request(self, head, self._body)
+        self._run(self._handle(request))
 
     def _end_body(self, rest: bytes) -> None:
         self._body = None
@@ -316,7 +371,9 @@ class Connection(asyncio.BufferedProtocol):
         except asyncio.CancelledError:
             self._abort()
             raise
-        if request.body is not None and not request.body.complete:
+        if self._has_ended:
+            self._close()
+        elif request.body is not None and not request.body.complete:
             await self._linger(request.body)
         elif not request.keep_alive or self._is_out_of_step or self._server.closing:
             self._close()
@@ -340,7 +397,7 @@ class Connection(asyncio.BufferedProtocol):
     def _expect_next(self) -> None:
         if self._state is not State.HANDLING or self.transport is None:
             return
-        self._state, self._task = State.IDLE, None
+        self._state, self._task, self._request = State.IDLE, None, None
         if self._received:
             # In another turn: a client that sends many requests at once must not hold up others.
             # Until they are handled no more is received.
@@ -408,7 +465,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _head_of(self, request: HTTPRequest, response: Response, length: int | None) -> bytes:
         body = request.body
-        if response.close or self._is_out_of_step or self._server.closing:
+        if response.close or self._is_out_of_step or self._has_ended or self._server.closing:
             request.keep_alive = False
         elif body is not None and not body.discard_pending():
             request.keep_alive = False  # the rest of the body would have to be received first
@@ -423,6 +480,15 @@ class Connection(asyncio.BufferedProtocol):
         self.transport.write(data)
 
     # Ends
+
+    def _probe(self) -> None:
+        """Send an interim response, unless a response has begun, to a client that may have left."""
+        request = self._request
+        if request is None or request.response is not None or not request.minor:
+            return  # HTTP/1.0 has none
+        if self._state is State.HANDLING and not self.is_gone():
+            assert self.transport is not None
+            self.transport.write(CONTINUE)
 
     def close_soon(self) -> None:
         """Close the connection, after the response to the request that is being handled."""

@@ -74,7 +74,7 @@ class HTTPRequest:
 
     def is_gone(self) -> bool:
         """Whether the client has left."""
-        return self.transport is None or self.transport.is_closing()
+        return self.connection.is_gone()
 
     @property
     def announced_length(self) -> int:

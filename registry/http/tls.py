@@ -1,7 +1,11 @@
 """TLS between TCP and the HTTP protocol: moves bytes between a socket and a `TLSChannel`.
 
-    accepted ─► handshake ──done──► open ──close──► closed
-                    └──rejected, or timed out────────┘
+    accepted ─► handshake ──done──► open ──client's end──► half-closed ──close──► closed
+                    │                └─────────────────close─────────────────────────┤
+                    └──rejected, or timed out────────────────────────────────────────┘
+
+The end of what a client sends is its close_notify, or TCP's alone: a request says by itself where
+it ends, so that nothing is missed where the former lacks.
 
 asyncio's own TLS copies content more often than it encrypts it, and cannot send files. Here data is
 received into one buffer that all connections share, and decrypted into its final place; and while
@@ -87,6 +91,8 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._http: asyncio.BufferedProtocol | None = None
         self._is_reading = True
         self._is_writable = True
+        self._has_ended = False
+        """Whether TCP has ended in the client's direction."""
         self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the handshake has ended; has its error if it failed."""
 
@@ -100,6 +106,8 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._channel.has_ended:
+            return  # nothing may follow close_notify
         try:
             self._channel.feed(self._buffer[:nbytes])
         except ssl.SSLError as error:
@@ -124,7 +132,9 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             raise
 
     def eof_received(self) -> bool:
-        return False
+        self._has_ended = True
+        self._advance()
+        return self._http is not None and not self._tcp.is_closing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         http, self._http = self._http, None
@@ -154,7 +164,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._http.connection_made(self)
 
     def _decrypt_pending(self) -> None:
-        """Decrypt what has arrived and pass it up, while HTTP reads."""
+        """Decrypt what has arrived and pass it up, with the end of it, while HTTP reads."""
         is_drained = False
         while self._http is not None and not is_drained and self._is_reading:
             if self._channel.is_lent:
@@ -166,8 +176,11 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             is_drained = filled < len(buffer)
             if filled:
                 self._http.buffer_updated(filled)
-        if self._channel.has_ended:
-            self.close()
+        has_ended = self._has_ended or self._channel.has_ended
+        if is_drained and has_ended and self._is_reading and self._http is not None:
+            is_kept = self._http.eof_received()
+            if not is_kept:
+                self.close()
 
     def _read_on(self) -> None:
         """Resume reading if nothing prevents it, beginning with what has arrived before."""

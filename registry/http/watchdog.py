@@ -14,22 +14,22 @@ connection is in one of these states:
                     link that makes progress is never closed
 
 A client that vanished without a FIN (power, a cable, a firewall) acknowledges nothing. While data
-is on its way to the client that shows here, otherwise by the kernel's keepalive.
+is on its way to the client that shows here, otherwise by the kernel's keepalive. The event loop is
+told of a broken connection only while it reads or writes; others are found broken here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import socket
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from mayfly.registry.http.connection import Connection, HTTPServer
+from mayfly.registry.http.tcp_info import UNANSWERED_PROBES, TCPInfo
 
 logger = logging.getLogger("mayfly")
 
@@ -43,11 +43,6 @@ _MAX_INTERVAL_SECONDS = 5.0
 _MIN_INTERVAL_SECONDS = 0.1
 _CHECKED_AT_ONCE = 500
 """Connections checked before other tasks of the event loop run."""
-
-_UNANSWERED_PROBES = 3
-_TCP_INFO = struct.Struct("=3xB20xI16xI8xI60xQQ8xI")
-"""Of struct tcp_info (linux/tcp.h): probes, unacked, last_data_sent, last_ack_recv, bytes_acked,
-bytes_received, notsent_bytes."""
 
 
 class Timeouts(NamedTuple):
@@ -77,52 +72,7 @@ class Timeouts(NamedTuple):
         idle, interval = max(1, int(self.vanished / 2)), max(1, int(self.vanished / 6))
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _UNANSWERED_PROBES)
-
-
-class TCPInfo(NamedTuple):
-    """The kernel's counts of a connection.
-
-    Attributes:
-        acknowledged: bytes sent and acknowledged by the client's host.
-        received: bytes received.
-        unsent: whether bytes wait for the client to take more.
-        unacked: whether bytes were sent and are not acknowledged.
-        probes: window probes without an answer.
-        last_sent, last_ack: seconds since data was sent, and since an acknowledgement came.
-    """
-
-    acknowledged: int
-    received: int
-    unsent: bool
-    unacked: bool
-    probes: int
-    last_sent: float
-    last_ack: float
-
-    @classmethod
-    def of(cls, connected: socket.socket) -> TCPInfo:
-        """Ask the kernel.
-
-        Raises:
-            OSError: the socket is closed.
-        """
-        found = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-        probes, unacked, sent_ms, ack_ms, acked, received, unsent = _TCP_INFO.unpack(found)
-        return cls(acked, received, unsent > 0, unacked > 0, probes, sent_ms / 1000, ack_ms / 1000)
-
-    def is_vanished(self, timeout: float) -> bool:
-        """Whether the client's host has answered nothing for ``timeout`` seconds.
-
-        Silence alone proves nothing: data for which a slow reader has no room is sent again ever
-        more rarely, up to two minutes apart, and answered each time.
-        """
-        if self.last_ack < timeout:
-            return False
-        if self.probes >= _UNANSWERED_PROBES:
-            return True
-        sent_after_ack = self.last_ack - self.last_sent >= timeout / 2
-        return self.unacked and sent_after_ack and self.last_sent >= timeout / 4
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, UNANSWERED_PROBES)
 
 
 @dataclass(slots=True)
@@ -187,12 +137,12 @@ class ConnectionWatchdog:
         reason = self._exceeded(connection, info)
         if reason is not None:
             logger.info("cut a connection from %s: %s", connection.peer, reason)
-            # Not transport.abort(): a shutdown also wakes pending sendfile calls on the socket.
-            with contextlib.suppress(OSError):
-                found.shutdown(socket.SHUT_RDWR)
+            connection.drop()
 
     def _exceeded(self, connection: Connection, info: TCPInfo) -> str | None:
         """The reason to close a connection, if there is one."""
+        if info.broken:
+            return "it is broken"
         vanished = self._timeouts.vanished
         if vanished is not None and info.is_vanished(vanished):
             return "the client does not answer any more"

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from mayfly.registry.http.tcp_info import TCPInfo
 from mayfly.registry.http.watchdog import (
     IDLE_GRACE_SECONDS,
     MIN_PROGRESS,
     ConnectionWatchdog,
-    TCPInfo,
     Timeouts,
 )
 from tests.auth.clock import Clock
@@ -112,6 +112,13 @@ def test_waiting_for_us() -> None:
     judge.connection.awaits_body = True
     assert not judge.after(STALL - 1)
     assert judge.after(1)
+
+
+def test_broken() -> None:
+    """What the event loop has not noticed, since it neither reads nor writes, is closed here."""
+    judge = Judge(Connection(serving=True, requests=1))
+    assert not judge.after(0)
+    assert judge.after(1, broken=True)
 
 
 def test_next_request_begins_anew() -> None:

@@ -23,6 +23,7 @@ from mayfly.registry.http.file_sender import FileSender
 from mayfly.registry.http.send import ContentSender
 from mayfly.registry.http.watchdog import Timeouts
 from mayfly.storage.interface import Store
+from tests.support.client import Answer, read
 from tests.support.lifecycle_hooks import lifecycle_hooks
 from tests.support.process import POLL_INTERVAL
 from tests.support.settings import settings_with
@@ -92,14 +93,31 @@ class Secured:
         trust: ssl.SSLContext | None = None,
     ) -> tuple[int, bytes]:
         """The status and body of an answer on a connection of its own."""
+        answer = await self._exchange(method, target, body, headers, trust)
+        return answer.status, answer.body
+
+    async def headers(
+        self, method: str, target: str, body: bytes | None = None
+    ) -> tuple[int, Mapping[str, str]]:
+        """The status and headers of an answer on a connection of its own."""
+        answer = await self._exchange(method, target, body)
+        return answer.status, answer.headers
+
+    async def _exchange(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None,
+        headers: Mapping[str, str] | None = None,
+        trust: ssl.SSLContext | None = None,
+    ) -> Answer:
         client = http.client.HTTPSConnection(
             NAME, self.port, timeout=TIMEOUT, context=trust or self.trust
         )
 
-        def exchange() -> tuple[int, bytes]:
+        def exchange() -> Answer:
             client.request(method, target, body, dict(headers or {}))
-            answer = client.getresponse()
-            return answer.status, answer.read()
+            return read(client.getresponse())
 
         try:
             return await asyncio.to_thread(exchange)
