@@ -71,8 +71,9 @@ def test_every_change_may_fail(dash: Node, target: Target, runtime: Runtime, sho
     before = snapshot(dash.root)
     path = failers(dash, CHANGING)
     script = dash.script(target, runtime)
-    counts, wanted = {}, {}
+    begin, counts, wanted = {}, {}, {}
     for verb in ("apply", "revert"):
+        begin[verb] = dash.keep()
         assert dash.run(script, verb, path=path, SHORT=short).returncode == 0
         counts[verb] = dash.count_calls()
         wanted[verb] = applied(snapshot(dash.root))
@@ -80,8 +81,7 @@ def test_every_change_may_fail(dash: Node, target: Target, runtime: Runtime, sho
     for verb in ("apply", "revert"):
         failed = 0
         for at in range(1, counts[verb] + 1):
-            if verb == "revert":
-                assert dash.run(script, "apply").returncode == 0
+            begin[verb]()
             dash.count_calls()
             done = dash.run(script, verb, path=path, FAIL_AT=str(at), SHORT=short)
             what = (verb, at, done.stdout, done.stderr)
@@ -112,10 +112,12 @@ def test_what_a_program_reads_may_be_missing(dash: Node, target: Target, verb: s
     verbs = ["apply", "pull", "unpin", "revert"]
     earlier = verbs[: verbs.index(verb)]
     failed, at, total = 0, 0, 0
+    if earlier:
+        assert dash.run(script, *earlier).returncode == 0
+    begin = dash.keep()
     # Without a failure first, to count the calls.
     while at <= total:
-        if earlier:
-            assert dash.run(script, *earlier).returncode == 0
+        begin()
         dash.count_calls()
         done = dash.run(script, verb, path=path, FAIL_AT=str(at), STUB_PATH="/usr/bin:/bin")
         what = (verb, at, done.returncode, done.stdout, done.stderr)
@@ -140,11 +142,13 @@ def test_disk_that_is_full(node: Node, target: Target, verb: str) -> None:
     script = node.script(target, "containerd")
     assert node.run(script, "apply").returncode == 0
     whole = applied(node.look())
+    if verb == "apply":
+        assert node.run(script, "revert").returncode == 0
+    begin = node.keep()
     failed = 0
     sizes = [0, 1, 40, 130, 200, 330, 450, 600, 800, 1100, 1500, 2100, 3000, 100_000]
     for size in sizes:
-        if verb == "apply":
-            assert node.run(script, "revert").returncode == 0
+        begin()
         done = subprocess.run(
             [*node.shell, "-s", "--", verb],
             input=script,
@@ -166,8 +170,6 @@ def test_disk_that_is_full(node: Node, target: Target, verb: str) -> None:
             failed += 1
             assert node.run(script, verb).returncode == 0, what
         assert applied(node.look()) == (whole if verb == "apply" else applied(before)), what
-        if verb == "revert":
-            assert node.run(script, "apply").returncode == 0
     assert 3 < failed < len(sizes)
     assert node.run(script, "revert").returncode == 0
     assert node.look() == before
