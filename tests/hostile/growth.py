@@ -66,7 +66,7 @@ Text = str | bytes
 
 
 class Endless(Exception):
-    """A call took longer than `GUARD`."""
+    """A call took too long."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +95,18 @@ def modules() -> Iterator[ModuleType]:
 # Measuring
 
 
-def grown(subject: Subject) -> Iterator[str]:
-    """The inputs for which time grows faster than size, in words."""
+def grown(subject: Subject, guard: float = GUARD) -> Iterator[str]:
+    """The inputs for which time grows faster than size, or is longer than ``guard``, in words."""
     for prefix, repeated, suffix in subject.inputs:
         count = max(SIZE // len(repeated), 1)
         text = f"{prefix!r} + {repeated!r} * n + {suffix!r}"
         try:
-            with _guarded():
+            with _guarded(guard):
                 if _seconds(subject, prefix, repeated, suffix, count) < QUICK:
                     continue
                 ratio = _ratio(subject, prefix, repeated, suffix, count)
         except Endless:
-            yield f"{text}: more than {GUARD} s"
+            yield f"{text}: more than {guard} s"
             continue
         if ratio > RATIO:
             yield f"{text}: {ratio:.1f} times for {APART} times n"
@@ -140,14 +140,14 @@ def _seconds(subject: Subject, prefix: str, repeated: str, suffix: str, count: i
 
 
 @contextlib.contextmanager
-def _guarded() -> Iterator[None]:
+def _guarded(seconds: float) -> Iterator[None]:
     """Interrupt what takes too long; the engine of `re` looks for signals, too."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Endless
 
     before = signal.signal(signal.SIGPROF, end)
-    signal.setitimer(signal.ITIMER_PROF, GUARD)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:

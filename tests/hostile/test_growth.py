@@ -27,6 +27,9 @@ DYNAMIC = {
 """Functions that make a pattern at run time, and why they may."""
 
 PATTERNS = {subject.name: subject for subject in growth.patterns()}
+QUADRATIC_SECONDS = 0.5
+"""After which what is quadratic on purpose is not waited for: many times what is linear takes."""
+
 FUNCTIONS = {name: found for name, found in growth.functions() if name not in EFFECTS}
 
 
@@ -84,7 +87,8 @@ def test_effects_are_there() -> None:
 )
 def test_quadratic_patterns_are_found(pattern: str | bytes, method: str) -> None:
     """The inputs made of a pattern show what is wrong with it."""
-    assert next(grown(pattern_subject("x", re.compile(pattern), method)), None) is not None
+    subject = pattern_subject("x", re.compile(pattern), method)
+    assert next(grown(subject, QUADRATIC_SECONDS), None) is not None
 
 
 def _stripped_one_by_one(text: str) -> str:
@@ -100,4 +104,4 @@ def test_quadratic_functions_are_found() -> None:
     def read(prefix: str, repeated: str, suffix: str, count: int) -> None:
         _stripped_one_by_one(prefix + repeated * count * 20 + suffix)
 
-    assert next(grown(Subject("x", read, (("", " ", ""),))), None) is not None
+    assert next(grown(Subject("x", read, (("", " ", ""),)), QUADRATIC_SECONDS), None) is not None

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from mayfly.registry.cli.node import command
 from tests.bundle.builders import Layout
 from tests.nodes.test_script import SHELLS, Node
 from tests.support.commands import mayfly
@@ -37,6 +39,11 @@ def test_fifty_nodes_prove_at_once(tmp_path: Path) -> None:
         state = ("--state-dir", server.state_dir)
         matrix = json.loads(mayfly("status", *state, "--json").stdout)["coverage"]["matrix"]
         assert set(matrix) == set(NAMES)
+        scripts = {}
+        for name in names:
+            made = CliRunner().invoke(command, ["script", "--node", name, *map(str, state)])
+            assert made.exit_code == 0, made.output
+            scripts[name] = made.stdout
 
         def run(name: str) -> subprocess.CompletedProcess[str]:
             directory = tmp_path / name
@@ -46,8 +53,7 @@ def test_fifty_nodes_prove_at_once(tmp_path: Path) -> None:
             node = Node(directory, root, SHELLS["dash"])
             (node.bin / "curl").unlink()
             (node.state / "digests").write_text(known)
-            text = mayfly("node", "script", "--node", name, *state).stdout
-            text = text.replace("tree=''\n", f"tree='{root}'\n", 1)
+            text = scripts[name].replace("tree=''\n", f"tree='{root}'\n", 1)
             return node.run(text, "--runtime", "containerd", "--quiet")
 
         with ThreadPoolExecutor(NODES) as threads:
