@@ -188,8 +188,15 @@ def _left_out(config: pytest.Config) -> dict[Path, str]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out what takes programs of another tier, unless it is named."""
-    return True if collection_path in _left_out(config) else None
+    """Leave out what takes programs of another tier, unless it is named.
+
+    For tests that run alone also modules without one: to import them all takes longer than some.
+    """
+    if collection_path in _left_out(config):
+        return True
+    if config.getoption("markexpr") == "alone" and collection_path.suffix == ".py":
+        return True if "pytest.mark.alone" not in collection_path.read_text() else None
+    return None
 
 
 def pytest_terminal_summary(
