@@ -106,18 +106,19 @@ class Node:
             start_new_session=True,
         )
 
-    def keep(self) -> Callable[[], None]:
+    def keep(self) -> Callable[..., None]:
         """Copy the root and the runtime's state; the function that brings back what was there.
 
-        It takes the place of a run of the script that is not what a test is about.
+        It takes the place of a run of the script that is not what a test is about. Its argument is
+        the directory of another node, which then has that state.
         """
         kept = Path(tempfile.mkdtemp(dir=self.root.parent, prefix="kept-"))
-        subprocess.run(["cp", "--archive", self.root, self.state, kept], check=True)
-        originals = [str(kept / path.name) for path in (self.root, self.state)]
+        names = [self.root.name, self.state.name]
+        subprocess.run(["cp", "--archive", *names, kept], cwd=self.root.parent, check=True)
 
-        def bring_back() -> None:
-            subprocess.run(["rm", "-rf", self.root, self.state], check=True)
-            subprocess.run(["cp", "--archive", *originals, self.root.parent], check=True)
+        def bring_back(directory: Path = self.root.parent) -> None:
+            subprocess.run(["rm", "-rf", *names], cwd=directory, check=True)
+            subprocess.run(["cp", "--archive", *names, directory], cwd=kept, check=True)
 
         return bring_back
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,11 +234,23 @@ def test_note_about_a_file_to_edit_by_hand(dash: Node) -> None:
     assert "systemctl reload docker" in done.stderr
 
 
+_PULLED: dict[tuple[object, ...], Callable[[Path], None]] = {}
+"""(shell, runtime, names) → gives a node what the script made of one; see `pulled`."""
+
+
 def pulled(node: Node, target: Target, runtime: Runtime, *names: str) -> str:
-    """A node that has images by the script, which is returned."""
+    """A node that has images by the script, which is returned.
+
+    The script pulls them once for each shell; other nodes get a copy of what it made.
+    """
     script = node.script(target, runtime, names or NAMES)
-    done = node.run(script, "apply", "pull", "--quiet")
-    assert done.returncode == 0, done.stderr
+    key = (*node.shell, runtime, names)
+    if key in _PULLED:
+        _PULLED[key](node.root.parent)
+    else:
+        done = node.run(script, "apply", "pull", "--quiet")
+        assert done.returncode == 0, done.stderr
+        _PULLED[key] = node.keep()
     return script
 
 
