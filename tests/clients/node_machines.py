@@ -35,6 +35,8 @@ _OF_RUNTIMES = (
 _PREPARE = """
 mkdir -p /run/sshd /run/containerd /root/.ssh
 chmod 700 /root/.ssh
+# Bash reads it for each command over ssh; what it starts there is about another machine.
+rm -f /root/.bashrc
 cp "$directory/key.pub" /root/.ssh/authorized_keys
 chmod 600 /root/.ssh/authorized_keys
 """
@@ -211,6 +213,8 @@ class Machine:
         config.write_text(
             f"ListenAddress {self.address}\nHostKey {self.directory}/host\nUsePAM no\n"
             "PidFile none\nStrictModes no\nAuthorizedKeysFile /root/.ssh/authorized_keys\n"
+            # The default one takes 60 ms of processor time for each connection, this one 2 ms.
+            "KexAlgorithms curve25519-sha256\n"
             f"SetEnv PATH={first}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin{more}\n"
         )
         daemon = self._run("sshd", "/usr/sbin/sshd", "-D", "-e", "-f", config)
