@@ -64,7 +64,7 @@ def content(ctr: Client, digest: str) -> str:
 
 @pytest.mark.parametrize("reference", ["debian"], indirect=True)
 def test_pulled_image_is_exact_and_runs(ctr: Client, images: Images, reference: str) -> None:
-    """Manifest, configuration and layers of 250 MB arrive as they are, and a container runs."""
+    """Manifest, configuration and layers of 140 MB arrive as they are, and a container runs."""
     ctr("images", "pull", PLAIN, reference)
     digest = images.digest("debian")
     assert digest in ctr("images", "ls", f"name=={reference}")

@@ -51,9 +51,9 @@ def layers(docker: Client, pushed: Pushed) -> int:
 
 
 def test_first_push_uploads_every_layer(docker: Client, pushed: Pushed, layers: int) -> None:
-    """A server that has nothing is sent all layers of an image of 200 MB and more."""
+    """A server that has nothing is sent all layers of an image of 120 MB and more."""
     size = json.loads(docker("image", "inspect", pushed.reference))[0]["Size"]
-    assert size >= 200_000_000
+    assert size >= 120_000_000
     assert layers == (5 if runs_containers(docker) else 4)
     assert pushed.output.count(": Pushed") == layers
 

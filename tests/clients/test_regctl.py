@@ -96,7 +96,7 @@ def test_large_blob_is_uploaded_in_chunks(
     chunks = ["--blob-chunk=4000000", "--blob-max=1000000"]
     regctl("registry", "set", "--tls=disabled", "--skip-check", *chunks, mayfly.host)
     target = f"{mayfly.host}/{repository}"
-    layer = images.tar("share")
+    layer = images.tar("python")
     options = ["--verbosity=trace", "blob", "put", target]
     put = regctl.run(*options, stdin=layer)
     assert put.returncode == 0, put.stderr.decode()

@@ -35,7 +35,7 @@ def digest(skopeo: Client, reference: str) -> str:
 def test_image_copied_in_and_out_is_the_same(
     skopeo: Client, images: Images, mayfly: Mayfly, repository: str, scratch: Path
 ) -> None:
-    """An image of 250 MB goes in and comes out, every blob and the manifest byte for byte."""
+    """An image of 140 MB goes in and comes out, every blob and the manifest byte for byte."""
     reference = pushed(skopeo, images, mayfly, repository, "debian")
     skopeo("copy", OUT, reference, f"dir:{scratch}/dir")
     assert sha256(scratch / "dir/manifest.json") == images.digest("debian")

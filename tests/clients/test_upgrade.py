@@ -151,7 +151,7 @@ def test_deadline_names_the_node_that_never_came(
 def pull(
     docker: Client, skopeo: Client, images: Images, scratch: Path
 ) -> Callable[[Mayfly, SlowProxy], Process]:
-    """Begins a docker pull of 250 MB through a slow line; back once bytes of a layer flow."""
+    """Begins a docker pull of 140 MB through a slow line; back once bytes of a layer flow."""
 
     def begin(server: Mayfly, line: SlowProxy) -> Process:
         source, target = f"oci:{images.layout}:debian", f"docker://{server.host}/drain/debian:1"
@@ -172,7 +172,7 @@ def test_stop_lets_a_docker_pull_end(
 ) -> None:
     """SIGTERM during a slow pull: it completes, a new one is refused, and the exit code is 0."""
     server = start_mayfly()
-    with SlowProxy(server.host, bytes_per_second=24 * 2**20) as line:
+    with SlowProxy(server.host, bytes_per_second=12 * 2**20) as line:
         pulling = pull(server, line)
         server.popen.send_signal(signal.SIGTERM)
         server.wait_for(lambda: True if "stopping: " in server.output() else None)
