@@ -10,6 +10,7 @@ import jwt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jwt.algorithms import HMACAlgorithm
 
 from mayfly.auth.errors import InputInvalid, ScopeInvalid, TokenInvalid
 from mayfly.auth.globs import parse_glob
@@ -357,6 +358,24 @@ def test_lifetime_bounds() -> None:
     for lifetimes in ((59, 3600), (300, 59)):
         with pytest.raises(ValueError, match="at least 60"):
             TokenIssuer(KEY, SERVICE, RUN, *lifetimes)
+
+
+def test_key_is_examined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library examines a key with its signer's first token, and refuses other kinds."""
+    examined: list[bytes] = []
+    examine = HMACAlgorithm.prepare_key
+
+    def prepare_key(self: HMACAlgorithm, key: bytes) -> bytes:
+        examined.append(key)
+        return examine(self, key)
+
+    monkeypatch.setattr(HMACAlgorithm, "prepare_key", prepare_key)
+    signer = Signer(KEY, SERVICE, RUN)
+    made = [signer.sign("bob", NOW, NOW + 60, {}) for _ in range(3)]
+    assert examined == [KEY]
+    assert all(signer.verify(token, NOW)["sub"] == "bob" for token in made)
+    with pytest.raises(jwt.InvalidKeyError):
+        Signer(b"ssh-rsa " + KEY, SERVICE, RUN).sign("bob", NOW, NOW + 60, {})
 
 
 def test_claims_cannot_replace_standard_ones() -> None:
