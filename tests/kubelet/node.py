@@ -31,6 +31,13 @@ mkdir -p "$1/containerd/root"
 mount -o loop "$1/disk.img" "$1/containerd/root"
 """
 
+_TOOLS = """
+mount -t tmpfs tmpfs /opt
+mkdir -p /opt/bin /run/containerd
+ln -s "$1" /run/containerd/containerd.sock
+ln -s "$2" /opt/bin/
+"""
+
 
 class Node:
     """One of them, called ``node-NUMBER``.
@@ -107,6 +114,13 @@ class Node:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def put_tools(self) -> None:
+        """Put crictl and the runtime's socket where pods find them that run scripts on the node."""
+        crictl = find_program("crictl")
+        assert crictl is not None
+        if self.shell("ls /opt").strip() != "bin":
+            self.shell(_TOOLS, self.socket, crictl)
 
     def mayfly(self, *words: str | Path) -> str:
         """Run ``mayfly`` on the node."""

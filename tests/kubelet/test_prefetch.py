@@ -29,15 +29,6 @@ case $1 in logs) "{program}" "$@" | tee -a "{log}" ;; *) exec "{program}" "$@" ;
 """
 """kubectl that writes down its arguments and the logs of pods."""
 
-TOOLS = """
-mount -t tmpfs tmpfs /opt
-mkdir -p /opt/bin /run/containerd
-ln -s "$1" /run/containerd/containerd.sock
-shift
-for tool; do ln -s "$tool" /opt/bin/; done
-"""
-"""Puts runtime and tools where nodes have them."""
-
 
 class Operator:
     """The one who prefetches: kubectl, its configuration, and what it was told."""
@@ -92,15 +83,9 @@ def operator(served: Cluster, tmp_path: Path) -> Iterator[Operator]:
 @pytest.fixture
 def prepared(served: Cluster) -> Callable[[Node], None]:
     """Prepares a node: its runtime and tools are where the script looks for them."""
-
-    def prepare(node: Node) -> None:
-        tools = [find_program(name) for name in ("crictl",)]
-        if node.shell("ls /opt").strip() != "bin":
-            node.shell(TOOLS, node.socket, *[tool for tool in tools if tool is not None])
-
     for node in served.nodes.values():
-        prepare(node)
-    return prepare
+        node.put_tools()
+    return Node.put_tools
 
 
 def _serve(cluster: Cluster, nodes: list[str], images: list[str]) -> None:
