@@ -7,6 +7,7 @@ const LABEL = "500 13px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberatio
 const SMALL = "11px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
 const TEXT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
 const LEVELS = 12; // of a pull
+const LEAST = 3; // by which it differs from a missing image
 const MOST_MARKS = 200;
 const MOST_FITS = 5000;
 const COLOURS = [...ORDER.map((letter) => `state-${letter}`), "card", "raised", "line", "ink", "soft", "mark", "focus"];
@@ -413,7 +414,7 @@ class Marks {
   }
 
   find(paint, letter, edge, share, ratio) {
-    const level = letter === "u" ? Math.max(Math.round((share ?? 0.5) * LEVELS), 1) : 0;
+    const level = letter === "u" ? Math.max(Math.round((share ?? 0.5) * LEVELS), LEAST) : 0;
     const key = `${letter} ${level} ${edge} ${ratio}`;
     let found = this.made.get(key);
     if (found === undefined) {
