@@ -55,6 +55,7 @@ from mayfly.registry.state.directory import StateDir
 from mayfly.registry.state.runs import Run
 from mayfly.registry.state.scripts import Scripts
 from mayfly.registry.version import VERSION
+from mayfly.storage.directory.layout import BASE
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.files import Attributes, replace_file
@@ -417,7 +418,7 @@ async def _serve(
         sockets = sockets or stack.enter_context(bound_sockets(settings.listen))
         addresses = [address_of(bound) for bound in sockets]
         # The bound addresses count, not the setting: systemd's sockets may listen anywhere.
-        settings = replace(settings, listen=tuple(addresses))
+        settings = replace(settings, listen=tuple(addresses), root=root)
         recording = _recording(settings, this_run, addresses[0])
         audit = Audit(recording.put if recording is not None else None)
         security = stack.enter_context(secure(settings, this_run))
@@ -462,7 +463,8 @@ async def _serve(
                 ),
                 login,
                 announced(settings, security, login, plan.nodes.names if plan.nodes else ()),
-                measure_storage=lambda: storage_used(root),
+                # Not the root itself: a state directory may lie in it.
+                measure_storage=lambda: storage_used(root / BASE),
                 denied=audit.refusals,
                 upstreams=stores.upstreams,
                 sources=tuple(path.name for path in settings.bundles),

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Coroutine
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mayfly.registry import log
@@ -73,6 +74,7 @@ class App:
         self._hooks = hooks
         self._names = names
         self._prefix = prefix
+        self._root = settings.root
         self._put_event = put_event
         self._context = partial(
             Context,
@@ -125,7 +127,7 @@ class App:
         except ConnectionError:
             raise
         except Exception as error:
-            return refusal(error, http)
+            return refusal(error, http, self._root)
 
     def _below_prefix(self, response: Response) -> None:
         """Put the prefix of ``--external-url`` before the paths in response headers."""
@@ -192,8 +194,13 @@ def malformed_request(status: int, text: str) -> Response:
     return answer(status, errors.body("UNSUPPORTED", text), JSON)
 
 
-def refusal(error: Exception, http: HTTPRequest) -> Response:
+def refusal(error: Exception, http: HTTPRequest, root: Path) -> Response:
     """Return the response to an error: by the table, or a 500 whose cause only the log has.
+
+    Args:
+        error: of the request.
+        http: the request.
+        root: of the store, for the log.
 
     Raises:
         ConnectionResetError: part of a response is already sent, so the connection was aborted.
@@ -212,12 +219,11 @@ def refusal(error: Exception, http: HTTPRequest) -> Response:
         failed = "%s %s failed: %s" + (f" (trace {trace})" if trace else "")
         logger.log(level, failed, http.method, http.raw_path, cause, exc_info=unexpected)
     elif isinstance(error, DoesNotFit):
-        text = f"a push was refused: {error.message}; free some space"
+        text = f"a push was refused: {error.message}; free some space for {root}"
         log.event(logging.WARNING, "does_not_fit", text, same="", **error.sizes)
     elif isinstance(error, StorageFull):
-        log.event(
-            logging.ERROR, "disk_full", "the disk is full: pushes are refused; free some space"
-        )
+        text = f"the disk of {root} is full: pushes are refused; free some space"
+        log.event(logging.ERROR, "disk_full", text, root=str(root))
     if http.response is not None:
         if http.transport is not None:
             http.transport.abort()

@@ -196,6 +196,10 @@ def _notices(found: Mapping[str, Any]) -> list[Line]:
         red += [f"not in the registry: {image}" for image in found["coverage"]["absent"]]
     yellow = [notice_text(one) for one in found["warnings"]]
     yellow += [f"ambiguous: {path} is in several upstreams" for path in found["ambiguous"]]
+    if refused := found.get("denied"):
+        count = counted(sum(one["requests"] for one in refused), "request")
+        user, address = refused[0]["user"] or "a client", refused[0]["address"]
+        yellow.append(f"{count} refused, most of {user} at {address}: mayfly status")
     yellow += [
         f"upstream {one['host']} is unreachable"
         for one in found.get("upstreams", ())

@@ -359,18 +359,21 @@ def _high_water() -> int | None:
         return None
 
 
-def storage_used(root: Path) -> int:
-    """Return the disk usage of a directory in bytes. Walks the tree: call it in a worker thread."""
+def storage_used(directory: Path) -> int:
+    """Return the bytes on disk of the files below a directory, which itself takes none.
+
+    Walks the tree: call it in a worker thread.
+    """
     total = 0
-    waiting = [str(root)]
+    waiting = [str(directory)]
     while waiting:
         try:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
-                    found = entry.stat(follow_symlinks=False)
-                    total += found.st_blocks * 512
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
         except OSError:
             continue  # removed during the walk
     return total

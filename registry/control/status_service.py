@@ -226,6 +226,7 @@ class StatusService:
             "bytes_in": activity.bytes_in,
             "bytes_out": activity.bytes_out,
             "warnings": self._warnings(),
+            "denied": reports.denied_records(self._denied),
             "corrupt": self._corrupt,
             "ambiguous": {path: [*names] for path, names in self._ambiguous.items()},
             "upstreams": self._upstreams(),
@@ -247,7 +248,6 @@ class StatusService:
                 **self._server_record(),
                 "started_unix": self._started_wall,
                 "ending": self._ending,
-                "denied": reports.denied_records(self._denied),
             }
 
         return PageView(server, self._observer, self._coverage, store, self._clock, self._sources)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Corruption,
         CorruptRecord,
         CoverageRecord,
+        DeniedRecord,
         EndRecord,
         ImageRecord,
         ProofRecord,
@@ -33,6 +34,7 @@ MIN_WIDTH = 40
 _MOST_ROWS = 200
 _MOST_NAMES = 10
 _MOST_TRANSFERS = 20
+_MOST_REFUSED = 20
 
 
 def grid(rows: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -211,6 +213,7 @@ def status_lines(found: Mapping[str, Any], width: int) -> list[str]:
     for path, names in found["ambiguous"].items():
         lines.append(f"ambiguous: {path} is in several upstreams; ask for {' or '.join(names)}")
     lines += upstream_lines(found.get("upstreams", ()), width)
+    lines += denied_lines(found.get("denied", ()), width, _MOST_REFUSED)
     lines += corrupt_lines(found["corrupt"])
     if found["coverage"] is not None:
         lines += ["", *coverage_lines(found["coverage"], width)]
@@ -307,6 +310,21 @@ def content(transfer: TransferRecord) -> str:
     return f"{transfer['repository']}@{digest}" if digest else transfer["repository"]
 
 
+def denied_lines(records: Sequence[DeniedRecord], width: int, most: int) -> list[str]:
+    """Return refused requests by user and address, a row each.
+
+    Args:
+        records: most frequent first; none from an older server.
+        width: columns.
+        most: rows.
+    """
+    if not records:
+        return []
+    rows = [["denied", "user", "address"]]
+    rows += [[str(one["requests"]), one["user"] or "-", one["address"]] for one in records[:most]]
+    return ["", *grid(rows, width), *_more(len(records) - most)]
+
+
 def aborted_lines(transfers: Sequence[TransferRecord], requests: int) -> list[str]:
     """Return the transfers that were aborted, a line each."""
     if requests and not transfers:
@@ -371,10 +389,7 @@ def report_text(content: Report, width: int) -> str:
     lines += safety_lines(content)
     if content["coverage"]:
         lines += ["", *coverage_lines(content["coverage"], width)]
-    if content["denied"]:
-        rows = [["denied", "user", "address"]]
-        rows += [[str(d["requests"]), d["user"] or "-", d["address"]] for d in content["denied"]]
-        lines += ["", *grid(rows[:_MOST_ROWS], width)]
+    lines += denied_lines(content["denied"], width, _MOST_ROWS)
     lines += upstream_lines(content.get("upstreams", ()), width)
     lines += corrupt_lines(content["corrupt"])
     lines += aborted_lines(content["cut"], content["cut_requests"])

@@ -48,8 +48,8 @@ def status(nodes: int = 3, images: tuple[str, ...] = IMAGES, **more: Any) -> dic
                 for image in images
             },
         },
-        "warnings": [], "corrupt": [], "ambiguous": {}, "upstreams": [], "state_dir": "/x",
-        "report": "/nowhere/report.json",
+        "warnings": [], "denied": [], "corrupt": [], "ambiguous": {}, "upstreams": [],
+        "state_dir": "/x", "report": "/nowhere/report.json",
     }  # fmt: skip
     return found | more
 
@@ -137,6 +137,12 @@ def test_view(server: FakeServer, watching: Open) -> None:
     row = next(line for line in terminal.screen.lines if line.startswith("node-1"))
     assert "0/2  1.4 MiB/s" in row
     assert "pull by node-1 (10.0.0.9)" in shown
+    refused = [{"user": "eve", "address": "10.0.0.9", "requests": 24},
+               {"user": "", "address": "10.0.0.8", "requests": 1}]  # fmt: skip
+    server.document["denied"] = refused
+    terminal.wait_for(
+        lambda screen: "25 requests refused, most of eve at 10.0.0.9: mayfly status" in screen.text
+    )
     server.document = status(seconds=66.0, bytes_out=70_000_000, warnings=[])
     cells_of_node = server.document["coverage"]["matrix"][IMAGES[0]]
     cells_of_node["node-1"] = "served"  # less than --accept

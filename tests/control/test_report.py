@@ -340,6 +340,17 @@ def test_shorten(text: str, width: int, shown: str) -> None:
     assert status_text.shorten(text, width) == shown
 
 
+def test_denied_rows_are_bounded() -> None:
+    """Of refused requests the most frequent are shown, and how many rows are left out."""
+    records = denied_records({("eve", f"10.0.0.{n}"): n for n in range(1, 6)})
+    lines = status_text.denied_lines(records, 80, 2)
+    assert [line.split() for line in lines] == [
+        [], ["denied", "user", "address"], ["5", "eve", "10.0.0.5"], ["4", "eve", "10.0.0.4"],
+        ["…", "and", "3", "more"],
+    ]  # fmt: skip
+    assert status_text.denied_lines([], 80, 2) == []
+
+
 def test_denied_names_are_harmless() -> None:
     """A made-up name cannot move the cursor of a terminal that shows the report."""
     (record,) = denied_records({("\x1b[2J" + "x" * 500, "10.0.0.9"): 1})
@@ -490,8 +501,9 @@ def test_peak_memory() -> None:
 
 
 def test_storage_used(tmp_path: Path) -> None:
-    """Disk usage counts a tree without following links."""
+    """Disk usage counts the files of a tree without following links; empty directories are 0."""
     (tmp_path / "deep/er").mkdir(parents=True)
+    assert storage_used(tmp_path) == 0
     (tmp_path / "deep/er/file").write_bytes(b"x" * 100_000)
     (tmp_path / "deep/loop").symlink_to(tmp_path)
     assert 100_000 <= storage_used(tmp_path) < 200_000

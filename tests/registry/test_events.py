@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import ssl
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -172,6 +173,26 @@ def test_nodes_that_are_not_set_up(start_mayfly: Callable[..., Mayfly]) -> None:
     assert "\x1b" not in server.output()
 
 
+def test_status_shows_refused_requests(start_mayfly: Callable[..., Mayfly]) -> None:
+    """While the server runs, by user and address, as text and as JSON."""
+    server = start_mayfly("--auth", "auto")
+    for _ in range(2):
+        assert (
+            ask(server.host, "GET", "/v2/_catalog", headers=dict([basic("eve", "wrong")])).status
+            == 401
+        )
+
+    def status(*options: str) -> str:
+        words = command_line("status", "--state-dir", server.state_dir, *options)
+        return subprocess.run(
+            words, capture_output=True, text=True, check=True, env=environment(), timeout=PATIENCE
+        ).stdout
+
+    denied = [{"user": "eve", "address": "127.0.0.1", "requests": 2}]
+    assert json.loads(status("--json"))["denied"] == denied
+    assert ["2", "eve", "127.0.0.1"] in [line.split() for line in status().splitlines()]
+
+
 def test_full_disk(start_mayfly: Callable[..., Mayfly]) -> None:
     """A push that finds no space is refused, and the log says so once."""
     server = start_mayfly("--reserve", "1000TiB", "--log-format", "json")
@@ -181,7 +202,10 @@ def test_full_disk(start_mayfly: Callable[..., Mayfly]) -> None:
     told = [json.loads(line) for line in server.output().splitlines()]
     (full,) = [line for line in told if line["event"] == "disk_full"]
     assert full["level"] == "error"
-    assert full["message"] == "the disk is full: pushes are refused; free some space"
+    assert full["message"] == (
+        f"the disk of {server.root} is full: pushes are refused; free some space"
+    )
+    assert full["root"] == str(server.root)
 
 
 def test_start_up_text_is_short(start_mayfly: Callable[..., Mayfly]) -> None:
