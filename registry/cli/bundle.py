@@ -97,7 +97,7 @@ def create(
             request = _Request(
                 wanted,
                 reach,
-                tuple(local_source(path, stack) for path in local),
+                tuple(local_source(path, stack, json) for path in local),
                 tuple(check_platform(one) for one in platforms),
                 not no_referrers,
                 _digests_of(haves, stack),

@@ -140,7 +140,7 @@ def copy(
         raise click.UsageError("name what to copy, and then where to: SOURCE... DEST", ctx)
     with contextlib.ExitStack() as stack:
         dest = _Store(options.root) if options.root else _destination(names[-1])
-        asked = _Asked([], [local_source(path, stack) for path in local])
+        asked = _Asked([], [local_source(path, stack, options.json) for path in local])
         credentials = _add_sources(asked, sources, stack, options.json)
         reach = Reach(
             read_mirrors(options.mirrors),

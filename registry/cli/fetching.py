@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mayfly.registry.upstream.credentials import Credentials
     from mayfly.registry.upstream.lists import ImageList, Wanted
     from mayfly.registry.upstream.sources import Source
+    from mayfly.storage.bundle.diagnostics import Diagnostic
     from mayfly.storage.interface import Reader
 
 _BEGIN = 64 * 1024
@@ -176,8 +177,8 @@ def is_store(path: Path) -> bool:
     return (path / "docker/registry/v2").is_dir()
 
 
-def local_source(path: Path, stack: contextlib.ExitStack) -> Source:
-    """A store's root or a bundle, to be asked by full names."""
+def local_source(path: Path, stack: contextlib.ExitStack, json: bool) -> Source:
+    """A store's root or a bundle, to be asked by full names; a bundle's notices are printed."""
     from mayfly.registry.upstream.sources import LocalSource
     from mayfly.storage.bundle.open import open_bundles
 
@@ -186,7 +187,13 @@ def local_source(path: Path, stack: contextlib.ExitStack) -> Source:
 
         return LocalSource(DirectoryReader(path), None, str(path))
     bundles = stack.enter_context(contextlib.closing(open_bundles([path])))
+    _print_notices(bundles.notices, json)
     return LocalSource(bundles.layer, bundles.names, str(path))
+
+
+def _print_notices(notices: Iterable[Diagnostic], json: bool) -> None:
+    for one in notices:
+        print_event("notice", **one.to_json()) if json else echo(one, err=True)
 
 
 def is_list(path: Path) -> bool:
@@ -231,8 +238,7 @@ def every_image(path: Path, stack: contextlib.ExitStack, json: bool) -> tuple[li
         if bundles.unhashed:
             with reporting("reading", bundles.unhashed, json) as progress:
                 bundles.hash(progress)
-        for one in (*bundles.notices, *bundles.left_out):
-            print_event("notice", **one.to_json()) if json else echo(one, err=True)
+        _print_notices((*bundles.notices, *bundles.left_out), json)
         reader, names = bundles.layer, bundles.stored_names()
     wanted = []
     for repository, reference in names:

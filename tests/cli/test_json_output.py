@@ -31,7 +31,7 @@ from mayfly.registry.nodes.plan import NoteCode
 from mayfly.registry.settings.settings import SETTINGS
 from mayfly.storage.upkeep.collect import UnreadCode
 from mayfly.storage.upkeep.verify import Fault
-from tests.bundle.builders import Layout
+from tests.bundle.builders import Layout, docker_archive, write
 from tests.support.client import basic
 from tests.support.commands import command_line, environment, mayfly, run_mayfly
 from tests.support.images import digest_of
@@ -257,7 +257,9 @@ def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
     for line in done.stdout.splitlines():
         check("export", json.loads(line))
     assert json.loads(done.stdout.splitlines()[-1])["event"] == "exported"
+    archive = write(tmp_path / "archive.tar", docker_archive((["team/other:1"], [b""])))
     create = ["bundle", "create", "localhost/team/app:1", "--from", tmp_path / "store", "--json"]
+    create += ["--from", archive]
     for option, event in (("--dry-run", "planned"), ("--jobs=2", "created")):
         done = mayfly(*create, option, "-o", tmp_path / "new.tar")
         lines = [json.loads(line) for line in done.stdout.splitlines()]
