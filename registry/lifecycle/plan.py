@@ -66,7 +66,10 @@ class RunPlan(NamedTuple):
             ConfigError: two settings contradict each other.
         """
         if self.until_pulled is not None and self.nodes is None:
-            raise ConfigError("--until-pulled needs --nodes: how many nodes, or a file of names")
+            raise ConfigError(
+                "--until-pulled needs --nodes: how many nodes, or a file of names "
+                "(--until-pulled none switches it off)"
+            )
         if self.nodes is not None and self.until_pulled is None:
             raise ConfigError("--nodes needs --until-pulled: the file that lists the images")
         if self.until_stop and self.idle_timeout is not None:

@@ -57,9 +57,9 @@ def load(
             texts, source = found
             if setting.argument:
                 texts = (*own, *texts)
-            values[setting.key] = _read(setting, texts, source)
+            values[setting.key] = _read(setting, texts, source, environment)
         elif own:
-            values[setting.key] = _read(setting, own, PACKED_SOURCE)
+            values[setting.key] = _read(setting, own, PACKED_SOURCE, environment)
         else:
             values[setting.key] = setting.default(environment)
     return Settings(**values)
@@ -73,7 +73,7 @@ def check(flags: Mapping[str, tuple[str, ...]]) -> None:
     """
     for setting in ALL:
         if setting.key in flags:
-            _read(setting, flags[setting.key], f"--{setting.name}")
+            _read(setting, flags[setting.key], f"--{setting.name}", {})
 
 
 def _find(
@@ -107,7 +107,11 @@ def _split(text: str) -> tuple[str, ...]:
         return (text,)
 
 
-def _read(setting: Setting[Any], texts: tuple[str, ...], source: str) -> Any:
+def _read(
+    setting: Setting[Any], texts: tuple[str, ...], source: str, environment: Mapping[str, str]
+) -> Any:
+    if texts == (setting.off,):
+        return setting.default(environment)
     try:
         values = tuple(setting.read(text) for text in texts)
         if setting.repeatable and not values:

@@ -54,6 +54,9 @@ from mayfly.registry.settings.readers import (
 
 T = TypeVar("T")
 
+_OFF = frozenset({"none", "never"})
+"""How a default is shown that is no value."""
+
 ENVIRONMENT_PREFIX = "MAYFLY_"
 
 
@@ -87,6 +90,14 @@ class Setting(Generic[T]):
     def name(self) -> str:
         """The flag without its dashes."""
         return self.key.replace("_", "-")
+
+    @property
+    def off(self) -> str | None:
+        """The word that stands for no value, which is the default; None if there is no such word.
+
+        A file of that name is ``./none``.
+        """
+        return self.shown if self.shown in _OFF and not self.argument else None
 
     @property
     def variable(self) -> str:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mayfly.registry.cli.options import with_settings
 from mayfly.registry.http.bind import bound_sockets
 from mayfly.registry.settings.errors import ConfigError
-from mayfly.registry.settings.loading import MAX_FILE_BYTES, load
+from mayfly.registry.settings.loading import MAX_FILE_BYTES, check, load
 from mayfly.registry.settings.readers import Address, read_address, read_path
 from mayfly.registry.settings.settings import SETTINGS, Setting
 from tests.conftest import Record
@@ -107,6 +107,26 @@ def test_bad_value_names_its_source(setting: Setting[object], tmp_path: Path) ->
             load(flags, environment, path)
         assert str(refused.value).startswith(f"{source}: ")
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("setting", [one for one in SETTINGS if one.off], ids=lambda one: one.key)
+def test_a_value_is_switched_off(setting: Setting[object]) -> None:
+    """`none` or `never` is the default, against every weaker source; ``./none`` is a file."""
+    assert setting.off is not None
+    good, _, _ = _texts(setting)
+    default = setting.default({})
+    off = (setting.off,)
+    packed = {setting.key: (good,)}
+    assert getattr(load({}, {}, None, (), packed), setting.key) == _value(setting, good)
+    assert getattr(load({setting.key: off}, {}, None, (), packed), setting.key) == default
+    from_variable = load({}, {setting.variable: setting.off}, None, (), packed)
+    assert getattr(from_variable, setting.key) == default
+    check({setting.key: off})
+
+
+def test_a_file_named_none() -> None:
+    """Is not the word."""
+    assert load({"until_pulled": ("./none",)}, {}, None).until_pulled == Path("none").absolute()
 
 
 def test_bad_value_behind_a_good_one_is_not_looked_at(tmp_path: Path) -> None:
