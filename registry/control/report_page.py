@@ -6,17 +6,20 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mayfly.registry.control import status_text
-from mayfly.registry.coverage.states import HAS_IMAGE
+from mayfly.registry.coverage.states import HAS_IMAGE, State
 from mayfly.registry.page.html import Matrix, ReportPage, Section, accepted_letters, report_page
 from mayfly.registry.page.view import LETTERS
 from mayfly.registry.text import escaped, join_names
 from mayfly.storage.text import counted, counted_of, format_size
 
 if TYPE_CHECKING:
-    from mayfly.registry.control.report import CoverageRecord, Report
+    from mayfly.registry.control.report import CoverageRecord, GapRecord, Report
 
 _MOST_NODES = 20
 """Nodes of one image that are written out."""
+
+_MOST_IMAGES = 20
+"""Images of one node that are written out."""
 
 
 def render(content: Report) -> str:
@@ -62,9 +65,9 @@ def _matrix(coverage: CoverageRecord) -> Matrix:
 def _sections(content: Report) -> Iterator[Section]:
     """Yield the lists of a report, problems first."""
     if coverage := content["coverage"]:
-        missing = [f"{gap['node']}: {gap['image']} ({gap['state']})" for gap in coverage["missing"]]
+        missing = [*_missing(coverage["missing"])]
         if coverage["missing_left_out"]:
-            missing.append(f"and {coverage['missing_left_out']} more")
+            missing.append(f"and {counted(coverage['missing_left_out'], 'more image')}")
         silent = coverage["nodes_wanted"] - len(coverage["nodes"])
         if silent > 0 and not coverage["complete"]:
             missing.append(f"{counted(silent, 'more node')} pulled nothing")
@@ -88,6 +91,17 @@ def _sections(content: Report) -> Iterator[Section]:
     ]
     yield Section("Fetched from upstreams", upstreams)
     yield Section("Records", status_text.recorded_lines(content))
+
+
+def _missing(gaps: Iterable[GapRecord]) -> Iterator[str]:
+    """Yield a line for each node, of the images that it lacks."""
+    lacking: dict[str, list[str]] = {}
+    for gap in gaps:
+        image, state = gap["image"], gap["state"]
+        text = image if state == State.MISSING else f"{image} ({state})"
+        lacking.setdefault(gap["node"], []).append(text)
+    for node, images in lacking.items():
+        yield f"{node}: {join_names(images, _MOST_IMAGES)}"
 
 
 def _images(images: Iterable[Any]) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,8 @@ from tests.support.commands import assert_refused, command_line, environment, ma
 def test_a_page_has_what_the_report_has() -> None:
     """The result, each node with each image, and what went wrong."""
     page = render(REPORT)
-    for text in ("1 of 2 nodes has every image", "node-b: quay.io/team/app:2 (failed)", "node-a"):
+    lacks = "node-b: docker.io/library/nginx:1.25, quay.io/team/app:2 (failed)"
+    for text in ("1 of 2 nodes has every image", lacks, "node-a"):
         assert text in page
     assert "summary short" in page
     covered = copy.deepcopy(REPORT)

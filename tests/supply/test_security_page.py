@@ -24,6 +24,7 @@ def test_every_threat_is_there() -> None:
         "A hostile node under prefetch or check",
         "A leaked token",
         "A hostile user with push rights",
+        "Another site in the browser of an admin",
         "A malicious bundle",
         "A compromised upstream",
         "A stolen state directory",
