@@ -1,18 +1,18 @@
-"""The packages: that for Debian in one with systemd as PID 1 (inside.sh runs in there), the rpm."""
+"""The packages, in a Linux with systemd as PID 1 (inside.sh runs in there), and the rpm's bytes."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from mayfly.registry.version import VERSION
 from tests.bundle.builders import Layout, layers
+from tests.packages.conftest import debian
 from tests.support.packing import builder, stand_in
-from tests.support.process import REPO, find_program, need, need_root, remove_tree
+from tests.support.process import find_program, need, need_root
 
 INSIDE = Path(__file__).with_name("inside.sh")
 
@@ -20,61 +20,71 @@ PACKAGES = "systemd,systemd-sysv,dbus,ca-certificates,curl,procps"
 REBOOTED = 133
 """Exit code of systemd-nspawn."""
 
+OLDER = f"{VERSION}~1"
+"""A version before this one, for both kinds of package."""
+
 UNIT = """
 [Unit]
 After=multi-user.target
 [Service]
 Type=oneshot
-ExecStart=/bin/sh -c 'echo boot >>/boots; exec sh /inside.sh $$(wc -l </boots)'
+ExecStart=/bin/sh -c 'echo boot >>/boots; exec sh /inside.sh $$(wc -l </boots) {kind}'
+"""
+
+SYSTEM = """
+Name: system
+Version: 1
+Release: 1
+Summary: Stands for the packages that a system of rpm's own has
+License: none
+BuildArch: noarch
+Provides: /bin/sh
+%description
+%files
 """
 
 
-def _run(*words: object) -> None:
-    argv = [str(word) for word in words]
-    done = subprocess.run(
-        [find_program(argv[0]) or argv[0], *argv[1:]], capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-
-
 @pytest.mark.timeout(3000)
-def test_installed(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Installed, served as its user, crashed, rebooted: credentials hold. Removed: nothing is left.
+@pytest.mark.parametrize(("kind", "suite"), [("deb", "bookworm"), ("rpm", "bullseye")])
+def test_installed(
+    kind: str, suite: str, one_file: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed, served as its user, upgraded, crashed, rebooted: credentials hold.
 
-    But the users and grants that were made, and the user that they belong to.
+    Removed: nothing is left but the users and grants that were made, and the user that they belong
+    to. The rpm is installed by Debian's rpm, into a database of its own.
     """
     need_root()
-    need("systemd-nspawn", "debootstrap", "dpkg-deb", "cc", "strip")
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", builder().EPOCH)
-    home = workspace / "packages"
+    need("systemd-nspawn", "debootstrap", "dpkg-deb")
     machine = home / "machine"
-    machine.mkdir(parents=True)
-    try:
-        _run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", machine)
-        _run(sys.executable, REPO / "deploy/onefile/build.py", home)
-        builder().lay_out(home / "tree", home / f"mayfly-{VERSION}-linux-x86_64")
-        shutil.copy(builder().make_deb(home / "tree", home, "x86_64"), machine / "mayfly.deb")
-        layout = Layout()
-        layout.name(layout.image(layers("one")[0]), "quay.example/team/app:1")
-        layout.write_tar(machine / "srv/up.tar")
-        shutil.copy(INSIDE, machine / "inside.sh")
-        units = machine / "etc/systemd/system"
-        (units / "inside.service").write_text(UNIT)
-        (units / "multi-user.target.wants").mkdir(exist_ok=True)
-        (units / "multi-user.target.wants/inside.service").symlink_to("../inside.service")
-        codes = [_boot(machine, home / "console") for _ in range(2)]
-        result = (machine / "result").read_text()
-        assert codes == [REBOOTED, 0], result
-        _, _, left = result.partition("inactive\ninactive\n")
-        assert left.splitlines()[:3] == [
-            "/etc/mayfly",
-            "/etc/mayfly/grants.toml",
-            "/etc/mayfly/htpasswd",
-        ], result
-        assert left.splitlines()[3].startswith("mayfly:x:")
-        assert left.splitlines()[4:] == ["== done"]
-    finally:
-        remove_tree(home)
+    debian(suite, machine, f"{PACKAGES},rpm" if kind == "rpm" else PACKAGES)
+    for name, version in (("old", OLDER), ("new", VERSION)):
+        monkeypatch.setattr(builder(), "VERSION", version)
+        tree = home / name / "tree"
+        builder().lay_out(tree, one_file)
+        make = builder().make_deb if kind == "deb" else builder().make_rpm
+        shutil.move(make(tree, home, "x86_64"), machine / f"{name}.{kind}")
+    if kind == "rpm":
+        _make_system(home, machine)
+    layout = Layout()
+    layout.name(layout.image(layers("one")[0]), "quay.example/team/app:1")
+    layout.write_tar(machine / "srv/up.tar")
+    shutil.copy(INSIDE, machine / "inside.sh")
+    units = machine / "etc/systemd/system"
+    (units / "inside.service").write_text(UNIT.format(kind=kind))
+    (units / "multi-user.target.wants").mkdir(exist_ok=True)
+    (units / "multi-user.target.wants/inside.service").symlink_to("../inside.service")
+    codes = [_boot(machine, home / "console") for _ in range(2)]
+    result = (machine / "result").read_text()
+    assert codes == [REBOOTED, 0], result
+    _, _, left = result.partition("inactive\ninactive\n")
+    stays = ["/etc/mayfly", "/etc/mayfly/grants.toml", "/etc/mayfly/htpasswd"]
+    if kind == "rpm":  # settings that were changed, as of any rpm
+        stays.append("/etc/mayfly/mayfly.env.rpmsave")
+    *found, user, done = left.splitlines()
+    assert found == stays, result
+    assert user.startswith("mayfly:x:")
+    assert done == "== done"
 
 
 def _boot(machine: Path, console: Path) -> int:
@@ -86,6 +96,17 @@ def _boot(machine: Path, console: Path) -> int:
         return subprocess.run(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=1200
         ).returncode
+
+
+def _make_system(home: Path, machine: Path) -> None:
+    """Write a package that provides what Debian's packages do, which rpm does not know."""
+    need("rpmbuild")
+    spec = home / "system.spec"
+    spec.write_text(SYSTEM)
+    words = ["rpmbuild", "-bb", "--quiet", "--define", f"_topdir {home}/system", str(spec)]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, timeout=300)
+    (made,) = home.glob("system/RPMS/*/*.rpm")
+    shutil.move(made, machine / "system.rpm")
 
 
 def test_rpm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
