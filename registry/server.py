@@ -311,7 +311,7 @@ def _open_store(settings: Settings, root: Path, bundles: Bundles | None) -> Iter
             root, allow_sparse=settings.allow_sparse, reserve=settings.reserve
         )
     except OSError as error:
-        raise unusable("root", root, error) from error
+        raise unusable("--root", root, error) from error
     with contextlib.closing(upper):
         if bundles is None:
             yield _stores(settings, upper, AS_WRITTEN)

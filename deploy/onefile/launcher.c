@@ -91,6 +91,8 @@ static int in_memory(int file, int number) {
     int memory = memfd_create("mayfly", MFD_EXEC);
     if (memory < 0 && errno == EINVAL)
         memory = memfd_create("mayfly", 0);
+    if (memory < 0 && errno == EACCES)
+        fail("sysctl vm.memfd_noexec=2 forbids programs in memory, set it to 1");
     if (memory < 0)
         fail("memfd_create");
     while (offset < end) {
@@ -144,6 +146,8 @@ int main(int count, char **words) {
     open_standard();
     char path[4096];
     ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (length < 0 && errno == ENOENT)
+        fail("/proc is not mounted");
     if (length < 0)
         fail("/proc/self/exe");
     path[length] = '\0';

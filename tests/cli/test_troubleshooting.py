@@ -48,6 +48,9 @@ def _texts() -> Iterator[str]:
                         str(part.value) if isinstance(part, ast.Constant) else ANY
                         for part in node.values
                     )
+    launcher = (REPO / "deploy/onefile/launcher.c").read_text()
+    for text in re.findall(r'"((?:[^"\\]|\\.)*)"', launcher):
+        yield re.sub(r"%[a-z]+", ANY, text)
     for script in sorted((REPO / "registry/nodes").glob("*.sh")):
         text = re.sub(r"\\\n\s*", "", script.read_text())
         yield re.sub(r"\$\w+", ANY, text)

@@ -213,6 +213,22 @@ def test_a_file_that_was_cut_short(one_file: Path, tmp_path: Path, part: str) ->
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_kernel_that_does_not_let_it_start(one_file: Path, tmp_path: Path) -> None:
+    """It says what is missing: /proc, or the right to run programs in memory."""
+    need_root()
+    need("chroot", "unshare")
+    shutil.copy(one_file, tmp_path / "mayfly")
+    forbid = 'echo 2 >/proc/sys/vm/memfd_noexec && exec "$0" --version'
+    namespaces = ("unshare", "--pid", "--fork", "--mount-proc")
+    for words, reason in (
+        (("chroot", tmp_path, "/mayfly", "--version"), "/proc is not mounted"),
+        ((*namespaces, "sh", "-c", forbid, one_file), "sysctl vm.memfd_noexec=2 forbids"),
+    ):
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"mayfly: the one file cannot start: {reason}")
+
+
 def test_the_same_inputs_give_the_same_bytes(one_file: Path, tmp_path: Path) -> None:
     """In another directory and with other hashes of strings; the lists beside it, too."""
     again = build(tmp_path, PYTHONHASHSEED="7")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -20,7 +21,7 @@ from mayfly.registry.control import socket as control_module
 from mayfly.registry.control.socket import ControlServer, Message, encode, runtime_directory
 from mayfly.registry.errors import LifetimeError, NotRunning
 from mayfly.registry.process.child import environment
-from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.state.directory import CONTROL_SOCKET, FILES, StateDir
 from mayfly.registry.state.private import Login, client_config, removed_if_killed
 
@@ -267,6 +268,30 @@ def test_unusable_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--state-dir .*file/x cannot be used"):
         StateDir.claim(tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize(
+    ("number", "user", "remedy"),
+    [
+        (errno.ENOSPC, 0, "; free space there, or name another directory"),
+        (errno.EROFS, 0, "; name a directory that can be written"),
+        (errno.ENOTDIR, 0, "; name a directory"),
+        (
+            errno.EACCES,
+            0,
+            ", such as SELinux (ausearch --message avc) or NFS: name another directory",
+        ),
+        (errno.EACCES, 7, "; name a directory that may be read and written by user 7"),
+        (errno.EIO, 0, ": Input/output error"),
+    ],
+)
+def test_remedies(number: int, user: int, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What to do about a directory that the system refuses, where that is known."""
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    error = OSError(number, os.strerror(number), "/srv/state/lock")
+    message = str(unusable("--state-dir", Path("/srv/state"), error))
+    assert message.startswith("--state-dir /srv/state cannot be used: lock: ")
+    assert message.endswith(remedy)
 
 
 def test_client_config(tmp_path: Path) -> None:
