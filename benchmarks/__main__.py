@@ -32,6 +32,8 @@ def main() -> None:
     usable = [name for name in wanted if PEERS[name].path]
     absent = [name for name in wanted if name not in usable]
     missing = dict.fromkeys(absent, "not installed: run benchmarks/install")
+    if "mayfly-file" in missing:
+        missing["mayfly-file"] = "not built: make dist"
     if not asked.peers:
         missing |= MISSING_BY_NATURE
     busy = os.getloadavg()[0]

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import compileall
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-BIN = Path(__file__).parent.parent / ".cache" / "bin"
+from mayfly.registry.version import VERSION
+
+TOP = Path(__file__).parent.parent
+BIN = TOP / ".cache" / "bin"
 MAYFLY = str(Path(sys.executable).with_name("mayfly"))
+ONE_FILE = str(TOP / "dist" / f"mayfly-{VERSION}-linux-{platform.machine()}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,15 @@ class Peer:
         here = BIN / self.program
         return str(here) if here.is_file() else shutil.which(self.program)
 
+    @property
+    def bytes(self) -> int | None:
+        """Size of its program; None for a script, whose program is elsewhere."""
+        if not self.path:
+            return None
+        path = Path(self.path)
+        with path.open("rb") as file:
+            return path.stat().st_size if file.read(4) == b"\x7fELF" else None
+
     def version_text(self) -> str:
         if not self.path or not self.version:
             return ""
@@ -130,8 +145,8 @@ class Peer:
         return found[0] if found else ""
 
 
-def _mayfly(launch: Launch) -> list[str]:
-    command = [MAYFLY, "serve", *([str(launch.bundle)] if launch.bundle else [])]
+def _mayfly(program: str, launch: Launch) -> list[str]:
+    command = [program, "serve", *([str(launch.bundle)] if launch.bundle else [])]
     command += ["--listen", f"127.0.0.1:{launch.port}", "--root", str(launch.root)]
     command += ["--state-dir", str(launch.scratch / "state")]
     # The end is not measured: no waiting for nodes that might ask for more.
@@ -238,7 +253,7 @@ _ALL = (
         "mayfly",
         "users and access checks on, durable",
         MAYFLY,
-        _mayfly,
+        partial(_mayfly, MAYFLY),
         ("--version",),
         authenticates=True,
         make=_mayfly_make,
@@ -248,10 +263,18 @@ _ALL = (
         "mayfly-nosync",
         "the same with fsync made free, for the measurement only",
         MAYFLY,
-        _mayfly,
+        partial(_mayfly, MAYFLY),
         authenticates=True,
         preload=True,
         make=_mayfly_make,
+    ),
+    Peer(
+        "mayfly-file",
+        "the one file of `make dist`: interpreter, libraries and Mayfly",
+        ONE_FILE,
+        partial(_mayfly, ONE_FILE),
+        ("--version",),
+        authenticates=True,
     ),
     Peer(
         "docker-registry",
@@ -332,13 +355,15 @@ RIVALS = (*REGISTRIES, *MAKERS, *COPIERS)
 TAG = "1"
 """Of every image in a bundle that is made."""
 
-MISSING_BY_NATURE = {"zot": "its Go module is not served by the proxy that this was built with"}
+_NO_MODULE = "its Go module is not served by the proxy that this was built with"
+
+MISSING_BY_NATURE = {"zot": _NO_MODULE, "hauler": _NO_MODULE}
 """Peers worth measuring that cannot be installed by ``benchmarks/install``, and why."""
 
 
 def compile_mayfly() -> None:
     """As pip does where it installs: what runs from a checkout may have no bytecode."""
-    top = Path(__file__).parent.parent / "mayfly"
+    top = TOP / "mayfly"
     for directory in (top, *(top / link for link in ("registry", "storage", "auth"))):
         compileall.compile_dir(directory, quiet=1)
 

@@ -29,6 +29,7 @@ P50 = "p50 ms"
 P99 = "p99 ms"
 START = "start ms"
 START_CPU = "start CPU ms"
+SIZE = "program MiB"
 
 NODES = 50
 CONNECTIONS = 3
@@ -191,6 +192,7 @@ def _start(auth: bool, tls: bool, probe: str, bench: Bench, peer: Peer, verify: 
             START: server.ready_seconds * 1000,
             START_CPU: server.ready_cpu_seconds * 1000,
             PEAK: server.peak_mib(),
+            **({} if peer.bytes is None else {SIZE: peer.bytes / 2**20}),
         }
 
 
@@ -356,14 +358,14 @@ _ALL = (
         "exec to the first 200 of /v2/, no users",
         START,
         partial(_start, False, False, "/v2/"),
-        _PULLERS,
+        (*_OWN, "mayfly-file", *REGISTRIES, "bare"),
     ),
     Row(
         "start-secure",
         "exec to the first 200 of /readyz over TLS, with users",
         START,
         partial(_start, True, True, "/readyz"),
-        _OWN,
+        (*_OWN, "mayfly-file"),
         tls=True,
     ),
     Row(
