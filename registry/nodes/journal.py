@@ -317,8 +317,10 @@ class NodeConfig:
                 yield Action("removed" if absent else "restored", path, ActionCode.PUT_BACK)
 
     def _remove(self, directories: Iterable[str]) -> Iterator[Action]:
-        """Remove directories that `apply` made, innermost first."""
+        """Remove directories that `apply` made, innermost first. It may have failed before that."""
         for path in sorted(directories, key=len, reverse=True):
+            if not self._node_root.has(path):
+                continue
             if self._node_root.remove_directory(path):
                 yield Action("removed", path, ActionCode.PUT_BACK)
             else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -10,6 +12,8 @@ from mayfly.registry.pki.errors import TrustError
 from mayfly.storage.files import sync
 
 _DIRECTORY_MODE = 0o755
+_NOT_OURS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EBUSY)
+"""Of rmdir(2): files are in it, or it is a file or a mount point now."""
 
 
 class NodeRoot:
@@ -54,17 +58,26 @@ class NodeRoot:
         sync(real.parent)
 
     def remove_directory(self, path: str) -> bool:
-        """Durably remove one directory if it is empty; whether it is gone.
+        """Durably remove one directory if it is empty; whether it was.
 
         Raises:
             TrustError: a symlink on the way leads out of the root.
+            OSError: it is not there, or may not be removed.
         """
         real = self.real(path)
         try:
             real.rmdir()
-            sync(real.parent)
-        except FileNotFoundError:
-            return True
-        except OSError:
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
             return False
+        sync(real.parent)
         return True
+
+    def has(self, path: str) -> bool:
+        """Whether there is anything of that name.
+
+        Raises:
+            TrustError: a symlink on the way leads out of the root.
+        """
+        return os.path.lexists(self.real(path))

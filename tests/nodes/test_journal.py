@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -280,6 +282,35 @@ def test_somebody_else_s_file_keeps_its_directory(root: Path, target: Target) ->
     assert theirs.read_bytes() == b"theirs"
     assert not theirs.with_name("ca.crt").exists()
     assert node.revert() == []
+
+
+def test_a_file_system_that_became_read_only(
+    root: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An apply fails, a revert fails; afterwards a revert names nothing that was never made."""
+    before = snapshot(root)
+
+    def refusing(call: Callable[..., None]) -> Callable[..., None]:
+        def run(path: Path, *arguments: object, **options: object) -> None:
+            if path.is_relative_to(root / "etc"):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            call(path, *arguments, **options)
+
+        return run
+
+    with monkeypatch.context() as read_only:
+        read_only.setattr(Path, "mkdir", refusing(Path.mkdir))
+        with pytest.raises(OSError, match="Read-only"):
+            NodeConfig(root, "docker").apply(target)
+    assert NodeConfig(root, "docker").revert() == []
+    assert snapshot(root) == before
+    NodeConfig(root, "docker").apply(target)
+    with monkeypatch.context() as read_only:
+        read_only.setattr(Path, "rmdir", refusing(Path.rmdir))
+        with pytest.raises(OSError, match="Read-only"):
+            NodeConfig(root, "docker").revert()
+    NodeConfig(root, "docker").revert()
+    assert snapshot(root) == before
 
 
 def test_a_merge_starts_from_the_original(root: Path, ca_pem: bytes) -> None:
