@@ -22,6 +22,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,9 @@ cp -a "{tree}/." "%{{buildroot}}/"
 %config(noreplace) "/etc/mayfly/mayfly.env"
 {files}
 """
+
+RPM_OWNS = re.compile("usr/share/(doc/mayfly|(bash-completion|fish|zsh)(/.*)?)")
+"""Directories that the rpm owns; others belong to the system."""
 
 RPM_MACROS = {
     "__os_install_post": "%{nil}",  # it would strip the one file of what lies behind its launcher
@@ -200,7 +204,11 @@ def make_rpm(tree: Path, directory: Path, machine: str) -> Path:
     top = tree.with_name(f"{machine}-rpm")
     top.mkdir()
     paths = [f"/{path.relative_to(tree)}" for path in sorted(tree.rglob("*")) if path.is_file()]
-    files = "\n".join(f'"{path}"' for path in paths if path != "/etc/mayfly/mayfly.env")
+    entries = [f'"{path}"' for path in paths if path != "/etc/mayfly/mayfly.env"]
+    # Without an owner they would stay when the last file in them is removed.
+    found = (path.relative_to(tree) for path in sorted(tree.rglob("*")) if path.is_dir())
+    entries += [f'%dir "/{path}"' for path in found if RPM_OWNS.fullmatch(str(path))]
+    files = "\n".join(entries)
     scripts = {name: _script(name) for name in ("installed", "removing", "removed")}
     spec = SPEC.format(version=VERSION, summary=SUMMARY, tree=tree, files=files, **scripts)
     (top / "mayfly.spec").write_text(spec)

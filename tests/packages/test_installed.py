@@ -127,6 +127,10 @@ def test_rpm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f" {digest} 0100755 root root " in first
     assert _query(rpms[0], "--requires").count("\n") < 10
     assert "libc.so" not in _query(rpms[0], "--requires")
+    # Directories of its own, which rpm then removes; not those of the system.
+    listed = _query(rpms[0], "--list").splitlines()
+    assert {"/usr/share/doc/mayfly", "/usr/share/fish/vendor_completions.d"} <= set(listed)
+    assert not {"/usr/bin", "/usr/share", "/usr/share/man/man1", "/etc/mayfly"} & set(listed)
 
 
 def _query(rpm: Path, *words: str) -> str:
