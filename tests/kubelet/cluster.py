@@ -1,7 +1,7 @@
 """A cluster: etcd, a kube-apiserver, the controller of Jobs, two nodes, and Mayfly beside them.
 
-Pods are bound by `spec.nodeName` and use their node's network, so no scheduler and no network
-plugin are needed.
+Pods are bound by `spec.nodeName`, so no scheduler is needed. Most use their node's network; others
+have one on their node, which other nodes reach at the ports of Services (`Node.start_proxy`).
 """
 
 from __future__ import annotations
@@ -262,7 +262,8 @@ class Cluster:
             str(KUBERNETES / "kube-controller-manager"),
             # Others would remove pods of nodes that a test holds up.
             "--controllers=job-controller,disruption-controller,namespace-controller,"
-            "serviceaccount-controller,garbage-collector-controller",
+            "serviceaccount-controller,garbage-collector-controller,endpointslice-controller,"
+            "persistentvolume-binder-controller",
             *(f"--kubeconfig={self.admin_kubeconfig}", "--leader-elect=false"),
             *("--bind-address=127.0.0.1", f"--cert-dir={self.directory}/controllers"),
         )

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.registry.version import VERSION
+from tests.clients.layout import Layout
 from tests.kubelet.cluster import Cluster
+from tests.kubelet.images import add_mayfly
 from tests.kubelet.namespace import own_network
 from tests.kubelet.node import Node
+from tests.kubelet.release import BUNDLES
 from tests.support.process import need_root, remove_tree
 from tests.support.programs import versions
 
@@ -28,6 +32,18 @@ def cluster(workspace: Path) -> Iterator[Cluster]:
         yield made
         made.stop()
     remove_tree(directory)
+
+
+@pytest.fixture(scope="session")
+def archive(cluster: Cluster) -> Path:
+    """The image of Mayfly, which both nodes then have; node 1 has the bundle, too."""
+    layout = Layout(cluster.directory / "mayfly-image")
+    add_mayfly(layout, f"localhost/mayfly:{VERSION}")
+    made = layout.archive()
+    for node in cluster.nodes.values():
+        node.import_images(made)
+    cluster.nodes[1].shell('mkdir -p "$1" && cp "$2" "$1/bundle.tar"', BUNDLES, cluster.bundle)
+    return made
 
 
 @pytest.fixture

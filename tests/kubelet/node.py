@@ -19,6 +19,8 @@ from tests.support.programs import versioned, versions
 NETWORK = "10.77.0"
 GATEWAY = f"{NETWORK}.1"
 SANDBOX = "localhost/pause:1"
+PLUGINS = "/usr/lib/cni"
+"""Of networks of pods."""
 KUBERNETES = versioned("kubernetes", versions("kubernetes")[0])
 
 _SECONDS = 7200
@@ -130,6 +132,30 @@ class Node:
         """``mayfly node-config apply`` for its containerd."""
         return self.mayfly("node-config", "apply", "--runtime", "containerd", *words)
 
+    def start_proxy(self, kubeconfig: Path) -> Process:
+        """Start kube-proxy, by which the node answers at the ports of Services.
+
+        Args:
+            kubeconfig: of one who may read Services and their endpoints.
+        """
+        need("iptables")
+        need("kube-proxy", directory=KUBERNETES)
+        self.shell("echo 1 >/proc/sys/net/ipv4/ip_forward")
+        return Process(
+            self.inside(
+                KUBERNETES / "kube-proxy",
+                f"--kubeconfig={kubeconfig}",
+                f"--hostname-override={self.name}",
+                "--proxy-mode=iptables",
+                # These are the machine's, not the node's.
+                *("--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0"),
+                *("--conntrack-tcp-timeout-close-wait=0", "--metrics-bind-address="),
+                "--healthz-bind-address=",
+            ),
+            self.directory / "kube-proxy.log",
+            env=with_sbin(),
+        )
+
     def slow(self, rate: str) -> None:
         """Bound what reaches the node, for instance to "100mbit"."""
         options = ("root", "tbf", "rate", rate, "burst", "64kb", "latency", "200ms")
@@ -198,13 +224,16 @@ class Node:
 
     def _start_containerd(self) -> Process:
         need("containerd", "ctr", directory=self._first[0] if self._first else None)
-        need("crictl", "runc")
+        need("crictl", "runc", f"{PLUGINS}/bridge")
         directory = self.directory / "containerd"
         directory.mkdir(exist_ok=True)
         networks = directory / "networks"
         networks.mkdir()
-        loopback = {"cniVersion": "0.4.0", "name": "lo", "plugins": [{"type": "loopback"}]}
-        (networks / "10-lo.conflist").write_text(json.dumps(loopback))
+        # For pods that have a network of their own; most have their node's.
+        ipam = {"type": "host-local", "subnet": f"10.78.{self.number}.0/24"}
+        bridge = {"type": "bridge", "bridge": "cni0", "isDefaultGateway": True, "ipam": ipam}
+        network = {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge]}
+        (networks / "10-pods.conflist").write_text(json.dumps(network))
         config = self.directory / "config.toml"
         config.write_text(_containerd_configuration(directory, self.socket, networks))
         self.shell('cp "$1" /etc/containerd/config.toml', config)
@@ -276,7 +305,7 @@ def _containerd_configuration(directory: Path, socket: Path, networks: Path) -> 
         "  restrict_oom_score_adj = true\n"
         f'  sandbox_image = "{SANDBOX}"\n'
         '[plugins."io.containerd.grpc.v1.cri".cni]\n'
-        '  bin_dir = "/usr/lib/cni"\n'
+        f'  bin_dir = "{PLUGINS}"\n'
         f'  conf_dir = "{networks}"\n'
         '[plugins."io.containerd.grpc.v1.cri".registry]\n'
         '  config_path = "/etc/containerd/certs.d"\n'

@@ -3,148 +3,25 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
-import signal
 import ssl
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mayfly.registry.version import VERSION
-from tests.clients.layout import Layout
-from tests.kubelet.api import Object, Refused, eventually
+from tests.kubelet.api import Object, eventually
 from tests.kubelet.cluster import HUB_IMAGE, Cluster, Pod
-from tests.kubelet.images import add_mayfly
-from tests.kubelet.namespace import output
-from tests.kubelet.node import Node, end
+from tests.kubelet.node import Node
 from tests.kubelet.pki import Authority
+from tests.kubelet.release import Deployed, released
 from tests.support.chart import rendered
 from tests.support.commands import run_mayfly
 
-IMAGE = f"localhost/mayfly:{VERSION}"
-PORT = 5000
-SHELL = ("/bin/busybox", "sh", "-c")
 NGINX = "library/nginx:1.27"
-BUNDLES = "/var/lib/mayfly-upgrade"
-VALUES: Object = {
-    "node": "node-1",
-    "bundle": {"hostPath": BUNDLES, "files": ["bundle.tar"]},
-    "nodes": ["node-1", "node-2"],
-}
-
-
-@pytest.fixture(scope="module")
-def archive(cluster: Cluster) -> Path:
-    """The image of Mayfly, which both nodes then have; node 1 has the bundle, too."""
-    layout = Layout(cluster.directory / "mayfly-image")
-    add_mayfly(layout, IMAGE)
-    made = layout.archive()
-    for node in cluster.nodes.values():
-        node.import_images(made)
-    cluster.nodes[1].shell('mkdir -p "$1" && cp "$2" "$1/bundle.tar"', BUNDLES, cluster.bundle)
-    return made
-
-
-class Deployed:
-    """A release of the chart: Mayfly in a pod on node 1, made by the Job controller."""
-
-    def __init__(self, cluster: Cluster, node: Node, values: Object) -> None:
-        self.node = node
-        self.host = f"{node.address}:{PORT}"
-        self._cluster = cluster
-        self._objects = list(rendered(cluster.directory, values).values())
-        for value in self._objects:
-            cluster.api.apply(value)
-        self.pod = Pod(cluster.api, "default", eventually(self._pod_name, 60, self._job))
-        self.wait_until_ready()
-        self.ca = cluster.directory / f"job-{time.monotonic_ns()}.crt"
-        self.ca.write_text(self.run(*SHELL, 'cat "$MAYFLY_STATE_DIR/ca.crt"'))
-
-    def uninstall(self) -> None:
-        """Remove every object of the release."""
-        for value in self._objects:
-            self._cluster.api.delete(value["kind"], value["metadata"]["name"])
-        self.pod.gone()
-        eventually(lambda: not self._cluster.api.exists("Job", "mayfly"), 60)
-
-    @property
-    def conditions(self) -> set[str]:
-        """Those of the Job that are true."""
-        found = self._job()["status"].get("conditions", [])
-        return {one["type"] for one in found if one["status"] == "True"}
-
-    def _job(self) -> Object:
-        return self._cluster.api.get("Job", "mayfly")
-
-    def _pod_name(self) -> str | None:
-        where = "/api/v1/namespaces/default/pods?labelSelector=batch.kubernetes.io%2Fjob-name%3D"
-        found = self._cluster.api.request("GET", f"{where}mayfly")["items"]
-        return found[0]["metadata"]["name"] if found else None
-
-    def wait_until_ready(self) -> None:
-        """Its readiness probe answers."""
-        eventually(lambda: self.pod.ready, 120, self.describe)
-
-    def describe(self) -> str:
-        """The pod and its log."""
-        return f"{self.pod.describe()}\n{self.log()}"
-
-    def log(self) -> str:
-        """Of all its containers so far."""
-        return self.node.shell("cat /var/log/pods/default_$1_*/mayfly/*.log", self.pod.name)
-
-    def run(self, *words: str) -> str:
-        """Run a command in its container, as `kubectl exec` does."""
-        endpoint = f"--runtime-endpoint=unix://{self.node.socket}"
-        # containerd has the words come over a port that only the node sees.
-        return output(*self.node.inside("crictl", endpoint, "exec", self._container(), *words))
-
-    def secret(self, name: str, *options: str) -> str:
-        """A Secret that it prints, applied in namespace team; its name."""
-        words = ("--format", "secret", "--secret-name", name, "--namespace", "team", *options)
-        self._cluster.api.apply(json.loads(self.run("mayfly", "credentials", *words)))
-        return name
-
-    def pusher(self) -> str:
-        """NAME:PASSWORD of one who may push."""
-        words = ("mayfly", "credentials", "--push", "--hours", "1", "--format", "docker")
-        (entry,) = json.loads(self.run(*words))["auths"].values()
-        return base64.b64decode(entry["auth"]).decode()
-
-    def kill(self) -> None:
-        """SIGKILL to Mayfly in its container."""
-        container = self._container()
-        os.kill(json.loads(self.node.crictl("inspect", container))["info"]["pid"], signal.SIGKILL)
-        eventually(lambda: self._container() not in ("", container), 60, self.describe)
-
-    def lose_power(self) -> None:
-        """The node fails and starts again: kubelet finds none of its containers."""
-        end(self.node.kubelet)
-        pid = json.loads(self.node.crictl("inspect", self._container()))["info"]["pid"]
-        os.kill(pid, signal.SIGKILL)
-        for sandbox in self.node.crictl("pods", "--quiet", "--name", self.pod.name).split():
-            self.node.crictl("rmp", "--force", sandbox)
-        self.node.start_kubelet()
-        eventually(self._container, 120, self.describe)
-
-    def evict(self) -> str:
-        """Ask to evict the pod, as `kubectl drain` does; why that is refused."""
-        metadata = {"name": self.pod.name, "namespace": "default"}
-        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
-        where = f"/api/v1/namespaces/default/pods/{self.pod.name}/eviction"
-        with pytest.raises(Refused) as refused:
-            self._cluster.api.request("POST", where, eviction)
-        return str(refused.value)
-
-    def _container(self) -> str:
-        return self.node.crictl("ps", "--quiet", "--name", "mayfly").strip()
 
 
 def pod_of(name: str, node: Node, directory: Path, **changes: Any) -> Object:
@@ -154,14 +31,6 @@ def pod_of(name: str, node: Node, directory: Path, **changes: Any) -> Object:
     labels = template["metadata"]["labels"]
     metadata = {"name": name, "namespace": "default", "labels": labels}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-
-
-@contextmanager
-def released(cluster: Cluster, **values: Any) -> Iterator[Deployed]:
-    """A release meanwhile, with these values beside VALUES."""
-    made = Deployed(cluster, cluster.nodes[1], VALUES | values)
-    yield made
-    made.uninstall()
 
 
 @pytest.fixture
