@@ -100,12 +100,18 @@ soak: $(STAMP)
 audit: $(STAMP)
 	$(BIN)/python -B .ci/audit
 
-# One file that runs without Python: dist/mayfly-VERSION-linux-ARCH (docs/install.md).
+# One file that runs without Python: dist/mayfly-VERSION-linux-ARCH (docs/install.md), for this
+# machine's architecture, or for ARCH=aarch64.
+ifdef ARCH
+dist:
+	deploy/onefile/foreign.sh $(ARCH)
+else
 dist: $(RUN_STAMP)
 	$(RUN_VENV)/bin/python deploy/onefile/build.py
+endif
 
 # Packages of it for distributions, for pip and for container runtimes, with checksums.
-packages: dist
+packages: $(RUN_STAMP) dist
 	$(RUN_VENV)/bin/python deploy/packages/build.py
 
 # Build and check a release of what is committed; ARGS=--tag also writes the changelog and tags it.
