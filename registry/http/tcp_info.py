@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from typing import NamedTuple
@@ -14,7 +15,7 @@ _TCP_CLOSE = 7
 
 _TCP_INFO = struct.Struct("=B2xB20xI16xI8xI60xQQ8xI")
 """Of struct tcp_info (linux/tcp.h): state, probes, unacked, last_data_sent, last_ack_recv,
-bytes_acked, bytes_received, notsent_bytes."""
+bytes_acked, bytes_received, notsent_bytes (since 4.6)."""
 
 
 class TCPInfo(NamedTuple):
@@ -44,13 +45,25 @@ class TCPInfo(NamedTuple):
         """Ask the kernel.
 
         Raises:
-            OSError: the socket is closed.
+            OSError: the socket is closed, or the kernel does not tell all of that.
         """
         found = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        if len(found) < _TCP_INFO.size:
+            raise OSError(errno.ENOPROTOOPT, "TCP_INFO of this kernel is too short")
         state, probes, unacked, sent_ms, ack_ms, acked, received, unsent = _TCP_INFO.unpack(found)
         silent = sent_ms / 1000, ack_ms / 1000
         broken = state == _TCP_CLOSE
         return cls(acked, received, unsent > 0, unacked > 0, probes, *silent, broken)
+
+    @classmethod
+    def is_known(cls) -> bool:
+        """Whether the kernel tells all of that: Linux before 4.6 does not, nor does qemu's."""
+        with socket.socket() as unconnected:
+            try:
+                cls.of(unconnected)
+            except OSError:
+                return False
+        return True
 
     def is_vanished(self, timeout: float) -> bool:
         """Whether the client's host has answered nothing for ``timeout`` seconds.

@@ -1,4 +1,4 @@
-"""The errors of settings. It imports nothing of Mayfly's, so that every table may name them."""
+"""The errors of settings. It imports errors alone, so that every table may name them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import errno
 import os
 from pathlib import Path
 
+from mayfly.storage.errors import DISK_FULL
+
 _REMEDIES = {
-    errno.ENOSPC: "free space there, or name another directory",
-    errno.EDQUOT: "raise the quota or free space there, or name another directory",
+    **dict.fromkeys(DISK_FULL, "free space there, or name another directory"),
     errno.EROFS: "name a directory that can be written",
     errno.EEXIST: "name a directory",
     errno.ENOTDIR: "name a directory",

@@ -198,3 +198,15 @@ def test_counts_of_a_socket() -> None:
                     pass
             except BlockingIOError:
                 assert TCPInfo.of(server).unsent
+
+
+def test_kernel_that_tells_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 4.6, and under qemu: nothing is known, and no connection is cut for that."""
+    assert TCPInfo.is_known()
+    answer = bytes(104)  # as of Linux 3.17
+    monkeypatch.setattr(socket.socket, "getsockopt", lambda *_: answer)
+    assert not TCPInfo.is_known()
+    connection: Any = Connection()
+    with socket.socket() as unconnected:
+        connection.socket = unconnected
+        Judge(connection)._watchdog.check(connection)
