@@ -36,7 +36,7 @@ _PREPARE = """
 mkdir -p /run/sshd /run/containerd /root/.ssh
 chmod 700 /root/.ssh
 # Bash reads it for each command over ssh; what it starts there is about another machine.
-rm -f /root/.bashrc
+: >/root/.bashrc
 cp "$directory/key.pub" /root/.ssh/authorized_keys
 chmod 600 /root/.ssh/authorized_keys
 """
