@@ -54,6 +54,7 @@ def test_a_stop_without_scripts(server: Mayfly, new_tab: NewTab) -> None:
     tab.picture("plain")
     phone = new_tab(server.url, java_script_enabled=False, viewport={"width": 390, "height": 844})
     plain_login(phone, "viewer")
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
     phone.picture("plain-phone")
     assert not tab.page.locator("button.danger").is_visible()
     tab.page.click(".stop summary")

@@ -144,6 +144,11 @@ class Rates {
     return { bytes, at: now, rate: last.rate ? last.rate * (1 - WEIGHT) + rate * WEIGHT : rate };
   }
 
+  /** Forgets the pulls, of which none moves any more. */
+  end() {
+    this.known.clear();
+  }
+
   /** Of one pull; 0 if that is not known, or if nothing moves. */
   of(name, image) {
     const found = this.known.get(`${image} ${name}`);

@@ -220,7 +220,10 @@ function connected(how) {
   connection.className = `connection ${{ waiting: "waiting", refused: "over", over: "over" }[how] ?? ""}`;
   if (how === "refused") connection.append(" ", make("a", { href: "./" }, "Log in again"));
   if (how === "over" && latest) {
+    latest.rates.end();
     summary.over(latest);
+    nodes.render();
+    detail.update(latest);
     underWay.element.hidden = true;
     document.querySelector(".session")?.remove();
   }
