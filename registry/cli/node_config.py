@@ -127,7 +127,8 @@ def command() -> None:
     "--runtime",
     type=click.Choice(RUNTIMES),
     envvar="MAYFLY_RUNTIME",
-    help=f"{_RUNTIME_HELP}  [default: shell commands for each]",
+    help=f"{_RUNTIME_HELP} Without --node its files are listed, as apply would write them here.  "
+    "[default: shell commands for each]",
 )
 @click.option(
     "--for",
@@ -163,9 +164,9 @@ def show(
     as_json: bool,
     **registry: Any,
 ) -> None:
-    """Print the files that apply would write, or shell commands that write them on a node.
+    """Print shell commands that write the files on a node, or the files that apply would write.
 
-    The commands need neither Mayfly nor the internet on the node.
+    The commands need neither Mayfly nor the internet on the node. Paste those of one runtime.
     """
     from mayfly.registry.nodes.journal import NodeConfig
 
@@ -178,8 +179,8 @@ def show(
         raise ConfigError("--images and --merge belong to --for")
     with node_errors():
         target = read_target(**registry)
-    if runtime is None:
-        _print_commands(target, as_json)
+    if runtime is None or target.credential is not None:
+        _print_commands(target, runtime, as_json)
         return
     with node_errors():
         plan = NodeConfig(root_dir, runtime).plan(target)
@@ -195,16 +196,17 @@ def show(
     _print_hints(plan.activate, plan.notes)
 
 
-def _print_commands(target: Target, as_json: bool) -> None:
-    """Print the commands that an operator pastes on a node, for each runtime."""
+def _print_commands(target: Target, runtime: Runtime | None, as_json: bool) -> None:
+    """Print the commands that an operator pastes on a node, for one runtime or for each."""
     from mayfly.registry.nodes.commands import node_commands
     from mayfly.registry.nodes.runtimes import RUNTIMES as RUNTIME_NAMES
 
+    runtimes = RUNTIME_NAMES if runtime is None else (runtime,)
     if as_json:
-        found = {runtime: node_commands(target, [runtime]) for runtime in RUNTIME_NAMES}
+        found = {one: node_commands(target, [one]) for one in runtimes}
         print_json({"registry": target.url, "commands": found})
     else:
-        click.echo(node_commands(target), nl=False)
+        click.echo(node_commands(target, runtimes), nl=False)
 
 
 def _print_distribution(
@@ -282,10 +284,12 @@ def revert(runtime: Runtime, root_dir: Path, as_json: bool, force: bool) -> None
     from mayfly.registry.nodes.journal import NodeConfig
     from mayfly.registry.nodes.runtimes import notes_after_revert
 
+    config = NodeConfig(root_dir, runtime)
     with node_errors():
-        actions = NodeConfig(root_dir, runtime).revert(force=force)
+        log_out = [f"{runtime} logout {host}" for host in config.logins()]
+        actions = config.revert(force=force)
     notes = notes_after_revert(action.path for action in actions)
-    _print_actions(as_json, runtime, actions, (), notes)
+    _print_actions(as_json, runtime, actions, log_out, notes)
 
 
 def read_target(

@@ -1,11 +1,18 @@
-"""Render commands to paste on a node that has neither Mayfly nor the internet."""
+"""Render commands to paste on a node that has neither Mayfly nor the internet.
+
+Each file is written by a shell function that notes it in the journal's directory first
+(`journal.PASTED`), so that the next ``apply`` or ``revert``, of ``node-config`` or of the node's
+script, knows it for Mayfly's and takes it back. A file that was there before is kept beside it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shlex
 from collections.abc import Iterable, Iterator
 
+from mayfly.registry.nodes.journal import BEFORE, JOURNALS, LOGINS, PASTED
 from mayfly.registry.nodes.plan import Plan, PlannedFile
 from mayfly.registry.nodes.runtimes import (
     BELOW_A_PATH,
@@ -30,9 +37,15 @@ def node_commands(target: Target, runtimes: Iterable[Runtime] = RUNTIMES) -> str
     They run in any POSIX shell as root, hold the CA in full, and may be run again. A file that
     would have to be merged with what the node has is only described. Ends in a newline.
     """
-    lines = [f"Registry: {target.url}"]
+    runtimes = tuple(runtimes)
+    lines = [f"# Registry: {target.url}"]
     if target.ca is not None:
-        lines.append(f"CA SHA-256: {fingerprint(target.ca)}")
+        lines.append(f"# CA SHA-256: {fingerprint(target.ca)}")
+    if len(runtimes) > 1:
+        lines += [
+            "# Paste one of these sections only, that of the program which pulls images on the",
+            "# node; --runtime NAME prints it alone.",
+        ]
     for runtime in runtimes:
         lines += ["", f"# {runtime}: on the node, as root", *_setup(runtime, target)]
     return "\n".join([*lines, ""])
@@ -44,40 +57,84 @@ def _setup(runtime: Runtime, target: Target) -> Iterator[str]:
         yield f"# {no_path(runtime, target)}"
         return
     if runtime == "containerd":
-        yield from plan_commands(make_plan(runtime, target, EmptyNode()))
+        plan = make_plan(runtime, target, EmptyNode())
+        yield from plan_commands(runtime, plan)
         if target.credential is None:
             yield _SECRET_HINT
+        yield from _way_back(runtime, plan)
         return
     # docker and podman keep credentials in files that their own login writes.
-    files = dataclasses.replace(target, credential=None, certs_dir=None)
-    yield from plan_commands(make_plan(runtime, files, EmptyNode()))
+    plan = make_plan(
+        runtime, dataclasses.replace(target, credential=None, certs_dir=None), EmptyNode()
+    )
+    yield from plan_commands(runtime, plan)
+    journal, registry = f"{JOURNALS}/{runtime}", shlex.quote(target.registry)
+    yield f"(umask 077 && mkdir -p {journal} && echo {registry} >>{journal}/{LOGINS})"
     login = f"{runtime} login {target.registry}"
     if target.credential is None:
         yield _LOGIN_HINT
         yield login
-        return
-    yield (
-        f"{login} --username {shlex.quote(target.credential.username)} --password-stdin <<'{_END}'"
-    )
-    yield target.credential.password
-    yield _END
+    else:
+        user = shlex.quote(target.credential.username)
+        yield f"{login} --username {user} --password-stdin <<'{_END}'"
+        yield target.credential.password
+        yield _END
+    yield from _way_back(runtime, plan, target.registry)
 
 
-def plan_commands(plan: Plan) -> Iterator[str]:
-    """The shell lines that put a plan in place, and its notes as comments."""
+def _way_back(runtime: Runtime, plan: Plan, login: str | None = None) -> Iterator[str]:
+    """Comments that say how to take the commands of a plan back."""
+    files = [file.path for file in plan.files if not file.merged]
+    yield "# To take this back, on the node, as root: the verb revert of mayfly node script, or"
+    yield f"# mayfly node-config revert --runtime {runtime}, or these commands (a file that was"
+    yield f"# there before is kept as FILE{BEFORE}; move it back):"
+    if login is not None:
+        yield f"#   {runtime} logout {login}"
+    # What refers to a CA goes before the CA.
+    removed = [*reversed(files), *(f"{JOURNALS}/{runtime}/{name}" for name in (PASTED, LOGINS))]
+    yield f"#   rm -f {shlex.join(removed)}"
+    for file in plan.files:
+        if file.merged:
+            yield f"#   and remove from {file.path} what was added"
+
+
+def plan_commands(runtime: Runtime, plan: Plan) -> Iterator[str]:
+    """The shell lines that put a plan in place, and its notes as comments.
+
+    Args:
+        runtime: whose journal takes them back.
+        plan: the files.
+    """
+    if any(not file.merged for file in plan.files):
+        yield _function(runtime)
     for file in plan.files:
         yield from _described(file) if file.merged else _written(file)
     yield from plan.activate
     yield from (f"# note: {note}" for note in plan.notes)
 
 
+def _function(runtime: Runtime) -> str:
+    """The shell function that writes a file."""
+    # The note of a file comes before the file, as in the journal. Directories are for all users.
+    return f"""\
+mayfly_put() ( # MODE SHA256 FILE: write standard input to FILE, and note that for revert
+    journal={JOURNALS}/{runtime} directory=${{3%/*}} above=${{3%/*}}
+    list=$journal/{PASTED}
+    umask 077
+    mkdir -p "$journal" || exit
+    while [ ! -d "$above" ]; do printf 'D %s\\n' "$above"; above=${{above%/*}}; done >>"$list"
+    if {{ [ -e "$3" ] || [ -L "$3" ]; }} && [ ! -e "$3{BEFORE}" ] && ! grep -qF " $3" "$list" &&
+        ! grep -qsF "\\"$3\\"" "$journal/journal.json"; then
+        cp -pP "$3" "$3{BEFORE}" || exit
+    fi
+    printf 'F %s %s\\n' "$2" "$3" >>"$list" && (umask 022 && mkdir -p "$directory") &&
+        rm -f "$3.mayfly" && cat >"$3.mayfly" && chmod "$1" "$3.mayfly" && mv -f "$3.mayfly" "$3"
+)"""
+
+
 def _written(file: PlannedFile) -> Iterator[str]:
-    directory, _, _ = file.path.rpartition("/")
-    yield f"mkdir -p {shlex.quote(directory)}"
-    if file.private:
-        # Nobody else may open it before or after it is written.
-        yield f"install -m {file.mode:o} /dev/null {shlex.quote(file.path)}"
-    yield f"cat > {shlex.quote(file.path)} <<'{_END}'"
+    digest = hashlib.sha256(file.content).hexdigest()
+    yield f"mayfly_put {file.mode:o} {digest} {shlex.quote(file.path)} <<'{_END}'"
     yield from file.content.decode().splitlines()
     yield _END
 

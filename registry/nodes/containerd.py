@@ -68,7 +68,7 @@ def refuse_options_of_containerd(runtime: str, target: Target, certs_dir: str) -
     if target.credential is not None:
         raise TrustError(
             f"--node writes files for containerd only; {runtime} logs in, and mayfly node-config "
-            "show --node NAME, without --runtime, prints the command"
+            f"show --node NAME --runtime {runtime} prints the command"
         )
     if target.certs_dir is not None:
         raise TrustError(f"--certs-dir is for containerd; {runtime} reads {certs_dir} only")

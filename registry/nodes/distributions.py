@@ -217,7 +217,7 @@ def _rancher(product: str) -> Callable[[Target, Sequence[str], bytes | None], Re
                 path,
             ),
         )
-        commands = plan_commands(dataclasses.replace(plan, notes=notes))
+        commands = plan_commands("containerd", dataclasses.replace(plan, notes=notes))
         return Rendered("\n".join([*commands, ""]), (), notes)
 
     return rendered
@@ -247,7 +247,7 @@ def _crio(target: Target, images: Sequence[str], existing: bytes | None) -> Rend
             )
     removed = " ".join(file.path for file in files)
     notes += (Note(NoteCode.TAKE_BACK, f"to take it back: rm {removed}; systemctl reload crio"),)
-    return Rendered("\n".join([*plan_commands(Plan(files, notes=notes)), ""]), (), notes)
+    return Rendered("\n".join([*plan_commands("podman", Plan(files, notes=notes)), ""]), (), notes)
 
 
 def _refuse_existing(distribution: str, existing: bytes | None) -> None:

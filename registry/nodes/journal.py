@@ -13,6 +13,12 @@ contents that were there lie beside it. States and steps:
     revert             Put every file back, remove the directories that apply made as far as
                        they are empty, remove journal.json, and only then the rest of it.
 
+Commands that an operator pasted on the node (`commands`) leave the list ``pasted`` in the same
+directory: ``F SHA256 FILE`` for each file that they wrote, after ``D DIRECTORY`` for each that they
+made, innermost first. A file that was there before is kept as ``FILE.before-mayfly``. Apply and
+revert first take the list over into the journal (`NodeConfig._take_over`). The hosts that the
+commands logged in at are in ``logins``.
+
 Every step changes one name on disk, durably (`storage.files`), and every step can be done
 twice. So a crash between any two of them leaves one of the states above, and the first original
 is never overwritten by a later apply.
@@ -43,6 +49,15 @@ from mayfly.registry.pki.errors import TrustError
 from mayfly.storage.files import Attributes, replace_file, sync, temporary_of
 
 JOURNALS = "/var/lib/mayfly-node-config"
+
+PASTED = "pasted"
+"""File in a journal's directory: lines about the files that pasted commands wrote."""
+
+LOGINS = "logins"
+"""File in a journal's directory: the hosts that pasted commands logged in at, one a line."""
+
+BEFORE = ".before-mayfly"
+"""End of the name of a file that pasted commands replaced."""
 
 _VERSION = 1
 _MAX_LINKS = 40
@@ -136,6 +151,7 @@ class NodeConfig:
         self._runtime = runtime
         self._directory = self._node_root.real(f"{JOURNALS}/{runtime}")
         self._file = self._directory / "journal.json"
+        self._pasted = self._directory / PASTED
         self._vault = Vault(self._directory)
 
     def plan(self, target: Target) -> Plan:
@@ -158,16 +174,16 @@ class NodeConfig:
         missing = [d for d in self._node_root.missing_parents(f"{JOURNALS}/x") if d != JOURNALS]
         with locked(self._directory):
             try:
-                before = self._load()
+                before = self._take_over()
                 plan = self._plan(target, before)
                 journal = self._extended(before, plan.files, missing)
-                self._refuse_edits(journal, force)
+                self._refuse_edits(journal, force, "apply")
                 if journal != before:
                     self._store(journal)
                 actions = [self._write(file, journal) for file in plan.files]
                 actions += self._drop_all_but({file.path for file in plan.files}, journal)
             finally:
-                if not self._load().entries:
+                if not (self._load().entries or self.logins() or self._pasted.exists()):
                     self._discard()
         return plan, actions
 
@@ -183,8 +199,8 @@ class NodeConfig:
             self._discard_parent()
             return []
         with locked(self._directory):
-            journal = self._load()
-            self._refuse_edits(journal, force)
+            journal = self._take_over()
+            self._refuse_edits(journal, force, "revert")
             for entry in journal.entries.values():
                 if entry.original.kind == "file":
                     self._vault.get(entry.original.content)
@@ -208,6 +224,48 @@ class NodeConfig:
                 f"{self._file}: cannot be understood ({error!r}); another version of Mayfly wrote "
                 "it, or it is damaged: use that version, or mend the files it names by hand"
             ) from None
+
+    def logins(self) -> tuple[str, ...]:
+        """Return the hosts that pasted commands logged in at."""
+        try:
+            return tuple(dict.fromkeys((self._directory / LOGINS).read_text().split()))
+        except FileNotFoundError:
+            return ()
+
+    def _take_over(self) -> Journal:
+        """Return the journal, after it has all that pasted commands wrote.
+
+        The list goes last, and the files of before are in the vault by then, so a crash between two
+        steps leaves what another call takes over.
+
+        Raises:
+            TrustError: the journal cannot be understood.
+            OSError: it cannot be written.
+        """
+        journal = self._load()
+        try:
+            lines = self._pasted.read_text().splitlines()
+        except FileNotFoundError:
+            return journal
+        entries, directories = dict(journal.entries), dict.fromkeys(journal.directories)
+        kept = []
+        for kind, _, rest in (line.partition(" ") for line in lines):
+            digest, _, path = rest.partition(" ")
+            if kind == "D":
+                directories[rest] = None
+            elif kind == "F" and path.startswith("/"):
+                before = self._node_root.real(path + BEFORE)
+                entry = entries.get(path) or Entry(self._save(path + BEFORE), ())
+                written = tuple(dict.fromkeys((*entry.written, digest)))
+                entries[path] = replace(entry, written=written)
+                kept.append(before)
+        journal = Journal(entries, tuple(directories))
+        self._store(journal)
+        for before in kept:
+            before.unlink(missing_ok=True)
+        self._pasted.unlink()
+        sync(self._directory)
+        return journal
 
     def _store(self, journal: Journal) -> None:
         text = json.dumps(journal.to_json(), indent=1).encode() + b"\n"
@@ -252,12 +310,15 @@ class NodeConfig:
             self._vault.put(real.read_bytes())
         return found
 
-    def _refuse_edits(self, journal: Journal, force: bool) -> None:
+    def _refuse_edits(self, journal: Journal, force: bool, verb: str) -> None:
         edited = [] if force else [p for p, e in journal.entries.items() if self._edited(p, e)]
         if edited:
+            root = self._node_root.root
+            where = "" if root == Path("/") else f" --root-dir {root}"
             raise TrustError(
                 f"{', '.join(edited)}: changed by somebody since Mayfly wrote it; save what you "
-                f"want of it and use --force (what was there before is kept in {self._directory})"
+                f"want of it, then run: mayfly node-config {verb} --runtime {self._runtime}{where} "
+                f"--force (what was there before is kept in {self._directory})"
             )
 
     def _edited(self, path: str, entry: Entry) -> bool:

@@ -320,6 +320,53 @@ load_journal() {
         die 1 "$journal/journal.json: has extended attributes, and this node has no setfattr; \
 use: mayfly node-config revert"
     fi
+    take_over
+}
+
+# Take over into the journal the files that pasted commands wrote. Their list goes last, after the
+# files of before are saved, so this can be done twice.
+take_over() {
+    [ -f "$journal/pasted" ] || return 0
+    set_text "$work/before" ''
+    while read -r letter digest path; do
+        case $letter in
+            D) path=$digest ;;
+            F) ;;
+            *) continue ;;
+        esac
+        case $path in
+            /*[!][A-Za-z0-9/._:@+-]* | [!/]* | '')
+                die 1 "$journal/pasted: cannot be understood; use: mayfly node-config revert"
+                ;;
+        esac
+        if [ "$letter" = D ]; then
+            grep -qxF "D$tab$path" "$work/old" || add_line "$work/old" "D$tab$path"
+            continue
+        fi
+        known=$(entry_of "$path" "$work/old") || failed "$work/old"
+        case $known in
+            '')
+                look "$tree$path.before-mayfly"
+                if [ "$kind" = file ]; then save_original "$tree$path.before-mayfly"; fi
+                entry="E$tab$path$tab$kind$tab$content$tab$mode$tab$uid$tab$gid$tab$mtime"
+                add_line "$work/old" "$entry$tab$xattrs$tab$digest "
+                ;;
+            *"$digest"*) ;;
+            *) add_digest "$work/old" ;;
+        esac
+        add_line "$work/before" "$path.before-mayfly"
+    done <"$journal/pasted"
+    store_journal "$work/old"
+    while IFS= read -r path; do remove_file "$tree$path"; done <"$work/before"
+    remove_file "$journal/pasted"
+}
+
+# Add $digest to what was written at $path, in a file of lines.
+add_digest() { # lines
+    # An entry keeps its place: what refers to a CA is put back before the CA.
+    lines=$(awk -F '\t' -v path="$path" -v digest="$digest" \
+        '{ print $0 ($1 == "E" && $2 == path ? digest " " : "") }' "$1") || failed "$1"
+    set_text "$1" "$lines$newline"
 }
 
 store_journal() { # lines
@@ -348,8 +395,9 @@ refuse_edits() { # lines
             *) edited="$edited $path" ;;
         esac
     done <"$1"
-    [ -z "$edited" ] || die 2 "$edited: changed by somebody since Mayfly wrote it; save what you \
-want of it and use --force (what was there before is kept in $journal)"
+    [ -z "$edited" ] || die 2 "${edited# }: changed by somebody since Mayfly wrote it; save what \
+you want of it, then lose the rest by this script's words $verb --force: ssh NODE sh -s -- $verb \
+--force <SCRIPT (what was there before is kept in $journal)"
 }
 
 do_apply() {
@@ -368,18 +416,12 @@ do_apply() {
         case $known in
             '')
                 look "$tree$path"
-                if [ "$kind" = file ]; then save_original; fi
+                if [ "$kind" = file ]; then save_original "$tree$path"; fi
                 entry="E$tab$path$tab$kind$tab$content$tab$mode$tab$uid$tab$gid$tab$mtime"
                 add_line "$work/new" "$entry$tab$xattrs$tab$digest "
                 ;;
             *"$digest"*) ;;
-            *)
-                # An entry keeps its place: what refers to a CA is put back before the CA.
-                lines=$(awk -F '\t' -v path="$path" -v digest="$digest" \
-                    '{ print $0 ($1 == "E" && $2 == path ? digest " " : "") }' "$work/new") ||
-                    failed "$work/new"
-                set_text "$work/new" "$lines$newline"
-                ;;
+            *) add_digest "$work/new" ;;
         esac
         lines=$(missing_above "$path" | while IFS= read -r line; do
             grep -qxF "$line" "$work/new" || printf '%s\n' "$line"
@@ -390,19 +432,20 @@ do_apply() {
     if [ -s "$work/new" ]; then store_journal "$work/new"; fi
     while IFS=$tab read -r number filemode path; do write_planned; done <"$work/planned"
     drop_unplanned
-    [ -f "$journal/journal.json" ] || rm -rf "$journal" || failed "$journal"
+    [ -f "$journal/journal.json" ] || [ -f "$journal/logins" ] || rm -rf "$journal" ||
+        failed "$journal"
     "notes_$family"
     notes_after_revert
     written=
     restored=
 }
 
-# Keep what `look` saw at a path, under its digest.
-save_original() {
+# Keep a file, which `look` saw, under its digest.
+save_original() { # file
     [ "$(sha_of "$journal/$content" 2>/dev/null)" != "$content" ] || return 0
-    cp "$tree$path" "$work/original" || failed "$work/original"
+    cp "$1" "$work/original" || failed "$work/original"
     [ "$(sha_of "$work/original")" = "$content" ] ||
-        die 1 "$tree$path: changed while it was read, or its copy is short; run this again"
+        die 1 "$1: changed while it was read, or its copy is short; run this again"
     put_file "$work/original" "$journal/$content" 600
     rm -f "$work/original"
 }
@@ -528,7 +571,21 @@ revert_files() {
         put_back "$work/old"
         above="$above $directories"
         remove_file "$journal/journal.json"
+        log_out
         rm -rf "$journal" || failed "$journal"
+    done
+}
+
+# Log out where pasted commands logged in.
+log_out() {
+    [ -f "$journal/logins" ] || return 0
+    lines=$(sort -u "$journal/logins") || failed "$journal/logins"
+    for host in $lines; do
+        reason=$(bounded 20 "$runtime" logout "$host" 2>&1 </dev/null)
+        case "$? $reason" in
+            0\ * | *[Nn]ot\ logged\ in*) say "logged out of $host" ;;
+            *) note "$runtime may still be logged in; run on the node: $runtime logout $host" ;;
+        esac
     done
 }
 
@@ -976,7 +1033,11 @@ do_verify() {
 
 do_status() {
     say "node $node, runtime $runtime, registry $url"
-    if [ -f "$base/$runtime/journal.json" ]; then say "applied"; else say "not applied"; fi
+    applied="not applied"
+    for one in journal.json pasted; do
+        if [ -f "$base/$runtime/$one" ]; then applied=applied; fi
+    done
+    say "$applied"
     look_at_images
     failures=0
     say "$here of $count images are present"

@@ -238,7 +238,15 @@ def test_node_gets_a_credential_of_the_registry_that_runs_here(root: Path, tmp_p
         robots.verify(name, password, time.time() + 3601)
     shown = _run("show", "--root-dir", root, *ready, "--node", "Node-1").stdout
     for runtime in ("docker", "podman"):
-        assert f"{runtime} login {HOST} --username robot+node-1 --password-stdin" in shown
+        login = f"{runtime} login {HOST} --username robot+node-1 --password-stdin"
+        assert login in shown
+        words = ("--root-dir", root, *ready, "--node", "Node-1", "--runtime", runtime)
+        alone = _run("show", *words).stdout
+        assert login in alone
+        assert [line for line in alone.splitlines() if line.endswith("as root")] == [
+            f"# {runtime}: on the node, as root"
+        ]
+        assert json.loads(_run("show", *words, "--json").stdout)["commands"].keys() == {runtime}
 
 
 def test_errors_are_one_line_and_name_the_file(root: Path, identity: CertificateFiles) -> None:
@@ -270,7 +278,8 @@ def test_an_edit_needs_force(root: Path, identity: CertificateFiles) -> None:
     before = snapshot(root)
     _run("apply", *node, "--registry", HOST, "--ca", identity.ca)
     (root / "etc/containers/registries.conf.d/50-mayfly.conf").write_text("# mine\n")
-    assert "use --force" in _error("revert", *node)
+    words = f"mayfly node-config revert --runtime podman --root-dir {root} --force"
+    assert words in _error("revert", *node)
     _run("revert", *node, "--force")
     assert snapshot(root) == before
 

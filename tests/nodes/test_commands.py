@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.nodes.commands import node_commands
+from mayfly.registry.nodes.journal import NodeConfig
 from mayfly.registry.nodes.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
 from mayfly.registry.nodes.target import NodeCredential, parse
 from mayfly.registry.pki.certificate import fingerprint
+from mayfly.registry.pki.errors import TrustError
+from tests.nodes.pasting import paste
+from tests.nodes.test_journal import furnish
+from tests.nodes.test_script import SHELLS
+from tests.support.process import need
+from tests.support.trees import interfering, killed_after, snapshot
 
 HOST = "10.0.0.5:5000"
 
@@ -19,7 +26,8 @@ def test_it_says_where_and_whom_to_trust(ca_pem: bytes) -> None:
     """URL and fingerprint come first, then each runtime."""
     text = node_commands(parse(HOST, ca_pem))
     lines = text.splitlines()
-    assert lines[:2] == [f"Registry: https://{HOST}", f"CA SHA-256: {fingerprint(ca_pem)}"]
+    assert lines[:2] == [f"# Registry: https://{HOST}", f"# CA SHA-256: {fingerprint(ca_pem)}"]
+    assert "Paste one of these sections only" in lines[2]
     assert [line.split(":")[0] for line in lines if line.endswith("as root")] == [
         f"# {runtime}" for runtime in RUNTIMES
     ]
@@ -33,7 +41,7 @@ def test_it_says_where_and_whom_to_trust(ca_pem: bytes) -> None:
 )
 @pytest.mark.parametrize("times", [1, 2])
 def test_pasting_it_makes_the_files(
-    tmp_path: Path,
+    root: Path,
     ca_pem: bytes,
     runtime: Runtime,
     credential: NodeCredential | None,
@@ -41,21 +49,13 @@ def test_pasting_it_makes_the_files(
 ) -> None:
     """A POSIX shell makes the bytes and modes that apply would, also when run again."""
     target = parse(HOST, ca_pem, ["quay.io"], credential=credential)
-    text = node_commands(target, [runtime]).replace("/etc/", f"{tmp_path}/etc/")
-    script = "\n".join(line for line in text.splitlines()[2:] if " login " not in line)
+    text = node_commands(target, [runtime])
+    script = "\n".join(line for line in text.splitlines() if " login " not in line)
     for _ in range(times):
-        subprocess.run(
-            ["sh", "-eu", "-c", "umask 022; . /dev/stdin"],
-            input=script.encode(),
-            check=True,
-            timeout=30,
-        )
+        paste(script, root)
     written = {
-        str(path)[len(str(tmp_path)) :]: (
-            path.stat().st_mode & 0o777,
-            path.read_bytes().replace(f"{tmp_path}".encode(), b""),
-        )
-        for path in tmp_path.rglob("*")
+        str(path)[len(str(root)) :]: (path.stat().st_mode & 0o777, path.read_bytes())
+        for path in (root / "etc").rglob("*")
         if path.is_file()
     }
     plan = make_plan(runtime, target, EmptyNode())
@@ -63,18 +63,136 @@ def test_pasting_it_makes_the_files(
 
 
 @pytest.mark.parametrize("runtime", ["docker", "podman"])
-def test_pasting_it_logs_a_node_in(tmp_path: Path, ca_pem: bytes, runtime: Runtime) -> None:
-    """The credential of a node goes to the runtime's own login, its password by standard input."""
-    client = tmp_path / "bin" / runtime
-    client.parent.mkdir()
-    client.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/told\ncat >> {tmp_path}/told\n')
+def _client(directory: Path, runtime: Runtime) -> str:
+    """A directory with a program that notes what it is told."""
+    client = directory / "bin" / runtime
+    client.parent.mkdir(exist_ok=True)
+    client.write_text(f'#!/bin/sh\necho "$@" >> {directory}/told\ncat >> {directory}/told\n')
     client.chmod(0o755)
+    return str(client.parent)
+
+
+@pytest.mark.parametrize("runtime", ["docker", "podman"])
+def test_pasting_it_logs_a_node_in(
+    tmp_path: Path, root: Path, ca_pem: bytes, runtime: Runtime
+) -> None:
+    """The credential of a node goes to the runtime's own login, its password by standard input."""
     target = parse(HOST, ca_pem, credential=NodeCredential("robot+n", "pass"))
-    text = node_commands(target, [runtime]).replace("/etc/", f"{tmp_path}/etc/")
-    script = f"PATH={client.parent}:$PATH\n" + "\n".join(text.splitlines()[2:])
-    subprocess.run(["sh", "-eu", "-c", ". /dev/stdin"], input=script.encode(), check=True)
+    paste(node_commands(target, [runtime]), root, _client(tmp_path, runtime))
     told = f"login {HOST} --username robot+n --password-stdin\npass\n"
     assert (tmp_path / "told").read_text() == told
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_all_of_it_is_shell(ca_pem: bytes, shell: str) -> None:
+    """Headings, notes and the way back are comments, so the text can be piped to a shell."""
+    need(SHELLS[shell][0])
+    for credential in (None, NodeCredential("robot+n", "pass")):
+        for url, ca in (
+            (HOST, ca_pem),
+            (f"http://{HOST}", None),
+            ("https://r.example/below", None),
+        ):
+            text = node_commands(parse(url, ca, ["docker.io"], credential=credential))
+            done = subprocess.run(
+                [*SHELLS[shell], "-n"], input=text, capture_output=True, text=True, check=False
+            )
+            assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_way_back_by_hand(tmp_path: Path, root: Path, ca_pem: bytes, runtime: Runtime) -> None:
+    """The commands that are printed for it log out and remove every file."""
+    target = parse(HOST, ca_pem, ["quay.io"], credential=NodeCredential("robot+n", "pass"))
+    text, path = node_commands(target, [runtime]), _client(tmp_path, runtime)
+    paste(text, root, path)
+    (tmp_path / "told").unlink(missing_ok=True)
+    back = [line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   ")]
+    paste("\n".join(back), root, path)
+    assert [path for path in root.rglob("*") if path.is_file()] == []
+    if runtime != "containerd":
+        assert (tmp_path / "told").read_text().startswith(f"logout {HOST}\n")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("furnished", [False, True], ids=["bare", "furnished"])
+def test_revert_takes_a_paste_back(
+    tmp_path: Path, root: Path, ca_pem: bytes, runtime: Runtime, furnished: bool
+) -> None:
+    """Every byte, and the logins are named; also after apply on top of it."""
+    if furnished:
+        furnish(root)
+        mine = root / "etc/containerd/certs.d/quay.io/hosts.toml"
+        mine.parent.mkdir(parents=True)
+        mine.write_text("# mine\n")
+    before = snapshot(root)
+    target = parse(HOST, ca_pem, ["quay.io"], credential=NodeCredential("robot+n", "pass"))
+    text, path = node_commands(target, [runtime]), _client(tmp_path, runtime)
+    node = NodeConfig(root, runtime)
+    for applied in (False, True):
+        paste(text, root, path)
+        paste(text, root, path)
+        assert node.logins() == (() if runtime == "containerd" else (HOST,))
+        if applied:
+            node.apply(parse(HOST, ca_pem, ["docker.io"]))
+            assert node.logins() == (() if runtime == "containerd" else (HOST,))
+        assert node.revert()
+        assert snapshot(root) == before
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_paste_over_what_was_applied(
+    tmp_path: Path, root: Path, ca_pem: bytes, runtime: Runtime
+) -> None:
+    """It was Mayfly that changed the files, so nothing is forced, and the first original stays."""
+    furnish(root)
+    before = snapshot(root)
+    node = NodeConfig(root, runtime)
+    node.apply(parse(HOST, ca_pem, ["docker.io", "quay.io"]))
+    text = node_commands(parse(HOST, ca_pem), [runtime])
+    paste(text, root, _client(tmp_path, runtime))
+    node.apply(parse(HOST, ca_pem, ["docker.io", "quay.io"]))
+    node.revert()
+    assert snapshot(root) == before
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_edit_of_what_was_pasted_is_not_lost(
+    tmp_path: Path, root: Path, ca_pem: bytes, runtime: Runtime
+) -> None:
+    """Revert refuses, names the command that loses it, and that one takes all back."""
+    before = snapshot(root)
+    paste(node_commands(parse(HOST, ca_pem), [runtime]), root, _client(tmp_path, runtime))
+    written = next(path for path in (root / "etc").rglob("*") if path.is_file())
+    written.write_text("# mine\n")
+    node = NodeConfig(root, runtime)
+    with pytest.raises(TrustError, match=f"revert --runtime {runtime} --root-dir {root} --force"):
+        node.revert()
+    assert written.read_text() == "# mine\n"
+    node.revert(force=True)
+    assert snapshot(root) == before
+
+
+def test_a_crash_while_a_paste_is_taken_over(tmp_path: Path, root: Path, ca_pem: bytes) -> None:
+    """At every point of apply and of revert: revert brings back every byte."""
+    mine = root / "etc/containerd/certs.d/quay.io/hosts.toml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("# mine\n")
+    before = snapshot(root)
+    target = parse(HOST, ca_pem, ["quay.io"])
+    text, node = node_commands(target, ["containerd"]), NodeConfig(root, "containerd")
+    for operation in (lambda: node.apply(target), node.revert):
+        paste(text, root)
+        with interfering(lambda _: None) as changes:
+            operation()
+        node.revert()
+        assert changes.seen > 10
+        for point in range(changes.seen):
+            paste(text, root)
+            with killed_after(point):
+                operation()
+            node.revert()
+            assert snapshot(root) == before, f"after {point} changes"
 
 
 def test_what_has_to_be_merged_is_only_described() -> None:

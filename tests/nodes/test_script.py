@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mayfly.registry.nodes import crio, rancher
+from mayfly.registry.nodes.commands import node_commands
 from mayfly.registry.nodes.journal import NodeConfig
 from mayfly.registry.nodes.runtimes import RUNTIMES, Runtime, notes_after_revert
 from mayfly.registry.nodes.script import NodeImage, images_of, node_script, quote
 from mayfly.registry.nodes.target import NodeCredential, Target, parse
 from mayfly.registry.pki.errors import TrustError
+from tests.nodes.pasting import paste
 from tests.nodes.test_journal import furnish
 from tests.support.process import need
 from tests.support.trees import snapshot
@@ -416,6 +419,87 @@ def test_killed_at_every_step(dash: Node, target: Target, kind: str) -> None:
             dash.count_calls()
             killed = dash.run(script, verb, path=path, KILL_AT=str(at))
             assert killed.returncode == -9, (verb, at, killed.stderr)
+            done = dash.run(script, "revert")
+            assert done.returncode == 0, (verb, at, done.stderr)
+            assert snapshot(dash.root) == before, (verb, at)
+
+
+def _paste(node: Node, target: Target, runtime: Runtime, *mirrors: str) -> None:
+    """Paste the commands of `mayfly node-config show` on a node."""
+    pasted = replace(target, mirrors=mirrors)
+    paste(node_commands(pasted, [runtime]), node.root, str(node.bin), node.shell)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_revert_takes_a_paste_back(node: Node, target: Target, runtime: Runtime) -> None:
+    """Every byte that was there before, and the login; also after apply on top of it."""
+    furnish(node.root)
+    mine = node.root / "etc/containerd/certs.d/quay.io/hosts.toml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("# mine\n")
+    before = node.look()
+    script = node.script(target, runtime)
+    for verbs in (["revert"], ["apply", "revert"]):
+        _paste(node, target, runtime, "quay.io", "ghcr.io")
+        assert "applied\n" in node.run(script, "status").stdout
+        for verb in verbs:
+            done = node.run(script, verb)
+            assert done.returncode == 0, done.stderr
+            assert "somebody" not in done.stderr
+        if runtime != "containerd":
+            assert f"logged out of {REGISTRY}" in done.stdout
+            assert f"{runtime} logout {REGISTRY}" in node.arguments()
+        assert node.look() == before
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_paste_between_two_runs(node: Node, target: Target, runtime: Runtime) -> None:
+    """It was Mayfly that changed the files, so nothing is forced, and the first original stays."""
+    furnish(node.root)
+    before = node.look()
+    script = node.script(target, runtime)
+    assert node.run(script, "apply").returncode == 0
+    _paste(node, target, runtime)
+    done = node.run(script, "apply")
+    assert done.returncode == 0, done.stderr
+    assert node.run(script, "revert").returncode == 0
+    assert node.look() == before
+
+
+def test_an_edit_names_the_words_that_lose_it(dash: Node, target: Target) -> None:
+    """By this script, with the verb that was given."""
+    before = dash.look()
+    _paste(dash, target, "podman")
+    conf = dash.root / "etc/containers/registries.conf.d/50-mayfly.conf"
+    conf.write_text("# mine\n")
+    script = dash.script(target, "podman")
+    for verb in ("apply", "revert"):
+        done = dash.run(script, verb)
+        assert done.returncode == 2
+        assert done.stderr.startswith("mayfly: /etc/containers/registries.conf.d/50-mayfly.conf: ")
+        assert f"ssh NODE sh -s -- {verb} --force <SCRIPT" in done.stderr
+        assert conf.read_text() == "# mine\n"
+    assert dash.run(script, "revert", "--force").returncode == 0
+    assert dash.look() == before
+
+
+def test_killed_while_a_paste_is_taken_over(dash: Node, target: Target) -> None:
+    """kill -9 before each change of apply and of revert: revert brings all back."""
+    mine = dash.root / "etc/containerd/certs.d/quay.io/hosts.toml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("# mine\n")
+    before = snapshot(dash.root)
+    path = _killers(dash)
+    script = dash.script(target, "containerd")
+    for verb in ("apply", "revert"):
+        _paste(dash, target, "containerd", "quay.io")
+        count = _changes(dash, script, path, verb)
+        assert dash.run(script, "revert").returncode == 0
+        assert count > 10
+        for at in range(1, count + 1):
+            _paste(dash, target, "containerd", "quay.io")
+            dash.count_calls()
+            assert dash.run(script, verb, path=path, KILL_AT=str(at)).returncode == -9
             done = dash.run(script, "revert")
             assert done.returncode == 0, (verb, at, done.stderr)
             assert snapshot(dash.root) == before, (verb, at)
