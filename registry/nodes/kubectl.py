@@ -89,13 +89,17 @@ class Kubectl(NamedTuple):
         return bytes(answer)
 
     async def read(self, *arguments: str, seconds: float = ASK_SECONDS) -> dict[str, Any]:
-        """Run ``kubectl get`` or the like with ``-o json``; its document.
+        """Run ``kubectl get`` or the like with ``-o json``; its document, empty if it prints none.
+
+        With ``--ignore-not-found`` kubectl prints none if nothing is found.
 
         Raises:
             ConfigError: there is no kubectl.
             LifetimeError: as `ask`, or the answer is not a JSON object.
         """
         answer = await self.ask(*arguments, "-o", "json", seconds=seconds)
+        if not answer.strip():
+            return {}
         try:
             found = json.loads(answer)
         except (ValueError, RecursionError):

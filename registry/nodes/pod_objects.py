@@ -29,7 +29,9 @@ from mayfly.registry.nodes.causes import Cause, cause_of_pod
 Object = dict[str, Any]
 
 ACCOUNT = "mayfly-prefetch"
-LABELS = {"app.kubernetes.io/name": "mayfly-prefetch", "app.kubernetes.io/managed-by": "mayfly"}
+CONTAINER = "script"
+NAME_LABEL = "app.kubernetes.io/name"
+LABELS = {NAME_LABEL: "mayfly-prefetch", "app.kubernetes.io/managed-by": "mayfly"}
 
 GRACE_SECONDS = 30
 """For the script to end its pulls and clean up after SIGTERM."""
@@ -147,7 +149,7 @@ def script_objects(place: PodPlace, facts: NodeFacts, script: str, seconds: floa
     mounts += [{"name": path[1:], "mountPath": path, "readOnly": True} for path in directories]
     mounts.append({"name": "script", "mountPath": "/mayfly", "readOnly": True})
     container = {
-        "name": "script",
+        "name": CONTAINER,
         "image": place.image,
         "imagePullPolicy": "Never",
         "command": ["/bin/sh", "-c", _COMMAND, "sh", *ARGUMENTS],
@@ -213,8 +215,11 @@ def read_node(document: object) -> NodeFacts:
 def read_pod(document: object) -> PodState:
     """Return what a Pod object says."""
     status = _object(_at(document, "status"))
-    statuses = _objects(status.get("containerStatuses"))
-    state = _object(statuses[0].get("state")) if statuses else {}
+    state: Object = {}
+    for one in _objects(status.get("containerStatuses")):
+        # A cluster may add containers to every pod.
+        if one.get("name") == CONTAINER:
+            state = _object(one.get("state"))
     terminated = _object(state.get("terminated"))
     if terminated:
         return PodState(running=True, end=_script_end(terminated, status))
@@ -228,6 +233,11 @@ def read_pod(document: object) -> PodState:
         text = _words(waiting)
         return PodState(running=False, end=ScriptEnd(0, cause_of_pod(text), text))
     return PodState(running="running" in state, end=None)
+
+
+def node_of(pod: object) -> str:
+    """Return the name of the node that a pod is bound to; "" without one."""
+    return _text(_at(pod, "spec", "nodeName"))
 
 
 def last_warning(document: object) -> str:

@@ -28,8 +28,11 @@ from mayfly.registry.nodes.causes import TEXTS, Cause, cause_of_pod
 from mayfly.registry.nodes.kubectl import Kubectl
 from mayfly.registry.nodes.node_output import NodeOutput
 from mayfly.registry.nodes.pod_objects import (
+    CONTAINER,
     GRACE_SECONDS,
+    LABELS,
     MAX_SCRIPT,
+    NAME_LABEL,
     NodeFacts,
     Object,
     PodPlace,
@@ -37,6 +40,7 @@ from mayfly.registry.nodes.pod_objects import (
     last_warning,
     manifest,
     namespace_objects,
+    node_of,
     read_node,
     read_pod,
     script_objects,
@@ -45,7 +49,9 @@ from mayfly.registry.nodes.programs import TIMED_OUT, TOO_MUCH, find_program, ru
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import join_names
 
-_NODE = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+_NODE = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+"""RFC 1123 subdomain (Kubernetes, "Object Names and IDs"); its labels are left to the cluster."""
+
 _NODES_SHOWN = 8
 
 _POLL_SECONDS = 2.0
@@ -62,6 +68,7 @@ _SILENT_SECONDS = 180.0
 _LOG_SECONDS = 10.0
 """For the end of a log after the end of its pod."""
 
+_ERROR = 300
 _REMOVE_SECONDS = GRACE_SECONDS + 30.0
 _IMAGES_TRIED = 3
 
@@ -132,11 +139,12 @@ class Pods(NamedTuple):
     async def facts(self, node: str) -> NodeFacts | ScriptEnd:
         """Return what the cluster knows of a node; why it can run no script, if it cannot."""
         try:
-            if not (await self.kubectl.ask("get", "node", node, "--ignore-not-found")).strip():
-                return ScriptEnd(0, Cause.NO_NODE)
-            facts = read_node(await self.kubectl.read("get", "node", node))
+            found = await self.kubectl.read("get", "node", node, "--ignore-not-found")
         except LifetimeError as error:
             return ScriptEnd(0, Cause.CLUSTER, error.message)
+        if not found:
+            return ScriptEnd(0, Cause.NO_NODE)
+        facts = read_node(found)
         if facts.system not in ("", "linux"):
             return ScriptEnd(0, Cause.NO_SHELL, f"it runs {facts.system}")
         if not facts.ready:
@@ -218,6 +226,22 @@ class PodSession:
         """
         await self._create(namespace_objects(self.namespace))
         self._polling = asyncio.create_task(self._poll())
+        await self._tell_of_others()
+
+    async def _tell_of_others(self) -> None:
+        """Note the namespaces of other prefetches: of one that was killed, nobody removes it."""
+        try:
+            selector = f"--selector={NAME_LABEL}={LABELS[NAME_LABEL]}"
+            found = await self._kubectl.read("get", "namespaces", selector)
+        except LifetimeError:
+            return  # not allowed to
+        others = [name for _, name, _ in items(found) if name != self.namespace]
+        if others:
+            self._note(
+                f"of other prefetches, under way or killed: {join_names(others, _NODES_SHOWN)}. "
+                "The scripts of one that was killed may still run; remove what is left of it with: "
+                f"{' '.join(self._kubectl.words('delete', 'namespace', others[0]))}"
+            )
 
     async def close(self) -> None:
         """Remove the namespace and what is in it; a note says what could not be."""
@@ -287,17 +311,18 @@ class PodSession:
                 return ScriptEnd(0, cause, warning or "it was not started in time")
 
     async def _follow_log(self, name: str, watch: _Watch, output: NodeOutput) -> ScriptEnd:
-        is_complete = False
+        is_complete, error = False, ""
         while not watch.ended.done():
             reading = asyncio.create_task(self._read_log(name, output, "--follow"))
             try:
                 waiting: set[asyncio.Future[Any]] = {reading, watch.ended}
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 await asyncio.wait({reading}, timeout=_LOG_SECONDS)
-                code = reading.result() if reading.done() else None
-                if code == TOO_MUCH:
-                    return ScriptEnd(TOO_MUCH)
-                is_complete = code == 0
+                if reading.done():
+                    code, error = reading.result()
+                    if code == TOO_MUCH:
+                        return ScriptEnd(TOO_MUCH)
+                    is_complete = code == 0
             finally:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
@@ -305,27 +330,38 @@ class PodSession:
             await asyncio.wait({watch.ended}, timeout=_LOG_SECONDS)
         end = watch.ended.result()
         if not is_complete and end.cause is not Cause.LOST:
-            await self._read_log(name, output)
+            code, error = await self._read_log(name, output)
+            if code == TOO_MUCH:
+                return ScriptEnd(TOO_MUCH)
+            is_complete = code == 0
+        if output.answer is None and end.cause is None and not is_complete:
+            return ScriptEnd(end.code, Cause.CLUSTER, f"kubectl logs: {error or 'no answer'}")
         return end
 
-    async def _read_log(self, name: str, output: NodeOutput, *options: str) -> int:
-        """Read the log of a pod; kubectl's exit code.
+    async def _read_log(self, name: str, output: NodeOutput, *options: str) -> tuple[int, str]:
+        """Read the log of a pod; kubectl's exit code, and the last line of its standard error.
 
         Both streams of the script are in it. Lines of its standard output are JSON.
         """
+        error = ""
 
         def take(line: bytes) -> None:
             (output.stdout if line.startswith(b"{") else output.stderr)(line)
 
-        return await run_program(
-            self._kubectl.words("logs", name, "-n", self.namespace, *options),
+        def keep(line: bytes) -> None:
+            nonlocal error
+            error = line.decode(errors="replace").strip()[:_ERROR] or error
+
+        code = await run_program(
+            self._kubectl.words("logs", name, "-c", CONTAINER, "-n", self.namespace, *options),
             b"",
             on_stdout=take,
-            on_stderr=lambda line: None,
+            on_stderr=keep,
             most=output.most,
             total=output.total,
             seconds=_SILENT_SECONDS if not options else float("inf"),
         )
+        return code, error
 
     async def _last_warning(self, name: str) -> str:
         selector = f"--field-selector=involvedObject.name={name}"
@@ -360,6 +396,9 @@ class PodSession:
         found = {(kind, name): one for kind, name, one in items(document)}
         for name, watch in asked.items():
             pod, node = found.get(("Pod", name)), found.get(("Node", watch.node))
+            if node is None:
+                watch.end(ScriptEnd(0, Cause.LOST, "the cluster has no such node any more"))
+                continue
             if pod is None:
                 watch.end(ScriptEnd(0, Cause.LOST, "its pod was removed by somebody"))
                 continue
@@ -397,7 +436,7 @@ class PodSession:
             await ask("delete", "pods", "--all", *inside, seconds=_REMOVE_SECONDS)
         except LifetimeError:
             left = await self._kubectl.read("get", "pods", "-n", self.namespace)
-            nodes = [one["spec"]["nodeName"] for _, _, one in items(left)]
+            nodes = list(filter(None, (node_of(one) for _, _, one in items(left))))
             await ask("delete", "pods", "--all", *inside, "--force", "--grace-period=0")
             if nodes:
                 self._note(

@@ -18,8 +18,9 @@ from mayfly.registry.nodes.node_output import NodeOutput
 from mayfly.registry.nodes.programs import find_program, run_program
 from mayfly.registry.settings.errors import ConfigError
 
-_DESTINATION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
-"""Names and addresses. Nothing that ssh, its configuration's tokens or a shell read as more."""
+_DESTINATION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}")
+"""Names and addresses. Nothing that ssh, its configuration's tokens or a shell read as more, or
+that is too long for an argument."""
 
 _OPTIONS = {
     "BatchMode": "yes",

@@ -201,6 +201,70 @@ def test_ctrl_c_ends_the_pulls(
     assert node.shell("ls /var/lib/mayfly-node-config/work 2>&1 || true").count("No such") == 1
 
 
+def test_kill_leaves_what_is_told(
+    operator: Operator, prepared: object, served: Cluster, node: Node
+) -> None:
+    """The script goes on and proves by itself; the next run tells what is left of it."""
+    big = served.push_big("team/big:killed")
+    node.remove_image(big)
+    node.slow("20mbit")
+    _serve(served, ["node-1", "node-2"], [big])
+    (served.directory / "some").write_text("node-1\n")
+    words = operator.words("--nodes", str(served.directory / "some"))
+    running = subprocess.Popen(
+        command_line(*words),
+        env=environment(**operator.env),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    pulls = lambda: _commands(node, f"pull {big}") or None  # noqa: E731
+    eventually(pulls, 120, served.mayfly.describe)
+    running.kill()
+    running.wait(60)
+    (left,) = _left(served)
+    node.fast()
+    code, events = operator.prefetch("--nodes", str(served.directory / "some"))
+    assert code == 0, json.dumps(events, indent=1)
+    (note,) = [one["message"] for one in events["note"]]
+    command = f"kubectl delete namespace {left}"
+    assert note.endswith(command)
+    assert _left(served) == [left]
+    kubectl = find_program("kubectl")
+    assert kubectl is not None
+    output(kubectl, f"--kubeconfig={served.admin_kubeconfig}", *command.split()[1:])
+
+
+def test_a_node_that_is_removed_under_way(
+    operator: Operator, prepared: object, kubelets: Cluster
+) -> None:
+    """Its pull is ended, and the rest is proven."""
+    gone = kubelets.nodes[2]
+    big = kubelets.push_big("team/big:removed")
+    for node in kubelets.nodes.values():
+        node.remove_image(big)
+    gone.slow("20mbit")
+    _serve(kubelets, ["node-1", "node-2"], [big])
+    running = subprocess.Popen(
+        command_line(*operator.words("--attempts", "1")),
+        env=environment(**operator.env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    pulls = lambda: _commands(gone, f"pull {big}") or None  # noqa: E731
+    (pulling, *_) = eventually(pulls, 120, kubelets.mayfly.describe)
+    kubelets.api.request("DELETE", "/api/v1/nodes/node-2")
+    told, errors = running.communicate(timeout=300)
+    gone.fast()
+    assert running.returncode == 3, told + errors
+    ended = [json.loads(line) for line in told.splitlines()]
+    found = {one["node"]: one["failures"] for one in ended if one["event"] == "ended"}
+    assert found["node-1"] == []
+    assert [one["code"] for one in found["node-2"]] == ["lost"], told
+    assert "no such node any more" in found["node-2"][0]["detail"]
+    assert not Path(f"/proc/{pulling}").exists()
+
+
 def test_run_prefetches(operator: Operator, prepared: object, served: Cluster) -> None:
     """`run --prefetch kubernetes` is the whole upgrade: the command begins when all have all."""
     place = served.directory / "run"

@@ -7,7 +7,7 @@ fail() { echo "$1" >&2; exit 1; }
 node_of() { sed -n 's/^ *"nodeName": "\(.*\)",$/\1/p' "pods/$1"; }
 node() { # name
     ready=True
-    case $1 in none*) return ;; notready* | lost*) ready=False ;; esac
+    case $1 in none*) return ;; gone*) [ ! -e "lost-$1" ] || return 0 ;; notready* | lost*) ready=False ;; esac
     [ "${1#lost}" = "$1" ] || [ -e "lost-$1" ] || ready=True
     printf '%s{"kind": "Node", "metadata": {"name": "%s"}, "status": {"conditions": ' "$comma" "$1"
     printf '[{"type": "Ready", "status": "%s", "message": "kubelet is gone"}], ' "$ready"
@@ -24,10 +24,12 @@ state() { # name
         noimage*) ended='"waiting": {"reason": "ErrImageNeverPull", "message": "not there"}' ;;
         oom*) ended='"terminated": {"exitCode": 137, "reason": "OOMKilled"}' ;;
         slow*) [ -e "read-$1" ] || ended='"running": {}' ;;
-        hang* | lost*) ended='"running": {}'; : >"lost-$on" ;;
+        hang* | lost* | gone*) ended='"running": {}'; : >"lost-$on" ;;
         evicted*) printf '"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: ephemeral-storage."'; return ;;
     esac
-    printf '"phase": "Running", "containerStatuses": [{"state": {%s}}]' "$ended"
+    # A sidecar that somebody has put into every pod is first.
+    printf '"phase": "Running", "containerStatuses": [{"name": "proxy", "state": {"running": {}}}, '
+    printf '{"name": "script", "state": {%s}}]' "$ended"
 }
 pod() { # name
     [ -e "pods/$1" ] || return 0
@@ -37,6 +39,7 @@ pod() { # name
 }
 comma=
 if [ "$1" = --context ]; then shift 2; fi
+[ ! -e "hang-$1" ] || exec sleep 1000
 case $1 in
     create)
         [ ! -e forbidden ] || fail 'Error from server (Forbidden): namespaces is forbidden'
@@ -49,9 +52,14 @@ case $1 in
         if [ -n "$name" ]; then mv "$created" "pods/$name"; else printf '%s' "$namespace" >namespace; fi ;;
     get)
         case $2 in
-            node)
-                case $3 in none*) exit 0 ;; esac
-                case "$*" in *json*) node "$3" ;; *) echo "$3 Ready" ;; esac ;;
+            node) node "$3" ;;
+            namespaces)
+                printf '{"items": ['
+                for one in $(cat others namespace 2>/dev/null); do
+                    printf '%s{"kind": "Namespace", "metadata": {"name": "%s"}}' "$comma" "$one"
+                    comma=', '
+                done
+                echo ']}' ;;
             events) echo '{"items": []}' ;;
             pods)
                 printf '{"items": ['
@@ -65,9 +73,10 @@ case $1 in
                 echo ']}' ;;
         esac ;;
     logs)
+        [ ! -e forbidden-logs ] || fail 'Error from server (Forbidden): cannot get resource "pods/log"'
         on=$(node_of "$2")
         case $on in
-            hang* | lost*) exec sleep 1000 ;;
+            hang* | lost* | gone*) exec sleep 1000 ;;
             slow*)
                 # The first reading is cut.
                 if [ ! -e "cut-$2" ]; then : >"cut-$2"; fail 'error: connection reset'; fi

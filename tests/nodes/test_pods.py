@@ -23,6 +23,7 @@ from mayfly.registry.nodes.causes import Cause
 from mayfly.registry.nodes.kubectl import Kubectl
 from mayfly.registry.nodes.pod_objects import (
     NodeFacts,
+    Object,
     PodPlace,
     last_warning,
     manifest,
@@ -38,7 +39,7 @@ from tests.hostile import texts
 from tests.nodes.test_prefetch import IMAGES, SCRIPT, Recorder
 from tests.process.test_chart import validate
 from tests.support.commands import assert_refused, command_line, environment, mayfly
-from tests.support.process import REPO, Mayfly
+from tests.support.process import PATIENCE, REPO, Mayfly
 
 STUBS = Path(__file__).parent
 FACTS = NodeFacts(True, "", "linux", "amd64", "Debian GNU/Linux 12", ("a.example/pause:3",))
@@ -138,6 +139,59 @@ def test_cluster_that_refuses(state: Path) -> None:
     assert caught.value.exit_code == Exit.INCOMPLETE
 
 
+def test_log_that_may_not_be_read(state: Path) -> None:
+    """It is not the node's fault, and kubectl's message says what is missing."""
+    (state / "forbidden-logs").touch()
+    (result,) = _run("good", attempts=1)
+    (failure,) = result.failures
+    assert failure.cause is Cause.CLUSTER
+    assert failure.detail.endswith('cannot get resource "pods/log"')
+    assert _left(state) == []
+
+
+@pytest.mark.parametrize("verb", ["create", "get", "logs", "delete"])
+def test_kubectl_that_hangs(state: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    """Each question has a bound; what cannot be removed for it is told."""
+    for question in (Kubectl.ask, Kubectl.read):
+        monkeypatch.setattr(
+            question, "__kwdefaults__", (question.__kwdefaults__ or {}) | {"seconds": 1.0}
+        )
+    for name in ("_SILENT_SECONDS", "_REMOVE_SECONDS"):
+        monkeypatch.setattr(pods, name, 1.0)
+    (state / f"hang-{verb}").touch()
+    recorder = Recorder()
+    begun = time.monotonic()
+    if verb == "create":
+        with pytest.raises(LifetimeError, match="kubectl create -f: no answer in 1 s"):
+            _run("good", recorder=recorder)
+    else:
+        (result,) = _run("good", recorder=recorder, attempts=1, timeout=5.0)
+        expected = {"get": Cause.CLUSTER, "logs": Cause.CLUSTER, "delete": None}[verb]
+        assert [one.cause for one in result.failures] == ([expected] if expected else [])
+    assert time.monotonic() - begun < PATIENCE
+    notes = [text for node, text in recorder.events if not node]
+    assert len(notes) == (verb == "delete")
+    assert all("Remove it with: kubectl delete namespace" in note for note in notes)
+
+
+def test_node_that_is_removed_from_the_cluster(state: Path) -> None:
+    """Its pod may be removed with it; the others go on."""
+    gone, good = _run("gone", "good", attempts=1)
+    (failure,) = gone.failures
+    assert failure.cause is Cause.LOST
+    assert failure.detail == "the cluster has no such node any more"
+    assert good.proven
+
+
+def test_what_another_prefetch_left_is_told(state: Path) -> None:
+    """It may have been killed, and then nobody else removes it."""
+    (state / "others").write_text("mayfly-prefetch-0ld\n")
+    recorder = Recorder()
+    _run("good", recorder=recorder)
+    (note,) = [text for node, text in recorder.events if not node]
+    assert note.endswith("kubectl delete namespace mayfly-prefetch-0ld")
+
+
 def test_a_pod_that_takes_too_long(state: Path) -> None:
     """It is ended and removed."""
     (result,) = _run("hang", timeout=2.0)
@@ -207,11 +261,17 @@ def test_images_of_a_node() -> None:
     assert facts.problem
 
 
+def _state(state: Object) -> Object:
+    """The status of a pod whose script is in a state, beside one that the cluster added."""
+    proxy = {"name": "proxy", "state": {"running": {}}}
+    return {"containerStatuses": [proxy, {"name": "script", "state": state}]}
+
+
 @pytest.mark.parametrize(
     ("status", "running", "cause", "code"),
     [
         ({"phase": "Pending"}, False, None, None),
-        ({"containerStatuses": [{"state": {"running": {}}}]}, True, None, None),
+        (_state({"running": {}}), True, None, None),
         (
             {"phase": "Failed", "reason": "Evicted", "message": "x DiskPressure"},
             False,
@@ -224,22 +284,22 @@ def test_images_of_a_node() -> None:
             {
                 "phase": "Failed",
                 "reason": "DeadlineExceeded",
-                "containerStatuses": [{"state": {"terminated": {"exitCode": 143}}}],
+                **_state({"terminated": {"exitCode": 143}}),
             },
             True,
             "timed_out",
             143,
         ),
-        ({"containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]}, True, None, 3),
-        ({"containerStatuses": [{"state": {"terminated": {"exitCode": "x"}}}]}, True, None, 1),
+        (_state({"terminated": {"exitCode": 3}}), True, None, 3),
+        (_state({"terminated": {"exitCode": "x"}}), True, None, 1),
         (
-            {"containerStatuses": [{"state": {"waiting": {"reason": "CreateContainerError"}}}]},
+            _state({"waiting": {"reason": "CreateContainerError"}}),
             False,
             "pod",
             0,
         ),
         (
-            {"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]},
+            _state({"waiting": {"reason": "ContainerCreating"}}),
             False,
             None,
             None,
@@ -285,7 +345,7 @@ def test_any_document(document: object) -> None:
     last_warning(document)
 
 
-@pytest.mark.parametrize("name", ["-x", "a b", "A", "a/b", "a,b", ""])
+@pytest.mark.parametrize("name", ["-x", "a b", "A", "a/b", "a,b", "a\n", "", "a" * 254])
 def test_names_that_are_no_nodes(name: str) -> None:
     """An option, or another kind of object, is refused before kubectl is run."""
     with pytest.raises(ConfigError):
@@ -296,7 +356,7 @@ def test_names_that_are_no_nodes(name: str) -> None:
 def server(tmp_path: Path, state: Path) -> Iterator[Mayfly]:
     """One that waits for proofs of some nodes."""
     (tmp_path / "images").write_text("".join(f"{name}\n" for name in IMAGES))
-    (tmp_path / "nodes").write_text("good\nhang\nnotready\n")
+    (tmp_path / "nodes").write_text("good\nhang\nhostile\nnotready\n")
     options = ["--auth", "auto", "--until-pulled", str(tmp_path / "images")]
     options += ["--nodes", str(tmp_path / "nodes"), "--accept", "proven"]
     running = Mayfly(tmp_path / "root", tmp_path / "state", *options, env=environment())
@@ -319,6 +379,25 @@ def test_print(server: Mayfly, state: Path) -> None:
     done = mayfly(*words, "--via", "kubernetes", "--print")
     assert done.returncode == 3
     assert "notready: its kubelet does not answer: kubelet is gone" in done.stderr
+
+
+def test_without_kubectl(server: Mayfly, state: Path) -> None:
+    """Nothing is begun, and what to install is named."""
+    (state / "bin/kubectl").unlink()
+    env = {"PATH": str(state / "bin")}
+    words = ("prefetch", "--state-dir", server.state_dir, "--via", "kubernetes")
+    assert_refused(mayfly(*words, env=env), "kubectl: command not found; install kubectl")
+
+
+def test_command_shows_nothing_unescaped(server: Mayfly, state: Path) -> None:
+    """What pods and the cluster print moves no cursor."""
+    (state / "some").write_text("hostile\n")
+    words = ("prefetch", "--state-dir", server.state_dir, "--nodes", state / "some")
+    for more in ((), ("--json",)):
+        done = mayfly(*words, "--via", "kubernetes", *more)
+        assert done.returncode == 3, done.stderr
+        texts.check(done.stdout + done.stderr, is_json=bool(more))
+        assert "cleared" in done.stdout
 
 
 def test_options_of_another_way(server: Mayfly) -> None:

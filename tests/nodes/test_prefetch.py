@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from mayfly.registry.cli import prefetch as command
 from mayfly.registry.durations import parse as parse_duration
 from mayfly.registry.nodes import node_output, prefetch
+from mayfly.registry.nodes.carrier import ScriptEnd
 from mayfly.registry.nodes.causes import (
     RETRIED,
     TEXTS,
@@ -287,6 +290,76 @@ def test_any_answer(document: object) -> None:
         assert answer.time is None or isinstance(answer.time, int)
 
 
+class Saying:
+    """A carrier whose node prints some lines."""
+
+    def __init__(self, *lines: bytes) -> None:
+        self._lines = lines
+
+    def check(self, nodes: Iterable[str]) -> None:
+        """All can be reached."""
+
+    @contextlib.asynccontextmanager
+    async def session(self, note: Callable[[str], None]) -> AsyncIterator[Saying]:
+        yield self
+
+    async def run(self, node: str, script: str, output: NodeOutput, seconds: float) -> ScriptEnd:
+        for line in self._lines:
+            output.stdout(line)
+        return ScriptEnd(0)
+
+
+def _printed(node: object, report: str, proof: str = "printed") -> bytes:
+    rows = [{"image": image, "present": True} for image in IMAGES]
+    head = json.dumps({"node": node, "proof": proof, "images": rows})
+    return f'{head[:-1]}, "report": {report}}}'.encode()
+
+
+GOOD_REPORT = (
+    (
+        '{"version": 1, "nonce": "", "images": [{"image": "x", "digest": "sha256:DIGEST", '
+        '"runtime": "docker", "time": TIME, "pinned": true, "free": 5}]}'
+    )
+    .replace("DIGEST", "a" * 64)
+    .replace("TIME", str(int(time.time())))
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        _printed("other", GOOD_REPORT),
+        _printed(["n"], GOOD_REPORT),
+        _printed(None, GOOD_REPORT),
+        _printed("n", "null"),
+        _printed("n", "[]"),
+        _printed("n", '"\\u001b[2J"'),
+        _printed("n", '{"version": 1, "nonce": "", "images": {}}'),
+        _printed("n", '{"version": 1, "nonce": "", "images": [NaN]}'),
+        _printed("n", GOOD_REPORT.replace("true", "NaN")),
+        _printed("n", GOOD_REPORT.replace('"time": ', '"time": 1e400')),
+        _printed("n", GOOD_REPORT.replace('"time": ', '"time": -')),
+        _printed("n", GOOD_REPORT.replace("sha256:a", "sha256:../")),
+        _printed("n", GOOD_REPORT.replace('"version": 1', '"version": 2')),
+        _printed("n", f'{{"images": {"[" * 5000}{"]" * 5000}}}'),
+        _printed("n", f'{{"version": {"1" * 5000}}}'),
+    ],
+)
+def test_hostile_proofs_are_not_sent(line: bytes) -> None:
+    """Of another node, of another form, and what Python's JSON reads as more."""
+    sent: list[str] = []
+    plan = Prefetch(
+        ("n",), IMAGES, lambda node: "", Saying(line), lambda node, _: sent.append(node), attempts=1
+    )
+    (result,) = asyncio.run(plan.run(Recorder()))
+    assert sent == []
+    assert not result.proven
+    good = Saying(_printed("n", GOOD_REPORT))
+    (result,) = asyncio.run(replace(plan, carrier=good).run(Recorder()))
+    assert sent == ["n"]
+    assert result.proven
+
+
 def test_deep_and_long_numbers() -> None:
     """What the JSON parser refuses in other ways is no answer either."""
     output = NodeOutput(IMAGES)
@@ -296,7 +369,7 @@ def test_deep_and_long_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["-oProxyCommand=x", "a b", "root@n", "n;x", "$(x)", "a/b", "n%x", ""]
+    "name", ["-oProxyCommand=x", "a b", "root@n", "n;x", "$(x)", "a/b", "n%x", "", "a\n", "a" * 256]
 )
 def test_names_that_ssh_reads_as_more(name: str) -> None:
     """An option, a user or a token of ssh's configuration is no node."""
