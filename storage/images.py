@@ -6,7 +6,7 @@ Reads any `storage.interface.Reader`. Sizes are those of the stored (compressed)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,15 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ManifestUnknown, NameInvalid, StorageError
 from mayfly.storage.interface import Reader
 from mayfly.storage.manifest import Manifest
-from mayfly.storage.reading import find_blob, manifests_below, read, repositories
+from mayfly.storage.reading import find_blob, manifests_below, read_blob, repositories
 from mayfly.storage.reference import LATEST, parse_reference
 
 _ATTESTED = "vnd.docker.reference.digest"
 """BuildKit's annotation: the platform manifest that an attestation manifest describes."""
+
+_USUAL_VARIANTS = frozenset({("amd64", "v1"), ("arm64", "v8")})
+"""Architectures with a variant that many images leave out and no other says; left out by all here,
+as containerd does."""
 
 _MAX_CONFIG = 8 * 1024 * 1024
 """Bytes; a config is a few KiB, but an artifact may give any blob as its config."""
@@ -83,7 +87,7 @@ class Stack:
     """The image of one platform.
 
     Attributes:
-        platform: ``os/architecture``; "" for an artifact.
+        platform: ``os/architecture[/variant]``; "" for an artifact.
         digest: of the manifest.
         layers: bottom first.
         attests: of a BuildKit attestation, the manifest of the platform that it describes.
@@ -194,13 +198,16 @@ def stacks(
     users = _users(reader) if shared else {}
     found: list[Stack] = []
     attests: dict[str, str] = {}
+    variants: dict[str, object] = {}
     for child, manifest in manifests_below(reader, repository, digest):
         if isinstance(manifest, StorageError):
             if child == digest:
                 raise manifest
             continue  # a platform that was left out
         if manifest.manifests:
-            attests |= _attestations(manifest)
+            entries = _entries(manifest)
+            attests |= _attestations(entries)
+            variants |= _variants(entries)
             continue
         config = _config(reader, repository, manifest)
         steps = _steps(config)
@@ -211,8 +218,7 @@ def stacks(
             extent = find_blob(reader, repository, descriptor.digest)
             size = descriptor.size if extent is None else extent.size
             layers.append(Layer(descriptor.digest, descriptor.media_type, size, step, others))
-        names = (config.get("os"), config.get("architecture"))
-        platform = "/".join(p for p in names if isinstance(p, str) and p)
+        platform = _platform(config, variants.get(str(child)))
         found.append(Stack(platform, child, tuple(layers), attests.get(str(child))))
     return found
 
@@ -224,15 +230,42 @@ def attested(entry: Mapping[str, object]) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _attestations(index: Manifest) -> dict[str, str]:
-    """Return the attestations in a stored index, each with the manifest that it describes."""
+def _entries(index: Manifest) -> list[dict[str, Any]]:
+    """Return the entries of a stored index, as far as they are objects."""
     try:
         entries = json.loads(index.body).get("manifests")
     except (ValueError, RecursionError, AttributeError):
-        return {}
-    known = [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
-    found = {str(one.get("digest")): attested(one) for one in known}
+        return []
+    return [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+
+
+def _attestations(entries: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """Return the attestations in an index, each with the manifest that it describes."""
+    found = {str(one.get("digest")): attested(one) for one in entries}
     return {digest: target for digest, target in found.items() if target is not None}
+
+
+def _variants(entries: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """Return the variants of the platforms in an index, by the digest of the manifest."""
+    platforms = ((str(one.get("digest")), one.get("platform")) for one in entries)
+    return {
+        digest: platform.get("variant")
+        for digest, platform in platforms
+        if isinstance(platform, dict)
+    }
+
+
+def _platform(config: Mapping[str, object], variant: object) -> str:
+    """Return ``os/architecture[/variant]``.
+
+    Args:
+        config: of the image.
+        variant: that the index gives it, for a config without one.
+    """
+    names = [config.get("os"), config.get("architecture"), config.get("variant") or variant]
+    if tuple(names[1:]) in _USUAL_VARIANTS:
+        names.pop()
+    return "/".join(name for name in names if isinstance(name, str) and name)
 
 
 def _add_blob(
@@ -264,10 +297,8 @@ def _config(reader: Reader, repository: str, manifest: Manifest) -> dict[str, An
     if manifest.config is None:
         return {}
     try:
-        extent = reader.blob(repository, manifest.config.digest)
-        if extent.size > _MAX_CONFIG:
-            return {}
-        found = json.loads(read(extent))
+        body = read_blob(reader, repository, manifest.config.digest, _MAX_CONFIG + 1)
+        found = json.loads(body) if len(body) <= _MAX_CONFIG else {}
     except (StorageError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -15,6 +15,7 @@ from mayfly.storage.errors import (
     ManifestTooLarge,
     ManifestUnknown,
     StorageError,
+    blob_unknown,
 )
 from mayfly.storage.interface import Content, OpenContent, Reader
 from mayfly.storage.manifest import MAX_SIZE, Manifest, parse_stored
@@ -68,26 +69,25 @@ def read_manifest(reader: Reader, repository: str, digest: Digest) -> bytes:
     content = reader.manifest(repository, digest)
     if content.size > MAX_SIZE:
         raise ManifestTooLarge(f"manifest is larger than {MAX_SIZE} bytes")
-    body = read(content)
+    body = read_stored(content)
     if digests.of(body, digest.algorithm) != digest:
         # It may be a manifest, but it is another one.
         raise ContentCorrupt(f"manifest {digest} is damaged", {"digest": str(digest)})
     return body
 
 
-def read(content: Content, limit: int | None = None) -> bytes:
-    """Return all bytes of small content.
+def read_stored(content: Content, limit: int | None = None) -> bytes:
+    """Return the bytes of a manifest that was located.
 
     Args:
         content: to be read.
         limit: return no more bytes than this.
 
     Raises:
-        ManifestUnknown: the content was deleted meanwhile.
+        ManifestUnknown: it was deleted meanwhile.
     """
     try:
-        with content.open() as opened:
-            return opened.read(0, content.size if limit is None else min(content.size, limit))
+        return _read(content, limit)
     except FileNotFoundError:
         raise ManifestUnknown("manifest unknown") from None
 
@@ -98,7 +98,25 @@ def read_unverified(reader: Reader, repository: str, digest: Digest) -> bytes:
     Raises:
         ManifestUnknown: it is not in the repository, or was deleted meanwhile.
     """
-    return read(reader.manifest(repository, digest), MAX_SIZE)
+    return read_stored(reader.manifest(repository, digest), MAX_SIZE)
+
+
+def read_blob(reader: Reader, repository: str, digest: Digest, limit: int) -> bytes:
+    """Return a blob's bytes as they are stored, at most ``limit``.
+
+    Raises:
+        BlobUnknown: it is not in the repository, or was deleted meanwhile.
+        ContentCorrupt: it is damaged.
+    """
+    try:
+        return _read(reader.blob(repository, digest), limit)
+    except FileNotFoundError:
+        raise blob_unknown(digest) from None
+
+
+def _read(content: Content, limit: int | None) -> bytes:
+    with content.open() as opened:
+        return opened.read(0, content.size if limit is None else min(content.size, limit))
 
 
 class ContentStream(io.RawIOBase):

@@ -23,7 +23,7 @@ from mayfly.storage import manifest as manifests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ContentCorrupt
 from mayfly.storage.interface import Content
-from mayfly.storage.reading import read
+from mayfly.storage.reading import read_stored
 from mayfly.storage.sized_cache import SizedCache
 
 MAX_BYTES = 8 * 1024 * 1024
@@ -147,7 +147,7 @@ def _read(content: Content, digest: Digest, on_read: OnRead) -> Cached:
 def _verified_body(content: Content, digest: Digest) -> bytes:
     if content.size > manifests.MAX_SIZE:
         raise ContentCorrupt(f"stored manifest {digest} is larger than a manifest can be")
-    body = read(content)
+    body = read_stored(content)
     if digests.of(body, digest.algorithm) != digest:
         if content.proof is not None:
             raise content.proof.corrupt()

@@ -42,7 +42,7 @@ class ImageContent(NamedTuple):
     """An image as the registry has it.
 
     Attributes:
-        platforms: ``os/architecture`` → layers; "" where the image names none.
+        platforms: ``os/architecture[/variant]`` → layers; "" where the image names none.
         lacking: content that it names and the registry lacks.
         damaged: why a part could not be read; "" for none.
     """
@@ -52,9 +52,15 @@ class ImageContent(NamedTuple):
     damaged: str = ""
 
     def layers_for(self, architecture: str) -> Mapping[Digest, LayerSize] | None:
-        """Return the layers for a Linux node; None if the image does not have its platform."""
-        found = self.platforms.get(f"linux/{architecture}")
-        return self.platforms.get("") if found is None else found
+        """Return the layers for a Linux node; None if the image does not have its platform.
+
+        Of several variants of its architecture those without a name, else of the newest.
+        """
+        name = f"linux/{architecture}"
+        fitting = [one for one in self.platforms if one == name or one.startswith(f"{name}/")]
+        if name in fitting or not fitting:
+            return self.platforms.get(name, self.platforms.get(""))
+        return self.platforms[max(fitting)]
 
 
 def contents(

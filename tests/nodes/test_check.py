@@ -24,11 +24,19 @@ from hypothesis import strategies as st
 from mayfly.registry.cli import check
 from mayfly.registry.control.readiness import Ready
 from mayfly.registry.nodes.causes import Cause
-from mayfly.registry.nodes.image_content import ESTIMATED_RATIO, LayerSize, contents, needed
+from mayfly.registry.nodes.image_content import (
+    ESTIMATED_RATIO,
+    ImageContent,
+    LayerSize,
+    contents,
+    needed,
+)
 from mayfly.registry.nodes.probe import Look, judge, probe_script
 from mayfly.registry.nodes.script import images_of
 from mayfly.registry.nodes.target import NodeCredential, parse
 from mayfly.registry.pki.authority import ensure
+from mayfly.storage import digest as digests
+from mayfly.storage.digest import Digest
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.directory.store import DistributionStore
 from tests.nodes.test_script import PASSWORD, SHELLS, STUBS
@@ -159,6 +167,19 @@ def _fill(root: Path) -> None:
             for data in (AMD64, *kept):
                 push(store, repository, data)
             put(store, repository, image_body(AMD64, layers), "1" if "one" in repository else "2")
+
+
+def test_layers_of_a_variant() -> None:
+    """A node knows its architecture: that without a variant fits, else the newest variant."""
+    layers: list[dict[Digest, LayerSize]] = [
+        {digests.of(bytes([number])): LayerSize(number, number)} for number in range(3)
+    ]
+    names = ("linux/arm/v6", "linux/arm/v7", "linux/armada")
+    found = ImageContent(dict(zip(names, layers, strict=True)), ())
+    assert found.layers_for("arm") == layers[1]
+    assert found.layers_for("arm64") is None
+    platforms = {"linux/amd64/v3": layers[0], "linux/amd64": layers[1]}
+    assert ImageContent(platforms, ()).layers_for("amd64") == layers[1]
 
 
 def test_sizes(tmp_path: Path) -> None:

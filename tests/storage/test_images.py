@@ -10,7 +10,8 @@ import pytest
 from mayfly.storage import digest as digests
 from mayfly.storage import images
 from mayfly.storage.directory.store import DistributionStore
-from mayfly.storage.errors import ManifestUnknown
+from mayfly.storage.errors import BlobUnknown, ManifestUnknown
+from mayfly.storage.reading import read_blob
 from mayfly.storage.survey import space
 from mayfly.storage.upkeep.verify import Fault, Finding, verify
 from tests.support.images import descriptor, image_body, index_body, push, put
@@ -80,6 +81,46 @@ def test_stack_is_bottom_to_top(store: DistributionStore) -> None:
     assert [layer.digest for layer in stack.layers] == [digests.of(BASE), digests.of(TWO)]
     assert [layer.created_by for layer in stack.layers] == ["ADD base", "RUN one"]
     assert [layer.shared_with for layer in stack.layers] == [("library/one:v1",), ()]
+
+
+@pytest.mark.parametrize(
+    ("config", "entry", "platform"),
+    [
+        ({"architecture": "arm", "variant": "v7"}, {}, "linux/arm/v7"),
+        ({"architecture": "arm"}, {"variant": "v6"}, "linux/arm/v6"),
+        ({"architecture": "arm", "variant": "v7"}, {"variant": "v6"}, "linux/arm/v7"),
+        ({"architecture": "arm64", "variant": "v8"}, {}, "linux/arm64"),
+        ({"architecture": "arm64"}, {"variant": "v8"}, "linux/arm64"),
+        ({"architecture": "amd64"}, {"variant": "v1"}, "linux/amd64"),
+        ({"architecture": "amd64"}, {"variant": "v3"}, "linux/amd64/v3"),
+        ({"architecture": "arm", "variant": 7}, {}, "linux/arm"),
+    ],
+)
+def test_variants(
+    root: Path, config: dict[str, object], entry: dict[str, object], platform: str
+) -> None:
+    """A platform has its variant, from the config or else the index, except for the usual ones."""
+    store = DistributionStore(root)
+    body = json.dumps({"os": "linux", **config}).encode()
+    for blob in (body, BASE):
+        push(store, "app", blob)
+    child, _ = put(store, "app", image_body(body, [BASE]))
+    of_entry = {"os": "linux", "architecture": config["architecture"], **entry}
+    named = descriptor(child.body, child.media_type, platform=of_entry)
+    put(store, "app", index_body(manifests=[named]), "1")
+    (stack,) = images.stacks(store, *images.resolve(store, "app:1"), "app:1", shared=False)
+    assert stack.platform == platform
+
+
+def test_blob_that_goes_while_it_is_read(
+    store: DistributionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a blob that is unknown, not a manifest."""
+    found = store.blob("library/one", digests.of(ONE))
+    found.path.unlink()
+    monkeypatch.setattr(DistributionStore, "blob", lambda *_: found)
+    with pytest.raises(BlobUnknown):
+        read_blob(store, "library/one", digests.of(ONE), 100)
 
 
 @pytest.mark.parametrize(
