@@ -10,7 +10,6 @@ grammar, and `StorageFull` or `OSError` when the disk refuses.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,11 +20,8 @@ from typing import BinaryIO, Protocol, Self
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory_tree import HOST, Opener
 from mayfly.storage.errors import ContentCorrupt, blob_unknown
+from mayfly.storage.files import copy_range
 from mayfly.storage.manifest import Manifest
-
-_READ_SIZE = 1024 * 1024
-_COPY_SIZE = 16 * 1024 * 1024
-"""Bytes that are copied at once: by reading, and in the kernel."""
 
 
 class Proof(Protocol):
@@ -177,9 +173,7 @@ class OpenExtent:
         return b"".join(pieces)
 
     def copy_to(self, target: int, at: int, progress: Callable[[int], None]) -> None:
-        """Copy the content in the kernel, or by reading.
-
-        copy_file_range(2) shares blocks on Btrfs and XFS.
+        """Copy the content; see `storage.files.copy_range`.
 
         Args:
             target: a descriptor to write to, at byte ``at``.
@@ -190,20 +184,9 @@ class OpenExtent:
             ContentCorrupt: the content is shorter than it should be.
             OSError: it cannot be read or written.
         """
-        source, extent, copied = self.file.fileno(), self.extent, 0
-        while copied < extent.size:
-            begin, count = extent.offset + copied, min(_COPY_SIZE, extent.size - copied)
-            try:
-                done = os.copy_file_range(source, target, count, begin, at + copied)
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise
-                piece = os.pread(source, min(count, _READ_SIZE), begin)
-                done = os.pwrite(target, piece, at + copied)
-            if done == 0:
-                raise ContentCorrupt("the source ended early")
-            copied += done
-            progress(done)
+        extent, source = self.extent, self.file.fileno()
+        if copy_range(source, extent.offset, extent.size, target, at, progress) < extent.size:
+            raise ContentCorrupt("the source ended early")
 
     async def send(self, sink: Sink, offset: int, count: int) -> None:
         await sink.send_file(self.file, self.extent.offset + offset, count)

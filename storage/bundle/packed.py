@@ -24,7 +24,7 @@ from typing import BinaryIO, NamedTuple
 from mayfly.storage import json_object
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.errors import ManifestInvalid
-from mayfly.storage.files import write_at
+from mayfly.storage.files import copy_range, write_at
 
 PAGE = 4096
 """Table, document and bundle begin at a multiple of it."""
@@ -43,8 +43,6 @@ _MACHINES = {62: "x86_64", 183: "aarch64", 243: "riscv64"}
 MAX_DOCUMENT = 1024 * 1024
 MAX_NAME = 255
 """Bytes of a file name on Linux."""
-
-_COPIED = 1024 * 1024
 
 
 class Place(NamedTuple):
@@ -219,13 +217,10 @@ def _copy(source: int, place: Place, target: int, at: int, progress: Callable[[i
         progress(start - offset)
         offset = start
         end = min(os.lseek(source, start, os.SEEK_HOLE), place.end) if start < place.end else start
-        while offset < end:
-            piece = os.pread(source, min(_COPIED, end - offset), offset)
-            if not piece:
-                raise _cut_short()
-            write_at(target, piece, at + offset - place.offset)
-            offset += len(piece)
-            progress(len(piece))
+        count = end - offset
+        if copy_range(source, offset, count, target, at + offset - place.offset, progress) < count:
+            raise _cut_short()
+        offset = end
 
 
 def _data_after(source: int, offset: int, end: int) -> int:

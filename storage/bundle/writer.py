@@ -28,7 +28,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import DigestInvalid, StorageFull
-from mayfly.storage.files import stamp_at, stamp_of, sync, try_lock, write_at
+from mayfly.storage.files import copy_range, stamp_at, stamp_of, sync, try_lock, write_at
 from mayfly.storage.text import format_size
 
 _BLOCK = 512
@@ -329,7 +329,7 @@ class Draft:
                     wanted = self._layout.blobs.get(digest)
                     if wanted is None or wanted.size != place.size or have != place.size:
                         continue
-                    _copy(source, place.at, self._file, wanted.at, place.size)
+                    copy_range(source, place.at, place.size, self._file, wanted.at)
                     if self._is_right(digest):
                         self.complete(digest)
             finally:
@@ -414,10 +414,4 @@ def _read(descriptor: int, at: int, count: int) -> Iterator[bytes]:
         if not piece:
             raise OSError(f"the file ends at byte {at}")
         yield piece
-        at += len(piece)
-
-
-def _copy(source: int, begin: int, target: int, at: int, count: int) -> None:
-    for piece in _read(source, begin, count):
-        write_at(target, piece, at)
         at += len(piece)

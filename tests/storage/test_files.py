@@ -13,6 +13,7 @@ import pytest
 from mayfly.storage.errors import StorageFull
 from mayfly.storage.files import (
     Attributes,
+    copy_range,
     exposed_mode,
     is_locked,
     locked,
@@ -211,3 +212,27 @@ def test_sync_waits_for_no_pipe(tmp_path: Path) -> None:
     syncing.start()
     syncing.join(PATIENCE)
     assert not syncing.is_alive()
+
+
+@pytest.mark.parametrize("refused", [None, errno.EXDEV, errno.ENOSYS, errno.EINVAL])
+@pytest.mark.parametrize("count", [0, 1, 2_500_000, 3_000_000, 4_000_000])
+def test_copy_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: int | None, count: int
+) -> None:
+    """A part is copied to its place, in the kernel or by reading, as far as the source goes."""
+    content = bytes(range(250)) * 12_000
+    (tmp_path / "source").write_bytes(content)
+    (tmp_path / "target").write_bytes(b"before")
+
+    def refuse(*_: int) -> int:
+        assert refused is not None
+        raise OSError(refused, "refused")
+
+    if refused is not None:
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    counted: list[int] = []
+    with (tmp_path / "source").open("rb") as source, (tmp_path / "target").open("rb+") as target:
+        done = copy_range(source.fileno(), 5, count, target.fileno(), 6, counted.append)
+    expected = content[5 : 5 + count]
+    assert done == sum(counted) == len(expected)
+    assert (tmp_path / "target").read_bytes() == b"before" + expected
