@@ -8,10 +8,15 @@ The file is renamed to ``FILE.1`` before it grows beyond `MAX_FILE_BYTES`, ``FIL
 and so on; `KEPT_FILES` of those are kept. The chain runs through all of them. After a crash it goes
 on behind the last whole line. The rest of a line that the crash cut off stays, and the next line
 has its size and hash.
+
+One server at a time writes to a file: it holds the file's lock, which ends with the process. After
+a rename it locks the new file. A server that starts in the moment between takes over the chain, and
+the one before can write no more.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +28,7 @@ from typing import NamedTuple
 from mayfly.registry.telemetry import events
 from mayfly.registry.telemetry.events import Event
 from mayfly.registry.threads import in_thread
+from mayfly.storage.files import try_lock
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
 """Size at which the file is renamed, in bytes."""
@@ -47,21 +53,28 @@ class Head(NamedTuple):
 class ChainedFile:
     """Appends events. Belongs to one event loop; call `append` from one task at a time.
 
-    A pipe or terminal is written as it is, without rotation.
+    A pipe or terminal is written as it is, without rotation or lock.
 
     Args:
         path: made with mode 0600 if it is not there.
 
     Raises:
-        OSError: it cannot be written or read.
+        OSError: it cannot be written or read, or another server writes to it.
     """
 
     def __init__(self, path: Path) -> None:
-        os.close(_private(str(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT))
-        self._path = path.resolve()
-        found = self._path.stat()
-        self._regular = stat.S_ISREG(found.st_mode)
-        self._size = found.st_size if self._regular else 0
+        self._locked = -1
+        """Descriptor of the file, which holds its lock."""
+        descriptor = _private(str(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            self._path = path.resolve()
+            found = os.fstat(descriptor)
+            self._regular = stat.S_ISREG(found.st_mode)
+            if self._regular:
+                self._hold(descriptor)
+        finally:
+            os.close(descriptor)
+        self._size = os.fstat(self._locked).st_size if self._regular else 0
         self.head = Head(0, FIRST)
         self._torn = b""
         """The rest of a last line that a crash cut off."""
@@ -69,6 +82,34 @@ class ChainedFile:
         """Ends a last line without a newline."""
         if self._regular:
             self._resume()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another server write to the file."""
+        if self._locked >= 0:
+            os.close(self._locked)
+            self._locked = -1
+
+    def _hold(self, descriptor: int) -> None:
+        """Lock the file that is open, if it is not the one that is locked.
+
+        Raises:
+            BlockingIOError: another server writes to it, or renamed it just now.
+        """
+        if self._locked >= 0 and os.path.sameopenfile(descriptor, self._locked):
+            return
+        locked = os.dup(descriptor)  # the lock belongs to both, and stays with this one
+        try:
+            in_place = try_lock(locked) and os.path.samestat(os.fstat(locked), self._path.stat())
+            if not in_place:
+                raise BlockingIOError(errno.EWOULDBLOCK, "another server writes to it")
+        except BaseException:
+            os.close(locked)
+            raise
+        self.close()
+        self._locked = locked
 
     def _resume(self) -> None:
         """Go on behind the last line of the file, or of the file renamed last if it is empty."""
@@ -124,6 +165,8 @@ class ChainedFile:
         import aiofiles
 
         async with aiofiles.open(self._path, "ab", buffering=0, opener=_private) as file:
+            if self._regular:
+                await in_thread(self._hold, file.fileno())
             try:
                 left = memoryview(data)
                 while left:

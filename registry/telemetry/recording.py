@@ -164,6 +164,8 @@ class Recording:
         for one in self._logs:
             await one.finish()
         await asyncio.gather(*(hook.finish() for hook in self._webhooks))
+        if self._file is not None:
+            self._file.close()
 
     def _audit_record(self) -> AuditRecord | None:
         if self._file is None or self._audit_log is None:

@@ -182,6 +182,45 @@ def test_older_file_is_gone_on_with(path: Path) -> None:
     assert broken.problem == "not_json"
 
 
+def test_one_server_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second server is refused, also once the file was renamed, until the first one has ended."""
+    monkeypatch.setattr(chained_file, "MAX_FILE_BYTES", 2000)
+    file = write(path, 1)
+    for count in (1, 20):
+        append(file, count)
+        with pytest.raises(BlockingIOError):
+            ChainedFile(path)
+    link = path.with_name("link")
+    link.symlink_to(path)
+    with pytest.raises(BlockingIOError):
+        ChainedFile(link)
+    file.close()
+    write(path, 1)
+    assert_whole(check(path), 1, 23)
+
+
+def test_two_servers_at_a_rename(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that starts just when the file was renamed goes on with the chain, and alone."""
+    monkeypatch.setattr(chained_file, "MAX_FILE_BYTES", 2000)
+    first, other = write(path, 10), list[ChainedFile]()
+    rotate = ChainedFile._rotate
+
+    def rotated(file: ChainedFile) -> None:
+        rotate(file)
+        if file is first:
+            other.append(ChainedFile(path))
+
+    monkeypatch.setattr(ChainedFile, "_rotate", rotated)
+    head = first.head
+    with pytest.raises(BlockingIOError):
+        append(first, 10)
+    append(other[0], 2)
+    with pytest.raises(BlockingIOError):
+        append(first)
+    assert first.head == head
+    assert_whole(check(path), 1, 12)
+
+
 def test_failed_write_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a write fails in the middle, the file ends with the last whole line, and goes on."""
     file = write(path, 3)

@@ -194,6 +194,19 @@ def test_kill_and_restart(start_mayfly: Start, tmp_path: Path) -> None:
     assert len({one["source"]["instanceID"] for one in lines if "source" in one}) == 1
 
 
+def test_second_server_with_the_same_file(start_mayfly: Start, tmp_path: Path) -> None:
+    """It is refused at its start, while the first one runs; after a kill the next one may start."""
+    audit = tmp_path / "audit.jsonl"
+    first = start_mayfly("--audit", str(audit), state_dir=tmp_path / "1", root=tmp_path / "root1")
+    where = ("--root", tmp_path / "root2", "--state-dir", tmp_path / "2")
+    options = ("--listen", "127.0.0.1:0", "--audit", audit)
+    assert_refused(mayfly("serve", *where, *options), f"--audit {audit}", "another server writes")
+    first.kill()
+    second = start_mayfly("--audit", str(audit), state_dir=tmp_path / "2", root=tmp_path / "root2")
+    assert second.stop() == 0
+    assert check(audit).broken is None
+
+
 def _deletes(audit: Path) -> int:
     """The number of deletions that are in the file: the last thing that `act` does."""
     return audit.read_bytes().count(b'"action":"delete"')
