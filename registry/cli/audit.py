@@ -11,6 +11,7 @@ from mayfly.registry.cli.help import Group
 from mayfly.registry.cli.options import as_json, print_json
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.text import echo
+from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
     from mayfly.registry.telemetry.chain import Break, Checked
@@ -87,7 +88,7 @@ def _show(found: Checked, file: Path, head: str | None) -> None:
     if found.first > 1:
         echo(f"events before {found.first} are not there: their files were removed")
     for cut in found.cuts:
-        echo(f"after event {cut.after}, a crash left {cut.bytes} bytes of a line")
+        echo(f"after event {cut.after}, a crash left {counted(cut.bytes, 'byte')} of a line")
     if found.more_cuts:
         echo(f"and {found.more_cuts} more")
     if head is None:

@@ -221,7 +221,7 @@ def show_files(reader: Reader, image: Image, json: bool) -> None:
             size = format_size(one.facts.size) if one.facts.kind == "file" else ""
             echo(f"{one.layer:>4}  {one.facts.mode:04o}  {size:>9}  /{one.path}{end}{arrow}")
         total = format_size(tree.wasted_size)
-        echo(f"{total} wasted by {len(tree.wasted)} files that upper layers hide")
+        echo(f"{total} wasted by {counted(len(tree.wasted), 'file')} that upper layers hide")
         for path, lost in _wasted(tree)[:_WASTED_SHOWN]:
             echo(f"{format_size(lost):>21}  /{path}")
     if not found:

@@ -10,6 +10,7 @@ from mayfly.registry.cli.bundle_or_url import looking_at, or_own_bundle
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import as_json, print_json, root_directory
 from mayfly.registry.text import echo
+from mayfly.storage.text import counted
 
 
 @click.command("inventory", cls=Command)
@@ -30,4 +31,6 @@ def command(sources: tuple[str, ...], root: Path, json: bool) -> None:
         print_json({"check": found.check, "blobs": blobs})
         return
     click.echo(found.text, nl=False)
-    echo(f"check {found.check}: {found.count} blobs in {len(found.blobs)} repositories", err=True)
+    count = counted(found.count, "blob")
+    where = counted(len(found.blobs), "repository", "repositories")
+    echo(f"check {found.check}: {count} in {where}", err=True)

@@ -24,6 +24,7 @@ from mayfly.registry.cli.progress import print_event
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo, join_names
+from mayfly.storage.text import counted_of
 
 if TYPE_CHECKING:
     from mayfly.registry.nodes.carrier import Carrier
@@ -410,14 +411,15 @@ class _Lines:
             await asyncio.sleep(_PROGRESS_SECONDS)
             running = [f"{node} {count}/{self._images}" for node, count in self._running.items()]
             shown = join_names(running, _NODES_SHOWN) or "none"
-            echo(f"{self._done} of {self._nodes} nodes done; at work: {shown}", err=True)
+            done = counted_of(self._done, self._nodes, "node")
+            echo(f"{done} done; at work: {shown}", err=True)
 
     def done(self, results: Sequence[NodeResult], skipped: int) -> None:
         from mayfly.registry.nodes.causes import TEXTS
         from mayfly.registry.nodes.prefetch import remedies
 
         proven = skipped + sum(result.proven for result in results)
-        echo(f"{proven} of {self._nodes} nodes have proved every image")
+        echo(f"{counted_of(proven, self._nodes, 'node')} proved every image")
         for cause, nodes, remedy in remedies(results):
             echo(f"{join_names(nodes, _NODES_SHOWN)}: {TEXTS[cause][0]}. To do: {remedy}")
 

@@ -325,7 +325,7 @@ def _target(text: str, stack: contextlib.ExitStack) -> Have:
             found = inventory.read(data)
         except ValueError as error:
             raise ConfigError(f"--have {text}: {error}") from None
-        echo(f"{text}: check {found.check}, {found.count} blobs", err=True)
+        echo(f"{text}: check {found.check}, {counted(found.count, 'blob')}", err=True)
         return found.has
     return stack.enter_context(opened(text)).has
 

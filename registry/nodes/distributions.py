@@ -24,6 +24,7 @@ from mayfly.registry.nodes.plan import Note, NoteCode, Plan
 from mayfly.registry.nodes.runtimes import EmptyNode, make_plan
 from mayfly.registry.nodes.target import Target
 from mayfly.registry.pki.errors import TrustError
+from mayfly.storage.text import counted_of
 
 NAME = "mayfly"
 """Of every object that is rendered."""
@@ -179,8 +180,9 @@ def _openshift(target: Target, images: Sequence[str], existing: bytes | None) ->
         notes += (
             Note(
                 NoteCode.UNPINNED,
-                f"{len(unpinned)} of {len(images)} images are not pinned, {unpinned[0]} among "
-                "them: PinnedImageSet takes HOST/NAME@sha256:… or HOST/NAMESPACE/NAME@sha256:…",
+                f"not pinned: {counted_of(len(unpinned), len(images), 'image')}, such as "
+                f"{unpinned[0]}: PinnedImageSet takes HOST/NAME@sha256:… or "
+                "HOST/NAMESPACE/NAME@sha256:…",
             ),
         )
     notes += (

@@ -35,6 +35,7 @@ from mayfly.registry.nodes.ssh import SSH
 from mayfly.registry.pki.errors import TrustError
 from mayfly.registry.text import join_names
 from mayfly.registry.threads import in_thread
+from mayfly.storage.text import counted_of
 
 CONCURRENCY = 16
 """Nodes at a time."""
@@ -328,7 +329,8 @@ def node_lines(result: NodeResult, total: int) -> list[str]:
     seconds = f"{result.seconds:.0f} s{after}"
     if result.proven:
         lines = [
-            f"{result.node}: proven: {total} of {total} images, {result.pinned} pinned, {seconds}"
+            f"{result.node}: proven: {counted_of(total, total, 'image')}, {result.pinned} pinned, "
+            f"{seconds}"
         ]
     else:
         lines = [f"{result.node}: {failure_text(one, total)}" for one in result.failures]

@@ -18,6 +18,7 @@ from mayfly.registry import log
 from mayfly.registry.telemetry import events
 from mayfly.registry.telemetry.events import CHANGES, OF_THE_RUN, Event
 from mayfly.registry.threads import uncancelled
+from mayfly.storage.text import counted
 
 MAX_QUEUED = 10_000
 """Events that wait to be written."""
@@ -113,7 +114,7 @@ class EventLog:
                 log.event(
                     logging.ERROR,
                     "events_lost",
-                    f"{len(self._queue)} events are not in {self._name}",
+                    f"{counted(len(self._queue), 'event is', 'events are')} not in {self._name}",
                     sink=self._name,
                     events=len(self._queue),
                 )
