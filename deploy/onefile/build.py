@@ -150,6 +150,7 @@ def main(directory: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
         extras = project["optional-dependencies"]
+        _say("fetching the dependencies")
         _run(
             *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
             *("--no-compile", "--only-binary", ":all:", "--target", f"{scratch}/site"),
@@ -157,18 +158,24 @@ def main(directory: Path) -> None:
             *(one for name, extra in extras.items() if name != "dev" for one in extra),
         )
         inputs = Inputs(Path(scratch, "site"))
-        written = {
-            name: make(inputs, Path(scratch)),
-            f"{name}.cdx.json": json.dumps(contents(inputs, version), indent=1).encode() + b"\n",
-        }
+        _say("building the one file")
+        one_file = make(inputs, Path(scratch))
+        _say("listing what is in it")
+        listed = json.dumps(contents(inputs, version), indent=1).encode() + b"\n"
+        written = {name: one_file, f"{name}.cdx.json": listed}
     for file, data in written.items():
         (directory / file).write_bytes(data)
     (directory / name).chmod(0o755)
+    _say("starting it")
     if version not in _run(str(directory / name), "--version"):
         raise SystemExit(f"{directory / name} does not run")
     sums = (f"{hashlib.sha256(data).hexdigest()}  {file}\n" for file, data in written.items())
     (directory / f"{name}.sha256").write_text("".join(sums))
     print(directory / name)
+
+
+def _say(step: str) -> None:
+    print(f"{step} …", file=sys.stderr, flush=True)
 
 
 def make(inputs: Inputs, scratch: Path) -> bytes:

@@ -133,11 +133,17 @@ def main(directory: Path) -> None:
         for machine, one_file in one_files.items():
             tree = Path(scratch, machine)
             lay_out(tree, one_file)
-            print(make_deb(tree, directory, machine))
-            print(make_rpm(tree, directory, machine))
-        print(make_image(one_files, directory))
-        print(make_wheelhouse(Path(scratch, "wheels"), directory))
-    print(write_sums(directory))
+            _show(make_deb(tree, directory, machine))
+            _show(make_rpm(tree, directory, machine))
+        _show(make_image(one_files, directory))
+        print("fetching the wheels …", file=sys.stderr, flush=True)
+        _show(make_wheelhouse(Path(scratch, "wheels"), directory))
+    _show(write_sums(directory))
+
+
+def _show(path: Path) -> None:
+    """Print a file as soon as it is written, also into a pipe."""
+    print(path, flush=True)
 
 
 def write_sums(directory: Path) -> Path:
