@@ -14,6 +14,11 @@ aarch64) architecture=arm64 ;;
 *) architecture=$(uname -m) ;;
 esac
 
+# The same bytes whenever it is made.
+archive() {
+    tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX "$@"
+}
+
 # Move a file to the blobs; $digest and $size are then its own.
 add() {
     digest=$(sha256sum <"$1" | cut -d ' ' -f 1)
@@ -26,7 +31,7 @@ manifests=
 while read -r image; do
     mkdir -p "$work/layer/srv"
     echo "$image" >"$work/layer/srv/image"
-    tar -C "$work/layer" -cf "$work/layer.tar" srv
+    archive -C "$work/layer" -cf "$work/layer.tar" srv
     add "$work/layer.tar"
     layer='{"mediaType":"'$oci'.layer.v1.tar","digest":"sha256:'$digest'","size":'$size'}'
     printf '{"architecture":"%s","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["%s"]}}' \
@@ -40,5 +45,5 @@ while read -r image; do
 done <images.txt
 printf '{"imageLayoutVersion":"1.0.0"}' >"$work/oci/oci-layout"
 printf '{"schemaVersion":2,"manifests":[%s]}' "$manifests" >"$work/oci/index.json"
-tar -C "$work/oci" -cf bundle.tar .
+archive -C "$work/oci" -cf bundle.tar .
 echo "bundle.tar: $(wc -l <images.txt) images"

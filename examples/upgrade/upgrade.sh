@@ -14,10 +14,19 @@ if [ "$#" -eq 0 ]; then
     set -- $(cat nodes.txt)
 fi
 
+# The node's credential is a file that nobody else may read, and that is removed at the end.
+trap 'rm -rf login' EXIT
+log_in() {
+    (
+        umask 077
+        mkdir -p "login/$1"
+        mayfly credentials --node "$1" --format docker >"login/$1/$2"
+    )
+}
+
 pull_docker() {
     mayfly node-config apply --runtime docker
-    mkdir -p "login/$1"
-    mayfly credentials --node "$1" --format docker >"login/$1/config.json"
+    log_in "$1" config.json
     while read -r image; do
         docker --config "login/$1" pull --quiet "$MAYFLY_HOST/$image"
     done <images.txt
@@ -34,8 +43,7 @@ pull_containerd() {
 
 pull_podman() {
     mayfly node-config apply --runtime podman
-    mkdir -p "login/$1"
-    mayfly credentials --node "$1" --format docker >"login/$1/auth.json"
+    log_in "$1" auth.json
     while read -r image; do
         podman pull --quiet --authfile "login/$1/auth.json" "$MAYFLY_HOST/$image"
     done <images.txt
