@@ -79,10 +79,10 @@ class Tab:
         """The text that is shown in an element."""
         return str(self.page.inner_text(selector))
 
-    def picture(self, name: str) -> None:
-        """Keep a picture of the page, if somebody wants to look at it."""
+    def picture(self, name: str, *, whole: bool = True) -> None:
+        """Keep a picture of the page, or of its beginning, if somebody wants to look at it."""
         if SHOTS:
-            self.page.screenshot(path=Path(SHOTS, f"{name}.png"), full_page=True)
+            self.page.screenshot(path=Path(SHOTS, f"{name}.png"), full_page=whole)
 
     def accessible(self) -> None:
         """axe-core finds nothing."""

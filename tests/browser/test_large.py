@@ -74,6 +74,13 @@ def test_looks(large: Pages, new_tab: NewTab) -> None:
         assert wide <= window, name
         tab.accessible()
         tab.picture(name)
+        if name == "large":
+            tab.page.emulate_media(media="print")
+            tab.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+            tab.says(".only-print", f"worker-{NODES - 1}.")
+            tab.page.evaluate("document.querySelector('.only-print').scrollIntoView()")
+            tab.page.mouse.wheel(0, 5000)
+            tab.picture("large-print", whole=False)
         tab.clean()
         tab.page.context.close()
 

@@ -3,6 +3,7 @@
 import { STATES, counted, duration, make, mark, say, size, time, whole } from "./format.js";
 
 const MOST = 12;
+const PRINTED = 8; // images that a node lacks
 
 export class Problems {
   constructor() {
@@ -88,6 +89,9 @@ export class UnderWay {
     for (const [name, node] of state.nodes) {
       for (const pull of node.pulling ?? []) pulls.push([name, pull]);
     }
+    // Those that have all bytes, and wait for what their runtime does next, come last.
+    const rests = ([, [, has, total]]) => Number(total > 0 && has >= total);
+    pulls.sort((one, other) => rests(one) - rests(other));
     say(this.count, whole(pulls.length));
     this.none.hidden = pulls.length > 0;
     const shown = pulls.slice(0, MOST);
@@ -162,14 +166,21 @@ export class NodeDetail {
   }
 }
 
+/** The last part of an image's name. */
+function last(image) {
+  return image.slice(image.lastIndexOf("/") + 1);
+}
+
 /** All nodes as a table, for paper and for a saved page. */
 export function nodeTable(state) {
   const rows = [...state.nodes].map(([name, node]) => {
     const lacking = [...node.states]
       .map((letter, image) => [letter, state.served.images[image].name])
       .filter(([letter]) => !state.accepted.has(letter))
-      .map(([letter, image]) => (letter === "m" ? image : `${image} (${STATES[letter]})`));
-    const shown = lacking.slice(0, 20).join(", ") + (lacking.length > 20 ? ` and ${lacking.length - 20} more` : "");
+      .map(([letter, image]) => (letter === "m" ? last(image) : `${last(image)} (${STATES[letter]})`));
+    const more = lacking.length > PRINTED ? ` and ${lacking.length - PRINTED} more` : "";
+    const some = lacking.slice(0, PRINTED).join(", ") + more;
+    const shown = /^m{2,}$/.test(node.states) ? "every image" : some;
     return make(
       "tr",
       {},

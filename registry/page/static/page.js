@@ -83,7 +83,8 @@ class Summary {
     const most = Math.max(...history, 1);
     const points = history.map((rate, at) => `${90 - history.length + at},${(23 - (22 * rate) / most).toFixed(1)}`);
     const some = points.length > 2;
-    this.spark.setAttribute("d", some ? `M${points.join("L")}` : "");
+    const before = ["0,23", `${90 - history.length},23`]; // nothing was sent before the page was open
+    this.spark.setAttribute("d", some ? `M${[...before, ...points].join("L")}` : "");
     this.picture.toggleAttribute("hidden", !some);
   }
 
