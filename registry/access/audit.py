@@ -44,7 +44,7 @@ _MAX_COUNTED = 1_000
 _SWEEP_SECONDS = 10.0
 
 _RENEWED = TokenInvalid("expired").code
-"""The reason that is not logged as a warning: clients fetch a new token by themselves."""
+"""The reason that is no warning, and not shown: clients fetch a new token by themselves."""
 
 
 class Audit:
@@ -61,7 +61,10 @@ class Audit:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.refusals: Counter[tuple[str, str]] = Counter()
-        """(user, address) → refusals; past `_MAX_COUNTED` pairs the rest counts as ``("", "")``."""
+        """(user, address) → refusals; past `_MAX_COUNTED` pairs the rest counts as ``("", "")``.
+
+        Without tokens that have expired: in a long pull each client renews its own several times.
+        """
         self.reasons: Counter[str] = Counter()
         """Code of `refused` → refusals."""
         self._put_event = put
@@ -87,11 +90,13 @@ class Audit:
         """
         address = canonical_address(http.remote or "")
         user = user[:MAX_NAME_BYTES]
-        known = (user, address) in self.refusals or len(self.refusals) < _MAX_COUNTED
-        self.refusals[(user, address) if known else ("", "")] += 1
         self.reasons[code] += 1
+        level = logging.DEBUG
+        if code != _RENEWED:
+            level = logging.WARNING
+            known = (user, address) in self.refusals or len(self.refusals) < _MAX_COUNTED
+            self.refusals[(user, address) if known else ("", "")] += 1
         text = f"{user or 'a client'} at {address} was refused: {detail}"
-        level = logging.DEBUG if code == _RENEWED else logging.WARNING
         if self._log_allowances.take(network_of(address)):
             # Imported by the first refusal, not by the start.
             from mayfly.registry.telemetry.trace import trace_id

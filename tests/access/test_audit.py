@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mayfly.auth.errors import TokenInvalid
 from mayfly.registry.access.audit import ADDRESS_BURST, BURST, FOLD_SECONDS, RATE, Audit
 from mayfly.registry.access.needs import PULL, AccessRequest
 from mayfly.registry.telemetry.events import Event
@@ -21,12 +22,16 @@ class Recorded:
         self.clock = Clock()
         self.audit = Audit(self.events.append, self.clock)
 
-    def refused(self, user: str = "eve", address: str = "192.0.2.1", detail: str = "no") -> None:
+    def refused(
+        self,
+        user: str = "eve",
+        address: str = "192.0.2.1",
+        detail: str = "no",
+        code: str = "denied",
+    ) -> None:
         """Record a refusal."""
         http: Any = SimpleNamespace(remote=address, headers={"User-Agent": "curl"})
-        self.audit.refused(
-            http, AccessRequest("tags", "GET", PULL, "team/app"), user, "denied", detail
-        )
+        self.audit.refused(http, AccessRequest("tags", "GET", PULL, "team/app"), user, code, detail)
 
     def ended(self) -> list[Event]:
         """Every event, with those that were held back."""
@@ -47,6 +52,15 @@ def test_repeats_are_folded(recorded: Recorded) -> None:
     found = [(one["actor"]["name"], one.get("repeated")) for one in recorded.ended()]
     assert found == [("eve", None), ("mallory", None), ("eve", 999)]
     assert recorded.audit.refusals == {("eve", "192.0.2.1"): 1000, ("mallory", "192.0.2.1"): 1}
+
+
+def test_expired_tokens_are_not_shown(recorded: Recorded) -> None:
+    """Clients renew them by themselves: they count by their reason, and have an event."""
+    code = TokenInvalid("expired").code
+    recorded.refused("node-1", code=code)
+    assert recorded.audit.refusals == {}
+    assert recorded.audit.reasons == {code: 1}
+    assert [one["actor"]["name"] for one in recorded.ended()] == ["node-1"]
 
 
 def test_what_repeats_later_is_told_again(recorded: Recorded) -> None:
