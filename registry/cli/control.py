@@ -101,6 +101,12 @@ def stop(state_dir: Path, json: bool) -> int:
     is_flag=True,
     help="With --safe-to-stop: the nodes are in no cluster, so proofs decide alone.",
 )
+@click.option(
+    "--hold",
+    is_flag=True,
+    help="With --safe-to-stop: keep images that are not pinned by pods that use them, in the "
+    "namespace mayfly-hold, which stays.",
+)
 @kubectl_options
 @ssh_options
 @state_directory
@@ -110,6 +116,7 @@ def wait(
     timeout: float | None,
     via: str,
     no_kubernetes: bool,
+    hold: bool,
     kubeconfig: Path | None,
     context: str | None,
     ssh_config: Path | None,
@@ -131,15 +138,17 @@ def wait(
         from mayfly.registry.nodes.pods import Pods
         from mayfly.registry.nodes.ssh import SSH
 
-        if no_kubernetes and via == "kubernetes":
-            raise click.UsageError("--no-kubernetes is not for --via kubernetes; leave it out")
+        if no_kubernetes and (hold or via == "kubernetes"):
+            option = "--hold" if hold else "--via kubernetes"
+            raise click.UsageError(f"--no-kubernetes is not for {option}; leave it out")
         kubectl = Kubectl(kubeconfig, context)
         carrier: Carrier | None = None
         if via == "ssh":
             carrier = SSH(ssh_config, user, sudo)
         elif via == "kubernetes":
             carrier = Pods(kubectl)
-        reach = Reach(None if no_kubernetes else kubectl, carrier, via == "kubernetes", concurrency)
+        in_cluster = None if no_kubernetes else kubectl
+        reach = Reach(in_cluster, carrier, via == "kubernetes", concurrency, hold)
         return safe_to_stop(state_dir, timeout, reach, json)
     end = None if timeout is None else time.monotonic() + timeout
     if what == "ready":

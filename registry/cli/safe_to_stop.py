@@ -37,12 +37,14 @@ class Reach(NamedTuple):
         carrier: None to look at no node.
         by_cluster_name: whether the carrier knows nodes by the cluster's names.
         concurrency: nodes at a time.
+        hold: whether images that are not pinned are held by pods.
     """
 
     kubectl: Kubectl | None
     carrier: Carrier | None
     by_cluster_name: bool
     concurrency: int
+    hold: bool
 
 
 def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: bool) -> int:
@@ -82,6 +84,7 @@ def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: boo
         functools.partial(_served, state_dir),
         lambda text: echo(text, err=True),
         reach.by_cluster_name,
+        reach.hold,
     )
     images = frozenset(names.values())
     safety, uses = run_cancellable(look(access, proofs, images, registry))

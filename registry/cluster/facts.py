@@ -58,6 +58,8 @@ class NodeFacts:
     has_records: bool = False
     complete: bool = False
     _unread: bool = False
+    _read: set[int] = field(default_factory=set)
+    """Hashes of lines: the log of a pod may be read twice."""
 
     def take(self, line: bytes) -> None:
         """Take a line of the script's output; any other line is ignored."""
@@ -69,28 +71,30 @@ class NodeFacts:
                 self.is_root = value == b"0"
             case b"kubelet":
                 self.has_kubelet = {b"yes": True, b"no": False}.get(value)
-            case b"pulled" if len(self.records) < _MAX_RECORDS:
-                record = parse_record(value)
-                if record is None:
-                    self._unread = True
-                else:
-                    self.records[record.image] = record
-            case b"pulling" if len(self.intents) < _MAX_RECORDS:
-                intent = parse_intent(value)
-                if intent is None:
-                    self._unread = True
-                elif (reference := reference_of(intent)) is not None:
-                    self.intents.add(str(reference))
             case b"pulled" | b"pulling":
-                self._unread = True
+                self._read.add(hash(line))
+                self._take_file(key, value)
             case b"records":
-                self.has_records = value == b"yes" and not self._unread
+                self.has_records = value == b"%d" % len(self._read) and not self._unread
             case b"runtime":
                 self.runtime = value.decode(errors="replace")[:_NAME]
             case b"images":
                 self.images = parse_images(value)
             case b"done":
                 self.complete = True
+
+    def _take_file(self, kind: bytes, content: bytes) -> None:
+        """Take a file of kubelet's."""
+        if len(self._read) > _MAX_RECORDS:
+            self._unread = True
+        elif kind == b"pulled" and (record := parse_record(content)) is not None:
+            self.records[record.image] = record
+        elif kind == b"pulling" and (intent := parse_intent(content)) is not None:
+            # Nobody can pull one without a full name.
+            if (reference := reference_of(intent)) is not None:
+                self.intents.add(str(reference))
+        else:
+            self._unread = True
 
 
 class FactsOutput(NodeOutput):
@@ -129,6 +133,8 @@ def parse_images(document: bytes) -> dict[str, ImageOnNode] | None:
     found = {}
     for one in objects(listed, "images"):
         image = ImageOnNode(text(one, "id"), one.get("pinned") is True)
+        # cri-dockerd lists images by docker's short names.
         for name in (*texts(one, "repoTags"), *texts(one, "repoDigests")):
-            found[name] = image
+            if (reference := reference_of(name)) is not None:
+                found[str(reference)] = image
     return found

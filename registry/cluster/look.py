@@ -5,21 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from mayfly.registry.cluster.facts import FactsOutput, NodeFacts
 from mayfly.registry.cluster.fields import Object, objects, text
+from mayfly.registry.cluster.holders import (
+    NAMESPACE,
+    are_settled,
+    held_by,
+    holders,
+    is_holder,
+    namespace_of_holders,
+)
 from mayfly.registry.cluster.kubelet import policy_of
 from mayfly.registry.cluster.placement import ClusterNode, Placement, node_of
 from mayfly.registry.cluster.safety import Gap, Judge, NodeView, Proofs, Safety, Unseen
 from mayfly.registry.cluster.workloads import KINDS, ImageUse, accounts_of, uses_of
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.nodes.carrier import Carrier, Session
+from mayfly.registry.nodes.carrier import Carrier, ScriptEnd, Session
 from mayfly.registry.nodes.causes import TEXTS, Cause
 from mayfly.registry.nodes.kubectl import Kubectl
+from mayfly.registry.nodes.pod_objects import manifest
+from mayfly.registry.nodes.pods import Pods
 from mayfly.registry.nodes.prefetch import Failure, without_answer
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.threads import in_thread
@@ -37,6 +48,11 @@ _REQUESTS = 8
 
 _LIST_SECONDS = 180.0
 """For a list of all pods of a large cluster."""
+
+_HOLD_SECONDS = 300.0
+"""For holders to start."""
+
+_POLL_SECONDS = 2.0
 
 _SIGNS: Sequence[tuple[Gap, tuple[str, ...]]] = (
     (Gap.FORBIDDEN, ("(forbidden)", "(unauthorized)", "must be logged in")),
@@ -66,6 +82,7 @@ class Access:
         note: called with a text for people about what could not be removed from the cluster.
         by_cluster_name: whether the carrier knows nodes by the cluster's names, rather than by
             those of the list.
+        hold: whether images that are not pinned are held by pods.
     """
 
     kubectl: Kubectl | None
@@ -75,6 +92,7 @@ class Access:
     serves: Callable[[Collection[str]], Collection[str]]
     note: Callable[[str], None]
     by_cluster_name: bool
+    hold: bool = False
 
 
 async def look(
@@ -102,19 +120,22 @@ async def look(
             seen.unseen = [*begun]
             uses = await seen.read_cluster()
             views = await seen.nodes(session, proofs, uses)
-            # Pods that came meanwhile may be on nodes that were not read.
-            later = await seen.read_cluster()
-            new = {use.likeness() for use in later}.difference(use.likeness() for use in uses)
-            uses = later
-            if not new:
+            # Pods and nodes that came meanwhile were not looked at.
+            before, uses = seen.names(uses), await seen.read_cluster()
+            if seen.names(uses) <= before:
                 break
         else:
             seen.unseen.append(Unseen(Gap.CHANGING))
     judge = Judge(frozenset(images), views, seen.short_names)
+    if access.hold and any(judge.unpinned(uses)):
+        await seen.attempt(seen.hold(judge.unpinned(uses)))
+        views = [replace(view, held=seen.held.get(view.name, view.held)) for view in views]
+        judge = Judge(frozenset(images), views, seen.short_names)
     secrets = await seen.secrets(set(judge.needed_secrets(uses)))
     safety = judge.judge(uses, proofs, lambda namespace, name: secrets.get((namespace, name)))
     unseen = (*dict.fromkeys((*seen.unseen, *safety.unseen)),)
-    return Safety(safety.findings, unseen, safety.allowlists), len(uses)
+    held = tuple((view.name, tuple(sorted(view.held))) for view in views if view.held)
+    return Safety(safety.findings, unseen, safety.allowlists, held), len(uses)
 
 
 @dataclass(slots=True)
@@ -126,6 +147,7 @@ class _Seen:
     registry: str
     cluster: list[ClusterNode] | None = None
     short_names: list[Placement] = field(default_factory=list)
+    held: Mapping[str, frozenset[str]] = field(default_factory=dict)
     unseen: list[Unseen] = field(default_factory=list)
 
     async def read_cluster(self) -> list[ImageUse]:
@@ -139,11 +161,17 @@ class _Seen:
             self.attempt(_items(kubectl, "serviceaccounts", "--all-namespaces")),
         )
         self.cluster = None if nodes is None else [node_of(one) for one in nodes]
-        uses = [*uses_of(workloads or (), accounts_of(accounts or ()))]
+        self.held = held_by(workloads or ())
+        others = (one for one in workloads or () if not is_holder(one))
+        uses = [*uses_of(others, accounts_of(accounts or ()))]
         self.short_names = [use.placement for use in uses if use.is_short]
-        others = {use.written for use in uses if not self._is_known(use)}
-        served = frozenset(await in_thread(self.access.serves, others) if others else ())
+        asked = {use.written for use in uses if not self._is_known(use)}
+        served = frozenset(await in_thread(self.access.serves, asked) if asked else ())
         return [use for use in uses if self._is_known(use) or use.written in served]
+
+    def names(self, uses: Iterable[ImageUse]) -> set[object]:
+        """Return what tells one state of the cluster from another: its nodes, and likenesses."""
+        return {one.name for one in self.cluster or ()} | {use.likeness() for use in uses}
 
     def _is_known(self, use: ImageUse) -> bool:
         return use.reference.host == self.registry or str(use.reference) in self.images
@@ -193,9 +221,42 @@ class _Seen:
                 is_pinned=name not in proofs.unpinned,
                 facts=facts.get(name),
                 policy=None if one is None else policy_of(one.version, configured[one.name]),
+                held=frozenset() if one is None else self.held.get(one.name, frozenset()),
             )
             for name, one in wanted
         ]
+
+    async def hold(self, unpinned: Iterable[tuple[NodeView, tuple[str, ...]]]) -> None:
+        """Make holders of images, and wait until they run or fail.
+
+        Raises:
+            LifetimeError: the cluster refuses.
+        """
+        kubectl = self.access.kubectl
+        assert kubectl is not None
+        made: list[dict[str, Any]] = []
+        for view, images in unpinned:
+            if view.cluster is None:
+                continue
+            facts = await Pods(kubectl).facts(view.name)
+            if isinstance(facts, ScriptEnd):
+                detail = f": {facts.detail}" if facts.detail else ""
+                self.unseen.append(
+                    Unseen(Gap.NODE, view.name, f"{TEXTS[facts.cause or Cause.POD][0]}{detail}")
+                )
+            else:
+                made += holders(view.name, facts, images)
+        if not made:
+            return
+        content = manifest([*namespace_of_holders(), *made])
+        await kubectl.ask("apply", "-f", "-", content=content)
+        end = time.monotonic() + _HOLD_SECONDS
+        while True:
+            found = await _items(kubectl, "pods", f"--namespace={NAMESPACE}")
+            self.held = held_by(found)
+            if are_settled(found) or time.monotonic() > end:
+                return
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def _configurations(self, nodes: Sequence[str]) -> list[Object | None]:
         kubectl, places = self.access.kubectl, asyncio.Semaphore(_REQUESTS)

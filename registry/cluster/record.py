@@ -6,10 +6,14 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
+from mayfly.registry.cluster.holders import NAMESPACE
 from mayfly.registry.cluster.safety import GAPS, TROUBLES, Gap, Safety, Trouble
 from mayfly.registry.cluster.workloads import Role, When
 from mayfly.registry.text import join_names
 from mayfly.storage.text import counted
+
+REMOVAL = f"kubectl delete namespace {NAMESPACE}"
+"""Removes all holders."""
 
 MAX_RECORDS = 200
 """Findings, and things unseen, that a report has; the others are counted."""
@@ -75,6 +79,13 @@ class AllowlistRecord(TypedDict):
     patterns: list[str]
 
 
+class HeldRecord(TypedDict):
+    """Images that holders keep on a node."""
+
+    node: str
+    images: list[str]
+
+
 class SafetyRecord(TypedDict):
     """A judgement.
 
@@ -92,6 +103,7 @@ class SafetyRecord(TypedDict):
     findings: list[FindingRecord]
     unseen: list[UnseenRecord]
     allowlists: list[AllowlistRecord]
+    held: list[HeldRecord]
 
 
 class ReportedSafety(TypedDict):
@@ -145,6 +157,7 @@ def record_of(safety: Safety, images: int, nodes: int, uses: int) -> SafetyRecor
             AllowlistRecord(node=one.node, policy=one.policy, patterns=[*one.patterns])
             for one in safety.allowlists
         ],
+        held=[HeldRecord(node=node, images=[*images]) for node, images in safety.held],
     )
 
 
@@ -175,6 +188,10 @@ def lines_of(found: SafetyRecord) -> Iterator[str]:
     yield from map(finding_text, found["findings"])
     yield from map(unseen_text, found["unseen"])
     yield from _remedies(found)
+    for held in found["held"]:
+        yield f"{held['node']}: pods hold {counted(len(held['images']), 'image')}"
+    if found["held"]:
+        yield f"to remove these pods, once their images are no longer needed: {REMOVAL}"
     yield summary(found)
 
 

@@ -37,7 +37,8 @@ TROUBLES: Mapping[Trouble, tuple[str, str]] = {
     Trouble.NOT_PINNED: (
         "images are not pinned, so kubelet removes them once its disk is fuller than "
         "imageGCHighThresholdPercent, or at their imageMaximumGCAge",
-        "run mayfly prefetch --again; containerd before 1.7 knows no pins",
+        "run mayfly prefetch --again; where the runtime knows no pins, as containerd before 1.7, "
+        "use --hold",
     ),
     Trouble.ALWAYS: (
         "imagePullPolicy Always asks the registry at every start",
@@ -178,11 +179,16 @@ class Allowlist(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """The judgement."""
+    """The judgement.
+
+    Attributes:
+        held: node and the images that holders keep there, by their full names.
+    """
 
     findings: tuple[Finding, ...]
     unseen: tuple[Unseen, ...]
     allowlists: tuple[Allowlist, ...] = ()
+    held: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def is_safe(self) -> bool:
@@ -217,6 +223,7 @@ class NodeView:
         is_pinned: whether its proof says that all are pinned.
         facts: None if it was not read.
         policy: of its kubelet; None if unknown.
+        held: images that holders keep on it.
     """
 
     name: str
@@ -226,6 +233,7 @@ class NodeView:
     is_pinned: bool
     facts: NodeFacts | None
     policy: PullPolicy | None
+    held: frozenset[str] = frozenset()
 
     def image(self, name: str) -> ImageOnNode | None:
         """Return an image as the node's runtime lists it; None also if it was not read."""
@@ -329,14 +337,25 @@ class Judge:
             )
 
     def _of_pins(self, uses: Iterable[ImageUse]) -> Iterator[Finding]:
-        used = {str(use.reference): use for use in uses if use.policy is not Policy.NEVER}
+        for node, images in self.unpinned(uses):
+            runtime = node.cluster.runtime if node.cluster else ""
+            yield Finding(Trouble.NOT_PINNED, (node.name,), images, detail=runtime)
+
+    def unpinned(self, uses: Iterable[ImageUse]) -> Iterator[tuple[NodeView, tuple[str, ...]]]:
+        """Yield nodes that may lose images, and these, by their full names."""
+        places: dict[str, dict[str, Placement]] = {}
+        for use in uses:
+            if use.policy is not Policy.NEVER:
+                of_image = places.setdefault(str(use.reference), {})
+                of_image[use.placement.key()] = use.placement
         for node in self.nodes:
             if not node.may_lose():
                 continue
             here = {
                 name
-                for name, use in used.items()
-                if node.cluster is not None and use.placement.fits(node.cluster)
+                for name, of_image in places.items()
+                if node.cluster is not None
+                and any(placement.fits(node.cluster) for placement in of_image.values())
             }
             names = sorted(here | self.images if node.is_listed else here)
             if node.facts is not None and node.facts.images is not None:
@@ -344,9 +363,8 @@ class Judge:
                 unpinned = [name for name, found in present if found and not found.pinned]
             else:
                 unpinned = [] if node.is_pinned or not node.is_listed else sorted(self.images)
-            if unpinned:
-                runtime = node.cluster.runtime if node.cluster else ""
-                yield Finding(Trouble.NOT_PINNED, (node.name,), tuple(unpinned), detail=runtime)
+            if left := tuple(name for name in unpinned if name not in node.held):
+                yield node, left
 
     def _of_pod(self, use: ImageUse, node: NodeView, secrets: Secrets) -> Trouble | Unseen | None:
         """Return why a pod would fail on a node; None if it would not."""

@@ -28,12 +28,16 @@ tell_records() {
     fi
     tell kubelet yes
     # Without the directory kubelet keeps no records.
+    count=0
     for kind in pulled pulling; do
         for one in "$directory/image_manager/$kind"/*; do
-            [ ! -f "$one" ] || tell_file "$kind" "$one" || return
+            [ -f "$one" ] || continue
+            tell_file "$kind" "$one" || return
+            count=$((count + 1))
         done
     done
-    tell records yes
+    # A log that was rotated lacks lines.
+    tell records "$count"
 }
 
 tell_images() {

@@ -20,7 +20,7 @@ What the API server answers is read with care: types are checked, unknown values
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mayfly.registry.nodes.carrier import ARGUMENTS, ScriptEnd
@@ -92,22 +92,24 @@ class PodState(NamedTuple):
     end: ScriptEnd | None
 
 
-def namespace_objects(namespace: str) -> list[Object]:
-    """Return the namespace of a prefetch, and an account for its pods that may do nothing."""
+def namespace_objects(
+    namespace: str, account: str = ACCOUNT, labels: Mapping[str, str] = LABELS
+) -> list[Object]:
+    """Return a namespace for pods that mount their node, and an account that may do nothing."""
     return [
         {
             "apiVersion": "v1",
             "kind": "Namespace",
             "metadata": {
                 "name": namespace,
-                # Clusters may forbid privileged pods elsewhere.
-                "labels": {**LABELS, "pod-security.kubernetes.io/enforce": "privileged"},
+                # Clusters may forbid such pods elsewhere.
+                "labels": {**labels, "pod-security.kubernetes.io/enforce": "privileged"},
             },
         },
         {
             "apiVersion": "v1",
             "kind": "ServiceAccount",
-            "metadata": {"name": ACCOUNT, "namespace": namespace, "labels": LABELS},
+            "metadata": {"name": account, "namespace": namespace, "labels": labels},
             "automountServiceAccountToken": False,
         },
     ]
@@ -139,14 +141,10 @@ def script_objects(place: PodPlace, facts: NodeFacts, script: str, seconds: floa
         seconds: it may run; then kubelet ends it, though nobody asks for that any more.
     """
     metadata = {"name": place.name, "namespace": place.namespace, "labels": LABELS}
-    directories = list(_DIRECTORIES)
-    if facts.architecture in _LIB64 and not facts.distribution.startswith(_MUSL):
-        directories.append("/lib64")
-    volumes: list[Object] = [{"name": "root", "hostPath": _directory("/")}]
-    volumes += [{"name": path[1:], "hostPath": _directory(path)} for path in directories]
+    volumes, mounts = shell_of_node(facts)
+    volumes.append({"name": "root", "hostPath": _directory("/")})
+    mounts.append({"name": "root", "mountPath": "/host"})
     volumes.append({"name": "script", "secret": {"secretName": place.name, "defaultMode": 0o400}})
-    mounts: list[Object] = [{"name": "root", "mountPath": "/host"}]
-    mounts += [{"name": path[1:], "mountPath": path, "readOnly": True} for path in directories]
     mounts.append({"name": "script", "mountPath": "/mayfly", "readOnly": True})
     container = {
         "name": CONTAINER,
@@ -186,6 +184,18 @@ def script_objects(place: PodPlace, facts: NodeFacts, script: str, seconds: floa
         "stringData": {"script": script},
     }
     return [secret, pod]
+
+
+def shell_of_node(facts: NodeFacts) -> tuple[list[Object], list[Object]]:
+    """Return volumes and mounts by which a node's own shell runs in any image."""
+    directories = list(_DIRECTORIES)
+    if facts.architecture in _LIB64 and not facts.distribution.startswith(_MUSL):
+        directories.append("/lib64")
+    volumes: list[Object] = [{"name": one[1:], "hostPath": _directory(one)} for one in directories]
+    mounts: list[Object] = [
+        {"name": one[1:], "mountPath": one, "readOnly": True} for one in directories
+    ]
+    return volumes, mounts
 
 
 def manifest(objects: Sequence[Object]) -> bytes:

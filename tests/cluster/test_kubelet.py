@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.registry.cluster.facts import NodeFacts
+from mayfly.registry.cluster.facts import NodeFacts, parse_images
 from mayfly.registry.cluster.kubelet import (
     Access,
     Credential,
@@ -23,7 +23,7 @@ from mayfly.registry.cluster.kubelet import (
     policy_of,
 )
 from mayfly.registry.cluster.secrets import credentials_for
-from tests.cluster.conftest import HOST, items, node_facts, recorded
+from tests.cluster.conftest import HOST, RECORDED, items, node_facts, recorded
 
 REPOSITORY = f"{HOST}/team/app"
 CONFIGURED = "imagePullCredentialsVerificationPolicy"
@@ -256,11 +256,23 @@ def test_record_that_cannot_be_read_is_a_gap() -> None:
     """kubelet asks the registry then; it is not said that all records were seen."""
     facts = node_facts()
     facts.take(b"mayfly-kubelet pulled {")
-    facts.take(b"mayfly-kubelet records yes")
+    facts.take(b"mayfly-kubelet records 4")
     assert not facts.has_records
     facts.take(b"mayfly-kubelet images {")
     assert facts.images is None
     facts.take(b"other line")
+
+
+def test_names_of_images() -> None:
+    """In full, as every runtime lists them; those without a name are left out."""
+    image = {
+        "id": "i",
+        "repoTags": ["busybox:1", "<none>:<none>"],
+        "repoDigests": ["<none>@<none>"],
+    }
+    found = parse_images(json.dumps({"images": [image, 7, {"repoTags": "x"}]}).encode())
+    assert found is not None and [*found] == ["docker.io/library/busybox:1"]
+    assert parse_images(b"[]") is None
 
 
 def test_image_that_kubelet_began_to_pull() -> None:
@@ -269,8 +281,21 @@ def test_image_that_kubelet_began_to_pull() -> None:
     for name in (b"a/b:1", b"quay.io/x", b"A//b"):
         intent = b'{"kind": "ImagePullIntent", "image": "' + name + b'"}'
         facts.take(b"mayfly-kubelet pulling " + intent)
-    facts.take(b"mayfly-kubelet records yes")
+    facts.take(b"mayfly-kubelet records 3")
     assert facts.intents == {"docker.io/a/b:1", "quay.io/x:latest"} and facts.has_records
     facts.take(b"mayfly-kubelet pulling {")
-    facts.take(b"mayfly-kubelet records yes")
+    facts.take(b"mayfly-kubelet records 4")
     assert not facts.has_records
+
+
+@pytest.mark.parametrize(
+    ("lost", "twice", "seen"), [(0, False, True), (0, True, True), (1, False, False)]
+)
+def test_log_of_a_pod(lost: int, twice: bool, seen: bool) -> None:
+    """It may be read twice; one that was rotated lacks records, and then not all were seen."""
+    lines = (RECORDED / "node-1.txt").read_bytes().splitlines()
+    first = next(n for n, line in enumerate(lines) if b" pulled " in line)
+    facts = NodeFacts()
+    for line in (lines * (2 if twice else 1))[first + lost :]:
+        facts.take(line)
+    assert facts.has_records is seen

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from typing import Any
 
 import pytest
 
 from mayfly.registry.cluster.facts import ImageOnNode, NodeFacts
 from mayfly.registry.cluster.kubelet import PullPolicy, Verification
-from mayfly.registry.cluster.placement import node_of
+from mayfly.registry.cluster.placement import node_of, placement_of
 from mayfly.registry.cluster.record import (
     MAX_BYTES,
     finding_text,
@@ -177,6 +178,38 @@ def test_pins() -> None:
     assert judge(view(facts=None, is_pinned=False, cluster=None)).is_safe
 
 
+def test_pins_on_each_node_that_uses_an_image() -> None:
+    """Of an image that is not in the list, whatever other nodes use it, too."""
+    (use,) = uses("pod-1")
+    both = [dataclasses.replace(use, placement=placement_of({"nodeName": n})) for n in "ab"]
+    nodes = [
+        view(
+            name=n,
+            cluster=dataclasses.replace(NODES[0], name=n),
+            is_listed=False,
+            facts=node_facts(),
+        )
+        for n in "ab"
+    ]
+    for order in (both, both[::-1]):
+        found = Judge(frozenset(), nodes).unpinned(order)
+        assert [(node.name, images) for node, images in found] == [
+            (n, (str(use.reference),)) for n in "ab"
+        ]
+
+
+def test_held_images() -> None:
+    """They stay without a pin."""
+    name, *others = sorted(LISTED)
+    (found,) = judge(view(facts=node_facts(), held=frozenset({name}))).findings
+    assert (found.code, found.images) == (Trouble.NOT_PINNED, tuple(others))
+    assert judge(view(facts=node_facts(), held=LISTED)).is_safe
+    safety = dataclasses.replace(judge(view()), held=(("node-1", (name,)),))
+    lines = [*lines_of(record_of(safety, 1, 1, 1))]
+    assert lines[0] == "node-1: pods hold 1 image"
+    assert lines[1].endswith("kubectl delete namespace mayfly-hold")
+
+
 def test_proofs() -> None:
     """Images that a node has not proved, and nodes that are not known yet."""
     proofs = Proofs({"node-1": (f"{HOST}/team/app:5",)}, frozenset(), 2)
@@ -278,3 +311,30 @@ def test_report_of_another_form_is_refused(change: dict[str, Any]) -> None:
     document = reported(record_of(judge(view()), 1, 1, 1))
     with pytest.raises(ValueError, match="not a judgement"):
         read_reported(document | change, "")
+
+
+def test_large_cluster_is_judged_in_seconds() -> None:
+    """Pods and templates that fit all of a thousand nodes."""
+    (template,) = uses("web")
+    (pod,) = uses("pod-1")
+    policy = PullPolicy(Verification.NEVER)
+    facts = pinned(node_facts())
+    nodes = [
+        view(
+            name=f"n{n}",
+            cluster=dataclasses.replace(NODES[0], name=f"n{n}"),
+            policy=policy,
+            facts=facts,
+        )
+        for n in range(1000)
+    ]
+    many = [
+        *(
+            dataclasses.replace(pod, placement=placement_of({"nodeName": f"n{n % 1000}"}))
+            for n in range(5000)
+        ),
+        *(dataclasses.replace(template, part=str(n)) for n in range(200)),
+    ]
+    begun = time.monotonic()
+    assert Judge(LISTED, nodes).judge(many, ALL_PROVEN, lambda *_: {}).is_safe
+    assert time.monotonic() - begun < 30

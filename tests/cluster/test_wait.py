@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from mayfly.registry.cluster.holders import holders
+from mayfly.registry.nodes.pod_objects import NodeFacts
 from tests.bundle.builders import Layout
 from tests.cluster.conftest import HOST, RECORDED
 from tests.support.commands import environment, mayfly, run_mayfly
@@ -25,10 +27,12 @@ case "$* " in
     *"$DENIED"*) echo "Error from server (Forbidden): $DENIED is forbidden" >&2; exit 1 ;;
 esac
 case "$* " in
-    create\ * | logs\ * | delete\ * | *-n\ mayfly-* | get\ node\ *) exec "${0%/*}/pods" "$@" ;;
+    create\ * | apply\ * | logs\ * | delete\ * | *-n\ mayfly-* | get\ node\ *)
+        exec "${0%/*}/pods" "$@" ;;
 esac
 case "$*" in
     *configz*) file=configz ;;
+    *=mayfly-hold*) file=holders ;;
     *pods,*) file=workloads ;;
     *serviceaccounts*) file=serviceaccounts ;;
     *secrets*) file=secrets ;;
@@ -207,6 +211,34 @@ def test_look_by_pods(upgrade: Upgrade, tmp_path: Path) -> None:
     assert (code, "leave it out" in err) == (2, True)
 
 
+def test_hold(upgrade: Upgrade, tmp_path: Path) -> None:
+    """Images that are not pinned are held by pods, which stay; how to remove them is said."""
+    image = f"{HOST}/team/app:1"
+    facts = NodeFacts(True, "", "linux", "amd64", "Debian", ())
+    (holder,) = holders("node-1", facts, [image])
+    state = {"name": "image-1", "state": {"running": {}}}
+    shown = _cluster_of(upgrade, tmp_path, [])
+    running = holder | {"status": {"containerStatuses": [state]}}
+    (tmp_path / "holders.json").write_text(json.dumps({"kind": "List", "items": [running]}))
+    shown |= {"STUB_STATE": str(tmp_path), "SHOWN": 's/"pinned": true/"pinned": false/g'}
+    _, found = upgrade.judged("--via", "ssh", **shown)
+    assert [one["code"] for one in found["findings"]] == ["not_pinned"]
+    assert not (tmp_path / "objects").exists()
+    _, found = upgrade.judged("--via", "ssh", "--hold", **shown)
+    assert (found["findings"], found["held"]) == ([], [{"node": "node-1", "images": [image]}])
+    assert f'"image": "{image}"' in (tmp_path / "objects").read_text()
+    _, out, _ = upgrade.wait("--via", "ssh", "--hold", **shown)
+    assert "once their images are no longer needed: kubectl delete namespace mayfly-hold" in out
+    # Pods that may not be made hold nothing.
+    code, found = upgrade.judged("--via", "ssh", "--hold", DENIED="apply ", **shown)
+    assert (code, [one["code"] for one in found["findings"]]) == (3, ["not_pinned"])
+    assert ("forbidden", "cluster") in {
+        (o["code"], o["node"] or "cluster") for o in found["unseen"]
+    }
+    code, _, err = upgrade.wait("--hold", "--no-kubernetes")
+    assert (code, "--no-kubernetes is not for --hold" in err) == (2, True)
+
+
 def test_pods_that_may_not_be_made(upgrade: Upgrade) -> None:
     """It is a gap."""
     code, found = upgrade.judged("--via", "kubernetes", DENIED="create ")
@@ -311,35 +343,42 @@ def test_cluster_without_these_nodes(
 
 
 REPLACED = """#!/bin/sh
-# kubectl of a cluster whose pods are others in the LAST answers than in the first.
+# kubectl of a cluster whose pods or nodes are others in each answer, up to the LAST one.
 case "$*" in
-    *pods,*)
-        echo >>"$STUB_STATE/asked"
-        count=$(wc -l <"$STUB_STATE/asked")
-        [ "$count" -le "$LAST" ] || count=$LAST
-        sed "s/NUMBER/$count/" "$RECORDED/workloads.json"
-        exit ;;
+    *pods,*) kind=workloads ;;
+    get\\ nodes\\ *) kind=nodes ;;
+    *) exec "${0%/*}/recorded" "$@" ;;
 esac
-exec "${0%/*}/recorded" "$@"
+echo >>"$STUB_STATE/asked-$kind"
+count=$(wc -l <"$STUB_STATE/asked-$kind")
+[ "$count" -le "$LAST" ] || count=$LAST
+sed "s/NUMBER/$count/" "$RECORDED/$kind.json"
 """
 
 
-@pytest.mark.parametrize(("last", "expected"), [(2, set()), (99, {("changing", "cluster")})])
-def test_pods_that_change_meanwhile(
-    upgrade: Upgrade, tmp_path: Path, last: int, expected: set[tuple[str, str]]
+@pytest.mark.parametrize(
+    ("pod", "node"), [("app:NUMBER", "node-3"), ("app:1", "joined-NUMBER"), ("app:2", "node-3")]
+)
+@pytest.mark.parametrize("last", [2, 99])
+def test_pods_and_nodes_that_change_meanwhile(
+    upgrade: Upgrade, tmp_path: Path, pod: str, node: str, last: int
 ) -> None:
     """The last ones count; if they change all the time, it is a gap."""
-    pod = _pod("pod", f"{HOST}/team/app:NUMBER", container={"imagePullPolicy": "Always"})
-    shown = _cluster_of(upgrade, tmp_path, [pod])
+    made = _pod("pod", f"{HOST}/team/{pod}", container={"imagePullPolicy": "Always"})
+    shown = _cluster_of(upgrade, tmp_path, [made])
+    nodes = json.loads((tmp_path / "nodes.json").read_text())
+    nodes["items"].append({"kind": "Node", "metadata": {"name": node}})
+    (tmp_path / "nodes.json").write_text(json.dumps(nodes))
     for name, text in (("kubectl", REPLACED), ("recorded", KUBECTL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     shown |= {"STUB_STATE": str(tmp_path), "LAST": str(last)}
     code, found = upgrade.judged(path=f"{tmp_path}:{os.environ['PATH']}", **shown)
     (finding,) = found["findings"]
-    count = min(last, 6)
-    assert (code, finding["images"]) == (3, [f"{HOST}/team/app:{count}"])
-    assert {one for one in _codes(found) if one[0] != "always_pulls"} == expected
+    assert (code, finding["code"]) == (3, "always_pulls")
+    assert finding["images"] == [f"{HOST}/team/{pod.replace('NUMBER', str(min(last, 6)))}"]
+    is_changing = last == 99 and "NUMBER" in pod + node
+    assert (("changing", "cluster") in _codes(found)) is is_changing
 
 
 def test_server_goes_on_and_reports(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -214,6 +215,39 @@ def test_other_types_in_a_document() -> None:
         {"kind": "Pod", "spec": {"containers": [{"image": "A//b"}, {"image": 5}, 7]}},
     ]
     assert not [*uses_of(documents, {})]
+
+
+def _damaged(document: Any) -> Iterator[Any]:
+    """Yield copies of a document, each with one value of another type, one missing or one more."""
+    yield from (None, 7, "x", [], [7], {}, {"x": 7})
+    if isinstance(document, dict):
+        yield document | {"unknown": {"x": [1]}}
+        for key, value in document.items():
+            yield {name: one for name, one in document.items() if name != key}
+            for one in _damaged(value):
+                yield document | {key: one}
+    elif isinstance(document, list):
+        for number, value in enumerate(document):
+            for one in _damaged(value):
+                yield [*document[:number], one, *document[number + 1 :]]
+
+
+@pytest.mark.parametrize("name", ["vol", "web", "night"])
+def test_any_damage(name: str) -> None:
+    """Nothing raises, whatever one value of an object is; unknown fields change nothing."""
+    (one,) = (one for one in items("workloads") if one["metadata"]["name"] == name)
+    for damaged in _damaged(one):
+        for use in uses_of([damaged] if isinstance(damaged, dict) else [], {}):
+            assert use.likeness() and [use.placement.fits(node) for node in NODES.values()]
+    extended = one | {"unknown": 1, "spec": one["spec"] | {"unknown": {"x": [1]}}}
+    assert [*uses_of([extended], {})] == [*uses_of([one], {})]
+
+
+def test_any_damage_of_nodes() -> None:
+    """Nothing raises."""
+    for damaged in _damaged(items("nodes")[0]):
+        node = node_of(damaged)
+        assert isinstance(node.name, str) and all(isinstance(one, str) for one in node.addresses)
 
 
 LABELLED = node_of(

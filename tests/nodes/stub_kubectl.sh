@@ -41,7 +41,7 @@ comma=
 if [ "$1" = --context ]; then shift 2; fi
 [ ! -e "hang-$1" ] || exec sleep 1000
 case $1 in
-    create)
+    create | apply)
         [ ! -e forbidden ] || fail 'Error from server (Forbidden): namespaces is forbidden'
         mkdir -p pods
         created=created-$$
