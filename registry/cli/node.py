@@ -63,16 +63,34 @@ def command() -> None:
     help="Print one line instead, to paste on the node: it downloads the script once, within ten "
     "minutes, checks its SHA-256, and runs it.",
 )
+@click.option(
+    "--revert",
+    is_flag=True,
+    help="Print a script instead that only reverts, on any node. It needs no Mayfly that runs, and "
+    "holds no credential.",
+)
 @click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
 @registry_options
-def script(runtime: str, images: Path | None, url: bool, as_json: bool, **registry: Any) -> None:
+def script(
+    runtime: str,
+    images: Path | None,
+    url: bool,
+    revert: bool,
+    as_json: bool,
+    **registry: Any,
+) -> None:
     """Print a shell script that makes one node ready and reports what it has.
 
     Run it with: mayfly node script --node NAME | ssh NAME sh. It holds the node's credential.
     """
-    from mayfly.registry.nodes.script import images_of, node_script, with_mirrors
+    from mayfly.registry.nodes.script import images_of, node_script, revert_script, with_mirrors
 
     node = registry["node"]
+    if revert:
+        if url:
+            raise ConfigError("--revert and --url: give one of them")
+        _print_script(node, [], revert_script(chosen_runtime(runtime)), as_json)
+        return
     if node is None:
         raise ConfigError("--node NAME: give the name of the node that will run the script")
     names = listed_images(images, registry["state_dir"])
@@ -81,15 +99,21 @@ def script(runtime: str, images: Path | None, url: bool, as_json: bool, **regist
         wanted = images_of(names, target.registry)
         target = with_mirrors(target, wanted)
         text = node_script(target, node, wanted, runtime=chosen_runtime(runtime))
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    if url:
-        text = _download_line(target, text, registry["state_dir"])
+    line = _download_line(target, text, registry["state_dir"]) if url else None
+    _print_script(node, [image.reference for image in wanted], text, as_json, line)
+
+
+def _print_script(
+    node: str | None, images: list[str], text: str, as_json: bool, line: str | None = None
+) -> None:
+    """Print a script, or in its place the line that downloads it."""
+    shown = text if line is None else line
     if as_json:
-        names = [image.reference for image in wanted]
-        print_json({"node": node, "images": names, "sha256": digest, "script": text})
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        print_json({"node": node, "images": images, "sha256": digest, "script": shown})
         return
     # Many lines: `echo` would make one of them.
-    click.echo(text, nl=False)
+    click.echo(shown, nl=False)
 
 
 @command.command()

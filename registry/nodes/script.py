@@ -67,6 +67,7 @@ def node_script(
     *,
     runtime: Runtime | None = None,
     parallel: int = PARALLEL,
+    only: str = "",
 ) -> str:
     """Return the script, which holds the node's credential.
 
@@ -76,6 +77,7 @@ def node_script(
         images: that it is to have.
         runtime: of the node; None for the one that the script finds.
         parallel: images pulled at a time.
+        only: the one verb that it does; "" for all.
 
     Raises:
         TrustError: a name cannot stand in the script.
@@ -100,6 +102,7 @@ def node_script(
         "ca": (target.ca or b"").decode(),
         "runtime": runtime or "auto",
         "parallel": str(parallel),
+        "only": only,
         "containerd_config": "/etc/containerd/config.toml",
         "images": "\n".join(" ".join((image.reference, *image.paths)) for image in images),
     }
@@ -119,6 +122,15 @@ def node_script(
     lines += ["", *_function("notes_after_revert", put_back)]
     before, _, after = shell_file("script.sh").partition(_PLACE)
     return before + "\n".join(lines) + "\n" + after
+
+
+def revert_script(runtime: Runtime | None = None) -> str:
+    """Return a script that puts back what was there before the registry, and does nothing else.
+
+    It takes no registry: what there is to put back is in the journal on the node.
+    """
+    nowhere = Target("localhost", tls=False)
+    return node_script(nowhere, "", (), runtime=runtime, only="revert")
 
 
 def reading_script(target: Target, images: Sequence[NodeImage], end: str) -> str:

@@ -1251,6 +1251,10 @@ main() {
         auto | docker | containerd | podman) ;;
         *) die 2 "--runtime $runtime: not known" ;;
     esac
+    if [ -n "$only" ]; then
+        [ -n "$verbs" ] || verbs=" $only"
+        [ "$verbs" = " $only" ] || die 2 "this script does nothing but: $only"
+    fi
     [ -n "$verbs" ] || verbs=" apply pull verify"
     verbs_json=$(printf '%s' "${verbs# }" | sed 's/[a-z]*/"&"/g; s/ /, /g')
     for one in awk sed sort sha256sum stat cmp ls; do

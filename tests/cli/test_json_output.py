@@ -188,6 +188,7 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
     check("node-config show", output("node-config", "show", *state))
     check("node script", output("node", "script", "--node", "n1", *state))
     check("node script", output("node", "script", "--node", "n1", "--url", *state))
+    check("node script", output("node", "script", "--revert"))
     _check_prefetch(server, tmp_path)
     printed = '{"node": "n1", "report": {"version": 1, "nonce": "", "images": []}}\n'
     (tmp_path / "printed").write_text(printed)

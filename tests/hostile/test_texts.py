@@ -96,6 +96,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
         ("--node", NAME, "--registry", "127.0.0.1:1", *STATE),
         ("--images", NAME, "--node", "n"),
         ("--images", "list", "--node", NAME, "--registry", NAME),
+        ("--revert", "--node", NAME),
     ],
     "prefetch": [
         STATE,

@@ -27,6 +27,7 @@ from mayfly.registry.nodes.target import NodeCredential, Target, parse
 from mayfly.registry.pki.errors import TrustError
 from tests.nodes.pasting import paste
 from tests.nodes.test_journal import furnish
+from tests.support.commands import mayfly
 from tests.support.process import need
 from tests.support.trees import snapshot
 
@@ -297,6 +298,27 @@ def test_revert_brings_back_every_byte(
     else:
         assert done.returncode == 0, done.stderr
     assert node.look() == before
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_script_that_only_reverts(
+    node: Node, target: Target, runtime: Runtime, tmp_path: Path
+) -> None:
+    """It is made without a registry, brings back every byte and pin, and does nothing else."""
+    before = node.look()
+    assert node.run(node.script(target, runtime), "apply", "pull").returncode == 0
+    applied = node.look()
+    made = mayfly("node", "script", "--revert", "--state-dir", tmp_path / "none")
+    assert (made.returncode, made.stderr) == (0, "")
+    script = made.stdout.replace("tree=''\n", f"tree='{node.root}'\n", 1)
+    assert PASSWORD not in script and REGISTRY not in script
+    for verbs in (["apply"], ["revert", "pull"], ["status"]):
+        done = node.run(script, *verbs)
+        assert (done.returncode, "nothing but: revert" in done.stderr) == (2, True)
+        assert node.look() == applied
+    assert node.run(script, "--quiet").returncode == 0
+    assert node.look() == before
+    assert node.run(script, "revert").returncode == 0
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
