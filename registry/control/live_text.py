@@ -102,7 +102,7 @@ def frame(
     most = max(room // 3, room - wanted)
     below = _transfers(transfers, most) if most > 2 else []
     if coverage is not None:
-        lines += _coverage(coverage, transfers, room - len(below), bar)
+        lines += _coverage(coverage, transfers, room - len(below), width, bar)
     return [fit(one, width) for one in [*lines, *below][:height]]
 
 
@@ -220,7 +220,7 @@ def _pairs(coverage: CoverageRecord) -> int:
 
 
 def _coverage(
-    coverage: CoverageRecord, transfers: Iterable[TransferRecord], room: int, bar: Bar
+    coverage: CoverageRecord, transfers: Iterable[TransferRecord], room: int, width: int, bar: Bar
 ) -> list[Line]:
     """A line about all nodes, and one for each, as far as they fit."""
     rows = node_rows(coverage)
@@ -228,7 +228,7 @@ def _coverage(
     nodes = counted_of(coverage["nodes_covered"], coverage["nodes_wanted"], "node")
     style = Style.GREEN if coverage["complete"] else Style.PLAIN
     whole: Line = [
-        Segment(_drawn(bar, has, pairs, _WHOLE_BAR_CELLS), style),
+        Segment(_drawn(bar, has, pairs, min(_WHOLE_BAR_CELLS, width // 3)), style),
         Segment(f" {100 * has // pairs if pairs else 100}%{_GAP}{nodes} with every image"),
     ]
     silent = coverage["nodes_wanted"] - len(coverage["nodes"])
@@ -248,7 +248,8 @@ def _coverage(
     name = min(max((cells(line(row.name)) for row in rows[:fits]), default=0), _NAME_CELLS)
     absent = frozenset(coverage["absent"])
     lines: list[Line] = [[], whole]
-    lines += [_node(row, rates[row.name], name, bar, absent) for row in rows[:fits]]
+    long = min(_BAR_CELLS, width // 5)  # on a narrow terminal the numbers are worth more
+    lines += [_node(row, rates[row.name], name, bar, long, absent) for row in rows[:fits]]
     if more and room > 0:
         complete = sum(not row.missing for row in rows[fits:])
         text = f"and {counted(more, 'more node')}, {complete} of them with every image"
@@ -262,7 +263,9 @@ _URGENT = (State.FAILED, State.PULLING, State.INCOMPLETE)
 """States of missing images that are named first."""
 
 
-def _node(row: NodeRow, per_second: int, name: int, bar: Bar, absent: frozenset[str]) -> Line:
+def _node(
+    row: NodeRow, per_second: int, name: int, bar: Bar, long: int, absent: frozenset[str]
+) -> Line:
     style = Style.PLAIN if row.missing else Style.GREEN
     if State.FAILED in row.missing.values():
         style = Style.RED
@@ -275,7 +278,7 @@ def _node(row: NodeRow, per_second: int, name: int, bar: Bar, absent: frozenset[
     count = f"{row.has}/{row.wanted}".rjust(2 * len(str(row.wanted)) + 1)
     return [
         Segment(_padded(row.name, name), Style.BOLD if row.missing else Style.PLAIN),
-        Segment(_GAP + _drawn(bar, row.has, row.wanted, _BAR_CELLS), style),
+        Segment(_GAP + _drawn(bar, row.has, row.wanted, long), style),
         Segment(f" {count}{_GAP}"),
         Segment(told, Style.DIM if style is not Style.RED else Style.RED),
     ]

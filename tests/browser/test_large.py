@@ -79,7 +79,7 @@ def test_looks(large: Pages, new_tab: NewTab) -> None:
             tab.page.evaluate("dispatchEvent(new Event('beforeprint'))")
             tab.says(".only-print", f"worker-{NODES - 1}.")
             tab.page.evaluate("document.querySelector('.only-print').scrollIntoView()")
-            tab.page.mouse.wheel(0, 5000)
+            tab.page.wait_for_timeout(500)
             tab.picture("large-print", whole=False)
         tab.clean()
         tab.page.context.close()

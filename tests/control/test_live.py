@@ -241,6 +241,13 @@ def test_any_size(width: int, height: int) -> None:
                     assert sum(cells(text) for text, _ in line) <= max(width, 20)
 
 
+def test_narrow_terminals_show_the_numbers() -> None:
+    """Of each node that has a short name, and of all of them: the bars give way."""
+    rows = ["".join(text for text, _ in one) for one in frame(status(), None, 30, 12)]
+    assert any("node-0" in row and " 2/2" in row for row in rows)
+    assert any("1 of 3" in row for row in rows)
+
+
 def test_wide_characters() -> None:
     """They take two cells, marks none."""
     assert cells("日本") == 4
