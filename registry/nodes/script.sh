@@ -998,7 +998,8 @@ look_image() {
     echo "present $digest $pinned"
 }
 
-# Set entries to the JSON of the images that are there, and print a line for each.
+# Set entries to the JSON of the images that are there and summary to how many there are, and print
+# a line for each.
 look_at_images() {
     for_each_image look_image
     entries=
@@ -1023,12 +1024,14 @@ look_at_images() {
         entries="$entries${entries:+, }{\"image\": \"$reference\", \"digest\": \"$digest\", \
 \"runtime\": \"$runtime\", \"time\": $now, \"pinned\": $pinned, \"free\": ${free:-0}}"
     done <"$work/images"
+    summary="$here of $count images are present"
+    if [ "$count" -eq 1 ]; then summary="$here of 1 image is present"; fi
 }
 
 do_verify() {
     look_at_images
     send_proof
-    say "$here of $count images are present; proof: $proof_state"
+    say "$summary; proof: $proof_state"
 }
 
 do_status() {
@@ -1040,7 +1043,7 @@ do_status() {
     say "$applied"
     look_at_images
     failures=0
-    say "$here of $count images are present"
+    say "$summary"
 }
 
 # Ask the registry something, with the credential in a file; print the answer.

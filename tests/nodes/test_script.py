@@ -664,6 +664,13 @@ def test_the_end_of_a_long_message_is_shown(node: Node, target: Target) -> None:
     assert len(line) < 400
 
 
+def test_one_image_is_counted_as_one(dash: Node, target: Target) -> None:
+    """The last line of a script for one image, whether it is there or not."""
+    script = dash.script(target, "containerd", NAMES[:1])
+    assert "\n0 of 1 image is present\n" in dash.run(script, "status").stdout
+    assert "\n1 of 1 image is present; proof: sent\n" in dash.run(script).stdout
+
+
 def test_an_image_that_cannot_be_pulled(dash: Node, target: Target) -> None:
     """It is named with the runtime's last word, the others go on, and the code is 3."""
     (dash.state / "broken").write_text(NAMES[1])
