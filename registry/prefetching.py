@@ -97,17 +97,16 @@ class _Log:
                 self._log(new)
 
     def _log(self, result: NodeResult) -> None:
-        from mayfly.registry.nodes.causes import TEXTS
-        from mayfly.registry.nodes.prefetch import node_lines
+        from mayfly.registry.nodes.prefetch import node_lines, remedies
 
         level = logging.INFO if result.proven and not result.warnings else logging.WARNING
         codes = [one.cause for one in (*result.failures, *result.warnings)]
         text = "; ".join(node_lines(result, self._images))
-        remedies = "; ".join(TEXTS[code][1] for code in dict.fromkeys(codes))
+        todo = "; ".join(remedy for _, _, remedy in remedies([result]))
         log.event(
             level,
             "prefetch_node",
-            f"{text}. To do: {remedies}" if remedies else text,
+            f"{text.rstrip('.')}. To do: {todo}" if todo else text,
             node=result.node,
             proven=result.proven,
             codes=codes,

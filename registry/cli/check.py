@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.node import images_option, listed_images
 from mayfly.registry.cli.node_config import node_errors
 from mayfly.registry.cli.options import JSON_HELP, print_json, root_directory, state_directory
-from mayfly.registry.cli.prefetch import STATUS_SECONDS, node_names, ssh_options
+from mayfly.registry.cli.prefetch import STATUS_SECONDS, names_in, node_names, ssh_options
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.text import echo, join_names
 
@@ -132,38 +132,71 @@ def command(
 ) -> int:
     """Look for what would go wrong in an upgrade; nothing is changed anywhere.
 
-    The BUNDLEs and --root are those of the Mayfly that runs here.
+    The BUNDLEs and --root are those of the Mayfly that runs here. Without one, name --images, and
+    for --via ssh --nodes; then only the registry itself, and whether nodes reach it, are left out.
     """
     from mayfly.registry.control.client import ask
-    from mayfly.registry.control.readiness import read_ready
     from mayfly.registry.nodes.image_content import contents
     from mayfly.registry.nodes.script import images_of
 
-    ready = read_ready(state_dir)
+    ready = _running(state_dir, images is not None and (via != "ssh" or nodes is not None))
     listed = listed_images(images, state_dir)
     with node_errors():
-        wanted = images_of(listed, urlsplit(ready.url).netloc)
+        wanted = images_of(listed, "localhost" if ready is None else urlsplit(ready.url).netloc)
     with _readers((*one_file.bundles(), *bundles), root) as readers:
         content = contents(readers, wanted)
-    status = ask(state_dir, "status", timeout=STATUS_SECONDS)
-    mirrored = {upstream["host"] for upstream in status["upstreams"]}
-    findings = [*_of_images(content, mirrored), *_of_registry(ready, state_dir, root)]
+    mirrored: set[str] = set()
+    findings: list[Finding] = []
+    if ready is not None:
+        status = ask(state_dir, "status", timeout=STATUS_SECONDS)
+        mirrored = {upstream["host"] for upstream in status["upstreams"]}
+        findings += _of_registry(ready, state_dir)
+    findings = [*_of_images(content, mirrored), *findings, *_of_root(root)]
     names: tuple[str, ...] = ()
     if via == "ssh":
         from mayfly.registry.nodes.ssh import SSH
 
-        names = node_names(nodes, state_dir)
+        if ready is None and nodes is not None:
+            names = names_in(nodes)
+        else:
+            names = node_names(nodes, state_dir)
         seen = _look(names, wanted, content, ready, SSH(ssh_config, user, sudo), concurrency)
         findings += _of_nodes(seen, content)
     if as_json:
         found = [finding._asdict() for finding in findings]
-        print_json({"images": len(wanted), "nodes": len(names), "findings": found})
+        looked_at = {"images": len(wanted), "nodes": len(names), "registry": ready is not None}
+        print_json({**looked_at, "findings": found})
     else:
-        _print(findings, len(wanted), len(names))
+        _print(findings, len(wanted), len(names), is_running=ready is not None)
     return Exit.INCOMPLETE if findings else Exit.DONE
 
 
-def _print(findings: Sequence[Finding], images: int, nodes: int) -> None:
+def _running(state_dir: Path, is_enough: bool) -> Ready | None:
+    """Return what the Mayfly that runs here announced; None if none runs.
+
+    Args:
+        state_dir: of it.
+        is_enough: whether the lists are known without it.
+
+    Raises:
+        NotRunning: none runs, and a list is missing.
+    """
+    from mayfly.registry.control.readiness import read_ready
+    from mayfly.registry.errors import NotRunning
+
+    try:
+        return read_ready(state_dir)
+    except NotRunning as error:
+        if is_enough:
+            return None
+        raise NotRunning(
+            f"{error.message}, or name --images LIST, and --nodes FILE for --via ssh"
+        ) from None
+
+
+def _print(
+    findings: Sequence[Finding], images: int, nodes: int, *, is_running: bool = True
+) -> None:
     from mayfly.registry.nodes.causes import TEXTS, Cause
     from mayfly.storage.text import counted
 
@@ -175,8 +208,9 @@ def _print(findings: Sequence[Finding], images: int, nodes: int) -> None:
         detail = f": {one.detail}" if one.detail else ""
         text = f"{where}: {what}{about}{detail}"
         echo(f"{text.rstrip('.')}. To do: {one.message}")
+    without = "" if is_running else ", not at the registry, as no Mayfly runs here"
     echo(
-        f"looked at {counted(images, 'image')} and {counted(nodes, 'node')}: "
+        f"looked at {counted(images, 'image')} and {counted(nodes, 'node')}{without}: "
         f"{counted(len(findings), 'finding') if findings else 'nothing found'}"
     )
 
@@ -222,17 +256,20 @@ def _here(code: str, images: tuple[str, ...] = (), detail: str = "") -> Finding:
     return Finding(code, HERE[code][1], None, images, detail)
 
 
-def _of_registry(ready: Ready, state_dir: Path, root: Path) -> Iterator[Finding]:
+def _of_root(root: Path) -> Iterator[Finding]:
+    if root.is_dir():
+        disk = shutil.disk_usage(root)
+        if disk.free < min(_RESERVE, disk.total // _RESERVE_SHARE):
+            yield _here("root_full", detail=str(root))
+
+
+def _of_registry(ready: Ready, state_dir: Path) -> Iterator[Finding]:
     from mayfly.registry.state import runs
     from mayfly.registry.state.directory import SIGNING_KEY
 
     if runs.load(state_dir) is None or not (state_dir / SIGNING_KEY).exists():
         yield _here("no_users")
     yield from _of_connection(ready)
-    if root.is_dir():
-        disk = shutil.disk_usage(root)
-        if disk.free < min(_RESERVE, disk.total // _RESERVE_SHARE):
-            yield _here("root_full", detail=str(root))
 
 
 def _of_connection(ready: Ready) -> Iterator[Finding]:
@@ -287,26 +324,34 @@ def _handshake(
 
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     secured = context.wrap_bio(incoming, outgoing, server_hostname=host)
-    while True:
-        try:
-            secured.do_handshake()
-            break
-        except ssl.SSLWantReadError:
-            connection.sendall(outgoing.read())
-            received = connection.recv(_RECEIVED)
-            if received:
-                incoming.write(received)
-            else:
-                incoming.write_eof()
+
+    def advance(step: Callable[[], object]) -> None:
+        while True:
+            try:
+                step()
+                return
+            except ssl.SSLWantReadError:
+                connection.sendall(outgoing.read())
+                received = connection.recv(_RECEIVED)
+                if received:
+                    incoming.write(received)
+                else:
+                    incoming.write_eof()
+
+    advance(secured.do_handshake)
     connection.sendall(outgoing.read())
-    return secured.getpeercert() or {}
+    certificate = secured.getpeercert() or {}
+    # Otherwise the server may log that the connection broke.
+    with contextlib.suppress(OSError):
+        advance(secured.unwrap)
+    return certificate
 
 
 def _look(
     nodes: Sequence[str],
     wanted: Sequence[NodeImage],
     content: dict[str, ImageContent | None],
-    ready: Ready,
+    ready: Ready | None,
     ssh: Any,
     concurrency: int,
 ) -> list[NodeFindings]:
@@ -321,8 +366,10 @@ def _look(
         check_destination(node)
     find_program("ssh")
     with node_errors():
-        ca = None if ready.ca is None else Path(ready.ca).read_bytes()
-        script = probe_script(parse(ready.url, ca), wanted)
+        target = None
+        if ready is not None:
+            target = parse(ready.url, None if ready.ca is None else Path(ready.ca).read_bytes())
+        script = probe_script(target, wanted)
     return run_cancellable(
         look_at_nodes(
             nodes,
@@ -338,11 +385,14 @@ def _look(
 def _of_nodes(
     seen: Sequence[NodeFindings], content: dict[str, ImageContent | None]
 ) -> Iterator[Finding]:
-    from mayfly.registry.nodes.causes import TEXTS, Cause
+    from mayfly.registry.nodes.causes import HERE_IS_WRONG, TEXTS, Cause, is_wrong_here
 
+    wrong_here = is_wrong_here([one.skew for one in seen])
     for one in seen:
         for failure in one.findings:
             remedy = TEXTS[failure.cause][1]
+            if failure.cause is Cause.CLOCK and wrong_here:
+                remedy = HERE_IS_WRONG
             yield Finding(failure.cause, remedy, one.node, failure.images, failure.detail)
         if one.architecture is None:
             continue

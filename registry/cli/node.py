@@ -81,7 +81,8 @@ def script(
 ) -> None:
     """Print a shell script that makes one node ready and reports what it has.
 
-    Run it with: mayfly node script --node NAME | ssh NAME sh. It holds the node's credential.
+    Run it with: mayfly node script --node NAME >FILE && ssh NAME sh <FILE. It holds the node's
+    credential. Piped to ssh, a failure of this command would go unnoticed.
     """
     from mayfly.registry.nodes.script import images_of, node_script, revert_script, with_mirrors
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Spelled here once more so that the help needs no import; a test compares.
 RUNTIMES = ("docker", "containerd", "podman")
+_PROGRAMS = ("usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin", "bin", "sbin")
+
 DISTRIBUTIONS = ("talos", "openshift", "k3s", "rke2", "crio")
 
 
@@ -272,7 +274,8 @@ def apply(runtime: Runtime, root_dir: Path, as_json: bool, force: bool, **regist
 
     with node_errors():
         plan, actions = NodeConfig(root_dir, runtime).apply(read_target(**registry), force=force)
-    _print_actions(as_json, runtime, actions, plan.activate, plan.notes)
+    notes = [note for note in plan.notes if as_json or _concerns(note, root_dir)]
+    _print_actions(as_json, runtime, actions, plan.activate, notes)
 
 
 @command.command()
@@ -288,7 +291,8 @@ def revert(runtime: Runtime, root_dir: Path, as_json: bool, force: bool) -> None
     with node_errors():
         log_out = [f"{runtime} logout {host}" for host in config.logins()]
         actions = config.revert(force=force)
-    notes = notes_after_revert(action.path for action in actions)
+    given = notes_after_revert(action.path for action in actions)
+    notes = [note for note in given if as_json or _concerns(note, root_dir)]
     _print_actions(as_json, runtime, actions, log_out, notes)
 
 
@@ -365,6 +369,13 @@ def node_errors() -> Iterator[None]:
             f"{error.filename}: {error.strerror}; correct that and run the command again, or undo "
             "what is done with mayfly node-config revert"
         ) from error
+
+
+def _concerns(note: Note, root_dir: Path) -> bool:
+    """Whether a note is about a program that the node has."""
+    return not note.program or any(
+        (root_dir / directory / note.program).exists() for directory in _PROGRAMS
+    )
 
 
 def _file(file: PlannedFile) -> dict[str, str]:

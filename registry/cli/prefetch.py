@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -275,7 +276,6 @@ def node_names(nodes: str | None, state_dir: Path) -> tuple[str, ...]:
         NotRunning: none runs here.
     """
     from mayfly.registry.control.readiness import read_ready
-    from mayfly.registry.coverage.upgrade_lists import read_nodes
 
     known = read_ready(state_dir).nodes
     if nodes is None:
@@ -284,15 +284,27 @@ def node_names(nodes: str | None, state_dir: Path) -> tuple[str, ...]:
                 "--nodes FILE: the Mayfly that runs here has no list of nodes, so name them"
             )
         return known
-    names = read_nodes(nodes).names
-    if not names:
-        raise ConfigError(f"--nodes {nodes}: give a file of names, one a line")
+    names = names_in(nodes)
     unknown = [name for name in names if known and name not in known]
     if unknown:
         raise ConfigError(
             f"--nodes {nodes}: the Mayfly that runs here does not wait for "
             f"{join_names(unknown, _NODES_SHOWN)}; start it with the same list"
         )
+    return names
+
+
+def names_in(nodes: str) -> tuple[str, ...]:
+    """Return the names of a file.
+
+    Raises:
+        ConfigError: it has none, or cannot be read.
+    """
+    from mayfly.registry.coverage.upgrade_lists import read_nodes
+
+    names = read_nodes(nodes).names
+    if not names:
+        raise ConfigError(f"--nodes {nodes}: give a file of names, one a line")
     return names
 
 
@@ -374,6 +386,8 @@ class _Lines:
         self._done = 0
         self._running: dict[str, int] = {}
         """Node → images that it pulled in this try."""
+        self._waiting: dict[str, float] = {}
+        """Node → when its next try is due, by the monotonic clock."""
 
     def skipped(self, nodes: Sequence[str]) -> None:
         self._done += len(nodes)
@@ -383,6 +397,7 @@ class _Lines:
 
     def started(self, node: str, attempt: int) -> None:
         self._running[node] = 0
+        self._waiting.pop(node, None)
 
     def image(self, node: str, image: str, state: str) -> None:
         self._running[node] = min(self._running.get(node, 0) + 1, self._images)
@@ -391,6 +406,7 @@ class _Lines:
         from mayfly.registry.nodes.prefetch import failure_text
 
         self._running.pop(node, None)
+        self._waiting[node] = time.monotonic() + seconds
         text = failure_text(failure, self._images)
         echo(f"{node}: {text}; trying again in {seconds:.0f} s", err=True)
 
@@ -409,10 +425,21 @@ class _Lines:
         """Print a line about the nodes that run, now and then."""
         while True:
             await asyncio.sleep(_PROGRESS_SECONDS)
-            running = [f"{node} {count}/{self._images}" for node, count in self._running.items()]
-            shown = join_names(running, _NODES_SHOWN) or "none"
-            done = counted_of(self._done, self._nodes, "node")
-            echo(f"{done} done; at work: {shown}", err=True)
+            echo(self._progress(), err=True)
+
+    def _progress(self) -> str:
+        """Which nodes run, and which wait for their next try and for how long."""
+        text = f"{counted_of(self._done, self._nodes, 'node')} done"
+        now = time.monotonic()
+        running = [f"{node} {count}/{self._images}" for node, count in self._running.items()]
+        waiting = [
+            f"{node} (in {seconds:.0f} s)" if (seconds := due - now) > 0 else node
+            for node, due in self._waiting.items()
+        ]
+        for what, names in (("at work", running), ("to be tried again", waiting)):
+            if names:
+                text += f"; {what}: {join_names(names, _NODES_SHOWN)}"
+        return text
 
     def done(self, results: Sequence[NodeResult], skipped: int) -> None:
         from mayfly.registry.nodes.causes import TEXTS

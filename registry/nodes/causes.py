@@ -16,6 +16,7 @@ class Cause(StrEnum):
 
     UNRESOLVED = "unresolved"
     DOWN = "down"
+    HOST_UNKNOWN = "host_unknown"
     HOST_KEY = "host_key"
     LOGIN = "login"
     SSH = "ssh"
@@ -27,6 +28,7 @@ class Cause(StrEnum):
     KILLED = "killed"
     TIMED_OUT = "timed_out"
     UNREADABLE = "unreadable"
+    EDITED = "edited"
     SCRIPT = "script"
     DISK_FULL = "disk_full"
     CLOCK = "clock"
@@ -60,9 +62,16 @@ TEXTS: dict[Cause, tuple[str, str]] = {
         "start the node and its sshd, and open its port for this host; ssh NODE true shows whether "
         "it answers",
     ),
+    Cause.HOST_UNKNOWN: (
+        "its host key is not known here",
+        "log in once by hand, with the same configuration, compare the key that is shown with the "
+        "node's own, and accept it: ssh NODE true, or ssh -F FILE NODE true for --ssh-config FILE",
+    ),
     Cause.HOST_KEY: (
         "its host key is not the one that is known",
-        "compare the key with the node's own, then put it into known_hosts: ssh-keyscan NODE",
+        "find out why it changed; if the node was set up anew, forget the old key with ssh-keygen "
+        "-R NODE and accept the new one with ssh NODE true, or ssh -F FILE NODE true for "
+        "--ssh-config FILE",
     ),
     Cause.LOGIN: (
         "it refuses the login",
@@ -105,7 +114,12 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.UNREADABLE: (
         "it did not send the script's answer",
-        "see what mayfly node script --node NODE | ssh NODE sh prints",
+        "see what its script prints: mayfly node script --node NODE >FILE && ssh NODE sh <FILE",
+    ),
+    Cause.EDITED: (
+        "somebody changed files that Mayfly wrote there",
+        "save what you want of them, then lose the rest: mayfly node script --node NODE >FILE && "
+        "ssh NODE sh -s -- apply --force <FILE; then run this again",
     ),
     Cause.SCRIPT: (
         "the script cannot do its work there",
@@ -117,9 +131,10 @@ TEXTS: dict[Cause, tuple[str, str]] = {
         "run this again",
     ),
     Cause.CLOCK: (
-        "its clock is wrong",
-        "set the node's clock (chronyc makestep, or timedatectl set-ntp true), then run this "
-        "again; until then it takes the registry's certificate for invalid",
+        "its clock or this host's is wrong",
+        "compare date -u on both with the right time and set the clock that is wrong (chronyc "
+        "makestep, or timedatectl set-ntp true), then run this again; a node that is off by a day "
+        "or more may not accept the registry's certificate",
     ),
     Cause.TRUST: (
         "it does not trust the registry's certificate",
@@ -233,7 +248,8 @@ _NO_SPACE = ("no space left on device", "disk quota exceeded", "not enough space
 
 _OF_SSH: Sequence[tuple[Cause, tuple[str, ...]]] = (
     (Cause.UNRESOLVED, ("could not resolve hostname",)),
-    (Cause.HOST_KEY, ("host key verification failed", "host identification has changed")),
+    (Cause.HOST_KEY, ("host identification has changed", "host key for")),
+    (Cause.HOST_UNKNOWN, ("host key verification failed", "host key is known for")),
     (Cause.LOGIN, ("permission denied", "too many authentication failures")),
     (Cause.LOST, ("closed by remote host", "send disconnect", "not responding")),
     (
@@ -289,6 +305,8 @@ def cause_of_end(code: int, from_script: Iterable[str], others: Iterable[str]) -
         return Cause.NO_SHELL
     if "another run of this script" in script:
         return Cause.BUSY
+    if "changed by somebody since mayfly wrote it" in script:
+        return Cause.EDITED
     if "on this node" in script and "answer" in script:
         return Cause.NO_RUNTIME
     return Cause.SCRIPT if script else Cause.UNREADABLE
@@ -324,6 +342,26 @@ MAX_SKEW_SECONDS = 300.0
 def is_wrong(skew: float) -> bool:
     """Whether a clock that is off by so many seconds is wrong."""
     return abs(skew) > MAX_SKEW_SECONDS
+
+
+_SAME_SECONDS = 60.0
+
+HERE_IS_WRONG = (
+    "the clocks of all nodes differ from this host's by the same, so it is most likely this "
+    "host's that is wrong: set it (chronyc makestep, or timedatectl set-ntp true), start Mayfly "
+    "again, then run this again"
+)
+"""The remedy for clocks if `is_wrong_here`."""
+
+
+def is_wrong_here(skews: Sequence[float | None]) -> bool:
+    """Whether it is this host's clock that is wrong: several nodes differ from it by the same.
+
+    Args:
+        skews: seconds by which each node's clock is ahead; None where that is unknown.
+    """
+    known = [skew for skew in skews if skew is not None]
+    return len(known) > 1 and is_wrong(known[0]) and max(known) - min(known) < _SAME_SECONDS
 
 
 def skew_text(skew: float) -> str:

@@ -85,7 +85,7 @@ def _setup(runtime: Runtime, target: Target) -> Iterator[str]:
 def _way_back(runtime: Runtime, plan: Plan, login: str | None = None) -> Iterator[str]:
     """Comments that say how to take the commands of a plan back."""
     files = [file.path for file in plan.files if not file.merged]
-    yield "# To take this back, on the node, as root: the verb revert of mayfly node script, or"
+    yield "# To take this back, on the node, as root: what mayfly node script --revert prints, or"
     yield f"# mayfly node-config revert --runtime {runtime}, or these commands (a file that was"
     yield f"# there before is kept as FILE{BEFORE}; move it back):"
     if login is not None:

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 _TEXT = 300
 """Characters of a message that are kept."""
 
+_TEXT_BEGIN = 90
+"""Of those, from its begin if it is longer: at the end programs name the cause."""
+
 _MESSAGES = 20
 """Messages that are kept, the last ones."""
 
@@ -45,6 +48,7 @@ class NodeAnswer(NamedTuple):
         free: bytes left for images; None if unknown.
         config_path: whether kubelet's own pulls use the files of `node-config`; None if they do not
             depend on it.
+        can_pin: whether its runtime can pin images; None if unknown.
         document: all of it, as the node sent it.
     """
 
@@ -54,6 +58,7 @@ class NodeAnswer(NamedTuple):
     time: int | None
     free: int | None
     config_path: bool | None
+    can_pin: bool | None
     document: bytes
 
 
@@ -111,15 +116,15 @@ class NodeOutput:
         text = line.decode(errors="replace").strip()
         if not text.startswith(_SCRIPT):
             if text:
-                self.others.append(text[:_TEXT])
+                self.others.append(shortened(text))
             return
         text = text.removeprefix(_SCRIPT)
         for mark, reasons in ((_NOT_PULLED, self.reasons), (_NOT_PINNED, self.unpinned)):
             image, found, reason = text.partition(mark)
             if found and image in self._images:
-                reasons[image] = reason[:_TEXT]
+                reasons[image] = shortened(reason)
                 return
-        self.messages.append(text[:_TEXT])
+        self.messages.append(shortened(text))
 
     def _read_answer(self, found: dict[str, Any], line: bytes) -> NodeAnswer | None:
         rows, proof = found.get("images"), found.get("proof")
@@ -143,8 +148,16 @@ class NodeOutput:
             _number(found.get("time")),
             _number(found.get("free")),
             {"yes": True, "no": False}.get(str(found.get("config_path"))),
+            {"yes": True, "no": False}.get(str(found.get("can_pin"))),
             line,
         )
+
+
+def shortened(text: str) -> str:
+    """Return a message, or its begin and its end if it is too long, with "…" between them."""
+    if len(text) <= _TEXT:
+        return text
+    return f"{text[:_TEXT_BEGIN]} … {text[_TEXT_BEGIN + 3 - _TEXT :]}"
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Note:
         file: the file that it is about.
         directory: that a setting in the file has to name; "" without one.
         mirrors: the upstreams that it is about.
+        program: it concerns only nodes that have this program; "" for all.
     """
 
     code: NoteCode
@@ -82,12 +83,13 @@ class Note:
     file: str = ""
     directory: str = ""
     mirrors: tuple[str, ...] = ()
+    program: str = ""
 
     def __str__(self) -> str:
         return self.text
 
     def to_json(self) -> dict[str, Any]:
-        """The facts, without those that it lacks."""
+        """The facts about the files, without those that it lacks."""
         facts = {"file": self.file, "directory": self.directory, "mirrors": list(self.mirrors)}
         known = {name: fact for name, fact in facts.items() if fact}
         return {"code": self.code.value, "message": self.text, **known}

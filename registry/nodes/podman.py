@@ -26,6 +26,7 @@ NOTES = (
         NoteCode.RELOAD,
         f"CRI-O reads {REGISTRIES_CONF} at start and on SIGHUP: systemctl reload crio",
         REGISTRIES_CONF,
+        program="crio",
     ),
 )
 

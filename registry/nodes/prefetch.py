@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -20,12 +21,14 @@ from typing import Any, NamedTuple, Protocol
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.nodes.carrier import Carrier, ScriptEnd, Session
 from mayfly.registry.nodes.causes import (
+    HERE_IS_WRONG,
     RETRIED,
     TEXTS,
     Cause,
     cause_of_end,
     cause_of_pull,
     is_wrong,
+    is_wrong_here,
     skew_text,
 )
 from mayfly.registry.nodes.node_output import NodeAnswer, NodeOutput
@@ -78,8 +81,9 @@ class NodeResult:
         warnings: what else is not in order.
         attempts: tries that were made.
         seconds: from the first try to the end of the last.
-        pinned: how many images are.
+        pinned: how many images are; None if its runtime cannot pin.
         free: bytes left for images; None if unknown.
+        skew: seconds by which its clock is ahead; None if unknown.
     """
 
     node: str
@@ -87,8 +91,9 @@ class NodeResult:
     warnings: tuple[Failure, ...] = ()
     attempts: int = 1
     seconds: float = 0.0
-    pinned: int = 0
+    pinned: int | None = 0
     free: int | None = None
+    skew: float | None = None
 
     @property
     def proven(self) -> bool:
@@ -183,15 +188,7 @@ class Prefetch:
             observer.paused(node, passing[0], pause)
             await asyncio.sleep(pause)
             pause = min(pause * 3, _LONGEST_PAUSE_SECONDS)
-        result = NodeResult(
-            node,
-            result.failures,
-            result.warnings,
-            attempt,
-            time.monotonic() - begun,
-            result.pinned,
-            result.free,
-        )
+        result = replace(result, attempts=attempt, seconds=time.monotonic() - begun)
         observer.ended(result)
         return result
 
@@ -263,8 +260,9 @@ def judge(
         node,
         tuple(failures),
         tuple(warnings),
-        pinned=len(answer.pinned),
+        pinned=None if answer.can_pin is False else len(answer.pinned),
         free=answer.free,
+        skew=skew,
     )
 
 
@@ -285,6 +283,8 @@ def without_answer(images: Sequence[str], end: ScriptEnd, output: NodeOutput) ->
         return Failure(end.cause, tuple(images), end.detail)
     cause = cause_of_end(end.code, output.messages, output.others)
     lines = output.messages or output.others
+    if cause is Cause.BUSY:
+        lines = deque()  # the script says the same
     return Failure(cause, tuple(images), lines[-1] if lines else "")
 
 
@@ -328,10 +328,8 @@ def node_lines(result: NodeResult, total: int) -> list[str]:
     after = f", after {result.attempts} tries" if result.attempts > 1 else ""
     seconds = f"{result.seconds:.0f} s{after}"
     if result.proven:
-        lines = [
-            f"{result.node}: proven: {counted_of(total, total, 'image')}, {result.pinned} pinned, "
-            f"{seconds}"
-        ]
+        pins = " (its runtime cannot pin)" if result.pinned is None else f", {result.pinned} pinned"
+        lines = [f"{result.node}: proven: {counted_of(total, total, 'image')}{pins}, {seconds}"]
     else:
         lines = [f"{result.node}: {failure_text(one, total)}" for one in result.failures]
         lines[0] += f" ({seconds})"
@@ -361,4 +359,7 @@ def remedies(results: Sequence[NodeResult]) -> list[tuple[Cause, list[str], str]
     for result in results:
         for cause in dict.fromkeys(one.cause for one in (*result.failures, *result.warnings)):
             nodes.setdefault(cause, []).append(result.node)
-    return [(cause, nodes[cause], TEXTS[cause][1]) for cause in Cause if cause in nodes]
+    texts = {cause: TEXTS[cause][1] for cause in nodes}
+    if Cause.CLOCK in nodes and is_wrong_here([result.skew for result in results]):
+        texts[Cause.CLOCK] = HERE_IS_WRONG
+    return [(cause, nodes[cause], texts[cause]) for cause in Cause if cause in nodes]

@@ -41,19 +41,24 @@ _ARCHITECTURES = {
 }
 """uname -m → the architecture's name in images."""
 
+_NO_REGISTRY = Target("", tls=True)
 _MARK = "mayfly-check "
 _MAX_NUMBER = 2**53
 _KIB = 1024
 _DETAIL = 200
 
 
-def probe_script(target: Target, images: Sequence[NodeImage]) -> str:
+def probe_script(target: Target | None, images: Sequence[NodeImage]) -> str:
     """Return the script that looks at a node.
+
+    Args:
+        target: the registry that it is to reach; None to leave that out.
+        images: that it is to have.
 
     Raises:
         TrustError: a name cannot stand in the script.
     """
-    return reading_script(target, images, "probe.sh")
+    return reading_script(target or _NO_REGISTRY, images, "probe.sh")
 
 
 @dataclass(slots=True)
@@ -136,11 +141,13 @@ class NodeFindings:
     Attributes:
         architecture: None if the node did not show it.
         findings: empty if all is in order.
+        skew: seconds by which its clock is ahead; None if unknown.
     """
 
     node: str
     architecture: str | None
     findings: tuple[Failure, ...]
+    skew: float | None = None
 
 
 async def look_at_nodes(
@@ -192,7 +199,10 @@ async def _look(
     if not found.complete or code == TOO_MUCH:
         failure = without_answer(images, ScriptEnd(code), output)
         return NodeFindings(node, found.architecture, (failure,))
-    return NodeFindings(node, found.architecture, tuple(judge(found, images, time.time(), need)))
+    now = time.time()
+    findings = tuple(judge(found, images, now, need))
+    skew = None if found.time is None else found.time - now
+    return NodeFindings(node, found.architecture, findings, skew)
 
 
 def judge(

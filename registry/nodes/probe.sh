@@ -43,6 +43,10 @@ look_at_runtime() {
 }
 
 reach() {
+    if [ -z "$registry" ]; then
+        tell reach unknown
+        return
+    fi
     if has curl; then
         answer=$(curl -qksS -m 15 -o /dev/null "$url/livez" 2>&1)
     elif has wget && wget --version 2>/dev/null | grep -q '^GNU'; then

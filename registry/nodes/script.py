@@ -18,7 +18,7 @@ from urllib.parse import quote as percent_encoded
 
 from mayfly.registry.coverage.upgrade_lists import parse_image
 from mayfly.registry.nodes import crio, rancher
-from mayfly.registry.nodes.plan import PlannedFile
+from mayfly.registry.nodes.plan import Note, PlannedFile
 from mayfly.registry.nodes.runtimes import (
     AFTER_REVERT,
     BELOW_A_PATH,
@@ -117,7 +117,9 @@ def node_script(
         name = f"plan_{product}"
         lines += ["", *_function(name, files), "", *_function(f"notes_{product}", notes)]
     put_back = [
-        _note("restored", path, note) for path, given in AFTER_REVERT.items() for note in given
+        _of_note("restored", dataclasses.replace(note, file=path))
+        for path, given in AFTER_REVERT.items()
+        for note in given
     ]
     lines += ["", *_function("notes_after_revert", put_back)]
     before, _, after = shell_file("script.sh").partition(_PLACE)
@@ -192,7 +194,7 @@ def _plan(runtime: Runtime, target: Target) -> tuple[list[str], list[str]]:
         for path in shared
         for command in plan.activate
     ]
-    notes += [_note("written", note.file, note) for note in plan.notes]
+    notes += [_of_note("written", note) for note in plan.notes]
     return calls, notes
 
 
@@ -208,7 +210,7 @@ def _rancher_plan(product: str, target: Target) -> tuple[list[str], list[str]]:
     )
     calls = [f"if is_free {quote(path)} {quote(note)}; then"]
     calls += [f"    {_planned(file, target)}" for file in plan.files]
-    return [*calls, "fi"], [_note("written", one.file, one) for one in plan.notes]
+    return [*calls, "fi"], [_of_note("written", one) for one in plan.notes]
 
 
 def _pins(images: Sequence[NodeImage]) -> list[str]:
@@ -218,6 +220,12 @@ def _pins(images: Sequence[NodeImage]) -> list[str]:
     file = crio.pins_file(image.reference for image in images)
     path, content = quote(file.path), quote(file.content.decode())
     return [f"if crio_pins_are_free {path}; then planned {file.mode:o} {path} {content} whole; fi"]
+
+
+def _of_note(changed: str, note: Note) -> str:
+    """The call that gives a note of a plan, where it concerns the node."""
+    call = _note(changed, note.file, note)
+    return f"if has {note.program}; then {call}; fi" if note.program else call
 
 
 def _note(changed: str, path: str, text: object) -> str:

@@ -800,6 +800,14 @@ pin_containerd() {
     fi
     ctr_ images label "$1" io.cri-containerd.pinned=pinned >/dev/null
 }
+# Whether the runtime can pin images.
+can_pin() {
+    case $runtime in
+        docker) return 1 ;;
+        podman) has crio ;;
+    esac
+}
+
 # docker and podman cannot pin; CRI-O does by a file.
 pin_docker() { :; }
 pin_podman() { :; }
@@ -1019,8 +1027,9 @@ look_at_images() {
             continue
         fi
         here=$((here + 1))
-        if [ "$pinned" = true ]; then how='pinned,  '; else how=unpinned,; fi
-        say "$how present  $reference"
+        how=
+        if [ "$pinned" = true ]; then how='pinned,   '; elif can_pin; then how='unpinned, '; fi
+        say "${how}present  $reference"
         entries="$entries${entries:+, }{\"image\": \"$reference\", \"digest\": \"$digest\", \
 \"runtime\": \"$runtime\", \"time\": $now, \"pinned\": $pinned, \"free\": ${free:-0}}"
     done <"$work/images"
@@ -1030,6 +1039,7 @@ look_at_images() {
 
 do_verify() {
     look_at_images
+    can_pin || say "$runtime cannot pin images, so none is pinned"
     send_proof
     say "$summary; proof: $proof_state"
 }
@@ -1225,8 +1235,9 @@ result() {
     printf '{"node": "%s", "runtime": "%s", "verbs": [%s], "failures": %s, "proof": "%s", ' \
         "$node_json" "$runtime" "$verbs_json" "$failures" "$proof_state"
     [ "$runtime" = containerd ] || configured=
-    printf '"time": %s, "free": %s, "config_path": "%s", ' \
-        "${now:-null}" "${free:-null}" "$configured"
+    if can_pin; then pins=yes; else pins=no; fi
+    printf '"time": %s, "free": %s, "config_path": "%s", "can_pin": "%s", ' \
+        "${now:-null}" "${free:-null}" "$configured" "$pins"
     printf '"images": [%s], "report": {"version": 1, "nonce": "", "images": [%s]}}\n' \
         "${rows:-}" "${entries:-}"
 }

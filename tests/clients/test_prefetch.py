@@ -159,7 +159,7 @@ def test_what_is_wrong_is_named_and_the_rest_proven(
         CLOCK: ["clock"],
         KILLED: ["killed"],
         DOWN: ["down"],
-        STRANGER: ["host_key"],
+        STRANGER: ["host_unknown"],
         REFUSED: ["login"],
     }, said
     assert [one["code"] for one in found[NO_PATH]["warnings"]] == ["no_config_path"]
@@ -213,7 +213,7 @@ def test_check_finds_it_before_and_changes_nothing(
         FULL_DISK: ["no_room"],
         CLOCK: ["clock"],
         DOWN: ["down"],
-        STRANGER: ["host_key"],
+        STRANGER: ["host_unknown"],
         REFUSED: ["login"],
     }, done.stdout
 

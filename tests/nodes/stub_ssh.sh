@@ -59,6 +59,7 @@ case $node in
     good*) answer true sent "$(date +%s)"; end 0 ;;
     slow*) sleep 0.3; answer true sent "$(date +%s)"; end 0 ;;
     hang*) exec sleep 1000 ;;
+    busy*) die 1 "mayfly: another run of this script is at work here; try again when it is done" ;;
     down*) die 255 "ssh: connect to host $node port 22: Connection refused" ;;
     passing*)
         [ "$tries" -ge 3 ] || die 255 "ssh: connect to host $node port 22: No route to host"

@@ -250,6 +250,34 @@ def test_findings_and_nothing_changed(server: Mayfly, tmp_path: Path) -> None:
     assert "looked at 3 images and 0 nodes: 2 findings" in done.stdout
 
 
+def test_without_a_running_mayfly(tmp_path: Path) -> None:
+    """Images, the root and nodes are looked at if the lists are named; else it says which."""
+    root = tmp_path / "root"
+    root.mkdir()
+    _fill(root)
+    (tmp_path / "images").write_text("".join(f"{name}\n" for name in IMAGES))
+    (tmp_path / "nodes").write_text("node-a\n# not this\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ssh").write_text(_RUNS_HERE)
+    (tmp_path / "bin/ssh").chmod(0o755)
+    env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    words = ("check", "--state-dir", tmp_path / "state", "--root", root, "--via", "ssh")
+    lists = ("--images", tmp_path / "images", "--nodes", tmp_path / "nodes")
+    for few in ((), lists[:2], lists[2:]):
+        done = mayfly(*words, *few, env=env)
+        assert done.returncode == 6
+        assert "or name --images LIST, and --nodes FILE for --via ssh" in done.stderr
+    done = mayfly(*words, *lists, "--json", env=env)
+    assert done.returncode == 3, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["images"], found["nodes"], found["registry"]) == (3, 1, False)
+    codes = {one["code"] for one in found["findings"]}
+    assert codes >= {"absent", "incomplete"}
+    assert not codes & {"no_users", "unreachable", "certificate", "no_registry", "unreadable"}
+    done = mayfly(*words, *lists, env=env)
+    assert "1 node, not at the registry, as no Mayfly runs here: " in done.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "finding"),
     [

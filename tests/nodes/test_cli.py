@@ -265,6 +265,18 @@ def test_errors_are_one_line_and_name_the_file(root: Path, identity: Certificate
     assert _invoke("apply", "--runtime", "rkt").exit_code == 2
 
 
+def test_a_note_about_a_program_that_is_not_there(root: Path, identity: CertificateFiles) -> None:
+    """CRI-O is spoken of where it is, by apply and by revert."""
+    node = ("--runtime", "podman", "--root-dir", root)
+    registry = ("--registry", HOST, "--ca", identity.ca)
+    assert _run("apply", *node, *registry).stderr == ""
+    assert _run("revert", *node).stderr == ""
+    (root / "usr/bin").mkdir(parents=True)
+    (root / "usr/bin/crio").touch()
+    assert "CRI-O reads" in _run("apply", *node, *registry).stderr
+    assert "CRI-O reads" in _run("revert", *node).stderr
+
+
 def test_nothing_to_write_is_said(root: Path) -> None:
     """docker trusts a registry on loopback as it is."""
     node = ("--runtime", "docker", "--root-dir", root, "--registry", "127.0.0.1:5000")

@@ -190,7 +190,21 @@ def test_memory_does_not_grow_with_output(state: Path, monkeypatch: pytest.Monke
         (255, "", "ssh: connect to host n port 22: Connection timed out", "down"),
         (255, "", "kex_exchange_identification: read: Connection reset by peer", "down"),
         (255, "", "Connection closed by 10.0.0.1 port 22", "down"),
-        (255, "", "Host key verification failed.", "host_key"),
+        (255, "", "Host key verification failed.", "host_unknown"),
+        (
+            255,
+            "",
+            "@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\nHost key for n has "
+            "changed and you have requested strict checking.\nHost key verification failed.",
+            "host_key",
+        ),
+        (
+            255,
+            "",
+            "No ED25519 host key is known for n and you have requested strict checking.\n"
+            "Host key verification failed.",
+            "host_unknown",
+        ),
         (255, "", "root@n: Permission denied (publickey,password).", "login"),
         (255, "", "Connection to n closed by remote host.", "lost"),
         (255, "", "client_loop: send disconnect: Broken pipe", "lost"),
@@ -205,6 +219,7 @@ def test_memory_does_not_grow_with_output(state: Path, monkeypatch: pytest.Monke
         (2, "neither docker, containerd nor podman answers on this node", "", "no_runtime"),
         (2, "docker does not answer on this node", "", "no_runtime"),
         (1, "another run of this script is at work here; try again when it is done", "", "busy"),
+        (2, "/etc/a: changed by somebody since Mayfly wrote it; save what", "", "edited"),
         (2, "this node has no awk", "", "script"),
         (2, "", "mkdir: cannot create directory: No space left on device", "disk_full"),
         (0, "", "", "unreadable"),
@@ -240,6 +255,57 @@ def test_cause_of_end(code: int, script: str, others: str, cause: str) -> None:
 def test_cause_of_pull(text: str, skew: float | None, cause: str) -> None:
     """The messages of containerd, docker, podman and curl."""
     assert cause_of_pull(text, skew) is Cause(cause)
+
+
+def test_a_busy_node_is_told_of_once(state: Path) -> None:
+    """The script's message says what the cause does."""
+    (result,) = _run("busy", attempts=1)
+    assert node_lines(result, 2) == [
+        "busy: another run of the script is at work there (every image) (0 s)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("skews", "here"),
+    [
+        ([], False),
+        ([9000.0], False),
+        ([9000.0, 9020.0, None], True),
+        ([-9000.0, -9020.0], True),
+        ([9000.0, 0.0], False),
+        ([9000.0, 90000.0], False),
+        ([9.0, 10.0], False),
+    ],
+)
+def test_whose_clock_is_wrong(skews: list[float | None], here: bool) -> None:
+    """Where several nodes differ by the same, this host does from all of them."""
+    failures = (Failure(Cause.CLOCK, IMAGES, "9000 s ahead"),)
+    results = [NodeResult(f"n{n}", failures, skew=skew) for n, skew in enumerate(skews)]
+    texts_of = {cause: remedy for cause, _, remedy in remedies(results)}
+    assert ("most likely this host's" in texts_of.get(Cause.CLOCK, "")) is here
+
+
+def test_progress_names_the_nodes_that_wait() -> None:
+    """While a retry waits: which node, and for how long."""
+    shown = command._Lines(3, 2)
+    shown.ended(NodeResult("a"))
+    shown.started("b", 1)
+    assert shown._progress() == "0 of 3 nodes done; at work: b 0/2"
+    shown.paused("b", Failure(Cause.DOWN, IMAGES), 15.0)
+    assert shown._progress() == "0 of 3 nodes done; to be tried again: b (in 15 s)"
+    shown.started("b", 2)
+    assert shown._progress() == "0 of 3 nodes done; at work: b 0/2"
+
+
+def test_a_long_message_keeps_its_end() -> None:
+    """There programs name the cause, such as the times of a certificate; the cut is shown."""
+    output = NodeOutput(IMAGES)
+    text = f"mayfly: {IMAGES[0]}: not pulled: begin {'x' * 500} current time A is before B"
+    output.stderr(text.encode())
+    assert output.reasons[IMAGES[0]].startswith("begin xxx")
+    assert output.reasons[IMAGES[0]].endswith("xxx current time A is before B")
+    assert " … " in output.reasons[IMAGES[0]]
+    assert len(output.reasons[IMAGES[0]]) == 300
 
 
 def test_each_cause_has_a_remedy() -> None:

@@ -617,9 +617,12 @@ def test_apply_pull_verify(node: Node, target: Target, runtime: Runtime) -> None
     """Without a verb: all three; each image is pulled, pinned where that is possible, and there."""
     done = node.run(node.script(target, runtime))
     assert done.returncode == 0, done.stderr
-    pins = "pinned,   present" if runtime == "containerd" else "unpinned, present"
+    pins = "pinned,   present" if runtime == "containerd" else "\npresent"
     for name in NAMES:
         assert f"{pins}  {name}" in done.stdout
+    assert (f"{runtime} cannot pin images" in done.stdout) is (runtime != "containerd")
+    # Of CRI-O only where it is.
+    assert "CRI-O" not in done.stderr + node.run(node.script(target, runtime), "revert").stderr
     assert "3 of 3 images are present; proof: sent" in done.stdout
     proof = json.loads((node.state / "proof").read_text())
     assert proof["nonce"] == "abc123"
