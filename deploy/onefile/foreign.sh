@@ -23,7 +23,7 @@ if ! debootstrap --variant=minbase --arch="$architecture" --include="$packages" 
     exit 1
 fi
 
-# pip reaches its index as this machine's does.
+# pip reaches its index as this machine's does. A directory of wheels is not there.
 cp /etc/resolv.conf "$root/etc/"
 cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
 if [ -e /etc/pip.conf ]; then
@@ -34,7 +34,7 @@ git ls-files -z | tar --null --files-from=- --create | tar --extract --directory
 settings=(HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin)
 while IFS= read -r line; do
     settings+=("$line")
-done < <(env | grep -Ei '^(pip_|(https?|no)_proxy=)' || true)
+done < <(env | grep -Ei '^(pip_|(https?|no)_proxy=)' | grep -v ^PIP_FIND_LINKS= || true)
 # shellcheck disable=SC2016  # the inner shell expands it
 unshare --mount --pid --fork --kill-child env --ignore-environment "${settings[@]}" \
     sh -c 'mount -t proc proc "$1/proc" && exec chroot "$1" make -C /src dist' sh "$root"
