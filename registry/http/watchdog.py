@@ -136,7 +136,9 @@ class ConnectionWatchdog:
             return
         reason = self._exceeded(connection, info)
         if reason is not None:
-            logger.info("cut a connection from %s: %s", connection.peer, reason)
+            # A broken one is a client that has left, as at any other time.
+            level = logging.DEBUG if info.broken else logging.INFO
+            logger.log(level, "cut a connection from %s: %s", connection.peer, reason)
             connection.drop()
 
     def _exceeded(self, connection: Connection, info: TCPInfo) -> str | None:

@@ -32,6 +32,7 @@ def mounted(point: Path, *argv: str | Path) -> Iterator[Path]:
         yield point
     finally:
         run("umount", point)
+        point.rmdir()
 
 
 @contextmanager

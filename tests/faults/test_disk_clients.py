@@ -24,7 +24,6 @@ def small(start_mayfly: Callable[..., Mayfly], workspace: Path) -> Iterator[Mayf
         start_mayfly("--drain-timeout", "1s", root=disk / "root") as server,
     ):
         yield server
-    (workspace / "small").rmdir()
 
 
 @pytest.fixture
