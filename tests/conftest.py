@@ -98,8 +98,14 @@ IS_SOAK = any(name.startswith("MAYFLY_SOAK") for name in os.environ)
 LONG = ("clients", "hostile", "security", "faults", "bundle", "nodes", "fuzz")
 """Folders of long tests, which start first: no process is left with one of them at the end."""
 
-INDEPENDENT = ("tests/hostile/test_growth.py",)
-"""Modules whose tests share nothing: each of the tests may run in any process."""
+INDEPENDENT = (
+    "tests/clients/test_node_script.py",
+    "tests/hostile/test_growth.py",
+    "tests/hostile/test_layers.py",
+    "tests/nodes/test_script.py",
+    "tests/nodes/test_script_failures.py",
+)
+"""Long modules whose tests share nothing: each of the tests may run in any process."""
 
 
 class ModuleScheduling(LoadScopeScheduling):
