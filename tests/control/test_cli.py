@@ -39,7 +39,7 @@ def invoke(command: click.Command, *arguments: str | Path) -> tuple[Any, str, st
 
 def test_status(start: Start, images: Path) -> None:
     """Status shows state, transfers and matrix, for people and for programs."""
-    stub = start(until_pulled=images, nodes="2", rate=100_000.0).ready()
+    stub = start(until_pulled=images, nodes="2", rate=20_000.0).ready()
     with pulling(stub.port) as response:
         code, out, _ = invoke(control.status, "--state-dir", stub.state_dir)
         assert code == 0

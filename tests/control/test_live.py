@@ -314,7 +314,7 @@ def test_real_server(start: Start, tmp_path: Path, end: str, code: int, last: st
     """A pull shows while it runs; the report stays on the terminal when the view is gone."""
     need("sh")
     (tmp_path / "images").write_text("team/app:1\n")
-    stub = start(until_pulled=tmp_path / "images", nodes="2", rate=100_000.0).ready()
+    stub = start(until_pulled=tmp_path / "images", nodes="2", rate=20_000.0).ready()
     words = ("status", "--watch", "--state-dir", stub.state_dir)
     terminal = Terminal(*words, columns=120, rows=20)
     try:
