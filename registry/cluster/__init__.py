@@ -2,6 +2,7 @@
 
 `workloads` reads which pods use which images and what would be made next; `kubelet` and `secrets`
 hold the rules by which a kubelet asks the registry again for an image that its node has; `facts` is
-what a node says about its images, read by `look`; `safety` judges all of it. Only `look` reaches
-the cluster, by kubectl and ssh.
+what a node says about its images, read by `look`; `safety` judges all of it; `holders` are pods
+that keep images on nodes. Only `look` reaches the cluster, by kubectl, and its nodes, over ssh or
+in pods.
 """

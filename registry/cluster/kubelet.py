@@ -83,7 +83,7 @@ def policy_of(version: str, configuration: Mapping[str, object] | None) -> PullP
     number = (int(found[1]), int(found[2])) if found else None
     if number is not None and number < FIRST_WITH_GATE:
         return PullPolicy(Verification.NEVER)
-    if configuration is None or number is None:
+    if configuration is None or number is None or "kubeletconfig" not in configuration:
         return None
     config = mapping(configuration, "kubeletconfig")
     gates = mapping(config, "featureGates")

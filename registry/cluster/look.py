@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,10 +24,9 @@ from mayfly.registry.cluster.placement import ClusterNode, Placement, node_of
 from mayfly.registry.cluster.safety import Gap, Judge, NodeView, Proofs, Safety, Unseen
 from mayfly.registry.cluster.workloads import KINDS, ImageUse, accounts_of, uses_of
 from mayfly.registry.errors import LifetimeError
-from mayfly.registry.exit_codes import Exit
 from mayfly.registry.nodes.carrier import Carrier, ScriptEnd, Session
 from mayfly.registry.nodes.causes import TEXTS, Cause
-from mayfly.registry.nodes.kubectl import Kubectl
+from mayfly.registry.nodes.kubectl import Kubectl, read_object
 from mayfly.registry.nodes.pod_objects import manifest
 from mayfly.registry.nodes.pods import Pods
 from mayfly.registry.nodes.prefetch import Failure, without_answer
@@ -155,10 +153,14 @@ class _Seen:
         kubectl = self.access.kubectl
         if kubectl is None:
             return []
+
+        def listed(*words: str) -> Awaitable[list[dict[str, Any]] | None]:
+            return self.attempt(kubectl.list("get", *words, seconds=_LIST_SECONDS))
+
         nodes, workloads, accounts = await asyncio.gather(
-            self.attempt(_items(kubectl, "nodes")),
-            self.attempt(_items(kubectl, ",".join(KINDS), "--all-namespaces")),
-            self.attempt(_items(kubectl, "serviceaccounts", "--all-namespaces")),
+            listed("nodes"),
+            listed(",".join(KINDS), "--all-namespaces"),
+            listed("serviceaccounts", "--all-namespaces"),
         )
         self.cluster = None if nodes is None else [node_of(one) for one in nodes]
         self.held = held_by(workloads or ())
@@ -252,7 +254,7 @@ class _Seen:
         await kubectl.ask("apply", "-f", "-", content=content)
         end = time.monotonic() + _HOLD_SECONDS
         while True:
-            found = await _items(kubectl, "pods", f"--namespace={NAMESPACE}")
+            found = await kubectl.list("get", "pods", f"--namespace={NAMESPACE}")
             self.held = held_by(found)
             if are_settled(found) or time.monotonic() > end:
                 return
@@ -264,10 +266,10 @@ class _Seen:
 
         async def ask(node: str) -> Object | None:
             assert kubectl is not None
-            path = f"/api/v1/nodes/{node}/proxy/configz"
+            words = ("get", "--raw", f"/api/v1/nodes/{node}/proxy/configz")
             async with places:
                 try:
-                    return _object(await kubectl.ask("get", "--raw", path))
+                    return read_object(await kubectl.ask(*words), words)
                 except LifetimeError:
                     return None  # a gap only if a judgement needs it
 
@@ -282,12 +284,14 @@ class _Seen:
 
         async def ask(namespace: str) -> dict[tuple[str, str], Any]:
             assert kubectl is not None
-            words = ("secrets", f"--namespace={namespace}", "--ignore-not-found")
+            words = ("get", "secrets", f"--namespace={namespace}", "--ignore-not-found")
             async with places:
                 try:
-                    items = await _items(kubectl, *words, *names[namespace])
+                    answer = await kubectl.read(*words, *names[namespace], seconds=_LIST_SECONDS)
                 except LifetimeError:
                     return {}
+            # One Secret comes without a list.
+            items = objects(answer, "items") or [answer]
             missing: dict[tuple[str, str], Any] = {(namespace, n): {} for n in names[namespace]}
             found = {(namespace, text(one, "metadata", "name")): one for one in items}
             return missing | found
@@ -344,30 +348,6 @@ class _Seen:
         detail = f"{meaning}: {failure.detail}" if failure.detail else meaning
         self.unseen.append(Unseen(Gap.NODE, name, detail))
         return None
-
-
-async def _items(kubectl: Kubectl, *arguments: str) -> list[Object]:
-    """Return the objects that ``kubectl get ARGUMENTS`` lists; one by its name counts.
-
-    Raises:
-        ConfigError: there is no kubectl.
-        LifetimeError: it failed.
-    """
-    answer = await kubectl.ask("get", *arguments, "-o", "json", seconds=_LIST_SECONDS)
-    found = _object(answer) if answer.strip() else {}  # none with --ignore-not-found
-    if text(found, "kind") == "List":
-        return objects(found, "items")
-    return [found] if found else []
-
-
-def _object(answer: bytes) -> Object:
-    try:
-        found = json.loads(answer)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise LifetimeError("kubectl: the answer is not a JSON object", Exit.INCOMPLETE)
-    return found
 
 
 def _gap(message: str) -> Gap:

@@ -98,15 +98,37 @@ class Kubectl(NamedTuple):
             LifetimeError: as `ask`, or the answer is not a JSON object.
         """
         answer = await self.ask(*arguments, "-o", "json", seconds=seconds)
-        if not answer.strip():
-            return {}
-        try:
-            found = json.loads(answer)
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise _failed(arguments, "the answer is not a JSON object")
-        return found
+        return read_object(answer, arguments) if answer.strip() else {}
+
+    async def list(self, *arguments: str, seconds: float = ASK_SECONDS) -> list[dict[str, Any]]:
+        """Run ``kubectl get`` for a list; its objects.
+
+        Raises:
+            ConfigError: there is no kubectl.
+            LifetimeError: as `ask`, or the answer is not a list of objects, each with its kind.
+        """
+        found = await self.read(*arguments, seconds=seconds)
+        items = found.get("items")
+        if found.get("kind") != "List" or not isinstance(items, list):
+            raise _failed(arguments, "the answer is not a list")
+        if not all(isinstance(one, dict) and isinstance(one.get("kind"), str) for one in items):
+            raise _failed(arguments, "the list has something that is not an object")
+        return items
+
+
+def read_object(answer: bytes, arguments: tuple[str, ...]) -> dict[str, Any]:
+    """Read the answer to these arguments.
+
+    Raises:
+        LifetimeError: it is not a JSON object; exit code 3.
+    """
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise _failed(arguments, "the answer is not a JSON object")
+    return found
 
 
 def _failed(arguments: tuple[str, ...], problem: str) -> LifetimeError:

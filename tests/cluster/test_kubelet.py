@@ -66,6 +66,7 @@ def _config(**fields: Any) -> dict[str, Any]:
         ),
         ("v1.36.0", _config(**{CONFIGURED: "SomethingNew"}), None),
         ("v1.35.4", None, None),
+        ("v1.35.4", {"kind": "Status"}, None),
         ("", recorded("configz"), None),
     ],
 )

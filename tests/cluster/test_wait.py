@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from mayfly.registry.cluster.holders import holders
+from mayfly.registry.control.client import ask
+from mayfly.registry.errors import LifetimeError
 from mayfly.registry.nodes.pod_objects import NodeFacts
 from tests.bundle.builders import Layout
 from tests.cluster.conftest import HOST, RECORDED
@@ -299,6 +301,17 @@ def test_images_by_other_names(upgrade: Upgrade, tmp_path: Path) -> None:
     assert always_pulled == {*names} - {"other-tag", "other-port", "invalid"}
 
 
+def test_server_knows_its_images(upgrade: Upgrade) -> None:
+    """Of many names, and of none; another form of the question is refused."""
+    state = upgrade.server.state_dir
+    many = ["team/app:1", *(f"docker.io/x/y:{n}" for n in range(1500)), "Team//app", ""]
+    assert ask(state, "serves", images=many)["images"] == ["team/app:1"]
+    assert ask(state, "serves", images=[])["images"] == []
+    for wrong in (7, None, ["team/app:1", 7], {"x": 1}):
+        with pytest.raises(LifetimeError, match="expected a list of names"):
+            ask(state, "serves", images=wrong)
+
+
 def test_thousands_of_pods(upgrade: Upgrade, tmp_path: Path) -> None:
     """They are judged in seconds, and one that would fail is found."""
     pods = [_pod(f"pod-{n}", f"{HOST}/team/app:1") for n in range(5000)]
@@ -323,23 +336,32 @@ def test_lists_that_break_off(upgrade: Upgrade, tmp_path: Path) -> None:
     assert "secret" in found["unseen"][0]["detail"]
 
 
+@pytest.mark.parametrize("name", ["nodes", "workloads", "serviceaccounts"])
 @pytest.mark.parametrize(
-    ("nodes", "expected"),
+    "answer",
     [
-        ({"kind": "List", "items": []}, "unknown_node"),
-        ({"kind": "List", "items": None}, "unknown_node"),
-        ({"kind": "List", "items": [7, {"metadata": []}]}, "unknown_node"),
-        ([], "failed"),
+        *("", "[]", "{}", '{"items": []}', '{"kind": "Status"}', '{"kind": "List"}', "Warning"),
+        *('{"kind": "List", "items": null}', '{"kind": "List", "items": [7]}'),
+        '{"kind": "List", "items": [{"metadata": {}}]}',
     ],
 )
-def test_cluster_without_these_nodes(
-    upgrade: Upgrade, tmp_path: Path, nodes: Any, expected: str
+def test_answers_that_are_no_lists(
+    upgrade: Upgrade, tmp_path: Path, name: str, answer: str
 ) -> None:
+    """None counts as an empty list, though kubectl says that all went well."""
+    shown = _cluster_of(upgrade, tmp_path, [])
+    (tmp_path / f"{name}.json").write_text(answer)
+    code, found = upgrade.judged(**shown)
+    assert code == 3
+    assert ("failed", "cluster") in _codes(found)
+
+
+def test_cluster_without_these_nodes(upgrade: Upgrade, tmp_path: Path) -> None:
     """It may be another one."""
     shown = _cluster_of(upgrade, tmp_path, [])
-    (tmp_path / "nodes.json").write_text(json.dumps(nodes))
+    (tmp_path / "nodes.json").write_text('{"kind": "List", "items": []}')
     code, found = upgrade.judged(**shown)
-    assert (code, {one["code"] for one in found["unseen"]}) == (3, {expected})
+    assert (code, _codes(found)) == (3, {("unknown_node", n) for n in ("node-1", "node-2")})
 
 
 REPLACED = """#!/bin/sh
