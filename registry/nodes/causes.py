@@ -241,7 +241,7 @@ RETRIED = frozenset(
 """Causes that may pass by themselves."""
 
 _SSH_FAILED = 255
-_KILLED = frozenset({129, 130, 137, 143})
+_KILLED = frozenset({129, 130, 137, 141, 143})
 _NO_COMMAND = frozenset({126, 127})
 
 _NO_SPACE = ("no space left on device", "disk quota exceeded", "not enough space")
@@ -296,7 +296,7 @@ def cause_of_end(code: int, from_script: Iterable[str], others: Iterable[str]) -
         return Cause.DISK_FULL
     if code == _SSH_FAILED:
         found = _first(_OF_SSH, other)
-        return found or (Cause.SSH if other else Cause.KILLED)
+        return found or (Cause.SSH if other else Cause.LOST)
     if code in _KILLED:
         return Cause.KILLED
     if "sudo:" in other or "run this as root" in script:

@@ -32,6 +32,7 @@ _LINES_PER_IMAGE = 4
 """Lines that name an image: its progress, why it was not pulled or pinned, and the document."""
 
 _SCRIPT = "mayfly: "
+_NOTE = "note: "
 _NOT_PULLED = ": not pulled: "
 _NOT_PINNED = ": pulled, but not pinned: "
 _PROOFS = frozenset({"none", "printed", "refused", "sent"})
@@ -74,7 +75,7 @@ class NodeOutput:
         reasons: image → why it was not pulled.
         unpinned: image → why it was not pinned.
         messages: of the script; the last ones.
-        others: all other lines of standard error; the last ones.
+        others: all other lines of standard error but for the script's notes; the last ones.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class NodeOutput:
         """Take a line of standard error."""
         text = line.decode(errors="replace").strip()
         if not text.startswith(_SCRIPT):
-            if text:
+            if text and not text.startswith(_NOTE):
                 self.others.append(shortened(text))
             return
         text = text.removeprefix(_SCRIPT)

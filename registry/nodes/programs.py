@@ -57,6 +57,7 @@ async def run_program(
     most: int,
     total: int,
     seconds: float,
+    keep_open: bool = False,
 ) -> int:
     """Run a program to its end; if this is cancelled, it is ended.
 
@@ -67,6 +68,7 @@ async def run_program(
         most: bytes of a line; the rest of a longer one is discarded.
         total: bytes of standard output, and of standard error; with more it is ended.
         seconds: it may take.
+        keep_open: whether its standard input ends only when this does.
 
     Returns:
         Its exit code; `TIMED_OUT` if it took too long, `TOO_MUCH` if it printed too much.
@@ -88,7 +90,7 @@ async def run_program(
     assert process.stdout is not None
     assert process.stderr is not None
     tasks = [
-        asyncio.create_task(_send(process.stdin, content)),
+        asyncio.create_task(_send(process.stdin, content, keep_open)),
         asyncio.create_task(_receive(process.stdout, on_stdout, most, total)),
         asyncio.create_task(_receive(process.stderr, on_stderr, most, total)),
     ]
@@ -99,6 +101,7 @@ async def run_program(
     finally:
         for task in tasks:
             task.cancel()
+        process.stdin.close()
         await _end(process)
         await asyncio.gather(*tasks, return_exceptions=True)
         # A pipe is closed when its end was read.
@@ -148,13 +151,14 @@ async def _end(process: asyncio.subprocess.Process) -> None:
                 await process.wait()
 
 
-async def _send(stream: asyncio.StreamWriter, content: bytes) -> None:
+async def _send(stream: asyncio.StreamWriter, content: bytes, keep_open: bool) -> None:
     # A program that has ended, or whose node is not reached, reads no more.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         stream.write(content)
         await stream.drain()
-        stream.close()
-        await stream.wait_closed()
+        if not keep_open:
+            stream.close()
+            await stream.wait_closed()
 
 
 class _TooMuchOutput(Exception):

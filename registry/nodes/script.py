@@ -36,7 +36,7 @@ PARALLEL = 4
 """Images that a node pulls at a time."""
 
 _PLACE = "#@DATA@\n"
-_BEGIN = 'main "$@" </dev/null\n'
+_BEGIN = '{ main "$@" 8<&0 </dev/null; }\n'
 """The last line of the script, which begins its work."""
 
 _CERTS = "/@certs@"

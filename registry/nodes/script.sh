@@ -1,4 +1,5 @@
 #!/bin/sh
+# shellcheck disable=SC2317 # main ends by exit
 # Mayfly, on one node: trust the registry, pull and pin the images of an upgrade, prove that they
 # are there, and take all of it back. For dash, bash and busybox ash; needs no Mayfly on the node.
 #
@@ -11,7 +12,8 @@
 #   status   print all that, and change nothing
 #
 # Without a verb: apply, pull, verify. Options: --quiet, --json, --progress (with --json: a line for
-# each image that was pulled), --force, --runtime NAME.
+# each image that was pulled), --force, --runtime NAME, --attended (end, as after a signal, when
+# standard input ends: a connection may break, and the command that needs this may be killed).
 #
 # It may be run again at any time, also after it was killed: each step replaces one name on disk,
 # and the journal (the one of "mayfly node-config") is written before what it is about. Secrets are
@@ -30,6 +32,7 @@ work=$base/work
 quiet=no
 json=no
 progress=no
+attended=no
 force=no
 prune=no
 keep=
@@ -42,6 +45,7 @@ above=
 written=
 restored=
 workers=
+watcher=
 tab=$(printf '\t')
 backslash=$(printf '\134')
 newline='
@@ -737,7 +741,10 @@ pull_docker() {
     return 1
 }
 
-pull_podman() { bounded 1800 podman pull -q --authfile "$work/docker/config.json" "$1"; }
+# Podman that is ended leaves what it has of a blob in its temporary directory.
+pull_podman() {
+    TMPDIR=$work bounded 1800 podman pull -q --authfile "$work/docker/config.json" "$1"
+}
 
 # Set digest of an image that is there whole: manifest, config, and every layer unpacked.
 present_containerd() {
@@ -871,7 +878,7 @@ for_each_image() {
         (
             trap - EXIT
             # To outlive its child, of which nobody else knows: `stop` ends both.
-            trap 'exit 1' HUP INT TERM
+            trap 'exit 1' HUP INT PIPE TERM
             index=0
             while read -r reference paths; do
                 index=$((index + 1))
@@ -884,7 +891,8 @@ for_each_image() {
         workers="$workers $!"
         worker=$((worker + 1))
     done
-    wait
+    # shellcheck disable=SC2086 # the names are numbers
+    wait $workers
     workers=
 }
 
@@ -909,9 +917,23 @@ runs_any() {
     return 1
 }
 
+# End this script when its input ends. Only builtins wait here, so one kill ends all of it.
+watch_input() {
+    (
+        trap - EXIT HUP INT PIPE TERM
+        while read -r _; do :; done
+        # If the script was killed, its number may be another's by now.
+        read -r stat </proc/self/stat
+        # shellcheck disable=SC2086 # fields
+        set -- ${stat##*) }
+        [ "$2" != "$$" ] || kill -TERM "$$"
+    ) <&8 >/dev/null 2>&1 9<&- &
+    watcher=$!
+}
+
 # After a signal: end the workers and all that they started, and then the script.
 stop() { # code
-    trap '' HUP INT TERM
+    trap '' HUP INT PIPE TERM
     # The names are numbers.
     # shellcheck disable=SC2086
     if [ -n "$workers" ]; then
@@ -1222,6 +1244,7 @@ do_revert() {
 
 # Remove what a run needs only while it runs, and the directories that hold nothing any more.
 clean() {
+    [ -z "$watcher" ] || { kill "$watcher"; wait "$watcher"; } 2>/dev/null
     rm -rf "$work" || failed "$work"
     remove_directory "$base" || return 0
     for one in $above; do
@@ -1250,6 +1273,7 @@ main() {
             --quiet) quiet=yes ;;
             --json) json=yes ;;
             --progress) progress=yes ;;
+            --attended) attended=yes ;;
             --force) force=yes ;;
             --prune) prune=yes ;;
             --keep | --runtime)
@@ -1287,7 +1311,9 @@ main() {
     trap clean EXIT
     trap 'stop 129' HUP
     trap 'stop 130' INT
+    trap 'stop 141' PIPE
     trap 'stop 143' TERM
+    [ "$attended" = no ] || watch_input
     { rm -rf "$work" && mkdir "$work" "$work/docker"; } || failed "$work"
     set_text "$work/docker/config.json" "$docker_config"
     set_text "$work/ca.pem" "$ca"
@@ -1301,6 +1327,10 @@ main() {
     trap - EXIT
     clean
     if [ "$failures" -gt 0 ]; then exit 3; fi
+    # A shell that reads this from its input would wait for more of it.
+    exit 0
 }
 
-main "$@" </dev/null
+# Input may be closed. In braces, so that a part of the last line does nothing.
+(: 8<&0) 2>/dev/null || exec </dev/null
+{ main "$@" 8<&0 </dev/null; }

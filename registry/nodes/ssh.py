@@ -67,7 +67,9 @@ class SSH(NamedTuple):
         for name, value in _OPTIONS.items():
             words += ["-o", f"{name}={value}"]
         shell = "sudo -n sh" if self.sudo else "sh"
-        return [*words, "--", node, " ".join([shell, "-s", "--", *arguments])]
+        # ssh ends alike without a word if the connection was lost and if its command was killed by
+        # a signal. So the login shell stays, and its exit code tells of the signal.
+        return [*words, "--", node, " ".join([shell, "-s", "--", *arguments]) + "; exit"]
 
     def check(self, nodes: Iterable[str]) -> None:
         """See that ssh is installed, and that it can be given each name.
@@ -87,13 +89,15 @@ class SSH(NamedTuple):
     async def run(self, node: str, script: str, output: NodeOutput, seconds: float) -> ScriptEnd:
         """Run a script on a node; see `carrier.Session`."""
         code = await run_program(
-            self.words(node, *ARGUMENTS),
+            self.words(node, *ARGUMENTS, "--attended"),
             script.encode(),
             on_stdout=output.stdout,
             on_stderr=output.stderr,
             most=output.most,
             total=output.total,
             seconds=seconds,
+            # When this process or the connection ends, the node's sshd ends the script's input.
+            keep_open=True,
         )
         return ScriptEnd(code)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -191,12 +193,21 @@ class Machine:
         """End all of it."""
         for process in reversed(self._processes):
             if process.running:
+                if process is self._holder:
+                    self._end_others()
                 process.popen.terminate()
                 try:
                     process.popen.wait(30)
                 except subprocess.TimeoutExpired:
                     process.popen.kill()
                     process.popen.wait(PATIENCE)
+
+    def _end_others(self) -> None:
+        """End what others started, such as an sshd whose client is gone."""
+        for pid in self.processes():
+            if pid != self._holder.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _run(self, name: str, *words: str | Path) -> Process:
         made = Process(

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 from tests.clients.layout import Layout
 from tests.clients.node_machines import GATEWAY, NETWORK, Machine, events
 from tests.support.commands import command_line, environment, mayfly
-from tests.support.process import Mayfly, need
+from tests.support.process import PATIENCE, Mayfly, need
 from tests.support.trees import snapshot
 
 PORT = 5781
@@ -30,8 +31,9 @@ FULL = "6m"
 """Size of a file system that one image of `LARGE` does not fit in."""
 
 GOOD = ("machine-1", "machine-2")
-NO_PATH, FULL_DISK, CLOCK, KILLED = (f"machine-{number}" for number in range(3, 7))
-DOWN, STRANGER, REFUSED = "machine-7", "stranger", "refused"
+NO_PATH, FULL_DISK, CLOCK, KILLED, LOST = (f"machine-{number}" for number in range(3, 8))
+DOWN, STRANGER, REFUSED = "machine-8", "stranger", "refused"
+SCRIPT = ("sh", "-s", "--", "--json")
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def _layer(name: str, content: bytes) -> bytes:
 
 @pytest.fixture
 def machines(network: None, tmp_path: Path) -> Iterator[dict[str, Machine]]:
-    """Six machines; a seventh is named and down."""
+    """Seven machines; an eighth is named and down."""
     need("faketime")
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     of_machine: dict[str, dict[str, Any]] = {
@@ -64,6 +66,7 @@ def machines(network: None, tmp_path: Path) -> Iterator[dict[str, Machine]]:
         FULL_DISK: {},
         CLOCK: {"variables": {"LD_PRELOAD": str(library), "FAKETIME": "-1000d"}},
         KILLED: {},
+        LOST: {},
     }
     made: dict[str, Machine] = {}
     try:
@@ -102,7 +105,7 @@ def ssh_config(tmp_path: Path, machines: dict[str, Machine]) -> Path:
 @pytest.fixture
 def server(tmp_path: Path, network: None, bundle: Path, ssh_config: Path) -> Iterator[Mayfly]:
     """Mayfly with TLS and users, waiting for the proofs of every node."""
-    names = (*GOOD, NO_PATH, FULL_DISK, CLOCK, KILLED, DOWN, STRANGER, REFUSED)
+    names = (*GOOD, NO_PATH, FULL_DISK, CLOCK, KILLED, LOST, DOWN, STRANGER, REFUSED)
     (tmp_path / "images").write_text("".join(f"{name}\n" for name in IMAGES))
     (tmp_path / "nodes").write_text("".join(f"{name}\n" for name in names))
     options = ["--until-pulled", str(tmp_path / "images"), "--nodes", str(tmp_path / "nodes")]
@@ -119,20 +122,21 @@ def server(tmp_path: Path, network: None, bundle: Path, ssh_config: Path) -> Ite
 
 def _kill_script(machine: Machine) -> None:
     """Kill the script on a machine as soon as it runs, with all its shells."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        if found := machine.processes("sh", "-s", "--", "--json"):
-            for pid in found:
-                os.kill(pid, signal.SIGKILL)
-            return
-        time.sleep(0.02)
-    pytest.fail("the script did not begin")
+    for pid in _wait(lambda: machine.processes(*SCRIPT), machine):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _cut_off(machine: Machine) -> None:
+    """Cut a machine off as soon as its script runs, as if its power were gone."""
+    _wait(lambda: machine.processes(*SCRIPT), machine)
+    machine.shell("ip link set eth0 down")
 
 
 def test_what_is_wrong_is_named_and_the_rest_proven(
     machines: dict[str, Machine], server: Mayfly, ssh_config: Path, tmp_path: Path
 ) -> None:
-    """Down, full, wrong clock, killed, no config_path, a host key, a login: each with its remedy.
+    """Down, full, wrong clock, killed, cut off, no config_path, a host key, a login: each is named
+    with its remedy.
 
     Then what was wrong is mended, and a second run skips the nodes that were proven.
     """
@@ -145,7 +149,13 @@ def test_what_is_wrong_is_named_and_the_rest_proven(
         stderr=subprocess.PIPE,
         text=True,
     )
-    _kill_script(machines[KILLED])
+    with ThreadPoolExecutor() as threads:
+        ending = [
+            threads.submit(_kill_script, machines[KILLED]),
+            threads.submit(_cut_off, machines[LOST]),
+        ]
+    for one in ending:
+        one.result()
     output, errors = running.communicate(timeout=300)
     said = output + errors + "".join(map(events, machines.values()))
     assert running.returncode == 3, said
@@ -158,13 +168,14 @@ def test_what_is_wrong_is_named_and_the_rest_proven(
         FULL_DISK: ["disk_full"],
         CLOCK: ["clock"],
         KILLED: ["killed"],
+        LOST: ["lost"],
         DOWN: ["down"],
         STRANGER: ["host_unknown"],
         REFUSED: ["login"],
     }, said
     assert [one["code"] for one in found[NO_PATH]["warnings"]] == ["no_config_path"]
     assert found[FULL_DISK]["failures"][0]["images"] == [IMAGES[1]], said
-    for node in (CLOCK, KILLED, DOWN):
+    for node in (CLOCK, KILLED, LOST, DOWN):
         assert found[node]["failures"][0]["images"] == list(IMAGES)
     (done,) = _events(output, "done")
     assert done["proven"] == 3
@@ -175,6 +186,7 @@ def test_what_is_wrong_is_named_and_the_rest_proven(
         assert {matrix[image][node] for image in IMAGES} <= {"proven", "present before"}
 
     # Mended: only what is not proven runs again.
+    machines[LOST].shell('ip link set eth0 up; ip route add default via "$1"', GATEWAY)
     machines[FULL_DISK].shell(
         'mount -o remount,size=100m "$1"', f"{machines[FULL_DISK].directory}/podman"
     )
@@ -184,8 +196,67 @@ def test_what_is_wrong_is_named_and_the_rest_proven(
     assert skipped == {*GOOD, NO_PATH}
     ended = {one["node"]: one["proven"] for one in _events(done_again.stdout, "ended")}
     assert ended == {
-        FULL_DISK: True, KILLED: True, CLOCK: False, DOWN: False, STRANGER: False, REFUSED: False,
+        FULL_DISK: True, KILLED: True, LOST: True,
+        CLOCK: False, DOWN: False, STRANGER: False, REFUSED: False,
     }, done_again.stdout  # fmt: skip
+
+
+@pytest.mark.parametrize("node", GOOD)
+@pytest.mark.parametrize("end", ["Ctrl-C", "kill", "connection"])
+def test_a_script_ends_with_its_connection(
+    machines: dict[str, Machine],
+    server: Mayfly,
+    ssh_config: Path,
+    tmp_path: Path,
+    node: str,
+    end: str,
+) -> None:
+    """Nothing of it runs on the node, nothing holds its lock, and it can be taken back."""
+    machine = machines[node]
+    before = machine.tree()
+    (tmp_path / "some").write_text(f"{node}\n")
+    state = ("--state-dir", server.state_dir)
+    words = ("prefetch", *state, "--ssh-config", ssh_config, "--nodes", tmp_path / "some")
+    running = subprocess.Popen(
+        command_line(*words, "--attempts", "1", "--json"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    _wait(lambda: machine.processes(*SCRIPT), machine)
+    os.kill(server.pid, signal.SIGSTOP)  # so that pulls take long
+    try:
+        _wait(lambda: _pulls(machine), machine)
+        if end == "connection":
+            for pid in machine.processes("sshd: root@notty"):
+                os.kill(pid, signal.SIGKILL)
+        else:
+            running.send_signal(signal.SIGINT if end == "Ctrl-C" else signal.SIGKILL)
+        output, _ = running.communicate(timeout=PATIENCE)
+        code = {"Ctrl-C": 130, "kill": -signal.SIGKILL, "connection": 3}[end]
+        assert running.returncode == code, output
+        _wait(lambda: not machine.processes(*SCRIPT) and not _pulls(machine), machine)
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    assert "work" not in machine.shell("ls /var/lib/mayfly-node-config").split()
+    text = mayfly("node", "script", "--node", node, *state).stdout
+    done = machine.ssh("sh -s -- revert", text)
+    assert done.returncode == 0, done.stderr
+    assert machine.tree() == before
+
+
+def _pulls(machine: Machine) -> list[int]:
+    """The processes by which it pulls."""
+    return [*machine.processes("timeout", "-k", "10", "1800"), *machine.processes("podman", "pull")]
+
+
+def _wait(found: Callable[[], Any], machine: Machine) -> Any:
+    end = time.monotonic() + PATIENCE
+    while not (one := found()):
+        assert time.monotonic() < end, events(machine)
+        time.sleep(0.02)
+    return one
 
 
 def test_check_finds_it_before_and_changes_nothing(

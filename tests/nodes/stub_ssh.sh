@@ -5,7 +5,8 @@ while [ "$1" != -- ]; do shift; done
 node=$2
 command=$3
 printf 'begin %s %s\n' "$node" "$$" >>"$STUB_STATE/log"
-script=$(cat)
+# Its input stays open after the script.
+script=$(sed '/^{ main/q')
 printf '%s\n' "$command" >>"$STUB_STATE/commands"
 tries=$(($(cat "$STUB_STATE/tries-$node" 2>/dev/null || echo 0) + 1))
 echo "$tries" >"$STUB_STATE/tries-$node"
@@ -64,7 +65,8 @@ case $node in
     passing*)
         [ "$tries" -ge 3 ] || die 255 "ssh: connect to host $node port 22: No route to host"
         answer true sent "$(date +%s)"; end 0 ;;
-    killed*) die 255 "mayfly: something before" ;;
+    killed*) die 137 "mayfly: something before" ;;
+    lost*) echo "note: something before" >&2; end 255 ;;
     full*) not_pulled "write /x: no space left on device" ;;
     clock*) not_pulled "x509: certificate has expired or is not yet valid: now" 1000000 ;;
     ahead*) answer true sent 9000000000; end 0 ;;

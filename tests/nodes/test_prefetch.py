@@ -38,7 +38,7 @@ from tests.support.commands import command_line, environment, mayfly
 from tests.support.process import PATIENCE, REPO, Mayfly
 
 IMAGES = ("docker.io/library/one:1", "quay.io/team/two:2")
-SCRIPT = "images='{}'\n".format("\n".join(f"{name} x" for name in IMAGES))
+SCRIPT = "images='{}'\n{{ main; }}\n".format("\n".join(f"{name} x" for name in IMAGES))
 STUB = Path(__file__).with_name("stub_ssh.sh")
 
 
@@ -89,6 +89,7 @@ def test_each_cause(state: Path) -> None:
         "noise": [],
         "down": [Cause.DOWN],
         "killed": [Cause.KILLED],
+        "lost": [Cause.LOST],
         "full": [Cause.DISK_FULL],
         "clock": [Cause.CLOCK],
         "noproof": [Cause.NO_PROOF],
@@ -210,7 +211,7 @@ def test_memory_does_not_grow_with_output(state: Path, monkeypatch: pytest.Monke
         (255, "", "client_loop: send disconnect: Broken pipe", "lost"),
         (255, "", "Timeout, server n not responding.", "lost"),
         (255, "", "/root/.ssh/config: line 1: Bad configuration option: x", "ssh"),
-        (255, "", "", "killed"),
+        (255, "", "", "lost"),
         (137, "", "", "killed"),
         (127, "", "bash: line 1: sh: command not found", "no_shell"),
         (1, "", "sudo: a password is required", "not_root"),
@@ -449,7 +450,7 @@ def test_words() -> None:
     """The operator's configuration, user and sudo are passed; the node's name comes after --."""
     words = SSH(Path("/c"), "admin", sudo=True).words("fd00::1", "--json")
     assert words[:6] == ["ssh", "-T", "-F", "/c", "-l", "admin"]
-    assert words[-3:] == ["--", "fd00::1", "sudo -n sh -s -- --json"]
+    assert words[-3:] == ["--", "fd00::1", "sudo -n sh -s -- --json; exit"]
 
 
 @pytest.fixture
@@ -492,7 +493,7 @@ def test_commands_get_no_secret(server: Mayfly, tmp_path: Path) -> None:
     """The script goes by standard input."""
     (tmp_path / "some").write_text("good\n")
     mayfly("prefetch", "--state-dir", server.state_dir, "--nodes", tmp_path / "some")
-    assert (tmp_path / "commands").read_text() == "sh -s -- --json --progress\n"
+    assert (tmp_path / "commands").read_text() == "sh -s -- --json --progress --attended; exit\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -28,7 +28,7 @@ from mayfly.registry.pki.errors import TrustError
 from tests.nodes.pasting import paste
 from tests.nodes.test_journal import furnish
 from tests.support.commands import mayfly
-from tests.support.process import need
+from tests.support.process import PATIENCE, need
 from tests.support.trees import snapshot
 
 SHELLS = {
@@ -764,6 +764,42 @@ def test_a_part_of_the_script_does_nothing(dash: Node, target: Target) -> None:
     for size in range(0, len(script) - 20, len(script) // 25):
         dash.run(script[:size])
         assert snapshot(dash.root) == before
+
+
+def test_input_that_stays_open_or_is_closed(node: Node, target: Target, tmp_path: Path) -> None:
+    """Over a connection that stays, the script ends by itself; a file runs without any input."""
+    script = node.script(target, "containerd")
+    environment = {
+        "PATH": f"{node.bin}:/usr/sbin:/usr/bin:/sbin:/bin",
+        "STUB_STATE": str(node.state),
+        "CONTAINERD_ADDRESS": node.socket,
+    }
+    process = subprocess.Popen(
+        [*node.shell, "-s", "--", "--json", "--attended"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdin is not None
+    process.stdin.write(script)
+    process.stdin.flush()
+    assert process.wait(PATIENCE) == 0
+    output, errors = process.communicate()
+    assert errors == ""
+    assert json.loads(output)["failures"] == 0
+    (tmp_path / "script").write_text(script)
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *node.shell, tmp_path / "script", "status"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert NAMES[0] in done.stdout
 
 
 def test_usage(dash: Node, target: Target) -> None:

@@ -456,18 +456,71 @@ def _running(node: Node) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def _signalled(number: signal.Signals, *, group: bool) -> Callable[[subprocess.Popen[str]], None]:
+    """Send a signal to the script, or to its whole process group."""
+
+    def end(process: subprocess.Popen[str]) -> None:
+        if group:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+
+    return end
+
+
+def _end_input(process: subprocess.Popen[str]) -> None:
+    """End the script's input, as sshd does after the connection broke."""
+    assert process.stdin is not None
+    process.stdin.close()
+    process.stdin = None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE])
 @pytest.mark.parametrize("group", [True, False], ids=["group", "parent"])
 def test_signal_while_it_pulls(
     node: Node, target: Target, number: signal.Signals, group: bool
 ) -> None:
     """Nothing that the script started goes on, nothing holds the lock, and it can be reverted."""
+    code = _end_while_it_pulls(node, target, _signalled(number, group=group))
+    assert code == 128 + number
+
+
+def test_end_of_input_while_it_pulls(node: Node, target: Target) -> None:
+    """With --attended it is a signal, for the connection is gone."""
+    code = _end_while_it_pulls(node, target, _end_input, "--attended")
+    assert code == 128 + signal.SIGTERM
+
+
+def test_end_of_input_of_a_script_that_was_killed(dash: Node, target: Target) -> None:
+    """What waits for the end of the input ends, and ends nothing: the number may be another's."""
+
+    def shells() -> list[str]:
+        return [line for line in _running(dash) if line.partition(" ")[2].startswith("dash -s")]
+
+    def end(process: subprocess.Popen[str]) -> None:
+        assert len(shells()) == 6  # the script, four workers, and the one that waits
+        process.kill()
+        _end_input(process)
+        deadline = time.monotonic() + PATIENCE
+        while len(shells()) != 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(shells()) == 4
+        for line in _running(dash):
+            os.kill(int(line.split()[0]), signal.SIGKILL)
+
+    assert _end_while_it_pulls(dash, target, end, "--attended") == -signal.SIGKILL
+
+
+def _end_while_it_pulls(
+    node: Node, target: Target, end: Callable[[subprocess.Popen[str]], None], *options: str
+) -> int:
+    """End a script that pulls, see that nothing is left, and revert it; its exit code."""
     before = node.look()
     script = node.script(target, "containerd", tuple(f"quay.io/a/b:{i}" for i in range(6)))
     whole = (node.bin / "crictl").read_text()
     (node.bin / "crictl").write_text(SLOW)
     process = subprocess.Popen(
-        [*node.shell, "-s", "--", "apply", "pull"],
+        [*node.shell, "-s", "--", "apply", "pull", *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -481,19 +534,16 @@ def test_signal_while_it_pulls(
     )
     assert process.stdin is not None
     process.stdin.write(script)
-    process.stdin.close()
-    process.stdin = None
+    process.stdin.flush()
+    if not options:
+        _end_input(process)
     pulling = node.state / "pulling"
     deadline = time.monotonic() + PATIENCE
     while not pulling.exists() or len(pulling.read_text().split()) < 4:
         assert time.monotonic() < deadline, process.poll()
         time.sleep(0.05)
-    if group:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
+    end(process)
     _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 128 + number, errors
     assert "illed" not in errors
     deadline = time.monotonic() + PATIENCE
     while _running(node) and time.monotonic() < deadline:
@@ -503,6 +553,7 @@ def test_signal_while_it_pulls(
     (node.bin / "crictl").write_text(whole)
     assert node.run(script, "revert").returncode == 0
     assert node.look() == before
+    return process.returncode
 
 
 def test_pull_that_ignores_a_signal_is_killed(dash: Node, target: Target) -> None:
