@@ -27,6 +27,9 @@ def _look(path: Path) -> Node:
     mode = stat.S_IMODE(found.st_mode)
     if stat.S_ISDIR(found.st_mode):
         return ("directory", mode, owner)
+    if not stat.S_ISREG(found.st_mode):
+        # Such as an overlay's mark that a file is gone.
+        return ("special", found.st_mode, found.st_rdev, owner)
     xattrs = tuple((name, os.getxattr(path, name)) for name in os.listxattr(path))
     return ("file", mode, owner, found.st_mtime_ns, xattrs, path.read_bytes())
 
