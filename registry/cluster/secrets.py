@@ -25,6 +25,10 @@ _FORMS = {
 _HUB_HOSTS = ("docker.io", "index.docker.io")
 _HUB_KEY = "index.docker.io"
 
+_LONGEST_PATTERN = 1024
+"""Characters of the pattern of a host; hosts have at most 253. The time that fnmatch takes grows
+with the square of a pattern's length."""
+
 _ESCAPED = {
     "<": "\\u003c",
     ">": "\\u003e",
@@ -91,6 +95,7 @@ def _matches(key: str, repository: str) -> bool:
     labels, own_labels = name.split("."), own_name.split(".")
     return (
         port == own_port
+        and len(name) <= _LONGEST_PATTERN
         and len(labels) == len(own_labels)
         and f"{own_slash}{own_path}".startswith(f"{slash}{path}")
         and all(fnmatchcase(own, label) for label, own in zip(labels, own_labels, strict=True))
