@@ -53,11 +53,10 @@ def test_upgrade_of_two_nodes(one_file: Path, home: Path) -> None:
     lines = done.stdout.splitlines()
     assert "ended because every node has every image" in lines
     for image in IMAGES:
-        repository = image.partition(":")[0]
         assert any(line.endswith(f"docker has 127.0.0.1:5000/{image}") for line in lines), image
-        assert f"containerd has 127.0.0.1:5000/{image}" in lines, repository
+        assert f"containerd has 127.0.0.1:5000/{image}" in lines, image
     made = {line.split()[1] for line in lines if line.startswith("made ")}
-    ours = ("/after", "/etc/containerd/certs.d", "/etc/docker/certs.d", "/root/store", "/state",
-            "/upgrade/login", "/var/lib/mayfly-node-config")  # fmt: skip
+    ours = ("/before", "/after", "/etc/containerd/certs.d", "/etc/docker/certs.d", "/root/store",
+            "/state", "/upgrade/login", "/var/lib/mayfly-node-config")  # fmt: skip
     assert {path for path in made if not path.startswith(ours)} == set()
     assert not [line for line in lines if line.startswith("left ")]
