@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -324,3 +325,13 @@ def test_tests_say_what_they_show() -> None:
             and not ast.get_docstring(node)
         ]
     assert silent == []
+
+
+def test_record_of_the_rooms_has_their_floors() -> None:
+    """ADR 0001 shows the floors of the registry that imports are checked against."""
+    text = (REPO / "docs/adr/0001-rooms.md").read_text()
+    (drawn,) = re.findall(r"```\n(.*?)shared modules:", text, re.DOTALL)
+    shown = [set(line.split()) for line in drawn.splitlines()]
+    assert shown == [set(floor) for floor in FLOORS[: len(shown)]]
+    rooms = {name for floor in FLOORS for name in floor if (REPO / "registry" / name).is_dir()}
+    assert rooms <= set[str]().union(*shown)

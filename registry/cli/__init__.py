@@ -71,13 +71,9 @@ class _Lazy(click.Group):
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        grouped = {name for names in help.COMMAND_GROUPS.values() for name in names}
-        others = tuple(name for name in _COMMANDS if name not in grouped)
-        for heading, names in (help.COMMAND_GROUPS | {"Others": others}).items():
-            rows = help.summaries(self, ctx, names)
-            if rows:
-                with formatter.section(heading):
-                    formatter.write_dl(rows)
+        for heading, names in help.COMMAND_GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl(help.summaries(self, ctx, names))
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         help.write_exit_codes(formatter)

@@ -14,7 +14,6 @@ import pytest
 from mayfly.registry.api.routes import ROUTES
 from tests.support.endpoints import METHODS
 from tests.support.process import REPO
-from tests.test_architecture import FLOORS
 
 PAGE = REPO / "CONTRIBUTING.md"
 MADE = {"build", "dist", "__pycache__"}
@@ -149,16 +148,6 @@ def test_folders_of_tests_that_are_no_rooms_are_listed() -> None:
     rooms = _folders(REPO / "registry") | {"registry", "storage", "bundle", "overlay", "auth"}
     listed = re.findall(r"^\| `(\w+)/` \|", PAGE.read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(_folders(REPO / "tests") - rooms)
-
-
-def test_record_of_the_rooms_has_their_floors() -> None:
-    """ADR 0001 shows the floors of the registry that imports are checked against."""
-    text = (REPO / "docs/adr/0001-rooms.md").read_text()
-    (drawn,) = re.findall(r"```\n(.*?)shared modules:", text, re.DOTALL)
-    shown = [set(line.split()) for line in drawn.splitlines()]
-    assert shown == [set(floor) for floor in FLOORS[: len(shown)]]
-    rooms = {name for floor in FLOORS for name in floor if (REPO / "registry" / name).is_dir()}
-    assert rooms <= set[str]().union(*shown)
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/adr/0001-rooms.md"])

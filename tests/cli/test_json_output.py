@@ -20,6 +20,7 @@ from jsonschema import Draft202012Validator
 from mayfly.auth.errors import CredentialsInvalid, LoginsBusy, TokenInvalid, TokenReason
 from mayfly.auth.roles import Role
 from mayfly.registry.cli import cli
+from mayfly.registry.cli.help import COMMAND_GROUPS
 from mayfly.registry.cluster.safety import Gap, Trouble
 from mayfly.registry.cluster.workloads import Role as PartRole
 from mayfly.registry.cluster.workloads import When
@@ -284,6 +285,13 @@ def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
     assert done.returncode == 3, done.stderr
     for line in done.stdout.splitlines():
         check("copy", json.loads(line))
+    (tmp_path / "sync.yaml").write_text("127.0.0.1:1: {images: {tool: ['1']}, tls-verify: false}\n")
+    done = mayfly("sync", tmp_path / "sync.yaml", tmp_path / "third", "--json")
+    assert done.returncode == 3, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events != []
+    for line in events:
+        check("sync", line)
     check("rm", output("rm", "team/app:1", *root))
     spared = output("gc", "--untagged", "--grace", "1h", *root)
     check("gc", spared)
@@ -430,6 +438,21 @@ def test_every_command_has_a_definition() -> None:
         if own is None and not re.search(rf"\b{name}\b", shared.get("description", "")):
             lacking.append(" ".join((*group, name)))
     assert lacking == ["serve", "run"], "docs/commands.schema.json lacks these commands"
+
+
+def test_output_of_every_command_is_checked() -> None:
+    """This module runs each and compares its document with its definition."""
+    checked = set(re.findall(r'\bcheck\("([^"]+)"', Path(__file__).read_text()))
+    # The log is checked as that of `serve`; `run` writes the same.
+    names = {" ".join(path) for path in _commands(cli)} - {"serve", "run"}
+    shared = {name for name in names if " ".join(name.split()[:-1]) in checked}
+    assert sorted(names - shared - checked) == [], "run these here, and check their documents"
+
+
+def test_help_has_every_command_in_a_group() -> None:
+    """A new one gets its place in `COMMAND_GROUPS`."""
+    grouped = [name for names in COMMAND_GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(cli.list_commands(click.Context(cli)))
 
 
 def test_help_is_grouped() -> None:

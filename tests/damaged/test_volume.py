@@ -1,7 +1,7 @@
 """A volume of odd and damaged images through every command and over HTTP.
 
-What comes of each is one line of a table, ``outcomes-*.txt``: read those. Where an outcome is
-changed on purpose, ``WRITE_OUTCOMES=1`` writes them anew.
+The outcome of each is a line of a table, ``outcomes-*.txt``. Where it is changed on purpose,
+``pytest tests/damaged --record`` writes the tables anew: read their difference.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.cli import execute
+from tests.conftest import Record
 from tests.damaged.volume import CASES, Repository, build
 from tests.support import client
 from tests.support.process import Mayfly, need
@@ -78,7 +79,7 @@ def writer(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_outcomes(writer: str, tmp_path: Path) -> None:
+def test_outcomes(writer: str, tmp_path: Path, record: Record) -> None:
     """Each entry is listed, served, exported, found and deleted as the table says."""
     root = tmp_path / "root"
     made = build(root, recorded=writer == "mayfly")
@@ -123,7 +124,9 @@ def test_outcomes(writer: str, tmp_path: Path) -> None:
         )
         code, _, error = mayfly("rm", f"{repository.name}:v1", "--root", root)
         rows[case]["rm"] = _code(code, error)
-    _compare(HERE / f"outcomes-{writer}.txt", _table(rows))
+    file, table = HERE / f"outcomes-{writer}.txt", _table(rows)
+    if not record(file, table):
+        assert table.splitlines() == file.read_text().splitlines()
 
 
 def _images(unread: list[dict[str, str]]) -> Iterator[str]:
@@ -149,12 +152,6 @@ def _table(rows: dict[str, dict[str, str]]) -> str:
     return "".join(
         "  ".join(line[c].ljust(widths[c]) for c in COLUMNS).rstrip() + "\n" for line in lines
     )
-
-
-def _compare(file: Path, table: str) -> None:
-    if os.environ.get("WRITE_OUTCOMES"):
-        file.write_text(table)
-    assert table.splitlines() == file.read_text().splitlines()
 
 
 def test_commands_over_the_whole(writer: str, tmp_path: Path) -> None:
