@@ -27,6 +27,9 @@ end only."""
 _END_SECONDS = 5.0
 """For a program to end after SIGTERM, and for the last of its output after it ended."""
 
+_LOOK_SECONDS = 0.05
+"""Between looks whether a program has ended."""
+
 TIMED_OUT = -1
 """In place of an exit code: the program took longer than it may."""
 
@@ -99,10 +102,13 @@ async def run_program(
     except _TooMuchOutput:
         return TOO_MUCH
     finally:
+        # Programs that it started may hold the pipes open.
+        goes_on = process.returncode is None or not all(task.done() for task in tasks)
         for task in tasks:
             task.cancel()
         process.stdin.close()
-        await _end(process)
+        if goes_on:
+            await _end(process)
         await asyncio.gather(*tasks, return_exceptions=True)
         # A pipe is closed when its end was read.
         await asyncio.gather(_discard(process.stdout), _discard(process.stderr))
@@ -116,7 +122,7 @@ async def _ended(
     Raises:
         Exception: of a task; without it the program would wait for someone to read.
     """
-    ending = asyncio.create_task(process.wait())
+    ending = asyncio.create_task(_exit(process))
     waiting: set[asyncio.Task[Any]] = {ending, *tasks}
     end = time.monotonic() + seconds
     try:
@@ -130,7 +136,6 @@ async def _ended(
             if not done:
                 return TIMED_OUT
         if waiting:
-            # Programs that it started may hold the pipes open.
             done, _ = await asyncio.wait(waiting, timeout=_END_SECONDS)
             for task in done:
                 task.result()
@@ -139,16 +144,33 @@ async def _ended(
         ending.cancel()
 
 
+async def _exit(process: asyncio.subprocess.Process) -> int:
+    """Wait for the program alone: `Process.wait` may wait for all that have its pipes open."""
+    while process.returncode is None:  # noqa: ASYNC110 - asyncio tells of it nowhere else
+        await asyncio.sleep(_LOOK_SECONDS)
+    return process.returncode
+
+
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a program and what it started, if it still runs."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_END_SECONDS):
-                await process.wait()
+    """End a program, if it still runs, and the programs that it started."""
+    # The group keeps the program's number for as long as anything runs in it.
+    _signal_group(process.pid, signal.SIGTERM)
+    end = time.monotonic() + _END_SECONDS
+    while _signal_group(process.pid, 0):
+        if time.monotonic() > end:
+            _signal_group(process.pid, signal.SIGKILL)
+            break
+        await asyncio.sleep(_LOOK_SECONDS)
+    await _exit(process)
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Send a signal, or none with 0; return whether the group has processes."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 async def _send(stream: asyncio.StreamWriter, content: bytes, keep_open: bool) -> None:
