@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import click
 from mayfly.registry.cli.credentials import DEFAULT_HOURS, issue
 from mayfly.registry.cli.help import Group
 from mayfly.registry.cli.options import JSON_HELP, combined, print_json, state_directory
+from mayfly.registry.exit_codes import Exit
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 # Spelled here once more so that the help needs no import; a test compares.
 RUNTIMES = ("docker", "containerd", "podman")
 _PROGRAMS = ("usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin", "bin", "sbin")
+
+_LOGOUT_SECONDS = 20
 
 DISTRIBUTIONS = ("talos", "openshift", "k3s", "rke2", "crio")
 
@@ -288,12 +292,36 @@ def revert(runtime: Runtime, root_dir: Path, as_json: bool, force: bool) -> None
     from mayfly.registry.nodes.runtimes import notes_after_revert
 
     config = NodeConfig(root_dir, runtime)
+    log_out = []
     with node_errors():
-        log_out = [f"{runtime} logout {host}" for host in config.logins()]
         actions = config.revert(force=force)
+        for host in config.logins():
+            if root_dir == Path("/") and _log_out(runtime, host):
+                config.forget_login(host)
+            else:
+                log_out.append(f"{runtime} logout {host}")
     given = notes_after_revert(action.path for action in actions)
     notes = [note for note in given if as_json or _concerns(note, root_dir)]
     _print_actions(as_json, runtime, actions, log_out, notes)
+    if log_out:
+        sys.exit(Exit.INCOMPLETE)
+
+
+def _log_out(runtime: Runtime, host: str) -> bool:
+    """Log a runtime out where pasted commands logged it in; return whether it is."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            [runtime, "logout", host],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_LOGOUT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 or b"ot logged in" in done.stderr + done.stdout
 
 
 def read_target(

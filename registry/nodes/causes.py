@@ -178,9 +178,8 @@ TEXTS: dict[Cause, tuple[str, str]] = {
         "script prints the two lines",
     ),
     Cause.NO_ROOM: (
-        "the images do not fit where kubelet leaves them",
-        "free space on the file system of the node's images, or enlarge it: above 85 % kubelet "
-        "removes images",
+        "the images do not fit on the file system of its images",
+        "free space there, or enlarge it",
     ),
     Cause.NO_SENDER: (
         "it has no program that can send its proof",

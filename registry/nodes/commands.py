@@ -39,6 +39,8 @@ def node_commands(target: Target, runtimes: Iterable[Runtime] = RUNTIMES) -> str
     """
     runtimes = tuple(runtimes)
     lines = [f"# Registry: {target.url}"]
+    if target.credential is not None:
+        lines.append("unset HISTFILE  # this shell keeps no history: a credential is below")
     if target.ca is not None:
         lines.append(f"# CA SHA-256: {fingerprint(target.ca)}")
     if len(runtimes) > 1:
@@ -84,15 +86,18 @@ def _setup(runtime: Runtime, target: Target) -> Iterator[str]:
 
 def _way_back(runtime: Runtime, plan: Plan, login: str | None = None) -> Iterator[str]:
     """Comments that say how to take the commands of a plan back."""
-    files = [file.path for file in plan.files if not file.merged]
     yield "# To take this back, on the node, as root: what mayfly node script --revert prints, or"
-    yield f"# mayfly node-config revert --runtime {runtime}, or these commands (a file that was"
-    yield f"# there before is kept as FILE{BEFORE}; move it back):"
+    yield f"# mayfly node-config revert --runtime {runtime}, or these commands:"
     if login is not None:
         yield f"#   {runtime} logout {login}"
     # What refers to a CA goes before the CA.
-    removed = [*reversed(files), *(f"{JOURNALS}/{runtime}/{name}" for name in (PASTED, LOGINS))]
-    yield f"#   rm -f {shlex.join(removed)}"
+    for path in (shlex.quote(file.path) for file in reversed(plan.files) if not file.merged):
+        before = f"{path}{BEFORE}"
+        yield f"#   rm -f {path}; [ ! -e {before} ] || mv {before} {path}"
+    journal = f"{JOURNALS}/{runtime}"
+    yield f"#   sed -n 's/^D //p' {journal}/{PASTED} | sort -r | while read -r made; do"
+    yield '#       [ ! -d "$made" ] || rmdir "$made"; done'
+    yield f"#   rm -rf {journal}; [ ! -d {JOURNALS} ] || rmdir {JOURNALS}"
     for file in plan.files:
         if file.merged:
             yield f"#   and remove from {file.path} what was added"
@@ -119,8 +124,20 @@ def _function(runtime: Runtime) -> str:
     return f"""\
 mayfly_put() ( # MODE SHA256 FILE: write standard input to FILE, and note that for revert
     journal={JOURNALS}/{runtime} directory=${{3%/*}} above=${{3%/*}}
-    list=$journal/{PASTED}
+    list=$journal/{PASTED} noted=
     umask 077
+    [ ! -f "$3" ] || noted=$(cat "$list" "$journal/journal.json" 2>/dev/null) || :
+    case $noted in
+        *" $3"*|*"\"$3\""*)
+            sum=$(sha256sum <"$3") sum=${{sum%% *}}
+            case $noted in
+                *"$sum"*) ;;
+                *)
+                    echo "$3: somebody has changed it since: save what you want of it, remove it," \
+                        "and paste again; nothing was written there" >&2
+                    exit 1 ;;
+            esac ;;
+    esac
     mkdir -p "$journal" || exit
     while [ ! -d "$above" ]; do printf 'D %s\\n' "$above"; above=${{above%/*}}; done >>"$list"
     if {{ [ -e "$3" ] || [ -L "$3" ]; }} && [ ! -e "$3{BEFORE}" ] && ! grep -qF " $3" "$list" &&

@@ -17,7 +17,8 @@ Commands that an operator pasted on the node (`commands`) leave the list ``paste
 directory: ``F SHA256 FILE`` for each file that they wrote, after ``D DIRECTORY`` for each that they
 made, innermost first. A file that was there before is kept as ``FILE.before-mayfly``. Apply and
 revert first take the list over into the journal (`NodeConfig._take_over`). The hosts that the
-commands logged in at are in ``logins``.
+commands logged in at are in ``logins``, until `NodeConfig.forget_login` or the node's script has
+removed them.
 
 Every step changes one name on disk, durably (`storage.files`), and every step can be done
 twice. So a crash between any two of them leaves one of the states above, and the first original
@@ -190,6 +191,8 @@ class NodeConfig:
     def revert(self, *, force: bool = False) -> list[Action]:
         """Put back all that was there before the first `apply`; empty when nothing is applied.
 
+        The hosts of `logins` stay noted.
+
         Raises:
             TrustError: a file is edited and not ``force``, or a saved original is gone; nothing
                 was changed.
@@ -208,7 +211,8 @@ class NodeConfig:
             others = [d for d in journal.directories if d not in above]
             actions = [*self._put_back(journal.entries), *self._remove(others)]
             self._discard()
-            actions += self._remove(above)
+            if not self.logins():
+                actions += self._remove(above)
         return actions
 
     def _plan(self, target: Target, journal: Journal) -> Plan:
@@ -231,6 +235,14 @@ class NodeConfig:
             return tuple(dict.fromkeys((self._directory / LOGINS).read_text().split()))
         except FileNotFoundError:
             return ()
+
+    def forget_login(self, host: str) -> None:
+        """Remove a host from `logins`, since the runtime logged out there."""
+        with locked(self._directory):
+            left = "".join(f"{one}\n" for one in self.logins() if one != host)
+            replace_file(self._directory / LOGINS, left.encode(), Attributes(0o600))
+            if not (self._load().entries or self._pasted.exists()):
+                self._discard()
 
     def _take_over(self) -> Journal:
         """Return the journal, after it has all that pasted commands wrote.
@@ -277,13 +289,16 @@ class NodeConfig:
                 break
 
     def _discard(self) -> None:
-        """Remove the journal: its name first, for that is what says "applied"."""
+        """Remove the journal: its name first, for that is what says "applied". `logins` stay."""
         self._file.unlink(missing_ok=True)
         sync(self._directory)
+        kept = [LOGINS] if self.logins() else []
         for litter in self._directory.iterdir():
-            litter.unlink()
-        self._directory.rmdir()
-        self._discard_parent()
+            if litter.name not in kept:
+                litter.unlink()
+        if not kept:
+            self._directory.rmdir()
+            self._discard_parent()
 
     def _discard_parent(self) -> None:
         # Another runtime's journal may be in it.

@@ -70,6 +70,7 @@ class Look:
         architecture: as images have it; the node's own word for an unknown one.
         user: number of the user that the script runs as.
         runtime: "none" if none answers.
+        kubelet: whether it has one.
         config_path: whether kubelet's own pulls use the files of `node-config`.
         total, free: bytes of the file system of its images.
         sender: whether it has a program that can send a proof.
@@ -83,6 +84,7 @@ class Look:
     architecture: str | None = None
     user: int | None = None
     runtime: str | None = None
+    kubelet: bool | None = None
     config_path: bool | None = None
     total: int | None = None
     free: int | None = None
@@ -108,6 +110,8 @@ class Look:
             case "runtime":
                 known = ("containerd", "docker", "podman", "none")
                 self.runtime = value if value in known else None
+            case "kubelet":
+                self.kubelet = {"yes": True, "no": False}.get(value)
             case "config_path":
                 self.config_path = {"yes": True, "no": False}.get(value)
             case "space":
@@ -235,11 +239,14 @@ def judge(
     lacking = tuple(image for image in images if image not in found.has)
     if found.total is not None and found.free is not None and found.architecture is not None:
         needed = need(found.architecture, lacking)
-        room = max(int(found.total * KUBELET_SHARE) - (found.total - found.free), 0)
+        room, share = found.free, ""
+        if found.kubelet is not False:
+            room = max(int(found.total * KUBELET_SHARE) - (found.total - found.free), 0)
+            share = f" below {KUBELET_SHARE:.0%}, where kubelet begins to remove images,"
         if needed > room:
             detail = (
-                f"some {format_size(needed)} needed, {format_size(room)} left below "
-                f"{KUBELET_SHARE:.0%} of {format_size(found.total)}"
+                f"some {format_size(needed)} needed, {format_size(room)} left{share} of "
+                f"{format_size(found.total)}"
             )
             findings.append(Failure(Cause.NO_ROOM, lacking, detail))
     return findings

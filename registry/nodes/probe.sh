@@ -16,8 +16,10 @@ lists() { # reference paths...
 
 look_at_runtime() {
     candidates="docker containerd podman"
+    kubelet=no
     if [ -d "$tree/var/lib/kubelet" ] || [ -d "$tree/var/lib/rancher" ]; then
         candidates="containerd podman docker"
+        kubelet=yes
     fi
     runtime=none
     for candidate in $candidates; do
@@ -40,6 +42,7 @@ look_at_runtime() {
             ;;
     esac
     tell runtime "$runtime"
+    tell kubelet "$kubelet"
 }
 
 reach() {

@@ -54,9 +54,6 @@ def _texts() -> Iterator[str]:
     for script in sorted((REPO / "registry/nodes").glob("*.sh")):
         text = re.sub(r"\\\n\s*", "", script.read_text())
         yield re.sub(r"\$\w+", ANY, text)
-    launcher = (REPO / "deploy/onefile/launcher.c").read_text()
-    for text in re.findall(r'fprintf\(stderr, "(.*)\\n"', launcher):
-        yield re.sub(r"%(?:lld|s)", ANY, text)
 
 
 TEXTS = "\n".join(_texts())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.registry.cli import node_config
 from mayfly.registry.nodes.commands import node_commands
 from mayfly.registry.nodes.journal import NodeConfig
 from mayfly.registry.nodes.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
@@ -16,6 +17,7 @@ from mayfly.registry.pki.errors import TrustError
 from tests.nodes.pasting import paste
 from tests.nodes.test_journal import furnish
 from tests.nodes.test_script import SHELLS
+from tests.support.commands import mayfly
 from tests.support.process import need
 from tests.support.trees import interfering, killed_after, snapshot
 
@@ -114,6 +116,13 @@ def test_the_way_back_by_hand(tmp_path: Path, root: Path, ca_pem: bytes, runtime
         assert (tmp_path / "told").read_text().startswith(f"logout {HOST}\n")
 
 
+def forget(node: NodeConfig) -> None:
+    """The hosts of logins stay noted until somebody logged out."""
+    for host in node.logins():
+        assert node.logins() == (host,)
+        node.forget_login(host)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("furnished", [False, True], ids=["bare", "furnished"])
 def test_revert_takes_a_paste_back(
@@ -137,6 +146,7 @@ def test_revert_takes_a_paste_back(
             node.apply(parse(HOST, ca_pem, ["docker.io"]))
             assert node.logins() == (() if runtime == "containerd" else (HOST,))
         assert node.revert()
+        forget(node)
         assert snapshot(root) == before
 
 
@@ -153,6 +163,7 @@ def test_a_paste_over_what_was_applied(
     paste(text, root, _client(tmp_path, runtime))
     node.apply(parse(HOST, ca_pem, ["docker.io", "quay.io"]))
     node.revert()
+    forget(node)
     assert snapshot(root) == before
 
 
@@ -170,7 +181,59 @@ def test_an_edit_of_what_was_pasted_is_not_lost(
         node.revert()
     assert written.read_text() == "# mine\n"
     node.revert(force=True)
+    forget(node)
     assert snapshot(root) == before
+
+
+@pytest.mark.parametrize("applied", [False, True], ids=["pasted", "and applied"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_pasting_again_loses_no_edit(
+    tmp_path: Path, root: Path, ca_pem: bytes, runtime: Runtime, applied: bool
+) -> None:
+    """The file is named and left as it is; once it is removed the commands write it again."""
+    text, path = node_commands(parse(HOST, ca_pem), [runtime]), _client(tmp_path, runtime)
+    paste(text, root, path)
+    if applied:
+        NodeConfig(root, runtime).apply(parse(HOST, ca_pem))
+    edited = next(path for path in (root / "etc").rglob("*") if path.is_file())
+    content = edited.read_bytes()
+    edited.write_text("# mine\n")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        paste(text, root, path)
+    assert f"{edited}: somebody has changed it".encode() in refused.value.stderr
+    assert edited.read_text() == "# mine\n"
+    edited.unlink()
+    paste(text, root, path)
+    assert edited.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("says", "is_out"),
+    [("exit 0", True), ("echo Not logged in; exit 1", True), ("exit 1", False), (None, False)],
+)
+def test_log_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str | None, is_out: bool
+) -> None:
+    """What the runtime says, or that there is none."""
+    if says is not None:
+        script = f'#!/bin/sh\n[ "$*" = "logout {HOST}" ] || exit 9\n{says}\n'
+        (tmp_path / "podman").write_text(script)
+        (tmp_path / "podman").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if says else str(tmp_path))
+    assert node_config._log_out("podman", HOST) is is_out
+
+
+def test_revert_says_where_somebody_is_logged_in(tmp_path: Path, root: Path, ca_pem: bytes) -> None:
+    """It ends with 3, and so does the next one, until the note of it is gone."""
+    paste(node_commands(parse(HOST, ca_pem), ["podman"]), root, _client(tmp_path, "podman"))
+    words = ("node-config", "revert", "--runtime", "podman", "--root-dir", root)
+    for _ in range(2):
+        done = mayfly(*words)
+        assert done.returncode == 3
+        assert f"podman logout {HOST}" in done.stderr
+    forget(NodeConfig(root, "podman"))
+    done = mayfly(*words)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_crash_while_a_paste_is_taken_over(tmp_path: Path, root: Path, ca_pem: bytes) -> None:
