@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import shlex
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from mayfly.registry.nodes.journal import BEFORE, JOURNALS, LOGINS, PASTED
 from mayfly.registry.nodes.plan import Plan, PlannedFile
@@ -24,6 +25,7 @@ from mayfly.registry.nodes.runtimes import (
 )
 from mayfly.registry.nodes.target import Target
 from mayfly.registry.pki.certificate import fingerprint
+from mayfly.storage.files import temporary_of
 
 _END = "MAYFLY"
 
@@ -91,9 +93,12 @@ def _way_back(runtime: Runtime, plan: Plan, login: str | None = None) -> Iterato
     if login is not None:
         yield f"#   {runtime} logout {login}"
     # What refers to a CA goes before the CA.
-    for path in (shlex.quote(file.path) for file in reversed(plan.files) if not file.merged):
-        before = f"{path}{BEFORE}"
-        yield f"#   rm -f {path}; [ ! -e {before} ] || mv {before} {path}"
+    for file in reversed(plan.files):
+        if file.merged:
+            continue
+        names = (file.path, f"{file.path}{BEFORE}", str(temporary_of(Path(file.path))))
+        path, before, temporary = map(shlex.quote, names)
+        yield f"#   rm -f {path} {temporary}; [ ! -e {before} ] || mv {before} {path}"
     journal = f"{JOURNALS}/{runtime}"
     yield f"#   sed -n 's/^D //p' {journal}/{PASTED} | sort -r | while read -r made; do"
     yield '#       [ ! -d "$made" ] || rmdir "$made"; done'
@@ -124,17 +129,17 @@ def _function(runtime: Runtime) -> str:
     return f"""\
 mayfly_put() ( # MODE SHA256 FILE: write standard input to FILE, and note that for revert
     journal={JOURNALS}/{runtime} directory=${{3%/*}} above=${{3%/*}}
-    list=$journal/{PASTED} noted=
+    list=$journal/{PASTED} noted='' new=${{3%/*}}/.${{3##*/}}.mayfly
     umask 077
     [ ! -f "$3" ] || noted=$(cat "$list" "$journal/journal.json" 2>/dev/null) || :
     case $noted in
-        *" $3"*|*"\"$3\""*)
+        *" $3"*|*"\\"$3\\""*)
             sum=$(sha256sum <"$3") sum=${{sum%% *}}
             case $noted in
                 *"$sum"*) ;;
                 *)
-                    echo "$3: somebody has changed it since: save what you want of it, remove it," \
-                        "and paste again; nothing was written there" >&2
+                    echo "$3: somebody has changed it since: save what you want of it, remove" \\
+                        "it, and paste again; nothing was written there" >&2
                     exit 1 ;;
             esac ;;
     esac
@@ -142,10 +147,12 @@ mayfly_put() ( # MODE SHA256 FILE: write standard input to FILE, and note that f
     while [ ! -d "$above" ]; do printf 'D %s\\n' "$above"; above=${{above%/*}}; done >>"$list"
     if {{ [ -e "$3" ] || [ -L "$3" ]; }} && [ ! -e "$3{BEFORE}" ] && ! grep -qF " $3" "$list" &&
         ! grep -qsF "\\"$3\\"" "$journal/journal.json"; then
-        cp -pP "$3" "$3{BEFORE}" || exit
+        {{ rm -f "$new" && cp -pP "$3" "$new" && mv -f "$new" "$3{BEFORE}"; }} ||
+            {{ rm -f "$new"; exit 1; }}
     fi
-    printf 'F %s %s\\n' "$2" "$3" >>"$list" && (umask 022 && mkdir -p "$directory") &&
-        rm -f "$3.mayfly" && cat >"$3.mayfly" && chmod "$1" "$3.mayfly" && mv -f "$3.mayfly" "$3"
+    {{ printf 'F %s %s\\n' "$2" "$3" >>"$list" && (umask 022 && mkdir -p "$directory") &&
+        rm -f "$new" && cat >"$new" && chmod "$1" "$new" && mv -f "$new" "$3"; }} ||
+        {{ rm -f "$new"; exit 1; }}
 )"""
 
 

@@ -248,7 +248,7 @@ class NodeConfig:
         """Return the journal, after it has all that pasted commands wrote.
 
         The list goes last, and the files of before are in the vault by then, so a crash between two
-        steps leaves what another call takes over.
+        steps leaves what another call takes over. Files that a paste did not finish are removed.
 
         Raises:
             TrustError: the journal cannot be understood.
@@ -260,7 +260,7 @@ class NodeConfig:
         except FileNotFoundError:
             return journal
         entries, directories = dict(journal.entries), dict.fromkeys(journal.directories)
-        kept = []
+        litter = []
         for kind, _, rest in (line.partition(" ") for line in lines):
             digest, _, path = rest.partition(" ")
             if kind == "D":
@@ -270,11 +270,11 @@ class NodeConfig:
                 entry = entries.get(path) or Entry(self._save(path + BEFORE), ())
                 written = tuple(dict.fromkeys((*entry.written, digest)))
                 entries[path] = replace(entry, written=written)
-                kept.append(before)
+                litter += [before, temporary_of(self._node_root.real(path))]
         journal = Journal(entries, tuple(directories))
         self._store(journal)
-        for before in kept:
-            before.unlink(missing_ok=True)
+        for file in litter:
+            file.unlink(missing_ok=True)
         self._pasted.unlink()
         sync(self._directory)
         return journal

@@ -328,7 +328,7 @@ use: mayfly node-config revert"
 }
 
 # Take over into the journal the files that pasted commands wrote. Their list goes last, after the
-# files of before are saved, so this can be done twice.
+# files of before are saved, so this can be done twice. Files that a paste did not finish go, too.
 take_over() {
     [ -f "$journal/pasted" ] || return 0
     set_text "$work/before" ''
@@ -359,6 +359,7 @@ take_over() {
             *) add_digest "$work/old" ;;
         esac
         add_line "$work/before" "$path.before-mayfly"
+        add_line "$work/before" "${path%/*}/.${path##*/}.mayfly"
     done <"$journal/pasted"
     store_journal "$work/old"
     while IFS= read -r path; do remove_file "$tree$path"; done <"$work/before"
@@ -576,21 +577,30 @@ revert_files() {
         above="$above $directories"
         remove_file "$journal/journal.json"
         log_out
-        rm -rf "$journal" || failed "$journal"
+        for one in "$journal"/* "$journal"/.[!.]*; do
+            [ "$one" = "$journal/logins" ] || remove_file "$one"
+        done
+        [ -f "$journal/logins" ] || rm -rf "$journal" || failed "$journal"
     done
 }
 
-# Log out where pasted commands logged in.
+# Log out where pasted commands logged in; the next revert tries again where that failed.
 log_out() {
     [ -f "$journal/logins" ] || return 0
     lines=$(sort -u "$journal/logins") || failed "$journal/logins"
+    left=
     for host in $lines; do
         reason=$(bounded 20 "$runtime" logout "$host" 2>&1 </dev/null)
         case "$? $reason" in
             0\ * | *[Nn]ot\ logged\ in*) say "logged out of $host" ;;
-            *) note "$runtime may still be logged in; run on the node: $runtime logout $host" ;;
+            *)
+                left=$left$host$newline
+                failures=$((failures + 1))
+                warn "$runtime may still be logged in; run on the node: $runtime logout $host"
+                ;;
         esac
     done
+    store_record "$journal/logins"
 }
 
 # ---- Runtimes: find one, pull, pin, look ---------------------------------------------------------

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 
 def paste(
     text: str, root: Path, path: str = "", shell: Sequence[str] = ("sh", "-eu")
@@ -23,17 +25,32 @@ def paste(
     _replace(root / "var/lib", b"/etc/", below + b"/etc/")
     for top in ("/etc/", "/var/lib/"):
         text = text.replace(top, f"{root}{top}")
-    done = subprocess.run(
-        [*shell, "-c", "umask 022; . /dev/stdin"],
-        input=text.encode(),
-        env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"},
-        capture_output=True,
-        check=True,
-        timeout=60,
-    )
-    for directory in ("etc", "var/lib"):
-        _replace(root / directory, below, b"")
-    return done
+    try:
+        return subprocess.run(
+            [*shell, "-c", "umask 022; . /dev/stdin"],
+            input=text.encode(),
+            env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"},
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
+    finally:
+        for directory in ("etc", "var/lib"):
+            _replace(root / directory, below, b"")
+
+
+def break_off(text: str, root: Path, directory: Path) -> None:
+    """Paste commands in a terminal that dies while the first file is written.
+
+    Args:
+        directory: for the program that kills it.
+    """
+    directory.mkdir(exist_ok=True)
+    (directory / "chmod").write_text("#!/bin/sh\nkill -9 $PPID\n")
+    (directory / "chmod").chmod(0o755)
+    with pytest.raises(subprocess.CalledProcessError):
+        paste(text, root, str(directory))
+    assert list(root.rglob(".*.mayfly"))
 
 
 def _replace(directory: Path, old: bytes, new: bytes) -> None:

@@ -14,7 +14,7 @@ from mayfly.registry.nodes.runtimes import RUNTIMES, EmptyNode, Runtime, make_pl
 from mayfly.registry.nodes.target import NodeCredential, parse
 from mayfly.registry.pki.certificate import fingerprint
 from mayfly.registry.pki.errors import TrustError
-from tests.nodes.pasting import paste
+from tests.nodes.pasting import break_off, paste
 from tests.nodes.test_journal import furnish
 from tests.nodes.test_script import SHELLS
 from tests.support.commands import mayfly
@@ -102,6 +102,12 @@ def test_all_of_it_is_shell(ca_pem: bytes, shell: str) -> None:
             assert (done.returncode, done.stderr) == (0, "")
 
 
+def _back(text: str) -> str:
+    """The commands that are printed to take others back."""
+    back = [line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   ")]
+    return "\n".join(back)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_way_back_by_hand(tmp_path: Path, root: Path, ca_pem: bytes, runtime: Runtime) -> None:
     """The commands that are printed for it log out and remove every file."""
@@ -109,8 +115,7 @@ def test_the_way_back_by_hand(tmp_path: Path, root: Path, ca_pem: bytes, runtime
     text, path = node_commands(target, [runtime]), _client(tmp_path, runtime)
     paste(text, root, path)
     (tmp_path / "told").unlink(missing_ok=True)
-    back = [line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   ")]
-    paste("\n".join(back), root, path)
+    paste(_back(text), root, path)
     assert [path for path in root.rglob("*") if path.is_file()] == []
     if runtime != "containerd":
         assert (tmp_path / "told").read_text().startswith(f"logout {HOST}\n")
@@ -121,6 +126,49 @@ def forget(node: NodeConfig) -> None:
     for host in node.logins():
         assert node.logins() == (host,)
         node.forget_login(host)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("way", ["revert", "apply", "by hand"])
+def test_a_paste_that_broke_off(
+    tmp_path: Path, root: Path, ca_pem: bytes, runtime: Runtime, way: str
+) -> None:
+    """Nothing of the file that it was writing is left, which may hold a credential."""
+    before = snapshot(root)
+    target = parse(HOST, ca_pem, ["quay.io"], credential=NodeCredential("robot+n", "pass"))
+    text, node = node_commands(target, [runtime]), NodeConfig(root, runtime)
+    break_off(text, root, tmp_path / "killing")
+    if way == "by hand":
+        paste(_back(text), root, _client(tmp_path, runtime))
+    else:
+        if way == "apply":
+            node.apply(parse(HOST, ca_pem, ["docker.io"]))
+            assert list(root.rglob(".*.mayfly")) == []
+        node.revert()
+    assert snapshot(root) == before
+
+
+def test_a_paste_on_a_full_disk(tmp_path: Path, root: Path, ca_pem: bytes) -> None:
+    """It fails, leaves no part of a file, and what was there stays, also in its copy."""
+    mine = root / "etc/containerd/certs.d/quay.io/hosts.toml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("# mine\n")
+    before = snapshot(root)
+    text = node_commands(parse(HOST, ca_pem, ["quay.io"]), ["containerd"])
+    (tmp_path / "full").mkdir()
+    full = tmp_path / "full/cp"
+    full.write_text('#!/bin/sh\nfor last in "$@"; do :; done\nprintf "#" >"$last"\nexit 1\n')
+    full.chmod(0o755)
+    with pytest.raises(subprocess.CalledProcessError):
+        paste(text, root, str(full.parent))
+    assert list(root.rglob(".*.mayfly")) == [] == list(root.rglob("*.before-mayfly"))
+    full.rename(full.with_name("cat")).write_text('#!/bin/sh\n[ $# -gt 0 ] || printf "#"\nexit 1\n')
+    with pytest.raises(subprocess.CalledProcessError):
+        paste(text, root, str(full.parent))
+    assert list(root.rglob(".*.mayfly")) == []
+    assert mine.read_text() == "# mine\n"
+    NodeConfig(root, "containerd").revert()
+    assert snapshot(root) == before
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

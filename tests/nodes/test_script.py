@@ -25,7 +25,7 @@ from mayfly.registry.nodes.runtimes import RUNTIMES, Runtime, notes_after_revert
 from mayfly.registry.nodes.script import NodeImage, images_of, node_script, quote
 from mayfly.registry.nodes.target import NodeCredential, Target, parse
 from mayfly.registry.pki.errors import TrustError
-from tests.nodes.pasting import paste
+from tests.nodes.pasting import break_off, paste
 from tests.nodes.test_journal import furnish
 from tests.support.commands import mayfly
 from tests.support.process import PATIENCE, need
@@ -472,6 +472,39 @@ def test_revert_takes_a_paste_back(node: Node, target: Target, runtime: Runtime)
             assert f"logged out of {REGISTRY}" in done.stdout
             assert f"{runtime} logout {REGISTRY}" in node.arguments()
         assert node.look() == before
+
+
+def test_revert_of_a_paste_that_broke_off(node: Node, target: Target) -> None:
+    """Nothing of the file that it was writing is left, which may hold a credential."""
+    before = node.look()
+    break_off(node_commands(target, ["containerd"]), node.root, node.state / "killing")
+    done = node.run(node.script(target, "containerd"), "revert")
+    assert (done.returncode, node.look()) == (0, before), done.stderr
+
+
+@pytest.mark.parametrize("runtime", ["docker", "podman"])
+def test_revert_that_cannot_log_out(node: Node, target: Target, runtime: Runtime) -> None:
+    """It ends with 3 and notes the login, and no more, until a later one logs out."""
+    before = node.look()
+    script = node.script(target, runtime)
+    _paste(node, target, runtime)
+    (node.state / "dead").touch()
+    for _ in range(2):
+        done = node.run(script, "revert")
+        assert done.returncode == 3
+        assert f"run on the node: {runtime} logout {REGISTRY}" in done.stderr
+        left = {path: one for path, one in node.look().items() if before.get(path) != one}
+        journal = "var/lib/mayfly-node-config"
+        noted = node.root / journal / runtime / "logins"
+        assert {path for path in left if path.split("/")[-1] not in ("lib", "etc")} == {
+            journal,
+            f"{journal}/{runtime}",
+            f"{journal}/{runtime}/logins",
+        }
+        assert noted.read_text() == f"{REGISTRY}\n"
+    (node.state / "dead").unlink()
+    done = node.run(script, "revert")
+    assert (done.returncode, node.look()) == (0, before), done.stderr
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
