@@ -26,7 +26,7 @@ from mayfly.registry.cluster.workloads import KINDS, ImageUse, accounts_of, uses
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.nodes.carrier import Carrier, ScriptEnd, Session
 from mayfly.registry.nodes.causes import TEXTS, Cause
-from mayfly.registry.nodes.kubectl import Kubectl, read_object
+from mayfly.registry.nodes.kubectl import Kubectl, is_name, read_object
 from mayfly.registry.nodes.pod_objects import manifest
 from mayfly.registry.nodes.pods import Pods
 from mayfly.registry.nodes.prefetch import Failure, without_answer
@@ -43,6 +43,9 @@ _LOOKS = 3
 
 _REQUESTS = 8
 """Of kubectl at a time."""
+
+_NAMES = 200
+"""Of Secrets in one request."""
 
 _LIST_SECONDS = 180.0
 """For a list of all pods of a large cluster."""
@@ -266,6 +269,8 @@ class _Seen:
 
         async def ask(node: str) -> Object | None:
             assert kubectl is not None
+            if not is_name(node):
+                return None
             words = ("get", "--raw", f"/api/v1/nodes/{node}/proxy/configz")
             async with places:
                 try:
@@ -276,28 +281,39 @@ class _Seen:
         return [*await asyncio.gather(*map(ask, nodes))]
 
     async def secrets(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Any]:
-        """Return Secrets by namespace and name; those that could not be read are left out."""
+        """Return Secrets by namespace and name; those that could not be read are left out.
+
+        Kubernetes takes any text as a name in imagePullSecrets. One that no Secret can have is
+        answered as that of a missing Secret, and never given to kubectl.
+        """
         kubectl, places = self.access.kubectl, asyncio.Semaphore(_REQUESTS)
         names: dict[str, list[str]] = {}
         for namespace, name in sorted(wanted):
-            names.setdefault(namespace, []).append(name)
+            if is_name(name):
+                names.setdefault(namespace, []).append(name)
+        parts = [
+            (namespace, some[begin : begin + _NAMES])
+            for namespace, some in names.items()
+            for begin in range(0, len(some), _NAMES)
+        ]
 
-        async def ask(namespace: str) -> dict[tuple[str, str], Any]:
+        async def ask(namespace: str, some: Sequence[str]) -> dict[tuple[str, str], Any]:
             assert kubectl is not None
             words = ("get", "secrets", f"--namespace={namespace}", "--ignore-not-found")
             async with places:
                 try:
-                    answer = await kubectl.read(*words, *names[namespace], seconds=_LIST_SECONDS)
+                    answer = await kubectl.read(*words, names=some, seconds=_LIST_SECONDS)
                 except LifetimeError:
                     return {}
             # One Secret comes without a list.
-            items = objects(answer, "items") or [answer]
-            missing: dict[tuple[str, str], Any] = {(namespace, n): {} for n in names[namespace]}
+            items = objects(answer, "items") or ([answer] if answer else [])
+            missing: dict[tuple[str, str], Any] = {(namespace, n): {} for n in some}
             found = {(namespace, text(one, "metadata", "name")): one for one in items}
             return missing | found
 
-        answers = await asyncio.gather(*map(ask, names))
-        return {key: value for answer in answers for key, value in answer.items()}
+        answers = await asyncio.gather(*(ask(*part) for part in parts))
+        found = {key: value for answer in answers for key, value in answer.items()}
+        return {key: {} for key in wanted if not is_name(key[1])} | found
 
     async def _facts(
         self, session: Session | None, wanted: Iterable[tuple[str, ClusterNode | None]]

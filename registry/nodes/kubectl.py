@@ -7,7 +7,9 @@ cluster answers is input from other machines: it is read to a bound.
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,9 @@ ASK_SECONDS = 60.0
 
 MOST = 256 * 1024 * 1024
 """Bytes of an answer: some 25 000 pods."""
+
+_SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+"""RFC 1123 subdomain (Kubernetes, "Object Names and IDs"); its labels are left to the cluster."""
 
 _LINES = 5
 _TEXT = 300
@@ -88,16 +93,24 @@ class Kubectl(NamedTuple):
             raise _failed(arguments, "; ".join(errors) or f"exit code {code}")
         return bytes(answer)
 
-    async def read(self, *arguments: str, seconds: float = ASK_SECONDS) -> dict[str, Any]:
+    async def read(
+        self, *arguments: str, names: Sequence[str] = (), seconds: float = ASK_SECONDS
+    ) -> dict[str, Any]:
         """Run ``kubectl get`` or the like with ``-o json``; its document, empty if it prints none.
 
         With ``--ignore-not-found`` kubectl prints none if nothing is found.
+
+        Args:
+            arguments: as of `ask`.
+            names: of objects; kubectl takes none of them for an option.
+            seconds: it may take.
 
         Raises:
             ConfigError: there is no kubectl.
             LifetimeError: as `ask`, or the answer is not a JSON object.
         """
-        answer = await self.ask(*arguments, "-o", "json", seconds=seconds)
+        behind = ("--", *names) if names else ()
+        answer = await self.ask(*arguments, "-o", "json", *behind, seconds=seconds)
         return read_object(answer, arguments) if answer.strip() else {}
 
     async def list(self, *arguments: str, seconds: float = ASK_SECONDS) -> list[dict[str, Any]]:
@@ -114,6 +127,11 @@ class Kubectl(NamedTuple):
         if not all(isinstance(one, dict) and isinstance(one.get("kind"), str) for one in items):
             raise _failed(arguments, "the list has something that is not an object")
         return items
+
+
+def is_name(text: str) -> bool:
+    """Return whether a node or a Secret can have this name."""
+    return _SUBDOMAIN.fullmatch(text) is not None
 
 
 def read_object(answer: bytes, arguments: tuple[str, ...]) -> dict[str, Any]:

@@ -64,4 +64,5 @@ look_at_kubelet() {
     tell "done" yes
 }
 
-look_at_kubelet </dev/null
+# A shell that reads this from its input would wait for more of it.
+{ look_at_kubelet </dev/null; exit 0; }

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -25,7 +24,7 @@ from mayfly.registry.errors import LifetimeError
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.nodes.carrier import ScriptEnd
 from mayfly.registry.nodes.causes import TEXTS, Cause, cause_of_pod
-from mayfly.registry.nodes.kubectl import Kubectl
+from mayfly.registry.nodes.kubectl import Kubectl, is_name
 from mayfly.registry.nodes.node_output import NodeOutput
 from mayfly.registry.nodes.pod_objects import (
     CONTAINER,
@@ -48,9 +47,6 @@ from mayfly.registry.nodes.pod_objects import (
 from mayfly.registry.nodes.programs import TIMED_OUT, TOO_MUCH, find_program, run_program
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import join_names
-
-_NODE = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
-"""RFC 1123 subdomain (Kubernetes, "Object Names and IDs"); its labels are left to the cluster."""
 
 _NODES_SHOWN = 8
 
@@ -91,7 +87,7 @@ class Pods(NamedTuple):
             ConfigError: it is not, or one cannot.
         """
         for node in nodes:
-            if not _NODE.fullmatch(node):
+            if not is_name(node):
                 raise ConfigError(
                     f"--nodes: {node[:100]!r} is not the name of a node of a cluster; give the "
                     "names that kubectl get nodes shows"
@@ -138,6 +134,8 @@ class Pods(NamedTuple):
 
     async def facts(self, node: str) -> NodeFacts | ScriptEnd:
         """Return what the cluster knows of a node; why it can run no script, if it cannot."""
+        if not is_name(node):
+            return ScriptEnd(0, Cause.NO_NODE)
         try:
             found = await self.kubectl.read("get", "node", node, "--ignore-not-found")
         except LifetimeError as error:

@@ -46,8 +46,12 @@ sed "$CHANGE" "$RECORDED/$file.json"
 SSH = """#!/bin/sh
 # ssh to a node that shows what was recorded, as it is after a change.
 while [ "$1" != -- ]; do shift; done
-cat >/dev/null
 [ "$2" = node-1 ] || { echo "ssh: connect to host $2 port 22: Connection refused" >&2; exit 255; }
+case $3 in
+    # A shell reads the script from an input that stays open, and ends only if the script does.
+    *--attended*) sh -c "$3" >/dev/null 2>&1 || exit ;;
+    *) cat >/dev/null ;;
+esac
 sed 's/"pinned": false/"pinned": true/g; '"$SHOWN" "$RECORDED/node-1.txt"
 """
 
