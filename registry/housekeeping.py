@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mayfly")
 
 _HOUR = 3600.0
+_RENEW_CHECK_SECONDS = 60.0
+"""Soon after a start whose clock was wrong, and has been set since, too."""
 _CERTIFICATE_CHECK_SECONDS = 2.0
 _SCRIPT_CHECK_SECONDS = 60.0
 
@@ -113,7 +115,7 @@ def _interrupt(store: Maintainable | None, bundles: Bundles | None) -> None:
 
 async def _renew_certificate(renew: Callable[[], None]) -> None:
     while True:
-        await asyncio.sleep(_HOUR)
+        await asyncio.sleep(_RENEW_CHECK_SECONDS)
         await in_thread(renew)
 
 

@@ -185,7 +185,10 @@ def show(
         raise ConfigError("--images and --merge belong to --for")
     with node_errors():
         target = read_target(**registry)
-    if runtime is None or target.credential is not None:
+    # As files, for programs: a credential of containerd's is in a file; docker and podman have a
+    # login of their own for it.
+    is_command = target.credential is not None and not (as_json and runtime == "containerd")
+    if runtime is None or is_command:
         _print_commands(target, runtime, as_json)
         return
     with node_errors():

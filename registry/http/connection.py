@@ -24,10 +24,11 @@ LINGERING   The response says that the connection closes, and the client still s
 CLOSED      Nothing is received any more. Responses that were written are still sent, and the
             connection stays open until what is counted of them has been acknowledged.
 
-A shutdown closes what is IDLE or LINGERING, and the others after their response. So does the end of
-what a client sends: it may send its last request, shut down its side, and read on. A client that
-has left looks alike until something is sent to it, which its host answers with a reset. So that no
-handler waits in vain for long, that is an interim response if there is no other by then.
+A shutdown closes what is IDLE or LINGERING, and the others after their response. A client may also
+send its last request, shut down its side, and read on: the connection closes after the response. A
+client that has left looks the same until something is sent to it, which its host answers with a
+reset. So if no response has begun by then an interim one is sent; within a response a client that
+was sent nothing for some seconds counts as gone.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ import asyncio
 import contextlib
 import enum
 import logging
-import math
 import socket
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -68,6 +68,9 @@ _HEAD_BUFFER = 16 * 1024
 
 _PROBE_SECONDS = 1.0
 """After the end of what a client sends, until an interim response tells whether it has left."""
+
+_IDLE_SECONDS = 10.0
+"""Within a response, without anything to send, until a client that sends no more counts as gone."""
 
 _LINGER_SECONDS = 10.0
 """For a client that sends more than is wanted, until it has read the response."""
@@ -167,10 +170,13 @@ class Connection(asyncio.BufferedProtocol):
         """
         if not self._has_ended:
             self._has_ended = True
-            asyncio.get_running_loop().call_later(_PROBE_SECONDS, self._probe)
+            if self._state is State.HANDLING:
+                asyncio.get_running_loop().call_later(_PROBE_SECONDS, self._probe)
         if self._body is not None:
             self._body.fail()
-        return self._state is State.HANDLING
+        # After the response `_close` waits for what is counted of it.
+        is_counted = self.receipts is not None and self.receipts.is_counting
+        return self._state is State.HANDLING or (self._state is State.CLOSED and is_counted)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._state, self.transport, self.receipts = State.CLOSED, None, None
@@ -193,13 +199,8 @@ class Connection(asyncio.BufferedProtocol):
         found: socket.socket | None = self.transport.get_extra_info("socket")
         return found
 
-    def is_gone(self, idle: float = math.inf) -> bool:
-        """Whether the client has left.
-
-        Args:
-            idle: seconds after which a client that sends no more, and was sent nothing, counts as
-                gone.
-        """
+    def is_gone(self) -> bool:
+        """Whether the client has left, as far as can be told (see this module)."""
         if self.transport is None or self.transport.is_closing():
             return True
         connected = self.socket
@@ -210,7 +211,8 @@ class Connection(asyncio.BufferedProtocol):
             info = TCPInfo.of(connected)
         except OSError:  # it is not TCP
             return False
-        return info.broken or info.last_sent >= idle
+        has_begun = self._request is not None and self._request.response is not None
+        return info.broken or (has_begun and info.last_sent >= _IDLE_SECONDS)
 
     @property
     def serving(self) -> bool:
@@ -327,6 +329,8 @@ class Connection(asyncio.BufferedProtocol):
             if self._received:
                 body.buffer(bytes(self._received))
                 self._received.clear()
+        elif self._received:
+            self.transport.pause_reading()  # the next request; see `eof_received`
         self._request = request = self._server.request(self, head, self._body)
         self._run(self._handle(request))
 
@@ -334,7 +338,9 @@ class Connection(asyncio.BufferedProtocol):
         self._body = None
         if self._state is State.HANDLING and self.transport is not None:
             self._received += rest
-            if not rest:
+            if rest:
+                self.transport.pause_reading()
+            else:
                 self.transport.resume_reading()  # so that a client that leaves is noticed
 
     def _refuse(self, refusal: FramingInvalid) -> None:

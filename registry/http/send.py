@@ -28,10 +28,6 @@ logger = logging.getLogger("mayfly")
 
 _RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
 
-_IDLE_SECONDS = 10.0
-"""Without content to send, after which a client that has shut down its side is cut: it is most
-likely gone, and within a response nothing but content shows that."""
-
 _PROOF_ATTEMPTS = 3
 """Proofs taken at the end of one transfer while the file's change time keeps moving."""
 
@@ -250,7 +246,7 @@ class _ContentSink:
         """Bytes sent before the file that is being sent now."""
 
     async def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
-        if self._transport is None or (not count and self._http.connection.is_gone(_IDLE_SECONDS)):
+        if self._transport is None or (not count and self._http.is_gone()):
             raise ConnectionResetError("client is gone")
         part = file, offset, count, self
         await self._files.send(self._transport, self._descriptor, *part)

@@ -19,6 +19,7 @@ from typing import Any
 
 from mayfly.registry.nodes import crio, podman, rancher
 from mayfly.registry.nodes.commands import plan_commands
+from mayfly.registry.nodes.journal import JOURNALS, PASTED
 from mayfly.registry.nodes.merging import to_yaml
 from mayfly.registry.nodes.plan import Note, NoteCode, Plan
 from mayfly.registry.nodes.runtimes import EmptyNode, make_plan
@@ -215,7 +216,8 @@ def _rancher(product: str) -> Callable[[Target, Sequence[str], bytes | None], Re
         notes += (
             Note(
                 NoteCode.TAKE_BACK,
-                f"to take it back put the old {path} in its place, or remove it, and restart again",
+                f"to take it back put the old {path} in its place, or remove it, remove "
+                f"{JOURNALS}/containerd/{PASTED}, and restart again",
                 path,
             ),
         )
@@ -247,7 +249,7 @@ def _crio(target: Target, images: Sequence[str], existing: bytes | None) -> Rend
                     crio.PINS_CONF,
                 ),
             )
-    removed = " ".join(file.path for file in files)
+    removed = " ".join((*(file.path for file in files), f"{JOURNALS}/podman/{PASTED}"))
     notes += (Note(NoteCode.TAKE_BACK, f"to take it back: rm {removed}; systemctl reload crio"),)
     return Rendered("\n".join([*plan_commands("podman", Plan(files, notes=notes)), ""]), (), notes)
 

@@ -78,7 +78,15 @@ def own_command(directory: Path) -> Iterator[Path | None]:
         os.write(memory, script)
         entry.unlink()
         entry.symlink_to(f"/proc/{os.getpid()}/fd/{memory}")
-        yield directory
+        if os.access(entry, os.X_OK):
+            yield directory
+            return
+        logger.warning(
+            "the command does not find this mayfly in its PATH: nothing in %s may be executed, nor "
+            "in memory (vm.memfd_noexec); name a --state-dir on another file system",
+            directory,
+        )
+        yield None
     finally:
         os.close(memory)
 
@@ -87,7 +95,7 @@ def _memory_file() -> int:
     """Return the descriptor of a new file in memory that may be executed."""
     try:
         return os.memfd_create(NAME, os.MFD_CLOEXEC | _MFD_EXEC)
-    except OSError:  # before Linux 6.3
+    except OSError:  # before Linux 6.3, or forbidden by vm.memfd_noexec
         return os.memfd_create(NAME, os.MFD_CLOEXEC)
 
 

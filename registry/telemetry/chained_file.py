@@ -110,6 +110,7 @@ class ChainedFile:
             raise
         self.close()
         self._locked = locked
+        self._size = os.fstat(locked).st_size
 
     def _resume(self) -> None:
         """Go on behind the last line of the file, or of the file renamed last if it is empty."""

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from mayfly.registry.api.app import malformed_request
+from mayfly.registry.http import receipts
 from mayfly.registry.http.body import CONTINUE
-from mayfly.registry.http.connection import HTTPServer
+from mayfly.registry.http.connection import HTTPServer, State
 from mayfly.registry.http.connections import Connections, Limits
 from mayfly.registry.http.errors import BodyIncomplete
 from mayfly.registry.http.request import HTTPRequest
@@ -236,19 +237,32 @@ async def test_left_while_the_handler_waits(served: Served) -> None:
     await until(served.handler.begun[0].is_gone, "it is noticed")
 
 
-async def test_pipelined_before_the_end(served: Served) -> None:
+@pytest.mark.parametrize("first", ["/a", "/wait1"])
+async def test_pipelined_before_the_end(served: Served, first: str) -> None:
     """Each request that was whole is answered in its turn, also behind one that waits."""
-    paths = ["/a", "/b", "/wait", "/c", "/d", "/wait2", "/stream", "/e", "/wait3"]
+    paths = [first, "/b", "/wait", "/c", "/d", "/wait2", "/stream", "/e", "/wait3"]
     asked = b"".join(message("GET", path, close=False) for path in paths if path != "/stream")
     asked += message("PUT", "/put", b"its body", close=False)
     with await served.ask(asked) as client:
-        await until(lambda: len(served.handler.begun) == 3, "the third is handled")
+        waiting = 1 + next(n for n, path in enumerate(paths) if path.startswith("/wait"))
+        await until(lambda: len(served.handler.begun) == waiting, "one waits")
         await asyncio.sleep(0.05)
         served.handler.gate.set()
         answers = await asyncio.to_thread(client.read_to_end)
     expected = [path.encode() for path in paths if path != "/stream"] + [b"/put"]
     assert _bodies(answers) == expected
     assert served.handler.seen[-1] == ("/put", b"its body")
+
+
+async def test_pipelined_behind_a_body(served: Served) -> None:
+    """A request that came with the end of a body is answered, although the first one waits."""
+    asked = message("PUT", "/wait", b"its body", close=False) + message("GET", "/b", close=False)
+    with await served.ask(asked) as client:
+        await until(lambda: len(served.handler.begun) == 1, "the first waits")
+        await asyncio.sleep(0.05)
+        served.handler.gate.set()
+        answers = await asyncio.to_thread(client.read_to_end)
+    assert _bodies(answers) == [b"/wait", b"/b"]
 
 
 async def test_head_cut_by_the_end(served: Served) -> None:
@@ -279,6 +293,20 @@ async def test_file(served: Served) -> None:
     """A file is sent whole, and counts as received once the client has taken it."""
     answer = await served.answer(message("GET", "/file", close=False))
     assert _bodies(answer) == [DATA]
+    await until(lambda: served.handler.unacknowledged == [0], "all of it counts as received")
+
+
+async def test_file_that_is_taken_late(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts as received although nothing is left to send long before the client reads."""
+    monkeypatch.setattr(receipts, "_AFTER_CLOSE_SECONDS", 0.1)
+    served.handler.size = MIB
+    with await served.ask(message("GET", "/file"), receive_buffer=16 * 1024) as client:
+        await until(lambda: bool(served.handler.begun), "it is asked for")
+        (http,) = served.handler.begun
+        await until(lambda: http.connection._state is State.CLOSED, "all of it is sent")
+        await asyncio.sleep(0.5)
+        answer = await asyncio.to_thread(client.read_to_end)
+    assert _bodies(answer) == [DATA[:MIB]]
     await until(lambda: served.handler.unacknowledged == [0], "all of it counts as received")
 
 
