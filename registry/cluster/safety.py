@@ -46,7 +46,8 @@ TROUBLES: Mapping[Trouble, tuple[str, str]] = {
     ),
     Trouble.ABSENT: (
         "the node does not have the image by this name",
-        "add it to the list of images, or its node to the list of nodes, and run mayfly prefetch",
+        "run mayfly prefetch --again, with the image in the list of images and its node in the "
+        "list of nodes",
     ),
     Trouble.CREDENTIALS: (
         "kubelet pulled the image with other credentials, and asks the registry about this pod's",
@@ -243,11 +244,14 @@ class NodeView:
     def has(self, name: str, listed: Collection[str]) -> bool | None:
         """Whether the node has an image by a name; None if that was not seen.
 
+        A proof counts only for a node that was not read: it may be of another runtime than
+        kubelet's.
+
         Args:
             listed: images of the upgrade.
         """
-        if self.facts is not None and self.facts.images is not None:
-            return name in self.facts.images
+        if self.facts is not None:
+            return None if self.facts.images is None else name in self.facts.images
         if self.is_listed and name in listed:
             return name not in self.lacking
         return None
@@ -288,8 +292,8 @@ class Judge:
 
     def judge(self, uses: Sequence[ImageUse], proofs: Proofs, secrets: Secrets) -> Safety:
         """Judge nodes and pods."""
-        findings: list[Finding] = [*self._of_proofs(proofs), *self._of_pins(uses)]
-        unseen: dict[Unseen, None] = {}
+        findings = [*self._of_proofs(proofs), *self._of_lists(), *self._of_pins(uses)]
+        unseen = dict.fromkeys(self._without_list())
         for use in uses:
             nodes = [*self._nodes_of(use)]
             found: dict[Trouble, list[str]] = {}
@@ -335,6 +339,27 @@ class Judge:
                 tuple(sorted(self.images)),
                 detail=f"{proofs.unknown} of the nodes that are waited for are not known yet",
             )
+
+    def _of_lists(self) -> Iterator[Finding]:
+        """Yield the images of the upgrade that a node has proved, and has no longer.
+
+        Where nothing collects images, the list may be of a runtime that the upgrade does not use.
+        """
+        for node in self._collecting():
+            if node.facts is None or node.facts.images is None:
+                continue
+            if absent := self.images - node.facts.images.keys():
+                yield Finding(Trouble.ABSENT, (node.name,), tuple(sorted(absent)))
+
+    def _without_list(self) -> Iterator[Unseen]:
+        """Yield a gap for each node whose proof says nothing about its kubelet's runtime."""
+        for node in self._collecting():
+            if node.facts is not None and node.facts.images is None and self.images:
+                yield Unseen(Gap.IMAGES, node.name)
+
+    def _collecting(self) -> Iterator[NodeView]:
+        """Yield the nodes of the upgrade that may lose images."""
+        return (node for node in self.nodes if node.is_listed and node.may_lose())
 
     def _of_pins(self, uses: Iterable[ImageUse]) -> Iterator[Finding]:
         for node, images in self.unpinned(uses):

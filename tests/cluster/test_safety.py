@@ -127,7 +127,8 @@ def test_node_without_the_image() -> None:
     facts = pinned(node_facts())
     assert facts.images is not None
     del facts.images[f"{HOST}/team/app:1"]
-    assert codes(judge(view(facts=facts), "pod-1")) == [("absent", "pod-1")]
+    absent = judge(view(facts=facts), "pod-1")
+    assert codes(absent) == [("absent", "node-1"), ("absent", "pod-1")]
     lacking = frozenset({f"{HOST}/team/app:1"})
     assert codes(judge(view(facts=None, lacking=lacking), "pod-1")) == [("absent", "pod-1")]
 
@@ -143,7 +144,13 @@ def test_node_without_the_image() -> None:
         (
             {"facts": NodeFacts(has_kubelet=True), "is_pinned": True},
             "pod-1",
-            [("records", "node-1")],
+            [("images", "node-1")],
+        ),
+        # A proof may be of another runtime than kubelet's.
+        (
+            {"facts": NodeFacts(has_records=True), "policy": PullPolicy(Verification.NEVER)},
+            "pod-1",
+            [("images", "node-1")],
         ),
     ],
 )
@@ -196,6 +203,31 @@ def test_pins_on_each_node_that_uses_an_image() -> None:
         assert [(node.name, images) for node, images in found] == [
             (n, (str(use.reference),)) for n in "ab"
         ]
+
+
+def test_images_that_were_collected() -> None:
+    """A node lost them after its proof, before any pod used them; where a kubelet collects."""
+    facts = pinned(node_facts())
+    assert facts.images is not None
+    lost = sorted(LISTED)[:2]
+    for name in lost:
+        del facts.images[name]
+    (found,) = judge(view(facts=facts)).findings
+    assert found == Finding(Trouble.ABSENT, ("node-1",), tuple(lost))
+    (line, *_) = lines_of(record_of(judge(view(facts=facts)), 1, 1, 1))
+    assert line.startswith("node-1: the node does not have the image by this name: ")
+    assert judge(view(facts=facts, is_listed=False)).is_safe
+    facts.has_kubelet = False
+    assert judge(view(facts=facts, cluster=None)).is_safe
+
+
+def test_node_whose_images_were_not_shown() -> None:
+    """Its proof and its pins may be those of another runtime, whatever pods there are."""
+    shown = NodeFacts(is_root=True, has_kubelet=True, has_records=True, complete=True)
+    assert codes(judge(view(facts=shown))) == [("images", "node-1")]
+    assert codes(judge(view(facts=shown, is_listed=False))) == []
+    shown.has_kubelet = False
+    assert codes(judge(view(facts=shown, cluster=None))) == []
 
 
 def test_held_images() -> None:

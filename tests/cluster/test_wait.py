@@ -260,10 +260,15 @@ def test_kubelet_without_a_cluster(upgrade: Upgrade) -> None:
     assert {one["node"] for one in found["unseen"]} == {"node-2"}
 
 
-def test_images_of_another_runtime(upgrade: Upgrade) -> None:
-    """What a runtime lists that this kubelet does not use counts for nothing."""
-    _, found = upgrade.judged("--via", "ssh", SHOWN="s/runtime containerd/runtime cri-o/")
-    assert ("images", "node-1") in _codes(found)
+def test_images_of_another_runtime(upgrade: Upgrade, tmp_path: Path) -> None:
+    """A runtime that this kubelet does not use counts for nothing, whatever was proved of it."""
+    shown = _cluster_of(upgrade, tmp_path, [])
+    shown["SHOWN"] = "s/runtime containerd/runtime cri-o/"
+    for pods in ([], [_pod("pod", f"{HOST}/team/app:1")]):
+        _cluster_of(upgrade, tmp_path, pods)
+        code, found = upgrade.judged("--via", "ssh", **shown)
+        assert (code, found["safe"], found["findings"]) == (3, False, [])
+        assert ("images", "node-1") in _codes(found)
 
 
 def _cluster_of(upgrade: Upgrade, directory: Path, pods: list[dict[str, Any]]) -> dict[str, str]:
