@@ -45,7 +45,7 @@ def measure(fleet: Fleet, bench: Bench, peer: Peer, verify: bool) -> Figures:
     ):
         without, beside = [], []
         events = 0.0
-        # What is cold, is so for both.
+        # Both servers are warm before the first round.
         for server, login in ((alone, authorization), (looked_at, other_authorization)):
             fleet(server, login)
         for turn in range(_TURNS):

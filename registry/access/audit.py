@@ -44,7 +44,7 @@ _MAX_COUNTED = 1_000
 _SWEEP_SECONDS = 10.0
 
 _RENEWED = TokenInvalid("expired").code
-"""The reason that is no warning, and not shown: clients fetch a new token by themselves."""
+"""Refusals for this reason are no warning, and not shown: clients fetch a new token then."""
 
 
 class Audit:

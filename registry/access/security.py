@@ -32,7 +32,6 @@ from mayfly.registry.state.runs import Run
 if TYPE_CHECKING:
     from mayfly.auth.generate import EphemeralUsers
     from mayfly.registry.pki.authority import CertificateFiles
-    from mayfly.registry.pki.certificate import Certificate
     from mayfly.registry.pki.context import ServerTLS
 
 logger = logging.getLogger("mayfly")
@@ -164,28 +163,20 @@ def _ensure_certificate(settings: Settings, run: Run) -> CertificateFiles:
         constrain=settings.tls_constrain,
     )
     if made.replaced is not None:
-        logger.warning("%s", _new_authority_text(made.replaced, now))
+        logger.warning(
+            "the CA is new, since the old one expires on %s UTC, before this run ends: make every "
+            "node trust it (mayfly node-config show)",
+            made.replaced.not_after.strftime(_MINUTES),
+        )
     elif now < made.authority.not_before:
         logger.warning(
             "the CA is not valid before %s UTC, and this host's clock says %s UTC: set the clock; "
-            "if it is right, stop Mayfly and start it again, for another CA",
+            "if it is right, stop Mayfly, remove ca.crt and ca.key in --state-dir and start it "
+            "again, for another CA",
             made.authority.not_before.strftime(_MINUTES),
             now.strftime(_MINUTES),
         )
     return made
-
-
-def _new_authority_text(replaced: Certificate, now: datetime) -> str:
-    """Say why another CA took the place of one."""
-    if now < replaced.not_before:
-        why = (
-            f"the old one is not valid before {replaced.not_before:{_MINUTES}} UTC, and this "
-            f"host's clock, which says {now:{_MINUTES}} UTC, was ahead when it was made, or is "
-            "behind now (date -u)"
-        )
-    else:
-        why = f"the old one expires on {replaced.not_after:{_MINUTES}} UTC, before this run ends"
-    return f"the CA is new, since {why}: make every node trust it (mayfly node-config show)"
 
 
 def _renew_certificate(settings: Settings) -> None:

@@ -14,8 +14,8 @@ state. Events of the same two versions are made once, in turns with other tasks.
 Past `MAX_STREAMS` a stream gets what changed and ends, and its browser comes back a little later:
 more people than that see the same, some seconds late.
 
-When the server drains, each stream gets the last changes and ends. Streams that begin then do so at
-once: browsers come back each second, so that they show the drain, and hold nothing up.
+When the server drains, each stream gets the last changes and ends. Streams that begin then get one
+event and end: browsers come back each second, so that they show the drain, and hold nothing up.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mayfly.registry.threads import with_pauses
 logger = logging.getLogger("mayfly")
 
 MAX_STREAMS = 128
-"""That last, at a time."""
+"""Open at once; further ones get one event and end."""
 
 MAX_STREAMS_OF_ONE = 64
 """Of `MAX_STREAMS`, for one client address, which may be that of a proxy."""

@@ -5,9 +5,9 @@ They are used again by the next start as long as they serve, so nodes that trust
 trusting it:
 
 - The CA is made for a run and outlives it by a margin. A new one is made when there is none, and by
-  the start of a run that it would not outlast or that begins before it is valid; never during a
-  run. A run that is continued keeps a CA from the future: nodes trust it already, and a host that
-  has just booted may not know the time yet.
+  the start of a run that it would not outlast; never during a run. One that is not valid yet is
+  never replaced: nodes may trust it, and the clock of a host that has just booted may be behind. A
+  run that is continued uses it; another one does not start.
 - Made with `constrain`, it may sign the names that it was made for and no others (RFC 5280,
   4.2.1.10). A start that needs another one fails.
 - The server certificate is short-lived. A new one is made, by the same CA and for the same key
@@ -104,8 +104,8 @@ def ensure(
 
     Raises:
         TrustError: a file there is damaged, open to others or another user's; the CA's key is gone
-            or another CA's, or the CA may not sign a name, or any though it should be constrained:
-            replacing that CA would cut off every node that trusts it.
+            or another CA's, or the CA may not sign a name, or any though it should be constrained,
+            or is not valid yet: replacing that CA would cut off every node that trusts it.
         OSError: the directory cannot be written.
     """
     ca, ca_key = directory / "ca.crt", directory / "ca.key"
@@ -116,6 +116,13 @@ def ensure(
         if ca_key.exists():
             check_key_mode(ca_key)
         found = read_authority(ca) if ca.exists() else None
+        if found is not None and not continued and now < found.not_before:
+            raise TrustError(
+                f"{ca}: this CA is not valid before {found.not_before:%Y-%m-%d %H:%M} UTC, and "
+                f"this host's clock says {now:%Y-%m-%d %H:%M} UTC (date -u): set the clock; if it "
+                "is right now, and was ahead when the CA was made, remove ca.crt and ca.key for "
+                "another CA, which every node must be told to trust"
+            )
         if found is None or not _is_good_for(found, now, deadline, continued=continued):
             ends = now + CA_LIFETIME if deadline is None else deadline + CA_MARGIN
             _make_authority(ca, ca_key, now, ends, names if constrain else None)
@@ -172,7 +179,7 @@ def _is_good_for(
     if continued:
         return now < ca.not_after
     end = now + CA_LEAST_AHEAD if deadline is None else deadline
-    return ca.not_before <= now and end < ca.not_after
+    return end < ca.not_after
 
 
 def _check_owner(*files: Path) -> None:

@@ -55,7 +55,7 @@ from mayfly.registry.settings.readers import (
 T = TypeVar("T")
 
 _OFF = frozenset({"none", "never"})
-"""How a default is shown that is no value."""
+"""Words for "no value": a default is shown so, and an option may be given so."""
 
 ENVIRONMENT_PREFIX = "MAYFLY_"
 
