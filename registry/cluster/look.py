@@ -20,7 +20,7 @@ from mayfly.registry.cluster.holders import (
     namespace_of_holders,
 )
 from mayfly.registry.cluster.kubelet import policy_of
-from mayfly.registry.cluster.placement import ClusterNode, Placement, node_of
+from mayfly.registry.cluster.placement import ClusterNode, Placement, node_of, nodes_named
 from mayfly.registry.cluster.safety import Gap, Judge, NodeView, Proofs, Safety, Unseen
 from mayfly.registry.cluster.workloads import KINDS, ImageUse, accounts_of, uses_of
 from mayfly.registry.errors import LifetimeError
@@ -31,12 +31,16 @@ from mayfly.registry.nodes.pod_objects import manifest
 from mayfly.registry.nodes.pods import Pods
 from mayfly.registry.nodes.prefetch import Failure, without_answer
 from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.text import join_names
 from mayfly.registry.threads import in_thread
 
 T = TypeVar("T")
 
 NODE_SECONDS = 120.0
 """For a look at one node."""
+
+_NODES = 5
+"""With the same address, in a message."""
 
 _LOOKS = 3
 """At a cluster whose pods change meanwhile."""
@@ -198,13 +202,14 @@ class _Seen:
     ) -> list[NodeView]:
         """Return the nodes of the upgrade, and those that images of it may come to."""
         cluster = self.cluster or []
-        of_cluster = {name: one for one in cluster for name in (*one.addresses, one.name)}
-        listed = {name: of_cluster.get(name) for name in proofs.lacking}
+        listed: dict[str, ClusterNode | None] = {}
+        for name in proofs.lacking:
+            found = nodes_named(name, cluster)
+            listed[name] = found[0] if len(found) == 1 else None
+            if self.cluster is not None and len(found) != 1:
+                detail = join_names([one.name for one in found], _NODES)
+                self.unseen.append(Unseen(Gap.UNKNOWN_NODE, name, detail))
         by_name = {one.name: name for name, one in listed.items() if one is not None}
-        if self.cluster is not None:
-            for name, one in listed.items():
-                if one is None:
-                    self.unseen.append(Unseen(Gap.UNKNOWN_NODE, name))
         others = [
             one
             for one in cluster

@@ -6,7 +6,7 @@ Free resources, affinity between pods, cordons and conditions of nodes (taints o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mayfly.registry.cluster.fields import Object, mapping, objects, text, texts
@@ -46,6 +46,12 @@ def node_of(item: Object) -> ClusterNode:
         version=text(item, "status", "nodeInfo", "kubeletVersion"),
         runtime=text(item, "status", "nodeInfo", "containerRuntimeVersion"),
     )
+
+
+def nodes_named(name: str, nodes: Iterable[ClusterNode]) -> list[ClusterNode]:
+    """Return the node of a name; without one, those with the address, which may be several."""
+    found = [one for one in nodes if name == one.name or name in one.addresses]
+    return [one for one in found if one.name == name] or found
 
 
 @dataclass(frozen=True, slots=True)

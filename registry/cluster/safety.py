@@ -92,7 +92,7 @@ GAPS: Mapping[Gap, tuple[str, str]] = {
     ),
     Gap.FAILED: ("it was not seen: kubectl failed", "see the message of kubectl"),
     Gap.UNKNOWN_NODE: (
-        "the cluster has no node of this name or address",
+        "the cluster has no node of this name, and not exactly one of this address",
         "name nodes as the cluster does, or use --no-kubernetes",
     ),
     Gap.NODE: ("the node was not seen", "mend what the message says, and run this again"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -25,7 +25,6 @@ KINDS = (
 )
 """Resources that are read, as kubectl names them."""
 
-_ENDED = frozenset({"Succeeded", "Failed"})
 _JOB_ENDED = frozenset({"Complete", "Failed", "SuccessCriteriaMet", "FailureTarget"})
 
 
@@ -176,10 +175,13 @@ def uses_of(items: Iterable[Object], accounts: Accounts) -> Iterator[ImageUse]:
     """
     pods, made = [], []
     known: set[tuple[object, ...]] = set()
+    idle: set[str] = set()
     for one in items:
+        if _makes_nothing(one):
+            idle.add(text(one, "metadata", "uid"))
         if text(one, "kind") == "Pod":
             pods.append(one)
-        elif _owner_kind(one):
+        elif _owner(one)[0]:
             made.append(one)
         else:
             for use in _of_template(one, accounts):
@@ -193,7 +195,7 @@ def uses_of(items: Iterable[Object], accounts: Accounts) -> Iterator[ImageUse]:
             yield use
     for pod in pods:
         yield from _of_pod(pod, accounts)
-        for use in _of_successor(pod, accounts):
+        for use in _of_successor(pod, accounts, idle):
             if use.likeness() not in known:
                 known.add(use.likeness())
                 yield use
@@ -203,7 +205,7 @@ def _makes_nothing(one: Object) -> bool:
     """Whether no pod is made from an object's template: it has ended, or is an old revision."""
     kind = text(one, "kind")
     if kind == "ReplicaSet":
-        return _owner_kind(one) == "Deployment" and mapping(one, "spec").get("replicas") == 0
+        return _owner(one)[0] == "Deployment" and mapping(one, "spec").get("replicas") == 0
     return kind == "Job" and any(
         text(condition, "type") in _JOB_ENDED and text(condition, "status") == "True"
         for condition in objects(one, "status", "conditions")
@@ -241,10 +243,19 @@ def _of_pod(pod: Object, accounts: Accounts) -> Iterator[ImageUse]:
             yield from _use(owner, part, when)
 
 
-def _of_successor(pod: Object, accounts: Accounts) -> Iterator[ImageUse]:
-    """Yield the images of the pod that a pod's owner would make in its place, on any node."""
+def _of_successor(pod: Object, accounts: Accounts, idle: Collection[str]) -> Iterator[ImageUse]:
+    """Yield the images of the pod that a pod's owner would make in its place, on any node.
+
+    A pod that is deleted or evicted has a successor, too.
+
+    Args:
+        idle: UIDs of owners that make no pods.
+    """
+    kind, uid = _owner(pod)
     # The pod of a Node is static; that of a DaemonSet is made anew on the same node.
-    if _owner_kind(pod) in ("", "Node", "DaemonSet") or _has_ended(pod):
+    if kind in ("", "Node", "DaemonSet") or text(pod, "status", "phase") == "Succeeded":
+        return
+    if uid and uid in idle:
         return
     spec = mapping(pod, "spec")
     owner = _owner_of_pod(pod, accounts, placement_of({**spec, "nodeName": ""}))
@@ -371,11 +382,15 @@ def _names(spec: Object) -> tuple[str, ...]:
     return tuple(text(one, "name") for one in objects(spec, "imagePullSecrets"))
 
 
-def _owner_kind(one: Object) -> str:
-    """Return the kind of the object that controls one; "" if none does."""
-    owners = objects(one, "metadata", "ownerReferences")
-    return next((text(owner, "kind") for owner in owners if owner.get("controller") is True), "")
+def _owner(one: Object) -> tuple[str, str]:
+    """Return kind and UID of the object that controls one; twice "" if none does."""
+    for owner in objects(one, "metadata", "ownerReferences"):
+        if owner.get("controller") is True:
+            return text(owner, "kind"), text(owner, "uid")
+    return "", ""
 
 
 def _has_ended(pod: Object) -> bool:
-    return text(pod, "status", "phase") in _ENDED or "deletionTimestamp" in mapping(pod, "metadata")
+    """Whether a pod starts no container again."""
+    has_ended = text(pod, "status", "phase") in ("Succeeded", "Failed")
+    return has_ended or "deletionTimestamp" in mapping(pod, "metadata")

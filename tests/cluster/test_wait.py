@@ -373,6 +373,19 @@ def test_cluster_without_these_nodes(upgrade: Upgrade, tmp_path: Path) -> None:
     assert (code, _codes(found)) == (3, {("unknown_node", n) for n in ("node-1", "node-2")})
 
 
+def test_address_of_several_nodes(upgrade: Upgrade, tmp_path: Path) -> None:
+    """It is a gap, since it tells none of them from the others."""
+    shown = _cluster_of(upgrade, tmp_path, [])
+    nodes = json.loads((tmp_path / "nodes.json").read_text())
+    for number, one in enumerate(nodes["items"], 3):
+        one["metadata"]["name"] = f"node-{number}"
+        one["status"]["addresses"] = [{"type": "ExternalIP", "address": "node-1"}]
+    (tmp_path / "nodes.json").write_text(json.dumps(nodes))
+    code, found = upgrade.judged(**shown)
+    assert (code, _codes(found)) == (3, {("unknown_node", n) for n in ("node-1", "node-2")})
+    assert found["unseen"][0]["detail"] == "node-3, node-4"
+
+
 REPLACED = """#!/bin/sh
 # kubectl of a cluster whose pods or nodes are others in each answer, up to the LAST one.
 case "$*" in

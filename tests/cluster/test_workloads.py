@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.registry.cluster.placement import node_of, placement_of
+from mayfly.registry.cluster.placement import ClusterNode, node_of, nodes_named, placement_of
 from mayfly.registry.cluster.workloads import (
     ImageUse,
     Policy,
@@ -111,9 +111,9 @@ def _object(kind: str, name: str, **changes: Any) -> dict[str, Any]:
     return made | changes
 
 
-def _owned_pod(owner: str, **changes: Any) -> dict[str, Any]:
+def _owned_pod(owner: str, uid: str = "", **changes: Any) -> dict[str, Any]:
     made = pod(**changes)
-    made["metadata"]["ownerReferences"] = [{"kind": owner, "controller": True}]
+    made["metadata"]["ownerReferences"] = [{"kind": owner, "uid": uid, "controller": True}]
     made["spec"]["containers"][0]["image"] = "x:1"
     made["spec"] |= {"initContainers": [], "nodeName": "node-1"}
     return made
@@ -160,8 +160,37 @@ def test_owner_of_a_kind_that_is_not_read() -> None:
     assert [use.placement.node for use in found] == ["node-1", ""]
     for owner in ("Node", "DaemonSet"):  # made anew on the same node
         assert [use.when for use in uses_of([_owned_pod(owner)], {})] == [When.RESTART]
-    ended = _owned_pod("Database", status={"phase": "Failed"})
-    assert not [*uses_of([ended], {})]
+    done = _owned_pod("Database", status={"phase": "Succeeded"})
+    assert not [*uses_of([done], {})]
+
+
+DELETED = {"metadata": {"deletionTimestamp": "2026-11-30T00:00:00Z"}}
+EVICTED = {"status": {"phase": "Failed", "reason": "Evicted"}}
+
+
+@pytest.mark.parametrize("change", [DELETED, EVICTED, DELETED | EVICTED])
+@pytest.mark.parametrize("owner", ["Database", "StatefulSet", "ReplicaSet", "Job"])
+def test_pods_that_are_replaced(owner: str, change: dict[str, Any]) -> None:
+    """A deleted or evicted pod starts nothing again; its owner makes it anew, on any node."""
+    for name in ("Node", "DaemonSet"):
+        assert not [*uses_of([_owned_pod(name, **copy.deepcopy(change))], {})]
+    (use,) = uses_of([_owned_pod(owner, **copy.deepcopy(change))], {})
+    assert (use.when, use.placement.node, use.written) == (When.NEW_POD, "", "x:1")
+
+
+@pytest.mark.parametrize("change", [DELETED, EVICTED])
+def test_pods_that_nothing_replaces(change: dict[str, Any]) -> None:
+    """Those without an owner, of an ended Job, and of a ReplicaSet that was scaled to zero."""
+    old = _object("ReplicaSet", "old", owner="Deployment", image="x:0")
+    ended = {"conditions": [{"type": "Failed", "status": "True"}]}
+    for owner in (old, _object("Job", "job", status=ended, image="x:0")):
+        kind, uid = owner["kind"], owner["metadata"]["uid"]
+        replaced = _owned_pod(kind, uid, **copy.deepcopy(change))
+        for replicas, count in ((0, 0), (1, int(kind == "ReplicaSet"))):
+            old["spec"]["replicas"] = replicas
+            found = [use for use in uses_of([owner, replaced], {}) if use.written == "x:1"]
+            assert len(found) == count
+    assert not [*uses_of([pod(**copy.deepcopy(change))], {})]
 
 
 def test_scaled_to_zero_or_suspended() -> None:
@@ -248,6 +277,22 @@ def test_any_damage_of_nodes() -> None:
     for damaged in _damaged(items("nodes")[0]):
         node = node_of(damaged)
         assert isinstance(node.name, str) and all(isinstance(one, str) for one in node.addresses)
+
+
+def test_nodes_by_name_and_address() -> None:
+    """A name counts before the address of another node; an address may be that of several."""
+
+    def made(name: str, *addresses: str) -> ClusterNode:
+        found = [{"type": "InternalIP", "address": one} for one in addresses]
+        return node_of({"metadata": {"name": name}, "status": {"addresses": found}})
+
+    nodes = [made("a", "10.0.0.1", "b", "nat"), made("b", "10.0.0.2", "a", "nat"), made("c")]
+    for order in (nodes, nodes[::-1]):
+        for name, expected in (
+            *(("a", "a"), ("b", "b"), ("c", "c"), ("d", "")),
+            *(("10.0.0.1", "a"), ("10.0.0.2", "b"), ("nat", "ab")),
+        ):
+            assert sorted(one.name for one in nodes_named(name, order)) == [*expected]
 
 
 LABELLED = node_of(
