@@ -5,15 +5,22 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import DURATION, as_json, print_json, state_directory
-from mayfly.registry.cli.prefetch import kubectl_options, ssh_options
+from mayfly.registry.cli.prefetch import (
+    PodOptions,
+    SSHOptions,
+    carrier_of,
+    kubectl_options,
+    ssh_options,
+)
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.text import echo
 
@@ -24,6 +31,12 @@ if TYPE_CHECKING:
 _WATCH_SECONDS = 1.0
 _LINE_SECONDS = 30.0
 """Between two lines of --watch without a terminal if nothing changes."""
+
+_OF_SAFE_TO_STOP = (
+    *("via", "no_kubernetes", "hold", "kubeconfig", "context"),
+    *("ssh_config", "user", "sudo", "concurrency"),
+)
+"""Options of ``wait`` that are for --safe-to-stop alone."""
 
 
 @click.command("status", cls=Command)
@@ -133,23 +146,26 @@ def wait(
         raise click.UsageError("say what to wait for: --ready, --covered or --safe-to-stop")
     if what == "safe-to-stop":
         from mayfly.registry.cli.safe_to_stop import Reach, safe_to_stop
-        from mayfly.registry.nodes.carrier import Carrier
         from mayfly.registry.nodes.kubectl import Kubectl
-        from mayfly.registry.nodes.pods import Pods
-        from mayfly.registry.nodes.ssh import SSH
 
         if no_kubernetes and (hold or via == "kubernetes"):
             option = "--hold" if hold else "--via kubernetes"
             raise click.UsageError(f"--no-kubernetes is not for {option}; leave it out")
-        kubectl = Kubectl(kubeconfig, context)
-        carrier: Carrier | None = None
+        if no_kubernetes:
+            _refuse_given(("kubeconfig", "context"), "not for --no-kubernetes")
+        if via != "ssh":
+            _refuse_given(SSHOptions._fields, f"not for --via {via}")
+        if via == "none":
+            _refuse_given(("concurrency",), "not for --via none")
+        carrier = None
         if via == "ssh":
-            carrier = SSH(ssh_config, user, sudo)
+            carrier = carrier_of(via, SSHOptions(ssh_config, user, sudo), PodOptions())
         elif via == "kubernetes":
-            carrier = Pods(kubectl)
-        in_cluster = None if no_kubernetes else kubectl
+            carrier = carrier_of(via, SSHOptions(), PodOptions(kubeconfig, context))
+        in_cluster = None if no_kubernetes else Kubectl(kubeconfig, context)
         reach = Reach(in_cluster, carrier, via == "kubernetes", concurrency, hold)
         return safe_to_stop(state_dir, timeout, reach, json)
+    _refuse_given(_OF_SAFE_TO_STOP, "for --safe-to-stop alone")
     end = None if timeout is None else time.monotonic() + timeout
     if what == "ready":
         wait_for_server(state_dir, timeout)
@@ -164,6 +180,19 @@ def wait(
     elif not answer["reached"]:
         echo(f"mayfly: {_unreached(answer, timeout)}", err=True)
     return Exit.DONE if answer["reached"] else Exit.INCOMPLETE
+
+
+def _refuse_given(names: Iterable[str], what: str) -> None:
+    """Refuse options on the command line; those of the environment may be for other commands.
+
+    Raises:
+        UsageError: one is given.
+    """
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = name.replace("_", "-")
+            raise click.UsageError(f"--{option} is {what}; leave it out")
 
 
 def _too_late(state_dir: Path, what: str, timeout: float) -> Message:

@@ -171,7 +171,7 @@ def command(
 
     state_dir: Path = registry["state_dir"]
     names = node_names(nodes, state_dir)
-    carrier = _carrier(
+    carrier = carrier_of(
         via, SSHOptions(ssh_config, user, sudo), PodOptions(kubeconfig, context, image, print_only)
     )
     carrier.check(names)
@@ -218,21 +218,21 @@ def command(
 class SSHOptions(NamedTuple):
     """Options of ``--via ssh``."""
 
-    ssh_config: Path | None
-    user: str | None
-    sudo: bool
+    ssh_config: Path | None = None
+    user: str | None = None
+    sudo: bool = False
 
 
 class PodOptions(NamedTuple):
     """Options of ``--via kubernetes``."""
 
-    kubeconfig: Path | None
-    context: str | None
-    image: str | None
-    print: bool
+    kubeconfig: Path | None = None
+    context: str | None = None
+    image: str | None = None
+    print: bool = False
 
 
-def _carrier(via: str, of_ssh: SSHOptions, of_pods: PodOptions) -> Carrier:
+def carrier_of(via: str, of_ssh: SSHOptions, of_pods: PodOptions) -> Carrier:
     """Return the way to nodes.
 
     Raises:

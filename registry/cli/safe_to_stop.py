@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from mayfly.registry.cli.options import print_json
+from mayfly.registry.errors import LifetimeError
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import echo
@@ -89,13 +90,16 @@ def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: boo
     images = frozenset(names.values())
     safety, uses = run_cancellable(look(access, proofs, images, registry))
     found = record.record_of(safety, len(images), coverage["nodes_wanted"], uses)
-    ask(state_dir, "judged", timeout=_STATUS_SECONDS, **record.reported(found))
     if json:
         print_json(
             {"reached": found["safe"], "ended": False, "coverage": coverage, "safety": found}
         )
     else:
         _print(found)
+    try:
+        ask(state_dir, "judged", timeout=_STATUS_SECONDS, **record.reported(found))
+    except (LifetimeError, ConfigError) as error:
+        echo(f"mayfly: the report will not have this answer: {error}", err=True)
     return Exit.DONE if found["safe"] else Exit.INCOMPLETE
 
 

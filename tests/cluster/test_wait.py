@@ -448,6 +448,51 @@ def test_server_goes_on_and_reports(tmp_path: Path) -> None:
     assert "safe to stop: yes, at " in upgrade.server.output()
 
 
+def test_server_that_ends_meanwhile(tmp_path: Path) -> None:
+    """What was judged is printed all the same, and that no report has it."""
+    upgrade = Upgrade(tmp_path)
+    (tmp_path / "ssh").write_text(f"#!/bin/sh\nkill -9 {upgrade.server.popen.pid}\n{SSH}")
+    (tmp_path / "ssh").chmod(0o755)
+    words = ("--timeout", "0s", "--no-kubernetes", "--via", "ssh", "--json")
+    code, out, err = upgrade.wait(*words, path=f"{tmp_path}:{os.environ['PATH']}")
+    assert (code, json.loads(out)["reached"]) == (3, False)
+    assert "the report will not have this answer" in err
+    assert upgrade.server.popen.wait(60) == -9
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "what"),
+    [
+        (["--sudo"], "--sudo", "not for --via none"),
+        (["--user", "x"], "--user", "not for --via none"),
+        (["--concurrency", "3"], "--concurrency", "not for --via none"),
+        (["--via", "kubernetes", "--sudo"], "--sudo", "not for --via kubernetes"),
+        (["--no-kubernetes", "--context", "x"], "--context", "not for --no-kubernetes"),
+        *(
+            (["--covered", *words], words[0], "for --safe-to-stop alone")
+            for words in (
+                ["--hold"],
+                ["--via", "none"],
+                ["--no-kubernetes"],
+                ["--sudo"],
+                ["--context", "x"],
+                ["--concurrency", "3"],
+            )
+        ),
+    ],
+)
+def test_options_that_would_do_nothing(
+    tmp_path: Path, words: list[str], option: str, what: str
+) -> None:
+    """They are refused; in the environment they may be for other commands."""
+    state = ("--state-dir", tmp_path)
+    what_for = [] if "--covered" in words else ["--safe-to-stop"]
+    done = mayfly("wait", *what_for, *words, *state)
+    assert (done.returncode, f"{option} is {what}; leave it out" in done.stderr) == (2, True)
+    env = {"MAYFLY_USER": "x", "MAYFLY_CONTEXT": "x"}
+    assert mayfly("wait", "--covered", *state, env=env).returncode == 5
+
+
 def test_server_without_coverage(tmp_path: Path) -> None:
     """It cannot say what nodes have."""
     server = Mayfly(tmp_path / "root", tmp_path / "state", env=environment())
