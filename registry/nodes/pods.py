@@ -237,8 +237,9 @@ class PodSession:
         if others:
             self._note(
                 f"of other prefetches, under way or killed: {join_names(others, _NODES_SHOWN)}. "
-                "The scripts of one that was killed may still run; remove what is left of it with: "
-                f"{' '.join(self._kubectl.words('delete', 'namespace', others[0]))}"
+                "The scripts of one that was killed may still run. Only if no other mayfly "
+                "prefetch or mayfly wait runs, remove what is left with: "
+                f"{' '.join(self._kubectl.words('delete', 'namespace', *others))}"
             )
 
     async def close(self) -> None:

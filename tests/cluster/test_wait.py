@@ -484,13 +484,17 @@ def test_server_that_ends_meanwhile(tmp_path: Path) -> None:
 def test_options_that_would_do_nothing(
     tmp_path: Path, words: list[str], option: str, what: str
 ) -> None:
-    """They are refused; in the environment they may be for other commands."""
+    """They are refused."""
     state = ("--state-dir", tmp_path)
     what_for = [] if "--covered" in words else ["--safe-to-stop"]
     done = mayfly("wait", *what_for, *words, *state)
     assert (done.returncode, f"{option} is {what}; leave it out" in done.stderr) == (2, True)
-    env = {"MAYFLY_USER": "x", "MAYFLY_CONTEXT": "x"}
-    assert mayfly("wait", "--covered", *state, env=env).returncode == 5
+
+
+def test_options_of_the_environment(tmp_path: Path) -> None:
+    """They may be for other commands, so they are not refused."""
+    env, state = {"MAYFLY_USER": "x", "MAYFLY_CONTEXT": "x"}, ("--state-dir", tmp_path)
+    assert mayfly("wait", "--covered", *state, env=env).returncode == 6
 
 
 def test_server_without_coverage(tmp_path: Path) -> None:

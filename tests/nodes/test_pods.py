@@ -185,11 +185,12 @@ def test_node_that_is_removed_from_the_cluster(state: Path) -> None:
 
 def test_what_another_prefetch_left_is_told(state: Path) -> None:
     """It may have been killed, and then nobody else removes it."""
-    (state / "others").write_text("mayfly-prefetch-0ld\n")
+    (state / "others").write_text("mayfly-prefetch-0ld\nmayfly-prefetch-1ld\n")
     recorder = Recorder()
     _run("good", recorder=recorder)
     (note,) = [text for node, text in recorder.events if not node]
-    assert note.endswith("kubectl delete namespace mayfly-prefetch-0ld")
+    assert "Only if no other mayfly prefetch or mayfly wait runs" in note
+    assert note.endswith("kubectl delete namespace mayfly-prefetch-0ld mayfly-prefetch-1ld")
 
 
 def test_a_pod_that_takes_too_long(state: Path) -> None:
