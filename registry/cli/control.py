@@ -151,6 +151,8 @@ def wait(
         if no_kubernetes and (hold or via == "kubernetes"):
             option = "--hold" if hold else "--via kubernetes"
             raise click.UsageError(f"--no-kubernetes is not for {option}; leave it out")
+        if hold and via == "none":
+            raise click.UsageError("--hold needs the nodes' images: add --via ssh or kubernetes")
         if no_kubernetes:
             _refuse_given(("kubeconfig", "context"), "not for --no-kubernetes")
         if via != "ssh":

@@ -9,9 +9,10 @@ under pressure, and stay until their namespace is removed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from mayfly.registry.cluster.facts import ImageOnNode
 from mayfly.registry.cluster.fields import Object, mapping, objects, text
 from mayfly.registry.cluster.workloads import reference_of
 from mayfly.registry.nodes.pod_objects import NodeFacts, namespace_objects, shell_of_node
@@ -37,17 +38,20 @@ def namespace_of_holders() -> list[dict[str, Any]]:
     return namespace_objects(NAMESPACE, NAMESPACE, _LABELS)
 
 
-def holders(node: str, facts: NodeFacts, images: Sequence[str]) -> Iterator[dict[str, Any]]:
+def holders(node: str, facts: NodeFacts, images: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Yield pods that hold images on a node.
 
     Args:
-        images: by their full names.
+        images: full name → ID on the node.
     """
+    names = [*images]
     volumes, mounts = shell_of_node(facts)
-    for begin in range(0, len(images), _IMAGES_PER_POD):
-        some = images[begin : begin + _IMAGES_PER_POD]
-        # The same images have the same pod, however often they are to be held.
-        digest = hashlib.sha256("\n".join((node, *some)).encode()).hexdigest()
+    for begin in range(0, len(names), _IMAGES_PER_POD):
+        some = names[begin : begin + _IMAGES_PER_POD]
+        # The same images have the same pod, however often they are to be held; a tag that has moved
+        # to another image has another pod.
+        ids = (images[name] for name in some)
+        digest = hashlib.sha256("\n".join((node, *some, *ids)).encode()).hexdigest()
         containers = [
             {
                 "name": f"image-{number}",
@@ -93,23 +97,55 @@ def is_holder(one: Object) -> bool:
     return text(one, "kind") == "Pod" and text(one, "metadata", "namespace") == NAMESPACE
 
 
-def held_by(items: Iterable[Object]) -> Mapping[str, frozenset[str]]:
-    """Return the images that holders keep: node → full names."""
+def held_by(
+    items: Iterable[Object], images: Mapping[str, Mapping[str, ImageOnNode]]
+) -> Mapping[str, frozenset[str]]:
+    """Return the images that holders keep: node → full names.
+
+    Args:
+        images: node → full name, by tag or digest → image that it has by this name. An image of
+            another node is not known to be held.
+    """
     found: dict[str, set[str]] = {}
-    for pod in filter(is_holder, items):
-        images = {
+    for pod in filter(_stays, items):
+        node = text(pod, "spec", "nodeName")
+        named = {
             text(one, "name"): text(one, "image") for one in objects(pod, "spec", "containers")
         }
-        held = found.setdefault(text(pod, "spec", "nodeName"), set())
+        held = found.setdefault(node, set())
         for one in objects(pod, "status", "containerStatuses"):
-            reference = reference_of(images.get(text(one, "name"), ""))
-            if reference is not None and "running" in mapping(one, "state"):
+            reference = reference_of(named.get(text(one, "name"), ""))
+            if reference is None or "running" not in mapping(one, "state"):
+                continue
+            if _is_image(text(one, "imageID"), str(reference), images.get(node, {})):
                 held.add(str(reference))
-    return {node: frozenset(images) for node, images in found.items()}
+    return {node: frozenset(names) for node, names in found.items()}
+
+
+def _stays(one: Object) -> bool:
+    """Whether an object is a holder that nobody has deleted."""
+    return is_holder(one) and "deletionTimestamp" not in mapping(one, "metadata")
+
+
+def _is_image(used: str, name: str, images: Mapping[str, ImageOnNode]) -> bool:
+    """Whether a container runs the image that its node now has by a name.
+
+    Args:
+        used: imageID of the container: an ID or a name by digest, which docker writes as a URL.
+    """
+    expected = images.get(name)
+    if expected is None or not expected.id:
+        return False
+    used = used.rpartition("://")[2]
+    if used.removeprefix("sha256:") == expected.id.removeprefix("sha256:"):
+        return True
+    reference = reference_of(used)
+    by_digest = images.get(str(reference)) if reference and reference.digest else None
+    return by_digest is not None and by_digest.id == expected.id
 
 
 def are_settled(items: Iterable[Object]) -> bool:
-    """Whether each container of each holder runs, or will not."""
+    """Whether each container of each holder that stays runs, or will not."""
     return all(
         any(
             text(status, "name") == text(one, "name")
@@ -119,6 +155,6 @@ def are_settled(items: Iterable[Object]) -> bool:
             )
             for status in objects(pod, "status", "containerStatuses")
         )
-        for pod in filter(is_holder, items)
+        for pod in filter(_stays, items)
         for one in objects(pod, "spec", "containers")
     )

@@ -131,10 +131,11 @@ async def look(
                 break
         else:
             seen.unseen.append(Unseen(Gap.CHANGING))
+    views = seen.with_held(views)
     judge = Judge(frozenset(images), views, seen.short_names)
     if access.hold and any(judge.unpinned(uses)):
         await seen.attempt(seen.hold(judge.unpinned(uses)))
-        views = [replace(view, held=seen.held.get(view.name, view.held)) for view in views]
+        views = seen.with_held(views)
         judge = Judge(frozenset(images), views, seen.short_names)
     secrets = await seen.secrets(set(judge.needed_secrets(uses)))
     safety = judge.judge(uses, proofs, lambda namespace, name: secrets.get((namespace, name)))
@@ -152,7 +153,7 @@ class _Seen:
     registry: str
     cluster: list[ClusterNode] | None = None
     short_names: list[Placement] = field(default_factory=list)
-    held: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    holders: list[dict[str, Any]] = field(default_factory=list)
     unseen: list[Unseen] = field(default_factory=list)
 
     async def read_cluster(self) -> list[ImageUse]:
@@ -170,7 +171,7 @@ class _Seen:
             listed("serviceaccounts", "--all-namespaces"),
         )
         self.cluster = None if nodes is None else [node_of(one) for one in nodes]
-        self.held = held_by(workloads or ())
+        self.holders = [one for one in workloads or () if is_holder(one)]
         others = (one for one in workloads or () if not is_holder(one))
         uses = [*uses_of(others, accounts_of(accounts or ()))]
         self.short_names = [use.placement for use in uses if use.is_short]
@@ -231,10 +232,20 @@ class _Seen:
                 is_pinned=name not in proofs.unpinned,
                 facts=facts.get(name),
                 policy=None if one is None else policy_of(one.version, configured[one.name]),
-                held=frozenset() if one is None else self.held.get(one.name, frozenset()),
             )
             for name, one in wanted
         ]
+
+    def with_held(self, views: Iterable[NodeView]) -> list[NodeView]:
+        """Return nodes with the images that holders keep on them."""
+        views = [*views]
+        images = {
+            view.name: view.facts.images
+            for view in views
+            if view.cluster is not None and view.facts is not None and view.facts.images
+        }
+        held = held_by(self.holders, images)
+        return [replace(view, held=held.get(view.name, frozenset())) for view in views]
 
     async def hold(self, unpinned: Iterable[tuple[NodeView, tuple[str, ...]]]) -> None:
         """Make holders of images, and wait until they run or fail.
@@ -246,8 +257,9 @@ class _Seen:
         assert kubectl is not None
         made: list[dict[str, Any]] = []
         for view, images in unpinned:
-            if view.cluster is None:
-                continue
+            there = view.facts.images if view.facts else None
+            if view.cluster is None or there is None:
+                continue  # whether it holds an image could not be told
             facts = await Pods(kubectl).facts(view.name)
             if isinstance(facts, ScriptEnd):
                 detail = f": {facts.detail}" if facts.detail else ""
@@ -255,16 +267,15 @@ class _Seen:
                     Unseen(Gap.NODE, view.name, f"{TEXTS[facts.cause or Cause.POD][0]}{detail}")
                 )
             else:
-                made += holders(view.name, facts, images)
+                made += holders(view.name, facts, {name: there[name].id for name in images})
         if not made:
             return
         content = manifest([*namespace_of_holders(), *made])
         await kubectl.ask("apply", "-f", "-", content=content)
         end = time.monotonic() + _HOLD_SECONDS
         while True:
-            found = await kubectl.list("get", "pods", f"--namespace={NAMESPACE}")
-            self.held = held_by(found)
-            if are_settled(found) or time.monotonic() > end:
+            self.holders = await kubectl.list("get", "pods", f"--namespace={NAMESPACE}")
+            if are_settled(self.holders) or time.monotonic() > end:
                 return
             await asyncio.sleep(_POLL_SECONDS)
 

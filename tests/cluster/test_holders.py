@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mayfly.registry.cluster.facts import ImageOnNode
 from mayfly.registry.cluster.holders import (
     NAMESPACE,
     are_settled,
@@ -20,15 +21,23 @@ FACTS = NodeFacts(True, "", "linux", "amd64", "Debian GNU/Linux 12", ())
 RUNNING = {"running": {"startedAt": "2026-11-30T00:00:00Z"}}
 
 
+X, Y = "docker.io/library/x:1", "h:5000/y@sha256:" + "a" * 64
+IMAGES = {X: ImageOnNode("sha256:" + "1" * 64, False), Y: ImageOnNode("sha256:" + "2" * 64, False)}
+USED = {"image_1": IMAGES[X].id, "image_2": Y}
+
+
 def _holder(**states: Any) -> dict[str, Any]:
-    (made,) = holders("node-1", FACTS, ["docker.io/library/x:1", "h:5000/y@sha256:" + "a" * 64])
-    statuses = [{"name": name.replace("_", "-"), "state": one} for name, one in states.items()]
+    (made,) = holders("node-1", FACTS, {name: one.id for name, one in IMAGES.items()})
+    statuses = [
+        {"name": name.replace("_", "-"), "imageID": USED[name], "state": one}
+        for name, one in states.items()
+    ]
     return made | {"status": {"containerStatuses": statuses}}
 
 
 def test_holders_ask_nobody_and_may_do_nothing() -> None:
     """They pull nothing, have no rights, and stay on a node under pressure and with taints."""
-    (pod,) = holders("node-1", FACTS, ["docker.io/library/x:1"])
+    (pod,) = holders("node-1", FACTS, {X: "i"})
     spec, (container,) = pod["spec"], pod["spec"]["containers"]
     assert container["imagePullPolicy"] == "Never"
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
@@ -42,10 +51,10 @@ def test_holders_ask_nobody_and_may_do_nothing() -> None:
 
 def test_many_images_are_several_pods() -> None:
     """Each image is in one of them."""
-    images = [f"h/x:{n}" for n in range(120)]
+    images = {f"h/x:{n}": f"i{n}" for n in range(120)}
     made = [*holders("node-1", FACTS, images)]
     assert [len(pod["spec"]["containers"]) for pod in made] == [50, 50, 20]
-    assert [one["image"] for pod in made for one in pod["spec"]["containers"]] == images
+    assert [one["image"] for pod in made for one in pod["spec"]["containers"]] == [*images]
     names = [pod["metadata"]["name"] for pod in made]
     assert len({*names}) == 3
     assert [pod["metadata"]["name"] for pod in holders("node-1", FACTS, images)] == names
@@ -77,7 +86,7 @@ def test_images_of_containers_that_run_are_held(
     """Others may be collected."""
     pod = _holder(**states)
     assert is_holder(pod)
-    assert held_by([pod]) == {"node-1": held}
+    assert held_by([pod], {"node-1": IMAGES}) == {"node-1": held}
     assert are_settled([pod]) is settled
 
 
@@ -85,6 +94,41 @@ def test_other_pods_hold_nothing() -> None:
     """They may be deleted at any time."""
     pod = _holder(image_1=RUNNING, image_2=RUNNING)
     pod["metadata"] = {"namespace": "team"}
-    assert (
-        held_by([pod, {"kind": "Pod"}, {"kind": "Job", "metadata": {"namespace": NAMESPACE}}]) == {}
-    )
+    others = [pod, {"kind": "Pod"}, {"kind": "Job", "metadata": {"namespace": NAMESPACE}}]
+    assert held_by(others, {"node-1": IMAGES}) == {}
+
+
+def test_deleted_holders_hold_nothing() -> None:
+    """Their containers may run for another second; nobody waits for them."""
+    pod = _holder(image_1=RUNNING, image_2={"waiting": {}})
+    pod["metadata"] |= {"deletionTimestamp": "2026-11-30T00:00:00Z"}
+    assert held_by([pod], {"node-1": IMAGES}) == {}
+    assert are_settled([pod])
+
+
+@pytest.mark.parametrize(
+    ("used", "is_held"),
+    [
+        ("sha256:" + "1" * 64, True),
+        ("1" * 64, True),
+        ("docker://sha256:" + "1" * 64, True),
+        ("library/x@sha256:" + "c" * 64, True),
+        ("docker-pullable://x@sha256:" + "c" * 64, True),
+        ("h:5000/y@sha256:" + "a" * 64, False),
+        ("x:1", False),  # a tag may have moved
+        ("sha256:" + "3" * 64, False),
+        ("x@sha256:" + "d" * 64, False),
+        ("", False),
+    ],
+)
+def test_tag_that_has_moved(used: str, is_held: bool) -> None:
+    """A container holds the image that it runs, not one that has its name now."""
+    pod = _holder(image_1=RUNNING)
+    pod["status"]["containerStatuses"][0]["imageID"] = used
+    images = IMAGES | {"docker.io/library/x@sha256:" + "c" * 64: IMAGES[X]}
+    assert held_by([pod], {"node-1": images})["node-1"] == ({X} if is_held else set())
+    others: list[dict[str, dict[str, ImageOnNode]]] = [{}, {"node-2": images}, {"node-1": {}}]
+    for unseen in others:
+        assert not held_by([pod], unseen)["node-1"]
+    names = {one["metadata"]["name"] for n in "12" for one in holders("node-1", FACTS, {X: n})}
+    assert len(names) == 2

@@ -217,12 +217,18 @@ def test_look_by_pods(upgrade: Upgrade, tmp_path: Path) -> None:
     assert (code, "leave it out" in err) == (2, True)
 
 
+ID = "sha256:9803626882e2bf2bc7687cdc32445b7234b7e2aa31347076ddad10e92c73130c"
+BY_DIGEST = "6e842a8bac505d3b0897e9d08265318a56895430a355da3c46b0ddc2e80076b6"
+"""What the recorded node has by the name of the upgrade's image."""
+
+
 def test_hold(upgrade: Upgrade, tmp_path: Path) -> None:
     """Images that are not pinned are held by pods, which stay; how to remove them is said."""
     image = f"{HOST}/team/app:1"
     facts = NodeFacts(True, "", "linux", "amd64", "Debian", ())
-    (holder,) = holders("node-1", facts, [image])
-    state = {"name": "image-1", "state": {"running": {}}}
+    (holder,) = holders("node-1", facts, {image: ID})
+    by_digest = f"{HOST}/team/app@sha256:{BY_DIGEST}"
+    state = {"name": "image-1", "imageID": by_digest, "state": {"running": {}}}
     shown = _cluster_of(upgrade, tmp_path, [])
     running = holder | {"status": {"containerStatuses": [state]}}
     (tmp_path / "holders.json").write_text(json.dumps({"kind": "List", "items": [running]}))
@@ -243,6 +249,8 @@ def test_hold(upgrade: Upgrade, tmp_path: Path) -> None:
     }
     code, _, err = upgrade.wait("--hold", "--no-kubernetes")
     assert (code, "--no-kubernetes is not for --hold" in err) == (2, True)
+    code, _, err = upgrade.wait("--hold")
+    assert (code, "add --via ssh or kubernetes" in err) == (2, True)
 
 
 def test_pods_that_may_not_be_made(upgrade: Upgrade) -> None:
