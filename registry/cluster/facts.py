@@ -11,14 +11,23 @@ from mayfly.registry.cluster.kubelet import PullRecord, parse_intent, parse_reco
 from mayfly.registry.cluster.workloads import reference_of
 from mayfly.registry.nodes.node_output import NodeOutput
 
-MAX_LINE = 32 * 1024 * 1024
+MAX_LINE = 8 * 1024 * 1024
 """Bytes of a line: the list of a node's images, some 500 each."""
 
-_MAX_OUTPUT = 4 * MAX_LINE
+_MAX_OUTPUT = 128 * 1024 * 1024
 """Bytes that a node may send."""
 
 _MARK = b"mayfly-kubelet "
 _MAX_RECORDS = 100_000
+_MAX_FILE = 64 * 1024
+"""Bytes of a record; `kubelet.sh` cuts it there."""
+
+_MAX_ENTRIES = 100_000
+"""Of the repositories, Secrets and ServiceAccounts in all records of a node."""
+
+_MAX_NAMES = 100_000
+"""Of a node's images."""
+
 _NAME = 100
 
 
@@ -58,6 +67,7 @@ class NodeFacts:
     has_records: bool = False
     complete: bool = False
     _unread: bool = False
+    _entries: int = 0
     _read: set[int] = field(default_factory=set)
     """Hashes of lines: the log of a pod may be read twice."""
 
@@ -72,8 +82,7 @@ class NodeFacts:
             case b"kubelet":
                 self.has_kubelet = {b"yes": True, b"no": False}.get(value)
             case b"pulled" | b"pulling":
-                self._read.add(hash(line))
-                self._take_file(key, value)
+                self._take_file(key, value, hash(line))
             case b"records":
                 self.has_records = value == b"%d" % len(self._read) and not self._unread
             case b"runtime":
@@ -83,12 +92,20 @@ class NodeFacts:
             case b"done":
                 self.complete = True
 
-    def _take_file(self, kind: bytes, content: bytes) -> None:
-        """Take a file of kubelet's."""
-        if len(self._read) > _MAX_RECORDS:
+    def _take_file(self, kind: bytes, content: bytes, line: int) -> None:
+        """Take a file of kubelet's, and the hash of its line."""
+        if line in self._read:
+            return
+        if len(self._read) >= _MAX_RECORDS or len(content) > _MAX_FILE:
             self._unread = True
-        elif kind == b"pulled" and (record := parse_record(content)) is not None:
-            self.records[record.image] = record
+            return
+        self._read.add(line)
+        if kind == b"pulled" and (record := parse_record(content)) is not None:
+            self._entries += record.entries
+            if self._entries > _MAX_ENTRIES:
+                self._unread = True
+            else:
+                self.records[record.image] = record
         elif kind == b"pulling" and (intent := parse_intent(content)) is not None:
             # Nobody can pull one without a full name.
             if (reference := reference_of(intent)) is not None:
@@ -123,18 +140,20 @@ class FactsOutput(NodeOutput):
 
 
 def parse_images(document: bytes) -> dict[str, ImageOnNode] | None:
-    """Read ``crictl images --output=json``; None if it is not that."""
+    """Read ``crictl images --output=json``; None if it is not that, or too long."""
     try:
         listed = json.loads(document)
     except (ValueError, RecursionError):
         return None
     if not isinstance(listed, dict):
         return None
-    found = {}
+    found: dict[str, ImageOnNode] = {}
     for one in objects(listed, "images"):
         image = ImageOnNode(text(one, "id"), one.get("pinned") is True)
         # cri-dockerd lists images by docker's short names.
         for name in (*texts(one, "repoTags"), *texts(one, "repoDigests")):
+            if len(found) >= _MAX_NAMES:
+                return None
             if (reference := reference_of(name)) is not None:
                 found[str(reference)] = image
     return found

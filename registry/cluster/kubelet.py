@@ -153,6 +153,12 @@ class PullRecord:
     image: str
     access: Mapping[str, Access]
 
+    @property
+    def entries(self) -> int:
+        """The number of repositories, Secrets and ServiceAccounts, with one for the record."""
+        some = self.access.values()
+        return 1 + sum(1 + len(one.secrets) + len(one.accounts) for one in some)
+
 
 def parse_record(document: bytes) -> PullRecord | None:
     """Read a file of ``image_manager/pulled``; None if it is not one. Its API group may change."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from mayfly.registry.cluster.facts import FactsOutput, NodeFacts
-from mayfly.registry.cluster.fields import Object, objects, text
+from mayfly.registry.cluster.fields import objects, text
 from mayfly.registry.cluster.holders import (
     NAMESPACE,
     are_settled,
@@ -19,7 +19,7 @@ from mayfly.registry.cluster.holders import (
     is_holder,
     namespace_of_holders,
 )
-from mayfly.registry.cluster.kubelet import policy_of
+from mayfly.registry.cluster.kubelet import PullPolicy, policy_of
 from mayfly.registry.cluster.placement import ClusterNode, Placement, node_of, nodes_named
 from mayfly.registry.cluster.safety import Gap, Judge, NodeView, Proofs, Safety, Unseen
 from mayfly.registry.cluster.workloads import KINDS, ImageUse, accounts_of, uses_of
@@ -47,6 +47,9 @@ _LOOKS = 3
 
 _REQUESTS = 8
 """Of kubectl at a time."""
+
+_MOST_CONFIGURATION = 1024 * 1024
+"""Bytes of the answer of a node's kubelet."""
 
 _NAMES = 200
 """Of Secrets in one request."""
@@ -221,8 +224,7 @@ class _Seen:
             *((one.name, one) for one in others),
         ]
         facts = await self._facts(session, wanted)
-        asked = [one.name for _, one in wanted if one is not None]
-        configured = dict(zip(asked, await self._configurations(asked), strict=True))
+        policies = await self._policies([one for _, one in wanted if one is not None])
         return [
             NodeView(
                 name=name if one is None else one.name,
@@ -231,7 +233,7 @@ class _Seen:
                 lacking=frozenset(proofs.lacking.get(name, ())),
                 is_pinned=name not in proofs.unpinned,
                 facts=facts.get(name),
-                policy=None if one is None else policy_of(one.version, configured[one.name]),
+                policy=None if one is None else policies[one.name],
             )
             for name, one in wanted
         ]
@@ -279,22 +281,25 @@ class _Seen:
                 return
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def _configurations(self, nodes: Sequence[str]) -> list[Object | None]:
+    async def _policies(self, nodes: Sequence[ClusterNode]) -> dict[str, PullPolicy | None]:
+        """Return the policy of each node's kubelet by the node's name; None where none is known."""
         kubectl, places = self.access.kubectl, asyncio.Semaphore(_REQUESTS)
         assert kubectl is not None or not nodes
 
-        async def ask(node: str) -> Object | None:
+        async def ask(node: ClusterNode) -> PullPolicy | None:
             assert kubectl is not None
-            if not is_name(node):
-                return None
-            words = ("get", "--raw", f"/api/v1/nodes/{node}/proxy/configz")
+            configuration = None
+            words = ("get", "--raw", f"/api/v1/nodes/{node.name}/proxy/configz")
             async with places:
-                try:
-                    return read_object(await kubectl.ask(*words), words)
-                except LifetimeError:
-                    return None  # a gap only if a judgement needs it
+                # A gap only if a judgement needs it.
+                with contextlib.suppress(LifetimeError):
+                    if is_name(node.name):
+                        answer = await kubectl.ask(*words, most=_MOST_CONFIGURATION)
+                        configuration = read_object(answer, words)
+                return policy_of(node.version, configuration)
 
-        return [*await asyncio.gather(*map(ask, nodes))]
+        found = await asyncio.gather(*map(ask, nodes))
+        return {node.name: policy for node, policy in zip(nodes, found, strict=True)}
 
     async def secrets(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Any]:
         """Return Secrets by namespace and name; those that could not be read are left out.

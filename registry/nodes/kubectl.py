@@ -51,7 +51,11 @@ class Kubectl(NamedTuple):
         return [*words, *arguments]
 
     async def ask(
-        self, *arguments: str, content: bytes = b"", seconds: float = ASK_SECONDS
+        self,
+        *arguments: str,
+        content: bytes = b"",
+        seconds: float = ASK_SECONDS,
+        most: int = MOST,
     ) -> bytes:
         """Run kubectl and return its standard output; if this is cancelled, kubectl is ended.
 
@@ -59,6 +63,7 @@ class Kubectl(NamedTuple):
             arguments: hold no secret.
             content: for its standard input.
             seconds: it may take.
+            most: bytes of the answer.
 
         Raises:
             ConfigError: there is no kubectl.
@@ -81,14 +86,14 @@ class Kubectl(NamedTuple):
             content,
             on_stdout=keep,
             on_stderr=note,
-            most=MOST,
-            total=MOST,
+            most=most,
+            total=most,
             seconds=seconds,
         )
         if code == TIMED_OUT:
             raise _failed(arguments, f"no answer in {seconds:.0f} s")
         if code == TOO_MUCH:
-            raise _failed(arguments, f"more than {MOST} bytes")
+            raise _failed(arguments, f"more than {most} bytes")
         if code != 0:
             raise _failed(arguments, "; ".join(errors) or f"exit code {code}")
         return bytes(answer)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mayfly.registry.cluster.facts import NodeFacts, parse_images
+from mayfly.registry.cluster.kubelet import PullPolicy, Verification
 from mayfly.registry.cluster.look import Access, _Seen
+from mayfly.registry.cluster.placement import node_of
 from mayfly.registry.nodes.kubectl import Kubectl, is_name
 from mayfly.registry.nodes.script import reading_script
 from mayfly.registry.nodes.target import Target
@@ -73,3 +79,157 @@ def test_script_ends_while_its_input_stays_open(end: str) -> None:
             assert b" done yes\n" in shell.stdout.read()
         finally:
             shell.kill()
+
+
+class Tree:
+    """A node's files; `kubelet.sh` looks for all of them below a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.process(1, "init")
+
+    def process(self, number: int, *words: str, users: str = "0 0 0 0", space: str = "1") -> None:
+        """Add a process of these users, in these namespaces."""
+        directory = self.root / f"proc/{number}"
+        (directory / "ns").mkdir(parents=True)
+        for kind in ("pid", "mnt"):
+            (directory / "ns" / kind).symlink_to(f"{kind}:[{space}]")
+        (directory / "status").write_text(f"Name:\tx\nUid:\t{users}\nGid:\t0\n")
+        (directory / "cmdline").write_text("".join(f"{word}\0" for word in words))
+
+    def records(self, directory: str, *images: str) -> Path:
+        """Add a kubelet's directory with records; the directory of these."""
+        pulled = self.root / directory.strip("/") / "image_manager/pulled"
+        pulled.mkdir(parents=True)
+        for image in images:
+            record = {"kind": "ImagePulledRecord", "imageRef": image}
+            (pulled / image).write_text(json.dumps(record))
+        return pulled
+
+    def facts(self) -> NodeFacts:
+        """What the script shows."""
+        script = reading_script(Target("", tls=True), (), "kubelet.sh")
+        assert "\ntree=''\n" in script
+        script = script.replace("\ntree=''\n", f"\ntree='{self.root}'\n")
+        done = subprocess.run(
+            ["sh", "-s"], input=script.encode(), capture_output=True, check=True, timeout=120
+        )
+        facts = NodeFacts()
+        for line in done.stdout.splitlines():
+            facts.take(line)
+        assert facts.complete
+        return facts
+
+
+OTHER = "--root-dir=/data/kubelet"
+
+
+def test_directory_of_the_kubelet(tmp_path: Path) -> None:
+    """The flag of the node's kubelet counts."""
+    node = Tree(tmp_path)
+    node.process(70, "/usr/bin/kubelet", "--v=2", OTHER)
+    node.records("data/kubelet", "a", "b")
+    facts = node.facts()
+    assert facts.records.keys() == {"a", "b"}
+    assert facts.has_records
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [{"users": "1000 0 0 0"}, {"users": "0 0 0 1000"}, {"space": "2"}, {"users": ""}],
+    ids=str,
+)
+def test_forged_kubelet(tmp_path: Path, forged: dict[str, str]) -> None:
+    """A process of a pod that has the name of kubelet changes nothing."""
+    node = Tree(tmp_path)
+    node.process(60, "kubelet", OTHER, **forged)
+    node.records("data/kubelet", "forged")
+    node.records("var/lib/kubelet", "real")
+    assert node.facts().records.keys() == {"real"}
+
+
+def test_process_in_one_namespace_of_the_node(tmp_path: Path) -> None:
+    """A pod may share the node's processes, and has files of its own."""
+    node = Tree(tmp_path)
+    node.process(60, "kubelet", OTHER)
+    (tmp_path / "proc/60/ns/mnt").unlink()
+    (tmp_path / "proc/60/ns/mnt").symlink_to("mnt:[2]")
+    node.records("data/kubelet", "forged")
+    node.records("var/lib/kubelet", "real")
+    assert node.facts().records.keys() == {"real"}
+
+
+def test_node_whose_namespaces_cannot_be_read(tmp_path: Path) -> None:
+    """No process counts as the node's own."""
+    node = Tree(tmp_path)
+    node.process(60, "kubelet", OTHER)
+    for number in (1, 60):
+        (tmp_path / f"proc/{number}/ns/pid").unlink()
+    node.records("data/kubelet", "forged")
+    assert not node.facts().has_kubelet
+
+
+def test_kubelet_without_records_is_a_gap(tmp_path: Path) -> None:
+    """A kubelet that keeps records makes their directory: without it this may be another one."""
+    (tmp_path / "var/lib/kubelet").mkdir(parents=True)
+    facts = Tree(tmp_path).facts()
+    assert (facts.has_kubelet, facts.has_records) == (True, False)
+    pulled = (node := Tree(tmp_path / "second")).records("var/lib/kubelet")
+    assert node.facts().has_records
+    (pulled / "link").symlink_to("/etc/hostname")
+    assert not node.facts().has_records
+
+
+def _pulled(image: str, secrets: int) -> bytes:
+    none: list[object] = [{}] * secrets
+    mapping = {"r.example/x": {"kubernetesSecrets": none}}
+    record = {"kind": "ImagePulledRecord", "imageRef": image, "credentialMapping": mapping}
+    return b"mayfly-kubelet pulled " + json.dumps(record).encode()
+
+
+def test_nodes_that_send_too_much() -> None:
+    """A record is read to a bound, and so are all of a node; more is a gap."""
+    facts = NodeFacts()
+    facts.take(_pulled("a", 1000))
+    facts.take(b"mayfly-kubelet records 1")
+    before = facts.has_records
+    facts.take(_pulled("b", 20_000))
+    facts.take(b"mayfly-kubelet records 1")
+    assert facts.records.keys() == {"a"}
+    assert before
+    assert not facts.has_records
+    facts = NodeFacts()
+    for number in range(20):
+        facts.take(_pulled(str(number), 9000))
+    facts.take(b"mayfly-kubelet records 20")
+    assert not facts.has_records
+    assert sum(record.entries for record in facts.records.values()) <= 100_000
+    names = [f"r.example/x:{number}" for number in range(100_001)]
+    assert parse_images(json.dumps({"images": [{"id": "i", "repoTags": names}]}).encode()) is None
+
+
+async def test_answer_of_a_kubelet_has_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that answers without end for its configuration leaves a gap."""
+    (tmp_path / "kubectl").write_text(
+        """#!/bin/sh
+printf '{"kubeletconfig": {"x": "'
+case $* in *hostile*) head -c 2000000 /dev/zero | tr '\\0' x ;; esac
+echo '"}}'
+"""
+    )
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    seen = _seen()
+    seen.access = replace(seen.access, kubectl=Kubectl())
+    nodes = [
+        node_of({"metadata": {"name": name}, "status": {"nodeInfo": {"kubeletVersion": "v1.35.4"}}})
+        for name in ("hostile", "honest", "../other")
+    ]
+    found = await seen._policies(nodes)
+    assert found == {
+        "hostile": None,
+        "honest": PullPolicy(Verification.PULLED),
+        "../other": None,
+    }
