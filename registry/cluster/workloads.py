@@ -252,8 +252,9 @@ def _of_successor(pod: Object, accounts: Accounts, idle: Collection[str]) -> Ite
         idle: UIDs of owners that make no pods.
     """
     kind, uid = _owner(pod)
-    # The pod of a Node is static; that of a DaemonSet is made anew on the same node.
-    if kind in ("", "Node", "DaemonSet") or text(pod, "status", "phase") == "Succeeded":
+    # The pod of a Node is static; that of a DaemonSet is made anew on the same node, by a template
+    # that is judged. Other projects have a DaemonSet, too.
+    if kind in ("", "Node", "apps/DaemonSet") or text(pod, "status", "phase") == "Succeeded":
         return
     if uid and uid in idle:
         return
@@ -383,14 +384,20 @@ def _names(spec: Object) -> tuple[str, ...]:
 
 
 def _owner(one: Object) -> tuple[str, str]:
-    """Return kind and UID of the object that controls one; twice "" if none does."""
+    """Return kind and UID of the object that controls one; twice "" if none does.
+
+    The kind of a DaemonSet of Kubernetes itself is "apps/DaemonSet".
+    """
     for owner in objects(one, "metadata", "ownerReferences"):
         if owner.get("controller") is True:
-            return text(owner, "kind"), text(owner, "uid")
+            kind = text(owner, "kind")
+            is_own = kind == "DaemonSet" and text(owner, "apiVersion").startswith("apps/")
+            return "apps/DaemonSet" if is_own else kind, text(owner, "uid")
     return "", ""
 
 
 def _has_ended(pod: Object) -> bool:
-    """Whether a pod starts no container again."""
-    has_ended = text(pod, "status", "phase") in ("Succeeded", "Failed")
-    return has_ended or "deletionTimestamp" in mapping(pod, "metadata")
+    """Whether a pod starts no container again; a static pod goes on when its mirror is deleted."""
+    if text(pod, "status", "phase") in ("Succeeded", "Failed"):
+        return True
+    return "deletionTimestamp" in mapping(pod, "metadata") and _owner(pod)[0] != "Node"

@@ -113,7 +113,9 @@ def _object(kind: str, name: str, **changes: Any) -> dict[str, Any]:
 
 def _owned_pod(owner: str, uid: str = "", **changes: Any) -> dict[str, Any]:
     made = pod(**changes)
-    made["metadata"]["ownerReferences"] = [{"kind": owner, "uid": uid, "controller": True}]
+    group = "" if owner == "Node" else "apps/"
+    reference = {"apiVersion": f"{group}v1", "kind": owner, "uid": uid, "controller": True}
+    made["metadata"]["ownerReferences"] = [reference]
     made["spec"]["containers"][0]["image"] = "x:1"
     made["spec"] |= {"initContainers": [], "nodeName": "node-1"}
     return made
@@ -172,10 +174,19 @@ EVICTED = {"status": {"phase": "Failed", "reason": "Evicted"}}
 @pytest.mark.parametrize("owner", ["Database", "StatefulSet", "ReplicaSet", "Job"])
 def test_pods_that_are_replaced(owner: str, change: dict[str, Any]) -> None:
     """A deleted or evicted pod starts nothing again; its owner makes it anew, on any node."""
-    for name in ("Node", "DaemonSet"):
-        assert not [*uses_of([_owned_pod(name, **copy.deepcopy(change))], {})]
+    assert not [*uses_of([_owned_pod("DaemonSet", **copy.deepcopy(change))], {})]
+    # A static pod goes on when its mirror is deleted.
+    found = [*uses_of([_owned_pod("Node", **copy.deepcopy(change))], {})]
+    assert [use.when for use in found] == ([When.RESTART] if "status" not in change else [])
     (use,) = uses_of([_owned_pod(owner, **copy.deepcopy(change))], {})
     assert (use.when, use.placement.node, use.written) == (When.NEW_POD, "", "x:1")
+
+
+def test_daemon_set_of_another_project() -> None:
+    """It is not read, so what it makes anew is judged by the pod that there is."""
+    one = _owned_pod("DaemonSet", metadata=copy.deepcopy(DELETED["metadata"]))
+    one["metadata"]["ownerReferences"][0]["apiVersion"] = "apps.kruise.io/v1alpha1"
+    assert [use.when for use in uses_of([one], {})] == [When.NEW_POD]
 
 
 @pytest.mark.parametrize("change", [DELETED, EVICTED])
