@@ -47,7 +47,6 @@ from mayfly.registry.lifecycle.drain import Drain, Drained
 from mayfly.registry.lifecycle.plan import RunPlan, Triggers
 from mayfly.registry.prefetching import run_prefetch
 from mayfly.registry.process.child import Child, environment
-from mayfly.registry.process.own_command import own_command
 from mayfly.registry.process.signals import Signals
 from mayfly.registry.process.systemd import Notifier
 from mayfly.registry.settings.choices import NodeIdentity
@@ -376,6 +375,9 @@ class Lifecycle:
         if not self._plan.command:
             yield None
             return
+        # Only a server with a command needs it.
+        from mayfly.registry.process.own_command import own_command
+
         with (
             client_config(self._state.path, server.login) as private,
             removed_if_killed(private, *server.cleanup_paths),

@@ -28,7 +28,7 @@ from pathlib import Path
 from mayfly.registry.ending import EndKind, EndReason, Latch
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.exit_codes import exit_code_of_signal
-from mayfly.registry.process import open_files, own_command
+from mayfly.registry.process import open_files
 from mayfly.registry.state.private import AUTH_FILE, CERT_DIR, Login
 
 NOT_FOUND = 127
@@ -37,6 +37,9 @@ NOT_EXECUTABLE = 126
 
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _PREFIX = "LISTEN_"
+
+OWN_COMMAND = "mayfly"
+"""Name of the program that `own_command` makes."""
 
 
 def environment(
@@ -106,7 +109,7 @@ def check_command(name: str, environment: Mapping[str, str]) -> None:
     Raises:
         LifetimeError: see `find`.
     """
-    if name != own_command.NAME:
+    if name != OWN_COMMAND:
         find(name, environment)
 
 

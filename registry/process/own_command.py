@@ -21,10 +21,9 @@ from shlex import quote
 
 import mayfly
 from mayfly.registry import one_file
+from mayfly.registry.process.child import OWN_COMMAND
 
 logger = logging.getLogger("mayfly")
-
-NAME = "mayfly"
 
 _MFD_EXEC = 0x10
 """From linux/memfd.h; needed where vm.memfd_noexec is 1."""
@@ -38,7 +37,7 @@ _START = (
 
 @contextlib.contextmanager
 def own_command(directory: Path) -> Iterator[Path | None]:
-    """Make a directory, mode 0700, with the entry `NAME`.
+    """Make a directory, mode 0700, with the entry `OWN_COMMAND`.
 
     The caller removes the directory; the entry works until the end of the block.
 
@@ -59,7 +58,7 @@ def own_command(directory: Path) -> Iterator[Path | None]:
         yield None
         return
     directory.mkdir(mode=0o700)
-    entry = directory / NAME
+    entry = directory / OWN_COMMAND
     program = one_file.path()
     if program is not None:
         entry.symlink_to(program)
@@ -94,9 +93,9 @@ def own_command(directory: Path) -> Iterator[Path | None]:
 def _memory_file() -> int:
     """Return the descriptor of a new file in memory that may be executed."""
     try:
-        return os.memfd_create(NAME, os.MFD_CLOEXEC | _MFD_EXEC)
+        return os.memfd_create(OWN_COMMAND, os.MFD_CLOEXEC | _MFD_EXEC)
     except OSError:  # before Linux 6.3, or forbidden by vm.memfd_noexec
-        return os.memfd_create(NAME, os.MFD_CLOEXEC)
+        return os.memfd_create(OWN_COMMAND, os.MFD_CLOEXEC)
 
 
 def _script() -> str:

@@ -25,7 +25,7 @@ async def _run(script: str, seconds: float = PATIENCE) -> tuple[int, list[bytes]
         on_stdout=lines.append,
         on_stderr=lambda line: None,
         most=1000,
-        total=10_000,
+        total=100_000,
         seconds=seconds,
     )
     return code, lines
