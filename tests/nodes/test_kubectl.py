@@ -10,8 +10,7 @@ import pytest
 
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.nodes import kubectl
-from mayfly.registry.nodes.kubectl import Kubectl
+from mayfly.registry.nodes.kubectl import Kubectl, read_object
 from mayfly.registry.settings.errors import ConfigError
 
 CLUSTER = Kubectl(Path("/k"), "c")
@@ -58,10 +57,10 @@ def test_failures(
 ) -> None:
     """Each has kubectl's own words, and exit code 3."""
     _stub(tmp_path, monkeypatch, script)
-    monkeypatch.setattr(kubectl, "MOST", 1000)
-    seconds = 1.0 if "sleep" in script else 60.0
+    seconds, arguments = 1.0 if "sleep" in script else 60.0, ("get", "pods", "--selector=x")
     with pytest.raises(LifetimeError, match=problem) as caught:
-        asyncio.run(Kubectl().read("get", "pods", "--selector=x", seconds=seconds))
+        answer = asyncio.run(Kubectl().ask(*arguments, seconds=seconds, most=1000))
+        read_object(answer, arguments)
     assert caught.value.exit_code == Exit.INCOMPLETE
     assert caught.value.message.startswith("kubectl get pods: ")
 
