@@ -124,6 +124,12 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
         if bundles is not None:
             _warn_of_incomplete_images(bundles, stores.seen)
         runner = stack.enter_context(asyncio.Runner())
+        # A signal that ended the making of the loop would leave a half of one.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            runner.get_loop()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return runner.run(_serve(settings, plan, state, this_run, root, stores, bundles))
 
 
