@@ -111,7 +111,7 @@ GOALS = (
 
 
 def median(rounds: Iterable[Figures], figure: str) -> float | None:
-    """Of a figure over the rounds that have it."""
+    """The median of a figure over the rounds that have it."""
     found = [figures[figure] for figures in rounds if figure in figures]
     return statistics.median(found) if found else None
 

@@ -30,7 +30,7 @@ USER, PASSWORD = "bench", "correct horse battery staple"
 BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 LOOKER = "looker"
 LOOKER_BASIC = "Basic " + base64.b64encode(f"{LOOKER}:{PASSWORD}".encode()).decode()
-"""Of a user who may see the rollout page."""
+"""Login of the user `LOOKER`, whose role is allowed to see the rollout page."""
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class Peer:
 
     @property
     def path(self) -> str | None:
-        """Of its program; None if it is not installed."""
+        """The path of its program; None if it is not installed."""
         here = BIN / self.program
         return str(here) if here.is_file() else shutil.which(self.program)
 
@@ -350,10 +350,10 @@ REGISTRIES = ("docker-registry", "distribution", "olareg", "crane")
 MAKERS = ("skopeo", "crane-pull", "oras")
 COPIERS = ("skopeo-sync", "crane-copy")
 RIVALS = (*REGISTRIES, *MAKERS, *COPIERS)
-"""Those that Mayfly is compared with."""
+"""Peers that Mayfly is compared with."""
 
 TAG = "1"
-"""Of every image in a bundle that is made."""
+"""The tag of every image in a bundle that is made."""
 
 _NO_MODULE = "its Go module is not served by the proxy that this was built with"
 

@@ -33,7 +33,7 @@ SIZE = "program MiB"
 
 NODES = 50
 CONNECTIONS = 3
-"""Of each node: docker and containerd fetch three layers at once."""
+"""Connections of each node: docker and containerd fetch three layers at once."""
 
 STORM_CLIENTS = 32
 STORM_SECONDS = 2.0

@@ -65,7 +65,7 @@ def bundles() -> tuple[Path, ...]:
 
 
 def defaults() -> Defaults:
-    """Return what was packed with the bundle of the one file that runs.
+    """Return the defaults that were packed into the one file that runs.
 
     Raises:
         BundleInvalid: see `bundles`.

@@ -11,7 +11,10 @@ import pytest
 
 from tests.support.process import REPO
 
-FIRST_LINES = re.compile(r"(What|Who|Whoever|Whatever|That which|Whether or not|How often whom)\b")
+FIRST_LINES = re.compile(
+    r"(What|Who|Whoever|Whatever|That which|Those|Whether or not|How often whom)\b|Of (?!.*, )|"
+    r"Return (what|who|whose|how (?!many))\b"
+)
 """How no docstring begins: it says what a thing does or is, with a noun or a verb."""
 
 RIDDLES = re.compile(
@@ -211,7 +214,10 @@ def test_modules_that_read_settings_are_those_of_contributing() -> None:
     assert found == {*CODE_PATH.findall(named[1]), "registry/server.py"}
 
 
-@pytest.mark.parametrize("text", ["What it is.", "Who may do it: the guard.", "Whoever asks."])
+@pytest.mark.parametrize(
+    "text",
+    ["What it is.", "Who may do it: the guard.", "Whoever asks.", "Of a user.", "Return who asks."],
+)
 def test_riddles_are_seen(text: str) -> None:
     """The pattern for first lines finds what it is for."""
     assert FIRST_LINES.match(text)

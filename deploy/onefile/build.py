@@ -230,7 +230,7 @@ def make_index(inputs: Inputs, body: Body, scratch: Path) -> dict[str, object]:
 
 
 def contents(inputs: Inputs, version: str) -> dict[str, object]:
-    """Return what is in the one file, as CycloneDX 1.6 has it."""
+    """Return the list of the one file's contents in CycloneDX 1.6."""
     found: list[dict[str, object]] = [
         {
             "type": "application",

@@ -335,7 +335,7 @@ def make_wheelhouse(wheels: Path, directory: Path) -> Path:
 
 
 def list_wheels(wheels: Path) -> dict[str, object]:
-    """Return what is in the wheelhouse, as CycloneDX 1.6 has it."""
+    """Return the list of the wheelhouse's contents in CycloneDX 1.6."""
     found = []
     for path in sorted(wheels.iterdir()):
         name, version = path.name.split("-")[:2]

@@ -44,7 +44,7 @@ PAGE_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Of everything that a browser shows: no foreign content, no script in it, no frame around it."""
+"""Headers of every page: no foreign content, no script in it, no frame around it."""
 
 _NEVER_STORED = {"Cache-Control": "no-store", "Vary": "Accept, Cookie, Authorization"}
 

@@ -172,7 +172,7 @@ def command(
 
 
 def _running(state_dir: Path, is_enough: bool) -> Ready | None:
-    """Return what the Mayfly that runs here announced; None if none runs.
+    """Return the announcement of the Mayfly that runs here; None if none runs.
 
     Args:
         state_dir: of it.

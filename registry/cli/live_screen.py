@@ -26,7 +26,7 @@ _ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 _LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 _HOME, _REST_OF_LINE, _REST_OF_SCREEN, _PLAIN = "\x1b[H", "\x1b[K", "\x1b[J", "\x1b[m"
 _SIZE = os.terminal_size((80, 24))
-"""Of a terminal that does not say it."""
+"""Columns and rows of a terminal that does not tell them."""
 
 
 def is_able(stream: TextIO) -> bool:

@@ -71,7 +71,7 @@ server_options = combined(
         help="PEM certificate of the CA that signed the registry's.",
     ),
 )
-"""Of the registry that a node or a command uses."""
+"""Options that name the registry which a node or a command uses."""
 
 _target = combined(
     server_options,

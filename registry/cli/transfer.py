@@ -240,7 +240,7 @@ def export(
 
 
 def _without(chosen: list[Carried], error: ContentCorrupt, damaged: list[Damaged]) -> list[Carried]:
-    """Return what does not need the corrupt content, and note the rest as damaged.
+    """Return the images without the corrupt content, and note the others as damaged.
 
     Raises:
         ContentCorrupt: that leaves no image, or it is not known which.

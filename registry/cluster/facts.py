@@ -23,10 +23,10 @@ _MAX_FILE = 64 * 1024
 """Bytes of a record; `kubelet.sh` cuts it there."""
 
 _MAX_ENTRIES = 100_000
-"""Of the repositories, Secrets and ServiceAccounts in all records of a node."""
+"""The most repositories, Secrets and ServiceAccounts in all records of a node together."""
 
 _MAX_NAMES = 100_000
-"""Of a node's images."""
+"""The most names of images that a node may show."""
 
 _NAME = 100
 

@@ -23,7 +23,7 @@ FIRST_WITH_GATE = (1, 33)
 FIRST_ON_BY_DEFAULT = (1, 35)
 
 _MAX_SECRETS = 100
-"""Of a record: in a larger one kubelet looks for the content of Secrets only."""
+"""With as many in a record, kubelet compares Secrets by their content only."""
 
 _VERSION = re.compile(r"v?(\d{1,4})\.(\d{1,4})\b")
 
@@ -147,7 +147,7 @@ class PullRecord:
 
     Attributes:
         image: ID of the image in the runtime.
-        access: repository with its host → who may use it.
+        access: repository with its host → the pods that kubelet lets use it without asking.
     """
 
     image: str
@@ -217,7 +217,7 @@ def access_of(
     records: Mapping[str, PullRecord],
     intents: Collection[str],
 ) -> Access:
-    """Return who may use an image that the node has without the registry being asked.
+    """Return which pods kubelet lets use an image of the node without asking the registry.
 
     Args:
         records: image's ID → record.

@@ -46,13 +46,13 @@ _LOOKS = 3
 """At a cluster whose pods change meanwhile."""
 
 _REQUESTS = 8
-"""Of kubectl at a time."""
+"""Number of kubectl processes at a time."""
 
 _MOST_CONFIGURATION = 1024 * 1024
 """Bytes of the answer of a node's kubelet."""
 
 _NAMES = 200
-"""Of Secrets in one request."""
+"""The most Secrets that one request names."""
 
 _LIST_SECONDS = 180.0
 """For a list of all pods of a large cluster."""
@@ -183,14 +183,14 @@ class _Seen:
         return [use for use in uses if self._is_known(use) or use.written in served]
 
     def names(self, uses: Iterable[ImageUse]) -> set[object]:
-        """Return what tells one state of the cluster from another: its nodes, and likenesses."""
+        """List the things that must not change during a look: nodes, likenesses of uses."""
         return {one.name for one in self.cluster or ()} | {use.likeness() for use in uses}
 
     def _is_known(self, use: ImageUse) -> bool:
         return use.reference.host == self.registry or str(use.reference) in self.images
 
     async def attempt(self, asking: Awaitable[T]) -> T | None:
-        """Return what was asked for; None, and a gap, if it could not be had."""
+        """Await an answer of the cluster; note a gap and return None if there is none."""
         try:
             return await asking
         except ConfigError as error:
@@ -339,7 +339,7 @@ class _Seen:
     async def _facts(
         self, session: Session | None, wanted: Iterable[tuple[str, ClusterNode | None]]
     ) -> dict[str, NodeFacts]:
-        """Return what nodes showed, by their names in the list."""
+        """Return the facts of nodes, by their names in the list."""
         if session is None:
             return {}
         places = asyncio.Semaphore(self.access.concurrency)

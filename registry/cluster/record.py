@@ -22,7 +22,7 @@ MAX_NAMES = 20
 """Nodes, and images, of a finding that a report has."""
 
 MAX_BYTES = 48 * 1024
-"""Of a judgement on the control socket."""
+"""The size of a judgement on the control socket, at most."""
 
 _NAMES = 5
 
@@ -177,7 +177,7 @@ def finding_text(one: FindingRecord) -> str:
 
 
 def unseen_text(one: UnseenRecord) -> str:
-    """Return what was not seen, in one line."""
+    """Return a line about a thing that was not seen."""
     where = f"{one['node']}: " if one["node"] else ""
     detail = f": {one['detail']}" if one["detail"] else ""
     return f"{where}{GAPS[Gap(one['code'])][0]}{detail}"

@@ -416,7 +416,7 @@ class Judge:
         return Trouble.CREDENTIALS
 
     def _access(self, use: ImageUse, node: NodeView) -> Access | Unseen:
-        """Return who may use the image on a node without the registry being asked."""
+        """Return which pods kubelet lets use the image on a node without asking the registry."""
         everybody = Access(True, (), frozenset())
         if node.policy is None:
             return Unseen(Gap.POLICY, node.name)

@@ -40,7 +40,7 @@ _ESCAPED = {
 
 
 def credentials_for(repository: str, secrets: Iterable[Object]) -> list[Credential]:
-    """Return what Secrets have for a repository.
+    """Return the logins that Secrets have for a repository.
 
     Args:
         repository: with its host.

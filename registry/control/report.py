@@ -276,7 +276,7 @@ class Report(TypedDict):
 def prefetch_record(
     results: Sequence[NodeResult], nodes: int, skipped: int, seconds: float
 ) -> PrefetchRecord:
-    """Return how a prefetch ended.
+    """Return the record of a prefetch that has ended.
 
     Args:
         results: of the nodes that ended.

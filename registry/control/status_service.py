@@ -235,7 +235,7 @@ class StatusService:
         }
 
     def page(self, store: StoreQueries) -> PageView:
-        """Return what makes the views of the rollout page.
+        """Return the maker of the rollout page's views.
 
         Args:
             store: tells what images are made of.
@@ -286,7 +286,7 @@ class StatusService:
         )
 
     def _ends(self) -> list[reports.EndRecord]:
-        """Return what ends the server besides signals, `mayfly stop` and failures."""
+        """Return the conditions that end the server, besides signals, stops and failures."""
         running = self._clock.now() - self._started
         return [
             {

@@ -399,7 +399,7 @@ def report_text(content: Report, width: int) -> str:
 
 
 def prefetch_lines(content: Report) -> list[str]:
-    """Return how `--prefetch` ended, a line for each node that proved too little."""
+    """Return the result of `--prefetch`, with a line for each node that proved too little."""
     from mayfly.registry.nodes.causes import TEXTS, Cause
 
     found = content.get("prefetch")  # an older server's report has none
@@ -433,7 +433,7 @@ def safety_lines(content: Report) -> list[str]:
 
 
 def recorded_lines(content: Report) -> list[str]:
-    """Return what was recorded of the run, and what could not be."""
+    """Return lines about the events that were recorded, and those that were lost."""
     lines = []
     if audit := content.get("audit"):
         lines.append(f"audit: {audit['file']}, event {audit['events']}, head {audit['head']}")

@@ -48,7 +48,7 @@ _CHECK_SECONDS = 0.25
 """Between two checks of the condition while events come in, at least."""
 
 _CHECK_SHARE = 0.02
-"""Of the event loop's time, which the checks may take."""
+"""The part of the event loop's time that the checks may take."""
 
 _READ_SECONDS = 2.0
 """To read manifests; images that were not read in time are at no node."""
@@ -218,7 +218,7 @@ class Coverage:
         """Seconds that the last `explore` took, without those in which it waited for manifests."""
         self._rows: dict[str, _Row] = {}
         self._silent = self._derive(None)
-        """Of every node of which nothing is known."""
+        """The row of every node of which nothing is known."""
         self._lagging: str | None = None
         """A node that lacked something when it was looked at last."""
         self._take((unread_image("", ""),) * len(images))

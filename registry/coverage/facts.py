@@ -226,7 +226,7 @@ class Facts:
         return {} if facts is None else facts.pulls
 
     def proofs(self, node: str) -> Mapping[str, Proven]:
-        """Return what a node said of images, by the digest of an index, manifest or config."""
+        """Return the proofs of a node, by the digest of an index, manifest or config."""
         facts = self.by_node.get(node)
         return {} if facts is None else facts.proofs
 

@@ -29,7 +29,7 @@ MAX_AGE_SECONDS = 7 * 24 * 3600.0
 _COMPACT_FACTOR = 4
 _COMPACT_SLACK = 1000
 OFFSETS_SUFFIX = ".reach"
-"""Of the file beside the ledger's, see `sent_offsets`."""
+"""Suffix of the file beside the ledger's, see `sent_offsets`."""
 
 _VERSION: Entry = {"mayfly-ledger": 2}
 _OLDER: Entry = {"mayfly-ledger": 1}

@@ -121,7 +121,7 @@ class Sending:
     _digest: str
     _images: list[str]
     _configured: list[str]
-    """Those of the images whose config the blob is."""
+    """The images among them whose config the blob is."""
     _transfer: Transfer | None = field(default=None)
     _flow: Flow | None = field(default=None)
     _corrupt: bool = field(default=False)

@@ -123,7 +123,7 @@ class Connection(asyncio.BufferedProtocol):
         self._request: HTTPRequest | None = None
         """The one that is being handled."""
         self._body: Body | None = None
-        """Of the request that is being handled, until it is complete."""
+        """The body of the request that is being handled, until it is complete."""
         self._task: asyncio.Task[None] | None = None
         self._is_writable = True
         self._drained: asyncio.Future[None] | None = None

@@ -24,7 +24,7 @@ from mayfly.registry.settings.readers import Address, ExternalURL, Network
 
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
 _MAX_HOPS = 32
-"""Of a chain of proxies, the nearest ones are read, this many."""
+"""Proxies of a chain that are read, the nearest ones."""
 
 
 class Forwarded(NamedTuple):
@@ -116,7 +116,8 @@ class Origins:
 
 
 DIRECT = Origins()
-"""Of a registry without a proxy: each client reaches it by the host that its request names."""
+"""The origins of a registry without a proxy: each client reaches it by the host that its request
+names."""
 
 
 def _last(values: Iterable[str]) -> list[str]:

@@ -45,7 +45,7 @@ class Receipts:
     def __init__(self, transport: asyncio.Transport | None) -> None:
         self._transport = transport
         self._socket: socket.socket | None = None
-        """Of a duplicate of the connection's descriptor, while this counts."""
+        """A socket on a duplicate of the connection's descriptor, while this counts."""
         self._base = self._encrypted_before = 0
         self._goal = 0
         """Bytes that are acknowledged once the whole body is."""

@@ -14,7 +14,7 @@ _TCP_CLOSE = 7
 """State of a connection that has broken, or that both ends have closed."""
 
 _TCP_INFO = struct.Struct("=B2xB20xI16xI8xI60xQQ8xI")
-"""Of struct tcp_info (linux/tcp.h): state, probes, unacked, last_data_sent, last_ack_recv,
+"""Fields of struct tcp_info (linux/tcp.h): state, probes, unacked, last_data_sent, last_ack_recv,
 bytes_acked, bytes_received, notsent_bytes (since 4.6)."""
 
 

@@ -10,7 +10,7 @@ from mayfly.registry.nodes.causes import Cause
 from mayfly.registry.nodes.node_output import NodeOutput
 
 ARGUMENTS = ("--json", "--progress")
-"""Of the script, so that `NodeOutput` can read what it prints."""
+"""Options of the script, with which `NodeOutput` can read its output."""
 
 
 class ScriptEnd(NamedTuple):

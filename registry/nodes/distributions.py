@@ -28,7 +28,7 @@ from mayfly.registry.pki.errors import TrustError
 from mayfly.storage.text import counted_of
 
 NAME = "mayfly"
-"""Of every object that is rendered."""
+"""The name of every object that is rendered."""
 
 _LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _OPENSHIFT_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*(?::[0-9]+)?")

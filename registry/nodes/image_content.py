@@ -19,7 +19,7 @@ from mayfly.storage.interface import Reader
 from mayfly.storage.reading import find_blob
 
 ESTIMATED_RATIO = 3
-"""Of the unpacked size of a compressed layer to its own, where the layer does not tell it."""
+"""Unpacked bytes for each byte of a compressed layer that does not tell them."""
 
 _GZIP = b"\x1f\x8b"
 _TRAILER = 4

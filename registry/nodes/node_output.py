@@ -17,7 +17,7 @@ _TEXT = 300
 """Characters of a message that are kept."""
 
 _TEXT_BEGIN = 90
-"""Of those, from its begin if it is longer: at the end programs name the cause."""
+"""Characters kept of the begin of a longer message: programs name the cause at its end."""
 
 _MESSAGES = 20
 """Messages that are kept, the last ones."""

@@ -13,7 +13,7 @@ from mayfly.storage.files import sync
 
 _DIRECTORY_MODE = 0o755
 _NOT_OURS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EBUSY)
-"""Of rmdir(2): files are in it, or it is a file or a mount point now."""
+"""Errors of rmdir(2): files are in it, or it is a file or a mount point now."""
 
 
 class NodeRoot:

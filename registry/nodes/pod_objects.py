@@ -205,7 +205,7 @@ def manifest(objects: Sequence[Object]) -> bytes:
 
 
 def read_node(document: object) -> NodeFacts:
-    """Return what a Node object says."""
+    """Return the facts of a Node object."""
     info = _object(_at(document, "status", "nodeInfo"))
     ready, problem = False, "its kubelet has not told that it is ready"
     for condition in _objects(_at(document, "status", "conditions")):
@@ -223,7 +223,7 @@ def read_node(document: object) -> NodeFacts:
 
 
 def read_pod(document: object) -> PodState:
-    """Return what a Pod object says."""
+    """Return the state of a Pod object."""
     status = _object(_at(document, "status"))
     state: Object = {}
     for one in _objects(status.get("containerStatuses")):

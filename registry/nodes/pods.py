@@ -133,7 +133,7 @@ class Pods(NamedTuple):
         return found
 
     async def facts(self, node: str) -> NodeFacts | ScriptEnd:
-        """Return what the cluster knows of a node; why it can run no script, if it cannot."""
+        """Return the cluster's facts of a node, or the reason that it can run no script."""
         if not is_name(node):
             return ScriptEnd(0, Cause.NO_NODE)
         try:

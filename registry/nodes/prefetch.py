@@ -221,7 +221,7 @@ def _is_unsent(answer: NodeAnswer, messages: Sequence[str]) -> bool:
 def judge(
     node: str, images: Sequence[str], end: ScriptEnd, output: NodeOutput, now: float
 ) -> NodeResult:
-    """Return what a run of the script shows.
+    """Return the result of a run of the script.
 
     Args:
         images: that the node is to have.
@@ -354,7 +354,7 @@ def failure_text(failure: Failure, total: int) -> str:
 
 
 def remedies(results: Sequence[NodeResult]) -> list[tuple[Cause, list[str], str]]:
-    """Return what to do: each cause with its nodes and its remedy, in the order of `Cause`."""
+    """Return each cause with its nodes and its remedy, in the order of `Cause`."""
     nodes: dict[Cause, list[str]] = {}
     for result in results:
         for cause in dict.fromkeys(one.cause for one in (*result.failures, *result.warnings)):

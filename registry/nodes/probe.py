@@ -23,7 +23,7 @@ from mayfly.registry.nodes.target import Target
 from mayfly.storage.text import format_size
 
 KUBELET_SHARE = 0.85
-"""Of the file system of images that may be used: above it kubelet collects images
+"""The used part of the images' file system above which kubelet collects images
 (imageGCHighThresholdPercent)."""
 
 TIMEOUT_SECONDS = 120.0
@@ -215,7 +215,7 @@ def judge(
     now: float,
     need: Callable[[str, Collection[str]], int],
 ) -> list[Failure]:
-    """Return what is not in order on a node.
+    """Return the failures that a prefetch would meet on a node.
 
     Args:
         found: what it showed.

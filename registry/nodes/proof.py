@@ -20,7 +20,7 @@ MAX_OUTPUT = 4 * MAX_BODY
 """Bytes of what a script prints."""
 
 MAX_AGE_SECONDS = 24 * 3600
-"""Of an output, by the node's clock: what a node had before says little about what it has."""
+"""Age of an output, by the node's clock: what a node had before says little about what it has."""
 
 _SECONDS = 60.0
 _MAX_ANSWER = 64 * 1024

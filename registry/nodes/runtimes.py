@@ -14,7 +14,7 @@ Runtime = Literal["docker", "containerd", "podman"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
 BELOW_A_PATH = frozenset({"containerd"})
-"""Those that can be told of a path before ``/v2/``."""
+"""Runtimes that can be told of a path before ``/v2/``."""
 
 _PLANNERS: Mapping[Runtime, Callable[[Target, NodeView], Plan]] = {
     "docker": docker.plan,

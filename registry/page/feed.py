@@ -42,7 +42,7 @@ MAX_STREAMS = 128
 """Open at once; further ones get one event and end."""
 
 MAX_STREAMS_OF_ONE = 64
-"""Of `MAX_STREAMS`, for one client address, which may be that of a proxy."""
+"""The most streams of one client address, which may be that of a proxy."""
 
 MAX_SENDING = 8 * 2**20
 """Bytes of different events that are being sent. The readers of the oldest ones are cut."""
@@ -53,7 +53,7 @@ TICK_SECONDS = 1.0
 _MAX_TICK_SECONDS = 5.0
 
 _SHARE = 0.02
-"""Of the time, which making views may take as long as `_MAX_TICK_SECONDS` allow."""
+"""The part of the time that making views may take, as far as `_MAX_TICK_SECONDS` allow."""
 
 _AT_ONCE = 100
 """Nodes, images or layers that are made into text before others get a turn."""

@@ -43,7 +43,7 @@ from mayfly.registry.pki.errors import TrustError
 from mayfly.storage.files import Attributes, locked_at_once, replace_file
 
 CA_LIFETIME = timedelta(days=365)
-"""Of the CA of a run without a deadline."""
+"""Lifetime of the CA of a run without a deadline."""
 
 CA_MARGIN = timedelta(days=7)
 """By which the CA outlives the deadline of the run it is made for."""
@@ -52,7 +52,7 @@ CA_LEAST_AHEAD = timedelta(days=30)
 """Life that a CA must have left for another run without a deadline."""
 
 LEAF_LIFETIME = timedelta(days=7)
-"""Of the server certificate; `renew` is called far more often."""
+"""Lifetime of the server certificate; `renew` is called far more often."""
 
 BACKDATE = timedelta(days=1)
 """Nodes without a time server lag; a certificate from the future is refused like a forged one."""

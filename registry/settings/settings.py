@@ -657,4 +657,4 @@ ALL: tuple[Setting[Any], ...] = tuple(
 """Every setting, the arguments included."""
 
 SETTINGS = tuple(one for one in ALL if not one.argument)
-"""Those that are options of `serve` and `run`."""
+"""The settings that are options of `serve` and `run`."""

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypedDict
 from mayfly.registry.telemetry.trace import traceparent
 
 MEDIA_TYPE = "application/vnd.docker.distribution.events.v2+json"
-"""Of an envelope: ``{"events": […]}``."""
+"""The media type of an envelope: ``{"events": […]}``."""
 
 Action = Literal[
     "pull", "push", "mount", "delete",

@@ -59,7 +59,7 @@ _DOWNLOADS = 32
 """Downloads from one upstream at a time."""
 
 _DOWNLOADS_OF_ONE = 16
-"""Those of them that one client may have: a download may take hours."""
+"""The most downloads of one client: each may take hours."""
 
 CONNECTIONS = lookups.AT_A_TIME + _DOWNLOADS
 """To one host: downloads must not keep lookups waiting."""

@@ -52,7 +52,7 @@ _COMMIT_SECONDS = 900.0
 """Most time from the last byte to the answer: some registries copy the blob once more."""
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30)
-"""Of a request with a blob, which `_Body` ends."""
+"""Timeouts of a request with a blob, which `_Body` ends."""
 
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 _CREATED, _ACCEPTED, _NO_CONTENT = 201, 202, 204

@@ -49,7 +49,7 @@ class Gap(NamedTuple):
     blobs: tuple[Digest, ...]
 
     def diagnostic(self, missing: Sequence[Digest]) -> Diagnostic:
-        """Return what to tell the operator about blobs that no other bundle or store has."""
+        """Return the message about blobs that no other bundle or store has."""
         blobs = counted(len(missing), "of its blobs is", "of its blobs are")
         return Diagnostic(
             Code.BLOBS_MISSING,

@@ -97,12 +97,12 @@ class Opened:
 
     @property
     def archives(self) -> list[Bundle]:
-        """Those that list images."""
+        """The bundles that list images."""
         return [*self._archives.values()]
 
     @property
     def directories(self) -> list[DistributionDirectory]:
-        """Those that are directories of another registry."""
+        """The bundles that are directories of another registry."""
         return [*self._directories.values()]
 
     def open(self, path: Path, label: str, proofs: Proofs) -> None:

@@ -78,7 +78,7 @@ class Usage(NamedTuple):
 
 
 def usage_of(directory: Path) -> Usage:
-    """Return how full the filesystem of a directory is.
+    """Return the size and the available space of a directory's filesystem.
 
     Raises:
         OSError: it cannot be asked.

@@ -1,3 +1,3 @@
-"""Fixtures of the tests of who may do what."""
+"""Fixtures for tests of access control."""
 
 from tests.support.fixtures import quick_sync as quick_sync

@@ -153,7 +153,7 @@ def whole(root: Path) -> None:
 
 
 def exit_code(number: signal.Signals) -> int:
-    """Of a command that a signal ended."""
+    """The exit code of a command that a signal ended."""
     return -number if number is signal.SIGKILL else 128 + number
 
 

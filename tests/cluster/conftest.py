@@ -24,7 +24,7 @@ def items(name: str) -> list[dict[str, Any]]:
 
 
 def node_facts() -> NodeFacts:
-    """Those that the first node showed."""
+    """The facts that the first node showed."""
     facts = NodeFacts()
     for line in (RECORDED / "node-1.txt").read_bytes().splitlines():
         facts.take(line)

@@ -67,7 +67,7 @@ def view(**changes: Any) -> NodeView:
 
 
 def uses(*names: str) -> list[ImageUse]:
-    """Those of recorded objects."""
+    """The uses of images in recorded objects."""
     found = [one for one in items("workloads") if one["metadata"]["name"] in names]
     return [*uses_of(found, {})]
 

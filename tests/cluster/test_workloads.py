@@ -23,7 +23,7 @@ NODES = {one["metadata"]["name"]: node_of(one) for one in items("nodes")}
 
 
 def uses(name: str, **accounts: Any) -> list[ImageUse]:
-    """Those of one recorded object."""
+    """The uses of images in one recorded object."""
     found = [one for one in items("workloads") if one["metadata"]["name"] == name]
     assert len(found) == 1
     return [*uses_of(found, accounts_of(accounts.get("accounts", items("serviceaccounts"))))]

@@ -24,7 +24,7 @@ STORES = int(os.environ.get("MAYFLY_SOAK_STORES", "2"))
 """Beaten at the same time."""
 
 SEED = os.environ.get("MAYFLY_SOAK_SEED") or str(random.randrange(2**32))
-"""Of what clients do and when the server dies; that of an earlier run gives its plan again."""
+"""Seed of the clients' steps and of the server's ends; that of an earlier run repeats its plan."""
 
 
 def _run(worlds: list[World], rounds: int) -> None:

@@ -12,4 +12,4 @@ EXAMPLES = int(os.environ.get("MAYFLY_FUZZ_EXAMPLES", "60"))
 """Examples of each property test."""
 
 SEED = int(os.environ.get("MAYFLY_FUZZ_SEED") or secrets.randbelow(2**32))
-"""Of the mutations; each failure names it, and given again it sends the same bytes."""
+"""Seed of the mutations; each failure names it, and given again it sends the same bytes."""

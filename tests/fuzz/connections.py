@@ -32,7 +32,7 @@ class Played:
 
     @property
     def statuses(self) -> list[int]:
-        """Of each answer."""
+        """The status of each answer."""
         return [int(status) for status in _STATUS.findall(self.received)]
 
     @property

@@ -80,7 +80,7 @@ def test_everyone_may_do_everything(start_mayfly: Callable[..., Mayfly], tmp_pat
 def test_callers_have_to_prove_who_they_are(
     start_mayfly: Callable[..., Mayfly], tmp_path: Path
 ) -> None:
-    """With the token of one who may only pull: refusals are described, too."""
+    """With a token for pulls only: refusals are described, too."""
     with servers.guarded(start_mayfly, tmp_path) as server:
         _, pull = basic("pull", servers.PASSWORD)
         assert _conforms(server, tmp_path, "--header", f"Authorization: {pull}") > OPERATIONS

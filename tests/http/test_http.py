@@ -56,7 +56,7 @@ GARBAGE = {
 STATUS = {"long line": 431, "long header": 431, "long head": 431} | dict.fromkeys(
     ("version 0.9", "version 2.0"), 505
 )
-"""Of those whose answer is not 400."""
+"""Statuses of the requests whose answer is not 400."""
 
 
 @pytest.mark.parametrize("case", GARBAGE)

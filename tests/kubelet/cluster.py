@@ -111,7 +111,7 @@ class Cluster:
 
     @property
     def state_dir(self) -> Path:
-        """Of Mayfly."""
+        """Mayfly's state directory."""
         return self.directory / "state"
 
     def trust(self, node: Node, *options: str | Path) -> None:

@@ -20,7 +20,7 @@ NETWORK = "10.77.0"
 GATEWAY = f"{NETWORK}.1"
 SANDBOX = "localhost/pause:1"
 PLUGINS = "/usr/lib/cni"
-"""Of networks of pods."""
+"""Directory of the plugins for networks of pods."""
 KUBERNETES = versioned("kubernetes", versions("kubernetes")[0])
 
 _SECONDS = 7200
@@ -136,7 +136,7 @@ class Node:
         """Start kube-proxy, by which the node answers at the ports of Services.
 
         Args:
-            kubeconfig: of one who may read Services and their endpoints.
+            kubeconfig: with a user that is allowed to read Services and their endpoints.
         """
         need("iptables")
         need("kube-proxy", directory=KUBERNETES)

@@ -58,7 +58,7 @@ class Deployed:
 
     @property
     def conditions(self) -> set[str]:
-        """Those of the Job that are true."""
+        """The conditions of the Job that are true."""
         found = self._job()["status"].get("conditions", [])
         return {one["type"] for one in found if one["status"] == "True"}
 
@@ -80,7 +80,7 @@ class Deployed:
         return f"{self.pod.describe()}\n{self.log()}"
 
     def log(self) -> str:
-        """Of all its containers so far."""
+        """The log of all its containers so far."""
         return self.node.shell("cat /var/log/pods/default_$1_*/mayfly/*.log", self.pod.name)
 
     def run(self, *words: str) -> str:
@@ -96,7 +96,7 @@ class Deployed:
         return name
 
     def pusher(self) -> str:
-        """NAME:PASSWORD of one who may push."""
+        """The login NAME:PASSWORD of a new credential for pushes."""
         words = ("mayfly", "credentials", "--push", "--hours", "1", "--format", "docker")
         (entry,) = json.loads(self.run(*words))["auths"].values()
         return base64.b64decode(entry["auth"]).decode()

@@ -75,7 +75,7 @@ class Shape:
     more: Object = field(default_factory=dict)
 
     def spec(self, *, bound: bool) -> Object:
-        """Of its pod; bound to its node, or sent there by a label."""
+        """The spec of its pod; bound to its node, or sent there by a label."""
         container = {"name": "c", "image": self.image}
         if self.policy is not None:
             container["imagePullPolicy"] = self.policy

@@ -16,7 +16,8 @@ from tests.support.process import REPO, find_program, need
 SYSTEMD = REPO / "deploy" / "systemd"
 
 MAX_EXPOSURE = 15
-"""Of `systemd-analyze security`, times ten: 0 is a sealed box, 96 a service without directives."""
+"""Ten times the figure of `systemd-analyze security`: 0 is a sealed box, 96 a service without any
+directive."""
 
 
 def run(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

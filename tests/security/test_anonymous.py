@@ -64,7 +64,7 @@ async def test_wrong_credentials_are_wrong_where_they_are_needed(closed: Registr
 
 
 async def test_right_credentials_still_name_their_bearer(opened: Registry) -> None:
-    """Who may do less than anyone is told so for what they lack; who may do more does it."""
+    """A user with fewer rights than anonymous callers is refused; one with more is let in."""
     answer = await opened.server.ask("POST", "/v2/other/app/blobs/uploads/", [by_password("guest")])
     assert answer.status == 403
     answer = await opened.server.ask("POST", "/v2/other/app/blobs/uploads/", [by_password("other")])

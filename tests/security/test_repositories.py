@@ -280,7 +280,7 @@ async def test_anonymous_catalog_is_of_what_is_open(opened: Registry) -> None:
 
 
 async def test_lists_of_unreadable_repositories_are_refused(closed: Registry) -> None:
-    """Tags and referrers show nothing to who may not pull, filter or page as they may."""
+    """Tags and referrers show nothing to callers without pull rights, whatever filter or page."""
     digest = push_image(closed.store, "other/app", "1")
     queries = ("", "?n=1", "?last=0", "?artifactType=a")
     paths = [f"/v2/other/app/tags/list{query}" for query in queries]
@@ -307,7 +307,7 @@ async def test_robot_gets_nothing_from_grants(closed: Registry) -> None:
 
 
 async def test_robot_outlives_no_role(closed: Registry) -> None:
-    """No credential carries a role that changes who may do what."""
+    """No credential carries a role that changes rights."""
     for role in (Role.ADMIN, Role.PROJECT_ADMIN):
         with pytest.raises(InputInvalid):
             closed.robots.issue("node", [Permission(role, EVERYTHING)], 60, time.time())

@@ -81,7 +81,7 @@ EVERYTHING = {
 
 @pytest.fixture(params=["own key", "operator's key"])
 def options(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, ...]]:
-    """Of a server, with the run's own signing key or the operator's."""
+    """Options of a server, with the run's own signing key or the operator's."""
     if request.param == "own key":
         yield SECURE
         return

@@ -23,7 +23,7 @@ from tests.support.programs import versioned
 COUNT = 60
 PLATFORMS = ("amd64", "arm64")
 MULTI_PLATFORM = 3
-"""Of the images, how many have several platforms; all but one of them with attestations."""
+"""Number of images with several platforms; all but one have attestations."""
 
 BASE = [os.urandom(1) * 400_000 + bytes([number]) for number in range(3)]
 """Layers that all images share."""
@@ -125,7 +125,7 @@ def _fill(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Of the registry with TLS."""
+    """The certificate of the registry with TLS."""
     return self_signed(tmp_path_factory.mktemp("tls"), ca=True)
 
 

@@ -48,7 +48,7 @@ class Built:
 
     @property
     def attestations(self) -> list[dict[str, Any]]:
-        """Those that attest to another one."""
+        """The manifests that attest to another one."""
         key = "vnd.docker.reference.type"
         return [one for one in self.manifests if key in one.get("annotations", {})]
 
@@ -122,7 +122,7 @@ def built(
 
 @pytest.fixture(scope="module")
 def bundle(tools: Tools, built: Built) -> Path:
-    """Of that image."""
+    """The bundle with that image."""
     return _create(tools, built, "built.tar")
 
 

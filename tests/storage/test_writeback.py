@@ -44,7 +44,7 @@ class Syncs:
 
 @pytest.fixture
 def syncs(quick_sync: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Syncs]:
-    """Of everything that is synced with fdatasync(2)."""
+    """The record of everything that is synced with fdatasync(2)."""
     made = Syncs()
     monkeypatch.setattr(os, "fdatasync", made)
     yield made

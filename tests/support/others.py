@@ -37,7 +37,7 @@ class Other:
 
     @property
     def url(self) -> str:
-        """Of the registry."""
+        """The URL of the registry."""
         return f"{self.scheme}://{self.host}"
 
 

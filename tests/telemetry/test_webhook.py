@@ -35,7 +35,7 @@ class Receiver:
         self.requests: list[web.Request] = []
         self.bodies: list[bytes] = []
         self.statuses: list[int] = []
-        """Of the next answers; 200 when there are no more."""
+        """Statuses of the next answers; 200 when there are no more."""
         self.pause = 0.0
         self.url = ""
 
