@@ -58,7 +58,7 @@ def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: boo
     from mayfly.registry.cli.interrupts import run_cancellable
     from mayfly.registry.cli.node_config import node_errors
     from mayfly.registry.cluster import record
-    from mayfly.registry.cluster.look import Access, look
+    from mayfly.registry.cluster.look import Sources, look
     from mayfly.registry.control.client import ask
     from mayfly.registry.control.readiness import read_ready
     from mayfly.registry.nodes.script import images_of, reading_script
@@ -77,7 +77,7 @@ def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: boo
         }
         script = reading_script(parse(ready.url, None), (), "kubelet.sh")
     proofs = _proofs(coverage, names)
-    access = Access(
+    sources = Sources(
         reach.kubectl,
         reach.carrier,
         script,
@@ -88,7 +88,7 @@ def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: boo
         reach.hold,
     )
     images = frozenset(names.values())
-    safety, uses = run_cancellable(look(access, proofs, images, registry))
+    safety, uses = run_cancellable(look(sources, proofs, images, registry))
     found = record.record_of(safety, len(images), coverage["nodes_wanted"], uses)
     if json:
         print_json(

@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mayfly.registry.cluster.fields import objects, text, texts
 from mayfly.registry.cluster.kubelet import PullRecord, parse_intent, parse_record
 from mayfly.registry.cluster.workloads import reference_of
 from mayfly.registry.nodes.node_output import NodeOutput
+from mayfly.registry.nodes.object_fields import objects, text, texts
 
 MAX_LINE = 8 * 1024 * 1024
 """Bytes of a line: the list of a node's images, some 500 each."""

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mayfly.registry.cluster.facts import ImageOnNode
-from mayfly.registry.cluster.fields import Object, mapping, objects, text
 from mayfly.registry.cluster.workloads import reference_of
-from mayfly.registry.nodes.pod_objects import NodeFacts, namespace_objects, shell_of_node
+from mayfly.registry.nodes.object_fields import Object, mapping, objects, text
+from mayfly.registry.nodes.pod_objects import PodNode, namespace_objects, shell_of_node
 
 NAMESPACE = "mayfly-hold"
 
@@ -38,7 +38,7 @@ def namespace_of_holders() -> list[dict[str, Any]]:
     return namespace_objects(NAMESPACE, NAMESPACE, _LABELS)
 
 
-def holders(node: str, facts: NodeFacts, images: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def holders(node: str, facts: PodNode, images: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Yield pods that hold images on a node.
 
     Args:

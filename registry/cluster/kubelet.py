@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from mayfly.registry.cluster.fields import mapping, objects, text, texts
+from mayfly.registry.nodes.object_fields import mapping, objects, text, texts
 
 GATE = "KubeletEnsureSecretPulledImages"
 FIRST_WITH_GATE = (1, 33)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from mayfly.registry.cluster.facts import FactsOutput, NodeFacts
-from mayfly.registry.cluster.fields import objects, text
 from mayfly.registry.cluster.holders import (
     NAMESPACE,
     are_settled,
@@ -20,13 +19,14 @@ from mayfly.registry.cluster.holders import (
     namespace_of_holders,
 )
 from mayfly.registry.cluster.kubelet import PullPolicy, policy_of
-from mayfly.registry.cluster.placement import ClusterNode, Placement, node_of, nodes_named
+from mayfly.registry.cluster.placement import ClusterNode, Placement, cluster_node, nodes_named
 from mayfly.registry.cluster.safety import Gap, Judge, NodeView, Proofs, Safety, Unseen
 from mayfly.registry.cluster.workloads import KINDS, ImageUse, accounts_of, uses_of
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.nodes.carrier import Carrier, ScriptEnd, Session
 from mayfly.registry.nodes.causes import TEXTS, Cause
 from mayfly.registry.nodes.kubectl import Kubectl, is_name, read_object
+from mayfly.registry.nodes.object_fields import objects, text
 from mayfly.registry.nodes.pod_objects import manifest
 from mayfly.registry.nodes.pods import Pods
 from mayfly.registry.nodes.prefetch import Failure, without_answer
@@ -77,7 +77,7 @@ _SIGNS: Sequence[tuple[Gap, tuple[str, ...]]] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class Sources:
     """How cluster, nodes and registry are reached.
 
     Attributes:
@@ -104,12 +104,12 @@ class Access:
 
 
 async def look(
-    access: Access, proofs: Proofs, images: Collection[str], registry: str
+    sources: Sources, proofs: Proofs, images: Collection[str], registry: str
 ) -> tuple[Safety, int]:
     """Judge whether the registry may end; if this is cancelled, every program is ended.
 
     Args:
-        access: to cluster and nodes.
+        sources: to cluster and nodes.
         proofs: what the registry knows.
         images: of the upgrade, by their full names.
         registry: HOST:PORT of this registry.
@@ -117,11 +117,11 @@ async def look(
     Returns:
         The judgement, and the number of uses of images in pods and templates that were judged.
     """
-    seen = _Seen(access, frozenset(images), registry)
+    seen = _Seen(sources, frozenset(images), registry)
     async with contextlib.AsyncExitStack() as stack:
         session = None
-        if access.carrier is not None:
-            entering = stack.enter_async_context(access.carrier.session(access.note))
+        if sources.carrier is not None:
+            entering = stack.enter_async_context(sources.carrier.session(sources.note))
             session = await seen.attempt(entering)
         begun = tuple(seen.unseen)
         for _ in range(_LOOKS):
@@ -136,7 +136,7 @@ async def look(
             seen.unseen.append(Unseen(Gap.CHANGING))
     views = seen.with_held(views)
     judge = Judge(frozenset(images), views, seen.short_names)
-    if access.hold and any(judge.unpinned(uses)):
+    if sources.hold and any(judge.unpinned(uses)):
         await seen.attempt(seen.hold(judge.unpinned(uses)))
         views = seen.with_held(views)
         judge = Judge(frozenset(images), views, seen.short_names)
@@ -151,7 +151,7 @@ async def look(
 class _Seen:
     """Collects what was seen, and what was not."""
 
-    access: Access
+    sources: Sources
     images: frozenset[str]
     registry: str
     cluster: list[ClusterNode] | None = None
@@ -161,7 +161,7 @@ class _Seen:
 
     async def read_cluster(self) -> list[ImageUse]:
         """Read the cluster's nodes and return the uses of images that this registry has."""
-        kubectl = self.access.kubectl
+        kubectl = self.sources.kubectl
         if kubectl is None:
             return []
 
@@ -173,13 +173,13 @@ class _Seen:
             listed(",".join(KINDS), "--all-namespaces"),
             listed("serviceaccounts", "--all-namespaces"),
         )
-        self.cluster = None if nodes is None else [node_of(one) for one in nodes]
+        self.cluster = None if nodes is None else [cluster_node(one) for one in nodes]
         self.holders = [one for one in workloads or () if is_holder(one)]
         others = (one for one in workloads or () if not is_holder(one))
         uses = [*uses_of(others, accounts_of(accounts or ()))]
         self.short_names = [use.placement for use in uses if use.is_short]
         asked = {use.written for use in uses if not self._is_known(use)}
-        served = frozenset(await in_thread(self.access.serves, asked) if asked else ())
+        served = frozenset(await in_thread(self.sources.serves, asked) if asked else ())
         return [use for use in uses if self._is_known(use) or use.written in served]
 
     def names(self, uses: Iterable[ImageUse]) -> set[object]:
@@ -255,7 +255,7 @@ class _Seen:
         Raises:
             LifetimeError: the cluster refuses.
         """
-        kubectl = self.access.kubectl
+        kubectl = self.sources.kubectl
         assert kubectl is not None
         made: list[dict[str, Any]] = []
         for view, images in unpinned:
@@ -283,7 +283,7 @@ class _Seen:
 
     async def _policies(self, nodes: Sequence[ClusterNode]) -> dict[str, PullPolicy | None]:
         """Return the policy of each node's kubelet by the node's name; None where none is known."""
-        kubectl, places = self.access.kubectl, asyncio.Semaphore(_REQUESTS)
+        kubectl, places = self.sources.kubectl, asyncio.Semaphore(_REQUESTS)
         assert kubectl is not None or not nodes
 
         async def ask(node: ClusterNode) -> PullPolicy | None:
@@ -307,7 +307,7 @@ class _Seen:
         Kubernetes takes any text as a name in imagePullSecrets. One that no Secret can have is
         answered as that of a missing Secret, and never given to kubectl.
         """
-        kubectl, places = self.access.kubectl, asyncio.Semaphore(_REQUESTS)
+        kubectl, places = self.sources.kubectl, asyncio.Semaphore(_REQUESTS)
         names: dict[str, list[str]] = {}
         for namespace, name in sorted(wanted):
             if is_name(name):
@@ -342,11 +342,11 @@ class _Seen:
         """Return the facts of nodes, by their names in the list."""
         if session is None:
             return {}
-        places = asyncio.Semaphore(self.access.concurrency)
+        places = asyncio.Semaphore(self.sources.concurrency)
 
         async def read(name: str, one: ClusterNode | None) -> tuple[str, NodeFacts | None]:
             target = name
-            if self.access.by_cluster_name:
+            if self.sources.by_cluster_name:
                 if one is None:
                     return name, None
                 target = one.name
@@ -361,7 +361,7 @@ class _Seen:
 
     def _check(self, name: str, one: ClusterNode | None, facts: NodeFacts) -> None:
         """Compare what a node showed with the cluster."""
-        if self.access.kubectl is None and facts.has_kubelet:
+        if self.sources.kubectl is None and facts.has_kubelet:
             self.unseen.append(Unseen(Gap.KUBELET, name))
         if one is not None and facts.runtime != one.runtime.partition("://")[0]:
             facts.images = None  # of a runtime that this kubelet does not use
@@ -370,9 +370,9 @@ class _Seen:
         output = FactsOutput()
         facts = output.facts
         try:
-            assert self.access.carrier is not None
-            self.access.carrier.check([target])
-            end = await session.run(target, self.access.script, output, NODE_SECONDS)
+            assert self.sources.carrier is not None
+            self.sources.carrier.check([target])
+            end = await session.run(target, self.sources.script, output, NODE_SECONDS)
         except ConfigError as error:
             self.unseen.append(Unseen(Gap.NODE, name, str(error)))
             return None

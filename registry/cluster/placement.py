@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mayfly.registry.cluster.fields import Object, mapping, objects, text, texts
+from mayfly.registry.nodes.object_fields import Object, mapping, objects, text, texts
 
 _PASSING = "node.kubernetes.io/"
 _KEEPING_AWAY = frozenset({"NoSchedule", "NoExecute"})
@@ -34,7 +34,7 @@ class ClusterNode:
     runtime: str
 
 
-def node_of(item: Object) -> ClusterNode:
+def cluster_node(item: Object) -> ClusterNode:
     """Read a Node of the API."""
     labels = mapping(item, "metadata", "labels")
     addresses = (text(one, "address") for one in objects(item, "status", "addresses"))

@@ -12,11 +12,11 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from mayfly.registry.cluster.facts import ImageOnNode, NodeFacts
-from mayfly.registry.cluster.fields import Object
 from mayfly.registry.cluster.kubelet import Access, Image, PullPolicy, Verification, access_of
 from mayfly.registry.cluster.placement import ClusterNode, Placement
 from mayfly.registry.cluster.secrets import credentials_for
 from mayfly.registry.cluster.workloads import ImageUse, Policy, Role, When, Workload
+from mayfly.registry.nodes.object_fields import Object
 
 
 class Trouble(StrEnum):

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
-from mayfly.registry.cluster.fields import Object, mapping, text
 from mayfly.registry.cluster.kubelet import Credential
+from mayfly.registry.nodes.object_fields import Object, mapping, text
 
 _FORMS = {
     "kubernetes.io/dockerconfigjson": (".dockerconfigjson", ("auths",)),

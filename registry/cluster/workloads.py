@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from mayfly.registry.cluster.fields import Object, mapping, objects, text
 from mayfly.registry.cluster.placement import Placement, placement_of
+from mayfly.registry.nodes.object_fields import Object, mapping, objects, text
 from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid
 from mayfly.storage.reference import LATEST, Reference, parse_reference
 

@@ -12,16 +12,11 @@ import contextlib
 import fcntl
 import os
 import socket
-import struct
 import sys
 import termios
 from collections.abc import Callable
 
-_BYTES_ACKED = struct.Struct("=120xQ")
-"""``tcpi_bytes_acked`` of ``struct tcp_info`` (linux/tcp.h, since 4.1)."""
-
-_TCP_CLOSE = 7
-"""``tcpi_state`` of a connection that has broken or was closed by both ends."""
+from mayfly.registry.http import tcp_info
 
 _FIRST_POLL_SECONDS, _MAX_POLL_SECONDS = 0.005, 0.5
 """Between two polls, doubled each time: the kernel reports no acknowledgement by itself."""
@@ -125,7 +120,7 @@ class Receipts:
         assert self._done is not None
         loop = asyncio.get_running_loop()
         # First: an acknowledgement may arrive, and the connection end, between the two calls.
-        has_broken = self._has_broken()
+        has_broken = self._socket is None or tcp_info.has_broken(self._socket)
         left = max(self._goal - self._acked(), 0)
         if closed is None and (self._transport is None or self._transport.is_closing()):
             closed = loop.time()
@@ -190,21 +185,7 @@ class Receipts:
         return int.from_bytes(found, sys.byteorder)
 
     def _acked(self) -> int:
-        found = self._info()
-        return int(_BYTES_ACKED.unpack_from(found)[0]) if len(found) >= _BYTES_ACKED.size else 0
-
-    def _has_broken(self) -> bool:
-        found = self._info()
-        return not found or found[0] == _TCP_CLOSE
-
-    def _info(self) -> bytes:
-        """Return TCP_INFO; empty for a socket that is not TCP."""
-        if self._socket is None:
-            return b""
-        try:
-            return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        except OSError:
-            return b""
+        return 0 if self._socket is None else tcp_info.acknowledged(self._socket)
 
     def close(self) -> None:
         """Close the descriptor; nothing counts as unacknowledged from now on."""

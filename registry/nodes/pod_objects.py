@@ -25,8 +25,10 @@ from typing import Any, NamedTuple
 
 from mayfly.registry.nodes.carrier import ARGUMENTS, ScriptEnd
 from mayfly.registry.nodes.causes import Cause, cause_of_pod
+from mayfly.registry.nodes.object_fields import Object, mapping, objects, text
 
-Object = dict[str, Any]
+MadeObject = dict[str, Any]
+"""A Kubernetes object that is made here; those that are read are `Object`."""
 
 ACCOUNT = "mayfly-prefetch"
 CONTAINER = "script"
@@ -59,7 +61,7 @@ _MAX_CODE = 255
 _TEXT = 300
 
 
-class NodeFacts(NamedTuple):
+class PodNode(NamedTuple):
     """Facts about a node, as the cluster has them.
 
     Attributes:
@@ -94,7 +96,7 @@ class PodState(NamedTuple):
 
 def namespace_objects(
     namespace: str, account: str = ACCOUNT, labels: Mapping[str, str] = LABELS
-) -> list[Object]:
+) -> list[MadeObject]:
     """Return a namespace for pods that mount their node, and an account that may do nothing."""
     return [
         {
@@ -131,7 +133,9 @@ class PodPlace(NamedTuple):
     image: str
 
 
-def script_objects(place: PodPlace, facts: NodeFacts, script: str, seconds: float) -> list[Object]:
+def script_objects(
+    place: PodPlace, facts: PodNode, script: str, seconds: float
+) -> list[MadeObject]:
     """Return the Secret and the pod that run a script on a node.
 
     Args:
@@ -186,80 +190,82 @@ def script_objects(place: PodPlace, facts: NodeFacts, script: str, seconds: floa
     return [secret, pod]
 
 
-def shell_of_node(facts: NodeFacts) -> tuple[list[Object], list[Object]]:
+def shell_of_node(facts: PodNode) -> tuple[list[MadeObject], list[MadeObject]]:
     """Return volumes and mounts by which a node's own shell runs in any image."""
     directories = list(_DIRECTORIES)
     if facts.architecture in _LIB64 and not facts.distribution.startswith(_MUSL):
         directories.append("/lib64")
-    volumes: list[Object] = [{"name": one[1:], "hostPath": _directory(one)} for one in directories]
-    mounts: list[Object] = [
+    volumes: list[MadeObject] = [
+        {"name": one[1:], "hostPath": _directory(one)} for one in directories
+    ]
+    mounts: list[MadeObject] = [
         {"name": one[1:], "mountPath": one, "readOnly": True} for one in directories
     ]
     return volumes, mounts
 
 
-def manifest(objects: Sequence[Object]) -> bytes:
+def manifest(made: Sequence[MadeObject]) -> bytes:
     """Return objects as one that kubectl reads."""
-    value = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+    value = {"apiVersion": "v1", "kind": "List", "items": list(made)}
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def read_node(document: object) -> NodeFacts:
+def read_node(document: object) -> PodNode:
     """Return the facts of a Node object."""
-    info = _object(_at(document, "status", "nodeInfo"))
+    info = mapping(document, "status", "nodeInfo")
     ready, problem = False, "its kubelet has not told that it is ready"
-    for condition in _objects(_at(document, "status", "conditions")):
+    for condition in objects(document, "status", "conditions"):
         if condition.get("type") == "Ready":
             ready = condition.get("status") == "True"
-            problem = _text(condition.get("message")) or _text(condition.get("reason"))
-    return NodeFacts(
+            problem = _text(condition, "message") or _text(condition, "reason")
+    return PodNode(
         ready,
         problem,
-        _text(info.get("operatingSystem")),
-        _text(info.get("architecture")),
-        _text(info.get("osImage")),
-        _images(_objects(_at(document, "status", "images"))),
+        _text(info, "operatingSystem"),
+        _text(info, "architecture"),
+        _text(info, "osImage"),
+        _images(objects(document, "status", "images")),
     )
 
 
 def read_pod(document: object) -> PodState:
     """Return the state of a Pod object."""
-    status = _object(_at(document, "status"))
+    status = mapping(document, "status")
     state: Object = {}
-    for one in _objects(status.get("containerStatuses")):
+    for one in objects(status, "containerStatuses"):
         # A cluster may add containers to every pod.
         if one.get("name") == CONTAINER:
-            state = _object(one.get("state"))
-    terminated = _object(state.get("terminated"))
+            state = mapping(one, "state")
+    terminated = mapping(state, "terminated")
     if terminated:
         return PodState(running=True, end=_script_end(terminated, status))
     if status.get("phase") in ("Failed", "Succeeded"):
-        text = _words(status)
-        return PodState(running=False, end=ScriptEnd(0, _cause_of_failure(status), text))
-    waiting = _object(state.get("waiting"))
+        words = _words(status)
+        return PodState(running=False, end=ScriptEnd(0, _cause_of_failure(status), words))
+    waiting = mapping(state, "waiting")
     if waiting.get("reason") == _NO_IMAGE:
         return PodState(running=False, end=ScriptEnd(0, Cause.NO_IMAGE, _words(waiting)))
     if waiting.get("reason") in _NEVER_STARTS:
-        text = _words(waiting)
-        return PodState(running=False, end=ScriptEnd(0, cause_of_pod(text), text))
+        words = _words(waiting)
+        return PodState(running=False, end=ScriptEnd(0, cause_of_pod(words), words))
     return PodState(running="running" in state, end=None)
 
 
-def node_of(pod: object) -> str:
+def bound_node(pod: object) -> str:
     """Return the name of the node that a pod is bound to; "" without one."""
-    return _text(_at(pod, "spec", "nodeName"))
+    return _text(pod, "spec", "nodeName")
 
 
 def last_warning(document: object) -> str:
     """Return the last warning of a list of events; "" without one."""
-    warnings = [one for one in _objects(_at(document, "items")) if one.get("type") == "Warning"]
+    warnings = [one for one in objects(document, "items") if one.get("type") == "Warning"]
     return _words(warnings[-1]) if warnings else ""
 
 
 def items(document: object) -> Iterable[tuple[str, str, Object]]:
     """Yield kind, name and object of each in a list."""
-    for one in _objects(_at(document, "items")):
-        yield _text(one.get("kind")), _text(_at(one, "metadata", "name")), one
+    for one in objects(document, "items"):
+        yield _text(one, "kind"), _text(one, "metadata", "name"), one
 
 
 def _script_end(terminated: Object, status: Object) -> ScriptEnd:
@@ -298,30 +304,17 @@ def _images(found: Iterable[Object]) -> tuple[str, ...]:
     return tuple(name for _, _, name in sorted(named))
 
 
-def _directory(path: str) -> Object:
+def _directory(path: str) -> MadeObject:
     # With this type kubelet never makes a directory that the node lacks.
     return {"path": path, "type": "Directory"}
 
 
 def _words(found: Object) -> str:
     """Reason and message of a status or an event."""
-    words = (_text(found.get("reason")), _text(found.get("message")))
+    words = (_text(found, "reason"), _text(found, "message"))
     return ": ".join(word for word in words if word)
 
 
-def _at(document: object, *keys: str) -> object:
-    for key in keys:
-        document = _object(document).get(key)
-    return document
-
-
-def _object(value: object) -> Object:
-    return value if isinstance(value, dict) else {}
-
-
-def _objects(value: object) -> list[Object]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
-def _text(value: object) -> str:
-    return value[:_TEXT] if isinstance(value, str) else ""
+def _text(value: object, *path: str) -> str:
+    """Return the begin of a text that a cluster's document has; "" if there is none."""
+    return text(value, *path)[:_TEXT]

@@ -32,14 +32,14 @@ from mayfly.registry.nodes.pod_objects import (
     LABELS,
     MAX_SCRIPT,
     NAME_LABEL,
-    NodeFacts,
-    Object,
+    MadeObject,
+    PodNode,
     PodPlace,
+    bound_node,
     items,
     last_warning,
     manifest,
     namespace_objects,
-    node_of,
     read_node,
     read_pod,
     script_objects,
@@ -113,7 +113,7 @@ class Pods(NamedTuple):
 
     async def objects(
         self, nodes: Iterable[str], script: Callable[[str], str], seconds: float
-    ) -> list[Object]:
+    ) -> list[MadeObject]:
         """Return the objects that would run the scripts, and make none.
 
         Raises:
@@ -132,7 +132,7 @@ class Pods(NamedTuple):
             found += script_objects(place, facts, _checked_size(node, script(node)), seconds)
         return found
 
-    async def facts(self, node: str) -> NodeFacts | ScriptEnd:
+    async def facts(self, node: str) -> PodNode | ScriptEnd:
         """Return the cluster's facts of a node, or the reason that it can run no script."""
         if not is_name(node):
             return ScriptEnd(0, Cause.NO_NODE)
@@ -277,7 +277,7 @@ class PodSession:
                 break
         return end
 
-    async def _create(self, objects: list[Object]) -> None:
+    async def _create(self, objects: list[MadeObject]) -> None:
         await self._kubectl.ask("create", "-f", "-", content=manifest(objects))
 
     async def _follow(self, place: PodPlace, output: NodeOutput, seconds: float) -> ScriptEnd:
@@ -435,7 +435,7 @@ class PodSession:
             await ask("delete", "pods", "--all", *inside, seconds=_REMOVE_SECONDS)
         except LifetimeError:
             left = await self._kubectl.read("get", "pods", "-n", self.namespace)
-            nodes = list(filter(None, (node_of(one) for _, _, one in items(left))))
+            nodes = list(filter(None, (bound_node(one) for _, _, one in items(left))))
             await ask("delete", "pods", "--all", *inside, "--force", "--grace-period=0")
             if nodes:
                 self._note(

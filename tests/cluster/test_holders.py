@@ -15,9 +15,9 @@ from mayfly.registry.cluster.holders import (
     is_holder,
     namespace_of_holders,
 )
-from mayfly.registry.nodes.pod_objects import NodeFacts
+from mayfly.registry.nodes.pod_objects import PodNode
 
-FACTS = NodeFacts(True, "", "linux", "amd64", "Debian GNU/Linux 12", ())
+FACTS = PodNode(True, "", "linux", "amd64", "Debian GNU/Linux 12", ())
 RUNNING = {"running": {"startedAt": "2026-11-30T00:00:00Z"}}
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from mayfly.registry.cluster.facts import NodeFacts, parse_images
 from mayfly.registry.cluster.kubelet import PullPolicy, Verification
-from mayfly.registry.cluster.look import Access, _Seen
-from mayfly.registry.cluster.placement import node_of
+from mayfly.registry.cluster.look import Sources, _Seen
+from mayfly.registry.cluster.placement import cluster_node
 from mayfly.registry.nodes.kubectl import Kubectl, is_name
 from mayfly.registry.nodes.script import reading_script
 from mayfly.registry.nodes.target import Target
@@ -31,8 +31,8 @@ class Recording(Kubectl):
 
 
 def _seen() -> _Seen:
-    access = Access(Recording(), None, "", 1, lambda names: (), lambda text: None, False)
-    return _Seen(access, frozenset(), "registry.example")
+    sources = Sources(Recording(), None, "", 1, lambda names: (), lambda text: None, False)
+    return _Seen(sources, frozenset(), "registry.example")
 
 
 @pytest.mark.parametrize(
@@ -222,9 +222,11 @@ echo '"}}'
     (tmp_path / "kubectl").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     seen = _seen()
-    seen.access = replace(seen.access, kubectl=Kubectl())
+    seen.sources = replace(seen.sources, kubectl=Kubectl())
     nodes = [
-        node_of({"metadata": {"name": name}, "status": {"nodeInfo": {"kubeletVersion": "v1.35.4"}}})
+        cluster_node(
+            {"metadata": {"name": name}, "status": {"nodeInfo": {"kubeletVersion": "v1.35.4"}}}
+        )
         for name in ("hostile", "honest", "../other")
     ]
     found = await seen._policies(nodes)

@@ -11,7 +11,7 @@ import pytest
 
 from mayfly.registry.cluster.facts import ImageOnNode, NodeFacts
 from mayfly.registry.cluster.kubelet import PullPolicy, Verification
-from mayfly.registry.cluster.placement import node_of, placement_of
+from mayfly.registry.cluster.placement import cluster_node, placement_of
 from mayfly.registry.cluster.record import (
     MAX_BYTES,
     finding_text,
@@ -40,7 +40,7 @@ from tests.support.process import REPO
 
 LISTED = frozenset(f"{HOST}/team/app:{n}" for n in (1, 3, 5, 6))
 PULLED = PullPolicy(Verification.PULLED)
-NODES = [node_of(one) for one in items("nodes")]
+NODES = [cluster_node(one) for one in items("nodes")]
 SECRETS = {(s["metadata"]["namespace"], s["metadata"]["name"]): s for s in items("secrets")}
 ALL_PROVEN = Proofs({"node-1": (), "node-2": ()}, frozenset(), 0)
 

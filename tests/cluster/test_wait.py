@@ -16,7 +16,7 @@ import pytest
 from mayfly.registry.cluster.holders import holders
 from mayfly.registry.control.client import ask
 from mayfly.registry.errors import LifetimeError
-from mayfly.registry.nodes.pod_objects import NodeFacts
+from mayfly.registry.nodes.pod_objects import PodNode
 from tests.bundle.builders import Layout
 from tests.cluster.conftest import HOST, RECORDED
 from tests.support.commands import environment, mayfly, run_mayfly
@@ -225,7 +225,7 @@ BY_DIGEST = "6e842a8bac505d3b0897e9d08265318a56895430a355da3c46b0ddc2e80076b6"
 def test_hold(upgrade: Upgrade, tmp_path: Path) -> None:
     """Images that are not pinned are held by pods, which stay; how to remove them is said."""
     image = f"{HOST}/team/app:1"
-    facts = NodeFacts(True, "", "linux", "amd64", "Debian", ())
+    facts = PodNode(True, "", "linux", "amd64", "Debian", ())
     (holder,) = holders("node-1", facts, {image: ID})
     by_digest = f"{HOST}/team/app@sha256:{BY_DIGEST}"
     state = {"name": "image-1", "imageID": by_digest, "state": {"running": {}}}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.registry.cluster.placement import ClusterNode, node_of, nodes_named, placement_of
+from mayfly.registry.cluster.placement import ClusterNode, cluster_node, nodes_named, placement_of
 from mayfly.registry.cluster.workloads import (
     ImageUse,
     Policy,
@@ -19,7 +19,7 @@ from mayfly.registry.cluster.workloads import (
 )
 from tests.cluster.conftest import HOST, items
 
-NODES = {one["metadata"]["name"]: node_of(one) for one in items("nodes")}
+NODES = {one["metadata"]["name"]: cluster_node(one) for one in items("nodes")}
 
 
 def uses(name: str, **accounts: Any) -> list[ImageUse]:
@@ -286,7 +286,7 @@ def test_any_damage(name: str) -> None:
 def test_any_damage_of_nodes() -> None:
     """Nothing raises."""
     for damaged in _damaged(items("nodes")[0]):
-        node = node_of(damaged)
+        node = cluster_node(damaged)
         assert isinstance(node.name, str) and all(isinstance(one, str) for one in node.addresses)
 
 
@@ -295,7 +295,7 @@ def test_nodes_by_name_and_address() -> None:
 
     def made(name: str, *addresses: str) -> ClusterNode:
         found = [{"type": "InternalIP", "address": one} for one in addresses]
-        return node_of({"metadata": {"name": name}, "status": {"addresses": found}})
+        return cluster_node({"metadata": {"name": name}, "status": {"addresses": found}})
 
     nodes = [made("a", "10.0.0.1", "b", "nat"), made("b", "10.0.0.2", "a", "nat"), made("c")]
     for order in (nodes, nodes[::-1]):
@@ -306,7 +306,7 @@ def test_nodes_by_name_and_address() -> None:
             assert sorted(one.name for one in nodes_named(name, order)) == [*expected]
 
 
-LABELLED = node_of(
+LABELLED = cluster_node(
     {
         "metadata": {"name": "n", "labels": {"zone": "a", "cores": "8"}},
         "spec": {"taints": [{"key": "only", "value": "db", "effect": "NoSchedule"}]},

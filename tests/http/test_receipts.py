@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mayfly.registry.http import receipts as receipts_module
+from mayfly.registry.http import tcp_info
 from mayfly.registry.http.connection import Handler, HTTPServer
 from mayfly.registry.http.receipts import Receipts
 from mayfly.registry.http.request import HTTPRequest
@@ -136,19 +137,19 @@ async def test_acknowledged_before_it_is_closed(
     acknowledged = looks = 0
     looked = asyncio.Event()
 
-    def info(_: Receipts) -> bytes:
+    def info(_: socket.socket) -> bytes:
         nonlocal looks
         looks += 1
         if looks > 12:  # each poll looks several times
             looked.set()
-        found = bytearray(receipts_module._BYTES_ACKED.pack(acknowledged))
+        found = bytearray(tcp_info._BYTES_ACKED.pack(acknowledged))
         found[0] = 1
         return bytes(found)
 
     async def handle(http: HTTPRequest) -> Response:
         return await sender.send(http, content, {}, Noted(events))
 
-    monkeypatch.setattr(Receipts, "_info", info)
+    monkeypatch.setattr(tcp_info, "_read", info)
     monkeypatch.setattr(Receipts, "_outq", lambda _: 0 if acknowledged else 7)
     loop = asyncio.get_running_loop()
     async with connected(handle) as (transport, client), asyncio.timeout(PATIENCE):
@@ -206,17 +207,17 @@ async def test_end_between_two_looks(
     receipts, count = sent(transport)
     looks = 0
 
-    def info() -> bytes:
+    def info(_: socket.socket) -> bytes:
         """An open connection once, then one that has ended, with everything acknowledged."""
         nonlocal looks
         looks += 1
         has_ended = looks > 1
-        found = bytearray(receipts_module._BYTES_ACKED.pack(count if has_ended else 0))
-        found[0] = receipts_module._TCP_CLOSE if has_ended else 1
+        found = bytearray(tcp_info._BYTES_ACKED.pack(count if has_ended else 0))
+        found[0] = tcp_info._TCP_CLOSE if has_ended else 1
         return bytes(found)
 
     receipts.on_received(received.set_result)
-    monkeypatch.setattr(receipts, "_info", info)
+    monkeypatch.setattr(tcp_info, "_read", info)
     async with asyncio.timeout(PATIENCE):
         assert await received == 0
     assert looks > 1

@@ -22,8 +22,8 @@ from mayfly.registry.nodes import pods
 from mayfly.registry.nodes.causes import Cause
 from mayfly.registry.nodes.kubectl import Kubectl
 from mayfly.registry.nodes.pod_objects import (
-    NodeFacts,
-    Object,
+    MadeObject,
+    PodNode,
     PodPlace,
     last_warning,
     manifest,
@@ -42,7 +42,7 @@ from tests.support.commands import assert_refused, command_line, environment, ma
 from tests.support.process import PATIENCE, REPO, Mayfly
 
 STUBS = Path(__file__).parent
-FACTS = NodeFacts(True, "", "linux", "amd64", "Debian GNU/Linux 12", ("a.example/pause:3",))
+FACTS = PodNode(True, "", "linux", "amd64", "Debian GNU/Linux 12", ("a.example/pause:3",))
 PLACE = PodPlace("mayfly-prefetch-1", "script-1", "node-1", "a.example/pause:3")
 SECRET = "authorization='Basic c2VjcmV0'\n"
 
@@ -262,7 +262,7 @@ def test_images_of_a_node() -> None:
     assert facts.problem
 
 
-def _state(state: Object) -> Object:
+def _state(state: MadeObject) -> MadeObject:
     """The status of a pod whose script is in a state, beside one that the cluster added."""
     proxy = {"name": "proxy", "state": {"running": {}}}
     return {"containerStatuses": [proxy, {"name": "script", "state": state}]}
