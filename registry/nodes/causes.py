@@ -114,11 +114,13 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.UNREADABLE: (
         "it did not send the script's answer",
-        "see what its script prints: mayfly node script --node NODE >FILE && ssh NODE sh <FILE",
+        "see what its script prints: (umask 077; mayfly node script --node NODE >FILE) && "
+        "ssh NODE sh <FILE",
     ),
     Cause.EDITED: (
         "somebody changed files that Mayfly wrote there",
-        "save what you want of them, then lose the rest: mayfly node script --node NODE >FILE && "
+        "save what you want of them, then lose the rest: "
+        "(umask 077; mayfly node script --node NODE >FILE) && "
         "ssh NODE sh -s -- apply --force <FILE; then run this again",
     ),
     Cause.SCRIPT: (

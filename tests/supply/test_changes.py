@@ -25,3 +25,11 @@ def test_types_are_those_that_are_described() -> None:
     """README.md of the folder names each."""
     text = (FOLDER / "README.md").read_text()
     assert [kind for kind in KINDS if f"`{kind}`" not in text] == []
+
+
+def test_no_fragment_tells_of_what_no_release_had() -> None:
+    """Before the first release nothing can have changed or been fixed for a user."""
+    released = re.search(r"^## ", (REPO / "CHANGELOG.md").read_text(), re.MULTILINE)
+    if released is None:
+        found = [path.name for path in FOLDER.glob("*.md") if path.stem.count(".")]
+        assert [name for name in found if re.search(r"\.(changed|fixed)\.md$", name)] == []
