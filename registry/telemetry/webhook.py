@@ -23,6 +23,7 @@ from mayfly.registry import log
 from mayfly.registry.telemetry.events import MEDIA_TYPE, Event
 from mayfly.registry.threads import in_thread
 from mayfly.storage.files import Attributes, replace_file
+from mayfly.storage.text import counted
 
 if TYPE_CHECKING:
     import aiohttp
@@ -118,7 +119,8 @@ class Webhook:
             log.event(
                 logging.WARNING,
                 "events_lost",
-                f"{self.name} is too slow: {self.dropped} events were dropped",
+                f"{self.name} is too slow: "
+                f"{counted(self.dropped, 'event was', 'events were')} dropped",
                 same=self.name,
                 sink=self.name,
                 events=self.dropped,

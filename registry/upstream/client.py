@@ -609,9 +609,10 @@ def _skipped(response: aiohttp.ClientResponse, start: int, where: str) -> int:
 
 def _check_length(response: aiohttp.ClientResponse, size: int, where: str) -> None:
     """See that an answer, where it tells its length, has the one that is expected."""
-    if response.content_length not in (None, size):
-        told = response.content_length
-        raise ContentWrong(f"{where}: would be {told} bytes long, expected are {size}: not taken")
+    told = response.content_length
+    if told is not None and told != size:
+        announced = counted(told, "byte")
+        raise ContentWrong(f"{where}: would be {announced} long, expected are {size}: not taken")
 
 
 async def _pieces(response: aiohttp.ClientResponse, where: str) -> AsyncIterator[bytes]:

@@ -56,7 +56,7 @@ def test_the_pattern_finds_what_it_is_for() -> None:
 
 _NOUNS = "blobs bundles bytes events files images layers nodes repositories requests tags volumes"
 _PLURAL = re.compile(rf" (?:{_NOUNS.replace(' ', '|')})\b")
-_NEVER_ONE = re.compile(r"\b_?[A-Z][A-Z_]+$|max|most|total|size|moved|received", re.IGNORECASE)
+_NEVER_ONE = re.compile(r"\b_?[A-Z][A-Z_]+$|(?i:max|most|total|size|moved|received|limit)")
 """Names of limits, and of amounts of bytes."""
 
 

@@ -345,6 +345,7 @@ def test_report_of_another_form_is_refused(change: dict[str, Any]) -> None:
         read_reported(document | change, "")
 
 
+@pytest.mark.alone
 def test_large_cluster_is_judged_in_seconds() -> None:
     """Pods and templates that fit all of a thousand nodes."""
     (template,) = uses("web")

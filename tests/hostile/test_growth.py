@@ -105,3 +105,10 @@ def test_quadratic_functions_are_found() -> None:
         _stripped_one_by_one(prefix + repeated * count * 20 + suffix)
 
     assert next(grown(Subject("x", read, (("", " ", ""),)), QUADRATIC_SECONDS), None) is not None
+
+
+@pytest.mark.alone
+def test_growth_is_measured() -> None:
+    """Also what is quadratic and ends soon is found, by the ratio of its times."""
+    subject = pattern_subject("x", re.compile("[0-9]+x"), "search")
+    assert any(" times for " in found for found in grown(subject, guard=60.0))

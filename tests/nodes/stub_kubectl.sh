@@ -23,6 +23,7 @@ state() { # name
         noshell*) ended='"terminated": {"exitCode": 128, "reason": "StartError", "message": "exec: \"/bin/sh\": stat /bin/sh: no such file"}' ;;
         noimage*) ended='"waiting": {"reason": "ErrImageNeverPull", "message": "not there"}' ;;
         oom*) ended='"terminated": {"exitCode": 137, "reason": "OOMKilled"}' ;;
+        pending*) printf '"phase": "Pending"'; return ;;
         slow*) [ -e "read-$1" ] || ended='"running": {}' ;;
         hang* | lost* | gone*) ended='"running": {}'; : >"lost-$on" ;;
         evicted*) printf '"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: ephemeral-storage."'; return ;;

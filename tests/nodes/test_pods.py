@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -434,8 +435,48 @@ def test_signal_removes_everything(server: Mayfly, state: Path, number: int) -> 
     assert _left(state) == []
 
 
-def test_page_names_what_kubectl_may_do() -> None:
-    """docs/prefetch.md has each verb and resource."""
+_OF_DELETE = ("delete", "get", "list", "watch")
+"""Verbs that kubectl delete needs: it waits for the end of what it removes."""
+
+
+def _needed(line: str, created: set[str]) -> set[tuple[str, str]]:
+    """The verbs and resources that a call of kubectl needs.
+
+    Args:
+        line: its arguments.
+        created: the resources that all calls of create make.
+    """
+    verb, *words = line.split()
+    if verb == "create":
+        return {(verb, resource) for resource in created}
+    if verb == "logs":
+        return {("get", "pods"), ("get", "pods/log")}
+    objects = {f"{word.split('/')[0]}s" for word in words if re.match("(node|pod|secret)/", word)}
+    # `get node NAME`, `delete namespace NAME`, or a resource in the plural: all of its objects.
+    resources = objects or {f"{words[0].removesuffix('s')}s"}
+    if verb == "delete":
+        return {(one, resource) for one in _OF_DELETE for resource in resources}
+    assert verb == "get", line
+    is_list = not objects and words[0].endswith("s")
+    return {("list" if is_list else "get", resource) for resource in resources}
+
+
+def test_page_names_what_kubectl_may_do(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/prefetch.md has each verb on each resource, and no other."""
+    monkeypatch.setattr(pods, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(pods, "_START_SECONDS", 0.5)
+    _run("good", "lost", "pending", attempts=1)
+    objects = (state / "objects").read_text()
+    created = {f"{kind.lower()}s" for kind in re.findall('"kind": "([A-Z][A-Za-z]*)"', objects)}
+    lines = (state / "arguments").read_text().splitlines()
+    needed = set().union(*(_needed(line, created - {"lists"}) for line in lines))
     page = (REPO / "docs/prefetch.md").read_text()
-    for resource in ("namespaces", "serviceaccounts", "secrets", "pods", "pods/log", "events"):
-        assert f"`{resource}`" in page
+    _, _, table = page.partition("| verbs | resources |\n|---|---|\n")
+    rows = [line.split("|") for line in table.partition("\n\n")[0].splitlines()]
+    told = {
+        (verb.strip(), resource)
+        for _, verbs, resources, _ in rows
+        for verb in verbs.split(",")
+        for resource in re.findall("`([a-z/]+)`", resources)
+    }
+    assert needed == told

@@ -24,6 +24,7 @@ from tests.nodes.test_script import node as node
 from tests.nodes.test_script import shell as shell
 from tests.nodes.test_script import target as target
 from tests.support.process import PATIENCE
+from tests.support.stubs import poll
 from tests.support.trees import snapshot
 
 FAILER = f"""#!/bin/sh
@@ -499,13 +500,10 @@ def test_end_of_input_of_a_script_that_was_killed(dash: Node, target: Target) ->
         return [line for line in _running(dash) if line.partition(" ")[2].startswith("dash -s")]
 
     def end(process: subprocess.Popen[str]) -> None:
-        assert len(shells()) == 6  # the script, four workers, and the one that waits
+        poll(lambda: len(shells()) == 6)  # the script, four workers, and the one that waits
         process.kill()
         _end_input(process)
-        deadline = time.monotonic() + PATIENCE
-        while len(shells()) != 4 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(shells()) == 4
+        poll(lambda: len(shells()) == 4)
         for line in _running(dash):
             os.kill(int(line.split()[0]), signal.SIGKILL)
 

@@ -150,7 +150,7 @@ def test_purge(
     """What Mayfly made goes; images and the operator's own files stay."""
     assert purge(tmp_path, before) == keeps_user
     for name in before:
-        stays = after is None or name.startswith(after or "-")
+        stays = after is None or name.startswith(after)
         assert (tmp_path / name).exists() == stays, name
 
 

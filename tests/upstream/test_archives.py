@@ -23,7 +23,7 @@ def archives(tmp_path: Path) -> list[object]:
 
 
 def test_archives_become_one_bundle(tmp_path: Path, archives: list[object]) -> None:
-    """All images under their names and with the digests that the archives have; it is told once."""
+    """All images under their names and with the digests they have; each archive is told of."""
     (tmp_path / "images.txt").write_text("shop/web:2\nshop/worker:2\n")
     output = tmp_path / "upgrade.tar"
     done = mayfly("bundle", "create", tmp_path / "images.txt", *archives, "-o", output)
