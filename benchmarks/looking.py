@@ -18,7 +18,8 @@ from benchmarks.peers import Peer
 from benchmarks.server import Server
 
 PAGES = 50
-TITLE = f"the fleet beside {PAGES} open rollout pages, and without: 4 turns of each"
+_TURNS = 4
+TITLE = f"the fleet beside {PAGES} open rollout pages, and without: {_TURNS} turns of each"
 
 KEPT = "% of the MiB/s without"
 GREW = "MiB more than without"
@@ -26,7 +27,6 @@ COSTS = "% of the CPU s/GiB without"
 EVENTS = "events/s"
 _WITHOUT = " without"
 
-_TURNS = 4
 _SECONDS = 60.0
 """Within which each page has its first event."""
 
@@ -164,7 +164,7 @@ class Pages:
                     continue
                 rest: list[bytes] = key.data
                 found = (rest[0] + data).count(b"\ndata: ")
-                rest[0] = data[-6:]
+                rest[0] = (rest[0] + data)[-6:]
                 if found and len(rest) == 1:
                     rest.append(b"")
                     self._first += 1

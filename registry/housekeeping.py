@@ -28,7 +28,7 @@ logger = logging.getLogger("mayfly")
 
 _HOUR = 3600.0
 _RENEW_CHECK_SECONDS = 60.0
-"""Soon after a start whose clock was wrong, and has been set since, too."""
+"""Short, so that a certificate made under a wrong clock is replaced soon after the clock is set."""
 _CERTIFICATE_CHECK_SECONDS = 2.0
 _SCRIPT_CHECK_SECONDS = 60.0
 
@@ -113,10 +113,14 @@ def _interrupt(store: Maintainable | None, bundles: Bundles | None) -> None:
         store.interrupt()
 
 
-async def _renew_certificate(renew: Callable[[], None]) -> None:
+async def _renew_certificate(renew: Callable[[], str | None]) -> None:
+    told = None
     while True:
         await asyncio.sleep(_RENEW_CHECK_SECONDS)
-        await in_thread(renew)
+        problem = await in_thread(renew)
+        if problem is not None and problem != told:
+            logger.error("the server's certificate was not renewed: %s", problem)
+        told = problem
 
 
 async def _reload_certificates(security: Security) -> None:

@@ -40,6 +40,7 @@ from mayfly.registry.http.connection import HTTPServer
 from mayfly.registry.http.connections import Connections, Limits
 from mayfly.registry.http.origin import Origins
 from mayfly.registry.http.send import ContentSender
+from mayfly.registry.http.tcp_info import TCPInfo
 from mayfly.registry.http.watchdog import Timeouts
 from mayfly.registry.lifecycle.plan import RunPlan
 from mayfly.registry.process import open_files
@@ -123,11 +124,10 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
         stores = stack.enter_context(_open_store(settings, root, bundles))
         if bundles is not None:
             _warn_of_incomplete_images(bundles, stores.seen)
-        runner = stack.enter_context(asyncio.Runner())
-        # A signal that ended the making of the loop would leave a half of one.
+        # A signal handler that raised while the event loop is made would leave a part of one.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
-            runner.get_loop()
+            runner = stack.enter_context(asyncio.Runner())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return runner.run(_serve(settings, plan, state, this_run, root, stores, bundles))
@@ -666,6 +666,12 @@ def _connections(
     )
     tls = security.tls.context if security.tls is not None else None
     server = HTTPServer(app, origins, malformed_request)
+    if not TCPInfo.is_known():
+        text = (
+            "this kernel does not tell enough of connections (Linux does from 4.6 on): stalled "
+            "clients are not disconnected, and before 4.1 no pull counts for coverage"
+        )
+        log.event(logging.WARNING, "old_kernel", text)
     return Connections(server, sockets, tls, _limits(settings))
 
 

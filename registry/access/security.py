@@ -52,7 +52,8 @@ class Security:
         tls: None for plain HTTP.
         ca: the CA that nodes must trust, where the registry knows it.
         users: the users of ``--auth auto``.
-        renew: renews the certificate of ``--tls auto`` if that is due; to be called in a thread.
+        renew: renews the certificate of ``--tls auto`` if that is due, and returns why it cannot;
+            to be called in a thread.
     """
 
     policy: Callable[[], Policy]
@@ -60,7 +61,7 @@ class Security:
     tls: ServerTLS | None
     ca: Path | None
     users: EphemeralUsers | None
-    renew: Callable[[], None] | None = None
+    renew: Callable[[], str | None] | None = None
 
     def is_shared(self, user: str) -> bool:
         """Return whether several nodes may use this user's credentials, which then name no node."""
@@ -118,7 +119,7 @@ def secure(settings: Settings, run: Run) -> Iterator[Security]:
 
 def _transport(
     settings: Settings, run: Run
-) -> tuple[ServerTLS | None, Path | None, Callable[[], None] | None]:
+) -> tuple[ServerTLS | None, Path | None, Callable[[], str | None] | None]:
     choice = settings.tls or ("auto" if settings.exposed else "off")
     if choice == "off":
         if settings.client_ca is not None:
@@ -179,14 +180,15 @@ def _ensure_certificate(settings: Settings, run: Run) -> CertificateFiles:
     return made
 
 
-def _renew_certificate(settings: Settings) -> None:
+def _renew_certificate(settings: Settings) -> str | None:
     from mayfly.registry.pki.authority import renew
 
     needed, wanted = _names(settings)
     try:
         renew(settings.state_dir, needed, datetime.now(UTC), extra=wanted)
     except (TrustError, OSError) as error:
-        logger.error("the server's certificate was not renewed: %s", error)
+        return str(error)
+    return None
 
 
 def _identities(

@@ -93,7 +93,7 @@ class PageView:
         self._served: Served | None = None
         self._names: dict[str, str] = {}
         """Node → its name as one printable line."""
-        self._made: dict[str, tuple[tuple[State, ...], NodeView]] = {}
+        self._made: dict[str, tuple[tuple[State, ...], int, NodeView]] = {}
         """Node → its states, and what is said of it while they hold."""
 
     async def look(self) -> View:
@@ -225,13 +225,14 @@ class PageView:
         nodes, before, self._made = {}, self._made, {}
         async for name in with_pauses(chosen):
             states = coverage.states(name)
-            known = before.get(name)
-            if known is None or known[0] is not states:
-                made = self._node(name, states, targets, in_flight.get(name, {}))
+            known, version = before.get(name), self._observer.ledger.facts.version(name)
+            # Without images all nodes have the same states.
+            if known is not None and known[0] is states and known[1] == version:
+                made = known[2]
             else:
-                made = known[1]
+                made = self._node(name, states, targets, in_flight.get(name, {}))
             if not made.pulling:  # its bytes change without a fact
-                self._made[name] = states, made
+                self._made[name] = states, version, made
             nodes[self._named(name)] = made
         return nodes, len(covered), left_out
 

@@ -322,15 +322,19 @@ def read(path: Path, pid: int) -> Report | None:
     return found if isinstance(found, dict) and found.get("pid") == pid else None
 
 
+_NEWER = frozenset({"upstreams", "audit", "notified", "prefetch", "safe_to_stop"})
+"""Fields that reports did not have from the start."""
+
+
 def load(path: Path) -> Report:
-    """Return the report in a file.
+    """Return the report in a file; one of an older server lacks fields of `_NEWER`.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is no JSON object, or lacks a part of a report.
     """
     found: Report = json.loads(path.read_bytes())
-    if not isinstance(found, dict) or not found.keys() >= Report.__required_keys__:
+    if not isinstance(found, dict) or not found.keys() >= Report.__required_keys__ - _NEWER:
         raise ValueError("not a report")
     return found
 

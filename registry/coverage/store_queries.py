@@ -39,9 +39,9 @@ def has_image(store: StoreQueries, text: str, own_hosts: Collection[str]) -> boo
         own_hosts: ``host`` or ``host:port`` by which this registry is known.
     """
     try:
-        image = parse_image(text, own_hosts)
         if split_name(text).host in own_hosts:
             return True
+        image = parse_image(text, own_hosts)
     except (ValueError, StorageError):
         return False
     if image.digest is not None:

@@ -163,7 +163,9 @@ class Connection(asyncio.BufferedProtocol):
             self._drained.set_result(None)
 
     def eof_received(self) -> bool:
-        """Note that the client sends no more; return whether a response is still due.
+        """Note that the client sends no more; return whether the connection stays open meanwhile.
+
+        It does while a response is due, or bytes of the last one are counted.
 
         Every request that came whole before has been begun, since nothing, this end included, is
         received while one waits. It is called again when reading resumes.
@@ -174,7 +176,8 @@ class Connection(asyncio.BufferedProtocol):
                 asyncio.get_running_loop().call_later(_PROBE_SECONDS, self._probe)
         if self._body is not None:
             self._body.fail()
-        # After the response `_close` waits for what is counted of it.
+        if self._state is State.IDLE:
+            self._close()
         is_counted = self.receipts is not None and self.receipts.is_counting
         return self._state is State.HANDLING or (self._state is State.CLOSED and is_counted)
 
@@ -212,7 +215,8 @@ class Connection(asyncio.BufferedProtocol):
         except OSError:  # it is not TCP
             return False
         has_begun = self._request is not None and self._request.response is not None
-        return info.broken or (has_begun and info.last_sent >= _IDLE_SECONDS)
+        is_owed = info.unsent or info.unacked
+        return info.broken or (has_begun and not is_owed and info.last_sent >= _IDLE_SECONDS)
 
     @property
     def serving(self) -> bool:
@@ -331,6 +335,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._received.clear()
         elif self._received:
             self.transport.pause_reading()  # the next request; see `eof_received`
+        elif not self.transport.is_reading():
+            self.transport.resume_reading()  # so that a client that leaves is noticed
         self._request = request = self._server.request(self, head, self._body)
         self._run(self._handle(request))
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import ssl
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from mayfly.registry import log
 from mayfly.registry.http.connection import HTTPServer
 from mayfly.registry.http.listeners import Listeners
-from mayfly.registry.http.tcp_info import TCPInfo
 from mayfly.registry.http.watchdog import ConnectionWatchdog, Timeouts
 
 if TYPE_CHECKING:
@@ -77,12 +74,6 @@ class Connections:
             limits.timeouts.enable_keepalive(listening)
         self.listeners = Listeners(sockets, self._serve, self._is_full)
         now = asyncio.get_running_loop().time
-        if not TCPInfo.is_known():
-            text = (
-                "this kernel does not tell how much of a transfer has arrived (Linux does from "
-                "4.6 on): pulls do not count for coverage, stalled clients are not disconnected"
-            )
-            log.event(logging.WARNING, "old_kernel", text)
         self._watchdog = ConnectionWatchdog(server, limits.timeouts, self._is_full, now)
         self._watching: asyncio.Task[None] | None = None
 

@@ -145,12 +145,19 @@ def renew(
 ) -> bool:
     """Renew the server certificate if that is due, while the server runs; True if it was renewed.
 
-    The arguments are `ensure`'s. The CA stays as it is, even if it expires.
+    The arguments are `ensure`'s. The CA stays as it is.
 
     Raises:
-        TrustError, OSError: as `ensure`.
+        TrustError, OSError: as `ensure`; or the CA has expired.
     """
     with locked(directory):
+        ca = directory / "ca.crt"
+        if now >= (ends := read_authority(ca).not_after):
+            raise TrustError(
+                f"{ca}: this CA expired {ends:%Y-%m-%d %H:%M} UTC, and this host's clock says "
+                f"{now:%Y-%m-%d %H:%M} UTC: set the clock if it is wrong, else stop Mayfly and "
+                "start it again, for another CA, which every node must be told to trust"
+            )
         return _renew_leaf(directory, names, extra, now)
 
 
@@ -217,12 +224,12 @@ def _serves(certificate: Path, key: Path, ca: Path, names: Collection[str], now:
     except TrustError:
         # Half replaced, or made by a CA that is gone: replace it.
         return False
-    return found.names.issuperset(names) and not _in_last_third(found, now)
-
-
-def _in_last_third(found: Certificate, now: datetime) -> bool:
+    if not found.names.issuperset(names) or now < found.not_before:
+        return False
+    # One that ends with its CA cannot be renewed for longer.
     lifetime = found.not_after - found.not_before
-    return not found.not_before <= now < found.not_after - lifetime / 3
+    is_old = now >= found.not_after - lifetime / 3
+    return not is_old or found.not_after >= read_authority(ca).not_after
 
 
 def _make_authority(

@@ -4,8 +4,8 @@ A host may have only a packed file, and an environment of pip need not be in ``P
 directory gets an entry ``mayfly``: a link to the one file that runs, or else a script that starts
 the interpreter of this process with the modules that it imported.
 
-The directory may be on a file system that is mounted noexec. A link does not mind; the script is
-then kept in a file in memory (memfd_create(2)), which no mount option concerns, and the entry is a
+The directory may be on a file system that is mounted noexec. A link works there; the script is then
+kept in a file in memory (memfd_create(2)), which no mount option concerns, and the entry is a
 link to that.
 """
 
@@ -72,7 +72,12 @@ def own_command(directory: Path) -> Iterator[Path | None]:
     if os.access(entry, os.X_OK):
         yield directory
         return
-    memory = _memory_file()
+    try:
+        memory = _memory_file()
+    except OSError:
+        _warn_of_noexec(directory)
+        yield None
+        return
     try:
         os.write(memory, script)
         entry.unlink()
@@ -80,14 +85,18 @@ def own_command(directory: Path) -> Iterator[Path | None]:
         if os.access(entry, os.X_OK):
             yield directory
             return
-        logger.warning(
-            "the command does not find this mayfly in its PATH: nothing in %s may be executed, nor "
-            "in memory (vm.memfd_noexec); name a --state-dir on another file system",
-            directory,
-        )
+        _warn_of_noexec(directory)
         yield None
     finally:
         os.close(memory)
+
+
+def _warn_of_noexec(directory: Path) -> None:
+    logger.warning(
+        "the command does not find this mayfly in its PATH: nothing in %s may be executed, nor in "
+        "memory (vm.memfd_noexec); name a --state-dir on another file system",
+        directory,
+    )
 
 
 def _memory_file() -> int:

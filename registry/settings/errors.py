@@ -33,8 +33,9 @@ def unusable(option: str, directory: Path, error: OSError) -> ConfigError:
     if isinstance(error.filename, str) and Path(error.filename).is_relative_to(directory):
         inside = str(Path(error.filename).relative_to(directory))
         reason = reason if inside == "." else f"{inside}: {reason}"
-    remedy = _DENIED_TO_ROOT if os.geteuid() == 0 else f"{_DENIED} {os.geteuid()}"
-    if error.errno not in (errno.EACCES, errno.EPERM):
+    if error.errno in (errno.EACCES, errno.EPERM):
+        remedy = _DENIED_TO_ROOT if os.geteuid() == 0 else f"{_DENIED} {os.geteuid()}"
+    else:
         remedy = _REMEDIES.get(error.errno or 0, "")
     ending = remedy and f"; {remedy}"
     return ConfigError(f"{option} {directory} cannot be used: {reason}{ending}")

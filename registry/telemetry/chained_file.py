@@ -70,11 +70,11 @@ class ChainedFile:
             self._path = path.resolve()
             found = os.fstat(descriptor)
             self._regular = stat.S_ISREG(found.st_mode)
+            self._size = 0
             if self._regular:
                 self._hold(descriptor)
         finally:
             os.close(descriptor)
-        self._size = os.fstat(self._locked).st_size if self._regular else 0
         self.head = Head(0, FIRST)
         self._torn = b""
         """The rest of a last line that a crash cut off."""
@@ -96,21 +96,23 @@ class ChainedFile:
         """Lock the file that is open, if it is not the one that is locked.
 
         Raises:
-            BlockingIOError: another server writes to it, or renamed it just now.
+            BlockingIOError: another server writes to it or has, or renamed it just now.
         """
         if self._locked >= 0 and os.path.sameopenfile(descriptor, self._locked):
             return
         locked = os.dup(descriptor)  # the lock belongs to both, and stays with this one
         try:
             in_place = try_lock(locked) and os.path.samestat(os.fstat(locked), self._path.stat())
-            if not in_place:
+            size = os.fstat(locked).st_size
+            # A file that another server has begun goes on from a line that this one does not know.
+            if not in_place or (self._locked >= 0 and size > 0):
                 raise BlockingIOError(errno.EWOULDBLOCK, "another server writes to it")
         except BaseException:
             os.close(locked)
             raise
         self.close()
         self._locked = locked
-        self._size = os.fstat(locked).st_size
+        self._size = size
 
     def _resume(self) -> None:
         """Go on behind the last line of the file, or of the file renamed last if it is empty."""

@@ -96,7 +96,7 @@ class Handler:
 
 
 class _Counting:
-    """Notes what of a file was not acknowledged, as coverage does; see `send.Sending`."""
+    """Notes what of a file was not acknowledged, as coverage does; see `send.SendingObserver`."""
 
     def __init__(self, unacknowledged: list[int]) -> None:
         self._unacknowledged = unacknowledged
@@ -254,6 +254,17 @@ async def test_pipelined_before_the_end(served: Served, first: str) -> None:
     assert served.handler.seen[-1] == ("/put", b"its body")
 
 
+async def test_left_while_the_last_of_several_is_handled(served: Served) -> None:
+    """A client that leaves is noticed then, as while a request by itself is handled."""
+    asked = message("GET", "/a", close=False) + message("GET", "/wait", close=False)
+    client = await served.dial()
+    await asyncio.to_thread(client.send, asked)
+    await until(lambda: len(served.handler.begun) == 2, "the second waits")
+    client.reset()
+    await until(served.handler.begun[1].is_gone, "it is known to be gone")
+    served.handler.gate.set()
+
+
 async def test_pipelined_behind_a_body(served: Served) -> None:
     """A request that came with the end of a body is answered, although the first one waits."""
     asked = message("PUT", "/wait", b"its body", close=False) + message("GET", "/b", close=False)
@@ -296,11 +307,15 @@ async def test_file(served: Served) -> None:
     await until(lambda: served.handler.unacknowledged == [0], "all of it counts as received")
 
 
-async def test_file_that_is_taken_late(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("close", [False, True])
+async def test_file_that_is_taken_late(
+    served: Served, monkeypatch: pytest.MonkeyPatch, close: bool
+) -> None:
     """It counts as received although nothing is left to send long before the client reads."""
     monkeypatch.setattr(receipts, "_AFTER_CLOSE_SECONDS", 0.1)
     served.handler.size = MIB
-    with await served.ask(message("GET", "/file"), receive_buffer=16 * 1024) as client:
+    asked = message("GET", "/file", close=close)
+    with await served.ask(asked, receive_buffer=16 * 1024) as client:
         await until(lambda: bool(served.handler.begun), "it is asked for")
         (http,) = served.handler.begun
         await until(lambda: http.connection._state is State.CLOSED, "all of it is sent")

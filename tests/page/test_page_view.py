@@ -197,6 +197,21 @@ async def test_a_proof_is_shown(shown: Shown) -> None:
     assert (await shown.node("a")).proof == Proof(int(upgrade.clock.wall()), 2, 0, 7000)
 
 
+async def test_a_proof_without_a_list_of_images() -> None:
+    """A new one takes the place of an old one there, too, where all nodes have the same states."""
+    shown = Shown(Nodes(2, ("a", "b")))
+    shown.views = PageView(
+        status, shown.upgrade.observer, shown.upgrade.cover((), Nodes(2, ("a", "b"))), FakeStore(),
+        shown.upgrade.clock,
+    )  # fmt: skip
+    for pinned in (False, True):
+        images = [ProvenImage(APP_1, "containerd", 1, pinned, 5000)]
+        await shown.upgrade.observer.proved(shown.upgrade.caller("a"), images)
+        proof = (await shown.node("a")).proof
+        assert proof is not None and proof.pinned == pinned
+        await shown.upgrade.clock.tick(60)
+
+
 async def test_a_tag_that_moves(shown: Shown) -> None:
     """Its nodes lack the new image, and the image shown is the new one."""
     upgrade = shown.upgrade

@@ -179,6 +179,17 @@ def test_a_certificate_does_not_outlive_its_ca(tmp_path: Path) -> None:
     assert fingerprint(first.ca.read_bytes()) == first.fingerprint
 
 
+def test_renewing_beyond_the_end_of_the_ca(tmp_path: Path) -> None:
+    """Near its end nothing is gained by another certificate; after it the CA is named."""
+    first = _ensure(tmp_path)
+    end = read_authority(first.ca).not_after
+    assert renew(tmp_path, NAMES, end - HOUR)
+    assert not renew(tmp_path, NAMES, end - HOUR / 2)
+    for late in (timedelta(), timedelta(days=30)):
+        with pytest.raises(TrustError, match="this CA expired"):
+            renew(tmp_path, NAMES, end + late)
+
+
 def test_renewing_under_way(tmp_path: Path) -> None:
     """Nothing until it is due; then the server takes the new certificate, for the key it has."""
     made = NOW - LEAF_LIFETIME * 3 / 4
