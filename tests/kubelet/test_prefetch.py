@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.kubelet.api import Object, eventually
 from tests.kubelet.cluster import HOST, HUB_IMAGE, Cluster
 from tests.kubelet.namespace import output
 from tests.kubelet.node import GATEWAY, Node, end
-from tests.support.commands import command_line, environment, mayfly
+from tests.support.commands import mayfly, started
 from tests.support.process import find_program, need
 
 APP = f"{HOST}/team/app:3"
@@ -58,10 +59,25 @@ class Operator:
         assert "done" in found, done.stderr
         return done.returncode, found
 
-    def words(self, *options: str) -> tuple[object, ...]:
+    def words(self, *options: str, json: bool = True) -> tuple[object, ...]:
         """The command."""
         state = ("--state-dir", self.cluster.state_dir)
-        return ("prefetch", "--via", "kubernetes", *state, "--json", *options)
+        return ("prefetch", "--via", "kubernetes", *state, *(["--json"] if json else []), *options)
+
+    @contextmanager
+    def pulling(
+        self, node: Node, image: str, *options: str
+    ) -> Iterator[tuple[subprocess.Popen[str], int]]:
+        """The command, once a node pulls an image by it, and the number of a process that does.
+
+        If it still runs after the block, it is killed.
+        """
+        with started(*self.words(*options), env=self.env) as running:
+
+            def pulls() -> list[int] | None:
+                return _commands(node, f"pull {image}") or None
+
+            yield running, eventually(pulls, 120, self.cluster.mayfly.describe)[0]
 
 
 def _left(cluster: Cluster) -> list[str]:
@@ -106,9 +122,8 @@ def _codes(events: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
     return {one["node"]: [f["code"] for f in one["failures"]] for one in events["ended"]}
 
 
-def test_every_node_proves_and_nothing_is_left(
-    operator: Operator, prepared: object, served: Cluster
-) -> None:
+@pytest.mark.usefixtures("prepared")
+def test_every_node_proves_and_nothing_is_left(operator: Operator, served: Cluster) -> None:
     """Tainted and cordoned, too; no credential is in an argument or a log; a second run skips."""
     tainted = served.nodes[2]
     taints = [
@@ -136,8 +151,11 @@ def test_every_node_proves_and_nothing_is_left(
         assert secret.partition(" ")[2] not in told
         assert node.shell("ls /var/lib/mayfly-node-config/work 2>&1 || true").count("No such") == 1
         # kubelet removes the logs of pods that are gone each minute.
-        same = lambda one=node: _traces(one) == before[one.number]  # noqa: E731
-        eventually(same, 180, lambda one=node: _traces(one))
+        eventually(
+            lambda one=node: _traces(one) == before[one.number],
+            180,
+            lambda one=node: _traces(one),
+        )
     code, events = operator.prefetch()
     assert code == 0
     assert {one["node"] for one in events["skipped"]} == {"node-1", "node-2"}
@@ -168,62 +186,44 @@ def test_nodes_in_trouble(
         "node-9": ["no_node"],
     }, json.dumps(events["ended"], indent=1)
     silent.start_kubelet()
-    ready = lambda: _is_ready(kubelets, silent) or None  # noqa: E731
-    eventually(ready, 60, silent.kubelet.describe)
+    eventually(lambda: _is_ready(kubelets, silent) or None, 60, silent.kubelet.describe)
     code, events = operator.prefetch("--attempts", "1")
     assert [one["node"] for one in events["skipped"]] == ["node-1"]
     assert _codes(events)["node-2"] == []
 
 
-def test_ctrl_c_ends_the_pulls(
-    operator: Operator, prepared: object, served: Cluster, node: Node
-) -> None:
+@pytest.mark.usefixtures("prepared")
+def test_ctrl_c_ends_the_pulls(operator: Operator, served: Cluster, node: Node) -> None:
     """The script ends on the node, and pod, Secret and namespace are gone."""
     big = served.push_big("team/big:cut")
     node.remove_image(big)
     node.slow("20mbit")
     _serve(served, ["node-1", "node-2"], [big])
     (served.directory / "some").write_text("node-1\n")
-    running = subprocess.Popen(
-        command_line(*operator.words("--nodes", str(served.directory / "some"))),
-        env=environment(**operator.env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    pulls = lambda: _commands(node, f"pull {big}") or None  # noqa: E731
-    (pulling,) = eventually(pulls, 120, served.mayfly.describe)[:1]
-    running.send_signal(signal.SIGINT)
-    told, _ = running.communicate(timeout=200)
+    some = ("--nodes", str(served.directory / "some"))
+    with operator.pulling(node, big, *some) as (running, pulling):
+        running.send_signal(signal.SIGINT)
+        told = "".join(running.communicate(timeout=200))
     assert running.returncode == 130, told
     assert "note" not in told
     assert not Path(f"/proc/{pulling}").exists()
     assert node.shell("ls /var/lib/mayfly-node-config/work 2>&1 || true").count("No such") == 1
 
 
-def test_kill_leaves_what_is_told(
-    operator: Operator, prepared: object, served: Cluster, node: Node
-) -> None:
+@pytest.mark.usefixtures("prepared")
+def test_kill_leaves_what_is_told(operator: Operator, served: Cluster, node: Node) -> None:
     """The script goes on and proves by itself; the next run tells what is left of it."""
     big = served.push_big("team/big:killed")
     node.remove_image(big)
     node.slow("20mbit")
     _serve(served, ["node-1", "node-2"], [big])
     (served.directory / "some").write_text("node-1\n")
-    words = operator.words("--nodes", str(served.directory / "some"))
-    running = subprocess.Popen(
-        command_line(*words),
-        env=environment(**operator.env),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    pulls = lambda: _commands(node, f"pull {big}") or None  # noqa: E731
-    eventually(pulls, 120, served.mayfly.describe)
-    running.kill()
-    running.wait(60)
+    some = ("--nodes", str(served.directory / "some"))
+    with operator.pulling(node, big, *some) as (running, _):
+        running.kill()
     (left,) = _left(served)
     node.fast()
-    code, events = operator.prefetch("--nodes", str(served.directory / "some"))
+    code, events = operator.prefetch(*some)
     assert code == 0, json.dumps(events, indent=1)
     (note,) = [one["message"] for one in events["note"]]
     command = f"kubectl delete namespace {left}"
@@ -234,9 +234,8 @@ def test_kill_leaves_what_is_told(
     output(kubectl, f"--kubeconfig={served.admin_kubeconfig}", *command.split()[1:])
 
 
-def test_a_node_that_is_removed_under_way(
-    operator: Operator, prepared: object, kubelets: Cluster
-) -> None:
+@pytest.mark.usefixtures("prepared")
+def test_a_node_that_is_removed_under_way(operator: Operator, kubelets: Cluster) -> None:
     """Its pull is ended, and the rest is proven."""
     gone = kubelets.nodes[2]
     big = kubelets.push_big("team/big:removed")
@@ -244,17 +243,9 @@ def test_a_node_that_is_removed_under_way(
         node.remove_image(big)
     gone.slow("20mbit")
     _serve(kubelets, ["node-1", "node-2"], [big])
-    running = subprocess.Popen(
-        command_line(*operator.words("--attempts", "1")),
-        env=environment(**operator.env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    pulls = lambda: _commands(gone, f"pull {big}") or None  # noqa: E731
-    (pulling, *_) = eventually(pulls, 120, kubelets.mayfly.describe)
-    kubelets.api.request("DELETE", "/api/v1/nodes/node-2")
-    told, errors = running.communicate(timeout=300)
+    with operator.pulling(gone, big, "--attempts", "1") as (running, pulling):
+        kubelets.api.request("DELETE", "/api/v1/nodes/node-2")
+        told, errors = running.communicate(timeout=300)
     gone.fast()
     assert running.returncode == 3, told + errors
     ended = [json.loads(line) for line in told.splitlines()]
@@ -265,7 +256,8 @@ def test_a_node_that_is_removed_under_way(
     assert not Path(f"/proc/{pulling}").exists()
 
 
-def test_run_prefetches(operator: Operator, prepared: object, served: Cluster) -> None:
+@pytest.mark.usefixtures("prepared")
+def test_run_prefetches(operator: Operator, served: Cluster) -> None:
     """`run --prefetch kubernetes` is the whole upgrade: the command begins when all have all."""
     place = served.directory / "run"
     place.mkdir()
@@ -284,10 +276,11 @@ def test_run_prefetches(operator: Operator, prepared: object, served: Cluster) -
     assert all(node.has_image(HUB_IMAGE) for node in served.nodes.values())
 
 
-def test_printed_objects_do_the_same(operator: Operator, prepared: object, served: Cluster) -> None:
+@pytest.mark.usefixtures("prepared")
+def test_printed_objects_do_the_same(operator: Operator, served: Cluster) -> None:
     """`--print` makes nothing; applied by hand, the nodes prove by themselves."""
     _serve(served, ["node-1", "node-2"], [APP])
-    done = mayfly(*operator.words("--print")[:-2], "--print", env=operator.env)
+    done = mayfly(*operator.words("--print", json=False), env=operator.env)
     assert done.returncode == 0, done.stderr
     assert _left(served) == []
     kubectl = find_program("kubectl")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,29 +34,23 @@ from mayfly.registry.nodes.pods import Pods
 from mayfly.registry.nodes.prefetch import NodeResult, Prefetch
 from mayfly.registry.settings.errors import ConfigError
 from tests.hostile import texts
-from tests.nodes.test_prefetch import IMAGES, SCRIPT, Recorder
+from tests.nodes.conftest import IMAGES
+from tests.nodes.test_prefetch import SCRIPT, Recorder
 from tests.process.test_chart import validate
-from tests.support.commands import assert_refused, command_line, environment, mayfly
+from tests.support.commands import assert_refused, mayfly, started
 from tests.support.process import PATIENCE, REPO, Mayfly
+from tests.support.stubs import poll
 
-STUBS = Path(__file__).parent
 FACTS = PodNode(True, "", "linux", "amd64", "Debian GNU/Linux 12", ("a.example/pause:3",))
 PLACE = PodPlace("mayfly-prefetch-1", "script-1", "node-1", "a.example/pause:3")
 SECRET = "authorization='Basic c2VjcmV0'\n"
 
 
-@pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The stub's directory; the stub is the first kubectl in PATH."""
-    directory = tmp_path / "bin"
-    directory.mkdir()
-    (directory / "ssh").symlink_to(STUBS / "stub_ssh.sh")
-    (directory / "kubectl").symlink_to(STUBS / "stub_kubectl.sh")
-    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
-    monkeypatch.setenv("STUB_STATE", str(tmp_path))
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask the stub more often than a cluster."""
     for name in ("_POLL_SECONDS", "_LOG_SECONDS"):
         monkeypatch.setattr(pods, name, 0.2)
-    return tmp_path
 
 
 def _run(*nodes: str, recorder: Recorder | None = None, **more: Any) -> list[NodeResult]:
@@ -354,19 +345,6 @@ def test_names_that_are_no_nodes(name: str) -> None:
         Pods(Kubectl()).check([name])
 
 
-@pytest.fixture
-def server(tmp_path: Path, state: Path) -> Iterator[Mayfly]:
-    """One that waits for proofs of some nodes."""
-    (tmp_path / "images").write_text("".join(f"{name}\n" for name in IMAGES))
-    (tmp_path / "nodes").write_text("good\nhang\nhostile\nnotready\n")
-    options = ["--auth", "auto", "--until-pulled", str(tmp_path / "images")]
-    options += ["--nodes", str(tmp_path / "nodes"), "--accept", "proven"]
-    running = Mayfly(tmp_path / "root", tmp_path / "state", *options, env=environment())
-    yield running
-    if running.running:
-        running.kill()
-
-
 def test_print(server: Mayfly, state: Path) -> None:
     """The objects, with nodes' credentials, and nothing is made."""
     (state / "some").write_text("good\nhang\n")
@@ -415,20 +393,11 @@ def test_signal_removes_everything(server: Mayfly, state: Path, number: int) -> 
     """Pod and namespace are gone, and no kubectl stays."""
     (state / "some").write_text("hang\n")
     words = ("prefetch", "--state-dir", server.state_dir, "--nodes", state / "some")
-    running = subprocess.Popen(
-        command_line(*words, "--via", "kubernetes"),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    end = time.monotonic() + 60
     arguments = state / "arguments"
-    while "logs " not in (arguments.read_text() if arguments.exists() else ""):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    running.send_signal(number)
-    _, errors = running.communicate(timeout=60)
+    with started(*words, "--via", "kubernetes") as running:
+        poll(lambda: arguments.exists() and "logs " in arguments.read_text())
+        running.send_signal(number)
+        _, errors = running.communicate(timeout=PATIENCE)
     assert running.returncode == 128 + number
     assert "namespace" not in errors
     texts.check(errors)

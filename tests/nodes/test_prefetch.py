@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import resource
 import signal
-import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,12 +32,12 @@ from mayfly.registry.nodes.prefetch import Failure, NodeResult, Prefetch, node_l
 from mayfly.registry.nodes.ssh import SSH, check_destination
 from mayfly.registry.settings.errors import ConfigError
 from tests.hostile import texts
-from tests.support.commands import command_line, environment, mayfly
-from tests.support.process import PATIENCE, REPO, Mayfly
+from tests.nodes.conftest import IMAGES
+from tests.support.commands import mayfly, started
+from tests.support.process import PATIENCE, REPO, Mayfly, has_line
+from tests.support.stubs import poll
 
-IMAGES = ("docker.io/library/one:1", "quay.io/team/two:2")
 SCRIPT = "images='{}'\n{{ main; }}\n".format("\n".join(f"{name} x" for name in IMAGES))
-STUB = Path(__file__).with_name("stub_ssh.sh")
 
 
 class Recorder:
@@ -64,17 +62,6 @@ class Recorder:
 
     def ended(self, result: NodeResult) -> None:
         self.events.append((result.node, "ended"))
-
-
-@pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The stub's directory; the stub is the first ssh in PATH."""
-    directory = tmp_path / "bin"
-    directory.mkdir()
-    (directory / "ssh").symlink_to(STUB)
-    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
-    monkeypatch.setenv("STUB_STATE", str(tmp_path))
-    return tmp_path
 
 
 def _run(*nodes: str, recorder: Recorder | None = None, **more: float) -> list[NodeResult]:
@@ -453,19 +440,6 @@ def test_words() -> None:
     assert words[-3:] == ["--", "fd00::1", "sudo -n sh -s -- --json; exit"]
 
 
-@pytest.fixture
-def server(tmp_path: Path, state: Path) -> Iterator[Mayfly]:
-    """One that waits for proofs of some nodes."""
-    (tmp_path / "images").write_text("".join(f"{name}\n" for name in IMAGES))
-    (tmp_path / "nodes").write_text("good\nhostile\nhang\nfull\n")
-    options = ["--auth", "auto", "--until-pulled", str(tmp_path / "images")]
-    options += ["--nodes", str(tmp_path / "nodes"), "--accept", "proven"]
-    running = Mayfly(tmp_path / "root", tmp_path / "state", *options, env=environment())
-    yield running
-    if running.running:
-        running.kill()
-
-
 def test_command_shows_nothing_unescaped(server: Mayfly, tmp_path: Path) -> None:
     """What nodes print moves no cursor; each failure has its remedy; exit code 3."""
     (tmp_path / "some").write_text("good\nhostile\nfull\n")
@@ -500,18 +474,13 @@ def test_commands_get_no_secret(server: Mayfly, tmp_path: Path) -> None:
 def test_signal_ends_every_ssh(server: Mayfly, tmp_path: Path, number: int) -> None:
     """Ctrl-C and SIGTERM leave no process."""
     (tmp_path / "some").write_text("hang\n")
-    running = subprocess.Popen(
-        command_line("prefetch", "--state-dir", server.state_dir, "--nodes", tmp_path / "some"),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    words = ("prefetch", "--state-dir", server.state_dir, "--nodes", tmp_path / "some")
     log = tmp_path / "log"
-    end = time.monotonic() + PATIENCE
-    while not (log.exists() and log.read_text().endswith("\n")) and time.monotonic() < end:
-        time.sleep(0.05)
-    running.send_signal(number)
-    assert running.wait(PATIENCE) == 128 + number
+    with started(*words) as running:
+        poll(lambda: has_line(log))
+        running.send_signal(number)
+        running.communicate(timeout=PATIENCE)
+    assert running.returncode == 128 + number
     pid = int(log.read_text().split()[2])
     assert not Path(f"/proc/{pid}").exists()
 
@@ -519,22 +488,13 @@ def test_signal_ends_every_ssh(server: Mayfly, tmp_path: Path, number: int) -> N
 def test_kill_ends_every_ssh(server: Mayfly, tmp_path: Path) -> None:
     """Also if it cannot end them itself."""
     (tmp_path / "some").write_text("hang\n")
-    running = subprocess.Popen(
-        command_line("prefetch", "--state-dir", server.state_dir, "--nodes", tmp_path / "some"),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    words = ("prefetch", "--state-dir", server.state_dir, "--nodes", tmp_path / "some")
     log = tmp_path / "log"
-    end = time.monotonic() + PATIENCE
-    while not (log.exists() and log.read_text().endswith("\n")) and time.monotonic() < end:
-        time.sleep(0.05)
-    running.kill()
-    running.wait(PATIENCE)
+    with started(*words) as running:
+        poll(lambda: has_line(log))
+        running.kill()
     pid = int(log.read_text().split()[2])
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{pid}").exists()
+    poll(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_lists_of_nodes(server: Mayfly, tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,9 @@ import pytest
 from tests.bundle.builders import Layout, layers
 from tests.cli.test_json_output import check
 from tests.hostile import texts
-from tests.support.commands import command_line, environment, mayfly
-from tests.support.process import REPO, need
+from tests.support.commands import mayfly, started
+from tests.support.process import PATIENCE, REPO, has_line, need
+from tests.support.stubs import poll
 
 IMAGES = ("docker.io/library/one:1", "quay.io/team/two:2")
 
@@ -87,18 +86,10 @@ def test_started_again_it_skips_what_is_proven(place: Path) -> None:
     need("curl")
     words = _words(place, "proves1", "later2", command=f"cat {place}/log")
     words[1:1] = [_serve_images(place)]
-    running = subprocess.Popen(
-        command_line(*words),
-        env=environment(**_environment(place)),
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    log, end = place / "log", time.monotonic() + 60
-    while not (log.exists() and "end proves1" in log.read_text()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    running.kill()
-    running.wait(20)
+    log = place / "log"
+    with started(*words, env=_environment(place)) as running:
+        poll(lambda: log.exists() and "end proves1" in log.read_text())
+        running.kill()
     (place / "go").touch()
     done = mayfly(*words, env=_environment(place))
     assert done.returncode == 0, done.stderr
@@ -163,19 +154,11 @@ def test_continue(place: Path) -> None:
 def test_signal_before_the_command(place: Path, number: int) -> None:
     """It ends the prefetch and every ssh, and the command does not begin."""
     words = _words(place, "hang", command=f"touch {place}/begun")
-    running = subprocess.Popen(
-        command_line(*words),
-        env=environment(**_environment(place)),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
     log = place / "log"
-    end = time.monotonic() + 60
-    while not (log.exists() and log.read_text().endswith("\n")) and time.monotonic() < end:
-        time.sleep(0.05)
-    running.send_signal(number)
-    _, errors = running.communicate(timeout=60)
+    with started(*words, env=_environment(place)) as running:
+        poll(lambda: has_line(log))
+        running.send_signal(number)
+        _, errors = running.communicate(timeout=PATIENCE)
     assert running.returncode == 3, errors
     assert not (place / "begun").exists()
     pid = int(log.read_text().split()[2])

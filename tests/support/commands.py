@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.process import REPO
@@ -41,6 +42,29 @@ def mayfly(
         text=True,
         timeout=timeout,
     )
+
+
+@contextmanager
+def started(
+    *arguments: object, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a command while the block does; if it still runs after that, it is killed.
+
+    `communicate` reads its output and errors; until then they must fit into the pipes.
+    """
+    with subprocess.Popen(
+        command_line(*arguments),
+        env=environment(**(env or {})),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
 
 
 def run_mayfly(*arguments: object, stdin: str = "") -> str:

@@ -87,6 +87,17 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path)
 
 
+def has_line(file: Path) -> bool:
+    """Whether a file is there and ends with a whole line."""
+    return file.exists() and file.read_text().endswith("\n")
+
+
+def resident_bytes(pid: int | None = None) -> int:
+    """Bytes of memory that a process has, this one without ``pid``."""
+    pages = Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 class Process:
     """A child process whose output goes to a file, named when it fails."""
 
