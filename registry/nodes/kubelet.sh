@@ -8,39 +8,57 @@ tell_file() { # key file
     content=$(head -c 65536 "$2" | tr '\n\r\t' '   ') && tell "$1" "$content"
 }
 
-# Whether a process is the node's own: it runs as root, and in no container. Pods may have a kubelet,
-# or a process with this name.
-is_of_node() { # directory of the process
-    [ "$(awk '$1 == "Uid:" && NF == 5 { print $2 + $3 + $4 + $5 }' "$1/status")" = 0 ] || return
-    for kind in pid mnt; do
-        own=$(readlink "$tree/proc/1/ns/$kind") && [ -n "$own" ] || return
-        [ "$(readlink "$1/ns/$kind")" = "$own" ] || return
-    done
+# Whether a process is in the same namespace as the node's first one.
+shares() { # directory of the process, kind of namespace
+    own=$(readlink "$tree/proc/1/ns/$2") && [ -n "$own" ] && [ "$(readlink "$1/ns/$2")" = "$own" ]
 }
 
-# Print the value of a flag of the kubelet that runs here.
-flag_of_kubelet() { # name
+# Set kubelet to the directory of its process, and apart to those of processes with this name that
+# have other mounts than the node: a kubelet whose service has some of its own, or programs of pods.
+find_kubelet() {
+    kubelet=
+    apart=
     for one in "$tree"/proc/[0-9]*; do
-        value=$(tr '\0' '\n' <"$one/cmdline" | awk -v flag="$1" '
-            NR == 1 { sub(/^.*\//, ""); if ($0 != "kubelet") exit }
-            wanted { print; exit }
-            index($0, flag "=") == 1 { print substr($0, length(flag) + 2); exit }
-            $0 == flag { wanted = 1 }')
-        if [ -n "$value" ] && is_of_node "$one"; then
-            printf '%s\n' "$value"
-            return
-        fi
+        { read -r name <"$one/comm" && [ "$name" = kubelet ]; } || continue
+        [ "$(awk '$1 == "Uid:" && NF == 5 { print $2 + $3 + $4 + $5 }' "$one/status")" = 0 ] ||
+            continue
+        shares "$one" pid || continue
+        if shares "$one" mnt; then kubelet=${kubelet:-$one}; else apart="$apart $one"; fi
     done 2>/dev/null
 }
 
+# Print the value of a flag of a process.
+flag_of() { # directory of the process, name
+    tr '\0' '\n' <"$1/cmdline" | awk -v flag="$2" '
+        wanted { print; exit }
+        index($0, flag "=") == 1 { print substr($0, length(flag) + 2); exit }
+        $0 == flag { wanted = 1 }'
+}
+
+# Print the directory of a kubelet; the usual one, if its process is not known.
+root_of() { # directory of the process
+    root=
+    [ -z "$1" ] || root=$(flag_of "$1" --root-dir)
+    printf '%s' "${root:-/var/lib/kubelet}"
+}
+
 tell_records() {
-    directory=$(flag_of_kubelet --root-dir)
-    directory=$tree${directory:-/var/lib/kubelet}
-    if [ ! -d "$directory" ]; then
+    if [ -z "$kubelet$apart" ] && ! has_kubelet; then
         tell kubelet no
         return
     fi
     tell kubelet yes
+    # Another program may contain kubelet, as k3s does: it listens in its directory.
+    [ -n "$kubelet$apart" ] ||
+        grep -q ' /var/lib/kubelet/pod-resources/kubelet\.sock$' "$tree/proc/net/unix" 2>/dev/null ||
+        return
+    directory=$(root_of "$kubelet")
+    # The node's kubelet may be one of these. Its directory has the same path for the runtime, which
+    # mounts volumes of pods from it.
+    for one in $apart; do
+        [ "$(root_of "$one")" = "$directory" ] || return
+    done
+    directory=$tree$directory
     # A kubelet that keeps records makes it when it starts: without it, this one keeps none, or has
     # another directory.
     [ -d "$directory/image_manager/pulled" ] || return
@@ -60,7 +78,8 @@ tell_records() {
 
 tell_images() {
     has crictl || return
-    endpoint=$(flag_of_kubelet --container-runtime-endpoint)
+    endpoint=
+    [ -z "$kubelet" ] || endpoint=$(flag_of "$kubelet" --container-runtime-endpoint)
     found_containerd || address=
     for socket in "${endpoint#unix://}" "${CONTAINERD_ADDRESS:-}" "$address" \
         /var/run/crio/crio.sock /run/cri-dockerd.sock
@@ -77,6 +96,7 @@ tell_images() {
 look_at_kubelet() {
     PATH=$PATH:/usr/local/bin:/usr/local/sbin:/var/lib/rancher/rke2/bin:/opt/bin
     tell user "$(id -u)"
+    find_kubelet
     tell_records
     tell_images
     tell "done" yes

@@ -17,7 +17,7 @@ lists() { # reference paths...
 look_at_runtime() {
     candidates="docker containerd podman"
     kubelet=no
-    if [ -d "$tree/var/lib/kubelet" ] || [ -d "$tree/var/lib/rancher" ]; then
+    if has_kubelet; then
         candidates="containerd podman docker"
         kubelet=yes
     fi

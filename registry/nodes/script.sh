@@ -605,12 +605,15 @@ log_out() {
 
 # ---- Runtimes: find one, pull, pin, look ---------------------------------------------------------
 
+# Whether this node has a kubelet, as far as files tell; k3s and RKE2 have one, too.
+has_kubelet() { [ -d "$tree/var/lib/kubelet" ] || [ -d "$tree/var/lib/rancher" ]; }
+
 # Set runtime and family; 1 if none answers.
 find_runtime() {
     if [ "$runtime" = auto ]; then
         candidates="docker containerd podman"
         # kubelet asks its CRI first; docker beside it is for people.
-        if [ -d "$tree/var/lib/kubelet" ] || [ -d "$tree/var/lib/rancher" ]; then
+        if has_kubelet; then
             candidates="containerd podman docker"
         fi
         missing="neither docker, containerd nor podman answers on this node"

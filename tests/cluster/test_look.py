@@ -96,6 +96,7 @@ class Tree:
             (directory / "ns" / kind).symlink_to(f"{kind}:[{space}]")
         (directory / "status").write_text(f"Name:\tx\nUid:\t{users}\nGid:\t0\n")
         (directory / "cmdline").write_text("".join(f"{word}\0" for word in words))
+        (directory / "comm").write_text(f"{Path(words[0]).name}\n")
 
     def records(self, directory: str, *images: str) -> Path:
         """Add a kubelet's directory with records; the directory of these."""
@@ -143,20 +144,47 @@ def test_forged_kubelet(tmp_path: Path, forged: dict[str, str]) -> None:
     """A process of a pod that has the name of kubelet changes nothing."""
     node = Tree(tmp_path)
     node.process(60, "kubelet", OTHER, **forged)
+    node.process(70, "kubelet")
     node.records("data/kubelet", "forged")
     node.records("var/lib/kubelet", "real")
-    assert node.facts().records.keys() == {"real"}
+    facts = node.facts()
+    assert facts.records.keys() == {"real"} and facts.has_records
 
 
-def test_process_in_one_namespace_of_the_node(tmp_path: Path) -> None:
-    """A pod may share the node's processes, and has files of its own."""
+@pytest.mark.parametrize("number", [60, 80])
+def test_kubelet_with_mounts_of_its_own(tmp_path: Path, number: int) -> None:
+    """It may be the node's, by its service's settings, or a pod's: there is one, records unseen."""
     node = Tree(tmp_path)
-    node.process(60, "kubelet", OTHER)
-    (tmp_path / "proc/60/ns/mnt").unlink()
-    (tmp_path / "proc/60/ns/mnt").symlink_to("mnt:[2]")
-    node.records("data/kubelet", "forged")
-    node.records("var/lib/kubelet", "real")
-    assert node.facts().records.keys() == {"real"}
+    node.process(number, "kubelet", OTHER)
+    (tmp_path / f"proc/{number}/ns/mnt").unlink()
+    (tmp_path / f"proc/{number}/ns/mnt").symlink_to("mnt:[2]")
+    node.records("data/kubelet", "other")
+    facts = node.facts()
+    assert (facts.has_kubelet, facts.has_records) == (True, False)
+    node.records("var/lib/kubelet", "stale")
+    assert not node.facts().has_records
+    node.process(70, "kubelet")
+    assert not node.facts().has_records
+    # Both have the same directory.
+    (tmp_path / f"proc/{number}/cmdline").write_text("kubelet\0--v=2\0")
+    facts = node.facts()
+    assert facts.records.keys() == {"stale"} and facts.has_records
+
+
+@pytest.mark.parametrize("directory", ["/var/lib/kubelet", "/data/kubelet", "/x/var/lib/kubelet"])
+def test_kubelet_within_another_program(tmp_path: Path, directory: str) -> None:
+    """As in k3s: records count if kubelet listens beside them; a stopped one leaves stale ones."""
+    node = Tree(tmp_path)
+    (tmp_path / "var/lib/rancher").mkdir(parents=True)
+    facts = node.facts()
+    assert (facts.has_kubelet, facts.has_records) == (True, False)
+    node.process(70, "/usr/local/bin/k3s", "server")
+    node.records("var/lib/kubelet", "a")
+    assert not node.facts().has_records
+    (tmp_path / "proc/net").mkdir()
+    line = f"0000000000000000: 00000002 00000000 00010000 0001 01 7 {directory}/pod-resources"
+    (tmp_path / "proc/net/unix").write_text(f"{line}/kubelet.sock\n")
+    assert node.facts().has_records is (directory == "/var/lib/kubelet")
 
 
 def test_node_whose_namespaces_cannot_be_read(tmp_path: Path) -> None:
@@ -172,9 +200,11 @@ def test_node_whose_namespaces_cannot_be_read(tmp_path: Path) -> None:
 def test_kubelet_without_records_is_a_gap(tmp_path: Path) -> None:
     """A kubelet that keeps records makes their directory: without it this may be another one."""
     (tmp_path / "var/lib/kubelet").mkdir(parents=True)
-    facts = Tree(tmp_path).facts()
+    node = Tree(tmp_path)
+    node.process(70, "kubelet")
+    facts = node.facts()
     assert (facts.has_kubelet, facts.has_records) == (True, False)
-    pulled = (node := Tree(tmp_path / "second")).records("var/lib/kubelet")
+    pulled = node.records("var/lib/kubelet")
     assert node.facts().has_records
     (pulled / "link").symlink_to("/etc/hostname")
     assert not node.facts().has_records
