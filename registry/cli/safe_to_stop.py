@@ -61,6 +61,7 @@ def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: boo
     from mayfly.registry.cluster.look import Sources, look
     from mayfly.registry.control.client import ask
     from mayfly.registry.control.readiness import read_ready
+    from mayfly.registry.nodes.kubectl import Kubectl
     from mayfly.registry.nodes.script import images_of, reading_script
     from mayfly.registry.nodes.target import parse
 
@@ -95,7 +96,7 @@ def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: boo
             {"reached": found["safe"], "ended": False, "coverage": coverage, "safety": found}
         )
     else:
-        _print(found)
+        _print(found, reach.kubectl or Kubectl())
     try:
         ask(state_dir, "judged", timeout=_STATUS_SECONDS, **record.reported(found))
     except (LifetimeError, ConfigError) as error:
@@ -119,10 +120,10 @@ def _served(state_dir: Path, images: Collection[str]) -> list[str]:
     return [image for answer in answers for image in answer["images"]]
 
 
-def _print(found: SafetyRecord) -> None:
+def _print(found: SafetyRecord, kubectl: Kubectl) -> None:
     from mayfly.registry.cluster import record
 
-    for text in record.lines_of(found):
+    for text in record.lines_of(found, kubectl):
         echo(text)
     for text in record.patch_lines(found):
         echo(text)

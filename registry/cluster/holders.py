@@ -123,8 +123,21 @@ def held_by(
 
 
 def _stays(one: Object) -> bool:
-    """Whether an object is a holder that nobody has deleted."""
-    return is_holder(one) and "deletionTimestamp" not in mapping(one, "metadata")
+    """Whether an object is a holder that has not ended, and that nobody has deleted."""
+    return (
+        is_holder(one)
+        and "deletionTimestamp" not in mapping(one, "metadata")
+        and text(one, "status", "phase") not in ("Failed", "Succeeded")
+    )
+
+
+def gone_or_going(items: Iterable[Object], made: Iterable[Object]) -> list[str]:
+    """Return the names of holders that have to be removed before those are made.
+
+    Kubernetes starts no pod again that has ended, as one that kubelet evicted.
+    """
+    there = {text(one, "metadata", "name") for one in items if is_holder(one) and not _stays(one)}
+    return sorted(there & {text(one, "metadata", "name") for one in made})
 
 
 def _is_image(used: str, name: str, images: Mapping[str, ImageOnNode]) -> bool:

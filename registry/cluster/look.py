@@ -13,6 +13,7 @@ from mayfly.registry.cluster.facts import FactsOutput, NodeFacts
 from mayfly.registry.cluster.holders import (
     NAMESPACE,
     are_settled,
+    gone_or_going,
     held_by,
     holders,
     is_holder,
@@ -272,6 +273,9 @@ class _Seen:
                 made += holders(view.name, facts, {name: there[name].id for name in images})
         if not made:
             return
+        if ended := gone_or_going(self.holders, made):
+            words = ("delete", "pods", f"--namespace={NAMESPACE}", "--ignore-not-found")
+            await kubectl.ask(*words, "--", *ended)
         content = manifest([*namespace_of_holders(), *made])
         await kubectl.ask("apply", "-f", "-", content=content)
         end = time.monotonic() + _HOLD_SECONDS

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
 from mayfly.registry.cluster.holders import NAMESPACE
 from mayfly.registry.cluster.safety import GAPS, TROUBLES, Gap, Safety, Trouble
 from mayfly.registry.cluster.workloads import Role, When
+from mayfly.registry.nodes.kubectl import Kubectl
 from mayfly.registry.text import join_names
 from mayfly.storage.text import counted
-
-REMOVAL = f"kubectl delete namespace {NAMESPACE}"
-"""Removes all holders."""
 
 MAX_RECORDS = 200
 """Findings, and things unseen, that a report has; the others are counted."""
@@ -183,15 +182,20 @@ def unseen_text(one: UnseenRecord) -> str:
     return f"{where}{GAPS[Gap(one['code'])][0]}{detail}"
 
 
-def lines_of(found: SafetyRecord) -> Iterator[str]:
-    """Yield the lines of a judgement for people, what to do included."""
+def lines_of(found: SafetyRecord, kubectl: Kubectl) -> Iterator[str]:
+    """Yield the lines of a judgement for people, what to do included.
+
+    Args:
+        kubectl: by which the cluster was asked.
+    """
     yield from map(finding_text, found["findings"])
     yield from map(unseen_text, found["unseen"])
     yield from _remedies(found)
     for held in found["held"]:
         yield f"{held['node']}: pods hold {counted(len(held['images']), 'image')}"
     if found["held"]:
-        yield f"to remove these pods, once their images are no longer needed: {REMOVAL}"
+        removal = shlex.join(kubectl.words("delete", "namespace", NAMESPACE))
+        yield f"to remove these pods, once their images are no longer needed: {removal}"
     yield summary(found)
 
 

@@ -205,7 +205,7 @@ def _makes_nothing(one: Object) -> bool:
     """Whether no pod is made from an object's template: it has ended, or is an old revision."""
     kind = text(one, "kind")
     if kind == "ReplicaSet":
-        return _owner(one)[0] == "Deployment" and mapping(one, "spec").get("replicas") == 0
+        return _owner(one)[0] == "apps/Deployment" and mapping(one, "spec").get("replicas") == 0
     return kind == "Job" and any(
         text(condition, "type") in _JOB_ENDED and text(condition, "status") == "True"
         for condition in objects(one, "status", "conditions")
@@ -253,8 +253,8 @@ def _of_successor(pod: Object, accounts: Accounts, idle: Collection[str]) -> Ite
     """
     kind, uid = _owner(pod)
     # The pod of a Node is static; that of a DaemonSet is made anew on the same node, by a template
-    # that is judged. Other projects have a DaemonSet, too.
-    if kind in ("", "Node", "apps/DaemonSet") or text(pod, "status", "phase") == "Succeeded":
+    # that is judged.
+    if kind in ("", "v1/Node", "apps/DaemonSet") or text(pod, "status", "phase") == "Succeeded":
         return
     if uid and uid in idle:
         return
@@ -386,13 +386,13 @@ def _names(spec: Object) -> tuple[str, ...]:
 def _owner(one: Object) -> tuple[str, str]:
     """Return kind and UID of the object that controls one; twice "" if none does.
 
-    The kind of a DaemonSet of Kubernetes itself is "apps/DaemonSet".
+    The kind has its API group, since other projects have a DaemonSet, too: "apps/DaemonSet", and
+    "v1/Node" for one of Kubernetes' core.
     """
     for owner in objects(one, "metadata", "ownerReferences"):
         if owner.get("controller") is True:
-            kind = text(owner, "kind")
-            is_own = kind == "DaemonSet" and text(owner, "apiVersion").startswith("apps/")
-            return "apps/DaemonSet" if is_own else kind, text(owner, "uid")
+            group = text(owner, "apiVersion").partition("/")[0]
+            return f"{group}/{text(owner, 'kind')}", text(owner, "uid")
     return "", ""
 
 
@@ -400,4 +400,4 @@ def _has_ended(pod: Object) -> bool:
     """Whether a pod starts no container again; a static pod goes on when its mirror is deleted."""
     if text(pod, "status", "phase") in ("Succeeded", "Failed"):
         return True
-    return "deletionTimestamp" in mapping(pod, "metadata") and _owner(pod)[0] != "Node"
+    return "deletionTimestamp" in mapping(pod, "metadata") and _owner(pod)[0] != "v1/Node"

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
@@ -239,7 +240,7 @@ class PodSession:
                 f"of other prefetches, under way or killed: {join_names(others, _NODES_SHOWN)}. "
                 "The scripts of one that was killed may still run. Only if no other mayfly "
                 "prefetch or mayfly wait runs, remove what is left with: "
-                f"{' '.join(self._kubectl.words('delete', 'namespace', *others))}"
+                f"{shlex.join(self._kubectl.words('delete', 'namespace', *others))}"
             )
 
     async def close(self) -> None:
@@ -253,7 +254,7 @@ class PodSession:
             self._note(
                 f"{error.message}; namespace {self.namespace} may still be in the cluster, with "
                 "scripts that run and credentials of nodes. Remove it with: "
-                f"{' '.join(self._kubectl.words('delete', 'namespace', self.namespace))}"
+                f"{shlex.join(self._kubectl.words('delete', 'namespace', self.namespace))}"
             )
 
     async def run(self, node: str, script: str, output: NodeOutput, seconds: float) -> ScriptEnd:

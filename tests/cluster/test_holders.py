@@ -10,6 +10,7 @@ from mayfly.registry.cluster.facts import ImageOnNode
 from mayfly.registry.cluster.holders import (
     NAMESPACE,
     are_settled,
+    gone_or_going,
     held_by,
     holders,
     is_holder,
@@ -98,12 +99,26 @@ def test_other_pods_hold_nothing() -> None:
     assert held_by(others, {"node-1": IMAGES}) == {}
 
 
+@pytest.mark.parametrize("phase", ["Failed", "Succeeded"])
+def test_ended_holders_hold_nothing(phase: str) -> None:
+    """As one that was evicted, whatever kubelet last said of its containers: it is made anew."""
+    pod = _holder(image_1=RUNNING, image_2={"waiting": {}})
+    name = pod["metadata"]["name"]
+    assert not are_settled([pod]) and gone_or_going([pod], [pod]) == []
+    pod["status"]["phase"] = phase
+    assert held_by([pod], {"node-1": IMAGES}) == {}
+    assert are_settled([pod])
+    assert gone_or_going([pod], [pod]) == [name]
+    assert gone_or_going([pod], []) == gone_or_going([], [pod]) == []
+
+
 def test_deleted_holders_hold_nothing() -> None:
     """Their containers may run for another second; nobody waits for them."""
     pod = _holder(image_1=RUNNING, image_2={"waiting": {}})
     pod["metadata"] |= {"deletionTimestamp": "2026-11-30T00:00:00Z"}
     assert held_by([pod], {"node-1": IMAGES}) == {}
     assert are_settled([pod])
+    assert gone_or_going([pod], [pod]) == [pod["metadata"]["name"]]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ from mayfly.registry.cluster.safety import (
     Unseen,
 )
 from mayfly.registry.cluster.workloads import ImageUse, Role, When, Workload, uses_of
+from mayfly.registry.nodes.kubectl import Kubectl
 from tests.cluster.conftest import HOST, items, node_facts
 from tests.support.process import REPO
 
@@ -42,6 +44,7 @@ LISTED = frozenset(f"{HOST}/team/app:{n}" for n in (1, 3, 5, 6))
 PULLED = PullPolicy(Verification.PULLED)
 NODES = [cluster_node(one) for one in items("nodes")]
 SECRETS = {(s["metadata"]["namespace"], s["metadata"]["name"]): s for s in items("secrets")}
+KUBECTL = Kubectl(Path("/k b"), "x")
 ALL_PROVEN = Proofs({"node-1": (), "node-2": ()}, frozenset(), 0)
 
 
@@ -214,7 +217,7 @@ def test_images_that_were_collected() -> None:
         del facts.images[name]
     (found,) = judge(view(facts=facts)).findings
     assert found == Finding(Trouble.ABSENT, ("node-1",), tuple(lost))
-    (line, *_) = lines_of(record_of(judge(view(facts=facts)), 1, 1, 1))
+    (line, *_) = lines_of(record_of(judge(view(facts=facts)), 1, 1, 1), KUBECTL)
     assert line.startswith("node-1: the node does not have the image by this name: ")
     assert judge(view(facts=facts, is_listed=False)).is_safe
     facts.has_kubelet = False
@@ -237,9 +240,10 @@ def test_held_images() -> None:
     assert (found.code, found.images) == (Trouble.NOT_PINNED, tuple(others))
     assert judge(view(facts=node_facts(), held=LISTED)).is_safe
     safety = dataclasses.replace(judge(view()), held=(("node-1", (name,)),))
-    lines = [*lines_of(record_of(safety, 1, 1, 1))]
+    lines = [*lines_of(record_of(safety, 1, 1, 1), KUBECTL)]
     assert lines[0] == "node-1: pods hold 1 image"
-    assert lines[1].endswith("kubectl delete namespace mayfly-hold")
+    words = "kubectl --kubeconfig '/k b' --context x delete namespace mayfly-hold"
+    assert lines[1].endswith(f": {words}")
 
 
 def test_proofs() -> None:
@@ -305,7 +309,7 @@ def test_every_trouble_and_gap_has_a_text() -> None:
         tuple(Unseen(code, "n", "why") for code in Gap),
     )
     record = record_of(found, 1, 1, 1)
-    assert len([*lines_of(record)]) == 2 * (len(Trouble) + len(Gap)) + 1
+    assert len([*lines_of(record, KUBECTL)]) == 2 * (len(Trouble) + len(Gap)) + 1
     assert unseen_text(record["unseen"][0]).endswith(": why")
 
 

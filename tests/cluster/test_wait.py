@@ -251,7 +251,14 @@ def test_hold(upgrade: Upgrade, tmp_path: Path) -> None:
     _, found = upgrade.judged("--via", "ssh", "--hold", **shown)
     assert (found["findings"], found["held"]) == ([], [{"node": "node-1", "images": [image]}])
     assert f'"image": "{image}"' in (tmp_path / "objects").read_text()
+    # One that has ended is not made anew until it is removed.
+    ended = holder | {"status": {"phase": "Failed"}}
+    (tmp_path / "workloads.json").write_text(json.dumps({"kind": "List", "items": [ended]}))
     _, out, _ = upgrade.wait("--via", "ssh", "--hold", **shown)
+    asked = (tmp_path / "arguments").read_text().splitlines()
+    verbs = [words.split()[0] for words in asked if words.split()[0] in ("apply", "delete")]
+    assert verbs == ["apply", "delete", "apply"]
+    assert any(words.endswith(f"-- {holder['metadata']['name']}") for words in asked)
     assert "once their images are no longer needed: kubectl delete namespace mayfly-hold" in out
     # Pods that may not be made hold nothing.
     code, found = upgrade.judged("--via", "ssh", "--hold", DENIED="apply ", **shown)

@@ -104,7 +104,8 @@ def _object(kind: str, name: str, **changes: Any) -> dict[str, Any]:
     made = copy.deepcopy(web) | {"kind": kind}
     made["metadata"]["name"] = name
     if owner := changes.pop("owner", None):
-        made["metadata"]["ownerReferences"] = [{"kind": owner, "controller": True}]
+        reference = {"apiVersion": "apps/v1", "kind": owner, "controller": True}
+        made["metadata"]["ownerReferences"] = [reference]
     if image := changes.pop("image", None):
         made["spec"]["template"]["spec"]["containers"][0]["image"] = image
     made["spec"].update(changes.pop("spec", {}))
@@ -182,11 +183,21 @@ def test_pods_that_are_replaced(owner: str, change: dict[str, Any]) -> None:
     assert (use.when, use.placement.node, use.written) == (When.NEW_POD, "", "x:1")
 
 
-def test_daemon_set_of_another_project() -> None:
+@pytest.mark.parametrize("owner", ["DaemonSet", "Node"])
+@pytest.mark.parametrize("group", ["apps.kruise.io", "apps.example", ""])
+def test_owner_of_another_project(owner: str, group: str) -> None:
     """It is not read, so what it makes anew is judged by the pod that there is."""
-    one = _owned_pod("DaemonSet", metadata=copy.deepcopy(DELETED["metadata"]))
-    one["metadata"]["ownerReferences"][0]["apiVersion"] = "apps.kruise.io/v1alpha1"
+    one = _owned_pod(owner, metadata=copy.deepcopy(DELETED["metadata"]))
+    one["metadata"]["ownerReferences"][0]["apiVersion"] = f"{group}/v1alpha1"
     assert [use.when for use in uses_of([one], {})] == [When.NEW_POD]
+
+
+def test_deployment_of_another_project() -> None:
+    """Its ReplicaSet without replicas may be the next revision."""
+    old = _object("ReplicaSet", "old", owner="Deployment", image="x:0", spec={"replicas": 0})
+    assert not [*uses_of([old], {})]
+    old["metadata"]["ownerReferences"][0]["apiVersion"] = "example.org/v1"
+    assert [use.when for use in uses_of([old], {})] == [When.NEW_POD]
 
 
 @pytest.mark.parametrize("change", [DELETED, EVICTED])

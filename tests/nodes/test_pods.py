@@ -53,8 +53,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pods, name, 0.2)
 
 
-def _run(*nodes: str, recorder: Recorder | None = None, **more: Any) -> list[NodeResult]:
-    plan = Prefetch(nodes, IMAGES, lambda node: SCRIPT + SECRET, Pods(), pause=0.01, **more)
+def _run(
+    *nodes: str, recorder: Recorder | None = None, by: Kubectl | None = None, **more: Any
+) -> list[NodeResult]:
+    plan = Prefetch(
+        nodes, IMAGES, lambda node: SCRIPT + SECRET, Pods(by or Kubectl()), pause=0.01, **more
+    )
     return asyncio.run(plan.run(recorder or Recorder()))
 
 
@@ -116,10 +120,10 @@ def test_what_cannot_be_removed_is_told(state: Path) -> None:
     """With the command that removes it."""
     (state / "undeletable").touch()
     recorder = Recorder()
-    _run("good", recorder=recorder)
+    _run("good", recorder=recorder, by=Kubectl(context="a b"))
     (note,) = [text for node, text in recorder.events if not node]
     (left,) = [name for name in _left(state) if name.startswith("mayfly-")]
-    assert note.endswith(f"Remove it with: kubectl delete namespace {left}")
+    assert note.endswith(f"Remove it with: kubectl --context 'a b' delete namespace {left}")
     assert "the server is busy" in note
 
 
