@@ -8,55 +8,85 @@ tell_file() { # key file
     content=$(head -c 65536 "$2" | tr '\n\r\t' '   ') && tell "$1" "$content"
 }
 
-# Whether a process is in the same namespace as the node's first one.
-shares() { # directory of the process, kind of namespace
-    own=$(readlink "$tree/proc/1/ns/$2") && [ -n "$own" ] && [ "$(readlink "$1/ns/$2")" = "$own" ]
+# Print the number of a process's namespace.
+namespace_of() { # directory of the process, kind of namespace
+    readlink "$1/ns/$2"
+}
+
+# Print the number of the node's own namespace: that of its first process; where nobody may read
+# that, as in a machine that is a container, that of this script.
+own_namespace() { # kind of namespace
+    namespace_of "$tree/proc/1" "$1" || namespace_of "$tree/proc/self" "$1"
+}
+
+# Whether a process runs as root, by all of its user IDs.
+is_root() { # directory of the process
+    while read -r key user effective saved files rest; do
+        [ "$key" = Uid: ] || continue
+        [ "$user $effective $saved $files$rest" = "0 0 0 0" ]
+        return
+    done <"$1/status"
+    return 1
 }
 
 # Set kubelet to the directory of its process, and apart to those of processes with this name that
 # have other mounts than the node: a kubelet whose service has some of its own, or programs of pods.
+# Pods may start many of them, so the cheapest question comes first.
 find_kubelet() {
     kubelet=
     apart=
+    own_pid=$(own_namespace pid)
+    own_mnt=$(own_namespace mnt)
     for one in "$tree"/proc/[0-9]*; do
-        { read -r name <"$one/comm" && [ "$name" = kubelet ]; } || continue
-        [ "$(awk '$1 == "Uid:" && NF == 5 { print $2 + $3 + $4 + $5 }' "$one/status")" = 0 ] ||
-            continue
-        shares "$one" pid || continue
-        if shares "$one" mnt; then kubelet=${kubelet:-$one}; else apart="$apart $one"; fi
-    done 2>/dev/null
-}
+        { read -r name <"$one/comm" && [ "$name" = kubelet ] && is_root "$one"; } || continue
+        # One of a pod has its own processes.
+        [ "$(namespace_of "$one" pid)" = "${own_pid:--}" ] || continue
+        if [ "$(namespace_of "$one" mnt)" = "${own_mnt:--}" ]; then
+            kubelet=${kubelet:-$one}
+        else
+            apart="$apart $one"
+        fi
+    done
+} 2>/dev/null
 
-# Print the value of a flag of a process.
+# Print the last value of a flag of a process, by which a program goes; it takes _ for -.
 flag_of() { # directory of the process, name
     tr '\0' '\n' <"$1/cmdline" | awk -v flag="$2" '
-        wanted { print; exit }
-        index($0, flag "=") == 1 { print substr($0, length(flag) + 2); exit }
-        $0 == flag { wanted = 1 }'
+        wanted { value = $0; wanted = 0; next }
+        { name = $0; sub(/=.*/, "", name); gsub(/_/, "-", name) }
+        name != flag { next }
+        /=/ { value = $0; sub(/^[^=]*=/, "", value); next }
+        { wanted = 1 }
+        END { if (NR == 0) exit 1; print value }'
 }
 
-# Print the directory of a kubelet; the usual one, if its process is not known.
+# Print the directory of a kubelet; the usual one, if its process is not known. 1 if it has ended.
 root_of() { # directory of the process
     root=
-    [ -z "$1" ] || root=$(flag_of "$1" --root-dir)
+    if [ -n "$1" ]; then root=$(flag_of "$1" --root-dir) || return; fi
     printf '%s' "${root:-/var/lib/kubelet}"
 }
 
+# Print the directories in which a kubelet listens, whatever program it is part of, as in k3s.
+listening() {
+    sed -n 's|^.* \(/.*\)/pod-resources/kubelet\.sock$|\1|p' "$tree/proc/net/unix" 2>/dev/null |
+        sort -u
+}
+
 tell_records() {
-    if [ -z "$kubelet$apart" ] && ! has_kubelet; then
+    listens=$(listening)
+    if [ -z "$kubelet$apart$listens" ] && ! has_kubelet; then
         tell kubelet no
         return
     fi
     tell kubelet yes
-    # Another program may contain kubelet, as k3s does: it listens in its directory.
-    [ -n "$kubelet$apart" ] ||
-        grep -q ' /var/lib/kubelet/pod-resources/kubelet\.sock$' "$tree/proc/net/unix" 2>/dev/null ||
-        return
-    directory=$(root_of "$kubelet")
+    # One that is part of another program has no other sign, and any other directory may be its own.
+    [ -n "$kubelet$apart" ] || [ "$listens" = /var/lib/kubelet ] || return
+    directory=$(root_of "$kubelet") || return
     # The node's kubelet may be one of these. Its directory has the same path for the runtime, which
     # mounts volumes of pods from it.
     for one in $apart; do
-        [ "$(root_of "$one")" = "$directory" ] || return
+        other=$(root_of "$one") && [ "$other" = "$directory" ] || return
     done
     directory=$tree$directory
     # A kubelet that keeps records makes it when it starts: without it, this one keeps none, or has
@@ -84,7 +114,7 @@ tell_images() {
     for socket in "${endpoint#unix://}" "${CONTAINERD_ADDRESS:-}" "$address" \
         /var/run/crio/crio.sock /run/cri-dockerd.sock
     do
-        [ -n "$socket" ] && [ -S "$socket" ] || continue
+        [ -S "${socket:-/}" ] || continue
         listed=$(bounded 60 crictl -r "unix://$socket" -i "unix://$socket" images -o json \
             2>/dev/null) || continue
         tell runtime "$(bounded 20 crictl -r "unix://$socket" version | sed -n 's/^RuntimeName: *//p')"

@@ -17,6 +17,7 @@ from mayfly.registry.cluster.placement import cluster_node
 from mayfly.registry.nodes.kubectl import Kubectl, is_name
 from mayfly.registry.nodes.script import reading_script
 from mayfly.registry.nodes.target import Target
+from tests.support.process import need
 
 ASKED: list[tuple[str, ...]] = []
 
@@ -81,6 +82,20 @@ def test_script_ends_while_its_input_stays_open(end: str) -> None:
             shell.kill()
 
 
+def test_script_is_clean() -> None:
+    """shellcheck has nothing to say about it but that functions for other work are not used."""
+    need("shellcheck")
+    done = subprocess.run(
+        ["shellcheck", "-s", "sh", "-e", "SC2317,SC2034", "-"],
+        input=reading_script(Target("", tls=True), (), "kubelet.sh"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout == ""
+
+
 class Tree:
     """A node's files; `kubelet.sh` looks for all of them below a directory."""
 
@@ -88,12 +103,19 @@ class Tree:
         self.root = root
         self.process(1, "init")
 
-    def process(self, number: int, *words: str, users: str = "0 0 0 0", space: str = "1") -> None:
-        """Add a process of these users, in these namespaces."""
+    def process(
+        self,
+        number: int | str,
+        *words: str,
+        users: str = "0 0 0 0",
+        space: str = "1",
+        mounts: str = "1",
+    ) -> None:
+        """Add a process of these users, in these namespaces of processes and mounts."""
         directory = self.root / f"proc/{number}"
         (directory / "ns").mkdir(parents=True)
-        for kind in ("pid", "mnt"):
-            (directory / "ns" / kind).symlink_to(f"{kind}:[{space}]")
+        for kind, name in (("pid", space), ("mnt", mounts)):
+            (directory / "ns" / kind).symlink_to(f"{kind}:[{name}]")
         (directory / "status").write_text(f"Name:\tx\nUid:\t{users}\nGid:\t0\n")
         (directory / "cmdline").write_text("".join(f"{word}\0" for word in words))
         (directory / "comm").write_text(f"{Path(words[0]).name}\n")
@@ -137,7 +159,11 @@ def test_directory_of_the_kubelet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "forged",
-    [{"users": "1000 0 0 0"}, {"users": "0 0 0 1000"}, {"space": "2"}, {"users": ""}],
+    [
+        *({"users": one} for one in ("1000 0 0 0", "0 0 0 1000", "0 0 0 0 1", "0 0 0", "")),
+        {"space": "2", "mounts": "2"},
+        {"space": "2"},
+    ],
     ids=str,
 )
 def test_forged_kubelet(tmp_path: Path, forged: dict[str, str]) -> None:
@@ -155,9 +181,7 @@ def test_forged_kubelet(tmp_path: Path, forged: dict[str, str]) -> None:
 def test_kubelet_with_mounts_of_its_own(tmp_path: Path, number: int) -> None:
     """It may be the node's, by its service's settings, or a pod's: there is one, records unseen."""
     node = Tree(tmp_path)
-    node.process(number, "kubelet", OTHER)
-    (tmp_path / f"proc/{number}/ns/mnt").unlink()
-    (tmp_path / f"proc/{number}/ns/mnt").symlink_to("mnt:[2]")
+    node.process(number, "kubelet", OTHER, mounts="2")
     node.records("data/kubelet", "other")
     facts = node.facts()
     assert (facts.has_kubelet, facts.has_records) == (True, False)
@@ -169,6 +193,36 @@ def test_kubelet_with_mounts_of_its_own(tmp_path: Path, number: int) -> None:
     (tmp_path / f"proc/{number}/cmdline").write_text("kubelet\0--v=2\0")
     facts = node.facts()
     assert facts.records.keys() == {"stale"} and facts.has_records
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--root_dir=/data/kubelet",),
+        ("--root-dir=/var/lib/kubelet", OTHER),
+        ("--root-dir", "--root-dir=/x", "--v=2", "--root_dir", "/data/kubelet"),
+    ],
+    ids=str,
+)
+def test_flags_as_kubelet_reads_them(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """It takes an underscore for a hyphen, and the last of several values."""
+    node = Tree(tmp_path)
+    node.process(70, "kubelet", *words)
+    node.records("data/kubelet", "real")
+    node.records("var/lib/kubelet", "stale")
+    facts = node.facts()
+    assert facts.records.keys() == {"real"} and facts.has_records
+
+
+@pytest.mark.parametrize("mounts", ["1", "2"], ids=["own", "apart"])
+def test_kubelet_that_ends_meanwhile(tmp_path: Path, mounts: str) -> None:
+    """Its flags are not known any more, so its directory may be another."""
+    node = Tree(tmp_path)
+    node.process(70, "kubelet", mounts=mounts)
+    (tmp_path / "proc/70/cmdline").write_text("")
+    node.records("var/lib/kubelet", "stale")
+    facts = node.facts()
+    assert (facts.has_kubelet, facts.has_records) == (True, False)
 
 
 @pytest.mark.parametrize("directory", ["/var/lib/kubelet", "/data/kubelet", "/x/var/lib/kubelet"])
@@ -187,14 +241,43 @@ def test_kubelet_within_another_program(tmp_path: Path, directory: str) -> None:
     assert node.facts().has_records is (directory == "/var/lib/kubelet")
 
 
-def test_node_whose_namespaces_cannot_be_read(tmp_path: Path) -> None:
-    """No process counts as the node's own."""
+def test_kubelets_that_listen_in_two_directories(tmp_path: Path) -> None:
+    """One of them may be of a pod, and records of the other stale."""
     node = Tree(tmp_path)
-    node.process(60, "kubelet", OTHER)
-    for number in (1, 60):
-        (tmp_path / f"proc/{number}/ns/pid").unlink()
-    node.records("data/kubelet", "forged")
+    node.records("var/lib/kubelet", "stale")
+    (tmp_path / "proc/net").mkdir()
+    sockets = tmp_path / "proc/net/unix"
+    begin = "0000000000000000: 00000002 00000000 00010000 0001 01 7"
+    sockets.write_text(f"{begin} /var/lib/kubelet/pod-resources/kubelet.sock\n" * 2)
+    assert node.facts().has_records
+    with sockets.open("a") as file:
+        file.write(f"{begin} /snap/kubelet/pod-resources/kubelet.sock\n")
+    assert not node.facts().has_records
+
+
+def test_kubelet_that_only_its_socket_shows(tmp_path: Path) -> None:
+    """As that of MicroK8s: a node whose files are elsewhere has one, too."""
+    node = Tree(tmp_path)
     assert not node.facts().has_kubelet
+    (tmp_path / "proc/net").mkdir()
+    line = "0000000000000000: 00000002 00000000 00010000 0001 01 7 /snap/kubelet/pod-resources"
+    (tmp_path / "proc/net/unix").write_text(f"{line}/kubelet.sock\n")
+    facts = node.facts()
+    assert (facts.has_kubelet, facts.has_records) == (True, False)
+
+
+@pytest.mark.parametrize("own", ["1", "2"])
+def test_node_whose_first_process_cannot_be_read(tmp_path: Path, own: str) -> None:
+    """The script's own namespaces are the node's then; without them no process counts as such."""
+    node = Tree(tmp_path)
+    node.process(60, "kubelet")
+    node.records("var/lib/kubelet", "a")
+    for kind in ("pid", "mnt"):
+        (tmp_path / f"proc/1/ns/{kind}").unlink()
+    facts = node.facts()
+    assert (facts.has_kubelet, facts.has_records) == (True, False)
+    node.process("self", "sh", space=own, mounts=own)
+    assert node.facts().has_records is (own == "1")
 
 
 def test_kubelet_without_records_is_a_gap(tmp_path: Path) -> None:
