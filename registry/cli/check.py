@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 import click
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mayfly.registry.nodes.image_content import ImageContent
     from mayfly.registry.nodes.probe import NodeFindings
     from mayfly.registry.nodes.script import NodeImage
+    from mayfly.registry.nodes.ssh import SSH
     from mayfly.storage.interface import Reader
 
 _NAMES = 5
@@ -352,19 +353,15 @@ def _look(
     wanted: Sequence[NodeImage],
     content: dict[str, ImageContent | None],
     ready: Ready | None,
-    ssh: Any,
+    ssh: SSH,
     concurrency: int,
 ) -> list[NodeFindings]:
     from mayfly.registry.cli.interrupts import run_cancellable
     from mayfly.registry.nodes.image_content import needed
     from mayfly.registry.nodes.probe import look_at_nodes, probe_script
-    from mayfly.registry.nodes.programs import find_program
-    from mayfly.registry.nodes.ssh import check_destination
     from mayfly.registry.nodes.target import parse
 
-    for node in nodes:
-        check_destination(node)
-    find_program("ssh")
+    ssh.check(nodes)
     with node_errors():
         target = None
         if ready is not None:

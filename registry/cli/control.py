@@ -5,28 +5,28 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from mayfly.registry.cli.help import Command
-from mayfly.registry.cli.options import DURATION, as_json, print_json, state_directory
-from mayfly.registry.cli.prefetch import (
-    PodOptions,
-    SSHOptions,
-    carrier_of,
-    kubectl_options,
-    ssh_options,
+from mayfly.registry.cli.options import (
+    DURATION,
+    as_json,
+    print_json,
+    refuse_given,
+    state_directory,
 )
+from mayfly.registry.cli.prefetch import OF_SSH, kubectl_options, ssh_options
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.text import echo
 
 if TYPE_CHECKING:
     from mayfly.registry.control.client import TimedOut
     from mayfly.registry.control.socket import Message
+    from mayfly.registry.nodes.carrier import Carrier
 
 _WATCH_SECONDS = 1.0
 _LINE_SECONDS = 30.0
@@ -147,6 +147,8 @@ def wait(
     if what == "safe-to-stop":
         from mayfly.registry.cli.safe_to_stop import Reach, safe_to_stop
         from mayfly.registry.nodes.kubectl import Kubectl
+        from mayfly.registry.nodes.pods import Pods
+        from mayfly.registry.nodes.ssh import SSH
 
         if no_kubernetes and (hold or via == "kubernetes"):
             option = "--hold" if hold else "--via kubernetes"
@@ -154,20 +156,21 @@ def wait(
         if hold and via == "none":
             raise click.UsageError("--hold needs the nodes' images: add --via ssh or kubernetes")
         if no_kubernetes:
-            _refuse_given(("kubeconfig", "context"), "not for --no-kubernetes")
+            refuse_given(("kubeconfig", "context"), "not for --no-kubernetes")
         if via != "ssh":
-            _refuse_given(SSHOptions._fields, f"not for --via {via}")
+            refuse_given(OF_SSH, f"not for --via {via}")
         if via == "none":
-            _refuse_given(("concurrency",), "not for --via none")
-        carrier = None
-        if via == "ssh":
-            carrier = carrier_of(via, SSHOptions(ssh_config, user, sudo), PodOptions())
-        elif via == "kubernetes":
-            carrier = carrier_of(via, SSHOptions(), PodOptions(kubeconfig, context))
-        in_cluster = None if no_kubernetes else Kubectl(kubeconfig, context)
+            refuse_given(("concurrency",), "not for --via none")
+        kubectl = Kubectl(kubeconfig, context)
+        carriers: dict[str, Carrier] = {
+            "ssh": SSH(ssh_config, user, sudo),
+            "kubernetes": Pods(kubectl),
+        }
+        carrier = carriers.get(via)
+        in_cluster = None if no_kubernetes else kubectl
         reach = Reach(in_cluster, carrier, via == "kubernetes", concurrency, hold)
         return safe_to_stop(state_dir, timeout, reach, json)
-    _refuse_given(_OF_SAFE_TO_STOP, "for --safe-to-stop alone")
+    refuse_given(_OF_SAFE_TO_STOP, "for --safe-to-stop alone")
     end = None if timeout is None else time.monotonic() + timeout
     if what == "ready":
         wait_for_server(state_dir, timeout)
@@ -182,19 +185,6 @@ def wait(
     elif not answer["reached"]:
         echo(f"mayfly: {_unreached(answer, timeout)}", err=True)
     return Exit.DONE if answer["reached"] else Exit.INCOMPLETE
-
-
-def _refuse_given(names: Iterable[str], what: str) -> None:
-    """Refuse options on the command line; those of the environment may be for other commands.
-
-    Raises:
-        UsageError: one is given.
-    """
-    context = click.get_current_context()
-    for name in names:
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            option = name.replace("_", "-")
-            raise click.UsageError(f"--{option} is {what}; leave it out")
 
 
 def _too_late(state_dir: Path, what: str, timeout: float) -> Message:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mayfly.registry import one_file
 from mayfly.registry.cli.help import GroupedOption
@@ -98,6 +99,23 @@ _IN_MEMORY = 4 * 1024 * 1024
 _PIECE = 64 * 1024
 _AT_ONCE = 1000
 """Pieces of text that are put into the file at once; each is a few bytes."""
+
+
+def refuse_given(names: Iterable[str], what: str) -> None:
+    """Refuse options on the command line; those of the environment may be for other commands.
+
+    Args:
+        names: of the command's parameters.
+        what: such as "not for --via ssh".
+
+    Raises:
+        UsageError: one is given.
+    """
+    context = click.get_current_context()
+    options = {one.name: one.opts[0] for one in context.command.params}
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{options[name]} is {what}; leave it out")
 
 
 def print_json(document: object) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,7 +20,7 @@ from mayfly.registry.cli.node import (
     runtime_option,
 )
 from mayfly.registry.cli.node_config import node_errors, nodes_options, read_target
-from mayfly.registry.cli.options import DURATION, JSON_HELP, combined
+from mayfly.registry.cli.options import DURATION, JSON_HELP, combined, refuse_given
 from mayfly.registry.cli.progress import print_event
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.settings.errors import ConfigError
@@ -68,6 +68,9 @@ ssh_options = combined(
 )
 """Options by which nodes are reached."""
 
+OF_SSH = ("ssh_config", "user", "sudo")
+"""Parameters of these that are for ``--via ssh`` alone."""
+
 
 kubectl_options = combined(
     click.option(
@@ -85,6 +88,9 @@ kubectl_options = combined(
     ),
 )
 """Options by which kubectl reaches the cluster."""
+
+_OF_PODS = ("kubeconfig", "context", "image", "print_only")
+"""Parameters of ``prefetch`` that are for ``--via kubernetes`` alone."""
 
 
 @click.command("prefetch", cls=Command)
@@ -165,15 +171,19 @@ def command(
     skipped, so a second run does what the first could not.
     """
     from mayfly.registry.cli.interrupts import run_cancellable
+    from mayfly.registry.nodes.kubectl import Kubectl
+    from mayfly.registry.nodes.pods import Pods
     from mayfly.registry.nodes.prefetch import Prefetch
     from mayfly.registry.nodes.proof import send_proof
     from mayfly.registry.nodes.script import images_of, node_script, with_mirrors
+    from mayfly.registry.nodes.ssh import SSH
 
     state_dir: Path = registry["state_dir"]
     names = node_names(nodes, state_dir)
-    carrier = carrier_of(
-        via, SSHOptions(ssh_config, user, sudo), PodOptions(kubeconfig, context, image, print_only)
-    )
+    refuse_given(_OF_PODS if via == "ssh" else OF_SSH, f"not for --via {via}")
+    carrier: Carrier = SSH(ssh_config, user, sudo)
+    if via == "kubernetes":
+        carrier = Pods(Kubectl(kubeconfig, context), image)
     carrier.check(names)
     listed = listed_images(images, state_dir)
     with node_errors():
@@ -213,43 +223,6 @@ def command(
         results = _checked(results, _lacking(state_dir, host, references), references, observer)
     observer.done(results, len(skipped))
     return Exit.DONE if all(result.proven for result in results) else Exit.INCOMPLETE
-
-
-class SSHOptions(NamedTuple):
-    """Options of ``--via ssh``."""
-
-    ssh_config: Path | None = None
-    user: str | None = None
-    sudo: bool = False
-
-
-class PodOptions(NamedTuple):
-    """Options of ``--via kubernetes``."""
-
-    kubeconfig: Path | None = None
-    context: str | None = None
-    image: str | None = None
-    print: bool = False
-
-
-def carrier_of(via: str, of_ssh: SSHOptions, of_pods: PodOptions) -> Carrier:
-    """Return the way to nodes.
-
-    Raises:
-        ConfigError: an option is one of another way.
-    """
-    from mayfly.registry.nodes.kubectl import Kubectl
-    from mayfly.registry.nodes.pods import Pods
-    from mayfly.registry.nodes.ssh import SSH
-
-    others = of_pods if via == "ssh" else of_ssh
-    for name, value in others._asdict().items():
-        if value:
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option}: is not for --via {via}; leave it out")
-    if via == "ssh":
-        return SSH(*of_ssh)
-    return Pods(Kubectl(of_pods.kubeconfig, of_pods.context), of_pods.image)
 
 
 def _print_objects(plan: Prefetch) -> None:

@@ -388,8 +388,19 @@ def test_options_of_another_way(server: Mayfly) -> None:
     """They are refused rather than ignored."""
     words = ("prefetch", "--state-dir", server.state_dir)
     assert_refused(mayfly(*words, "--via", "kubernetes", "--sudo"), "--sudo")
-    assert_refused(mayfly(*words, "--print"), "--print")
-    assert_refused(mayfly(*words, "--image", "x"), "--image")
+    for option in ("--image", "--context"):
+        assert_refused(mayfly(*words, option, "x"), option)
+    assert_refused(mayfly(*words, "--print"), "--print is not for --via ssh")
+
+
+def test_options_of_the_environment(server: Mayfly, state: Path) -> None:
+    """Those of another way may be for other commands, so they are not refused."""
+    (state / "some").write_text("good\n")
+    words = ("prefetch", "--state-dir", server.state_dir, "--nodes", state / "some")
+    env = {"MAYFLY_CONTEXT": "c", "MAYFLY_IMAGE": "x", "MAYFLY_USER": "x"}
+    for more in (("--via", "ssh"), ("--via", "kubernetes")):
+        done = mayfly(*words, *more, "--attempts", "1", env=env)
+        assert done.returncode in (0, 3), done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
