@@ -6,7 +6,6 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from mayfly.registry.state.scripts import SCRIPTS, Scripts
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.on_socket import serving
+from tests.support.process import until
 from tests.support.pushing import refused
 from tests.support.registry import Client, open_to_everyone
 from tests.support.wire import TIMEOUT, Wire, message
@@ -61,13 +61,6 @@ async def reader_of_little(port: int, token: str) -> socket.socket:
         head += await loop.sock_recv(client, 1)
     assert head.startswith(b"HTTP/1.1 200")
     return client
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(TIMEOUT):
-        while not holds():  # noqa: ASYNC110  (no event tells of a file)
-            await asyncio.sleep(0.01)
 
 
 def names(state_dir: Path) -> list[str]:

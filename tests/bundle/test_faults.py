@@ -124,7 +124,7 @@ def test_stop_while_draining(layout: Layout, start_mayfly: StartMayfly, tmp_path
         connection.request("GET", f"/v2/team/app/blobs/{digest_of(large)}")
         with connection.getresponse() as answer:
             server.popen.send_signal(signal.SIGTERM)
-            server.wait_for(lambda: status(server)["state"] == "draining" or None)
+            server.wait_for(lambda: status(server)["state"] == "draining")
             get(server, f"blobs/{digest_of(BAD)}")
             assert len(answer.read()) == len(large)
     assert server.popen.wait(PATIENCE) == 4

@@ -37,6 +37,7 @@ from tests.bundle.builders import (
 )
 from tests.bundle.conftest import OpenAll
 from tests.support.images import digest_of
+from tests.support.process import descriptors
 
 NOVA = "quay.io/kolla/nova:1"
 BASE, ONE, TWO = layers("base", "one", "two")
@@ -586,15 +587,11 @@ def test_no_descriptor_is_left(
     corrupt = layout.write_tar(tmp_path / "corrupt.tar")
     made = docker_archive((["a:1"], [ONE]), (["a:1"], [TWO]))
     conflict = write(tmp_path / "conflict.tar", made)
-
-    def count() -> int:
-        return len([*Path("/proc/self/fd").iterdir()])
-
-    before = count()
+    before = descriptors()
     for paths in ([good], [bad], [good, bad], [good, good], [corrupt], [conflict]):
         with contextlib.suppress(BundleInvalid, BundleConflict):
             open_bundles(paths, state).close()
-    assert count() == before
+    assert descriptors() == before
 
 
 def test_order_of_bundles_does_not_matter(tmp_path: Path, open_all: OpenAll) -> None:

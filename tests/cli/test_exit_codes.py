@@ -39,7 +39,7 @@ def uncovered(tmp_path: Path, options: Words) -> Words:
 def _started(tmp_path: Path, *words: str | Path) -> Process:
     """A server that is ready."""
     process = Process(command_line(*words), tmp_path / "log", env=environment(), cwd=REPO)
-    process.wait_for(lambda: (tmp_path / "state/ready.json").exists() or None, 60)
+    process.wait_for(lambda: (tmp_path / "state/ready.json").exists(), 60)
     return process
 
 
@@ -82,9 +82,9 @@ def test_incomplete_coverage_of_run(tmp_path: Path, uncovered: Words, ending: st
     script += "exit 0" if ending == "success" else "while :; do sleep 0.05; done"
     words = ["run", *uncovered, "--", "sh", "-c", script, tmp_path]
     server = _started(tmp_path, *words)
-    server.wait_for(lambda: (tmp_path / "started").exists() or None)
+    server.wait_for(lambda: (tmp_path / "started").exists())
     if ending == "success":
-        server.wait_for(lambda: "waiting for coverage (0 of 2" in server.output() or None)
+        server.wait_for(lambda: "waiting for coverage (0 of 2" in server.output())
         server.popen.send_signal(signal.SIGTERM)
     elif ending == "stop":
         assert mayfly("stop", "--state-dir", tmp_path / "state").returncode == Exit.INCOMPLETE

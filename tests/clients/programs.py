@@ -303,12 +303,8 @@ def _directory(name: str, version: str) -> Path | None:
 
 def wait_for_answer(daemon: Process, client: Client, *args: str) -> None:
     """Wait until a daemon answers its client; end it when it does not."""
-
-    def answered() -> bool | None:
-        return client.run(*args, timeout=30).returncode == 0 or None
-
     try:
-        daemon.wait_for(answered)
+        daemon.wait_for(lambda: client.run(*args, timeout=30).returncode == 0)
     except BaseException:
         daemon.kill()
         raise

@@ -157,11 +157,9 @@ class Scenario:
     def wait_for_line(self, process: Process, line: str) -> None:
         """Wait until the script has written a line."""
         log = self.directory / "upgrade.log"
-
-        def written() -> bool | None:
-            return (log.exists() and line in log.read_text().splitlines()) or None
-
-        process.wait_for(written, deadline=_TIMEOUT)
+        process.wait_for(
+            lambda: log.exists() and line in log.read_text().splitlines(), deadline=_TIMEOUT
+        )
 
     def script_output(self) -> str:
         """What the script printed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from mayfly.registry.control.client import ask
 from mayfly.registry.coverage.states import State
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd, Cri, Dockerd
-from tests.support.process import PATIENCE, Mayfly
+from tests.support.process import Mayfly, poll
 
 NODE = "127.0.0.1"
 Pull = Callable[[str], object]
@@ -48,10 +47,7 @@ def registries(
 
 def wait_for(server: Mayfly, state: State) -> None:
     """Until the node is so far with the image."""
-    end = time.monotonic() + PATIENCE
-    while (found := _state(server)) != state:
-        assert time.monotonic() < end, (found, server.describe())
-        time.sleep(0.2)
+    poll(lambda: _state(server) == state, lambda: (_state(server), server.describe()))
 
 
 def _state(server: Mayfly) -> str | None:

@@ -10,7 +10,6 @@ import ssl
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from mayfly.registry.version import VERSION
 from tests.clients.images import Images
 from tests.clients.programs import Client
 from tests.support.packing import builder
-from tests.support.process import POLL_INTERVAL, REPO
+from tests.support.process import REPO, poll
 
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 PYTHON_IMAGE = "mayfly-test/python:1"
@@ -89,16 +88,18 @@ def container(docker: Client, image: str) -> Iterator[str]:
     docker("rm", "--force", "--volumes", container)
 
 
-def wait_until_ready(docker: Client, container: str, deadline: float = 60) -> str:
+def wait_until_ready(docker: Client, container: str) -> str:
     """Wait until the container says where it serves; its host and port."""
-    end = time.monotonic() + deadline
-    while True:
+
+    def ready() -> bytes:
         found = docker.run("exec", container, "cat", "/var/lib/mayfly/state/ready.json")
         if found.returncode == 0:
-            return str(json.loads(found.stdout)["url"]).partition("://")[2]
-        assert time.monotonic() < end, logs(docker, container)
+            return found.stdout
         assert inspect(docker, container)["State"]["Running"], logs(docker, container)
-        time.sleep(POLL_INTERVAL)
+        return b""
+
+    found = poll(ready, lambda: logs(docker, container))
+    return str(json.loads(found)["url"]).partition("://")[2]
 
 
 def logs(docker: Client, container: str) -> str:

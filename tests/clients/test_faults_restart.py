@@ -72,7 +72,7 @@ def test_killed_during_a_pull(
     with SlowProxy(server.host, SLOW) as proxy:
         pull = ("pull", f"{proxy.host}/killed:1")
         running = begin(docker, *pull, log=log)
-        server.wait_for(lambda: proxy.passed > KILL_AFTER or None)
+        server.wait_for(lambda: proxy.passed > KILL_AFTER)
         server.kill()
         restarted = start_mayfly(listen=server.host)
         finish(docker, running, log, *pull)
@@ -93,9 +93,9 @@ def test_killed_during_a_push(
     log = scratch / "push.log"
     running = begin(docker, "push", reference, log=log)
 
-    def under_way() -> bool | None:
+    def under_way() -> bool:
         data = server.root.glob("docker/registry/v2/repositories/killed/_uploads/*/data")
-        return any(path.stat().st_size > KILL_AFTER for path in data) or None
+        return any(path.stat().st_size > KILL_AFTER for path in data)
 
     server.wait_for(under_way)
     server.kill()

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +20,7 @@ import pytest
 from tests.clients.layout import Layout
 from tests.clients.node_machines import GATEWAY, NETWORK, Machine, events
 from tests.support.commands import command_line, environment, mayfly
-from tests.support.process import PATIENCE, Mayfly, need
+from tests.support.process import PATIENCE, Mayfly, need, poll
 from tests.support.trees import snapshot
 
 PORT = 5781
@@ -131,13 +130,13 @@ def server(
 
 def _kill_script(machine: Machine) -> None:
     """Kill the script on a machine as soon as it runs, with all its shells."""
-    for pid in _wait(lambda: machine.processes(*SCRIPT), machine):
+    for pid in poll(lambda: machine.processes(*SCRIPT), lambda: events(machine)):
         os.kill(pid, signal.SIGKILL)
 
 
 def _cut_off(machine: Machine) -> None:
     """Cut a machine off as soon as its script runs, as if its power were gone."""
-    _wait(lambda: machine.processes(*SCRIPT), machine)
+    poll(lambda: machine.processes(*SCRIPT), lambda: events(machine))
     machine.shell("ip link set eth0 down")
 
 
@@ -233,10 +232,10 @@ def test_a_script_ends_with_its_connection(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    _wait(lambda: machine.processes(*SCRIPT), machine)
+    poll(lambda: machine.processes(*SCRIPT), lambda: events(machine))
     os.kill(server.pid, signal.SIGSTOP)  # so that pulls take long
     try:
-        _wait(lambda: _pulls(machine), machine)
+        poll(lambda: _pulls(machine), lambda: events(machine))
         if end == "connection":
             for pid in machine.processes("sshd: root@notty"):
                 os.kill(pid, signal.SIGKILL)
@@ -245,7 +244,9 @@ def test_a_script_ends_with_its_connection(
         output, _ = running.communicate(timeout=PATIENCE)
         code = {"Ctrl-C": 130, "kill": -signal.SIGKILL, "connection": 3}[end]
         assert running.returncode == code, output
-        _wait(lambda: not machine.processes(*SCRIPT) and not _pulls(machine), machine)
+        poll(
+            lambda: not machine.processes(*SCRIPT) and not _pulls(machine), lambda: events(machine)
+        )
     finally:
         os.kill(server.pid, signal.SIGCONT)
     assert "work" not in machine.shell("ls /var/lib/mayfly-node-config").split()
@@ -258,14 +259,6 @@ def test_a_script_ends_with_its_connection(
 def _pulls(machine: Machine) -> list[int]:
     """The processes by which it pulls."""
     return [*machine.processes("timeout", "-k", "10", "1800"), *machine.processes("podman", "pull")]
-
-
-def _wait(found: Callable[[], Any], machine: Machine) -> Any:
-    end = time.monotonic() + PATIENCE
-    while not (one := found()):
-        assert time.monotonic() < end, events(machine)
-        time.sleep(0.02)
-    return one
 
 
 def test_check_finds_it_before_and_changes_nothing(

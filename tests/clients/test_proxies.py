@@ -101,7 +101,7 @@ def front(workspace: Path, tmp_path: Path) -> Iterator[Callable[..., Front]]:
         found = json.loads((place / "state" / "credentials.json").read_text())
         front = Front(f"127.0.0.1:{port}", made.ca, "admin", found["admin"], server, workers)
         running.append(front)
-        workers.wait_for(lambda: connects(port) or None)
+        workers.wait_for(lambda: connects(port))
         return front
 
     yield start

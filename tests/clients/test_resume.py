@@ -77,7 +77,7 @@ def send_half_a_chunk(server: Mayfly, location: str) -> socket.socket:
         f"Content-Range: {CHUNK}-{2 * CHUNK - 1}\r\n\r\n"
     )
     connection.sendall(head.encode() + BLOB[CHUNK : CHUNK + HALF])
-    server.wait_for(lambda: upload_size(server.root) > CHUNK or None)
+    server.wait_for(lambda: upload_size(server.root) > CHUNK)
     return connection
 
 
@@ -111,7 +111,7 @@ def finish(server: Mayfly, location: str, offset: int) -> None:
 def ask_to_stop(server: Mayfly) -> None:
     """SIGTERM, and wait until the server has taken notice."""
     server.popen.send_signal(signal.SIGTERM)
-    server.wait_for(lambda: "stopping" in server.output() or None)
+    server.wait_for(lambda: "stopping" in server.output())
 
 
 def test_server_killed_within_a_chunk(start: Callable[..., Mayfly]) -> None:
@@ -171,13 +171,13 @@ def test_client_gone_within_a_chunk(start: Callable[..., Mayfly]) -> None:
     location = begin(server)
     send_half_a_chunk(server, location).close()
 
-    def taken() -> bool | None:
+    def taken() -> bool:
         # Until the server notices that the client is gone, an offset may be out of date at once.
         offset = ask_offset(server, location)
         assert CHUNK < offset <= CHUNK + HALF
         answer = patch(server, location, offset, 2 * CHUNK)
         assert answer.status in (202, 416)
-        return answer.status == 202 or None
+        return answer.status == 202
 
     server.wait_for(taken)
     finish(server, location, 2 * CHUNK)

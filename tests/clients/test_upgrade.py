@@ -158,7 +158,7 @@ def pull(
         skopeo("copy", "--preserve-digests", "--dest-tls-verify=false", source, target)
         argv = [docker.program or "", *docker.options, "pull", f"{line.host}/drain/debian:1"]
         process = Process(argv, scratch / "pull.log", env=docker.env)
-        process.wait_for(lambda: True if line.passed > 4 * 2**20 else None, deadline=60)
+        process.wait_for(lambda: line.passed > 4 * 2**20, deadline=60)
         return process
 
     return begin
@@ -175,7 +175,7 @@ def test_stop_lets_a_docker_pull_end(
     with SlowProxy(server.host, bytes_per_second=12 * 2**20) as line:
         pulling = pull(server, line)
         server.popen.send_signal(signal.SIGTERM)
-        server.wait_for(lambda: True if "stopping: " in server.output() else None)
+        server.wait_for(lambda: "stopping: " in server.output())
         refused = skopeo.fails(
             "inspect", "--tls-verify=false", f"docker://{server.host}/drain/debian:1"
         )

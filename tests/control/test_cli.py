@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from mayfly.registry.cli import control, run
 from mayfly.registry.control.client import TimedOut, ask
 from mayfly.registry.errors import LifetimeError, NotRunning
-from tests.support.stubs import Stub, poll, pull, pulling
+from tests.support.process import poll
+from tests.support.stubs import Stub, pull, pulling
 
 Start = Callable[..., Stub]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from mayfly.registry.coverage.states import State
 from mayfly.registry.ending import EndKind
 from mayfly.registry.upstream.health import UpstreamRecord
 from tests.support.fakes import FakeClock, FakeStore, digest
+from tests.support.process import resident_bytes
 
 
 def _pull(node: str, state: State = State.SERVED) -> PullRecord:
@@ -498,8 +498,7 @@ def test_requests_that_were_cut() -> None:
 def test_peak_memory() -> None:
     """The peak is this process's own: at least its size now, and plausible."""
     peak = peak_memory()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    assert pages * os.sysconf("SC_PAGE_SIZE") <= peak["server"] < 2**40
+    assert resident_bytes() <= peak["server"] < 2**40
 
 
 def test_storage_used(tmp_path: Path) -> None:

@@ -336,7 +336,10 @@ def test_facts_are_bounded(
     monkeypatch.setattr(fact_limits, "MAX_OTHER_FACTS", 20)
     monkeypatch.setattr(fact_limits, "MAX_OTHER_FACTS_PER_NODE", 10)
     monkeypatch.setattr(fact_limits, "MAX_LISTED_FACTS", 30)
-    listed = lambda node, repository: (node, repository) == ("worker", "app")  # noqa: E731
+
+    def listed(node: str, repository: str) -> bool:
+        return (node, repository) == ("worker", "app")
+
     ledger = Ledger(file, FakeClock(), listed)
     for i in range(100):
         ledger.asked("greedy", "r", digest(f"m{i}"), got=True, tag=f"t{i}")

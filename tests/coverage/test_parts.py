@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import ssl
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,7 +20,7 @@ from mayfly.registry.coverage.arrival import ACK_SLACK
 from mayfly.registry.coverage.states import State
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.images import image_body, push, put
-from tests.support.process import PATIENCE, Mayfly
+from tests.support.process import PATIENCE, Mayfly, poll
 
 MIB = 1024 * 1024
 SIZE, PART = 24 * MIB, 4 * MIB
@@ -85,16 +84,11 @@ class Registry:
 
     def wait_for_bytes(self, count: int) -> None:
         """Wait until the status has so many bytes sent: threads send, and are asked at times."""
-        end = time.monotonic() + PATIENCE
-        while (found := self.status()["bytes_out"]) < count:
-            assert time.monotonic() < end, found
+        poll(lambda: self.status()["bytes_out"] >= count, self.status)
 
     def wait_for(self, state: State) -> None:
         """Wait until the node has a state with the image."""
-        end = time.monotonic() + PATIENCE
-        while (found := self.status()["coverage"]["matrix"]["app:1"].get(NODE)) != state:
-            assert time.monotonic() < end, found
-            time.sleep(0.1)
+        poll(lambda: self.status()["coverage"]["matrix"]["app:1"].get(NODE) == state, self.status)
 
     def report(self) -> dict[str, Any]:
         """Return the report's record of the node."""

@@ -17,7 +17,7 @@ from typing import TypeVar
 from multidict import CIMultiDict
 
 from tests.support.client import Answer
-from tests.support.process import PATIENCE, Mayfly
+from tests.support.process import PATIENCE, Mayfly, descriptors, peak_bytes, resident_bytes
 
 LONG = "MAYFLY_SOAK_SECONDS" in os.environ
 """Whether this is `make soak`: the whole flood, not a sample of it."""
@@ -192,30 +192,23 @@ async def timed(work: Callable[[], Awaitable[object]], times: int, at_once: int)
     return Times(tuple(found))
 
 
-async def until(met: Callable[[], bool]) -> None:
-    """Look every moment whether a condition is met."""
-    async with asyncio.timeout(PATIENCE):
-        while not met():  # noqa: ASYNC110 - what it looks at is another process, or the kernel
-            await asyncio.sleep(0.05)
-
-
 class Costs:
     """What a server process takes: memory, descriptors, processor time."""
 
     def __init__(self, server: Mayfly) -> None:
-        self._proc = Path("/proc") / str(server.pid)
+        self._pid = server.pid
         self._port = int(server.host.rpartition(":")[2])
         self.before = self.resident
 
     @property
     def resident(self) -> int:
         """Bytes of memory now."""
-        return self._status("VmRSS")
+        return resident_bytes(self._pid)
 
     @property
     def peak(self) -> int:
         """Most bytes of memory so far."""
-        return self._status("VmHWM")
+        return peak_bytes(self._pid)
 
     @property
     def growth(self) -> int:
@@ -225,12 +218,12 @@ class Costs:
     @property
     def descriptors(self) -> int:
         """Open ones."""
-        return len(os.listdir(self._proc / "fd"))
+        return descriptors(self._pid)
 
     @property
     def processor(self) -> float:
         """Seconds of processor time so far."""
-        fields = (self._proc / "stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
@@ -248,12 +241,6 @@ class Costs:
         port = f":{self._port:04X}"
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         return [row for row in rows if row[1].endswith(port)]
-
-    def _status(self, name: str) -> int:
-        for line in (self._proc / "status").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError(f"{name} is missing")
 
 
 def tell(text: str) -> None:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.process import REPO, Process, need
+from tests.support.process import REPO, Process, need, poll
 
 CALLS = (
     "open,openat,creat,write,pwrite64,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,"
@@ -73,11 +72,8 @@ def recorded(home: Path, argv: Sequence[str | Path], steps: list[Step]) -> Itera
         if process.running:
             process.kill()
     # strace is another process, and writes the last line a moment later.
-    end = time.monotonic() + 30
     ended = re.compile(rf"{process.pid} +[\d.]+ \+\+\+ (exited|killed)")
-    while not ended.search(trace.read_text()):
-        assert time.monotonic() < end, f"strace does not end: {process.describe()}"
-        time.sleep(0.01)
+    poll(lambda: ended.search(trace.read_text()), process.describe)
     steps += read(trace, home)
     trace.unlink()
 

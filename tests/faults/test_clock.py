@@ -224,7 +224,7 @@ def test_server(setting: Set, tmp_path: Path, jump: str) -> None:
         assert abs(told - time.time()) > YEAR / 2
         # The third time began after the second ended, and that began under the new time.
         with contextlib.closing(Listings(server.root / BLOBS)) as collected:
-            server.wait_for(lambda: True if collected.look() >= 3 else None)
+            server.wait_for(lambda: collected.look() >= 3)
         client.manifest("app", "1", b"{}", layer)
         assert client.ask("PUT", f"{session}?digest={digest_of(half)}")[0] == 201
         client.check()

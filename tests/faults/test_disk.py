@@ -142,7 +142,7 @@ def test_full(start_mayfly: Start, place: Path, announced: bool) -> None:
             assert free(small) > before - MIB
             client.push("after", "1", noise(2 * MIB, "after"))
             client.delete("kept0", "1")
-            server.wait_for(lambda: free(small) > before + MIB or None)
+            server.wait_for(lambda: free(small) > before + MIB)
             client.push("after", "2", noise(4 * MIB, "after delete"))
             client.check()
 

@@ -22,11 +22,10 @@ from tests.faults.flood_load import (
     request,
     tell,
     timed,
-    until,
 )
 from tests.support.client import basic
 from tests.support.images import digest_of
-from tests.support.process import Mayfly
+from tests.support.process import Mayfly, until
 
 Start = Callable[..., Mayfly]
 
@@ -186,7 +185,7 @@ async def test_unfinished_uploads(start_mayfly: Start) -> None:
     def sessions() -> int:
         return sum(d.endswith("/_uploads") and len(names) for d, names, _ in os.walk(server.root))
 
-    server.wait_for(lambda: True if not sessions() and costs.descriptors <= before + 2 else None)
+    server.wait_for(lambda: not sessions() and costs.descriptors <= before + 2)
     tell(f"after expiry: {costs.descriptors} descriptors, {before} before")
 
 

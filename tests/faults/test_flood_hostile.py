@@ -101,7 +101,7 @@ def test_half_open(
     program = ["ip", "netns", "exec", namespace, sys.executable, "-c", FAR_CLIENT, address, port]
     far = Process([*program, wanted], tmp_path / "far.log")
     try:
-        far.wait_for(lambda: "under way" in far.output() or None)
+        far.wait_for(lambda: "under way" in far.output())
         assert client.ask("GET", "/v2/app/manifests/1")[0] == 200  # arms the idle timeout
         control = [sys.executable, "-m", "mayfly", "status", "--json", "--state-dir"]
         control.append(str(server.state_dir))

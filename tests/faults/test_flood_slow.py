@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import pytest
 
 from tests.faults.disk_pushes import Pushes, noise
-from tests.faults.flood_load import MIB, Costs, Crawler, Line, request, until
+from tests.faults.flood_load import MIB, Costs, Crawler, Line, request
 from tests.support.images import digest_of
-from tests.support.process import Mayfly
+from tests.support.process import Mayfly, until
 
 UNREAD = [number * MIB // 4 for number in range(1, 21)]
 """Bytes of answers that nobody reads. The kernel takes the smaller ones whole. Of others a part is

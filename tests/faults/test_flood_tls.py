@@ -12,19 +12,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.faults.disk_pushes import Pushes, noise
-from tests.faults.flood_load import (
-    LONG,
-    MIB,
-    Costs,
-    Line,
-    connected,
-    many_files,
-    tell,
-    timed,
-    until,
-)
+from tests.faults.flood_load import LONG, MIB, Costs, Line, connected, many_files, tell, timed
 from tests.support.images import digest_of
-from tests.support.process import PATIENCE, Mayfly
+from tests.support.process import PATIENCE, Mayfly, until
 
 Start = Callable[..., Mayfly]
 

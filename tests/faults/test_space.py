@@ -18,7 +18,7 @@ from tests.faults.disk_mounts import MIB, ext4, tmpfs
 from tests.support.client import ask
 from tests.support.commands import mayfly
 from tests.support.images import digest_of, image_body, push, put
-from tests.support.process import Mayfly
+from tests.support.process import Mayfly, poll
 
 DISK = 32 * MIB
 IMAGES = 40
@@ -79,14 +79,6 @@ def _push(host: str, number: int) -> None:
     assert answer.status == 201
 
 
-def _settled(root: Path, most: float) -> float:
-    """The usage once it is at or below a percentage."""
-    end = time.monotonic() + 30
-    while (found := usage_of(root).percent) > most and time.monotonic() < end:
-        time.sleep(0.1)
-    return found
-
-
 def test_thresholds_hold_while_pulls_and_pushes_go_on(source: Mayfly, tmp_path: Path) -> None:
     """Eighty pulls of forty images on a disk for thirty; pushed and protected ones are there at
     the end, without the upstream.
@@ -114,7 +106,8 @@ def test_thresholds_hold_while_pulls_and_pushes_go_on(source: Mayfly, tmp_path: 
                 sampler.join()
             # One image is some 3% of the disk; a second's pulls arrive between two looks.
             assert max(samples) < 99
-            assert LOW - 10 < _settled(root, HIGH) <= HIGH
+            poll(lambda: usage_of(root).percent <= HIGH, lambda: usage_of(root))
+            assert usage_of(root).percent > LOW - 10
             source_is_gone = Mayfly(root, tmp_path / "alone")
             with source_is_gone as alone:
                 assert _pull(alone.host, 0)
@@ -157,7 +150,7 @@ def test_a_disk_without_a_free_byte(source: Mayfly, tmp_path: Path, filesystem: 
             _fill(filler)
             assert _pull(running.host, 0)
             filler.unlink()
-            assert _settled(root, HIGH) <= HIGH
+            poll(lambda: usage_of(root).percent <= HIGH, lambda: usage_of(root))
             for number in range(8):
                 assert _pull(running.host, number)
         assert mayfly("verify", "--root", root).returncode == 0

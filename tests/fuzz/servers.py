@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from tests.fuzz.seeds import Target
 from tests.security.wire import Server, ask
 from tests.support.client import Answer, Header, basic, bearer
 from tests.support.images import digest_of
-from tests.support.process import Mayfly
+from tests.support.process import Mayfly, peak_bytes
 
 OPEN = ("fuzz/a", "fuzz/b/c")
 CLOSED = "private/app"
@@ -67,10 +66,7 @@ class Fuzzed:
 
     def memory(self) -> int:
         """The most bytes of memory it ever had."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-        assert found
-        return int(found[1]) * 1024
+        return peak_bytes(self.process.pid)
 
 
 def push(server: Fuzzed, repository: str, *headers: Header, extra: bytes = b"") -> None:

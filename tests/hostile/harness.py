@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO, ClassVar
 
 from tests.faults.flood_load import MIB, Costs, tell
-from tests.support.process import CACHE, REPO, Mayfly, Process, remove_tree
+from tests.support.commands import measured
+from tests.support.process import CACHE, REPO, Mayfly, Process, poll, remove_tree
 
 LONG = os.environ.get("MAYFLY_SOAK") == "1"
 """Whether this is `make soak`."""
@@ -70,10 +71,10 @@ class Prober:
 
     def wait_for_first(self) -> None:
         """Until it is at work: the first answers come before the attack, and show it is calm."""
-        end = time.monotonic() + PATIENCE
-        while sum(one.status == 200 for one in self.probes) < 3:
-            assert time.monotonic() < end, f"the prober got no answers: {self.probes}"
-            time.sleep(0.01)
+        poll(
+            lambda: sum(one.status == 200 for one in self.probes) >= 3,
+            lambda: f"the prober got no answers: {self.probes}",
+        )
 
     def stop(self) -> None:
         """End it; a probe that is not answered yet stays unknown."""
@@ -220,9 +221,9 @@ class Hostile:
     ) -> subprocess.CompletedProcess[str]:
         """Run `mayfly ARGV`; its peak memory is at most so many MiB above that of `--version`."""
         if Hostile._calm is None:
-            Hostile._calm = self._measured("--version", timeout=timeout)[1]
+            Hostile._calm = measured("--version", timeout=timeout)[1]
         begun = time.monotonic()
-        done, peak = self._measured(*argv, timeout=timeout)
+        done, peak = measured(*argv, timeout=timeout)
         seconds = time.monotonic() - begun
         above = (peak - Hostile._calm) / MIB
         note = f"exit {done.returncode} after {seconds:.1f} s"
@@ -235,17 +236,6 @@ class Hostile:
         """Stop what runs and remove what it left."""
         self._stop()
         remove_tree(self._place)
-
-    def _measured(
-        self, *argv: object, timeout: float
-    ) -> tuple[subprocess.CompletedProcess[str], int]:
-        env = {name: os.environ[name] for name in os.environ if not name.startswith("MAYFLY_")}
-        program = [sys.executable, "-c", _MEASURED, *map(str, argv)]
-        done = subprocess.run(
-            program, cwd=REPO, env=env, capture_output=True, text=True, timeout=timeout
-        )
-        errors, _, peak = done.stderr.rpartition("\npeak ")
-        return subprocess.CompletedProcess(program, done.returncode, done.stdout, errors), int(peak)
 
     def _stop(self) -> None:
         if self._server is not None and self._server.running:
@@ -266,23 +256,6 @@ class Hostile:
         found[f"{self._test}: {result.name}"] = asdict(result)
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-
-
-_MEASURED = """
-import sys
-from mayfly.__main__ import main
-sys.argv = ["mayfly", *sys.argv[1:]]
-code = 0
-try:
-    code = main()
-except SystemExit as end:
-    code = end.code
-# Not ru_maxrss: that keeps, over exec, the peak of the process that began this one.
-with open("/proc/self/status") as status:
-    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-print("\\npeak", peak * 1024, file=sys.stderr)
-sys.exit(code)
-"""
 
 
 def results() -> Path:

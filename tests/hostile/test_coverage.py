@@ -24,7 +24,7 @@ from mayfly.storage.manifest import OCI_INDEX, parse_stored
 from tests.faults.flood_load import MIB
 from tests.hostile.harness import Hostile
 from tests.support.images import descriptor, image_body, push, put
-from tests.support.process import Mayfly
+from tests.support.process import Mayfly, poll
 
 AGENT = {"User-Agent": "containerd/v2.1.9"}
 CONFIG, LAYER = b'{"os": "linux"}', b"layer" * 1000
@@ -134,12 +134,10 @@ def test_crumbs_of_a_blob(hostile: Hostile, tmp_path: Path) -> None:
 
 def _wait_until_served(state_dir: Path) -> None:
     """Wait for the client's host to have acknowledged the bytes."""
-    for _ in range(100):
-        found = matrix(state_dir)["app:1"]
-        if found == {"127.0.0.1": State.SERVED}:
-            return
-        time.sleep(0.1)
-    pytest.fail(f"after 10 seconds: {found}")
+    poll(
+        lambda: matrix(state_dir)["app:1"] == {"127.0.0.1": State.SERVED},
+        lambda: matrix(state_dir),
+    )
 
 
 def _serve(place: Path) -> Mayfly:

@@ -18,8 +18,7 @@ import pytest
 from tests.bundle.builders import docker_archive, document, layers, write
 from tests.support.commands import environment, mayfly
 from tests.support.packing import stand_in
-from tests.support.process import Mayfly
-from tests.support.stubs import alive, poll
+from tests.support.process import Mayfly, alive, poll
 from tests.support.wire import TIMEOUT
 
 ONE = layers("one")[0]

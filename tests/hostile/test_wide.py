@@ -21,7 +21,7 @@ from mayfly.storage.manifest import OCI_MANIFEST, parse_stored
 from tests.hostile.harness import LONG, Hostile
 from tests.hostile.test_coverage import CONFIG, LAYER, connect, get, matrix
 from tests.support.images import descriptor, image_body, push, put
-from tests.support.process import REPO
+from tests.support.process import REPO, poll
 
 WIDE = 60 if LONG else 25
 LAYERS = 10_000
@@ -133,8 +133,7 @@ def test_blobs_between_wide_manifests(hostile: Hostile, wide: Wide) -> None:
             assert get(line, f"/v2/app/blobs/{digests.of(blob)}") == 200
         line.close()
         # The config is one of the wide manifests', too: it takes a quiet while to be sure.
-        end = time.monotonic() + ENDED
-        while (states := matrix(under.server.state_dir)["app:1"]) == {"127.0.0.1": State.PULLING}:
-            assert time.monotonic() < end
-            time.sleep(0.5)
-    assert states == {"127.0.0.1": State.SERVED}
+        poll(
+            lambda: matrix(under.server.state_dir)["app:1"] == {"127.0.0.1": State.SERVED},
+            lambda: matrix(under.server.state_dir),
+        )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import Answer
-from tests.support.process import Mayfly
+from tests.support.process import Mayfly, resident_bytes
 from tests.support.wire import chunked, message, read_answer
 
 BATCH = 1024 * 1024
@@ -121,14 +121,9 @@ async def test_small_unwanted_body_keeps_the_connection(server: Mayfly) -> None:
 
 async def test_announced_bodies_hold_no_memory(server: Mayfly) -> None:
     """200 clients that announce 1 GiB, send 256 KiB and are refused: little is held for each."""
-
-    def resident() -> int:
-        text = Path(f"/proc/{server.pid}/status").read_text()
-        return int(text.partition("VmRSS:")[2].split()[0]) * 1024
-
     raw = message("PUT", "/nowhere", b"", {"Content-Length": str(2**30)}, close=False)
     async with asyncio.TaskGroup() as tasks, asyncio.timeout(60):
-        before, done = resident(), asyncio.Event()
+        before, done = resident_bytes(server.pid), asyncio.Event()
         answered = asyncio.Semaphore(0)
 
         async def client() -> None:
@@ -142,6 +137,6 @@ async def test_announced_bodies_hold_no_memory(server: Mayfly) -> None:
             tasks.create_task(client())
         for _ in range(200):
             await answered.acquire()
-        grown = resident() - before
+        grown = resident_bytes(server.pid) - before
         done.set()
     assert grown < 200 * 256 * 1024

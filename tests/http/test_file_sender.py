@@ -15,7 +15,7 @@ import pytest
 
 from mayfly.registry.http.file_sender import FileSender, _Transfer
 from mayfly.registry.http.outlets import PlainOutlet
-from tests.support.secured import descriptors, until
+from tests.support.process import descriptors, until
 from tests.support.wire import TIMEOUT
 
 CONTENT = os.urandom(8 * 1024 * 1024)

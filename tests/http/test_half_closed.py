@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import socket
 import ssl
@@ -33,7 +32,7 @@ from mayfly.registry.pki.context import ServerTLS
 from mayfly.storage.interface import Extent
 from tests.support.certificates import self_signed
 from tests.support.half_closed import KINDS, HalfClosing, Kind
-from tests.support.secured import until
+from tests.support.process import resident_bytes, until
 from tests.support.wire import TIMEOUT, chunked, message
 
 DATA = bytes(range(256)) * (5 * 4096)  # 5 MiB, more than a socket takes
@@ -177,12 +176,6 @@ async def served(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     async with serving(tmp_path, request.param) as made:
         yield made
         await made.ended()
-
-
-def memory() -> int:
-    """Bytes of memory that this process has."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _bodies(answers: bytes) -> list[bytes]:
@@ -443,9 +436,9 @@ async def test_bytes_after_close_notify(tmp_path: Path) -> None:
             await asyncio.to_thread(client.send, message("GET", "/wait", close=False))
             await asyncio.to_thread(client.close_notify)
             await until(lambda: bool(served.handler.begun), "it is handled")
-            before = memory()
+            before = resident_bytes()
             await asyncio.to_thread(client.socket.sendall, bytes(64 * MIB))
-            assert memory() - before < 16 * MIB
+            assert resident_bytes() - before < 16 * MIB
             served.handler.gate.set()
             assert _bodies(await asyncio.to_thread(client.read_to_end)) == [b"/wait"]
         await served.ended()

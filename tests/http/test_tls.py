@@ -25,16 +25,8 @@ from mayfly.registry.pki.context import ServerTLS
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.certificates import CLIENT, self_signed
 from tests.support.half_closed import HalfClosing, Kind
-from tests.support.process import need
-from tests.support.secured import (
-    NAME,
-    Secured,
-    descriptors,
-    drain,
-    read_answer,
-    secured,
-    until,
-)
+from tests.support.process import descriptors, need, until
+from tests.support.secured import NAME, Secured, drain, read_answer, secured
 from tests.support.wire import TIMEOUT, message
 
 REPO = "team/app"

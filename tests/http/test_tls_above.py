@@ -15,7 +15,8 @@ from mayfly.registry.http.tls import TLSAcceptor, TLSTransport
 from mayfly.registry.pki.context import ServerTLS
 from tests.support.certificates import self_signed
 from tests.support.key_updates import key_updates
-from tests.support.secured import NAME, drain, until
+from tests.support.process import until
+from tests.support.secured import NAME, drain
 from tests.support.wire import TIMEOUT
 
 DATA = bytes(range(256)) * (5 * 4096)  # 5 MiB

@@ -24,8 +24,8 @@ from mayfly.registry.http.connection import Connection
 from mayfly.registry.http.file_sender import FileSender
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.images import digest_of
-from tests.support.process import PATIENCE, Mayfly
-from tests.support.secured import Secured, descriptors, drain, read_answer, until
+from tests.support.process import PATIENCE, Mayfly, descriptors, resident_bytes, until
+from tests.support.secured import Secured, drain, read_answer
 from tests.support.wire import message
 
 REPO = "team/app"
@@ -381,12 +381,6 @@ async def test_store_is_not_needed_for_what_is_on_its_way(
         assert await asyncio.to_thread(read_answer, client) == (200, LARGE)
 
 
-def _resident(server: Mayfly) -> int:
-    """Bytes of memory a process has."""
-    pages = Path(f"/proc/{server.pid}/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
 def test_memory(start_mayfly: Callable[..., Mayfly]) -> None:
     """Fifty transfers at once, and two hundred connections that each had one, cost little."""
     running = start_mayfly("--tls", "auto")
@@ -409,12 +403,12 @@ def test_memory(start_mayfly: Callable[..., Mayfly]) -> None:
         for _ in range(3):
             pull(first)
             assert read_answer(first) == (200, LARGE)
-        before = _resident(running)
+        before = resident_bytes(running.pid)
         clients = [stack.enter_context(connect()) for _ in range(50)]
         for client in clients:
             pull(client)
             client.recv(1)  # it is under way
-        assert _resident(running) - before < 40 * MIB
+        assert resident_bytes(running.pid) - before < 40 * MIB
         for client in clients:
             client.close()
         for _ in range(200):
@@ -426,4 +420,4 @@ def test_memory(start_mayfly: Callable[..., Mayfly]) -> None:
         # Some keep the memory to seal a whole piece, the others an eighth, and their states.
         # The level is the first: what the fifty had may be given back by now, or used again.
         large = outlets.MAX_LARGE_WRITERS * outlets.MAX_SEALED
-        assert _resident(running) - before < large + 200 * 3 * tls_channel.SMALL_WRITE
+        assert resident_bytes(running.pid) - before < large + 200 * 3 * tls_channel.SMALL_WRITE

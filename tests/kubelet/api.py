@@ -5,8 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,16 +100,3 @@ class Api:
         metadata = value["metadata"]
         path = _PATHS[value["kind"]].format(namespace=metadata.get("namespace", "default"))
         return f"{path}/{metadata['name']}"
-
-
-def eventually(
-    probe: Callable[[], T | None], seconds: float, describe: Callable[[], object] = str
-) -> T:
-    """Poll until the probe answers something; at the deadline fail with what is described."""
-    end = time.monotonic() + seconds
-    while True:
-        found = probe()
-        if found is not None and found is not False:
-            return found
-        assert time.monotonic() < end, f"not within {seconds} s: {describe()}"
-        time.sleep(0.3)

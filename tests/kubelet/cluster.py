@@ -18,13 +18,13 @@ from typing import Any
 
 from tests.clients.layout import Layout
 from tests.clients.programs import Client, with_sbin
-from tests.kubelet.api import Api, Object, Refused, eventually
+from tests.kubelet.api import Api, Object, Refused
 from tests.kubelet.images import SLEEP, busybox, noise
 from tests.kubelet.namespace import bridge
 from tests.kubelet.node import GATEWAY, KUBERNETES, SANDBOX, Node, end
 from tests.kubelet.pki import Authority, Pair
 from tests.support.commands import run_mayfly
-from tests.support.process import Mayfly, Process, find_program, need
+from tests.support.process import Mayfly, Process, find_program, need, poll
 
 PORT = 5777
 HOST = f"{GATEWAY}:{PORT}"
@@ -268,11 +268,11 @@ class Cluster:
             *("--bind-address=127.0.0.1", f"--cert-dir={self.directory}/controllers"),
         )
 
-    def _ready(self) -> bool | None:
+    def _ready(self) -> bool:
         try:
             self.api.request("GET", "/readyz")
         except (OSError, Refused):
-            return None
+            return False
         return True
 
     def _namespace(self, name: str) -> None:
@@ -353,7 +353,7 @@ class Pod:
 
     def runs(self, seconds: float = 90) -> Pod:
         """Wait until it does."""
-        eventually(lambda: self.phase == "Running", seconds, self.describe)
+        poll(lambda: self.phase == "Running", self.describe, seconds=seconds)
         return self
 
     def fails(self, pattern: str = ".", seconds: float = 60) -> str:
@@ -364,12 +364,12 @@ class Pod:
                 return None
             return next((told for told in self._failures() if re.search(pattern, told)), None)
 
-        return eventually(found, seconds, self.describe)
+        return poll(found, self.describe, seconds=seconds)
 
     def gone(self) -> None:
         """Remove it, and wait until it is."""
         self._api.delete("Pod", self.name, self.namespace)
-        eventually(lambda: not self._api.exists("Pod", self.name, self.namespace), 60)
+        poll(lambda: not self._api.exists("Pod", self.name, self.namespace))
 
     def _waiting(self) -> str:
         statuses = self.read()["status"].get("containerStatuses", [])

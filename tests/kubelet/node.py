@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.clients.programs import Client, with_sbin
-from tests.kubelet.api import Api, eventually
+from tests.kubelet.api import Api
 from tests.kubelet.namespace import connect_machine, hold_machine, run
 from tests.kubelet.pki import Pair
-from tests.support.process import REPO, Process, find_program, need
+from tests.support.process import REPO, Process, find_program, need, poll
 from tests.support.programs import versioned, versions
 
 NETWORK = "10.77.0"
@@ -204,7 +204,7 @@ class Node:
             directory / "kubelet.log",
             env=with_sbin(),
         )
-        kubelet.wait_for(lambda: self._api.exists("Node", self.name) or None, deadline=120)
+        kubelet.wait_for(lambda: self._api.exists("Node", self.name), deadline=120)
         self.kubelet = kubelet
         return kubelet
 
@@ -242,8 +242,7 @@ class Node:
             self.directory / "containerd.log",
             env=with_sbin(*self._first),
         )
-        answered = lambda: self.crictl.run("version").returncode == 0 or None  # noqa: E731
-        daemon.wait_for(answered, deadline=60)
+        daemon.wait_for(lambda: self.crictl.run("version").returncode == 0, deadline=60)
         return daemon
 
     def _kubelet_configuration(self) -> dict[str, Any]:
@@ -290,7 +289,7 @@ def end(process: Process) -> None:
     """End a process that has nothing to say about it."""
     if process.running:
         process.popen.terminate()
-        eventually(lambda: not process.running, 60, process.describe)
+        poll(lambda: not process.running, process.describe)
 
 
 def _containerd_configuration(directory: Path, socket: Path, networks: Path) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from tests.kubelet.api import Object, Refused, eventually
+from tests.kubelet.api import Object, Refused
 from tests.kubelet.cluster import Cluster, Pod
 from tests.kubelet.namespace import output
 from tests.kubelet.node import Node, end
 from tests.support.chart import rendered
+from tests.support.process import poll
 
 PORT = 5000
 SHELL = ("/bin/busybox", "sh", "-c")
@@ -45,7 +46,7 @@ class Deployed:
 
     def find_pod(self) -> None:
         """Wait until the Job has a pod that is not ending, and the pod is ready."""
-        name = eventually(self._pod_name, 60, self._job)
+        name = poll(self._pod_name, self._job)
         self.pod = Pod(self._cluster.api, "default", name)
         self.wait_until_ready()
 
@@ -54,7 +55,7 @@ class Deployed:
         for value in self._objects:
             self._cluster.api.delete(value["kind"], value["metadata"]["name"])
         self.pod.gone()
-        eventually(lambda: not self._cluster.api.exists("Job", "mayfly"), 60)
+        poll(lambda: not self._cluster.api.exists("Job", "mayfly"))
 
     @property
     def conditions(self) -> set[str]:
@@ -73,7 +74,7 @@ class Deployed:
 
     def wait_until_ready(self) -> None:
         """Its readiness probe answers."""
-        eventually(lambda: self.pod.ready, 120, self.describe)
+        poll(lambda: self.pod.ready, self.describe)
 
     def describe(self) -> str:
         """The pod and its log."""
@@ -105,13 +106,13 @@ class Deployed:
         """SIGKILL to Mayfly in its container."""
         container = self._container()
         os.kill(json.loads(self.node.crictl("inspect", container))["info"]["pid"], signal.SIGKILL)
-        eventually(lambda: self._container() not in ("", container), 60, self.describe)
+        poll(lambda: self._container() not in ("", container), self.describe)
 
     def lose_power(self) -> None:
         """The node fails and starts again: kubelet finds none of its containers."""
         self._fail()
         self.node.start_kubelet()
-        eventually(self._container, 120, self.describe)
+        poll(self._container, self.describe)
 
     def lose_pod(self) -> None:
         """The node fails, and its pod is given up: the Job makes another one."""

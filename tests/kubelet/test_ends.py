@@ -6,10 +6,9 @@ import time
 
 import pytest
 
-from tests.kubelet.api import eventually
 from tests.kubelet.cluster import HOST, HUB_IMAGE, Cluster
 from tests.kubelet.node import Node
-from tests.support.process import Process
+from tests.support.process import Process, poll
 
 
 def test_killed_in_the_middle_of_a_pull(served: Cluster, node: Node) -> None:
@@ -58,7 +57,7 @@ def ended(cluster: Cluster) -> tuple[Cluster, str]:
     pulling = cluster.pod(image, secret)
     _wait_for_bytes(cluster)
     cluster.mayfly.popen.terminate()
-    eventually(lambda: "stopping" in cluster.mayfly.output(), 30, cluster.mayfly.describe)
+    poll(lambda: "stopping" in cluster.mayfly.output(), cluster.mayfly.describe)
     refused = cluster.pod(f"{HOST}/team/app:7", secret)
     refused.fails()
     pulling.runs(120)
@@ -153,14 +152,14 @@ def test_ends_by_coverage_of_two_kubelets(served: Cluster) -> None:
 
 
 def _exit_code(process: Process) -> int:
-    eventually(lambda: not process.running, 60, process.describe)
+    poll(lambda: not process.running, process.describe)
     return int(process.popen.returncode)
 
 
 def _wait_for_bytes(cluster: Cluster) -> None:
     """Wait until the node has begun to receive a layer: its sandbox runs by then."""
     received = _received(cluster)
-    eventually(lambda: _received(cluster) > received + 8 * 2**20, 60, cluster.mayfly.describe)
+    poll(lambda: _received(cluster) > received + 8 * 2**20, cluster.mayfly.describe)
 
 
 def _received(cluster: Cluster) -> int:

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.kubelet.api import eventually
 from tests.kubelet.cluster import HOST, HUB_IMAGE, Cluster
 from tests.kubelet.node import Node
 from tests.kubelet.test_pins import THRESHOLDS
 from tests.support.commands import mayfly, run_mayfly
-from tests.support.process import remove_tree
+from tests.support.process import poll, remove_tree
 
 NUMBER = 7
 LISTED = (f"{HOST}/team/app:7", HUB_IMAGE)
@@ -67,7 +66,7 @@ def test_held_images_stay_and_others_go(served: Cluster, old_node: Node) -> None
         ready = {one["type"]: one["status"] for one in status["conditions"]}["Ready"]
         return ready == "True" and bool(status.get("images"))
 
-    eventually(known, 60, old_node.kubelet.describe)
+    poll(known, old_node.kubelet.describe)
 
     assert _judge(served, old_node) == (["not_pinned"], [])
     held = [{"node": old_node.name, "images": sorted(LISTED)}]
@@ -77,7 +76,7 @@ def test_held_images_stay_and_others_go(served: Cluster, old_node: Node) -> None
 
     old_node.crictl("pull", OTHER)
     old_node.restart_kubelet(**THRESHOLDS | {"evictionHard": {"imagefs.available": "99%"}})
-    eventually(lambda: not old_node.has_image(OTHER), 180, old_node.kubelet.describe)
+    poll(lambda: not old_node.has_image(OTHER), old_node.kubelet.describe, seconds=180)
     assert all(map(old_node.has_image, LISTED))
     served.api.delete("Namespace", HOLDERS)
-    eventually(lambda: not any(map(old_node.has_image, LISTED)), 180, old_node.kubelet.describe)
+    poll(lambda: not any(map(old_node.has_image, LISTED)), old_node.kubelet.describe, seconds=180)

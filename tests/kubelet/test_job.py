@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from tests.kubelet.api import Object, eventually
+from tests.kubelet.api import Object
 from tests.kubelet.cluster import HUB_IMAGE, Cluster, Pod
 from tests.kubelet.node import Node
 from tests.kubelet.pki import Authority
 from tests.kubelet.release import Deployed, released
 from tests.support.chart import rendered
 from tests.support.commands import run_mayfly
+from tests.support.process import poll
 
 NGINX = "library/nginx:1.27"
 
@@ -77,7 +78,7 @@ def test_release_prepares_two_nodes_and_completes(
         # The run went on: script and trust are still good. A drain would wait.
         assert "disruption budget" in release.evict()
         two.run_script(scripts[two.name])
-        eventually(lambda: "Complete" in release.conditions, 120, release.describe)
+        poll(lambda: "Complete" in release.conditions, release.describe)
         assert "coverage: 2 of 2 nodes" in release.log()
         assert "resuming the run of" in release.log()
         # Mayfly has ended; kubelet needs no registry, nor a Secret.
@@ -105,7 +106,7 @@ def test_secrets_of_nodes_are_told_apart(cluster: Cluster, trusted: Deployed) ->
     trusted.wait_until_ready()
     # The Secret was given by the container that was killed.
     cluster.pod(image, secrets[1], 2).runs().gone()
-    eventually(lambda: "Complete" in trusted.conditions, 120, trusted.describe)
+    poll(lambda: "Complete" in trusted.conditions, trusted.describe)
     (status,) = trusted.pod.read()["status"]["containerStatuses"]
     assert status["restartCount"] == 1
 
@@ -121,11 +122,11 @@ def test_uninstalled_release_lets_a_pull_end(
     other_node.slow("100mbit")
     pulling = cluster.pod(image, secret, 2)
     received = _received(other_node)
-    eventually(lambda: _received(other_node) > received + 8 * 2**20, 60, pulling.describe)
+    poll(lambda: _received(other_node) > received + 8 * 2**20, pulling.describe)
     cluster.api.delete("Job", "mayfly")
     cluster.api.delete("Pod", deployed.pod.name, grace=90)
     pulling.runs(90)
-    eventually(lambda: not cluster.api.exists("Pod", deployed.pod.name), 120, pulling.describe)
+    poll(lambda: not cluster.api.exists("Pod", deployed.pod.name), pulling.describe)
     pulling.gone()
 
 
@@ -188,12 +189,12 @@ def test_keys_from_a_secret_volume(
     def told() -> str:
         return other_node.shell(f"cat /var/log/pods/default_{name}_*/mayfly/*.log")
 
-    eventually(lambda: _answer(f"{where}/readyz") == 200, 60, told)
+    poll(lambda: _answer(f"{where}/readyz") == 200, told)
     if secret == "users":
         login = f"{where}/auth/token?service=x"
         assert _answer(login, "alice:password-1") == 200
         _add_user(cluster, keys, "bob", "password-2")
-        eventually(lambda: _answer(login, "bob:password-2") == 200, 180, told)
+        poll(lambda: _answer(login, "bob:password-2") == 200, told, seconds=180)
     pod.gone()
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubelet.api import eventually
 from tests.kubelet.cluster import HUB_IMAGE, Cluster
 from tests.kubelet.node import end
 from tests.kubelet.release import BUNDLES, released
+from tests.support.process import poll
 
 NODE_PORT = 30500
 USER = 65532
@@ -59,7 +59,7 @@ def _claim(cluster: Cluster, name: str, path: str) -> None:
     def bound() -> bool:
         return bool(cluster.api.get("PersistentVolumeClaim", name)["status"]["phase"] == "Bound")
 
-    eventually(bound, 60)
+    poll(bound)
 
 
 def test_nodes_pull_from_a_node_port(cluster: Cluster, proxies: None, claims: None) -> None:
@@ -89,11 +89,11 @@ def test_nodes_pull_from_a_node_port(cluster: Cluster, proxies: None, claims: No
             log = release.log()
             return all(f"{seen} does not trust" in log for seen in (two.address, "10.78.1.1"))
 
-        eventually(told, 30, release.log)
+        poll(told, release.log)
         release.lose_pod()
         assert "resuming the run of" in release.log()
         one.run_script(scripts[one.name])
-        eventually(lambda: "Complete" in release.conditions, 120, release.describe)
+        poll(lambda: "Complete" in release.conditions, release.describe)
         assert "coverage: 2 of 2 nodes" in release.log()
         for node in (one, two):
             node.run_script(scripts[node.name], "revert")

@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from tests.kubelet.api import eventually
 from tests.kubelet.cluster import HOST, PORT, Cluster
 from tests.kubelet.node import GATEWAY, Node, end
 from tests.support.commands import run_mayfly
+from tests.support.process import poll
 
 PROVIDER = f"""#!/bin/sh
 exec {sys.executable} -m mayfly "$@"
@@ -34,7 +34,7 @@ def test_credential_in_hosts_toml_outlives_mayfly(served: Cluster, other_node: N
     mode = other_node.shell('stat -c %a "/etc/containerd/certs.d/$1/hosts.toml"', HOST)
     assert mode.strip() == "600"
     served.pod(image, node=2).runs().gone()
-    eventually(lambda: not served.mayfly.running, 60, served.mayfly.describe)
+    poll(lambda: not served.mayfly.running, served.mayfly.describe)
     assert served.mayfly.popen.returncode == 0, served.mayfly.describe()
     for secret in ("", served.made_up_secret()):
         served.pod(image, secret, node=2).runs().gone()
@@ -65,7 +65,7 @@ def test_credentials_that_kubelet_has(kubelets: Cluster) -> None:
     kubelets.serve("--until-pulled", str(listed), "--nodes", str(nodes))
     for number in (1, 2):
         kubelets.pod(image, node=number, policy="Always").runs().gone()
-    eventually(lambda: not kubelets.mayfly.running, 60, kubelets.mayfly.describe)
+    poll(lambda: not kubelets.mayfly.running, kubelets.mayfly.describe)
     assert kubelets.mayfly.popen.returncode == 0, kubelets.mayfly.describe()
     kubelets.pod(image).runs().gone()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.kubelet.api import eventually
 from tests.kubelet.cluster import HOST, Cluster
 from tests.kubelet.node import Node
 from tests.kubelet.test_pins import THRESHOLDS, pinned_stay
+from tests.support.process import poll
 
 
 def test_collected_image_is_pulled_again(cluster: Cluster, other_node: Node) -> None:
@@ -14,7 +14,7 @@ def test_collected_image_is_pulled_again(cluster: Cluster, other_node: Node) -> 
     other_node.restart_kubelet(imageMaximumGCAge="60s")
     secret = cluster.secret()
     cluster.pod(image, secret, 2).runs().gone()
-    eventually(lambda: not other_node.has_image(image), 660)
+    poll(lambda: not other_node.has_image(image), seconds=660)
     # containerd 1.6 does not pin the sandbox's image, so that went, too.
     other_node.import_images(cluster.sandbox)
     cluster.pod(image, secret, 2).runs().gone()

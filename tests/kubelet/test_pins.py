@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.kubelet.api import eventually
 from tests.kubelet.cluster import HOST, HUB_IMAGE, Cluster
 from tests.kubelet.node import Node
 from tests.support.commands import run_mayfly
+from tests.support.process import poll
 
 PINNED = (f"{HOST}/team/app:4", HUB_IMAGE)
 UNPINNED = f"{HOST}/team/app:5"
@@ -38,10 +38,10 @@ def pinned_stay(cluster: Cluster, node: Node, settings: dict[str, Any], seconds:
     node.crictl("pull", UNPINNED)
     assert all(map(node.has_image, (*PINNED, UNPINNED)))
     node.restart_kubelet(**settings)
-    eventually(lambda: not node.has_image(UNPINNED), seconds, node.kubelet.describe)
+    poll(lambda: not node.has_image(UNPINNED), node.kubelet.describe, seconds=seconds)
     assert all(map(node.has_image, PINNED))
     node.run_script(script, "unpin")
-    eventually(lambda: not any(map(node.has_image, PINNED)), seconds, node.kubelet.describe)
+    poll(lambda: not any(map(node.has_image, PINNED)), node.kubelet.describe, seconds=seconds)
 
 
 def test_pinned_images_stay_and_others_go(cluster: Cluster, pinning_node: Node) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from tests.cli.test_json_output import check
-from tests.kubelet.api import Object, eventually
+from tests.kubelet.api import Object
 from tests.kubelet.cluster import HOST, HUB_IMAGE, Cluster
 from tests.kubelet.namespace import output
 from tests.kubelet.node import GATEWAY, Node, end
 from tests.support.commands import mayfly, started
-from tests.support.process import find_program, need
+from tests.support.process import find_program, need, poll
 
 APP = f"{HOST}/team/app:3"
 NAMESPACES = "/api/v1/namespaces"
@@ -73,11 +73,8 @@ class Operator:
         If it still runs after the block, it is killed.
         """
         with started(*self.words(*options), env=self.env) as running:
-
-            def pulls() -> list[int] | None:
-                return _commands(node, f"pull {image}") or None
-
-            yield running, eventually(pulls, 120, self.cluster.mayfly.describe)[0]
+            pulls = poll(lambda: _commands(node, f"pull {image}"), self.cluster.mayfly.describe)
+            yield running, pulls[0]
 
 
 def _left(cluster: Cluster) -> list[str]:
@@ -151,10 +148,10 @@ def test_every_node_proves_and_nothing_is_left(operator: Operator, served: Clust
         assert secret.partition(" ")[2] not in told
         assert node.shell("ls /var/lib/mayfly-node-config/work 2>&1 || true").count("No such") == 1
         # kubelet removes the logs of pods that are gone each minute.
-        eventually(
+        poll(
             lambda one=node: _traces(one) == before[one.number],
-            180,
             lambda one=node: _traces(one),
+            seconds=180,
         )
     code, events = operator.prefetch()
     assert code == 0
@@ -186,7 +183,7 @@ def test_nodes_in_trouble(
         "node-9": ["no_node"],
     }, json.dumps(events["ended"], indent=1)
     silent.start_kubelet()
-    eventually(lambda: _is_ready(kubelets, silent) or None, 60, silent.kubelet.describe)
+    poll(lambda: _is_ready(kubelets, silent), silent.kubelet.describe)
     code, events = operator.prefetch("--attempts", "1")
     assert [one["node"] for one in events["skipped"]] == ["node-1"]
     assert _codes(events)["node-2"] == []

@@ -19,13 +19,13 @@ import pytest
 import yaml
 
 from tests.clients.layout import Layout
-from tests.kubelet.api import Object, eventually
+from tests.kubelet.api import Object
 from tests.kubelet.cluster import ERRORS, HOST, HUB_IMAGE, Cluster
 from tests.kubelet.images import SLEEP, busybox
 from tests.kubelet.node import Node
 from tests.kubelet.test_pins import THRESHOLDS
 from tests.support.commands import mayfly, run_mayfly
-from tests.support.process import find_program, remove_tree
+from tests.support.process import find_program, poll, remove_tree
 from tests.support.programs import versions
 
 FIRST, SECOND = 5, 6
@@ -180,7 +180,7 @@ class Judged:
             node.crictl("pull", image("app:6"))
             self.collect(node)
         # While a dead container holds the snapshot, a pull leaves out the layer's content.
-        eventually(lambda: not first.crictl("ps", "--all", "--quiet").strip(), 120)
+        poll(lambda: not first.crictl("ps", "--all", "--quiet").strip())
         first.remove_image(image("app:5"))
         cluster.pod(image("app:5"), OWN, FIRST).runs().gone()
         self.run_script(first)
@@ -201,10 +201,9 @@ class Judged:
         """Have kubelet collect all that is not pinned."""
         full = THRESHOLDS | {"evictionHard": {"imagefs.available": "99%"}}
         node.restart_kubelet(**full)
-        gone = lambda: not node.has_image(image("app:6"))  # noqa: E731
-        eventually(gone, 180, node.kubelet.describe)
+        poll(lambda: not node.has_image(image("app:6")), node.kubelet.describe, seconds=180)
         # It also forgets how pinned images were pulled.
-        eventually(lambda: records_of(node) == 0, 60, node.kubelet.describe)
+        poll(lambda: records_of(node) == 0, node.kubelet.describe)
         # What has a loop device for its images has little room.
         node.restart_kubelet(staticPodPath=str(self.manifests(node)))
         node.import_images(self.cluster.sandbox)
@@ -296,7 +295,7 @@ class Judged:
         """Delete the pod of a shape, if there is one; the name."""
         api, namespace = self.cluster.api, self.shapes[name].namespace
         api.delete("Pod", name, namespace)
-        eventually(lambda: not api.exists("Pod", name, namespace), 60)
+        poll(lambda: not api.exists("Pod", name, namespace))
         return name
 
     def make_anew(self, names: Iterable[str]) -> dict[str, bool]:
@@ -313,7 +312,7 @@ class Judged:
         self.remove_static()
         mirrors = [f"{name}-node-{SECOND}" for name in self.static]
         for mirror in mirrors:
-            eventually(lambda m=mirror: not self.cluster.api.exists("Pod", m), 60)
+            poll(lambda m=mirror: not self.cluster.api.exists("Pod", m))
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         for name, policy in self.static.items():
             self.apply_static(name, policy)
@@ -344,7 +343,7 @@ class Judged:
             events = self.cluster.api.events(namespace, name)
             return json.dumps([self.cluster.api.get("Pod", name, namespace)["status"], events])
 
-        return eventually(found, 120, describe) == "runs"
+        return poll(found, describe) == "runs"
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from mayfly.registry.version import VERSION
-from tests.kubelet.api import eventually
 from tests.kubelet.cluster import Cluster
 from tests.support.packing import builder
-from tests.support.process import REPO, need
+from tests.support.process import REPO, need, poll
 
 BUNDLES = "/var/lib/mayfly-upgrade"
 
@@ -45,8 +44,8 @@ def test_static_pod(kubelets: Cluster, tmp_path: Path, monkeypatch: pytest.Monke
     )
     node.restart_kubelet(staticPodPath=str(manifests))
 
-    def container() -> str | None:
-        return node.crictl("ps", "--quiet", "--name=mayfly").strip() or None
+    def container() -> str:
+        return node.crictl("ps", "--quiet", "--name=mayfly").strip()
 
     def status() -> Any:
         found = container()
@@ -58,8 +57,8 @@ def test_static_pod(kubelets: Cluster, tmp_path: Path, monkeypatch: pytest.Monke
         logs = node.crictl.run("logs", found).stderr.decode() if found else ""
         return f"{node.crictl('ps', '--all')}\n{logs}"
 
-    found = eventually(status, 120, pods)
+    found = poll(status, pods)
     assert found["url"] == f"https://{node.address}:5000"
     node.shell('curl --silent --show-error --fail --insecure "$1/readyz"', found["url"])
     (manifests / "mayfly.yaml").unlink()
-    eventually(lambda: container() is None, 150, pods)
+    poll(lambda: not container(), pods, seconds=150)

@@ -17,6 +17,7 @@ from mayfly.registry.lifecycle.watches import ParentDeath, StandardInput, StopFi
 from mayfly.registry.process.signals import Signals
 from mayfly.registry.settings.errors import ConfigError
 from tests.support.fakes import FakeClock, settle
+from tests.support.process import descriptors
 
 DEADLINE = 10.0
 
@@ -103,13 +104,13 @@ def test_parent_death() -> None:
 
 async def test_parent_that_lives() -> None:
     """A running parent does not end the server, and waiting leaves no descriptor open."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     waiting = asyncio.create_task(ParentDeath(FakeClock()).wait())
     await settle()
     assert not waiting.done()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 async def test_standard_input_ends() -> None:

@@ -26,7 +26,7 @@ from mayfly.registry.pki.authority import CertificateFiles
 from mayfly.registry.state.scripts import LIFETIME_SECONDS, SCRIPTS, Scripts
 from tests.support.client import basic
 from tests.support.commands import run_mayfly
-from tests.support.process import Mayfly, need
+from tests.support.process import Mayfly, need, poll
 
 SCRIPT = b"echo ran; : secret-credential\n"
 OTHER = b"echo owned\n"
@@ -215,10 +215,7 @@ def test_a_download_that_breaks_spends_nothing(server: Mayfly, scripts: Scripts)
         assert _status(server, token) == 404  # one at a time
         # Reset, so that the server learns of it.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    until = time.monotonic() + 30
-    while (status := _status(server, token)) == 404 and time.monotonic() < until:
-        time.sleep(0.1)
-    assert status == 200
+    assert poll(lambda: (status := _status(server, token)) != 404 and status) == 200
     assert _status(server, token) == 404
 
 

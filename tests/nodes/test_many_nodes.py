@@ -14,7 +14,7 @@ from mayfly.registry.cli.node import command
 from tests.bundle.builders import Layout
 from tests.nodes.test_script import SHELLS, Node
 from tests.support.commands import mayfly
-from tests.support.process import Mayfly, need
+from tests.support.process import Mayfly, need, peak_bytes
 
 NODES = 50
 NAMES = ("docker.io/library/one:1", "quay.io/team/two:2")
@@ -68,6 +68,4 @@ def test_fifty_nodes_prove_at_once(tmp_path: Path) -> None:
         assert len([line for line in shown if line.startswith("node-")]) == NODES
         assert len(shown) <= NODES + 15
         assert any(line.startswith("self-reported by 50 nodes: 100 images") for line in shown)
-        peak = Path(f"/proc/{server.pid}/status").read_text()
-        (used,) = (line.split()[1] for line in peak.splitlines() if line.startswith("VmHWM"))
-        assert int(used) * 1024 < MOST_MEMORY
+        assert peak_bytes(server.pid) < MOST_MEMORY

@@ -38,8 +38,7 @@ from tests.nodes.conftest import IMAGES
 from tests.nodes.test_prefetch import SCRIPT, Recorder
 from tests.process.test_chart import validate
 from tests.support.commands import assert_refused, mayfly, started
-from tests.support.process import PATIENCE, REPO, Mayfly
-from tests.support.stubs import poll
+from tests.support.process import PATIENCE, REPO, Mayfly, poll
 
 FACTS = PodNode(True, "", "linux", "amd64", "Debian GNU/Linux 12", ("a.example/pause:3",))
 PLACE = PodPlace("mayfly-prefetch-1", "script-1", "node-1", "a.example/pause:3")

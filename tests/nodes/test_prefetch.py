@@ -34,8 +34,7 @@ from mayfly.registry.settings.errors import ConfigError
 from tests.hostile import texts
 from tests.nodes.conftest import IMAGES
 from tests.support.commands import mayfly, started
-from tests.support.process import PATIENCE, REPO, Mayfly, has_line
-from tests.support.stubs import poll
+from tests.support.process import PATIENCE, REPO, Mayfly, has_line, poll
 
 SCRIPT = "images='{}'\n{{ main; }}\n".format("\n".join(f"{name} x" for name in IMAGES))
 

@@ -10,8 +10,7 @@ import pytest
 
 from mayfly.registry.nodes import programs
 from mayfly.registry.nodes.programs import TIMED_OUT, TOO_MUCH, run_program
-from tests.support.process import PATIENCE
-from tests.support.stubs import poll
+from tests.support.process import PATIENCE, alive, poll
 
 CHILD = "sleep 1000 & echo $!"
 """A child that holds the pipes open and says its number, as a ProxyCommand of ssh may be one."""
@@ -29,14 +28,6 @@ async def _run(script: str, seconds: float = PATIENCE) -> tuple[int, list[bytes]
         seconds=seconds,
     )
     return code, lines
-
-
-def _runs(number: int) -> bool:
-    """Whether a process is there, and is more than the entry of one that ended."""
-    try:
-        return " Z " not in Path(f"/proc/{number}/stat").read_text()
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +51,7 @@ async def test_child_that_holds_the_pipes(script: str, seconds: float, expected:
     code, (number, *_) = await _run(script, seconds)
     assert code == expected
     assert time.monotonic() - begun < PATIENCE
-    await asyncio.to_thread(poll, lambda: not _runs(int(number)))
+    await asyncio.to_thread(poll, lambda: not alive(int(number)))
 
 
 async def test_cancelled_with_a_child(tmp_path: Path) -> None:
@@ -73,4 +64,4 @@ async def test_cancelled_with_a_child(tmp_path: Path) -> None:
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    await asyncio.to_thread(poll, lambda: not _runs(int(told.read_text())))
+    await asyncio.to_thread(poll, lambda: not alive(int(told.read_text())))

@@ -23,8 +23,7 @@ from tests.nodes.test_script import dash as dash
 from tests.nodes.test_script import node as node
 from tests.nodes.test_script import shell as shell
 from tests.nodes.test_script import target as target
-from tests.support.process import PATIENCE
-from tests.support.stubs import poll
+from tests.support.process import PATIENCE, poll
 from tests.support.trees import snapshot
 
 FAILER = f"""#!/bin/sh
@@ -537,17 +536,11 @@ def _end_while_it_pulls(
     if not options:
         _end_input(process)
     pulling = node.state / "pulling"
-    deadline = time.monotonic() + PATIENCE
-    while not pulling.exists() or len(pulling.read_text().split()) < 4:
-        assert time.monotonic() < deadline, process.poll()
-        time.sleep(0.05)
+    poll(lambda: pulling.exists() and len(pulling.read_text().split()) >= 4, process.poll)
     end(process)
     _, errors = process.communicate(timeout=PATIENCE)
     assert "illed" not in errors
-    deadline = time.monotonic() + PATIENCE
-    while _running(node) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert _running(node) == []
+    poll(lambda: not _running(node), lambda: _running(node))
     assert len(pulling.read_text().split()) == 4
     (node.bin / "crictl").write_text(whole)
     assert node.run(script, "revert").returncode == 0

@@ -23,6 +23,7 @@ from mayfly.registry.page.feed import (
     Feed,
 )
 from mayfly.registry.page.view import Failed, NodeView, Proof, Pulling, View
+from tests.support.process import until
 from tests.support.views import view
 
 Stream = AsyncGenerator[bytes, None]
@@ -343,9 +344,7 @@ async def test_state_is_forgotten_when_nobody_looks(
     world.node("worker-2", NodeView("ss"))
     async with aclosing(world.feed.events(seen, CLIENT)) as stream:
         assert not (await next_event(stream))[1]["whole"]
-    async with asyncio.timeout(60):
-        while world.feed._view is not None:  # noqa: ASYNC110 - a timer has no event
-            await asyncio.sleep(0.01)
+    await until(lambda: world.feed._view is None)
     async with aclosing(world.feed.events(seen, CLIENT)) as stream:
         assert (await next_event(stream))[1]["whole"]
 

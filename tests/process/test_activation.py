@@ -26,9 +26,9 @@ from mayfly.registry.serving import Lifecycle, RunningServer
 from mayfly.registry.state.directory import StateDir
 from mayfly.registry.state.private import Login
 from tests.support import stub
-from tests.support.process import PATIENCE, need
+from tests.support.process import PATIENCE, need, poll
 from tests.support.stub import content
-from tests.support.stubs import poll, status_of
+from tests.support.stubs import status_of
 
 ROUNDS = 20
 IDLE = 0.02

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.process import PATIENCE, REPO, Process, need, need_root
-from tests.support.stubs import poll, without_private
+from tests.support.process import PATIENCE, REPO, Process, need, need_root, poll
+from tests.support.stubs import without_private
 
 BARE = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 SHOW = 'mayfly status --json | grep state_dir; command -v mayfly; mayfly --version; echo "$PATH"'
@@ -83,7 +83,7 @@ def test_a_killed_server_leaves_no_entry(tmp_path: Path) -> None:
     words = argv(state_dir, "sh", "-c", f"command -v mayfly >'{mark}'; exec sleep 60")
     server = Process(words, tmp_path / "log", env=os.environ | BARE, cwd=REPO)
     try:
-        server.wait_for(lambda: (mark.exists() and mark.read_text().strip()) or None)
+        server.wait_for(lambda: mark.exists() and mark.read_text().strip())
     finally:
         server.kill()
     poll(lambda: without_private(state_dir))

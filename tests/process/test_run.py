@@ -13,17 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.process import PATIENCE
+from tests.support.process import PATIENCE, alive, poll
 from tests.support.stub import BLOB, BLOB_SIZE, MANIFEST
-from tests.support.stubs import (
-    Stub,
-    alive,
-    poll,
-    pull,
-    pulling,
-    status_of,
-    without_private,
-)
+from tests.support.stubs import Stub, pull, pulling, status_of, without_private
 
 Start = Callable[..., Stub]
 

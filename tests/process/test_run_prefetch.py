@@ -14,8 +14,7 @@ from tests.bundle.builders import Layout, layers
 from tests.cli.test_json_output import check
 from tests.hostile import texts
 from tests.support.commands import mayfly, started
-from tests.support.process import PATIENCE, REPO, has_line, need
-from tests.support.stubs import poll
+from tests.support.process import PATIENCE, REPO, has_line, need, poll
 
 IMAGES = ("docker.io/library/one:1", "quay.io/team/two:2")
 

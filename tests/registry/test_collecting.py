@@ -122,4 +122,4 @@ def test_nothing_tagged_is_lost(start_mayfly: Callable[..., Mayfly]) -> None:
                 found.add(f"sha256:{Path(directory).name}")
         return found
 
-    server.wait_for(lambda: True if stored() == kept else None)
+    server.wait_for(lambda: stored() == kept)

@@ -52,7 +52,7 @@ def test_upgrade(tmp_path: Path, bundle: Path) -> None:
     words += ["--nodes", tmp_path / "nodes", "--", "true"]
     server = Process(command_line(*words), tmp_path / "log", env=environment(), cwd=REPO)
     try:
-        server.wait_for(lambda: "waiting for coverage" in server.output() or None, 60)
+        server.wait_for(lambda: "waiting for coverage" in server.output(), 60)
         url = json.loads((state / "ready.json").read_text())["url"]
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)
         connection.request("HEAD", "/v2/team/app/manifests/1?ns=quay.io", headers=RUNTIME)
@@ -162,7 +162,7 @@ def test_nodes_that_are_not_set_up(start_mayfly: Callable[..., Mayfly]) -> None:
     def warnings() -> list[str]:
         return [text for level, text in lines(server.output()) if level == "WARNING"]
 
-    server.wait_for(lambda: expected <= set(warnings()) or None)
+    server.wait_for(lambda: expected <= set(warnings()))
     refused = [text for text in warnings() if "was refused" in text]
     assert len(refused) == 1
     assert refused[0].startswith("eve\\x1b[2J at 127.0.0.1 was refused: ")
@@ -212,7 +212,7 @@ def test_full_disk(start_mayfly: Callable[..., Mayfly]) -> None:
 def test_start_up_text_is_short(start_mayfly: Callable[..., Mayfly]) -> None:
     """Three lines, no certificate and no password; where to find them is said."""
     server = start_mayfly(listen="0.0.0.0:0")
-    server.wait_for(lambda: "users of this run" in server.output() or None)
+    server.wait_for(lambda: "users of this run" in server.output())
     told = lines(server.output())
     assert len(server.output().splitlines()) == len(told) == 3
     texts = "\n".join(text for _, text in told)

@@ -8,7 +8,7 @@ import pytest
 
 from mayfly.registry import housekeeping
 from mayfly.registry.housekeeping import _renew_certificate
-from tests.support.secured import until
+from tests.support.process import until
 
 
 async def test_problem_of_renewing_is_told_once(

@@ -130,9 +130,9 @@ def _stalled_upload(host: str, length: int, body: bytes) -> socket.socket:
     return stalled
 
 
-def _stopping(server: Process) -> Callable[[], bool | None]:
+def _stopping(server: Process) -> Callable[[], bool]:
     """Whether a server has taken note of a signal."""
-    return lambda: True if "stopping: " in server.output() else None
+    return lambda: "stopping: " in server.output()
 
 
 def test_transfer_under_way_may_finish(start_mayfly: StartMayfly) -> None:
@@ -222,11 +222,8 @@ def test_signal_during_the_start(tmp_path: Path) -> None:
     argv = command_line("serve", *options)
     process = Process(argv, tmp_path / "output.log", env=environment(TMPDIR=str(tmp_path / "tmp")))
 
-    def has_scratch_root() -> bool | None:
-        # Not any file: tempfile tries whether it may write there, with one of its own.
-        return any(one.is_dir() for one in (tmp_path / "tmp").iterdir()) or None
-
-    process.wait_for(has_scratch_root)
+    # Not any file: tempfile tries whether it may write there, with one of its own.
+    process.wait_for(lambda: any(one.is_dir() for one in (tmp_path / "tmp").iterdir()))
     process.popen.send_signal(signal.SIGTERM)
     process.popen.wait(PATIENCE)
     assert list((tmp_path / "tmp").iterdir()) == []

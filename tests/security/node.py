@@ -60,7 +60,7 @@ class Node(Process):
             ["unshare", *namespaces, *script], directory / "output.log", env=with_sbin()
         )
         try:
-            self.wait_for(lambda: (self.root / "made").exists() or None)
+            self.wait_for(lambda: (self.root / "made").exists())
         except BaseException:
             self.kill()
             raise

@@ -35,11 +35,7 @@ def containerd(node: Node) -> Iterator[NodeContainerd]:
     need("crictl")
     daemon = NodeContainerd(node)
     crictl = Client("crictl", node.directory, *_options(daemon))
-
-    def answered() -> bool | None:
-        return crictl.run("images", timeout=30).returncode == 0 or None
-
-    daemon.wait_for(answered, deadline=60)
+    daemon.wait_for(lambda: crictl.run("images", timeout=30).returncode == 0, deadline=60)
     yield daemon
     daemon.stop()
 

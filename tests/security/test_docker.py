@@ -202,7 +202,7 @@ def test_hub_name_comes_from_a_bundle(
         assert "/etc/docker/daemon.json" in told
         dockerd.popen.send_signal(signal.SIGHUP)
         mirrors = "{{.RegistryConfig.Mirrors}}"
-        dockerd.wait_for(lambda: server.host in docker("info", "--format", mirrors) or None)
+        dockerd.wait_for(lambda: server.host in docker("info", "--format", mirrors))
         assert "Downloaded newer image for small:1" in docker("pull", "small:1")
         node.configure("revert", "docker")
 

@@ -185,7 +185,7 @@ def test_tls_keys_open_to_others(tmp_path: Path, serve: Callable[..., str]) -> N
 
 def wait_for(server: Mayfly, name: str, wanted: int) -> None:
     """Wait until a user gets a status: files are looked at once a second."""
-    server.wait_for(lambda: status(server, name) == wanted or None)
+    server.wait_for(lambda: status(server, name) == wanted)
 
 
 def test_grants_are_reloaded(auth: Path, start_mayfly: Callable[..., Mayfly]) -> None:
@@ -296,9 +296,9 @@ def test_broken_htpasswd_keeps_the_old_users(
 def _wait_until_said(server: Mayfly, text: str) -> None:
     """Ask until the server has said something; alice and bob get what they got before."""
 
-    def said() -> bool | None:
+    def said() -> bool:
         assert (status(server, "alice"), status(server, "bob")) == (404, 403)
-        return text in server.output() or None
+        return text in server.output()
 
     server.wait_for(said)
 

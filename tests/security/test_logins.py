@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlencode
@@ -30,6 +30,7 @@ from tests.security.registries import (
     registry,
 )
 from tests.support.client import Answer, basic
+from tests.support.process import until
 
 TOKEN = "/auth/token"
 
@@ -179,7 +180,7 @@ async def test_transfer_goes_on_through_200_logins(memory: Path, bcrypts: Bcrypt
                 )
                 for n, name in enumerate(names[1:])
             ]
-            await _until(lambda: len(bcrypts.costs) > begun)
+            await until(lambda: len(bcrypts.costs) > begun)
             steps = []
             for _ in range(32):
                 await reader.readexactly(1024 * 1024)
@@ -217,27 +218,18 @@ async def test_storm_from_one_address_delays_another_by_one(
         )
         for n in range(300)
     ]
-    await _until(lambda: _attempts(closed) == 300)
+    await until(lambda: _attempts(closed) == 300)
     under_way = len(bcrypts.costs)
     own = asyncio.create_task(
         closed.server.ask("GET", TOKEN, [by_password("developer")], source="127.0.3.2")
     )
-    await _until(lambda: _attempts(closed) == 301)
+    await until(lambda: _attempts(closed) == 301)
     bcrypts.gate.set()
     assert (await own).status == 200
     right = bcrypts.passwords.index(password_of("developer").encode())
     # Each thread may begin one more before the first of them to be free begins this one.
     assert right < 2 * under_way, f"{right} guesses came first"
     assert [answer.status for answer in await asyncio.gather(*storm)] == [401] * 300
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    """Let the event loop go on until something is so."""
-    for _ in range(4000):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it did not come to be so in 20 s")
 
 
 def _attempts(made: Registry) -> int:
@@ -275,7 +267,7 @@ async def test_bearer_and_robots_pass_a_storm(closed: Registry, bcrypts: Bcrypt)
         asyncio.create_task(closed.server.ask("GET", TOKEN, [basic(f"guess-{n}", "x")]))
         for n in range(50)
     ]
-    await _until(lambda: len(bcrypts.costs) == 1)
+    await until(lambda: len(bcrypts.costs) == 1)
     robot = closed.robots.issue("node", [Permission(Role.GUEST, EVERYTHING)], 60, time.time())
     for headers in (
         [basic(robot.name, robot.password)],
@@ -295,7 +287,7 @@ async def test_more_than_may_wait_are_refused_at_once(closed: Registry, bcrypts:
         asyncio.create_task(closed.server.ask("GET", TOKEN, [basic(f"guess-{n}", "x")]))
         for n in range(most + 20)
     ]
-    await _until(lambda: sum(task.done() for task in storm) == 20)
+    await until(lambda: sum(task.done() for task in storm) == 20)
     refused = [task.result().status for task in storm if task.done()]
     bcrypts.gate.set()
     assert refused == [401] * 20

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +12,7 @@ from mayfly.registry.page import feed as feeds
 from mayfly.registry.page.feed import MAX_SENDING, Feed
 from mayfly.registry.page.view import Failed, NodeView, View
 from tests.security.registries import Registry, by_password
-from tests.support.process import PATIENCE
+from tests.support.process import PATIENCE, resident_bytes, until
 from tests.support.views import view
 
 MIB = 1 << 20
@@ -71,13 +69,6 @@ def turning(feed: Feed) -> None:
     feed._look = look
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - of another task's numbers
-            await asyncio.sleep(0.01)
-
-
 async def test_a_reader_that_takes_nothing_is_cut(
     closed: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +105,7 @@ async def test_memory_of_readers_that_take_nothing(
     monkeypatch.setattr(feeds, "_SHARE", 1.0)
     feed = closed.hooks.feed()
     turning(feed)
-    lines, most, before = [], 0, resident()
+    lines, most, before = [], 0, resident_bytes()
     for number in range(32):
         lines.append(await follow(closed, number))
         version = feed._version
@@ -122,12 +113,7 @@ async def test_memory_of_readers_that_take_nothing(
         most = max(most, feed._sending.bytes)
     assert 0 < most <= MAX_SENDING + LARGE
     assert feed.streams <= 2 + MAX_SENDING // LARGE
-    assert resident() - before < 16 * LARGE, "half of what all of them would take"
+    assert resident_bytes() - before < 16 * LARGE, "half of what all of them would take"
     for line in lines:
         line.close()
     await until(lambda: feed.streams == 0)
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -52,7 +52,7 @@ def crictl(node: Node, home: Path) -> Iterator[Client]:
     endpoint = f"unix://{daemon.socket}"
     options = (f"--runtime-endpoint={endpoint}", f"--image-endpoint={endpoint}", "--timeout=60s")
     client = Client("crictl", home, *options)
-    daemon.wait_for(lambda: client.run("images", timeout=30).returncode == 0 or None, deadline=60)
+    daemon.wait_for(lambda: client.run("images", timeout=30).returncode == 0, deadline=60)
     yield client
     daemon.stop()
 

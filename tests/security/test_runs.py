@@ -166,7 +166,7 @@ def test_deadline_counts_from_the_first_start(start_mayfly: Start, tmp_path: Pat
 
     elapsed(3600 - 5)
     again = start_mayfly(*options, state_dir=state)
-    again.wait_for(lambda: "maximum lifetime" in again.output() or None, 60)
+    again.wait_for(lambda: "maximum lifetime" in again.output(), 60)
     assert again.popen.wait(60) == 0, again.describe()
     assert not file.exists()
     elapsed(3600 + 5)

@@ -175,7 +175,7 @@ def test_state_directory_is_private(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     try:
-        process.wait_for(lambda: (state / "ready.json").exists() or None)
+        process.wait_for(lambda: (state / "ready.json").exists())
         assert stat.S_IMODE(state.stat().st_mode) == 0o700
     finally:
         process.stop()

@@ -88,7 +88,7 @@ def buildkit(tmp_path_factory: pytest.TempPathFactory, plain: Upstream) -> Itera
     ]
     process = Process([BUILDKIT / "buildkitd", *words], place / "log")
     try:
-        process.wait_for(lambda: (place / "socket").exists() or None)
+        process.wait_for(lambda: (place / "socket").exists())
         yield address
     finally:
         process.stop()

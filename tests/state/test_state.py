@@ -24,6 +24,7 @@ from mayfly.registry.process.child import environment
 from mayfly.registry.settings.errors import ConfigError, unusable
 from mayfly.registry.state.directory import CONTROL_SOCKET, FILES, StateDir
 from mayfly.registry.state.private import Login, client_config, removed_if_killed
+from tests.support.process import descriptors, until
 
 HOLD = """
 import sys
@@ -496,32 +497,19 @@ async def test_broken_requests(control: Path, line: bytes) -> None:
     writer.close()
 
 
-def _open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 async def _connect(directory: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     with control_module.short_path(directory) as path:
         return await asyncio.open_unix_connection(path)
 
 
-async def _until_closed(before: int) -> None:
-    """Wait until no more descriptors are open than before."""
-    for _ in range(1000):
-        if _open_files() <= before:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("descriptors are still open")
-
-
 async def test_those_who_wait_and_leave(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients of `mayfly wait --timeout` that left hold no descriptor."""
     monkeypatch.setattr(control_module, "_LOOK_SECONDS", 0.02)
-    before = _open_files()
+    before = descriptors()
     for _ in range(50):
         with pytest.raises(client.TimedOut):
             await asyncio.to_thread(client.ask, control, "never", timeout=0.001)
-    await _until_closed(before)
+    await until(lambda: descriptors() <= before)
     # One that only ends its requests still waits for its answer.
     reader, writer = await _connect(control)
     writer.write(b'{"command": "never"}\n')
@@ -534,13 +522,13 @@ async def test_those_who_wait_and_leave(control: Path, monkeypatch: pytest.Monke
 async def test_flood_of_connections(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Silent connections are bounded, and closed after a while."""
     monkeypatch.setattr(control_module, "MAX_CLIENTS", 5)
-    before = _open_files()
+    before = descriptors()
     held = [await _connect(control) for _ in range(5)]
     with pytest.raises(LifetimeError, match="others are connected: try again"):
         await asyncio.to_thread(client.ask, control, "status")
     for _, writer in held:
         writer.close()
-    await _until_closed(before)
+    await until(lambda: descriptors() <= before)
     monkeypatch.setattr(control_module, "_IDLE_SECONDS", 0.05)
     held = [await _connect(control) for _ in range(5)]
     assert [await reader.read() for reader, _ in held] == [b""] * 5

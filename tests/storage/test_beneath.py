@@ -18,6 +18,7 @@ import pytest
 from mayfly.storage import beneath
 from mayfly.storage.beneath import Beneath, Lookup, best_lookup, by_openat2, by_walking
 from mayfly.storage.errors import PathRefused
+from tests.support.process import descriptors
 
 SECRET = b"a secret of the host"
 
@@ -173,12 +174,12 @@ def test_descriptors_are_given_back(tree: Beneath, secret: Path) -> None:
     """Also those of refused names."""
     (tree.root / "link").symlink_to(secret)
     (tree.root / "a/up").symlink_to("..")
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for _ in range(3):
         test_files_and_directories(tree)
         for name in ("link", "a/up/link", "none/x", "a/b/good/x"):
             assert not tree.is_file(tree.root / name)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from mayfly.storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnkn
 from mayfly.storage.upkeep.collect import collect
 from tests.storage.disk import Disk
 from tests.support.images import descriptor, image_body, push, put, put_image, read
+from tests.support.process import poll
 
 REPO = "team/app"
 LAYER = b"layer " * 1000
@@ -41,13 +40,6 @@ def _forget(root: Path, digest: Digest) -> Path:
     for record in _blob(root, digest).glob("_mayfly_*"):
         record.unlink()
     return _blob(root, digest) / "data"
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + LONGEST_WAIT
-    while not holds():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.01)
 
 
 def _is_unknown(store: DistributionStore, digest: Digest) -> bool:
@@ -102,7 +94,7 @@ def test_contradiction_has_the_bytes_hashed(store: DistributionStore, root: Path
     os.truncate(_forget(root, digest), 10)
     with pytest.raises(SizeInvalid, match="being checked"):
         put(store, REPO, image_body(LAYER), "v1")
-    _until(lambda: _is_unknown(store, digest))
+    poll(lambda: _is_unknown(store, digest))
     assert _records(root, digest) == ["_mayfly_damaged"]
     assert _is_unknown(DistributionStore(root), digest)  # also after a restart
     push(store, REPO, LAYER)
@@ -118,7 +110,7 @@ def test_served_manifest_has_the_bytes_hashed(store: DistributionStore, root: Pa
     _forget(root, digest)
     os.truncate(_forget(root, layer), 10)
     store.compare(REPO, digest, manifest.body)
-    _until(lambda: _is_unknown(store, layer))
+    poll(lambda: _is_unknown(store, layer))
     assert _records(root, digest) == ["_mayfly_size"]
 
 
@@ -137,7 +129,7 @@ def test_nothing_that_is_pushed_hides_a_blob(root: Path) -> None:
                 body = image_body(b"{}", [], config=wrong)
                 put(store, "elsewhere", body, "v1")
                 store.compare("elsewhere", digests.of(body), body)
-        _until(lambda: _records(root, digest) == ["_mayfly_size"])
+        poll(lambda: _records(root, digest) == ["_mayfly_size"])
         assert read(store.blob(REPO, digest)) == LAYER
     with pytest.raises(SizeInvalid) as refused:
         put(store, REPO, image_body(b"{}", [], config=descriptor(LAYER, size=1)))

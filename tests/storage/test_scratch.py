@@ -19,6 +19,7 @@ from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import Interrupted
 from tests.support.images import all_succeed, put_image
 from tests.support.process import REPO as SOURCE
+from tests.support.process import descriptors
 
 HOLDER = """
 import sys
@@ -106,7 +107,7 @@ def test_nothing_is_published_after_the_end(tmp_path: Path) -> None:
     opened = _open(tmp_path)
     opened.write(tmp_path / "before", b"content")
     opened.close()
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for late in (
         lambda: opened.write(tmp_path / "late", b"content"),
         lambda: opened.put_directory(tmp_path / "late", {"data": b""}),
@@ -116,7 +117,7 @@ def test_nothing_is_published_after_the_end(tmp_path: Path) -> None:
             late()
     assert {path.name for path in tmp_path.iterdir()} == {"_scratch", "before"}
     assert list((tmp_path / "_scratch").iterdir()) == []
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert descriptors() == before
 
 
 def test_open_between_the_other_s_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

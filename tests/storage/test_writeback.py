@@ -17,6 +17,7 @@ from mayfly.storage.errors import BlobUnknown, DigestInvalid, StorageFull
 from tests.storage.contract import OpenStore
 from tests.storage.disk import Disk, path_of
 from tests.storage.test_publish_order import REPO, assert_durable
+from tests.support.process import descriptors
 
 CONTENT = os.urandom(STEP + 1)
 SECONDS = 30
@@ -162,14 +163,14 @@ def test_who_waits_in_line_need_not(open_store: OpenStore, syncs: Syncs, end: st
     first, second = (store.begin_upload(REPO, "sha256") for _ in range(2))
     first.write([CONTENT], 0)
     assert syncs.begun.acquire(timeout=SECONDS)
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     second.write([CONTENT], 0)
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert descriptors() == before + 1
     if end == "commit":
         second.commit(digests.of(CONTENT))
     else:
         second.cancel()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
     assert len(syncs.paths) == 1
 
 
@@ -179,7 +180,7 @@ def test_end_of_the_store(tmp_path: Path, syncs: Syncs) -> None:
     with (tmp_path / "file").open("wb") as file:
         futures = [writeback.begin(file.fileno()) for _ in range(2)]
         assert syncs.begun.acquire(timeout=SECONDS)
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         with ThreadPoolExecutor(1) as pool:
             closed = pool.submit(writeback.close)
             with pytest.raises(CancelledError):
@@ -187,7 +188,7 @@ def test_end_of_the_store(tmp_path: Path, syncs: Syncs) -> None:
             syncs.release()
             closed.result(timeout=SECONDS)
         assert futures[0].done() and len(syncs.paths) == 1
-        assert len(os.listdir("/proc/self/fd")) == before - 2
+        assert descriptors() == before - 2
 
 
 @pytest.mark.parametrize("lacking", ["descriptor", "thread"])
@@ -200,7 +201,7 @@ def test_without_means_for_it(
         raise OSError(errno.EMFILE, "") if lacking == "descriptor" else RuntimeError("no thread")
 
     upload = open_store().begin_upload(REPO, "sha256")
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with monkeypatch.context() as patched:
         target = (
             "os.dup"
@@ -209,7 +210,7 @@ def test_without_means_for_it(
         )
         patched.setattr(target, refuse)
         upload.write([CONTENT], 0)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
     upload.commit(digests.of(CONTENT))
     assert syncs.paths == []
 

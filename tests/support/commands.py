@@ -90,7 +90,7 @@ import atexit, re, runpy, sys
 
 def show():
     with open("/proc/self/status") as status:
-        print(re.search(r"VmHWM:\\s+(\\d+) kB", status.read())[1], file=sys.stderr)
+        print("\\npeak", re.search(r"VmHWM:\\s+(\\d+) kB", status.read())[1], file=sys.stderr)
 
 atexit.register(show)
 sys.argv[0] = "mayfly"
@@ -98,8 +98,10 @@ runpy.run_module("mayfly", run_name="__main__")
 """
 
 
-def peak_of(*arguments: object) -> int:
-    """Run a command that succeeds; the largest resident memory of it, in bytes.
+def measured(
+    *arguments: object, timeout: float = TIMEOUT
+) -> tuple[subprocess.CompletedProcess[str], int]:
+    """Run a command that ends by itself; its result, and its largest resident memory in bytes.
 
     The figures of wait4(2) would begin with the memory of the tests, which it is forked from.
     """
@@ -109,7 +111,14 @@ def peak_of(*arguments: object) -> int:
         cwd=REPO,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT,
+        timeout=timeout,
     )
+    done.stderr, _, peak = done.stderr.rpartition("\npeak ")
+    return done, int(peak) * 1024
+
+
+def peak_of(*arguments: object) -> int:
+    """Run a command that succeeds; its largest resident memory, in bytes."""
+    done, peak = measured(*arguments)
     assert done.returncode == 0, f"mayfly {arguments} exited {done.returncode}: {done.stderr}"
-    return int(done.stderr.splitlines()[-1]) * 1024
+    return peak

@@ -128,7 +128,7 @@ def _port(process: Process, pattern: str) -> str | None:
     return found[1] if found else None
 
 
-def _answers(port: int) -> bool | None:
+def _answers(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
-    return None
+    return False

@@ -6,6 +6,7 @@ a deadline, and a process that dies early fails the wait with what it wrote.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -87,15 +88,66 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path)
 
 
+def poll(
+    probe: Callable[[], T | None],
+    what: Callable[[], object] | str = "",
+    *,
+    seconds: float = PATIENCE,
+) -> T:
+    """Call a probe until it returns something true, and return that.
+
+    Args:
+        what: what has not happened, or is there instead, if the time is over.
+        seconds: after which that is a failure.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        began = time.monotonic()
+        if found := probe():
+            return found
+        now = time.monotonic()
+        assert now < end, f"not within {seconds} s: {what() if callable(what) else what}"
+        # A probe that runs a program leaves half of the time to what it looks at.
+        time.sleep(max(POLL_INTERVAL, now - began))
+
+
+async def until(probe: Callable[[], object], what: str = "") -> None:
+    """Let the event loop run until a probe returns something true; see `poll`."""
+    end = time.monotonic() + PATIENCE
+    while not probe():
+        assert time.monotonic() < end, f"not within {PATIENCE} s: {what}"
+        await asyncio.sleep(POLL_INTERVAL)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead and not yet reaped does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
 def has_line(file: Path) -> bool:
     """Whether a file is there and ends with a whole line."""
     return file.exists() and file.read_text().endswith("\n")
+
+
+def descriptors(pid: int | None = None) -> int:
+    """How many descriptors a process has open, this one without ``pid``."""
+    return len(os.listdir(f"/proc/{pid or 'self'}/fd"))
 
 
 def resident_bytes(pid: int | None = None) -> int:
     """Bytes of memory that a process has, this one without ``pid``."""
     pages = Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes(pid: int) -> int:
+    """The most bytes of memory that a process has had."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 class Process:
@@ -136,20 +188,15 @@ class Process:
         return f"{' '.join(self.argv)}\n--- output, its end:\n{self.output()[-8000:]}"
 
     def wait_for(self, probe: Callable[[], T | None], deadline: float = PATIENCE) -> T:
-        """Poll until probe answers something; the process dying, or the deadline, is a failure."""
-        end = time.monotonic() + deadline
-        while True:
-            began = time.monotonic()
+        """Poll until a probe returns something true; the end of the process is a failure, too."""
+
+        def look() -> T | None:
             found = probe()
-            if found is not None:
-                return found
-            if not self.running:
+            if not found and not self.running:
                 raise AssertionError(f"exited {self.popen.returncode} early: {self.describe()}")
-            now = time.monotonic()
-            if now > end:
-                raise AssertionError(f"not ready after {deadline} s: {self.describe()}")
-            # A probe that runs a program leaves the process that is to be ready half of the time.
-            time.sleep(max(POLL_INTERVAL, now - began))
+            return found
+
+        return poll(look, self.describe, seconds=deadline)
 
     def stop(self, timeout: float = PATIENCE) -> int:
         """SIGTERM, then wait; a process that does not end is killed and is a failure."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import http.client
-import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -25,25 +24,11 @@ from mayfly.registry.http.watchdog import Timeouts
 from mayfly.storage.interface import Store
 from tests.support.client import Answer, read
 from tests.support.lifecycle_hooks import lifecycle_hooks
-from tests.support.process import POLL_INTERVAL
+from tests.support.process import descriptors, until
 from tests.support.settings import settings_with
 from tests.support.wire import TIMEOUT, message
 
 NAME = "localhost"
-
-
-async def until(probe: Callable[[], bool], what: str) -> None:
-    """Poll until a condition holds, for a bounded time."""
-    for _ in range(int(TIMEOUT / POLL_INTERVAL)):
-        if probe():
-            return
-        await asyncio.sleep(POLL_INTERVAL)
-    raise AssertionError(f"not so after {TIMEOUT} s: {what}")
-
-
-def descriptors() -> int:
-    """How many descriptors this process has open."""
-    return len(os.listdir("/proc/self/fd"))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,23 +121,6 @@ def pulling(port: int, node: str = "node-a") -> Iterator[http.client.HTTPRespons
     with asked(port, node, "GET", f"/v2/team/app/blobs/{BLOB}") as response:
         assert response.read(1) == b"x"
         yield response
-
-
-def poll(condition: Callable[[], bool]) -> None:
-    """Wait for something that no process of ours will tell us of."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that is dead and not yet reaped does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 def without_private(state_dir: Path) -> bool:

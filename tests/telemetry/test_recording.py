@@ -179,7 +179,7 @@ def test_kill_and_restart(start_mayfly: Start, tmp_path: Path) -> None:
     for turn in range(3):
         server = start_mayfly(*options, state_dir=state, root=tmp_path / "root")
         act(server.host)
-        server.wait_for(lambda turn=turn: True if _deletes(audit) > turn else None)
+        server.wait_for(lambda turn=turn: _deletes(audit) > turn)
         server.kill()
         with audit.open("ab") as file:
             file.write(b'{"number":')  # as a kill in the middle of a write leaves it
@@ -218,15 +218,15 @@ def test_full_disk(start_mayfly: Start, workspace: Path) -> None:
         audit = disk / "audit.jsonl"
         server = start_mayfly("--audit", str(audit), "--audit-level", "all")
         act(server.host)
-        server.wait_for(lambda: True if _deletes(audit) else None)
+        server.wait_for(lambda: _deletes(audit))
         fill(disk, leave=0)
         for _ in range(20):
             act(server.host)
-        server.wait_for(lambda: True if "cannot be written" in server.output() else None)
+        server.wait_for(lambda: "cannot be written" in server.output())
         for filler in disk.iterdir():
             if filler != audit:
                 filler.unlink()
-        server.wait_for(lambda: True if "is written again" in server.output() else None)
+        server.wait_for(lambda: "is written again" in server.output())
         assert server.stop() == 0
         assert shapes(recorded(audit)) == DONE * 21
         found = check(audit)
@@ -255,7 +255,7 @@ def test_cut_pull_has_its_bytes(start_mayfly: Start, tmp_path: Path) -> None:
     with closing(HTTPConnection(server.host, timeout=30)) as connection:
         connection.request("GET", f"/v2/a/blobs/{digest_of(blob)}")
         assert len(connection.getresponse().read(4 * disk_mounts.MIB)) == 4 * disk_mounts.MIB
-    server.wait_for(lambda: True if b'"cut"' in audit.read_bytes() else None)
+    server.wait_for(lambda: b'"cut"' in audit.read_bytes())
     (cut,) = [one for one in recorded(audit) if one["outcome"] == "cut"]
     assert 4 * disk_mounts.MIB <= cut["bytes"] < len(blob)
 

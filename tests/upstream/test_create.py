@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from mayfly.registry.upstream.lists import TagFilter, choose_tags
 from mayfly.storage.digest import of
 from tests.clients.proxy import FaultyProxy, SlowProxy
 from tests.support.commands import command_line, environment, mayfly, run_mayfly
-from tests.support.process import REPO, Mayfly
+from tests.support.process import REPO, Mayfly, poll
 from tests.upstream.content import APP, LAYERS, TOOL, Content
 from tests.upstream.disturbed import kill_until_done, repeat_until_done
 
@@ -185,10 +184,7 @@ def test_an_interrupt_is_one_line(
                 argv, cwd=REPO, env=environment(), stderr=subprocess.PIPE, text=True,
                 stdout=subprocess.DEVNULL,
             )  # fmt: skip
-            deadline = time.monotonic() + 60
-            while not _is_writing(process.pid) and process.poll() is None:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            poll(lambda running=process: _is_writing(running.pid) or running.poll() is not None)
             process.send_signal(number)
             _, said = process.communicate(timeout=60)
             if process.returncode == 0:

@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +18,7 @@ from tests.clients.proxy import SlowProxy
 from tests.faults.disk_mounts import MIB, fill, tmpfs
 from tests.support.commands import command_line, environment, mayfly
 from tests.support.images import image_body, push, put
-from tests.support.process import REPO, Mayfly
+from tests.support.process import REPO, Mayfly, poll
 
 APP = "team/app"
 LAYERS = [os.urandom(1_000_000) for _ in range(3)]
@@ -76,10 +75,7 @@ def test_a_stick_that_fills_is_named_and_the_same_command_goes_on(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        deadline = time.monotonic() + 60
-        while not (stick / ".up.tar.partial").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        poll((stick / ".up.tar.partial").exists)
         filler = _fill_meanwhile(stick)
         _, said = process.communicate(timeout=60)
         assert process.returncode == 4, said

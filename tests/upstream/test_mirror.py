@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from tests.support.fixtures import quick_sync as quick_sync
 from tests.support.fixtures import root as root
 from tests.support.images import descriptor, digest_of, files, image_body, index_body, read
 from tests.support.on_socket import Served
-from tests.support.process import PATIENCE
+from tests.support.process import PATIENCE, descriptors, until
 from tests.support.pushing import push_blob, push_image, push_manifest, refused
 from tests.support.registry import Client, open_to_everyone
 from tests.support.registry import store as store
@@ -111,12 +110,6 @@ async def make(
             return World(client, hub, quay, mirror, store)
 
         yield made
-
-
-async def _wait_for(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - conditions of parts that notify nobody
-            await asyncio.sleep(0.01)
 
 
 async def test_a_cold_pull_by_fifty_clients_is_one_download(make: Make) -> None:
@@ -200,7 +193,7 @@ async def test_ranges_of_a_blob_under_way(
     world.hub.gate = asyncio.Event()
     path = f"{APP}/blobs/{digest_of(LAYER)}"
     whole = asyncio.create_task(world.get(path))
-    await _wait_for(lambda: world.hub.sent > 0)
+    await until(lambda: world.hub.sent > 0)
     part = asyncio.create_task(world.get(path, {"Range": f"bytes={asked}"}))
     if asked == "0-99":
         assert await part == (206, LAYER[:100])
@@ -229,7 +222,7 @@ async def test_wrong_bytes_are_not_sent_whole_and_not_kept(make: Make, root: Pat
     digest = digest_of(LAYER)
     world.hub.blobs["org/app", digest] = LAYER[:-1] + b"!"
     assert await _cut(world, f"{APP}/blobs/{digest}") < len(LAYER)
-    await _wait_for(lambda: not world.mirror._tasks)
+    await until(lambda: not world.mirror._tasks)
     assert not files(root)
     async with world.client.get(f"/v2/{APP}/blobs/{digest}") as answer:
         (error,) = await refused(answer, 502, "UNAVAILABLE")
@@ -300,7 +293,7 @@ async def test_a_client_that_leaves_stops_nobody(make: Make) -> None:
         await leaving.content.readexactly(1000)
         leaving.close()
     world.hub.gate.set()
-    await _wait_for(lambda: world.store.content(digests.of(other)) is not None)
+    await until(lambda: world.store.content(digests.of(other)) is not None)
     assert world.hub.count("GET", digest_of(other)) == 1
 
 
@@ -316,7 +309,7 @@ async def test_a_blob_of_two_repositories_is_fetched_once(make: Make) -> None:
         asyncio.create_task(world.get(f"docker.io/org/{name}/blobs/{digest}"))
         for name in ("app", "two")
     ]
-    await _wait_for(lambda: len(world.mirror._arriving) == 2)
+    await until(lambda: len(world.mirror._arriving) == 2)
     world.hub.gate.set()
     assert await asyncio.gather(*both) == [(200, LAYER)] * 2
     assert await world.get(f"docker.io/org/three/blobs/{digest}") == (200, LAYER)
@@ -441,7 +434,7 @@ async def test_a_rate_limit_is_honoured_and_not_passed_on(
 
     world.hub.first = limited
     first = asyncio.create_task(world.get(f"{APP}/manifests/2"))
-    await _wait_for(lambda: world.hub.asked.total() == 1)
+    await until(lambda: world.hub.asked.total() == 1)
     await asyncio.sleep(0.1)
     # The tag is served as it is at once, and nothing else is asked.
     async with asyncio.timeout(PATIENCE):
@@ -613,7 +606,7 @@ async def test_a_full_disk(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     world.mirror._lookups._failures.pop(lookups.LookupKey("blob", APP, digest))
     world.hub.gate = asyncio.Event()
     cut = asyncio.create_task(_cut(world, f"{APP}/blobs/{digest}"))
-    await _wait_for(lambda: world.hub.sent > 0)
+    await until(lambda: world.hub.sent > 0)
     await asyncio.sleep(0.1)
     monkeypatch.setattr("mayfly.storage.directory.uploads.os.write", _no_space)
     world.hub.gate.set()
@@ -677,7 +670,7 @@ async def test_downloads_leave_lookups_their_places(
     digest = world.hub.push("org/app", "1", *layers)
     paths = [f"{APP}/blobs/{digest_of(layer)}" for layer in layers]
     slow = [asyncio.create_task(world.get(path)) for path in paths[:3]]
-    await _wait_for(lambda: world.hub.sent >= 3 * 2**19)
+    await until(lambda: world.hub.sent >= 3 * 2**19)
     assert await world.digest(f"{APP}/manifests/1") == digest
     assert (await world.get(paths[3]))[0] == 502
     world.hub.gate.set()
@@ -693,7 +686,7 @@ async def test_a_slow_upstream_delays_no_other(make: Make, monkeypatch: pytest.M
     world.hub.gate = asyncio.Event()
     world.quay.push("org/app", "1", LAYER[::-1])
     slow = asyncio.create_task(world.get(f"{APP}/blobs/{digest_of(LAYER)}"))
-    await _wait_for(lambda: world.hub.sent > 0)
+    await until(lambda: world.hub.sent > 0)
     path = f"quay.io/org/app/blobs/{digest_of(LAYER[::-1])}"
     assert await world.get(path) == (200, LAYER[::-1])
     world.hub.gate.set()
@@ -710,8 +703,8 @@ async def test_no_client_has_all_downloads(make: Make, monkeypatch: pytest.Monke
     world.hub.push("org/app", "1", *layers)
     paths = [f"{APP}/blobs/{digest_of(layer)}" for layer in layers]
     busy = [asyncio.create_task(world.get(path)) for path in paths]
-    await _wait_for(lambda: len(world.mirror._arriving) == len(layers))
-    await _wait_for(lambda: world.hub.sent >= 2 * 2**19)
+    await until(lambda: len(world.mirror._arriving) == len(layers))
+    await until(lambda: world.hub.sent >= 2 * 2**19)
     begun = [one for one in world.mirror._downloads.values() if one.has_turn]
     assert len(begun) == 2
     other = b"other" * 1000
@@ -720,7 +713,7 @@ async def test_no_client_has_all_downloads(make: Make, monkeypatch: pytest.Monke
     assert await world.get_as("127.0.0.2", path) == (200, other)
     waiting = next(one for one in world.mirror._downloads.values() if not one.has_turn)
     joined = asyncio.create_task(world.get_as("127.0.0.3", f"{APP}/blobs/{waiting.digest}"))
-    await _wait_for(lambda: waiting.has_turn)
+    await until(lambda: waiting.has_turn)
     assert sum(one.has_turn for one in world.mirror._downloads.values()) == 3
     world.hub.gate.set()
     assert (await joined)[0] == 200
@@ -744,7 +737,7 @@ async def test_no_client_has_all_lookups(make: Make, monkeypatch: pytest.MonkeyP
     paths = [f"{APP}/manifests/hang{number}" for number in range(30)]
     busy = [asyncio.create_task(world.get(path)) for path in paths]
     # Those beyond its share are refused at once.
-    await _wait_for(lambda: sum(one.done() for one in busy) == 10)
+    await until(lambda: sum(one.done() for one in busy) == 10)
     waiting = [one for one in busy if not one.done()]
     assert {(await one)[0] for one in busy if one.done()} == {502}
     assert (await world.get_as("127.0.0.2", f"{APP}/manifests/1"))[0] == 200
@@ -775,7 +768,7 @@ async def test_a_download_has_an_end(make: Make, monkeypatch: pytest.MonkeyPatch
 
     world.hub.first = trickle
     assert await _cut(world, f"{APP}/blobs/{digest_of(LAYER)}") < len(LAYER)
-    await _wait_for(lambda: not world.mirror._tasks)
+    await until(lambda: not world.mirror._tasks)
     assert world.hub.count("GET", digest_of(LAYER)) > 1
     assert world.store.content(digests.of(LAYER)) is None
 
@@ -880,8 +873,8 @@ async def test_clients_that_leave_a_stalled_upstream_hold_nothing(
 
     world.hub.first = hang
     first = asyncio.create_task(world.get(f"{APP}/blobs/{digest_of(LAYER)}"))
-    await _wait_for(lambda: world.hub.sent > 0)
-    before, files_before = len(asyncio.all_tasks()), _descriptors()
+    await until(lambda: world.hub.sent > 0)
+    before, files_before = len(asyncio.all_tasks()), descriptors()
     paths = (
         f"{APP}/blobs/{digest_of(LAYER)}",
         f"{APP}/blobs/{digest_of(small)}",
@@ -894,15 +887,11 @@ async def test_clients_that_leave_a_stalled_upstream_hold_nothing(
             task.cancel()
         await asyncio.gather(*leaving, return_exceptions=True)
     # One lookup and one download stay, with what they need here and in the fake upstream.
-    await _wait_for(lambda: len(asyncio.all_tasks()) <= before + 12)
-    await _wait_for(lambda: _descriptors() <= files_before + 12)
+    await until(lambda: len(asyncio.all_tasks()) <= before + 12)
+    await until(lambda: descriptors() <= files_before + 12)
     ever.set()
     world.hub.gate.set()
     assert await first == (200, LAYER)
-
-
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 async def test_referrers_come_along(make: Make) -> None:
