@@ -104,6 +104,15 @@ def check_tag(tag: str) -> str:
     return tag
 
 
+def check_reference(text: str) -> Digest | str:
+    """Return the digest, or the tag, by which a manifest is asked for: a digest has a colon.
+
+    Raises:
+        TagInvalid, DigestInvalid: the reference is outside its grammar.
+    """
+    return digests.parse(text) if ":" in text else check_tag(text)
+
+
 class WrittenName(NamedTuple):
     """The parts of an image name as they are written; None for a part that is left out."""
 

@@ -84,6 +84,7 @@ class Mirror(Protocol):
         Raises:
             ManifestUnknown: neither has it.
             UpstreamUnavailable: it cannot be had now.
+            Interrupted: the server is stopping.
             ConnectionError: the client is gone.
         """
 
@@ -123,6 +124,7 @@ class Mirror(Protocol):
         Raises:
             BlobUnknown: neither has it.
             UpstreamUnavailable: it cannot be had now.
+            Interrupted: the server is stopping.
             ConnectionError: the client is gone.
         """
 
@@ -229,6 +231,15 @@ class Context(NamedTuple):
     def client(self) -> tuple[str, str]:
         """The key by which clients take turns: user and network."""
         return self.peer.user, network_of(self.peer.address)
+
+    def digest_of(self, repository: str, reference: Digest | str) -> Digest:
+        """Quick. Return the digest of a manifest that is asked for by digest or tag.
+
+        Raises:
+            ManifestUnknown: the repository has no such tag.
+            BundleConflict: bundles have different images at it.
+        """
+        return self.store.tag(repository, reference) if isinstance(reference, str) else reference
 
 
 def answer(

@@ -28,10 +28,8 @@ _BODY_SECONDS = 60
 async def get(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET and HEAD: send the exact bytes that were pushed, with their media type."""
     try:
-        reference = request.digest or request.tag
-        assert reference is not None
         await context.mirror.bring_manifest(
-            context.client, request.repository, reference, http.is_gone
+            context.client, request.repository, request.reference, http.is_gone
         )
         digest, content, cached = await _load(context, request)
     except (StorageError, UpstreamUnavailable):
@@ -113,7 +111,7 @@ async def _load(context: Context, request: Request) -> tuple[Digest, Content, Ca
     Raises:
         ManifestUnknown: there is none.
     """
-    digest = _resolve(context, request)
+    digest = context.digest_of(request.repository, request.reference)
     head = request.method == "HEAD"
     while True:
         try:
@@ -121,7 +119,8 @@ async def _load(context: Context, request: Request) -> tuple[Digest, Content, Ca
             return digest, content, cached
         except ManifestUnknown:
             # The tag may have moved since it was read, and its former manifest may be deleted.
-            before, digest = digest, _resolve(context, request)
+            before = digest
+            digest = context.digest_of(request.repository, request.reference)
             if digest == before:
                 raise
 
@@ -167,10 +166,3 @@ async def _learn(context: Context, repository: str, digest: Digest, cached: Cach
         refs = await in_thread(cached.refs.within, context.store, repository)
     await context.observer.learn(repository, str(digest), refs)
     return refs
-
-
-def _resolve(context: Context, request: Request) -> Digest:
-    if request.digest is not None:
-        return request.digest
-    assert request.tag is not None
-    return context.store.tag(request.repository, request.tag)

@@ -20,7 +20,7 @@ from mayfly.registry.state.scripts import is_token
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.errors import NameInvalid
-from mayfly.storage.reference import check_repository, check_tag
+from mayfly.storage.reference import check_reference, check_repository
 
 MAX_PATH_LENGTH = 2048
 
@@ -38,7 +38,8 @@ Reference = tuple[Digest | None, str | None, str]
 
 
 def _read_reference(text: str) -> Reference:
-    return (digests.parse(text), None, "") if ":" in text else (None, check_tag(text), "")
+    found = check_reference(text)
+    return (None, found, "") if isinstance(found, str) else (found, None, "")
 
 
 _VARIABLES: dict[str, Callable[[str], Reference]] = {

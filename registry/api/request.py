@@ -54,6 +54,13 @@ class Request(NamedTuple):
     def __repr__(self) -> str:
         return f"Request({self.method} {self.route.path})"  # without the token, which is a secret
 
+    @property
+    def reference(self) -> Digest | str:
+        """The digest or tag by which a manifest is asked for."""
+        found = self.digest or self.tag
+        assert found is not None, f"{self.route.path} has no reference"
+        return found
+
     def parameter(self, name: str) -> str | None:
         """Return the first value of a query parameter; None without one."""
         values = self.query.get(name)

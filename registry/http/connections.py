@@ -1,4 +1,4 @@
-"""The HTTP server as the lifecycle sees it: listeners that accept, connections that close."""
+"""Listening sockets, TLS, limits and watchdog of an `HTTPServer`."""
 
 from __future__ import annotations
 

@@ -188,6 +188,7 @@ class Lookups:
         Raises:
             BlobUnknown, ManifestUnknown: the upstream does not have it.
             UpstreamUnavailable: it cannot be had now.
+            Interrupted: the server is stopping.
             ConnectionError: the client is gone.
         """
         task = self._running.get(key)
@@ -259,6 +260,7 @@ async def wait_for(
 
     Raises:
         UpstreamUnavailable: it takes longer than some seconds.
+        Interrupted: the server is stopping.
         ConnectionError: the client is gone.
     """
     end = time.monotonic() + seconds

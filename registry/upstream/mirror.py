@@ -166,6 +166,7 @@ class Mirror:
         Raises:
             ManifestUnknown: neither has it.
             UpstreamUnavailable: it cannot be had now.
+            Interrupted: the server is stopping.
             ConnectionError: the client is gone.
         """
         origin = self._names.origin(repository)
@@ -370,6 +371,7 @@ class Mirror:
         Raises:
             BlobUnknown: neither has it.
             UpstreamUnavailable: it cannot be had now.
+            Interrupted: the server is stopping.
             ConnectionError: the client is gone.
         """
         origin = self._names.origin(repository)

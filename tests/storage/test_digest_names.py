@@ -16,7 +16,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.digest import HEX_LENGTHS, Digest
 from mayfly.storage.directory.layout import Layout
 from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid, UploadUnknown
-from mayfly.storage.reference import check_repository, check_tag
+from mayfly.storage.reference import check_reference, check_repository, check_tag
 
 SHA256 = "sha256:" + "0123456789abcdef" * 4
 SHA512 = "sha512:" + "0123456789abcdef" * 8
@@ -192,3 +192,14 @@ def test_layout_checks_digests_again(tmp_path: Path, unchecked: Digest) -> None:
     ):
         with pytest.raises(DigestInvalid):
             make()
+
+
+def test_a_reference_is_a_digest_if_it_has_a_colon() -> None:
+    """Else a tag; outside the grammar of what it is, it has that one's error."""
+    digest = f"sha256:{'0' * 64}"
+    assert check_reference(digest) == digests.parse(digest)
+    assert check_reference("v1") == "v1"
+    with pytest.raises(DigestInvalid):
+        check_reference("v1:2")
+    with pytest.raises(TagInvalid):
+        check_reference(".v1")

@@ -59,14 +59,17 @@ def descriptor(
 
 
 def image_body(
-    config: bytes = b"{}", layers: Sequence[bytes] = (), /, *, docker: bool = False, **fields: Any
+    config: bytes = b"{}", blobs: Sequence[bytes] = (), /, *, docker: bool = False, **fields: Any
 ) -> bytes:
-    """An image manifest as bytes; ``fields`` are added or take the place of others."""
+    """An image manifest as bytes, whose layers are ``blobs``.
+
+    ``fields`` are added or take the place of others, so ``layers`` are descriptors.
+    """
     content: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": DOCKER_MANIFEST if docker else OCI_MANIFEST,
         "config": descriptor(config, CONFIG_TYPE),
-        "layers": [descriptor(layer) for layer in layers],
+        "layers": [descriptor(blob) for blob in blobs],
     }
     return json.dumps(content | fields).encode()
 
