@@ -17,7 +17,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 _KEPT = frozenset("\n\t")
 """Line breaks and tabs, which are not escaped."""
@@ -126,6 +129,16 @@ def join_names(names: Sequence[str], most: int, kind: str = "") -> str:
     """
     more = f" and {len(names) - most} more {kind}".rstrip() if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def to_the_minute(moment: datetime) -> str:
+    """Format a moment in UTC for people, such as ``2026-01-31 12:00 UTC``."""
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def host_time(now: datetime) -> str:
+    """Say what this host's clock shows: the cause may be there where a certificate is refused."""
+    return f"this host's clock says {to_the_minute(now)}"
 
 
 def echo(text: object, *, err: bool = False, nl: bool = True) -> None:

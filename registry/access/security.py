@@ -28,6 +28,7 @@ from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state.directory import CREDENTIALS, SIGNING_KEY
 from mayfly.registry.state.runs import Run
+from mayfly.registry.text import to_the_minute
 
 if TYPE_CHECKING:
     from mayfly.auth.generate import EphemeralUsers
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from mayfly.registry.pki.context import ServerTLS
 
 logger = logging.getLogger("mayfly")
-
-_MINUTES = "%Y-%m-%d %H:%M"
 
 _NODE_SECONDS = 12 * 3600
 """Lifetime of a node's credential that the server makes itself."""
@@ -165,17 +164,15 @@ def _ensure_certificate(settings: Settings, run: Run) -> CertificateFiles:
     )
     if made.replaced is not None:
         logger.warning(
-            "the CA is new, since the old one expires on %s UTC, before this run ends: make every "
+            "the CA is new, since the old one expires on %s, before this run ends: make every "
             "node trust it (mayfly node-config show)",
-            made.replaced.not_after.strftime(_MINUTES),
+            to_the_minute(made.replaced.not_after),
         )
-    elif now < made.authority.not_before:
+    elif early := made.authority.not_yet_valid(now):
         logger.warning(
-            "the CA is not valid before %s UTC, and this host's clock says %s UTC: set the clock; "
-            "if it is right, stop Mayfly, remove ca.crt and ca.key in --state-dir and start it "
-            "again, for another CA",
-            made.authority.not_before.strftime(_MINUTES),
-            now.strftime(_MINUTES),
+            "the CA %s: set the clock; if it is right, stop Mayfly, remove ca.crt and ca.key in "
+            "--state-dir and start it again, for another CA",
+            early,
         )
     return made
 

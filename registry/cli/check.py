@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from mayfly.registry.cli.node_config import node_errors
 from mayfly.registry.cli.options import JSON_HELP, print_json, root_directory, state_directory
 from mayfly.registry.cli.prefetch import STATUS_SECONDS, names_in, node_names, ssh_options
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.text import echo, join_names
+from mayfly.registry.text import echo, host_time, join_names, to_the_minute
 
 if TYPE_CHECKING:
     import socket
@@ -41,7 +42,7 @@ _RECEIVED = 64 * 1024
 _OF_TIME = frozenset({9, 10})
 """X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of <openssl/x509_vfy.h>."""
 
-_SOON_SECONDS = 24 * 3600
+_SOON = timedelta(days=1)
 """A certificate that ends within this time ends in the upgrade."""
 
 
@@ -277,10 +278,10 @@ def _of_connection(ready: Ready) -> Iterator[Finding]:
     """Connect as a node does, without a request."""
     import socket
     import ssl
-    import time
 
     parts = urlsplit(ready.url)
     host = parts.hostname or ""
+    now = datetime.now(UTC)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         with socket.create_connection((host, port), _CONNECT_SECONDS) as connection:
@@ -292,9 +293,7 @@ def _of_connection(ready: Ready) -> Iterator[Finding]:
         code = "certificate_time" if error.verify_code in _OF_TIME else "certificate"
         detail = f"{ready.url}: {error.verify_message}"
         if code == "certificate_time":
-            detail += time.strftime(
-                ", and this host's clock says %Y-%m-%d %H:%M UTC", time.gmtime()
-            )
+            detail += f", and {host_time(now)}"
         yield _here(code, detail=detail)
         return
     except ssl.SSLError as error:
@@ -303,10 +302,10 @@ def _of_connection(ready: Ready) -> Iterator[Finding]:
     except OSError as error:
         yield _here("unreachable", detail=f"{ready.url}: {error.strerror or error}")
         return
-    ends = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
-    if ends < time.time() + _SOON_SECONDS:
-        detail = time.strftime("it ends on %Y-%m-%d %H:%M UTC", time.gmtime(ends))
-        yield _here("certificate_time", detail=f"{ready.url}: {detail}")
+    ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
+    if ends < now + _SOON:
+        detail = f"{ready.url}: it ends on {to_the_minute(ends)}"
+        yield _here("certificate_time", detail=detail)
 
 
 def _handshake(

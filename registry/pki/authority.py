@@ -115,29 +115,29 @@ def ensure(
         _check_owner(ca, ca_key)
         if ca_key.exists():
             check_key_mode(ca_key)
-        found = read_authority(ca) if ca.exists() else None
-        if found is not None and not continued and now < found.not_before:
+        authority = read_authority(ca) if ca.exists() else None
+        if authority is not None and not continued and (early := authority.not_yet_valid(now)):
             raise TrustError(
-                f"{ca}: this CA is not valid before {found.not_before:%Y-%m-%d %H:%M} UTC, and "
-                f"this host's clock says {now:%Y-%m-%d %H:%M} UTC (date -u): set the clock; if it "
-                "is right now, and was ahead when the CA was made, remove ca.crt and ca.key for "
-                "another CA, which every node must be told to trust"
+                f"{ca}: this CA {early} (date -u): set the clock; if it is right now, and was "
+                "ahead when the CA was made, remove ca.crt and ca.key for another CA, which every "
+                "node must be told to trust"
             )
-        if found is None or not _is_good_for(found, now, deadline, continued=continued):
+        if authority is None or not _is_good_for(authority, now, deadline, continued=continued):
+            replaced = authority
             ends = now + CA_LIFETIME if deadline is None else deadline + CA_MARGIN
             _make_authority(ca, ca_key, now, ends, names if constrain else None)
+            authority = read_authority(ca)
             made.add("ca")
-            replaced = found
         elif constrain and not is_constrained(ca):
             raise TrustError(
                 f"{ca}: this CA may sign any name, so --tls-constrain cannot be had with it; "
                 "remove ca.crt and ca.key for another CA, which every node must be told to trust"
             )
-        if _renew_leaf(directory, names, extra, now):
+        if _renew_leaf(directory, authority, names, extra, now):
             made.add("certificate")
         print_of_ca = fingerprint(ca.read_bytes())
     paths = (ca, directory / "tls.crt", directory / "tls.key")
-    return CertificateFiles(*paths, print_of_ca, frozenset(made), read_authority(ca), replaced)
+    return CertificateFiles(*paths, print_of_ca, frozenset(made), authority, replaced)
 
 
 def renew(
@@ -151,14 +151,13 @@ def renew(
         TrustError, OSError: as `ensure`; or the CA has expired.
     """
     with locked(directory):
-        ca = directory / "ca.crt"
-        if now >= (ends := read_authority(ca).not_after):
+        authority = read_authority(directory / "ca.crt")
+        if expired := authority.expired(now):
             raise TrustError(
-                f"{ca}: this CA expired {ends:%Y-%m-%d %H:%M} UTC, and this host's clock says "
-                f"{now:%Y-%m-%d %H:%M} UTC: set the clock if it is wrong, else stop Mayfly and "
-                "start it again, for another CA, which every node must be told to trust"
+                f"{authority.path}: this CA {expired}: set the clock if it is wrong, else stop "
+                "Mayfly and start it again, for another CA, which every node must be told to trust"
             )
-        return _renew_leaf(directory, names, extra, now)
+        return _renew_leaf(directory, authority, names, extra, now)
 
 
 @contextlib.contextmanager
@@ -204,23 +203,28 @@ def _check_owner(*files: Path) -> None:
 
 
 def _renew_leaf(
-    directory: Path, names: Collection[str], extra: Collection[str], now: datetime
+    directory: Path,
+    authority: Certificate,
+    names: Collection[str],
+    extra: Collection[str],
+    now: datetime,
 ) -> bool:
-    ca, ca_key = directory / "ca.crt", directory / "ca.key"
     certificate, key = directory / "tls.crt", directory / "tls.key"
-    wanted = names if is_constrained(ca) else dict.fromkeys((*names, *extra))
-    if _serves(certificate, key, ca, wanted, now):
+    wanted = names if is_constrained(authority.path) else dict.fromkeys((*names, *extra))
+    if _serves(certificate, key, authority, wanted, now):
         return False
-    _make_leaf(ca, ca_key, certificate, key, wanted, now)
+    _make_leaf(authority, directory / "ca.key", certificate, key, wanted, now)
     return True
 
 
-def _serves(certificate: Path, key: Path, ca: Path, names: Collection[str], now: datetime) -> bool:
+def _serves(
+    certificate: Path, key: Path, authority: Certificate, names: Collection[str], now: datetime
+) -> bool:
     """Whether the server certificate there can be used again."""
     if not (certificate.exists() and key.exists()):
         return False
     try:
-        found = read_pair(certificate, key, ca)
+        found = read_pair(certificate, key, authority.path)
     except TrustError:
         # Half replaced, or made by a CA that is gone: replace it.
         return False
@@ -229,7 +233,7 @@ def _serves(certificate: Path, key: Path, ca: Path, names: Collection[str], now:
     # One that ends with its CA cannot be renewed for longer.
     lifetime = found.not_after - found.not_before
     is_old = now >= found.not_after - lifetime / 3
-    return not is_old or found.not_after >= read_authority(ca).not_after
+    return not is_old or found.not_after >= authority.not_after
 
 
 def _make_authority(
@@ -243,12 +247,19 @@ def _make_authority(
 
 
 def _make_leaf(
-    ca: Path, ca_key: Path, certificate: Path, key: Path, names: Collection[str], now: datetime
+    authority: Certificate,
+    ca_key: Path,
+    certificate: Path,
+    key: Path,
+    names: Collection[str],
+    now: datetime,
 ) -> None:
     from mayfly.registry.pki.issue import new_leaf
 
-    ends = min(now + LEAF_LIFETIME, read_authority(ca).not_after)
-    certificate_pem, key_pem = new_leaf(ca, ca_key, names, now - BACKDATE, ends, _private_key(key))
+    ends = min(now + LEAF_LIFETIME, authority.not_after)
+    certificate_pem, key_pem = new_leaf(
+        authority.path, ca_key, names, now - BACKDATE, ends, _private_key(key)
+    )
     replace_file(key, key_pem, _KEY)
     replace_file(certificate, certificate_pem, _CERTIFICATE)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mayfly.registry.pki.addresses import canonical
 from mayfly.registry.pki.errors import TrustError
+from mayfly.registry.text import host_time, to_the_minute
 from mayfly.storage.files import OPEN_TO_OTHERS, exposed_mode
 
 EXPIRES_SOON = timedelta(days=14)
@@ -52,17 +53,24 @@ class Certificate:
         Raises:
             TrustError: it has expired or is not valid yet.
         """
-        clock = f"this host's clock says {now:%Y-%m-%d %H:%M} UTC"
-        if now >= self.not_after:
+        fault = self.expired(now) or self.not_yet_valid(now)
+        if fault is not None:
             raise TrustError(
-                f"{self.path}: certificate expired {self.not_after:%Y-%m-%d %H:%M} UTC ({clock}); "
-                "renew it, or serve with --tls auto"
+                f"{self.path}: certificate {fault}: set the clock if it is wrong, else renew the "
+                "certificate, or serve with --tls auto"
             )
-        if now < self.not_before:
-            raise TrustError(
-                f"{self.path}: certificate is not valid before {self.not_before:%Y-%m-%d %H:%M} "
-                f"UTC ({clock}); set the clock, or serve with --tls auto"
-            )
+
+    def expired(self, now: datetime) -> str | None:
+        """Return a text such as "expired …, and this host's clock says …"; None if it has not."""
+        if now < self.not_after:
+            return None
+        return f"expired {to_the_minute(self.not_after)}, and {host_time(now)}"
+
+    def not_yet_valid(self, now: datetime) -> str | None:
+        """Return a text such as "is not valid before …, and this host's clock says …", or None."""
+        if now >= self.not_before:
+            return None
+        return f"is not valid before {to_the_minute(self.not_before)}, and {host_time(now)}"
 
     def warnings(self, now: datetime) -> tuple[str, ...]:
         """Return problems that clients will have with a certificate that can be served."""
@@ -74,7 +82,7 @@ class Certificate:
             )
         if self.not_after - now < EXPIRES_SOON:
             found.append(
-                f"{self.path}: certificate expires {self.not_after:%Y-%m-%d %H:%M} UTC; renew it"
+                f"{self.path}: certificate expires {to_the_minute(self.not_after)}; renew it"
             )
         return tuple(found)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mayfly.registry.pki.certificate import Certificate, load_authority, load_pair, read_pair
 from mayfly.registry.pki.errors import TrustError
+from mayfly.registry.text import to_the_minute
 from mayfly.storage.files import Stamp, stamp_at
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -86,8 +87,7 @@ class ServerTLS:
             _LOG.error("TLS certificate not reloaded, the old one stays in use: %s", error)
             return False
         _LOG.info(
-            "TLS certificate reloaded, valid until %s UTC",
-            self.certificate.not_after.strftime("%Y-%m-%d %H:%M"),
+            "TLS certificate reloaded, valid until %s", to_the_minute(self.certificate.not_after)
         )
         return True
 

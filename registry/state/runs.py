@@ -26,6 +26,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,6 +38,7 @@ from mayfly.registry.state.directory import (
     SIGNING_KEY,
     read_small,
 )
+from mayfly.registry.text import to_the_minute
 from mayfly.storage.files import Attributes, replace_file
 
 logger = logging.getLogger("mayfly")
@@ -222,8 +224,10 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def _tell(before: Run, run: Run) -> None:
-    started = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.started))
-    logger.warning("resuming the run of %s: its users and credentials stay valid", started)
+    logger.warning(
+        "resuming the run of %s: its users and credentials stay valid",
+        to_the_minute(datetime.fromtimestamp(run.started, UTC)),
+    )
     for difference in differences(before.inputs, run.inputs):
         logger.warning("changed since the previous start: %s", difference)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from mayfly.registry.pki import issue
+from mayfly.registry.pki import authority, issue
 from mayfly.registry.pki.authority import (
     CA_LEAST_AHEAD,
     CA_LIFETIME,
@@ -25,9 +26,16 @@ from mayfly.registry.pki.authority import (
     LEAF_LIFETIME,
     CertificateFiles,
     ensure,
+    locked,
     renew,
 )
-from mayfly.registry.pki.certificate import fingerprint, is_constrained, read_authority, read_pair
+from mayfly.registry.pki.certificate import (
+    Certificate,
+    fingerprint,
+    is_constrained,
+    read_authority,
+    read_pair,
+)
 from mayfly.registry.pki.context import ServerTLS
 from mayfly.registry.pki.errors import TrustError
 from tests.support.certificates import self_signed
@@ -73,6 +81,25 @@ def test_a_second_start_uses_the_same_files(tmp_path: Path) -> None:
     assert _ensure(tmp_path, ("localhost",), timedelta(days=2)).made == set()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     assert _ensure(tmp_path).fingerprint == first.fingerprint
+
+
+def test_the_ca_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While other processes are kept out, so that all that is told of it is of the same CA."""
+    _ensure(tmp_path)
+    free: list[bool] = []
+
+    def read(path: Path) -> Certificate:
+        with contextlib.suppress(TrustError), locked(tmp_path):
+            free.append(True)
+            return read_authority(path)
+        free.append(False)
+        return read_authority(path)
+
+    monkeypatch.setattr(authority, "read_authority", read)
+    for after in (timedelta(), LEAF_LIFETIME, timedelta(days=2)):
+        ensure(tmp_path, NAMES, NOW + after, continued=True)
+        assert free == [False]
+        free.clear()
 
 
 def test_a_second_start_does_not_load_cryptography(tmp_path: Path) -> None:

@@ -115,10 +115,10 @@ def test_a_client_certificate_cannot_serve(tmp_path: Path) -> None:
 def test_times_are_judged_with_the_clock_named(tmp_path: Path) -> None:
     """Expired and future certificates are refused; the host's clock may be what is wrong."""
     old = self_signed(tmp_path, "old", begins=-9 * DAY, ends=-DAY)
-    with pytest.raises(TrustError, match=r"expired .* clock says .* --tls auto"):
+    with pytest.raises(TrustError, match=r"expired .* clock says .*: set the clock"):
         read_pair(old.certificate, old.key).check_time(datetime.now(UTC))
     new = self_signed(tmp_path, "new", begins=DAY)
-    with pytest.raises(TrustError, match=r"not valid before .* clock says"):
+    with pytest.raises(TrustError, match=r"not valid before .* clock says .*: set the clock"):
         read_pair(new.certificate, new.key).check_time(datetime.now(UTC))
 
 
