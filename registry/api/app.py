@@ -225,8 +225,7 @@ def refusal(error: Exception, http: HTTPRequest, root: Path) -> Response:
         text = f"the disk of {root} is full: pushes are refused; free some space"
         log.event(logging.ERROR, "disk_full", text, root=str(root))
     if http.response is not None:
-        if http.transport is not None:
-            http.transport.abort()
+        http.drop()
         raise ConnectionResetError("response was cut") from error
     message = getattr(error, "message", "internal error; the server's log has the details")
     body = errors.body(code, message, getattr(error, "detail", None))

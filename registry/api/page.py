@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from contextlib import aclosing
-from functools import partial
 
 from mayfly.auth.errors import CredentialsInvalid
 from mayfly.auth.identity import Identity
@@ -126,15 +125,10 @@ async def events(context: Context, http: HTTPRequest, request: Request) -> Respo
     response = Response(headers=headers)
     last_id = http.headers.get("Last-Event-ID")
     http.begin(response)
-    async with aclosing(feed.events(last_id, http.remote or "", partial(_cut, http))) as found:
+    async with aclosing(feed.events(last_id, http.remote or "", http.drop)) as found:
         async for event in found:
             await _send(http, event)
     return response
-
-
-def _cut(http: HTTPRequest) -> None:
-    if http.transport is not None:
-        http.transport.abort()
 
 
 async def _send(http: HTTPRequest, event: bytes) -> None:
@@ -148,7 +142,7 @@ async def _send(http: HTTPRequest, event: bytes) -> None:
             async with asyncio.timeout(SEND_SECONDS):
                 await http.send_piece(event[start : start + _PIECE])
     except TimeoutError:
-        _cut(http)
+        http.drop()
         raise ConnectionResetError("the browser takes no more") from None
 
 

@@ -239,16 +239,14 @@ class Connection(asyncio.BufferedProtocol):
             # Aborting alone would not wake the thread that waits to send a file.
             with contextlib.suppress(OSError):
                 connected.shutdown(socket.SHUT_RDWR)
-        if self.transport is not None:
-            self.transport.abort()
+        self._abort_transport()
 
     def drop_heads(self) -> None:
         """Close the connection to free the memory of its heads."""
         logger.info("cut a connection from %s: others need the memory of its head", self.peer)
         self._received.clear()
         self._recorded = 0
-        if self.transport is not None:
-            self.transport.abort()
+        self._abort_transport()
 
     # Heads
 
@@ -536,6 +534,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _abort(self) -> None:
         self._state = State.CLOSED
+        self._abort_transport()
+
+    def _abort_transport(self) -> None:
         if self.transport is not None:
             self.transport.abort()
 

@@ -98,6 +98,10 @@ class HTTPRequest:
         """
         self.connection.begin(self, response)
 
+    def drop(self) -> None:
+        """See `Connection.drop`."""
+        self.connection.drop()
+
     async def send_piece(self, piece: bytes) -> None:
         """Send a piece of a response that has begun, and wait while the client takes no more.
 

@@ -187,8 +187,7 @@ class ContentSender:
             expected = error.reported or isinstance(error, Interrupted)
             level = logging.DEBUG if expected else logging.ERROR
             logger.log(level, "a transfer was cut: %s (%s)", error, content.proof)
-            if http.transport is not None:
-                http.transport.abort()
+            http.drop()
             raise ConnectionResetError("content is corrupt") from error
 
     async def _prove_unchanged(

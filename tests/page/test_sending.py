@@ -22,17 +22,16 @@ class Link:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self.received = b""
-        self.transport = self
-        self.aborted = False
+        self.dropped = False
 
     async def send_piece(self, piece: bytes) -> None:
         """See `registry.http.request.HTTPRequest.send_piece`."""
         await asyncio.sleep(self._seconds)
         self.received += piece
 
-    def abort(self) -> None:
-        """See `asyncio.WriteTransport.abort`."""
-        self.aborted = True
+    def drop(self) -> None:
+        """See `registry.http.request.HTTPRequest.drop`."""
+        self.dropped = True
 
 
 async def test_slow_browsers_get_the_whole_event(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +42,7 @@ async def test_slow_browsers_get_the_whole_event(monkeypatch: pytest.MonkeyPatch
     link: Any = Link(1.2 / PIECES)
     await page._send(link, event)
     assert link.received == event
-    assert not link.aborted
+    assert not link.dropped
 
 
 async def test_browsers_that_take_nothing_are_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,4 +51,4 @@ async def test_browsers_that_take_nothing_are_disconnected(monkeypatch: pytest.M
     link: Any = Link(60)
     with pytest.raises(ConnectionError):
         await page._send(link, b"event")
-    assert link.aborted
+    assert link.dropped
