@@ -58,7 +58,7 @@ class CompletionLog:
     def _changed(self) -> Iterator[str]:
         """The nodes to log, those that lack something first."""
         coverage = self._coverage
-        nodes = coverage.nodes()
+        nodes = list(coverage.nodes())
         for node in nodes:
             if node in self._complete and not coverage.is_covered(node) and not self._ended:
                 yield node

@@ -76,17 +76,17 @@ class PageView:
     ) -> None:
         self._status = status
         self._observer = observer
-        self._is_asked_for = coverage is not None
-        self._coverage = coverage
+        self._asked_for = coverage
         self._store = store
         self._clock = clock
         self._sources = [line(source) for source in sources]
-        self._listed_at = 0.0
-        self._listed: list[str] = []
         self.forget()
 
     def forget(self) -> None:
-        """Keep nothing in memory until the next look."""
+        """Free all that was made for views; the next look makes it anew."""
+        self._coverage = self._asked_for
+        self._listed_at = 0.0
+        self._listed: list[str] = []
         self._blobs: dict[tuple[str, str], dict[str, int]] = {}
         """Repository and digest of a manifest → its blobs and their sizes."""
         self._targets: tuple[ResolvedImage | None, ...] = ()
@@ -109,7 +109,8 @@ class PageView:
         """Return the coverage that the page shows."""
         now = self._clock.now()
         known = self._coverage
-        if known is not None and (self._is_asked_for or now < self._listed_at + _LIST_SECONDS):
+        is_fresh = known is self._asked_for or now < self._listed_at + _LIST_SECONDS
+        if known is not None and is_fresh:
             return known
         self._listed_at = now
         listed = await in_thread(self._store.tagged, MAX_IMAGES)
@@ -147,7 +148,7 @@ class PageView:
         status = self._status()
         lists = ("corrupt", "warnings", "denied")
         status = escaped(status | {name: status[name][:MAX_LISTED] for name in lists})
-        asked = self._is_asked_for
+        asked = self._asked_for is not None
         now = self._clock.wall()
         return Run(
             state=status["state"],
@@ -211,8 +212,9 @@ class PageView:
         """Return the nodes, how many have every image, and how many are left out."""
         targets = coverage.targets[:MAX_IMAGES]
         room = MAX_CELLS // max(len(targets), 1)
-        names, covered, lacking = coverage.nodes(), list[str](), list[str]()
-        async for name in with_pauses(names):
+        names, covered, lacking = list[str](), list[str](), list[str]()
+        async for name in with_pauses(coverage.nodes()):
+            names.append(name)
             (covered if coverage.is_covered(name) else lacking).append(name)
         left_out = max(len(names) - room, 0)
         chosen = [*lacking, *covered][:room] if left_out else names

@@ -448,6 +448,6 @@ class StatusService:
 
 def _progress(coverage: Coverage) -> str:
     """How far coverage is, in one line."""
-    nodes, wanted = coverage.nodes(), coverage.wanted_nodes
+    nodes, wanted = list(coverage.nodes()), coverage.wanted_nodes
     lacking = [node for node in nodes if not coverage.is_covered(node)]
     return status_text.progress_text(coverage.covered_nodes(), wanted, lacking, wanted - len(nodes))

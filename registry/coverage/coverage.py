@@ -261,11 +261,11 @@ class Coverage:
         """How many nodes have every image."""
         return sum(self._row(node).covered for node in self._candidates())
 
-    def nodes(self) -> list[str]:
-        """The nodes named; without names those that asked for an image of the list."""
-        if self._nodes.names:
-            return list(self._nodes.names)
-        return [node for node in self._facts.nodes() if self._row(node).asked]
+    def nodes(self) -> Iterator[str]:
+        """Yield the nodes named; without names those that asked for an image of the list."""
+        for node in self._candidates():
+            if self._nodes.names or self._row(node).asked:
+                yield node
 
     def is_covered(self, node: str) -> bool:
         """Whether a node has every image."""

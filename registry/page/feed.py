@@ -173,6 +173,9 @@ class Feed:
             self._forgetting = None
 
     def _forget(self) -> None:
+        if self._looking.locked() or self._making.locked():
+            self._rest()  # it is in use
+            return
         self._forgetting = None
         self._view = None
         self._node_versions, self._gone, self._shared = {}, {}, {}
@@ -242,33 +245,38 @@ class Feed:
         async with self._looking:
             if self._view is None or time.monotonic() - self._looked >= _FRESH_SECONDS:
                 was_draining = self.draining
-                self._take(await self._look())
+                await self._take(await self._look())
                 if self.draining == was_draining:
                     self._looked = time.monotonic()
 
-    def _take(self, view: View) -> None:
+    async def _take(self, view: View) -> None:
+        """Note what changed. Meanwhile the view before this one is the current one."""
         before, version = self._view, self._version + 1
-        changed = before is None
-        if before is None or view.run != before.run:
-            self._run_version, changed = version, True
-        if before is None or view.served != before.served:
-            self._served_version, changed = version, True
         known = before.nodes if before is not None else {}
-        for name, node in view.nodes.items():
-            if known.get(name) != node:
-                self._node_versions[name], changed = version, True
-                self._gone.pop(name, None)
-        for name in known.keys() - view.nodes.keys():
-            self._node_versions.pop(name, None)
-            self._gone[name], changed = version, True
-        if len(self._gone) > _MAX_GONE:
-            self._gone.clear()
-            self._whole_before = version
+        items = with_pauses(view.nodes.items())
+        changed = [name async for name, node in items if known.get(name) != node]
+        gone = [name async for name in with_pauses(known) if name not in view.nodes]
+        is_run_new = before is None or view.run != before.run
+        is_served_new = before is None or view.served != before.served
         self._view = view
-        if changed:
-            self._version = version
-            self._shared.clear()
-            self._changed.notify()
+        if not (changed or gone or is_run_new or is_served_new):
+            return
+        self._version = version
+        if is_run_new:
+            self._run_version = version
+        if is_served_new:
+            self._served_version = version
+        # A new dict: events that are being made have the one of their view.
+        self._node_versions = self._node_versions | dict.fromkeys(changed, version)
+        for name in gone:
+            del self._node_versions[name]
+        left = {name: since for name, since in self._gone.items() if name not in view.nodes}
+        self._gone = left | dict.fromkeys(gone, version)
+        if len(self._gone) > _MAX_GONE:
+            self._gone = {}
+            self._whole_before = version
+        self._shared.clear()
+        self._changed.notify()
 
     async def _event(self, at: int) -> tuple[bytes, int]:
         """Return the event of what changed since a version, and the version that it leads to."""
@@ -284,11 +292,10 @@ class Feed:
 
     async def _made_event(self, at: int) -> bytes:
         # All of one moment, although views may come while it is made: the next event has the rest.
-        view, version = self._view, self._version
+        view, version, versions = self._view, self._version, self._node_versions
         assert view is not None
         is_served_new = self._served_version > at
         gone = [name for name, since in self._gone.items() if since > at and at != _ALL]
-        changed = [name for name in view.nodes if self._node_versions.get(name, _ALL) > at]
         parts = [f"id: {self._epoch}.{version}\ndata: {{"]
         parts.append(f'"whole":{_text(at == _ALL)},"now":{int(time.time())}')
         if self._run_version > at:
@@ -299,6 +306,7 @@ class Feed:
             parts.append('],"layers":[')
             parts += [piece async for piece in with_pauses(_items(view.served["layers"]))]
             parts.append("]}")
+        changed = [name async for name in with_pauses(view.nodes) if versions[name] > at]
         if changed:
             parts.append(',"nodes":{')
             parts += [piece async for piece in with_pauses(_nodes(view.nodes, changed))]

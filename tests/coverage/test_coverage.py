@@ -436,11 +436,11 @@ async def test_missing_names_image_and_node(upgrade: Upgrade) -> None:
 async def test_any_nodes(clock: FakeClock) -> None:
     """If a number is given, that many nodes must have every image; others do not count."""
     upgrade = Upgrade(None, Nodes(2), clock)
-    assert upgrade.coverage.nodes() == []
+    assert list(upgrade.coverage.nodes()) == []
     upgrade.manifest("c", APP, APP_1)
     upgrade.cold("a")
     assert not upgrade.coverage.complete()
-    assert upgrade.coverage.nodes() == ["c", "a"]
+    assert list(upgrade.coverage.nodes()) == ["c", "a"]
     upgrade.cold("b")
     assert upgrade.coverage.complete()
     assert list(upgrade.coverage.snapshot().missing()) == []

@@ -168,7 +168,7 @@ async def test_image_present_before(clock: FakeClock) -> None:
     """A proof for an image of which nothing was served is the node's word alone, and counts."""
     upgrade = Upgrade(None, Nodes(1), clock)
     await prove(upgrade, "a", had(APP_1))
-    assert upgrade.coverage.nodes() == ["a"]
+    assert list(upgrade.coverage.nodes()) == ["a"]
     assert states(upgrade, "a") == (State.PRESENT_BEFORE, State.MISSING)
     # A claim adds nothing to it.
     upgrade.manifest("a", APP, APP_1, head=True, tag="1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -377,6 +377,89 @@ async def test_events_are_made_in_turns(world: World, monkeypatch: pytest.Monkey
     assert first["nodes"] == {name: {"states": "m" * 100} for name in world.view.nodes}
 
 
+class Counted(Mapping[str, NodeView]):
+    """Nodes that count how often they are looked at.
+
+    Attributes:
+        looks: since it was set to 0.
+    """
+
+    looks = 0
+
+    def __init__(self, nodes: Mapping[str, NodeView]) -> None:
+        self._nodes = nodes
+
+    def __getitem__(self, name: str) -> NodeView:
+        Counted.looks += 1
+        return self._nodes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        for name in self._nodes:
+            Counted.looks += 1
+            yield name
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+
+async def test_no_turn_is_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a turn of the event loop streams and polls look at few nodes, however many there are."""
+    monkeypatch.setattr(threads, "TURN_SECONDS", 0)
+    monkeypatch.setattr(feeds, "_AT_ONCE", 7)
+    monkeypatch.setattr(feeds, "MAX_STREAMS", 1)
+    most = 0
+
+    async def count() -> None:
+        nonlocal most
+        while True:
+            most, Counted.looks = max(most, Counted.looks), 0
+            await asyncio.sleep(0)
+
+    async def poll(last_id: str | None) -> list[dict[str, Any]]:
+        async with aclosing(world.feed.events(last_id, CLIENT)) as found:
+            return [parsed(event)[1] async for event in found if event != RETRY_LATER]
+
+    world.view = view(nodes=Counted(many(500, "mm")))
+    counting = asyncio.create_task(count())
+    async with aclosing(world.feed.events(None, CLIENT)) as stream:
+        seen, _ = await next_event(stream)
+        (whole,) = await poll(None)
+        changed = many(499, "sm") | many(400, "mm")
+        world.view = view(nodes=Counted(changed))
+        at, _ = await next_event(stream)
+        (some,) = await poll(seen)
+        # Of another version, so that its event is none that was made already.
+        world.view = view(nodes=Counted(changed | {"worker-7": NodeView("ss")}))
+        await next_event(stream)
+        (one,) = await poll(at)
+    counting.cancel()
+    assert [len(made["nodes"]) for made in (whole, some, one)] == [500, 99, 1]
+    assert some["gone"] == ["worker-499"]
+    assert 7 <= most < 3 * 7
+
+
+async def test_state_in_use_is_not_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that takes long does not end in a state of which half is forgotten."""
+    monkeypatch.setattr(feeds, "KEPT_SECONDS", 0.02)
+    begun, go_on, forgotten = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def look() -> View:
+        begun.set()
+        await go_on.wait()
+        return world.view
+
+    feed = Feed(look, forgotten.set)
+    feed._rest()
+    looking = asyncio.create_task(feed.view())
+    await begun.wait()
+    await asyncio.sleep(0.1)
+    assert not forgotten.is_set()
+    go_on.set()
+    await looking
+    async with asyncio.timeout(60):
+        await forgotten.wait()
+
+
 async def test_changes_while_an_event_is_made(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,7 +476,7 @@ async def test_changes_while_an_event_is_made(
     left = many(50, "ss")
     del left["worker-49"]
     world.view = view(nodes=left)
-    world.feed._take(world.view)
+    await world.feed._take(world.view)
     event, version = await making
     name, change = parsed(event)
     assert change["nodes"] == {name: {"states": "sm"} for name in many(50, "")}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -295,6 +297,49 @@ async def test_others_get_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     counting.cancel()
     assert view.run["covered"] == 100
     assert turns >= 2 * len(names)
+
+
+async def test_no_turn_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few nodes are looked at in one turn of the event loop, also where no list names them."""
+    monkeypatch.setattr(threads, "TURN_SECONDS", 0)
+    shown = Shown(Nodes(1))
+    names = [f"node-{number}" for number in range(200)]
+    for name in names:
+        shown.upgrade.cold(name)
+    looks = most = 0
+    row = Coverage._row
+
+    def counted(self: Coverage, node: str) -> Any:
+        nonlocal looks
+        looks += 1
+        return row(self, node)
+
+    async def count() -> None:
+        nonlocal looks, most
+        while True:
+            most, looks = max(most, looks), 0
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(Coverage, "_row", counted)
+    counting = asyncio.create_task(count())
+    view = await shown.views.look()
+    counting.cancel()
+    assert list(view.nodes) == names
+    assert 0 < most < 10
+
+
+async def test_what_the_page_made_is_freed() -> None:
+    """Also the coverage that it made itself, which has a row for each node."""
+    store = FakeStore()
+    store.tags["team/app", "1"] = APP_1
+    views = page(store)
+    await views.look()
+    assert views._coverage is not None
+    made = weakref.ref(views._coverage)
+    views.forget()
+    gc.collect()
+    assert made() is None
+    assert [image["name"] for image in (await views.look()).served["images"]] == ["team/app:1"]
 
 
 async def _nothing() -> None:

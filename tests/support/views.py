@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mayfly.registry.page.view import ImageView, NodeView, Run, Served, View
@@ -31,7 +32,7 @@ def run(**changed: Any) -> Run:
     return made | changed
 
 
-def view(*names: str, nodes: dict[str, NodeView] | None = None, **changed: Any) -> View:
+def view(*names: str, nodes: Mapping[str, NodeView] | None = None, **changed: Any) -> View:
     """A view of two nodes with these images, or with two; ``changed`` of its run."""
     names = names or ("team/app:1", "team/web:1")
     layers = [("sha256:" + f"{n:064x}", 1000 * (n + 1)) for n in range(len(names) + 1)]
