@@ -223,12 +223,20 @@ class Arrival:
     def parts(self) -> Intervals:
         """Return the bytes that have arrived."""
         union = Intervals()
-        for first, end in self._confirmed:
+        for first, end in self.separate_parts():
             union.add(first, end)
+        return union
+
+    def separate_parts(self) -> Iterator[tuple[int, int]]:
+        """Yield what arrived by each transfer that later requests can still correct, and the rest.
+
+        A request from the first byte of a transfer shows that the client discarded all of that
+        transfer, but not those that continued it.
+        """
+        yield from self._confirmed
         firsts = self._firsts()
         for part in self._ended:
-            union.add(part.first, _end(part, firsts))
-        return union
+            yield part.first, _end(part, firsts)
 
     def _firsts(self) -> list[int]:
         """Return the first bytes of all parts that arrived, in order."""

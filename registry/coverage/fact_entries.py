@@ -83,7 +83,7 @@ def _pending_entry(node: str, digest: str, pending: Pending) -> Entry:
         node,
         key,
         size=pending.arrival.size,
-        parts=[*pending.arrival.parts()],
+        parts=[*pending.arrival.separate_parts()],
         flowing=pending.arrival.open_ends(),
     )
 

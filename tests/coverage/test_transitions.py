@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mayfly.registry.activity import Activity
@@ -98,7 +98,19 @@ class Node:
         return [states.of("n", states.resolve("r", one)) for one in (INDEX, IMAGE, OTHER)]
 
 
+ASKED_AGAIN = [
+    ("manifest", IMAGE, False, AGENTS[0]),
+    *(("blob", CONFIG, first, count, AGENTS[0]) for first, count in ((1, 1), (2, 2))),
+    ("kill",),
+    ("blob", CONFIG, 1, 1, AGENTS[0]),
+    ("kill",),
+    ("blob", CONFIG, 0, 1, AGENTS[0]),
+]
+"""One part of a blob is asked for again after a kill, not the part that follows it."""
+
+
 @given(st.lists(EVENTS, max_size=25))
+@example(ASKED_AGAIN)
 @settings(max_examples=150, deadline=None)
 def test_a_kill_changes_nothing(events: list[tuple[object, ...]]) -> None:
     """A server that is killed between two events draws the same conclusions as one that is not, and
