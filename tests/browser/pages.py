@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mayfly.registry.page.view import Failed, ImageView, NodeView, Proof, Pulling, Served, View
-from tests.security.registries import Registry, registry
+from tests.browser.conftest import Tab
+from tests.security.registries import Registry, password_of, registry
 from tests.support.process import PATIENCE
 from tests.support.views import run
 
@@ -75,6 +76,11 @@ def pages(root: Path, view: View) -> Iterator[Pages]:
         yield made
     finally:
         made.end()
+
+
+def log_in(tab: Tab) -> None:
+    """As the admin of the made-up registry."""
+    tab.log_in("admin", password_of("admin"))
 
 
 def images(count: int) -> Served:

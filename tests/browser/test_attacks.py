@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,10 +14,11 @@ from mayfly.registry.control.report_page import render
 from mayfly.registry.page.view import Failed, NodeView, Proof, Pulling, View
 from mayfly.registry.text import line
 from tests.browser.conftest import NewTab, Tab
-from tests.browser.pages import Pages, pages
+from tests.browser.pages import Pages, log_in, pages
 from tests.control.test_report import REPORT
 from tests.page.test_html import ATTACKS
 from tests.security.registries import password_of
+from tests.support.beside import Request, answering
 from tests.support.views import view
 
 
@@ -61,11 +59,6 @@ def served(workspace: Path, request: pytest.FixtureRequest) -> Iterator[Pages]:
         yield made
 
 
-def log_in(tab: Tab) -> None:
-    """As the admin of the made-up registry."""
-    tab.log_in("admin", password_of("admin"))
-
-
 def harmless(tab: Tab) -> None:
     """Nothing of what names say has become an element, or has run."""
     found = tab.page.evaluate(
@@ -101,10 +94,7 @@ def test_names_are_text(served: Pages, new_tab: NewTab, tmp_path: Path) -> None:
     tab.accessible()
     harmless(tab)
     plain = new_tab(served.origin, java_script_enabled=False)
-    plain.page.goto(served.origin)
-    plain.page.fill("#username", "admin")
-    plain.page.fill("#password", password_of("admin"))
-    plain.page.click("button.primary")
+    plain.send_login("admin", password_of("admin"))
     plain.says(".plain", "alert(1)")
     plain.clean()
     served.view = view(*(image["name"] for image in served.view.served["images"]), state="draining")
@@ -171,36 +161,17 @@ async (target) => {
 """
 
 
-class Evil(http.server.BaseHTTPRequestHandler):
-    """Another site."""
-
-    page = b""
-    cookies: list[str]
-
-    def do_GET(self) -> None:
-        self.cookies.append(self.headers.get("Cookie", ""))
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-        self.wfile.write(self.page)
-
-    def log_message(self, *_args: Any) -> None:
-        """Say nothing."""
-
-
 @contextmanager
-def evil_site(page: str) -> Iterator[tuple[int, list[str]]]:
-    """Serve a page on a port of its own; with the cookies it is sent."""
+def evil_site(page: str) -> Iterator[tuple[str, list[str]]]:
+    """Serve a page on a port of its own, which it yields, with the cookies that it gets."""
     cookies: list[str] = []
-    handler = type("Handler", (Evil,), {"page": page.encode(), "cookies": cookies})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_address[1], cookies
-        finally:
-            server.shutdown()
-            thread.join()
+
+    def answer(request: Request) -> None:
+        cookies.append(request.headers.get("Cookie", ""))
+        request.reply(200, page.encode(), ("Content-Type", "text/html"))
+
+    with answering(answer) as host:
+        yield host.rpartition(":")[2], cookies
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"], ids=["cross-site", "same-site"])
@@ -282,7 +253,7 @@ def test_a_session_that_expires(
     tab = new_tab(served.origin)
     log_in(tab)
     tab.page.wait_for_timeout(1000 * (SHORT + 3))
-    assert tab.text("#connection") == "Live"
+    tab.says("#connection", "Live")
     assert len(tab.last_event_ids) > 2
     title = tab.text("h1")
     tab.page.context.set_offline(True)

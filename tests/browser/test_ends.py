@@ -14,10 +14,7 @@ from tests.support.process import PATIENCE, Mayfly
 
 def plain_login(tab: Tab, user: str) -> None:
     """Log in without scripts."""
-    tab.page.goto(tab.origin)
-    tab.page.fill("#username", user)
-    tab.page.fill("#password", PASSWORD)
-    tab.page.click("button.primary")
+    tab.send_login(user, PASSWORD)
     tab.says("table.matrix", NODES[0])
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.browser.conftest import NewTab, Tab
-from tests.browser.pages import Pages, fleet, images, pages
-from tests.security.registries import password_of
+from tests.browser.pages import Pages, fleet, images, log_in, pages
+from tests.support.beside import repeating
 
 NODES, IMAGES = 500, 100
 SHOWN = os.environ.get("MAYFLY_FIGURES")
@@ -57,9 +57,9 @@ def large(workspace: Path, request: pytest.FixtureRequest) -> Iterator[Pages]:
         yield made
 
 
-def log_in(tab: Tab) -> None:
-    """As the admin of the made-up registry."""
-    tab.log_in("admin", password_of("admin"))
+def open_page(tab: Tab) -> None:
+    """Log in, and wait until the nodes are shown."""
+    log_in(tab)
     tab.says("h1", f"of {NODES} nodes have every image")
 
 
@@ -67,7 +67,7 @@ def test_looks(large: Pages, new_tab: NewTab) -> None:
     """axe-core finds nothing, and nothing is wider than the window, whatever its size."""
     for name, options in SIZES.items():
         tab = new_tab(large.origin, **options)
-        log_in(tab)
+        open_page(tab)
         wide, window = tab.page.evaluate(
             "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
         )
@@ -88,23 +88,15 @@ def test_looks(large: Pages, new_tab: NewTab) -> None:
 def test_scrolling_is_smooth(large: Pages, new_tab: NewTab) -> None:
     """Also while most nodes change each second."""
     tab = new_tab(large.origin)
-    log_in(tab)
+    open_page(tab)
     quiet = frames(tab)
-    served, over = large.view.served, threading.Event()
+    served, seconds = large.view.served, count(1)
 
     def change() -> None:
-        for second in range(1, 60):
-            large.view = fleet(NODES, served, second=second)
-            if over.wait(0.5):
-                return
+        large.view = fleet(NODES, served, second=next(seconds))
 
-    changing = threading.Thread(target=change)
-    changing.start()
-    try:
+    with repeating(change, 0.5):
         busy = frames(tab)
-    finally:
-        over.set()
-        changing.join()
     found = {"quiet": summed_up(quiet), "busy": summed_up(busy)}
     if SHOWN:
         Path(SHOWN).write_text(json.dumps(found, indent=2))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from mayfly.registry.page import feed as feeds
 from mayfly.registry.page.view import Failed, NodeView, Pulling, View
-from tests.browser.conftest import NewTab, Tab
-from tests.browser.pages import MIB, Pages, images, pages
-from tests.security.registries import password_of
+from tests.browser.conftest import NewTab
+from tests.browser.pages import MIB, Pages, images, log_in, pages
+from tests.support.beside import repeating
+from tests.support.process import poll
 from tests.support.views import run
 
 TOTAL = 1000
@@ -46,48 +47,41 @@ def served(workspace: Path, request: pytest.FixtureRequest) -> Iterator[Pages]:
         yield made
 
 
-@contextmanager
-def moving(served: Pages) -> Iterator[None]:
-    """Let the pull go on."""
-    over, began = threading.Event(), time.monotonic()
+def moving(served: Pages) -> AbstractContextManager[None]:
+    """Let the pull go on while the block runs."""
+    began = time.monotonic()
 
     def move() -> None:
-        while not over.wait(0.05):
-            served.view = pulling(RATE * (time.monotonic() - began))
+        served.view = pulling(RATE * (time.monotonic() - began))
 
-    thread = threading.Thread(target=move)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def log_in(tab: Tab) -> None:
-    """As the admin of the made-up registry."""
-    tab.log_in("admin", password_of("admin"))
+    return repeating(move, 0.05)
 
 
 def test_rate_and_time_left(served: Pages, new_tab: NewTab) -> None:
     """They are those of the bytes that move; a pull that stands still has neither."""
     tab = new_tab(served.origin)
     log_in(tab)
-    with moving(served):
-        tab.says(".row .amount", " left")
-        tab.page.wait_for_timeout(4000)
+
+    def is_right() -> bool:
         found = AMOUNT.search(tab.text(".row .amount"))
-        assert found, tab.text(".row .amount")
+        if found is None:
+            return False
         done, rate = float(found[1]), float(found[2])
         left = float(found[3] or 60 * int(found[4]))
-        assert RATE / 2 < rate < RATE * 2
-        assert 0.5 < left / ((TOTAL - done) / rate) < 1.7
+        return RATE / 2 < rate < RATE * 2 and 0.5 < left / ((TOTAL - done) / rate) < 1.7
+
+    with moving(served):
+        # The first rates are those of a part of a second.
+        poll(is_right, lambda: tab.text(".row .amount"))
         tab.says(".facts", "MiB/s, 0 transfers")
-    tab.page.wait_for_timeout(7000)
-    served.view = replace(served.view, run=run(wanted=3, covered=0, bytes_in=1))
-    tab.says(".facts", "1 B")
-    assert "left" not in tab.text(".row .amount")
-    assert "/s" not in tab.text(".row .amount")
+    looks = count(1)
+
+    def stands_still() -> bool:
+        served.view = replace(served.view, run=run(wanted=3, covered=0, bytes_in=next(looks)))
+        text = tab.text(".row .amount")
+        return "left" not in text and "/s" not in text
+
+    poll(stands_still, lambda: tab.text(".row .amount"))
     tab.clean()
 
 
@@ -102,7 +96,6 @@ def test_reasons(served: Pages, new_tab: NewTab) -> None:
         tab.page.keyboard.press(key)
     tab.says("[aria-live=polite]", f"sha256:{'ab' * 32} stopped at")
     tab.page.select_option("#which", "f")
-    tab.page.wait_for_timeout(200)
     tab.accessible()
     tab.clean()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
 import json
@@ -19,6 +18,7 @@ from mayfly.auth.users import hash_password
 from mayfly.storage.directory.store import DistributionStore
 from tests.browser.conftest import NewTab
 from tests.clients.proxy import BUFFER, Proxy
+from tests.support.client import ask, basic
 from tests.support.images import image_body, push, put
 from tests.support.process import Mayfly, remove_tree
 
@@ -41,11 +41,13 @@ class Node:
         self._server = server
         self._address = address
         self._rate = rate
-        self._headers = {
-            "Authorization": "Basic " + base64.b64encode(f"pull:{PASSWORD}".encode()).decode(),
-            "User-Agent": f"containerd/2.1 {ATTACK}",
-            "Accept": "application/vnd.oci.image.manifest.v1+json",
-        }
+        self._headers = dict(
+            [
+                basic("pull", PASSWORD),
+                ("User-Agent", f"containerd/2.1 {ATTACK}"),
+                ("Accept", "application/vnd.oci.image.manifest.v1+json"),
+            ]
+        )
 
     def pull(self, name: str) -> None:
         """Pull an image by its repository; its tag is 1."""
@@ -148,11 +150,7 @@ def test_an_upgrade_from_login_to_print(server: Mayfly, new_tab: NewTab, tmp_pat
     tab.log_in("admin", PASSWORD)
     tab.says("h1", "0 of 3 nodes have every image")
     tab.says("main", "is shared")
-    connection = http.client.HTTPConnection(server.host, timeout=60)
-    forged = base64.b64encode(f"{ATTACK}:x".encode()).decode()
-    connection.request("GET", "/v2/", headers={"Authorization": f"Basic {forged}"})
-    assert connection.getresponse().status == 401
-    connection.close()
+    assert ask(server.host, "GET", "/v2/", headers=dict([basic(ATTACK, "x")])).status == 401
     tab.says(".problems", ATTACK)
 
     def pull_all(node: Node) -> Callable[[], None]:
@@ -179,10 +177,7 @@ def test_an_upgrade_from_login_to_print(server: Mayfly, new_tab: NewTab, tmp_pat
     phone.accessible()
     phone.picture("phone")
     plain = new_tab(server.url, java_script_enabled=False)
-    plain.page.goto(server.url)
-    plain.page.fill("#username", "viewer")
-    plain.page.fill("#password", PASSWORD)
-    plain.page.click("button.primary")
+    plain.send_login("viewer", PASSWORD)
     plain.says("table.matrix", NODES[0])
     tab.page.focus(".grid-scroll")
     tab.page.keyboard.press("ArrowDown")
@@ -233,7 +228,8 @@ def test_a_cut_line_a_removed_user_and_a_stop(
         users = server.root.parent / "auth/htpasswd"
         kept = [one for one in users.read_text().splitlines() if not one.startswith("viewer:")]
         users.write_text("\n".join([*kept, ""]))
-        time.sleep(2)  # for the file to be read again
+        login = dict([basic("viewer", PASSWORD)])
+        server.wait_for(lambda: ask(server.host, "GET", "/v2/", headers=login).status == 401)
         line.cut()
         viewer.says("#connection", "session has ended")
         viewer.says("h1", "0 of 3 nodes")

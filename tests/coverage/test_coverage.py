@@ -22,6 +22,7 @@ from mayfly.registry.coverage.states import EMPTY_CONFIG, ResolvedImage, State
 from mayfly.registry.coverage.upgrade_lists import ListedImage, Nodes, parse_image
 from mayfly.registry.ending import EndKind
 from mayfly.storage.errors import BlobUnknown
+from tests.support.beside import counting_turns
 from tests.support.fakes import FakeClock, FakeStore, digest, prepare, settle
 from tests.support.process import PATIENCE
 
@@ -553,26 +554,6 @@ async def test_survives_a_restart(tmp_path: Path, clock: FakeClock) -> None:
         upgrade.ledger.close()
 
 
-class _Turns:
-    """Counts the turns that others get, and the states that are derived."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, upgrade: Upgrade) -> None:
-        self.taken = self.derived = 0
-        states = upgrade.observer.states
-        derive = states.of
-
-        def of(node: str, target: ResolvedImage | None) -> State:
-            self.derived += 1
-            return derive(node, target)
-
-        monkeypatch.setattr(states, "of", of)
-
-    async def count(self) -> None:
-        while True:
-            self.taken += 1
-            await asyncio.sleep(0)
-
-
 async def test_others_get_turns(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
     """A look at many nodes is in turns with the requests; the questions after it derive nothing."""
     monkeypatch.setattr(threads, "TURN_SECONDS", 0)
@@ -581,19 +562,26 @@ async def test_others_get_turns(monkeypatch: pytest.MonkeyPatch, clock: FakeCloc
     coverage = upgrade.coverage
     for name in names[:100]:
         upgrade.cold(name)
-    turns = _Turns(monkeypatch, upgrade)
-    counting = asyncio.create_task(turns.count())
-    await coverage.explore()
-    counting.cancel()
+    states, derived = upgrade.observer.states, 0
+    derive = states.of
+
+    def of(node: str, target: ResolvedImage | None) -> State:
+        nonlocal derived
+        derived += 1
+        return derive(node, target)
+
+    monkeypatch.setattr(states, "of", of)
+    async with counting_turns() as turns:
+        await coverage.explore()
     assert turns.taken >= 200
     # Silent nodes share a row.
-    assert turns.derived == 2 * 100
+    assert derived == 2 * 100
     assert (coverage.covered_nodes(), coverage.complete()) == (100, False)
     assert len(coverage.snapshot().covered) == 100
-    assert turns.derived == 2 * 100
+    assert derived == 2 * 100
     upgrade.cold(names[100])
     assert coverage.covered_nodes() == 101
-    assert turns.derived == 2 * 101
+    assert derived == 2 * 101
 
 
 async def test_matrix_has_a_bound(clock: FakeClock) -> None:

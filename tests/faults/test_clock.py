@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import ctypes
 import json
@@ -22,6 +21,7 @@ from mayfly.storage.errors import BlobUnknown, UploadUnknown
 from mayfly.storage.upkeep.collect import collect
 from tests.auth.clock import Clock
 from tests.faults.disk_pushes import Pushes, noise
+from tests.support.client import basic
 from tests.support.images import digest_of, files, image_body, push, put
 from tests.support.process import Mayfly, need
 
@@ -268,13 +268,13 @@ def test_logins(setting: Set, tmp_path: Path) -> None:
         '[[grant]]\nuser = "alice"\nrole = "developer"\nrepositories = "**"\n'
     )
     place = tmp_path / "server"
-    basic = "Basic " + base64.b64encode(b"alice:secret password").decode()
+    _, login = basic("alice", "secret password")
     with Mayfly(place / "root", place / "state", "--auth", str(users), env=setting.env) as server:
         client = Pushes(server.host)
 
         def token() -> str:
             target = "/auth/token?service=mayfly&scope=repository:app:pull,push"
-            status, _, body = client.ask("GET", target, Authorization=basic)
+            status, _, body = client.ask("GET", target, Authorization=login)
             assert status == 200, body
             return "Bearer " + str(json.loads(body)["token"])
 
@@ -288,4 +288,4 @@ def test_logins(setting: Set, tmp_path: Path) -> None:
             setting.to(offset)
             assert status(before) in (202, 401)
             assert status(token()) == 202
-            assert status(basic) == 202
+            assert status(login) == 202

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,6 +14,7 @@ import pytest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.upkeep.evict import usage_of
 from tests.faults.disk_mounts import MIB, ext4, tmpfs
+from tests.support.beside import repeating
 from tests.support.client import ask
 from tests.support.commands import mayfly
 from tests.support.images import digest_of, image_body, push, put
@@ -84,26 +84,15 @@ def test_thresholds_hold_while_pulls_and_pushes_go_on(source: Mayfly, tmp_path: 
     the end, without the upstream.
     """
     samples: list[float] = []
-    done = threading.Event()
     with tmpfs(tmp_path / "disk", DISK) as disk:
         root = disk / "root"
         with _mirror(root, source, tmp_path) as running:
-
-            def sample() -> None:
-                while not done.wait(0.05):
-                    samples.append(usage_of(root).percent)
-
-            sampler = threading.Thread(target=sample)
-            sampler.start()
-            try:
+            with repeating(lambda: samples.append(usage_of(root).percent), 0.05):
                 for turn in range(2 * IMAGES):
                     assert _pull(running.host, turn % IMAGES), turn
                     if turn % 20 == 10:
                         _push(running.host, turn)
                     time.sleep(0.05)
-            finally:
-                done.set()
-                sampler.join()
             # One image is some 3% of the disk; a second's pulls arrive between two looks.
             assert max(samples) < 99
             poll(lambda: usage_of(root).percent <= HIGH, lambda: usage_of(root))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -18,30 +17,26 @@ from mayfly.registry.upstream.errors import ContentWrong, LoginRefused, Upstream
 from mayfly.storage import digest as digests
 from mayfly.storage.directory.store import DistributionStore
 from tests.hostile.harness import Hostile
+from tests.support.beside import Request, answering
+from tests.support.client import basic
 from tests.support.images import put_image
 
 LAYER = b"{}"
 MIB = 1024 * 1024
 
-Answer = Callable[["Handler"], None]
+Answer = Callable[["Scripted"], None]
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers as the test says; counts what was written."""
+class Scripted(Request):
+    """A request that is answered as the test says.
 
-    protocol_version = "HTTP/1.1"
-    answer: Answer
+    Attributes:
+        sent: bytes that were poured.
+        authorizations: path and credentials of each request.
+    """
+
     sent = 0
-    authorizations: list[tuple[str, str | None]]
-
-    def handle_one(self) -> None:
-        self.authorizations.append((self.path, self.headers.get("Authorization")))
-        type(self).answer(self)
-
-    do_GET = do_HEAD = handle_one  # noqa: N815 - what the base class calls
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
+    authorizations: ClassVar[list[tuple[str, str | None]]]
 
     def head(self, status: int, **headers: str) -> None:
         """A response's head."""
@@ -62,17 +57,18 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def registry(answer: Answer) -> Iterator[tuple[str, type[Handler]]]:
-    """A registry that answers so; its URL and its handler."""
-    made = type("Made", (Handler,), {"answer": staticmethod(answer), "authorizations": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), made) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", made
-        finally:
-            server.shutdown()
-            thread.join(30)
+def registry(answer: Answer) -> Iterator[tuple[str, type[Scripted]]]:
+    """A registry that answers so; its URL, and the kind of its requests."""
+
+    class Kind(Scripted):
+        authorizations: ClassVar[list[tuple[str, str | None]]] = []
+
+    def record(request: Scripted) -> None:
+        Kind.authorizations.append((request.path, request.headers.get("Authorization")))
+        answer(request)
+
+    with answering(record, kind=Kind) as host:
+        yield f"http://{host}", Kind
 
 
 @pytest.fixture
@@ -87,7 +83,7 @@ def damaged(tmp_path: Path) -> Path:
     return root
 
 
-def endless(handler: Handler) -> None:
+def endless(handler: Scripted) -> None:
     """2 GiB, announced as such."""
     if handler.command == "HEAD":
         return handler.head(200, Content_Length="2")
@@ -95,7 +91,7 @@ def endless(handler: Handler) -> None:
     return handler.pour(2048 * MIB)
 
 
-def unannounced(handler: Handler) -> None:
+def unannounced(handler: Scripted) -> None:
     """2 GiB whose length is not told."""
     if handler.command == "HEAD":
         return handler.head(200)
@@ -103,7 +99,7 @@ def unannounced(handler: Handler) -> None:
     return handler.pour(2048 * MIB)
 
 
-def bomb(handler: Handler) -> None:
+def bomb(handler: Scripted) -> None:
     """A few bytes that expand to many, were they decoded."""
     if handler.command == "HEAD":
         return handler.head(200)
@@ -113,7 +109,7 @@ def bomb(handler: Handler) -> None:
     return None
 
 
-def large_token(handler: Handler) -> None:
+def large_token(handler: Scripted) -> None:
     """A token of 2 GiB."""
     if handler.path.startswith("/token"):
         handler.head(200, Content_Length=str(2048 * MIB))
@@ -122,7 +118,7 @@ def large_token(handler: Handler) -> None:
     return handler.head(401, WWW_Authenticate=f'Bearer realm="{realm}"', Content_Length="0")
 
 
-def deep_token(handler: Handler) -> None:
+def deep_token(handler: Scripted) -> None:
     """A token nested deep."""
     if not handler.path.startswith("/token"):
         return large_token(handler)
@@ -132,12 +128,12 @@ def deep_token(handler: Handler) -> None:
     return None
 
 
-def circle(handler: Handler) -> None:
+def circle(handler: Scripted) -> None:
     """A redirect to itself."""
     handler.head(307, Location=handler.path, Content_Length="0")
 
 
-def to_a_file(handler: Handler) -> None:
+def to_a_file(handler: Scripted) -> None:
     """A redirect to no registry."""
     handler.head(307, Location="file:///etc/passwd", Content_Length="0")
 
@@ -173,7 +169,7 @@ def test_repair_from_a_hostile_registry(
 def test_credentials_stay_with_the_registry(tmp_path: Path, damaged: Path) -> None:
     """A redirect to another host is followed without them; a token is asked for at home only."""
 
-    def blob(handler: Handler) -> None:
+    def blob(handler: Scripted) -> None:
         handler.head(200, Content_Length=str(len(LAYER)))
         if handler.command == "GET":
             handler.wfile.write(LAYER)
@@ -182,7 +178,7 @@ def test_credentials_stay_with_the_registry(tmp_path: Path, damaged: Path) -> No
     digest = digests.of(LAYER)
     with registry(blob) as (other, there):
 
-        def redirect(handler: Handler) -> None:
+        def redirect(handler: Scripted) -> None:
             handler.head(307, Location=f"{other}/elsewhere", Content_Length="0")
 
         with registry(redirect) as (url, here):
@@ -194,7 +190,7 @@ def test_credentials_stay_with_the_registry(tmp_path: Path, damaged: Path) -> No
             assert here.authorizations
             assert [value for _, value in there.authorizations] == [None] * 2
 
-        def asking(handler: Handler) -> None:
+        def asking(handler: Scripted) -> None:
             if handler.headers.get("Authorization"):
                 return redirect(handler)
             handler.head(401, WWW_Authenticate="Basic realm=x", Content_Length="0")
@@ -207,11 +203,11 @@ def test_credentials_stay_with_the_registry(tmp_path: Path, damaged: Path) -> No
                 assert source.fetch("team/app", digest, upload, len(LAYER))
             assert {value for _, value in here.authorizations} == {
                 None,
-                "Basic " + base64.b64encode(b"user:p@ssword").decode(),
+                basic("user", "p@ssword")[1],
             }
             assert [value for _, value in there.authorizations] == [None] * 2
 
-        def elsewhere(handler: Handler) -> None:
+        def elsewhere(handler: Scripted) -> None:
             challenge = f'Bearer realm="{other}/token",service="x"'
             handler.head(401, WWW_Authenticate=challenge, Content_Length="0")
 
@@ -231,7 +227,7 @@ def test_slow_transfer_ends(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(client, "_SLOWEST", 1e9)
     waiting = threading.Event()
 
-    def trickle(handler: Handler) -> None:
+    def trickle(handler: Scripted) -> None:
         handler.head(200, Content_Length="1000")
         if handler.command == "GET":
             for _ in range(1000):
@@ -255,7 +251,7 @@ def test_manifest_of_a_registry(damaged: Path) -> None:
     body = json.dumps({"schemaVersion": 2}).encode()
     large = False
 
-    def manifest(handler: Handler) -> None:
+    def manifest(handler: Scripted) -> None:
         if "/blobs/" in handler.path:
             return handler.head(404, Content_Length="0")
         size = 5 * MIB if large else len(body)

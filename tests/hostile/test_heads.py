@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 import time
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ import pytest
 
 from tests.faults.flood_load import many_files
 from tests.hostile.harness import Hostile
+from tests.support.beside import repeating
 
 
 def exchange(host: str, data: bytes) -> bytes:
@@ -122,12 +122,11 @@ def test_pipelined_requests(hostile: Hostile) -> None:
 ASK = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def leave_unanswered(host: str, data: bytes, until: threading.Event) -> None:
-    """Open connections one after the other, send all that goes on each and close it at once."""
-    while not until.is_set():
-        with contextlib.suppress(OSError), lines(host, 1) as (line,):
-            line.setblocking(False)
-            line.send(data)
+def leave_unanswered(host: str, data: bytes) -> None:
+    """Open a connection, send as much as it takes at once, and close it."""
+    with contextlib.suppress(OSError), lines(host, 1) as (line,):
+        line.setblocking(False)
+        line.send(data)
 
 
 @pytest.mark.parametrize(("asking", "data"), [("180 KB of requests", ASK * 5800), ("once", ASK)])
@@ -136,20 +135,11 @@ def test_clients_that_leave(hostile: Hostile, asking: str, data: bytes) -> None:
 
     They share the prober's address, so that it is only by their kind that they are told apart.
     """
-    over = threading.Event()
-    with hostile.attack(
-        f"16 clients that ask {asking} and leave, again and again", before="8 probes in 60 s"
-    ) as under:
-        clients = [
-            threading.Thread(target=leave_unanswered, args=(under.host, data, over))
-            for _ in range(16)
-        ]
-        try:
-            for one in clients:
-                one.start()
-            while under.going():
-                time.sleep(0.01)
-        finally:
-            over.set()
-            for one in clients:
-                one.join(60)
+    with (
+        hostile.attack(
+            f"16 clients that ask {asking} and leave, again and again", before="8 probes in 60 s"
+        ) as under,
+        repeating(lambda: leave_unanswered(under.host, data), at_once=16),
+    ):
+        while under.going():
+            time.sleep(0.01)

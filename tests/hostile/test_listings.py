@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,8 @@ from mayfly.storage.directory.layout import Layout
 from mayfly.storage.directory.store import DistributionStore
 from tests.hostile.harness import LONG, Hostile
 from tests.security.servers import make_auth
+from tests.support.beside import repeating
+from tests.support.client import basic
 from tests.support.images import push
 
 REPOSITORIES = 20_000 if LONG else 4_000
@@ -25,8 +23,7 @@ PASSWORD = "a long enough password"
 
 
 def _headers(user: str) -> dict[str, str]:
-    pair = base64.b64encode(f"{user}:{PASSWORD}".encode()).decode()
-    return {"Authorization": f"Basic {pair}"}
+    return dict([basic(user, PASSWORD)])
 
 
 def _connect(host: str) -> http.client.HTTPConnection:
@@ -39,26 +36,6 @@ def _ask(line: http.client.HTTPConnection, user: str, method: str, path: str) ->
     with line.getresponse() as answer:
         answer.read()
         return answer.status
-
-
-@contextmanager
-def _repeating(clients: int, ask: Callable[[], object]) -> Iterator[None]:
-    """So many clients that ask again and again meanwhile."""
-    ended = threading.Event()
-
-    def repeat() -> None:
-        while not ended.is_set():
-            ask()
-
-    threads = [threading.Thread(target=repeat) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +76,7 @@ def test_walks_through_repositories(
             assert _ask(line, user, method, path) == status
             line.close()
 
-        with _repeating(CLIENTS, attack):
+        with repeating(attack, at_once=CLIENTS):
             heads, line = 0, _connect(under.host)
             while under.going():
                 assert _ask(line, "dev", "HEAD", blob) == 200

@@ -19,6 +19,7 @@ from tests.kubelet.node import Node
 from tests.kubelet.pki import Authority
 from tests.kubelet.release import Deployed, released
 from tests.support.chart import rendered
+from tests.support.client import basic
 from tests.support.commands import run_mayfly
 from tests.support.process import poll
 
@@ -192,9 +193,9 @@ def test_keys_from_a_secret_volume(
     poll(lambda: _answer(f"{where}/readyz") == 200, told)
     if secret == "users":
         login = f"{where}/auth/token?service=x"
-        assert _answer(login, "alice:password-1") == 200
+        assert _answer(login, "alice", "password-1") == 200
         _add_user(cluster, keys, "bob", "password-2")
-        poll(lambda: _answer(login, "bob:password-2") == 200, told, seconds=180)
+        poll(lambda: _answer(login, "bob", "password-2") == 200, told, seconds=180)
     pod.gone()
 
 
@@ -212,11 +213,9 @@ def _secret_of(cluster: Cluster, name: str, files: list[Path]) -> None:
     cluster.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data})
 
 
-def _answer(url: str, login: str = "") -> int | None:
-    """The status of a GET; None while nothing answers."""
-    request = urllib.request.Request(url)
-    if login:
-        request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
+def _answer(url: str, *login: str) -> int | None:
+    """The status of a GET, with a user and password or none; None while nothing answers."""
+    request = urllib.request.Request(url, headers=dict([basic(*login)] if login else []))
     unverified = ssl._create_unverified_context()
     try:
         with urllib.request.urlopen(request, timeout=10, context=unverified) as answer:

@@ -9,13 +9,11 @@ import socket
 import ssl
 import struct
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,7 @@ from mayfly.registry.nodes.download import download_line, pin_of
 from mayfly.registry.nodes.target import Target, parse
 from mayfly.registry.pki.authority import CertificateFiles
 from mayfly.registry.state.scripts import LIFETIME_SECONDS, SCRIPTS, Scripts
+from tests.support.beside import Request, answering
 from tests.support.client import basic
 from tests.support.commands import run_mayfly
 from tests.support.process import Mayfly, need, poll
@@ -219,46 +218,31 @@ def test_a_download_that_breaks_spends_nothing(server: Mayfly, scripts: Scripts)
     assert _status(server, token) == 404
 
 
-class _Thief(BaseHTTPRequestHandler):
-    """Answers with a script of its own."""
-
-    asked: list[str] = []  # noqa: RUF012  (for the one server of a test)
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(OTHER)))
-        self.end_headers()
-        self.wfile.write(OTHER)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def thief(constrained: CertificateFiles) -> Iterator[str]:
-    """A server in the middle, with another key; its URL."""
+def thief(constrained: CertificateFiles) -> Iterator[tuple[str, list[str]]]:
+    """A server in the middle with another key, and a script of its own; its URL, and requests."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(constrained.certificate, constrained.key)
-    with HTTPServer(("127.0.0.1", 0), _Thief) as middle:
-        middle.socket = context.wrap_socket(middle.socket, server_side=True)
-        _Thief.asked.clear()
-        running = threading.Thread(target=middle.serve_forever, args=(0.05,))
-        running.start()
-        yield f"https://127.0.0.1:{middle.server_port}"
-        middle.shutdown()
-        running.join(30)
+    asked = []
+
+    def answer(request: Request) -> None:
+        asked.append(request.path)
+        request.reply(200, OTHER)
+
+    with answering(answer, context) as host:
+        yield f"https://{host}", asked
 
 
 @pytest.mark.parametrize("program", ["curl", "old-curl", "wget", "busybox-wget"])
 def test_a_changed_script_is_not_run(
-    target: Target, tmp_path: Path, thief: str, program: str
+    target: Target, tmp_path: Path, thief: tuple[str, list[str]], program: str
 ) -> None:
     """A man in the middle changes nothing; a curl that knows the key does not even ask him."""
     place = Place(tmp_path, program)
     line = download_line(target, "t" * 43, SCRIPT, pin_of(target))
-    line = line.replace(target.url, thief)
+    url, asked = thief
+    line = line.replace(target.url, url)
     done = place.run(["dash"], line)
     assert (done.returncode, done.stdout) == (1, "")
     assert "nothing was run" in done.stderr
-    assert bool(_Thief.asked) == (program != "curl")
+    assert bool(asked) == (program != "curl")

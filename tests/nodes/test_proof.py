@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from mayfly.registry.nodes.target import NodeCredential, Target, parse
 from mayfly.registry.pki.errors import TrustError
 from tests.nodes.test_script import Node, without_clients
 from tests.nodes.test_script import dash as dash
+from tests.support.beside import Request, answering
 from tests.support.commands import assert_refused, mayfly, run_mayfly
 from tests.support.process import Mayfly, Process
 
@@ -146,25 +145,6 @@ def test_refusals_in_one_line(server: Mayfly, tmp_path: Path) -> None:
     assert nobody.stderr.count("\n") == 1
 
 
-class _Answering(BaseHTTPRequestHandler):
-    """Answers all requests with a status and a body, and remembers their credentials."""
-
-    status = 200
-    body = b""
-    asked: list[str] = []  # noqa: RUF012  (for the one server of a test)
-
-    def do_GET(self) -> None:
-        self.asked.append(f"{self.path} {self.headers['Authorization']}")
-        self.send_response(self.status)
-        self.send_header("Location", f"http://{self.headers['Host']}/elsewhere")
-        self.send_header("Content-Length", str(len(self.body)))
-        self.end_headers()
-        self.wfile.write(self.body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.mark.parametrize(
     ("status", "body", "message"),
     [
@@ -180,21 +160,19 @@ class _Answering(BaseHTTPRequestHandler):
 )
 def test_other_answers(status: int, body: bytes, message: str) -> None:
     """Each is one error; no redirect gets the credential."""
-    handler = type("Handler", (_Answering,), {"status": status, "body": body, "asked": []})
-    with HTTPServer(("127.0.0.1", 0), handler) as answering:
-        running = threading.Thread(target=answering.serve_forever, args=(0.05,))
-        running.start()
-        try:
-            target: Target = replace(
-                parse(f"http://127.0.0.1:{answering.server_port}"),
-                credential=NodeCredential("robot", "secret"),
-            )
-            with pytest.raises(LifetimeError) as failed:
-                send_proof(target, "a b", [ENTRY])
-        finally:
-            answering.shutdown()
-            running.join(30)
+    asked = []
+
+    def answer(request: Request) -> None:
+        asked.append(f"{request.path} {request.headers['Authorization']}")
+        request.reply(status, body, ("Location", f"http://{request.headers['Host']}/elsewhere"))
+
+    with answering(answer) as host:
+        target: Target = replace(
+            parse(f"http://{host}"), credential=NodeCredential("robot", "secret")
+        )
+        with pytest.raises(LifetimeError) as failed:
+            send_proof(target, "a b", [ENTRY])
     assert failed.value.exit_code == Exit.INCOMPLETE
     assert message in str(failed.value)
-    assert len(handler.asked) == 1  # type: ignore[attr-defined]
-    assert handler.asked[0].startswith("/mayfly/v1/nodes/a%20b/nonce Basic ")  # type: ignore[attr-defined]
+    assert len(asked) == 1
+    assert asked[0].startswith("/mayfly/v1/nodes/a%20b/nonce Basic ")

@@ -23,6 +23,7 @@ from mayfly.registry.page.feed import (
     Feed,
 )
 from mayfly.registry.page.view import Failed, NodeView, Proof, Pulling, View
+from tests.support.beside import counting_turns
 from tests.support.process import until
 from tests.support.views import view
 
@@ -360,19 +361,9 @@ async def test_events_are_made_in_turns(world: World, monkeypatch: pytest.Monkey
     monkeypatch.setattr(feeds, "_AT_ONCE", 7)
     names = [f"team/app-{number}:1" for number in range(100)]
     world.view = view(*names, nodes=many(200, "m" * 100))
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    counting = asyncio.create_task(count())
-    async with aclosing(world.feed.events(None, CLIENT)) as stream:
+    async with counting_turns() as turns, aclosing(world.feed.events(None, CLIENT)) as stream:
         _, first = await next_event(stream)
-    counting.cancel()
-    assert turns > (100 + 100 + 200) / 7
+    assert turns.taken > (100 + 100 + 200) / 7
     assert first["served"] == json.loads(json.dumps(world.view.served))
     assert first["nodes"] == {name: {"states": "m" * 100} for name in world.view.nodes}
 

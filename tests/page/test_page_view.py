@@ -32,6 +32,7 @@ from tests.coverage.test_coverage import (
     WEB_LAYER,
     Upgrade,
 )
+from tests.support.beside import counting_turns
 from tests.support.fakes import FakeClock, FakeStore, digest, prepare
 from tests.support.lifecycle_hooks import lifecycle_hooks
 
@@ -283,20 +284,11 @@ async def test_others_get_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in names[:100]:
         shown.upgrade.cold(name)
     await Coverage.explore(shown.coverage)
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    counting = asyncio.create_task(count())
     monkeypatch.setattr(shown.coverage, "explore", _nothing)
-    view = await shown.views.look()
-    counting.cancel()
+    async with counting_turns() as turns:
+        view = await shown.views.look()
     assert view.run["covered"] == 100
-    assert turns >= 2 * len(names)
+    assert turns.taken >= 2 * len(names)
 
 
 async def test_no_turn_is_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from mayfly.registry.telemetry.chain import check
 from mayfly.storage.manifest import OCI_MANIFEST
 from tests.faults import disk_mounts
 from tests.faults.disk_mounts import fill, tmpfs
+from tests.support.beside import Request, answering
 from tests.support.client import Answer, ask, basic
 from tests.support.commands import assert_refused, mayfly, run_mayfly
 from tests.support.images import digest_of, image_body
@@ -35,24 +34,13 @@ def received() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The URL of a receiver, and the events that it got."""
     events: list[dict[str, Any]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            events.extend(json.loads(body)["events"])
-            self.send_response(202)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    def receive(request: Request) -> None:
+        body = request.rfile.read(int(request.headers["Content-Length"]))
+        events.extend(json.loads(body)["events"])
+        request.reply(202)
 
-        def log_message(self, *_: object) -> None:
-            """Nothing: the test's output is the server's."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/events", events
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(receive) as host:
+        yield f"http://{host}/events", events
 
 
 def recorded(file: Path) -> list[dict[str, Any]]:

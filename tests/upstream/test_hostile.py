@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import json
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
 import pytest
 
 from mayfly.storage.manifest import OCI_MANIFEST
+from tests.support.beside import Request, answering
 from tests.support.certificates import self_signed
+from tests.support.client import basic
 from tests.support.commands import mayfly
 from tests.support.images import digest_of, image_body
 
@@ -36,47 +35,24 @@ class Upstream:
         seen: path and headers of each request.
     """
 
-    answer: Callable[[Any], None] | None = None
-    before: Callable[[Any], bool] = lambda _: False
+    answer: Callable[[Request], None] | None = None
+    before: Callable[[Request], bool] = lambda _: False
     seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
-    def handle(self, request: Any) -> None:
+    def handle(self, request: Request) -> None:
         """Answer a GET or HEAD."""
         self.seen.append((request.path, dict(request.headers)))
         if self.before(request):
             return
         last = request.path.partition("?")[0].rpartition("/")[2]
         if "/manifests/" in request.path and last in ("1", digest_of(MANIFEST)):
-            reply(request, 200, MANIFEST, ("Content-Type", OCI_MANIFEST))
+            request.reply(200, MANIFEST, ("Content-Type", OCI_MANIFEST))
         elif last == digest_of(LAYER) and self.answer is not None:
             self.answer(request)
         elif last in BLOBS:
-            reply(request, 200, BLOBS[last])
+            request.reply(200, BLOBS[last])
         else:
-            reply(request, 404, b"{}")
-
-
-def reply(request: Any, status: int, body: bytes, *headers: tuple[str, str]) -> None:
-    """Send an answer with its length."""
-    request.send_response(status)
-    for name, value in (*headers, ("Content-Length", str(len(body)))):
-        request.send_header(name, value)
-    request.end_headers()
-    if request.command != "HEAD":
-        request.wfile.write(body)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.server.upstream.handle(self)  # type: ignore[attr-defined]
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+            request.reply(404, b"{}")
 
 
 @dataclass
@@ -84,12 +60,7 @@ class Running:
     """A server of an upstream."""
 
     upstream: Upstream
-    server: ThreadingHTTPServer
-
-    @property
-    def host(self) -> str:
-        """Where it is."""
-        return f"127.0.0.1:{self.server.server_address[1]}"
+    host: str
 
     def create(self, output: Path, *words: str | Path, **env: str) -> CompletedProcess[str]:
         """Make a bundle of its image."""
@@ -100,23 +71,13 @@ class Running:
 @pytest.fixture
 def start() -> Iterator[Callable[..., Running]]:
     """Starts upstreams."""
-    running: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+    with contextlib.ExitStack() as stack:
 
-    def started(context: ssl.SSLContext | None = None) -> Running:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        server.upstream = Upstream()  # type: ignore[attr-defined]
-        if context is not None:
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        running.append((server, thread))
-        return Running(server.upstream, server)  # type: ignore[attr-defined]
+        def started(context: ssl.SSLContext | None = None) -> Running:
+            upstream = Upstream()
+            return Running(upstream, stack.enter_context(answering(upstream.handle, context)))
 
-    yield started
-    for server, thread in running:
-        server.shutdown()
-        thread.join(30)
-        server.server_close()
+        yield started
 
 
 def _refused(done: CompletedProcess[str], output: Path, *words: str) -> None:
@@ -128,15 +89,15 @@ def _refused(done: CompletedProcess[str], output: Path, *words: str) -> None:
         assert word in done.stderr, done.stderr
 
 
-def _other(request: Any) -> None:
-    reply(request, 200, LAYER[:-1] + b"!")
+def _other(request: Request) -> None:
+    request.reply(200, LAYER[:-1] + b"!")
 
 
-def _shorter(request: Any) -> None:
-    reply(request, 200, LAYER[:-1])
+def _shorter(request: Request) -> None:
+    request.reply(200, LAYER[:-1])
 
 
-def _longer(request: Any) -> None:
+def _longer(request: Request) -> None:
     request.send_response(200)
     request.send_header("Transfer-Encoding", "chunked")
     request.end_headers()
@@ -171,19 +132,19 @@ def test_lies_are_named_and_nothing_of_them_is_kept(
 def test_a_login_stays_with_its_host(start: Callable[..., Running], tmp_path: Path) -> None:
     """The blob comes from a host that the registry redirects to, which sees no credentials."""
     running, elsewhere = start(), start()
-    basic = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    _, login = basic(USER, PASSWORD)
 
-    def ask(request: Any) -> bool:
-        if request.headers.get("Authorization") == basic:
+    def ask(request: Request) -> bool:
+        if request.headers.get("Authorization") == login:
             return False
-        reply(request, 401, b"{}", ("WWW-Authenticate", 'Basic realm="x"'))
+        request.reply(401, b"{}", ("WWW-Authenticate", 'Basic realm="x"'))
         return True
 
-    def redirect(request: Any) -> None:
-        reply(request, 307, b"", ("Location", f"http://{elsewhere.host}{request.path}?signed=1"))
+    def redirect(request: Request) -> None:
+        request.reply(307, b"", ("Location", f"http://{elsewhere.host}{request.path}?signed=1"))
 
     running.upstream.before, running.upstream.answer = ask, redirect
-    auth = basic.removeprefix("Basic ")
+    auth = login.removeprefix("Basic ")
     (tmp_path / "config.json").write_text(json.dumps({"auths": {running.host: {"auth": auth}}}))
     output = tmp_path / "up.tar"
     done = running.create(output, DOCKER_CONFIG=str(tmp_path))
@@ -200,10 +161,10 @@ def test_a_rate_limit_is_waited_for(start: Callable[..., Running], tmp_path: Pat
     """Two refusals, each with a time to wait; then it goes on by itself."""
     running = start()
 
-    def limit(request: Any) -> bool:
+    def limit(request: Request) -> bool:
         if len(running.upstream.seen) > 2:
             return False
-        reply(request, 429, b"{}", ("Retry-After", "1"))
+        request.reply(429, b"{}", ("Retry-After", "1"))
         return True
 
     running.upstream.before = limit
