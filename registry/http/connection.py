@@ -165,7 +165,7 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Note that the client sends no more; return whether the connection stays open meanwhile.
 
-        It does while a response is due, or bytes of the last one are counted.
+        It does while a response is due, or bytes of the last one are counted by `receipts`.
 
         Every request that came whole before has been begun, since nothing, this end included, is
         received while one waits. It is called again when reading resumes.
@@ -179,10 +179,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._state is State.IDLE:
             self._close()
         is_counted = self.receipts is not None and self.receipts.is_counting
-        return self._state is State.HANDLING or (self._state is State.CLOSED and is_counted)
+        return self._state is State.HANDLING or is_counted
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._state, self.transport, self.receipts = State.CLOSED, None, None
+        receipts, self.receipts = self.receipts, None
+        self._state, self.transport = State.CLOSED, None
         self._request = None  # it refers to this connection
         if self._body is not None:
             self._body.fail()
@@ -190,7 +191,11 @@ class Connection(asyncio.BufferedProtocol):
         self._received.clear()
         self._server.heads.record(self, 0)
         self.resume_writing()
-        self._server.lost(self)
+        if receipts is not None and receipts.is_counting:
+            # Their descriptor takes a place until then.
+            receipts.when_ended(lambda: self._server.lost(self))
+        else:
+            self._server.lost(self)
 
     # Asked by the watchdog and the budget
 
@@ -255,6 +260,8 @@ class Connection(asyncio.BufferedProtocol):
         if self.transport is None or self.transport.is_closing() or self._state is State.CLOSED:
             self._received.clear()
         elif self._state is State.IDLE:
+            if self._is_owed_receipt():
+                return
             try:
                 head = self._next_head()
                 self._record_heads(len(head))
@@ -271,6 +278,22 @@ class Connection(asyncio.BufferedProtocol):
             except FramingInvalid:
                 self._received.clear()
                 self._is_out_of_step = True
+
+    def _is_owed_receipt(self) -> bool:
+        """Whether the last response is not acknowledged yet; the next request begins after that.
+
+        A client that has read the response acknowledges it with its next request. One that asks
+        ahead, and reads nothing, would otherwise take a descriptor for each response.
+        """
+        if self.receipts is not None:
+            self.receipts.look()
+            if self.receipts.is_counting:
+                assert self.transport is not None
+                self.transport.pause_reading()
+                self.receipts.when_ended(self._advance)
+                return True
+            self.receipts = None
+        return False
 
     def _next_head(self) -> bytes:
         """Take the next head, if it is complete, else nothing.
@@ -320,9 +343,6 @@ class Connection(asyncio.BufferedProtocol):
         head = read_head(data)
         length = body_length(head)
         self.requests += 1
-        if self.receipts is not None:
-            self.receipts.look()  # the client has read the response before it asks again
-            self.receipts = None
         self._state = State.HANDLING
         if length != 0:
             body = Body(self.transport, length, expects_continue(head), self._end_body)

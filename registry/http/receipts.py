@@ -107,7 +107,7 @@ class Receipts:
 
         A client that has read a response acknowledges it with its next request.
         """
-        if self._done is not None and self._acked() >= self._goal:
+        if self._done is not None and not self._left():
             self._finish(self._done, 0)
 
     def _poll(self, pause: float, closed: float | None) -> None:
@@ -121,7 +121,7 @@ class Receipts:
         loop = asyncio.get_running_loop()
         # First: an acknowledgement may arrive, and the connection end, between the two calls.
         has_broken = self._socket is None or tcp_info.has_broken(self._socket)
-        left = max(self._goal - self._acked(), 0)
+        left = self._left()
         if closed is None and (self._transport is None or self._transport.is_closing()):
             closed = loop.time()
             # The kernel does not send FIN by itself while our duplicate is open.
@@ -144,6 +144,18 @@ class Receipts:
         done(left)
         if on_ended is not None:
             on_ended()
+
+    def _left(self) -> int:
+        """Return how many bytes are missing from the goal.
+
+        A kernel that does not tell what was acknowledged still tells how much was not, except of a
+        connection that has broken.
+        """
+        connected = self._socket
+        if connected is None or tcp_info.tells_acknowledged(connected):
+            return max(self._goal - self._acked(), 0)
+        left = self._outq() + self._buffered()
+        return max(left, 1) if tcp_info.has_broken(connected) else left
 
     def _unreceived(self) -> int:
         if self._socket is None:

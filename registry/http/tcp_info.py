@@ -31,6 +31,11 @@ def acknowledged(connected: socket.socket) -> int:
     return int(_BYTES_ACKED.unpack_from(found)[0]) if len(found) >= _BYTES_ACKED.size else 0
 
 
+def tells_acknowledged(connected: socket.socket) -> bool:
+    """Whether the kernel tells `acknowledged`."""
+    return len(_read(connected)) >= _BYTES_ACKED.size
+
+
 def has_broken(connected: socket.socket) -> bool:
     """Whether a connection has broken, was closed by both ends, or is none of TCP."""
     found = _read(connected)

@@ -301,13 +301,15 @@ async def test_file(served: Served) -> None:
 
 
 @pytest.mark.parametrize("close", [False, True])
+@pytest.mark.parametrize("body", [None, b"cut"])
 async def test_file_that_is_taken_late(
-    served: Served, monkeypatch: pytest.MonkeyPatch, close: bool
+    served: Served, monkeypatch: pytest.MonkeyPatch, close: bool, body: bytes | None
 ) -> None:
     """It counts as received although nothing is left to send long before the client reads."""
     monkeypatch.setattr(receipts, "_AFTER_CLOSE_SECONDS", 0.1)
     served.handler.size = MIB
-    asked = message("GET", "/file", close=close)
+    headers = {} if body is None else {"Content-Length": "10"}
+    asked = message("GET", "/file", body, headers, close=close)
     with await served.ask(asked, receive_buffer=16 * 1024) as client:
         await until(lambda: bool(served.handler.begun), "it is asked for")
         (http,) = served.handler.begun

@@ -125,6 +125,42 @@ async def test_the_next_request_is_an_acknowledgement(
     assert events[:5] == ["asked", "received", "asked", "received", "asked"]
 
 
+async def test_asking_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request waits for the last receipt: unread answers would take a descriptor each."""
+    (tmp_path / "data").write_bytes(b"content")
+    content, sender, events = Extent(tmp_path / "data", 0, 7), ContentSender(), list[str]()
+    acknowledged = looks = 0
+    looked = asyncio.Event()
+
+    def info(_: socket.socket) -> bytes:
+        nonlocal looks
+        looks += 1
+        if looks > 12:  # each poll looks several times
+            looked.set()
+        found = bytearray(tcp_info._BYTES_ACKED.pack(acknowledged))
+        found[0] = 1
+        return bytes(found)
+
+    async def handle(http: HTTPRequest) -> Response:
+        events.append("asked")
+        return await sender.send(http, content, {}, Noted(events))
+
+    monkeypatch.setattr(tcp_info, "_read", info)
+    monkeypatch.setattr(Receipts, "_outq", lambda _: 0 if acknowledged else 7)
+    loop = asyncio.get_running_loop()
+    async with connected(handle) as (_, client), asyncio.timeout(PATIENCE):
+        asked = message("GET", "/", close=False) * 9 + message("GET", "/", close=True)
+        await loop.sock_sendall(client, asked)
+        await looked.wait()
+        assert events == ["asked"]
+        acknowledged = 2**40
+        found = bytearray()
+        while data := await loop.sock_recv(client, SIZE):
+            found += data
+    assert found.count(b"content") == 10
+    assert events == ["asked", "received"] * 10
+
+
 async def test_acknowledged_before_it_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +200,71 @@ async def test_acknowledged_before_it_is_closed(
         acknowledged = 2**40
         assert await loop.sock_recv(client, SIZE) == b""
     assert events == ["received"]
+
+
+@pytest.mark.parametrize("size", [1, tcp_info._BYTES_ACKED.size - 1])
+async def test_kernel_that_does_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Before Linux 4.1, and under qemu: the next request and the end come all the same."""
+    (tmp_path / "data").write_bytes(b"content")
+    content, sender, events = Extent(tmp_path / "data", 0, 7), ContentSender(), list[str]()
+    looks = 0
+
+    def outq(_: Receipts) -> int:
+        nonlocal looks
+        looks += 1
+        return 7 if looks % 3 else 0
+
+    async def handle(http: HTTPRequest) -> Response:
+        return await sender.send(http, content, {}, Noted(events))
+
+    monkeypatch.setattr(tcp_info, "_read", lambda _: b"\1".ljust(size, b"\0"))
+    monkeypatch.setattr(Receipts, "_outq", outq)
+    loop = asyncio.get_running_loop()
+    async with connected(handle) as (_, client), asyncio.timeout(PATIENCE):
+        for close in (False, True):
+            await loop.sock_sendall(client, message("GET", "/", close=close))
+            found = b""
+            while not found.endswith(b"content"):
+                found += await loop.sock_recv(client, SIZE)
+        assert await loop.sock_recv(client, SIZE) == b""
+    assert events == ["received", "received"]
+
+
+async def test_place_of_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost connection takes its place until the descriptor of its receipts is closed."""
+    (tmp_path / "data").write_bytes(b"content")
+    content, sender, places = Extent(tmp_path / "data", 0, 7), ContentSender(), list[int]()
+
+    class Counted(Noted):
+        @contextlib.contextmanager
+        def part(self, first: int, count: int, size: int, receipts: Any) -> Iterator[None]:
+            yield
+            receipts.on_received(lambda left: places.append(server.open_count))
+
+    async def handle(http: HTTPRequest) -> Response:
+        return await sender.send(http, content, {}, Counted([]))
+
+    monkeypatch.setattr(receipts_module, "_AFTER_CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(tcp_info, "acknowledged", lambda _: 0)
+    monkeypatch.setattr(Receipts, "_outq", lambda _: 7)
+    server = HTTPServer(handle)
+    loop = asyncio.get_running_loop()
+    ours, client = socket.create_server(("127.0.0.1", 0)), socket.socket()
+    with ours, client:
+        client.connect(ours.getsockname())
+        client.setblocking(False)
+        transport, _ = await loop.connect_accepted_socket(server, ours.accept()[0])
+        async with asyncio.timeout(PATIENCE):
+            await loop.sock_sendall(client, message("GET", "/", close=False))
+            found = b""
+            while not found.endswith(b"content"):
+                found += await loop.sock_recv(client, SIZE)
+            transport.abort()
+            await server.close(PATIENCE)
+    assert places == [1]
+    assert server.open_count == 0
 
 
 class Noted:
