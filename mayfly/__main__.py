@@ -11,13 +11,20 @@ import threading
 STDERR = 2
 """The number of standard error."""
 
+_SIGNAL_CODES: dict[object, signal.Signals] = {130: signal.SIGINT, 143: signal.SIGTERM}
+"""Exit codes by which handlers of signals end the process."""
+
 _THREADS_SECONDS = 2.0
 """Time for threads that still work at the exit, such as a hash whose result is not needed."""
+
+_AGAIN_SECONDS = 0.01
+"""Time for a callback to return after its exception was ignored."""
 
 
 def main() -> None:
     """Run the command line and leave with its exit code, without a traceback for Ctrl-C."""
     code: str | int | None = 130
+    sys.unraisablehook = _repeat_ignored_signal
     _open_standard_streams()
     # Ctrl-C may come while the command line is loaded, or at the exit.
     with contextlib.suppress(KeyboardInterrupt):
@@ -31,6 +38,26 @@ def main() -> None:
             signal.signal(number, signal.SIG_IGN)
     _bound_the_end(code if isinstance(code, int) else 1)
     sys.exit(code)
+
+
+def _repeat_ignored_signal(ignored: sys.UnraisableHookArgs) -> None:
+    """Send the process a signal again whose exception the interpreter has ignored.
+
+    A signal's handler may run in a callback whose exceptions are dropped, such as a destructor or
+    the callback that the import system has for each module. The process would go on as if it had
+    got no signal. Other ignored exceptions are printed as usual.
+    """
+    error = ignored.exc_value
+    if isinstance(error, KeyboardInterrupt):
+        number = signal.SIGINT
+    elif isinstance(error, SystemExit) and error.code in _SIGNAL_CODES:
+        number = _SIGNAL_CODES[error.code]
+    else:
+        sys.__unraisablehook__(ignored)
+        return
+    again = threading.Timer(_AGAIN_SECONDS, os.kill, [os.getpid(), number])
+    again.daemon = True
+    again.start()
 
 
 def _open_standard_streams() -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.exit_codes import MEANINGS, OTHERS, Exit, describe
-from tests.support.commands import command_line, environment, mayfly
-from tests.support.process import REPO, Process
+from tests.support.commands import command_line, environment, mayfly, started
+from tests.support.process import PATIENCE, REPO, Process
 
 Words = list[str | Path]
 
@@ -162,8 +162,7 @@ def test_run_hands_on_the_code_of_its_command(tmp_path: Path, options: Words) ->
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(tmp_path: Path, number: signal.Signals, code: int) -> None:
     """130 and 143: a command that was interrupted says nothing more."""
-    words = command_line("wait", "--ready", "--state-dir", tmp_path)
-    with subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, cwd=REPO) as waiting:
+    with started("wait", "--ready", "--state-dir", tmp_path) as waiting:
         for _ in range(600):  # until it has taken the signals over and waits
             if b"wait" in Path(f"/proc/{waiting.pid}/cmdline").read_bytes():
                 status = Path(f"/proc/{waiting.pid}/status").read_text()
@@ -172,8 +171,61 @@ def test_interrupted(tmp_path: Path, number: signal.Signals, code: int) -> None:
                     break
             time.sleep(0.05)
         waiting.send_signal(number)
-        _, errors = waiting.communicate(timeout=30)
-    assert (waiting.returncode, errors.strip()) == (code, b"")
+        _, errors = waiting.communicate(timeout=PATIENCE)
+    assert (waiting.returncode, errors) == (code, "")
+
+
+IGNORED = """
+import signal, sys, weakref
+from mayfly.__main__ import main
+from mayfly.registry.control import client
+from mayfly.registry.errors import NotRunning
+
+class Gone:
+    pass
+
+def connect(directory):
+    gone = Gone()
+    reference = weakref.ref(gone, lambda _: signals and signal.raise_signal(signals.pop()))
+    del gone  # calls the callback
+    raise NotRunning("none")
+
+signals = [signal.Signals(int(sys.argv.pop(1)))]
+client.connect = connect
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_where_exceptions_are_ignored(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """As anywhere else, although the interpreter drops what a weak reference's callback raises."""
+    words = [str(int(number)), "wait", "--ready", "--state-dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", IGNORED, *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_other_ignored_exceptions_are_printed() -> None:
+    """With what raised them, as Python does by itself."""
+    script = "import sys; from mayfly.__main__ import main; sys.argv = ['mayfly', '--version']"
+    script += "; one = type('One', (), {'__del__': lambda self: 1 / 0})()"
+    script += "; from mayfly.registry import cli; cli.execute = lambda: globals().pop('one') and 0"
+    done = subprocess.run(
+        [sys.executable, "-c", script + "; main()"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert "ZeroDivisionError" in done.stderr
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(

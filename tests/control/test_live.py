@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -21,7 +20,7 @@ from mayfly.registry.control.live_text import ASCII_BAR, cells, fit, frame, prog
 from mayfly.registry.control.report import TransferRecord
 from tests.control.terminal import Terminal
 from tests.hostile import texts
-from tests.support.commands import command_line, environment
+from tests.support.commands import started
 from tests.support.process import PATIENCE, need
 from tests.support.stubs import Stub, get_manifest, pulling
 
@@ -286,12 +285,9 @@ def test_rows_keep_their_places_while_all_fit() -> None:
 @pytest.mark.parametrize("term", ["dumb", ""])
 def test_lines_without_a_terminal(server: FakeServer, tmp_path: Path, term: str) -> None:
     """The status once, then a line for each change; no sequences."""
-    words = command_line("status", "--watch", "--state-dir", tmp_path)
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=environment(TERM=term),
-    ) as running:  # fmt: skip
+    with started("status", "--watch", "--state-dir", tmp_path, env={"TERM": term}) as running:
         assert running.stdout is not None
+        assert running.stderr is not None
         lines: list[str] = []
         while not lines or not lines[-1].startswith("node-0"):
             lines.append(running.stdout.readline())
@@ -299,11 +295,11 @@ def test_lines_without_a_terminal(server: FakeServer, tmp_path: Path, term: str)
         change = running.stdout.readline()
         assert "draining; 1 of 3 nodes covered, 2 of 6 images on nodes; out 47.7 MiB" in change
         server.end()
-        rest = running.stdout.read()
-    assert running.returncode == 6
-    texts.check("".join(lines) + change + rest)
-    assert "no report" in rest
-    assert len(rest.splitlines()) == 1
+        rest, errors = running.stdout.read(), running.stderr.read()
+        assert (running.wait(PATIENCE), rest) == (6, "")
+    texts.check("".join(lines) + change + errors)
+    assert "no report" in errors
+    assert len(errors.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
