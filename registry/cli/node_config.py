@@ -311,7 +311,7 @@ def revert(runtime: Runtime, root_dir: Path, as_json: bool, force: bool) -> None
 
 
 def _log_out(runtime: Runtime, host: str) -> bool:
-    """Log a runtime out where pasted commands logged it in; return whether it is."""
+    """Log a runtime out where pasted commands logged it in; return whether no more can be done."""
     import subprocess
 
     try:
@@ -322,6 +322,13 @@ def _log_out(runtime: Runtime, host: str) -> bool:
             timeout=_LOGOUT_SECONDS,
             check=False,
         )
+    except FileNotFoundError:
+        echo(
+            f"mayfly: {runtime} is not installed any more, so its file of logins may still have "
+            f"{host}",
+            err=True,
+        )
+        return True
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0 or b"ot logged in" in done.stderr + done.stdout

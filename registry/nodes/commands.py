@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import shlex
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from mayfly.registry.nodes.journal import BEFORE, JOURNALS, LOGINS, PASTED
 from mayfly.registry.nodes.plan import Plan, PlannedFile
@@ -25,7 +24,6 @@ from mayfly.registry.nodes.runtimes import (
 )
 from mayfly.registry.nodes.target import Target
 from mayfly.registry.pki.certificate import fingerprint
-from mayfly.storage.files import temporary_of
 
 _END = "MAYFLY"
 
@@ -92,17 +90,21 @@ def _way_back(runtime: Runtime, plan: Plan, login: str | None = None) -> Iterato
     yield f"# mayfly node-config revert --runtime {runtime}, or these commands:"
     if login is not None:
         yield f"#   {runtime} logout {login}"
-    # What refers to a CA goes before the CA.
-    for file in reversed(plan.files):
-        if file.merged:
-            continue
-        names = (file.path, f"{file.path}{BEFORE}", str(temporary_of(Path(file.path))))
-        path, before, temporary = map(shlex.quote, names)
-        yield f"#   rm -f {path} {temporary}; [ ! -e {before} ] || mv {before} {path}"
     journal = f"{JOURNALS}/{runtime}"
-    yield f"#   sed -n 's/^D //p' {journal}/{PASTED} | sort -r | while read -r made; do"
-    yield '#       [ ! -d "$made" ] || rmdir "$made"; done'
-    yield f"#   rm -rf {journal}; [ ! -d {JOURNALS} ] || rmdir {JOURNALS}"
+    # What refers to a CA goes before the CA. A file that there was before is never removed, so all
+    # of this may be done again.
+    yield f"""\
+#   list={journal}/{PASTED}
+#   awk '$1 == "F" && !seen[$3]++ {{ file[++n] = $3 }}
+#       END {{ while (n) print file[n--] }}' "$list" | while read -r file; do
+#           before=$file{BEFORE}; rm -f "${{file%/*}}/.${{file##*/}}.mayfly"
+#           if [ -e "$before" ] || [ -L "$before" ]; then mv -f "$before" "$file"
+#           elif ! grep -qxF "B $before" "$list"; then rm -f "$file"; fi; done
+#   sed -n 's/^B //p' "$list" | while read -r before; do
+#       file=${{before%{BEFORE}}}; rm -f "$before" "${{file%/*}}/.${{file##*/}}.mayfly"; done
+#   sed -n 's/^D //p' "$list" | sort -r | while read -r made; do
+#       [ ! -d "$made" ] || rmdir "$made"; done
+#   rm -f "$list" {journal}/{LOGINS}; rmdir {journal} {JOURNALS}"""
     for file in plan.files:
         if file.merged:
             yield f"#   and remove from {file.path} what was added"
@@ -125,30 +127,42 @@ def plan_commands(runtime: Runtime, plan: Plan) -> Iterator[str]:
 
 def _function(runtime: Runtime) -> str:
     """The shell function that writes a file."""
-    # The note of a file comes before the file, as in the journal. Directories are for all users.
+    # The notes of a file and of the copy of what was there come before both, as in the journal. A
+    # copy that is noted without its file is of a run that was killed, and may be old.
     return f"""\
 mayfly_put() ( # MODE SHA256 FILE: write standard input to FILE, and note that for revert
-    journal={JOURNALS}/{runtime} directory=${{3%/*}} above=${{3%/*}}
-    list=$journal/{PASTED} noted='' new=${{3%/*}}/.${{3##*/}}.mayfly
+    journal={JOURNALS}/{runtime} directory=${{3%/*}} above=${{3%/*}} known=no
+    list=$journal/{PASTED} before=$3{BEFORE} new=${{3%/*}}/.${{3##*/}}.mayfly
     umask 077
-    [ ! -f "$3" ] || noted=$(cat "$list" "$journal/journal.json" 2>/dev/null) || :
-    case $noted in
-        *" $3"*|*"\\"$3\\""*)
-            sum=$(sha256sum <"$3") sum=${{sum%% *}}
-            case $noted in
-                *"$sum"*) ;;
-                *)
-                    echo "$3: somebody has changed it since: save what you want of it, remove" \\
-                        "it, and paste again; nothing was written there" >&2
-                    exit 1 ;;
-            esac ;;
-    esac
+    noted='' line='
+'
+    for one in "$list" "$journal/journal.json"; do
+        [ ! -e "$one" ] || noted=$noted$(cat "$one")$line || exit
+    done
+    case $noted in *" $3$line"*|*"\\"$3\\""*) known=yes ;; esac
+    if [ "$known" = yes ] && [ -f "$3" ] && ! cmp -s "$3" "$before" 2>/dev/null; then
+        sum=$(sha256sum <"$3") sum=${{sum%% *}}
+        case $noted in
+            *"$sum"*) ;;
+            *)
+                echo "$3: somebody has changed it since: save what you want of it, remove" \\
+                    "it, and paste again; nothing was written there" >&2
+                exit 1 ;;
+        esac
+    fi
     mkdir -p "$journal" || exit
     while [ ! -d "$above" ]; do printf 'D %s\\n' "$above"; above=${{above%/*}}; done >>"$list"
-    if {{ [ -e "$3" ] || [ -L "$3" ]; }} && [ ! -e "$3{BEFORE}" ] && ! grep -qF " $3" "$list" &&
-        ! grep -qsF "\\"$3\\"" "$journal/journal.json"; then
-        {{ rm -f "$new" && cp -pP "$3" "$new" && mv -f "$new" "$3{BEFORE}"; }} ||
-            {{ rm -f "$new"; exit 1; }}
+    if [ "$known" = no ]; then
+        case $noted in *" $before$line"*) rm -f "$before" || exit ;; esac
+        if [ -e "$before" ] || [ -L "$before" ]; then
+            echo "$before: not of these commands: move it away, and paste again;" \\
+                "nothing was written there" >&2
+            exit 1
+        fi
+        if [ -e "$3" ] || [ -L "$3" ]; then
+            {{ printf 'B %s\\n' "$before" >>"$list" && rm -f "$new" && cp -pP "$3" "$new" &&
+                mv -f "$new" "$before"; }} || {{ rm -f "$new"; exit 1; }}
+        fi
     fi
     {{ printf 'F %s %s\\n' "$2" "$3" >>"$list" && (umask 022 && mkdir -p "$directory") &&
         rm -f "$new" && cat >"$new" && chmod "$1" "$new" && mv -f "$new" "$3"; }} ||

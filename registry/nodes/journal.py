@@ -15,10 +15,10 @@ contents that were there lie beside it. States and steps:
 
 Commands that an operator pasted on the node (`commands`) leave the list ``pasted`` in the same
 directory: ``F SHA256 FILE`` for each file that they wrote, after ``D DIRECTORY`` for each that they
-made, innermost first. A file that was there before is kept as ``FILE.before-mayfly``. Apply and
-revert first take the list over into the journal (`NodeConfig._take_over`). The hosts that the
-commands logged in at are in ``logins``, until `NodeConfig.forget_login` or the node's script has
-removed them.
+made, innermost first. A file that was there before is kept as ``FILE.before-mayfly``, after
+``B FILE.before-mayfly``. Apply and revert first take the list over into the journal
+(`NodeConfig._take_over`). The hosts that the commands logged in at are in ``logins``, until
+`NodeConfig.forget_login` or the node's script has removed them.
 
 Every step changes one name on disk, durably (`storage.files`), and every step can be done
 twice. So a crash between any two of them leaves one of the states above, and the first original
@@ -260,24 +260,37 @@ class NodeConfig:
         except FileNotFoundError:
             return journal
         entries, directories = dict(journal.entries), dict.fromkeys(journal.directories)
-        litter = []
+        litter: dict[Path, None] = {}
         for kind, _, rest in (line.partition(" ") for line in lines):
             digest, _, path = rest.partition(" ")
             if kind == "D":
                 directories[rest] = None
+            elif kind == "B" and rest.startswith("/") and rest.endswith(BEFORE):
+                litter |= self._litter(rest.removesuffix(BEFORE))
             elif kind == "F" and path.startswith("/"):
-                before = self._node_root.real(path + BEFORE)
+                litter |= self._litter(path)
                 entry = entries.get(path) or Entry(self._save(path + BEFORE), ())
+                is_noted = path in entries or f"B {path}{BEFORE}" not in lines
+                if entry.original.kind == "absent" and not is_noted:
+                    continue  # put back by the commands for that, which did not come to their end
                 written = tuple(dict.fromkeys((*entry.written, digest)))
                 entries[path] = replace(entry, written=written)
-                litter += [before, temporary_of(self._node_root.real(path))]
         journal = Journal(entries, tuple(directories))
         self._store(journal)
         for file in litter:
             file.unlink(missing_ok=True)
+        for directory in {file.parent for file in litter}:
+            if directory.is_dir():
+                sync(directory)
         self._pasted.unlink()
         sync(self._directory)
         return journal
+
+    def _litter(self, path: str) -> dict[Path, None]:
+        """List the files that pasted commands may leave beside a file."""
+        return dict.fromkeys(
+            (self._node_root.real(path + BEFORE), temporary_of(self._node_root.real(path)))
+        )
 
     def _store(self, journal: Journal) -> None:
         text = json.dumps(journal.to_json(), indent=1).encode() + b"\n"

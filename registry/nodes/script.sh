@@ -332,9 +332,10 @@ use: mayfly node-config revert"
 take_over() {
     [ -f "$journal/pasted" ] || return 0
     set_text "$work/before" ''
+    pasted=$(cat "$journal/pasted") || failed "$journal/pasted"
     while read -r letter digest path; do
         case $letter in
-            D) path=$digest ;;
+            D | B) path=$digest ;;
             F) ;;
             *) continue ;;
         esac
@@ -347,19 +348,25 @@ take_over() {
             grep -qxF "D$tab$path" "$work/old" || add_line "$work/old" "D$tab$path"
             continue
         fi
+        path=${path%.before-mayfly}
+        add_line "$work/before" "$path.before-mayfly"
+        add_line "$work/before" "${path%/*}/.${path##*/}.mayfly"
+        if [ "$letter" = B ]; then continue; fi
         known=$(entry_of "$path" "$work/old") || failed "$work/old"
         case $known in
             '')
                 look "$tree$path.before-mayfly"
                 if [ "$kind" = file ]; then save_original "$tree$path.before-mayfly"; fi
+                # Put back by the commands for that, which did not come to their end.
+                case "$kind$newline$pasted$newline" in
+                    absent*"${newline}B $path.before-mayfly$newline"*) continue ;;
+                esac
                 entry="E$tab$path$tab$kind$tab$content$tab$mode$tab$uid$tab$gid$tab$mtime"
                 add_line "$work/old" "$entry$tab$xattrs$tab$digest "
                 ;;
             *"$digest"*) ;;
             *) add_digest "$work/old" ;;
         esac
-        add_line "$work/before" "$path.before-mayfly"
-        add_line "$work/before" "${path%/*}/.${path##*/}.mayfly"
     done <"$journal/pasted"
     store_journal "$work/old"
     while IFS= read -r path; do remove_file "$tree$path"; done <"$work/before"
@@ -584,12 +591,17 @@ revert_files() {
     done
 }
 
-# Log out where pasted commands logged in; the next revert tries again where that failed.
+# Log out where pasted commands logged in; the next revert tries again where that failed. No revert
+# can where the runtime is gone.
 log_out() {
     [ -f "$journal/logins" ] || return 0
     lines=$(sort -u "$journal/logins") || failed "$journal/logins"
     left=
     for host in $lines; do
+        if ! has "$runtime"; then
+            warn "$runtime is not installed any more, so its file of logins may still have $host"
+            continue
+        fi
         reason=$(bounded 20 "$runtime" logout "$host" 2>&1 </dev/null)
         case "$? $reason" in
             0\ * | *[Nn]ot\ logged\ in*) say "logged out of $host" ;;

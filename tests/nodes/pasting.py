@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +52,30 @@ def break_off(text: str, root: Path, directory: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         paste(text, root, str(directory))
     assert list(root.rglob(".*.mayfly"))
+
+
+_KILLING = """#!/bin/sh
+count=$(ls "{directory}/calls" | wc -l)
+: >"{directory}/calls/$count"
+[ "$count" != {at} ] || kill -9 $PPID
+exec {program} "$@"
+"""
+
+
+def killing(directory: Path, at: int) -> str:
+    """A directory of programs that change files, of which one call ends its shell instead.
+
+    Args:
+        directory: for them; ``calls`` in it has a file for each call.
+        at: number of that call, from 0.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    (directory / "calls").mkdir(parents=True)
+    for name in ("chmod", "cp", "mkdir", "mv", "rm", "rmdir"):
+        text = _KILLING.format(directory=directory, at=at, program=shutil.which(name))
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o755)
+    return str(directory)
 
 
 def _replace(directory: Path, old: bytes, new: bytes) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mayfly.registry.cli import node_config
+from mayfly.registry.nodes import journal
 from mayfly.registry.nodes.commands import node_commands
 from mayfly.registry.nodes.journal import NodeConfig
 from mayfly.registry.nodes.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
 from mayfly.registry.nodes.target import NodeCredential, parse
 from mayfly.registry.pki.certificate import fingerprint
 from mayfly.registry.pki.errors import TrustError
-from tests.nodes.pasting import break_off, paste
+from tests.nodes.pasting import break_off, killing, paste
 from tests.nodes.test_journal import furnish
 from tests.nodes.test_script import SHELLS
 from tests.support.commands import mayfly
@@ -148,6 +151,104 @@ def test_a_paste_that_broke_off(
     assert snapshot(root) == before
 
 
+def _prepared(root: Path, ca_pem: bytes) -> str:
+    """Commands for files of which a node has one, and a dangling link in place of another."""
+    certs = root / "etc/containerd/certs.d"
+    for host in ("quay.io", "ghcr.io"):
+        (certs / host).mkdir(parents=True)
+    (certs / "quay.io/hosts.toml").write_text("# mine\n")
+    (certs / "ghcr.io/hosts.toml").symlink_to("not-there")
+    return node_commands(parse(HOST, ca_pem, ["quay.io", "ghcr.io"]), ["containerd"])
+
+
+def _killed_at_each_change(text: str, root: Path, directory: Path) -> Iterator[int]:
+    """Paste commands again and again, each time killed at another change; the number of that."""
+    for at in range(200):
+        try:
+            paste(text, root, killing(directory, at))
+        except subprocess.CalledProcessError:
+            yield at
+        else:
+            assert at == len(list((directory / "calls").iterdir())) > 10
+            return
+
+
+@pytest.mark.parametrize("way", ["revert", "by hand", "by hand again"])
+def test_a_paste_that_is_killed(tmp_path: Path, root: Path, ca_pem: bytes, way: str) -> None:
+    """At any change: every way back, also after another paste, brings back all that was there."""
+    text = _prepared(root, ca_pem)
+    before = snapshot(root)
+    for at in _killed_at_each_change(text, root, tmp_path / "killing"):
+        if way.endswith("again"):
+            paste(text, root)
+        if way.startswith("by hand"):
+            paste(_back(text), root)
+        else:
+            NodeConfig(root, "containerd").revert()
+        assert snapshot(root) == before, f"killed at change {at}"
+
+
+@pytest.mark.parametrize("way", ["revert", "by hand"])
+def test_a_way_back_that_is_killed(tmp_path: Path, root: Path, ca_pem: bytes, way: str) -> None:
+    """At any change: it can be gone once more."""
+    text = _prepared(root, ca_pem)
+    before, node = snapshot(root), NodeConfig(root, "containerd")
+    paste(text, root)
+    for at in _killed_at_each_change(_back(text), root, tmp_path / "killing"):
+        # Once the list is gone, all that may be left are two empty directories.
+        if way == "revert" or not (root / "var/lib/mayfly-node-config/containerd/pasted").exists():
+            node.revert()
+        else:
+            paste(_back(text), root)
+        assert snapshot(root) == before, f"killed at change {at}"
+        paste(text, root)
+
+
+def test_a_file_that_looks_like_a_copy(root: Path, ca_pem: bytes) -> None:
+    """It is somebody else's, so nothing takes its place, and it is never put back."""
+    text = _prepared(root, ca_pem)
+    other = root / "etc/containerd/certs.d/quay.io/hosts.toml.before-mayfly"
+    other.write_text("# other\n")
+    before = snapshot(root)
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        paste(text, root)
+    assert b"not of these commands: move it away" in refused.value.stderr
+    paste(_back(text), root)
+    assert snapshot(root) == before
+
+
+def test_a_paste_that_is_old(root: Path, ca_pem: bytes, tmp_path: Path) -> None:
+    """What was edited between a paste that was killed and the next one is put back as it is."""
+    text, node = _prepared(root, ca_pem), NodeConfig(root, "containerd")
+    mine = root / "etc/containerd/certs.d/quay.io/hosts.toml"
+    copies = 0
+    for at in _killed_at_each_change(text, root, tmp_path / "killing"):
+        list_ = root / "var/lib/mayfly-node-config/containerd/pasted"
+        noted = list_.read_text() if list_.exists() else ""
+        if re.search("^F .*/quay.io/", noted, re.MULTILINE):
+            node.revert()
+            continue
+        copies += Path(f"{mine}.before-mayfly").exists()
+        mine.write_text("# edited\n")
+        paste(text, root)
+        node.revert()
+        assert mine.read_text() == "# edited\n", at
+        mine.write_text("# mine\n")
+    assert copies
+
+
+def test_by_hand_after_apply(root: Path, ca_pem: bytes) -> None:
+    """Pasted commands that were taken over are not in the list any more: nothing is lost."""
+    text, node = _prepared(root, ca_pem), NodeConfig(root, "containerd")
+    before = snapshot(root)
+    paste(text, root)
+    node.apply(parse(HOST, ca_pem, ["quay.io"]))
+    with pytest.raises(subprocess.CalledProcessError):
+        paste(_back(text), root)
+    node.revert()
+    assert snapshot(root) == before
+
+
 def test_a_paste_on_a_full_disk(tmp_path: Path, root: Path, ca_pem: bytes) -> None:
     """It fails, leaves no part of a file, and what was there stays, also in its copy."""
     mine = root / "etc/containerd/certs.d/quay.io/hosts.toml"
@@ -257,18 +358,23 @@ def test_pasting_again_loses_no_edit(
 
 @pytest.mark.parametrize(
     ("says", "is_out"),
-    [("exit 0", True), ("echo Not logged in; exit 1", True), ("exit 1", False), (None, False)],
+    [("exit 0", True), ("echo Not logged in; exit 1", True), ("exit 1", False), (None, True)],
 )
 def test_log_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str | None, is_out: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    says: str | None,
+    is_out: bool,
 ) -> None:
-    """What the runtime says, or that there is none."""
+    """What the runtime says; where there is none any more, a warning is all that can be done."""
     if says is not None:
         script = f'#!/bin/sh\n[ "$*" = "logout {HOST}" ] || exit 9\n{says}\n'
         (tmp_path / "podman").write_text(script)
         (tmp_path / "podman").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if says else str(tmp_path))
     assert node_config._log_out("podman", HOST) is is_out
+    assert ("podman is not installed any more" in capsys.readouterr().err) is (says is None)
 
 
 def test_revert_says_where_somebody_is_logged_in(tmp_path: Path, root: Path, ca_pem: bytes) -> None:
@@ -282,6 +388,22 @@ def test_revert_says_where_somebody_is_logged_in(tmp_path: Path, root: Path, ca_
     forget(NodeConfig(root, "podman"))
     done = mayfly(*words)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_removed_copies_are_durable_before_the_list_goes(
+    root: Path, ca_pem: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut nothing else would know of a copy, which may hold a credential."""
+    paste(_prepared(root, ca_pem), root)
+    synced = []
+
+    def note(directory: Path) -> None:
+        if (root / "var/lib/mayfly-node-config/containerd/pasted").exists():
+            synced.append(directory.name)
+
+    monkeypatch.setattr(journal, "sync", note)
+    NodeConfig(root, "containerd").revert()
+    assert {"quay.io", "ghcr.io"} <= set(synced)
 
 
 def test_a_crash_while_a_paste_is_taken_over(tmp_path: Path, root: Path, ca_pem: bytes) -> None:

@@ -25,7 +25,7 @@ from mayfly.registry.nodes.runtimes import RUNTIMES, Runtime, notes_after_revert
 from mayfly.registry.nodes.script import NodeImage, images_of, node_script, quote
 from mayfly.registry.nodes.target import NodeCredential, Target, parse
 from mayfly.registry.pki.errors import TrustError
-from tests.nodes.pasting import break_off, paste
+from tests.nodes.pasting import break_off, killing, paste
 from tests.nodes.test_journal import furnish
 from tests.support.commands import mayfly
 from tests.support.process import PATIENCE, need
@@ -505,6 +505,49 @@ def test_revert_that_cannot_log_out(node: Node, target: Target, runtime: Runtime
     (node.state / "dead").unlink()
     done = node.run(script, "revert")
     assert (done.returncode, node.look()) == (0, before), done.stderr
+
+
+def test_revert_without_the_runtime_that_is_logged_in(node: Node, target: Target) -> None:
+    """Nothing can log out any more: it says so once, and is done."""
+    before = node.look()
+    found = 'has() { command -v "$1" '
+    script = node.script(target, None)
+    assert found in script
+    # This machine may have one.
+    script = script.replace(found, 'has() { [ "$1" != docker ] && command -v "$1" ')
+    _paste(node, target, "docker")
+    done = node.run(script, "revert")
+    assert (done.returncode, node.look()) == (0, before), done.stderr
+    assert f"docker is not installed any more, so its file of logins may still have {REGISTRY}" in (
+        done.stderr
+    )
+    assert node.run(script, "revert").stderr == ""
+
+
+def test_revert_of_a_paste_that_was_killed(dash: Node, target: Target) -> None:
+    """At any change, and after commands that put it back were killed, too."""
+    mine = dash.root / "etc/containerd/certs.d/quay.io/hosts.toml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("# mine\n")
+    before = snapshot(dash.root)
+    script = dash.script(target, "containerd")
+    text = node_commands(replace(target, mirrors=("quay.io",)), ["containerd"])
+    back = [line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   ")]
+    seen = 0
+    for commands, first in ((text, ""), ("\n".join(back), text)):
+        for at in range(100):
+            paste(first, dash.root)
+            try:
+                paste(commands, dash.root, killing(dash.state / "killing", at))
+            except subprocess.CalledProcessError:
+                seen += 1
+            else:
+                break
+            done = dash.run(script, "revert")
+            assert done.returncode == 0, (at, done.stderr)
+            assert snapshot(dash.root) == before, at
+        assert dash.run(script, "revert").returncode == 0
+    assert seen > 20
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
