@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,21 +53,21 @@ static void fail(const char *what) {
     exit(CANNOT_START);
 }
 
-/* Ends if the file has fewer bytes than were written. */
-static void need(int file, const char *path, off_t size) {
+/* Ends if the file has fewer bytes than were written: `size`, or more if `at_least`. */
+static void need(int file, const char *path, off_t size, bool at_least) {
     struct stat found;
     if (fstat(file, &found) < 0)
         fail("fstat");
     if (found.st_size >= size)
         return;
-    fprintf(stderr, "mayfly: %s was cut short: it has %lld of %lld bytes; copy it again\n", path,
-            (long long)found.st_size, (long long)size);
+    fprintf(stderr, "mayfly: %s was cut short: it has %lld of %s%lld bytes; copy it again\n", path,
+            (long long)found.st_size, at_least ? "at least " : "", (long long)size);
     exit(CUT_SHORT);
 }
 
 /* Reads a number of bytes that must be there. */
 static void read_at(int file, const char *path, void *into, size_t size, off_t offset) {
-    need(file, path, offset + size);
+    need(file, path, offset + size, true);
     if (pread(file, into, size, offset) != (ssize_t)size)
         fail("read");
 }
@@ -81,7 +82,8 @@ static void read_table(int file, const char *path) {
         errno = EINVAL;
         fail("the table of parts");
     }
-    need(file, path, table.bundle.size ? table.bundle.offset + table.bundle.size : table.end);
+    need(file, path, table.bundle.size ? table.bundle.offset + table.bundle.size : table.end,
+         false);
 }
 
 /* Returns a file in memory with the bytes of a part. */
@@ -172,8 +174,9 @@ int main(int count, char **words) {
                                  (unsigned long long)table.parts[INDEX].offset,
                                  (unsigned long long)table.parts[INDEX].size, path));
 
-    char *before[] = {words[0] ? words[0] : path, "--inhibit-cache", "--preload", preload, "--argv0",
-                      words[0] ? words[0] : path, text("/proc/self/fd/%d", program),
+    char *name = words[0] ? words[0] : path;
+    char *before[] = {name, "--inhibit-cache", "--preload", preload, "--argv0", name,
+                      text("/proc/self/fd/%d", program),
                       /* no directory of the host, neither the working one nor site-packages */
                       "-P", "-S", "-s", "-B", "-c", "import _mayfly_boot"};
     size_t fixed = sizeof before / sizeof *before;
