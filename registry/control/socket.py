@@ -11,13 +11,13 @@ One JSON object a line goes in, one comes back:
     {"command": "status"}                        {"ok": true, "state": "serving", …}
     {"command": "stop"}                          {"ok": true, "exit_code": 0, …} once it has drained
     {"command": "wait", "for": "ready"|"covered"}  {"ok": true} once that is so
-    {"command": "serves", "images": […]}         {"ok": true, "images": […]}: those from here
-    {"command": "judged", "safe": …}             {"ok": true}; it is kept for the report
+    {"command": "serves", "images": […]}         {"ok": true, "images": […]}: those that it serves
+    {"command": "judged", "safe": …}             {"ok": true}; the report will have the judgement
     anything else                                {"ok": false, "error": "…"}
 
-A connection that closes without an answer means that the server ended first. Silent connections are
-closed after a while, and their number is bounded: each takes one of the descriptors that nodes need
-for pulls.
+A connection that closes without an answer means that the server ended first: a command that fails
+is answered, and so is a request that is too long. Silent connections are closed after a while, and
+their number is bounded: each takes one of the descriptors that nodes need for pulls.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import select
 import socket
@@ -38,6 +39,8 @@ from mayfly.registry.state.directory import CONTROL_SOCKET
 from mayfly.registry.threads import in_thread
 from mayfly.storage.files import WRITABLE_BY_OTHERS, exposed_mode
 
+logger = logging.getLogger("mayfly")
+
 MAX_LINE = 64 * 1024
 """Largest request in bytes."""
 
@@ -45,6 +48,7 @@ MAX_CLIENTS = 100
 """Connections at a time; further ones are refused."""
 
 _LAST_ANSWERS_SECONDS = 1.0
+"""For answers that are due when the server closes."""
 
 _IDLE_SECONDS = 30.0
 """Time for a client to send a request, and to take an answer."""
@@ -142,8 +146,7 @@ class ControlServer:
         task = asyncio.current_task()
         assert task is not None
         if len(self._clients) >= MAX_CLIENTS:
-            refusal = {"ok": False, "error": f"{MAX_CLIENTS} others are connected: try again"}
-            writer.write(json.dumps(refusal).encode() + b"\n")
+            writer.write(encode(_error(f"{MAX_CLIENTS} others are connected: try again")))
             writer.close()
             return
         self._clients.add(task)
@@ -154,8 +157,10 @@ class ControlServer:
                 writer.write(await in_thread(encode, answer))
                 await asyncio.wait_for(writer.drain(), _IDLE_SECONDS)
                 self._answering.discard(task)
-        except (OSError, ValueError, asyncio.CancelledError):
-            pass  # the client left, is silent or sent an endless line, or the server closes
+        except ValueError:  # of readline
+            writer.write(encode(_error(f"a request is a line of at most {MAX_LINE} bytes")))
+        except (OSError, asyncio.CancelledError):
+            pass  # the client left or is silent, or the server closes
         finally:
             self._answering.discard(task)
             self._clients.discard(task)
@@ -183,11 +188,18 @@ class ControlServer:
             command = self._commands[name]
         except (ValueError, TypeError, KeyError, RecursionError):
             known = ", ".join(self._commands)
-            return {"ok": False, "error": f"not a request; the commands are {known}"}
+            return _error(f"not a request; the commands are {known}")
         try:
             return {"ok": True, **await command(request)}
         except ValueError as error:
-            return {"ok": False, "error": str(error)}
+            return _error(str(error))
+        except Exception:
+            logger.exception("%s of the control socket failed", name)
+            return _error(f"the server failed to answer {name}; its log has the details")
+
+
+def _error(message: str) -> Message:
+    return {"ok": False, "error": message}
 
 
 def encode(answer: Message) -> bytes:
@@ -240,8 +252,11 @@ def _bind(path: str) -> socket.socket:
 
 def _is_gone(writer: asyncio.StreamWriter) -> bool:
     """Whether a client has closed its socket, not only its sending half (poll(2), POLLHUP)."""
+    descriptor = writer.get_extra_info("socket").fileno()
+    if descriptor < 0:  # asyncio has closed ours
+        return True
     poller = select.poll()
-    poller.register(writer.get_extra_info("socket").fileno(), 0)
+    poller.register(descriptor, 0)
     return bool(poller.poll(0))
 
 

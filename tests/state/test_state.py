@@ -493,7 +493,7 @@ async def test_broken_requests(control: Path, line: bytes) -> None:
         }
     writer.write(b"x" * 100_000)
     writer.write_eof()
-    assert await reader.read() == b""
+    assert b"at most 65536 bytes" in await reader.read()
     writer.close()
 
 
