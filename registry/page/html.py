@@ -179,13 +179,13 @@ def report_page(report: ReportPage) -> str:
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     head = f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{style}</style>'
-    mark = {True: "done", False: "short", None: "plain"}[report.complete]
+    outcome = {True: " done", False: " short", None: ""}[report.complete]
     sections = "".join(map(_section, report.sections))
     matrix = _matrix_table(report.matrix) if report.matrix is not None else ""
     body = f"""
 <header class="top"><p class="brand">{_icon()}Mayfly</p><p class="where">Report</p></header>
 <main class="report">
-<section class="card summary {mark}">
+<section class="card summary{outcome}">
 <h1>{_text(report.headline)}</h1>
 <p class="lead">{_text(report.ended)}</p>
 {_bar(report.matrix) if report.matrix is not None else ""}
@@ -216,9 +216,9 @@ def _linked(files: str = f"{_BASE}page/") -> str:
 
 def _icon() -> str:
     return (
-        '<svg class="mark" viewBox="0 0 32 32" aria-hidden="true" focusable="false">'
+        '<svg class="logo" viewBox="0 0 32 32" aria-hidden="true" focusable="false">'
         '<path d="M16 14C9 2 3 3 4 8s6 8 12 8zM16 14C23 2 29 3 28 8s-6 8-12 8zM15 17c-7 0-10 3-9 6'
-        's7 0 9-5zM17 18c2 5 8 8 9 5s-2-6-9-6z"/><path d="M16 10v19" class="body"/></svg>'
+        's7 0 9-5zM17 18c2 5 8 8 9 5s-2-6-9-6z"/><path d="M16 10v19"/></svg>'
     )
 
 

@@ -246,3 +246,33 @@ def test_a_cut_line_a_removed_user_and_a_stop(
         admin.says(".lead", "admin asked for it")
         admin.clean()
         viewer.clean()
+
+
+def test_a_filter_and_a_stop_that_is_refused(server: Mayfly, new_tab: NewTab) -> None:
+    """The cursor stays at its node, not at its row; a stop without a session is not silent."""
+    tab = new_tab(server.url)
+    tab.log_in("admin", PASSWORD)
+    title = "[aria-label='One node'] h2"
+    tab.page.focus(".grid-scroll")
+    for key in ("ArrowDown", "ArrowDown", "Enter"):
+        tab.page.keyboard.press(key)
+    tab.says(title, NODES[1])
+    for text, keys, node in (
+        (NODES[2], ("Enter",), NODES[1]),  # its own is hidden, and so is the cursor
+        (NODES[2], ("ArrowDown", "Enter"), NODES[2]),
+        ("", ("ArrowUp", "Enter"), NODES[1]),
+    ):
+        tab.page.fill("#filter", text)
+        tab.page.focus(".grid-scroll")
+        for key in keys:
+            tab.page.keyboard.press(key)
+        tab.page.wait_for_timeout(100)
+        assert tab.text(title) == node
+    (server.root.parent / "auth/htpasswd").write_text("")
+    time.sleep(2)  # for the file to be read again
+    tab.page.click(".stop summary")
+    tab.page.click("button.danger")
+    tab.says(".stop [role=alert]", "The server refused to stop (401)")
+    assert server.running
+    tab.accessible()
+    tab.clean()

@@ -174,3 +174,49 @@ def test_letters_have_a_shape_and_a_colour() -> None:
     for name in files.NAMES:
         for variable in re.findall(r"var\((--[a-z0-9-]+)", files.text(name)):
             assert f"  {variable}: " in style, name
+
+
+def _sources() -> dict[str, str]:
+    """What makes elements: the module of pages and the scripts, by name."""
+    scripts = {name: files.text(name) for name in files.NAMES if name.endswith(".js")}
+    return {"html.py": (REPO / "registry/page/html.py").read_text()} | scripts
+
+
+def test_every_rule_of_the_style_is_used() -> None:
+    """No page and no script is without the classes, elements and variables that rules name."""
+    style = re.sub(r"/\*.*?\*/", "", files.text("page.css"), flags=re.S)
+    source = "\n".join(_sources().values())
+    selectors = re.sub(r"\{[^{}]*\}|@[^{]*", " ", style)
+    for name in set(re.findall(r"\.([a-z][\w-]*)", selectors)):
+        made_of = re.escape(name.rpartition("-")[0]) + r"-\$?\{"  # such as `s-${letter}`
+        assert re.search(rf"(?<![\w-])({re.escape(name)}(?![\w-])|{made_of})", source), name
+    for name in set(re.findall(r"(?<![\w.:#\[-])([a-z][a-z0-9]*)(?![\w(-])", selectors)):
+        assert f"<{name}" in source or f'"{name}"' in source, name
+    for name in set(re.findall(r"--([\w-]+):", style)):
+        assert f"var(--{name})" in style or f'"{name}"' in source or name.startswith("state-"), name
+
+
+def test_every_class_has_a_rule() -> None:
+    """Of those that pages and scripts write out."""
+    style = files.text("page.css")
+    for where, source in _sources().items():
+        for written in re.findall(r"""class(?:: |=)"([^"{$]*)[" ]""", source):
+            for name in written.split():
+                assert re.search(rf"\.{name}(?![\w-])", style), f"{where}: {name}"
+
+
+def test_scripts_import_what_they_use() -> None:
+    """And export only what another one imports."""
+    sources = {name: text for name, text in _sources().items() if name.endswith(".js")}
+    wanted = set()
+    for name, text in sources.items():
+        for names, file in re.findall(r"^import \{ (.*) \} from \"\./(.*)\";$", text, re.M):
+            for one in names.split(", "):
+                wanted.add((file, one))
+                assert len(re.findall(rf"\b{one}\b", text)) > 1, f"{name}: {one}"
+    exported = {
+        (name, one)
+        for name, text in sources.items()
+        for one in re.findall(r"^export (?:class|const|function) (\w+)", text, re.M)
+    }
+    assert wanted == exported

@@ -8,7 +8,7 @@ export class Feed {
   /**
    * @param {string} url of the events
    * @param {(state: object) => void} onState
-   * @param {(connection: "live"|"waiting"|"refused"|"over") => void} onConnection
+   * @param {(connection: "live"|"waiting"|"refused"|"ended") => void} onConnection
    */
   constructor(url, onState, onConnection) {
     this.url = url;
@@ -16,26 +16,26 @@ export class Feed {
     this.onConnection = onConnection;
     this.id = null;
     this.state = null;
-    this.retry = 1000; // milliseconds until it comes back; the server says so
+    this.retry = 1000; // milliseconds until the next request; the server sets them
     this.rates = new Rates();
   }
 
   async run() {
     let failures = 0;
     for (;;) {
-      const ended = await this.follow(() => {
+      const how = await this.follow(() => {
         failures = 0;
         this.onConnection("live");
       });
-      if (ended === "refused") {
+      if (how === "refused") {
         this.onConnection("refused");
         return;
       }
       const drains = this.state?.run.state === "draining";
-      if (ended === "failed") {
+      if (how === "failed") {
         failures += 1;
         if (drains && failures >= GONE_AFTER) {
-          this.onConnection("over");
+          this.onConnection("ended");
           return;
         }
         this.onConnection("waiting");
@@ -45,7 +45,7 @@ export class Feed {
     }
   }
 
-  /** Reads one stream to its end, and says how it ended. */
+  /** Reads one stream to its end; returns "closed", "refused" or "failed". */
   async follow(onBegin) {
     const abort = new AbortController();
     let silence = setTimeout(() => abort.abort(), SILENCE_MS);
@@ -60,7 +60,7 @@ export class Feed {
       let text = "";
       for (;;) {
         const { value, done } = await reader.read();
-        if (done) return "ended";
+        if (done) return "closed";
         clearTimeout(silence);
         silence = setTimeout(() => abort.abort(), SILENCE_MS);
         text += value;
@@ -144,7 +144,7 @@ class Rates {
     return { bytes, at: now, rate: last.rate ? last.rate * (1 - WEIGHT) + rate * WEIGHT : rate };
   }
 
-  /** Forgets the pulls, of which none moves any more. */
+  /** Forgets all pulls, since none is under way any more. */
   end() {
     this.known.clear();
   }

@@ -80,7 +80,7 @@ export function mark(letter) {
   return make("span", { class: `cell s-${letter}`, "aria-hidden": "true" });
 }
 
-/** Sets the text of an element, if it is another one: what did not change is not announced. */
+/** Sets the text of an element if it differs: screen readers announce a text that is set again. */
 export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }

@@ -1,4 +1,4 @@
-// What is served: each image as a bar of its layers, with the same colour for the same layer.
+// The served images: each is a bar of its layers, and a layer in several images has one colour.
 
 import { counted, make, say, size } from "./format.js";
 
@@ -48,9 +48,9 @@ export class Layers {
     const less = all > stored ? `, of which ${size(all - stored)} is shared` : "";
     say(this.lead, `${size(all)} in all${less}: ${size(stored)} to store.${from}`);
     this.legend.replaceChildren(
-      ...(shared.length ? [key("shade-0", "shared, by colour")] : []),
-      ...(shared.length > SHADES ? [key("shade-shared", "other shared")] : []),
-      key("shade-own", "of one image only"),
+      ...(shared.length ? [legendEntry("shade-0", "shared, by colour")] : []),
+      ...(shared.length > SHADES ? [legendEntry("shade-shared", "other shared")] : []),
+      legendEntry("shade-own", "of one image only"),
     );
     const sorted = [...images].sort((one, other) => (other.size ?? 0) - (one.size ?? 0));
     const largest = Math.max(sorted[0]?.size ?? 0, 1);
@@ -61,8 +61,8 @@ export class Layers {
   }
 }
 
-function key(shade, text) {
-  const box = make("svg", { class: "key", viewBox: "0 0 12 12", "aria-hidden": "true" });
+function legendEntry(shade, text) {
+  const box = make("svg", { class: "swatch", viewBox: "0 0 12 12", "aria-hidden": "true" });
   box.append(make("rect", { class: shade, width: "12", height: "12", rx: "3" }));
   return make("li", {}, box, text);
 }

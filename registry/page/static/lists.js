@@ -2,7 +2,7 @@
 
 import { STATES, counted, duration, make, mark, say, size, time, whole } from "./format.js";
 
-const MOST = 12;
+const MOST = 12; // entries of a list
 const PRINTED = 8; // images that a node lacks
 
 export class Problems {
@@ -54,7 +54,7 @@ function group([letter, title, entries]) {
   return make("div", { class: letter === "f" ? "list long" : "list" }, heading, make("ul", {}, ...items));
 }
 
-/** What there is to say of a node with an image, a line each. */
+/** Lines that describe a node with an image: both names, the state, progress, a fault. */
 export function described(state, name, image) {
   const node = state.nodes.get(name);
   const letter = node?.states[image] ?? "m";
@@ -89,7 +89,7 @@ export class UnderWay {
     for (const [name, node] of state.nodes) {
       for (const pull of node.pulling ?? []) pulls.push([name, pull]);
     }
-    // Those that have all bytes, and wait for what their runtime does next, come last.
+    // Pulls that have all bytes come last: their runtime unpacks them.
     const rests = ([, [, has, total]]) => Number(total > 0 && has >= total);
     pulls.sort((one, other) => rests(one) - rests(other));
     say(this.count, whole(pulls.length));
@@ -144,12 +144,17 @@ export class NodeDetail {
 
   update(state) {
     const node = state.nodes.get(this.name);
-    if (!node) return;
+    if (this.name === null) return;
     say(this.title, this.name);
+    if (!node) {
+      say(this.lead, "This node is not shown any more.");
+      this.states.replaceChildren();
+      return;
+    }
     const proof = node.proof;
     const own = proof
-      ? `It says itself: ${counted(proof[1], "image")}, ${proof[2]} pinned, ${size(proof[3])} free (${time(proof[0])}).`
-      : "It has not said what it has.";
+      ? `Its own answer: ${counted(proof[1], "image")}, ${proof[2]} pinned, ${size(proof[3])} free (${time(proof[0])}).`
+      : "It has not proved which images it has.";
     say(this.lead, own);
     const letters = [...node.states];
     while (this.states.childElementCount > letters.length) this.states.lastElementChild.remove();

@@ -1,15 +1,15 @@
 // Nodes and images on a canvas: only what is in sight is drawn, so that 500 nodes with 100 images
-// scroll as three do. Keys move a cursor, and what is under it is said by a live region.
+// scroll as three do. Keys move a cursor, and a live region announces the cell under it.
 
 import { ORDER, STATES, counted, make, say, size } from "./format.js";
 
 const LABEL = "500 13px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
 const SMALL = "11px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
 const TEXT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
-const LEVELS = 12; // of a pull
-const LEAST = 3; // by which it differs from a missing image
-const MOST_MARKS = 200;
-const MOST_FITS = 5000;
+const LEVELS = 12; // of the progress of a pull
+const LEAST_LEVEL = 3; // lower ones look like a missing image
+const MOST_MARKS = 200; // pictures that are kept
+const MOST_FITS = 5000; // texts of which the part that fits is kept
 const COLOURS = [...ORDER.map((letter) => `state-${letter}`), "card", "raised", "line", "ink", "soft", "mark", "focus"];
 
 export class Matrix {
@@ -20,13 +20,14 @@ export class Matrix {
   constructor(describe, choose) {
     this.describe = describe;
     this.choose = choose;
-    this.rows = [];
-    this.columns = [];
+    this.rows = []; // names of nodes
+    this.columns = []; // places of images
+    this.content = ""; // all of the texts that the layout depends on
     this.state = null;
     this.cursor = null; // row and column
     this.chosen = null;
     this.marks = new Marks();
-    this.fits = new Map(); // text and width → what of it fits
+    this.fits = new Map(); // text and width → the part that fits
     this.canvas = make("canvas", { "aria-hidden": "true" });
     this.space = make("div", {}, this.canvas);
     this.scroller = make(
@@ -66,19 +67,22 @@ export class Matrix {
 
   /** Shows these nodes and images: names, and places of images. */
   show(state, rows, columns, nothing) {
+    const [row, column] = this.cursor ?? [];
+    const cursor = [rows.indexOf(this.rows[row]), columns.indexOf(this.columns[column])];
+    this.cursor = Math.min(...cursor) < 0 ? null : cursor; // it stays at its node and image
     this.state = state;
-    const same = rows.length === this.rows.length && String(columns) === String(this.columns);
     this.rows = rows;
     this.columns = columns;
+    this.content = [rows.length, ...columns.map((place) => state.served.images[place].name)].join("\n");
     const empty = !rows.length || !columns.length;
     this.scroller.hidden = empty;
     this.empty.hidden = !empty;
     if (empty) say(this.empty, nothing);
-    if (same && this.view && this.heads.length === columns.length) this.redraw();
+    if (this.view?.content === this.content) this.redraw();
     else this.lay();
   }
 
-  mark(node) {
+  highlight(node) {
     this.chosen = node;
     this.redraw();
   }
@@ -98,7 +102,7 @@ export class Matrix {
     const head = worded ? 36 : Math.min(this.tallest(dense) + 20, narrow ? 120 : 176);
     const row = worded || this.rows.length < 60 ? 28 : 20;
     const height = Math.min(head + this.rows.length * row + 1, Math.max(innerHeight * 0.72, 240));
-    this.view = { width, height, label, column, row, head, worded, dense, narrow };
+    this.view = { content: this.content, width, height, label, column, row, head, worded, dense, narrow };
     this.space.style.width = `${Math.max(label + column * this.columns.length, width)}px`;
     this.space.style.height = `${head + row * this.rows.length}px`;
     this.scroller.style.height = `${height + 2}px`;
@@ -192,13 +196,13 @@ export class Matrix {
         pen.font = TEXT;
         pen.textBaseline = "middle";
         pen.fillStyle = letter === "m" ? paint.soft : paint.ink;
-        const text = this.worded(name, image, letter, pulling.get(image));
+        const text = this.cellText(name, image, letter, pulling.get(image));
         pen.fillText(this.fitted(pen, text, column - edge - 28), px + edge + 8, y + row / 2);
       }
     }
   }
 
-  worded(name, image, letter, share) {
+  cellText(name, image, letter, share) {
     if (letter !== "u" || share === undefined) return STATES[letter];
     const rate = this.state.rates.of(name, image);
     const done = `${Math.min(Math.round(share * 100), 99)} %`;
@@ -408,13 +412,13 @@ class Marks {
     this.made = new Map();
   }
 
-  /** Forgets all, since the colours are others. */
+  /** Forgets all, after a change of colours. */
   clear() {
     this.made.clear();
   }
 
   find(paint, letter, edge, share, ratio) {
-    const level = letter === "u" ? Math.max(Math.round((share ?? 0.5) * LEVELS), LEAST) : 0;
+    const level = letter === "u" ? Math.max(Math.round((share ?? 0.5) * LEVELS), LEAST_LEVEL) : 0;
     const key = `${letter} ${level} ${edge} ${ratio}`;
     let found = this.made.get(key);
     if (found === undefined) {

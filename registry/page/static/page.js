@@ -1,4 +1,4 @@
-// Brings the page to life: makes its parts, and gives each new state to them.
+// The entry point: makes the parts of the page, and gives each new state to them.
 
 import { Feed } from "./feed.js";
 import { ORDER, STATES, accepted, counted, duration, make, mark, say, size, time, whole } from "./format.js";
@@ -88,7 +88,7 @@ class Summary {
     this.picture.toggleAttribute("hidden", !some);
   }
 
-  over(state) {
+  showEnd(state) {
     const { run } = state;
     const lacking = run.wanted !== null && run.covered < run.wanted;
     this.element.classList.toggle("short", lacking);
@@ -187,7 +187,7 @@ main.setAttribute("aria-busy", "true");
 
 function choose(name) {
   detail.show(name);
-  nodes.matrix.mark(name);
+  nodes.matrix.highlight(name);
   if (name === null) nodes.matrix.scroller.focus();
   else if (latest) {
     detail.update(latest);
@@ -213,16 +213,16 @@ const CONNECTIONS = {
   live: "Live",
   waiting: "The server does not answer; trying again",
   refused: "Your session has ended.",
-  over: "Ended",
+  ended: "Ended",
 };
 
 function connected(how) {
   say(connection, CONNECTIONS[how]);
-  connection.className = `connection ${{ waiting: "waiting", refused: "over", over: "over" }[how] ?? ""}`;
+  connection.className = `connection ${how}`;
   if (how === "refused") connection.append(" ", make("a", { href: "./" }, "Log in again"));
-  if (how === "over" && latest) {
+  if (how === "ended" && latest) {
     latest.rates.end();
-    summary.over(latest);
+    summary.showEnd(latest);
     nodes.render();
     detail.update(latest);
     underWay.element.hidden = true;
@@ -230,7 +230,7 @@ function connected(how) {
   }
 }
 
-/** The page as a file that needs no server: its texts, its style, and the nodes as a table. */
+/** Saves the page as a file that needs no server: its texts, its style, and the nodes as a table. */
 function save() {
   fillPrinted();
   const rules = [...document.styleSheets].flatMap((sheet) => [...sheet.cssRules].map((rule) => rule.cssText));
@@ -255,15 +255,21 @@ function fillPrinted() {
 
 addEventListener("beforeprint", fillPrinted);
 setInterval(() => {
-  // What is left of a deadline shrinks without events.
+  // The time to a deadline shrinks without events.
   if (latest && latest.run.ending === null) say(summary.facts.get("Ends"), ends(latest));
 }, 1000);
 
 // The server may be gone before a browser has loaded the page again, so this one stays.
-document.querySelector(".stop form")?.addEventListener("submit", (event) => {
+const refusal = make("p", { role: "alert", class: "notice", hidden: true });
+document.querySelector(".stop form")?.append(refusal);
+document.querySelector(".stop form")?.addEventListener("submit", async (event) => {
   event.preventDefault();
-  fetch(event.target.action, { method: "POST" }).catch(() => {});
-  event.target.closest("details").open = false;
+  const form = event.target;
+  const answer = await fetch(form.action, { method: "POST" }).catch(() => null); // it may end at once
+  const refused = answer !== null && !answer.ok;
+  if (refused) say(refusal, `The server refused to stop (${answer.status}); load the page again.`);
+  refusal.hidden = !refused;
+  form.closest("details").open = refused;
 });
 
 new Feed(`${main.dataset.base}events`, update, connected).run();
